@@ -1,0 +1,50 @@
+"""From rows of a data set to the batch that a model reads."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cmfah_hf.data.images import decode_image
+from cmfah_hf.data.labels import encode_labels
+
+
+class PairCollator:
+    """Makes a batch of rows: pictures or their kept regions, texts, multi-hot labels, and the rows' numbers.
+
+    Args:
+        processor: A `CMFAHProcessor`.
+        classes: The `C` class names, in the order of the model's labels.
+        text_column: The column to read texts from; rows without it fall back on `text`.
+
+    Returns (of a call):
+        `region_features` `(B, R, C)` where the rows hold them (of the picture or, as often, of its mirror image where
+        they hold `region_features_mirrored` too), else `pixel_values` `(B, 3, H, W)`; `input_ids` and
+        `attention_mask` `(B, W)`; `labels` `(B, C)`, zeros where a row has none; `row` `(B,)` where the rows hold it.
+    """
+
+    def __init__(self, processor: Any, classes: Sequence[str], text_column: str = "text"):
+        self.processor = processor
+        self.classes = list(classes)
+        self.text_column = text_column
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        texts = [str(row[self.text_column] if self.text_column in row else row["text"]) for row in rows]
+        batch = dict(self.processor(text=texts, return_tensors="pt"))
+        if "region_features" in rows[0]:
+            batch["region_features"] = torch.from_numpy(np.stack([_regions(row) for row in rows]))
+        else:
+            pictures = [decode_image(row["image"], name=str(row.get("id", "")) or None) for row in rows]
+            batch["pixel_values"] = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
+        labels = [[str(name) for name in row.get("labels", ())] for row in rows]
+        batch["labels"] = torch.from_numpy(encode_labels(labels, self.classes))
+        if "row" in rows[0]:
+            batch["row"] = torch.tensor([int(row["row"]) for row in rows])
+        return batch
+
+
+def _regions(row: Mapping[str, Any]) -> np.ndarray:
+    if "region_features_mirrored" in row and torch.rand(()) < 0.5:
+        return row["region_features_mirrored"]
+    return row["region_features"]

@@ -1,0 +1,152 @@
+"""Which column is which, and what their values mean: the uniform `id`, `image`, `text`, `labels`."""
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cmfah_hf.errors import DataError
+
+# In order of preference; compared without regard to case.
+IMAGE_NAMES = ("image", "img", "picture", "photo", "photograph", "jpg", "jpeg", "png", "webp", "image_path", "url")
+TEXT_NAMES = ("text", "caption", "captions", "tags", "description", "sentence", "sentences", "keywords", "title", "txt")
+LABELS_NAMES = ("labels", "label", "category", "categories", "classes", "class", "concepts")
+ID_NAMES = ("id", "__key__")
+
+UNIFORM_COLUMNS = ("id", "image", "text", "labels")
+
+_LABEL_SEPARATORS = re.compile(r"[|;,]")
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """The source's own names of the uniform columns; `None` where it has no such column."""
+
+    image: str
+    text: str
+    labels: str | None
+    id: str | None
+
+    def kept_as(self, column: str) -> str:
+        """The name under which a further column is kept: its own, unless a uniform column takes that name."""
+        return f"original_{column}" if column in UNIFORM_COLUMNS else column
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.id, self.image, self.text, self.labels) if name is not None)
+
+
+def find_columns(
+    present: Iterable[str],
+    source: str,
+    image: str | None = None,
+    text: str | None = None,
+    labels: str | None = None,
+    id: str | bool | None = None,
+    image_columns: Sequence[str] = (),
+) -> ColumnNames:
+    """Find the four columns among those present, by the names given or else by the usual ones.
+
+    Args:
+        present: The names of all columns.
+        source: The file or data set, for errors.
+        image: The image column's name, if the user gave one.
+        text: The text column's, likewise.
+        labels: The labels column's, likewise.
+        id: The id column's, likewise; `False` says that no column is to be taken as the id.
+        image_columns: Columns known to hold pictures; if no usual name fits and there is just one, it is the image.
+
+    Raises:
+        DataError: If a given column is not there, or there is none for the image or the text.
+    """
+    present = list(present)
+    listing = ", ".join(present) or "none"
+
+    def find(role: str, given: str | None, usual: Sequence[str], fallback: Sequence[str] = ()) -> str | None:
+        if given is not None:
+            if given not in present:
+                raise DataError(f"{source}: there is no column {given!r} for the {role}; present are: {listing}.")
+            return given
+        by_lower_case = {name.lower(): name for name in reversed(present)}
+        found = next((by_lower_case[name] for name in usual if name in by_lower_case), None)
+        return fallback[0] if found is None and len(fallback) == 1 else found
+
+    found_image = find("image", image, IMAGE_NAMES, image_columns)
+    found_text = find("text", text, TEXT_NAMES)
+    for role, found, usual in (("image", found_image, IMAGE_NAMES), ("text", found_text, TEXT_NAMES)):
+        if found is None:
+            raise DataError(
+                f"{source}: no column looks like the {role} (such as {', '.join(map(repr, usual[:4]))}); present are: "
+                f"{listing}. Name it with {role}_column=."
+            )
+    return ColumnNames(
+        image=found_image,
+        text=found_text,
+        labels=find("labels", labels, LABELS_NAMES),
+        id=None if id is False else find("id", id, ID_NAMES),
+    )
+
+
+def text_of(value: Any) -> str:
+    """A text as one string: a list of tags or sentences is joined with spaces, nothing at all is the empty string.
+
+    >>> text_of(["beach", "sunset"]), text_of(None)
+    ('beach sunset', '')
+    """
+    if _is_missing(value):
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple):
+        return " ".join(part for part in map(text_of, value) if part)
+    if isinstance(value, int | float):
+        return str(value)
+    raise DataError(f"a text must be a string or a list of strings, not a {type(value).__name__}.")
+
+
+def labels_of(value: Any, class_names: Sequence[str] | None = None) -> list[str]:
+    """Labels as a list of names without repetition, in their order.
+
+    One string may hold several, separated by `|`, `;` or `,`, or be a list written out (`["car", "tree"]`), because a
+    CSV file knows no lists. The strings of a list are names as they stand. A number is looked up in `class_names` (a
+    negative one means "none"); without class names it is its own name.
+
+    >>> labels_of("car|tree"), labels_of([1], ["cat", "dog"]), labels_of(None)
+    (['car', 'tree'], ['dog'], [])
+    """
+    if isinstance(value, str):
+        value = _written_list(value) or _LABEL_SEPARATORS.split(value)
+    elif not isinstance(value, list | tuple):
+        value = [value]
+    names = []
+    for item in value:
+        if isinstance(item, list | tuple | dict):
+            raise DataError(f"labels must be names, not a {type(item).__name__}; write a flat list of names.")
+        if _is_missing(item):
+            continue
+        if class_names is not None and isinstance(item, int):
+            if item >= len(class_names):
+                raise DataError(f"label {item} is out of range: there are {len(class_names)} class names.")
+            item = class_names[item] if item >= 0 else ""
+        names.append(str(item).strip())
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def _written_list(text: str) -> list[Any] | None:
+    """The list that a string such as `["car", "tree"]` (JSON) or `['car', 'tree']` (Python) writes out, if it does."""
+    text = text.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            # An empty list still says "written as a list", which `[None]` keeps true without adding a name.
+            return list(parse(text)) or [None]
+        except (ValueError, SyntaxError):
+            continue
+    return None
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)

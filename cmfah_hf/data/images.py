@@ -1,0 +1,208 @@
+"""Reading one picture, and leaving out those that cannot be read."""
+
+import io
+import logging
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import ExifTags, Image, ImageOps
+
+from cmfah_hf.errors import ImageError
+
+logger = logging.getLogger(__name__)
+
+ImageSource = dict[str, Any] | str | os.PathLike | bytes | BinaryIO | Image.Image
+
+
+def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
+    """A picture, read to its last byte and turned upright.
+
+    Args:
+        value: What a `datasets.Image(decode=False)` column holds (`{"path": ..., "bytes": ...}`), a path or fsspec
+            address, the bytes of a picture file, a file opened in binary mode (it need not be seekable, so standard
+            input's buffer will do), or a Pillow picture.
+        name: What to call the picture in an error; its path if not given.
+
+    Returns:
+        A Pillow picture in the mode of its file (`to_rgb` makes it RGB), with the EXIF orientation applied. Of an
+        animated picture, the first frame. It holds no open file.
+
+    Raises:
+        ImageError: If the picture is missing, empty, cut short, damaged, not a picture, or larger than Pillow takes
+            for safe (twice `PIL.Image.MAX_IMAGE_PIXELS`).
+    """
+    name = name or _name_of(value)
+    source = value if isinstance(value, Image.Image) else io.BytesIO(_read_bytes(value, name))
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(source)
+        if getattr(image, "n_frames", 1) > 1:
+            image.seek(0)
+        image.load()
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not a picture in a format that Pillow knows; replace or remove it.") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: too large to be read safely ({error}); make the picture smaller.") from error
+    except Exception as error:  # Pillow's many plugins raise whatever their parsers stumble over
+        raise ImageError(f"{name}: damaged or cut short ({_first_line(error)}); replace or remove it.") from error
+    return _upright(image)
+
+
+def decoding_off(dataset):
+    """`dataset` with every `datasets.Image` column left as `{"path", "bytes"}`, and without a tensor format.
+
+    Mapping or filtering hands each row to a function; with decoding off, no picture is decoded for that.
+    """
+    import datasets
+
+    if isinstance(dataset, datasets.IterableDataset):
+        # Also takes away the threads by which a stream from the Hub decodes ahead.
+        return dataset.decode(False) if dataset.features else dataset
+    dataset = dataset.with_format(None)
+    for column, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image) and feature.decode:
+            dataset = dataset.cast_column(column, datasets.Image(mode=feature.mode, decode=False))
+    return dataset
+
+
+def decoding_on(stream, features):
+    """A stream that was mapped or filtered with decoding off, with its `features` (and their decoding) again.
+
+    `datasets` does not apply a cast to a stream whose last stage declares features, as a filter's does. A mapping that
+    declares none lets the cast be the one to encode and decode.
+    """
+    return stream if features is None else stream.map(_as_is).cast(features)
+
+
+def _as_is(example: dict[str, Any]) -> dict[str, Any]:
+    return example
+
+
+def drop_unreadable(dataset, image_column: str = "image", num_threads: int = 1):
+    """Leave out the rows whose picture `decode_image` cannot read; each is named in a warning with the reason.
+
+    Args:
+        dataset: A `Dataset`, an `IterableDataset`, or a dictionary of either.
+        image_column: The column of pictures.
+        num_threads: Threads that decode a map-style data set at the same time.
+
+    Returns:
+        The same kind of data set. A map-style one is checked now, and a last warning says how many rows were left
+        out. A stream is checked as it is read, and every warning says how many have been left out so far, because a
+        stream that is cut, shuffled or shared among workers has no one end at which to count. Let this be a stream's
+        first stage: a mapping or filter before it would already decode, and fail.
+    """
+    import datasets
+
+    if isinstance(dataset, dict):
+        return type(dataset)({name: drop_unreadable(part, image_column, num_threads) for name, part in dataset.items()})
+    raw = decoding_off(dataset)
+    check = _ReadableCheck(image_column)
+    if isinstance(dataset, datasets.IterableDataset):
+        return decoding_on(raw.filter(check), dataset.features)
+
+    columns = [column for column in (image_column, "id") if column in raw.column_names]
+    narrow = raw.select_columns(columns)
+    if num_threads > 1:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(num_threads) as pool:
+            reasons = list(pool.map(lambda row: check.reason(narrow[row], row), range(len(narrow))))
+    else:
+        reasons = [check.reason(example, row) for row, example in enumerate(narrow)]
+    unreadable = [reason for reason in reasons if reason is not None]
+    for reason in unreadable:
+        logger.warning("Left out: %s", reason)
+    if not unreadable:
+        return dataset
+    logger.warning("Left out %d of %d pictures, because they cannot be read.", len(unreadable), len(reasons))
+    return dataset.select([row for row, reason in enumerate(reasons) if reason is None])
+
+
+class _ReadableCheck:
+    """The filter of a stream: true where the picture can be read. Counts what it turns away."""
+
+    def __init__(self, image_column: str):
+        self.image_column = image_column
+        self.dropped = 0
+
+    def reason(self, example: dict[str, Any], row: int | None = None) -> str | None:
+        """Why the picture of `example` cannot be read, or `None` if it can."""
+        value = example[self.image_column]
+        path = value.get("path") if isinstance(value, dict) else None
+        label = f"row {example['id']!r}" if "id" in example else f"row {row}" if row is not None else "a row"
+        try:
+            decode_image(value, name=f"{label} ({path})" if path else label)
+        except ImageError as error:
+            return str(error)
+        return None
+
+    def __call__(self, example: dict[str, Any]) -> bool:
+        reason = self.reason(example)
+        if reason is not None:
+            self.dropped += 1
+            logger.warning("Left out: %s %d unreadable so far.", reason, self.dropped)
+        return reason is None
+
+
+def _name_of(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("path") or "a picture given as bytes")
+    if isinstance(value, str | os.PathLike):
+        return str(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return "a picture given as bytes"
+    return str(getattr(value, "name", None) or getattr(value, "filename", None) or "a picture without a name")
+
+
+def _read_bytes(value: Any, name: str) -> bytes:
+    if isinstance(value, dict):
+        content = value.get("bytes")
+        value = value.get("path") if content is None else content
+    if value is None:
+        raise ImageError(f"{name}: there is neither a path nor bytes to read; add the picture or remove the row.")
+    try:
+        if isinstance(value, bytes | bytearray | memoryview):
+            content = bytes(value)
+        elif isinstance(value, str | os.PathLike):
+            if "://" in str(value):
+                import fsspec
+
+                with fsspec.open(str(value), "rb") as file:
+                    content = file.read()
+            else:
+                content = Path(value).read_bytes()
+        elif hasattr(value, "read"):
+            content = value.read()
+        else:
+            raise ImageError(f"{name}: a {type(value).__name__} is not a picture; give a path, bytes or an open file.")
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: there is no such file; check the path.") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name}: this is a folder; give one picture.") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{name}: cannot be read ({_first_line(error)}); check the file.") from error
+    if not isinstance(content, bytes):
+        raise ImageError(f"{name}: opened as text; open the picture in binary mode ('rb').")
+    if not content:
+        raise ImageError(f"{name}: the file is empty (0 bytes); replace or remove it.")
+    return content
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation says, with that entry gone, so that nothing turns it twice."""
+    try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image.copy() if getattr(image, "n_frames", 1) > 1 else image
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # a damaged EXIF block is no reason to refuse a sound picture
+        logger.debug("The EXIF data of a picture cannot be read, so it is not turned: %s", error)
+        image = image.copy()
+        image.info.pop("exif", None)
+        return image
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

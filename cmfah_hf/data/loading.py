@@ -1,0 +1,372 @@
+"""One door for pairs of picture and text: a folder, Parquet files, a data set on the Hub, or the built-in scenes."""
+
+import os
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from cmfah_hf.data.columns import UNIFORM_COLUMNS, ColumnNames, find_columns, labels_of, text_of
+from cmfah_hf.data.imagefolder import (
+    MAX_SHARDS,
+    METADATA_NAMES,
+    SPLIT_FOLDERS,
+    SPLIT_NAME,
+    check_metadata,
+    find_splits,
+    load_checked,
+    missing_metadata,
+    usual_order,
+)
+from cmfah_hf.data.images import decoding_off, decoding_on
+from cmfah_hf.errors import DataError
+
+DATA_VARIABLE = "CMFAH_DATA"
+SCENES = "scenes"
+
+_SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}.*")
+# The root of a data set on the Hub, as a stream and the download cache write it in a picture's path.
+_HUB_ROOT = re.compile(r"^(hf://datasets/[^@]+@[^/]+/|.*/snapshots/[0-9a-f]{40}/)")
+
+Loaded = datasets.DatasetDict | datasets.IterableDatasetDict | datasets.Dataset | datasets.IterableDataset
+
+
+def resolve_data_path(path: str | os.PathLike) -> Path:
+    """`path` if it exists, else the same path below the folder named by the environment variable `CMFAH_DATA`.
+
+    Returns:
+        The path that exists; if neither does, `path` as it was given.
+    """
+    given = Path(path).expanduser()
+    root = os.environ.get(DATA_VARIABLE)
+    if not given.exists() and root and not given.is_absolute():
+        below = Path(root).expanduser() / given
+        if below.exists():
+            return below
+    return given
+
+
+def load_image_text(
+    path_or_hub_id: str | os.PathLike,
+    split: str | None = None,
+    streaming: bool = False,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    labels_column: str | None = None,
+    id_column: str | bool | None = None,
+    **load_dataset_kwargs: Any,
+) -> Loaded:
+    """Load pairs of picture and text, wherever they are, with the same columns.
+
+    Args:
+        path_or_hub_id: One of
+            - a folder in the `imagefolder` convention: pictures beside a `metadata.jsonl` (or `.csv`, `.parquet`) with
+              `file_name`, a text and perhaps labels, either in the folder itself (split `train`) or in its split
+              folders (`train/`, `query/`, `database/`, `validation/` or any other name);
+            - a Parquet file, the address of one (`hf://`, `file://`; `https://` where aiohttp is installed), or a
+              folder of Parquet files, whose split is told by their folder or name (`query/x.parquet`,
+              `query.parquet`, `data/query-00000-of-00001.parquet`), else `train`;
+            - a data set on the Hub, `owner/name`;
+            - `"scenes"`, the pictures drawn by code (`load_scenes` takes the further arguments).
+            A relative path that does not exist is looked for below `CMFAH_DATA`.
+        split: One split (map-style also with slices such as `train[:10%]`), instead of all.
+        streaming: Read row by row without preparing anything on disk. Gives the same rows.
+        image_column: The source's column of pictures, where its name is not a usual one (`image`, `img`, ...).
+        text_column: The column of texts, where it is not `text`, `caption`, `tags`, ...
+        labels_column: The column of labels, where it is not `labels`, `label`, `category`, ...
+        id_column: The column of ids, where it is not `id`; `False` ignores a column `id` that does not tell rows apart.
+        **load_dataset_kwargs: For `datasets.load_dataset`, such as `revision`, `token`, `name` or `cache_dir`.
+
+    Returns:
+        A dictionary of splits, or the one split asked for, with the columns
+        - `id` (string, unique within the split): the id column, else the picture's file name below the split's
+          folder, else the row number, which counts from 0 anew in each worker that shares a stream;
+        - `image` (`datasets.Image`, decoded to Pillow pictures on access);
+        - `text` (string; a list is joined with spaces, nothing becomes the empty string);
+        - `labels` (list of strings, empty where a row has none), unless the source has no labels at all;
+        - all further columns as they are, renamed to `original_...` where their name is one of these four.
+
+    Raises:
+        DataError: In one line: what is missing or wrong, in which file and line, and what to do. Metadata files are
+            checked whole before any picture is opened. Ids of Parquet and Hub data are checked for repetition only
+            where the data set is not streamed.
+    """
+    given = os.fspath(path_or_hub_id)
+    if given == SCENES:
+        from cmfah_hf.data.scenes import load_scenes
+
+        return _take_split(_streamed(load_scenes(**load_dataset_kwargs), streaming), split, given)
+
+    names = {"text": text_column, "labels": labels_column, "id": id_column}
+    if re.match(r"\w+://", given):
+        if not given.partition("?")[0].endswith(".parquet"):
+            raise DataError(f"{given}: of addresses, only those of Parquet files can be loaded; give one or a Hub id.")
+        files = {"train": [given]}
+        return _load_parquet(files, given, split, streaming, {"image": image_column, **names}, load_dataset_kwargs)
+    path = resolve_data_path(given)
+    if not path.exists():
+        _require_hub_id(given)
+        load = partial(datasets.load_dataset, given, split=split, streaming=streaming, **load_dataset_kwargs)
+        return _uniform(_guarded(load, given, is_hub=True), given, {"image": image_column, **names}, is_hub=True)
+    if path.is_file() and path.name in METADATA_NAMES:
+        path = path.parent
+    if path.is_dir():
+        metadata = find_splits(path)
+        if metadata:
+            if image_column not in (None, "file_name", "image"):
+                raise DataError(f"{path}: the pictures of a folder stand in 'file_name', not in {image_column!r}.")
+            return _load_folder(metadata, path, split, streaming, names, load_dataset_kwargs)
+        parquet = _parquet_splits(path)
+        if not parquet:
+            raise missing_metadata(path)
+    elif path.suffix == ".parquet":
+        parquet = {"train": [str(path)]}
+    else:
+        raise DataError(f"{path}: neither a folder nor a Parquet file; give the folder that holds the metadata file.")
+    return _load_parquet(parquet, str(path), split, streaming, {"image": image_column, **names}, load_dataset_kwargs)
+
+
+def _load_folder(
+    metadata: dict[str, Path], path: Path, split: str | None, streaming: bool, names: dict, kwargs: dict
+) -> Loaded:
+    wanted = [split] if split in metadata else list(metadata)
+    if streaming and split is not None and split not in metadata:
+        raise _no_such_split(split, metadata, path)
+    checked = {name: check_metadata(metadata[name], **names) for name in wanted}
+    parts = {
+        name: _guarded(partial(load_checked, found, name, streaming, **kwargs), str(found.path))
+        for name, found in checked.items()
+    }
+    kind = datasets.IterableDatasetDict if streaming else datasets.DatasetDict
+    return _take_split(kind(parts), split, path)
+
+
+def _parquet_splits(folder: Path) -> dict[str, list[str]]:
+    """The Parquet files below `folder` by split, told by the subfolder, the shard pattern, or a usual split's name."""
+    splits: dict[str, list[str]] = {}
+    for file in sorted(folder.rglob("*.parquet")):
+        parts = file.relative_to(folder).parts
+        if any(part.startswith(".") for part in parts):
+            continue
+        shard = _SHARD.fullmatch(file.stem)
+        if len(parts) > 1 and parts[0] != "data":
+            name = parts[0]
+        elif shard:
+            name = shard["split"]
+        else:
+            name = file.stem if file.stem in SPLIT_FOLDERS else "train"
+        if SPLIT_NAME.fullmatch(name) is None:
+            raise DataError(f"{file}: {name!r} cannot be a split's name (letters, digits and '_'); rename it.")
+        splits.setdefault(name, []).append(str(file))
+    return {name: splits[name] for name in sorted(splits, key=usual_order)}
+
+
+def _load_parquet(
+    files: dict[str, list[str]], source: str, split: str | None, streaming: bool, names: dict, kwargs: dict
+) -> Loaded:
+    load = partial(datasets.load_dataset, "parquet", data_files=files, split=split, streaming=streaming, **kwargs)
+    return _uniform(_guarded(load, source), source, names)
+
+
+def _require_hub_id(given: str) -> None:
+    """Refuse what is neither here nor of the form that an id on the Hub has, before anything asks the network."""
+    looks_like_path = (
+        given.startswith((".", "/", "~")) or "\\" in given or Path(given).suffix in (".parquet", ".csv", ".jsonl")
+    )
+    try:
+        validate_repo_id(given)
+    except HFValidationError:
+        looks_like_path = True
+    if looks_like_path:
+        raise DataError(
+            f"{given}: there is no such folder or file, here or below {DATA_VARIABLE}, and a data set on the Hub is "
+            f"named 'owner/name'; check the path, or use {SCENES!r}."
+        )
+
+
+def _guarded(load, source: str, is_hub: bool = False):
+    """What `load()` gives; what it raises about the data becomes one line."""
+    try:
+        return load()
+    except DataError:
+        raise
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{source}: a library is missing to read it ({reason}); install it with pip.") from error
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, pa.ArrowException) as error:
+        root = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        if isinstance(root, DataError):
+            raise root from error
+        reason = (str(root).strip() or type(root).__name__).splitlines()[0]
+        if is_hub:
+            raise DataError(
+                f"{source}: no such folder or file here, and as a data set on the Hub it cannot be loaded ({reason}); "
+                "check the name and the connection."
+            ) from error
+        raise DataError(f"{source}: cannot be loaded ({reason}); check the file.") from error
+
+
+def _streamed(splits: datasets.DatasetDict, streaming: bool) -> datasets.DatasetDict | datasets.IterableDatasetDict:
+    if not streaming:
+        return splits
+    return datasets.IterableDatasetDict(
+        {name: part.to_iterable_dataset(min(MAX_SHARDS, len(part))) for name, part in splits.items()}
+    )
+
+
+def _take_split(splits: dict, split: str | None, source: Any) -> Loaded:
+    """All splits, one of them, or for map-style ones whatever `datasets`' slicing syntax asks for."""
+    if split is None:
+        return splits
+    if split in splits:
+        return splits[split]
+    if isinstance(splits, datasets.IterableDatasetDict):
+        raise _no_such_split(split, splits, source)
+    lengths = {name: len(part) for name, part in splits.items()}
+    try:
+        instructions = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+    except (ValueError, AssertionError) as error:
+        raise _no_such_split(split, splits, source) from error
+    parts = [
+        splits[part.splitname].select(range(part.from_ or 0, part.to or lengths[part.splitname]))
+        for part in instructions
+    ]
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+
+
+def _no_such_split(split: str, splits: dict, source: Any) -> DataError:
+    return DataError(f"{source}: there is no split {split!r}; present are: {', '.join(splits)}.")
+
+
+def _uniform(loaded: Loaded, source: str, names: dict, is_hub: bool = False) -> Loaded:
+    if isinstance(loaded, dict):
+        return type(loaded)(
+            {name: _uniform(part, f"{source}, split {name}", names, is_hub) for name, part in loaded.items()}
+        )
+    if isinstance(loaded, datasets.IterableDataset):
+        return _uniform_stream(loaded, source, names, is_hub)
+    return _uniform_table(loaded, source, names)
+
+
+def _uniform_table(dataset: datasets.Dataset, source: str, names: dict) -> datasets.Dataset:
+    """The uniform columns of a map-style data set; the column of pictures is not rewritten."""
+    if len(dataset) == 0:
+        raise DataError(f"{source}: holds no rows.")
+    columns, class_names = _find(dataset, source, names)
+    dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
+    # Pictures in the table itself are not read to find their names: those have none that is sure to be unique.
+    by_path = columns.id is None and (dataset[0][columns.image] or {"bytes": b""})["bytes"] is None
+    needed = [name for name in columns.chosen if name != columns.image or by_path]
+    own = dataset.select_columns(needed).map(
+        partial(_uniform_row, columns=columns, class_names=class_names, split=_split_name(dataset), with_image=False),
+        with_indices=True,
+        remove_columns=needed,
+        features=datasets.Features({k: v for k, v in _own_features(columns).items() if k != "image"}),
+        desc="Reading texts and labels",
+    )
+    _check_unique(own["id"], source, columns.id)
+    rest = dataset.remove_columns([name for name in columns.chosen if name != columns.image])
+    rest = rest.cast_column(columns.image, datasets.Image()).rename_columns(_renaming(rest.column_names, columns))
+    joined = datasets.concatenate_datasets([own, rest], axis=1)
+    return joined.select_columns(_in_order(joined.column_names))
+
+
+def _uniform_stream(
+    dataset: datasets.IterableDataset, source: str, names: dict, is_hub: bool
+) -> datasets.IterableDataset:
+    if dataset.features is None:
+        # Only the first rows can tell; `datasets` itself does this where it needs the columns of a stream.
+        dataset = _guarded(dataset._resolve_features, source)
+    columns, class_names = _find(dataset, source, names)
+    others = [name for name in dataset.column_names if name not in columns.chosen]
+    features = _own_features(columns) | {columns.kept_as(name): dataset.features[name] for name in others}
+    row_of = partial(_uniform_row, columns=columns, class_names=class_names, split=_split_name(dataset), others=others)
+    stream = decoding_off(dataset).map(row_of, with_indices=True, remove_columns=dataset.column_names)
+    stream = decoding_on(stream, datasets.Features({name: features[name] for name in _in_order(features)}))
+    # Single pictures come over the network one request each, so threads fetch ahead, as `load_dataset` has it too.
+    return stream.decode() if is_hub and dataset.info.builder_name == "imagefolder" else stream
+
+
+def _split_name(dataset: Any) -> str:
+    """The split that a part belongs to, without the slice taken of it."""
+    return str(dataset.split or "").partition("[")[0]
+
+
+def _find(dataset: Any, source: str, names: dict) -> tuple[ColumnNames, list[str] | None]:
+    """The columns of a data set, and the class names if its labels are numbers of classes."""
+    features = dataset.features
+    pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    columns = find_columns(features, source, image_columns=pictures, **names)
+    feature = features.get(columns.labels)
+    if isinstance(feature, list):
+        feature = feature[0]
+    feature = getattr(feature, "feature", feature)
+    return columns, getattr(feature, "names", None)
+
+
+def _own_features(columns: ColumnNames) -> dict[str, Any]:
+    own = {"id": datasets.Value("string"), "image": datasets.Image(), "text": datasets.Value("string")}
+    return own if columns.labels is None else own | {"labels": datasets.List(datasets.Value("string"))}
+
+
+def _uniform_row(
+    example: dict[str, Any],
+    row: int,
+    columns: ColumnNames,
+    class_names: Sequence[str] | None,
+    split: str,
+    others: Sequence[str] = (),
+    with_image: bool = True,
+) -> dict[str, Any]:
+    image = example.get(columns.image)
+    if image is not None and not isinstance(image, dict):
+        image = datasets.Image().encode_example(image)
+    given = example.get(columns.id) if columns.id else None
+    if given is not None and given != "":
+        uniform = {"id": str(given)}
+    elif columns.id is None and image is not None and image["bytes"] is None and image["path"]:
+        uniform = {"id": _name_below_split(image["path"], split)}
+    else:
+        uniform = {"id": str(row)}
+    try:
+        uniform["text"] = text_of(example[columns.text])
+        if columns.labels is not None:
+            uniform["labels"] = labels_of(example[columns.labels], class_names)
+    except DataError as error:
+        raise DataError(f"row {row}: {error}") from error
+    if with_image:
+        uniform["image"] = image
+    return uniform | {columns.kept_as(name): example[name] for name in others}
+
+
+def _name_below_split(path: str, split: str) -> str:
+    name = _HUB_ROOT.sub("", path)
+    return name.removeprefix(f"{split}/") if split else name
+
+
+def _check_unique(ids: Sequence[str], source: str, column: str | None) -> None:
+    rows: dict[str, int] = {}
+    for row, name in enumerate(ids):
+        first = rows.setdefault(name, row)
+        if first != row:
+            raise DataError(
+                f"{source}: rows {first} and {row} (from 0) have the same id {name!r}; make them unique, name another "
+                f"column with id_column=, or ignore {column!r} with id_column=False."
+            )
+
+
+def _renaming(present: Sequence[str], columns: ColumnNames) -> dict[str, str]:
+    wanted = {name: "image" if name == columns.image else columns.kept_as(name) for name in present}
+    return {name: new for name, new in wanted.items() if name != new}
+
+
+def _in_order(names: Any) -> list[str]:
+    names = list(names)
+    return [name for name in UNIFORM_COLUMNS if name in names] + [n for n in names if n not in UNIFORM_COLUMNS]

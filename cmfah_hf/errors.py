@@ -1,0 +1,29 @@
+"""What a user can get wrong, as types.
+
+Every one is a `ValueError`, so code that knows nothing of this package still catches it. The message is one line that
+names the file, row or value, says what is wrong with it, and what to do. The command line prints that line and exits 2.
+"""
+
+
+class CMFAHError(ValueError):
+    """The root of this package's own errors."""
+
+
+class DataError(CMFAHError):
+    """A data set, a metadata row or a column that cannot be used as it stands."""
+
+
+class ImageError(DataError):
+    """One picture that cannot be read."""
+
+
+class QueryError(CMFAHError):
+    """A query or an evaluation that has no meaningful answer."""
+
+
+class HashIndexError(CMFAHError):
+    """An index that is damaged, foreign, or asked for what it does not hold."""
+
+
+class CheckpointError(CMFAHError):
+    """A folder that is not the checkpoint it is taken for."""

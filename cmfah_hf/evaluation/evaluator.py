@@ -1,0 +1,220 @@
+"""Figures of cross-media retrieval from the hash values of both media: tables, and curves for plots.
+
+Shapes: `Q` queries, `N` database items, `K` bits, `C` classes, `L` levels of a ranking (see levels.py).
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import HashIndexError, QueryError
+from ..retrieval.codes import as_array, pack, round_for_aqd
+from .labels import encode_labels
+from .levels import count_relevant, iterate_levels
+from .metrics import expected_average_precision, precision_at_k, precision_recall_curve, random_ranking_map, recall_at_k
+
+logger = logging.getLogger(__name__)
+
+RANKINGS = ("hamming", "aqd")
+DIRECTIONS = ("i2t", "t2i")
+
+# Each with how it breaks ties, whether it has a depth, and the variant of MAP@k.
+_MAP_METRICS = {
+    "map": ("expected", False, None),
+    "map@k": ("expected", True, None),
+    "map_dcmh@k": ("expected", True, "dcmh"),
+    "map_stable": ("stable", False, None),
+    "map_stable@k": ("stable", True, None),
+    "map_stable_dcmh@k": ("stable", True, "dcmh"),
+}
+METRICS = (*_MAP_METRICS, "precision@k", "random")
+
+
+class RetrievalEvaluator:
+    """Measures image-to-text and text-to-image retrieval by shared labels.
+
+    Args:
+        metrics: Which figures to give, of `METRICS`:
+            `"map"`, the expected MAP over the whole database and over all orders of the ties;
+            `"map@k"`, the ranking cut after k items; `"map_dcmh@k"`, the first k *relevant* items (not MAP@k, though
+            some code calls it so); the same three as `"map_stable"`, `"map_stable@k"` and `"map_stable_dcmh@k"`, with
+            ties in the order of the database; `"precision@k"`, expected; `"random"`, the MAP of an order drawn at
+            random.
+        ks: The depths of the metrics at k.
+        ranking: `"hamming"`, `"aqd"` (`<z_q, B_x>`, `[aqd]`, see docs/method.md), or both.
+
+    Example:
+        >>> evaluator = RetrievalEvaluator(metrics=("map",), ranking="hamming")
+        >>> codes = np.array([[1.0] * 8, [-1.0] * 8])
+        >>> evaluator(codes, codes, codes, codes, [["dog"], ["car"]], [["dog"], ["car"]])["hamming/i2t/map"]
+        1.0
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[str] = ("map", "precision@k", "random"),
+        ks: Sequence[int] = (1, 5, 10, 50, 100),
+        ranking: str | Sequence[str] = RANKINGS,
+    ):
+        self.metrics = _choices("metrics", metrics, METRICS)
+        self.ranking = _choices("ranking", ranking, RANKINGS)
+        self.ks = tuple(ks)
+        for k in self.ks:
+            if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+                raise QueryError(f"ks must be whole numbers of at least 1, not {k!r}.")
+
+    def __call__(
+        self, image_hash_q: Any, text_hash_q: Any, image_hash_db: Any, text_hash_db: Any, labels_q: Any, labels_db: Any
+    ) -> dict[str, float]:
+        """The figures by name, flat, as plain floats: `"hamming/i2t/map"`, `"aqd/t2i/precision@10"`, `"random/map"`.
+
+        `i2t` are image queries against the database's texts, `t2i` text queries against its images. A query with
+        nothing relevant counts 0 in every figure; how many there were is `"queries_without_relevant"`. The sizes stand
+        under `"queries"` and `"database"`; rows without a label, which nothing is relevant to, under
+        `"queries_without_labels"` and `"database_without_labels"`.
+
+        Args:
+            image_hash_q: `(Q, K)` real hash values (or +-1) of the query images, NumPy or PyTorch, of any device.
+            text_hash_q: `(Q, K)`, of the query texts.
+            image_hash_db: `(N, K)`, of the database's images.
+            text_hash_db: `(N, K)`, of the database's texts.
+            labels_q: Multi-hot `(Q, C)`, or a list of label names for each row.
+            labels_db: Multi-hot `(N, C)`, or a list of label names for each row; the same kind as `labels_q`.
+
+        Raises:
+            QueryError: On shapes or bits that do not fit together, a NaN, or no queries or database. It names the
+                argument.
+        """
+        problem = _Problem(image_hash_q, text_hash_q, image_hash_db, text_hash_db, labels_q, labels_db)
+        results: dict[str, float] = {}
+        for ranking in self.ranking:
+            for direction in DIRECTIONS:
+                for name, values_Q in self._per_query(problem, ranking, direction).items():
+                    results[f"{ranking}/{direction}/{name}"] = float(values_Q.mean())
+        relevant_Q = problem.relevant_Q
+        if "random" in self.metrics:
+            results["random/map"] = random_ranking_map(relevant_Q, len(problem.labels_db))
+        results["queries"] = float(len(problem.labels_q))
+        results["database"] = float(len(problem.labels_db))
+        results["queries_without_relevant"] = float(np.count_nonzero(relevant_Q == 0))
+        for name, labels in (("queries", problem.labels_q), ("database", problem.labels_db)):
+            results[f"{name}_without_labels"] = float(np.count_nonzero(~labels.any(axis=1)))
+        if results["queries_without_relevant"]:
+            logger.warning(
+                "%d of %d queries share no label with any item of the database; they count 0.",
+                results["queries_without_relevant"],
+                results["queries"],
+            )
+        return results
+
+    def curves(
+        self, image_hash_q: Any, text_hash_q: Any, image_hash_db: Any, text_hash_db: Any, labels_q: Any, labels_db: Any
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Curves by `"hamming/i2t"` and the like, and `"random"`, as the functions of plots.py take them.
+
+        Each holds `precision` and `recall`, `(points,)` each: within every Hamming radius 0..K where any query finds
+        something; for AQD, whose scores have no common levels, at every depth of `k`. Beside them stand `k`, up to 60
+        depths from 1 to `N` in even steps of the logarithm, and `precision_at_k`.
+
+        The arguments and errors are those of `__call__`.
+        """
+        problem = _Problem(image_hash_q, text_hash_q, image_hash_db, text_hash_db, labels_q, labels_db)
+        size = len(problem.labels_db)
+        ks = np.unique(np.geomspace(1, size, 60).round().astype(np.int64))
+        curves: dict[str, dict[str, np.ndarray]] = {}
+        for ranking in self.ranking:
+            for direction in DIRECTIONS:
+                precisions, recalls, radii = [], [], None
+                for n, r in problem.levels(ranking, direction):
+                    precisions.append(precision_at_k(n, r, ks))
+                    recalls.append(recall_at_k(n, r, ks))
+                    if ranking == "hamming":  # all queries come at once
+                        radii = precision_recall_curve(n, r)
+                at_k = np.concatenate(precisions).mean(axis=0)
+                answerable = max(np.count_nonzero(problem.relevant_Q), 1)
+                precision, recall = radii or (at_k, np.concatenate(recalls).sum(axis=0) / answerable)
+                found = ~np.isnan(precision)
+                curves[f"{ranking}/{direction}"] = {
+                    "precision": precision[found],
+                    "recall": recall[found],
+                    "k": ks,
+                    "precision_at_k": at_k,
+                }
+        chance = problem.relevant_Q.mean() / size
+        curves["random"] = {
+            "precision": np.full(2, chance),
+            "recall": np.array([0.0, 1.0]),
+            "k": ks,
+            "precision_at_k": np.full(len(ks), chance),
+        }
+        return curves
+
+    def _per_query(self, problem: "_Problem", ranking: str, direction: str) -> dict[str, np.ndarray]:
+        """Every chosen figure of one table cell, `(Q,)` each."""
+        parts: dict[str, list[np.ndarray]] = {}
+        for ties in ("expected", "stable"):
+            wanted = [m for m in self.metrics if m in _MAP_METRICS and _MAP_METRICS[m][0] == ties]
+            at_k = ties == "expected" and "precision@k" in self.metrics and bool(self.ks)
+            if not wanted and not at_k:
+                continue
+            for n, r in problem.levels(ranking, direction, ties):
+                for metric in wanted:
+                    _, has_depth, variant = _MAP_METRICS[metric]
+                    for k in self.ks if has_depth else (None,):
+                        name = metric.replace("@k", f"@{k}")
+                        parts.setdefault(name, []).append(expected_average_precision(n, r, k, variant))
+                if at_k:
+                    for k, values_Q in zip(self.ks, precision_at_k(n, r, self.ks).T, strict=True):
+                        parts.setdefault(f"precision@{k}", []).append(values_Q)
+        return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+class _Problem:
+    """The arguments of one evaluation, checked, as arrays that fit together."""
+
+    def __init__(
+        self, image_hash_q: Any, text_hash_q: Any, image_hash_db: Any, text_hash_db: Any, labels_q: Any, labels_db: Any
+    ):
+        self.labels_q, self.labels_db = encode_labels(labels_q, labels_db)
+        self._hashes = {
+            "image_hash_q": as_array(image_hash_q),
+            "text_hash_q": as_array(text_hash_q),
+            "image_hash_db": as_array(image_hash_db),
+            "text_hash_db": as_array(text_hash_db),
+        }
+        self.relevant_Q = count_relevant(self.labels_q, self.labels_db)
+        bits = None
+        for name, values in self._hashes.items():
+            labels_name, labels = ("labels_q", self.labels_q) if name.endswith("_q") else ("labels_db", self.labels_db)
+            if values.ndim != 2 or not values.size:
+                raise QueryError(f"{name} has the shape {values.shape}; give one row of hash values an item.")
+            if len(values) != len(labels):
+                raise QueryError(f"{name} has the shape {values.shape}, but {labels_name} has {len(labels)} rows.")
+            bits = bits or values.shape[1]
+            if values.shape[1] != bits:
+                raise QueryError(f"{name} has the shape {values.shape}, but image_hash_q has {bits} bits.")
+        self._codes = {name: _naming(name, pack, values) for name, values in self._hashes.items()}
+
+    def levels(self, ranking: str, direction: str, ties: str = "expected") -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        query, item = ("image_hash_q", "text_hash_db") if direction == "i2t" else ("text_hash_q", "image_hash_db")
+        queries = self._codes[query] if ranking == "hamming" else _naming(query, round_for_aqd, self._hashes[query])
+        return iterate_levels(ranking, queries, self._codes[item], self.labels_q, self.labels_db, ties)
+
+
+def _naming(name: str, convert: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
+    try:
+        return convert(values)
+    except HashIndexError as error:
+        raise QueryError(f"{name}: {error}") from error
+
+
+def _choices(name: str, chosen: str | Sequence[str], allowed: Sequence[str]) -> tuple[str, ...]:
+    chosen = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+    for choice in chosen:
+        if choice not in allowed:
+            raise QueryError(f"{name} cannot be {choice!r}; take some of {', '.join(allowed)}.")
+    if not chosen:
+        raise QueryError(f"{name} is empty; take some of {', '.join(allowed)}.")
+    return chosen

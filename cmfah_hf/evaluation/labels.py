@@ -1,0 +1,85 @@
+"""Labels in the forms that people hold them in, as multi-hot matrices.
+
+Shapes: `Q` queries, `N` database items, `C` classes.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ..errors import QueryError
+from ..retrieval.codes import as_array
+
+
+def encode_labels(labels_q: Any, labels_db: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides' labels as `(Q, C)` and `(N, C)` bool over the same classes.
+
+    Args:
+        labels_q: Either a multi-hot matrix of 0 and 1 (NumPy, PyTorch, lists), or a list of label names for each row;
+            then the classes are the names of both sides, sorted. A row may have none.
+        labels_db: The same kind as `labels_q`.
+
+    Raises:
+        QueryError: If the two sides differ in kind or classes, have no rows, or hold something else. It names the
+        argument.
+    """
+    sides = {"labels_q": _rows_or_array(labels_q), "labels_db": _rows_or_array(labels_db)}
+    for name, labels in sides.items():
+        if not len(labels):
+            raise QueryError(f"{name} has no rows; there is nothing to evaluate.")
+    named = {name: isinstance(labels, list) for name, labels in sides.items()}
+    if named["labels_q"] != named["labels_db"]:
+        names, matrix = sorted(named, key=named.__getitem__, reverse=True)
+        raise QueryError(f"{names} holds names and {matrix} a matrix; give both as names or both as multi-hot.")
+    if named["labels_q"]:
+        return _encode_names(sides["labels_q"], sides["labels_db"])
+    multi_hot_q, multi_hot_db = (_checked_multi_hot(name, labels) for name, labels in sides.items())
+    if multi_hot_q.shape[1] != multi_hot_db.shape[1]:
+        raise QueryError(f"labels_q has the shape {multi_hot_q.shape}, labels_db {multi_hot_db.shape}: classes differ.")
+    return multi_hot_q, multi_hot_db
+
+
+def _rows_or_array(labels: Any) -> list | np.ndarray:
+    """A list of rows where they hold names (or nothing at all), an array otherwise."""
+    if (isinstance(labels, np.ndarray) and labels.dtype != object) or hasattr(labels, "detach"):
+        return as_array(labels)
+    rows = list(labels) if isinstance(labels, Iterable) else [labels]
+    entries = (entry for row in rows if isinstance(row, Iterable) for entry in row)
+    if isinstance(next(entries, ""), str):
+        return rows
+    try:
+        return as_array(rows)
+    except ValueError:
+        raise QueryError("Labels have rows of differing lengths that are no names; give names or a matrix.") from None
+
+
+def _encode_names(rows_q: list, rows_db: list) -> tuple[np.ndarray, np.ndarray]:
+    for name, rows in (("labels_q", rows_q), ("labels_db", rows_db)):
+        for number, row in enumerate(rows):
+            if (
+                isinstance(row, str)
+                or not isinstance(row, Iterable)
+                or not all(isinstance(entry, str) for entry in row)
+            ):
+                raise QueryError(f"Row {number} of {name} is {row!r}; give a list of label names for every row.")
+    classes = sorted({entry for rows in (rows_q, rows_db) for row in rows for entry in row})
+    column = {entry: index for index, entry in enumerate(classes)}
+    encoded = []
+    for rows in (rows_q, rows_db):
+        # One column at least: rows without any label are still rows.
+        multi_hot = np.zeros((len(rows), max(len(classes), 1)), bool)
+        for number, row in enumerate(rows):
+            multi_hot[number, [column[entry] for entry in row]] = True
+        encoded.append(multi_hot)
+    return encoded[0], encoded[1]
+
+
+def _checked_multi_hot(name: str, labels: np.ndarray) -> np.ndarray:
+    if labels.ndim != 2 or not labels.shape[1]:
+        raise QueryError(f"{name} has the shape {labels.shape}; give a multi-hot matrix of one row an item, or names.")
+    wrong = np.argwhere((labels != 0) & (labels != 1))
+    if len(wrong):
+        row, column = wrong[0]
+        raise QueryError(f"Row {row} of {name} holds {labels[row, column]}; a multi-hot matrix has 0 and 1 only.")
+    return labels.astype(bool)

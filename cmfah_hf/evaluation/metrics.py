@@ -1,0 +1,265 @@
+"""Retrieval metrics under ties, as pure functions on arrays.
+
+Hash codes tie heavily, and the order inside a tie is nobody's merit. Every figure here is therefore the expectation
+over all orders of the tied items, each order as likely as any other (McSherry and Najork, ECIR 2008), in closed form
+from the counts `(n, r)` per level of the ranking (see levels.py); an order of one's own is the case in which each
+level holds one item. Relevant = shares at least one label.
+
+Shapes: `Q` queries, `N` database items, `L` levels, nearest first. `n`, `r` are `(Q, L)` integers: how many items a
+level holds, and how many of those are relevant. All results are float64, in [0, 1].
+"""
+
+import numpy as np
+
+from ..errors import QueryError
+from .levels import hamming_distances, relevance, score_levels
+
+__all__ = [
+    "average_precision",
+    "expected_average_precision",
+    "hamming_distances",
+    "mean_average_precision",
+    "precision_at_k",
+    "precision_recall_curve",
+    "random_ranking_map",
+    "recall_at_k",
+    "relevance",
+]
+
+VARIANTS = (None, "dcmh")
+
+
+def mean_average_precision(
+    scores: np.ndarray,
+    relevant: np.ndarray,
+    *,
+    ties: str = "expected",
+    k: int | None = None,
+    variant: str | None = None,
+    tie_tolerance: float = 0.0,
+) -> float:
+    """The mean of `average_precision`, which see; a query with nothing relevant counts 0.
+
+    Example:
+        >>> float(mean_average_precision(np.array([[3, 2, 2, 1]]), np.array([[True, False, True, False]])))
+        0.9166666666666666
+    """
+    return float(
+        average_precision(scores, relevant, ties=ties, k=k, variant=variant, tie_tolerance=tie_tolerance).mean()
+    )
+
+
+def average_precision(
+    scores: np.ndarray,
+    relevant: np.ndarray,
+    *,
+    ties: str = "expected",
+    k: int | None = None,
+    variant: str | None = None,
+    tie_tolerance: float = 0.0,
+) -> np.ndarray:
+    """The average precision of each query, `(Q,)`.
+
+    Args:
+        scores: `(Q, N)`, larger is nearer; of distances, give the negative (not of an unsigned type).
+        relevant: `(Q, N)` bool.
+        ties: `"expected"` over all orders of the ties, or `"stable"`: a tie in the order of the database, as a stable
+            sort leaves it.
+        k: See `expected_average_precision`.
+        variant: See `expected_average_precision`.
+        tie_tolerance: Scores tie with their neighbour in the ranking when they differ by no more than this; 1e-6 suits
+            real-valued scores in float32.
+
+    Raises:
+        QueryError: On differing shapes, an empty database, or a NaN.
+    """
+    scores, relevant = np.asarray(scores), np.asarray(relevant, dtype=bool)
+    if scores.ndim != 2 or scores.shape != relevant.shape or not scores.size:
+        raise QueryError(f"Scores {scores.shape} and relevance {relevant.shape} must both be (queries, items).")
+    if scores.dtype.kind == "f" and np.isnan(scores).any():
+        raise QueryError(f"The scores of query {np.flatnonzero(np.isnan(scores).any(axis=1))[0]} hold a NaN.")
+    result = np.empty(len(scores))
+    for query, (scores_N, relevant_N) in enumerate(zip(scores, relevant, strict=True)):
+        n, r = score_levels(scores_N, relevant_N, tie_tolerance, ties)
+        result[query] = expected_average_precision(n[None], r[None], k, variant)[0]
+    return result
+
+
+def expected_average_precision(
+    n: np.ndarray, r: np.ndarray, k: int | None = None, variant: str | None = None
+) -> np.ndarray:
+    """The expected average precision of each query over all orders of its ties, `(Q,)`; 0 where nothing is relevant.
+
+    `AP = 1/R * sum over relevant items of the precision at their rank`. Without `k` it runs over the whole database
+    (MAP@ALL). With `k` there are two customs, which differ by several points and must not be compared with each other:
+
+    - `variant=None`: the ranking is cut after `k` items; the mean is over the relevant ones above the cut, however few
+      (0 if there are none). Most hashing code and torchmetrics mean this by MAP@k.
+    - `variant="dcmh"`: the mean is over the first `k` *relevant* items, however deep they stand. DCMH's published code,
+      and much that was derived from it, calls this MAP@k.
+
+    Args:
+        n: `(Q, L)`, how many items each level holds.
+        r: `(Q, L)`, how many of them are relevant.
+        k: The depth, or None for the whole database.
+        variant: None or `"dcmh"`.
+    """
+    if variant not in VARIANTS:
+        raise QueryError(f"There is no variant {variant!r} of MAP@k; take None or 'dcmh'.")
+    n, r = np.asarray(n, dtype=np.int64), np.asarray(r, dtype=np.int64)
+    before_n, before_r = np.cumsum(n, axis=1) - n, np.cumsum(r, axis=1) - r
+    relevant_Q = r.sum(axis=1)
+    if k is None:
+        whole = r > 0
+    elif k < 1:
+        raise QueryError(f"k must be at least 1, not {k!r}.")
+    else:
+        whole = (r > 0) & ((before_n + n <= k) if variant is None else (before_r + r <= k))
+    queries, levels = np.nonzero(whole)
+    sums_Q = np.bincount(
+        queries,
+        weights=_precision_sum(*(counts[queries, levels] for counts in (before_n, before_r, n, r))),
+        minlength=len(n),
+    )
+    if k is None:
+        return sums_Q / np.maximum(relevant_Q, 1)
+    result = sums_Q / np.maximum(np.where(whole, r, 0).sum(axis=1), 1)
+    # At most one level of a query is cut in two, where the ranking (or its count of relevant items) passes k.
+    before, size = (before_n, n) if variant is None else (before_r, r)
+    for query, level in np.argwhere((before < k) & (before + size > k) & (r > 0)):
+        at = (before_n[query, level], before_r[query, level], n[query, level], r[query, level])
+        cut = _cut_by_rank if variant is None else _cut_by_relevant
+        result[query] = cut(sums_Q[query], *map(int, at), k)
+    return result
+
+
+def random_ranking_map(relevant: np.ndarray, database_size: int) -> float:
+    """The exact MAP@ALL of an order drawn at random: everything in one tie.
+
+    Args:
+        relevant: `(Q,)`, how many of the database's items are relevant to each query.
+        database_size: `N`.
+    """
+    r = np.asarray(relevant, dtype=np.int64)[:, None]
+    return float(expected_average_precision(np.full_like(r, database_size), r).mean())
+
+
+def precision_at_k(n: np.ndarray, r: np.ndarray, ks: np.ndarray) -> np.ndarray:
+    """The expected share of relevant items among the first `k`, `(Q, len(ks))`; places beyond the database count as
+    irrelevant."""
+    return _expected_relevant(n, r, ks) / np.asarray(ks)
+
+
+def recall_at_k(n: np.ndarray, r: np.ndarray, ks: np.ndarray) -> np.ndarray:
+    """The expected share of a query's relevant items among the first `k`, `(Q, len(ks))`; 0 if it has none."""
+    return _expected_relevant(n, r, ks) / np.maximum(np.sum(r, axis=1), 1)[:, None]
+
+
+def precision_recall_curve(n: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall of taking everything down to each level, `(L,)` each: for Hamming, within each radius.
+
+    Levels must mean the same for all queries. Precision is the mean over the queries that find anything within the
+    level (NaN where none does), recall that over the queries that have anything relevant.
+    """
+    found_n, found_r = np.cumsum(n, axis=1), np.cumsum(r, axis=1)
+    finds = found_n > 0
+    with np.errstate(invalid="ignore"):
+        precision = np.where(finds, found_r / np.maximum(found_n, 1), 0).sum(axis=0) / finds.sum(axis=0)
+    answerable = found_r[:, -1] > 0
+    recall = (found_r / np.maximum(found_r[:, -1:], 1)).sum(axis=0) / max(int(answerable.sum()), 1)
+    return precision, recall
+
+
+def _expected_relevant(n: np.ndarray, r: np.ndarray, ks: np.ndarray) -> np.ndarray:
+    # Within a level the expectation grows by r / n an item: it is linear between the levels' ends.
+    ends_n, ends_r = (np.pad(np.cumsum(counts, axis=1), ((0, 0), (1, 0))) for counts in (n, r))
+    return np.stack([np.interp(ks, *ends) for ends in zip(ends_n, ends_r, strict=True)])
+
+
+def _precision_sum(before_n: np.ndarray, before_r: np.ndarray, n: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """The expected sum of the precisions at the relevant items of one level.
+
+    The level has `n` items, `r` of them relevant, and follows `before_n` items with `before_r` relevant.
+
+    The item at place i of the level is relevant with r / n, and if so, (i - 1)(r - 1) / (n - 1) relevant ones of its
+    level are expected before it. Summed over i, only the harmonic difference `sum 1 / (before_n + i)` remains.
+    """
+    # One item alone has its precision exactly, so that an order without ties gives round figures.
+    harmonic = np.where(n == 1, 1 / (before_n + 1), _harmonic_difference(before_n, n))
+    others = (r - 1) / np.maximum(n - 1, 1)
+    return r / n * ((before_r + 1) * harmonic + others * (n - (before_n + 1) * harmonic))
+
+
+_SERIES_FROM = 64
+_HARMONIC_NUMBERS = np.concatenate(([0.0], np.cumsum(1 / np.arange(1, _SERIES_FROM + 1))))
+
+
+def _harmonic_difference(start: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """`sum of 1 / (start + i) over i = 1..count`, to float64's last digits.
+
+    A difference of two harmonic numbers would lose the digits that a short level deep in a large database needs. So
+    only the first 64 come from a table; from there on, the logarithms of the asymptotic series are subtracted in
+    closed form.
+    """
+    start = np.asarray(start)
+    end = start + count
+    low = _HARMONIC_NUMBERS[np.minimum(end, _SERIES_FROM)] - _HARMONIC_NUMBERS[np.minimum(start, _SERIES_FROM)]
+    start, end = np.maximum(start, _SERIES_FROM), np.maximum(end, _SERIES_FROM)
+    return low + np.log1p((end - start) / (start + 0.5)) + (_series_rest(end) - _series_rest(start))
+
+
+def _series_rest(x: np.ndarray) -> np.ndarray:
+    # H(x) - log(x + 1/2) - Euler's constant; the next term is below 1e-16 from x = 64 on.
+    square = 1 / np.square(x + 0.5)
+    return square * (1 / 24 + square * (-7 / 960 + square * (31 / 8064)))
+
+
+def _cut_by_rank(precisions: float, before_n: int, before_r: int, n: int, r: int, k: int) -> float:
+    """AP@k where the ranking is cut inside a level, given the sum of precisions above that level.
+
+    How many relevant items of the level stand above the cut is hypergeometric; given their number, their places are
+    uniform, so each case is a whole level of its own.
+    """
+    places = k - before_n
+    found = np.arange(max(0, places - (n - r)), min(places, r) + 1)
+    probability = np.exp(_log_choose(r, found) + _log_choose(n - r, places - found) - _log_choose(n, places))
+    sums = precisions + _precision_sum(before_n, before_r, places, found)
+    return float(probability / probability.sum() @ (sums / np.maximum(before_r + found, 1)))
+
+
+def _cut_by_relevant(precisions: float, before_n: int, before_r: int, n: int, r: int, k: int) -> float:
+    """AP over the first `k` relevant items, the k-th inside a level, given the sum of precisions above that level.
+
+    The item at place i counts if it is relevant and fewer than `wanted` relevant ones of its level stand before it.
+    With X of those, its precision is (before_r + 1 + X) / (before_n + i), and `E[X; X < wanted]` is the expectation of
+    X times a probability of the same kind for a population that is smaller by one.
+    """
+    wanted = k - before_r
+    i = np.arange(1, n + 1)
+    counts = _fewer_probability(n - 1, r - 1, wanted)
+    counts_given_one = np.concatenate(([0.0], _fewer_probability(n - 2, r - 2, wanted - 1)))
+    relevant_before = (before_r + 1) * counts + (i - 1) * (r - 1) / (n - 1) * counts_given_one
+    return float((precisions + r / n * np.sum(relevant_before / (before_n + i))) / k)
+
+
+def _fewer_probability(population: int, successes: int, wanted: int) -> np.ndarray:
+    """The chance of fewer than `wanted` (<= `successes`) successes in 0, 1, ..., `population` draws.
+
+    Nothing is put back, so that is the chance that the last wanted one comes later than those draws.
+    """
+    if wanted == 0:
+        return np.zeros(population + 1)
+    place = np.arange(wanted, population - (successes - wanted) + 1)
+    chance = np.zeros(population + 1)
+    chance[place] = np.exp(
+        _log_choose(place - 1, wanted - 1)
+        + _log_choose(population - place, successes - wanted)
+        - _log_choose(population, successes)
+    )
+    return 1 - np.cumsum(chance) / chance.sum()
+
+
+def _log_choose(n: np.ndarray, k: np.ndarray) -> np.ndarray:
+    from scipy.special import gammaln
+
+    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)

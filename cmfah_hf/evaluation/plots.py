@@ -1,0 +1,164 @@
+"""Plots for tables and model cards: precision and recall, precision at k, attention over a picture.
+
+Drawn on Figure objects of one's own, never through pyplot, so no window, no global state, and any thread will do.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from ..retrieval.codes import as_array
+from .pointing import Boxes, boxes_by_word, region_weights
+
+Curves = Mapping[str, Mapping[str, np.ndarray]]
+
+# Told apart with any kind of colour vision; the dashes tell neighbours apart in grey.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255")
+_DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 1.2)))
+_INK, _FAINT = "#22262B", "#D9DDE2"
+_LABELS = {"hamming": "Hamming", "aqd": "AQD", "i2t": "image → text", "t2i": "text → image", "random": "random order"}
+
+
+def plot_precision_recall(curves: Curves, path: str | os.PathLike, title: str | None = None) -> Path:
+    """Draws the precision-recall curves of `RetrievalEvaluator.curves` into a PNG (or whatever `path` ends in).
+
+    Args:
+        curves: By name, each with `precision` and `recall`. The name `"random"` is drawn as the grey base line. Curves
+            of several methods can stand in one plot under names of one's own.
+        path: The file; its folder is made.
+        title: A line above the plot.
+    """
+    figure, axes = _new_plot(title)
+    for name, curve, style in _styled(curves):
+        # One point alone (an exhaustive tie) would be no line at all.
+        marker = "o" if len(curve["recall"]) == 1 else None
+        axes.plot(curve["recall"], curve["precision"], marker=marker, label=_label(name), **style)
+    axes.set(xlabel="Recall", ylabel="Precision", xlim=(0, 1))
+    return _finish(figure, axes, path)
+
+
+def plot_precision_at_k(curves: Curves, path: str | os.PathLike, title: str | None = None) -> Path:
+    """Draws precision over the number of retrieved items, on a logarithmic axis.
+
+    Args:
+        curves: By name, each with `k` and `precision_at_k`; see `plot_precision_recall`.
+        path: The file; its folder is made.
+        title: A line above the plot.
+    """
+    figure, axes = _new_plot(title)
+    for name, curve, style in _styled(curves):
+        axes.plot(curve["k"], curve["precision_at_k"], label=_label(name), **style)
+    deepest = max((int(np.max(curve["k"])) for curve in curves.values()), default=1)
+    axes.set_xscale("log")
+    axes.set(xlabel="Retrieved items k", ylabel="Precision at k", xlim=(1, max(deepest, 2)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    return _finish(figure, axes, path)
+
+
+def plot_attention(
+    image: Image.Image,
+    weights: Any,
+    words: Sequence[str],
+    path: str | os.PathLike,
+    boxes: Boxes | None = None,
+    region_grid: tuple[int, int] | None = None,
+) -> Path:
+    """Draws the picture beside one panel a word, in which the regions that the word attends to light up.
+
+    All panels share one scale from 0, so a word that attends to nothing in particular looks so.
+
+    Args:
+        image: The picture, which the region grid covers as a whole.
+        weights: `(R, W)`, how much each word attends to each region (`[attention-t]`, see docs/method.md), or `(R,)` of
+            one word.
+        words: The `W` words.
+        path: The file; its folder is made.
+        boxes: The boxes of the words' things, drawn where given; see `pointing.Boxes`.
+        region_grid: Rows and columns of the grid; a square by default.
+
+    Raises:
+        QueryError: If weights, words, boxes and grid do not fit together, or a weight is NaN.
+    """
+    weights = as_array(weights)
+    weights_RW, grid = region_weights(weights[:, None] if weights.ndim == 1 else weights, words, region_grid)
+    word_boxes = boxes_by_word(words, boxes) if boxes is not None else [[] for _ in words]
+    image = image.convert("RGB")
+    scale, colors = Normalize(0, float(weights_RW.max()) or 1.0), colormaps["plasma"]
+
+    panels = len(words) + 1
+    rows = ceil(panels / 5)
+    columns = ceil(panels / rows)
+    panel_height = 2.6 * min(max(image.height / image.width, 0.5), 2)
+    figure = Figure(figsize=(2.6 * columns + 0.9, (panel_height + 0.35) * rows), dpi=150, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in axes:
+        panel.set_axis_off()
+    axes[0].imshow(image)
+    axes[0].set_title("picture", fontsize=11, color="#6B727A", style="italic")
+    for panel, word, weights_R, its_boxes in zip(axes[1:], words, weights_RW.T, word_boxes, strict=False):
+        heat = Image.fromarray(weights_R.reshape(grid).astype(np.float32)).resize(image.size, Image.Resampling.BICUBIC)
+        heat = np.clip(np.asarray(heat), 0, scale.vmax)
+        panel.imshow(image.convert("L"), cmap="gray", vmin=-90, vmax=285)
+        # Weak attention stays see-through, so that the picture can be read under it.
+        panel.imshow(heat, cmap=colors, norm=scale, alpha=0.8 * np.sqrt(scale(heat)))
+        panel.set_title(word, fontsize=11, color=_INK, weight="bold", parse_math=False)
+        for left, top, right, bottom in its_boxes:
+            for color, line in (("black", 3.2), ("#7CFFCB", 1.6)):
+                panel.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=color, lw=line))
+    bar = figure.colorbar(ScalarMappable(scale, colors), ax=list(axes), shrink=0.8, aspect=28, pad=0.015)
+    bar.set_label("attention weight", fontsize=9, color=_INK)
+    bar.ax.tick_params(labelsize=8, colors=_INK)
+    bar.outline.set_visible(False)
+    return _write(figure, path)
+
+
+def _new_plot(title: str | None) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    if title:
+        axes.set_title(title, fontsize=12, color=_INK, loc="left", weight="bold", parse_math=False)
+    return figure, axes
+
+
+def _styled(curves: Curves) -> list[tuple[str, Mapping[str, np.ndarray], dict[str, Any]]]:
+    named = [name for name in curves if name != "random"]
+    styles: dict[str, dict[str, Any]] = {
+        name: {"color": _COLORS[i % len(_COLORS)], "linestyle": _DASHES[i % len(_DASHES)], "linewidth": 2}
+        for i, name in enumerate(named)
+    }
+    styles["random"] = {"color": "#9AA1A9", "linestyle": (0, (2, 2)), "linewidth": 1.4, "zorder": 1}
+    return [(name, curve, styles[name]) for name, curve in curves.items()]
+
+
+def _label(name: str) -> str:
+    return ", ".join(_LABELS.get(part, part) for part in name.split("/"))
+
+
+def _finish(figure: Figure, axes: Axes, path: str | os.PathLike) -> Path:
+    axes.set_ylim(0, 1)
+    axes.grid(color=_FAINT, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#8B929A")
+    axes.tick_params(colors=_INK, labelsize=9)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    return _write(figure, path)
+
+
+def _write(figure: Figure, path: str | os.PathLike) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, facecolor="white")
+    return path

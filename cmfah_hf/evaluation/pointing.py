@@ -1,0 +1,100 @@
+"""The pointing game: does a word's attention point at the thing that the word names?
+
+Shapes: `R` regions in row-major order over a grid that covers the whole picture, `W` words.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import isqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import QueryError
+from ..retrieval.codes import as_array
+
+Box = Sequence[float]
+"""Left, top, right, bottom, in pixels of the picture."""
+
+Boxes = Mapping[str, Sequence[Box]] | Sequence[Sequence[Box]]
+"""The boxes of each word's thing: by word, or a list for each word in their order. A word may have several or none."""
+
+
+class PointingResult(NamedTuple):
+    """Sums of one picture; add them over pictures (`chance` weighted by `total`) before dividing.
+
+    Attributes:
+        hits: Words whose strongest region has its centre in one of the word's boxes. Regions that tie for the strongest
+            share the hit, so that attention which says nothing scores chance, wherever things stand.
+        total: Words that have a box.
+        chance: The mean share of region centres that lie in the boxes: what pointing at random would hit. 0 if no word
+            has a box.
+    """
+
+    hits: float
+    total: int
+    chance: float
+
+
+def pointing_game(
+    weights_RW: Any,
+    words: Sequence[str],
+    boxes: Boxes,
+    image_size: tuple[int, int],
+    region_grid: tuple[int, int] | None = None,
+) -> PointingResult:
+    """Plays the pointing game on one picture.
+
+    Args:
+        weights_RW: `(R, W)`, how much each word attends to each region (`[attention-t]`, see docs/method.md).
+        words: The `W` words. Those without a box are left out.
+        boxes: See `Boxes`.
+        image_size: Width and height of the picture, in pixels.
+        region_grid: Rows and columns of the grid; a square by default.
+
+    Raises:
+        QueryError: If weights, words, boxes and grid do not fit together, or a weight is NaN.
+    """
+    weights_RW, (rows, columns) = region_weights(weights_RW, words, region_grid)
+    width, height = image_size
+    x_R = np.tile((np.arange(columns) + 0.5) * width / columns, rows)
+    y_R = np.repeat((np.arange(rows) + 0.5) * height / rows, columns)
+    hits, shares = 0.0, []
+    for weights_R, word_boxes in zip(weights_RW.T, boxes_by_word(words, boxes), strict=True):
+        if not word_boxes:
+            continue
+        inside_R = np.zeros(len(x_R), bool)
+        for left, top, right, bottom in word_boxes:
+            inside_R |= (left <= x_R) & (x_R <= right) & (top <= y_R) & (y_R <= bottom)
+        hits += float(inside_R[weights_R == weights_R.max()].mean())
+        shares.append(inside_R.mean())
+    return PointingResult(hits, len(shares), float(np.mean(shares)) if shares else 0.0)
+
+
+def region_weights(
+    weights_RW: Any, words: Sequence[str], region_grid: tuple[int, int] | None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """The weights as a checked `(R, W)` float array, and the grid's rows and columns."""
+    weights_RW = as_array(weights_RW)
+    if weights_RW.ndim != 2 or weights_RW.shape[1] != len(words):
+        raise QueryError(f"Weights of shape {weights_RW.shape} do not fit {len(words)} words; give (regions, words).")
+    if not len(weights_RW) or np.isnan(weights_RW).any():
+        raise QueryError("The weights hold no region or a NaN; look at what the model was given.")
+    regions = len(weights_RW)
+    grid = region_grid or (isqrt(regions), isqrt(regions))
+    if grid[0] * grid[1] != regions:
+        raise QueryError(f"{regions} regions are no {grid[0]} x {grid[1]} grid; give `region_grid` as (rows, columns).")
+    return weights_RW.astype(np.float64), (int(grid[0]), int(grid[1]))
+
+
+def boxes_by_word(words: Sequence[str], boxes: Boxes) -> list[list[Box]]:
+    """One list of boxes a word, in the words' order."""
+    found = [boxes.get(word, ()) for word in words] if isinstance(boxes, Mapping) else list(boxes)
+    if len(found) != len(words):
+        raise QueryError(
+            f"{len(found)} lists of boxes came with {len(words)} words; give one a word, or name the words."
+        )
+    for word, word_boxes in zip(words, found, strict=True):
+        for box in word_boxes:
+            if np.shape(box) != (4,):
+                raise QueryError(f"A box of {word!r} is {box!r}; give (left, top, right, bottom), in a list of boxes.")
+    return [list(word_boxes) for word_boxes in found]

@@ -1,0 +1,194 @@
+"""Texts out of whatever holds them: datasets, streams, plain iterables and corpus files, one row at a time.
+
+Everything above works on word lists, so this is the only file that knows how a row, a batch or a file looks.
+"""
+
+import gzip
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from ..models.tokenization_cmfah import split_words
+
+# What a corpus file calls its text; a `.txt` file has no columns.
+CORPUS_COLUMN = "text"
+
+_ARROW_BATCH = 1_000
+
+
+def words_of(value: Any, where: str = "The text") -> list[str]:
+    """The words of one text: a string, a list of tags, or `None` (no text), which has no words.
+
+    A tag of several words ("new york") gives several words, as it does once the tags are joined into one text.
+
+    Args:
+        value: The text as a data set holds it.
+        where: The subject of an error message, e.g. `"Row 3, column 'text'"`.
+
+    Raises:
+        DataError: If the value is neither of these.
+    """
+    if value is None:
+        return []
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, (list, tuple, np.ndarray)) and all(tag is None or isinstance(tag, str) for tag in value):
+        text = " ".join(tag for tag in value if tag is not None)
+    else:
+        raise DataError(f"{where} holds {_shown(value)}; a text is a string or a list of tags.")
+    try:
+        return split_words(text)
+    except UnicodeEncodeError:
+        # Half a surrogate pair is no character. JSON may still spell one, and two halves spell one character. The
+        # replacement character would count as a pictograph, so what is left alone becomes a gap.
+        joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return split_words(joined.replace("\ufffd", " "))
+
+
+def iterate_words(source: Any, text_column: str = "text") -> Iterator[list[str]]:
+    """The word list of every row of `source`, in its order, in one pass.
+
+    Args:
+        source: A `datasets.Dataset` or `IterableDataset`, one batch (a mapping of columns), or any iterable of texts:
+            strings, lists of tags, or rows that are mappings with `text_column`. Only the text column of a data set
+            is read, so no picture is decoded.
+        text_column: The name of the column with the texts.
+
+    Raises:
+        DataError: If the column is missing or a row is not a text.
+    """
+    for number, value in enumerate(_iterate_values(source, text_column)):
+        yield words_of(value, f"Row {number}, column {text_column!r},")
+
+
+def is_one_row(batch: Mapping[str, Any], text_column: str) -> bool:
+    """Whether a mapping that `datasets.map` hands over is a single row rather than a batch of rows.
+
+    A string is one text, and a list of lists is a batch of tag lists. A list of strings may be either; what `datasets`
+    hands over says so by its type, and a plain mapping is a batch when all its columns are equally long lists.
+    """
+    value = batch[text_column]
+    if value is None or isinstance(value, str) or not isinstance(value, Iterable):
+        return True
+    if "datasets" in sys.modules:
+        from datasets.formatting.formatting import LazyBatch, LazyRow
+
+        if isinstance(batch, (LazyBatch, LazyRow)):
+            return isinstance(batch, LazyRow)
+    if any(isinstance(text, (list, tuple, np.ndarray)) for text in value):
+        return False
+    return not all(_is_column(column, len(value)) for column in batch.values())
+
+
+def check_column(present: Iterable[str] | None, text_column: str, subject: str) -> None:
+    """Raises a `DataError` that names the column and those present, if it is not among them."""
+    if present is not None and text_column not in present:
+        names = ", ".join(map(repr, present)) or "no column at all"
+        raise DataError(f"{subject} has no column {text_column!r}, only {names}; name the column of the texts.")
+
+
+def iterate_files(paths: str | Path | Sequence[str | Path]) -> Iterator[list[str]]:
+    """The word list of every text in corpus files: `.jsonl` and `.parquet` with a column `text`, `.txt` with a text a
+    line; `.jsonl` and `.txt` may be gzipped (`.gz`).
+
+    Raises:
+        DataError: If a file is missing, of another kind, or holds a row that is not a text.
+    """
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        path = Path(path)
+        if not path.is_file():
+            raise DataError(f"{path}: there is no such file; give the path of a .jsonl, .txt or .parquet corpus.")
+        suffixes = [suffix.lower() for suffix in path.suffixes]
+        kind = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else suffixes[-1] if suffixes else ""
+        if kind == ".parquet":
+            yield from _iterate_parquet(path)
+        elif kind in (".jsonl", ".ndjson", ".txt"):
+            yield from _iterate_lines(path, is_json=kind != ".txt")
+        else:
+            raise DataError(f"{path}: a corpus is a .jsonl, .txt or .parquet file; convert it or rename it.")
+
+
+def _iterate_values(source: Any, text_column: str) -> Iterator[Any]:
+    if isinstance(source, (str, bytes)):
+        raise DataError(f"One text was given where many are expected: {_shown(source)}; put it into a list.")
+    if isinstance(source, Mapping):
+        check_column(source, text_column, "The mapping (a DatasetDict has to be indexed by its split first)")
+        yield from source[text_column]
+        return
+    if not isinstance(source, Iterable):
+        raise DataError(f"{_shown(source)} is not a data set; give a Dataset, an IterableDataset or a list of texts.")
+    if "datasets" in sys.modules:
+        from datasets import Dataset, IterableDataset
+
+        # A custom format computes its columns on the fly, so such a data set is read as any other iterable.
+        if isinstance(source, Dataset) and source.format["type"] != "custom":
+            check_column(source.column_names, text_column, "The data set")
+            for batch in source.select_columns(text_column).with_format(None).iter(_ARROW_BATCH):
+                yield from batch[text_column]
+            return
+        if isinstance(source, IterableDataset) and source.column_names is not None:
+            check_column(source.column_names, text_column, "The data set")
+            source = source.select_columns(text_column).with_format(None)
+    for number, row in enumerate(source):
+        if isinstance(row, Mapping):
+            check_column(row, text_column, f"Row {number}")
+            yield row[text_column]
+        else:
+            yield row
+
+
+def _iterate_lines(path: Path, *, is_json: bool) -> Iterator[list[str]]:
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix.lower() == ".gz"
+            else path.open(encoding="utf-8") as lines
+        ):
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                where = f"{path}, line {number},"
+                if not is_json:
+                    yield words_of(line, where)
+                    continue
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{where} is not JSON ({error}); repair or remove the line.") from None
+                if not isinstance(row, dict):
+                    raise DataError(f"{where} holds {_shown(row)}; it has to be an object with {CORPUS_COLUMN!r}.")
+                check_column(row, CORPUS_COLUMN, where[:-1])
+                yield words_of(row[CORPUS_COLUMN], where)
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text ({error}); repair or convert the file.") from error
+
+
+def _iterate_parquet(path: Path) -> Iterator[list[str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            check_column(file.schema_arrow.names, CORPUS_COLUMN, str(path))
+            number = 0
+            for batch in file.iter_batches(_ARROW_BATCH, columns=[CORPUS_COLUMN]):
+                for value in batch.column(0).to_pylist():
+                    yield words_of(value, f"{path}, row {number},")
+                    number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as Parquet ({error}); repair or replace the file.") from error
+
+
+def _is_column(value: Any, length: int) -> bool:
+    # An undecoded picture is a mapping with `bytes` and `path`, not a column of two.
+    return not isinstance(value, (str, bytes, Mapping)) and hasattr(value, "__len__") and len(value) == length
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text[:57]}..." if len(text) > 60 else text

@@ -1,0 +1,251 @@
+"""Word vectors: skip-gram with hierarchical softmax (see docs/method.md, [skip-gram]).
+
+Shapes: V words, E the vectors' width.
+"""
+
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CMFAHError, DataError, QueryError
+from ..models.tokenization_cmfah import split_words
+from .corpus import iterate_files, iterate_words
+from .storage import damaged, load_state, save_state
+
+logger = logging.getLogger(__name__)
+
+_STEM = "skip_gram"
+# gensim cuts a sentence off here without a word, so longer ones are split before.
+_MAX_SENTENCE = 10_000
+
+
+class SkipGramEmbedding:
+    """Word vectors of a corpus, trained by gensim's `Word2Vec(sg=1, hs=1, negative=0)` ([skip-gram]).
+
+    The corpus passes by once: its words are counted and spooled to a temporary file (its size on disk is that of the
+    text), and the epochs read that file. So a stream is fetched once, a generator works, and no text stays in memory.
+
+    With `workers=1` equal corpora and settings give equal vectors, in any process on one machine: the vocabulary is
+    ordered by count and word, the first vectors are drawn from `seed` in that order, and no hash of a string has a
+    part in it. With more workers the threads race for the weights, which is faster and never twice the same.
+
+    Args:
+        vector_size: E.
+        epochs: Passes over the corpus.
+        window: Words on either side that a word predicts.
+        min_count: Words that are rarer get no vector.
+        sample: Frequent words are skipped at random above this share of the corpus; 0 keeps them all.
+        alpha: Learning rate at the start; it falls linearly.
+        seed: Of the first vectors, the windows and the skipping.
+        workers: Threads.
+
+    Attributes:
+        vocabulary: V words, by falling count, equal counts by word.
+        vectors: `(V, E)` float32, the vector of each.
+        counts: `(V,)` int64, how often each occurs in the corpus.
+
+    Example:
+        >>> embedding = SkipGramEmbedding(vector_size=8).fit(["a dog runs", "a cat sleeps"])
+        >>> embedding.vectors.shape
+        (6, 8)
+    """
+
+    def __init__(
+        self,
+        vector_size: int = 1000,
+        *,
+        epochs: int = 5,
+        window: int = 5,
+        min_count: int = 1,
+        sample: float = 1e-3,
+        alpha: float = 0.025,
+        seed: int = 0,
+        workers: int = 1,
+    ):
+        settings = {
+            "vector_size": int(vector_size),
+            "epochs": int(epochs),
+            "window": int(window),
+            "min_count": int(min_count),
+            "sample": float(sample),
+            "alpha": float(alpha),
+            "seed": int(seed),
+            "workers": int(workers),
+        }
+        for name, value in settings.items():
+            lowest = 0 if name in ("sample", "alpha", "seed") else 1
+            if not value >= lowest:
+                raise CMFAHError(f"{name}={value} is below {lowest}; give {name} >= {lowest}.")
+        self.settings = settings
+        self._vocabulary: list[str] | None = None
+
+    def fit(
+        self,
+        sentences: Any,
+        text_column: str = "text",
+        extra_corpus: str | Path | Sequence[str | Path] | None = None,
+    ) -> "SkipGramEmbedding":
+        """Trains on every text as one sentence, in their order, and forgets what was fitted before.
+
+        Args:
+            sentences: A map-style or streaming data set, or any iterable (a generator too) of texts or word lists,
+                e.g. `GraphExpander.corpus(...)`.
+            text_column: The column of the texts.
+            extra_corpus: Files to train on as well: `.jsonl` or `.parquet` with a column `text`, or `.txt` with a
+                text a line.
+
+        Raises:
+            DataError: If the column or a file is missing, a row is not a text, or no word is left.
+        """
+        corpus = iterate_words(sentences, text_column)
+        if extra_corpus is not None:
+            corpus = chain(corpus, iterate_files(extra_corpus))
+        with tempfile.TemporaryDirectory(prefix="cmfah-skip-gram-") as folder:
+            spool = Path(folder) / "corpus.txt"
+            counts, num_sentences = _spool(corpus, spool)
+            vocabulary = sorted(
+                (word for word, count in counts.items() if count >= self.settings["min_count"]),
+                key=lambda word: (-counts[word], word),
+            )
+            if not vocabulary:
+                raise DataError(
+                    f"The corpus leaves no word after {num_sentences} texts with words (min_count="
+                    f"{self.settings['min_count']}); check the column or lower min_count."
+                )
+            vectors = self._train(spool, {word: counts[word] for word in vocabulary}, num_sentences, counts.total())
+        self._set_state(vocabulary, vectors, np.array([counts[word] for word in vocabulary], dtype=np.int64))
+        return self
+
+    def _train(self, spool: Path, counts: dict[str, int], num_sentences: int, num_words: int) -> np.ndarray:
+        from gensim.models.word2vec import LineSentence, Word2Vec
+
+        # `sorted_vocab=0`: gensim's own order leaves equal counts to an unstable sort, and the rows' first vectors
+        # and the Huffman tree both follow the order.
+        model = Word2Vec(sg=1, hs=1, negative=0, sorted_vocab=0, **self.settings)
+        model.build_vocab_from_freq(counts, corpus_count=num_sentences)
+        if len(counts) > 1:  # One word has no context, and no branch in the tree.
+            model.train(
+                LineSentence(str(spool), max_sentence_length=_MAX_SENTENCE),
+                total_examples=num_sentences,
+                total_words=num_words,
+                epochs=model.epochs,
+            )
+        logger.info("%d word vectors of %d dimensions from %d words.", len(counts), model.vector_size, num_words)
+        if list(counts) != model.wv.index_to_key:
+            raise CMFAHError("gensim has changed the order of the words; install gensim 4.x.")
+        return model.wv.vectors.astype(np.float32)
+
+    @property
+    def is_fitted(self) -> bool:
+        return self._vocabulary is not None
+
+    @property
+    def vocabulary(self) -> list[str]:
+        self._check_fitted()
+        return self._vocabulary
+
+    @property
+    def vectors(self) -> np.ndarray:
+        self._check_fitted()
+        return self._vectors_VE
+
+    @property
+    def counts(self) -> np.ndarray:
+        self._check_fitted()
+        return self._counts_V
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+    def __contains__(self, word: str) -> bool:
+        return self._number(word) is not None
+
+    def __getitem__(self, word: str) -> np.ndarray:
+        """The vector of a word, `(E,)`; a `QueryError` if it has none."""
+        return self.vectors[self._known(word)]
+
+    def most_similar(self, word: str, k: int = 10) -> list[tuple[str, float]]:
+        """The `k` other words with the largest cosine to `word`, best first; equal ones in the vocabulary's order.
+
+        Raises:
+            QueryError: If the word has no vector.
+        """
+        number = self._known(word)
+        norms_V = np.linalg.norm(self.vectors, axis=1)
+        cosines_V = self.vectors @ self.vectors[number] / np.maximum(norms_V * norms_V[number], 1e-30)
+        order = np.argsort(-cosines_V, kind="stable")
+        return [(self.vocabulary[i], float(cosines_V[i])) for i in order[order != number][: max(k, 0)]]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `skip_gram.safetensors` (vectors, counts) and `skip_gram.json` (settings, vocabulary)."""
+        tensors = {"vectors": self.vectors, "counts": self.counts}
+        content = {"settings": self.settings, "vocabulary": self.vocabulary}
+        save_state(folder, _STEM, type(self).__name__, tensors, content)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "SkipGramEmbedding":
+        """Reads what `save` wrote.
+
+        Raises:
+            CheckpointError: If a file is missing or damaged; it names the file.
+        """
+        tensors, content = load_state(folder, _STEM, cls.__name__)
+        try:
+            embedding = cls(**content["settings"])
+            vocabulary, vectors_VE, counts_V = content["vocabulary"], tensors["vectors"], tensors["counts"]
+            shape = (len(vocabulary), embedding.settings["vector_size"])
+            if vectors_VE.shape != shape or counts_V.shape != shape[:1] or vectors_VE.dtype != np.float32:
+                raise ValueError(f"the arrays do not hold {shape[0]} vectors of {shape[1]}")
+            if not np.isfinite(vectors_VE).all() or len(set(vocabulary)) != len(vocabulary):
+                raise ValueError("a vector is not finite or a word stands twice")
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(folder, _STEM, error) from error
+        embedding._set_state(vocabulary, vectors_VE, counts_V)
+        return embedding
+
+    def _set_state(self, vocabulary: list[str], vectors_VE: np.ndarray, counts_V: np.ndarray) -> None:
+        self._vocabulary = vocabulary
+        self._word_numbers = {word: number for number, word in enumerate(vocabulary)}
+        self._vectors_VE = vectors_VE
+        self._counts_V = counts_V
+
+    def _number(self, word: str) -> int | None:
+        self._check_fitted()
+        number = self._word_numbers.get(word)
+        if number is None and len(words := split_words(word)) == 1:  # "Dog" is asked for, "dog" is the word.
+            number = self._word_numbers.get(words[0])
+        return number
+
+    def _known(self, word: str) -> int:
+        number = self._number(word)
+        if number is None:
+            raise QueryError(f"{word!r} has no vector; it is not among the {len(self)} words of the vocabulary.")
+        return number
+
+    def _check_fitted(self) -> None:
+        if self._vocabulary is None:
+            raise CMFAHError("The embedding holds no words yet; call fit(sentences) or load(folder) first.")
+
+
+def _spool(corpus: Iterable[list[str]], path: Path) -> tuple[Counter, int]:
+    """Writes a sentence a line; returns how often each word occurs and how many sentences there are."""
+    counts: Counter = Counter()
+    num_sentences = 0
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for sentence in _cut(corpus):
+            counts.update(sentence)
+            file.write(" ".join(sentence) + "\n")
+            num_sentences += 1
+    return counts, num_sentences
+
+
+def _cut(corpus: Iterable[list[str]]) -> Iterator[list[str]]:
+    for words in corpus:
+        for first in range(0, len(words), _MAX_SENTENCE):
+            yield words[first : first + _MAX_SENTENCE]

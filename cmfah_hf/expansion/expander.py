@@ -1,0 +1,292 @@
+"""Expanding texts with the words that a walk on the image-word graph visits (see docs/method.md, [graph]).
+
+Shapes: N texts, V words of the graph.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from ..errors import CMFAHError, DataError
+from .corpus import check_column, is_one_row, iterate_words, words_of
+from .graph import ImageWordGraph
+from .storage import damaged, load_state, save_state
+from .walks import RandomWalk, num_hops
+
+_STEM = "expander"
+_SETTINGS = ["walk_length", "top_k", "min_probability", "mode", "num_walks", "seed", "word_weights", "output_column"]
+# Texts whose visits are held at a time, N x V float64.
+_BLOCK_ELEMENTS = 1 << 22
+_BLOCK_TEXTS = 1_024
+# Visits that differ by less than rounding does are equal, or the order of equal words would hang on the machine.
+_DECIMALS = 12
+
+
+class GraphExpander:
+    """Adds to each text the words that a random walk on the image-word graph visits from it ([graph]).
+
+    Fit it on texts, then give it to `datasets.map`, for the same texts or others:
+
+        expander = GraphExpander().fit(dataset, text_column="text")
+        dataset = dataset.map(expander, batched=True)          # adds the column "expanded_text"
+
+    A text's own words always stay, first and in their order, those that the graph does not know included. The added
+    words follow by falling expected visits, equal ones by word. A text without a known word stays as it is. Equal
+    fits give equal fingerprints, so `datasets` finds its cache again.
+
+    Args:
+        walk_length: Steps of the walk from the image on, odd. It stands on words at steps 1, 3, 5, ...; 1 adds nothing.
+        top_k: At most so many words are added; `None` for no limit.
+        min_probability: Only words are added on which at least this share of the walk's words is expected: their
+            expected visits divided by the number of words on a walk.
+        mode: `"closed_form"` computes `x1 + x1 M + x1 M^2`; `"walk"` counts `num_walks` sampled walks. Their draws
+            depend on `seed` and the text's known words alone, so a text gives the same words in any batch and process.
+        num_walks: Walks from each text; for `mode="walk"`.
+        seed: Of the sampled walks.
+        min_count: Words in fewer images are left out of the graph.
+        word_weights: How the walk picks a word of an image. `"binary"`: all alike. `"idf"`: words of few images more
+            often, by `ln((1 + N) / (1 + count)) + 1`, as the first word and as the landing of each hop (M with its
+            columns weighted and its rows normalised again).
+        stop_words: Words to leave out of the graph, so never added: an iterable of words, or `"english"`.
+        output_column: The column that is added.
+
+    Example:
+        >>> expander = GraphExpander(top_k=1).fit(["dog beach", "dog park", "cat sofa"])
+        >>> expander.expand("a beach")
+        ['a', 'beach', 'dog']
+    """
+
+    def __init__(
+        self,
+        walk_length: int = 5,
+        *,
+        top_k: int | None = 10,
+        min_probability: float = 0.0,
+        mode: str = "closed_form",
+        num_walks: int = 200,
+        seed: int = 0,
+        min_count: int = 1,
+        word_weights: str = "binary",
+        stop_words: str | Iterable[str] | None = None,
+        output_column: str = "expanded_text",
+    ):
+        num_hops(walk_length)
+        if mode not in ("closed_form", "walk"):
+            raise CMFAHError(f"mode={mode!r} is not known; give 'closed_form' or 'walk'.")
+        if word_weights not in ("binary", "idf"):
+            raise CMFAHError(f"word_weights={word_weights!r} is not known; give 'binary' or 'idf'.")
+        if not 0.0 <= min_probability <= 1.0:
+            raise CMFAHError(f"min_probability={min_probability} is not a probability; give 0 to 1.")
+        for name, value, lowest in (("top_k", top_k, 0), ("num_walks", num_walks, 1), ("seed", seed, 0)):
+            if value is not None and value < lowest:
+                raise CMFAHError(f"{name}={value} is below {lowest}; give {name} >= {lowest}.")
+        self.walk_length = int(walk_length)
+        self.top_k = None if top_k is None else int(top_k)
+        self.min_probability = float(min_probability)
+        self.mode = mode
+        self.num_walks = int(num_walks)
+        self.seed = int(seed)
+        self.word_weights = word_weights
+        self.output_column = output_column
+        self.text_column = "text"
+        self.graph = ImageWordGraph(min_count=min_count, stop_words=stop_words)
+        self._derived: tuple[tuple[int, str], tuple[RandomWalk, np.ndarray | None, np.ndarray]] | None = None
+
+    def fit(self, dataset: Any, text_column: str = "text") -> "GraphExpander":
+        """Builds the graph in one pass over the texts and forgets what was fitted before.
+
+        Args:
+            dataset: A map-style or streaming data set, or any iterable of texts: strings, lists of tags, or rows.
+            text_column: The column of the texts, here and when the expander is called.
+
+        Raises:
+            DataError: If the column is missing, a row is not a text, or no word is left for the graph.
+        """
+        self.graph.fit(dataset, text_column)
+        self.text_column = text_column
+        self._derived = None
+        return self
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The new column of a batch (or of one row), for `datasets.map`, which keeps the other columns.
+
+        Args:
+            batch: A mapping of columns with `text_column`: strings, or lists of tags. A plain mapping whose columns
+                are all equally long lists is a batch.
+
+        Returns:
+            `{"expanded_text": [...]}` with a string for each text; words are separated by spaces.
+
+        Raises:
+            DataError: If the column is missing or holds something else.
+        """
+        if not isinstance(batch, Mapping):
+            raise DataError(
+                f"The batch is a {type(batch).__name__}, not a mapping of columns; map a data set with_format(None)."
+            )
+        check_column(batch, self.text_column, "The batch")
+        values = batch[self.text_column]
+        where = f"Column {self.text_column!r}"
+        if is_one_row(batch, self.text_column):
+            return {self.output_column: " ".join(next(self._expanded([words_of(values, where)])))}
+        rows = [words_of(value, f"{where}, row {number} of the batch,") for number, value in enumerate(values)]
+        return {self.output_column: [" ".join(words) for words in self._expanded(rows)]}
+
+    def expand(self, text: Any) -> list[str]:
+        """The words of one text, a string or a list of tags: its own in their order, then the added ones."""
+        return next(self._expanded([words_of(text)]))
+
+    def expected_visits(self, text: Any) -> dict[str, float]:
+        """How often a walk from the text is expected on each word, most visited first, equal ones by word.
+
+        The values sum to the number of words on a walk (3 for length 5); words that it never reaches are left out, and
+        a text without a known word gives `{}`. With `mode="walk"` they are the mean visits of the sampled walks.
+        """
+        visits_V = self._visits(self._start([words_of(text)]))[0]
+        words = self.graph.vocabulary
+        order = self._ranked(np.flatnonzero(visits_V > 0), np.round(visits_V, _DECIMALS))
+        return {words[number]: float(visits_V[number]) for number in order}
+
+    def corpus(self, source: Any, text_column: str | None = None, num_walks: int = 10) -> "ExpandedCorpus":
+        """Sentences for `SkipGramEmbedding.fit`: each expanded text, then `num_walks` walks from its image.
+
+        Args:
+            source: A data set or any iterable of texts; read anew each time the corpus is iterated.
+            text_column: The column of the texts; by default the one that the expander was fitted on.
+            num_walks: Walks from each text that has a known word.
+        """
+        self.graph.vocabulary  # noqa: B018 - an expander that is not fitted fails here, not in the first iteration.
+        if num_walks < 0:
+            raise CMFAHError(f"num_walks={num_walks} is below 0; give num_walks >= 0.")
+        return ExpandedCorpus(self, source, self.text_column if text_column is None else text_column, num_walks)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `expander.safetensors` (the graph's arrays) and `expander.json` (settings and words)."""
+        content = {
+            "settings": self._settings(),
+            "text_column": self.text_column,
+            "num_images": self.graph.num_images,
+            "vocabulary": self.graph.vocabulary,
+        }
+        save_state(folder, _STEM, type(self).__name__, self.graph.tensors(), content)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "GraphExpander":
+        """Reads what `save` wrote.
+
+        Raises:
+            CheckpointError: If a file is missing or damaged; it names the file.
+        """
+        tensors, content = load_state(folder, _STEM, cls.__name__)
+        try:
+            expander = cls(**content["settings"])
+            expander.text_column = str(content["text_column"])
+            expander.graph.set_state(content["vocabulary"], content["num_images"], tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(folder, _STEM, error) from error
+        return expander
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _SETTINGS} | {
+            "min_count": self.graph.min_count,
+            "stop_words": list(self.graph.stop_words),
+        }
+
+    def _walk(self) -> tuple[RandomWalk, np.ndarray | None, np.ndarray]:
+        """The walk, the word weights (V,) and each word's place in the alphabet (V,), computed when first needed."""
+        key = (self.walk_length, self.word_weights)
+        if self._derived is None or self._derived[0] != key:
+            words = self.graph.vocabulary
+            alphabet_V = np.empty(len(words), dtype=np.int64)
+            alphabet_V[sorted(range(len(words)), key=words.__getitem__)] = np.arange(len(words))
+            weights_V, transitions_VV = None, self.graph.transitions
+            if self.word_weights == "idf":
+                weights_V = np.log((1 + self.graph.num_images) / (1 + self.graph.counts)) + 1.0
+                weighted = sparse.csr_array(transitions_VV @ sparse.diags_array(weights_V))
+                transitions_VV = sparse.csr_array(sparse.diags_array(1.0 / weighted.sum(axis=1)) @ weighted)
+            self._derived = key, (RandomWalk(transitions_VV, self.walk_length), weights_V, alphabet_V)
+        return self._derived[1]
+
+    def _start(self, rows: list[list[str]]) -> sparse.csr_array:
+        return self.graph.start(rows, self._walk()[1])
+
+    def _visits(self, start_NV: sparse.csr_array) -> np.ndarray:
+        walk = self._walk()[0]
+        if self.mode == "closed_form":
+            return walk.expected_visits(start_NV)
+        visits_NV = np.zeros(start_NV.shape)
+        walks = walk.sample(start_NV, self.num_walks, [self._generator(row) for row in _row_numbers(start_NV)])
+        for row in np.flatnonzero(np.diff(start_NV.indptr)):
+            visits_NV[row] = np.bincount(walks[row].ravel(), minlength=start_NV.shape[1]) / self.num_walks
+        return visits_NV
+
+    def _generator(self, numbers: np.ndarray) -> np.random.Generator:
+        words = "\n".join(sorted(self.graph.vocabulary[number] for number in numbers))
+        digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
+        return np.random.default_rng([self.seed, int.from_bytes(digest, "little")])
+
+    def _expanded(self, rows: list[list[str]]) -> Iterator[list[str]]:
+        words = self.graph.vocabulary
+        words_on_walk = num_hops(self.walk_length) + 1
+        a_text = max(len(words), self.num_walks * words_on_walk if self.mode == "walk" else 0)
+        block = max(1, min(_BLOCK_TEXTS, _BLOCK_ELEMENTS // a_text))
+        for first in range(0, len(rows), block):
+            block_rows = rows[first : first + block]
+            start_NV = self._start(block_rows)
+            shares_NV = np.round(self._visits(start_NV) / words_on_walk, _DECIMALS)
+            for own, share_V, numbers in zip(block_rows, shares_NV, _row_numbers(start_NV), strict=True):
+                share_V[numbers] = 0.0
+                reached = np.flatnonzero((share_V > 0) & (share_V >= self.min_probability))
+                yield own + [words[number] for number in self._ranked(reached, share_V, self.top_k)]
+
+    def _ranked(self, numbers: np.ndarray, scores_V: np.ndarray, k: int | None = None) -> np.ndarray:
+        """The numbers by falling score, equal ones by word, the first k."""
+        if k is not None and 0 < k < len(numbers):
+            # All that tie with the k-th stay for the sort, which alone knows the words.
+            kth = np.partition(scores_V[numbers], len(numbers) - k)[len(numbers) - k]
+            numbers = numbers[scores_V[numbers] >= kth]
+        alphabet_V = self._walk()[2]
+        return numbers[np.lexsort((alphabet_V[numbers], -scores_V[numbers]))][:k]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was derived stays out: a used expander and a fresh one have to give the same fingerprint.
+        return {**self.__dict__, "_derived": None}
+
+
+class ExpandedCorpus:
+    """Expanded texts and walks as word lists, computed while they are iterated; every iteration gives the same."""
+
+    def __init__(self, expander: GraphExpander, source: Any, text_column: str, num_walks: int):
+        self._expander = expander
+        self._source = source
+        self._text_column = text_column
+        self._num_walks = num_walks
+
+    def __iter__(self) -> Iterator[list[str]]:
+        rows: list[list[str]] = []
+        first = 0
+        for words in iterate_words(self._source, self._text_column):
+            rows.append(words)
+            if len(rows) == _BLOCK_TEXTS:
+                yield from self._sentences(rows, first)
+                first += len(rows)
+                rows = []
+        yield from self._sentences(rows, first)
+
+    def _sentences(self, rows: list[list[str]], first: int) -> Iterator[list[str]]:
+        expander = self._expander
+        start_NV = expander._start(rows)
+        generators = [np.random.default_rng([expander.seed, first + row]) for row in range(len(rows))]
+        walks = expander._walk()[0].sample(start_NV, self._num_walks, generators)
+        for expanded, row_walks in zip(expander._expanded(rows), walks, strict=True):
+            yield expanded
+            if self._num_walks and row_walks[0, 0] >= 0:
+                yield from ([expander.graph.vocabulary[number] for number in walk] for walk in row_walks.tolist())
+
+
+def _row_numbers(matrix: sparse.csr_array) -> list[np.ndarray]:
+    return np.split(matrix.indices, matrix.indptr[1:-1])

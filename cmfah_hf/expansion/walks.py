@@ -1,0 +1,127 @@
+"""Random walks on the image-word graph with the images summed out (see docs/method.md, [graph]).
+
+Shapes: N texts, V words, H hops of word -> image -> word, S sampled walks. A walk of length 2H + 1 stands on a word at
+its steps 1, 3, 5, ...: H + 1 words.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import sparse
+
+from ..errors import CMFAHError
+
+# Up to this many words, the sum of the powers of M is kept as one dense matrix (32 MiB at most), which makes a text
+# cost a handful of row additions. Beyond it, M stays sparse and dense blocks of texts are carried through it.
+_DENSE_WORDS = 2_048
+_BLOCK_ELEMENTS = 1 << 22
+
+
+class RandomWalk:
+    """Walks whose step from word to word is drawn from the rows of one matrix.
+
+    Args:
+        transitions_VV: Row-stochastic matrix `M = P_wi P_iw`.
+        walk_length: Steps from the image on, odd: a walk of length 5 stands on words at steps 1, 3 and 5.
+
+    Raises:
+        CMFAHError: If `walk_length` is even or below 1.
+    """
+
+    def __init__(self, transitions_VV: sparse.csr_array, walk_length: int = 5):
+        self.num_hops = num_hops(walk_length)
+        self.transitions_VV = transitions_VV
+        self._visits_VV: np.ndarray | None = None
+        self._cumulative: np.ndarray | None = None
+
+    def expected_visits(self, start_NV: sparse.csr_array) -> np.ndarray:
+        """`x1 + x1 M + x1 M^2 + ...` for every row x1, one term for each word on the walk.
+
+        A row's result does not depend on the rows beside it.
+
+        Args:
+            start_NV: Where step 1 stands: each row a distribution over the words, or empty.
+
+        Returns:
+            `(N, V)` float64. A row sums to H + 1, the number of words on a walk, or to 0 if it started empty.
+        """
+        num_words = self.transitions_VV.shape[0]
+        if num_words <= _DENSE_WORDS:
+            if self._visits_VV is None:
+                self._visits_VV = np.eye(num_words)
+                for _ in range(self.num_hops):
+                    self._visits_VV = self.transitions_VV @ self._visits_VV
+                    self._visits_VV.flat[:: num_words + 1] += 1.0
+            return np.asarray(start_NV @ self._visits_VV)
+        visits_NV = np.empty(start_NV.shape)
+        block = max(1, _BLOCK_ELEMENTS // num_words)
+        for first in range(0, start_NV.shape[0], block):
+            start = start_NV[first : first + block]
+            # A start row is nearly empty, so the first hop is sparse; after it hardly an element is zero.
+            visits = (start + start @ self.transitions_VV).toarray() if self.num_hops else start.toarray()
+            for _ in range(self.num_hops - 1):
+                visits = visits @ self.transitions_VV
+                visits[_coordinates(start)] += start.data
+            visits_NV[first : first + block] = visits
+        return visits_NV
+
+    def sample(
+        self, start_NV: sparse.csr_array, num_walks: int, generators: Sequence[np.random.Generator]
+    ) -> np.ndarray:
+        """Walks drawn step by step.
+
+        One hop word -> image -> word is exactly one draw from the word's row of M: the row is the sum over the images
+        of "go to this image" times "go to that word", so the image on the way does not have to be known.
+
+        Args:
+            start_NV: Where step 1 stands: each row a distribution over the words, or empty.
+            num_walks: S, walks from each row.
+            generators: One for each row, so that a row's walks do not depend on the rows beside it.
+
+        Returns:
+            `(N, S, H + 1)` int64, the words' numbers along each walk; -1 throughout where a start row is empty.
+        """
+        num_rows = start_NV.shape[0]
+        walks = np.full((num_rows, num_walks, self.num_hops + 1), -1, dtype=np.int64)
+        rows = np.flatnonzero(np.diff(start_NV.indptr))
+        if not len(rows):
+            return walks
+        uniform = np.stack([generators[row].random((num_walks, self.num_hops + 1)) for row in rows])
+        words = np.stack([_first_words(start_NV, row, u[:, 0]) for row, u in zip(rows, uniform, strict=True)])
+        walks[rows, :, 0] = words
+        for hop in range(1, self.num_hops + 1):
+            words = self._next_words(words, uniform[..., hop])
+            walks[rows, :, hop] = words
+        return walks
+
+    def _next_words(self, words: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """One draw from the row of M of each word, the whole array in one search."""
+        m = self.transitions_VV
+        if self._cumulative is None:
+            # Row number plus the running share within the row: it rises over all the data of M.
+            running = np.cumsum(m.data)
+            before = np.concatenate([[0.0], running])[m.indptr]
+            rows, _ = _coordinates(m)
+            self._cumulative = rows + (running - before[rows]) / (before[rows + 1] - before[rows])
+        position = np.searchsorted(self._cumulative, words + uniform, side="right")
+        # Rounding may carry a draw over either end of its row.
+        return m.indices[np.clip(position, m.indptr[words], m.indptr[words + 1] - 1)].astype(np.int64)
+
+
+def num_hops(walk_length: int) -> int:
+    """H of a walk of that length: word -> image -> word moves after its first word."""
+    if walk_length < 1 or walk_length % 2 == 0:
+        raise CMFAHError(f"walk_length={walk_length} is not odd; words stand at steps 1, 3, 5, ... of a walk.")
+    return (walk_length - 1) // 2
+
+
+def _coordinates(matrix: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
+
+
+def _first_words(start_NV: sparse.csr_array, row: int, uniform: np.ndarray) -> np.ndarray:
+    """Draws from one start row. Row by row, so that not even its rounding depends on the rows beside it."""
+    first, end = start_NV.indptr[row : row + 2]
+    cumulative = np.cumsum(start_NV.data[first:end])
+    position = np.searchsorted(cumulative / cumulative[-1], uniform, side="right")
+    return start_NV.indices[first + np.minimum(position, end - first - 1)].astype(np.int64)

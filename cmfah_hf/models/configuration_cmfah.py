@@ -1,0 +1,184 @@
+"""The configuration that every CMFAH model shares."""
+
+from pathlib import Path
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+ATTENTION_VARIANTS = ("both", "image", "text", "none")
+TORCHVISION_BACKBONES = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
+
+
+def resolve_backbone(name: str, **config_overrides) -> PreTrainedConfig | None:
+    """The configuration of an image backbone that is given by name.
+
+    Args:
+        name: One of torchvision's VGGs, a timm model name, or a folder or Hub id with a `transformers` backbone.
+        config_overrides: Fields of the backbone's configuration to set, such as `out_indices`.
+
+    Returns:
+        None for torchvision's VGGs, which have no configuration of their own.
+
+    Raises:
+        OSError: If the name is none of these, or the Hub cannot be reached.
+    """
+    if name in TORCHVISION_BACKBONES:
+        return None
+    if not Path(name).is_dir() and "/" not in name:
+        from transformers import TimmBackboneConfig
+
+        try:
+            import timm
+        except ImportError as error:
+            raise ValueError(f"The backbone {name!r} looks like a timm name; `pip install timm` to use it.") from error
+        if timm.is_model(name):
+            return TimmBackboneConfig(backbone=name, **config_overrides)
+    return AutoConfig.from_pretrained(name, **config_overrides)
+
+
+@strict
+class CMFAHConfig(PreTrainedConfig):
+    r"""
+    What a CMFAH model is: both towers, their attention, the hash heads, and the weights of the loss.
+
+    `num_labels` and `id2label` name the classes that guide the training; they are the classes of the training pairs.
+
+    Args:
+        backbone (`str`, defaults to `"vgg19"`):
+            The image backbone: a VGG of torchvision (the paper's is VGG19), a timm name, or a folder or Hub id that
+            `AutoBackbone` can load. Whatever is not a VGG is resolved once, into `backbone_config`.
+        backbone_config (`dict | PreTrainedConfig`, *optional*):
+            The configuration of an `AutoBackbone`; it takes precedence over `backbone`.
+        freeze_backbone (`bool`, defaults to `True`):
+            Whether the backbone keeps its weights. A frozen one stays in evaluation mode, and its regions can be kept.
+        image_size (`int`, defaults to 224):
+            Width and height of the input pictures, in pixels.
+        normalize_regions (`bool`, defaults to `True`):
+            Whether every region is scaled to length `sqrt(channels)` before its projection.
+        vocab_size (`int`, defaults to 1388):
+            Words with a row in the word table, `[PAD]` and `[UNK]` among them.
+        word_dim (`int`, defaults to 1000):
+            Width of the word vectors, `[skip-gram]`.
+        freeze_word_vectors (`bool`, defaults to `False`):
+            Whether the word table keeps its values in training.
+        text_kernel_sizes (`list[int]`, defaults to `[1, 3, 5]`):
+            Widths of the TextCNN's filters, in words, `[words]`.
+        text_filters (`int`, defaults to 256):
+            Filters of each width.
+        hidden_size (`int`, defaults to 512):
+            Width `D` of regions, words and pooled features.
+        num_hidden_layers (`int`, defaults to 1):
+            Blocks of co-attention and LSTM in each tower. The paper has one.
+        attention (`str`, defaults to `"both"`):
+            Which modality is guided by the other: `"both"`, `"image"`, `"text"` or `"none"`.
+        image_temperature, text_temperature (`float`, default to 4 and 9):
+            lambda_v and lambda_t of `[attention-v]` and `[attention-t]`.
+        num_concepts (`int`, defaults to 64):
+            Learned vectors that stand in for an absent partner.
+        use_lstm (`bool`, defaults to `True`):
+            Whether an LSTM reads the attended sequence, `[lstm]`.
+        dropout (`float`, defaults to 0.0):
+            Dropout on projected regions, on words, and on pooled features.
+        hash_bits (`int`, defaults to 64):
+            Length `K` of a hash code; a multiple of 8.
+        margin (`float`, defaults to 0.5):
+            Margin of every triplet hinge.
+        intra_feature_weight, intra_hash_weight, quantization_weight (`float`, default to 1):
+            alpha, beta and gamma of `[intra]`.
+        inter_feature_weight, inter_hash_weight (`float`, default to 1):
+            delta and phi of `[inter]`.
+        adversarial_weight (`float`, defaults to 1):
+            Weight of `[adversarial]` in the towers' loss.
+        label_weight (`float`, defaults to 1):
+            Weight of `[label-guidance]`.
+        label_positive_weight (`float`, defaults to 1):
+            How much more a present class counts than an absent one in `[label-guidance]`.
+        paired_weight (`float`, defaults to 1):
+            Weight of the view in which both partners are present, beside the one in which each is alone.
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of freshly drawn word vectors and concepts.
+
+    Raises:
+        ValueError: If a value is outside its range, `hash_bits` not a multiple of 8 among them.
+
+    Example:
+
+    ```python
+    >>> from cmfah_hf import CMFAHConfig, CMFAHModel
+
+    >>> model = CMFAHModel(CMFAHConfig(hash_bits=32, attention="image"))
+    >>> model.config.hash_bits
+    32
+    ```"""
+
+    model_type = "cmfah"
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="resnet", optional=True)}
+    # One head a block: the attention weights are cosines of whole features.
+    num_attention_heads = 1
+
+    backbone: str | None = "vgg19"
+    backbone_config: dict | PreTrainedConfig | None = None
+    freeze_backbone: bool = True
+    image_size: int = 224
+    num_channels: int = 3
+    normalize_regions: bool = True
+    vocab_size: int = 1388
+    word_dim: int = 1000
+    freeze_word_vectors: bool = False
+    pad_token_id: int | None = 0
+    unk_token_id: int | None = 1
+    text_kernel_sizes: list[int] | tuple[int, ...] = (1, 3, 5)
+    text_filters: int = 256
+    hidden_size: int = 512
+    num_hidden_layers: int = 1
+    attention: str = "both"
+    image_temperature: float | int = 4.0
+    text_temperature: float | int = 9.0
+    num_concepts: int = 64
+    use_lstm: bool = True
+    dropout: float | int = 0.0
+    hash_bits: int = 64
+    margin: float | int = 0.5
+    intra_feature_weight: float | int = 1.0
+    intra_hash_weight: float | int = 1.0
+    quantization_weight: float | int = 1.0
+    inter_feature_weight: float | int = 1.0
+    inter_hash_weight: float | int = 1.0
+    adversarial_weight: float | int = 1.0
+    label_weight: float | int = 1.0
+    label_positive_weight: float | int = 1.0
+    paired_weight: float | int = 1.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if self.backbone is not None and self.backbone_config is None:
+            self.backbone_config = resolve_backbone(self.backbone)
+        if self.backbone_config is not None:
+            self.backbone = None  # resolved: what is saved needs no second look-up
+        super().__post_init__(**kwargs)
+        self.text_kernel_sizes = list(self.text_kernel_sizes)
+        # `ValueError`s and not the validators of `@strict`, whose errors are of a type of their own.
+        if self.hash_bits <= 0 or self.hash_bits % 8:
+            raise ValueError(
+                f"hash_bits is {self.hash_bits}; a code is stored in whole bytes, so give a multiple of 8."
+            )
+        if self.attention not in ATTENTION_VARIANTS:
+            raise ValueError(f"attention is {self.attention!r}; choose one of {', '.join(ATTENTION_VARIANTS)}.")
+        if not self.text_kernel_sizes or min(self.text_kernel_sizes) < 1:
+            raise ValueError(f"text_kernel_sizes is {self.text_kernel_sizes}; give one or more widths of 1 or more.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; give a share from 0 to below 1.")
+
+    @property
+    def attends_image(self) -> bool:
+        """Whether regions are guided by words (or by the concepts that stand in for them)."""
+        return self.attention in ("both", "image")
+
+    @property
+    def attends_text(self) -> bool:
+        """Whether words are guided by regions (or by the concepts that stand in for them)."""
+        return self.attention in ("both", "text")
+
+
+__all__ = ["CMFAHConfig"]

@@ -1,0 +1,91 @@
+"""The terms of CMFAH's loss, each a pure function of tensors.
+
+Shape suffixes: A anchors, N candidates, B pairs of the batch, D feature width, K hash bits, C classes.
+"""
+
+import torch
+from torch import nn
+
+# Above what float16 can hold as a reciprocal, below any length that a feature has.
+EPSILON = 1e-6
+
+
+def cosine_matrix(x_AD: torch.Tensor, y_ND: torch.Tensor) -> torch.Tensor:
+    """Cosine of every row of `x_AD` with every row of `y_ND`: `(A, N)`; 0 where a row is zero."""
+    return nn.functional.normalize(x_AD, dim=-1, eps=EPSILON) @ nn.functional.normalize(y_ND, dim=-1, eps=EPSILON).mT
+
+
+def triplet_masks(labels_BC: torch.Tensor, within: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Who is a positive and who a negative of whom in a batch, from multi-hot labels.
+
+    Positives share at least one class, negatives none. Of a pair without labels nothing is known, so it is nobody's
+    positive or negative.
+
+    Args:
+        labels_BC: Multi-hot labels of the batch.
+        within: Whether anchors and candidates are of one modality, where nobody is its own positive. Across the
+            modalities, item `i` of one is the partner of item `i` of the other, hence its positive.
+
+    Returns:
+        Two boolean `(B, B)` masks.
+    """
+    labels_BC = labels_BC.float()
+    known_B = labels_BC.sum(dim=1) > 0
+    known_BB = known_B[:, None] & known_B[None, :]
+    share_BB = labels_BC @ labels_BC.mT > 0
+    if within:
+        share_BB = share_BB & ~torch.eye(len(labels_BC), dtype=torch.bool, device=labels_BC.device)
+        known_BB = known_BB & ~torch.eye(len(labels_BC), dtype=torch.bool, device=labels_BC.device)
+    return share_BB, known_BB & ~share_BB
+
+
+def triplet_hinge(
+    similarity_AN: torch.Tensor, positive_AN: torch.Tensor, negative_AN: torch.Tensor, margin: float
+) -> torch.Tensor:
+    """Mean of `max(0, margin + s(a, n) - s(a, p))` over all triplets of anchor, positive and negative.
+
+    `[intra]`, `[inter]`. Every triplet of the batch counts. Written out it is a sum over A x N x N; here the negatives
+    of an anchor are sorted once, so those that violate the margin of a positive are a suffix, known by a binary search
+    and summed by a difference of prefix sums. Value and gradient are those of the cubic form.
+
+    Args:
+        similarity_AN: Cosines of anchors with candidates.
+        positive_AN: Boolean; true where the candidate is a positive of the anchor.
+        negative_AN: Boolean; true where the candidate is a negative of the anchor.
+        margin: The hinge's margin, in cosine.
+
+    Returns:
+        A scalar; 0 where the batch holds no triplet.
+    """
+    similarity_AN = similarity_AN.float() if similarity_AN.dtype in (torch.float16, torch.bfloat16) else similarity_AN
+    # Non-negatives sort below every threshold, so they are never in the suffix.
+    sorted_AN = similarity_AN.masked_fill(~negative_AN, -torch.inf).sort(dim=1).values
+    prefix_AN = nn.functional.pad(sorted_AN.masked_fill(sorted_AN == -torch.inf, 0).cumsum(dim=1), (1, 0))
+    threshold_AN = similarity_AN - margin
+    start_AN = torch.searchsorted(sorted_AN.detach(), threshold_AN.detach().contiguous(), right=True)
+    violations_AN = similarity_AN.shape[1] - start_AN
+    hinge_AN = prefix_AN[:, -1:] - prefix_AN.gather(1, start_AN) - violations_AN * threshold_AN
+    triplets = (positive_AN.sum(dim=1) * negative_AN.sum(dim=1)).sum()
+    return (hinge_AN * positive_AN).sum() / triplets.clamp(min=1)
+
+
+def quantization_loss(hash_BK: torch.Tensor, codes_BK: torch.Tensor) -> torch.Tensor:
+    """J3 of `[intra]`: the mean squared distance of the hash values from their codes of -1 and +1."""
+    return nn.functional.mse_loss(hash_BK, codes_BK.to(hash_BK.dtype))
+
+
+def label_guidance_loss(logits_BC: torch.Tensor, labels_BC: torch.Tensor, positive_weight: float = 1.0) -> torch.Tensor:
+    """`[label-guidance]`: binary cross-entropy of the classes read off the hash values.
+
+    A present class counts `positive_weight` times as much as an absent one. Pairs without any label teach nothing.
+    """
+    labelled_B1 = (labels_BC.sum(dim=1, keepdim=True) > 0).to(logits_BC.dtype)
+    loss_BC = nn.functional.binary_cross_entropy_with_logits(
+        logits_BC, labels_BC.to(logits_BC.dtype), reduction="none", pos_weight=logits_BC.new_tensor(positive_weight)
+    )
+    return (loss_BC * labelled_B1).sum() / (labelled_B1.sum() * logits_BC.shape[1]).clamp(min=1)
+
+
+def sign(hash_BK: torch.Tensor) -> torch.Tensor:
+    """-1 or +1 a bit, with `sgn(0) = +1`, `[hash]`."""
+    return torch.where(hash_BK >= 0, 1.0, -1.0).to(hash_BK.dtype)

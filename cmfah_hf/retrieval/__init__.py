@@ -1,0 +1,8 @@
+"""Hash codes, their index, and a retriever over both media. The names load on first use."""
+
+from cmfah_hf.lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {"HashIndex": "index", "SearchResults": "index", "CrossMediaRetriever": "retriever"},
+)

@@ -1,0 +1,239 @@
+"""A model, its processor, its word graph and two indexes: search in a few calls.
+
+Shape suffixes: N items, K hash bits.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import cached_file
+
+from cmfah_hf.data.images import decode_image, decoding_off
+from cmfah_hf.errors import CheckpointError, ImageError, QueryError
+from cmfah_hf.expansion import GraphExpander
+from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor
+from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
+
+logger = logging.getLogger(__name__)
+
+
+class CrossMediaRetriever:
+    """Encodes pictures and texts, each alone, and finds the nearest of what was added.
+
+    Args:
+        model: The towers.
+        processor: Their processor.
+        expander: The graph that the model's training texts were expanded over; queries are expanded over it too.
+        device: Where to encode. None: a GPU where there is one.
+
+    Example:
+
+    ```python
+    >>> retriever = CrossMediaRetriever.from_pretrained("path/to/checkpoint")
+    >>> retriever.add_images(["beach.jpg", "street.jpg"])
+    >>> results = retriever.search(text="a dog on the beach", k=1)
+    >>> results.ids.tolist(), results.scores.tolist()
+    ([['beach.jpg']], [[31.5]])
+    ```"""
+
+    def __init__(
+        self,
+        model: CMFAHModel,
+        processor: CMFAHProcessor,
+        expander: GraphExpander | None = None,
+        device: str | torch.device | None = None,
+    ):
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.to(device).eval()
+        self.processor = processor
+        self.expander = expander
+        self.images = HashIndex(model.config.hash_bits)
+        self.texts = HashIndex(model.config.hash_bits)
+
+    @classmethod
+    def from_pretrained(
+        cls, repo_or_folder: str | Path, device: str | torch.device | None = None, **kwargs: Any
+    ) -> "CrossMediaRetriever":
+        """Loads what a training run left in a folder, or what was pushed to the Hub from there.
+
+        Args:
+            repo_or_folder: A folder or a Hub id.
+            device: Where to encode. None: a GPU where there is one.
+            **kwargs: For `from_pretrained`, such as `revision`, `token` or `dtype`.
+
+        Raises:
+            CheckpointError: If the folder holds no CMFAH model, or lacks a part of it.
+        """
+        source = str(repo_or_folder)
+        config = _load(CMFAHConfig, source, kwargs)
+        model = _load(CMFAHModel, source, {**kwargs, "config": config})
+        processor = _load(CMFAHProcessor, source, kwargs)
+        found = [cached_file(source, f"expander.{end}", _raise_exceptions_for_missing_entries=False, **kwargs) for end in ("json", "safetensors")]  # fmt: skip
+        return cls(model, processor, GraphExpander.load(Path(found[0]).parent) if all(found) else None, device)
+
+    def expand(self, texts: Sequence[str]) -> list[str]:
+        """The texts as the model was trained to read them: with the words that the graph adds."""
+        return [" ".join(self.expander.expand(text)) for text in texts] if self.expander else list(texts)
+
+    @torch.inference_mode()
+    def encode_images(self, images: Iterable[Any], batch_size: int = 32, progress: bool = False) -> np.ndarray:
+        """Hash values `(N, K)` in (-1, 1), float32, of pictures alone: paths, bytes, open files or Pillow pictures.
+
+        Raises:
+            ImageError: If one cannot be read; it names the picture.
+        """
+        batches = []
+        for batch in _batches(images, batch_size, "Pictures", progress):
+            pixel_values = self.processor(images=[decode_image(image) for image in batch], return_tensors="pt")[
+                "pixel_values"
+            ]
+            batches.append(self.model.get_image_hash(pixel_values.to(self.model.device)).float().cpu().numpy())
+        return np.concatenate(batches) if batches else np.empty((0, self.model.config.hash_bits), np.float32)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Iterable[str], batch_size: int = 256, progress: bool = False) -> np.ndarray:
+        """Hash values `(N, K)` in (-1, 1), float32, of texts alone. One without a known word has those of no text."""
+        batches = []
+        for batch in _batches(texts, batch_size, "Texts", progress):
+            inputs = self.processor(text=self.expand(batch), return_tensors="pt").to(self.model.device)
+            hash_values = self.model.get_text_hash(inputs["input_ids"], inputs["attention_mask"])
+            batches.append(hash_values.float().cpu().numpy())
+        return np.concatenate(batches) if batches else np.empty((0, self.model.config.hash_bits), np.float32)
+
+    @torch.inference_mode()
+    def encode_pairs(
+        self, images: Iterable[Any], texts: Iterable[str], batch_size: int = 32, progress: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Hash values of pictures and texts that see each other, each `(N, K)`.
+
+        For `protocol="paired"` alone: a query that is encoded with its partner knows the answer.
+        """
+        batches = []
+        for batch in _batches(zip(images, texts, strict=True), batch_size, "Pairs", progress):
+            pictures, own_texts = zip(*batch, strict=True)
+            inputs = self.processor(
+                images=[decode_image(picture) for picture in pictures], text=self.expand(own_texts), return_tensors="pt"
+            ).to(self.model.device)
+            outputs = self.model(**inputs)
+            batches.append((outputs.image_hash.float().cpu().numpy(), outputs.text_hash.float().cpu().numpy()))
+        image_batches, text_batches = zip(*batches, strict=True)
+        return np.concatenate(image_batches), np.concatenate(text_batches)
+
+    def add_images(
+        self, images: Any, ids: Sequence[int] | Sequence[str] | None = None, batch_size: int = 32, progress: bool = False
+    ) -> list[str]:
+        """Encodes pictures and adds them to the index `images`. One that cannot be read is left out, and named.
+
+        Args:
+            images: A data set with the columns `image` and `id`, or an iterable of paths, bytes or Pillow pictures.
+            ids: Of the pictures. None: the data set's, the paths as given, or their numbers.
+            batch_size: Pictures encoded at once.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            For each picture that was left out, why.
+        """
+        if hasattr(images, "column_names"):
+            raw, _ = decoding_off(images)
+            if ids is None and "id" in (raw.column_names or ()):
+                ids = raw["id"] if hasattr(raw, "__len__") else [row["id"] for row in raw.select_columns(["id"])]
+            images = (row["image"] for row in raw)
+        else:
+            images = list(images)
+            if ids is None and all(isinstance(image, (str, Path)) for image in images):
+                ids = [str(image) for image in images]
+        unreadable: list[str] = []
+        start = 0
+        for batch in _batches(images, batch_size, "Pictures", progress):
+            batch_ids = list(ids[start : start + len(batch)]) if ids is not None else None
+            start += len(batch)
+            pictures, kept = [], []
+            for position, image in enumerate(batch):
+                try:
+                    pictures.append(decode_image(image, name=str(batch_ids[position]) if batch_ids else None))
+                    kept.append(position)
+                except ImageError as error:
+                    logger.warning("Left out: %s", error)
+                    unreadable.append(str(error))
+            if pictures:
+                kept_ids = [batch_ids[position] for position in kept] if batch_ids is not None else None
+                self.images.add(self.encode_images(pictures, batch_size), kept_ids)
+        return unreadable
+
+    def add_texts(
+        self, texts: Iterable[str], ids: Sequence[int] | Sequence[str] | None = None, batch_size: int = 256, progress: bool = False
+    ) -> None:  # fmt: skip
+        """Encodes texts and adds them to the index `texts`.
+
+        Args:
+            texts: The texts.
+            ids: Of the texts. None: their numbers.
+            batch_size: Texts encoded at once.
+            progress: Whether to show a progress bar.
+        """
+        self.texts.add(self.encode_texts(texts, batch_size, progress), ids)
+
+    def search(
+        self,
+        text: str | Sequence[str] | None = None,
+        image: Any = None,
+        k: int = 10,
+        target: str | None = None,
+        metric: Metric = "aqd",
+    ) -> SearchResults:
+        """The nearest items of a text or of a picture, or of several of either.
+
+        Args:
+            text: A text, or a list of texts.
+            image: A picture (a path, bytes, an open file, a Pillow picture), or a list of them; instead of `text`.
+            k: How many items to give.
+            target: `"images"` or `"texts"`: what is searched. None: pictures if there are any, else texts.
+            metric: `"aqd"`, by `<z_q, B_x>` of `[aqd]`, or `"hamming"`.
+
+        Raises:
+            QueryError: If not exactly one of `text` and `image` is given, or no word of a text is known to the model.
+            ImageError: If a picture cannot be read.
+            HashIndexError: If what is searched is empty.
+        """
+        if (text is None) == (image is None):
+            raise QueryError("Give a text or an image to search with, one of them.")
+        if target not in (None, "images", "texts"):
+            raise QueryError(f"target is {target!r}; choose 'images' or 'texts'.")
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            for query, expanded in zip(texts, self.expand(texts), strict=True):
+                if not self.processor.known_words(expanded):
+                    raise QueryError(
+                        f"No word of {query!r} is among the {len(self.processor.tokenizer):,} that this model knows; "
+                        "use other words."
+                    )
+            hash_values_NK = self.encode_texts(texts)
+        else:
+            hash_values_NK = self.encode_images(image if isinstance(image, (list, tuple)) else [image])
+        index = self.texts if target == "texts" or (target is None and not len(self.images)) else self.images
+        return index.search(hash_values_NK, k=k, metric=metric)
+
+
+def _load(part: type, source: str, kwargs: dict[str, Any]) -> Any:
+    try:
+        loaded = part.from_pretrained(source, **kwargs)
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{source}: no {part.__name__} can be loaded from there ({reason}).") from error
+    return loaded
+
+
+def _batches(items: Iterable[Any], batch_size: int, what: str, progress: bool) -> Iterator[list[Any]]:
+    from transformers.utils.logging import tqdm
+
+    total = len(items) if hasattr(items, "__len__") else None
+    iterator = iter(items)
+    with tqdm(total=total, desc=what, disable=not progress) as bar:
+        while batch := list(islice(iterator, batch_size)):
+            yield batch
+            bar.update(len(batch))

@@ -1,0 +1,113 @@
+"""Every knob of a training run that is not the model's own, with help texts that are their documentation."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class DataArguments:
+    """Which pairs to train on, and what is made of them before the first step."""
+
+    dataset: str = field(
+        default="scenes",
+        metadata={
+            "help": "A folder of pictures with metadata, Parquet, a Hub id, or 'scenes', drawn by code. A relative path "
+            "that does not exist is looked for below the environment variable CMFAH_DATA."
+        },
+    )
+    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    query_split: str | None = field(
+        default="query",
+        metadata={"help": "The split whose items are the queries of the final evaluation, looked at once, at the end."},
+    )
+    database_split: str | None = field(
+        default=None, metadata={"help": "The split that is searched. None: the training pairs, validation included."}
+    )
+    validation_split: str | None = field(
+        default=None, metadata={"help": "The split that chooses the best epoch. None: cut from the training pairs."}
+    )
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Share of the training pairs that is cut off to choose the best epoch."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "The column of pictures. None: found by name."})
+    text_column: str | None = field(default=None, metadata={"help": "The column of texts. None: found by name."})
+    labels_column: str | None = field(default=None, metadata={"help": "The column of labels. None: found by name."})
+    backbone_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weights of the image backbone: a safetensors file, a folder or a Hub id that holds one, or "
+            "'torchvision' for its published ones. None: drawn at random, or those of a backbone given by Hub id."
+        },
+    )
+    image_mean: list[float] | None = field(
+        default=None, metadata={"help": "Mean of red, green, blue in 0..1. None: what the backbone expects."}
+    )
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "Deviation of red, green, blue in 0..1. None: what the backbone expects."}
+    )
+    keep_regions: bool = field(
+        default=True,
+        metadata={"help": "Compute the regions of a frozen backbone once and keep them, float16, on disk."},
+    )
+    mirror: bool = field(
+        default=False, metadata={"help": "Keep the regions of mirrored training pictures too, and train on either."}
+    )
+    expand: bool = field(default=True, metadata={"help": "Expand texts over the image-word graph, [graph]."})
+    walk_length: int = field(default=5, metadata={"help": "Length of a walk on the image-word graph, an odd number."})
+    top_k: int = field(default=10, metadata={"help": "Most words that the expansion adds to a text."})
+    min_probability: float = field(default=0.01, metadata={"help": "Least expected share of a walk for an added word."})
+    word_corpus: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Further texts for the word vectors: .jsonl or .parquet with a column 'text', or .txt."},
+    )
+    words_from: str | None = field(
+        default=None, metadata={"help": "Folder of an earlier run whose word graph and vectors are used instead."}
+    )
+    word_walks: int = field(default=10, metadata={"help": "Walks from each picture that the word vectors read."})
+    word_epochs: int = field(default=5, metadata={"help": "Passes of skip-gram over its corpus, [skip-gram]."})
+    word_window: int = field(default=5, metadata={"help": "Words on either side that skip-gram predicts."})
+    word_seed: int = field(default=0, metadata={"help": "Of skip-gram's first vectors, windows and skipping."})
+    word_workers: int = field(
+        default=1, metadata={"help": "Threads of skip-gram. With more than one, no two runs give the same vectors."}
+    )
+
+
+@dataclass
+class CMFAHTrainingArguments(TrainingArguments):
+    """The arguments of `CMFAHTrainer`. Where they differ from the parent's defaults, they are the paper's settings."""
+
+    output_dir: str = field(default="cmfah-model", metadata={"help": "Where the model, its processor and its words go."})
+    optim: str = field(default="sgd", metadata={"help": "Optimizer of the towers and of the discriminators."})
+    learning_rate: float = field(default=7e-4, metadata={"help": "Learning rate of the towers."})
+    discriminator_learning_rate: float = field(
+        default=8e-4, metadata={"help": "Learning rate of the discriminators; its schedule is the towers'."}
+    )
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Pairs of a batch."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Pairs of a batch in evaluation."})
+    num_train_epochs: float = field(default=150.0, metadata={"help": "Passes over the training pairs."})
+    codes_update: str = field(
+        default="epoch",
+        metadata={"help": "When B of [algorithm-1] is made anew: after each 'epoch', or for each 'batch'."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations without a better model. None: never."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate on the validation split."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep: the best and the last."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Whether the best model is what remains."})
+    metric_for_best_model: str | None = field(
+        default="map", metadata={"help": "What is best: 'map' is the mean of both directions, one modality alone."}
+    )
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of it is better."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When to log the terms of the loss."})
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "Kept off: the collator takes what it needs from pictures and texts."}
+    )
+    report_to: None | str | list[str] = field(default="none", metadata={"help": "Where to send logs to."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.codes_update not in ("epoch", "batch"):
+            raise ValueError(f"codes_update is {self.codes_update!r}; choose 'epoch' or 'batch'.")

@@ -1,0 +1,79 @@
+"""Published weights for the image backbone."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoBackbone
+
+from cmfah_hf.data import resolve_data_path
+from cmfah_hf.errors import CheckpointError
+from cmfah_hf.models import CMFAHForPreTraining
+from cmfah_hf.models.configuration_cmfah import TORCHVISION_BACKBONES
+
+WEIGHTS_NAME = "model.safetensors"
+
+
+def load_backbone_weights(model: CMFAHForPreTraining, source: str) -> None:
+    """Puts published weights into the model's image backbone.
+
+    Args:
+        model: The model; its configuration names the backbone.
+        source: `"torchvision"` for torchvision's own weights of a VGG, a safetensors file with the names of the
+            backbone (`features.0.weight`, ... for a VGG; a classifier beside them is passed over), a folder that holds
+            it as `model.safetensors`, or a Hub id.
+
+    Raises:
+        CheckpointError: If there is no such file, or its tensors are not those of the backbone.
+    """
+    embeddings = model.cmfah.image_model.embeddings
+    backbone_config = model.config.backbone_config
+    if source == "torchvision":
+        weights = _torchvision_weights(model.config.backbone)
+    elif backbone_config is not None and not _local_file(source):
+        weights = AutoBackbone.from_pretrained(source, config=backbone_config).state_dict()
+    else:
+        path = _local_file(source) or _hub_file(source)
+        try:
+            weights = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
+    expected = embeddings.backbone.state_dict()
+    missing = sorted(set(expected) - set(weights))
+    if missing:
+        raise CheckpointError(
+            f"{source}: {len(missing)} of the backbone's {len(expected)} tensors are missing, {missing[0]!r} first; "
+            "these are not its weights."
+        )
+    for name, tensor in expected.items():
+        if weights[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{source}: {name!r} has the shape {tuple(weights[name].shape)} and the backbone's {tuple(tensor.shape)}."
+            )
+    embeddings.backbone.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected})
+
+
+def _local_file(source: str) -> Path | None:
+    path = resolve_data_path(source)
+    path = path / WEIGHTS_NAME if path.is_dir() else path
+    return path if path.is_file() else None
+
+
+def _hub_file(source: str) -> str:
+    try:
+        return hf_hub_download(source, WEIGHTS_NAME)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{source}: neither a file, a folder with {WEIGHTS_NAME}, nor a Hub id that can be reached ({reason})."
+        ) from error
+
+
+def _torchvision_weights(name: str | None) -> dict[str, torch.Tensor]:
+    import torchvision
+
+    if name not in TORCHVISION_BACKBONES:
+        raise CheckpointError("'torchvision' has weights for its VGGs alone; name a file or a Hub id for this backbone.")
+    return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)

@@ -1,0 +1,110 @@
+"""A run's settings: a YAML file, then the command line over it."""
+
+import difflib
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from cmfah_hf.errors import CMFAHError
+from cmfah_hf.models import CMFAHConfig
+from cmfah_hf.training.arguments import CMFAHTrainingArguments, DataArguments
+
+SECTIONS = ("model", "data", "training")
+# Made from the data, or the parent's own business; setting them by hand would only break the model.
+_NOT_FOR_HAND = {"vocab_size", "pad_token_id", "unk_token_id", "id2label", "label2id", "problem_type", "architectures", "transformers_version", "return_dict", "dtype", "chunk_size_feed_forward", "is_encoder_decoder", "output_hidden_states"}  # fmt: skip
+
+
+@dataclass
+class Run:
+    """What one training run is told: fields of `CMFAHConfig`, the data's arguments, the trainer's arguments."""
+
+    model: dict[str, Any]
+    data: DataArguments
+    training: CMFAHTrainingArguments
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str):
+        raise CMFAHError(f"{message[0].upper()}{message[1:]}; see the arguments in the README.")
+
+
+def parse_run(config: str | Path | None, arguments: list[str] | None = None) -> Run:
+    """Reads a run's settings.
+
+    Args:
+        config: A YAML file with the sections `model`, `data` and `training`; None: the defaults alone.
+        arguments: Of the command line, such as `["--hash_bits", "32", "--learning_rate=1e-3"]`. Any field of the
+            three sections can be given so, and takes precedence over the file.
+
+    Raises:
+        CMFAHError: If the file is missing or is not such a YAML, or a name or value is not known.
+    """
+    settings = _read(Path(config)) if config is not None else {}
+    parser = _Parser((DataArguments, CMFAHTrainingArguments), allow_abbrev=False)
+    data_names = {field.name for field in fields(DataArguments)}
+    training_names = {field.name for field in fields(CMFAHTrainingArguments)}
+    model_names = {field.name for field in fields(CMFAHConfig)} - _NOT_FOR_HAND
+    known = {"model": model_names, "data": data_names, "training": training_names}
+    for section, values in settings.items():
+        for name in values:
+            if name not in known[section]:
+                raise CMFAHError(f"{config}: {section} has no setting {name!r}{_nearest(name, known[section])}.")
+    parser.set_defaults(**settings.get("data", {}), **settings.get("training", {}))
+    data, training, rest = parser.parse_args_into_dataclasses(args=arguments or [], return_remaining_strings=True)
+    model = dict(settings.get("model", {}))
+    for name, value in _pairs(rest):
+        if name not in model_names:
+            raise CMFAHError(f"There is no argument --{name}{_nearest(name, set().union(*known.values()))}.")
+        model[name] = value
+    return Run(model, data, training)
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.is_file():
+        raise CMFAHError(f"{path}: there is no such configuration; hub_configs/ holds some to start from.")
+    try:
+        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
+    except yaml.YAMLError as error:
+        raise CMFAHError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(settings, dict) or not all(isinstance(values, dict) for values in settings.values()):
+        raise CMFAHError(f"{path}: a configuration has the sections {', '.join(SECTIONS)}, each with its settings.")
+    unknown = set(settings) - set(SECTIONS)
+    if unknown:
+        raise CMFAHError(f"{path}: there is no section {sorted(unknown)[0]!r}; there are {', '.join(SECTIONS)}.")
+    return settings
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes `1e-3` for a string; everyone who writes a learning rate means the number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
+    pairs, rest = [], list(arguments)
+    while rest:
+        first = rest.pop(0)
+        if not first.startswith("--"):
+            raise CMFAHError(f"{first!r} is no argument; they are given as --name value.")
+        name, equals, value = first.removeprefix("--").partition("=")
+        if not equals:
+            values = []
+            while rest and not rest[0].startswith("--"):
+                values.append(rest.pop(0))
+            value = "true" if not values else values[0] if len(values) == 1 else f"[{', '.join(values)}]"
+        pairs.append((name.replace("-", "_"), yaml.load(value, Loader=_Loader)))
+    return pairs
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}" if near else ""

@@ -1,0 +1,182 @@
+"""One training run: from a configuration to a folder that `from_pretrained` loads."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import set_seed
+
+from cmfah_hf.data import collect_classes, load_image_text, resolve_data_path, train_validation_split
+from cmfah_hf.data.images import drop_unreadable
+from cmfah_hf.errors import DataError
+from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
+from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHProcessor
+from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
+from cmfah_hf.training.arguments import DataArguments
+from cmfah_hf.training.backbone import load_backbone_weights
+from cmfah_hf.training.configuration import Run
+from cmfah_hf.training.evaluate import evaluate_pairs
+from cmfah_hf.training.region_cache import keep_regions
+from cmfah_hf.training.trainer import CMFAHTrainer
+
+logger = logging.getLogger(__name__)
+
+METRICS_NAME = "metrics.json"
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Trains a model and leaves it, its processor, its words and its figures in `run.training.output_dir`.
+
+    The test queries are looked at once, at the end, with the model that the validation pairs chose.
+
+    Returns:
+        `validation`: the best MAP there; `query`: the figures of `RetrievalEvaluator`, where the data has a query
+        split with labels; and what the run was (bits, seed, pairs). The same stands in `metrics.json`.
+
+    Raises:
+        CMFAHError: If the data, the weights or a setting cannot be used.
+    """
+    args, data = run.training, run.data
+    set_seed(args.seed)
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    splits = _load_splits(data)
+    classes = collect_classes(splits["train"])
+    with args.main_process_first(local=False, desc="words"):
+        expander, embedding = _fit_words(run, splits["train"], output)
+    text_column = "text"
+    if expander is not None:
+        text_column = expander.output_column
+        splits = {name: pairs.map(expander, batched=True, desc="Expansion") for name, pairs in splits.items()}
+    model, processor = _build(run, classes, embedding)
+    with args.main_process_first(local=False, desc="regions"):
+        splits = _prepare_pictures(run, splits, model, processor)
+
+    trainer = CMFAHTrainer(
+        model=model,
+        args=args,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=processor,
+        text_column=text_column,
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if not trainer.is_world_process_zero():
+        return {}
+    metrics: dict[str, Any] = {
+        "hash_bits": model.config.hash_bits,
+        "seed": args.seed,
+        "train_pairs": len(splits["train"]),
+        "validation_pairs": len(splits["validation"]),
+        "validation": trainer.state.best_metric,
+    }
+    if "query" in splits and "labels" in splits["query"].column_names:
+        database = splits.get("database")
+        if database is None:
+            columns = splits["validation"].column_names
+            plain = trainer.plain_train_dataset.select_columns(columns)
+            database = datasets.concatenate_datasets([plain, splits["validation"]])
+        towers = trainer.accelerator.unwrap_model(trainer.model).cmfah
+        metrics["query"] = evaluate_pairs(
+            towers, processor, splits["query"], database, text_column, plots=output / "plots"
+        )
+    (output / METRICS_NAME).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return metrics
+
+
+def _load_splits(data: DataArguments) -> dict[str, datasets.Dataset]:
+    """The splits by their part in the run: `train`, `validation`, and where there are such `query` and `database`."""
+    loaded = load_image_text(
+        data.dataset, image_column=data.image_column, text_column=data.text_column, labels_column=data.labels_column
+    )
+
+    def split(name: str) -> datasets.Dataset:
+        if name not in loaded:
+            raise DataError(f"{data.dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
+        return loaded[name]
+
+    splits = {"train": split(data.train_split)}
+    if data.validation_split is not None:
+        splits["validation"] = split(data.validation_split)
+    else:
+        # One seed for all runs: what is compared, bits or seeds, is compared on the same pairs.
+        splits["train"], splits["validation"] = train_validation_split(splits["train"], data.validation_fraction, seed=0)
+    if data.query_split is not None and data.query_split in loaded:
+        splits["query"] = loaded[data.query_split]
+    if data.database_split is not None:
+        splits["database"] = split(data.database_split)
+    return splits
+
+
+def _fit_words(
+    run: Run, pairs: datasets.Dataset, output: Path
+) -> tuple[GraphExpander | None, SkipGramEmbedding]:
+    """The word graph and the word vectors of the training texts; those of an earlier run where one is named."""
+    data = run.data
+    source = data.words_from or (output if run.training.resume_from_checkpoint else None)
+    if source is not None:
+        folder = resolve_data_path(source)
+        expander = GraphExpander.load(folder) if data.expand else None
+        embedding = SkipGramEmbedding.load(folder)
+    else:
+        expander = None
+        corpus: Any = pairs
+        if data.expand:
+            expander = GraphExpander(
+                data.walk_length, top_k=data.top_k, min_probability=data.min_probability, seed=run.training.seed
+            ).fit(pairs)
+            corpus = expander.corpus(pairs, num_walks=data.word_walks)
+        embedding = SkipGramEmbedding(
+            run.model.get("word_dim", CMFAHConfig.word_dim),
+            epochs=data.word_epochs,
+            window=data.word_window,
+            seed=data.word_seed,
+            workers=data.word_workers,
+        ).fit(corpus, extra_corpus=[resolve_data_path(path) for path in data.word_corpus] or None)
+    # Kept before the training starts: should that break off, they need not be made again.
+    if expander is not None:
+        expander.save(output)
+    embedding.save(output)
+    return expander, embedding
+
+
+def _build(run: Run, classes: list[str], embedding: SkipGramEmbedding) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
+    vectors_VE = torch.from_numpy(embedding.vectors)
+    settings = {**run.model, "word_dim": vectors_VE.shape[1]}
+    config = CMFAHConfig(
+        **settings,
+        vocab_size=len(embedding.vocabulary) + len(SPECIAL_TOKENS),
+        id2label=dict(enumerate(classes)),
+        label2id={name: number for number, name in enumerate(classes)},
+    )
+    model = CMFAHForPreTraining(config)
+    table = model.get_input_embeddings().weight.data
+    table.zero_()
+    table[len(SPECIAL_TOKENS) :] = vectors_VE
+    if run.data.backbone_weights is not None:
+        load_backbone_weights(model, run.data.backbone_weights)
+    elif config.freeze_backbone:
+        logger.warning(
+            "The image backbone is frozen with weights drawn at random; give --backbone_weights, or --freeze_backbone false."
+        )
+    return model, CMFAHProcessor.from_vocabulary(config, embedding.vocabulary, run.data.image_mean, run.data.image_std)
+
+
+def _prepare_pictures(
+    run: Run, splits: Mapping[str, datasets.Dataset], model: CMFAHForPreTraining, processor: CMFAHProcessor
+) -> dict[str, datasets.Dataset]:
+    """The splits with kept regions instead of pictures, if the backbone is frozen; unreadable pictures left out."""
+    if not (model.config.freeze_backbone and run.data.keep_regions):
+        return {name: drop_unreadable(pairs) for name, pairs in splits.items()}
+    model.to(run.training.device)
+    tower = model.cmfah.image_model
+    return {
+        name: keep_regions(pairs, tower, processor, mirrored=run.data.mirror and name == "train").remove_columns("image")
+        for name, pairs in splits.items()
+    }

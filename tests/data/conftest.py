@@ -1,0 +1,51 @@
+"""Folders of small pictures, and a cache of `datasets` that is this test run's own."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets-cache"))
+    datasets.disable_progress_bars()
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def make_folder(tmp_path):
+    """Write pictures of one colour each, and metadata given as rows (dictionaries) or as raw text."""
+
+    def make(rows, folder="pairs", name="metadata.jsonl", pictures=None) -> Path:
+        root = tmp_path / folder
+        root.mkdir(parents=True, exist_ok=True)
+        if pictures is None:
+            pictures = [row["file_name"] for row in rows]
+        for i, picture in enumerate(pictures):
+            (root / picture).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (6, 4), (i % 256, 90, 30)).save(root / picture)
+        if not isinstance(rows, str):
+            rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (root / name).write_text(rows, encoding="utf-8")
+        return root
+
+    return make
+
+
+@pytest.fixture
+def rows_of():
+    """Rows as plain values: pictures as size, mode and bytes."""
+
+    def plain(dataset) -> list[dict]:
+        rows = []
+        for row in dataset:
+            image = row["image"]
+            rows.append(dict(row) | {"image": (image.size, image.mode, image.tobytes())})
+        return rows
+
+    return plain

@@ -1,0 +1,96 @@
+"""The Hub door, against a real HTTP server on the loopback that answers what the Hub answers."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+from cmfah_hf.data import make_scenes, write_imagefolder
+
+PROGRAM = """
+import hashlib, json, sys
+import datasets
+datasets.disable_progress_bars()
+from cmfah_hf.data import decode_image, drop_unreadable, load_image_text
+from cmfah_hf.errors import DataError
+
+def rows(part):
+    return [[r["id"], r["text"], r["labels"], hashlib.sha256(r["image"].tobytes()).hexdigest()] for r in part]
+
+out = {}
+for name in ("me/parquet", "me/folder"):
+    for streaming in (False, True):
+        loaded = load_image_text(name, streaming=streaming)
+        out[f"{name} {streaming}"] = {split: rows(part) for split, part in loaded.items()}
+stream = load_image_text("me/folder", split="train", streaming=True)
+out["checked"] = rows(drop_unreadable(stream))
+value = next(iter(stream.decode(False)))["image"]
+out["one picture"] = [value["path"][:5], decode_image(value).size]
+out["address"] = rows(load_image_text("hf://datasets/me/parquet/data/query-00000-of-00001.parquet", split="train"))
+try:
+    load_image_text("me/absent")
+except DataError as error:
+    out["absent"] = str(error)
+print(json.dumps(out))
+"""
+
+
+def serve(root: Path):
+    spec = spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.make_server(root)
+
+
+@pytest.fixture
+def hub(tmp_path):
+    root = tmp_path / "hub"
+    (root / "me" / "parquet" / "data").mkdir(parents=True)
+    scenes = make_scenes(6, image_size=32)
+    scenes.select(range(4)).to_parquet(root / "me/parquet/data/train-00000-of-00001.parquet")
+    scenes.select(range(4, 6)).to_parquet(root / "me/parquet/data/query-00000-of-00001.parquet")
+    folder = write_imagefolder(scenes.select(range(4)), root / "me" / "folder" / "train")
+    # Without ids, the file names below the split are the ids: of the cached files and of the stream alike.
+    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    (folder / "metadata.jsonl").write_text(
+        "".join(json.dumps({k: v for k, v in x.items() if k != "id"}) + "\n" for x in lines)
+    )
+    server = serve(root)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server, scenes
+    server.shutdown()
+    server.server_close()
+
+
+def test_hub_data_sets_map_style_and_streaming(hub, tmp_path):
+    server, scenes = hub
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    out = json.loads(result.stdout.splitlines()[-1])
+    # The pictures came over the wire, not from some cache.
+    requests = server.RequestHandlerClass.paths
+    assert any(path.startswith("GET /datasets/me/parquet/resolve/") for path in requests)
+
+    expected = [[r["id"], r["text"], r["labels"], hashlib.sha256(r["image"].tobytes()).hexdigest()] for r in scenes]
+    by_file = [[f"{row[0]}.png", *row[1:]] for row in expected[:4]]
+    for streaming in (False, True):
+        assert out[f"me/parquet {streaming}"] == {"train": expected[:4], "query": expected[4:]}
+        assert out[f"me/folder {streaming}"] == {"train": by_file}
+    assert out["checked"] == by_file
+    assert out["one picture"] == ["hf://", [32, 32]]
+    assert out["address"] == expected[4:]
+    assert out["absent"].startswith("me/absent: no such folder or file here, and as a data set on the Hub")

@@ -1,0 +1,208 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from cmfah_hf.errors import QueryError
+from cmfah_hf.evaluation import METRICS, RetrievalEvaluator
+from cmfah_hf.evaluation.metrics import average_precision, mean_average_precision
+
+CLASSES = ["bird", "car", "dog", "sea", "tree"]
+
+
+def problem(queries=7, database=60, bits=16, seed=0):
+    """Codes that follow the labels, coarse enough to tie, and two rows without a label."""
+    rng = np.random.default_rng(seed)
+    directions = rng.normal(size=(len(CLASSES), bits))
+    sides = []
+    for rows in (queries, database):
+        labels = rng.random((rows, len(CLASSES))) < 0.3
+        labels[2] = False
+        image, text = (np.round(labels @ directions + rng.normal(size=(rows, bits))).clip(-8, 8) / 8 for _ in range(2))
+        sides.append((image, text, labels))
+    (image_q, text_q, labels_q), (image_db, text_db, labels_db) = sides
+    return image_q, text_q, image_db, text_db, labels_q, labels_db
+
+
+def names(labels):
+    return [[CLASSES[c] for c in np.flatnonzero(row)] for row in labels]
+
+
+def scores(hash_q, hash_db, ranking):
+    signs = np.where(hash_db >= 0, 1.0, -1.0)
+    return (hash_q if ranking == "aqd" else np.where(hash_q >= 0, 1.0, -1.0)) @ signs.T
+
+
+@pytest.mark.parametrize("ranking", ["hamming", "aqd"])
+def test_every_figure_equals_the_metric_on_the_full_score_matrix(ranking):
+    image_q, text_q, image_db, text_db, labels_q, labels_db = arguments = problem()
+    results = RetrievalEvaluator(metrics=METRICS, ks=(1, 5, 80), ranking=ranking)(*arguments)
+    shared = (labels_q[:, None] & labels_db[None]).any(axis=2)
+    for direction, hash_q, hash_db in (("i2t", image_q, text_db), ("t2i", text_q, image_db)):
+        matrix = scores(hash_q, hash_db, ranking)
+        expected = {"map": {}, "map_stable": {"ties": "stable"}}
+        for k in (1, 5, 80):
+            expected[f"map@{k}"] = {"k": k}
+            expected[f"map_dcmh@{k}"] = {"k": k, "variant": "dcmh"}
+            expected[f"map_stable@{k}"] = {"k": k, "ties": "stable"}
+            expected[f"map_stable_dcmh@{k}"] = {"k": k, "ties": "stable", "variant": "dcmh"}
+        for name, options in expected.items():
+            assert results.pop(f"{ranking}/{direction}/{name}") == pytest.approx(
+                mean_average_precision(matrix, shared, **options), abs=1e-12
+            )
+        rng = np.random.default_rng(0)
+        for k in (1, 5):
+            sampled = [
+                np.take_along_axis(shared, np.lexsort((rng.random(matrix.shape), -matrix)), 1)[:, :k].mean()
+                for _ in range(400)
+            ]
+            assert results.pop(f"{ranking}/{direction}/precision@{k}") == pytest.approx(np.mean(sampled), abs=0.02)
+        assert results.pop(f"{ranking}/{direction}/precision@80") == pytest.approx(shared.sum(axis=1).mean() / 80)
+    assert results.pop("random/map") == pytest.approx(average_precision(np.zeros(shared.shape), shared).mean())
+    without = int((~shared.any(axis=1)).sum())
+    assert without >= 1
+    assert results == {
+        "queries": 7,
+        "database": 60,
+        "queries_without_relevant": without,
+        "queries_without_labels": (~labels_q.any(axis=1)).sum(),
+        "database_without_labels": (~labels_db.any(axis=1)).sum(),
+    }
+
+
+def test_the_directions_use_the_right_sides():
+    """Text queries that match the images' codes, image queries that are the opposite of the texts' codes."""
+    eye = np.kron(np.eye(4), np.ones(4)) * 2 - 1
+    labels = np.eye(4, dtype=int)
+    results = RetrievalEvaluator(metrics=("map",))(-eye, eye, eye, eye, labels, labels)
+    for ranking in ("hamming", "aqd"):
+        assert results[f"{ranking}/t2i/map"] == 1.0
+        assert results[f"{ranking}/i2t/map"] == 0.25
+
+
+def test_names_and_tensors_give_the_same_as_multi_hot_arrays():
+    *hashes, labels_q, labels_db = problem()
+    evaluator = RetrievalEvaluator(metrics=METRICS)
+    expected = evaluator(*hashes, labels_q, labels_db)
+    assert evaluator(*hashes, names(labels_q), names(labels_db)) == expected
+    assert evaluator(*hashes, labels_q.tolist(), labels_db.astype(np.float32)) == expected
+    tensors = [torch.tensor(values, requires_grad=True) for values in hashes]
+    assert evaluator(*tensors, torch.tensor(labels_q), torch.tensor(labels_db)) == expected
+
+
+def test_the_results_are_plain_json(caplog):
+    results = RetrievalEvaluator()(*problem())
+    assert all(type(value) is float for value in results.values())
+    assert json.loads(json.dumps(results)) == results
+    assert "share no label with any item of the database" in caplog.text
+
+
+def test_the_order_of_the_database_changes_only_stable_figures():
+    image_q, text_q, image_db, text_db, labels_q, labels_db = problem()
+    by_label = np.lexsort(labels_db.T)
+    evaluator = RetrievalEvaluator(metrics=("map", "map@k", "map_stable", "precision@k"), ranking="hamming")
+    here = evaluator(image_q, text_q, image_db, text_db, labels_q, labels_db)
+    there = evaluator(image_q, text_q, image_db[by_label], text_db[by_label], labels_q, labels_db[by_label])
+    for name, value in here.items():
+        assert (there[name] == pytest.approx(value, abs=1e-12)) == ("stable" not in name)
+
+
+def test_only_what_was_asked_for_is_given():
+    results = RetrievalEvaluator(metrics="map", ranking="aqd")(*problem())
+    assert {name for name in results if "/" in name} == {"aqd/i2t/map", "aqd/t2i/map"}
+
+
+def test_rows_without_any_label_at_all():
+    hashes = problem()[:4]
+    results = RetrievalEvaluator(metrics=("map", "random"))(*hashes, [[]] * 7, [[]] * 60)
+    assert results["hamming/i2t/map"] == results["random/map"] == 0
+    assert results["queries_without_relevant"] == results["queries_without_labels"] == 7
+
+
+def test_curves_agree_with_the_figures():
+    arguments = problem()
+    evaluator = RetrievalEvaluator(metrics=("precision@k",), ks=(1, 10, 60))
+    results, curves = evaluator(*arguments), evaluator.curves(*arguments)
+    assert set(curves) == {"hamming/i2t", "hamming/t2i", "aqd/i2t", "aqd/t2i", "random"}
+    for name, curve in curves.items():
+        at = dict(zip(curve["k"].tolist(), curve["precision_at_k"], strict=True))
+        if name != "random":
+            assert [at[k] for k in (1, 10, 60)] == pytest.approx(
+                [results[f"{name}/precision@{k}"] for k in (1, 10, 60)]
+            )
+        assert (np.diff(curve["recall"]) >= 0).all()
+        assert curve["recall"][-1] == pytest.approx(1)
+        # Everything is retrieved at the end, so every curve ends in the share of relevant items.
+        assert curve["precision"][-1] == pytest.approx(curves["random"]["precision"][0])
+
+
+def test_a_curve_by_radius():
+    image_q, _, _, text_db, labels_q, labels_db = arguments = problem()
+    curve = RetrievalEvaluator(ranking="hamming").curves(*arguments)["hamming/i2t"]
+    distances = (16 - scores(image_q, text_db, "hamming")) / 2
+    shared = (labels_q[:, None] & labels_db[None]).any(axis=2)
+    points = []
+    for radius in range(17):
+        within = distances <= radius
+        finding = within.any(axis=1)
+        if finding.any():
+            precision = np.mean([shared[q][within[q]].mean() for q in np.flatnonzero(finding)])
+            recall = np.mean([within[q][shared[q]].mean() for q in np.flatnonzero(shared.any(axis=1))])
+            points.append((precision, recall))
+    np.testing.assert_allclose(np.stack([curve["precision"], curve["recall"]], axis=1), points)
+
+
+def changed(position, value):
+    arguments = list(problem())
+    arguments[position] = value(arguments[position])
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (changed(1, lambda x: x[:5]), r"text_hash_q has the shape \(5, 16\), but labels_q has 7 rows"),
+        (changed(3, lambda x: x[:5]), r"text_hash_db has the shape \(5, 16\), but labels_db has 60 rows"),
+        (changed(2, lambda x: x[:, :8]), r"image_hash_db has the shape \(60, 8\), but image_hash_q has 16 bits"),
+        (changed(0, lambda x: x[0]), r"image_hash_q has the shape \(16,\)"),
+        (changed(1, lambda x: np.where(x == x[3, 2], np.nan, x)), r"text_hash_q: Row \d .*NaN"),
+        (changed(0, lambda x: np.full_like(x, np.inf)), "image_hash_q: "),
+        (changed(4, lambda x: x[:, :4]), r"labels_q has the shape \(7, 4\), labels_db \(60, 5\)"),
+        (changed(4, lambda x: x[:0]), "labels_q has no rows"),
+        (changed(5, lambda x: []), "labels_db has no rows"),
+        (changed(4, names), "labels_q holds names and labels_db a matrix"),
+        (changed(5, lambda x: x * 2), "Row 0 of labels_db holds 2"),
+        (changed(5, lambda x: x[:, 0]), r"labels_db has the shape \(60,\)"),
+        ([*problem()[:4], ["dog"] * 7, [["dog"]] * 60], "Row 0 of labels_q is 'dog'"),
+        ([*problem()[:4], [["dog"]] * 7, [["dog"]] * 59 + [["dog", 3]]], r"Row 59 of labels_db is \['dog', 3\]"),
+    ],
+)
+def test_errors_name_the_argument(arguments, message):
+    with pytest.raises(QueryError, match=message):
+        RetrievalEvaluator()(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ("map", "ndcg")}, "'ndcg'"),
+        ({"metrics": ()}, "metrics is empty"),
+        ({"ranking": "cosine"}, "'cosine'"),
+        ({"ks": (1, 0)}, "not 0"),
+    ],
+)
+def test_unknown_settings_are_refused(options, message):
+    with pytest.raises(QueryError, match=message):
+        RetrievalEvaluator(**options)
+
+
+def test_importing_the_evaluator_loads_nothing_heavy():
+    script = (
+        "import sys, cmfah_hf.evaluation\n"
+        "print([m for m in ('torch', 'faiss', 'matplotlib', 'scipy', 'transformers') if m in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout
+    assert loaded.strip() == "[]"

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from cmfah_hf.errors import HashIndexError
+from cmfah_hf.retrieval.codes import aqd_codebook, as_array, pack, round_for_aqd, sign, unpack
+
+hash_values = st.integers(1, 16).flatmap(
+    lambda octets: hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(0, 6), st.just(8 * octets)),
+        elements=st.floats(-2, 2, width=32) | st.sampled_from([0.0, -0.0, np.inf, -np.inf]),
+    )
+)
+
+
+def test_sign_of_zero_is_plus_one():
+    codes = sign(np.array([[0.0, -0.0, 0.3, -0.3]]))
+    assert codes.dtype == np.int8
+    assert codes.tolist() == [[1, 1, 1, -1]]
+
+
+def test_bit_order_is_little_endian():
+    values = -np.ones((1, 16))
+    values[0, [0, 3, 8, 15]] = 1
+    assert pack(values).tolist() == [[0b00001001, 0b10000001]]
+
+
+@given(hash_values)
+@settings(max_examples=60, deadline=None)
+def test_unpack_reverses_pack(values):
+    packed = pack(values)
+    assert packed.shape == (len(values), values.shape[1] // 8)
+    assert packed.dtype == np.uint8
+    np.testing.assert_array_equal(unpack(packed), sign(values))
+    np.testing.assert_array_equal(pack(unpack(packed)), packed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_torch_values_give_the_codes_of_numpy_ones(dtype):
+    values = torch.randn(5, 24, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    np.testing.assert_array_equal(pack(values), pack(values.detach().double().numpy()))
+    np.testing.assert_array_equal(pack(torch.from_numpy(sign(values))), pack(values))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_values_on_the_gpu():
+    values = torch.randn(5, 24)
+    np.testing.assert_array_equal(pack(values.cuda()), pack(values))
+
+
+def test_codebook_stands_for_packed_bytes():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(20, 32))
+    looked_up = aqd_codebook()[pack(values)].reshape(20, 32)
+    np.testing.assert_array_equal(looked_up, sign(values))
+
+
+def test_rounding_is_to_multiples_of_two_to_the_minus_14_half_to_even():
+    step = 2.0**-14
+    values = np.array([[0.5 * step, 1.5 * step, -0.5 * step, 0.7, -1.0, 1e-9, 3 * step, 0.0]])
+    rounded = round_for_aqd(values)
+    assert rounded.dtype == np.float32
+    np.testing.assert_array_equal(
+        rounded[0].astype(np.float64), [0, 2 * step, 0, round(0.7 / step) * step, -1, 0, 3 * step, 0]
+    )
+
+
+def test_rounded_sums_are_exact_in_any_order():
+    rng = np.random.default_rng(1)
+    z = round_for_aqd(np.tanh(3 * rng.normal(size=(1, 1024))))[0]
+    exact = z.astype(np.float64).sum()
+    for _ in range(20):
+        total = np.float32(0)
+        for value in rng.permutation(z):
+            total += value
+        assert total == exact
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((2, 12)), "12 bits"),
+        (np.zeros((2, 2048)), "2048 bits"),
+        (np.zeros(8), r"\(8,\)"),
+        (np.zeros((2, 8), np.uint8), "uint8"),
+        (np.zeros((2, 8), bool), "bool"),
+        (np.array([[0.0] * 8, [0.0] * 7 + [np.nan]]), "Row 1 .* NaN"),
+        (torch.tensor([[0.0] * 8] * 2 + [[float("nan")] * 8]), "Row 2 .* NaN"),
+    ],
+)
+def test_pack_says_what_is_wrong(values, message):
+    with pytest.raises(HashIndexError, match=message):
+        pack(values)
+
+
+def test_unpack_says_what_is_wrong():
+    with pytest.raises(HashIndexError, match=r"16 bits, where 64"):
+        unpack(np.zeros((3, 2), np.uint8), bits=64)
+    with pytest.raises(HashIndexError, match="int64"):
+        unpack(np.zeros((3, 2), np.int64))
+
+
+@pytest.mark.parametrize("large", [np.inf, 2000.0])
+def test_values_that_could_not_be_summed_exactly_are_refused(large):
+    values = np.zeros((3, 8))
+    values[1, 4] = large
+    with pytest.raises(HashIndexError, match=r"Row 1 .*\[-1, 1\]"):
+        round_for_aqd(values)
+
+
+def test_as_array_takes_lists():
+    assert as_array([[1, 2], [3, 4]]).shape == (2, 2)

@@ -1,0 +1,400 @@
+import json
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmfah_hf.errors import HashIndexError, QueryError
+from cmfah_hf.retrieval import index as index_module
+from cmfah_hf.retrieval.codes import pack, sign
+from cmfah_hf.retrieval.index import HashIndex
+
+
+def reference(hash_db, hash_q, metric, keys):
+    """Every item for every query, in the canonical order, from plain float64 algebra: positions and scores."""
+    bits = hash_db.shape[1]
+    signs_db = np.where(hash_db >= 0, 1.0, -1.0)
+    if metric == "hamming":
+        scores = (bits - np.where(hash_q >= 0, 1.0, -1.0) @ signs_db.T) / 2
+        ascending = scores
+    else:
+        scores = np.round(hash_q.astype(np.float64) * 2**14) / 2**14 @ signs_db.T
+        ascending = -scores
+    order = np.stack([sorted(range(len(keys)), key=lambda i: (row[i], keys[i])) for row in ascending])
+    return order, np.take_along_axis(scores, order, 1)
+
+
+def tied_values(rng, rows, bits):
+    """Few patterns, many times over, and query values on a coarse grid: ties everywhere."""
+    patterns = rng.normal(size=(max(2, rows // 4), bits))
+    values = patterns[rng.integers(len(patterns), size=rows)]
+    return np.clip(np.round(values * 2) / 4, -1, 1)
+
+
+@pytest.mark.parametrize("metric", ["hamming", "aqd"])
+@pytest.mark.parametrize("bits", [16, 32, 64, 128])
+@pytest.mark.parametrize("kind", ["default", "shuffled", "strings"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_ranks_equal_the_numpy_reference(metric, bits, kind, tied):
+    rng = np.random.default_rng(bits)
+    make = tied_values if tied else lambda rng, rows, bits: np.tanh(rng.normal(size=(rows, bits)))
+    hash_db, hash_q = make(rng, 300, bits), make(rng, 12, bits)
+    ids = {
+        "default": None,
+        "shuffled": rng.permutation(1000)[:300] - 500,
+        "strings": [f"item-{i}" for i in rng.permutation(300)],
+    }[kind]
+    index = HashIndex(bits)
+    index.add(hash_db[:100], ids=None if ids is None else ids[:100])
+    index.add(hash_db[100:], ids=None if ids is None else ids[100:])
+    names = np.arange(300) if ids is None else np.array(ids, dtype=object if kind == "strings" else np.int64)
+    order, scores = reference(hash_db, hash_q, metric, range(300) if kind == "strings" else names.tolist())
+    for k in (1, 2, 7, 60, 299, 300):
+        results = index.search(hash_q, k=k, metric=metric)
+        assert results.scores.shape == results.ids.shape == (12, k)
+        np.testing.assert_array_equal(results.ids, names[order[:, :k]])
+        np.testing.assert_array_equal(results.scores, scores[:, :k])
+        assert results.scores.dtype == (np.int32 if metric == "hamming" else np.float32)
+
+
+def test_one_tie_over_the_whole_index_is_cut_in_the_order_of_ids():
+    index = HashIndex(16)
+    index.add(np.ones((50, 16)), ids=np.arange(50)[::-1] * 3)
+    for metric in ("hamming", "aqd"):
+        assert index.search(np.ones(16), k=4, metric=metric).ids.tolist() == [[0, 3, 6, 9]]
+
+
+def test_packed_and_torch_inputs_are_the_same_search():
+    rng = np.random.default_rng(0)
+    hash_db, hash_q = rng.normal(size=(80, 32)) / 8, rng.normal(size=(5, 32)) / 8
+    plain, packed, tensors = HashIndex(32), HashIndex(32), HashIndex(32)
+    plain.add(hash_db)
+    packed.add(pack(hash_db))
+    tensors.add(torch.tensor(hash_db), ids=torch.arange(80))
+    expected = plain.search(hash_q, k=20)
+    for found in (packed.search(pack(hash_q), k=20), tensors.search(torch.tensor(hash_q), k=20)):
+        np.testing.assert_array_equal(found.ids, expected.ids)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(
+        plain.search(sign(hash_q), k=20, metric="aqd").scores, 32 - 2 * expected.scores.astype(np.float32)
+    )
+    one = plain.search(hash_q[3], k=20)
+    np.testing.assert_array_equal(one.ids, expected.ids[3:4])
+
+
+def test_what_was_given_can_be_changed_afterwards():
+    codes = pack(np.ones((1, 16)))
+    index = HashIndex(16)
+    index.add(codes)
+    codes[:] = 0
+    assert index.search(np.ones(16), k=1).scores.tolist() == [[0]]
+
+
+def test_k_beyond_the_index_gives_all_and_warns(caplog):
+    index = HashIndex(8)
+    index.add(sign([[1.0] * 8, [-1.0] * 8]))
+    with caplog.at_level(logging.WARNING):
+        assert index.search(np.ones(8), k=10).ids.tolist() == [[0, 1]]
+    assert "k = 10" in caplog.text
+    assert "2 items" in caplog.text
+
+
+operations = st.lists(
+    st.tuples(st.sampled_from(["add", "remove", "reload"]), st.lists(st.integers(-8, 8), min_size=1, max_size=5)),
+    max_size=12,
+)
+
+
+@given(operations, st.booleans(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_any_history_leaves_what_a_dict_would_hold(tmp_path_factory, history, strings, mmap):
+    path = tmp_path_factory.mktemp("index") / "index.safetensors"
+    name = str if strings else int
+    index, model = HashIndex(8), {}
+    code = {i: np.where((i + 8) >> np.arange(8) & 1, 1.0, -1.0) for i in range(-8, 9)}
+    for verb, numbers in history:
+        ids = [name(i) for i in numbers]
+        if verb == "add":
+            wrong = len(set(ids)) < len(ids) or any(i in model for i in ids)
+            if wrong:
+                with pytest.raises(HashIndexError, match=r"already|twice"):
+                    index.add([code[i] for i in numbers], ids=ids)
+            else:
+                index.add([code[i] for i in numbers], ids=ids)
+                model.update(zip(ids, numbers, strict=True))
+        elif verb == "remove":
+            if all(i in model for i in ids):
+                index.remove(ids)
+                for i in ids:
+                    model.pop(i, None)
+            else:
+                with pytest.raises(HashIndexError, match="holds no id"):
+                    index.remove(ids)
+        else:
+            index.save(path)
+            index = HashIndex.load(path, mmap=mmap)
+        assert len(index) == len(model)
+        assert index.ids.tolist() == list(model)
+        assert all((name(i) in index) == (name(i) in model) for i in range(-8, 9))
+    if model:
+        hash_db = np.stack([code[i] for i in model.values()])
+        query = np.array([[0.5, -0.1, 0.3, 0.0, -0.9, 0.2, 0.1, -0.4]])
+        keys = range(len(model)) if strings else list(model)
+        order, _ = reference(hash_db, query, "aqd", keys)
+        found = index.search(query, k=len(model), metric="aqd").ids[0].tolist()
+        assert found == [list(model)[i] for i in order[0]]
+
+
+def test_made_up_ids_never_come_back():
+    index = HashIndex(8)
+    index.add(np.ones((3, 8)))
+    index.remove([1, 2])
+    index.add(np.ones((1, 8)))
+    index.add(np.ones((1, 8)), ids=[40])
+    index.add(np.ones((1, 8)))
+    assert index.ids.tolist() == [0, 3, 40, 41]
+
+
+def test_an_emptied_index_takes_the_other_kind_of_id():
+    index = HashIndex(8)
+    index.add(np.ones((1, 8)), ids=["a"])
+    index.remove(["a"])
+    index.add(np.ones((1, 8)), ids=[7])
+    assert index.ids.tolist() == [7]
+    assert "a" not in index
+
+
+@pytest.mark.parametrize("strings", [True, False])
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_saved_index_searches_the_same_in_a_new_process(tmp_path, strings, mmap):
+    rng = np.random.default_rng(3)
+    index = HashIndex(24)
+    ids = [f"é{i}-\udcff" for i in range(50)] if strings else list(range(100, 50, -1))
+    index.add(tied_values(rng, 50, 24), ids=ids)
+    index.save(tmp_path / "folder" / "my.index")
+    np.save(tmp_path / "queries.npy", tied_values(rng, 4, 24))
+    script = (
+        "import json, sys, numpy as np\n"
+        "from cmfah_hf.retrieval.index import HashIndex\n"
+        f"index = HashIndex.load(sys.argv[1], mmap={mmap}, bits=24)\n"
+        "queries = np.load(sys.argv[2])\n"
+        "out = [index.search(queries, k=9, metric=m) for m in ('hamming', 'aqd')]\n"
+        "print(json.dumps([[r.ids.tolist(), r.scores.tolist()] for r in out]))\n"
+    )
+    command = [sys.executable, "-c", script, tmp_path / "folder" / "my.index", tmp_path / "queries.npy"]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    queries = np.load(tmp_path / "queries.npy")
+    here = [index.search(queries, k=9, metric=m) for m in ("hamming", "aqd")]
+    assert found == [[r.ids.tolist(), r.scores.tolist()] for r in here]
+
+
+def test_the_file_is_plain_safetensors(tmp_path):
+    index = HashIndex(16)
+    index.add(sign(np.random.default_rng(0).normal(size=(5, 16))), ids=[3, 1, 4, 15, 9])
+    index.save(tmp_path / "index")
+    with safetensors.safe_open(tmp_path / "index", framework="numpy") as file:
+        header = file.metadata()
+        np.testing.assert_array_equal(file.get_tensor("codes"), index.codes)
+        assert file.get_tensor("ids").tolist() == [3, 1, 4, 15, 9]
+    assert {k: header[k] for k in ("format", "version", "bits", "count", "id_type")} == {
+        "format": "cmfah-hash-index",
+        "version": "1",
+        "bits": "16",
+        "count": "5",
+        "id_type": "int",
+    }
+
+
+def test_mapped_codes_are_not_copied_and_can_be_saved_over(tmp_path):
+    path = tmp_path / "index"
+    index = HashIndex(16)
+    index.add(sign(np.random.default_rng(0).normal(size=(50, 16))))
+    index.save(path)
+    mapped = HashIndex.load(path, mmap=True)
+    base = mapped.codes
+    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base
+    assert isinstance(base, np.memmap)
+    mapped.remove([0])
+    mapped.add(np.ones((1, 16)), ids=[500])
+    mapped.save(path)
+    again = HashIndex.load(path)
+    assert again.ids.tolist() == [*range(1, 50), 500]
+    np.testing.assert_array_equal(again.codes[:-1], index.codes[1:])
+
+
+def test_an_empty_index_round_trips(tmp_path):
+    HashIndex(32).save(tmp_path / "index")
+    loaded = HashIndex.load(tmp_path / "index", mmap=True)
+    assert (len(loaded), loaded.bits) == (0, 32)
+    loaded.add(np.ones((1, 32)), ids=["a"])
+    assert loaded.ids.tolist() == ["a"]
+
+
+def saved(tmp_path, **changes):
+    path = tmp_path / "broken.index"
+    index = HashIndex(16)
+    index.add(sign(np.random.default_rng(0).normal(size=(9, 16))), ids=[f"n{i}" for i in range(9)])
+    index.save(path)
+    if changes:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            header = file.metadata()
+        tensors = safetensors.numpy.load_file(path)
+        safetensors.numpy.save_file(tensors, path, metadata={**header, **changes})
+    return path
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_any_changed_byte_of_the_data_is_noticed(tmp_path, mmap):
+    path = saved(tmp_path)
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    assert HashIndex.load(path, mmap=mmap).ids[0] == "n0"
+    for at in range(start, len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        with pytest.raises(HashIndexError, match=r"broken\.index is damaged"):
+            HashIndex.load(path, mmap=mmap)
+
+
+@pytest.mark.parametrize("length", [0, 5, 40, -1])
+def test_a_file_that_was_cut_short_is_noticed(tmp_path, length):
+    path = saved(tmp_path)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(HashIndexError, match=r"broken\.index is damaged"):
+        HashIndex.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": "2"}, r"broken\.index has version 2"),
+        ({"format": "other"}, r"broken\.index .*no hash index"),
+        ({"bits": "32"}, r"broken\.index is damaged"),
+        ({"count": "8"}, r"broken\.index is damaged"),
+        ({"id_type": "int"}, r"broken\.index is damaged"),
+        ({"next_id": "x"}, r"broken\.index is damaged"),
+    ],
+)
+def test_a_changed_header_is_noticed(tmp_path, changes, message):
+    with pytest.raises(HashIndexError, match=message):
+        HashIndex.load(saved(tmp_path, **changes))
+
+
+def test_a_header_that_promises_more_than_there_is_is_noticed(tmp_path):
+    """The checksum is right, as anyone can make it; the kernels would read past the end of the codes."""
+    path = tmp_path / "crafted"
+    for header, codes in (({"bits": "64"}, (3, 2)), ({"count": "9"}, (3, 2)), ({"id_type": "str"}, (3, 2)), ({}, (6,))):
+        index = filled()
+        index.save(path)
+        with safetensors.safe_open(path, framework="numpy") as file:
+            header = {**file.metadata(), **header}
+        tensors = {"codes": np.zeros(codes, np.uint8), "ids": np.arange(3)}
+        header["checksum"] = index_module._checksum(header, tensors)
+        safetensors.numpy.save_file(tensors, path, metadata=header)
+        with pytest.raises(HashIndexError, match="damaged"):
+            HashIndex.load(path)
+
+
+def test_foreign_files_are_named(tmp_path):
+    safetensors.numpy.save_file({"w": np.ones(3)}, tmp_path / "model.safetensors")
+    (tmp_path / "notes.txt").write_text("not an index at all, but long enough to have a header length")
+    for name, message in (("model.safetensors", "no hash index"), ("notes.txt", "damaged or no"), ("none", "no file")):
+        with pytest.raises(HashIndexError, match=f"{name} .*{message}"):
+            HashIndex.load(tmp_path / name)
+    with pytest.raises(HashIndexError, match="no file"):
+        HashIndex.load(tmp_path)
+    with pytest.raises(HashIndexError, match="is a folder"):
+        HashIndex(16).save(tmp_path)
+
+
+def test_the_expected_bits_are_checked(tmp_path):
+    with pytest.raises(HashIndexError, match=r"broken\.index .*16 bits, where 64"):
+        HashIndex.load(saved(tmp_path), bits=64)
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = saved(tmp_path)
+    before = path.read_bytes()
+
+    def half(tensors, file, metadata):
+        file.write_bytes(b"half of")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", half)
+    with pytest.raises(OSError, match="no space"):
+        HashIndex(16).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def filled(**kwargs):
+    index = HashIndex(16)
+    index.add(np.ones((3, 16)), **kwargs)
+    return index
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: HashIndex(12), "12 bits"),
+        (lambda: HashIndex(0), "0 bits"),
+        (lambda: filled().add(np.ones((1, 32))), "32 bits, the index has 16"),
+        (lambda: filled().add(np.ones((1, 4), np.uint8)), "32 bits, the index has 16 .*eight bits a byte"),
+        (lambda: filled().search(np.ones((1, 24))), "24 bits, the index has 16"),
+        (lambda: filled().search(np.ones((1, 24)), metric="aqd"), "24 bits, the index has 16"),
+        (lambda: filled().search(np.ones((1, 2), np.uint8), metric="aqd"), "real hash values"),
+        (lambda: filled().search(np.full((1, 16), np.nan)), "Row 0 .*NaN"),
+        (lambda: filled().search(np.full((1, 16), np.inf), metric="aqd"), "Row 0"),
+        (lambda: filled().search(np.ones((1, 1, 16))), "shape"),
+        (lambda: filled().search(3.0, metric="aqd"), "shape"),
+        (lambda: HashIndex(16).search(np.ones((1, 16))), "empty"),
+        (lambda: filled().add(np.ones((2, 16)), ids=[7, 7]), "Id 7 comes twice"),
+        (lambda: filled().add(np.ones((2, 16)), ids=[7, 2]), "id 2 already"),
+        (lambda: filled(ids=["a", "b", "c"]).add(np.ones((2, 16)), ids=["d", "a"]), "id 'a' already"),
+        (lambda: filled(ids=["a", "b", "c"]).add(np.ones((1, 16)), ids=[1]), "strings, id 1 is not"),
+        (lambda: filled(ids=["a", "b", "c"]).add(np.ones((1, 16))), "give `ids`"),
+        (lambda: filled().add(np.ones((1, 16)), ids=["x"]), "integers, id 'x' is not"),
+        (lambda: filled(ids=[1, "a", 2]), "one kind"),
+        (lambda: filled(ids=[1, 2.5, 3]), "not 2.5"),
+        (lambda: filled(ids=[1, True, 3]), "not True"),
+        (lambda: filled(ids=[1, 2**70, 3]), "64 bits"),
+        (lambda: filled(ids=[1, 2]), "3 codes came with 2 ids"),
+        (lambda: filled(ids="abc"), "'abc'"),
+        (lambda: filled().remove([0, 99]), "no id 99"),
+        (lambda: filled().remove(["0"]), "no id '0'"),
+    ],
+)
+def test_errors_name_what_was_wrong(act, message):
+    with pytest.raises(HashIndexError, match=message):
+        act()
+
+
+@pytest.mark.parametrize("arguments", [{"k": 0}, {"k": 2.0}, {"k": True}, {"metric": "cosine"}])
+def test_senseless_questions_are_refused(arguments):
+    with pytest.raises(QueryError, match=str(next(iter(arguments.values())))):
+        filled().search(np.ones((1, 16)), **arguments)
+
+
+def test_a_refused_addition_or_removal_changes_nothing():
+    index = filled()
+    for act in (lambda: index.add(np.ones((2, 16)), ids=[9, 0]), lambda: index.remove([0, 9])):
+        with pytest.raises(HashIndexError):
+            act()
+        assert index.ids.tolist() == [0, 1, 2]
+        assert len(index.codes) == 3
+        assert 9 not in index
+
+
+def test_views_cannot_be_written():
+    index = filled()
+    with pytest.raises(ValueError, match="read-only"):
+        index.ids[0] = 5
+    with pytest.raises(ValueError, match="read-only"):
+        index.codes[0] = 5
