@@ -15,7 +15,7 @@ class PairCollator:
 
     Args:
         processor: A `CMFAHProcessor`.
-        classes: The `C` class names, in the order of the model's labels.
+        classes: The `C` class names, in the order of the model's labels. None: a batch has no labels.
         text_column: The column to read texts from; rows without it fall back on `text`.
 
     Returns (of a call):
@@ -24,9 +24,9 @@ class PairCollator:
         `attention_mask` `(B, W)`; `labels` `(B, C)`, zeros where a row has none; `row` `(B,)` where the rows hold it.
     """
 
-    def __init__(self, processor: Any, classes: Sequence[str], text_column: str = "text"):
+    def __init__(self, processor: Any, classes: Sequence[str] | None = None, text_column: str = "text"):
         self.processor = processor
-        self.classes = list(classes)
+        self.classes = classes
         self.text_column = text_column
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -37,8 +37,9 @@ class PairCollator:
         else:
             pictures = [decode_image(row["image"], name=str(row.get("id", "")) or None) for row in rows]
             batch["pixel_values"] = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
-        labels = [[str(name) for name in row.get("labels", ())] for row in rows]
-        batch["labels"] = torch.from_numpy(encode_labels(labels, self.classes))
+        if self.classes is not None:
+            labels = [[str(name) for name in row.get("labels", ())] for row in rows]
+            batch["labels"] = torch.from_numpy(encode_labels(labels, self.classes))
         if "row" in rows[0]:
             batch["row"] = torch.tensor([int(row["row"]) for row in rows])
         return batch

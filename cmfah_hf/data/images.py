@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image, ImageOps
 
-from cmfah_hf.errors import ImageError
+from cmfah_hf.errors import DataError, ImageError
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,19 @@ def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
     except Exception as error:  # Pillow's many plugins raise whatever their parsers stumble over
         raise ImageError(f"{name}: damaged or cut short ({_first_line(error)}); replace or remove it.") from error
     return _upright(image)
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """The files below a folder that are pictures by their ending, in the order of their paths.
+
+    Raises:
+        DataError: If there is none.
+    """
+    endings = Image.registered_extensions()
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
+    if not found:
+        raise DataError(f"{folder}: no picture below this folder; give the folder that holds them.")
+    return found
 
 
 def decoding_off(dataset):

@@ -51,6 +51,11 @@ def resolve_data_path(path: str | os.PathLike) -> Path:
     return given
 
 
+def is_data_set(folder: Path) -> bool:
+    """Whether a folder holds metadata or Parquet, so that `load_image_text` takes it; else it is mere pictures."""
+    return bool(find_splits(folder) or _parquet_splits(folder))
+
+
 def load_image_text(
     path_or_hub_id: str | os.PathLike,
     split: str | None = None,

@@ -123,6 +123,30 @@ def plot_attention(
     return _write(figure, path)
 
 
+def plot_results(
+    query: str | Image.Image, pictures: Sequence[Image.Image], titles: Sequence[str], path: str | os.PathLike
+) -> Path:
+    """Draws the pictures that answer a query side by side, nearest first.
+
+    Args:
+        query: The text that was searched with, or the picture, which is drawn first.
+        pictures: The answers.
+        titles: A line above each answer, such as its score.
+        path: The file; its folder is made.
+    """
+    shown = list(zip(pictures, titles, strict=True))
+    if isinstance(query, Image.Image):
+        shown.insert(0, (query, "query"))
+    figure = Figure(figsize=(1.9 * len(shown) + 0.2, 2.5), dpi=150, layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False).ravel()
+    for panel, (picture, title) in zip(axes, shown, strict=True):
+        panel.imshow(picture.convert("RGB"))
+        panel.set_axis_off()
+        panel.set_title(title, fontsize=9, color=_INK, parse_math=False)
+    figure.suptitle(query if isinstance(query, str) else "nearest pictures", fontsize=12, color=_INK, weight="bold")
+    return _write(figure, path)
+
+
 def _new_plot(title: str | None) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
     axes = figure.add_subplot()

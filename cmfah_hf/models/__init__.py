@@ -1,32 +1,11 @@
-"""The models and their processor: what travels to the Hub. Nothing here imports from the rest of the package."""
+"""The models and their processor: what travels to the Hub. Nothing here imports from the rest of the package.
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
+The names load on first use, all of them from `registration`, so that whoever has one has the Auto classes too. Words
+and picture modes can be had without them, and without torch.
+"""
 
-from .configuration_cmfah import CMFAHConfig
-from .modeling_cmfah import (
-    CMFAHDiscriminator,
-    CMFAHForPreTraining,
-    CMFAHForPreTrainingOutput,
-    CMFAHImageModel,
-    CMFAHLosses,
-    CMFAHModel,
-    CMFAHOutput,
-    CMFAHPreTrainedModel,
-    CMFAHTextModel,
-    CMFAHTowerOutput,
-)
-from .processing_cmfah import CMFAHProcessor
-
-# Where the package is installed, the Auto classes know it; `save_pretrained` puts the code beside the weights for
-# where it is not.
-AutoConfig.register("cmfah", CMFAHConfig)
-AutoModel.register(CMFAHConfig, CMFAHModel)
-AutoModelForPreTraining.register(CMFAHConfig, CMFAHForPreTraining)
-AutoProcessor.register(CMFAHConfig, CMFAHProcessor)
-CMFAHConfig.register_for_auto_class()
-CMFAHModel.register_for_auto_class("AutoModel")
-CMFAHForPreTraining.register_for_auto_class("AutoModelForPreTraining")
-CMFAHProcessor.register_for_auto_class("AutoProcessor")
+from importlib import import_module
+from typing import Any
 
 __all__ = [
     "CMFAHConfig",
@@ -42,3 +21,9 @@ __all__ = [
     "CMFAHTextModel",
     "CMFAHTowerOutput",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.registration"), name)

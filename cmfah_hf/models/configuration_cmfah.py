@@ -80,6 +80,8 @@ class CMFAHConfig(PreTrainedConfig):
             Whether an LSTM reads the attended sequence, `[lstm]`.
         dropout (`float`, defaults to 0.0):
             Dropout on projected regions, on words, and on pooled features.
+        normalize_features (`bool`, defaults to `False`):
+            Whether the pooled features are batch-normalised before the hash head, each view by statistics of its own.
         hash_bits (`int`, defaults to 64):
             Length `K` of a hash code; a multiple of 8.
         margin (`float`, defaults to 0.5):
@@ -94,6 +96,8 @@ class CMFAHConfig(PreTrainedConfig):
             Weight of `[label-guidance]`.
         label_positive_weight (`float`, defaults to 1):
             How much more a present class counts than an absent one in `[label-guidance]`.
+        similarity_weight (`float`, defaults to 0):
+            Weight of `[label-similarity]`. The paper has no such term.
         paired_weight (`float`, defaults to 1):
             Weight of the view in which both partners are present, beside the one in which each is alone.
         initializer_range (`float`, defaults to 0.02):
@@ -138,6 +142,7 @@ class CMFAHConfig(PreTrainedConfig):
     num_concepts: int = 64
     use_lstm: bool = True
     dropout: float | int = 0.0
+    normalize_features: bool = False
     hash_bits: int = 64
     margin: float | int = 0.5
     intra_feature_weight: float | int = 1.0
@@ -148,6 +153,7 @@ class CMFAHConfig(PreTrainedConfig):
     adversarial_weight: float | int = 1.0
     label_weight: float | int = 1.0
     label_positive_weight: float | int = 1.0
+    similarity_weight: float | int = 0.0
     paired_weight: float | int = 1.0
     initializer_range: float = 0.02
 
@@ -169,6 +175,21 @@ class CMFAHConfig(PreTrainedConfig):
             raise ValueError(f"text_kernel_sizes is {self.text_kernel_sizes}; give one or more widths of 1 or more.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; give a share from 0 to below 1.")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As the parent's, but a checkpoint of another architecture is an error and not a model of random weights.
+
+        Raises:
+            ValueError: If the configuration there is of another `model_type`.
+        """
+        found, _ = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if found.get("model_type", cls.model_type) != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: a checkpoint of {found['model_type']!r}, not of {cls.model_type!r}; "
+                "load it with a class of its own."
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @property
     def attends_image(self) -> bool:

@@ -1,10 +1,15 @@
-"""The terms of CMFAH's loss, each a pure function of tensors.
+"""The terms of CMFAH's loss, each a pure function of tensors, and how they make one.
 
 Shape suffixes: A anchors, N candidates, B pairs of the batch, D feature width, K hash bits, C classes.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
+
+from .configuration_cmfah import CMFAHConfig
+from .outputs_cmfah import CMFAHLosses, CMFAHTowerOutput
 
 # Above what float16 can hold as a reciprocal, below any length that a feature has.
 EPSILON = 1e-6
@@ -86,6 +91,104 @@ def label_guidance_loss(logits_BC: torch.Tensor, labels_BC: torch.Tensor, positi
     return (loss_BC * labelled_B1).sum() / (labelled_B1.sum() * logits_BC.shape[1]).clamp(min=1)
 
 
+def label_similarity_loss(
+    image_hash_BK: torch.Tensor, text_hash_BK: torch.Tensor, labels_BC: torch.Tensor
+) -> torch.Tensor:
+    """`[label-similarity]`: cosines of hash values against cosines of label vectors, mean squared.
+
+    Across the modalities in full, within each by half; an item is not compared with itself. Unlabelled pairs teach
+    nothing.
+    """
+    labels_BC = labels_BC.to(image_hash_BK.dtype)
+    target_BB = cosine_matrix(labels_BC, labels_BC)
+    known_B = labels_BC.sum(dim=1) > 0
+    known_BB = (known_B[:, None] & known_B[None, :]).to(target_BB.dtype)
+    others_BB = known_BB * (1 - torch.eye(len(labels_BC), dtype=target_BB.dtype, device=target_BB.device))
+
+    def error(x_BK: torch.Tensor, y_BK: torch.Tensor, weight_BB: torch.Tensor) -> torch.Tensor:
+        return ((cosine_matrix(x_BK, y_BK) - target_BB).square() * weight_BB).sum() / weight_BB.sum().clamp(min=1)
+
+    within = error(image_hash_BK, image_hash_BK, others_BB) + error(text_hash_BK, text_hash_BK, others_BB)
+    return error(image_hash_BK, text_hash_BK, known_BB) + within / 2
+
+
 def sign(hash_BK: torch.Tensor) -> torch.Tensor:
     """-1 or +1 a bit, with `sgn(0) = +1`, `[hash]`."""
     return torch.where(hash_BK >= 0, 1.0, -1.0).to(hash_BK.dtype)
+
+
+def pair_losses(
+    image: CMFAHTowerOutput,
+    text: CMFAHTowerOutput,
+    labels_BC: torch.Tensor,
+    codes_BK: torch.Tensor,
+    margin: float,
+) -> CMFAHLosses:
+    """`[intra]`, `[inter]` and `[label-similarity]` of one view, each summed over modalities or directions."""
+    within, across = triplet_masks(labels_BC, within=True), triplet_masks(labels_BC, within=False)
+
+    def intra(x_BD: torch.Tensor) -> torch.Tensor:
+        return triplet_hinge(cosine_matrix(x_BD, x_BD), *within, margin)
+
+    def inter(x_BD: torch.Tensor, y_BD: torch.Tensor) -> torch.Tensor:
+        similarity_BB = cosine_matrix(x_BD, y_BD)
+        return triplet_hinge(similarity_BB, *across, margin) + triplet_hinge(similarity_BB.mT, *across, margin)
+
+    return CMFAHLosses(
+        intra_feature=intra(image.features) + intra(text.features),
+        intra_hash=intra(image.hash_values) + intra(text.hash_values),
+        quantization=quantization_loss(image.hash_values, codes_BK) + quantization_loss(text.hash_values, codes_BK),
+        inter_feature=inter(image.features, text.features),
+        inter_hash=inter(image.hash_values, text.hash_values),
+        similarity=label_similarity_loss(image.hash_values, text.hash_values, labels_BC),
+    )
+
+
+def views_losses(
+    config: CMFAHConfig,
+    alone: tuple[CMFAHTowerOutput, CMFAHTowerOutput],
+    paired: tuple[CMFAHTowerOutput, CMFAHTowerOutput],
+    labels_BC: torch.Tensor,
+    codes_BK: torch.Tensor | None,
+    extra: Callable[[CMFAHTowerOutput, CMFAHTowerOutput], dict[str, torch.Tensor]] | None = None,
+) -> CMFAHLosses:
+    """The terms of both views of a batch, the paired one `paired_weight` times.
+
+    Both aim at one code, that of the pair: so the pair teaches the single.
+
+    Args:
+        config: Names the margin, the variant and the paired view's weight.
+        alone, paired: Image and text of each view; without attention the two are one.
+        labels_BC: `(B, C)`, multi-hot.
+        codes_BK: `(B, K)`, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of the paired view.
+        extra: Further terms of a view, by name.
+    """
+    if codes_BK is None:
+        codes_BK = sign(paired[0].hash_values + paired[1].hash_values).detach()
+    views = [(1.0, alone)]
+    if config.attention != "none" and config.paired_weight > 0:
+        views.append((config.paired_weight, paired))
+    totals: dict[str, torch.Tensor] = {}
+    for weight, (image, text) in views:
+        terms = {
+            **pair_losses(image, text, labels_BC, codes_BK, config.margin),
+            **(extra(image, text) if extra else {}),
+        }
+        for name, value in terms.items():
+            totals[name] = totals.get(name, 0.0) + weight * value
+    return CMFAHLosses(**totals)
+
+
+def weighted_total(losses: CMFAHLosses, config: CMFAHConfig) -> torch.Tensor:
+    """L_gen - L_adv: the terms that are there, each times its weight; `[adversarial]` is what the towers maximise."""
+    weights = {
+        "intra_feature": config.intra_feature_weight,
+        "intra_hash": config.intra_hash_weight,
+        "quantization": config.quantization_weight,
+        "inter_feature": config.inter_feature_weight,
+        "inter_hash": config.inter_hash_weight,
+        "similarity": config.similarity_weight,
+        "label": config.label_weight,
+        "adversarial": -config.adversarial_weight,
+    }
+    return sum(weights[name] * value for name, value in losses.items())

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from transformers.utils import cached_file
 
-from cmfah_hf.data.images import decode_image, decoding_off
+from cmfah_hf.data import load_image_text, resolve_data_path
+from cmfah_hf.data.images import decode_image, decoding_off, find_pictures
+from cmfah_hf.data.loading import is_data_set
 from cmfah_hf.errors import CheckpointError, ImageError, QueryError
 from cmfah_hf.expansion import GraphExpander
-from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor
+from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
 
 logger = logging.getLogger(__name__)
@@ -70,8 +72,7 @@ class CrossMediaRetriever:
             CheckpointError: If the folder holds no CMFAH model, or lacks a part of it.
         """
         source = str(repo_or_folder)
-        config = _load(CMFAHConfig, source, kwargs)
-        model = _load(CMFAHModel, source, {**kwargs, "config": config})
+        model = _load(CMFAHModel, source, kwargs)
         processor = _load(CMFAHProcessor, source, kwargs)
         found = [cached_file(source, f"expander.{end}", _raise_exceptions_for_missing_entries=False, **kwargs) for end in ("json", "safetensors")]  # fmt: skip
         return cls(model, processor, GraphExpander.load(Path(found[0]).parent) if all(found) else None, device)
@@ -125,7 +126,11 @@ class CrossMediaRetriever:
         return np.concatenate(image_batches), np.concatenate(text_batches)
 
     def add_images(
-        self, images: Any, ids: Sequence[int] | Sequence[str] | None = None, batch_size: int = 32, progress: bool = False
+        self,
+        images: Any,
+        ids: Sequence[int] | Sequence[str] | None = None,
+        batch_size: int = 32,
+        progress: bool = False,
     ) -> list[str]:
         """Encodes pictures and adds them to the index `images`. One that cannot be read is left out, and named.
 
@@ -139,7 +144,7 @@ class CrossMediaRetriever:
             For each picture that was left out, why.
         """
         if hasattr(images, "column_names"):
-            raw, _ = decoding_off(images)
+            raw = decoding_off(images)
             if ids is None and "id" in (raw.column_names or ()):
                 ids = raw["id"] if hasattr(raw, "__len__") else [row["id"] for row in raw.select_columns(["id"])]
             images = (row["image"] for row in raw)
@@ -177,6 +182,45 @@ class CrossMediaRetriever:
             progress: Whether to show a progress bar.
         """
         self.texts.add(self.encode_texts(texts, batch_size, progress), ids)
+
+    def add_source(
+        self,
+        source: str | Path,
+        split: str | None = None,
+        what: str = "images",
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> list[str]:
+        """Adds all pictures, or all texts, of a data set or of a folder of pictures without any metadata.
+
+        Args:
+            source: A folder of pictures, or whatever `load_image_text` takes.
+            split: One split. None: all, and where there are several the ids are such as `train/cat.jpg`.
+            what: `"images"` or `"texts"`.
+            batch_size: Items encoded at once.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            For each picture that was left out, why.
+
+        Raises:
+            DataError: If the source cannot be used.
+        """
+        folder = resolve_data_path(source)
+        if what == "images" and folder.is_dir() and not is_data_set(folder):
+            paths = find_pictures(folder)
+            ids = [path.relative_to(folder).as_posix() for path in paths]
+            return self.add_images(paths, ids, batch_size, progress)
+        loaded = load_image_text(source, split=split)
+        parts = {"": loaded} if split is not None else dict(loaded)
+        unreadable: list[str] = []
+        for name, part in parts.items():
+            ids = [f"{name}/{item_id}" for item_id in part["id"]] if len(parts) > 1 else list(part["id"])
+            if what == "images":
+                unreadable += self.add_images(part, ids, batch_size, progress)
+            else:
+                self.add_texts(list(part["text"]), ids, batch_size, progress)
+        return unreadable
 
     def search(
         self,

@@ -30,6 +30,10 @@ class DataArguments:
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Share of the training pairs that is cut off to choose the best epoch."}
     )
+    validation_seed: int = field(
+        default=0,
+        metadata={"help": "Which pairs are cut off; apart from `seed`, so that seeds are compared on the same pairs."},
+    )
     image_column: str | None = field(default=None, metadata={"help": "The column of pictures. None: found by name."})
     text_column: str | None = field(default=None, metadata={"help": "The column of texts. None: found by name."})
     labels_column: str | None = field(default=None, metadata={"help": "The column of labels. None: found by name."})
@@ -67,6 +71,7 @@ class DataArguments:
     word_walks: int = field(default=10, metadata={"help": "Walks from each picture that the word vectors read."})
     word_epochs: int = field(default=5, metadata={"help": "Passes of skip-gram over its corpus, [skip-gram]."})
     word_window: int = field(default=5, metadata={"help": "Words on either side that skip-gram predicts."})
+    word_min_count: int = field(default=1, metadata={"help": "Words that are rarer in that corpus get no vector."})
     word_seed: int = field(default=0, metadata={"help": "Of skip-gram's first vectors, windows and skipping."})
     word_workers: int = field(
         default=1, metadata={"help": "Threads of skip-gram. With more than one, no two runs give the same vectors."}
@@ -77,7 +82,9 @@ class DataArguments:
 class CMFAHTrainingArguments(TrainingArguments):
     """The arguments of `CMFAHTrainer`. Where they differ from the parent's defaults, they are the paper's settings."""
 
-    output_dir: str = field(default="cmfah-model", metadata={"help": "Where the model, its processor and its words go."})
+    output_dir: str = field(
+        default="cmfah-model", metadata={"help": "Where the model, its processor and its words go."}
+    )
     optim: str = field(default="sgd", metadata={"help": "Optimizer of the towers and of the discriminators."})
     learning_rate: float = field(default=7e-4, metadata={"help": "Learning rate of the towers."})
     discriminator_learning_rate: float = field(

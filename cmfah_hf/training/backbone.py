@@ -10,17 +10,17 @@ from transformers import AutoBackbone
 
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.errors import CheckpointError
-from cmfah_hf.models import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHImageModel
 from cmfah_hf.models.configuration_cmfah import TORCHVISION_BACKBONES
 
 WEIGHTS_NAME = "model.safetensors"
 
 
-def load_backbone_weights(model: CMFAHForPreTraining, source: str) -> None:
-    """Puts published weights into the model's image backbone.
+def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
+    """Puts published weights into the backbone of an image tower.
 
     Args:
-        model: The model; its configuration names the backbone.
+        image_model: The tower; its configuration names the backbone.
         source: `"torchvision"` for torchvision's own weights of a VGG, a safetensors file with the names of the
             backbone (`features.0.weight`, ... for a VGG; a classifier beside them is passed over), a folder that holds
             it as `model.safetensors`, or a Hub id.
@@ -28,10 +28,9 @@ def load_backbone_weights(model: CMFAHForPreTraining, source: str) -> None:
     Raises:
         CheckpointError: If there is no such file, or its tensors are not those of the backbone.
     """
-    embeddings = model.cmfah.image_model.embeddings
-    backbone_config = model.config.backbone_config
+    backbone, backbone_config = image_model.embeddings.backbone, image_model.config.backbone_config
     if source == "torchvision":
-        weights = _torchvision_weights(model.config.backbone)
+        weights = _torchvision_weights(image_model.config.backbone)
     elif backbone_config is not None and not _local_file(source):
         weights = AutoBackbone.from_pretrained(source, config=backbone_config).state_dict()
     else:
@@ -40,7 +39,7 @@ def load_backbone_weights(model: CMFAHForPreTraining, source: str) -> None:
             weights = load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
-    expected = embeddings.backbone.state_dict()
+    expected = backbone.state_dict()
     missing = sorted(set(expected) - set(weights))
     if missing:
         raise CheckpointError(
@@ -52,7 +51,7 @@ def load_backbone_weights(model: CMFAHForPreTraining, source: str) -> None:
             raise CheckpointError(
                 f"{source}: {name!r} has the shape {tuple(weights[name].shape)} and the backbone's {tuple(tensor.shape)}."
             )
-    embeddings.backbone.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected})
+    backbone.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected})
 
 
 def _local_file(source: str) -> Path | None:
@@ -75,5 +74,7 @@ def _torchvision_weights(name: str | None) -> dict[str, torch.Tensor]:
     import torchvision
 
     if name not in TORCHVISION_BACKBONES:
-        raise CheckpointError("'torchvision' has weights for its VGGs alone; name a file or a Hub id for this backbone.")
+        raise CheckpointError(
+            "'torchvision' has weights for its VGGs alone; name a file or a Hub id for this backbone."
+        )
     return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)

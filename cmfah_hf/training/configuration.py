@@ -32,6 +32,15 @@ class _Parser(HfArgumentParser):
         raise CMFAHError(f"{message[0].upper()}{message[1:]}; see the arguments in the README.")
 
 
+def bundled_configuration(name: str) -> Path:
+    """A configuration of `hub_configs/`: in the package where it is installed, beside it where it is checked out."""
+    package = Path(__file__).parents[1]
+    for folder in (package / "hub_configs", package.parent / "hub_configs"):
+        if (folder / name).is_file():
+            return folder / name
+    raise CMFAHError(f"{name}: this configuration did not come with the package; install it again.")
+
+
 def parse_run(config: str | Path | None, arguments: list[str] | None = None) -> Run:
     """Reads a run's settings.
 

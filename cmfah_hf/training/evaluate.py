@@ -1,5 +1,6 @@
 """A model's figures on a data set: encode queries and database, then measure."""
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from cmfah_hf.data import drop_unreadable, load_image_text
 from cmfah_hf.data.collator import PairCollator
-from cmfah_hf.errors import QueryError
+from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.evaluation import RetrievalEvaluator
+from cmfah_hf.evaluation.pointing import pointing_game
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
+from cmfah_hf.models.tokenization_cmfah import split_words
+from cmfah_hf.retrieval import CrossMediaRetriever
+from cmfah_hf.training.region_cache import keep_regions
 
 PROTOCOLS = ("single", "paired")
 
@@ -38,8 +44,8 @@ def encode_pairs(
     was_training = model.training
     model.eval()
     image_hashes, text_hashes = [], []
-    for batch in DataLoader(pairs, batch_size=batch_size, collate_fn=PairCollator(processor, [], text_column)):
-        batch = {name: values.to(model.device) for name, values in batch.items() if name not in ("labels", "row")}
+    for batch in DataLoader(pairs, batch_size=batch_size, collate_fn=PairCollator(processor, None, text_column)):
+        batch = {name: values.to(model.device) for name, values in batch.items() if name != "row"}
         if protocol == "single":
             image_hash = model.get_image_hash(batch.get("pixel_values"), batch.get("region_features"))
             text_hash = model.get_text_hash(batch["input_ids"], batch["attention_mask"])
@@ -79,7 +85,9 @@ def evaluate_pairs(
     """
     for name, pairs in (("queries", queries), ("database", database)):
         if "labels" not in pairs.column_names:
-            raise QueryError(f"The {name} have no labels, and without them nothing is relevant to anything; add labels.")
+            raise QueryError(
+                f"The {name} have no labels, and without them nothing is relevant to anything; add labels."
+            )
     evaluator = evaluator or RetrievalEvaluator()
     hashes = [
         *encode_pairs(model, processor, queries, text_column, protocol),
@@ -94,3 +102,99 @@ def evaluate_pairs(
         plot_precision_recall(curves, plots / "precision_recall.png")
         plot_precision_at_k(curves, plots / "precision_at_k.png")
     return evaluator(*hashes, *labels)
+
+
+def evaluate_folder(
+    model: str,
+    dataset: str,
+    query_split: str = "query",
+    database_split: str = "train",
+    protocol: str = "single",
+    plots: Path | None = None,
+) -> dict[str, float]:
+    """The figures of a trained model, from where it is kept, on a data set, as `evaluate_pairs` gives them.
+
+    With a frozen backbone the regions of the pictures are kept, and found again the next time.
+
+    Args:
+        model: A folder or a Hub id.
+        dataset: As in `load_image_text`.
+        query_split: The split whose items are the queries.
+        database_split: The split that is searched.
+        protocol: As in `encode_pairs`.
+        plots: A folder for the curves as PNG.
+
+    Raises:
+        CMFAHError: If the model or the data cannot be used, or the data has no such split or no labels.
+    """
+    retriever = CrossMediaRetriever.from_pretrained(model)
+    loaded = load_image_text(dataset)
+    text_column = "text"
+    splits = []
+    for name in (query_split, database_split):
+        if name not in loaded:
+            raise DataError(f"{dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
+        pairs = loaded[name]
+        if retriever.model.config.freeze_backbone:
+            pairs = keep_regions(pairs, retriever.model.image_model, retriever.processor).remove_columns("image")
+        else:
+            pairs = drop_unreadable(pairs)
+        if retriever.expander is not None:
+            text_column = retriever.expander.output_column
+            pairs = pairs.map(retriever.expander, batched=True, desc="Expansion")
+        splits.append(pairs)
+    return evaluate_pairs(retriever.model, retriever.processor, *splits, text_column, protocol, plots=plots)
+
+
+@torch.inference_mode()
+def attention_of_words(
+    model: CMFAHModel, processor: CMFAHProcessor, image: Any, text: str
+) -> tuple[list[str], np.ndarray]:
+    """Where each known word of a pair looks: the words, and their `[attention-t]` weights `(R, W)`.
+
+    Args:
+        model: Towers whose texts are guided by pictures (`attention="both"` or `"text"`).
+        processor: Their processor.
+        image: The picture.
+        text: Its text.
+
+    Raises:
+        QueryError: If the model's texts do not attend to pictures, or no word is known.
+    """
+    if not model.config.attends_text:
+        raise QueryError(f"This model's attention is {model.config.attention!r}: its words do not attend to regions.")
+    words = processor.known_words(text)
+    if not words:
+        raise QueryError(f"No word of {text!r} is known to the model, so there is no attention to see.")
+    inputs = processor(images=[image], text=[" ".join(words)], return_tensors="pt").to(model.device)
+    weights_1HWR = model(**inputs, output_attentions=True).text_model_output.attentions[-1]
+    return words, weights_1HWR[0, 0].T.float().cpu().numpy()
+
+
+def pointing_accuracy(model: CMFAHModel, processor: CMFAHProcessor, pairs: Any) -> dict[str, float]:
+    """The pointing game over a data set with the boxes of its things, as scenes have them.
+
+    Args:
+        model: Towers whose texts are guided by pictures.
+        processor: Their processor.
+        pairs: Rows with `image`, `text` and `boxes`: a list of `{"word": ..., "box": [left, top, right, bottom]}`.
+
+    Returns:
+        `accuracy`: the share of words whose strongest region lies in a box of their thing; `chance`: that of a region
+        drawn at random; `words`: how many words were asked.
+    """
+    hits = chance = 0.0
+    total = 0
+    for pair in pairs:
+        boxes = defaultdict(list)
+        for box in pair["boxes"]:
+            if box["word"]:
+                boxes[box["word"].lower()].append(box["box"])
+        if not set(boxes) & set(split_words(pair["text"])):
+            continue
+        words, weights_RW = attention_of_words(model, processor, pair["image"], pair["text"])
+        result = pointing_game(weights_RW, words, boxes, pair["image"].size)
+        hits, total, chance = hits + result.hits, total + result.total, chance + result.chance * result.total
+    if not total:
+        raise QueryError("No pair has a box whose word is known to the model; there is nothing to point at.")
+    return {"accuracy": hits / total, "chance": chance / total, "words": float(total)}

@@ -39,7 +39,9 @@ class RegionExtractor:
 
     def fingerprint(self) -> str:
         """Changes with the backbone's weights and with the pictures' preparation, and with nothing else."""
-        digest = hashlib.sha256(repr((self.processor.image_processor.to_dict(), self.mirrored)).encode())
+        preparation = self.processor.image_processor.to_dict()
+        used = ("size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        digest = hashlib.sha256(repr(([preparation.get(name) for name in used], self.mirrored)).encode())
         for name, tensor in self.embeddings.backbone.state_dict().items():
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensor.detach().cpu().float().numpy()).data)
@@ -96,7 +98,7 @@ def keep_regions(
         DataError: If not one picture can be read.
     """
     extractor = RegionExtractor(image_model, processor, mirrored)
-    raw, features = decoding_off(dataset)
+    raw = decoding_off(dataset)
     size = processor.image_processor.size
     num_regions, channels = extractor.regions(torch.zeros(1, 3, size["height"], size["width"])).shape[1:]
     columns = {name: datasets.Array2D((num_regions, channels), "float16") for name in _region_columns(mirrored)}
@@ -116,11 +118,10 @@ def keep_regions(
     if not readable.all():
         logger.warning("Left out %d of %d pictures, because they cannot be read.", np.sum(~readable), len(raw))
         raw = raw.select(np.flatnonzero(readable))
-    raw = raw.remove_columns("readable").cast_column("image", features["image"])
+    raw = raw.remove_columns("readable").cast_column("image", dataset.features["image"])
     # In this format a batch of regions is read in milliseconds; as lists it takes seconds.
     return raw.with_format("numpy", columns=_region_columns(mirrored), output_all_columns=True)
 
 
 def _region_columns(mirrored: bool) -> list[str]:
     return ["region_features", "region_features_mirrored"] if mirrored else ["region_features"]
-

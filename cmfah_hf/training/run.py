@@ -14,7 +14,7 @@ from cmfah_hf.data import collect_classes, load_image_text, resolve_data_path, t
 from cmfah_hf.data.images import drop_unreadable
 from cmfah_hf.errors import DataError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
-from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHProcessor
+from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHProcessor
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
 from cmfah_hf.training.arguments import DataArguments
 from cmfah_hf.training.backbone import load_backbone_weights
@@ -44,7 +44,8 @@ def train(run: Run) -> dict[str, Any]:
     set_seed(args.seed)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    splits = _load_splits(data)
+    with args.main_process_first(local=False, desc="pictures"):
+        splits = _cut(data, _load(run))
     classes = collect_classes(splits["train"])
     with args.main_process_first(local=False, desc="words"):
         expander, embedding = _fit_words(run, splits["train"], output)
@@ -53,8 +54,6 @@ def train(run: Run) -> dict[str, Any]:
         text_column = expander.output_column
         splits = {name: pairs.map(expander, batched=True, desc="Expansion") for name, pairs in splits.items()}
     model, processor = _build(run, classes, embedding)
-    with args.main_process_first(local=False, desc="regions"):
-        splits = _prepare_pictures(run, splits, model, processor)
 
     trainer = CMFAHTrainer(
         model=model,
@@ -90,11 +89,31 @@ def train(run: Run) -> dict[str, Any]:
     return metrics
 
 
-def _load_splits(data: DataArguments) -> dict[str, datasets.Dataset]:
-    """The splits by their part in the run: `train`, `validation`, and where there are such `query` and `database`."""
+def _load(run: Run) -> dict[str, datasets.Dataset]:
+    """The splits as they are named, without unreadable pictures; with kept regions if the backbone is frozen."""
+    data = run.data
     loaded = load_image_text(
         data.dataset, image_column=data.image_column, text_column=data.text_column, labels_column=data.labels_column
     )
+    wanted = {data.train_split, data.validation_split, data.query_split, data.database_split}
+    loaded = {name: pairs for name, pairs in loaded.items() if name in wanted}
+    config = CMFAHConfig(**run.model)
+    if not (config.freeze_backbone and data.keep_regions):
+        return {name: drop_unreadable(pairs) for name, pairs in loaded.items()}
+    image_model = CMFAHImageModel(config).to(run.training.device)
+    if data.backbone_weights is not None:
+        load_backbone_weights(image_model, data.backbone_weights)
+    processor = CMFAHProcessor.from_vocabulary(config, [], data.image_mean, data.image_std)
+    return {
+        name: keep_regions(pairs, image_model, processor, data.mirror and name == data.train_split).remove_columns(
+            "image"
+        )
+        for name, pairs in loaded.items()
+    }
+
+
+def _cut(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
+    """The splits by their part in the run: `train`, `validation`, and where there are such `query` and `database`."""
 
     def split(name: str) -> datasets.Dataset:
         if name not in loaded:
@@ -105,8 +124,11 @@ def _load_splits(data: DataArguments) -> dict[str, datasets.Dataset]:
     if data.validation_split is not None:
         splits["validation"] = split(data.validation_split)
     else:
-        # One seed for all runs: what is compared, bits or seeds, is compared on the same pairs.
-        splits["train"], splits["validation"] = train_validation_split(splits["train"], data.validation_fraction, seed=0)
+        splits["train"], splits["validation"] = train_validation_split(
+            splits["train"], data.validation_fraction, seed=data.validation_seed
+        )
+        without_mirrored = [c for c in splits["train"].column_names if c != "region_features_mirrored"]
+        splits["validation"] = splits["validation"].select_columns(without_mirrored)
     if data.query_split is not None and data.query_split in loaded:
         splits["query"] = loaded[data.query_split]
     if data.database_split is not None:
@@ -114,9 +136,7 @@ def _load_splits(data: DataArguments) -> dict[str, datasets.Dataset]:
     return splits
 
 
-def _fit_words(
-    run: Run, pairs: datasets.Dataset, output: Path
-) -> tuple[GraphExpander | None, SkipGramEmbedding]:
+def _fit_words(run: Run, pairs: datasets.Dataset, output: Path) -> tuple[GraphExpander | None, SkipGramEmbedding]:
     """The word graph and the word vectors of the training texts; those of an earlier run where one is named."""
     data = run.data
     source = data.words_from or (output if run.training.resume_from_checkpoint else None)
@@ -138,6 +158,7 @@ def _fit_words(
             window=data.word_window,
             seed=data.word_seed,
             workers=data.word_workers,
+            min_count=data.word_min_count,
         ).fit(corpus, extra_corpus=[resolve_data_path(path) for path in data.word_corpus] or None)
     # Kept before the training starts: should that break off, they need not be made again.
     if expander is not None:
@@ -158,25 +179,12 @@ def _build(run: Run, classes: list[str], embedding: SkipGramEmbedding) -> tuple[
     model = CMFAHForPreTraining(config)
     table = model.get_input_embeddings().weight.data
     table.zero_()
-    table[len(SPECIAL_TOKENS) :] = vectors_VE
+    # Of one length, as the regions are: skip-gram's lengths tell how frequent a word is, and not what it means.
+    table[len(SPECIAL_TOKENS) :] = torch.nn.functional.normalize(vectors_VE, dim=1) * vectors_VE.shape[1] ** 0.5
     if run.data.backbone_weights is not None:
-        load_backbone_weights(model, run.data.backbone_weights)
+        load_backbone_weights(model.cmfah.image_model, run.data.backbone_weights)
     elif config.freeze_backbone:
         logger.warning(
             "The image backbone is frozen with weights drawn at random; give --backbone_weights, or --freeze_backbone false."
         )
     return model, CMFAHProcessor.from_vocabulary(config, embedding.vocabulary, run.data.image_mean, run.data.image_std)
-
-
-def _prepare_pictures(
-    run: Run, splits: Mapping[str, datasets.Dataset], model: CMFAHForPreTraining, processor: CMFAHProcessor
-) -> dict[str, datasets.Dataset]:
-    """The splits with kept regions instead of pictures, if the backbone is frozen; unreadable pictures left out."""
-    if not (model.config.freeze_backbone and run.data.keep_regions):
-        return {name: drop_unreadable(pairs) for name, pairs in splits.items()}
-    model.to(run.training.device)
-    tower = model.cmfah.image_model
-    return {
-        name: keep_regions(pairs, tower, processor, mirrored=run.data.mirror and name == "train").remove_columns("image")
-        for name, pairs in splits.items()
-    }

@@ -62,9 +62,7 @@ class CMFAHTrainer(Trainer):
         if data_collator is None:
             classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
             data_collator = PairCollator(processing_class, classes, text_column)
-        self.learns_by_row = (
-            args.codes_update == "epoch" and train_dataset is not None and has_length(train_dataset)
-        )
+        self.learns_by_row = args.codes_update == "epoch" and train_dataset is not None and has_length(train_dataset)
         if self.learns_by_row and "row" not in train_dataset.column_names:
             train_dataset = train_dataset.add_column("row", list(range(len(train_dataset))))
         super().__init__(
@@ -196,7 +194,9 @@ class CMFAHTrainer(Trainer):
         output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         if description == "Evaluation":
             database = self.plain_train_dataset if self.database is None else self.database
-            found = super().evaluation_loop(self.get_test_dataloader(database), "Database", False, ignore_keys, "database")
+            found = super().evaluation_loop(
+                self.get_test_dataloader(database), "Database", False, ignore_keys, "database"
+            )
             figures = self.evaluator(*output.predictions, *found.predictions, output.label_ids, found.label_ids)
             i2t, t2i = figures["hamming/i2t/map"], figures["hamming/t2i/map"]
             maps = {"map": (i2t + t2i) / 2, "map_i2t": i2t, "map_t2i": t2i, "map_random": figures["random/map"]}

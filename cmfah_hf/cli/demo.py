@@ -1,0 +1,73 @@
+"""`cmfah demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where scenes, model, index and plots go.")] = Path("demo"),
+    train_scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 2000,
+    query_scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 300,
+    text: Annotated[str, typer.Option(help="The words to search with.")] = "boat sun",
+    epochs: Annotated[float | None, typer.Option(help="Passes over the scenes. Default: the configuration's.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:  # fmt: skip
+    """The whole road on scenes drawn by code: train, measure, save, load, index, search by text and by picture."""
+    from cmfah_hf.cli.output import print_figures, print_json, print_table
+    from cmfah_hf.data import load_scenes, write_imagefolder
+    from cmfah_hf.data.images import decode_image
+    from cmfah_hf.evaluation.plots import plot_attention, plot_results
+    from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
+    from cmfah_hf.training import bundled_configuration, parse_run, train
+    from cmfah_hf.training.evaluate import attention_of_words, pointing_accuracy
+
+    def say(line: str) -> None:
+        typer.echo(line, err=json)
+
+    scenes, folder, index_file = output / "scenes", output / "model", output / "pictures.index"
+    say(f"Drawing {train_scenes:,} + {query_scenes:,} scenes into {scenes}")
+    splits = load_scenes(train_scenes, query_scenes)
+    write_imagefolder(splits, scenes)
+
+    say(f"Training a model of 64 bits into {folder}")
+    further = [] if epochs is None else ["--num_train_epochs", str(epochs)]
+    config = bundled_configuration("cmfah-scenes.yaml")
+    metrics = train(parse_run(config, ["--dataset", str(scenes), "--output_dir", str(folder), *further]))
+
+    retriever = CrossMediaRetriever.from_pretrained(folder)
+    retriever.add_source(scenes, split="train", progress=not json)
+    retriever.images.save(index_file)
+    retriever.images = HashIndex.load(index_file)
+    by_text = retriever.search(text=text, k=6)
+    query = splits["query"][0]
+    by_image = retriever.search(image=query["image"], k=6)
+    for name, results, asked in (("text", by_text, text), ("image", by_image, query["image"])):
+        pictures = [decode_image(scenes / "train" / f"{item_id}.png") for item_id in results.ids[0]]
+        titles = [f"{item_id}\n{score:.1f}" for item_id, score in zip(results.ids[0], results.scores[0], strict=True)]
+        plot_results(asked, pictures, titles, output / f"search_by_{name}.png")
+
+    pointing = pointing_accuracy(retriever.model, retriever.processor, splits["query"])
+    shown = next(pair for pair in splits["query"] if sum(bool(box["word"]) for box in pair["boxes"]) >= 2)
+    words, weights = attention_of_words(retriever.model, retriever.processor, shown["image"], shown["text"])
+    boxes = {word: [box["box"] for box in shown["boxes"] if box["word"] == word] for word in words}
+    plot_attention(shown["image"], weights, words, output / "attention.png", boxes=boxes)
+
+    if json:
+        print_json(
+            {"metrics": metrics, "pointing": pointing, "text_query": text, "found_by_text": by_text.ids[0].tolist(),
+             "image_query": query["id"], "found_by_image": by_image.ids[0].tolist(), "output": str(output)}
+        )  # fmt: skip
+        return
+    figures = metrics["query"]
+    print_figures("Held-out scenes, one modality at a time, 64 bits", figures)
+    print_table(
+        "Hamming MAP as a multiple of the random ranking's, and the pointing game", ["", "value"],
+        [*([f"MAP {name}", figures[f"hamming/{way}/map"] / figures["random/map"]] for name, way in (("image -> text", "i2t"), ("text -> image", "t2i"))),
+         ["strongest region in the thing's box", pointing["accuracy"]], ["by chance", pointing["chance"]]],
+    )  # fmt: skip
+    print_table(f"Found by the text {text!r}", ["id", "score"], list(zip(by_text.ids[0], by_text.scores[0].tolist(), strict=True)))  # fmt: skip
+    print_table(f"Found by the picture {query['id']}", ["id", "score"], list(zip(by_image.ids[0], by_image.scores[0].tolist(), strict=True)))  # fmt: skip
+    say(f"Pictures of all this: {output}/search_by_text.png, search_by_image.png, attention.png, model/plots/")
+    say(f'Go on: cmfah search {folder} {index_file} --text "house tree"')

@@ -1,0 +1,33 @@
+"""`cmfah train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Argument(help="A YAML file, such as hub_configs/cmfah-scenes.yaml.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Train a model and leave it in a folder.
+
+    Any field of the model's configuration, of the data's and of the trainer's arguments can follow, as `--hash_bits 32`
+    or `--output_dir runs/first`, and takes precedence over the file.
+    """
+    from cmfah_hf.cli.output import print_figures, print_json, print_table
+    from cmfah_hf.training import parse_run
+    from cmfah_hf.training import train as run_training
+
+    run = parse_run(config, context.args)
+    metrics = run_training(run)
+    if not metrics:  # a process beside the main one
+        return
+    if json:
+        print_json(metrics)
+        return
+    rows = [[name, value] for name, value in metrics.items() if not isinstance(value, dict)]
+    print_table(f"Trained: {run.training.output_dir}", ["", "value"], rows)
+    if "query" in metrics:
+        print_figures("Test queries, one modality at a time", metrics["query"])

@@ -1,0 +1,227 @@
+"""The building blocks of both towers: regions, words, co-attention, pooling, hash head.
+
+Shape suffixes: B pairs of a batch, R regions, W words, P positions of a sequence (regions or words), Q positions of its
+partner (words, regions or concepts), D feature width, C channels of the backbone, E width of a word vector, F filters,
+K hash bits. Equations are cited by their tags in `docs/method.md`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_cmfah import CMFAHConfig
+from .losses import EPSILON, cosine_matrix
+
+
+def _in_reading_order(
+    module: Callable[[torch.Tensor], torch.Tensor], words_BWD: torch.Tensor, mask_BW: torch.Tensor
+) -> torch.Tensor:
+    """Applies `module` to the words that exist, moved together in their order; each result goes to its word's place.
+
+    So what looks at neighbours, a convolution or an LSTM, sees the text and not how it is padded.
+    """
+    order_BW1 = (~mask_BW).long().argsort(dim=1, stable=True)[..., None]
+    output_BWD = module(words_BWD.take_along_dim(order_BW1, dim=1))
+    return output_BWD.take_along_dim(order_BW1.argsort(dim=1), dim=1)
+
+
+class CMFAHTorchvisionBackbone(nn.Module):
+    """The convolutional part of a torchvision VGG, under torchvision's own names (`features.0.weight`, ...)."""
+
+    def __init__(self, config: CMFAHConfig):
+        super().__init__()
+        import torchvision
+
+        self.features = getattr(torchvision.models, config.backbone)(weights=None, init_weights=False).features
+        self.channels = [next(m.out_channels for m in reversed(self.features) if isinstance(m, nn.Conv2d))]
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable | None = None
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if not (self.gradient_checkpointing and self.training):
+            return self.features(pixel_values)
+        stage: list[nn.Module] = []
+        for module in self.features:  # a stage ends where its pooling shrinks the map, so little is kept between them
+            stage.append(module)
+            if isinstance(module, nn.MaxPool2d):
+                pixel_values = self._gradient_checkpointing_func(nn.Sequential(*stage).__call__, pixel_values)
+                stage = []
+        return pixel_values
+
+
+class CMFAHRegionEmbeddings(nn.Module):
+    """`[regions]`: a backbone's last feature map, one vector of `D` a region."""
+
+    def __init__(self, config: CMFAHConfig):
+        super().__init__()
+        self.config = config
+        if config.backbone_config is None:
+            self.backbone = CMFAHTorchvisionBackbone(config)
+        else:
+            from transformers.backbone_utils import load_backbone
+
+            self.backbone = load_backbone(config)
+        if config.freeze_backbone:
+            self.backbone.requires_grad_(False)
+        self.projection = nn.Linear(self.backbone.channels[-1], config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.config.freeze_backbone:  # its dropout and batch statistics are frozen with its weights
+            self.backbone.eval()
+        return self
+
+    def extract_regions(self, pixel_values: torch.FloatTensor) -> torch.FloatTensor:
+        """The backbone's own regions, `(B, R, C)`, row by row from the top left: what `region_features` may hold."""
+        # A frozen backbone needs no graph; the caller's setting holds otherwise.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_backbone):
+            output = self.backbone(pixel_values.to(self.projection.weight.dtype))
+        feature_map_BCHW = output if isinstance(output, torch.Tensor) else output.feature_maps[-1]
+        return feature_map_BCHW.flatten(2).transpose(1, 2)
+
+    def forward(
+        self, pixel_values: torch.FloatTensor | None = None, region_features: torch.FloatTensor | None = None
+    ) -> torch.FloatTensor:
+        if (pixel_values is None) == (region_features is None):
+            raise ValueError("Give the image tower either pixel_values or region_features.")
+        if region_features is None:
+            region_features = self.extract_regions(pixel_values)
+        regions_BRC = region_features.to(self.projection.weight.dtype)
+        if regions_BRC.shape[-1] != self.projection.in_features:
+            raise ValueError(
+                f"region_features have {regions_BRC.shape[-1]} channels and the backbone gives "
+                f"{self.projection.in_features}; extract them again with this model's backbone."
+            )
+        if self.config.normalize_regions:
+            regions_BRC = nn.functional.normalize(regions_BRC, dim=-1, eps=EPSILON) * regions_BRC.shape[-1] ** 0.5
+        return self.dropout(self.projection(regions_BRC))
+
+
+class CMFAHWordEmbeddings(nn.Module):
+    """`[words]`: the word table, a TextCNN of several widths, and a fully connected layer; one vector of `D` a word."""
+
+    def __init__(self, config: CMFAHConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.word_dim, padding_idx=config.pad_token_id)
+        if config.freeze_word_vectors:
+            self.embed_tokens.requires_grad_(False)
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(config.word_dim, config.text_filters, width, padding="same") for width in config.text_kernel_sizes
+        )
+        self.projection = nn.Linear(config.text_filters * len(config.text_kernel_sizes), config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def _convolve(self, embeds_BWE: torch.Tensor) -> torch.Tensor:
+        embeds_BEW = embeds_BWE.mT
+        return torch.cat([convolution(embeds_BEW).relu() for convolution in self.convolutions], dim=1).mT
+
+    def forward(self, embeds_BWE: torch.FloatTensor, mask_BW: torch.BoolTensor) -> torch.FloatTensor:
+        # Masked words are zeros, as the convolution's own padding is: how far a text is padded changes nothing.
+        exists_BW1 = mask_BW[..., None].to(embeds_BWE.dtype)
+        filters_BWF = _in_reading_order(self._convolve, self.dropout(embeds_BWE) * exists_BW1, mask_BW)
+        return self.dropout(self.projection(filters_BWF)) * exists_BW1
+
+
+class CMFAHCoAttention(nn.Module):
+    """`[similarity]`, `[attention-v]`, `[attention-t]`: every position gathers what answers it in the partner."""
+
+    def __init__(self, temperature: float):
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(
+        self, local_BPD: torch.Tensor, partner_BQD: torch.Tensor, partner_mask_BQ: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        similarity_BPQ = cosine_matrix(local_BPD, partner_BQD).clamp(min=0)
+        similarity_BPQ = nn.functional.normalize(similarity_BPQ, dim=1, eps=EPSILON)
+        scores_BPQ = self.temperature * similarity_BPQ
+        if partner_mask_BQ is not None:
+            scores_BPQ = scores_BPQ.masked_fill(~partner_mask_BQ[:, None], torch.finfo(scores_BPQ.dtype).min)
+        weights_BPQ = scores_BPQ.softmax(dim=-1)
+        if partner_mask_BQ is not None:  # a partner without a single position answers nothing
+            weights_BPQ = weights_BPQ * partner_mask_BQ[:, None].to(weights_BPQ.dtype)
+        weights_B1PQ = weights_BPQ[:, None]  # one head, as whoever reads attention weights expects them
+        return (weights_B1PQ @ partner_BQD[:, None]).squeeze(1), weights_B1PQ
+
+
+class CMFAHLayer(GradientCheckpointingLayer):
+    """`[lstm]`: co-attention, an LSTM over the attended positions, and the plain positions added."""
+
+    def __init__(self, config: CMFAHConfig, attends: bool, temperature: float):
+        super().__init__()
+        self.attention = CMFAHCoAttention(temperature) if attends else None
+        self.lstm = nn.LSTM(config.hidden_size, config.hidden_size, batch_first=True) if config.use_lstm else None
+
+    def _read(self, sequence_BPD: torch.Tensor) -> torch.Tensor:
+        return self.lstm(sequence_BPD)[0]
+
+    def forward(
+        self,
+        hidden_states_BPD: torch.Tensor,
+        mask_BP: torch.Tensor | None,
+        partner_BQD: torch.Tensor | None,
+        partner_mask_BQ: torch.Tensor | None,
+    ) -> torch.Tensor:
+        update_BPD = hidden_states_BPD
+        if self.attention is not None:
+            update_BPD, _ = self.attention(hidden_states_BPD, partner_BQD, partner_mask_BQ)
+        if self.lstm is not None and mask_BP is None:
+            update_BPD = self._read(update_BPD)
+        elif self.lstm is not None:
+            update_BPD = _in_reading_order(self._read, update_BPD, mask_BP)
+        if self.attention is None and self.lstm is None:
+            return hidden_states_BPD
+        output_BPD = hidden_states_BPD + update_BPD
+        return output_BPD if mask_BP is None else output_BPD * mask_BP[..., None].to(output_BPD.dtype)
+
+
+class CMFAHEncoder(nn.Module):
+    """From a modality's positions to its pooled feature, with a partner or with the concepts that stand in for one."""
+
+    def __init__(self, config: CMFAHConfig, attends: bool, temperature: float):
+        super().__init__()
+        self.attends = attends
+        # The concept bank: what an absent partner is replaced by, "One modality at a time" of `docs/method.md`.
+        self.concepts = nn.Parameter(torch.empty(config.num_concepts, config.hidden_size)) if attends else None
+        self.layers = nn.ModuleList(CMFAHLayer(config, attends, temperature) for _ in range(config.num_hidden_layers))
+
+    def forward(
+        self,
+        local_BPD: torch.Tensor,
+        mask_BP: torch.Tensor | None,
+        partner_BQD: torch.Tensor | None,
+        partner_mask_BQ: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.attends and partner_BQD is None:
+            partner_BQD, partner_mask_BQ = self.concepts.expand(len(local_BPD), -1, -1), None
+        hidden_BPD = local_BPD
+        for layer in self.layers:
+            hidden_BPD = layer(hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ)
+        if mask_BP is None:
+            return hidden_BPD.mean(dim=1), hidden_BPD
+        lengths_B1 = mask_BP.sum(dim=1, keepdim=True).clamp(min=1).to(hidden_BPD.dtype)
+        return hidden_BPD.sum(dim=1) / lengths_B1, hidden_BPD
+
+
+class CMFAHHashHead(nn.Module):
+    """`[hash]`: `H = tanh(W F + b)`."""
+
+    def __init__(self, config: CMFAHConfig):
+        super().__init__()
+        self.norm = self.paired_norm = None
+        if config.normalize_features:
+            # Features with a partner are distributed unlike those without; one set of statistics would fit neither.
+            self.norm = nn.BatchNorm1d(config.hidden_size)
+            self.paired_norm = nn.BatchNorm1d(config.hidden_size) if config.attention != "none" else self.norm
+        self.dropout = nn.Dropout(config.dropout)
+        self.dense = nn.Linear(config.hidden_size, config.hash_bits)
+
+    def forward(self, features_BD: torch.Tensor, is_paired: bool = False) -> torch.Tensor:
+        norm = self.paired_norm if is_paired else self.norm
+        if norm is not None:
+            features_BD = norm(features_BD)
+        return self.dense(self.dropout(features_BD)).tanh()
