@@ -6,10 +6,9 @@ Auto classes of transformers.
 
 from typing import TYPE_CHECKING
 
+from cmfah_hf.lazy import lazy_names
 
 __version__ = "0.1.0"
-
-from .lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
@@ -33,10 +32,10 @@ __getattr__, __dir__, __all__ = lazy_names(
 )
 
 if TYPE_CHECKING:
-    from .data import load_image_text
-    from .evaluation import RetrievalEvaluator
-    from .expansion import GraphExpander, SkipGramEmbedding
-    from .models import (
+    from cmfah_hf.data import load_image_text
+    from cmfah_hf.evaluation import RetrievalEvaluator
+    from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
+    from cmfah_hf.models import (
         CMFAHConfig,
         CMFAHDiscriminator,
         CMFAHForPreTraining,
@@ -45,5 +44,5 @@ if TYPE_CHECKING:
         CMFAHProcessor,
         CMFAHTextModel,
     )
-    from .retrieval import CrossMediaRetriever, HashIndex
-    from .training import CMFAHTrainer, CMFAHTrainingArguments
+    from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
+    from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments

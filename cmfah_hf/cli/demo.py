@@ -7,13 +7,13 @@ import typer
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where scenes, model, index and plots go.")] = Path("demo"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where everything goes.")] = Path("demo"),
     train_scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 2000,
     query_scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 300,
     text: Annotated[str, typer.Option(help="The words to search with.")] = "boat sun",
     epochs: Annotated[float | None, typer.Option(help="Passes over the scenes. Default: the configuration's.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """The whole road on scenes drawn by code: train, measure, save, load, index, search by text and by picture."""
     from cmfah_hf.cli.output import print_figures, print_json, print_table
     from cmfah_hf.data import load_scenes, write_imagefolder
@@ -54,20 +54,21 @@ def demo(
     boxes = {word: [box["box"] for box in shown["boxes"] if box["word"] == word] for word in words}
     plot_attention(shown["image"], weights, words, output / "attention.png", boxes=boxes)
 
+    found = {"text": by_text.ids[0].tolist(), "image": by_image.ids[0].tolist()}
     if json:
-        print_json(
-            {"metrics": metrics, "pointing": pointing, "text_query": text, "found_by_text": by_text.ids[0].tolist(),
-             "image_query": query["id"], "found_by_image": by_image.ids[0].tolist(), "output": str(output)}
-        )  # fmt: skip
+        print_json({"metrics": metrics, "pointing": pointing, "found": found, "output": str(output)})
         return
     figures = metrics["query"]
     print_figures("Held-out scenes, one modality at a time, 64 bits", figures)
-    print_table(
-        "Hamming MAP as a multiple of the random ranking's, and the pointing game", ["", "value"],
-        [*([f"MAP {name}", figures[f"hamming/{way}/map"] / figures["random/map"]] for name, way in (("image -> text", "i2t"), ("text -> image", "t2i"))),
-         ["strongest region in the thing's box", pointing["accuracy"]], ["by chance", pointing["chance"]]],
-    )  # fmt: skip
-    print_table(f"Found by the text {text!r}", ["id", "score"], list(zip(by_text.ids[0], by_text.scores[0].tolist(), strict=True)))  # fmt: skip
-    print_table(f"Found by the picture {query['id']}", ["id", "score"], list(zip(by_image.ids[0], by_image.scores[0].tolist(), strict=True)))  # fmt: skip
+    rows = [
+        [f"MAP {name}, in multiples of the random ranking's", figures[f"hamming/{way}/map"] / figures["random/map"]]
+        for name, way in (("image -> text", "i2t"), ("text -> image", "t2i"))
+    ]
+    rows += [["A word's strongest region lies in its thing's box", pointing["accuracy"]]]
+    rows += [["The same by chance", pointing["chance"]]]
+    print_table("Hamming ranking, and the pointing game", ["", "value"], rows)
+    for results, asked in ((by_text, f"the text {text!r}"), (by_image, f"the picture {query['id']}")):
+        rows = list(zip(results.ids[0], results.scores[0].tolist(), strict=True))
+        print_table(f"Found by {asked}", ["id", "score"], rows)
     say(f"Pictures of all this: {output}/search_by_text.png, search_by_image.png, attention.png, model/plots/")
     say(f'Go on: cmfah search {folder} {index_file} --text "house tree"')

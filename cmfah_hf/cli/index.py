@@ -15,7 +15,7 @@ def index(
     batch_size: Annotated[int, typer.Option(help="Items encoded at once.")] = 32,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    """Encode pictures (or texts) and write an index of their codes. A picture that cannot be read is named and left out."""
+    """Encode pictures (or texts) and index their codes. A picture that cannot be read is named and left out."""
     from cmfah_hf.cli.output import print_json
     from cmfah_hf.retrieval import CrossMediaRetriever
 

@@ -11,12 +11,14 @@ def search(
     model: Annotated[str, typer.Argument(help="The model that the index was made with: a folder or a Hub id.")],
     index: Annotated[Path, typer.Argument(help="An index file, as `cmfah index` writes it.")],
     text: Annotated[str | None, typer.Option("--text", "-t", help="Words to search with.")] = None,
-    image: Annotated[str | None, typer.Option("--image", "-i", help="A picture to search with; '-': standard input.")] = None,
+    image: Annotated[str | None, typer.Option("--image", "-i", help="A picture to search with, or '-'.")] = None,
     k: Annotated[int, typer.Option("-k", help="How many items to show.")] = 10,
-    metric: Annotated[str, typer.Option(help="'aqd' ranks by the query's real hash values, 'hamming' by its bits.")] = "aqd",
+    metric: Annotated[
+        str, typer.Option(help="'aqd': by the query's real hash values; 'hamming': by its bits.")
+    ] = "aqd",
     json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
-) -> None:  # fmt: skip
-    """Search an index by words or by a picture."""
+) -> None:
+    """Search an index by words or by a picture; `--image -` reads the picture from standard input."""
     from cmfah_hf.cli.output import print_json, print_table
     from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 

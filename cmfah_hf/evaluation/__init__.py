@@ -1,5 +1,5 @@
 """Metrics under ties, the evaluator of cross-media retrieval, plots, and the pointing game of attention."""
 
-from .evaluator import METRICS, RANKINGS, RetrievalEvaluator
+from cmfah_hf.evaluation.evaluator import METRICS, RANKINGS, RetrievalEvaluator
 
 __all__ = ["METRICS", "RANKINGS", "RetrievalEvaluator"]

@@ -9,11 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import HashIndexError, QueryError
-from ..retrieval.codes import as_array, pack, round_for_aqd
-from .labels import encode_labels
-from .levels import count_relevant, iterate_levels
-from .metrics import expected_average_precision, precision_at_k, precision_recall_curve, random_ranking_map, recall_at_k
+from cmfah_hf.errors import HashIndexError, QueryError
+from cmfah_hf.evaluation.labels import encode_labels
+from cmfah_hf.evaluation.levels import count_relevant, iterate_levels
+from cmfah_hf.evaluation.metrics import (
+    expected_average_precision,
+    precision_at_k,
+    precision_recall_curve,
+    random_ranking_map,
+    recall_at_k,
+)
+from cmfah_hf.retrieval.codes import as_array, pack, round_for_aqd
 
 logger = logging.getLogger(__name__)
 

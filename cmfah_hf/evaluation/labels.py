@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import QueryError
-from ..retrieval.codes import as_array
+from cmfah_hf.errors import QueryError
+from cmfah_hf.retrieval.codes import as_array
 
 
 def encode_labels(labels_q: Any, labels_db: Any) -> tuple[np.ndarray, np.ndarray]:

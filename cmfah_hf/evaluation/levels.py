@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..errors import QueryError
-from ..retrieval.codes import unpack
+from cmfah_hf.errors import QueryError
+from cmfah_hf.retrieval.codes import unpack
 
 # Scores of so many query-item pairs are held at once: 32 MB of float32.
 _PAIRS_AT_ONCE = 1 << 23

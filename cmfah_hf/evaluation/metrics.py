@@ -11,8 +11,8 @@ level holds, and how many of those are relevant. All results are float64, in [0,
 
 import numpy as np
 
-from ..errors import QueryError
-from .levels import hamming_distances, relevance, score_levels
+from cmfah_hf.errors import QueryError
+from cmfah_hf.evaluation.levels import hamming_distances, relevance, score_levels
 
 __all__ = [
     "average_precision",

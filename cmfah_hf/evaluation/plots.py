@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from ..retrieval.codes import as_array
-from .pointing import Boxes, boxes_by_word, region_weights
+from cmfah_hf.evaluation.pointing import Boxes, boxes_by_word, region_weights
+from cmfah_hf.retrieval.codes import as_array
 
 Curves = Mapping[str, Mapping[str, np.ndarray]]
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import QueryError
-from ..retrieval.codes import as_array
+from cmfah_hf.errors import QueryError
+from cmfah_hf.retrieval.codes import as_array
 
 Box = Sequence[float]
 """Left, top, right, bottom, in pixels of the picture."""

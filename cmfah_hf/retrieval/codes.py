@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import HashIndexError
+from cmfah_hf.errors import HashIndexError
 
 MAX_BITS = 1024
 AQD_STEP = 2.0**-14

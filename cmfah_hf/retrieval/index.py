@@ -18,9 +18,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ..errors import HashIndexError, QueryError
-from .codes import as_array, check_bits, pack, round_for_aqd
-from .scan import nearest_by_aqd, nearest_by_hamming, tied_by_aqd, tied_by_hamming
+from cmfah_hf.errors import HashIndexError, QueryError
+from cmfah_hf.retrieval.codes import as_array, check_bits, pack, round_for_aqd
+from cmfah_hf.retrieval.scan import nearest_by_aqd, nearest_by_hamming, tied_by_aqd, tied_by_hamming
 
 logger = logging.getLogger(__name__)
 

@@ -74,8 +74,14 @@ class CrossMediaRetriever:
         source = str(repo_or_folder)
         model = _load(CMFAHModel, source, kwargs)
         processor = _load(CMFAHProcessor, source, kwargs)
-        found = [cached_file(source, f"expander.{end}", _raise_exceptions_for_missing_entries=False, **kwargs) for end in ("json", "safetensors")]  # fmt: skip
-        return cls(model, processor, GraphExpander.load(Path(found[0]).parent) if all(found) else None, device)
+        expander = None
+        found = [
+            cached_file(source, f"expander.{ending}", _raise_exceptions_for_missing_entries=False, **kwargs)
+            for ending in ("json", "safetensors")
+        ]
+        if all(found):
+            expander = GraphExpander.load(Path(found[0]).parent)
+        return cls(model, processor, expander, device)
 
     def expand(self, texts: Sequence[str]) -> list[str]:
         """The texts as the model was trained to read them: with the words that the graph adds."""
@@ -171,8 +177,12 @@ class CrossMediaRetriever:
         return unreadable
 
     def add_texts(
-        self, texts: Iterable[str], ids: Sequence[int] | Sequence[str] | None = None, batch_size: int = 256, progress: bool = False
-    ) -> None:  # fmt: skip
+        self,
+        texts: Iterable[str],
+        ids: Sequence[int] | Sequence[str] | None = None,
+        batch_size: int = 256,
+        progress: bool = False,
+    ) -> None:
         """Encodes texts and adds them to the index `texts`.
 
         Args:

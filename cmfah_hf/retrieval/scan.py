@@ -7,7 +7,7 @@ AQD scores negated. AQD queries must have been rounded by `round_for_aqd`, or th
 import faiss
 import numpy as np
 
-from .codes import aqd_codebook
+from cmfah_hf.retrieval.codes import aqd_codebook
 
 
 def nearest_by_hamming(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

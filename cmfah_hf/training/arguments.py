@@ -12,8 +12,8 @@ class DataArguments:
     dataset: str = field(
         default="scenes",
         metadata={
-            "help": "A folder of pictures with metadata, Parquet, a Hub id, or 'scenes', drawn by code. A relative path "
-            "that does not exist is looked for below the environment variable CMFAH_DATA."
+            "help": "A folder of pictures with metadata, Parquet, a Hub id, or 'scenes', drawn by code. A relative "
+            "path that does not exist is looked for below the environment variable CMFAH_DATA."
         },
     )
     train_split: str = field(default="train", metadata={"help": "The split to train on."})
@@ -112,7 +112,7 @@ class CMFAHTrainingArguments(TrainingArguments):
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Kept off: the collator takes what it needs from pictures and texts."}
     )
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "Where to send logs to."})
+    report_to: str | list[str] | None = field(default="none", metadata={"help": "Where to send logs to."})
 
     def __post_init__(self):
         super().__post_init__()

@@ -48,9 +48,8 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
         )
     for name, tensor in expected.items():
         if weights[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"{source}: {name!r} has the shape {tuple(weights[name].shape)} and the backbone's {tuple(tensor.shape)}."
-            )
+            found, wanted = tuple(weights[name].shape), tuple(tensor.shape)
+            raise CheckpointError(f"{source}: {name!r} has the shape {found}, the backbone's is {wanted}.")
     backbone.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected})
 
 

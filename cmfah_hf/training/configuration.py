@@ -15,7 +15,11 @@ from cmfah_hf.training.arguments import CMFAHTrainingArguments, DataArguments
 
 SECTIONS = ("model", "data", "training")
 # Made from the data, or the parent's own business; setting them by hand would only break the model.
-_NOT_FOR_HAND = {"vocab_size", "pad_token_id", "unk_token_id", "id2label", "label2id", "problem_type", "architectures", "transformers_version", "return_dict", "dtype", "chunk_size_feed_forward", "is_encoder_decoder", "output_hidden_states"}  # fmt: skip
+_NOT_FOR_HAND = {
+    *("vocab_size", "pad_token_id", "unk_token_id", "id2label", "label2id", "problem_type", "architectures"),
+    *("transformers_version", "return_dict", "dtype", "chunk_size_feed_forward", "is_encoder_decoder"),
+    "output_hidden_states",
+}
 
 
 @dataclass

@@ -23,8 +23,13 @@ PROTOCOLS = ("single", "paired")
 
 @torch.inference_mode()
 def encode_pairs(
-    model: CMFAHModel, processor: CMFAHProcessor, pairs: Any, text_column: str, protocol: str = "single", batch_size: int = 64
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    model: CMFAHModel,
+    processor: CMFAHProcessor,
+    pairs: Any,
+    text_column: str,
+    protocol: str = "single",
+    batch_size: int = 64,
+) -> tuple[np.ndarray, np.ndarray]:
     """The hash values `(N, K)` of all pictures and of all texts of a data set.
 
     Args:

@@ -185,6 +185,7 @@ def _build(run: Run, classes: list[str], embedding: SkipGramEmbedding) -> tuple[
         load_backbone_weights(model.cmfah.image_model, run.data.backbone_weights)
     elif config.freeze_backbone:
         logger.warning(
-            "The image backbone is frozen with weights drawn at random; give --backbone_weights, or --freeze_backbone false."
+            "The image backbone is frozen with weights drawn at random; give --backbone_weights, or "
+            "--freeze_backbone false."
         )
     return model, CMFAHProcessor.from_vocabulary(config, embedding.vocabulary, run.data.image_mean, run.data.image_std)

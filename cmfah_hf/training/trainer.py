@@ -28,8 +28,8 @@ class CMFAHTrainer(Trainer):
     """Trains a `CMFAHForPreTraining` by `[algorithm-1]`: for each batch the discriminators, then the towers.
 
     The towers see a batch once; the discriminators learn from its features, detached, and with the discriminators as
-    they then are the towers' loss is computed and sent back. Each player has an optimizer and a schedule of its own, and
-    both are in the checkpoint, as is `B`, the codes of all training pairs. What is evaluated, and what decides which
+    they then are the towers' loss is computed and sent back. Each player has an optimizer and a schedule of its own,
+    and both are in the checkpoint, as is `B`, the codes of all training pairs. What is evaluated, and what decides which
     model is best, is retrieval with each modality encoded alone: the evaluation pairs are the queries, the training
     pairs (or `database`) are what is searched.
 
@@ -189,7 +189,14 @@ class CMFAHTrainer(Trainer):
             text_hash = towers.get_text_hash(inputs["input_ids"], inputs["attention_mask"])
         return None, (image_hash.float(), text_hash.float()), inputs.get("labels")
 
-    def evaluation_loop(self, dataloader, description: str, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval") -> EvalLoopOutput:  # fmt: skip
+    def evaluation_loop(
+        self,
+        dataloader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """As the parent's, and in an evaluation the MAP of both directions against the database."""
         output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         if description == "Evaluation":

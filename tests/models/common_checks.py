@@ -1,13 +1,16 @@
 """The checks that transformers runs on its own models, out of its source distribution.
 
-They are no part of the installed package. `make test` fetches the source distribution of the installed version; here
-its `tests` folder becomes the package `transformers_checks`, with stand-ins for those of its modules that are not
+They are no part of the installed package. `make test` runs this file, which fetches the source distribution of the
+installed version; imported, its `tests` folder becomes the package `transformers_checks`, with stand-ins for those of its modules that are not
 distributed and that have nothing to say about models like ours (text generation, exporters).
 """
 
 import importlib
 import os
+import subprocess
 import sys
+import tarfile
+import tempfile
 import types
 from pathlib import Path
 
@@ -43,3 +46,20 @@ def load(module: str) -> types.ModuleType:
             vars(stand_in).update(attributes)
             sys.modules[stand_in.__name__] = stand_in
     return importlib.import_module(f"transformers_checks.{module}")
+
+
+def fetch() -> None:
+    """Puts the `tests` folder of the installed version's source distribution where `SOURCE` is."""
+    requirement = f"transformers=={transformers.__version__}"
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["download", "--quiet", "--no-deps", "--no-binary", "transformers", "--dest", folder, requirement]
+        subprocess.run([sys.executable, "-m", "pip", *command], check=True)
+        (archive,) = Path(folder).glob("transformers-*.tar.gz")
+        with tarfile.open(archive) as tar:
+            members = [member for member in tar if member.name.partition("/")[2].startswith("tests/")]
+            tar.extractall(SOURCE.parent, members=members, filter="data")
+    (SOURCE / "tests" / "__init__.py").touch()  # some of them import their own folder by its path
+
+
+if __name__ == "__main__" and not AVAILABLE:
+    fetch()
