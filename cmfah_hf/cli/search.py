@@ -13,9 +13,7 @@ def search(
     text: Annotated[str | None, typer.Option("--text", "-t", help="Words to search with.")] = None,
     image: Annotated[str | None, typer.Option("--image", "-i", help="A picture to search with, or '-'.")] = None,
     k: Annotated[int, typer.Option("-k", help="How many items to show.")] = 10,
-    metric: Annotated[
-        str, typer.Option(help="'aqd': by the query's real hash values; 'hamming': by its bits.")
-    ] = "aqd",
+    metric: Annotated[str, typer.Option(help="'aqd': by real hash values; 'hamming': by bits.")] = "aqd",
     json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Search an index by words or by a picture; `--image -` reads the picture from standard input."""

@@ -1,5 +1,6 @@
 """The configuration that every CMFAH model shares."""
 
+from dataclasses import fields
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
@@ -79,7 +80,7 @@ class CMFAHConfig(PreTrainedConfig):
         use_lstm (`bool`, defaults to `True`):
             Whether an LSTM reads the attended sequence, `[lstm]`.
         dropout (`float`, defaults to 0.0):
-            Dropout on projected regions, on words, and on pooled features.
+            Dropout on the TextCNN's filters and on pooled features.
         normalize_features (`bool`, defaults to `False`):
             Whether the pooled features are batch-normalised before the hash head, each view by statistics of its own.
         hash_bits (`int`, defaults to 64):
@@ -169,12 +170,22 @@ class CMFAHConfig(PreTrainedConfig):
             raise ValueError(
                 f"hash_bits is {self.hash_bits}; a code is stored in whole bytes, so give a multiple of 8."
             )
+        if self.backbone is None and self.backbone_config is None:
+            raise ValueError("backbone and backbone_config are both None; name an image backbone in one of them.")
+        for name in ("image_size", "vocab_size", "word_dim", "text_filters", "hidden_size", "num_hidden_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more.")
+        for name in (field.name for field in fields(self) if field.name.endswith("_weight")):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 0, which leaves it out, or more.")
         if self.attention not in ATTENTION_VARIANTS:
             raise ValueError(f"attention is {self.attention!r}; choose one of {', '.join(ATTENTION_VARIANTS)}.")
         if not self.text_kernel_sizes or min(self.text_kernel_sizes) < 1:
             raise ValueError(f"text_kernel_sizes is {self.text_kernel_sizes}; give one or more widths of 1 or more.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; give a share from 0 to below 1.")
+        if self.attention != "none" and self.num_concepts < 1:
+            raise ValueError(f"num_concepts is {self.num_concepts}; attention needs 1 or more where no partner is.")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import PrefixChange
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -30,6 +32,9 @@ from .outputs_cmfah import (
     CMFAHOutput,
     CMFAHTowerOutput,
 )
+
+# What the training checkpoint holds beside the towers.
+_TRAINING_KEYS = [r"^(image|text)_discriminator\.", r"^label_head\."]
 
 
 class CMFAHPreTrainedModel(PreTrainedModel):
@@ -68,6 +73,7 @@ class CMFAHImageModel(CMFAHPreTrainedModel):
     ```"""
 
     input_modalities = ("image",)
+    _keys_to_ignore_on_load_unexpected = [r"^(cmfah\.)?text_model\.", *_TRAINING_KEYS]
 
     def __init__(self, config: CMFAHConfig):
         super().__init__(config)
@@ -130,6 +136,7 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
 
     main_input_name = "input_ids"
     input_modalities = ("text",)
+    _keys_to_ignore_on_load_unexpected = [r"^(cmfah\.)?image_model\.", *_TRAINING_KEYS]
 
     def __init__(self, config: CMFAHConfig):
         super().__init__(config)
@@ -163,6 +170,8 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
             mask_BW = attention_mask.bool()
         if input_ids is not None and self.config.unk_token_id is not None:
             mask_BW = mask_BW & (input_ids != self.config.unk_token_id)  # a word without a vector says nothing
+        if mask_BW.shape[1] == 0:  # texts without a word in a batch without a column: convolution and LSTM need one
+            inputs_embeds, mask_BW = nn.functional.pad(inputs_embeds, (0, 0, 0, 1)), nn.functional.pad(mask_BW, (0, 1))
         return self.embeddings(inputs_embeds, mask_BW), mask_BW
 
     @merge_with_config_defaults
@@ -216,14 +225,15 @@ class CMFAHModel(CMFAHPreTrainedModel):
     >>> region_by_word = model(**inputs, output_attentions=True).attentions[0][0, 0]  # (R, W)
     ```"""
 
-    # The training checkpoint holds these beside the towers.
-    _keys_to_ignore_on_load_unexpected = [r"^(image|text)_discriminator\.", r"^label_head\."]
+    _keys_to_ignore_on_load_unexpected = _TRAINING_KEYS
 
     def __init__(self, config: CMFAHConfig):
         super().__init__(config)
         self.image_model = CMFAHImageModel._from_config(config)
         self.text_model = CMFAHTextModel._from_config(config)
         self.post_init()
+        # Without what `post_init` gathers from the towers: each alone passes over the other's weights, both do not.
+        self._keys_to_ignore_on_load_unexpected = set(_TRAINING_KEYS)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text_model.get_input_embeddings()
@@ -356,6 +366,13 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding):
         self.cmfah.set_input_embeddings(value)
 
+    def save_pretrained(self, save_directory, **kwargs):
+        """As the parent's; where the code is saved beside the weights, `AutoModel` finds the towers in it too."""
+        if self._auto_class is not None:
+            auto_map = getattr(self.config, "auto_map", None) or {}
+            self.config.auto_map = {"AutoModel": f"{__name__.rpartition('.')[2]}.{CMFAHModel.__name__}", **auto_map}
+        super().save_pretrained(save_directory, **kwargs)
+
     def discriminators_loss(self, image_features_BD: torch.Tensor, text_features_BD: torch.Tensor) -> torch.Tensor:
         """L_adv of `[adversarial]`: each discriminator calls its own modality real and the other fake."""
         real_B, fake_B = (
@@ -438,6 +455,13 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
         if labels is not None:
             outputs.loss, outputs.losses = self.towers_losses(outputs, labels, codes)
         return outputs
+
+
+# A tower also loads from a checkpoint of both, and from the training checkpoint, where it stands below these names.
+for _tower, _name in ((CMFAHImageModel, "image_model"), (CMFAHTextModel, "text_model")):
+    register_checkpoint_conversion_mapping(
+        _tower.__name__, [PrefixChange(prefix_to_remove="cmfah"), PrefixChange(prefix_to_remove=_name)], overwrite=True
+    )
 
 
 __all__ = [

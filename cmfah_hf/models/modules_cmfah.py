@@ -64,9 +64,8 @@ class CMFAHRegionEmbeddings(nn.Module):
 
             self.backbone = load_backbone(config)
         if config.freeze_backbone:
-            self.backbone.requires_grad_(False)
+            self.backbone.requires_grad_(False).eval()
         self.projection = nn.Linear(self.backbone.channels[-1], config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -97,7 +96,7 @@ class CMFAHRegionEmbeddings(nn.Module):
             )
         if self.config.normalize_regions:
             regions_BRC = nn.functional.normalize(regions_BRC, dim=-1, eps=EPSILON) * regions_BRC.shape[-1] ** 0.5
-        return self.dropout(self.projection(regions_BRC))
+        return self.projection(regions_BRC)
 
 
 class CMFAHWordEmbeddings(nn.Module):
@@ -122,8 +121,8 @@ class CMFAHWordEmbeddings(nn.Module):
     def forward(self, embeds_BWE: torch.FloatTensor, mask_BW: torch.BoolTensor) -> torch.FloatTensor:
         # Masked words are zeros, as the convolution's own padding is: how far a text is padded changes nothing.
         exists_BW1 = mask_BW[..., None].to(embeds_BWE.dtype)
-        filters_BWF = _in_reading_order(self._convolve, self.dropout(embeds_BWE) * exists_BW1, mask_BW)
-        return self.dropout(self.projection(filters_BWF)) * exists_BW1
+        filters_BWF = _in_reading_order(self._convolve, embeds_BWE * exists_BW1, mask_BW)
+        return self.projection(self.dropout(filters_BWF)) * exists_BW1
 
 
 class CMFAHCoAttention(nn.Module):
@@ -216,12 +215,12 @@ class CMFAHHashHead(nn.Module):
         if config.normalize_features:
             # Features with a partner are distributed unlike those without; one set of statistics would fit neither.
             self.norm = nn.BatchNorm1d(config.hidden_size)
-            self.paired_norm = nn.BatchNorm1d(config.hidden_size) if config.attention != "none" else self.norm
+            self.paired_norm = nn.BatchNorm1d(config.hidden_size) if config.attention != "none" else None
         self.dropout = nn.Dropout(config.dropout)
         self.dense = nn.Linear(config.hidden_size, config.hash_bits)
 
     def forward(self, features_BD: torch.Tensor, is_paired: bool = False) -> torch.Tensor:
-        norm = self.paired_norm if is_paired else self.norm
+        norm = self.paired_norm if is_paired and self.paired_norm is not None else self.norm
         if norm is not None:
             features_BD = norm(features_BD)
         return self.dense(self.dropout(features_BD)).tanh()

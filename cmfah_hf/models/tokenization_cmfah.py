@@ -16,7 +16,7 @@ SPECIAL_TOKENS = (PAD_TOKEN, UNKNOWN_TOKEN)
 _WORD = (
     r"\p{Han}"
     r"|(?:(?!\p{Han})[\p{L}\p{N}])(?:(?!\p{Han})[\p{L}\p{M}\p{N}])*(?:['’](?:(?!\p{Han})[\p{L}\p{M}\p{N}])+)*"
-    r"|\p{So}"
+    r"|(?!\x{FFFD})\p{So}"  # U+FFFD stands where a decoder found no character
 )
 
 _NORMALIZER = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -51,5 +51,6 @@ def build_word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
         pad_token=PAD_TOKEN,
         unk_token=UNKNOWN_TOKEN,
         model_input_names=["input_ids", "attention_mask"],
+        split_special_tokens=True,  # "[PAD]" in somebody's text is the word "pad"
         clean_up_tokenization_spaces=False,
     )

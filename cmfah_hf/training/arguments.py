@@ -34,6 +34,13 @@ class DataArguments:
         default=0,
         metadata={"help": "Which pairs are cut off; apart from `seed`, so that seeds are compared on the same pairs."},
     )
+    refit: bool = field(
+        default=False,
+        metadata={
+            "help": "When the validation pairs have chosen the epoch, train a second model on all pairs, those among "
+            "them, up to that epoch."
+        },
+    )
     image_column: str | None = field(default=None, metadata={"help": "The column of pictures. None: found by name."})
     text_column: str | None = field(default=None, metadata={"help": "The column of texts. None: found by name."})
     labels_column: str | None = field(default=None, metadata={"help": "The column of labels. None: found by name."})
@@ -112,7 +119,9 @@ class CMFAHTrainingArguments(TrainingArguments):
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Kept off: the collator takes what it needs from pictures and texts."}
     )
-    report_to: str | list[str] | None = field(default="none", metadata={"help": "Where to send logs to."})
+    report_to: None | str | list[str] = field(  # noqa: RUF036 - the order that the argument parser reads
+        default="none", metadata={"help": "Where to send logs to."}
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -3,12 +3,13 @@
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from cmfah_hf.data import collect_classes, load_image_text, resolve_data_path, train_validation_split
 from cmfah_hf.data.images import drop_unreadable
@@ -16,7 +17,7 @@ from cmfah_hf.errors import DataError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
 from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHProcessor
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
-from cmfah_hf.training.arguments import DataArguments
+from cmfah_hf.training.arguments import CMFAHTrainingArguments, DataArguments
 from cmfah_hf.training.backbone import load_backbone_weights
 from cmfah_hf.training.configuration import Run
 from cmfah_hf.training.evaluate import evaluate_pairs
@@ -31,11 +32,12 @@ METRICS_NAME = "metrics.json"
 def train(run: Run) -> dict[str, Any]:
     """Trains a model and leaves it, its processor, its words and its figures in `run.training.output_dir`.
 
-    The test queries are looked at once, at the end, with the model that the validation pairs chose.
+    The validation pairs choose the epoch. With `refit` a second model is then trained from the start on all pairs, the
+    validation pairs among them, to that epoch of the same schedule. The test queries are looked at once, at the end.
 
     Returns:
-        `validation`: the best MAP there; `query`: the figures of `RetrievalEvaluator`, where the data has a query
-        split with labels; and what the run was (bits, seed, pairs). The same stands in `metrics.json`.
+        `validation`: the best MAP there, and its `epoch`; `query`: the figures of `RetrievalEvaluator`, where the data
+        has a query split with labels; and what the run was (bits, seed, pairs). The same stands in `metrics.json`.
 
     Raises:
         CMFAHError: If the data, the weights or a setting cannot be used.
@@ -55,17 +57,26 @@ def train(run: Run) -> dict[str, Any]:
         splits = {name: pairs.map(expander, batched=True, desc="Expansion") for name, pairs in splits.items()}
     model, processor = _build(run, classes, embedding)
 
-    trainer = CMFAHTrainer(
-        model=model,
-        args=args,
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
-        processing_class=processor,
-        text_column=text_column,
-    )
+    def trainer_of(model: CMFAHForPreTraining, args: CMFAHTrainingArguments, pairs: datasets.Dataset, **kwargs: Any):
+        return CMFAHTrainer(
+            model, args, pairs, splits["validation"], processing_class=processor, text_column=text_column, **kwargs
+        )
+
+    trainer = trainer_of(model, args, splits["train"])
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model()
     trainer.save_state()
+    best, epoch = trainer.state.best_metric, _best_epoch(trainer)
+    columns = splits["validation"].column_names
+    all_pairs = datasets.concatenate_datasets([splits["train"].select_columns(columns), splits["validation"]])
+    if data.refit:
+        set_seed(args.seed)
+        model, processor = _build(run, classes, embedding)
+        final = replace(
+            args, output_dir=str(output / "refit"), eval_strategy="no", save_strategy="no", load_best_model_at_end=False
+        )
+        trainer = trainer_of(model, final, all_pairs, callbacks=[_StopAfter(epoch)])
+        trainer.train()
+    trainer.save_model(str(output))
     if not trainer.is_world_process_zero():
         return {}
     metrics: dict[str, Any] = {
@@ -73,20 +84,37 @@ def train(run: Run) -> dict[str, Any]:
         "seed": args.seed,
         "train_pairs": len(splits["train"]),
         "validation_pairs": len(splits["validation"]),
-        "validation": trainer.state.best_metric,
+        "validation": best,
+        "epoch": epoch,
+        "refit": data.refit,
     }
     if "query" in splits and "labels" in splits["query"].column_names:
-        database = splits.get("database")
-        if database is None:
-            columns = splits["validation"].column_names
-            plain = trainer.plain_train_dataset.select_columns(columns)
-            database = datasets.concatenate_datasets([plain, splits["validation"]])
+        database = splits.get("database", all_pairs)
         towers = trainer.accelerator.unwrap_model(trainer.model).cmfah
         metrics["query"] = evaluate_pairs(
             towers, processor, splits["query"], database, text_column, plots=output / "plots"
         )
     (output / METRICS_NAME).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics
+
+
+def _best_epoch(trainer: CMFAHTrainer) -> float:
+    """The epoch of the best evaluation; the last one where none was kept."""
+    state = trainer.state
+    if state.best_global_step is None:
+        return state.epoch
+    return next(log["epoch"] for log in state.log_history if log["step"] == state.best_global_step)
+
+
+class _StopAfter(TrainerCallback):
+    """Ends a training after so many epochs of its schedule."""
+
+    def __init__(self, epochs: float):
+        self.epochs = epochs
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.epoch >= self.epochs:
+            control.should_training_stop = True
 
 
 def _load(run: Run) -> dict[str, datasets.Dataset]:

@@ -29,9 +29,9 @@ class CMFAHTrainer(Trainer):
 
     The towers see a batch once; the discriminators learn from its features, detached, and with the discriminators as
     they then are the towers' loss is computed and sent back. Each player has an optimizer and a schedule of its own,
-    and both are in the checkpoint, as is `B`, the codes of all training pairs. What is evaluated, and what decides which
-    model is best, is retrieval with each modality encoded alone: the evaluation pairs are the queries, the training
-    pairs (or `database`) are what is searched.
+    and both are in the checkpoint, as is `B`, the codes of all training pairs. What is evaluated, and what decides
+    which model is best, is retrieval with each modality encoded alone: the evaluation pairs are the queries, the
+    training pairs (or `database`) are what is searched.
 
     Args:
         model: The towers with what trains them.

@@ -1,0 +1,122 @@
+"""What a configuration accepts, resolves and says."""
+
+import pytest
+from transformers import AutoConfig, BertConfig, Dinov2Config, ResNetConfig, TimmBackboneConfig
+
+from cmfah_hf.models import CMFAHConfig
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hash_bits", 0),
+        ("hash_bits", -8),
+        ("hash_bits", 12),
+        ("hash_bits", 63),
+        ("attention", "all"),
+        ("text_kernel_sizes", []),
+        ("text_kernel_sizes", [3, 0]),
+        ("dropout", -0.1),
+        ("dropout", 1),
+        ("num_concepts", 0),
+        ("hidden_size", 0),
+        ("num_hidden_layers", 0),
+        ("text_filters", -1),
+        ("word_dim", 0),
+        ("vocab_size", 0),
+        ("image_size", 0),
+        ("paired_weight", -1.0),
+        ("adversarial_weight", -0.01),
+        ("label_positive_weight", -2),
+        ("backbone", None),
+    ],
+)
+def test_value_out_of_range_is_one_line_that_names_it(name, value):
+    with pytest.raises(ValueError, match=name) as raised:
+        CMFAHConfig(**{name: value})
+    assert "\n" not in str(raised.value)
+    if value is not None:
+        assert str(value) in str(raised.value)
+
+
+def test_edges_of_the_ranges_are_inside():
+    config = CMFAHConfig(
+        hash_bits=8, dropout=0, paired_weight=0, label_weight=0, attention="none", num_concepts=0, text_kernel_sizes=(1,)
+    )
+    assert (config.hash_bits, config.num_concepts, config.text_kernel_sizes) == (8, 0, [1])
+
+
+@pytest.mark.parametrize(
+    ("attention", "image", "text"),
+    [("both", True, True), ("image", True, False), ("text", False, True), ("none", False, False)],
+)
+def test_which_side_attends(attention, image, text):
+    config = CMFAHConfig(attention=attention)
+    assert (config.attends_image, config.attends_text) == (image, text)
+
+
+def test_the_papers_settings_are_the_defaults():
+    config = CMFAHConfig()
+    assert (config.backbone, config.backbone_config) == ("vgg19", None)
+    assert (config.word_dim, config.hidden_size, config.hash_bits, config.margin) == (1000, 512, 64, 0.5)
+    assert (config.image_temperature, config.text_temperature) == (4, 9)
+    weights = {name: value for name, value in config.to_dict().items() if name.endswith("_weight")}
+    assert weights.pop("similarity_weight") == 0  # no term of the paper's
+    assert set(weights.values()) == {1.0}
+
+
+def test_a_backbone_by_name_is_resolved_once(tmp_path):
+    pytest.importorskip("timm")
+    config = CMFAHConfig(backbone="resnet10t")
+    assert config.backbone is None
+    assert isinstance(config.backbone_config, TimmBackboneConfig)
+    assert config.backbone_config.backbone == "resnet10t"
+    config.save_pretrained(tmp_path)
+    again = CMFAHConfig.from_pretrained(tmp_path)
+    assert again.backbone is None
+    assert again.backbone_config.to_dict() == config.backbone_config.to_dict()
+
+
+def test_a_backbone_by_folder_is_resolved_once(tmp_path):
+    ResNetConfig(hidden_sizes=[8, 24], depths=[1, 1]).save_pretrained(tmp_path / "resnet")
+    config = CMFAHConfig(backbone=str(tmp_path / "resnet"))
+    assert config.backbone is None
+    assert isinstance(config.backbone_config, ResNetConfig)
+    assert config.backbone_config.hidden_sizes == [8, 24]
+
+
+@pytest.mark.parametrize("backbone_config", [ResNetConfig(depths=[1, 1], hidden_sizes=[4, 8]), Dinov2Config()])
+def test_round_trip_keeps_everything(tmp_path, backbone_config):
+    config = CMFAHConfig(
+        backbone_config=backbone_config,
+        hash_bits=128,
+        attention="image",
+        text_kernel_sizes=(2, 4),
+        similarity_weight=0.25,
+        id2label={0: "beach", 1: "dog"},
+    )
+    config.save_pretrained(tmp_path)
+    for again in (CMFAHConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert type(again) is CMFAHConfig
+        assert type(again.backbone_config) is type(backbone_config)
+        assert again.id2label == {0: "beach", 1: "dog"}
+        ours, theirs = config.to_dict(), again.to_dict()
+        for where in (ours, theirs, ours["backbone_config"], theirs["backbone_config"]):
+            for name in ("auto_map", "_name_or_path", "transformers_version"):
+                where.pop(name, None)
+        assert ours == theirs
+
+
+def test_a_dict_is_a_backbone_config_too():
+    settings = {"model_type": "resnet", "depths": [1, 1], "hidden_sizes": [4, 8]}
+    config = CMFAHConfig(backbone_config=settings)
+    assert isinstance(config.backbone_config, ResNetConfig)
+    assert (config.backbone, config.backbone_config.hidden_sizes) == (None, [4, 8])
+
+
+def test_another_architectures_configuration_is_refused(tmp_path):
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a checkpoint of 'bert', not of 'cmfah'") as raised:
+        CMFAHConfig.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,231 @@
+"""The building blocks against their equations in NumPy, and against PyTorch's own layers on texts without padding."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from cmfah_hf.models.modules_cmfah import (
+    CMFAHCoAttention,
+    CMFAHEncoder,
+    CMFAHHashHead,
+    CMFAHLayer,
+    CMFAHRegionEmbeddings,
+    CMFAHTorchvisionBackbone,
+    CMFAHWordEmbeddings,
+)
+
+# Eighths are either zero or far from it, so no cosine depends on what stands in for the length of a tiny vector.
+vectors = st.integers(-8, 8).map(lambda value: value / 8)
+
+
+def attend(local, partner, exists, temperature):
+    """`[similarity]` and `[attention-v]` or `[attention-t]` of one item, position by position."""
+    similarity = np.zeros((len(local), len(partner)))
+    for i, x in enumerate(local):
+        for k, y in enumerate(partner):
+            lengths = np.sqrt(x @ x) * np.sqrt(y @ y)
+            similarity[i, k] = max(0.0, x @ y / lengths) if lengths > 0 else 0.0
+    lengths = np.sqrt((similarity**2).sum(axis=0))
+    similarity = np.divide(similarity, lengths, out=np.zeros_like(similarity), where=lengths > 0)
+    weights = np.exp(temperature * similarity) * exists
+    weights = np.divide(weights, weights.sum(axis=1, keepdims=True), out=weights, where=exists.any())
+    return weights @ partner, weights
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays(np.float64, (2, 3, 4), elements=vectors),
+    arrays(np.float64, (2, 5, 4), elements=vectors),
+    arrays(bool, (2, 5)),
+    st.sampled_from([4.0, 9.0]),
+)
+def test_attention_is_the_papers(local, partner, exists, temperature):
+    attended, weights = CMFAHCoAttention(temperature)(
+        torch.tensor(local), torch.tensor(partner), torch.tensor(exists)
+    )
+    assert weights.shape == (2, 1, 3, 5)
+    for i in range(2):
+        expected, expected_weights = attend(local[i], partner[i], exists[i], temperature)
+        np.testing.assert_allclose(weights[i, 0].numpy(), expected_weights, atol=1e-9)
+        np.testing.assert_allclose(attended[i].numpy(), expected, atol=1e-9)
+        np.testing.assert_allclose(weights[i, 0].sum(dim=1).numpy(), float(exists[i].any()), atol=1e-9)
+        assert not weights[i, 0][:, torch.tensor(~exists[i])].any()
+
+
+def test_attention_without_a_mask_is_attention_to_all():
+    torch.manual_seed(0)
+    local, partner = torch.randn(2, 3, 4).double(), torch.randn(2, 5, 4).double()
+    attention = CMFAHCoAttention(4.0)
+    whole = attention(local, partner, None)
+    masked = attention(local, partner, torch.ones(2, 5, dtype=torch.bool))
+    for x, y in zip(whole, masked, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_attention_finds_the_one_answer():
+    """A region that one word answers, among words that answer other regions, gets that word's feature."""
+    local, words = torch.eye(4)[None, :3], torch.eye(4)[None, [2, 0, 1, 3]]
+    _, weights = CMFAHCoAttention(60.0)(local, words, None)
+    assert weights[0, 0].argmax(dim=1).tolist() == [1, 2, 0]
+    assert weights[0, 0].amax(dim=1).min() > 0.999
+    # Opposites are no answer: a negative cosine counts as none, like a right angle.
+    _, weights = CMFAHCoAttention(60.0)(local, torch.cat([-local, local[:, :1]], dim=1), None)
+    torch.testing.assert_close(weights[0, 0, 1], torch.full((4,), 0.25))
+
+
+def convolved(module, embeds):
+    """One text through a TextCNN of 'same' padding and the layer after it, window by window."""
+    filters = []
+    for convolution in module.convolutions:
+        weight, bias = convolution.weight.detach().double(), convolution.bias.detach().double()
+        width = weight.shape[2]
+        left = (width - 1) // 2
+        for position in range(len(embeds)):
+            total = bias.clone()
+            for offset in range(width):
+                source = position - left + offset
+                if 0 <= source < len(embeds):
+                    total += weight[:, :, offset] @ embeds[source].double()
+            filters.append(total.clamp(min=0))
+    kinds = torch.stack(filters).unflatten(0, (len(module.convolutions), len(embeds))).transpose(0, 1).flatten(1)
+    return kinds @ module.projection.weight.detach().double().T + module.projection.bias.detach().double()
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@settings(max_examples=25, deadline=None)
+@given(arrays(bool, (3, 7)))
+def test_words_see_their_neighbours_and_not_the_padding(make_config, exists):
+    torch.manual_seed(0)
+    module = CMFAHWordEmbeddings(make_config()).eval()
+    embeds = torch.randn(3, 7, 12)
+    with torch.no_grad():
+        found = module(embeds, torch.tensor(exists))
+    assert not found[torch.tensor(~exists)].any()
+    for i in range(3):
+        if exists[i].any():
+            expected = convolved(module, embeds[i, exists[i]])
+            torch.testing.assert_close(found[i, exists[i]].double(), expected, atol=1e-5, rtol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(arrays(bool, (2, 6)))
+def test_layer_reads_existing_positions_in_their_order(make_config, exists):
+    torch.manual_seed(0)
+    layer = CMFAHLayer(make_config(), attends=True, temperature=9.0).double()
+    mask = torch.tensor(exists)
+    local = torch.randn(2, 6, 16).double() * mask[..., None]
+    partner = torch.randn(2, 4, 16).double()
+    with torch.no_grad():
+        found = layer(local, mask, partner, None)
+        assert not found[~mask].any()
+        for i in range(2):
+            if exists[i].any():
+                words = local[i, mask[i]]
+                attended, _ = attend(words.numpy(), partner[i].numpy(), np.ones(4, bool), 9.0)
+                expected = words + layer.lstm(torch.tensor(attended)[None])[0][0]
+                torch.testing.assert_close(found[i, mask[i]], expected)
+
+
+@pytest.mark.parametrize(("attends", "use_lstm"), [(False, True), (True, False), (False, False)])
+def test_layer_without_one_of_its_parts(make_config, attends, use_lstm):
+    torch.manual_seed(0)
+    layer = CMFAHLayer(make_config(use_lstm=use_lstm), attends, temperature=4.0).double()
+    local, partner = torch.randn(2, 5, 16).double(), torch.randn(2, 3, 16).double()
+    expected = local
+    with torch.no_grad():
+        if attends:
+            gathered = [attend(local[i].numpy(), partner[i].numpy(), np.ones(3, bool), 4.0)[0] for i in range(2)]
+            expected = local + torch.tensor(np.stack(gathered))
+        if use_lstm:
+            expected = local + layer.lstm(local)[0]
+        torch.testing.assert_close(layer(local, None, partner, None), expected)
+
+
+def test_encoder_pools_by_the_mean_of_what_exists_and_has_concepts_for_a_partner(make_config):
+    torch.manual_seed(0)
+    encoder = CMFAHEncoder(make_config(num_hidden_layers=2, use_lstm=False), attends=True, temperature=4.0).double()
+    with torch.no_grad():
+        encoder.concepts.normal_()
+        mask = torch.tensor([[True, False, True], [False, False, False]])
+        local = torch.randn(2, 3, 16).double() * mask[..., None]
+        pooled, hidden = encoder(local, mask, None, None)
+        same, _ = encoder(local, mask, encoder.concepts.expand(2, -1, -1), None)
+        concepts, words = encoder.concepts.numpy(), local[0, mask[0]].numpy()
+        for _ in range(2):
+            words = words + attend(words, concepts, np.ones(len(concepts), bool), 4.0)[0]
+        torch.testing.assert_close(hidden[0, mask[0]], torch.tensor(words))
+        torch.testing.assert_close(pooled[0], torch.tensor(words.mean(axis=0)))
+        assert not pooled[1].any()
+        torch.testing.assert_close(pooled, same)
+        regions, hidden = encoder(local, None, None, None)
+        torch.testing.assert_close(regions, hidden.mean(dim=1))
+
+
+def test_hash_head_is_tanh_of_a_linear_layer(make_config):
+    torch.manual_seed(0)
+    head = CMFAHHashHead(make_config()).double().eval()
+    features = torch.randn(3, 16).double()
+    weight, bias = head.dense.weight.detach().numpy(), head.dense.bias.detach().numpy()
+    expected = np.tanh(features.numpy() @ weight.T + bias)
+    for is_paired in (False, True):
+        np.testing.assert_allclose(head(features, is_paired).detach().numpy(), expected, rtol=1e-9)
+
+
+def test_each_view_is_normalised_by_its_own_statistics(make_config):
+    torch.manual_seed(0)
+    head = CMFAHHashHead(make_config(normalize_features=True)).train()
+    alone, paired = torch.randn(64, 16) * 3 + 1, torch.randn(64, 16) - 2
+    for _ in range(200):
+        head(alone), head(paired, is_paired=True)
+    head.eval()
+    weight, bias = head.dense.weight, head.dense.bias
+    for features, is_paired in ((alone, False), (paired, True)):
+        whitened = (features - features.mean(dim=0)) / (features.var(dim=0) + 1e-5).sqrt()
+        expected = (whitened @ weight.T + bias).tanh()
+        torch.testing.assert_close(head(features, is_paired), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_hash_head_has_one_norm_where_there_is_one_view(make_config):
+    torch.manual_seed(0)
+    head = CMFAHHashHead(make_config(normalize_features=True, attention="none")).train()
+    features = torch.randn(8, 16) * 2 + 1
+    head(features, is_paired=True)
+    head.eval()
+    assert head.norm.num_batches_tracked == 1
+    torch.testing.assert_close(head(features, is_paired=True), head(features))
+
+
+def test_torchvision_backbone_is_torchvisions(make_config):
+    torch.manual_seed(0)
+    backbone = CMFAHTorchvisionBackbone(make_config(backbone="vgg11")).eval()
+    reference = torchvision.models.vgg11(weights=None, init_weights=False).eval()
+    reference.features.load_state_dict({k.removeprefix("features."): v for k, v in backbone.state_dict().items()})
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(pixels), reference.features(pixels))
+    assert backbone.channels == [512]
+
+
+def test_regions_are_read_row_by_row_and_scaled_to_one_length(make_config):
+    torch.manual_seed(0)
+    pixels = torch.randn(2, 3, 64, 32)  # a map of 8 x 4, so that rows are not columns
+    for normalize in (True, False):
+        module = CMFAHRegionEmbeddings(make_config(normalize_regions=normalize)).eval()
+        with torch.no_grad():
+            feature_map = module.backbone(pixels).feature_maps[-1]
+            regions = module.extract_regions(pixels)
+            assert feature_map.shape == (2, 8, 8, 4)
+            for row in range(8):
+                for column in range(4):
+                    torch.testing.assert_close(regions[:, row * 4 + column], feature_map[:, :, row, column])
+            scaled = regions
+            if normalize:
+                scaled = regions / regions.norm(dim=-1, keepdim=True) * 8**0.5
+            expected = scaled @ module.projection.weight.T + module.projection.bias
+            torch.testing.assert_close(module(pixels), expected)
+            torch.testing.assert_close(module(region_features=regions), expected)
+            torch.testing.assert_close(module(region_features=regions.half()), expected, atol=5e-3, rtol=5e-3)

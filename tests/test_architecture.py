@@ -1,0 +1,216 @@
+"""The floor plan of docs/architecture.md against the imports that the files hold."""
+
+import ast
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import networkx
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "cmfah_hf"
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+HEAVY = {"torch", "torchvision", "transformers", "datasets", "faiss", "gensim", "matplotlib", "networkx", "scipy"}
+# Whoever has `datasets` has these, in the versions that it needs.
+WITH_DATASETS = {"pyarrow", "fsspec"}
+MODULE_OF = {"faiss-cpu": "faiss", "pillow": "PIL", "pyyaml": "yaml"}
+
+
+def section(title: str) -> str:
+    """The lines below the heading of this title, down to the next heading of its rank or of a higher one."""
+    match = re.search(rf"^(#+) {re.escape(title)}\n(.*?)(?=^#{{1,2}} |\Z)", PAGE, re.DOTALL | re.MULTILINE)
+    assert match, f"docs/architecture.md has no section {title!r}"
+    return match[2]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every row of the tables in a text, without heads and rules."""
+    lines = [line.strip().strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    rule = {i for i, cells in enumerate(lines) if set("".join(cells)) <= set("-: ")}
+    return [[cell.strip() for cell in cells] for i, cells in enumerate(lines) if i not in rule and i + 1 not in rule]
+
+
+def spans(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
+
+
+FLOORS = {
+    name.rstrip("/").removesuffix(".py"): int(number)
+    for number, names, _ in rows(section("Floors"))
+    for name in spans(names)
+}
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    """The full names of all modules that a file imports, anywhere in it, each with the level of a relative import."""
+    package = path.relative_to(ROOT).parts[:-1]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, 0) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            stem = ".".join([*above, *([node.module] if node.module else [])])
+            # `from package import name`: the name may be a module of its own.
+            for alias in node.names:
+                is_module = (ROOT / Path(*stem.split("."), f"{alias.name}.py")).is_file()
+                is_package = (ROOT / Path(*stem.split("."), alias.name, "__init__.py")).is_file()
+                found.append((f"{stem}.{alias.name}" if is_module or is_package else stem, node.level))
+    return found
+
+
+def part(module: str) -> str:
+    """`errors`, `models`, ...: the folder or the file right below the package; empty for the package itself."""
+    return [*module.split("."), ""][1]
+
+
+def inner_imports(path: Path) -> list[tuple[str, int]]:
+    return [(name, level) for name, level in imports(path) if name.split(".")[0] == "cmfah_hf"]
+
+
+def own_part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_import_finder_sees_every_form(tmp_path, monkeypatch):
+    folder = tmp_path / "cmfah_hf" / "low"
+    folder.mkdir(parents=True)
+    (folder.parent / "high").mkdir()
+    (folder.parent / "high" / "thing.py").touch()
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    file = folder / "file.py"
+    file.write_text(
+        "import os.path\n"
+        "from . import sibling\n"
+        "from ..high import thing\n"
+        "def f():\n    from cmfah_hf.high.thing import name\n    import cmfah_hf.high\n"
+    )
+    assert sorted(imports(file)) == [
+        ("cmfah_hf.high", 0),
+        ("cmfah_hf.high.thing", 0),
+        ("cmfah_hf.high.thing", 2),
+        ("cmfah_hf.low", 1),
+        ("os.path", 0),
+    ]
+
+
+def test_floors_of_the_page_are_the_folders_and_files_that_are_there():
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert set(FLOORS) == folders | files
+    assert sorted(set(FLOORS.values())) == list(range(max(FLOORS.values()) + 1))
+
+
+def test_files_of_the_page_are_the_files_that_are_there():
+    listed = {}
+    for folder in ["", *(f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py"))]:
+        title = f"`cmfah_hf/{folder}`"
+        body = re.search(rf"^### {re.escape(title)}\n(.*?)(?=^#|\Z)", PAGE, re.DOTALL | re.MULTILINE)
+        assert body, f"docs/architecture.md has no section {title}"
+        listed[folder] = [spans(cells[0])[0] for cells in rows(body[1])]
+    present = {folder: sorted(path.name for path in (PACKAGE / folder).glob("*.py")) for folder in listed}
+    assert listed == present
+
+
+def test_public_names_of_the_page_are_those_of_the_package():
+    import cmfah_hf
+
+    listed = {
+        name: spans(home)[0].rstrip("/") for names, home, _ in rows(section("Public names")) for name in spans(names)
+    }
+    assert sorted(listed) == cmfah_hf.__all__
+    for name, home in listed.items():
+        assert part(getattr(cmfah_hf, name).__module__) == home, name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_import_runs_up_a_floor(path):
+    floor = FLOORS.get(own_part(path), max(FLOORS.values()) + 1)  # the package's own `__init__` may name all
+    for module, _ in inner_imports(path):
+        if part(module):
+            assert FLOORS[part(module)] <= floor, f"{path.relative_to(ROOT)} imports {module} from a floor above"
+
+
+def test_no_circles_between_packages_or_files():
+    packages, files = networkx.DiGraph(), networkx.DiGraph()
+    for path in FILES:
+        if own_part(path) == "__init__":
+            continue
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for imported, _ in inner_imports(path):
+            if part(imported) and part(imported) != own_part(path):
+                packages.add_edge(own_part(path), part(imported))
+            if imported != module:
+                files.add_edge(module, imported)
+    assert packages.number_of_edges() > 10
+    assert list(networkx.simple_cycles(packages)) == []
+    assert list(networkx.simple_cycles(files)) == []
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=lambda path: path.name)
+def test_models_import_only_their_siblings_and_those_relatively(path):
+    for module, level in inner_imports(path):
+        assert level == 1, f"{path.name} imports {module}, which is not beside it where the model's files travel to"
+        assert (PACKAGE / "models" / f"{module.split('.')[-1]}.py").is_file(), module
+
+
+def test_dependencies_of_the_page_are_those_of_the_package_and_of_the_imports():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = re.search(r"^dependencies = \[\n(.*?)^\]", text, re.DOTALL | re.MULTILINE)[1]
+    declared = set(re.findall(r'^\s*"([\w-]+)', block, re.MULTILINE))
+    assert {spans(package)[0] for package, _ in rows(section("Dependencies"))} == declared
+    imported = {module.split(".")[0] for path in FILES for module, _ in imports(path)}
+    third_party = imported - set(sys.stdlib_module_names) - {"cmfah_hf"}
+    modules = {MODULE_OF.get(name, name) for name in declared}
+    assert third_party - modules == WITH_DATASETS | {"timm"}
+    # Not imported by name: `Trainer` runs on it.
+    assert modules - third_party == {"accelerate"}
+
+
+def loaded_by(code: str) -> tuple[set[str], str]:
+    """The modules that a new process has loaded after this code, and what the code printed."""
+    script = f"{code}\nimport sys; print('MODULES', *sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert run.returncode == 0, run.stderr
+    printed, _, modules = run.stdout.rpartition("MODULES")
+    return {name.split(".")[0] for name in modules.split()}, printed
+
+
+@pytest.mark.parametrize("package", ["", *(f".{path.parent.name}" for path in sorted(PACKAGE.glob("*/__init__.py")))])
+def test_importing_a_package_loads_no_deep_learning(package):
+    light = {"scipy"} | (
+        {"transformers"} if package == ".expansion" else set()
+    )  # `split_words` builds on its tokenizers
+    modules, _ = loaded_by(f"import cmfah_hf{package}")
+    assert "cmfah_hf" in modules
+    assert not modules & (HEAVY - light)
+
+
+def test_bare_import_loads_the_standard_library_alone():
+    modules, _ = loaded_by("import sys; before = set(sys.modules)\nimport cmfah_hf, cmfah_hf.models, cmfah_hf.data")
+    outside = modules & (HEAVY | {"numpy", "PIL", "yaml", "typer", "rich", "tokenizers", "pyarrow", "huggingface_hub"})
+    assert not outside
+
+
+COMMANDS = sorted(path.stem for path in (PACKAGE / "cli").glob("*.py") if path.stem not in ("__init__", "output"))
+
+
+@pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)], ids=lambda a: " ".join(a) or "cmfah")
+def test_help_is_quick_because_it_loads_no_deep_learning(arguments):
+    code = (
+        "from cmfah_hf.cli import main\n"
+        f"try:\n    main([*{arguments!r}, '--help'])\nexcept SystemExit as end:\n    assert not end.code, end.code"
+    )
+    modules, printed = loaded_by(code)
+    assert "Usage:" in printed
+    assert all(command in printed for command in (arguments or COMMANDS))
+    assert not modules & HEAVY
+
+
+def test_floor_numbers_fall_from_row_to_row():
+    numbers = [int(number) for number, _, _ in rows(section("Floors"))]
+    assert all(upper - lower == 1 for upper, lower in pairwise(numbers))
