@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its tables beside our one line
     if os.environ.get("CMFAH_DEBUG"):
         app(arguments)
     try:

@@ -1,5 +1,7 @@
 """`cmfah demo`."""
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +28,8 @@ def demo(
     def say(line: str) -> None:
         typer.echo(line, err=json)
 
-    scenes, folder, index_file = output / "scenes", output / "model", output / "pictures.index"
+    # Absolute, because a data set that is called just "scenes" is the built-in one.
+    scenes, folder, index_file = (output / "scenes").absolute(), output / "model", output / "pictures.index"
     say(f"Drawing {train_scenes:,} + {query_scenes:,} scenes into {scenes}")
     splits = load_scenes(train_scenes, query_scenes)
     write_imagefolder(splits, scenes)
@@ -34,7 +37,8 @@ def demo(
     say(f"Training a model of 64 bits into {folder}")
     further = [] if epochs is None else ["--num_train_epochs", str(epochs)]
     config = bundled_configuration("cmfah-scenes.yaml")
-    metrics = train(parse_run(config, ["--dataset", str(scenes), "--output_dir", str(folder), *further]))
+    with redirect_stdout(sys.stderr) if json else nullcontext():  # the trainer prints its logs
+        metrics = train(parse_run(config, ["--dataset", str(scenes), "--output_dir", str(folder), *further]))
 
     retriever = CrossMediaRetriever.from_pretrained(folder)
     retriever.add_source(scenes, split="train", progress=not json)

@@ -1,5 +1,7 @@
 """`cmfah train`."""
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +22,13 @@ def train(
     from cmfah_hf.training import parse_run
     from cmfah_hf.training import train as run_training
 
-    run = parse_run(config, context.args)
-    metrics = run_training(run)
+    arguments = list(context.args)
+    if config is not None and str(config).startswith("--"):  # there is no file, and this is the first of the arguments
+        arguments, config = [str(config), *arguments], None
+    run = parse_run(config, arguments)
+    # The trainer prints its logs, and standard output is the figures' alone.
+    with redirect_stdout(sys.stderr) if json else nullcontext():
+        metrics = run_training(run)
     if not metrics:  # a process beside the main one
         return
     if json:

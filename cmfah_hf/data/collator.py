@@ -38,7 +38,7 @@ class PairCollator:
             pictures = [decode_image(row["image"], name=str(row.get("id", "")) or None) for row in rows]
             batch["pixel_values"] = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
         if self.classes is not None:
-            labels = [[str(name) for name in row.get("labels", ())] for row in rows]
+            labels = [[str(name) for name in row.get("labels") or ()] for row in rows]
             batch["labels"] = torch.from_numpy(encode_labels(labels, self.classes))
         if "row" in rows[0]:
             batch["row"] = torch.tensor([int(row["row"]) for row in rows])

@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 ATTENTION_VARIANTS = ("both", "image", "text", "none")
+POOLINGS = ("mean", "max", "mean_max")
 TORCHVISION_BACKBONES = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 
 
@@ -56,7 +57,7 @@ class CMFAHConfig(PreTrainedConfig):
         image_size (`int`, defaults to 224):
             Width and height of the input pictures, in pixels.
         normalize_regions (`bool`, defaults to `True`):
-            Whether every region is scaled to length `sqrt(channels)` before its projection.
+            Whether the regions of a picture are scaled together, to a root mean square length of `sqrt(channels)`.
         vocab_size (`int`, defaults to 1388):
             Words with a row in the word table, `[PAD]` and `[UNK]` among them.
         word_dim (`int`, defaults to 1000):
@@ -81,6 +82,9 @@ class CMFAHConfig(PreTrainedConfig):
             Whether an LSTM reads the attended sequence, `[lstm]`.
         dropout (`float`, defaults to 0.0):
             Dropout on the TextCNN's filters and on pooled features.
+        image_pooling, text_pooling (`str`, default to `"mean"`):
+            How the positions of a picture and of a text are pooled, `[lstm]`: `"mean"`, `"max"`, or `"mean_max"`, the
+            sum of both.
         normalize_features (`bool`, defaults to `False`):
             Whether the pooled features are batch-normalised before the hash head, each view by statistics of its own.
         hash_bits (`int`, defaults to 64):
@@ -143,6 +147,8 @@ class CMFAHConfig(PreTrainedConfig):
     num_concepts: int = 64
     use_lstm: bool = True
     dropout: float | int = 0.0
+    image_pooling: str = "mean"
+    text_pooling: str = "mean"
     normalize_features: bool = False
     hash_bits: int = 64
     margin: float | int = 0.5
@@ -180,6 +186,9 @@ class CMFAHConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; give 0, which leaves it out, or more.")
         if self.attention not in ATTENTION_VARIANTS:
             raise ValueError(f"attention is {self.attention!r}; choose one of {', '.join(ATTENTION_VARIANTS)}.")
+        for name in ("image_pooling", "text_pooling"):
+            if getattr(self, name) not in POOLINGS:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(POOLINGS)}.")
         if not self.text_kernel_sizes or min(self.text_kernel_sizes) < 1:
             raise ValueError(f"text_kernel_sizes is {self.text_kernel_sizes}; give one or more widths of 1 or more.")
         if not 0 <= self.dropout < 1:

@@ -78,7 +78,7 @@ class CMFAHImageModel(CMFAHPreTrainedModel):
     def __init__(self, config: CMFAHConfig):
         super().__init__(config)
         self.embeddings = CMFAHRegionEmbeddings(config)
-        self.encoder = CMFAHEncoder(config, config.attends_image, config.image_temperature)
+        self.encoder = CMFAHEncoder(config, config.attends_image, config.image_temperature, config.image_pooling)
         self.hash_head = CMFAHHashHead(config)
         self.post_init()
 
@@ -141,7 +141,7 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
     def __init__(self, config: CMFAHConfig):
         super().__init__(config)
         self.embeddings = CMFAHWordEmbeddings(config)
-        self.encoder = CMFAHEncoder(config, config.attends_text, config.text_temperature)
+        self.encoder = CMFAHEncoder(config, config.attends_text, config.text_temperature, config.text_pooling)
         self.hash_head = CMFAHHashHead(config)
         self.post_init()
 

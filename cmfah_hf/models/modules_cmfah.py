@@ -63,14 +63,16 @@ class CMFAHRegionEmbeddings(nn.Module):
             from transformers.backbone_utils import load_backbone
 
             self.backbone = load_backbone(config)
-        if config.freeze_backbone:
-            self.backbone.requires_grad_(False).eval()
+        self._freeze()
         self.projection = nn.Linear(self.backbone.channels[-1], config.hidden_size)
+
+    def _freeze(self):
+        if self.config.freeze_backbone:  # its dropout and batch statistics with its weights
+            self.backbone.requires_grad_(False).eval()
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if self.config.freeze_backbone:  # its dropout and batch statistics are frozen with its weights
-            self.backbone.eval()
+        self._freeze()  # weights too: `from_pretrained`, which ends in `eval()`, makes parameters that are not frozen
         return self
 
     def extract_regions(self, pixel_values: torch.FloatTensor) -> torch.FloatTensor:
@@ -95,7 +97,10 @@ class CMFAHRegionEmbeddings(nn.Module):
                 f"{self.projection.in_features}; extract them again with this model's backbone."
             )
         if self.config.normalize_regions:
-            regions_BRC = nn.functional.normalize(regions_BRC, dim=-1, eps=EPSILON) * regions_BRC.shape[-1] ** 0.5
+            # One scale a picture: how strongly a region responds beside its neighbours tells thing from background.
+            lengths_BR1 = torch.linalg.vector_norm(regions_BRC, dim=-1, keepdim=True, dtype=torch.float32)
+            scale_B11 = lengths_BR1.square().mean(dim=1, keepdim=True).sqrt().clamp(min=EPSILON)
+            regions_BRC = regions_BRC * (regions_BRC.shape[-1] ** 0.5 / scale_B11).to(regions_BRC.dtype)
         return self.projection(regions_BRC)
 
 
@@ -106,13 +111,21 @@ class CMFAHWordEmbeddings(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.word_dim, padding_idx=config.pad_token_id)
-        if config.freeze_word_vectors:
-            self.embed_tokens.requires_grad_(False)
+        self._freeze()
         self.convolutions = nn.ModuleList(
             nn.Conv1d(config.word_dim, config.text_filters, width, padding="same") for width in config.text_kernel_sizes
         )
         self.projection = nn.Linear(config.text_filters * len(config.text_kernel_sizes), config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
+
+    def _freeze(self):
+        if self.config.freeze_word_vectors:
+            self.embed_tokens.requires_grad_(False)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self._freeze()  # as above: a table that was loaded is a new parameter
+        return self
 
     def _convolve(self, embeds_BWE: torch.Tensor) -> torch.Tensor:
         embeds_BEW = embeds_BWE.mT
@@ -181,9 +194,10 @@ class CMFAHLayer(GradientCheckpointingLayer):
 class CMFAHEncoder(nn.Module):
     """From a modality's positions to its pooled feature, with a partner or with the concepts that stand in for one."""
 
-    def __init__(self, config: CMFAHConfig, attends: bool, temperature: float):
+    def __init__(self, config: CMFAHConfig, attends: bool, temperature: float, pooling: str):
         super().__init__()
         self.attends = attends
+        self.pooling = pooling
         # The concept bank: what an absent partner is replaced by, "One modality at a time" of `docs/method.md`.
         self.concepts = nn.Parameter(torch.empty(config.num_concepts, config.hidden_size)) if attends else None
         self.layers = nn.ModuleList(CMFAHLayer(config, attends, temperature) for _ in range(config.num_hidden_layers))
@@ -200,10 +214,18 @@ class CMFAHEncoder(nn.Module):
         hidden_BPD = local_BPD
         for layer in self.layers:
             hidden_BPD = layer(hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ)
+        return self._pool(hidden_BPD, mask_BP), hidden_BPD
+
+    def _pool(self, hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
         if mask_BP is None:
-            return hidden_BPD.mean(dim=1), hidden_BPD
-        lengths_B1 = mask_BP.sum(dim=1, keepdim=True).clamp(min=1).to(hidden_BPD.dtype)
-        return hidden_BPD.sum(dim=1) / lengths_B1, hidden_BPD
+            mean_BD, largest_BD = hidden_BPD.mean(dim=1), hidden_BPD.amax(dim=1)
+        else:  # masked positions are zeros, which a sum passes over and a maximum does not
+            exists_BP1 = mask_BP[..., None]
+            mean_BD = hidden_BPD.sum(dim=1) / exists_BP1.sum(dim=1).clamp(min=1).to(hidden_BPD.dtype)
+            lowest = torch.finfo(hidden_BPD.dtype).min
+            largest_BD = hidden_BPD.masked_fill(~exists_BP1, lowest).amax(dim=1)
+            largest_BD = largest_BD.masked_fill(~exists_BP1.any(dim=1), 0.0)  # of no word at all
+        return {"mean": mean_BD, "max": largest_BD, "mean_max": mean_BD + largest_BD}[self.pooling]
 
 
 class CMFAHHashHead(nn.Module):

@@ -84,6 +84,11 @@ class HashIndex:
         return view
 
     @property
+    def next_id(self) -> int:
+        """The integer id that an item gets that is added without one."""
+        return self._next_id
+
+    @property
     def codes(self) -> np.ndarray:
         """The packed codes in the order of `ids`: `(N, K / 8)` uint8. Read-only."""
         view = self._merged(self._code_blocks).view()

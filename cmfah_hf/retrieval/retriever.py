@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.utils import cached_file
+from safetensors import SafetensorError
+from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import logging as transformers_logging
 
 from cmfah_hf.data import load_image_text, resolve_data_path
 from cmfah_hf.data.images import decode_image, decoding_off, find_pictures
 from cmfah_hf.data.loading import is_data_set
-from cmfah_hf.errors import CheckpointError, ImageError, QueryError
+from cmfah_hf.errors import CheckpointError, HashIndexError, ImageError, QueryError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
@@ -72,16 +74,24 @@ class CrossMediaRetriever:
             CheckpointError: If the folder holds no CMFAH model, or lacks a part of it.
         """
         source = str(repo_or_folder)
-        model = _load(CMFAHModel, source, kwargs)
+        if _find(source, CONFIG_NAME, kwargs) is None:
+            where = "a folder without" if Path(source).is_dir() else "no folder here, nor a model on the Hub with"
+            raise CheckpointError(f"{source}: {where} a {CONFIG_NAME}; give one that a training run has left.")
+        model, report = _load(CMFAHModel, source, {**kwargs, "output_loading_info": True})
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])
+            raise CheckpointError(
+                f"{source}: {len(missing)} of the model's tensors are missing, {missing[0]!r} first; save it again."
+            )
         processor = _load(CMFAHProcessor, source, kwargs)
-        expander = None
-        found = [
-            cached_file(source, f"expander.{ending}", _raise_exceptions_for_missing_entries=False, **kwargs)
-            for ending in ("json", "safetensors")
-        ]
-        if all(found):
-            expander = GraphExpander.load(Path(found[0]).parent)
-        return cls(model, processor, expander, device)
+        tokenizer = processor.tokenizer
+        if len(tokenizer) != model.config.vocab_size or tokenizer.pad_token_id != model.config.pad_token_id:
+            raise CheckpointError(
+                f"{source}: its tokenizer is not the one that its model was trained with; save both again."
+            )
+        found = [_find(source, f"expander.{end}", kwargs) for end in ("json", "safetensors")]
+        folder = next((Path(path).parent for path in found if path is not None), None)
+        return cls(model, processor, GraphExpander.load(folder) if folder is not None else None, device)
 
     def expand(self, texts: Sequence[str]) -> list[str]:
         """The texts as the model was trained to read them: with the words that the graph adds."""
@@ -128,6 +138,8 @@ class CrossMediaRetriever:
             ).to(self.model.device)
             outputs = self.model(**inputs)
             batches.append((outputs.image_hash.float().cpu().numpy(), outputs.text_hash.float().cpu().numpy()))
+        if not batches:
+            return (np.empty((0, self.model.config.hash_bits), np.float32),) * 2
         image_batches, text_batches = zip(*batches, strict=True)
         return np.concatenate(image_batches), np.concatenate(text_batches)
 
@@ -148,32 +160,41 @@ class CrossMediaRetriever:
 
         Returns:
             For each picture that was left out, why.
+
+        Raises:
+            HashIndexError: If there are not as many ids as pictures, or an id is not new.
         """
         if hasattr(images, "column_names"):
             raw = decoding_off(images)
+            total = len(raw) if hasattr(raw, "__len__") else None
             if ids is None and "id" in (raw.column_names or ()):
                 ids = raw["id"] if hasattr(raw, "__len__") else [row["id"] for row in raw.select_columns(["id"])]
             images = (row["image"] for row in raw)
         else:
             images = list(images)
+            total = len(images)
             if ids is None and all(isinstance(image, (str, Path)) for image in images):
                 ids = [str(image) for image in images]
+        if ids is not None and total not in (None, len(ids)):
+            raise HashIndexError(f"{total} pictures came with {len(ids)} ids; give one id a picture.")
         unreadable: list[str] = []
-        start = 0
+        start, first = 0, self.images.next_id
         for batch in _batches(images, batch_size, "Pictures", progress):
-            batch_ids = list(ids[start : start + len(batch)]) if ids is not None else None
+            # Numbers count the pictures as given, so that one that is left out does not shift those behind it.
+            numbers = range(start, start + len(batch))
+            batch_ids = [first + number if ids is None else ids[number] for number in numbers]
             start += len(batch)
             pictures, kept = [], []
             for position, image in enumerate(batch):
                 try:
-                    pictures.append(decode_image(image, name=str(batch_ids[position]) if batch_ids else None))
+                    name = None if isinstance(image, (str, Path)) else str(batch_ids[position])
+                    pictures.append(decode_image(image, name))
                     kept.append(position)
                 except ImageError as error:
                     logger.warning("Left out: %s", error)
                     unreadable.append(str(error))
             if pictures:
-                kept_ids = [batch_ids[position] for position in kept] if batch_ids is not None else None
-                self.images.add(self.encode_images(pictures, batch_size), kept_ids)
+                self.images.add(self.encode_images(pictures, batch_size), [batch_ids[position] for position in kept])
         return unreadable
 
     def add_texts(
@@ -273,21 +294,37 @@ class CrossMediaRetriever:
         return index.search(hash_values_NK, k=k, metric=metric)
 
 
-def _load(part: type, source: str, kwargs: dict[str, Any]) -> Any:
+def _find(source: str, name: str, kwargs: dict[str, Any]) -> str | None:
     try:
-        loaded = part.from_pretrained(source, **kwargs)
-    except (OSError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **kwargs)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{source}: neither a folder nor a Hub id that can be reached ({_reason(error)})."
+        ) from error
+
+
+def _load(part: type, source: str, kwargs: dict[str, Any]) -> Any:
+    # A bar for reading a few dozen tensors from a file is noise, above all around an error's one line.
+    hook = transformers_logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
+    try:
+        return part.from_pretrained(source, **kwargs)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        reason = _reason(error)
         raise CheckpointError(f"{source}: no {part.__name__} can be loaded from there ({reason}).") from error
-    return loaded
+    except RuntimeError as error:
+        raise CheckpointError(f"{source}: the shapes of its tensors are not those of its {CONFIG_NAME}.") from error
+    finally:
+        transformers_logging.set_tqdm_hook(hook)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
 
 
 def _batches(items: Iterable[Any], batch_size: int, what: str, progress: bool) -> Iterator[list[Any]]:
-    from transformers.utils.logging import tqdm
-
     total = len(items) if hasattr(items, "__len__") else None
     iterator = iter(items)
-    with tqdm(total=total, desc=what, disable=not progress) as bar:
+    with transformers_logging.tqdm(total=total, desc=what, disable=not progress) as bar:
         while batch := list(islice(iterator, batch_size)):
             yield batch
             bar.update(len(batch))

@@ -1,12 +1,15 @@
 """Published weights for the image backbone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoBackbone
+from transformers.utils import CONFIG_NAME
 
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.errors import CheckpointError
@@ -23,16 +26,18 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
         image_model: The tower; its configuration names the backbone.
         source: `"torchvision"` for torchvision's own weights of a VGG, a safetensors file with the names of the
             backbone (`features.0.weight`, ... for a VGG; a classifier beside them is passed over), a folder that holds
-            it as `model.safetensors`, or a Hub id.
+            it as `model.safetensors`, or a Hub id. Of an `AutoBackbone`, the folder or Hub id may hold any model of
+            its architecture that `transformers` saved.
 
     Raises:
         CheckpointError: If there is no such file, or its tensors are not those of the backbone.
     """
     backbone, backbone_config = image_model.embeddings.backbone, image_model.config.backbone_config
+    local = resolve_data_path(source)
     if source == "torchvision":
         weights = _torchvision_weights(image_model.config.backbone)
-    elif backbone_config is not None and not _local_file(source):
-        weights = AutoBackbone.from_pretrained(source, config=backbone_config).state_dict()
+    elif backbone_config is not None and (not local.exists() or (local / CONFIG_NAME).is_file()):
+        weights = _transformers_weights(backbone, str(local))
     else:
         path = _local_file(source) or _hub_file(source)
         try:
@@ -48,8 +53,7 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
         )
     for name, tensor in expected.items():
         if weights[name].shape != tensor.shape:
-            found, wanted = tuple(weights[name].shape), tuple(tensor.shape)
-            raise CheckpointError(f"{source}: {name!r} has the shape {found}, the backbone's is {wanted}.")
+            raise _misfit(source, name, weights[name].shape, tensor.shape)
     backbone.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected})
 
 
@@ -57,6 +61,28 @@ def _local_file(source: str) -> Path | None:
     path = resolve_data_path(source)
     path = path / WEIGHTS_NAME if path.is_dir() else path
     return path if path.is_file() else None
+
+
+def _transformers_weights(backbone: nn.Module, source: str) -> dict[str, torch.Tensor]:
+    """What a folder or Hub id holds of the backbone's tensors, also where they are a part of a larger model."""
+    if backbone.config.model_type == "timm_backbone":
+        return AutoBackbone.from_pretrained(source, config=backbone.config).state_dict()
+    # Not by `AutoBackbone`, which asks timm where the Hub does not answer. Its report is needed, because what is
+    # missing there or does not fit would otherwise be drawn at random.
+    try:
+        found, report = type(backbone).from_pretrained(
+            source, config=backbone.config, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise CheckpointError(f"{source}: no weights of a backbone can be loaded from there ({reason}).") from error
+    for name, shape, wanted in report["mismatched_keys"]:
+        raise _misfit(source, name, shape, wanted)
+    return {name: tensor for name, tensor in found.state_dict().items() if name not in report["missing_keys"]}
+
+
+def _misfit(source: str, name: str, shape: Sequence[int], wanted: Sequence[int]) -> CheckpointError:
+    return CheckpointError(f"{source}: {name!r} has the shape {tuple(shape)}, the backbone's is {tuple(wanted)}.")
 
 
 def _hub_file(source: str) -> str:

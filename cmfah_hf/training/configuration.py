@@ -1,10 +1,12 @@
 """A run's settings: a YAML file, then the command line over it."""
 
+import argparse
 import difflib
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -32,6 +34,30 @@ class Run:
 
 
 class _Parser(HfArgumentParser):
+    """The command line's parser; `typed` gives the values of a file the same types."""
+
+    def __init__(self):
+        types = (DataArguments, CMFAHTrainingArguments)
+        hints = {name: hint for kind in types for name, hint in get_type_hints(kind).items()}
+        self._may_be_none = {name for name, hint in hints.items() if NoneType in get_args(hint)}
+        super().__init__(types, allow_abbrev=False)
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        # `report_to` has a "none" of its own, which is not its None.
+        if arg_string.lower() in ("none", "null") and action.dest in self._may_be_none - {"report_to"}:
+            return None
+        return super()._get_value(action, arg_string)
+
+    def typed(self, name: str, value: Any) -> Any:
+        action = next(action for action in self._actions if action.dest == name)
+        if value is None and name not in self._may_be_none:
+            raise CMFAHError(f"{name} cannot be null.")
+        if action.nargs == "+" and value is not None:
+            return [self._get_value(action, str(item)) for item in (value if isinstance(value, list) else [value])]
+        if isinstance(value, list) and name != "report_to":
+            raise CMFAHError(f"{name} is one value, not the list {value}.")
+        return value if value is None or isinstance(value, (list, dict)) else self._get_value(action, str(value))
+
     def error(self, message: str):
         raise CMFAHError(f"{message[0].upper()}{message[1:]}; see the arguments in the README.")
 
@@ -57,7 +83,7 @@ def parse_run(config: str | Path | None, arguments: list[str] | None = None) -> 
         CMFAHError: If the file is missing or is not such a YAML, or a name or value is not known.
     """
     settings = _read(Path(config)) if config is not None else {}
-    parser = _Parser((DataArguments, CMFAHTrainingArguments), allow_abbrev=False)
+    parser = _Parser()
     data_names = {field.name for field in fields(DataArguments)}
     training_names = {field.name for field in fields(CMFAHTrainingArguments)}
     model_names = {field.name for field in fields(CMFAHConfig)} - _NOT_FOR_HAND
@@ -65,8 +91,14 @@ def parse_run(config: str | Path | None, arguments: list[str] | None = None) -> 
     for section, values in settings.items():
         for name in values:
             if name not in known[section]:
-                raise CMFAHError(f"{config}: {section} has no setting {name!r}{_nearest(name, known[section])}.")
-    parser.set_defaults(**settings.get("data", {}), **settings.get("training", {}))
+                raise CMFAHError(f"{config}: {section} has no setting {name!r}{_nearest(str(name), known[section])}.")
+    for section in ("data", "training"):
+        try:
+            parser.set_defaults(
+                **{name: parser.typed(name, value) for name, value in settings.get(section, {}).items()}
+            )
+        except (CMFAHError, argparse.ArgumentError) as error:
+            raise CMFAHError(f"{config}, section {section}: {error}") from error
     data, training, rest = parser.parse_args_into_dataclasses(args=arguments or [], return_remaining_strings=True)
     model = dict(settings.get("model", {}))
     for name, value in _pairs(rest):
@@ -81,7 +113,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         raise CMFAHError(f"{path}: there is no such configuration; hub_configs/ holds some to start from.")
     try:
         settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CMFAHError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(settings, dict) or not all(isinstance(values, dict) for values in settings.values()):
         raise CMFAHError(f"{path}: a configuration has the sections {', '.join(SECTIONS)}, each with its settings.")

@@ -123,14 +123,15 @@ def _load(run: Run) -> dict[str, datasets.Dataset]:
     loaded = load_image_text(
         data.dataset, image_column=data.image_column, text_column=data.text_column, labels_column=data.labels_column
     )
+    _check(data, loaded)
     wanted = {data.train_split, data.validation_split, data.query_split, data.database_split}
     loaded = {name: pairs for name, pairs in loaded.items() if name in wanted}
     config = CMFAHConfig(**run.model)
     if not (config.freeze_backbone and data.keep_regions):
         return {name: drop_unreadable(pairs) for name, pairs in loaded.items()}
     image_model = CMFAHImageModel(config).to(run.training.device)
-    if data.backbone_weights is not None:
-        load_backbone_weights(image_model, data.backbone_weights)
+    if weights := _backbone_weights(data, config):
+        load_backbone_weights(image_model, weights)
     processor = CMFAHProcessor.from_vocabulary(config, [], data.image_mean, data.image_std)
     return {
         name: keep_regions(pairs, image_model, processor, data.mirror and name == data.train_split).remove_columns(
@@ -140,17 +141,25 @@ def _load(run: Run) -> dict[str, datasets.Dataset]:
     }
 
 
+def _check(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> None:
+    """What can be known to be missing is said before the backbone sees a picture, which may take hours."""
+    for name in (data.train_split, data.validation_split, data.database_split):
+        if name is not None and name not in loaded:
+            raise DataError(f"{data.dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
+    if "labels" not in loaded[data.train_split].column_names:
+        raise DataError(
+            f"{data.dataset}, split {data.train_split!r}: there are no labels, which guide the training; add a column "
+            "'labels', or name the column that holds them with --labels_column."
+        )
+    if data.query_split is not None and data.query_split not in loaded:
+        logger.warning("%s: there is no split %r, so there is no final evaluation.", data.dataset, data.query_split)
+
+
 def _cut(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
     """The splits by their part in the run: `train`, `validation`, and where there are such `query` and `database`."""
-
-    def split(name: str) -> datasets.Dataset:
-        if name not in loaded:
-            raise DataError(f"{data.dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
-        return loaded[name]
-
-    splits = {"train": split(data.train_split)}
+    splits = {"train": loaded[data.train_split]}
     if data.validation_split is not None:
-        splits["validation"] = split(data.validation_split)
+        splits["validation"] = loaded[data.validation_split]
     else:
         splits["train"], splits["validation"] = train_validation_split(
             splits["train"], data.validation_fraction, seed=data.validation_seed
@@ -160,7 +169,7 @@ def _cut(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> dict[st
     if data.query_split is not None and data.query_split in loaded:
         splits["query"] = loaded[data.query_split]
     if data.database_split is not None:
-        splits["database"] = split(data.database_split)
+        splits["database"] = loaded[data.database_split]
     return splits
 
 
@@ -195,6 +204,13 @@ def _fit_words(run: Run, pairs: datasets.Dataset, output: Path) -> tuple[GraphEx
     return expander, embedding
 
 
+def _backbone_weights(data: DataArguments, config: CMFAHConfig) -> str | None:
+    """Where the backbone's weights are; one that is given by Hub id or folder brings its own."""
+    return data.backbone_weights or (
+        config.backbone_config.name_or_path if config.backbone_config is not None else None
+    )
+
+
 def _build(run: Run, classes: list[str], embedding: SkipGramEmbedding) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
     vectors_VE = torch.from_numpy(embedding.vectors)
     settings = {**run.model, "word_dim": vectors_VE.shape[1]}
@@ -209,8 +225,8 @@ def _build(run: Run, classes: list[str], embedding: SkipGramEmbedding) -> tuple[
     table.zero_()
     # Of one length, as the regions are: skip-gram's lengths tell how frequent a word is, and not what it means.
     table[len(SPECIAL_TOKENS) :] = torch.nn.functional.normalize(vectors_VE, dim=1) * vectors_VE.shape[1] ** 0.5
-    if run.data.backbone_weights is not None:
-        load_backbone_weights(model.cmfah.image_model, run.data.backbone_weights)
+    if weights := _backbone_weights(run.data, config):
+        load_backbone_weights(model.cmfah.image_model, weights)
     elif config.freeze_backbone:
         logger.warning(
             "The image backbone is frozen with weights drawn at random; give --backbone_weights, or "

@@ -106,7 +106,9 @@ class CMFAHTrainer(Trainer):
         if self.discriminator_optimizer is None:
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             kwargs = {**kwargs, "lr": self.args.discriminator_learning_rate}
-            self.discriminator_optimizer = optimizer_class(self._discriminators.parameters(), **kwargs)
+            # Said for the group, as for the towers' groups: PyTorch's optimizers have defaults of their own.
+            group = {"params": list(self._discriminators.parameters()), "weight_decay": self.args.weight_decay}
+            self.discriminator_optimizer = optimizer_class([group], **kwargs)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
@@ -120,6 +122,14 @@ class CMFAHTrainer(Trainer):
             scheduler_specific_kwargs=self.args.lr_scheduler_kwargs,
         )
         return scheduler
+
+    def get_test_dataloader(self, test_dataset):
+        """As the parent's, but to the last pair, also with `dataloader_drop_last`: each has a code and is searched."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_test_dataloader(test_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
         model.train()

@@ -23,6 +23,15 @@ TINY = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For models this small, handing work to a second thread takes longer than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def make_config():
     """A function from settings to a tiny configuration: a ResNet of 4 x 4 regions, 16 bits, all kinds of kernels."""
@@ -48,7 +57,7 @@ def make_model(make_config):
                 parameter.add_(0.1 * torch.randn(parameter.shape))
                 if "concepts" in name or "embed_tokens" in name:  # a fresh table is nearly zero: make attention sharp
                     parameter.add_(torch.randn(parameter.shape))
-            for name, buffer in model.named_buffers():
+            for buffer in model.buffers():
                 if buffer.is_floating_point():
                     buffer.add_(0.1 * torch.rand(buffer.shape))
         return model

@@ -41,7 +41,13 @@ def test_value_out_of_range_is_one_line_that_names_it(name, value):
 
 def test_edges_of_the_ranges_are_inside():
     config = CMFAHConfig(
-        hash_bits=8, dropout=0, paired_weight=0, label_weight=0, attention="none", num_concepts=0, text_kernel_sizes=(1,)
+        hash_bits=8,
+        dropout=0,
+        paired_weight=0,
+        label_weight=0,
+        attention="none",
+        num_concepts=0,
+        text_kernel_sizes=(1,),
     )
     assert (config.hash_bits, config.num_concepts, config.text_kernel_sizes) == (8, 0, [1])
 

@@ -44,9 +44,7 @@ def attend(local, partner, exists, temperature):
     st.sampled_from([4.0, 9.0]),
 )
 def test_attention_is_the_papers(local, partner, exists, temperature):
-    attended, weights = CMFAHCoAttention(temperature)(
-        torch.tensor(local), torch.tensor(partner), torch.tensor(exists)
-    )
+    attended, weights = CMFAHCoAttention(temperature)(torch.tensor(local), torch.tensor(partner), torch.tensor(exists))
     assert weights.shape == (2, 1, 3, 5)
     for i in range(2):
         expected, expected_weights = attend(local[i], partner[i], exists[i], temperature)

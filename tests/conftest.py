@@ -1,0 +1,117 @@
+"""What several folders of tests share: scenes in a folder, a tiny model trained on them, an environment for processes."""
+
+import os
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported: for models this small, handing work to a second thread takes longer than the work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import yaml
+
+# Kept as they are by the tests; copies are changed.
+TINY_RUN = {
+    "model": {
+        "hash_bits": 16,
+        "backbone_config": {
+            "model_type": "resnet",
+            "layer_type": "basic",
+            "embedding_size": 8,
+            "hidden_sizes": [8, 16],
+            "depths": [1, 1],
+        },
+        "freeze_backbone": False,
+        "image_size": 32,
+        "hidden_size": 16,
+        "word_dim": 8,
+        "text_filters": 8,
+        "text_kernel_sizes": [1, 3],
+        "use_lstm": False,
+        "num_concepts": 4,
+        "adversarial_weight": 0.1,
+        "label_weight": 8,
+    },
+    "data": {"top_k": 3, "word_epochs": 2},
+    "training": {
+        "optim": "adamw_torch",
+        "learning_rate": 3.0e-3,
+        "discriminator_learning_rate": 1.0e-3,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 16,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: where its model lies, the scenes it was trained on, its figures and its configuration file."""
+
+    folder: Path
+    scenes: Path
+    metrics: dict[str, Any]
+    config: Path
+
+
+@pytest.fixture(scope="session")
+def datasets_cache(tmp_path_factory) -> Path:
+    """The cache of `datasets` for this test run alone."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("cache-of-datasets")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    datasets.disable_progress_bars()
+    yield folder
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def scenes_folder(tmp_path_factory, datasets_cache) -> Path:
+    """48 training and 16 query scenes as a folder of pictures with metadata."""
+    from cmfah_hf.data import load_scenes, write_imagefolder
+
+    return write_imagefolder(load_scenes(48, 16, image_size=48), tmp_path_factory.mktemp("drawn") / "pairs")
+
+
+@pytest.fixture(scope="session")
+def write_config() -> Callable[..., Path]:
+    """A function that writes the tiny run's configuration, with changes by section, and gives the file."""
+
+    def write(path: Path, **changes: dict[str, Any]) -> Path:
+        settings = deepcopy(TINY_RUN)
+        for section, values in changes.items():
+            settings[section].update(values)
+        path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def trained(scenes_folder, write_config, tmp_path_factory) -> Trained:
+    """A tiny model that a real run left in a folder, two epochs over the scenes. Not to be changed; copy it."""
+    from cmfah_hf.training import parse_run, train
+
+    root = tmp_path_factory.mktemp("trained")
+    config = write_config(root / "run.yaml", data={"dataset": str(scenes_folder)})
+    metrics = train(parse_run(config, ["--output_dir", str(root / "model")]))
+    return Trained(root / "model", scenes_folder, metrics, config)
+
+
+@pytest.fixture
+def environment(tmp_path) -> dict[str, str]:
+    """The environment of a new process: caches of its own, no network, this package importable from anywhere."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    return own | {
+        "HF_HOME": str(tmp_path / "hf-home"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "TOKENIZERS_PARALLELISM": "false",
+    }

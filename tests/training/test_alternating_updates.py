@@ -1,0 +1,292 @@
+"""`CMFAHTrainer` against `[algorithm-1]` written out: cubic triplet sums, plain gradients, plain SGD, B by hand.
+
+Both run in float64, so that they agree to rounding. Letters: B pairs of the batch, D feature width, K bits, C classes.
+"""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+
+CONFIG_WEIGHTS = {
+    "intra_feature_weight": 0.7,
+    "intra_hash_weight": 1.3,
+    "quantization_weight": 0.9,
+    "inter_feature_weight": 1.1,
+    "inter_hash_weight": 0.8,
+    "similarity_weight": 0.6,
+    "label_weight": 1.7,
+    "label_positive_weight": 2.5,
+    "adversarial_weight": 0.4,
+    "paired_weight": 0.3,
+}
+
+
+def cosines(x, y):
+    return (x @ y.T) / (x.norm(dim=1)[:, None] * y.norm(dim=1)[None, :])
+
+
+def hinge(similarity, share, within, margin):
+    """The mean over all triplets, one by one: anchor a, positive p, negative n."""
+    size = len(similarity)
+    losses = []
+    for a in range(size):
+        for p in range(size):
+            for n in range(size):
+                if share[a, p] and not share[a, n] and not (within and p == a):
+                    losses.append((margin + similarity[a, n] - similarity[a, p]).clamp(min=0))
+    return torch.stack(losses).mean() if losses else similarity.sum() * 0
+
+
+def discriminators_loss(model, image, text):
+    """Each discriminator says 1 to its own modality and 0 to the other: four cross-entropies by their formula."""
+
+    def says(discriminator, features, real):
+        probability = 1 / (1 + torch.exp(-discriminator(features).logits))
+        return -(probability if real else 1 - probability).log().mean()
+
+    return (
+        says(model.image_discriminator, image, True)
+        + says(model.image_discriminator, text, False)
+        + says(model.text_discriminator, text, True)
+        + says(model.text_discriminator, image, False)
+    )
+
+
+def view_loss(model, config, labels, codes, image_hash, text_hash, image_features, text_features):
+    share = labels @ labels.T > 0
+    intra = sum(hinge(cosines(x, x), share, True, config.margin) for x in (image_features, text_features))
+    intra_hash = sum(hinge(cosines(x, x), share, True, config.margin) for x in (image_hash, text_hash))
+
+    def inter(x, y):
+        similarity = cosines(x, y)
+        return hinge(similarity, share, False, config.margin) + hinge(similarity.T, share, False, config.margin)
+
+    quantization = ((image_hash - codes) ** 2).mean() + ((text_hash - codes) ** 2).mean()
+    target = cosines(labels, labels)
+    others = ~torch.eye(len(labels), dtype=torch.bool)
+    similarity = ((cosines(image_hash, text_hash) - target) ** 2).mean() + sum(
+        ((cosines(x, x) - target) ** 2)[others].mean() / 2 for x in (image_hash, text_hash)
+    )
+    guidance = 0
+    for values in (image_hash, text_hash):
+        probability = 1 / (1 + torch.exp(-model.label_head(values)))
+        present = config.label_positive_weight * labels * probability.log()
+        guidance = guidance - (present + (1 - labels) * (1 - probability).log()).mean()
+    return (
+        config.intra_feature_weight * intra
+        + config.intra_hash_weight * intra_hash
+        + config.quantization_weight * quantization
+        + config.inter_feature_weight * inter(image_features, text_features)
+        + config.inter_hash_weight * inter(image_hash, text_hash)
+        + config.similarity_weight * similarity
+        + config.label_weight * guidance
+        - config.adversarial_weight * discriminators_loss(model, image_features, text_features)
+    )
+
+
+def split_players(model):
+    players = {"towers": {}, "discriminators": {}}
+    for name, parameter in model.named_parameters():
+        is_backbone = ".backbone." in name
+        if not is_backbone:
+            players["discriminators" if "_discriminator." in name else "towers"][name] = parameter
+    return players
+
+
+def gradients(loss, parameters):
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(parameter) if grad is None else grad
+        for (name, parameter), grad in zip(parameters.items(), found, strict=True)
+    }
+
+
+def step_by_hand(model, micro_batches, rate, discriminator_rate, target=None):
+    """One update of both players from one batch, or from the micro batches of one; J3's target, or None: of the batch."""
+    config = model.config
+    players = split_players(model)
+    model.requires_grad_(True)
+    share = 1 / len(micro_batches)
+    for number, batch in enumerate(micro_batches):
+        outputs = model(**{name: batch[name] for name in ("region_features", "input_ids", "attention_mask")})
+        adversarial = discriminators_loss(model, outputs.image_features.detach(), outputs.text_features.detach())
+        found = gradients(share * adversarial, players["discriminators"])
+        sums = found if number == 0 else {name: sums[name] + found[name] for name in sums}
+        if number == len(micro_batches) - 1:
+            with torch.no_grad():
+                for name, parameter in players["discriminators"].items():
+                    parameter -= discriminator_rate * sums[name]
+        paired_image, paired_text = outputs.image_model_output, outputs.text_model_output
+        codes = target
+        if codes is None:
+            codes = paired_image.hash_values.detach() + paired_text.hash_values.detach()
+            codes = torch.where(codes >= 0, 1.0, -1.0).double()
+        labels = batch["labels"].double()
+        alone = outputs.image_hash, outputs.text_hash, outputs.image_features, outputs.text_features
+        paired = paired_image.hash_values, paired_text.hash_values, paired_image.features, paired_text.features
+        loss = view_loss(model, config, labels, codes, *alone)
+        if config.attention != "none":  # without attention both views are the same
+            loss = loss + config.paired_weight * view_loss(model, config, labels, codes, *paired)
+        found = gradients(share * loss, players["towers"])
+        tower_sums = found if number == 0 else {name: tower_sums[name] + found[name] for name in tower_sums}
+    with torch.no_grad():
+        for name, parameter in players["towers"].items():
+            parameter -= rate * tower_sums[name]
+
+
+def codes_by_hand(model, collator, pairs):
+    """B over all pairs, a pair at a time."""
+    model.eval()
+    codes = []
+    with torch.no_grad():
+        for pair in pairs:
+            batch = collator([pair])
+            outputs = model.cmfah(**{name: batch[name] for name in ("region_features", "input_ids", "attention_mask")})
+            total = (outputs.image_hash + outputs.text_hash)[0]
+            codes.append([1 if value >= 0 else -1 for value in total.tolist()])
+    model.train()
+    return torch.tensor(codes)
+
+
+def spy_on_batches(trainer):
+    """The batches of the training steps, as the trainer gets to see them."""
+    batches, step = [], trainer.training_step
+
+    def training_step(model, inputs, *args, **kwargs):
+        batches.append({name: value.clone() for name, value in inputs.items()})
+        return step(model, inputs, *args, **kwargs)
+
+    trainer.training_step = training_step
+    return batches
+
+
+@pytest.mark.parametrize("attention", ["both", "none"])
+@pytest.mark.parametrize("codes_update", ["epoch", "batch"])
+def test_three_epochs_are_algorithm_1_written_out(make_model, make_pairs, make_trainer, codes_update, attention):
+    model = make_model(attention=attention, **CONFIG_WEIGHTS).double()
+    reference = deepcopy(model)
+    pairs = make_pairs(12)
+    trainer = make_trainer(model, pairs, num_train_epochs=3, per_device_train_batch_size=6, codes_update=codes_update)
+    batches = spy_on_batches(trainer)
+    trainer.train()
+
+    assert len(batches) == 6
+    reference.train()
+    codes = None
+    rows = trainer.train_dataset["row"] if codes_update == "epoch" else None
+    for number, batch in enumerate(batches):
+        target = None if codes is None else codes[batch["row"]].double()
+        step_by_hand(reference, [batch], 0.1, 0.05, target)
+        if codes_update == "epoch" and number % 2:
+            assert sorted(torch.cat([b["row"] for b in batches[number - 1 : number + 1]]).tolist()) == list(rows)
+            codes = codes_by_hand(reference, trainer.data_collator, pairs)
+
+    moved = 0
+    before = dict(make_model(attention=attention, **CONFIG_WEIGHTS).double().named_parameters())
+    for (name, parameter), (_, expected) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        torch.testing.assert_close(
+            parameter, expected, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
+        moved += not torch.equal(parameter, before[name])
+    assert moved >= 20  # the towers, both discriminators and the label head have all been updated
+    if codes_update == "epoch":
+        assert torch.equal(trainer.codes.long(), codes)
+    else:
+        assert trainer.codes is None
+
+
+def test_the_order_matters_so_the_test_above_can_tell_it(make_model, make_pairs, make_trainer):
+    """Towers before discriminators, or J3 with last batch's codes, would show: the steps are far from tolerance."""
+    model = make_model(**CONFIG_WEIGHTS).double()
+    reference = deepcopy(model)
+    trainer = make_trainer(model, make_pairs(6), per_device_train_batch_size=6)
+    batches = spy_on_batches(trainer)
+    trainer.train()
+    step_by_hand(reference, batches, 0.1, 0.0)  # the towers face the old discriminators
+    towers = split_players(model)["towers"]
+    differences = [(p - q).abs().max().item() for p, q in zip(towers.values(), split_players(reference)["towers"].values(), strict=True)]  # fmt: skip
+    assert max(differences) > 1e-6
+
+
+def test_gradients_are_gathered_over_micro_batches_for_both_players(make_model, make_pairs, make_trainer):
+    model = make_model(**CONFIG_WEIGHTS).double()
+    reference = deepcopy(model)
+    trainer = make_trainer(
+        model, make_pairs(16), per_device_train_batch_size=4, gradient_accumulation_steps=2, codes_update="batch"
+    )
+    batches = spy_on_batches(trainer)
+    steps = []
+    trainer.create_optimizer_and_scheduler(2)
+    step = trainer.discriminator_optimizer.step
+    trainer.discriminator_optimizer.step = lambda *args, **kwargs: steps.append(len(batches)) or step(*args, **kwargs)
+    trainer.train()
+
+    assert steps == [2, 4]  # the discriminators' updates come with the second micro batch, as the towers' do
+    assert trainer.state.global_step == 2
+    reference.train()
+    step_by_hand(reference, batches[:2], 0.1, 0.05)
+    step_by_hand(reference, batches[2:], 0.1, 0.05)
+    for (name, parameter), (_, expected) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        torch.testing.assert_close(
+            parameter, expected, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_each_optimizer_holds_its_own_player_alone(make_trainer):
+    trainer = make_trainer(optim="adamw_torch", weight_decay=0.07)
+    trainer.train()
+    model = trainer.model
+    held = {
+        player: {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for player, optimizer in (("towers", trainer.optimizer), ("discriminators", trainer.discriminator_optimizer))
+    }
+    own = {player: {id(p) for p in parameters.values()} for player, parameters in split_players(model).items()}
+    assert held == own
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.07, 0.0}
+    assert {group["weight_decay"] for group in trainer.discriminator_optimizer.param_groups} == {0.07}
+    assert {group["lr"] for group in trainer.discriminator_optimizer.param_groups} == {0.05}
+
+
+@pytest.mark.parametrize("still", ["towers", "discriminators"])
+def test_one_player_can_stand_still(make_model, make_trainer, still):
+    model = make_model()
+    before = {player: {n: p.clone() for n, p in own.items()} for player, own in split_players(model).items()}
+    make_trainer(model, **{"learning_rate" if still == "towers" else "discriminator_learning_rate": 0.0}).train()
+    for player, own in split_players(model).items():
+        changed = {name for name, parameter in own.items() if not torch.equal(parameter, before[player][name])}
+        assert (changed == set()) == (player == still), (player, changed)
+
+
+def test_weight_zero_leaves_the_discriminators_out(make_model, make_trainer):
+    model = make_model(adversarial_weight=0.0)
+    before = {player: {n: p.clone() for n, p in own.items()} for player, own in split_players(model).items()}
+    trainer = make_trainer(model, num_train_epochs=2)
+    trainer.train()
+    now = split_players(model)
+    assert all(torch.equal(p, before["discriminators"][n]) for n, p in now["discriminators"].items())
+    assert not all(torch.equal(p, before["towers"][n]) for n, p in now["towers"].items())
+    # The towers' own gradient is theirs alone too: the same run with another discriminator gives the same towers.
+    other = make_model(adversarial_weight=0.0)
+    with torch.no_grad():
+        for parameter in split_players(other)["discriminators"].values():
+            parameter.normal_()
+    make_trainer(other, num_train_epochs=2).train()
+    assert all(torch.equal(p, now["towers"][n]) for n, p in split_players(other)["towers"].items())
+
+
+def test_both_schedules_fall_together(make_trainer):
+    trainer = make_trainer(num_train_epochs=2, lr_scheduler_type="linear", warmup_steps=2)
+    rates = []
+    step = trainer.training_step
+
+    def training_step(*args, **kwargs):
+        rates.append((trainer.optimizer.param_groups[0]["lr"], trainer.discriminator_optimizer.param_groups[0]["lr"]))
+        return step(*args, **kwargs)
+
+    trainer.training_step = training_step
+    trainer.train()
+    towers, discriminators = np.array(rates).T
+    np.testing.assert_allclose(towers, 0.1 * np.array([0, 0.5, 1, 0.75, 0.5, 0.25]))
+    np.testing.assert_allclose(discriminators, towers / 2)
