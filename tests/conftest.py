@@ -1,4 +1,4 @@
-"""What several folders of tests share: scenes in a folder, a tiny model trained on them, an environment for processes."""
+"""What several folders of tests share: scenes in a folder, a tiny model trained on them, and an environment."""
 
 import os
 from collections.abc import Callable

@@ -98,7 +98,8 @@ class CMFAHRegionEmbeddings(nn.Module):
             )
         if self.config.normalize_regions:
             # One scale a picture: how strongly a region responds beside its neighbours tells thing from background.
-            lengths_BR1 = torch.linalg.vector_norm(regions_BRC, dim=-1, keepdim=True, dtype=torch.float32)
+            wide = torch.promote_types(regions_BRC.dtype, torch.float32)
+            lengths_BR1 = torch.linalg.vector_norm(regions_BRC, dim=-1, keepdim=True, dtype=wide)
             scale_B11 = lengths_BR1.square().mean(dim=1, keepdim=True).sqrt().clamp(min=EPSILON)
             regions_BRC = regions_BRC * (regions_BRC.shape[-1] ** 0.5 / scale_B11).to(regions_BRC.dtype)
         return self.projection(regions_BRC)
@@ -217,15 +218,21 @@ class CMFAHEncoder(nn.Module):
         return self._pool(hidden_BPD, mask_BP), hidden_BPD
 
     def _pool(self, hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
-        if mask_BP is None:
-            mean_BD, largest_BD = hidden_BPD.mean(dim=1), hidden_BPD.amax(dim=1)
-        else:  # masked positions are zeros, which a sum passes over and a maximum does not
-            exists_BP1 = mask_BP[..., None]
-            mean_BD = hidden_BPD.sum(dim=1) / exists_BP1.sum(dim=1).clamp(min=1).to(hidden_BPD.dtype)
-            lowest = torch.finfo(hidden_BPD.dtype).min
-            largest_BD = hidden_BPD.masked_fill(~exists_BP1, lowest).amax(dim=1)
-            largest_BD = largest_BD.masked_fill(~exists_BP1.any(dim=1), 0.0)  # of no word at all
-        return {"mean": mean_BD, "max": largest_BD, "mean_max": mean_BD + largest_BD}[self.pooling]
+        mean = _masked_mean(hidden_BPD, mask_BP) if "mean" in self.pooling else 0.0
+        return mean + _masked_max(hidden_BPD, mask_BP) if "max" in self.pooling else mean
+
+
+def _masked_mean(hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
+    if mask_BP is None:
+        return hidden_BPD.mean(dim=1)
+    return hidden_BPD.sum(dim=1) / mask_BP.sum(dim=1, keepdim=True).clamp(min=1).to(hidden_BPD.dtype)  # masked are 0
+
+
+def _masked_max(hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
+    if mask_BP is None:
+        return hidden_BPD.amax(dim=1)
+    hidden_BPD = hidden_BPD.masked_fill(~mask_BP[..., None], torch.finfo(hidden_BPD.dtype).min)
+    return hidden_BPD.amax(dim=1).masked_fill(~mask_BP.any(dim=1, keepdim=True), 0.0)  # of no word at all: nothing
 
 
 class CMFAHHashHead(nn.Module):

@@ -14,7 +14,6 @@ from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.evaluation.pointing import pointing_game
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
-from cmfah_hf.models.tokenization_cmfah import split_words
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training.region_cache import keep_regions
 
@@ -155,32 +154,43 @@ def evaluate_folder(
 def attention_of_words(
     model: CMFAHModel, processor: CMFAHProcessor, image: Any, text: str
 ) -> tuple[list[str], np.ndarray]:
-    """Where each known word of a pair looks: the words, and their `[attention-t]` weights `(R, W)`.
+    """Which regions and words of a pair attend to each other.
+
+    Where both sides attend, a region's weight of a word (`[attention-v]`) times the word's weight of the region
+    (`[attention-t]`): the first tells the words of a region apart, the second the regions of a word.
 
     Args:
-        model: Towers whose texts are guided by pictures (`attention="both"` or `"text"`).
+        model: The towers.
         processor: Their processor.
         image: The picture.
         text: Its text.
 
+    Returns:
+        The `W` words of the text that the model knows, and their weights `(R, W)`.
+
     Raises:
-        QueryError: If the model's texts do not attend to pictures, or no word is known.
+        QueryError: If the model has no attention, or no word is known.
     """
-    if not model.config.attends_text:
-        raise QueryError(f"This model's attention is {model.config.attention!r}: its words do not attend to regions.")
+    if model.config.attention == "none":
+        raise QueryError("This model's attention is 'none': no word attends to a region; train with another.")
     words = processor.known_words(text)
     if not words:
         raise QueryError(f"No word of {text!r} is known to the model, so there is no attention to see.")
     inputs = processor(images=[image], text=[" ".join(words)], return_tensors="pt").to(model.device)
-    weights_1HWR = model(**inputs, output_attentions=True).text_model_output.attentions[-1]
-    return words, weights_1HWR[0, 0].T.float().cpu().numpy()
+    outputs = model(**inputs, output_attentions=True)
+    weights_RW = torch.ones((), device=model.device)
+    if model.config.attends_image:
+        weights_RW = weights_RW * outputs.image_model_output.attentions[-1][0, 0]
+    if model.config.attends_text:
+        weights_RW = weights_RW * outputs.text_model_output.attentions[-1][0, 0].T
+    return words, weights_RW.float().cpu().numpy()
 
 
 def pointing_accuracy(model: CMFAHModel, processor: CMFAHProcessor, pairs: Any) -> dict[str, float]:
     """The pointing game over a data set with the boxes of its things, as scenes have them.
 
     Args:
-        model: Towers whose texts are guided by pictures.
+        model: Towers with attention.
         processor: Their processor.
         pairs: Rows with `image`, `text` and `boxes`: a list of `{"word": ..., "box": [left, top, right, bottom]}`.
 
@@ -195,7 +205,7 @@ def pointing_accuracy(model: CMFAHModel, processor: CMFAHProcessor, pairs: Any) 
         for box in pair["boxes"]:
             if box["word"]:
                 boxes[box["word"].lower()].append(box["box"])
-        if not set(boxes) & set(split_words(pair["text"])):
+        if not set(boxes) & set(processor.known_words(pair["text"])):
             continue
         words, weights_RW = attention_of_words(model, processor, pair["image"], pair["text"])
         result = pointing_game(weights_RW, words, boxes, pair["image"].size)

@@ -5,8 +5,10 @@ disk, an epoch on a CPU takes seconds.
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -41,7 +43,8 @@ class RegionExtractor:
         """Changes with the backbone's weights and with the pictures' preparation, and with nothing else."""
         preparation = self.processor.image_processor.to_dict()
         used = ("size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-        digest = hashlib.sha256(repr(([preparation.get(name) for name in used], self.mirrored)).encode())
+        # As JSON, which says the same of a processor that was just made and of one that was loaded.
+        digest = hashlib.sha256(json.dumps([*(preparation.get(name) for name in used), self.mirrored]).encode())
         for name, tensor in self.embeddings.backbone.state_dict().items():
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensor.detach().cpu().float().numpy()).data)
@@ -104,8 +107,13 @@ def keep_regions(
     columns = {name: datasets.Array2D((num_regions, channels), "float16") for name in _region_columns(mirrored)}
     added = datasets.Features({**raw.features, **columns, "readable": datasets.Value("bool")})
     fingerprint = hashlib.sha256(f"{dataset._fingerprint} {extractor.fingerprint()}".encode()).hexdigest()[:32]
+    file = None
+    if not raw.cache_files:  # what lies in memory has no folder of its own to be kept in
+        file = Path(datasets.config.HF_DATASETS_CACHE) / "cmfah-regions" / f"{fingerprint}.arrow"
+        file.parent.mkdir(parents=True, exist_ok=True)
     raw = raw.map(
         extractor,
+        cache_file_name=file and str(file),
         batched=True,
         batch_size=batch_size,
         features=added,

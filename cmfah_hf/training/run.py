@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,7 @@ def train(run: Run) -> dict[str, Any]:
     Raises:
         CMFAHError: If the data, the weights or a setting cannot be used.
     """
+    start = time.monotonic()
     args, data = run.training, run.data
     set_seed(args.seed)
     output = Path(args.output_dir)
@@ -87,6 +89,7 @@ def train(run: Run) -> dict[str, Any]:
         "validation": best,
         "epoch": epoch,
         "refit": data.refit,
+        "seconds": round(time.monotonic() - start, 1),
     }
     if "query" in splits and "labels" in splits["query"].column_names:
         database = splits.get("database", all_pairs)

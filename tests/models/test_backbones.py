@@ -6,6 +6,8 @@ from transformers import AutoBackbone, Dinov2Config, ResNetConfig, VitDetConfig
 
 from cmfah_hf.models import CMFAHForPreTraining, CMFAHImageModel, CMFAHModel
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+
 
 def check(model, folder, silence, pixels, channels):
     """Regions in reading order, gradients beside the backbone and not in it, and a silent round trip."""

@@ -248,8 +248,9 @@ save_file({name: value.contiguous() for name, value in found.items()}, here / f"
 
 
 @pytest.fixture(scope="module")
-def travelled(pretraining, tmp_path_factory):
-    """A folder with both checkpoints, each with its processor, three pictures, and three texts."""
+def travelled(make_model, tmp_path_factory):
+    """A training model, a folder with its checkpoint and its towers', three pictures and texts, and the inputs."""
+    pretraining = make_model(CMFAHForPreTraining)  # one of its own: what is saved also writes into its configuration
     here = tmp_path_factory.mktemp("travelled")
     vocabulary = ["beach", "dog", "海", "हिन्दी", "on", "the"]
     processor = CMFAHProcessor.from_vocabulary(pretraining.config, vocabulary, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
@@ -268,13 +269,13 @@ def travelled(pretraining, tmp_path_factory):
     for i, image in enumerate(images):
         image.save(here / f"{i}.png")
     images = [Image.open(here / f"{i}.png") for i in range(3)]
-    return here, processor(images=images, text=texts, return_tensors="pt")
+    return pretraining, here, processor(images=images, text=texts, return_tensors="pt")
 
 
 @pytest.mark.parametrize("mode", ["installed", "hidden"])
-def test_new_process_gives_the_same_bits(pretraining, travelled, tmp_path, mode):
+def test_new_process_gives_the_same_bits(travelled, tmp_path, mode):
     """Also where `cmfah_hf` cannot be imported: then the code beside the weights does it all."""
-    here, inputs = travelled
+    pretraining, here, inputs = travelled
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if mode == "installed":
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])

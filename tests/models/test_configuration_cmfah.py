@@ -14,6 +14,8 @@ from cmfah_hf.models import CMFAHConfig
         ("hash_bits", 12),
         ("hash_bits", 63),
         ("attention", "all"),
+        ("image_pooling", "median"),
+        ("text_pooling", ""),
         ("text_kernel_sizes", []),
         ("text_kernel_sizes", [3, 0]),
         ("dropout", -0.1),

@@ -53,6 +53,39 @@ def test_each_variant_attends_where_it_says(make_model, batch, attention):
 
 
 @torch.no_grad()
+def test_each_side_has_its_temperature(make_model, batch):
+    model = make_model(CMFAHModel, image_temperature=2.0, text_temperature=30.0)
+    outputs = model(**batch, output_attentions=True, output_hidden_states=True)
+    regions = outputs.image_model_output.hidden_states[0][0].double()
+    words = outputs.text_model_output.hidden_states[0][0].double()[batch["input_ids"][0] > 1]
+    for local, partner, temperature, found in (
+        (regions, words, 2.0, outputs.attentions[0][0, 0]),
+        (words, regions, 30.0, outputs.attentions[1][0, 0]),
+    ):
+        similarity = torch.cosine_similarity(local[:, None], partner[None], dim=-1).clamp(min=0)
+        similarity = similarity / similarity.square().sum(dim=0, keepdim=True).sqrt().clamp(min=1e-6)
+        close(found.double(), (temperature * similarity).softmax(dim=1))
+
+
+@torch.no_grad()
+def test_each_side_has_its_pooling(make_model, batch):
+    outputs = make_model(CMFAHModel, image_pooling="max", text_pooling="mean_max")(**batch)
+    close(outputs.image_features, outputs.image_model_output.last_hidden_state.amax(dim=1))
+    words = outputs.text_model_output.last_hidden_state[0][batch["input_ids"][0] > 1]
+    close(outputs.text_features[0], words.mean(dim=0) + words.amax(dim=0))
+
+
+@torch.no_grad()
+def test_dropout_is_of_training_alone(make_model, batch):
+    model = make_model(CMFAHModel, dropout=0.5)
+    once = model(**batch)
+    close(model(**batch).image_hash, once.image_hash)
+    model.train()
+    for name in ("image_hash", "text_hash"):
+        assert (model(**batch)[name] - model(**batch)[name]).abs().max() > 1e-3
+
+
+@torch.no_grad()
 def test_hidden_states_are_the_positions_before_and_after_each_block(make_model, batch):
     model = make_model(CMFAHModel, num_hidden_layers=2)
     outputs = model(**batch, output_hidden_states=True, output_attentions=True)
@@ -108,7 +141,16 @@ def spread(rows, width, side):
     return ids
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_hidden_layers": 2}, {"use_lstm": False}, {"attention": "none"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_hidden_layers": 2},
+        {"use_lstm": False},
+        {"attention": "none"},
+        {"text_pooling": "max", "image_pooling": "mean_max"},
+    ],
+)
 @torch.no_grad()
 def test_padding_and_companions_change_nothing(make_model, batch, settings):
     model = make_model(CMFAHModel, **settings)
@@ -141,10 +183,10 @@ def test_masked_words_are_as_if_they_were_not_there(make_model):
     close(model(ids, mask).hash_values, model(torch.tensor([[5, 3]])).hash_values)
 
 
-@pytest.mark.parametrize("attention", ["both", "none"])
+@pytest.mark.parametrize(("attention", "pooling"), [("both", "mean"), ("none", "max"), ("both", "mean_max")])
 @torch.no_grad()
-def test_text_of_no_or_of_unknown_words_is_the_empty_text(make_model, batch, attention):
-    model = make_model(CMFAHModel, attention=attention)
+def test_text_of_no_or_of_unknown_words_is_the_empty_text(make_model, batch, attention, pooling):
+    model = make_model(CMFAHModel, attention=attention, text_pooling=pooling)
     empty = model.get_text_hash(torch.tensor([[0]]), torch.tensor([[0]]))
     close(empty, model.text_model.hash_head.dense.bias.tanh()[None])  # a feature of zero
     for ids in ([[0, 0, 0]], [[1]], [[1, 1, 1]], [[0, 1]], [[]]):

@@ -143,24 +143,31 @@ def test_layer_without_one_of_its_parts(make_config, attends, use_lstm):
         torch.testing.assert_close(layer(local, None, partner, None), expected)
 
 
-def test_encoder_pools_by_the_mean_of_what_exists_and_has_concepts_for_a_partner(make_config):
+@pytest.mark.parametrize("pooling", ["mean", "max", "mean_max"])
+def test_encoder_pools_what_exists_and_has_concepts_for_a_partner(make_config, pooling):
     torch.manual_seed(0)
-    encoder = CMFAHEncoder(make_config(num_hidden_layers=2, use_lstm=False), attends=True, temperature=4.0).double()
+    pool = {
+        "mean": lambda x: x.mean(axis=0),
+        "max": lambda x: x.max(axis=0),
+        "mean_max": lambda x: x.mean(axis=0) + x.max(axis=0),
+    }[pooling]
+    encoder = CMFAHEncoder(make_config(num_hidden_layers=2, use_lstm=False), True, 4.0, pooling).double()
     with torch.no_grad():
         encoder.concepts.normal_()
         mask = torch.tensor([[True, False, True], [False, False, False]])
-        local = torch.randn(2, 3, 16).double() * mask[..., None]
+        local = -torch.rand(2, 3, 16).double() * mask[..., None]  # below zero, which is what masked positions hold
         pooled, hidden = encoder(local, mask, None, None)
         same, _ = encoder(local, mask, encoder.concepts.expand(2, -1, -1), None)
         concepts, words = encoder.concepts.numpy(), local[0, mask[0]].numpy()
         for _ in range(2):
             words = words + attend(words, concepts, np.ones(len(concepts), bool), 4.0)[0]
         torch.testing.assert_close(hidden[0, mask[0]], torch.tensor(words))
-        torch.testing.assert_close(pooled[0], torch.tensor(words.mean(axis=0)))
+        torch.testing.assert_close(pooled[0], torch.tensor(pool(words)))
         assert not pooled[1].any()
         torch.testing.assert_close(pooled, same)
         regions, hidden = encoder(local, None, None, None)
-        torch.testing.assert_close(regions, hidden.mean(dim=1))
+        for i in range(2):
+            torch.testing.assert_close(regions[i], torch.tensor(pool(hidden[i].numpy())))
 
 
 def test_hash_head_is_tanh_of_a_linear_layer(make_config):
@@ -208,7 +215,7 @@ def test_torchvision_backbone_is_torchvisions(make_config):
     assert backbone.channels == [512]
 
 
-def test_regions_are_read_row_by_row_and_scaled_to_one_length(make_config):
+def test_regions_are_read_row_by_row_and_scaled_picture_by_picture(make_config):
     torch.manual_seed(0)
     pixels = torch.randn(2, 3, 64, 32)  # a map of 8 x 4, so that rows are not columns
     for normalize in (True, False):
@@ -222,7 +229,9 @@ def test_regions_are_read_row_by_row_and_scaled_to_one_length(make_config):
                     torch.testing.assert_close(regions[:, row * 4 + column], feature_map[:, :, row, column])
             scaled = regions
             if normalize:
-                scaled = regions / regions.norm(dim=-1, keepdim=True) * 8**0.5
+                # The mean square length of a picture's regions is the number of channels; what is strong stays strong.
+                squares = regions.double().square().sum(dim=-1)
+                scaled = (regions * (8 / squares.mean(dim=1))[:, None, None].sqrt()).float()
             expected = scaled @ module.projection.weight.T + module.projection.bias
             torch.testing.assert_close(module(pixels), expected)
             torch.testing.assert_close(module(region_features=regions), expected)

@@ -73,7 +73,7 @@ def processor(make_config) -> CMFAHProcessor:
 
 @pytest.fixture(scope="session")
 def make_pairs():
-    """A function to pairs as a data set: regions that lean towards their classes, one to three words, one or two labels."""
+    """A function to pairs as a data set: regions that lean towards their classes, one or two labels, a few words."""
 
     def make(count: int, seed: int = 0, **columns) -> datasets.Dataset:
         rng = np.random.default_rng(seed)
@@ -91,7 +91,7 @@ def make_pairs():
         values = {"id": [f"{seed}-{i}" for i in range(count)], "text": texts, "labels": labels}
         pairs = datasets.Dataset.from_dict(
             {**values, "region_features": regions, **columns},
-            features=datasets.Features({**features, **{name: features["region_features"] for name in columns}}),
+            features=datasets.Features({**features, **dict.fromkeys(columns, features["region_features"])}),
         )
         return pairs.with_format("numpy", columns=["region_features", *columns], output_all_columns=True)
 
@@ -100,7 +100,7 @@ def make_pairs():
 
 @pytest.fixture
 def make_trainer(make_model, make_pairs, processor, tmp_path):
-    """A function from training arguments to a trainer of a tiny model; `model`, `train` and `validation` can be given."""
+    """A function from training arguments to a trainer of a tiny model; model and pairs can be given."""
 
     def make(model=None, train=None, validation=None, callbacks=None, database=None, **arguments) -> CMFAHTrainer:
         settings = {

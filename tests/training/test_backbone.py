@@ -1,0 +1,248 @@
+"""Published weights for the backbone: files, folders, a Hub over loopback HTTP, torchvision's own."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import load_file, save_file
+from transformers import ConvNextBackbone, ConvNextConfig, ResNetBackbone, ResNetConfig, ResNetForImageClassification
+
+from cmfah_hf.errors import CheckpointError
+from cmfah_hf.models import CMFAHImageModel
+from cmfah_hf.training.backbone import load_backbone_weights
+
+PARTS = {"layer_type": "basic", "embedding_size": 4, "hidden_sizes": [8, 16], "depths": [1, 1]}
+
+
+@pytest.fixture
+def tower(make_config):
+    return CMFAHImageModel(make_config())
+
+
+@pytest.fixture(scope="module")
+def vgg_features():
+    """Features of a VGG11 under torchvision's names, in half precision, with a classifier's tensor beside them."""
+    torch.manual_seed(3)
+    vgg = torchvision.models.vgg11(weights=None, init_weights=False)
+    features = {name: tensor.half() for name, tensor in vgg.features.state_dict(prefix="features.").items()}
+    return {**features, "classifier.6.bias": torch.zeros(1000).half()}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folders as `transformers` saves them: the backbone, a classifier around one, a wider one, another architecture."""
+    root = tmp_path_factory.mktemp("hub") / "me"
+    torch.manual_seed(4)
+    ResNetBackbone(ResNetConfig(**PARTS)).save_pretrained(root / "backbone")
+    ResNetForImageClassification(ResNetConfig(**PARTS, num_labels=3)).save_pretrained(root / "classifier")
+    ResNetBackbone(ResNetConfig(**{**PARTS, "hidden_sizes": [8, 24]})).save_pretrained(root / "wider")
+    ConvNextBackbone(ConvNextConfig(hidden_sizes=[4] * 4, depths=[1] * 4)).save_pretrained(root / "convnext")
+    return root
+
+
+def backbone_of(tower):
+    return {name: tensor.clone() for name, tensor in tower.embeddings.backbone.state_dict().items()}
+
+
+def assert_loaded(tower, expected):
+    found = backbone_of(tower)
+    assert found
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name].to(tensor.dtype)), name
+
+
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_an_auto_backbone_from_a_folder_or_file(tower, saved, given):
+    before = backbone_of(tower)
+    load_backbone_weights(tower, str(saved / "backbone" if given == "folder" else saved / "backbone/model.safetensors"))
+    expected = load_file(saved / "backbone" / "model.safetensors")
+    assert_loaded(tower, expected)
+    assert not all(torch.equal(before[name], expected[name]) for name in before)
+
+
+def test_a_backbone_inside_a_saved_classifier(tower, saved):
+    load_backbone_weights(tower, str(saved / "classifier"))
+    whole = load_file(saved / "classifier" / "model.safetensors")
+    assert_loaded(tower, {name.removeprefix("resnet."): tensor for name, tensor in whole.items()})
+
+
+def test_a_vgg_from_torchvision_s_names(make_config, vgg_features, tmp_path):
+    save_file(vgg_features, tmp_path / "model.safetensors")
+    tower = CMFAHImageModel(make_config(backbone="vgg11"))
+    load_backbone_weights(tower, str(tmp_path))
+    assert_loaded(tower, vgg_features)
+    assert next(tower.embeddings.backbone.parameters()).dtype == torch.float32
+    # The regions are those of torchvision's own network with these weights.
+    vgg = torchvision.models.vgg11(weights=None, init_weights=False).features.eval()
+    vgg.load_state_dict({n.removeprefix("features."): t for n, t in vgg_features.items() if n.startswith("features.")})
+    pixel_values = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = vgg(pixel_values).flatten(2).mT
+        assert torch.equal(tower.embeddings.extract_regions(pixel_values), expected)
+    assert expected.shape == (2, 4, 512)
+
+
+def test_a_path_below_cmfah_data(tower, saved, monkeypatch):
+    monkeypatch.setenv("CMFAH_DATA", str(saved))
+    load_backbone_weights(tower, "backbone/model.safetensors")
+    assert_loaded(tower, load_file(saved / "backbone" / "model.safetensors"))
+
+
+def cut(path: Path, target: Path) -> Path:
+    target.write_bytes(path.read_bytes()[:-100])
+    return target
+
+
+def without_one(path: Path, target: Path) -> Path:
+    tensors = load_file(path)
+    del tensors["embedder.embedder.convolution.weight"]
+    save_file(tensors, target)
+    return target
+
+
+def reshaped(path: Path, target: Path) -> Path:
+    tensors = load_file(path)
+    tensors["embedder.embedder.convolution.weight"] = torch.zeros(4, 3, 5, 5)
+    save_file(tensors, target)
+    return target
+
+
+def not_tensors(path: Path, target: Path) -> Path:
+    target.write_text("these are no tensors", encoding="utf-8")
+    return target
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "not a readable safetensors file"),
+        (not_tensors, "not a readable safetensors file"),
+        (without_one, "1 of the backbone's 36 tensors are missing, 'embedder.embedder.convolution.weight' first"),
+        (reshaped, "has the shape (4, 3, 5, 5), the backbone's is (4, 3, 7, 7)"),
+    ],
+)
+def test_a_file_that_does_not_fit_changes_nothing(tower, saved, tmp_path, damage, message):
+    before = backbone_of(tower)
+    file = damage(saved / "backbone" / "model.safetensors", tmp_path / "weights.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        load_backbone_weights(tower, str(file))
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(str(file))
+    assert "\n" not in str(caught.value)
+    assert_loaded(tower, before)
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("convnext", "36 of the backbone's 36 tensors are missing"), ("wider", "has the shape (24, 8, 3, 3)")],
+)
+def test_a_folder_of_another_backbone_is_refused(tower, saved, folder, message):
+    before = backbone_of(tower)
+    with pytest.raises(CheckpointError) as caught:
+        load_backbone_weights(tower, str(saved / folder))
+    assert message in str(caught.value)
+    assert_loaded(tower, before)
+
+
+def test_vgg_weights_for_another_backbone_are_refused(tower, vgg_features, tmp_path):
+    save_file(vgg_features, tmp_path / "vgg.safetensors")
+    with pytest.raises(CheckpointError, match="36 of the backbone's 36 tensors are missing"):
+        load_backbone_weights(tower, str(tmp_path / "vgg.safetensors"))
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "not a name", "nowhere/at/all.safetensors"])
+@pytest.mark.parametrize("backbone", ["vgg11", None])
+def test_a_source_that_is_not_there_is_named(make_config, source, backbone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tower = CMFAHImageModel(make_config(**({"backbone": backbone} if backbone else {})))
+    with pytest.raises(CheckpointError) as caught:
+        load_backbone_weights(tower, source)
+    assert str(caught.value).startswith(source.removeprefix("./") if backbone is None else source)
+    assert "\n" not in str(caught.value)
+
+
+def test_torchvision_s_own_weights(make_config, vgg_features, tmp_path, monkeypatch):
+    """The file that torchvision would fetch, found where its downloads lie."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    file = Path(torchvision.models.VGG11_Weights.IMAGENET1K_V1.url).name
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({name: tensor.float() for name, tensor in vgg_features.items()}, tmp_path / "checkpoints" / file)
+    tower = CMFAHImageModel(make_config(backbone="vgg11"))
+    load_backbone_weights(tower, "torchvision")
+    assert_loaded(tower, vgg_features)
+
+
+def test_torchvision_has_none_for_another_backbone(tower):
+    with pytest.raises(CheckpointError, match="'torchvision' has weights for its VGGs alone"):
+        load_backbone_weights(tower, "torchvision")
+
+
+PROGRAM = """
+import hashlib, json, sys
+from cmfah_hf.errors import CheckpointError
+from cmfah_hf.models import CMFAHConfig, CMFAHImageModel
+from cmfah_hf.training.backbone import load_backbone_weights
+
+resnet = {"model_type": "resnet", **json.loads(sys.argv[1])}
+out = {}
+for source, backbone in (
+    ("me/backbone", {"backbone_config": resnet}), ("me/classifier", {"backbone_config": resnet}),
+    ("me/wider", {"backbone_config": resnet}), ("me/convnext", {"backbone_config": resnet}),
+    ("me/absent", {"backbone_config": resnet}), ("me/absent", {"backbone": "vgg11"}), ("me/vgg", {"backbone": "vgg11"}),
+):
+    tower = CMFAHImageModel(CMFAHConfig(hash_bits=8, hidden_size=8, image_size=32, **backbone))
+    try:
+        load_backbone_weights(tower, source)
+        state = tower.embeddings.backbone.state_dict()
+        found = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in state.items()}
+    except CheckpointError as error:
+        found = str(error)
+    out[f"{source} {next(iter(backbone))}"] = found
+print(json.dumps(out))
+"""
+
+
+def digests(tensors):
+    import hashlib
+
+    return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
+
+
+def test_from_the_hub(saved, vgg_features, tmp_path, environment):
+    spec = spec_from_file_location("model_server", Path(__file__).with_name("model_server.py"))
+    server = module_from_spec(spec)
+    spec.loader.exec_module(server)
+    (saved / "vgg").mkdir()
+    save_file(vgg_features, saved / "vgg" / "model.safetensors")
+    with server.serving(saved.parent) as (address, asked):
+        process = subprocess.run(
+            [sys.executable, "-c", PROGRAM, json.dumps(PARTS)],
+            env={**environment, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout.splitlines()[-1])
+    assert found["me/backbone backbone_config"] == digests(load_file(saved / "backbone" / "model.safetensors"))
+    inside = load_file(saved / "classifier" / "model.safetensors").items()
+    inside = {name.removeprefix("resnet."): tensor for name, tensor in inside if name.startswith("resnet.")}
+    assert found["me/classifier backbone_config"] == digests(inside)
+    features = {name: tensor.float() for name, tensor in vgg_features.items() if name.startswith("features.")}
+    assert found["me/vgg backbone"] == digests(features)
+    assert "36 of the backbone's 36 tensors are missing" in found["me/convnext backbone_config"]
+    assert "has the shape (24, 8, 3, 3), the backbone's is (16, 8, 3, 3)" in found["me/wider backbone_config"]
+    assert found["me/absent backbone_config"].startswith("me/absent: no weights of a backbone can be loaded from there")
+    assert found["me/absent backbone"].startswith(
+        "me/absent: neither a file, a folder with model.safetensors, nor a Hub"
+    )
+    assert sum(line.startswith("GET /me/vgg/resolve/") for line in asked) == 1
+    assert any(line.startswith("GET /me/backbone/resolve/") for line in asked)
+    assert os.path.isdir(environment["HF_HOME"])  # what was fetched lies in the process's own cache

@@ -1,0 +1,215 @@
+"""Kept regions against the backbone called directly, and when they are computed anew."""
+
+import hashlib
+import io
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cmfah_hf.errors import DataError
+from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.training import keep_regions
+from cmfah_hf.training.region_cache import RegionExtractor
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (30, 44, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def picture_pairs(contents: list[bytes]) -> datasets.Dataset:
+    features = {"id": datasets.Value("string"), "image": datasets.Image(), "text": datasets.Value("string")}
+    rows = {
+        "id": [f"im{i}" for i in range(len(contents))],
+        "image": [{"path": None, "bytes": content} for content in contents],
+        "text": ["boat"] * len(contents),
+    }
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+
+@pytest.fixture
+def tower(make_config):
+    torch.manual_seed(0)
+    model = CMFAHImageModel(make_config())
+    # Fresh batch norms pass everything through; these have something to say.
+    for name, buffer in model.named_buffers():
+        if "running_mean" in name:
+            buffer.uniform_(-0.2, 0.2)
+        if "running_var" in name:
+            buffer.uniform_(0.1, 0.5)
+    return model
+
+
+@pytest.fixture
+def count_calls(monkeypatch):
+    """How many batches the extractor has seen so far."""
+    calls, extract = [], RegionExtractor.__call__
+
+    def counted(self, batch):
+        calls.append(len(batch["image"]))
+        return extract(self, batch)
+
+    monkeypatch.setattr(RegionExtractor, "__call__", counted)
+    return calls
+
+
+def test_regions_are_the_backbone_s_own(tower, processor):
+    contents = [png(i) for i in range(5)]
+    tower.train()
+    kept = keep_regions(picture_pairs(contents), tower, processor, mirrored=True, batch_size=2)
+    assert kept["id"][:] == [f"im{i}" for i in range(5)]
+    assert kept.features["region_features"] == datasets.Array2D((16, 16), "float16")
+
+    pictures = [Image.open(io.BytesIO(content)) for content in contents]
+    pixel_values = processor(images=pictures, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        backbone = tower.embeddings.backbone.eval()
+        for column, values in (("region_features", pixel_values), ("region_features_mirrored", pixel_values.flip(-1))):
+            maps = backbone(values).feature_maps[-1]
+            expected = maps.permute(0, 2, 3, 1).reshape(5, -1, 16).numpy()
+            found = np.stack([kept[row][column] for row in range(5)])
+            assert not (found.astype(np.float16) - found).any()  # half precision is what is kept
+            np.testing.assert_allclose(found, expected, rtol=2**-10, atol=1e-6)
+            assert np.ptp(expected) > 1
+    # The picture's own column decodes as it did, and a batch of regions comes as one array.
+    assert kept[0]["image"].tobytes() == pictures[0].tobytes()
+    assert kept[:3]["region_features"].shape == (3, 16, 16)
+
+
+def test_the_tower_encodes_kept_regions_as_it_encodes_pictures(tower, processor):
+    contents = [png(i) for i in range(3)]
+    kept = keep_regions(picture_pairs(contents), tower, processor)
+    pixel_values = processor(images=[Image.open(io.BytesIO(c)) for c in contents], return_tensors="pt")["pixel_values"]
+    tower.eval()
+    with torch.no_grad():
+        direct = tower(pixel_values=pixel_values).hash_values
+        from_kept = tower(region_features=torch.from_numpy(kept[:]["region_features"])).hash_values
+    torch.testing.assert_close(from_kept, direct, rtol=0, atol=2e-3)
+
+
+def test_values_beyond_float16_are_cut_and_not_infinite(tower, processor):
+    with torch.no_grad():
+        last = tower.embeddings.backbone.encoder.stages[-1].layers[-1]
+        for module in last.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.fill_(1e6)
+    kept = keep_regions(picture_pairs([png(0)]), tower, processor)[0]["region_features"]
+    assert np.isfinite(kept).all()
+    assert kept.max() == np.float16(65504)
+
+
+def test_they_are_found_again_with_the_same_backbone_and_pictures(tower, processor, make_config, count_calls):
+    pairs = picture_pairs([png(10), png(11), png(12)])
+    first = keep_regions(pairs, tower, processor)
+    assert count_calls == [3]
+    # What has no part in the regions may change: the tower's head, the words, the mode.
+    torch.manual_seed(1)
+    other = CMFAHImageModel(make_config(hash_bits=32))
+    other.embeddings.backbone.load_state_dict(tower.embeddings.backbone.state_dict())
+    words = CMFAHProcessor.from_vocabulary(make_config(), ["entirely", "other", "words"])
+    again = keep_regions(pairs, other.train(), words, batch_size=1)
+    assert count_calls == [3]
+    np.testing.assert_array_equal(again[:]["region_features"], first[:]["region_features"])
+
+
+def changed_weight(tower, processor, pairs):
+    with torch.no_grad():
+        next(tower.embeddings.backbone.parameters()).view(-1)[0] += 1e-3
+    return pairs, tower, processor
+
+
+def changed_statistics(tower, processor, pairs):
+    next(b for n, b in tower.named_buffers() if n.endswith("running_mean"))[0] += 1e-3
+    return pairs, tower, processor
+
+
+def changed_mean(tower, processor, pairs):
+    processor.image_processor.image_mean = [0.5, 0.4, 0.3]
+    return pairs, tower, processor
+
+
+def changed_std(tower, processor, pairs):
+    processor.image_processor.image_std = [0.5, 0.4, 0.3]
+    return pairs, tower, processor
+
+
+def changed_picture(tower, processor, pairs):
+    return picture_pairs([png(20), png(21), png(23)]), tower, processor
+
+
+@pytest.mark.parametrize("change", [changed_weight, changed_statistics, changed_mean, changed_std, changed_picture])
+def test_they_are_computed_anew_where_something_has_changed(tower, make_config, count_calls, change):
+    processor = CMFAHProcessor.from_vocabulary(make_config(), ["boat"])
+    # Of this test alone, so that no other one has kept it.
+    pairs = picture_pairs([png(20), png(21), hashlib.sha256(change.__name__.encode()).digest(), png(22)])
+    before = keep_regions(pairs, tower, processor)[:]["region_features"]
+    assert count_calls == [4]
+    after = keep_regions(*change(tower, processor, pairs))[:]["region_features"]
+    assert len(count_calls) == 2
+    assert not np.array_equal(before, after)
+
+
+def test_mirrored_and_plain_are_kept_apart(tower, processor, count_calls):
+    pairs = picture_pairs([png(30), png(31)])
+    plain = keep_regions(pairs, tower, processor)
+    both = keep_regions(pairs, tower, processor, mirrored=True)
+    assert count_calls == [2, 2]
+    assert "region_features_mirrored" not in plain.column_names
+    np.testing.assert_array_equal(plain[:]["region_features"], both[:]["region_features"])
+    assert not np.array_equal(both[:]["region_features_mirrored"], both[:]["region_features"])
+
+
+def test_unreadable_pictures_are_left_out_and_named(tower, processor, caplog):
+    whole = png(40)
+    kept = keep_regions(picture_pairs([b"not a picture", whole, whole[:500], png(41)]), tower, processor)
+    assert kept["id"][:] == ["im1", "im3"]
+    alone = keep_regions(picture_pairs([whole]), tower, processor)
+    np.testing.assert_array_equal(kept[0]["region_features"], alone[0]["region_features"])
+    assert "im0: not a picture in a format that Pillow knows" in caplog.text
+    assert "im2: damaged or cut short" in caplog.text
+    assert "Left out 2 of 4 pictures" in caplog.text
+
+
+def test_not_one_readable_picture_is_an_error(tower, processor):
+    with pytest.raises(DataError, match=r"^None of the 2 pictures can be read"):
+        keep_regions(picture_pairs([b"no", b"neither"]), tower, processor)
+
+
+PROGRAM = """
+import json, sys
+import datasets, numpy as np
+from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.training.region_cache import RegionExtractor, keep_regions
+
+def fail(self, batch):
+    raise RuntimeError("the regions are computed again")
+RegionExtractor.__call__ = fail
+tower, processor = CMFAHImageModel.from_pretrained(sys.argv[1]), CMFAHProcessor.from_pretrained(sys.argv[1])
+kept = keep_regions(datasets.Dataset.from_parquet(sys.argv[2]), tower, processor)
+np.save(sys.argv[3], kept[:]["region_features"])
+"""
+
+
+def test_they_are_found_again_in_a_new_process(tower, processor, tmp_path, environment, datasets_cache):
+    tower.save_pretrained(tmp_path / "tower")
+    processor.save_pretrained(tmp_path / "tower")
+    picture_pairs([png(50), png(51)]).to_parquet(tmp_path / "pairs.parquet")
+    kept = keep_regions(datasets.Dataset.from_parquet(str(tmp_path / "pairs.parquet")), tower, processor)
+    arguments = [str(tmp_path / name) for name in ("tower", "pairs.parquet", "found.npy")]
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        env={**environment, "HF_DATASETS_CACHE": str(datasets_cache)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), kept[:]["region_features"])
