@@ -214,15 +214,13 @@ def _png_bytes(value: dict[str, Any], name: str) -> bytes:
     import io
 
     from cmfah_hf.data.images import decode_image
+    from cmfah_hf.models.image_modes import to_rgb
 
     image = decode_image(value, name=name)
     content = value.get("bytes")
     if content is not None and content.startswith(b"\x89PNG\r\n\x1a\n"):
         return content
     if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
-        # Only here, because it imports the models and with them torch.
-        from cmfah_hf.models.image_modes import to_rgb
-
         image = to_rgb(image)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")

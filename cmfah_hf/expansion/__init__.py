@@ -1,7 +1,7 @@
 """Text expansion: the image-word graph, its walks, and word vectors trained on them."""
 
-from .embedding import SkipGramEmbedding
-from .expander import GraphExpander
-from .graph import ImageWordGraph
+from cmfah_hf.expansion.embedding import SkipGramEmbedding
+from cmfah_hf.expansion.expander import GraphExpander
+from cmfah_hf.expansion.graph import ImageWordGraph
 
 __all__ = ["GraphExpander", "ImageWordGraph", "SkipGramEmbedding"]

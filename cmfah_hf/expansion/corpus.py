@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
-from ..models.tokenization_cmfah import split_words
+from cmfah_hf.errors import DataError
+from cmfah_hf.models.tokenization_cmfah import split_words
 
 # What a corpus file calls its text; a `.txt` file has no columns.
 CORPUS_COLUMN = "text"

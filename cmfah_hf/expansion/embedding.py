@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CMFAHError, DataError, QueryError
-from ..models.tokenization_cmfah import split_words
-from .corpus import iterate_files, iterate_words
-from .storage import damaged, load_state, save_state
+from cmfah_hf.errors import CMFAHError, DataError, QueryError
+from cmfah_hf.expansion.corpus import iterate_files, iterate_words
+from cmfah_hf.expansion.storage import damaged, load_state, save_state
+from cmfah_hf.models.tokenization_cmfah import split_words
 
 logger = logging.getLogger(__name__)
 

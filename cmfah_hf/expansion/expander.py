@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from ..errors import CMFAHError, DataError
-from .corpus import check_column, is_one_row, iterate_words, words_of
-from .graph import ImageWordGraph
-from .storage import damaged, load_state, save_state
-from .walks import RandomWalk, num_hops
+from cmfah_hf.errors import CMFAHError, DataError
+from cmfah_hf.expansion.corpus import check_column, is_one_row, iterate_words, words_of
+from cmfah_hf.expansion.graph import ImageWordGraph
+from cmfah_hf.expansion.storage import damaged, load_state, save_state
+from cmfah_hf.expansion.walks import RandomWalk, num_hops
 
 _STEM = "expander"
 _SETTINGS = ["walk_length", "top_k", "min_probability", "mode", "num_walks", "seed", "word_weights", "output_column"]
@@ -35,8 +35,8 @@ class GraphExpander:
         dataset = dataset.map(expander, batched=True)          # adds the column "expanded_text"
 
     A text's own words always stay, first and in their order, those that the graph does not know included. The added
-    words follow by falling expected visits, equal ones by word. A text without a known word stays as it is. Equal
-    fits give equal fingerprints, so `datasets` finds its cache again.
+    words follow by falling expected visits, equal ones by word. A text without a known word keeps its own words alone.
+    Equal fits give equal fingerprints, so `datasets` finds its cache again.
 
     Args:
         walk_length: Steps of the walk from the image on, odd. It stands on words at steps 1, 3, 5, ...; 1 adds nothing.

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from ..errors import CMFAHError, DataError
-from ..models.tokenization_cmfah import split_words
-from .corpus import iterate_words, words_of
-from .walks import RandomWalk
+from cmfah_hf.errors import CMFAHError, DataError
+from cmfah_hf.expansion.corpus import iterate_words, words_of
+from cmfah_hf.expansion.walks import RandomWalk
+from cmfah_hf.models.tokenization_cmfah import split_words
 
 if TYPE_CHECKING:
     import networkx

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError
+from cmfah_hf.errors import CheckpointError
 
 FORMAT_VERSION = 1
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import sparse
 
-from ..errors import CMFAHError
+from cmfah_hf.errors import CMFAHError
 
 # Up to this many words, the sum of the powers of M is kept as one dense matrix (32 MiB at most), which makes a text
 # cost a handful of row additions. Beyond it, M stays sparse and dense blocks of texts are carried through it.

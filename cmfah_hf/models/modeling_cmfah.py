@@ -1,4 +1,4 @@
-"""CMFAH: an image tower and a text tower that meet in 64 bits.
+"""CMFAH: an image tower and a text tower that meet in short hash codes.
 
 Shape suffixes: B pairs of a batch, R regions, W words, D feature width, K hash bits, C classes.
 Equations are cited by their tags in `docs/method.md`.

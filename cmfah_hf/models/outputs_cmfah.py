@@ -37,7 +37,7 @@ class CMFAHTowerOutput(ModelOutput):
 
 @dataclass
 class CMFAHLosses(ModelOutput):
-    """Every term of the loss, unweighted, summed over modalities and views. All are scalars.
+    """Every term of the loss before its weight, summed over modalities and, by `paired_weight`, over views; scalars.
 
     Args:
         intra_feature, intra_hash, quantization: J1, J2 and J3 of `[intra]`.

@@ -87,7 +87,11 @@ class DataArguments:
 
 @dataclass
 class CMFAHTrainingArguments(TrainingArguments):
-    """The arguments of `CMFAHTrainer`. Where they differ from the parent's defaults, they are the paper's settings."""
+    """The arguments of `CMFAHTrainer`.
+
+    What concerns the optimizers, the batch and the epochs is the paper's; what concerns evaluating, saving and logging
+    fits a run whose best epoch is chosen on validation pairs.
+    """
 
     output_dir: str = field(
         default="cmfah-model", metadata={"help": "Where the model, its processor and its words go."}
@@ -125,5 +129,7 @@ class CMFAHTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        # Pinned memory speeds up the way to an accelerator; without one, torch warns of it for every loader.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.codes_update not in ("epoch", "batch"):
             raise ValueError(f"codes_update is {self.codes_update!r}; choose 'epoch' or 'batch'.")

@@ -37,7 +37,7 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
     if source == "torchvision":
         weights = _torchvision_weights(image_model.config.backbone)
     elif backbone_config is not None and (not local.exists() or (local / CONFIG_NAME).is_file()):
-        weights = _transformers_weights(backbone, str(local))
+        weights = _transformers_weights(backbone, str(local) if local.exists() else source)
     else:
         path = _local_file(source) or _hub_file(source)
         try:
@@ -76,7 +76,7 @@ def _transformers_weights(backbone: nn.Module, source: str) -> dict[str, torch.T
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise CheckpointError(f"{source}: no weights of a backbone can be loaded from there ({reason}).") from error
-    for name, shape, wanted in report["mismatched_keys"]:
+    for name, shape, wanted in sorted(report["mismatched_keys"]):
         raise _misfit(source, name, shape, wanted)
     return {name: tensor for name, tensor in found.state_dict().items() if name not in report["missing_keys"]}
 

@@ -23,7 +23,7 @@ from cmfah_hf.training.backbone import load_backbone_weights
 from cmfah_hf.training.configuration import Run
 from cmfah_hf.training.evaluate import evaluate_pairs
 from cmfah_hf.training.region_cache import keep_regions
-from cmfah_hf.training.trainer import CMFAHTrainer
+from cmfah_hf.training.trainer import CMFAHTrainer, without_augmentation
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,7 @@ def train(run: Run) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_state()
     best, epoch = trainer.state.best_metric, _best_epoch(trainer)
-    columns = splits["validation"].column_names
-    all_pairs = datasets.concatenate_datasets([splits["train"].select_columns(columns), splits["validation"]])
+    all_pairs = datasets.concatenate_datasets([splits["train"], splits["validation"]])
     if data.refit:
         set_seed(args.seed)
         model, processor = _build(run, classes, embedding)
@@ -92,7 +91,7 @@ def train(run: Run) -> dict[str, Any]:
         "seconds": round(time.monotonic() - start, 1),
     }
     if "query" in splits and "labels" in splits["query"].column_names:
-        database = splits.get("database", all_pairs)
+        database = splits.get("database", without_augmentation(all_pairs))
         towers = trainer.accelerator.unwrap_model(trainer.model).cmfah
         metrics["query"] = evaluate_pairs(
             towers, processor, splits["query"], database, text_column, plots=output / "plots"
@@ -136,26 +135,11 @@ def _load(run: Run) -> dict[str, datasets.Dataset]:
     if weights := _backbone_weights(data, config):
         load_backbone_weights(image_model, weights)
     processor = CMFAHProcessor.from_vocabulary(config, [], data.image_mean, data.image_std)
+    mirrored = {data.train_split, data.validation_split} if data.mirror else set()
     return {
-        name: keep_regions(pairs, image_model, processor, data.mirror and name == data.train_split).remove_columns(
-            "image"
-        )
+        name: keep_regions(pairs, image_model, processor, name in mirrored).remove_columns("image")
         for name, pairs in loaded.items()
     }
-
-
-def _check(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> None:
-    """What can be known to be missing is said before the backbone sees a picture, which may take hours."""
-    for name in (data.train_split, data.validation_split, data.database_split):
-        if name is not None and name not in loaded:
-            raise DataError(f"{data.dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
-    if "labels" not in loaded[data.train_split].column_names:
-        raise DataError(
-            f"{data.dataset}, split {data.train_split!r}: there are no labels, which guide the training; add a column "
-            "'labels', or name the column that holds them with --labels_column."
-        )
-    if data.query_split is not None and data.query_split not in loaded:
-        logger.warning("%s: there is no split %r, so there is no final evaluation.", data.dataset, data.query_split)
 
 
 def _cut(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
@@ -167,8 +151,6 @@ def _cut(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> dict[st
         splits["train"], splits["validation"] = train_validation_split(
             splits["train"], data.validation_fraction, seed=data.validation_seed
         )
-        without_mirrored = [c for c in splits["train"].column_names if c != "region_features_mirrored"]
-        splits["validation"] = splits["validation"].select_columns(without_mirrored)
     if data.query_split is not None and data.query_split in loaded:
         splits["query"] = loaded[data.query_split]
     if data.database_split is not None:

@@ -24,6 +24,12 @@ CODES_NAME = "codes.safetensors"
 TRAINING_ARGS_NAME = "training_args.json"
 
 
+def without_augmentation(pairs):
+    """A data set without the column that holds its pictures' mirror images, for whoever measures and does not train."""
+    augmenting = "region_features_mirrored"
+    return pairs.remove_columns(augmenting) if augmenting in (pairs.column_names or ()) else pairs
+
+
 class CMFAHTrainer(Trainer):
     """Trains a `CMFAHForPreTraining` by `[algorithm-1]`: for each batch the discriminators, then the towers.
 
@@ -70,7 +76,7 @@ class CMFAHTrainer(Trainer):
             args=args,
             data_collator=data_collator,
             train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
+            eval_dataset=without_augmentation(eval_dataset) if hasattr(eval_dataset, "column_names") else eval_dataset,
             processing_class=processing_class,
             callbacks=callbacks,
             **kwargs,
@@ -93,8 +99,7 @@ class CMFAHTrainer(Trainer):
     @property
     def plain_train_dataset(self):
         """The training pairs as they are, without what augments them."""
-        augmenting = {"region_features_mirrored"} & set(self.train_dataset.column_names or ())
-        return self.train_dataset.remove_columns(list(augmenting)) if augmenting else self.train_dataset
+        return without_augmentation(self.train_dataset)
 
     @property
     def _discriminators(self) -> nn.ModuleList:

@@ -1,8 +1,8 @@
 """The checks that transformers runs on its own models, out of its source distribution.
 
 They are no part of the installed package. `make test` runs this file, which fetches the source distribution of the
-installed version; imported, its `tests` folder becomes the package `transformers_checks`, with stand-ins for those of its modules that are not
-distributed and that have nothing to say about models like ours (text generation, exporters).
+installed version; imported, its `tests` folder becomes the package `transformers_checks`, with stand-ins for those of
+its modules that are not distributed and that have nothing to say about models like ours (text generation, exporters).
 """
 
 import importlib

@@ -1,0 +1,190 @@
+"""A run's settings: a YAML file, the command line over it, their types, and what is wrong with them in one line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cmfah_hf.errors import CMFAHError
+from cmfah_hf.models import CMFAHConfig
+from cmfah_hf.training import bundled_configuration, parse_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def read(tmp_path):
+    """A function that parses a file's text and further arguments."""
+
+    def parse(text: str = "", *arguments: str):
+        file = tmp_path / "run.yaml"
+        file.write_text(text, encoding="utf-8")
+        return parse_run(file, ["--use_cpu", "true", *arguments])
+
+    return parse
+
+
+def test_every_section_reaches_its_own_part(read):
+    run = read("""
+model: {hash_bits: 32, attention: image}
+data: {dataset: pictures, walk_length: 3}
+training: {learning_rate: 0.25, codes_update: batch}
+""")
+    assert run.model == {"hash_bits": 32, "attention": "image"}
+    assert (run.data.dataset, run.data.walk_length) == ("pictures", 3)
+    assert (run.training.learning_rate, run.training.codes_update) == (0.25, "batch")
+    # What is not named keeps its default.
+    assert (run.data.top_k, run.training.discriminator_learning_rate) == (10, 8e-4)
+
+
+def test_without_a_file_the_defaults_are_the_paper_s():
+    run = parse_run(None, ["--use_cpu"])
+    training = run.training
+    assert run.model == {}
+    assert (training.learning_rate, training.discriminator_learning_rate) == (7e-4, 8e-4)
+    assert (training.per_device_train_batch_size, training.num_train_epochs) == (128, 150)
+    assert (training.optim, training.codes_update) == ("sgd", "epoch")
+    assert CMFAHConfig().margin == 0.5
+
+
+def test_the_command_line_wins(read):
+    run = read(
+        "model: {hash_bits: 32, dropout: 0.1}\ndata: {top_k: 4, dataset: a}\ntraining: {learning_rate: 0.5, seed: 3}\n",
+        "--hash_bits", "16", "--top_k=7", "--learning-rate", "1e-3",
+    )  # fmt: skip
+    assert run.model == {"hash_bits": 16, "dropout": 0.1}
+    assert (run.data.top_k, run.data.dataset) == (7, "a")
+    assert (run.training.learning_rate, run.training.seed) == (1e-3, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("2.5e-4", 2.5e-4),
+        ("1E+2", 100.0),
+        ("-1e-3", -1e-3),
+        (".5", 0.5),
+        ("7", 7.0),
+        ("'0.125'", 0.125),
+    ],
+)
+def test_numbers_as_people_write_them(read, text, value):
+    found = read(f"model: {{margin: {text}}}\ntraining: {{learning_rate: {text}}}")
+    assert found.training.learning_rate == value
+    assert isinstance(found.training.learning_rate, float)
+    if "'" not in text:
+        assert found.model["margin"] == value
+    if not text.startswith(("'", "-")):
+        found = read("", "--margin", text, "--learning_rate", text)
+        assert (found.model["margin"], found.training.learning_rate) == (value, value)
+
+
+def test_lists_booleans_and_nothing_in_a_file(read):
+    run = read("""
+model: {text_kernel_sizes: [1, 3], use_lstm: false, backbone_config: {model_type: resnet, depths: [1]}}
+data: {word_corpus: [a.txt, b.jsonl], image_mean: [0.1, 2e-1, 1], mirror: true, query_split: null, expand: no}
+training: {save_total_limit: null, lr_scheduler_kwargs: {num_cycles: 0.5}, load_best_model_at_end: false}
+""")
+    assert run.model["text_kernel_sizes"] == [1, 3]
+    assert run.model["use_lstm"] is False
+    assert run.model["backbone_config"] == {"model_type": "resnet", "depths": [1]}
+    assert run.data.word_corpus == ["a.txt", "b.jsonl"]
+    assert run.data.image_mean == [0.1, 0.2, 1.0]
+    assert (run.data.mirror, run.data.expand, run.data.query_split) == (True, False, None)
+    assert run.training.save_total_limit is None
+    assert run.training.lr_scheduler_kwargs == {"num_cycles": 0.5}
+    assert run.training.load_best_model_at_end is False
+
+
+def test_one_value_for_a_list_is_a_list_of_one(read):
+    assert read("data: {word_corpus: text/all.jsonl}").data.word_corpus == ["text/all.jsonl"]
+    assert read("", "--word_corpus", "text/all.jsonl").data.word_corpus == ["text/all.jsonl"]
+
+
+def test_lists_booleans_and_nothing_on_the_command_line(read):
+    run = read(
+        "data: {backbone_weights: somewhere, query_split: query}\ntraining: {early_stopping_patience: 3}",
+        "--text_kernel_sizes", "1", "3", "--use_lstm", "false", "--freeze_word_vectors", "--dropout=0.25",
+        "--image_mean", "0.1", "0.2", "0.3", "--mirror", "--no_keep_regions",
+        "--backbone_weights", "none", "--query_split", "null", "--early_stopping_patience", "None",
+    )  # fmt: skip
+    assert run.model == {
+        "text_kernel_sizes": [1, 3],
+        "use_lstm": False,
+        "freeze_word_vectors": True,
+        "dropout": 0.25,
+    }
+    assert run.data.image_mean == [0.1, 0.2, 0.3]
+    assert (run.data.mirror, run.data.keep_regions) == (True, False)
+    assert (run.data.backbone_weights, run.data.query_split) == (None, None)
+    assert run.training.early_stopping_patience is None
+    assert read("", "--text_kernel_sizes=[1, 5]").model["text_kernel_sizes"] == [1, 5]
+    assert read("", "--attention", "none").model["attention"] == "none"  # a value of its own there
+    assert read("", "--report_to", "none").training.report_to == []
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        ("", ["--hash_bitz", "32"], "There is no argument --hash_bitz; did you mean 'hash_bits'."),
+        ("", ["--learning_rat=1"], "There is no argument --learning_rat; did you mean 'learning_rate'."),
+        ("", ["--qwertyuiop", "1"], "There is no argument --qwertyuiop."),
+        ("", ["--vocab_size", "9"], "There is no argument --vocab_size"),
+        ("", ["--seed", "1", "stray"], "'stray' is no argument; they are given as --name value."),
+        ("", ["--seed", "one"], "--seed: invalid int value: 'one'"),
+        ("", ["--seed"], "--seed: expected one argument"),
+        ("model: {hash_bit: 3}", [], "{file}: model has no setting 'hash_bit'; did you mean 'hash_bits'."),
+        ("model: {learning_rate: 3}", [], "{file}: model has no setting 'learning_rate'"),
+        ("data: {dataset: a, topk: 3}", [], "{file}: data has no setting 'topk'; did you mean 'top_k'."),
+        ("model: {1: 2}", [], "{file}: model has no setting 1."),
+        ("modle: {}", [], "{file}: there is no section 'modle'; there are model, data, training."),
+        ("- a\n- b", [], "{file}: a configuration has the sections model, data, training, each with its settings."),
+        ("just words", [], "{file}: a configuration has the sections"),
+        ("model: {a: [1, 2", [], "{file}: not valid YAML ("),
+        ("model:\n\thash_bits: 2", [], "{file}: not valid YAML ("),
+        ("training: {learning_rate: fast}", [], "{file}, section training: argument --learning_rate"),
+        ("training: {learning_rate: [1, 2]}", [], "{file}, section training: learning_rate is one value, not the list"),
+        ("training: {learning_rate: null}", [], "{file}, section training: learning_rate cannot be null."),
+        ("training: {seed: 1.5}", [], "{file}, section training: argument --seed: invalid int value: '1.5'"),
+        ("data: {mirror: perhaps}", [], "{file}, section data: argument --mirror:"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_it(read, tmp_path, text, arguments, message):
+    with pytest.raises(CMFAHError) as caught:
+        read(text, *arguments)
+    assert message.replace("{file}", str(tmp_path / "run.yaml")) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_missing_or_no_text(tmp_path):
+    missing = tmp_path / "absent.yaml"
+    with pytest.raises(CMFAHError, match=r"absent\.yaml: there is no such configuration; hub_configs/ holds some"):
+        parse_run(missing)
+    missing.write_bytes(b"model:\n  backbone: \xff\xfe")
+    with pytest.raises(CMFAHError, match=r"absent\.yaml: not valid YAML"):
+        parse_run(missing)
+
+
+def test_an_empty_file_is_the_defaults(read):
+    assert read("").model == {}
+    assert read("# only a comment\n").data.dataset == "scenes"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "hub_configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_bundled_configurations_hold_what_their_files_say(file):
+    assert bundled_configuration(file.name) == file
+    run = parse_run(file, ["--use_cpu"])
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for part, section in ((run.data, "data"), (run.training, "training")):
+        for name, value in settings.get(section, {}).items():
+            found = getattr(part, name)
+            assert getattr(found, "value", found) == value, name
+    config = CMFAHConfig(**run.model)
+    for name in settings["model"].keys() - {"backbone_config"}:
+        assert getattr(config, name) == settings["model"][name], name
+
+
+def test_a_configuration_that_did_not_come_along():
+    with pytest.raises(CMFAHError, match=r"nothing\.yaml: this configuration did not come with the package"):
+        bundled_configuration("nothing.yaml")
