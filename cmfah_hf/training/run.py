@@ -142,6 +142,17 @@ def _load(run: Run) -> dict[str, datasets.Dataset]:
     }
 
 
+def _check(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> None:
+    """What can be known to be missing is said before the backbone sees a picture, which may take hours."""
+    for name in (data.train_split, data.validation_split, data.database_split):
+        if name is not None and name not in loaded:
+            raise DataError(f"{data.dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
+    if "labels" not in loaded[data.train_split].column_names:
+        raise DataError(
+            f"{data.dataset}: the split {data.train_split!r} has no labels, which guide the training; add them."
+        )
+
+
 def _cut(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
     """The splits by their part in the run: `train`, `validation`, and where there are such `query` and `database`."""
     splits = {"train": loaded[data.train_split]}
