@@ -17,8 +17,11 @@ def index(
 ) -> None:
     """Encode pictures (or texts) and index their codes. A picture that cannot be read is named and left out."""
     from cmfah_hf.cli.output import print_json
+    from cmfah_hf.errors import HashIndexError
     from cmfah_hf.retrieval import CrossMediaRetriever
 
+    if output.is_dir():  # said now, and not when everything has been encoded
+        raise HashIndexError(f"{output} is a folder; name a file in it for the index.")
     retriever = CrossMediaRetriever.from_pretrained(model)
     unreadable = retriever.add_source(source, split, "texts" if texts else "images", batch_size, progress=not json)
     filled = retriever.texts if texts else retriever.images

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from cmfah_hf.data import load_image_text, resolve_data_path
 from cmfah_hf.data.images import decode_image, decoding_off, find_pictures
 from cmfah_hf.data.loading import is_data_set
-from cmfah_hf.errors import CheckpointError, HashIndexError, ImageError, QueryError
+from cmfah_hf.errors import CheckpointError, DataError, HashIndexError, ImageError, QueryError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
@@ -179,7 +179,7 @@ class CrossMediaRetriever:
             raise HashIndexError(f"{total} pictures came with {len(ids)} ids; give one id a picture.")
         unreadable: list[str] = []
         start, first = 0, self.images.next_id
-        for batch in _batches(images, batch_size, "Pictures", progress):
+        for batch in _batches(images, batch_size, "Pictures", progress, total):
             # Numbers count the pictures as given, so that one that is left out does not shift those behind it.
             numbers = range(start, start + len(batch))
             batch_ids = [first + number if ids is None else ids[number] for number in numbers]
@@ -241,7 +241,7 @@ class CrossMediaRetriever:
         if what == "images" and folder.is_dir() and not is_data_set(folder):
             paths = find_pictures(folder)
             ids = [path.relative_to(folder).as_posix() for path in paths]
-            return self.add_images(paths, ids, batch_size, progress)
+            return self._some_of(source, len(paths), self.add_images(paths, ids, batch_size, progress))
         loaded = load_image_text(source, split=split)
         parts = {"": loaded} if split is not None else dict(loaded)
         unreadable: list[str] = []
@@ -251,6 +251,12 @@ class CrossMediaRetriever:
                 unreadable += self.add_images(part, ids, batch_size, progress)
             else:
                 self.add_texts(list(part["text"]), ids, batch_size, progress)
+        return self._some_of(source, sum(map(len, parts.values())), unreadable)
+
+    @staticmethod
+    def _some_of(source: str | Path, total: int, unreadable: list[str]) -> list[str]:
+        if len(unreadable) == total:
+            raise DataError(f"{source}: not one of its {total} pictures can be read; see the warnings above.")
         return unreadable
 
     def search(
@@ -321,8 +327,12 @@ def _reason(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".")
 
 
-def _batches(items: Iterable[Any], batch_size: int, what: str, progress: bool) -> Iterator[list[Any]]:
-    total = len(items) if hasattr(items, "__len__") else None
+def _batches(
+    items: Iterable[Any], batch_size: int, what: str, progress: bool, total: int | None = None
+) -> Iterator[list[Any]]:
+    if batch_size < 1:
+        raise QueryError(f"batch_size is {batch_size}; give 1 or more.")
+    total = len(items) if total is None and hasattr(items, "__len__") else total
     iterator = iter(items)
     with transformers_logging.tqdm(total=total, desc=what, disable=not progress) as bar:
         while batch := list(islice(iterator, batch_size)):

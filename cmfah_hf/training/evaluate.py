@@ -43,8 +43,7 @@ def encode_pairs(
     Raises:
         QueryError: If there is no such protocol.
     """
-    if protocol not in PROTOCOLS:
-        raise QueryError(f"There is no protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
+    _check_protocol(protocol)
     was_training = model.training
     model.eval()
     image_hashes, text_hashes = [], []
@@ -60,6 +59,11 @@ def encode_pairs(
         text_hashes.append(text_hash.float().cpu().numpy())
     model.train(was_training)
     return np.concatenate(image_hashes), np.concatenate(text_hashes)
+
+
+def _check_protocol(protocol: str) -> None:
+    if protocol not in PROTOCOLS:
+        raise QueryError(f"There is no protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
 
 
 def evaluate_pairs(
@@ -131,6 +135,7 @@ def evaluate_folder(
     Raises:
         CMFAHError: If the model or the data cannot be used, or the data has no such split or no labels.
     """
+    _check_protocol(protocol)
     retriever = CrossMediaRetriever.from_pretrained(model)
     loaded = load_image_text(dataset)
     text_column = "text"
@@ -138,6 +143,11 @@ def evaluate_folder(
     for name in (query_split, database_split):
         if name not in loaded:
             raise DataError(f"{dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
+        if "labels" not in loaded[name].column_names:
+            raise DataError(
+                f"{dataset}: the split {name!r} has no labels, without which nothing is relevant to anything; add them."
+            )
+    for name in (query_split, database_split):
         pairs = loaded[name]
         if retriever.model.config.freeze_backbone:
             pairs = keep_regions(pairs, retriever.model.image_model, retriever.processor).remove_columns("image")

@@ -49,7 +49,8 @@ def train(run: Run) -> dict[str, Any]:
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     with args.main_process_first(local=False, desc="pictures"):
-        splits = _cut(data, _load(run))
+        loaded, backbone = _load(run)
+        splits = _cut(data, loaded)
     classes = collect_classes(splits["train"])
     with args.main_process_first(local=False, desc="words"):
         expander, embedding = _fit_words(run, splits["train"], output)
@@ -57,7 +58,7 @@ def train(run: Run) -> dict[str, Any]:
     if expander is not None:
         text_column = expander.output_column
         splits = {name: pairs.map(expander, batched=True, desc="Expansion") for name, pairs in splits.items()}
-    model, processor = _build(run, classes, embedding)
+    model, processor = _build(run, classes, embedding, backbone)
 
     def trainer_of(model: CMFAHForPreTraining, args: CMFAHTrainingArguments, pairs: datasets.Dataset, **kwargs: Any):
         return CMFAHTrainer(
@@ -71,7 +72,7 @@ def train(run: Run) -> dict[str, Any]:
     all_pairs = datasets.concatenate_datasets([splits["train"], splits["validation"]])
     if data.refit:
         set_seed(args.seed)
-        model, processor = _build(run, classes, embedding)
+        model, processor = _build(run, classes, embedding, backbone)
         final = replace(
             args, output_dir=str(output / "refit"), eval_strategy="no", save_strategy="no", load_best_model_at_end=False
         )
@@ -91,10 +92,15 @@ def train(run: Run) -> dict[str, Any]:
         "seconds": round(time.monotonic() - start, 1),
     }
     if "query" in splits and "labels" in splits["query"].column_names:
-        database = splits.get("database", without_augmentation(all_pairs))
+        queries, database = splits["query"], splits.get("database", all_pairs)
         towers = trainer.accelerator.unwrap_model(trainer.model).cmfah
         metrics["query"] = evaluate_pairs(
-            towers, processor, splits["query"], database, text_column, plots=output / "plots"
+            towers,
+            processor,
+            without_augmentation(queries),
+            without_augmentation(database),
+            text_column,
+            plots=output / "plots",
         )
     (output / METRICS_NAME).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics
@@ -119,8 +125,8 @@ class _StopAfter(TrainerCallback):
             control.should_training_stop = True
 
 
-def _load(run: Run) -> dict[str, datasets.Dataset]:
-    """The splits as they are named, without unreadable pictures; with kept regions if the backbone is frozen."""
+def _load(run: Run) -> tuple[dict[str, datasets.Dataset], torch.nn.Module | None]:
+    """The splits as they are named, without unreadable pictures; if the backbone is frozen, their regions, and it."""
     data = run.data
     loaded = load_image_text(
         data.dataset, image_column=data.image_column, text_column=data.text_column, labels_column=data.labels_column
@@ -130,16 +136,17 @@ def _load(run: Run) -> dict[str, datasets.Dataset]:
     loaded = {name: pairs for name, pairs in loaded.items() if name in wanted}
     config = CMFAHConfig(**run.model)
     if not (config.freeze_backbone and data.keep_regions):
-        return {name: drop_unreadable(pairs) for name, pairs in loaded.items()}
+        return {name: drop_unreadable(pairs) for name, pairs in loaded.items()}, None
     image_model = CMFAHImageModel(config).to(run.training.device)
     if weights := _backbone_weights(data, config):
         load_backbone_weights(image_model, weights)
     processor = CMFAHProcessor.from_vocabulary(config, [], data.image_mean, data.image_std)
     mirrored = {data.train_split, data.validation_split} if data.mirror else set()
-    return {
+    splits = {
         name: keep_regions(pairs, image_model, processor, name in mirrored).remove_columns("image")
         for name, pairs in loaded.items()
     }
+    return splits, image_model.embeddings.backbone
 
 
 def _check(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> None:
@@ -207,7 +214,9 @@ def _backbone_weights(data: DataArguments, config: CMFAHConfig) -> str | None:
     )
 
 
-def _build(run: Run, classes: list[str], embedding: SkipGramEmbedding) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
+def _build(
+    run: Run, classes: list[str], embedding: SkipGramEmbedding, backbone: torch.nn.Module | None
+) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
     vectors_VE = torch.from_numpy(embedding.vectors)
     settings = {**run.model, "word_dim": vectors_VE.shape[1]}
     config = CMFAHConfig(
@@ -221,9 +230,12 @@ def _build(run: Run, classes: list[str], embedding: SkipGramEmbedding) -> tuple[
     table.zero_()
     # Of one length, as the regions are: skip-gram's lengths tell how frequent a word is, and not what it means.
     table[len(SPECIAL_TOKENS) :] = torch.nn.functional.normalize(vectors_VE, dim=1) * vectors_VE.shape[1] ** 0.5
-    if weights := _backbone_weights(run.data, config):
+    weights = _backbone_weights(run.data, config)
+    if backbone is not None:  # the one that made the regions, also where its weights were drawn at random
+        model.cmfah.image_model.embeddings.backbone.load_state_dict(backbone.state_dict())
+    elif weights:
         load_backbone_weights(model.cmfah.image_model, weights)
-    elif config.freeze_backbone:
+    if config.freeze_backbone and not weights:
         logger.warning(
             "The image backbone is frozen with weights drawn at random; give --backbone_weights, or "
             "--freeze_backbone false."

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHProcessor
-from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments
+from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments, parse_run
 
 CLASSES = ["boat", "car", "cat", "tree"]
 VOCABULARY = ["boat", "car", "cat", "photo", "red", "sea", "sun", "tree"]
@@ -125,6 +125,20 @@ def make_trainer(make_model, make_pairs, processor, tmp_path):
             processing_class=processor,
             callbacks=callbacks,
             database=database,
+        )
+
+    return make
+
+
+@pytest.fixture
+def run_of(scenes_folder, write_config, tmp_path):
+    """A function that reads the tiny run with changes by section; one epoch unless said otherwise."""
+
+    def make(*arguments: str, **changes):
+        changes.setdefault("data", {}).setdefault("dataset", str(scenes_folder))
+        changes.setdefault("training", {}).setdefault("num_train_epochs", 1)
+        return parse_run(
+            write_config(tmp_path / "run.yaml", **changes), ["--output_dir", str(tmp_path / "out"), *arguments]
         )
 
     return make

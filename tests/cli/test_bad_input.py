@@ -1,0 +1,337 @@
+"""What a user can get wrong: exit code 2, nothing on standard output, and one line that says what and what to do."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import BertConfig
+
+from cmfah_hf.cli import main
+from cmfah_hf.errors import CMFAHError
+from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
+
+
+@dataclass
+class Bench:
+    """Sound and broken things to call commands with, by name."""
+
+    paths: dict[str, str] = field(default_factory=dict)
+
+    def fill(self, text: str) -> str:
+        for name, path in self.paths.items():
+            text = text.replace("{" + name + "}", path)
+        return text
+
+
+@pytest.fixture(scope="module")
+def bench(trained, tmp_path_factory, write_config):
+    root = tmp_path_factory.mktemp("bench")
+    paths = {"model": trained.folder, "scenes": trained.scenes, "config": trained.config, "root": root}
+
+    pictures = sorted((trained.scenes / "train").glob("*.png"))
+    retriever = CrossMediaRetriever.from_pretrained(trained.folder)
+    retriever.add_images(pictures[:5])
+    retriever.images.save(root / "sound.index")
+    other = HashIndex(32)
+    other.add(np.ones((2, 32)))
+    other.save(root / "other.index")
+    content = bytearray((root / "sound.index").read_bytes())
+    content[-3] ^= 1
+    (root / "flipped.index").write_bytes(content)
+    (root / "cut.index").write_bytes(content[:-20])
+    (root / "cut.png").write_bytes(pictures[0].read_bytes()[:400])
+    (root / "notes.png").write_text("these are words")
+    (root / "empty.png").write_bytes(b"")
+    (root / "nothing").mkdir()
+    (root / "bare").mkdir()
+    shutil.copy(pictures[0], root / "bare" / "one.png")
+
+    def folder(name, rows):
+        (root / name).mkdir()
+        for number in range(2):
+            Image.new("RGB", (20, 20), (90 * number, 10, 10)).save(root / name / f"im{number}.png")
+        (root / name / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    sound = [{"file_name": f"im{i}.png", "text": "boat", "labels": ["boat"], "id": str(i)} for i in range(2)]
+    folder("absent-picture", [sound[0], {**sound[1], "file_name": "im7.png"}])
+    folder("one-id", [sound[0], {**sound[1], "id": "0"}])
+    folder("no-labels", [{name: row[name] for name in ("file_name", "text")} for row in sound])
+    folder("no-text", [{"file_name": row["file_name"], "labels": ["boat"]} for row in sound])
+    folder("odd-json", [])
+    (root / "odd-json" / "metadata.jsonl").write_text('{"file_name": "im0.png", "text": "boat"}\n{"file_name": \n')
+    folder("unreadable", sound)
+    for number in range(2):
+        (root / "unreadable" / f"im{number}.png").write_bytes(b"broken")
+
+    BertConfig().save_pretrained(root / "bert")
+    for name, file in (("half-model", "model.safetensors"), ("no-words", "tokenizer.json")):
+        shutil.copytree(trained.folder, root / name, ignore=shutil.ignore_patterns("checkpoint-*", "plots"))
+        if name == "half-model":
+            (root / name / file).write_bytes((root / name / file).read_bytes()[:2000])
+        else:
+            (root / name / file).unlink()
+    (root / "bad.yaml").write_text("model: {hash_bits: [1,")
+    write_config(root / "unknown.yaml", model={"hash_bit": 16})
+    paths |= {path.name: path for path in root.iterdir()}
+    return Bench({name: str(path) for name, path in paths.items()})
+
+
+# A command, and what its one line has to hold.
+CASES = {
+    "search: no such index": (
+        "search {model} {root}/absent.index --text boat",
+        ["{root}/absent.index is no file", "give the file that an index was saved to"],
+    ),
+    "search: no such model": (
+        "search {root}/absent {sound.index} --text boat",
+        ["{root}/absent: "],
+    ),
+    "search: no such picture": (
+        "search {model} {sound.index} --image {root}/absent.jpg",
+        ["{root}/absent.jpg: there is no such file; check the path."],
+    ),
+    "search: a corrupt picture": (
+        "search {model} {sound.index} --image {cut.png}",
+        ["{cut.png}: damaged or cut short", "replace or remove it"],
+    ),
+    "search: no picture at all": (
+        "search {model} {sound.index} --image {notes.png}",
+        ["{notes.png}: not a picture"],
+    ),
+    "search: an empty file": (
+        "search {model} {sound.index} --image {empty.png}",
+        ["{empty.png}: the file is empty"],
+    ),
+    "search: a folder as picture": (
+        "search {model} {sound.index} --image {bare}",
+        ["{bare}: this is a folder"],
+    ),
+    "search: unknown words": (
+        "search {model} {sound.index} --text xyzzy",
+        ["No word of 'xyzzy' is among the", "use other words"],
+    ),
+    "search: neither": (
+        "search {model} {sound.index}",
+        ["Give a text or an image to search with, one of them."],
+    ),
+    "search: both": (
+        "search {model} {sound.index} --text boat --image {bare}/one.png",
+        ["one of them"],
+    ),
+    "search: k of 0": (
+        "search {model} {sound.index} --text boat -k 0",
+        ["k must be a whole number of at least 1, not 0"],
+    ),
+    "search: an unknown ranking": (
+        "search {model} {sound.index} --text boat --metric cosine",
+        ["'cosine'", "hamming, aqd"],
+    ),
+    "search: other bits": (
+        "search {model} {other.index} --text boat",
+        ["{other.index} holds codes of 32 bits, where 16 were expected"],
+    ),
+    "search: a flipped bit": (
+        "search {model} {flipped.index} --text boat",
+        ["{flipped.index} is damaged", "save the index anew"],
+    ),
+    "search: a cut index": (
+        "search {model} {cut.index} --text boat",
+        ["{cut.index} is damaged", "save the index anew"],
+    ),
+    "search: another file": (
+        "search {model} {model}/model.safetensors --text boat",
+        ["{model}/model.safetensors is safetensors but no hash index"],
+    ),
+    "search: another architecture": (
+        "search {bert} {sound.index} --text boat",
+        ["{bert}: ", "a checkpoint of 'bert', not of 'cmfah'"],
+    ),
+    "search: half a model": (
+        "search {half-model} {sound.index} --text boat",
+        ["{half-model}: no CMFAHModel can be loaded"],
+    ),
+    "search: no words": (
+        "search {no-words} {sound.index} --text boat",
+        ["{no-words}: no CMFAHProcessor can be loaded"],
+    ),
+    "index: no such folder": (
+        "index {model} {root}/absent/folder",
+        ["{root}/absent/folder: there is no such folder"],
+    ),
+    "index: an empty folder": (
+        "index {model} {nothing}",
+        ["{nothing}: no picture below this folder"],
+    ),
+    "index: into a folder": (
+        "index {model} {bare} --output {nothing}",
+        ["{nothing} is a folder; name a file in it"],
+    ),
+    "index: no such split": (
+        "index {model} {scenes} --split test",
+        ["{scenes}: there is no split 'test'"],
+    ),
+    "index: not one readable picture": (
+        "index {model} {unreadable} -o {root}/none.index",
+        ["{unreadable}: not one of its 2 pictures can be read"],
+    ),
+    "index: texts of mere pictures": (
+        "index {model} {bare} --texts",
+        ["{bare}: holds neither a metadata file"],
+    ),
+    "index: batches of nothing": (
+        "index {model} {bare} --batch-size 0",
+        ["batch_size is 0; give 1 or more."],
+    ),
+    "evaluate: no such data": (
+        "evaluate {model} {root}/absent/folder",
+        ["{root}/absent/folder: there is no such folder"],
+    ),
+    "evaluate: no such split": (
+        "evaluate {model} {scenes} --query-split test",
+        ["{scenes}: there is no split 'test'; there are train, query."],
+    ),
+    "evaluate: no such protocol": (
+        "evaluate {model} {scenes} --protocol both",
+        ["There is no protocol 'both'; choose one of single, paired."],
+    ),
+    "evaluate: no labels": (
+        "evaluate {model} {no-labels} --query-split train",
+        ["{no-labels}: the split 'train' has no labels", "add them"],
+    ),
+    "evaluate: another architecture": (
+        "evaluate {bert} {scenes}",
+        ["{bert}: ", "a checkpoint of 'bert'"],
+    ),
+    "train: no such configuration": (
+        "train {root}/absent.yaml",
+        ["{root}/absent.yaml: there is no such configuration"],
+    ),
+    "train: malformed YAML": (
+        "train {bad.yaml}",
+        ["{bad.yaml}: not valid YAML"],
+    ),
+    "train: an unknown setting": (
+        "train {unknown.yaml}",
+        ["{unknown.yaml}: model has no setting 'hash_bit'; did you mean 'hash_bits'"],
+    ),
+    "train: an unknown argument": (
+        "train {config} --hash_bitz 16",
+        ["--hash_bitz; did you mean 'hash_bits'"],
+    ),
+    "train: a value of the wrong type": (
+        "train {config} --learning_rate fast",
+        ["--learning_rate", "'fast'"],
+    ),
+    "train: a model's value of the wrong type": (
+        "train {config} --hash_bits many {out}",
+        ["hash_bits", "'many'"],
+    ),
+    "train: bits that fill no bytes": (
+        "train {config} --hash_bits 20 {out}",
+        ["hash_bits is 20; a code is stored in whole bytes, so give a multiple of 8."],
+    ),
+    "train: no such data": (
+        "train --dataset {root}/absent/folder {out}",
+        ["{root}/absent/folder: there is no such folder"],
+    ),
+    "train: a folder without metadata": (
+        "train {config} --dataset {bare} {out}",
+        ["{bare}: holds neither a metadata file nor Parquet files", "write a metadata.jsonl beside the pictures"],
+    ),
+    "train: a row whose picture is missing": (
+        "train {config} --dataset {absent-picture} {out}",
+        ["{absent-picture}/metadata.jsonl, line 2: the picture {absent-picture}/im7.png does not exist"],
+    ),
+    "train: two rows with one id": (
+        "train {config} --dataset {one-id} {out}",
+        ["{one-id}/metadata.jsonl: lines 1 and 2 have the same id '0'", "unique"],
+    ),
+    "train: a line that is no JSON": (
+        "train {config} --dataset {odd-json} {out}",
+        ["{odd-json}/metadata.jsonl, line 2: not valid JSON"],
+    ),
+    "train: no labels": (
+        "train {config} --dataset {no-labels} {out}",
+        ["{no-labels}", "'train'", "no labels"],
+    ),
+    "train: no text": (
+        "train {config} --dataset {no-text} {out}",
+        ["{no-text}", "text"],
+    ),
+    "train: not one readable picture": (
+        "train {config} --dataset {unreadable} {out}",
+        ["rows", "validation"],
+    ),
+    "train: no such weights": (
+        "train {config} --backbone_weights {root}/absent.safetensors {out}",
+        ["{root}/absent.safetensors: "],
+    ),
+    "demo: no scenes": (
+        "demo --output {root}/demo --train-scenes 0",
+        ["num=0: scenes need 1 or more."],
+    ),
+}
+# What can only be known after some work: bars and the names of pictures may stand above the line.
+AFTER_WORK = {
+    "index: no such split",
+    "index: not one readable picture",
+    "train: not one readable picture",
+    "train: no such weights",
+    "evaluate: no labels",
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(bench, run_in_a_new_process, tmp_path_factory, datasets_cache):
+    commands = [
+        [bench.fill(word) for word in command.replace("{out}", "--output_dir {root}/out --use_cpu").split()]
+        for command, _ in CASES.values()
+    ]
+    home = tmp_path_factory.mktemp("home")
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    environment = own | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return dict(zip(CASES, run_in_a_new_process(commands, environment), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_that_names_it(case, outcomes, bench):
+    outcome = outcomes[case]
+    assert outcome.code == 2, outcome
+    *before, error = outcome.err.splitlines()
+    assert error.startswith("cmfah: ")
+    for part in CASES[case][1]:
+        assert bench.fill(part) in error
+    if case in AFTER_WORK:
+        assert all("Left out" in line or "it/s]" in line or "examples/s]" in line for line in before if line), before
+    else:
+        assert before == []
+    if not case.startswith("demo"):  # which says what it does as it goes
+        assert outcome.out == ""
+
+
+def test_an_unknown_command_or_option_shows_the_usage(cmfah):
+    for arguments in (["explode"], ["search", "--explode"], ["search", "model", "index", "-k", "many"]):
+        outcome = cmfah(*arguments)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert "Usage: " in outcome.err
+
+
+def test_with_debugging_the_traceback_is_shown(monkeypatch, datasets_cache):
+    monkeypatch.setenv("CMFAH_DEBUG", "1")
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+    with pytest.raises(CMFAHError, match="there is no such configuration"):
+        main(["train", "absent.yaml"])
+
+
+def test_a_mistake_of_the_program_is_not_taken_for_the_user_s(cmfah, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("cmfah_hf.training.parse_run", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["train"])

@@ -1,0 +1,281 @@
+"""The commands on sound input, and on the odd things that people have: what they print, write and leave out."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmfah_hf.data import load_image_text
+from cmfah_hf.models import CMFAHModel
+from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
+from cmfah_hf.training.evaluate import evaluate_folder
+
+
+@pytest.fixture(scope="module")
+def index_file(trained, tmp_path_factory):
+    """The query scenes' pictures, indexed through the library."""
+    retriever = CrossMediaRetriever.from_pretrained(trained.folder)
+    retriever.add_source(trained.scenes, split="query")
+    path = tmp_path_factory.mktemp("index") / "query.index"
+    retriever.images.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def odd_pictures(trained, tmp_path_factory):
+    """Pictures without metadata, of every kind that people have, one cut short and one that is none."""
+    folder = tmp_path_factory.mktemp("odd") / "pictures"
+    (folder / "deep" / "er").mkdir(parents=True)
+    image = Image.open(sorted((trained.scenes / "train").glob("*.png"))[0]).convert("RGB")
+    image.save(folder / "plain.png")
+    image.convert("L").save(folder / "grey.jpg")
+    image.convert("CMYK").save(folder / "deep" / "cmyk.jpeg")
+    image.convert("P").save(folder / "palette.gif")
+    image.convert("RGBA").save(folder / "transparent.webp", lossless=True)
+    Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(folder / "sixteen.png")
+    image.save(folder / "deep" / "er" / "moving.gif", save_all=True, append_images=[image.rotate(90)])
+    image.save(folder / "UPPER.JPG")
+    (folder / "cut.jpg").write_bytes((folder / "UPPER.JPG").read_bytes()[:700])
+    (folder / "none.png").write_text("no picture")
+    (folder / "notes.txt").write_text("neither")
+    return folder
+
+
+def test_help_of_the_program_and_of_each_command(cmfah):
+    outcome = cmfah("--help")
+    assert outcome.code == 0
+    for command in ("demo", "train", "evaluate", "index", "search"):
+        assert re.search(rf"\b{command}\b", outcome.out)
+    for command, options in {
+        "demo": ["--train-scenes", "--json", "--output"],
+        "train": ["--json", "config"],
+        "evaluate": ["--query-split", "--protocol", "--plots", "--json"],
+        "index": ["--output", "--split", "--texts", "--batch-size", "--json"],
+        "search": ["--text", "--image", "-k", "--metric", "--json"],
+    }.items():
+        outcome = cmfah(command, "--help")
+        assert (outcome.code, outcome.err) == (0, "")
+        for option in options:
+            assert option in outcome.out.lower(), (command, option)
+
+
+def test_train_leaves_a_model_and_prints_its_figures(cmfah, trained, tmp_path):
+    arguments = ["--output_dir", tmp_path / "out", "--num_train_epochs", "1", "--hash_bits", "8", "--seed=5"]
+    outcome = cmfah("train", trained.config, *arguments, "--json")
+    assert outcome.code == 0, outcome.err
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert outcome.document == written
+    assert (written["hash_bits"], written["seed"]) == (8, 5)
+    assert CMFAHModel.from_pretrained(tmp_path / "out").config.hash_bits == 8
+
+    outcome = cmfah("train", trained.config, *arguments[:-1], "--seed=6", "--query_split", "none")
+    assert outcome.code == 0, outcome.err
+    assert f"Trained:{tmp_path / 'out'}" in "".join(outcome.out.split())
+    assert re.search(r"hash_bits\W+8\b", outcome.out)
+    assert "Test queries" not in outcome.out
+
+
+def test_train_without_a_file_takes_its_arguments_from_the_command_line(cmfah, tmp_path):
+    """The first argument is not taken for the file's name."""
+    outcome = cmfah("train", "--dataset", tmp_path / "absent" / "folder", "--output_dir", tmp_path / "out")
+    assert outcome.code == 2
+    assert f"{tmp_path / 'absent' / 'folder'}: there is no such folder" in outcome.err
+
+
+def test_evaluate_prints_what_the_library_gives(cmfah, trained, tmp_path):
+    expected = evaluate_folder(str(trained.folder), str(trained.scenes))
+    outcome = cmfah("evaluate", trained.folder, trained.scenes, "--json", "--plots", tmp_path / "plots")
+    assert outcome.code == 0, outcome.err
+    assert outcome.document == {"protocol": "single", **expected}
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"precision_at_k.png", "precision_recall.png"}
+    paired = cmfah("evaluate", trained.folder, trained.scenes, "--json", "--protocol", "paired").document
+    assert paired["protocol"] == "paired"
+    assert paired["aqd/i2t/map"] != expected["aqd/i2t/map"]
+
+    table = cmfah("evaluate", trained.folder, trained.scenes).out
+    assert f"{trained.scenes}, protocol 'single'".replace(" ", "") in "".join(table.split())
+    row = next(line for line in table.splitlines() if re.search(r"hamming\W+map\b", line))
+    numbers = [float(number) for number in re.findall(r"\d\.\d{3}", row)]
+    assert numbers == [round(expected[f"hamming/{way}/map"], 3) for way in ("i2t", "t2i")]
+    assert f"{expected['random/map']:.3f}" in table
+
+
+def test_index_of_a_data_set_with_splits(cmfah, trained, tmp_path):
+    outcome = cmfah("index", trained.folder, trained.scenes, "--output", tmp_path / "all.index", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.document == {"index": str(tmp_path / "all.index"), "items": 64, "bits": 16, "left_out": []}
+    pairs = load_image_text(trained.scenes)
+    index = HashIndex.load(tmp_path / "all.index")
+    assert index.ids.tolist() == [f"{name}/{item}" for name in ("train", "query") for item in pairs[name]["id"]]
+    retriever = CrossMediaRetriever.from_pretrained(trained.folder)
+    values = retriever.encode_images(pairs["query"]["image"])
+    np.testing.assert_array_equal(index.codes[48:], np.packbits(values >= 0, axis=1, bitorder="little"))
+
+    outcome = cmfah(
+        "index", trained.folder, trained.scenes, "-o", tmp_path / "texts.index", "--texts", "--split", "query"
+    )
+    assert outcome.out == f"{tmp_path / 'texts.index'}: 16 items, 32 bytes of codes, 0 left out.\n"
+    index = HashIndex.load(tmp_path / "texts.index")
+    assert index.ids.tolist() == pairs["query"]["id"][:]
+    values = retriever.encode_texts(pairs["query"]["text"])
+    np.testing.assert_array_equal(index.codes, np.packbits(values >= 0, axis=1, bitorder="little"))
+
+
+def test_index_of_mere_pictures_with_damaged_ones_inside(cmfah, trained, odd_pictures, tmp_path, caplog):
+    outcome = cmfah(
+        "index", trained.folder, odd_pictures, "-o", tmp_path / "new" / "odd.index", "--json", "--batch-size", 3
+    )
+    assert outcome.code == 0, outcome.err
+    index = HashIndex.load(tmp_path / "new" / "odd.index")
+    assert index.ids.tolist() == [
+        "UPPER.JPG", "deep/cmyk.jpeg", "deep/er/moving.gif", "grey.jpg", "palette.gif", "plain.png", "sixteen.png",
+        "transparent.webp",
+    ]  # fmt: skip
+    left_out = outcome.document["left_out"]
+    assert [reason.partition(": ")[0] for reason in left_out] == [
+        str(odd_pictures / n) for n in ("cut.jpg", "none.png")
+    ]
+    assert "cut short" in left_out[0]
+    assert "not a picture" in left_out[1]
+    assert all(f"Left out: {reason}" in caplog.text for reason in left_out)
+    # An opaque picture is what its copy with a transparency band is, and the first frame of a moving one stands for it.
+    codes = dict(zip(index.ids.tolist(), index.codes.tolist(), strict=True))
+    assert codes["plain.png"] == codes["transparent.webp"]
+
+
+def test_search_by_text_by_picture_and_by_bits(cmfah, trained, index_file):
+    retriever = CrossMediaRetriever.from_pretrained(trained.folder)
+    retriever.images = HashIndex.load(index_file)
+    for arguments, query in (
+        (["--text", "boat sun"], {"text": "boat sun"}),
+        (["-t", "boat sun", "--metric", "hamming"], {"text": "boat sun", "metric": "hamming"}),
+        (
+            ["--image", trained.scenes / "train" / "scene-000003.png"],
+            {"image": trained.scenes / "train" / "scene-000003.png"},
+        ),
+    ):
+        expected = retriever.search(k=4, **query)
+        outcome = cmfah("search", trained.folder, index_file, *arguments, "-k", 4, "--json")
+        assert (outcome.code, outcome.err) == (0, "")
+        document = outcome.document
+        assert document["query"] == str(next(iter(query.values())))
+        assert document["metric"] == query.get("metric", "aqd")
+        assert [hit["id"] for hit in document["results"]] == expected.ids[0].tolist()
+        assert [hit["score"] for hit in document["results"]] == expected.scores[0].tolist()
+        assert [hit["rank"] for hit in document["results"]] == [1, 2, 3, 4]
+
+        table = cmfah("search", trained.folder, index_file, *arguments, "-k", 4).out
+        rows = [re.findall(r"[\w.-]+", line) for line in table.splitlines() if "scene-9" in line]
+        assert [row[1] for row in rows] == expected.ids[0].tolist()
+        assert [row[0] for row in rows] == ["1", "2", "3", "4"]
+
+
+def test_a_k_larger_than_the_index_gives_all_with_a_word(cmfah, trained, index_file, caplog):
+    outcome = cmfah("search", trained.folder, index_file, "--text", "boat", "-k", 99, "--json")
+    assert outcome.code == 0
+    assert len(outcome.document["results"]) == 16
+    assert "k = 99 was asked of an index of 16 items; all of them are returned." in caplog.text
+
+
+def test_search_by_every_kind_of_picture(cmfah, trained, index_file, odd_pictures):
+    found = {}
+    for name in ("plain.png", "transparent.webp", "grey.jpg", "palette.gif", "sixteen.png", "deep/cmyk.jpeg"):
+        outcome = cmfah("search", trained.folder, index_file, "--image", odd_pictures / name, "-k", 3, "--json")
+        assert outcome.code == 0, outcome.err
+        found[name] = outcome.document["results"]
+    assert found["plain.png"] == found["transparent.webp"]
+
+
+def test_standard_input_and_clean_output_in_a_new_process(trained, index_file, odd_pictures, environment, tmp_path):
+    """`cat picture | cmfah search ... --image - --json | jq`: nothing but the document comes out of the pipe."""
+    program = "import sys; from cmfah_hf.cli import main; main(sys.argv[1:])"
+    arguments = ["search", trained.folder, index_file, "--image", "-", "-k", "3", "--json"]
+    process = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        input=(odd_pictures / "plain.png").read_bytes(),
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    document = json.loads(process.stdout)
+    retriever = CrossMediaRetriever.from_pretrained(trained.folder)
+    retriever.images = HashIndex.load(index_file)
+    expected = retriever.search(image=odd_pictures / "plain.png", k=3)
+    assert [hit["id"] for hit in document["results"]] == expected.ids[0].tolist()
+    assert document["query"] == "-"
+    assert process.stderr == b""
+
+
+def test_rough_data_trains_and_says_what_was_left_out(cmfah, trained, tmp_path, caplog):
+    """Empty texts, rows without labels, a label that training never saw, and a picture that is cut short."""
+    folder = tmp_path / "rough"
+    shutil.copytree(trained.scenes, folder)
+    for split in ("train", "query"):
+        file = folder / split / "metadata.jsonl"
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        rows[0]["text"], rows[1]["labels"] = "", []
+        if split == "query":
+            rows[2]["labels"] = ["zebra"]
+        else:
+            picture = folder / split / rows[3]["file_name"]
+            picture.write_bytes(picture.read_bytes()[:500])
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    outcome = cmfah(
+        "train",
+        trained.config,
+        "--dataset",
+        folder,
+        "--output_dir",
+        tmp_path / "out",
+        "--num_train_epochs",
+        1,
+        "--json",
+    )
+    assert outcome.code == 0, outcome.err
+    figures = outcome.document
+    assert figures["train_pairs"] + figures["validation_pairs"] == 47
+    assert figures["query"]["queries"] == 16
+    assert figures["query"]["queries_without_relevant"] >= 2
+    assert figures["query"]["queries_without_labels"] == 1
+    assert "Left out 1 of 48 pictures" in caplog.text
+    # A text without words is encoded like any other, and nothing is asked of it.
+    outcome = cmfah("index", tmp_path / "out", folder, "--texts", "-o", tmp_path / "texts.index", "--json")
+    assert outcome.document["items"] == 64
+
+
+@pytest.mark.slow
+def test_the_demo_walks_the_whole_road(cmfah, tmp_path):
+    sizes = ["--train-scenes", 60, "--query-scenes", 20, "--epochs", 1]
+    outcome = cmfah("demo", "--output", tmp_path / "demo", *sizes, "--json", "--text", "tree house")
+    assert outcome.code == 0, outcome.err
+    document = outcome.document
+    assert document["metrics"] == json.loads((tmp_path / "demo/model/metrics.json").read_text(encoding="utf-8"))
+    assert [len(ids) for ids in document["found"].values()] == [6, 6]
+    assert 0 <= document["pointing"]["accuracy"] <= 1
+    for name in ("attention", "search_by_text", "search_by_image"):
+        with Image.open(tmp_path / "demo" / f"{name}.png") as plot:
+            assert min(plot.size) > 100
+    # What it proposes to go on with works on what it left.
+    again = cmfah(
+        "search",
+        tmp_path / "demo" / "model",
+        tmp_path / "demo" / "pictures.index",
+        "--text",
+        "tree house",
+        "-k",
+        6,
+        "--json",
+    )
+    assert [hit["id"] for hit in again.document["results"]] == document["found"]["text"]
+    assert "Drawing 60 + 20 scenes" in outcome.err
+    # A second time, the scenes stand there already.
+    twice = cmfah("demo", "--output", tmp_path / "demo", *sizes)
+    assert twice.code == 2
+    assert "exists already" in twice.err

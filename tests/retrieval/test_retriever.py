@@ -1,0 +1,335 @@
+"""`CrossMediaRetriever` against its parts called by hand: towers, processor, expander, and a brute-force ranking."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cmfah_hf.data import load_image_text
+from cmfah_hf.errors import HashIndexError, ImageError, QueryError
+from cmfah_hf.expansion import GraphExpander
+from cmfah_hf.models import CMFAHModel, CMFAHProcessor
+from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
+from cmfah_hf.training.evaluate import evaluate_pairs
+
+
+@pytest.fixture(scope="module")
+def loaded(trained):
+    return CrossMediaRetriever.from_pretrained(trained.folder)
+
+
+@pytest.fixture
+def retriever(loaded):
+    """The trained retriever with empty indexes."""
+    loaded.images, loaded.texts = HashIndex(16), HashIndex(16)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def parts(trained):
+    model = CMFAHModel.from_pretrained(trained.folder).eval()
+    return model, CMFAHProcessor.from_pretrained(trained.folder), GraphExpander.load(trained.folder)
+
+
+@pytest.fixture(scope="module")
+def pictures(trained):
+    return sorted((trained.scenes / "train").glob("*.png"))[:12]
+
+
+@pytest.fixture(scope="module")
+def image_hash(parts, pictures):
+    model, processor, _ = parts
+    with torch.no_grad():
+        inputs = processor(images=[Image.open(path) for path in pictures], return_tensors="pt")
+        return model.get_image_hash(inputs["pixel_values"]).numpy()
+
+
+def text_hash(parts, texts):
+    """Of texts that were expanded by hand, one at a time."""
+    model, processor, expander = parts
+    rows = []
+    for text in texts:
+        inputs = processor(text=[" ".join(expander.expand(text))], return_tensors="pt")
+        with torch.no_grad():
+            rows.append(model.get_text_hash(inputs["input_ids"], inputs["attention_mask"])[0].numpy())
+    return np.stack(rows)
+
+
+def ranking(query, database, ids):
+    """Ids by `<z_q, B_x>`, the largest first and equal ones in their order, with their scores."""
+    codes = np.where(database >= 0, 1, -1)
+    scores = codes @ (np.rint(query.astype(np.float64) * 2**14) / 2**14)
+    order = np.argsort(-scores, kind="stable")
+    return [ids[i] for i in order], scores[order]
+
+
+def test_images_are_encoded_alone(retriever, pictures, image_hash):
+    np.testing.assert_allclose(retriever.encode_images(pictures, batch_size=5), image_hash, atol=1e-6)
+    forms = [pictures[0].read_bytes(), io.BytesIO(pictures[1].read_bytes()), Image.open(pictures[2]), str(pictures[3])]
+    np.testing.assert_allclose(retriever.encode_images(forms), image_hash[:4], atol=1e-6)
+    assert retriever.encode_images([]).shape == (0, 16)
+
+
+def test_texts_are_expanded_and_encoded_alone(retriever, parts):
+    texts = ["boat sun", "", "A red CAR, beside the tree!", "xyzzy", "house"]
+    expected = text_hash(parts, texts)
+    np.testing.assert_allclose(retriever.encode_texts(texts, batch_size=2), expected, atol=1e-6)
+    # The expansion matters, and unknown words are as no words.
+    model, processor, expander = parts
+    plain = processor(text=["boat sun"], return_tensors="pt")
+    with torch.no_grad():
+        unexpanded = model.get_text_hash(plain["input_ids"], plain["attention_mask"]).numpy()[0]
+    assert np.abs(unexpanded - expected[0]).max() > 1e-3
+    np.testing.assert_allclose(expected[3], expected[1], atol=1e-6)
+    assert retriever.expand(["boat sun"]) == [" ".join(expander.expand("boat sun"))]
+    assert retriever.encode_texts([]).shape == (0, 16)
+
+
+def test_a_text_finds_images(retriever, parts, pictures, image_hash):
+    assert retriever.add_images(pictures, batch_size=5) == []
+    results = retriever.search(text="boat sun", k=4)
+    ids, scores = ranking(text_hash(parts, ["boat sun"])[0], image_hash, [str(path) for path in pictures])
+    assert results.ids.tolist() == [ids[:4]]
+    np.testing.assert_allclose(results.scores[0], scores[:4], atol=1e-3)
+
+
+def test_an_image_finds_images_and_itself_first_by_hamming(retriever, pictures, image_hash):
+    retriever.add_images(pictures)
+    results = retriever.search(image=pictures[3], k=12)
+    ids, scores = ranking(image_hash[3], image_hash, [str(path) for path in pictures])
+    assert results.ids.tolist() == [ids]
+    np.testing.assert_allclose(results.scores[0], scores, atol=1e-3)
+    by_bits = retriever.search(image=str(pictures[3]), k=12, metric="hamming")
+    distances = np.count_nonzero((image_hash[3] >= 0) != (image_hash >= 0), axis=1)
+    assert by_bits.scores[0].tolist() == sorted(distances)
+    assert by_bits.scores[0][0] == 0
+
+
+def test_texts_can_be_searched_too(retriever, parts, pictures):
+    texts = ["boat sea", "red car", "cat on a sofa", "tree house"]
+    retriever.add_texts(texts)
+    expected, _ = ranking(text_hash(parts, ["boat"])[0], text_hash(parts, texts), [0, 1, 2, 3])
+    assert retriever.search(text="boat", k=4).ids.tolist() == [expected]  # there are no images, so texts are searched
+    retriever.add_images(pictures[:2])
+    assert retriever.search(text="boat", k=4, target="texts").ids.tolist() == [expected]
+    assert retriever.search(text="boat", k=1).ids.tolist()[0][0] in [str(path) for path in pictures[:2]]
+    assert retriever.search(image=pictures[0], k=4, target="texts").ids.shape == (1, 4)
+
+
+def test_several_queries_at_once_are_each_as_alone(retriever, pictures):
+    retriever.add_images(pictures)
+    texts = ["boat sun", "car", "tree house"]
+    many = retriever.search(text=texts, k=5)
+    assert many.ids.shape == many.scores.shape == (3, 5)
+    for row, text in enumerate(texts):
+        alone = retriever.search(text=text, k=5)
+        np.testing.assert_allclose(many.scores[row], alone.scores[0], atol=2e-3)
+    images = retriever.search(image=[pictures[5], Image.open(pictures[7])], k=3)
+    assert images.ids.shape == (2, 3)
+    assert images.ids[1].tolist() == retriever.search(image=pictures[7], k=3).ids[0].tolist()
+
+
+def test_ids_are_the_data_set_s_the_paths_or_numbers(retriever, trained, pictures):
+    pairs = load_image_text(trained.scenes, split="query").select(range(3))
+    retriever.add_images(pairs)
+    assert retriever.images.ids.tolist() == pairs["id"][:]
+    retriever.add_images(pairs, ids=["x", "y", "z"])
+    assert retriever.images.ids.tolist()[3:] == ["x", "y", "z"]
+
+    retriever.images = HashIndex(16)
+    retriever.add_images(path for path in pictures[:2])
+    assert retriever.images.ids.tolist() == [str(path) for path in pictures[:2]]
+
+    retriever.images = HashIndex(16)
+    retriever.add_images([Image.open(path) for path in pictures[:2]])
+    retriever.add_images([path.read_bytes() for path in pictures[2:4]])
+    retriever.add_images(pictures[4:6], ids=[70, 71])
+    assert retriever.images.ids.tolist() == [0, 1, 2, 3, 70, 71]
+
+
+def test_a_stream_of_pictures(retriever, trained):
+    pairs = load_image_text(trained.scenes, split="query")
+    retriever.add_images(pairs)
+    expected = retriever.images.codes.copy()
+    retriever.images = HashIndex(16)
+    retriever.add_images(load_image_text(trained.scenes, split="query", streaming=True), batch_size=5)
+    assert retriever.images.ids.tolist() == pairs["id"][:]
+    np.testing.assert_array_equal(retriever.images.codes, expected)
+
+
+def test_unreadable_pictures_are_named_and_left_out(retriever, pictures, image_hash, tmp_path, caplog):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(pictures[0].read_bytes()[:300])
+    given = [pictures[0], broken, pictures[1], tmp_path / "absent.png", pictures[2]]
+    unreadable = retriever.add_images(given, batch_size=2)
+    assert retriever.images.ids.tolist() == [str(path) for path in pictures[:3]]
+    expected = np.packbits(image_hash[:3] >= 0, axis=1, bitorder="little")
+    np.testing.assert_array_equal(retriever.images.codes, expected)
+    assert len(unreadable) == 2
+    assert unreadable[0].startswith(f"{broken}: damaged or cut short")
+    assert unreadable[1].startswith(f"{tmp_path / 'absent.png'}: there is no such file")
+    assert all(f"Left out: {reason}" in caplog.text for reason in unreadable)
+
+
+def test_a_number_stays_with_its_picture_where_one_is_left_out(retriever, pictures, image_hash):
+    given = [pictures[0].read_bytes(), b"no picture", pictures[1].read_bytes()]
+    assert len(retriever.add_images(given)) == 1
+    assert retriever.images.ids.tolist() == [0, 2]
+    assert retriever.search(image=pictures[1], k=1, metric="hamming").scores.tolist() == [[0]]
+    retriever.add_images([pictures[2].read_bytes()])
+    assert retriever.images.ids.tolist() == [0, 2, 3]
+
+
+def test_not_one_readable_picture_leaves_the_index_empty(retriever):
+    assert len(retriever.add_images([b"no", b"neither"])) == 2
+    assert len(retriever.images) == 0
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [1, 2, 3, 4], ["a"]])
+def test_every_picture_needs_its_id(retriever, pictures, ids):
+    with pytest.raises(HashIndexError, match=rf"3 pictures came with {len(ids)} ids; give one id a picture\."):
+        retriever.add_images(pictures[:3], ids=ids)
+    assert len(retriever.images) == 0
+
+
+def test_pictures_of_every_mode_are_searched_by(retriever, pictures, tmp_path):
+    """A query may be grey, transparent, CMYK, of 16 bits or animated; a grey one is what its RGB copy is."""
+    retriever.add_images(pictures)
+    image = Image.open(pictures[0])
+    for mode, ending in (("L", "png"), ("P", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("I;16", "png"), ("1", "png")):
+        wide = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257) if mode == "I;16" else None
+        (wide or image.convert(mode)).save(tmp_path / f"query.{ending}")
+        found = retriever.search(image=tmp_path / f"query.{ending}", k=3)
+        assert np.isfinite(found.scores).all()
+        if mode in ("L", "I;16"):
+            expected = retriever.search(image=image.convert("L").convert("RGB"), k=3)
+            np.testing.assert_allclose(found.scores, expected.scores, atol=2e-3)
+    frames = [image, image.rotate(180)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    first = retriever.encode_images([tmp_path / "moving.gif"])
+    frames[0].save(tmp_path / "still.gif")
+    np.testing.assert_allclose(first, retriever.encode_images([tmp_path / "still.gif"]), atol=1e-6)
+
+
+def test_questions_that_cannot_be_answered(retriever, pictures, tmp_path):
+    with pytest.raises(HashIndexError, match="The index is empty"):
+        retriever.search(text="boat")
+    retriever.add_images(pictures[:3])
+    for arguments in ({}, {"text": "boat", "image": pictures[0]}):
+        with pytest.raises(QueryError, match="Give a text or an image to search with, one of them"):
+            retriever.search(**arguments)
+    for text in ("xyzzy plugh", "", "?!"):
+        with pytest.raises(QueryError) as caught:
+            retriever.search(text=text)
+        assert str(caught.value).startswith(f"No word of {text!r} is among the ")
+    with pytest.raises(QueryError, match="No word of 'xyzzy'"):
+        retriever.search(text=["boat", "xyzzy"])
+    assert retriever.search(text="boat xyzzy", k=1).ids.shape == (1, 1)  # one known word is enough
+    with pytest.raises(QueryError, match="target is 'videos'; choose 'images' or 'texts'"):
+        retriever.search(text="boat", target="videos")
+    with pytest.raises(QueryError, match="k must be a whole number of at least 1, not 0"):
+        retriever.search(text="boat", k=0)
+    with pytest.raises(QueryError, match="There is no ranking 'cosine'"):
+        retriever.search(text="boat", metric="cosine")
+    with pytest.raises(ImageError, match=r"absent\.jpg: there is no such file"):
+        retriever.search(image=tmp_path / "absent.jpg")
+
+
+def test_more_answers_than_items_are_all_items(retriever, pictures, caplog):
+    retriever.add_images(pictures[:3])
+    assert sorted(retriever.search(text="boat", k=10).ids[0]) == sorted(str(path) for path in pictures[:3])
+    assert "k = 10 was asked of an index of 3 items" in caplog.text
+
+
+def test_an_index_of_another_length_is_refused(retriever, tmp_path):
+    other = HashIndex(32)
+    other.add(np.ones((2, 32)))
+    other.save(tmp_path / "other.index")
+    with pytest.raises(HashIndexError, match=r"other\.index holds codes of 32 bits, where 16 were expected"):
+        HashIndex.load(tmp_path / "other.index", bits=retriever.model.config.hash_bits)
+    retriever.images = HashIndex.load(tmp_path / "other.index")
+    with pytest.raises(HashIndexError, match="have 16 bits, the index has 32"):
+        retriever.search(text="boat")
+
+
+def test_pairs_know_their_partner_and_only_the_paired_protocol_uses_them(
+    retriever, trained, pictures, parts, monkeypatch
+):
+    model, processor, expander = parts
+    texts = ["boat sun", "red car", "tree"]
+    image_values, text_values = retriever.encode_pairs(pictures[:3], texts, batch_size=2)
+    inputs = processor(
+        images=[Image.open(path) for path in pictures[:3]],
+        text=[" ".join(expander.expand(text)) for text in texts],
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        outputs = model(**inputs)
+    np.testing.assert_allclose(image_values, outputs.image_hash.numpy(), atol=1e-6)
+    np.testing.assert_allclose(text_values, outputs.text_hash.numpy(), atol=1e-6)
+    assert np.abs(image_values - retriever.encode_images(pictures[:3])).max() > 1e-3
+    assert np.abs(text_values - retriever.encode_texts(texts)).max() > 1e-3
+    # Another partner is another value: this is the leak.
+    swapped, _ = retriever.encode_pairs(pictures[:3], texts[::-1])
+    assert np.abs(swapped[0] - image_values[0]).max() > 1e-4
+    assert [values.shape for values in retriever.encode_pairs([], [])] == [(0, 16), (0, 16)]
+    with pytest.raises(ValueError, match="zip"):
+        retriever.encode_pairs(pictures[:3], texts[:2])
+
+    pairs = load_image_text(trained.scenes, split="query")
+    figures = {name: evaluate_pairs(model, processor, pairs, pairs, protocol=name) for name in ("single", "paired")}
+    assert figures["single"]["aqd/i2t/map"] != figures["paired"]["aqd/i2t/map"]
+    calls = []
+    monkeypatch.setattr(model, "forward", lambda **inputs: calls.append(inputs))
+    evaluate_pairs(model, processor, pairs, pairs)  # the default never shows the towers a pair
+    retriever.add_images(pictures[:2])
+    retriever.search(text="boat", k=1)
+    assert calls == []
+    with pytest.raises(QueryError, match="There is no protocol 'both'"):
+        evaluate_pairs(model, processor, pairs, pairs, protocol="both")
+
+
+def test_a_source_is_a_data_set_or_a_folder_of_pictures(retriever, trained, tmp_path):
+    pairs = load_image_text(trained.scenes)
+    assert retriever.add_source(trained.scenes, split="query") == []
+    assert retriever.images.ids.tolist() == pairs["query"]["id"][:]
+
+    retriever.images = HashIndex(16)
+    retriever.add_source(str(trained.scenes), batch_size=7)
+    expected = [f"{name}/{item}" for name in ("train", "query") for item in pairs[name]["id"]]
+    assert retriever.images.ids.tolist() == expected
+
+    retriever.add_source(trained.scenes, split="query", what="texts")
+    np.testing.assert_array_equal(
+        retriever.texts.codes,
+        np.packbits(retriever.encode_texts(pairs["query"]["text"][:]) >= 0, axis=1, bitorder="little"),
+    )
+
+    bare = tmp_path / "bare"
+    for number, name in enumerate(("b.png", "a/c.JPG", "a/d.webp")):
+        (bare / name).parent.mkdir(parents=True, exist_ok=True)
+        pairs["train"][number]["image"].save(bare / name)
+    (bare / "notes.txt").write_text("no picture")
+    (bare / "broken.png").write_bytes(b"\x89PNG")
+    retriever.images = HashIndex(16)
+    unreadable = retriever.add_source(bare)
+    assert retriever.images.ids.tolist() == ["a/c.JPG", "a/d.webp", "b.png"]
+    assert [reason.partition(":")[0] for reason in unreadable] == [str(bare / "broken.png")]
+
+
+def test_the_example_of_the_class_runs(trained, monkeypatch, pictures):
+    retriever = CrossMediaRetriever.from_pretrained(str(trained.folder), device="cpu")
+    retriever.add_images([str(pictures[0]), str(pictures[1])])
+    results = retriever.search(text="a boat on the beach", k=1)
+    assert results.ids[0][0] in [str(pictures[0]), str(pictures[1])]
+    assert results.scores.shape == (1, 1)
+
+
+def test_keyword_arguments_reach_the_model(trained, pictures, image_hash):
+    retriever = CrossMediaRetriever.from_pretrained(trained.folder, dtype=torch.float64)
+    assert retriever.model.dtype == torch.float64
+    values = retriever.encode_images(pictures)
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values, image_hash, atol=1e-4)

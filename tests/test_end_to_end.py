@@ -1,0 +1,78 @@
+"""The road of the README in processes of its own: train under accelerate, evaluate, index, search, and the library."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cmfah_hf.data import load_image_text, load_scenes, write_imagefolder
+
+ROOT = Path(__file__).parents[1]
+COMMAND = "import sys; from cmfah_hf.cli import main; main(sys.argv[1:])"
+
+pytestmark = pytest.mark.slow
+
+
+def run(arguments, environment, folder) -> str:
+    process = subprocess.run(
+        [sys.executable, *map(str, arguments)], env=environment, cwd=folder, capture_output=True, text=True, timeout=280
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """A folder of one's own pictures, and beside it whatever the commands leave."""
+    folder = tmp_path_factory.mktemp("road")
+    write_imagefolder(load_scenes(240, 60), folder / "my-pictures")
+    return folder
+
+
+def test_from_pictures_to_answers(road, environment):
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1, "--cpu"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    settings = ["--dataset", "my-pictures", "--output_dir", "my-model", "--num_train_epochs", 6, "--use_cpu", "true"]
+    # From the repository's root, as the README has it, but for where the pictures and the model lie.
+    settings = [road / word if str(word).startswith("my-") else word for word in settings]
+    run([*launch, "train.py", "hub_configs/cmfah-scenes.yaml", *settings], environment, ROOT)
+    metrics = json.loads((road / "my-model" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["train_pairs"] + metrics["validation_pairs"] == 240
+    # It has learnt: about twice the random ranking in either direction, and never seen a query.
+    for way in ("i2t", "t2i"):
+        assert metrics["query"][f"hamming/{way}/map"] > 1.5 * metrics["query"]["random/map"]
+
+    def cmfah(*arguments):
+        return run(["-c", COMMAND, *arguments], environment, road)
+
+    figures = json.loads(cmfah("evaluate", "my-model", "my-pictures", "--json"))
+    assert figures["aqd/t2i/map"] == pytest.approx(_against_training_pairs(road, metrics), abs=1e-6)
+    assert "300 items, 2,400 bytes of codes" in cmfah("index", "my-model", "my-pictures", "--output", "my.index")
+    by_text = json.loads(cmfah("search", "my-model", "my.index", "--text", "a boat on the sea", "--json"))
+    scores = [hit["score"] for hit in by_text["results"]]
+    assert len(scores) == 10
+    assert scores == sorted(scores, reverse=True)
+
+    # A picture finds itself first by its bits, and things of its own kinds more often than chance would.
+    pairs = load_image_text(road / "my-pictures")["train"]
+    labels = {f"train/{row['id']}": set(row["labels"]) for row in pairs.select_columns(["id", "labels"])}
+    picture = next(row for row in pairs if len(row["labels"]) == 1)
+    file = road / "my-pictures" / "train" / f"{picture['id']}.png"
+    assert isinstance(Image.open(file), Image.Image)
+    arguments = ["search", "my-model", "my.index", "--image", file, "--metric", "hamming", "-k", 20, "--json"]
+    found = json.loads(cmfah(*arguments))["results"]
+    assert found[0]["score"] == 0
+    assert f"train/{picture['id']}" in [hit["id"] for hit in found if hit["score"] == 0]
+    kinds = [labels[hit["id"]] for hit in found if hit["id"] in labels]
+    share = sum(bool(own & set(picture["labels"])) for own in kinds) / len(kinds)
+    by_chance = sum(bool(own & set(picture["labels"])) for own in labels.values()) / len(labels)
+    assert share > by_chance
+
+
+def _against_training_pairs(road, metrics) -> float:
+    """`cmfah evaluate` searches the split `train`, as the run did at its end: training and validation pairs."""
+    assert metrics["query"]["database"] == 240
+    return metrics["query"]["aqd/t2i/map"]
