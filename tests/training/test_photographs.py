@@ -12,6 +12,7 @@ import torchvision
 from PIL import Image
 from safetensors.torch import load_file
 
+from cmfah_hf.data import load_image_text
 from cmfah_hf.models import CMFAHConfig, CMFAHImageModel, CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training import bundled_configuration, keep_regions, parse_run, train
@@ -53,11 +54,8 @@ def test_regions_are_those_of_torchvision_s_vgg19_on_the_same_pixels(settings, t
     np.testing.assert_allclose(pixel_values[0].permute(1, 2, 0).numpy(), resized, atol=1.01)
 
     network = torchvision.models.vgg19(weights=None, init_weights=False).features.eval()
-    state = {
-        name.removeprefix("features."): tensor.float()
-        for name, tensor in load_file(WEIGHTS / "model.safetensors").items()
-    }
-    network.load_state_dict({name: tensor for name, tensor in state.items() if name in network.state_dict()})
+    state = load_file(WEIGHTS / "model.safetensors")
+    network.load_state_dict({name: state[f"features.{name}"].float() for name in network.state_dict()})
     with torch.no_grad():
         expected = network(pixel_values)[0].flatten(1).T
         found = tower.embeddings.extract_regions(pixel_values)[0]
@@ -91,8 +89,6 @@ def test_a_run_over_a_few_photographs(settings, tower, tmp_path):
         assert torch.equal(tensor, backbone[name]), name
     # The kept regions, in half precision, say what the pixels say.
     retriever = CrossMediaRetriever.from_pretrained(tmp_path / "model")
-    from cmfah_hf.data import load_image_text
-
     queries = load_image_text(tmp_path / "few", split="query")
     kept = keep_regions(queries, retriever.model.image_model, retriever.processor).remove_columns("image")
     image_hash, text_hash = encode_pairs(retriever.model, retriever.processor, kept, "text")
