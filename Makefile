@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Wheels that lie on the machine are passed over: a CPU-only torch beside the registry's torchvision cannot work
 # (`torchvision::nms` is missing). An empty folder of links outranks one that pip's configuration names.
-PIP_INSTALL = PIP_FIND_LINKS=$(abspath $(VENV))/no-links $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL = PIP_FIND_LINKS=$(abspath $(VENV))/no-links $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 # Where the pair does not fit all the same, both are installed again with none of pip's further sources.
 REPAIR = PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(BIN)/python -m pip install --quiet --force-reinstall
 FITS = $(BIN)/python -c "import torchvision"

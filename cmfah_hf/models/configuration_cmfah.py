@@ -4,7 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 ATTENTION_VARIANTS = ("both", "image", "text", "none")
@@ -36,7 +36,13 @@ def resolve_backbone(name: str, **config_overrides) -> PreTrainedConfig | None:
             raise ValueError(f"The backbone {name!r} looks like a timm name; `pip install timm` to use it.") from error
         if timm.is_model(name):
             return TimmBackboneConfig(backbone=name, **config_overrides)
-    return AutoConfig.from_pretrained(name, **config_overrides)
+    try:
+        return AutoConfig.from_pretrained(name, **config_overrides)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise OSError(
+            f"{name!r} is no backbone of torchvision, of timm, in a folder or on the Hub ({reason})."
+        ) from error
 
 
 @strict
@@ -169,6 +175,10 @@ class CMFAHConfig(PreTrainedConfig):
             self.backbone_config = resolve_backbone(self.backbone)
         if self.backbone_config is not None:
             self.backbone = None  # resolved: what is saved needs no second look-up
+        if isinstance(self.backbone_config, dict):
+            kind = self.backbone_config.get("model_type", "resnet")
+            if kind not in CONFIG_MAPPING:
+                raise ValueError(f"backbone_config has the model_type {kind!r}, which transformers does not know.")
         super().__post_init__(**kwargs)
         self.text_kernel_sizes = list(self.text_kernel_sizes)
         # `ValueError`s and not the validators of `@strict`, whose errors are of a type of their own.

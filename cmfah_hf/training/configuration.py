@@ -100,11 +100,13 @@ def parse_run(config: str | Path | None, arguments: list[str] | None = None) -> 
         except (CMFAHError, argparse.ArgumentError) as error:
             raise CMFAHError(f"{config}, section {section}: {error}") from error
     data, training, rest = parser.parse_args_into_dataclasses(args=arguments or [], return_remaining_strings=True)
-    model = dict(settings.get("model", {}))
-    for name, value in _pairs(rest):
+    model, given = dict(settings.get("model", {})), dict(_pairs(rest))
+    for name in given:
         if name not in model_names:
             raise CMFAHError(f"There is no argument --{name}{_nearest(name, set().union(*known.values()))}.")
-        model[name] = value
+    if "backbone" in given:  # the file's `backbone_config` would outrank it
+        model.pop("backbone_config", None)
+    model.update(given)
     return Run(model, data, training)
 
 

@@ -127,14 +127,13 @@ class _StopAfter(TrainerCallback):
 
 def _load(run: Run) -> tuple[dict[str, datasets.Dataset], torch.nn.Module | None]:
     """The splits as they are named, without unreadable pictures; if the backbone is frozen, their regions, and it."""
-    data = run.data
+    data, config = run.data, CMFAHConfig(**run.model)
     loaded = load_image_text(
         data.dataset, image_column=data.image_column, text_column=data.text_column, labels_column=data.labels_column
     )
     _check(data, loaded)
     wanted = {data.train_split, data.validation_split, data.query_split, data.database_split}
     loaded = {name: pairs for name, pairs in loaded.items() if name in wanted}
-    config = CMFAHConfig(**run.model)
     if not (config.freeze_backbone and data.keep_regions):
         return {name: drop_unreadable(pairs) for name, pairs in loaded.items()}, None
     image_model = CMFAHImageModel(config).to(run.training.device)

@@ -103,8 +103,11 @@ def gradients(loss, parameters):
     }
 
 
-def step_by_hand(model, micro_batches, rate, discriminator_rate, target=None):
-    """One update of both players from the micro batches of a batch. `target` of J3; None: the codes of each batch."""
+def step_by_hand(model, micro_batches, rate, discriminator_rate, target=None, longest=None):
+    """One update of both players from the micro batches of a batch. `target` of J3; None: the codes of each batch.
+
+    The towers' gradient is cut to the length `longest`, where one is given.
+    """
     config = model.config
     players = split_players(model)
     model.requires_grad_(True)
@@ -133,9 +136,11 @@ def step_by_hand(model, micro_batches, rate, discriminator_rate, target=None):
             loss = loss + config.paired_weight * view_loss(model, config, labels, codes, *paired)
         for name, gradient in gradients(share * loss, players["towers"]).items():
             tower_sums[name] += gradient
+    length = torch.sqrt(sum((gradient**2).sum() for gradient in tower_sums.values()))
+    cut = 1 if longest is None else (longest / (length + 1e-6)).clamp(max=1)
     with torch.no_grad():
         for name, parameter in players["towers"].items():
-            parameter -= rate * tower_sums[name]
+            parameter -= rate * cut * tower_sums[name]
 
 
 def codes_by_hand(model, collator, pairs):
@@ -235,6 +240,21 @@ def test_gradients_are_gathered_over_micro_batches_for_both_players(make_model, 
     reference.train()
     step_by_hand(reference, batches[:2], 0.1, 0.05)
     step_by_hand(reference, batches[2:], 0.1, 0.05)
+    for (name, parameter), (_, expected) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        torch.testing.assert_close(
+            parameter, expected, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_the_towers_gradient_is_cut_by_its_own_length(make_model, make_pairs, make_trainer):
+    """The discriminators' gradients are neither cut nor a part of the length."""
+    model = make_model(**CONFIG_WEIGHTS).double()
+    reference = deepcopy(model)
+    trainer = make_trainer(model, make_pairs(6), per_device_train_batch_size=6, max_grad_norm=0.5)
+    batches = spy_on_batches(trainer)
+    trainer.train()
+    reference.train()
+    step_by_hand(reference, batches, 0.1, 0.05, longest=0.5)
     for (name, parameter), (_, expected) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
         torch.testing.assert_close(
             parameter, expected, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
