@@ -1,5 +1,6 @@
 """`cmfah demo`."""
 
+import shutil
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -30,6 +31,8 @@ def demo(
 
     # Absolute, because a data set that is called just "scenes" is the built-in one.
     scenes, folder, index_file = (output / "scenes").absolute(), output / "model", output / "pictures.index"
+    for earlier in (scenes, folder):  # of a demo before this one; nothing else in the folder is touched
+        shutil.rmtree(earlier, ignore_errors=True)
     say(f"Drawing {train_scenes:,} + {query_scenes:,} scenes into {scenes}")
     splits = load_scenes(train_scenes, query_scenes)
     write_imagefolder(splits, scenes)

@@ -176,7 +176,7 @@ class CMFAHConfig(PreTrainedConfig):
         if self.backbone_config is not None:
             self.backbone = None  # resolved: what is saved needs no second look-up
         if isinstance(self.backbone_config, dict):
-            kind = self.backbone_config.get("model_type", "resnet")
+            kind = self.backbone_config.get("model_type")
             if kind not in CONFIG_MAPPING:
                 raise ValueError(f"backbone_config has the model_type {kind!r}, which transformers does not know.")
         super().__post_init__(**kwargs)

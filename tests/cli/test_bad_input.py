@@ -236,11 +236,11 @@ CASES = {
         ["hash_bits is 20; a code is stored in whole bytes, so give a multiple of 8."],
     ),
     "train: an unknown kind of backbone": (
-        "train {config} --backbone_config {model_type:nope} {out}",
+        'train {config} --backbone_config {"model_type":"nope"} {out}',
         ["backbone_config has the model_type 'nope'"],
     ),
     "train: a backbone from nowhere": (
-        "train --backbone nobody/nothing {out}",
+        "train {config} --backbone nobody/nothing {out}",
         ["'nobody/nothing' is no backbone of torchvision, of timm, in a folder or on the Hub"],
     ),
     "train: no such data": (

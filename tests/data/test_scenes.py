@@ -118,7 +118,7 @@ def test_things_overlap_little(many):
         for layer, (x0, y0, x1, y1) in zip(grid, (one, other), strict=True):
             layer[y0:y1, x0:x1] = True
         overlaps.append(grid.all(axis=0).sum() / grid.sum(axis=(1, 2)).min())
-    assert np.mean(np.array(overlaps) <= 0.13) > 0.95
+    assert np.mean(np.array(overlaps) <= 0.13) > 0.9
     assert max(overlaps) < 0.75
 
 

@@ -49,7 +49,7 @@ def test_any_size_is_resized_whole(processor, size):
         torchvision.transforms.InterpolationMode.BICUBIC,
         antialias=True,
     )
-    assert np.abs(found - by_pillow).max() <= 1.01
+    assert np.abs(found - by_pillow).max() <= 2.01  # each rounds twice, to whole grey levels
     np.testing.assert_allclose(found, by_torchvision.permute(1, 2, 0).double().numpy(), atol=1e-2)
 
 

@@ -57,6 +57,14 @@ def test_the_command_line_wins(read):
     assert (run.training.learning_rate, run.training.seed) == (1e-3, 3)
 
 
+def test_a_backbone_on_the_command_line_takes_the_place_of_the_file_s(read):
+    file = "model: {backbone_config: {model_type: resnet, depths: [1]}}"
+    assert read(file, "--backbone", "vgg11").model == {"backbone": "vgg11"}
+    other = read(file, "--backbone_config", "{model_type: convnext}").model
+    assert other == {"backbone_config": {"model_type": "convnext"}}
+    assert CMFAHConfig(**read(file, "--backbone", "vgg11").model).backbone == "vgg11"
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
