@@ -56,7 +56,8 @@ def demo(
         plot_results(asked, pictures, titles, output / f"search_by_{name}.png")
 
     pointing = pointing_accuracy(retriever.model, retriever.processor, splits["query"])
-    shown = next(pair for pair in splits["query"] if sum(bool(box["word"]) for box in pair["boxes"]) >= 2)
+    named = [sum(bool(box["word"]) for box in boxes) for boxes in splits["query"]["boxes"]]
+    shown = splits["query"][named.index(max(named))]
     words, weights = attention_of_words(retriever.model, retriever.processor, shown["image"], shown["text"])
     boxes = {word: [box["box"] for box in shown["boxes"] if box["word"] == word] for word in words}
     plot_attention(shown["image"], weights, words, output / "attention.png", boxes=boxes)

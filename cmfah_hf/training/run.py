@@ -153,6 +153,13 @@ def _check(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> None:
     for name in (data.train_split, data.validation_split, data.database_split):
         if name is not None and name not in loaded:
             raise DataError(f"{data.dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
+    if data.query_split is not None and data.query_split not in loaded:
+        logger.warning(
+            "%s: there is no split %r, so no test queries are measured; there are %s.",
+            data.dataset,
+            data.query_split,
+            ", ".join(loaded),
+        )
     if "labels" not in loaded[data.train_split].column_names:
         raise DataError(
             f"{data.dataset}: the split {data.train_split!r} has no labels, which guide the training; add them."

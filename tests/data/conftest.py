@@ -1,20 +1,15 @@
-"""Folders of small pictures, and a cache of `datasets` that is this test run's own."""
+"""Folders of small pictures."""
 
 import json
 from pathlib import Path
 
-import datasets
 import pytest
 from PIL import Image
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets-cache"))
-    datasets.disable_progress_bars()
-    yield
-    patch.undo()
+def own_cache(datasets_cache):
+    """All tests here load data sets."""
 
 
 @pytest.fixture
