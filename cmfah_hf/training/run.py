@@ -153,13 +153,6 @@ def _check(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> None:
     for name in (data.train_split, data.validation_split, data.database_split):
         if name is not None and name not in loaded:
             raise DataError(f"{data.dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
-    if data.query_split is not None and data.query_split not in loaded:
-        logger.warning(
-            "%s: there is no split %r, so no test queries are measured; there are %s.",
-            data.dataset,
-            data.query_split,
-            ", ".join(loaded),
-        )
     if "labels" not in loaded[data.train_split].column_names:
         raise DataError(
             f"{data.dataset}: the split {data.train_split!r} has no labels, which guide the training; add them."
@@ -175,8 +168,15 @@ def _cut(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> dict[st
         splits["train"], splits["validation"] = train_validation_split(
             splits["train"], data.validation_fraction, seed=data.validation_seed
         )
-    if data.query_split is not None and data.query_split in loaded:
+    if data.query_split in loaded:
         splits["query"] = loaded[data.query_split]
+    elif data.query_split is not None:
+        logger.warning(
+            "%s: there is no split %r, so no test queries are measured; there are %s.",
+            data.dataset,
+            data.query_split,
+            ", ".join(loaded),
+        )
     if data.database_split is not None:
         splits["database"] = loaded[data.database_split]
     return splits

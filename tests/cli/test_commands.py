@@ -275,7 +275,8 @@ def test_the_demo_walks_the_whole_road(cmfah, tmp_path):
     )
     assert [hit["id"] for hit in again.document["results"]] == document["found"]["text"]
     assert "Drawing 60 + 20 scenes" in outcome.err
-    # A second time, the scenes stand there already.
-    twice = cmfah("demo", "--output", tmp_path / "demo", *sizes)
-    assert twice.code == 2
-    assert "exists already" in twice.err
+    # A second time it begins anew, and gives the same.
+    twice = cmfah("demo", "--output", tmp_path / "demo", *sizes, "--json", "--text", "tree house")
+    assert twice.code == 0, twice.err
+    assert twice.document["metrics"]["query"] == document["metrics"]["query"]
+    assert twice.document["found"] == document["found"]
