@@ -29,6 +29,7 @@ from cmfah_hf.training.processes import (
 logger = logging.getLogger(__name__)
 
 DISCRIMINATOR_OPTIMIZER_NAME = "discriminator_optimizer.pt"
+DISCRIMINATOR_SCALER_NAME = "discriminator_scaler.pt"
 CODES_NAME = "codes.safetensors"
 TRAINING_ARGS_NAME = "training_args.json"
 
@@ -361,6 +362,17 @@ class CMFAHTrainer(Trainer):
         torch.save(state, Path(output_dir) / DISCRIMINATOR_OPTIMIZER_NAME)
         if self.codes is not None:
             save_file({"codes": self.codes}, Path(output_dir) / CODES_NAME)
+
+    def _save_scaler(self, output_dir: str) -> None:
+        super()._save_scaler(output_dir)
+        if self.discriminator_scaler is not None and self.args.should_save:
+            torch.save(self.discriminator_scaler.state_dict(), Path(output_dir) / DISCRIMINATOR_SCALER_NAME)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        super()._load_scaler(checkpoint)
+        if checkpoint is not None and self.discriminator_scaler is not None:
+            path = Path(checkpoint) / DISCRIMINATOR_SCALER_NAME
+            self.discriminator_scaler.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -79,6 +79,15 @@ def test_each_player_has_a_scale_of_its_own(make_model, make_pairs, make_trainer
     assert (trainer.accelerator.scaler.get_scale(), trainer.discriminator_scaler.get_scale()) == (2.0**13, 2.0**9)
 
 
+def test_both_scales_are_in_the_checkpoint(make_trainer, tmp_path):
+    trainer = scaled(make_trainer(save_strategy="epoch"), 2.0**9, 2.0**5, growth_interval=1)
+    trainer.train()
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-3")
+    fresh = scaled(make_trainer(), 1.0, 1.0)
+    fresh._load_scaler(str(checkpoint))
+    assert (fresh.accelerator.scaler.get_scale(), fresh.discriminator_scaler.get_scale()) == (2.0**12, 2.0**8)
+
+
 @pytest.mark.parametrize("player", ["towers", "discriminators"])
 def test_an_overflow_skips_the_step_of_one_player_alone(make_model, make_pairs, make_trainer, player):
     model = make_model()
