@@ -12,10 +12,18 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, get_sc
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from cmfah_hf.data.collator import PairCollator
+from cmfah_hf.data.streams import PairStream, StreamPart
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.models import CMFAHForPreTraining, CMFAHProcessor
 from cmfah_hf.models.losses import sign
 from cmfah_hf.training.arguments import CMFAHTrainingArguments
+from cmfah_hf.training.stream_loaders import (
+    StreamPlaceCallback,
+    as_stream,
+    as_training_stream,
+    predict_stream,
+    stream_loader,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +35,8 @@ TRAINING_ARGS_NAME = "training_args.json"
 def without_augmentation(pairs):
     """A data set without the column that holds its pictures' mirror images, for whoever measures and does not train."""
     augmenting = "region_features_mirrored"
+    if isinstance(pairs, PairStream):  # in evaluation it gives none
+        return pairs
     return pairs.remove_columns(augmenting) if augmenting in (pairs.column_names or ()) else pairs
 
 
@@ -42,7 +52,8 @@ class CMFAHTrainer(Trainer):
     Args:
         model: The towers with what trains them.
         args: A `CMFAHTrainingArguments`.
-        train_dataset: Rows as `PairCollator` reads them.
+        train_dataset: Rows as `PairCollator` reads them; a data set, or a stream of `datasets`, whose rows are counted
+            first unless `max_steps` is given. A `PairStream` may bring its counts.
         eval_dataset: The validation pairs. Never the test queries.
         processing_class: The model's `CMFAHProcessor`, saved with it.
         text_column: The column that the texts are read from.
@@ -68,7 +79,10 @@ class CMFAHTrainer(Trainer):
         if data_collator is None:
             classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
             data_collator = PairCollator(processing_class, classes, text_column)
+        train_dataset = as_training_stream(train_dataset, args)
+        eval_dataset, database = as_stream(eval_dataset), as_stream(database)
         self.learns_by_row = args.codes_update == "epoch" and train_dataset is not None and has_length(train_dataset)
+        self.learns_by_row = self.learns_by_row and not isinstance(train_dataset, PairStream)
         if self.learns_by_row and "row" not in train_dataset.column_names:
             train_dataset = train_dataset.add_column("row", list(range(len(train_dataset))))
         super().__init__(
@@ -93,6 +107,7 @@ class CMFAHTrainer(Trainer):
         # distributed wrapper of the model does not wait for their gradients.
         self._discriminators.requires_grad_(False)
         self.add_callback(_CodesCallback(self))
+        self.add_callback(StreamPlaceCallback())
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
@@ -128,8 +143,22 @@ class CMFAHTrainer(Trainer):
         )
         return scheduler
 
+    def get_train_dataloader(self):
+        if isinstance(self.train_dataset, PairStream):
+            return stream_loader(self, self.train_dataset, training=True)
+        return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        chosen = as_stream(self.eval_dataset if eval_dataset is None else eval_dataset)
+        if isinstance(chosen, PairStream):
+            return stream_loader(self, chosen, training=False)
+        return super().get_eval_dataloader(eval_dataset)
+
     def get_test_dataloader(self, test_dataset):
         """As the parent's, but to the last pair, also with `dataloader_drop_last`: each has a code and is searched."""
+        test_dataset = as_stream(test_dataset)
+        if isinstance(test_dataset, PairStream):
+            return stream_loader(self, test_dataset, training=False)
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_test_dataloader(test_dataset)
@@ -213,17 +242,21 @@ class CMFAHTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """As the parent's, and in an evaluation the MAP of both directions against the database."""
-        output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
+        output = self._predictions(dataloader, description, ignore_keys, metric_key_prefix)
         if description == "Evaluation":
             database = self.plain_train_dataset if self.database is None else self.database
-            found = super().evaluation_loop(
-                self.get_test_dataloader(database), "Database", False, ignore_keys, "database"
-            )
+            found = self._predictions(self.get_test_dataloader(database), "Database", ignore_keys, "database")
             figures = self.evaluator(*output.predictions, *found.predictions, output.label_ids, found.label_ids)
             i2t, t2i = figures["hamming/i2t/map"], figures["hamming/t2i/map"]
             maps = {"map": (i2t + t2i) / 2, "map_i2t": i2t, "map_t2i": t2i, "map_random": figures["random/map"]}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in maps.items()})
         return output
+
+    def _predictions(self, dataloader, description: str, ignore_keys, prefix: str) -> EvalLoopOutput:
+        if not isinstance(dataloader.dataset, StreamPart):
+            return super().evaluation_loop(dataloader, description, False, ignore_keys, prefix)
+        self.model.eval()
+        return predict_stream(self, dataloader, lambda inputs: self.prediction_step(self.model, inputs, False)[1:])
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         super()._save(output_dir, state_dict)
