@@ -193,7 +193,7 @@ class StreamPart(torch.utils.data.IterableDataset):
             yield from self._endless(worker, workers, skipped)
 
     def _epoch(self, epoch: int, worker: int, workers: int, skipped: int) -> Iterator[Row | None]:
-        """This worker's rows of an epoch: whole batches, so that there are as many batches for any number of workers."""
+        """This worker's rows of an epoch: whole batches, so that their number does not depend on the workers'."""
         share, rest = divmod(self.num_batches, workers)
         first_batch = worker * share + min(worker, rest)
         stop_batch = first_batch + share + (worker < rest)
