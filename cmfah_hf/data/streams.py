@@ -16,9 +16,12 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
+from datasets.fingerprint import Hasher
+from datasets.iterable_dataset import _BaseExamplesIterable
 from torch.utils.data import get_worker_info
 
 from cmfah_hf.data.images import decode_image, decoding_off
+from cmfah_hf.data.splits import _Side
 from cmfah_hf.errors import DataError, ImageError
 
 logger = logging.getLogger(__name__)
@@ -87,14 +90,15 @@ class PairStream(torch.utils.data.IterableDataset):
         counts = None if self.counts is None or other.counts is None else self.counts + other.counts
         return PairStream(self.sources + other.sources, counts, self.shuffle_buffer, self.seed)
 
-    def map_batches(self, function: Callable[[dict[str, list]], dict[str, list]], column: str) -> "PairStream":
-        """The stream with a further column of strings, computed as `datasets.map(function, batched=True)` would."""
-        return PairStream(
-            [add_text_column(source, function, column) for source in self.sources],
-            self.counts,
-            self.shuffle_buffer,
-            self.seed,
-        )
+    def map(self, expander: Callable[[dict[str, list]], dict[str, list]], **kwargs: Any) -> "PairStream":
+        """The stream with the column of strings that a `GraphExpander` adds, named by its `output_column`.
+
+        Args:
+            expander: The expander; it is given batches.
+            kwargs: As `datasets` takes them, without effect here.
+        """
+        sources = [add_text_column(source, expander, expander.output_column) for source in self.sources]
+        return PairStream(sources, self.counts, self.shuffle_buffer, self.seed)
 
     def part(
         self,
@@ -482,3 +486,42 @@ def _decoded(row: Row) -> bool:
         logger.warning("Left out: %s", error)
         return False
     return True
+
+
+def split_stream(
+    dataset: datasets.IterableDataset, fraction: float, seed: int
+) -> tuple[datasets.IterableDataset, datasets.IterableDataset]:
+    """As `hash_split`, for a stream that is trained on: left as tables where it comes so, its pictures undecoded."""
+    raw = decoding_off(dataset)
+    sides = []
+    for keep in (False, True):
+        side = _Side(fraction, seed, keep)
+        if is_arrow(raw):
+            tables = raw.with_format("arrow").filter(_TableSide(side), batched=True, batch_size=_PORTION)
+            sides.append(tables.with_format(None))
+        else:
+            sides.append(raw.filter(side, input_columns=["id"]))
+    return sides[0], sides[1]
+
+
+class _TableSide:
+    def __init__(self, side: _Side):
+        self.side = side
+
+    def __call__(self, table: pa.Table) -> pa.Array:
+        return pa.array([self.side(name) for name in table["id"].to_pylist()], pa.bool_())
+
+
+def stream_fingerprint(dataset: datasets.IterableDataset) -> str:
+    """A name for what a stream holds, the same in every process: its files and stages, not how far it was read."""
+    return Hasher.hash([_described(dataset._ex_iterable), dataset.split])
+
+
+def _described(stage: Any) -> Any:
+    if isinstance(stage, (list, tuple)):
+        return [_described(part) for part in stage]
+    if not isinstance(stage, _BaseExamplesIterable):
+        return stage
+    # What has an underscore is state, and a pool of threads is no part of what the stream holds.
+    values = {k: v for k, v in vars(stage).items() if not k.startswith("_") and k != "decoding_pool"}
+    return [type(stage).__name__, {name: _described(value) for name, value in values.items()}]
