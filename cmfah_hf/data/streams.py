@@ -520,6 +520,9 @@ def stream_fingerprint(dataset: datasets.IterableDataset) -> str:
 def _described(stage: Any) -> Any:
     if isinstance(stage, (list, tuple)):
         return [_described(part) for part in stage]
+    owner = getattr(stage, "__self__", None)
+    if isinstance(owner, datasets.DatasetBuilder):  # which also holds where its cache is
+        return [type(owner).__name__, stage.__name__, getattr(owner.config, "generator", None)]
     if not isinstance(stage, _BaseExamplesIterable):
         return stage
     # What has an underscore is state, and a pool of threads is no part of what the stream holds.
