@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -111,17 +112,21 @@ KILLED = (
     PROGRAM
     + """
 class Kill(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 9:
+        if state.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-settings = json.loads(sys.argv[3])
-steps = settings.pop("max_steps", -1)
-train = make_pairs(28, region_features_mirrored=make_pairs(28, seed=7)["region_features"])
-make_trainer(
-    make_model(dropout=0.3), train.with_format(None).to_iterable_dataset(3), callbacks=[Kill()], max_steps=steps,
-    save_strategy="steps", save_steps=3, **settings
-).train()
+for name, (settings, step, _) in json.loads(sys.argv[3]).items():
+    if not os.fork():
+        train = make_pairs(28, region_features_mirrored=make_pairs(28, seed=7)["region_features"])
+        stream = train.with_format(None).to_iterable_dataset(3)
+        settings["output_dir"] = str(Path(sys.argv[2]) / name)
+        make_trainer(make_model(dropout=0.3), stream, callbacks=[Kill(step)], save_strategy="steps", save_steps=3, **settings).train()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGKILL
 """
 )
 
@@ -136,36 +141,142 @@ def run_program(program: str, *arguments: str, **environment: str) -> subprocess
     )
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"num_train_epochs": 4},
-        {"num_train_epochs": 4, "dataloader_num_workers": 2, "gradient_accumulation_steps": 2, "shuffle_buffer": 10},
-        {"max_steps": 14},
-    ],
-    ids=["epochs", "workers", "steps"],
-)
-def test_a_killed_run_goes_on_at_the_same_place(settings, make_model, make_pairs, make_trainer, tmp_path):
-    killed = run_program(KILLED, str(tmp_path), json.dumps(settings))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    checkpoints = sorted((tmp_path / "out").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    if not checkpoints[-1].joinpath("trainer_state.json").is_file():
-        checkpoints.pop()
-    assert checkpoints[-1].name in ("checkpoint-6", "checkpoint-9")
+# By name: the settings, the step at which a run is killed, and the checkpoint, inside an epoch, that it goes on from.
+SETTINGS = {
+    "epochs": ({"num_train_epochs": 4}, 8, 6),
+    "workers": (
+        {
+            "num_train_epochs": 4,
+            "dataloader_num_workers": 2,
+            "gradient_accumulation_steps": 3,
+            "shuffle_buffer": 10,
+        },
+        5,
+        3,
+    ),
+    "steps": ({"max_steps": 14}, 8, 6),
+}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Path:
+    """A folder with what each of these runs left when it was killed."""
+    folder = tmp_path_factory.mktemp("killed")
+    result = run_program(KILLED, str(folder), json.dumps(SETTINGS))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_killed_run_goes_on_at_the_same_place(name, killed, make_model, make_pairs, make_trainer, tmp_path):
+    settings, step, last = SETTINGS[name]
+    checkpoint = killed / name / f"checkpoint-{last}"
+    assert not (killed / name / f"checkpoint-{last + 3}").exists()
 
     def trainer_of(folder):
         train = make_pairs(28, region_features_mirrored=make_pairs(28, seed=7)["region_features"])
-        # Other draws before the run must not matter: a checkpoint brings the state of all that is drawn.
-        torch.manual_seed(int(folder == "resumed") * 99)
         model = make_model(dropout=0.3)
+        # Other draws before the run do not matter: a checkpoint brings the state of all that is drawn from.
+        torch.manual_seed(99 if folder == "resumed" else 0)
         return make_trainer(
-            model, stream_of(train, 3), output_dir=str(tmp_path / folder), save_strategy="steps", save_steps=3, **settings
+            model,
+            stream_of(train, 3),
+            output_dir=str(tmp_path / folder),
+            save_strategy="steps",
+            save_steps=3,
+            **settings,
         )
 
     whole = trainer_of("whole")
+    torch.manual_seed(whole.args.seed)
     whole.train()
     resumed = trainer_of("resumed")
-    resumed.train(resume_from_checkpoint=str(checkpoints[-1]))
-    assert resumed.state.global_step == whole.state.global_step
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.state.global_step == whole.state.global_step > step
     expected, found = weights(whole), weights(resumed)
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+TWO_PROCESSES = (
+    PROGRAM
+    + """
+import numpy as np
+import torch
+
+train, validation = make_pairs(45), make_pairs(11, seed=1)
+# Shards of 30, 1 and 14 rows.
+parts = [train.select(range(30)), train.select([30]), train.select(range(31, 45))]
+def generate(files):
+    for part in files:
+        for row in part:
+            yield row
+stream = datasets.IterableDataset.from_generator(
+    generate, gen_kwargs={"files": [part.with_format(None) for part in parts]}, features=train.features
+)
+model = make_model(label_weight=0, adversarial_weight=0)
+trainer = make_trainer(model, stream, validation.with_format(None).to_iterable_dataset(3), num_train_epochs=3,
+    eval_strategy="epoch", per_device_train_batch_size=5, dataloader_num_workers=2)
+steps = []
+class Note:
+    def __init__(self, collate):
+        self.collate = collate
+    def __call__(self, rows):
+        return {**self.collate(rows), "row": torch.tensor([int(row["id"].split("-")[1]) for row in rows])}
+trainer.data_collator = Note(trainer.data_collator)
+step = trainer.training_step
+def noting(model, inputs, *arguments):
+    steps.append(inputs["row"].tolist())
+    return step(model, inputs, *arguments)
+trainer.training_step = noting
+trainer.train()
+out = {
+    "steps": steps,
+    "weights": sum(tensor.double().abs().sum().item() for tensor in trainer.model.state_dict().values()),
+    "map": [log["eval_map"] for log in trainer.state.log_history if "eval_map" in log],
+    "samples": trainer.evaluate()["eval_map_random"],
+}
+if trainer.args.process_index == 0:
+    trainer.save_model(sys.argv[2] + "/saved")
+Path(sys.argv[2], f"out-{trainer.args.process_index}.json").write_text(json.dumps(out))
+"""
+)
+
+
+def test_two_processes_over_uneven_shards(make_pairs, make_model, make_trainer, tmp_path):
+    from cmfah_hf.models import CMFAHForPreTraining
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-c", TWO_PROCESSES, str(Path(__file__).with_name("conftest.py")), str(tmp_path)]
+    environment = {**os.environ, **common, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        texts = [process.communicate(timeout=200)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], texts
+    first, second = (json.loads((tmp_path / f"out-{rank}.json").read_text()) for rank in range(2))
+    assert len(first["steps"]) == len(second["steps"]) == 15
+    for epoch in range(3):
+        seen = [row for out in (first, second) for step in out["steps"][5 * epoch : 5 * epoch + 5] for row in step]
+        assert len(seen) == len(set(seen)) >= 44
+        assert set(seen) <= set(range(45))
+    assert first["weights"] == second["weights"]
+    assert first["map"] == second["map"]
+    # What both measured together is what one measures alone.
+    model = CMFAHForPreTraining.from_pretrained(tmp_path / "saved")
+    alone = make_trainer(model, make_pairs(45), make_pairs(11, seed=1)).evaluate()
+    assert alone["eval_map"] == pytest.approx(first["map"][-1], abs=1e-9)
+    assert alone["eval_map_random"] == pytest.approx(first["samples"], abs=1e-9)
