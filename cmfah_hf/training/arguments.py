@@ -134,6 +134,10 @@ class CMFAHTrainingArguments(TrainingArguments):
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Kept off: the collator takes what it needs from pictures and texts."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "Kept off: the losses read the label layer after `forward`, where it would count as unused."},
+    )
     report_to: None | str | list[str] = field(  # noqa: RUF036 - the order that the argument parser reads
         default="none", metadata={"help": "Where to send logs to."}
     )
@@ -142,6 +146,8 @@ class CMFAHTrainingArguments(TrainingArguments):
         super().__post_init__()
         # Pinned memory speeds up the way to an accelerator; without one, torch warns of it for every loader.
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
+        if self.ddp_find_unused_parameters:
+            raise ValueError("ddp_find_unused_parameters would take the label layer for unused; leave it off.")
         if self.codes_update not in ("epoch", "batch"):
             raise ValueError(f"codes_update is {self.codes_update!r}; choose 'epoch' or 'batch'.")
         if self.shuffle_buffer < 0:

@@ -17,7 +17,7 @@ from cmfah_hf.data.images import drop_unreadable
 from cmfah_hf.data.streams import PairStream, split_stream
 from cmfah_hf.errors import DataError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
-from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
 from cmfah_hf.training.arguments import CMFAHTrainingArguments, DataArguments
 from cmfah_hf.training.backbone import load_backbone_weights
@@ -50,23 +50,25 @@ def train(run: Run) -> dict[str, Any]:
     set_seed(args.seed)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
+    # Where the nodes save each for itself, they do not see each other's files.
+    local = args.save_on_each_node
+    if not args.should_save:  # a warning is said once
+        logging.getLogger("cmfah_hf").setLevel(logging.ERROR)
     if data.streaming:
         splits, all_pairs, classes, texts, backbone = _stream(run, output)
-        if args.process_index > 0:  # the words that the main process has fitted and kept
-            run = replace(run, data=replace(data, words_from=data.words_from or str(output)))
     else:
-        with args.main_process_first(local=False, desc="pictures"):
+        with args.main_process_first(local=local, desc="pictures"):
             loaded, backbone = _load(run)
             splits = _cut(data, loaded)
         classes, texts = collect_classes(splits["train"]), splits["train"]
-    with args.main_process_first(local=False, desc="words"):
-        expander, embedding = _fit_words(run, texts, output)
     text_column = "text"
-    if expander is not None:
-        text_column = expander.output_column
-        splits = {name: pairs.map(expander, batched=True, desc="Expansion") for name, pairs in splits.items()}
-        if data.streaming:
-            all_pairs = all_pairs.map(expander, batched=True)
+    with args.main_process_first(local=local, desc="words"):
+        expander, embedding = _fit_words(run, texts, output)
+        if expander is not None:
+            text_column = expander.output_column
+            splits = {name: pairs.map(expander, batched=True, desc="Expansion") for name, pairs in splits.items()}
+            if data.streaming:
+                all_pairs = all_pairs.map(expander, batched=True)
     model, processor = _build(run, classes, embedding, backbone)
 
     def trainer_of(model: CMFAHForPreTraining, args: CMFAHTrainingArguments, pairs: datasets.Dataset, **kwargs: Any):
@@ -88,6 +90,8 @@ def train(run: Run) -> dict[str, Any]:
         )
         trainer = trainer_of(model, final, all_pairs, callbacks=[_StopAfter(epoch)])
         trainer.train()
+    if trainer.is_fsdp_enabled:  # whatever the checkpoints are: what is left in the end is one whole model
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(output))
     if not trainer.is_world_process_zero():
         return {}
@@ -103,7 +107,10 @@ def train(run: Run) -> dict[str, Any]:
     }
     if "query" in splits and "labels" in splits["query"].column_names:
         queries, database = splits["query"], splits.get("database", all_pairs)
-        towers = trainer.accelerator.unwrap_model(trainer.model).cmfah
+        if trainer.is_fsdp_enabled:  # its weights are spread over processes that have done their part
+            towers = CMFAHModel.from_pretrained(output).to(args.device)
+        else:
+            towers = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).cmfah
         metrics["query"] = evaluate_pairs(
             towers,
             processor,
@@ -219,9 +226,14 @@ def _cut(
 
 
 def _fit_words(run: Run, pairs: datasets.Dataset, output: Path) -> tuple[GraphExpander | None, SkipGramEmbedding]:
-    """The word graph and the word vectors of the training texts; those of an earlier run where one is named."""
+    """The word graph and the word vectors of the training texts; those of an earlier run where one is named.
+
+    Of several processes the main one makes and keeps them, and the others read what it kept.
+    """
     data = run.data
-    source = data.words_from or (output if run.training.resume_from_checkpoint else None)
+    source = data.words_from or (
+        output if run.training.resume_from_checkpoint or not run.training.should_save else None
+    )
     if source is not None:
         folder = resolve_data_path(source)
         expander = GraphExpander.load(folder) if data.expand else None
@@ -242,6 +254,8 @@ def _fit_words(run: Run, pairs: datasets.Dataset, output: Path) -> tuple[GraphEx
             workers=data.word_workers,
             min_count=data.word_min_count,
         ).fit(corpus, extra_corpus=[resolve_data_path(path) for path in data.word_corpus] or None)
+    if not run.training.should_save:
+        return expander, embedding
     # Kept before the training starts: should that break off, they need not be made again.
     if expander is not None:
         expander.save(output)

@@ -1,17 +1,19 @@
 """How `CMFAHTrainer` reads streams: loaders over a process's own part, their evaluation, going on after a break."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from cmfah_hf.data.streams import PairStream, StreamPart, count_rows, without_gaps
+from cmfah_hf.errors import DataError
 
 
 def as_training_stream(dataset: Any, args: TrainingArguments) -> Any:
@@ -73,10 +75,10 @@ def predict_stream(
         predict: From a batch to `((image_hash, text_hash), labels)`.
     """
     columns: list[list[np.ndarray]] = [[], [], []]
-    for inputs in dataloader:
-        if not inputs:
-            continue
+    for inputs, is_own in _in_step(trainer, (inputs for inputs in dataloader if inputs)):
         (image_hash, text_hash), labels = predict(inputs)
+        if not is_own:
+            continue
         for column, values in zip(columns, (image_hash, text_hash, labels), strict=True):
             if values is not None:
                 column.append(values.cpu().numpy())
@@ -89,6 +91,27 @@ def predict_stream(
     )
     num_samples = 0 if image_hash is None else len(image_hash)
     return EvalLoopOutput(predictions=(image_hash, text_hash), label_ids=labels, metrics={}, num_samples=num_samples)
+
+
+def _in_step(trainer: Trainer, batches: Iterator[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:
+    """The batches, and that they are a process's own.
+
+    Weights that are spread over processes come together in every step, so there a process that has come to its end
+    goes through its last batch again until all have.
+    """
+    if not trainer.is_fsdp_enabled:
+        yield from ((batch, True) for batch in batches)
+        return
+    last = None
+    while True:
+        batch = next(batches, None)
+        running = trainer.accelerator.reduce(torch.tensor(int(batch is not None), device=trainer.args.device))
+        if not running:
+            return
+        if batch is None and last is None:
+            raise DataError("A process has no pair of a stream to evaluate; take more data or fewer processes.")
+        yield (last, False) if batch is None else (batch, True)
+        last = last if batch is None else batch
 
 
 class StreamPlaceCallback(TrainerCallback):

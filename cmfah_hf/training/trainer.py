@@ -1,7 +1,8 @@
 """CMFAH's alternating updates as a `Trainer`."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, get_scheduler
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
 
 from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.data.streams import PairStream, StreamPart
@@ -17,6 +18,14 @@ from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.models import CMFAHForPreTraining, CMFAHProcessor
 from cmfah_hf.models.losses import sign
 from cmfah_hf.training.arguments import CMFAHTrainingArguments
+from cmfah_hf.training.batch_norm import use_global_statistics
+from cmfah_hf.training.processes import (
+    average_gradients,
+    broadcast_figures,
+    broadcast_from_main,
+    gather_batch,
+    share_batches,
+)
 from cmfah_hf.training.stream_loaders import (
     StreamPlaceCallback,
     as_stream,
@@ -32,12 +41,34 @@ CODES_NAME = "codes.safetensors"
 TRAINING_ARGS_NAME = "training_args.json"
 
 
+AUGMENTING_COLUMN = "region_features_mirrored"
+
+
 def without_augmentation(pairs):
     """A data set without the column that holds its pictures' mirror images, for whoever measures and does not train."""
-    augmenting = "region_features_mirrored"
     if isinstance(pairs, PairStream):  # in evaluation it gives none
         return pairs
-    return pairs.remove_columns(augmenting) if augmenting in (pairs.column_names or ()) else pairs
+    if not hasattr(pairs, "column_names"):
+        return _Rows(pairs, augmented=False) if has_length(pairs) and not isinstance(pairs, Mapping) else pairs
+    return pairs.remove_columns(AUGMENTING_COLUMN) if AUGMENTING_COLUMN in (pairs.column_names or ()) else pairs
+
+
+class _Rows(torch.utils.data.Dataset):
+    """Rows of a list or of torch's own data sets, with their numbers under `row` or without what augments them."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]], numbered: bool = False, augmented: bool = True):
+        self.rows, self.numbered, self.augmented = rows, numbered, augmented
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        row = dict(self.rows[number])
+        if self.numbered:
+            row["row"] = number
+        if not self.augmented:
+            row.pop(AUGMENTING_COLUMN, None)
+        return row
 
 
 class CMFAHTrainer(Trainer):
@@ -49,11 +80,14 @@ class CMFAHTrainer(Trainer):
     which model is best, is retrieval with each modality encoded alone: the evaluation pairs are the queries, the
     training pairs (or `database`) are what is searched.
 
+    On several processes each encodes its share of a batch, and the losses are those of the whole (docs/training.md).
+
     Args:
         model: The towers with what trains them.
         args: A `CMFAHTrainingArguments`.
-        train_dataset: Rows as `PairCollator` reads them; a data set, or a stream of `datasets`, whose rows are counted
-            first unless `max_steps` is given. A `PairStream` may bring its counts.
+        train_dataset: Rows as `PairCollator` reads them: a data set, map-style or a stream, of `datasets` or of torch,
+            or a list. The rows of a stream of `datasets` are counted first, unless `max_steps` is given; a
+            `PairStream` may bring its counts.
         eval_dataset: The validation pairs. Never the test queries.
         processing_class: The model's `CMFAHProcessor`, saved with it.
         text_column: The column that the texts are read from.
@@ -83,14 +117,16 @@ class CMFAHTrainer(Trainer):
         eval_dataset, database = as_stream(eval_dataset), as_stream(database)
         self.learns_by_row = args.codes_update == "epoch" and train_dataset is not None and has_length(train_dataset)
         self.learns_by_row = self.learns_by_row and not isinstance(train_dataset, PairStream)
-        if self.learns_by_row and "row" not in train_dataset.column_names:
+        if self.learns_by_row and not hasattr(train_dataset, "column_names"):
+            train_dataset = _Rows(train_dataset, numbered=True)
+        elif self.learns_by_row and "row" not in train_dataset.column_names:
             train_dataset = train_dataset.add_column("row", list(range(len(train_dataset))))
         super().__init__(
             model=model,
             args=args,
             data_collator=data_collator,
             train_dataset=train_dataset,
-            eval_dataset=without_augmentation(eval_dataset) if hasattr(eval_dataset, "column_names") else eval_dataset,
+            eval_dataset=without_augmentation(eval_dataset),
             processing_class=processing_class,
             callbacks=callbacks,
             **kwargs,
@@ -100,12 +136,14 @@ class CMFAHTrainer(Trainer):
         self.codes: torch.Tensor | None = None  # B of [algorithm-1], int8 (N, K); None until the first epoch has ended
         self.discriminator_optimizer = None
         self.discriminator_scheduler = None
+        self.discriminator_scaler: torch.amp.GradScaler | None = None  # of float16 alone
         self._term_sums: dict[str, torch.Tensor] = {}
         self._term_count = 0
         self.loss_is_scaled_for_ga = False
         # Outside their own step the discriminators are fixed. So the towers' optimizer does not hold them, and a
         # distributed wrapper of the model does not wait for their gradients.
         self._discriminators.requires_grad_(False)
+        self._make_model_fit_for_processes()
         self.add_callback(_CodesCallback(self))
         self.add_callback(StreamPlaceCallback())
         if args.early_stopping_patience is not None:
@@ -116,10 +154,36 @@ class CMFAHTrainer(Trainer):
         """The training pairs as they are, without what augments them."""
         return without_augmentation(self.train_dataset)
 
+    def _make_model_fit_for_processes(self) -> None:
+        model = self._pretraining
+        use_global_statistics(model)
+        broadcast_from_main([*model.parameters(), *model.buffers()], self.args.device)
+        if model.config.paired_weight == 0:
+            # Nothing is learned from the paired view then, and a wrapper would wait for its norm's gradients.
+            for head in (model.cmfah.image_model.hash_head, model.cmfah.text_model.hash_head):
+                if head.paired_norm is not None:
+                    head.paired_norm.requires_grad_(False)
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            # The discriminators stay whole in every process: their step is taken outside the sharded model's `forward`.
+            plugin.ignored_modules = list(self._discriminators)
+            if plugin.fsdp_version == 2:
+                # The losses read the label layer outside `forward` too, in float32; autocast sees to the rest.
+                plugin.mixed_precision_policy = None
+
+    @property
+    def _pretraining(self) -> CMFAHForPreTraining:
+        """The model without its wrappers. Not with `keep_torch_compile`, which tears a compiled model's wrapper off."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
     @property
     def _discriminators(self) -> nn.ModuleList:
-        model = self.accelerator.unwrap_model(self.model)
+        model = self._pretraining
         return nn.ModuleList([model.image_discriminator, model.text_discriminator])
+
+    @property
+    def _schedules_by_metric(self) -> bool:
+        return self.args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
@@ -129,11 +193,14 @@ class CMFAHTrainer(Trainer):
             # Said for the group, as for the towers' groups: PyTorch's optimizers have defaults of their own.
             group = {"params": list(self._discriminators.parameters()), "weight_decay": self.args.weight_decay}
             self.discriminator_optimizer = optimizer_class([group], **kwargs)
+            # Neither optimizer nor scaler is accelerate's to prepare. Its one scaler would change the scale between the
+            # gradients of two micro batches, and an overflow of one player would hold the other's schedule up.
+            if self.accelerator.scaler is not None:
+                self.discriminator_scaler = torch.amp.GradScaler(self.args.device.type)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        self.discriminator_optimizer = self.accelerator.prepare_optimizer(self.discriminator_optimizer)
         self.discriminator_scheduler = get_scheduler(
             self.args.lr_scheduler_type,
             optimizer=self.discriminator_optimizer,
@@ -144,24 +211,32 @@ class CMFAHTrainer(Trainer):
         return scheduler
 
     def get_train_dataloader(self):
+        """As the parent's; of several processes each gets its share of every batch, the last one of an epoch too."""
         if isinstance(self.train_dataset, PairStream):
             return stream_loader(self, self.train_dataset, training=True)
-        return super().get_train_dataloader()
+        return share_batches(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset=None):
+        """As the parent's, but to the last pair, also with `dataloader_drop_last`: each is a query."""
         chosen = as_stream(self.eval_dataset if eval_dataset is None else eval_dataset)
         if isinstance(chosen, PairStream):
             return stream_loader(self, chosen, training=False)
-        return super().get_eval_dataloader(eval_dataset)
+        with self._every_pair():
+            return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset):
         """As the parent's, but to the last pair, also with `dataloader_drop_last`: each has a code and is searched."""
         test_dataset = as_stream(test_dataset)
         if isinstance(test_dataset, PairStream):
             return stream_loader(self, test_dataset, training=False)
+        with self._every_pair():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _every_pair(self):
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return super().get_test_dataloader(test_dataset)
+            yield
         finally:
             self.args.dataloader_drop_last = drop_last
 
@@ -169,13 +244,15 @@ class CMFAHTrainer(Trainer):
         model.train()
         inputs = self._prepare_inputs(inputs)
         rows, labels = inputs.pop("row", None), inputs.pop("labels")
-        pretraining = self.accelerator.unwrap_model(model)
+        pretraining = self._pretraining
         with self.compute_loss_context_manager():
             outputs = model(**inputs)
+        codes = self.codes[rows.cpu()].to(labels.device) if self.codes is not None and rows is not None else None
+        # From here on every process holds the whole batch, so both losses are the same in all of them.
+        outputs, labels, codes = gather_batch(outputs, labels, codes)
         if pretraining.config.adversarial_weight:
             self._discriminators_step(pretraining, outputs)
         with self.compute_loss_context_manager():
-            codes = self.codes[rows.cpu()].to(labels.device) if self.codes is not None and rows is not None else None
             loss, terms = pretraining.towers_losses(outputs, labels, codes)
         for name, value in terms.items():
             self._term_sums[name] = self._term_sums.get(name, 0.0) + value.detach()
@@ -189,15 +266,30 @@ class CMFAHTrainer(Trainer):
         discriminators = self._discriminators.requires_grad_(True)
         with self.compute_loss_context_manager():
             loss = pretraining.discriminators_loss(outputs.image_features.detach(), outputs.text_features.detach())
-        self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
+        loss, scaler = loss / self.current_gradient_accumulation_steps, self.discriminator_scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
         discriminators.requires_grad_(False)
         if self.accelerator.sync_gradients:
-            if self.accelerator.num_processes > 1:
-                for parameter in discriminators.parameters():
-                    parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
-            self.discriminator_optimizer.step()
-            self.discriminator_scheduler.step()
+            # The same in all processes already; averaged, so that rounding does not lead the copies apart.
+            average_gradients(discriminators.parameters())
+            if scaler is None:
+                self.discriminator_optimizer.step()
+            else:
+                scaler.step(self.discriminator_optimizer)
+                scaler.update()
             self.discriminator_optimizer.zero_grad()
+
+    def _step_discriminators_schedule(self) -> None:
+        """Goes on by one where the towers' schedule does, so that no overflow leads the two apart."""
+        moves = self._pretraining.config.adversarial_weight and not self._schedules_by_metric
+        if moves and not self.accelerator.optimizer_step_was_skipped:
+            self.discriminator_scheduler.step()
+
+    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler: bool = False) -> dict[str, float]:
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        if self._schedules_by_metric and not skip_scheduler:
+            self.discriminator_scheduler.step(metrics[f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"])
+        return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As the parent's, with the terms of the loss beside their total."""
@@ -208,7 +300,7 @@ class CMFAHTrainer(Trainer):
 
     def update_codes(self) -> None:
         """`B = sgn(H_v + H_t)` over all training pairs, each pair seen together, `[algorithm-1]`."""
-        model = self.accelerator.unwrap_model(self.model)
+        model = self._pretraining
         was_training = model.training
         model.eval()
         codes = torch.empty(len(self.train_dataset), model.config.hash_bits, dtype=torch.int8)
@@ -217,8 +309,13 @@ class CMFAHTrainer(Trainer):
             rows = inputs.pop("row")
             inputs.pop("labels")
             with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = model.cmfah(**inputs)
-            batch_codes = sign(outputs.image_hash.float() + outputs.text_hash.float()).to(torch.int8)
+                if self.is_fsdp_enabled:  # sharded weights are whole within the whole model's `forward` alone
+                    outputs = self.model(**inputs)
+                    values = outputs.image_model_output.hash_values, outputs.text_model_output.hash_values
+                else:
+                    outputs = model.cmfah(**inputs)
+                    values = outputs.image_hash, outputs.text_hash
+            batch_codes = sign(values[0].float() + values[1].float()).to(torch.int8)
             rows, batch_codes = self.accelerator.gather_for_metrics((rows, batch_codes))
             codes[rows.cpu()] = batch_codes.cpu()
         self.codes = codes
@@ -227,11 +324,17 @@ class CMFAHTrainer(Trainer):
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys=None):
         """The hash values of each modality encoded alone, `((B, K), (B, K))`; no loss."""
         inputs = self._prepare_inputs(inputs)
-        towers = self.accelerator.unwrap_model(model).cmfah
+        labels = inputs.pop("labels", None)
+        inputs.pop("row", None)
         with torch.no_grad(), self.compute_loss_context_manager():
-            image_hash = towers.get_image_hash(inputs.get("pixel_values"), inputs.get("region_features"))
-            text_hash = towers.get_text_hash(inputs["input_ids"], inputs["attention_mask"])
-        return None, (image_hash.float(), text_hash.float()), inputs.get("labels")
+            if self.is_fsdp_enabled:  # as in `update_codes`
+                outputs = model(**inputs)
+                image_hash, text_hash = outputs.image_hash, outputs.text_hash
+            else:
+                towers = self._pretraining.cmfah
+                image_hash = towers.get_image_hash(inputs.get("pixel_values"), inputs.get("region_features"))
+                text_hash = towers.get_text_hash(inputs["input_ids"], inputs["attention_mask"])
+        return None, (image_hash.float(), text_hash.float()), labels
 
     def evaluation_loop(
         self,
@@ -246,9 +349,16 @@ class CMFAHTrainer(Trainer):
         if description == "Evaluation":
             database = self.plain_train_dataset if self.database is None else self.database
             found = self._predictions(self.get_test_dataloader(database), "Database", ignore_keys, "database")
-            figures = self.evaluator(*output.predictions, *found.predictions, output.label_ids, found.label_ids)
-            i2t, t2i = figures["hamming/i2t/map"], figures["hamming/t2i/map"]
-            maps = {"map": (i2t + t2i) / 2, "map_i2t": i2t, "map_t2i": t2i, "map_random": figures["random/map"]}
+            names = ("hamming/i2t/map", "hamming/t2i/map", "random/map")
+            figures = None
+            if self.is_world_process_zero():
+                found_by_name = self.evaluator(
+                    *output.predictions, *found.predictions, output.label_ids, found.label_ids
+                )
+                figures = [found_by_name[name] for name in names]
+            # The main process's, so that all choose the same best model and stop together.
+            i2t, t2i, random = broadcast_figures(figures, len(names), self.args.device)
+            maps = {"map": (i2t + t2i) / 2, "map_i2t": i2t, "map_t2i": t2i, "map_random": random}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in maps.items()})
         return output
 
@@ -260,6 +370,8 @@ class CMFAHTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
         # The parent's copy of the arguments is a pickle; ours is text.
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         (folder / "training_args.bin").unlink(missing_ok=True)
@@ -289,10 +401,16 @@ class CMFAHTrainer(Trainer):
 
 
 class _CodesCallback(TrainerCallback):
-    """Makes `B` anew at the end of an epoch, before that epoch's checkpoint is written."""
+    """Makes `B` anew at the end of an epoch, before that epoch's checkpoint is written.
+
+    And lets the discriminators' schedule go on with the towers'.
+    """
 
     def __init__(self, trainer: CMFAHTrainer):
         self.trainer = trainer
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer._step_discriminators_schedule()
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.trainer.learns_by_row:

@@ -231,8 +231,7 @@ def test_gradients_are_gathered_over_micro_batches_for_both_players(make_model, 
     batches = spy_on_batches(trainer)
     steps = []
     trainer.create_optimizer_and_scheduler(2)
-    step = trainer.discriminator_optimizer.step
-    trainer.discriminator_optimizer.step = lambda *args, **kwargs: steps.append(len(batches)) or step(*args, **kwargs)
+    trainer.discriminator_optimizer.register_step_pre_hook(lambda *_: steps.append(len(batches)))
     trainer.train()
 
     assert steps == [2, 4]  # the discriminators' updates come with the second micro batch, as the towers' do

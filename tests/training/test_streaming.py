@@ -2,19 +2,16 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from transformers import TrainerCallback
 
-from cmfah_hf.data.streams import PairStream
 from cmfah_hf.training import CMFAHTrainer
 
 
@@ -124,7 +121,8 @@ for name, (settings, step, _) in json.loads(sys.argv[3]).items():
         train = make_pairs(28, region_features_mirrored=make_pairs(28, seed=7)["region_features"])
         stream = train.with_format(None).to_iterable_dataset(3)
         settings["output_dir"] = str(Path(sys.argv[2]) / name)
-        make_trainer(make_model(dropout=0.3), stream, callbacks=[Kill(step)], save_strategy="steps", save_steps=3, **settings).train()
+        settings |= {"save_strategy": "steps", "save_steps": 3, "callbacks": [Kill(step)]}
+        make_trainer(make_model(dropout=0.3), stream, **settings).train()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGKILL
 """
@@ -200,7 +198,6 @@ def test_a_killed_run_goes_on_at_the_same_place(name, killed, make_model, make_p
 TWO_PROCESSES = (
     PROGRAM
     + """
-import numpy as np
 import torch
 
 train, validation = make_pairs(45), make_pairs(11, seed=1)
@@ -213,8 +210,7 @@ def generate(files):
 stream = datasets.IterableDataset.from_generator(
     generate, gen_kwargs={"files": [part.with_format(None) for part in parts]}, features=train.features
 )
-model = make_model(label_weight=0, adversarial_weight=0)
-trainer = make_trainer(model, stream, validation.with_format(None).to_iterable_dataset(3), num_train_epochs=3,
+trainer = make_trainer(make_model(), stream, validation.with_format(None).to_iterable_dataset(3), num_train_epochs=3,
     eval_strategy="epoch", per_device_train_batch_size=5, dataloader_num_workers=2)
 steps = []
 class Note:

@@ -1,0 +1,95 @@
+"""Batch normalisation over the pairs of all processes.
+
+PyTorch's `SyncBatchNorm` runs on accelerators alone; this runs wherever the processes can send at all. It keeps the
+parameters, the buffers and their names, so a model that trained so is saved and loaded as any other.
+
+Shape suffixes: C channels.
+"""
+
+import logging
+
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cmfah_hf.training.processes import process_count
+
+logger = logging.getLogger(__name__)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of all processes' tensors, in each; and of their gradients, since each process's part is in every sum."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return _SumOverProcesses.apply(gradient)
+
+
+class _GlobalStatistics:
+    """`forward` of a batch norm whose mean and variance are those of the whole batch."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(features)
+        if process_count() > 1:
+            return self._normalize_over_processes(features)
+        if features.numel() == features.shape[1]:  # one value a channel has no spread to divide by
+            return nn.functional.batch_norm(
+                features, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return super().forward(features)
+
+    def _normalize_over_processes(self, features: torch.Tensor) -> torch.Tensor:
+        dims = [0, *range(2, features.dim())]
+        shape = [1, -1] + [1] * (features.dim() - 2)
+        wide = features.to(torch.promote_types(features.dtype, torch.float32))
+        count = features.numel() // features.shape[1]
+        totals = _SumOverProcesses.apply(torch.cat([wide.sum(dims), wide.new_tensor([count])]))
+        count = totals[-1].detach()
+        mean_C = totals[:-1] / count
+        # In a second pass: the mean of the squares less the square of the mean would lose what float32 has to lose.
+        centred = wide - mean_C.view(shape)
+        variance_C = _SumOverProcesses.apply(centred.square().sum(dims)) / count
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), momentum)
+                unbiased_C = variance_C * count / (count - 1).clamp(min=1)
+                self.running_var.lerp_(unbiased_C.to(self.running_var.dtype), momentum)
+        normalized = centred * (variance_C + self.eps).rsqrt().view(shape)
+        if self.affine:
+            normalized = normalized * self.weight.view(shape) + self.bias.view(shape)
+        return normalized.to(features.dtype)
+
+
+_GLOBAL = {
+    kind: type(f"Global{kind.__name__}", (_GlobalStatistics, kind), {})
+    for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+}
+
+
+def use_global_statistics(model: nn.Module) -> None:
+    """Lets every batch norm of a model train on the statistics of the whole batch, in place.
+
+    A batch of one pair, which has none, is normalised by the running ones.
+    """
+    left = []
+    for name, module in model.named_modules():
+        if type(module) in _GLOBAL:
+            module.__class__ = _GLOBAL[type(module)]
+        elif isinstance(module, _BatchNorm) and not isinstance(module, (_GlobalStatistics, nn.SyncBatchNorm)):
+            left.append(name)
+    if left and process_count() > 1 and any(p.requires_grad for p in model.get_submodule(left[0]).parameters()):
+        logger.warning(
+            "%s and %d more normalise each process's share of a batch by itself: they are no plain BatchNorm.",
+            left[0],
+            len(left) - 1,
+        )

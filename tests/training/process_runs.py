@@ -1,0 +1,170 @@
+"""Runs of a tiny model for `test_processes.py`, the same in one process and in several.
+
+    python process_runs.py FOLDER GROUP
+
+Every run leaves `FOLDER/GROUP-NAME-RANK.pt`: its weights, losses, codes and figures. Which process this is, and of how
+many, stands in the environment, as `torch.distributed` reads it.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import torch
+from torch import distributed as dist
+
+from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHProcessor
+from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments
+from cmfah_hf.training.processes import gather_rows, process_count
+
+CLASSES = ["boat", "car", "cat", "tree"]
+VOCABULARY = ["boat", "car", "cat", "photo", "red", "sea", "sun", "tree"]
+WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+BACKBONE = {
+    "model_type": "resnet",
+    "layer_type": "basic",
+    "embedding_size": 4,
+    "hidden_sizes": [8, 16],
+    "depths": [1, 1],
+}
+WEIGHTS = {
+    "intra_feature_weight": 0.7,
+    "intra_hash_weight": 1.3,
+    "quantization_weight": 0.9,
+    "inter_feature_weight": 1.1,
+    "inter_hash_weight": 0.8,
+    "similarity_weight": 0.6,
+    "label_weight": 1.7,
+    "label_positive_weight": 2.5,
+    "adversarial_weight": 0.4,
+    "paired_weight": 0.3,
+}
+
+
+def make_model(**settings) -> CMFAHForPreTraining:
+    values = {
+        **WEIGHTS,
+        "backbone_config": dict(BACKBONE),
+        "hash_bits": 16,
+        "image_size": 32,
+        "hidden_size": 12,
+        "word_dim": 6,
+        "text_filters": 5,
+        "text_kernel_sizes": [1, 3],
+        "num_concepts": 3,
+        "vocab_size": len(VOCABULARY) + 2,
+        "id2label": dict(enumerate(CLASSES)),
+        "label2id": {name: number for number, name in enumerate(CLASSES)},
+        "use_lstm": False,
+    }
+    torch.manual_seed(RANK)  # no two processes begin with the same weights, and the first one's are to count
+    model = CMFAHForPreTraining(CMFAHConfig(**{**values, **settings}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "concepts" in name or "embed_tokens" in name:
+                parameter.normal_()
+    return model
+
+
+def make_pairs(count: int, seed: int = 0, pictures: bool = False) -> list[dict]:
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for number in range(count):
+        labels = sorted(rng.choice(CLASSES, rng.integers(1, 3), replace=False).tolist())
+        regions = rng.normal(size=(4, 16)).astype(np.float32)
+        regions[0, [CLASSES.index(name) for name in labels]] += 3
+        text = " ".join([*labels, *rng.choice(VOCABULARY, rng.integers(0, 2))])
+        pair = {"id": f"{seed}-{number}", "text": text, "labels": labels}
+        if pictures:
+            from PIL import Image
+
+            pair["image"] = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+        else:
+            pair["region_features"] = regions
+        pairs.append(pair)
+    return pairs
+
+
+def train(folder: Path, name: str, model: CMFAHForPreTraining, train_pairs=None, **arguments) -> None:
+    """Trains with batches of 8 pairs, whatever the number of processes, and writes down what came out."""
+    settings = {
+        "output_dir": str(folder / name),
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "learning_rate": 0.1,
+        "discriminator_learning_rate": 0.05,
+        "max_grad_norm": 0.5,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 8 // WORLD,
+        "per_device_eval_batch_size": 2,
+        "eval_strategy": "epoch",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+    }
+    trainer = CMFAHTrainer(
+        model,
+        CMFAHTrainingArguments(**{**settings, **arguments}),
+        make_pairs(21) if train_pairs is None else train_pairs,
+        make_pairs(9, seed=1),
+        processing_class=CMFAHProcessor.from_vocabulary(model.config, VOCABULARY),
+    )
+    trainer.train()
+    sums = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else model.state_dict()
+    found = {
+        "weights": {key: value.clone() for key, value in sums.items()},
+        "log": [
+            {key: value for key, value in entry.items() if "loss" in key or "map" in key or key == "grad_norm"}
+            for entry in trainer.state.log_history
+        ],
+        "codes": trainer.codes,
+        "steps": trainer.state.global_step,
+        "find_unused": getattr(trainer.model_wrapped, "find_unused_parameters", None),
+        "wrapper": type(trainer.model_wrapped).__name__,
+    }
+    torch.save(found, folder / f"{name}-{RANK}.pt")
+
+
+def equalities(folder: Path, group: str) -> None:
+    for attention in ("both", "none"):
+        for normalize in (False, True):
+            model = make_model(attention=attention, normalize_features=normalize).double()
+            train(folder, f"{group}-{attention}-{normalize}", model)
+    train(folder, f"{group}-float32", make_model(normalize_features=True), optim="adamw_torch", learning_rate=1e-3)
+    train(folder, f"{group}-batch", make_model(paired_weight=0.0, normalize_features=True), codes_update="batch")
+    train(folder, f"{group}-accumulation", make_model().double(), gradient_accumulation_steps=2)
+    # 17 pairs: the last batch is a single one, which two processes cannot share.
+    train(folder, f"{group}-single", make_model().double(), make_pairs(17), dataloader_drop_last=WORLD == 1)
+    # Pictures through a backbone that learns, whose own batch norms take part; a batch of floats, since it has no eval.
+    pairs = make_pairs(16, pictures=True)
+    model = make_model(freeze_backbone=False)
+    train(folder, f"{group}-backbone", model, pairs, eval_strategy="no", learning_rate=0.02)
+    train(folder, f"{group}-bf16", make_model(), bf16=True)
+
+
+def gathering(folder: Path, group: str) -> None:
+    """Rows of different numbers in the processes, with gradients, beside what needs none."""
+    torch.manual_seed(3)
+    whole = torch.randn(5, 3, dtype=torch.float64)
+    labels = torch.arange(5)[:, None] % 2
+    weights = torch.randn(5, 3, dtype=torch.float64)
+    rows = slice(0, 5) if WORLD == 1 else (slice(0, 3), slice(3, 5))[RANK]
+    share = whole[rows].clone().requires_grad_(True)
+    gathered, nothing, gathered_labels = gather_rows(share, None, labels[rows])
+    ((gathered**3 * weights).sum() * gathered_labels.sum()).backward()
+    gradient = share.grad / process_count()  # as a wrapper's mean over the processes does
+    found = {"rows": gathered.detach(), "nothing": nothing, "labels": gathered_labels, "gradient": gradient}
+    torch.save({**found, "range": (rows.start, rows.stop)}, folder / f"{group}-gathering-{RANK}.pt")
+
+
+if __name__ == "__main__":
+    where, which = Path(sys.argv[1]), sys.argv[2]
+    equalities(where, which)
+    gathering(where, which)
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
