@@ -370,6 +370,8 @@ class _Segment:
         if self.stop is not None and len(rows) < count:
             logger.warning("A shard of the stream has %d rows fewer than were counted.", count - len(rows))
             rows += [None] * (count - len(rows))
+        if self.stop is not None and self.position == self.stop:
+            self._rows = None  # lets go of the file and of the rows that were read ahead
         return rows
 
 
