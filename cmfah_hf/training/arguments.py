@@ -1,7 +1,9 @@
 """Every knob of a training run that is not the model's own, with help texts that are their documentation."""
 
+import os
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -143,6 +145,10 @@ class CMFAHTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        # Several processes without an accelerator would not know of each other: accelerate joins those on the CPU only
+        # where it is told that they are meant to be there.
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True
         super().__post_init__()
         # Pinned memory speeds up the way to an accelerator; without one, torch warns of it for every loader.
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"

@@ -14,6 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
+from accelerate import DistributedType, PartialState
 from torch import distributed as dist
 
 from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHProcessor
@@ -88,7 +89,7 @@ def make_pairs(count: int, seed: int = 0, pictures: bool = False) -> list[dict]:
     return pairs
 
 
-def train(folder: Path, name: str, model: CMFAHForPreTraining, train_pairs=None, **arguments) -> None:
+def train(folder: Path, name: str, model: CMFAHForPreTraining, train_pairs=None, **arguments) -> CMFAHTrainer:
     """Trains with batches of 8 pairs, whatever the number of processes, and writes down what came out."""
     settings = {
         "output_dir": str(folder / name),
@@ -106,9 +107,13 @@ def train(folder: Path, name: str, model: CMFAHForPreTraining, train_pairs=None,
         "logging_strategy": "steps",
         "logging_steps": 1,
     }
+    arguments = CMFAHTrainingArguments(**{**settings, **arguments})
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # accelerate shards on accelerators alone, though PyTorch does so on a CPU too; so these pass for some.
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer = CMFAHTrainer(
         model,
-        CMFAHTrainingArguments(**{**settings, **arguments}),
+        arguments,
         make_pairs(21) if train_pairs is None else train_pairs,
         make_pairs(9, seed=1),
         processing_class=CMFAHProcessor.from_vocabulary(model.config, VOCABULARY),
@@ -127,23 +132,22 @@ def train(folder: Path, name: str, model: CMFAHForPreTraining, train_pairs=None,
         "wrapper": type(trainer.model_wrapped).__name__,
     }
     torch.save(found, folder / f"{name}-{RANK}.pt")
+    return trainer
 
 
 def equalities(folder: Path, group: str) -> None:
     for attention in ("both", "none"):
-        for normalize in (False, True):
-            model = make_model(attention=attention, normalize_features=normalize).double()
-            train(folder, f"{group}-{attention}-{normalize}", model)
-    train(folder, f"{group}-float32", make_model(normalize_features=True), optim="adamw_torch", learning_rate=1e-3)
-    train(folder, f"{group}-batch", make_model(paired_weight=0.0, normalize_features=True), codes_update="batch")
+        train(folder, f"{group}-{attention}", make_model(attention=attention, normalize_features=True).double())
+    # Without the paired view its norm has nothing to learn; the codes are those of the whole batch.
+    model = make_model(paired_weight=0.0, normalize_features=True)
+    train(folder, f"{group}-batch", model, codes_update="batch", optim="adamw_torch", learning_rate=1e-3)
     train(folder, f"{group}-accumulation", make_model().double(), gradient_accumulation_steps=2)
     # 17 pairs: the last batch is a single one, which two processes cannot share.
     train(folder, f"{group}-single", make_model().double(), make_pairs(17), dataloader_drop_last=WORLD == 1)
-    # Pictures through a backbone that learns, whose own batch norms take part; a batch of floats, since it has no eval.
+    # Pictures through a backbone that learns, whose own batch norms take part.
     pairs = make_pairs(16, pictures=True)
     model = make_model(freeze_backbone=False)
     train(folder, f"{group}-backbone", model, pairs, eval_strategy="no", learning_rate=0.02)
-    train(folder, f"{group}-bf16", make_model(), bf16=True)
 
 
 def gathering(folder: Path, group: str) -> None:
@@ -161,10 +165,23 @@ def gathering(folder: Path, group: str) -> None:
     torch.save({**found, "range": (rows.start, rows.stop)}, folder / f"{group}-gathering-{RANK}.pt")
 
 
+def sharded(folder: Path, group: str) -> None:
+    """As the processes of FSDP2, with the batch norms' statistics, and with what is saved and loaded again."""
+    train(folder, f"{group}-accumulation", make_model().double(), gradient_accumulation_steps=2)
+    model = make_model(normalize_features=True)
+    saved = {"save_strategy": "epoch", "load_best_model_at_end": True, "learning_rate": 0.02}
+    trainer = train(folder, f"{group}-saved", model, **saved)
+    trainer.save_model(str(folder / f"{group}-model"))
+    train(folder, f"{group}-bf16", make_model(), bf16=True, max_steps=1, eval_strategy="no")
+
+
 if __name__ == "__main__":
     where, which = Path(sys.argv[1]), sys.argv[2]
-    equalities(where, which)
-    gathering(where, which)
+    if which.endswith("sharded"):
+        sharded(where, which)
+    else:
+        equalities(where, which)
+        gathering(where, which)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
