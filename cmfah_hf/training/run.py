@@ -54,6 +54,7 @@ def train(run: Run) -> dict[str, Any]:
     local = args.save_on_each_node
     if not args.should_save:  # a warning is said once
         logging.getLogger("cmfah_hf").setLevel(logging.ERROR)
+        logging.getLogger("cmfah_hf.data.streams").setLevel(logging.WARNING)  # of pictures that no other one reads
     if data.streaming:
         splits, all_pairs, classes, texts, backbone = _stream(run, output)
     else:
