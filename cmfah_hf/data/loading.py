@@ -1,5 +1,6 @@
 """One door for pairs of picture and text: a folder, Parquet files, a data set on the Hub, or the built-in scenes."""
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from cmfah_hf.data.columns import UNIFORM_COLUMNS, ColumnNames, find_columns, labels_of, text_of
@@ -24,6 +26,7 @@ from cmfah_hf.data.imagefolder import (
     usual_order,
 )
 from cmfah_hf.data.images import decoding_off, decoding_on
+from cmfah_hf.data.parquet import read_footers, stream_parquet
 from cmfah_hf.errors import DataError
 
 DATA_VARIABLE = "CMFAH_DATA"
@@ -64,6 +67,7 @@ def load_image_text(
     text_column: str | None = None,
     labels_column: str | None = None,
     id_column: str | bool | None = None,
+    pictures: bool = True,
     **load_dataset_kwargs: Any,
 ) -> Loaded:
     """Load pairs of picture and text, wherever they are, with the same columns.
@@ -85,12 +89,15 @@ def load_image_text(
         text_column: The column of texts, where it is not `text`, `caption`, `tags`, ...
         labels_column: The column of labels, where it is not `labels`, `label`, `category`, ...
         id_column: The column of ids, where it is not `id`; `False` ignores a column `id` that does not tell rows apart.
+        pictures: Whether a stream has its column `image`. Without, the texts of Parquet are read and the pictures are
+            not; the rows and their order are the same.
         **load_dataset_kwargs: For `datasets.load_dataset`, such as `revision`, `token`, `name` or `cache_dir`.
 
     Returns:
         A dictionary of splits, or the one split asked for, with the columns
         - `id` (string, unique within the split): the id column, else the picture's file name below the split's
-          folder, else the row number, which counts from 0 anew in each worker that shares a stream;
+          folder, else the row number; of streams from the Hub that are not Parquet and come in several files, a digest
+          of text and picture in the place of the row number, which a stream cannot know;
         - `image` (`datasets.Image`, decoded to Pillow pictures on access);
         - `text` (string; a list is joined with spaces, nothing becomes the empty string);
         - `labels` (list of strings, empty where a row has none), unless the source has no labels at all;
@@ -99,23 +106,56 @@ def load_image_text(
     Raises:
         DataError: In one line: what is missing or wrong, in which file and line, and what to do. Metadata files are
             checked whole before any picture is opened. Ids of Parquet and Hub data are checked for repetition only
-            where the data set is not streamed.
+            where the data set is not streamed (a training run on a stream checks them in its first pass).
     """
-    given = os.fspath(path_or_hub_id)
+    if not (pictures or streaming):
+        raise DataError("Only a stream can be loaded without its pictures; a data set reads none until it is asked.")
+    loaded = _load(
+        os.fspath(path_or_hub_id),
+        split,
+        streaming,
+        image_column,
+        {"text": text_column, "labels": labels_column, "id": id_column},
+        pictures,
+        load_dataset_kwargs,
+    )
+    return loaded if pictures else _without_pictures(loaded)
+
+
+def _without_pictures(loaded: Loaded) -> Loaded:
+    if isinstance(loaded, dict):
+        return type(loaded)({name: _without_pictures(part) for name, part in loaded.items()})
+    return loaded.remove_columns("image") if "image" in loaded.column_names else loaded
+
+
+def _load(
+    given: str,
+    split: str | None,
+    streaming: bool,
+    image_column: str | None,
+    names: dict,
+    pictures: bool,
+    load_dataset_kwargs: dict[str, Any],
+) -> Loaded:
     if given == SCENES:
         from cmfah_hf.data.scenes import load_scenes
 
         return _take_split(_streamed(load_scenes(**load_dataset_kwargs), streaming), split, given)
 
-    names = {"text": text_column, "labels": labels_column, "id": id_column}
     if re.match(r"\w+://", given):
         if not given.partition("?")[0].endswith(".parquet"):
             raise DataError(f"{given}: of addresses, only those of Parquet files can be loaded; give one or a Hub id.")
         files = {"train": [given]}
-        return _load_parquet(files, given, split, streaming, {"image": image_column, **names}, load_dataset_kwargs)
+        return _load_parquet(
+            files, given, split, streaming, {"image": image_column, **names}, pictures, load_dataset_kwargs
+        )
     path = resolve_data_path(given)
     if not path.exists():
         _require_hub_id(given)
+        if streaming and (files := _guarded(partial(_hub_parquet, given, load_dataset_kwargs), given, is_hub=True)):
+            kwargs = {name: value for name, value in load_dataset_kwargs.items() if name == "token"}
+            names = {"image": image_column, **names}
+            return _load_parquet(files, given, split, True, names, pictures, kwargs, is_hub=True)
         load = partial(datasets.load_dataset, given, split=split, streaming=streaming, **load_dataset_kwargs)
         return _uniform(_guarded(load, given, is_hub=True), given, {"image": image_column, **names}, is_hub=True)
     if path.is_file() and path.name in METADATA_NAMES:
@@ -133,7 +173,9 @@ def load_image_text(
         parquet = {"train": [str(path)]}
     else:
         raise DataError(f"{path}: neither a folder nor a Parquet file; give the folder that holds the metadata file.")
-    return _load_parquet(parquet, str(path), split, streaming, {"image": image_column, **names}, load_dataset_kwargs)
+    return _load_parquet(
+        parquet, str(path), split, streaming, {"image": image_column, **names}, pictures, load_dataset_kwargs
+    )
 
 
 def _load_folder(
@@ -172,10 +214,65 @@ def _parquet_splits(folder: Path) -> dict[str, list[str]]:
 
 
 def _load_parquet(
-    files: dict[str, list[str]], source: str, split: str | None, streaming: bool, names: dict, kwargs: dict
+    files: dict[str, list[str]],
+    source: str,
+    split: str | None,
+    streaming: bool,
+    names: dict,
+    pictures: bool,
+    kwargs: dict,
+    is_hub: bool = False,
 ) -> Loaded:
+    # A pattern, and what only `datasets` knows the meaning of, is left to it.
+    if streaming and not set(kwargs) - {"token", "cache_dir"} and "*" not in source:
+        if split is not None and split not in files:
+            raise _no_such_split(split, files, source)
+        wanted = files if split is None else {split: files[split]}
+        streams = {
+            name: _guarded(
+                partial(_stream_parquet, paths, f"{source}, split {name}", name, names, pictures, kwargs.get("token")),
+                source,
+                is_hub,
+            )
+            for name, paths in wanted.items()
+        }
+        return datasets.IterableDatasetDict(streams) if split is None else streams[split]
     load = partial(datasets.load_dataset, "parquet", data_files=files, split=split, streaming=streaming, **kwargs)
     return _uniform(_guarded(load, source), source, names)
+
+
+def _stream_parquet(
+    files: list[str], source: str, split: str, names: dict, pictures: bool, token: str | bool | None
+) -> datasets.IterableDataset:
+    footers = read_footers(files, token)
+    if not footers.num_rows:
+        raise DataError(f"{source}: holds no rows.")
+    features = datasets.Features.from_arrow_schema(footers.schema)
+    columns, class_names = _find(features, source, names)
+    own = _own_features(columns)
+    own |= {columns.kept_as(name): features[name] for name in features if name not in columns.chosen}
+    return stream_parquet(
+        files,
+        footers,
+        columns,
+        features,
+        datasets.Features({name: own[name] for name in _in_order(own)}),
+        class_names,
+        partial(_name_below_split, split=split),
+        pictures,
+        split,
+        token,
+    )
+
+
+def _hub_parquet(given: str, kwargs: dict) -> dict[str, list[str]] | None:
+    """The addresses of a data set's Parquet files on the Hub by split; None if it is kept otherwise."""
+    if set(kwargs) - {"name", "revision", "token", "cache_dir", "data_dir", "data_files"}:
+        return None
+    builder = datasets.load_dataset_builder(given, **kwargs)
+    if not isinstance(builder, Parquet):
+        return None
+    return {str(name): [str(file) for file in files] for name, files in builder.config.data_files.items()}
 
 
 def _require_hub_id(given: str) -> None:
@@ -264,7 +361,7 @@ def _uniform_table(dataset: datasets.Dataset, source: str, names: dict) -> datas
     """The uniform columns of a map-style data set; the column of pictures is not rewritten."""
     if len(dataset) == 0:
         raise DataError(f"{source}: holds no rows.")
-    columns, class_names = _find(dataset, source, names)
+    columns, class_names = _find(dataset.features, source, names)
     dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
     # Pictures in the table itself are not read to find their names: those have none that is sure to be unique.
     by_path = columns.id is None and (dataset[0][columns.image] or {"bytes": b""})["bytes"] is None
@@ -289,10 +386,18 @@ def _uniform_stream(
     if dataset.features is None:
         # Only the first rows can tell; `datasets` itself does this where it needs the columns of a stream.
         dataset = _guarded(dataset._resolve_features, source)
-    columns, class_names = _find(dataset, source, names)
+    columns, class_names = _find(dataset.features, source, names)
     others = [name for name in dataset.column_names if name not in columns.chosen]
     features = _own_features(columns) | {columns.kept_as(name): dataset.features[name] for name in others}
-    row_of = partial(_uniform_row, columns=columns, class_names=class_names, split=_split_name(dataset), others=others)
+    row_of = partial(
+        _uniform_row,
+        columns=columns,
+        class_names=class_names,
+        split=_split_name(dataset),
+        others=others,
+        # Each shard is read by itself, so rows are numbered from 0 in every one.
+        is_numbered=dataset.num_shards == 1,
+    )
     stream = decoding_off(dataset).map(row_of, with_indices=True, remove_columns=dataset.column_names)
     stream = decoding_on(stream, datasets.Features({name: features[name] for name in _in_order(features)}))
     # Single pictures come over the network one request each, so threads fetch ahead, as `load_dataset` has it too.
@@ -304,9 +409,8 @@ def _split_name(dataset: Any) -> str:
     return str(dataset.split or "").partition("[")[0]
 
 
-def _find(dataset: Any, source: str, names: dict) -> tuple[ColumnNames, list[str] | None]:
+def _find(features: datasets.Features, source: str, names: dict) -> tuple[ColumnNames, list[str] | None]:
     """The columns of a data set, and the class names if its labels are numbers of classes."""
-    features = dataset.features
     pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     columns = find_columns(features, source, image_columns=pictures, **names)
     feature = features.get(columns.labels)
@@ -329,6 +433,7 @@ def _uniform_row(
     split: str,
     others: Sequence[str] = (),
     with_image: bool = True,
+    is_numbered: bool = True,
 ) -> dict[str, Any]:
     image = example.get(columns.image)
     if image is not None and not isinstance(image, dict):
@@ -339,7 +444,7 @@ def _uniform_row(
     elif columns.id is None and image is not None and image["bytes"] is None and image["path"]:
         uniform = {"id": _name_below_split(image["path"], split)}
     else:
-        uniform = {"id": str(row)}
+        uniform = {"id": str(row) if is_numbered else _digest(example[columns.text], image)}
     try:
         uniform["text"] = text_of(example[columns.text])
         if columns.labels is not None:
@@ -349,6 +454,13 @@ def _uniform_row(
     if with_image:
         uniform["image"] = image
     return uniform | {columns.kept_as(name): example[name] for name in others}
+
+
+def _digest(text: Any, image: dict[str, Any] | None) -> str:
+    """What tells pairs apart that have neither id nor number, also in whichever worker they are read."""
+    image = image or {"path": None, "bytes": None}
+    content = image["bytes"] if image["bytes"] is not None else str(image["path"]).encode()
+    return hashlib.blake2b(f"{text!r} ".encode("utf-8", "surrogatepass") + content, digest_size=16).hexdigest()
 
 
 def _name_below_split(path: str, split: str) -> str:

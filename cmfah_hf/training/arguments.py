@@ -67,6 +67,13 @@ class DataArguments:
         default=False, metadata={"help": "Keep the regions of mirrored training pictures too, and train on either."}
     )
     expand: bool = field(default=True, metadata={"help": "Expand texts over the image-word graph, [graph]."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the pairs as a stream, for data larger than memory or disk. Pictures pass once or in every "
+            "epoch (keep_regions), texts and labels are read in one pass before."
+        },
+    )
     walk_length: int = field(default=5, metadata={"help": "Length of a walk on the image-word graph, an odd number."})
     top_k: int = field(default=10, metadata={"help": "Most words that the expansion adds to a text."})
     min_probability: float = field(default=0.01, metadata={"help": "Least expected share of a walk for an added word."})
@@ -110,6 +117,10 @@ class CMFAHTrainingArguments(TrainingArguments):
         default="epoch",
         metadata={"help": "When B of [algorithm-1] is made anew: after each 'epoch', or for each 'batch'."},
     )
+    shuffle_buffer: int = field(
+        default=1000,
+        metadata={"help": "Pairs of a stream that are shuffled together, beside the order of its shards. 0: neither."},
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better model. None: never."}
     )
@@ -145,3 +156,5 @@ class CMFAHTrainingArguments(TrainingArguments):
             raise ValueError("ddp_find_unused_parameters would take the label layer for unused; leave it off.")
         if self.codes_update not in ("epoch", "batch"):
             raise ValueError(f"codes_update is {self.codes_update!r}; choose 'epoch' or 'batch'.")
+        if self.shuffle_buffer < 0:
+            raise ValueError(f"shuffle_buffer is {self.shuffle_buffer}; give a number of pairs, or 0.")

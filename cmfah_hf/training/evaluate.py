@@ -4,12 +4,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from cmfah_hf.data import drop_unreadable, load_image_text
 from cmfah_hf.data.collator import PairCollator
+from cmfah_hf.data.streams import PairStream
 from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.evaluation.pointing import pointing_game
@@ -20,7 +22,6 @@ from cmfah_hf.training.region_cache import keep_regions
 PROTOCOLS = ("single", "paired")
 
 
-@torch.inference_mode()
 def encode_pairs(
     model: CMFAHModel,
     processor: CMFAHProcessor,
@@ -43,11 +44,28 @@ def encode_pairs(
     Raises:
         QueryError: If there is no such protocol.
     """
+    return _encode(model, processor, pairs, text_column, protocol, batch_size)[:2]
+
+
+@torch.inference_mode()
+def _encode(
+    model: CMFAHModel, processor: CMFAHProcessor, pairs: Any, text_column: str, protocol: str, batch_size: int = 64
+) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
+    """As `encode_pairs`, with the labels of the same rows, so that a stream is read once."""
     _check_protocol(protocol)
     was_training = model.training
     model.eval()
-    image_hashes, text_hashes = [], []
-    for batch in DataLoader(pairs, batch_size=batch_size, collate_fn=PairCollator(processor, None, text_column)):
+    image_hashes, text_hashes, labels = [], [], []
+    collator = PairCollator(processor, None, text_column)
+    # Decoded by `datasets`, a picture that cannot be read would end the stream; by the stream's own reading it is left
+    # out.
+    pairs = PairStream(pairs) if isinstance(pairs, datasets.IterableDataset) else pairs
+
+    def collate(rows):
+        labels.extend(list(row.get("labels") or ()) for row in rows)
+        return collator(rows)
+
+    for batch in DataLoader(pairs, batch_size=batch_size, collate_fn=collate):
         batch = {name: values.to(model.device) for name, values in batch.items() if name != "row"}
         if protocol == "single":
             image_hash = model.get_image_hash(batch.get("pixel_values"), batch.get("region_features"))
@@ -58,7 +76,9 @@ def encode_pairs(
         image_hashes.append(image_hash.float().cpu().numpy())
         text_hashes.append(text_hash.float().cpu().numpy())
     model.train(was_training)
-    return np.concatenate(image_hashes), np.concatenate(text_hashes)
+    if not labels:
+        raise QueryError("There is no pair to encode; give some.")
+    return np.concatenate(image_hashes), np.concatenate(text_hashes), labels
 
 
 def _check_protocol(protocol: str) -> None:
@@ -97,11 +117,9 @@ def evaluate_pairs(
                 f"The {name} have no labels, and without them nothing is relevant to anything; add labels."
             )
     evaluator = evaluator or RetrievalEvaluator()
-    hashes = [
-        *encode_pairs(model, processor, queries, text_column, protocol),
-        *encode_pairs(model, processor, database, text_column, protocol),
-    ]
-    labels = [list(pairs["labels"]) for pairs in (queries, database)]
+    encoded = [_encode(model, processor, pairs, text_column, protocol) for pairs in (queries, database)]
+    hashes = [values for image_hash, text_hash, _ in encoded for values in (image_hash, text_hash)]
+    labels = [own for _, _, own in encoded]
     if plots is not None:
         from cmfah_hf.evaluation.plots import plot_precision_at_k, plot_precision_recall
 

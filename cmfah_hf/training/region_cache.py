@@ -18,6 +18,7 @@ import torch
 from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.errors import DataError, ImageError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.training.region_shards import keep_streamed_regions
 
 logger = logging.getLogger(__name__)
 
@@ -79,32 +80,40 @@ class RegionExtractor:
 
 
 def keep_regions(
-    dataset: datasets.Dataset,
+    dataset: datasets.Dataset | datasets.IterableDataset,
     image_model: CMFAHImageModel,
     processor: CMFAHProcessor,
     mirrored: bool = False,
     batch_size: int = 16,
-) -> datasets.Dataset:
+    num_processes: int = 1,
+    process_index: int = 0,
+) -> datasets.Dataset | datasets.IterableDataset:
     """The data set with the columns `region_features` (and `region_features_mirrored`), without unreadable rows.
 
     They are kept in the cache of `datasets`: a second call with the same pictures, backbone and preparation, in this
     process or a later one, reads them from there. 49 regions of 512 channels take 50 kB a picture.
 
+    A stream is read once, and its regions are kept in files that stream in their turn, without its pictures: larger
+    than memory, but not than the disk. If that pass breaks off, the next call goes on from there.
+
     Args:
-        dataset: A map-style data set with a column `image`.
+        dataset: A data set or stream with a column `image`.
         image_model: The image tower with its backbone's weights.
         processor: The model's processor.
         mirrored: Whether to keep the regions of the mirror images too.
         batch_size: Pictures that pass the backbone at once.
+        num_processes, process_index: Of a stream: how many processes share its shards, and which of them this is.
 
     Raises:
         DataError: If not one picture can be read.
     """
     extractor = RegionExtractor(image_model, processor, mirrored)
-    raw = decoding_off(dataset)
     size = processor.image_processor.size
     num_regions, channels = extractor.regions(torch.zeros(1, 3, size["height"], size["width"])).shape[1:]
     columns = {name: datasets.Array2D((num_regions, channels), "float16") for name in _region_columns(mirrored)}
+    if isinstance(dataset, datasets.IterableDataset):
+        return keep_streamed_regions(dataset, extractor, columns, batch_size, num_processes, process_index)
+    raw = decoding_off(dataset)
     added = datasets.Features({**raw.features, **columns, "readable": datasets.Value("bool")})
     fingerprint = hashlib.sha256(f"{dataset._fingerprint} {extractor.fingerprint()}".encode()).hexdigest()[:32]
     file = None

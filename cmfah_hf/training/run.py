@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import TrainerCallback, set_seed
 
 from cmfah_hf.data import collect_classes, load_image_text, resolve_data_path, train_validation_split
 from cmfah_hf.data.images import drop_unreadable
+from cmfah_hf.data.streams import PairStream, split_stream
 from cmfah_hf.errors import DataError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
 from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHModel, CMFAHProcessor
@@ -23,6 +24,7 @@ from cmfah_hf.training.backbone import load_backbone_weights
 from cmfah_hf.training.configuration import Run
 from cmfah_hf.training.evaluate import evaluate_pairs
 from cmfah_hf.training.region_cache import keep_regions
+from cmfah_hf.training.streaming import SpooledTexts, count_streams, open_streams, stream_regions
 from cmfah_hf.training.trainer import CMFAHTrainer, without_augmentation
 
 logger = logging.getLogger(__name__)
@@ -52,16 +54,22 @@ def train(run: Run) -> dict[str, Any]:
     local = args.save_on_each_node
     if not args.should_save:  # a warning is said once
         logging.getLogger("cmfah_hf").setLevel(logging.ERROR)
-    with args.main_process_first(local=local, desc="pictures"):
-        loaded, backbone = _load(run)
-        splits = _cut(data, loaded)
-    classes = collect_classes(splits["train"])
+        logging.getLogger("cmfah_hf.data.streams").setLevel(logging.WARNING)  # of pictures that no other one reads
+    if data.streaming:
+        splits, all_pairs, classes, texts, backbone = _stream(run, output)
+    else:
+        with args.main_process_first(local=local, desc="pictures"):
+            loaded, backbone = _load(run)
+            splits = _cut(data, loaded)
+        classes, texts = collect_classes(splits["train"]), splits["train"]
     text_column = "text"
     with args.main_process_first(local=local, desc="words"):
-        expander, embedding = _fit_words(run, splits["train"], output)
+        expander, embedding = _fit_words(run, texts, output)
         if expander is not None:
             text_column = expander.output_column
             splits = {name: pairs.map(expander, batched=True, desc="Expansion") for name, pairs in splits.items()}
+            if data.streaming:
+                all_pairs = all_pairs.map(expander, batched=True)
     model, processor = _build(run, classes, embedding, backbone)
 
     def trainer_of(model: CMFAHForPreTraining, args: CMFAHTrainingArguments, pairs: datasets.Dataset, **kwargs: Any):
@@ -73,7 +81,8 @@ def train(run: Run) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_state()
     best, epoch = trainer.state.best_metric, _best_epoch(trainer)
-    all_pairs = datasets.concatenate_datasets([splits["train"], splits["validation"]])
+    if not data.streaming:
+        all_pairs = datasets.concatenate_datasets([splits["train"], splits["validation"]])
     if data.refit:
         set_seed(args.seed)
         model, processor = _build(run, classes, embedding, backbone)
@@ -145,16 +154,40 @@ def _load(run: Run) -> tuple[dict[str, datasets.Dataset], torch.nn.Module | None
     loaded = {name: pairs for name, pairs in loaded.items() if name in wanted}
     if not (config.freeze_backbone and data.keep_regions):
         return {name: drop_unreadable(pairs) for name, pairs in loaded.items()}, None
-    image_model = CMFAHImageModel(config).to(run.training.device)
-    if weights := _backbone_weights(data, config):
-        load_backbone_weights(image_model, weights)
-    processor = CMFAHProcessor.from_vocabulary(config, [], data.image_mean, data.image_std)
+    image_model, processor = _region_tower(run, config)
     mirrored = {data.train_split, data.validation_split} if data.mirror else set()
     splits = {
         name: keep_regions(pairs, image_model, processor, name in mirrored).remove_columns("image")
         for name, pairs in loaded.items()
     }
     return splits, image_model.embeddings.backbone
+
+
+def _region_tower(run: Run, config: CMFAHConfig) -> tuple[CMFAHImageModel, CMFAHProcessor]:
+    """What makes regions of pictures: a tower with the backbone's weights, and the pictures' preparation."""
+    image_model = CMFAHImageModel(config).to(run.training.device)
+    if weights := _backbone_weights(run.data, config):
+        load_backbone_weights(image_model, weights)
+    return image_model, CMFAHProcessor.from_vocabulary(config, [], run.data.image_mean, run.data.image_std)
+
+
+def _stream(
+    run: Run, output: Path
+) -> tuple[dict[str, PairStream], PairStream, list[str], SpooledTexts, torch.nn.Module | None]:
+    """As `_load` and `_cut`, of streams: the splits, all pairs, the classes, the training texts, and the backbone."""
+    data, config = run.data, CMFAHConfig(**run.model)
+    loaded = open_streams(data)
+    _check(data, loaded)
+    backbone = None
+    if config.freeze_backbone and data.keep_regions:
+        image_model, processor = _region_tower(run, config)
+        wanted = {data.train_split, data.validation_split, data.query_split, data.database_split}
+        streams = {name: pairs for name, pairs in loaded.items() if name in wanted}
+        loaded = {**loaded, **stream_regions(run, streams, image_model, processor)}
+        backbone = image_model.embeddings.backbone
+    whole = None if data.validation_split is not None else loaded[data.train_split]
+    splits = _cut(data, loaded, split_stream)
+    return *count_streams(run, splits, whole, backbone is not None, output), backbone
 
 
 def _check(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> None:
@@ -168,13 +201,15 @@ def _check(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> None:
         )
 
 
-def _cut(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
+def _cut(
+    data: DataArguments, loaded: Mapping[str, datasets.Dataset], divide: Callable = train_validation_split
+) -> dict[str, datasets.Dataset]:
     """The splits by their part in the run: `train`, `validation`, and where there are such `query` and `database`."""
     splits = {"train": loaded[data.train_split]}
     if data.validation_split is not None:
         splits["validation"] = loaded[data.validation_split]
     else:
-        splits["train"], splits["validation"] = train_validation_split(
+        splits["train"], splits["validation"] = divide(
             splits["train"], data.validation_fraction, seed=data.validation_seed
         )
     if data.query_split in loaded:

@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, get_sc
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
 
 from cmfah_hf.data.collator import PairCollator
+from cmfah_hf.data.streams import PairStream, StreamPart
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.models import CMFAHForPreTraining, CMFAHProcessor
 from cmfah_hf.models.losses import sign
@@ -24,6 +25,13 @@ from cmfah_hf.training.processes import (
     broadcast_from_main,
     gather_batch,
     share_batches,
+)
+from cmfah_hf.training.stream_loaders import (
+    StreamPlaceCallback,
+    as_stream,
+    as_training_stream,
+    predict_stream,
+    stream_loader,
 )
 
 logger = logging.getLogger(__name__)
@@ -39,6 +47,8 @@ AUGMENTING_COLUMN = "region_features_mirrored"
 
 def without_augmentation(pairs):
     """A data set without the column that holds its pictures' mirror images, for whoever measures and does not train."""
+    if isinstance(pairs, PairStream):  # in evaluation it gives none
+        return pairs
     if not hasattr(pairs, "column_names"):
         return _Rows(pairs, augmented=False) if has_length(pairs) and not isinstance(pairs, Mapping) else pairs
     return pairs.remove_columns(AUGMENTING_COLUMN) if AUGMENTING_COLUMN in (pairs.column_names or ()) else pairs
@@ -77,7 +87,8 @@ class CMFAHTrainer(Trainer):
         model: The towers with what trains them.
         args: A `CMFAHTrainingArguments`.
         train_dataset: Rows as `PairCollator` reads them: a data set, map-style or a stream, of `datasets` or of torch,
-            or a list.
+            or a list. The rows of a stream of `datasets` are counted first, unless `max_steps` is given; a
+            `PairStream` may bring its counts.
         eval_dataset: The validation pairs. Never the test queries.
         processing_class: The model's `CMFAHProcessor`, saved with it.
         text_column: The column that the texts are read from.
@@ -103,7 +114,10 @@ class CMFAHTrainer(Trainer):
         if data_collator is None:
             classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
             data_collator = PairCollator(processing_class, classes, text_column)
+        train_dataset = as_training_stream(train_dataset, args)
+        eval_dataset, database = as_stream(eval_dataset), as_stream(database)
         self.learns_by_row = args.codes_update == "epoch" and train_dataset is not None and has_length(train_dataset)
+        self.learns_by_row = self.learns_by_row and not isinstance(train_dataset, PairStream)
         if self.learns_by_row and not hasattr(train_dataset, "column_names"):
             train_dataset = _Rows(train_dataset, numbered=True)
         elif self.learns_by_row and "row" not in train_dataset.column_names:
@@ -132,6 +146,7 @@ class CMFAHTrainer(Trainer):
         self._discriminators.requires_grad_(False)
         self._make_model_fit_for_processes()
         self.add_callback(_CodesCallback(self))
+        self.add_callback(StreamPlaceCallback())
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
@@ -198,15 +213,23 @@ class CMFAHTrainer(Trainer):
 
     def get_train_dataloader(self):
         """As the parent's; of several processes each gets its share of every batch, the last one of an epoch too."""
+        if isinstance(self.train_dataset, PairStream):
+            return stream_loader(self, self.train_dataset, training=True)
         return share_batches(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset=None):
         """As the parent's, but to the last pair, also with `dataloader_drop_last`: each is a query."""
+        chosen = as_stream(self.eval_dataset if eval_dataset is None else eval_dataset)
+        if isinstance(chosen, PairStream):
+            return stream_loader(self, chosen, training=False)
         with self._every_pair():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset):
         """As the parent's, but to the last pair, also with `dataloader_drop_last`: each has a code and is searched."""
+        test_dataset = as_stream(test_dataset)
+        if isinstance(test_dataset, PairStream):
+            return stream_loader(self, test_dataset, training=False)
         with self._every_pair():
             return super().get_test_dataloader(test_dataset)
 
@@ -323,12 +346,10 @@ class CMFAHTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """As the parent's, and in an evaluation the MAP of both directions against the database."""
-        output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
+        output = self._predictions(dataloader, description, ignore_keys, metric_key_prefix)
         if description == "Evaluation":
             database = self.plain_train_dataset if self.database is None else self.database
-            found = super().evaluation_loop(
-                self.get_test_dataloader(database), "Database", False, ignore_keys, "database"
-            )
+            found = self._predictions(self.get_test_dataloader(database), "Database", ignore_keys, "database")
             names = ("hamming/i2t/map", "hamming/t2i/map", "random/map")
             figures = None
             if self.is_world_process_zero():
@@ -341,6 +362,12 @@ class CMFAHTrainer(Trainer):
             maps = {"map": (i2t + t2i) / 2, "map_i2t": i2t, "map_t2i": t2i, "map_random": random}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in maps.items()})
         return output
+
+    def _predictions(self, dataloader, description: str, ignore_keys, prefix: str) -> EvalLoopOutput:
+        if not isinstance(dataloader.dataset, StreamPart):
+            return super().evaluation_loop(dataloader, description, False, ignore_keys, prefix)
+        self.model.eval()
+        return predict_stream(self, dataloader, lambda inputs: self.prediction_step(self.model, inputs, False)[1:])
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         super()._save(output_dir, state_dict)

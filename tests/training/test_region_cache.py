@@ -213,3 +213,89 @@ def test_they_are_found_again_in_a_new_process(tower, processor, tmp_path, envir
     )
     assert process.returncode == 0, process.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), kept[:]["region_features"])
+
+
+def stream_of(contents: list[bytes], shards: int) -> datasets.IterableDataset:
+    return picture_pairs(contents).to_iterable_dataset(shards)
+
+
+def test_regions_of_a_stream_are_those_of_the_data_set(tower, processor, count_calls, caplog):
+    contents = [png(i) for i in range(60, 67)]
+    contents[3] = contents[3][:500]
+    expected = keep_regions(picture_pairs(contents), tower, processor, mirrored=True)
+    count_calls.clear()
+    kept = keep_regions(stream_of(contents, 3), tower, processor, mirrored=True, batch_size=2)
+    assert isinstance(kept, datasets.IterableDataset)
+    assert kept.features["region_features"] == datasets.Array2D((16, 16), "float16")
+    assert kept.column_names == ["id", "text", "region_features", "region_features_mirrored"]
+    assert "Left out 1 of 7 pictures" in caplog.text
+    rows = list(kept.with_format("numpy"))
+    assert [row["id"] for row in rows] == expected["id"][:]
+    for name in ("region_features", "region_features_mirrored"):
+        found = np.stack([row[name] for row in rows])
+        # In batches of another size a convolution may round differently.
+        np.testing.assert_allclose(found, expected[:][name], rtol=2e-3, atol=1e-5)
+    calls = len(count_calls)
+    again = keep_regions(stream_of(contents, 3), tower, processor, mirrored=True)
+    assert len(count_calls) == calls > 0
+    np.testing.assert_array_equal(next(iter(again.with_format("numpy")))["region_features"], rows[0]["region_features"])
+
+
+def test_regions_of_a_stream_go_on_where_they_broke_off(tower, processor, monkeypatch, count_calls):
+    from cmfah_hf.training import region_shards
+
+    monkeypatch.setattr(region_shards, "_PIECE", 4)
+    contents = [png(i) for i in range(70, 90)]
+    extract, seen = RegionExtractor.__call__, []
+
+    def breaking(self, batch):
+        if "im15" in batch["id"] and "broken" not in seen:
+            seen.append("broken")
+            raise KeyboardInterrupt
+        seen.extend(batch["id"])
+        return extract(self, batch)
+
+    monkeypatch.setattr(RegionExtractor, "__call__", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        keep_regions(stream_of(contents, 2), tower, processor, batch_size=2)
+    before = seen.index("broken")
+    kept = keep_regions(stream_of(contents, 2), tower, processor, batch_size=2)
+    # Two shards of 10 rows, in pieces of 4, 4 and 2: of the second shard one piece was whole.
+    assert seen[before + 1] == "im14"
+    expected = keep_regions(picture_pairs(contents), tower, processor, batch_size=2)
+    rows = list(kept.with_format("numpy"))
+    assert [row["id"] for row in rows] == [f"im{i}" for i in range(20)]
+    np.testing.assert_array_equal(np.stack([row["region_features"] for row in rows]), expected[:]["region_features"])
+
+
+def test_processes_share_the_shards_of_a_stream(tower, processor, count_calls):
+    import threading
+
+    contents = [png(i) for i in range(90, 96)]
+    kept = [None, None]
+
+    def run(index):
+        kept[index] = keep_regions(stream_of(contents, 3), tower, processor, num_processes=2, process_index=index)
+
+    threads = [threading.Thread(target=run, args=[index]) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sum(count_calls) == 6
+    for part in kept:
+        assert [row["id"] for row in part] == [f"im{i}" for i in range(6)]
+
+
+def test_a_stream_without_one_readable_picture_is_an_error(tower, processor):
+    with pytest.raises(DataError, match=r"^None of the 3 pictures can be read"):
+        keep_regions(stream_of([b"no", b"neither", b"nor this"], 2), tower, processor)
+
+
+def test_the_extractor_is_a_stage_of_a_stream(tower, processor):
+    contents = [png(i) for i in range(3)]
+    raw = stream_of(contents, 2).decode(False)
+    rows = list(raw.map(RegionExtractor(tower, processor), batched=True, batch_size=3, remove_columns=["image"]))
+    expected = keep_regions(picture_pairs(contents), tower, processor)[:]["region_features"]
+    np.testing.assert_array_equal(np.stack([row["region_features"] for row in rows]), expected)
+    assert all(row["readable"] for row in rows)

@@ -1,0 +1,238 @@
+"""The data of a run that streams: its splits as streams, and what has to be known of them before the first step."""
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate.utils import broadcast_object_list
+
+from cmfah_hf.data import load_image_text
+from cmfah_hf.data.images import decoding_off
+from cmfah_hf.data.streams import PairStream, is_arrow, read_shard, split_stream, stream_fingerprint
+from cmfah_hf.errors import DataError
+from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.training.arguments import DataArguments
+from cmfah_hf.training.configuration import Run
+from cmfah_hf.training.region_cache import keep_regions
+
+NOTES_NAME = "stream.json"
+TEXTS_NAME = "stream-texts.parquet"
+# Files over which the ids are spread to be compared, each small enough to be sorted in memory.
+_ID_FILES = 64
+_ID_BYTES = 16
+_TEXT_ROWS = 10_000
+
+logger = logging.getLogger(__name__)
+
+Streams = dict[str, datasets.IterableDataset]
+
+
+@dataclass
+class StreamNotes:
+    """What one pass over the ids, texts and labels of a stream found out; `counts` are the rows of each shard."""
+
+    fingerprint: str
+    counts: list[int]
+    classes: list[str]
+
+
+class SpooledTexts:
+    """The texts of a file that `read_notes` wrote, in their order, as often as they are asked for."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __iter__(self) -> Iterator[str]:
+        with pq.ParquetFile(self.path) as file:
+            for batch in file.iter_batches(_TEXT_ROWS):
+                yield from batch.column(0).to_pylist()
+
+
+def open_streams(data: DataArguments, pictures: bool = True) -> Streams:
+    """The splits as streams; without pictures, the same rows and shards."""
+    return load_image_text(
+        data.dataset,
+        streaming=True,
+        image_column=data.image_column,
+        text_column=data.text_column,
+        labels_column=data.labels_column,
+        pictures=pictures,
+    )
+
+
+def stream_regions(run: Run, loaded: Streams, image_model: CMFAHImageModel, processor: CMFAHProcessor) -> Streams:
+    """The splits with their regions in the place of their pictures; all processes compute them together."""
+    mirrored = {run.data.train_split, run.data.validation_split} if run.data.mirror else set()
+    processes = {"num_processes": run.training.world_size, "process_index": run.training.process_index}
+    return {
+        name: keep_regions(part, image_model, processor, name in mirrored, **processes) for name, part in loaded.items()
+    }
+
+
+def count_streams(
+    run: Run, splits: Streams, whole: datasets.IterableDataset | None, has_regions: bool, output: Path
+) -> tuple[dict[str, PairStream], PairStream, list[str], SpooledTexts]:
+    """The streams that a run trains on and evaluates, from one pass over what stands beside the pictures.
+
+    Of Parquet that pass reads nothing else. The main process makes it and tells the others; it is not repeated when a
+    run goes on.
+
+    Args:
+        run: The run.
+        splits: `train`, `validation`, and where there are such `query` and `database`.
+        whole: What train and validation were cut from; None if each is a split of its own.
+        has_regions: Whether regions stand in the place of the pictures.
+        output: The run's folder.
+
+    Returns:
+        The splits, the pairs of training and validation together, the classes, and the training texts.
+
+    Raises:
+        DataError: If an id stands twice, or no row has a label.
+    """
+    data, args = run.data, run.training
+    narrow = splits
+    if not has_regions:
+        loaded = open_streams(data, pictures=False)
+        if whole is not None:
+            train, validation = split_stream(loaded[data.train_split], data.validation_fraction, data.validation_seed)
+        else:
+            train, validation = loaded[data.train_split], loaded[data.validation_split]
+        narrow = {"train": train, "validation": validation}
+    found: list[dict[str, StreamNotes]] = [{}]
+    if args.process_index == 0:
+        found = [_notes(narrow, bool(args.resume_from_checkpoint), data.dataset, output)]
+    if args.world_size > 1:
+        broadcast_object_list(found)
+    notes = found[0]
+    if not notes["train"].classes:
+        raise DataError(f"{data.dataset}: no row has a label; add labels to the data.")
+    seed = args.seed if args.data_seed is None else args.data_seed
+    streams = {name: PairStream(part) for name, part in splits.items()}
+    for name, own in notes.items():
+        if not sum(own.counts):
+            raise DataError(f"{data.dataset}: no row is left for {name}; take more data or another part.")
+        streams[name] = PairStream(splits[name], own.counts, args.shuffle_buffer, seed)
+    if whole is None:
+        all_pairs = streams["train"].followed_by(streams["validation"])
+    else:  # so that the refit reads every file once
+        counts = np.add(notes["train"].counts, notes["validation"].counts)
+        all_pairs = PairStream(whole, counts.tolist(), args.shuffle_buffer, seed)
+    return streams, all_pairs, notes["train"].classes, SpooledTexts(output / TEXTS_NAME)
+
+
+def _notes(narrow: Streams, is_resumed: bool, source: str, output: Path) -> dict[str, StreamNotes]:
+    """The notes of train and validation: those of an earlier run that this one goes on, or new ones."""
+    path = output / NOTES_NAME
+    names = {name: stream_fingerprint(narrow[name]) for name in ("train", "validation")}
+    if is_resumed and path.is_file():
+        kept = {name: StreamNotes(**own) for name, own in json.loads(path.read_text(encoding="utf-8")).items()}
+        if {name: own.fingerprint for name, own in kept.items()} == names:
+            return kept
+        logger.warning("%s has changed since the run that is resumed; its rows are counted anew.", source)
+    notes = {
+        name: read_notes(narrow[name], source, output / TEXTS_NAME if name == "train" else None)
+        for name in ("train", "validation")
+    }
+    content = {name: asdict(own) for name, own in notes.items()}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return notes
+
+
+def read_notes(dataset: datasets.IterableDataset, source: str, texts: Path | None = None) -> StreamNotes:
+    """Reads the ids, texts and labels of a stream once; neither is held in memory.
+
+    Args:
+        dataset: The stream; it is quicker without its pictures.
+        source: What to call it in an error.
+        texts: A Parquet file to write the texts to.
+
+    Raises:
+        DataError: If an id stands twice.
+    """
+    fingerprint = stream_fingerprint(dataset)
+    narrow = decoding_off(dataset)
+    if is_arrow(narrow):  # where no column needs a conversion to be left out
+        narrow = narrow.select_columns([name for name in ("id", "text", "labels") if name in narrow.column_names])
+    counts = [0] * narrow.num_shards
+    classes: dict[str, None] = {}
+    with tempfile.TemporaryDirectory(prefix="cmfah-ids-") as folder, _Writer(texts) as writer:
+        ids = _Ids(Path(folder))
+        for shard in range(narrow.num_shards):
+            rows = read_shard(narrow, shard)
+            while portion := list(islice(rows, _TEXT_ROWS)):
+                counts[shard] += len(portion)
+                classes |= dict.fromkeys(label for row in portion for label in row.get("labels") or ())
+                ids.add([row["id"] for row in portion])
+                writer.write([row["text"] for row in portion])
+        repeated = ids.repeated()
+    if repeated is not None:
+        ids = (row["id"] for shard in range(narrow.num_shards) for row in read_shard(narrow, shard))
+        name = next(name for name in ids if _digest(name) == repeated)
+        raise DataError(f"{source}: the id {name!r} stands twice; make the ids unique.")
+    return StreamNotes(fingerprint, counts, sorted(classes))
+
+
+class _Writer:
+    """Texts into a Parquet file that gets its name when it is complete; without a path, nowhere."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self.schema = pa.schema([("text", pa.string())])
+
+    def __enter__(self) -> "_Writer":
+        if self.path is not None:
+            self.unfinished = self.path.with_suffix(".unfinished")
+            self.writer = pq.ParquetWriter(self.unfinished, self.schema)
+        return self
+
+    def write(self, texts: list[str]) -> None:
+        if self.path is not None:
+            self.writer.write_table(pa.table({"text": pa.array(texts, pa.string())}, schema=self.schema))
+
+    def __exit__(self, kind, value, traceback) -> None:
+        if self.path is not None:
+            self.writer.close()
+            if kind is None:
+                self.unfinished.replace(self.path)
+
+
+class _Ids:
+    """Ids that are compared at the end: their digests, spread over files, so that one file's are held at a time."""
+
+    def __init__(self, folder: Path):
+        self.files = [folder / str(number) for number in range(_ID_FILES)]
+
+    def add(self, ids: list[str]) -> None:
+        parts: list[list[bytes]] = [[] for _ in self.files]
+        for name in ids:
+            digest = _digest(name)
+            parts[digest[0] % _ID_FILES].append(digest)
+        for file, digests in zip(self.files, parts, strict=True):
+            with file.open("ab") as opened:
+                opened.write(b"".join(digests))
+
+    def repeated(self) -> bytes | None:
+        """The digest of an id that came twice, or `None`."""
+        for file in self.files:
+            if not file.exists():
+                continue
+            numbers = np.fromfile(file, dtype=np.dtype([("high", ">u8"), ("low", ">u8")]))
+            numbers = numbers[np.lexsort((numbers["low"], numbers["high"]))]
+            twice = np.flatnonzero(numbers[1:] == numbers[:-1])
+            if len(twice):
+                return numbers[twice[0]].tobytes()
+        return None
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=_ID_BYTES).digest()
