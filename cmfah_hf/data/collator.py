@@ -1,5 +1,6 @@
 """From rows of a data set to the batch that a model reads."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ class PairCollator:
         texts = [str(row[self.text_column] if self.text_column in row else row["text"]) for row in rows]
         batch = dict(self.processor(text=texts, return_tensors="pt"))
         if "region_features" in rows[0]:
-            batch["region_features"] = torch.from_numpy(np.stack([_regions(row) for row in rows]))
+            batch["region_features"] = torch.from_numpy(np.stack(_regions(rows, texts)))
         else:
             pictures = [decode_image(row["image"], name=str(row.get("id", "")) or None) for row in rows]
             batch["pixel_values"] = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
@@ -45,7 +46,14 @@ class PairCollator:
         return batch
 
 
-def _regions(row: Mapping[str, Any]) -> np.ndarray:
-    if "region_features_mirrored" in row and torch.rand(()) < 0.5:
-        return row["region_features_mirrored"]
-    return row["region_features"]
+def _regions(rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[np.ndarray]:
+    if "region_features_mirrored" not in rows[0]:
+        return [row["region_features"] for row in rows]
+    # Drawn from who is in the batch, and in which order, and not from the process's generator: that one is ahead by the
+    # batches fetched beforehand, so that a training that is resumed within an epoch would draw anew.
+    names = "\n".join(str(row["id"]) if "id" in row else text for row, text in zip(rows, texts, strict=True))
+    mirrored = np.random.default_rng(zlib.crc32(names.encode())).random(len(rows)) < 0.5
+    return [
+        row["region_features_mirrored" if mirror else "region_features"]
+        for row, mirror in zip(rows, mirrored, strict=True)
+    ]

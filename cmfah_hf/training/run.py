@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,12 +15,20 @@ from transformers import TrainerCallback, set_seed
 
 from cmfah_hf.data import collect_classes, load_image_text, resolve_data_path, train_validation_split
 from cmfah_hf.data.images import drop_unreadable
-from cmfah_hf.errors import DataError
+from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
 from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHProcessor
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
 from cmfah_hf.training.arguments import CMFAHTrainingArguments, DataArguments
 from cmfah_hf.training.backbone import load_backbone_weights
+from cmfah_hf.training.checkpoints import (
+    begin_anew,
+    disk_errors,
+    find_checkpoint,
+    newest_checkpoint,
+    step_of,
+    wants_to_resume,
+)
 from cmfah_hf.training.configuration import Run
 from cmfah_hf.training.evaluate import evaluate_pairs
 from cmfah_hf.training.region_cache import keep_regions
@@ -28,6 +37,8 @@ from cmfah_hf.training.trainer import CMFAHTrainer, without_augmentation
 logger = logging.getLogger(__name__)
 
 METRICS_NAME = "metrics.json"
+REFIT_NAME = "refit"
+WORDS_STEMS = ("expander", "skip_gram")
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -36,24 +47,30 @@ def train(run: Run) -> dict[str, Any]:
     The validation pairs choose the epoch. With `refit` a second model is then trained from the start on all pairs, the
     validation pairs among them, to that epoch of the same schedule. The test queries are looked at once, at the end.
 
+    A run that was broken off goes on with `resume_from_checkpoint` (`find_checkpoint` says what it takes), in the refit
+    too, and ends as the unbroken one would have; the words that it had made are not made again.
+
     Returns:
         `validation`: the best MAP there, and its `epoch`; `query`: the figures of `RetrievalEvaluator`, where the data
         has a query split with labels; and what the run was (bits, seed, pairs). The same stands in `metrics.json`.
 
     Raises:
-        CMFAHError: If the data, the weights or a setting cannot be used.
+        CMFAHError: If the data, the weights, a setting or the checkpoint cannot be used, or the disk is full.
     """
     start = time.monotonic()
     args, data = run.training, run.data
     set_seed(args.seed)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, output)
+    if args.should_save and not wants_to_resume(args.resume_from_checkpoint):
+        begin_anew(output)
     with args.main_process_first(local=False, desc="pictures"):
         loaded, backbone = _load(run)
         splits = _cut(data, loaded)
     classes = collect_classes(splits["train"])
     with args.main_process_first(local=False, desc="words"):
-        expander, embedding = _fit_words(run, splits["train"], output)
+        expander, embedding = _words(run, splits["train"], output, checkpoint)
     text_column = "text"
     if expander is not None:
         text_column = expander.output_column
@@ -66,19 +83,21 @@ def train(run: Run) -> dict[str, Any]:
         )
 
     trainer = trainer_of(model, args, splits["train"])
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_state()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    with disk_errors(output, "the state of the training"):
+        trainer.save_state()
     best, epoch = trainer.state.best_metric, _best_epoch(trainer)
     all_pairs = datasets.concatenate_datasets([splits["train"], splits["validation"]])
     if data.refit:
+        # Checkpoints of a refit belong to this run only if nothing was left to do before it.
+        refit_goes_on = checkpoint is not None and trainer.state.global_step == step_of(checkpoint)
         set_seed(args.seed)
         model, processor = _build(run, classes, embedding, backbone)
-        final = replace(
-            args, output_dir=str(output / "refit"), eval_strategy="no", save_strategy="no", load_best_model_at_end=False
-        )
+        final = _refit_arguments(args, output / REFIT_NAME)
         trainer = trainer_of(model, final, all_pairs, callbacks=[_StopAfter(epoch)])
-        trainer.train()
-    trainer.save_model(str(output))
+        trainer.train(resume_from_checkpoint=newest_checkpoint(final.output_dir) if refit_goes_on else None)
+    with disk_errors(output, "the model"):
+        trainer.save_model(str(output))
     if not trainer.is_world_process_zero():
         return {}
     metrics: dict[str, Any] = {
@@ -102,8 +121,23 @@ def train(run: Run) -> dict[str, Any]:
             text_column,
             plots=output / "plots",
         )
-    (output / METRICS_NAME).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    with disk_errors(output, "the figures"):
+        (output / METRICS_NAME).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(output / REFIT_NAME, ignore_errors=True)  # all of it is in the model now
     return metrics
+
+
+def _refit_arguments(args: CMFAHTrainingArguments, folder: Path) -> CMFAHTrainingArguments:
+    """Those of the second model: it is not evaluated, and keeps the last checkpoint for going on after a break."""
+    return replace(
+        args,
+        output_dir=str(folder),
+        eval_strategy="no",
+        save_strategy="epoch" if args.save_strategy == "best" else args.save_strategy,
+        save_total_limit=1,
+        load_best_model_at_end=False,
+        early_stopping_patience=None,
+    )
 
 
 def _best_epoch(trainer: CMFAHTrainer) -> float:
@@ -119,6 +153,10 @@ class _StopAfter(TrainerCallback):
 
     def __init__(self, epochs: float):
         self.epochs = epochs
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.epoch is not None and state.epoch >= self.epochs:  # resumed from its last checkpoint
+            control.should_training_stop = True
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.epoch >= self.epochs:
@@ -182,34 +220,60 @@ def _cut(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> dict[st
     return splits
 
 
-def _fit_words(run: Run, pairs: datasets.Dataset, output: Path) -> tuple[GraphExpander | None, SkipGramEmbedding]:
-    """The word graph and the word vectors of the training texts; those of an earlier run where one is named."""
+def _words(
+    run: Run, pairs: datasets.Dataset, output: Path, checkpoint: Path | None
+) -> tuple[GraphExpander | None, SkipGramEmbedding]:
+    """The word graph and the word vectors: those of the run that goes on, else of the run that is named, else new."""
+    if wants_to_resume(run.training.resume_from_checkpoint):
+        for folder in (output, *([checkpoint.parent] if checkpoint is not None else [])):
+            try:
+                words = _load_words(run.data, folder)
+            except CheckpointError:  # broken off before they were written
+                continue
+            if folder != output:
+                _save_words(run, output, *words)
+            return words
+    words = _load_words(run.data, resolve_data_path(run.data.words_from)) if run.data.words_from else None
+    if run.training.should_save:
+        # None of an earlier run may be taken for this one's, should it break off in between.
+        for path in (output / f"{stem}{ending}" for stem in WORDS_STEMS for ending in (".json", ".safetensors")):
+            path.unlink(missing_ok=True)
+    words = words or _fit_words(run, pairs)
+    _save_words(run, output, *words)
+    return words
+
+
+def _load_words(data: DataArguments, folder: Path) -> tuple[GraphExpander | None, SkipGramEmbedding]:
+    return GraphExpander.load(folder) if data.expand else None, SkipGramEmbedding.load(folder)
+
+
+def _save_words(run: Run, output: Path, expander: GraphExpander | None, embedding: SkipGramEmbedding) -> None:
+    if not run.training.should_save:
+        return
+    with disk_errors(output, "the words"):
+        if expander is not None:
+            expander.save(output)
+        embedding.save(output)
+
+
+def _fit_words(run: Run, pairs: datasets.Dataset) -> tuple[GraphExpander | None, SkipGramEmbedding]:
+    """The word graph and the word vectors of the training texts."""
     data = run.data
-    source = data.words_from or (output if run.training.resume_from_checkpoint else None)
-    if source is not None:
-        folder = resolve_data_path(source)
-        expander = GraphExpander.load(folder) if data.expand else None
-        embedding = SkipGramEmbedding.load(folder)
-    else:
-        expander = None
-        corpus: Any = pairs
-        if data.expand:
-            expander = GraphExpander(
-                data.walk_length, top_k=data.top_k, min_probability=data.min_probability, seed=run.training.seed
-            ).fit(pairs)
-            corpus = expander.corpus(pairs, num_walks=data.word_walks)
-        embedding = SkipGramEmbedding(
-            run.model.get("word_dim", CMFAHConfig.word_dim),
-            epochs=data.word_epochs,
-            window=data.word_window,
-            seed=data.word_seed,
-            workers=data.word_workers,
-            min_count=data.word_min_count,
-        ).fit(corpus, extra_corpus=[resolve_data_path(path) for path in data.word_corpus] or None)
-    # Kept before the training starts: should that break off, they need not be made again.
-    if expander is not None:
-        expander.save(output)
-    embedding.save(output)
+    expander = None
+    corpus: Any = pairs
+    if data.expand:
+        expander = GraphExpander(
+            data.walk_length, top_k=data.top_k, min_probability=data.min_probability, seed=run.training.seed
+        ).fit(pairs)
+        corpus = expander.corpus(pairs, num_walks=data.word_walks)
+    embedding = SkipGramEmbedding(
+        run.model.get("word_dim", CMFAHConfig.word_dim),
+        epochs=data.word_epochs,
+        window=data.word_window,
+        seed=data.word_seed,
+        workers=data.word_workers,
+        min_count=data.word_min_count,
+    ).fit(corpus, extra_corpus=[resolve_data_path(path) for path in data.word_corpus] or None)
     return expander, embedding
 
 

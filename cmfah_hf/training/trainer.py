@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, get_scheduler
+from transformers import EarlyStoppingCallback, TrainerCallback, get_scheduler
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from cmfah_hf.data.collator import PairCollator
+from cmfah_hf.errors import CheckpointError
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.models import CMFAHForPreTraining, CMFAHProcessor
 from cmfah_hf.models.losses import sign
 from cmfah_hf.training.arguments import CMFAHTrainingArguments
+from cmfah_hf.training.resuming import ResumingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ def without_augmentation(pairs):
     return pairs.remove_columns(augmenting) if augmenting in (pairs.column_names or ()) else pairs
 
 
-class CMFAHTrainer(Trainer):
+class CMFAHTrainer(ResumingTrainer):
     """Trains a `CMFAHForPreTraining` by `[algorithm-1]`: for each batch the discriminators, then the towers.
 
     The towers see a batch once; the discriminators learn from its features, detached, and with the discriminators as
@@ -248,11 +250,35 @@ class CMFAHTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        state = torch.load(Path(checkpoint) / DISCRIMINATOR_OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        path = Path(checkpoint) / DISCRIMINATOR_OPTIMIZER_NAME
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} is missing: the checkpoint holds a model alone (save_only_model), which no training goes on "
+                "from; go on from another."
+            )
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self.discriminator_optimizer.load_state_dict(state["optimizer"])
         self.discriminator_scheduler.load_state_dict(state["scheduler"])
         codes = Path(checkpoint) / CODES_NAME
-        self.codes = load_file(codes)["codes"] if codes.is_file() else None
+        self.codes = load_file(codes)["codes"] if codes.is_file() and self.learns_by_row else None
+        if self.codes is not None and len(self.codes) != len(self.train_dataset):
+            raise CheckpointError(
+                f"{codes} is of {len(self.codes)} training pairs, and there are {len(self.train_dataset)} now; go on "
+                "with the data that the run was begun with, or start in another folder."
+            )
+
+    def _progress(self) -> dict[str, torch.Tensor]:
+        terms = {f"term/{name}": sum_.detach().clone() for name, sum_ in self._term_sums.items()}
+        return {**super()._progress(), **terms, "term_count": torch.tensor(self._term_count)}
+
+    def _set_progress(self, tensors: dict[str, torch.Tensor]) -> None:
+        super()._set_progress(tensors)
+        self._term_count = int(tensors["term_count"])
+        self._term_sums = {
+            name.removeprefix("term/"): sum_.to(self.args.device)
+            for name, sum_ in tensors.items()
+            if name.startswith("term/")
+        }
 
 
 class _CodesCallback(TrainerCallback):
