@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cmfah_hf.data.images import decode_image
-from cmfah_hf.data.labels import encode_labels
+from cmfah_hf.data.relevance import LabelRelevance, Relevance
 
 
 class PairCollator:
@@ -18,17 +18,28 @@ class PairCollator:
         processor: A `CMFAHProcessor`.
         classes: The `C` class names, in the order of the model's labels. None: a batch has no labels.
         text_column: The column to read texts from; rows without it fall back on `text`.
+        relevance: What stands in the place of labels. None: the labels of the classes.
 
     Returns (of a call):
         `region_features` `(B, R, C)` where the rows hold them (of the picture or, as often, of its mirror image where
         they hold `region_features_mirrored` too), else `pixel_values` `(B, 3, H, W)`; `input_ids` and
-        `attention_mask` `(B, W)`; `labels` `(B, C)`, zeros where a row has none; `row` `(B,)` where the rows hold it.
+        `attention_mask` `(B, W)`; `labels` `(B, C)`, zeros where a row has none, or what `relevance` makes; `row`
+        `(B,)` where the rows hold it.
     """
 
-    def __init__(self, processor: Any, classes: Sequence[str] | None = None, text_column: str = "text"):
+    def __init__(
+        self,
+        processor: Any,
+        classes: Sequence[str] | None = None,
+        text_column: str = "text",
+        relevance: Relevance | None = None,
+    ):
+        if relevance is None and classes is not None:
+            relevance = LabelRelevance(classes)
         self.processor = processor
         self.classes = classes
         self.text_column = text_column
+        self.relevance = relevance
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         texts = [str(row[self.text_column] if self.text_column in row else row["text"]) for row in rows]
@@ -38,9 +49,8 @@ class PairCollator:
         else:
             pictures = [decode_image(row["image"], name=str(row.get("id", "")) or None) for row in rows]
             batch["pixel_values"] = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
-        if self.classes is not None:
-            labels = [[str(name) for name in row.get("labels") or ()] for row in rows]
-            batch["labels"] = torch.from_numpy(encode_labels(labels, self.classes))
+        if self.relevance is not None:
+            batch["labels"] = torch.from_numpy(self.relevance(rows, texts))
         if "row" in rows[0]:
             batch["row"] = torch.tensor([int(row["row"]) for row in rows])
         return batch

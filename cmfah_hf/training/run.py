@@ -15,6 +15,7 @@ from transformers import TrainerCallback, set_seed
 
 from cmfah_hf.data import collect_classes, load_image_text, resolve_data_path, train_validation_split
 from cmfah_hf.data.images import drop_unreadable
+from cmfah_hf.data.relevance import LabelRelevance, PairRelevance, Relevance, TagRelevance
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
 from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHProcessor
@@ -51,8 +52,9 @@ def train(run: Run) -> dict[str, Any]:
     too, and ends as the unbroken one would have; the words that it had made are not made again.
 
     Returns:
-        `validation`: the best MAP there, and its `epoch`; `query`: the figures of `RetrievalEvaluator`, where the data
-        has a query split with labels; and what the run was (bits, seed, pairs). The same stands in `metrics.json`.
+        `validation`: the best MAP there, its `epoch`, and what was relevant there (`validation_relevance`); `query`:
+        the figures of `RetrievalEvaluator`, where the data has a query split with labels; and what the run was (bits,
+        seed, pairs). The same stands in `metrics.json`.
 
     Raises:
         CMFAHError: If the data, the weights, a setting or the checkpoint cannot be used, or the disk is full.
@@ -68,18 +70,30 @@ def train(run: Run) -> dict[str, Any]:
     with args.main_process_first(local=False, desc="pictures"):
         loaded, backbone = _load(run)
         splits = _cut(data, loaded)
-    classes = collect_classes(splits["train"])
+    classes = collect_classes(splits["train"]) if data.similarity == "labels" else []
     with args.main_process_first(local=False, desc="words"):
         expander, embedding = _words(run, splits["train"], output, checkpoint)
     text_column = "text"
     if expander is not None:
         text_column = expander.output_column
         splits = {name: pairs.map(expander, batched=True, desc="Expansion") for name, pairs in splits.items()}
+    relevance, measured = _relevances(data, classes, splits, text_column)
+    if isinstance(relevance, TagRelevance):
+        run = replace(run, model={"positive_overlap": relevance.threshold, **run.model})
+        relevance.threshold = run.model["positive_overlap"]
     model, processor = _build(run, classes, embedding, backbone)
 
     def trainer_of(model: CMFAHForPreTraining, args: CMFAHTrainingArguments, pairs: datasets.Dataset, **kwargs: Any):
         return CMFAHTrainer(
-            model, args, pairs, splits["validation"], processing_class=processor, text_column=text_column, **kwargs
+            model,
+            args,
+            pairs,
+            splits["validation"],
+            processing_class=processor,
+            text_column=text_column,
+            relevance=relevance,
+            measured=measured,
+            **kwargs,
         )
 
     trainer = trainer_of(model, args, splits["train"])
@@ -105,13 +119,15 @@ def train(run: Run) -> dict[str, Any]:
         "seed": args.seed,
         "train_pairs": len(splits["train"]),
         "validation_pairs": len(splits["validation"]),
+        "similarity": relevance.name,
         "validation": best,
+        "validation_relevance": measured.name,
         "epoch": epoch,
         "refit": data.refit,
         "seconds": round(time.monotonic() - start, 1),
     }
-    if "query" in splits and "labels" in splits["query"].column_names:
-        queries, database = splits["query"], splits.get("database", all_pairs)
+    queries, database = splits.get("query"), splits.get("database", all_pairs)
+    if queries is not None and all("labels" in pairs.column_names for pairs in (queries, database)):
         towers = trainer.accelerator.unwrap_model(trainer.model).cmfah
         metrics["query"] = evaluate_pairs(
             towers,
@@ -138,6 +154,20 @@ def _refit_arguments(args: CMFAHTrainingArguments, folder: Path) -> CMFAHTrainin
         load_best_model_at_end=False,
         early_stopping_patience=None,
     )
+
+
+def _relevances(
+    data: DataArguments, classes: list[str], splits: Mapping[str, datasets.Dataset], text_column: str
+) -> tuple[Relevance, Relevance]:
+    """What makes pairs alike in training, and in the evaluation on the validation pairs: labels, if there are any."""
+    if data.similarity == "labels":
+        return LabelRelevance(classes), LabelRelevance(classes)
+    relevance = TagRelevance.fit(splits["train"][text_column]) if data.similarity == "tags" else PairRelevance()
+    sides = (splits["validation"], splits["train"])
+    if not all("labels" in pairs.column_names for pairs in sides):
+        return relevance, relevance
+    found = sorted({name for pairs in sides for names in pairs["labels"] for name in names or ()})
+    return relevance, LabelRelevance(found) if found else relevance
 
 
 def _best_epoch(trainer: CMFAHTrainer) -> float:
@@ -191,9 +221,10 @@ def _check(data: DataArguments, loaded: Mapping[str, datasets.Dataset]) -> None:
     for name in (data.train_split, data.validation_split, data.database_split):
         if name is not None and name not in loaded:
             raise DataError(f"{data.dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
-    if "labels" not in loaded[data.train_split].column_names:
+    if data.similarity == "labels" and "labels" not in loaded[data.train_split].column_names:
         raise DataError(
-            f"{data.dataset}: the split {data.train_split!r} has no labels, which guide the training; add them."
+            f"{data.dataset}: the split {data.train_split!r} has no labels, which guide the training; add them, or "
+            "give --similarity tags or --similarity pairs, which need none."
         )
 
 
@@ -289,6 +320,9 @@ def _build(
 ) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
     vectors_VE = torch.from_numpy(embedding.vectors)
     settings = {**run.model, "word_dim": vectors_VE.shape[1]}
+    if not classes and settings.get("label_weight", CMFAHConfig.label_weight):
+        logger.info("Without labels there is no label guidance: label_weight is taken as 0.")
+        settings["label_weight"] = 0
     config = CMFAHConfig(
         **settings,
         vocab_size=len(embedding.vocabulary) + len(SPECIAL_TOKENS),

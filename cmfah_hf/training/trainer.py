@@ -12,6 +12,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, get_scheduler
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from cmfah_hf.data.collator import PairCollator
+from cmfah_hf.data.relevance import PairRelevance, Relevance
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.models import CMFAHForPreTraining, CMFAHProcessor
@@ -48,7 +49,10 @@ class CMFAHTrainer(ResumingTrainer):
         eval_dataset: The validation pairs. Never the test queries.
         processing_class: The model's `CMFAHProcessor`, saved with it.
         text_column: The column that the texts are read from.
-        database: The pairs that evaluation searches. None: the training pairs.
+        database: The pairs that evaluation searches. None: the training pairs; where pairs are alike to nothing but
+            themselves, the evaluation pairs.
+        relevance: What makes the training pairs alike. None: the labels of the model's classes.
+        measured: What makes pairs alike in evaluation. None: the same.
         data_collator, callbacks, ...: As in `Trainer`.
     """
 
@@ -63,13 +67,18 @@ class CMFAHTrainer(ResumingTrainer):
         processing_class: CMFAHProcessor | None = None,
         text_column: str = "text",
         database=None,
+        relevance: Relevance | None = None,
+        measured: Relevance | None = None,
         data_collator=None,
         callbacks: Sequence[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
         if data_collator is None:
             classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
-            data_collator = PairCollator(processing_class, classes, text_column)
+            data_collator = PairCollator(processing_class, classes, text_column, relevance)
+        self.measuring_collator = data_collator
+        if measured is not None:
+            self.measuring_collator = PairCollator(processing_class, None, text_column, measured)
         self.learns_by_row = args.codes_update == "epoch" and train_dataset is not None and has_length(train_dataset)
         if self.learns_by_row and "row" not in train_dataset.column_names:
             train_dataset = train_dataset.add_column("row", list(range(len(train_dataset))))
@@ -83,7 +92,10 @@ class CMFAHTrainer(ResumingTrainer):
             callbacks=callbacks,
             **kwargs,
         )
-        self.database = database
+        self.measured = measured or relevance
+        # A partner is not among the training pairs, so with nothing else to find, the evaluation pairs are searched.
+        searches_own = database is None and isinstance(self.measured, PairRelevance)
+        self.database = self.eval_dataset if searches_own else database
         self.evaluator = RetrievalEvaluator(metrics=("map", "random"), ranking="hamming")
         self.codes: torch.Tensor | None = None  # B of [algorithm-1], int8 (N, K); None until the first epoch has ended
         self.discriminator_optimizer = None
@@ -129,6 +141,14 @@ class CMFAHTrainer(ResumingTrainer):
             scheduler_specific_kwargs=self.args.lr_scheduler_kwargs,
         )
         return scheduler
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any):
+        training_collator = self.data_collator
+        self.data_collator = training_collator if is_training else self.measuring_collator
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.data_collator = training_collator
 
     def get_test_dataloader(self, test_dataset):
         """As the parent's, but to the last pair, also with `dataloader_drop_last`: each has a code and is searched."""
@@ -221,7 +241,10 @@ class CMFAHTrainer(ResumingTrainer):
             found = super().evaluation_loop(
                 self.get_test_dataloader(database), "Database", False, ignore_keys, "database"
             )
-            figures = self.evaluator(*output.predictions, *found.predictions, output.label_ids, found.label_ids)
+            labels = output.label_ids, found.label_ids
+            if self.measured is not None:
+                labels = self.measured.relevant(*labels)
+            figures = self.evaluator(*output.predictions, *found.predictions, *labels)
             i2t, t2i = figures["hamming/i2t/map"], figures["hamming/t2i/map"]
             maps = {"map": (i2t + t2i) / 2, "map_i2t": i2t, "map_t2i": t2i, "map_random": figures["random/map"]}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in maps.items()})
