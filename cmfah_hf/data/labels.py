@@ -32,7 +32,10 @@ def collect_classes(dataset, labels_column: str = "labels") -> list[str]:
     for example in dataset.select_columns([labels_column]):
         classes.update(example[labels_column] or ())
     if not classes:
-        raise DataError(f"no row has a label in the column {labels_column!r}; add labels to the data.")
+        raise DataError(
+            f"no row has a label in the column {labels_column!r}; add labels to the data, or train "
+            "with --similarity tags or --similarity pairs."
+        )
     return sorted(classes)
 
 

@@ -97,6 +97,9 @@ class CMFAHConfig(PreTrainedConfig):
             Length `K` of a hash code; a multiple of 8.
         margin (`float`, defaults to 0.5):
             Margin of every triplet hinge.
+        positive_overlap (`float`, defaults to 0):
+            How alike two pairs are to be, as the cosine of their labels or tags, to be positives of each other. With 0,
+            one shared label is enough.
         intra_feature_weight, intra_hash_weight, quantization_weight (`float`, default to 1):
             alpha, beta and gamma of `[intra]`.
         inter_feature_weight, inter_hash_weight (`float`, default to 1):
@@ -158,6 +161,7 @@ class CMFAHConfig(PreTrainedConfig):
     normalize_features: bool = False
     hash_bits: int = 64
     margin: float | int = 0.5
+    positive_overlap: float | int = 0.0
     intra_feature_weight: float | int = 1.0
     intra_hash_weight: float | int = 1.0
     quantization_weight: float | int = 1.0
@@ -194,6 +198,8 @@ class CMFAHConfig(PreTrainedConfig):
         for name in (field.name for field in fields(self) if field.name.endswith("_weight")):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 0, which leaves it out, or more.")
+        if not 0 <= self.positive_overlap < 1:
+            raise ValueError(f"positive_overlap is {self.positive_overlap}; give a cosine from 0 to below 1.")
         if self.attention not in ATTENTION_VARIANTS:
             raise ValueError(f"attention is {self.attention!r}; choose one of {', '.join(ATTENTION_VARIANTS)}.")
         for name in ("image_pooling", "text_pooling"):

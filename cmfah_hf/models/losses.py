@@ -20,24 +20,45 @@ def cosine_matrix(x_AD: torch.Tensor, y_ND: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(x_AD, dim=-1, eps=EPSILON) @ nn.functional.normalize(y_ND, dim=-1, eps=EPSILON).mT
 
 
-def triplet_masks(labels_BC: torch.Tensor, within: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Who is a positive and who a negative of whom in a batch, from multi-hot labels.
-
-    Positives share at least one class, negatives none. Of a pair without labels nothing is known, so it is nobody's
-    positive or negative.
+def relevance(labels_BC: torch.Tensor, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """How alike the pairs of a batch are, by what is known of them, and of which of them anything is known.
 
     Args:
-        labels_BC: Multi-hot labels of the batch.
+        labels_BC: Multi-hot labels, or weights of tags: how alike two pairs are is the cosine of their rows, and of a
+            row of zeros nothing is known. Or `(B,)`, whole numbers: pairs with the same number are one, others are
+            nothing to each other.
+        dtype: Of the result.
+
+    Returns:
+        `(B, B)` in 0..1, and `(B,)` boolean.
+    """
+    if labels_BC.dim() == 1:
+        return (labels_BC[:, None] == labels_BC[None, :]).to(dtype), torch.ones_like(labels_BC, dtype=torch.bool)
+    labels_BC = labels_BC.to(dtype)
+    return cosine_matrix(labels_BC, labels_BC), labels_BC.sum(dim=1) > 0
+
+
+def triplet_masks(
+    labels_BC: torch.Tensor, within: bool, positive_overlap: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Who is a positive and who a negative of whom in a batch.
+
+    Positives are those that are more alike than `positive_overlap`; with multi-hot labels and 0, those that share at
+    least one class. Negatives are all others. Of a pair without labels nothing is known, so it is nobody's positive or
+    negative.
+
+    Args:
+        labels_BC: Labels, tags or numbers of the batch, as in `relevance`.
         within: Whether anchors and candidates are of one modality, where nobody is its own positive. Across the
             modalities, item `i` of one is the partner of item `i` of the other, hence its positive.
+        positive_overlap: From 0 to below 1.
 
     Returns:
         Two boolean `(B, B)` masks.
     """
-    labels_BC = labels_BC.float()
-    known_B = labels_BC.sum(dim=1) > 0
+    overlap_BB, known_B = relevance(labels_BC)
     known_BB = known_B[:, None] & known_B[None, :]
-    share_BB = labels_BC @ labels_BC.mT > 0
+    share_BB = overlap_BB > positive_overlap
     if within:
         share_BB = share_BB & ~torch.eye(len(labels_BC), dtype=torch.bool, device=labels_BC.device)
         known_BB = known_BB & ~torch.eye(len(labels_BC), dtype=torch.bool, device=labels_BC.device)
@@ -97,11 +118,9 @@ def label_similarity_loss(
     """`[label-similarity]`: cosines of hash values against cosines of label vectors, mean squared.
 
     Across the modalities in full, within each by half; an item is not compared with itself. Unlabelled pairs teach
-    nothing.
+    nothing. In the place of labels there may be tags or numbers, as in `relevance`.
     """
-    labels_BC = labels_BC.to(image_hash_BK.dtype)
-    target_BB = cosine_matrix(labels_BC, labels_BC)
-    known_B = labels_BC.sum(dim=1) > 0
+    target_BB, known_B = relevance(labels_BC, image_hash_BK.dtype)
     known_BB = (known_B[:, None] & known_B[None, :]).to(target_BB.dtype)
     others_BB = known_BB * (1 - torch.eye(len(labels_BC), dtype=target_BB.dtype, device=target_BB.device))
 
@@ -123,9 +142,10 @@ def pair_losses(
     labels_BC: torch.Tensor,
     codes_BK: torch.Tensor,
     margin: float,
+    positive_overlap: float = 0.0,
 ) -> CMFAHLosses:
     """`[intra]`, `[inter]` and `[label-similarity]` of one view, each summed over modalities or directions."""
-    within, across = triplet_masks(labels_BC, within=True), triplet_masks(labels_BC, within=False)
+    within, across = (triplet_masks(labels_BC, within, positive_overlap) for within in (True, False))
 
     def intra(x_BD: torch.Tensor) -> torch.Tensor:
         return triplet_hinge(cosine_matrix(x_BD, x_BD), *within, margin)
@@ -159,7 +179,7 @@ def views_losses(
     Args:
         config: Names the margin, the variant and the paired view's weight.
         alone, paired: Image and text of each view; without attention the two are one.
-        labels_BC: `(B, C)`, multi-hot.
+        labels_BC: `(B, C)`, multi-hot, or what else `relevance` takes.
         codes_BK: `(B, K)`, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of the paired view.
         extra: Further terms of a view, by name.
     """
@@ -171,7 +191,7 @@ def views_losses(
     totals: dict[str, torch.Tensor] = {}
     for weight, (image, text) in views:
         terms = {
-            **pair_losses(image, text, labels_BC, codes_BK, config.margin),
+            **pair_losses(image, text, labels_BC, codes_BK, config.margin, config.positive_overlap),
             **(extra(image, text) if extra else {}),
         }
         for name, value in terms.items():

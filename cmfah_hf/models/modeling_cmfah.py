@@ -357,7 +357,7 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
         self.cmfah = CMFAHModel._from_config(config)
         self.image_discriminator = CMFAHDiscriminator._from_config(config)
         self.text_discriminator = CMFAHDiscriminator._from_config(config)
-        self.label_head = nn.Linear(config.hash_bits, config.num_labels)
+        self.label_head = nn.Linear(config.hash_bits, config.num_labels) if config.num_labels else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -394,18 +394,18 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
 
         Args:
             outputs: Of `forward`, with the graph.
-            labels: `(B, C)`, multi-hot.
+            labels: `(B, C)`, multi-hot; of a model without classes whatever `relevance` takes.
             codes: `(B, K)` of -1 and +1, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of this batch.
         """
 
         def guided(image: CMFAHTowerOutput, text: CMFAHTowerOutput) -> dict[str, torch.Tensor]:
-            return {
-                "label": sum(
+            terms = {"adversarial": self.discriminators_loss(image.features, text.features)}
+            if self.label_head is not None:
+                terms["label"] = sum(
                     label_guidance_loss(self.label_head(tower.hash_values), labels, self.config.label_positive_weight)
                     for tower in (image, text)
-                ),
-                "adversarial": self.discriminators_loss(image.features, text.features),
-            }
+                )
+            return terms
 
         alone = (
             CMFAHTowerOutput(outputs.image_hash, outputs.image_features),

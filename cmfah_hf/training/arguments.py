@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from cmfah_hf.data.relevance import SIMILARITIES
+
 
 @dataclass
 class DataArguments:
@@ -46,6 +48,13 @@ class DataArguments:
     image_column: str | None = field(default=None, metadata={"help": "The column of pictures. None: found by name."})
     text_column: str | None = field(default=None, metadata={"help": "The column of texts. None: found by name."})
     labels_column: str | None = field(default=None, metadata={"help": "The column of labels. None: found by name."})
+    similarity: str = field(
+        default="labels",
+        metadata={
+            "help": "What makes pairs alike: 'labels' that they share; 'tags', how far the words of their expanded "
+            "texts overlap; 'pairs', nothing but being picture and text of one pair."
+        },
+    )
     backbone_weights: str | None = field(
         default=None,
         metadata={
@@ -92,6 +101,10 @@ class DataArguments:
     word_workers: int = field(
         default=1, metadata={"help": "Threads of skip-gram. With more than one, no two runs give the same vectors."}
     )
+
+    def __post_init__(self):
+        if self.similarity not in SIMILARITIES:
+            raise ValueError(f"similarity is {self.similarity!r}; choose one of {', '.join(SIMILARITIES)}.")
 
 
 @dataclass

@@ -80,7 +80,7 @@ def stream_regions(run: Run, loaded: Streams, image_model: CMFAHImageModel, proc
 
 def count_streams(
     run: Run, splits: Streams, whole: datasets.IterableDataset | None, has_regions: bool, output: Path
-) -> tuple[dict[str, PairStream], PairStream, list[str], SpooledTexts]:
+) -> tuple[dict[str, PairStream], PairStream, dict[str, list[str]], SpooledTexts]:
     """The streams that a run trains on and evaluates, from one pass over what stands beside the pictures.
 
     Of Parquet that pass reads nothing else. The main process makes it and tells the others; it is not repeated when a
@@ -94,7 +94,7 @@ def count_streams(
         output: The run's folder.
 
     Returns:
-        The splits, the pairs of training and validation together, the classes, and the training texts.
+        The splits, the pairs of training and validation together, the classes of either, and the training texts.
 
     Raises:
         DataError: If an id stands twice, or no row has a label.
@@ -114,7 +114,7 @@ def count_streams(
     if args.world_size > 1:
         broadcast_object_list(found)
     notes = found[0]
-    if not notes["train"].classes:
+    if data.similarity == "labels" and not notes["train"].classes:
         raise DataError(f"{data.dataset}: no row has a label; add labels to the data.")
     seed = args.seed if args.data_seed is None else args.data_seed
     streams = {name: PairStream(part) for name, part in splits.items()}
@@ -127,7 +127,8 @@ def count_streams(
     else:  # so that the refit reads every file once
         counts = np.add(notes["train"].counts, notes["validation"].counts)
         all_pairs = PairStream(whole, counts.tolist(), args.shuffle_buffer, seed)
-    return streams, all_pairs, notes["train"].classes, SpooledTexts(output / TEXTS_NAME)
+    classes = {name: own.classes for name, own in notes.items()}
+    return streams, all_pairs, classes, SpooledTexts(output / TEXTS_NAME)
 
 
 def _notes(narrow: Streams, is_resumed: bool, source: str, output: Path) -> dict[str, StreamNotes]:

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, get_scheduler
+from transformers import EarlyStoppingCallback, TrainerCallback, get_scheduler
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
 
 from cmfah_hf.data.collator import PairCollator
+from cmfah_hf.data.relevance import PairRelevance, Relevance
 from cmfah_hf.data.streams import PairStream, StreamPart
+from cmfah_hf.errors import CheckpointError
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.models import CMFAHForPreTraining, CMFAHProcessor
 from cmfah_hf.models.losses import sign
@@ -26,6 +28,7 @@ from cmfah_hf.training.processes import (
     gather_batch,
     share_batches,
 )
+from cmfah_hf.training.resuming import ResumingTrainer
 from cmfah_hf.training.stream_loaders import (
     StreamPlaceCallback,
     as_stream,
@@ -72,7 +75,7 @@ class _Rows(torch.utils.data.Dataset):
         return row
 
 
-class CMFAHTrainer(Trainer):
+class CMFAHTrainer(ResumingTrainer):
     """Trains a `CMFAHForPreTraining` by `[algorithm-1]`: for each batch the discriminators, then the towers.
 
     The towers see a batch once; the discriminators learn from its features, detached, and with the discriminators as
@@ -92,7 +95,10 @@ class CMFAHTrainer(Trainer):
         eval_dataset: The validation pairs. Never the test queries.
         processing_class: The model's `CMFAHProcessor`, saved with it.
         text_column: The column that the texts are read from.
-        database: The pairs that evaluation searches. None: the training pairs.
+        database: The pairs that evaluation searches. None: the training pairs; where pairs are alike to nothing but
+            themselves, the evaluation pairs.
+        relevance: What makes the training pairs alike. None: the labels of the model's classes.
+        measured: What makes pairs alike in evaluation. None: the same.
         data_collator, callbacks, ...: As in `Trainer`.
     """
 
@@ -107,13 +113,18 @@ class CMFAHTrainer(Trainer):
         processing_class: CMFAHProcessor | None = None,
         text_column: str = "text",
         database=None,
+        relevance: Relevance | None = None,
+        measured: Relevance | None = None,
         data_collator=None,
         callbacks: Sequence[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
         if data_collator is None:
             classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
-            data_collator = PairCollator(processing_class, classes, text_column)
+            data_collator = PairCollator(processing_class, classes, text_column, relevance)
+        self.measuring_collator = data_collator
+        if measured is not None:
+            self.measuring_collator = PairCollator(processing_class, None, text_column, measured)
         train_dataset = as_training_stream(train_dataset, args)
         eval_dataset, database = as_stream(eval_dataset), as_stream(database)
         self.learns_by_row = args.codes_update == "epoch" and train_dataset is not None and has_length(train_dataset)
@@ -132,7 +143,10 @@ class CMFAHTrainer(Trainer):
             callbacks=callbacks,
             **kwargs,
         )
-        self.database = database
+        self.measured = measured or relevance
+        # A partner is not among the training pairs, so with nothing else to find, the evaluation pairs are searched.
+        searches_own = database is None and isinstance(self.measured, PairRelevance)
+        self.database = self.eval_dataset if searches_own else database
         self.evaluator = RetrievalEvaluator(metrics=("map", "random"), ranking="hamming")
         self.codes: torch.Tensor | None = None  # B of [algorithm-1], int8 (N, K); None until the first epoch has ended
         self.discriminator_optimizer = None
@@ -224,6 +238,14 @@ class CMFAHTrainer(Trainer):
             return stream_loader(self, chosen, training=False)
         with self._every_pair():
             return super().get_eval_dataloader(eval_dataset)
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any):
+        training_collator = self.data_collator
+        self.data_collator = training_collator if is_training else self.measuring_collator
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.data_collator = training_collator
 
     def get_test_dataloader(self, test_dataset):
         """As the parent's, but to the last pair, also with `dataloader_drop_last`: each has a code and is searched."""
@@ -353,9 +375,10 @@ class CMFAHTrainer(Trainer):
             names = ("hamming/i2t/map", "hamming/t2i/map", "random/map")
             figures = None
             if self.is_world_process_zero():
-                found_by_name = self.evaluator(
-                    *output.predictions, *found.predictions, output.label_ids, found.label_ids
-                )
+                labels = output.label_ids, found.label_ids
+                if self.measured is not None:
+                    labels = self.measured.relevant(*labels)
+                found_by_name = self.evaluator(*output.predictions, *found.predictions, *labels)
                 figures = [found_by_name[name] for name in names]
             # The main process's, so that all choose the same best model and stop together.
             i2t, t2i, random = broadcast_figures(figures, len(names), self.args.device)
@@ -405,11 +428,35 @@ class CMFAHTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        state = torch.load(Path(checkpoint) / DISCRIMINATOR_OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        path = Path(checkpoint) / DISCRIMINATOR_OPTIMIZER_NAME
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} is missing: the checkpoint holds a model alone (save_only_model), which no training goes on "
+                "from; go on from another."
+            )
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self.discriminator_optimizer.load_state_dict(state["optimizer"])
         self.discriminator_scheduler.load_state_dict(state["scheduler"])
         codes = Path(checkpoint) / CODES_NAME
-        self.codes = load_file(codes)["codes"] if codes.is_file() else None
+        self.codes = load_file(codes)["codes"] if codes.is_file() and self.learns_by_row else None
+        if self.codes is not None and len(self.codes) != len(self.train_dataset):
+            raise CheckpointError(
+                f"{codes} is of {len(self.codes)} training pairs, and there are {len(self.train_dataset)} now; go on "
+                "with the data that the run was begun with, or start in another folder."
+            )
+
+    def _progress(self) -> dict[str, torch.Tensor]:
+        terms = {f"term/{name}": sum_.detach().clone() for name, sum_ in self._term_sums.items()}
+        return {**super()._progress(), **terms, "term_count": torch.tensor(self._term_count)}
+
+    def _set_progress(self, tensors: dict[str, torch.Tensor]) -> None:
+        super()._set_progress(tensors)
+        self._term_count = int(tensors["term_count"])
+        self._term_sums = {
+            name.removeprefix("term/"): sum_.to(self.args.device)
+            for name, sum_ in tensors.items()
+            if name.startswith("term/")
+        }
 
 
 class _CodesCallback(TrainerCallback):

@@ -16,6 +16,7 @@ from cmfah_hf.models.losses import (
     label_similarity_loss,
     pair_losses,
     quantization_loss,
+    relevance,
     sign,
     triplet_hinge,
     triplet_masks,
@@ -124,6 +125,52 @@ def test_cosines_are_scikit_learns_and_zero_for_a_zero_row(x, y):
     found = cosine_matrix(torch.tensor(x), torch.tensor(y)).numpy()
     np.testing.assert_allclose(found, cosine_similarity(x, y), atol=1e-12)
     assert not found[~x.any(axis=1)].any()
+
+
+@few
+@given(
+    arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 4)), elements=st.integers(0, 4).map(float)),
+    st.sampled_from([0.0, 0.25, 0.6]),
+    st.booleans(),
+)
+def test_masks_and_target_of_weighted_tags_are_scikit_learns_cosines(tags, overlap, within):
+    cosines, known = cosine_similarity(tags), tags.any(axis=1)
+    target, found_known = relevance(torch.tensor(tags), torch.float64)
+    np.testing.assert_allclose(target.numpy(), cosines, atol=1e-12)
+    np.testing.assert_array_equal(found_known.numpy(), known)
+    positive, negative = (mask.numpy() for mask in triplet_masks(torch.tensor(tags), within, overlap))
+    clear = np.abs(cosines - overlap) > 1e-6  # float32 decides the rest
+    others = ~np.eye(len(tags), dtype=bool) if within else np.ones_like(clear)
+    both = known[:, None] & known[None, :]
+    np.testing.assert_array_equal(positive[clear], (others & both & (cosines > overlap))[clear])
+    np.testing.assert_array_equal(negative[clear], (others & both & (cosines <= overlap))[clear])
+
+
+def test_of_numbers_only_equal_ones_are_positives():
+    """As pairs have them: nobody else's, and large ones are told apart to the last digit."""
+    numbers = torch.tensor([2**62 + 1, 7, 2**62])
+    positive, negative = triplet_masks(numbers, within=False)
+    assert positive.tolist() == torch.eye(3, dtype=torch.bool).tolist()
+    assert negative.tolist() == (~torch.eye(3, dtype=torch.bool)).tolist()
+    positive, negative = triplet_masks(numbers, within=True)
+    assert not positive.any()
+    assert negative.sum() == 6
+    assert torch.equal(relevance(numbers)[0], torch.eye(3))
+
+
+def test_the_loss_of_pairs_alone_by_hand():
+    rng = np.random.default_rng(3)
+    image, text = (np.tanh(rng.normal(size=(4, 8))) for _ in range(2))
+    cosines = cosine_similarity(image, text)
+    eye = np.eye(4, dtype=bool)
+    towers = [CMFAHTowerOutput(hash_values=torch.tensor(x), features=torch.tensor(x)) for x in (image, text)]
+    found = pair_losses(*towers, torch.arange(4), torch.ones(4, 8), 0.5)
+    expected = cubic_hinge(cosines, eye, ~eye, 0.5)[0] + cubic_hinge(cosines.T, eye, ~eye, 0.5)[0]
+    assert found.inter_hash.item() == pytest.approx(expected, rel=1e-9)
+    assert found.intra_hash.item() == 0
+    within = [((cosine_similarity(x)[~eye]) ** 2).mean() for x in (image, text)]
+    target = ((cosines - np.eye(4)) ** 2).mean() + sum(within) / 2
+    assert found.similarity.item() == pytest.approx(target, rel=1e-9)
 
 
 def test_sign_of_zero_is_plus_one():

@@ -1,0 +1,144 @@
+"""What tells which pairs belong together where labels do not: the tags of their texts, or only who is whose partner.
+
+Shapes: B pairs of a batch, T tags, Q queries, N database items.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cmfah_hf.data.labels import encode_labels
+from cmfah_hf.errors import DataError
+from cmfah_hf.models.tokenization_cmfah import split_words
+
+SIMILARITIES = ("labels", "tags", "pairs")
+# So many texts, compared each with each, tell the distribution of overlaps.
+_SAMPLE = 1_000
+_BINS = 1_000
+
+
+class LabelRelevance:
+    """Pairs are alike by their labels: `(B, C)` float32, multi-hot.
+
+    Args:
+        classes: The class names, in the order of the columns.
+    """
+
+    name = "labels"
+
+    def __init__(self, classes: Sequence[str]):
+        self.classes = list(classes)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> np.ndarray:
+        return encode_labels([[str(name) for name in row.get("labels") or ()] for row in rows], self.classes)
+
+    def relevant(self, queries_QC: np.ndarray, database_NC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both sides as `RetrievalEvaluator` takes them."""
+        return queries_QC, database_NC
+
+
+class TagRelevance:
+    """Pairs are alike by the words of their expanded texts: `(B, T)` float32, rows of length 1, or of zeros.
+
+    A word weighs `ln(N / texts with it)`: one that every text has says nothing and is left out, as is one that a single
+    text has. The overlap of two pairs is the cosine of their rows. Those are alike whose overlap is above
+    `threshold`, which parts the overlaps of the training pairs in two with the least variance within the parts (Otsu's
+    method).
+
+    Example:
+        >>> tags = TagRelevance.fit(["red boat sea", "boat sea", "red car", "car street"])
+        >>> tags([{}, {}], ["boat", "a boat at sea"]).shape
+        (2, 4)
+    """
+
+    name = "tags"
+
+    def __init__(self, words: Sequence[str], weights_T: np.ndarray, threshold: float):
+        self.words = list(words)
+        self.weights_T = np.asarray(weights_T, np.float32)
+        self.threshold = float(threshold)
+        self._column = {word: column for column, word in enumerate(self.words)}
+
+    @classmethod
+    def fit(cls, texts: Iterable[str]) -> "TagRelevance":
+        """Weights and threshold from the training pairs' expanded texts, which are read twice.
+
+        Raises:
+            DataError: If no word stands in some of the texts but not in all.
+        """
+        counts: Counter[str] = Counter()
+        size = 0
+        for text in texts:
+            counts.update(set(split_words(text)))
+            size += 1
+        words = sorted(word for word, count in counts.items() if 1 < count < size)
+        if not words:
+            raise DataError(
+                f"the {size} training texts share no tag that tells some of them from others; train with "
+                "--similarity pairs."
+            )
+        fitted = cls(words, np.array([math.log(size / counts[word]) for word in words]), 0.0)
+        step = max(1, size // _SAMPLE)
+        sample = [text for number, text in enumerate(texts) if number % step == 0][:_SAMPLE]
+        rows_ST = fitted([{}] * len(sample), sample)
+        overlaps_SS = rows_ST @ rows_ST.T
+        fitted.threshold = otsu_threshold(overlaps_SS[np.triu_indices(len(sample), 1)])
+        return fitted
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> np.ndarray:
+        weights_BT = np.zeros((len(texts), len(self.words)), np.float32)
+        for number, text in enumerate(texts):
+            columns = [self._column[word] for word in set(split_words(text)) if word in self._column]
+            weights_BT[number, columns] = self.weights_T[columns]
+        lengths_B1 = np.linalg.norm(weights_BT, axis=1, keepdims=True)
+        return np.divide(weights_BT, lengths_B1, out=weights_BT, where=lengths_B1 > 0)
+
+    def relevant(self, queries_QT: np.ndarray, database_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both sides as `RetrievalEvaluator` takes them: each query a class, which its relevant items have."""
+        return np.eye(len(queries_QT), dtype=bool), database_NT @ queries_QT.T > self.threshold
+
+
+class PairRelevance:
+    """Nothing is alike but the two sides of one pair: `(B,)` int64, a number of each pair's own, from its id."""
+
+    name = "pairs"
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> np.ndarray:
+        try:
+            names = [str(row["id"]) for row in rows]
+        except KeyError:
+            raise DataError("rows have no column 'id', by which a pair is told from others; add one.") from None
+        digests = [hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest() for name in names]
+        return np.array([int.from_bytes(digest, "big") >> 1 for digest in digests], np.int64)
+
+    def relevant(self, queries_Q: np.ndarray, database_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both sides as `RetrievalEvaluator` takes them; with one relevant item, MAP is the mean reciprocal rank."""
+        return np.eye(len(queries_Q), dtype=bool), database_N[:, None] == queries_Q[None, :]
+
+
+Relevance = LabelRelevance | TagRelevance | PairRelevance
+
+
+def otsu_threshold(values: np.ndarray) -> float:
+    """The border between two parts of numbers in 0..1 for which the variance within the parts is least.
+
+    Where several borders do equally well, the middle of the first and the last; 0 where all numbers are one.
+    """
+    if not len(values):
+        return 0.0
+    counts, edges = np.histogram(np.clip(values, 0.0, 1.0), bins=_BINS, range=(0.0, 1.0))
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)[:-1]
+    above = len(values) - below
+    sums = np.cumsum(counts * centres)
+    means_below = sums[:-1] / np.maximum(below, 1)
+    means_above = (sums[-1] - sums[:-1]) / np.maximum(above, 1)
+    between = below * above * (means_below - means_above) ** 2.0
+    if between.max() <= 0:
+        return 0.0
+    best = np.flatnonzero(between >= between.max() * (1 - 1e-12))
+    return float((edges[best[0] + 1] + edges[best[-1] + 1]) / 2)

@@ -1,0 +1,292 @@
+"""Checkpoints on disk: written whole or not at all, checked before they are taken, the older ones removed.
+
+A checkpoint is written below `unfinished/`, gets a list of its files with their sizes and checksums, is flushed to the
+disk, and then renamed to `checkpoint-<step>` in one step. So a folder of that name was whole once, and what has become
+of it since shows in the list.
+"""
+
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import traceback
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from cmfah_hf.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+LIST_NAME = "checkpoint.json"
+UNFINISHED_NAME = "unfinished"
+EARLIER_NAME = "earlier_checkpoints.json"
+
+_NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)$")
+_LAST, _NONE = ("true", "last", "yes", "1"), ("", "false", "none", "null", "no", "0")
+
+
+def wants_to_resume(wanted: str | bool | Path | None) -> bool:
+    """Whether `resume_from_checkpoint`, as it was given, asks for anything."""
+    return wanted is not None and str(wanted).lower() not in _NONE
+
+
+def find_checkpoint(wanted: str | bool | Path | None, output: str | Path) -> Path | None:
+    """The checkpoint that a run goes on from.
+
+    Args:
+        wanted: `True`, `"true"` or `"last"`: the newest whole one of the run in `output`; those passed over are named
+            in a warning. The folder of a checkpoint: that one. The folder of a run: its newest whole one. `None`,
+            `False` or `"false"`: none.
+        output: The folder of the run.
+
+    Returns:
+        None where the run has none yet, because it broke off before: it then starts from its beginning.
+
+    Raises:
+        CheckpointError: If there are checkpoints but none is whole, or the one that is named is not. It names the file.
+    """
+    if not wants_to_resume(wanted):
+        return None
+    if str(wanted).lower() in _LAST:
+        found = newest_checkpoint(output)
+        if found is None:
+            logger.warning("%s: no checkpoint was written there yet; the training starts from its beginning.", output)
+        return found
+    folder = Path(str(wanted))
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: there is no such folder to go on from; give a checkpoint's, or 'last'.")
+    if not _NAME.match(folder.name) and not (folder / LIST_NAME).is_file():
+        found = newest_checkpoint(folder)
+        if found is None:
+            raise CheckpointError(f"{folder}: neither a checkpoint nor a folder with any; give a checkpoint's folder.")
+        return found
+    check_whole(folder)
+    return folder
+
+
+def newest_checkpoint(output: str | Path) -> Path | None:
+    """The whole checkpoint of a folder that was written last; None where it has no checkpoint.
+
+    Raises:
+        CheckpointError: If there are checkpoints, but none is whole.
+    """
+    output = Path(output)
+    for folder in _numbered(output / UNFINISHED_NAME):
+        logger.warning("Passed over %s: its writing was broken off.", folder)
+    damages: dict[Path, str] = {}
+    begun = _time_in(output / EARLIER_NAME, "begun") or 0.0
+    # By time, and not by step: an earlier run in the same folder may have come further.
+    for folder in sorted(_numbered(output), key=_written, reverse=True):
+        if _written(folder)[0] < begun:
+            continue
+        damage = damage_of(folder)
+        if damage is None:
+            for passed, reason in damages.items():
+                logger.warning("Passed over %s: %s.", passed, reason)
+            return folder
+        damages[folder] = damage
+    if damages:
+        folder, damage = next(iter(damages.items()))
+        raise CheckpointError(
+            f"{folder}: {damage}, and {output} has no checkpoint that is whole; start again without "
+            "resume_from_checkpoint."
+        )
+    return None
+
+
+def begin_anew(output: str | Path) -> None:
+    """Notes that a run starts in a folder from its beginning, so that no checkpoint of an earlier one is its last.
+
+    They stay until the new run's take their place, and can be gone on from by name.
+    """
+    output = Path(output)
+    earlier = _numbered(output)
+    if earlier:
+        logger.warning(
+            "%s holds checkpoints of an earlier run. This one starts anew, and its own will take their place; to go on "
+            "with the earlier one, give --resume_from_checkpoint %s",
+            output,
+            max(earlier, key=_written),
+        )
+        (output / EARLIER_NAME).write_text(json.dumps({"begun": time.time()}) + "\n", encoding="utf-8")
+
+
+def check_whole(folder: str | Path) -> None:
+    """Raises a `CheckpointError` that names the file, if a checkpoint is not whole."""
+    damage = damage_of(folder)
+    if damage is not None:
+        raise CheckpointError(f"{folder}: {damage}; this checkpoint cannot be used, go on from another.")
+
+
+def damage_of(folder: str | Path) -> str | None:
+    """What is wrong with a checkpoint, naming the file; None where it is as it was written."""
+    folder = Path(folder)
+    try:
+        files = json.loads((folder / LIST_NAME).read_text(encoding="utf-8"))["files"].items()
+    except FileNotFoundError:
+        return f"{LIST_NAME}, written last, is missing, so its writing was broken off"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{LIST_NAME} is damaged"
+    for name, (size, checksum) in files:
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if _checksum(path) != checksum:
+            return f"{name} is damaged, its checksum is another"
+    return None
+
+
+def step_of(folder: str | Path) -> int:
+    """The step after which a checkpoint was written, from its name."""
+    match = _NAME.match(Path(folder).name)
+    return int(match[1]) if match else -1
+
+
+def finish_checkpoint(staged: Path, final: Path) -> None:
+    """Makes what was written in `staged` the checkpoint `final`: listed, flushed to the disk, renamed.
+
+    One of that name, of an earlier run, is replaced.
+    """
+    files = {
+        path.relative_to(staged).as_posix(): [path.stat().st_size, _checksum(path)]
+        for path in sorted(staged.rglob("*"))
+        if path.is_file()
+    }
+    document = {"format_version": 1, "written": time.time(), "files": files}
+    (staged / LIST_NAME).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    for path in (*staged.rglob("*"), staged):
+        _flush(path)
+    old = None
+    if final.exists():
+        old = _put_aside(final)
+    staged.rename(final)
+    _flush(final.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+    remove_unfinished(final.parent)
+
+
+def remove_unfinished(output: str | Path) -> None:
+    """Removes what was left of checkpoints whose writing, or removal, was broken off."""
+    shutil.rmtree(Path(output) / UNFINISHED_NAME, ignore_errors=True)
+
+
+def rotate(output: str | Path, limit: int | None, newest: Path, best: str | Path | None) -> None:
+    """Removes the checkpoints that were written first until `limit` are left; never the newest one or the best one."""
+    if limit is None or limit <= 0:
+        return
+    protected = {newest.resolve()} | ({Path(best).resolve()} if best is not None else set())
+    folders = sorted(_numbered(Path(output)), key=_written)
+    surplus = len(folders) - max(limit, len(protected))
+    for folder in [folder for folder in folders if folder.resolve() not in protected][: max(surplus, 0)]:
+        # Renamed first: should the removal break off, nobody takes the rest for a checkpoint.
+        shutil.rmtree(_put_aside(folder), ignore_errors=True)
+        remove_unfinished(output)
+
+
+@contextmanager
+def disk_errors(output: str | Path, what: str) -> Iterator[None]:
+    """Turns what the libraries raise on a full or failing disk into a `CheckpointError` of one line.
+
+    Args:
+        output: The folder of the run.
+        what: What is being written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = _disk_reason(error)
+        if reason is None:
+            raise
+        remove_unfinished(output)
+        raise CheckpointError(_cannot_write(Path(output), what, reason)) from error
+
+
+def _cannot_write(output: Path, what: str, reason: str) -> str:
+    whole = [folder for folder in sorted(_numbered(output), key=_written, reverse=True) if damage_of(folder) is None]
+    free = f"{_megabytes(shutil.disk_usage(output).free)} are free there"
+    if not whole:
+        return f"{output}: {what} could not be written ({reason}; {free}). Make room and start again."
+    needed = sum(path.stat().st_size for path in whole[0].rglob("*") if path.is_file())
+    return (
+        f"{output}: {what} could not be written ({reason}; {free}, a checkpoint takes {_megabytes(needed)}). "
+        f"{whole[0].name} is whole: make room, then go on with --resume_from_checkpoint last."
+    )
+
+
+def _disk_reason(error: Exception) -> str | None:
+    """Why the disk took no more, in the system's words; None where the error is of another kind."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno else str(error)
+    message = " ".join(str(error).split())
+    if isinstance(error, SafetensorError):
+        found = re.search(r"os error (\d+)", message)
+        return os.strerror(int(found[1])) if found else message
+    # PyTorch's writer says in many ways that a write failed, and in none why.
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and Path(frames[-1].filename).parts[-2:] == ("torch", "serialization.py"):
+        return f"{os.strerror(errno.ENOSPC)}, or the disk fails"
+    return None
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_numbered(path)), key=step_of)
+
+
+def _is_numbered(path: Path) -> bool:
+    return bool(_NAME.match(path.name)) and path.is_dir()
+
+
+def _written(folder: Path) -> tuple[float, int]:
+    return _time_in(folder / LIST_NAME, "written") or folder.stat().st_mtime, step_of(folder)
+
+
+def _time_in(path: Path, name: str) -> float | None:
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))[name])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _put_aside(folder: Path) -> Path:
+    aside = folder.parent / UNFINISHED_NAME / f"removed-{folder.name}"
+    aside.parent.mkdir(exist_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
+    return folder.rename(aside)
+
+
+def _checksum(path: Path) -> int:
+    # For finding damage, not tampering; and a quick one, since weights are large.
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _flush(path: Path) -> None:
+    """Has the system write a file, or a folder's entries, to the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems know no flushing of folders
+            raise
+    finally:
+        os.close(descriptor)

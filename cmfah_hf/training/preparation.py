@@ -1,0 +1,284 @@
+"""What stands before the first step of a run: its pairs, its words, what makes pairs alike, and its model."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+
+from cmfah_hf.data import collect_classes, load_image_text, resolve_data_path, train_validation_split
+from cmfah_hf.data.images import drop_unreadable
+from cmfah_hf.data.relevance import LabelRelevance, PairRelevance, Relevance, TagRelevance
+from cmfah_hf.data.streams import PairStream, split_stream
+from cmfah_hf.errors import CheckpointError, DataError
+from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
+from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
+from cmfah_hf.training.arguments import DataArguments
+from cmfah_hf.training.backbone import load_backbone_weights
+from cmfah_hf.training.checkpoints import disk_errors, wants_to_resume
+from cmfah_hf.training.configuration import Run
+from cmfah_hf.training.region_cache import keep_regions
+from cmfah_hf.training.streaming import count_streams, open_streams, stream_regions
+
+logger = logging.getLogger(__name__)
+
+WORDS_STEMS = ("expander", "skip_gram")
+_PORTION = 1_000
+
+
+@dataclass
+class Pairs:
+    """The pairs of a run: map-style, or streams.
+
+    `splits` are `train` and `validation`, and where there are such `query` and `database`. `stream_of_all` are a
+    stream's pairs of training and validation together. `classes` are those of train and of validation. `texts` is what
+    the words are learned from, and `backbone` what made the regions, if they are kept.
+    """
+
+    splits: dict[str, Any]
+    stream_of_all: PairStream | None
+    classes: dict[str, list[str]]
+    texts: Iterable[Any]
+    backbone: torch.nn.Module | None
+
+    @property
+    def all(self) -> Any:
+        """The pairs of training and validation together."""
+        if self.stream_of_all is not None:
+            return self.stream_of_all
+        return datasets.concatenate_datasets([self.splits["train"], self.splits["validation"]])
+
+    @property
+    def is_stream(self) -> bool:
+        return self.stream_of_all is not None
+
+    def expanded(self, expander: GraphExpander) -> "Pairs":
+        """With the column of the expanded texts, `[graph]`."""
+        said = {} if self.is_stream else {"desc": "Expansion"}
+        splits = {name: pairs.map(expander, batched=True, **said) for name, pairs in self.splits.items()}
+        together = self.stream_of_all.map(expander, batched=True) if self.is_stream else None
+        return replace(self, splits=splits, stream_of_all=together)
+
+
+def read_pairs(run: Run, output: Path) -> Pairs:
+    """The pairs of a run, without unreadable pictures; of a frozen backbone whose regions are kept, their regions.
+
+    Raises:
+        DataError: If the data lacks what the run needs.
+    """
+    data, config = run.data, CMFAHConfig(**run.model)
+    keeps_regions = config.freeze_backbone and data.keep_regions
+    if data.streaming:
+        loaded = open_streams(data)
+    else:
+        loaded = load_image_text(
+            data.dataset, image_column=data.image_column, text_column=data.text_column, labels_column=data.labels_column
+        )
+    _check(data, loaded)
+    wanted = {data.train_split, data.validation_split, data.query_split, data.database_split}
+    loaded = {name: pairs for name, pairs in loaded.items() if name in wanted}
+    image_model = processor = None
+    if keeps_regions:
+        image_model = CMFAHImageModel(config).to(run.training.device)
+        if weights := backbone_weights(data, config):
+            load_backbone_weights(image_model, weights)
+        processor = CMFAHProcessor.from_vocabulary(config, [], data.image_mean, data.image_std)
+    backbone = image_model.embeddings.backbone if image_model is not None else None
+    if data.streaming:
+        if keeps_regions:
+            loaded = stream_regions(run, loaded, image_model, processor)
+        whole = None if data.validation_split is not None else loaded[data.train_split]
+        splits = _cut(data, loaded, split_stream)
+        return Pairs(*count_streams(run, splits, whole, keeps_regions, output), backbone)
+    with run.training.main_process_first(local=run.training.save_on_each_node, desc="pictures"):
+        if keeps_regions:
+            mirrored = {data.train_split, data.validation_split} if data.mirror else set()
+            loaded = {
+                name: keep_regions(pairs, image_model, processor, name in mirrored).remove_columns("image")
+                for name, pairs in loaded.items()
+            }
+        else:
+            loaded = {name: drop_unreadable(pairs) for name, pairs in loaded.items()}
+        splits = _cut(data, loaded, train_validation_split)
+    classes = {
+        name: collect_classes(splits[name]) if data.similarity == "labels" else _labels_of(splits[name])
+        for name in (("train",) if data.similarity == "labels" else ("train", "validation"))
+    }
+    return Pairs(splits, None, classes, splits["train"], backbone)
+
+
+def _labels_of(pairs: datasets.Dataset) -> list[str]:
+    if "labels" not in pairs.column_names:
+        return []
+    return sorted({name for names in pairs["labels"] for name in names or ()})
+
+
+def _check(data: DataArguments, loaded: Mapping[str, Any]) -> None:
+    """What can be known to be missing is said before the backbone sees a picture, which may take hours."""
+    for name in (data.train_split, data.validation_split, data.database_split):
+        if name is not None and name not in loaded:
+            raise DataError(f"{data.dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
+    if data.similarity == "labels" and "labels" not in loaded[data.train_split].column_names:
+        raise DataError(
+            f"{data.dataset}: the split {data.train_split!r} has no labels, which guide the training; add them, or "
+            "give --similarity tags or --similarity pairs, which need none."
+        )
+    if data.query_split is not None and data.query_split not in loaded:
+        logger.warning(
+            "%s: there is no split %r, so no test queries are measured; there are %s.",
+            data.dataset,
+            data.query_split,
+            ", ".join(loaded),
+        )
+
+
+def _cut(data: DataArguments, loaded: Mapping[str, Any], divide: Callable) -> dict[str, Any]:
+    """The splits by their part in the run: `train`, `validation`, and where there are such `query` and `database`."""
+    splits = {"train": loaded[data.train_split]}
+    if data.validation_split is not None:
+        splits["validation"] = loaded[data.validation_split]
+    else:
+        splits["train"], splits["validation"] = divide(
+            splits["train"], data.validation_fraction, seed=data.validation_seed
+        )
+    if data.query_split in loaded:
+        splits["query"] = loaded[data.query_split]
+    if data.database_split is not None:
+        splits["database"] = loaded[data.database_split]
+    return splits
+
+
+def make_words(
+    run: Run, texts: Iterable[Any], output: Path, checkpoint: Path | None
+) -> tuple[GraphExpander | None, SkipGramEmbedding]:
+    """The word graph and the word vectors: those of the run that goes on, else of the run that is named, else new.
+
+    Of several processes the main one makes and keeps them, and the others read what it kept.
+    """
+    args, data = run.training, run.data
+    if wants_to_resume(args.resume_from_checkpoint):
+        for folder in (output, *([checkpoint.parent] if checkpoint is not None else [])):
+            try:
+                words = _load_words(data, folder)
+            except CheckpointError:  # broken off before they were written
+                continue
+            if folder != output and args.should_save:
+                _save_words(output, *words)
+            return words
+    if not args.should_save:
+        return _load_words(data, output)
+    words = _load_words(data, resolve_data_path(data.words_from)) if data.words_from else None
+    # None of an earlier run may be taken for this one's, should it break off in between.
+    for path in (output / f"{stem}{ending}" for stem in WORDS_STEMS for ending in (".json", ".safetensors")):
+        path.unlink(missing_ok=True)
+    words = words or _fit_words(run, texts)
+    _save_words(output, *words)
+    return words
+
+
+def _load_words(data: DataArguments, folder: Path) -> tuple[GraphExpander | None, SkipGramEmbedding]:
+    return GraphExpander.load(folder) if data.expand else None, SkipGramEmbedding.load(folder)
+
+
+def _save_words(output: Path, expander: GraphExpander | None, embedding: SkipGramEmbedding) -> None:
+    with disk_errors(output, "the words"):
+        if expander is not None:
+            expander.save(output)
+        embedding.save(output)
+
+
+def _fit_words(run: Run, texts: Iterable[Any]) -> tuple[GraphExpander | None, SkipGramEmbedding]:
+    """The word graph and the word vectors of the training texts."""
+    data = run.data
+    expander = None
+    corpus: Any = texts
+    if data.expand:
+        expander = GraphExpander(
+            data.walk_length, top_k=data.top_k, min_probability=data.min_probability, seed=run.training.seed
+        ).fit(texts)
+        corpus = expander.corpus(texts, num_walks=data.word_walks)
+    embedding = SkipGramEmbedding(
+        run.model.get("word_dim", CMFAHConfig.word_dim),
+        epochs=data.word_epochs,
+        window=data.word_window,
+        seed=data.word_seed,
+        workers=data.word_workers,
+        min_count=data.word_min_count,
+    ).fit(corpus, extra_corpus=[resolve_data_path(path) for path in data.word_corpus] or None)
+    return expander, embedding
+
+
+class _ExpandedTexts:
+    """Texts with the words that the graph adds, as often as they are asked for."""
+
+    def __init__(self, texts: Iterable[str], expander: GraphExpander):
+        self.texts, self.expander = texts, expander
+
+    def __iter__(self) -> Iterator[str]:
+        texts = iter(self.texts)
+        while portion := list(islice(texts, _PORTION)):
+            yield from self.expander({"text": portion})[self.expander.output_column]
+
+
+def relevances(data: DataArguments, pairs: Pairs, expander: GraphExpander | None) -> tuple[Relevance, Relevance]:
+    """What makes pairs alike in training, and in the evaluation on the validation pairs: labels, if there are any."""
+    if data.similarity == "labels":
+        by_label = LabelRelevance(pairs.classes["train"])
+        return by_label, by_label
+    relevance: Relevance = PairRelevance()
+    if data.similarity == "tags":
+        if not pairs.is_stream:
+            texts = pairs.splits["train"][expander.output_column if expander is not None else "text"]
+        else:
+            texts = _ExpandedTexts(pairs.texts, expander) if expander is not None else pairs.texts
+        relevance = TagRelevance.fit(texts)
+    sides = (pairs.splits["validation"], pairs.splits["train"])
+    found = sorted({name for names in pairs.classes.values() for name in names})
+    if not found or not all("labels" in side.column_names for side in sides):
+        return relevance, relevance
+    return relevance, LabelRelevance(found)
+
+
+def backbone_weights(data: DataArguments, config: CMFAHConfig) -> str | None:
+    """Where the backbone's weights are; one that is given by Hub id or folder brings its own."""
+    return data.backbone_weights or (
+        config.backbone_config.name_or_path if config.backbone_config is not None else None
+    )
+
+
+def build_model(
+    run: Run, classes: list[str], embedding: SkipGramEmbedding, backbone: torch.nn.Module | None
+) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
+    """A model with the word vectors and the backbone's weights in it, and its processor."""
+    vectors_VE = torch.from_numpy(embedding.vectors)
+    settings = {**run.model, "word_dim": vectors_VE.shape[1]}
+    if not classes and settings.get("label_weight", CMFAHConfig.label_weight):
+        logger.info("Without labels there is no label guidance: label_weight is taken as 0.")
+        settings["label_weight"] = 0
+    config = CMFAHConfig(
+        **settings,
+        vocab_size=len(embedding.vocabulary) + len(SPECIAL_TOKENS),
+        id2label=dict(enumerate(classes)),
+        label2id={name: number for number, name in enumerate(classes)},
+    )
+    model = CMFAHForPreTraining(config)
+    table = model.get_input_embeddings().weight.data
+    table.zero_()
+    # Of one length, as the regions are: skip-gram's lengths tell how frequent a word is, and not what it means.
+    table[len(SPECIAL_TOKENS) :] = torch.nn.functional.normalize(vectors_VE, dim=1) * vectors_VE.shape[1] ** 0.5
+    weights = backbone_weights(run.data, config)
+    if backbone is not None:  # the one that made the regions, also where its weights were drawn at random
+        model.cmfah.image_model.embeddings.backbone.load_state_dict(backbone.state_dict())
+    elif weights:
+        load_backbone_weights(model.cmfah.image_model, weights)
+    if config.freeze_backbone and not weights:
+        logger.warning(
+            "The image backbone is frozen with weights drawn at random; give --backbone_weights, or "
+            "--freeze_backbone false."
+        )
+    return model, CMFAHProcessor.from_vocabulary(config, embedding.vocabulary, run.data.image_mean, run.data.image_std)

@@ -1,0 +1,365 @@
+"""Runs that are killed and go on: their logs, weights and figures are those of the run that was left alone."""
+
+import inspect
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer
+
+from cmfah_hf.data.collator import PairCollator
+from cmfah_hf.training import checkpoints, train
+from cmfah_hf.training import preparation
+from cmfah_hf.training import run as run_module
+from cmfah_hf.training.checkpoints import newest_checkpoint
+from cmfah_hf.training.trainer import CMFAHTrainer
+
+logger = logging.getLogger(__name__)  # what a failing test shows
+
+OF_THE_CLOCK = {
+    f"{part}_{name}" for part in ("train", "eval") for name in ("runtime", "samples_per_second", "steps_per_second")
+}
+# 43 of 48 pairs make 6 steps an epoch, so that saving every 4 steps falls within epochs and on their ends; the refit
+# has 6 too. Dropout, mirrored regions and shuffling draw at random, warm-up and cosine move both rates.
+SETTINGS = {
+    "model": {"freeze_backbone": True, "dropout": 0.3, "normalize_features": True},
+    "data": {"mirror": True, "refit": True, "query_split": None},
+    "training": {
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 8,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 3,
+        "early_stopping_patience": 3,
+    },
+}
+STRATEGIES = {
+    "epoch": {},
+    "steps": {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4},
+}
+
+
+def arguments_of(strategy, folder):
+    return ["--output_dir", str(folder), *(f"--{name}={value}" for name, value in STRATEGIES[strategy].items())]
+
+
+def settings():
+    return {name: dict(values) for name, values in SETTINGS.items()}
+
+
+def logs(folder):
+    """The logs but for the clock."""
+    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return [{name: value for name, value in log.items() if name not in OF_THE_CLOCK} for log in history]
+
+
+def figures(folder):
+    found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in found.items() if name not in ("seconds", "query")}
+
+
+def assert_same_outcome(one, other):
+    assert logs(one) == logs(other)
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert figures(one) == figures(other)
+
+
+def killed(work) -> None:
+    """Does the work in a process that is to die by SIGKILL on the way."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), status
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def kill_at(call_number, owner, name):
+    """Has the process kill itself at the n-th call of a method, before it does anything."""
+    method, calls = getattr(owner, name), iter(range(1, 10_000))
+
+    def counted(*args, **kwargs):
+        if next(calls) == call_number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return method(*args, **kwargs)
+
+    setattr(owner, name, counted)
+
+
+@pytest.fixture(scope="module")
+def unbroken(scenes_folder, write_config, tmp_path_factory):
+    """A function from a strategy to the folder of its run that was left alone."""
+    from cmfah_hf.training import parse_run
+
+    root, done = tmp_path_factory.mktemp("unbroken"), {}
+
+    def make(strategy):
+        if strategy not in done:
+            changes = settings()
+            changes["data"]["dataset"] = str(scenes_folder)
+            config = write_config(root / f"{strategy}.yaml", **changes)
+            steps, original = [], CMFAHTrainer.training_step
+
+            def counted(self, *args, **kwargs):
+                steps.append(self.args.output_dir)
+                return original(self, *args, **kwargs)
+
+            CMFAHTrainer.training_step = counted
+            try:
+                train(parse_run(config, arguments_of(strategy, root / strategy)))
+            finally:
+                CMFAHTrainer.training_step = original
+            done[strategy] = root / strategy, steps
+        return done[strategy]
+
+    return make
+
+
+@pytest.mark.parametrize("part", ["first model", "refit"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_killed_at_any_step_ends_as_the_unbroken_one(
+    run_of, unbroken, strategy, part, monkeypatch, tmp_path, caplog
+):
+    whole, steps = unbroken(strategy)
+    first = sum(not folder.endswith("refit") for folder in steps)
+    seed = random.SystemRandom().randrange(1 << 30)
+    chosen = random.Random(seed).randint(*((1, first) if part == "first model" else (first + 1, len(steps))))
+    logger.warning("killed at step %d of %d, %d of them before the refit; seed %d", chosen, len(steps), first, seed)
+    out = tmp_path / "out"
+
+    def work():
+        kill_at(chosen, CMFAHTrainer, "training_step")
+        train(run_of(*arguments_of(strategy, out), **settings()))
+
+    killed(work)
+    assert not (out / "metrics.json").exists()
+    words = {path: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
+    assert {path.name for path in words} == {"expander.safetensors", "skip_gram.safetensors"}
+    monkeypatch.setattr(preparation, "_fit_words", lambda *args: pytest.fail("the words are made again"))
+    taken = []
+    step = CMFAHTrainer.training_step
+    monkeypatch.setattr(CMFAHTrainer, "training_step", lambda self, *args: taken.append(self) or step(self, *args))
+    train(run_of(*arguments_of(strategy, out), "--resume_from_checkpoint", "true", **settings()))
+
+    assert_same_outcome(out, whole)
+    assert {path: path.stat().st_mtime_ns for path in words} == words
+    # At most what lies between two checkpoints is done again.
+    assert len(taken) <= len(steps) - chosen + 1 + 6
+    if part == "refit":
+        assert {Path(trainer.args.output_dir).name for trainer in taken} == {"refit"}
+    assert not (out / "refit").exists()
+
+
+def kill_between_renaming_and_removing():
+    put_aside = checkpoints._put_aside
+
+    def renamed(folder):
+        put_aside(folder)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoints._put_aside = renamed
+
+
+MOMENTS = {
+    "while it is written": lambda: kill_at(2, CMFAHTrainer, "_save_rng_state"),
+    "while it is flushed": lambda: kill_at(35, os, "fsync"),
+    "while an older one is removed": kill_between_renaming_and_removing,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_killed_while_a_checkpoint_is_written(run_of, unbroken, moment, tmp_path, caplog):
+    whole, _ = unbroken("epoch")
+    out = tmp_path / "out"
+
+    def work():
+        MOMENTS[moment]()
+        train(run_of(*arguments_of("epoch", out), **settings()))
+
+    killed(work)
+    left = [path.name for path in (out / "unfinished").iterdir()]
+    assert len(left) == 1
+    last = newest_checkpoint(out)
+    train(run_of(*arguments_of("epoch", out), "--resume_from_checkpoint", "last", **settings()))
+    if left[0].startswith("checkpoint"):
+        assert f"Passed over {out / 'unfinished' / left[0]}: its writing was broken off." in caplog.text
+        assert last.name != left[0]
+    assert not (out / "unfinished").exists()
+    assert_same_outcome(out, whole)
+
+
+def test_a_run_killed_before_its_words_were_written(run_of, unbroken, tmp_path, caplog):
+    whole, _ = unbroken("epoch")
+    out = tmp_path / "out"
+
+    def work():
+        kill_at(1, preparation.SkipGramEmbedding, "save")
+        train(run_of(*arguments_of("epoch", out), **settings()))
+
+    killed(work)
+    assert (out / "expander.json").is_file()
+    assert not (out / "skip_gram.json").exists()
+    train(run_of(*arguments_of("epoch", out), "--resume_from_checkpoint", "true", **settings()))
+    assert "no checkpoint was written there yet; the training starts from its beginning" in caplog.text
+    assert_same_outcome(out, whole)
+
+
+def test_a_run_killed_after_its_last_step_only_ends(run_of, unbroken, monkeypatch, tmp_path):
+    """Between the refit's last checkpoint and the figures: nothing is left to train."""
+    whole, _ = unbroken("epoch")
+    out = tmp_path / "out"
+
+    def work():
+        kill_at(1, run_module, "evaluate_pairs")
+        train(run_of(*arguments_of("epoch", out), "--query_split", "query", **settings()))
+
+    killed(work)
+    monkeypatch.setattr(CMFAHTrainer, "training_step", lambda *args: pytest.fail("a step is taken"))
+    train(run_of(*arguments_of("epoch", out), "--resume_from_checkpoint", "true", **settings()))
+    assert_same_outcome(out, whole)
+
+
+def test_words_of_an_earlier_run_in_the_folder_are_not_taken_for_its_own(run_of, scenes_folder, tmp_path):
+    """Killed between the two, a run would otherwise go on with one's graph and the other's vectors."""
+    out = tmp_path / "out"
+    train(run_of("--output_dir", str(out), data={"dataset": str(scenes_folder), "word_epochs": 3}))
+    (out / "model.safetensors").unlink()
+
+    def work():
+        kill_at(1, preparation.SkipGramEmbedding, "save")
+        train(run_of("--output_dir", str(out)))
+
+    killed(work)
+    train(run_of("--output_dir", str(out), "--resume_from_checkpoint", "true"))
+    train(run_of("--output_dir", str(tmp_path / "fresh")))
+    for name in ("skip_gram.safetensors", "model.safetensors"):
+        assert (out / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_the_command_killed_from_outside_at_a_random_moment(
+    scenes_folder, write_config, unbroken, tmp_path, environment
+):
+    whole, _ = unbroken("steps")
+    out = tmp_path / "out"
+    changes = settings()
+    changes["data"]["dataset"] = str(scenes_folder)
+    config = write_config(tmp_path / "run.yaml", **changes)
+    program = [sys.executable, "-c", "from cmfah_hf.cli import main; main()"]
+    command = [*program, "train", str(config), *arguments_of("steps", out), "--resume_from_checkpoint", "true"]
+    seed = random.SystemRandom().randrange(1 << 30)
+    wait = random.Random(seed).uniform(0.0, 2.0)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 120
+        while not (out / "skip_gram.json").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(wait)
+        process.kill()
+    there = sorted(path.name for path in out.iterdir())
+    logger.warning("killed %.2f s after the words, seed %d; there were %s", wait, seed, there)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    assert_same_outcome(out, whole)
+
+
+class Script:
+    """An evaluator whose MAPs are written down beforehand."""
+
+    def __init__(self, maps):
+        self.maps = iter(maps)
+
+    def __call__(self, *hashes_and_labels):
+        return dict.fromkeys(("hamming/i2t/map", "hamming/t2i/map", "random/map"), next(self.maps))
+
+
+@pytest.fixture
+def choosing_trainer(make_trainer, make_model):
+    def make(maps, **arguments):
+        trainer = make_trainer(
+            make_model(), eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
+            metric_for_best_model="map", greater_is_better=True, num_train_epochs=9, **arguments,
+        )  # fmt: skip
+        trainer.evaluator = Script(maps)
+        return trainer
+
+    return make
+
+
+def test_a_run_that_had_stopped_stays_stopped_until_it_may_go_further(choosing_trainer, tmp_path):
+    stopped = choosing_trainer([0.5, 0.4, 0.3], early_stopping_patience=2)
+    stopped.train()
+    assert stopped.state.global_step == 9
+    again = choosing_trainer([], early_stopping_patience=2)
+    again.train(resume_from_checkpoint=True)
+    assert (again.state.global_step, again.state.best_metric) == (9, 0.5)
+    further = choosing_trainer([0.45, 0.4], early_stopping_patience=4)
+    further.train(resume_from_checkpoint=True)
+    assert further.state.global_step == 15  # 0.4 and 0.3 before it, 0.45 and 0.4 after it
+
+
+def test_steps_that_end_within_an_epoch_are_not_overstepped(make_trainer, make_model):
+    arguments = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    make_trainer(make_model(), **arguments).train()
+    again = make_trainer(make_model(), **arguments)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4
+
+
+def test_a_checkpoint_of_an_epochs_last_step_holds_the_epochs_end(make_trainer, make_model, tmp_path):
+    """Its log and its codes, though steps decide when to save."""
+    trainer = make_trainer(
+        make_model(), num_train_epochs=2, save_strategy="steps", save_steps=3, save_total_limit=None,
+        logging_strategy="epoch",
+    )  # fmt: skip
+    trainer.train()
+    for step in (3, 6):
+        folder = tmp_path / "out" / f"checkpoint-{step}"
+        assert (folder / "codes.safetensors").is_file()
+        history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        assert [log["step"] for log in history if "loss" in log] == list(range(3, step + 1, 3))
+
+
+def test_best_and_last_are_found_where_the_run_was_moved_to(choosing_trainer, tmp_path):
+    choosing_trainer([0.2, 0.9, 0.3, 0.4], max_steps=12).train()
+    shutil.move(tmp_path / "out", tmp_path / "moved")
+    moved = choosing_trainer([0.5], max_steps=15, output_dir=str(tmp_path / "moved"))
+    moved.train(resume_from_checkpoint=True)
+    assert moved.state.global_step == 15
+    assert moved.state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-6")
+
+
+def test_mirror_images_hang_on_the_batch_and_not_on_the_generator(processor):
+    plain, mirrored = np.zeros((4, 16), np.float16), np.ones((4, 16), np.float16)
+    both = {"region_features": plain, "region_features_mirrored": mirrored}
+    rows = [{"id": f"p{i}", "text": "", **both} for i in range(64)]
+    collator = PairCollator(processor)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = collator(rows)["region_features"]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(collator(rows)["region_features"], first)
+    others = [collator(rows[start:] + rows[:start])["region_features"].mean(dim=(1, 2)) for start in range(1, 40)]
+    assert len({tuple(other.tolist()) for other in others}) == 39  # another order, other coins
+    assert 0.45 < torch.stack(others).float().mean() < 0.55
+
+
+def test_the_parent_still_writes_where_it_says_it_does():
+    """Should `Trainer` begin to stage checkpoints, or to ask elsewhere for the folder, ours has to change."""
+    source = inspect.getsource(Trainer._save_checkpoint)
+    assert source.count("self._get_output_dir(") == 1
+    assert not any(word in source for word in ("staging", "tmp-", "rename"))
