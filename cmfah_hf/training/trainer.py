@@ -103,8 +103,16 @@ class CMFAHTrainer(Trainer):
 
     @property
     def _discriminators(self) -> nn.ModuleList:
-        model = self.accelerator.unwrap_model(self.model)
+        model = self._unwrapped(self.model)
         return nn.ModuleList([model.image_discriminator, model.text_discriminator])
+
+    def _unwrapped(self, model: nn.Module) -> CMFAHForPreTraining:
+        # Most often there is nothing to unwrap, and `unwrap_model` takes milliseconds to find that out.
+        return model if isinstance(model, CMFAHForPreTraining) else self.accelerator.unwrap_model(model)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: the parent's estimate is for models of tokens, and for it counts all parameters in every step."""
+        return 0
 
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
@@ -137,10 +145,11 @@ class CMFAHTrainer(Trainer):
             self.args.dataloader_drop_last = drop_last
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
-        model.train()
+        if not model.training:
+            model.train()
         inputs = self._prepare_inputs(inputs)
         rows, labels = inputs.pop("row", None), inputs.pop("labels")
-        pretraining = self.accelerator.unwrap_model(model)
+        pretraining = self._unwrapped(model)
         with self.compute_loss_context_manager():
             outputs = model(**inputs)
         if pretraining.config.adversarial_weight:
@@ -198,7 +207,7 @@ class CMFAHTrainer(Trainer):
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys=None):
         """The hash values of each modality encoded alone, `((B, K), (B, K))`; no loss."""
         inputs = self._prepare_inputs(inputs)
-        towers = self.accelerator.unwrap_model(model).cmfah
+        towers = self._unwrapped(model).cmfah
         with torch.no_grad(), self.compute_loss_context_manager():
             image_hash = towers.get_image_hash(inputs.get("pixel_values"), inputs.get("region_features"))
             text_hash = towers.get_text_hash(inputs["input_ids"], inputs["attention_mask"])
