@@ -357,7 +357,9 @@ def paper(repeats: int, small: bool, folder: str) -> Table:
             memory[name] = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else float("nan")
             return seconds
 
-        seconds = in_turns({name: (lambda n=name, t=trainer: measured(n, t)) for name, trainer in runs.items()}, repeats)
+        seconds = in_turns(
+            {name: (lambda n=name, t=trainer: measured(n, t)) for name, trainer in runs.items()}, repeats
+        )
         for name, values in seconds.items():
             rate = batch * steps / statistics.median(values)
             over = ratio(seconds["float32"], values)
