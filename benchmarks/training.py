@@ -97,7 +97,7 @@ def kept_regions(count: int, folder: str, words: int = 17_769) -> Setting:
         "region_features": datasets.Array2D((REGIONS, CHANNELS), "float16"),
     }
     pairs = datasets.Dataset.from_generator(rows, features=datasets.Features(features), cache_dir=folder)
-    pairs = pairs.with_format("numpy", columns=["region_features"], output_all_columns=True)
+    pairs = pairs.with_format("numpy", columns=["region_features"], output_all_columns=True, dtype=np.float16)
     return Setting(pairs, *configuration("cmfah-coco-pairs"), vocabulary, classes)
 
 
