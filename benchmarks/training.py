@@ -67,6 +67,7 @@ class Setting:
     def arguments(self, folder: str, **settings: Any) -> CMFAHTrainingArguments:
         quiet = {"disable_tqdm": True, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
         values = {**self.training, **quiet, "codes_update": "batch", "num_train_epochs": 1, "warmup_steps": 0}
+        values["use_cpu"] = not torch.cuda.is_available()
         return CMFAHTrainingArguments(**{**values, "output_dir": folder, **settings})
 
 
@@ -260,7 +261,7 @@ def throughput(parts: list[str], repeats: int, small: bool, folder: str) -> Tabl
         size = {"per_device_train_batch_size": batch}
         add("kept regions", against_plain(setting, setting.pairs, steps, repeats, folder, **size))
     if {"pixels", "stream"} & set(parts):
-        batch, steps = (8, 2) if small else (32, 8)
+        batch, steps = (8, 2) if small else (32, 6)
         setting = scenes(batch * steps)
         size = {"per_device_train_batch_size": batch}
         if "pixels" in parts:
@@ -282,11 +283,11 @@ def attention(repeats: int, small: bool, folder: str) -> Table:
         table.add_column(column, justify="left" if column == "pairs from" else "right")
     batch, steps = (8, 2) if small else (128, 4)
     settings = {"kept regions": (kept_regions(batch * steps, folder), batch, repeats)}
-    # On a processor VGG19 takes a second for a few pictures, so a batch of a few shows what the backbone costs.
+    # Without a GPU VGG19 takes a second for a few pictures, so a batch of a few shows what the backbone costs.
     vgg = {"backbone": "vgg19", "backbone_config": None, "image_size": 224, "freeze_backbone": True}
     wide, _ = configuration("cmfah-coco-pairs")
     count = 2 if small else 8
-    vgg = {**wide, **vgg, **({"image_size": 32} if small else {})}
+    vgg = {**wide, **vgg, **({"backbone": "vgg11", "image_size": 32} if small else {})}
     settings["pixels, VGG19"] = (scenes(count, **vgg), count, min(repeats, 3))
     for name, (setting, batch, times) in settings.items():
         runs = {}
@@ -372,7 +373,7 @@ def paper(repeats: int, small: bool, folder: str) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, help="Some parts; all that fit the machine if not given.")
-    parser.add_argument("--repeats", type=int, default=7, help="Turns that are counted.")
+    parser.add_argument("--repeats", type=int, default=5, help="Turns that are counted.")
     parser.add_argument("--paper-setting", action="store_true", help="The paper's setting, also without a GPU.")
     parser.add_argument("--small", action="store_true", help="A few pairs, to see that everything runs.")
     own = parser.parse_args()

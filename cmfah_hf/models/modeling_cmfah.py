@@ -375,7 +375,7 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
 
     def discriminators_loss(self, image_features_BD: torch.Tensor, text_features_BD: torch.Tensor) -> torch.Tensor:
         """L_adv of `[adversarial]`: each discriminator calls its own modality real and the other fake."""
-        # Both modalities in one batch: half as many passes. The loss is a mean over it, so twice that is the sum of both.
+        # Both modalities in one batch: half as many passes. Its loss is a mean, so twice that is the sum of both.
         features_ND = torch.cat([image_features_BD, text_features_BD])
         is_image_N = torch.arange(len(features_ND), device=features_ND.device) < len(image_features_BD)
         image = self.image_discriminator(features_ND, labels=is_image_N).loss
