@@ -148,8 +148,13 @@ class CMFAHCoAttention(nn.Module):
         self.temperature = temperature
 
     def forward(
-        self, local_BPD: torch.Tensor, partner_BQD: torch.Tensor, partner_mask_BQ: torch.Tensor | None
+        self,
+        local_BPD: torch.Tensor,
+        partner_BQD: torch.Tensor,
+        partner_mask_BQ: torch.Tensor | None,
+        adds_local: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each position gathers, `(B, P, D)`, with the position itself where that is asked for; the weights."""
         similarity_BPQ = cosines(local_BPD, partner_BQD).clamp(min=0)
         similarity_BPQ = nn.functional.normalize(similarity_BPQ, dim=1, eps=EPSILON)
         scores_BPQ = self.temperature * similarity_BPQ
@@ -158,8 +163,13 @@ class CMFAHCoAttention(nn.Module):
         weights_BPQ = scores_BPQ.softmax(dim=-1)
         if partner_mask_BQ is not None:  # a partner without a single position answers nothing
             weights_BPQ = weights_BPQ * partner_mask_BQ[:, None].to(weights_BPQ.dtype)
-        # One head, as whoever reads attention weights expects them.
-        return weights_BPQ @ partner_BQD, weights_BPQ[:, None]
+        weights_B1PQ = weights_BPQ[:, None]  # one head, as whoever reads attention weights expects them
+        if not adds_local:
+            return weights_BPQ @ partner_BQD, weights_B1PQ
+        if partner_BQD.ndim == 3:
+            return torch.baddbmm(local_BPD, weights_BPQ, partner_BQD), weights_B1PQ
+        sum_ND = torch.addmm(local_BPD.flatten(0, 1), weights_BPQ.flatten(0, 1), partner_BQD)
+        return sum_ND.view_as(local_BPD), weights_B1PQ
 
 
 class CMFAHLayer(GradientCheckpointingLayer):
@@ -180,6 +190,9 @@ class CMFAHLayer(GradientCheckpointingLayer):
         partner_BQD: torch.Tensor | None,
         partner_mask_BQ: torch.Tensor | None,
     ) -> torch.Tensor:
+        if self.attention is not None and self.lstm is None:
+            output_BPD, _ = self.attention(hidden_states_BPD, partner_BQD, partner_mask_BQ, adds_local=True)
+            return output_BPD if mask_BP is None else output_BPD * mask_BP[..., None].to(output_BPD.dtype)
         update_BPD = hidden_states_BPD
         if self.attention is not None:
             update_BPD, _ = self.attention(hidden_states_BPD, partner_BQD, partner_mask_BQ)
