@@ -12,7 +12,8 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_cmfah import CMFAHConfig
-from .losses import EPSILON, cosine_matrix
+from .fused_cmfah import cosines, largest
+from .losses import EPSILON
 
 
 def _in_reading_order(
@@ -147,9 +148,14 @@ class CMFAHCoAttention(nn.Module):
         self.temperature = temperature
 
     def forward(
-        self, local_BPD: torch.Tensor, partner_BQD: torch.Tensor, partner_mask_BQ: torch.Tensor | None
+        self,
+        local_BPD: torch.Tensor,
+        partner_BQD: torch.Tensor,
+        partner_mask_BQ: torch.Tensor | None,
+        adds_local: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        similarity_BPQ = cosine_matrix(local_BPD, partner_BQD).clamp(min=0)
+        """What each position gathers, `(B, P, D)`, with the position itself where that is asked for; the weights."""
+        similarity_BPQ = cosines(local_BPD, partner_BQD).clamp(min=0)
         similarity_BPQ = nn.functional.normalize(similarity_BPQ, dim=1, eps=EPSILON)
         scores_BPQ = self.temperature * similarity_BPQ
         if partner_mask_BQ is not None:
@@ -158,7 +164,12 @@ class CMFAHCoAttention(nn.Module):
         if partner_mask_BQ is not None:  # a partner without a single position answers nothing
             weights_BPQ = weights_BPQ * partner_mask_BQ[:, None].to(weights_BPQ.dtype)
         weights_B1PQ = weights_BPQ[:, None]  # one head, as whoever reads attention weights expects them
-        return (weights_B1PQ @ partner_BQD[:, None]).squeeze(1), weights_B1PQ
+        if not adds_local:
+            return weights_BPQ @ partner_BQD, weights_B1PQ
+        if partner_BQD.ndim == 3:
+            return torch.baddbmm(local_BPD, weights_BPQ, partner_BQD), weights_B1PQ
+        sum_ND = torch.addmm(local_BPD.flatten(0, 1), weights_BPQ.flatten(0, 1), partner_BQD)
+        return sum_ND.view_as(local_BPD), weights_B1PQ
 
 
 class CMFAHLayer(GradientCheckpointingLayer):
@@ -179,6 +190,9 @@ class CMFAHLayer(GradientCheckpointingLayer):
         partner_BQD: torch.Tensor | None,
         partner_mask_BQ: torch.Tensor | None,
     ) -> torch.Tensor:
+        if self.attention is not None and self.lstm is None:
+            output_BPD, _ = self.attention(hidden_states_BPD, partner_BQD, partner_mask_BQ, adds_local=True)
+            return output_BPD if mask_BP is None else output_BPD * mask_BP[..., None].to(output_BPD.dtype)
         update_BPD = hidden_states_BPD
         if self.attention is not None:
             update_BPD, _ = self.attention(hidden_states_BPD, partner_BQD, partner_mask_BQ)
@@ -211,7 +225,7 @@ class CMFAHEncoder(nn.Module):
         partner_mask_BQ: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.attends and partner_BQD is None:
-            partner_BQD, partner_mask_BQ = self.concepts.expand(len(local_BPD), -1, -1), None
+            partner_BQD, partner_mask_BQ = self.concepts, None  # (Q, D): the same for each item of the batch
         hidden_BPD = local_BPD
         for layer in self.layers:
             hidden_BPD = layer(hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ)
@@ -224,15 +238,15 @@ class CMFAHEncoder(nn.Module):
 
 def _masked_mean(hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
     if mask_BP is None:
-        return hidden_BPD.mean(dim=1)
+        return hidden_BPD.sum(dim=1) / hidden_BPD.shape[1]
     return hidden_BPD.sum(dim=1) / mask_BP.sum(dim=1, keepdim=True).clamp(min=1).to(hidden_BPD.dtype)  # masked are 0
 
 
 def _masked_max(hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
     if mask_BP is None:
-        return hidden_BPD.amax(dim=1)
+        return largest(hidden_BPD)
     hidden_BPD = hidden_BPD.masked_fill(~mask_BP[..., None], torch.finfo(hidden_BPD.dtype).min)
-    return hidden_BPD.amax(dim=1).masked_fill(~mask_BP.any(dim=1, keepdim=True), 0.0)  # of no word at all: nothing
+    return largest(hidden_BPD).masked_fill(~mask_BP.any(dim=1, keepdim=True), 0.0)  # of no word at all: nothing
 
 
 class CMFAHHashHead(nn.Module):

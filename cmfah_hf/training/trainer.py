@@ -189,12 +189,18 @@ class CMFAHTrainer(ResumingTrainer):
     @property
     def _pretraining(self) -> CMFAHForPreTraining:
         """The model without its wrappers. Not with `keep_torch_compile`, which tears a compiled model's wrapper off."""
+        if isinstance(self.model, CMFAHForPreTraining):  # most often; `unwrap_model` takes milliseconds to find it out
+            return self.model
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     @property
     def _discriminators(self) -> nn.ModuleList:
         model = self._pretraining
         return nn.ModuleList([model.image_discriminator, model.text_discriminator])
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: the parent's estimate is for models of tokens, and for it counts all parameters in every step."""
+        return 0
 
     @property
     def _schedules_by_metric(self) -> bool:
@@ -264,7 +270,8 @@ class CMFAHTrainer(ResumingTrainer):
             self.args.dataloader_drop_last = drop_last
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
-        model.train()
+        if not model.training:
+            model.train()
         inputs = self._prepare_inputs(inputs)
         rows, labels = inputs.pop("row", None), inputs.pop("labels")
         pretraining = self._pretraining

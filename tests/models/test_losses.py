@@ -347,3 +347,16 @@ def test_total_weighs_every_term_and_the_towers_maximise_the_adversarial_one():
     together = CMFAHLosses(**{name: torch.tensor(float(10**-i)) for i, name in enumerate(order)})
     expected = sum(weight * 10.0**-i for i, weight in enumerate(weights))
     assert weighted_total(together, config).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_hinges_of_several_matrices_at_once_are_those_of_each():
+    rng = np.random.default_rng(5)
+    similarity, role = rng.uniform(-1, 1, (2, 3, 6, 6)), rng.integers(0, 3, (2, 3, 6, 6))
+    tensor = torch.tensor(similarity, requires_grad=True)
+    found = triplet_hinge(tensor, torch.tensor(role == 1), torch.tensor(role == 2), 0.3)
+    weights = rng.uniform(size=(2, 3))
+    (found * torch.tensor(weights)).sum().backward()
+    for i, j in np.ndindex(2, 3):
+        expected, gradient = cubic_hinge(similarity[i, j], role[i, j] == 1, role[i, j] == 2, 0.3)
+        assert found[i, j].item() == pytest.approx(expected, rel=1e-12)
+        np.testing.assert_allclose(tensor.grad[i, j].numpy(), weights[i, j] * gradient, atol=1e-12)

@@ -1,0 +1,400 @@
+"""Pairs per second of training, beside a plain PyTorch loop that takes the same steps, and where an epoch's time goes.
+
+    python benchmarks/training.py
+    python benchmarks/training.py --only attention --repeats 15
+
+Whatever is compared runs in turns in one process, so that what else the machine does falls on all alike; given are
+medians, and ratios within a turn. Nothing is downloaded: pictures are drawn, regions, texts and labels random. Where
+there is a GPU the paper's setting is measured too: VGG19 at 224 pixels, frozen and fine-tuned, in float32 and bfloat16.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, TrainerCallback, get_scheduler
+from transformers.utils import logging as transformers_logging
+
+from cmfah_hf import CMFAHConfig, CMFAHForPreTraining, CMFAHProcessor, CMFAHTrainer, CMFAHTrainingArguments
+from cmfah_hf.data import collect_classes, load_image_text
+from cmfah_hf.data.collator import PairCollator
+from cmfah_hf.data.scenes import make_scenes
+from cmfah_hf.models.tokenization_cmfah import split_words
+from cmfah_hf.training import bundled_configuration
+
+PARTS = ("regions", "pixels", "stream", "attention", "epoch", "paper")
+REGIONS, CHANNELS, CLASSES = 49, 512, 17  # of VGG19 at 224 pixels; of the COCO-derived pairs
+
+
+@dataclass
+class Setting:
+    """A data set, and everything that a model of it is made of."""
+
+    pairs: Any
+    model: dict[str, Any]  # fields of `CMFAHConfig`
+    training: dict[str, Any]  # fields of `CMFAHTrainingArguments`
+    vocabulary: list[str]
+    classes: list[str]
+
+    def build(self, **settings: Any) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
+        names = dict(enumerate(self.classes))
+        config = CMFAHConfig(
+            **{
+                **self.model,
+                "vocab_size": len(self.vocabulary) + 2,
+                "id2label": names,
+                "label2id": {name: number for number, name in names.items()},
+                **settings,
+            }
+        )
+        torch.manual_seed(0)
+        return CMFAHForPreTraining(config), CMFAHProcessor.from_vocabulary(config, self.vocabulary)
+
+    def arguments(self, folder: str, **settings: Any) -> CMFAHTrainingArguments:
+        quiet = {"disable_tqdm": True, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+        values = {**self.training, **quiet, "codes_update": "batch", "num_train_epochs": 1, "warmup_steps": 0}
+        values["use_cpu"] = not torch.cuda.is_available()
+        return CMFAHTrainingArguments(**{**values, "output_dir": folder, **settings})
+
+
+def configuration(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sections `model` and `training` of a configuration that comes with the package."""
+    settings = yaml.safe_load(bundled_configuration(f"{name}.yaml").read_text(encoding="utf-8"))
+    return settings["model"], settings["training"]
+
+
+def kept_regions(count: int, folder: str, words: int = 17_769) -> Setting:
+    """Random regions in float16 and random words, of the shapes of the COCO-derived pairs, as a run keeps them."""
+    classes, vocabulary = [f"class{i}" for i in range(CLASSES)], [f"word{i}" for i in range(words)]
+
+    def rows() -> Iterator[dict[str, Any]]:
+        rng = np.random.default_rng(0)
+        for row in range(count):
+            yield {
+                "id": str(row),
+                "text": " ".join(rng.choice(vocabulary, rng.integers(8, 24))),
+                "labels": rng.choice(classes, rng.integers(1, 4), replace=False).tolist(),
+                "region_features": rng.standard_normal((REGIONS, CHANNELS)).clip(0).astype(np.float16),
+            }
+
+    features = {
+        "id": datasets.Value("string"),
+        "text": datasets.Value("string"),
+        "labels": datasets.List(datasets.Value("string")),
+        "region_features": datasets.Array2D((REGIONS, CHANNELS), "float16"),
+    }
+    pairs = datasets.Dataset.from_generator(rows, features=datasets.Features(features), cache_dir=folder)
+    pairs = pairs.with_format("numpy", columns=["region_features"], output_all_columns=True, dtype=np.float16)
+    return Setting(pairs, *configuration("cmfah-coco-pairs"), vocabulary, classes)
+
+
+def scenes(count: int, **model: Any) -> Setting:
+    """Drawn scenes and the model of the demo, which trains its backbone."""
+    pairs = make_scenes(count)
+    vocabulary = sorted({word for text in pairs["text"] for word in split_words(text)})
+    settings, training = configuration("cmfah-scenes")
+    return Setting(pairs, {**settings, **model}, training, vocabulary, collect_classes(pairs))
+
+
+class PlainLoop:
+    """What the Trainer does in a step, written out: what somebody would write who has no Trainer."""
+
+    def __init__(self, model: CMFAHForPreTraining, pairs: Any, processor: CMFAHProcessor, args, steps: int):
+        self.model, self.args, self.steps = model.to(args.device), args, steps
+        classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        self.loader = DataLoader(
+            pairs,
+            batch_size=args.per_device_train_batch_size,
+            shuffle=not isinstance(pairs, datasets.IterableDataset),
+            collate_fn=PairCollator(processor, classes),
+        )
+        self.discriminators = torch.nn.ModuleList([model.image_discriminator, model.text_discriminator])
+        ours = {id(parameter) for parameter in self.discriminators.parameters()}
+        self.towers = [p for p in model.parameters() if p.requires_grad and id(p) not in ours]
+        self.optimizer = torch.optim.AdamW(self.towers, args.learning_rate, weight_decay=args.weight_decay)
+        self.discriminator_optimizer = torch.optim.AdamW(
+            self.discriminators.parameters(), args.discriminator_learning_rate, weight_decay=args.weight_decay
+        )
+        self.schedules = [
+            get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps=0, num_training_steps=1_000_000)
+            for optimizer in (self.optimizer, self.discriminator_optimizer)
+        ]
+
+    def train(self) -> float:
+        """Seconds that an epoch took."""
+        synchronize()
+        start = time.perf_counter()
+        self.model.train()
+        total = torch.zeros((), device=self.args.device)
+        for batch, _ in zip(self.loader, range(self.steps), strict=False):
+            total += self.step({name: tensor.to(self.args.device) for name, tensor in batch.items()})
+        total.item()
+        return time.perf_counter() - start
+
+    def step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        model, labels = self.model, batch.pop("labels")
+        autocast = torch.autocast(self.args.device.type, torch.bfloat16) if self.args.bf16 else nullcontext()
+        with autocast:
+            outputs = model(**batch)
+        if model.config.adversarial_weight:
+            self.discriminators.requires_grad_(True)
+            with autocast:
+                loss = model.discriminators_loss(outputs.image_features.detach(), outputs.text_features.detach())
+            loss.backward()
+            self.discriminators.requires_grad_(False)
+            self.discriminator_optimizer.step()
+            self.discriminator_optimizer.zero_grad()
+            self.schedules[1].step()
+        with autocast:
+            loss, _ = model.towers_losses(outputs, labels)
+        loss.backward()
+        clip_grad_norm_(self.towers, self.args.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedules[0].step()
+        return loss.detach()
+
+
+class Clock(TrainerCallback):
+    """When a training's first step began, and when its last one had ended."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        synchronize()
+        self.begin = time.perf_counter()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        synchronize()
+        self.end = time.perf_counter()
+
+
+class TimedTrainer(CMFAHTrainer):
+    """A trainer that knows the seconds of its epoch, of its start, and of what it does beside training."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.clock = Clock()
+        self.add_callback(self.clock)
+        self.remove_callback(PrinterCallback)
+        self.beside = {"codes": 0.0, "evaluation": 0.0, "saving": 0.0}
+
+    def seconds(self) -> float:
+        """Trains, and gives the seconds from the first step's begin to the last one's end."""
+        start = time.perf_counter()
+        self.train()
+        self.start_up = self.clock.begin - start
+        return self.clock.end - self.clock.begin
+
+    def _timed(self, name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self.beside[name] += time.perf_counter() - start
+
+    def update_codes(self, *args, **kwargs):
+        return self._timed("codes", super().update_codes, *args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        return self._timed("evaluation", super().evaluate, *args, **kwargs)
+
+    def _save_checkpoint(self, *args, **kwargs):
+        return self._timed("saving", super()._save_checkpoint, *args, **kwargs)
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def in_turns(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """The seconds of each run, `repeats` times, after one that is not counted; every second turn goes backwards."""
+    for run in runs.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats):
+        for name in list(runs)[:: -1 if turn % 2 else 1]:
+            seconds[name].append(runs[name]())
+    return seconds
+
+
+def ratio(upper: list[float], lower: list[float]) -> float:
+    return statistics.median(u / v for u, v in zip(upper, lower, strict=True))
+
+
+def against_plain(setting: Setting, pairs: Any, steps: int, repeats: int, folder: str, **arguments: Any):
+    """Pairs a second of `CMFAHTrainer` and of the plain loop, and the first over the second."""
+    args = setting.arguments(folder, **arguments)
+    model, processor = setting.build()
+    trainer = TimedTrainer(model, args, pairs, processing_class=processor)
+    loop = PlainLoop(setting.build()[0], pairs, processor, args, steps)
+    seconds = in_turns({"trainer": trainer.seconds, "plain": loop.train}, repeats)
+    count = steps * args.per_device_train_batch_size
+    rates = {name: count / statistics.median(values) for name, values in seconds.items()}
+    return rates["trainer"], rates["plain"], ratio(seconds["plain"], seconds["trainer"])
+
+
+def throughput(parts: list[str], repeats: int, small: bool, folder: str) -> Table:
+    table = Table(title="Pairs per second of training")
+    for column in ("pairs from", "CMFAHTrainer", "plain loop", "ratio"):
+        table.add_column(column, justify="left" if column == "pairs from" else "right")
+
+    def add(name: str, found: tuple[float, float, float]) -> None:
+        table.add_row(name, f"{found[0]:,.0f}", f"{found[1]:,.0f}", f"{found[2]:.3f}")
+
+    batch, steps = (8, 2) if small else (128, 4)
+    if "regions" in parts:
+        setting = kept_regions(batch * steps, folder)
+        size = {"per_device_train_batch_size": batch}
+        add("kept regions", against_plain(setting, setting.pairs, steps, repeats, folder, **size))
+    if {"pixels", "stream"} & set(parts):
+        batch, steps = (8, 2) if small else (32, 6)
+        setting = scenes(batch * steps)
+        size = {"per_device_train_batch_size": batch}
+        if "pixels" in parts:
+            add("pixels", against_plain(setting, setting.pairs, steps, repeats, folder, **size))
+        if "stream" in parts:
+            shards = Path(folder) / "shards"
+            shards.mkdir()
+            for number in range(2):
+                setting.pairs.shard(2, number).to_parquet(shards / f"train-0000{number}-of-00002.parquet")
+            stream = load_image_text(shards, split="train", streaming=True)
+            add("Parquet stream", against_plain(setting, stream, steps, repeats, folder, max_steps=steps, **size))
+    return table
+
+
+def attention(repeats: int, small: bool, folder: str) -> Table:
+    """An epoch with attention and discriminators over one without either, by the Trainer."""
+    table = Table(title="An epoch of training with attention and discriminators, over one without")
+    for column in ("pairs from", "pairs", "seconds with", "without", "ratio"):
+        table.add_column(column, justify="left" if column == "pairs from" else "right")
+    batch, steps = (8, 2) if small else (128, 4)
+    settings = {"kept regions": (kept_regions(batch * steps, folder), batch, repeats)}
+    # Without a GPU VGG19 takes a second for a few pictures, so a batch of a few shows what the backbone costs.
+    vgg = {"backbone": "vgg19", "backbone_config": None, "image_size": 224, "freeze_backbone": True}
+    wide, _ = configuration("cmfah-coco-pairs")
+    count = 2 if small else 8
+    vgg = {**wide, **vgg, **({"backbone": "vgg11", "image_size": 32} if small else {})}
+    settings["pixels, VGG19"] = (scenes(count, **vgg), count, min(repeats, 3))
+    for name, (setting, batch, times) in settings.items():
+        runs = {}
+        for kind, chosen in (
+            ("with", {"attention": "both", "adversarial_weight": setting.model["adversarial_weight"] or 1.0}),
+            ("without", {"attention": "none", "adversarial_weight": 0.0}),
+        ):
+            model, processor = setting.build(**chosen)
+            args = setting.arguments(folder, per_device_train_batch_size=batch)
+            runs[kind] = TimedTrainer(model, args, setting.pairs, processing_class=processor).seconds
+        seconds = in_turns(runs, times)
+        with_, without = (statistics.median(seconds[kind]) for kind in ("with", "without"))
+        found = ratio(seconds["with"], seconds["without"])
+        table.add_row(name, str(len(setting.pairs)), f"{with_:.2f}", f"{without:.2f}", f"{found:.2f}")
+    return table
+
+
+def epoch(small: bool, folder: str) -> Table:
+    """Where the time of an epoch goes: 1,170 pairs with kept regions, a tenth of them for validation."""
+    table = Table(title="Seconds of an epoch, kept regions: 1,053 pairs train, 117 validate")
+    for column in ("attention", "train", "codes", "evaluation", "saving", "start-up, once"):
+        table.add_column(column, justify="left" if column == "attention" else "right")
+    setting = kept_regions(40 if small else 1170, folder)
+    parts = setting.pairs.train_test_split(0.1, seed=0)
+    epochs = 2
+    for kind in ("both", "none"):
+        model, processor = setting.build(attention=kind)
+        args = setting.arguments(
+            folder, codes_update="epoch", eval_strategy="epoch", save_strategy="epoch", num_train_epochs=epochs
+        )
+        trainer = TimedTrainer(model, args, parts["train"], parts["test"], processing_class=processor)
+        total = trainer.seconds() / epochs
+        beside = {name: seconds / epochs for name, seconds in trainer.beside.items()}
+        seconds = (total - sum(beside.values()), *beside.values(), trainer.start_up)
+        table.add_row(kind, *(f"{value:.2f}" for value in seconds))
+    return table
+
+
+def paper(repeats: int, small: bool, folder: str) -> Table:
+    """The paper's setting: batches of 128, VGG19 at 224 pixels, its loss and its attention, from pixels."""
+    table = Table(title="VGG19 at 224 pixels, batches of 128" if not small else "VGG11 at 32 pixels, batches of 2")
+    for column in ("backbone", "numbers", "pairs a second", "over float32", "peak memory, GiB"):
+        table.add_column(column, justify="left" if column in ("backbone", "numbers") else "right")
+    batch, steps = (2, 1) if small else (128, 8)
+    size = {"backbone": "vgg11", "image_size": 32} if small else {"backbone": "vgg19", "image_size": 224}
+    on_gpu = torch.cuda.is_available()
+    for frozen in (True, False):
+        setting = scenes(batch * steps)
+        setting.model = {**size, "freeze_backbone": frozen}  # for the rest, the defaults are the paper's
+        runs: dict[str, TimedTrainer] = {}
+        for numbers in ("float32", "bfloat16"):
+            model, processor = setting.build()
+            args = setting.arguments(
+                folder,
+                per_device_train_batch_size=batch,
+                bf16=numbers == "bfloat16",
+                # Decoding must not be what is measured.
+                dataloader_num_workers=8 if on_gpu else 0,
+                dataloader_persistent_workers=on_gpu,
+            )
+            runs[numbers] = TimedTrainer(model, args, setting.pairs, processing_class=processor)
+        memory = dict.fromkeys(runs, 0.0)
+
+        def measured(name: str, trainer: TimedTrainer, memory: dict[str, float] = memory) -> float:
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+            seconds = trainer.seconds()
+            memory[name] = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else float("nan")
+            return seconds
+
+        seconds = in_turns(
+            {name: (lambda n=name, t=trainer: measured(n, t)) for name, trainer in runs.items()}, repeats
+        )
+        for name, values in seconds.items():
+            rate = batch * steps / statistics.median(values)
+            over = ratio(seconds["float32"], values)
+            table.add_row(
+                "frozen" if frozen else "fine-tuned", name, f"{rate:,.1f}", f"{over:.2f}", f"{memory[name]:.1f}"
+            )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="Some parts; all that fit the machine if not given.")
+    parser.add_argument("--repeats", type=int, default=5, help="Turns that are counted.")
+    parser.add_argument("--paper-setting", action="store_true", help="The paper's setting, also without a GPU.")
+    parser.add_argument("--small", action="store_true", help="A few pairs, to see that everything runs.")
+    own = parser.parse_args()
+    parts = list(own.only or [part for part in PARTS if part != "paper" or torch.cuda.is_available()])
+    if own.paper_setting and "paper" not in parts:
+        parts.append("paper")
+    datasets.disable_progress_bars()
+    transformers_logging.set_verbosity_error()
+    console = Console(width=120)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    console.print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {device}")
+    with tempfile.TemporaryDirectory() as folder:
+        if {"regions", "pixels", "stream"} & set(parts):
+            console.print(throughput(parts, own.repeats, own.small, folder))
+        if "attention" in parts:
+            console.print(attention(own.repeats, own.small, folder))
+        if "epoch" in parts:
+            console.print(epoch(own.small, folder))
+        if "paper" in parts:
+            console.print(paper(own.repeats, own.small, folder))
+
+
+if __name__ == "__main__":
+    main()
