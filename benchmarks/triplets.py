@@ -5,8 +5,8 @@
 Both forms see the same cosines and masks. The cubic form writes out batch x batch x batch hinges; where they do not fit
 into `--hold` megabytes it goes over the anchors in portions, with a gradient step each, so its memory is that of a
 portion, and what it would need at once stands beside it. With `--anchors` it is timed on so many anchors alone, and the
-time is scaled to all of them, which cost the same; a `~` says so. Each figure is of a process of its own: the memory is the
-growth of its peak over that before, the time the best of some runs after a first one on a small batch.
+time is scaled to all of them, which cost the same; a `~` says so. Each figure is of a process of its own: the memory is
+the growth of its peak over that before, the time the best of some runs after a first one on a small batch.
 """
 
 import argparse
