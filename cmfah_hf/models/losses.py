@@ -156,18 +156,7 @@ def pair_losses(
     positive_overlap: float = 0.0,
 ) -> CMFAHLosses:
     """`[intra]`, `[inter]` and `[label-similarity]` of one view, each summed over modalities or directions."""
-<<<<<<< HEAD
     within, across = (triplet_masks(labels_BC, within, positive_overlap) for within in (True, False))
-
-    def intra(x_BD: torch.Tensor) -> torch.Tensor:
-        return triplet_hinge(cosine_matrix(x_BD, x_BD), *within, margin)
-
-    def inter(x_BD: torch.Tensor, y_BD: torch.Tensor) -> torch.Tensor:
-        similarity_BB = cosine_matrix(x_BD, y_BD)
-        return triplet_hinge(similarity_BB, *across, margin) + triplet_hinge(similarity_BB.mT, *across, margin)
-
-=======
-    within, across = triplet_masks(labels_BC, within=True), triplet_masks(labels_BC, within=False)
     # Four at once: images among themselves, images to texts, texts to images, texts among themselves.
     positive_22BB, negative_22BB = (
         torch.stack([one_BB, other_BB, other_BB, one_BB]).unflatten(0, (2, 2))
@@ -177,7 +166,6 @@ def pair_losses(
     hash_22BB = _cosines_of_both(image.hash_values, text.hash_values)
     feature_22 = triplet_hinge(feature_22BB, positive_22BB, negative_22BB, margin)
     hash_22 = triplet_hinge(hash_22BB, positive_22BB, negative_22BB, margin)
->>>>>>> speed
     return CMFAHLosses(
         intra_feature=feature_22[0, 0] + feature_22[1, 1],
         intra_hash=hash_22[0, 0] + hash_22[1, 1],
