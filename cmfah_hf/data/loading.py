@@ -30,7 +30,8 @@ from cmfah_hf.data.parquet import read_footers, stream_parquet
 from cmfah_hf.errors import DataError
 
 DATA_VARIABLE = "CMFAH_DATA"
-SCENES = "scenes"
+# The built-in data sets, by what `load_scenes` is given.
+SCENES = {"scenes": {}, "cluttered-scenes": {"clutter": 24}}
 
 _SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}.*")
 # The root of a data set on the Hub, as a stream and the download cache write it in a picture's path.
@@ -81,7 +82,8 @@ def load_image_text(
               folder of Parquet files, whose split is told by their folder or name (`query/x.parquet`,
               `query.parquet`, `data/query-00000-of-00001.parquet`), else `train`;
             - a data set on the Hub, `owner/name`;
-            - `"scenes"`, the pictures drawn by code (`load_scenes` takes the further arguments).
+            - `"scenes"`, the pictures drawn by code, or `"cluttered-scenes"`, where the things are small and lie among
+              shards (`load_scenes` takes the further arguments).
             A relative path that does not exist is looked for below `CMFAH_DATA`.
         split: One split (map-style also with slices such as `train[:10%]`), instead of all.
         streaming: Read row by row without preparing anything on disk. Gives the same rows.
@@ -137,10 +139,11 @@ def _load(
     pictures: bool,
     load_dataset_kwargs: dict[str, Any],
 ) -> Loaded:
-    if given == SCENES:
+    if given in SCENES:
         from cmfah_hf.data.scenes import load_scenes
 
-        return _take_split(_streamed(load_scenes(**load_dataset_kwargs), streaming), split, given)
+        scenes = load_scenes(**{**SCENES[given], **load_dataset_kwargs})
+        return _take_split(_streamed(scenes, streaming), split, given)
 
     if re.match(r"\w+://", given):
         if not given.partition("?")[0].endswith(".parquet"):

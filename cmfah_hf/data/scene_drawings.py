@@ -83,6 +83,24 @@ def _circle(x: float, y: float, radius: float, angles: Sequence[float]) -> list[
     return [(x + radius * math.cos(math.radians(a)), y + radius * math.sin(math.radians(a))) for a in angles]
 
 
+def _shard(pen: Pen) -> None:
+    fill, other = pen.bright(2)
+    angles = pen.rng.random() * 360 + np.sort(pen.rng.random(int(pen.rng.integers(3, 7)))) * 360
+    match int(pen.rng.integers(4)):
+        case 0:
+            pen.polygon(_circle(0.5, 0.5, 0.48, angles), fill)
+        case 1:
+            x, y = 0.3 * pen.rng.random(2)
+            pen.ellipse(x, y, 0.99 - 0.3 * pen.rng.random(), 0.99 - 0.3 * pen.rng.random(), fill)
+        case 2:
+            y = 0.4 * pen.rng.random()
+            pen.rectangle(0.01, y, 0.99, 0.99, fill, round_by=0.2 * pen.rng.random())
+            pen.rectangle(0.2, y + 0.15, 0.6, y + 0.35, WHITE)
+        case _:
+            pen.slice(0.02, 0.02, 0.98, 0.98, angles[0], angles[0] + 90 + 180 * pen.rng.random(), fill)
+    pen.line(_circle(0.5, 0.5, 0.3, angles[:3]), fill=other, width=0.07)
+
+
 def _ball(pen: Pen) -> None:
     colors = pen.bright(3)
     start = float(pen.rng.integers(60))
@@ -294,6 +312,14 @@ KINDS: dict[str, Kind] = {
     "tree": _kind(_tree, "tree trees oak", "meadow night", (0.4, 0.85), aspect=0.82, in_flocks=True),
     "umbrella": _kind(_umbrella, "umbrella parasol brolly", "room desert sea", _LOW),
 }
+
+
+def draw_shard(height: int, rng: np.random.Generator) -> Image.Image:
+    """A shape with the colours, outlines and size of a thing that is no thing, RGBA, at most `height` pixels high."""
+    pen = Pen(max(6, height), max(6, height), rng)
+    _shard(pen)
+    layer = pen.layer.reduce(OVERSAMPLING)
+    return layer.crop(layer.getbbox(alpha_only=True))
 
 
 def draw_thing(kind: str, height: int, rng: np.random.Generator) -> Image.Image:

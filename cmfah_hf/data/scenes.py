@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from cmfah_hf.data.imagefolder import write_imagefolder
 from cmfah_hf.data.scene_backgrounds import BACKGROUNDS, draw_background
-from cmfah_hf.data.scene_drawings import KINDS, draw_thing
+from cmfah_hf.data.scene_drawings import KINDS, draw_shard, draw_thing
 from cmfah_hf.errors import DataError
 
 __all__ = ["SCENE_CLASSES", "Scene", "draw_scene", "load_scenes", "make_scenes", "write_imagefolder"]
@@ -43,6 +43,10 @@ _ODDS_OF_SYNONYM = 0.45
 _ODDS_OF_TYPO = 0.08
 _ODDS_OF_BACKGROUND_TAG = 0.5
 _MAX_OVERLAP = 0.12
+# Least and greatest height of a thing as a part of the picture's, by how many things there are.
+_SIZES, _CROWDED = {1: (0.42, 0.62), 2: (0.34, 0.48), 3: (0.29, 0.4)}, (0.25, 0.34)
+# And of things and shards among clutter.
+_SMALL, _SHARDS = (0.2, 0.26), (0.08, 0.24)
 _MIN_SIDE = 32
 
 
@@ -56,8 +60,11 @@ class Scene:
     boxes: list[dict[str, Any]]
 
 
-def draw_scene(index: int, seed: int = 0, image_size: int = 128) -> Scene:
+def draw_scene(index: int, seed: int = 0, image_size: int = 128, clutter: int = 0) -> Scene:
     """Draw scene number `index`.
+
+    With `clutter` the things are small, and as many shards in their colours and sizes lie about: few of the regions of
+    such a picture say what it shows.
 
     Returns:
         The scene. A box has the thing's `label`; the `word` by which the text names it, empty if the text does not;
@@ -67,11 +74,13 @@ def draw_scene(index: int, seed: int = 0, image_size: int = 128) -> Scene:
     background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
     labels = sorted(_choose_kinds(background, rng))
     image = draw_background(background, image_size, rng)
+    if clutter:
+        _strew(image, clutter, rng)
 
-    things = [kind for kind in labels for _ in range(_how_many(kind, len(labels), rng))]
+    things = [kind for kind in labels for _ in range(1 if clutter else _how_many(kind, len(labels), rng))]
     boxes: list[tuple[int, int, int, int]] = []
     for kind in things:
-        layer, box = _place(kind, len(things), image_size, boxes, rng)
+        layer, box = _place(kind, _SMALL if clutter else _SIZES.get(len(things), _CROWDED), image_size, boxes, rng)
         image.paste(layer, box, layer)
         boxes.append(box)
 
@@ -87,7 +96,7 @@ def draw_scene(index: int, seed: int = 0, image_size: int = 128) -> Scene:
     return Scene(image, text, labels, described)
 
 
-def make_scenes(num: int, seed: int = 0, image_size: int = 128, start: int = 0):
+def make_scenes(num: int, seed: int = 0, image_size: int = 128, start: int = 0, clutter: int = 0):
     """The scenes `start` to `start + num - 1` as a `datasets.Dataset`.
 
     Args:
@@ -95,6 +104,7 @@ def make_scenes(num: int, seed: int = 0, image_size: int = 128, start: int = 0):
         seed: Another seed gives other scenes.
         image_size: The pictures' width and height in pixels, 32 or more.
         start: The number of the first.
+        clutter: Shards in every picture, see `draw_scene`.
 
     Returns:
         A data set in memory with `id` (`scene-000017`), `image` (PNG), `text`, `labels` and `boxes` (see `draw_scene`).
@@ -109,6 +119,7 @@ def make_scenes(num: int, seed: int = 0, image_size: int = 128, start: int = 0):
         ("seed", seed, 0),
         ("image_size", image_size, _MIN_SIDE),
         ("start", start, 0),
+        ("clutter", clutter, 0),
     ):
         if value < least:
             raise DataError(f"{name}={value}: scenes need {least} or more.")
@@ -124,7 +135,7 @@ def make_scenes(num: int, seed: int = 0, image_size: int = 128, start: int = 0):
     )
     columns: dict[str, list[Any]] = {name: [] for name in features}
     for index in range(start, start + num):
-        scene = draw_scene(index, seed, image_size)
+        scene = draw_scene(index, seed, image_size, clutter)
         columns["id"].append(f"scene-{index:06d}")
         columns["image"].append({"path": None, "bytes": _to_png(scene.image)})
         columns["text"].append(scene.text)
@@ -133,7 +144,7 @@ def make_scenes(num: int, seed: int = 0, image_size: int = 128, start: int = 0):
     return datasets.Dataset.from_dict(columns, features=features)
 
 
-def load_scenes(num_train: int = 2000, num_query: int = 300, seed: int = 0, image_size: int = 128):
+def load_scenes(num_train: int = 2000, num_query: int = 300, seed: int = 0, image_size: int = 128, clutter: int = 0):
     """The scenes as a `datasets.DatasetDict` with `train` and `query`, which never share a scene.
 
     Raises:
@@ -144,7 +155,8 @@ def load_scenes(num_train: int = 2000, num_query: int = 300, seed: int = 0, imag
     if num_train > FIRST_QUERY:
         raise DataError(f"num_train={num_train}: at most {FIRST_QUERY}, because the queries begin there.")
     return datasets.DatasetDict(
-        train=make_scenes(num_train, seed, image_size), query=make_scenes(num_query, seed, image_size, FIRST_QUERY)
+        train=make_scenes(num_train, seed, image_size, clutter=clutter),
+        query=make_scenes(num_query, seed, image_size, FIRST_QUERY, clutter),
     )
 
 
@@ -163,10 +175,10 @@ def _how_many(kind: str, num_kinds: int, rng: np.random.Generator) -> int:
 
 
 def _place(
-    kind: str, num_things: int, side: int, taken: list[tuple[int, int, int, int]], rng: np.random.Generator
+    kind: str, size: tuple[float, float], side: int, taken: list[tuple[int, int, int, int]], rng: np.random.Generator
 ) -> tuple[Image.Image, tuple[int, int, int, int]]:
     """A thing of random size, and the box where it covers little of those before it; smaller where it is crowded."""
-    low, high = {1: (0.42, 0.62), 2: (0.34, 0.48), 3: (0.29, 0.4)}.get(num_things, (0.25, 0.34))
+    low, high = size
     height = side * (low + (high - low) * rng.random())
     best: tuple[float, Image.Image, tuple[int, int, int, int]] | None = None
     drawn = draw_thing(kind, round(height), rng)
@@ -189,6 +201,15 @@ def _place(
             if overlap <= _MAX_OVERLAP:
                 return layer, box
     return best[1], best[2]
+
+
+def _strew(image: Image.Image, count: int, rng: np.random.Generator) -> None:
+    """Lays so many shards anywhere on the picture."""
+    low, high = _SHARDS
+    for _ in range(count):
+        layer = draw_shard(round(image.height * (low + (high - low) * rng.random())), rng)
+        x, y = (int(rng.integers(free + 1)) for free in (image.width - layer.width, image.height - layer.height))
+        image.paste(layer, (x, y), layer)
 
 
 def _overlap(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:

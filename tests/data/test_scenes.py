@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmfah_hf.data import load_scenes, make_scenes, scenes
+from cmfah_hf.data import load_image_text, load_scenes, make_scenes, scenes
 from cmfah_hf.data.scene_backgrounds import BACKGROUNDS
 from cmfah_hf.data.scene_drawings import KINDS, draw_thing
 from cmfah_hf.data.scenes import SCENE_CLASSES, draw_scene
@@ -185,3 +185,29 @@ def test_other_sizes(size):
         scene = draw_scene(i, image_size=size)
         assert scene.image.size == (size, size)
         assert all(max(box["box"]) <= size and min(box["box"]) >= 0 for box in scene.boxes)
+
+
+def test_clutter_changes_the_picture_and_the_sizes_and_nothing_that_is_said(monkeypatch):
+    plain = [draw_scene(i, image_size=96) for i in range(12)]
+    strewn = []
+    original = scenes.draw_shard
+    monkeypatch.setattr(scenes, "draw_shard", lambda height, rng: strewn.append(original(height, rng)) or strewn[-1])
+    cluttered = [draw_scene(i, image_size=96, clutter=24) for i in range(12)]
+    assert len(strewn) == 12 * 24
+    assert max(max(layer.size) for layer in strewn) <= round(0.24 * 96)
+    for one, other in zip(plain, cluttered, strict=True):
+        assert one.labels == other.labels
+        assert not np.array_equal(np.asarray(one.image), np.asarray(other.image))
+        assert [box["label"] for box in other.boxes] == other.labels  # no flocks
+        heights = [bottom - top for _, top, _, bottom in (box["box"] for box in other.boxes)]
+        assert max(heights) <= 1.5 * 0.26 * 96  # leaning things are higher than they stand
+    assert [scene.image.tobytes() for scene in cluttered] == [
+        draw_scene(i, image_size=96, clutter=24).image.tobytes() for i in range(12)
+    ]
+
+
+def test_the_cluttered_scenes_have_a_name(rows_of):
+    found = load_image_text("cluttered-scenes", split="query", num_train=1, num_query=2, image_size=32)
+    assert rows_of(found) == rows_of(make_scenes(2, image_size=32, start=900_000, clutter=24))
+    with pytest.raises(DataError, match="clutter=-1: scenes need 0 or more"):
+        make_scenes(1, clutter=-1)

@@ -18,8 +18,7 @@ import torch
 from transformers import Trainer
 
 from cmfah_hf.data.collator import PairCollator
-from cmfah_hf.training import checkpoints, train
-from cmfah_hf.training import preparation
+from cmfah_hf.training import checkpoints, preparation, train
 from cmfah_hf.training import run as run_module
 from cmfah_hf.training.checkpoints import newest_checkpoint
 from cmfah_hf.training.trainer import CMFAHTrainer

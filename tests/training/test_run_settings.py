@@ -16,9 +16,8 @@ from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
-from cmfah_hf.training import preparation
+from cmfah_hf.training import preparation, train
 from cmfah_hf.training import run as run_module
-from cmfah_hf.training import train
 from cmfah_hf.training.evaluate import evaluate_folder
 
 

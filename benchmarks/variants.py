@@ -1,0 +1,140 @@
+"""The four variants of the attention, each modality encoded alone and, apart from that, with its partner.
+
+    python benchmarks/variants.py hub_configs/cmfah-coco-pairs.yaml --output runs/variants --reference
+    python benchmarks/variants.py hub_configs/cmfah-coco-pairs.yaml --output runs/choices --on validation \
+        --variants both none --image_temperature 10
+
+With `--on validation` the test queries are not looked at. Every run leaves its model and its figures in a folder of
+its own below the output, and one that is there already is not run again; so this resumes, and prints the tables anew.
+Any argument of `cmfah train` can follow. `--reference` adds the real-valued logistic regression of the same frozen
+regions and of the words, one classifier a class, which ranks by the cosine of its posteriors.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from cmfah_hf.data import encode_labels, load_image_text
+from cmfah_hf.evaluation.metrics import mean_average_precision
+from cmfah_hf.retrieval import CrossMediaRetriever
+from cmfah_hf.training import keep_regions, parse_run, train
+from cmfah_hf.training.evaluate import evaluate_folder
+
+VARIANTS = {"both": "CMFAH", "image": "CMFAH-ia", "text": "CMFAH-ta", "none": "CMFAH-ca"}
+TITLES = {
+    "validation": "MAP on validation pairs, one modality at a time",
+    "single": "MAP on the test queries, one modality at a time",
+    "paired": "MAP on the test queries, each encoded WITH its partner, which tells it the answer",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--output", type=Path, required=True, help="The folder of all runs.")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--on", choices=("query", "validation"), default="query")
+    parser.add_argument("--reference", action="store_true", help="The logistic regression beside it.")
+    own, further = parser.parse_known_args()
+    if own.on == "validation":
+        further += ["--query_split", "none", "--refit", "false"]
+
+    figures: dict[str, dict[str, list[dict[str, float]]]] = {}
+    words = None  # of the first run: they depend on neither the variant nor the seed
+    for variant in own.variants:
+        for seed in own.seeds:
+            folder = own.output / f"{variant}-seed-{seed}"
+            arguments = ["--output_dir", str(folder), "--attention", variant, "--seed", str(seed)]
+            run = parse_run(own.config, [*arguments, *(["--words_from", str(words)] if words else []), *further])
+            for title, figure in measured(run, folder, own.on).items():
+                figures.setdefault(title, {}).setdefault(variant, []).append(figure)
+            words = words or folder.absolute()
+    for title, variants in figures.items():
+        table = Table(title=f"{TITLES[title]}; Hamming, ties in expectation; {len(own.seeds)} seeds")
+        for column in ("variant", "image -> text", "text -> image", "mean", "random"):
+            table.add_column(column, justify="left" if column == "variant" else "right")
+        for variant, found in variants.items():
+            columns = ([figure[name] for figure in found] for name in ("i2t", "t2i", "mean", "random"))
+            table.add_row(f"{VARIANTS[variant]} ({variant})", *(mean_and_spread(values) for values in columns))
+        if own.reference and title == "single":
+            i2t, t2i = logistic_regression(words, run.data)
+            table.add_row("logistic regression (real-valued)", f"{i2t:.3f}", f"{t2i:.3f}", f"{(i2t + t2i) / 2:.3f}", "")
+        Console(width=120).print(table)
+
+
+def measured(run, folder: Path, on: str) -> dict[str, dict[str, float]]:
+    """The figures of a run by protocol, from its folder where they are there, else after training."""
+    metrics_file, paired_file = folder / "metrics.json", folder / "paired.json"
+    if not metrics_file.is_file():
+        train(run)
+    metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
+    if on == "validation":
+        # The best epoch's, as it was logged.
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        best = max((log for log in state["log_history"] if "eval_map" in log), key=lambda log: log["eval_map"])
+        names = {"i2t": "eval_map_i2t", "t2i": "eval_map_t2i", "mean": "eval_map", "random": "eval_map_random"}
+        return {"validation": {name: best[logged] for name, logged in names.items()}}
+    if not paired_file.is_file():
+        found = evaluate_folder(str(folder), run.data.dataset, protocol="paired")
+        paired_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    paired = json.loads(paired_file.read_text(encoding="utf-8"))
+    return {"single": of_hamming(metrics["query"]), "paired": of_hamming(paired)}
+
+
+def of_hamming(found: dict[str, float]) -> dict[str, float]:
+    i2t, t2i = found["hamming/i2t/map"], found["hamming/t2i/map"]
+    return {"i2t": i2t, "t2i": t2i, "mean": (i2t + t2i) / 2, "random": found["random/map"]}
+
+
+def mean_and_spread(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.3f}" if len(set(values)) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
+
+
+def logistic_regression(model: Path, data) -> tuple[float, float]:
+    """MAP of both directions by the cosine of real-valued class posteriors, `(image -> text, text -> image)`.
+
+    Pictures: the mean of their regions, of length 1, C = 1. Texts: binary words that two texts have, English stop words
+    out, C = 10. Nothing of it is hashed.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    retriever = CrossMediaRetriever.from_pretrained(str(model))
+    loaded = load_image_text(data.dataset)
+    splits = [loaded[name] for name in (data.train_split, data.query_split)]
+    regions = [keep_regions(pairs, retriever.model.image_model, retriever.processor) for pairs in splits]
+    classes = sorted({label for labels in splits[0]["labels"] for label in labels})
+    labels_NC, labels_QC = (encode_labels(pairs["labels"], classes) > 0 for pairs in splits)
+    means = [np.asarray(pairs["region_features"], dtype=np.float32).mean(axis=1) for pairs in regions]
+    counter = CountVectorizer(binary=True, min_df=2, stop_words="english").fit(splits[0]["text"])
+    inputs = {
+        "image": [of_length_one(mean) for mean in means],
+        "text": [counter.transform(pairs["text"]) for pairs in splits],
+    }
+    posteriors = {}
+    for modality, c in (("image", 1.0), ("text", 10.0)):
+        database, queries = inputs[modality]
+        fitted = [LogisticRegression(C=c, max_iter=1000).fit(database, labels_N) for labels_N in labels_NC.T]
+        posteriors[modality] = [
+            of_length_one(np.stack([one.predict_proba(x)[:, 1] for one in fitted], axis=1)) for x in (database, queries)
+        ]
+    relevant_QN = labels_QC.astype(int) @ labels_NC.T.astype(int) > 0
+    return tuple(
+        mean_average_precision(posteriors[query][1] @ posteriors[found][0].T, relevant_QN, tie_tolerance=1e-6)
+        for query, found in (("image", "text"), ("text", "image"))
+    )
+
+
+def of_length_one(x_ND: np.ndarray) -> np.ndarray:
+    return x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)
+
+
+if __name__ == "__main__":
+    main()
