@@ -128,13 +128,6 @@ def _check(data: DataArguments, loaded: Mapping[str, Any]) -> None:
             f"{data.dataset}: the split {data.train_split!r} has no labels, which guide the training; add them, or "
             "give --similarity tags or --similarity pairs, which need none."
         )
-    if data.query_split is not None and data.query_split not in loaded:
-        logger.warning(
-            "%s: there is no split %r, so no test queries are measured; there are %s.",
-            data.dataset,
-            data.query_split,
-            ", ".join(loaded),
-        )
 
 
 def _cut(data: DataArguments, loaded: Mapping[str, Any], divide: Callable) -> dict[str, Any]:
@@ -148,6 +141,13 @@ def _cut(data: DataArguments, loaded: Mapping[str, Any], divide: Callable) -> di
         )
     if data.query_split in loaded:
         splits["query"] = loaded[data.query_split]
+    elif data.query_split is not None:
+        logger.warning(
+            "%s: there is no split %r, so no test queries are measured; there are %s.",
+            data.dataset,
+            data.query_split,
+            ", ".join(loaded),
+        )
     if data.database_split is not None:
         splits["database"] = loaded[data.database_split]
     return splits
