@@ -8,6 +8,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 ATTENTION_VARIANTS = ("both", "image", "text", "none")
+# What a partner may do, and the usual temperatures of the image tower and of the text tower for it.
+TEMPERATURES = {"select": (10.0, 10.0), "add": (4.0, 9.0)}
 POOLINGS = ("mean", "max", "mean_max")
 TORCHVISION_BACKBONES = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 
@@ -80,8 +82,12 @@ class CMFAHConfig(PreTrainedConfig):
             Blocks of co-attention and LSTM in each tower. The paper has one.
         attention (`str`, defaults to `"both"`):
             Which modality is guided by the other: `"both"`, `"image"`, `"text"` or `"none"`.
-        image_temperature, text_temperature (`float`, default to 4 and 9):
-            lambda_v and lambda_t of `[attention-v]` and `[attention-t]`.
+        guidance (`str`, defaults to `"select"`):
+            What a partner does: `"select"`, it says which positions count, `[selection]`; or `"add"`, what answers a
+            position in it is added to the position, `[attention-v]` and `[attention-t]`, as in the paper.
+        image_temperature, text_temperature (`float`, *optional*):
+            How sharply the image tower and the text tower attend. None: 10 and 10 to select; to add 4 and 9, lambda_v
+            and lambda_t of the paper.
         num_concepts (`int`, defaults to 64):
             Learned vectors that stand in for an absent partner.
         use_lstm (`bool`, defaults to `True`):
@@ -151,8 +157,9 @@ class CMFAHConfig(PreTrainedConfig):
     hidden_size: int = 512
     num_hidden_layers: int = 1
     attention: str = "both"
-    image_temperature: float | int = 4.0
-    text_temperature: float | int = 9.0
+    guidance: str = "select"
+    image_temperature: float | int | None = None
+    text_temperature: float | int | None = None
     num_concepts: int = 64
     use_lstm: bool = True
     dropout: float | int = 0.0
@@ -202,6 +209,11 @@ class CMFAHConfig(PreTrainedConfig):
             raise ValueError(f"positive_overlap is {self.positive_overlap}; give a cosine from 0 to below 1.")
         if self.attention not in ATTENTION_VARIANTS:
             raise ValueError(f"attention is {self.attention!r}; choose one of {', '.join(ATTENTION_VARIANTS)}.")
+        if self.guidance not in TEMPERATURES:
+            raise ValueError(f"guidance is {self.guidance!r}; choose one of {', '.join(TEMPERATURES)}.")
+        for name, usual in zip(("image_temperature", "text_temperature"), TEMPERATURES[self.guidance], strict=True):
+            if getattr(self, name) is None:
+                setattr(self, name, usual)
         for name in ("image_pooling", "text_pooling"):
             if getattr(self, name) not in POOLINGS:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(POOLINGS)}.")

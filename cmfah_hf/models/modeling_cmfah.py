@@ -23,6 +23,7 @@ from .modules_cmfah import (
     CMFAHHashHead,
     CMFAHLayer,
     CMFAHRegionEmbeddings,
+    CMFAHSelection,
     CMFAHWordEmbeddings,
 )
 from .outputs_cmfah import (
@@ -47,7 +48,7 @@ class CMFAHPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["CMFAHLayer", "CMFAHTorchvisionBackbone", "CMFAHWordEmbeddings"]
-    _can_record_outputs = {"hidden_states": CMFAHLayer, "attentions": CMFAHCoAttention}
+    _can_record_outputs = {"hidden_states": CMFAHLayer, "attentions": [CMFAHCoAttention, CMFAHSelection]}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -345,6 +346,21 @@ class CMFAHDiscriminator(CMFAHPreTrainedModel):
         return CMFAHDiscriminatorOutput(loss=loss, logits=logits)
 
 
+def _both_views(
+    tower: CMFAHImageModel | CMFAHTextModel,
+    local_BPD: torch.Tensor,
+    mask_BP: torch.Tensor | None,
+    partner_BQD: torch.Tensor,
+    partner_mask_BQ: torch.Tensor | None,
+) -> tuple[CMFAHTowerOutput, CMFAHTowerOutput]:
+    """A tower's output with the partner and the one without, from positions that are read once."""
+    paired_BD, alone_BD = tower.encoder.both_views(local_BPD, mask_BP, partner_BQD, partner_mask_BQ)
+    return (
+        CMFAHTowerOutput(hash_values=tower.hash_head(paired_BD, is_paired=True), features=paired_BD),
+        CMFAHTowerOutput(hash_values=tower.hash_head(alone_BD), features=alone_BD),
+    )
+
+
 class CMFAHForPreTraining(CMFAHPreTrainedModel):
     """The towers with all that trains them: both discriminators and the label head.
 
@@ -433,11 +449,16 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
         kwargs["return_dict"] = True
         regions_BRD = image_model.embeddings(pixel_values, region_features)
         words_BWD, mask_BW = text_model.embed(input_ids, attention_mask, inputs_embeds)
-        paired_image = image_model.encode(regions_BRD, words_BWD, mask_BW, **kwargs)
-        paired_text = text_model.encode(words_BWD, mask_BW, regions_BRD, **kwargs)
-        image, text = paired_image, paired_text
-        if self.config.attention != "none":
-            image, text = image_model.encode(regions_BRD), text_model.encode(words_BWD, mask_BW)
+        recorded = any(kwargs.get(name) for name in ("output_attentions", "output_hidden_states"))
+        if self.config.attention == "none" or self.config.guidance == "add" or recorded:
+            paired_image = image_model.encode(regions_BRD, words_BWD, mask_BW, **kwargs)
+            paired_text = text_model.encode(words_BWD, mask_BW, regions_BRD, **kwargs)
+            image, text = paired_image, paired_text
+            if self.config.attention != "none":
+                image, text = image_model.encode(regions_BRD), text_model.encode(words_BWD, mask_BW)
+        else:
+            paired_image, image = _both_views(image_model, regions_BRD, None, words_BWD, mask_BW)
+            paired_text, text = _both_views(text_model, words_BWD, mask_BW, regions_BRD, None)
         outputs = CMFAHForPreTrainingOutput(
             image_hash=image.hash_values,
             text_hash=text.hash_values,

@@ -172,6 +172,67 @@ class CMFAHCoAttention(nn.Module):
         return sum_ND.view_as(local_BPD), weights_B1PQ
 
 
+class CMFAHSelection(nn.Module):
+    """`[selection]`: how much each position answers the partner, and the positions summed by that.
+
+    The partner says where to look, and never what is to be seen there.
+    """
+
+    def __init__(self, temperature: float):
+        super().__init__()
+        self.temperature = temperature
+
+    def weights(
+        self, cosines_BPQ: torch.Tensor, mask_BP: torch.Tensor | None, partner_mask_BQ: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The share of each position and position of the partner, `(B, P, Q)`; together 1, or 0 where there is none."""
+        scores_BPQ = self.temperature * cosines_BPQ.float()
+        exists_BPQ = None
+        if mask_BP is not None:
+            exists_BPQ = mask_BP[:, :, None].expand_as(scores_BPQ)
+        if partner_mask_BQ is not None:
+            exists_BPQ = partner_mask_BQ[:, None] if exists_BPQ is None else exists_BPQ & partner_mask_BQ[:, None]
+        if exists_BPQ is not None:
+            scores_BPQ = scores_BPQ.masked_fill(~exists_BPQ, torch.finfo(scores_BPQ.dtype).min)
+        weights_BPQ = scores_BPQ.flatten(1).softmax(dim=1).view_as(scores_BPQ)
+        if exists_BPQ is not None:  # nothing to select from, or nobody who selects
+            weights_BPQ = weights_BPQ * exists_BPQ.to(weights_BPQ.dtype)
+        return weights_BPQ.to(cosines_BPQ.dtype)
+
+    def forward(
+        self,
+        local_BPD: torch.Tensor,
+        mask_BP: torch.Tensor | None,
+        partner_BQD: torch.Tensor,
+        partner_mask_BQ: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The selected positions' sum, `(B, D)`, and the weights, `(B, 1, P, Q)`."""
+        weights_BPQ = self.weights(cosines(local_BPD, partner_BQD), mask_BP, partner_mask_BQ)
+        return (weights_BPQ.sum(dim=-1)[:, None] @ local_BPD).squeeze(1), weights_BPQ[:, None]
+
+    def both(
+        self,
+        local_BPD: torch.Tensor,
+        mask_BP: torch.Tensor | None,
+        partner_BQD: torch.Tensor,
+        partner_mask_BQ: torch.Tensor | None,
+        concepts_QD: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the partner selects and what the concepts do, each `(B, D)`: the positions are read once for both."""
+        asking_BQD = torch.cat([partner_BQD, concepts_QD.to(partner_BQD.dtype).expand(len(partner_BQD), -1, -1)], dim=1)
+        partner_BPQ, concepts_BPQ = cosines(local_BPD, asking_BQD).split(
+            [partner_BQD.shape[1], len(concepts_QD)], dim=2
+        )
+        weights_B2P = torch.stack(
+            [
+                self.weights(partner_BPQ, mask_BP, partner_mask_BQ).sum(dim=-1),
+                self.weights(concepts_BPQ, mask_BP, None).sum(dim=-1),
+            ],
+            dim=1,
+        )
+        return (weights_B2P @ local_BPD).unbind(dim=1)
+
+
 class CMFAHLayer(GradientCheckpointingLayer):
     """`[lstm]`: co-attention, an LSTM over the attended positions, and the plain positions added."""
 
@@ -213,9 +274,11 @@ class CMFAHEncoder(nn.Module):
         super().__init__()
         self.attends = attends
         self.pooling = pooling
+        self.selection = CMFAHSelection(temperature) if attends and config.guidance == "select" else None
         # The concept bank: what an absent partner is replaced by, "One modality at a time" of `docs/method.md`.
         self.concepts = nn.Parameter(torch.empty(config.num_concepts, config.hidden_size)) if attends else None
-        self.layers = nn.ModuleList(CMFAHLayer(config, attends, temperature) for _ in range(config.num_hidden_layers))
+        adds = attends and self.selection is None
+        self.layers = nn.ModuleList(CMFAHLayer(config, adds, temperature) for _ in range(config.num_hidden_layers))
 
     def forward(
         self,
@@ -229,7 +292,31 @@ class CMFAHEncoder(nn.Module):
         hidden_BPD = local_BPD
         for layer in self.layers:
             hidden_BPD = layer(hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ)
-        return self._pool(hidden_BPD, mask_BP), hidden_BPD
+        features_BD = self._pool(hidden_BPD, mask_BP)
+        if self.selection is not None:
+            features_BD = features_BD + self.selection(hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ)[0]
+        return features_BD, hidden_BPD
+
+    def both_views(
+        self,
+        local_BPD: torch.Tensor,
+        mask_BP: torch.Tensor | None,
+        partner_BQD: torch.Tensor,
+        partner_mask_BQ: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The features with the partner and those without, as two calls of `forward` would give them, in less time."""
+        if self.attends and self.selection is None:
+            return tuple(
+                self(local_BPD, mask_BP, *asked)[0] for asked in ((partner_BQD, partner_mask_BQ), (None, None))
+            )
+        hidden_BPD = local_BPD
+        for layer in self.layers:
+            hidden_BPD = layer(hidden_BPD, mask_BP, None, None)
+        features_BD = self._pool(hidden_BPD, mask_BP)
+        if not self.attends:
+            return features_BD, features_BD
+        selected = self.selection.both(hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ, self.concepts)
+        return tuple(features_BD + selected_BD for selected_BD in selected)
 
     def _pool(self, hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
         mean = _masked_mean(hidden_BPD, mask_BP) if "mean" in self.pooling else 0.0

@@ -15,6 +15,7 @@ from cmfah_hf.models import CMFAHConfig
         ("hash_bits", 63),
         ("attention", "all"),
         ("image_pooling", "median"),
+        ("guidance", "tell"),
         ("text_pooling", ""),
         ("text_kernel_sizes", []),
         ("text_kernel_sizes", [3, 0]),
@@ -67,7 +68,9 @@ def test_the_papers_settings_are_the_defaults():
     config = CMFAHConfig()
     assert (config.backbone, config.backbone_config) == ("vgg19", None)
     assert (config.word_dim, config.hidden_size, config.hash_bits, config.margin) == (1000, 512, 64, 0.5)
-    assert (config.image_temperature, config.text_temperature) == (4, 9)
+    paper = CMFAHConfig(guidance="add")
+    assert (paper.image_temperature, paper.text_temperature) == (4, 9)
+    assert (config.guidance, config.image_temperature, config.text_temperature) == ("select", 10, 10)
     weights = {name: value for name, value in config.to_dict().items() if name.endswith("_weight")}
     assert weights.pop("similarity_weight") == 0  # no term of the paper's
     assert set(weights.values()) == {1.0}

@@ -21,10 +21,11 @@ def close(found, expected):
 # The pair, and who is guided by whom
 
 
+@pytest.mark.parametrize("guidance", ["select", "add"])
 @pytest.mark.parametrize("attention", VARIANTS)
 @torch.no_grad()
-def test_each_variant_attends_where_it_says(make_model, batch, attention):
-    model = make_model(CMFAHModel, attention=attention)
+def test_each_variant_attends_where_it_says(make_model, batch, attention, guidance):
+    model = make_model(CMFAHModel, attention=attention, guidance=guidance)
     outputs = model(**batch, output_attentions=True, output_hidden_states=True)
     image, text = attention in ("both", "image"), attention in ("both", "text")
     shapes = [(4, 1, REGIONS, WORDS)] * image + [(4, 1, WORDS, REGIONS)] * text
@@ -32,7 +33,11 @@ def test_each_variant_attends_where_it_says(make_model, batch, attention):
     for weights in outputs.attentions or ():
         is_image = weights.shape[-1] == WORDS
         exists = (batch["input_ids"] > 1).any(dim=1) if is_image else torch.ones(4, dtype=torch.bool)
-        close(weights.sum(dim=-1), exists[:, None, None].float().expand(weights.shape[:3]))
+        if guidance == "add":  # each position's own
+            close(weights.sum(dim=-1), exists[:, None, None].float().expand(weights.shape[:3]))
+        else:  # all of them together; a text without words neither selects nor has what could be selected
+            words = (batch["input_ids"] > 1).any(dim=1)
+            close(weights.sum(dim=(1, 2, 3)), words.float())
         if is_image:
             assert not weights.transpose(1, 3)[batch["input_ids"] < 2].any()
             assert weights.transpose(1, 3)[batch["input_ids"] > 1].all()
@@ -54,7 +59,7 @@ def test_each_variant_attends_where_it_says(make_model, batch, attention):
 
 @torch.no_grad()
 def test_each_side_has_its_temperature(make_model, batch):
-    model = make_model(CMFAHModel, image_temperature=2.0, text_temperature=30.0)
+    model = make_model(CMFAHModel, guidance="add", image_temperature=2.0, text_temperature=30.0)
     outputs = model(**batch, output_attentions=True, output_hidden_states=True)
     regions = outputs.image_model_output.hidden_states[0][0].double()
     words = outputs.text_model_output.hidden_states[0][0].double()[batch["input_ids"][0] > 1]
@@ -68,8 +73,60 @@ def test_each_side_has_its_temperature(make_model, batch):
 
 
 @torch.no_grad()
+def test_what_is_selected_is_added_to_what_is_pooled(make_model, batch):
+    """`[selection]`, each formula written out in float64, with a partner and with the concepts."""
+    model = make_model(CMFAHModel, image_temperature=2.0, text_temperature=30.0, image_pooling="max").double()
+    outputs = model(**batch, output_attentions=True)
+    exists = batch["input_ids"] > 1
+    regions = outputs.image_model_output.last_hidden_state
+    words = outputs.text_model_output.last_hidden_state
+    alone = model.image_model(batch["pixel_values"]), model.text_model(batch["input_ids"], batch["attention_mask"])
+    for i in range(4):
+        own = words[i][exists[i]]
+        local_regions = model.image_model.embeddings(batch["pixel_values"])[i]
+        local_words = model.text_model.embed(batch["input_ids"], batch["attention_mask"])[0][i][exists[i]]
+        for temperature, hidden, asking, pooled, features, weights in (
+            (2.0, regions[i], local_words, regions[i].amax(dim=0), outputs.image_features[i], outputs.attentions[0][i]),
+            (30.0, own, local_regions, own.sum(dim=0) / max(len(own), 1), outputs.text_features[i], None),
+            (2.0, regions[i], model.image_model.encoder.concepts, regions[i].amax(dim=0), alone[0].features[i], None),
+            (
+                30.0,
+                own,
+                model.text_model.encoder.concepts,
+                own.sum(dim=0) / max(len(own), 1),
+                alone[1].features[i],
+                None,
+            ),
+        ):
+            if not len(asking) or not len(hidden):
+                close(features, pooled)
+                continue
+            shares = (temperature * torch.cosine_similarity(hidden[:, None], asking[None], dim=-1)).exp()
+            shares = shares / shares.sum()
+            close(features, pooled + shares.sum(dim=1) @ hidden)
+            if weights is not None:
+                close(weights[0][:, exists[i]], shares)
+
+
+@pytest.mark.parametrize("attention", ["both", "image", "text"])
+@pytest.mark.parametrize("use_lstm", [True, False])
+def test_both_views_at_once_are_the_two_views(make_model, batch, labels, attention, use_lstm):
+    model = make_model(CMFAHForPreTraining, attention=attention, use_lstm=use_lstm, **WEIGHTS).double()
+    codes = torch.where(torch.rand(4, BITS) < 0.5, -1.0, 1.0).double()
+    gradients = []
+    for recorded in ({}, {"output_attentions": True}):  # what is recorded comes of two calls
+        outputs = model(**batch, labels=labels.double(), codes=codes, **recorded)
+        learning = [p for p in model.parameters() if p.requires_grad]
+        gradients.append([outputs.loss.detach(), *torch.autograd.grad(outputs.loss, learning, allow_unused=True)])
+    for found, expected in zip(*gradients, strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None:
+            torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
+
+
+@torch.no_grad()
 def test_each_side_has_its_pooling(make_model, batch):
-    outputs = make_model(CMFAHModel, image_pooling="max", text_pooling="mean_max")(**batch)
+    outputs = make_model(CMFAHModel, guidance="add", image_pooling="max", text_pooling="mean_max")(**batch)
     close(outputs.image_features, outputs.image_model_output.last_hidden_state.amax(dim=1))
     words = outputs.text_model_output.last_hidden_state[0][batch["input_ids"][0] > 1]
     close(outputs.text_features[0], words.mean(dim=0) + words.amax(dim=0))
@@ -87,7 +144,7 @@ def test_dropout_is_of_training_alone(make_model, batch):
 
 @torch.no_grad()
 def test_hidden_states_are_the_positions_before_and_after_each_block(make_model, batch):
-    model = make_model(CMFAHModel, num_hidden_layers=2)
+    model = make_model(CMFAHModel, guidance="add", num_hidden_layers=2)
     outputs = model(**batch, output_hidden_states=True, output_attentions=True)
     towers = (outputs.image_model_output, REGIONS), (outputs.text_model_output, WORDS)
     for tower, positions in towers:
@@ -439,10 +496,11 @@ def test_word_vectors_are_frozen_or_not(make_model, batch, labels, tmp_path, fro
             assert seen.nonzero().flatten().tolist() == [2, 3, 4, 5, 6, 7, 8, 9]  # neither [PAD] nor [UNK]
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(make_model, batch, labels):
+@pytest.mark.parametrize(("guidance", "views"), [("add", 2), ("select", 1)])
+def test_gradient_checkpointing_gives_the_same_gradients(make_model, batch, labels, guidance, views):
     gradients = []
     for checkpointing in (False, True):
-        model = make_model(CMFAHForPreTraining, num_hidden_layers=2).train()
+        model = make_model(CMFAHForPreTraining, guidance=guidance, num_hidden_layers=2).train()
         calls: list[int] = []
         if checkpointing:
             model.gradient_checkpointing_enable()
@@ -450,7 +508,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_model, batch, labe
                 wrapped = layer._gradient_checkpointing_func
                 layer._gradient_checkpointing_func = lambda *args, f=wrapped, seen=calls: (seen.append(1), f(*args))[1]
         model(**batch, labels=labels).loss.backward()
-        assert len(calls) == (8 if checkpointing else 0)  # two blocks, two towers, two views
+        assert len(calls) == (4 * views if checkpointing else 0)  # two blocks, two towers; selecting needs one pass
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     for name, gradient in gradients[0].items():
         close(gradients[1][name], gradient)

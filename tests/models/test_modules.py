@@ -151,7 +151,8 @@ def test_encoder_pools_what_exists_and_has_concepts_for_a_partner(make_config, p
         "max": lambda x: x.max(axis=0),
         "mean_max": lambda x: x.mean(axis=0) + x.max(axis=0),
     }[pooling]
-    encoder = CMFAHEncoder(make_config(num_hidden_layers=2, use_lstm=False), True, 4.0, pooling).double()
+    config = make_config(guidance="add", num_hidden_layers=2, use_lstm=False)
+    encoder = CMFAHEncoder(config, True, 4.0, pooling).double()
     with torch.no_grad():
         encoder.concepts.normal_()
         mask = torch.tensor([[True, False, True], [False, False, False]])
