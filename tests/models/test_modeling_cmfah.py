@@ -81,6 +81,7 @@ def test_what_is_selected_is_added_to_what_is_pooled(make_model, batch):
     regions = outputs.image_model_output.last_hidden_state
     words = outputs.text_model_output.last_hidden_state
     alone = model.image_model(batch["pixel_values"]), model.text_model(batch["input_ids"], batch["attention_mask"])
+    concepts = model.image_model.encoder.concepts, model.text_model.encoder.concepts
     for i in range(4):
         own = words[i][exists[i]]
         local_regions = model.image_model.embeddings(batch["pixel_values"])[i]
@@ -88,7 +89,7 @@ def test_what_is_selected_is_added_to_what_is_pooled(make_model, batch):
         for temperature, hidden, asking, pooled, features, weights in (
             (2.0, regions[i], local_words, regions[i].amax(dim=0), outputs.image_features[i], outputs.attentions[0][i]),
             (30.0, own, local_regions, own.sum(dim=0) / max(len(own), 1), outputs.text_features[i], None),
-            (2.0, regions[i], model.image_model.encoder.concepts, regions[i].amax(dim=0), alone[0].features[i], None),
+            (2.0, regions[i], concepts[0], regions[i].amax(dim=0), alone[0].features[i], None),
             (
                 30.0,
                 own,
