@@ -164,6 +164,7 @@ class CMFAHCoAttention(nn.Module):
         if partner_mask_BQ is not None:  # a partner without a single position answers nothing
             weights_BPQ = weights_BPQ * partner_mask_BQ[:, None].to(weights_BPQ.dtype)
         weights_B1PQ = weights_BPQ[:, None]  # one head, as whoever reads attention weights expects them
+        weights_BPQ = weights_B1PQ[:, 0]  # of these, so that they have gradients for whoever asks
         if not adds_local:
             return weights_BPQ @ partner_BQD, weights_B1PQ
         if partner_BQD.ndim == 3:
@@ -207,8 +208,8 @@ class CMFAHSelection(nn.Module):
         partner_mask_BQ: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The selected positions' sum, `(B, D)`, and the weights, `(B, 1, P, Q)`."""
-        weights_BPQ = self.weights(cosines(local_BPD, partner_BQD), mask_BP, partner_mask_BQ)
-        return (weights_BPQ.sum(dim=-1)[:, None] @ local_BPD).squeeze(1), weights_BPQ[:, None]
+        weights_B1PQ = self.weights(cosines(local_BPD, partner_BQD), mask_BP, partner_mask_BQ)[:, None]
+        return (weights_B1PQ.sum(dim=-1) @ local_BPD).squeeze(1), weights_B1PQ
 
     def both(
         self,
