@@ -89,7 +89,8 @@ class CMFAHConfig(PreTrainedConfig):
             How sharply the image tower and the text tower attend. None: 10 and 10 to select; to add 4 and 9, lambda_v
             and lambda_t of the paper.
         num_concepts (`int`, defaults to 64):
-            Learned vectors that stand in for an absent partner.
+            Learned vectors that stand in for an absent partner. There are at least as many as classes where
+            `[concept-guidance]` gives each class one of them.
         use_lstm (`bool`, defaults to `True`):
             Whether an LSTM reads the attended sequence, `[lstm]`.
         dropout (`float`, defaults to 0.0):
@@ -118,6 +119,8 @@ class CMFAHConfig(PreTrainedConfig):
             How much more a present class counts than an absent one in `[label-guidance]`.
         similarity_weight (`float`, defaults to 0):
             Weight of `[label-similarity]`. The paper has no such term.
+        concept_weight (`float`, defaults to 1):
+            Weight of `[concept-guidance]`, where partners select. The paper has no such term.
         paired_weight (`float`, defaults to 1):
             Weight of the view in which both partners are present, beside the one in which each is alone.
         initializer_range (`float`, defaults to 0.02):
@@ -178,6 +181,7 @@ class CMFAHConfig(PreTrainedConfig):
     label_weight: float | int = 1.0
     label_positive_weight: float | int = 1.0
     similarity_weight: float | int = 0.0
+    concept_weight: float | int = 1.0
     paired_weight: float | int = 1.0
     initializer_range: float = 0.02
 
@@ -238,6 +242,11 @@ class CMFAHConfig(PreTrainedConfig):
                 "load it with a class of its own."
             )
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @property
+    def num_class_concepts(self) -> int:
+        """How many of the concepts are classes', the first ones: all classes, or 0 without `[concept-guidance]`."""
+        return self.num_labels if self.guidance == "select" and self.concept_weight > 0 else 0
 
     @property
     def attends_image(self) -> bool:

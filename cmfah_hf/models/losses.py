@@ -227,6 +227,7 @@ def weighted_total(losses: CMFAHLosses, config: CMFAHConfig) -> torch.Tensor:
         "inter_hash": config.inter_hash_weight,
         "similarity": config.similarity_weight,
         "label": config.label_weight,
+        "concept": config.concept_weight,
         "adversarial": -config.adversarial_weight,
     }
     return sum(weights[name] * value for name, value in losses.items())

@@ -4,6 +4,8 @@ Shape suffixes: B pairs of a batch, R regions, W words, D feature width, K hash 
 Equations are cited by their tags in `docs/method.md`.
 """
 
+import math
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,6 +21,7 @@ from .configuration_cmfah import CMFAHConfig
 from .losses import label_guidance_loss, views_losses, weighted_total
 from .modules_cmfah import (
     CMFAHCoAttention,
+    CMFAHConceptHead,
     CMFAHEncoder,
     CMFAHHashHead,
     CMFAHLayer,
@@ -35,7 +38,7 @@ from .outputs_cmfah import (
 )
 
 # What the training checkpoint holds beside the towers.
-_TRAINING_KEYS = [r"^(image|text)_discriminator\.", r"^label_head\."]
+_TRAINING_KEYS = [r"^(image|text)_(discriminator|concept_head)\.", r"^label_head\."]
 
 
 class CMFAHPreTrainedModel(PreTrainedModel):
@@ -58,7 +61,11 @@ class CMFAHPreTrainedModel(PreTrainedModel):
         elif isinstance(module, (nn.Linear, nn.Conv1d)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
         elif isinstance(module, CMFAHEncoder) and module.concepts is not None:
-            init.normal_(module.concepts, std=self.config.initializer_range)
+            # Of what is added the length counts; of what selects only how slowly it turns.
+            init.normal_(module.concepts, std=self.config.initializer_range if module.selection is None else 0.2)
+        elif isinstance(module, CMFAHConceptHead):
+            init.constant_(module.log_scale, math.log(10))
+            init.constant_(module.bias, 0.3)
 
 
 class CMFAHImageModel(CMFAHPreTrainedModel):
@@ -96,11 +103,12 @@ class CMFAHImageModel(CMFAHPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> CMFAHTowerOutput:
         """As `forward`, from regions that are already embedded."""
-        features_BD, last_hidden_state_BRD = self.encoder(regions_BRD, None, partner, partner_mask)
+        features_BD, last_hidden_state_BRD, answers_BQ = self.encoder(regions_BRD, None, partner, partner_mask)
         return CMFAHTowerOutput(
             hash_values=self.hash_head(features_BD, is_paired=partner is not None),
             features=features_BD,
             last_hidden_state=last_hidden_state_BRD,
+            concept_cosines=answers_BQ,
         )
 
     def forward(
@@ -185,11 +193,12 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> CMFAHTowerOutput:
         """As `forward`, from words that are already embedded."""
-        features_BD, last_hidden_state_BWD = self.encoder(words_BWD, mask_BW, partner, None)
+        features_BD, last_hidden_state_BWD, answers_BQ = self.encoder(words_BWD, mask_BW, partner, None)
         return CMFAHTowerOutput(
             hash_values=self.hash_head(features_BD, is_paired=partner is not None),
             features=features_BD,
             last_hidden_state=last_hidden_state_BWD,
+            concept_cosines=answers_BQ,
         )
 
     def forward(
@@ -354,10 +363,10 @@ def _both_views(
     partner_mask_BQ: torch.Tensor | None,
 ) -> tuple[CMFAHTowerOutput, CMFAHTowerOutput]:
     """A tower's output with the partner and the one without, from positions that are read once."""
-    paired_BD, alone_BD = tower.encoder.both_views(local_BPD, mask_BP, partner_BQD, partner_mask_BQ)
+    paired_BD, alone_BD, answers_BQ = tower.encoder.both_views(local_BPD, mask_BP, partner_BQD, partner_mask_BQ)
     return (
         CMFAHTowerOutput(hash_values=tower.hash_head(paired_BD, is_paired=True), features=paired_BD),
-        CMFAHTowerOutput(hash_values=tower.hash_head(alone_BD), features=alone_BD),
+        CMFAHTowerOutput(hash_values=tower.hash_head(alone_BD), features=alone_BD, concept_cosines=answers_BQ),
     )
 
 
@@ -374,6 +383,9 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
         self.image_discriminator = CMFAHDiscriminator._from_config(config)
         self.text_discriminator = CMFAHDiscriminator._from_config(config)
         self.label_head = nn.Linear(config.hash_bits, config.num_labels) if config.num_labels else None
+        guided = config.num_class_concepts > 0
+        self.image_concept_head = CMFAHConceptHead(config) if guided and config.attends_image else None
+        self.text_concept_head = CMFAHConceptHead(config) if guided and config.attends_text else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -415,11 +427,16 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
                     label_guidance_loss(self.label_head(tower.hash_values), labels, self.config.label_positive_weight)
                     for tower in (image, text)
                 )
-            return terms
+            answered = [
+                label_guidance_loss(head(tower.concept_cosines[:, : self.config.num_labels]), labels)
+                for head, tower in ((self.image_concept_head, image), (self.text_concept_head, text))
+                if head is not None and tower.concept_cosines is not None  # concepts answer for an absent partner alone
+            ]
+            return {**terms, "concept": sum(answered)} if answered else terms
 
         alone = (
-            CMFAHTowerOutput(outputs.image_hash, outputs.image_features),
-            CMFAHTowerOutput(outputs.text_hash, outputs.text_features),
+            CMFAHTowerOutput(outputs.image_hash, outputs.image_features, concept_cosines=outputs.image_concept_cosines),
+            CMFAHTowerOutput(outputs.text_hash, outputs.text_features, concept_cosines=outputs.text_concept_cosines),
         )
         paired = (outputs.image_model_output, outputs.text_model_output)
         losses = views_losses(self.config, alone, paired, labels, codes, guided)
@@ -464,6 +481,8 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
             text_hash=text.hash_values,
             image_features=image.features,
             text_features=text.features,
+            image_concept_cosines=image.concept_cosines,
+            text_concept_cosines=text.concept_cosines,
             image_model_output=paired_image,
             text_model_output=paired_text,
         )

@@ -206,10 +206,12 @@ class CMFAHSelection(nn.Module):
         mask_BP: torch.Tensor | None,
         partner_BQD: torch.Tensor,
         partner_mask_BQ: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The selected positions' sum, `(B, D)`, and the weights, `(B, 1, P, Q)`."""
-        weights_B1PQ = self.weights(cosines(local_BPD, partner_BQD), mask_BP, partner_mask_BQ)[:, None]
-        return (weights_B1PQ.sum(dim=-1) @ local_BPD).squeeze(1), weights_B1PQ
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The selected positions' sum, `(B, D)`; the weights, `(B, 1, P, Q)`; the `largest_cosines`, `(B, Q)`."""
+        cosines_BPQ = cosines(local_BPD, partner_BQD)
+        weights_B1PQ = self.weights(cosines_BPQ, mask_BP, partner_mask_BQ)[:, None]
+        selected_BD = (weights_B1PQ.sum(dim=-1) @ local_BPD).squeeze(1)
+        return selected_BD, weights_B1PQ, largest_cosines(cosines_BPQ, mask_BP)
 
     def both(
         self,
@@ -218,8 +220,11 @@ class CMFAHSelection(nn.Module):
         partner_BQD: torch.Tensor,
         partner_mask_BQ: torch.Tensor | None,
         concepts_QD: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the partner selects and what the concepts do, each `(B, D)`: the positions are read once for both."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the partner selects and what the concepts do, each `(B, D)`: the positions are read once for both.
+
+        And the concepts' `largest_cosines`, `(B, Q)`.
+        """
         asking_BQD = torch.cat([partner_BQD, concepts_QD.to(partner_BQD.dtype).expand(len(partner_BQD), -1, -1)], dim=1)
         partner_BPQ, concepts_BPQ = cosines(local_BPD, asking_BQD).split(
             [partner_BQD.shape[1], len(concepts_QD)], dim=2
@@ -231,7 +236,26 @@ class CMFAHSelection(nn.Module):
             ],
             dim=1,
         )
-        return (weights_B2P @ local_BPD).unbind(dim=1)
+        return *(weights_B2P @ local_BPD).unbind(dim=1), largest_cosines(concepts_BPQ, mask_BP)
+
+
+def largest_cosines(cosines_BPQ: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
+    """How well each position of the partner is answered by the one that answers it best; -1 where there is none."""
+    if mask_BP is not None:
+        cosines_BPQ = cosines_BPQ.masked_fill(~mask_BP[..., None], -1.0)
+    return cosines_BPQ.amax(dim=1)
+
+
+class CMFAHConceptHead(nn.Module):
+    """`[concept-guidance]`: whether a class is there, from how well its concept is answered by a single position."""
+
+    def __init__(self, config: CMFAHConfig):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.empty(()))
+        self.bias = nn.Parameter(torch.empty(config.num_labels))
+
+    def forward(self, cosines_BC: torch.Tensor) -> torch.Tensor:
+        return self.log_scale.exp() * (cosines_BC.float() - self.bias)
 
 
 class CMFAHLayer(GradientCheckpointingLayer):
@@ -276,8 +300,10 @@ class CMFAHEncoder(nn.Module):
         self.attends = attends
         self.pooling = pooling
         self.selection = CMFAHSelection(temperature) if attends and config.guidance == "select" else None
-        # The concept bank: what an absent partner is replaced by, "One modality at a time" of `docs/method.md`.
-        self.concepts = nn.Parameter(torch.empty(config.num_concepts, config.hidden_size)) if attends else None
+        # The concept bank: what an absent partner is replaced by, "One modality at a time" of `docs/method.md`. Its
+        # first concepts are those of the classes, where `[concept-guidance]` teaches them.
+        num_concepts = max(config.num_concepts, config.num_class_concepts)
+        self.concepts = nn.Parameter(torch.empty(num_concepts, config.hidden_size)) if attends else None
         adds = attends and self.selection is None
         self.layers = nn.ModuleList(CMFAHLayer(config, adds, temperature) for _ in range(config.num_hidden_layers))
 
@@ -287,16 +313,20 @@ class CMFAHEncoder(nn.Module):
         mask_BP: torch.Tensor | None,
         partner_BQD: torch.Tensor | None,
         partner_mask_BQ: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.attends and partner_BQD is None:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The features, `(B, D)`; the positions, `(B, P, D)`; the concepts' `largest_cosines`, where they select."""
+        is_alone = partner_BQD is None
+        if self.attends and is_alone:
             partner_BQD, partner_mask_BQ = self.concepts, None  # (Q, D): the same for each item of the batch
         hidden_BPD = local_BPD
         for layer in self.layers:
             hidden_BPD = layer(hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ)
         features_BD = self._pool(hidden_BPD, mask_BP)
+        answers_BQ = None
         if self.selection is not None:
-            features_BD = features_BD + self.selection(hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ)[0]
-        return features_BD, hidden_BPD
+            selected_BD, _, answers_BQ = self.selection(hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ)
+            features_BD = features_BD + selected_BD
+        return features_BD, hidden_BPD, answers_BQ if is_alone else None
 
     def both_views(
         self,
@@ -304,20 +334,21 @@ class CMFAHEncoder(nn.Module):
         mask_BP: torch.Tensor | None,
         partner_BQD: torch.Tensor,
         partner_mask_BQ: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The features with the partner and those without, as two calls of `forward` would give them, in less time."""
-        if self.attends and self.selection is None:
-            return tuple(
-                self(local_BPD, mask_BP, *asked)[0] for asked in ((partner_BQD, partner_mask_BQ), (None, None))
-            )
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The features with the partner, those without, and the concepts' `largest_cosines`.
+
+        As two calls of `forward` would give them, in less time. Not for a partner that is added.
+        """
         hidden_BPD = local_BPD
         for layer in self.layers:
             hidden_BPD = layer(hidden_BPD, mask_BP, None, None)
         features_BD = self._pool(hidden_BPD, mask_BP)
-        if not self.attends:
-            return features_BD, features_BD
-        selected = self.selection.both(hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ, self.concepts)
-        return tuple(features_BD + selected_BD for selected_BD in selected)
+        if self.selection is None:
+            return features_BD, features_BD, None
+        paired_BD, alone_BD, answers_BQ = self.selection.both(
+            hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ, self.concepts
+        )
+        return features_BD + paired_BD, features_BD + alone_BD, answers_BQ
 
     def _pool(self, hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
         mean = _masked_mean(hidden_BPD, mask_BP) if "mean" in self.pooling else 0.0

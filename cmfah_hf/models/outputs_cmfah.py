@@ -25,7 +25,10 @@ class CMFAHTowerOutput(ModelOutput):
         hidden_states (`tuple` of `torch.FloatTensor` of shape `(B, P, D)`):
             The positions before the first block and after each; with `output_hidden_states=True`.
         attentions (`tuple` of `torch.FloatTensor` of shape `(B, 1, P, Q)`):
-            A block's weights of the partner's positions; with `output_attentions=True`, and where the side attends.
+            Weights of the positions and the partner's positions, of each block that adds or of the one selection; with
+            `output_attentions=True`, and where the side attends.
+        concept_cosines (`torch.FloatTensor` of shape `(B, Q)`):
+            Without a partner, and where concepts select: the largest cosine of each concept with a position.
     """
 
     hash_values: torch.FloatTensor | None = None
@@ -33,6 +36,7 @@ class CMFAHTowerOutput(ModelOutput):
     last_hidden_state: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    concept_cosines: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -44,6 +48,7 @@ class CMFAHLosses(ModelOutput):
         inter_feature, inter_hash: J4 and J5 of `[inter]`.
         similarity: `[label-similarity]`.
         label: `[label-guidance]`; `CMFAHForPreTraining` alone.
+        concept: `[concept-guidance]`; `CMFAHForPreTraining` alone.
         adversarial: L_adv of `[adversarial]`; `CMFAHForPreTraining` alone.
     """
 
@@ -54,6 +59,7 @@ class CMFAHLosses(ModelOutput):
     inter_hash: torch.FloatTensor | None = None
     similarity: torch.FloatTensor | None = None
     label: torch.FloatTensor | None = None
+    concept: torch.FloatTensor | None = None
     adversarial: torch.FloatTensor | None = None
 
 
@@ -98,6 +104,7 @@ class CMFAHForPreTrainingOutput(ModelOutput):
         losses (`CMFAHLosses`, *optional*, with `labels`): The terms, one by one.
         image_hash, text_hash (`torch.FloatTensor` of shape `(B, K)`): Hash values of the items alone, as in retrieval.
         image_features, text_features (`torch.FloatTensor` of shape `(B, D)`): Features of the items alone.
+        image_concept_cosines, text_concept_cosines (`torch.FloatTensor` of shape `(B, Q)`): As in `CMFAHTowerOutput`.
         image_model_output, text_model_output (`CMFAHTowerOutput`): All that each tower gave in the paired view.
     """
 
@@ -107,6 +114,8 @@ class CMFAHForPreTrainingOutput(ModelOutput):
     text_hash: torch.FloatTensor | None = None
     image_features: torch.FloatTensor | None = None
     text_features: torch.FloatTensor | None = None
+    image_concept_cosines: torch.FloatTensor | None = None
+    text_concept_cosines: torch.FloatTensor | None = None
     image_model_output: CMFAHTowerOutput | None = None
     text_model_output: CMFAHTowerOutput | None = None
 

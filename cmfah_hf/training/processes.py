@@ -131,18 +131,21 @@ def gather_batch(outputs: CMFAHForPreTrainingOutput, *others: torch.Tensor | Non
         return outputs, *others
     image, text = outputs.image_model_output, outputs.text_model_output
     own = (outputs.image_hash, outputs.text_hash, outputs.image_features, outputs.text_features)
+    concepts = (outputs.image_concept_cosines, outputs.text_concept_cosines)
     paired = (image.hash_values, text.hash_values, image.features, text.features)
-    rows = gather_rows(*own, *paired, *others)
+    rows = gather_rows(*own, *paired, *concepts, *others)
     whole = replace(
         outputs,
         image_hash=rows[0],
         text_hash=rows[1],
         image_features=rows[2],
         text_features=rows[3],
+        image_concept_cosines=rows[8],
+        text_concept_cosines=rows[9],
         image_model_output=CMFAHTowerOutput(hash_values=rows[4], features=rows[6]),
         text_model_output=CMFAHTowerOutput(hash_values=rows[5], features=rows[7]),
     )
-    return whole, *rows[8:]
+    return whole, *rows[10:]
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -94,7 +94,7 @@ def test_models_can_be_built_without_memory(make_config, make_model, cls):
 
 def test_fresh_weights_are_drawn_by_the_configuration(make_config):
     torch.manual_seed(0)
-    model = CMFAHModel(make_config(word_dim=200, vocab_size=200, initializer_range=0.5, hidden_size=64))
+    model = CMFAHModel(make_config(word_dim=200, vocab_size=200, initializer_range=0.5, hidden_size=64, guidance="add"))
     for weights in (model.text_model.embeddings.embed_tokens.weight[1:], model.image_model.encoder.concepts):
         assert weights.std().item() == pytest.approx(0.5, rel=0.1)
         assert abs(weights.mean().item()) < 0.1
@@ -116,7 +116,9 @@ def test_training_goes_on_from_a_model(pretraining, model_folder):
     model, report = CMFAHForPreTraining.from_pretrained(model_folder, output_loading_info=True)
     assert_equal_weights(model.cmfah, pretraining.cmfah)
     assert {name.split(".")[0] for name in report["missing_keys"]} == {
+        "image_concept_head",
         "image_discriminator",
+        "text_concept_head",
         "text_discriminator",
         "label_head",
     }
@@ -322,6 +324,7 @@ def test_code_that_travels_is_the_models_alone(model_folder):
     files = {path.name for path in model_folder.glob("*.py")}
     assert files == {
         "configuration_cmfah.py",
+        "fused_cmfah.py",
         "losses.py",
         "modeling_cmfah.py",
         "modules_cmfah.py",

@@ -340,6 +340,7 @@ WEIGHTS = {
     "inter_hash_weight": 1.5,
     "similarity_weight": 0.75,
     "label_weight": 4.0,
+    "concept_weight": 1.25,
     "adversarial_weight": 0.125,
 }
 
@@ -349,7 +350,7 @@ def test_loss_of_the_pair_is_the_weighted_sum_of_its_terms(make_model, batch, la
     assert model(**batch).loss is model(**batch).losses is None
     assert model(pixel_values=batch["pixel_values"], labels=labels).loss is None
     outputs = model(**batch, labels=labels)
-    assert set(outputs.losses) == {name.removesuffix("_weight") for name in WEIGHTS} - {"label", "adversarial"}
+    assert set(outputs.losses) == {name.removesuffix("_weight") for name in WEIGHTS} - {"label", "concept", "adversarial"}
     expected = sum(WEIGHTS[f"{name}_weight"] * value.item() for name, value in outputs.losses.items())
     assert all(value > 0 for value in outputs.losses.values())
     assert outputs.loss.item() == pytest.approx(expected, rel=1e-5)
@@ -368,7 +369,8 @@ def test_loss_of_training_is_the_weighted_sum_over_both_views(make_model, batch,
     codes = torch.where(torch.rand(4, BITS) < 0.5, -1.0, 1.0)
     outputs = model(**batch, labels=labels, codes=codes)
     losses = {name: value.item() for name, value in outputs.losses.items()}
-    assert set(losses) == {name.removesuffix("_weight") for name in WEIGHTS}
+    without = {"concept"} if attention == "none" else set()
+    assert set(losses) == {name.removesuffix("_weight") for name in WEIGHTS} - without
     expected = sum(
         WEIGHTS[f"{name}_weight"] * value * (-1) ** (name == "adversarial") for name, value in losses.items()
     )
@@ -407,6 +409,20 @@ def test_loss_of_training_is_the_weighted_sum_over_both_views(make_model, batch,
     assert losses["label"] == pytest.approx(label, rel=1e-4)
     assert losses["adversarial"] == pytest.approx(adversarial, rel=1e-4)
     assert losses["quantization"] == pytest.approx(quantization, rel=1e-4)
+    if attention != "none":  # the best region or word of each class's concept says whether the class is there
+        image, text = model.cmfah.image_model, model.cmfah.text_model
+        states = (
+            (image(batch["pixel_values"]).last_hidden_state, torch.ones(4, REGIONS, dtype=torch.bool)),
+            (text(batch["input_ids"]).last_hidden_state, batch["input_ids"] > 1),
+        )
+        heads, expected = (model.image_concept_head, model.text_concept_head), 0.0
+        for head, tower, (hidden, exists) in zip(heads, (image, text), states, strict=True):
+            concepts = tower.encoder.concepts[:5].detach()
+            cosines = torch.cosine_similarity(hidden.detach()[:, :, None], concepts[None, None], dim=-1)
+            best = np.where(exists[..., None], cosines, -1.0).max(axis=1)
+            logits = np.exp(head.log_scale.item()) * (best - head.bias.detach().numpy())
+            expected += cross_entropy(logits.astype(np.float64), truth)
+        assert losses["concept"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_discriminator_is_a_three_layer_mlp(make_model):

@@ -157,8 +157,8 @@ def test_encoder_pools_what_exists_and_has_concepts_for_a_partner(make_config, p
         encoder.concepts.normal_()
         mask = torch.tensor([[True, False, True], [False, False, False]])
         local = -torch.rand(2, 3, 16).double() * mask[..., None]  # below zero, which is what masked positions hold
-        pooled, hidden = encoder(local, mask, None, None)
-        same, _ = encoder(local, mask, encoder.concepts.expand(2, -1, -1), None)
+        pooled, hidden, _ = encoder(local, mask, None, None)
+        same = encoder(local, mask, encoder.concepts.expand(2, -1, -1), None)[0]
         concepts, words = encoder.concepts.numpy(), local[0, mask[0]].numpy()
         for _ in range(2):
             words = words + attend(words, concepts, np.ones(len(concepts), bool), 4.0)[0]
@@ -166,7 +166,7 @@ def test_encoder_pools_what_exists_and_has_concepts_for_a_partner(make_config, p
         torch.testing.assert_close(pooled[0], torch.tensor(pool(words)))
         assert not pooled[1].any()
         torch.testing.assert_close(pooled, same)
-        regions, hidden = encoder(local, None, None, None)
+        regions, hidden, _ = encoder(local, None, None, None)
         for i in range(2):
             torch.testing.assert_close(regions[i], torch.tensor(pool(hidden[i].numpy())))
 
