@@ -158,7 +158,7 @@ def test_defaults_in_the_method_are_those_of_the_code():
     paper = ["intra_feature", "intra_hash", "quantization", "inter_feature", "inter_hash", "adversarial"]
     assert (config.backbone, config.word_dim, config.num_hidden_layers, config.margin) == ("vgg19", 1000, 1, 0.5)
     assert {getattr(config, f"{name}_weight") for name in paper} == {1.0}
-    assert (config.image_temperature, config.text_temperature, config.attention) == (4, 9, "both")
+    assert (config.image_temperature, config.text_temperature, config.attention) == (10, 10, "both")
     assert (config.hidden_size, config.hash_bits, config.num_concepts, config.initializer_range) == (512, 64, 64, 0.02)
     assert (list(config.text_kernel_sizes), config.text_filters) == ([1, 3, 5], 256)
     assert (config.label_weight, config.label_positive_weight, config.paired_weight) == (1, 1, 1)
