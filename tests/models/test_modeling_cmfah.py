@@ -350,7 +350,11 @@ def test_loss_of_the_pair_is_the_weighted_sum_of_its_terms(make_model, batch, la
     assert model(**batch).loss is model(**batch).losses is None
     assert model(pixel_values=batch["pixel_values"], labels=labels).loss is None
     outputs = model(**batch, labels=labels)
-    assert set(outputs.losses) == {name.removesuffix("_weight") for name in WEIGHTS} - {"label", "concept", "adversarial"}
+    assert set(outputs.losses) == {name.removesuffix("_weight") for name in WEIGHTS} - {
+        "label",
+        "concept",
+        "adversarial",
+    }
     expected = sum(WEIGHTS[f"{name}_weight"] * value.item() for name, value in outputs.losses.items())
     assert all(value > 0 for value in outputs.losses.values())
     assert outputs.loss.item() == pytest.approx(expected, rel=1e-5)

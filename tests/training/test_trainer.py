@@ -284,7 +284,7 @@ def test_every_term_of_the_loss_is_logged(make_model, make_trainer):
         steps = seen[3 * epoch : 3 * epoch + 3]
         logged = {name.removeprefix("loss_"): value for name, value in log.items() if name.startswith("loss_")}
         terms = {"intra_feature", "intra_hash", "quantization", "inter_feature", "inter_hash", "similarity", "label"}
-        assert logged.keys() == terms | {"adversarial"}
+        assert logged.keys() == terms | {"concept", "adversarial"}
         for name, value in logged.items():
             assert value == pytest.approx(np.mean([step[name] for step in steps]), abs=1e-5), name
         assert log["loss"] == pytest.approx(np.mean([step["total"] for step in steps]), abs=1e-4)
@@ -294,6 +294,7 @@ def test_every_term_of_the_loss_is_logged(make_model, make_trainer):
             + config.quantization_weight * logged["quantization"]
             + config.similarity_weight * logged["similarity"]
             + config.label_weight * logged["label"]
+            + config.concept_weight * logged["concept"]
             - config.adversarial_weight * logged["adversarial"]
         )
         assert log["loss"] == pytest.approx(total, abs=1e-4)
@@ -312,7 +313,7 @@ def test_loss_is_logged_the_same_with_micro_batches(make_trainer):
     trainer.train()
     log = next(log for log in trainer.state.log_history if "loss" in log)
     model = trainer.model
-    ones = ("intra_feature", "intra_hash", "quantization", "inter_feature", "inter_hash", "label")
+    ones = ("intra_feature", "intra_hash", "quantization", "inter_feature", "inter_hash", "label", "concept")
     total = sum(log[f"loss_{name}"] for name in ones) - log["loss_adversarial"]
     total += model.config.similarity_weight * log["loss_similarity"]
     assert log["loss"] == pytest.approx(total, abs=1e-4)
