@@ -187,7 +187,7 @@ class CMFAHSelection(nn.Module):
         self, cosines_BPQ: torch.Tensor, mask_BP: torch.Tensor | None, partner_mask_BQ: torch.Tensor | None
     ) -> torch.Tensor:
         """The share of each position and position of the partner, `(B, P, Q)`; together 1, or 0 where there is none."""
-        scores_BPQ = self.temperature * cosines_BPQ.float()
+        scores_BPQ = self.temperature * cosines_BPQ.to(torch.promote_types(cosines_BPQ.dtype, torch.float32))
         exists_BPQ = None
         if mask_BP is not None:
             exists_BPQ = mask_BP[:, :, None].expand_as(scores_BPQ)
@@ -255,7 +255,7 @@ class CMFAHConceptHead(nn.Module):
         self.bias = nn.Parameter(torch.empty(config.num_labels))
 
     def forward(self, cosines_BC: torch.Tensor) -> torch.Tensor:
-        return self.log_scale.exp() * (cosines_BC.float() - self.bias)
+        return self.log_scale.exp() * (cosines_BC.to(torch.promote_types(cosines_BC.dtype, torch.float32)) - self.bias)
 
 
 class CMFAHLayer(GradientCheckpointingLayer):

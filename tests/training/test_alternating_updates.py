@@ -17,6 +17,7 @@ CONFIG_WEIGHTS = {
     "inter_hash_weight": 0.8,
     "similarity_weight": 0.6,
     "label_weight": 1.7,
+    "concept_weight": 0.9,
     "label_positive_weight": 2.5,
     "adversarial_weight": 0.4,
     "paired_weight": 0.3,
@@ -134,6 +135,14 @@ def step_by_hand(model, micro_batches, rate, discriminator_rate, target=None, lo
         loss = view_loss(model, config, labels, codes, *alone)
         if config.attention != "none":  # without attention both views are the same
             loss = loss + config.paired_weight * view_loss(model, config, labels, codes, *paired)
+            for head, cosines in (
+                (model.image_concept_head, outputs.image_concept_cosines),
+                (model.text_concept_head, outputs.text_concept_cosines),
+            ):
+                logits = head.log_scale.exp() * (cosines[:, : labels.shape[1]] - head.bias)
+                loss = loss + config.concept_weight * torch.nn.functional.binary_cross_entropy_with_logits(
+                    logits, labels
+                )
         for name, gradient in gradients(share * loss, players["towers"]).items():
             tower_sums[name] += gradient
     length = torch.sqrt(sum((gradient**2).sum() for gradient in tower_sums.values()))
