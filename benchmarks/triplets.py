@@ -11,10 +11,12 @@ the growth of its peak over that before, the time the best of some runs after a 
 
 import argparse
 import json
+import re
 import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -58,20 +60,28 @@ def cubic_form(size: int, hold: float, anchors: int) -> torch.Tensor:
 FORMS = {"sorted": sorted_form, "cubic": cubic_form}
 
 
+def held_at_most(anew: bool = False) -> int:
+    """The most that this process has held, in bytes; with `anew`, what it holds now, from where the peak then begins."""
+    status = Path("/proc/self/status")
+    if not status.is_file():  # not a Linux: the peak since the process began, that of its imports too
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if anew:
+        Path("/proc/self/clear_refs").write_text("5")
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+
+
 def measure(form: str, size: int, hold: float, anchors: int, repeats: int) -> dict[str, float]:
     """Seconds, growth of the peak in bytes, and length and largest value of the gradient, of this process."""
     FORMS[form](16, hold, 16)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = held_at_most(anew=True)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         gradient = FORMS[form](size, hold, anchors)
         seconds.append(time.perf_counter() - start)
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
     return {
         "seconds": min(seconds) * (size / anchors if form == "cubic" else 1),
-        "peak": peak,
+        "peak": held_at_most() - before,
         "length": gradient.double().norm().item(),
         "slope": (gradient.double() * torch.linspace(-1, 1, size)).sum().item(),
     }

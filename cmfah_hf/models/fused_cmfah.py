@@ -15,12 +15,16 @@ from .losses import EPSILON
 class _Cosines(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_BPD: torch.Tensor, y_BQD: torch.Tensor) -> torch.Tensor:
-        x_length_BP1, y_length_BQ1 = (torch.linalg.vector_norm(z, dim=-1, keepdim=True) for z in (x_BPD, y_BQD))
+        wide = torch.promote_types(torch.promote_types(x_BPD.dtype, y_BQD.dtype), torch.float32)
+        x_length_BP1, y_length_BQ1 = (
+            torch.linalg.vector_norm(z, dim=-1, keepdim=True, dtype=wide) for z in (x_BPD, y_BQD)
+        )
         x_scale_BP1, y_scale_BQ1 = (1 / length.clamp(min=EPSILON) for length in (x_length_BP1, y_length_BQ1))
-        if x_BPD.dtype == torch.float16 or y_BQD.dtype == torch.float16:  # whose products may be too large for it
+        if torch.float16 in (x_BPD.dtype, y_BQD.dtype):  # whose products may be too large for it
             cosines_BPQ = (x_BPD * x_scale_BP1) @ (y_BQD * y_scale_BQ1).mT
         else:
             cosines_BPQ = x_BPD @ y_BQD.mT * x_scale_BP1 * y_scale_BQ1.mT
+        cosines_BPQ = cosines_BPQ.to(torch.promote_types(x_BPD.dtype, y_BQD.dtype))
         # Below that length a vector is divided by a constant.
         x_free, y_free = x_length_BP1 >= EPSILON, y_length_BQ1 >= EPSILON
         ctx.save_for_backward(x_BPD, y_BQD, x_scale_BP1, y_scale_BQ1, x_free, y_free, cosines_BPQ)

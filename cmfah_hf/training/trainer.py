@@ -270,7 +270,7 @@ class CMFAHTrainer(ResumingTrainer):
             self.args.dataloader_drop_last = drop_last
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
-        if not model.training:
+        if not (model.training and self._pretraining.training):  # evaluation sees the model without its wrapper
             model.train()
         inputs = self._prepare_inputs(inputs)
         rows, labels = inputs.pop("row", None), inputs.pop("labels")
