@@ -61,7 +61,7 @@ FORMS = {"sorted": sorted_form, "cubic": cubic_form}
 
 
 def held_at_most(anew: bool = False) -> int:
-    """The most that this process has held, in bytes; with `anew`, what it holds now, from where the peak then begins."""
+    """The most that this process has held, in bytes; with `anew` the peak begins from what it holds now."""
     status = Path("/proc/self/status")
     if not status.is_file():  # not a Linux: the peak since the process began, that of its imports too
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
