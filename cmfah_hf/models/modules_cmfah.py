@@ -225,10 +225,7 @@ class CMFAHSelection(nn.Module):
 
         And the concepts' `largest_cosines`, `(B, Q)`.
         """
-        asking_BQD = torch.cat([partner_BQD, concepts_QD.to(partner_BQD.dtype).expand(len(partner_BQD), -1, -1)], dim=1)
-        partner_BPQ, concepts_BPQ = cosines(local_BPD, asking_BQD).split(
-            [partner_BQD.shape[1], len(concepts_QD)], dim=2
-        )
+        partner_BPQ, concepts_BPQ = cosines(local_BPD, partner_BQD), cosines(local_BPD, concepts_QD)
         weights_B2P = torch.stack(
             [
                 self.weights(partner_BPQ, mask_BP, partner_mask_BQ).sum(dim=-1),
