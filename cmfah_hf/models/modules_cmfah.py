@@ -12,7 +12,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_cmfah import CMFAHConfig
-from .fused_cmfah import cosines, largest
+from .fused_cmfah import cosines, cosines_with_each, largest
 from .losses import EPSILON
 
 
@@ -225,7 +225,7 @@ class CMFAHSelection(nn.Module):
 
         And the concepts' `largest_cosines`, `(B, Q)`.
         """
-        partner_BPQ, concepts_BPQ = cosines(local_BPD, partner_BQD), cosines(local_BPD, concepts_QD)
+        partner_BPQ, concepts_BPQ = cosines_with_each(local_BPD, partner_BQD, concepts_QD)
         weights_B2P = torch.stack(
             [
                 self.weights(partner_BPQ, mask_BP, partner_mask_BQ).sum(dim=-1),

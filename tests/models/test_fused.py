@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cmfah_hf.models.fused_cmfah import cosines, largest
+from cmfah_hf.models.fused_cmfah import cosines, cosines_with_each, largest
 from cmfah_hf.models.losses import cosine_matrix
 
 
@@ -31,6 +31,22 @@ def test_cosines_and_their_gradients_are_those_of_the_formula(partner_shape):
     for one, other in zip(*(torch.autograd.grad(z, (x, y), gradient) for z in (found, expected)), strict=True):
         assert other.abs().max() > 1e3  # a short vector turns quickly
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_several_partners_at_once_are_one_after_the_other():
+    x, y = drawn((3, 5, 8))
+    concepts = positions(6, 8, seed=3).requires_grad_()
+    gradients = positions(3, 4, 5, seed=2), positions(3, 4, 6, seed=4)
+    found, expected = cosines_with_each(x, y, concepts), (cosines(x, y), cosines(x, concepts))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(
+        *(torch.autograd.grad(z, (x, y, concepts), gradients) for z in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    # One of the two may go unused.
+    (only,) = torch.autograd.grad(cosines_with_each(x, y, concepts)[1].sum(), [concepts])
+    torch.testing.assert_close(only, torch.autograd.grad(cosines(x, concepts).sum(), [concepts])[0])
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
