@@ -248,7 +248,7 @@ class CMFAHConceptHead(nn.Module):
 
     def __init__(self, config: CMFAHConfig):
         super().__init__()
-        self.log_scale = nn.Parameter(torch.empty(()))
+        self.log_scale = nn.Parameter(torch.empty(1))
         self.bias = nn.Parameter(torch.empty(config.num_labels))
 
     def forward(self, cosines_BC: torch.Tensor) -> torch.Tensor:

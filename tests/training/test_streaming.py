@@ -336,7 +336,9 @@ def test_words_and_classes_of_a_stream_are_those_of_the_data_set(parquet, run_of
 
 
 def test_a_resumed_run_does_not_read_the_texts_again(parquet, run_of, tmp_path, monkeypatch):
-    settings = {"data": {"dataset": str(parquet)}, "training": {"num_train_epochs": 3}}
+    # All checkpoints are kept: the best one before the one that is resumed has to be there.
+    training = {"num_train_epochs": 3, "save_total_limit": 3}
+    settings = {"data": {"dataset": str(parquet)}, "training": training}
     expected = train(run_of("--streaming", "true", "--output_dir", str(tmp_path / "whole"), **settings))
     train(run_of("--streaming", "true", **settings))
     checkpoint = tmp_path / "out" / "checkpoint-6"
