@@ -304,15 +304,10 @@ class StreamPart(torch.utils.data.IterableDataset):
             number += 1
 
     def _shuffled(self, block: list[Row | None], key: tuple[int, ...]) -> list[Row | None]:
-        rng = np.random.default_rng((self.stream.seed, *key))
-        if self.stream.shuffle_buffer:
-            block = [block[index] for index in rng.permutation(len(block))]
-        # Drawn here and not by the collator: which picture is mirrored is then the same after a break.
-        for row, is_mirrored in zip(block, rng.random(len(block)) < 0.5, strict=True):
-            if row is not None and "region_features_mirrored" in row:
-                mirrored = row.pop("region_features_mirrored")
-                row["region_features"] = mirrored if is_mirrored else row["region_features"]
-        return block
+        if not self.stream.shuffle_buffer:
+            return block
+        order = np.random.default_rng((self.stream.seed, *key)).permutation(len(block))
+        return [block[index] for index in order]
 
     def _batches(self, blocks: Iterable[list[Row | None]]) -> Iterator[Row | None]:
         """The rows of the blocks with their pictures decoded, `None` for those that cannot be read.

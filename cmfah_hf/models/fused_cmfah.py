@@ -1,10 +1,13 @@
-"""Cosines and the largest value, with gradients written out: the large tensors are read and written once, not thrice.
+"""What reads whole sequences of positions, with gradients written out: the large tensors are read and written once.
 
 PyTorch derives the same gradients, but divides, multiplies, masks and adds whole sequences of positions on the way. On
-a processor, where those do not fit the cache, that took most of the time of co-attention.
+a processor, where those do not fit the cache, that took most of the time of attention.
 
-Shape suffixes: B pairs of a batch, P positions of a sequence, Q positions of its partner, D feature width.
+Shape suffixes: B pairs of a batch, P positions of a sequence, Q positions of its partner, C concepts, V partners that
+ask, D feature width.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -19,49 +22,49 @@ def _scale(x_BPD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return 1 / length_BP1.clamp(min=EPSILON), length_BP1 >= EPSILON
 
 
-class _Cosines(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x_BPD: torch.Tensor, *partners: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        x_scale_BP1, x_free_BP1 = _scale(x_BPD)
-        saved, found = [x_BPD, x_scale_BP1, x_free_BP1], []
-        for y_BQD in partners:
-            y_scale_BQ1, y_free_BQ1 = _scale(y_BQD)
-            if torch.float16 in (x_BPD.dtype, y_BQD.dtype):  # whose products may be too large for it
-                cosines_BPQ = (x_BPD * x_scale_BP1) @ (y_BQD * y_scale_BQ1).mT
-            else:
-                cosines_BPQ = x_BPD @ y_BQD.mT * x_scale_BP1 * y_scale_BQ1.mT
-            found.append(cosines_BPQ.to(torch.promote_types(x_BPD.dtype, y_BQD.dtype)))
-            saved += [y_BQD, y_scale_BQ1, y_free_BQ1, found[-1]]
-        ctx.save_for_backward(*saved)
-        return tuple(found)
+def _cosines(x_BPD: torch.Tensor, y_BQD: torch.Tensor, x_scale_BP1: torch.Tensor, y_scale_BQ1: torch.Tensor):
+    if torch.float16 in (x_BPD.dtype, y_BQD.dtype):  # whose products may be too large for it
+        cosines_BPQ = (x_BPD * x_scale_BP1) @ (y_BQD * y_scale_BQ1).mT
+    else:
+        cosines_BPQ = x_BPD @ y_BQD.mT * x_scale_BP1 * y_scale_BQ1.mT
+    return cosines_BPQ.to(torch.promote_types(x_BPD.dtype, y_BQD.dtype))
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_BPD, x_scale_BP1, x_free_BP1, *rest = ctx.saved_tensors
-        # d cos / d x = y / (|x| |y|) - cos x / |x|^2, and the same for y.
-        along_BP1, across, of_partners = 0.0, [], []
-        for number, gradient_BPQ in enumerate(gradients):
-            y_BQD, y_scale_BQ1, y_free_BQ1, cosines_BPQ = rest[4 * number : 4 * number + 4]
-            along_BPQ = gradient_BPQ * cosines_BPQ
-            along_BP1 = along_BP1 + along_BPQ.sum(dim=-1, keepdim=True)
-            across_BPQ = (gradient_BPQ * x_scale_BP1 * y_scale_BQ1.mT).to(x_BPD.dtype)
-            across.append((across_BPQ, y_BQD.to(x_BPD.dtype)))
-            if not ctx.needs_input_grad[1 + number]:
-                of_partners.append(None)
-                continue
-            along_BQ1, local_BPD = along_BPQ.sum(dim=-2)[..., None], x_BPD
-            if y_BQD.ndim == 2:
-                along_BQ1, across_BPQ, local_BPD = along_BQ1.sum(dim=0), across_BPQ.flatten(0, 1), x_BPD.flatten(0, 1)
-            along_BQ1 = along_BQ1 * y_scale_BQ1.square() * y_free_BQ1
-            of_partners.append(_add_product(y_BQD * -along_BQ1.to(y_BQD.dtype), across_BPQ.mT, local_BPD))
-        x_gradient = None
-        if ctx.needs_input_grad[0]:
-            along_BP1 = along_BP1 * x_scale_BP1.square() * x_free_BP1
-            x_gradient = x_BPD * -along_BP1.to(x_BPD.dtype)
-            for across_BPQ, y_BQD in across:
-                x_gradient = _add_product(x_gradient, across_BPQ, y_BQD)
-        return x_gradient, *of_partners
+
+def _cosines_gradients(
+    x_BPD: torch.Tensor,
+    partners: Sequence[torch.Tensor],
+    scales: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    found: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    needed: Sequence[bool],
+    x_gradient: torch.Tensor | None = None,
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of the positions, added to `x_gradient` in its place, and of each partner, where `needed`."""
+    # d cos / d x = y / (|x| |y|) - cos x / |x|^2, and the same for y.
+    (x_scale_BP1, x_free_BP1), *of_partners = scales
+    along_BP1, across, partners_gradients = 0.0, [], []
+    for y_BQD, (y_scale_BQ1, y_free_BQ1), cosines_BPQ, gradient_BPQ, is_needed in zip(
+        partners, of_partners, found, gradients, needed[1:], strict=True
+    ):
+        along_BPQ = gradient_BPQ * cosines_BPQ
+        along_BP1 = along_BP1 + along_BPQ.sum(dim=-1, keepdim=True)
+        across_BPQ = (gradient_BPQ * x_scale_BP1 * y_scale_BQ1.mT).to(x_BPD.dtype)
+        across.append((across_BPQ, y_BQD.to(x_BPD.dtype)))
+        if not is_needed:
+            partners_gradients.append(None)
+            continue
+        along_BQ1, local_BPD = along_BPQ.sum(dim=-2)[..., None], x_BPD
+        if y_BQD.ndim == 2:
+            along_BQ1, across_BPQ, local_BPD = along_BQ1.sum(dim=0), across_BPQ.flatten(0, 1), x_BPD.flatten(0, 1)
+        along_BQ1 = along_BQ1 * y_scale_BQ1.square() * y_free_BQ1
+        partners_gradients.append(_add_product(y_BQD * -along_BQ1.to(y_BQD.dtype), across_BPQ.mT, local_BPD))
+    if not needed[0]:
+        return None, *partners_gradients
+    along_BP1 = -(along_BP1 * x_scale_BP1.square() * x_free_BP1).to(x_BPD.dtype)
+    x_gradient = x_BPD * along_BP1 if x_gradient is None else x_gradient.addcmul_(x_BPD, along_BP1)
+    for across_BPQ, y_BQD in across:
+        x_gradient = _add_product(x_gradient, across_BPQ, y_BQD)
+    return x_gradient, *partners_gradients
 
 
 def _add_product(sum_BPD: torch.Tensor, x_BPQ: torch.Tensor, y_BQD: torch.Tensor) -> torch.Tensor:
@@ -74,19 +77,204 @@ def _add_product(sum_BPD: torch.Tensor, x_BPQ: torch.Tensor, y_BQD: torch.Tensor
     return sum_BPD
 
 
+class _Cosines(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_BPD: torch.Tensor, y_BQD: torch.Tensor) -> torch.Tensor:
+        x_scale, y_scale = _scale(x_BPD), _scale(y_BQD)
+        cosines_BPQ = _cosines(x_BPD, y_BQD, x_scale[0], y_scale[0])
+        ctx.save_for_backward(x_BPD, y_BQD, cosines_BPQ, *x_scale, *y_scale)
+        return cosines_BPQ
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient_BPQ: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_BPD, y_BQD, cosines_BPQ, *scales = ctx.saved_tensors
+        scales = scales[:2], scales[2:]
+        return _cosines_gradients(x_BPD, [y_BQD], scales, [cosines_BPQ], [gradient_BPQ], ctx.needs_input_grad)
+
+
+def selection_weights(
+    cosines_BPQ: torch.Tensor, mask_BP: torch.Tensor | None, partner_mask_BQ: torch.Tensor | None, temperature: float
+) -> torch.Tensor:
+    """`[selection]`: the share of each position and position of the partner, `(B, P, Q)`; together 1, or 0 for none."""
+    scores_BPQ = temperature * cosines_BPQ.to(torch.promote_types(cosines_BPQ.dtype, torch.float32))
+    exists_BPQ = None
+    if mask_BP is not None:
+        exists_BPQ = mask_BP[:, :, None].expand_as(scores_BPQ)
+    if partner_mask_BQ is not None:
+        exists_BPQ = partner_mask_BQ[:, None] if exists_BPQ is None else exists_BPQ & partner_mask_BQ[:, None]
+    if exists_BPQ is not None:
+        scores_BPQ = scores_BPQ.masked_fill(~exists_BPQ, torch.finfo(scores_BPQ.dtype).min)
+    weights_BPQ = scores_BPQ.flatten(1).softmax(dim=1).view_as(scores_BPQ)
+    if exists_BPQ is not None:  # nothing to select from, or nobody who selects
+        weights_BPQ = weights_BPQ * exists_BPQ.to(weights_BPQ.dtype)
+    return weights_BPQ
+
+
+def _masked_largest(x_BPQ: torch.Tensor, mask_BP: torch.Tensor | None, least: float) -> torch.Tensor:
+    return (x_BPQ if mask_BP is None else x_BPQ.masked_fill(~mask_BP[..., None], least)).amax(dim=1)
+
+
+def _largest_gradient(
+    gradient_BQ: torch.Tensor, largest_BQ: torch.Tensor, x_BPQ: torch.Tensor, mask_BP: torch.Tensor | None
+) -> torch.Tensor:
+    """The gradient of the largest over the positions; those that tie share it, as in `amax`."""
+    share_BPQ = torch.eq(x_BPQ, largest_BQ[:, None], out=torch.empty_like(x_BPQ))
+    if mask_BP is not None:
+        share_BPQ = share_BPQ.mul_(mask_BP[..., None])
+    return share_BPQ.mul_((gradient_BQ / share_BPQ.sum(dim=1).clamp(min=1)).to(x_BPQ.dtype)[:, None])
+
+
 class _Largest(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_BPD: torch.Tensor) -> torch.Tensor:
-        largest_BD = x_BPD.amax(dim=1)
-        ctx.save_for_backward(x_BPD, largest_BD)
+    def forward(ctx, x_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
+        largest_BD = _masked_largest(x_BPD, mask_BP, torch.finfo(x_BPD.dtype).min)
+        ctx.save_for_backward(x_BPD, mask_BP, largest_BD)
         return largest_BD
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient_BD: torch.Tensor) -> torch.Tensor:
-        x_BPD, largest_BD = ctx.saved_tensors
-        share_BPD = torch.eq(x_BPD, largest_BD[:, None], out=torch.empty_like(x_BPD))
-        return share_BPD.mul_((gradient_BD / share_BPD.sum(dim=1))[:, None])  # those that tie share it, as in `amax`
+    def backward(ctx, gradient_BD: torch.Tensor) -> tuple[torch.Tensor, None]:
+        x_BPD, mask_BP, largest_BD = ctx.saved_tensors
+        return _largest_gradient(gradient_BD, largest_BD, x_BPD, mask_BP), None
+
+
+def _select(
+    local_BPD: torch.Tensor,
+    mask_BP: torch.Tensor | None,
+    temperature: float,
+    found: Sequence[torch.Tensor],
+    masks: Sequence[torch.Tensor | None],
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """What `selected` returns, from the cosines with all who ask and their masks; and what its gradient needs."""
+    weights = [
+        selection_weights(cosines_BPQ, mask_BP, partner_mask_BQ, temperature)
+        for cosines_BPQ, partner_mask_BQ in zip(found, masks, strict=True)
+    ]
+    shares_BVP = torch.stack([weights_BPQ.sum(dim=-1) for weights_BPQ in weights], dim=1)
+    largest_BD = _masked_largest(local_BPD, mask_BP, torch.finfo(local_BPD.dtype).min)
+    answers_BQ = _masked_largest(found[-1], mask_BP, -1.0)
+    results = shares_BVP.to(local_BPD.dtype) @ local_BPD, largest_BD, answers_BQ
+    return results, (local_BPD, mask_BP, shares_BVP, largest_BD, answers_BQ, *found, *weights)
+
+
+def _select_gradients(
+    saved: Sequence[torch.Tensor],
+    temperature: float,
+    gradient_BVD: torch.Tensor | None,
+    largest_gradient_BD: torch.Tensor | None,
+    answers_gradient_BQ: torch.Tensor | None,
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The gradients of the cosines, and that of the positions but for what comes by way of the cosines."""
+    local_BPD, mask_BP, shares_BVP, largest_BD, answers_BQ, *rest = saved
+    found, weights = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+    if largest_gradient_BD is None:
+        gradient_BPD = torch.zeros_like(local_BPD)
+    else:
+        gradient_BPD = _largest_gradient(largest_gradient_BD, largest_BD, local_BPD, mask_BP)
+    if gradient_BVD is None:
+        gradients = [torch.zeros_like(cosines_BPQ) for cosines_BPQ in found]
+    else:
+        gradient_BVD = gradient_BVD.to(local_BPD.dtype)  # autocast may have made the sums of another
+        gradient_BPD = _add_product(gradient_BPD, shares_BVP.to(local_BPD.dtype).mT, gradient_BVD)
+        # Through the softmax over positions and partner's positions together: all of a position's weights count alike.
+        turned_BVP = (gradient_BVD @ local_BPD.mT).to(shares_BVP.dtype)
+        turned_BVP = turned_BVP - (turned_BVP * shares_BVP).sum(dim=-1, keepdim=True)
+        gradients = [
+            (temperature * turned_BP[..., None] * weights_BPQ).to(cosines_BPQ.dtype)
+            for turned_BP, weights_BPQ, cosines_BPQ in zip(turned_BVP.unbind(dim=1), weights, found, strict=True)
+        ]
+    if answers_gradient_BQ is not None:
+        gradients[-1] += _largest_gradient(answers_gradient_BQ, answers_BQ, found[-1], mask_BP)
+    return gradients, gradient_BPD
+
+
+class _Selected(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx,
+        local_BPD: torch.Tensor,
+        mask_BP: torch.Tensor | None,
+        temperature: float,
+        masks: Sequence[torch.Tensor | None],
+        *partners: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        scale, *scales = (_scale(positions) for positions in (local_BPD, *partners))
+        found = [_cosines(local_BPD, y, scale[0], y_scale) for y, (y_scale, _) in zip(partners, scales, strict=True)]
+        results, saved = _select(local_BPD, mask_BP, temperature, found, masks)
+        ctx.save_for_backward(*partners, *scale, *(tensor for pair in scales for tensor in pair), *saved)
+        ctx.temperature, ctx.count = temperature, len(partners)
+        ctx.set_materialize_grads(False)  # a whole pass over the positions for zeros
+        return results
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *result_gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        partners, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[3 * ctx.count + 2 :]
+        scales = _in_pairs(ctx.saved_tensors[ctx.count : 3 * ctx.count + 2])
+        local_BPD, found = saved[0], saved[5 : 5 + ctx.count]
+        gradients, gradient_BPD = _select_gradients(saved, ctx.temperature, *result_gradients)
+        needed = ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]
+        of_local, *rest = _cosines_gradients(local_BPD, partners, scales, found, gradients, needed, gradient_BPD)
+        return of_local, None, None, None, *rest
+
+
+class _SelectedByEachOther(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx,
+        x_BPD: torch.Tensor,
+        y_BQD: torch.Tensor,
+        x_concepts_CD: torch.Tensor,
+        y_concepts_CD: torch.Tensor,
+        x_mask_BP: torch.Tensor | None,
+        y_mask_BQ: torch.Tensor | None,
+        temperatures: tuple[float, float],
+    ) -> tuple[torch.Tensor, ...]:
+        tensors = (x_BPD, y_BQD, x_concepts_CD, y_concepts_CD)
+        (x_scale, _), (y_scale, _), (x_concepts_scale, _), (y_concepts_scale, _) = scales = [*map(_scale, tensors)]
+        between_BPQ = _cosines(x_BPD, y_BQD, x_scale, y_scale)
+        x_found = [between_BPQ, _cosines(x_BPD, x_concepts_CD, x_scale, x_concepts_scale)]
+        y_found = [between_BPQ.mT, _cosines(y_BQD, y_concepts_CD, y_scale, y_concepts_scale)]
+        x_results, x_saved = _select(x_BPD, x_mask_BP, temperatures[0], x_found, [y_mask_BQ, None])
+        y_results, y_saved = _select(y_BQD, y_mask_BQ, temperatures[1], y_found, [x_mask_BP, None])
+        ctx.save_for_backward(*tensors[2:], *(tensor for pair in scales for tensor in pair), *x_saved, *y_saved)
+        ctx.temperatures = temperatures
+        ctx.set_materialize_grads(False)
+        return *x_results, *y_results
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *result_gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        x_concepts_CD, y_concepts_CD, *rest = ctx.saved_tensors
+        x_scale, y_scale, x_concepts_scale, y_concepts_scale = _in_pairs(rest[:8])
+        x_saved, y_saved = rest[8:17], rest[17:]
+        of_x, x_gradient = _select_gradients(x_saved, ctx.temperatures[0], *result_gradients[:3])
+        of_y, y_gradient = _select_gradients(y_saved, ctx.temperatures[1], *result_gradients[3:])
+        between_BPQ = of_x[0] + of_y[0].mT  # the same cosines, read along both
+        x_gradient, _, of_x_concepts = _cosines_gradients(
+            x_saved[0],
+            [y_saved[0], x_concepts_CD],
+            [x_scale, y_scale, x_concepts_scale],
+            x_saved[5:7],
+            [between_BPQ, of_x[1]],
+            (ctx.needs_input_grad[0], False, ctx.needs_input_grad[2]),
+            x_gradient,
+        )
+        y_gradient, _, of_y_concepts = _cosines_gradients(
+            y_saved[0],
+            [x_saved[0], y_concepts_CD],
+            [y_scale, x_scale, y_concepts_scale],
+            y_saved[5:7],
+            [between_BPQ.mT, of_y[1]],
+            (ctx.needs_input_grad[1], False, ctx.needs_input_grad[3]),
+            y_gradient,
+        )
+        return x_gradient, y_gradient, of_x_concepts, of_y_concepts, None, None, None
+
+
+def _in_pairs(tensors: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(zip(tensors[::2], tensors[1::2], strict=True))
 
 
 def cosines(x_BPD: torch.Tensor, y_BQD: torch.Tensor) -> torch.Tensor:
@@ -96,14 +284,47 @@ def cosines(x_BPD: torch.Tensor, y_BQD: torch.Tensor) -> torch.Tensor:
         x_BPD: Positions.
         y_BQD: The partners' positions; `(Q, D)` if all share one partner.
     """
-    return _Cosines.apply(x_BPD, y_BQD)[0]
+    return _Cosines.apply(x_BPD, y_BQD)
 
 
-def cosines_with_each(x_BPD: torch.Tensor, *partners: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """`cosines` with several partners, for which the positions are read once."""
-    return _Cosines.apply(x_BPD, *partners)
+def largest(x_BPD: torch.Tensor, mask_BP: torch.Tensor | None = None) -> torch.Tensor:
+    """Each feature's largest value over the positions that exist, `(B, D)`; the least number where none does."""
+    return _Largest.apply(x_BPD, mask_BP)
 
 
-def largest(x_BPD: torch.Tensor) -> torch.Tensor:
-    """Each feature's largest value over the positions, `(B, D)`."""
-    return _Largest.apply(x_BPD)
+def selected(
+    local_BPD: torch.Tensor,
+    mask_BP: torch.Tensor | None,
+    temperature: float,
+    *asking: tuple[torch.Tensor, torch.Tensor | None],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What each of those asking selects, `[selection]`, and what else is read of the positions, all in one pass.
+
+    Args:
+        local_BPD: The positions, and `mask_BP` which of them exist.
+        temperature: Of the selection.
+        asking: V partners `(B, Q, D)` or concepts `(Q, D)`, each with its mask.
+
+    Returns:
+        The sums, `(B, V, D)`; `largest`, `(B, D)`; and the largest cosine with a position of each of the last one's,
+        `(B, Q)`, -1 where there is no position.
+    """
+    partners, masks = zip(*asking, strict=True)
+    return _Selected.apply(local_BPD, mask_BP, temperature, masks, *partners)
+
+
+def selected_by_each_other(
+    x: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, float],
+    y: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, float],
+) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """`selected` of both sides, each asked by the other and then by its own concepts.
+
+    One table of cosines serves both.
+
+    Args:
+        x, y: The positions of each, `(B, P, D)` and `(B, Q, D)`, their mask, their concepts, and the temperature.
+    """
+    (x_BPD, x_mask_BP, x_concepts_CD, x_temperature), (y_BQD, y_mask_BQ, y_concepts_CD, y_temperature) = x, y
+    temperatures = x_temperature, y_temperature
+    results = _SelectedByEachOther.apply(x_BPD, y_BQD, x_concepts_CD, y_concepts_CD, x_mask_BP, y_mask_BQ, temperatures)
+    return results[:3], results[3:]

@@ -185,7 +185,7 @@ def _cosines_of_both(image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Ten
 def views_losses(
     config: CMFAHConfig,
     alone: tuple[CMFAHTowerOutput, CMFAHTowerOutput],
-    paired: tuple[CMFAHTowerOutput, CMFAHTowerOutput],
+    paired: tuple[CMFAHTowerOutput, CMFAHTowerOutput] | None,
     labels_BC: torch.Tensor,
     codes_BK: torch.Tensor | None,
     extra: Callable[[CMFAHTowerOutput, CMFAHTowerOutput], dict[str, torch.Tensor]] | None = None,
@@ -196,15 +196,16 @@ def views_losses(
 
     Args:
         config: Names the margin, the variant and the paired view's weight.
-        alone, paired: Image and text of each view; without attention the two are one.
+        alone, paired: Image and text of each view; without attention the two are one. None: a batch that is seen alone.
         labels_BC: `(B, C)`, multi-hot, or what else `relevance` takes.
-        codes_BK: `(B, K)`, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of the paired view.
+        codes_BK: `(B, K)`, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of the paired view, where there is one.
         extra: Further terms of a view, by name.
     """
     if codes_BK is None:
-        codes_BK = sign(paired[0].hash_values + paired[1].hash_values).detach()
+        image, text = alone if paired is None else paired
+        codes_BK = sign(image.hash_values + text.hash_values).detach()
     views = [(1.0, alone)]
-    if config.attention != "none" and config.paired_weight > 0:
+    if paired is not None and config.attention != "none" and config.paired_weight > 0:
         views.append((config.paired_weight, paired))
     totals: dict[str, torch.Tensor] = {}
     for weight, (image, text) in views:

@@ -28,6 +28,7 @@ from .modules_cmfah import (
     CMFAHRegionEmbeddings,
     CMFAHSelection,
     CMFAHWordEmbeddings,
+    Views,
 )
 from .outputs_cmfah import (
     CMFAHDiscriminatorOutput,
@@ -332,9 +333,10 @@ class CMFAHDiscriminator(CMFAHPreTrainedModel):
 
     def __init__(self, config: CMFAHConfig):
         super().__init__(config)
-        self.dense_in = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dense_hidden = nn.Linear(config.hidden_size, config.hidden_size // 2)
-        self.dense_out = nn.Linear(config.hidden_size // 2, 1)
+        widths = [max(1, config.hidden_size // divisor) for divisor in (2, 4)]
+        self.dense_in = nn.Linear(config.hidden_size, widths[0])
+        self.dense_hidden = nn.Linear(widths[0], widths[1])
+        self.dense_out = nn.Linear(widths[1], 1)
         self.post_init()
 
     @can_return_tuple
@@ -355,19 +357,16 @@ class CMFAHDiscriminator(CMFAHPreTrainedModel):
         return CMFAHDiscriminatorOutput(loss=loss, logits=logits)
 
 
-def _both_views(
-    tower: CMFAHImageModel | CMFAHTextModel,
-    local_BPD: torch.Tensor,
-    mask_BP: torch.Tensor | None,
-    partner_BQD: torch.Tensor,
-    partner_mask_BQ: torch.Tensor | None,
-) -> tuple[CMFAHTowerOutput, CMFAHTowerOutput]:
-    """A tower's output with the partner and the one without, from positions that are read once."""
-    paired_BD, alone_BD, answers_BQ = tower.encoder.both_views(local_BPD, mask_BP, partner_BQD, partner_mask_BQ)
-    return (
-        CMFAHTowerOutput(hash_values=tower.hash_head(paired_BD, is_paired=True), features=paired_BD),
-        CMFAHTowerOutput(hash_values=tower.hash_head(alone_BD), features=alone_BD, concept_cosines=answers_BQ),
-    )
+def _tower_outputs(
+    tower: CMFAHImageModel | CMFAHTextModel, views: Views
+) -> tuple[CMFAHTowerOutput | None, CMFAHTowerOutput]:
+    """A tower's output with the partner, where that view was taken, and the one without."""
+    paired_BD, alone_BD, answers_BQ = views
+    paired = None
+    if paired_BD is not None:
+        paired = CMFAHTowerOutput(hash_values=tower.hash_head(paired_BD, is_paired=True), features=paired_BD)
+    alone = CMFAHTowerOutput(hash_values=tower.hash_head(alone_BD), features=alone_BD, concept_cosines=answers_BQ)
+    return paired, alone
 
 
 class CMFAHForPreTraining(CMFAHPreTrainedModel):
@@ -421,7 +420,7 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
         """
 
         def guided(image: CMFAHTowerOutput, text: CMFAHTowerOutput) -> dict[str, torch.Tensor]:
-            terms = {"adversarial": self.discriminators_loss(image.features, text.features)}
+            terms = {}
             if self.label_head is not None:
                 terms["label"] = sum(
                     label_guidance_loss(self.label_head(tower.hash_values), labels, self.config.label_positive_weight)
@@ -438,8 +437,12 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
             CMFAHTowerOutput(outputs.image_hash, outputs.image_features, concept_cosines=outputs.image_concept_cosines),
             CMFAHTowerOutput(outputs.text_hash, outputs.text_features, concept_cosines=outputs.text_concept_cosines),
         )
-        paired = (outputs.image_model_output, outputs.text_model_output)
+        paired = None
+        if outputs.image_model_output is not None:
+            paired = outputs.image_model_output, outputs.text_model_output
         losses = views_losses(self.config, alone, paired, labels, codes, guided)
+        if self.config.adversarial_weight:  # else the discriminators are not trained, and their word is worth nothing
+            losses.adversarial = self.discriminators_loss(outputs.image_features, outputs.text_features)
         return weighted_total(losses, self.config), losses
 
     @can_return_tuple
@@ -452,6 +455,7 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
         region_features: torch.FloatTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         codes: torch.Tensor | None = None,
+        paired: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CMFAHForPreTrainingOutput:
         """
@@ -461,21 +465,29 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
             attention_mask: `(B, W)`, 1 at the words that exist.
             labels: `(B, C)`, multi-hot. With them the loss is computed.
             codes: `(B, K)` of -1 and +1, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of this batch.
+            paired: Whether the view with the partners is computed too. Without attention it is the other one.
         """
         image_model, text_model = self.cmfah.image_model, self.cmfah.text_model
         kwargs["return_dict"] = True
         regions_BRD = image_model.embeddings(pixel_values, region_features)
         words_BWD, mask_BW = text_model.embed(input_ids, attention_mask, inputs_embeds)
+        attends, adds = self.config.attention != "none", self.config.guidance == "add"
         recorded = any(kwargs.get(name) for name in ("output_attentions", "output_hidden_states"))
-        if self.config.attention == "none" or self.config.guidance == "add" or recorded:
-            paired_image = image_model.encode(regions_BRD, words_BWD, mask_BW, **kwargs)
-            paired_text = text_model.encode(words_BWD, mask_BW, regions_BRD, **kwargs)
-            image, text = paired_image, paired_text
-            if self.config.attention != "none":
-                image, text = image_model.encode(regions_BRD), text_model.encode(words_BWD, mask_BW)
+        paired_image = paired_text = None
+        if attends and not adds and not recorded:
+            image_views, text_views = image_model.encoder.views(
+                regions_BRD, None, text_model.encoder, words_BWD, mask_BW, paired
+            )
+            paired_image, image = _tower_outputs(image_model, image_views)
+            paired_text, text = _tower_outputs(text_model, text_views)
         else:
-            paired_image, image = _both_views(image_model, regions_BRD, None, words_BWD, mask_BW)
-            paired_text, text = _both_views(text_model, words_BWD, mask_BW, regions_BRD, None)
+            image = image_model.encode(regions_BRD, **kwargs)
+            text = text_model.encode(words_BWD, mask_BW, **kwargs)
+            if not attends:
+                paired_image, paired_text = image, text
+            elif paired:
+                paired_image = image_model.encode(regions_BRD, words_BWD, mask_BW, **kwargs)
+                paired_text = text_model.encode(words_BWD, mask_BW, regions_BRD, **kwargs)
         outputs = CMFAHForPreTrainingOutput(
             image_hash=image.hash_values,
             text_hash=text.hash_values,

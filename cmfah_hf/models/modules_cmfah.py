@@ -12,7 +12,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_cmfah import CMFAHConfig
-from .fused_cmfah import cosines, cosines_with_each, largest
+from .fused_cmfah import cosines, largest, selected, selected_by_each_other, selection_weights
 from .losses import EPSILON
 
 
@@ -183,23 +183,6 @@ class CMFAHSelection(nn.Module):
         super().__init__()
         self.temperature = temperature
 
-    def weights(
-        self, cosines_BPQ: torch.Tensor, mask_BP: torch.Tensor | None, partner_mask_BQ: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The share of each position and position of the partner, `(B, P, Q)`; together 1, or 0 where there is none."""
-        scores_BPQ = self.temperature * cosines_BPQ.to(torch.promote_types(cosines_BPQ.dtype, torch.float32))
-        exists_BPQ = None
-        if mask_BP is not None:
-            exists_BPQ = mask_BP[:, :, None].expand_as(scores_BPQ)
-        if partner_mask_BQ is not None:
-            exists_BPQ = partner_mask_BQ[:, None] if exists_BPQ is None else exists_BPQ & partner_mask_BQ[:, None]
-        if exists_BPQ is not None:
-            scores_BPQ = scores_BPQ.masked_fill(~exists_BPQ, torch.finfo(scores_BPQ.dtype).min)
-        weights_BPQ = scores_BPQ.flatten(1).softmax(dim=1).view_as(scores_BPQ)
-        if exists_BPQ is not None:  # nothing to select from, or nobody who selects
-            weights_BPQ = weights_BPQ * exists_BPQ.to(weights_BPQ.dtype)
-        return weights_BPQ.to(cosines_BPQ.dtype)
-
     def forward(
         self,
         local_BPD: torch.Tensor,
@@ -209,31 +192,10 @@ class CMFAHSelection(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The selected positions' sum, `(B, D)`; the weights, `(B, 1, P, Q)`; the `largest_cosines`, `(B, Q)`."""
         cosines_BPQ = cosines(local_BPD, partner_BQD)
-        weights_B1PQ = self.weights(cosines_BPQ, mask_BP, partner_mask_BQ)[:, None]
+        weights_BPQ = selection_weights(cosines_BPQ, mask_BP, partner_mask_BQ, self.temperature)
+        weights_B1PQ = weights_BPQ.to(cosines_BPQ.dtype)[:, None]
         selected_BD = (weights_B1PQ.sum(dim=-1) @ local_BPD).squeeze(1)
         return selected_BD, weights_B1PQ, largest_cosines(cosines_BPQ, mask_BP)
-
-    def both(
-        self,
-        local_BPD: torch.Tensor,
-        mask_BP: torch.Tensor | None,
-        partner_BQD: torch.Tensor,
-        partner_mask_BQ: torch.Tensor | None,
-        concepts_QD: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the partner selects and what the concepts do, each `(B, D)`: the positions are read once for both.
-
-        And the concepts' `largest_cosines`, `(B, Q)`.
-        """
-        partner_BPQ, concepts_BPQ = cosines_with_each(local_BPD, partner_BQD, concepts_QD)
-        weights_B2P = torch.stack(
-            [
-                self.weights(partner_BPQ, mask_BP, partner_mask_BQ).sum(dim=-1),
-                self.weights(concepts_BPQ, mask_BP, None).sum(dim=-1),
-            ],
-            dim=1,
-        )
-        return *(weights_B2P @ local_BPD).unbind(dim=1), largest_cosines(concepts_BPQ, mask_BP)
 
 
 def largest_cosines(cosines_BPQ: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
@@ -289,6 +251,10 @@ class CMFAHLayer(GradientCheckpointingLayer):
         return output_BPD if mask_BP is None else output_BPD * mask_BP[..., None].to(output_BPD.dtype)
 
 
+# The features with the partner, `(B, D)`, where they were asked for; those without; the concepts' `largest_cosines`.
+Views = tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None]
+
+
 class CMFAHEncoder(nn.Module):
     """From a modality's positions to its pooled feature, with a partner or with the concepts that stand in for one."""
 
@@ -315,54 +281,101 @@ class CMFAHEncoder(nn.Module):
         is_alone = partner_BQD is None
         if self.attends and is_alone:
             partner_BQD, partner_mask_BQ = self.concepts, None  # (Q, D): the same for each item of the batch
-        hidden_BPD = local_BPD
-        for layer in self.layers:
-            hidden_BPD = layer(hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ)
+        hidden_BPD = self._read(local_BPD, mask_BP, partner_BQD, partner_mask_BQ)
         features_BD = self._pool(hidden_BPD, mask_BP)
-        answers_BQ = None
-        if self.selection is not None:
-            selected_BD, _, answers_BQ = self.selection(hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ)
-            features_BD = features_BD + selected_BD
-        return features_BD, hidden_BPD, answers_BQ if is_alone else None
+        if self.selection is None:
+            return features_BD, hidden_BPD, None
+        selected_BD, _, answers_BQ = self.selection(hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ)
+        return features_BD + selected_BD, hidden_BPD, answers_BQ if is_alone else None
 
-    def both_views(
+    def _read(
         self,
         local_BPD: torch.Tensor,
         mask_BP: torch.Tensor | None,
+        partner_BQD: torch.Tensor | None = None,
+        partner_mask_BQ: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        for layer in self.layers:
+            local_BPD = layer(local_BPD, mask_BP, partner_BQD, partner_mask_BQ)
+        return local_BPD
+
+    def _views(
+        self,
+        hidden_BPD: torch.Tensor,
+        mask_BP: torch.Tensor | None,
+        partner_BQD: torch.Tensor | None,
+        partner_mask_BQ: torch.Tensor | None,
+    ) -> Views:
+        if self.selection is None:
+            features_BD = self._pool(hidden_BPD, mask_BP)
+            return None if partner_BQD is None else features_BD, features_BD, None
+        asking = [(self.concepts, None)]
+        if partner_BQD is not None:
+            asking = [(partner_BQD, partner_mask_BQ), *asking]
+        return self._views_from(hidden_BPD, mask_BP, selected(hidden_BPD, mask_BP, self.selection.temperature, *asking))
+
+    def _views_from(
+        self,
+        hidden_BPD: torch.Tensor,
+        mask_BP: torch.Tensor | None,
+        found: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    ) -> Views:
+        selected_BVD, largest_BD, answers_BQ = found
+        features_BVD = selected_BVD + self._pool(hidden_BPD, mask_BP, largest_BD)[:, None]
+        return features_BVD[:, 0] if features_BVD.shape[1] > 1 else None, features_BVD[:, -1], answers_BQ
+
+    def views(
+        self,
+        local_BPD: torch.Tensor,
+        mask_BP: torch.Tensor | None,
+        other: "CMFAHEncoder",
         partner_BQD: torch.Tensor,
         partner_mask_BQ: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """The features with the partner, those without, and the concepts' `largest_cosines`.
+        paired: bool,
+    ) -> tuple[Views, Views]:
+        """Of this modality and of the `other` one, the features with the partner and those without.
 
-        As two calls of `forward` would give them, in less time. Not for a partner that is added.
+        As calls of `forward` would give them, in less time. Not for partners that are added.
+
+        Args:
+            paired: Whether there are to be features with the partner.
         """
-        hidden_BPD = local_BPD
-        for layer in self.layers:
-            hidden_BPD = layer(hidden_BPD, mask_BP, None, None)
-        features_BD = self._pool(hidden_BPD, mask_BP)
-        if self.selection is None:
-            return features_BD, features_BD, None
-        paired_BD, alone_BD, answers_BQ = self.selection.both(
-            hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ, self.concepts
+        hidden_BPD = self._read(local_BPD, mask_BP)
+        other_BQD = other._read(partner_BQD, partner_mask_BQ)
+        # Positions that no LSTM has read are those that the partner looks at: both look along the same cosines.
+        is_shared = hidden_BPD is local_BPD and other_BQD is partner_BQD
+        if paired and is_shared and self.selection is not None and other.selection is not None:
+            own, others = selected_by_each_other(
+                (local_BPD, mask_BP, self.concepts, self.selection.temperature),
+                (partner_BQD, partner_mask_BQ, other.concepts, other.selection.temperature),
+            )
+            return self._views_from(hidden_BPD, mask_BP, own), other._views_from(other_BQD, partner_mask_BQ, others)
+        if not paired:
+            return (
+                self._views(hidden_BPD, mask_BP, None, None),
+                other._views(other_BQD, partner_mask_BQ, None, None),
+            )
+        return (
+            self._views(hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ),
+            other._views(other_BQD, partner_mask_BQ, local_BPD, mask_BP),
         )
-        return features_BD + paired_BD, features_BD + alone_BD, answers_BQ
 
-    def _pool(self, hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
-        mean = _masked_mean(hidden_BPD, mask_BP) if "mean" in self.pooling else 0.0
-        return mean + _masked_max(hidden_BPD, mask_BP) if "max" in self.pooling else mean
+    def _pool(
+        self, hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None, largest_BD: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        pooled_BD = _masked_mean(hidden_BPD, mask_BP) if "mean" in self.pooling else 0.0
+        if "max" in self.pooling:
+            largest_BD = largest(hidden_BPD, mask_BP) if largest_BD is None else largest_BD
+            if mask_BP is not None:  # of no word at all: nothing
+                largest_BD = largest_BD.masked_fill(~mask_BP.any(dim=1, keepdim=True), 0.0)
+            pooled_BD = pooled_BD + largest_BD
+        return pooled_BD
 
 
 def _masked_mean(hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
     if mask_BP is None:
         return hidden_BPD.sum(dim=1) / hidden_BPD.shape[1]
     return hidden_BPD.sum(dim=1) / mask_BP.sum(dim=1, keepdim=True).clamp(min=1).to(hidden_BPD.dtype)  # masked are 0
-
-
-def _masked_max(hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
-    if mask_BP is None:
-        return largest(hidden_BPD)
-    hidden_BPD = hidden_BPD.masked_fill(~mask_BP[..., None], torch.finfo(hidden_BPD.dtype).min)
-    return largest(hidden_BPD).masked_fill(~mask_BP.any(dim=1, keepdim=True), 0.0)  # of no word at all: nothing
 
 
 class CMFAHHashHead(nn.Module):
@@ -372,14 +385,15 @@ class CMFAHHashHead(nn.Module):
         super().__init__()
         self.norm = self.paired_norm = None
         if config.normalize_features:
-            # Features with a partner are distributed unlike those without; one set of statistics would fit neither.
             self.norm = nn.BatchNorm1d(config.hidden_size)
-            self.paired_norm = nn.BatchNorm1d(config.hidden_size) if config.attention != "none" else None
+            # Features with a partner are distributed unlike those without: statistics of their own, one scale for both.
+            self.paired_norm = nn.BatchNorm1d(config.hidden_size, affine=False) if config.attention != "none" else None
         self.dropout = nn.Dropout(config.dropout)
         self.dense = nn.Linear(config.hidden_size, config.hash_bits)
 
     def forward(self, features_BD: torch.Tensor, is_paired: bool = False) -> torch.Tensor:
-        norm = self.paired_norm if is_paired and self.paired_norm is not None else self.norm
-        if norm is not None:
-            features_BD = norm(features_BD)
+        if is_paired and self.paired_norm is not None:
+            features_BD = torch.addcmul(self.norm.bias, self.norm.weight, self.paired_norm(features_BD))
+        elif self.norm is not None:
+            features_BD = self.norm(features_BD)
         return self.dense(self.dropout(features_BD)).tanh()

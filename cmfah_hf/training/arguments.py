@@ -130,6 +130,13 @@ class CMFAHTrainingArguments(TrainingArguments):
         default="epoch",
         metadata={"help": "When B of [algorithm-1] is made anew: after each 'epoch', or for each 'batch'."},
     )
+    paired_every: int = field(
+        default=1,
+        metadata={
+            "help": "In every how manieth update the view with the partners is trained on; with more than 1 the others "
+            "take less time."
+        },
+    )
     shuffle_buffer: int = field(
         default=1000,
         metadata={"help": "Pairs of a stream that are shuffled together, beside the order of its shards. 0: neither."},
@@ -169,5 +176,7 @@ class CMFAHTrainingArguments(TrainingArguments):
             raise ValueError("ddp_find_unused_parameters would take the label layer for unused; leave it off.")
         if self.codes_update not in ("epoch", "batch"):
             raise ValueError(f"codes_update is {self.codes_update!r}; choose 'epoch' or 'batch'.")
+        if self.paired_every < 1:
+            raise ValueError(f"paired_every is {self.paired_every}; give 1, for every update, or more.")
         if self.shuffle_buffer < 0:
             raise ValueError(f"shuffle_buffer is {self.shuffle_buffer}; give a number of pairs, or 0.")

@@ -60,7 +60,7 @@ class BatchShare(BatchSampler):
 def share_batches(loader: DataLoader) -> DataLoader:
     """Puts `BatchShare` into a loader that accelerate made for several processes.
 
-    Left alone, it would fill the last batch with pairs of the epoch's first. A stream is accelerate's own business.
+    Left alone, it would fill the last batch with pairs of the epoch's first. Streams have loaders of their own.
     """
     shard = getattr(loader, "batch_sampler", None)
     if getattr(shard, "num_processes", 1) > 1 and not shard.split_batches:
@@ -129,11 +129,15 @@ def gather_batch(outputs: CMFAHForPreTrainingOutput, *others: torch.Tensor | Non
     """
     if process_count() == 1:
         return outputs, *others
-    image, text = outputs.image_model_output, outputs.text_model_output
+    image, text = (
+        CMFAHTowerOutput() if tower is None else tower
+        for tower in (outputs.image_model_output, outputs.text_model_output)
+    )
     own = (outputs.image_hash, outputs.text_hash, outputs.image_features, outputs.text_features)
     concepts = (outputs.image_concept_cosines, outputs.text_concept_cosines)
     paired = (image.hash_values, text.hash_values, image.features, text.features)
     rows = gather_rows(*own, *paired, *concepts, *others)
+    is_paired = outputs.image_model_output is not None
     whole = replace(
         outputs,
         image_hash=rows[0],
@@ -142,8 +146,8 @@ def gather_batch(outputs: CMFAHForPreTrainingOutput, *others: torch.Tensor | Non
         text_features=rows[3],
         image_concept_cosines=rows[8],
         text_concept_cosines=rows[9],
-        image_model_output=CMFAHTowerOutput(hash_values=rows[4], features=rows[6]),
-        text_model_output=CMFAHTowerOutput(hash_values=rows[5], features=rows[7]),
+        image_model_output=CMFAHTowerOutput(hash_values=rows[4], features=rows[6]) if is_paired else None,
+        text_model_output=CMFAHTowerOutput(hash_values=rows[5], features=rows[7]) if is_paired else None,
     )
     return whole, *rows[10:]
 

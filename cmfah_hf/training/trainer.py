@@ -43,8 +43,6 @@ DISCRIMINATOR_OPTIMIZER_NAME = "discriminator_optimizer.pt"
 DISCRIMINATOR_SCALER_NAME = "discriminator_scaler.pt"
 CODES_NAME = "codes.safetensors"
 TRAINING_ARGS_NAME = "training_args.json"
-
-
 AUGMENTING_COLUMN = "region_features_mirrored"
 
 
@@ -173,11 +171,6 @@ class CMFAHTrainer(ResumingTrainer):
         model = self._pretraining
         use_global_statistics(model)
         broadcast_from_main([*model.parameters(), *model.buffers()], self.args.device)
-        if model.config.paired_weight == 0:
-            # Nothing is learned from the paired view then, and a wrapper would wait for its norm's gradients.
-            for head in (model.cmfah.image_model.hash_head, model.cmfah.text_model.hash_head):
-                if head.paired_norm is not None:
-                    head.paired_norm.requires_grad_(False)
         if self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
             # The discriminators stay whole in every process: their step is taken outside the sharded model's `forward`.
@@ -270,13 +263,15 @@ class CMFAHTrainer(ResumingTrainer):
             self.args.dataloader_drop_last = drop_last
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
-        if not (model.training and self._pretraining.training):  # evaluation sees the model without its wrapper
+        pretraining = self._pretraining
+        if not (model.training and pretraining.training):  # evaluation sees the model without its wrapper
             model.train()
         inputs = self._prepare_inputs(inputs)
         rows, labels = inputs.pop("row", None), inputs.pop("labels")
-        pretraining = self._pretraining
+        # By the update and not by the batch: all batches that one update gathers are seen alike, in all processes.
+        paired = self.state.global_step % self.args.paired_every == 0
         with self.compute_loss_context_manager():
-            outputs = model(**inputs)
+            outputs = model(**inputs, paired=paired)
         codes = self.codes[rows.cpu()].to(labels.device) if self.codes is not None and rows is not None else None
         # From here on every process holds the whole batch, so both losses are the same in all of them.
         outputs, labels, codes = gather_batch(outputs, labels, codes)

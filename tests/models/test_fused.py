@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cmfah_hf.models.fused_cmfah import cosines, cosines_with_each, largest
+from cmfah_hf.models.fused_cmfah import cosines, largest, selected, selected_by_each_other
 from cmfah_hf.models.losses import cosine_matrix
 
 
@@ -33,20 +33,80 @@ def test_cosines_and_their_gradients_are_those_of_the_formula(partner_shape):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-def test_several_partners_at_once_are_one_after_the_other():
-    x, y = drawn((3, 5, 8))
-    concepts = positions(6, 8, seed=3).requires_grad_()
-    gradients = positions(3, 4, 5, seed=2), positions(3, 4, 6, seed=4)
-    found, expected = cosines_with_each(x, y, concepts), (cosines(x, y), cosines(x, concepts))
+def selected_by_formula(local, mask, temperature, *asking):
+    """`selected`, an item, a partner and a position at a time."""
+    sums, largest_values, answers = [], [], []
+    for item in range(len(local)):
+        positions = local[item] if mask is None else local[item][mask[item]]
+        for partner, partner_mask in asking:
+            one = partner if partner.ndim == 2 else partner[item]
+            cosines_PQ = cosine_matrix(positions, one)
+            scores_PQ = temperature * (cosines_PQ if partner_mask is None else cosines_PQ[:, partner_mask[item]])
+            weights_PQ = scores_PQ.flatten().softmax(0).view_as(scores_PQ)
+            sums.append((weights_PQ.sum(dim=1, keepdim=True) * positions).sum(dim=0))
+        is_empty = len(positions) == 0
+        least = torch.finfo(local.dtype).min
+        largest_values.append(local.new_full(local.shape[-1:], least) if is_empty else positions.amax(dim=0))
+        answers.append(local.new_full((len(one),), -1.0) if is_empty else cosines_PQ.amax(dim=0))
+    return torch.stack(sums).unflatten(0, (len(local), -1)), torch.stack(largest_values), torch.stack(answers)
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("is_paired", [False, True])
+def test_what_is_selected_and_its_gradients_are_those_of_the_formula(is_paired, is_masked):
+    local, partner, concepts = positions(4, 5, 8), positions(4, 3, 8, seed=1), positions(6, 8, seed=2)
+    local[0, 2] = local[0, 1]  # these tie
+    mask = partner_mask = None
+    if is_masked:
+        mask, partner_mask = torch.ones(4, 5, dtype=torch.bool), torch.ones(4, 3, dtype=torch.bool)
+        mask[1, 3:], mask[2], partner_mask[0, :2], partner_mask[3] = False, False, False, False
+    inputs = [tensor.requires_grad_() for tensor in (local, partner, concepts)[:: 1 if is_paired else 2]]
+    asking = [(concepts, None)]
+    if is_paired:
+        asking = [(partner, partner_mask), *asking]
+    found, expected = (function(local, mask, 7.0, *asking) for function in (selected, selected_by_formula))
     for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
-    for one, other in zip(
-        *(torch.autograd.grad(z, (x, y, concepts), gradients) for z in (found, expected)), strict=True
-    ):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-    # One of the two may go unused.
-    (only,) = torch.autograd.grad(cosines_with_each(x, y, concepts)[1].sum(), [concepts])
-    torch.testing.assert_close(only, torch.autograd.grad(cosines(x, concepts).sum(), [concepts])[0])
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+    gradients = [positions(*tensor.shape, seed=3) for tensor in found]
+    if is_masked:
+        gradients[1][2] = 0  # what stands for the largest of nothing leads nowhere
+    for kept in ((0, 1, 2), (0,), (1,), (2,)):  # whoever uses one of the results alone
+        ours, theirs = (
+            torch.autograd.grad(
+                [results[i] for i in kept],
+                inputs,
+                [gradients[i] for i in kept],
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            for results in (found, expected)
+        )
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_two_that_select_from_each_other_do_what_each_would_alone(is_masked):
+    inputs = [positions(*shape, seed=seed) for seed, shape in enumerate([(4, 5, 8), (4, 3, 8), (6, 8), (2, 8)])]
+    x, y, x_concepts, y_concepts = (tensor.requires_grad_() for tensor in inputs)
+    x_mask, y_mask = None, torch.ones(4, 3, dtype=torch.bool)
+    y_mask[0, :2], y_mask[3] = False, False
+    if is_masked:
+        x_mask = torch.ones(4, 5, dtype=torch.bool)
+        x_mask[1, 3:], x_mask[2] = False, False
+    found = selected_by_each_other((x, x_mask, x_concepts, 7.0), (y, y_mask, y_concepts, 3.0))
+    expected = (
+        selected(x, x_mask, 7.0, (y, y_mask), (x_concepts, None)),
+        selected(y, y_mask, 3.0, (x, x_mask), (y_concepts, None)),
+    )
+    found, expected = ([tensor for side in sides for tensor in side] for sides in (found, expected))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+    gradients = [positions(*tensor.shape, seed=9) for tensor in found]
+    ours, theirs = (torch.autograd.grad(results, inputs, gradients) for results in (found, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
@@ -67,14 +127,17 @@ def test_cosines_of_long_vectors_stay_finite_in_half_precision(dtype):
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.02)
 
 
-def test_cosines_train_under_autocast():
+def test_gradients_under_autocast():
     layer = torch.nn.Linear(8, 8)
     concepts = positions(5, 8, seed=1, dtype=torch.float32).requires_grad_()
     x = positions(3, 4, 8, dtype=torch.float32)
 
     def gradients(bf16):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = cosines(layer(x), concepts).float().square().sum()
+            made = layer(x)
+            loss = cosines(made, concepts).float().square().sum()
+            for local in (made, made.float()):  # of either kind, what is made under autocast is bfloat16
+                loss = loss + sum(part.float().square().sum() for part in selected(local, None, 5.0, (concepts, None)))
         return torch.autograd.grad(loss, [concepts, layer.weight])
 
     for found, expected in zip(gradients(True), gradients(False), strict=True):

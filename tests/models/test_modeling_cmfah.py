@@ -111,18 +111,34 @@ def test_what_is_selected_is_added_to_what_is_pooled(make_model, batch):
 
 @pytest.mark.parametrize("attention", ["both", "image", "text"])
 @pytest.mark.parametrize("use_lstm", [True, False])
-def test_both_views_at_once_are_the_two_views(make_model, batch, labels, attention, use_lstm):
+@pytest.mark.parametrize("paired", [True, False])
+def test_both_views_at_once_are_the_two_views(make_model, batch, labels, attention, use_lstm, paired):
     model = make_model(CMFAHForPreTraining, attention=attention, use_lstm=use_lstm, **WEIGHTS).double()
     codes = torch.where(torch.rand(4, BITS) < 0.5, -1.0, 1.0).double()
     gradients = []
     for recorded in ({}, {"output_attentions": True}):  # what is recorded comes of two calls
-        outputs = model(**batch, labels=labels.double(), codes=codes, **recorded)
+        outputs = model(**batch, labels=labels.double(), codes=codes, paired=paired, **recorded)
+        assert (outputs.image_model_output is not None) == (outputs.text_model_output is not None) == paired
         learning = [p for p in model.parameters() if p.requires_grad]
         gradients.append([outputs.loss.detach(), *torch.autograd.grad(outputs.loss, learning, allow_unused=True)])
     for found, expected in zip(*gradients, strict=True):
         assert (found is None) == (expected is None)
         if found is not None:
             torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("guidance", ["select", "add"])
+def test_a_batch_can_be_seen_alone(make_model, batch, labels, guidance):
+    model = make_model(CMFAHForPreTraining, guidance=guidance, **{**WEIGHTS, "adversarial_weight": 0.0})
+    found, both = (model(**batch, labels=labels, paired=paired) for paired in (False, True))
+    close(found.image_hash, both.image_hash)
+    close(found.text_hash, both.text_hash)
+    assert "adversarial" not in found.losses  # of discriminators that nobody trains
+    # Its terms are those of the view alone, and its codes too.
+    model.config.paired_weight = 0.0
+    codes = torch.where(found.image_hash + found.text_hash >= 0, 1.0, -1.0)
+    for name, value in model(**batch, labels=labels, codes=codes).losses.items():
+        close(found.losses[name], value)
 
 
 @torch.no_grad()
@@ -393,7 +409,7 @@ def test_loss_of_training_is_the_weighted_sum_over_both_views(make_model, batch,
     views = [(1.0, outputs.image_hash, outputs.image_features, outputs.text_hash, outputs.text_features)]
     if attention != "none":
         views.append((paired_weight, paired.image_hash, paired.image_features, paired.text_hash, paired.text_features))
-    label = adversarial = quantization = 0.0
+    label = quantization = 0.0
     truth = labels.double().numpy()
     for weight, *tensors in views:
         image_hash, image, text_hash, text = (tensor.detach() for tensor in tensors)
@@ -404,13 +420,16 @@ def test_loss_of_training_is_the_weighted_sum_over_both_views(make_model, batch,
             )
             label += weight * element.mean()
             quantization += weight * (values - codes).square().mean().item()
-        for discriminator, real, fake in (
+    assert losses["label"] == pytest.approx(label, rel=1e-4)
+    image, text = outputs.image_features, outputs.text_features  # of the items alone, as the discriminators learn them
+    adversarial = sum(
+        cross_entropy(discriminator(features).logits.detach().double().numpy(), truth)
+        for discriminator, own, other in (
             (model.image_discriminator, image, text),
             (model.text_discriminator, text, image),
-        ):
-            adversarial += weight * cross_entropy(discriminator(real).logits.detach().double().numpy(), 1)
-            adversarial += weight * cross_entropy(discriminator(fake).logits.detach().double().numpy(), 0)
-    assert losses["label"] == pytest.approx(label, rel=1e-4)
+        )
+        for features, truth in ((own, 1), (other, 0))
+    )
     assert losses["adversarial"] == pytest.approx(adversarial, rel=1e-4)
     assert losses["quantization"] == pytest.approx(quantization, rel=1e-4)
     if attention != "none":  # the best region or word of each class's concept says whether the class is there

@@ -18,6 +18,21 @@ BACKBONE = {
     "hidden_sizes": [8, CHANNELS],
     "depths": [1, 1],
 }
+# 16 bits, 4 classes; also for the runs in processes of their own, `process_runs.py`.
+TINY = {
+    "backbone_config": BACKBONE,
+    "hash_bits": 16,
+    "image_size": 32,
+    "hidden_size": 12,
+    "word_dim": 6,
+    "text_filters": 5,
+    "text_kernel_sizes": [1, 3],
+    "num_concepts": 3,
+    "vocab_size": len(VOCABULARY) + 2,
+    "id2label": dict(enumerate(CLASSES)),
+    "label2id": {name: number for number, name in enumerate(CLASSES)},
+    "use_lstm": False,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -30,22 +45,8 @@ def make_config():
     """A function from settings to a tiny configuration: 16 bits, 4 classes, a ResNet of 4 x 4 regions at 32 pixels."""
 
     def make(**settings) -> CMFAHConfig:
-        values = {
-            "backbone_config": None if "backbone" in settings else dict(BACKBONE),
-            "hash_bits": 16,
-            "image_size": 32,
-            "hidden_size": 12,
-            "word_dim": 6,
-            "text_filters": 5,
-            "text_kernel_sizes": [1, 3],
-            "num_concepts": 3,
-            "vocab_size": len(VOCABULARY) + 2,
-            "id2label": dict(enumerate(CLASSES)),
-            "label2id": {name: number for number, name in enumerate(CLASSES)},
-            "use_lstm": False,
-            "similarity_weight": 0.5,
-        }
-        return CMFAHConfig(**{**values, **settings})
+        backbone = None if "backbone" in settings else dict(BACKBONE)
+        return CMFAHConfig(**{**TINY, "backbone_config": backbone, "similarity_weight": 0.5, **settings})
 
     return make
 

@@ -15,54 +15,24 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 from accelerate import DistributedType, PartialState
+
+# This file is a program, so its neighbours can be imported by name.
+from conftest import BACKBONE, CLASSES, TINY, VOCABULARY
+from test_alternating_updates import CONFIG_WEIGHTS
 from torch import distributed as dist
 
 from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHProcessor
 from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments
 from cmfah_hf.training.processes import gather_rows, process_count
 
-CLASSES = ["boat", "car", "cat", "tree"]
-VOCABULARY = ["boat", "car", "cat", "photo", "red", "sea", "sun", "tree"]
 WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-BACKBONE = {
-    "model_type": "resnet",
-    "layer_type": "basic",
-    "embedding_size": 4,
-    "hidden_sizes": [8, 16],
-    "depths": [1, 1],
-}
-WEIGHTS = {
-    "intra_feature_weight": 0.7,
-    "intra_hash_weight": 1.3,
-    "quantization_weight": 0.9,
-    "inter_feature_weight": 1.1,
-    "inter_hash_weight": 0.8,
-    "similarity_weight": 0.6,
-    "label_weight": 1.7,
-    "label_positive_weight": 2.5,
-    "adversarial_weight": 0.4,
-    "paired_weight": 0.3,
-}
 
 
 def make_model(**settings) -> CMFAHForPreTraining:
-    values = {
-        **WEIGHTS,
-        "backbone_config": dict(BACKBONE),
-        "hash_bits": 16,
-        "image_size": 32,
-        "hidden_size": 12,
-        "word_dim": 6,
-        "text_filters": 5,
-        "text_kernel_sizes": [1, 3],
-        "num_concepts": 3,
-        "vocab_size": len(VOCABULARY) + 2,
-        "id2label": dict(enumerate(CLASSES)),
-        "label2id": {name: number for number, name in enumerate(CLASSES)},
-        "use_lstm": False,
-    }
     torch.manual_seed(RANK)  # no two processes begin with the same weights, and the first one's are to count
-    model = CMFAHForPreTraining(CMFAHConfig(**{**values, **settings}))
+    model = CMFAHForPreTraining(
+        CMFAHConfig(**{**TINY, **CONFIG_WEIGHTS, "backbone_config": dict(BACKBONE), **settings})
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "concepts" in name or "embed_tokens" in name:
@@ -138,10 +108,11 @@ def train(folder: Path, name: str, model: CMFAHForPreTraining, train_pairs=None,
 def equalities(folder: Path, group: str) -> None:
     for attention in ("both", "none"):
         train(folder, f"{group}-{attention}", make_model(attention=attention, normalize_features=True).double())
-    # Without the paired view its norm has nothing to learn; the codes are those of the whole batch.
-    model = make_model(paired_weight=0.0, normalize_features=True)
-    train(folder, f"{group}-batch", model, codes_update="batch", optim="adamw_torch", learning_rate=1e-3)
-    train(folder, f"{group}-accumulation", make_model().double(), gradient_accumulation_steps=2)
+    # Every second update without the paired view: no parameter goes unused; the codes are those of the whole batch.
+    adam = {"optim": "adamw_torch", "learning_rate": 1e-3}
+    model = make_model(normalize_features=True)
+    train(folder, f"{group}-batch", model, codes_update="batch", paired_every=2, **adam)
+    train(folder, f"{group}-accumulation", make_model().double(), gradient_accumulation_steps=2, paired_every=2)
     # 17 pairs: the last batch is a single one, which two processes cannot share.
     train(folder, f"{group}-single", make_model().double(), make_pairs(17), dataloader_drop_last=WORLD == 1)
     # Pictures through a backbone that learns, whose own batch norms take part.
@@ -167,7 +138,7 @@ def gathering(folder: Path, group: str) -> None:
 
 def sharded(folder: Path, group: str) -> None:
     """As the processes of FSDP2, with the batch norms' statistics, and with what is saved and loaded again."""
-    train(folder, f"{group}-accumulation", make_model().double(), gradient_accumulation_steps=2)
+    train(folder, f"{group}-accumulation", make_model().double(), gradient_accumulation_steps=2, paired_every=2)
     model = make_model(normalize_features=True)
     saved = {"save_strategy": "epoch", "load_best_model_at_end": True, "learning_rate": 0.02}
     trainer = train(folder, f"{group}-saved", model, **saved)

@@ -83,7 +83,6 @@ def view_loss(model, config, labels, codes, image_hash, text_hash, image_feature
         + config.inter_hash_weight * inter(image_hash, text_hash)
         + config.similarity_weight * similarity
         + config.label_weight * guidance
-        - config.adversarial_weight * discriminators_loss(model, image_features, text_features)
     )
 
 
@@ -104,10 +103,10 @@ def gradients(loss, parameters):
     }
 
 
-def step_by_hand(model, micro_batches, rate, discriminator_rate, target=None, longest=None):
+def step_by_hand(model, micro_batches, rate, discriminator_rate, target=None, longest=None, paired=True):
     """One update of both players from the micro batches of a batch. `target` of J3; None: the codes of each batch.
 
-    The towers' gradient is cut to the length `longest`, where one is given.
+    The towers' gradient is cut to the length `longest`, where one is given. Without `paired` there is one view.
     """
     config = model.config
     players = split_players(model)
@@ -124,17 +123,19 @@ def step_by_hand(model, micro_batches, rate, discriminator_rate, target=None, lo
             with torch.no_grad():
                 for name, parameter in players["discriminators"].items():
                     parameter -= discriminator_rate * discriminator_sums[name]
-        paired_image, paired_text = outputs.image_model_output, outputs.text_model_output
+        alone = outputs.image_hash, outputs.text_hash, outputs.image_features, outputs.text_features
+        image, text = outputs.image_model_output, outputs.text_model_output
+        together = image.hash_values, text.hash_values, image.features, text.features
         codes = target
         if codes is None:
-            codes = paired_image.hash_values.detach() + paired_text.hash_values.detach()
+            codes = sum(together[:2] if paired else alone[:2]).detach()
             codes = torch.where(codes >= 0, 1.0, -1.0).double()
         labels = batch["labels"].double()
-        alone = outputs.image_hash, outputs.text_hash, outputs.image_features, outputs.text_features
-        paired = paired_image.hash_values, paired_text.hash_values, paired_image.features, paired_text.features
         loss = view_loss(model, config, labels, codes, *alone)
+        loss = loss - config.adversarial_weight * discriminators_loss(model, *alone[2:])
         if config.attention != "none":  # without attention both views are the same
-            loss = loss + config.paired_weight * view_loss(model, config, labels, codes, *paired)
+            if paired:
+                loss = loss + config.paired_weight * view_loss(model, config, labels, codes, *together)
             for head, cosines in (
                 (model.image_concept_head, outputs.image_concept_cosines),
                 (model.text_concept_head, outputs.text_concept_cosines),
@@ -178,13 +179,22 @@ def spy_on_batches(trainer):
     return batches
 
 
-@pytest.mark.parametrize("attention", ["both", "none"])
+@pytest.mark.parametrize(("attention", "paired_every"), [("both", 1), ("both", 2), ("none", 1)])
 @pytest.mark.parametrize("codes_update", ["epoch", "batch"])
-def test_three_epochs_are_algorithm_1_written_out(make_model, make_pairs, make_trainer, codes_update, attention):
+def test_three_epochs_are_algorithm_1_written_out(
+    make_model, make_pairs, make_trainer, codes_update, attention, paired_every
+):
     model = make_model(attention=attention, **CONFIG_WEIGHTS).double()
     reference = deepcopy(model)
     pairs = make_pairs(12)
-    trainer = make_trainer(model, pairs, num_train_epochs=3, per_device_train_batch_size=6, codes_update=codes_update)
+    trainer = make_trainer(
+        model,
+        pairs,
+        num_train_epochs=3,
+        per_device_train_batch_size=6,
+        codes_update=codes_update,
+        paired_every=paired_every,
+    )
     batches = spy_on_batches(trainer)
     trainer.train()
 
@@ -194,7 +204,7 @@ def test_three_epochs_are_algorithm_1_written_out(make_model, make_pairs, make_t
     rows = trainer.train_dataset["row"] if codes_update == "epoch" else None
     for number, batch in enumerate(batches):
         target = None if codes is None else codes[batch["row"]].double()
-        step_by_hand(reference, [batch], 0.1, 0.05, target)
+        step_by_hand(reference, [batch], 0.1, 0.05, target, paired=number % paired_every == 0)
         if codes_update == "epoch" and number % 2:
             assert sorted(torch.cat([b["row"] for b in batches[number - 1 : number + 1]]).tolist()) == list(rows)
             codes = codes_by_hand(reference, trainer.data_collator, pairs)
