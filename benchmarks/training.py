@@ -140,16 +140,17 @@ class PlainLoop:
         start = time.perf_counter()
         self.model.train()
         total = torch.zeros((), device=self.args.device)
-        for batch, _ in zip(self.loader, range(self.steps), strict=False):
-            total += self.step({name: tensor.to(self.args.device) for name, tensor in batch.items()})
+        for batch, number in zip(self.loader, range(self.steps), strict=False):
+            paired = number % self.args.paired_every == 0
+            total += self.step({name: tensor.to(self.args.device) for name, tensor in batch.items()}, paired)
         total.item()
         return time.perf_counter() - start
 
-    def step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def step(self, batch: dict[str, torch.Tensor], paired: bool) -> torch.Tensor:
         model, labels = self.model, batch.pop("labels")
         autocast = torch.autocast(self.args.device.type, torch.bfloat16) if self.args.bf16 else nullcontext()
         with autocast:
-            outputs = model(**batch)
+            outputs = model(**batch, paired=paired)
         if model.config.adversarial_weight:
             self.discriminators.requires_grad_(True)
             with autocast:
@@ -255,13 +256,13 @@ def throughput(parts: list[str], repeats: int, small: bool, folder: str) -> Tabl
     def add(name: str, found: tuple[float, float, float]) -> None:
         table.add_row(name, f"{found[0]:,.0f}", f"{found[1]:,.0f}", f"{found[2]:.3f}")
 
-    batch, steps = (8, 2) if small else (128, 4)
+    batch, steps = (8, 2) if small else (128, 8)
     if "regions" in parts:
         setting = kept_regions(batch * steps, folder)
         size = {"per_device_train_batch_size": batch}
         add("kept regions", against_plain(setting, setting.pairs, steps, repeats, folder, **size))
     if {"pixels", "stream"} & set(parts):
-        batch, steps = (8, 2) if small else (32, 6)
+        batch, steps = (8, 2) if small else (32, 24)
         setting = scenes(batch * steps)
         size = {"per_device_train_batch_size": batch}
         if "pixels" in parts:
@@ -281,7 +282,7 @@ def attention(repeats: int, small: bool, folder: str) -> Table:
     table = Table(title="An epoch of training with attention and discriminators, over one without")
     for column in ("pairs from", "pairs", "seconds with", "without", "ratio"):
         table.add_column(column, justify="left" if column == "pairs from" else "right")
-    batch, steps = (8, 2) if small else (128, 4)
+    batch, steps = (8, 2) if small else (128, 8)
     settings = {"kept regions": (kept_regions(batch * steps, folder), batch, repeats)}
     # Without a GPU VGG19 takes a second for a few pictures, so a batch of a few shows what the backbone costs.
     vgg = {"backbone": "vgg19", "backbone_config": None, "image_size": 224, "freeze_backbone": True}

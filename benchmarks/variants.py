@@ -4,7 +4,8 @@
     python benchmarks/variants.py hub_configs/cmfah-coco-pairs.yaml --output runs/choices --on validation \
         --variants both none --image_temperature 10
 
-With `--on validation` the test queries are not looked at. Every run leaves its model and its figures in a folder of
+With `--on validation` the test queries are not looked at; without it the validation pairs' figures, by which the epochs
+were chosen, are printed beside those of the queries. Every run leaves its model and its figures in a folder of
 its own below the output, and one that is there already is not run again; so this resumes, and prints the tables anew.
 Any argument of `cmfah train` can follow. `--reference` adds the real-valued logistic regression of the same frozen
 regions and of the words, one classifier a class, which ranks by the cosine of its posteriors.
@@ -29,7 +30,7 @@ VARIANTS = {"both": "CMFAH", "image": "CMFAH-ia", "text": "CMFAH-ta", "none": "C
 TITLES = {
     "validation": "MAP on validation pairs, one modality at a time",
     "single": "MAP on the test queries, one modality at a time",
-    "paired": "MAP on the test queries, each encoded WITH its partner, which tells it the answer",
+    "paired": "MAP on the test queries, each encoded WITH its partner",
 }
 
 
@@ -73,18 +74,18 @@ def measured(run, folder: Path, on: str) -> dict[str, dict[str, float]]:
     metrics_file, paired_file = folder / "metrics.json", folder / "paired.json"
     if not metrics_file.is_file():
         train(run)
-    metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
+    # The best epoch's, as it was logged.
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    best = max((log for log in state["log_history"] if "eval_map" in log), key=lambda log: log["eval_map"])
+    names = {"i2t": "eval_map_i2t", "t2i": "eval_map_t2i", "mean": "eval_map", "random": "eval_map_random"}
+    figures = {"validation": {name: best[logged] for name, logged in names.items()}}
     if on == "validation":
-        # The best epoch's, as it was logged.
-        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        best = max((log for log in state["log_history"] if "eval_map" in log), key=lambda log: log["eval_map"])
-        names = {"i2t": "eval_map_i2t", "t2i": "eval_map_t2i", "mean": "eval_map", "random": "eval_map_random"}
-        return {"validation": {name: best[logged] for name, logged in names.items()}}
+        return figures
     if not paired_file.is_file():
         found = evaluate_folder(str(folder), run.data.dataset, protocol="paired")
         paired_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    paired = json.loads(paired_file.read_text(encoding="utf-8"))
-    return {"single": of_hamming(metrics["query"]), "paired": of_hamming(paired)}
+    single, paired = (json.loads(path.read_text(encoding="utf-8")) for path in (metrics_file, paired_file))
+    return {**figures, "single": of_hamming(single["query"]), "paired": of_hamming(paired)}
 
 
 def of_hamming(found: dict[str, float]) -> dict[str, float]:
