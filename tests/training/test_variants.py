@@ -1,4 +1,4 @@
-"""`benchmarks/variants.py` on a few drawn scenes: its tables are of what the runs' folders hold, and none is made twice."""
+"""`benchmarks/variants.py` on drawn scenes: its tables are of what the runs' folders hold, and none is made twice."""
 
 import importlib.util
 import json
