@@ -66,3 +66,7 @@ def test_all_tables_are_printed(tmp_path):
         assert rows[name], found.stdout
         assert min(rows[name]) >= 0
     assert rows["both"][2] > 0  # evaluating takes time
+    lines = [line.split("│") for line in found.stdout.splitlines() if line.count("│") == 6]
+    compared = [cells[2].strip() for cells in lines if cells[1].strip() in ("kept regions", "pixels, VGG19")]
+    kinds = ["neither", "attention", "attention and discriminators"]
+    assert compared == [*kinds, "the same, partners in every update", *kinds], found.stdout
