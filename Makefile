@@ -2,6 +2,8 @@
 # Each makes the environment .venv first, if need be; PYTHON names the interpreter to make it with.
 
 PYTHON ?= python3
+# Files of tests run side by side in so many processes, each with one thread of computation.
+TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Wheels that lie on the machine are passed over: a CPU-only torch beside the registry's torchvision cannot work
@@ -10,6 +12,7 @@ PIP_INSTALL = PIP_FIND_LINKS=$(abspath $(VENV))/no-links $(BIN)/python -m pip in
 # Where the pair does not fit all the same, both are installed again with none of pip's further sources.
 REPAIR = PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(BIN)/python -m pip install --quiet --force-reinstall
 FITS = $(BIN)/python -c "import torchvision"
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 .PHONY: demo test test-fast lint format clean
 
@@ -18,10 +21,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-for-tests
 	-$(BIN)/python tests/models/common_checks.py
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/.installed-for-tests
-	$(BIN)/python -m pytest -m "not slow and not photographs"
+	$(PYTEST) -m "not slow and not photographs"
 
 lint: $(VENV)/.installed-for-tests
 	$(BIN)/ruff check .
