@@ -115,6 +115,11 @@ def _masked_largest(x_BPQ: torch.Tensor, mask_BP: torch.Tensor | None, least: fl
     return (x_BPQ if mask_BP is None else x_BPQ.masked_fill(~mask_BP[..., None], least)).amax(dim=1)
 
 
+def largest_cosines(cosines_BPQ: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
+    """How well each position of the partner is answered by the one that answers it best; -1 where there is none."""
+    return _masked_largest(cosines_BPQ, mask_BP, -1.0)
+
+
 def _largest_gradient(
     gradient_BQ: torch.Tensor, largest_BQ: torch.Tensor, x_BPQ: torch.Tensor, mask_BP: torch.Tensor | None
 ) -> torch.Tensor:
@@ -153,7 +158,7 @@ def _select(
     ]
     shares_BVP = torch.stack([weights_BPQ.sum(dim=-1) for weights_BPQ in weights], dim=1)
     largest_BD = _masked_largest(local_BPD, mask_BP, torch.finfo(local_BPD.dtype).min)
-    answers_BQ = _masked_largest(found[-1], mask_BP, -1.0)
+    answers_BQ = largest_cosines(found[-1], mask_BP)
     results = shares_BVP.to(local_BPD.dtype) @ local_BPD, largest_BD, answers_BQ
     return results, (local_BPD, mask_BP, shares_BVP, largest_BD, answers_BQ, *found, *weights)
 
@@ -306,8 +311,7 @@ def selected(
         asking: V partners `(B, Q, D)` or concepts `(Q, D)`, each with its mask.
 
     Returns:
-        The sums, `(B, V, D)`; `largest`, `(B, D)`; and the largest cosine with a position of each of the last one's,
-        `(B, Q)`, -1 where there is no position.
+        The sums, `(B, V, D)`; `largest`, `(B, D)`; and the `largest_cosines` of the last one, `(B, Q)`.
     """
     partners, masks = zip(*asking, strict=True)
     return _Selected.apply(local_BPD, mask_BP, temperature, masks, *partners)

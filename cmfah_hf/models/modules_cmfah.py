@@ -12,7 +12,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_cmfah import CMFAHConfig
-from .fused_cmfah import cosines, largest, selected, selected_by_each_other, selection_weights
+from .fused_cmfah import cosines, largest, largest_cosines, selected, selected_by_each_other, selection_weights
 from .losses import EPSILON
 
 
@@ -196,13 +196,6 @@ class CMFAHSelection(nn.Module):
         weights_B1PQ = weights_BPQ.to(cosines_BPQ.dtype)[:, None]
         selected_BD = (weights_B1PQ.sum(dim=-1) @ local_BPD).squeeze(1)
         return selected_BD, weights_B1PQ, largest_cosines(cosines_BPQ, mask_BP)
-
-
-def largest_cosines(cosines_BPQ: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
-    """How well each position of the partner is answered by the one that answers it best; -1 where there is none."""
-    if mask_BP is not None:
-        cosines_BPQ = cosines_BPQ.masked_fill(~mask_BP[..., None], -1.0)
-    return cosines_BPQ.amax(dim=1)
 
 
 class CMFAHConceptHead(nn.Module):
