@@ -296,15 +296,12 @@ class CMFAHEncoder(nn.Module):
         self,
         hidden_BPD: torch.Tensor,
         mask_BP: torch.Tensor | None,
-        partner_BQD: torch.Tensor | None,
-        partner_mask_BQ: torch.Tensor | None,
+        *partner: tuple[torch.Tensor, torch.Tensor | None],
     ) -> Views:
         if self.selection is None:
             features_BD = self._pool(hidden_BPD, mask_BP)
-            return None if partner_BQD is None else features_BD, features_BD, None
-        asking = [(self.concepts, None)]
-        if partner_BQD is not None:
-            asking = [(partner_BQD, partner_mask_BQ), *asking]
+            return features_BD if partner else None, features_BD, None
+        asking = *partner, (self.concepts, None)
         return self._views_from(hidden_BPD, mask_BP, selected(hidden_BPD, mask_BP, self.selection.temperature, *asking))
 
     def _views_from(
@@ -343,15 +340,8 @@ class CMFAHEncoder(nn.Module):
                 (partner_BQD, partner_mask_BQ, other.concepts, other.selection.temperature),
             )
             return self._views_from(hidden_BPD, mask_BP, own), other._views_from(other_BQD, partner_mask_BQ, others)
-        if not paired:
-            return (
-                self._views(hidden_BPD, mask_BP, None, None),
-                other._views(other_BQD, partner_mask_BQ, None, None),
-            )
-        return (
-            self._views(hidden_BPD, mask_BP, partner_BQD, partner_mask_BQ),
-            other._views(other_BQD, partner_mask_BQ, local_BPD, mask_BP),
-        )
+        own, others = ([(local_BPD, mask_BP)], [(partner_BQD, partner_mask_BQ)]) if paired else ([], [])
+        return self._views(hidden_BPD, mask_BP, *others), other._views(other_BQD, partner_mask_BQ, *own)
 
     def _pool(
         self, hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None, largest_BD: torch.Tensor | None = None
