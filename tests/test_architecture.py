@@ -16,7 +16,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "torchvision", "transformers", "datasets", "faiss", "gensim", "matplotlib", "networkx", "scipy"}
 # Whoever has `datasets` has these, in the versions that it needs.
-WITH_DATASETS = {"pyarrow", "fsspec"}
+WITH_DATASETS = {"fsspec"}
 MODULE_OF = {"faiss-cpu": "faiss", "pillow": "PIL", "pyyaml": "yaml"}
 
 

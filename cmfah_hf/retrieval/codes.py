@@ -2,8 +2,8 @@
 
 Shapes: `N` items, `K` hash bits. Hash values are real, `(N, K)`, usually in (-1, 1). Packed codes are `(N, K / 8)`
 bytes: bit `j` of a code is bit `j % 8`, counted from the least significant, of byte `j // 8` (little-endian), and it is
-set where the hash value is `>= 0`. With that order byte `m` of a code is also the index of its own +-1 vector among the
-256 of a product quantiser's sub-space (see `aqd_codebook`), so that one array of bytes serves both rankings.
+set where the hash value is `>= 0`. With that order nibble `m` of a code is also the index of its own +-1 vector among
+the 16 of a product quantiser's sub-space, so that one array of bytes serves both rankings (see `scan.py`).
 """
 
 from typing import Any
@@ -43,7 +43,7 @@ def sign(hash_values: Any) -> np.ndarray:
     """The +-1 code of each row: `(N, K)` int8, with `sgn(0) = +1` (`[hash]`, see docs/method.md).
 
     Raises:
-        HashIndexError: If the values are no `(N, K)` matrix of numbers, or hold a NaN.
+        HashIndexError: If the values are no `(N, K)` matrix of finite numbers.
     """
     return np.where(_real_matrix(hash_values) >= 0, np.int8(1), np.int8(-1))
 
@@ -55,7 +55,7 @@ def pack(hash_values: Any) -> np.ndarray:
     array([[5]], dtype=uint8)
 
     Raises:
-        HashIndexError: If the values are no `(N, K)` matrix of numbers, hold a NaN, or `K` is no multiple of 8.
+        HashIndexError: If the values are no `(N, K)` matrix of finite numbers, or `K` is no multiple of 8.
     """
     values_NK = _real_matrix(hash_values)
     check_bits(values_NK.shape[1])
@@ -102,11 +102,6 @@ def round_for_aqd(hash_values: Any) -> np.ndarray:
     return rounded_NK.astype(np.float32)
 
 
-def aqd_codebook() -> np.ndarray:
-    """`(256, 8)` float32: the +-1 vector that each value of a packed byte stands for."""
-    return unpack(np.arange(256, dtype=np.uint8)[:, None]).astype(np.float32)
-
-
 def _real_matrix(hash_values: Any) -> np.ndarray:
     values = as_array(hash_values)
     if values.ndim != 2:
@@ -115,7 +110,9 @@ def _real_matrix(hash_values: Any) -> np.ndarray:
     if values.dtype.kind not in "if":
         raise HashIndexError(f"Hash values are real or +-1, not {values.dtype}; unpack or convert them first.")
     if values.dtype.kind == "f":
-        rows = np.flatnonzero(np.isnan(values).any(axis=1))
-        if rows.size:
-            raise HashIndexError(f"Row {rows[0]} of the hash values holds a NaN; check the model's input there.")
+        finite = np.isfinite(values)
+        if not finite.all():
+            row = np.flatnonzero(~finite.all(axis=1))[0]
+            wrong = "a NaN" if np.isnan(values[row]).any() else "an infinity"
+            raise HashIndexError(f"Row {row} of the hash values holds {wrong}; check the model's input there.")
     return values

@@ -1,34 +1,39 @@
-"""Exact search over packed hash codes: add, remove, search, save, load.
+"""Exact search over packed hash codes: add, remove, update, search, save, load.
 
-Shapes: `N` items, `Q` queries, `K` bits, `k` answers a query. The codes live in one NumPy array, in memory or mapped
-from the file, which FAISS's kernels scan where it lies.
+Shapes: `N` items, `Q` queries, `K` bits, `k` answers a query.
 """
 
-import hashlib
-import json
 import logging
 import os
-import secrets
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import safetensors
-import safetensors.numpy
+import pyarrow as pa
 
 from cmfah_hf.errors import HashIndexError, QueryError
-from cmfah_hf.retrieval.codes import as_array, check_bits, pack, round_for_aqd
-from cmfah_hf.retrieval.scan import nearest_by_aqd, nearest_by_hamming, tied_by_aqd, tied_by_hamming
+from cmfah_hf.retrieval.codes import as_array, check_bits, pack, round_for_aqd, unpack
+from cmfah_hf.retrieval.ids import GrowingArray, IdColumn, IdLookup, Ids, IntegerIds, StringIds, id_array
+from cmfah_hf.retrieval.index_file import read_index, write_index
+from cmfah_hf.retrieval.metadata import appended, as_table, rows_allowed
+from cmfah_hf.retrieval.ranking import nearest
+from cmfah_hf.retrieval.scan import InvertedLists, ProbedLists, Queries, Scan, Segment
 
 logger = logging.getLogger(__name__)
 
-FORMAT, FORMAT_VERSION = "cmfah-hash-index", "1"
 METRICS = ("hamming", "aqd")
 Metric = Literal["hamming", "aqd"]
 
-_TENSOR_TYPES = {"codes": "U8", "ids": "I64", "id_bytes": "U8", "id_ends": "I64"}
+# A segment is merged with the one behind it unless it has so many times its codes, so there are never many of them.
+_GROWTH = 4
+# A larger one is not made: several can be scanned side by side, and building one takes a copy.
+_LARGEST_SEGMENT = 2**22
+# So many removed rows, or a quarter of all, are kept before the rows are written anew.
+_FEW_REMOVED = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,38 +43,69 @@ class SearchResults:
     Attributes:
         ids: `(Q, k)`, int64 or an object array of str, as they were added.
         scores: `(Q, k)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
+        metadata: An Arrow table of `Q k` rows, query after query. None where the index holds none.
     """
 
     ids: np.ndarray
     scores: np.ndarray
+    metadata: pa.Table | None = None
+
+    def hits(self, query: int = 0) -> list[dict[str, Any]]:
+        """One query's answers as rows: `{"id": ..., "score": ..., "metadata": {...}}`, nearest first."""
+        k = self.ids.shape[1]
+        columns = [{}] * k if self.metadata is None else self.metadata.slice(query * k, k).to_pylist()
+        rows = zip(self.ids[query].tolist(), self.scores[query].tolist(), columns, strict=True)
+        return [{"id": item_id, "score": score, "metadata": own} for item_id, score, own in rows]
+
+
+@dataclass(frozen=True, eq=False)
+class _Snapshot:
+    """An index as it stands between two changes. Searches read it without a lock, and never see half of a change."""
+
+    codes: np.ndarray
+    ids: Ids
+    alive: np.ndarray | None  # of all rows; None: none was removed
+    segments: tuple[Segment, ...]
+    table: pa.Table | None
+
+    @cached_property
+    def count(self) -> int:
+        return len(self.codes) if self.alive is None else int(np.count_nonzero(self.alive))
+
+    @cached_property
+    def living(self) -> np.ndarray:
+        return np.arange(len(self.codes)) if self.alive is None else np.flatnonzero(self.alive)
 
 
 class HashIndex:
     """An exact index over hash codes, ranked by Hamming distance or by `<z_q, B_x>` (`[aqd]`, see docs/method.md).
 
-    The order of the answers is canonical, also where the cut at `k` goes through a tie: by score, then by id where ids
-    are integers and by the order of insertion where they are strings. AQD takes the query's values rounded to multiples
-    of 2^-14, which makes its scores exact and the same on every machine (see `round_for_aqd`).
+    The order of the answers is canonical, also where the cut at `k` goes through a tie: by score, then by id, integers
+    by value and strings by their characters' code points. AQD takes the query's values rounded to multiples of 2^-14,
+    which makes its scores exact and the same on every machine (see `round_for_aqd`).
+
+    Threads may search while others change the index: a search sees every change whole or not at all.
 
     Args:
         bits: `K`, a multiple of 8 from 8 to 1024.
 
     Example:
         >>> index = HashIndex(bits=8)
-        >>> index.add([[0.9] * 8, [-0.9] * 8, [0.9] * 4 + [-0.9] * 4], ids=["sea", "car", "dog"])
+        >>> codes = [[0.9] * 8, [-0.9] * 8, [0.9] * 4 + [-0.9] * 4]
+        >>> index.add(codes, ids=["sea", "car", "dog"], metadata={"year": [2020, 2021, 2022]})
         >>> results = index.search([0.5] * 7 + [-0.1], k=2)
         >>> results.ids.tolist(), results.scores.tolist()
         ([['sea', 'dog']], [[1, 3]])
+        >>> index.search([0.5] * 8, k=2, where={"year": [2021, 2022]}).hits()[0]
+        {'id': 'dog', 'score': 4, 'metadata': {'year': 2022}}
     """
 
     def __init__(self, bits: int = 64):
         self._bits = check_bits(bits)
-        self._code_blocks: list[np.ndarray] = [np.empty((0, self._bits // 8), np.uint8)]
-        self._id_blocks: list[np.ndarray] = [np.empty(0, np.int64)]
-        self._count = 0
-        # Integer ids from here on are known to be new, so that adding ids in rising order never needs the set below.
+        self._changing = threading.RLock()
         self._next_id = 0
-        self._known_ids: set | None = None
+        self._saved_as: tuple[Path, str] | None = None
+        self._start(np.empty((0, self._bits // 8), np.uint8), IntegerIds(np.empty(0, np.int64)), None)
 
     @property
     def bits(self) -> int:
@@ -79,9 +115,8 @@ class HashIndex:
     @property
     def ids(self) -> np.ndarray:
         """The ids in the order of insertion: `(N,)`, int64 or an object array of str. Read-only."""
-        view = self._merged(self._id_blocks).view()
-        view.flags.writeable = False
-        return view
+        now = self._now
+        return _read_only(now.ids.values if now.alive is None and _integers(now) else now.ids.take(now.living))
 
     @property
     def next_id(self) -> int:
@@ -91,169 +126,184 @@ class HashIndex:
     @property
     def codes(self) -> np.ndarray:
         """The packed codes in the order of `ids`: `(N, K / 8)` uint8. Read-only."""
-        view = self._merged(self._code_blocks).view()
-        view.flags.writeable = False
-        return view
+        now = self._now
+        return _read_only(now.codes if now.alive is None else now.codes[now.living])
+
+    @property
+    def metadata(self) -> pa.Table | None:
+        """The metadata in the order of `ids`. None where no item came with any."""
+        now = self._now
+        return now.table if now.table is None or now.alive is None else now.table.take(now.living)
 
     def __len__(self) -> int:
-        return self._count
+        return self._now.count
 
     def __contains__(self, item_id: object) -> bool:
-        if isinstance(item_id, bool) or not isinstance(item_id, (int, str, np.integer)):
+        try:
+            wanted = id_array([item_id])
+        except HashIndexError:
             return False
-        return item_id in self._id_set()
+        with self._changing:
+            return self._column.strings == (wanted.dtype == object) and bool(self._rows_of(wanted)[0] >= 0)
 
     def __repr__(self) -> str:
-        return f"HashIndex(bits={self._bits}, items={self._count})"
+        return f"HashIndex(bits={self._bits}, items={len(self)})"
 
-    def add(self, codes: Any, ids: Sequence[int] | Sequence[str] | np.ndarray | None = None) -> None:
+    def add(
+        self, codes: Any, ids: Sequence[int] | Sequence[str] | np.ndarray | None = None, metadata: Any = None
+    ) -> None:
         """Adds items; either all of them or, on an error, none.
 
         Args:
             codes: `(N, K)` real hash values (or +-1), or `(N, K / 8)` uint8 packed codes; NumPy, PyTorch or lists.
             ids: `N` distinct integers or strings; an index holds one kind. By default, integers that go on from the
                 largest one that was ever added.
+            metadata: Columns of `N` values: a mapping from names to lists, a data set or an Arrow table.
 
         Raises:
-            HashIndexError: On codes of another width, a NaN, an id that is there already or comes twice, or another
-                kind of id than the index holds.
+            HashIndexError: On codes of another width, a NaN or an infinity, an id that is there already or comes twice,
+                another kind of id than the index holds, or metadata that does not fit.
         """
         packed = self._packed(codes, "The codes")
-        if ids is None and self._holds_strings:
-            raise HashIndexError("The index holds string ids, which cannot be made up; give `ids`.")
-        if ids is None:
-            new_ids = np.arange(self._next_id, self._next_id + len(packed), dtype=np.int64)
-        else:
-            new_ids = _id_array(ids)
-        if len(new_ids) != len(packed):
-            raise HashIndexError(f"{len(packed)} codes came with {len(new_ids)} ids; give one id a code.")
-        if not len(packed):
-            return
-        strings = new_ids.dtype == object
-        if self._count and strings != self._holds_strings:
-            held = "strings" if self._holds_strings else "integers"
-            raise HashIndexError(
-                f"The ids of this index are {held}, id {new_ids.tolist()[0]!r} is not; do not mix them."
-            )
-        self._refuse_duplicates(new_ids, strings)
-        if not self._count:  # also turns an emptied index to the other kind of id
-            self._id_blocks, self._code_blocks = [], []
-        self._id_blocks.append(new_ids)
-        self._code_blocks.append(packed.copy())
-        self._count += len(new_ids)
-        if not strings:
-            self._next_id = max(self._next_id, int(new_ids.max()) + 1)
-        if self._known_ids is not None:
-            self._known_ids.update(new_ids.tolist())
+        table = None if metadata is None else as_table(metadata, len(packed))
+        given = None if ids is None else id_array(ids)
+        with self._changing:
+            new_ids = self._new_ids(len(packed), given)
+            if not len(packed):
+                return
+            self._refuse_duplicates(new_ids)
+            self._append(packed, new_ids, table)
 
     def remove(self, ids: Sequence[int] | Sequence[str] | np.ndarray) -> None:
         """Removes the items with these ids; either all of them or, on an error, none.
 
         Raises:
-            HashIndexError: On an id that the index does not hold.
+            HashIndexError: On an id that the index does not hold, or one that is given twice.
         """
-        wanted = _id_array(ids).tolist()
-        known = self._id_set()
-        for item_id in wanted:
-            if item_id not in known:
-                raise HashIndexError(f"The index holds no id {item_id!r}, so it cannot be removed.")
-        if not wanted:
-            return
-        held = self._merged(self._id_blocks)
-        gone = set(wanted)
-        keep = np.fromiter((item_id not in gone for item_id in held.tolist()), bool, len(held))
-        self._code_blocks = [self._merged(self._code_blocks)[keep]]
-        self._id_blocks = [held[keep]]
-        self._count = int(keep.sum())
-        known -= gone
+        wanted = id_array(ids)
+        with self._changing:
+            if len(wanted):
+                self._drop(self._held_rows(wanted, "removed"))
 
-    def search(self, hash_values: Any, k: int = 10, metric: Metric = "hamming") -> SearchResults:
-        """The `k` nearest items of each query, exactly, in the canonical order.
+    def update(self, ids: Sequence[int] | Sequence[str] | np.ndarray, codes: Any = None, metadata: Any = None) -> None:
+        """Gives items other codes or other metadata, or both; all of them or, on an error, none.
+
+        What is not given stays: the codes, and the columns that `metadata` does not name. In the order of `ids`, the
+        items move to the end.
+
+        Raises:
+            HashIndexError: On an id that the index does not hold, or as `add` does.
+        """
+        wanted = id_array(ids)
+        packed = None if codes is None else self._packed(codes, "The codes")
+        table = None if metadata is None else as_table(metadata, len(wanted))
+        if packed is not None and len(packed) != len(wanted):
+            raise HashIndexError(f"{len(packed)} codes came with {len(wanted)} ids; give one code an id.")
+        with self._changing:
+            if len(wanted):
+                self._replace(self._held_rows(wanted, "updated"), wanted, packed, table)
+
+    def upsert(self, codes: Any, ids: Sequence[int] | Sequence[str] | np.ndarray, metadata: Any = None) -> None:
+        """Adds items, or replaces those that have their ids; all of them or, on an error, none.
+
+        Raises:
+            HashIndexError: As `add` does, but for ids that are there.
+        """
+        packed = self._packed(codes, "The codes")
+        wanted = id_array(ids)
+        table = None if metadata is None else as_table(metadata, len(packed))
+        with self._changing:
+            self._new_ids(len(packed), wanted)
+            if not len(wanted):
+                return
+            _refuse_twins(wanted)
+            held = self._rows_of(wanted) if self._now.count else np.full(len(wanted), -1)
+            self._append(packed, wanted, table, instead_of=held[held >= 0])
+
+    def search(
+        self,
+        hash_values: Any,
+        k: int = 10,
+        metric: Metric = "hamming",
+        where: Any = None,
+        exact: bool = True,
+        probes: int = 32,
+    ) -> SearchResults:
+        """The `k` nearest items of each query, in the canonical order.
 
         Args:
             hash_values: `(Q, K)` real hash values, or `(K,)` for one query (the answer has `Q = 1`). For `"hamming"`,
                 `(Q, K / 8)` uint8 packed codes will do.
             k: How many answers; all items, with a logged warning, where the index holds fewer.
             metric: `"hamming"` or `"aqd"`.
+            where: A condition on the metadata: `{"column": value, "other": [values]}`, all of which have to hold, or a
+                `pyarrow.compute.Expression`. There are fewer than `k` answers where fewer items fulfil it.
+            exact: False: search only the codes near the query, through inverted lists that the first such search
+                builds; `measure_recall` says what is missed.
+            probes: How many lists, with `exact=False`.
 
         Raises:
             HashIndexError: On queries of another width or unreal values, or an empty index.
-            QueryError: On an unknown metric or a `k` below 1.
+            QueryError: On an unknown metric, a `k` or `probes` below 1, or a condition without meaning.
         """
         if metric not in METRICS:
             raise QueryError(f"There is no ranking {metric!r}; take one of {', '.join(METRICS)}.")
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise QueryError(f"k must be a whole number of at least 1, not {k!r}.")
-        if not self._count:
+        for name, number in (("k", k), ("probes", probes)):
+            if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
+                raise QueryError(f"{name} must be a whole number of at least 1, not {number!r}.")
+        now = self._now
+        if not now.count:
             raise HashIndexError("The index is empty; add items before searching it.")
-        queries = as_array(hash_values)
-        queries = queries[None] if queries.ndim == 1 else queries
-        if queries.ndim != 2:
-            raise HashIndexError(f"Queries are one row a query, not an array of shape {queries.shape}.")
-        if k > self._count:
-            logger.warning("k = %d was asked of an index of %d items; all of them are returned.", k, self._count)
-            k = self._count
-        if metric == "hamming":
-            queries = np.ascontiguousarray(self._packed(queries, "The queries"))
-            nearest, tied = nearest_by_hamming, tied_by_hamming
+        queries = self._queries(hash_values, metric)
+        allowed, count = now.alive, now.count
+        if where is not None:
+            allowed = rows_allowed(now.table, where)
+            allowed = allowed if now.alive is None else allowed & now.alive
+            count = int(np.count_nonzero(allowed))
+        elif k > count:
+            logger.warning("k = %d was asked of an index of %d items; all of them are returned.", k, count)
+        k = min(int(k), count)
+        if k:
+            scans = now.segments if exact else self._approximate_scans(now, int(probes))
+            costs, rows = nearest(queries, k, now.codes, now.ids, scans, allowed, count)
         else:
-            if queries.dtype == np.uint8:
-                raise HashIndexError("AQD ranks by the query's real hash values, not by packed codes; give the values.")
-            self._check_width(queries, queries.shape[1], "The queries")
-            queries = np.ascontiguousarray(round_for_aqd(queries))
-            nearest, tied = nearest_by_aqd, tied_by_aqd
-        codes, ids = self._merged(self._code_blocks), self._merged(self._id_blocks)
-        # Scores ascend here whatever the metric: distances as they are, products negated.
-        scores, positions = nearest(queries, codes, min(k + 1, self._count))
-        tie_keys = positions if ids.dtype == object else ids[positions]
-        order = np.lexsort((tie_keys, scores), axis=-1)
-        scores, positions = np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1)
-        if k < self._count:
-            for row in np.flatnonzero(scores[:, k] == scores[:, k - 1]):
-                group = tied(queries[row : row + 1], codes, scores[row, k - 1])
-                group = group[np.argsort(group if ids.dtype == object else ids[group])]
-                # What is nearer than the tie is complete already; the first of the whole group fill up the rest.
-                nearer = int(np.searchsorted(scores[row], scores[row, k - 1]))
-                positions[row, nearer:k] = group[: k - nearer]
-            scores, positions = scores[:, :k], positions[:, :k]
-        return SearchResults(ids=ids[positions], scores=0.0 - scores if metric == "aqd" else scores)
+            costs, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        scores = costs.astype(np.int32) if metric == "hamming" else 0.0 - costs
+        return SearchResults(now.ids.take(rows), scores, None if now.table is None else now.table.take(rows.ravel()))
 
-    def save(self, path: str | os.PathLike) -> None:
+    def measure_recall(self, hash_values: Any, k: int = 10, metric: Metric = "hamming", probes: int = 32) -> float:
+        """Which share of the exact `k` nearest `search(..., exact=False)` finds, on average over the queries.
+
+        An answer counts where its score is at least that of the k-th exact answer, so a tie at the cut may be resolved
+        either way. The other arguments are those of `search`.
+        """
+        truly = self.search(hash_values, k, metric).scores
+        found = self.search(hash_values, k, metric, exact=False, probes=probes).scores
+        return float(np.mean(found <= truly[:, -1:] if metric == "hamming" else found >= truly[:, -1:]))
+
+    def save(self, path: str | os.PathLike, overwrite: bool = False) -> None:
         """Writes the index into one safetensors file, whole or not at all (a reader never sees half of one).
 
+        Beside the file stands a hidden lock, by which two processes write one after the other.
+
+        Args:
+            path: The file.
+            overwrite: Replace the file also where somebody else has saved it since this index was loaded from it.
+
         Raises:
-            HashIndexError: If `path` is a folder.
+            HashIndexError: If `path` is a folder, the disk is full, or somebody else has saved the file in between.
         """
         path = Path(path)
-        if path.is_dir():
-            raise HashIndexError(f"{path} is a folder; name a file in it for the index.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ids = self._merged(self._id_blocks)
-        tensors = {"codes": np.ascontiguousarray(self._merged(self._code_blocks))}
-        if ids.dtype == object:
-            # Lone surrogates stand in file names that are no UTF-8; they must come back as they were.
-            encoded = [item_id.encode("utf-8", "surrogatepass") for item_id in ids]
-            tensors["id_bytes"] = np.frombuffer(b"".join(encoded), np.uint8)
-            tensors["id_ends"] = np.cumsum([len(item_id) for item_id in encoded], dtype=np.int64)
-        else:
-            tensors["ids"] = np.ascontiguousarray(ids)
-        header = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "bits": str(self._bits),
-            "count": str(self._count),
-            "id_type": "str" if ids.dtype == object else "int",
-            "next_id": str(self._next_id),
-        }
-        header["checksum"] = _checksum(header, tensors)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        try:
-            safetensors.numpy.save_file(tensors, temporary, metadata=header)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with self._changing:
+            now, next_id = self._now, self._next_id
+            known = self._saved_as[1] if self._saved_as and self._saved_as[0] == path.absolute() else None
+        codes, ids, table = now.codes, now.ids, now.table
+        if now.alive is not None:
+            codes, ids = codes[now.living], _ids_of(ids.take(now.living), strings=not _integers(now))
+            table = None if table is None else table.take(now.living)
+        stamp = write_index(path, codes, ids, table, next_id, None if overwrite else known)
+        with self._changing:
+            self._saved_as = path.absolute(), stamp
 
     @classmethod
     def load(cls, path: str | os.PathLike, mmap: bool = False, bits: int | None = None) -> "HashIndex":
@@ -261,8 +311,8 @@ class HashIndex:
 
         Args:
             path: The file.
-            mmap: Map codes and integer ids from the file, which must then stay as it is, instead of copying them to
-                memory. Either way the file is read through once, to check it.
+            mmap: Map codes, ids and metadata from the file instead of copying them to memory. The file can be replaced,
+                as `save` does, but must not be changed in place. Either way it is read through once, to check it.
             bits: `K`, where the caller expects one.
 
         Raises:
@@ -270,49 +320,129 @@ class HashIndex:
                 than `bits`.
         """
         path = Path(path)
-        header, tensors = _read(path)
+        header, codes, ids, table = read_index(path, mmap)
         index = cls(int(header["bits"]))
         if bits is not None and bits != index._bits:
             raise HashIndexError(f"{path} holds codes of {index._bits} bits, where {bits} were expected.")
-        index._count, index._next_id = int(header["count"]), int(header["next_id"])
-        if header["id_type"] == "str":
-            ids = np.empty(index._count, object)
-            raw, start = tensors["id_bytes"].tobytes(), 0
-            for position, end in enumerate(tensors["id_ends"].tolist()):
-                ids[position] = raw[start:end].decode("utf-8", "surrogatepass")
-                start = end
-        else:
-            ids = tensors["ids"] if mmap else np.array(tensors["ids"])
-        index._id_blocks = [ids]
-        index._code_blocks = [tensors["codes"] if mmap else np.array(tensors["codes"])]
+        index._start(codes, ids, table)
+        index._next_id = int(header["next_id"])
+        index._saved_as = path.absolute(), header.get("stamp", "")
         return index
 
-    @property
-    def _holds_strings(self) -> bool:
-        return bool(self._count) and self._id_blocks[0].dtype == object
+    def _start(self, codes: np.ndarray, ids: Ids, table: pa.Table | None) -> None:
+        """Begins anew with these rows, all of them living."""
+        self._codes, self._column, self._lookup = GrowingArray(codes), IdColumn(ids), IdLookup()
+        self._inverted: tuple[InvertedLists, tuple[Segment, ...]] | None = None
+        view = self._codes.view()
+        self._now = _Snapshot(view, self._column.view(), None, _extended((), view), table)
 
-    @staticmethod
-    def _merged(blocks: list[np.ndarray]) -> np.ndarray:
-        # Many small additions cost one copy, at the next search, instead of one each.
-        if len(blocks) > 1:
-            blocks[:] = [np.concatenate(blocks)]
-        return blocks[0]
+    def _append(
+        self, packed: np.ndarray, ids: np.ndarray, table: pa.Table | None, instead_of: np.ndarray | None = None
+    ) -> None:
+        """One change: these rows behind all others, and those of `instead_of` gone."""
+        now = self._now
+        if not now.count and self._column.strings != (ids.dtype == object):  # an emptied index takes the other kind
+            self._start(np.empty((0, self._bits // 8), np.uint8), _ids_of(ids[:0], ids.dtype == object), None)
+            now, instead_of = self._now, None
+        joined = appended(now.table, len(now.codes), table, len(packed))
+        self._codes.append(packed)
+        self._column.append(ids)
+        alive = now.alive
+        if instead_of is not None and len(instead_of):
+            alive = np.ones(len(now.codes), bool) if alive is None else alive.copy()
+            alive[instead_of] = False
+        if alive is not None:
+            alive = np.concatenate([alive, np.ones(len(packed), bool)])
+        codes = self._codes.view()
+        self._now = _Snapshot(codes, self._column.view(), alive, _extended(now.segments, codes), joined)
+        if ids.dtype != object:
+            self._next_id = max(self._next_id, int(ids.max()) + 1)
+        self._tidy()
 
-    def _id_set(self) -> set:
-        if self._known_ids is None:
-            self._known_ids = set(self._merged(self._id_blocks).tolist())
-        return self._known_ids
+    def _drop(self, rows: np.ndarray) -> None:
+        now = self._now
+        alive = np.ones(len(now.codes), bool) if now.alive is None else now.alive.copy()
+        alive[rows] = False
+        self._now = _Snapshot(now.codes, now.ids, alive, now.segments, now.table)
+        self._tidy()
 
-    def _refuse_duplicates(self, new_ids: np.ndarray, strings: bool) -> None:
-        if not strings and new_ids[0] >= self._next_id and (np.diff(new_ids) > 0).all():
+    def _tidy(self) -> None:
+        """Writes the living rows anew once many are gone."""
+        now = self._now
+        if len(now.codes) - now.count > max(_FEW_REMOVED, len(now.codes) // 4) or not now.count:
+            table = None if now.table is None else now.table.take(now.living)
+            ids = _ids_of(now.ids.take(now.living), strings=not _integers(now))
+            self._start(now.codes[now.living], ids, table if now.count else None)
+
+    def _replace(self, rows: np.ndarray, ids: np.ndarray, packed: np.ndarray | None, table: pa.Table | None) -> None:
+        now = self._now
+        held = None if now.table is None else now.table.take(rows)
+        if table is not None and held is not None:
+            for name in held.column_names:
+                if name not in table.column_names:
+                    table = table.append_column(name, held[name])
+        self._append(
+            now.codes[rows] if packed is None else packed, ids, held if table is None else table, instead_of=rows
+        )
+
+    def _approximate_scans(self, now: _Snapshot, probes: int) -> list[Scan]:
+        with self._changing:
+            lists, newer = self._inverted or (None, ())
+            if lists is None or len(now.codes) - len(lists.codes) > max(_FEW_REMOVED, len(lists.codes) // 4):
+                lists, newer = InvertedLists(now.codes), ()
+            newer = _extended(newer, now.codes, len(lists.codes))
+            self._inverted = lists, newer
+        return [ProbedLists(lists, probes), *newer]
+
+    def _new_ids(self, items: int, ids: np.ndarray | None) -> np.ndarray:
+        """The ids of new items, of the kind that the index holds, one an item."""
+        strings = self._column.strings and bool(self._now.count)
+        if ids is None:
+            if strings:
+                raise HashIndexError("The index holds string ids, which cannot be made up; give `ids`.")
+            return np.arange(self._next_id, self._next_id + items, dtype=np.int64)
+        if len(ids) != items:
+            raise HashIndexError(f"{items} codes came with {len(ids)} ids; give one id a code.")
+        if items and self._now.count and (ids.dtype == object) != strings:
+            held = "strings" if strings else "integers"
+            raise HashIndexError(f"The ids of this index are {held}, id {ids.tolist()[0]!r} is not; do not mix them.")
+        return ids
+
+    def _refuse_duplicates(self, ids: np.ndarray) -> None:
+        if ids.dtype != object and ids[0] >= self._next_id and (np.diff(ids) > 0).all():
             return
-        known, seen = self._id_set(), set()
-        for item_id in new_ids.tolist():
-            if item_id in known:
+        if self._now.count:
+            held = np.flatnonzero(self._rows_of(ids) >= 0)
+            if held.size:
+                item_id = ids[held[0] : held[0] + 1].tolist()[0]
                 raise HashIndexError(f"The index holds id {item_id!r} already; remove it first, or give another id.")
-            if item_id in seen:
-                raise HashIndexError(f"Id {item_id!r} comes twice among the new ids; every item needs its own.")
-            seen.add(item_id)
+        _refuse_twins(ids)
+
+    def _rows_of(self, ids: np.ndarray) -> np.ndarray:
+        return self._lookup.rows_of(ids, self._now.ids, self._now.alive)
+
+    def _held_rows(self, ids: np.ndarray, done: str) -> np.ndarray:
+        """The rows of ids all of which have to be there."""
+        same_kind = self._column.strings == (ids.dtype == object)
+        rows = self._rows_of(ids) if same_kind and self._now.count else np.full(len(ids), -1)
+        absent = np.flatnonzero(rows < 0)
+        if absent.size:
+            item_id = ids[absent[0] : absent[0] + 1].tolist()[0]
+            raise HashIndexError(f"The index holds no id {item_id!r}, so it cannot be {done}.")
+        _refuse_twins(ids)
+        return rows
+
+    def _queries(self, hash_values: Any, metric: Metric) -> Queries:
+        values = as_array(hash_values)
+        values = values[None] if values.ndim == 1 else values
+        if values.ndim != 2:
+            raise HashIndexError(f"Queries are one row a query, not an array of shape {values.shape}.")
+        if metric == "hamming":
+            return Queries(unpack(self._packed(values, "The queries")).astype(np.float32), hamming=True)
+        if values.dtype == np.uint8:
+            raise HashIndexError("AQD ranks by the query's real hash values, not by packed codes; give the values.")
+        self._check_width(values, values.shape[1], "The queries")
+        return Queries(round_for_aqd(values), hamming=False)
 
     def _packed(self, codes: Any, what: str) -> np.ndarray:
         codes = as_array(codes)
@@ -330,76 +460,43 @@ class HashIndex:
             raise HashIndexError(f"{what} have {width} bits, the index has {self._bits}{read_as}.")
 
 
-def _id_array(ids: Iterable) -> np.ndarray:
-    """Ids as a fresh int64 array, or as an object array of str."""
-    if isinstance(ids, (str, bytes, int)):
-        raise HashIndexError(f"Ids come as a list, not as {ids!r} alone.")
-    items = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-    items = [item_id.item() if isinstance(item_id, np.generic) else item_id for item_id in items]
-    kinds = {type(item_id) for item_id in items}
-    if kinds <= {int}:
-        try:
-            return np.array(items, dtype=np.int64)
-        except OverflowError:
-            raise HashIndexError("An integer id needs more than 64 bits; give it as a string.") from None
-    if kinds == {str}:
-        strings = np.empty(len(items), object)
-        strings[:] = items
-        return strings
-    if kinds == {int, str}:
-        raise HashIndexError("Some ids are integers and some are strings; an index holds one kind.")
-    wrong = next(item_id for item_id in items if type(item_id) not in (int, str))
-    raise HashIndexError(f"An id is an integer or a string, not {wrong!r}.")
+def _extended(segments: tuple[Segment, ...], codes: np.ndarray, first: int = 0) -> tuple[Segment, ...]:
+    """Segments over all rows from `first` on; the last ones are merged where they have grown alike."""
+    bounds = [(segment.start, segment.end) for segment in segments]
+    start = bounds[-1][1] if bounds else first
+    bounds += [(at, min(at + _LARGEST_SEGMENT, len(codes))) for at in range(start, len(codes), _LARGEST_SEGMENT)]
+    while len(bounds) > 1:
+        (start, middle), (_, end) = bounds[-2:]
+        if middle - start >= _GROWTH * (end - middle) or end - start > _LARGEST_SEGMENT:
+            break
+        bounds[-2:] = [(start, end)]
+    kept = {(segment.start, segment.end): segment for segment in segments}
+    return tuple(kept.get(bound) or Segment(codes, *bound) for bound in bounds)
 
 
-def _checksum(header: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(json.dumps({k: v for k, v in header.items() if k != "checksum"}, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(f"{name}{tensors[name].shape}".encode())
-        if tensors[name].size:
-            digest.update(memoryview(tensors[name]).cast("B"))
-    return f"sha256:{digest.hexdigest()}"
+def _refuse_twins(ids: np.ndarray) -> None:
+    seen = set()
+    if len(ids) == len(np.unique(ids)):
+        return
+    for item_id in ids.tolist():
+        if item_id in seen:
+            raise HashIndexError(f"Id {item_id!r} comes twice among the ids; every item needs its own.")
+        seen.add(item_id)
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """The checked header of an index file and its tensors, mapped from it."""
-    if not path.is_file():
-        raise HashIndexError(f"{path} is no file; give the file that an index was saved to.")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise HashIndexError(f"{path} is damaged or no hash index ({error}); save the index anew.") from error
-    if header.get("format") != FORMAT:
-        raise HashIndexError(f"{path} is safetensors but no hash index; give the file that an index was saved to.")
-    if header.get("version") != FORMAT_VERSION:
-        raise HashIndexError(
-            f"{path} has version {header.get('version')} of the format, this release reads version {FORMAT_VERSION}; "
-            "save the index anew."
-        )
-    tensors = {}
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        layout = json.loads(file.read(length))
-    for name, entry in layout.items():
-        if name in _TENSOR_TYPES and entry["dtype"] == _TENSOR_TYPES[name]:
-            dtype, shape = np.dtype({"U8": "u1", "I64": "<i8"}[entry["dtype"]]), tuple(entry["shape"])
-            start = 8 + length + entry["data_offsets"][0]
-            # An empty range cannot be mapped. The plain array over the map is what FAISS takes.
-            mapped = np.memmap(path, dtype, "r", start, shape) if np.prod(shape) else np.empty(shape, dtype)
-            tensors[name] = np.asarray(mapped)
-    if header.get("checksum") != _checksum(header, tensors) or not _fits(header, tensors):
-        raise HashIndexError(f"{path} is damaged: its content does not match its checksum; save the index anew.")
-    return header, tensors
+def _integers(now: _Snapshot) -> bool:
+    return isinstance(now.ids, IntegerIds)
 
 
-def _fits(header: dict[str, str], tensors: dict[str, np.ndarray]) -> bool:
-    """Whether the shapes are those that the header promises. The kernels read past the end of what is too short."""
-    try:
-        bits, count, _ = check_bits(int(header["bits"])), int(header["count"]), int(header["next_id"])
-    except (KeyError, ValueError):
-        return False
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    if header.get("id_type") == "str":
-        return shapes == {"codes": (count, bits // 8), "id_ends": (count,), "id_bytes": shapes.get("id_bytes")}
-    return shapes == {"codes": (count, bits // 8), "ids": (count,)}
+def _ids_of(ids: np.ndarray, strings: bool) -> Ids:
+    if not strings:
+        return IntegerIds(ids.astype(np.int64))
+    column = IdColumn(StringIds(np.empty(0, np.uint8), np.empty(0, np.int64)))
+    column.append(ids)
+    return column.view()
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,54 +1,262 @@
-"""FAISS's kernels over an array of packed codes, in memory or mapped from a file.
+"""What scans packed codes: FAISS's FastScan with a codebook set by hand, posting lists, inverted lists, plain algebra.
 
-Shapes: `N` codes of `K` bits, `(N, K / 8)` uint8; `Q` queries. Scores ascend here: Hamming distances as they are,
-AQD scores negated. AQD queries must have been rounded by `round_for_aqd`, or the scores are not exact.
+Every scan proposes `depth` candidates a query with their exact costs, and a bound that no code which it left out is
+below; `ranking.py` decides by that bound whether the answer is certain. Costs ascend: Hamming distances, or AQD scores
+negated. Hamming is AQD with queries of +-1, `d = (K - <q, B>) / 2`, so both rankings run through the same scan.
+
+Shapes: `Q` queries, `N` codes of `K` bits, packed `(N, K / 8)` uint8; `D` candidates a query, `M = K / 4` nibbles.
 """
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
 import faiss
 import numpy as np
 
-from cmfah_hf.retrieval.codes import aqd_codebook
+# Posting lists up to here: with so few bits ties fill whatever depth is asked of FastScan.
+POSTING_BITS = 16
+# Below so many codes FAISS's structures cost more than they save.
+PLAIN_CODES = 1024
+# The first nibble of a Hamming query is stretched by this, so that the other look-up tables of FastScan, which are
+# rounded to 8 bits with the scale 255 / widest span, become whole numbers: 63 for each step of 2.
+_HAMMING_STRETCH = np.float32(255 / 252)
+_BLOCK_CODES = 65_536
 
 
-def nearest_by_hamming(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distances and positions, `(Q, k)` each, of k nearest codes, in no promised order within a tie.
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """`(Q, K)` float32 values: +-1 for Hamming, else rounded by `round_for_aqd`, which makes every sum exact."""
 
-    This is the scan inside `IndexBinaryFlat`, which itself would want a copy of the codes of its own.
+    values: np.ndarray
+    hamming: bool
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, chosen: np.ndarray | slice) -> "Queries":
+        return Queries(self.values[chosen], self.hamming)
+
+    @property
+    def packed(self) -> np.ndarray:
+        return np.packbits(self.values >= 0, axis=1, bitorder="little")
+
+    def costs(self, scores: np.ndarray) -> np.ndarray:
+        """Scores `<q, B>` as costs, float32 either way."""
+        return (self.values.shape[1] - scores) * np.float32(0.5) if self.hamming else -scores
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What a scan proposes.
+
+    Attributes:
+        costs: `(Q, D)` float32, exact, in no promised order; infinite where `rows` is padding.
+        rows: `(Q, D)` int64.
+        bounds: `(Q,)` float32: no code that was left out costs less. Infinite where none was left out.
     """
-    return faiss.knn_hamming(queries, codes, k)
+
+    costs: np.ndarray
+    rows: np.ndarray
+    bounds: np.ndarray
 
 
-def tied_by_hamming(query: np.ndarray, codes: np.ndarray, distance: int) -> np.ndarray:
-    """The positions of all codes at exactly this distance from the one query."""
-    result = faiss.RangeSearchResult(1)
-    faiss.hamming_range_search(
-        faiss.swig_ptr(query), faiss.swig_ptr(codes), 1, len(codes), int(distance) + 1, codes.shape[1], result
-    )
-    found = int(faiss.rev_swig_ptr(result.lims, 2)[1])
-    at_distance = faiss.rev_swig_ptr(result.distances, found) == distance
-    return faiss.rev_swig_ptr(result.labels, found)[at_distance]
+class Scan(Protocol):
+    """Proposes candidates out of some codes."""
+
+    def candidates(self, queries: Queries, depth: int) -> Candidates: ...
 
 
-def nearest_by_aqd(queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Negated scores and positions, `(Q, k)` each, of the k codes of the largest `<z_q, B_x>`, in no promised order.
+def exact_costs(queries: Queries, codes: np.ndarray) -> np.ndarray:
+    """The costs of all codes: `(Q, N)` float32 of `(N, K / 8)` codes, or `(Q, D)` of `(Q, D, K / 8)`, a set a query."""
+    sets = codes.reshape(1, *codes.shape) if codes.ndim == 2 else codes
+    # 2 <z, bits> - sum z: both terms are exact, as is every partial sum.
+    bits = np.unpackbits(sets, axis=-1, bitorder="little").astype(np.float32)
+    sums = queries.values @ bits[0].T if codes.ndim == 2 else np.matmul(bits, queries.values[:, :, None])[..., 0]
+    return queries.costs(2 * sums - queries.values.sum(axis=1, keepdims=True))
 
-    A product quantiser whose centroids are the +-1 vectors themselves reads packed codes as they are.
+
+def costs_of_one(query: Queries, codes: np.ndarray) -> np.ndarray:
+    """The costs of all codes for one query, `(N,)` float32, in blocks that stay in the cache."""
+    costs = np.empty(len(codes), np.float32)
+    packed = query.packed
+    for start in range(0, len(codes), _BLOCK_CODES):
+        block = codes[start : start + _BLOCK_CODES]
+        if query.hamming:
+            costs[start : start + len(block)] = np.bitwise_count(block ^ packed).sum(axis=1, dtype=np.int32)
+        else:
+            costs[start : start + len(block)] = exact_costs(query, block)[0]
+    return costs
+
+
+class Segment:
+    """A run of rows of an index. Its structure is built by the first search that needs one, and never changes.
+
+    Args:
+        codes: `(N, K / 8)` the packed codes of all rows so far, of which this keeps those from `start` to `end`.
+        start: Its first row.
+        end: The row behind its last.
     """
-    bits = codes.shape[1] * 8
-    quantiser = faiss.ProductQuantizer(bits, bits // 8, 8)
-    faiss.copy_array_to_vector(np.tile(aqd_codebook(), (bits // 8, 1, 1)).ravel(), quantiser.centroids)
-    scores, positions = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    heaps = faiss.float_minheap_array_t()
-    heaps.nh, heaps.k = len(queries), k
-    heaps.ids, heaps.val = faiss.swig_ptr(positions), faiss.swig_ptr(scores)
-    quantiser.search_ip(faiss.swig_ptr(queries), len(queries), faiss.swig_ptr(codes), len(codes), heaps)
-    return -scores, positions
+
+    def __init__(self, codes: np.ndarray, start: int, end: int):
+        self.start, self.end = start, end
+        self._codes = codes[start:end]
+        self._scan: Scan | None = None
+        self._building = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def candidates(self, queries: Queries, depth: int) -> Candidates:
+        """As every scan's; the rows are those of the index."""
+        if len(self) <= max(PLAIN_CODES, depth):
+            rows = np.broadcast_to(np.arange(self.start, self.end), (len(queries), len(self)))
+            return Candidates(exact_costs(queries, self._codes), rows, np.full(len(queries), np.inf, np.float32))
+        found = self._built().candidates(queries, depth)
+        return Candidates(found.costs, found.rows + self.start, found.bounds) if self.start else found
+
+    def _built(self) -> Scan:
+        if self._scan is None:
+            with self._building:
+                if self._scan is None:
+                    short = self._codes.shape[1] * 8 <= POSTING_BITS
+                    self._scan = PostingLists(self._codes) if short else FastScan(self._codes)
+        return self._scan
 
 
-def tied_by_aqd(query: np.ndarray, codes: np.ndarray, negated_score: float) -> np.ndarray:
-    """The positions of all codes with exactly this score for the one query."""
-    table = query.reshape(-1, 8) @ aqd_codebook().T
-    scores = np.zeros(len(codes), np.float32)
-    for byte, products in enumerate(table):
-        scores += products[codes[:, byte]]
-    return np.flatnonzero(scores == -negated_score)
+class FastScan:
+    """FAISS's `IndexPQFastScan` with the +-1 vectors themselves as centroids: a packed code is its own PQ code.
+
+    FAISS rounds its look-up tables to 8 bits. For Hamming they are made whole numbers, so its distances are exact. For
+    AQD the candidates are scored anew, and what the rounding can have hidden widens the bound: entry `m` is rounded by
+    at most `0.5 / a` with `a = min(255 / max_m span_m, 65535 / sum_m span_m)`, `span_m = 2 sum |z|` over nibble `m`.
+    """
+
+    def __init__(self, codes: np.ndarray):
+        self._codes = codes
+        bits = codes.shape[1] * 8
+        centroids = np.unpackbits(np.arange(16, dtype=np.uint8)[:, None], axis=1, count=4, bitorder="little")
+        plain = faiss.IndexPQ(bits, bits // 4, 4, faiss.METRIC_INNER_PRODUCT)
+        faiss.copy_array_to_vector(
+            np.tile(centroids.astype(np.float32) * 2 - 1, (bits // 4, 1, 1)).ravel(), plain.pq.centroids
+        )
+        plain.is_trained = True
+        plain.add_sa_codes(np.ascontiguousarray(codes))
+        self._index = faiss.IndexPQFastScan(plain)
+
+    def candidates(self, queries: Queries, depth: int) -> Candidates:
+        asked = queries.values
+        if queries.hamming:
+            asked = asked.copy()
+            asked[:, :4] *= _HAMMING_STRETCH
+        else:
+            spans = 2 * np.abs(asked).reshape(len(asked), -1, 4).sum(axis=2)
+            widest, total = spans.max(axis=1), spans.sum(axis=1)
+            flat = widest == 0  # FAISS would divide by the span; such a query ranks everything alike
+            if flat.any():
+                asked = np.where(flat[:, None], np.float32(1), asked)
+        approximate, rows = self._index.search(asked, depth)
+        if queries.hamming:
+            costs = np.rint(queries.costs(approximate))
+            return Candidates(costs, rows, costs[:, -1])
+        costs = exact_costs(queries, self._codes[rows])
+        rounding = spans.shape[1] * 0.5 * np.maximum(widest / 255, total / 65535)
+        # A thousandth more for the float32 arithmetic on the way.
+        bounds = -(approximate[:, -1] + 1.001 * rounding + 1e-4 * total)
+        return Candidates(costs, rows, np.where(flat, -np.inf, bounds).astype(np.float32))
+
+
+class PostingLists:
+    """For codes of 8 or 16 bits: all that occur are scored, and the lists of the best are walked to their ends."""
+
+    def __init__(self, codes: np.ndarray):
+        numbers = codes[:, 0].astype(np.int64)
+        if codes.shape[1] == 2:
+            numbers |= codes[:, 1].astype(np.int64) << 8
+        self._rows = np.argsort(numbers, kind="stable")
+        occurring, self._starts, self._counts = np.unique(numbers[self._rows], return_index=True, return_counts=True)
+        self._codes = codes[self._rows[self._starts]]
+        assert len(occurring) == len(self._codes)
+
+    def candidates(self, queries: Queries, depth: int) -> Candidates:
+        found = [self._of_one(queries[row : row + 1], depth) for row in range(len(queries))]
+        width = max(len(rows) for _, rows, _ in found)
+        costs = np.full((len(found), width), np.inf, np.float32)
+        rows = np.zeros((len(found), width), np.int64)
+        for row, (own_costs, own_rows, _) in enumerate(found):
+            costs[row, : len(own_rows)], rows[row, : len(own_rows)] = own_costs, own_rows
+        return Candidates(costs, rows, np.array([bound for _, _, bound in found], np.float32))
+
+    def _of_one(self, query: Queries, depth: int) -> tuple[np.ndarray, np.ndarray, float]:
+        costs = exact_costs(query, self._codes)[0]
+        nearest = np.arange(len(costs))
+        if depth + 1 < len(costs):  # every code has an item, so this many codes are enough
+            nearest = np.argpartition(costs, depth)[: depth + 1]
+        nearest = nearest[np.argsort(costs[nearest])]
+        walked = int(np.searchsorted(np.cumsum(self._counts[nearest]), depth)) + 1
+        bound = float(costs[nearest[walked]]) if walked < len(nearest) else np.inf
+        lists = nearest[:walked]
+        rows = np.concatenate([self._rows[self._starts[i] : self._starts[i] + self._counts[i]] for i in lists])
+        return np.repeat(costs[lists], self._counts[lists]), rows, bound
+
+
+class InvertedLists:
+    """FAISS's `IndexBinaryIVF`: only some of its lists are scanned, those nearest, so what is found is not certain.
+
+    Args:
+        codes: `(N, K / 8)`.
+        lists: How many lists. None: about four times the root of `N`, at most 4,096.
+        seed: Of the clustering.
+    """
+
+    def __init__(self, codes: np.ndarray, lists: int | None = None, seed: int = 0):
+        self.codes = codes
+        bits = codes.shape[1] * 8
+        self.lists = lists or int(min(4096, max(1, 4 * len(codes) ** 0.5), max(1, len(codes) // 39)))
+        quantizer = faiss.IndexBinaryFlat(bits)
+        self._quantizer, self._index = quantizer, faiss.IndexBinaryIVF(quantizer, bits, self.lists)
+        self._index.cp.seed, self._index.cp.min_points_per_centroid = seed, 1
+        codes = np.ascontiguousarray(codes)
+        self._index.train(codes)
+        self._index.add(codes)
+
+    def search(self, packed: np.ndarray, depth: int, probes: int) -> tuple[np.ndarray, np.ndarray]:
+        """Distances and rows, `(Q, depth)` each; rows of -1 where the lists hold no more."""
+        return self._index.search(packed, depth, params=faiss.IVFSearchParameters(nprobe=min(probes, self.lists)))
+
+
+@dataclass(frozen=True, eq=False)
+class ProbedLists:
+    """Candidates out of the `probes` nearest lists. Their bounds are infinite: what the others hold is not asked."""
+
+    inverted: InvertedLists
+    probes: int
+
+    # AQD takes its answers from so many times as many of the nearest by Hamming distance.
+    AQD_DEPTH = 8
+
+    def candidates(self, queries: Queries, depth: int) -> Candidates:
+        codes = self.inverted.codes
+        depth = min(len(codes), depth if queries.hamming else depth * self.AQD_DEPTH)
+        distances, rows = self.inverted.search(queries.packed, depth, self.probes)
+        missing = rows < 0
+        rows = np.where(missing, 0, rows)
+        costs = distances.astype(np.float32) if queries.hamming else exact_costs(queries, codes[rows])
+        costs[missing] = np.inf
+        return Candidates(costs, rows, np.full(len(queries), np.inf, np.float32))
+
+
+@contextmanager
+def threads_for(queries: int) -> Iterator[int]:
+    """FAISS shares out queries over its threads, so one query gets one thread: a second would only be waited for."""
+    threads = faiss.omp_get_max_threads()
+    if queries > 1 or threads == 1:
+        yield threads
+        return
+    faiss.omp_set_num_threads(1)  # of the calling thread alone
+    try:
+        yield threads
+    finally:
+        faiss.omp_set_num_threads(threads)

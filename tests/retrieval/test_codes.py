@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cmfah_hf.errors import HashIndexError
-from cmfah_hf.retrieval.codes import aqd_codebook, as_array, pack, round_for_aqd, sign, unpack
+from cmfah_hf.retrieval.codes import as_array, pack, round_for_aqd, sign, unpack
 
 hash_values = st.integers(1, 16).flatmap(
     lambda octets: hnp.arrays(
         np.float32,
         st.tuples(st.integers(0, 6), st.just(8 * octets)),
-        elements=st.floats(-2, 2, width=32) | st.sampled_from([0.0, -0.0, np.inf, -np.inf]),
+        elements=st.floats(-2, 2, width=32) | st.sampled_from([0.0, -0.0]),
     )
 )
 
@@ -52,13 +52,6 @@ def test_values_on_the_gpu():
     np.testing.assert_array_equal(pack(values.cuda()), pack(values))
 
 
-def test_codebook_stands_for_packed_bytes():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(20, 32))
-    looked_up = aqd_codebook()[pack(values)].reshape(20, 32)
-    np.testing.assert_array_equal(looked_up, sign(values))
-
-
 def test_rounding_is_to_multiples_of_two_to_the_minus_14_half_to_even():
     step = 2.0**-14
     values = np.array([[0.5 * step, 1.5 * step, -0.5 * step, 0.7, -1.0, 1e-9, 3 * step, 0.0]])
@@ -89,6 +82,7 @@ def test_rounded_sums_are_exact_in_any_order():
         (np.zeros((2, 8), np.uint8), "uint8"),
         (np.zeros((2, 8), bool), "bool"),
         (np.array([[0.0] * 8, [0.0] * 7 + [np.nan]]), "Row 1 .* NaN"),
+        (np.array([[0.0] * 8, [0.0] * 7 + [-np.inf]]), "Row 1 .* infinity"),
         (torch.tensor([[0.0] * 8] * 2 + [[float("nan")] * 8]), "Row 2 .* NaN"),
     ],
 )
@@ -104,7 +98,7 @@ def test_unpack_says_what_is_wrong():
         unpack(np.zeros((3, 2), np.int64))
 
 
-@pytest.mark.parametrize("large", [np.inf, 2000.0])
+@pytest.mark.parametrize("large", [1e30, 2000.0])
 def test_values_that_could_not_be_summed_exactly_are_refused(large):
     values = np.zeros((3, 8))
     values[1, 4] = large

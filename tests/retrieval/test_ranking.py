@@ -1,0 +1,248 @@
+"""`HashIndex.search` against float64 algebra over every item, where FAISS's rounding and its ties could go wrong."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmfah_hf.retrieval import ranking, scan
+from cmfah_hf.retrieval.codes import pack, round_for_aqd
+from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.scan import FastScan, PostingLists, Queries
+
+
+def expected(codes, queries, ids, k, metric, allowed=None):
+    """Ids and scores by sorting all items: cost first, then the id."""
+    signs = np.unpackbits(codes, axis=1, bitorder="little").astype(np.float64) * 2 - 1
+    if metric == "hamming":
+        costs = (signs.shape[1] - np.where(queries >= 0, 1.0, -1.0) @ signs.T) / 2
+    else:
+        costs = -(np.round(queries.astype(np.float64) * 2**14) / 2**14 @ signs.T)
+    rows = np.arange(len(codes)) if allowed is None else np.flatnonzero(allowed)
+    keys = np.asarray(ids)[rows]
+    ranks = np.argsort(np.argsort(keys))
+    order = np.lexsort((np.broadcast_to(ranks, (len(queries), len(rows))), costs[:, rows]), axis=1)[:, :k]
+    scores = np.take_along_axis(costs[:, rows], order, 1)
+    return keys[order], scores if metric == "hamming" else -scores
+
+
+def drawn(rng, items, bits, kind):
+    """Packed codes: uniform, around a few centres, or few patterns many times over."""
+    if kind == "uniform":
+        return rng.integers(0, 256, (items, bits // 8), dtype=np.uint8)
+    centres = rng.integers(0, 256, (max(1, items // 50), bits // 8), dtype=np.uint8)
+    codes = centres[rng.integers(len(centres), size=items)]
+    if kind == "clustered":
+        codes ^= np.packbits(rng.random((items, bits // 8, 8)) < 0.08, axis=2)[:, :, 0]
+    return codes
+
+
+def drawn_queries(rng, queries, bits, kind):
+    """Values as a model gives them, coarse ones that tie, near zero, saturated, all zero, or one that outweighs all."""
+    values = rng.normal(size=(queries, bits))
+    return {
+        "model": np.tanh(values),
+        "coarse": np.round(np.tanh(values) * 2) / 2,
+        "small": values * 1e-3,
+        "saturated": np.sign(values),
+        "zero": values * 0,
+        "one": np.where(np.arange(bits) == 3, 1.0, values * 1e-4),
+    }[kind].astype(np.float32)
+
+
+# Some 10,000 questions: 400 indexes, 5 depths, 5 queries.
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    bits=st.sampled_from([8, 16, 24, 32, 64, 128, 256]),
+    items=st.integers(1, 6000),
+    kind=st.sampled_from(["uniform", "clustered", "repeated"]),
+    asked=st.sampled_from(["model", "coarse", "small", "saturated", "zero", "one"]),
+    metric=st.sampled_from(["hamming", "aqd"]),
+    removed=st.sampled_from([0.0, 0.0, 0.05, 0.6]),
+    pieces=st.integers(1, 4),
+)
+@settings(max_examples=400, deadline=None, derandomize=True)
+@pytest.mark.slow
+def test_no_answer_is_ever_wrong(seed, bits, items, kind, asked, metric, removed, pieces):
+    rng = np.random.default_rng(seed)
+    codes, queries = drawn(rng, items, bits, kind), drawn_queries(rng, 5, bits, asked)
+    ids = rng.permutation(3 * items)[:items]
+    index = HashIndex(bits)
+    bounds = np.linspace(0, items, pieces + 1).astype(int)
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        index.add(codes[start:end], ids=ids[start:end])
+    alive = rng.random(items) >= removed
+    alive[rng.integers(items)] = True
+    index.remove(ids[~alive])
+    for k in {1, 10, 64, 1 + items // 20, items}:
+        k = min(k, int(alive.sum()))
+        names, scores = expected(codes, queries, ids, k, metric, alive)
+        found = index.search(queries, k=k, metric=metric)
+        np.testing.assert_array_equal(found.ids, names)
+        np.testing.assert_array_equal(found.scores, scores)
+
+
+@pytest.mark.parametrize("bits", [64, 512, 1024])
+@pytest.mark.parametrize("metric", ["hamming", "aqd"])
+def test_the_widest_codes(bits, metric):
+    """At 1,024 bits the 256 tables of FastScan fill its 16-bit sums to the last."""
+    rng = np.random.default_rng(bits)
+    codes = drawn(rng, 5000, bits, "uniform")
+    codes[:3] = 0, 255, 85
+    queries = np.concatenate([drawn_queries(rng, 4, bits, "model"), np.ones((1, bits)), -np.ones((1, bits))])
+    index = HashIndex(bits)
+    index.add(codes)
+    names, scores = expected(codes, queries, range(5000), 20, metric)
+    found = index.search(queries, k=20, metric=metric)
+    np.testing.assert_array_equal(found.ids, names)
+    np.testing.assert_array_equal(found.scores, scores)
+
+
+@pytest.mark.parametrize("hamming", [True, False])
+@pytest.mark.parametrize("bits", [16, 64, 200])
+def test_bounds_hold_for_all_that_is_left_out(hamming, bits):
+    rng = np.random.default_rng(bits)
+    for kind in ("model", "small", "one", "coarse"):
+        codes = drawn(rng, 3000, bits, "clustered")
+        values = round_for_aqd(drawn_queries(rng, 8, bits, kind))
+        queries = Queries(np.where(values >= 0, np.float32(1), np.float32(-1)) if hamming else values, hamming)
+        scanned = (PostingLists if bits == 16 else FastScan)(codes)
+        found = scanned.candidates(queries, 50)
+        truly = scan.exact_costs(queries, codes)
+        for query in range(8):
+            real = np.isfinite(found.costs[query])
+            rows = found.rows[query][real]
+            assert len(set(rows.tolist())) == len(rows) >= 50
+            np.testing.assert_array_equal(found.costs[query][real], truly[query, rows])
+            assert np.delete(truly[query], rows).min() >= found.bounds[query]
+
+
+def test_all_ways_of_scoring_agree():
+    rng = np.random.default_rng(0)
+    codes = drawn(rng, 500, 40, "uniform")
+    for values, hamming in (
+        (round_for_aqd(rng.normal(size=(3, 40))), False),
+        (np.sign(rng.normal(size=(3, 40))), True),
+    ):
+        queries = Queries(values.astype(np.float32), hamming)
+        _, scores = expected(codes, values, range(500), 500, "hamming" if hamming else "aqd")
+        costs = scan.exact_costs(queries, codes)
+        np.testing.assert_array_equal(np.sort(costs, axis=1), scores if hamming else -scores)
+        sets = scan.exact_costs(queries, np.stack([codes[:7], codes[7:14], codes[14:21]]))
+        for query in range(3):
+            np.testing.assert_array_equal(scan.costs_of_one(queries[query : query + 1], codes), costs[query])
+            np.testing.assert_array_equal(sets[query], costs[query, 7 * query : 7 * query + 7])
+
+
+def test_a_tie_deeper_than_what_is_proposed_is_followed_to_its_end(monkeypatch):
+    """7,000 items of one code, their ids falling: FastScan proposes any of them, the answer is the least ids."""
+    rng = np.random.default_rng(0)
+    codes = drawn(rng, 60_000, 64, "uniform")
+    codes[20_000:27_000] = codes[5]
+    ids = np.arange(60_000)[::-1]
+    index = HashIndex(64)
+    index.add(codes, ids=ids)
+    depths = []
+    proposed = ranking._proposed
+    monkeypatch.setattr(ranking, "_proposed", lambda *given: depths.append(given[1]) or proposed(*given))
+    query = np.unpackbits(codes[5:6], axis=1, bitorder="little").astype(np.float32) * 2 - 1
+    found = index.search(query, k=10)
+    assert found.ids[0].tolist() == list(range(33_000, 33_010))
+    assert found.scores[0].tolist() == [0] * 10
+    assert depths == [74, 296, 1184, 4736]  # and then every code is scored
+    depths.clear()
+    assert index.search(query + 0.25 * rng.normal(size=(1, 64)), k=10, metric="aqd").ids.shape == (1, 10)
+
+
+@pytest.mark.parametrize("strings", [True, False])
+def test_ties_come_in_the_order_of_ids_not_of_insertion(strings):
+    rng = np.random.default_rng(4)
+    codes = drawn(rng, 3000, 32, "repeated")
+    numbers = rng.permutation(3000)
+    ids = np.array([f"{'é' if number % 3 else 'z'}{number}" for number in numbers], object) if strings else numbers
+    index = HashIndex(32)
+    index.add(codes, ids=ids)
+    queries = drawn_queries(rng, 6, 32, "coarse")
+    for metric in ("hamming", "aqd"):
+        for k in (1, 30, 200):
+            names, scores = expected(codes, queries, ids.tolist(), k, metric)
+            found = index.search(queries, k=k, metric=metric)
+            np.testing.assert_array_equal(found.ids, names.astype(object) if strings else names)
+            np.testing.assert_array_equal(found.scores, scores)
+
+
+def test_more_queries_than_a_group_are_each_as_alone(monkeypatch):
+    rng = np.random.default_rng(5)
+    index = HashIndex(64)
+    index.add(drawn(rng, 5000, 64, "clustered"))
+    queries = drawn_queries(rng, 40, 64, "model")
+    together = index.search(queries, k=9, metric="aqd")
+    monkeypatch.setattr(ranking, "_UNPACKED", 3 * 73 * 64)
+    apart = index.search(queries, k=9, metric="aqd")
+    np.testing.assert_array_equal(together.ids, apart.ids)
+    np.testing.assert_array_equal(together.scores, apart.scores)
+
+
+def test_segments_beside_each_other_are_one_index(monkeypatch):
+    """Several large segments are scanned by as many threads, for one query alone."""
+    from cmfah_hf.retrieval import index as index_module
+
+    monkeypatch.setattr(index_module, "_LARGEST_SEGMENT", 3000)
+    monkeypatch.setattr(scan.faiss, "omp_get_max_threads", lambda: 3)
+    rng = np.random.default_rng(6)
+    codes, queries = drawn(rng, 10_000, 64, "clustered"), drawn_queries(rng, 3, 64, "model")
+    index = HashIndex(64)
+    index.add(codes)
+    assert [len(segment) for segment in index._now.segments] == [3000, 3000, 3000, 1000]
+    for metric in ("hamming", "aqd"):
+        names, scores = expected(codes, queries, range(10_000), 25, metric)
+        for query in range(3):
+            found = index.search(queries[query], k=25, metric=metric)
+            np.testing.assert_array_equal(found.ids[0], names[query])
+            np.testing.assert_array_equal(found.scores[0], scores[query])
+
+
+def test_segments_stay_few_and_are_not_built_before_a_search():
+    rng = np.random.default_rng(7)
+    index = HashIndex(32)
+    for start in range(0, 20_000, 50):
+        index.add(drawn(rng, 50, 32, "uniform"), ids=np.arange(start, start + 50))
+    segments = index._now.segments
+    assert len(segments) <= 8
+    assert [segment.start for segment in segments[1:]] == [segment.end for segment in segments[:-1]]
+    assert segments[-1].end == 20_000
+    assert all(segment._scan is None for segment in segments)
+
+
+def test_approximate_search_and_what_it_misses():
+    rng = np.random.default_rng(8)
+    codes = drawn(rng, 20_000, 64, "clustered")
+    values = np.unpackbits(codes[rng.integers(20_000, size=50)], axis=1, bitorder="little") * 2.0 - 1
+    queries = pack(np.tanh(values + 0.5 * rng.normal(size=values.shape)))
+    index = HashIndex(64)
+    index.add(codes)
+    exact, found = index.search(queries, k=10), index.search(queries, k=10, exact=False, probes=8)
+    assert found.ids.shape == (50, 10)
+    assert (found.scores >= exact.scores).all()  # it can only miss
+    hits = [np.count_nonzero(own <= best[-1]) / 10 for own, best in zip(found.scores, exact.scores, strict=True)]
+    assert index.measure_recall(queries, k=10, probes=8) == pytest.approx(np.mean(hits))
+    assert np.mean(hits) > 0.8
+    assert index.measure_recall(queries, k=10, probes=10_000) == 1  # all lists are all items
+    assert index.measure_recall(np.tanh(values), k=10, metric="aqd", probes=10_000) > 0.95
+
+    # What is added or removed later is seen all the same.
+    index.add(queries[:1], ids=[10**6])
+    assert index.search(queries[:1], k=1, exact=False).ids.tolist() in ([[10**6]], [[exact.ids[0, 0]]])
+    index.remove([exact.ids[1, 0]])
+    assert exact.ids[1, 0] not in index.search(queries[1:2], k=10, exact=False).ids
+    index.add(drawn(rng, 9000, 64, "uniform"))  # more than a quarter: the lists are made anew
+    assert index.search(queries, k=3, exact=False).ids.shape == (50, 3)
+    assert len(index._inverted[0].codes) == 29_001
+
+
+def test_a_condition_that_few_items_meet_is_still_answered_in_full_without_exactness():
+    rng = np.random.default_rng(9)
+    index = HashIndex(64)
+    index.add(drawn(rng, 9000, 64, "uniform"), metadata={"rare": np.arange(9000) % 3000 == 0})
+    found = index.search(np.ones(64), k=3, exact=False, probes=1, where={"rare": True})
+    assert sorted(found.ids[0].tolist()) == [0, 3000, 6000]
