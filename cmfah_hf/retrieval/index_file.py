@@ -29,6 +29,7 @@ READABLE_VERSIONS = ("1", FORMAT_VERSION)
 LOCK_TIMEOUT_S = 60.0
 
 _TENSOR_TYPES = {"codes": "U8", "ids": "I64", "id_bytes": "U8", "id_ends": "I64", "table": "I64"}
+_NUMPY_TYPES = {"U8": np.dtype("u1"), "I64": np.dtype("<i8")}
 
 
 def write_index(
@@ -71,7 +72,7 @@ def write_index(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
-            if expected_stamp is not None and path.is_file() and _header(path).get("stamp") != expected_stamp:
+            if expected_stamp is not None and path.is_file() and _opened(path)[0].get("stamp") != expected_stamp:
                 raise HashIndexError(
                     f"{path} was saved by somebody else since this index was loaded from it or saved to it; load it "
                     "anew and repeat the changes, save to another file, or pass overwrite=True."
@@ -97,7 +98,7 @@ def read_index(path: Path, mmap: bool) -> tuple[dict[str, str], np.ndarray, Ids,
     Raises:
         HashIndexError: If the file is missing, damaged, of another kind or of another version.
     """
-    header = _header(path)
+    header, tensors = _opened(path)
     if header.get("format") != FORMAT:
         raise HashIndexError(f"{path} is safetensors but no hash index; give the file that an index was saved to.")
     if header.get("version") not in READABLE_VERSIONS:
@@ -105,7 +106,6 @@ def read_index(path: Path, mmap: bool) -> tuple[dict[str, str], np.ndarray, Ids,
             f"{path} has version {header.get('version')} of the format, this release reads version "
             f"{' and '.join(READABLE_VERSIONS)}; save the index anew."
         )
-    tensors = _mapped(path)
     if not mmap:
         tensors = {name: np.array(tensor) for name, tensor in tensors.items()}
     if header.get("checksum") != checksum(header, tensors) or not _fits(header, tensors):
@@ -151,29 +151,23 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _header(path: Path) -> dict[str, str]:
+def _opened(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Header and tensors, out of one opening of the file: it may be replaced at any time."""
     if not path.is_file():
         raise HashIndexError(f"{path} is no file; give the file that an index was saved to.")
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return file.metadata() or {}
-    except safetensors.SafetensorError as error:
+        with path.open("rb") as file:
+            content = np.asarray(np.memmap(file, np.uint8, "r"))
+        start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+        layout = json.loads(content[8:start].tobytes())
+        header, tensors = layout.pop("__metadata__", {}), {}
+        for name, entry in layout.items():
+            if entry["dtype"] == _TENSOR_TYPES.get(name):
+                first, end = (start + offset for offset in entry["data_offsets"])
+                tensors[name] = content[first:end].view(_NUMPY_TYPES[entry["dtype"]]).reshape(entry["shape"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HashIndexError(f"{path} is damaged or no hash index ({error}); save the index anew.") from error
-
-
-def _mapped(path: Path) -> dict[str, np.ndarray]:
-    tensors = {}
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        layout = json.loads(file.read(length))
-    for name, entry in layout.items():
-        if name in _TENSOR_TYPES and entry["dtype"] == _TENSOR_TYPES[name]:
-            dtype, shape = np.dtype({"U8": "u1", "I64": "<i8"}[entry["dtype"]]), tuple(entry["shape"])
-            start = 8 + length + entry["data_offsets"][0]
-            # An empty range cannot be mapped. The plain array over the map is what FAISS takes.
-            mapped = np.memmap(path, dtype, "r", start, shape) if np.prod(shape) else np.empty(shape, dtype)
-            tensors[name] = np.asarray(mapped)
-    return tensors
+    return header, tensors
 
 
 def _fits(header: dict[str, str], tensors: dict[str, np.ndarray]) -> bool:

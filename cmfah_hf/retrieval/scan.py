@@ -158,14 +158,23 @@ class FastScan:
             if flat.any():
                 asked = np.where(flat[:, None], np.float32(1), asked)
         approximate, rows = self._index.search(asked, depth)
+        # FAISS never returns a code whose rounded sum is 0, the least there is, and fills up with -1.
+        missing = rows < 0
+        short = missing[:, -1]
+        if short.any():
+            rows = np.where(missing, 0, rows)
         if queries.hamming:
             costs = np.rint(queries.costs(approximate))
-            return Candidates(costs, rows, costs[:, -1])
-        costs = exact_costs(queries, self._codes[rows])
-        rounding = spans.shape[1] * 0.5 * np.maximum(widest / 255, total / 65535)
-        # A thousandth more for the float32 arithmetic on the way.
-        bounds = -(approximate[:, -1] + 1.001 * rounding + 1e-4 * total)
-        return Candidates(costs, rows, np.where(flat, -np.inf, bounds).astype(np.float32))
+            bounds = np.where(short, np.float32(asked.shape[1]), costs[:, -1])
+        else:
+            costs = exact_costs(queries, self._codes[rows])
+            rounding = spans.shape[1] * 0.5 * np.maximum(widest / 255, total / 65535)
+            # A thousandth more for the float32 arithmetic on the way.
+            rounded = np.where(short, -total / 2, approximate[:, -1]) + 1.001 * rounding + 1e-4 * total
+            bounds = np.where(flat, -np.inf, -rounded).astype(np.float32)
+        if short.any():
+            costs[missing] = np.inf
+        return Candidates(costs, rows, bounds)
 
 
 class PostingLists:

@@ -121,12 +121,11 @@ def test_any_history_of_items_with_columns(tmp_path_factory, history, strings, m
             index.save(path)
             index = HashIndex.load(path, mmap=mmap)
         elif (verb == "add" and any(held)) or (verb in ("remove", "update codes", "update columns") and not all(held)):
-            call = {
-                "add": lambda ids=ids, codes=codes: index.add(codes, ids=ids),
-                "remove": lambda ids=ids: index.remove(ids),
-            }.get(verb, lambda ids=ids: index.update(ids, metadata={"colour": ["x"] * len(ids)}))
+            call, *given = {"add": (index.add, codes, ids), "remove": (index.remove, ids)}.get(
+                verb, (index.update, ids)
+            )
             with pytest.raises(HashIndexError, match=r"already|holds no id"):
-                call()
+                call(*given)
         elif verb == "remove":
             index.remove(ids)
             for i in ids:
@@ -170,7 +169,9 @@ def test_every_form_of_columns_is_the_same_table():
     for form in forms:
         index = HashIndex(16)
         index.add(codes, metadata=form)
-        assert index.metadata.to_pylist() == [dict(zip(columns, row, strict=True)) for row in zip(*columns.values())]
+        assert index.metadata.to_pylist() == [
+            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+        ]
 
 
 def test_many_small_additions_leave_few_chunks():
@@ -183,7 +184,7 @@ def test_many_small_additions_leave_few_chunks():
 
 @pytest.mark.parametrize("mmap", [True, False])
 def test_columns_are_saved_beside_the_codes(tmp_path, mmap):
-    index, codes, columns = filled()
+    index, codes, _ = filled()
     index.remove(["n003"])
     index.save(tmp_path / "index")
     loaded = HashIndex.load(tmp_path / "index", mmap=mmap)

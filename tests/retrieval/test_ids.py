@@ -1,0 +1,85 @@
+"""Ids by row, and rows by id, against lists and dictionaries."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmfah_hf.retrieval import ids as ids_module
+from cmfah_hf.retrieval.ids import GrowingArray, IdColumn, IdLookup, IntegerIds, StringIds, id_array
+
+
+def empty(strings):
+    nothing = np.empty(0, np.int64)
+    return IdColumn(StringIds(np.empty(0, np.uint8), nothing) if strings else IntegerIds(nothing))
+
+
+words = st.lists(st.text(max_size=4) | st.sampled_from(["\udcff", "é\x00", "🌊"]), max_size=8)
+
+
+@given(st.lists(words, max_size=6))
+def test_strings_come_back_as_they_were(blocks):
+    column, everything = empty(strings=True), []
+    for block in blocks:
+        before = column.view()
+        held = list(everything)
+        if block:
+            column.append(id_array(block))
+            everything += block
+        assert before.take(np.arange(len(before))).tolist() == held  # an earlier view stays as it was
+    view = column.view()
+    assert len(view) == len(everything)
+    rows = np.arange(len(everything))[::-1].reshape(-1, 1)
+    assert view.take(rows).tolist() == [[item_id] for item_id in everything[::-1]]
+
+
+def test_views_stay_when_the_buffer_grows_and_what_was_given_is_not_written():
+    given_rows = np.arange(6).reshape(3, 2)
+    array = GrowingArray(given_rows[:2])
+    first = array.view()
+    array.append(np.array([[9, 9]]))
+    assert given_rows[2].tolist() == [4, 5]
+    for number in range(100):
+        array.append(np.full((1, 2), number))
+    assert first.tolist() == [[0, 1], [2, 3]]
+    assert array.view()[:3].tolist() == [[0, 1], [2, 3], [9, 9]]
+    assert array.view()[3:, 0].tolist() == list(range(100))
+    with pytest.raises(ValueError, match="read-only"):
+        array.view()[0] = 1
+
+
+changes = st.lists(st.tuples(st.booleans(), st.integers(0, 40)), max_size=60)
+
+
+@given(changes, st.booleans(), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_rows_are_found_by_id_through_any_history(history, strings, collide):
+    """With few newest rows, so that the sorted ones are made anew often; also where all strings have one hash."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(IdLookup, "_FEW", 3)
+        if collide and strings:
+            patch.setattr(ids_module, "keys_of", lambda ids: np.zeros(len(ids), np.int64))
+        column, lookup, alive, rows_by_id = empty(strings), IdLookup(), [], {}
+        name = (lambda number: f"n{number}") if strings else int
+        wanted = id_array([name(number) for number in range(41)])
+        for step, (adding, number) in enumerate(history):
+            if adding and number not in rows_by_id:
+                rows_by_id[number] = len(alive)
+                column.append(id_array([name(number)]))
+                alive.append(True)
+            elif not adding and number in rows_by_id:
+                alive[rows_by_id.pop(number)] = False
+            if step % 3 == 0 and alive:
+                found = lookup.rows_of(wanted, column.view(), np.array(alive))
+                assert found.tolist() == [rows_by_id.get(number, -1) for number in range(41)]
+
+
+def test_many_ids_at_once():
+    rng = np.random.default_rng(0)
+    numbers = rng.permutation(100_000)
+    column, lookup = empty(strings=False), IdLookup()
+    column.append(numbers[:60_000])
+    np.testing.assert_array_equal(lookup.rows_of(numbers[:60_000], column.view(), None), np.arange(60_000))
+    column.append(numbers[60_000:])
+    np.testing.assert_array_equal(lookup.rows_of(numbers, column.view(), None), np.arange(100_000))
+    assert lookup.rows_of(np.array([-1, 100_000]), column.view(), None).tolist() == [-1, -1]

@@ -1,0 +1,367 @@
+"""An index on disk: what comes back in another process, and what no damage, no full disk and no rival may do to it."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from cmfah_hf.errors import HashIndexError
+from cmfah_hf.retrieval import index_file
+from cmfah_hf.retrieval.codes import sign
+from cmfah_hf.retrieval.index import HashIndex
+
+HEADER = {
+    "format": "cmfah-hash-index",
+    "version": "2",
+    "bits": "16",
+    "count": "3",
+    "id_type": "str",
+    "next_id": "0",
+}
+
+
+def tied_values(rng, rows, bits):
+    """Few patterns, many times over: ties everywhere."""
+    patterns = rng.normal(size=(max(2, rows // 4), bits))
+    return np.clip(np.round(patterns[rng.integers(len(patterns), size=rows)] * 2) / 4, -1, 1)
+
+
+def filled():
+    index = HashIndex(16)
+    index.add(np.ones((3, 16)))
+    return index
+
+
+@pytest.mark.parametrize("strings", [True, False])
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_saved_index_searches_the_same_in_a_new_process(tmp_path, strings, mmap):
+    rng = np.random.default_rng(3)
+    index = HashIndex(24)
+    ids = [f"é{i}-\udcff" for i in range(50)] if strings else list(range(100, 50, -1))
+    index.add(tied_values(rng, 50, 24), ids=ids)
+    index.save(tmp_path / "folder" / "my.index")
+    np.save(tmp_path / "queries.npy", tied_values(rng, 4, 24))
+    script = (
+        "import json, sys, numpy as np\n"
+        "from cmfah_hf.retrieval.index import HashIndex\n"
+        f"index = HashIndex.load(sys.argv[1], mmap={mmap}, bits=24)\n"
+        "queries = np.load(sys.argv[2])\n"
+        "out = [index.search(queries, k=9, metric=m) for m in ('hamming', 'aqd')]\n"
+        "print(json.dumps([[r.ids.tolist(), r.scores.tolist()] for r in out]))\n"
+    )
+    command = [sys.executable, "-c", script, tmp_path / "folder" / "my.index", tmp_path / "queries.npy"]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    queries = np.load(tmp_path / "queries.npy")
+    here = [index.search(queries, k=9, metric=m) for m in ("hamming", "aqd")]
+    assert found == [[r.ids.tolist(), r.scores.tolist()] for r in here]
+
+
+def test_the_file_is_plain_safetensors(tmp_path):
+    index = HashIndex(16)
+    index.add(sign(np.random.default_rng(0).normal(size=(5, 16))), ids=[3, 1, 4, 15, 9])
+    index.save(tmp_path / "index")
+    with safetensors.safe_open(tmp_path / "index", framework="numpy") as file:
+        header = file.metadata()
+        np.testing.assert_array_equal(file.get_tensor("codes"), index.codes)
+        assert file.get_tensor("ids").tolist() == [3, 1, 4, 15, 9]
+    assert {k: header[k] for k in ("format", "version", "bits", "count", "id_type")} == {
+        "format": "cmfah-hash-index",
+        "version": "2",
+        "bits": "16",
+        "count": "5",
+        "id_type": "int",
+    }
+
+
+def test_mapped_codes_are_not_copied_and_can_be_saved_over(tmp_path):
+    path = tmp_path / "index"
+    index = HashIndex(16)
+    index.add(sign(np.random.default_rng(0).normal(size=(50, 16))))
+    index.save(path)
+    mapped = HashIndex.load(path, mmap=True)
+    base = mapped.codes
+    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base
+    assert isinstance(base, np.memmap)
+    mapped.remove([0])
+    mapped.add(np.ones((1, 16)), ids=[500])
+    mapped.save(path)
+    again = HashIndex.load(path)
+    assert again.ids.tolist() == [*range(1, 50), 500]
+    np.testing.assert_array_equal(again.codes[:-1], index.codes[1:])
+
+
+def test_an_empty_index_round_trips(tmp_path):
+    HashIndex(32).save(tmp_path / "index")
+    loaded = HashIndex.load(tmp_path / "index", mmap=True)
+    assert (len(loaded), loaded.bits) == (0, 32)
+    loaded.add(np.ones((1, 32)), ids=["a"])
+    assert loaded.ids.tolist() == ["a"]
+
+
+def saved(tmp_path, **changes):
+    path = tmp_path / "broken.index"
+    index = HashIndex(16)
+    index.add(sign(np.random.default_rng(0).normal(size=(9, 16))), ids=[f"n{i}" for i in range(9)])
+    index.save(path)
+    if changes:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            header = file.metadata()
+        tensors = safetensors.numpy.load_file(path)
+        safetensors.numpy.save_file(tensors, path, metadata={**header, **changes})
+    return path
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_any_changed_byte_of_the_data_is_noticed(tmp_path, mmap):
+    path = saved(tmp_path)
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    assert HashIndex.load(path, mmap=mmap).ids[0] == "n0"
+    for at in range(start, len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        with pytest.raises(HashIndexError, match=r"broken\.index is damaged"):
+            HashIndex.load(path, mmap=mmap)
+
+
+@pytest.mark.parametrize("length", [0, 5, 40, -1])
+def test_a_file_that_was_cut_short_is_noticed(tmp_path, length):
+    path = saved(tmp_path)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(HashIndexError, match=r"broken\.index is damaged"):
+        HashIndex.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": "3"}, r"broken\.index has version 3"),
+        ({"format": "other"}, r"broken\.index .*no hash index"),
+        ({"bits": "32"}, r"broken\.index is damaged"),
+        ({"count": "8"}, r"broken\.index is damaged"),
+        ({"id_type": "int"}, r"broken\.index is damaged"),
+        ({"next_id": "x"}, r"broken\.index is damaged"),
+    ],
+)
+def test_a_changed_header_is_noticed(tmp_path, changes, message):
+    with pytest.raises(HashIndexError, match=message):
+        HashIndex.load(saved(tmp_path, **changes))
+
+
+def test_a_header_that_promises_more_than_there_is_is_noticed(tmp_path):
+    """The checksum is right, as anyone can make it; the kernels would read past the end of the codes."""
+    path = tmp_path / "crafted"
+    for header, codes in (({"bits": "64"}, (3, 2)), ({"count": "9"}, (3, 2)), ({"id_type": "str"}, (3, 2)), ({}, (6,))):
+        index = filled()
+        index.save(path)
+        with safetensors.safe_open(path, framework="numpy") as file:
+            header = {**file.metadata(), **header}
+        tensors = {"codes": np.zeros(codes, np.uint8), "ids": np.arange(3)}
+        header["checksum"] = index_file.checksum(header, tensors)
+        safetensors.numpy.save_file(tensors, path, metadata=header)
+        with pytest.raises(HashIndexError, match="damaged"):
+            HashIndex.load(path)
+
+
+def test_foreign_files_are_named(tmp_path):
+    safetensors.numpy.save_file({"w": np.ones(3)}, tmp_path / "model.safetensors")
+    (tmp_path / "notes.txt").write_text("not an index at all, but long enough to have a header length")
+    for name, message in (("model.safetensors", "no hash index"), ("notes.txt", "damaged or no"), ("none", "no file")):
+        with pytest.raises(HashIndexError, match=f"{name} .*{message}"):
+            HashIndex.load(tmp_path / name)
+    with pytest.raises(HashIndexError, match="no file"):
+        HashIndex.load(tmp_path)
+    with pytest.raises(HashIndexError, match="is a folder"):
+        HashIndex(16).save(tmp_path)
+
+
+def test_the_expected_bits_are_checked(tmp_path):
+    with pytest.raises(HashIndexError, match=r"broken\.index .*16 bits, where 64"):
+        HashIndex.load(saved(tmp_path), bits=64)
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = saved(tmp_path)
+    before = path.read_bytes()
+
+    def half(tensors, file, metadata):
+        file.write_bytes(b"half of")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", half)
+    with pytest.raises(HashIndexError, match=r"broken\.index could not be written \(no space left\)"):
+        HashIndex(16).save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")] == ["broken.index"]
+
+
+def test_an_index_of_the_first_version_is_read(tmp_path):
+    """As it was written before there were stamps and metadata."""
+    ids = ["b", "", "é"]
+    text = "".join(ids).encode()
+    tensors = {
+        "codes": np.arange(6, dtype=np.uint8).reshape(3, 2),
+        "id_bytes": np.frombuffer(text, np.uint8),
+        "id_ends": np.array([1, 1, 3]),
+    }
+    header = {
+        "format": "cmfah-hash-index",
+        "version": "1",
+        "bits": "16",
+        "count": "3",
+        "id_type": "str",
+        "next_id": "0",
+    }
+    header["checksum"] = index_file.checksum(header, tensors)
+    safetensors.numpy.save_file(tensors, tmp_path / "old", metadata=header)
+    for mmap in (True, False):
+        index = HashIndex.load(tmp_path / "old", mmap=mmap)
+        assert index.ids.tolist() == ids
+        assert index.codes.tolist() == tensors["codes"].tolist()
+        index.save(tmp_path / "new")
+        assert HashIndex.load(tmp_path / "new").ids.tolist() == ids
+
+
+@pytest.mark.parametrize("ends", [[2, 1, 3], [1, 1, 9], [-1, 1, 3]])
+def test_ends_of_ids_that_lead_out_of_the_file_are_noticed(tmp_path, ends):
+    tensors = {
+        "codes": np.zeros((3, 2), np.uint8),
+        "id_bytes": np.frombuffer(b"abc", np.uint8),
+        "id_ends": np.array(ends),
+    }
+    header = {
+        "format": "cmfah-hash-index",
+        "version": "2",
+        "bits": "16",
+        "count": "3",
+        "id_type": "str",
+        "next_id": "0",
+    }
+    header["checksum"] = index_file.checksum(header, tensors)
+    safetensors.numpy.save_file(tensors, tmp_path / "crafted", metadata=header)
+    with pytest.raises(HashIndexError, match="damaged"):
+        HashIndex.load(tmp_path / "crafted")
+
+
+def test_changes_of_somebody_else_are_not_overwritten(tmp_path):
+    path = tmp_path / "index"
+    filled().save(path)
+    mine, theirs = HashIndex.load(path), HashIndex.load(path)
+    theirs.add(np.ones((1, 16)), ids=[77])
+    theirs.save(path)
+    theirs.save(path)  # one's own saves are no rivals
+    mine.remove([0])
+    with pytest.raises(HashIndexError, match=r"index was saved by somebody else .* pass overwrite=True"):
+        mine.save(path)
+    assert HashIndex.load(path).ids.tolist() == [0, 1, 2, 77]
+    mine.save(tmp_path / "other")
+    mine.save(path, overwrite=True)
+    assert HashIndex.load(path).ids.tolist() == [1, 2]
+    filled().save(path)  # what was never loaded from there replaces it
+    assert len(HashIndex.load(path)) == 3
+
+
+def _hold_the_lock(path, ready):
+    with index_file._locked(path):
+        ready.set()
+        time.sleep(60)
+
+
+def test_a_file_that_another_process_is_writing_is_waited_for(tmp_path, monkeypatch):
+    path = tmp_path / "index"
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    rival = context.Process(target=_hold_the_lock, args=(path, ready))
+    rival.start()
+    try:
+        assert ready.wait(60)
+        monkeypatch.setattr(index_file, "LOCK_TIMEOUT_S", 0.2)
+        with pytest.raises(HashIndexError, match=r"index has been locked by another process for 0\.2 seconds"):
+            filled().save(path)
+        assert not path.exists()
+    finally:
+        rival.kill()
+        rival.join()
+    filled().save(path)  # the lock of a dead process is no lock
+    assert len(HashIndex.load(path)) == 3
+
+
+_SAVING = """
+import sys, numpy as np
+from cmfah_hf.retrieval.index import HashIndex
+index = HashIndex(64)
+index.add(np.zeros((200_000, 8), np.uint8), ids=[f"item-{i}" for i in range(200_000)])
+index.save(sys.argv[1])
+print("saved", flush=True)
+while True:
+    index.update(["item-7"], codes=np.full((1, 8), 255, np.uint8))
+    index.save(sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "index"
+    for delay in (0.0, 0.003, 0.01, 0.02, 0.05):
+        process = subprocess.Popen([sys.executable, "-c", _SAVING, path], stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout.readline() == "saved\n"
+            time.sleep(delay)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        index = HashIndex.load(path)
+        assert len(index) == 200_000
+        assert "item-7" in index
+        index.save(path)
+
+
+def _save_many(path, number):
+    for _ in range(20):
+        index = HashIndex(16)
+        index.add(np.zeros((1000 + number, 2), np.uint8))
+        index.save(path)
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_file_leave_one_of_theirs(tmp_path):
+    path = tmp_path / "index"
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_save_many, args=(path, number)) for number in (1, 2)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        if path.exists():
+            assert len(HashIndex.load(path)) in (1001, 1002)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".index.lock", "index"]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk takes root on Linux")
+def test_a_disk_that_is_really_full(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        path = small / "index"
+        filled().save(path)
+        large = HashIndex.load(path)
+        large.add(np.zeros((50_000, 2), np.uint8))
+        with pytest.raises(HashIndexError, match=r"small/index could not be written .* is as it was"):
+            large.save(path)
+        assert len(HashIndex.load(path)) == 3
+        assert {file.name for file in small.iterdir()} <= {"index", ".index.lock"}
+        large.save(tmp_path / "elsewhere")  # nothing of it is lost
+        assert len(HashIndex.load(tmp_path / "elsewhere")) == 50_003
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
