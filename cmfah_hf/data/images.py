@@ -48,14 +48,18 @@ def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
     return _upright(image)
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a path is a file with an ending that Pillow knows."""
+    return path.suffix.lower() in Image.registered_extensions() and path.is_file()
+
+
 def find_pictures(folder: Path) -> list[Path]:
     """The files below a folder that are pictures by their ending, in the order of their paths.
 
     Raises:
         DataError: If there is none.
     """
-    endings = Image.registered_extensions()
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if is_picture(path))
     if not found:
         raise DataError(f"{folder}: no picture below this folder; give the folder that holds them.")
     return found

@@ -1,6 +1,6 @@
 """Columns beside the codes: an Arrow table of one row an item, and conditions on it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,28 @@ def rows_allowed(table: pa.Table | None, where: Any) -> np.ndarray:
         raise QueryError(
             f"The condition {where} has no meaning for the columns {', '.join(columns)} ({str(error).splitlines()[0]})."
         ) from error
+
+
+def parse_conditions(conditions: Sequence[str], table: pa.Table | None) -> dict[str, Any]:
+    """`column=value` texts as `rows_allowed` takes them, the values in the types of their columns.
+
+    Raises:
+        QueryError: If a text has no `=`, a column is unknown, or a value is not of its column's type.
+    """
+    columns = [] if table is None else table.column_names
+    parsed = {}
+    for condition in conditions:
+        name, equals, value = condition.partition("=")
+        if not equals:
+            raise QueryError(f"A condition is 'column=value', not {condition!r}.")
+        if name not in columns:
+            raise QueryError(_unknown(name, columns))
+        kind = table.schema.field(name).type
+        try:
+            parsed[name] = pa.scalar(value).cast(kind).as_py()
+        except pa.ArrowException as error:
+            raise QueryError(f"{value!r} is no value of the column {name!r}, which holds {kind}.") from error
+    return parsed
 
 
 def _unknown(name: str, columns: list[str]) -> str:

@@ -1,11 +1,10 @@
 """A model, its processor, its word graph and two indexes: search in a few calls.
 
-Shape suffixes: N items, K hash bits.
+Shape suffixes: N items, Q queries, K hash bits.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
 from cmfah_hf.data import load_image_text, resolve_data_path
-from cmfah_hf.data.images import decode_image, decoding_off, find_pictures
+from cmfah_hf.data.images import decode_image, find_pictures, is_picture
 from cmfah_hf.data.loading import is_data_set
-from cmfah_hf.errors import CheckpointError, DataError, HashIndexError, ImageError, QueryError
+from cmfah_hf.errors import CheckpointError, DataError, ImageError, QueryError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
+from cmfah_hf.retrieval.items import Items, batches_of, taken
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class CrossMediaRetriever:
             ImageError: If one cannot be read; it names the picture.
         """
         batches = []
-        for batch in _batches(images, batch_size, "Pictures", progress):
+        for batch in batches_of(images, batch_size, "Pictures", progress):
             pixel_values = self.processor(images=[decode_image(image) for image in batch], return_tensors="pt")[
                 "pixel_values"
             ]
@@ -116,7 +116,7 @@ class CrossMediaRetriever:
     def encode_texts(self, texts: Iterable[str], batch_size: int = 256, progress: bool = False) -> np.ndarray:
         """Hash values `(N, K)` in (-1, 1), float32, of texts alone. One without a known word has those of no text."""
         batches = []
-        for batch in _batches(texts, batch_size, "Texts", progress):
+        for batch in batches_of(texts, batch_size, "Texts", progress):
             inputs = self.processor(text=self.expand(batch), return_tensors="pt").to(self.model.device)
             hash_values = self.model.get_text_hash(inputs["input_ids"], inputs["attention_mask"])
             batches.append(hash_values.float().cpu().numpy())
@@ -131,7 +131,7 @@ class CrossMediaRetriever:
         For `protocol="paired"` alone: a query that is encoded with its partner knows the answer.
         """
         batches = []
-        for batch in _batches(zip(images, texts, strict=True), batch_size, "Pairs", progress):
+        for batch in batches_of(zip(images, texts, strict=True), batch_size, "Pairs", progress):
             pictures, own_texts = zip(*batch, strict=True)
             inputs = self.processor(
                 images=[decode_image(picture) for picture in pictures], text=self.expand(own_texts), return_tensors="pt"
@@ -149,70 +149,81 @@ class CrossMediaRetriever:
         ids: Sequence[int] | Sequence[str] | None = None,
         batch_size: int = 32,
         progress: bool = False,
+        column: str = "image",
+        metadata: Any = None,
     ) -> list[str]:
         """Encodes pictures and adds them to the index `images`. One that cannot be read is left out, and named.
 
         Args:
-            images: A data set with the columns `image` and `id`, or an iterable of paths, bytes or Pillow pictures.
-            ids: Of the pictures. None: the data set's, the paths as given, or their numbers.
+            images: A data set or a stream, or an iterable of paths, bytes or Pillow pictures.
+            ids: Of the pictures. None: the data set's column `id`, the paths as given, or their numbers.
             batch_size: Pictures encoded at once.
             progress: Whether to show a progress bar.
+            column: The data set's column of pictures.
+            metadata: The names of the data set's columns to keep; beside other pictures, columns as `HashIndex.add`
+                takes them.
 
         Returns:
             For each picture that was left out, why.
 
         Raises:
+            DataError: If the data set lacks a column.
             HashIndexError: If there are not as many ids as pictures, or an id is not new.
         """
-        if hasattr(images, "column_names"):
-            raw = decoding_off(images)
-            total = len(raw) if hasattr(raw, "__len__") else None
-            if ids is None and "id" in (raw.column_names or ()):
-                ids = raw["id"] if hasattr(raw, "__len__") else [row["id"] for row in raw.select_columns(["id"])]
-            images = (row["image"] for row in raw)
-        else:
+        if not hasattr(images, "column_names"):
             images = list(images)
-            total = len(images)
             if ids is None and all(isinstance(image, (str, Path)) for image in images):
                 ids = [str(image) for image in images]
-        if ids is not None and total not in (None, len(ids)):
-            raise HashIndexError(f"{total} pictures came with {len(ids)} ids; give one id a picture.")
+        items = Items(images, column, ids, metadata, "pictures")
         unreadable: list[str] = []
-        start, first = 0, self.images.next_id
-        for batch in _batches(images, batch_size, "Pictures", progress, total):
-            # Numbers count the pictures as given, so that one that is left out does not shift those behind it.
-            numbers = range(start, start + len(batch))
-            batch_ids = [first + number if ids is None else ids[number] for number in numbers]
-            start += len(batch)
+        # Numbers count the pictures as given, so that one that is left out does not shift those behind it.
+        first = self.images.next_id
+        for batch in items.batches(batch_size, progress, "Pictures"):
             pictures, kept = [], []
-            for position, image in enumerate(batch):
+            for position, image in enumerate(batch.values):
                 try:
-                    name = None if isinstance(image, (str, Path)) else str(batch_ids[position])
-                    pictures.append(decode_image(image, name))
+                    own_id = first + position if batch.ids is None else batch.ids[position]
+                    pictures.append(decode_image(image, None if isinstance(image, (str, Path)) else str(own_id)))
                     kept.append(position)
                 except ImageError as error:
                     logger.warning("Left out: %s", error)
                     unreadable.append(str(error))
             if pictures:
-                self.images.add(self.encode_images(pictures, batch_size), [batch_ids[position] for position in kept])
+                _, batch_ids, table = taken(batch, kept, first)
+                self.images.add(self.encode_images(pictures, batch_size), batch_ids, table)
+            first += len(batch.values)
         return unreadable
 
     def add_texts(
         self,
-        texts: Iterable[str],
+        texts: Any,
         ids: Sequence[int] | Sequence[str] | None = None,
         batch_size: int = 256,
         progress: bool = False,
+        column: str = "text",
+        metadata: Any = None,
     ) -> None:
         """Encodes texts and adds them to the index `texts`.
 
         Args:
-            texts: The texts.
-            ids: Of the texts. None: their numbers.
+            texts: A data set or a stream, or an iterable of texts.
+            ids: Of the texts. None: the data set's column `id`, or their numbers.
             batch_size: Texts encoded at once.
             progress: Whether to show a progress bar.
+            column: The data set's column of texts; lists of words will do.
+            metadata: The names of the data set's columns to keep; beside other texts, columns as `HashIndex.add` takes
+                them.
+
+        Raises:
+            DataError: If the data set lacks a column.
+            HashIndexError: If there are not as many ids as texts, or an id is not new.
         """
-        self.texts.add(self.encode_texts(texts, batch_size, progress), ids)
+        first = self.texts.next_id
+        for batch in Items(texts, column, ids, metadata, "texts").batches(batch_size, progress, "Texts"):
+            values, batch_ids, table = taken(batch, list(range(len(batch.values))), first)
+            words = [value if isinstance(value, str) else " ".join(value or ()) for value in values]
+            self.texts.add(self.encode_texts(words, batch_size), batch_ids, table)
+            first += len(values)
 
     def add_source(
         self,
@@ -221,36 +232,44 @@ class CrossMediaRetriever:
         what: str = "images",
         batch_size: int = 32,
         progress: bool = False,
+        metadata: Sequence[str] = (),
+        prefix: str = "",
     ) -> list[str]:
-        """Adds all pictures, or all texts, of a data set or of a folder of pictures without any metadata.
+        """Adds all pictures, or all texts, of a data set, of a folder of pictures without any metadata, or of one file.
 
         Args:
-            source: A folder of pictures, or whatever `load_image_text` takes.
+            source: A picture, a folder of pictures, or whatever `load_image_text` takes.
             split: One split. None: all, and where there are several the ids are such as `train/cat.jpg`.
             what: `"images"` or `"texts"`.
             batch_size: Items encoded at once.
             progress: Whether to show a progress bar.
+            metadata: The columns to keep beside the codes; a data set's `text`, `labels` or any other.
+            prefix: What all ids begin with.
 
         Returns:
             For each picture that was left out, why.
 
         Raises:
-            DataError: If the source cannot be used.
+            DataError: If the source cannot be used, or lacks a column.
         """
-        folder = resolve_data_path(source)
-        if what == "images" and folder.is_dir() and not is_data_set(folder):
-            paths = find_pictures(folder)
-            ids = [path.relative_to(folder).as_posix() for path in paths]
-            return self._some_of(source, len(paths), self.add_images(paths, ids, batch_size, progress))
+        path = resolve_data_path(source)
+        pictures = find_pictures(path) if path.is_dir() and not is_data_set(path) and what == "images" else None
+        if what == "images" and is_picture(path):
+            pictures = [path]
+        if pictures is not None:
+            if metadata:
+                raise DataError(f"{source}: pictures without a data set have no column {metadata[0]!r} to keep.")
+            ids = [prefix + (path.name if path.is_file() else own.relative_to(path).as_posix()) for own in pictures]
+            return self._some_of(source, len(pictures), self.add_images(pictures, ids, batch_size, progress))
         loaded = load_image_text(source, split=split)
         parts = {"": loaded} if split is not None else dict(loaded)
         unreadable: list[str] = []
         for name, part in parts.items():
-            ids = [f"{name}/{item_id}" for item_id in part["id"]] if len(parts) > 1 else list(part["id"])
+            ids = [f"{prefix}{name}/{item_id}" if len(parts) > 1 else f"{prefix}{item_id}" for item_id in part["id"]]
             if what == "images":
-                unreadable += self.add_images(part, ids, batch_size, progress)
+                unreadable += self.add_images(part, ids, batch_size, progress, metadata=metadata)
             else:
-                self.add_texts(list(part["text"]), ids, batch_size, progress)
+                self.add_texts(part, ids, batch_size, progress, metadata=metadata)
         return self._some_of(source, sum(map(len, parts.values())), unreadable)
 
     @staticmethod
@@ -266,25 +285,41 @@ class CrossMediaRetriever:
         k: int = 10,
         target: str | None = None,
         metric: Metric = "aqd",
+        where: Any = None,
+        exact: bool = True,
+        image_weight: float = 0.5,
     ) -> SearchResults:
-        """The nearest items of a text or of a picture, or of several of either.
+        """The nearest items of a text, of a picture, or of both together; or of several at once.
 
         Args:
             text: A text, or a list of texts.
-            image: A picture (a path, bytes, an open file, a Pillow picture), or a list of them; instead of `text`.
+            image: A picture (a path, bytes, an open file, a Pillow picture), or a list of them. Beside `text` it makes
+                a mixed query: one text for every picture, or one for all.
             k: How many items to give.
             target: `"images"` or `"texts"`: what is searched. None: pictures if there are any, else texts.
             metric: `"aqd"`, by `<z_q, B_x>` of `[aqd]`, or `"hamming"`.
+            where: A condition on the metadata, as for `HashIndex.search`.
+            exact: False: look only near the query, as `HashIndex.search` does.
+            image_weight: `w` of a mixed query, whose hash values are `w z_image + (1 - w) z_text`.
 
         Raises:
-            QueryError: If not exactly one of `text` and `image` is given, or no word of a text is known to the model.
+            QueryError: If neither `text` nor `image` is given, they do not pair up, the weight is not in 0..1, or no
+                word of a text is known to the model.
             ImageError: If a picture cannot be read.
             HashIndexError: If what is searched is empty.
         """
-        if (text is None) == (image is None):
-            raise QueryError("Give a text or an image to search with, one of them.")
         if target not in (None, "images", "texts"):
             raise QueryError(f"target is {target!r}; choose 'images' or 'texts'.")
+        hash_values_QK = self._query_values(text, image, image_weight)
+        index = self.texts if target == "texts" or (target is None and not len(self.images)) else self.images
+        return index.search(hash_values_QK, k=k, metric=metric, where=where, exact=exact)
+
+    def _query_values(self, text: str | Sequence[str] | None, image: Any, image_weight: float) -> np.ndarray:
+        if text is None and image is None:
+            raise QueryError("Give a text or an image to search with, or both.")
+        if not 0 <= image_weight <= 1:
+            raise QueryError(f"image_weight is {image_weight:g}; give a share from 0, the text alone, to 1.")
+        sides = []
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
             for query, expanded in zip(texts, self.expand(texts), strict=True):
@@ -293,11 +328,19 @@ class CrossMediaRetriever:
                         f"No word of {query!r} is among the {len(self.processor.tokenizer):,} that this model knows; "
                         "use other words."
                     )
-            hash_values_NK = self.encode_texts(texts)
-        else:
-            hash_values_NK = self.encode_images(image if isinstance(image, (list, tuple)) else [image])
-        index = self.texts if target == "texts" or (target is None and not len(self.images)) else self.images
-        return index.search(hash_values_NK, k=k, metric=metric)
+            sides.append((1 - image_weight, self.encode_texts(texts)))
+        if image is not None:
+            images = list(image) if isinstance(image, (list, tuple)) else [image]
+            sides.append((image_weight, self.encode_images(images)))
+        if len(sides) == 1:
+            return sides[0][1]
+        (text_weight, text_values), (_, image_values) = sides
+        if len(text_values) != len(image_values) and 1 not in (len(text_values), len(image_values)):
+            raise QueryError(
+                f"A mixed query of {len(text_values)} texts and {len(image_values)} pictures does not pair up; give as "
+                "many of either, or one."
+            )
+        return text_weight * text_values + image_weight * image_values
 
 
 def _find(source: str, name: str, kwargs: dict[str, Any]) -> str | None:
@@ -325,16 +368,3 @@ def _load(part: type, source: str, kwargs: dict[str, Any]) -> Any:
 
 def _reason(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".")
-
-
-def _batches(
-    items: Iterable[Any], batch_size: int, what: str, progress: bool, total: int | None = None
-) -> Iterator[list[Any]]:
-    if batch_size < 1:
-        raise QueryError(f"batch_size is {batch_size}; give 1 or more.")
-    total = len(items) if total is None and hasattr(items, "__len__") else total
-    iterator = iter(items)
-    with transformers_logging.tqdm(total=total, desc=what, disable=not progress) as bar:
-        while batch := list(islice(iterator, batch_size)):
-            yield batch
-            bar.update(len(batch))

@@ -117,11 +117,31 @@ CASES = {
     ),
     "search: neither": (
         "search {model} {sound.index}",
-        ["Give a text or an image to search with, one of them."],
+        ["Give a text or an image to search with, or both."],
     ),
-    "search: both": (
-        "search {model} {sound.index} --text boat --image {bare}/one.png",
-        ["one of them"],
+    "search: a weight above 1": (
+        "search {model} {sound.index} --text boat --image {bare}/one.png --image-weight 2",
+        ["image_weight is 2; give a share"],
+    ),
+    "search: a condition without a value": (
+        "search {model} {sound.index} --text boat --where year",
+        ["A condition is 'column=value', not 'year'."],
+    ),
+    "search: a condition on no column": (
+        "search {model} {sound.index} --text boat --where year=3",
+        ["no metadata column 'year'; it has none."],
+    ),
+    "index: a column that is not there": (
+        "index {model} {scenes} --keep year",
+        ["no column 'year'; it has id, image, text, labels"],
+    ),
+    "index: columns of mere pictures": (
+        "index {model} {bare}/one.png --keep year",
+        ["pictures without a data set have no column 'year' to keep."],
+    ),
+    "index: adding to nothing": (
+        "index {model} {bare} --add --output {bare}/absent.index",
+        ["absent.index is no file"],
     ),
     "search: k of 0": (
         "search {model} {sound.index} --text boat -k 0",

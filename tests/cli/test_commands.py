@@ -55,8 +55,8 @@ def test_help_of_the_program_and_of_each_command(cmfah):
         "demo": ["--train-scenes", "--json", "--output"],
         "train": ["--json", "config"],
         "evaluate": ["--query-split", "--protocol", "--plots", "--json"],
-        "index": ["--output", "--split", "--texts", "--batch-size", "--json"],
-        "search": ["--text", "--image", "-k", "--metric", "--json"],
+        "index": ["--output", "--split", "--texts", "--keep", "--add", "--batch-size", "--json"],
+        "search": ["--text", "--image", "--image-weight", "-k", "--metric", "--where", "--approximate", "--json"],
     }.items():
         outcome = cmfah(command, "--help")
         assert (outcome.code, outcome.err) == (0, "")
@@ -146,6 +146,45 @@ def test_index_of_mere_pictures_with_damaged_ones_inside(cmfah, trained, odd_pic
     # An opaque picture is what its copy with a transparency band is, and the first frame of a moving one stands for it.
     codes = dict(zip(index.ids.tolist(), index.codes.tolist(), strict=True))
     assert codes["plain.png"] == codes["transparent.webp"]
+
+
+def test_index_of_several_sources_with_columns_then_more(cmfah, trained, odd_pictures, tmp_path):
+    """One picture, a folder and a data set, each id with its source; more is added to the file that is there."""
+    picture, bare = odd_pictures / "plain.png", tmp_path / "bare"
+    bare.mkdir()
+    (bare / "own.png").write_bytes(picture.read_bytes())
+    path = tmp_path / "some.index"
+    outcome = cmfah("index", trained.folder, picture, bare, "-o", path, "--json")
+    assert outcome.document["items"] == 2
+    assert HashIndex.load(path).ids.tolist() == ["plain.png", f"{bare}/own.png"]
+    options = ("--split", "query", "--keep", "text", "--keep", "labels")
+    cmfah("index", trained.folder, trained.scenes, *options, "-o", path, "--add")
+    pairs = load_image_text(trained.scenes, split="query")
+    index = HashIndex.load(path)
+    assert index.ids.tolist()[2:] == pairs["id"][:]
+    assert index.metadata["text"].to_pylist() == [None, None, *pairs["text"]]
+
+    text = pairs[3]["text"]
+    found = cmfah("search", trained.folder, path, "--text", "boat", "--where", f"text={text}", "--json").document
+    expected = {row["id"] for row in pairs if row["text"] == text}
+    assert {hit["id"] for hit in found["results"]} == expected
+    assert all(hit["metadata"]["text"] == text for hit in found["results"])
+    assert text.split()[0] in cmfah("search", trained.folder, path, "--text", "boat", "--where", f"text={text}").out
+
+
+def test_search_by_words_and_a_picture_together(cmfah, trained, index_file, odd_pictures):
+    retriever = CrossMediaRetriever.from_pretrained(trained.folder)
+    retriever.images = HashIndex.load(index_file)
+    picture = odd_pictures / "plain.png"
+    for weight in (0.2, 0.9):
+        expected = retriever.search(text="boat", image=picture, k=4, image_weight=weight)
+        arguments = ("--text", "boat", "--image", picture, "--image-weight", weight, "-k", 4, "--json")
+        found = cmfah("search", trained.folder, index_file, *arguments).document
+        assert found["query"] == f"boat + {picture}"
+        assert [hit["id"] for hit in found["results"]] == expected.ids[0].tolist()
+        np.testing.assert_allclose([hit["score"] for hit in found["results"]], expected.scores[0])
+    near = cmfah("search", trained.folder, index_file, "--text", "boat", "-k", 4, "--approximate", "--json").document
+    assert [hit["id"] for hit in near["results"]] == retriever.search(text="boat", k=4, exact=False).ids[0].tolist()
 
 
 def test_search_by_text_by_picture_and_by_bits(cmfah, trained, index_file):

@@ -199,6 +199,14 @@ def filled(**kwargs):
         (lambda: filled(ids="abc"), "'abc'"),
         (lambda: filled().remove([0, 99]), "no id 99"),
         (lambda: filled().remove(["0"]), "no id '0'"),
+        (lambda: filled().remove([1, 2, 1]), "Id 1 comes twice"),
+        (lambda: filled().update([1, 9], np.ones((2, 16))), "no id 9, so it cannot be updated"),
+        (lambda: filled().update([1, 1], np.ones((2, 16))), "Id 1 comes twice"),
+        (lambda: filled().update([1], np.ones((2, 16))), "2 codes came with 1 ids"),
+        (lambda: filled().upsert(np.ones((2, 16)), [7, 7]), "Id 7 comes twice"),
+        (lambda: filled().upsert(np.ones((1, 16)), ["a"]), "integers, id 'a' is not"),
+        (lambda: filled().add(np.full((1, 16), -np.inf)), "Row 0 .*infinity"),
+        (lambda: filled().search(np.full((1, 16), np.inf)), "Row 0 .*infinity"),
     ],
 )
 def test_errors_name_what_was_wrong(act, message):
@@ -206,7 +214,9 @@ def test_errors_name_what_was_wrong(act, message):
         act()
 
 
-@pytest.mark.parametrize("arguments", [{"k": 0}, {"k": 2.0}, {"k": True}, {"metric": "cosine"}])
+@pytest.mark.parametrize(
+    "arguments", [{"k": 0}, {"k": -3}, {"k": 2.0}, {"k": True}, {"metric": "cosine"}, {"probes": 0}]
+)
 def test_senseless_questions_are_refused(arguments):
     with pytest.raises(QueryError, match=str(next(iter(arguments.values())))):
         filled().search(np.ones((1, 16)), **arguments)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from cmfah_hf.data import load_image_text
-from cmfah_hf.errors import HashIndexError, ImageError, QueryError
+from cmfah_hf.errors import DataError, HashIndexError, ImageError, QueryError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
@@ -118,6 +118,70 @@ def test_texts_can_be_searched_too(retriever, parts, pictures):
     assert retriever.search(image=pictures[0], k=4, target="texts").ids.shape == (1, 4)
 
 
+def test_a_picture_and_a_text_together(retriever, parts, pictures, image_hash):
+    """The hash values are mixed by their weights; the ends are the one and the other alone."""
+    retriever.add_images(pictures)
+    names = [str(path) for path in pictures]
+    words = text_hash(parts, ["boat sun", "red car"])
+    for weight in (0.0, 0.3, 0.5, 1.0):
+        mixed = (1 - weight) * words[0] + weight * image_hash[4]
+        for metric in ("aqd", "hamming"):
+            ids, _ = ranking(mixed if metric == "aqd" else np.where(mixed >= 0, 1, -1), image_hash, names)
+            found = retriever.search(text="boat sun", image=pictures[4], k=12, metric=metric, image_weight=weight)
+            assert found.ids[0].tolist() == ids
+    pairs = retriever.search(text=["boat sun", "red car"], image=pictures[4:6], k=3)
+    one_text = retriever.search(text="boat sun", image=pictures[4:6], k=3)
+    for row, mixed in enumerate((words + image_hash[4:6]) / 2):
+        assert pairs.ids[row].tolist() == ranking(mixed, image_hash, names)[0][:3]
+        assert one_text.ids[row].tolist() == ranking((words[0] + image_hash[4 + row]) / 2, image_hash, names)[0][:3]
+
+
+def test_columns_of_a_data_set_come_back_with_the_answers(retriever, trained, caplog):
+    pairs = load_image_text(trained.scenes, split="query")
+    rows = {row["id"]: row for row in pairs.remove_columns("image")}
+    broken = pairs.select(range(5)).map(lambda row: {"place": None if row["id"] == pairs[1]["id"] else "here"})
+    streamed = load_image_text(trained.scenes, split="query", streaming=True)
+    for source, what in ((pairs, "images"), (pairs, "texts"), (streamed, "images")):
+        retriever.images, retriever.texts = HashIndex(16), HashIndex(16)
+        add = retriever.add_images if what == "images" else retriever.add_texts
+        add(source, batch_size=5, metadata=["text", "labels"])
+        found = retriever.search(text="boat", k=4, target=what)
+        for hit in found.hits():
+            assert hit["metadata"] == {"text": rows[hit["id"]]["text"], "labels": rows[hit["id"]]["labels"]}
+    retriever.images = HashIndex(16)
+    retriever.add_images(broken, batch_size=1, metadata=["place"])  # a batch of nulls alone is no other type
+    assert retriever.images.metadata["place"].to_pylist() == ["here", None, "here", "here", "here"]
+    assert len(retriever.search(text="boat", k=9, where={"place": "here"}).ids[0]) == 4
+    with pytest.raises(DataError, match="no column 'year'; it has "):
+        retriever.add_images(pairs, metadata=["year"])
+
+
+def test_any_column_is_indexed_in_one_call(retriever, trained, pictures):
+    import datasets
+
+    words = ["boat sun", "red car", "tree"]
+    data = datasets.Dataset.from_dict(
+        {"photo": [str(path) for path in pictures[:3]], "tags": [text.split() for text in words], "n": [7, 8, 9]}
+    ).cast_column("photo", datasets.Image())
+    retriever.add_images(data, column="photo", metadata=["n"])
+    assert retriever.images.ids.tolist() == [0, 1, 2]
+    assert retriever.images.metadata["n"].to_pylist() == [7, 8, 9]
+    retriever.add_texts(data, column="tags", ids=["a", "b", "c"])
+    expected = np.packbits(retriever.encode_texts(words) >= 0, axis=1, bitorder="little")
+    np.testing.assert_array_equal(retriever.texts.codes, expected)
+    assert retriever.texts.ids.tolist() == ["a", "b", "c"]
+    retriever.add_images(pictures[3:5], metadata={"n": [1, 2]}, ids=[10, 11])
+    assert retriever.search(image=pictures[4], k=1, where={"n": 2}, metric="hamming").hits() == [
+        {"id": 11, "score": 0, "metadata": {"n": 2}}
+    ]
+
+
+def test_a_column_of_one_s_own_beside_a_picture_that_is_left_out(retriever, pictures):
+    retriever.add_images([pictures[0], b"no picture", pictures[1]], ids=["a", "b", "c"], metadata={"n": [1, 2, 3]})
+    assert retriever.images.ids.tolist() == ["a", "c"]
+    assert retriever.images.metadata["n"].to_pylist() == [1, 3]
+
+
 def test_several_queries_at_once_are_each_as_alone(retriever, pictures):
     retriever.add_images(pictures)
     texts = ["boat sun", "car", "tree house"]
@@ -217,9 +281,12 @@ def test_questions_that_cannot_be_answered(retriever, pictures, tmp_path):
     with pytest.raises(HashIndexError, match="The index is empty"):
         retriever.search(text="boat")
     retriever.add_images(pictures[:3])
-    for arguments in ({}, {"text": "boat", "image": pictures[0]}):
-        with pytest.raises(QueryError, match="Give a text or an image to search with, one of them"):
-            retriever.search(**arguments)
+    with pytest.raises(QueryError, match="Give a text or an image to search with, or both"):
+        retriever.search()
+    with pytest.raises(QueryError, match=r"image_weight is 1\.5; give a share"):
+        retriever.search(text="boat", image=pictures[0], image_weight=1.5)
+    with pytest.raises(QueryError, match="3 texts and 2 pictures does not pair up"):
+        retriever.search(text=["boat", "car", "sun"], image=pictures[:2])
     for text in ("xyzzy plugh", "", "?!"):
         with pytest.raises(QueryError) as caught:
             retriever.search(text=text)
