@@ -195,3 +195,21 @@ def test_licence_is_the_whole_of_apache_2():
     assert "Version 2.0, January 2004" in text
     assert [int(number) for number in re.findall(r"^ {3}(\d)\. [A-Z]", text, re.MULTILINE)] == list(range(1, 10))
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+def python_blocks(page: Path) -> str:
+    """The Python blocks of a page, one below the other, but for those marked `no-run`."""
+    text = page.read_text(encoding="utf-8")
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+
+
+def test_the_search_page_runs_from_top_to_bottom():
+    names: dict = {}
+    exec(compile(python_blocks(ROOT / "docs" / "search.md"), "docs/search.md", "exec"), names)
+    index, same = names["index"], names["same"]
+    assert len(index) == 1000
+    assert "beach-7.jpg" not in index
+    assert "new.jpg" in same
+    assert names["results"].ids[:, 0].tolist() == ["beach-0.jpg", "beach-1.jpg"]
+    years = same.metadata.append_column("id", [same.ids.tolist()]).to_pylist()
+    assert {"year": 2031, "id": "beach-8.jpg"} in years

@@ -2,7 +2,7 @@
 
 A scan says below which cost it has left nothing out. As soon as the k-th smallest cost found lies below all those
 bounds, the answer is certain, its ties at the cut included; until then the queries that are not certain are asked anew,
-four times as deep, and at last every code is scored. Shapes as in `scan.py`; `k` answers a query.
+four times as deep, and at last every code is scored (`[certificate]`). Shapes as in `scan.py`; `k` answers a query.
 """
 
 from collections.abc import Sequence

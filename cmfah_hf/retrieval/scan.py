@@ -130,8 +130,7 @@ class FastScan:
     """FAISS's `IndexPQFastScan` with the +-1 vectors themselves as centroids: a packed code is its own PQ code.
 
     FAISS rounds its look-up tables to 8 bits. For Hamming they are made whole numbers, so its distances are exact. For
-    AQD the candidates are scored anew, and what the rounding can have hidden widens the bound: entry `m` is rounded by
-    at most `0.5 / a` with `a = min(255 / max_m span_m, 65535 / sum_m span_m)`, `span_m = 2 sum |z|` over nibble `m`.
+    AQD the candidates are scored anew, and what the rounding can have hidden widens the bound (`[certificate]`).
     """
 
     def __init__(self, codes: np.ndarray):
