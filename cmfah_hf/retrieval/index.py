@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,23 +16,17 @@ import pyarrow as pa
 
 from cmfah_hf.errors import HashIndexError, QueryError
 from cmfah_hf.retrieval.codes import as_array, check_bits, pack, round_for_aqd, unpack
-from cmfah_hf.retrieval.ids import GrowingArray, IdColumn, IdLookup, Ids, IntegerIds, StringIds, id_array
+from cmfah_hf.retrieval.ids import IntegerIds, id_array
 from cmfah_hf.retrieval.index_file import read_index, write_index
-from cmfah_hf.retrieval.metadata import appended, as_table, rows_allowed
+from cmfah_hf.retrieval.metadata import as_table, rows_allowed
 from cmfah_hf.retrieval.ranking import nearest
-from cmfah_hf.retrieval.scan import InvertedLists, ProbedLists, Queries, Scan, Segment
+from cmfah_hf.retrieval.rows import Rows
+from cmfah_hf.retrieval.scan import Queries
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("hamming", "aqd")
 Metric = Literal["hamming", "aqd"]
-
-# A segment is merged with the one behind it unless it has so many times its codes, so there are never many of them.
-_GROWTH = 4
-# A larger one is not made: several can be scanned side by side, and building one takes a copy.
-_LARGEST_SEGMENT = 2**22
-# So many removed rows, or a quarter of all, are kept before the rows are written anew.
-_FEW_REMOVED = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,25 +49,6 @@ class SearchResults:
         columns = [{}] * k if self.metadata is None else self.metadata.slice(query * k, k).to_pylist()
         rows = zip(self.ids[query].tolist(), self.scores[query].tolist(), columns, strict=True)
         return [{"id": item_id, "score": score, "metadata": own} for item_id, score, own in rows]
-
-
-@dataclass(frozen=True, eq=False)
-class _Snapshot:
-    """An index as it stands between two changes. Searches read it without a lock, and never see half of a change."""
-
-    codes: np.ndarray
-    ids: Ids
-    alive: np.ndarray | None  # of all rows; None: none was removed
-    segments: tuple[Segment, ...]
-    table: pa.Table | None
-
-    @cached_property
-    def count(self) -> int:
-        return len(self.codes) if self.alive is None else int(np.count_nonzero(self.alive))
-
-    @cached_property
-    def living(self) -> np.ndarray:
-        return np.arange(len(self.codes)) if self.alive is None else np.flatnonzero(self.alive)
 
 
 class HashIndex:
@@ -105,7 +79,7 @@ class HashIndex:
         self._changing = threading.RLock()
         self._next_id = 0
         self._saved_as: tuple[Path, str] | None = None
-        self._start(np.empty((0, self._bits // 8), np.uint8), IntegerIds(np.empty(0, np.int64)), None)
+        self._rows = Rows(np.empty((0, self._bits // 8), np.uint8), IntegerIds(np.empty(0, np.int64)), None)
 
     @property
     def bits(self) -> int:
@@ -115,8 +89,8 @@ class HashIndex:
     @property
     def ids(self) -> np.ndarray:
         """The ids in the order of insertion: `(N,)`, int64 or an object array of str. Read-only."""
-        now = self._now
-        return _read_only(now.ids.values if now.alive is None and _integers(now) else now.ids.take(now.living))
+        _, ids, _ = self._rows.now.living()
+        return _read_only(ids.values if isinstance(ids, IntegerIds) else ids.take(np.arange(len(ids))))
 
     @property
     def next_id(self) -> int:
@@ -126,17 +100,15 @@ class HashIndex:
     @property
     def codes(self) -> np.ndarray:
         """The packed codes in the order of `ids`: `(N, K / 8)` uint8. Read-only."""
-        now = self._now
-        return _read_only(now.codes if now.alive is None else now.codes[now.living])
+        return _read_only(self._rows.now.living()[0])
 
     @property
     def metadata(self) -> pa.Table | None:
         """The metadata in the order of `ids`. None where no item came with any."""
-        now = self._now
-        return now.table if now.table is None or now.alive is None else now.table.take(now.living)
+        return self._rows.now.living()[2]
 
     def __len__(self) -> int:
-        return self._now.count
+        return self._rows.now.count
 
     def __contains__(self, item_id: object) -> bool:
         try:
@@ -144,7 +116,7 @@ class HashIndex:
         except HashIndexError:
             return False
         with self._changing:
-            return self._column.strings == (wanted.dtype == object) and bool(self._rows_of(wanted)[0] >= 0)
+            return bool(self._rows.rows_of(wanted)[0] >= 0)
 
     def __repr__(self) -> str:
         return f"HashIndex(bits={self._bits}, items={len(self)})"
@@ -172,7 +144,8 @@ class HashIndex:
             if not len(packed):
                 return
             self._refuse_duplicates(new_ids)
-            self._append(packed, new_ids, table)
+            self._rows.append(packed, new_ids, table)
+            self._count_on(new_ids)
 
     def remove(self, ids: Sequence[int] | Sequence[str] | np.ndarray) -> None:
         """Removes the items with these ids; either all of them or, on an error, none.
@@ -183,7 +156,7 @@ class HashIndex:
         wanted = id_array(ids)
         with self._changing:
             if len(wanted):
-                self._drop(self._held_rows(wanted, "removed"))
+                self._rows.drop(self._held_rows(wanted, "removed"))
 
     def update(self, ids: Sequence[int] | Sequence[str] | np.ndarray, codes: Any = None, metadata: Any = None) -> None:
         """Gives items other codes or other metadata, or both; all of them or, on an error, none.
@@ -201,7 +174,7 @@ class HashIndex:
             raise HashIndexError(f"{len(packed)} codes came with {len(wanted)} ids; give one code an id.")
         with self._changing:
             if len(wanted):
-                self._replace(self._held_rows(wanted, "updated"), wanted, packed, table)
+                self._rows.replace(self._held_rows(wanted, "updated"), wanted, packed, table)
 
     def upsert(self, codes: Any, ids: Sequence[int] | Sequence[str] | np.ndarray, metadata: Any = None) -> None:
         """Adds items, or replaces those that have their ids; all of them or, on an error, none.
@@ -217,8 +190,9 @@ class HashIndex:
             if not len(wanted):
                 return
             _refuse_twins(wanted)
-            held = self._rows_of(wanted) if self._now.count else np.full(len(wanted), -1)
-            self._append(packed, wanted, table, instead_of=held[held >= 0])
+            held = self._rows.rows_of(wanted)
+            self._rows.append(packed, wanted, table, instead_of=held[held >= 0])
+            self._count_on(wanted)
 
     def search(
         self,
@@ -251,7 +225,12 @@ class HashIndex:
         for name, number in (("k", k), ("probes", probes)):
             if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
                 raise QueryError(f"{name} must be a whole number of at least 1, not {number!r}.")
-        now = self._now
+        if exact:
+            now = self._rows.now
+            scans = now.segments
+        else:
+            with self._changing:
+                now, scans = self._rows.approximate(int(probes))
         if not now.count:
             raise HashIndexError("The index is empty; add items before searching it.")
         queries = self._queries(hash_values, metric)
@@ -264,7 +243,6 @@ class HashIndex:
             logger.warning("k = %d was asked of an index of %d items; all of them are returned.", k, count)
         k = min(int(k), count)
         if k:
-            scans = now.segments if exact else self._approximate_scans(now, int(probes))
             costs, rows = nearest(queries, k, now.codes, now.ids, scans, allowed, count)
         else:
             costs, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
@@ -295,13 +273,9 @@ class HashIndex:
         """
         path = Path(path)
         with self._changing:
-            now, next_id = self._now, self._next_id
+            now, next_id = self._rows.now, self._next_id
             known = self._saved_as[1] if self._saved_as and self._saved_as[0] == path.absolute() else None
-        codes, ids, table = now.codes, now.ids, now.table
-        if now.alive is not None:
-            codes, ids = codes[now.living], _ids_of(ids.take(now.living), strings=not _integers(now))
-            table = None if table is None else table.take(now.living)
-        stamp = write_index(path, codes, ids, table, next_id, None if overwrite else known)
+        stamp = write_index(path, *now.living(), next_id, None if overwrite else known)
         with self._changing:
             self._saved_as = path.absolute(), stamp
 
@@ -324,86 +298,22 @@ class HashIndex:
         index = cls(int(header["bits"]))
         if bits is not None and bits != index._bits:
             raise HashIndexError(f"{path} holds codes of {index._bits} bits, where {bits} were expected.")
-        index._start(codes, ids, table)
+        index._rows = Rows(codes, ids, table)
         index._next_id = int(header["next_id"])
         index._saved_as = path.absolute(), header.get("stamp", "")
         return index
 
-    def _start(self, codes: np.ndarray, ids: Ids, table: pa.Table | None) -> None:
-        """Begins anew with these rows, all of them living."""
-        self._codes, self._column, self._lookup = GrowingArray(codes), IdColumn(ids), IdLookup()
-        self._inverted: tuple[InvertedLists, tuple[Segment, ...]] | None = None
-        view = self._codes.view()
-        self._now = _Snapshot(view, self._column.view(), None, _extended((), view), table)
-
-    def _append(
-        self, packed: np.ndarray, ids: np.ndarray, table: pa.Table | None, instead_of: np.ndarray | None = None
-    ) -> None:
-        """One change: these rows behind all others, and those of `instead_of` gone."""
-        now = self._now
-        if not now.count and self._column.strings != (ids.dtype == object):  # an emptied index takes the other kind
-            self._start(np.empty((0, self._bits // 8), np.uint8), _ids_of(ids[:0], ids.dtype == object), None)
-            now, instead_of = self._now, None
-        joined = appended(now.table, len(now.codes), table, len(packed))
-        self._codes.append(packed)
-        self._column.append(ids)
-        alive = now.alive
-        if instead_of is not None and len(instead_of):
-            alive = np.ones(len(now.codes), bool) if alive is None else alive.copy()
-            alive[instead_of] = False
-        if alive is not None:
-            alive = np.concatenate([alive, np.ones(len(packed), bool)])
-        codes = self._codes.view()
-        self._now = _Snapshot(codes, self._column.view(), alive, _extended(now.segments, codes), joined)
-        if ids.dtype != object:
-            self._next_id = max(self._next_id, int(ids.max()) + 1)
-        self._tidy()
-
-    def _drop(self, rows: np.ndarray) -> None:
-        now = self._now
-        alive = np.ones(len(now.codes), bool) if now.alive is None else now.alive.copy()
-        alive[rows] = False
-        self._now = _Snapshot(now.codes, now.ids, alive, now.segments, now.table)
-        self._tidy()
-
-    def _tidy(self) -> None:
-        """Writes the living rows anew once many are gone."""
-        now = self._now
-        if len(now.codes) - now.count > max(_FEW_REMOVED, len(now.codes) // 4) or not now.count:
-            table = None if now.table is None else now.table.take(now.living)
-            ids = _ids_of(now.ids.take(now.living), strings=not _integers(now))
-            self._start(now.codes[now.living], ids, table if now.count else None)
-
-    def _replace(self, rows: np.ndarray, ids: np.ndarray, packed: np.ndarray | None, table: pa.Table | None) -> None:
-        now = self._now
-        held = None if now.table is None else now.table.take(rows)
-        if table is not None and held is not None:
-            for name in held.column_names:
-                if name not in table.column_names:
-                    table = table.append_column(name, held[name])
-        self._append(
-            now.codes[rows] if packed is None else packed, ids, held if table is None else table, instead_of=rows
-        )
-
-    def _approximate_scans(self, now: _Snapshot, probes: int) -> list[Scan]:
-        with self._changing:
-            lists, newer = self._inverted or (None, ())
-            if lists is None or len(now.codes) - len(lists.codes) > max(_FEW_REMOVED, len(lists.codes) // 4):
-                lists, newer = InvertedLists(now.codes), ()
-            newer = _extended(newer, now.codes, len(lists.codes))
-            self._inverted = lists, newer
-        return [ProbedLists(lists, probes), *newer]
-
     def _new_ids(self, items: int, ids: np.ndarray | None) -> np.ndarray:
         """The ids of new items, of the kind that the index holds, one an item."""
-        strings = self._column.strings and bool(self._now.count)
+        now = self._rows.now
+        strings = now.strings and bool(now.count)
         if ids is None:
             if strings:
                 raise HashIndexError("The index holds string ids, which cannot be made up; give `ids`.")
             return np.arange(self._next_id, self._next_id + items, dtype=np.int64)
         if len(ids) != items:
             raise HashIndexError(f"{items} codes came with {len(ids)} ids; give one id a code.")
-        if items and self._now.count and (ids.dtype == object) != strings:
+        if items and now.count and (ids.dtype == object) != strings:
             held = "strings" if strings else "integers"
             raise HashIndexError(f"The ids of this index are {held}, id {ids.tolist()[0]!r} is not; do not mix them.")
         return ids
@@ -411,20 +321,19 @@ class HashIndex:
     def _refuse_duplicates(self, ids: np.ndarray) -> None:
         if ids.dtype != object and ids[0] >= self._next_id and (np.diff(ids) > 0).all():
             return
-        if self._now.count:
-            held = np.flatnonzero(self._rows_of(ids) >= 0)
-            if held.size:
-                item_id = ids[held[0] : held[0] + 1].tolist()[0]
-                raise HashIndexError(f"The index holds id {item_id!r} already; remove it first, or give another id.")
+        held = np.flatnonzero(self._rows.rows_of(ids) >= 0)
+        if held.size:
+            item_id = ids[held[0] : held[0] + 1].tolist()[0]
+            raise HashIndexError(f"The index holds id {item_id!r} already; remove it first, or give another id.")
         _refuse_twins(ids)
 
-    def _rows_of(self, ids: np.ndarray) -> np.ndarray:
-        return self._lookup.rows_of(ids, self._now.ids, self._now.alive)
+    def _count_on(self, ids: np.ndarray) -> None:
+        if ids.dtype != object:
+            self._next_id = max(self._next_id, int(ids.max()) + 1)
 
     def _held_rows(self, ids: np.ndarray, done: str) -> np.ndarray:
         """The rows of ids all of which have to be there."""
-        same_kind = self._column.strings == (ids.dtype == object)
-        rows = self._rows_of(ids) if same_kind and self._now.count else np.full(len(ids), -1)
+        rows = self._rows.rows_of(ids)
         absent = np.flatnonzero(rows < 0)
         if absent.size:
             item_id = ids[absent[0] : absent[0] + 1].tolist()[0]
@@ -460,20 +369,6 @@ class HashIndex:
             raise HashIndexError(f"{what} have {width} bits, the index has {self._bits}{read_as}.")
 
 
-def _extended(segments: tuple[Segment, ...], codes: np.ndarray, first: int = 0) -> tuple[Segment, ...]:
-    """Segments over all rows from `first` on; the last ones are merged where they have grown alike."""
-    bounds = [(segment.start, segment.end) for segment in segments]
-    start = bounds[-1][1] if bounds else first
-    bounds += [(at, min(at + _LARGEST_SEGMENT, len(codes))) for at in range(start, len(codes), _LARGEST_SEGMENT)]
-    while len(bounds) > 1:
-        (start, middle), (_, end) = bounds[-2:]
-        if middle - start >= _GROWTH * (end - middle) or end - start > _LARGEST_SEGMENT:
-            break
-        bounds[-2:] = [(start, end)]
-    kept = {(segment.start, segment.end): segment for segment in segments}
-    return tuple(kept.get(bound) or Segment(codes, *bound) for bound in bounds)
-
-
 def _refuse_twins(ids: np.ndarray) -> None:
     seen = set()
     if len(ids) == len(np.unique(ids)):
@@ -482,18 +377,6 @@ def _refuse_twins(ids: np.ndarray) -> None:
         if item_id in seen:
             raise HashIndexError(f"Id {item_id!r} comes twice among the ids; every item needs its own.")
         seen.add(item_id)
-
-
-def _integers(now: _Snapshot) -> bool:
-    return isinstance(now.ids, IntegerIds)
-
-
-def _ids_of(ids: np.ndarray, strings: bool) -> Ids:
-    if not strings:
-        return IntegerIds(ids.astype(np.int64))
-    column = IdColumn(StringIds(np.empty(0, np.uint8), np.empty(0, np.int64)))
-    column.append(ids)
-    return column.view()
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

@@ -185,6 +185,7 @@ def filled(**kwargs):
         (lambda: filled().search(np.ones((1, 1, 16))), "shape"),
         (lambda: filled().search(3.0, metric="aqd"), "shape"),
         (lambda: HashIndex(16).search(np.ones((1, 16))), "empty"),
+        (lambda: HashIndex(16).search(np.ones((1, 16)), exact=False), "empty"),
         (lambda: filled().add(np.ones((2, 16)), ids=[7, 7]), "Id 7 comes twice"),
         (lambda: filled().add(np.ones((2, 16)), ids=[7, 2]), "id 2 already"),
         (lambda: filled(ids=["a", "b", "c"]).add(np.ones((2, 16)), ids=["d", "a"]), "id 'a' already"),

@@ -187,15 +187,15 @@ def test_more_queries_than_a_group_are_each_as_alone(monkeypatch):
 
 def test_segments_beside_each_other_are_one_index(monkeypatch):
     """Several large segments are scanned by as many threads, for one query alone."""
-    from cmfah_hf.retrieval import index as index_module
+    from cmfah_hf.retrieval import rows
 
-    monkeypatch.setattr(index_module, "_LARGEST_SEGMENT", 3000)
+    monkeypatch.setattr(rows, "_LARGEST_SEGMENT", 3000)
     monkeypatch.setattr(scan.faiss, "omp_get_max_threads", lambda: 3)
     rng = np.random.default_rng(6)
     codes, queries = drawn(rng, 10_000, 64, "clustered"), drawn_queries(rng, 3, 64, "model")
     index = HashIndex(64)
     index.add(codes)
-    assert [len(segment) for segment in index._now.segments] == [3000, 3000, 3000, 1000]
+    assert [len(segment) for segment in index._rows.now.segments] == [3000, 3000, 3000, 1000]
     for metric in ("hamming", "aqd"):
         names, scores = expected(codes, queries, range(10_000), 25, metric)
         for query in range(3):
@@ -209,7 +209,7 @@ def test_segments_stay_few_and_are_not_built_before_a_search():
     index = HashIndex(32)
     for start in range(0, 20_000, 50):
         index.add(drawn(rng, 50, 32, "uniform"), ids=np.arange(start, start + 50))
-    segments = index._now.segments
+    segments = index._rows.now.segments
     assert len(segments) <= 8
     assert [segment.start for segment in segments[1:]] == [segment.end for segment in segments[:-1]]
     assert segments[-1].end == 20_000
@@ -239,7 +239,7 @@ def test_approximate_search_and_what_it_misses():
     assert exact.ids[1, 0] not in index.search(queries[1:2], k=10, exact=False).ids
     index.add(drawn(rng, 9000, 64, "uniform"))  # more than a quarter: the lists are made anew
     assert index.search(queries, k=3, exact=False).ids.shape == (50, 3)
-    assert len(index._inverted[0].codes) == 29_001
+    assert len(index._rows._inverted[0].codes) == 29_001
 
 
 def test_a_condition_that_few_items_meet_is_still_answered_in_full_without_exactness():
