@@ -260,7 +260,9 @@ def test_milvus_own_writer_makes_files_of_the_same_types(odd_index, tmp_path):
     writer.commit()
     (theirs,) = (tmp_path / "theirs").rglob("*.parquet")
     theirs, ours = pq.read_table(theirs), pq.read_table(tmp_path / "out" / "part-00000.parquet")
-    assert ours.schema.remove_metadata() == theirs.schema.remove_metadata()
+    # Which of Arrow's two strings theirs are depends on the version of pandas beside it.
+    types = {field.name: str(field.type).replace("large_string", "string") for field in theirs.schema}
+    assert {field.name: str(field.type) for field in ours.schema} == types
     assert ours.to_pylist() == theirs.to_pylist()
 
 
@@ -297,7 +299,8 @@ def test_memory_does_not_grow_with_the_items(odd_index, tmp_path, monkeypatch, t
 
     def peaks(rows):
         """The most that Python and, a column at a time, Arrow held beside the index."""
-        exported = odd_index(rows=rows)
+        # Integer ids, because an index makes an object of each string that it is asked for.
+        exported = odd_index(rows=rows, strings=False)
         assert exported.ids.size == len(exported.codes) == rows  # what the index itself puts together, first
         before = pa.total_allocated_bytes()
         held.clear()
