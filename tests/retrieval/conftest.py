@@ -6,6 +6,7 @@ Tests that want a database that is missing are skipped.
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cmfah_hf.retrieval import HashIndex
@@ -78,6 +80,47 @@ def _described(index: HashIndex, codes: np.ndarray, ids: list, metadata: pa.Tabl
     index.add(codes, ids=ids)
     index.metadata = metadata
     return index
+
+
+@pytest.fixture(scope="session")
+def read_export() -> Callable[[str, Path], list[dict]]:
+    """A function that reads an export back by other code; ids, codes as bytes, and columns, a dict an item."""
+    readers = {"milvus": _read_milvus, "vespa": _read_vespa, "pgvector": _read_pgvector}
+    return lambda target, folder: readers[target](folder)
+
+
+def _read_milvus(folder):
+    rows = [row for part in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
+    return [{**row, "code": bytes(row["code"])} for row in rows]
+
+
+def _read_vespa(folder):
+    rows = []
+    for line in (folder / "feed.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
+        document = json.loads(line)
+        assert document["put"] == f"id:cmfah:cmfah::{document['fields']['id']}"
+        rows.append({**document["fields"], "code": bytes.fromhex(document["fields"]["code"]["values"])})
+    return rows
+
+
+def _read_pgvector(folder):
+    """The lines between COPY and its end, each cell a text or None."""
+    text = (folder / "load.sql").read_text(encoding="utf-8")
+    head, _, rest = text.partition(" FROM stdin;\n")
+    names = re.findall(r'"([^"]+)"', head[head.index("COPY ") :])[1:]
+    lines = rest[: rest.index("\n\\.\n")].split("\n")
+    meaning = {"t": "\t", "n": "\n", "r": "\r", "\\": "\\"}
+    rows = []
+    for line in lines:
+        cells = [
+            None if cell == r"\N" else re.sub(r"\\(.)", lambda match: meaning[match[1]], cell)
+            for cell in line.split("\t")
+        ]
+        rows.append(dict(zip(names, cells, strict=True)))
+    for row in rows:
+        bits = np.array([int(bit) for bit in row["code"]]).reshape(-1, 8)
+        row["code"] = bytes((bits << np.arange(8)).sum(1).tolist())
+    return rows
 
 
 class Postgres:

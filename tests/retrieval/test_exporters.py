@@ -12,7 +12,6 @@ import pytest
 from cmfah_hf.errors import HashIndexError, QueryError
 from cmfah_hf.retrieval import (
     EXPORTERS,
-    HashIndex,
     export_blocks,
     index,
     milvus,
@@ -35,62 +34,27 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(export_blocks, "BLOCK_ROWS", 128)
 
 
-def read_milvus(folder):
-    rows = [row for part in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
-    return [{**row, "code": bytes(row["code"])} for row in rows]
-
-
-def read_vespa(folder):
-    rows = []
-    for line in (folder / "feed.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
-        document = json.loads(line)
-        assert document["put"] == f"id:cmfah:cmfah::{document['fields']['id']}"
-        rows.append({**document["fields"], "code": bytes.fromhex(document["fields"]["code"]["values"])})
-    return rows
-
-
-def read_pgvector(folder):
-    """The lines between COPY and its end, each cell a text or None."""
-    text = (folder / "load.sql").read_text(encoding="utf-8")
-    head, _, rest = text.partition(" FROM stdin;\n")
-    names = re.findall(r'"([^"]+)"', head[head.index("COPY ") :])[1:]
-    lines = rest[: rest.index("\n\\.\n")].split("\n")
-    meaning = {"t": "\t", "n": "\n", "r": "\r", "\\": "\\"}
-    rows = []
-    for line in lines:
-        cells = [
-            None if cell == r"\N" else re.sub(r"\\(.)", lambda match: meaning[match[1]], cell)
-            for cell in line.split("\t")
-        ]
-        rows.append(dict(zip(names, cells, strict=True)))
-    for row in rows:
-        bits = np.array([int(bit) for bit in row["code"]]).reshape(-1, 8)
-        row["code"] = bytes((bits << np.arange(8)).sum(1).tolist())
-    return rows
-
-
-READERS = {"milvus": read_milvus, "vespa": read_vespa, "pgvector": read_pgvector}
-
-
 @pytest.mark.parametrize("strings", [True, False])
 @pytest.mark.parametrize("bits", [8, 64, 1024])
 @pytest.mark.parametrize("target", FORMATS)
-def test_ids_and_codes_are_those_of_the_index_in_its_order(odd_index, tmp_path, target, bits, strings):
+def test_ids_and_codes_are_those_of_the_index_in_its_order(odd_index, tmp_path, target, bits, strings, read_export):
     exported = odd_index(bits=bits, strings=strings, plain=True)
     files = EXPORTERS[target](exported, tmp_path / "out")
     assert files == [tmp_path / "out" / name for name in FILES[target]]
     assert sorted(tmp_path.rglob("*")) == sorted([tmp_path / "out", *files])
-    rows = READERS[target](tmp_path / "out")
+    rows = read_export(target, tmp_path / "out")
     ids = [row["id"] if strings or target != "pgvector" else int(row["id"]) for row in rows]
     assert ids == exported.ids.tolist()
     assert [row["code"] for row in rows] == [code.tobytes() for code in exported.codes]
 
 
 @pytest.mark.parametrize("target", FORMATS)
-def test_hamming_distances_of_exported_codes_and_queries_are_those_of_the_index(odd_index, tmp_path, target):
+def test_hamming_distances_of_exported_codes_and_queries_are_those_of_the_index(
+    odd_index, tmp_path, target, read_export
+):
     exported = odd_index(strings=False, plain=True)
     EXPORTERS[target](exported, tmp_path / "out")
-    rows = READERS[target](tmp_path / "out")
+    rows = read_export(target, tmp_path / "out")
     hash_values = np.random.default_rng(1).normal(size=(4, 64))
     if target == "milvus":
         queries = [int.from_bytes(query, "little") for query in milvus_query(hash_values)]
@@ -136,7 +100,7 @@ def test_queries_are_the_same_from_values_and_from_packed_codes():
         vespa_query(packed, metric="aqd")
 
 
-def test_the_rank_profiles_of_vespa_compute_what_the_index_does(odd_index, tmp_path):
+def test_the_rank_profiles_of_vespa_compute_what_the_index_does(odd_index, tmp_path, read_export):
     """The expressions of the schema, evaluated by NumPy over the feed."""
     exported = odd_index(strings=False)
     EXPORTERS["vespa"](exported, tmp_path / "out")
@@ -148,7 +112,7 @@ def test_the_rank_profiles_of_vespa_compute_what_the_index_does(odd_index, tmp_p
     assert expression == "2 * sum(query(values) * unpack_bits(attribute(code), float, little)) - sum(query(values))"
     hash_values = np.tanh(np.random.default_rng(2).normal(size=(3, 64)))
     expected = exported.search(hash_values, k=len(exported), metric="aqd")
-    rows = {row["id"]: np.frombuffer(row["code"], np.uint8) for row in read_vespa(tmp_path / "out")}
+    rows = {row["id"]: np.frombuffer(row["code"], np.uint8) for row in read_export("vespa", tmp_path / "out")}
     for query, ids, scores in zip(vespa_query(hash_values, metric="aqd"), expected.ids, expected.scores, strict=True):
         assert (query["ranking"], query["yql"]) == ("aqd", "select * from cmfah where true")
         values = np.array(query["input.query(values)"], np.float32)
@@ -183,14 +147,14 @@ def test_the_schema_of_vespa_has_a_field_for_every_column(odd_index, tmp_path):
 
 
 @pytest.mark.parametrize("strings", [True, False])
-def test_metadata_comes_back_from_parquet_and_json(odd_index, tmp_path, strings):
+def test_metadata_comes_back_from_parquet_and_json(odd_index, tmp_path, strings, read_export):
     exported = odd_index(strings=strings)
     expected = exported.metadata.to_pylist()
     EXPORTERS["milvus"](exported, tmp_path / "milvus")
-    rows = read_milvus(tmp_path / "milvus")
+    rows = read_export("milvus", tmp_path / "milvus")
     assert [{name: row[name] for name in expected[0]} for row in rows] == expected
     EXPORTERS["vespa"](exported, tmp_path / "vespa")
-    for row, wanted in zip(read_vespa(tmp_path / "vespa"), expected, strict=True):
+    for row, wanted in zip(read_export("vespa", tmp_path / "vespa"), expected, strict=True):
         given = {name: value for name, value in wanted.items() if value is not None}
         given["flags"] = [int(flag) for flag in given["flags"]]
         assert {name: value for name, value in row.items() if name not in ("id", "code")} == given
@@ -229,16 +193,16 @@ def test_the_collection_of_milvus_describes_its_files(odd_index, tmp_path):
             assert schema.field(name).type == types[field["dataType"]]
 
 
-def test_many_items_go_into_several_files_for_milvus(odd_index, tmp_path, monkeypatch):
+def test_many_items_go_into_several_files_for_milvus(odd_index, tmp_path, monkeypatch, read_export):
     monkeypatch.setattr(milvus, "FILE_ROWS", 256)
     exported = odd_index(rows=600, plain=True)
     files = EXPORTERS["milvus"](exported, tmp_path / "out")
     assert [file.name for file in files[1:]] == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
     assert [pq.read_metadata(file).num_rows for file in files[1:]] == [256, 256, 88]
-    assert [row["id"] for row in read_milvus(tmp_path / "out")] == exported.ids.tolist()
+    assert [row["id"] for row in read_export("milvus", tmp_path / "out")] == exported.ids.tolist()
 
 
-def test_milvus_own_writer_makes_files_of_the_same_types(odd_index, tmp_path):
+def test_milvus_own_writer_makes_files_of_the_same_types(odd_index, tmp_path, read_export):
     pymilvus = pytest.importorskip("pymilvus", reason="no pymilvus")
     writers = pytest.importorskip("pymilvus.bulk_writer", reason="no pymilvus[bulk_writer]")
     exported = odd_index(rows=20)
@@ -255,7 +219,7 @@ def test_milvus_own_writer_makes_files_of_the_same_types(odd_index, tmp_path):
         schema.add_field(field["fieldName"], pymilvus.DataType[kinds[field["dataType"]]], **options)
     schema.verify()
     writer = writers.LocalBulkWriter(schema, str(tmp_path / "theirs"), file_type=writers.BulkFileType.PARQUET)
-    for row in read_milvus(tmp_path / "out"):
+    for row in read_export("milvus", tmp_path / "out"):
         writer.append_row(row)
     writer.commit()
     (theirs,) = (tmp_path / "theirs").rglob("*.parquet")
@@ -266,14 +230,14 @@ def test_milvus_own_writer_makes_files_of_the_same_types(odd_index, tmp_path):
     assert ours.to_pylist() == theirs.to_pylist()
 
 
-def test_statements_for_postgres(odd_index, tmp_path):
+def test_statements_for_postgres(odd_index, tmp_path, read_export):
     exported = odd_index(bits=16)
     EXPORTERS["pgvector"](exported, tmp_path / "out", name="pictures")
     load = (tmp_path / "out" / "load.sql").read_text(encoding="utf-8")
     assert '"id" text COLLATE "C" NOT NULL,\n    "code" bit(16) NOT NULL,\n    "caption" text,' in load
     assert '"weight" real,\n    "seen" boolean,\n    "tags" text[],\n    "boxes" bigint[],' in load
     assert load.endswith('\\.\n\nALTER TABLE "pictures" ADD PRIMARY KEY ("id");\nCOMMIT;\nANALYZE "pictures";\n')
-    rows = read_pgvector(tmp_path / "out")
+    rows = read_export("pgvector", tmp_path / "out")
     expected = exported.metadata.to_pylist()
     for name, convert in {"caption": str, "kind": str, "year": int, "views": int, "score": float}.items():
         assert [row[name] and convert(row[name]) for row in rows] == [row[name] for row in expected]
@@ -317,109 +281,15 @@ def test_memory_does_not_grow_with_the_items(odd_index, tmp_path, monkeypatch, t
     assert many[1] - few[1] < 100_000, (few, many)
 
 
-@pytest.mark.parametrize("target", FORMATS)
-def test_a_folder_appears_whole_and_is_replaced_only_on_request(odd_index, index_with, tmp_path, target):
-    folder = tmp_path / "deep" / "out"
-    EXPORTERS[target](odd_index(rows=200), folder)
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    with pytest.raises(HashIndexError, match="out holds an export already"):
-        EXPORTERS[target](index_with([1]), folder)
-    # The last item of the second block is one that no database can hold.
-    broken = index_with([f"n{i}" for i in range(199)] + ["\udcff"])
-    for path in (folder, tmp_path / "deep" / "new"):
-        with pytest.raises(HashIndexError, match="lone surrogate"):
-            EXPORTERS[target](broken, path, overwrite=True)
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
-    assert list((tmp_path / "deep").iterdir()) == [folder]
-    EXPORTERS[target](index_with([1]), folder, overwrite=True)
-    assert [row["id"] for row in READERS[target](folder)] == ["1" if target == "pgvector" else 1]
-    assert list((tmp_path / "deep").iterdir()) == [folder]
-    (folder / "thesis.doc").write_text("years of work")
-    with pytest.raises(HashIndexError, match=r"'thesis\.doc', which is no export's"):
-        EXPORTERS[target](index_with([1]), folder, overwrite=True)
-    assert (folder / "thesis.doc").read_text() == "years of work"
-    with pytest.raises(HashIndexError, match=r"thesis\.doc is a file"):
-        EXPORTERS[target](index_with([1]), folder / "thesis.doc", overwrite=True)
-    (tmp_path / "empty").mkdir()
-    assert len(EXPORTERS[target](index_with([1]), tmp_path / "empty")) == len(FILES[target])
-
-
-ALL = ("milvus", "vespa", "pgvector")
-REFUSED = {
-    "surrogate": (ALL, {"ids": ["a", "b\udcff"]}, r"Id 'b\\udcff': a lone surrogate, which \w+ cannot hold; give"),
-    "null byte": (("vespa", "pgvector"), {"ids": ["a", "b\0"]}, r"Id 'b\\x00': a control character"),
-    "control": (("vespa",), {"ids": ["a", "b\x1b"]}, r"Id 'b\\x1b': a control character, which Vespa"),
-    "noncharacter": (("vespa",), {"ids": ["a", "\U0001ffff"]}, r"a control character, which Vespa"),
-    "long id": (ALL, {"ids": ["a", "é" * 33_000]}, r"Id 'é+': more than \d\d?,\d00|535 bytes"),
-    "key": (("pgvector",), {"ids": ["a", "b" * 2_601]}, r"Id 'b+': more than 2,600 bytes, which PostgreSQL"),
-    "null byte in a column": (
-        ("vespa", "pgvector"),
-        {"ids": ["a", "b"], "caption": ["x", "y\0"]},
-        "Item 'b', column 'caption': a control character, which",
-    ),
-    "null byte in a list": (
-        ("vespa", "pgvector"),
-        {"ids": [4, 9, 8], "tags": [None, ["x", "y"], ["z", "\0"]]},
-        "Item 8, column 'tags': a control character",
-    ),
-    "long text": (("milvus",), {"ids": [7], "caption": ["x" * 65_536]}, "Item 7, .* more than 65,535 bytes"),
-    "nan": (("milvus", "vespa"), {"ids": [4, 9], "score": [1.0, np.nan]}, "Item 9, column 'score': NaN or an infinity"),
-    "infinity": (("milvus", "vespa"), {"ids": [4, 9], "score": [[1.0], [2.0, -np.inf]]}, "Item 9, .*: NaN or an"),
-    "null in a list": (("milvus", "vespa"), {"ids": [4, 9], "tags": [["x"], ["y", None]]}, "Item 9, .*: a null in a"),
-    "long list": (("milvus",), {"ids": [4, 9], "n": [[1], [2] * 4_097]}, "Item 9, .*: a list of more than 4,096"),
-    "large integer": (
-        ALL,
-        {"ids": [4, 9], "n": pa.array([1, 2**63], pa.uint64())},
-        r"Item 9, column 'n': an integer of 2\^63 or more",
-    ),
-    "struct": (ALL, {"ids": [1], "box": [{"x": 1}]}, "Column 'box' holds struct"),
-    "list of lists": (ALL, {"ids": [1], "box": [[[1]]]}, "Column 'box' holds list<"),
-    "column id": (ALL, {"ids": [1], "ID": ["x"]}, "cannot have a column 'ID' beside 'id' and 'code'"),
-    "blank in a name": (("milvus", "vespa"), {"ids": [1], "my tags": ["x"]}, "cannot have a column 'my tags'"),
-    "keyword": (("milvus",), {"ids": [1], "json_contains_any": ["x"]}, "Milvus cannot have a column"),
-    "reserved": (("vespa",), {"ids": [1], "summary": ["x"]}, "Vespa cannot have a column 'summary'"),
-    "system column": (("pgvector",), {"ids": [1], "ctid": ["x"]}, "PostgreSQL cannot have a column 'ctid'"),
-    "long name": (("pgvector",), {"ids": [1], "n" * 64: ["x"]}, "PostgreSQL cannot have a column 'n+'"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_a_database_cannot_hold_is_named(index_with, tmp_path, case):
-    targets, columns, message = REFUSED[case]
-    columns = dict(columns)
-    ids = columns.pop("ids")
-    columns = {name: values if isinstance(values, pa.Array) else pa.array(values) for name, values in columns.items()}
-    for target in FORMATS:
-        if target in targets:
-            with pytest.raises(HashIndexError, match=message) as error:
-                EXPORTERS[target](index_with(ids, **columns), tmp_path / target)
-            assert "\n" not in str(error.value)
-            assert list(tmp_path.glob(f".{target}*")) == []
-            assert not (tmp_path / target).exists()
-        else:  # and nothing is refused without need
-            EXPORTERS[target](index_with(ids, **columns), tmp_path / target)
-            assert [str(row["id"]) for row in READERS[target](tmp_path / target)] == [str(item) for item in ids]
-
-
-@pytest.mark.parametrize("target", FORMATS)
-def test_empty_indexes_and_odd_names_are_refused(index_with, tmp_path, target):
-    with pytest.raises(HashIndexError, match="The index is empty"):
-        EXPORTERS[target](HashIndex(8), tmp_path / "out")
-    for name in ("", "a b", 'a"; DROP', "9a", "a-b", "ä", "a" * 49, "a\n"):
-        with pytest.raises(HashIndexError, match=r"The name .* does not fit"):
-            EXPORTERS[target](index_with([1]), tmp_path / "out", name=name)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_column_without_a_value_is_strings(index_with, tmp_path):
+def test_a_column_without_a_value_is_strings(index_with, tmp_path, read_export):
     exported = index_with([1, 2], nothing=pa.nulls(2))
     EXPORTERS["milvus"](exported, tmp_path / "milvus")
     assert pq.read_table(tmp_path / "milvus" / "part-00000.parquet")["nothing"].to_pylist() == [None, None]
     EXPORTERS["pgvector"](exported, tmp_path / "pgvector")
-    assert [row["nothing"] for row in read_pgvector(tmp_path / "pgvector")] == [None, None]
+    assert [row["nothing"] for row in read_export("pgvector", tmp_path / "pgvector")] == [None, None]
     assert '"nothing" text' in (tmp_path / "pgvector" / "load.sql").read_text()
     EXPORTERS["vespa"](exported, tmp_path / "vespa")
-    assert all("nothing" not in row for row in read_vespa(tmp_path / "vespa"))
+    assert all("nothing" not in row for row in read_export("vespa", tmp_path / "vespa"))
 
 
 def test_what_postgres_alone_can_hold(index_with, tmp_path):
