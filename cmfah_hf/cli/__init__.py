@@ -8,6 +8,7 @@ import typer
 
 from cmfah_hf.cli.demo import demo
 from cmfah_hf.cli.evaluate import evaluate
+from cmfah_hf.cli.export import export
 from cmfah_hf.cli.index import index
 from cmfah_hf.cli.search import search
 from cmfah_hf.cli.train import train
@@ -24,6 +25,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(evaluate)
 app.command()(index)
 app.command()(search)
+app.command()(export)
 
 
 def main(arguments: list[str] | None = None) -> None:

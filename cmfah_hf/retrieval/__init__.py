@@ -4,5 +4,13 @@ from cmfah_hf.lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
-    {"HashIndex": "index", "SearchResults": "index", "CrossMediaRetriever": "retriever"},
+    {
+        "HashIndex": "index",
+        "SearchResults": "index",
+        "CrossMediaRetriever": "retriever",
+        "EXPORTERS": "exporters",
+        "milvus_query": "exporters",
+        "pgvector_query": "exporters",
+        "vespa_query": "exporters",
+    },
 )

@@ -207,6 +207,30 @@ CASES = {
         "index {model} {bare} --batch-size 0",
         ["batch_size is 0; give 1 or more."],
     ),
+    "export: no such index": (
+        "export {root}/absent.index --to vespa -o {root}/exported",
+        ["{root}/absent.index is no file"],
+    ),
+    "export: a flipped bit": (
+        "export {flipped.index} --to milvus -o {root}/exported",
+        ["{flipped.index} is damaged"],
+    ),
+    "export: an unknown database": (
+        "export {sound.index} --to oracle -o {root}/exported",
+        ["There is no export to 'oracle'; take one of milvus, vespa, pgvector."],
+    ),
+    "export: into a folder of pictures": (
+        "export {sound.index} --to pgvector -o {bare} --overwrite",
+        ["{bare} holds 'one.png', which is no export's; name another folder."],
+    ),
+    "export: onto a file": (
+        "export {sound.index} --to pgvector -o {notes.png}",
+        ["{notes.png} is a file; name a folder for the export."],
+    ),
+    "export: a name that is none": (
+        "export {sound.index} --to pgvector -o {root}/exported --name my-table",
+        ["The name 'my-table' does not fit"],
+    ),
     "evaluate: no such data": (
         "evaluate {model} {root}/absent/folder",
         ["{root}/absent/folder: there is no such folder"],

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cmfah_hf.data import load_image_text
 from cmfah_hf.models import CMFAHModel
-from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
+from cmfah_hf.retrieval import EXPORTERS, CrossMediaRetriever, HashIndex
 from cmfah_hf.training.evaluate import evaluate_folder
 
 
@@ -49,7 +49,7 @@ def odd_pictures(trained, tmp_path_factory):
 def test_help_of_the_program_and_of_each_command(cmfah):
     outcome = cmfah("--help")
     assert outcome.code == 0
-    for command in ("demo", "train", "evaluate", "index", "search"):
+    for command in ("demo", "train", "evaluate", "index", "search", "export"):
         assert re.search(rf"\b{command}\b", outcome.out)
     for command, options in {
         "demo": ["--train-scenes", "--json", "--output"],
@@ -57,6 +57,7 @@ def test_help_of_the_program_and_of_each_command(cmfah):
         "evaluate": ["--query-split", "--protocol", "--plots", "--json"],
         "index": ["--output", "--split", "--texts", "--keep", "--add", "--batch-size", "--json"],
         "search": ["--text", "--image", "--image-weight", "-k", "--metric", "--where", "--approximate", "--json"],
+        "export": ["--to", "--output", "--name", "--overwrite", "--json"],
     }.items():
         outcome = cmfah(command, "--help")
         assert (outcome.code, outcome.err) == (0, "")
@@ -228,6 +229,25 @@ def test_search_by_every_kind_of_picture(cmfah, trained, index_file, odd_picture
         assert outcome.code == 0, outcome.err
         found[name] = outcome.document["results"]
     assert found["plain.png"] == found["transparent.webp"]
+
+
+def test_export_writes_what_the_library_does(cmfah, index_file, tmp_path):
+    index = HashIndex.load(index_file)
+    for to, exporter in EXPORTERS.items():
+        written = exporter(index, tmp_path / "library" / to, name="pictures")
+        arguments = ["export", index_file, "--to", to, "--output", tmp_path / "command" / to, "--name", "pictures"]
+        outcome = cmfah(*arguments, "--json")
+        assert (outcome.code, outcome.err) == (0, "")
+        files = [tmp_path / "command" / to / file.name for file in written]
+        assert outcome.document == {"to": to, "items": 16, "bits": 16, "files": [str(file) for file in files]}
+        assert [file.read_bytes() for file in files] == [file.read_bytes() for file in written]
+        again = cmfah(*arguments)
+        assert (again.code, again.out) == (2, "")
+        assert f"{tmp_path / 'command' / to} holds an export already" in again.err
+        again = cmfah(*arguments, "--overwrite")
+        assert again.out == (
+            f"{tmp_path / 'command' / to}: 16 items of 16 bits for {to}: {', '.join(file.name for file in files)}.\n"
+        )
 
 
 def test_standard_input_and_clean_output_in_a_new_process(trained, index_file, odd_pictures, environment, tmp_path):

@@ -1,0 +1,21 @@
+"""Codes for databases that people run already, by the database's name.
+
+Each exporter writes a folder in the database's own import format, with what creates the table. Beside each stands a
+function that gives queries in the form that the database compares with its codes. `docs/scaling.md` has the commands.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cmfah_hf.retrieval.exporters.milvus import export_milvus, milvus_query
+from cmfah_hf.retrieval.exporters.pgvector import export_pgvector, pgvector_query
+from cmfah_hf.retrieval.exporters.vespa import export_vespa, vespa_query
+
+__all__ = ["EXPORTERS", "milvus_query", "pgvector_query", "vespa_query"]
+
+# Called as `(index, path, name="cmfah", overwrite=False)`.
+EXPORTERS: dict[str, Callable[..., list[Path]]] = {
+    "milvus": export_milvus,
+    "vespa": export_vespa,
+    "pgvector": export_pgvector,
+}

@@ -1,0 +1,159 @@
+"""Codes for Milvus: files for its bulk import, and queries."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cmfah_hf.retrieval.exporters.blocks import (
+    CODE,
+    DEFAULT_NAME,
+    ID,
+    Block,
+    Column,
+    Target,
+    blocks_of,
+    check_name,
+    columns_of,
+    packed_queries,
+    whole_folder,
+)
+from cmfah_hf.retrieval.index import HashIndex
+
+# An import takes up to 1,024 files of 16 GB, so ten billion items fit into one, with 1.6 KB of metadata an item.
+FILE_ROWS = 10_000_000
+_FILES = r"collection\.json|part-\d{5}\.parquet"
+_KEYWORDS = (
+    "like|exists|and|or|not|in|true|false|null|json_contains(_all|_any)?|array_contains(_all|_any)?|array_length|"
+    "text_match|phrase_match|random_sample"
+)
+_TARGET = Target(
+    title="Milvus",
+    column_names=re.compile(rf"(?i)(?!({_KEYWORDS})\Z)[a-z_][a-z0-9_]*", re.ASCII),
+    column_bytes=255,
+    id_bytes=65_535,
+    text_bytes=65_535,
+    list_length=4_096,
+)
+_TYPES = {
+    pa.string(): "VarChar",
+    pa.bool_(): "Bool",
+    pa.int64(): "Int64",
+    pa.float32(): "Float",
+    pa.float64(): "Double",
+}
+
+
+def export_milvus(
+    index: HashIndex, path: str | os.PathLike, name: str = DEFAULT_NAME, overwrite: bool = False
+) -> list[Path]:
+    """Writes an index for Milvus: `part-*.parquet` for its bulk import, `collection.json` to create the collection.
+
+    The Parquet files have the types of pymilvus' bulk writer; the JSON is the body of a request to
+    `/v2/vectordb/collections/create`, with an exact index (`BIN_FLAT`, `HAMMING`).
+
+    Args:
+        index: The index.
+        path: The folder to make. It appears whole or not at all.
+        name: Of the collection.
+        overwrite: Replace the folder where it holds an earlier export, and nothing else.
+
+    Returns:
+        The files.
+
+    Raises:
+        HashIndexError: On an empty index, a folder that may not be replaced, or an item that Milvus cannot hold.
+    """
+    check_name(name)
+    columns = columns_of(index, _TARGET)
+    with whole_folder(path, overwrite, _FILES) as folder:
+        schema, sizes, writer, rows, files = None, {}, None, 0, 0
+        try:
+            for block in blocks_of(index, _TARGET, columns):
+                table = _table(block, columns)
+                for field, size in _sizes(table.drop_columns([CODE])).items():
+                    sizes[field] = max(sizes.get(field, 0), size)
+                if writer is None or rows + len(table) > FILE_ROWS:
+                    if writer is not None:
+                        writer.close()
+                    schema, rows = table.schema, 0
+                    writer = pq.ParquetWriter(folder / f"part-{files:05d}.parquet", schema)
+                    files += 1
+                writer.write_table(table)
+                rows += len(table)
+        finally:
+            if writer is not None:
+                writer.close()
+        collection = _collection(index, name, columns, schema.field(ID).type, sizes)
+        (folder / "collection.json").write_text(json.dumps(collection, indent=2) + "\n", encoding="utf-8")
+    return sorted(Path(path).iterdir())
+
+
+def milvus_query(hash_values: Any) -> list[bytes]:
+    """Queries as Milvus takes them for a binary vector: `K / 8` bytes each, for `data=` of a search.
+
+    Args:
+        hash_values: `(Q, K)` or `(K,)` real hash values, or uint8 packed codes.
+
+    Raises:
+        HashIndexError: If they are no hash values.
+    """
+    return [code.tobytes() for code in packed_queries(hash_values)]
+
+
+def _table(block: Block, columns: list[Column]) -> pa.Table:
+    width = block.codes.shape[1]
+    offsets = pa.array(np.arange(0, block.codes.size + 1, width, dtype=np.int32))
+    codes = pa.ListArray.from_arrays(offsets, pa.array(block.codes.ravel()))
+    return pa.table({ID: block.ids, CODE: codes, **{column.name: block.metadata[column.name] for column in columns}})
+
+
+def _sizes(table: pa.Table) -> dict[tuple[str, str], int]:
+    """The sizes that a field has to have, of this part of it."""
+    sizes = {}
+    for field in table.schema:
+        values = table[field.name].combine_chunks()
+        if pa.types.is_list(field.type):
+            sizes[field.name, "max_capacity"] = pc.max(pc.list_value_length(values)).as_py() or 0
+            values = pc.list_flatten(values)
+        if pa.types.is_string(values.type):
+            sizes[field.name, "max_length"] = pc.max(pc.binary_length(values)).as_py() or 0
+    return sizes
+
+
+def _collection(
+    index: HashIndex, name: str, columns: list[Column], id_type: pa.DataType, sizes: dict[tuple[str, str], int]
+) -> dict[str, Any]:
+    # Milvus reserves memory by these sizes when it imports, so they are what is needed, with room up to a power of two.
+    bounds = {"max_length": _TARGET.text_bytes, "max_capacity": _TARGET.list_length}
+
+    def field(name: str, kind: pa.DataType) -> dict[str, Any]:
+        is_list = pa.types.is_list(kind)
+        value = _TYPES[kind.value_type if is_list else kind]
+        described = {"fieldName": name, "dataType": "Array" if is_list else value}
+        if is_list:
+            described["elementDataType"] = value
+        described["elementTypeParams"] = {
+            parameter: str(min(bounds[parameter], 1 << max(4, (size - 1).bit_length())))
+            for (of, parameter), size in sizes.items()
+            if of == name
+        }
+        return described
+
+    fields = [
+        {**field(ID, id_type), "isPrimary": True},
+        {"fieldName": CODE, "dataType": "BinaryVector", "elementTypeParams": {"dim": str(index.bits)}},
+        # Older servers know no nulls, so that only what holds some asks for them.
+        *({**field(column.name, column.type), **({"nullable": True} if column.nullable else {})} for column in columns),
+    ]
+    return {
+        "collectionName": name,
+        "schema": {"autoID": False, "enableDynamicField": False, "fields": fields},
+        "indexParams": [{"fieldName": CODE, "indexName": CODE, "indexType": "BIN_FLAT", "metricType": "HAMMING"}],
+    }
