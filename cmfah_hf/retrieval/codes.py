@@ -81,6 +81,11 @@ def unpack(packed: Any, bits: int | None = None) -> np.ndarray:
     return np.unpackbits(packed, axis=1, bitorder="little").astype(np.int8) * 2 - 1
 
 
+def signs_of(packed: np.ndarray) -> np.ndarray:
+    """`(..., K / 8)` uint8 codes as `(..., K)` float32 of +-1, for arithmetic with real values."""
+    return _SIGNS_OF_BYTE.take(packed, axis=0).reshape(*packed.shape[:-1], -1)
+
+
 def round_for_aqd(hash_values: Any) -> np.ndarray:
     """`z_q` of `[aqd]` rounded to multiples of 2^-14 (half to even): `(N, K)` float32.
 
@@ -91,15 +96,20 @@ def round_for_aqd(hash_values: Any) -> np.ndarray:
     Raises:
         HashIndexError: If the values are no `(N, K)` matrix of finite numbers, or so large that the sums would round.
     """
-    rounded_NK = np.rint(_real_matrix(hash_values).astype(np.float64) / AQD_STEP) * AQD_STEP
+    values_NK = as_array(hash_values)
+    if values_NK.ndim != 2 or values_NK.dtype.kind != "f" or values_NK.dtype.itemsize < 4:
+        values_NK = _real_matrix(values_NK).astype(np.float64)
+    # Scaling by a power of two is exact, so float32 need not be widened.
+    rounded_NK = np.rint(values_NK * (1 / AQD_STEP)) * AQD_STEP
     sums_N = np.abs(rounded_NK).sum(axis=1)
-    wrong = np.flatnonzero(~(sums_N <= _AQD_LARGEST_SUM))
-    if wrong.size:
+    if not (sums_N <= _AQD_LARGEST_SUM).all():
+        _real_matrix(values_NK)
+        row = np.flatnonzero(~(sums_N <= _AQD_LARGEST_SUM))[0]
         raise HashIndexError(
-            f"Row {wrong[0]} is no row of hash values: its magnitudes sum to {sums_N[wrong[0]]:g}, "
+            f"Row {row} is no row of hash values: its magnitudes sum to {sums_N[row]:g}, "
             f"at most {_AQD_LARGEST_SUM:g} can be ranked exactly; give values in [-1, 1]."
         )
-    return rounded_NK.astype(np.float32)
+    return rounded_NK.astype(np.float32, copy=False)
 
 
 def _real_matrix(hash_values: Any) -> np.ndarray:
@@ -116,3 +126,6 @@ def _real_matrix(hash_values: Any) -> np.ndarray:
             wrong = "a NaN" if np.isnan(values[row]).any() else "an infinity"
             raise HashIndexError(f"Row {row} of the hash values holds {wrong}; check the model's input there.")
     return values
+
+
+_SIGNS_OF_BYTE = unpack(np.arange(256, dtype=np.uint8)[:, None]).astype(np.float32)

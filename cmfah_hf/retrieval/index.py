@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from cmfah_hf.errors import HashIndexError, QueryError
-from cmfah_hf.retrieval.codes import as_array, check_bits, pack, round_for_aqd, unpack
+from cmfah_hf.retrieval.codes import as_array, check_bits, pack, round_for_aqd, signs_of
 from cmfah_hf.retrieval.ids import IntegerIds, id_array
 from cmfah_hf.retrieval.index_file import read_index, write_index
 from cmfah_hf.retrieval.metadata import as_table, rows_allowed
@@ -347,7 +347,7 @@ class HashIndex:
         if values.ndim != 2:
             raise HashIndexError(f"Queries are one row a query, not an array of shape {values.shape}.")
         if metric == "hamming":
-            return Queries(unpack(self._packed(values, "The queries")).astype(np.float32), hamming=True)
+            return Queries(signs_of(self._packed(values, "The queries")), hamming=True)
         if values.dtype == np.uint8:
             raise HashIndexError("AQD ranks by the query's real hash values, not by packed codes; give the values.")
         self._check_width(values, values.shape[1], "The queries")

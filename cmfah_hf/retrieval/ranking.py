@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import faiss
 import numpy as np
 
+from cmfah_hf.retrieval.codes import AQD_STEP
 from cmfah_hf.retrieval.ids import Ids, IntegerIds
 from cmfah_hf.retrieval.scan import Candidates, Queries, Scan, costs_of_one, threads_for
 
@@ -18,6 +19,8 @@ from cmfah_hf.retrieval.scan import Candidates, Queries, Scan, costs_of_one, thr
 _UNPACKED = 2**23
 # Deeper than this share of all codes, scoring every code is quicker; of few codes all can be proposed.
 _DEEPEST, _FEW_CODES = 1 / 8, 4096
+# From this id on, a cost and an id no longer fit into one integer of 64 bits.
+_LEAST_LARGE_ID = 2**37
 # Where so few codes are allowed, they alone are scored.
 _SMALL_SHARE = 1 / 64
 
@@ -58,6 +61,8 @@ def nearest(
             found_costs = found.costs if allowed is None else np.where(allowed[found.rows], found.costs, np.inf)
             own_costs, own_rows = _first(k, found_costs, found.rows, ids)
             certain = own_costs[:, -1] < found.bounds
+            if len(asked) == len(queries) and certain.all():
+                return own_costs, own_rows
             costs[asked[certain]], rows[asked[certain]] = own_costs[certain], own_rows[certain]
             left.append(asked[~certain])
         uncertain, depth = np.concatenate(left), 4 * depth
@@ -88,18 +93,29 @@ def _proposed(queries: Queries, depth: int, scans: Sequence[Scan]) -> Candidates
 
 def _first(k: int, costs: np.ndarray, rows: np.ndarray, ids: Ids) -> tuple[np.ndarray, np.ndarray]:
     """Costs and rows of the first `k` of each row of candidates, in the canonical order."""
-    integers = isinstance(ids, IntegerIds)
-    order = np.lexsort((ids.take(rows), costs), axis=-1) if integers else np.argsort(costs, axis=-1, kind="stable")
-    if not integers:
-        last = np.take_along_axis(costs, order[:, k - 1 : k], 1)[:, 0]
-        for query, own in enumerate(order):
-            near = own[: int(np.count_nonzero(costs[query] <= last[query]))]
-            own_costs = costs[query, near].tolist()
-            if len(set(own_costs)) < len(own_costs):
-                places = list(zip(own_costs, ids.take(rows[query, near]).tolist(), near.tolist(), strict=True))
-                order[query, : len(near)] = [place for _, _, place in sorted(places)]
+    order = _order_of_integers(costs, ids.take(rows)) if isinstance(ids, IntegerIds) else _order(k, costs, rows, ids)
     order = order[:, :k]
-    return np.take_along_axis(costs, order, 1), np.take_along_axis(rows, order, 1)
+    queries = np.arange(len(order))[:, None]
+    return costs[queries, order], rows[queries, order]
+
+
+def _order_of_integers(costs: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    if ids.size and ids.min() >= 0 and ids.max() < _LEAST_LARGE_ID:
+        # Costs are multiples of 2^-14 below 2^10, so cost and id are one integer, and one sort is enough.
+        steps = np.minimum(costs, np.float32(2**11)) * np.float32(1 / AQD_STEP)
+        return np.argsort(steps.astype(np.int64) * _LEAST_LARGE_ID + ids, axis=-1)
+    return np.lexsort((ids, costs), axis=-1)
+
+
+def _order(k: int, costs: np.ndarray, rows: np.ndarray, ids: Ids) -> np.ndarray:
+    order = np.argsort(costs, axis=-1, kind="stable")
+    for query, own in enumerate(order):
+        near = own[: int(np.count_nonzero(costs[query] <= costs[query, own[k - 1]]))]
+        own_costs = costs[query, near].tolist()
+        if len(set(own_costs)) < len(own_costs):
+            places = list(zip(own_costs, ids.take(rows[query, near]).tolist(), near.tolist(), strict=True))
+            order[query, : len(near)] = [place for _, _, place in sorted(places)]
+    return order
 
 
 def _all_scored(

@@ -16,6 +16,8 @@ from typing import Protocol
 import faiss
 import numpy as np
 
+from cmfah_hf.retrieval.codes import signs_of
+
 # Posting lists up to here: with so few bits ties fill whatever depth is asked of FastScan.
 POSTING_BITS = 16
 # Below so many codes FAISS's structures cost more than they save.
@@ -71,11 +73,10 @@ class Scan(Protocol):
 
 def exact_costs(queries: Queries, codes: np.ndarray) -> np.ndarray:
     """The costs of all codes: `(Q, N)` float32 of `(N, K / 8)` codes, or `(Q, D)` of `(Q, D, K / 8)`, a set a query."""
-    sets = codes.reshape(1, *codes.shape) if codes.ndim == 2 else codes
-    # 2 <z, bits> - sum z: both terms are exact, as is every partial sum.
-    bits = np.unpackbits(sets, axis=-1, bitorder="little").astype(np.float32)
-    sums = queries.values @ bits[0].T if codes.ndim == 2 else np.matmul(bits, queries.values[:, :, None])[..., 0]
-    return queries.costs(2 * sums - queries.values.sum(axis=1, keepdims=True))
+    signs = signs_of(codes)
+    if codes.ndim == 2:
+        return queries.costs(queries.values @ signs.T)
+    return queries.costs(np.matmul(signs, queries.values[:, :, None])[..., 0])
 
 
 def costs_of_one(query: Queries, codes: np.ndarray) -> np.ndarray:
@@ -154,25 +155,27 @@ class FastScan:
             spans = 2 * np.abs(asked).reshape(len(asked), -1, 4).sum(axis=2)
             widest, total = spans.max(axis=1), spans.sum(axis=1)
             flat = widest == 0  # FAISS would divide by the span; such a query ranks everything alike
-            if flat.any():
+            some_flat = flat.any()
+            if some_flat:
                 asked = np.where(flat[:, None], np.float32(1), asked)
         approximate, rows = self._index.search(asked, depth)
-        # FAISS never returns a code whose rounded sum is 0, the least there is, and fills up with -1.
-        missing = rows < 0
-        short = missing[:, -1]
-        if short.any():
-            rows = np.where(missing, 0, rows)
         if queries.hamming:
             costs = np.rint(queries.costs(approximate))
-            bounds = np.where(short, np.float32(asked.shape[1]), costs[:, -1])
+            bounds = costs[:, -1]
         else:
             costs = exact_costs(queries, self._codes[rows])
             rounding = spans.shape[1] * 0.5 * np.maximum(widest / 255, total / 65535)
             # A thousandth more for the float32 arithmetic on the way.
-            rounded = np.where(short, -total / 2, approximate[:, -1]) + 1.001 * rounding + 1e-4 * total
-            bounds = np.where(flat, -np.inf, -rounded).astype(np.float32)
-        if short.any():
-            costs[missing] = np.inf
+            rounding = 1.001 * rounding + 1e-4 * total
+            bounds = -approximate[:, -1] - rounding
+            if some_flat:
+                bounds[flat] = -np.inf
+        if (rows[:, -1] < 0).any():
+            # FAISS never returns a code whose rounded sum is 0, the least there is, and fills up with -1.
+            short = rows[:, -1] < 0
+            costs[rows < 0] = np.inf
+            rows = np.maximum(rows, 0)
+            bounds[short] = asked.shape[1] if queries.hamming else total[short] / 2 - rounding[short]
         return Candidates(costs, rows, bounds)
 
 
@@ -219,13 +222,17 @@ class InvertedLists:
         seed: Of the clustering.
     """
 
+    # Codes a list to cluster: more take longer, and find no more afterwards.
+    _POINTS = 48
+
     def __init__(self, codes: np.ndarray, lists: int | None = None, seed: int = 0):
         self.codes = codes
         bits = codes.shape[1] * 8
-        self.lists = lists or int(min(4096, max(1, 4 * len(codes) ** 0.5), max(1, len(codes) // 39)))
+        self.lists = lists or int(min(4096, max(1, 4 * len(codes) ** 0.5), max(1, len(codes) // self._POINTS)))
         quantizer = faiss.IndexBinaryFlat(bits)
         self._quantizer, self._index = quantizer, faiss.IndexBinaryIVF(quantizer, bits, self.lists)
-        self._index.cp.seed, self._index.cp.min_points_per_centroid = seed, 1
+        clustering = self._index.cp
+        clustering.seed, clustering.min_points_per_centroid, clustering.max_points_per_centroid = seed, 1, self._POINTS
         codes = np.ascontiguousarray(codes)
         self._index.train(codes)
         self._index.add(codes)
@@ -243,7 +250,7 @@ class ProbedLists:
     probes: int
 
     # AQD takes its answers from so many times as many of the nearest by Hamming distance.
-    AQD_DEPTH = 8
+    AQD_DEPTH = 4
 
     def candidates(self, queries: Queries, depth: int) -> Candidates:
         codes = self.inverted.codes
