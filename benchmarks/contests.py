@@ -25,6 +25,8 @@ from cmfah_hf.retrieval.codes import AQD_STEP, round_for_aqd, unpack
 # Of a standard normal x: 1 + 0.87 x falls below 0 as often as a bit of an item is flipped, once in eight.
 QUERY_NOISE = 0.87
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
 Answers = tuple[np.ndarray, np.ndarray]  # ids and scores, `(Q, k)` each
 
 
@@ -136,15 +138,15 @@ class Figure:
         return asdict(self) | {"reached": self.reached}
 
 
-def in_turns(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def in_turns(runs: dict[str, Callable[[], Any]], repeats: int, clock: str = "wall") -> dict[str, list[float]]:
     """The seconds of each run, `repeats` times, after one that is not counted; every second turn goes backwards."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(-1, repeats):
         for name in list(runs)[:: -1 if turn % 2 else 1]:
-            start = time.perf_counter()
+            start = CLOCKS[clock]()
             runs[name]()
             if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(CLOCKS[clock]() - start)
     return seconds
 
 
@@ -154,7 +156,7 @@ def contest(
     """The first contestant against the fastest of the others.
 
     Args:
-        own: `singles`, the queries of a turn that takes one at a time, and `repeats`, the turns that are counted.
+        own: `singles`, the queries of a turn that takes one at a time; `repeats`, the turns that are counted; `clock`.
         contestants: By name.
         check: Sees everyone's answers to all queries of a turn before any is timed, and may make a remark.
         row: `what`, `items`, `at_once`, `k` and `bar` of the comparison.
@@ -165,7 +167,7 @@ def contest(
         runs[name] = partial(lambda search, batches: [search(batch) for batch in batches], search, batches)
     answers = {name: tuple(map(np.concatenate, zip(*run(), strict=True))) for name, run in runs.items()}
     remark = check(answers) or ""
-    seconds = in_turns(runs, own.repeats)
+    seconds = in_turns(runs, own.repeats, own.clock)
     ours, *others = runs
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     best = min(others, key=medians.__getitem__)
@@ -234,6 +236,7 @@ def environment(own: Namespace) -> dict[str, Any]:
         "torch": version("torch"),
         "codes": f"{own.codes}, {own.bits} bits",
         "repeats": own.repeats,
+        "clock": own.clock,
     }
 
 
