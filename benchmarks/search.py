@@ -199,6 +199,8 @@ def floats(own: argparse.Namespace) -> Rows:
 
 def shards(own: argparse.Namespace) -> Rows:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray makes its workers give way to all others, which this process does not do.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
     from cmfah_hf.retrieval.cluster import ShardedHashIndex
 
