@@ -1,0 +1,94 @@
+"""Contestants of `search.py` that no library has ready: products with a top k, a rescored search, kernels that count.
+
+Shapes: `N` items, `Q` queries, `K` bits, `k` answers a query.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from contests import Answers
+
+
+def product_by_numpy(signs: np.ndarray, k: int, queries: np.ndarray) -> Answers:
+    """The `k` largest products of each query, `(Q, K)`, with the +-1 codes, `(N, K)` float32."""
+    products = queries @ signs.T
+    top = np.argpartition(products, -k, axis=1)[:, -k:]
+    scores = np.take_along_axis(products, top, 1)
+    order = np.argsort(-scores, axis=1)
+    return np.take_along_axis(top, order, 1), np.take_along_axis(scores, order, 1)
+
+
+@torch.inference_mode()
+def product_by_torch(signs: torch.Tensor, k: int, queries: torch.Tensor) -> Answers:
+    """The same by PyTorch."""
+    scores, ids = torch.topk(queries @ signs.T, k)
+    return ids.numpy(), scores.numpy()
+
+
+def rescored_search() -> Callable[[Any, int, np.ndarray], Answers]:
+    """sentence-transformers' search of binary codes: `(index, k, queries)` to ids and scores.
+
+    It takes the 4 `k` nearest by Hamming distance, and of these the `k` best by the product with bits of 0 and 1. The
+    codes of its index have the order of bits that NumPy packs by default, from the most significant.
+
+    Raises:
+        ImportError: If sentence-transformers is missing.
+    """
+    try:
+        from sentence_transformers.util.quantization import semantic_search_faiss
+    except ImportError:  # the place of earlier releases; if it is not there either, this names what is missing
+        from sentence_transformers.quantization import semantic_search_faiss
+
+    def search(index: faiss.IndexBinary, k: int, queries: np.ndarray) -> Answers:
+        settings = {"corpus_precision": "ubinary", "rescore": True, "rescore_multiplier": 4}
+        found, _ = semantic_search_faiss(queries, corpus_index=index, top_k=k, **settings)
+        answers = np.array([[(hit["corpus_id"], hit["score"]) for hit in hits] for hits in found])
+        return answers[:, :, 0].astype(np.int64), answers[:, :, 1]
+
+    return search
+
+
+def counting_kernels(codes: np.ndarray, within: int) -> dict[str, Callable[[np.ndarray], int]]:
+    """By name: how many codes lie within a distance of a packed query. Each code is read and its bits counted, no more.
+
+    Raises:
+        ImportError: If numba is missing.
+    """
+    import numba
+
+    words = codes.shape[1] // 8
+    words_of_codes, buffer = codes.view(np.uint64), np.empty((len(codes), words), np.uint64)
+
+    @numba.njit
+    def kernel(codes: np.ndarray, query: np.ndarray, within: int) -> int:
+        found = np.uint64(0)
+        for item in range(codes.shape[0]):
+            distance = np.uint64(0)
+            # To the compiler `words` is a constant. It unrolls the loop, knows what is below for a popcount, and counts
+            # several codes in one instruction.
+            for word in range(words):
+                x = codes[item, word] ^ query[word]
+                x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
+                x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+                x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+                distance += (x * np.uint64(0x0101010101010101)) >> np.uint64(56)
+            found += np.uint64(distance <= within)
+        return found
+
+    def by_numba(query: np.ndarray) -> int:
+        return int(kernel(words_of_codes, query.view(np.uint64), np.uint64(within)))
+
+    def by_faiss(query: np.ndarray) -> int:
+        found, pointer = np.zeros(1, np.uint64), faiss.swig_ptr
+        sides = pointer(query), pointer(codes), 1, len(codes)
+        faiss.hamming_count_thres(*sides, within, codes.shape[1], pointer(found))
+        return int(found[0])
+
+    def by_numpy(query: np.ndarray) -> int:
+        np.bitwise_xor(words_of_codes, query.view(np.uint64), out=buffer)
+        return int(np.count_nonzero(np.bitwise_count(buffer).sum(axis=1, dtype=np.uint16) <= within))
+
+    return {"kernel, numba": by_numba, "hamming_count_thres": by_faiss, "kernel, NumPy": by_numpy}
