@@ -4,5 +4,11 @@ from cmfah_hf.lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
-    {"HashIndex": "index", "SearchResults": "index", "CrossMediaRetriever": "retriever"},
+    {
+        "HashIndex": "index",
+        "SearchResults": "index",
+        "ShardedHashIndex": "cluster",
+        "encode_with_ray": "cluster_encoding",
+        "CrossMediaRetriever": "retriever",
+    },
 )

@@ -1,0 +1,212 @@
+"""Encoding at scale: pictures or texts through several processes with a model each, into an index, by Ray Data."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from cmfah_hf.data.images import decode_image, decoding_off
+from cmfah_hf.data.loading import resolve_data_path
+from cmfah_hf.errors import CMFAHError, DataError, ImageError, QueryError
+from cmfah_hf.retrieval.codes import pack
+from cmfah_hf.retrieval.index import HashIndex
+
+try:
+    import ray.data
+    from ray.exceptions import RayError
+except ImportError as error:
+    raise ImportError("Encoding with Ray needs it; install it by `pip install cmfah-hf[cluster]`.") from error
+
+if TYPE_CHECKING:
+    import datasets
+
+    from cmfah_hf.retrieval.cluster import ShardedHashIndex
+
+logger = logging.getLogger(__name__)
+
+_CODE, _REASON, _ID = "__code__", "__reason__", "__id__"
+# How a worker calls a picture whose id or number only the reader of its answers knows.
+_UNNAMED = "?"
+
+
+def encode_with_ray(
+    source: "datasets.Dataset | ray.data.Dataset | str | os.PathLike | Sequence[str | os.PathLike]",
+    model: str | os.PathLike,
+    index: "HashIndex | ShardedHashIndex",
+    what: Literal["images", "texts"] = "images",
+    *,
+    column: str | None = None,
+    id_column: str | None = None,
+    metadata_columns: Sequence[str] = (),
+    batch_size: int = 32,
+    add_size: int = 4096,
+    concurrency: int = 1,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+) -> list[str]:
+    """Encodes pictures or texts in several processes and adds their codes to an index, batch by batch as they come.
+
+    The codes, the order of the additions, the ids and what is left out are those of `CrossMediaRetriever.add_images`
+    and `add_texts`. Every `add_size` items are one addition; after an error, those before it stay in the index.
+
+    Args:
+        source: A `datasets.Dataset`, which is copied to Ray's object store; or Parquet files or folders of them, or a
+            `ray.data.Dataset`, which are read as they are needed.
+        model: A folder or Hub id that every node can load.
+        index: Where the codes go.
+        what: `"images"` or `"texts"`.
+        column: Of the pictures or texts. None: `"image"` or `"text"`.
+        id_column: Of the ids. None: `"id"` where there is such a column, else the items are numbered.
+        metadata_columns: Columns that are added as the items' metadata.
+        batch_size: Items encoded at once.
+        add_size: Items added at once.
+        concurrency: Processes; each loads the model once.
+        num_cpus: CPUs that each takes up.
+        num_gpus: GPUs that each takes up; 0 for encoding on CPUs.
+
+    Returns:
+        For each picture that was left out, why.
+
+    Raises:
+        DataError: If the source is none of these, or lacks a column.
+        CheckpointError: If the model cannot be loaded.
+        HashIndexError: If an id is not new, or the codes do not fit the index.
+    """
+    if what not in ("images", "texts"):
+        raise QueryError(f"what is {what!r}; choose 'images' or 'texts'.")
+    for name, value in (("batch_size", batch_size), ("add_size", add_size), ("concurrency", concurrency)):
+        if value < 1:
+            raise QueryError(f"{name} is {value}; give 1 or more.")
+    column = column or {"images": "image", "texts": "text"}[what]
+    rows, id_column = _rows(source, column, id_column, metadata_columns, batch_size)
+    # What comes first is added first, whichever process is done first; so items without ids can be numbered here.
+    rows.context.execution_options.preserve_order = True
+    encoded = rows.map_batches(
+        _Encoder,
+        fn_constructor_args=(str(model), what, column, id_column, tuple(metadata_columns), num_gpus > 0),
+        batch_format="pyarrow",
+        batch_size=batch_size,
+        compute=ray.data.ActorPoolStrategy(size=concurrency),
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+    )
+    left_out: list[str] = []
+    start = index.next_id
+    try:
+        for batch in encoded.iter_batches(batch_format="pyarrow", batch_size=add_size):
+            ids = batch[_ID].to_pylist() if id_column else list(range(start, start + batch.num_rows))
+            start += batch.num_rows
+            for item_id, reason in zip(ids, batch[_REASON].to_pylist(), strict=True):
+                if reason is not None:
+                    left_out.append(reason.replace(_UNNAMED, str(item_id), 1) if reason[0] == _UNNAMED else reason)
+                    logger.warning("Left out: %s", left_out[-1])
+            _add(index, batch, ids, metadata_columns)
+    except RayError as error:
+        own = _own_error(error)
+        if own is None:
+            raise
+        raise own from None
+    return left_out
+
+
+def _add(index: Any, batch: pa.Table, ids: list, metadata_columns: Sequence[str]) -> None:
+    readable = np.flatnonzero(batch[_REASON].is_null().to_numpy())
+    if not readable.size:
+        return
+    codes = np.frombuffer(b"".join(batch[_CODE].take(readable).to_pylist()), np.uint8).reshape(len(readable), -1)
+    metadata = {"metadata": batch.select(metadata_columns).take(readable)} if metadata_columns else {}
+    index.add(codes, [ids[row] for row in readable], **metadata)
+
+
+class _Encoder:
+    """A process's model. It takes tables of pictures or texts and gives tables of codes, ids and metadata."""
+
+    def __init__(
+        self, model: str, what: str, column: str, id_column: str | None, metadata_columns: tuple[str, ...], gpu: bool
+    ):
+        from cmfah_hf.retrieval.retriever import CrossMediaRetriever
+
+        self.what, self.column, self.id_column, self.metadata_columns = what, column, id_column, metadata_columns
+        self.failure: CMFAHError | None = None
+        try:
+            self.retriever = CrossMediaRetriever.from_pretrained(model, device=None if gpu else "cpu")
+        except CMFAHError as error:  # raised by the first call: Ray starts anew, in vain, what fails here
+            self.failure = error
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if self.failure is not None:
+            raise self.failure
+        items, reasons = batch[self.column].to_pylist(), [None] * batch.num_rows
+        if self.what == "images":
+            for row, image in enumerate(items):
+                try:
+                    items[row] = decode_image(image, None if isinstance(image, str) else _UNNAMED)
+                except ImageError as error:
+                    reasons[row] = str(error)
+        readable = [row for row, reason in enumerate(reasons) if reason is None]
+        encode = self.retriever.encode_images if self.what == "images" else self.retriever.encode_texts
+        packed: list[bytes | None] = [None] * batch.num_rows
+        if readable:
+            for row, code in zip(readable, pack(encode([items[row] for row in readable], len(readable))), strict=True):
+                packed[row] = code.tobytes()
+        columns: dict[str, Any] = {
+            _CODE: pa.array(packed, pa.binary(self.retriever.model.config.hash_bits // 8)),
+            _REASON: pa.array(reasons, pa.string()),
+        }
+        if self.id_column is not None:
+            columns[_ID] = batch[self.id_column]
+        return pa.table(columns | {name: batch[name] for name in self.metadata_columns})
+
+
+def _rows(
+    source: Any, column: str, id_column: str | None, metadata_columns: Sequence[str], batch_size: int
+) -> tuple["ray.data.Dataset", str | None]:
+    """The columns that are needed as a Ray data set, and the column of ids, if there is one."""
+    import datasets
+
+    if isinstance(source, datasets.Dataset):
+        source = decoding_off(source)
+        held = source.column_names
+    elif isinstance(source, (str, os.PathLike)) or (
+        isinstance(source, Sequence) and source and all(isinstance(path, (str, os.PathLike)) for path in source)
+    ):
+        paths = [source] if isinstance(source, (str, os.PathLike)) else source
+        paths = [str(path) if "://" in str(path) else str(resolve_data_path(path)) for path in paths]
+        for path in paths:
+            if "://" not in path and not Path(path).exists():
+                raise DataError(f"{path}: there is no such file or folder; give Parquet files, or folders of them.")
+        source = ray.data.read_parquet(paths)
+        held = source.schema().names
+    elif isinstance(source, ray.data.Dataset):
+        held = source.schema().names
+    else:
+        kind = "one split of it" if isinstance(source, Mapping) else "a datasets.Dataset or Parquet files"
+        raise DataError(f"A {type(source).__name__} cannot be encoded with Ray; give {kind}.")
+    if id_column is None and "id" in held:
+        id_column = "id"
+    needed = list(dict.fromkeys([column, *([id_column] if id_column else []), *metadata_columns]))
+    absent = [name for name in needed if name not in held]
+    if absent:
+        raise DataError(f"The source has no column {absent[0]!r}; it has {', '.join(held)}.")
+    selected = source.select_columns(needed)
+    if isinstance(source, datasets.Dataset):
+        # `ray.data.from_huggingface` does the same, in one block, after asking the Hub for the data set of that name.
+        table = selected.with_format("arrow")
+        blocks = [table[start : start + 4 * batch_size] for start in range(0, len(table), 4 * batch_size)]
+        selected = ray.data.from_arrow(blocks or [table[:]])
+    return selected, id_column
+
+
+def _own_error(error: BaseException) -> CMFAHError | None:
+    """This package's error among the causes of one of Ray's, which says where it was raised and in how many frames."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, CMFAHError) and not isinstance(error, RayError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
