@@ -35,8 +35,8 @@ def in_store(array: np.ndarray) -> "np.ndarray | ray.ObjectRef":
 class ShardActors:
     """The shards' processes, as Ray actors spread over the nodes.
 
-    Ray starts a process anew, on whichever node has room, when it or its node dies. A call that was in flight is made
-    again: the shards see to it that none is carried out twice (see `Shard.change`).
+    Ray starts a process anew, on whichever node has room, when it or its node dies, and makes the calls that were in
+    flight again: the shards see to it that none is carried out twice (see `Shard.change`).
 
     Args:
         folder: Where the index is saved.
@@ -52,7 +52,7 @@ class ShardActors:
         self._num_cpus, self._timeout = num_cpus, timeout
         remote_class = ray.remote(concurrency_groups={"health": 1})(Shard)
         self._actor_class = remote_class.options(
-            num_cpus=num_cpus, scheduling_strategy="SPREAD", max_restarts=-1, max_task_retries=0
+            num_cpus=num_cpus, scheduling_strategy="SPREAD", max_restarts=-1, max_task_retries=-1
         )
         self._starting, self._stopped = Lock(), False
         self._handles = [self._start(shard) for shard in range(shards)]

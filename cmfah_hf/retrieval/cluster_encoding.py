@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 
 from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.data.loading import resolve_data_path
@@ -47,6 +48,7 @@ def encode_with_ray(
     concurrency: int = 1,
     num_cpus: float = 1,
     num_gpus: float = 0,
+    progress: bool = False,
 ) -> list[str]:
     """Encodes pictures or texts in several processes and adds their codes to an index, batch by batch as they come.
 
@@ -67,6 +69,7 @@ def encode_with_ray(
         concurrency: Processes; each loads the model once.
         num_cpus: CPUs that each takes up.
         num_gpus: GPUs that each takes up; 0 for encoding on CPUs.
+        progress: Whether to show Ray's progress bars.
 
     Returns:
         For each picture that was left out, why.
@@ -85,6 +88,7 @@ def encode_with_ray(
     rows, id_column = _rows(source, column, id_column, metadata_columns, batch_size)
     # What comes first is added first, whichever process is done first; so items without ids can be numbered here.
     rows.context.execution_options.preserve_order = True
+    rows.context.enable_progress_bars = progress
     encoded = rows.map_batches(
         _Encoder,
         fn_constructor_args=(str(model), what, column, id_column, tuple(metadata_columns), num_gpus > 0),
@@ -180,7 +184,8 @@ def _rows(
             if "://" not in path and not Path(path).exists():
                 raise DataError(f"{path}: there is no such file or folder; give Parquet files, or folders of them.")
         source = ray.data.read_parquet(paths)
-        held = source.schema().names
+        # Ray would start processes for it, where the first footer will do.
+        held = (source.schema() if "://" in paths[0] else pyarrow.dataset.dataset(paths[0]).schema).names
     elif isinstance(source, ray.data.Dataset):
         held = source.schema().names
     else:

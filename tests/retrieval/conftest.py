@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 # A node here is a process of its own with so many CPUs that need not exist.
-NODE = {"num_cpus": 4, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+NODE = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+
+
+@pytest.fixture(scope="session")
+def node_options() -> dict[str, Any]:
+    """What the cluster's nodes are started with."""
+    return NODE
 
 
 @pytest.fixture(scope="session")
@@ -57,9 +63,34 @@ def kill_shard(process_of) -> Callable[[Any, int], None]:
     """A function that kills the process of a shard, and returns when it is gone."""
 
     def kill(index: Any, shard: int) -> None:
-        pid, _ = process_of(index, shard)
-        os.kill(pid, signal.SIGKILL)
-        while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
-            time.sleep(0.01)
+        _kill(process_of(index, shard)[0])
 
     return kill
+
+
+@pytest.fixture(scope="session")
+def kill_node(ray_cluster, process_of) -> Callable[[Any, int], str]:
+    """A function that takes away the node of a shard, with all shards on it, and gives the node's id."""
+
+    def kill(index: Any, shard: int) -> str:
+        where = [process_of(index, other) for other in range(index.shards)]
+        node_id = where[shard][1]
+        node = next(node for node in ray_cluster.worker_nodes if node.node_id == node_id)
+        ray_cluster.remove_node(node, allow_graceful=False)
+        # On one machine they outlive the node's own processes for a while.
+        for pid, other_id in where:
+            if other_id == node_id:
+                _kill(pid)
+        return node_id
+
+    return kill
+
+
+def _kill(pid: int) -> None:
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        os.kill(pid, signal.SIGKILL)
+        while " Z " not in stat.read_text():
+            time.sleep(0.01)
+    except (FileNotFoundError, ProcessLookupError):
+        pass

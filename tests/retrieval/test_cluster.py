@@ -98,7 +98,7 @@ def empty(index):
 
 
 @given(st.data())
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_history_gives_the_answers_of_the_single_index_to_the_bit(shared, data):
     empty(shared)
     single = HashIndex(BITS)
@@ -148,8 +148,8 @@ def test_any_history_gives_the_answers_of_the_single_index_to_the_bit(shared, da
         if single.metadata is not None:
             wheres += [{"year": [2000, 2002]}, pc.field("year") > 2000]
             wheres += [{"place": "sea", "year": 2001}] * ("place" in single.metadata.column_names)
-        ks = (1, int(rng.integers(1, 30)), len(held), len(held) + 5)
-        assert_answers_as(shared, single, rng, ks, wheres)
+        for k in (1, int(rng.integers(1, 30)), len(held), len(held) + 5):
+            assert_answers_as(shared, single, rng, (k,), [wheres[int(rng.integers(len(wheres)))]])
 
 
 def test_made_up_ids_rise_over_the_whole_index(emptied, rng):
@@ -159,7 +159,8 @@ def test_made_up_ids_rise_over_the_whole_index(emptied, rng):
         for each in (index, single):
             each.add(values)
     for each in (index, single):
-        each.remove(single.ids[-2:].copy() if each is index else single.ids[-2:].copy())
+        each.remove([single.next_id - 1])
+        each.add(np.ones((2, BITS)), range(500, 502))
         each.add(np.ones((2, BITS)))
     assert index.next_id == single.next_id
     assert_answers_as(index, single, rng, ks=(len(single),))
@@ -350,18 +351,11 @@ def test_changes_that_were_not_saved_and_are_lost_are_named(ray_cluster, kill_sh
         assert_answers_as(index, single, rng)
 
 
-def test_a_node_removed_under_load_costs_no_answer(ray_cluster, process_of, tmp_path, rng):
-    from conftest import NODE
-
-    doomed = ray_cluster.add_node(**NODE)
-    index, single = filled(tmp_path / "index", rng, timeout=60)
+def test_a_node_removed_under_load_costs_no_answer(ray_cluster, node_options, process_of, kill_node, tmp_path, rng):
+    ray_cluster.add_node(**node_options)  # the cluster's two stay for the tests after this one
+    index, single = filled(tmp_path / "index", rng)
     with index:
-        nodes = {}
-        for shard in range(2):
-            nodes.setdefault(process_of(index, shard)[1], shard)
-        assert len(nodes) == 2, "the shards are spread over nodes"
-        by_id = {node.node_id: node for node in ray_cluster.worker_nodes}
-        victim = next(by_id[node] for node in nodes)
+        assert len({process_of(index, shard)[1] for shard in range(2)}) == 2, "the shards are spread over nodes"
         queries = tied_values(rng, 4)
         expected = single.search(queries, 60, "hamming")
         answers, failures, stop = [], [], threading.Event()
@@ -375,7 +369,7 @@ def test_a_node_removed_under_load_costs_no_answer(ray_cluster, process_of, tmp_
 
         thread = threading.Thread(target=ask)
         thread.start()
-        ray_cluster.remove_node(victim, allow_graceful=False)
+        gone = kill_node(index, 0)
         before = len(answers)
         deadline = time.monotonic() + 60
         while len(answers) < before + 5 and not failures and time.monotonic() < deadline:
@@ -386,22 +380,19 @@ def test_a_node_removed_under_load_costs_no_answer(ray_cluster, process_of, tmp_
         assert len(answers) >= before + 5
         for answer in answers:
             assert_same(answer, expected)
-        assert victim.node_id not in {process_of(index, shard)[1] for shard in range(2)}
+        assert gone not in {process_of(index, shard)[1] for shard in range(2)}
         assert_answers_as(index, single, rng)
-    assert doomed in ray_cluster.worker_nodes or victim is doomed
 
 
-def test_a_shard_that_is_gone_for_good_is_named_in_time(ray_cluster, tmp_path, rng):
-    from conftest import NODE
-
-    large = ray_cluster.add_node(**{**NODE, "num_cpus": 12})
+def test_a_shard_that_is_gone_for_good_is_named_in_time(ray_cluster, node_options, kill_node, tmp_path, rng):
+    ray_cluster.add_node(**{**node_options, "num_cpus": 12})
     folder = tmp_path / "index"
     index = ShardedHashIndex(BITS, 1, folder=folder, num_cpus=9, timeout=60)
     with index:
         index.add(tied_values(rng, 20))
         index.save()
         (file,) = folder.glob("shard-*.index")
-        ray_cluster.remove_node(large, allow_graceful=False)
+        kill_node(index, 0)
         index._actors._timeout = 4
         start = time.monotonic()
         with pytest.raises(HashIndexError, match=rf"Shard 0 \({file}\) .* 4 seconds.*9 free CPUs"):
@@ -465,7 +456,8 @@ def test_a_save_that_is_killed_leaves_one_state_or_the_other(ray_cluster, tmp_pa
         ids, scores, next_id = json.loads(run.stdout.splitlines()[-1])
         expected = single.search(queries, 12, "aqd")
         assert (ids, scores, next_id) == (expected.ids.tolist(), expected.scores.tolist(), single.next_id)
-        assert len(list(folder.glob("shard-*.index"))) == 4  # the two of either state
+        # Those of the state before, and what each killed save had written.
+        assert len(list(folder.glob("shard-*.index"))) == (6 if saved else 4)
         if saved:
             single.add(np.ones((7, BITS)))
             single.remove([0, 1])
