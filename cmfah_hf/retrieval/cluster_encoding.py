@@ -12,13 +12,12 @@ import pyarrow.dataset
 
 from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.data.loading import resolve_data_path
-from cmfah_hf.errors import CMFAHError, DataError, ImageError, QueryError
+from cmfah_hf.errors import CheckpointError, DataError, ImageError, QueryError
 from cmfah_hf.retrieval.codes import pack
 from cmfah_hf.retrieval.index import HashIndex
 
 try:
     import ray.data
-    from ray.exceptions import RayError
 except ImportError as error:
     raise ImportError("Encoding with Ray needs it; install it by `pip install cmfah-hf[cluster]`.") from error
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CODE, _REASON, _ID = "__code__", "__reason__", "__id__"
+_CODE, _REASON, _FAILURE, _ID = "__code__", "__reason__", "__failure__", "__id__"
 # How a worker calls a picture whose id or number only the reader of its answers knows.
 _UNNAMED = "?"
 
@@ -100,20 +99,16 @@ def encode_with_ray(
     )
     left_out: list[str] = []
     start = index.next_id
-    try:
-        for batch in encoded.iter_batches(batch_format="pyarrow", batch_size=add_size):
-            ids = batch[_ID].to_pylist() if id_column else list(range(start, start + batch.num_rows))
-            start += batch.num_rows
-            for item_id, reason in zip(ids, batch[_REASON].to_pylist(), strict=True):
-                if reason is not None:
-                    left_out.append(reason.replace(_UNNAMED, str(item_id), 1) if reason[0] == _UNNAMED else reason)
-                    logger.warning("Left out: %s", left_out[-1])
-            _add(index, batch, ids, metadata_columns)
-    except RayError as error:
-        own = _own_error(error)
-        if own is None:
-            raise
-        raise own from None
+    for batch in encoded.iter_batches(batch_format="pyarrow", batch_size=add_size):
+        if batch[_FAILURE].null_count < batch.num_rows:
+            raise CheckpointError(batch[_FAILURE].drop_null()[0].as_py())
+        ids = batch[_ID].to_pylist() if id_column else list(range(start, start + batch.num_rows))
+        start += batch.num_rows
+        for item_id, reason in zip(ids, batch[_REASON].to_pylist(), strict=True):
+            if reason is not None:
+                left_out.append(reason.replace(_UNNAMED, str(item_id), 1) if reason[0] == _UNNAMED else reason)
+                logger.warning("Left out: %s", left_out[-1])
+        _add(index, batch, ids, metadata_columns)
     return left_out
 
 
@@ -135,31 +130,30 @@ class _Encoder:
         from cmfah_hf.retrieval.retriever import CrossMediaRetriever
 
         self.what, self.column, self.id_column, self.metadata_columns = what, column, id_column, metadata_columns
-        self.failure: CMFAHError | None = None
+        self.failure: str | None = None
         try:
             self.retriever = CrossMediaRetriever.from_pretrained(model, device=None if gpu else "cpu")
-        except CMFAHError as error:  # raised by the first call: Ray starts anew, in vain, what fails here
-            self.failure = error
+        except CheckpointError as error:  # sent with the answers: of what is raised here, Ray hands on the text alone
+            self.failure = str(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        if self.failure is not None:
-            raise self.failure
         items, reasons = batch[self.column].to_pylist(), [None] * batch.num_rows
-        if self.what == "images":
+        if self.what == "images" and self.failure is None:
             for row, image in enumerate(items):
                 try:
                     items[row] = decode_image(image, None if isinstance(image, str) else _UNNAMED)
                 except ImageError as error:
                     reasons[row] = str(error)
-        readable = [row for row, reason in enumerate(reasons) if reason is None]
-        encode = self.retriever.encode_images if self.what == "images" else self.retriever.encode_texts
+        readable = [row for row, reason in enumerate(reasons) if reason is None and self.failure is None]
         packed: list[bytes | None] = [None] * batch.num_rows
         if readable:
+            encode = self.retriever.encode_images if self.what == "images" else self.retriever.encode_texts
             for row, code in zip(readable, pack(encode([items[row] for row in readable], len(readable))), strict=True):
                 packed[row] = code.tobytes()
         columns: dict[str, Any] = {
-            _CODE: pa.array(packed, pa.binary(self.retriever.model.config.hash_bits // 8)),
+            _CODE: pa.array(packed, pa.binary()),
             _REASON: pa.array(reasons, pa.string()),
+            _FAILURE: pa.array([self.failure] * batch.num_rows, pa.string()),
         }
         if self.id_column is not None:
             columns[_ID] = batch[self.id_column]
@@ -204,14 +198,3 @@ def _rows(
         blocks = [table[start : start + 4 * batch_size] for start in range(0, len(table), 4 * batch_size)]
         selected = ray.data.from_arrow(blocks or [table[:]])
     return selected, id_column
-
-
-def _own_error(error: BaseException) -> CMFAHError | None:
-    """This package's error among the causes of one of Ray's, which says where it was raised and in how many frames."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, CMFAHError) and not isinstance(error, RayError):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__
-    return None

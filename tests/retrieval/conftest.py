@@ -27,8 +27,8 @@ def ray_cluster() -> Iterator[Any]:
 
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    patch.setenv("RAY_LOG_TO_DRIVER", "0")
+    # On a machine that does other things too, the processes of lowest priority would hardly ever get to start.
+    patch.setenv("RAY_worker_niceness", "0")
     # The nodes' processes inherit it, and their workers from them.
     patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
