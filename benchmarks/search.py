@@ -202,6 +202,7 @@ def shards(own: argparse.Namespace) -> Rows:
     # Ray makes its workers give way to all others, which this process does not do.
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
+
     from cmfah_hf.retrieval.cluster import ShardedHashIndex
 
     own = argparse.Namespace(**vars(own) | {"clock": "wall"})  # the work is done by other processes

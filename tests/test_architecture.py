@@ -15,6 +15,7 @@ PACKAGE = ROOT / "cmfah_hf"
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "torchvision", "transformers", "datasets", "faiss", "gensim", "matplotlib", "networkx", "scipy"}
+HEAVY |= {"ray"}
 # Whoever has `datasets` has these, in the versions that it needs.
 WITH_DATASETS = {"fsspec"}
 MODULE_OF = {"faiss-cpu": "faiss", "pillow": "PIL", "pyyaml": "yaml"}
@@ -166,7 +167,7 @@ def test_dependencies_of_the_page_are_those_of_the_package_and_of_the_imports():
     imported = {module.split(".")[0] for path in FILES for module, _ in imports(path)}
     third_party = imported - set(sys.stdlib_module_names) - {"cmfah_hf"}
     modules = {MODULE_OF.get(name, name) for name in declared}
-    assert third_party - modules == WITH_DATASETS | {"timm"}
+    assert third_party - modules == WITH_DATASETS | {"ray", "timm"}
     assert modules <= third_party
 
 

@@ -7,6 +7,8 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "HashIndex": "index",
         "SearchResults": "index",
+        "ShardedHashIndex": "cluster",
+        "encode_with_ray": "cluster",
         "CrossMediaRetriever": "retriever",
         "EXPORTERS": "exporters",
         "milvus_query": "exporters",

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from cmfah_hf import HashIndex
 from cmfah_hf.retrieval.codes import pack, unpack
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -273,7 +272,6 @@ def test_float_rows_say_sizes_and_what_is_found(modules, settings, seen):
             assert f"finds {share:.1%}" in row.remark
 
 
-@pytest.mark.skipif(not hasattr(HashIndex, "measure_recall"), reason="this HashIndex has no approximate search")
 def test_approximate_rows_print_the_recall(modules, settings, seen):
     own = settings()
     rows = list(modules.search.approximate(own))
@@ -389,7 +387,6 @@ def test_the_script_prints_tables_and_json(tmp_path):
 def test_shards_rows_say_milliseconds(tmp_path):
     """The script itself ends where the shards' answers are not those of the one index."""
     pytest.importorskip("ray")
-    pytest.importorskip("cmfah_hf.retrieval.cluster")
     found, _ = run_script(tmp_path, "--only", "shards", "--items", str(ITEMS))
     rows = found["sections"]["shards"]
     asked = [(f"2 shards, {what}", at_once) for what in ("Hamming", "AQD") for at_once in (1, 4)]

@@ -1,0 +1,200 @@
+"""Encoding at scale: pictures or texts through several processes with a model each, into an index, by Ray Data."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+
+from cmfah_hf.data.images import decode_image, decoding_off
+from cmfah_hf.data.loading import resolve_data_path
+from cmfah_hf.errors import CheckpointError, DataError, ImageError, QueryError
+from cmfah_hf.retrieval.codes import pack
+from cmfah_hf.retrieval.index import HashIndex
+
+try:
+    import ray.data
+except ImportError as error:
+    raise ImportError("Encoding with Ray needs it; install it by `pip install cmfah-hf[cluster]`.") from error
+
+if TYPE_CHECKING:
+    import datasets
+
+    from cmfah_hf.retrieval.cluster.sharded_index import ShardedHashIndex
+
+logger = logging.getLogger(__name__)
+
+_CODE, _REASON, _FAILURE, _ID = "__code__", "__reason__", "__failure__", "__id__"
+# How a worker calls a picture whose id or number only the reader of its answers knows.
+_UNNAMED = "?"
+
+
+def encode_with_ray(
+    source: "datasets.Dataset | ray.data.Dataset | str | os.PathLike | Sequence[str | os.PathLike]",
+    model: str | os.PathLike,
+    index: "HashIndex | ShardedHashIndex",
+    what: Literal["images", "texts"] = "images",
+    *,
+    column: str | None = None,
+    id_column: str | None = None,
+    metadata_columns: Sequence[str] = (),
+    batch_size: int = 32,
+    add_size: int = 4096,
+    concurrency: int = 1,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    progress: bool = False,
+) -> list[str]:
+    """Encodes pictures or texts in several processes and adds their codes to an index, batch by batch as they come.
+
+    The codes, the order of the additions, the ids and what is left out are those of `CrossMediaRetriever.add_images`
+    and `add_texts`. Every `add_size` items are one addition; after an error, those before it stay in the index.
+
+    Args:
+        source: A `datasets.Dataset`, which is copied to Ray's object store; or Parquet files or folders of them, or a
+            `ray.data.Dataset`, which are read as they are needed.
+        model: A folder or Hub id that every node can load.
+        index: Where the codes go.
+        what: `"images"` or `"texts"`.
+        column: Of the pictures or texts. None: `"image"` or `"text"`.
+        id_column: Of the ids. None: `"id"` where there is such a column, else the items are numbered.
+        metadata_columns: Columns that are added as the items' metadata.
+        batch_size: Items encoded at once.
+        add_size: Items added at once.
+        concurrency: Processes; each loads the model once.
+        num_cpus: CPUs that each takes up.
+        num_gpus: GPUs that each takes up; 0 for encoding on CPUs.
+        progress: Whether to show Ray's progress bars.
+
+    Returns:
+        For each picture that was left out, why.
+
+    Raises:
+        DataError: If the source is none of these, or lacks a column.
+        CheckpointError: If the model cannot be loaded.
+        HashIndexError: If an id is not new, or the codes do not fit the index.
+    """
+    if what not in ("images", "texts"):
+        raise QueryError(f"what is {what!r}; choose 'images' or 'texts'.")
+    for name, value in (("batch_size", batch_size), ("add_size", add_size), ("concurrency", concurrency)):
+        if value < 1:
+            raise QueryError(f"{name} is {value}; give 1 or more.")
+    column = column or {"images": "image", "texts": "text"}[what]
+    rows, id_column = _rows(source, column, id_column, metadata_columns, batch_size)
+    # What comes first is added first, whichever process is done first; so items without ids can be numbered here.
+    rows.context.execution_options.preserve_order = True
+    rows.context.enable_progress_bars = progress
+    encoded = rows.map_batches(
+        _Encoder,
+        fn_constructor_args=(str(model), what, column, id_column, tuple(metadata_columns), num_gpus > 0),
+        batch_format="pyarrow",
+        batch_size=batch_size,
+        compute=ray.data.ActorPoolStrategy(size=concurrency),
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+    )
+    left_out: list[str] = []
+    start = index.next_id
+    for batch in encoded.iter_batches(batch_format="pyarrow", batch_size=add_size):
+        if batch[_FAILURE].null_count < batch.num_rows:
+            raise CheckpointError(batch[_FAILURE].drop_null()[0].as_py())
+        ids = batch[_ID].to_pylist() if id_column else list(range(start, start + batch.num_rows))
+        start += batch.num_rows
+        for item_id, reason in zip(ids, batch[_REASON].to_pylist(), strict=True):
+            if reason is not None:
+                left_out.append(reason.replace(_UNNAMED, str(item_id), 1) if reason[0] == _UNNAMED else reason)
+                logger.warning("Left out: %s", left_out[-1])
+        _add(index, batch, ids, metadata_columns)
+    return left_out
+
+
+def _add(index: Any, batch: pa.Table, ids: list, metadata_columns: Sequence[str]) -> None:
+    readable = np.flatnonzero(batch[_REASON].is_null().to_numpy())
+    if not readable.size:
+        return
+    codes = np.frombuffer(b"".join(batch[_CODE].take(readable).to_pylist()), np.uint8).reshape(len(readable), -1)
+    metadata = {"metadata": batch.select(metadata_columns).take(readable)} if metadata_columns else {}
+    index.add(codes, [ids[row] for row in readable], **metadata)
+
+
+class _Encoder:
+    """A process's model. It takes tables of pictures or texts and gives tables of codes, ids and metadata."""
+
+    def __init__(
+        self, model: str, what: str, column: str, id_column: str | None, metadata_columns: tuple[str, ...], gpu: bool
+    ):
+        from cmfah_hf.retrieval.retriever import CrossMediaRetriever
+
+        self.what, self.column, self.id_column, self.metadata_columns = what, column, id_column, metadata_columns
+        self.failure: str | None = None
+        try:
+            self.retriever = CrossMediaRetriever.from_pretrained(model, device=None if gpu else "cpu")
+        except CheckpointError as error:  # sent with the answers: of what is raised here, Ray hands on the text alone
+            self.failure = str(error)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        items, reasons = batch[self.column].to_pylist(), [None] * batch.num_rows
+        if self.what == "images" and self.failure is None:
+            for row, image in enumerate(items):
+                try:
+                    items[row] = decode_image(image, None if isinstance(image, str) else _UNNAMED)
+                except ImageError as error:
+                    reasons[row] = str(error)
+        readable = [row for row, reason in enumerate(reasons) if reason is None and self.failure is None]
+        packed: list[bytes | None] = [None] * batch.num_rows
+        if readable:
+            encode = self.retriever.encode_images if self.what == "images" else self.retriever.encode_texts
+            for row, code in zip(readable, pack(encode([items[row] for row in readable], len(readable))), strict=True):
+                packed[row] = code.tobytes()
+        columns: dict[str, Any] = {
+            _CODE: pa.array(packed, pa.binary()),
+            _REASON: pa.array(reasons, pa.string()),
+            _FAILURE: pa.array([self.failure] * batch.num_rows, pa.string()),
+        }
+        if self.id_column is not None:
+            columns[_ID] = batch[self.id_column]
+        return pa.table(columns | {name: batch[name] for name in self.metadata_columns})
+
+
+def _rows(
+    source: Any, column: str, id_column: str | None, metadata_columns: Sequence[str], batch_size: int
+) -> tuple["ray.data.Dataset", str | None]:
+    """The columns that are needed as a Ray data set, and the column of ids, if there is one."""
+    import datasets
+
+    if isinstance(source, datasets.Dataset):
+        source = decoding_off(source)
+        held = source.column_names
+    elif isinstance(source, (str, os.PathLike)) or (
+        isinstance(source, Sequence) and source and all(isinstance(path, (str, os.PathLike)) for path in source)
+    ):
+        paths = [source] if isinstance(source, (str, os.PathLike)) else source
+        paths = [str(path) if "://" in str(path) else str(resolve_data_path(path)) for path in paths]
+        for path in paths:
+            if "://" not in path and not Path(path).exists():
+                raise DataError(f"{path}: there is no such file or folder; give Parquet files, or folders of them.")
+        source = ray.data.read_parquet(paths)
+        # Ray would start processes for it, where the first footer will do.
+        held = (source.schema() if "://" in paths[0] else pyarrow.dataset.dataset(paths[0]).schema).names
+    elif isinstance(source, ray.data.Dataset):
+        held = source.schema().names
+    else:
+        kind = "one split of it" if isinstance(source, Mapping) else "a datasets.Dataset or Parquet files"
+        raise DataError(f"A {type(source).__name__} cannot be encoded with Ray; give {kind}.")
+    if id_column is None and "id" in held:
+        id_column = "id"
+    needed = list(dict.fromkeys([column, *([id_column] if id_column else []), *metadata_columns]))
+    absent = [name for name in needed if name not in held]
+    if absent:
+        raise DataError(f"The source has no column {absent[0]!r}; it has {', '.join(held)}.")
+    selected = source.select_columns(needed)
+    if isinstance(source, datasets.Dataset):
+        # `ray.data.from_huggingface` does the same, in one block, after asking the Hub for the data set of that name.
+        table = selected.with_format("arrow")
+        blocks = [table[start : start + 4 * batch_size] for start in range(0, len(table), 4 * batch_size)]
+        selected = ray.data.from_arrow(blocks or [table[:]])
+    return selected, id_column

@@ -1,0 +1,210 @@
+"""One shard of a sharded index: which ids it holds, and what its process does with them."""
+
+import functools
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from cmfah_hf.errors import CMFAHError, HashIndexError
+from cmfah_hf.retrieval.cluster.manifest import (
+    Revision,
+    ShardFile,
+    file_sha256,
+    flush_folder,
+    read_manifest,
+    shard_file_name,
+)
+from cmfah_hf.retrieval.index import HashIndex
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+class Reply(NamedTuple):
+    """What a shard answers: its revision, and the answer, `None` where it is not at the revision asked; or an error."""
+
+    revision: Revision
+    answer: Any = None
+    error: CMFAHError | None = None
+
+
+def _replying(method: Callable[..., Reply]) -> Callable[..., Reply]:
+    """Errors as replies: what is raised in an actor, Ray also prints, with all the frames that led there."""
+
+    @functools.wraps(method)
+    def call(self: "Shard", *arguments: Any) -> Reply:
+        try:
+            return method(self, *arguments)
+        except CMFAHError as error:
+            return Reply(self._revision, error=error)
+        except OSError as error:
+            folder, reason = self._folder, error.strerror or error
+            return Reply(self._revision, error=HashIndexError(f"{folder} cannot be read or written ({reason})."))
+
+    return call
+
+
+def shard_of(ids: np.ndarray, shards: int) -> np.ndarray:
+    """The shard of each id, `(N,)` from 0 to `shards - 1`: the same on every machine and in every release.
+
+    Integers go by their value through the finalizer of SplitMix64, because ids that all are multiples of something
+    would fill some of the shards alone; strings go by BLAKE2b of their UTF-8 bytes.
+
+    Args:
+        ids: `(N,)`, int64 or an object array of str.
+        shards: How many there are.
+    """
+    if ids.dtype == object:
+        digests = (hashlib.blake2b(item_id.encode("utf-8", "surrogatepass"), digest_size=8).digest() for item_id in ids)
+        mixed = np.frombuffer(b"".join(digests), "<u8")
+    else:
+        mixed = ids.astype(np.int64).view(np.uint64)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed = mixed ^ (mixed >> np.uint64(31))
+    return (mixed % np.uint64(shards)).astype(np.int64)
+
+
+def rows_of_shards(ids: np.ndarray, shards: int) -> dict[int, np.ndarray]:
+    """The rows of `ids` that belong to each shard, of those shards that have any."""
+    owners = shard_of(ids, shards)
+    return {int(shard): np.flatnonzero(owners == shard) for shard in np.unique(owners)}
+
+
+class Shard:
+    """The process of one shard: a `HashIndex`, and the revision it is at.
+
+    Every call says which revision it is meant for. A process that was started anew is at the revision of the last save;
+    where that is an older one, it answers nothing but that.
+
+    Args:
+        folder: Where the index is saved.
+        shard: This one's number.
+        shards: How many there are.
+        bits: `K`, the bits of a code.
+        birth: The stamp of the index before its first change.
+        num_threads: Threads that FAISS may use.
+    """
+
+    def __init__(self, folder: str, shard: int, shards: int, bits: int, birth: str, num_threads: int):
+        # Nothing is read here: an error in a constructor would have Ray take the process for dead, without saying why.
+        self._folder, self._shard, self._shards, self._bits = Path(folder), shard, shards, bits
+        self._birth, self._num_threads = birth, num_threads
+        self._index: HashIndex | None = None
+        self._revision = Revision(-1, "")
+        # What it would say of k and of the index's size is about this shard alone; the caller says it of the whole.
+        logging.getLogger("cmfah_hf").setLevel(logging.ERROR)
+
+    def alive(self) -> bool:
+        """Answers while another call is at work, as long as the process lives."""
+        return True
+
+    @_replying
+    def count(self, at: Revision) -> Reply:
+        """How many items there are."""
+        return Reply(self._revision, len(self._index)) if self._is_at(at) else Reply(self._revision)
+
+    @_replying
+    def held(self, at: Revision, ids: np.ndarray) -> Reply:
+        """Which of the ids are here: `(N,)` bool."""
+        if not self._is_at(at):
+            return Reply(self._revision)
+        return Reply(self._revision, np.fromiter((item_id in self._index for item_id in ids.tolist()), bool, len(ids)))
+
+    @_replying
+    def change(self, at: Revision, after: Revision, verb: str, arguments: dict[str, Any]) -> Reply:
+        """Carries out `add`, `remove`, `update` or `upsert`, which leads from one revision to the next.
+
+        A call that was carried out already, and whose answer was lost on the way, is not carried out again.
+        """
+        if self._revision != after:
+            if not self._is_at(at):
+                return Reply(self._revision)
+            getattr(self._index, verb)(**arguments)
+            self._revision = after
+        return Reply(self._revision, len(self._index))
+
+    @_replying
+    def search(
+        self,
+        at: Revision,
+        queries: np.ndarray,
+        k: int,
+        metric: str,
+        options: dict[str, Any],
+        schema: "pyarrow.Schema | None",
+    ) -> Reply:
+        """This shard's own `k` nearest, with metadata of the whole index's schema."""
+        import faiss
+
+        if not self._is_at(at):
+            return Reply(self._revision)
+        faiss.omp_set_num_threads(self._num_threads)  # OpenMP keeps it by thread, and the constructor's was another
+        self._widen(schema)
+        found = self._index.search(queries, k=min(k, len(self._index)), metric=metric, **options)
+        return Reply(self._revision, found)
+
+    @_replying
+    def save(self, at: Revision) -> Reply:
+        """Writes the file of this revision, beside those that are there, and says what the manifest is to hold."""
+        if not self._is_at(at):
+            return Reply(self._revision)
+        path = self._folder / shard_file_name(self._shard, self._revision)
+        self._index.save(path)
+        flush_folder(self._folder)
+        return Reply(self._revision, ShardFile(path.name, len(self._index), self._revision, file_sha256(path)))
+
+    def _widen(self, schema: "pyarrow.Schema | None") -> None:
+        """Gives the metadata the columns that came with items of other shards. They are null here, so it is no change.
+
+        An update of one item does it: `HashIndex` fills the others with nulls.
+        """
+        if schema is None:
+            return
+        own = None if self._index.metadata is None else self._index.metadata.schema
+        lacking = [field for field in schema if own is None or field not in own]
+        if lacking:
+            import pyarrow
+
+            nulls = pyarrow.table({field.name: pyarrow.nulls(1, field.type) for field in lacking})
+            self._index.update(self._index.ids[:1], metadata=nulls)
+
+    def _is_at(self, revision: Revision) -> bool:
+        if self._revision.changes < revision.changes:  # never back: a call may be late
+            saved = self._saved()
+            # Also where a save has gone by while this process was starting with what had been saved before.
+            if self._index is None or (saved is not None and saved.revision == revision):
+                self._open(saved)
+        return self._revision == revision
+
+    def _saved(self) -> ShardFile | None:
+        manifest = read_manifest(self._folder)
+        if manifest is None:
+            return None
+        if len(manifest.shards) != self._shards or manifest.bits != self._bits:
+            raise HashIndexError(
+                f"{self._folder} holds {len(manifest.shards)} shards of {manifest.bits} bits by now, where "
+                f"{self._shards} of {self._bits} were expected; another program has saved there. Load the folder anew."
+            )
+        return manifest.shards[self._shard]
+
+    def _open(self, saved: ShardFile | None) -> None:
+        if saved is None:
+            self._index, self._revision = HashIndex(self._bits), Revision(0, self._birth)
+            return
+        path = self._folder / saved.file
+        whose = f"{path}, the file of shard {self._shard},"
+        if not path.is_file():
+            raise HashIndexError(
+                f"{whose} is missing; put it back, or see that the folder can be reached from every node."
+            )
+        if file_sha256(path) != saved.sha256:
+            raise HashIndexError(f"{whose} is damaged, or not the one that was saved; put the saved one back.")
+        index = HashIndex.load(path, bits=self._bits)
+        if len(index) != saved.items:
+            raise HashIndexError(f"{whose} holds {len(index)} items, the manifest says {saved.items}; save anew.")
+        self._index, self._revision = index, saved.revision

@@ -1,0 +1,106 @@
+"""Encoding through Ray's processes against the retriever in this one."""
+
+import datasets
+import numpy as np
+import pytest
+
+pytest.importorskip("ray")
+
+from cmfah_hf.errors import CheckpointError, DataError, HashIndexError, QueryError
+from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex, ShardedHashIndex, encode_with_ray
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def retriever(trained):
+    return CrossMediaRetriever.from_pretrained(trained.folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pairs(trained):
+    """24 pictures with ids, texts and years; two cannot be read, one has no bytes at all."""
+    paths = sorted((trained.scenes / "train").glob("*.png"))[:24]
+    images = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
+    images[3]["bytes"] = b"no picture"
+    images[17] = {"bytes": images[17]["bytes"][:200], "path": None}
+    images[20] = {"bytes": None, "path": None}
+    rows = {
+        "id": [f"é/{path.stem}" for path in paths],
+        "image": images,
+        "text": ["boat sun", "red car", "", "xyzzy"] * 6,
+        "year": list(range(24)),
+    }
+    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+
+
+def own(retriever, pairs, ids):
+    """What the retriever itself makes of the pictures: an index, and what it leaves out."""
+    retriever.images = HashIndex(retriever.model.config.hash_bits)
+    left_out = retriever.add_images(pairs if ids else pairs.remove_columns("id"), batch_size=5)
+    return retriever.images, left_out
+
+
+def test_pictures_of_a_data_set_with_metadata_into_shards(ray_cluster, trained, retriever, pairs, tmp_path, caplog):
+    expected, left_out = own(retriever, pairs, ids=True)
+    with ShardedHashIndex(16, 2, folder=tmp_path / "index", num_cpus=0.5) as index:
+        found = encode_with_ray(
+            pairs,
+            trained.folder,
+            index,
+            metadata_columns=["year"],
+            batch_size=5,
+            add_size=9,
+            concurrency=2,
+        )
+        assert found == left_out
+        assert len(found) == 3
+        assert all(reason in caplog.text for reason in found)
+        assert len(index) == len(expected) == 21
+        queries = np.random.default_rng(0).normal(size=(4, 16)) / 16
+        for metric in ("hamming", "aqd"):
+            here, there = index.search(queries, 21, metric), expected.search(queries, 21, metric)
+            assert here.ids.tolist() == there.ids.tolist()
+            assert here.scores.tobytes() == there.scores.tobytes()
+        years = dict(zip(pairs["id"], pairs["year"], strict=True))
+        assert here.metadata["year"].to_pylist() == [years[item] for item in here.ids.ravel()]
+
+
+def test_numbered_pictures_and_texts_of_parquet_files(ray_cluster, trained, retriever, pairs, tmp_path):
+    for part in range(3):
+        pairs.select(range(8 * part, 8 * part + 8)).remove_columns("id").to_parquet(tmp_path / f"part-{part}.parquet")
+    expected, left_out = own(retriever, pairs, ids=False)
+    index = HashIndex(16)
+    assert encode_with_ray(tmp_path, trained.folder, index, batch_size=3, add_size=4) == left_out
+    assert left_out[0].startswith("3: ")
+    assert index.ids.tolist() == expected.ids.tolist() == [row for row in range(24) if row not in (3, 17, 20)]
+    np.testing.assert_array_equal(index.codes, expected.codes)
+
+    retriever.texts = HashIndex(16)
+    retriever.add_texts(pairs["text"][8:])
+    index = HashIndex(16)
+    files = [tmp_path / "part-1.parquet", str(tmp_path / "part-2.parquet")]
+    assert encode_with_ray(files, trained.folder, index, "texts", batch_size=7) == []
+    assert index.ids.tolist() == list(range(16))
+    np.testing.assert_array_equal(index.codes, retriever.texts.codes)
+
+
+def test_what_cannot_be_encoded_is_named(ray_cluster, trained, pairs, tmp_path):
+    index = HashIndex(16)
+    for error, message, act in (
+        (DataError, "no column 'picture'; it has id, image", lambda: encode(pairs, column="picture")),
+        (DataError, "no column 'place'", lambda: encode(pairs, metadata_columns=["place"])),
+        (DataError, "no such file", lambda: encode(tmp_path / "none.parquet")),
+        (DataError, "A DatasetDict cannot .* one split", lambda: encode(datasets.DatasetDict(train=pairs))),
+        (QueryError, "batch_size is 0", lambda: encode(pairs, batch_size=0)),
+        (QueryError, "what is 'sounds'", lambda: encode(pairs, what="sounds")),
+        (CheckpointError, "a folder without a config", lambda: encode(pairs, model=tmp_path)),
+        (HashIndexError, "16 bits, the index has 64", lambda: encode(pairs.select([0]), index=HashIndex(64))),
+    ):
+
+        def encode(source, model=trained.folder, index=index, **kwargs):
+            return encode_with_ray(source, model, index, **kwargs)
+
+        with pytest.raises(error, match=message):
+            act()
+    assert len(index) == 0
