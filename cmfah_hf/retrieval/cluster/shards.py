@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -96,8 +95,6 @@ class Shard:
         self._birth, self._num_threads = birth, num_threads
         self._index: HashIndex | None = None
         self._revision = Revision(-1, "")
-        # What it would say of k and of the index's size is about this shard alone; the caller says it of the whole.
-        logging.getLogger("cmfah_hf").setLevel(logging.ERROR)
 
     def alive(self) -> bool:
         """Answers while another call is at work, as long as the process lives."""
@@ -145,6 +142,7 @@ class Shard:
             return Reply(self._revision)
         faiss.omp_set_num_threads(self._num_threads)  # OpenMP keeps it by thread, and the constructor's was another
         self._widen(schema)
+        # No more than there are: of a k that is too large the caller warns, who knows the whole.
         found = self._index.search(queries, k=min(k, len(self._index)), metric=metric, **options)
         return Reply(self._revision, found)
 
