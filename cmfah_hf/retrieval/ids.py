@@ -39,9 +39,16 @@ class GrowingArray:
 
 @dataclass(frozen=True, eq=False)
 class IntegerIds:
-    """`(N,)` int64."""
+    """`(N,)` int64, and bounds on them."""
 
     values: np.ndarray
+    least: int
+    largest: int
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "IntegerIds":
+        """These ids with their bounds."""
+        return cls(values, int(values.min(initial=0)), int(values.max(initial=0)))
 
     def __len__(self) -> int:
         return len(self.values)
@@ -91,12 +98,15 @@ class IdColumn:
 
     def __init__(self, ids: Ids):
         self.strings = isinstance(ids, StringIds)
+        self._bounds = (0, 0) if isinstance(ids, StringIds) else (ids.least, ids.largest)
         parts = (ids.text, ids.ends) if isinstance(ids, StringIds) else (ids.values,)
         self._parts = tuple(GrowingArray(part) for part in parts)
 
     def append(self, new_ids: np.ndarray) -> None:
         if not self.strings:
             self._parts[0].append(new_ids)
+            new = IntegerIds.of(new_ids)
+            self._bounds = min(self._bounds[0], new.least), max(self._bounds[1], new.largest)
             return
         encoded = [item_id.encode("utf-8", "surrogatepass") for item_id in new_ids]
         text, ends = self._parts
@@ -105,7 +115,7 @@ class IdColumn:
 
     def view(self) -> Ids:
         views = (part.view() for part in self._parts)
-        return StringIds(*views) if self.strings else IntegerIds(*views)
+        return StringIds(*views) if self.strings else IntegerIds(*views, *self._bounds)
 
 
 class IdLookup:

@@ -79,7 +79,7 @@ class HashIndex:
         self._changing = threading.RLock()
         self._next_id = 0
         self._saved_as: tuple[Path, str] | None = None
-        self._rows = Rows(np.empty((0, self._bits // 8), np.uint8), IntegerIds(np.empty(0, np.int64)), None)
+        self._rows = Rows(np.empty((0, self._bits // 8), np.uint8), IntegerIds.of(np.empty(0, np.int64)), None)
 
     @property
     def bits(self) -> int:

@@ -116,7 +116,7 @@ def read_index(path: Path, mmap: bool) -> tuple[dict[str, str], np.ndarray, Ids,
         if table.num_rows != int(header["count"]):
             raise HashIndexError(f"{path} is damaged: its metadata has {table.num_rows} rows; save the index anew.")
     strings = header["id_type"] == "str"
-    ids = StringIds(tensors["id_bytes"], tensors["id_ends"]) if strings else IntegerIds(tensors["ids"])
+    ids = StringIds(tensors["id_bytes"], tensors["id_ends"]) if strings else IntegerIds.of(tensors["ids"])
     return header, tensors["codes"], ids, table
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from cmfah_hf.retrieval.codes import AQD_STEP
 from cmfah_hf.retrieval.ids import Ids, IntegerIds
-from cmfah_hf.retrieval.scan import Candidates, Queries, Scan, costs_of_one, threads_for
+from cmfah_hf.retrieval.scan import Candidates, Queries, Scan, costs_of_one
 
 # Numbers unpacked at once for the candidates of a group of queries.
 _UNPACKED = 2**23
@@ -21,6 +21,7 @@ _UNPACKED = 2**23
 _DEEPEST, _FEW_CODES = 1 / 8, 4096
 # From this id on, a cost and an id no longer fit into one integer of 64 bits.
 _LEAST_LARGE_ID = 2**37
+_COST_STEPS, _BEYOND_COSTS = np.float32(1 / AQD_STEP), np.float32(2**11)
 # Where so few codes are allowed, they alone are scored.
 _SMALL_SHARE = 1 / 64
 
@@ -45,24 +46,33 @@ def nearest(
         allowed: `(N,)` bool. None: all.
         count: How many are allowed, where that is known.
     """
-    costs, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    uncertain = np.arange(len(queries))
     depth, deepest = max(2 * k, k + 64), len(codes) * (_DEEPEST if len(codes) > _FEW_CODES else 4)
     if allowed is not None:
         share = (np.count_nonzero(allowed) if count is None else count) / len(codes)
         few = len(codes) * share <= max(_FEW_CODES, len(codes) * _SMALL_SHARE)
         depth, deepest = int(depth / max(share, _SMALL_SHARE)), 0 if few else deepest
+
+    def attempt(asked: Queries) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        found = _proposed(asked, depth, scans)
+        found_costs = found.costs if allowed is None else np.where(allowed[found.rows], found.costs, np.inf)
+        own_costs, own_rows = _first(k, found_costs, found.rows, ids)
+        return own_costs, own_rows, own_costs[:, -1] < found.bounds
+
+    group = max(1, _UNPACKED // (depth * codes.shape[1] * 8))
+    if depth <= deepest and len(queries) <= group:
+        costs, rows, certain = attempt(queries)
+        if certain.all():
+            return costs, rows
+        uncertain, depth = np.flatnonzero(~certain), 4 * depth
+    else:
+        costs, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        uncertain = np.arange(len(queries))
     while len(uncertain) and depth <= deepest:
         group = max(1, _UNPACKED // (depth * codes.shape[1] * 8))
         left = []
         for start in range(0, len(uncertain), group):
             asked = uncertain[start : start + group]
-            found = _proposed(queries if len(asked) == len(queries) else queries[asked], depth, scans)
-            found_costs = found.costs if allowed is None else np.where(allowed[found.rows], found.costs, np.inf)
-            own_costs, own_rows = _first(k, found_costs, found.rows, ids)
-            certain = own_costs[:, -1] < found.bounds
-            if len(asked) == len(queries) and certain.all():
-                return own_costs, own_rows
+            own_costs, own_rows, certain = attempt(queries[asked])
             costs[asked[certain]], rows[asked[certain]] = own_costs[certain], own_rows[certain]
             left.append(asked[~certain])
         uncertain, depth = np.concatenate(left), 4 * depth
@@ -74,14 +84,21 @@ def nearest(
 
 def _proposed(queries: Queries, depth: int, scans: Sequence[Scan]) -> Candidates:
     """The candidates of all scans beside each other, below the least of their bounds."""
-    with threads_for(len(queries)) as threads:
-        if len(scans) > 1 and len(queries) == 1 and threads > 1:
-            with ThreadPoolExecutor(
-                min(threads, len(scans)), initializer=faiss.omp_set_num_threads, initargs=(1,)
-            ) as pool:
-                found = list(pool.map(lambda scan: scan.candidates(queries, depth), scans))
-        else:
+    threads = faiss.omp_get_max_threads()
+    if len(queries) > 1 or threads == 1:
+        found = [scan.candidates(queries, depth) for scan in scans]
+    elif len(scans) > 1:
+        # Every thread has FAISS's number of threads for itself.
+        workers = min(threads, len(scans))
+        with ThreadPoolExecutor(workers, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
+            found = list(pool.map(lambda scan: scan.candidates(queries, depth), scans))
+    else:
+        # FAISS shares out queries over its threads, so a second thread would only be waited for.
+        faiss.omp_set_num_threads(1)
+        try:
             found = [scan.candidates(queries, depth) for scan in scans]
+        finally:
+            faiss.omp_set_num_threads(threads)
     if len(found) == 1:
         return found[0]
     return Candidates(
@@ -93,18 +110,19 @@ def _proposed(queries: Queries, depth: int, scans: Sequence[Scan]) -> Candidates
 
 def _first(k: int, costs: np.ndarray, rows: np.ndarray, ids: Ids) -> tuple[np.ndarray, np.ndarray]:
     """Costs and rows of the first `k` of each row of candidates, in the canonical order."""
-    order = _order_of_integers(costs, ids.take(rows)) if isinstance(ids, IntegerIds) else _order(k, costs, rows, ids)
+    if not isinstance(ids, IntegerIds):
+        order = _order(k, costs, rows, ids)
+    elif ids.least >= 0 and ids.largest < _LEAST_LARGE_ID:
+        # Costs are multiples of 2^-14 below 2^10, so cost and id are one integer, and one sort is enough.
+        steps = np.minimum(costs, _BEYOND_COSTS) * _COST_STEPS
+        order = (steps.astype(np.int64) * _LEAST_LARGE_ID + ids.take(rows)).argsort(axis=-1)
+    else:
+        order = np.lexsort((ids.take(rows), costs), axis=-1)
     order = order[:, :k]
+    if len(order) == 1:
+        return costs[:, order[0]], rows[:, order[0]]
     queries = np.arange(len(order))[:, None]
     return costs[queries, order], rows[queries, order]
-
-
-def _order_of_integers(costs: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    if ids.size and ids.min() >= 0 and ids.max() < _LEAST_LARGE_ID:
-        # Costs are multiples of 2^-14 below 2^10, so cost and id are one integer, and one sort is enough.
-        steps = np.minimum(costs, np.float32(2**11)) * np.float32(1 / AQD_STEP)
-        return np.argsort(steps.astype(np.int64) * _LEAST_LARGE_ID + ids, axis=-1)
-    return np.lexsort((ids, costs), axis=-1)
 
 
 def _order(k: int, costs: np.ndarray, rows: np.ndarray, ids: Ids) -> np.ndarray:

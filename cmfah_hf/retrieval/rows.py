@@ -164,7 +164,7 @@ def _extended(segments: tuple[Segment, ...], codes: np.ndarray, first: int = 0) 
 
 def _ids_of(ids: np.ndarray, strings: bool) -> Ids:
     if not strings:
-        return IntegerIds(ids.astype(np.int64))
+        return IntegerIds.of(ids.astype(np.int64))
     column = IdColumn(StringIds(np.empty(0, np.uint8), np.empty(0, np.int64)))
     column.append(ids)
     return column.view()

@@ -8,8 +8,6 @@ Shapes: `Q` queries, `N` codes of `K` bits, packed `(N, K / 8)` uint8; `D` candi
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -154,10 +152,9 @@ class FastScan:
         else:
             spans = 2 * np.abs(asked).reshape(len(asked), -1, 4).sum(axis=2)
             widest, total = spans.max(axis=1), spans.sum(axis=1)
-            flat = widest == 0  # FAISS would divide by the span; such a query ranks everything alike
-            some_flat = flat.any()
-            if some_flat:
-                asked = np.where(flat[:, None], np.float32(1), asked)
+            some_flat = not widest.all()
+            if some_flat:  # FAISS would divide by the span; such a query ranks everything alike
+                asked = np.where(widest[:, None] == 0, np.float32(1), asked)
         approximate, rows = self._index.search(asked, depth)
         if queries.hamming:
             costs = np.rint(queries.costs(approximate))
@@ -169,8 +166,8 @@ class FastScan:
             rounding = 1.001 * rounding + 1e-4 * total
             bounds = -approximate[:, -1] - rounding
             if some_flat:
-                bounds[flat] = -np.inf
-        if (rows[:, -1] < 0).any():
+                bounds[widest == 0] = -np.inf
+        if rows[:, -1].min() < 0:
             # FAISS never returns a code whose rounded sum is 0, the least there is, and fills up with -1.
             short = rows[:, -1] < 0
             costs[rows < 0] = np.inf
@@ -261,17 +258,3 @@ class ProbedLists:
         costs = distances.astype(np.float32) if queries.hamming else exact_costs(queries, codes[rows])
         costs[missing] = np.inf
         return Candidates(costs, rows, np.full(len(queries), np.inf, np.float32))
-
-
-@contextmanager
-def threads_for(queries: int) -> Iterator[int]:
-    """FAISS shares out queries over its threads, so one query gets one thread: a second would only be waited for."""
-    threads = faiss.omp_get_max_threads()
-    if queries > 1 or threads == 1:
-        yield threads
-        return
-    faiss.omp_set_num_threads(1)  # of the calling thread alone
-    try:
-        yield threads
-    finally:
-        faiss.omp_set_num_threads(threads)

@@ -11,7 +11,7 @@ from cmfah_hf.retrieval.ids import GrowingArray, IdColumn, IdLookup, IntegerIds,
 
 def empty(strings):
     nothing = np.empty(0, np.int64)
-    return IdColumn(StringIds(np.empty(0, np.uint8), nothing) if strings else IntegerIds(nothing))
+    return IdColumn(StringIds(np.empty(0, np.uint8), nothing) if strings else IntegerIds.of(nothing))
 
 
 words = st.lists(st.text(max_size=4) | st.sampled_from(["\udcff", "é\x00", "🌊"]), max_size=8)

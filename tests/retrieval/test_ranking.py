@@ -190,7 +190,7 @@ def test_segments_beside_each_other_are_one_index(monkeypatch):
     from cmfah_hf.retrieval import rows
 
     monkeypatch.setattr(rows, "_LARGEST_SEGMENT", 3000)
-    monkeypatch.setattr(scan.faiss, "omp_get_max_threads", lambda: 3)
+    monkeypatch.setattr(ranking.faiss, "omp_get_max_threads", lambda: 3)
     rng = np.random.default_rng(6)
     codes, queries = drawn(rng, 10_000, 64, "clustered"), drawn_queries(rng, 3, 64, "model")
     index = HashIndex(64)
