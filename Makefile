@@ -14,17 +14,21 @@ REPAIR = PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(BIN)/p
 FITS = $(BIN)/python -c "import torchvision"
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: demo test test-fast lint format clean
+.PHONY: demo test test-cluster test-fast lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cmfah demo --output demo
 
 test: $(VENV)/.installed-for-tests
 	-$(BIN)/python tests/models/common_checks.py
-	$(PYTEST)
+	$(PYTEST) -m "not cluster"
+
+# Minutes of starting, killing and restarting processes on several nodes.
+test-cluster: $(VENV)/.installed-for-tests
+	$(PYTEST) -m cluster
 
 test-fast: $(VENV)/.installed-for-tests
-	$(PYTEST) -m "not slow and not photographs"
+	$(PYTEST) -m "not slow and not cluster and not photographs"
 
 lint: $(VENV)/.installed-for-tests
 	$(BIN)/ruff check .

@@ -112,11 +112,19 @@ class HashIndex:
 
     def __contains__(self, item_id: object) -> bool:
         try:
-            wanted = id_array([item_id])
+            return bool(self.holds([item_id])[0])
         except HashIndexError:
             return False
+
+    def holds(self, ids: Sequence[int] | Sequence[str] | np.ndarray) -> np.ndarray:
+        """Which of these ids are there: `(N,)` bool.
+
+        Raises:
+            HashIndexError: On what cannot be an id.
+        """
+        wanted = id_array(ids)
         with self._changing:
-            return bool(self._rows.rows_of(wanted)[0] >= 0)
+            return self._rows.rows_of(wanted) >= 0
 
     def __repr__(self) -> str:
         return f"HashIndex(bits={self._bits}, items={len(self)})"

@@ -137,6 +137,7 @@ def test_any_history_leaves_what_a_dict_would_hold(tmp_path_factory, history, st
         assert len(index) == len(model)
         assert index.ids.tolist() == list(model)
         assert all((name(i) in index) == (name(i) in model) for i in range(-8, 9))
+        assert index.holds([name(i) for i in range(-8, 9)]).tolist() == [name(i) in model for i in range(-8, 9)]
     if model:
         hash_db = np.stack([code[i] for i in model.values()])
         query = np.array([[0.5, -0.1, 0.3, 0.0, -0.9, 0.2, 0.1, -0.4]])

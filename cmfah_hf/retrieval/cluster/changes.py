@@ -12,11 +12,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-def given(**arguments: Any) -> dict[str, Any]:
-    """Those of the arguments that are not `None`."""
-    return {name: value for name, value in arguments.items() if value is not None}
-
-
 def listed(ids: Any) -> Any:
     """Ids that can be gone through only once as a list; all others as they are."""
     if ids is None or hasattr(ids, "tolist") or isinstance(ids, (str, bytes, int, list, tuple)):
@@ -70,7 +65,7 @@ def trial_index(
 
         nulls = pyarrow.Table.from_pylist([{}] * len(rows), schema=schema)
     tried = HashIndex(bits)
-    tried.add(np.zeros((len(rows), bits // 8), np.uint8), rows, **given(metadata=nulls))
+    tried.add(np.zeros((len(rows), bits // 8), np.uint8), rows, nulls)
     return tried
 
 

@@ -41,7 +41,7 @@ def encode_with_ray(
     *,
     column: str | None = None,
     id_column: str | None = None,
-    metadata_columns: Sequence[str] = (),
+    metadata: Sequence[str] = (),
     batch_size: int = 32,
     add_size: int = 4096,
     concurrency: int = 1,
@@ -62,7 +62,7 @@ def encode_with_ray(
         what: `"images"` or `"texts"`.
         column: Of the pictures or texts. None: `"image"` or `"text"`.
         id_column: Of the ids. None: `"id"` where there is such a column, else the items are numbered.
-        metadata_columns: Columns that are added as the items' metadata.
+        metadata: Columns that are added as the items' metadata.
         batch_size: Items encoded at once.
         add_size: Items added at once.
         concurrency: Processes; each loads the model once.
@@ -84,13 +84,13 @@ def encode_with_ray(
         if value < 1:
             raise QueryError(f"{name} is {value}; give 1 or more.")
     column = column or {"images": "image", "texts": "text"}[what]
-    rows, id_column = _rows(source, column, id_column, metadata_columns, batch_size)
+    rows, id_column = _rows(source, column, id_column, metadata, batch_size)
     # What comes first is added first, whichever process is done first; so items without ids can be numbered here.
     rows.context.execution_options.preserve_order = True
     rows.context.enable_progress_bars = progress
     encoded = rows.map_batches(
         _Encoder,
-        fn_constructor_args=(str(model), what, column, id_column, tuple(metadata_columns), num_gpus > 0),
+        fn_constructor_args=(str(model), what, column, id_column, tuple(metadata), num_gpus > 0),
         batch_format="pyarrow",
         batch_size=batch_size,
         compute=ray.data.ActorPoolStrategy(size=concurrency),
@@ -108,28 +108,26 @@ def encode_with_ray(
             if reason is not None:
                 left_out.append(reason.replace(_UNNAMED, str(item_id), 1) if reason[0] == _UNNAMED else reason)
                 logger.warning("Left out: %s", left_out[-1])
-        _add(index, batch, ids, metadata_columns)
+        _add(index, batch, ids, metadata)
     return left_out
 
 
-def _add(index: Any, batch: pa.Table, ids: list, metadata_columns: Sequence[str]) -> None:
+def _add(index: Any, batch: pa.Table, ids: list, metadata: Sequence[str]) -> None:
     readable = np.flatnonzero(batch[_REASON].is_null().to_numpy())
     if not readable.size:
         return
     codes = np.frombuffer(b"".join(batch[_CODE].take(readable).to_pylist()), np.uint8).reshape(len(readable), -1)
-    metadata = {"metadata": batch.select(metadata_columns).take(readable)} if metadata_columns else {}
-    index.add(codes, [ids[row] for row in readable], **metadata)
+    columns = batch.select(metadata).take(readable) if metadata else None
+    index.add(codes, [ids[row] for row in readable], columns)
 
 
 class _Encoder:
     """A process's model. It takes tables of pictures or texts and gives tables of codes, ids and metadata."""
 
-    def __init__(
-        self, model: str, what: str, column: str, id_column: str | None, metadata_columns: tuple[str, ...], gpu: bool
-    ):
+    def __init__(self, model: str, what: str, column: str, id_column: str | None, metadata: tuple[str, ...], gpu: bool):
         from cmfah_hf.retrieval.retriever import CrossMediaRetriever
 
-        self.what, self.column, self.id_column, self.metadata_columns = what, column, id_column, metadata_columns
+        self.what, self.column, self.id_column, self.metadata = what, column, id_column, metadata
         self.failure: str | None = None
         try:
             self.retriever = CrossMediaRetriever.from_pretrained(model, device=None if gpu else "cpu")
@@ -157,11 +155,11 @@ class _Encoder:
         }
         if self.id_column is not None:
             columns[_ID] = batch[self.id_column]
-        return pa.table(columns | {name: batch[name] for name in self.metadata_columns})
+        return pa.table(columns | {name: batch[name] for name in self.metadata})
 
 
 def _rows(
-    source: Any, column: str, id_column: str | None, metadata_columns: Sequence[str], batch_size: int
+    source: Any, column: str, id_column: str | None, metadata: Sequence[str], batch_size: int
 ) -> tuple["ray.data.Dataset", str | None]:
     """The columns that are needed as a Ray data set, and the column of ids, if there is one."""
     import datasets
@@ -187,7 +185,7 @@ def _rows(
         raise DataError(f"A {type(source).__name__} cannot be encoded with Ray; give {kind}.")
     if id_column is None and "id" in held:
         id_column = "id"
-    needed = list(dict.fromkeys([column, *([id_column] if id_column else []), *metadata_columns]))
+    needed = list(dict.fromkeys([column, *([id_column] if id_column else []), *metadata]))
     absent = [name for name in needed if name not in held]
     if absent:
         raise DataError(f"The source has no column {absent[0]!r}; it has {', '.join(held)}.")

@@ -19,7 +19,6 @@ from cmfah_hf.retrieval.cluster.calls import ShardActors, in_store
 from cmfah_hf.retrieval.cluster.changes import (
     arguments_after,
     arguments_at,
-    given,
     id_type,
     listed,
     routable,
@@ -226,7 +225,7 @@ class ShardedHashIndex:
         with self._lock:
             ids, tried = self._tried_on(ids)
             before = len(tried)
-            tried.add(codes, ids, **given(metadata=metadata))
+            tried.add(codes, ids, metadata)
             numbers = np.arange(len(tried) - before)  # what the small index calls items without ids
             tried_ids = numbers if ids is None else routable(ids)
             new_ids = numbers + self.next_id if ids is None else tried_ids
@@ -256,7 +255,7 @@ class ShardedHashIndex:
         """
         with self._lock:
             ids, tried = self._tried_on(ids)
-            tried.update(ids, **given(codes=codes, metadata=metadata))
+            tried.update(ids, codes, metadata)
             arguments = arguments_after(tried, routable(ids), codes, metadata)
             self._change("update", routable(ids), tried, arguments)
 
@@ -273,7 +272,7 @@ class ShardedHashIndex:
         """
         with self._lock:
             ids, tried = self._tried_on(ids)
-            tried.upsert(codes, ids, **given(metadata=metadata))
+            tried.upsert(codes, ids, metadata)
             arguments = arguments_after(tried, routable(ids), codes, metadata)
             self._change("upsert", routable(ids), tried, arguments)
 
@@ -298,7 +297,7 @@ class ShardedHashIndex:
         queries = queries[None] if queries.ndim == 1 else queries
         sensible = isinstance(k, (int, np.integer)) and not isinstance(k, bool) and k >= 1
         self._probe.search(queries, k=1 if sensible else k, metric=metric)
-        options = given(where=where) | ({} if exact else {"exact": False})
+        options = {"where": where, "exact": exact}
         sent = in_store(queries)
         for again in (False, True):
             # A change in another thread may overtake a search; the second try waits for its end.

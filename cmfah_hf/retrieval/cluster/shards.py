@@ -110,7 +110,7 @@ class Shard:
         """Which of the ids are here: `(N,)` bool."""
         if not self._is_at(at):
             return Reply(self._revision)
-        return Reply(self._revision, np.fromiter((item_id in self._index for item_id in ids.tolist()), bool, len(ids)))
+        return Reply(self._revision, self._index.holds(ids))
 
     @_replying
     def change(self, at: Revision, after: Revision, verb: str, arguments: dict[str, Any]) -> Reply:

@@ -23,7 +23,7 @@ from cmfah_hf.errors import HashIndexError, QueryError
 from cmfah_hf.retrieval import HashIndex, ShardedHashIndex
 from cmfah_hf.retrieval.cluster.shards import shard_of
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 BITS = 16
 

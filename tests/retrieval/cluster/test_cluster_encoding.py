@@ -9,7 +9,7 @@ pytest.importorskip("ray")
 from cmfah_hf.errors import CheckpointError, DataError, HashIndexError, QueryError
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex, ShardedHashIndex, encode_with_ray
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_pictures_of_a_data_set_with_metadata_into_shards(ray_cluster, trained, 
             pairs,
             trained.folder,
             index,
-            metadata_columns=["year"],
+            metadata=["year"],
             batch_size=5,
             add_size=9,
             concurrency=2,
@@ -89,7 +89,7 @@ def test_what_cannot_be_encoded_is_named(ray_cluster, trained, pairs, tmp_path):
     index = HashIndex(16)
     for error, message, act in (
         (DataError, "no column 'picture'; it has id, image", lambda: encode(pairs, column="picture")),
-        (DataError, "no column 'place'", lambda: encode(pairs, metadata_columns=["place"])),
+        (DataError, "no column 'place'", lambda: encode(pairs, metadata=["place"])),
         (DataError, "no such file", lambda: encode(tmp_path / "none.parquet")),
         (DataError, "A DatasetDict cannot .* one split", lambda: encode(datasets.DatasetDict(train=pairs))),
         (QueryError, "batch_size is 0", lambda: encode(pairs, batch_size=0)),
