@@ -46,14 +46,15 @@ def nearest(
         allowed: `(N,)` bool. None: all.
         count: How many are allowed, where that is known.
     """
-    depth, deepest = max(2 * k, k + 64), len(codes) * (_DEEPEST if len(codes) > _FEW_CODES else 4)
+    wanted, depth, deepest = k, max(2 * k, k + 64), len(codes) * (_DEEPEST if len(codes) > _FEW_CODES else 4)
     if allowed is not None:
         share = (np.count_nonzero(allowed) if count is None else count) / len(codes)
         few = len(codes) * share <= max(_FEW_CODES, len(codes) * _SMALL_SHARE)
-        depth, deepest = int(depth / max(share, _SMALL_SHARE)), 0 if few else deepest
+        share = max(share, _SMALL_SHARE)
+        wanted, depth, deepest = int(1.2 * k / share) + 1, int(depth / share), 0 if few else deepest
 
     def attempt(asked: Queries) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        found = _proposed(asked, depth, scans)
+        found = _proposed(asked, depth, wanted, scans)
         found_costs = found.costs if allowed is None else np.where(allowed[found.rows], found.costs, np.inf)
         own_costs, own_rows = _first(k, found_costs, found.rows, ids)
         return own_costs, own_rows, own_costs[:, -1] < found.bounds
@@ -63,7 +64,7 @@ def nearest(
         costs, rows, certain = attempt(queries)
         if certain.all():
             return costs, rows
-        uncertain, depth = np.flatnonzero(~certain), 4 * depth
+        uncertain, depth, wanted = np.flatnonzero(~certain), 4 * depth, 4 * wanted
     else:
         costs, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         uncertain = np.arange(len(queries))
@@ -75,28 +76,28 @@ def nearest(
             own_costs, own_rows, certain = attempt(queries[asked])
             costs[asked[certain]], rows[asked[certain]] = own_costs[certain], own_rows[certain]
             left.append(asked[~certain])
-        uncertain, depth = np.concatenate(left), 4 * depth
+        uncertain, depth, wanted = np.concatenate(left), 4 * depth, 4 * wanted
     if len(uncertain):
         everything = None if allowed is None else np.flatnonzero(allowed)
         costs[uncertain], rows[uncertain] = _all_scored(queries[uncertain], k, codes, ids, everything)
     return costs, rows
 
 
-def _proposed(queries: Queries, depth: int, scans: Sequence[Scan]) -> Candidates:
+def _proposed(queries: Queries, depth: int, wanted: int, scans: Sequence[Scan]) -> Candidates:
     """The candidates of all scans beside each other, below the least of their bounds."""
     threads = faiss.omp_get_max_threads()
     if len(queries) > 1 or threads == 1:
-        found = [scan.candidates(queries, depth) for scan in scans]
+        found = [scan.candidates(queries, depth, wanted) for scan in scans]
     elif len(scans) > 1:
         # Every thread has FAISS's number of threads for itself.
         workers = min(threads, len(scans))
         with ThreadPoolExecutor(workers, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
-            found = list(pool.map(lambda scan: scan.candidates(queries, depth), scans))
+            found = list(pool.map(lambda scan: scan.candidates(queries, depth, wanted), scans))
     else:
         # FAISS shares out queries over its threads, so a second thread would only be waited for.
         faiss.omp_set_num_threads(1)
         try:
-            found = [scan.candidates(queries, depth) for scan in scans]
+            found = [scan.candidates(queries, depth, wanted) for scan in scans]
         finally:
             faiss.omp_set_num_threads(threads)
     if len(found) == 1:

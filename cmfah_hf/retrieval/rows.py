@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from cmfah_hf.retrieval.ids import GrowingArray, IdColumn, IdLookup, Ids, IntegerIds, StringIds
 from cmfah_hf.retrieval.metadata import appended
-from cmfah_hf.retrieval.scan import InvertedLists, ProbedLists, Scan, Segment
+from cmfah_hf.retrieval.scan import InvertedLists, ProbedLists, Scan
+from cmfah_hf.retrieval.segments import Segment
 
 # A segment is merged with the one behind it unless it has so many times its codes, so there are never many of them.
 _GROWTH = 4

@@ -7,7 +7,7 @@ negated. Hamming is AQD with queries of +-1, `d = (K - <q, B>) / 2`, so both ran
 Shapes: `Q` queries, `N` codes of `K` bits, packed `(N, K / 8)` uint8; `D` candidates a query, `M = K / 4` nibbles.
 """
 
-import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,14 +16,11 @@ import numpy as np
 
 from cmfah_hf.retrieval.codes import signs_of
 
-# Posting lists up to here: with so few bits ties fill whatever depth is asked of FastScan.
-POSTING_BITS = 16
-# Below so many codes FAISS's structures cost more than they save.
-PLAIN_CODES = 1024
 # The first nibble of a Hamming query is stretched by this, so that the other look-up tables of FastScan, which are
 # rounded to 8 bits with the scale 255 / widest span, become whole numbers: 63 for each step of 2.
 _HAMMING_STRETCH = np.float32(255 / 252)
-_BLOCK_CODES = 65_536
+_BLOCK_CODES = 16_384
+_BYTES = np.arange(256, dtype=np.uint8)[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +61,22 @@ class Candidates:
 
 
 class Scan(Protocol):
-    """Proposes candidates out of some codes."""
+    """Proposes candidates out of some codes: about `depth` a query, of which `wanted` are likely to be enough."""
 
-    def candidates(self, queries: Queries, depth: int) -> Candidates: ...
+    def candidates(self, queries: Queries, depth: int, wanted: int) -> Candidates: ...
+
+
+def padded(found: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> Candidates:
+    """Costs, rows and bound of each query, of as many candidates as it has, side by side."""
+    if len(found) == 1:
+        costs, rows, bound = found[0]
+        return Candidates(costs[None], rows[None], np.array([bound], np.float32))
+    width = max(len(rows) for _, rows, _ in found)
+    costs = np.full((len(found), width), np.inf, np.float32)
+    rows = np.zeros((len(found), width), np.int64)
+    for query, (own_costs, own_rows, _) in enumerate(found):
+        costs[query, : len(own_rows)], rows[query, : len(own_rows)] = own_costs, own_rows
+    return Candidates(costs, rows, np.array([bound for _, _, bound in found], np.float32))
 
 
 def exact_costs(queries: Queries, codes: np.ndarray) -> np.ndarray:
@@ -78,51 +88,24 @@ def exact_costs(queries: Queries, codes: np.ndarray) -> np.ndarray:
 
 
 def costs_of_one(query: Queries, codes: np.ndarray) -> np.ndarray:
-    """The costs of all codes for one query, `(N,)` float32, in blocks that stay in the cache."""
+    """The costs of many codes for one query, `(N,)` float32: by words for Hamming, by a table of each byte's products
+    for AQD, in blocks that stay in the cache."""
     costs = np.empty(len(codes), np.float32)
-    packed = query.packed
+    octets = codes.shape[1]
+    if query.hamming:
+        word = "<u8" if octets % 8 == 0 else "<u2" if octets % 2 == 0 else "u1"
+        packed = query.packed.view(word)
+    else:
+        tables = -(query.values.reshape(octets, 8) @ signs_of(_BYTES).T).ravel()
+        firsts = np.arange(octets) * 256
     for start in range(0, len(codes), _BLOCK_CODES):
-        block = codes[start : start + _BLOCK_CODES]
+        block = np.ascontiguousarray(codes[start : start + _BLOCK_CODES])
+        own = costs[start : start + len(block)]
         if query.hamming:
-            costs[start : start + len(block)] = np.bitwise_count(block ^ packed).sum(axis=1, dtype=np.int32)
+            np.bitwise_count(block.view(word) ^ packed).sum(axis=1, dtype=np.float32, out=own)
         else:
-            costs[start : start + len(block)] = exact_costs(query, block)[0]
+            tables.take(block + firsts).sum(axis=1, out=own)
     return costs
-
-
-class Segment:
-    """A run of rows of an index. Its structure is built by the first search that needs one, and never changes.
-
-    Args:
-        codes: `(N, K / 8)` the packed codes of all rows so far, of which this keeps those from `start` to `end`.
-        start: Its first row.
-        end: The row behind its last.
-    """
-
-    def __init__(self, codes: np.ndarray, start: int, end: int):
-        self.start, self.end = start, end
-        self._codes = codes[start:end]
-        self._scan: Scan | None = None
-        self._building = threading.Lock()
-
-    def __len__(self) -> int:
-        return self.end - self.start
-
-    def candidates(self, queries: Queries, depth: int) -> Candidates:
-        """As every scan's; the rows are those of the index."""
-        if len(self) <= max(PLAIN_CODES, depth):
-            rows = np.broadcast_to(np.arange(self.start, self.end), (len(queries), len(self)))
-            return Candidates(exact_costs(queries, self._codes), rows, np.full(len(queries), np.inf, np.float32))
-        found = self._built().candidates(queries, depth)
-        return Candidates(found.costs, found.rows + self.start, found.bounds) if self.start else found
-
-    def _built(self) -> Scan:
-        if self._scan is None:
-            with self._building:
-                if self._scan is None:
-                    short = self._codes.shape[1] * 8 <= POSTING_BITS
-                    self._scan = PostingLists(self._codes) if short else FastScan(self._codes)
-        return self._scan
 
 
 class FastScan:
@@ -144,7 +127,7 @@ class FastScan:
         plain.add_sa_codes(np.ascontiguousarray(codes))
         self._index = faiss.IndexPQFastScan(plain)
 
-    def candidates(self, queries: Queries, depth: int) -> Candidates:
+    def candidates(self, queries: Queries, depth: int, wanted: int) -> Candidates:
         asked = queries.values
         if queries.hamming:
             asked = asked.copy()
@@ -188,14 +171,9 @@ class PostingLists:
         self._codes = codes[self._rows[self._starts]]
         assert len(occurring) == len(self._codes)
 
-    def candidates(self, queries: Queries, depth: int) -> Candidates:
+    def candidates(self, queries: Queries, depth: int, wanted: int) -> Candidates:
         found = [self._of_one(queries[row : row + 1], depth) for row in range(len(queries))]
-        width = max(len(rows) for _, rows, _ in found)
-        costs = np.full((len(found), width), np.inf, np.float32)
-        rows = np.zeros((len(found), width), np.int64)
-        for row, (own_costs, own_rows, _) in enumerate(found):
-            costs[row, : len(own_rows)], rows[row, : len(own_rows)] = own_costs, own_rows
-        return Candidates(costs, rows, np.array([bound for _, _, bound in found], np.float32))
+        return padded(found)
 
     def _of_one(self, query: Queries, depth: int) -> tuple[np.ndarray, np.ndarray, float]:
         costs = exact_costs(query, self._codes)[0]
@@ -249,7 +227,7 @@ class ProbedLists:
     # AQD takes its answers from so many times as many of the nearest by Hamming distance.
     AQD_DEPTH = 4
 
-    def candidates(self, queries: Queries, depth: int) -> Candidates:
+    def candidates(self, queries: Queries, depth: int, wanted: int) -> Candidates:
         codes = self.inverted.codes
         depth = min(len(codes), depth if queries.hamming else depth * self.AQD_DEPTH)
         distances, rows = self.inverted.search(queries.packed, depth, self.probes)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmfah_hf.retrieval import ranking, scan
+from cmfah_hf.retrieval import chunk_lists, ranking, scan, segments
+from cmfah_hf.retrieval.chunk_lists import ChunkLists
 from cmfah_hf.retrieval.codes import pack, round_for_aqd
 from cmfah_hf.retrieval.index import HashIndex
 from cmfah_hf.retrieval.scan import FastScan, PostingLists, Queries
@@ -52,7 +53,7 @@ def drawn_queries(rng, queries, bits, kind):
     }[kind].astype(np.float32)
 
 
-# More than 10,000 questions: 500 indexes, up to 5 depths, 5 queries.
+# More than 10,000 questions: 600 indexes, up to 5 depths, 5 queries.
 @given(
     seed=st.integers(0, 2**32 - 1),
     bits=st.sampled_from([8, 16, 24, 32, 64, 128, 256]),
@@ -62,10 +63,20 @@ def drawn_queries(rng, queries, bits, kind):
     metric=st.sampled_from(["hamming", "aqd"]),
     removed=st.sampled_from([0.0, 0.0, 0.05, 0.6]),
     pieces=st.integers(1, 4),
+    lists=st.sampled_from([None, 1.0, 1 / 24]),
 )
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=600, deadline=None, derandomize=True)
 @pytest.mark.slow
-def test_no_answer_is_ever_wrong(seed, bits, items, kind, asked, metric, removed, pieces):
+def test_no_answer_is_ever_wrong(seed, bits, items, kind, asked, metric, removed, pieces, lists):
+    """By FastScan and posting lists, and by lists of chunks, always or where these are short."""
+    with pytest.MonkeyPatch.context() as patch:
+        if lists:
+            patch.setattr(segments, "LISTED_CODES", 1)
+            patch.setattr(chunk_lists, "_LARGEST_SHARE", lists)
+        check_answers(seed, bits, items, kind, asked, metric, removed, pieces)
+
+
+def check_answers(seed, bits, items, kind, asked, metric, removed, pieces):
     rng = np.random.default_rng(seed)
     codes, queries = drawn(rng, items, bits, kind), drawn_queries(rng, 5, bits, asked)
     ids = rng.permutation(3 * items)[:items]
@@ -109,7 +120,7 @@ def test_bounds_hold_for_all_that_is_left_out(hamming, bits):
         values = round_for_aqd(drawn_queries(rng, 8, bits, kind))
         queries = Queries(np.where(values >= 0, np.float32(1), np.float32(-1)) if hamming else values, hamming)
         scanned = (PostingLists if bits == 16 else FastScan)(codes)
-        found = scanned.candidates(queries, 50)
+        found = scanned.candidates(queries, 50, 20)
         truly = scan.exact_costs(queries, codes)
         for query in range(8):
             real = np.isfinite(found.costs[query])
@@ -117,6 +128,66 @@ def test_bounds_hold_for_all_that_is_left_out(hamming, bits):
             assert len(set(rows.tolist())) == len(rows) >= 50
             np.testing.assert_array_equal(found.costs[query][real], truly[query, rows])
             assert np.delete(truly[query], rows).min() >= found.bounds[query]
+
+
+@pytest.mark.parametrize("hamming", [True, False])
+@pytest.mark.parametrize("bits", [32, 48, 64, 128])
+def test_lists_of_chunks_hold_every_answer_and_what_they_leave_out_costs_more(hamming, bits, monkeypatch):
+    monkeypatch.setattr(chunk_lists, "_LARGEST_SHARE", 1.0)
+    rng = np.random.default_rng(bits)
+    codes = drawn(rng, 3000, bits, "clustered")
+    lists, answered = ChunkLists(codes), 0
+    for kind in ("model", "small", "one", "coarse", "zero"):
+        values = round_for_aqd(drawn_queries(rng, 6, bits, kind))
+        near = np.unpackbits(codes[:6], axis=1, bitorder="little") * 2.0 - 1
+        values = np.where(rng.random(values.shape) < 0.9, np.abs(values) * near, values).astype(np.float32)
+        queries = Queries(np.where(values >= 0, np.float32(1), np.float32(-1)) if hamming else values, hamming)
+        truly = scan.exact_costs(queries, codes)
+        for query in range(6):
+            for wanted in (1, 10, 60):
+                found = lists.nearest(queries[query : query + 1], wanted)
+                if found is None:
+                    continue
+                answered += 1
+                costs, rows, bound = found
+                assert len(set(rows.tolist())) == len(rows) >= wanted
+                np.testing.assert_array_equal(costs, truly[query, rows])
+                assert costs.max() == np.sort(truly[query])[wanted - 1]
+                assert np.delete(truly[query], rows).min(initial=np.inf) >= bound > costs.max()
+    assert answered >= (20 if bits <= 64 else 1)
+
+
+def test_lists_read_few_codes_where_codes_lie_together(monkeypatch):
+    rng = np.random.default_rng(0)
+    codes = drawn(rng, 60_000, 64, "clustered")
+    read = []
+    scored = chunk_lists.costs_of_one
+    monkeypatch.setattr(chunk_lists, "costs_of_one", lambda query, own: read.append(len(own)) or scored(query, own))
+    monkeypatch.setattr(segments, "LISTED_CODES", 1)
+    index = HashIndex(64)
+    index.add(codes)
+    for query in np.unpackbits(codes[:20], axis=1, bitorder="little") * 2.0 - 1:
+        index.search(query, k=3)
+    assert index._rows.now.segments[0]._fast is None  # nothing was left to FastScan
+    assert max(read) < 60_000 / 24
+    assert np.mean(read) < 600
+
+
+def test_lists_are_hardly_tried_where_codes_lie_anywhere(monkeypatch):
+    rng = np.random.default_rng(1)
+    codes = drawn(rng, 5000, 128, "uniform")
+    monkeypatch.setattr(segments, "LISTED_CODES", 1)
+    index = HashIndex(128)
+    index.add(codes)
+    tried = []
+    nearest = ChunkLists._nearest
+    monkeypatch.setattr(ChunkLists, "_nearest", lambda *given: tried.append(1) or nearest(*given))
+    queries = drawn_queries(rng, 200, 128, "model")
+    found = index.search(queries, k=5, metric="aqd")
+    assert len(tried) < 30
+    names, scores = expected(codes, queries, range(5000), 5, "aqd")
+    np.testing.assert_array_equal(found.ids, names)
+    np.testing.assert_array_equal(found.scores, scores)
 
 
 def test_all_ways_of_scoring_agree():
@@ -213,7 +284,7 @@ def test_segments_stay_few_and_are_not_built_before_a_search():
     assert len(segments) <= 8
     assert [segment.start for segment in segments[1:]] == [segment.end for segment in segments[:-1]]
     assert segments[-1].end == 20_000
-    assert all(segment._scan is None for segment in segments)
+    assert all(segment._fast is None for segment in segments)
 
 
 def test_approximate_search_and_what_it_misses():
