@@ -12,8 +12,9 @@ from cmfah_hf.retrieval.scan import Queries, costs_of_one
 
 CHUNK_BITS = 16
 _VALUES = 2**CHUNK_BITS
-# Reading a code out of a list costs some dozen times what it costs FastScan, which reads them in a row.
-_LARGEST_SHARE = 1 / 24
+_BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[None], axis=0, bitorder="little").astype(np.float32)
+# Codes that lists name lie anywhere in memory: reading one costs what FastScan takes for so many in a row.
+_LARGEST_SHARE = 1 / 150
 # After so many queries in a row that had to read too many codes, only one in so many is tried.
 _FAILURES, _PAUSE = 16, 64
 # One flipped bit a chunk, where looking begins.
@@ -21,14 +22,11 @@ _FIRST_FLIPS = 1
 
 
 @cache
-def _flips() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All values of 16 bits by how many are set, `(65536,)`; their bits, `(65536, 16)` float32; how many have up to `i`
-    bits set, `(17,)`."""
+def _flips() -> tuple[np.ndarray, np.ndarray]:
+    """All values of 16 bits by how many are set, `(65536,)`, and how many have up to `i` bits set, `(17,)`."""
     values = np.arange(_VALUES, dtype=np.uint16)
     set_bits = np.bitwise_count(values)
-    order = values[np.argsort(set_bits, kind="stable")]
-    bits = np.unpackbits(order.view(np.uint8).reshape(-1, 2), axis=1, bitorder="little").astype(np.float32)
-    return order.astype(np.int64), bits, np.cumsum(np.bincount(set_bits))
+    return values[np.argsort(set_bits, kind="stable")].astype(np.int64), np.cumsum(np.bincount(set_bits))
 
 
 class ChunkLists:
@@ -68,7 +66,7 @@ class ChunkLists:
 
     def _nearest(self, query: Queries, wanted: int) -> tuple[np.ndarray, np.ndarray, float] | None:
         values = query.packed.view("<u2").astype(np.int64).T  # (M, 1)
-        flips, _, up_to = _flips()
+        flips, up_to = _flips()
         for most_flips in range(_FIRST_FLIPS, 4):
             first = up_to[most_flips]
             listed = self._listed((values ^ flips[:first]) + self._offsets)
@@ -94,7 +92,7 @@ class ChunkLists:
 
     def _within(self, query: Queries, values: np.ndarray, limit: np.float32, first: int) -> np.ndarray:
         """The lists beyond the `first` of each chunk where a code that costs up to `limit` may stand."""
-        flips, bits, up_to = _flips()
+        flips, up_to = _flips()
         if query.hamming:
             # Of M chunks one differs in `limit // M` bits at most, and not all but the first few in that many.
             flipped, rest = divmod(int(limit), self._chunks)
@@ -103,18 +101,16 @@ class ChunkLists:
             return np.concatenate(
                 [(values[chunk] ^ flips[first:end]) + chunk * _VALUES for chunk, end in enumerate(ends)]
             )
-        weights = np.abs(query.values).reshape(self._chunks, CHUNK_BITS)
+        weights = np.abs(query.values).reshape(2 * self._chunks, CHUNK_BITS // 2)
         # A code loses twice the weight of every bit that differs; of M chunks one loses an M-th of it at most.
-        loss = np.nextafter(np.float32((weights.sum() + limit) / (2 * self._chunks)), np.float32(np.inf))
-        least = np.cumsum(np.sort(weights, axis=1), axis=1)
+        most = np.nextafter(np.float32((weights.sum() + limit) / (2 * self._chunks)), np.float32(np.inf))
+        losses = weights @ _BITS_OF_BYTE  # of every way to differ in one byte of a chunk
         lists = []
-        for chunk in range(self._chunks):
-            most_flips = int(np.searchsorted(least[chunk], loss, side="right"))
-            end = int(up_to[most_flips])
-            if end > first:
-                chosen = np.flatnonzero(bits[first:end] @ weights[chunk] <= loss)
-                lists.append((values[chunk] ^ flips[first:end][chosen]) + chunk * _VALUES)
-        return np.concatenate(lists) if lists else np.empty(0, np.int64)
+        for chunk, (low, high) in enumerate(losses.reshape(self._chunks, 2, 256)):
+            lows, highs = np.flatnonzero(low <= most), np.flatnonzero(high <= most)
+            flipped = (lows | (highs << 8)[:, None])[high[highs, None] + low[lows] <= most]
+            lists.append((values[chunk] ^ flipped[np.bitwise_count(flipped) > _FIRST_FLIPS]) + chunk * _VALUES)
+        return np.concatenate(lists)
 
     def _listed(self, lists: np.ndarray) -> np.ndarray | None:
         """The rows in these lists, one list after the other; None if there are too many."""

@@ -197,7 +197,7 @@ class InvertedLists:
         seed: Of the clustering.
     """
 
-    # Codes a list to cluster: more take longer, and find no more afterwards.
+    # Codes a list to cluster.
     _POINTS = 48
 
     def __init__(self, codes: np.ndarray, lists: int | None = None, seed: int = 0):
@@ -207,6 +207,7 @@ class InvertedLists:
         quantizer = faiss.IndexBinaryFlat(bits)
         self._quantizer, self._index = quantizer, faiss.IndexBinaryIVF(quantizer, bits, self.lists)
         clustering = self._index.cp
+        clustering.niter = 4  # more take longer, and find no more afterwards
         clustering.seed, clustering.min_points_per_centroid, clustering.max_points_per_centroid = seed, 1, self._POINTS
         codes = np.ascontiguousarray(codes)
         self._index.train(codes)

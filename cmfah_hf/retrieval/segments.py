@@ -13,7 +13,7 @@ POSTING_BITS = 16
 # Below so many codes FAISS's structures cost more than they save.
 PLAIN_CODES = 1024
 # From so many codes on, and so many for each thread in a batch, which FastScan shares out, lists by chunks are quicker.
-LISTED_CODES = 2**18
+LISTED_CODES = 2**21
 
 
 class Segment:

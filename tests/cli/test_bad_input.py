@@ -330,6 +330,7 @@ CASES = {
 }
 # What can only be known after some work: bars and the names of pictures may stand above the line.
 AFTER_WORK = {
+    "index: a column that is not there",
     "index: no such split",
     "index: not one readable picture",
     "train: not one readable picture",
