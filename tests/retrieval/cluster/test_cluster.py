@@ -430,12 +430,13 @@ def test_a_file_that_is_missing_when_its_shard_comes_back_is_named(ray_cluster, 
 SAVING = """
 import json, os, signal, sys
 import numpy as np, ray
-from cmfah_hf.retrieval import ShardedHashIndex, cluster
+from cmfah_hf.retrieval import ShardedHashIndex
+from cmfah_hf.retrieval.cluster import sharded_index
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
 index = ShardedHashIndex.load(sys.argv[2], num_cpus=0.5)
 found = index.search(np.load(sys.argv[3]), k=12, metric="aqd")
 print(json.dumps([found.ids.tolist(), found.scores.tolist(), index.next_id]), flush=True)
-setattr(cluster, sys.argv[4], lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
+setattr(sharded_index, sys.argv[4], lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
 index.add(np.ones((7, 16)))
 index.remove([0, 1])
 index.save()
