@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cmfah_hf.errors import HashIndexError
+from cmfah_hf.retrieval.ids import id_array
 from cmfah_hf.retrieval.index import HashIndex
 
 if TYPE_CHECKING:
@@ -21,19 +23,10 @@ def listed(ids: Any) -> Any:
 
 def routable(ids: Any) -> np.ndarray | None:
     """Ids as an array that tells their shards, int64 or objects of str; `None` for what `HashIndex` refuses."""
-    if isinstance(ids, (str, bytes, int)):
+    try:
+        return id_array(ids)
+    except HashIndexError:
         return None
-    ids = ids.ravel() if isinstance(ids, np.ndarray) else ids
-    items = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-    items = [item_id.item() if isinstance(item_id, np.generic) else item_id for item_id in items]
-    kinds = {type(item_id) for item_id in items}
-    if kinds == {str}:
-        strings = np.empty(len(items), object)
-        strings[:] = items
-        return strings
-    if kinds <= {int} and all(-(2**63) <= item_id < 2**63 for item_id in items):
-        return np.array(items, dtype=np.int64)
-    return None
 
 
 def id_type(ids: np.ndarray) -> str:
