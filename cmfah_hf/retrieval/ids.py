@@ -161,14 +161,12 @@ class IdLookup:
             new = np.arange(start, end)
             self._newest.update(zip(ids.take(new).tolist(), new.tolist(), strict=True))
         else:
-            since = end - start + len(self._newest)
             keys = ids.keys(start)
             rows = np.arange(start, end)
             if self._newest:
                 kept = np.fromiter(self._newest.values(), np.int64)
                 keys = np.concatenate([keys_of(ids.take(kept)), keys])
                 rows = np.concatenate([kept, rows])
-            assert len(rows) == since
             keys, rows = np.concatenate([self._keys, keys]), np.concatenate([self._rows, rows])
             if alive is not None:  # an id that was removed and added again has more than one row
                 keys, rows = keys[alive[rows]], rows[alive[rows]]

@@ -167,9 +167,8 @@ class PostingLists:
         if codes.shape[1] == 2:
             numbers |= codes[:, 1].astype(np.int64) << 8
         self._rows = np.argsort(numbers, kind="stable")
-        occurring, self._starts, self._counts = np.unique(numbers[self._rows], return_index=True, return_counts=True)
+        _, self._starts, self._counts = np.unique(numbers[self._rows], return_index=True, return_counts=True)
         self._codes = codes[self._rows[self._starts]]
-        assert len(occurring) == len(self._codes)
 
     def candidates(self, queries: Queries, depth: int, wanted: int) -> Candidates:
         found = [self._of_one(queries[row : row + 1], depth) for row in range(len(queries))]

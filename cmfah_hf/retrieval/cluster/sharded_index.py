@@ -253,11 +253,7 @@ class ShardedHashIndex:
         Raises:
             HashIndexError: Whenever `HashIndex.update` raises it, or if a shard is lost.
         """
-        with self._lock:
-            ids, tried = self._tried_on(ids)
-            tried.update(ids, codes, metadata)
-            arguments = arguments_after(tried, routable(ids), codes, metadata)
-            self._change("update", routable(ids), tried, arguments)
+        self._put("update", ids, codes, metadata)
 
     def upsert(
         self,
@@ -270,11 +266,7 @@ class ShardedHashIndex:
         Raises:
             HashIndexError: Whenever `HashIndex.upsert` raises it, or if a shard is lost.
         """
-        with self._lock:
-            ids, tried = self._tried_on(ids)
-            tried.upsert(codes, ids, metadata)
-            arguments = arguments_after(tried, routable(ids), codes, metadata)
-            self._change("upsert", routable(ids), tried, arguments)
+        self._put("upsert", ids, codes, metadata)
 
     def search(
         self, hash_values: Any, k: int = 10, metric: Metric = "hamming", where: Any = None, exact: bool = True
@@ -361,6 +353,14 @@ class ShardedHashIndex:
         held = named[self._actors.held(state.revisions, named)] if id_type(named) == state.id_type else named[:0]
         held = list(dict.fromkeys(held.tolist()))
         return ids, trial_index(self._bits, held, named, state.id_type == "str", state.schema)
+
+    def _put(self, verb: str, ids: Any, codes: Any, metadata: Any) -> None:
+        """`update` or `upsert`."""
+        with self._lock:
+            ids, tried = self._tried_on(ids)
+            getattr(tried, verb)(ids=ids, codes=codes, metadata=metadata)
+            arguments = arguments_after(tried, routable(ids), codes, metadata)
+            self._change(verb, routable(ids), tried, arguments)
 
     def _change(self, verb: str, ids: np.ndarray, tried: HashIndex, arguments: dict[str, Any]) -> None:
         """Carries out on the shards what went well on the small index `tried`."""
