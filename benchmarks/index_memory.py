@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def add(own: argparse.Namespace, drawn: Codes, values) -> dict[str, float]:
-    """Resident bytes an item after the addition and the searches, and of the codes that the index gives back."""
+    """Resident bytes an item after the addition, the searches and `optimize`; bytes of what the index gives back."""
     codes, process = drawn.items(own.items), psutil.Process()
     before, found = process.memory_info().rss, {}
     start = time.perf_counter()
@@ -49,6 +49,10 @@ def add(own: argparse.Namespace, drawn: Codes, values) -> dict[str, float]:
     for metric in ("hamming", "aqd"):
         searching(index, 10, metric)(values)
         found[f"resident_{metric}"] = (process.memory_info().rss - before) / own.items
+    start = time.perf_counter()
+    index.optimize()
+    found["seconds_to_optimize"] = time.perf_counter() - start
+    found["resident_optimized"] = (process.memory_info().rss - before) / own.items
     index.save(own.path)
     found["file"] = own.path.stat().st_size / own.items
     found["codes"] = index.codes.nbytes / own.items

@@ -45,6 +45,7 @@ from contests import (
 from rich.console import Console
 from rich.table import Table
 
+from cmfah_hf.retrieval import HashIndex
 from cmfah_hf.retrieval.codes import pack, unpack
 
 KS = (10, 100)
@@ -65,6 +66,14 @@ def draw(own: argparse.Namespace, items: int, queries: int) -> tuple[np.ndarray,
     return codes, values, pack(values)
 
 
+def ready(own: argparse.Namespace, codes: np.ndarray) -> HashIndex:
+    """An index of these codes, with its lists made unless `--plain` says not to."""
+    index = indexed(codes)
+    if not own.plain:
+        index.optimize()
+    return index
+
+
 def sizes(own: argparse.Namespace) -> list[int]:
     return [own.items, own.large] if own.large else [own.items]
 
@@ -81,7 +90,7 @@ def bar(own: argparse.Namespace, value: float, items: int, since: int = MILLION)
 
 def aqd(own: argparse.Namespace) -> Rows:
     codes, values, _ = draw(own, own.items, own.batch)
-    index, signs = indexed(codes), unpack(codes).astype(np.float32)
+    index, signs = ready(own, codes), unpack(codes).astype(np.float32)
     signs_of_torch, values_of_torch = torch.from_numpy(signs), torch.from_numpy(values)
 
     for at_once, k in batches(own):
@@ -97,7 +106,7 @@ def aqd(own: argparse.Namespace) -> Rows:
 def hamming(own: argparse.Namespace) -> Rows:
     for items in sizes(own):
         codes, values, packed = draw(own, items, own.batch)
-        index, flat = indexed(codes), faiss.IndexBinaryFlat(own.bits)
+        index, flat = ready(own, codes), faiss.IndexBinaryFlat(own.bits)
         flat.add(codes)
         for at_once, k in batches(own):
             contestants = {
@@ -114,7 +123,7 @@ def limit(own: argparse.Namespace) -> Rows:
         raise Skipped(f"the kernels read words of 64 bits, and {own.bits} bits are not whole words")
     for items in sizes(own):
         codes, _, packed = draw(own, items, own.singles)
-        index = indexed(codes)
+        index = ready(own, codes)
 
         def counted(kernel: Callable[[np.ndarray], int], queries: np.ndarray) -> Answers:
             return np.empty((1, 0)), np.array([[kernel(queries[0])]])
@@ -137,7 +146,7 @@ def rescoring(own: argparse.Namespace) -> Rows:
     search_rescored = rescored_search()
     for items in (own.small, own.items):
         codes, values, _ = draw(own, items, own.batch)
-        index, flat = indexed(codes), faiss.IndexBinaryFlat(own.bits)
+        index, flat = ready(own, codes), faiss.IndexBinaryFlat(own.bits)
         flat.add(np.packbits(unpack(codes) > 0, axis=1))  # its bits go from the most significant, NumPy's default
         exact = exact_top(codes, values, max(KS))
 
@@ -170,7 +179,7 @@ def floats(own: argparse.Namespace) -> Rows:
     values = np.tanh(projected[own.float_items :] / projected.std())
     codes, queries, embeddings = pack(projected), embeddings[own.float_items :], embeddings[: own.float_items]
     codes = codes[: own.float_items]
-    index = indexed(codes)
+    index = ready(own, codes)
     with tempfile.TemporaryDirectory() as folder:
         index.save(Path(folder) / "codes.index")
         size = (Path(folder) / "codes.index").stat().st_size / len(index)
@@ -211,12 +220,14 @@ def shards(own: argparse.Namespace) -> Rows:
     try:
         for items in sizes(own):
             codes, values, packed = draw(own, items, own.batch)
-            index, k = indexed(codes), KS[0]
+            index, k = ready(own, codes), KS[0]
             with (
                 tempfile.TemporaryDirectory() as folder,
                 ShardedHashIndex(own.bits, shards=SHARDS, folder=folder) as sharded,
             ):
                 sharded.add(codes)
+                if not own.plain:
+                    sharded.optimize()
                 for metric, queries in {"hamming": packed, "aqd": values}.items():
                     for at_once in (1, own.batch):
                         contestants = {
@@ -236,7 +247,7 @@ def shards(own: argparse.Namespace) -> Rows:
 
 def approximate(own: argparse.Namespace) -> Rows:
     codes, values, packed = draw(own, own.items, own.batch)
-    index, start = indexed(codes), time.perf_counter()
+    index, start = ready(own, codes), time.perf_counter()
     index.search(packed[:1], exact=False)
     built = time.perf_counter() - start
     for metric, queries in {"hamming": packed, "aqd": values}.items():
@@ -273,6 +284,8 @@ def memory(own: argparse.Namespace) -> Rows:
         yield Figure("process, after an AQD search too", items, found["add/resident_aqd"], unit)
         yield Figure("process, mapped from the file, after both", items, found["load/resident"], unit)
         yield Figure("adding", items, found["add/seconds_to_add"], "seconds")
+        yield Figure("process, after optimize() too", items, found["add/resident_optimized"], unit)
+        yield Figure("optimize()", items, found["add/seconds_to_optimize"], "seconds")
         yield Figure("loading with mmap=True", items, found["load/seconds_to_load"], "seconds", most)
         yield Figure("the same and a first Hamming search", items, found["load/seconds_to_hamming"], "seconds")
         yield Figure("the same and a first AQD search", items, found["load/seconds_to_aqd"], "seconds")
@@ -343,6 +356,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--clock", choices=CLOCKS, default="wall",
         help="What a second is: of the clock, or of the process's work, where others work on the same cores.",
     )  # fmt: skip
+    parser.add_argument("--plain", action="store_true", help="Without optimize(), as an index is at first.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="JSON on the standard output; the tables go to the other.")
     own = parser.parse_args(arguments)

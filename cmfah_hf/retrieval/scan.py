@@ -108,55 +108,88 @@ def costs_of_one(query: Queries, codes: np.ndarray) -> np.ndarray:
     return costs
 
 
-class FastScan:
-    """FAISS's `IndexPQFastScan` with the +-1 vectors themselves as centroids: a packed code is its own PQ code.
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """Queries as FastScan is asked them, and what its look-up tables of 8 bits make of their answers.
 
-    FAISS rounds its look-up tables to 8 bits. For Hamming they are made whole numbers, so its distances are exact. For
-    AQD the candidates are scored anew, and what the rounding can have hidden widens the bound (`[certificate]`).
+    For Hamming the tables are made whole numbers, so its distances are exact. For AQD the candidates are scored anew,
+    and what the rounding can have hidden widens the bound (`[certificate]`).
+
+    Attributes:
+        queries: The queries.
+        values: `(Q, K)` float32, to be asked.
+        rounding: `(Q,)`, by how much two rounded scores may differ from the exact ones; None for Hamming.
+        totals: `(Q,)`, how far the highest and the lowest score lie apart; None for Hamming.
+        flat: `(Q,)` bool, which queries are zero throughout and rank everything alike; None for Hamming.
     """
 
-    def __init__(self, codes: np.ndarray):
-        self._codes = codes
-        bits = codes.shape[1] * 8
-        centroids = np.unpackbits(np.arange(16, dtype=np.uint8)[:, None], axis=1, count=4, bitorder="little")
-        plain = faiss.IndexPQ(bits, bits // 4, 4, faiss.METRIC_INNER_PRODUCT)
-        faiss.copy_array_to_vector(
-            np.tile(centroids.astype(np.float32) * 2 - 1, (bits // 4, 1, 1)).ravel(), plain.pq.centroids
-        )
-        plain.is_trained = True
-        plain.add_sa_codes(np.ascontiguousarray(codes))
-        self._index = faiss.IndexPQFastScan(plain)
+    queries: Queries
+    values: np.ndarray
+    rounding: np.ndarray | None = None
+    totals: np.ndarray | None = None
+    flat: np.ndarray | None = None
 
-    def candidates(self, queries: Queries, depth: int, wanted: int) -> Candidates:
-        asked = queries.values
+    @classmethod
+    def of(cls, queries: Queries) -> "Rounded":
+        values = queries.values
         if queries.hamming:
-            asked = asked.copy()
-            asked[:, :4] *= _HAMMING_STRETCH
+            values = values.copy()
+            values[:, :4] *= _HAMMING_STRETCH
+            return cls(queries, values)
+        spans = 2 * np.abs(values).reshape(len(values), -1, 4).sum(axis=2)
+        widest, totals = spans.max(axis=1), spans.sum(axis=1)
+        flat = widest == 0
+        if flat.any():  # FAISS would divide by the span
+            values = np.where(flat[:, None], np.float32(1), values)
+        rounding = spans.shape[1] * 0.5 * np.maximum(widest / 255, totals / 65535)
+        # A thousandth more for the float32 arithmetic on the way.
+        return cls(queries, values, 1.001 * rounding + 1e-4 * totals, totals, flat)
+
+    def __getitem__(self, chosen: np.ndarray) -> "Rounded":
+        parts = (part if part is None else part[chosen] for part in (self.rounding, self.totals, self.flat))
+        return Rounded(self.queries[chosen], self.values[chosen], *parts)
+
+    def candidates(self, scores: np.ndarray, rows: np.ndarray, codes: np.ndarray) -> Candidates:
+        """What FAISS has found, `(Q, D)` rounded scores and rows of `codes`, with exact costs."""
+        if self.queries.hamming:
+            costs = np.rint(self.queries.costs(scores))
+            bounds = costs[:, -1].copy()
         else:
-            spans = 2 * np.abs(asked).reshape(len(asked), -1, 4).sum(axis=2)
-            widest, total = spans.max(axis=1), spans.sum(axis=1)
-            some_flat = not widest.all()
-            if some_flat:  # FAISS would divide by the span; such a query ranks everything alike
-                asked = np.where(widest[:, None] == 0, np.float32(1), asked)
-        approximate, rows = self._index.search(asked, depth)
-        if queries.hamming:
-            costs = np.rint(queries.costs(approximate))
-            bounds = costs[:, -1]
-        else:
-            costs = exact_costs(queries, self._codes[rows])
-            rounding = spans.shape[1] * 0.5 * np.maximum(widest / 255, total / 65535)
-            # A thousandth more for the float32 arithmetic on the way.
-            rounding = 1.001 * rounding + 1e-4 * total
-            bounds = -approximate[:, -1] - rounding
-            if some_flat:
-                bounds[widest == 0] = -np.inf
+            costs = exact_costs(self.queries, codes[rows])
+            bounds = np.where(self.flat, -np.inf, -scores[:, -1] - self.rounding)
         if rows[:, -1].min() < 0:
             # FAISS never returns a code whose rounded sum is 0, the least there is, and fills up with -1.
             short = rows[:, -1] < 0
             costs[rows < 0] = np.inf
             rows = np.maximum(rows, 0)
-            bounds[short] = asked.shape[1] if queries.hamming else total[short] / 2 - rounding[short]
+            if self.queries.hamming:
+                bounds[short] = self.values.shape[1]
+            else:
+                bounds[short] = self.totals[short] / 2 - self.rounding[short]
         return Candidates(costs, rows, bounds)
+
+
+def signs_codebook(bits: int) -> np.ndarray:
+    """The centroids of all `K / 4` nibbles, the +-1 vectors themselves, so that a packed code is its own PQ code."""
+    centroids = np.unpackbits(np.arange(16, dtype=np.uint8)[:, None], axis=1, count=4, bitorder="little")
+    return np.tile(centroids.astype(np.float32) * 2 - 1, (bits // 4, 1, 1)).ravel()
+
+
+class FastScan:
+    """FAISS's `IndexPQFastScan` over all codes, with the codebook set by hand."""
+
+    def __init__(self, codes: np.ndarray):
+        self._codes = codes
+        bits = codes.shape[1] * 8
+        plain = faiss.IndexPQ(bits, bits // 4, 4, faiss.METRIC_INNER_PRODUCT)
+        faiss.copy_array_to_vector(signs_codebook(bits), plain.pq.centroids)
+        plain.is_trained = True
+        plain.add_sa_codes(np.ascontiguousarray(codes))
+        self._index = faiss.IndexPQFastScan(plain)
+
+    def candidates(self, queries: Queries, depth: int, wanted: int) -> Candidates:
+        asked = Rounded.of(queries)
+        return asked.candidates(*self._index.search(asked.values, depth), self._codes)
 
 
 class PostingLists:

@@ -2,18 +2,18 @@
 
 import threading
 
-import faiss
 import numpy as np
 
-from cmfah_hf.retrieval.chunk_lists import CHUNK_BITS, ChunkLists
-from cmfah_hf.retrieval.scan import Candidates, FastScan, PostingLists, Queries, exact_costs, padded
+from cmfah_hf.retrieval.grouped_lists import GroupedLists
+from cmfah_hf.retrieval.scan import Candidates, FastScan, PostingLists, Queries, Scan, exact_costs
 
 # Posting lists up to here: with so few bits ties fill whatever depth is asked of FastScan.
 POSTING_BITS = 16
 # Below so many codes FAISS's structures cost more than they save.
 PLAIN_CODES = 1024
-# From so many codes on, and so many for each thread in a batch, which FastScan shares out, lists by chunks are quicker.
-LISTED_CODES = 2**21
+# From so many codes on, lists around centres are quicker, if codes lie together. Making them takes as long as FastScan
+# takes for some thousand queries, so they are made after so many codes have been scanned, or when `group` is called.
+GROUPED_CODES, SCANNED_FIRST = 2**19, 2**32
 
 
 class Segment:
@@ -28,9 +28,9 @@ class Segment:
     def __init__(self, codes: np.ndarray, start: int, end: int):
         self.start, self.end = start, end
         self._codes = codes[start:end]
-        self._short: PostingLists | None = None
-        self._fast: FastScan | None = None
-        self._lists: ChunkLists | None = None
+        self._scan: Scan | None = None
+        self._groups = codes.shape[1] * 8 > POSTING_BITS and end - start >= GROUPED_CODES
+        self._scanned = 0
         self._building = threading.Lock()
 
     def __len__(self) -> int:
@@ -44,27 +44,29 @@ class Segment:
         found = self._found(queries, depth, wanted)
         return Candidates(found.costs, found.rows + self.start, found.bounds) if self.start else found
 
-    def _found(self, queries: Queries, depth: int, wanted: int) -> Candidates:
-        bits = self._codes.shape[1] * 8
-        if bits <= POSTING_BITS:
-            self._build("_short", PostingLists)
-            return self._short.candidates(queries, depth, wanted)
-        threads = 1 if len(queries) == 1 else faiss.omp_get_max_threads()
-        if bits % CHUNK_BITS or len(self) < LISTED_CODES * threads:
-            self._build("_fast", FastScan)
-            return self._fast.candidates(queries, depth, wanted)
-        self._build("_lists", ChunkLists)
-        found = [self._lists.nearest(queries[query : query + 1], wanted) for query in range(len(queries))]
-        left = [query for query, own in enumerate(found) if own is None]
-        if left:
-            self._build("_fast", FastScan)
-            scanned = self._fast.candidates(queries[left], depth, wanted)
-            for at, query in enumerate(left):
-                found[query] = scanned.costs[at], scanned.rows[at], scanned.bounds[at]
-        return padded(found)
+    def group(self, wait: bool = True) -> None:
+        """Makes lists around centres, unless there are too few codes or they do not lie together (`[groups]`).
 
-    def _build(self, name: str, kind: type) -> None:
-        if getattr(self, name) is None:
+        Others search on meanwhile. Without `wait`, nothing is done where another thread is building something.
+        """
+        if self._groups and self._building.acquire(blocking=wait):
+            try:
+                if self._groups:
+                    grouped = GroupedLists(self._codes)
+                    if grouped.worthwhile:
+                        self._scan = grouped
+                    self._groups = False
+            finally:
+                self._building.release()
+
+    def _found(self, queries: Queries, depth: int, wanted: int) -> Candidates:
+        if self._scan is None:
             with self._building:
-                if getattr(self, name) is None:
-                    setattr(self, name, kind(self._codes))
+                if self._scan is None:
+                    short = self._codes.shape[1] * 8 <= POSTING_BITS
+                    self._scan = PostingLists(self._codes) if short else FastScan(self._codes)
+        if self._groups:
+            self._scanned += len(queries) * len(self)
+            if self._scanned > SCANNED_FIRST:
+                self.group(wait=False)
+        return self._scan.candidates(queries, depth, wanted)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmfah_hf.retrieval import chunk_lists, ranking, scan, segments
-from cmfah_hf.retrieval.chunk_lists import ChunkLists
+from cmfah_hf.retrieval import grouped_lists, ranking, scan, segments
 from cmfah_hf.retrieval.codes import pack, round_for_aqd
+from cmfah_hf.retrieval.grouped_lists import GroupedLists
 from cmfah_hf.retrieval.index import HashIndex
 from cmfah_hf.retrieval.scan import FastScan, PostingLists, Queries
 
@@ -63,16 +63,20 @@ def drawn_queries(rng, queries, bits, kind):
     metric=st.sampled_from(["hamming", "aqd"]),
     removed=st.sampled_from([0.0, 0.0, 0.05, 0.6]),
     pieces=st.integers(1, 4),
-    lists=st.sampled_from([None, 1.0, 1 / 24]),
+    probes=st.sampled_from([None, None, 1, 5]),
 )
 @settings(max_examples=600, deadline=None, derandomize=True)
 @pytest.mark.slow
-def test_no_answer_is_ever_wrong(seed, bits, items, kind, asked, metric, removed, pieces, lists):
-    """By FastScan and posting lists, and by lists of chunks, always or where these are short."""
+def test_no_answer_is_ever_wrong(seed, bits, items, kind, asked, metric, removed, pieces, probes):
+    """By FastScan and posting lists, and by lists around centres, whether or not they are worth it."""
     with pytest.MonkeyPatch.context() as patch:
-        if lists:
-            patch.setattr(segments, "LISTED_CODES", 1)
-            patch.setattr(chunk_lists, "_LARGEST_SHARE", lists)
+        if probes:
+            patch.setattr(segments, "GROUPED_CODES", 1)
+            patch.setattr(segments, "SCANNED_FIRST", 0)
+            patch.setattr(grouped_lists, "_LISTS", 40)
+            patch.setattr(grouped_lists, "_LARGEST_SHARE", np.inf)
+            patch.setattr(grouped_lists, "_OPENING", 1)
+            patch.setattr(grouped_lists, "_FIRST_PROBES", probes)
         check_answers(seed, bits, items, kind, asked, metric, removed, pieces)
 
 
@@ -131,63 +135,73 @@ def test_bounds_hold_for_all_that_is_left_out(hamming, bits):
 
 
 @pytest.mark.parametrize("hamming", [True, False])
-@pytest.mark.parametrize("bits", [32, 48, 64, 128])
-def test_lists_of_chunks_hold_every_answer_and_what_they_leave_out_costs_more(hamming, bits, monkeypatch):
-    monkeypatch.setattr(chunk_lists, "_LARGEST_SHARE", 1.0)
+@pytest.mark.parametrize("bits", [24, 64, 512])
+def test_lists_around_centres_hold_every_answer_and_what_they_leave_out_costs_more(hamming, bits, monkeypatch):
+    monkeypatch.setattr(grouped_lists, "_FIRST_PROBES", 2)
+    monkeypatch.setattr(grouped_lists, "_OPENING", 1)
     rng = np.random.default_rng(bits)
-    codes = drawn(rng, 3000, bits, "clustered")
-    lists, answered = ChunkLists(codes), 0
+    codes = drawn(rng, 6000, bits, "clustered")
+    lists = GroupedLists(codes)
+    assert lists.worthwhile
     for kind in ("model", "small", "one", "coarse", "zero"):
-        values = round_for_aqd(drawn_queries(rng, 6, bits, kind))
-        near = np.unpackbits(codes[:6], axis=1, bitorder="little") * 2.0 - 1
-        values = np.where(rng.random(values.shape) < 0.9, np.abs(values) * near, values).astype(np.float32)
+        values = drawn_queries(rng, 12, bits, kind)
+        near = np.unpackbits(codes[:12], axis=1, bitorder="little") * 2.0 - 1
+        values = round_for_aqd(np.where(rng.random(values.shape) < 0.9, np.abs(values) * near, values))
         queries = Queries(np.where(values >= 0, np.float32(1), np.float32(-1)) if hamming else values, hamming)
-        truly = scan.exact_costs(queries, codes)
-        for query in range(6):
-            for wanted in (1, 10, 60):
-                found = lists.nearest(queries[query : query + 1], wanted)
-                if found is None:
-                    continue
-                answered += 1
-                costs, rows, bound = found
-                assert len(set(rows.tolist())) == len(rows) >= wanted
-                np.testing.assert_array_equal(costs, truly[query, rows])
-                assert costs.max() == np.sort(truly[query])[wanted - 1]
-                assert np.delete(truly[query], rows).min(initial=np.inf) >= bound > costs.max()
-    assert answered >= (20 if bits <= 64 else 1)
+        truly = scan.exact_costs(queries, codes).astype(np.float64)
+        found = lists.candidates(queries, 80, 10)
+        for query in range(12):
+            real = np.isfinite(found.costs[query])
+            rows = found.rows[query][real]
+            assert len(set(rows.tolist())) == len(rows)
+            np.testing.assert_array_equal(found.costs[query][real], truly[query, rows])
+            assert np.delete(truly[query], rows).min(initial=np.inf) >= found.bounds[query]
 
 
-def test_lists_read_few_codes_where_codes_lie_together(monkeypatch):
+@pytest.mark.parametrize("metric", ["hamming", "aqd"])
+def test_lists_read_few_codes_where_codes_lie_together(metric, monkeypatch):
     rng = np.random.default_rng(0)
-    codes = drawn(rng, 60_000, 64, "clustered")
-    read = []
-    scored = chunk_lists.costs_of_one
-    monkeypatch.setattr(chunk_lists, "costs_of_one", lambda query, own: read.append(len(own)) or scored(query, own))
-    monkeypatch.setattr(segments, "LISTED_CODES", 1)
+    codes = drawn(rng, 20_000, 64, "clustered")
+    monkeypatch.setattr(segments, "GROUPED_CODES", 1)
+    monkeypatch.setattr(grouped_lists, "_OPENING", 1)
     index = HashIndex(64)
     index.add(codes)
-    for query in np.unpackbits(codes[:20], axis=1, bitorder="little") * 2.0 - 1:
-        index.search(query, k=3)
-    assert index._rows.now.segments[0]._fast is None  # nothing was left to FastScan
-    assert max(read) < 60_000 / 24
-    assert np.mean(read) < 600
+    index.optimize()
+    grouped = index._rows.now.segments[0]._scan
+    sizes = np.array([grouped._index.invlists.list_size(number) for number in range(grouped._rest + 1)])
+    assert sizes.sum() == len(codes)
+    read, probed = [], GroupedLists._probed
+
+    def counted(self, asked, lists, depth, rest=True):
+        read.append(sizes[lists[lists >= 0]].sum() + rest * sizes[-1])
+        return probed(self, asked, lists, depth, rest)
+
+    monkeypatch.setattr(GroupedLists, "_probed", counted)
+    queries = (np.unpackbits(codes[:20], axis=1, bitorder="little") * 2.0 - 1) * rng.uniform(0.2, 1, (20, 64))
+    for query in queries:
+        names, scores = expected(codes, query[None], range(len(codes)), 3, metric)
+        found = index.search(query, k=3, metric=metric)
+        np.testing.assert_array_equal(found.ids, names)
+        np.testing.assert_array_equal(found.scores, scores)
+    assert sum(read) / len(queries) < len(codes) / 4
 
 
-def test_lists_are_hardly_tried_where_codes_lie_anywhere(monkeypatch):
+def test_lists_are_made_after_many_codes_were_scanned_and_only_where_codes_lie_together(monkeypatch):
+    monkeypatch.setattr(segments, "GROUPED_CODES", 5000)
+    monkeypatch.setattr(segments, "SCANNED_FIRST", 50_000)
+    monkeypatch.setattr(grouped_lists, "_OPENING", 1)
     rng = np.random.default_rng(1)
-    codes = drawn(rng, 5000, 128, "uniform")
-    monkeypatch.setattr(segments, "LISTED_CODES", 1)
-    index = HashIndex(128)
-    index.add(codes)
-    tried = []
-    nearest = ChunkLists._nearest
-    monkeypatch.setattr(ChunkLists, "_nearest", lambda *given: tried.append(1) or nearest(*given))
-    queries = drawn_queries(rng, 200, 128, "model")
-    found = index.search(queries, k=5, metric="aqd")
-    assert len(tried) < 30
-    names, scores = expected(codes, queries, range(5000), 5, "aqd")
-    np.testing.assert_array_equal(found.ids, names)
-    np.testing.assert_array_equal(found.scores, scores)
+    kinds = {}
+    for kind, items in (("clustered", 5000), ("uniform", 5000), ("clustered", 4999)):
+        index = HashIndex(64)
+        index.add(drawn(rng, items, 64, kind))
+        used = []
+        for count in (9, 1, 1):
+            index.search(drawn_queries(rng, count, 64, "model"), k=3)
+            used.append(type(index._rows.now.segments[0]._scan).__name__)
+        kinds[kind, items] = used
+    assert kinds["clustered", 5000] == ["FastScan", "FastScan", "GroupedLists"]
+    assert kinds["uniform", 5000] == kinds["clustered", 4999] == ["FastScan"] * 3
 
 
 def test_all_ways_of_scoring_agree():
@@ -284,7 +298,7 @@ def test_segments_stay_few_and_are_not_built_before_a_search():
     assert len(segments) <= 8
     assert [segment.start for segment in segments[1:]] == [segment.end for segment in segments[:-1]]
     assert segments[-1].end == 20_000
-    assert all(segment._fast is None for segment in segments)
+    assert all(segment._scan is None for segment in segments)
 
 
 def test_approximate_search_and_what_it_misses():

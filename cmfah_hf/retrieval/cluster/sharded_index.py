@@ -311,6 +311,12 @@ class ShardedHashIndex:
             logger.warning("k = %d was asked of an index of %d items; all of them are returned.", k, sum(state.counts))
         return merge([replies[shard].answer for shard in filled], int(k), metric, state.schema)
 
+    def optimize(self) -> None:
+        """As `HashIndex.optimize`, of each shard; a shard that is started anew later has to do it again."""
+        with self._lock:
+            self._check_usable()
+            self._actors.ask(self._state.revisions, dict.fromkeys(range(self.shards), ("optimize",)))
+
     def save(self) -> None:
         """Makes all changes durable: writes the shards that changed since the last save, then the manifest.
 

@@ -147,6 +147,13 @@ class Shard:
         return Reply(self._revision, found)
 
     @_replying
+    def optimize(self, at: Revision) -> Reply:
+        """As `HashIndex.optimize`, of this shard."""
+        if self._is_at(at):
+            self._index.optimize()
+        return Reply(self._revision)
+
+    @_replying
     def save(self, at: Revision) -> Reply:
         """Writes the file of this revision, beside those that are there, and says what the manifest is to hold."""
         if not self._is_at(at):

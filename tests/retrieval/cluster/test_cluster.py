@@ -22,6 +22,7 @@ pytest.importorskip("ray")
 from cmfah_hf.errors import HashIndexError, QueryError
 from cmfah_hf.retrieval import HashIndex, ShardedHashIndex
 from cmfah_hf.retrieval.cluster.shards import shard_of
+from cmfah_hf.retrieval.codes import unpack
 
 pytestmark = pytest.mark.cluster
 
@@ -260,6 +261,22 @@ def test_searches_beside_changes_see_one_state_or_the_next(emptied, rng):
         thread.join()
     assert seen <= {*range(10, 81, 10)}
     assert len(seen) > 1
+
+
+@pytest.mark.slow
+def test_optimized_shards_give_the_answers_of_the_single_index(ray_cluster, tmp_path, rng):
+    """Of codes enough for lists around centres in both shards."""
+    centres = rng.integers(0, 256, (300, 8), dtype=np.uint8)
+    flips = np.packbits(rng.random((1_100_000, 8, 8)) < 0.1, axis=2)[:, :, 0]
+    codes = centres[rng.integers(300, size=len(flips))] ^ flips
+    queries = np.tanh(unpack(codes[:5]) + rng.normal(size=(5, 64)))
+    single = HashIndex(64)
+    single.add(codes)
+    with ShardedHashIndex(64, 2, folder=tmp_path, num_cpus=0.5) as index:
+        index.add(codes)
+        index.optimize()
+        for metric in ("hamming", "aqd"):
+            assert_same(index.search(queries, 30, metric), single.search(queries, 30, metric))
 
 
 def test_the_shard_of_an_id_is_a_matter_of_its_value():
