@@ -3,7 +3,6 @@
 import http.server
 import json
 import re
-import time
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -41,8 +40,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.command in ("GET", "HEAD"):
             sent = Meter(fault)
         try:
-            if fault is not None and fault.seconds and not fault.chunk:
-                time.sleep(fault.seconds)
+            waits = fault is not None and fault.seconds and not fault.chunk
+            if waits and self.hub.stopped.wait(fault.seconds):
+                raise ConnectionCutError
             # Read also where the answer is a refusal, or the next request on this connection would begin in its body.
             self.body = self._read(received)
             answer = self._answer_or_fault(fault)

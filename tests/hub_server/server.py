@@ -44,6 +44,7 @@ class HubServer:
         self.page_size, self.multipart_size = page_size, multipart_size
         self.faults, self.signer = Faults(), Signer()
         self.log: list[Request] = []
+        self.stopped = threading.Event()
         self.errors: list[BaseException | None] = []
         self._listeners = [
             _Listener(("127.0.0.1", 0), type("Bound", (kind,), {"hub": self})) for kind in (ApiHandler, StorageHandler)
@@ -58,6 +59,7 @@ class HubServer:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        self.stopped.set()
         for listener in self._listeners:
             listener.shutdown()
             listener.server_close()
@@ -85,7 +87,7 @@ class HubServer:
         self.faults.add(Fault(pattern, times, without_answer=True))
 
     def slow(self, pattern: str, seconds: float, chunk: int = 0, times: int | None = None) -> None:
-        """Wait so long after each `chunk` bytes of the body, or once before the answer."""
+        """Wait so long after each `chunk` bytes of the body, or once before anything is read."""
         self.faults.add(Fault(pattern, times, seconds=seconds, chunk=chunk))
 
     # What a test puts there or looks at without a client.
