@@ -121,15 +121,27 @@ class Outcome:
 
 
 @pytest.fixture
-def push_here(hub, capsys, monkeypatch) -> Callable[..., Outcome]:
-    """The same in this process, which takes no time to start."""
+def here(hub, tmp_path, monkeypatch) -> None:
+    """Lets this process use the Hub, as the environment does for a new one."""
+    from huggingface_hub import constants
+
+    settings = {"HF_HUB_CACHE": str(tmp_path / "hub-cache"), "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}
+    for name, value in settings.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def push_here(here, capsys, monkeypatch) -> Callable[..., Outcome]:
+    """As `push`, in this process, which takes no time to start."""
     from huggingface_hub import constants
     from huggingface_hub.utils import are_progress_bars_disabled
 
     from cmfah_hf.cli import main
-
-    for name, value in (("ENDPOINT", hub.endpoint), ("HF_HUB_DISABLE_XET", True), ("HF_HUB_OFFLINE", False)):
-        monkeypatch.setattr(constants, name, value)
 
     def run(*arguments: Any, token: str | None = "hf_writer") -> Outcome:
         if token is None:

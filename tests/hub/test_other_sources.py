@@ -2,17 +2,10 @@
 
 import datasets
 import pytest
-from huggingface_hub import constants
 
 from cmfah_hf.data import load_image_text, make_scenes, write_imagefolder
 from cmfah_hf.errors import DataError, HubError
 from cmfah_hf.hub import dataset_folder, push_dataset
-
-
-@pytest.fixture
-def api(hub, monkeypatch):
-    for name, value in (("ENDPOINT", hub.endpoint), ("HF_HUB_DISABLE_XET", True), ("HF_HUB_OFFLINE", False)):
-        monkeypatch.setattr(constants, name, value)
 
 
 @pytest.fixture
@@ -25,7 +18,7 @@ def undecoded(dataset: datasets.Dataset) -> list[dict]:
     return list(dataset.cast_column("image", datasets.Image(decode=False)))
 
 
-def test_an_imagefolder_becomes_shards_with_its_own_bytes(api, hub, imagefolder, tmp_path, monkeypatch):
+def test_an_imagefolder_becomes_shards_with_its_own_bytes(here, hub, imagefolder, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset_folder, "_ROWS_OF_GROUP", 2)
     monkeypatch.setattr(dataset_folder, "_BYTES_OF_SHARD", 8_000)
     done = push_dataset(imagefolder, "org/own", token="hf_writer", progress=False)
@@ -57,7 +50,7 @@ def test_an_imagefolder_becomes_shards_with_its_own_bytes(api, hub, imagefolder,
         ]
 
 
-def test_what_was_written_is_the_same_again_and_leaves_nothing_behind(api, hub, imagefolder, datasets_cache):
+def test_what_was_written_is_the_same_again_and_leaves_nothing_behind(here, hub, imagefolder, datasets_cache):
     push_dataset(imagefolder, "org/own", token="hf_writer", progress=False)
     assert len(hub.asked("PUT")) == 2
     assert not push_dataset(imagefolder, "org/own", token="hf_writer", progress=False).changed
@@ -67,7 +60,7 @@ def test_what_was_written_is_the_same_again_and_leaves_nothing_behind(api, hub, 
     assert left == []
 
 
-def test_the_scenes_and_single_parquet_files_go_too(api, hub, tmp_path):
+def test_the_scenes_and_single_parquet_files_go_too(here, hub, tmp_path):
     make_scenes(4, image_size=32).to_parquet(tmp_path / "query.parquet")
     assert push_dataset(tmp_path / "query.parquet", "org/one", token="hf_writer", progress=False).splits == {"train": 4}
     scenes = make_scenes(3, image_size=32).remove_columns("labels")
@@ -77,7 +70,7 @@ def test_the_scenes_and_single_parquet_files_go_too(api, hub, tmp_path):
     assert "data/query-00000-of-00001.parquet" in hub.files("org/bare")
 
 
-def test_a_source_with_an_id_twice_is_refused(api, hub, tmp_path):
+def test_a_source_with_an_id_twice_is_refused(here, hub, tmp_path):
     scenes = make_scenes(2, image_size=32)
     datasets.concatenate_datasets([scenes, scenes]).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(DataError, match=r"row 2 .* was there before"):
@@ -85,7 +78,7 @@ def test_a_source_with_an_id_twice_is_refused(api, hub, tmp_path):
     assert hub.store.repositories == {}
 
 
-def test_one_push_at_a_time_writes_a_source(api, hub, imagefolder, datasets_cache, monkeypatch):
+def test_one_push_at_a_time_writes_a_source(here, hub, imagefolder, datasets_cache, monkeypatch):
     def nested(*arguments, **settings):
         push_dataset(imagefolder, "org/own", token="hf_writer", progress=False)
 
