@@ -125,6 +125,16 @@ def test_after_a_break_a_new_process_goes_on_with_the_next_row(here, pushed, sta
     assert sorted(halves[0] + halves[1]) == sorted(pushed["database"])
 
 
+def test_a_stream_outlives_a_flaky_hub(here, hub, pushed):
+    stream = load_image_text("org/scenes", split="database", streaming=True)
+    hub.fail("GET /objects/", status=503)
+    hub.cut("GET /objects/", after=5_000)
+    hub.fail("GET /datasets/org/scenes/resolve/", status=500)
+    hub.log.clear()
+    assert [row["id"] for row in stream] == pushed["database"]
+    assert {0, 500, 503} <= {request.status for request in hub.log}
+
+
 @pytest.fixture(params=["imagefolder", "parquet", "prepared folder", "scenes"])
 def stream(request, prepared, tmp_path, datasets_cache) -> datasets.IterableDataset:
     if request.param == "scenes":

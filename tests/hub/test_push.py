@@ -227,3 +227,34 @@ def test_an_id_that_cannot_be_is_refused_before_anything_is_read(repo_id):
 
     with pytest.raises(HubError, match="cannot be a repository's id"):
         push_dataset("/nowhere", repo_id, token="hf_writer")
+
+
+def test_a_hub_that_is_not_there_is_named_as_such(push_here, prepared, monkeypatch):
+    from huggingface_hub import constants
+
+    from cmfah_hf.hub import publishing
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    one_line(push_here(prepared.folder, "--repo-id", "org/scenes"), "HF_HUB_OFFLINE forbids to ask the Hub")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(publishing, "_WAITS", ())
+    one_line(
+        push_here(prepared.folder, "--repo-id", "org/scenes"), "org/scenes: it could not be published (ConnectError"
+    )
+
+
+def test_no_message_holds_the_token(hub, here, prepared, monkeypatch):
+    """Not even one that quotes what the server, or the network, said."""
+    from huggingface_hub import HfApi
+
+    from cmfah_hf.errors import HubError
+    from cmfah_hf.hub import push_dataset
+
+    def fail(*arguments, **settings):
+        raise RuntimeError("no route for Bearer hf_writer")
+
+    monkeypatch.setattr(HfApi, "create_repo", fail)
+    with pytest.raises(HubError) as raised:
+        push_dataset(prepared.folder, "org/scenes", token="hf_writer")
+    assert "no route for Bearer ***" in str(raised.value)
