@@ -3,10 +3,11 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cmfah_hf.data.loading import load_image_text, resolve_data_path
 from cmfah_hf.errors import HubError
@@ -125,9 +126,19 @@ def _as_folder(source: str, repo_id: str) -> Iterator[Path]:
         with FileLock(f"{folder}.lock", timeout=0):
             shutil.rmtree(folder, ignore_errors=True)
             try:
-                write_folder(streams, folder, title=repo_id.partition("/")[2])
+                _write(streams, folder, source, repo_id)
                 yield folder
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     except Timeout:
         raise HubError(f"{source}: another process is pushing it to {repo_id}; wait for its end.") from None
+
+
+def _write(streams: Mapping[str, Any], folder: Path, source: str, repo_id: str) -> None:
+    try:
+        write_folder(streams, folder, title=repo_id.partition("/")[2])
+    except OSError as error:
+        raise HubError(
+            f"{source}: cannot be written as shards to {folder} ({error.strerror or error}); make room there, or name "
+            "another place by HF_DATASETS_CACHE."
+        ) from error

@@ -18,7 +18,8 @@ from cmfah_hf.data import load_image_text, load_scenes, write_imagefolder
 from cmfah_hf.data.streams import PairStream, count_rows
 
 ROOT = Path(__file__).parents[2]
-# One node of several: its ids by way of `datasets` and of `PairStream`, each with two workers.
+# One node of several: its ids by way of `datasets` and of `PairStream`, each with two workers; then what is left of the
+# streams whose states are in a file.
 NODE = """
 import json, sys
 from datasets.distributed import split_dataset_by_node
@@ -30,7 +31,7 @@ def ids(dataset):
     return [row["id"] for row in DataLoader(dataset, batch_size=None, num_workers=2)]
 
 if __name__ == "__main__":
-    rank, out = int(sys.argv[1]), {}
+    rank, out, left = int(sys.argv[1]), {}, {}
     for split in ("train", "single"):
         stream = load_image_text("org/scenes", split=split, streaming=True)
         counts = count_rows(stream)
@@ -40,20 +41,12 @@ if __name__ == "__main__":
             "counted": ids(PairStream(stream, counts).part(num_processes=2, process_index=rank, training=False)),
             "uncounted": ids(PairStream(stream).part(num_processes=2, process_index=rank, training=False)),
         }
-    print(json.dumps(out))
-"""
-AFTER = """
-import json, sys
-from cmfah_hf.data import load_image_text
-from datasets.distributed import split_dataset_by_node
-
-out = {}
-for node, (first, state) in json.load(open(sys.argv[1])).items():
-    stream = load_image_text("org/scenes", split="database", streaming=True)
-    stream = stream if node == "None" else split_dataset_by_node(stream, int(node), 2)
-    stream.load_state_dict(state)
-    out[node] = [row["id"] for row in stream]
-print(json.dumps(out))
+    for node, (_, state) in json.load(open(sys.argv[2])).items():
+        stream = load_image_text("org/scenes", split="database", streaming=True)
+        stream = stream if node == "None" else split_dataset_by_node(stream, int(node), 2)
+        stream.load_state_dict(state)
+        left[node] = [row["id"] for row in stream]
+    print(json.dumps([out, left]))
 """
 
 
@@ -98,8 +91,17 @@ def pushed(hub, prepared, tmp_path):
     return ids | {"single": ids["train"][:7]}
 
 
-def test_each_row_is_read_once_by_two_nodes_with_two_workers(pushed, start):
-    nodes = [printed(process) for process in [start(NODE, str(rank)) for rank in range(2)]]
+def test_two_nodes_with_two_workers_read_each_row_once_and_go_on_after_a_break(here, pushed, start, tmp_path):
+    before = {}
+    for node in (None, 0, 1):
+        stream = load_image_text("org/scenes", split="database", streaming=True)
+        stream = stream if node is None else split_dataset_by_node(stream, node, 2)
+        first = [row["id"] for row in islice(stream, 5)]
+        before[str(node)] = [first, stream.state_dict()]
+    (tmp_path / "state.json").write_text(json.dumps(before))
+    processes = [start(NODE, str(rank), str(tmp_path / "state.json")) for rank in range(2)]
+    nodes, left = zip(*map(printed, processes), strict=True)
+
     assert {split: node["shards"] for split, node in nodes[0].items()} == {"train": 5, "single": 1}
     for split in nodes[0]:
         expected = pushed[split]
@@ -109,20 +111,10 @@ def test_each_row_is_read_once_by_two_nodes_with_two_workers(pushed, start):
         # With counts the parts are runs of rows, of one length but for one row, however few the shards.
         counted = [node[split]["counted"] for node in nodes]
         assert abs(len(counted[0]) - len(counted[1])) <= 1
-
-
-def test_after_a_break_a_new_process_goes_on_with_the_next_row(here, pushed, start, tmp_path):
-    before = {}
-    for node in (None, 0, 1):
-        stream = load_image_text("org/scenes", split="database", streaming=True)
-        stream = stream if node is None else split_dataset_by_node(stream, node, 2)
-        first = [row["id"] for row in islice(stream, 5)]
-        before[str(node)] = [first, stream.state_dict()]
-    (tmp_path / "state.json").write_text(json.dumps(before))
-    after = printed(start(AFTER, str(tmp_path / "state.json")))
-    assert before["None"][0] + after["None"] == pushed["database"]
-    halves = [before[node][0] + after[node] for node in ("0", "1")]
-    assert sorted(halves[0] + halves[1]) == sorted(pushed["database"])
+    for after in left:
+        assert before["None"][0] + after["None"] == pushed["database"]
+        halves = [before[node][0] + after[node] for node in ("0", "1")]
+        assert sorted(halves[0] + halves[1]) == sorted(pushed["database"])
 
 
 def test_a_stream_outlives_a_flaky_hub(here, hub, pushed):

@@ -1,6 +1,9 @@
 """Sources that are no prepared folder: written in the layout, pushed, and read back."""
 
+import errno
+
 import datasets
+import pyarrow.parquet as pq
 import pytest
 
 from cmfah_hf.data import load_image_text, make_scenes, write_imagefolder
@@ -85,3 +88,14 @@ def test_one_push_at_a_time_writes_a_source(here, hub, imagefolder, datasets_cac
     monkeypatch.setattr("cmfah_hf.hub.pushing.publish", nested)
     with pytest.raises(HubError, match="another process is pushing it to org/own"):
         push_dataset(imagefolder, "org/own", token="hf_writer", progress=False)
+
+
+def test_a_full_disk_is_named_and_nothing_is_left_on_it(here, hub, imagefolder, datasets_cache, monkeypatch):
+    def full(*arguments, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(HubError, match=r"cannot be written as shards to .*No space left on device"):
+        push_dataset(imagefolder, "org/own", token="hf_writer", progress=False)
+    assert [path for path in (datasets_cache / "cmfah-push").iterdir() if path.is_dir()] == []
+    assert hub.store.repositories == {}

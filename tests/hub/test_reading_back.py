@@ -86,7 +86,7 @@ def test_this_package_reads_the_same_rows_back(hub, prepared, tmp_path):
     entries = {path: entry for path, entry in repository.commit_of("main").files.items() if path in later}
     repository.add_commit("v2", entries, "Without queries", "", "me")
     repository.branches["v2"] = repository.add_commit(
-        "v2", entries | {"README.md": hub._entry("README.md", card)}, "Card", "", "me"
+        "v2", entries | {"README.md": hub.entry("README.md", card)}, "Card", "", "me"
     ).oid
 
     result = run(hub, tmp_path, OURS)

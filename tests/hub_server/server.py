@@ -97,7 +97,7 @@ class HubServer:
         repository = self.store.repositories.get((kind, id)) or self.store.create(kind, id, private)
         entries: dict[str, Entry] = dict(repository.commit_of(MAIN).files)
         for path, content in files.items():
-            entries[path] = self._entry(path, content)
+            entries[path] = self.entry(path, content)
         return repository.add_commit(MAIN, entries, "Add files", "", "hub")
 
     def add_folder(self, id: str, folder: Path, kind: str = "dataset", private: bool = False) -> Commit:
@@ -119,7 +119,8 @@ class HubServer:
         found = [request for request in self.log if request.method == method and part in request.path]
         return found if ok is None else [r for r in found if (200 <= r.status < 400) == ok]
 
-    def _entry(self, path: str, content: bytes) -> Entry:
+    def entry(self, path: str, content: bytes) -> Entry:
+        """A file for a commit; the content of a large one is stored."""
         if not is_large(path, len(content)):
             return small_entry(content)
         sha256 = hashlib.sha256(content).hexdigest()
