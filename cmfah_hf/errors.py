@@ -27,3 +27,7 @@ class HashIndexError(CMFAHError):
 
 class CheckpointError(CMFAHError):
     """A folder that is not the checkpoint it is taken for."""
+
+
+class HubError(CMFAHError):
+    """Something that the Hub refuses, or that cannot be brought to it."""

@@ -14,6 +14,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from cmfah_hf.data.columns import UNIFORM_COLUMNS, ColumnNames, find_columns, labels_of, text_of
+from cmfah_hf.data.dataset_card import card_splits
 from cmfah_hf.data.imagefolder import (
     MAX_SHARDS,
     METADATA_NAMES,
@@ -80,7 +81,8 @@ def load_image_text(
               folders (`train/`, `query/`, `database/`, `validation/` or any other name);
             - a Parquet file, the address of one (`hf://`, `file://`; `https://` where aiohttp is installed), or a
               folder of Parquet files, whose split is told by their folder or name (`query/x.parquet`,
-              `query.parquet`, `data/query-00000-of-00001.parquet`), else `train`;
+              `query.parquet`, `data/query-00000-of-00001.parquet`), else `train`; where the folder has a card
+              (`README.md`) whose `configs` name the files of each split, by that;
             - a data set on the Hub, `owner/name`;
             - `"scenes"`, the pictures drawn by code, or `"cluttered-scenes"`, where the things are small and lie among
               shards (`load_scenes` takes the further arguments).
@@ -197,7 +199,10 @@ def _load_folder(
 
 
 def _parquet_splits(folder: Path) -> dict[str, list[str]]:
-    """The Parquet files below `folder` by split, told by the subfolder, the shard pattern, or a usual split's name."""
+    """The Parquet files below `folder` by split: as its card says, or told by the subfolder, the shard pattern, or a
+    usual split's name."""
+    if (named := card_splits(folder)) is not None:
+        return {name: named[name] for name in sorted(named, key=usual_order)}
     splits: dict[str, list[str]] = {}
     for file in sorted(folder.rglob("*.parquet")):
         parts = file.relative_to(folder).parts
@@ -313,7 +318,7 @@ def _guarded(load, source: str, is_hub: bool = False):
         if is_hub:
             raise DataError(
                 f"{source}: no such folder or file here, and as a data set on the Hub it cannot be loaded ({reason}); "
-                "check the name and the connection."
+                "check the name, the revision and the connection, and for a private one the token."
             ) from error
         raise DataError(f"{source}: cannot be loaded ({reason}); check the file.") from error
 

@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
-import threading
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+from hub_server import HubServer
 
 from cmfah_hf.data import make_scenes, write_imagefolder
 
@@ -41,13 +39,6 @@ print(json.dumps(out))
 """
 
 
-def serve(root: Path):
-    spec = spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make_server(root)
-
-
 @pytest.fixture
 def hub(tmp_path):
     root = tmp_path / "hub"
@@ -61,29 +52,23 @@ def hub(tmp_path):
     (folder / "metadata.jsonl").write_text(
         "".join(json.dumps({k: v for k, v in x.items() if k != "id"}) + "\n" for x in lines)
     )
-    server = serve(root)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server, scenes
-    server.shutdown()
-    server.server_close()
+    with HubServer() as server:
+        for name in ("me/parquet", "me/folder"):
+            server.add_folder(name, root / name)
+        yield server, scenes
 
 
 def test_hub_data_sets_map_style_and_streaming(hub, tmp_path):
     server, scenes = hub
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path / "home"),
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
+    environment = server.environment(tmp_path / "home") | {"PYTHONPATH": str(Path(__file__).parents[2])}
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
     out = json.loads(result.stdout.splitlines()[-1])
     # The pictures came over the wire, not from some cache.
-    requests = server.RequestHandlerClass.paths
-    assert any(path.startswith("GET /datasets/me/parquet/resolve/") for path in requests)
+    assert server.asked("GET", "/datasets/me/parquet/resolve/")
+    assert sum(request.sent for request in server.log if request.listener == "storage") > 0
 
     expected = [[r["id"], r["text"], r["labels"], hashlib.sha256(r["image"].tobytes()).hexdigest()] for r in scenes]
     by_file = [[f"{row[0]}.png", *row[1:]] for row in expected[:4]]

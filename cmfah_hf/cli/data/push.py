@@ -1,0 +1,34 @@
+"""`cmfah data push`."""
+
+from typing import Annotated
+
+import typer
+
+
+def push(
+    source: Annotated[
+        str, typer.Argument(help="A prepared folder, or any other data set: folder, Parquet file, Hub id, scenes.")
+    ],
+    repo_id: Annotated[str, typer.Option("--repo-id", help="The data set on the Hub, as owner/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Create it so that only its owners see it.")] = False,
+    revision: Annotated[str | None, typer.Option(help="The branch; created if needed. Default: the main one.")] = None,
+    message: Annotated[str | None, typer.Option(help="The commit's title.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    """Put a data set on the Hub in one commit: its card and its Parquet shards.
+
+    A push that was broken off goes on when the same command is given again: only what is missing is sent. The token is
+    that of `hf auth login`, or of the environment variable `HF_TOKEN`.
+    """
+    import dataclasses
+
+    from cmfah_hf.cli.output import print_json
+    from cmfah_hf.hub import push_dataset
+
+    done = push_dataset(source, repo_id, private=private, revision=revision, message=message, progress=not json)
+    if json:
+        print_json(dataclasses.asdict(done))
+        return
+    splits = ", ".join(f"{name} {rows:,}" for name, rows in done.splits.items())
+    what = f"{done.files} files, {done.size:,} bytes" if done.changed else "nothing has changed"
+    typer.echo(f"{done.url} at {done.commit[:7]}: {splits} pairs; {what}.")

@@ -1,0 +1,160 @@
+"""A prepared data set with two shards of training pairs, and a Hub to push it to."""
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from hub_server import HubServer
+
+ROOT = Path(__file__).parents[2]
+CARD = """---
+license: cc-by-4.0
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*.parquet
+  - split: query
+    path: data/query-*.parquet
+  - split: database
+    path:
+    - data/train-*.parquet
+    - data/rest-*.parquet
+---
+
+# Scenes
+"""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The folder, its class names, and what each split holds: id, text, tags, names of labels, digest of the pixels."""
+
+    folder: Path
+    classes: list[str]
+    rows: dict[str, list[list[Any]]]
+
+
+def digest(picture: Any) -> str:
+    return hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, datasets_cache) -> Prepared:
+    """22 scenes: 12 to train on, 4 queries, 6 more in the database. Not to be changed; copy it."""
+    from cmfah_hf.data import collect_classes, make_scenes
+
+    folder = tmp_path_factory.mktemp("prepared") / "scenes"
+    (folder / "data").mkdir(parents=True)
+    (folder / "README.md").write_text(CARD, encoding="utf-8")
+    scenes = make_scenes(22, image_size=32)
+    classes = collect_classes(scenes)
+    features = datasets.Features(
+        {
+            "id": datasets.Value("string"),
+            "image": datasets.Image(),
+            "text": datasets.Value("string"),
+            "tags": datasets.List(datasets.Value("string")),
+            "labels": datasets.List(datasets.ClassLabel(names=classes)),
+        }
+    )
+    undecoded = scenes.cast_column("image", datasets.Image(decode=False))
+    content = {
+        "id": undecoded["id"],
+        "image": undecoded["image"],
+        "text": undecoded["text"],
+        "tags": [text.split() for text in undecoded["text"]],
+        "labels": [[classes.index(name) for name in names] for names in undecoded["labels"]],
+    }
+    whole = datasets.Dataset.from_dict({name: list(values) for name, values in content.items()}, features=features)
+    shards = {
+        "train-00000-of-00002": (0, 7),
+        "train-00001-of-00002": (7, 12),
+        "query-00000-of-00001": (12, 16),
+        "rest-00000-of-00001": (16, 22),
+    }
+    for name, bounds in shards.items():
+        whole.select(range(*bounds)).to_parquet(folder / "data" / f"{name}.parquet", batch_size=3)
+    expected = [[r["id"], r["text"], r["text"].split(), r["labels"], digest(r["image"])] for r in scenes]
+    rows = {"train": expected[:12], "query": expected[12:16], "database": expected[:12] + expected[16:]}
+    return Prepared(folder, classes, rows)
+
+
+@pytest.fixture
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def push(hub, tmp_path) -> Callable[..., subprocess.CompletedProcess]:
+    """A function that runs `cmfah data push` in a new process; with `start=True` it does not wait for its end."""
+
+    def run(
+        *arguments: Any, token: str | None = "hf_writer", start: bool = False, home: str = "home", **variables: str
+    ):
+        command = [sys.executable, "-c", "from cmfah_hf.cli import main; main()", "data", "push"]
+        environment = hub.environment(tmp_path / home, token) | {"PYTHONPATH": str(ROOT)} | variables
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
+        process = subprocess.Popen([*command, *map(str, arguments)], env=environment, **streams)
+        if start:
+            return process
+        out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """As of a process that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def here(hub, tmp_path, monkeypatch) -> None:
+    """Lets this process use the Hub, as the environment does for a new one."""
+    from huggingface_hub import constants
+
+    settings = {"HF_HUB_CACHE": str(tmp_path / "hub-cache"), "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}
+    for name, value in settings.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def push_here(here, capsys, monkeypatch) -> Callable[..., Outcome]:
+    """As `push`, in this process, which takes no time to start."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    from cmfah_hf.cli import main
+
+    def run(*arguments: Any, token: str | None = "hf_writer") -> Outcome:
+        if token is None:
+            monkeypatch.delenv("HF_TOKEN", raising=False)
+            monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
+        else:
+            monkeypatch.setenv("HF_TOKEN", token)
+        were_off = are_progress_bars_disabled()
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main(["data", "push", *map(str, arguments)])
+        assert are_progress_bars_disabled() == were_off
+        streams = capsys.readouterr()
+        return Outcome(left.value.code or 0, streams.out, streams.err)
+
+    return run

@@ -1,0 +1,93 @@
+"""What the server does wrong when it is told to, and the record of what it was asked."""
+
+import re
+import threading
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request: the listener (`hub` or `storage`), method and path, the answer's status, bytes of both bodies.
+
+    The status is 0 where the connection was cut, and the bytes are those that went over it until then.
+    """
+
+    listener: str
+    method: str
+    path: str
+    status: int
+    received: int
+    sent: int
+    range: str | None = None
+
+
+@dataclass
+class Fault:
+    """Something that goes wrong with requests whose `METHOD /path` a pattern matches, `times` times or always."""
+
+    pattern: str
+    times: int | None
+    status: int | None = None
+    retry_after: int | None = None
+    cut_after: int | None = None
+    seconds: float = 0.0
+    chunk: int = 0
+    without_answer: bool = False
+
+
+@dataclass
+class Faults:
+    """The faults in force. Of several that match a request, the first that was asked for happens."""
+
+    _faults: list[Fault] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, fault: Fault) -> None:
+        with self._lock:
+            self._faults.append(fault)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._faults.clear()
+
+    def take(self, method: str, path: str) -> Fault | None:
+        """The fault that happens to this request, counted as one of its times."""
+        with self._lock:
+            for fault in self._faults:
+                if fault.times != 0 and re.search(fault.pattern, f"{method} {path}"):
+                    if fault.times is not None:
+                        fault.times -= 1
+                    return fault
+        return None
+
+
+class ConnectionCutError(Exception):
+    """The fault says that the connection ends here."""
+
+
+class Meter:
+    """Counts the bytes of one body, sleeps after each chunk, and cuts the connection where the fault says so."""
+
+    def __init__(self, fault: Fault | None):
+        self.fault = fault
+        self.count = 0
+
+    @property
+    def chunk(self) -> int:
+        return (self.fault and self.fault.chunk) or 2**16
+
+    def allowed(self, size: int) -> int:
+        """How many of the next `size` bytes still pass."""
+        if self.fault is None or self.fault.cut_after is None:
+            return size
+        return min(size, self.fault.cut_after - self.count)
+
+    def passed(self, size: int) -> None:
+        self.count += size
+        if self.fault is None:
+            return
+        if self.fault.cut_after is not None and self.count >= self.fault.cut_after:
+            raise ConnectionCutError
+        if self.fault.seconds and self.fault.chunk:
+            time.sleep(self.fault.seconds)
