@@ -14,6 +14,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from cmfah_hf.data.columns import UNIFORM_COLUMNS, ColumnNames, find_columns, labels_of, text_of
+from cmfah_hf.data.dataset_card import card_splits
 from cmfah_hf.data.imagefolder import (
     MAX_SHARDS,
     METADATA_NAMES,
@@ -80,7 +81,8 @@ def load_image_text(
               folders (`train/`, `query/`, `database/`, `validation/` or any other name);
             - a Parquet file, the address of one (`hf://`, `file://`; `https://` where aiohttp is installed), or a
               folder of Parquet files, whose split is told by their folder or name (`query/x.parquet`,
-              `query.parquet`, `data/query-00000-of-00001.parquet`), else `train`;
+              `query.parquet`, `data/query-00000-of-00001.parquet`), else `train`; where the folder has a card
+              (`README.md`) whose `configs` name the files of each split, by that;
             - a data set on the Hub, `owner/name`;
             - `"scenes"`, the pictures drawn by code, or `"cluttered-scenes"`, where the things are small and lie among
               shards (`load_scenes` takes the further arguments).
@@ -92,7 +94,7 @@ def load_image_text(
         labels_column: The column of labels, where it is not `labels`, `label`, `category`, ...
         id_column: The column of ids, where it is not `id`; `False` ignores a column `id` that does not tell rows apart.
         pictures: Whether a stream has its column `image`. Without, the texts of Parquet are read and the pictures are
-            not; the rows and their order are the same.
+            not, so there need be none; the rows and their order are the same.
         **load_dataset_kwargs: For `datasets.load_dataset`, such as `revision`, `token`, `name` or `cache_dir`.
 
     Returns:
@@ -197,7 +199,10 @@ def _load_folder(
 
 
 def _parquet_splits(folder: Path) -> dict[str, list[str]]:
-    """The Parquet files below `folder` by split, told by the subfolder, the shard pattern, or a usual split's name."""
+    """The Parquet files below `folder` by split: as its card says, or told by the subfolder, the shard pattern, or a
+    usual split's name."""
+    if (named := card_splits(folder)) is not None:
+        return {name: named[name] for name in sorted(named, key=usual_order)}
     splits: dict[str, list[str]] = {}
     for file in sorted(folder.rglob("*.parquet")):
         parts = file.relative_to(folder).parts
@@ -251,7 +256,7 @@ def _stream_parquet(
     if not footers.num_rows:
         raise DataError(f"{source}: holds no rows.")
     features = datasets.Features.from_arrow_schema(footers.schema)
-    columns, class_names = _find(features, source, names)
+    columns, class_names = _find(features, source, names, image_needed=pictures)
     own = _own_features(columns)
     own |= {columns.kept_as(name): features[name] for name in features if name not in columns.chosen}
     return stream_parquet(
@@ -412,10 +417,12 @@ def _split_name(dataset: Any) -> str:
     return str(dataset.split or "").partition("[")[0]
 
 
-def _find(features: datasets.Features, source: str, names: dict) -> tuple[ColumnNames, list[str] | None]:
+def _find(
+    features: datasets.Features, source: str, names: dict, image_needed: bool = True
+) -> tuple[ColumnNames, list[str] | None]:
     """The columns of a data set, and the class names if its labels are numbers of classes."""
     pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    columns = find_columns(features, source, image_columns=pictures, **names)
+    columns = find_columns(features, source, image_columns=pictures, image_needed=image_needed, **names)
     feature = features.get(columns.labels)
     if isinstance(feature, list):
         feature = feature[0]
