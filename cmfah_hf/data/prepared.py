@@ -32,7 +32,7 @@ from cmfah_hf.data.prepared_files import (
 )
 from cmfah_hf.data.protocols import Split
 from cmfah_hf.data.release_files import ReleaseFiles
-from cmfah_hf.data.release_pictures import find_pictures_of, iterate_pictures
+from cmfah_hf.data.release_pictures import Pictures, find_pictures_of, iterate_pictures
 from cmfah_hf.data.release_table import Corrections, ReleaseTable
 from cmfah_hf.errors import DataError
 
@@ -118,20 +118,34 @@ def prepare(
     keys, has_pictures, missing = find_pictures_of(files, table, rows, writing.skip_missing, corrections)
     split_rows = {name: rows[getattr(parts, name)] for name in PARTS}
     shards = _plan(split_rows, missing, writing.rows_per_shard or _ROWS_PER_SHARD[has_pictures])
-    if out is None:
-        unreadable: list[tuple[str, str]] = []
-        kept_before = 0
-        if has_pictures:
-            with _bar(shards, 0, writing) as bar:
-                for shard in shards:
-                    for picture in iterate_pictures(files, table, shard.rows, keys, writing.verify):
-                        unreadable += [] if picture.reason is None else [(table.ids[picture.row], picture.reason)]
-                        bar.update()
-        notes = _notes(corrections, unreadable, writing)
-        return _report(
-            settings, None, table, rows, split_rows, missing, unreadable, notes, shards, 0, has_pictures, writing
+    pictures = Pictures(files, keys, writing.verify) if has_pictures else None
+
+    def report(unreadable: list[tuple[str, str]], kept_before: int) -> PreparedReport:
+        if unreadable:
+            done = "kept as they are" if writing.keep_broken else "their rows are left out"
+            corrections.say(f"{len(unreadable):,} pictures cannot be decoded: {done}.")
+        gone = {table.ids[row] for row in missing}
+        gone |= set() if writing.keep_broken else {row_id for row_id, _ in unreadable}
+        ids = _ids_of_splits(table, split_rows, gone)
+        return PreparedReport(
+            dataset=settings["dataset"],
+            out=None if out is None else str(out),
+            pictures=has_pictures,
+            rows={name: len(part) for name, part in ids.items()},
+            ids_sha256={name: hashlib.sha256("\n".join(part).encode()).hexdigest() for name, part in ids.items()},
+            classes=len(table.class_names),
+            tag_ones=int(table.tags.lengths[rows].sum()),
+            label_ones=int(table.labels.lengths[rows].sum()),
+            empty_texts=int((table.tags.lengths[rows] == 0).sum()),
+            missing=len(missing),
+            unreadable=unreadable,
+            corrections=list(corrections.said),
+            shards=len(shards),
+            shards_kept=kept_before,
         )
 
+    if out is None:
+        return report(_check_pictures(table, shards, pictures, writing), 0)
     folder = Path(out).expanduser()
     digest = _digest(settings, table, missing, has_pictures, writing)
     try:
@@ -140,28 +154,25 @@ def prepare(
             kept_before = len(done)
             with _bar(shards, sum(entry["rows_asked"] for entry in done.values()), writing) as bar:
                 for shard in shards:
-                    if shard.name in done:
-                        continue
-                    left_out = write_shard(
-                        folder / DATA / shard.name, files, table, shard, keys, has_pictures, writing, bar
-                    )
-                    done[shard.name] = {
-                        "rows_asked": len(shard.rows),
-                        "bytes": (folder / DATA / shard.name).stat().st_size,
-                        "unreadable": left_out,
-                    }
-                    write_text(folder / STATE_NAME, json.dumps({"digest": digest, "shards": done}))
+                    if shard.name not in done:
+                        done[shard.name] = write_shard(folder, table, shard, pictures, writing.keep_broken, bar)
+                        write_text(folder / STATE_NAME, json.dumps({"digest": digest, "shards": done}))
             unreadable = [tuple(pair) for shard in shards for pair in done[shard.name]["unreadable"]]
-            notes = _notes(corrections, unreadable, writing)
-            report = _report(
-                settings, str(out), table, rows, split_rows, missing, unreadable, notes, shards, kept_before,
-                has_pictures, writing,
-            )  # fmt: skip
+            written = report(unreadable, kept_before)
             card = make_card(
-                provenance, settings, facts, notes, report.rows, report.ids_sha256, _data_files(split_rows, missing),
-                table.class_names, has_pictures, [] if writing.keep_broken else unreadable, _command(settings, writing),
+                provenance,
+                settings,
+                facts,
+                written.corrections,
+                written.rows,
+                written.ids_sha256,
+                _data_files(shards),
+                table.class_names,
+                has_pictures,
+                [] if writing.keep_broken else unreadable,
+                _command(settings, writing),
                 _version(),
-            )  # fmt: skip
+            )
             write_text(folder / CARD_NAME, card)
             (folder / STATE_NAME).unlink()
     except OSError as error:
@@ -169,7 +180,7 @@ def prepare(
             f"{folder}: could not be written ({error.strerror or error}); the files that are finished stay: make room "
             "and run the same command again."
         ) from error
-    return report
+    return written
 
 
 def _plan(split_rows: Mapping[str, np.ndarray], missing: np.ndarray, rows_per_shard: int) -> list[Shard]:
@@ -200,63 +211,35 @@ def _digest(
     return hashlib.sha256(json.dumps([what, versions], sort_keys=True).encode()).hexdigest()
 
 
-def _report(
-    settings: Mapping[str, Any],
-    out: str | None,
-    table: ReleaseTable,
-    rows: np.ndarray,
-    split_rows: Mapping[str, np.ndarray],
-    missing: np.ndarray,
-    unreadable: list[tuple[str, str]],
-    notes: list[str],
-    shards: list[Shard],
-    shards_kept: int,
-    has_pictures: bool,
-    writing: Writing,
-) -> PreparedReport:
-    gone = {table.ids[row] for row in missing}
-    if not writing.keep_broken:
-        gone |= {row_id for row_id, _ in unreadable}
+def _ids_of_splits(table: ReleaseTable, split_rows: Mapping[str, np.ndarray], gone: set[str]) -> dict[str, list[str]]:
     ids = {name: [i for i in (table.ids[row] for row in part) if i not in gone] for name, part in split_rows.items()}
     ids["database"] = ids["train"] + ids.pop("rest")
     for name in ("train", "query"):
         if not ids[name]:
             raise DataError(f"Not one picture of the split {name!r} can be read; see the warnings above.")
-    return PreparedReport(
-        dataset=settings["dataset"],
-        out=out,
-        pictures=has_pictures,
-        rows={name: len(part) for name, part in ids.items()},
-        ids_sha256={name: hashlib.sha256("\n".join(part).encode()).hexdigest() for name, part in ids.items()},
-        classes=len(table.class_names),
-        tag_ones=int(table.tags.lengths[rows].sum()),
-        label_ones=int(table.labels.lengths[rows].sum()),
-        empty_texts=int((table.tags.lengths[rows] == 0).sum()),
-        missing=len(missing),
-        unreadable=list(unreadable),
-        corrections=list(notes),
-        shards=len(shards),
-        shards_kept=shards_kept,
-    )
+    return ids
 
 
-def _notes(corrections: Corrections, unreadable: list[tuple[str, str]], writing: Writing) -> list[str]:
-    if not unreadable:
-        return list(corrections.said)
-    done = "kept as they are" if writing.keep_broken else "their rows are left out"
-    line = f"{len(unreadable):,} pictures cannot be decoded: {done}."
-    corrections.say(line)
-    return list(corrections.said)
+def _check_pictures(
+    table: ReleaseTable, shards: Sequence[Shard], pictures: Pictures | None, writing: Writing
+) -> list[tuple[str, str]]:
+    """Ids and reasons of the pictures that cannot be read."""
+    unreadable = []
+    with _bar(shards, 0, writing) as bar:
+        for shard in shards if pictures is not None else ():
+            for picture in iterate_pictures(pictures, table, shard.rows):
+                if picture.reason is not None:
+                    unreadable.append((table.ids[picture.row], picture.reason))
+                bar.update()
+    return unreadable
 
 
-def _data_files(split_rows: Mapping[str, np.ndarray], missing: np.ndarray) -> dict[str, list[str]]:
-    train = f"{DATA}/train-*.parquet"
-    has_rest = bool((~np.isin(split_rows["rest"], missing)).any())
-    return {
-        "train": [train],
-        "query": [f"{DATA}/query-*.parquet"],
-        "database": [train, f"{DATA}/rest-*.parquet"] if has_rest else [train],
-    }
+def _data_files(shards: Sequence[Shard]) -> dict[str, list[str]]:
+    patterns = {part: f"{DATA}/{part}-*.parquet" for part in PARTS}
+    # A pattern that fits no file is an error to `datasets`.
+    has_rest = any(shard.name.startswith("rest-") for shard in shards)
+    database = [patterns["train"], patterns["rest"]] if has_rest else [patterns["train"]]
+    return {"train": [patterns["train"]], "query": [patterns["query"]], "database": database}
 
 
 def _command(settings: Mapping[str, Any], writing: Writing) -> str:

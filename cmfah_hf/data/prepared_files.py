@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from cmfah_hf.data.dataset_card import CARD_NAME
-from cmfah_hf.data.release_files import ReleaseFiles
-from cmfah_hf.data.release_pictures import iterate_pictures
+from cmfah_hf.data.release_pictures import Pictures, iterate_pictures
 from cmfah_hf.data.release_table import ReleaseTable
 from cmfah_hf.errors import DataError
 
@@ -32,7 +31,7 @@ class Writing:
 
     Args:
         verify: Decode every picture; rows whose picture cannot be decoded are left out.
-        keep_broken: Keep these rows, with the bytes as they are.
+        keep_broken: Keep these rows, with the bytes as they are, even none.
         skip_missing: Leave out rows whose picture is not there, instead of an error.
         overwrite: Replace what an earlier preparation left in the folder.
         rows_per_shard: Of a file; 2,000 with pictures and 50,000 without, if not given.
@@ -56,42 +55,42 @@ class Shard:
 
 
 def write_shard(
-    path: Path,
-    files: ReleaseFiles,
-    table: ReleaseTable,
-    shard: Shard,
-    keys: Mapping[int, str],
-    has_pictures: bool,
-    writing: Writing,
-    bar: Any,
-) -> list[tuple[str, str]]:
-    """Write one file, whole or not at all; returns ids and reasons of pictures that cannot be read."""
+    folder: Path, table: ReleaseTable, shard: Shard, pictures: Pictures | None, keep_broken: bool, bar: Any
+) -> dict[str, Any]:
+    """Write one file, whole or not at all.
+
+    Returns:
+        What the state keeps of it: how many rows were asked for, its size, and ids and reasons of the pictures that
+        cannot be read.
+    """
     import pyarrow.parquet as pq
 
-    unreadable: list[tuple[str, str]] = []
-    schema = _features(table, has_pictures).arrow_schema
+    path = folder / DATA / shard.name
     unfinished = path.with_name(f".{path.name}.tmp")
-    group = _ROWS_PER_GROUP[has_pictures]
+    unreadable: list[tuple[str, str]] = []
+    schema = _features(table, pictures is not None).arrow_schema
+    group = _ROWS_PER_GROUP[pictures is not None]
     try:
         with pq.ParquetWriter(unfinished, schema) as writer:
             for first in range(0, len(shard.rows), group):
-                rows, pictures = shard.rows[first : first + group], None
-                if has_pictures:
-                    found = list(iterate_pictures(files, table, rows, keys, writing.verify))
+                rows, images = shard.rows[first : first + group], None
+                asked = len(rows)
+                if pictures is not None:
+                    found = list(iterate_pictures(pictures, table, rows))
                     unreadable += [(table.ids[p.row], p.reason) for p in found if p.reason is not None]
-                    kept = [p for p in found if p.reason is None or (writing.keep_broken and p.content)]
+                    kept = [p for p in found if p.reason is None or keep_broken]
                     rows = np.array([p.row for p in kept], np.int64)
-                    pictures = [{"bytes": p.content, "path": table.pictures[p.row].rpartition("/")[2]} for p in kept]
+                    images = [{"bytes": p.content, "path": table.pictures[p.row].rpartition("/")[2]} for p in kept]
                 if len(rows):
-                    writer.write_table(_arrow_table(table, rows, pictures, schema), row_group_size=group)
-                bar.update(min(group, len(shard.rows) - first))
+                    writer.write_table(_arrow_table(table, rows, images, schema), row_group_size=group)
+                bar.update(asked)
         with unfinished.open("rb+") as file:
             os.fsync(file.fileno())
         unfinished.replace(path)
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
-    return unreadable
+    return {"rows_asked": len(shard.rows), "bytes": path.stat().st_size, "unreadable": unreadable}
 
 
 def _features(table: ReleaseTable, has_pictures: bool) -> Any:
@@ -136,11 +135,15 @@ def enter_folder(folder: Path, digest: str, overwrite: bool) -> dict[str, dict[s
         raise DataError(
             f"{card}: is not the card of a data set prepared before, so it is left alone; name another folder."
         )
+    if shards and not card.exists() and not state.exists():
+        raise DataError(
+            f"{shards[0]}: was not prepared here, so it is left alone; name another folder, or take it away."
+        )
     if overwrite:
         for path in [card, *shards, state]:
             path.unlink(missing_ok=True)
         shards = []
-    if not state.is_file() and (shards or card.exists()):
+    if not state.is_file() and card.exists():
         raise DataError(
             f"{folder}: holds a data set already; name another folder, or replace it with --overwrite (overwrite=True)."
         )
@@ -169,6 +172,7 @@ def enter_folder(folder: Path, digest: str, overwrite: bool) -> dict[str, dict[s
 
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
+    """No other process writes the folder meanwhile."""
     import filelock
 
     if folder.exists() and not folder.is_dir():
@@ -187,6 +191,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a small file in one step."""
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
         with unfinished.open("w", encoding="utf-8", newline="\n") as file:

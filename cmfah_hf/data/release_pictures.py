@@ -29,6 +29,18 @@ class ReleasePicture:
     reason: str | None
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Where the pictures of rows are, and whether each is decoded to see that it can be.
+
+    Without, only what cannot be read at all has a reason.
+    """
+
+    files: ReleaseFiles
+    keys: Mapping[int, str]
+    verify: bool
+
+
 def find_pictures_of(
     files: ReleaseFiles, table: ReleaseTable, rows: np.ndarray, skip_missing: bool, corrections: Corrections
 ) -> tuple[dict[int, str], bool, np.ndarray]:
@@ -59,27 +71,17 @@ def find_pictures_of(
     return keys, True, missing
 
 
-def iterate_pictures(
-    files: ReleaseFiles, table: ReleaseTable, rows: np.ndarray, keys: Mapping[int, str], verify: bool
-) -> Iterator[ReleasePicture]:
-    """The pictures of some rows in their order, decoded by several threads; what cannot be read is named in a warning.
-
-    Args:
-        files: Where they are.
-        table: Of the release.
-        rows: Row numbers, all of them in `keys`.
-        keys: Of the pictures' files.
-        verify: Whether to decode each; otherwise only what cannot be read at all has a reason.
-    """
+def iterate_pictures(pictures: Pictures, table: ReleaseTable, rows: np.ndarray) -> Iterator[ReleasePicture]:
+    """The pictures of some rows in their order, read by several threads; what cannot be read is named in a warning."""
 
     def read(row: int) -> ReleasePicture:
         content = b""
         try:
-            content = files.read(keys[row])
-            if verify:
+            content = pictures.files.read(pictures.keys[row])
+            if pictures.verify:
                 decode_image(content, name=table.pictures[row])
         except (OSError, ImageError) as error:
-            return ReleasePicture(row, content, files.without_root(" ".join(str(error).split())))
+            return ReleasePicture(row, content, pictures.files.without_root(" ".join(str(error).split())))
         return ReleasePicture(row, content, None)
 
     with ThreadPoolExecutor(_THREADS) as pool:
