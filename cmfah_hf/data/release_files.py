@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from cmfah_hf.errors import DataError
 
@@ -47,7 +48,8 @@ class ReleaseFiles:
         self._places: dict[str, list[_Place]] = {}
         self._closed: list[str] = []
         self._zips: dict[Path, zipfile.ZipFile] = {}
-        self._tars: dict[Path, int] = {}
+        self._tars: dict[Path, BinaryIO] = {}
+        # A tar file has one place at which it is read.
         self._lock = threading.Lock()
         for file in [self.root] if self.root.is_file() else _walk(self.root):
             self._add(file)
@@ -58,8 +60,8 @@ class ReleaseFiles:
     def __exit__(self, *_: object) -> None:
         for opened in self._zips.values():
             opened.close()
-        for descriptor in self._tars.values():
-            os.close(descriptor)
+        for opened in self._tars.values():
+            opened.close()
 
     def find(self, name: str) -> str | None:
         """The key of the file whose path ends with `name` (`"tags/tags1.txt"`), for `read` and `describe`."""
@@ -96,7 +98,9 @@ class ReleaseFiles:
             if Path(archive) in self._zips:
                 return self._zips[Path(archive)].read(path)
             place = next(p for p in self._places[_base(_normal(path))] if self._key(p) == key)
-            content = os.pread(self._tars[place.archive], place.size, place.offset)
+            with self._lock:
+                self._tars[place.archive].seek(place.offset)
+                content = self._tars[place.archive].read(place.size)
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
             raise OSError(f"{self.describe(key)}: {error}") from error
         if len(content) != place.size:
@@ -164,7 +168,7 @@ class ReleaseFiles:
                             self._keep(_Place(member.name, file, member.offset_data, member.size))
             except (tarfile.TarError, OSError) as error:
                 raise DataError(f"{file}: damaged or cut short ({error}); fetch it again.") from error
-            self._tars[file] = os.open(file, os.O_RDONLY)
+            self._tars[file] = file.open("rb")
         elif lower.endswith(_CLOSED_ENDINGS):
             self._closed.append(file.name)
         else:

@@ -182,6 +182,9 @@ def read_ones(files: ReleaseFiles, key: str, width: int) -> Iterator[np.ndarray]
 
 def _ones_of_lines(text: bytes, width: int, first: int, name: str) -> tuple[int, np.ndarray]:
     bytes_ = np.frombuffer(text, np.uint8)
+    values = _evenly_spaced(bytes_, text.index(b"\n") + 1, width)
+    if values is not None:
+        return len(values), np.flatnonzero(values == _ONE)
     digits = _DIGITS[bytes_]
     line_ends = np.flatnonzero(bytes_ == _NEW_LINE)
     before = np.cumsum(digits, dtype=np.int64)[line_ends]
@@ -194,6 +197,22 @@ def _ones_of_lines(text: bytes, width: int, first: int, name: str) -> tuple[int,
     if not sound or (lengths[:rows] != width).any():
         raise _wrong_line(text, width, first, name)
     return rows, np.flatnonzero(bytes_[digits] == _ONE)
+
+
+def _evenly_spaced(bytes_: np.ndarray, line: int, width: int) -> np.ndarray | None:
+    """The characters of the values, `(rows, width)`, where every line has `line` bytes and every second is a value.
+
+    Released matrices are of this kind, and it takes a fraction of the time to see that they are. None: they are not.
+    """
+    if len(bytes_) % line or line < 2 * width:
+        return None
+    lines = bytes_.reshape(-1, line)
+    values, between, after = lines[:, : 2 * width : 2], lines[:, 1 : 2 * width : 2], lines[:, 2 * width :]
+    sound = (lines[:, -1] == _NEW_LINE).all() and ((values | 1) == _ONE).all()
+    sound = sound and _BLANKS[between].all() and _BLANKS[after].all()
+    # A line feed anywhere else would be a line more.
+    sound = sound and np.count_nonzero(bytes_ == _NEW_LINE) == len(lines)
+    return values if sound else None
 
 
 def _wrong_line(text: bytes, width: int, first: int, name: str) -> DataError:
