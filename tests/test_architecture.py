@@ -199,7 +199,13 @@ def test_bare_import_loads_the_standard_library_alone():
 COMMANDS = sorted(path.stem for path in (PACKAGE / "cli").glob("*.py") if path.stem not in ("__init__", "output"))
 
 
-@pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)], ids=lambda a: " ".join(a) or "cmfah")
+# Of a group such as `cmfah data`, each command has a file in the group's folder.
+GROUPED = sorted([path.parent.name, path.stem] for path in (PACKAGE / "cli").glob("*/*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], *([command] for command in COMMANDS), *GROUPED], ids=lambda a: " ".join(a) or "cmfah"
+)
 def test_help_is_quick_because_it_loads_no_deep_learning(arguments):
     code = (
         "from cmfah_hf.cli import main\n"

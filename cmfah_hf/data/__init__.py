@@ -1,4 +1,4 @@
-"""Pairs of picture and text: loading, checking, splitting, and the scenes drawn by code.
+"""Pairs of picture and text: loading, checking, splitting, preparing released data sets, and scenes drawn by code.
 
 The names load on first use, so that importing this package does not import `datasets`.
 """
@@ -15,6 +15,8 @@ _HOME = {
     "to_rgb": "cmfah_hf.models.image_modes",
     "load_scenes": "cmfah_hf.data.scenes",
     "make_scenes": "cmfah_hf.data.scenes",
+    "prepare_mirflickr25k": "cmfah_hf.data.mirflickr",
+    "prepare_nus_wide": "cmfah_hf.data.nus_wide",
     "hash_split": "cmfah_hf.data.splits",
     "train_validation_split": "cmfah_hf.data.splits",
     "collect_classes": "cmfah_hf.data.labels",

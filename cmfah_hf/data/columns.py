@@ -24,7 +24,7 @@ _LABEL_SEPARATORS = re.compile(r"[|;,]")
 class ColumnNames:
     """The source's own names of the uniform columns; `None` where it has no such column."""
 
-    image: str
+    image: str | None
     text: str
     labels: str | None
     id: str | None
@@ -46,6 +46,7 @@ def find_columns(
     labels: str | None = None,
     id: str | bool | None = None,
     image_columns: Sequence[str] = (),
+    image_needed: bool = True,
 ) -> ColumnNames:
     """Find the four columns among those present, by the names given or else by the usual ones.
 
@@ -57,6 +58,7 @@ def find_columns(
         labels: The labels column's, likewise.
         id: The id column's, likewise; `False` says that no column is to be taken as the id.
         image_columns: Columns known to hold pictures; if no usual name fits and there is just one, it is the image.
+        image_needed: Whether there has to be one.
 
     Raises:
         DataError: If a given column is not there, or there is none for the image or the text.
@@ -76,7 +78,7 @@ def find_columns(
     found_image = find("image", image, IMAGE_NAMES, image_columns)
     found_text = find("text", text, TEXT_NAMES)
     for role, found, usual in (("image", found_image, IMAGE_NAMES), ("text", found_text, TEXT_NAMES)):
-        if found is None:
+        if found is None and (role == "text" or image_needed):
             raise DataError(
                 f"{source}: no column looks like the {role} (such as {', '.join(map(repr, usual[:4]))}); present are: "
                 f"{listing}. Name it with {role}_column=."

@@ -94,7 +94,7 @@ def load_image_text(
         labels_column: The column of labels, where it is not `labels`, `label`, `category`, ...
         id_column: The column of ids, where it is not `id`; `False` ignores a column `id` that does not tell rows apart.
         pictures: Whether a stream has its column `image`. Without, the texts of Parquet are read and the pictures are
-            not; the rows and their order are the same.
+            not, so there need be none; the rows and their order are the same.
         **load_dataset_kwargs: For `datasets.load_dataset`, such as `revision`, `token`, `name` or `cache_dir`.
 
     Returns:
@@ -256,7 +256,7 @@ def _stream_parquet(
     if not footers.num_rows:
         raise DataError(f"{source}: holds no rows.")
     features = datasets.Features.from_arrow_schema(footers.schema)
-    columns, class_names = _find(features, source, names)
+    columns, class_names = _find(features, source, names, image_needed=pictures)
     own = _own_features(columns)
     own |= {columns.kept_as(name): features[name] for name in features if name not in columns.chosen}
     return stream_parquet(
@@ -417,10 +417,12 @@ def _split_name(dataset: Any) -> str:
     return str(dataset.split or "").partition("[")[0]
 
 
-def _find(features: datasets.Features, source: str, names: dict) -> tuple[ColumnNames, list[str] | None]:
+def _find(
+    features: datasets.Features, source: str, names: dict, image_needed: bool = True
+) -> tuple[ColumnNames, list[str] | None]:
     """The columns of a data set, and the class names if its labels are numbers of classes."""
     pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    columns = find_columns(features, source, image_columns=pictures, **names)
+    columns = find_columns(features, source, image_columns=pictures, image_needed=image_needed, **names)
     feature = features.get(columns.labels)
     if isinstance(feature, list):
         feature = feature[0]

@@ -85,7 +85,7 @@ def stream_parquet(
         split: The split's name.
         token: For the Hub.
     """
-    by_path = columns.id is None and _is_beside(files[0], columns.image, token)
+    by_path = columns.id is None and columns.image is not None and _is_beside(files[0], columns.image, token)
     if not pictures:
         uniform_features = datasets.Features({k: v for k, v in uniform_features.items() if k != "image"})
     wanted = [name for name in features if pictures or by_path or name != columns.image]

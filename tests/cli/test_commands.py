@@ -49,7 +49,7 @@ def odd_pictures(trained, tmp_path_factory):
 def test_help_of_the_program_and_of_each_command(cmfah):
     outcome = cmfah("--help")
     assert outcome.code == 0
-    for command in ("demo", "train", "evaluate", "index", "search", "export"):
+    for command in ("demo", "train", "evaluate", "index", "search", "export", "data"):
         assert re.search(rf"\b{command}\b", outcome.out)
     for command, options in {
         "demo": ["--train-scenes", "--json", "--output"],
@@ -57,9 +57,19 @@ def test_help_of_the_program_and_of_each_command(cmfah):
         "evaluate": ["--query-split", "--protocol", "--plots", "--json"],
         "index": ["--output", "--split", "--texts", "--keep", "--add", "--batch-size", "--json"],
         "search": ["--text", "--image", "--image-weight", "-k", "--metric", "--where", "--approximate", "--json"],
+        "data prepare": [
+            "--root",
+            "--out",
+            "--variant",
+            "--classes",
+            "--split",
+            "--check-only",
+            "--no-verify",
+            "--json",
+        ],
         "export": ["--to", "--output", "--name", "--overwrite", "--json"],
     }.items():
-        outcome = cmfah(command, "--help")
+        outcome = cmfah(*command.split(), "--help")
         assert (outcome.code, outcome.err) == (0, "")
         for option in options:
             assert option in outcome.out.lower(), (command, option)

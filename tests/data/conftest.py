@@ -1,6 +1,8 @@
 """Folders of small pictures."""
 
 import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,13 @@ def rows_of():
         return rows
 
     return plain
+
+
+@pytest.fixture(scope="session")
+def replicas():
+    """The module that makes small replicas of the released data sets."""
+    spec = spec_from_file_location("release_replicas", Path(__file__).with_name("release_replicas.py"))
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

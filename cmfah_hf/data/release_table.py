@@ -1,0 +1,238 @@
+"""The table of a released data set: ids, pictures, tags and labels of all its rows, as numbers, and its check sums.
+
+Shapes: N rows, V tags, C classes.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cmfah_hf.data.release_files import ReleaseFiles
+from cmfah_hf.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 1 << 24
+_ONE, _NEW_LINE = b"1\n"
+# Between the values of a matrix: tab, line feed, carriage return, blank.
+_BLANKS = np.isin(np.arange(256), list(b"\t\n\r "))
+_DIGITS = np.isin(np.arange(256), list(b"01"))
+
+
+@dataclass(frozen=True)
+class Lists:
+    """N lists of numbers, one behind the other: row i is `numbers[ends[i - 1]:ends[i]]`."""
+
+    numbers: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Iterable[Sequence[int]]) -> "Lists":
+        numbers, lengths = [], []
+        for row in rows:
+            numbers.append(np.asarray(row, np.int32))
+            lengths.append(len(row))
+        joined = np.concatenate(numbers) if numbers else np.zeros(0, np.int32)
+        return cls(joined, np.cumsum(lengths, dtype=np.int64))
+
+    @classmethod
+    def of_columns(cls, rows_of_columns: Sequence[np.ndarray], num_rows: int) -> "Lists":
+        """From the rows in which each column has a one, each row's columns in their order."""
+        rows = np.concatenate([np.zeros(0, np.int64), *rows_of_columns])
+        columns = np.repeat(np.arange(len(rows_of_columns)), [len(column) for column in rows_of_columns])
+        order = np.argsort(rows, kind="stable")
+        return cls(columns[order].astype(np.int32), np.cumsum(np.bincount(rows.astype(np.int64), minlength=num_rows)))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """`(N,)`."""
+        return np.diff(self.ends, prepend=0)
+
+    def take(self, rows: np.ndarray) -> "Lists":
+        lengths = self.lengths[rows]
+        ends = np.cumsum(lengths)
+        # The place of each number: where its row starts in the source, and how far into the row it is.
+        places = np.repeat(self.ends[rows] - ends, lengths) + np.arange(lengths.sum())
+        return Lists(self.numbers[places], ends)
+
+
+@dataclass
+class Corrections:
+    """What had to be put right, or is worth knowing, each said once: in the log, and later on the card.
+
+    Args:
+        files: The release; where it lies is left out of the lines, since a card is published.
+    """
+
+    files: ReleaseFiles
+    said: list[str] = field(default_factory=list)
+
+    def say(self, line: str) -> None:
+        line = self.files.without_root(line)
+        logger.warning("%s", line)
+        self.said.append(line)
+
+
+@dataclass
+class ReleaseTable:
+    """All that a release says of its rows, but for the pictures themselves.
+
+    Args:
+        ids: N, unique.
+        pictures: For each row the end of its picture's path, as `ReleaseFiles.find` takes it.
+        tag_names: V.
+        tags: N lists of tag numbers.
+        class_names: C.
+        labels: N lists of class numbers.
+        selecting_tags: How many tags each row has, `(N,)`, where other tags than `tags` say which rows count as tagged.
+    """
+
+    ids: list[str]
+    pictures: list[str]
+    tag_names: list[str]
+    tags: Lists
+    class_names: list[str]
+    labels: Lists
+    selecting_tags: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, with_text: bool) -> np.ndarray:
+        """The numbers of the rows that have a label, and a tag as well if asked."""
+        chosen = self.labels.lengths > 0
+        if with_text:
+            chosen &= (self.tags.lengths if self.selecting_tags is None else self.selecting_tags) > 0
+        return np.flatnonzero(chosen)
+
+    def digest(self) -> str:
+        """Of everything in the table."""
+        digest = hashlib.sha256()
+        for names in (self.ids, self.pictures, self.tag_names, self.class_names):
+            digest.update("\0".join(names).encode("utf-8", "surrogatepass") + b"\1")
+        for lists in (self.tags, self.labels):
+            digest.update(np.ascontiguousarray(lists.numbers, "<i4").tobytes())
+            digest.update(np.ascontiguousarray(lists.ends, "<i8").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class CheckSums:
+    """Compares what was counted with what a release is known to hold.
+
+    Args:
+        allow_other: Another count is said among the corrections instead of ending in an error.
+        corrections: These.
+    """
+
+    allow_other: bool
+    corrections: Corrections
+
+    def check(self, where: str, what: str, found: int, expected: int | None) -> None:
+        """
+        Raises:
+            DataError: Naming the file, and both counts, if they differ and that is not allowed.
+        """
+        if expected is None or found == expected:
+            return
+        line = f"{where}: {found:,} {what} instead of {expected:,}"
+        if not self.allow_other:
+            raise DataError(
+                f"{line}; fetch it again, or, if your copy is meant to differ, pass --allow-other-counts "
+                "(allow_other_counts=True)."
+            )
+        self.corrections.say(f"{line}: this copy differs from the release.")
+
+
+def read_ones(files: ReleaseFiles, key: str, width: int) -> Iterator[np.ndarray]:
+    """The places of the ones in a matrix of 0 and 1 written as text, in pieces that follow one another.
+
+    Rows are lines, values are apart by blanks or tabs; lines may end as on Windows, and with a tab.
+
+    Args:
+        files: The release.
+        key: Of the file.
+        width: Values in a line.
+
+    Yields:
+        `(rows, ones)` of each piece: its number of rows, and places `row * width + column` within it.
+
+    Raises:
+        DataError: Naming the line that holds something else, or another number of values.
+    """
+    first, rest = 1, b""
+    for chunk in files.chunks(key, _CHUNK_BYTES):
+        whole, line_end, rest_of_chunk = chunk.rpartition(b"\n")
+        if not line_end:
+            rest += chunk
+            continue
+        rows, ones = _ones_of_lines(rest + whole + b"\n", width, first, files.describe(key))
+        rest = rest_of_chunk
+        first += rows
+        yield rows, ones
+    if rest.strip():
+        yield _ones_of_lines(rest + b"\n", width, first, files.describe(key))
+
+
+def _ones_of_lines(text: bytes, width: int, first: int, name: str) -> tuple[int, np.ndarray]:
+    bytes_ = np.frombuffer(text, np.uint8)
+    values = _evenly_spaced(bytes_, text.index(b"\n") + 1, width)
+    if values is not None:
+        return len(values), np.flatnonzero(values == _ONE)
+    digits = _DIGITS[bytes_]
+    line_ends = np.flatnonzero(bytes_ == _NEW_LINE)
+    before = np.cumsum(digits, dtype=np.int64)[line_ends]
+    sound = (digits | _BLANKS[bytes_]).all() and not (digits[1:] & digits[:-1]).any()
+    lengths = np.diff(before, prepend=0)
+    # Empty lines at the end are no rows.
+    rows = len(lengths)
+    while rows and lengths[rows - 1] == 0:
+        rows -= 1
+    if not sound or (lengths[:rows] != width).any():
+        raise _wrong_line(text, width, first, name)
+    return rows, np.flatnonzero(bytes_[digits] == _ONE)
+
+
+def _evenly_spaced(bytes_: np.ndarray, line: int, width: int) -> np.ndarray | None:
+    """The characters of the values, `(rows, width)`, where every line has `line` bytes and every second is a value.
+
+    Released matrices are of this kind, and it takes a fraction of the time to see that they are. None: they are not.
+    """
+    if len(bytes_) % line or line < 2 * width:
+        return None
+    lines = bytes_.reshape(-1, line)
+    values, between, after = lines[:, : 2 * width : 2], lines[:, 1 : 2 * width : 2], lines[:, 2 * width :]
+    sound = (lines[:, -1] == _NEW_LINE).all() and ((values | 1) == _ONE).all()
+    sound = sound and _BLANKS[between].all() and _BLANKS[after].all()
+    # A line feed anywhere else would be a line more.
+    sound = sound and np.count_nonzero(bytes_ == _NEW_LINE) == len(lines)
+    return values if sound else None
+
+
+def _wrong_line(text: bytes, width: int, first: int, name: str) -> DataError:
+    for number, line in enumerate(text.split(b"\n"), first):
+        values = line.split()
+        strange = next((value for value in values if value not in (b"0", b"1")), None)
+        if strange is not None:
+            shown = strange[:20].decode("latin-1")
+            return DataError(f"{name}, line {number}: {shown!r} is neither 0 nor 1; fetch the file again.")
+        if len(values) != width:
+            return DataError(f"{name}, line {number}: {len(values)} values instead of {width}; fetch the file again.")
+    raise AssertionError("no line is wrong")
+
+
+def decode_lines(lines: Iterable[bytes]) -> Iterator[tuple[str, bool]]:
+    """Each line as text, and whether it was Latin-1 and not UTF-8. A mark of the byte order is dropped."""
+    for number, line in enumerate(lines):
+        if number == 0:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        try:
+            yield line.decode("utf-8"), False
+        except UnicodeDecodeError:
+            yield line.decode("latin-1"), True
