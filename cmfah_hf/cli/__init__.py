@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from cmfah_hf.cli.data import data_app
 from cmfah_hf.cli.demo import demo
 from cmfah_hf.cli.evaluate import evaluate
 from cmfah_hf.cli.export import export
@@ -26,6 +27,7 @@ app.command()(evaluate)
 app.command()(index)
 app.command()(search)
 app.command()(export)
+app.add_typer(data_app)
 
 
 def main(arguments: list[str] | None = None) -> None:
