@@ -228,14 +228,14 @@ def list_variables(path: Path) -> list[Variable]:
 def _take(found: Sequence[Variable], named: dict[str, str], files: Iterable[Path]) -> dict[str, Variable]:
     """The variable of each role."""
     candidates: dict[str, list[Variable]] = {role: [] for role in ROLES}
+    for role in set(named) - set(ROLES):
+        raise DataError(f"variables are named for {role!r}; the roles are {', '.join(ROLES)}.")
     for variable in found:
         wanted = [role for role, name in named.items() if name == variable.name]
         for role in wanted or [_role(variable)]:
             if role is not None and (role not in named or wanted):
                 candidates[role].append(variable)
     for role, name in named.items():
-        if role not in ROLES:
-            raise DataError(f"variables are named for {role!r}; the roles are {', '.join(ROLES)}.")
         if not candidates[role]:
             raise DataError(f"{_paths(files)}: no variable is called {name!r}; present are: {_listing(found)}.")
     for role in ROLES[:2]:

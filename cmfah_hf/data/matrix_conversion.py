@@ -1,18 +1,16 @@
 """Matrices as a prepared data set: Parquet shards and a card, which `datasets` opens without this package."""
 
 import json
-import logging
 import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from cmfah_hf.data.images import decoding_off
 from cmfah_hf.data.matrices import Matrices
 from cmfah_hf.data.matrix_dataset import dataset_of, features_of, research_split
 from cmfah_hf.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 # What is searched: the training pairs and the rest, none of which is stored twice.
 _FILES_OF_SPLIT = {"train": ["train"], "query": ["query"], "database": ["train", "rest"]}
@@ -93,7 +91,7 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
         raise DataError(f"{out}: holds an unfinished conversion of other files or settings; choose another folder.")
     if not note.exists() and any((out / "data").iterdir()):
         raise DataError(f"{out / 'data'}: holds files already; choose another folder or remove them.")
-    note.write_text(json.dumps(settings), encoding="utf-8")
+    _write_whole(note, json.dumps(settings))
 
 
 def _write_shard(matrices: Matrices, rows: tuple[int, int], path: Path, pictures: bool) -> None:
@@ -104,8 +102,6 @@ def _write_shard(matrices: Matrices, rows: tuple[int, int], path: Path, pictures
     schema = features_of(matrices, pictures, class_labels=True).arrow_schema
     number_of = {name: number for number, name in enumerate(matrices.label_names)}
     unfinished = path.with_suffix(".unfinished")
-    from cmfah_hf.data.images import decoding_off
-
     stream = decoding_off(dataset_of(matrices, [rows], "train", streaming=True, pictures=pictures))
     with pq.ParquetWriter(unfinished, schema) as writer:
         for batch in stream.iter(100):
@@ -122,22 +118,15 @@ def _write_card(out: Path, matrices: Matrices, parts: dict[str, list[str]], quer
 
     files = [{"split": name, "path": [f"data/{part}-*.parquet" for part in sources]} for name, sources in parts.items()]
     front = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]}, sort_keys=False)
-    lines = [
-        "---",
-        front.rstrip(),
-        "---",
-        "",
-        f"# {out.name}",
-        "",
-        "Pairs of picture and text, converted from matrices:",
-        "",
-    ]
+    lines = ["---", front.rstrip(), "---", "", f"# {out.name}", "", "Pairs of picture and text, from matrices:", ""]
     lines += [f"- {line}" for line in matrices.describe()]
     if queries is not None:
-        lines += [
-            "",
-            f"The query rows stand {queries} in the matrices. The database is all others, the training pairs first.",
-        ]
-    unfinished = out / "README.md.unfinished"
-    unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    unfinished.rename(out / "README.md")
+        said = f"The query rows stand {queries} in the matrices. The database is all others, the training pairs first."
+        lines += ["", said]
+    _write_whole(out / "README.md", "\n".join(lines) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.rename(path)

@@ -24,7 +24,8 @@ class Hdf5Variable(Variable):
     """A data set of the file, or a group that holds a sparse matrix."""
 
     def open(self) -> BlockReader:
-        return open_dataset(_opened(self.file)[self.name], f"{self.file}, {self.name}")
+        with _opened(self.file) as file:
+            return open_dataset(file[self.name], f"{self.file}, {self.name}")
 
     def load_sparse(self) -> Any:
         """MATLAB's own layout: columns compressed, `ir` the rows, `jc` where each column begins."""
@@ -116,23 +117,29 @@ def _unshuffled(file: BinaryIO, size: int, width: int) -> Iterator[bytes]:
 
 
 class _Chunked:
-    """A data set that the library reads, as `BlockReader`."""
+    """A data set that the library reads, as `BlockReader`.
+
+    The file is opened for each block, which takes no time beside reading one: a file that stays open can be written by
+    nobody, and must not be shared with a forked process.
+    """
 
     def __init__(self, dataset: Any, name: str):
-        self.dataset, self.shape, self.dtype, self.name = dataset, dataset.shape, dataset.dtype, name
+        self.shape, self.dtype, self.chunks, self.name = dataset.shape, dataset.dtype, dataset.chunks, name
+        self._file, self._dataset = Path(dataset.file.filename), dataset.name
 
     def block_rows(self, axis: int) -> int:
         row_bytes = max(1, prod(self.shape) // max(1, self.shape[axis]) * self.dtype.itemsize)
         rows = max(1, BLOCK_BYTES // row_bytes)
-        chunk = self.dataset.chunks[axis] if self.dataset.chunks else 1
+        chunk = self.chunks[axis] if self.chunks else 1
         if chunk * row_bytes <= _LARGEST_BLOCK:
             return max(chunk, rows // chunk * chunk)
         return rows
 
     def read(self, axis: int, start: int, stop: int) -> np.ndarray:
         try:
-            return self.dataset[(slice(None),) * axis + (slice(start, stop),)]
-        except (OSError, RuntimeError) as error:
+            with _opened(self._file) as file:
+                return file[self._dataset][(slice(None),) * axis + (slice(start, stop),)]
+        except (OSError, RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(f"{self.name}: cannot be read ({reason}); the file is damaged, fetch it again.") from error
 

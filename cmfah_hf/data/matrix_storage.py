@@ -53,7 +53,7 @@ class Variable:
     is_sparse: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.kind}, {' x '.join(map(str, self.shape))})"
+        return f"{self.name} ({', '.join(filter(None, (self.kind, ' x '.join(map(str, self.shape)))))})"
 
     def open(self) -> BlockReader:
         """The values of a dense variable."""

@@ -32,24 +32,12 @@ def convert(
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Write the matrices of research code as a data set: Parquet with pictures, texts and labels, and a card."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from cmfah_hf.cli.output import print_json, print_table
+    from cmfah_hf.cli.output import counting, print_json, print_table
     from cmfah_hf.data import convert_matrices, open_matrices
 
     matrices = open_matrices(files, _pairs(axes, "--axes"), _pairs(variable, "--variable"), tag_names, label_names)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Writing", total=len(matrices))
-        done = convert_matrices(
-            matrices,
-            out,
-            queries,
-            num_queries,
-            num_train,
-            pictures=images,
-            progress=lambda rows: bar.update(task, advance=rows),
-        )
+    with counting("Writing", len(matrices)) as advance:
+        done = convert_matrices(matrices, out, queries, num_queries, num_train, images, progress=advance)
     if json:
         print_json(done)
         return

@@ -19,18 +19,11 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Look at a data set: label balance, words, sizes, broken pictures, duplicates, leakage between splits."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn
-
-    from cmfah_hf.cli.output import print_json
+    from cmfah_hf.cli.output import counting, print_json
     from cmfah_hf.data import inspect_pairs
 
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,} items")
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Looking at", total=None)
-        found = inspect_pairs(
-            source, split, named, progress=lambda name: bar.update(task, advance=1, description=f"Looking at {name}:")
-        )
+    with counting("Looking at the pairs") as advance:
+        found = inspect_pairs(source, split, named, progress=lambda name: advance(1, f"Looking at {name}"))
     document = found.as_dict() | {"warnings": found.warnings}
     if output is not None:
         import json as standard_json
