@@ -119,19 +119,16 @@ class Inspection:
     def warnings(self) -> list[str]:
         """What ought to be mended, a line each; leakage first."""
         lines = [
-            f"LEAKAGE: {count:,} items of {first!r} have a picture that is in {second!r} too"
+            f"LEAKAGE: items of {first!r} whose picture is in {second!r} too: {count:,}"
             for (first, second), count in ((pair.split(" & "), count) for pair, count in self.duplicates.leaks.items())
         ]
-        if self.pictures is not None and self.pictures.broken:
-            lines.append(f"{self.pictures.broken:,} pictures cannot be read")
-        if self.duplicates.same_ids:
-            lines.append(f"{len(self.duplicates.same_ids):,} ids occur more than once in their split")
-        if self.duplicates.extra_pixels:
-            lines.append(
-                f"{self.duplicates.extra_pixels:,} items have a picture that is there already, in their own split"
-            )
-        if self.words.per_item.get("empty"):
-            lines.append(f"{self.words.per_item['empty']:,} items have no {self.words.source}")
+        counts = {
+            "pictures that cannot be read": self.pictures.broken if self.pictures is not None else 0,
+            "ids that occur more than once in their split": len(self.duplicates.same_ids),
+            "items whose picture is there already, in their own split": self.duplicates.extra_pixels,
+            f"items without {self.words.source}": self.words.per_item.get("empty", 0),
+        }
+        lines += [f"{what}: {count:,}" for what, count in counts.items() if count]
         return lines
 
 
@@ -152,7 +149,7 @@ def inspect_pairs(
         **load_kwargs: For `load_image_text`, such as `text_column`.
 
     Returns:
-        An `Inspection`. Memory grows by some 200 bytes an item, for its id and its picture's digests, and by the words.
+        An `Inspection`. Memory grows by some 500 bytes an item, for its id and its picture's digests, and by the words.
 
     Raises:
         DataError: If the data set cannot be loaded, or holds nothing.

@@ -1,4 +1,4 @@
-"""One door for pairs of picture and text: a folder, Parquet files, a data set on the Hub, or the built-in scenes."""
+"""One door for pairs of picture and text: a folder, Parquet, matrices, the Hub, or the built-in scenes."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ from cmfah_hf.data.imagefolder import (
     missing_metadata,
     usual_order,
 )
-from cmfah_hf.data.images import decoding_off, decoding_on
+from cmfah_hf.data.images import decoding_off, decoding_on, is_picture
 from cmfah_hf.data.matrices import MATRIX_SUFFIXES, matrix_files_below, open_matrices
 from cmfah_hf.data.parquet import read_footers, stream_parquet
 from cmfah_hf.errors import DataError
@@ -58,7 +58,10 @@ def resolve_data_path(path: str | os.PathLike) -> Path:
 
 def is_data_set(folder: Path) -> bool:
     """Whether a folder holds metadata, Parquet or matrices, so `load_image_text` takes it; else it is mere pictures."""
-    return bool(find_splits(folder) or _parquet_splits(folder) or matrix_files_below(folder))
+    if find_splits(folder) or _parquet_splits(folder):
+        return True
+    # Beside pictures, matrices may be anything.
+    return bool(matrix_files_below(folder)) and not any(map(is_picture, folder.rglob("*")))
 
 
 def load_image_text(

@@ -1,29 +1,134 @@
-"""Matrices as data sets with the package's columns: the rows, the research split, pictures as PNG."""
+"""Matrices that belong together, and the data sets that they are: columns, rows, the research split."""
 
-import io
-import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
-from cmfah_hf.data.matrices import Matrices, open_matrices
 from cmfah_hf.data.matrix_axes import shown
+from cmfah_hf.data.matrix_pictures import pictures_of
+from cmfah_hf.data.matrix_rows import DenseRows, SparseRows
+from cmfah_hf.data.matrix_storage import Variable
 from cmfah_hf.errors import DataError
 
-logger = logging.getLogger(__name__)
-
+Names = Sequence[str] | str | os.PathLike
 Ranges = list[tuple[int, int]]
 
 # A stream is cut into this many ranges at most, which is how many workers of a DataLoader can share it.
 _MAX_SHARDS = 16
-# Pictures looked at to tell which way is up, and cells of their mean along each axis.
-_LOOKED_AT, _CELLS = 128, 8
+
+
+class Matrices:
+    """Pictures, features, tags and labels of one data set, row for row; see `open_matrices`.
+
+    Attributes:
+        images: Pictures, rows `(H, W, C)`, or None.
+        features: Features of pictures, rows `(D,)`, or None.
+        tags: Which pair has which tags, or None.
+        labels: Which pair has which classes, or None.
+        variables: The variable that was taken for each role, with its file.
+        axes: Its axes by role, such as `NCWH`, in NumPy's order.
+        tag_names: A name a column of `tags`.
+        label_names: A name a column of `labels`; where that is a single column of class numbers, a name a number.
+    """
+
+    def __init__(
+        self,
+        variables: Mapping[str, Variable],
+        axes: Mapping[str, str],
+        tag_names: Names | None = None,
+        label_names: Names | None = None,
+    ):
+        self.variables, self.axes = dict(variables), dict(axes)
+        self.images = self._rows("images", DenseRows)
+        self.features = self._rows("features", DenseRows)
+        self.tags: SparseRows | None = self._rows("tags", SparseRows)
+        self.labels: SparseRows | None = self._rows("labels", SparseRows)
+        self._given_label_names = _read_names(label_names)
+        self.tag_names = self._tag_names(_read_names(tag_names))
+        self._check_label_names()
+
+    def _rows(self, role: str, kind: Any) -> Any:
+        return kind(self.variables[role], self.axes[role]) if role in self.variables else None
+
+    def __len__(self) -> int:
+        return len(next(rows for rows in (self.images, self.features, self.tags, self.labels) if rows is not None))
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} pairs: {'; '.join(self.describe())}>"
+
+    def describe(self) -> list[str]:
+        """A line a role: the variable, its axes as NumPy shows them, and its file."""
+        return [
+            f"{role}: {variable}, read as {shown(self.axes[role])}, of {variable.file.name}"
+            for role, variable in self.variables.items()
+        ]
+
+    def _tag_names(self, given: list[str] | None) -> list[str]:
+        count = self.tags.shape[1] if self.tags is not None else 0
+        if given is not None and len(given) != count:
+            raise DataError(f"there are {len(given)} names for {count} columns of tags; give a name a column.")
+        return given if given is not None else _numbered("tag", range(count))
+
+    def _check_label_names(self) -> None:
+        count = self.labels.shape[1] if self.labels is not None else 0
+        given = self._given_label_names
+        if given is not None and count != 1 and len(given) != count:
+            raise DataError(f"there are {len(given)} names for {count} columns of labels; give a name a column.")
+
+    @property
+    def label_names(self) -> list[str]:
+        if self.labels is None:
+            return []
+        if not self.labels.are_class_numbers:
+            return self._given_label_names or _numbered("class", range(self.labels.shape[1]))
+        first, last = self.labels.class_numbers
+        given = self._given_label_names
+        if given is not None and len(given) < last - first + 1:
+            raise DataError(f"there are {len(given)} names for the classes {first} to {last}; give a name a class.")
+        return given or _numbered("class", range(first, last + 1))
+
+    def to_dataset(
+        self,
+        streaming: bool = True,
+        queries: Literal["first", "last"] | None = None,
+        num_queries: int | None = None,
+        num_train: int | None = None,
+        pictures: bool = True,
+    ) -> Any:
+        """The pairs with this package's columns.
+
+        Args:
+            streaming: An `IterableDataset`, read as it is iterated; else a `Dataset`, which is prepared in the cache.
+            queries: Where the query rows of a research split stand, `"first"` (DCMH, AGAH) or `"last"` (DADH, UCCH).
+                None: no split.
+            num_queries: How many they are.
+            num_train: How many of the other rows are training pairs: those right behind the queries, or the first.
+            pictures: Whether to read pictures and features.
+
+        Returns:
+            One data set; with `queries` a dictionary of `train`, `query` and `database`, where the database is all rows
+            but the queries, the training pairs first. The columns: `id` (the number of the row, as a string), `image`
+            (PNG without loss) or else `image_features` (list of floats), `text` (the tags' names, joined), `tags`,
+            `labels` (if there are any).
+
+        Raises:
+            DataError: If there are no tags, the split does not fit, or a picture's values are not within 0 to 255.
+        """
+        import datasets
+
+        split = research_split(len(self), queries, num_queries, num_train)
+        if "rest" in split:
+            split = {"train": split["train"], "query": split["query"], "database": split["train"] + split["rest"]}
+        parts = {name: dataset_of(self, ranges, name, streaming, pictures) for name, ranges in split.items()}
+        if queries is None:
+            return parts["train"]
+        return (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(parts)
 
 
 def research_split(
@@ -66,26 +171,6 @@ def research_split(
     return {name: [bounds[name]] for name in ("train", "query", "rest")}
 
 
-def matrices_to_dataset(
-    matrices: Matrices,
-    streaming: bool,
-    queries: str | None,
-    num_queries: int | None,
-    num_train: int | None,
-    pictures: bool,
-) -> Any:
-    """See `Matrices.to_dataset`."""
-    import datasets
-
-    split = research_split(len(matrices), queries, num_queries, num_train)
-    if "rest" in split:
-        split = {"train": split["train"], "query": split["query"], "database": split["train"] + split["rest"]}
-    parts = {name: dataset_of(matrices, ranges, name, streaming, pictures) for name, ranges in split.items()}
-    if queries is None:
-        return parts["train"]
-    return (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(parts)
-
-
 def dataset_of(matrices: Matrices, ranges: Ranges, split: str, streaming: bool, pictures: bool = True) -> Any:
     """The rows in these ranges as a data set."""
     import datasets
@@ -94,17 +179,17 @@ def dataset_of(matrices: Matrices, ranges: Ranges, split: str, streaming: bool, 
         raise DataError(
             f"{', '.join(matrices.describe())}: there are no tags, so the pairs have no text; give the file with YAll."
         )
-    files = sorted({str(variable.file.absolute()) for variable in matrices.variables.values()})
+    variables = {role: replace(found, file=found.file.absolute()) for role, found in matrices.variables.items()}
+    files = sorted({variable.file for variable in variables.values()})
     gen_kwargs = {
         # Tuples, because the lists among these arguments are what is shared out among workers.
-        "files": tuple(files),
-        "names": {role: variable.name for role, variable in matrices.variables.items()},
-        "axes": matrices.axes,
+        "variables": tuple(variables.items()),
+        "axes": tuple(matrices.axes.items()),
         "tag_names": tuple(matrices.tag_names),
         "label_names": tuple(matrices.label_names),
         "pictures": pictures,
         # The cache knows a data set by these arguments, so a changed file has to change them.
-        "version": tuple((state.st_mtime_ns, state.st_size) for state in (Path(file).stat() for file in files)),
+        "version": tuple((state.st_mtime_ns, state.st_size) for state in (file.stat() for file in files)),
         "ranges": _cut(ranges, _MAX_SHARDS) if streaming else ranges,
     }
     kind = datasets.IterableDataset if streaming else datasets.Dataset
@@ -130,9 +215,8 @@ def features_of(matrices: Matrices, pictures: bool = True, class_labels: bool = 
 
 
 def generate_rows(
-    files: tuple[str, ...],
-    names: dict[str, str],
-    axes: dict[str, str],
+    variables: tuple[tuple[str, Variable], ...],
+    axes: tuple[tuple[str, str], ...],
     tag_names: tuple[str, ...],
     label_names: tuple[str, ...],
     pictures: bool,
@@ -140,10 +224,10 @@ def generate_rows(
     ranges: Ranges,
 ) -> Iterator[dict[str, Any]]:
     """The rows in `ranges` (start, stop). `version` only tells one state of the files from another."""
-    matrices = _opened(os.getpid(), files, tuple(names.items()), tuple(axes.items()), version)
+    matrices = _opened(os.getpid(), variables, axes, version)
     source, column, convert = None, "", _as_floats
     if pictures and matrices.images is not None:
-        source, column, convert = matrices.images, "image", _pictures_of(matrices)
+        source, column, convert = matrices.images, "image", pictures_of(matrices.images)
     elif pictures and matrices.features is not None:
         source, column = matrices.features, "image_features"
     for start, stop in ranges:
@@ -157,75 +241,50 @@ def generate_rows(
                 tags = [tag_names[number] for number in matrices.tags.columns_of(row)]
                 example |= {"text": " ".join(tags), "tags": tags}
                 if matrices.labels is not None:
-                    example["labels"] = [label_names[number] for number in matrices.labels_of(row)]
+                    example["labels"] = [label_names[number] for number in matrices.labels.classes_of(row)]
                 yield example
                 row += 1
 
 
 @lru_cache(maxsize=2)
-def _opened(process: int, files: tuple[str, ...], names: tuple, axes: tuple, version: tuple) -> Matrices:
+def _opened(process: int, variables: tuple, axes: tuple, version: tuple) -> Matrices:
     """The matrices, opened once a process, since what is compressed is unpacked at opening."""
-    return open_matrices(files, axes=dict(axes), variables=dict(names))
+    return Matrices(dict(variables), dict(axes))
 
 
 def _as_floats(values: np.ndarray, row: int) -> np.ndarray:
     return values.astype(np.float32)
 
 
-@lru_cache(maxsize=2)
-def _pictures_of(matrices: Matrices) -> "_Pictures":
-    return _Pictures(matrices)
+def _read_names(names: Names | None) -> list[str] | None:
+    if names is None or not isinstance(names, str | os.PathLike):
+        return None if names is None else _unique([str(name) for name in names], "the names")
+    path = Path(names)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: cannot be read as a list of names ({error}); write a name a line, in UTF-8."
+        ) from error
+    found = []
+    for line in filter(str.strip, lines):
+        parts = line.split()
+        counted = len(parts) > 1 and parts[-1].isdigit()  # a name and how often it occurs
+        found.append(" ".join(parts[:-1] if counted else parts))
+    return _unique(found, str(path))
 
 
-class _Pictures:
-    """Values of a picture as a PNG file. Floats within 0 to 1 in the first pictures are taken times 255."""
-
-    def __init__(self, matrices: Matrices):
-        self.variable = matrices.images.variable
-        blocks = matrices.images.blocks(0, _LOOKED_AT)
-        first = next(blocks)
-        self.scale = 255 if first.dtype.kind == "b" or (first.dtype.kind == "f" and first.max() <= 1) else 1
-        total = sum((block.sum(axis=(0, 3), dtype=np.float64) for block in blocks), first.sum(axis=(0, 3), dtype=float))
-        if len(matrices) >= _LOOKED_AT and lies_on_its_side(total):
-            axes = matrices.axes["images"]
-            turned = axes.translate(str.maketrans("HW", "WH"))
-            logger.warning(
-                "%s: read as %s, the pictures of %s seem to lie on their side; if they do, say "
-                'axes={"images": "%s"} (on the command line --axes images=%s).',
-                self.variable.file, shown(axes), self.variable.name, turned, turned,
-            )  # fmt: skip
-
-    def __call__(self, values: np.ndarray, row: int) -> dict[str, Any]:
-        if values.dtype != np.uint8:
-            scaled = np.asarray(values, np.float64) * self.scale
-            if not (np.isfinite(scaled).all() and scaled.min() >= 0 and scaled.max() <= 255):
-                raise DataError(
-                    f"{self.variable.file}, {self.variable.name}, row {row}: values from {values.min():g} to "
-                    f"{values.max():g} are no picture's, which lie within 0 to 255 (or 0 to 1); take the file without "
-                    "the mean subtracted."
-                )
-            values = np.rint(scaled).astype(np.uint8)
-        image = Image.fromarray(np.ascontiguousarray(values[:, :, 0] if values.shape[2] == 1 else values))
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG", compress_level=1)
-        return {"path": None, "bytes": buffer.getvalue()}
+def _unique(names: list[str], where: str) -> list[str]:
+    lines: dict[str, int] = {}
+    for line, name in enumerate(names, 1):
+        if lines.setdefault(name, line) != line:
+            raise DataError(f"{where}: {name!r} is the name of both {lines[name]} and {line}; give each its own.")
+    return names
 
 
-def lies_on_its_side(mean: np.ndarray) -> bool:
-    """Whether the mean `(H, W)` of many photographs, or their sum, is turned by a quarter.
-
-    The mean of photographs is lighter above than below, and the same on the left and on the right. Of 200 portions of
-    128 out of 1,170 photographs, all had a mean that differs twice as much, or more, from its mirror image top to
-    bottom than from that left to right. What is no photograph tells nothing.
-    """
-    if min(mean.shape) < _CELLS or not np.isfinite(mean).all():
-        return False
-    cells = np.array(
-        [[part.mean() for part in np.array_split(band, _CELLS, axis=1)] for band in np.array_split(mean, _CELLS)]
-    )
-    up_and_down, left_and_right = np.abs(cells - cells[::-1]).mean(), np.abs(cells - cells[:, ::-1]).mean()
-    # The second condition leaves out what differs by nothing but chance or rounding.
-    return bool(left_and_right > 2 * up_and_down and left_and_right > 0.01 * np.abs(cells).max())
+def _numbered(stem: str, numbers: range) -> list[str]:
+    width = max(2, len(str(numbers[-1]))) if numbers else 2
+    return [f"{stem}{number:0{width}d}" for number in numbers]
 
 
 def _cut(ranges: Ranges, parts: int) -> Ranges:

@@ -105,6 +105,32 @@ class SparseRows:
         first, last = self.matrix.indptr[row : row + 2]
         return self.matrix.indices[first:last]
 
+    @property
+    def are_class_numbers(self) -> bool:
+        """Whether this is one column, of class numbers, rather than a column a class."""
+        return self.shape[1] == 1
+
+    @cached_property
+    def class_numbers(self) -> tuple[int, int]:
+        """The first and the last class number; MATLAB counts from 1, Python from 0.
+
+        Raises:
+            DataError: If these are no class numbers.
+        """
+        numbers = self.matrix.data
+        if numbers.min() < 0 or (numbers % 1 != 0).any():
+            raise DataError(
+                f"{self.variable.file}: {self.variable} is one column and no class numbers (whole, from 0 or 1 on); "
+                "give a column a class."
+            )
+        return min(int(numbers.min()), 1), int(numbers.max())
+
+    def classes_of(self, row: int) -> list[int]:
+        """The classes that this row has, counted from 0."""
+        if self.are_class_numbers:
+            return [int(self.matrix.data[row]) - self.class_numbers[0]]
+        return self.columns_of(row).tolist()
+
     @cached_property
     def matrix(self) -> Any:
         from scipy.sparse import csr_matrix

@@ -99,8 +99,12 @@ def test_duplicates_and_leakage(folder):
     assert twice.leaking == [("query/leaked.png", "train/a.png")]
     assert twice.same_ids == {}
     found = inspect_pairs(folder)
-    assert found.warnings[0] == "LEAKAGE: 1 items of 'query' have a picture that is in 'train' too"
-    assert "2 pictures cannot be read" in found.warnings
+    assert found.warnings[0] == "LEAKAGE: items of 'query' whose picture is in 'train' too: 1"
+    assert found.warnings[1:] == [
+        "pictures that cannot be read: 2",
+        "items whose picture is there already, in their own split: 3",
+        "items without text: 2",
+    ]
     assert inspect_pairs(folder, split="query").duplicates.leaks == {}
 
 
@@ -148,7 +152,7 @@ def test_ids_that_occur_twice(tmp_path):
     rows.to_parquet(tmp_path / "train.parquet")
     found = inspect_pairs(tmp_path)
     assert found.duplicates.same_ids == {"train/x": 3}
-    assert "1 ids occur more than once in their split" in found.warnings
+    assert "ids that occur more than once in their split: 1" in found.warnings
 
 
 def test_nothing_there(tmp_path):
@@ -193,7 +197,7 @@ def test_the_command_prints_writes_and_speaks_json(folder, tmp_path, capsys, mon
 
     code, streams = run(folder, "--output", tmp_path / "seen")
     assert code == 0
-    for said in ("LEAKAGE: 1 items of 'query'", "broken.jpg", "train/a.png, train/copy-of-a.png", "12x9", "fog"):
+    for said in ("LEAKAGE: items of 'query' whose", "broken.jpg", "train/a.png, train/copy-of-a.png", "12x9", "fog"):
         assert said in streams.out
     written = json.loads((tmp_path / "seen" / "inspection.json").read_text(encoding="utf-8"))
     code, streams = run(folder, "--json")

@@ -15,7 +15,7 @@ import pytest
 import scipy.io
 
 from cmfah_hf.data import convert_matrices, load_image_text, open_matrices
-from cmfah_hf.data.matrix_dataset import lies_on_its_side
+from cmfah_hf.data.matrix_pictures import lies_on_its_side
 from cmfah_hf.data.streams import count_rows
 from cmfah_hf.errors import DataError
 
@@ -360,3 +360,20 @@ def test_what_cannot_be_said_of_matrices(file, tmp_path, arrays):
         load_image_text(file, revision="main")
     with pytest.raises(DataError, match="there are no tags, so the pairs have no text"):
         open_matrices(write(tmp_path, {"images": arrays["images"], "labels": arrays["labels"]})).to_dataset()
+
+
+def test_a_folder_of_matrices_is_a_data_set_and_one_of_pictures_is_not(file, make_folder):
+    from cmfah_hf.data.loading import is_data_set
+
+    assert is_data_set(file.parent)
+    pictures = make_folder([{"file_name": "a.png"}], "mere")
+    (pictures / "metadata.jsonl").unlink()
+    (pictures / "features.mat").write_bytes(file.read_bytes())
+    assert not is_data_set(pictures)
+
+
+def test_another_working_folder_changes_nothing(file, arrays, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    stream = load_image_text(file.name, split="train", streaming=True, tag_names=TAG_NAMES, label_names=CLASS_NAMES)
+    monkeypatch.chdir("/")
+    check_rows(stream, arrays, range(COUNT))
