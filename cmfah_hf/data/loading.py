@@ -60,8 +60,9 @@ def is_data_set(folder: Path) -> bool:
     """Whether a folder holds metadata, Parquet or matrices, so `load_image_text` takes it; else it is mere pictures."""
     if find_splits(folder) or _parquet_splits(folder):
         return True
-    # Beside pictures, matrices may be anything.
-    return bool(matrix_files_below(folder)) and not any(map(is_picture, folder.rglob("*")))
+    # Beside pictures, matrices may be anything. (Pillow takes `.h5` for a picture's ending.)
+    matrices = set(matrix_files_below(folder))
+    return bool(matrices) and not any(is_picture(path) for path in folder.rglob("*") if path not in matrices)
 
 
 def load_image_text(
