@@ -43,8 +43,8 @@ def convert(
         return
     for line in done["matrices"]:
         typer.echo(line)
-    title = f"{out}" if queries is None else f"{out}: queries {queries}, the database holds the training pairs"
-    print_table(title, ["split", "pairs"], [[name, rows] for name, rows in done["splits"].items()])
+    typer.echo(f"{out}: " + (f"queries {queries}, training pairs in the database" if queries else "no split"))
+    print_table("Splits", ["split", "pairs"], [[name, rows] for name, rows in done["splits"].items()])
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
