@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -36,3 +37,27 @@ def print_figures(title: str, figures: Mapping[str, float]) -> None:
     if "random/map" in figures:
         rows.append(["random", "map", figures["random/map"], figures["random/map"]])
     print_table(title, ["ranking", "metric", "image -> text", "text -> image"], rows)
+
+
+@contextmanager
+def counting(description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A progress bar on standard error, where that is a terminal; without `total` it counts.
+
+    Gives a function `advance(count=1, description=None)`.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+    columns = [
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        *([BarColumn()] if total else []),
+        MofNCompleteColumn(),
+    ]
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total)
+
+        def advance(count: int = 1, description: str | None = None) -> None:
+            bar.update(task, advance=count, description=description)
+
+        yield advance

@@ -9,6 +9,10 @@ from typing import Any
 _HOME = {
     "load_image_text": "cmfah_hf.data.loading",
     "resolve_data_path": "cmfah_hf.data.loading",
+    "Matrices": "cmfah_hf.data.matrix_dataset",
+    "open_matrices": "cmfah_hf.data.matrices",
+    "convert_matrices": "cmfah_hf.data.matrix_conversion",
+    "inspect_pairs": "cmfah_hf.data.inspection",
     "write_imagefolder": "cmfah_hf.data.imagefolder",
     "decode_image": "cmfah_hf.data.images",
     "drop_unreadable": "cmfah_hf.data.images",

@@ -33,7 +33,7 @@ def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
             for safe (twice `PIL.Image.MAX_IMAGE_PIXELS`).
     """
     name = name or _name_of(value)
-    source = value if isinstance(value, Image.Image) else io.BytesIO(_read_bytes(value, name))
+    source = value if isinstance(value, Image.Image) else io.BytesIO(read_image_bytes(value, name))
     try:
         image = source if isinstance(source, Image.Image) else Image.open(source)
         if getattr(image, "n_frames", 1) > 1:
@@ -172,7 +172,12 @@ def _name_of(value: Any) -> str:
     return str(getattr(value, "name", None) or getattr(value, "filename", None) or "a picture without a name")
 
 
-def _read_bytes(value: Any, name: str) -> bytes:
+def read_image_bytes(value: Any, name: str) -> bytes:
+    """The bytes of a picture's file, whatever `decode_image` takes but a Pillow picture.
+
+    Raises:
+        ImageError: If there is no such file, it is empty, or it cannot be read.
+    """
     if isinstance(value, dict):
         content = value.get("bytes")
         value = value.get("path") if content is None else content

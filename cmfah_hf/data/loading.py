@@ -1,4 +1,4 @@
-"""One door for pairs of picture and text: a folder, Parquet files, a data set on the Hub, or the built-in scenes."""
+"""One door for pairs of picture and text: a folder, Parquet, matrices, the Hub, or the built-in scenes."""
 
 import hashlib
 import os
@@ -26,7 +26,8 @@ from cmfah_hf.data.imagefolder import (
     missing_metadata,
     usual_order,
 )
-from cmfah_hf.data.images import decoding_off, decoding_on
+from cmfah_hf.data.images import decoding_off, decoding_on, is_picture
+from cmfah_hf.data.matrices import MATRIX_SUFFIXES, matrix_files_below, open_matrices
 from cmfah_hf.data.parquet import read_footers, stream_parquet
 from cmfah_hf.errors import DataError
 
@@ -57,8 +58,12 @@ def resolve_data_path(path: str | os.PathLike) -> Path:
 
 
 def is_data_set(folder: Path) -> bool:
-    """Whether a folder holds metadata or Parquet, so that `load_image_text` takes it; else it is mere pictures."""
-    return bool(find_splits(folder) or _parquet_splits(folder))
+    """Whether a folder holds metadata, Parquet or matrices, so `load_image_text` takes it; else it is mere pictures."""
+    if find_splits(folder) or _parquet_splits(folder):
+        return True
+    # Beside pictures, matrices may be anything. (Pillow takes `.h5` for a picture's ending.)
+    matrices = set(matrix_files_below(folder))
+    return bool(matrices) and not any(is_picture(path) for path in folder.rglob("*") if path not in matrices)
 
 
 def load_image_text(
@@ -83,6 +88,8 @@ def load_image_text(
               folder of Parquet files, whose split is told by their folder or name (`query/x.parquet`,
               `query.parquet`, `data/query-00000-of-00001.parquet`), else `train`; where the folder has a card
               (`README.md`) whose `configs` name the files of each split, by that;
+            - a `.mat` or `.h5` file of matrices, or a folder of them (`open_matrices` takes the further arguments, and
+              `Matrices.to_dataset` those of a research split: `queries="first"`, `num_queries`, `num_train`);
             - a data set on the Hub, `owner/name`;
             - `"scenes"`, the pictures drawn by code, or `"cluttered-scenes"`, where the things are small and lie among
               shards (`load_scenes` takes the further arguments).
@@ -172,10 +179,16 @@ def _load(
                 raise DataError(f"{path}: the pictures of a folder stand in 'file_name', not in {image_column!r}.")
             return _load_folder(metadata, path, split, streaming, names, load_dataset_kwargs)
         parquet = _parquet_splits(path)
+        if not parquet and matrix_files_below(path):
+            return _load_matrices(
+                path, split, streaming, {"image": image_column, **names}, pictures, load_dataset_kwargs
+            )
         if not parquet:
             raise missing_metadata(path)
     elif path.suffix == ".parquet":
         parquet = {"train": [str(path)]}
+    elif path.suffix.lower() in MATRIX_SUFFIXES:
+        return _load_matrices(path, split, streaming, {"image": image_column, **names}, pictures, load_dataset_kwargs)
     else:
         raise DataError(f"{path}: neither a folder nor a Parquet file; give the folder that holds the metadata file.")
     return _load_parquet(
@@ -196,6 +209,24 @@ def _load_folder(
     }
     kind = datasets.IterableDatasetDict if streaming else datasets.DatasetDict
     return _take_split(kind(parts), split, path)
+
+
+def _load_matrices(
+    path: Path, split: str | None, streaming: bool, names: dict, pictures: bool, kwargs: dict[str, Any]
+) -> Loaded:
+    if any(names.values()):
+        raise DataError(
+            f"{path}: matrices have no columns to be named; name variables, as variables={{'tags': 'YAll'}}."
+        )
+    of_split = {name: kwargs[name] for name in ("queries", "num_queries", "num_train") if name in kwargs}
+    unknown = set(kwargs) - set(of_split) - {"axes", "variables", "tag_names", "label_names"}
+    if unknown:
+        raise DataError(f"{path}: {', '.join(sorted(unknown))} cannot be said of matrices; leave it out.")
+    matrices = open_matrices(path, **{name: value for name, value in kwargs.items() if name not in of_split})
+    loaded = _guarded(partial(matrices.to_dataset, streaming, pictures=pictures, **of_split), str(path))
+    if not isinstance(loaded, dict):
+        loaded = (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(train=loaded)
+    return _take_split(loaded, split, path)
 
 
 def _parquet_splits(folder: Path) -> dict[str, list[str]]:

@@ -1,0 +1,81 @@
+"""`cmfah data inspect`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from cmfah_hf.data.inspection import Inspection
+
+
+def inspect(
+    source: Annotated[str, typer.Argument(help="A folder of pictures with metadata, Parquet, matrices, or a Hub id.")],
+    split: Annotated[str | None, typer.Option(help="One split. Default: all.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A folder for inspection.json and the plots as PNG.")
+    ] = None,
+    named: Annotated[int, typer.Option(help="How many broken pictures, duplicates and words are named.")] = 20,
+    json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Look at a data set: label balance, words, sizes, broken pictures, duplicates, leakage between splits."""
+    from cmfah_hf.cli.output import counting, print_json
+    from cmfah_hf.data import inspect_pairs
+
+    with counting("Looking at the pairs") as advance:
+        found = inspect_pairs(source, split, named, progress=lambda name: advance(1, f"Looking at {name}"))
+    document = found.as_dict() | {"warnings": found.warnings}
+    if output is not None:
+        import json as standard_json
+
+        from cmfah_hf.data.inspection_plots import plot_inspection
+
+        files = [str(file) for file in plot_inspection(found, output)]
+        text = standard_json.dumps(document, indent=2, ensure_ascii=False)
+        (output / "inspection.json").write_text(text + "\n", encoding="utf-8")
+    if json:
+        print_json(document)
+        return
+    _print(found)
+    if output is not None:
+        typer.echo(f"Written: {', '.join([str(output / 'inspection.json'), *files])}")
+
+
+def _print(found: "Inspection") -> None:
+    from cmfah_hf.cli.output import print_table
+
+    typer.secho(found.source, bold=True)
+    print_table("Splits", ["split", "items"], [[name, count] for name, count in found.splits.items()])
+    labels, words, pictures, twice = found.labels, found.words, found.pictures, found.duplicates
+    if labels is not None:
+        splits = list(labels.by_split) if len(labels.by_split) > 1 else []
+        rows = [
+            [name, count, labels.shares[name], *(labels.by_split[split].get(name, 0) for split in splits)]
+            for name, count in labels.counts.items()
+        ]
+        print_table(f"Labels: {labels.mean_per_item:.2f} an item", ["class", "items", "share", *splits], rows)
+        rows = [[number, count] for number, count in labels.per_item.items()]
+        print_table("Labels an item", ["labels", "items"], rows)
+        if labels.pairs:
+            print_table("Classes together", ["class", "and", "items"], [list(pair) for pair in labels.pairs[:10]])
+    kind = "words" if words.source == "text" else "tags"
+    rows = [[name, count] for name, count in words.most_frequent.items()]
+    print_table(f"Most frequent {kind}", [kind, "items"], rows)
+    print_table(f"All {kind}", ["different", "of them in one item"], [[words.distinct, words.once]])
+    print_table(f"{kind.capitalize()} an item", [*words.per_item], [[*words.per_item.values()]])
+    if pictures is not None:
+        print_table("Modes", ["mode", "pictures"], [[name, count] for name, count in pictures.modes.items()])
+        rows = [[name, count] for name, count in list(pictures.sizes.items())[:10]]
+        print_table(f"Sizes: {pictures.distinct_sizes:,}", ["width x height", "pictures"], rows)
+        if pictures.broken:
+            rows = [[f"{entry['split']}/{entry['id']}", entry["reason"]] for entry in pictures.broken_named]
+            print_table(f"Broken pictures: {pictures.broken:,}", ["item", "why"], rows)
+    for title, groups in (("Same file", twice.same_bytes), ("Same picture in other files", twice.same_pixels)):
+        if groups:
+            print_table(title, ["items"], [[", ".join(group)] for group in groups])
+    if twice.same_ids:
+        print_table("Same id", ["item", "times"], [[name, count] for name, count in twice.same_ids.items()])
+    if twice.leaking:
+        print_table("The same picture in two splits", ["item", "is also"], [list(pair) for pair in twice.leaking])
+    for line in found.warnings:
+        typer.secho(line, fg="red" if line.startswith("LEAKAGE") else "yellow", bold=line.startswith("LEAKAGE"))

@@ -1,0 +1,156 @@
+"""HDF5 files, those that MATLAB writes as version 7.3 among them: what they hold, read a block of rows at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from cmfah_hf.data.matrix_storage import BLOCK_BYTES, BlockReader, RawArray, Variable, inflate, spool
+from cmfah_hf.errors import DataError
+
+# A block that follows the chunks may be larger than others, since chunks read in parts are unpacked several times.
+_LARGEST_BLOCK = 6 * BLOCK_BYTES
+# The library holds a chunk in memory whole, so larger ones are unpacked past it, into a temporary file.
+_LARGEST_CHUNK = 2 * BLOCK_BYTES
+_GZIP, _SHUFFLE = 1, 2
+_SHUFFLE_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Hdf5Variable(Variable):
+    """A data set of the file, or a group that holds a sparse matrix."""
+
+    def open(self) -> BlockReader:
+        with _opened(self.file) as file:
+            return open_dataset(file[self.name], f"{self.file}, {self.name}")
+
+    def load_sparse(self) -> Any:
+        """MATLAB's own layout: columns compressed, `ir` the rows, `jc` where each column begins."""
+        from scipy.sparse import csc_matrix
+
+        with _opened(self.file) as file:
+            group = file[self.name]
+            begins = group["jc"][:].astype(np.int64)
+            rows = group["ir"][:] if "ir" in group else np.zeros(0, np.int64)
+            values = group["data"][:] if "data" in group else np.zeros(0)
+        try:
+            return csc_matrix((values, rows.astype(np.int64), begins), shape=self.shape)
+        except ValueError as error:
+            raise DataError(f"{self.file}, {self.name}: not a sound sparse matrix ({error}); save it again.") from error
+
+
+def list_hdf5(path: Path) -> list[Variable]:
+    """The variables of an HDF5 file: its data sets and groups at the top; no value is read.
+
+    Raises:
+        DataError: If the file is cut short or damaged.
+    """
+    import h5py
+
+    with _opened(path) as file:
+        is_matlab = file.userblock_size > 0 and path.open("rb").read(6) == b"MATLAB"
+        found: list[Variable] = []
+        for name, item in file.items():
+            if name.startswith("#"):  # where MATLAB keeps what cells refer to
+                continue
+            kind = item.attrs.get("MATLAB_class", b"")
+            kind = kind.decode() if isinstance(kind, bytes) else str(kind)
+            writer = "hdf5-matlab" if is_matlab or kind else "hdf5"
+            if isinstance(item, h5py.Group):
+                rows = item.attrs.get("MATLAB_sparse")
+                if rows is None or "jc" not in item:
+                    found.append(Hdf5Variable(path, name, (), kind or "group", writer, is_numeric=False))
+                    continue
+                shape = (int(rows), item["jc"].shape[0] - 1)
+                found.append(Hdf5Variable(path, name, shape, f"sparse {kind}".strip(), writer, is_sparse=True))
+                continue
+            is_numeric = item.dtype.kind in "biuf" and kind not in ("cell", "char")
+            shape = item.shape
+            if item.attrs.get("MATLAB_empty"):  # its content is the shape
+                shape = tuple(int(size) for size in item[()])[::-1]
+            found.append(Hdf5Variable(path, name, shape, kind or str(item.dtype), writer, is_numeric))
+    return found
+
+
+def open_dataset(dataset: Any, name: str) -> BlockReader:
+    """A data set as blocks of rows; one that lies in a single huge chunk is unpacked into a temporary file."""
+    if dataset.chunks is None or prod(dataset.chunks) * dataset.dtype.itemsize <= _LARGEST_CHUNK:
+        return _Chunked(dataset, name)
+    filters = dataset.id.get_create_plist()
+    used = [filters.get_filter(number)[0] for number in range(filters.get_nfilters())]
+    if dataset.chunks != dataset.shape or used not in ([], [_GZIP], [_SHUFFLE, _GZIP]) or not _is_whole(dataset):
+        return _Chunked(dataset, name)
+    chunk = dataset.id.get_chunk_info(0)
+    dtype, shape = dataset.dtype, dataset.shape
+    size = prod(shape) * dtype.itemsize
+    file = Path(dataset.file.filename).open("rb")  # noqa: SIM115 - the array that reads it keeps it open
+    if not used:
+        return RawArray(file, chunk.byte_offset, shape, dtype, "C", name)
+    file.seek(chunk.byte_offset)
+    with file:
+        unpacked = spool(inflate(file, chunk.size, name), size, name)
+    if _SHUFFLE in used and dtype.itemsize > 1:
+        with unpacked:
+            unpacked, planes = spool(_unshuffled(unpacked, size, dtype.itemsize), size, name), unpacked
+            planes.close()
+    return RawArray(unpacked, 0, shape, dtype, "C", name)
+
+
+def _is_whole(dataset: Any) -> bool:
+    """Whether the one chunk was written, by all filters."""
+    return dataset.id.get_num_chunks() == 1 and dataset.id.get_chunk_info(0).filter_mask == 0
+
+
+def _unshuffled(file: BinaryIO, size: int, width: int) -> Iterator[bytes]:
+    """The values again, of which the shuffle filter put all first bytes first, then all second ones, and so on."""
+    count = size // width
+    for start in range(0, count, _SHUFFLE_BLOCK):
+        stop = min(start + _SHUFFLE_BLOCK, count)
+        planes = []
+        for plane in range(width):
+            file.seek(plane * count + start)
+            planes.append(np.frombuffer(file.read(stop - start), np.uint8))
+        yield np.stack(planes, axis=1).tobytes()
+
+
+class _Chunked:
+    """A data set that the library reads, as `BlockReader`.
+
+    The file is opened for each block, which takes no time beside reading one: a file that stays open can be written by
+    nobody, and must not be shared with a forked process.
+    """
+
+    def __init__(self, dataset: Any, name: str):
+        self.shape, self.dtype, self.chunks, self.name = dataset.shape, dataset.dtype, dataset.chunks, name
+        self._file, self._dataset = Path(dataset.file.filename), dataset.name
+
+    def block_rows(self, axis: int) -> int:
+        row_bytes = max(1, prod(self.shape) // max(1, self.shape[axis]) * self.dtype.itemsize)
+        rows = max(1, BLOCK_BYTES // row_bytes)
+        chunk = self.chunks[axis] if self.chunks else 1
+        if chunk * row_bytes <= _LARGEST_BLOCK:
+            return max(chunk, rows // chunk * chunk)
+        return rows
+
+    def read(self, axis: int, start: int, stop: int) -> np.ndarray:
+        try:
+            with _opened(self._file) as file:
+                return file[self._dataset][(slice(None),) * axis + (slice(start, stop),)]
+        except (OSError, RuntimeError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"{self.name}: cannot be read ({reason}); the file is damaged, fetch it again.") from error
+
+
+def _opened(path: Path) -> Any:
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path}: not a readable HDF5 file ({reason}); where it is cut short, fetch it again."
+        ) from error

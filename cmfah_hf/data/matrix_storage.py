@@ -1,0 +1,175 @@
+"""Arrays on disk, read in blocks of rows along any axis, and the temporary files into which packed ones are unpacked.
+
+Nothing is memory-mapped: pages of a mapped file count as this process's memory until the system takes them back, and a
+pass over four gigabytes would look, and be limited, as if it held them.
+"""
+
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol
+
+import numpy as np
+
+from cmfah_hf.errors import DataError
+
+# What one block of rows takes, where the file's layout leaves the choice.
+BLOCK_BYTES = 32 << 20
+_PIECE = 1 << 20
+
+Writer = Literal["matlab", "hdf5-matlab", "hdf5"]
+
+
+class BlockReader(Protocol):
+    """A dense array that is read a block of rows at a time."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def block_rows(self, axis: int) -> int:
+        """How many rows along `axis` are best read at once."""
+
+    def read(self, axis: int, start: int, stop: int) -> np.ndarray:
+        """The rows from `start` to `stop` along `axis`, all other axes whole, the axes in the array's own order."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One variable of a file: what it is called, and what it is, before anything of it is read.
+
+    `shape` is as NumPy shows it: of an HDF5 file that MATLAB wrote, MATLAB's axes in reverse.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    writer: Writer
+    is_numeric: bool = True
+    is_sparse: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join(filter(None, (self.kind, ' x '.join(map(str, self.shape)))))})"
+
+    def open(self) -> BlockReader:
+        """The values of a dense variable."""
+        raise NotImplementedError
+
+    def load_sparse(self) -> Any:
+        """The values of a sparse variable, as a `scipy.sparse.csc_matrix`."""
+        raise NotImplementedError
+
+
+class RawArray:
+    """An array whose values stand one behind the other in an open file, as `BlockReader`.
+
+    Args:
+        file: Open for reading in binary mode.
+        offset: Where the first value stands, in bytes.
+        shape: The array's.
+        dtype: The values', byte order included.
+        order: `"C"`: the last axis varies fastest; `"F"`: the first.
+        name: Of file and variable, for errors.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        order: Literal["C", "F"],
+        name: str,
+    ):
+        self.file, self.offset, self.shape, self.dtype, self.order, self.name = file, offset, shape, dtype, order, name
+
+    def block_rows(self, axis: int) -> int:
+        return max(1, BLOCK_BYTES // max(1, prod(self.shape) // max(1, self.shape[axis]) * self.dtype.itemsize))
+
+    def read(self, axis: int, start: int, stop: int) -> np.ndarray:
+        # Read as C order: an array in Fortran order is its transpose in C order.
+        shape = self.shape if self.order == "C" else self.shape[::-1]
+        position = axis if self.order == "C" else len(shape) - 1 - axis
+        outer, inner = prod(shape[:position]), prod(shape[position + 1 :]) * self.dtype.itemsize
+        run = (stop - start) * inner
+        values = b"".join(
+            self._bytes(self.offset + (number * shape[position] + start) * inner, run) for number in range(outer)
+        )
+        block = np.frombuffer(values, self.dtype).reshape(*shape[:position], stop - start, *shape[position + 1 :])
+        return block if self.order == "C" else block.transpose()
+
+    def _bytes(self, offset: int, length: int) -> bytes:
+        # By `pread`, so that processes that share the open file do not move each other's place in it.
+        if hasattr(os, "pread"):
+            content = os.pread(self.file.fileno(), length, offset)
+        else:
+            self.file.seek(offset)
+            content = self.file.read(length)
+        if len(content) != length:
+            raise DataError(f"{self.name}: the file ends within the values; it is cut short, fetch it again.")
+        return content
+
+
+class InMemory:
+    """A small array that is here already, as `BlockReader`."""
+
+    def __init__(self, values: np.ndarray):
+        self.values, self.shape, self.dtype = values, values.shape, values.dtype
+
+    def block_rows(self, axis: int) -> int:
+        return max(1, self.shape[axis])
+
+    def read(self, axis: int, start: int, stop: int) -> np.ndarray:
+        return self.values[(slice(None),) * axis + (slice(start, stop),)]
+
+
+def inflate(file: BinaryIO, length: int, name: str) -> Iterator[bytes]:
+    """The content of `length` bytes of zlib data from the file's place on, in pieces of a megabyte.
+
+    Raises:
+        DataError: If the data end early or are damaged.
+    """
+    unpacker = zlib.decompressobj()
+    pending = b""
+    try:
+        while not unpacker.eof:
+            if not pending:
+                pending = file.read(min(_PIECE, length))
+                length -= len(pending)
+                if not pending:
+                    raise DataError(f"{name}: the compressed values end early; the file is cut short, fetch it again.")
+            piece = unpacker.decompress(pending, _PIECE)
+            pending = unpacker.unconsumed_tail
+            if piece:
+                yield piece
+    except zlib.error as error:
+        raise DataError(f"{name}: the compressed values are damaged ({error}); fetch the file again.") from error
+
+
+def spool(pieces: Iterator[bytes], length: int, name: str) -> BinaryIO:
+    """The first `length` bytes of these pieces in a temporary file, which is gone when it is closed.
+
+    Raises:
+        DataError: If there are fewer, or the folder for temporary files has no room.
+    """
+    file = tempfile.TemporaryFile(prefix="cmfah-")  # noqa: SIM115 - the array that reads it keeps it open
+    left = length
+    try:
+        for piece in pieces:
+            file.write(piece[:left])
+            left -= min(left, len(piece))
+        file.flush()
+    except OSError as error:
+        file.close()
+        raise DataError(
+            f"{name}: its {length:,} bytes do not fit into {tempfile.gettempdir()} ({error}); name a larger folder in "
+            "the environment variable TMPDIR."
+        ) from error
+    if left:
+        file.close()
+        raise DataError(f"{name}: {left:,} bytes of its values are missing; the file is cut short, fetch it again.")
+    return file
