@@ -24,7 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cmfah_hf.data.nus_wide import MOST_FREQUENT, NUS_WIDE, prepare_nus_wide
+from cmfah_hf.data.releases.nus_wide import MOST_FREQUENT, NUS_WIDE, prepare_nus_wide
 
 STAGES = ("prepare 1k", "prepare 5018", "stream", "fit", "expand")
 _USABLE_SHARE = 195_834 / 269_648

@@ -27,7 +27,7 @@ from cmfah_hf.data.imagefolder import (
     usual_order,
 )
 from cmfah_hf.data.images import decoding_off, decoding_on, is_picture
-from cmfah_hf.data.matrices import MATRIX_SUFFIXES, matrix_files_below, open_matrices
+from cmfah_hf.data.matrices.opening import MATRIX_SUFFIXES, matrix_files_below, open_matrices
 from cmfah_hf.data.parquet import read_footers, stream_parquet
 from cmfah_hf.errors import DataError
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cmfah_hf.data.mirflickr import CLASSES, MIRFlickrRelease
-from cmfah_hf.data.nus_wide import MOST_FREQUENT, NUSWideRelease
+from cmfah_hf.data.releases.mirflickr import CLASSES, MIRFlickrRelease
+from cmfah_hf.data.releases.nus_wide import MOST_FREQUENT, NUSWideRelease
 
 _CONCEPTS = (
     "airport animal beach bear birds boats book bridge buildings cars castle cat cityscape clouds computer coral cow "

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmfah_hf.data import load_image_text, open_matrices
-from cmfah_hf.data.matrices import list_variables
+from cmfah_hf.data.matrices import hdf5, storage
+from cmfah_hf.data.matrices import rows as matrix_rows
+from cmfah_hf.data.matrices.opening import list_variables
 from cmfah_hf.errors import DataError
 
 COUNT, TAGS, CLASSES = 9, 14, 5
@@ -214,7 +216,6 @@ def test_grey_pictures_and_features(tmp_path, arrays):
 @given(data=st.data())
 def test_rows_of_any_layout_are_those_of_the_array(tmp_path_factory, data):
     """Blocks, slices and single rows through small blocks, of MATLAB 5 and of chunked HDF5, along either axis."""
-    from cmfah_hf.data import matrix_hdf5, matrix_rows, matrix_storage
 
     shape = data.draw(st.tuples(st.integers(2, 12), st.integers(13, 20)))
     values = np.random.default_rng(data.draw(st.integers(0, 99))).normal(size=shape)
@@ -234,10 +235,10 @@ def test_rows_of_any_layout_are_those_of_the_array(tmp_path_factory, data):
             )
             file["YAll"] = partner
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matrix_storage, "BLOCK_BYTES", limit)
-        patch.setattr(matrix_hdf5, "BLOCK_BYTES", limit)
-        patch.setattr(matrix_hdf5, "_LARGEST_CHUNK", limit)
-        patch.setattr("cmfah_hf.data.mat5._SMALL", 0)
+        patch.setattr(storage, "BLOCK_BYTES", limit)
+        patch.setattr(hdf5, "BLOCK_BYTES", limit)
+        patch.setattr(hdf5, "_LARGEST_CHUNK", limit)
+        patch.setattr("cmfah_hf.data.matrices.mat5._SMALL", 0)
         rows = open_matrices(path).features
         assert isinstance(rows, matrix_rows.DenseRows)
         start = data.draw(st.integers(0, shape[0]))
@@ -256,18 +257,17 @@ def test_rows_of_any_layout_are_those_of_the_array(tmp_path_factory, data):
 @pytest.mark.parametrize("compression", [None, "gzip"])
 @pytest.mark.parametrize("userblock", [0, 1024])
 def test_one_huge_chunk_is_unpacked_past_the_library(tmp_path, monkeypatch, shuffle, compression, userblock):
-    from cmfah_hf.data import matrix_hdf5
 
     values = np.random.default_rng(1).normal(size=(50, 3, 4, 5)).astype(np.float32)
     with h5py.File(tmp_path / "x.h5", "w", userblock_size=userblock) as file:
         options = {"compression": compression, "shuffle": shuffle and compression is not None}
         file.create_dataset("images", data=values, chunks=values.shape, **options)
         file["tags"] = np.ones((50, 2))
-    monkeypatch.setattr(matrix_hdf5, "_LARGEST_CHUNK", 1000)
-    monkeypatch.setattr(matrix_hdf5, "_SHUFFLE_BLOCK", 37)
+    monkeypatch.setattr(hdf5, "_LARGEST_CHUNK", 1000)
+    monkeypatch.setattr(hdf5, "_SHUFFLE_BLOCK", 37)
     rows = open_matrices(tmp_path / "x.h5").images
     np.testing.assert_array_equal(rows[:], values.transpose(0, 2, 3, 1))
-    assert not isinstance(rows._reader, matrix_hdf5._Chunked)
+    assert not isinstance(rows._reader, hdf5._Chunked)
 
 
 MEMORY = """

@@ -15,7 +15,7 @@ import pytest
 import scipy.io
 
 from cmfah_hf.data import convert_matrices, load_image_text, open_matrices
-from cmfah_hf.data.matrix_pictures import lies_on_its_side
+from cmfah_hf.data.matrices.pictures import lies_on_its_side
 from cmfah_hf.data.streams import count_rows
 from cmfah_hf.errors import DataError
 
@@ -201,14 +201,14 @@ def test_a_killed_conversion_goes_on_where_it_was(file, arrays, tmp_path, enviro
     code = (
         "import sys, time\n"
         "from cmfah_hf.data import convert_matrices, open_matrices\n"
-        "from cmfah_hf.data import matrix_conversion\n"
-        "write, done = matrix_conversion._write_shard, []\n"
+        "from cmfah_hf.data.matrices import conversion\n"
+        "write, done = conversion._write_shard, []\n"
         "def slow(matrices, rows, path, pictures):\n"
         "    if len(done) == 2:\n"
         "        path.with_suffix('.unfinished').write_bytes(b'PAR1')\n"
         "        time.sleep(120)\n"
         "    done.append(write(matrices, rows, path, pictures))\n"
-        "matrix_conversion._write_shard = slow\n"
+        "conversion._write_shard = slow\n"
         "convert_matrices(open_matrices(sys.argv[1]), sys.argv[2], rows_per_shard=3)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(file), str(out)], env=environment)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from cmfah_hf.data import load_image_text
-from cmfah_hf.data.mirflickr import CLASSES, MIRFLICKR25K, prepare_mirflickr25k, read_mirflickr
-from cmfah_hf.data.release_files import ReleaseFiles
-from cmfah_hf.data.release_table import CheckSums, Corrections
+from cmfah_hf.data.releases.files import ReleaseFiles
+from cmfah_hf.data.releases.mirflickr import CLASSES, MIRFLICKR25K, prepare_mirflickr25k, read_mirflickr
+from cmfah_hf.data.releases.table import CheckSums, Corrections
 from cmfah_hf.errors import DataError
 
 

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmfah_hf.data import load_image_text, release_table
-from cmfah_hf.data.nus_wide import MOST_FREQUENT, prepare_nus_wide
-from cmfah_hf.data.prepared_files import Writing
-from cmfah_hf.data.release_files import ReleaseFiles
+from cmfah_hf.data import load_image_text
+from cmfah_hf.data.releases import table as release_table
+from cmfah_hf.data.releases.files import ReleaseFiles
+from cmfah_hf.data.releases.nus_wide import MOST_FREQUENT, prepare_nus_wide
+from cmfah_hf.data.releases.shards import Writing
 from cmfah_hf.errors import DataError
 
 PREFIX = "C:\\ImageData\\Flickr\\"

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmfah_hf.cli import main
-from cmfah_hf.data import load_image_text, prepared, prepared_files
+from cmfah_hf.data import load_image_text
 from cmfah_hf.data.dataset_card import card_splits
-from cmfah_hf.data.mirflickr import prepare_mirflickr25k
-from cmfah_hf.data.nus_wide import prepare_nus_wide
-from cmfah_hf.data.prepared_files import Writing
-from cmfah_hf.data.protocols import split_rows
+from cmfah_hf.data.releases import preparation, shards
+from cmfah_hf.data.releases.mirflickr import prepare_mirflickr25k
+from cmfah_hf.data.releases.nus_wide import prepare_nus_wide
+from cmfah_hf.data.releases.protocols import split_rows
+from cmfah_hf.data.releases.shards import Writing
 from cmfah_hf.errors import DataError
 
 
@@ -74,8 +75,8 @@ for streaming in (False, True):
         rows = [{**row, "image": [row["image"].size, row["image"].mode]} for row in part]
         digest = hashlib.sha256("\\n".join(row["id"] for row in rows).encode()).hexdigest()
         out[f"{name} {streaming}"] = {"rows": rows, "sha256": digest, "features": repr(part.features)}
-shards = datasets.load_dataset("parquet", data_files=sys.argv[1] + "/data/rest-*.parquet", split="train")
-out["rest"] = {"names": shards.features["labels"].feature.names, "ids": shards["id"][:]}
+rest = datasets.load_dataset("parquet", data_files=sys.argv[1] + "/data/rest-*.parquet", split="train")
+out["rest"] = {"names": rest.features["labels"].feature.names, "ids": rest["id"][:]}
 print(json.dumps(out))
 """
 
@@ -142,7 +143,7 @@ def test_our_loader_reads_all_splits_map_style_and_streaming(replica, tmp_path):
 
 def test_the_same_seed_gives_the_same_files_in_any_process(replica, tmp_path, environment):
     program = (
-        "import sys\nfrom cmfah_hf.data.mirflickr import *\n"
+        "import sys\nfrom cmfah_hf.data.releases.mirflickr import *\n"
         f"release = {replica.release!r}\n"
         "prepare_mirflickr25k(sys.argv[1], sys.argv[2], seed=3, release=release)\n"
     )
@@ -156,10 +157,10 @@ def test_the_same_seed_gives_the_same_files_in_any_process(replica, tmp_path, en
 
 KILLED = """
 import sys, time
-from cmfah_hf.data import mirflickr, prepared_files
+from cmfah_hf.data.releases import mirflickr, shards
 
 wait_at, seen = int(sys.argv[3]), 0
-iterate = prepared_files.iterate_pictures
+iterate = shards.iterate_pictures
 
 def slow(*arguments):
     global seen
@@ -170,9 +171,9 @@ def slow(*arguments):
             print("here", flush=True)
             time.sleep(60)
 
-prepared_files.iterate_pictures = slow
+shards.iterate_pictures = slow
 mirflickr.prepare_mirflickr25k(
-    sys.argv[1], sys.argv[2], release=mirflickr.{release}, writing=prepared_files.Writing(rows_per_shard=6)
+    sys.argv[1], sys.argv[2], release=mirflickr.{release}, writing=shards.Writing(rows_per_shard=6)
 )
 """
 
@@ -211,7 +212,7 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(replica, tmp_path, 
 def test_a_finished_shard_that_was_harmed_is_written_again(replica, tmp_path, monkeypatch):
     how = {"release": replica.release, "writing": Writing(rows_per_shard=6)}
     prepare_mirflickr25k(replica.root, tmp_path / "whole", **how)
-    monkeypatch.setattr(prepared, "make_card", lambda *_: 1 / 0)
+    monkeypatch.setattr(preparation, "make_card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare_mirflickr25k(replica.root, tmp_path / "out", **how)
     monkeypatch.undo()
@@ -254,7 +255,7 @@ def test_a_disk_that_says_it_is_full(replica, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 
-    monkeypatch.setattr(prepared_files.os, "fsync", full)
+    monkeypatch.setattr(shards.os, "fsync", full)
     with pytest.raises(DataError, match=r"out: could not be written \(No space left on device\)"):
         prepare_mirflickr25k(replica.root, tmp_path / "out", **how)
     monkeypatch.undo()
@@ -275,7 +276,7 @@ def test_what_is_in_the_folder_is_not_lost(replica, tmp_path):
         "README.md",
         "notes.txt",
         "data/mine.parquet",
-        *(f"data/{n}-00000-of-00001.parquet" for n in prepared_files.PARTS),
+        *(f"data/{n}-00000-of-00001.parquet" for n in shards.PARTS),
     }
     assert set(content(out)) == names
     assert (out / "data" / "mine.parquet").read_bytes() == b"mine"

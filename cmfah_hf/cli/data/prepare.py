@@ -39,9 +39,9 @@ def prepare(
     Everything is checked against the release's known counts. What was broken off goes on with the same command.
     """
     from cmfah_hf.cli.output import print_json, print_table
-    from cmfah_hf.data.mirflickr import prepare_mirflickr25k
-    from cmfah_hf.data.nus_wide import prepare_nus_wide
-    from cmfah_hf.data.prepared_files import Writing
+    from cmfah_hf.data.releases.mirflickr import prepare_mirflickr25k
+    from cmfah_hf.data.releases.nus_wide import prepare_nus_wide
+    from cmfah_hf.data.releases.shards import Writing
     from cmfah_hf.errors import DataError
 
     if dataset not in ("mirflickr25k", "nus-wide"):

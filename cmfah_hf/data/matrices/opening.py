@@ -8,11 +8,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cmfah_hf.data.mat5 import is_mat4, is_mat5, list_mat5
-from cmfah_hf.data.matrix_axes import decide_axes
-from cmfah_hf.data.matrix_dataset import Matrices, Names
-from cmfah_hf.data.matrix_hdf5 import list_hdf5
-from cmfah_hf.data.matrix_storage import Variable
+from cmfah_hf.data.matrices.axes import decide_axes
+from cmfah_hf.data.matrices.dataset import Matrices, Names
+from cmfah_hf.data.matrices.hdf5 import list_hdf5
+from cmfah_hf.data.matrices.mat5 import is_mat4, is_mat5, list_mat5
+from cmfah_hf.data.matrices.storage import Variable
 from cmfah_hf.errors import DataError
 
 MATRIX_SUFFIXES = (".mat", ".h5", ".hdf5")

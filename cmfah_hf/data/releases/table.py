@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cmfah_hf.data.release_files import ReleaseFiles
+from cmfah_hf.data.releases.files import ReleaseFiles
 from cmfah_hf.errors import DataError
 
 logger = logging.getLogger(__name__)

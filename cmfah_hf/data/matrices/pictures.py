@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cmfah_hf.data.matrix_axes import shown
-from cmfah_hf.data.matrix_rows import DenseRows
+from cmfah_hf.data.matrices.axes import shown
+from cmfah_hf.data.matrices.rows import DenseRows
 from cmfah_hf.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from cmfah_hf.data.dataset_card import CARD_NAME, Provenance, make_card
-from cmfah_hf.data.prepared_files import (
+from cmfah_hf.data.dataset_card import CARD_NAME
+from cmfah_hf.data.releases.card import Provenance, make_card
+from cmfah_hf.data.releases.files import ReleaseFiles
+from cmfah_hf.data.releases.pictures import Pictures, find_pictures_of, iterate_pictures
+from cmfah_hf.data.releases.protocols import Split
+from cmfah_hf.data.releases.shards import (
     DATA,
     PARTS,
     STATE_NAME,
@@ -30,10 +34,7 @@ from cmfah_hf.data.prepared_files import (
     write_shard,
     write_text,
 )
-from cmfah_hf.data.protocols import Split
-from cmfah_hf.data.release_files import ReleaseFiles
-from cmfah_hf.data.release_pictures import Pictures, find_pictures_of, iterate_pictures
-from cmfah_hf.data.release_table import Corrections, ReleaseTable
+from cmfah_hf.data.releases.table import Corrections, ReleaseTable
 from cmfah_hf.errors import DataError
 
 # With pictures of 100 kB, a file has 200 MB.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cmfah_hf.data.images import decode_image
-from cmfah_hf.data.release_files import ReleaseFiles
-from cmfah_hf.data.release_table import Corrections, ReleaseTable
+from cmfah_hf.data.releases.files import ReleaseFiles
+from cmfah_hf.data.releases.table import Corrections, ReleaseTable
 from cmfah_hf.errors import DataError, ImageError
 
 logger = logging.getLogger(__name__)

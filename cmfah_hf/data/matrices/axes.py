@@ -7,7 +7,7 @@ wrote shows its axes in reverse.
 
 from collections.abc import Mapping, Sequence
 
-from cmfah_hf.data.matrix_storage import Variable
+from cmfah_hf.data.matrices.storage import Variable
 from cmfah_hf.errors import DataError
 
 _COLOURS = (1, 3)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cmfah_hf.data.images import decoding_off
-from cmfah_hf.data.matrix_dataset import Matrices, dataset_of, features_of, research_split
+from cmfah_hf.data.matrices.dataset import Matrices, dataset_of, features_of, research_split
 from cmfah_hf.errors import DataError
 
 # What is searched: the training pairs and the rest, none of which is stored twice.

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cmfah_hf.data.matrix_storage import BlockReader, InMemory, RawArray, Variable, inflate, spool
+from cmfah_hf.data.matrices.storage import BlockReader, InMemory, RawArray, Variable, inflate, spool
 from cmfah_hf.errors import DataError
 
 _HEADER_BYTES = 128

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from cmfah_hf.data.dataset_card import CARD_NAME
-from cmfah_hf.data.release_pictures import Pictures, iterate_pictures
-from cmfah_hf.data.release_table import ReleaseTable
+from cmfah_hf.data.releases.pictures import Pictures, iterate_pictures
+from cmfah_hf.data.releases.table import ReleaseTable
 from cmfah_hf.errors import DataError
 
 STATE_NAME = ".prepare.json"

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cmfah_hf.data.matrix_axes import shown
-from cmfah_hf.data.matrix_pictures import pictures_of
-from cmfah_hf.data.matrix_rows import DenseRows, SparseRows
-from cmfah_hf.data.matrix_storage import Variable
+from cmfah_hf.data.matrices.axes import shown
+from cmfah_hf.data.matrices.pictures import pictures_of
+from cmfah_hf.data.matrices.rows import DenseRows, SparseRows
+from cmfah_hf.data.matrices.storage import Variable
 from cmfah_hf.errors import DataError
 
 Names = Sequence[str] | str | os.PathLike

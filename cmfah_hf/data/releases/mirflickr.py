@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cmfah_hf.data.dataset_card import Provenance
-from cmfah_hf.data.prepared import PreparedReport, prepare
-from cmfah_hf.data.prepared_files import Writing
-from cmfah_hf.data.protocols import split_rows
-from cmfah_hf.data.release_files import ReleaseFiles
-from cmfah_hf.data.release_table import CheckSums, Corrections, Lists, ReleaseTable, decode_lines
+from cmfah_hf.data.releases.card import Provenance
+from cmfah_hf.data.releases.files import ReleaseFiles
+from cmfah_hf.data.releases.preparation import PreparedReport, prepare
+from cmfah_hf.data.releases.protocols import split_rows
+from cmfah_hf.data.releases.shards import Writing
+from cmfah_hf.data.releases.table import CheckSums, Corrections, Lists, ReleaseTable, decode_lines
 from cmfah_hf.errors import DataError
 
 CLASSES = (

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cmfah_hf.data.matrix_storage import BLOCK_BYTES, BlockReader, RawArray, Variable, inflate, spool
+from cmfah_hf.data.matrices.storage import BLOCK_BYTES, BlockReader, RawArray, Variable, inflate, spool
 from cmfah_hf.errors import DataError
 
 # A block that follows the chunks may be larger than others, since chunks read in parts are unpacked several times.

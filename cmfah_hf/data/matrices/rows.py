@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from cmfah_hf.data.matrix_axes import shown
-from cmfah_hf.data.matrix_storage import BlockReader, Variable
+from cmfah_hf.data.matrices.axes import shown
+from cmfah_hf.data.matrices.storage import BlockReader, Variable
 from cmfah_hf.errors import DataError
 
 # More positive values than this are no tags of anything; they would take a gigabyte of memory.
