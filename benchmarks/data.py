@@ -5,8 +5,9 @@
 
 Makes a synthetic NUS-WIDE release without pictures (269,648 rows, 195,834 of them with one of the 21 classes, 5,018
 tags with a long tail, 81 concepts) in a temporary folder, prepares it with either list of tags, streams the second of
-these, fits a `GraphExpander` on the stream and expands every text of it. Each stage runs in a process of its own; its
-seconds are those of the work and of imports on first use, its memory is the largest resident set of that process.
+these, fits a `GraphExpander` on the stream and expands texts of it, 5,000 unless told otherwise. Each stage runs in a
+process of its own; its seconds are those of the work and of imports on first use, its memory is that process's largest
+resident set.
 """
 
 import argparse
@@ -34,6 +35,7 @@ _CONCEPTS = [*MOST_FREQUENT[21], *(f"concept{number}" for number in range(60))]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=269_648)
+    parser.add_argument("--expand-rows", type=int, default=5_000)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -46,7 +48,7 @@ def main() -> None:
         results = []
         for stage in STAGES:
             command = [sys.executable, __file__, "--stage", stage, "--folder", folder]
-            command += ["--rows", str(own.rows)]
+            command += ["--rows", str(own.rows), "--expand-rows", str(own.expand_rows)]
             run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             results.append({"stage": stage, **json.loads(run.stdout)})
     if own.json:
@@ -101,7 +103,7 @@ def _run_stage(own: argparse.Namespace) -> None:
             rows = expander.graph.num_images
         else:
             if own.stage == "expand":
-                stream = stream.map(GraphExpander.load(fitted), batched=True, batch_size=1_000)
+                stream = stream.take(own.expand_rows).map(GraphExpander.load(fitted), batched=True, batch_size=1_000)
             for row in stream:
                 rows += 1
                 if own.stage == "expand" and not row["expanded_text"] and row["text"]:
