@@ -1,21 +1,25 @@
-"""Expanding texts with the words that a walk on the image-word graph visits (see docs/method.md, [graph]).
+"""Expanding texts with the words that a walk on the image-word graph visits, and with those that an encyclopedia
+relates to them (see docs/method.md, [graph] and [knowledge]).
 
 Shapes: N texts, V words of the graph.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from cmfah_hf.errors import CMFAHError, DataError
+from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
 from cmfah_hf.expansion.corpus import check_column, is_one_row, iterate_words, words_of
 from cmfah_hf.expansion.graph import ImageWordGraph
+from cmfah_hf.expansion.knowledge import KNOWLEDGE_STEM, WikipediaKnowledge, saved_tokenizer
 from cmfah_hf.expansion.storage import damaged, load_state, save_state
 from cmfah_hf.expansion.walks import RandomWalk, num_hops
+from cmfah_hf.expansion.word_splitters import Tokenizer, tokenizer_name
 
 _STEM = "expander"
 _SETTINGS = ["walk_length", "top_k", "min_probability", "mode", "num_walks", "seed", "word_weights", "output_column"]
@@ -27,7 +31,8 @@ _DECIMALS = 12
 
 
 class GraphExpander:
-    """Adds to each text the words that a random walk on the image-word graph visits from it ([graph]).
+    """Adds to each text the words that a random walk on the image-word graph visits from it ([graph]), and with
+    knowledge those that an encyclopedia relates to its own ([knowledge]).
 
     Fit it on texts, then give it to `datasets.map`, for the same texts or others:
 
@@ -35,7 +40,8 @@ class GraphExpander:
         dataset = dataset.map(expander, batched=True)          # adds the column "expanded_text"
 
     A text's own words always stay, first and in their order, those that the graph does not know included. The added
-    words follow by falling expected visits, equal ones by word. A text without a known word keeps its own words alone.
+    words follow by falling expected visits, equal ones by word, and then those of the knowledge by falling score; no
+    word is added twice. A text without a known word keeps its own words alone.
     Equal fits give equal fingerprints, so `datasets` finds its cache again.
 
     Args:
@@ -53,6 +59,11 @@ class GraphExpander:
             columns weighted and its rows normalised again).
         stop_words: Words to leave out of the graph, so never added: an iterable of words, or `"english"`.
         output_column: The column that is added.
+        tokenizer: What words are: `"words"`, `"chinese"` or a function from a text to a list of words. The model reads
+            Han characters singly whatever the words are. A function is not saved; `load` has to be given it again.
+        knowledge: Fitted knowledge of the same tokenizer, or `None`. It can be set later as well, when the graph's
+            vocabulary is there to fit it for.
+        knowledge_top_k: At most so many words of the knowledge are added; `None` for no limit.
 
     Example:
         >>> expander = GraphExpander(top_k=1).fit(["dog beach", "dog park", "cat sofa"])
@@ -73,6 +84,9 @@ class GraphExpander:
         word_weights: str = "binary",
         stop_words: str | Iterable[str] | None = None,
         output_column: str = "expanded_text",
+        tokenizer: Tokenizer = "words",
+        knowledge: WikipediaKnowledge | None = None,
+        knowledge_top_k: int | None = 10,
     ):
         num_hops(walk_length)
         if mode not in ("closed_form", "walk"):
@@ -81,7 +95,12 @@ class GraphExpander:
             raise CMFAHError(f"word_weights={word_weights!r} is not known; give 'binary' or 'idf'.")
         if not 0.0 <= min_probability <= 1.0:
             raise CMFAHError(f"min_probability={min_probability} is not a probability; give 0 to 1.")
-        for name, value, lowest in (("top_k", top_k, 0), ("num_walks", num_walks, 1), ("seed", seed, 0)):
+        for name, value, lowest in (
+            ("top_k", top_k, 0),
+            ("num_walks", num_walks, 1),
+            ("seed", seed, 0),
+            ("knowledge_top_k", knowledge_top_k, 0),
+        ):
             if value is not None and value < lowest:
                 raise CMFAHError(f"{name}={value} is below {lowest}; give {name} >= {lowest}.")
         self.walk_length = int(walk_length)
@@ -93,8 +112,23 @@ class GraphExpander:
         self.word_weights = word_weights
         self.output_column = output_column
         self.text_column = "text"
-        self.graph = ImageWordGraph(min_count=min_count, stop_words=stop_words)
+        self.graph = ImageWordGraph(min_count=min_count, stop_words=stop_words, tokenizer=tokenizer)
+        self.knowledge_top_k = None if knowledge_top_k is None else int(knowledge_top_k)
+        self.knowledge = knowledge
         self._derived: tuple[tuple[int, str], tuple[RandomWalk, np.ndarray | None, np.ndarray]] | None = None
+
+    @property
+    def knowledge(self) -> WikipediaKnowledge | None:
+        return self._knowledge
+
+    @knowledge.setter
+    def knowledge(self, knowledge: WikipediaKnowledge | None) -> None:
+        if knowledge is not None and knowledge.tokenizer != self.graph.tokenizer:
+            raise CMFAHError(
+                f"The knowledge has the tokenizer {knowledge.tokenizer!r} and the graph {self.graph.tokenizer!r}; give "
+                "both the same."
+            )
+        self._knowledge = knowledge
 
     def fit(self, dataset: Any, text_column: str = "text") -> "GraphExpander":
         """Builds the graph in one pass over the texts and forgets what was fitted before.
@@ -132,13 +166,13 @@ class GraphExpander:
         values = batch[self.text_column]
         where = f"Column {self.text_column!r}"
         if is_one_row(batch, self.text_column):
-            return {self.output_column: " ".join(next(self._expanded([words_of(values, where)])))}
-        rows = [words_of(value, f"{where}, row {number} of the batch,") for number, value in enumerate(values)]
+            return {self.output_column: " ".join(next(self._expanded([self._words_of(values, where)])))}
+        rows = [self._words_of(value, f"{where}, row {number} of the batch,") for number, value in enumerate(values)]
         return {self.output_column: [" ".join(words) for words in self._expanded(rows)]}
 
     def expand(self, text: Any) -> list[str]:
         """The words of one text, a string or a list of tags: its own in their order, then the added ones."""
-        return next(self._expanded([words_of(text)]))
+        return next(self._expanded([self._words_of(text)]))
 
     def expected_visits(self, text: Any) -> dict[str, float]:
         """How often a walk from the text is expected on each word, most visited first, equal ones by word.
@@ -146,7 +180,7 @@ class GraphExpander:
         The values sum to the number of words on a walk (3 for length 5); words that it never reaches are left out, and
         a text without a known word gives `{}`. With `mode="walk"` they are the mean visits of the sampled walks.
         """
-        visits_V = self._visits(self._start([words_of(text)]))[0]
+        visits_V = self._visits(self._start([self._words_of(text)]))[0]
         words = self.graph.vocabulary
         order = self._ranked(np.flatnonzero(visits_V > 0), np.round(visits_V, _DECIMALS))
         return {words[number]: float(visits_V[number]) for number in order}
@@ -165,27 +199,51 @@ class GraphExpander:
         return ExpandedCorpus(self, source, self.text_column if text_column is None else text_column, num_walks)
 
     def save(self, folder: str | Path) -> None:
-        """Writes `expander.safetensors` (the graph's arrays) and `expander.json` (settings and words)."""
+        """Writes `expander.safetensors` (the graph's arrays), `expander.json` (settings and words), and the knowledge,
+        if there is any, as `knowledge.safetensors` and `knowledge.json`."""
         content = {
             "settings": self._settings(),
             "text_column": self.text_column,
             "num_images": self.graph.num_images,
             "vocabulary": self.graph.vocabulary,
         }
+        if self.graph.tokenizer != "words":
+            content["tokenizer"] = tokenizer_name(self.graph.tokenizer)
+        if self.knowledge is not None:
+            self.knowledge.save(folder)
+            content["knowledge"] = {"top_k": self.knowledge_top_k, "digest": self.knowledge.digest}
         save_state(folder, _STEM, type(self).__name__, self.graph.tensors(), content)
+        if self.knowledge is None:  # an earlier save's, which would be taken for a part of this one
+            for ending in (".json", ".safetensors"):
+                Path(folder, KNOWLEDGE_STEM + ending).unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "GraphExpander":
+    def load(cls, folder: str | Path, tokenizer: Tokenizer | None = None) -> "GraphExpander":
         """Reads what `save` wrote.
+
+        Args:
+            folder: Where it was saved.
+            tokenizer: The function that words were split by, if it was one of your own.
 
         Raises:
             CheckpointError: If a file is missing or damaged; it names the file.
         """
         tensors, content = load_state(folder, _STEM, cls.__name__)
         try:
-            expander = cls(**content["settings"])
+            own = saved_tokenizer(content.get("tokenizer", "words"), tokenizer, folder, cls.__name__)
+            expander = cls(**content["settings"], tokenizer=own)
             expander.text_column = str(content["text_column"])
             expander.graph.set_state(content["vocabulary"], content["num_images"], tensors)
+            if content.get("knowledge") is not None:
+                expander.knowledge_top_k = content["knowledge"]["top_k"]
+                expander.knowledge = WikipediaKnowledge.load(folder, tokenizer)
+                if expander.knowledge.digest != content["knowledge"]["digest"]:
+                    raise CheckpointError(
+                        f"{Path(folder, KNOWLEDGE_STEM)}.json belongs to another save than {_STEM}.json; save the "
+                        f"{cls.__name__} again."
+                    )
+        except CheckpointError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(folder, _STEM, error) from error
         return expander
@@ -210,6 +268,9 @@ class GraphExpander:
                 transitions_VV = sparse.csr_array(sparse.diags_array(1.0 / weighted.sum(axis=1)) @ weighted)
             self._derived = key, (RandomWalk(transitions_VV, self.walk_length), weights_V, alphabet_V)
         return self._derived[1]
+
+    def _words_of(self, text: Any, where: str = "The text") -> list[str]:
+        return words_of(text, where, self.graph.split)
 
     def _start(self, rows: list[list[str]]) -> sparse.csr_array:
         return self.graph.start(rows, self._walk()[1])
@@ -236,12 +297,22 @@ class GraphExpander:
         block = max(1, min(_BLOCK_TEXTS, _BLOCK_ELEMENTS // a_text))
         for first in range(0, len(rows), block):
             block_rows = rows[first : first + block]
+            related = self.knowledge.sums(block_rows) if self.knowledge is not None else repeat(None)
             start_NV = self._start(block_rows)
             shares_NV = np.round(self._visits(start_NV) / words_on_walk, _DECIMALS)
-            for own, share_V, numbers in zip(block_rows, shares_NV, _row_numbers(start_NV), strict=True):
+            for own, share_V, numbers, known in zip(
+                block_rows, shares_NV, _row_numbers(start_NV), related, strict=False
+            ):
                 share_V[numbers] = 0.0
                 reached = np.flatnonzero((share_V > 0) & (share_V >= self.min_probability))
-                yield own + [words[number] for number in self._ranked(reached, share_V, self.top_k)]
+                expanded = own + [words[number] for number in self._ranked(reached, share_V, self.top_k)]
+                yield expanded if known is None else expanded + self._of_knowledge(known[0], expanded)
+
+    def _of_knowledge(self, numbers: np.ndarray, expanded: list[str]) -> list[str]:
+        """The first `knowledge_top_k` words of the knowledge that are not there yet."""
+        there = set(expanded)
+        new = (word for number in numbers.tolist() if (word := self.knowledge.words[number]) not in there)
+        return list(islice(new, self.knowledge_top_k))
 
     def _ranked(self, numbers: np.ndarray, scores_V: np.ndarray, k: int | None = None) -> np.ndarray:
         """The numbers by falling score, equal ones by word, the first k."""
@@ -254,7 +325,13 @@ class GraphExpander:
 
     def __getstate__(self) -> dict[str, Any]:
         # What was derived stays out: a used expander and a fresh one have to give the same fingerprint.
-        return {**self.__dict__, "_derived": None}
+        state = {**self.__dict__, "_derived": None}
+        if self._knowledge is None:  # then its settings decide nothing
+            del state["_knowledge"], state["knowledge_top_k"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"_knowledge": None, "knowledge_top_k": 10} | state)
 
 
 class ExpandedCorpus:
@@ -269,7 +346,7 @@ class ExpandedCorpus:
     def __iter__(self) -> Iterator[list[str]]:
         rows: list[list[str]] = []
         first = 0
-        for words in iterate_words(self._source, self._text_column):
+        for words in iterate_words(self._source, self._text_column, self._expander.graph.split):
             rows.append(words)
             if len(rows) == _BLOCK_TEXTS:
                 yield from self._sentences(rows, first)
