@@ -182,7 +182,8 @@ class GraphExpander:
         """
         visits_V = self._visits(self._start([self._words_of(text)]))[0]
         words = self.graph.vocabulary
-        order = self._ranked(np.flatnonzero(visits_V > 0), np.round(visits_V, _DECIMALS))
+        reached = np.flatnonzero(visits_V > 0)
+        order = reached[np.lexsort((self._walk()[2][reached], -np.round(visits_V[reached], _DECIMALS)))]
         return {words[number]: float(visits_V[number]) for number in order}
 
     def corpus(self, source: Any, text_column: str | None = None, num_walks: int = 10) -> "ExpandedCorpus":
@@ -299,29 +300,34 @@ class GraphExpander:
             block_rows = rows[first : first + block]
             related = self.knowledge.sums(block_rows) if self.knowledge is not None else repeat(None)
             start_NV = self._start(block_rows)
-            shares_NV = np.round(self._visits(start_NV) / words_on_walk, _DECIMALS)
-            for own, share_V, numbers, known in zip(
-                block_rows, shares_NV, _row_numbers(start_NV), related, strict=False
-            ):
-                share_V[numbers] = 0.0
-                reached = np.flatnonzero((share_V > 0) & (share_V >= self.min_probability))
-                expanded = own + [words[number] for number in self._ranked(reached, share_V, self.top_k)]
+            shares_NV = self._visits(start_NV) / words_on_walk
+            shares_NV[_coordinates(start_NV)] = 0.0
+            for own, numbers, known in zip(block_rows, self._best(shares_NV), related, strict=False):
+                expanded = own + [words[number] for number in numbers.tolist()]
                 yield expanded if known is None else expanded + self._of_knowledge(known[0], expanded)
+
+    def _best(self, shares_NV: np.ndarray) -> list[np.ndarray]:
+        """For each text the numbers of the words that are added: the largest shares first, equal ones by word."""
+        num_words = shares_NV.shape[1]
+        k = num_words if self.top_k is None else min(self.top_k, num_words)
+        if k == 0:
+            return [np.empty(0, dtype=np.int64)] * len(shares_NV)
+        # All that may tie with the k-th once they are rounded stay for the sort, which alone knows the words.
+        kth_N = np.partition(shares_NV, num_words - k, axis=1)[:, num_words - k] if k < num_words else 0.0
+        floor_N = np.maximum(kth_N - 2 * 10.0**-_DECIMALS, 10.0**-_DECIMALS / 2)
+        rows, numbers = np.nonzero(shares_NV >= np.broadcast_to(floor_N, len(shares_NV))[:, None])
+        shares = np.round(shares_NV[rows, numbers], _DECIMALS)
+        wanted = (shares > 0) & (shares >= self.min_probability)
+        rows, numbers, shares = rows[wanted], numbers[wanted], shares[wanted]
+        order = np.lexsort((self._walk()[2][numbers], -shares, rows))
+        ends = np.cumsum(np.bincount(rows, minlength=len(shares_NV)))
+        return [row[:k] for row in np.split(numbers[order], ends[:-1])]
 
     def _of_knowledge(self, numbers: np.ndarray, expanded: list[str]) -> list[str]:
         """The first `knowledge_top_k` words of the knowledge that are not there yet."""
         there = set(expanded)
         new = (word for number in numbers.tolist() if (word := self.knowledge.words[number]) not in there)
         return list(islice(new, self.knowledge_top_k))
-
-    def _ranked(self, numbers: np.ndarray, scores_V: np.ndarray, k: int | None = None) -> np.ndarray:
-        """The numbers by falling score, equal ones by word, the first k."""
-        if k is not None and 0 < k < len(numbers):
-            # All that tie with the k-th stay for the sort, which alone knows the words.
-            kth = np.partition(scores_V[numbers], len(numbers) - k)[len(numbers) - k]
-            numbers = numbers[scores_V[numbers] >= kth]
-        alphabet_V = self._walk()[2]
-        return numbers[np.lexsort((alphabet_V[numbers], -scores_V[numbers]))][:k]
 
     def __getstate__(self) -> dict[str, Any]:
         # What was derived stays out: a used expander and a fresh one have to give the same fingerprint.
@@ -363,6 +369,10 @@ class ExpandedCorpus:
             yield expanded
             if self._num_walks and row_walks[0, 0] >= 0:
                 yield from ([expander.graph.vocabulary[number] for number in walk] for walk in row_walks.tolist())
+
+
+def _coordinates(matrix: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
 
 
 def _row_numbers(matrix: sparse.csr_array) -> list[np.ndarray]:

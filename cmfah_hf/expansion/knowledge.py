@@ -238,7 +238,7 @@ class WikipediaKnowledge:
     def score(self, word: str, related: str) -> float:
         """The positive pointwise mutual information of two words; 0 where they are not related."""
         own, other = self._numbers.get(word), self._columns.get(related)
-        return float(self._scores_VC[own, other]) if own is not None and other is not None else 0.0
+        return round(float(self._scores_VC[own, other]), _DECIMALS) if own is not None and other is not None else 0.0
 
     @property
     def digest(self) -> str:

@@ -11,9 +11,10 @@ from scipy import sparse
 
 from cmfah_hf.errors import CMFAHError
 
-# Up to this many words, the sum of the powers of M is kept as one dense matrix (32 MiB at most), which makes a text
-# cost a handful of row additions. Beyond it, M stays sparse and dense blocks of texts are carried through it.
-_DENSE_WORDS = 2_048
+# Up to this many words, the row of the sum of the powers of M is kept of each word that a text has had (512 MiB if that
+# is every word of 8,192), which makes a text cost a handful of row additions. Beyond it, dense blocks of texts are
+# carried through M, which stays sparse.
+_KEPT_WORDS = 8_192
 _BLOCK_ELEMENTS = 1 << 22
 
 
@@ -32,6 +33,7 @@ class RandomWalk:
         self.num_hops = num_hops(walk_length)
         self.transitions_VV = transitions_VV
         self._visits_VV: np.ndarray | None = None
+        self._kept_V: np.ndarray | None = None
         self._cumulative: np.ndarray | None = None
 
     def expected_visits(self, start_NV: sparse.csr_array) -> np.ndarray:
@@ -46,12 +48,8 @@ class RandomWalk:
             `(N, V)` float64. A row sums to H + 1, the number of words on a walk, or to 0 if it started empty.
         """
         num_words = self.transitions_VV.shape[0]
-        if num_words <= _DENSE_WORDS:
-            if self._visits_VV is None:
-                self._visits_VV = np.eye(num_words)
-                for _ in range(self.num_hops):
-                    self._visits_VV = self.transitions_VV @ self._visits_VV
-                    self._visits_VV.flat[:: num_words + 1] += 1.0
+        if num_words <= _KEPT_WORDS:
+            self._keep_visits(np.unique(start_NV.indices))
             return np.asarray(start_NV @ self._visits_VV)
         visits_NV = np.empty(start_NV.shape)
         block = max(1, _BLOCK_ELEMENTS // num_words)
@@ -64,6 +62,25 @@ class RandomWalk:
                 visits[_coordinates(start)] += start.data
             visits_NV[first : first + block] = visits
         return visits_NV
+
+    def _keep_visits(self, words: np.ndarray) -> None:
+        """The visits of walks that start on each of these words, computed once; what one gets hangs on no other."""
+        num_words = self.transitions_VV.shape[0]
+        if self._visits_VV is None:
+            # The system gives memory to those rows alone that are written.
+            self._visits_VV = np.empty((num_words, num_words))
+            self._kept_V = np.zeros(num_words, dtype=bool)
+        missing = words[~self._kept_V[words]]
+        block = max(1, _BLOCK_ELEMENTS // num_words)
+        for first in range(0, len(missing), block):
+            rows = missing[first : first + block]
+            ones = np.ones(len(rows))
+            start = sparse.csr_array((ones, rows, np.arange(len(rows) + 1)), shape=(len(rows), num_words))
+            visits = start
+            for _ in range(self.num_hops):
+                visits = start + visits @ self.transitions_VV
+            self._visits_VV[rows] = visits.toarray()
+            self._kept_V[rows] = True
 
     def sample(
         self, start_NV: sparse.csr_array, num_walks: int, generators: Sequence[np.random.Generator]
