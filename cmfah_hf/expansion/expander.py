@@ -8,18 +8,23 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
 from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
-from cmfah_hf.expansion.corpus import check_column, is_one_row, iterate_words, words_of
+from cmfah_hf.expansion.corpus import check_column, is_one_row, words_of
+from cmfah_hf.expansion.explanation import AddedWord, Explanation, knowledge_causes, walk_causes
 from cmfah_hf.expansion.graph import ImageWordGraph
 from cmfah_hf.expansion.knowledge import KNOWLEDGE_STEM, WikipediaKnowledge, saved_tokenizer
+from cmfah_hf.expansion.sentences import ExpandedCorpus
 from cmfah_hf.expansion.storage import damaged, load_state, save_state
 from cmfah_hf.expansion.walks import RandomWalk, num_hops
 from cmfah_hf.expansion.word_splitters import Tokenizer, tokenizer_name
+
+if TYPE_CHECKING:
+    import networkx
 
 _STEM = "expander"
 _SETTINGS = ["walk_length", "top_k", "min_probability", "mode", "num_walks", "seed", "word_weights", "output_column"]
@@ -186,6 +191,61 @@ class GraphExpander:
         order = reached[np.lexsort((self._walk()[2][reached], -np.round(visits_V[reached], _DECIMALS)))]
         return {words[number]: float(visits_V[number]) for number in order}
 
+    def explain(self, text: Any, ways: int | None = 5) -> Explanation:
+        """Why `expand(text)` adds what it adds; `print` shows it as a table.
+
+        A word of the graph is told by the words through which a walk comes to it, and with what share of the walk, one
+        of the knowledge by the own words that it is related to.
+
+        With `mode="walk"` the shares are the expected ones, which the sampled walks estimate.
+
+        Args:
+            text: A string or a list of tags.
+            ways: The largest ways of each own word that are kept; `None` for all.
+        """
+        own = self._words_of(text)
+        start_NV = self._start([own])
+        hops, words = num_hops(self.walk_length), self.graph.vocabulary
+        there = len(own) + len(self._best(self._shares(start_NV))[0])
+        expanded = next(self._expanded([own]))
+        added = []
+        for place, word in enumerate(expanded[len(own) :], start=len(own)):
+            if place < there:
+                source = "graph"
+                start = (start_NV.indices, start_NV.data)
+                number = self.graph.word_numbers[word]
+                causes = walk_causes(self.transitions, start, hops, number, words, ways)
+            else:
+                source = "knowledge"
+                causes = knowledge_causes({a: self.knowledge.score(a, word) for a in own})
+            added.append(AddedWord(word, source, float(sum(cause.score for cause in causes)), causes))
+        unknown = [
+            word
+            for word in dict.fromkeys(own)
+            if word not in self.graph.word_numbers and (self.knowledge is None or word not in self.knowledge)
+        ]
+        return Explanation(own, unknown, added)
+
+    @property
+    def transitions(self) -> sparse.csr_array:
+        """The hops of the walk from word to word, M with the word weights, `(V, V)`; every row sums to 1."""
+        return self._walk()[0].transitions_VV
+
+    def to_networkx(self, min_probability: float = 0.0) -> "networkx.DiGraph":
+        """The words as a directed graph: `count`, in how many images each stands; on an edge `weight`, the probability
+        of the hop, and where the knowledge relates the two words `ppmi`.
+
+        Args:
+            min_probability: Hops below it are left out.
+        """
+        graph = self.graph.to_word_graph(min_probability, self.transitions)
+        if self.knowledge is not None:
+            pairs = self.knowledge.scores.tocoo()
+            vocabulary, words = self.knowledge.vocabulary, self.knowledge.words
+            for a, b, score in zip(pairs.row.tolist(), pairs.col.tolist(), pairs.data.tolist(), strict=True):
+                graph.add_edge(vocabulary[a], words[b], ppmi=score)
+        return graph
+
     def corpus(self, source: Any, text_column: str | None = None, num_walks: int = 10) -> "ExpandedCorpus":
         """Sentences for `SkipGramEmbedding.fit`: each expanded text, then `num_walks` walks from its image.
 
@@ -300,11 +360,15 @@ class GraphExpander:
             block_rows = rows[first : first + block]
             related = self.knowledge.sums(block_rows) if self.knowledge is not None else repeat(None)
             start_NV = self._start(block_rows)
-            shares_NV = self._visits(start_NV) / words_on_walk
-            shares_NV[_coordinates(start_NV)] = 0.0
-            for own, numbers, known in zip(block_rows, self._best(shares_NV), related, strict=False):
+            for own, numbers, known in zip(block_rows, self._best(self._shares(start_NV)), related, strict=False):
                 expanded = own + [words[number] for number in numbers.tolist()]
                 yield expanded if known is None else expanded + self._of_knowledge(known[0], expanded)
+
+    def _shares(self, start_NV: sparse.csr_array) -> np.ndarray:
+        """The share of a walk's words that each word which is not an own one is expected to have."""
+        shares_NV = self._visits(start_NV) / (num_hops(self.walk_length) + 1)
+        shares_NV[_coordinates(start_NV)] = 0.0
+        return shares_NV
 
     def _best(self, shares_NV: np.ndarray) -> list[np.ndarray]:
         """For each text the numbers of the words that are added: the largest shares first, equal ones by word."""
@@ -338,37 +402,6 @@ class GraphExpander:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({"_knowledge": None, "knowledge_top_k": 10} | state)
-
-
-class ExpandedCorpus:
-    """Expanded texts and walks as word lists, computed while they are iterated; every iteration gives the same."""
-
-    def __init__(self, expander: GraphExpander, source: Any, text_column: str, num_walks: int):
-        self._expander = expander
-        self._source = source
-        self._text_column = text_column
-        self._num_walks = num_walks
-
-    def __iter__(self) -> Iterator[list[str]]:
-        rows: list[list[str]] = []
-        first = 0
-        for words in iterate_words(self._source, self._text_column, self._expander.graph.split):
-            rows.append(words)
-            if len(rows) == _BLOCK_TEXTS:
-                yield from self._sentences(rows, first)
-                first += len(rows)
-                rows = []
-        yield from self._sentences(rows, first)
-
-    def _sentences(self, rows: list[list[str]], first: int) -> Iterator[list[str]]:
-        expander = self._expander
-        start_NV = expander._start(rows)
-        generators = [np.random.default_rng([expander.seed, first + row]) for row in range(len(rows))]
-        walks = expander._walk()[0].sample(start_NV, self._num_walks, generators)
-        for expanded, row_walks in zip(expander._expanded(rows), walks, strict=True):
-            yield expanded
-            if self._num_walks and row_walks[0, 0] >= 0:
-                yield from ([expander.graph.vocabulary[number] for number in walk] for walk in row_walks.tolist())
 
 
 def _coordinates(matrix: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:

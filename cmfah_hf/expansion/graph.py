@@ -189,18 +189,21 @@ class ImageWordGraph:
             graph.add_edges_from((("image", row), ("word", word)) for word in words if word in self.word_numbers)
         return graph
 
-    def to_word_graph(self, min_probability: float = 0.0) -> "networkx.DiGraph":
+    def to_word_graph(
+        self, min_probability: float = 0.0, transitions_VV: sparse.csr_array | None = None
+    ) -> "networkx.DiGraph":
         """M as a directed graph: words with their `count`, and edges whose `weight` is the probability of the hop.
 
         Args:
             min_probability: Edges below it are left out; then the weights from a word sum to less than 1.
+            transitions_VV: Hops of other probabilities, such as weighted ones; M if not given.
         """
         import networkx
 
         words = self.vocabulary
         graph = networkx.DiGraph()
         graph.add_nodes_from((w, {"count": c}) for w, c in zip(words, self.counts.tolist(), strict=True))
-        m = self.transitions.tocoo()
+        m = (self.transitions if transitions_VV is None else transitions_VV).tocoo()
         graph.add_weighted_edges_from(
             (words[a], words[b], p)
             for a, b, p in zip(m.row.tolist(), m.col.tolist(), m.data.tolist(), strict=True)

@@ -198,6 +198,10 @@ class WikipediaKnowledge:
         self._check_fitted()
         return self._scores_VC
 
+    def __contains__(self, word: str) -> bool:
+        self._check_fitted()
+        return word in self._numbers
+
     def related(self, word: str, k: int = 10) -> list[tuple[str, float]]:
         """The `k` words with the largest positive pointwise mutual information, best first, equal ones by word.
 
