@@ -233,7 +233,7 @@ class GraphExpander:
 
     def to_networkx(self, min_probability: float = 0.0) -> "networkx.DiGraph":
         """The words as a directed graph: `count`, in how many images each stands; on an edge `weight`, the probability
-        of the hop, and where the knowledge relates the two words `ppmi`.
+        of the hop (0 where there is none), and where the knowledge relates the two words `ppmi`.
 
         Args:
             min_probability: Hops below it are left out.
@@ -243,7 +243,8 @@ class GraphExpander:
             pairs = self.knowledge.scores.tocoo()
             vocabulary, words = self.knowledge.vocabulary, self.knowledge.words
             for a, b, score in zip(pairs.row.tolist(), pairs.col.tolist(), pairs.data.tolist(), strict=True):
-                graph.add_edge(vocabulary[a], words[b], ppmi=score)
+                hop = graph.get_edge_data(vocabulary[a], words[b], {"weight": 0.0})
+                graph.add_edge(vocabulary[a], words[b], **hop | {"ppmi": score})
         return graph
 
     def corpus(self, source: Any, text_column: str | None = None, num_walks: int = 10) -> "ExpandedCorpus":
