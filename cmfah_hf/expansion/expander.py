@@ -20,7 +20,7 @@ from cmfah_hf.expansion.graph import ImageWordGraph
 from cmfah_hf.expansion.knowledge import KNOWLEDGE_STEM, WikipediaKnowledge, saved_tokenizer
 from cmfah_hf.expansion.sentences import ExpandedCorpus
 from cmfah_hf.expansion.storage import damaged, load_state, save_state
-from cmfah_hf.expansion.walks import RandomWalk, num_hops
+from cmfah_hf.expansion.walks import RandomWalk, coordinates, largest_shares, num_hops
 from cmfah_hf.expansion.word_splitters import Tokenizer, tokenizer_name
 
 if TYPE_CHECKING:
@@ -368,25 +368,11 @@ class GraphExpander:
     def _shares(self, start_NV: sparse.csr_array) -> np.ndarray:
         """The share of a walk's words that each word which is not an own one is expected to have."""
         shares_NV = self._visits(start_NV) / (num_hops(self.walk_length) + 1)
-        shares_NV[_coordinates(start_NV)] = 0.0
+        shares_NV[coordinates(start_NV)] = 0.0
         return shares_NV
 
     def _best(self, shares_NV: np.ndarray) -> list[np.ndarray]:
-        """For each text the numbers of the words that are added: the largest shares first, equal ones by word."""
-        num_words = shares_NV.shape[1]
-        k = num_words if self.top_k is None else min(self.top_k, num_words)
-        if k == 0:
-            return [np.empty(0, dtype=np.int64)] * len(shares_NV)
-        # All that may tie with the k-th once they are rounded stay for the sort, which alone knows the words.
-        kth_N = np.partition(shares_NV, num_words - k, axis=1)[:, num_words - k] if k < num_words else 0.0
-        floor_N = np.maximum(kth_N - 2 * 10.0**-_DECIMALS, 10.0**-_DECIMALS / 2)
-        rows, numbers = np.nonzero(shares_NV >= np.broadcast_to(floor_N, len(shares_NV))[:, None])
-        shares = np.round(shares_NV[rows, numbers], _DECIMALS)
-        wanted = (shares > 0) & (shares >= self.min_probability)
-        rows, numbers, shares = rows[wanted], numbers[wanted], shares[wanted]
-        order = np.lexsort((self._walk()[2][numbers], -shares, rows))
-        ends = np.cumsum(np.bincount(rows, minlength=len(shares_NV)))
-        return [row[:k] for row in np.split(numbers[order], ends[:-1])]
+        return largest_shares(shares_NV, self._walk()[2], self.top_k, self.min_probability, _DECIMALS)
 
     def _of_knowledge(self, numbers: np.ndarray, expanded: list[str]) -> list[str]:
         """The first `knowledge_top_k` words of the knowledge that are not there yet."""
@@ -403,10 +389,6 @@ class GraphExpander:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({"_knowledge": None, "knowledge_top_k": 10} | state)
-
-
-def _coordinates(matrix: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
-    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
 
 
 def _row_numbers(matrix: sparse.csr_array) -> list[np.ndarray]:

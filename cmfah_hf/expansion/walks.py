@@ -59,7 +59,7 @@ class RandomWalk:
             visits = (start + start @ self.transitions_VV).toarray() if self.num_hops else start.toarray()
             for _ in range(self.num_hops - 1):
                 visits = visits @ self.transitions_VV
-                visits[_coordinates(start)] += start.data
+                visits[coordinates(start)] += start.data
             visits_NV[first : first + block] = visits
         return visits_NV
 
@@ -118,7 +118,7 @@ class RandomWalk:
             # Row number plus the running share within the row: it rises over all the data of M.
             running = np.cumsum(m.data)
             before = np.concatenate([[0.0], running])[m.indptr]
-            rows, _ = _coordinates(m)
+            rows, _ = coordinates(m)
             self._cumulative = rows + (running - before[rows]) / (before[rows + 1] - before[rows])
         position = np.searchsorted(self._cumulative, words + uniform, side="right")
         # Rounding may carry a draw over either end of its row.
@@ -132,7 +132,36 @@ def num_hops(walk_length: int) -> int:
     return (walk_length - 1) // 2
 
 
-def _coordinates(matrix: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
+def largest_shares(
+    shares_NV: np.ndarray, alphabet_V: np.ndarray, top_k: int | None, min_share: float, decimals: int
+) -> list[np.ndarray]:
+    """For each text the numbers of the words of the largest shares, equal ones by word.
+
+    Args:
+        shares_NV: The shares; 0 for words that are not to be taken.
+        alphabet_V: Each word's place in the alphabet.
+        top_k: At most so many words; `None` for no limit.
+        min_share: Only words of at least this share, once it is rounded, and of more than 0.
+        decimals: Shares that are equal once they are rounded to these are equal.
+    """
+    num_words = shares_NV.shape[1]
+    k = num_words if top_k is None else min(top_k, num_words)
+    if k == 0:
+        return [np.empty(0, dtype=np.int64)] * len(shares_NV)
+    # All that may tie with the k-th once they are rounded stay for the sort, which alone knows the words.
+    kth_N = np.partition(shares_NV, num_words - k, axis=1)[:, num_words - k] if k < num_words else 0.0
+    floor_N = np.maximum(kth_N - 2 * 10.0**-decimals, 10.0**-decimals / 2)
+    rows, numbers = np.nonzero(shares_NV >= np.broadcast_to(floor_N, len(shares_NV))[:, None])
+    shares = np.round(shares_NV[rows, numbers], decimals)
+    wanted = (shares > 0) & (shares >= min_share)
+    rows, numbers, shares = rows[wanted], numbers[wanted], shares[wanted]
+    order = np.lexsort((alphabet_V[numbers], -shares, rows))
+    ends = np.cumsum(np.bincount(rows, minlength=len(shares_NV)))
+    return [row[:k] for row in np.split(numbers[order], ends[:-1])]
+
+
+def coordinates(matrix: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of every element, in the order of its data."""
     return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
 
 
