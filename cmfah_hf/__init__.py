@@ -27,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "HashIndex": "retrieval",
         "RetrievalEvaluator": "evaluation",
         "SkipGramEmbedding": "expansion",
+        "WikipediaKnowledge": "expansion",
         "load_image_text": "data",
     },
 )
@@ -34,7 +35,7 @@ __getattr__, __dir__, __all__ = lazy_names(
 if TYPE_CHECKING:
     from cmfah_hf.data import load_image_text
     from cmfah_hf.evaluation import RetrievalEvaluator
-    from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
+    from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding, WikipediaKnowledge
     from cmfah_hf.models import (
         CMFAHConfig,
         CMFAHDiscriminator,

@@ -167,6 +167,12 @@ def test_defaults_in_the_method_are_those_of_the_code():
     assert config.use_lstm
     assert config.freeze_backbone
     assert (data.walk_length, data.top_k, data.min_probability, data.word_walks) == (5, 10, 0.01, 10)
+    assert (data.knowledge, data.knowledge_top_k, data.knowledge_window, data.knowledge_min_pair_count) == (
+        [],
+        10,
+        5,
+        2,
+    )
     assert (data.word_window, data.word_epochs, data.word_workers) == (5, 5, 1)
     assert (training["per_device_train_batch_size"], training["num_train_epochs"]) == (128, 150)
     assert (training["learning_rate"], training["discriminator_learning_rate"]) == (7e-4, 8e-4)
@@ -213,3 +219,12 @@ def test_the_search_page_runs_from_top_to_bottom():
     assert names["results"].ids[:, 0].tolist() == ["beach-0.jpg", "beach-1.jpg"]
     years = same.metadata.append_column("id", [same.ids.tolist()]).to_pylist()
     assert {"year": 2031, "id": "beach-8.jpg"} in years
+
+
+def test_the_expansion_page_runs_from_top_to_bottom(capsys):
+    names: dict = {}
+    exec(compile(python_blocks(ROOT / "docs" / "expansion.md"), "docs/expansion.md", "exec"), names)
+    assert names["expanded"] == ["a", "dog", "beach", "sea", "cat", "sofa"]
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:5]] == [
+        ["beach", "graph"], ["sea", "graph"], ["cat", "knowledge"],
+    ]  # fmt: skip

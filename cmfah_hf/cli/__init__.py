@@ -9,6 +9,7 @@ import typer
 from cmfah_hf.cli.data import data_app
 from cmfah_hf.cli.demo import demo
 from cmfah_hf.cli.evaluate import evaluate
+from cmfah_hf.cli.expand import expand_app
 from cmfah_hf.cli.export import export
 from cmfah_hf.cli.index import index
 from cmfah_hf.cli.search import search
@@ -28,6 +29,7 @@ app.command()(index)
 app.command()(search)
 app.command()(export)
 app.add_typer(data_app, name="data")
+app.add_typer(expand_app)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,7 +6,8 @@ Everything above works on word lists, so this is the only file that knows how a 
 import gzip
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ CORPUS_COLUMN = "text"
 _ARROW_BATCH = 1_000
 
 
-def words_of(value: Any, where: str = "The text") -> list[str]:
+def words_of(value: Any, where: str = "The text", split: Callable[[str], list[str]] = split_words) -> list[str]:
     """The words of one text: a string, a list of tags, or `None` (no text), which has no words.
 
     A tag of several words ("new york") gives several words, as it does once the tags are joined into one text.
@@ -29,6 +30,7 @@ def words_of(value: Any, where: str = "The text") -> list[str]:
     Args:
         value: The text as a data set holds it.
         where: The subject of an error message, e.g. `"Row 3, column 'text'"`.
+        split: From a string to its words.
 
     Raises:
         DataError: If the value is neither of these.
@@ -42,15 +44,17 @@ def words_of(value: Any, where: str = "The text") -> list[str]:
     else:
         raise DataError(f"{where} holds {_shown(value)}; a text is a string or a list of tags.")
     try:
-        return split_words(text)
+        return split(text)
     except UnicodeEncodeError:
         # Half a surrogate pair is no character. JSON may still spell one, and two halves spell one character. The
         # replacement character would count as a pictograph, so what is left alone becomes a gap.
         joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        return split_words(joined.replace("\ufffd", " "))
+        return split(joined.replace("\ufffd", " "))
 
 
-def iterate_words(source: Any, text_column: str = "text") -> Iterator[list[str]]:
+def iterate_words(
+    source: Any, text_column: str = "text", split: Callable[[str], list[str]] = split_words
+) -> Iterator[list[str]]:
     """The word list of every row of `source`, in its order, in one pass.
 
     Args:
@@ -58,12 +62,13 @@ def iterate_words(source: Any, text_column: str = "text") -> Iterator[list[str]]
             strings, lists of tags, or rows that are mappings with `text_column`. Only the text column of a data set
             is read, so no picture is decoded.
         text_column: The name of the column with the texts.
+        split: From a string to its words.
 
     Raises:
         DataError: If the column is missing or a row is not a text.
     """
-    for number, value in enumerate(_iterate_values(source, text_column)):
-        yield words_of(value, f"Row {number}, column {text_column!r},")
+    for number, (value, _) in enumerate(iterate_values(source, text_column)):
+        yield words_of(value, f"Row {number}, column {text_column!r},", split)
 
 
 def is_one_row(batch: Mapping[str, Any], text_column: str) -> bool:
@@ -100,25 +105,44 @@ def iterate_files(paths: str | Path | Sequence[str | Path]) -> Iterator[list[str
         DataError: If a file is missing, of another kind, or holds a row that is not a text.
     """
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        path = Path(path)
-        if not path.is_file():
-            raise DataError(f"{path}: there is no such file; give the path of a .jsonl, .txt or .parquet corpus.")
-        suffixes = [suffix.lower() for suffix in path.suffixes]
-        kind = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else suffixes[-1] if suffixes else ""
-        if kind == ".parquet":
-            yield from _iterate_parquet(path)
-        elif kind in (".jsonl", ".ndjson", ".txt"):
-            yield from _iterate_lines(path, is_json=kind != ".txt")
-        else:
-            raise DataError(f"{path}: a corpus is a .jsonl, .txt or .parquet file; convert it or rename it.")
+        for where, text, _ in iterate_file(path):
+            yield words_of(text, where)
 
 
-def _iterate_values(source: Any, text_column: str) -> Iterator[Any]:
+def iterate_file(path: str | Path, title_column: str | None = None) -> Iterator[tuple[str, Any, Any]]:
+    """What a corpus file holds: for each text the place to name in an error, the text, and its title if it has one.
+
+    Args:
+        path: As `iterate_files` takes them.
+        title_column: The column of the titles, where there is one; only then are they read.
+
+    Raises:
+        DataError: If the file is missing, of another kind, or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; give the path of a .jsonl, .txt or .parquet corpus.")
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    kind = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else suffixes[-1] if suffixes else ""
+    if kind == ".parquet":
+        yield from _iterate_parquet(path, title_column)
+    elif kind in (".jsonl", ".ndjson", ".txt"):
+        yield from _iterate_lines(path, title_column, is_json=kind != ".txt")
+    else:
+        raise DataError(f"{path}: a corpus is a .jsonl, .txt or .parquet file; convert it or rename it.")
+
+
+def iterate_values(source: Any, text_column: str, title_column: str | None = None) -> Iterator[tuple[Any, Any]]:
+    """Text and title of every row as they stand there; no title where there is no such column or none is asked for.
+
+    Raises:
+        DataError: If the column of the texts is missing, or the source is no data set.
+    """
     if isinstance(source, (str, bytes)):
         raise DataError(f"One text was given where many are expected: {_shown(source)}; put it into a list.")
     if isinstance(source, Mapping):
         check_column(source, text_column, "The mapping (a DatasetDict has to be indexed by its split first)")
-        yield from source[text_column]
+        yield from _pairs(source, text_column, title_column)
         return
     if not isinstance(source, Iterable):
         raise DataError(f"{_shown(source)} is not a data set; give a Dataset, an IterableDataset or a list of texts.")
@@ -128,21 +152,29 @@ def _iterate_values(source: Any, text_column: str) -> Iterator[Any]:
         # A custom format computes its columns on the fly, so such a data set is read as any other iterable.
         if isinstance(source, Dataset) and source.format["type"] != "custom":
             check_column(source.column_names, text_column, "The data set")
-            for batch in source.select_columns(text_column).with_format(None).iter(_ARROW_BATCH):
-                yield from batch[text_column]
+            wanted = [name for name in (text_column, title_column) if name in source.column_names]
+            for batch in source.select_columns(wanted).with_format(None).iter(_ARROW_BATCH):
+                yield from _pairs(batch, text_column, title_column)
             return
         if isinstance(source, IterableDataset) and source.column_names is not None:
             check_column(source.column_names, text_column, "The data set")
-            source = source.select_columns(text_column).with_format(None)
+            wanted = [name for name in (text_column, title_column) if name in source.column_names]
+            source = source.select_columns(wanted).with_format(None)
     for number, row in enumerate(source):
         if isinstance(row, Mapping):
             check_column(row, text_column, f"Row {number}")
-            yield row[text_column]
+            yield row[text_column], row.get(title_column)
         else:
-            yield row
+            yield row, None
 
 
-def _iterate_lines(path: Path, *, is_json: bool) -> Iterator[list[str]]:
+def _pairs(columns: Mapping[str, Any], text_column: str, title_column: str | None) -> Iterator[tuple[Any, Any]]:
+    texts = columns[text_column]
+    titles = columns[title_column] if title_column in columns else repeat(None)
+    yield from zip(texts, titles, strict=False)  # the repeated nothing has no end
+
+
+def _iterate_lines(path: Path, title_column: str | None, *, is_json: bool) -> Iterator[tuple[str, Any, Any]]:
     try:
         with (
             gzip.open(path, "rt", encoding="utf-8")
@@ -154,7 +186,7 @@ def _iterate_lines(path: Path, *, is_json: bool) -> Iterator[list[str]]:
                     continue
                 where = f"{path}, line {number},"
                 if not is_json:
-                    yield words_of(line, where)
+                    yield where, line, None
                     continue
                 try:
                     row = json.loads(line)
@@ -163,22 +195,25 @@ def _iterate_lines(path: Path, *, is_json: bool) -> Iterator[list[str]]:
                 if not isinstance(row, dict):
                     raise DataError(f"{where} holds {_shown(row)}; it has to be an object with {CORPUS_COLUMN!r}.")
                 check_column(row, CORPUS_COLUMN, where[:-1])
-                yield words_of(row[CORPUS_COLUMN], where)
+                yield where, row[CORPUS_COLUMN], row.get(title_column)
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
         raise DataError(f"{path} cannot be read as UTF-8 text ({error}); repair or convert the file.") from error
 
 
-def _iterate_parquet(path: Path) -> Iterator[list[str]]:
+def _iterate_parquet(path: Path, title_column: str | None) -> Iterator[tuple[str, Any, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            check_column(file.schema_arrow.names, CORPUS_COLUMN, str(path))
+            names = file.schema_arrow.names
+            check_column(names, CORPUS_COLUMN, str(path))
             number = 0
-            for batch in file.iter_batches(_ARROW_BATCH, columns=[CORPUS_COLUMN]):
-                for value in batch.column(0).to_pylist():
-                    yield words_of(value, f"{path}, row {number},")
+            for batch in file.iter_batches(
+                _ARROW_BATCH, columns=[name for name in (CORPUS_COLUMN, title_column) if name in names]
+            ):
+                for text, title in _pairs(batch.to_pydict(), CORPUS_COLUMN, title_column):
+                    yield f"{path}, row {number},", text, title
                     number += 1
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as Parquet ({error}); repair or replace the file.") from error

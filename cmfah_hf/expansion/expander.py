@@ -1,21 +1,30 @@
-"""Expanding texts with the words that a walk on the image-word graph visits (see docs/method.md, [graph]).
+"""Expanding texts with the words that a walk on the image-word graph visits, and with those that an encyclopedia
+relates to them (see docs/method.md, [graph] and [knowledge]).
 
 Shapes: N texts, V words of the graph.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
-from cmfah_hf.errors import CMFAHError, DataError
-from cmfah_hf.expansion.corpus import check_column, is_one_row, iterate_words, words_of
+from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
+from cmfah_hf.expansion.corpus import check_column, is_one_row, words_of
+from cmfah_hf.expansion.explanation import AddedWord, Explanation, knowledge_causes, walk_causes
 from cmfah_hf.expansion.graph import ImageWordGraph
+from cmfah_hf.expansion.knowledge import KNOWLEDGE_STEM, WikipediaKnowledge, saved_tokenizer
+from cmfah_hf.expansion.sentences import ExpandedCorpus
 from cmfah_hf.expansion.storage import damaged, load_state, save_state
-from cmfah_hf.expansion.walks import RandomWalk, num_hops
+from cmfah_hf.expansion.walks import RandomWalk, coordinates, largest_shares, num_hops
+from cmfah_hf.expansion.word_splitters import Tokenizer, tokenizer_name
+
+if TYPE_CHECKING:
+    import networkx
 
 _STEM = "expander"
 _SETTINGS = ["walk_length", "top_k", "min_probability", "mode", "num_walks", "seed", "word_weights", "output_column"]
@@ -27,7 +36,8 @@ _DECIMALS = 12
 
 
 class GraphExpander:
-    """Adds to each text the words that a random walk on the image-word graph visits from it ([graph]).
+    """Adds to each text the words that a random walk on the image-word graph visits from it ([graph]), and with
+    knowledge those that an encyclopedia relates to its own ([knowledge]).
 
     Fit it on texts, then give it to `datasets.map`, for the same texts or others:
 
@@ -35,7 +45,8 @@ class GraphExpander:
         dataset = dataset.map(expander, batched=True)          # adds the column "expanded_text"
 
     A text's own words always stay, first and in their order, those that the graph does not know included. The added
-    words follow by falling expected visits, equal ones by word. A text without a known word keeps its own words alone.
+    words follow by falling expected visits, equal ones by word, and then those of the knowledge by falling score; no
+    word is added twice. A text without a known word keeps its own words alone.
     Equal fits give equal fingerprints, so `datasets` finds its cache again.
 
     Args:
@@ -53,6 +64,11 @@ class GraphExpander:
             columns weighted and its rows normalised again).
         stop_words: Words to leave out of the graph, so never added: an iterable of words, or `"english"`.
         output_column: The column that is added.
+        tokenizer: What words are: `"words"`, `"chinese"` or a function from a text to a list of words. The model reads
+            Han characters singly whatever the words are. A function is not saved; `load` has to be given it again.
+        knowledge: Fitted knowledge of the same tokenizer, or `None`. It can be set later as well, when the graph's
+            vocabulary is there to fit it for.
+        knowledge_top_k: At most so many words of the knowledge are added; `None` for no limit.
 
     Example:
         >>> expander = GraphExpander(top_k=1).fit(["dog beach", "dog park", "cat sofa"])
@@ -73,6 +89,9 @@ class GraphExpander:
         word_weights: str = "binary",
         stop_words: str | Iterable[str] | None = None,
         output_column: str = "expanded_text",
+        tokenizer: Tokenizer = "words",
+        knowledge: WikipediaKnowledge | None = None,
+        knowledge_top_k: int | None = 10,
     ):
         num_hops(walk_length)
         if mode not in ("closed_form", "walk"):
@@ -81,7 +100,12 @@ class GraphExpander:
             raise CMFAHError(f"word_weights={word_weights!r} is not known; give 'binary' or 'idf'.")
         if not 0.0 <= min_probability <= 1.0:
             raise CMFAHError(f"min_probability={min_probability} is not a probability; give 0 to 1.")
-        for name, value, lowest in (("top_k", top_k, 0), ("num_walks", num_walks, 1), ("seed", seed, 0)):
+        for name, value, lowest in (
+            ("top_k", top_k, 0),
+            ("num_walks", num_walks, 1),
+            ("seed", seed, 0),
+            ("knowledge_top_k", knowledge_top_k, 0),
+        ):
             if value is not None and value < lowest:
                 raise CMFAHError(f"{name}={value} is below {lowest}; give {name} >= {lowest}.")
         self.walk_length = int(walk_length)
@@ -93,8 +117,23 @@ class GraphExpander:
         self.word_weights = word_weights
         self.output_column = output_column
         self.text_column = "text"
-        self.graph = ImageWordGraph(min_count=min_count, stop_words=stop_words)
+        self.graph = ImageWordGraph(min_count=min_count, stop_words=stop_words, tokenizer=tokenizer)
+        self.knowledge_top_k = None if knowledge_top_k is None else int(knowledge_top_k)
+        self.knowledge = knowledge
         self._derived: tuple[tuple[int, str], tuple[RandomWalk, np.ndarray | None, np.ndarray]] | None = None
+
+    @property
+    def knowledge(self) -> WikipediaKnowledge | None:
+        return self._knowledge
+
+    @knowledge.setter
+    def knowledge(self, knowledge: WikipediaKnowledge | None) -> None:
+        if knowledge is not None and knowledge.tokenizer != self.graph.tokenizer:
+            raise CMFAHError(
+                f"The knowledge has the tokenizer {knowledge.tokenizer!r} and the graph {self.graph.tokenizer!r}; give "
+                "both the same."
+            )
+        self._knowledge = knowledge
 
     def fit(self, dataset: Any, text_column: str = "text") -> "GraphExpander":
         """Builds the graph in one pass over the texts and forgets what was fitted before.
@@ -132,13 +171,13 @@ class GraphExpander:
         values = batch[self.text_column]
         where = f"Column {self.text_column!r}"
         if is_one_row(batch, self.text_column):
-            return {self.output_column: " ".join(next(self._expanded([words_of(values, where)])))}
-        rows = [words_of(value, f"{where}, row {number} of the batch,") for number, value in enumerate(values)]
+            return {self.output_column: " ".join(next(self._expanded([self._words_of(values, where)])))}
+        rows = [self._words_of(value, f"{where}, row {number} of the batch,") for number, value in enumerate(values)]
         return {self.output_column: [" ".join(words) for words in self._expanded(rows)]}
 
     def expand(self, text: Any) -> list[str]:
         """The words of one text, a string or a list of tags: its own in their order, then the added ones."""
-        return next(self._expanded([words_of(text)]))
+        return next(self._expanded([self._words_of(text)]))
 
     def expected_visits(self, text: Any) -> dict[str, float]:
         """How often a walk from the text is expected on each word, most visited first, equal ones by word.
@@ -146,10 +185,67 @@ class GraphExpander:
         The values sum to the number of words on a walk (3 for length 5); words that it never reaches are left out, and
         a text without a known word gives `{}`. With `mode="walk"` they are the mean visits of the sampled walks.
         """
-        visits_V = self._visits(self._start([words_of(text)]))[0]
+        visits_V = self._visits(self._start([self._words_of(text)]))[0]
         words = self.graph.vocabulary
-        order = self._ranked(np.flatnonzero(visits_V > 0), np.round(visits_V, _DECIMALS))
+        reached = np.flatnonzero(visits_V > 0)
+        order = reached[np.lexsort((self._walk()[2][reached], -np.round(visits_V[reached], _DECIMALS)))]
         return {words[number]: float(visits_V[number]) for number in order}
+
+    def explain(self, text: Any, ways: int | None = 5) -> Explanation:
+        """Why `expand(text)` adds what it adds; `print` shows it as a table.
+
+        A word of the graph is told by the words through which a walk comes to it, and with what share of the walk, one
+        of the knowledge by the own words that it is related to.
+
+        With `mode="walk"` the shares are the expected ones, which the sampled walks estimate.
+
+        Args:
+            text: A string or a list of tags.
+            ways: The largest ways of each own word that are kept; `None` for all.
+        """
+        own = self._words_of(text)
+        start_NV = self._start([own])
+        hops, words = num_hops(self.walk_length), self.graph.vocabulary
+        there = len(own) + len(self._best(self._shares(start_NV))[0])
+        expanded = next(self._expanded([own]))
+        added = []
+        for place, word in enumerate(expanded[len(own) :], start=len(own)):
+            if place < there:
+                source = "graph"
+                start = (start_NV.indices, start_NV.data)
+                number = self.graph.word_numbers[word]
+                causes = walk_causes(self.transitions, start, hops, number, words, ways)
+            else:
+                source = "knowledge"
+                causes = knowledge_causes({a: self.knowledge.score(a, word) for a in own})
+            added.append(AddedWord(word, source, float(sum(cause.score for cause in causes)), causes))
+        unknown = [
+            word
+            for word in dict.fromkeys(own)
+            if word not in self.graph.word_numbers and (self.knowledge is None or word not in self.knowledge)
+        ]
+        return Explanation(own, unknown, added)
+
+    @property
+    def transitions(self) -> sparse.csr_array:
+        """The hops of the walk from word to word, M with the word weights, `(V, V)`; every row sums to 1."""
+        return self._walk()[0].transitions_VV
+
+    def to_networkx(self, min_probability: float = 0.0) -> "networkx.DiGraph":
+        """The words as a directed graph: `count`, in how many images each stands; on an edge `weight`, the probability
+        of the hop (0 where there is none), and where the knowledge relates the two words `ppmi`.
+
+        Args:
+            min_probability: Hops below it are left out.
+        """
+        graph = self.graph.to_word_graph(min_probability, self.transitions)
+        if self.knowledge is not None:
+            pairs = self.knowledge.scores.tocoo()
+            vocabulary, words = self.knowledge.vocabulary, self.knowledge.words
+            for a, b, score in zip(pairs.row.tolist(), pairs.col.tolist(), pairs.data.tolist(), strict=True):
+                hop = graph.get_edge_data(vocabulary[a], words[b], {"weight": 0.0})
+                graph.add_edge(vocabulary[a], words[b], **hop | {"ppmi": score})
+        return graph
 
     def corpus(self, source: Any, text_column: str | None = None, num_walks: int = 10) -> "ExpandedCorpus":
         """Sentences for `SkipGramEmbedding.fit`: each expanded text, then `num_walks` walks from its image.
@@ -165,27 +261,51 @@ class GraphExpander:
         return ExpandedCorpus(self, source, self.text_column if text_column is None else text_column, num_walks)
 
     def save(self, folder: str | Path) -> None:
-        """Writes `expander.safetensors` (the graph's arrays) and `expander.json` (settings and words)."""
+        """Writes `expander.safetensors` (the graph's arrays), `expander.json` (settings and words), and the knowledge,
+        if there is any, as `knowledge.safetensors` and `knowledge.json`."""
         content = {
             "settings": self._settings(),
             "text_column": self.text_column,
             "num_images": self.graph.num_images,
             "vocabulary": self.graph.vocabulary,
         }
+        if self.graph.tokenizer != "words":
+            content["tokenizer"] = tokenizer_name(self.graph.tokenizer)
+        if self.knowledge is not None:
+            self.knowledge.save(folder)
+            content["knowledge"] = {"top_k": self.knowledge_top_k, "digest": self.knowledge.digest}
         save_state(folder, _STEM, type(self).__name__, self.graph.tensors(), content)
+        if self.knowledge is None:  # an earlier save's, which would be taken for a part of this one
+            for ending in (".json", ".safetensors"):
+                Path(folder, KNOWLEDGE_STEM + ending).unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "GraphExpander":
+    def load(cls, folder: str | Path, tokenizer: Tokenizer | None = None) -> "GraphExpander":
         """Reads what `save` wrote.
+
+        Args:
+            folder: Where it was saved.
+            tokenizer: The function that words were split by, if it was one of your own.
 
         Raises:
             CheckpointError: If a file is missing or damaged; it names the file.
         """
         tensors, content = load_state(folder, _STEM, cls.__name__)
         try:
-            expander = cls(**content["settings"])
+            own = saved_tokenizer(content.get("tokenizer", "words"), tokenizer, folder, cls.__name__)
+            expander = cls(**content["settings"], tokenizer=own)
             expander.text_column = str(content["text_column"])
             expander.graph.set_state(content["vocabulary"], content["num_images"], tensors)
+            if content.get("knowledge") is not None:
+                expander.knowledge_top_k = content["knowledge"]["top_k"]
+                expander.knowledge = WikipediaKnowledge.load(folder, tokenizer)
+                if expander.knowledge.digest != content["knowledge"]["digest"]:
+                    raise CheckpointError(
+                        f"{Path(folder, KNOWLEDGE_STEM)}.json belongs to another save than {_STEM}.json; save the "
+                        f"{cls.__name__} again."
+                    )
+        except CheckpointError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(folder, _STEM, error) from error
         return expander
@@ -210,6 +330,9 @@ class GraphExpander:
                 transitions_VV = sparse.csr_array(sparse.diags_array(1.0 / weighted.sum(axis=1)) @ weighted)
             self._derived = key, (RandomWalk(transitions_VV, self.walk_length), weights_V, alphabet_V)
         return self._derived[1]
+
+    def _words_of(self, text: Any, where: str = "The text") -> list[str]:
+        return words_of(text, where, self.graph.split)
 
     def _start(self, rows: list[list[str]]) -> sparse.csr_array:
         return self.graph.start(rows, self._walk()[1])
@@ -236,56 +359,36 @@ class GraphExpander:
         block = max(1, min(_BLOCK_TEXTS, _BLOCK_ELEMENTS // a_text))
         for first in range(0, len(rows), block):
             block_rows = rows[first : first + block]
+            related = self.knowledge.sums(block_rows) if self.knowledge is not None else repeat(None)
             start_NV = self._start(block_rows)
-            shares_NV = np.round(self._visits(start_NV) / words_on_walk, _DECIMALS)
-            for own, share_V, numbers in zip(block_rows, shares_NV, _row_numbers(start_NV), strict=True):
-                share_V[numbers] = 0.0
-                reached = np.flatnonzero((share_V > 0) & (share_V >= self.min_probability))
-                yield own + [words[number] for number in self._ranked(reached, share_V, self.top_k)]
+            for own, numbers, known in zip(block_rows, self._best(self._shares(start_NV)), related, strict=False):
+                expanded = own + [words[number] for number in numbers.tolist()]
+                yield expanded if known is None else expanded + self._of_knowledge(known[0], expanded)
 
-    def _ranked(self, numbers: np.ndarray, scores_V: np.ndarray, k: int | None = None) -> np.ndarray:
-        """The numbers by falling score, equal ones by word, the first k."""
-        if k is not None and 0 < k < len(numbers):
-            # All that tie with the k-th stay for the sort, which alone knows the words.
-            kth = np.partition(scores_V[numbers], len(numbers) - k)[len(numbers) - k]
-            numbers = numbers[scores_V[numbers] >= kth]
-        alphabet_V = self._walk()[2]
-        return numbers[np.lexsort((alphabet_V[numbers], -scores_V[numbers]))][:k]
+    def _shares(self, start_NV: sparse.csr_array) -> np.ndarray:
+        """The share of a walk's words that each word which is not an own one is expected to have."""
+        shares_NV = self._visits(start_NV) / (num_hops(self.walk_length) + 1)
+        shares_NV[coordinates(start_NV)] = 0.0
+        return shares_NV
+
+    def _best(self, shares_NV: np.ndarray) -> list[np.ndarray]:
+        return largest_shares(shares_NV, self._walk()[2], self.top_k, self.min_probability, _DECIMALS)
+
+    def _of_knowledge(self, numbers: np.ndarray, expanded: list[str]) -> list[str]:
+        """The first `knowledge_top_k` words of the knowledge that are not there yet."""
+        there = set(expanded)
+        new = (word for number in numbers.tolist() if (word := self.knowledge.words[number]) not in there)
+        return list(islice(new, self.knowledge_top_k))
 
     def __getstate__(self) -> dict[str, Any]:
         # What was derived stays out: a used expander and a fresh one have to give the same fingerprint.
-        return {**self.__dict__, "_derived": None}
+        state = {**self.__dict__, "_derived": None}
+        if self._knowledge is None:  # then its settings decide nothing
+            del state["_knowledge"], state["knowledge_top_k"]
+        return state
 
-
-class ExpandedCorpus:
-    """Expanded texts and walks as word lists, computed while they are iterated; every iteration gives the same."""
-
-    def __init__(self, expander: GraphExpander, source: Any, text_column: str, num_walks: int):
-        self._expander = expander
-        self._source = source
-        self._text_column = text_column
-        self._num_walks = num_walks
-
-    def __iter__(self) -> Iterator[list[str]]:
-        rows: list[list[str]] = []
-        first = 0
-        for words in iterate_words(self._source, self._text_column):
-            rows.append(words)
-            if len(rows) == _BLOCK_TEXTS:
-                yield from self._sentences(rows, first)
-                first += len(rows)
-                rows = []
-        yield from self._sentences(rows, first)
-
-    def _sentences(self, rows: list[list[str]], first: int) -> Iterator[list[str]]:
-        expander = self._expander
-        start_NV = expander._start(rows)
-        generators = [np.random.default_rng([expander.seed, first + row]) for row in range(len(rows))]
-        walks = expander._walk()[0].sample(start_NV, self._num_walks, generators)
-        for expanded, row_walks in zip(expander._expanded(rows), walks, strict=True):
-            yield expanded
-            if self._num_walks and row_walks[0, 0] >= 0:
-                yield from ([expander.graph.vocabulary[number] for number in walk] for walk in row_walks.tolist())
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"_knowledge": None, "knowledge_top_k": 10} | state)
 
 
 def _row_numbers(matrix: sparse.csr_array) -> list[np.ndarray]:

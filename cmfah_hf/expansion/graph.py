@@ -14,7 +14,7 @@ from scipy import sparse
 from cmfah_hf.errors import CMFAHError, DataError
 from cmfah_hf.expansion.corpus import iterate_words, words_of
 from cmfah_hf.expansion.walks import RandomWalk
-from cmfah_hf.models.tokenization_cmfah import split_words
+from cmfah_hf.expansion.word_splitters import Splitter, Tokenizer, word_splitter
 
 if TYPE_CHECKING:
     import networkx
@@ -41,6 +41,7 @@ class ImageWordGraph:
         min_count: Words in fewer images are left out. The images are gone by the time that counts are known, so a hop
             is then one that does not land on a dropped word: the rows of M are cut and normalised again.
         stop_words: Words to leave out before anything is counted: an iterable of words, or `"english"`.
+        tokenizer: What words are: `"words"`, `"chinese"` or a function from a text to a list of words.
 
     Attributes:
         vocabulary: V words, by falling count, equal counts by word.
@@ -49,11 +50,15 @@ class ImageWordGraph:
         transitions: `(V, V)` float64 `scipy.sparse.csr_array`, M. Every row sums to 1.
     """
 
-    def __init__(self, min_count: int = 1, stop_words: str | Iterable[str] | None = None):
+    def __init__(
+        self, min_count: int = 1, stop_words: str | Iterable[str] | None = None, tokenizer: Tokenizer = "words"
+    ):
         if min_count < 1:
             raise CMFAHError(f"min_count={min_count} is below 1; a word in the graph stands in at least one image.")
         self.min_count = int(min_count)
-        self.stop_words = _stop_words(stop_words)
+        self.tokenizer = tokenizer
+        self.split = word_splitter(tokenizer)
+        self.stop_words = normalized_stop_words(stop_words, self.split)
         self._vocabulary: list[str] | None = None
 
     def fit(self, source: Any, text_column: str = "text") -> "ImageWordGraph":
@@ -70,7 +75,7 @@ class ImageWordGraph:
         numbers: dict[str, int] = {}
         pairs = _PairSums()
         num_images = 0
-        for words in iterate_words(source, text_column):
+        for words in iterate_words(source, text_column, self.split):
             distinct = dict.fromkeys(word for word in words if word not in stop_words)
             if len(distinct) > _MAX_WORDS:
                 raise DataError(
@@ -152,7 +157,7 @@ class ImageWordGraph:
 
         Rows sum to the words on a walk, 3 for length 5, or to 0 for a text without a known word.
         """
-        return RandomWalk(self.transitions, walk_length).expected_visits(self.start([words_of(t) for t in texts]))
+        return RandomWalk(self.transitions, walk_length).expected_visits(self.start(self._words_of(texts)))
 
     def sample_walks(self, texts: Sequence[Any], num_walks: int, walk_length: int = 5, seed: int = 0) -> np.ndarray:
         """Walks from an image with each of these texts: `(N, num_walks, words on a walk)` int64 numbers of words.
@@ -161,7 +166,7 @@ class ImageWordGraph:
         the word's row of M, which has exactly the distribution of drawing an image and then a word of it.
         A text without a known word gives -1 throughout.
         """
-        start = self.start([words_of(text) for text in texts])
+        start = self.start(self._words_of(texts))
         generators = [np.random.default_rng([seed, row]) for row in range(start.shape[0])]
         return RandomWalk(self.transitions, walk_length).sample(start, num_walks, generators)
 
@@ -179,23 +184,26 @@ class ImageWordGraph:
         graph = networkx.Graph()
         for word, count in zip(self.vocabulary, self.counts.tolist(), strict=True):
             graph.add_node(("word", word), bipartite=1, count=count)
-        for row, words in enumerate(iterate_words(source, text_column)):
+        for row, words in enumerate(iterate_words(source, text_column, self.split)):
             graph.add_node(("image", row), bipartite=0)
             graph.add_edges_from((("image", row), ("word", word)) for word in words if word in self.word_numbers)
         return graph
 
-    def to_word_graph(self, min_probability: float = 0.0) -> "networkx.DiGraph":
+    def to_word_graph(
+        self, min_probability: float = 0.0, transitions_VV: sparse.csr_array | None = None
+    ) -> "networkx.DiGraph":
         """M as a directed graph: words with their `count`, and edges whose `weight` is the probability of the hop.
 
         Args:
             min_probability: Edges below it are left out; then the weights from a word sum to less than 1.
+            transitions_VV: Hops of other probabilities, such as weighted ones; M if not given.
         """
         import networkx
 
         words = self.vocabulary
         graph = networkx.DiGraph()
         graph.add_nodes_from((w, {"count": c}) for w, c in zip(words, self.counts.tolist(), strict=True))
-        m = self.transitions.tocoo()
+        m = (self.transitions if transitions_VV is None else transitions_VV).tocoo()
         graph.add_weighted_edges_from(
             (words[a], words[b], p)
             for a, b, p in zip(m.row.tolist(), m.col.tolist(), m.data.tolist(), strict=True)
@@ -241,6 +249,9 @@ class ImageWordGraph:
         self._num_images = int(num_images)
         self._transitions_VV = transitions_VV
 
+    def _words_of(self, texts: Sequence[Any]) -> list[list[str]]:
+        return [words_of(text, split=self.split) for text in texts]
+
     def _check_fitted(self) -> None:
         if self._vocabulary is None:
             raise CMFAHError("The graph holds no words yet; call fit(dataset) first.")
@@ -248,6 +259,8 @@ class ImageWordGraph:
     def __getstate__(self) -> dict[str, Any]:
         # Plain strings and bytes: their pickle, and so a data set's fingerprint, depends on nothing but their content.
         state: dict[str, Any] = {"min_count": self.min_count, "stop_words": "\n".join(self.stop_words)}
+        if self.tokenizer != "words":
+            state["tokenizer"] = self.tokenizer
         if self._vocabulary is not None:
             state["vocabulary"] = "\n".join(self._vocabulary)
             state["num_images"] = self.num_images
@@ -257,6 +270,8 @@ class ImageWordGraph:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.min_count = state["min_count"]
         self.stop_words = tuple(state["stop_words"].split("\n")) if state["stop_words"] else ()
+        self.tokenizer = state.get("tokenizer", "words")
+        self.split = word_splitter(self.tokenizer)
         self._vocabulary = None
         if "vocabulary" in state:
             tensors = {name: np.frombuffer(raw, dtype).copy() for name, (dtype, raw) in state["tensors"].items()}
@@ -323,7 +338,12 @@ def _flat(rows: list[list[int]]) -> Iterator[int]:
     return (number for row in rows for number in row)
 
 
-def _stop_words(stop_words: str | Iterable[str] | None) -> tuple[str, ...]:
+def normalized_stop_words(stop_words: str | Iterable[str] | None, split: Splitter) -> tuple[str, ...]:
+    """Stop words as `split` gives words, sorted: those of an iterable, `"english"`, or none.
+
+    Raises:
+        CMFAHError: If it is another string.
+    """
     if stop_words is None:
         return ()
     if isinstance(stop_words, str):
@@ -332,4 +352,4 @@ def _stop_words(stop_words: str | Iterable[str] | None) -> tuple[str, ...]:
         from gensim.parsing.preprocessing import STOPWORDS
 
         stop_words = STOPWORDS
-    return tuple(sorted({word for entry in stop_words for word in split_words(entry)}))
+    return tuple(sorted({word for entry in stop_words for word in split(entry)}))

@@ -11,9 +11,10 @@ from scipy import sparse
 
 from cmfah_hf.errors import CMFAHError
 
-# Up to this many words, the sum of the powers of M is kept as one dense matrix (32 MiB at most), which makes a text
-# cost a handful of row additions. Beyond it, M stays sparse and dense blocks of texts are carried through it.
-_DENSE_WORDS = 2_048
+# Up to this many words, the row of the sum of the powers of M is kept of each word that a text has had (512 MiB if that
+# is every word of 8,192), which makes a text cost a handful of row additions. Beyond it, dense blocks of texts are
+# carried through M, which stays sparse.
+_KEPT_WORDS = 8_192
 _BLOCK_ELEMENTS = 1 << 22
 
 
@@ -32,6 +33,7 @@ class RandomWalk:
         self.num_hops = num_hops(walk_length)
         self.transitions_VV = transitions_VV
         self._visits_VV: np.ndarray | None = None
+        self._kept_V: np.ndarray | None = None
         self._cumulative: np.ndarray | None = None
 
     def expected_visits(self, start_NV: sparse.csr_array) -> np.ndarray:
@@ -46,12 +48,8 @@ class RandomWalk:
             `(N, V)` float64. A row sums to H + 1, the number of words on a walk, or to 0 if it started empty.
         """
         num_words = self.transitions_VV.shape[0]
-        if num_words <= _DENSE_WORDS:
-            if self._visits_VV is None:
-                self._visits_VV = np.eye(num_words)
-                for _ in range(self.num_hops):
-                    self._visits_VV = self.transitions_VV @ self._visits_VV
-                    self._visits_VV.flat[:: num_words + 1] += 1.0
+        if num_words <= _KEPT_WORDS:
+            self._keep_visits(np.unique(start_NV.indices))
             return np.asarray(start_NV @ self._visits_VV)
         visits_NV = np.empty(start_NV.shape)
         block = max(1, _BLOCK_ELEMENTS // num_words)
@@ -61,9 +59,28 @@ class RandomWalk:
             visits = (start + start @ self.transitions_VV).toarray() if self.num_hops else start.toarray()
             for _ in range(self.num_hops - 1):
                 visits = visits @ self.transitions_VV
-                visits[_coordinates(start)] += start.data
+                visits[coordinates(start)] += start.data
             visits_NV[first : first + block] = visits
         return visits_NV
+
+    def _keep_visits(self, words: np.ndarray) -> None:
+        """The visits of walks that start on each of these words, computed once; what one gets hangs on no other."""
+        num_words = self.transitions_VV.shape[0]
+        if self._visits_VV is None:
+            # The system gives memory to those rows alone that are written.
+            self._visits_VV = np.empty((num_words, num_words))
+            self._kept_V = np.zeros(num_words, dtype=bool)
+        missing = words[~self._kept_V[words]]
+        block = max(1, _BLOCK_ELEMENTS // num_words)
+        for first in range(0, len(missing), block):
+            rows = missing[first : first + block]
+            ones = np.ones(len(rows))
+            start = sparse.csr_array((ones, rows, np.arange(len(rows) + 1)), shape=(len(rows), num_words))
+            visits = start
+            for _ in range(self.num_hops):
+                visits = start + visits @ self.transitions_VV
+            self._visits_VV[rows] = visits.toarray()
+            self._kept_V[rows] = True
 
     def sample(
         self, start_NV: sparse.csr_array, num_walks: int, generators: Sequence[np.random.Generator]
@@ -101,7 +118,7 @@ class RandomWalk:
             # Row number plus the running share within the row: it rises over all the data of M.
             running = np.cumsum(m.data)
             before = np.concatenate([[0.0], running])[m.indptr]
-            rows, _ = _coordinates(m)
+            rows, _ = coordinates(m)
             self._cumulative = rows + (running - before[rows]) / (before[rows + 1] - before[rows])
         position = np.searchsorted(self._cumulative, words + uniform, side="right")
         # Rounding may carry a draw over either end of its row.
@@ -115,7 +132,36 @@ def num_hops(walk_length: int) -> int:
     return (walk_length - 1) // 2
 
 
-def _coordinates(matrix: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
+def largest_shares(
+    shares_NV: np.ndarray, alphabet_V: np.ndarray, top_k: int | None, min_share: float, decimals: int
+) -> list[np.ndarray]:
+    """For each text the numbers of the words of the largest shares, equal ones by word.
+
+    Args:
+        shares_NV: The shares; 0 for words that are not to be taken.
+        alphabet_V: Each word's place in the alphabet.
+        top_k: At most so many words; `None` for no limit.
+        min_share: Only words of at least this share, once it is rounded, and of more than 0.
+        decimals: Shares that are equal once they are rounded to these are equal.
+    """
+    num_words = shares_NV.shape[1]
+    k = num_words if top_k is None else min(top_k, num_words)
+    if k == 0:
+        return [np.empty(0, dtype=np.int64)] * len(shares_NV)
+    # All that may tie with the k-th once they are rounded stay for the sort, which alone knows the words.
+    kth_N = np.partition(shares_NV, num_words - k, axis=1)[:, num_words - k] if k < num_words else 0.0
+    floor_N = np.maximum(kth_N - 2 * 10.0**-decimals, 10.0**-decimals / 2)
+    rows, numbers = np.nonzero(shares_NV >= np.broadcast_to(floor_N, len(shares_NV))[:, None])
+    shares = np.round(shares_NV[rows, numbers], decimals)
+    wanted = (shares > 0) & (shares >= min_share)
+    rows, numbers, shares = rows[wanted], numbers[wanted], shares[wanted]
+    order = np.lexsort((alphabet_V[numbers], -shares, rows))
+    ends = np.cumsum(np.bincount(rows, minlength=len(shares_NV)))
+    return [row[:k] for row in np.split(numbers[order], ends[:-1])]
+
+
+def coordinates(matrix: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of every element, in the order of its data."""
     return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
 
 

@@ -90,6 +90,9 @@ class CrossMediaRetriever:
                 f"{source}: its tokenizer is not the one that its model was trained with; save both again."
             )
         found = [_find(source, f"expander.{end}", kwargs) for end in ("json", "safetensors")]
+        if any(found):  # what the Hub has of its knowledge has to be here as well when it is read
+            for end in ("json", "safetensors"):
+                _find(source, f"knowledge.{end}", kwargs)
         folder = next((Path(path).parent for path in found if path is not None), None)
         return cls(model, processor, GraphExpander.load(folder) if folder is not None else None, device)
 

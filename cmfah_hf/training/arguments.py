@@ -86,6 +86,29 @@ class DataArguments:
     walk_length: int = field(default=5, metadata={"help": "Length of a walk on the image-word graph, an odd number."})
     top_k: int = field(default=10, metadata={"help": "Most words that the expansion adds to a text."})
     min_probability: float = field(default=0.01, metadata={"help": "Least expected share of a walk for an added word."})
+    word_tokenizer: str = field(
+        default="words",
+        metadata={"help": "What words are in the graph and the knowledge: 'words', or 'chinese', cut by a dictionary."},
+    )
+    knowledge: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Articles whose related words the expansion adds, [knowledge]: MediaWiki dumps, .jsonl or .parquet "
+            "with a column 'text', .txt, or a data set on the Hub, owner/name:configuration, which is streamed."
+        },
+    )
+    knowledge_top_k: int = field(
+        default=10, metadata={"help": "Most words that the knowledge adds to a text, after those of the graph."}
+    )
+    knowledge_window: int = field(
+        default=5, metadata={"help": "How many words apart two words of an article may be to count as related."}
+    )
+    knowledge_min_pair_count: int = field(
+        default=2, metadata={"help": "Words that are near each other fewer times are not related."}
+    )
+    knowledge_within_vocabulary: bool = field(
+        default=True, metadata={"help": "Whether the knowledge adds words of the training texts alone."}
+    )
     word_corpus: list[str] = field(
         default_factory=list,
         metadata={"help": "Further texts for the word vectors: .jsonl or .parquet with a column 'text', or .txt."},
@@ -105,6 +128,10 @@ class DataArguments:
     def __post_init__(self):
         if self.similarity not in SIMILARITIES:
             raise ValueError(f"similarity is {self.similarity!r}; choose one of {', '.join(SIMILARITIES)}.")
+        if self.knowledge and not self.expand:
+            raise ValueError(
+                "knowledge adds words in the expansion, which is off; give --expand true, or no knowledge."
+            )
 
 
 @dataclass

@@ -15,7 +15,7 @@ from cmfah_hf.data.images import drop_unreadable
 from cmfah_hf.data.relevance import LabelRelevance, PairRelevance, Relevance, TagRelevance
 from cmfah_hf.data.streams import PairStream, split_stream
 from cmfah_hf.errors import CheckpointError, DataError
-from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
+from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding, WikipediaKnowledge
 from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHProcessor
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
 from cmfah_hf.training.arguments import DataArguments
@@ -27,7 +27,7 @@ from cmfah_hf.training.streaming import count_streams, open_streams, stream_regi
 
 logger = logging.getLogger(__name__)
 
-WORDS_STEMS = ("expander", "skip_gram")
+WORDS_STEMS = ("expander", "knowledge", "skip_gram")
 _PORTION = 1_000
 
 
@@ -193,14 +193,26 @@ def _save_words(output: Path, expander: GraphExpander | None, embedding: SkipGra
 
 
 def _fit_words(run: Run, texts: Iterable[Any]) -> tuple[GraphExpander | None, SkipGramEmbedding]:
-    """The word graph and the word vectors of the training texts."""
+    """The word graph of the training texts with its knowledge, and the word vectors."""
     data = run.data
     expander = None
     corpus: Any = texts
     if data.expand:
         expander = GraphExpander(
-            data.walk_length, top_k=data.top_k, min_probability=data.min_probability, seed=run.training.seed
+            data.walk_length,
+            top_k=data.top_k,
+            min_probability=data.min_probability,
+            seed=run.training.seed,
+            tokenizer=data.word_tokenizer,
+            knowledge_top_k=data.knowledge_top_k,
         ).fit(texts)
+        if data.knowledge:
+            expander.knowledge = WikipediaKnowledge(
+                window=data.knowledge_window,
+                min_pair_count=data.knowledge_min_pair_count,
+                within_vocabulary=data.knowledge_within_vocabulary,
+                tokenizer=data.word_tokenizer,
+            ).fit([resolve_data_path(source) for source in data.knowledge], expander.graph.vocabulary)
         corpus = expander.corpus(texts, num_walks=data.word_walks)
     embedding = SkipGramEmbedding(
         run.model.get("word_dim", CMFAHConfig.word_dim),

@@ -41,12 +41,12 @@ def _ranked(shares: dict[str, float], own: list[str]) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("dense_words", [0, 2_048])
+@pytest.mark.parametrize("kept_words", [0, 8_192])
 @given(text=st.lists(words, min_size=1, max_size=6), fitted=st.lists(st.lists(words, max_size=5), max_size=10))
-def test_added_words_are_those_of_largest_visits(dense_words, text, fitted, dense_reference):
+def test_added_words_are_those_of_largest_visits(kept_words, text, fitted, dense_reference):
     fitted = [[word for word in row if word != "unknown"] for row in fitted] + [["a", "b"]]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(walks, "_DENSE_WORDS", dense_words)
+        patch.setattr(walks, "_KEPT_WORDS", kept_words)
         expander = GraphExpander(top_k=None).fit(fitted)
         vocabulary = expander.graph.vocabulary
         p_iw, p_wi = dense_reference(fitted, vocabulary)

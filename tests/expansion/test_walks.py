@@ -17,15 +17,15 @@ def _stochastic(generator, rows, columns):
     return values / values.sum(axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("dense_words", [0, 2_048])
+@pytest.mark.parametrize("kept_words", [0, 8_192])
 @given(seed=st.integers(0, 2**32), walk_length=st.sampled_from([1, 3, 5, 7]), num_words=st.integers(1, 12))
-def test_expected_visits_are_the_sum_of_powers(dense_words, seed, walk_length, num_words):
+def test_expected_visits_are_the_sum_of_powers(kept_words, seed, walk_length, num_words):
     generator = np.random.default_rng(seed)
     m, start = _stochastic(generator, num_words, num_words), _stochastic(generator, 7, num_words)
     start[3] = 0.0
     expected = sum(start @ np.linalg.matrix_power(m, hop) for hop in range((walk_length + 1) // 2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(walks, "_DENSE_WORDS", dense_words)
+        patch.setattr(walks, "_KEPT_WORDS", kept_words)
         patch.setattr(walks, "_BLOCK_ELEMENTS", 2 * num_words)  # Several blocks on the sparse path.
         walk = RandomWalk(sparse.csr_array(m), walk_length)
         visits = walk.expected_visits(sparse.csr_array(start))

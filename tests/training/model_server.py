@@ -35,6 +35,8 @@ class ModelHandler(http.server.BaseHTTPRequestHandler):
         if match is None or not (self.root / match[1]).is_dir():
             return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         repo = self.root / match[1]
+        if "/tree/" in path:  # of a folder below the root, and there is none
+            return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
         if listing:
             siblings = [{"rfilename": entry.name} for entry in sorted(repo.iterdir())]
             body = {"id": listing[1], "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}

@@ -1,0 +1,119 @@
+"""Articles out of whatever holds them: dumps of MediaWiki, corpus files, data sets and streams, one by one."""
+
+import bz2
+import gzip
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+from cmfah_hf.errors import DataError
+from cmfah_hf.expansion.corpus import iterate_file, iterate_values, words_of
+from cmfah_hf.expansion.word_splitters import Splitter
+
+_DUMP = re.compile(r"\.xml(\.bz2|\.gz)?$", re.IGNORECASE)
+_OPEN = {".bz2": bz2.open, ".gz": gzip.open}
+_ARTICLES = "0"  # MediaWiki's namespace of articles; the others are talk, files, templates and the like.
+# "owner/name", and the name of a configuration after a colon: a data set on the Hub.
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<configuration>[\w.-]+))?$")
+
+
+class Article(NamedTuple):
+    """The words of an article, those of its title, and those of the titles that it links to."""
+
+    words: list[str]
+    title: list[str]
+    links: list[str]
+
+
+def iterate_articles(
+    source: Any, text_column: str, title_column: str | None, split: Splitter, links: bool = False
+) -> Iterator[Article]:
+    """Every article of `source`, in its order, in one pass; only a dump knows links.
+
+    Args:
+        source: A path or several (`Path`, or one `str`): a MediaWiki dump (`.xml`, `.xml.bz2`, `.xml.gz`, read page by
+            page), a corpus file with a column `text`, or a data set's id on the Hub, `owner/name` or
+            `owner/name:configuration`, whose `train` split is streamed. Or any data set, stream or iterable of texts.
+        text_column: The column of the texts of a data set.
+        title_column: The column of titles in a data set or corpus file, where there is one.
+        split: From a string to its words.
+        links: Whether to read the links of a dump, which takes about as long again as the text.
+
+    Raises:
+        DataError: If the source cannot be read or a row is not a text.
+    """
+    for where, text, title, linked in _iterate(source, text_column, title_column, links):
+        words = words_of(text, where, split)
+        yield Article(words, words_of(title, f"{where} title,", split), [w for link in linked for w in split(link)])
+
+
+def _iterate(source: Any, text_column: str, title_column: str | None, links: bool) -> Iterator[tuple]:
+    if isinstance(source, (str, Path)):
+        source = [Path(source)]
+    if not (isinstance(source, Sequence) and source and all(isinstance(path, Path) for path in source)):
+        for number, (text, title) in enumerate(iterate_values(source, text_column, title_column)):
+            yield f"Row {number}, column {text_column!r},", text, title, ()
+        return
+    for path in source:
+        if not path.exists() and (match := _HUB_ID.fullmatch(path.as_posix())):
+            for number, (text, title) in enumerate(iterate_values(_stream(match), text_column, title_column)):
+                yield f"{path}, row {number},", text, title, ()
+        elif _DUMP.search(path.name):
+            yield from _iterate_dump(path, links)
+        else:
+            yield from ((where, text, title, ()) for where, text, title in iterate_file(path, title_column))
+
+
+def _stream(match: re.Match) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(match["id"], match["configuration"], split="train", streaming=True)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{match[0]} is no file here, nor a data set on the Hub that can be streamed ({reason}); check the name; a "
+            "configuration of it is named after a colon, owner/name:configuration."
+        ) from error
+
+
+def _iterate_dump(path: Path, links: bool) -> Iterator[tuple[str, str, str, list[str]]]:
+    from gensim.corpora.wikicorpus import filter_wiki
+
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; give the path of a pages-articles dump.")
+    try:
+        with closing(_iterate_pages(path)) as pages:
+            for title, markup in pages:
+                yield f"{path}, page {title!r},", filter_wiki(markup), title, _links(markup) if links else []
+    except (ElementTree.ParseError, OSError, EOFError) as error:
+        raise DataError(f"{path} cannot be read as a MediaWiki dump ({error}); fetch it again.") from error
+
+
+def _iterate_pages(path: Path) -> Iterator[tuple[str, str]]:
+    """Title and markup of every article that is no redirect. A page is forgotten before the next one is read."""
+    with _OPEN.get(path.suffix.lower(), open)(path, "rb") as file:
+        events = ElementTree.iterparse(file, events=("start", "end"))
+        _, root = next(events)
+        if _name(root) != "mediawiki":
+            raise DataError(f"{path} holds {_name(root)!r} and no MediaWiki dump; give a pages-articles dump.")
+        for event, element in events:
+            if event == "end" and _name(element) == "page":
+                fields = {_name(field): field.text or "" for field in element.iter()}
+                if fields.get("ns", _ARTICLES) == _ARTICLES and "redirect" not in fields:
+                    yield fields.get("title", ""), fields.get("text", "")
+                root.clear()
+
+
+def _links(markup: str) -> list[str]:
+    from gensim.corpora.wikicorpus import find_interlinks
+
+    # Behind a colon stand files, categories, other languages; behind a number sign a section.
+    return [target.partition("#")[0] for target, _ in find_interlinks(markup) if ":" not in target]
+
+
+def _name(element: ElementTree.Element) -> str:
+    return element.tag.rpartition("}")[2]  # without the namespace, which names the version of the format

@@ -1,0 +1,144 @@
+"""Why each word of an expanded text was added, in parts that sum to its score (see docs/method.md, [graph] and
+[knowledge]).
+
+Shapes: V words of the graph, A own words of a text that the graph knows, H hops of a walk.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+_COLUMNS = ("word", "from", "score", "because of")
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What one own word contributes to an added word.
+
+    Attributes:
+        own: The word of the text.
+        score: Its part of the added word's score.
+        ways: For a word of the graph, the largest ways there from the own word: the word that the walk stood on just
+            before (`None` if that was the own word itself, in the first hop), and this way's part of `score`.
+    """
+
+    own: str
+    score: float
+    ways: list[tuple[str | None, float]]
+
+
+@dataclass(frozen=True)
+class AddedWord:
+    """A word that was added.
+
+    Attributes:
+        word: The word.
+        source: `"graph"` or `"knowledge"`.
+        score: Of the graph: the expected share of a walk's words. Of the knowledge: the sum of its positive pointwise
+            mutual information with the own words.
+        causes: The own words that it comes from, the largest part first; their scores sum to `score`.
+    """
+
+    word: str
+    source: str
+    score: float
+    causes: list[Cause]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """An expanded text and why each word was added; prints as a table.
+
+    Attributes:
+        own: The text's own words.
+        unknown: Those of them that neither graph nor knowledge knows.
+        added: The added words, in their order.
+    """
+
+    own: list[str]
+    unknown: list[str]
+    added: list[AddedWord]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as dictionaries, lists, strings and numbers."""
+        return asdict(self)
+
+    def rows(self, causes: int = 2) -> list[tuple[str, str, float, str]]:
+        """A row for each added word: the word, `"graph"` or `"knowledge"`, its score, and its largest `causes`."""
+        return [(added.word, added.source, added.score, _because(added, causes)) for added in self.added]
+
+    def to_table(self, causes: int = 2) -> str:
+        """The rows as text in columns, below the text's own words."""
+        rows = [(word, source, f"{score:.4f}", because) for word, source, score, because in self.rows(causes)]
+        widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (_COLUMNS, *rows)]
+        unknown = [f"not known: {' '.join(self.unknown)}"] if self.unknown else []
+        return "\n".join([" ".join(self.own), *lines, *unknown])
+
+    def __str__(self) -> str:
+        return self.to_table()
+
+
+def walk_causes(
+    transitions_VV: sparse.csr_array,
+    start: tuple[Sequence[int], Sequence[float]],
+    num_hops: int,
+    target: int,
+    words: Sequence[str],
+    ways: int | None,
+) -> list[Cause]:
+    """What each own word contributes to the expected share of one word on a walk, and on which ways.
+
+    With `b` the word, `a` an own word of share `x_a` and `c` the word before the last hop, the share of `b` is
+
+        u_b / (H + 1) = sum over a of x_a M_ab / (H + 1) + sum over a, c of x_a (M + ... + M^(H-1))_ac M_cb / (H + 1)
+
+    Args:
+        transitions_VV: M.
+        start: The numbers and the shares of the own words.
+        num_hops: H, at least 1.
+        target: The number of the word.
+        words: V words.
+        ways: The largest ways of each own word that are kept; `None` for all.
+    """
+    numbers, shares = np.asarray(start[0]), np.asarray(start[1])
+    into = transitions_VV[:, [target]].tocoo()
+    before, hop = into.row, into.data
+    hop_V = np.zeros(len(words))
+    hop_V[before] = hop
+    position_AV = sparse.csr_array((shares, (np.arange(len(numbers)), numbers)), shape=(len(numbers), len(words)))
+    passed_AC = np.zeros((len(numbers), len(before)))
+    for _ in range(num_hops - 1):
+        position_AV = position_AV @ transitions_VV
+        passed_AC += position_AV[:, before].toarray()
+    parts_AC = passed_AC * hop / (num_hops + 1)
+    causes = []
+    for number, share, parts_C in zip(numbers.tolist(), shares.tolist(), parts_AC, strict=True):
+        found = [(words[c], part) for c, part in zip(before.tolist(), parts_C.tolist(), strict=True) if part > 0]
+        direct = share * float(hop_V[number]) / (num_hops + 1)
+        if direct > 0:
+            found.append((None, direct))
+        if found:
+            found.sort(key=lambda way: (-way[1], way[0] or ""))
+            causes.append(Cause(words[number], float(sum(part for _, part in found)), found[:ways]))
+    return sorted(causes, key=lambda cause: (-cause.score, cause.own))
+
+
+def knowledge_causes(scores: Mapping[str, float]) -> list[Cause]:
+    """The own words that a word is related to, by their scores."""
+    related = sorted((-score, own) for own, score in scores.items() if score > 0)
+    return [Cause(own, -score, []) for score, own in related]
+
+
+def _because(added: AddedWord, causes: int) -> str:
+    said = []
+    for cause in added.causes[:causes]:
+        ways = []
+        for through, score in cause.ways[:2] if added.source == "graph" else []:
+            ways.append(f"{'directly' if through is None else f'by {through}'} {score / added.score:.0%}")
+        said.append(f"{cause.own} {cause.score / added.score:.0%}" + (f" ({', '.join(ways)})" if ways else ""))
+    more = len(added.causes) - len(said)
+    return "; ".join(said + ([f"{more} more"] if more else []))

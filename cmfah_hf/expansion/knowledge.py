@@ -1,0 +1,381 @@
+"""Words that an encyclopedia relates to a word, by positive pointwise mutual information (see docs/method.md,
+[knowledge]).
+
+Shapes: N texts, V words that may be asked about, C words that they are related to.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from cmfah_hf.errors import CheckpointError, CMFAHError, DataError, QueryError
+from cmfah_hf.expansion.articles import iterate_articles
+from cmfah_hf.expansion.cooccurrence import WindowCounts
+from cmfah_hf.expansion.graph import normalized_stop_words
+from cmfah_hf.expansion.storage import damaged, load_state, save_state
+from cmfah_hf.expansion.word_splitters import CUSTOM, Splitter, Tokenizer, tokenizer_name, word_splitter
+
+logger = logging.getLogger(__name__)
+
+KNOWLEDGE_STEM = "knowledge"
+_LOWEST = {
+    "window": 1, "min_count": 1, "min_pair_count": 1, "smoothing": 0.0, "top_k": 1, "opening_words": 0, "max_words": 1,
+    "max_pairs": 2,
+}  # fmt: skip
+# What gensim's list of stop words holds all the same and pictures show, or have in them.
+_NO_STOP_WORDS = {
+    "bill",
+    "bottom",
+    "computer",
+    "cry",
+    "fire",
+    "front",
+    "mill",
+    "side",
+    "system",
+    "thick",
+    "thin",
+    "top",
+}
+# As of the expected visits: what differs by rounding alone is equal.
+_DECIMALS = 12
+
+
+class WikipediaKnowledge:
+    """Related words out of an encyclopedia, or of any other text ([knowledge]).
+
+    One pass over the articles counts which words stand near the words of a vocabulary; what stays are the `top_k`
+    words with the largest positive pointwise mutual information of each.
+
+        expander = GraphExpander().fit(dataset)
+        knowledge = WikipediaKnowledge().fit("enwiki-pages-articles.xml.bz2", expander.graph.vocabulary)
+        expander.knowledge = knowledge                              # adds its words after those of the graph
+
+    Args:
+        window: Two words are near each other if they are at most so many words apart, stop words not counted.
+        min_count: Words that are rarer in the articles are related to nothing.
+        min_pair_count: Two words that are near each other fewer times are not related.
+        smoothing: The exponent of the words' frequencies: below 1, rare words score lower.
+        top_k: Related words that are kept of each word.
+        within_vocabulary: Whether only words of the vocabulary are related words: those that pictures have shown.
+        opening_words: An article whose title is a word of the vocabulary relates it to its first so many words,
+            wherever they stand; 0 leaves titles out.
+        links: Whether it relates them to the titles that a dump's article links to as well.
+        stop_words: Words to leave out of the articles: an iterable of words, `None`, or `"english"`, gensim's list but
+            for the names of things in it, such as "computer" and "fire".
+        tokenizer: What words are: `"words"`, `"chinese"` or a function from a text to a list of words; that of the
+            expander. A function is not saved; `load` has to be given it again.
+        max_words: Bound of memory: different words that are counted, some 150 bytes each. Beyond it the rarest are
+            forgotten.
+        max_pairs: Bound of memory: pairs of words that are counted, some 40 bytes each.
+
+    Attributes:
+        vocabulary: V words that may be asked about.
+        words: C related words, in the order of the alphabet.
+        scores: `(V, C)` float64 `scipy.sparse.csr_array` of positive pointwise mutual information.
+
+    Example:
+        >>> texts = ["the dog barks", "a dog barks and a cat purrs", "a cat purrs"]
+        >>> knowledge = WikipediaKnowledge(window=1, min_count=1, min_pair_count=1).fit(texts, ["dog", "barks", "cat"])
+        >>> [word for word, score in knowledge.related("dog")]
+        ['barks']
+    """
+
+    def __init__(
+        self,
+        *,
+        window: int = 5,
+        min_count: int = 5,
+        min_pair_count: int = 2,
+        smoothing: float = 0.75,
+        top_k: int = 100,
+        within_vocabulary: bool = True,
+        opening_words: int = 50,
+        links: bool = False,
+        stop_words: str | Iterable[str] | None = "english",
+        tokenizer: Tokenizer = "words",
+        max_words: int = 1_000_000,
+        max_pairs: int = 20_000_000,
+    ):
+        self.split = word_splitter(tokenizer)
+        self.tokenizer = tokenizer
+        self.settings: dict[str, Any] = {
+            "window": int(window),
+            "min_count": int(min_count),
+            "min_pair_count": int(min_pair_count),
+            "smoothing": float(smoothing),
+            "top_k": int(top_k),
+            "within_vocabulary": bool(within_vocabulary),
+            "opening_words": int(opening_words),
+            "links": bool(links),
+            "stop_words": _stop_words(stop_words, self.split),
+            "max_words": int(max_words),
+            "max_pairs": int(max_pairs),
+        }
+        for name, lowest in _LOWEST.items():
+            if not self.settings[name] >= lowest:
+                raise CMFAHError(f"{name}={self.settings[name]} is below {lowest}; give {name} >= {lowest}.")
+        self._vocabulary: list[str] | None = None
+
+    def fit(
+        self,
+        source: Any,
+        vocabulary: Iterable[str],
+        text_column: str = "text",
+        title_column: str | None = "title",
+    ) -> "WikipediaKnowledge":
+        """Reads every article once, in its order, and forgets what was fitted before.
+
+        Args:
+            source: The path of a MediaWiki dump or of a corpus file, several paths, a data set's id on the Hub
+                (`"wikimedia/wikipedia:20231101.en"`), which is streamed, a data set, a stream, or an iterable of texts.
+            vocabulary: The words that may be asked about, such as those of a graph.
+            text_column: The column of the texts.
+            title_column: The column of the titles; articles without one are texts alone.
+
+        Raises:
+            DataError: If the source cannot be read, a column is missing, or it holds no word of the vocabulary.
+        """
+        vocabulary = list(dict.fromkeys(vocabulary))
+        settings = self.settings
+        stop_words = frozenset(settings["stop_words"])
+        counts = WindowCounts(
+            vocabulary,
+            settings["window"],
+            stop_words,
+            settings["within_vocabulary"],
+            settings["max_words"],
+            settings["max_pairs"],
+        )
+        num_articles = 0
+        titles = title_column if settings["opening_words"] else None
+        for article in iterate_articles(source, text_column, titles, self.split, settings["links"]):
+            counts.add(article.words, article.title, settings["opening_words"], article.links)
+            num_articles += 1
+        words, occurrences_W, totals_W, near_VW = counts.totals()
+        if not occurrences_W[: len(vocabulary)].any():
+            found = f"{counts.num_words} words" if counts.num_words else "no word"
+            raise DataError(
+                f"The {num_articles} texts hold {found} and none of the {len(vocabulary)} words of the vocabulary; "
+                "check the column, the language and the tokenizer."
+            )
+        scores_VW = _positive_pmi(near_VW, totals_W, occurrences_W, settings)
+        self._keep(vocabulary, words, _largest(scores_VW, words, settings["top_k"]))
+        logger.info(
+            "Knowledge from %d articles, %d words: %d of %d words are related to others; at most %d occurrences of a "
+            "word and %d of a pair were forgotten.",
+            num_articles,
+            counts.num_words,
+            np.count_nonzero(np.diff(self.scores.indptr)),
+            len(vocabulary),
+            counts.lost_occurrences,
+            counts.lost_pairs,
+        )
+        return self
+
+    @property
+    def is_fitted(self) -> bool:
+        return self._vocabulary is not None
+
+    @property
+    def vocabulary(self) -> list[str]:
+        self._check_fitted()
+        return self._vocabulary
+
+    @property
+    def words(self) -> list[str]:
+        self._check_fitted()
+        return self._words
+
+    @property
+    def scores(self) -> sparse.csr_array:
+        self._check_fitted()
+        return self._scores_VC
+
+    def __contains__(self, word: str) -> bool:
+        self._check_fitted()
+        return word in self._numbers
+
+    def related(self, word: str, k: int = 10) -> list[tuple[str, float]]:
+        """The `k` words with the largest positive pointwise mutual information, best first, equal ones by word.
+
+        Raises:
+            QueryError: If the word is not one of the vocabulary.
+        """
+        numbers = self._numbers if self.is_fitted else self.vocabulary
+        if word not in numbers and len(own := self.split(word)) == 1:  # "Dog" is asked for, "dog" is the word
+            word = own[0]
+        if word not in numbers:
+            raise QueryError(f"{word!r} is not among the {len(numbers)} words that this knowledge was fitted for.")
+        return self.related_to([word])[: max(k, 0)]
+
+    def related_to(self, words: Iterable[str]) -> list[tuple[str, float]]:
+        """The words related to any of these, by falling sum of their scores, equal ones by word; the words themselves
+        are left out, and those that are not of the vocabulary count as related to nothing."""
+        own = list(words)
+        columns, scores = self.sums([own])[0]
+        found = [(self.words[c], s) for c, s in zip(columns.tolist(), scores.tolist(), strict=True)]
+        return [pair for pair in found if pair[0] not in set(own)]
+
+    def sums(self, rows: Sequence[Iterable[str]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each word list the related words, numbers into `words`, and the sums of their scores, best first."""
+        self._check_fitted()
+        known = [sorted({self._numbers[word] for word in row if word in self._numbers}) for row in rows]
+        indptr = np.concatenate([[0], np.cumsum([len(row) for row in known], dtype=np.int64)])
+        columns = np.fromiter((number for row in known for number in row), dtype=np.int64)
+        own_NV = sparse.csr_array((np.ones(len(columns)), columns, indptr), shape=(len(known), len(self._vocabulary)))
+        sums_NC = own_NV @ self._scores_VC
+        sums_NC.sort_indices()
+        found = []
+        for first, end in zip(sums_NC.indptr[:-1], sums_NC.indptr[1:], strict=True):
+            scores, words = np.round(sums_NC.data[first:end], _DECIMALS), sums_NC.indices[first:end]
+            order = np.argsort(-scores, kind="stable")  # the words are in the order of the alphabet
+            found.append((words[order], scores[order]))
+        return found
+
+    def score(self, word: str, related: str) -> float:
+        """The positive pointwise mutual information of two words; 0 where they are not related."""
+        own, other = self._numbers.get(word), self._columns.get(related)
+        return round(float(self._scores_VC[own, other]), _DECIMALS) if own is not None and other is not None else 0.0
+
+    @property
+    def digest(self) -> str:
+        """A digest of all that was fitted, equal for equal fits."""
+        digest = hashlib.sha256(json.dumps([self._content(), self.words]).encode())
+        for _, array in sorted(self._tensors().items()):
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `knowledge.safetensors` (the scores) and `knowledge.json` (settings and words)."""
+        save_state(
+            folder, KNOWLEDGE_STEM, type(self).__name__, self._tensors(), {**self._content(), "words": self.words}
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path, tokenizer: Tokenizer | None = None) -> "WikipediaKnowledge":
+        """Reads what `save` wrote.
+
+        Args:
+            folder: Where it was saved.
+            tokenizer: The function that words were split by, if it was one of your own.
+
+        Raises:
+            CheckpointError: If a file is missing or damaged; it names the file.
+        """
+        tensors, content = load_state(folder, KNOWLEDGE_STEM, cls.__name__)
+        try:
+            name = content["tokenizer"]
+            knowledge = cls(**content["settings"], tokenizer=saved_tokenizer(name, tokenizer, folder, cls.__name__))
+            vocabulary, words = content["vocabulary"], content["words"]
+            scores_VC = sparse.csr_array(
+                (tensors["data"], tensors["indices"], tensors["indptr"]), shape=(len(vocabulary), len(words))
+            )
+            scores_VC.check_format(full_check=True)
+            if words != sorted(set(words)) or len(set(vocabulary)) != len(vocabulary):
+                raise ValueError("a word stands twice or out of order")
+            if scores_VC.dtype != np.float64 or not (np.isfinite(scores_VC.data) & (scores_VC.data > 0)).all():
+                raise ValueError("a score is not a positive number")
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(folder, KNOWLEDGE_STEM, error) from error
+        knowledge._set_state(vocabulary, words, scores_VC)
+        return knowledge
+
+    def _keep(self, vocabulary: list[str], words: list[str], scores_VW: sparse.csr_array) -> None:
+        """Takes the scores over, of those words alone that have any, in the order of the alphabet."""
+        used = sorted(np.unique(scores_VW.indices).tolist(), key=words.__getitem__)
+        self._set_state(vocabulary, [words[number] for number in used], scores_VW[:, used])
+
+    def _set_state(self, vocabulary: list[str], words: list[str], scores_VC: sparse.csr_array) -> None:
+        scores_VC.sort_indices()
+        # One integer type whatever scipy picked, so that equal fits are equal byte by byte.
+        scores_VC.indices = scores_VC.indices.astype(np.int32, copy=False)
+        scores_VC.indptr = scores_VC.indptr.astype(np.int32, copy=False)
+        self._vocabulary, self._words, self._scores_VC = vocabulary, words, scores_VC
+        self._numbers = {word: number for number, word in enumerate(vocabulary)}
+        self._columns = {word: number for number, word in enumerate(words)}
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "settings": self.settings, "tokenizer": tokenizer_name(self.tokenizer), "vocabulary": self.vocabulary
+        }  # fmt: skip
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        m = self.scores
+        return {"data": m.data, "indices": m.indices, "indptr": m.indptr}
+
+    def _check_fitted(self) -> None:
+        if self._vocabulary is None:
+            raise CMFAHError("The knowledge holds no words yet; call fit(source, vocabulary) or load(folder) first.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Plain strings and bytes: their pickle, and so a data set's fingerprint, depends on nothing but their content.
+        state: dict[str, Any] = {"settings": json.dumps(self.settings, sort_keys=True), "tokenizer": self.tokenizer}
+        if self._vocabulary is not None:
+            state["vocabulary"], state["words"] = "\n".join(self._vocabulary), "\n".join(self._words)
+            state["tensors"] = {name: (array.dtype.str, array.tobytes()) for name, array in self._tensors().items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**json.loads(state["settings"]), tokenizer=state["tokenizer"])
+        if "vocabulary" in state:
+            vocabulary = state["vocabulary"].split("\n")
+            words = state["words"].split("\n") if state["words"] else []
+            arrays = (np.frombuffer(state["tensors"][name][1], state["tensors"][name][0]).copy() for name in _ARRAYS)
+            self._set_state(vocabulary, words, sparse.csr_array(tuple(arrays), shape=(len(vocabulary), len(words))))
+
+
+def _stop_words(stop_words: str | Iterable[str] | None, split: Splitter) -> list[str]:
+    words = normalized_stop_words(stop_words, split)
+    return [word for word in words if word not in _NO_STOP_WORDS] if isinstance(stop_words, str) else list(words)
+
+
+_ARRAYS = ("data", "indices", "indptr")
+
+
+def saved_tokenizer(name: str, given: Tokenizer | None, folder: str | Path, kind: str) -> Tokenizer:
+    """The tokenizer of a saved state: the one of that name, or the function that has to be given again.
+
+    Raises:
+        CheckpointError: If it was a function and none is given.
+    """
+    if name != CUSTOM:
+        return name
+    if given is None:
+        raise CheckpointError(
+            f"{folder} was fitted with a tokenizer of its own; give the same one, {kind}.load(folder, tokenizer=...)."
+        )
+    return given
+
+
+def _positive_pmi(
+    near_VW: sparse.csr_array, totals_W: np.ndarray, occurrences_W: np.ndarray, settings: dict[str, Any]
+) -> sparse.csr_array:
+    """`log(near[a, b] / totals[a] / (totals[b]^s / sum of totals^s))` where it is positive and well enough founded."""
+    pairs = near_VW.tocoo()
+    a, b = pairs.row, pairs.col
+    smoothed_W = totals_W.astype(np.float64) ** settings["smoothing"] * (totals_W > 0)
+    founded = (pairs.data >= settings["min_pair_count"]) & (occurrences_W[b] >= settings["min_count"]) & (a != b)
+    a, b, count = a[founded], b[founded], pairs.data[founded]
+    scores = np.log(count / totals_W[a]) - np.log(smoothed_W[b] / smoothed_W.sum())
+    positive = np.round(scores, _DECIMALS) > 0
+    return sparse.csr_array((scores[positive], (a[positive], b[positive])), shape=near_VW.shape)
+
+
+def _largest(scores_VW: sparse.csr_array, words: list[str], k: int) -> sparse.csr_array:
+    """The `k` largest of each row, equal ones in the order of the alphabet."""
+    alphabet_W = np.empty(len(words), dtype=np.int64)
+    alphabet_W[sorted(range(len(words)), key=words.__getitem__)] = np.arange(len(words))
+    rows = np.repeat(np.arange(scores_VW.shape[0]), np.diff(scores_VW.indptr))
+    order = np.lexsort((alphabet_W[scores_VW.indices], -np.round(scores_VW.data, _DECIMALS), rows))
+    place_in_row = np.arange(len(order)) - scores_VW.indptr[rows]
+    kept = order[place_in_row < k]
+    return sparse.csr_array((scores_VW.data[kept], (rows[kept], scores_VW.indices[kept])), shape=scores_VW.shape)
