@@ -10,7 +10,9 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A trained model: a folder or a Hub id.")],
     dataset: Annotated[str, typer.Argument(help="A folder of pictures with metadata, Parquet, a Hub id, or 'scenes'.")],
     query_split: Annotated[str, typer.Option(help="The split whose items are the queries.")] = "query",
-    database_split: Annotated[str, typer.Option(help="The split that is searched.")] = "train",
+    database_split: Annotated[
+        str | None, typer.Option(help="The split that is searched. Default: `database` if there is one, else `train`.")
+    ] = None,
     protocol: Annotated[
         str, typer.Option(help="'single': every item is encoded alone. 'paired': with its partner, which leaks.")
     ] = "single",

@@ -26,7 +26,11 @@ class DataArguments:
         metadata={"help": "The split whose items are the queries of the final evaluation, looked at once, at the end."},
     )
     database_split: str | None = field(
-        default=None, metadata={"help": "The split that is searched. None: the training pairs, validation included."}
+        default="database",
+        metadata={
+            "help": "The split that is searched. Where the data has no split 'database', or with None: the training "
+            "pairs, validation included."
+        },
     )
     validation_split: str | None = field(
         default=None, metadata={"help": "The split that chooses the best epoch. None: cut from the training pairs."}

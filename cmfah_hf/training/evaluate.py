@@ -134,7 +134,7 @@ def evaluate_folder(
     model: str,
     dataset: str,
     query_split: str = "query",
-    database_split: str = "train",
+    database_split: str | None = None,
     protocol: str = "single",
     plots: Path | None = None,
 ) -> dict[str, float]:
@@ -146,7 +146,7 @@ def evaluate_folder(
         model: A folder or a Hub id.
         dataset: As in `load_image_text`.
         query_split: The split whose items are the queries.
-        database_split: The split that is searched.
+        database_split: The split that is searched. None: `database` where there is one, else `train`.
         protocol: As in `encode_pairs`.
         plots: A folder for the curves as PNG.
 
@@ -156,6 +156,7 @@ def evaluate_folder(
     _check_protocol(protocol)
     retriever = CrossMediaRetriever.from_pretrained(model)
     loaded = load_image_text(dataset)
+    database_split = database_split or ("database" if "database" in loaded else "train")
     text_column = "text"
     splits = []
     for name in (query_split, database_split):

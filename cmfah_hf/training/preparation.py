@@ -79,6 +79,8 @@ def read_pairs(run: Run, output: Path) -> Pairs:
         loaded = load_image_text(
             data.dataset, image_column=data.image_column, text_column=data.text_column, labels_column=data.labels_column
         )
+    if data.database_split == "database" and "database" not in loaded:
+        data = replace(data, database_split=None)
     _check(data, loaded)
     wanted = {data.train_split, data.validation_split, data.query_split, data.database_split}
     loaded = {name: pairs for name, pairs in loaded.items() if name in wanted}

@@ -128,6 +128,17 @@ def test_splits_by_name(run_of, scenes_folder, tmp_path):
     assert "query" not in metrics
 
 
+def test_the_split_database_is_searched_where_there_is_one(run_of, scenes_folder, tmp_path):
+    folder = tmp_path / "with-database"
+    shutil.copytree(scenes_folder, folder)
+    write_imagefolder(make_scenes(7, seed=3, image_size=48), folder / "database")
+    found = train(run_of(data={"dataset": str(folder)}))["query"]
+    assert found["database"] == 7
+    assert evaluate_folder(str(tmp_path / "out"), str(folder)) == pytest.approx(found, abs=1e-6)
+    assert evaluate_folder(str(tmp_path / "out"), str(folder), database_split="train")["database"] == 48
+    assert train(run_of("--database_split", "none", data={"dataset": str(folder)}))["query"]["database"] == 48
+
+
 def test_a_second_model_on_all_pairs(run_of, tmp_path):
     """`refit` starts anew on all 48 pairs, for as many epochs as the validation pairs chose."""
     metrics = train(run_of("--refit", "true", training={"num_train_epochs": 3, "learning_rate": 0.05}))
