@@ -156,7 +156,13 @@ def inspect_pairs(
     """
     from cmfah_hf.data.loading import load_image_text
 
-    loaded = load_image_text(source, split=split, streaming=True, **load_kwargs)
+    try:
+        loaded = load_image_text(source, split=split, streaming=True, **load_kwargs)
+    except DataError as error:
+        try:  # tables of tags and labels are data sets too
+            loaded = load_image_text(source, split=split, streaming=True, **{**load_kwargs, "pictures": False})
+        except DataError:
+            raise error from None
     parts = loaded if isinstance(loaded, dict) else {split or "train": loaded}
     count = _Counting(named)
     for name, part in parts.items():

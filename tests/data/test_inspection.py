@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmfah_hf.data import convert_matrices, inspect_pairs, load_scenes, open_matrices
+from cmfah_hf.data import convert_matrices, inspect_pairs, load_scenes, open_matrices, prepare_nus_wide
 from cmfah_hf.data.inspection_plots import plot_inspection
 from cmfah_hf.errors import DataError
 from cmfah_hf.models.tokenization_cmfah import split_words
@@ -144,6 +144,16 @@ def test_without_labels_and_without_pictures(tmp_path):
     assert (found.labels, found.pictures) == (None, None)
     assert (found.words.source, found.words.per_item["empty"]) == ("tags", 2)
     assert found.words.most_frequent == {f"tag0{i}": 1 for i in range(4)}
+
+
+def test_tables_prepared_without_pictures(replicas, tmp_path):
+    replica = replicas.make_nus_wide(tmp_path / "release", pictures=False)
+    report = prepare_nus_wide(replica.root, tmp_path / "out", queries=5, train=10, release=replica.release)
+    found = inspect_pairs(tmp_path / "out")
+    assert found.pictures is None
+    assert found.splits == report.rows
+    assert found.items == report.rows["query"] + report.rows["database"]
+    assert sum(found.labels.by_split["query"].values()) >= report.rows["query"]
 
 
 def test_ids_that_occur_twice(tmp_path):
