@@ -22,8 +22,8 @@ _JUDGES, _ANSWERS_WITHIN = 512, 3 / 16
 _OPENING = 1500
 # Lists of which a query has to read more than this share are not worth their memory.
 _LARGEST_SHARE = 1 / 2
-# The lists that are probed before it is known which have to be.
-_FIRST_PROBES = 24
+# The lists that are probed before it is known which have to be, and one more for so many answers.
+_FIRST_PROBES, _ANSWERS_A_PROBE = 24, 4
 # Up to here a score and what flipped bits gain are exact in float32, summed: multiples of 2^-14 below 3 K.
 _EXACT_BITS = 256
 _LOOKED_AT = 2**12
@@ -42,16 +42,16 @@ class GroupedLists:
 
     def __init__(self, codes: np.ndarray, seed: int = 0):
         self._codes = codes
-        self._centres_LK = _centres(codes, seed)
-        lists_N, distances_N = _assigned(codes, self._centres_LK)
-        radius, self.share = _best_radius(codes, self._centres_LK, lists_N, distances_N)
-        lists = len(self._centres_LK)
+        centres_LK = _centres(codes, seed)
+        lists_N, distances_N = _assigned(codes, centres_LK)
+        radius, self.share = _best_radius(codes, centres_LK, lists_N, distances_N)
         inside = distances_N <= radius
-        self._radii_L = np.zeros(lists, np.int64)
+        used, lists_N[inside] = np.unique(lists_N[inside], return_inverse=True)
+        self._centres_LK, self._rest = centres_LK[used], len(used)
+        lists_N[~inside] = self._rest
+        self._radii_L = np.zeros(len(used), np.int64)
         np.maximum.at(self._radii_L, lists_N[inside], distances_N[inside])
-        self._rest = lists
-        self._index = _filled(codes, np.where(inside, lists_N, self._rest), lists + 1)
-        self._used_L = np.bincount(lists_N[inside], minlength=lists) > 0
+        self._index = _filled(codes, lists_N, self._rest + 1)
 
     @property
     def worthwhile(self) -> bool:
@@ -62,10 +62,10 @@ class GroupedLists:
         """As every scan's: the nearest lists first, then those that the `wanted`-th cost does not rule out."""
         asked = Rounded.of(queries)
         least_QL = self._least_costs(queries)
-        probes = min(_FIRST_PROBES, len(self._radii_L))
-        order = np.argpartition(least_QL, probes, axis=1) if probes < least_QL.shape[1] else None
-        if order is None:
-            return self._probed(asked, np.broadcast_to(np.arange(probes), least_QL.shape), depth)
+        probes, lists = _FIRST_PROBES + wanted // _ANSWERS_A_PROBE, len(self._radii_L)
+        if probes >= lists:
+            return self._probed(asked, np.broadcast_to(np.arange(lists), least_QL.shape), depth)
+        order = np.argpartition(least_QL, probes, axis=1)
         rows_Q = np.arange(len(queries))
         left_Q = least_QL[rows_Q, order[:, probes]]
         found = self._probed(asked, order[:, :probes], depth)
@@ -90,15 +90,13 @@ class GroupedLists:
         return _joined(found, more, open_Q, left_Q)
 
     def _least_costs(self, queries: Queries) -> np.ndarray:
-        """`(Q, L)`, what no code of each list costs less than; infinite where a list is empty."""
+        """`(Q, L)`, what no code of each list costs less than."""
         values = queries.values
         weights = -np.sort(-np.abs(values), axis=1)
         # What the first 0, 1, 2, ... flipped bits gain at most: the largest values.
         gains = np.concatenate([np.zeros((len(values), 1), np.float32), 2 * weights.cumsum(axis=1)], axis=1)
         least = queries.costs(values @ self._centres_LK.T + gains[:, self._radii_L])
-        least = self._below(least)
-        least[:, ~self._used_L] = np.inf
-        return least
+        return self._below(least)
 
     def _look_closer(self, queries: Queries, least_QL: np.ndarray, chosen_QL: np.ndarray) -> None:
         """Raises the least costs of the chosen lists: only bits in which a centre differs from the query can gain."""

@@ -77,6 +77,7 @@ def test_no_answer_is_ever_wrong(seed, bits, items, kind, asked, metric, removed
             patch.setattr(grouped_lists, "_LARGEST_SHARE", np.inf)
             patch.setattr(grouped_lists, "_OPENING", 1)
             patch.setattr(grouped_lists, "_FIRST_PROBES", probes)
+            patch.setattr(grouped_lists, "_ANSWERS_A_PROBE", 50)
         check_answers(seed, bits, items, kind, asked, metric, removed, pieces)
 
 
