@@ -156,8 +156,10 @@ def test_the_same_seed_gives_the_same_files_in_any_process(replica, tmp_path, en
 
 
 KILLED = """
-import sys, time
+import signal, sys, time
 from cmfah_hf.data.releases import mirflickr, shards
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell switches off for what runs in its background
 
 wait_at, seen = int(sys.argv[3]), 0
 iterate = shards.iterate_pictures
