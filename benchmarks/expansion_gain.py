@@ -7,7 +7,7 @@
 of whose tags every second is taken away and two come in that have nothing to do with the picture. A row is `none`, or
 how many words the graph and the knowledge add: `graph:5`, `knowledge:5`, `graph:5+knowledge:5`. The words, their
 vectors and the vocabulary are the same in all rows: they are learned once, from the texts, the walks on their graph and
-the encyclopedia. A row is to be chosen on the validation pairs; the test queries stand beside them. Every run leaves its
+the encyclopedia. A row is to be chosen on the validation pairs; the test queries stand beside them. Each run leaves its
 figures below the output, and one that is there is not run again. Any argument of `cmfah train` can follow.
 """
 
