@@ -36,7 +36,7 @@ TINY_RUN = {
         "adversarial_weight": 0.1,
         "label_weight": 8,
     },
-    "data": {"top_k": 3, "word_epochs": 2},
+    "data": {"expand": True, "top_k": 3, "word_epochs": 2},
     "training": {
         "optim": "adamw_torch",
         "learning_rate": 3.0e-3,

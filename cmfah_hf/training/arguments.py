@@ -79,7 +79,13 @@ class DataArguments:
     mirror: bool = field(
         default=False, metadata={"help": "Keep the regions of mirrored training pictures too, and train on either."}
     )
-    expand: bool = field(default=True, metadata={"help": "Expand texts over the image-word graph, [graph]."})
+    expand: bool = field(
+        default=False,
+        metadata={
+            "help": "Expand texts over the image-word graph, [graph], as the paper does. What was measured is against it "
+            "(docs/expansion.md)."
+        },
+    )
     streaming: bool = field(
         default=False,
         metadata={
