@@ -82,8 +82,8 @@ class DataArguments:
     expand: bool = field(
         default=False,
         metadata={
-            "help": "Expand texts over the image-word graph, [graph], as the paper does. What was measured is against it "
-            "(docs/expansion.md)."
+            "help": "Expand texts over the image-word graph, [graph], as the paper does. What was measured speaks "
+            "against it (docs/expansion.md)."
         },
     )
     streaming: bool = field(
