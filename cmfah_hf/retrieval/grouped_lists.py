@@ -206,7 +206,10 @@ def _filled(codes: np.ndarray, lists_N: np.ndarray, lists: int) -> faiss.IndexIV
             plain.invlists.add_entries(number, end - start, faiss.swig_ptr(own_rows), faiss.swig_ptr(own_codes))
         start = end
     plain.ntotal = len(codes)
-    return faiss.IndexIVFPQFastScan(plain)
+    filled = faiss.IndexIVFPQFastScan(plain)
+    # It has a copy of everything but the quantizer; the wrapper would keep the whole of `plain` alive.
+    filled.referenced_objects = [quantizer]
+    return filled
 
 
 def _joined(found: Candidates, more: Candidates, open_Q: np.ndarray, left_Q: np.ndarray) -> Candidates:
