@@ -17,6 +17,7 @@ _HOME = {
     "make_scenes": "cmfah_hf.data.scenes",
     "hash_split": "cmfah_hf.data.splits",
     "train_validation_split": "cmfah_hf.data.splits",
+    "LabelCounts": "cmfah_hf.data.label_counts",
     "collect_classes": "cmfah_hf.data.labels",
     "encode_labels": "cmfah_hf.data.labels",
 }
