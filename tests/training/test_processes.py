@@ -84,6 +84,7 @@ def assert_same_run(one, other, tolerance: float) -> None:
         # 21 pairs in batches of 8: the last share is of 3 pairs and of 2. Two epochs: codes of the first in the second.
         ("both", 6, 1e-11),
         ("none", 6, 1e-11),
+        ("scahn", 6, 1e-11),
         ("batch", 6, 1e-3),
         ("accumulation", 4, 1e-11),
         ("single", 4, 1e-11),
