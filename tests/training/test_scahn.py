@@ -121,7 +121,7 @@ def test_runs_of_the_two_methods_do_not_mix(trained_scahn, trained, tmp_path):
 
 @pytest.mark.slow
 def test_a_stream_and_labels_in_other_scripts(scenes_folder, write_config, tmp_path, caplog):
-    names = {"house": "дом", "tree": "木", "cat": "qqq zzz"}
+    names = {"house": "дом", "tree": "木", "ball": "qqq zzz"}
     shutil.copytree(scenes_folder, tmp_path / "pairs")
     for file in (tmp_path / "pairs").glob("*/metadata.jsonl"):
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
