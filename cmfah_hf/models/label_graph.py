@@ -3,6 +3,7 @@
 Shape suffixes: C classes, E width of word vectors, H hidden width, D feature width.
 """
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -51,7 +52,7 @@ class LabelGraph(nn.Module):
     """Label features `G` `(C, D)` out of word vectors of the label names, by two graph convolutions, `[label-graph]`.
 
     The counts and the vectors are buffers, saved with the weights. Until `fill` is called no labels stand together, and
-    the vectors are drawn at random.
+    the vectors are `first_vectors`.
 
     Args:
         num_labels: C.
@@ -64,9 +65,15 @@ class LabelGraph(nn.Module):
         super().__init__()
         self.threshold, self.share = threshold, share
         self.register_buffer("counts", torch.zeros(num_labels, num_labels, dtype=torch.long))
-        self.register_buffer("vectors", torch.zeros(num_labels, word_dim))
+        self.register_buffer("vectors", self.first_vectors(num_labels, word_dim))
         self.convolution_in = nn.Linear(word_dim, hidden_size, bias=False)
         self.convolution_out = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    @staticmethod
+    def first_vectors(num_labels: int, word_dim: int) -> torch.Tensor:
+        """`(C, E)`, drawn at random, the same in every model; no two labels alike."""
+        drawn_CE = np.random.default_rng(0).standard_normal((num_labels, word_dim))
+        return torch.tensor(drawn_CE, dtype=torch.get_default_dtype())
 
     @torch.no_grad()
     def fill(self, counts_CC: torch.Tensor, vectors_CE: torch.Tensor) -> None:

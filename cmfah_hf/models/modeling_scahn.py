@@ -62,7 +62,7 @@ class SCAHNPreTrainedModel(CMFAHPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, LabelGraph):
             init.zeros_(module.counts)
-            init.normal_(module.vectors)
+            init.copy_(module.vectors, module.first_vectors(*module.vectors.shape))
         elif isinstance(module, ContrastQueue):
             for buffer in module.buffers():
                 init.zeros_(buffer)

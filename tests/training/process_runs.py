@@ -140,6 +140,7 @@ def gathering(folder: Path, group: str) -> None:
 def sharded(folder: Path, group: str) -> None:
     """As the processes of FSDP2, with the batch norms' statistics, and with what is saved and loaded again."""
     train(folder, f"{group}-accumulation", make_model().double(), gradient_accumulation_steps=2, paired_every=2)
+    train(folder, f"{group}-scahn", make_model("scahn", queue_size=13, normalize_features=True).double())
     model = make_model(normalize_features=True)
     saved = {"save_strategy": "epoch", "load_best_model_at_end": True, "learning_rate": 0.02}
     trainer = train(folder, f"{group}-saved", model, **saved)
