@@ -1,8 +1,13 @@
-"""The four variants of the attention, each modality encoded alone and, apart from that, with its partner.
+"""CMFAH's variants of attention, or SCAHN without each of its parts: each modality alone, and with its partner.
 
     python benchmarks/variants.py hub_configs/cmfah-coco-pairs.yaml --output runs/variants --reference
     python benchmarks/variants.py hub_configs/cmfah-coco-pairs.yaml --output runs/choices --on validation \
         --variants both none --image_temperature 10
+    python benchmarks/variants.py hub_configs/scahn-coco-pairs.yaml --output runs/scahn \
+        --cmfah hub_configs/cmfah-coco-pairs.yaml
+
+The method is the configuration's, and with it the variants that there are. `--cmfah` adds CMFAH to those of SCAHN, from
+a configuration of its own. The words of the first run serve all others.
 
 With `--on validation` the test queries are not looked at; without it the validation pairs' figures, by which the epochs
 were chosen, are printed beside those of the queries. Every run leaves its model and its figures in a folder of
@@ -26,7 +31,25 @@ from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training import keep_regions, parse_run, train
 from cmfah_hf.training.evaluate import evaluate_folder
 
-VARIANTS = {"both": "CMFAH", "image": "CMFAH-ia", "text": "CMFAH-ta", "none": "CMFAH-ca"}
+# By method and name: what stands in the table, and the arguments.
+VARIANTS = {
+    "cmfah": {
+        "both": ("CMFAH", ["--attention", "both"]),
+        "image": ("CMFAH-ia", ["--attention", "image"]),
+        "text": ("CMFAH-ta", ["--attention", "text"]),
+        "none": ("CMFAH-ca", ["--attention", "none"]),
+    },
+    "scahn": {
+        "full": ("SCAHN", []),
+        "no-graph": ("without the label graph", ["--use_label_graph", "false"]),
+        "no-cross": ("without contrast across", ["--use_cross_contrast", "false"]),
+        "no-intra": ("without contrast within", ["--use_intra_contrast", "false"]),
+        "features": ("opponents on features alone", ["--adversarial", "features"]),
+        "hash": ("opponents on hash values alone", ["--adversarial", "hash"]),
+        "no-opponents": ("without opponents", ["--adversarial", "none"]),
+        "no-attention": ("without attention", ["--attention", "none"]),
+    },
+}
 TITLES = {
     "validation": "MAP on validation pairs, one modality at a time",
     "single": "MAP on the test queries, one modality at a time",
@@ -38,7 +61,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--output", type=Path, required=True, help="The folder of all runs.")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=[name for names in VARIANTS.values() for name in names])
+    parser.add_argument("--cmfah", type=Path, help="CMFAH's configuration, whose figures stand beside SCAHN's.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--on", choices=("query", "validation"), default="query")
     parser.add_argument("--reference", action="store_true", help="The logistic regression beside it.")
@@ -46,23 +70,31 @@ def main() -> None:
     if own.on == "validation":
         further += ["--query_split", "none", "--refit", "false"]
 
+    method = parse_run(own.config, further).method
+    variants = VARIANTS[method]
+    if strange := set(own.variants or ()) - set(variants):
+        parser.error(f"{own.config} is of {method}, which has no variant {sorted(strange)[0]!r}")
+    chosen = {name: (own.config, *variants[name]) for name in own.variants or variants}
+    if own.cmfah is not None:
+        chosen["cmfah"] = (own.cmfah, "CMFAH", ["--method", "cmfah"])
+
     figures: dict[str, dict[str, list[dict[str, float]]]] = {}
     words = None  # of the first run: they depend on neither the variant nor the seed
-    for variant in own.variants:
+    for variant, (config, _, changes) in chosen.items():
         for seed in own.seeds:
             folder = own.output / f"{variant}-seed-{seed}"
-            arguments = ["--output_dir", str(folder), "--attention", variant, "--seed", str(seed)]
-            run = parse_run(own.config, [*arguments, *(["--words_from", str(words)] if words else []), *further])
+            arguments = ["--output_dir", str(folder), *changes, "--seed", str(seed)]
+            run = parse_run(config, [*arguments, *(["--words_from", str(words)] if words else []), *further])
             for title, figure in measured(run, folder, own.on).items():
                 figures.setdefault(title, {}).setdefault(variant, []).append(figure)
             words = words or folder.absolute()
-    for title, variants in figures.items():
+    for title, found_by_variant in figures.items():
         table = Table(title=f"{TITLES[title]}; Hamming, ties in expectation; {len(own.seeds)} seeds")
         for column in ("variant", "image -> text", "text -> image", "mean", "random"):
             table.add_column(column, justify="left" if column == "variant" else "right")
-        for variant, found in variants.items():
+        for variant, found in found_by_variant.items():
             columns = ([figure[name] for figure in found] for name in ("i2t", "t2i", "mean", "random"))
-            table.add_row(f"{VARIANTS[variant]} ({variant})", *(mean_and_spread(values) for values in columns))
+            table.add_row(f"{chosen[variant][1]} ({variant})", *(mean_and_spread(values) for values in columns))
         if own.reference and title == "single":
             i2t, t2i = logistic_regression(words, run.data)
             table.add_row("logistic regression (real-valued)", f"{i2t:.3f}", f"{t2i:.3f}", f"{(i2t + t2i) / 2:.3f}", "")

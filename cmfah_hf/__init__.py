@@ -26,6 +26,9 @@ __getattr__, __dir__, __all__ = lazy_names(
         "GraphExpander": "expansion",
         "HashIndex": "retrieval",
         "RetrievalEvaluator": "evaluation",
+        "SCAHNConfig": "models",
+        "SCAHNForPreTraining": "models",
+        "SCAHNModel": "models",
         "SkipGramEmbedding": "expansion",
         "WikipediaKnowledge": "expansion",
         "load_image_text": "data",
@@ -44,6 +47,9 @@ if TYPE_CHECKING:
         CMFAHModel,
         CMFAHProcessor,
         CMFAHTextModel,
+        SCAHNConfig,
+        SCAHNForPreTraining,
+        SCAHNModel,
     )
     from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
     from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments

@@ -11,6 +11,9 @@ import typer
 def train(
     context: typer.Context,
     config: Annotated[Path | None, typer.Argument(help="A YAML file, such as hub_configs/cmfah-scenes.yaml.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="'cmfah' or 'scahn'; without it what the file names, or 'cmfah'.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Train a model and leave it in a folder.
@@ -25,6 +28,8 @@ def train(
     arguments = list(context.args)
     if config is not None and str(config).startswith("--"):  # there is no file, and this is the first of the arguments
         arguments, config = [str(config), *arguments], None
+    if method is not None:
+        arguments += ["--method", method]
     run = parse_run(config, arguments)
     # The trainer prints its logs, and standard output is the figures' alone.
     with redirect_stdout(sys.stderr) if json else nullcontext():

@@ -23,6 +23,7 @@ _HOME = {
     "prepare_nus_wide": "cmfah_hf.data.releases.nus_wide",
     "hash_split": "cmfah_hf.data.splits",
     "train_validation_split": "cmfah_hf.data.splits",
+    "LabelCounts": "cmfah_hf.data.label_counts",
     "collect_classes": "cmfah_hf.data.labels",
     "encode_labels": "cmfah_hf.data.labels",
 }

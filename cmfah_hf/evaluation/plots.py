@@ -1,4 +1,4 @@
-"""Plots for tables and model cards: precision and recall, precision at k, attention over a picture.
+"""Plots for tables and model cards: precision and recall, precision at k, attention over a picture, a label graph.
 
 Drawn on Figure objects of one's own, never through pyplot, so no window, no global state, and any thread will do.
 """
@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -20,6 +20,9 @@ from PIL import Image
 
 from cmfah_hf.evaluation.pointing import Boxes, boxes_by_word, region_weights
 from cmfah_hf.retrieval.codes import as_array
+
+if TYPE_CHECKING:
+    import networkx
 
 Curves = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -144,6 +147,51 @@ def plot_results(
         panel.set_axis_off()
         panel.set_title(title, fontsize=9, color=_INK, parse_math=False)
     figure.suptitle(query if isinstance(query, str) else "nearest pictures", fontsize=12, color=_INK, weight="bold")
+    return _write(figure, path)
+
+
+def plot_label_graph(graph: "networkx.DiGraph", path: str | os.PathLike) -> Path:
+    """Draws a label graph as `read_label_graph` gives it: the labels on a circle, arrows to what stands beside them.
+
+    A dot's area grows with how many items have the label, an arrow's strength with the probability.
+
+    Args:
+        graph: Nodes with `count`, edges with `probability`.
+        path: The file; its folder is made.
+    """
+    names = list(graph)
+    size = min(14.0, 5.0 + 0.07 * len(names))
+    figure = Figure(figsize=(size, size), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
+    angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
+    places = {name: (float(np.cos(a)), float(np.sin(a))) for name, a in zip(names, angles, strict=True)}
+    colors, largest = colormaps["viridis_r"], max((count for _, count in graph.nodes(data="count")), default=1) or 1
+    for start, end, probability in graph.edges(data="probability"):
+        arrow = {"arrowstyle": "-|>", "color": colors(probability), "lw": 0.6 + 1.6 * probability, "shrinkB": 7}
+        axes.annotate("", places[end], places[start], arrowprops={**arrow, "connectionstyle": "arc3,rad=0.12"})
+    for name, angle in zip(names, angles, strict=True):
+        x, y = places[name]
+        axes.scatter([x], [y], s=12 + 150 * graph.nodes[name]["count"] / largest, color=_COLORS[0], zorder=3)
+        turned = float(np.degrees(angle))
+        is_left = 90 < turned < 270
+        axes.text(
+            1.08 * x,
+            1.08 * y,
+            name,
+            rotation=turned + 180 if is_left else turned,
+            rotation_mode="anchor",
+            ha="right" if is_left else "left",
+            va="center",
+            fontsize=9 if len(names) < 60 else 6,
+            color=_INK,
+            parse_math=False,
+        )
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), colors), ax=axes, shrink=0.5, aspect=28, pad=0.01)
+    bar.set_label("probability of the label at the arrow's head", fontsize=9, color=_INK)
+    bar.ax.tick_params(labelsize=8, colors=_INK)
+    bar.outline.set_visible(False)
     return _write(figure, path)
 
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 __all__ = [
+    "METHODS",
     "CMFAHConfig",
     "CMFAHDiscriminator",
     "CMFAHForPreTraining",
@@ -20,6 +21,14 @@ __all__ = [
     "CMFAHProcessor",
     "CMFAHTextModel",
     "CMFAHTowerOutput",
+    "Method",
+    "SCAHNConfig",
+    "SCAHNForPreTraining",
+    "SCAHNImageModel",
+    "SCAHNLosses",
+    "SCAHNModel",
+    "SCAHNPreTrainedModel",
+    "SCAHNTextModel",
 ]
 
 

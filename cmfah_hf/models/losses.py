@@ -3,7 +3,7 @@
 Shape suffixes: A anchors, N candidates, B pairs of the batch, D feature width, K hash bits, C classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -107,7 +107,7 @@ def triplet_hinge(
 
 
 def quantization_loss(hash_BK: torch.Tensor, codes_BK: torch.Tensor) -> torch.Tensor:
-    """J3 of `[intra]`: the mean squared distance of the hash values from their codes of -1 and +1."""
+    """J3 of `[intra]`, `[quantisation]`: the mean squared distance of the hash values from their codes of -1 and +1."""
     return nn.functional.mse_loss(hash_BK, codes_BK.to(hash_BK.dtype))
 
 
@@ -154,8 +154,18 @@ def pair_losses(
     codes_BK: torch.Tensor,
     margin: float,
     positive_overlap: float = 0.0,
+    triplets: bool = True,
 ) -> CMFAHLosses:
-    """`[intra]`, `[inter]` and `[label-similarity]` of one view, each summed over modalities or directions."""
+    """`[intra]`, `[inter]` and `[label-similarity]` of one view, each summed over modalities or directions.
+
+    Without `triplets` the four hinges are left out, and not computed.
+    """
+    losses = CMFAHLosses(
+        quantization=quantization_loss(image.hash_values, codes_BK) + quantization_loss(text.hash_values, codes_BK),
+        similarity=label_similarity_loss(image.hash_values, text.hash_values, labels_BC),
+    )
+    if not triplets:
+        return losses
     within, across = (triplet_masks(labels_BC, within, positive_overlap) for within in (True, False))
     # Four at once: images among themselves, images to texts, texts to images, texts among themselves.
     positive_22BB, negative_22BB = (
@@ -169,10 +179,9 @@ def pair_losses(
     return CMFAHLosses(
         intra_feature=feature_22[0, 0] + feature_22[1, 1],
         intra_hash=hash_22[0, 0] + hash_22[1, 1],
-        quantization=quantization_loss(image.hash_values, codes_BK) + quantization_loss(text.hash_values, codes_BK),
         inter_feature=feature_22[0, 1] + feature_22[1, 0],
         inter_hash=hash_22[0, 1] + hash_22[1, 0],
-        similarity=label_similarity_loss(image.hash_values, text.hash_values, labels_BC),
+        **losses,
     )
 
 
@@ -189,18 +198,23 @@ def views_losses(
     labels_BC: torch.Tensor,
     codes_BK: torch.Tensor | None,
     extra: Callable[[CMFAHTowerOutput, CMFAHTowerOutput], dict[str, torch.Tensor]] | None = None,
+    kind: type[CMFAHLosses] = CMFAHLosses,
 ) -> CMFAHLosses:
     """The terms of both views of a batch, the paired one `paired_weight` times.
 
     Both aim at one code, that of the pair: so the pair teaches the single.
 
     Args:
-        config: Names the margin, the variant and the paired view's weight.
+        config: Names the margin, the variant, the paired view's weight, and whether any triplet weighs at all.
         alone, paired: Image and text of each view; without attention the two are one. None: a batch that is seen alone.
         labels_BC: `(B, C)`, multi-hot, or what else `relevance` takes.
         codes_BK: `(B, K)`, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of the paired view, where there is one.
         extra: Further terms of a view, by name.
+        kind: What the terms are given back as.
     """
+    triplets = any(
+        (config.intra_feature_weight, config.intra_hash_weight, config.inter_feature_weight, config.inter_hash_weight)
+    )
     if codes_BK is None:
         image, text = alone if paired is None else paired
         codes_BK = sign(image.hash_values + text.hash_values).detach()
@@ -210,17 +224,23 @@ def views_losses(
     totals: dict[str, torch.Tensor] = {}
     for weight, (image, text) in views:
         terms = {
-            **pair_losses(image, text, labels_BC, codes_BK, config.margin, config.positive_overlap),
+            **pair_losses(image, text, labels_BC, codes_BK, config.margin, config.positive_overlap, triplets),
             **(extra(image, text) if extra else {}),
         }
         for name, value in terms.items():
             totals[name] = totals.get(name, 0.0) + weight * value
-    return CMFAHLosses(**totals)
+    return kind(**totals)
 
 
-def weighted_total(losses: CMFAHLosses, config: CMFAHConfig) -> torch.Tensor:
-    """L_gen - L_adv: the terms that are there, each times its weight; `[adversarial]` is what the towers maximise."""
+def weighted_total(
+    losses: CMFAHLosses, config: CMFAHConfig, further_weights: Mapping[str, float] | None = None
+) -> torch.Tensor:
+    """L_gen - L_adv: the terms that are there, each times its weight; `[adversarial]` is what the towers maximise.
+
+    `further_weights` are those of terms that CMFAH has not, by name.
+    """
     weights = {
+        **(further_weights or {}),
         "intra_feature": config.intra_feature_weight,
         "intra_hash": config.intra_hash_weight,
         "quantization": config.quantization_weight,

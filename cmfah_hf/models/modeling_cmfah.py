@@ -5,6 +5,7 @@ Equations are cited by their tags in `docs/method.md`.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import nn
@@ -53,6 +54,8 @@ class CMFAHPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["CMFAHLayer", "CMFAHTorchvisionBackbone", "CMFAHWordEmbeddings"]
     _can_record_outputs = {"hidden_states": CMFAHLayer, "attentions": [CMFAHCoAttention, CMFAHSelection]}
+    # The terms of the loss; a model with terms of its own names a type with more of them.
+    losses_class = CMFAHLosses
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -67,6 +70,25 @@ class CMFAHPreTrainedModel(PreTrainedModel):
         elif isinstance(module, CMFAHConceptHead):
             init.constant_(module.log_scale, math.log(10))
             init.constant_(module.bias, 0.3)
+
+    def view_terms(
+        self, image: CMFAHTowerOutput, text: CMFAHTowerOutput, labels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The terms of one view beside those of `pair_losses`, by their names in `losses_class`: here none.
+
+        Args:
+            image, text: Hash values and features of the view.
+            labels: `(B, C)`, multi-hot, or what else `relevance` takes.
+        """
+        return {}
+
+    def weighted_total(self, losses: CMFAHLosses) -> torch.Tensor:
+        """What the towers minimise: the terms that are there, each times its weight in the configuration."""
+        return weighted_total(losses, self.config)
+
+    def _views_losses(self, alone, paired, labels: torch.Tensor, codes: torch.Tensor | None) -> CMFAHLosses:
+        extra = partial(self.view_terms, labels=labels)
+        return views_losses(self.config, alone, paired, labels, codes, extra, self.losses_class)
 
 
 class CMFAHImageModel(CMFAHPreTrainedModel):
@@ -237,14 +259,16 @@ class CMFAHModel(CMFAHPreTrainedModel):
     ```"""
 
     _keys_to_ignore_on_load_unexpected = _TRAINING_KEYS
+    image_model_class = CMFAHImageModel
+    text_model_class = CMFAHTextModel
 
     def __init__(self, config: CMFAHConfig):
         super().__init__(config)
-        self.image_model = CMFAHImageModel._from_config(config)
-        self.text_model = CMFAHTextModel._from_config(config)
+        self.image_model = self.image_model_class._from_config(config)
+        self.text_model = self.text_model_class._from_config(config)
         self.post_init()
         # Without what `post_init` gathers from the towers: each alone passes over the other's weights, both do not.
-        self._keys_to_ignore_on_load_unexpected = set(_TRAINING_KEYS)
+        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text_model.get_input_embeddings()
@@ -303,8 +327,8 @@ class CMFAHModel(CMFAHPreTrainedModel):
             alone = image, text
             if self.config.attention != "none":
                 alone = self.image_model.encode(regions_BRD), self.text_model.encode(words_BWD, mask_BW)
-            losses = views_losses(self.config, alone, (image, text), labels, codes)
-            loss = weighted_total(losses, self.config)
+            losses = self._views_losses(alone, (image, text), labels, codes)
+            loss = self.weighted_total(losses)
         return CMFAHOutput(
             loss=loss,
             image_hash=image.hash_values,
@@ -321,6 +345,10 @@ class CMFAHModel(CMFAHPreTrainedModel):
 class CMFAHDiscriminator(CMFAHPreTrainedModel):
     """`[adversarial]`: a three-layer MLP that tells one modality's features from the other's.
 
+    Args:
+        config: The model's.
+        width: Of what it reads. None: the features' `hidden_size`.
+
     Example:
 
     ```python
@@ -331,10 +359,11 @@ class CMFAHDiscriminator(CMFAHPreTrainedModel):
     supports_gradient_checkpointing = False
     _can_record_outputs = None
 
-    def __init__(self, config: CMFAHConfig):
+    def __init__(self, config: CMFAHConfig, width: int | None = None):
         super().__init__(config)
-        widths = [max(1, config.hidden_size // divisor) for divisor in (2, 4)]
-        self.dense_in = nn.Linear(config.hidden_size, widths[0])
+        width = config.hidden_size if width is None else width
+        widths = [max(1, width // divisor) for divisor in (2, 4)]
+        self.dense_in = nn.Linear(width, widths[0])
         self.dense_hidden = nn.Linear(widths[0], widths[1])
         self.dense_out = nn.Linear(widths[1], 1)
         self.post_init()
@@ -357,6 +386,20 @@ class CMFAHDiscriminator(CMFAHPreTrainedModel):
         return CMFAHDiscriminatorOutput(loss=loss, logits=logits)
 
 
+def opponents_loss(
+    image_discriminator: CMFAHDiscriminator,
+    text_discriminator: CMFAHDiscriminator,
+    image_BX: torch.Tensor,
+    text_BX: torch.Tensor,
+) -> torch.Tensor:
+    """L_adv of `[adversarial]`: each discriminator calls its own modality real and the other fake."""
+    # Both modalities in one batch: half as many passes. Its loss is a mean, so twice that is the sum of both.
+    both_NX = torch.cat([image_BX, text_BX])
+    is_image_N = torch.arange(len(both_NX), device=both_NX.device) < len(image_BX)
+    image = image_discriminator(both_NX, labels=is_image_N).loss
+    return 2 * (image + text_discriminator(both_NX, labels=~is_image_N).loss)
+
+
 def _tower_outputs(
     tower: CMFAHImageModel | CMFAHTextModel, views: Views
 ) -> tuple[CMFAHTowerOutput | None, CMFAHTowerOutput]:
@@ -373,12 +416,14 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
     """The towers with all that trains them: both discriminators and the label head.
 
     Every batch is seen both ways, each item with its partner and each alone, so that the pair teaches the single.
-    The discriminators learn from `discriminators_loss`, in a step and with an optimizer of their own.
+    The discriminators learn from `adversarial_losses`, in a step and with an optimizer of their own.
     """
+
+    towers_class = CMFAHModel
 
     def __init__(self, config: CMFAHConfig):
         super().__init__(config)
-        self.cmfah = CMFAHModel._from_config(config)
+        self.cmfah = self.towers_class._from_config(config)
         self.image_discriminator = CMFAHDiscriminator._from_config(config)
         self.text_discriminator = CMFAHDiscriminator._from_config(config)
         self.label_head = nn.Linear(config.hash_bits, config.num_labels) if config.num_labels else None
@@ -397,16 +442,43 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
         """As the parent's; where the code is saved beside the weights, `AutoModel` finds the towers in it too."""
         if self._auto_class is not None:
             auto_map = getattr(self.config, "auto_map", None) or {}
-            self.config.auto_map = {"AutoModel": f"{__name__.rpartition('.')[2]}.{CMFAHModel.__name__}", **auto_map}
+            module = self.towers_class.__module__.rpartition(".")[2]
+            self.config.auto_map = {"AutoModel": f"{module}.{self.towers_class.__name__}", **auto_map}
         super().save_pretrained(save_directory, **kwargs)
 
+    @property
+    def discriminators(self) -> nn.ModuleList:
+        """All that learns in the discriminators' step."""
+        return nn.ModuleList([self.image_discriminator, self.text_discriminator])
+
     def discriminators_loss(self, image_features_BD: torch.Tensor, text_features_BD: torch.Tensor) -> torch.Tensor:
-        """L_adv of `[adversarial]`: each discriminator calls its own modality real and the other fake."""
-        # Both modalities in one batch: half as many passes. Its loss is a mean, so twice that is the sum of both.
-        features_ND = torch.cat([image_features_BD, text_features_BD])
-        is_image_N = torch.arange(len(features_ND), device=features_ND.device) < len(image_features_BD)
-        image = self.image_discriminator(features_ND, labels=is_image_N).loss
-        return 2 * (image + self.text_discriminator(features_ND, labels=~is_image_N).loss)
+        """L_adv of `[adversarial]` on features."""
+        return opponents_loss(self.image_discriminator, self.text_discriminator, image_features_BD, text_features_BD)
+
+    def adversarial_losses(self, outputs: CMFAHForPreTrainingOutput) -> dict[str, torch.Tensor]:
+        """What the discriminators minimise and the towers maximise, by the names of the terms.
+
+        Args:
+            outputs: Of `forward`; detached for the discriminators' own step.
+        """
+        return {"adversarial": self.discriminators_loss(outputs.image_features, outputs.text_features)}
+
+    def view_terms(
+        self, image: CMFAHTowerOutput, text: CMFAHTowerOutput, labels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """`[label-guidance]` and `[concept-guidance]`, where there are heads for them."""
+        terms = super().view_terms(image, text, labels)
+        if self.label_head is not None:
+            terms["label"] = sum(
+                label_guidance_loss(self.label_head(tower.hash_values), labels, self.config.label_positive_weight)
+                for tower in (image, text)
+            )
+        answered = [
+            label_guidance_loss(head(tower.concept_cosines[:, : self.config.num_labels]), labels)
+            for head, tower in ((self.image_concept_head, image), (self.text_concept_head, text))
+            if head is not None and tower.concept_cosines is not None  # concepts answer for an absent partner alone
+        ]
+        return {**terms, "concept": sum(answered)} if answered else terms
 
     def towers_losses(
         self, outputs: CMFAHForPreTrainingOutput, labels: torch.Tensor, codes: torch.Tensor | None = None
@@ -418,21 +490,6 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
             labels: `(B, C)`, multi-hot; of a model without classes whatever `relevance` takes.
             codes: `(B, K)` of -1 and +1, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of this batch.
         """
-
-        def guided(image: CMFAHTowerOutput, text: CMFAHTowerOutput) -> dict[str, torch.Tensor]:
-            terms = {}
-            if self.label_head is not None:
-                terms["label"] = sum(
-                    label_guidance_loss(self.label_head(tower.hash_values), labels, self.config.label_positive_weight)
-                    for tower in (image, text)
-                )
-            answered = [
-                label_guidance_loss(head(tower.concept_cosines[:, : self.config.num_labels]), labels)
-                for head, tower in ((self.image_concept_head, image), (self.text_concept_head, text))
-                if head is not None and tower.concept_cosines is not None  # concepts answer for an absent partner alone
-            ]
-            return {**terms, "concept": sum(answered)} if answered else terms
-
         alone = (
             CMFAHTowerOutput(outputs.image_hash, outputs.image_features, concept_cosines=outputs.image_concept_cosines),
             CMFAHTowerOutput(outputs.text_hash, outputs.text_features, concept_cosines=outputs.text_concept_cosines),
@@ -440,10 +497,11 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
         paired = None
         if outputs.image_model_output is not None:
             paired = outputs.image_model_output, outputs.text_model_output
-        losses = views_losses(self.config, alone, paired, labels, codes, guided)
+        losses = self._views_losses(alone, paired, labels, codes)
         if self.config.adversarial_weight:  # else the discriminators are not trained, and their word is worth nothing
-            losses.adversarial = self.discriminators_loss(outputs.image_features, outputs.text_features)
-        return weighted_total(losses, self.config), losses
+            for name, value in self.adversarial_losses(outputs).items():
+                losses[name] = value
+        return self.weighted_total(losses), losses
 
     @can_return_tuple
     def forward(

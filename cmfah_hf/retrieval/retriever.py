@@ -3,6 +3,7 @@
 Shape suffixes: N items, Q queries, K hash bits.
 """
 
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from cmfah_hf.data.images import decode_image, find_pictures, is_picture
 from cmfah_hf.data.loading import is_data_set
 from cmfah_hf.errors import CheckpointError, DataError, ImageError, QueryError
 from cmfah_hf.expansion import GraphExpander
-from cmfah_hf.models import CMFAHModel, CMFAHProcessor
+from cmfah_hf.models import METHODS, CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
 from cmfah_hf.retrieval.items import Items, batches_of, taken
 
@@ -71,13 +72,14 @@ class CrossMediaRetriever:
             **kwargs: For `from_pretrained`, such as `revision`, `token` or `dtype`.
 
         Raises:
-            CheckpointError: If the folder holds no CMFAH model, or lacks a part of it.
+            CheckpointError: If the folder holds no model of this package, or lacks a part of it.
         """
         source = str(repo_or_folder)
-        if _find(source, CONFIG_NAME, kwargs) is None:
+        config_file = _find(source, CONFIG_NAME, kwargs)
+        if config_file is None:
             where = "a folder without" if Path(source).is_dir() else "no folder here, nor a model on the Hub with"
             raise CheckpointError(f"{source}: {where} a {CONFIG_NAME}; give one that a training run has left.")
-        model, report = _load(CMFAHModel, source, {**kwargs, "output_loading_info": True})
+        model, report = _load(_towers_class(config_file), source, {**kwargs, "output_loading_info": True})
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
             raise CheckpointError(
@@ -353,6 +355,15 @@ def _find(source: str, name: str, kwargs: dict[str, Any]) -> str | None:
         raise CheckpointError(
             f"{source}: neither a folder nor a Hub id that can be reached ({_reason(error)})."
         ) from error
+
+
+def _towers_class(config_file: str) -> type[CMFAHModel]:
+    """The towers of the method that a configuration names; of another one, or a broken one, CMFAH's, which say so."""
+    try:
+        found = json.loads(Path(config_file).read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        found = None
+    return METHODS[found if found in METHODS else "cmfah"].model
 
 
 def _load(part: type, source: str, kwargs: dict[str, Any]) -> Any:

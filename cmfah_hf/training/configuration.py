@@ -12,7 +12,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from cmfah_hf.errors import CMFAHError
-from cmfah_hf.models import CMFAHConfig
+from cmfah_hf.models import METHODS, CMFAHConfig
 from cmfah_hf.training.arguments import CMFAHTrainingArguments, DataArguments
 
 SECTIONS = ("model", "data", "training")
@@ -26,11 +26,23 @@ _NOT_FOR_HAND = {
 
 @dataclass
 class Run:
-    """What one training run is told: fields of `CMFAHConfig`, the data's arguments, the trainer's arguments."""
+    """What one training run is told: fields of the model's configuration, the data's arguments, the trainer's, and the
+    method, one of `METHODS`.
+    """
 
     model: dict[str, Any]
     data: DataArguments
     training: CMFAHTrainingArguments
+    method: str = "cmfah"
+
+    @property
+    def config_class(self) -> type[CMFAHConfig]:
+        """The configuration that `model` holds fields of."""
+        return METHODS[self.method].config
+
+    def setting(self, name: str) -> Any:
+        """A setting of the model, given or by default; None where the method has no such setting."""
+        return self.model.get(name, getattr(self.config_class, name, None))
 
 
 class _Parser(HfArgumentParser):
@@ -75,23 +87,26 @@ def parse_run(config: str | Path | None, arguments: list[str] | None = None) -> 
     """Reads a run's settings.
 
     Args:
-        config: A YAML file with the sections `model`, `data` and `training`; None: the defaults alone.
+        config: A YAML file with the sections `model`, `data` and `training`; None: the defaults alone. `model_type` in
+            `model` names the method; without it, it is `cmfah`.
         arguments: Of the command line, such as `["--hash_bits", "32", "--learning_rate=1e-3"]`. Any field of the
-            three sections can be given so, and takes precedence over the file.
+            three sections can be given so, and the `--method`, and takes precedence over the file.
 
     Raises:
         CMFAHError: If the file is missing or is not such a YAML, or a name or value is not known.
     """
     settings = _read(Path(config)) if config is not None else {}
+    method, arguments = _method(config, settings, arguments or [])
     parser = _Parser()
     data_names = {field.name for field in fields(DataArguments)}
     training_names = {field.name for field in fields(CMFAHTrainingArguments)}
-    model_names = {field.name for field in fields(CMFAHConfig)} - _NOT_FOR_HAND
+    model_names = _settings_of(method)
     known = {"model": model_names, "data": data_names, "training": training_names}
     for section, values in settings.items():
         for name in values:
             if name not in known[section]:
-                raise CMFAHError(f"{config}: {section} has no setting {name!r}{_nearest(str(name), known[section])}.")
+                hint = _other_method(str(name)) or _nearest(str(name), known[section])
+                raise CMFAHError(f"{config}: {section} has no setting {name!r}{hint}.")
     for section in ("data", "training"):
         try:
             parser.set_defaults(
@@ -99,15 +114,45 @@ def parse_run(config: str | Path | None, arguments: list[str] | None = None) -> 
             )
         except (CMFAHError, argparse.ArgumentError) as error:
             raise CMFAHError(f"{config}, section {section}: {error}") from error
-    data, training, rest = parser.parse_args_into_dataclasses(args=arguments or [], return_remaining_strings=True)
+    data, training, rest = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
     model, given = dict(settings.get("model", {})), dict(_pairs(rest))
     for name in given:
         if name not in model_names:
-            raise CMFAHError(f"There is no argument --{name}{_nearest(name, set().union(*known.values()))}.")
+            hint = _other_method(name) or _nearest(name, set().union(*known.values(), {"method"}))
+            raise CMFAHError(f"There is no argument --{name}{hint}.")
     if "backbone" in given:  # the file's `backbone_config` would outrank it
         model.pop("backbone_config", None)
     model.update(given)
-    return Run(model, data, training)
+    return Run(model, data, training, method)
+
+
+def _method(config: str | Path | None, settings: dict, arguments: list[str]) -> tuple[str, list[str]]:
+    """The method that the file or, over it, the command line names; and the arguments that are left."""
+    parser = _Methods(add_help=False, allow_abbrev=False)
+    parser.add_argument("--method")
+    given, rest = parser.parse_known_args(arguments)
+    where, method = "", given.method
+    in_file = settings.get("model", {}).pop("model_type", None)
+    if method is None and in_file is not None:
+        where, method = f"{config}: ", in_file
+    if method is not None and method not in METHODS:
+        name = "model_type" if where else "--method"
+        raise CMFAHError(f"{where}{name} is {method!r}; choose one of {', '.join(METHODS)}.")
+    return method or "cmfah", rest
+
+
+class _Methods(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise CMFAHError(f"{message[0].upper()}{message[1:]}; choose one of {', '.join(METHODS)}.")
+
+
+def _settings_of(method: str) -> set[str]:
+    return {field.name for field in fields(METHODS[method].config)} - _NOT_FOR_HAND
+
+
+def _other_method(name: str) -> str:
+    having = [method for method in METHODS if name in _settings_of(method)]
+    return f", which is a setting of --method {having[0]}" if having else ""
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

@@ -12,11 +12,13 @@ import torch
 
 from cmfah_hf.data import collect_classes, load_image_text, resolve_data_path, train_validation_split
 from cmfah_hf.data.images import drop_unreadable
+from cmfah_hf.data.label_counts import LabelCounts
 from cmfah_hf.data.relevance import LabelRelevance, PairRelevance, Relevance, TagRelevance
 from cmfah_hf.data.streams import PairStream, split_stream
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding, WikipediaKnowledge
-from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.expansion.label_vectors import label_vectors
+from cmfah_hf.models import METHODS, CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHProcessor
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
 from cmfah_hf.training.arguments import DataArguments
 from cmfah_hf.training.backbone import load_backbone_weights
@@ -37,13 +39,15 @@ class Pairs:
 
     `splits` are `train` and `validation`, and where there are such `query` and `database`. `stream_of_all` are a
     stream's pairs of training and validation together. `classes` are those of train and of validation. `texts` is what
-    the words are learned from, and `backbone` what made the regions, if they are kept.
+    the words are learned from, `together` how often a stream's training labels stand together, and `backbone` what made
+    the regions, if they are kept.
     """
 
     splits: dict[str, Any]
     stream_of_all: PairStream | None
     classes: dict[str, list[str]]
     texts: Iterable[Any]
+    together: LabelCounts | None
     backbone: torch.nn.Module | None
 
     @property
@@ -56,6 +60,11 @@ class Pairs:
     @property
     def is_stream(self) -> bool:
         return self.stream_of_all is not None
+
+    @property
+    def label_counts(self) -> LabelCounts:
+        """How often the labels of the training pairs stand together, `[label-graph]`."""
+        return LabelCounts.of(self.splits["train"]) if self.together is None else self.together
 
     def expanded(self, expander: GraphExpander) -> "Pairs":
         """With the column of the expanded texts, `[graph]`."""
@@ -71,7 +80,8 @@ def read_pairs(run: Run, output: Path) -> Pairs:
     Raises:
         DataError: If the data lacks what the run needs.
     """
-    data, config = run.data, CMFAHConfig(**run.model)
+    data, config = run.data, run.config_class(**run.model)
+    _check_method(run)
     keeps_regions = config.freeze_backbone and data.keep_regions
     if data.streaming:
         loaded = open_streams(data)
@@ -111,13 +121,26 @@ def read_pairs(run: Run, output: Path) -> Pairs:
         name: collect_classes(splits[name]) if data.similarity == "labels" else _labels_of(splits[name])
         for name in (("train",) if data.similarity == "labels" else ("train", "validation"))
     }
-    return Pairs(splits, None, classes, splits["train"], backbone)
+    return Pairs(splits, None, classes, splits["train"], None, backbone)
 
 
 def _labels_of(pairs: datasets.Dataset) -> list[str]:
     if "labels" not in pairs.column_names:
         return []
     return sorted({name for names in pairs["labels"] for name in names or ()})
+
+
+def _check_method(run: Run) -> None:
+    """What a method makes of labels, where a run goes without them."""
+    if run.data.similarity == "labels":
+        return
+    for name, what in (("use_label_graph", "label graph"), ("queue_size", "queue")):
+        if run.setting(name):
+            off = "false" if name == "use_label_graph" else "0"
+            raise DataError(
+                f"{run.method} makes its {what} of labels, and --similarity {run.data.similarity} goes without them; "
+                f"give --similarity labels, --{name} {off}, or --method cmfah."
+            )
 
 
 def _check(data: DataArguments, loaded: Mapping[str, Any]) -> None:
@@ -217,7 +240,7 @@ def _fit_words(run: Run, texts: Iterable[Any]) -> tuple[GraphExpander | None, Sk
             ).fit([resolve_data_path(source) for source in data.knowledge], expander.graph.vocabulary)
         corpus = expander.corpus(texts, num_walks=data.word_walks)
     embedding = SkipGramEmbedding(
-        run.model.get("word_dim", CMFAHConfig.word_dim),
+        run.setting("word_dim"),
         epochs=data.word_epochs,
         window=data.word_window,
         seed=data.word_seed,
@@ -266,25 +289,40 @@ def backbone_weights(data: DataArguments, config: CMFAHConfig) -> str | None:
 
 
 def build_model(
-    run: Run, classes: list[str], embedding: SkipGramEmbedding, backbone: torch.nn.Module | None
+    run: Run,
+    classes: list[str],
+    embedding: SkipGramEmbedding,
+    backbone: torch.nn.Module | None,
+    label_counts: LabelCounts | None = None,
 ) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
-    """A model with the word vectors and the backbone's weights in it, and its processor."""
+    """A model with the word vectors, the backbone's weights and the label graph in it, and its processor.
+
+    Args:
+        run: The run.
+        classes: The names of the classes; none where the run goes without labels.
+        embedding: The word vectors.
+        backbone: What made the regions, if they are kept.
+        label_counts: How often labels stand together; of a method with a label graph.
+    """
     vectors_VE = torch.from_numpy(embedding.vectors)
     settings = {**run.model, "word_dim": vectors_VE.shape[1]}
-    if not classes and settings.get("label_weight", CMFAHConfig.label_weight):
+    if not classes and run.setting("label_weight"):
         logger.info("Without labels there is no label guidance: label_weight is taken as 0.")
         settings["label_weight"] = 0
-    config = CMFAHConfig(
+    config = run.config_class(
         **settings,
         vocab_size=len(embedding.vocabulary) + len(SPECIAL_TOKENS),
         id2label=dict(enumerate(classes)),
         label2id={name: number for number, name in enumerate(classes)},
     )
-    model = CMFAHForPreTraining(config)
+    model = METHODS[run.method].pretraining(config)
     table = model.get_input_embeddings().weight.data
     table.zero_()
     # Of one length, as the regions are: skip-gram's lengths tell how frequent a word is, and not what it means.
     table[len(SPECIAL_TOKENS) :] = torch.nn.functional.normalize(vectors_VE, dim=1) * vectors_VE.shape[1] ** 0.5
+    if label_counts is not None:
+        counts_CC = torch.from_numpy(label_counts.matrix(classes))
+        model.label_graph.fill(counts_CC, torch.from_numpy(label_vectors(classes, embedding)))
     weights = backbone_weights(run.data, config)
     if backbone is not None:  # the one that made the regions, also where its weights were drawn at random
         model.cmfah.image_model.embeddings.backbone.load_state_dict(backbone.state_dict())

@@ -18,6 +18,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from cmfah_hf.errors import CheckpointError
+from cmfah_hf.models import CMFAHConfig
 from cmfah_hf.training.checkpoints import (
     UNFINISHED_NAME,
     begin_anew,
@@ -210,7 +211,8 @@ def check_same_model(config: Any, checkpoint: str | Path) -> None:
     ours = config.to_dict()
     # The classes first: where they differ, the data is another. Without the parent's settings, of which `Trainer` sets
     # some.
-    for name in ("id2label", *type(config).__annotations__):
+    own = [name for kind in type(config).__mro__ if issubclass(kind, CMFAHConfig) for name in kind.__annotations__]
+    for name in ("id2label", *own):
         if _plain(ours.get(name)) != _plain(theirs.get(name)):
             raise CheckpointError(
                 f"{checkpoint}: a checkpoint of another model, whose {name} is {_short(theirs.get(name))} and not "

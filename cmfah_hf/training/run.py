@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, set_seed
 
 from cmfah_hf.data.relevance import TagRelevance
-from cmfah_hf.models import CMFAHForPreTraining, CMFAHModel
+from cmfah_hf.models import METHODS, CMFAHForPreTraining
 from cmfah_hf.training.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.checkpoints import (
     begin_anew,
@@ -41,8 +41,8 @@ def train(run: Run) -> dict[str, Any]:
 
     Returns:
         `validation`: the best MAP there, its `epoch`, and what was relevant there (`validation_relevance`); `query`:
-        the figures of `RetrievalEvaluator`, where the data has a query split with labels; and what the run was (bits,
-        seed, pairs). The same stands in `metrics.json`. Of several processes only the main one gets them.
+        the figures of `RetrievalEvaluator`, where the data has a query split with labels; and what the run was (method,
+        bits, seed, pairs). The same stands in `metrics.json`. Of several processes only the main one gets them.
 
     Raises:
         CMFAHError: If the data, the weights, a setting or the checkpoint cannot be used, or the disk is full.
@@ -71,7 +71,9 @@ def train(run: Run) -> dict[str, Any]:
         run = replace(run, model={"positive_overlap": relevance.threshold, **run.model})
         relevance.threshold = run.model["positive_overlap"]
     classes = pairs.classes["train"] if data.similarity == "labels" else []
-    model, processor = build_model(run, classes, embedding, pairs.backbone)
+    # Counted once: as the words, the label graph of a refit is that of the training pairs.
+    label_counts = pairs.label_counts if run.setting("use_label_graph") else None
+    model, processor = build_model(run, classes, embedding, pairs.backbone, label_counts)
 
     def trainer_of(model: CMFAHForPreTraining, args: CMFAHTrainingArguments, train_pairs: Any, **kwargs: Any):
         return CMFAHTrainer(
@@ -95,7 +97,7 @@ def train(run: Run) -> dict[str, Any]:
         # Checkpoints of a refit belong to this run only if nothing was left to do before it.
         refit_goes_on = checkpoint is not None and trainer.state.global_step == step_of(checkpoint)
         set_seed(args.seed)
-        model, processor = build_model(run, classes, embedding, pairs.backbone)
+        model, processor = build_model(run, classes, embedding, pairs.backbone, label_counts)
         final = _refit_arguments(args, output / REFIT_NAME)
         trainer = trainer_of(model, final, pairs.all, callbacks=[_StopAfter(epoch)])
         trainer.train(resume_from_checkpoint=newest_checkpoint(final.output_dir) if refit_goes_on else None)
@@ -106,6 +108,7 @@ def train(run: Run) -> dict[str, Any]:
     if not trainer.is_world_process_zero():
         return {}
     metrics: dict[str, Any] = {
+        "method": run.method,
         "hash_bits": model.config.hash_bits,
         "seed": args.seed,
         "train_pairs": len(pairs.splits["train"]),
@@ -120,7 +123,7 @@ def train(run: Run) -> dict[str, Any]:
     queries, database = pairs.splits.get("query"), pairs.splits.get("database", pairs.all)
     if queries is not None and all("labels" in side.column_names for side in (queries, database)):
         if trainer.is_fsdp_enabled:  # its weights are spread over processes that have done their part
-            towers = CMFAHModel.from_pretrained(output).to(args.device)
+            towers = METHODS[run.method].model.from_pretrained(output).to(args.device)
         else:
             towers = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).cmfah
         metrics["query"] = evaluate_pairs(

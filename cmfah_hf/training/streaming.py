@@ -5,7 +5,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 
 from cmfah_hf.data import load_image_text
 from cmfah_hf.data.images import decoding_off
+from cmfah_hf.data.label_counts import LabelCounts
 from cmfah_hf.data.streams import PairStream, is_arrow, read_shard, split_stream, stream_fingerprint
 from cmfah_hf.errors import DataError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
@@ -38,11 +39,15 @@ Streams = dict[str, datasets.IterableDataset]
 
 @dataclass
 class StreamNotes:
-    """What one pass over the ids, texts and labels of a stream found out; `counts` are the rows of each shard."""
+    """What one pass over the ids, texts and labels of a stream found out.
+
+    `counts` are the rows of each shard, `together` those with each two labels, as `LabelCounts.to_dict` gives them.
+    """
 
     fingerprint: str
     counts: list[int]
     classes: list[str]
+    together: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 class SpooledTexts:
@@ -80,7 +85,7 @@ def stream_regions(run: Run, loaded: Streams, image_model: CMFAHImageModel, proc
 
 def count_streams(
     run: Run, splits: Streams, whole: datasets.IterableDataset | None, has_regions: bool, output: Path
-) -> tuple[dict[str, PairStream], PairStream, dict[str, list[str]], SpooledTexts]:
+) -> tuple[dict[str, PairStream], PairStream, dict[str, list[str]], SpooledTexts, LabelCounts]:
     """The streams that a run trains on and evaluates, from one pass over what stands beside the pictures.
 
     Of Parquet that pass reads nothing else. The main process makes it and tells the others; it is not repeated when a
@@ -94,7 +99,8 @@ def count_streams(
         output: The run's folder.
 
     Returns:
-        The splits, the pairs of training and validation together, the classes of either, and the training texts.
+        The splits, the pairs of training and validation together, the classes of either, the training texts, and how
+        often the training labels stand together.
 
     Raises:
         DataError: If an id stands twice, or no row has a label.
@@ -128,7 +134,7 @@ def count_streams(
         counts = np.add(notes["train"].counts, notes["validation"].counts)
         all_pairs = PairStream(whole, counts.tolist(), args.shuffle_buffer, seed)
     classes = {name: own.classes for name, own in notes.items()}
-    return streams, all_pairs, classes, SpooledTexts(output / TEXTS_NAME)
+    return streams, all_pairs, classes, SpooledTexts(output / TEXTS_NAME), LabelCounts(notes["train"].together)
 
 
 def _notes(narrow: Streams, is_resumed: bool, source: str, output: Path) -> dict[str, StreamNotes]:
@@ -165,14 +171,15 @@ def read_notes(dataset: datasets.IterableDataset, source: str, texts: Path | Non
     if is_arrow(narrow):  # where no column needs a conversion to be left out
         narrow = narrow.select_columns([name for name in ("id", "text", "labels") if name in narrow.column_names])
     counts = [0] * narrow.num_shards
-    classes: dict[str, None] = {}
+    labels = LabelCounts()
     with tempfile.TemporaryDirectory(prefix="cmfah-ids-") as folder, _Writer(texts) as writer:
         ids = _Ids(Path(folder))
         for shard in range(narrow.num_shards):
             rows = read_shard(narrow, shard)
             while portion := list(islice(rows, _TEXT_ROWS)):
                 counts[shard] += len(portion)
-                classes |= dict.fromkeys(label for row in portion for label in row.get("labels") or ())
+                for row in portion:
+                    labels.add(row.get("labels"))
                 ids.add([row["id"] for row in portion])
                 writer.write([row["text"] for row in portion])
         repeated = ids.repeated()
@@ -180,7 +187,7 @@ def read_notes(dataset: datasets.IterableDataset, source: str, texts: Path | Non
         ids = (row["id"] for shard in range(narrow.num_shards) for row in read_shard(narrow, shard))
         name = next(name for name in ids if _digest(name) == repeated)
         raise DataError(f"{source}: the id {name!r} stands twice; make the ids unique.")
-    return StreamNotes(fingerprint, counts, sorted(classes))
+    return StreamNotes(fingerprint, counts, labels.classes, labels.to_dict())
 
 
 class _Writer:

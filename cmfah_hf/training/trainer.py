@@ -17,7 +17,7 @@ from cmfah_hf.data.relevance import PairRelevance, Relevance
 from cmfah_hf.data.streams import PairStream, StreamPart
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.evaluation import RetrievalEvaluator
-from cmfah_hf.models import CMFAHForPreTraining, CMFAHProcessor
+from cmfah_hf.models import CMFAHForPreTraining, CMFAHForPreTrainingOutput, CMFAHProcessor
 from cmfah_hf.models.losses import sign
 from cmfah_hf.training.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.batch_norm import use_global_statistics
@@ -85,7 +85,7 @@ class CMFAHTrainer(ResumingTrainer):
     On several processes each encodes its share of a batch, and the losses are those of the whole (docs/training.md).
 
     Args:
-        model: The towers with what trains them.
+        model: The towers with what trains them, a `CMFAHForPreTraining` or a `SCAHNForPreTraining`.
         args: A `CMFAHTrainingArguments`.
         train_dataset: Rows as `PairCollator` reads them: a data set, map-style or a stream, of `datasets` or of torch,
             or a list. The rows of a stream of `datasets` are counted first, unless `max_steps` is given; a
@@ -188,8 +188,7 @@ class CMFAHTrainer(ResumingTrainer):
 
     @property
     def _discriminators(self) -> nn.ModuleList:
-        model = self._pretraining
-        return nn.ModuleList([model.image_discriminator, model.text_discriminator])
+        return self._pretraining.discriminators
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """0: the parent's estimate is for models of tokens, and for it counts all parameters in every step."""
@@ -287,10 +286,12 @@ class CMFAHTrainer(ResumingTrainer):
         return loss.detach()
 
     def _discriminators_step(self, pretraining: CMFAHForPreTraining, outputs) -> None:
-        """One update of both discriminators with the towers fixed, `[adversarial]`."""
+        """One update of the discriminators with the towers fixed, `[adversarial]`."""
         discriminators = self._discriminators.requires_grad_(True)
+        names = ("image_features", "text_features", "image_hash", "text_hash")
+        detached = CMFAHForPreTrainingOutput(**{name: outputs[name].detach() for name in names})
         with self.compute_loss_context_manager():
-            loss = pretraining.discriminators_loss(outputs.image_features.detach(), outputs.text_features.detach())
+            loss = sum(pretraining.adversarial_losses(detached).values())
         loss, scaler = loss / self.current_gradient_accumulation_steps, self.discriminator_scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
         discriminators.requires_grad_(False)

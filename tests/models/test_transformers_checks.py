@@ -15,6 +15,11 @@ from cmfah_hf.models import (
     CMFAHImageModel,
     CMFAHModel,
     CMFAHTextModel,
+    SCAHNConfig,
+    SCAHNForPreTraining,
+    SCAHNImageModel,
+    SCAHNModel,
+    SCAHNTextModel,
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -33,6 +38,8 @@ class CMFAHModelTester:
     """A model of a few thousand weights with a backbone of its own, and a batch for it."""
 
     input_names = ("pixel_values", "input_ids", "attention_mask")
+    config_class = CMFAHConfig
+    settings = {}
 
     def __init__(self, parent: unittest.TestCase):
         self.parent = parent
@@ -43,7 +50,8 @@ class CMFAHModelTester:
 
     def get_config(self) -> CMFAHConfig:
         backbone = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
-        return CMFAHConfig(
+        return self.config_class(
+            **self.settings,
             backbone_config=backbone,
             freeze_backbone=False,
             image_size=self.image_size,
@@ -68,16 +76,22 @@ class CMFAHModelTester:
         return self.get_config(), {name: inputs[name] for name in self.input_names}
 
 
+class SCAHNModelTester(CMFAHModelTester):
+    config_class = SCAHNConfig
+    settings = {"queue_size": 4}
+
+
 class _Checks(ModelTesterMixin):
     input_names: tuple[str, ...]
+    model_tester_class = CMFAHModelTester
     test_resize_embeddings = False
 
     def setUp(self):
-        self.model_tester = CMFAHModelTester(self)
+        self.model_tester = self.model_tester_class(self)
         self.model_tester.input_names = self.input_names
         self.config_tester = ConfigTester(
             self,
-            config_class=CMFAHConfig,
+            config_class=self.model_tester.config_class,
             common_properties=["hidden_size", "num_attention_heads", "num_hidden_layers", "hash_bits"],
             hash_bits=32,
             hidden_size=24,
@@ -102,7 +116,7 @@ class CMFAHImageModelChecks(_Checks, unittest.TestCase):
         self.model_tester.key_length = self.model_tester.num_concepts
 
     def test_model_get_set_embeddings(self):
-        model = CMFAHImageModel(self.model_tester.get_config())
+        model = self.all_model_classes[0](self.model_tester.get_config())
         assert model.get_input_embeddings() is model.embeddings
 
 
@@ -139,6 +153,21 @@ class CMFAHModelChecks(_Checks, unittest.TestCase):
     @unittest.skip("two towers: checked tower by tower")
     def test_retain_grad_hidden_states_attentions(self):
         pass
+
+
+class SCAHNImageModelChecks(CMFAHImageModelChecks):
+    model_tester_class = SCAHNModelTester
+    all_model_classes = (SCAHNImageModel,)
+
+
+class SCAHNTextModelChecks(CMFAHTextModelChecks):
+    model_tester_class = SCAHNModelTester
+    all_model_classes = (SCAHNTextModel,)
+
+
+class SCAHNModelChecks(CMFAHModelChecks):
+    model_tester_class = SCAHNModelTester
+    all_model_classes = (SCAHNModel, SCAHNForPreTraining)
 
 
 class CMFAHDiscriminatorChecks(_Checks, unittest.TestCase):

@@ -21,18 +21,17 @@ from conftest import BACKBONE, CLASSES, TINY, VOCABULARY
 from test_alternating_updates import CONFIG_WEIGHTS
 from torch import distributed as dist
 
-from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHProcessor
+from cmfah_hf.models import METHODS, CMFAHForPreTraining, CMFAHProcessor
 from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments
 from cmfah_hf.training.processes import gather_rows, process_count
 
 WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
 
 
-def make_model(**settings) -> CMFAHForPreTraining:
+def make_model(method: str = "cmfah", **settings) -> CMFAHForPreTraining:
     torch.manual_seed(RANK)  # no two processes begin with the same weights, and the first one's are to count
-    model = CMFAHForPreTraining(
-        CMFAHConfig(**{**TINY, **CONFIG_WEIGHTS, "backbone_config": dict(BACKBONE), **settings})
-    )
+    config = METHODS[method].config(**{**TINY, **CONFIG_WEIGHTS, "backbone_config": dict(BACKBONE), **settings})
+    model = METHODS[method].pretraining(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "concepts" in name or "embed_tokens" in name:
@@ -108,6 +107,8 @@ def train(folder: Path, name: str, model: CMFAHForPreTraining, train_pairs=None,
 def equalities(folder: Path, group: str) -> None:
     for attention in ("both", "none"):
         train(folder, f"{group}-{attention}", make_model(attention=attention, normalize_features=True).double())
+    # Contrasts over the whole batch, a queue that is the same in all processes, opponents on features and hash values.
+    train(folder, f"{group}-scahn", make_model("scahn", queue_size=13, normalize_features=True).double())
     # Every second update without the paired view: no parameter goes unused; the codes are those of the whole batch.
     adam = {"optim": "adamw_torch", "learning_rate": 1e-3}
     model = make_model(normalize_features=True)
@@ -139,6 +140,7 @@ def gathering(folder: Path, group: str) -> None:
 def sharded(folder: Path, group: str) -> None:
     """As the processes of FSDP2, with the batch norms' statistics, and with what is saved and loaded again."""
     train(folder, f"{group}-accumulation", make_model().double(), gradient_accumulation_steps=2, paired_every=2)
+    train(folder, f"{group}-scahn", make_model("scahn", queue_size=13, normalize_features=True).double())
     model = make_model(normalize_features=True)
     saved = {"save_strategy": "epoch", "load_best_model_at_end": True, "learning_rate": 0.02}
     trainer = train(folder, f"{group}-saved", model, **saved)

@@ -188,7 +188,7 @@ def test_bundled_configurations_hold_what_their_files_say(file):
         for name, value in settings.get(section, {}).items():
             found = getattr(part, name)
             assert getattr(found, "value", found) == value, name
-    config = CMFAHConfig(**run.model)
+    config = run.config_class(**run.model)
     for name in settings["model"].keys() - {"backbone_config"}:
         assert getattr(config, name) == settings["model"][name], name
 

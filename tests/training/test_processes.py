@@ -84,6 +84,7 @@ def assert_same_run(one, other, tolerance: float) -> None:
         # 21 pairs in batches of 8: the last share is of 3 pairs and of 2. Two epochs: codes of the first in the second.
         ("both", 6, 1e-11),
         ("none", 6, 1e-11),
+        ("scahn", 6, 1e-11),
         ("batch", 6, 1e-3),
         ("accumulation", 4, 1e-11),
         ("single", 4, 1e-11),
@@ -128,10 +129,11 @@ def test_sharded_weights_train_as_whole_ones(tmp_path):
         FSDP_RESHARD_AFTER_FORWARD="true", FSDP_STATE_DICT_TYPE="FULL_STATE_DICT",
         FSDP_CPU_RAM_EFFICIENT_LOADING="false",
     )  # fmt: skip
-    one, two = ([torch.load(tmp_path / f"{which}-sharded-{name}-0.pt") for name in ("accumulation", "saved", "bf16")]
-                for which in ("one", "two"))  # fmt: skip
+    names = ("accumulation", "saved", "bf16", "scahn")
+    one, two = ([torch.load(tmp_path / f"{which}-sharded-{name}-0.pt") for name in names] for which in ("one", "two"))
     assert two[0]["wrapper"].startswith("FSDP")
     assert_same_run(one[0], two[0], 1e-11)
+    assert_same_run(one[3], two[3], 1e-11)
     assert_same_run(one[1], two[1], 1e-3)
     assert two[2]["log"][0]["loss"] == pytest.approx(one[2]["log"][0]["loss"], rel=0.02)
     # The best model was loaded at the end, and what lies in the folder is that model, in one piece.

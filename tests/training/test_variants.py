@@ -57,14 +57,14 @@ def test_tables_are_those_of_the_folders(benchmark, scenes_folder, write_config,
         assert [json.loads((folder / "config.json").read_text())["attention"] for folder in folders] == [variant] * 2
         for protocol in ("single", "paired"):
             found = [evaluate_folder(str(folder), str(scenes_folder), protocol=protocol) for folder in folders]
-            cells = tables[benchmark.TITLES[protocol]][f"{benchmark.VARIANTS[variant]} ({variant})"]
+            cells = tables[benchmark.TITLES[protocol]][f"{benchmark.VARIANTS['cmfah'][variant][0]} ({variant})"]
             for cell, direction in zip(cells, ("i2t", "t2i"), strict=False):
                 values = [figures[f"hamming/{direction}/map"] for figures in found]
                 assert cell == f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
             both = [(figures["hamming/i2t/map"] + figures["hamming/t2i/map"]) / 2 for figures in found]
             assert cells[2].startswith(f"{statistics.mean(both):.3f}")
         best = [json.loads((folder / "metrics.json").read_text())["validation"] for folder in folders]
-        cells = tables[benchmark.TITLES["validation"]][f"{benchmark.VARIANTS[variant]} ({variant})"]
+        cells = tables[benchmark.TITLES["validation"]][f"{benchmark.VARIANTS['cmfah'][variant][0]} ({variant})"]
         assert cells[2].startswith(f"{statistics.mean(best):.3f}")
 
     # The words of the first run serve all, so variants are compared on the same texts.
@@ -85,3 +85,38 @@ def test_tables_are_those_of_the_folders(benchmark, scenes_folder, write_config,
     assert cells[:3] == [f"{i2t:.3f}", f"{t2i:.3f}", f"{(i2t + t2i) / 2:.3f}"]
     random = float(tables[benchmark.TITLES["single"]]["CMFAH (both)"][3])
     assert min(i2t, t2i) > 1.3 * random
+
+
+@pytest.mark.slow
+def test_scahn_is_taken_apart_with_cmfah_beside_it(benchmark, scenes_folder, write_config, tmp_path, capsys):
+    changes = {
+        "data": {"dataset": str(scenes_folder)},
+        "training": {"num_train_epochs": 1},
+    }
+    frozen = {"freeze_backbone": True}
+    config = write_config(tmp_path / "scahn.yaml", model={**frozen, "model_type": "scahn"}, **changes)
+    beside = write_config(tmp_path / "cmfah.yaml", model=frozen, **changes)
+    output = tmp_path / "parts"
+    arguments = (config, "--output", output, "--on", "validation", "--seeds", 0, "--disable_tqdm", "true")
+    benchmark.run(*arguments, "--variants", "full", "no-graph", "hash", "--cmfah", beside)
+    (rows,) = rows_of(capsys.readouterr().out).values()
+    expected = {
+        "SCAHN (full)": ("scahn", True, "both"),
+        "without the label graph (no-graph)": ("scahn", False, "both"),
+        "opponents on hash values alone (hash)": ("scahn", True, "hash"),
+        "CMFAH (cmfah)": ("cmfah", None, None),
+    }
+    assert {name for name in rows if name.strip()} - {"variant"} == set(expected)
+    for name, settings in expected.items():
+        folder = output / f"{name.rpartition('(')[2].strip(')')}-seed-0"
+        kept = json.loads((folder / "config.json").read_text())
+        assert tuple(kept.get(key) for key in ("model_type", "use_label_graph", "adversarial")) == settings
+        best = json.loads((folder / "metrics.json").read_text())["validation"]
+        assert rows[name][2] == f"{best:.3f}"
+    # Every part has its row, and the other method's variants are none of SCAHN's.
+    switches = " ".join(" ".join(changes) for _, changes in benchmark.VARIANTS["scahn"].values())
+    for part in ("--use_label_graph", "--use_cross_contrast", "--use_intra_contrast", "--adversarial none"):
+        assert part in switches
+    with pytest.raises(SystemExit):
+        benchmark.run(*arguments, "--variants", "image")
+    assert "is of scahn, which has no variant 'image'" in capsys.readouterr().err

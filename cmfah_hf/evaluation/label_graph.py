@@ -1,0 +1,57 @@
+"""The label graph of a trained model, to look at and to analyse."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cmfah_hf.errors import CheckpointError
+from cmfah_hf.models import SCAHNForPreTraining
+from cmfah_hf.models.label_graph import conditional_probabilities, label_adjacency, label_edges
+
+if TYPE_CHECKING:
+    import networkx
+
+
+def read_label_graph(model: SCAHNForPreTraining | str | Path) -> "networkx.DiGraph":
+    """The graph that guided a training, `[label-graph]`.
+
+    Args:
+        model: A model, or a folder or Hub id that holds what a training run has left.
+
+    Returns:
+        Classes as nodes with their `count`, the training items that have the label. An edge from i to j, where j stands
+        beside i often enough, has their `count` together, `probability`, the P of the two, and `weight`, what the
+        convolutions multiply with. The loops that they have beside are not in it.
+
+    Raises:
+        CheckpointError: If the model was trained without a label graph.
+        ValueError: If the folder holds a model of another method.
+
+    Example:
+        >>> graph = read_label_graph("path/to/checkpoint")
+        >>> graph["beach"]["sea"]["probability"]
+        0.71
+    """
+    import networkx
+
+    where = "the model" if isinstance(model, SCAHNForPreTraining) else str(model)
+    if not isinstance(model, SCAHNForPreTraining):
+        model = SCAHNForPreTraining.from_pretrained(where)
+    if model.label_graph is None:
+        raise CheckpointError(f"{where}: it was trained without a label graph (use_label_graph false).")
+    kept, counts_CC = model.label_graph, model.label_graph.counts.cpu()
+    edges_CC = label_edges(counts_CC, kept.threshold)
+    probabilities_CC = conditional_probabilities(counts_CC)
+    weights_CC = label_adjacency(counts_CC, kept.threshold, kept.share)
+    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    graph = networkx.DiGraph()
+    for name, count in zip(names, counts_CC.diagonal().tolist(), strict=True):
+        graph.add_node(name, count=count)
+    for i, j in edges_CC.nonzero().tolist():
+        graph.add_edge(
+            names[i],
+            names[j],
+            count=int(counts_CC[i, j]),
+            probability=float(probabilities_CC[i, j]),
+            weight=float(weights_CC[i, j]),
+        )
+    return graph

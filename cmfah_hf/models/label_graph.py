@@ -1,0 +1,107 @@
+"""Which labels stand together, as a graph, and the features that two graph convolutions make of it.
+
+Shape suffixes: C classes, E width of word vectors, H hidden width, D feature width.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def conditional_probabilities(counts_CC: torch.Tensor, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """`P[i, j]`, how often label j stands beside label i: `count(i, j) / count(i)`, `[label-graph]`.
+
+    Args:
+        counts_CC: How many items have both labels; on the diagonal, how many have the one.
+        dtype: Of the result.
+
+    Returns:
+        `(C, C)`, ones on the diagonal; a label that no item has gives a row and a column of zeros.
+    """
+    counts_CC = counts_CC.to(dtype)
+    return counts_CC / counts_CC.diagonal()[:, None].clamp(min=1)
+
+
+def label_edges(counts_CC: torch.Tensor, threshold: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """`(C, C)` boolean: from label i to another label j, where `P[i, j] >= threshold`, `[label-graph]`."""
+    # A share that is the threshold by its digits is to count as one: 2 of 5 is 0.4.
+    edges_CC = conditional_probabilities(counts_CC, dtype) >= threshold - 1e-6
+    return edges_CC & ~torch.eye(len(counts_CC), dtype=torch.bool, device=counts_CC.device)
+
+
+def label_adjacency(
+    counts_CC: torch.Tensor, threshold: float, share: float, dtype: torch.dtype = torch.float64
+) -> torch.Tensor:
+    """The normalised adjacency that the graph convolutions multiply with, `[label-graph]`.
+
+    A label's neighbours share `share` equally, it itself keeps the rest; then each entry is divided by the roots of
+    the sums of its row and of the row of its column's label. A label without neighbours keeps to itself.
+
+    Returns:
+        `(C, C)`, of `dtype`.
+    """
+    edges_CC = label_edges(counts_CC, threshold, dtype).to(dtype)
+    neighbours_C1 = edges_CC.sum(dim=1, keepdim=True)
+    weights_CC = share * edges_CC / neighbours_C1.clamp(min=1)
+    weights_CC = weights_CC + (1 - share) * torch.eye(len(edges_CC), dtype=edges_CC.dtype, device=edges_CC.device)
+    root_C = weights_CC.sum(dim=1).rsqrt()
+    return root_C[:, None] * weights_CC * root_C[None, :]
+
+
+class LabelGraph(nn.Module):
+    """Label features `G` `(C, D)` out of word vectors of the label names, by two graph convolutions, `[label-graph]`.
+
+    The counts and the vectors are buffers, saved with the weights. Until `fill` is called no labels stand together, and
+    the vectors are `first_vectors`.
+
+    Args:
+        num_labels: C.
+        word_dim: E, width of the labels' vectors.
+        hidden_size: D, of the label features and of the layer between.
+        threshold, share: tau and p.
+    """
+
+    def __init__(self, num_labels: int, word_dim: int, hidden_size: int, threshold: float, share: float):
+        super().__init__()
+        self.threshold, self.share = threshold, share
+        self.register_buffer("counts", torch.zeros(num_labels, num_labels, dtype=torch.long))
+        self.register_buffer("vectors", self.first_vectors(num_labels, word_dim))
+        self.convolution_in = nn.Linear(word_dim, hidden_size, bias=False)
+        self.convolution_out = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    @staticmethod
+    def first_vectors(num_labels: int, word_dim: int) -> torch.Tensor:
+        """`(C, E)`, drawn at random, the same in every model; no two labels alike."""
+        drawn_CE = np.random.default_rng(0).standard_normal((num_labels, word_dim))
+        return torch.tensor(drawn_CE, dtype=torch.get_default_dtype())
+
+    @torch.no_grad()
+    def fill(self, counts_CC: torch.Tensor, vectors_CE: torch.Tensor) -> None:
+        """Takes the counts of the training labels, and a vector for each label.
+
+        Args:
+            counts_CC: `(C, C)`, whole numbers: how many items have both labels, and on the diagonal the one.
+            vectors_CE: `(C, E)`.
+
+        Raises:
+            ValueError: If the shapes are not those of the classes, or the counts not those of any items.
+        """
+        for name, given, kept in (("counts", counts_CC, self.counts), ("vectors", vectors_CE, self.vectors)):
+            if given.shape != kept.shape:
+                raise ValueError(f"The {name} of the labels are {tuple(given.shape)}, not {tuple(kept.shape)}.")
+        diagonal_C = counts_CC.diagonal()
+        most_CC = torch.minimum(diagonal_C[:, None], diagonal_C[None, :])
+        if not torch.equal(counts_CC, counts_CC.T) or bool(((counts_CC < 0) | (counts_CC > most_CC)).any()):
+            raise ValueError(
+                "The counts of the labels are not symmetric, or two labels stand together more often than either "
+                "stands; count each item once."
+            )
+        self.counts.copy_(counts_CC)
+        self.vectors.copy_(vectors_CE)
+
+    def forward(self) -> torch.Tensor:
+        """`G`, `(C, D)`."""
+        dtype = torch.promote_types(self.vectors.dtype, torch.float32)
+        adjacency_CC = label_adjacency(self.counts, self.threshold, self.share, dtype).to(self.vectors.dtype)
+        hidden_CH = nn.functional.leaky_relu(adjacency_CC @ self.convolution_in(self.vectors), 0.2)
+        return adjacency_CC @ self.convolution_out(hidden_CH)

@@ -1,0 +1,150 @@
+"""The terms that SCAHN adds to CMFAH's loss, and the hash values of earlier batches that they may be contrasted with.
+
+Shape suffixes: A anchors, N candidates, B pairs of the batch, Q pairs of the queue, D feature width, K hash bits,
+C classes.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .losses import cosine_matrix, relevance
+
+
+class EarlierPairs(NamedTuple):
+    """Hash values `(Q, K)` of both modalities and labels `(Q, C)` of pairs of earlier batches; constants."""
+
+    image_hash: torch.Tensor
+    text_hash: torch.Tensor
+    labels: torch.Tensor
+
+
+class ContrastQueue(nn.Module):
+    """The last pairs that were trained on, as a ring: each batch takes the place of the oldest pairs, `[contrastive]`.
+
+    Its buffers are saved with the weights, so that a run that goes on contrasts with the same pairs. Places that were
+    never taken have no label, and pairs without a label take no part in a contrast.
+
+    Args:
+        size: Q.
+        hash_bits: K.
+        num_labels: C.
+    """
+
+    def __init__(self, size: int, hash_bits: int, num_labels: int):
+        super().__init__()
+        self.register_buffer("image_hash", torch.zeros(size, hash_bits))
+        self.register_buffer("text_hash", torch.zeros(size, hash_bits))
+        self.register_buffer("labels", torch.zeros(size, num_labels))
+        self.register_buffer("place", torch.zeros((), dtype=torch.long))
+
+    @property
+    def pairs(self) -> EarlierPairs:
+        # Copies: `push` writes into the buffers, maybe before a loss that holds these has been sent back.
+        return EarlierPairs(self.image_hash.clone(), self.text_hash.clone(), self.labels.clone())
+
+    @torch.no_grad()
+    def push(self, image_hash_BK: torch.Tensor, text_hash_BK: torch.Tensor, labels_BC: torch.Tensor) -> None:
+        """Takes a batch in; of one that is larger than the queue, its last pairs."""
+        size = len(self.labels)
+        new = min(len(labels_BC), size)
+        places = (self.place + torch.arange(new, device=self.place.device)) % size
+        for kept, given in (
+            (self.image_hash, image_hash_BK),
+            (self.text_hash, text_hash_BK),
+            (self.labels, labels_BC),
+        ):
+            kept[places] = given[len(given) - new :].detach().to(kept.dtype)
+        self.place.copy_((self.place + new) % size)
+
+
+def contrastive_loss(
+    cosines_AN: torch.Tensor, overlap_AN: torch.Tensor, comparable_AN: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """`-sum_j w_ij log softmax_j(cos_ij / temperature)`, the mean over the anchors i that have a positive.
+
+    `[contrastive]`. `w` is the overlap with its rows scaled to the sum 1.
+
+    Args:
+        cosines_AN: Cosines of anchors with candidates.
+        overlap_AN: How alike they are by their labels, 0 where not at all.
+        comparable_AN: Boolean; the candidates that take part in an anchor's contrast, positives and negatives.
+        temperature: Above 0.
+
+    Returns:
+        A scalar; 0 where no anchor has a positive.
+    """
+    half = cosines_AN.dtype in (torch.float16, torch.bfloat16)
+    scores_AN = (cosines_AN.float() if half else cosines_AN) / temperature
+    # Finite, so that an anchor with nothing to compare gives zeros and not NaN.
+    scores_AN = scores_AN.masked_fill(~comparable_AN, torch.finfo(scores_AN.dtype).min)
+    weights_AN = (overlap_AN * comparable_AN).to(scores_AN.dtype)
+    total_A1 = weights_AN.sum(dim=1, keepdim=True)
+    has_positive_A1 = total_A1 > 0
+    weights_AN = weights_AN / torch.where(has_positive_A1, total_A1, 1)
+    surprise_AN = -scores_AN.log_softmax(dim=1).masked_fill(~comparable_AN, 0.0)
+    return (weights_AN * surprise_AN).sum() / has_positive_A1.sum().clamp(min=1)
+
+
+def _overlap(
+    labels_BC: torch.Tensor, earlier: torch.Tensor | None, threshold: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each pair of the batch with those of the batch and then of the queue: overlap, and who can be compared."""
+    overlap_BN, known_B = relevance(labels_BC, dtype)
+    known_N = known_B
+    if earlier is not None:
+        overlap_BN = torch.cat([overlap_BN, cosine_matrix(labels_BC.to(dtype), earlier.to(dtype))], dim=1)
+        known_N = torch.cat([known_B, earlier.sum(dim=1) > 0])
+    return overlap_BN * (overlap_BN > threshold), known_B[:, None] & known_N[None, :]
+
+
+def contrast_losses(
+    image_hash_BK: torch.Tensor,
+    text_hash_BK: torch.Tensor,
+    labels_BC: torch.Tensor,
+    temperature: float,
+    cross: bool = True,
+    intra: bool = True,
+    positive_overlap: float = 0.0,
+    earlier: EarlierPairs | None = None,
+) -> dict[str, torch.Tensor]:
+    """`[contrastive]` on hash values: `cross_contrast`, both directions, and `intra_contrast`, both modalities.
+
+    Positives share a label, or are more alike than `positive_overlap`; each weighs as its overlap says. Within a
+    modality an item is not compared with itself. Pairs without a label take no part.
+
+    Args:
+        image_hash_BK, text_hash_BK: Of one view of the batch.
+        labels_BC: Labels, tags or numbers of the batch, as in `relevance`.
+        temperature: Above 0.
+        cross, intra: Which terms are wanted.
+        positive_overlap: From 0 to below 1.
+        earlier: Further candidates; their labels are multi-hot, as the batch's are then.
+    """
+    dtype = torch.promote_types(image_hash_BK.dtype, torch.float32)
+    overlap_BN, comparable_BN = _overlap(labels_BC, earlier and earlier.labels, positive_overlap, dtype)
+    images_NK, texts_NK = image_hash_BK, text_hash_BK
+    if earlier is not None:
+        images_NK = torch.cat([images_NK, earlier.image_hash.to(images_NK.dtype)])
+        texts_NK = torch.cat([texts_NK, earlier.text_hash.to(texts_NK.dtype)])
+    terms = {}
+    if cross:
+        terms["cross_contrast"] = sum(
+            contrastive_loss(cosine_matrix(anchors_BK, candidates_NK), overlap_BN, comparable_BN, temperature)
+            for anchors_BK, candidates_NK in ((image_hash_BK, texts_NK), (text_hash_BK, images_NK))
+        )
+    if intra:
+        itself_BN = torch.eye(*comparable_BN.shape, dtype=torch.bool, device=comparable_BN.device)
+        terms["intra_contrast"] = sum(
+            contrastive_loss(
+                cosine_matrix(anchors_BK, candidates_NK), overlap_BN, comparable_BN & ~itself_BN, temperature
+            )
+            for anchors_BK, candidates_NK in ((image_hash_BK, images_NK), (text_hash_BK, texts_NK))
+        )
+    return terms
+
+
+def graph_logits(features_BD: torch.Tensor, label_features_CD: torch.Tensor, temperature: float) -> torch.Tensor:
+    """`[graph-guidance]`: `cos(F, G) / temperature`, `(B, C)`; above 0 where a class is in the item."""
+    return cosine_matrix(features_BD, label_features_CD) / temperature

@@ -1,0 +1,310 @@
+"""SCAHN through the trainer and through whole runs: its updates by hand, its folder, resuming, streams, bad input."""
+
+import json
+import shutil
+from copy import deepcopy
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.preprocessing import MultiLabelBinarizer
+
+from cmfah_hf.cli import main
+from cmfah_hf.data import load_image_text, train_validation_split
+from cmfah_hf.data.streams import split_stream
+from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
+from cmfah_hf.evaluation.label_graph import read_label_graph
+from cmfah_hf.expansion import SkipGramEmbedding
+from cmfah_hf.expansion.label_vectors import label_vectors
+from cmfah_hf.models import SCAHNConfig, SCAHNForPreTraining, SCAHNModel
+from cmfah_hf.retrieval import CrossMediaRetriever
+from cmfah_hf.training import bundled_configuration, parse_run, train
+from cmfah_hf.training.evaluate import evaluate_folder
+from cmfah_hf.training.streaming import read_notes
+
+CHECKPOINTS = {"save_total_limit": 9}
+
+
+@pytest.fixture(scope="module")
+def trained_scahn(scenes_folder, write_config, tmp_path_factory):
+    """A run of `cmfah train --method scahn` over the scenes, with all its checkpoints: folder, file, and pairs."""
+    root = tmp_path_factory.mktemp("scahn")
+    config = write_config(
+        root / "run.yaml",
+        model={"queue_size": 24, "freeze_backbone": True},
+        data={"dataset": str(scenes_folder)},
+        training=CHECKPOINTS,
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(config), "--method", "scahn", "--output_dir", str(root / "model"), "--json"])
+    assert not ended.value.code
+    return root / "model", config, scenes_folder
+
+
+def products(rows, classes):
+    binary = MultiLabelBinarizer(classes=classes).fit_transform([set(row) for row in rows]).astype(int)
+    return (binary.T @ binary).tolist()
+
+
+@pytest.mark.slow
+def test_the_folder_is_read_by_whatever_reads_cmfah_s(trained_scahn, tmp_path, capsys):
+    folder, _, scenes = trained_scahn
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["method"] == "scahn"
+    retriever = CrossMediaRetriever.from_pretrained(folder)
+    assert type(retriever.model) is SCAHNModel
+    retriever.add_source(scenes, split="train")
+    assert len(retriever.search(text="house tree", k=3).ids[0]) == 3
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", str(folder), str(scenes), "--json"])
+    assert not ended.value.code
+    figures = json.loads(capsys.readouterr().out)
+    assert {name: figures[name] for name in metrics["query"]} == pytest.approx(metrics["query"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_the_graph_is_that_of_the_training_labels_and_words(trained_scahn):
+    folder, _, scenes = trained_scahn
+    model = SCAHNForPreTraining.from_pretrained(folder)
+    classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    pairs, _ = train_validation_split(load_image_text(str(scenes))["train"], 0.1, seed=0)
+    assert model.label_graph.counts.tolist() == products(pairs["labels"], classes)
+    expected = label_vectors(classes, SkipGramEmbedding.load(folder))
+    np.testing.assert_array_equal(model.label_graph.vectors.numpy(), expected)
+    assert read_label_graph(folder).number_of_nodes() == len(classes)
+    # The queue is full of labelled pairs by the end.
+    assert model.contrast_queue.labels.any(dim=1).all()
+    state = json.loads((folder / "trainer_state.json").read_text())
+    terms = {name for log in state["log_history"] for name in log if name.startswith("loss_")}
+    assert {"loss_graph", "loss_cross_contrast", "loss_intra_contrast", "loss_adversarial_hash"} < terms
+    assert "loss_intra_hash" not in terms
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_ends_as_the_unbroken_one(trained_scahn, tmp_path):
+    folder, config, _ = trained_scahn
+    first = min(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert (load_file(first / "model.safetensors")["contrast_queue.labels"] != 0).any()
+    shutil.copytree(first, tmp_path / first.name)
+    for name in ("expander", "skip_gram"):
+        for path in folder.glob(f"{name}.*"):
+            shutil.copy(path, tmp_path)
+    arguments = ["--output_dir", str(tmp_path), "--resume_from_checkpoint", "last"]
+    train(parse_run(config, ["--method", "scahn", *arguments]))
+    assert (tmp_path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    # Settings of either kind that differ are named, and a run of CMFAH does not go on from it.
+    for name, value, complaint in (
+        ("contrast_temperature", "0.5", "whose contrast_temperature is 0.2 and not 0.5"),
+        ("num_concepts", "5", "whose num_concepts is 4 and not 5"),
+    ):
+        with pytest.raises(CheckpointError, match=complaint):
+            train(parse_run(config, ["--method", "scahn", *arguments, f"--{name}", value]))
+
+
+@pytest.mark.slow
+def test_runs_of_the_two_methods_do_not_mix(trained_scahn, trained, tmp_path):
+    for method, folder in (("cmfah", trained_scahn[0]), ("scahn", trained.folder)):
+        checkpoint = next(folder.glob("checkpoint-*"))
+        given = [
+            "--method",
+            method,
+            "--output_dir",
+            str(tmp_path / method),
+            "--resume_from_checkpoint",
+            str(checkpoint),
+        ]
+        with pytest.raises(ValueError, match=r"a checkpoint of '(scahn|cmfah)', not of '(scahn|cmfah)'"):
+            train(parse_run(trained.config, given))
+
+
+@pytest.mark.slow
+def test_a_stream_and_labels_in_other_scripts(scenes_folder, write_config, tmp_path, caplog):
+    names = {"house": "дом", "tree": "木", "ball": "qqq zzz"}
+    shutil.copytree(scenes_folder, tmp_path / "pairs")
+    for file in (tmp_path / "pairs").glob("*/metadata.jsonl"):
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        for row in rows:
+            row["labels"] = [names.get(name, name) for name in row["labels"]]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = write_config(
+        tmp_path / "run.yaml",
+        model={"model_type": "scahn"},
+        data={"dataset": str(tmp_path / "pairs"), "streaming": True},
+        training={"num_train_epochs": 1, "save_strategy": "no", "load_best_model_at_end": False},
+    )
+    train(parse_run(config, ["--output_dir", str(tmp_path / "model")]))
+    assert "labels have no word with a vector, so those of the label graph are drawn from the names" in caplog.text
+    model = SCAHNForPreTraining.from_pretrained(tmp_path / "model")
+    classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    assert {"дом", "木", "qqq zzz"} <= set(classes)
+    stream, _ = split_stream(load_image_text(str(tmp_path / "pairs"), streaming=True, pictures=False)["train"], 0.1, 0)
+    assert model.label_graph.counts.tolist() == products([row["labels"] for row in stream], classes)
+
+
+def test_the_notes_of_a_stream_count_what_stands_together(tmp_path):
+    rows = [{"id": str(n), "text": "a", "labels": labels} for n, labels in enumerate([["b", "a"], ["a"], [], ["b"]])]
+    features = datasets.Features(
+        {
+            "id": datasets.Value("string"),
+            "text": datasets.Value("string"),
+            "labels": datasets.List(datasets.Value("string")),
+        }
+    )
+    notes = read_notes(datasets.Dataset.from_list(rows, features=features).to_iterable_dataset(num_shards=2), "rows")
+    assert notes.classes == ["a", "b"]
+    assert notes.together == {"a": {"a": 2, "b": 1}, "b": {"a": 1, "b": 2}}
+
+
+# The trainer
+
+
+@pytest.fixture
+def make_scahn(make_config):
+    def make(**settings):
+        cmfah = make_config()
+        shared = {
+            name: getattr(cmfah, name)
+            for name in ("hash_bits", "image_size", "hidden_size", "word_dim", "text_filters", "num_concepts")
+        }
+        shared |= {"vocab_size": cmfah.vocab_size, "use_lstm": False, "text_kernel_sizes": [1, 3]}
+        shared |= {"id2label": cmfah.id2label, "label2id": cmfah.label2id}
+        backbone = cmfah.backbone_config.to_dict()
+        torch.manual_seed(0)
+        model = SCAHNForPreTraining(SCAHNConfig(**{**shared, "backbone_config": backbone, **settings}))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "concepts" in name or "embed_tokens" in name:
+                    parameter.normal_()
+        return model
+
+    return make
+
+
+def disagreement(model, kind, image, text):
+    total = 0.0
+    for name, own, other in (("image", image, text), ("text", text, image)):
+        discriminator = getattr(model, f"{name}{kind}_discriminator")
+        total = total - discriminator(own).logits.sigmoid().log().mean()
+        total = total - (1 - discriminator(other).logits.sigmoid()).log().mean()
+    return total
+
+
+@pytest.mark.parametrize("adversarial", ["both", "hash", "none"])
+def test_one_update_of_both_players_by_hand(make_scahn, make_trainer, make_pairs, adversarial):
+    model = make_scahn(adversarial=adversarial, adversarial_weight=0.4, queue_size=4).double()
+    expected = deepcopy(model)
+    pairs = make_pairs(8)
+    trainer = make_trainer(model, pairs, max_steps=1)
+    trainer.train()
+
+    expected.train()
+    batch = trainer.data_collator([pairs[row] for row in range(8)])  # one batch: its order changes nothing
+    batch.pop("row", None)
+    labels = batch.pop("labels")
+    outputs = expected(**batch)
+    kinds = {"both": ("", "_hash"), "hash": ("_hash",), "none": ()}[adversarial]
+    values = {
+        "": (outputs.image_features, outputs.text_features),
+        "_hash": (outputs.image_hash, outputs.text_hash),
+    }
+    if kinds:
+        loss = sum(disagreement(expected, kind, *(x.detach() for x in values[kind])) for kind in kinds)
+        step(loss, expected, lambda name: "discriminator" in name, 0.05)
+    loss, _ = expected.towers_losses(outputs, labels)
+    step(loss, expected, lambda name: "discriminator" not in name, 0.1)
+    for name, value in expected.named_parameters():
+        torch.testing.assert_close(dict(model.named_parameters())[name], value, rtol=0, atol=1e-12, msg=name)
+    moved = {name for name, value in model.state_dict().items() if "hash_discriminator" in name}
+    assert bool(moved) == (adversarial in ("both", "hash"))
+
+
+def step(loss, model, chosen, rate):
+    parameters = [p for name, p in model.named_parameters() if chosen(name) and ".backbone." not in name]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, found, strict=True):
+            if gradient is not None:
+                parameter -= rate * gradient
+
+
+@pytest.mark.parametrize("labels", [["boat"], ["boat", "cat"]], ids=["one class", "never together"])
+def test_labels_that_say_little_train_to_finite_weights(make_scahn, make_trainer, make_pairs, labels):
+    pairs = make_pairs(8)
+    rows = [{**pairs[row], "labels": [labels[row % len(labels)]]} for row in range(8)]
+    model = make_scahn(id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)})
+    trainer = make_trainer(model, rows, rows, num_train_epochs=2)
+    trainer.train()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert trainer.evaluate()["eval_map"] > 0
+
+
+# What a user can get wrong
+
+
+def test_the_method_is_the_file_s_or_over_it_the_command_line_s(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: {model_type: scahn, queue_size: 8, hash_bits: 32}")
+    run = parse_run(file, ["--use_cpu", "--contrast_temperature", "0.5"])
+    assert (run.method, run.config_class) == ("scahn", SCAHNConfig)
+    assert run.model == {"queue_size": 8, "hash_bits": 32, "contrast_temperature": 0.5}
+    assert (run.setting("use_label_graph"), run.setting("intra_hash_weight"), run.setting("nothing")) == (True, 0, None)
+    assert parse_run(None, ["--use_cpu", "--method=scahn"]).method == "scahn"
+    assert parse_run(None, ["--use_cpu"]).method == "cmfah"
+    assert parse_run(None, ["--use_cpu"]).setting("use_label_graph") is None
+    with pytest.raises(CMFAHError, match="model has no setting 'queue_size', which is a setting of --method scahn"):
+        parse_run(file, ["--method", "cmfah"])
+    with pytest.raises(CMFAHError, match="no argument --use_label_graph, which is a setting of --method scahn"):
+        parse_run(None, ["--use_label_graph", "false"])
+    for arguments, complaint in (
+        (["--method", "dcmh"], "^--method is 'dcmh'; choose one of cmfah, scahn"),
+        (["--method"], "expected one argument; choose one of cmfah, scahn"),
+        (["--metod", "scahn"], "no argument --metod; did you mean 'method'"),
+    ):
+        with pytest.raises(CMFAHError, match=complaint):
+            parse_run(None, arguments)
+    file.write_text("model: {model_type: bert}")
+    with pytest.raises(CMFAHError, match=r"run.yaml: model_type is 'bert'; choose one of cmfah, scahn"):
+        parse_run(file)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--similarity", "tags"], "scahn makes its label graph of labels, and --similarity tags goes without them"),
+        (
+            ["--similarity", "pairs", "--use_label_graph", "false", "--queue_size", "4"],
+            "scahn makes its queue of labels, and --similarity pairs goes without them",
+        ),
+    ],
+)
+def test_without_labels_there_is_one_line_before_anything_is_read(run_of, monkeypatch, arguments, complaint):
+    monkeypatch.setattr("cmfah_hf.training.preparation.load_image_text", lambda *args, **kwargs: pytest.fail("read"))
+    with pytest.raises(DataError, match=complaint) as raised:
+        train(run_of("--method", "scahn", *arguments))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.slow
+def test_without_labels_and_without_the_graph_it_trains_on_tags(run_of, tmp_path):
+    metrics = train(run_of("--method", "scahn", "--similarity", "tags", "--use_label_graph", "false"))
+    assert metrics["similarity"] == "tags"
+    assert evaluate_folder(str(tmp_path / "out"), run_of().data.dataset)["hamming/i2t/map"] > 0
+
+
+@pytest.mark.parametrize("name", ["scenes", "cluttered-scenes", "coco-pairs"])
+def test_bundled_configurations_are_cmfah_s_but_for_the_method(name):
+    runs = [parse_run(bundled_configuration(f"{method}-{name}.yaml"), ["--use_cpu"]) for method in ("scahn", "cmfah")]
+    assert [run.method for run in runs] == ["scahn", "cmfah"]
+    assert runs[0].model == runs[1].model
+    assert runs[0].data == runs[1].data
+    assert runs[0].training.to_dict() == {**runs[1].training.to_dict(), **clock(runs[0])}
+    if "scenes" in name:
+        assert SCAHNConfig(**runs[0].model).hash_bits == 64
+
+
+def clock(run):
+    return {key: value for key, value in run.training.to_dict().items() if key in ("logging_dir", "run_name")}
