@@ -20,6 +20,7 @@ __all__ = [
     "CMFAHProcessor",
     "CMFAHTextModel",
     "CMFAHTowerOutput",
+    "CrossModalRetrievalPipeline",
 ]
 
 

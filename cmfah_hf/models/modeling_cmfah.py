@@ -37,6 +37,7 @@ from .outputs_cmfah import (
     CMFAHOutput,
     CMFAHTowerOutput,
 )
+from .safe_weights import require_safetensors
 
 # What the training checkpoint holds beside the towers.
 _TRAINING_KEYS = [r"^(image|text)_(discriminator|concept_head)\.", r"^label_head\."]
@@ -53,6 +54,16 @@ class CMFAHPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["CMFAHLayer", "CMFAHTorchvisionBackbone", "CMFAHWordEmbeddings"]
     _can_record_outputs = {"hidden_states": CMFAHLayer, "attentions": [CMFAHCoAttention, CMFAHSelection]}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As the parent's, from safetensors alone.
+
+        Raises:
+            OSError: If there are none: pickles are never loaded.
+        """
+        require_safetensors(pretrained_model_name_or_path, kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -1,6 +1,7 @@
 """Makes the models and their processor known to the Auto classes of transformers."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_cmfah import CMFAHConfig
 from .modeling_cmfah import (
@@ -12,6 +13,7 @@ from .modeling_cmfah import (
     CMFAHTextModel,
 )
 from .outputs_cmfah import CMFAHForPreTrainingOutput, CMFAHLosses, CMFAHOutput, CMFAHTowerOutput
+from .pipeline_cmfah import TASK, CrossModalRetrievalPipeline
 from .processing_cmfah import CMFAHProcessor
 
 # Where the package is installed, the Auto classes know it; `save_pretrained` puts the code beside the weights for
@@ -24,6 +26,7 @@ CMFAHConfig.register_for_auto_class()
 CMFAHModel.register_for_auto_class("AutoModel")
 CMFAHForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 CMFAHProcessor.register_for_auto_class("AutoProcessor")
+PIPELINE_REGISTRY.register_pipeline(TASK, CrossModalRetrievalPipeline, pt_model=AutoModel, type="multimodal")
 
 __all__ = [
     "CMFAHConfig",
@@ -38,4 +41,5 @@ __all__ = [
     "CMFAHProcessor",
     "CMFAHTextModel",
     "CMFAHTowerOutput",
+    "CrossModalRetrievalPipeline",
 ]
