@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmfah_hf.hub.model_folder import (
     ATTENTION_PLOT,
+    DRAWN,
     SETTINGS_NAME,
     FinishedRun,
 )
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 CARD_NAME = "README.md"
 _RANKINGS = {"hamming": "Hamming", "aqd": "AQD"}
 _WAYS = {"i2t": "image to text", "t2i": "text to image"}
-_DRAWN = ("scenes", "cluttered-scenes")
 # By the `model_type` of a configuration.
 _CITATIONS = {
     "cmfah": """@article{liang2022cmfah,
@@ -168,7 +168,7 @@ def _protocol(run: FinishedRun, dataset_id: str | None) -> str:
     metrics, query = run.metrics, run.metrics.get("query") or {}
     where = f"[{dataset_id}](https://huggingface.co/datasets/{dataset_id})" if dataset_id else f"`{run.dataset}`"
     data = f"Data: {where}." if dataset_id or run.dataset else "The run does not name its data."
-    if run.dataset in _DRAWN:
+    if run.dataset in DRAWN:
         data = f"Data: {where}, drawn by code, with noisy tags."
     if metrics.get("train_pairs"):
         data += f" {metrics['train_pairs']:,} pairs were trained on"

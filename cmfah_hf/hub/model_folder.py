@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cmfah_hf.data.loading import resolve_data_path
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.retrieval.retriever import PICTURES_INDEX, TEXTS_INDEX
 
@@ -31,7 +32,9 @@ TRAINING_INDEX = "model.safetensors.index.pretraining.json"
 ATTENTION_PLOT = "plots/attention.png"
 PLOTS = ("plots/precision_at_k.png", "plots/precision_recall.png", ATTENTION_PLOT)
 _WORDS = tuple(f"{stem}.{end}" for stem in ("expander", "knowledge", "skip_gram") for end in ("json", "safetensors"))
-# Settings that are places on somebody's disk: of these, only the last part is anyone else's business.
+# Data sets that code draws.
+DRAWN = ("scenes", "cluttered-scenes")
+# Settings that are places on somebody's disk; of an absolute path the last part alone is anyone else's business.
 _PLACES = ("dataset", "backbone_weights", "knowledge", "word_corpus", "words_from")
 
 
@@ -45,6 +48,7 @@ class FinishedRun:
         metrics: Of `metrics.json`.
         config: The model's configuration, as `config.json` holds it.
         files: What goes up as it stands, by its path in the repository.
+        dataset: What the run was told to train on: a Hub id, `scenes`, or of a folder the name alone.
         data_licence: What the card of the data says, if the data is a folder with a card.
     """
 
@@ -53,12 +57,8 @@ class FinishedRun:
     metrics: dict[str, Any]
     config: dict[str, Any]
     files: dict[str, Path] = field(default_factory=dict)
+    dataset: str | None = None
     data_licence: str | None = None
-
-    @property
-    def dataset(self) -> str | None:
-        """What the run was told to train on: a Hub id, `scenes`, or the name of a folder."""
-        return self.settings.get("data", {}).get("dataset")
 
 
 def read_run(folder: Path, metrics: Mapping[str, Any] | None = None) -> FinishedRun:
@@ -79,8 +79,11 @@ def read_run(folder: Path, metrics: Mapping[str, Any] | None = None) -> Finished
     own = _json(folder / METRICS_NAME) if (folder / METRICS_NAME).is_file() else {}
     files = {name: folder / name for name in (*_WORDS, METRICS_NAME, *PLOTS) if (folder / name).is_file()}
     settings = _settings(folder / SETTINGS_NAME)
-    licence = _licence_of(settings)
-    return FinishedRun(folder, _without_places(settings), {**(metrics or {}), **own}, config, files, licence)
+    dataset = settings.get("data", {}).get("dataset")
+    licence = _licence_of(dataset)
+    if dataset is not None and _is_here(dataset):
+        dataset = Path(dataset).name
+    return FinishedRun(folder, _without_places(settings), {**(metrics or {}), **own}, config, files, dataset, licence)
 
 
 def write_model(folder: Path, target: Path) -> list[str]:
@@ -210,22 +213,25 @@ def _without_places(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, 
     def shown(value: Any) -> Any:
         if isinstance(value, list):
             return [shown(item) for item in value]
-        is_place = isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists())
-        return Path(value).name if is_place else value
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
     data = {name: shown(value) if name in _PLACES else value for name, value in settings.get("data", {}).items()}
     return {**settings, "data": data} if data else settings
 
 
-def _licence_of(settings: dict[str, dict[str, Any]]) -> str | None:
+def _is_here(dataset: str) -> bool:
+    """Whether a data set is, or was, on a disk, and not a Hub id."""
+    return Path(dataset).is_absolute() or resolve_data_path(dataset).exists()
+
+
+def _licence_of(dataset: str | None) -> str | None:
     """The licence that the card of a local data set names; of the drawn scenes, that there is none to mind."""
     from huggingface_hub.repocard import metadata_load
 
-    dataset = settings.get("data", {}).get("dataset")
-    if dataset in ("scenes", "cluttered-scenes"):
-        return "none to mind: drawn by code"
-    card = Path(str(dataset)) / "README.md"
-    if dataset is None or not card.is_file():
+    if dataset is None or dataset in DRAWN:
+        return "none to mind, they are drawn by code" if dataset in DRAWN else None
+    card = resolve_data_path(dataset) / "README.md"
+    if not card.is_file():
         return None
     try:
         head = metadata_load(card) or {}

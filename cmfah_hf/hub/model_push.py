@@ -66,9 +66,9 @@ def push_model(
 
     What goes up is named in `cmfah_hf/hub/model_folder.py`: the towers as `model.safetensors`, apart from them what
     only training needs, processor, words, code, settings, figures and a card. Checkpoints and the state of the
-    training, which hold pickles, stay where they are. A `README.md` in the folder goes up as it stands; without one the card is
-    written. Files of an earlier push that this one does not have are removed in the same commit, an index among them:
-    it belongs to the former model.
+    training, which hold pickles, stay where they are. A `README.md` in the folder goes up as it stands; without one
+    the card is written. Files of an earlier push that this one does not have are removed in the same commit, an index
+    among them: it belongs to the former model.
 
     Broken off, it goes on when it is called again: what has been sent is known to the Hub by its content. Before the
     commit, readers see the former state.

@@ -252,3 +252,32 @@ def test_by_the_command(hub, trained, here, capsys, monkeypatch):
         main(["push", str(trained.folder), "--repo-id", "org/model"])
     assert left.value.code == 2
     assert "the token may not write there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dataset", "named", "licence", "on_the_hub"),
+    [
+        ("scenes", "`scenes`, drawn by code", "The data: none to mind, they are drawn by code.", None),
+        ("org/pairs", "[org/pairs](", "The data's licence is not known here", ["org/pairs"]),
+        ("data/pairs", "`pairs`", "The data: cc-by-4.0.", None),
+    ],
+)
+def test_the_card_tells_a_folder_from_the_hub_and_names_the_licence(
+    trained, tmp_path, monkeypatch, dataset, named, licence, on_the_hub
+):
+    """`data/pairs` looks like a Hub id, and is a folder below CMFAH_DATA with a card of its own."""
+    from cmfah_hf.hub import make_model_card
+    from cmfah_hf.hub.model_folder import read_run
+
+    monkeypatch.setenv("CMFAH_DATA", str(tmp_path))
+    (tmp_path / "data" / "pairs").mkdir(parents=True)
+    (tmp_path / "data" / "pairs" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n\n# Pairs\n")
+    folder = shutil.copytree(trained.folder, tmp_path / "run")
+    settings = yaml.safe_load((folder / "run.yaml").read_text())
+    settings["data"]["dataset"] = dataset
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    card = make_model_card(read_run(folder), "org/model")
+    assert f"Data: {named}" in card.text
+    assert licence in card.text
+    assert card.data.datasets == on_the_hub
+    assert "No licence was given to the model" in card.text
