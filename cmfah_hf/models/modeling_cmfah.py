@@ -62,7 +62,7 @@ class CMFAHPreTrainedModel(PreTrainedModel):
         Raises:
             OSError: If there are none: pickles are never loaded.
         """
-        require_safetensors(pretrained_model_name_or_path, kwargs)
+        require_safetensors(cls.config_class, pretrained_model_name_or_path, kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     @torch.no_grad()
