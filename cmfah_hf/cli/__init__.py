@@ -12,6 +12,7 @@ from cmfah_hf.cli.evaluate import evaluate
 from cmfah_hf.cli.expand import expand_app
 from cmfah_hf.cli.export import export
 from cmfah_hf.cli.index import index
+from cmfah_hf.cli.push import push
 from cmfah_hf.cli.search import search
 from cmfah_hf.cli.train import train
 
@@ -28,6 +29,7 @@ app.command()(evaluate)
 app.command()(index)
 app.command()(search)
 app.command()(export)
+app.command()(push)
 app.add_typer(data_app, name="data")
 app.add_typer(expand_app)
 

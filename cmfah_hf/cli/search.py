@@ -9,7 +9,10 @@ import typer
 
 def search(
     model: Annotated[str, typer.Argument(help="The model that the index was made with: a folder or a Hub id.")],
-    index: Annotated[Path, typer.Argument(help="An index file, as `cmfah index` writes it.")],
+    index: Annotated[
+        Path | None,
+        typer.Argument(help="An index file of `cmfah index`. Default: that which was pushed with the model."),
+    ] = None,
     text: Annotated[str | None, typer.Option("--text", "-t", help="Words to search with.")] = None,
     image: Annotated[str | None, typer.Option("--image", "-i", help="A picture to search with, or '-'.")] = None,
     image_weight: Annotated[float, typer.Option(help="With words and a picture: the picture's share, 0 to 1.")] = 0.5,
@@ -26,9 +29,11 @@ def search(
     from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
     from cmfah_hf.retrieval.metadata import parse_conditions
 
-    retriever = CrossMediaRetriever.from_pretrained(model)
-    retriever.images = HashIndex.load(index, mmap=True, bits=retriever.model.config.hash_bits)
-    conditions = parse_conditions(where, retriever.images.metadata) if where else None
+    retriever = CrossMediaRetriever.from_pretrained(model, index=index is None)
+    if index is not None:
+        retriever.images = HashIndex.load(index, mmap=True, bits=retriever.model.config.hash_bits)
+    searched = retriever.images if len(retriever.images) else retriever.texts
+    conditions = parse_conditions(where, searched.metadata) if where else None
     picture = sys.stdin.buffer if image == "-" else image
     results = retriever.search(text, picture, k, None, metric, conditions, not approximate, image_weight)
     found = [{"rank": rank, **hit} for rank, hit in enumerate(results.hits(), 1)]

@@ -73,6 +73,40 @@ def check_target(repo_id: str, token: str | None = None) -> str:
     return token
 
 
+def make_repository(repo_id: str, kind: str, private: bool = False, token: str | None = None) -> str:
+    """Create a repository, if it is not there, and see that the token may write.
+
+    Args:
+        repo_id: `owner/name`.
+        kind: `model`, `dataset` or `space`.
+        private: Whether it is to be private. A repository that is there already keeps what it is.
+        token: Default: that of `HF_TOKEN` or of `hf auth login`.
+
+    Returns:
+        Its address.
+
+    Raises:
+        HubError: In one line, if the Hub refuses it or cannot be reached, or it is to be private and is public.
+    """
+    from huggingface_hub import HfApi
+
+    token = check_target(repo_id, token)
+    with _told_in_one_line(repo_id, MAIN, token):
+        url, _ = _repository(HfApi(token=token), repo_id, kind, private)
+    return url
+
+
+def _repository(api: "HfApi", repo_id: str, kind: str, private: bool) -> tuple[str, bool]:
+    """The address of a repository, which is created if needed, and whether it is private."""
+    url = _patiently(lambda: api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True))
+    is_private = bool(_patiently(lambda: api.repo_info(repo_id, repo_type=kind)).private)
+    if private and not is_private:
+        raise HubError(
+            f"{repo_id} is there already and public; make it private in its settings, or push without --private."
+        )
+    return str(url), is_private
+
+
 def publish(
     files: Mapping[str, Path],
     repo_id: str,
@@ -107,12 +141,7 @@ def publish(
     api = HfApi(token=token)
     branch = revision or MAIN
     with _told_in_one_line(repo_id, branch, token), _bars(progress):
-        url = _patiently(lambda: api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True))
-        is_private = bool(_patiently(lambda: api.repo_info(repo_id, repo_type=kind)).private)
-        if private and not is_private:
-            raise HubError(
-                f"{repo_id} is there already and public; make it private in its settings, or push without --private."
-            )
+        url, is_private = _repository(api, repo_id, kind, private)
         if revision:
             _patiently(lambda: api.create_branch(repo_id, branch=branch, repo_type=kind, exist_ok=True))
         head = _patiently(lambda: api.repo_info(repo_id, repo_type=kind, revision=branch)).sha
@@ -121,7 +150,7 @@ def publish(
             batch = additions[start : start + _FILES_AT_ONCE]
             api.preupload_lfs_files(repo_id, batch, repo_type=kind, revision=branch)
         commit = _commit(api, repo_id, kind, branch, head, additions, message, replaces)
-    return Published(str(url), commit, commit != head, is_private)
+    return Published(url, commit, commit != head, is_private)
 
 
 def _commit(

@@ -21,6 +21,7 @@ __all__ = [
     "CMFAHProcessor",
     "CMFAHTextModel",
     "CMFAHTowerOutput",
+    "CrossModalRetrievalPipeline",
     "Method",
     "SCAHNConfig",
     "SCAHNForPreTraining",

@@ -38,6 +38,7 @@ from .outputs_cmfah import (
     CMFAHOutput,
     CMFAHTowerOutput,
 )
+from .safe_weights import require_safetensors
 
 # What the training checkpoint holds beside the towers.
 _TRAINING_KEYS = [r"^(image|text)_(discriminator|concept_head)\.", r"^label_head\."]
@@ -56,6 +57,16 @@ class CMFAHPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": CMFAHLayer, "attentions": [CMFAHCoAttention, CMFAHSelection]}
     # The terms of the loss; a model with terms of its own names a type with more of them.
     losses_class = CMFAHLosses
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As the parent's, from safetensors alone.
+
+        Raises:
+            OSError: If there are none: pickles are never loaded.
+        """
+        require_safetensors(cls.config_class, pretrained_model_name_or_path, kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_cmfah import CMFAHConfig
 from .configuration_scahn import SCAHNConfig
@@ -23,6 +24,7 @@ from .modeling_scahn import (
     SCAHNTextModel,
 )
 from .outputs_cmfah import CMFAHForPreTrainingOutput, CMFAHLosses, CMFAHOutput, CMFAHTowerOutput
+from .pipeline_cmfah import TASK, CrossModalRetrievalPipeline
 from .processing_cmfah import CMFAHProcessor
 
 
@@ -51,6 +53,7 @@ for _name, _method in METHODS.items():
     _method.model.register_for_auto_class("AutoModel")
     _method.pretraining.register_for_auto_class("AutoModelForPreTraining")
 CMFAHProcessor.register_for_auto_class("AutoProcessor")
+PIPELINE_REGISTRY.register_pipeline(TASK, CrossModalRetrievalPipeline, pt_model=AutoModel, type="multimodal")
 
 __all__ = [
     "METHODS",
@@ -66,6 +69,7 @@ __all__ = [
     "CMFAHProcessor",
     "CMFAHTextModel",
     "CMFAHTowerOutput",
+    "CrossModalRetrievalPipeline",
     "Method",
     "SCAHNConfig",
     "SCAHNForPreTraining",

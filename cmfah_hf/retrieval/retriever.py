@@ -14,17 +14,21 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import extract_commit_hash
 
 from cmfah_hf.data import load_image_text, resolve_data_path
 from cmfah_hf.data.images import decode_image, find_pictures, is_picture
 from cmfah_hf.data.loading import is_data_set
-from cmfah_hf.errors import CheckpointError, DataError, ImageError, QueryError
+from cmfah_hf.errors import CheckpointError, DataError, HashIndexError, ImageError, QueryError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import METHODS, CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
 from cmfah_hf.retrieval.items import Items, batches_of, taken
 
 logger = logging.getLogger(__name__)
+
+# The indexes that lie beside a model, in a folder or on the Hub.
+PICTURES_INDEX, TEXTS_INDEX = "pictures.index", "texts.index"
 
 
 class CrossMediaRetriever:
@@ -62,23 +66,31 @@ class CrossMediaRetriever:
 
     @classmethod
     def from_pretrained(
-        cls, repo_or_folder: str | Path, device: str | torch.device | None = None, **kwargs: Any
+        cls,
+        repo_or_folder: str | Path,
+        device: str | torch.device | None = None,
+        index: bool = False,
+        **kwargs: Any,
     ) -> "CrossMediaRetriever":
         """Loads what a training run left in a folder, or what was pushed to the Hub from there.
 
         Args:
             repo_or_folder: A folder or a Hub id.
             device: Where to encode. None: a GPU where there is one.
+            index: Whether the indexes that were pushed with it (`pictures.index`, `texts.index`) are loaded too.
             **kwargs: For `from_pretrained`, such as `revision`, `token` or `dtype`.
 
         Raises:
             CheckpointError: If the folder holds no model of this package, or lacks a part of it.
+            HashIndexError: If an index is wanted and there is none, or it is damaged or of another width.
         """
         source = str(repo_or_folder)
         config_file = _find(source, CONFIG_NAME, kwargs)
         if config_file is None:
             where = "a folder without" if Path(source).is_dir() else "no folder here, nor a model on the Hub with"
             raise CheckpointError(f"{source}: {where} a {CONFIG_NAME}; give one that a training run has left.")
+        # Of the Hub all parts from one commit, also if another is made meanwhile.
+        kwargs["revision"] = extract_commit_hash(config_file, None) or kwargs.get("revision")
         model, report = _load(_towers_class(config_file), source, {**kwargs, "output_loading_info": True})
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
@@ -96,7 +108,21 @@ class CrossMediaRetriever:
             for end in ("json", "safetensors"):
                 _find(source, f"knowledge.{end}", kwargs)
         folder = next((Path(path).parent for path in found if path is not None), None)
-        return cls(model, processor, GraphExpander.load(folder) if folder is not None else None, device)
+        retriever = cls(model, processor, GraphExpander.load(folder) if folder is not None else None, device)
+        if index:
+            retriever._load_indexes(source, kwargs)
+        return retriever
+
+    def _load_indexes(self, source: str, kwargs: dict[str, Any]) -> None:
+        paths = [_find(source, name, kwargs) for name in (PICTURES_INDEX, TEXTS_INDEX)]
+        if not any(paths):
+            raise HashIndexError(
+                f"{source}: no index came with it ({PICTURES_INDEX}, {TEXTS_INDEX}); make one with `cmfah index`."
+            )
+        bits = self.model.config.hash_bits
+        self.images, self.texts = (
+            HashIndex.load(path, mmap=True, bits=bits) if path is not None else HashIndex(bits) for path in paths
+        )
 
     def expand(self, texts: Sequence[str]) -> list[str]:
         """The texts as the model was trained to read them: with the words that the graph adds."""

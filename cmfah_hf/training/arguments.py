@@ -197,6 +197,10 @@ class CMFAHTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Kept off: the losses read the label layer after `forward`, where it would count as unused."},
     )
+    hub_strategy: str = field(
+        default="end",
+        metadata={"help": "Kept at 'end': what goes to the Hub is the finished model; checkpoints hold pickles."},
+    )
     report_to: None | str | list[str] = field(  # noqa: RUF036 - the order that the argument parser reads
         default="none", metadata={"help": "Where to send logs to."}
     )
@@ -211,6 +215,11 @@ class CMFAHTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.ddp_find_unused_parameters:
             raise ValueError("ddp_find_unused_parameters would take the label layer for unused; leave it off.")
+        if self.hub_strategy != "end":
+            raise ValueError(
+                f"hub_strategy is {getattr(self.hub_strategy, 'value', self.hub_strategy)!r}; only the finished model "
+                "goes to the Hub, give 'end'. Checkpoints hold the state of PyTorch's optimizers, which are pickles."
+            )
         if self.codes_update not in ("epoch", "batch"):
             raise ValueError(f"codes_update is {self.codes_update!r}; choose 'epoch' or 'batch'.")
         if self.paired_every < 1:

@@ -23,7 +23,9 @@ from cmfah_hf.training.checkpoints import (
 )
 from cmfah_hf.training.configuration import Run
 from cmfah_hf.training.evaluate import evaluate_pairs
+from cmfah_hf.training.illustration import draw_attention
 from cmfah_hf.training.preparation import build_model, make_words, read_pairs, relevances
+from cmfah_hf.training.settings_file import write_settings
 from cmfah_hf.training.trainer import CMFAHTrainer, without_augmentation
 
 METRICS_NAME = "metrics.json"
@@ -39,13 +41,16 @@ def train(run: Run) -> dict[str, Any]:
     A run that was broken off goes on with `resume_from_checkpoint` (`find_checkpoint` says what it takes), in the refit
     too, and ends as the unbroken one would have; the words that it had made are not made again.
 
+    With `push_to_hub` the finished folder then goes to `hub_model_id`, as `cmfah push` would bring it there.
+
     Returns:
         `validation`: the best MAP there, its `epoch`, and what was relevant there (`validation_relevance`); `query`:
         the figures of `RetrievalEvaluator`, where the data has a query split with labels; and what the run was (method,
         bits, seed, pairs). The same stands in `metrics.json`. Of several processes only the main one gets them.
 
     Raises:
-        CMFAHError: If the data, the weights, a setting or the checkpoint cannot be used, or the disk is full.
+        CMFAHError: If the data, the weights, a setting or the checkpoint cannot be used, the disk is full, or the Hub
+            refuses the model; the folder is whole then, and `cmfah push` takes it.
     """
     start = time.monotonic()
     args, data = run.training, run.data
@@ -134,9 +139,13 @@ def train(run: Run) -> dict[str, Any]:
             text_column,
             plots=output / "plots",
         )
+        draw_attention(towers, processor, queries, data, output / "plots")
     with disk_errors(output, "the figures"):
+        write_settings(run, output)
         (output / METRICS_NAME).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(output / REFIT_NAME, ignore_errors=True)  # all of it is in the model now
+    if args.push_to_hub:
+        trainer.push_finished(output)
     return metrics
 
 
@@ -149,6 +158,7 @@ def _refit_arguments(args: CMFAHTrainingArguments, folder: Path) -> CMFAHTrainin
         save_strategy="epoch" if args.save_strategy == "best" else args.save_strategy,
         save_total_limit=1,
         load_best_model_at_end=False,
+        push_to_hub=False,
         early_stopping_patience=None,
     )
 

@@ -21,6 +21,7 @@ from cmfah_hf.models import CMFAHForPreTraining, CMFAHForPreTrainingOutput, CMFA
 from cmfah_hf.models.losses import sign
 from cmfah_hf.training.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.batch_norm import use_global_statistics
+from cmfah_hf.training.hub_trainer import HubTrainer
 from cmfah_hf.training.processes import (
     average_gradients,
     broadcast_figures,
@@ -28,7 +29,6 @@ from cmfah_hf.training.processes import (
     gather_batch,
     share_batches,
 )
-from cmfah_hf.training.resuming import ResumingTrainer
 from cmfah_hf.training.stream_loaders import (
     StreamPlaceCallback,
     as_stream,
@@ -73,7 +73,7 @@ class _Rows(torch.utils.data.Dataset):
         return row
 
 
-class CMFAHTrainer(ResumingTrainer):
+class CMFAHTrainer(HubTrainer):
     """Trains a `CMFAHForPreTraining` by `[algorithm-1]`: for each batch the discriminators, then the towers.
 
     The towers see a batch once; the discriminators learn from its features, detached, and with the discriminators as

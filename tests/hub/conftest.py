@@ -120,19 +120,76 @@ class Outcome:
     stderr: str
 
 
+def use_hub(server: HubServer, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Lets this process use a Hub, with its caches below a folder, as the environment does for a new one."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _cache_assets
+    from transformers.utils import hub
+
+    settings = {"HF_HUB_CACHE": str(folder / "hub-cache"), "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}
+    for name, value in settings.items():
+        patch.setattr(constants, name, value)
+    patch.setattr(constants, "ENDPOINT", server.endpoint)
+    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    patch.setattr(hub, "_hf_api", None)  # it keeps the address that it was made with
+    patch.setattr(_cache_assets, "HF_ASSETS_CACHE", str(folder / "assets"))
+    patch.setattr(datasets.config, "HF_ENDPOINT", server.endpoint)
+    patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+
+
 @pytest.fixture
 def here(hub, tmp_path, monkeypatch) -> None:
-    """Lets this process use the Hub, as the environment does for a new one."""
-    from huggingface_hub import constants
+    """Lets this process use the Hub."""
+    use_hub(hub, tmp_path, monkeypatch)
 
-    settings = {"HF_HUB_CACHE": str(tmp_path / "hub-cache"), "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}
-    for name, value in settings.items():
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+
+@dataclass(frozen=True)
+class Published:
+    """A Hub with a model on it, private, as `push_model` brought it there, and the run that it comes from."""
+
+    hub: HubServer
+    done: Any
+    run: Any
+    index: Path
+
+    @property
+    def card(self) -> str:
+        return self.hub.files(self.done.repo_id, "model")["README.md"].decode()
+
+
+@pytest.fixture(scope="module")
+def published(trained, tmp_path_factory) -> Published:
+    """The tiny run with an index of its query pictures, pushed as the private `org/model`."""
+    from cmfah_hf.hub import push_model
+    from cmfah_hf.retrieval import CrossMediaRetriever
+
+    folder = tmp_path_factory.mktemp("published")
+    retriever = CrossMediaRetriever.from_pretrained(trained.folder)
+    retriever.add_source(trained.scenes, split="query", metadata=["text"])
+    retriever.images.save(folder / "query.index")
+    with HubServer() as server, pytest.MonkeyPatch.context() as patch:
+        use_hub(server, folder, patch)
+        done = push_model(
+            trained.folder,
+            "org/model",
+            private=True,
+            token="hf_writer",
+            images_index=folder / "query.index",
+            license="apache-2.0",
+            progress=False,
+        )
+        patch.undo()
+        yield Published(server, done, trained, folder / "query.index")
+
+
+@pytest.fixture
+def at_published(published, tmp_path, monkeypatch) -> Published:
+    """The same, used by this process with a cache of its own and the token of an owner."""
+    use_hub(published.hub, tmp_path, monkeypatch)
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    published.hub.log.clear()
+    return published
 
 
 @pytest.fixture

@@ -329,6 +329,7 @@ def test_code_that_travels_is_the_models_alone(model_folder):
         "modeling_cmfah.py",
         "modules_cmfah.py",
         "outputs_cmfah.py",
+        "safe_weights.py",
     }
     for name in files:
         assert "cmfah_hf." not in "".join(

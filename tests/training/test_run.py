@@ -38,13 +38,14 @@ def test_the_folder_holds_all_that_was_made(trained):
     assert present >= {
         "config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "expander.json",
         "expander.safetensors", "skip_gram.json", "skip_gram.safetensors", "metrics.json", "trainer_state.json",
-        "training_args.json", "modeling_cmfah.py",
+        "training_args.json", "modeling_cmfah.py", "run.yaml",
     }  # fmt: skip
     assert not list(trained.folder.rglob("*.bin"))
     assert not list(trained.folder.glob("*.pt*"))
     assert {path.name for path in (trained.folder / "plots").iterdir()} == {
         "precision_at_k.png",
         "precision_recall.png",
+        "attention.png",
     }
     for plot in (trained.folder / "plots").iterdir():
         with Image.open(plot) as image:

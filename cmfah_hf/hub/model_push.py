@@ -1,0 +1,175 @@
+"""`push_model`: a trained model onto the Hub, whole or not at all."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cmfah_hf.errors import HubError
+from cmfah_hf.hub.model_folder import (
+    ATTENTION_PLOT,
+    is_ours,
+    read_run,
+    write_model,
+    write_settings,
+)
+from cmfah_hf.hub.publishing import MAIN, check_target, publish
+from cmfah_hf.retrieval.retriever import PICTURES_INDEX, TEXTS_INDEX
+
+
+@dataclass(frozen=True)
+class PushedModel:
+    """A model on the Hub.
+
+    Args:
+        repo_id: `owner/name`.
+        url: Its page.
+        revision: The branch.
+        commit: The id of the commit that holds it.
+        changed: False where the Hub had all of it already.
+        private: Whether only its owners see it.
+        files: Their paths in the repository.
+        size: Their bytes.
+    """
+
+    repo_id: str
+    url: str
+    revision: str
+    commit: str
+    changed: bool
+    private: bool
+    files: tuple[str, ...]
+    size: int
+
+
+def push_model(
+    run_folder: str | os.PathLike,
+    repo_id: str,
+    private: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
+    message: str | None = None,
+    images_index: str | os.PathLike | None = None,
+    texts_index: str | os.PathLike | None = None,
+    license: str | None = None,
+    data_license: str | None = None,
+    dataset_id: str | None = None,
+    attention_picture: bool = True,
+    tags: Sequence[str] = (),
+    metrics: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> PushedModel:
+    """Put a finished run on the Hub in one commit, to be read back by `from_pretrained(repo_id)`.
+
+    What goes up is named in `cmfah_hf/hub/model_folder.py`: the towers as `model.safetensors`, apart from them what
+    only training needs, processor, words, code, settings, figures and a card. Checkpoints and the state of the
+    training, which hold pickles, stay where they are. A `README.md` in the folder goes up as it stands; without one
+    the card is written. Files of an earlier push that this one does not have are removed in the same commit, an index
+    among them: it belongs to the former model.
+
+    Broken off, it goes on when it is called again: what has been sent is known to the Hub by its content. Before the
+    commit, readers see the former state.
+
+    Args:
+        run_folder: Where a training run, or a trainer, left its model.
+        repo_id: `owner/name`; created if needed.
+        private: Whether it is to be private. One that is there and public is refused then.
+        token: Default: that of `HF_TOKEN` or of `hf auth login`. It is neither printed nor logged.
+        revision: The branch, created from the main one if needed.
+        message: The commit's title.
+        images_index: An index file of pictures, for `CrossMediaRetriever.from_pretrained(repo_id, index=True)`. Its ids
+            and columns become as public as the repository.
+        texts_index: The same of texts.
+        license: The model's licence, by the Hub's names, such as `apache-2.0`.
+        data_license: The data's licence, in words. Default: what the data's own card says.
+        dataset_id: The data's id on the Hub, if it is there and the run was told of a folder.
+        attention_picture: Whether the picture of what the words look at goes up. It shows a picture of the data.
+        tags: Further tags of the card.
+        metrics: Figures for the card, where the folder has no `metrics.json`.
+        progress: Show a bar for each file that is being sent.
+
+    Raises:
+        CheckpointError: If the folder holds no model that could be loaded.
+        HashIndexError: If an index cannot be read, or is of another number of bits than the model.
+        HubError: If there is no token, or the Hub refuses it, cannot be reached, or was changed by somebody else
+            meanwhile.
+    """
+    from filelock import FileLock, Timeout
+    from huggingface_hub import cached_assets_path
+
+    token = check_target(repo_id, token)
+    folder = Path(run_folder)
+    run = read_run(folder, metrics)
+    files = dict(run.files)
+    if not attention_picture:
+        files.pop(ATTENTION_PLOT, None)
+    for name, path in ((PICTURES_INDEX, images_index), (TEXTS_INDEX, texts_index)):
+        if path is not None:
+            _check_index(Path(path), run.config.get("hash_bits"))
+            files[name] = Path(path)
+    # One place for each run and target: what a killed push left there is found, and written anew.
+    name = hashlib.blake2b(f"{folder.absolute()} {repo_id}".encode(), digest_size=8).hexdigest()
+    stage = cached_assets_path("cmfah-hf", "push", name)
+    try:
+        with FileLock(f"{stage}.lock", timeout=0):
+            shutil.rmtree(stage, ignore_errors=True)
+            stage.mkdir(parents=True)
+            try:
+                _stage(run, folder, stage, files, repo_id, revision, license, data_license, dataset_id, tags)
+                files |= {path.relative_to(stage).as_posix(): path for path in stage.rglob("*") if path.is_file()}
+                done = publish(
+                    files,
+                    repo_id,
+                    "model",
+                    message or "Upload the model",
+                    private=private,
+                    token=token,
+                    revision=revision,
+                    replaces=is_ours,
+                    progress=progress,
+                )
+                size = sum(file.stat().st_size for file in files.values())
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+    except Timeout:
+        raise HubError(f"{folder}: another process is pushing it to {repo_id}; wait for its end.") from None
+    return PushedModel(
+        repo_id, done.url, revision or MAIN, done.commit, done.changed, done.private, tuple(sorted(files)), size
+    )
+
+
+def _stage(run, folder, stage, files, repo_id, revision, license, data_license, dataset_id, tags) -> None:
+    from cmfah_hf.hub.model_card import CARD_NAME, make_model_card
+
+    try:
+        write_model(folder, stage)
+        if run.settings:
+            write_settings(run, stage, dataset_id)
+        if (folder / CARD_NAME).is_file():
+            files[CARD_NAME] = folder / CARD_NAME
+            return
+        card = make_model_card(
+            run,
+            repo_id,
+            license=license,
+            data_license=data_license,
+            dataset_id=dataset_id,
+            tags=tags,
+            files=files,
+            revision=revision,
+        )
+        (stage / CARD_NAME).write_text(str(card), encoding="utf-8")
+    except OSError as error:
+        raise HubError(
+            f"{folder}: cannot be made ready in {stage} ({error.strerror or error}); make room there, or name another "
+            "place by HF_ASSETS_CACHE."
+        ) from error
+
+
+def _check_index(path: Path, bits: int | None) -> None:
+    from cmfah_hf.retrieval import HashIndex
+
+    HashIndex.load(path, mmap=True, bits=bits)

@@ -1,0 +1,40 @@
+"""Weights as safetensors alone: a pickle can run code when it is loaded, so none is."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+
+
+def require_safetensors(config_class: type[PreTrainedConfig], source: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse a folder or repository without safetensors before any other weights there are looked at.
+
+    Args:
+        config_class: Of the model. Another architecture's files are refused as that, which says more.
+        source: As of `from_pretrained`; None, where the weights are given otherwise, is passed over.
+        kwargs: Those of `from_pretrained`.
+
+    Raises:
+        ValueError: If `use_safetensors` is false, or what is there is another architecture's.
+        OSError: If there are none, or the repository cannot be reached.
+    """
+    if kwargs.setdefault("use_safetensors", True) is False:
+        raise ValueError("use_safetensors=False: weights in other formats are pickles, which are never loaded.")
+    kwargs["use_safetensors"] = True
+    if source is None or kwargs.get("state_dict") is not None or Path(str(source)).is_file():
+        return
+    variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
+    hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+    stem, ending = SAFE_WEIGHTS_NAME.rsplit(".", 1)
+    index_stem, index_ending = SAFE_WEIGHTS_INDEX_NAME.rsplit(".", 1)
+    for name in (f"{stem}{variant}.{ending}", f"{index_stem}{variant}.{index_ending}"):
+        if cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub) is not None:
+            return
+    config_class.from_pretrained(source, **hub)
+    raise OSError(
+        f"{source} has no weights as safetensors ({stem}{variant}.{ending}), and pickles are never loaded; ask for "
+        "the model in that format, or save it again."
+    )

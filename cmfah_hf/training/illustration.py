@@ -1,0 +1,55 @@
+"""A picture of what a trained model looks at, for its card."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cmfah_hf.data import load_image_text
+from cmfah_hf.data.streams import PairStream
+from cmfah_hf.models import CMFAHModel, CMFAHProcessor
+from cmfah_hf.training.arguments import DataArguments
+from cmfah_hf.training.evaluate import attention_of_words
+
+ATTENTION_NAME = "attention.png"
+# Query pairs among which one with few words is looked for, and the most words that are drawn.
+_LOOKED_AT, _MOST_WORDS = 100, 6
+
+
+def draw_attention(
+    model: CMFAHModel, processor: CMFAHProcessor, queries: Any, data: DataArguments, folder: Path
+) -> Path | None:
+    """Draws where the words of one query pair look, as `attention.png`.
+
+    Args:
+        model: The towers.
+        processor: Their processor.
+        queries: The query pairs. Where they hold regions and no pictures, the pictures are read from the data set.
+        data: What they were read by.
+        folder: Where the picture goes.
+
+    Returns:
+        None where there is nothing to draw: no attention, a stream, or no pair with two words that the model knows.
+    """
+    if model.config.attention == "none" or isinstance(queries, PairStream):
+        return None
+    if "image" not in queries.column_names:
+        queries = load_image_text(
+            data.dataset,
+            split=data.query_split,
+            image_column=data.image_column,
+            text_column=data.text_column,
+            labels_column=data.labels_column,
+        )
+    texts = list(islice(queries["text"], _LOOKED_AT))
+    known = {row: len(dict.fromkeys(processor.known_words(text))) for row, text in enumerate(texts)}
+    fitting = [row for row, words in known.items() if words >= 2]
+    if not fitting:
+        return None
+    shown = queries[min(fitting, key=known.__getitem__)]
+    words = list(dict.fromkeys(processor.known_words(shown["text"])))[:_MOST_WORDS]
+    from cmfah_hf.evaluation.plots import plot_attention
+
+    was_training = model.training
+    names, weights_RW = attention_of_words(model.eval(), processor, shown["image"], " ".join(words))
+    model.train(was_training)
+    return plot_attention(shown["image"], weights_RW, names, folder / ATTENTION_NAME)

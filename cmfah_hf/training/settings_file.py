@@ -1,0 +1,69 @@
+"""A run's settings as the YAML that makes another run like it."""
+
+from dataclasses import fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cmfah_hf.hub.model_folder import SETTINGS_NAME
+from cmfah_hf.training.arguments import CMFAHTrainingArguments, DataArguments
+from cmfah_hf.training.configuration import Run
+
+# Where a run goes, what it tells whom, and on what machine: another run has its own.
+_OWN_TO_A_RUN = {
+    *("output_dir", "resume_from_checkpoint", "restore_callback_states_from_checkpoint", "use_cpu", "local_rank"),
+    *("report_to", "run_name", "project", "disable_tqdm", "log_level", "log_level_replica", "ddp_backend"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "push_to_hub"),
+    *("dataloader_persistent_workers", "do_train", "do_eval", "do_predict", "logging_dir"),
+}
+_PREFIXES_OWN_TO_A_RUN = ("hub_", "trackio_")
+
+
+def write_settings(run: Run, folder: Path) -> Path:
+    """Writes what a run was told, as far as it is not the default, to `run.yaml`; `parse_run` reads it.
+
+    What belongs to the one run alone is left out: folders, logs, the machine, and everything about the Hub, its token
+    above all.
+    """
+    settings = {
+        "model": {"model_type": run.method, **{name: _plain(value) for name, value in run.model.items()}},
+        "data": {"dataset": run.data.dataset, **_given(run.data, DataArguments())},
+        "training": _given(run.training, CMFAHTrainingArguments(use_cpu=run.training.use_cpu)),
+    }
+    path = folder / SETTINGS_NAME
+    text = yaml.safe_dump({name: values for name, values in settings.items() if values}, sort_keys=False)
+    path.write_text(
+        f"# What this model was trained with: cmfah train {SETTINGS_NAME} --output_dir again\n{text}", "utf-8"
+    )
+    return path
+
+
+def _given(arguments: Any, defaults: Any) -> dict[str, Any]:
+    found = {}
+    for field in fields(arguments):
+        name, value = field.name, _plain(getattr(arguments, field.name))
+        if name in _OWN_TO_A_RUN or name.startswith(_PREFIXES_OWN_TO_A_RUN):
+            continue
+        if value != _plain(getattr(defaults, name)):
+            found[name] = value
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML says it."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (str, int, float, bool)) else _plain_object(value)
+
+
+def _plain_object(value: Any) -> Any:
+    to_dict = getattr(value, "to_dict", None)
+    return _plain(to_dict()) if to_dict is not None else str(value)

@@ -1,0 +1,288 @@
+"""`cmfah push` against the Hub on the loopback: what goes up, in one commit, also after a break."""
+
+import hashlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hub_server import User
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from cmfah_hf.errors import CheckpointError, HashIndexError, HubError
+from cmfah_hf.hub import push_model
+from cmfah_hf.models import CMFAHForPreTraining, CMFAHModel
+from cmfah_hf.retrieval import HashIndex
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def push_run(here, monkeypatch):
+    """A function that pushes a run from this process."""
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    return lambda folder, repo_id="org/model", **settings: push_model(folder, repo_id, progress=False, **settings)
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def wait_until(condition, seconds: float = 240.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_what_goes_up_and_what_stays(push_run, hub, trained, tmp_path):
+    done = push_run(trained.folder)
+    files = hub.files("org/model", "model")
+    assert hub.history("org/model", "model") == ["Upload the model", "initial commit"]
+    assert set(files) == {*done.files, ".gitattributes"}
+    assert set(done.files) == {
+        "README.md", "config.json", "model.safetensors", "pretraining.safetensors",
+        "model.safetensors.index.pretraining.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
+        "expander.json", "expander.safetensors", "skip_gram.json", "skip_gram.safetensors", "run.yaml", "metrics.json",
+        "plots/precision_at_k.png", "plots/precision_recall.png", "plots/attention.png",
+        *(path.name for path in (ROOT / "cmfah_hf" / "models").glob("*_cmfah.py")),
+        "fused_cmfah.py", "losses.py", "image_modes.py", "safe_weights.py",
+    }  # fmt: skip
+    for name in ("expander.safetensors", "metrics.json", "plots/attention.png"):
+        assert files[name] == (trained.folder / name).read_bytes()
+    # Nothing of this machine, and no pickle.
+    for name, content in files.items():
+        assert str(trained.folder.parent).encode() not in content, name
+        assert str(trained.scenes.parent).encode() not in content, name
+        assert not content.startswith(b"PK\x03\x04"), name  # as torch.save begins
+    assert {Path(name).suffix for name in done.files} == {".md", ".json", ".safetensors", ".yaml", ".py", ".png"}
+    assert not list((tmp_path / "assets").rglob("*.safetensors"))  # what was made ready is cleared away
+    assert not (trained.folder / "README.md").exists()
+
+    again = push_run(trained.folder)
+    assert (again.changed, again.commit) == (False, done.commit)
+
+
+def test_towers_and_what_trains_them_are_apart_and_whole_together(push_run, hub, trained, tmp_path):
+    push_run(trained.folder)
+    whole = load_file(trained.folder / "model.safetensors")
+    for name in ("model.safetensors", "pretraining.safetensors"):
+        (tmp_path / name).write_bytes(hub.files("org/model", "model")[name])
+    towers, rest = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "pretraining.safetensors")
+    assert {f"cmfah.{name}" for name in towers} | set(rest) == set(whole)
+    assert {name.split(".")[0] for name in rest} >= {"image_discriminator", "text_discriminator", "label_head"}
+    assert all(torch.equal(tensor, whole[f"cmfah.{name}"]) for name, tensor in towers.items())
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in rest.items())
+
+    hub.log.clear()
+    model, report = CMFAHModel.from_pretrained("org/model", output_loading_info=True)
+    assert not any(report.values())
+    sent = [request.path for request in hub.asked("GET", "/objects/", ok=True)]
+    assert len(sent) == 1  # the towers alone were fetched
+    again, report = CMFAHForPreTraining.from_pretrained("org/model", variant="pretraining", output_loading_info=True)
+    assert not any(report.values())
+    expected = CMFAHForPreTraining.from_pretrained(trained.folder).state_dict()
+    assert again.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
+    assert all(torch.equal(tensor, expected[f"cmfah.{name}"]) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_that_was_pulled_can_be_pushed_again(push_run, hub, trained, tmp_path):
+    from huggingface_hub import snapshot_download
+
+    push_run(trained.folder)
+    pulled = Path(snapshot_download("org/model", local_dir=tmp_path / "pulled"))
+    push_run(pulled, "org/copy")
+    own, copy = hub.files("org/model", "model"), hub.files("org/copy", "model")
+    assert {name for name in own if own[name] != copy.get(name)} == set()
+
+
+def test_the_settings_make_another_run_like_it(push_run, hub, trained, tmp_path):
+    from cmfah_hf.training import parse_run
+
+    push_run(trained.folder, dataset_id="org/scenes")
+    file = tmp_path / "run.yaml"
+    file.write_bytes(hub.files("org/model", "model")["run.yaml"])
+    ours, theirs = parse_run(trained.config, ["--output_dir", "x"]), parse_run(file, ["--output_dir", "x"])
+    assert theirs.data.dataset == "org/scenes"
+    theirs.data.dataset = ours.data.dataset
+    assert theirs.data == ours.data
+    assert theirs.model == ours.model
+    mine, its = ours.training.to_dict(), theirs.training.to_dict()
+    assert {name for name in mine if mine[name] != its[name]} <= {"use_cpu", "disable_tqdm", "dataloader_pin_memory"}
+
+
+def test_the_token_is_in_no_settings(scenes_folder, write_config, tmp_path):
+    from cmfah_hf.training import parse_run
+    from cmfah_hf.training.settings_file import write_settings
+
+    given = ["--hub_token", "hf_secret", "--hub_model_id", "org/secret", "--report_to", "none", "--seed", "7"]
+    run = parse_run(write_config(tmp_path / "c.yaml", data={"dataset": "scenes"}), [*given, "--output_dir", "/my/disk"])
+    text = write_settings(run, tmp_path).read_text()
+    assert not re.search("secret|/my/disk|hub_|use_cpu", text)
+    assert yaml.safe_load(text)["training"]["seed"] == 7
+    assert yaml.safe_load(text)["data"]["dataset"] == "scenes"
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_goes_on_with_what_is_missing(hub, trained, push_run, tmp_path):
+    hub.add("org/model", {"README.md": b"the former state", "pictures.index": b"former"}, "model")
+    before = hub.files("org/model", "model")
+    stalled = f"/objects/{sha256_of(trained.folder / 'skip_gram.safetensors')}"
+    hub.slow(f"PUT {stalled}", seconds=60)
+    environment = hub.environment(tmp_path / "home", "hf_writer") | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", "from cmfah_hf.cli import main; main()", "push", str(trained.folder)]
+    process = subprocess.Popen([*command, "--repo-id", "org/model"], env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: len(hub.asked("PUT", ok=True)) >= 3 or process.poll() is not None)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == -9
+    assert hub.files("org/model", "model") == before  # a reader sees what was there
+
+    sent = {request.path for request in hub.asked("PUT", ok=True)}
+    hub.faults.clear()
+    hub.log.clear()
+    done = push_run(trained.folder)
+    asked = {request.path for request in hub.asked("PUT")}
+    assert stalled in asked
+    assert not asked & sent  # only what was missing
+    assert hub.history("org/model", "model") == ["Upload the model", "Add files", "initial commit"]
+    assert set(hub.files("org/model", "model")) == {*done.files, ".gitattributes"}  # the former index went with it
+
+
+def test_a_flaky_hub_is_borne(push_run, hub, trained):
+    hub.fail("POST /api/repos/create", status=502)
+    hub.fail("PUT /objects/", status=503)
+    hub.cut("PUT /objects/", after=700)
+    hub.lose_answer("POST /api/models/org/model/commit")
+    done = push_run(trained.folder)
+    assert hub.history("org/model", "model") == ["Upload the model", "initial commit"]
+    assert set(hub.files("org/model", "model")) == {*done.files, ".gitattributes"}
+
+
+@pytest.mark.parametrize(
+    ("token", "part"),
+    [
+        ("hf_wrong", "the Hub does not know the token"),
+        ("hf_stranger", "the token may not write there"),
+        ("hf_reader", "the token may not write there"),
+    ],
+)
+def test_who_may_not_push_is_told_so(push_run, hub, trained, token, part):
+    with pytest.raises(HubError, match=part) as raised:
+        push_run(trained.folder, token=token)
+    assert token not in str(raised.value)
+    assert hub.store.repositories == {}
+    assert hub.store.objects == {}
+
+
+def test_private_and_branches(push_run, hub, trained):
+    done = push_run(trained.folder, private=True, revision="v2")
+    assert (done.private, done.revision) == (True, "v2")
+    assert hub.store.repositories["model", "org/model"].private
+    assert set(hub.files("org/model", "model")) == {".gitattributes"}
+    card = hub.files("org/model", "model", "v2")["README.md"].decode()
+    assert 'from_pretrained("org/model", revision="v2")' in card
+    assert "hf download org/model run.yaml --local-dir . --revision v2" in card
+
+
+def test_folders_and_indexes_that_do_not_fit_are_refused_before_anything_is_sent(push_run, hub, trained, tmp_path):
+    index = HashIndex(bits=32)
+    index.add(torch.ones(1, 32), ids=["a"])
+    index.save(tmp_path / "wide.index")
+    with pytest.raises(HashIndexError, match="codes of 32 bits, where 16 were expected"):
+        push_run(trained.folder, images_index=tmp_path / "wide.index")
+    with pytest.raises(HashIndexError, match=r"none\.index"):
+        push_run(trained.folder, images_index=tmp_path / "none.index")
+    with pytest.raises(CheckpointError, match="no such folder"):
+        push_run(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"a folder without config\.json"):
+        push_run(tmp_path)
+    for name, change, part in (
+        ("weights", lambda f: (f / "model.safetensors").write_bytes(b"\0" * 9), "no model and processor can be loaded"),
+        ("pickle", as_pickle, "no weights as safetensors"),
+        ("words", lambda f: (f / "tokenizer.json").unlink(), "no model and processor can be loaded"),
+        ("figures", lambda f: (f / "metrics.json").write_text("{"), "metrics.json: not readable as JSON"),
+        ("settings", lambda f: (f / "run.yaml").write_text("a: [\n"), "run.yaml: not valid YAML"),
+    ):
+        folder = shutil.copytree(trained.folder, tmp_path / name)
+        change(folder)
+        with pytest.raises(CheckpointError) as raised:
+            push_run(folder)
+        assert part in str(raised.value)
+        assert "\n" not in str(raised.value)
+    assert hub.store.repositories == {}
+
+
+def as_pickle(folder: Path) -> None:
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        torch.save({name: file.get_tensor(name) for name in file.keys()}, folder / "pytorch_model.bin")  # noqa: SIM118
+    (folder / "model.safetensors").unlink()
+
+
+def test_an_own_card_goes_up_as_it_stands(push_run, hub, trained, tmp_path):
+    folder = shutil.copytree(trained.folder, tmp_path / "own")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
+    push_run(folder, attention_picture=False)
+    files = hub.files("org/model", "model")
+    assert files["README.md"] == (folder / "README.md").read_bytes()
+    assert "plots/attention.png" not in files
+
+
+def test_by_the_command(hub, trained, here, capsys, monkeypatch):
+    from cmfah_hf.cli import main
+
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    with pytest.raises(SystemExit) as left:
+        main(["push", str(trained.folder), "--repo-id", "org/model", "--license", "mit", "--no-attention", "--json"])
+    assert not left.value.code
+    done = json.loads(capsys.readouterr().out)
+    assert done["commit"] == hub.store.repositories["model", "org/model"].branches["main"]
+    assert sorted(done["files"]) == done["files"]
+    files = hub.files("org/model", "model")
+    assert done["size"] == sum(len(files[name]) for name in done["files"])
+    monkeypatch.setenv("HF_TOKEN", "hf_member")
+    hub.store.users["hf_member"] = User("member", ("org",), may_write=False)
+    with pytest.raises(SystemExit) as left:
+        main(["push", str(trained.folder), "--repo-id", "org/model"])
+    assert left.value.code == 2
+    assert "the token may not write there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dataset", "named", "licence", "on_the_hub"),
+    [
+        ("scenes", "`scenes`, drawn by code", "The data: none to mind, they are drawn by code.", None),
+        ("org/pairs", "[org/pairs](", "The data's licence is not known here", ["org/pairs"]),
+        ("data/pairs", "`pairs`", "The data: cc-by-4.0.", None),
+    ],
+)
+def test_the_card_tells_a_folder_from_the_hub_and_names_the_licence(
+    trained, tmp_path, monkeypatch, dataset, named, licence, on_the_hub
+):
+    """`data/pairs` looks like a Hub id, and is a folder below CMFAH_DATA with a card of its own."""
+    from cmfah_hf.hub import make_model_card
+    from cmfah_hf.hub.model_folder import read_run
+
+    monkeypatch.setenv("CMFAH_DATA", str(tmp_path))
+    (tmp_path / "data" / "pairs").mkdir(parents=True)
+    (tmp_path / "data" / "pairs" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n\n# Pairs\n")
+    folder = shutil.copytree(trained.folder, tmp_path / "run")
+    settings = yaml.safe_load((folder / "run.yaml").read_text())
+    settings["data"]["dataset"] = dataset
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    card = make_model_card(read_run(folder), "org/model")
+    assert f"Data: {named}" in card.text
+    assert licence in card.text
+    assert card.data.datasets == on_the_hub
+    assert "No licence was given to the model" in card.text
