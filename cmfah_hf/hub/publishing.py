@@ -107,7 +107,10 @@ def publish(
     api = HfApi(token=token)
     branch = revision or MAIN
     with _told_in_one_line(repo_id, branch, token), _bars(progress):
-        url = _patiently(lambda: api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True))
+        sdk = "gradio" if kind == "space" else None
+        url = _patiently(
+            lambda: api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True, space_sdk=sdk)
+        )
         is_private = bool(_patiently(lambda: api.repo_info(repo_id, repo_type=kind)).private)
         if private and not is_private:
             raise HubError(
