@@ -12,7 +12,7 @@ from cmfah_hf.errors import ImageError
 from cmfah_hf.space import html
 from cmfah_hf.space.loading import EngineLoader
 from cmfah_hf.space.page import DEFAULT_K, Page
-from cmfah_hf.space.uploads import MAX_BYTES, MAX_PIXELS, read_upload
+from cmfah_hf.space.uploads import FORMATS, MAX_BYTES, MAX_PIXELS, read_upload
 
 # The limits of `Engine.search`, which loads torch: here they only bound what the page offers.
 _MOST_RESULTS, _LONGEST_QUERY = 24, 300
@@ -46,6 +46,7 @@ watch('value', () => {
   if (pressed) pressed.focus();
 });
 """
+_UPLOADS = f"{', '.join(FORMATS)}; at most {MAX_BYTES // 2**20} MB and {MAX_PIXELS // 10**6} megapixels."
 _WAIT = "The model is being loaded; the page fills by itself in a few seconds."
 
 
@@ -95,7 +96,6 @@ def _search_tab(page: Page) -> tuple[gr.HTML, gr.State, gr.Textbox, gr.Dataset]:
                 placeholder="what the pictures are to show",
                 max_length=_LONGEST_QUERY,
                 elem_id="words",
-                autofocus=True,
             )
             examples = gr.Dataset(
                 components=[gr.Textbox(visible=False)], samples=[], label="For example", visible=False
@@ -105,7 +105,7 @@ def _search_tab(page: Page) -> tuple[gr.HTML, gr.State, gr.Textbox, gr.Dataset]:
                 button = gr.Button("Search", variant="primary", elem_id="search-words", min_width=120)
         with gr.Column(scale=2, min_width=260):
             picture = gr.Image(
-                label=f"Or a picture, at most {MAX_BYTES // 2**20} MB and {MAX_PIXELS // 10**6} megapixels",
+                label="Or a picture",
                 sources=["upload", "clipboard"],
                 type="pil",
                 height=200,
@@ -113,6 +113,7 @@ def _search_tab(page: Page) -> tuple[gr.HTML, gr.State, gr.Textbox, gr.Dataset]:
                 buttons=[],
             )
             with_picture = gr.Button("Search with the picture", elem_id="search-picture")
+            gr.HTML(html.note(_UPLOADS))
     _guard(picture)
     answer = gr.HTML(html.note(_WAIT), js_on_load=_ANSWER_JS, elem_id="answer")
     asked = gr.State("")

@@ -13,7 +13,8 @@ from cmfah_hf.space.loading import EngineLoader
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
-DEFAULT_K = 8
+# Rows of two, of three and of six are full.
+DEFAULT_K = 6
 _NO_REGION = "Press a region of the picture: here stand the words that it attends to."
 
 
@@ -41,7 +42,7 @@ class Page:
         self._loader = loader
 
     def begin(self) -> tuple[Any, ...]:
-        """What a page that was just opened shows: status, first answer, its words twice, examples, pictures, figures."""
+        """What a page that was just opened shows: the status, a first answer, its words, examples, the figures."""
         from cmfah_hf.space import charts
 
         try:
