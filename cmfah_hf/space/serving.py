@@ -91,10 +91,9 @@ def serve(
     except OSError as error:
         where = port or os.environ.get("GRADIO_SERVER_PORT") or "7860 and those after it"
         raise CMFAHError(f"Port {where} cannot be listened at ({error}); name another with --port.") from error
-    logger.warning("Serving at %s", app.local_url)
     try:
         loader.load()
-        logger.warning("Ready.")
+        logger.warning("Serving at %s", app.local_url)
     except (ValueError, OSError) as error:
         if not keep_on_error:
             app.close(verbose=False)

@@ -50,7 +50,7 @@ def test_another_model_replaces_what_was_there_and_nothing_else(push_the_space, 
     assert "cmfah_hf/gone.py" not in files
     assert files["banner.txt"] == b"mine"
     assert files["model/model.safetensors"] == (trained.folder / "model.safetensors").read_bytes()
-    assert not [name for name in files if "checkpoint" in name]
+    assert not [name for name in files if "checkpoint-" in name]
     (tmp_path / "space.json").write_bytes(files["space.json"])
     assert SpaceSettings.load(tmp_path) == SpaceSettings("model", "org/pictures", "database", 50, "Mine", ())
 
@@ -95,7 +95,7 @@ def test_a_pushed_space_starts_by_itself(push_the_space, hub, tmp_path):
         )
     try:
         end = time.monotonic() + 280
-        while "Ready." not in log.read_text():
+        while "Serving at" not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.1)

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -67,19 +69,30 @@ def space_environment(folder: Path) -> dict[str, str]:
     }
 
 
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=30).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 @pytest.fixture(scope="session")
 def served(tmp_path_factory) -> Iterator[Served]:
     """`cmfah space`, as a user starts it, ready to answer."""
     folder = tmp_path_factory.mktemp("space")
     log = folder / "log"
-    # A free port is found by Gradio, from its usual one on; several test runs may stand side by side.
-    command = [sys.executable, "-c", "from cmfah_hf.cli import main; main()", "space"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from cmfah_hf.cli import main; main()", "space", "--port", str(port)]
     begin = time.monotonic()
     process = start(command, folder, log, space_environment(folder) | {"PYTHONPATH": str(ROOT)})
     try:
-        url = wait_for(log, r"^Serving at (\S+)$", process)[1]
+        while not _answers(f"http://127.0.0.1:{port}/"):
+            assert process.poll() is None, log.read_text(encoding="utf-8")
+            assert time.monotonic() < begin + 280, log.read_text(encoding="utf-8")
+            time.sleep(0.05)
         page, cpu = time.monotonic() - begin, cpu_seconds(process)
-        wait_for(log, r"^Ready\.$", process)
+        url = wait_for(log, r"^Serving at (\S+)$", process)[1]
         yield Served(url, process, log, folder / "uploads", page, cpu, time.monotonic() - begin)
     finally:
         process.terminate()
