@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -47,12 +48,18 @@ def start(command: list[str], folder: Path, log: Path, environment: dict[str, st
         return subprocess.Popen(command, stdout=stream, stderr=stream, cwd=folder, env=environment)
 
 
-def wait_for(log: Path, pattern: str, process: subprocess.Popen, seconds: float = 280) -> re.Match[str]:
-    """The match of a pattern in the log of a process, as soon as it is there."""
+def wait_for(log: Path, pattern: str, process: subprocess.Popen, seconds: float = 200) -> re.Match[str]:
+    """The match of a pattern in the log of a process, as soon as it is there.
+
+    Of a process that takes too long, the log ends with what each of its threads was doing.
+    """
     end = time.monotonic() + seconds
     while not (match := re.search(pattern, log.read_text(encoding="utf-8"), re.MULTILINE)):
         assert process.poll() is None, log.read_text(encoding="utf-8")
-        assert time.monotonic() < end, log.read_text(encoding="utf-8")
+        if time.monotonic() > end:
+            process.send_signal(signal.SIGABRT)
+            process.wait(30)
+            raise AssertionError(log.read_text(encoding="utf-8"))
         time.sleep(0.05)
     return match
 
@@ -66,6 +73,7 @@ def space_environment(folder: Path) -> dict[str, str]:
         "GRADIO_TEMP_DIR": str(folder / "uploads"),
         "GRADIO_ANALYTICS_ENABLED": "False",
         "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",
     }
 
 
@@ -89,7 +97,7 @@ def served(tmp_path_factory) -> Iterator[Served]:
     try:
         while not _answers(f"http://127.0.0.1:{port}/"):
             assert process.poll() is None, log.read_text(encoding="utf-8")
-            assert time.monotonic() < begin + 280, log.read_text(encoding="utf-8")
+            assert time.monotonic() < begin + 90, log.read_text(encoding="utf-8")
             time.sleep(0.05)
         page, cpu = time.monotonic() - begin, cpu_seconds(process)
         url = wait_for(log, r"^Serving at (\S+)$", process)[1]
