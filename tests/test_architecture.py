@@ -15,9 +15,11 @@ PACKAGE = ROOT / "cmfah_hf"
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "torchvision", "transformers", "datasets", "faiss", "gensim", "matplotlib", "networkx", "scipy"}
-HEAVY |= {"ray", "h5py"}
+HEAVY |= {"ray", "h5py", "gradio"}
 # Whoever has `datasets` has these, in the versions that it needs.
 WITH_DATASETS = {"fsspec"}
+# And of whoever has `gradio`: its client, and the framework that it serves with.
+WITH_GRADIO = {"gradio_client", "starlette"}
 MODULE_OF = {"faiss-cpu": "faiss", "pillow": "PIL", "pyyaml": "yaml"}
 
 
@@ -167,7 +169,7 @@ def test_dependencies_of_the_page_are_those_of_the_package_and_of_the_imports():
     imported = {module.split(".")[0] for path in FILES for module, _ in imports(path)}
     third_party = imported - set(sys.stdlib_module_names) - {"cmfah_hf"}
     modules = {MODULE_OF.get(name, name) for name in declared}
-    assert third_party - modules == WITH_DATASETS | {"ray", "rjieba", "timm"}
+    assert third_party - modules == WITH_DATASETS | WITH_GRADIO | {"ray", "rjieba", "timm"}
     assert modules <= third_party
 
 

@@ -14,6 +14,7 @@ from cmfah_hf.cli.export import export
 from cmfah_hf.cli.index import index
 from cmfah_hf.cli.push import push
 from cmfah_hf.cli.search import search
+from cmfah_hf.cli.space import space
 from cmfah_hf.cli.train import train
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(evaluate)
 app.command()(index)
 app.command()(search)
+app.command()(space)
 app.command()(export)
 app.command()(push)
 app.add_typer(data_app, name="data")

@@ -21,10 +21,11 @@ def demo(
     from cmfah_hf.cli.output import print_figures, print_json, print_table
     from cmfah_hf.data import load_scenes, write_imagefolder
     from cmfah_hf.data.images import decode_image
+    from cmfah_hf.evaluation.attention import attention_of_words
     from cmfah_hf.evaluation.plots import plot_attention, plot_results
     from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
     from cmfah_hf.training import bundled_configuration, parse_run, train
-    from cmfah_hf.training.evaluate import attention_of_words, pointing_accuracy
+    from cmfah_hf.training.evaluate import pointing_accuracy
 
     def say(line: str) -> None:
         typer.echo(line, err=json)

@@ -7,10 +7,17 @@ import typer
 
 
 def push(
-    run: Annotated[Path, typer.Argument(help="The folder that a training run has left.")],
-    repo_id: Annotated[str, typer.Option("--repo-id", help="The model on the Hub, as owner/name.")],
+    run: Annotated[
+        str | None,
+        typer.Argument(help="The folder that a training run has left; with --space also a Hub id, or nothing."),
+    ] = None,
+    repo_id: Annotated[str, typer.Option("--repo-id", help="Where to on the Hub, as owner/name.")] = ...,
+    space: Annotated[
+        bool, typer.Option("--space", help="Push the search page as a Space, with the model in it.")
+    ] = False,
     private: Annotated[bool, typer.Option("--private", help="Create it so that only its owners see it.")] = False,
     revision: Annotated[str | None, typer.Option(help="The branch; created if needed. Default: the main one.")] = None,
+    message: Annotated[str | None, typer.Option(help="The commit's title.")] = None,
     index: Annotated[
         Path | None,
         typer.Option(help="An index of pictures to go with it; its ids are seen by whoever sees the model."),
@@ -26,10 +33,19 @@ def push(
     attention: Annotated[
         bool, typer.Option(help="Show in the card what the words of a query look at: it shows a picture of the data.")
     ] = True,
-    message: Annotated[str | None, typer.Option(help="The commit's title.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Of a Space, the pictures that it searches: a data set on the Hub, or 'scenes'.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of these. Default: `database` if there is one, else `train`.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="The most pictures that a Space shows. Default: 320.")] = None,
+    title: Annotated[str | None, typer.Option(help="Above the Space's page.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Put a trained model on the Hub in one commit: weights, processor, words, code, figures, and a card.
+
+    With --space: the search page, ready to run; without a RUN it searches drawn scenes with the embedded model.
 
     A push that was broken off goes on when the same command is given again: only what is missing is sent. The token is
     that of `hf auth login`, or of the environment variable `HF_TOKEN`.
@@ -37,24 +53,42 @@ def push(
     import dataclasses
 
     from cmfah_hf.cli.output import print_json
-    from cmfah_hf.hub import push_model
+    from cmfah_hf.errors import HubError
+    from cmfah_hf.hub import push_model, push_space
 
-    done = push_model(
-        run,
-        repo_id,
-        private=private,
-        revision=revision,
-        message=message,
-        images_index=index,
-        texts_index=texts_index,
-        license=license,
-        data_license=data_license,
-        dataset_id=dataset_id,
-        attention_picture=attention,
-        progress=not json,
-    )
+    of_a_model = {
+        "--index": index,
+        "--texts-index": texts_index,
+        "--license": license,
+        "--data-license": data_license,
+        "--dataset-id": dataset_id,
+    }
+    of_a_space = {"--data": data, "--split": split, "--limit": limit, "--title": title}
+    for option, value in (of_a_model if space else of_a_space).items():
+        if value is not None:
+            raise HubError(
+                f"{option} is of a model; leave it out." if space else f"{option} is of a Space; add --space."
+            )
+    common = {"private": private, "revision": revision, "message": message, "progress": not json}
+    if space:
+        done = push_space(repo_id, run, data, split, limit, title, **common)
+    elif run is None:
+        raise HubError("Nothing to push: name the folder that a training run has left, or add --space.")
+    else:
+        done = push_model(
+            Path(run),
+            repo_id,
+            images_index=index,
+            texts_index=texts_index,
+            license=license,
+            data_license=data_license,
+            dataset_id=dataset_id,
+            attention_picture=attention,
+            **common,
+        )
     if json:
         print_json(dataclasses.asdict(done))
         return
-    what = f"{len(done.files)} files, {done.size:,} bytes" if done.changed else "nothing has changed"
+    files = done.files if space else len(done.files)
+    what = f"{files} files, {done.size:,} bytes" if done.changed else "nothing has changed"
     typer.echo(f"{done.url} at {done.commit[:7]}: {what}.")

@@ -1,4 +1,4 @@
-"""To the Hub: data sets and models, each in one commit. The names load on first use."""
+"""To the Hub: data sets, models and Spaces, each in one commit. The names load on first use."""
 
 from cmfah_hf.lazy import lazy_names
 
@@ -10,6 +10,8 @@ __getattr__, __dir__, __all__ = lazy_names(
         "push_model": "model_push",
         "PushedModel": "model_push",
         "make_model_card": "model_card",
+        "push_space": "pushing_spaces",
+        "PushedSpace": "pushing_spaces",
         "publish": "publishing",
     },
 )

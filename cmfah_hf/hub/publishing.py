@@ -98,7 +98,10 @@ def make_repository(repo_id: str, kind: str, private: bool = False, token: str |
 
 def _repository(api: "HfApi", repo_id: str, kind: str, private: bool) -> tuple[str, bool]:
     """The address of a repository, which is created if needed, and whether it is private."""
-    url = _patiently(lambda: api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True))
+    sdk = "gradio" if kind == "space" else None
+    url = _patiently(
+        lambda: api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True, space_sdk=sdk)
+    )
     is_private = bool(_patiently(lambda: api.repo_info(repo_id, repo_type=kind)).private)
     if private and not is_private:
         raise HubError(

@@ -14,6 +14,7 @@ from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.data.streams import PairStream
 from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.evaluation import RetrievalEvaluator
+from cmfah_hf.evaluation.attention import attention_of_words
 from cmfah_hf.evaluation.pointing import pointing_game
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
@@ -177,42 +178,6 @@ def evaluate_folder(
             pairs = pairs.map(retriever.expander, batched=True, desc="Expansion")
         splits.append(pairs)
     return evaluate_pairs(retriever.model, retriever.processor, *splits, text_column, protocol, plots=plots)
-
-
-@torch.inference_mode()
-def attention_of_words(
-    model: CMFAHModel, processor: CMFAHProcessor, image: Any, text: str
-) -> tuple[list[str], np.ndarray]:
-    """Which regions and words of a pair attend to each other.
-
-    Where both sides attend, a region's weight of a word (`[attention-v]`) times the word's weight of the region
-    (`[attention-t]`): the first tells the words of a region apart, the second the regions of a word.
-
-    Args:
-        model: The towers.
-        processor: Their processor.
-        image: The picture.
-        text: Its text.
-
-    Returns:
-        The `W` words of the text that the model knows, and their weights `(R, W)`.
-
-    Raises:
-        QueryError: If the model has no attention, or no word is known.
-    """
-    if model.config.attention == "none":
-        raise QueryError("This model's attention is 'none': no word attends to a region; train with another.")
-    words = processor.known_words(text)
-    if not words:
-        raise QueryError(f"No word of {text!r} is known to the model, so there is no attention to see.")
-    inputs = processor(images=[image], text=[" ".join(words)], return_tensors="pt").to(model.device)
-    outputs = model(**inputs, output_attentions=True)
-    weights_RW = torch.ones((), device=model.device)
-    if model.config.attends_image:
-        weights_RW = weights_RW * outputs.image_model_output.attentions[-1][0, 0]
-    if model.config.attends_text:
-        weights_RW = weights_RW * outputs.text_model_output.attentions[-1][0, 0].T
-    return words, weights_RW.float().cpu().numpy()
 
 
 def pointing_accuracy(model: CMFAHModel, processor: CMFAHProcessor, pairs: Any) -> dict[str, float]:

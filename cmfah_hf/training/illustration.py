@@ -6,9 +6,9 @@ from typing import Any
 
 from cmfah_hf.data import load_image_text
 from cmfah_hf.data.streams import PairStream
+from cmfah_hf.evaluation.attention import attention_of_words
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.training.arguments import DataArguments
-from cmfah_hf.training.evaluate import attention_of_words
 
 ATTENTION_NAME = "attention.png"
 # Query pairs among which one with few words is looked for, and the most words that are drawn.

@@ -323,6 +323,22 @@ CASES = {
         "train {config} --backbone_weights {root}/absent.safetensors {out}",
         ["{root}/absent.safetensors: "],
     ),
+    "space: no such model": (
+        "space {root}/absent --data scenes",
+        ["{root}/absent: "],
+    ),
+    "space: no such data": (
+        "space {model} --data {root}/absent/folder",
+        ["{root}/absent/folder: there is no such folder"],
+    ),
+    "space: a model without pictures": (
+        "space {model}",
+        ["{model}: name the pictures that this model is to search, with --data."],
+    ),
+    "space: no pictures": (
+        "space --limit 0",
+        ["limit=0: a Space shows from 1 to 20,000 pictures."],
+    ),
     "demo: no scenes": (
         "demo --output {root}/demo --train-scenes 0",
         ["num=0: scenes need 1 or more."],

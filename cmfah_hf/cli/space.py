@@ -1,0 +1,42 @@
+"""`cmfah space`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def space(
+    model: Annotated[
+        str | None, typer.Argument(help="A trained model: a folder or a Hub id. Default: the embedded one.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="The pictures: a folder, Parquet, a Hub id, 'scenes'. Default: drawn scenes.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of the data. Default: `database` if there is one, else `train`.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="The most pictures that are shown. Default: 320.")] = None,
+    title: Annotated[str | None, typer.Option(help="Above the page.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="The address to listen at; 0.0.0.0 for all. Default: this machine alone.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: the first free one from 7860.")] = None,
+) -> None:
+    """Serve the search page on this machine: search, why, codes, quality. Without a model it shows drawn scenes."""
+    from dataclasses import replace
+
+    from cmfah_hf.errors import CMFAHError
+    from cmfah_hf.space import SpaceSettings, serve
+    from cmfah_hf.space.settings import bundled_space
+
+    folder = bundled_space()
+    settings = SpaceSettings.load(folder)
+    if model is not None:
+        if data is None:
+            raise CMFAHError(f"{model}: name the pictures that this model is to search, with --data.")
+        settings = replace(settings, model=str(Path(model).absolute()) if Path(model).exists() else model)
+    if model is not None or data is not None:
+        settings = replace(settings, examples=())
+    given = {"data": data, "split": split, "limit": limit, "title": title}
+    serve(replace(settings, **{name: value for name, value in given.items() if value is not None}), folder, host, port)

@@ -1,0 +1,125 @@
+"""`push_space`: the search page onto the Hub, with the model and the code that it runs."""
+
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cmfah_hf.errors import HubError
+from cmfah_hf.hub.publishing import check_target, publish
+from cmfah_hf.space.files import is_space_file, space_files
+from cmfah_hf.space.settings import SCENES, SETTINGS_NAME, SpaceSettings, bundled_space
+
+
+@dataclass(frozen=True)
+class PushedSpace:
+    """A Space on the Hub.
+
+    Args:
+        repo_id: `owner/name`.
+        url: Its page.
+        revision: The branch.
+        commit: The id of the commit that holds it.
+        changed: False where the Hub had all of it already.
+        private: Whether only its owners see it.
+        model: What it loads: `"model"`, the folder that went along, or a Hub id.
+        data: The pictures that it shows.
+        files: How many it consists of.
+        size: Their bytes.
+    """
+
+    repo_id: str
+    url: str
+    revision: str
+    commit: str
+    changed: bool
+    private: bool
+    model: str
+    data: str
+    files: int
+    size: int
+
+
+def push_space(
+    repo_id: str,
+    model: str | os.PathLike | None = None,
+    data: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    title: str | None = None,
+    examples: tuple[str, ...] = (),
+    private: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
+    message: str | None = None,
+    progress: bool = True,
+) -> PushedSpace:
+    """Put the search page on the Hub in one commit, as a Gradio Space that starts by itself.
+
+    It holds the app, this package as it is installed here, `space.json`, and a model's folder where one is given. What
+    an earlier push left there and this one does not have is removed in the same commit.
+
+    Args:
+        repo_id: `owner/name`; created if needed.
+        model: A run's folder, which goes along, or a Hub id, which the Space loads from there. None: the embedded one.
+        data: The pictures: a data set on the Hub, or `"scenes"`. None: `"scenes"`, with the embedded model alone.
+        split: Of the data; see `SpaceSettings`.
+        limit: The most pictures that are shown.
+        title: Above the page.
+        examples: Queries to begin with.
+        private: Whether it is to be private. One that is there and public is refused then.
+        token: Default: that of `HF_TOKEN` or of `hf auth login`. It is neither printed nor logged.
+        revision: The branch, created from the main one if needed.
+        message: The commit's title.
+        progress: Show a bar for each file that is being sent.
+
+    Raises:
+        CheckpointError: If the model's folder lacks a file.
+        HubError: If the data lies on this machine alone, a model comes without data, there is no token, or the Hub
+            refuses it, cannot be reached, or was changed by somebody else meanwhile.
+    """
+    token = check_target(repo_id, token)
+    embedded = bundled_space()
+    settings = SpaceSettings.load(embedded)
+    folder: Path | None = embedded / settings.model
+    if model is not None:
+        if data is None:
+            raise HubError(f"{model}: name the pictures that this model is to search: a data set on the Hub.")
+        folder = Path(model) if Path(model).is_dir() else None
+        settings = replace(settings, model="model" if folder is not None else os.fspath(model))
+    if data is not None and data != SCENES and (Path(data).exists() or data.count("/") != 1):
+        raise HubError(
+            f"{data}: a Space cannot read it from there; put it on the Hub with `cmfah data push`, and give its id."
+        )
+    if model is not None or data is not None or examples:
+        settings = replace(settings, examples=tuple(examples))
+    given = {"data": data, "split": split, "limit": limit, "title": title}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / SETTINGS_NAME
+        path.write_text(settings.to_json(), encoding="utf-8")
+        files = {**space_files(folder), SETTINGS_NAME: path}
+        done = publish(
+            files,
+            repo_id,
+            "space",
+            message or "Upload the Space",
+            private=private,
+            token=token,
+            revision=revision,
+            replaces=is_space_file,
+            progress=progress,
+        )
+        size = sum(file.stat().st_size for file in files.values())
+    return PushedSpace(
+        repo_id,
+        done.url,
+        revision or "main",
+        done.commit,
+        done.changed,
+        done.private,
+        settings.model,
+        settings.data,
+        len(files),
+        size,
+    )

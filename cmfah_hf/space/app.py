@@ -1,0 +1,207 @@
+"""The page: four tabs over the engine, and the endpoints that programs call."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import gradio as gr
+from gradio_client.utils import is_http_url_like
+
+from cmfah_hf.errors import ImageError
+from cmfah_hf.space import html
+from cmfah_hf.space.loading import EngineLoader
+from cmfah_hf.space.page import DEFAULT_K, Page
+from cmfah_hf.space.uploads import FORMATS, MAX_BYTES, MAX_PIXELS, read_upload
+
+# The limits of `Engine.search`, which loads torch: here they only bound what the page offers.
+_MOST_RESULTS, _LONGEST_QUERY = 24, 300
+
+# Answers and regions are drawn anew with each event, so the listeners stand on what holds them.
+_ANSWER_JS = """
+element.addEventListener('click', event => {
+  const card = event.target.closest('[data-id]');
+  if (card) trigger('click', {id: card.dataset.id});
+});
+"""
+_REGIONS_JS = """
+element.addEventListener('click', event => {
+  const cell = event.target.closest('[data-region]');
+  if (cell) trigger('click', {region: Number(cell.dataset.region)});
+});
+element.addEventListener('keydown', event => {
+  const cell = event.target.closest('[data-region]');
+  const columns = cell ? Number(cell.parentElement.dataset.columns) : 0;
+  const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns}[event.key];
+  if (!cell || step === undefined) return;
+  event.preventDefault();
+  const next = cell.parentElement.querySelector(`[data-region="${Number(cell.dataset.region) + step}"]`);
+  if (!next) return;
+  cell.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+});
+watch('value', () => {
+  const pressed = element.querySelector('[aria-pressed="true"]');
+  if (pressed) pressed.focus();
+});
+"""
+_UPLOADS = f"{', '.join(FORMATS)}; at most {MAX_BYTES // 2**20} MB and {MAX_PIXELS // 10**6} megapixels."
+_WAIT = "The model is being loaded; the page fills by itself in a few seconds."
+
+
+def build_app(loader: EngineLoader) -> gr.Blocks:
+    """The Gradio app over an engine that is there already or is being loaded.
+
+    Args:
+        loader: Of the engine. Where it cannot be loaded, the page says why.
+    """
+    page = Page(loader)
+    title = loader.settings.title
+    # Uploads live for a quarter of an hour; nothing else is ever written.
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(300, 900)) as app:
+        gr.Markdown(f"# {title}", elem_classes="cm-title")
+        status = gr.Markdown(_WAIT, elem_classes="cm-status")
+        with gr.Tabs() as tabs:
+            with gr.Tab("Search", id="search"):
+                search = _search_tab(page)
+            with gr.Tab("Why", id="why"):
+                why = _why_tab(page)
+            with gr.Tab("Codes", id="codes") as codes_tab:
+                _codes_tab(page, codes_tab)
+            with gr.Tab("Quality", id="quality"):
+                figures = gr.HTML(html.note(_WAIT))
+        answer, asked, words, examples = search
+        picture, why_words, looked = why
+        answer.click(
+            page.open_why, asked, [tabs, picture, why_words], api_visibility="private", show_progress="hidden"
+        ).then(*looked, api_visibility="private")
+        app.load(
+            page.begin,
+            None,
+            [status, answer, asked, words, examples, picture, why_words, figures],
+            api_visibility="private",
+            show_progress="hidden",
+        ).success(*looked, api_visibility="private", show_progress="hidden")
+        gr.api(page.api_search_text, api_name="search_text")
+        gr.api(page.api_explain, api_name="explain")
+    return app
+
+
+def _search_tab(page: Page) -> tuple[gr.HTML, gr.State, gr.Textbox, gr.Dataset]:
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=3, min_width=280):
+            words = gr.Textbox(
+                label="Words",
+                placeholder="what the pictures are to show",
+                max_length=_LONGEST_QUERY,
+                elem_id="words",
+            )
+            examples = gr.Dataset(
+                components=[gr.Textbox(visible=False)], samples=[], label="For example", visible=False
+            )
+            with gr.Row():
+                count = gr.Slider(1, _MOST_RESULTS, value=DEFAULT_K, step=1, label="Answers", min_width=140)
+                button = gr.Button("Search", variant="primary", elem_id="search-words", min_width=120)
+        with gr.Column(scale=2, min_width=260):
+            picture = gr.Image(
+                label="Or a picture",
+                sources=["upload", "clipboard"],
+                type="pil",
+                height=200,
+                elem_id="picture",
+                buttons=[],
+            )
+            with_picture = gr.Button("Search with the picture", elem_id="search-picture")
+            gr.HTML(html.note(_UPLOADS))
+    _guard(picture)
+    answer = gr.HTML(html.note(_WAIT), js_on_load=_ANSWER_JS, elem_id="answer")
+    asked = gr.State("")
+    by_words: dict[str, Any] = {"inputs": [words, count], "outputs": [answer, asked], "api_visibility": "private"}
+    gr.on([words.submit, button.click], page.answer_words, **by_words)
+    examples.click(lambda sample: sample[0], examples, words, api_visibility="private", queue=False).then(
+        page.answer_words, **by_words
+    )
+    gr.on(
+        [picture.input, with_picture.click],
+        page.answer_picture,
+        [picture, count],
+        [answer, asked],
+        api_visibility="private",
+    )
+    # The endpoint for programs: the same inputs, plain values out.
+    gr.Button(visible=False).click(
+        page.api_search_picture,
+        [picture, count],
+        gr.JSON(visible=False),
+        api_name="search_picture",
+        api_description="Find the pictures and texts nearest to a picture, by both distances.",
+    )
+    return answer, asked, words, examples
+
+
+def _why_tab(page: Page) -> tuple[gr.Dropdown, gr.Textbox, tuple[Callable, list[Any], list[Any]]]:
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=280):
+            words = gr.Textbox(label="Words", max_length=_LONGEST_QUERY, elem_id="why-words")
+            picture = gr.Dropdown(label="Picture", choices=[], allow_custom_value=True, elem_id="why-picture")
+            button = gr.Button("Look", variant="primary", elem_id="look")
+            word = gr.Radio(label="Word whose attention is shown", choices=[], elem_id="why-word")
+            region = gr.HTML(elem_id="why-region")
+        with gr.Column(scale=3, min_width=280):
+            overlay = gr.HTML(html.note(_WAIT), js_on_load=_REGIONS_JS, elem_id="overlay")
+    codes = gr.HTML(elem_id="why-codes")
+    looked = (page.look, [picture, words], [word, overlay, region, codes])
+    gr.on([words.submit, button.click, picture.select], *looked, api_visibility="private")
+    word.input(page.choose_word, [picture, words, word], overlay, api_visibility="private", show_progress="hidden")
+    overlay.click(
+        page.choose_region,
+        [picture, words, word],
+        [overlay, region],
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    return picture, words, looked
+
+
+def _codes_tab(page: Page, tab: gr.Tab) -> None:
+    with gr.Row(equal_height=False):
+        words = gr.Textbox(
+            label="Words to place on the map", max_length=_LONGEST_QUERY, scale=4, min_width=240, elem_id="map-words"
+        )
+        button = gr.Button("Place", variant="primary", scale=1, min_width=120, elem_id="place")
+    drawing = gr.HTML(html.note(_WAIT), elem_id="map")
+    memory = gr.HTML(elem_id="memory")
+    gr.on(
+        [tab.select, words.submit, button.click],
+        page.draw_codes,
+        words,
+        [drawing, memory],
+        api_visibility="private",
+    )
+
+
+def _guard(picture: gr.Image) -> None:
+    """Let the component read pictures within limits, before Gradio would decode them, and fetch none from elsewhere.
+
+    On the object and not in a class of its own, because Gradio writes a file beside every component's class.
+    """
+    keep = picture.async_move_resource_to_block_cache
+
+    async def move(address: str | Path | None) -> str | None:
+        if address is not None and is_http_url_like(str(address)):
+            raise gr.Error("Send the picture's file; addresses are not fetched.", print_exception=False)
+        return await keep(address)
+
+    def read(self: gr.Image, payload: Any) -> Any:
+        if payload is None:
+            return None
+        if payload.path is None or (payload.url or "").startswith("data:"):
+            raise gr.Error("Send the picture as a file.", print_exception=False)
+        try:
+            return read_upload(Path(payload.path))
+        except ImageError as error:
+            raise gr.Error(str(error), duration=8, print_exception=False) from error
+
+    picture.async_move_resource_to_block_cache = move  # type: ignore[method-assign]
+    picture.preprocess = MethodType(read, picture)  # type: ignore[method-assign]

@@ -1,0 +1,163 @@
+"""The drawings of the page: the map of the codes, memory, and the curves of the run's figures, in HTML and SVG.
+
+They take the page's own colours, so they are read in light and in dark.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cmfah_hf.space.html import escaped, labelled_lines, note
+
+if TYPE_CHECKING:
+    from cmfah_hf.space.engine import Engine
+
+# Told apart with any kind of colour vision, and on light and dark ground; the dashes tell them apart in grey.
+_COLORS = {"hamming/i2t": "#0A84C6", "hamming/t2i": "#D9690F", "aqd/i2t": "#0A84C6", "aqd/t2i": "#D9690F"}
+_DASHES = {"hamming": "none", "aqd": "7 4"}
+_WAYS = {"i2t": "image to text", "t2i": "text to image"}
+_METRICS = {"hamming": "Hamming", "aqd": "AQD"}
+# Of the map, in pictures' sides: how many stand side by side at most, and how far apart two of them are at least.
+_MOST_THUMBNAILS, _THUMBNAIL_SIDE = 110, 72
+_ASPECT = 1.9
+_APART = 0.047
+
+
+def code_map(engine: "Engine", text: str | None = None) -> str:
+    """The pictures where their codes lie, and, if asked, where those of some words do.
+
+    Raises:
+        QueryError: If no word of the text is known.
+    """
+    places = engine.map
+    asked = engine.places(engine.code(text)[None].astype(np.float64)) if text else None
+    every = places if asked is None else np.vstack([places, asked])
+    low, high = every.min(axis=0), every.max(axis=0)
+    unit = (every - low) / np.where(high > low, high - low, 1.0)
+    shown, dots = [], []
+    taken: list[tuple[float, float]] = []
+    for row, (x, y) in enumerate(unit[: len(places)]):
+        crowded = any(abs(x - a) < _APART and abs(y - b) < _APART * _ASPECT for a, b in taken)
+        if crowded or len(shown) == _MOST_THUMBNAILS:
+            dots.append(f'<i style="{_at(x, y)}"></i>')
+            continue
+        taken.append((x, y))
+        name = escaped(engine.pictures.texts[row])
+        address = engine.pictures.address(row, _THUMBNAIL_SIDE)
+        shown.append(f'<img src="{address}" alt="{name}" title="{name}" style="{_at(x, y)}">')
+    mark = "" if asked is None else f'<b style="{_at(*unit[-1])}"><span>{escaped(text or "")}</span></b>'
+    return (
+        f'<figure class="cm-map"><div class="cm-plane" role="img" aria-label="Map of {len(places)} codes">'
+        f"{''.join(dots)}{''.join(shown)}{mark}</div><figcaption>{len(places):,} codes by their Hamming distances "
+        f"(classical scaling; these two directions hold {engine.shown_variance:.0%} of the squared distances). A dot "
+        f"is a picture with another before it.</figcaption></figure>"
+    )
+
+
+def _at(x: float, y: float) -> str:
+    return f"left:{100 * x:.2f}%;top:{100 * (1 - y):.2f}%"
+
+
+def memory(engine: "Engine") -> str:
+    """What a picture takes as a code, as the real values that it is the sign of, and as the features before those."""
+    width = engine.retriever.model.config.hidden_size
+    sizes = [
+        (f"code, {engine.bits} bits", engine.bits // 8),
+        (f"hash values, {engine.bits} float32", 4 * engine.bits),
+        (f"features, {width} float32", 4 * width),
+    ]
+    largest = max(size for _, size in sizes)
+    rows = [
+        (name, f"{size:,} bytes a picture, {_amount(size * 10**6)} a million", size / largest) for name, size in sizes
+    ]
+    here = len(engine.pictures) * engine.bits // 8
+    line = f"All {len(engine.pictures):,} pictures here are searched in {here:,} bytes of codes."
+    return f'<div class="cm-memory"><h3>Memory</h3>{labelled_lines(rows)}{note(line)}</div>'
+
+
+def _amount(size: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def quality(metrics: Mapping[str, Any]) -> str:
+    """The run's figures: a table of MAP, and precision at k drawn; a line that says what is missing otherwise."""
+    figures = metrics.get("query")
+    if not isinstance(figures, Mapping) or not any(name.endswith("/map") for name in figures):
+        return note(
+            "This model came without figures of test queries (metrics.json). Train it on data that has a query split "
+            "with labels, or measure it with `cmfah evaluate`."
+        )
+    rows = "".join(
+        f'<tr><th scope="row">{_METRICS[metric]}</th>'
+        + "".join(f"<td>{_figure(figures.get(f'{metric}/{way}/map'))}</td>" for way in _WAYS)
+        + "</tr>"
+        for metric in _METRICS
+    )
+    chance = figures.get("random/map")
+    rows += f'<tr><th scope="row">random ranking</th>{f"<td>{_figure(chance)}</td>" * len(_WAYS)}</tr>'
+    heads = "".join(f'<th scope="col">{name}</th>' for name in _WAYS.values())
+    told = [
+        f"{int(figures[name]):,} {what}" for name, what in (("queries", "queries"), ("database", "items searched"))
+        if name in figures
+    ]  # fmt: skip
+    told += [f"{metrics[name]} {what}" for name, what in (("hash_bits", "bits"),) if name in metrics]
+    caption = f"Mean average precision: {', '.join(told)}" if told else "Mean average precision"
+    table = (
+        f'<table class="cm-table"><caption>{escaped(caption)}</caption>'
+        f'<thead><tr><th scope="col">ranking</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    )
+    plain = note("Each query is encoded alone, as it arrives; ties are counted in expectation over their order.")
+    return f'<div class="cm-quality"><div>{table}{plain}</div>{_curves(figures)}</div>'
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, (int, float)) else "n/a"
+
+
+def _curves(figures: Mapping[str, float]) -> str:
+    """Precision over the number of retrieved items, on a logarithmic axis, as SVG."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for name, value in figures.items():
+        curve, _, k = name.partition("/precision@")
+        if k.isdigit() and curve in _COLORS:
+            curves.setdefault(curve, []).append((int(k), float(value)))
+    if not curves:
+        return ""
+    width, height, left, bottom, top, right = 560, 340, 46, 46, 14, 14
+    deepest = max(k for points in curves.values() for k, _ in points)
+
+    def x(k: float) -> float:
+        return left + (width - left - right) * math.log(k) / math.log(max(deepest, 2))
+
+    def y(precision: float) -> float:
+        return top + (height - top - bottom) * (1 - precision)
+
+    grid = "".join(
+        f'<line x1="{left}" x2="{width - right}" y1="{y(p):.1f}" y2="{y(p):.1f}" class="cm-rule"/>'
+        f'<text x="{left - 8}" y="{y(p) + 4:.1f}" text-anchor="end">{p:.1f}</text>'
+        for p in (0, 0.2, 0.4, 0.6, 0.8, 1)
+    )
+    ticks = sorted({k for points in curves.values() for k, _ in points})
+    grid += "".join(f'<text x="{x(k):.1f}" y="{height - bottom + 18}" text-anchor="middle">{k}</text>' for k in ticks)
+    lines = legend = ""
+    for name, points in curves.items():
+        metric, _, way = name.partition("/")
+        path = " ".join(f"{x(k):.1f},{y(p):.1f}" for k, p in sorted(points))
+        style = f'stroke="{_COLORS[name]}" stroke-dasharray="{_DASHES[metric]}"'
+        lines += f'<polyline points="{path}" fill="none" stroke-width="2.5" {style}/>'
+        lines += "".join(f'<circle cx="{x(k):.1f}" cy="{y(p):.1f}" r="3.2" fill="{_COLORS[name]}"/>' for k, p in points)
+        legend += (
+            f'<li><svg width="34" height="10" aria-hidden="true"><line x1="0" x2="34" y1="5" y2="5" stroke-width="3" '
+            f"{style}/></svg>{_METRICS[metric]}, {_WAYS[way]}</li>"
+        )
+    return (
+        f'<figure class="cm-chart"><svg viewBox="0 0 {width} {height}" role="img" aria-label="Precision at k">{grid}'
+        f'{lines}<text x="{(left + width - right) / 2}" y="{height - 6}" text-anchor="middle">retrieved items k</text>'
+        f"</svg><figcaption>Precision at k<ul>{legend}</ul></figcaption></figure>"
+    )

@@ -1,0 +1,237 @@
+"""What a Space computes, without any page: searches with their times, attention, codes side by side, the map.
+
+Shapes: N pictures, K bits, R regions, W words.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers.utils import cached_file
+
+from cmfah_hf.errors import DataError, QueryError
+from cmfah_hf.evaluation.attention import attention_of_words
+from cmfah_hf.evaluation.pointing import region_weights
+from cmfah_hf.retrieval import CrossMediaRetriever
+from cmfah_hf.retrieval.codes import sign, unpack
+from cmfah_hf.retrieval.index import METRICS
+from cmfah_hf.space.pictures import Pictures, read_pairs
+from cmfah_hf.space.settings import SpaceSettings
+
+MOST_RESULTS = 24
+LONGEST_QUERY = 300
+# Pictures that are decoded at full size at the same time.
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One answer: rows of the pictures, nearest first, their scores, and the milliseconds that the search took."""
+
+    rows: list[int]
+    scores: list[float]
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A query's rankings by target (`"images"`, `"texts"`) and metric, and the milliseconds of encoding it."""
+
+    rankings: dict[str, dict[str, Ranking]]
+    encoding: float
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Weights `(R, W)` of a picture's regions and a text's words, and the rows and columns of the regions."""
+
+    words: list[str]
+    weights: np.ndarray
+    grid: tuple[int, int]
+
+
+class Engine:
+    """A model, its pictures, and all that the page shows of both.
+
+    Args:
+        settings: What to load.
+        folder: Of the Space; relative models are looked for below it.
+
+    Raises:
+        CMFAHError: If the model or the data cannot be used.
+    """
+
+    def __init__(self, settings: SpaceSettings, folder: Path):
+        self.settings, self.source = settings, settings.model_source(folder)
+        self.retriever = CrossMediaRetriever.from_pretrained(self.source)
+        self.pictures = Pictures()
+        batch: list[Image.Image] = []
+        for item_id, image, text in read_pairs(settings):
+            self.pictures.add(item_id, image, text)
+            batch.append(image)
+            if len(batch) == _BATCH:
+                self._add_images(batch)
+        self._add_images(batch)
+        if not len(self.pictures):
+            raise DataError(f"{settings.data}: not one of its pictures can be read; see the warnings above.")
+        self._row_of = {item_id: row for row, item_id in enumerate(self.pictures.ids)}
+        self.retriever.add_texts(self.pictures.texts, ids=range(len(self.pictures)))
+        self.search(image=self.pictures.image(0), k=1)  # so that no user pays for what is made at the first call
+
+    def _add_images(self, batch: list[Image.Image]) -> None:
+        first = len(self.pictures) - len(batch)
+        if batch:
+            self.retriever.images.add(self.retriever.encode_images(batch), ids=range(first, len(self.pictures)))
+        batch.clear()
+
+    @property
+    def bits(self) -> int:
+        """`K`."""
+        return self.retriever.model.config.hash_bits
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The figures that the run left beside its model; empty where there are none."""
+        path = cached_file(self.source, "metrics.json", _raise_exceptions_for_missing_entries=False)
+        return json.loads(Path(path).read_text(encoding="utf-8")) if path is not None else {}
+
+    def examples(self, count: int = 6) -> list[str]:
+        """Queries to begin with: the settings', else texts of pictures, two known words each."""
+        if self.settings.examples:
+            return list(self.settings.examples[:count])
+        found: list[str] = []
+        for text in self.pictures.texts:
+            words = self.retriever.processor.known_words(text)[:2]
+            if words and " ".join(words) not in found:
+                found.append(" ".join(words))
+            if len(found) == count:
+                break
+        return found
+
+    def row(self, item_id: str) -> int:
+        """The row of a picture.
+
+        Raises:
+            QueryError: If there is none of this id.
+        """
+        if item_id not in self._row_of:
+            raise QueryError(f"There is no picture {item_id!r} here; choose one of the list.")
+        return self._row_of[item_id]
+
+    def search(self, text: str | None = None, image: Image.Image | None = None, k: int = 12) -> Answer:
+        """The nearest pictures of a text; of a picture the nearest pictures and texts. By both metrics, timed.
+
+        Raises:
+            QueryError: If there is nothing to search with, the text is too long, no word of it is known, or `k` is not
+                in 1..24.
+        """
+        if isinstance(k, bool) or int(k) != k or not 1 <= k <= MOST_RESULTS:
+            raise QueryError(f"k={k!r}: from 1 to {MOST_RESULTS} answers can be shown.")
+        start = time.perf_counter()
+        values = self._values(text, image)
+        encoding = 1000 * (time.perf_counter() - start)
+        targets = {"images": self.retriever.images} | ({"texts": self.retriever.texts} if image is not None else {})
+        rankings: dict[str, dict[str, Ranking]] = {}
+        for target, index in targets.items():
+            for metric in METRICS:
+                start = time.perf_counter()
+                found = index.search(values, k=int(k), metric=metric)
+                spent = 1000 * (time.perf_counter() - start)
+                ranking = Ranking(found.ids[0].tolist(), found.scores[0].tolist(), spent)
+                rankings.setdefault(target, {})[metric] = ranking
+        return Answer(rankings, encoding)
+
+    def _values(self, text: str | None, image: Image.Image | None) -> np.ndarray:
+        if image is not None:
+            return self.retriever.encode_images([image])
+        text = (text or "").strip()
+        if not text:
+            raise QueryError("There are no words to search with; type some.")
+        if len(text) > LONGEST_QUERY:
+            raise QueryError(f"The query has {len(text):,} characters; write at most {LONGEST_QUERY}.")
+        if not self.retriever.processor.known_words(self.retriever.expand([text])[0]):
+            known = ", ".join(self.examples(3))
+            raise QueryError(f"None of these words is among those that the model knows; try for example: {known}.")
+        return self.retriever.encode_texts([text])
+
+    def code(self, text: str) -> np.ndarray:
+        """`(K,)` int8 of +-1: the code of a text.
+
+        Raises:
+            QueryError: As `search`.
+        """
+        return sign(self._values(text, None))[0]
+
+    def code_of_picture(self, item_id: str) -> np.ndarray:
+        """`(K,)` int8 of +-1: the code of a picture.
+
+        Raises:
+            QueryError: If there is no such picture.
+        """
+        row = self.row(item_id)
+        return unpack(self.retriever.images.codes[row : row + 1])[0]
+
+    def attention(self, text: str, item_id: str) -> Attention:
+        """Which regions of a picture and words of a text attend to each other.
+
+        Raises:
+            QueryError: If there is no such picture, no word is known, or the model has no attention.
+        """
+        image = self.pictures.image(self.row(item_id))
+        if len(text) > LONGEST_QUERY:
+            raise QueryError(f"The text has {len(text):,} characters; write at most {LONGEST_QUERY}.")
+        words, weights_RW = attention_of_words(self.retriever.model, self.retriever.processor, image, text)
+        weights_RW, grid = region_weights(weights_RW, words, None)
+        return Attention(words, weights_RW, grid)
+
+    @cached_property
+    def _projection(self) -> tuple[np.ndarray, np.ndarray]:
+        """The mean code `(K,)` and the two directions `(2, K)` along which the pictures' codes differ most."""
+        codes_NK = unpack(self.retriever.images.codes).astype(np.float64)
+        mean_K = codes_NK.mean(axis=0)
+        directions = np.linalg.svd(codes_NK - mean_K, full_matrices=False)[2][:2]
+        return mean_K, np.vstack([directions, np.zeros((2 - len(directions), codes_NK.shape[1]))])
+
+    def places(self, codes_NK: np.ndarray) -> np.ndarray:
+        """`(N, 2)`: where codes lie on the map.
+
+        Classical scaling of Hamming distances: the squared Euclidean distance of two codes of +-1 is four times their
+        Hamming distance, so the scaling is a principal component analysis of the codes.
+        """
+        mean_K, directions = self._projection
+        return (codes_NK - mean_K) @ directions.T
+
+    @cached_property
+    def map(self) -> np.ndarray:
+        """`(N, 2)`: where the pictures lie on the map."""
+        return self.places(unpack(self.retriever.images.codes))
+
+    @cached_property
+    def shown_variance(self) -> float:
+        """The share of all squared distances that the map's two directions hold."""
+        codes_NK = unpack(self.retriever.images.codes).astype(np.float64)
+        total = float(((codes_NK - codes_NK.mean(axis=0)) ** 2).sum())
+        return float((self.map**2).sum()) / total if total else 1.0
+
+    def document(self, answer: Answer) -> dict[str, Any]:
+        """An answer as plain values, for the API: no addresses, no paths."""
+
+        def hits(ranking: Ranking) -> list[dict[str, Any]]:
+            found = zip(ranking.rows, ranking.scores, strict=True)
+            return [
+                {"id": self.pictures.ids[row], "score": round(score, 4), "text": self.pictures.texts[row]}
+                for row, score in found
+            ]
+
+        document: dict[str, Any] = {"bits": self.bits, "encoding_ms": round(answer.encoding, 3)}
+        for target, by_metric in answer.rankings.items():
+            document[target] = {
+                metric: {"ms": round(ranking.milliseconds, 3), "hits": hits(ranking)}
+                for metric, ranking in by_metric.items()
+            }
+        return document

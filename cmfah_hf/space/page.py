@@ -1,0 +1,181 @@
+"""What the page's events do: each a few lines over the engine, with errors as Gradio shows them."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import gradio as gr
+from PIL import Image
+
+from cmfah_hf.errors import CMFAHError, QueryError
+from cmfah_hf.space import html
+from cmfah_hf.space.loading import EngineLoader
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+# Rows of two, of three and of six are full.
+DEFAULT_K = 6
+_NO_REGION = "Press a region of the picture: here stand the words that it attends to."
+
+
+def _shown(handler: Handler) -> Handler:
+    """What a user gets wrong is shown as its one line; of anything else Gradio shows only that it went wrong."""
+
+    @wraps(handler)
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return handler(*arguments, **named)
+        except CMFAHError as error:
+            raise gr.Error(str(error), duration=8, print_exception=False) from error
+
+    return call  # type: ignore[return-value]
+
+
+class Page:
+    """The events of one app.
+
+    Args:
+        loader: Of the engine; the first events wait for it.
+    """
+
+    def __init__(self, loader: EngineLoader):
+        self._loader = loader
+
+    def begin(self) -> tuple[Any, ...]:
+        """What a page that was just opened shows: the status, a first answer, its words, examples, the figures."""
+        from cmfah_hf.space import charts
+
+        try:
+            engine = self._loader.get()
+        except CMFAHError as error:
+            line = f"**This Space cannot search yet.** {html.escaped(str(error))}"
+            nothing = html.note("There is nothing to show without a model and pictures.")
+            return gr.Markdown(line), nothing, "", "", gr.Dataset(visible=False), gr.Dropdown(), "", nothing
+        examples = engine.examples()
+        answer = engine.search(examples[0], k=DEFAULT_K) if examples else None
+        line = (
+            f"{len(engine.pictures):,} pictures, each {engine.bits} bits. Search with words or with a picture; "
+            "press an answer to see why it is there."
+        )
+        first = engine.pictures.ids[answer.rankings["images"]["aqd"].rows[0] if answer else 0]
+        return (
+            gr.Markdown(line),
+            html.answer(engine, answer) if answer else html.note("Type words, or send a picture."),
+            examples[0] if examples else "",
+            examples[0] if examples else "",
+            gr.Dataset(samples=[[query] for query in examples], visible=bool(examples)),
+            gr.Dropdown(choices=engine.pictures.ids, value=first),
+            examples[0] if examples else engine.pictures.texts[0],
+            charts.quality(engine.metrics),
+        )
+
+    @_shown
+    def answer_words(self, text: str, k: int) -> tuple[str, str]:
+        """The answer as HTML, and the words that it is of."""
+        engine = self._loader.get()
+        return html.answer(engine, engine.search(text=text or "", k=int(k))), text
+
+    @_shown
+    def answer_picture(self, picture: Image.Image | None, k: int) -> tuple[str, str]:
+        """The same of a picture, which has no words."""
+        engine = self._loader.get()
+        if picture is None:
+            raise QueryError("There is no picture to search with; send one.")
+        return html.answer(engine, engine.search(image=picture, k=int(k))), ""
+
+    def open_why(self, text: str, event: gr.EventData) -> tuple[Any, str, str]:
+        """From an answer to the page that explains it; a picture as query is explained by the answer's own words."""
+        engine = self._loader.get()
+        item_id = str(event.id)
+        text = text or engine.pictures.texts[engine.row(item_id)]
+        return gr.Tabs(selected="why"), item_id, text
+
+    @_shown
+    def look(self, item_id: str, text: str) -> tuple[Any, str, str, str]:
+        """The words to choose from, the picture under the first word's attention, an empty list, and both codes."""
+        engine = self._loader.get()
+        text = (text or "").strip()
+        codes = html.bits(engine.code(text), engine.code_of_picture(item_id), text, item_id)
+        try:
+            attention = engine.attention(text, item_id)
+        except QueryError as error:
+            return gr.Radio(choices=[], value=None), html.note(str(error)), "", codes
+        word = attention.words[int(attention.weights.max(axis=0).argmax())]
+        choices = list(dict.fromkeys(attention.words))
+        picture = html.overlay(engine, item_id, attention, word, None)
+        return gr.Radio(choices=choices, value=word), picture, html.note(_NO_REGION), codes
+
+    @_shown
+    def choose_word(self, item_id: str, text: str, word: str | None) -> str:
+        """The picture under a word's attention."""
+        return self._overlay(item_id, text, word, None)[0]
+
+    @_shown
+    def choose_region(self, item_id: str, text: str, word: str | None, event: gr.EventData) -> tuple[str, str]:
+        """The picture with a region pressed, and the words of that region."""
+        try:
+            region = int(event.region)
+        except (AttributeError, TypeError, ValueError):
+            raise QueryError("There is no such region; press one of the picture.") from None
+        return self._overlay(item_id, text, word, region)
+
+    def _overlay(self, item_id: str, text: str, word: str | None, region: int | None) -> tuple[str, str]:
+        engine = self._loader.get()
+        attention = engine.attention((text or "").strip(), item_id)
+        if word not in attention.words:  # the text was changed since
+            word = attention.words[0]
+        if region is not None and not 0 <= region < len(attention.weights):
+            raise QueryError("There is no such region; press one of the picture.")
+        words = "" if region is None else html.words_of_region(attention, region)
+        return html.overlay(engine, item_id, attention, word, region), words
+
+    @_shown
+    def draw_codes(self, text: str) -> tuple[str, str]:
+        """The map, with the place of some words if there are any, and what memory codes take."""
+        from cmfah_hf.space import charts
+
+        engine = self._loader.get()
+        return charts.code_map(engine, (text or "").strip() or None), charts.memory(engine)
+
+    # For programs
+
+    @_shown
+    def api_search_text(self, text: str, k: int = DEFAULT_K) -> dict:
+        """Find the pictures nearest to a text, by Hamming distance and by AQD, with the milliseconds of each search.
+
+        Args:
+            text: The words, at most 300 characters.
+            k: How many pictures, 1 to 24.
+        """
+        engine = self._loader.get()
+        return engine.document(engine.search(text=text, k=k))
+
+    @_shown
+    def api_search_picture(self, picture: Image.Image | None, k: int = DEFAULT_K) -> dict:
+        """The pictures and texts nearest to a picture, as `api_search_text` gives them."""
+        engine = self._loader.get()
+        if picture is None:
+            raise QueryError("There is no picture to search with; send one.")
+        return engine.document(engine.search(image=picture, k=int(k)))
+
+    @_shown
+    def api_explain(self, text: str, picture: str) -> dict:
+        """Explain why a text and a picture are near: what attends to what, and the bits of both codes.
+
+        Args:
+            text: The words.
+            picture: The id of a picture, as a search gives it.
+        """
+        engine = self._loader.get()
+        query, item = engine.code(text), engine.code_of_picture(picture)
+        document: dict[str, Any] = {
+            "query_bits": (query > 0).astype(int).tolist(),
+            "picture_bits": (item > 0).astype(int).tolist(),
+            "distance": int((query != item).sum()),
+        }
+        try:
+            attention = engine.attention(text, picture)
+        except QueryError as error:
+            return document | {"words": [], "grid": [], "weights": [], "note": str(error)}
+        weights = [[round(weight, 6) for weight in row] for row in attention.weights.tolist()]
+        return document | {"words": attention.words, "grid": list(attention.grid), "weights": weights}

@@ -1,0 +1,100 @@
+"""The pictures that a Space shows, small and in memory: no file of the server is ever sent to a browser."""
+
+import base64
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from PIL import Image
+
+from cmfah_hf.errors import DataError, ImageError
+from cmfah_hf.space.settings import SCENES, SpaceSettings
+
+logger = logging.getLogger(__name__)
+
+# Pixels of the longer side of what is kept; about 15 kB a photograph.
+_SIDE = 256
+_QUALITY = 88
+
+
+@dataclass
+class Pictures:
+    """Pairs in the order of their rows.
+
+    Args:
+        ids: The pictures' names.
+        texts: Their texts.
+        thumbnails: JPEG files in memory.
+    """
+
+    ids: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    thumbnails: list[bytes] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def add(self, item_id: str, image: Image.Image, text: str) -> None:
+        """Keep a small copy of a picture."""
+        small = image.convert("RGB") if image.mode != "RGB" else image.copy()
+        small.thumbnail((_SIDE, _SIDE))
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=_QUALITY)
+        self.ids.append(item_id)
+        self.texts.append(text)
+        self.thumbnails.append(buffer.getvalue())
+
+    def image(self, row: int) -> Image.Image:
+        """The small copy, decoded."""
+        return Image.open(io.BytesIO(self.thumbnails[row]))
+
+    def address(self, row: int, side: int | None = None) -> str:
+        """A `data:` address of the picture, for a page; not longer than `side` pixels where given."""
+        content = self.thumbnails[row]
+        if side is not None:
+            image, buffer = self.image(row), io.BytesIO()
+            image.draft("RGB", (side, side))
+            image.thumbnail((side, side))
+            image.save(buffer, "JPEG", quality=80)
+            content = buffer.getvalue()
+        return "data:image/jpeg;base64," + base64.b64encode(content).decode("ascii")
+
+
+def read_pairs(settings: SpaceSettings) -> Iterator[tuple[str, Image.Image, str]]:
+    """Id, decoded RGB picture and text of each pair; a picture that cannot be read is left out with a warning.
+
+    Raises:
+        DataError: If the data cannot be used, or has no such split.
+    """
+    if settings.data == SCENES:
+        yield from _scenes(settings.limit)
+        return
+    from cmfah_hf.data import load_image_text
+    from cmfah_hf.data.images import decode_image, decoding_off
+    from cmfah_hf.models.image_modes import to_rgb
+
+    streams = load_image_text(settings.data, streaming=True)
+    name = settings.split or next((name for name in ("database", "train") if name in streams), next(iter(streams)))
+    if name not in streams:
+        raise DataError(f"{settings.data}: there is no split {name!r}; there are {', '.join(streams)}.")
+    for row in islice(decoding_off(streams[name]), settings.limit):
+        try:
+            yield row["id"], to_rgb(decode_image(row["image"], row["id"])), _text_of(row["text"])
+        except ImageError as error:
+            logger.warning("Left out: %s", error)
+
+
+def _scenes(count: int) -> Iterator[tuple[str, Image.Image, str]]:
+    """Scenes beyond those that a model is trained on."""
+    from cmfah_hf.data.scenes import FIRST_QUERY, draw_scene
+
+    for index in range(FIRST_QUERY, FIRST_QUERY + count):
+        scene = draw_scene(index)
+        yield f"scene-{index:06d}", scene.image, scene.text
+
+
+def _text_of(value: Any) -> str:
+    return value if isinstance(value, str) else " ".join(value or ())

@@ -1,0 +1,119 @@
+"""Serving the page: the limits of the server, and the order in which it starts."""
+
+import logging
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from cmfah_hf.errors import CMFAHError
+from cmfah_hf.space.limits import Limits
+from cmfah_hf.space.loading import EngineLoader
+from cmfah_hf.space.settings import SpaceSettings
+from cmfah_hf.space.uploads import MAX_BYTES
+
+logger = logging.getLogger(__name__)
+
+# Requests that wait, beyond which the page says that the queue is full; and those that are answered at once.
+QUEUE_SIZE = 64
+AT_ONCE = 2
+_THREADS = 8
+# Sessions whose choices are kept in memory; the oldest go first.
+_SESSIONS = 500
+# Beside the picture, the parts of the form.
+_MAX_BODY = MAX_BYTES + 2**16
+
+
+def serve(
+    settings: SpaceSettings,
+    folder: Path,
+    host: str | None = None,
+    port: int | None = None,
+    keep_on_error: bool = False,
+    problem: CMFAHError | None = None,
+    block: bool = True,
+) -> Any:
+    """Serve a Space: the page first, then the model behind it.
+
+    Args:
+        settings: What it shows.
+        folder: Of the Space; relative models are looked for below it.
+        host: The address to listen at. None: that of `GRADIO_SERVER_NAME`, else this machine alone.
+        port: None: that of `GRADIO_SERVER_PORT`, else the first free one from 7860.
+        keep_on_error: Where the model or the data cannot be used: leave a page that says so, instead of ending.
+        problem: What is wrong with the settings already.
+        block: Until the process is interrupted.
+
+    Returns:
+        The Gradio app, which is serving where `block` is false.
+
+    Raises:
+        CMFAHError: If the model or the data cannot be used, or the port is taken.
+    """
+    import gradio as gr
+    from starlette.middleware import Middleware
+
+    from cmfah_hf.space.app import build_app
+
+    loader = EngineLoader(settings, folder, problem)
+    app = build_app(loader)
+    app.queue(max_size=QUEUE_SIZE, default_concurrency_limit=AT_ONCE)
+    # Fonts of the reader's own system: a page that asks nobody else for anything.
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    # White on this blue is read at any size, and the attention's orange is no button's.
+    fill = "*primary_600"
+    theme = gr.themes.Default(primary_hue="blue", **fonts).set(
+        button_primary_background_fill=fill, button_primary_background_fill_dark=fill
+    )
+    try:
+        app.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            show_error=False,
+            max_threads=_THREADS,
+            max_file_size=MAX_BYTES,
+            allowed_paths=[],
+            blocked_paths=[str(folder.absolute()), str(Path(__file__).parents[1])],
+            state_session_capacity=_SESSIONS,
+            enable_monitoring=False,
+            run_history=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            footer_links=["api", "settings"],
+            app_kwargs={"middleware": [Middleware(Limits, max_bytes=_MAX_BODY)]},
+            theme=theme,
+            css=(files("cmfah_hf.space") / "page.css").read_text(encoding="utf-8"),
+        )
+    except OSError as error:
+        where = port or os.environ.get("GRADIO_SERVER_PORT") or "7860 and those after it"
+        raise CMFAHError(f"Port {where} cannot be listened at ({error}); name another with --port.") from error
+    try:
+        loader.load()
+        logger.warning("Serving at %s", app.local_url)
+    except (ValueError, OSError) as error:
+        if not keep_on_error:
+            app.close(verbose=False)
+            raise
+        logger.error("The page says why nothing can be searched: %s", error)
+    if block:
+        app.block_thread()
+    return app
+
+
+def serve_folder(folder: str | os.PathLike) -> None:
+    """Serve the Space of a folder by its `space.json`, until the process ends; never without a page.
+
+    What is wrong with the settings, the model or the data stands on the page, without paths, and in the log.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    folder = Path(folder).absolute()
+    settings, problem = SpaceSettings(), None
+    try:
+        settings = SpaceSettings.load(folder)
+    except CMFAHError as error:
+        problem = error
+    serve(settings, folder, keep_on_error=True, problem=problem)

@@ -1,0 +1,143 @@
+"""`push_space` against the Hub on the loopback."""
+
+import json
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from cmfah_hf.cli import main
+from cmfah_hf.errors import CheckpointError, HubError
+from cmfah_hf.hub import push_space
+from cmfah_hf.space import SpaceSettings, space_files
+from cmfah_hf.space.settings import bundled_space
+
+
+@pytest.fixture
+def push_the_space(here, monkeypatch):
+    """`push_space`, with the token of somebody who may write."""
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+
+    def push(**settings):
+        return push_space("org/search", progress=False, **settings)
+
+    return push
+
+
+def test_the_embedded_space_goes_up_whole_in_one_commit(push_the_space, hub):
+    done = push_the_space()
+    files = hub.files("org/search", "space")
+    assert files.pop(".gitattributes")
+    expected = {name: path.read_bytes() for name, path in space_files(bundled_space() / "model").items()}
+    assert {name: content for name, content in files.items() if name != "space.json"} == expected
+    assert json.loads(files["space.json"]) == json.loads((bundled_space() / "space.json").read_text(encoding="utf-8"))
+    assert hub.history("org/search", "space") == ["Upload the Space", "initial commit"]
+    assert hub.store.repositories["space", "org/search"].sdk == "gradio"
+    assert (done.changed, done.model, done.data, done.files) == (True, "model", "scenes", len(files))
+    assert done.size == sum(map(len, files.values()))
+    assert done.url == f"{hub.endpoint}/spaces/org/search"
+
+    again = push_the_space()
+    assert (again.changed, again.commit) == (False, done.commit)
+
+
+def test_another_model_replaces_what_was_there_and_nothing_else(push_the_space, hub, trained, tmp_path):
+    hub.add("org/search", {"model/old.bin": b"old", "cmfah_hf/gone.py": b"", "banner.txt": b"mine"}, "space")
+    push_the_space(model=trained.folder, data="org/pictures", split="database", limit=50, title="Mine")
+    files = hub.files("org/search", "space")
+    assert "model/old.bin" not in files
+    assert "cmfah_hf/gone.py" not in files
+    assert files["banner.txt"] == b"mine"
+    assert files["model/model.safetensors"] == (trained.folder / "model.safetensors").read_bytes()
+    assert not [name for name in files if "checkpoint-" in name]
+    (tmp_path / "space.json").write_bytes(files["space.json"])
+    assert SpaceSettings.load(tmp_path) == SpaceSettings("model", "org/pictures", "database", 50, "Mine", ())
+
+    # A model on the Hub is loaded from there.
+    push_the_space(model="org/my-model", data="org/pictures")
+    files = hub.files("org/search", "space")
+    assert json.loads(files["space.json"])["model"] == "org/my-model"
+    assert not [name for name in files if name.startswith("model/")]
+
+
+def test_what_could_not_run_is_refused_before_anything_is_sent(push_the_space, hub, trained, tmp_path):
+    refused = [
+        ({"model": trained.folder}, HubError, "name the pictures"),
+        ({"data": str(trained.scenes)}, HubError, "put it on the Hub with `cmfah data push`"),
+        ({"data": "pictures"}, HubError, "put it on the Hub"),
+        ({"model": tmp_path, "data": "org/pictures"}, CheckpointError, r"there is no config\.json"),
+    ]
+    for settings, kind, reason in refused:
+        with pytest.raises(kind, match=reason):
+            push_the_space(**settings)
+    assert hub.log == []
+
+
+def test_the_command(hub, here, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    options = ["--data", "org/pictures", "--split", "database", "--limit", "50", "--title", "Mine"]
+    with pytest.raises(SystemExit) as exit_of:
+        main(["push", "org/my-model", "--space", "--repo-id", "org/search", *options, "--json"])
+    assert exit_of.value.code == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done["repo_id"], done["model"], done["data"]) == ("org/search", "org/my-model", "org/pictures")
+    settings = json.loads(hub.files("org/search", "space")["space.json"])
+    assert settings == {
+        "model": "org/my-model", "data": "org/pictures", "split": "database", "limit": 50, "title": "Mine",
+        "examples": [],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "Nothing to push: name the folder that a training run has left, or add --space."),
+        (["my-model", "--limit", "5"], "--limit is of a Space; add --space."),
+        (["--space", "--license", "mit"], "--license is of a model; leave it out."),
+        (["my-model", "--space"], "my-model: name the pictures that this model is to search: a data set on the Hub."),
+    ],
+)
+def test_the_command_says_in_one_line_what_does_not_fit(hub, here, monkeypatch, capsys, arguments, reason):
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    with pytest.raises(SystemExit) as exit_of:
+        main(["push", *arguments, "--repo-id", "org/search"])
+    assert exit_of.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [f"cmfah: {reason}"]
+    assert hub.log == []
+
+
+@pytest.mark.slow
+def test_a_pushed_space_starts_by_itself(push_the_space, hub, tmp_path):
+    """As the Hub starts it: the repository's files, its own copy of the package, nothing of this checkout."""
+    push_the_space(limit=12)
+    folder = tmp_path / "space"
+    for name, content in hub.files("org/search", "space").items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    with (folder / "cmfah_hf" / "__init__.py").open("a") as copy:
+        copy.write("print('the copy of the Space', flush=True)\n")
+    environment = hub.environment(tmp_path / "home") | {
+        "GRADIO_TEMP_DIR": str(tmp_path / "uploads"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    environment.pop("PYTHONPATH", None)
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=folder, env=environment, stdout=stream, stderr=stream
+        )
+    try:
+        end = time.monotonic() + 280
+        while "Serving at" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+        url = log.read_text().split("Serving at ")[1].split()[0].rstrip("/")
+        assert "the copy of the Space" in log.read_text()
+        event = httpx.post(f"{url}/gradio_api/call/search_text", json={"data": ["boat sun", 12]}).json()["event_id"]
+        answer = httpx.get(f"{url}/gradio_api/call/search_text/{event}", timeout=60).text
+        assert answer.count("scene-9000") == 24  # twelve by either distance
+    finally:
+        process.terminate()
+        process.wait(30)

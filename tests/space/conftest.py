@@ -1,0 +1,119 @@
+"""The embedded Space in a process of its own, and Debian's Chromium before it."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A Space that answers: its address, its process, its log, where uploads go, and the seconds until it was ready."""
+
+    url: str
+    process: subprocess.Popen
+    log: Path
+    uploads: Path
+    page_seconds: float
+    page_cpu_seconds: float
+    ready_seconds: float
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory that the process holds now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        return 1024 * int(re.search(r"VmRSS:\s+(\d+) kB", status)[1])
+
+
+def cpu_seconds(process: subprocess.Popen) -> float:
+    fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def start(command: list[str], folder: Path, log: Path, environment: dict[str, str]) -> subprocess.Popen:
+    with log.open("w", encoding="utf-8") as stream:
+        return subprocess.Popen(command, stdout=stream, stderr=stream, cwd=folder, env=environment)
+
+
+def wait_for(log: Path, pattern: str, process: subprocess.Popen, seconds: float = 200) -> re.Match[str]:
+    """The match of a pattern in the log of a process, as soon as it is there.
+
+    Of a process that takes too long, the log ends with what each of its threads was doing.
+    """
+    end = time.monotonic() + seconds
+    while not (match := re.search(pattern, log.read_text(encoding="utf-8"), re.MULTILINE)):
+        assert process.poll() is None, log.read_text(encoding="utf-8")
+        if time.monotonic() > end:
+            process.send_signal(signal.SIGABRT)
+            process.wait(30)
+            raise AssertionError(log.read_text(encoding="utf-8"))
+        time.sleep(0.05)
+    return match
+
+
+def space_environment(folder: Path) -> dict[str, str]:
+    """Of a process that serves: uploads below a folder, no network, nothing of this test run's own."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "GRADIO_", "PYTHONPATH"))}
+    return own | {
+        "HF_HOME": str(folder / "hf-home"),
+        "HF_HUB_OFFLINE": "1",
+        "GRADIO_TEMP_DIR": str(folder / "uploads"),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",
+    }
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=30).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory) -> Iterator[Served]:
+    """`cmfah space`, as a user starts it, ready to answer."""
+    folder = tmp_path_factory.mktemp("space")
+    log = folder / "log"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from cmfah_hf.cli import main; main()", "space", "--port", str(port)]
+    begin = time.monotonic()
+    process = start(command, folder, log, space_environment(folder) | {"PYTHONPATH": str(ROOT)})
+    try:
+        while not _answers(f"http://127.0.0.1:{port}/"):
+            assert process.poll() is None, log.read_text(encoding="utf-8")
+            assert time.monotonic() < begin + 90, log.read_text(encoding="utf-8")
+            time.sleep(0.05)
+        page, cpu = time.monotonic() - begin, cpu_seconds(process)
+        url = wait_for(log, r"^Serving at (\S+)$", process)[1]
+        yield Served(url, process, log, folder / "uploads", page, cpu, time.monotonic() - begin)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The browser; what needs it is skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine; Debian's package chromium has it")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -1,0 +1,278 @@
+"""The page in Debian's Chromium, as people use it: by mouse, by keys, on a phone, in the dark.
+
+With `CMFAH_SCREENSHOTS` naming a folder, pictures of the tabs are left there; those of docs/images/ were made so.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cmfah_hf.data.scenes import FIRST_QUERY, draw_scene
+from cmfah_hf.errors import CMFAHError
+from cmfah_hf.space import SpaceSettings, serve
+
+pytestmark = pytest.mark.slow
+
+WAIT = 60_000
+
+
+@pytest.fixture
+def open_page(chromium, served):
+    """A function that opens the page as a new user; whatever goes wrong in the browser fails the test."""
+    contexts, wrong = [], []
+
+    def opened(url: str = served.url, **settings):
+        context = chromium.new_context(**{"viewport": {"width": 1200, "height": 900}, **settings})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(WAIT)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: wrong.append(request.url) if _is_elsewhere(request.url) else None)
+        page.goto(url)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+@pytest.fixture
+def page(open_page):
+    page = open_page()
+    page.wait_for_selector(".cm-card")
+    return page
+
+
+def _is_elsewhere(address: str) -> bool:
+    return not re.match(r"http://(127\.0\.0\.1|localhost):|data:|blob:", address)
+
+
+def ids(page, metric: str = "aqd", target: str = "images") -> list[str]:
+    cards = page.locator(f"section[data-metric={metric}][data-target={target}] .cm-card")
+    return cards.evaluate_all("cards => cards.map(card => card.dataset.id)")
+
+
+def tab(page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def search(page, words: str) -> None:
+    page.get_by_label("Words", exact=True).first.fill(words)
+    before = page.locator("#answer").inner_html()
+    page.locator("#search-words").click()
+    page.wait_for_function("before => document.querySelector('#answer').innerHTML != before", arg=before)
+
+
+def keep_screenshot(page, name: str) -> None:
+    if folder := os.environ.get("CMFAH_SCREENSHOTS"):
+        page.mouse.move(0, 0)
+        page.set_viewport_size({"width": 1200, "height": 500})  # no taller than what is there
+        page.wait_for_timeout(700)  # what fades in has done so
+        path = Path(folder) / f"{name}.png"
+        page.screenshot(path=path, full_page=True)
+        Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def test_words_find_pictures_by_both_distances(page, served):
+    # The page is not empty before anything is typed.
+    assert len(ids(page)) == 6
+    search(page, "house moon")
+    assert len(ids(page, "hamming")) == len(ids(page, "aqd")) == 6
+    scores = page.locator("section[data-metric=hamming] .cm-score").all_inner_texts()
+    distances = [int(score.removesuffix(" bits")) for score in scores]
+    assert distances == sorted(distances)
+    assert len(page.locator(".cm-time").all_inner_texts()) == 2
+    assert all(re.fullmatch(r"\d+\.\d\d ms", time) for time in page.locator(".cm-time").all_inner_texts())
+    # Every picture is really drawn.
+    assert page.locator(".cm-card img").evaluate_all("all => all.every(image => image.naturalWidth > 0)")
+    keep_screenshot(page, "space-search")
+
+
+def test_an_example_is_a_press_away(page):
+    before = ids(page)
+    page.get_by_role("button", name="car road").click()
+    page.wait_for_function("id => document.querySelector('.cm-card').dataset.id != id", arg=before[0])
+    assert page.get_by_label("Words", exact=True).first.input_value() == "car road"
+
+
+def test_an_uploaded_picture_finds_pictures_and_texts(page, tmp_path):
+    path = tmp_path / "scene.png"
+    draw_scene(FIRST_QUERY + 5).image.save(path)
+    page.set_input_files("#picture input[type=file]", path)
+    page.wait_for_selector("section[data-target=texts]")
+    assert f"scene-{FIRST_QUERY + 5}" in ids(page, "hamming")
+    assert len(page.locator("section[data-target=texts][data-metric=aqd] li").all()) == 6
+
+
+def test_a_wrong_file_is_told_in_one_line_and_the_page_goes_on(page, tmp_path):
+    path = tmp_path / "notes.png"
+    path.write_text("no picture at all")
+    page.set_input_files("#picture input[type=file]", path)
+    message = page.get_by_test_id("toast-body")
+    message.wait_for()
+    assert "no picture that can be read" in message.inner_text()
+    assert str(tmp_path) not in page.content()
+    search(page, "star")
+    assert len(ids(page)) == 6
+
+
+def test_an_answer_is_explained_by_words_regions_and_bits(page):
+    search(page, "boat sun")
+    first = page.locator("section[data-metric=hamming] .cm-card").first
+    distance = int(first.locator(".cm-score").inner_text().removesuffix(" bits"))
+    first.click()
+    page.wait_for_selector("#overlay [data-region]")
+    page.wait_for_selector("#why-codes .cm-differs >> nth=0")
+    assert page.get_by_role("tab", name="Why").get_attribute("aria-selected") == "true"
+    assert f"{distance} of 64 bits differ" in page.locator("#why-codes").inner_text()
+    assert len(page.locator("#why-codes .cm-differs").all()) == 2 * distance
+    assert len(page.locator("#overlay [data-region]").all()) == 64
+
+    # Another word looks elsewhere.
+    def strongest() -> str:
+        return page.locator(".cm-strongest").get_attribute("data-region")
+
+    places = {}
+    for word in ("boat", "sun"):
+        page.locator("#why-word").get_by_label(word, exact=True).check()
+        page.wait_for_function("word => document.querySelector('figcaption b').innerText == word", arg=word)
+        places[word] = strongest()
+    assert places["boat"] != places["sun"]
+    page.locator(f"[data-region='{places['sun']}']").click()
+    page.wait_for_selector(".cm-words")
+    words = page.locator(".cm-words li span:first-child").all_inner_texts()
+    assert words == ["sun", "boat"]
+    keep_screenshot(page, "space-why")
+
+
+def test_codes_are_mapped_and_words_placed_among_them(page):
+    tab(page, "Codes")
+    page.wait_for_selector(".cm-plane img")
+    assert page.locator(".cm-plane img, .cm-plane i").count() == 320
+    page.get_by_label("Words to place on the map").fill("boat")
+    page.locator("#place").click()
+    page.wait_for_selector(".cm-plane b")
+    assert page.locator(".cm-plane b").inner_text() == "boat"
+    assert "8 bytes a picture" in page.locator("#memory").inner_text()
+    keep_screenshot(page, "space-codes")
+
+
+def test_quality_is_the_runs_own(page):
+    tab(page, "Quality")
+    table = page.locator(".cm-table")
+    table.wait_for()
+    assert "0.754" in table.inner_text()
+    assert page.locator(".cm-chart polyline").count() == 4
+    keep_screenshot(page, "space-quality")
+
+
+def test_two_users_do_not_see_each_others_answers(open_page):
+    one, other = open_page(), open_page()
+    for page in (one, other):
+        page.wait_for_selector(".cm-card")
+    search(one, "tree")
+    search(other, "fish")
+    alone = ids(one), ids(other)
+    assert alone[0] != alone[1]
+    # Asked at the same time, each gets the own answer again.
+    for page, words in ((one, "fish"), (other, "tree")):
+        page.get_by_label("Words", exact=True).first.fill(words)
+        page.locator("#search-words").click()
+    for page, expected in ((one, alone[1]), (other, alone[0])):
+        page.wait_for_function("id => document.querySelector('[data-metric=aqd] .cm-card').dataset.id == id",
+                               arg=expected[0])  # fmt: skip
+        assert ids(page) == expected
+
+
+def test_by_keys_alone(page):
+    """Tab leads to the words, Enter searches; from an answer Enter leads to why, and arrows over its regions."""
+
+    def press_until(selector: str, most: int = 30) -> None:
+        for _ in range(most):
+            page.keyboard.press("Tab")
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                return
+        raise AssertionError(f"no {selector} within {most} keys")
+
+    press_until("#words textarea, #words input")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("kite")
+    before = page.locator("#answer").inner_html()
+    page.keyboard.press("Enter")
+    page.wait_for_function("before => document.querySelector('#answer').innerHTML != before", arg=before)
+    press_until(".cm-card", 40)
+    ring = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert ring == "solid"  # it is seen where one is
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#overlay [data-region]")
+    page.locator("#overlay [tabindex='0']").focus()
+    region = int(page.evaluate("document.activeElement.dataset.region"))
+    key, step = ("ArrowRight", 1) if region % 8 < 7 else ("ArrowLeft", -1)
+    page.keyboard.press(key)
+    assert int(page.evaluate("document.activeElement.dataset.region")) == region + step
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".cm-words")
+    assert f"column {(region + step) % 8 + 1}" in page.locator(".cm-words h4").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_nothing_is_cut_off_and_all_is_read(open_page, scheme):
+    page = open_page(viewport={"width": 375, "height": 812}, is_mobile=True, has_touch=True, color_scheme=scheme)
+    page.wait_for_selector(".cm-card")
+    for name in ("Search", "Why", "Codes", "Quality"):
+        tab(page, name)
+        page.wait_for_selector({"Search": ".cm-card", "Why": "[data-region]", "Codes": ".cm-plane img",
+                                "Quality": ".cm-table"}[name])  # fmt: skip
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375, name
+        ratios = page.evaluate(CONTRASTS)
+        assert ratios
+        # WCAG AA for text of this size.
+        assert min(ratio for ratio, _ in ratios) >= 4.5, sorted(ratios)[:3]
+    if scheme == "dark":
+        tab(page, "Search")
+        page.wait_for_selector(".cm-card >> visible=true")
+        assert page.evaluate(
+            "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every(c => c < 60)"
+        )
+        if folder := os.environ.get("CMFAH_SCREENSHOTS"):
+            page.wait_for_timeout(700)
+            page.screenshot(path=Path(folder) / "space-phone.png")
+
+
+# The contrast of every visible text with the nearest ground that is opaque, both as the browser computes them.
+CONTRASTS = """() => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgba = color => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = c => c.slice(0, 3).map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const found = [];
+  for (const element of document.querySelectorAll('.cm-note, .cm-text, .cm-time, h4, figcaption, .cm-table td, ' +
+      '.cm-table th, caption, button.primary, .cm-status p, label span, .cm-measures span')) {
+    if (!element.innerText?.trim() || !element.checkVisibility()) continue;
+    let ground = element;
+    while (ground && rgba(getComputedStyle(ground).backgroundColor)[3] < 255) ground = ground.parentElement;
+    const back = ground ? rgba(getComputedStyle(ground).backgroundColor) : [255, 255, 255];
+    const [high, low] = [light(rgba(getComputedStyle(element).color)), light(back)].sort((a, b) => b - a);
+    found.push([(high + 0.05) / (low + 0.05), element.innerText.slice(0, 40)]);
+  }
+  return found;
+}"""
+
+
+def test_a_space_without_its_model_says_so(open_page, tmp_path):
+    problem = CMFAHError(f"{tmp_path}/space.json: there is no such file; a Space needs it beside its app.py.")
+    app = serve(SpaceSettings(), tmp_path, keep_on_error=True, problem=problem, block=False)
+    try:
+        page = open_page(app.local_url)
+        page.get_by_text("This Space cannot search yet.").wait_for()
+        assert "space.json: there is no such file" in page.locator(".prose.cm-status").inner_text()
+        assert str(tmp_path) not in page.content()
+    finally:
+        app.close(verbose=False)

@@ -1,0 +1,129 @@
+"""What a Space is made of: its settings, the embedded model, the pins, the files that go onto the Hub."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cmfah_hf.errors import CheckpointError, CMFAHError
+from cmfah_hf.space import SpaceSettings, copy_model, space_files
+from cmfah_hf.space.files import is_space_file
+from cmfah_hf.space.settings import bundled_space
+
+ROOT = Path(__file__).parents[2]
+SPACE = ROOT / "spaces" / "cmfah-search"
+
+
+def pins() -> dict[str, str]:
+    lines = (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def test_the_embedded_space_is_the_one_that_is_served():
+    assert bundled_space() == SPACE
+    settings = SpaceSettings.load(SPACE)
+    assert (settings.model, settings.data, settings.limit) == ("model", "scenes", 320)
+    assert settings.model_source(SPACE) == str(SPACE / "model")
+    assert settings.model_source(ROOT / "docs") == "model"
+    assert json.loads(settings.to_json()) == json.loads((SPACE / "space.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "there is no such file"),
+        ("{", "cannot be read as JSON"),
+        ("[]", "holds other settings than"),
+        ('{"colour": "red"}', "holds other settings than data, examples, limit, model, split, title"),
+        ('{"limit": 0}', "from 1 to 20,000"),
+        ('{"limit": true}', "from 1 to 20,000"),
+        ('{"model": ""}', "is a text"),
+        ('{"examples": "boat"}', "a list of texts"),
+        ('{"split": 3}', "the name of a split"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_in_one_line(tmp_path, content, reason):
+    if content is not None:
+        (tmp_path / "space.json").write_text(content, encoding="utf-8")
+    with pytest.raises(CMFAHError, match=reason) as refused:
+        SpaceSettings.load(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_embedded_model_is_small_and_its_files_load():
+    files = {path.name: path for path in (SPACE / "model").iterdir()}
+    assert {path.suffix for path in files.values()} == {".json", ".safetensors"}
+    assert sum(path.stat().st_size for path in files.values()) < 2 * 2**20
+    for path in files.values():
+        content = path.read_bytes()
+        assert b"/tmp/" not in content
+        assert b"/home/" not in content
+
+    from cmfah_hf import CrossMediaRetriever
+
+    retriever = CrossMediaRetriever.from_pretrained(SPACE / "model")
+    metrics = json.loads(files["metrics.json"].read_text(encoding="utf-8"))
+    assert retriever.model.config.hash_bits == metrics["hash_bits"] == 64
+    assert metrics["query"]["hamming/t2i/map"] > 4 * metrics["query"]["random/map"]
+    assert "sailboat" in retriever.processor.known_words("a sailboat")
+
+
+def test_the_pins_are_installed_and_within_what_the_package_asks_for():
+    from packaging.requirements import Requirement
+
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = re.search(r"^dependencies = \[\n(.*?)^\]", project, re.DOTALL | re.MULTILINE)[1]
+    asked = {requirement.name: requirement for requirement in map(Requirement, re.findall(r'"(.+)"', block))}
+    for name, pinned in pins().items():
+        assert pinned in asked[name].specifier, name
+    head = (SPACE / "README.md").read_text(encoding="utf-8").split("---")[1]
+    card = yaml.safe_load(head)
+    assert (card["sdk"], card["app_file"]) == ("gradio", "app.py")
+    assert card["sdk_version"] == pins()["gradio"]
+    assert len(card["short_description"]) <= 60
+    assert version("gradio").split(".")[0] == pins()["gradio"].split(".")[0]
+
+
+def test_the_files_of_a_space_hold_the_package_and_the_model():
+    files = space_files(SPACE / "model")
+    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cmfah_hf").rglob("*.py")}
+    assert package <= set(files)
+    assert {"app.py", "README.md", "requirements.txt", "cmfah_hf/space/page.css", "model/model.safetensors"} <= set(
+        files
+    )
+    assert not [name for name in files if "__pycache__" in name or name.startswith("tests")]
+    assert all(is_space_file(name) for name in files)
+    assert is_space_file("space.json")
+    assert not is_space_file("my-own.png")
+    assert "model/config.json" not in space_files()
+
+
+def test_a_runs_folder_is_shipped_without_its_checkpoints(trained, tmp_path):
+    copy_model(trained.folder, tmp_path / "model")
+    shipped = sorted(path.name for path in (tmp_path / "model").iterdir())
+    assert shipped == [
+        "config.json", "expander.json", "expander.safetensors", "metrics.json", "model.safetensors",
+        "processor_config.json", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"there is no tokenizer\.json"):
+        copy_model(tmp_path / "model", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_page_is_built_without_torch():
+    code = (
+        "import sys; from cmfah_hf.space import serving, app, settings\n"
+        "from cmfah_hf.space.loading import EngineLoader\n"
+        "folder = settings.bundled_space()\n"
+        "app.build_app(EngineLoader(settings.SpaceSettings.load(folder), folder))\n"
+        "print(*sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == ""
