@@ -1,4 +1,4 @@
-# `make demo`: everything from nothing to answered queries. `make test`: the tests. `make lint`: style.
+# `make demo`: everything from nothing to answered queries. `make test`: the tests, but for the slow ones. `make lint`: style.
 # Each makes the environment .venv first, if need be; PYTHON names the interpreter to make it with.
 
 PYTHON ?= python3
@@ -14,21 +14,22 @@ REPAIR = PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(BIN)/p
 FITS = $(BIN)/python -c "import torchvision"
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: demo test test-cluster test-fast lint format clean
+.PHONY: demo test test-slow test-cluster lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cmfah demo --output demo
 
 test: $(VENV)/.installed-for-tests
 	-$(BIN)/python tests/models/common_checks.py
-	$(PYTEST) -m "not cluster"
+	$(PYTEST) -m "not slow and not cluster"
+
+# What takes longer: several processes, whole runs, browsers.
+test-slow: $(VENV)/.installed-for-tests
+	$(PYTEST) -m "slow and not cluster"
 
 # Minutes of starting, killing and restarting processes on several nodes.
 test-cluster: $(VENV)/.installed-for-tests
 	$(PYTEST) -m cluster
-
-test-fast: $(VENV)/.installed-for-tests
-	$(PYTEST) -m "not slow and not cluster and not photographs"
 
 lint: $(VENV)/.installed-for-tests
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ def pixels(image):
     return np.asarray(image).astype(int)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(arrays(np.uint8, (3, 4, 4)))
 def test_transparency_lies_over_white(values):
     alpha = values[..., 3:] / 255
@@ -75,7 +75,7 @@ def test_colour_key_transparency_of_rgb_and_grey(tmp_path):
             assert pixels(to_rgb(opened))[0, 0].tolist() == list(np.broadcast_to(colors[0], 3))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(arrays(np.uint16, (2, 3)))
 def test_16_bit_grey_is_scaled_and_not_clipped(values):
     expected = np.rint(values / 257)
@@ -109,7 +109,7 @@ def test_float_grey_of_unit_range_and_not_finite():
     assert pixels(to_rgb(image))[0, :, 2].tolist() == [0, 128, 255, 0, 0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(arrays(np.float32, (2, 4), elements=st.floats(width=32, allow_nan=True)))
 def test_any_float_picture_keeps_the_order_of_its_values(values):
     found = pixels(to_rgb(Image.fromarray(values)))[..., 0].ravel()

@@ -145,7 +145,7 @@ def test_scenes_written_and_read_back_are_equal(streaming, tmp_path, rows_of):
         assert rows_of(loaded[name]) == rows_of(part)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(st.text(max_size=12), st.text(max_size=30), st.lists(st.text(min_size=1, max_size=8), max_size=3)),

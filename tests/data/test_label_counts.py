@@ -12,7 +12,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from cmfah_hf.data import LabelCounts
 from cmfah_hf.errors import DataError
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 names = st.sampled_from(["sea", "sun", "tree", "море", "a b"])
 rows_of_labels = st.lists(st.one_of(st.none(), st.lists(names, max_size=4)), max_size=8)
 FEATURES = datasets.Features({"labels": datasets.List(datasets.Value("string")), "n": datasets.Value("int64")})

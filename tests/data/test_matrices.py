@@ -212,7 +212,7 @@ def test_grey_pictures_and_features(tmp_path, arrays):
     assert set(row) == {"id", "image", "text", "tags"}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_rows_of_any_layout_are_those_of_the_array(tmp_path_factory, data):
     """Blocks, slices and single rows through small blocks, of MATLAB 5 and of chunked HDF5, along either axis."""

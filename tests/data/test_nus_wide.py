@@ -199,7 +199,7 @@ def test_arguments_that_cannot_be(bare):
         prepare_nus_wide(bare.root, None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), chunk=st.integers(1, 40), width=st.integers(1, 5), rows=st.integers(1, 12))
 def test_matrices_of_ones_in_any_spacing_and_any_pieces(tmp_path_factory, data, chunk, width, rows):
     values = np.array(data.draw(st.lists(st.integers(0, 1), min_size=rows * width, max_size=rows * width)))

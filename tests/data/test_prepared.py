@@ -35,7 +35,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data(), count=st.integers(2, 60), seed=st.integers(0, 5))
 def test_splits_against_numpy(data, count, seed):
     queries = data.draw(st.integers(1, count - 1))

@@ -38,7 +38,7 @@ def test_a_word_of_every_text_says_nothing():
     assert one @ other == 0
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.integers(0, 40).map(lambda x: x / 40), min_size=2, max_size=60))
 def test_the_threshold_parts_the_values_as_no_other_border_does(values):
     values = np.array(values)

@@ -14,7 +14,7 @@ def numbers(count):
     return datasets.Dataset.from_dict({"id": [f"row-{i}" for i in range(count)], "n": list(range(count))})
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(2, 60), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_the_parts_are_a_partition_in_order(count, fraction, seed):
     data = numbers(count)

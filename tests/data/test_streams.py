@@ -79,7 +79,7 @@ def test_two_processes_see_each_pair_once_in_as_many_batches(sizes, workers, shu
         assert sorted(map(len, first)) == sorted(map(len, second)) == [2, 6, 6, 6]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(0, 12), min_size=1, max_size=6).filter(lambda sizes: sum(sizes) >= 4),
     batch_size=st.integers(1, 7),
@@ -100,7 +100,7 @@ def test_no_pair_twice_and_fewer_lost_than_there_are_processes(sizes, batch_size
         assert len(part) == sum(map(len, found[process]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(0, 12), min_size=1, max_size=6).filter(lambda sizes: sum(sizes) >= 4),
     shuffle_buffer=st.integers(0, 20),

@@ -44,7 +44,7 @@ rankings = st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max
 
 
 @given(rankings, st.none() | st.integers(1, 7), st.sampled_from([None, "dcmh"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_expected_average_precision_is_the_mean_over_all_orders(ranking, k, variant):
     scores, relevant = zip(*ranking, strict=True)
     orders = list(all_orders(scores, relevant))
@@ -54,7 +54,7 @@ def test_expected_average_precision_is_the_mean_over_all_orders(ranking, k, vari
 
 
 @given(rankings, st.none() | st.integers(1, 7), st.sampled_from([None, "dcmh"]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_stable_average_precision_is_that_of_a_stable_sort(ranking, k, variant):
     scores, relevant = zip(*ranking, strict=True)
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
@@ -64,7 +64,7 @@ def test_stable_average_precision_is_that_of_a_stable_sort(ranking, k, variant):
 
 
 @given(rankings, st.integers(1, 8))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_precision_and_recall_at_k_are_means_over_all_orders(ranking, k):
     scores, relevant = zip(*ranking, strict=True)
     found = [sum(order[:k]) for order in all_orders(scores, relevant)]

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from cmfah_hf.models.label_graph import LabelGraph, conditional_probabilities, label_adjacency, label_edges
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 multi_hot = arrays(np.int64, st.tuples(st.integers(0, 8), st.integers(1, 5)), elements=st.integers(0, 1))
 thresholds = st.sampled_from([0.2, 0.4, 0.5, 1.0])
 shares = st.sampled_from([0.0, 0.2, 0.75])

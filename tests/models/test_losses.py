@@ -24,7 +24,7 @@ from cmfah_hf.models.losses import (
     weighted_total,
 )
 
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 # Eighths: sums and differences of them are exact, so that ties are ties and a hinge of zero is zero.
 eighths = st.integers(-8, 8).map(lambda value: value / 8)
 

@@ -12,7 +12,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from cmfah_hf.models.losses_scahn import ContrastQueue, EarlierPairs, contrast_losses, contrastive_loss, graph_logits
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 
 
 def by_loops(anchors, candidates, labels, candidate_labels, temperature, within, threshold=0.0):

@@ -36,7 +36,7 @@ def attend(local, partner, exists, temperature):
     return weights @ partner, weights
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     arrays(np.float64, (2, 3, 4), elements=vectors),
     arrays(np.float64, (2, 5, 4), elements=vectors),
@@ -94,7 +94,7 @@ def convolved(module, embeds):
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(arrays(bool, (3, 7)))
 def test_words_see_their_neighbours_and_not_the_padding(make_config, exists):
     torch.manual_seed(0)
@@ -109,7 +109,7 @@ def test_words_see_their_neighbours_and_not_the_padding(make_config, exists):
             torch.testing.assert_close(found[i, exists[i]].double(), expected, atol=1e-5, rtol=1e-4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(arrays(bool, (2, 6)))
 def test_layer_reads_existing_positions_in_their_order(make_config, exists):
     torch.manual_seed(0)

@@ -42,7 +42,7 @@ old_characters = st.characters(max_codepoint=0xFFFF, exclude_categories=("Cs", "
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(old_characters, max_size=30))
 def test_every_letter_and_digit_is_in_a_word_and_no_separator_is(text):
     words = split_words(text)
@@ -55,7 +55,7 @@ def test_every_letter_and_digit_is_in_a_word_and_no_separator_is(text):
     assert sum(unicodedata.category(character)[0] in "LN" for word in words for character in word) >= letters
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=30))
 def test_words_of_words_are_the_words(text):
     words = split_words(text)
@@ -63,7 +63,7 @@ def test_words_of_words_are_the_words(text):
     assert all(split_words(word) == [word] for word in words)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text(max_size=12), max_size=5), st.text(max_size=20))
 def test_tokenizer_gives_the_rows_of_the_words(fitted, text):
     vocabulary = list(dict.fromkeys(word for seen in fitted for word in split_words(seen)))

@@ -30,7 +30,7 @@ def test_bit_order_is_little_endian():
 
 
 @given(hash_values)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_unpack_reverses_pack(values):
     packed = pack(values)
     assert packed.shape == (len(values), values.shape[1] // 8)

@@ -52,7 +52,7 @@ changes = st.lists(st.tuples(st.booleans(), st.integers(0, 40)), max_size=60)
 
 
 @given(changes, st.booleans(), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_rows_are_found_by_id_through_any_history(history, strings, collide):
     """With few newest rows, so that the sorted ones are made anew often; also where all strings have one hash."""
     with pytest.MonkeyPatch.context() as patch:

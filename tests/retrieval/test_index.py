@@ -107,7 +107,7 @@ operations = st.lists(
 
 
 @given(operations, st.booleans(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_history_leaves_what_a_dict_would_hold(tmp_path_factory, history, strings, mmap):
     path = tmp_path_factory.mktemp("index") / "index.safetensors"
     name = str if strings else int

@@ -105,7 +105,7 @@ history = st.lists(
 
 
 @given(history, st.booleans(), st.booleans())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_history_of_items_with_columns(tmp_path_factory, history, strings, mmap):
     path = tmp_path_factory.mktemp("index") / "index"
     index, model = HashIndex(24), {}

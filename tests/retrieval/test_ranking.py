@@ -65,7 +65,7 @@ def drawn_queries(rng, queries, bits, kind):
     pieces=st.integers(1, 4),
     probes=st.sampled_from([None, None, 1, 5]),
 )
-@settings(max_examples=600, deadline=None, derandomize=True)
+@settings(max_examples=600, derandomize=True)
 @pytest.mark.slow
 def test_no_answer_is_ever_wrong(seed, bits, items, kind, asked, metric, removed, pieces, probes):
     """By FastScan and posting lists, and by lists around centres, whether or not they are worth it."""

@@ -99,7 +99,7 @@ def empty(index):
 
 
 @given(st.data())
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_history_gives_the_answers_of_the_single_index_to_the_bit(shared, data):
     empty(shared)
     single = HashIndex(BITS)
