@@ -110,6 +110,22 @@ def trained(scenes_folder, write_config, tmp_path_factory) -> Trained:
     return Trained(root / "model", scenes_folder, metrics, config)
 
 
+@pytest.fixture(scope="session")
+def trained_scahn(scenes_folder, write_config, tmp_path_factory) -> Trained:
+    """The same by SCAHN with a queue, and with all its checkpoints. Not to be changed; copy it."""
+    from cmfah_hf.training import parse_run, train
+
+    root = tmp_path_factory.mktemp("trained-scahn")
+    config = write_config(
+        root / "run.yaml",
+        model={"queue_size": 24, "freeze_backbone": True},
+        data={"dataset": str(scenes_folder)},
+        training={"save_total_limit": 9},
+    )
+    metrics = train(parse_run(config, ["--method", "scahn", "--output_dir", str(root / "model")]))
+    return Trained(root / "model", scenes_folder, metrics, config)
+
+
 @pytest.fixture
 def environment(tmp_path) -> dict[str, str]:
     """The environment of a new process: caches of its own, no network, this package importable from anywhere."""

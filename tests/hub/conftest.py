@@ -158,12 +158,13 @@ class Published:
         return self.hub.files(self.done.repo_id, "model")["README.md"].decode()
 
 
-@pytest.fixture(scope="module")
-def published(trained, tmp_path_factory) -> Published:
-    """The tiny run with an index of its query pictures, pushed as the private `org/model`."""
+@pytest.fixture(scope="module", params=["trained", "trained_scahn"])
+def published(request, tmp_path_factory) -> Published:
+    """A tiny run of either method with an index of its query pictures, pushed as the private `org/model`."""
     from cmfah_hf.hub import push_model
     from cmfah_hf.retrieval import CrossMediaRetriever
 
+    trained = request.getfixturevalue(request.param)
     folder = tmp_path_factory.mktemp("published")
     retriever = CrossMediaRetriever.from_pretrained(trained.folder)
     retriever.add_source(trained.scenes, split="query", metadata=["text"])

@@ -24,24 +24,6 @@ from cmfah_hf.training import bundled_configuration, parse_run, train
 from cmfah_hf.training.evaluate import evaluate_folder
 from cmfah_hf.training.streaming import read_notes
 
-CHECKPOINTS = {"save_total_limit": 9}
-
-
-@pytest.fixture(scope="module")
-def trained_scahn(scenes_folder, write_config, tmp_path_factory):
-    """A run of `cmfah train --method scahn` over the scenes, with all its checkpoints: folder, file, and pairs."""
-    root = tmp_path_factory.mktemp("scahn")
-    config = write_config(
-        root / "run.yaml",
-        model={"queue_size": 24, "freeze_backbone": True},
-        data={"dataset": str(scenes_folder)},
-        training=CHECKPOINTS,
-    )
-    with pytest.raises(SystemExit) as ended:
-        main(["train", str(config), "--method", "scahn", "--output_dir", str(root / "model"), "--json"])
-    assert not ended.value.code
-    return root / "model", config, scenes_folder
-
 
 def products(rows, classes):
     binary = MultiLabelBinarizer(classes=classes).fit_transform([set(row) for row in rows]).astype(int)
@@ -50,7 +32,7 @@ def products(rows, classes):
 
 @pytest.mark.slow
 def test_the_folder_is_read_by_whatever_reads_cmfah_s(trained_scahn, tmp_path, capsys):
-    folder, _, scenes = trained_scahn
+    folder, scenes = trained_scahn.folder, trained_scahn.scenes
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["method"] == "scahn"
     retriever = CrossMediaRetriever.from_pretrained(folder)
@@ -66,7 +48,7 @@ def test_the_folder_is_read_by_whatever_reads_cmfah_s(trained_scahn, tmp_path, c
 
 @pytest.mark.slow
 def test_the_graph_is_that_of_the_training_labels_and_words(trained_scahn):
-    folder, _, scenes = trained_scahn
+    folder, scenes = trained_scahn.folder, trained_scahn.scenes
     model = SCAHNForPreTraining.from_pretrained(folder)
     classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
     pairs, _ = train_validation_split(load_image_text(str(scenes))["train"], 0.1, seed=0)
@@ -84,7 +66,7 @@ def test_the_graph_is_that_of_the_training_labels_and_words(trained_scahn):
 
 @pytest.mark.slow
 def test_a_run_that_goes_on_ends_as_the_unbroken_one(trained_scahn, tmp_path):
-    folder, config, _ = trained_scahn
+    folder, config = trained_scahn.folder, trained_scahn.config
     first = min(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     assert (load_file(first / "model.safetensors")["contrast_queue.labels"] != 0).any()
     shutil.copytree(first, tmp_path / first.name)
@@ -105,7 +87,7 @@ def test_a_run_that_goes_on_ends_as_the_unbroken_one(trained_scahn, tmp_path):
 
 @pytest.mark.slow
 def test_runs_of_the_two_methods_do_not_mix(trained_scahn, trained, tmp_path):
-    for method, folder in (("cmfah", trained_scahn[0]), ("scahn", trained.folder)):
+    for method, folder in (("cmfah", trained_scahn.folder), ("scahn", trained.folder)):
         checkpoint = next(folder.glob("checkpoint-*"))
         given = [
             "--method",
