@@ -1,4 +1,4 @@
-# `make demo`: everything from nothing to answered queries. `make test`: the tests. `make lint`: style.
+# `make demo`: everything from nothing to answered queries. `make test`: the tests. `make lint`: style. `make docs`: docs/api.
 # Each makes the environment .venv first, if need be; PYTHON names the interpreter to make it with.
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ REPAIR = PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(BIN)/p
 FITS = $(BIN)/python -c "import torchvision"
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: demo test test-cluster test-fast lint format clean
+.PHONY: demo test test-cluster test-fast lint format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cmfah demo --output demo
@@ -37,6 +37,10 @@ lint: $(VENV)/.installed-for-tests
 format: $(VENV)/.installed-for-tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The reference, from the docstrings. A test says when it is stale.
+docs: $(VENV)/.installed-for-tests
+	$(BIN)/python docs/write_api.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

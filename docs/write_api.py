@@ -17,7 +17,10 @@ PAGES = {
     "models": ("The models, their configurations, their processor", ()),
     "data": ("Data: loading, looking at it, preparing it, putting it into splits", ()),
     "expansion": ("Expansion: further words for sparse texts", ()),
-    "evaluation": ("Evaluation: figures, plots, attention", ("metrics", "plots", "attention", "pointing", "label_graph")),
+    "evaluation": (
+        "Evaluation: figures, plots, attention",
+        ("metrics", "plots", "attention", "pointing", "label_graph"),
+    ),
     "retrieval": ("Retrieval: codes, the index, the retriever", ("codes",)),
     "training": ("Training: arguments, trainer, runs", ("evaluate",)),
     "hub": ("The Hub: models, data sets and Spaces in one commit each", ()),
@@ -76,7 +79,10 @@ def signature(function: griffe.Function, name: str) -> str:
 
 def items(title: str, rows: list[tuple[str, str]]) -> str:
     """A list of names with what is said of them, on lines of their own."""
-    lines = [f"- {name}: {' '.join(linked(text).split())}" if name else f"- {' '.join(linked(text).split())}" for name, text in rows]
+    lines = [
+        f"- {name}: {' '.join(linked(text).split())}" if name else f"- {' '.join(linked(text).split())}"
+        for name, text in rows
+    ]
     return f"**{title}**\n\n" + "\n".join(lines)
 
 
@@ -111,7 +117,9 @@ def fenced(text: str) -> str:
     """Examples at a Python prompt as blocks of code, where they are not yet."""
     if "```" in text or ">>> " not in text:
         return text
-    return re.sub(r"((?:^(?:>>> |\.\.\. ).*\n?(?:^(?!>>> |\.\.\. )\S.*\n?)*)+)", r"```python\n\1\n```", text, flags=re.MULTILINE)
+    return re.sub(
+        r"((?:^(?:>>> |\.\.\. ).*\n?(?:^(?!>>> |\.\.\. )\S.*\n?)*)+)", r"```python\n\1\n```", text, flags=re.MULTILINE
+    )
 
 
 def entry(name: str, thing: griffe.Object) -> str:

@@ -32,7 +32,9 @@ def my_model(my_pictures, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("docs") / "my-model"
     small = ["--dataset", str(my_pictures), "--output_dir", str(folder), "--num_train_epochs", "1", "--refit", "false"]
-    train(parse_run(ROOT / "hub_configs" / "cmfah-scenes.yaml", [*small, "--use_cpu", "true", "--disable_tqdm", "true"]))
+    train(
+        parse_run(ROOT / "hub_configs" / "cmfah-scenes.yaml", [*small, "--use_cpu", "true", "--disable_tqdm", "true"])
+    )
     return folder
 
 

@@ -3,27 +3,19 @@
 import ast
 import importlib
 import inspect
-import json
-import os
-import re
-import socket
-import subprocess
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import pytest
-import yaml
 from pages.blocks import LANGUAGES, PAGES, ROOT, Block, blocks, commands
+from pages.checks import CHECKS
 from pages.parsing import parse
 from pages.setups import set_up
 from pages.workshop import Workshop
 
 # What commands begin with that are only parsed, each option by its program's own parser, and why they are not run.
 ONLY_PARSED = {
-    "make": "makes an environment of some gigabytes",
-    "pip install": "the same",
+    "pip install": "fetches some gigabytes",
     "accelerate launch": "starts processes; tests/training and tests/test_end_to_end.py do",
     "python benchmarks/": "takes minutes to hours; tests beside the code run most of them at a small size",
     "python spaces/ship_model.py": "replaces the model in the package",
@@ -43,7 +35,7 @@ ONLY_READ = {
     ("docs/scaling.md", "import psycopg"): "needs PostgreSQL",
     ("docs/scaling.md", "import numpy"): "goes on with what Milvus answered",
 }
-# Processes that go on until they are ended. The Space of README.md is that of docs/space.md.
+# It goes on until it is ended. On other pages than its own it is only parsed.
 SERVERS = "cmfah space"
 
 
@@ -62,7 +54,9 @@ def _run_page(page: Path, shop: Workshop, servers: ExitStack) -> None:
             elif text.startswith(SERVERS):
                 parse(command, shop.folder)
                 if block.page == "docs/space.md":
-                    _serve(command, shop, servers)
+                    apps: list = []
+                    shop.serve(command, apps)
+                    servers.callback(apps[0].close, verbose=False)
             else:
                 shop.command(command)
 
@@ -79,49 +73,28 @@ def _read(block: Block) -> None:
             inspect.signature(ours[node.func.id]).bind(*node.args, **named)
 
 
-def _serve(command, shop: Workshop, servers: ExitStack) -> None:
-    """Starts a Space at a free port, and lets the Python that follows find it there."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    named = command.words[command.words.index("--port") + 1] if "--port" in command.words else "7860"
-    if "--port" in command.words:
-        command.words[command.words.index("--port") + 1] = port
-    else:
-        command.words.extend(["--port", port])
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "GRADIO_"))}
-    own |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1"}
-    own |= {"GRADIO_TEMP_DIR": str(shop.folder / "uploads"), "HF_HOME": str(shop.folder / "space-home")}
-    process, log = shop.start(command, own)
-    servers.callback(process.wait, 30)
-    servers.callback(process.terminate)
-    end = time.monotonic() + 250
-    while "Serving at " not in (said := log.read_text(encoding="utf-8")):
-        assert process.poll() is None, said
-        assert time.monotonic() < end, said
-        time.sleep(0.2)
-    shop.addresses[f":{named}"] = f":{port}"
-
-
 RUN = [page for page in PAGES if any(block.language in ("python", "bash") for block in blocks(page))]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
-def test_the_page_runs_from_top_to_bottom(page, workshop, hub):
+def test_the_page_runs_from_top_to_bottom(page, workshop, hub, monkeypatch):
     name = page.relative_to(ROOT).as_posix()
-    set_up(name, workshop, hub)
+    set_up(name, workshop, hub, monkeypatch)
     with ExitStack() as servers:
         _run_page(page, workshop, servers)
-    if name in CHECKS:
-        CHECKS[name](workshop, hub)
-
-
-CHECKS = {}
+    CHECKS.get(name, lambda shop, hub: None)(workshop, hub)
 
 
 def test_nothing_stands_in_the_lists_in_vain():
-    every = [str(command) for page in PAGES for block in blocks(page) if block.language == "bash" for command in commands(block)]
+    every = [
+        str(command)
+        for page in PAGES
+        for block in blocks(page)
+        if block.language == "bash"
+        for command in commands(block)
+    ]
     assert [start for start in ONLY_PARSED if not any(text.startswith(start) for text in every)] == []
     python = [block for page in PAGES for block in blocks(page) if block.language == "python"]
     assert [

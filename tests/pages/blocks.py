@@ -33,7 +33,8 @@ def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page from top to bottom."""
     text, name = page.read_text(encoding="utf-8"), page.relative_to(ROOT).as_posix()
     return [
-        Block(name, text[: match.start()].count("\n") + 1, match[2].strip(), match[3]) for match in _FENCE.finditer(text)
+        Block(name, text[: match.start()].count("\n") + 1, match[2].strip(), match[3])
+        for match in _FENCE.finditer(text)
     ]
 
 

@@ -87,11 +87,6 @@ def _accelerate(words: list[str], folder: Path) -> None:
     parse_cmfah(["train", *own.training_script_args])
 
 
-def _make(words: list[str], folder: Path) -> None:
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(words) <= set(targets), words
-
-
 def _pip(words: list[str], folder: Path) -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     install, target = words
@@ -119,7 +114,6 @@ _PARSERS = {
     "cmfah": parse_cmfah,
     "python": _python,
     "accelerate": _accelerate,
-    "make": _make,
     "pip": _pip,
     "ray": _ray,
     **dict.fromkeys(("curl", "mc", "cp", "vespa", "psql"), _foreign),

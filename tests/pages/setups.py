@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hub_server import HubServer
 from PIL import Image
 
@@ -19,8 +20,12 @@ _WORDS = ("dog beach sea", "dog sea waves", "cat sofa", "beach sea sand", "boat 
 _CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*.parquet\n---\n"
 
 
-def set_up(page: str, shop: Workshop, hub: HubServer) -> None:
-    _SETUPS.get(page, lambda shop, hub: None)(shop, hub)
+def set_up(page: str, shop: Workshop, hub: HubServer, patch: pytest.MonkeyPatch) -> None:
+    """Puts there what the page takes as given."""
+    if page == "docs/data.md":
+        _data(shop, patch)
+    elif page in _SETUPS:
+        _SETUPS[page](shop, hub)
 
 
 def _write_pictures(folder: Path, split: str = "train", count: int = 12, **columns: Any) -> None:
@@ -66,15 +71,23 @@ def _on_the_hub(hub: HubServer, name: str) -> None:
     buffer.unlink()
 
 
-def _data(shop: Workshop, hub: HubServer) -> None:
-    """Replicas of both releases; matrices as research code passes them around."""
+def _data(shop: Workshop, patch: pytest.MonkeyPatch) -> None:
+    """Replicas of both releases, with their counts; matrices as research code passes them around."""
+    from cmfah_hf.data import prepare_mirflickr25k, prepare_nus_wide
+
     spec = importlib.util.spec_from_file_location("release_replicas", ROOT / "tests" / "data" / "release_replicas.py")
     replicas = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = replicas  # dataclasses look their module up
     spec.loader.exec_module(replicas)
     downloads = shop.folder / "downloads"
-    replicas.make_mirflickr(downloads / "mirflickr", archives=True)
-    replicas.make_nus_wide(downloads / "nus-wide", archives=True)
+    (downloads / "mirflickr").mkdir(parents=True)
+    (downloads / "nus-wide").mkdir()
+    for make, prepare in (
+        (replicas.make_mirflickr, prepare_mirflickr25k),
+        (replicas.make_nus_wide, prepare_nus_wide),
+    ):
+        folder = downloads / make.__name__.removeprefix("make_").replace("_", "-")
+        patch.setitem(prepare.__kwdefaults__, "release", make(folder, archives=True).release)
     import scipy.io
 
     rng = np.random.default_rng(0)
@@ -154,7 +167,6 @@ def _training(shop: Workshop, hub: HubServer) -> None:
 
 
 _SETUPS: dict[str, Callable[[Workshop, HubServer], None]] = {
-    "docs/data.md": _data,
     "docs/expansion.md": _expansion,
     "docs/hub.md": _hub,
     "docs/method.md": _method,

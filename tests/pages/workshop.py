@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 import shutil
-import subprocess
+import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,6 @@ from pages.parsing import parse_cmfah
 SMALLER = {
     "cmfah train": "--num_train_epochs 1 --refit false --use_cpu true --disable_tqdm true",
     "cmfah demo": "--train-scenes 32 --query-scenes 8 --epochs 1",
-    "cmfah data prepare": "--allow-other-counts --queries 8 --train 14",
-    "cmfah data prepare nus-wide": "--no-verify",
 }
 # What a command is given where it does not say so itself.
 DEFAULTS = {"cmfah train": ("--dataset", "my-pictures")}
@@ -110,11 +108,21 @@ class Workshop:
         assert not left.value.code, f"{command.place}: {command}\n{err.getvalue()}"
         return out.getvalue()
 
-    def start(self, command: Command, environment: dict[str, str]) -> tuple[subprocess.Popen, Path]:
-        """Starts `cmfah ...` as a process of its own, with its log."""
-        log = self.folder / f"log-{len(self.printed)}"
-        self.printed[str(command)] = ""
-        arguments = [sys.executable, "-c", "from cmfah_hf.cli import main; main()", *command.words[1:]]
-        with log.open("w", encoding="utf-8") as stream:
-            process = subprocess.Popen(arguments, stdout=stream, stderr=stream, cwd=self.folder, env=environment)
-        return process, log
+    def serve(self, command: Command, apps: list[Any]) -> None:
+        """Runs `cmfah space ...` at a free port, where the Python that follows finds it, until the app is closed."""
+        import gradio
+
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        words = list(command.words[1:])
+        named = "7860"
+        if "--port" in words:
+            named = words[words.index("--port") + 1]
+            words[words.index(named)] = port
+        else:
+            words += ["--port", port]
+        with pytest.MonkeyPatch.context() as patch:
+            # Else the command goes on until Ctrl-C.
+            patch.setattr(gradio.Blocks, "block_thread", lambda app: apps.append(app))
+            self.printed[str(command)] = self._main(words, command)
+        self.addresses[f":{named}"] = f":{port}"
