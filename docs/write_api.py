@@ -6,6 +6,7 @@ and docstrings without importing anything but those lists; what is here only say
 
 import re
 import sys
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def entry(name: str, thing: griffe.Object) -> str:
     init = thing.members.get("__init__")
     bases = ", ".join(str(base) for base in thing.bases)
     head = signature(init, name) if init is not None else f"class {name}({bases})" if bases else f"class {name}"
-    parts = [f"## `{name}`", f"```python\n{head}\n```", *described(thing)]
+    parts = [f"## `{name}`", f"```python\n{head}\n```", *described(thing), *helped(thing, name)]
     for key, member in thing.members.items():
         if member.is_alias or not member.docstring or (key.startswith("_") and key != "__call__"):
             continue
@@ -145,6 +146,14 @@ def entry(name: str, thing: griffe.Object) -> str:
             kind = f": {member.annotation}" if member.annotation is not None else ""
             parts += [f"### `{name}.{key}`", f"```python\n{name}.{key}{kind}\n```", *described(member)]
     return "\n\n".join([*parts, where])
+
+
+def helped(thing: griffe.Class, name: str) -> list[str]:
+    """The help texts that a dataclass's own fields carry, which are those of the command line."""
+    found = getattr(import_module(thing.module.path), name)
+    own = [field for field in fields(found) if field.name in thing.members] if is_dataclass(found) else []
+    rows = [(f"`{field.name}`", field.metadata["help"]) for field in own if "help" in field.metadata]
+    return [items("Fields", rows)] if rows else []
 
 
 def located(package: griffe.Module, home: str, name: str) -> griffe.Object:
