@@ -130,6 +130,17 @@ def test_links_lead_somewhere(page):
     assert broken_links(page, page.read_text(encoding="utf-8")) == []
 
 
+def test_the_index_names_every_page_and_the_readme_every_task():
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    index, readme = (
+        set(_LINK.findall(path.read_text(encoding="utf-8")))
+        for path in (ROOT / "docs" / "README.md", ROOT / "README.md")
+    )
+    assert pages <= index
+    assert {f"docs/{name}" for name in pages} <= readme
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 220
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_named_paths_and_functions_exist(page):
     assert broken_paths(page.read_text(encoding="utf-8")) == []
