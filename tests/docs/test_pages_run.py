@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from pages.blocks import LANGUAGES, PAGES, ROOT, Block, blocks, commands
+from pages.blocks import LANGUAGES, PAGES, ROOT, Block, Command, blocks, commands
 from pages.checks import CHECKS
 from pages.parsing import parse
 from pages.setups import set_up
@@ -100,3 +100,29 @@ def test_nothing_stands_in_the_lists_in_vain():
     assert [
         key for key in ONLY_READ if not any(block.page == key[0] and block.text.startswith(key[1]) for block in python)
     ] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cmfah index my-model --no-such-option",
+        "cmfah train hub_configs/cmfah-scenes.yaml --no_such_field 3",
+        "cmfah no-such-command",
+        "accelerate launch train.py hub_configs/gone.yaml",
+        "accelerate launch --no-such-option train.py hub_configs/cmfah-scenes.yaml",
+        "python benchmarks/data.py --no-such-option",
+        "python benchmarks/gone.py",
+        "python -m pytest tests/gone",
+        "pip install cmfah-hf[gone]",
+        "psql --file pictures-pgvector/gone.sql",
+        "unheard-of --help",
+    ],
+)
+def test_a_command_that_its_program_would_refuse_is_found(line, tmp_path, capsys):
+    with pytest.raises((Exception, SystemExit)):
+        parse(Command("here", line.split()), tmp_path)
+
+
+def test_a_command_that_nobody_lists_is_not_passed_over(tmp_path):
+    with pytest.raises(AssertionError, match="neither run nor in the list"):
+        Workshop(tmp_path).command(Command("here", ["docker", "run", "image"]))
