@@ -1,4 +1,5 @@
-# `make demo`: everything from nothing to answered queries. `make test`: the tests, but for the slow ones. `make lint`: style.
+# `make demo`: everything from nothing to answered queries. `make test`: the tests, but for the slow ones.
+# `make lint`: style. `make docs`: the reference in docs/api.
 # Each makes the environment .venv first, if need be; PYTHON names the interpreter to make it with.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ REPAIR = PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(BIN)/p
 FITS = $(BIN)/python -c "import torchvision"
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: demo test test-slow test-cluster lint format clean
+.PHONY: demo test test-slow test-cluster lint format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cmfah demo --output demo
@@ -38,6 +39,10 @@ lint: $(VENV)/.installed-for-tests
 format: $(VENV)/.installed-for-tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The reference, from the docstrings. A test says when it is stale.
+docs: $(VENV)/.installed-for-tests
+	$(BIN)/python docs/write_api.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

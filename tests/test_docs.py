@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cmfah_hf"
 METHOD = ROOT / "docs" / "method.md"
-PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
+PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.is_file()]
 
 # A tag is cited as `[tag]` in backticks, or bare between blanks and punctuation; code such as rows[name] is neither.
 _TAG = re.compile(r"(?:`\[([a-z]+(?:-[a-z0-9]+)*)\]`|(?<![\w\"'\])=`])\[([a-z]+(?:-[a-z0-9]+)*)\](?=[\s.,;:)]|$))")
@@ -110,7 +110,7 @@ def test_every_tag_cited_in_the_code_has_its_equation_and_every_equation_is_cite
     assert set(explained) - set(cited) == set()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_pages_cite_only_tags_that_have_an_equation(page):
     text = re.sub(r"\$[^$\n]+\$", "", _FENCE.sub("", page.read_text(encoding="utf-8")))
     assert cited_tags(text) <= set(tags_of_headings(METHOD.read_text(encoding="utf-8")))
@@ -125,12 +125,23 @@ def test_each_equation_says_where_it_is_in_the_code():
         assert any(_FILE_SPAN.fullmatch(span) for span in re.findall(r"`([^`]+)`", code)), tag
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page):
     assert broken_links(page, page.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_index_names_every_page_and_the_readme_every_task():
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    index, readme = (
+        set(_LINK.findall(path.read_text(encoding="utf-8")))
+        for path in (ROOT / "docs" / "README.md", ROOT / "README.md")
+    )
+    assert pages <= index
+    assert {f"docs/{name}" for name in pages} <= readme
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 220
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_named_paths_and_functions_exist(page):
     assert broken_paths(page.read_text(encoding="utf-8")) == []
 
@@ -202,30 +213,3 @@ def test_licence_is_the_whole_of_apache_2():
     assert "Version 2.0, January 2004" in text
     assert [int(number) for number in re.findall(r"^ {3}(\d)\. [A-Z]", text, re.MULTILINE)] == list(range(1, 10))
     assert "END OF TERMS AND CONDITIONS" in text
-
-
-def python_blocks(page: Path) -> str:
-    """The Python blocks of a page, one below the other, but for those marked `no-run`."""
-    text = page.read_text(encoding="utf-8")
-    return "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
-
-
-def test_the_search_page_runs_from_top_to_bottom():
-    names: dict = {}
-    exec(compile(python_blocks(ROOT / "docs" / "search.md"), "docs/search.md", "exec"), names)
-    index, same = names["index"], names["same"]
-    assert len(index) == 1000
-    assert "beach-7.jpg" not in index
-    assert "new.jpg" in same
-    assert names["results"].ids[:, 0].tolist() == ["beach-0.jpg", "beach-1.jpg"]
-    years = same.metadata.append_column("id", [same.ids.tolist()]).to_pylist()
-    assert {"year": 2031, "id": "beach-8.jpg"} in years
-
-
-def test_the_expansion_page_runs_from_top_to_bottom(capsys):
-    names: dict = {}
-    exec(compile(python_blocks(ROOT / "docs" / "expansion.md"), "docs/expansion.md", "exec"), names)
-    assert names["expanded"] == ["a", "dog", "beach", "sea", "cat", "sofa"]
-    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:5]] == [
-        ["beach", "graph"], ["sea", "graph"], ["cat", "knowledge"],
-    ]  # fmt: skip

@@ -42,7 +42,11 @@ class LabelCounts:
         return counts
 
     def add(self, labels: Iterable[str] | None) -> None:
-        """Counts one row; a label that it names twice counts once."""
+        """Counts one row; a label that it names twice counts once.
+
+        Raises:
+            DataError: If it is one string, and no list of names.
+        """
         if isinstance(labels, str):
             raise DataError(f"the labels of a row are the string {labels!r}; give a list of names.")
         names = list(dict.fromkeys(str(name) for name in labels or ()))

@@ -147,6 +147,13 @@ def make_scenes(num: int, seed: int = 0, image_size: int = 128, start: int = 0, 
 def load_scenes(num_train: int = 2000, num_query: int = 300, seed: int = 0, image_size: int = 128, clutter: int = 0):
     """The scenes as a `datasets.DatasetDict` with `train` and `query`, which never share a scene.
 
+    Args:
+        num_train: Scenes of `train`.
+        num_query: Scenes of `query`.
+        seed: Of all that is drawn.
+        image_size: Width and height in pixels.
+        clutter: Shards strewn over each scene, in the colours and sizes of things.
+
     Raises:
         DataError: If a number is out of range.
     """

@@ -103,6 +103,9 @@ def expected_average_precision(
         r: `(Q, L)`, how many of them are relevant.
         k: The depth, or None for the whole database.
         variant: None or `"dcmh"`.
+
+    Raises:
+        QueryError: On an unknown variant, or a `k` below 1.
     """
     if variant not in VARIANTS:
         raise QueryError(f"There is no variant {variant!r} of MAP@k; take None or 'dcmh'.")
@@ -146,12 +149,21 @@ def random_ranking_map(relevant: np.ndarray, database_size: int) -> float:
 
 def precision_at_k(n: np.ndarray, r: np.ndarray, ks: np.ndarray) -> np.ndarray:
     """The expected share of relevant items among the first `k`, `(Q, len(ks))`; places beyond the database count as
-    irrelevant."""
+    irrelevant.
+
+    Args:
+        n: `(Q, L)`, how many items each level holds.
+        r: `(Q, L)`, how many of them are relevant.
+        ks: The depths.
+    """
     return _expected_relevant(n, r, ks) / np.asarray(ks)
 
 
 def recall_at_k(n: np.ndarray, r: np.ndarray, ks: np.ndarray) -> np.ndarray:
-    """The expected share of a query's relevant items among the first `k`, `(Q, len(ks))`; 0 if it has none."""
+    """The expected share of a query's relevant items among the first `k`, `(Q, len(ks))`; 0 if it has none.
+
+    The arguments are those of `precision_at_k`.
+    """
     return _expected_relevant(n, r, ks) / np.maximum(np.sum(r, axis=1), 1)[:, None]
 
 

@@ -53,7 +53,7 @@ class SkipGramEmbedding:
     Example:
         >>> embedding = SkipGramEmbedding(vector_size=8).fit(["a dog runs", "a cat sleeps"])
         >>> embedding.vectors.shape
-        (6, 8)
+        (5, 8)
     """
 
     def __init__(

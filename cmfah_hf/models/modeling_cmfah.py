@@ -290,7 +290,12 @@ class CMFAHModel(CMFAHPreTrainedModel):
     def get_image_hash(
         self, pixel_values: torch.FloatTensor | None = None, region_features: torch.FloatTensor | None = None
     ) -> torch.FloatTensor:
-        """Hash values `(B, K)` in (-1, 1) of pictures alone, from pixels or from regions computed before, `[hash]`."""
+        """Hash values `(B, K)` in (-1, 1) of pictures alone, from pixels or from regions computed before, `[hash]`.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`, as the processor gives them.
+            region_features: `(B, R, C)` in their place: the backbone's regions, computed before.
+        """
         return self.image_model(pixel_values, region_features).hash_values
 
     def get_text_hash(
@@ -299,7 +304,16 @@ class CMFAHModel(CMFAHPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
     ) -> torch.FloatTensor:
-        """Hash values `(B, K)` in (-1, 1) of texts alone, `[hash]`."""
+        """Hash values `(B, K)` in (-1, 1) of texts alone, `[hash]`.
+
+        Args:
+            input_ids: `(B, W)`, words as the processor numbers them, padded on the right.
+            attention_mask: `(B, W)`, 1 at words and 0 at padding. None: what is not padding counts.
+            inputs_embeds: `(B, W, word_dim)` in the place of `input_ids`.
+
+        Raises:
+            ValueError: If neither or both of `input_ids` and `inputs_embeds` are given.
+        """
         return self.text_model(input_ids, attention_mask, inputs_embeds).hash_values
 
     @can_return_tuple

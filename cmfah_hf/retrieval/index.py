@@ -172,6 +172,11 @@ class HashIndex:
         What is not given stays: the codes, and the columns that `metadata` does not name. In the order of `ids`, the
         items move to the end.
 
+        Args:
+            ids: `N` ids that are there.
+            codes: `(N, K)` real hash values (or +-1), or `(N, K / 8)` uint8 packed codes.
+            metadata: Columns of `N` values, some or all of those that the index has.
+
         Raises:
             HashIndexError: On an id that the index does not hold, or as `add` does.
         """
@@ -186,6 +191,8 @@ class HashIndex:
 
     def upsert(self, codes: Any, ids: Sequence[int] | Sequence[str] | np.ndarray, metadata: Any = None) -> None:
         """Adds items, or replaces those that have their ids; all of them or, on an error, none.
+
+        The arguments are those of `add`, with `ids` always given.
 
         Raises:
             HashIndexError: As `add` does, but for ids that are there.

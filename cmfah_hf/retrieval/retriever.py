@@ -44,7 +44,8 @@ class CrossMediaRetriever:
 
     ```python
     >>> retriever = CrossMediaRetriever.from_pretrained("path/to/checkpoint")
-    >>> retriever.add_images(["beach.jpg", "street.jpg"])
+    >>> retriever.add_images(["beach.jpg", "street.jpg"])  # those that could not be read
+    []
     >>> results = retriever.search(text="a dog on the beach", k=1)
     >>> results.ids.tolist(), results.scores.tolist()
     ([['beach.jpg']], [[31.5]])
@@ -130,7 +131,12 @@ class CrossMediaRetriever:
 
     @torch.inference_mode()
     def encode_images(self, images: Iterable[Any], batch_size: int = 32, progress: bool = False) -> np.ndarray:
-        """Hash values `(N, K)` in (-1, 1), float32, of pictures alone: paths, bytes, open files or Pillow pictures.
+        """Hash values `(N, K)` in (-1, 1), float32, of pictures alone.
+
+        Args:
+            images: Paths, bytes, open files or Pillow pictures.
+            batch_size: Pictures encoded at once.
+            progress: Whether to show a progress bar.
 
         Raises:
             ImageError: If one cannot be read; it names the picture.
@@ -145,7 +151,13 @@ class CrossMediaRetriever:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Iterable[str], batch_size: int = 256, progress: bool = False) -> np.ndarray:
-        """Hash values `(N, K)` in (-1, 1), float32, of texts alone. One without a known word has those of no text."""
+        """Hash values `(N, K)` in (-1, 1), float32, of texts alone. One without a known word has those of no text.
+
+        Args:
+            texts: Strings; the words that the graph adds are added here.
+            batch_size: Texts encoded at once.
+            progress: Whether to show a progress bar.
+        """
         batches = []
         for batch in batches_of(texts, batch_size, "Texts", progress):
             inputs = self.processor(text=self.expand(batch), return_tensors="pt").to(self.model.device)

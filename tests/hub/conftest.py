@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import pytest
 from hub_server import HubServer
+from hub_server.client import use_hub
 
 ROOT = Path(__file__).parents[2]
 CARD = """---
@@ -118,24 +119,6 @@ class Outcome:
     returncode: int
     stdout: str
     stderr: str
-
-
-def use_hub(server: HubServer, folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Lets this process use a Hub, with its caches below a folder, as the environment does for a new one."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import _cache_assets
-    from transformers.utils import hub
-
-    settings = {"HF_HUB_CACHE": str(folder / "hub-cache"), "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}
-    for name, value in settings.items():
-        patch.setattr(constants, name, value)
-    patch.setattr(constants, "ENDPOINT", server.endpoint)
-    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    patch.setattr(hub, "_hf_api", None)  # it keeps the address that it was made with
-    patch.setattr(_cache_assets, "HF_ASSETS_CACHE", str(folder / "assets"))
-    patch.setattr(datasets.config, "HF_ENDPOINT", server.endpoint)
-    patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
 
 
 @pytest.fixture

@@ -1,0 +1,61 @@
+"""One small model and one folder of pictures for all pages, and for each page a folder and a Hub of its own."""
+
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer
+from hub_server.client import use_hub
+from hub_server.store import User
+from pages.blocks import ROOT
+from pages.workshop import Workshop
+
+# What the pages ask for, so that the model knows the words.
+_QUERIES = ("a dog on the beach", "a cat at night", "boat sun", "house tree moon", "a boat on the sea")
+
+
+@pytest.fixture(scope="session")
+def my_pictures(tmp_path_factory, datasets_cache) -> Path:
+    """40 training and 12 query scenes as a folder of pictures with metadata. Not to be changed; copy it."""
+    from cmfah_hf.data import load_scenes, write_imagefolder
+
+    def with_words_of_the_pages(row: dict, number: int) -> dict:
+        return {"text": f"{row['text']} {_QUERIES[number % len(_QUERIES)]}"}
+
+    scenes = load_scenes(40, 12, image_size=64).map(with_words_of_the_pages, with_indices=True)
+    return write_imagefolder(scenes, tmp_path_factory.mktemp("docs") / "my-pictures")
+
+
+@pytest.fixture(scope="session")
+def my_model(my_pictures, tmp_path_factory) -> Path:
+    """The demo's model of 64 bits after an epoch over them. Not to be changed; copy it."""
+    from cmfah_hf.training import parse_run, train
+
+    folder = tmp_path_factory.mktemp("docs") / "my-model"
+    small = ["--dataset", str(my_pictures), "--output_dir", str(folder), "--num_train_epochs", "1", "--refit", "false"]
+    train(
+        parse_run(ROOT / "hub_configs" / "cmfah-scenes.yaml", [*small, "--use_cpu", "true", "--disable_tqdm", "true"])
+    )
+    return folder
+
+
+@pytest.fixture
+def hub():
+    """A Hub on the loopback, on which the pages' `owner` and `my-name` are one and the same reader."""
+    with HubServer(users={"hf_writer": User("owner", ("my-name",))}) as server:
+        yield server
+
+
+@pytest.fixture
+def workshop(tmp_path, my_model, my_pictures, hub, monkeypatch) -> Workshop:
+    """A folder with the model and the pictures, in which this process works, with the Hub at hand."""
+    from transformers import dynamic_module_utils
+
+    use_hub(hub, tmp_path / "home", monkeypatch)
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    # Where the code of models on the Hub goes.
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "home" / "modules"))
+    shop = Workshop(tmp_path / "page")
+    shop.folder.mkdir()
+    shop.prepare(my_model, my_pictures)
+    monkeypatch.chdir(shop.folder)
+    return shop

@@ -1,0 +1,68 @@
+"""What pages only show: rows of JSON, lists of files, the picture at the top of the README."""
+
+import importlib.util
+import json
+import re
+
+import numpy as np
+import pytest
+from pages.blocks import DOCS, PAGES, blocks
+from PIL import Image
+
+SHOWN = [block for page in PAGES for block in blocks(page) if block.language in ("json", "text", "yaml")]
+
+
+def test_nothing_else_is_shown_than_what_is_looked_at_here():
+    assert {(block.page, block.language) for block in SHOWN} == {
+        ("README.md", "json"),
+        ("docs/own-pictures.md", "json"),
+        ("docs/own-pictures.md", "text"),
+        ("docs/data.md", "text"),  # looked at after the page has run, tests/pages/checks.py
+    }
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in SHOWN if block.language == "json"], ids=lambda block: block.page.replace("/", "-")
+)
+def test_a_row_of_metadata_is_read_as_the_page_has_it(block, tmp_path, datasets_cache):
+    from cmfah_hf.data import load_image_text
+
+    row = json.loads(block.text)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "metadata.jsonl").write_text(block.text, encoding="utf-8")
+    Image.new("RGB", (8, 8), "navy").save(tmp_path / "train" / row["file_name"])
+    (read,) = load_image_text(tmp_path, split="train")
+    assert (read["text"], read["labels"]) == (row["text"], row["labels"])
+
+
+def test_a_folder_laid_out_as_the_page_has_it_is_read_as_two_splits(tmp_path, datasets_cache):
+    from cmfah_hf.data import load_image_text
+
+    (layout,) = (block for block in SHOWN if block.page == "docs/own-pictures.md" and block.language == "text")
+    names = layout.text.split()
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".jpg"):
+            Image.new("RGB", (8, 8), "navy").save(tmp_path / name)
+            row = {"file_name": name.rsplit("/", 1)[1], "text": "sea", "labels": ["sea"]}
+            (tmp_path / name).with_name("metadata.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert all((tmp_path / name).is_file() for name in names)
+    read = load_image_text(tmp_path / "my-pictures")
+    assert {split: len(rows) for split, rows in read.items()} == {"train": 1, "query": 1}
+
+
+@pytest.mark.slow
+def test_the_picture_of_the_readme_is_what_its_script_draws(tmp_path):
+    spec = importlib.util.spec_from_file_location("draw_overview", DOCS / "draw_overview.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(tmp_path / "overview.png")
+    drawn, committed = (
+        np.asarray(Image.open(path).convert("RGB"), np.float32)
+        for path in (tmp_path / "overview.png", DOCS / "images" / "overview.png")
+    )
+    assert drawn.shape == committed.shape
+    # Fonts differ from machine to machine; bits and pictures do not.
+    assert np.abs(drawn - committed).mean() < 3
+    readme = PAGES[0].read_text(encoding="utf-8")
+    assert re.search(r"!\[[^\]]+\]\(docs/images/overview\.png\)", readme)

@@ -1,0 +1,151 @@
+"""What has to hold after a page has run: values, against what was there before or against another way to them."""
+
+import json
+import re
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from hub_server import HubServer
+
+from pages.blocks import DOCS, blocks
+from pages.workshop import Workshop
+
+
+def _readme(shop: Workshop, hub: HubServer) -> None:
+    ids = {path.stem for path in (shop.folder / "my-pictures").rglob("*.png")}
+    found = shop.names["retriever"].search(text="a dog on the beach", k=10)
+    assert {name.rsplit("/", 1)[-1] for name in found.ids[0]} <= ids
+    assert shop.names["hash_values"].shape == (1, 64)
+    assert shop.names["index"].codes.nbytes == 8
+    by_picture = json.loads(shop.printed["cmfah search my-model my.index --image beach.jpg --json"])["results"]
+    scores = [hit["score"] for hit in by_picture]
+    assert len(scores) == 10
+    assert scores == sorted(scores, reverse=True)
+
+
+def _data(shop: Workshop, hub: HubServer) -> None:
+    # The files that the page shows, but for how many shards a release of 60 pictures takes.
+    (shown,) = (block.text for block in blocks(DOCS / "data.md") if block.language == "text")
+    names = [re.sub(r"-of-\d+", "-of-*", line.split()[0]) for line in shown.splitlines()]
+    assert len(names) == 4
+    assert [name for name in names if not list(shop.folder.glob(name))] == []
+    assert shop.names["found"].duplicates.leaks == {}
+    # How much memory it took is the machine's; what was read is not.
+    assert [text for text in shop.printed.values() if text.startswith("<96 rows of IAll (uint8, 96 x 3 x 256 x 256)")]
+    assert hub.store.repositories["dataset", "owner/my-own"].private
+    assert not hub.store.repositories["dataset", "owner/name"].private
+    assert len(list(shop.names["loader"])) == 20  # half of 40, on one of two nodes
+    assert json.loads((shop.folder / "seen" / "inspection.json").read_text(encoding="utf-8"))["items"] == 52
+
+
+def _evaluation(shop: Workshop, hub: HubServer) -> None:
+    from sklearn.metrics import average_precision_score
+
+    names = shop.names
+    # The four orders that two ties of two items allow.
+    assert np.isclose(names["expected"], np.mean([5 / 6, 3 / 4, 7 / 12, 1 / 2]))
+    assert np.isclose(names["lucky"], np.mean([1, 2 / 3]))
+    figures = names["figures"]
+    assert figures["hamming/i2t/map"] > 2 * figures["random/map"] > 0
+    # Without ties the figure is everybody's.
+    scores, relevant = np.array([[4.0, 3, 2, 1]]), np.array([[0, 1, 0, 1]])
+    assert np.isclose(
+        names["mean_average_precision"](scores, relevant), average_precision_score(relevant[0], scores[0])
+    )
+    printed = json.loads(shop.printed["cmfah evaluate my-model my-pictures --plots figures --json"])
+    again = names["evaluate_folder"]("my-model", "my-pictures")
+    assert printed["hamming/t2i/map"] == again["hamming/t2i/map"]
+    assert (shop.folder / "figures" / "precision_recall.png").is_file()
+    assert 0 < names["pointing"]["chance"] < 1
+
+
+def _expansion(shop: Workshop, hub: HubServer) -> None:
+    assert shop.names["expanded"] == ["a", "dog", "beach", "sea", "cat", "sofa"]
+    (explained,) = (text for place, text in shop.printed.items() if place.startswith("docs/expansion.md"))
+    rows = [line.split()[:2] for line in explained.splitlines()[2:5]]
+    assert rows == [["beach", "graph"], ["sea", "graph"], ["cat", "knowledge"]]
+    assert "beach" in shop.printed["cmfah expand explain words dog beach"]
+    assert (shop.folder / "dog.png").is_file()
+    assert (shop.folder / "my-model" / "knowledge.json").is_file()
+
+
+def _hub(shop: Workshop, hub: HubServer) -> None:
+    from cmfah_hf import CMFAHModel
+
+    files = hub.files("owner/name", "model")
+    pushed, own = shop.names["model"].state_dict(), CMFAHModel.from_pretrained("my-model").state_dict()
+    assert set(pushed) == set(own)
+    assert all(torch.equal(tensor, own[name]) for name, tensor in pushed.items())
+    assert files["pictures.index"] == (shop.folder / "my.index").read_bytes()
+    assert "owner/trained" in {name for kind, name in hub.store.repositories if kind == "model"}
+    code = np.asarray(shop.names["pipe"]("boat sun")["code"]).ravel()
+    assert code.dtype == np.int8
+    assert set(code.tolist()) <= {-1, 1}
+    assert len(code) == 64
+    assert len(shop.names["retriever"].images) == 52
+
+
+def _method(shop: Workshop, hub: HubServer) -> None:
+    graph = shop.names["graph"]
+    assert len(graph) == 16  # the drawn things
+    assert (shop.folder / "labels.png").is_file()
+
+
+def _scaling(shop: Workshop, hub: HubServer) -> None:
+    exact = shop.names["index"].search(shop.names["hash_values"], k=10, metric="aqd")
+    assert exact.ids[:, 0].tolist() == ["p0", "p1"]
+    lines = (shop.folder / "pictures-vespa" / "feed.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 300
+
+
+def _search(shop: Workshop, hub: HubServer) -> None:
+    index, same = shop.names["index"], shop.names["same"]
+    assert len(index) == 1000
+    assert "beach-7.jpg" not in index
+    assert "new.jpg" in same
+    assert shop.names["results"].ids[:, 0].tolist() == ["beach-0.jpg", "beach-1.jpg"]
+    years = same.metadata.append_column("id", [same.ids.tolist()]).to_pylist()
+    assert {"year": 2031, "id": "beach-8.jpg"} in years
+    of_2024 = next(text for command, text in shop.printed.items() if command.endswith("--where year=2024"))
+    assert of_2024.count("2024") >= 5  # four pictures of the folder and one of the Hub
+
+
+def _space(shop: Workshop, hub: HubServer) -> None:
+    best = shop.names["found"]["images"]["aqd"]["hits"][0]
+    assert (best["id"], best["text"]) == ("scene-900247", "sunny sea yacht photo")
+    assert round(best["score"], 1) == 46.4
+    assert {name for kind, name in hub.store.repositories if kind == "space"} == {"owner/my-search"}
+
+
+def _training(shop: Workshop, hub: HubServer) -> None:
+    runs = {path.parent.name for path in (shop.folder / "runs").glob("*/metrics.json")}
+    assert runs == {"scenes", "stream", "tags"}
+    tags = json.loads((shop.folder / "runs" / "tags" / "config.json").read_text(encoding="utf-8"))
+    assert tags["label_weight"] == 0 or "positive_overlap" in tags
+
+
+def _own_pictures(shop: Workshop, hub: HubServer) -> None:
+    figures = shop.names["metrics"]["query"]
+    assert 0 < figures["random/map"] < figures["hamming/t2i/map"] < 1
+    assert json.loads((shop.folder / "runs" / "first" / "config.json").read_text(encoding="utf-8"))["hash_bits"] == 32
+    mixed = shop.printed["cmfah search my-model my.index --text at night --image beach.jpg --json"]
+    local = [hit["id"] for hit in json.loads(mixed)["results"]]
+    assert len(local) == 10
+    assert len(shop.names["retriever"].images) == 52
+    assert "README.md" in hub.files("owner/name", "model")
+
+
+CHECKS: dict[str, Callable[[Workshop, HubServer], None]] = {
+    "README.md": _readme,
+    "docs/data.md": _data,
+    "docs/evaluation.md": _evaluation,
+    "docs/expansion.md": _expansion,
+    "docs/hub.md": _hub,
+    "docs/method.md": _method,
+    "docs/own-pictures.md": _own_pictures,
+    "docs/scaling.md": _scaling,
+    "docs/search.md": _search,
+    "docs/space.md": _space,
+    "docs/training.md": _training,
+}

@@ -1,0 +1,120 @@
+"""Commands that are parsed and not run: each by the parser of the program itself, so that every option has to exist."""
+
+import argparse
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+
+from pages.blocks import ROOT, Command
+
+
+class _ParsedError(Exception):
+    """Ends a script as soon as it has read its arguments."""
+
+
+def parse(command: Command, folder: Path) -> None:
+    """Raises unless the command's program knows all of its words, or the files and targets it names are there."""
+    program, *words = command.words
+    assert program in _PARSERS, f"{command.place}: nothing here knows how to parse {program!r}"
+    _PARSERS[program](words, folder)
+
+
+def parse_cmfah(words: list[str], folder: Path | None = None) -> None:
+    """By the application's own parser, down to the subcommand; what is left of `train` by that of a run."""
+    from cmfah_hf.cli import app
+    from cmfah_hf.training import parse_run
+
+    command, name, words = typer.main.get_command(app), "cmfah", list(words)
+    while hasattr(command, "commands"):  # a group
+        name, *words = words
+        command = command.commands[name]
+    context = command.make_context(name, words)
+    if context.info_name == "train":
+        # The launch files and data need not be there; the settings have to.
+        parse_run(ROOT / context.params["config"], list(context.args))
+
+
+def _python(words: list[str], folder: Path) -> None:
+    if words[:2] == ["-m", "pytest"]:
+        assert all((ROOT / path).exists() for path in words[2:]), words
+        return
+    script = ROOT / words[0]
+    assert script.is_file(), script
+    parsers = {name: getattr(argparse.ArgumentParser, name) for name in ("parse_args", "parse_known_args")}
+    if "argparse" not in script.read_text(encoding="utf-8"):
+        assert not any(word.startswith("-") for word in words[1:]), words
+        return
+    modules = set(sys.modules)
+
+    def and_stop(read: Callable) -> Callable:
+        def stopped(*arguments, **settings):
+            raise _ParsedError(read(*arguments, **settings))
+
+        return stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(script), *words[1:]])
+        patch.syspath_prepend(str(script.parent))
+        # `parse_args` calls `parse_known_args`: only the one that the script names may stop it.
+        used = "parse_known_args" if "parse_known_args" in script.read_text(encoding="utf-8") else "parse_args"
+        patch.setattr(argparse.ArgumentParser, used, and_stop(parsers[used]))
+        with pytest.raises(_ParsedError) as parsed:
+            runpy.run_path(str(script), run_name="__main__")
+    for name in set(sys.modules) - modules:  # scripts import each other by bare names
+        if (ROOT / "benchmarks" / f"{name}.py").is_file():
+            del sys.modules[name]
+    if used == "parse_known_args":  # the rest are settings of a run
+        from cmfah_hf.training import parse_run
+
+        further = parsed.value.args[0][1]
+        config = next((word for word in words if word.endswith(".yaml")), None)
+        parse_run(ROOT / config if config else None, [*further, "--output_dir", str(folder / "parsed")])
+
+
+def _accelerate(words: list[str], folder: Path) -> None:
+    from accelerate.commands.launch import launch_command_parser
+
+    launch, *words = words
+    assert launch == "launch"
+    own = launch_command_parser().parse_args(words)
+    assert (ROOT / own.training_script).is_file()
+    assert own.config_file is None or (ROOT / own.config_file).is_file()
+    parse_cmfah(["train", *own.training_script_args])
+
+
+def _pip(words: list[str], folder: Path) -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    install, target = words
+    assert install == "install"
+    name, extra = re.fullmatch(r"(\.|[\w-]+)(?:\[([\w-]+)\])?", target).groups()
+    assert name == "." or f'name = "{name}"' in project, target
+    assert extra is None or re.search(rf"^{extra} = \[", project, re.MULTILINE), target
+
+
+def _ray(words: list[str], folder: Path) -> None:
+    from ray.scripts.scripts import cli
+
+    name, *rest = words
+    cli.commands[name].make_context(name, rest)
+
+
+def _foreign(words: list[str], folder: Path) -> None:
+    """Of programs that are not here, the files of ours that they read have to be."""
+    for word in words:
+        if (named := re.fullmatch(r"@?(pictures-[\w*./-]+)", word)) and not list(folder.glob(named[1])):
+            raise AssertionError(f"{word}: no such file after the commands before it")
+
+
+_PARSERS = {
+    "cmfah": parse_cmfah,
+    "python": _python,
+    "accelerate": _accelerate,
+    "pip": _pip,
+    "ray": _ray,
+    **dict.fromkeys(("curl", "mc", "cp", "vespa", "psql"), _foreign),
+}

@@ -1,0 +1,176 @@
+"""What a page has on the reader's disk, on the Hub, or in Python before its first block."""
+
+import bz2
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hub_server import HubServer
+from PIL import Image
+
+from pages.blocks import ROOT
+from pages.workshop import Workshop
+
+_WORDS = ("dog beach sea", "dog sea waves", "cat sofa", "beach sea sand", "boat sea sun", "house tree sun")
+_CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*.parquet\n---\n"
+
+
+def set_up(page: str, shop: Workshop, hub: HubServer, patch: pytest.MonkeyPatch) -> None:
+    """Puts there what the page takes as given."""
+    if page == "docs/data.md":
+        _data(shop, patch)
+    elif page in _SETUPS:
+        _SETUPS[page](shop, hub)
+
+
+def _write_pictures(folder: Path, split: str = "train", count: int = 12, **columns: Any) -> None:
+    """A folder of small pictures with captions, labels and further columns."""
+    (folder / split).mkdir(parents=True)
+    rng = np.random.default_rng(len(folder.name))
+    with (folder / split / "metadata.jsonl").open("w", encoding="utf-8") as lines:
+        for number in range(count):
+            words = _WORDS[number % len(_WORDS)]
+            name = f"{folder.name}-{number}.png"
+            pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((64, 64)).save(folder / split / name)
+            row = {"file_name": name, "text": words, "labels": words.split()[:1]}
+            row |= {column: values[number] for column, values in columns.items()}
+            lines.write(json.dumps(row) + "\n")
+
+
+def _on_the_hub(hub: HubServer, name: str) -> None:
+    """A data set with pictures, tags and years, as Parquet with a card."""
+    import datasets
+
+    pixels = np.random.default_rng(1).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)
+    rows = datasets.Dataset.from_dict(
+        {
+            "id": [f"{name}-{number}" for number in range(8)],
+            "image": [Image.fromarray(values).resize((64, 64)) for values in pixels],
+            "text": [_WORDS[number % 6] for number in range(8)],
+            "tags": [_WORDS[number % 6] for number in range(8)],
+            "year": [2020 + number for number in range(8)],
+        },
+        features=datasets.Features(
+            {
+                "id": datasets.Value("string"),
+                "image": datasets.Image(),
+                **{column: datasets.Value("string") for column in ("text", "tags")},
+                "year": datasets.Value("int64"),
+            }
+        ),
+    )
+    buffer = Path(f"{name.replace('/', '-')}.parquet")
+    rows.to_parquet(buffer)
+    hub.add(name, {"README.md": _CARD.encode(), "data/train-00000-of-00001.parquet": buffer.read_bytes()})
+    buffer.unlink()
+
+
+def _data(shop: Workshop, patch: pytest.MonkeyPatch) -> None:
+    """Replicas of both releases, with their counts; matrices as research code passes them around."""
+    from cmfah_hf.data import prepare_mirflickr25k, prepare_nus_wide
+
+    spec = importlib.util.spec_from_file_location("release_replicas", ROOT / "tests" / "data" / "release_replicas.py")
+    replicas = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = replicas  # dataclasses look their module up
+    spec.loader.exec_module(replicas)
+    downloads = shop.folder / "downloads"
+    (downloads / "mirflickr").mkdir(parents=True)
+    (downloads / "nus-wide").mkdir()
+    for make, prepare in (
+        (replicas.make_mirflickr, prepare_mirflickr25k),
+        (replicas.make_nus_wide, prepare_nus_wide),
+    ):
+        folder = downloads / make.__name__.removeprefix("make_").replace("_", "-")
+        patch.setitem(prepare.__kwdefaults__, "release", make(folder, archives=True).release)
+    import scipy.io
+
+    rng = np.random.default_rng(0)
+    (downloads / "matrices").mkdir()
+    tags = (rng.random((40, 10)) < 0.3).astype(np.uint8)
+    labels = (rng.random((40, 5)) < 0.4).astype(np.uint8)
+    labels[:, 0] |= ~labels.any(1)
+    images = np.sort(rng.integers(0, 256, (32, 24, 3, 40), dtype=np.uint8), axis=0)[::-1]
+    for name, values in {"IAll": images, "YAll": tags, "LAll": labels}.items():
+        scipy.io.savemat(downloads / "matrices" / f"mirflickr25k-{name.lower()}.mat", {name: values})
+    names = "".join(f"tag{number} 1\n" for number in range(10))
+    (downloads / "common_tags.txt").write_text(names, encoding="utf-8")
+
+
+def _expansion(shop: Workshop, hub: HubServer) -> None:
+    """Captions of pictures, a corpus file, and a dump in MediaWiki's format."""
+    _write_pictures(shop.folder / "data" / "coco-pairs")
+    texts = ["A dog barks at a cat.", "Waves roll over the sand of the beach.", "The sun is over the sea."] * 4
+    (shop.folder / "text").mkdir()
+    corpus = "".join(json.dumps({"title": f"T{n}", "text": text}) + "\n" for n, text in enumerate(texts))
+    (shop.folder / "text" / "wikipedia-vital-articles.jsonl").write_text(corpus, encoding="utf-8")
+    articles = "".join(
+        f"<page><title>T{n}</title><ns>0</ns><id>{n}</id><revision><text>{text}</text></revision></page>"
+        for n, text in enumerate(texts)
+    )
+    head = '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="en">'
+    dump = f"{head}<siteinfo></siteinfo>{articles}</mediawiki>".encode()
+    (shop.folder / "enwiki-pages-articles.xml.bz2").write_bytes(bz2.compress(dump))
+
+
+def _hub(shop: Workshop, hub: HubServer) -> None:
+    """A trainer that has come to its end."""
+    from cmfah_hf import CMFAHForPreTraining, CMFAHProcessor, CMFAHTrainer, CMFAHTrainingArguments
+
+    args = CMFAHTrainingArguments(
+        "runs/pushed", use_cpu=True, hub_model_id="owner/trained", disable_tqdm=True, eval_strategy="no",
+        load_best_model_at_end=False,
+    )  # fmt: skip
+    model = CMFAHForPreTraining.from_pretrained("my-model")
+    shop.names["trainer"] = CMFAHTrainer(model, args, processing_class=CMFAHProcessor.from_pretrained("my-model"))
+
+
+def _method(shop: Workshop, hub: HubServer) -> None:
+    """`my-model` is one of SCAHN's there."""
+    import shutil
+
+    from cmfah_hf.training import parse_run, train
+
+    shutil.rmtree("my-model")
+    small = ["--dataset", "my-pictures", "--output_dir", "my-model", "--num_train_epochs", "1", "--refit", "false"]
+    train(parse_run(ROOT / "hub_configs" / "scahn-scenes.yaml", [*small, "--use_cpu", "true"]))
+
+
+def _scaling(shop: Workshop, hub: HubServer) -> None:
+    """An index with columns, and the hash values of two queries."""
+    from cmfah_hf import HashIndex
+
+    values = np.tanh(np.random.default_rng(0).normal(size=(300, 64)))
+    index = HashIndex(bits=64)
+    columns = {"year": [2015 + n % 10 for n in range(300)], "caption": [f"picture {n}" for n in range(300)]}
+    index.add(values, ids=[f"p{n}" for n in range(300)], metadata=columns)
+    index.save("pictures.index")
+    shop.names["hash_values"] = values[:2]
+
+
+def _search(shop: Workshop, hub: HubServer) -> None:
+    _on_the_hub(hub, "my-name/my-pictures")
+    _on_the_hub(hub, "my-name/my-data-set")
+    _write_pictures(shop.folder / "photos-2024", "train", 4, year=[2024] * 4)
+    _write_pictures(shop.folder / "more-photos", "train", 4, year=[2025] * 4)
+
+
+def _training(shop: Workshop, hub: HubServer) -> None:
+    from cmfah_hf.hub import push_dataset
+
+    push_dataset("my-pictures", "owner/name", progress=False)
+
+
+_SETUPS: dict[str, Callable[[Workshop, HubServer], None]] = {
+    "docs/expansion.md": _expansion,
+    "docs/hub.md": _hub,
+    "docs/method.md": _method,
+    "docs/scaling.md": _scaling,
+    "docs/search.md": _search,
+    "docs/training.md": _training,
+}

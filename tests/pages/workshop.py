@@ -1,0 +1,128 @@
+"""A folder in which the commands and the Python of a page run one after the other, at a small size."""
+
+import contextlib
+import io
+import os
+import shutil
+import socket
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pages.blocks import ROOT, Block, Command
+from pages.parsing import parse_cmfah
+
+# Words that are put behind a command, so that it takes a second and not an hour.
+SMALLER = {
+    "cmfah train": "--num_train_epochs 1 --refit false --use_cpu true --disable_tqdm true",
+    "cmfah demo": "--train-scenes 32 --query-scenes 8 --epochs 1",
+}
+# What a command is given where it does not say so itself.
+DEFAULTS = {"cmfah train": ("--dataset", "my-pictures")}
+# Words of commands in whose place others stand, and why.
+INSTEAD = {
+    "hub_configs/cmfah-photographs.yaml": "hub_configs/cmfah-scenes.yaml",  # VGG19's weights would be fetched
+    "scenes": "my-pictures",  # 2,300 pictures to draw
+    "2000": "8",  # queries
+    "10000": "14",  # training pairs
+}
+# The same of Python.
+INSTEAD_IN_PYTHON = {
+    "num_queries=2000, num_train=10000": "num_queries=8, num_train=14",
+    "load_scenes(600, 150, ": "load_scenes(24, 8, ",
+    "20015": "96",  # pictures of 256 x 256
+}
+
+
+@dataclass
+class Workshop:
+    """A page at work: its folder, the names that its Python has made, and what each command printed."""
+
+    folder: Path
+    names: dict[str, Any] = field(default_factory=dict)
+    printed: dict[str, str] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)
+
+    def prepare(self, model: Path, pictures: Path) -> None:
+        """`my-model`, `my-pictures` and pictures to search with, beside what stands at the top of the project."""
+        shutil.copytree(model, self.folder / "my-model", ignore=shutil.ignore_patterns("checkpoint-*"))
+        shutil.copytree(pictures, self.folder / "my-pictures")
+        for name in ("hub_configs", "train.py"):
+            (self.folder / name).symlink_to(ROOT / name)
+        drawn = sorted((pictures / "query").glob("*.png"))
+        from PIL import Image
+
+        for name, source in zip(("beach.jpg", "street.jpg", "holiday.jpg"), drawn, strict=False):
+            Image.open(source).save(self.folder / name)
+
+    def smaller(self, code: str) -> str:
+        for old, new in (INSTEAD_IN_PYTHON | self.addresses).items():
+            code = code.replace(old, new)
+        return code
+
+    def python(self, block: Block) -> None:
+        """Runs a block in the names of those before it; its output counts as that of its place."""
+        out = io.StringIO()
+        code = "\n" * block.line + self.smaller(block.text)
+        with contextlib.redirect_stdout(out):
+            exec(compile(code, block.page, "exec"), self.names)
+        self.printed[block.place] = out.getvalue()
+
+    def command(self, command: Command) -> str:
+        """Runs `cmfah ...` or `python -c ...` in this process; gives what it printed, after checking its exit."""
+        text = str(command)
+        if command.words[:2] == ["python", "-c"]:
+            exec(compile(self.smaller(command.words[2]), command.place, "exec"), {})
+            return ""
+        program, *words = command.words
+        assert program == "cmfah", f"{command.place}: {program} is neither run nor in the list of what is only parsed"
+        parse_cmfah(words)  # as it stands, before it is made smaller
+        words = [INSTEAD.get(word, word) for word in words]
+        for start, (option, value) in DEFAULTS.items():
+            if text.startswith(start) and option not in words:
+                words += [option, value]
+        for start, further in SMALLER.items():
+            if text.startswith(start):
+                words += further.split()
+        self.printed[text] = self._main(words, command)
+        return self.printed[text]
+
+    def _main(self, words: list[str], command: Command) -> str:
+        from cmfah_hf.cli import main
+
+        out, err, environment = io.StringIO(), io.StringIO(), dict(os.environ)
+        with contextlib.ExitStack() as stack:
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            if command.stdin is not None:
+                piped = (self.folder / command.stdin).open("rb")
+                patch.setattr(sys, "stdin", io.TextIOWrapper(stack.enter_context(piped)))
+            stack.enter_context(contextlib.redirect_stdout(out))
+            stack.enter_context(contextlib.redirect_stderr(err))
+            left = stack.enter_context(pytest.raises(SystemExit))
+            main(words)
+        os.environ.clear()
+        os.environ.update(environment)  # what a command sets for its process is not to last
+        assert not left.value.code, f"{command.place}: {command}\n{err.getvalue()}"
+        return out.getvalue()
+
+    def serve(self, command: Command, apps: list[Any]) -> None:
+        """Runs `cmfah space ...` at a free port, where the Python that follows finds it, until the app is closed."""
+        import gradio
+
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        words = list(command.words[1:])
+        named = "7860"
+        if "--port" in words:
+            named = words[words.index("--port") + 1]
+            words[words.index(named)] = port
+        else:
+            words += ["--port", port]
+        with pytest.MonkeyPatch.context() as patch:
+            # Else the command goes on until Ctrl-C.
+            patch.setattr(gradio.Blocks, "block_thread", lambda app: apps.append(app))
+            self.printed[str(command)] = self._main(words, command)
+        self.addresses[f":{named}"] = f":{port}"
