@@ -14,8 +14,6 @@ from cmfah_hf.data.scenes import FIRST_QUERY, draw_scene
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.space import SpaceSettings, serve
 
-pytestmark = pytest.mark.slow
-
 WAIT = 60_000
 
 
