@@ -303,6 +303,7 @@ def run_alone(environment, *arguments) -> list[list[float]]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
+@pytest.mark.slow
 def test_four_gigabytes_of_hdf5_in_a_fraction_of_them(tmp_path, environment):
     """20,015 pictures of 256 x 256, of which the file holds one; the rest are its fill value."""
     with h5py.File(tmp_path / "x.h5", "w") as file:

@@ -346,6 +346,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_stream_s_fingerprint_is_its_content_s(make_folder, tmp_path):
     from cmfah_hf.data import load_image_text
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -129,7 +130,8 @@ def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_missing_files_and_columns_are_named(tmp_path):
+def test_missing_files_and_columns_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # not to wait for a Hub
     for path in (tmp_path / "gone.xml.bz2", tmp_path / "gone.jsonl"):
         with pytest.raises(DataError, match="there is no such file"):
             articles(path)

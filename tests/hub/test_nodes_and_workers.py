@@ -91,6 +91,7 @@ def pushed(hub, prepared, tmp_path):
     return ids | {"single": ids["train"][:7]}
 
 
+@pytest.mark.slow
 def test_two_nodes_with_two_workers_read_each_row_once_and_go_on_after_a_break(here, pushed, start, tmp_path):
     before = {}
     for node in (None, 0, 1):

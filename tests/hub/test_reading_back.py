@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 DIGEST = """
 import hashlib, json, sys
@@ -75,6 +77,7 @@ def run(hub, tmp_path, program: str, token: str | None = None, **variables: str)
     )
 
 
+@pytest.mark.slow
 def test_this_package_reads_the_same_rows_back(hub, prepared, tmp_path):
     hub.add("org/scenes", {}, private=True)
     repository = hub.store.repositories["dataset", "org/scenes"]

@@ -69,6 +69,7 @@ def test_long_rows_keep_their_digits_in_float32():
     assert np.linalg.norm(difference) < 1e-5 * np.linalg.norm(gradient / triplets)
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_both_forms(tmp_path, environment):
     script = Path(__file__).parents[2] / "benchmarks" / "triplets.py"
     run = subprocess.run(

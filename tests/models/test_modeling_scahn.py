@@ -348,6 +348,7 @@ save_file({name: value.contiguous() for name, value in found.items()}, here / "f
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_new_process_without_the_package_gives_the_same_bits(make_scahn, batch, labels, tmp_path):
     model, here = make_scahn(queue_size=3), tmp_path / "model"
     model.save_pretrained(here)

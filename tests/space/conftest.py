@@ -107,7 +107,7 @@ def served(tmp_path_factory) -> Iterator[Served]:
         process.wait(30)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # as long as it is there, no other event loop can run in this process
 def chromium():
     """The browser; what needs it is skipped where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

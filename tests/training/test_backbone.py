@@ -212,6 +212,7 @@ def digests(tensors):
     return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
 
 
+@pytest.mark.slow
 def test_from_the_hub(saved, vgg_features, tmp_path, environment):
     spec = spec_from_file_location("model_server", Path(__file__).with_name("model_server.py"))
     server = module_from_spec(spec)

@@ -42,6 +42,7 @@ def test_texts_change_and_nothing_else_does(benchmark, tmp_path):
     assert 0.3 < kept / total < 0.75
 
 
+@pytest.mark.slow
 def test_rows_differ_in_the_expansion_alone(benchmark, write_config, monkeypatch, tmp_path, capsys):
     articles = tmp_path / "articles.jsonl"
     words = [split_words(text) for text in load_scenes(40, 12, image_size=48)["train"]["text"]]

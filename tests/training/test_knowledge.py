@@ -36,6 +36,7 @@ def articles(tmp_path, scenes_folder) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_model_of_a_run_with_knowledge_expands_with_it(run_of, articles, environment, tmp_path):
     run = run_of("--knowledge_top_k", "1", data={"knowledge": [str(articles)], "top_k": 1})
     train(run)

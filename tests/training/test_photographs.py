@@ -64,6 +64,7 @@ def test_regions_are_those_of_torchvision_s_vgg19_on_the_same_pixels(settings, t
     assert (found > 0).float().mean() > 0.05
 
 
+@pytest.mark.slow
 def test_a_run_over_a_few_photographs(settings, tower, tmp_path):
     for split, count in (("train", 24), ("query", 8)):
         lines = (PAIRS / split / "metadata.jsonl").read_text(encoding="utf-8").splitlines()[:count]

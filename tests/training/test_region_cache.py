@@ -198,6 +198,7 @@ np.save(sys.argv[3], kept[:]["region_features"])
 """
 
 
+@pytest.mark.slow
 def test_they_are_found_again_in_a_new_process(tower, processor, tmp_path, environment, datasets_cache):
     tower.save_pretrained(tmp_path / "tower")
     processor.save_pretrained(tmp_path / "tower")

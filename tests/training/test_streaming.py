@@ -244,6 +244,7 @@ Path(sys.argv[2], f"out-{trainer.args.process_index}.json").write_text(json.dump
 )
 
 
+@pytest.mark.slow
 def test_two_processes_over_uneven_shards(make_pairs, make_model, make_trainer, tmp_path):
     from cmfah_hf.models import CMFAHForPreTraining
 

@@ -40,6 +40,7 @@ def rows_of(printed: str) -> dict[str, dict[str, list[str]]]:
     return tables
 
 
+@pytest.mark.slow
 def test_tables_are_those_of_the_folders(benchmark, scenes_folder, write_config, tmp_path, capsys):
     config = write_config(
         tmp_path / "run.yaml",
