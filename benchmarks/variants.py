@@ -1,13 +1,15 @@
 """CMFAH's variants of attention, or SCAHN without each of its parts: each modality alone, and with its partner.
 
-    python benchmarks/variants.py hub_configs/cmfah-coco-pairs.yaml --output runs/variants --reference
+    python benchmarks/variants.py hub_configs/cmfah-coco-pairs.yaml --output runs/variants --reference \
+        --variants both image text none
     python benchmarks/variants.py hub_configs/cmfah-coco-pairs.yaml --output runs/choices --on validation \
         --variants both none --image_temperature 10
     python benchmarks/variants.py hub_configs/scahn-coco-pairs.yaml --output runs/scahn \
         --cmfah hub_configs/cmfah-coco-pairs.yaml
 
 The method is the configuration's, and with it the variants that there are. `--cmfah` adds CMFAH to those of SCAHN, from
-a configuration of its own. The words of the first run serve all others.
+a configuration of its own, beside the variant `own` also without what this project adds to both papers' losses. The
+words of the first run serve all others.
 
 With `--on validation` the test queries are not looked at; without it the validation pairs' figures, by which the epochs
 were chosen, are printed beside those of the queries. Every run leaves its model and its figures in a folder of
@@ -31,6 +33,11 @@ from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training import keep_regions, parse_run, train
 from cmfah_hf.training.evaluate import evaluate_folder
 
+# What this project adds to the papers' losses.
+WITHOUT_OURS = ["--label_weight", "0", "--concept_weight", "0", "--similarity_weight", "0"]
+WITHOUT_HINGES = [
+    argument for side in ("intra", "inter") for of in ("feature", "hash") for argument in (f"--{side}_{of}_weight", "0")
+]
 # By method and name: what stands in the table, and the arguments.
 VARIANTS = {
     "cmfah": {
@@ -38,6 +45,7 @@ VARIANTS = {
         "image": ("CMFAH-ia", ["--attention", "image"]),
         "text": ("CMFAH-ta", ["--attention", "text"]),
         "none": ("CMFAH-ca", ["--attention", "none"]),
+        "own": ("CMFAH, the paper's terms alone", WITHOUT_OURS),
     },
     "scahn": {
         "full": ("SCAHN", []),
@@ -48,6 +56,14 @@ VARIANTS = {
         "hash": ("opponents on hash values alone", ["--adversarial", "hash"]),
         "no-opponents": ("without opponents", ["--adversarial", "none"]),
         "no-attention": ("without attention", ["--attention", "none"]),
+        "no-hinges": ("without CMFAH's hinges", WITHOUT_HINGES),
+        "own": (
+            "SCAHN, its own terms alone",
+            [
+                *(*WITHOUT_OURS, *WITHOUT_HINGES),
+                *("--label_graph_weight", "1", "--cross_contrast_weight", "1", "--intra_contrast_weight", "1"),
+            ],
+        ),
     },
 }
 TITLES = {
@@ -77,6 +93,9 @@ def main() -> None:
     chosen = {name: (own.config, *variants[name]) for name in own.variants or variants}
     if own.cmfah is not None:
         chosen["cmfah"] = (own.cmfah, "CMFAH", ["--method", "cmfah"])
+        if "own" in chosen:
+            title, changes = VARIANTS["cmfah"]["own"]
+            chosen["cmfah-own"] = (own.cmfah, title, ["--method", "cmfah", *changes])
 
     figures: dict[str, dict[str, list[dict[str, float]]]] = {}
     words = None  # of the first run: they depend on neither the variant nor the seed

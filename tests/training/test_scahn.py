@@ -281,7 +281,9 @@ def test_without_labels_and_without_the_graph_it_trains_on_tags(run_of, tmp_path
 def test_bundled_configurations_are_cmfah_s_but_for_the_method(name):
     runs = [parse_run(bundled_configuration(f"{method}-{name}.yaml"), ["--use_cpu"]) for method in ("scahn", "cmfah")]
     assert [run.method for run in runs] == ["scahn", "cmfah"]
-    assert runs[0].model == runs[1].model
+    # Which of CMFAH's hinges stay, and what SCAHN's own terms weigh.
+    terms = ("feature_weight", "_hash_weight", "graph_weight", "contrast_weight")
+    assert {name: value for name, value in runs[0].model.items() if not name.endswith(terms)} == runs[1].model
     assert runs[0].data == runs[1].data
     assert runs[0].training.to_dict() == {**runs[1].training.to_dict(), **clock(runs[0])}
     if "scenes" in name:

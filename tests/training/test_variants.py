@@ -99,13 +99,15 @@ def test_scahn_is_taken_apart_with_cmfah_beside_it(benchmark, scenes_folder, wri
     beside = write_config(tmp_path / "cmfah.yaml", model=frozen, **changes)
     output = tmp_path / "parts"
     arguments = (config, "--output", output, "--on", "validation", "--seeds", 0, "--disable_tqdm", "true")
-    benchmark.run(*arguments, "--variants", "full", "no-graph", "hash", "--cmfah", beside)
+    benchmark.run(*arguments, "--variants", "full", "no-graph", "hash", "own", "--cmfah", beside)
     (rows,) = rows_of(capsys.readouterr().out).values()
     expected = {
         "SCAHN (full)": ("scahn", True, "both"),
         "without the label graph (no-graph)": ("scahn", False, "both"),
         "opponents on hash values alone (hash)": ("scahn", True, "hash"),
+        "SCAHN, its own terms alone (own)": ("scahn", True, "both"),
         "CMFAH (cmfah)": ("cmfah", None, None),
+        "CMFAH, the paper's terms alone (cmfah-own)": ("cmfah", None, None),
     }
     assert {name for name in rows if name.strip()} - {"variant"} == set(expected)
     for name, settings in expected.items():
@@ -114,6 +116,15 @@ def test_scahn_is_taken_apart_with_cmfah_beside_it(benchmark, scenes_folder, wri
         assert tuple(kept.get(key) for key in ("model_type", "use_label_graph", "adversarial")) == settings
         best = json.loads((folder / "metrics.json").read_text())["validation"]
         assert rows[name][2] == f"{best:.3f}"
+        # What this project adds to the papers' losses, and to SCAHN's from CMFAH's.
+        terms = [kept[key] > 0 for key in ("label_weight", "concept_weight", "similarity_weight")]
+        hinges = [kept[f"{key}_weight"] > 0 for key in ("intra_feature", "intra_hash", "inter_feature", "inter_hash")]
+        if name.endswith("own)"):
+            assert not any(terms)
+            assert all(hinges) == (settings[0] == "cmfah")
+            assert all(hinges) or not any(hinges)
+        else:
+            assert terms[0]
     # Every part has its row, and the other method's variants are none of SCAHN's.
     switches = " ".join(" ".join(changes) for _, changes in benchmark.VARIANTS["scahn"].values())
     for part in ("--use_label_graph", "--use_cross_contrast", "--use_intra_contrast", "--adversarial none"):
