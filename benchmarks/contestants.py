@@ -3,13 +3,16 @@
 Shapes: `N` items, `Q` queries, `K` bits, `k` answers a query.
 """
 
+import multiprocessing
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
 import faiss
 import numpy as np
 import torch
-from contests import Answers
+from contests import Answers, indexed
 
 
 def product_by_numpy(signs: np.ndarray, k: int, queries: np.ndarray) -> Answers:
@@ -92,3 +95,43 @@ def counting_kernels(codes: np.ndarray, within: int) -> dict[str, Callable[[np.n
         return int(np.count_nonzero(np.bitwise_count(buffer).sum(axis=1, dtype=np.uint16) <= within))
 
     return {"kernel, numba": by_numba, "hamming_count_thres": by_faiss, "kernel, NumPy": by_numpy}
+
+
+def gain_of_processes(count: int, codes: np.ndarray, queries: np.ndarray, k: int, repeats: int) -> float:
+    """How many times the work of one process so many do at once that share nothing, each with its part of the codes.
+
+    Cores share memory, caches and clock, so it is less than `count`, and no shards can gain more.
+    """
+    context = multiprocessing.get_context("spawn")
+    barrier, seconds = context.Barrier(count), context.Queue()
+    parts = [np.ascontiguousarray(codes[start::count]) for start in range(count)]
+    workers = [
+        context.Process(target=_alone_and_together, args=(number, part, queries, k, repeats, barrier, seconds))
+        for number, part in enumerate(parts)
+    ]
+    for worker in workers:
+        worker.start()
+    found = [seconds.get() for _ in range(count * repeats)]
+    for worker in workers:
+        worker.join()
+    alone, together = ([turn[place] for turn in found if turn[place] is not None] for place in (0, 1))
+    return count * statistics.median(alone) / statistics.median(together)
+
+
+def _alone_and_together(number, codes, queries, k, repeats, barrier, seconds) -> None:
+    """Seconds of a search while no other process searches, of the first one, and while all do."""
+    faiss.omp_set_num_threads(1)
+    index = indexed(codes)
+    index.optimize()
+    index.search(queries, k)
+
+    def turn() -> float:
+        start = time.perf_counter()
+        index.search(queries, k)
+        return time.perf_counter() - start
+
+    for _ in range(repeats):
+        barrier.wait()
+        alone = turn() if number == 0 else None
+        barrier.wait()
+        seconds.put((alone, turn()))

@@ -24,7 +24,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from contestants import counting_kernels, product_by_numpy, product_by_torch, rescored_search
+from contestants import counting_kernels, gain_of_processes, product_by_numpy, product_by_torch, rescored_search
 from contests import (
     CLOCKS,
     Answers,
@@ -221,6 +221,7 @@ def shards(own: argparse.Namespace) -> Rows:
         for items in sizes(own):
             codes, values, packed = draw(own, items, own.batch)
             index, k = ready(own, codes), KS[0]
+            most = gain_of_processes(SHARDS, codes, packed, k, own.repeats)
             with (
                 tempfile.TemporaryDirectory() as folder,
                 ShardedHashIndex(own.bits, shards=SHARDS, folder=folder) as sharded,
@@ -240,6 +241,8 @@ def shards(own: argparse.Namespace) -> Rows:
                         found = contest(own, contestants, check, at_once=at_once, k=k, **row)
                         ours, theirs = (1000 * at_once / rate for rate in (found.ours, found.theirs))
                         found.remark = f"a call: {ours:.2f} ms against {theirs:.2f}, {ours - theirs:+.2f}"
+                        if at_once > 1:
+                            found.remark += f"; {SHARDS} processes do {most:.2f} times the work of one here"
                         yield found
     finally:
         ray.shutdown()

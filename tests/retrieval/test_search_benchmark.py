@@ -393,4 +393,9 @@ def test_shards_rows_say_milliseconds(tmp_path):
     assert [(row["what"], row["at_once"]) for row in rows] == asked
     for row in rows:
         ours, theirs = (1000 * row["at_once"] / row[side] for side in ("ours", "theirs"))
-        assert row["remark"] == f"a call: {ours:.2f} ms against {theirs:.2f}, {ours - theirs:+.2f}"
+        call, _, most = row["remark"].partition("; ")
+        assert call == f"a call: {ours:.2f} ms against {theirs:.2f}, {ours - theirs:+.2f}"
+        assert bool(most) == (row["at_once"] > 1)
+        if most:
+            gain = re.fullmatch(r"2 processes do (\d+\.\d\d) times the work of one here", most)
+            assert 0.1 < float(gain[1]) < 4
