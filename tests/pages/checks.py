@@ -113,8 +113,8 @@ def _search(shop: Workshop, hub: HubServer) -> None:
 
 def _space(shop: Workshop, hub: HubServer) -> None:
     best = shop.names["found"]["images"]["aqd"]["hits"][0]
-    assert (best["id"], best["text"]) == ("scene-900247", "sunny sea yacht photo")
-    assert round(best["score"], 1) == 46.4
+    assert (best["id"], best["text"]) == ("scene-900309", "sunny 2021 sailboat 2019")
+    assert round(best["score"], 1) == 50.4
     assert {name for kind, name in hub.store.repositories if kind == "space"} == {"owner/my-search"}
 
 
