@@ -7,6 +7,8 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import faiss
@@ -97,41 +99,44 @@ def counting_kernels(codes: np.ndarray, within: int) -> dict[str, Callable[[np.n
     return {"kernel, numba": by_numba, "hamming_count_thres": by_faiss, "kernel, NumPy": by_numpy}
 
 
-def gain_of_processes(count: int, codes: np.ndarray, queries: np.ndarray, k: int, repeats: int) -> float:
+def gain_of_processes(
+    count: int, codes: np.ndarray, queries: np.ndarray, k: int, repeats: int, optimized: bool
+) -> float:
     """How many times the work of one process so many do at once that share nothing, each with its part of the codes.
 
-    Cores share memory, caches and clock, so it is less than `count`, and no shards can gain more.
+    Cores share memory, caches and clock, so it may be less than `count`, and no shards can gain more.
     """
-    context = multiprocessing.get_context("spawn")
-    barrier, seconds = context.Barrier(count), context.Queue()
-    parts = [np.ascontiguousarray(codes[start::count]) for start in range(count)]
-    workers = [
-        context.Process(target=_alone_and_together, args=(number, part, queries, k, repeats, barrier, seconds))
-        for number, part in enumerate(parts)
-    ]
-    for worker in workers:
-        worker.start()
-    found = [seconds.get() for _ in range(count * repeats)]
-    for worker in workers:
-        worker.join()
-    alone, together = ([turn[place] for turn in found if turn[place] is not None] for place in (0, 1))
+    spawn = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        processes = []
+        for start in range(count):
+            part = np.ascontiguousarray(codes[start::count])
+            own = (part, queries, k, optimized)
+            process = ProcessPoolExecutor(1, mp_context=spawn, initializer=_hold, initargs=own)
+            processes.append(stack.enter_context(process))
+        for process in processes:
+            process.submit(_seconds_of_a_search).result()  # builds what a first search builds
+        alone, together = [], []
+        for _ in range(repeats):
+            alone.append(processes[0].submit(_seconds_of_a_search).result())
+            running = [process.submit(_seconds_of_a_search) for process in processes]
+            together += [each.result() for each in running]
     return count * statistics.median(alone) / statistics.median(together)
 
 
-def _alone_and_together(number, codes, queries, k, repeats, barrier, seconds) -> None:
-    """Seconds of a search while no other process searches, of the first one, and while all do."""
+def _hold(codes: np.ndarray, queries: np.ndarray, k: int, optimized: bool) -> None:
     faiss.omp_set_num_threads(1)
     index = indexed(codes)
-    index.optimize()
-    index.search(queries, k)
+    if optimized:
+        index.optimize()
+    _held.append(lambda: index.search(queries, k))
 
-    def turn() -> float:
-        start = time.perf_counter()
-        index.search(queries, k)
-        return time.perf_counter() - start
 
-    for _ in range(repeats):
-        barrier.wait()
-        alone = turn() if number == 0 else None
-        barrier.wait()
-        seconds.put((alone, turn()))
+def _seconds_of_a_search() -> float:
+    start = time.perf_counter()
+    _held[0]()
+    return time.perf_counter() - start
+
+
+# The search of such a process.
+_held: list[Callable[[], Any]] = []

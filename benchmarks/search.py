@@ -221,7 +221,7 @@ def shards(own: argparse.Namespace) -> Rows:
         for items in sizes(own):
             codes, values, packed = draw(own, items, own.batch)
             index, k = ready(own, codes), KS[0]
-            most = gain_of_processes(SHARDS, codes, packed, k, own.repeats)
+            most = gain_of_processes(SHARDS, codes, packed, k, own.repeats, not own.plain)
             with (
                 tempfile.TemporaryDirectory() as folder,
                 ShardedHashIndex(own.bits, shards=SHARDS, folder=folder) as sharded,

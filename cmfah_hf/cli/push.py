@@ -89,6 +89,5 @@ def push(
     if json:
         print_json(dataclasses.asdict(done))
         return
-    files = done.files if space else len(done.files)
-    what = f"{files} files, {done.size:,} bytes" if done.changed else "nothing has changed"
+    what = f"{len(done.files)} files, {done.size:,} bytes" if done.changed else "nothing has changed"
     typer.echo(f"{done.url} at {done.commit[:7]}: {what}.")

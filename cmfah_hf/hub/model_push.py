@@ -1,8 +1,6 @@
 """`push_model`: a trained model onto the Hub, whole or not at all."""
 
-import hashlib
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,33 +14,13 @@ from cmfah_hf.hub.model_folder import (
     write_model,
     write_settings,
 )
-from cmfah_hf.hub.publishing import MAIN, check_target, publish
+from cmfah_hf.hub.publishing import Published, check_target, publish, staging
 from cmfah_hf.retrieval.retriever import PICTURES_INDEX, TEXTS_INDEX
 
 
 @dataclass(frozen=True)
-class PushedModel:
-    """A model on the Hub.
-
-    Args:
-        repo_id: `owner/name`.
-        url: Its page.
-        revision: The branch.
-        commit: The id of the commit that holds it.
-        changed: False where the Hub had all of it already.
-        private: Whether only its owners see it.
-        files: Their paths in the repository.
-        size: Their bytes.
-    """
-
-    repo_id: str
-    url: str
-    revision: str
-    commit: str
-    changed: bool
-    private: bool
-    files: tuple[str, ...]
-    size: int
+class PushedModel(Published):
+    """A model on the Hub."""
 
 
 def push_model(
@@ -97,7 +75,6 @@ def push_model(
         HubError: If there is no token, or the Hub refuses it, cannot be reached, or was changed by somebody else
             meanwhile.
     """
-    from filelock import FileLock, Timeout
     from huggingface_hub import cached_assets_path
 
     token = check_target(repo_id, token)
@@ -110,35 +87,21 @@ def push_model(
         if path is not None:
             _check_index(Path(path), run.config.get("hash_bits"))
             files[name] = Path(path)
-    # One place for each run and target: what a killed push left there is found, and written anew.
-    name = hashlib.blake2b(f"{folder.absolute()} {repo_id}".encode(), digest_size=8).hexdigest()
-    stage = cached_assets_path("cmfah-hf", "push", name)
-    try:
-        with FileLock(f"{stage}.lock", timeout=0):
-            shutil.rmtree(stage, ignore_errors=True)
-            stage.mkdir(parents=True)
-            try:
-                _stage(run, folder, stage, files, repo_id, revision, license, data_license, dataset_id, tags)
-                files |= {path.relative_to(stage).as_posix(): path for path in stage.rglob("*") if path.is_file()}
-                done = publish(
-                    files,
-                    repo_id,
-                    "model",
-                    message or "Upload the model",
-                    private=private,
-                    token=token,
-                    revision=revision,
-                    replaces=is_ours,
-                    progress=progress,
-                )
-                size = sum(file.stat().st_size for file in files.values())
-            finally:
-                shutil.rmtree(stage, ignore_errors=True)
-    except Timeout:
-        raise HubError(f"{folder}: another process is pushing it to {repo_id}; wait for its end.") from None
-    return PushedModel(
-        repo_id, done.url, revision or MAIN, done.commit, done.changed, done.private, tuple(sorted(files)), size
-    )
+    with staging(cached_assets_path("cmfah-hf", "push", "models"), str(folder), repo_id) as stage:
+        _stage(run, folder, stage, files, repo_id, revision, license, data_license, dataset_id, tags)
+        files |= {path.relative_to(stage).as_posix(): path for path in stage.rglob("*") if path.is_file()}
+        done = publish(
+            files,
+            repo_id,
+            "model",
+            message or "Upload the model",
+            private=private,
+            token=token,
+            revision=revision,
+            replaces=is_ours,
+            progress=progress,
+        )
+    return PushedModel(**vars(done))
 
 
 def _stage(run, folder, stage, files, repo_id, revision, license, data_license, dataset_id, tags) -> None:

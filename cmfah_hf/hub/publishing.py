@@ -6,7 +6,9 @@ state that was found at the beginning. `upload_large_folder` and `Dataset.push_t
 reader, or whoever's push breaks off, may find half of a data set.
 """
 
+import hashlib
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,19 +35,27 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Published:
-    """A commit on the Hub.
+    """A repository of the Hub as a push has left it.
 
     Args:
-        url: Of the repository.
-        commit: Its id.
-        changed: Whether the commit is new; false where the Hub had all of it.
-        private: Whether only its owners see the repository.
+        repo_id: `owner/name`.
+        url: Its page.
+        revision: The branch.
+        commit: The id of the commit that holds what was pushed.
+        changed: False where the Hub had all of it already.
+        private: Whether only its owners see it.
+        files: What was pushed, by their paths in the repository.
+        size: Their bytes.
     """
 
+    repo_id: str
     url: str
+    revision: str
     commit: str
     changed: bool
     private: bool
+    files: tuple[str, ...]
+    size: int
 
 
 def check_target(repo_id: str, token: str | None = None) -> str:
@@ -153,7 +163,34 @@ def publish(
             batch = additions[start : start + _FILES_AT_ONCE]
             api.preupload_lfs_files(repo_id, batch, repo_type=kind, revision=branch)
         commit = _commit(api, repo_id, kind, branch, head, additions, message, replaces)
-    return Published(url, commit, commit != head, is_private)
+    size = sum(file.stat().st_size for file in files.values())
+    return Published(repo_id, url, branch, commit, commit != head, is_private, tuple(sorted(files)), size)
+
+
+@contextmanager
+def staging(parent: Path, source: str, repo_id: str) -> Iterator[Path]:
+    """An empty folder to make a push ready in, for as long as the context lasts.
+
+    There is one for each source and target, so what a killed push left there is found, and made anew.
+
+    Raises:
+        HubError: If another process is pushing the same to the same place.
+    """
+    from filelock import FileLock, Timeout
+
+    name = hashlib.blake2b(f"{Path(source).absolute()} {repo_id}".encode(), digest_size=8).hexdigest()
+    folder = parent / name
+    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{folder}.lock", timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    except Timeout:
+        raise HubError(f"{source}: another process is pushing it to {repo_id}; wait for its end.") from None
 
 
 def _commit(

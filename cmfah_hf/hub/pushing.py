@@ -1,8 +1,6 @@
 """`push_dataset`: a data set onto the Hub, whole or not at all."""
 
-import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,34 +10,18 @@ from typing import Any
 from cmfah_hf.data.loading import load_image_text, resolve_data_path
 from cmfah_hf.errors import HubError
 from cmfah_hf.hub.dataset_folder import check_folder, is_prepared, write_folder
-from cmfah_hf.hub.publishing import check_target, publish
+from cmfah_hf.hub.publishing import Published, check_target, publish, staging
 
 
 @dataclass(frozen=True)
-class PushedDataset:
+class PushedDataset(Published):
     """A data set on the Hub.
 
     Args:
-        repo_id: `owner/name`.
-        url: Its page.
-        revision: The branch.
-        commit: The id of the commit that holds it.
-        changed: False where the Hub had all of it already.
-        private: Whether only its owners see it.
         splits: Pairs of each split.
-        files: How many it consists of.
-        size: Their bytes.
     """
 
-    repo_id: str
-    url: str
-    revision: str
-    commit: str
-    changed: bool
-    private: bool
     splits: dict[str, int]
-    files: int
-    size: int
 
 
 def push_dataset(
@@ -88,18 +70,7 @@ def push_dataset(
             replaces=_is_shard,
             progress=progress,
         )
-        size = sum(file.stat().st_size for file in checked.files.values())
-    return PushedDataset(
-        repo_id,
-        done.url,
-        revision or "main",
-        done.commit,
-        done.changed,
-        done.private,
-        checked.splits,
-        len(checked.files),
-        size,
-    )
+    return PushedDataset(**vars(done), splits=checked.splits)
 
 
 def _is_shard(path: str) -> bool:
@@ -115,23 +86,11 @@ def _as_folder(source: str, repo_id: str) -> Iterator[Path]:
         yield path
         return
     import datasets
-    from filelock import FileLock, Timeout
 
     streams = load_image_text(source, streaming=True)
-    # One place for each source and target: what a killed push left there is found, and written anew.
-    name = hashlib.blake2b(f"{path.absolute()} {repo_id}".encode(), digest_size=8).hexdigest()
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "cmfah-push" / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(f"{folder}.lock", timeout=0):
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                _write(streams, folder, source, repo_id)
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-    except Timeout:
-        raise HubError(f"{source}: another process is pushing it to {repo_id}; wait for its end.") from None
+    with staging(Path(datasets.config.HF_DATASETS_CACHE) / "cmfah-push", str(path), repo_id) as folder:
+        _write(streams, folder, source, repo_id)
+        yield folder
 
 
 def _write(streams: Mapping[str, Any], folder: Path, source: str, repo_id: str) -> None:

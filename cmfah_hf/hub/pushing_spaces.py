@@ -6,38 +6,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cmfah_hf.errors import HubError
-from cmfah_hf.hub.publishing import check_target, publish
+from cmfah_hf.hub.publishing import Published, check_target, publish
 from cmfah_hf.space.files import is_space_file, space_files
 from cmfah_hf.space.settings import SCENES, SETTINGS_NAME, SpaceSettings, bundled_space
 
 
 @dataclass(frozen=True)
-class PushedSpace:
+class PushedSpace(Published):
     """A Space on the Hub.
 
     Args:
-        repo_id: `owner/name`.
-        url: Its page.
-        revision: The branch.
-        commit: The id of the commit that holds it.
-        changed: False where the Hub had all of it already.
-        private: Whether only its owners see it.
         model: What it loads: `"model"`, the folder that went along, or a Hub id.
         data: The pictures that it shows.
-        files: How many it consists of.
-        size: Their bytes.
     """
 
-    repo_id: str
-    url: str
-    revision: str
-    commit: str
-    changed: bool
-    private: bool
     model: str
     data: str
-    files: int
-    size: int
 
 
 def push_space(
@@ -110,16 +94,4 @@ def push_space(
             replaces=is_space_file,
             progress=progress,
         )
-        size = sum(file.stat().st_size for file in files.values())
-    return PushedSpace(
-        repo_id,
-        done.url,
-        revision or "main",
-        done.commit,
-        done.changed,
-        done.private,
-        settings.model,
-        settings.data,
-        len(files),
-        size,
-    )
+    return PushedSpace(**vars(done), model=settings.model, data=settings.data)

@@ -586,11 +586,14 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
         return outputs
 
 
-# A tower also loads from a checkpoint of both, and from the training checkpoint, where it stands below these names.
-for _tower, _name in ((CMFAHImageModel, "image_model"), (CMFAHTextModel, "text_model")):
-    register_checkpoint_conversion_mapping(
-        _tower.__name__, [PrefixChange(prefix_to_remove="cmfah"), PrefixChange(prefix_to_remove=_name)], overwrite=True
-    )
+def load_from_wholes(image_model_class: type[CMFAHImageModel], text_model_class: type[CMFAHTextModel]) -> None:
+    """Lets towers load from a checkpoint of both, and of the training, where they stand below further names."""
+    for tower, name in ((image_model_class, "image_model"), (text_model_class, "text_model")):
+        prefixes = [PrefixChange(prefix_to_remove="cmfah"), PrefixChange(prefix_to_remove=name)]
+        register_checkpoint_conversion_mapping(tower.__name__, prefixes, overwrite=True)
+
+
+load_from_wholes(CMFAHImageModel, CMFAHTextModel)
 
 
 __all__ = [

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import PrefixChange
 
 from .configuration_scahn import SCAHNConfig
 from .label_graph import LabelGraph
@@ -23,6 +21,7 @@ from .modeling_cmfah import (
     CMFAHModel,
     CMFAHPreTrainedModel,
     CMFAHTextModel,
+    load_from_wholes,
     opponents_loss,
 )
 from .outputs_cmfah import CMFAHForPreTrainingOutput, CMFAHLosses, CMFAHTowerOutput
@@ -202,11 +201,7 @@ class SCAHNForPreTraining(SCAHNPreTrainedModel, CMFAHForPreTraining):
         return found
 
 
-# As for CMFAH's towers.
-for _tower, _name in ((SCAHNImageModel, "image_model"), (SCAHNTextModel, "text_model")):
-    register_checkpoint_conversion_mapping(
-        _tower.__name__, [PrefixChange(prefix_to_remove="cmfah"), PrefixChange(prefix_to_remove=_name)], overwrite=True
-    )
+load_from_wholes(SCAHNImageModel, SCAHNTextModel)
 
 
 __all__ = [

@@ -12,10 +12,8 @@ from cmfah_hf.errors import ImageError
 from cmfah_hf.space import html
 from cmfah_hf.space.loading import EngineLoader
 from cmfah_hf.space.page import DEFAULT_K, Page
+from cmfah_hf.space.settings import LONGEST_QUERY, MOST_RESULTS
 from cmfah_hf.space.uploads import FORMATS, MAX_BYTES, MAX_PIXELS, read_upload
-
-# The limits of `Engine.search`, which loads torch: here they only bound what the page offers.
-_MOST_RESULTS, _LONGEST_QUERY = 24, 300
 
 # Answers and regions are drawn anew with each event, so the listeners stand on what holds them.
 _ANSWER_JS = """
@@ -94,14 +92,14 @@ def _search_tab(page: Page) -> tuple[gr.HTML, gr.State, gr.Textbox, gr.Dataset]:
             words = gr.Textbox(
                 label="Words",
                 placeholder="what the pictures are to show",
-                max_length=_LONGEST_QUERY,
+                max_length=LONGEST_QUERY,
                 elem_id="words",
             )
             examples = gr.Dataset(
                 components=[gr.Textbox(visible=False)], samples=[], label="For example", visible=False
             )
             with gr.Row():
-                count = gr.Slider(1, _MOST_RESULTS, value=DEFAULT_K, step=1, label="Answers", min_width=140)
+                count = gr.Slider(1, MOST_RESULTS, value=DEFAULT_K, step=1, label="Answers", min_width=140)
                 button = gr.Button("Search", variant="primary", elem_id="search-words", min_width=120)
         with gr.Column(scale=2, min_width=260):
             picture = gr.Image(
@@ -143,7 +141,7 @@ def _search_tab(page: Page) -> tuple[gr.HTML, gr.State, gr.Textbox, gr.Dataset]:
 def _why_tab(page: Page) -> tuple[gr.Dropdown, gr.Textbox, tuple[Callable, list[Any], list[Any]]]:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
-            words = gr.Textbox(label="Words", max_length=_LONGEST_QUERY, elem_id="why-words")
+            words = gr.Textbox(label="Words", max_length=LONGEST_QUERY, elem_id="why-words")
             picture = gr.Dropdown(label="Picture", choices=[], allow_custom_value=True, elem_id="why-picture")
             button = gr.Button("Look", variant="primary", elem_id="look")
             word = gr.Radio(label="Word whose attention is shown", choices=[], elem_id="why-word")
@@ -167,7 +165,7 @@ def _why_tab(page: Page) -> tuple[gr.Dropdown, gr.Textbox, tuple[Callable, list[
 def _codes_tab(page: Page, tab: gr.Tab) -> None:
     with gr.Row(equal_height=False):
         words = gr.Textbox(
-            label="Words to place on the map", max_length=_LONGEST_QUERY, scale=4, min_width=240, elem_id="map-words"
+            label="Words to place on the map", max_length=LONGEST_QUERY, scale=4, min_width=240, elem_id="map-words"
         )
         button = gr.Button("Place", variant="primary", scale=1, min_width=120, elem_id="place")
     drawing = gr.HTML(html.note(_WAIT), elem_id="map")

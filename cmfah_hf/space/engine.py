@@ -21,10 +21,8 @@ from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.codes import sign, unpack
 from cmfah_hf.retrieval.index import METRICS
 from cmfah_hf.space.pictures import Pictures, read_pairs
-from cmfah_hf.space.settings import SpaceSettings
+from cmfah_hf.space.settings import LONGEST_QUERY, MOST_RESULTS, SpaceSettings
 
-MOST_RESULTS = 24
-LONGEST_QUERY = 300
 # Pictures that are decoded at full size at the same time.
 _BATCH = 32
 

@@ -10,6 +10,8 @@ from cmfah_hf.errors import CMFAHError
 SETTINGS_NAME = "space.json"
 SCENES = "scenes"
 _MOST_PICTURES = 20_000
+# Of one search: answers, and characters of its words.
+MOST_RESULTS, LONGEST_QUERY = 24, 300
 
 
 @dataclass(frozen=True)

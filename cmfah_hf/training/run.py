@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, set_seed
 
 from cmfah_hf.data.relevance import TagRelevance
+from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.models import METHODS, CMFAHForPreTraining
 from cmfah_hf.training.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.checkpoints import (
@@ -28,7 +29,6 @@ from cmfah_hf.training.preparation import build_model, make_words, read_pairs, r
 from cmfah_hf.training.settings_file import write_settings
 from cmfah_hf.training.trainer import CMFAHTrainer, without_augmentation
 
-METRICS_NAME = "metrics.json"
 REFIT_NAME = "refit"
 
 

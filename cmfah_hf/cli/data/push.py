@@ -30,5 +30,5 @@ def push(
         print_json(dataclasses.asdict(done))
         return
     splits = ", ".join(f"{name} {rows:,}" for name, rows in done.splits.items())
-    what = f"{done.files} files, {done.size:,} bytes" if done.changed else "nothing has changed"
+    what = f"{len(done.files)} files, {done.size:,} bytes" if done.changed else "nothing has changed"
     typer.echo(f"{done.url} at {done.commit[:7]}: {splits} pairs; {what}.")
