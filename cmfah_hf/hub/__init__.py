@@ -13,5 +13,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "push_space": "pushing_spaces",
         "PushedSpace": "pushing_spaces",
         "publish": "publishing",
+        "Published": "publishing",
     },
 )
