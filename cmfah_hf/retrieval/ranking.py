@@ -46,7 +46,8 @@ def nearest(
         allowed: `(N,)` bool. None: all.
         count: How many are allowed, where that is known.
     """
-    wanted, depth, deepest = k, max(2 * k, k + 64), len(codes) * (_DEEPEST if len(codes) > _FEW_CODES else 4)
+    wanted, depth = k, max(2 * k, k + 64)
+    deepest = len(codes) * _DEEPEST if len(codes) > _FEW_CODES else max(depth, len(codes) * 4)
     if allowed is not None:
         share = (np.count_nonzero(allowed) if count is None else count) / len(codes)
         few = len(codes) * share <= max(_FEW_CODES, len(codes) * _SMALL_SHARE)

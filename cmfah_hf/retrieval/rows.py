@@ -17,8 +17,9 @@ from cmfah_hf.retrieval.segments import Segment
 
 # A segment is merged with the one behind it unless it has so many times its codes, so there are never many of them.
 _GROWTH = 4
-# A larger one is not made: several can be scanned side by side, and building one takes a copy.
-_LARGEST_SEGMENT = 2**22
+# A larger one is not made: several can be scanned side by side, and building one takes a copy. Nor are smaller ones:
+# with lists around centres, a query opens as many of a small segment as of a large one.
+_LARGEST_SEGMENT = 2**23
 # So many rows that are gone, or a quarter of all, are kept before the rows are written anew. The same is true of the
 # rows that have come since inverted lists were made.
 _FEW_CHANGED = 1024
