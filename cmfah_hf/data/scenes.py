@@ -4,9 +4,11 @@ They need no download, come with labels and bounding boxes, and scene `i` of a s
 whatever else is drawn, in any process.
 """
 
+import copy
 import io
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -15,6 +17,9 @@ from cmfah_hf.data.imagefolder import write_imagefolder
 from cmfah_hf.data.scene_backgrounds import BACKGROUNDS, draw_background
 from cmfah_hf.data.scene_drawings import KINDS, draw_shard, draw_thing
 from cmfah_hf.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
 
 __all__ = ["SCENE_CLASSES", "Scene", "draw_scene", "load_scenes", "make_scenes", "write_imagefolder"]
 
@@ -112,8 +117,6 @@ def make_scenes(num: int, seed: int = 0, image_size: int = 128, start: int = 0, 
     Raises:
         DataError: If a number is out of range.
     """
-    import datasets
-
     for name, value, least in (
         ("num", num, 1),
         ("seed", seed, 0),
@@ -123,6 +126,15 @@ def make_scenes(num: int, seed: int = 0, image_size: int = 128, start: int = 0, 
     ):
         if value < least:
             raise DataError(f"{name}={value}: scenes need {least} or more.")
+    # A format that is set on it must not be set on what is kept.
+    return copy.copy(_drawn(num, seed, image_size, start, clutter))
+
+
+# A run draws what it trains on, and again what it is measured on; drawing takes as long as some epochs.
+@lru_cache(maxsize=4)
+def _drawn(num: int, seed: int, image_size: int, start: int, clutter: int) -> "datasets.Dataset":
+    import datasets
+
     text = datasets.Value("string")
     features = datasets.Features(
         {

@@ -59,6 +59,17 @@ def test_a_scene_does_not_depend_on_how_many_there_are(rows_of):
     assert rows_of(make_scenes(6, image_size=32).select(range(4, 6))) == rows_of(make_scenes(2, image_size=32, start=4))
 
 
+def test_what_is_done_to_one_drawing_is_not_done_to_the_next():
+    first, second = make_scenes(3, image_size=48), make_scenes(3, image_size=48)
+    first.set_format("numpy", columns=["text"])
+    assert set(first[0]) == {"text"}
+    assert set(second[0]) > {"image", "labels"}
+    assert set(make_scenes(3, image_size=48)[0]) == set(second[0])
+    assert first._fingerprint != second._fingerprint
+    with pytest.raises(DataError, match="num=0"):
+        make_scenes(0, image_size=48)
+
+
 def test_train_and_query_never_meet(rows_of):
     small, large = load_scenes(3, 4, image_size=32), load_scenes(8, 4, image_size=32)
     assert rows_of(small["query"]) == rows_of(large["query"])
