@@ -72,6 +72,7 @@ def test_no_answer_is_ever_wrong(seed, bits, items, kind, asked, metric, removed
     with pytest.MonkeyPatch.context() as patch:
         if probes:
             patch.setattr(segments, "GROUPED_CODES", 1)
+            patch.setattr(segments, "ALONE_CODES", 1)
             patch.setattr(segments, "SCANNED_FIRST", 0)
             patch.setattr(grouped_lists, "_LISTS", 40)
             patch.setattr(grouped_lists, "_LARGEST_SHARE", np.inf)
@@ -164,6 +165,7 @@ def test_lists_read_few_codes_where_codes_lie_together(metric, monkeypatch):
     rng = np.random.default_rng(0)
     codes = drawn(rng, 20_000, 64, "clustered")
     monkeypatch.setattr(segments, "GROUPED_CODES", 1)
+    monkeypatch.setattr(segments, "ALONE_CODES", 1)
     monkeypatch.setattr(grouped_lists, "_OPENING", 1)
     index = HashIndex(64)
     index.add(codes)
@@ -189,6 +191,7 @@ def test_lists_read_few_codes_where_codes_lie_together(metric, monkeypatch):
 
 def test_lists_are_made_after_many_codes_were_scanned_and_only_where_codes_lie_together(monkeypatch):
     monkeypatch.setattr(segments, "GROUPED_CODES", 5000)
+    monkeypatch.setattr(segments, "ALONE_CODES", 5000)
     monkeypatch.setattr(segments, "SCANNED_FIRST", 50_000)
     monkeypatch.setattr(grouped_lists, "_OPENING", 1)
     rng = np.random.default_rng(1)
@@ -203,6 +206,33 @@ def test_lists_are_made_after_many_codes_were_scanned_and_only_where_codes_lie_t
         kinds[kind, items] = used
     assert kinds["clustered", 5000] == ["FastScan", "FastScan", "GroupedLists"]
     assert kinds["uniform", 5000] == kinds["clustered", 4999] == ["FastScan"] * 3
+
+
+@pytest.mark.parametrize("metric", ["hamming", "aqd"])
+def test_of_fewer_codes_lists_answer_many_queries_alone(metric, monkeypatch):
+    monkeypatch.setattr(segments, "GROUPED_CODES", 1)
+    monkeypatch.setattr(grouped_lists, "_OPENING", 1)
+    rng = np.random.default_rng(2)
+    codes = drawn(rng, 20_000, 64, "clustered")
+    queries = drawn_queries(rng, segments.TOGETHER, 64, "model")
+    names, scores = expected(codes, queries, range(len(codes)), 5, metric)
+    index = HashIndex(64)
+    index.add(codes)
+    index.search(queries[:1])  # FastScan is there before the lists are
+    index.optimize()
+    asked = []
+    for scans in (GroupedLists, scan.FastScan):
+
+        def noted(self, queries, depth, wanted, kind=scans, candidates=scans.candidates):
+            asked.append((kind.__name__, len(queries)))
+            return candidates(self, queries, depth, wanted)
+
+        monkeypatch.setattr(scans, "candidates", noted)
+    for count in (segments.TOGETHER, segments.TOGETHER - 1):
+        found = index.search(queries[:count], k=5, metric=metric)
+        np.testing.assert_array_equal(found.ids, names[:count])
+        np.testing.assert_array_equal(found.scores, scores[:count])
+    assert asked == [("GroupedLists", segments.TOGETHER), ("FastScan", segments.TOGETHER - 1)]
 
 
 def test_all_ways_of_scoring_agree():
