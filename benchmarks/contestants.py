@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import faiss
+import numba
 import numpy as np
 import torch
 from contests import Answers, indexed
@@ -57,13 +58,7 @@ def rescored_search() -> Callable[[Any, int, np.ndarray], Answers]:
 
 
 def counting_kernels(codes: np.ndarray, within: int) -> dict[str, Callable[[np.ndarray], int]]:
-    """By name: how many codes lie within a distance of a packed query. Each code is read and its bits counted, no more.
-
-    Raises:
-        ImportError: If numba is missing.
-    """
-    import numba
-
+    """By name: how many codes lie within a distance of a packed query. Each code is read, its bits counted, no more."""
     words = codes.shape[1] // 8
     words_of_codes, buffer = codes.view(np.uint64), np.empty((len(codes), words), np.uint64)
 

@@ -55,7 +55,7 @@ SHARDS = 2
 NAMES = {"hamming": "Hamming", "aqd": "AQD"}
 # BLAS and OpenMP read these when they are loaded, and not again.
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-OPTIONAL = {"numba": "numba", "sentence_transformers": "sentence-transformers", "ray": "ray"}
+OPTIONAL = {"sentence_transformers": "sentence-transformers", "ray": "ray"}
 Rows = Iterator[Comparison | Figure]
 
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "cmfah_hf"
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "torchvision", "transformers", "datasets", "faiss", "gensim", "matplotlib", "networkx", "scipy"}
-HEAVY |= {"ray", "h5py", "gradio"}
+HEAVY |= {"ray", "h5py", "gradio", "numba"}
 # Whoever has `datasets` has these, in the versions that it needs.
 WITH_DATASETS = {"fsspec"}
 # And of whoever has `gradio`: its client, and the framework that it serves with.

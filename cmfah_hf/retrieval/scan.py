@@ -145,10 +145,6 @@ class Rounded:
         # A thousandth more for the float32 arithmetic on the way.
         return cls(queries, values, 1.001 * rounding + 1e-4 * totals, totals, flat)
 
-    def __getitem__(self, chosen: np.ndarray) -> "Rounded":
-        parts = (part if part is None else part[chosen] for part in (self.rounding, self.totals, self.flat))
-        return Rounded(self.queries[chosen], self.values[chosen], *parts)
-
     def candidates(self, scores: np.ndarray, rows: np.ndarray, codes: np.ndarray) -> Candidates:
         """What FAISS has found, `(Q, D)` rounded scores and rows of `codes`, with exact costs."""
         if self.queries.hamming:

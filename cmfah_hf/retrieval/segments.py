@@ -4,7 +4,6 @@ import threading
 
 import numpy as np
 
-from cmfah_hf.retrieval.grouped_lists import GroupedLists
 from cmfah_hf.retrieval.scan import Candidates, FastScan, PostingLists, Queries, Scan, exact_costs
 
 # Posting lists up to here: with so few bits ties fill whatever depth is asked of FastScan.
@@ -14,8 +13,6 @@ PLAIN_CODES = 1024
 # From so many codes on, lists around centres are quicker, if codes lie together. Making them takes as long as FastScan
 # takes for some thousand queries, so they are made after so many codes have been scanned, or when `group` is called.
 GROUPED_CODES, SCANNED_FIRST = 2**17, 2**32
-# Of fewer codes than this, only from so many queries on: for one of them, opening lists takes as long as scanning all.
-ALONE_CODES, TOGETHER = 2**18, 16
 
 
 class Segment:
@@ -31,7 +28,6 @@ class Segment:
         self.start, self.end = start, end
         self._codes = codes[start:end]
         self._scan: Scan | None = None
-        self._scan_together: Scan | None = None  # of several queries, where that is another one
         self._groups = codes.shape[1] * 8 > POSTING_BITS and end - start >= GROUPED_CODES
         self._scanned = 0
         self._building = threading.Lock()
@@ -55,10 +51,11 @@ class Segment:
         if self._groups and self._building.acquire(blocking=wait):
             try:
                 if self._groups:
+                    from cmfah_hf.retrieval.grouped_lists import GroupedLists  # what compiles it takes time to load
+
                     grouped = GroupedLists(self._codes)
                     if grouped.worthwhile:
-                        self._scan_together = grouped
-                        self._scan = grouped if len(self) >= ALONE_CODES else self._scan
+                        self._scan = grouped
                     self._groups = False
             finally:
                 self._building.release()
@@ -73,5 +70,4 @@ class Segment:
             self._scanned += len(queries) * len(self)
             if self._scanned > SCANNED_FIRST:
                 self.group(wait=False)
-        together = self._scan_together if len(queries) >= TOGETHER else None
-        return (together or self._scan).candidates(queries, depth, wanted)
+        return self._scan.candidates(queries, depth, wanted)

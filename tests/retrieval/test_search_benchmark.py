@@ -181,7 +181,6 @@ def test_products_give_the_exact_top(modules, settings, kind):
 
 @pytest.mark.parametrize("bits", [64, 128])
 def test_kernels_count_what_lies_within_a_distance(modules, settings, bits):
-    pytest.importorskip("numba")
     codes, values = drawn(modules, settings("--bits", bits))
     for query in values[:2]:
         distances = (bits - np.sign(query.astype(np.float64)) @ unpack(codes).T) / 2
@@ -230,7 +229,6 @@ def test_exact_rows_answer_alike(modules, settings, seen, section, kind):
 
 
 def test_limit_and_rescoring_rows(modules, settings, seen):
-    pytest.importorskip("numba")
     pytest.importorskip("sentence_transformers")
     own = settings("--large", 30_000)
     for row, items in zip(modules.search.limit(own), (ITEMS, 30_000), strict=True):
@@ -330,18 +328,17 @@ def test_a_section_without_its_library_is_skipped_by_name(modules, monkeypatch, 
     threads = torch.get_num_threads()
     for name in modules.search.THREAD_SETTINGS:
         monkeypatch.setenv(name, str(threads))
-    missing = ("numba", "sentence_transformers", "ray")
+    missing = ("sentence_transformers", "ray")
     for name in [name for name in sys.modules if name.partition(".")[0] in missing]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Missing(missing), *sys.meta_path])
-    sections = ["limit", "rescoring", "shards", "aqd"]
+    sections = ["rescoring", "shards", "aqd"]
     sizes = ["--items=500", "--singles=2", "--batch=2", "--repeats=1", f"--threads={threads}"]
     monkeypatch.setattr(sys, "argv", ["search.py", "--only", *sections, *sizes, "--json"])
     modules.search.main()
     printed = capsys.readouterr()
     found = json.loads(printed.out)
     assert found["skipped"] == {
-        "limit": "numba is not installed",
         "rescoring": "sentence-transformers is not installed",
         "shards": "ray is not installed",
     }
