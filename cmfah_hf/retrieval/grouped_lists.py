@@ -27,6 +27,8 @@ _OPENING = 25
 _LARGEST_SHARE = 1 / 4
 # A query finds so many times as many as are asked for, and so many at least, before its ties are too many.
 _TIES, _PLACES = 16, 4096
+# To start a thread takes as long as this many queries.
+_QUERIES_A_THREAD = 4
 
 
 class GroupedLists:
@@ -68,7 +70,7 @@ class GroupedLists:
         lists = self._centres_WL, self._starts_L, self._tails_RL, self._codes_WN, self._rows_N, wanted
         costs_QD, rows_QD = np.empty((count, places), np.float32), np.empty((count, places), np.int64)
         bounds_Q, found_Q, read_Q = np.empty(count, np.float32), np.empty(count, np.int64), np.empty(count, np.int64)
-        threads = min(faiss.omp_get_max_threads(), count)
+        threads = min(faiss.omp_get_max_threads(), -(-count // _QUERIES_A_THREAD))
         if threads == 1:
             read_lists(values_QK, unit, *lists, costs_QD, rows_QD, bounds_Q, found_Q, read_Q)
         else:
