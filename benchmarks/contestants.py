@@ -94,9 +94,7 @@ def counting_kernels(codes: np.ndarray, within: int) -> dict[str, Callable[[np.n
     return {"kernel, numba": by_numba, "hamming_count_thres": by_faiss, "kernel, NumPy": by_numpy}
 
 
-def gain_of_processes(
-    count: int, codes: np.ndarray, queries: np.ndarray, k: int, repeats: int, optimized: bool
-) -> float:
+def gain_of_processes(count: int, codes: np.ndarray, queries: np.ndarray, k: int, repeats: int) -> float:
     """How many times the work of one process so many do at once that share nothing, each with its part of the codes.
 
     Cores share memory, caches and clock, so it may be less than `count`, and no shards can gain more.
@@ -106,7 +104,7 @@ def gain_of_processes(
         processes = []
         for start in range(count):
             part = np.ascontiguousarray(codes[start::count])
-            own = (part, queries, k, optimized)
+            own = (part, queries, k)
             process = ProcessPoolExecutor(1, mp_context=spawn, initializer=_hold, initargs=own)
             processes.append(stack.enter_context(process))
         for process in processes:
@@ -119,11 +117,10 @@ def gain_of_processes(
     return count * statistics.median(alone) / statistics.median(together)
 
 
-def _hold(codes: np.ndarray, queries: np.ndarray, k: int, optimized: bool) -> None:
+def _hold(codes: np.ndarray, queries: np.ndarray, k: int) -> None:
     faiss.omp_set_num_threads(1)
     index = indexed(codes)
-    if optimized:
-        index.optimize()
+    index.optimize()
     _held.append(lambda: index.search(queries, k))
 
 

@@ -12,6 +12,7 @@ and against scores computed anew from the codes. Nothing is downloaded.
 import argparse
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -45,7 +46,7 @@ from contests import (
 from rich.console import Console
 from rich.table import Table
 
-from cmfah_hf.retrieval import HashIndex
+from cmfah_hf.retrieval import HashIndex, segments
 from cmfah_hf.retrieval.codes import pack, unpack
 
 KS = (10, 100)
@@ -207,6 +208,8 @@ def floats(own: argparse.Namespace) -> Rows:
 
 
 def shards(own: argparse.Namespace) -> Rows:
+    if own.plain:
+        raise Skipped("each shard makes its lists by itself after some turns")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray makes its workers give way to all others, which this process does not do.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -221,14 +224,13 @@ def shards(own: argparse.Namespace) -> Rows:
         for items in sizes(own):
             codes, values, packed = draw(own, items, own.batch)
             index, k = ready(own, codes), KS[0]
-            most = gain_of_processes(SHARDS, codes, packed, k, own.repeats, not own.plain)
+            most = gain_of_processes(SHARDS, codes, packed, k, own.repeats)
             with (
                 tempfile.TemporaryDirectory() as folder,
                 ShardedHashIndex(own.bits, shards=SHARDS, folder=folder) as sharded,
             ):
                 sharded.add(codes)
-                if not own.plain:
-                    sharded.optimize()
+                sharded.optimize()
                 for metric, queries in {"hamming": packed, "aqd": values}.items():
                     for at_once in (1, own.batch):
                         contestants = {
@@ -381,6 +383,8 @@ def main() -> None:
         os.execve(sys.executable, sys.orig_argv, os.environ | threads)
     faiss.omp_set_num_threads(own.threads)
     torch.set_num_threads(own.threads)
+    if own.plain:
+        segments.SCANNED_FIRST = math.inf  # an index that is searched so often would make its lists by itself
     console = Console(width=160, stderr=own.json)
     found = {"environment": environment(own), "sections": {}, "skipped": {}}
     console.print(", ".join(f"{name} {value}" for name, value in found["environment"].items()))

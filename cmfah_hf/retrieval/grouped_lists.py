@@ -51,7 +51,7 @@ class GroupedLists:
         tails_RL = counts_LR[:, ::-1].cumsum(axis=1)[:, ::-1].T
         self._tails_RL = np.ascontiguousarray(tails_RL, np.int32)
         self._starts_L = np.concatenate([[0], tails_RL[0, :-1].cumsum()]).astype(np.int64)
-        order_N = np.lexsort((-distances_N, lists_N))
+        order_N = np.argsort(lists_N * radii - distances_N, kind="stable")
         self._rows_N = order_N.astype(np.int32)
         self._codes_WN = _words(codes[order_N])
         self._centres_WL = _words(pack(centres_LK[used]))
