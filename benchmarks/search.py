@@ -222,9 +222,11 @@ def shards(own: argparse.Namespace) -> Rows:
     ray.init("local", num_cpus=SHARDS, **quiet)
     try:
         for items in sizes(own):
-            codes, values, packed = draw(own, items, own.batch)
+            # Of one call to other processes a larger batch has more.
+            batches = own.batch, own.shard_batch
+            codes, values, packed = draw(own, items, max(batches))
             index, k = ready(own, codes), KS[0]
-            most = gain_of_processes(SHARDS, codes, packed, k, own.repeats)
+            most = gain_of_processes(SHARDS, codes, packed[: own.batch], k, own.repeats)
             with (
                 tempfile.TemporaryDirectory() as folder,
                 ShardedHashIndex(own.bits, shards=SHARDS, folder=folder) as sharded,
@@ -232,7 +234,7 @@ def shards(own: argparse.Namespace) -> Rows:
                 sharded.add(codes)
                 sharded.optimize()
                 for metric, queries in {"hamming": packed, "aqd": values}.items():
-                    for at_once in (1, own.batch):
+                    for at_once in (1, *batches):
                         contestants = {
                             "sharded": Contestant(searching(sharded, k, metric), queries),
                             "HashIndex": Contestant(searching(index, k, metric), queries),
@@ -355,6 +357,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clusters", type=int, default=1000, help="Centres that clustered codes scatter around.")
     parser.add_argument("--singles", type=int, default=32, help="Queries of a turn that takes one at a time.")
     parser.add_argument("--batch", type=int, default=256, help="Queries of a turn that takes all at once.")
+    parser.add_argument("--shard-batch", type=int, default=4096, help="The larger batch of the section `shards`.")
     parser.add_argument("--repeats", type=int, default=5, help="Turns that are counted.")
     parser.add_argument("--threads", type=int, default=1, help="Of every contestant; a Ray shard has one of its own.")
     parser.add_argument(

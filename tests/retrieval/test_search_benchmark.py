@@ -384,9 +384,9 @@ def test_the_script_prints_tables_and_json(tmp_path):
 def test_shards_rows_say_milliseconds(tmp_path):
     """The script itself ends where the shards' answers are not those of the one index."""
     pytest.importorskip("ray")
-    found, _ = run_script(tmp_path, "--only", "shards", "--items", str(ITEMS))
+    found, _ = run_script(tmp_path, "--only", "shards", "--items", str(ITEMS), "--shard-batch", "6")
     rows = found["sections"]["shards"]
-    asked = [(f"2 shards, {what}", at_once) for what in ("Hamming", "AQD") for at_once in (1, 4)]
+    asked = [(f"2 shards, {what}", at_once) for what in ("Hamming", "AQD") for at_once in (1, 4, 6)]
     assert [(row["what"], row["at_once"]) for row in rows] == asked
     for row in rows:
         ours, theirs = (1000 * row["at_once"] / row[side] for side in ("ours", "theirs"))
@@ -394,5 +394,5 @@ def test_shards_rows_say_milliseconds(tmp_path):
         assert call == f"a call: {ours:.2f} ms against {theirs:.2f}, {ours - theirs:+.2f}"
         assert bool(most) == (row["at_once"] > 1)
         if most:
-            gain = re.fullmatch(r"2 processes do (\d+\.\d\d) times the work of one here", most)
-            assert 0.1 < float(gain[1]) < 4
+            # How much it is nobody can say: one turn of a few microseconds, beside whatever else is at work.
+            assert re.fullmatch(r"2 processes do \d+\.\d\d times the work of one here", most)

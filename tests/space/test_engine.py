@@ -13,14 +13,19 @@ from cmfah_hf.space.html import escaped
 from cmfah_hf.space.loading import EngineLoader
 
 
-@pytest.fixture(scope="module")
-def engine(trained):
-    return Engine(SpaceSettings(str(trained.folder), str(trained.scenes), limit=40), trained.folder)
+@pytest.fixture(scope="module", params=["trained", "trained_scahn"])
+def run(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
-def pairs(trained):
-    return load_image_text(trained.scenes, split="train").select(range(40))
+def engine(run):
+    return Engine(SpaceSettings(str(run.folder), str(run.scenes), limit=40), run.folder)
+
+
+@pytest.fixture(scope="module")
+def pairs(run):
+    return load_image_text(run.scenes, split="train").select(range(40))
 
 
 def test_the_pictures_are_the_first_ones_of_the_split_and_small(engine, pairs):
@@ -106,11 +111,11 @@ def test_attention_is_laid_over_every_region(engine, pairs):
     assert listed == [words[index] for index in np.argsort(-weights[2], kind="stable")]
 
 
-def test_memory_and_figures_are_those_of_the_model(engine, trained):
+def test_memory_and_figures_are_those_of_the_model(engine, run):
     shown = charts.memory(engine)
     bits, width = engine.bits, engine.retriever.model.config.hidden_size
     assert [int(size) for size in re.findall(r"([\d,]+) bytes a picture", shown)] == [bits // 8, 4 * bits, 4 * width]
-    figures = trained.metrics["query"]
+    figures = run.metrics["query"]
     assert engine.metrics["query"] == pytest.approx(figures)
     table = re.findall(r"<td>([\d.]+)</td>", charts.quality(engine.metrics))
     names = ["hamming/i2t", "hamming/t2i", "aqd/i2t", "aqd/t2i"]
@@ -138,11 +143,11 @@ def test_queries_without_an_answer_are_refused(engine, arguments, reason):
         engine.search(**arguments)
 
 
-def test_foreign_pictures_and_splits_are_refused(engine, trained):
+def test_foreign_pictures_and_splits_are_refused(engine, run):
     with pytest.raises(QueryError, match=r"no picture '\.\./etc/passwd'"):
         engine.code_of_picture("../etc/passwd")
     with pytest.raises(DataError, match="there is no split 'gone'"):
-        Engine(SpaceSettings(str(trained.folder), str(trained.scenes), "gone"), trained.folder)
+        Engine(SpaceSettings(str(run.folder), str(run.scenes), "gone"), run.folder)
 
 
 def test_nothing_from_outside_becomes_markup():

@@ -37,7 +37,7 @@ from cmfah_hf.retrieval.cluster.manifest import (
     write_manifest,
 )
 from cmfah_hf.retrieval.cluster.merge import merge
-from cmfah_hf.retrieval.cluster.shards import rows_of_shards
+from cmfah_hf.retrieval.cluster.shards import as_question, rows_of_shards
 from cmfah_hf.retrieval.codes import as_array, check_bits
 from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
 
@@ -299,7 +299,7 @@ class ShardedHashIndex:
                 if not filled:  # raises what an empty index raises
                     return HashIndex(self._bits).search(queries, k=k, metric=metric)
                 calls = {
-                    shard: ("search", state.revisions[shard], sent, k, metric, options, state.schema)
+                    shard: ("search", as_question(state.revisions[shard], k, metric, options, state.schema), sent)
                     for shard in filled
                 }
                 replies = self._actors.call(calls)

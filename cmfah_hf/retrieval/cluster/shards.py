@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +30,11 @@ class Reply(NamedTuple):
     revision: Revision
     answer: Any = None
     error: CMFAHError | None = None
+
+
+def as_question(at: Revision, k: int, metric: str, options: dict[str, Any], schema: "pyarrow.Schema | None") -> bytes:
+    """What `Shard.search` is asked beside the queries: at which revision, how many, by what, under which conditions."""
+    return pickle.dumps((at, k, metric, options, schema), protocol=5)
 
 
 def _replying(method: Callable[..., Reply]) -> Callable[..., Reply]:
@@ -125,17 +131,31 @@ class Shard:
             self._revision = after
         return Reply(self._revision, len(self._index))
 
+    def search(self, question: bytes, queries: np.ndarray) -> bytes:
+        """This shard's own `k` nearest, with metadata of the whole index's schema.
+
+        One piece of bytes there and one back: Ray puts each argument and each part of an answer into a form of its own,
+        and for few queries that takes longer than the search.
+
+        Args:
+            question: What `as_question` makes.
+            queries: `(Q, K)` or packed, as `HashIndex.search` takes them.
+
+        Returns:
+            A pickled `Reply`.
+        """
+        return pickle.dumps(self._search(queries, *pickle.loads(question)), protocol=5)
+
     @_replying
-    def search(
+    def _search(
         self,
-        at: Revision,
         queries: np.ndarray,
+        at: Revision,
         k: int,
         metric: str,
         options: dict[str, Any],
         schema: "pyarrow.Schema | None",
     ) -> Reply:
-        """This shard's own `k` nearest, with metadata of the whole index's schema."""
         import faiss
 
         if not self._is_at(at):

@@ -1,6 +1,7 @@
 """What a sharded index saves, and what a shard makes of it: no process of Ray's is needed for that."""
 
 import json
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from cmfah_hf.retrieval.cluster.manifest import (
     write_manifest,
 )
 from cmfah_hf.retrieval.cluster.merge import merge
-from cmfah_hf.retrieval.cluster.shards import Shard
+from cmfah_hf.retrieval.cluster.shards import Shard, as_question
 from cmfah_hf.retrieval.index import HashIndex, SearchResults
 
 SCHEMA = pa.schema([("place", pa.string()), ("year", pa.int64())])
@@ -105,11 +106,12 @@ def test_a_shard_that_is_behind_answers_nothing(saved):
     for method, *arguments in (
         ("count",),
         ("held", np.arange(3)),
-        ("search", np.ones((1, 8)), 2, "hamming", {}, None),
         ("save",),
         ("change", Revision(7, "0e87"), "remove", {"ids": [0]}),
     ):
         assert getattr(shard(folder), method)(later, *arguments) == (revision, None, None)
+    question = as_question(later, 2, "hamming", {}, None)
+    assert pickle.loads(shard(folder).search(question, np.ones((1, 8)))) == (revision, None, None)
 
 
 def test_a_change_is_carried_out_once_however_often_it_is_asked_for(saved):
