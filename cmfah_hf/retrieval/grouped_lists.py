@@ -14,17 +14,19 @@ from cmfah_hf.retrieval.codes import AQD_STEP, pack, signs_of
 from cmfah_hf.retrieval.list_reading import read_lists
 from cmfah_hf.retrieval.scan import Candidates, Queries
 
-_LISTS = 1024
-# What the centres are learned from: so many codes a list of 64 bits, so many times over.
-_POINTS, _ROUNDS = 32, 4
+# How many centres are learned: more, if there are so many codes for each, where a query has more than little to read.
+_LISTS, _CODES_A_LIST, _LITTLE = (1024, 4096), 128, 1 / 16
+# What the centres are learned from: so many codes of 64 bits, so many times over.
+_SAMPLE, _ROUNDS = 2**15, 4
 # So many times fewer centres are learned once more, from the codes that the first ones left far.
 _FAR = 4
-# What a query has to read is judged by so many of the codes, and by answers that differ in three of sixteen bits.
-_JUDGES, _ANSWERS_WITHIN = 512, 3 / 16
+# What a query has to read is judged by so many of the codes, as queries with answers that differ in three of sixteen
+# bits, and by the lists that so many others make.
+_JUDGES, _ANSWERS_WITHIN, _JUDGED = 512, 3 / 16, 2**15
 # Looking at a list takes as long as reading so many codes.
 _OPENING = 25
-# Reading a code of a list takes some four times as long as FastScan takes for one of all.
-_LARGEST_SHARE = 1 / 4
+# Reading a code of a list, with what stands around it, takes up to ten times as long as FastScan takes for one of all.
+_LARGEST_SHARE = 1 / 10
 # A query finds so many times as many as are asked for, and so many at least, before its ties are too many.
 _TIES, _PLACES = 16, 4096
 # To start a thread takes as long as this many queries.
@@ -36,31 +38,32 @@ class GroupedLists:
 
     Args:
         codes: `(N, K / 8)` uint8.
-        seed: Of the centres. They decide how much has to be read, and never what is found.
-
-    Attributes:
-        share: Which share of the codes a query has to read, as far as the codes themselves tell.
+        centres_LK: `(L, K)` float32 of +-1. They decide how much has to be read, and never what is found.
     """
 
-    def __init__(self, codes: np.ndarray, seed: int = 0):
-        centres_LK = _centres(codes, seed)
+    def __init__(self, codes: np.ndarray, centres_LK: np.ndarray):
         lists_N, distances_N = _assigned(codes, centres_LK)
         used, lists_N = np.unique(lists_N, return_inverse=True)
-        radii = int(distances_N.max()) + 2  # from 0 to one at which no code lies any more
-        counts_LR = np.bincount(lists_N * radii + distances_N, minlength=len(used) * radii).reshape(-1, radii)
-        tails_RL = counts_LR[:, ::-1].cumsum(axis=1)[:, ::-1].T
-        self._tails_RL = np.ascontiguousarray(tails_RL, np.int32)
-        self._starts_L = np.concatenate([[0], tails_RL[0, :-1].cumsum()]).astype(np.int64)
-        order_N = np.argsort(lists_N * radii - distances_N, kind="stable")
+        self._tails_RL = _tails(lists_N, distances_N, len(used))
+        self._starts_L = np.concatenate([[0], self._tails_RL[0, :-1].cumsum()]).astype(np.int64)
+        order_N = np.argsort(lists_N * len(self._tails_RL) - distances_N, kind="stable")
         self._rows_N = order_N.astype(np.int32)
         self._codes_WN = _words(codes[order_N])
         self._centres_WL = _words(pack(centres_LK[used]))
-        self.share = self._share_read(codes, centres_LK[used])
 
-    @property
-    def worthwhile(self) -> bool:
-        """Whether the codes lie together, so that few of them have to be read."""
-        return self.share <= _LARGEST_SHARE
+    @classmethod
+    def of(cls, codes: np.ndarray, seed: int = 0) -> "GroupedLists | None":
+        """Lists around as many centres as it takes; None where codes do not lie together, and most would be read."""
+        best = None
+        for lists in _LISTS:
+            if best and (best[0] <= _LITTLE or len(codes) < lists * _CODES_A_LIST):
+                break
+            centres_LK = _centres(codes, lists, seed)
+            share = _share_read(codes, centres_LK, seed)
+            if not best or share < best[0]:
+                best = share, centres_LK
+        share, centres_LK = best
+        return cls(codes, centres_LK) if share <= _LARGEST_SHARE else None
 
     def candidates(self, queries: Queries, depth: int, wanted: int) -> Candidates:
         """As every scan's: all that cost no more than the `wanted`-th, and few others."""
@@ -82,20 +85,35 @@ class GroupedLists:
             ends = np.linspace(0, count, threads + 1).astype(int).tolist()
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(read, ends[:-1], ends[1:]))
-        width = int(found_Q.max()) if found_Q.min() >= 0 else max(int(found_Q.max()), min(depth, places))
+        counts = found_Q.tolist()  # of one query quicker than arrays
+        fewest, width = min(counts), max(counts)
+        if fewest < 0:
+            width = max(width, min(depth, places))
         costs_QD, rows_QD = costs_QD[:, :width], rows_QD[:, :width]
-        if (found_Q < width).any():
+        if fewest < width:
             missing_QD = np.arange(width) >= found_Q[:, None]
             costs_QD[missing_QD], rows_QD[missing_QD] = np.inf, 0
         return Candidates(costs_QD, rows_QD, bounds_Q)
 
-    def _share_read(self, codes: np.ndarray, centres_LK: np.ndarray) -> float:
-        bits = centres_LK.shape[1]
-        judges_JK = signs_of(codes[:: max(1, len(codes) // _JUDGES)])
-        apart_JL = (bits - judges_JK @ centres_LK.T) / 2
-        flips_JL = np.clip(np.ceil(apart_JL - bits * _ANSWERS_WITHIN), 0, len(self._tails_RL) - 1).astype(np.int64)
-        sizes_JL = self._tails_RL[flips_JL, np.arange(len(centres_LK))]
-        return float((sizes_JL.sum() + _OPENING * np.count_nonzero(sizes_JL)) / (len(judges_JK) * len(codes)))
+
+def _share_read(codes: np.ndarray, centres_LK: np.ndarray, seed: int) -> float:
+    """Which share of the codes a query has to read of lists around these centres, as far as the codes tell."""
+    bits, rng = centres_LK.shape[1], np.random.default_rng(seed)
+    judged = codes[np.sort(rng.choice(len(codes), min(len(codes), _JUDGED), replace=False))]
+    tails_RL = _tails(*_assigned(judged, centres_LK), len(centres_LK))
+    judges_JK = signs_of(codes[:: max(1, len(codes) // _JUDGES)])
+    apart_JL = (bits - judges_JK @ centres_LK.T) / 2
+    flips_JL = np.clip(np.ceil(apart_JL - bits * _ANSWERS_WITHIN), 0, len(tails_RL) - 1).astype(np.int64)
+    sizes_JL = tails_RL[flips_JL, np.arange(len(centres_LK))]
+    opened = _OPENING * np.count_nonzero(sizes_JL) / len(codes)
+    return float((sizes_JL.sum() / len(judged) + opened) / len(judges_JK))
+
+
+def _tails(lists_N: np.ndarray, distances_N: np.ndarray, lists: int) -> np.ndarray:
+    """`(R, L)` int32: how many codes of each list lie at least so far from its centre, from 0 on to where none does."""
+    radii = int(distances_N.max()) + 2
+    counts_LR = np.bincount(lists_N * radii + distances_N, minlength=lists * radii).reshape(-1, radii)
+    return np.ascontiguousarray(counts_LR[:, ::-1].cumsum(axis=1)[:, ::-1].T, np.int32)
 
 
 def _words(codes: np.ndarray) -> np.ndarray:
@@ -105,10 +123,10 @@ def _words(codes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(padded.view("<u8").T)
 
 
-def _centres(codes: np.ndarray, seed: int) -> np.ndarray:
+def _centres(codes: np.ndarray, lists: int, seed: int) -> np.ndarray:
     """`(L, K)` float32 of +-1: the signs of k-means over some of the codes, and again over those that it left far."""
-    points = max(4, _POINTS * 64 // max(64, codes.shape[1] * 8))
-    lists = max(1, min(_LISTS, len(codes) // points))
+    points = max(4, _SAMPLE // lists * 64 // max(64, codes.shape[1] * 8))
+    lists = max(1, min(lists, len(codes) // points))
     chosen = np.random.default_rng(seed).choice(len(codes), min(len(codes), lists * points), replace=False)
     sample = codes[np.sort(chosen)]
     centres_LK = _means(sample, lists, points, seed)

@@ -53,9 +53,7 @@ class Segment:
                 if self._groups:
                     from cmfah_hf.retrieval.grouped_lists import GroupedLists  # what compiles it takes time to load
 
-                    grouped = GroupedLists(self._codes)
-                    if grouped.worthwhile:
-                        self._scan = grouped
+                    self._scan = GroupedLists.of(self._codes) or self._scan
                     self._groups = False
             finally:
                 self._building.release()

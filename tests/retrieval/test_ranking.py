@@ -77,7 +77,7 @@ def test_no_answer_is_ever_wrong(seed, bits, items, kind, asked, metric, removed
         if lists:
             patch.setattr(segments, "GROUPED_CODES", 1)
             patch.setattr(segments, "SCANNED_FIRST", 0)
-            patch.setattr(grouped_lists, "_LISTS", lists)
+            patch.setattr(grouped_lists, "_LISTS", (lists,))
             patch.setattr(grouped_lists, "_LARGEST_SHARE", np.inf)
             patch.setattr(grouped_lists, "_PLACES", places)
             patch.setattr(grouped_lists, "_TIES", 1)
@@ -143,11 +143,11 @@ def test_bounds_hold_for_all_that_is_left_out(hamming, bits):
 @pytest.mark.parametrize("bits", [24, 64, 512, 1024])
 def test_lists_around_centres_find_all_that_costs_no_more_than_asked_for(bits, hamming, threads, monkeypatch):
     monkeypatch.setattr(faiss, "omp_get_max_threads", lambda: threads)
+    monkeypatch.setattr(grouped_lists, "_LARGEST_SHARE", np.inf)
     rng = np.random.default_rng(bits)
     codes = drawn(rng, 6000, bits, "clustered")
     codes[-1] = ~codes[0]
-    lists = GroupedLists(codes)
-    assert lists.worthwhile
+    lists = GroupedLists.of(codes)
     for kind in ("model", "small", "one", "coarse", "saturated"):
         values = drawn_queries(rng, 12, bits, kind)
         near = np.unpackbits(codes[:12], axis=1, bitorder="little") * 2.0 - 1
@@ -164,11 +164,12 @@ def test_lists_around_centres_find_all_that_costs_no_more_than_asked_for(bits, h
             assert np.sort(truly[query])[9] < found.bounds[query] <= left_out
 
 
-def test_more_ties_than_there_is_room_for_leave_the_answer_open():
+def test_more_ties_than_there_is_room_for_leave_the_answer_open(monkeypatch):
+    monkeypatch.setattr(grouped_lists, "_LARGEST_SHARE", np.inf)
     rng = np.random.default_rng(4)
     codes = drawn(rng, 12_000, 64, "clustered")
     codes[:6000] = codes[0]
-    lists = GroupedLists(codes)
+    lists = GroupedLists.of(codes)
     among = np.unpackbits(codes[[0, -1]], axis=1, bitorder="little") * np.float32(2) - 1
     found = lists.candidates(Queries(among, hamming=True), 80, 10)
     assert found.bounds[0] == -np.inf
@@ -199,6 +200,37 @@ def test_lists_read_few_codes_where_codes_lie_together(metric, monkeypatch):
         np.testing.assert_array_equal(found.scores, scores)
     assert len(read) == len(queries)
     assert 3 <= np.mean(read) < len(codes) / 20
+
+
+@pytest.mark.parametrize(("codes_a_list", "items"), [(20, 6000), (25, 6000)], ids=["enough codes", "too few codes"])
+def test_more_centres_are_learned_where_few_leave_much_to_read(codes_a_list, items, monkeypatch):
+    """Of 120 groups of codes, 16 centres stand each among several; 256 need some codes for each."""
+    monkeypatch.setattr(grouped_lists, "_LISTS", (16, 256))
+    monkeypatch.setattr(grouped_lists, "_SAMPLE", 16 * 256)
+    monkeypatch.setattr(grouped_lists, "_CODES_A_LIST", codes_a_list)
+    codes = drawn(np.random.default_rng(0), items, 64, "clustered")
+    few, many = (grouped_lists._centres(codes, lists, 0) for lists in (16, 256))
+    shares = [grouped_lists._share_read(codes, centres, 0) for centres in (few, many)]
+    assert shares[0] > grouped_lists._LARGEST_SHARE > shares[1]
+    made = GroupedLists.of(codes)
+    if codes_a_list * 256 > items:
+        assert made is None
+    else:
+        assert 64 < len(made._starts_L) <= len(many)
+
+
+def test_the_share_to_be_read_is_what_is_read(monkeypatch):
+    """Of codes asked for the others within three of sixteen bits, as the share is meant."""
+    codes = drawn(np.random.default_rng(3), 20_000, 64, "clustered")
+    centres = grouped_lists._centres(codes, 256, 0)
+    monkeypatch.setattr(grouped_lists, "_OPENING", 0)
+    expected_share = grouped_lists._share_read(codes, centres, 0)
+    judges, centre_bits = (np.unpackbits(part, axis=1) for part in (codes[:: 20_000 // 512], pack(centres)))
+    to_centres = (np.unpackbits(codes, axis=1)[:, None] != centre_bits[None]).sum(axis=2, dtype=np.int16)
+    lists, radii = to_centres.argmin(axis=1), to_centres.min(axis=1)
+    from_judges = (judges[:, None] != centre_bits[None]).sum(axis=2)
+    read = [np.count_nonzero(radii >= np.maximum(from_judge[lists] - 12, 0)) for from_judge in from_judges]
+    assert expected_share == pytest.approx(np.mean(read) / len(codes), rel=1e-6)
 
 
 def test_lists_are_made_after_many_codes_were_scanned_and_only_where_codes_lie_together(monkeypatch):
