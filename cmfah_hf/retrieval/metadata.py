@@ -83,7 +83,12 @@ def rows_allowed(table: pa.Table | None, where: Any) -> np.ndarray:
         condition = pa.compute.scalar(True)
         for name, values in where.items():
             several = isinstance(values, (list, tuple, set, frozenset))
-            condition &= pa.compute.field(name).isin(list(values) if several else [values])
+            try:
+                condition &= pa.compute.field(name).isin(list(values) if several else [values])
+            except (pa.ArrowException, TypeError) as error:
+                raise QueryError(
+                    f"A condition on the column {name!r} is a value or a list of values, not {values!r}."
+                ) from error
     elif isinstance(where, pa.compute.Expression):
         condition = where
     else:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,9 +16,13 @@ from cmfah_hf.retrieval.cluster.shards import Reply, Shard, rows_of_shards
 
 try:
     import ray
+    from ray import cloudpickle
     from ray.exceptions import ActorDiedError, RayError, RayTaskError
 except ImportError as error:
     raise ImportError("A sharded index needs Ray; install it by `pip install cmfah-hf[cluster]`.") from error
+
+if TYPE_CHECKING:
+    import pyarrow
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,12 @@ _LARGE = 100_000
 def in_store(array: np.ndarray) -> "np.ndarray | ray.ObjectRef":
     """A large array as one copy in the object store, for all the calls that take it; a small one as it is."""
     return ray.put(array) if array.nbytes > _LARGE else array
+
+
+def as_question(at: Revision, k: int, metric: str, options: dict[str, Any], schema: "pyarrow.Schema | None") -> bytes:
+    """What `Shard.search` is asked beside the queries: at which revision, how many, by what, under which conditions."""
+    # Also of a condition that is none, which the shard then refuses as `HashIndex` does.
+    return cloudpickle.dumps((at, k, metric, options, schema))
 
 
 class ShardActors:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cmfah_hf.errors import HashIndexError
-from cmfah_hf.retrieval.cluster.calls import ShardActors, in_store
+from cmfah_hf.retrieval.cluster.calls import ShardActors, as_question, in_store
 from cmfah_hf.retrieval.cluster.changes import (
     arguments_after,
     arguments_at,
@@ -37,7 +37,7 @@ from cmfah_hf.retrieval.cluster.manifest import (
     write_manifest,
 )
 from cmfah_hf.retrieval.cluster.merge import merge
-from cmfah_hf.retrieval.cluster.shards import as_question, rows_of_shards
+from cmfah_hf.retrieval.cluster.shards import rows_of_shards
 from cmfah_hf.retrieval.codes import as_array, check_bits
 from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
 

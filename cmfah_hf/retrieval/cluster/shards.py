@@ -32,11 +32,6 @@ class Reply(NamedTuple):
     error: CMFAHError | None = None
 
 
-def as_question(at: Revision, k: int, metric: str, options: dict[str, Any], schema: "pyarrow.Schema | None") -> bytes:
-    """What `Shard.search` is asked beside the queries: at which revision, how many, by what, under which conditions."""
-    return pickle.dumps((at, k, metric, options, schema), protocol=5)
-
-
 def _replying(method: Callable[..., Reply]) -> Callable[..., Reply]:
     """Errors as replies: what is raised in an actor, Ray also prints, with all the frames that led there."""
 
@@ -138,7 +133,7 @@ class Shard:
         and for few queries that takes longer than the search.
 
         Args:
-            question: What `as_question` makes.
+            question: What `calls.as_question` makes.
             queries: `(Q, K)` or packed, as `HashIndex.search` takes them.
 
         Returns:

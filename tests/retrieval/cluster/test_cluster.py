@@ -219,6 +219,8 @@ def test_refusals_are_those_of_the_single_index_and_change_nothing(emptied, rng,
         lambda each: each.search(values, k=True),
         lambda each: each.search(values, metric="cosine"),
         lambda each: each.search(values, where={"month": 3}),
+        lambda each: each.search(values, where=len),
+        lambda each: each.search(values, where={"year": len}),
     ]
     for act in refused:
         said = []

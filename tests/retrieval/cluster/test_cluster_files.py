@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("ray")
 
 from cmfah_hf.errors import HashIndexError
+from cmfah_hf.retrieval.cluster.calls import as_question
 from cmfah_hf.retrieval.cluster.manifest import (
     Manifest,
     Revision,
@@ -23,7 +24,7 @@ from cmfah_hf.retrieval.cluster.manifest import (
     write_manifest,
 )
 from cmfah_hf.retrieval.cluster.merge import merge
-from cmfah_hf.retrieval.cluster.shards import Shard, as_question
+from cmfah_hf.retrieval.cluster.shards import Shard
 from cmfah_hf.retrieval.index import HashIndex, SearchResults
 
 SCHEMA = pa.schema([("place", pa.string()), ("year", pa.int64())])
