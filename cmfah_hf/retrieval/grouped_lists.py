@@ -20,13 +20,13 @@ _LISTS, _CODES_A_LIST, _LITTLE = (1024, 4096), 128, 1 / 16
 _SAMPLE, _ROUNDS = 2**15, 4
 # So many times fewer centres are learned once more, from the codes that the first ones left far.
 _FAR = 4
-# What a query has to read is judged by so many of the codes, as queries with answers that differ in three of sixteen
-# bits, and by the lists that so many others make.
-_JUDGES, _ANSWERS_WITHIN, _JUDGED = 512, 3 / 16, 2**15
+# What a query has to read is judged by so many of the codes, as queries for so many answers, and by the lists that so
+# many others make.
+_JUDGES, _ANSWERS, _JUDGED = 512, 100, 2**15
 # Looking at a list takes as long as reading so many codes.
 _OPENING = 25
-# Reading a code of a list, with what stands around it, takes up to ten times as long as FastScan takes for one of all.
-_LARGEST_SHARE = 1 / 10
+# Reading a code of a list, with what stands around it, takes some six times as long as FastScan takes for one of all.
+_LARGEST_SHARE = 1 / 6
 # A query finds so many times as many as are asked for, and so many at least, before its ties are too many.
 _TIES, _PLACES = 16, 4096
 # To start a thread takes as long as this many queries.
@@ -98,15 +98,18 @@ class GroupedLists:
 
 def _share_read(codes: np.ndarray, centres_LK: np.ndarray, seed: int) -> float:
     """Which share of the codes a query has to read of lists around these centres, as far as the codes tell."""
-    bits, rng = centres_LK.shape[1], np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     judged = codes[np.sort(rng.choice(len(codes), min(len(codes), _JUDGED), replace=False))]
     tails_RL = _tails(*_assigned(judged, centres_LK), len(centres_LK))
-    judges_JK = signs_of(codes[:: max(1, len(codes) // _JUDGES)])
-    apart_JL = (bits - judges_JK @ centres_LK.T) / 2
-    flips_JL = np.clip(np.ceil(apart_JL - bits * _ANSWERS_WITHIN), 0, len(tails_RL) - 1).astype(np.int64)
+    judges = np.ascontiguousarray(codes[:: max(1, len(codes) // _JUDGES)])
+    # How far the answers lie: as many of those judged as are their share of the answers, and the judge itself.
+    answers = min(len(judged), 1 + max(1, round(_ANSWERS * len(judged) / len(codes))))
+    within_J = _distances(judged, judges, answers)[0][:, -1]
+    apart_JL = (centres_LK.shape[1] - signs_of(judges) @ centres_LK.T) / 2
+    flips_JL = np.clip(np.rint(apart_JL) - within_J[:, None], 0, len(tails_RL) - 1).astype(np.int64)
     sizes_JL = tails_RL[flips_JL, np.arange(len(centres_LK))]
     opened = _OPENING * np.count_nonzero(sizes_JL) / len(codes)
-    return float((sizes_JL.sum() / len(judged) + opened) / len(judges_JK))
+    return float((sizes_JL.sum() / len(judged) + opened) / len(judges))
 
 
 def _tails(lists_N: np.ndarray, distances_N: np.ndarray, lists: int) -> np.ndarray:
@@ -146,7 +149,12 @@ def _means(codes: np.ndarray, lists: int, points: int, seed: int) -> np.ndarray:
 
 def _assigned(codes: np.ndarray, centres_LK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The nearest centre of each code and its distance, `(N,)` each."""
-    nearest = faiss.IndexBinaryFlat(centres_LK.shape[1])
-    nearest.add(pack(centres_LK))
-    distances, lists = nearest.search(np.ascontiguousarray(codes), 1)
+    distances, lists = _distances(pack(centres_LK), codes, 1)
     return lists[:, 0], distances[:, 0]
+
+
+def _distances(codes: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and rows, `(Q, k)` each, of the nearest codes; both sides packed."""
+    flat = faiss.IndexBinaryFlat(codes.shape[1] * 8)
+    flat.add(codes)
+    return flat.search(np.ascontiguousarray(queries), k)

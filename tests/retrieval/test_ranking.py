@@ -179,6 +179,7 @@ def test_more_ties_than_there_is_room_for_leave_the_answer_open(monkeypatch):
 
 @pytest.mark.parametrize("metric", ["hamming", "aqd"])
 def test_lists_read_few_codes_where_codes_lie_together(metric, monkeypatch):
+    monkeypatch.setattr(grouped_lists, "_ANSWERS", 10)
     rng = np.random.default_rng(0)
     codes = drawn(rng, 20_000, 64, "clustered")
     monkeypatch.setattr(segments, "GROUPED_CODES", 1)
@@ -207,6 +208,7 @@ def test_more_centres_are_learned_where_few_leave_much_to_read(codes_a_list, ite
     """Of 120 groups of codes, 16 centres stand each among several; 256 need some codes for each."""
     monkeypatch.setattr(grouped_lists, "_LISTS", (16, 256))
     monkeypatch.setattr(grouped_lists, "_SAMPLE", 16 * 256)
+    monkeypatch.setattr(grouped_lists, "_ANSWERS", 10)
     monkeypatch.setattr(grouped_lists, "_CODES_A_LIST", codes_a_list)
     codes = drawn(np.random.default_rng(0), items, 64, "clustered")
     few, many = (grouped_lists._centres(codes, lists, 0) for lists in (16, 256))
@@ -220,20 +222,27 @@ def test_more_centres_are_learned_where_few_leave_much_to_read(codes_a_list, ite
 
 
 def test_the_share_to_be_read_is_what_is_read(monkeypatch):
-    """Of codes asked for the others within three of sixteen bits, as the share is meant."""
+    """Of codes asked for a number of others, as the share is meant."""
     codes = drawn(np.random.default_rng(3), 20_000, 64, "clustered")
+    monkeypatch.setattr(grouped_lists, "_ANSWERS", 9)
     centres = grouped_lists._centres(codes, 256, 0)
     monkeypatch.setattr(grouped_lists, "_OPENING", 0)
     expected_share = grouped_lists._share_read(codes, centres, 0)
-    judges, centre_bits = (np.unpackbits(part, axis=1) for part in (codes[:: 20_000 // 512], pack(centres)))
-    to_centres = (np.unpackbits(codes, axis=1)[:, None] != centre_bits[None]).sum(axis=2, dtype=np.int16)
+    bits, centre_bits = (np.unpackbits(part, axis=1) for part in (codes, pack(centres)))
+    judges = bits[:: 20_000 // 512]
+    to_centres = (bits[:, None] != centre_bits[None]).sum(axis=2, dtype=np.int16)
     lists, radii = to_centres.argmin(axis=1), to_centres.min(axis=1)
     from_judges = (judges[:, None] != centre_bits[None]).sum(axis=2)
-    read = [np.count_nonzero(radii >= np.maximum(from_judge[lists] - 12, 0)) for from_judge in from_judges]
+    within = [np.sort((bits != judge).sum(axis=1))[9] for judge in judges]  # at 0 the judge itself
+    read = [
+        np.count_nonzero(radii >= np.maximum(from_judge[lists] - own, 0))
+        for from_judge, own in zip(from_judges, within, strict=True)
+    ]
     assert expected_share == pytest.approx(np.mean(read) / len(codes), rel=1e-6)
 
 
 def test_lists_are_made_after_many_codes_were_scanned_and_only_where_codes_lie_together(monkeypatch):
+    monkeypatch.setattr(grouped_lists, "_ANSWERS", 10)
     monkeypatch.setattr(segments, "GROUPED_CODES", 5000)
     monkeypatch.setattr(segments, "SCANNED_FIRST", 50_000)
     rng = np.random.default_rng(1)
