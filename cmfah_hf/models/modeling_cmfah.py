@@ -38,7 +38,7 @@ from .outputs_cmfah import (
     CMFAHOutput,
     CMFAHTowerOutput,
 )
-from .safe_weights import require_safetensors
+from .safe_weights import align_weights, require_safetensors
 
 # What the training checkpoint holds beside the towers.
 _TRAINING_KEYS = [r"^(image|text)_(discriminator|concept_head)\.", r"^label_head\."]
@@ -60,13 +60,15 @@ class CMFAHPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As the parent's, from safetensors alone.
+        """As the parent's, from safetensors alone; the same weights give the same bits, whichever file they are from.
 
         Raises:
             OSError: If there are none: pickles are never loaded.
         """
         require_safetensors(cls.config_class, pretrained_model_name_or_path, kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -117,7 +117,8 @@ class CrossModalRetrievalPipeline(Pipeline):
             return found
         signs_NK = sign(candidates_NK)
         if metric == "aqd":
-            scores_N = signs_NK @ query_K
+            # Rounded as `[aqd]` says, so that every sum is exact, and items of one code tie.
+            scores_N = signs_NK @ (torch.round(query_K * 2**14) / 2**14)
             order_N = torch.argsort(scores_N, descending=True, stable=True)
         else:
             scores_N = (signs_NK != code_K).sum(dim=1)

@@ -3,10 +3,25 @@
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+
+# Bytes at whose multiples PyTorch begins its own tensors on a CPU.
+_ALIGNMENT = 64
+
+
+def align_weights(model: nn.Module) -> None:
+    """Moves tensors from wherever they lie in a mapped file to where PyTorch puts its own.
+
+    On some processors matrix products round otherwise by where their factors begin, which in a file depends on its
+    header: so the same weights out of two files would not give the same bits.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def require_safetensors(config_class: type[PreTrainedConfig], source: Any, kwargs: dict[str, Any]) -> None:

@@ -60,8 +60,8 @@ def test_candidates_of_both_kinds_are_ranked(parts, metric, batch_size):
     query = image_hash(pipe, pictures[4])
     signs = np.where(np.array(hashes) >= 0, 1, -1)
     if metric == "aqd":
-        scores = (signs * query).sum(axis=1)
-        order = sorted(range(6), key=lambda place: (-round(float(scores[place]), 4), place))
+        scores = (signs * np.rint(query.astype(np.float64) * 2**14) / 2**14).sum(axis=1)
+        order = sorted(range(6), key=lambda place: (-scores[place], place))
     else:
         scores = (signs != np.where(query >= 0, 1, -1)).sum(axis=1)
         order = sorted(range(6), key=lambda place: (scores[place], place))

@@ -62,9 +62,11 @@ def tab(page, name: str) -> None:
 
 def search(page, words: str) -> None:
     page.get_by_label("Words", exact=True).first.fill(words)
-    before = page.locator("#answer").inner_html()
+    # The answer alone: around it the seconds are shown that it takes.
+    shown = "[...document.querySelectorAll('#answer section')].map(each => each.outerHTML).join()"
+    before = page.evaluate(shown)
     page.locator("#search-words").click()
-    page.wait_for_function("before => document.querySelector('#answer').innerHTML != before", arg=before)
+    page.wait_for_function(f"before => !['', before].includes({shown})", arg=before)
 
 
 def keep_screenshot(page, name: str) -> None:
@@ -93,10 +95,12 @@ def test_words_find_pictures_by_both_distances(page, served):
 
 
 def test_an_example_is_a_press_away(page):
+    from playwright.sync_api import expect
+
     before = ids(page)
     page.get_by_role("button", name="car road").click()
     page.wait_for_function("id => document.querySelector('.cm-card').dataset.id != id", arg=before[0])
-    assert page.get_by_label("Words", exact=True).first.input_value() == "car road"
+    expect(page.get_by_label("Words", exact=True).first).to_have_value("car road")
 
 
 def test_an_uploaded_picture_finds_pictures_and_texts(page, tmp_path):
