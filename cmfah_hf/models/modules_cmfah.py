@@ -219,6 +219,10 @@ class CMFAHLayer(GradientCheckpointingLayer):
         self.lstm = nn.LSTM(config.hidden_size, config.hidden_size, batch_first=True) if config.use_lstm else None
 
     def _read(self, sequence_BPD: torch.Tensor) -> torch.Tensor:
+        if sequence_BPD.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # An LSTM in halves is something that not every processor's oneDNN has.
+            with torch.autocast("cpu", enabled=False):
+                return self.lstm(sequence_BPD.to(self.lstm.weight_ih_l0.dtype))[0].to(sequence_BPD.dtype)
         return self.lstm(sequence_BPD)[0]
 
     def forward(

@@ -237,3 +237,12 @@ def test_regions_are_read_row_by_row_and_scaled_picture_by_picture(make_config):
             torch.testing.assert_close(module(pixels), expected)
             torch.testing.assert_close(module(region_features=regions), expected)
             torch.testing.assert_close(module(region_features=regions.half()), expected, atol=5e-3, rtol=5e-3)
+
+
+def test_an_lstm_under_autocast_on_a_cpu_is_computed_in_full(make_config):
+    """Not every processor can do it in halves, and those that can would give other values."""
+    layer = CMFAHLayer(make_config(use_lstm=True), attends=False, temperature=1.0)
+    positions = torch.randn(2, 3, layer.lstm.input_size, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(positions, None, None, None)
+    assert torch.equal(found, layer(positions, None, None, None))
