@@ -10,6 +10,9 @@ from transformers import Pipeline
 
 from .losses import sign
 
+# `[aqd]`: what a query is rounded to multiples of, so that every sum is exact, and items of one code tie.
+_AQD_STEP = 2.0**-14
+
 TASK = "cross-modal-retrieval"
 METRICS = ("aqd", "hamming")
 
@@ -117,8 +120,7 @@ class CrossModalRetrievalPipeline(Pipeline):
             return found
         signs_NK = sign(candidates_NK)
         if metric == "aqd":
-            # Rounded as `[aqd]` says, so that every sum is exact, and items of one code tie.
-            scores_N = signs_NK @ (torch.round(query_K * 2**14) / 2**14)
+            scores_N = signs_NK @ (torch.round(query_K / _AQD_STEP) * _AQD_STEP)
             order_N = torch.argsort(scores_N, descending=True, stable=True)
         else:
             scores_N = (signs_NK != code_K).sum(dim=1)

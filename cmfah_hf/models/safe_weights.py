@@ -1,4 +1,4 @@
-"""Weights as safetensors alone: a pickle can run code when it is loaded, so none is."""
+"""Weights as safetensors alone: a pickle can run code when it is loaded, so none is. And where they come to lie."""
 
 from pathlib import Path
 from typing import Any

@@ -54,15 +54,14 @@ class GroupedLists:
     @classmethod
     def of(cls, codes: np.ndarray, seed: int = 0) -> "GroupedLists | None":
         """Lists around as many centres as it takes; None where codes do not lie together, and most would be read."""
-        best = None
+        share, centres_LK = np.inf, None
         for lists in _LISTS:
-            if best and (best[0] <= _LITTLE or len(codes) < lists * _CODES_A_LIST):
+            if centres_LK is not None and (share <= _LITTLE or len(codes) < lists * _CODES_A_LIST):
                 break
-            centres_LK = _centres(codes, lists, seed)
-            share = _share_read(codes, centres_LK, seed)
-            if not best or share < best[0]:
-                best = share, centres_LK
-        share, centres_LK = best
+            others_LK = _centres(codes, lists, seed)
+            share_of_others = _share_read(codes, others_LK, seed)
+            if share_of_others < share:
+                share, centres_LK = share_of_others, others_LK
         return cls(codes, centres_LK) if share <= _LARGEST_SHARE else None
 
     def candidates(self, queries: Queries, depth: int, wanted: int) -> Candidates:

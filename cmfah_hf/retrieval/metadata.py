@@ -80,28 +80,28 @@ def rows_allowed(table: pa.Table | None, where: Any) -> np.ndarray:
         unknown = [name for name in where if name not in columns]
         if unknown:
             raise QueryError(_unknown(unknown[0], columns))
-        condition = pa.compute.scalar(True)
-        for name, values in where.items():
-            several = isinstance(values, (list, tuple, set, frozenset))
-            try:
-                condition &= pa.compute.field(name).isin(list(values) if several else [values])
-            except (pa.ArrowException, TypeError) as error:
-                raise QueryError(
-                    f"A condition on the column {name!r} is a value or a list of values, not {values!r}."
-                ) from error
-    elif isinstance(where, pa.compute.Expression):
-        condition = where
-    else:
+    elif not isinstance(where, pa.compute.Expression):
         raise QueryError(f"A condition is a mapping from columns to values or an Arrow expression, not {where!r}.")
     if table is None:
         raise QueryError("The index holds no metadata, so there is nothing that a condition could be on.")
     try:
+        condition = _as_expression(where)
         kept = pa.dataset.dataset(table).to_table(columns={"kept": condition})["kept"]
         return pa.compute.fill_null(kept, False).to_numpy().astype(bool)
     except (pa.ArrowException, TypeError) as error:
         raise QueryError(
             f"The condition {where} has no meaning for the columns {', '.join(columns)} ({str(error).splitlines()[0]})."
         ) from error
+
+
+def _as_expression(where: Mapping | pa.compute.Expression) -> pa.compute.Expression:
+    if not isinstance(where, Mapping):
+        return where
+    condition = pa.compute.scalar(True)
+    for name, values in where.items():
+        several = isinstance(values, (list, tuple, set, frozenset))
+        condition &= pa.compute.field(name).isin(list(values) if several else [values])
+    return condition
 
 
 def parse_conditions(conditions: Sequence[str], table: pa.Table | None) -> dict[str, Any]:

@@ -203,22 +203,23 @@ def test_lists_read_few_codes_where_codes_lie_together(metric, monkeypatch):
     assert 3 <= np.mean(read) < len(codes) / 20
 
 
-@pytest.mark.parametrize(("codes_a_list", "items"), [(20, 6000), (25, 6000)], ids=["enough codes", "too few codes"])
-def test_more_centres_are_learned_where_few_leave_much_to_read(codes_a_list, items, monkeypatch):
+@pytest.mark.parametrize("enough", [True, False], ids=["enough codes", "too few codes"])
+def test_more_centres_are_learned_where_few_leave_much_to_read(enough, monkeypatch):
     """Of 120 groups of codes, 16 centres stand each among several; 256 need some codes for each."""
+    items = 6000
     monkeypatch.setattr(grouped_lists, "_LISTS", (16, 256))
     monkeypatch.setattr(grouped_lists, "_SAMPLE", 16 * 256)
     monkeypatch.setattr(grouped_lists, "_ANSWERS", 10)
-    monkeypatch.setattr(grouped_lists, "_CODES_A_LIST", codes_a_list)
+    monkeypatch.setattr(grouped_lists, "_CODES_A_LIST", items // 256 + (not enough))
     codes = drawn(np.random.default_rng(0), items, 64, "clustered")
     few, many = (grouped_lists._centres(codes, lists, 0) for lists in (16, 256))
     shares = [grouped_lists._share_read(codes, centres, 0) for centres in (few, many)]
     assert shares[0] > grouped_lists._LARGEST_SHARE > shares[1]
     made = GroupedLists.of(codes)
-    if codes_a_list * 256 > items:
-        assert made is None
-    else:
+    if enough:
         assert 64 < len(made._starts_L) <= len(many)
+    else:
+        assert made is None
 
 
 def test_the_share_to_be_read_is_what_is_read(monkeypatch):

@@ -99,7 +99,8 @@ class ShardActors:
                 shard = waiting.pop(ref) if ref in waiting else probes[ref]
                 try:
                     answer = ray.get(ref)
-                    answer = pickle.loads(answer) if isinstance(answer, bytes) else answer
+                    if isinstance(answer, bytes):  # of a search, see `Shard.search`
+                        answer = pickle.loads(answer)
                     heard[shard] = time.monotonic()
                     if probes.pop(ref, None) is None:
                         if answer.error is not None:
