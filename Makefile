@@ -5,6 +5,7 @@
 PYTHON ?= python3
 # Files of tests run side by side in so many processes, each with one thread of computation.
 TEST_PROCESSES ?= 2
+FUZZ_INPUTS ?= 10000
 VENV := .venv
 BIN := $(VENV)/bin
 # Wheels that lie on the machine are passed over: a CPU-only torch beside the registry's torchvision cannot work
@@ -12,17 +13,20 @@ BIN := $(VENV)/bin
 PIP_INSTALL = PIP_FIND_LINKS=$(abspath $(VENV))/no-links $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 # Where the pair does not fit all the same, both are installed again with none of pip's further sources.
 REPAIR = PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(BIN)/python -m pip install --quiet --force-reinstall
+# Once and on all cores: where PYTHONDONTWRITEBYTECODE is set, as containers do, every process would compile it again.
+# What is made for other versions of Python does not compile, and is not imported here either.
+COMPILE = -$(BIN)/python -m compileall -q -q -j 0 $(VENV)/lib
 FITS = $(BIN)/python -c "import torchvision"
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: demo test test-slow test-cluster lint format docs clean
+.PHONY: demo test test-slow test-cluster fuzz lint format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cmfah demo --output demo
 
 test: $(VENV)/.installed-for-tests
 	-$(BIN)/python tests/models/common_checks.py
-	$(PYTEST) -m "not slow and not cluster"
+	$(PYTEST) -m "not slow and not cluster and not fuzz"
 
 # What takes longer: several processes, whole runs, browsers.
 test-slow: $(VENV)/.installed-for-tests
@@ -31,6 +35,10 @@ test-slow: $(VENV)/.installed-for-tests
 # Minutes of starting, killing and restarting processes on several nodes.
 test-cluster: $(VENV)/.installed-for-tests
 	$(PYTEST) -m cluster
+
+# Mutated files and requests, in a process a core; `make fuzz FUZZ_INPUTS=100000` takes ten times as long.
+fuzz: $(VENV)/.installed-for-tests
+	$(PYTEST) -m fuzz --dist load --fuzz-inputs $(FUZZ_INPUTS)
 
 lint: $(VENV)/.installed-for-tests
 	$(BIN)/ruff check .
@@ -53,10 +61,12 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(PIP_INSTALL) --editable .
 	$(FITS) 2>/dev/null || $(REPAIR) torch torchvision
 	$(FITS)
+	$(COMPILE)
 	touch $@
 
 $(VENV)/.installed-for-tests: pyproject.toml | $(VENV)/.installed
 	$(PIP_INSTALL) --editable ".[dev]"
+	$(COMPILE)
 	touch $@
 
 clean:

@@ -19,6 +19,13 @@ from hypothesis import settings
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-inputs", type=int, default=10_000, help="Inputs of all mutation tests (tests/fuzz) together."
+    )
+
+
 # Kept as they are by the tests; copies are changed.
 TINY_RUN = {
     "model": {

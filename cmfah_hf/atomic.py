@@ -1,0 +1,288 @@
+"""Files and folders that appear under their name whole or not at all, and the locks that guard them.
+
+What is written is prepared next to its target and renamed over it. While it is prepared, the target is locked, so
+whatever lies there under a temporary name was left by a process that died, and is removed.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+from safetensors import SafetensorError
+
+from cmfah_hf.errors import CMFAHError
+
+LOCK_TIMEOUT_S = 60.0
+
+# A file name has at most 255 bytes, of which the additions of temporary names take some.
+_LONGEST_NAME = 200
+_TEMPORARY, _REPLACED, _LOCK = ".tmp", ".old", ".lock"
+# Bytes of a lock file that are read to name its holder.
+_HOLDER_BYTES = 200
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFLNK: "a link that leads to itself",
+    stat.S_IFREG: "a file",
+}
+
+
+@contextlib.contextmanager
+def atomic_file(
+    path: str | os.PathLike, error: type[CMFAHError] = CMFAHError, timeout_s: float = LOCK_TIMEOUT_S
+) -> Iterator[Path]:
+    """A new file to write, which replaces `path` in one step at the end of the block, or never.
+
+    Links are followed, so what a link points to is replaced. The new file has the permissions of the one it replaces,
+    or those that the umask leaves.
+
+    Args:
+        path: The file to be. Missing parent folders are made.
+        error: Raised when it cannot be written.
+        timeout_s: Seconds to wait for another process that is writing it.
+
+    Yields:
+        The empty file to write, in the folder of the target. The block should do nothing but write: an `OSError` or a
+        `SafetensorError` in it is taken for one of the disk.
+
+    Raises:
+        CMFAHError: Of type `error`, if something other than a regular file lies at `path`, another process keeps
+            writing it, or the disk refuses. What was there is unchanged.
+    """
+    target = regular_target(path, error)
+    with _writing(path, error), locked(target, error, timeout_s):
+        _remove_leftovers(target)
+        temporary = _beside(target, _TEMPORARY)
+        try:
+            with temporary.open("xb") as file:
+                mode = stat.S_IMODE(target.stat().st_mode if target.exists() else os.fstat(file.fileno()).st_mode)
+            yield temporary
+            temporary.chmod(mode)  # writers such as safetensors' make the file anew, for its owner alone
+            _flush(temporary)
+            regular_target(target, error)
+            temporary.replace(target)
+            flush_folder(target.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str, error: type[CMFAHError] = CMFAHError) -> None:
+    """Writes a file of UTF-8 text as `atomic_file` does."""
+    with atomic_file(path, error) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `path` at the end of the block, or never.
+
+    A folder that lies there is replaced with all it holds; the caller decides beforehand whether it may be. If a
+    process died between the two renames that this takes, the next call puts the earlier folder back first.
+
+    Args:
+        path: The folder to be. Links are followed; missing parent folders are made.
+        error: Raised when it cannot be written.
+
+    Yields:
+        The empty folder to fill, next to the target.
+
+    Raises:
+        CMFAHError: Of type `error`, if something other than a folder lies at `path`, another process keeps writing it,
+            or the disk refuses. What was there is unchanged.
+    """
+    target = _resolved(path, error)
+    with _writing(path, error), locked(target, error):
+        _restore_replaced(target)
+        _refuse_other_than(stat.S_IFDIR, target, path, error)
+        _remove_leftovers(target)
+        temporary = _beside(target, _TEMPORARY)
+        replaced = temporary.with_suffix(_REPLACED)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in (*temporary.rglob("*"), temporary):
+                _flush(file)
+            if target.exists():
+                target.rename(replaced)
+            try:
+                temporary.rename(target)
+            except OSError:
+                if replaced.exists():
+                    replaced.rename(target)
+                raise
+            flush_folder(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if target.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(
+    path: str | os.PathLike, error: type[CMFAHError] = CMFAHError, timeout_s: float = LOCK_TIMEOUT_S
+) -> Iterator[None]:
+    """Holds the lock of `path`, a hidden file next to it that is gone afterwards.
+
+    The lock of a process that died is free. It is not reentrant.
+
+    Raises:
+        CMFAHError: Of type `error`, if another holds it for `timeout_s` seconds, in words that name the holder; or if
+            the folder cannot be written to.
+    """
+    target = _resolved(path, error)
+    lock = target.with_name(f"{_hidden(target)}{_LOCK}")
+    with _writing(path, error):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)))  # else a refusal is waited out
+        held = filelock.FileLock(lock, timeout=timeout_s, on_acquired=_sign, thread_local=False)
+        try:
+            held.acquire()
+        except filelock.Timeout:
+            since = f"for {timeout_s:g} seconds" if timeout_s else "already"
+            raise error(f"{path} is being written {since} by {_holder(lock)}; wait for it, or name another.") from None
+    try:
+        yield
+    finally:
+        # While it is held: whoever waits for this file sees that it has gone, and opens the next one.
+        lock.unlink(missing_ok=True)
+        held.release()
+
+
+def regular_target(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError) -> Path:
+    """Where a file of this name is really written: the path with its links followed.
+
+    Raises:
+        CMFAHError: Of type `error`, if something other than a regular file lies there.
+    """
+    target = _resolved(path, error)
+    _refuse_other_than(stat.S_IFREG, target, path, error)
+    return target
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def flush_folder(folder: Path) -> None:
+    """Has the names in a folder reach the disk, where the system can be asked to: a rename alone does not."""
+    if hasattr(os, "O_DIRECTORY"):
+        _flush(folder)
+
+
+def _resolved(path: str | os.PathLike, error: type[CMFAHError]) -> Path:
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError) as reason:  # a name with a null character
+        raise error(f"{os.fspath(path)!r} names no file ({_reason(reason)}); give another path.") from reason
+
+
+def _refuse_other_than(kind: int, target: Path, path: str | os.PathLike, error: type[CMFAHError]) -> None:
+    try:
+        found = stat.S_IFMT(target.lstat().st_mode)
+    except FileNotFoundError:
+        return
+    except OSError as reason:
+        raise error(f"{path} cannot be written ({_reason(reason)}); give another path.") from reason
+    if found != kind:
+        wanted = "a folder" if kind == stat.S_IFDIR else "a file"
+        raise error(f"{path} is {_KINDS.get(found, 'a special file')}, which is left alone; name {wanted} to write.")
+
+
+@contextlib.contextmanager
+def _writing(path: str | os.PathLike, error: type[CMFAHError]) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as reason:
+        raise error(
+            f"{path} could not be written ({_reason(reason)}); what was there before is unchanged. Make room, or "
+            "write elsewhere."
+        ) from reason
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split())
+
+
+def _hidden(target: Path) -> str:
+    name = target.name
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f".{name}"
+
+
+def _beside(target: Path, ending: str) -> Path:
+    return target.with_name(f"{_hidden(target)}.{secrets.token_hex(8)}{ending}")
+
+
+def _left(target: Path, ending: str) -> list[Path]:
+    start, middle = f"{_hidden(target)}.", 16
+    return [
+        path
+        for path in target.parent.iterdir()
+        if path.name.startswith(start)
+        and path.name.endswith(ending)
+        and len(path.name) == len(start) + middle + len(ending)
+    ]
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes what writers of `target` that died have left. Its lock has to be held."""
+    for ending in (_TEMPORARY, _REPLACED):
+        for path in _left(target, ending):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _restore_replaced(target: Path) -> None:
+    if target.exists():
+        return
+    for path in _left(target, _REPLACED):
+        path.rename(target)
+        return
+
+
+def _sign(descriptor: int) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}"[:_HOLDER_BYTES].encode(), 0)
+
+
+def _holder(lock: Path) -> str:
+    try:
+        with lock.open("rb") as file:
+            holder = file.read(_HOLDER_BYTES).decode("utf-8", "replace")
+    except OSError:  # released meanwhile, or not readable on this system
+        holder = ""
+    return holder if holder.isprintable() and holder else "another process"
+
+
+def _flush(path: Path) -> None:
+    """Has the system write a file, or a folder's entries, to the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as reason:
+        if reason.errno != errno.EINVAL:  # some file systems know no flushing of folders
+            raise
+    finally:
+        os.close(descriptor)

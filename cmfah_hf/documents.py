@@ -1,0 +1,226 @@
+"""JSON and YAML from files that nobody vouches for: bounded, checked, and refused in one line that names the file."""
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cmfah_hf.errors import CMFAHError
+
+# A tokenizer of a million words has some 30 MB of JSON.
+MOST_BYTES = 256 * 2**20
+MOST_DEPTH = 100
+# Values of a YAML document, an alias counted as often as it is used.
+MOST_YAML_VALUES = 100_000
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def file_of(path: str | os.PathLike) -> Path | None:
+    """`path` where it is a regular file, None elsewhere; also for names that no file can have.
+
+    `Path.is_file` raises an error for a name that is too long.
+    """
+    try:
+        return Path(path) if Path(path).is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def read_bytes(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError, most_bytes: int = MOST_BYTES) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        path: The file. Pipes and devices, which may never end, are refused without being waited for.
+        error: Raised when it cannot be read.
+        most_bytes: A longer file is refused.
+
+    Raises:
+        CMFAHError: Of type `error`, if it is missing, no regular file, too long, or cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            content = file.read(most_bytes + 1) if regular else b""
+    except FileNotFoundError:
+        raise error(f"{path} does not exist; check the path.") from None
+    except IsADirectoryError:
+        raise error(f"{path} is a folder; give a file.") from None
+    except (OSError, ValueError) as reason:  # ValueError: a null character in the name
+        why = getattr(reason, "strerror", None) or reason
+        raise error(f"{os.fspath(path)!r} cannot be read ({why}); check the path.") from reason
+    if not regular:
+        raise error(f"{path} is not a regular file; give one.")
+    if len(content) > most_bytes:
+        raise error(f"{path} has more than {most_bytes:,} bytes, which no such file needs; check what it is.")
+    return content
+
+
+def read_json(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError, most_bytes: int = MOST_BYTES) -> Any:
+    """The value of a JSON file, as `parse_json` checks it.
+
+    Raises:
+        CMFAHError: Of type `error`, if `read_bytes` or `parse_json` refuse it.
+    """
+    return parse_json(read_bytes(path, error, most_bytes), str(path), error)
+
+
+def parse_json(text: str | bytes, where: str, error: type[CMFAHError] = CMFAHError) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: UTF-8, if it is bytes.
+        where: What the error names: a file, or a file and a line.
+        error: Raised when it is refused.
+
+    Raises:
+        CMFAHError: Of type `error`, if it is not JSON, gives a key twice, is nested more than `MOST_DEPTH` deep, or
+            holds half of a surrogate pair, which no file can store as text.
+    """
+    try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        value = json.loads(text, object_pairs_hook=_unique)
+    except _DocumentError as reason:
+        raise error(f"{where}{reason}") from None
+    except RecursionError:
+        raise error(f"{where} is nested too deep for a document; write it flat.") from None
+    except ValueError as reason:  # malformed, not UTF-8, or an integer of thousands of digits
+        raise error(f"{where} is not valid JSON ({_in_one_line(reason)}); correct it.") from reason
+    # Only a text with this many brackets can be nested this deep, and only one with an escape can hold a surrogate.
+    if text.count("[") + text.count("{") > MOST_DEPTH or "\\u" in text or _SURROGATE.search(text):
+        _check(value, where, error)
+    return value
+
+
+def read_yaml(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError, most_bytes: int = 2**20) -> Any:
+    """The value of a YAML file, as `parse_yaml` checks it.
+
+    Raises:
+        CMFAHError: Of type `error`, if `read_bytes` or `parse_yaml` refuse it.
+    """
+    return parse_yaml(read_bytes(path, error, most_bytes), str(path), error)
+
+
+def parse_yaml(text: str | bytes, where: str, error: type[CMFAHError] = CMFAHError) -> Any:
+    """The value of a YAML text with plain values alone: no tags of any language's objects.
+
+    Numbers such as `1e-4` are numbers, as YAML 1.2 says and PyYAML by itself does not.
+
+    Args:
+        text: UTF-8, if it is bytes.
+        where: What the error names.
+        error: Raised when it is refused.
+
+    Raises:
+        CMFAHError: Of type `error`, if it is not YAML, a key is there twice in a mapping or is a list or mapping, a
+            value contains itself, or the whole is nested too deep or, aliases written out, too large.
+    """
+    try:
+        return yaml.load(text.decode("utf-8-sig") if isinstance(text, bytes) else text, Loader=_Loader)
+    except _DocumentError as reason:
+        raise error(f"{where}{reason}") from None
+    except RecursionError:
+        raise error(f"{where} is nested too deep for a document; write it flat.") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as reason:  # ValueError: not UTF-8, a date that no calendar has
+        raise error(f"{where} is not valid YAML ({_in_one_line(reason)}); correct it.") from reason
+
+
+class _DocumentError(Exception):
+    """What is wrong with a document, to be put after its name."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader of plain values, which checks what it reads before it builds any of it."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _check_node(node)
+        return node
+
+
+# YAML 1.1 takes `1e-3` for a text; everyone who writes a learning rate means the number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def _check_node(root: yaml.Node) -> None:
+    """Refuses what would be costly or ambiguous to build: size and depth count an alias as what it stands for."""
+    measured: dict[int, tuple[int, int]] = {}
+    open_nodes: set[int] = set()
+
+    def measure(node: yaml.Node) -> tuple[int, int]:
+        if id(node) in measured:
+            return measured[id(node)]
+        if id(node) in open_nodes:
+            raise _DocumentError(f": line {_line(node)} contains itself; write it out.")
+        open_nodes.add(id(node))
+        parts = [measure(part) for part in _parts(node)]
+        open_nodes.discard(id(node))
+        size, depth = 1 + sum(size for size, _ in parts), 1 + max((depth for _, depth in parts), default=0)
+        if size > MOST_YAML_VALUES:
+            raise _DocumentError(f" has more than {MOST_YAML_VALUES:,} values, aliases written out; shorten it.")
+        if depth > MOST_DEPTH:
+            raise _DocumentError(f": line {_line(node)} is nested more than {MOST_DEPTH} deep; write it flat.")
+        measured[id(node)] = size, depth
+        return size, depth
+
+    measure(root)
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        return node.value
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise _DocumentError(f": line {_line(key)} has a list or a mapping as a key; a key is a text.")
+        name = (key.tag, key.value)
+        if name in lines:
+            raise _DocumentError(
+                f": line {_line(key)} gives {key.value[:80]!r}, as line {lines[name]} does; leave one of them out."
+            )
+        lines[name] = _line(key)
+    return [value for _, value in node.value]
+
+
+def _line(node: yaml.Node) -> int:
+    return node.start_mark.line + 1
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _DocumentError(f" gives {twice[:80]!r} twice; leave one of them out.")
+    return found
+
+
+def _check(value: Any, where: str, error: type[CMFAHError]) -> None:
+    pending = [(value, 0)]
+    while pending:
+        item, depth = pending.pop()
+        if isinstance(item, str):
+            if _SURROGATE.search(item):
+                raise error(f"{where} holds half of a surrogate pair in {item[:80]!r}; correct that text.")
+        elif isinstance(item, (list, dict)):
+            if depth == MOST_DEPTH:
+                raise error(f"{where} is nested more than {MOST_DEPTH} deep; write it flat.")
+            pending += [(part, depth + 1) for part in item]
+            if isinstance(item, dict):
+                pending += [(part, depth + 1) for part in item.values()]
+
+
+def _in_one_line(reason: Exception) -> str:
+    return " ".join(str(reason).split())[:300]

@@ -1,0 +1,232 @@
+"""Seeded mutation of files and messages, and what counts as a failure of whoever reads them.
+
+A reader may accept an input or refuse it with a `CMFAHError` of one line. Everything else is a failure: another error,
+a message of several lines, more time than the limit, a canary that was touched. A crash of the process fails the test
+that ran in it; its name and the number of the input, which is written down first, give the input again.
+"""
+
+import contextlib
+import copy
+import ctypes
+import http.server
+import os
+import random
+import signal
+import struct
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cmfah_hf.errors import CMFAHError
+
+# Values that readers stumble over, for any place in a document.
+ODD_VALUES: tuple[Any, ...] = (
+    None, True, False, 0, -1, 1, 2**31, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**40, 0.0, -0.0, 1e308, -1e-320,
+    float("nan"), float("inf"), float("-inf"), "", "x", "\0", "\n", "é", "e\u0301", "\u202e", "[red]", "../x",
+    "/dev/zero", "x" * 70_000, [], {}, [[]], [{}], [None], [0] * 1000, {"": None}, {"a": {"a": {"a": {}}}},
+)  # fmt: skip
+ODD_BYTES = (b"", b"\0", b"\xff", b"\0" * 8, b"\xff" * 8, b"[" * 2000, b'{"a":' * 2000, b"\r\n", b"\xed\xa0\x80")
+_IN_ACCESS, _IN_OPEN, _IN_NONBLOCK = 0x1, 0x20, 0o4000
+
+
+class InputTimeoutError(BaseException):
+    """An input took more time than it may. No reader catches it by accident."""
+
+
+class Canary:
+    """A file outside of every root, and a server: nothing that is read may lead there.
+
+    Args:
+        folder: Where the file is made.
+        content: Of the file: an image, say, so that a reader that gets there is content with it.
+    """
+
+    def __init__(self, folder: Path, content: bytes):
+        self.path = folder / "canary.png"
+        self.path.write_bytes(content)
+        self.requests: list[str] = []
+        canary = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                canary.requests.append(self.path)
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - the names that http.server calls
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/canary.png"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._watch = libc.inotify_init1(_IN_NONBLOCK)
+        if libc.inotify_add_watch(self._watch, os.fsencode(self.path), _IN_ACCESS | _IN_OPEN) < 0:
+            raise OSError(ctypes.get_errno(), "inotify")
+
+    def touched(self) -> str | None:
+        """How the file or the server was reached since the last call, by any process; None where neither was."""
+        found = None
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._watch, 4096):
+                found = f"{self.path} was opened"
+        if self.requests:
+            found = f"{self.url} was asked for {self.requests}"
+            self.requests.clear()
+        return found
+
+    def close(self) -> None:
+        os.close(self._watch)
+        self._server.shutdown()
+        self._server.server_close()
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the file and of the server's answer, in the ways that libraries take them."""
+        path = str(self.path)
+        up = "../" * 12 + path.lstrip("/")
+        return path, up, f"file://{path}", f"local://{path}", f"simplecache::file://{path}", self.url
+
+
+class Fuzzer:
+    """Feeds inputs to a reader, and counts what comes of them.
+
+    Args:
+        count: How many inputs there are.
+        canary: What must not be touched.
+        note: A file in which the number of the input at work is kept, should the process die of it.
+        limit_s: Seconds that one input may take.
+    """
+
+    def __init__(self, count: int, canary: Canary, note: Path, limit_s: float = 10.0):
+        self.count, self.canary, self.note, self.limit_s = count, canary, note, limit_s
+        self.outcomes: Counter[str] = Counter()
+        self.failures: list[str] = []
+
+    def run(self, attempt: Callable[[random.Random], Any], allowed: tuple[type[BaseException], ...] = ()) -> None:
+        """Makes and reads `count` inputs.
+
+        Args:
+            attempt: Makes an input out of a generator and reads it. Called with the same generator state for the same
+                number of an input, whatever came before.
+            allowed: Further errors by which an input may be refused.
+
+        Raises:
+            AssertionError: If there were failures; it names the first ones with their numbers.
+        """
+        for number in range(self.count):
+            self.note.write_text(str(number))
+            try:
+                with time_limit(self.limit_s):
+                    attempt(random.Random(number))
+                self.outcomes["accepted"] += 1
+            except (CMFAHError, *allowed) as error:
+                self.outcomes["refused"] += 1
+                if "\n" in str(error):
+                    self._fail(number, f"a message of several lines: {error!r}")
+            except InputTimeoutError:
+                self._fail(number, f"took more than {self.limit_s:g} s")
+            except Exception as error:  # the point of it: to find out what is raised
+                self._fail(number, f"{type(error).__module__}.{type(error).__name__}: {str(error)[:300]}")
+            if touched := self.canary.touched():
+                self._fail(number, touched)
+        self.note.unlink()
+        print(f"{dict(self.outcomes)}")  # noqa: T201 - shown with -s, and where a test fails
+        assert not self.failures, f"{len(self.failures)} of {self.count}:\n" + "\n".join(self.failures[:10])
+
+    def _fail(self, number: int, reason: str) -> None:
+        self.outcomes["failed"] += 1
+        self.failures.append(f"input {number}: {reason}")
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises an `InputTimeoutError` in the block after so much time. In the main thread alone."""
+
+    def stop(*_: object) -> None:
+        raise InputTimeoutError
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def mutated(rng: random.Random, content: bytes) -> bytes:
+    """A content with one to four changes: bits, bytes, numbers, pieces removed, doubled, moved, cut off, put in."""
+    result = bytearray(content)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        at = rng.randrange(len(result) + 1)
+        end = min(len(result), at + rng.choice((1, 2, 4, 8, 64, 1000)))
+        kind = rng.randrange(9)
+        if kind == 0 and at < len(result):
+            result[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            result[at:end] = rng.randbytes(end - at)
+        elif kind == 2:
+            result[at:end] = b""
+        elif kind == 3:
+            result[at:at] = result[at:end]
+        elif kind == 4:
+            result[at:] = b""
+        elif kind == 5:
+            result[at:at] = rng.choice(ODD_BYTES)
+        elif kind == 6:
+            result[at : at + 4] = struct.pack(
+                "<I", rng.choice((0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, rng.randrange(2**32)))
+            )
+        elif kind == 7:
+            result[at : at + 8] = struct.pack("<Q", rng.choice((0, 2**31, 2**63 - 1, 2**63, 2**64 - 1)))
+        else:
+            result += rng.randbytes(rng.randrange(1, 64))
+    return bytes(result)
+
+
+def mutated_json(rng: random.Random, value: Any, odd_values: tuple[Any, ...] = ODD_VALUES) -> Any:
+    """A copy of a JSON value with one to three places changed, removed, added, doubled or exchanged.
+
+    Args:
+        rng: The generator.
+        value: What `json.loads` gives.
+        odd_values: What is put in; the canary's names, say, beside the usual ones.
+    """
+    root = {"root": copy.deepcopy(value)}
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        places = list(_places(root))
+        holder, key = rng.choice(places)
+        kind = rng.randrange(6)
+        if kind == 0 and holder is not root:
+            del holder[key]
+        elif kind == 1:
+            other, other_key = rng.choice(places)
+            holder[key] = copy.deepcopy(other[other_key])
+        elif kind == 2 and isinstance(holder, list):
+            holder.insert(key, copy.deepcopy(rng.choice(odd_values)))
+        elif kind == 2 and holder is not root:
+            holder[rng.choice(("", "x", "__class__", "auto_map", str(key).upper()))] = copy.deepcopy(
+                rng.choice(odd_values)
+            )
+        elif kind == 3 and isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
+            holder[key] = rng.choice(
+                (holder[key] + 1, -holder[key], holder[key] * 10**6, holder[key] / 3, str(holder[key]))
+            )
+        elif kind == 4:
+            holder[key] = [holder[key]]
+        else:
+            holder[key] = copy.deepcopy(rng.choice(odd_values))
+    return root["root"]
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place below a value, as its holder and its key there."""
+    keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in list(keys):
+        yield value, key
+        yield from _places(value[key])
