@@ -62,6 +62,10 @@ class HashIndex:
 
     Args:
         bits: `K`, a multiple of 8 from 8 to 1024.
+        model: Fingerprint of the model that makes the codes; `save` stores it. None for codes made elsewhere.
+
+    Attributes:
+        model: The fingerprint, or None.
 
     Example:
         >>> index = HashIndex(bits=8)
@@ -74,8 +78,9 @@ class HashIndex:
         {'id': 'dog', 'score': 4, 'metadata': {'year': 2022}}
     """
 
-    def __init__(self, bits: int = 64):
+    def __init__(self, bits: int = 64, model: str | None = None):
         self._bits = check_bits(bits)
+        self.model = model
         self._changing = threading.RLock()
         self._next_id = 0
         self._saved_as: tuple[Path, str] | None = None
@@ -298,9 +303,9 @@ class HashIndex:
         """
         path = Path(path)
         with self._changing:
-            now, next_id = self._rows.now, self._next_id
+            now, next_id, model = self._rows.now, self._next_id, self.model
             known = self._saved_as[1] if self._saved_as and self._saved_as[0] == path.absolute() else None
-        stamp = write_index(path, *now.living(), next_id, None if overwrite else known)
+        stamp = write_index(path, *now.living(), next_id, None if overwrite else known, model)
         with self._changing:
             self._saved_as = path.absolute(), stamp
 
@@ -320,7 +325,7 @@ class HashIndex:
         """
         path = Path(path)
         header, codes, ids, table = read_index(path, mmap)
-        index = cls(int(header["bits"]))
+        index = cls(int(header["bits"]), model=header.get("model"))
         if bits is not None and bits != index._bits:
             raise HashIndexError(f"{path} holds codes of {index._bits} bits, where {bits} were expected.")
         index._rows = Rows(codes, ids, table)

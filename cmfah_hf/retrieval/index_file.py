@@ -33,7 +33,13 @@ _NUMPY_TYPES = {"U8": np.dtype("u1"), "I64": np.dtype("<i8")}
 
 
 def write_index(
-    path: Path, codes: np.ndarray, ids: Ids, table: pa.Table | None, next_id: int, expected_stamp: str | None
+    path: Path,
+    codes: np.ndarray,
+    ids: Ids,
+    table: pa.Table | None,
+    next_id: int,
+    expected_stamp: str | None,
+    model: str | None = None,
 ) -> str:
     """Writes an index and returns its new stamp.
 
@@ -44,6 +50,7 @@ def write_index(
         table: Of `N` rows, or None.
         next_id: The integer id that the next item gets.
         expected_stamp: Of the file as the index knows it. None: whatever is there is replaced.
+        model: Fingerprint of the model that made the codes. None: they were made elsewhere.
 
     Raises:
         HashIndexError: If the file has another stamp, another process is writing it all the time, or the disk is full
@@ -67,6 +74,8 @@ def write_index(
         "next_id": str(next_id),
         "stamp": secrets.token_hex(16),
     }
+    if model is not None:
+        header["model"] = model
     header["checksum"] = checksum(header, tensors)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:

@@ -365,3 +365,13 @@ def test_a_disk_that_is_really_full(tmp_path):
         assert len(HashIndex.load(tmp_path / "elsewhere")) == 50_003
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_the_fingerprint_of_a_model_is_kept(tmp_path):
+    index = filled()
+    index.model = "sha256:ab"
+    index.save(tmp_path / "index")
+    assert HashIndex.load(tmp_path / "index").model == "sha256:ab"
+    assert HashIndex(16, model="x").model == "x"
+    filled().save(tmp_path / "other")
+    assert HashIndex.load(tmp_path / "other").model is None

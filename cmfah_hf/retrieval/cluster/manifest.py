@@ -49,13 +49,17 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A saved sharded index: `bits` of a code, the next integer id, the ids' kind, the schema, and its shards."""
+    """A saved sharded index: `bits` of a code, the next integer id, the ids' kind, the schema, and its shards.
+
+    `model` is the fingerprint of the model that made the codes; None for codes made elsewhere.
+    """
 
     bits: int
     next_id: int
     id_type: str | None
     schema: str | None
     shards: tuple[ShardFile, ...]
+    model: str | None = None
 
 
 def new_stamp() -> str:
@@ -171,7 +175,10 @@ def _manifest(document: dict[str, Any]) -> Manifest:
         raise ValueError(f"ids of kind {id_type!r}")
     schema = document["schema"]
     schema_of_text(schema)
-    return Manifest(check_bits(document["bits"]), _of(int, document["next_id"]), id_type, schema, shards)
+    model = document.get("model")  # earlier manifests have none
+    if model is not None:
+        _of(str, model)
+    return Manifest(check_bits(document["bits"]), _of(int, document["next_id"]), id_type, schema, shards, model)
 
 
 def _of(kind: type, value: Any) -> Any:

@@ -75,6 +75,10 @@ class ShardedHashIndex:
         timeout: Seconds without a sign of life after which a shard is given up.
         autosave: Whether every change is saved before the call returns. It writes the shards that changed as a whole,
             so it suits few large changes.
+        model: Fingerprint of the model that makes the codes; `save` stores it. None for codes made elsewhere.
+
+    Attributes:
+        model: The fingerprint, or None; the next save stores it.
 
     Raises:
         HashIndexError: If the folder holds an index already, or `bits` or `shards` makes no sense.
@@ -98,6 +102,7 @@ class ShardedHashIndex:
         num_cpus: float = 1,
         timeout: float = 60,
         autosave: bool = False,
+        model: str | None = None,
     ):
         check_bits(bits)
         if isinstance(shards, bool) or not isinstance(shards, int) or shards < 1:
@@ -107,6 +112,7 @@ class ShardedHashIndex:
             raise HashIndexError(f"{folder} holds an index already; load it, or give a new folder.")
         birth = Revision(0, new_stamp())
         self._begin(bits, _State((birth,) * shards, (0,) * shards), folder, num_cpus, timeout, autosave)
+        self.model = model
 
     @classmethod
     def load(
@@ -150,7 +156,7 @@ class ShardedHashIndex:
         except BaseException:
             index.close()
             raise
-        index._saved = manifest
+        index._saved, index.model = manifest, manifest.model
         return index
 
     def _begin(self, bits: int, state: _State, folder: Path, num_cpus: float, timeout: float, autosave: bool) -> None:
@@ -338,11 +344,12 @@ class ShardedHashIndex:
                 for shard, revision in enumerate(state.revisions)
                 if shard not in files or files[shard].revision != revision
             ]
-            if self._saved and not changed:
+            if self._saved and not changed and self._saved.model == self.model:
                 return
             files |= self._actors.ask(state.revisions, dict.fromkeys(changed, ("save",)))
             shards = tuple(files[shard] for shard in range(self.shards))
-            manifest = Manifest(self._bits, state.next_id, state.id_type, schema_as_text(state.schema), shards)
+            schema = schema_as_text(state.schema)
+            manifest = Manifest(self._bits, state.next_id, state.id_type, schema, shards, self.model)
             write_manifest(self._folder, manifest)
             flush_folder(self._folder)
             self._saved = manifest
