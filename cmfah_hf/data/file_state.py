@@ -1,8 +1,8 @@
 """The state of source files, as keys of caches: path, size, times, and the content where the times prove nothing.
 
-A file that is written twice within one tick of the file system's clock keeps its time of change, and a copy may be
-given the time of its original. So the time of the last change of the inode counts too, and a file that was changed
-within `RACY_NS` before its state was taken, or in the future, is told by its content as well.
+Copies carry the time of the last change of their originals over, so that of the inode counts too, which the system sets
+whatever changes. Its clock ticks, though: of a file that was changed just now, the state is taken a tick later, so that
+a further change gives another time. Where the clock is coarse or the time lies in the future, the content tells.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from cmfah_hf.errors import DataError
 
-# The coarsest clock of the common file systems is that of FAT.
-RACY_NS = 2 * 10**9
+# Twice the longest tick of Linux; and that of FAT, the coarsest of the common file systems.
+_TICK_NS, _COARSE_NS = 20 * 10**6, 2 * 10**9
 _PIECE = 1 << 20
 
 
@@ -30,7 +30,7 @@ class FileState:
         size: In bytes; -1 for an address (`hf://...`, which holds its commit), a missing file, or what is no file.
         mtime_ns: Time of the last change of the content.
         ctime_ns: Time of the last change of the inode, which no copy can carry over.
-        sha256: Of the content, where the times are too new to prove anything; else None.
+        sha256: Of the content, where the times cannot prove anything; else None.
     """
 
     path: str
@@ -40,24 +40,20 @@ class FileState:
     sha256: str | None = None
 
 
-def file_states(paths: Iterable[str | os.PathLike], now_ns: int | None = None) -> list[FileState]:
+def file_states(paths: Iterable[str | os.PathLike]) -> list[FileState]:
     """The states of files, in their order. A missing file, or an address, has a state too.
-
-    Args:
-        paths: Local paths or addresses.
-        now_ns: The time of the call, in nanoseconds since the epoch; for tests.
 
     Raises:
         DataError: If a file that has to be read for its state cannot be.
     """
-    return [_state(os.fspath(path), now_ns) for path in paths]
+    return [_state(os.fspath(path)) for path in paths]
 
 
 def changed_files(before: Iterable[FileState]) -> list[str]:
     """The paths of those files that are not as they were when these states were taken.
 
-    Unlike a comparison with fresh states, this compares the content of a file whose state holds one, and of no other,
-    so that a file does not count as changed for having grown older.
+    Unlike a comparison with fresh states, this compares the content of a file if its state holds one, so that a file
+    does not count as changed for having grown older.
     """
     return [state.path for state in before if _differs(state)]
 
@@ -70,21 +66,29 @@ def digest_of(states: Iterable[FileState]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _state(path: str, now_ns: int | None) -> FileState:
+def _state(path: str) -> FileState:
     found = None if "://" in path else _stat(path)
     if found is None:
         return FileState(path, -1)
-    now = time.time_ns() if now_ns is None else now_ns
-    is_racy = max(found.st_mtime_ns, found.st_ctime_ns) > now - RACY_NS
-    content = _sha256(path) if is_racy else None
-    return FileState(path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, content)
+    age = time.time_ns() - _changed_at(found)
+    if 0 <= age < _TICK_NS:
+        time.sleep((_TICK_NS - age) / 1e9)
+        found = _stat(path) or found
+    is_coarse = _changed_at(found) % 10**9 == 0
+    content = _sha256(path) if age < 0 or (is_coarse and age < _COARSE_NS) else None
+    return FileState(path, found.st_size, found.st_mtime_ns, _changed_at(found), content)
+
+
+def _changed_at(found: os.stat_result) -> int:
+    # On Windows, the other one is the time of creation.
+    return found.st_mtime_ns if os.name == "nt" else found.st_ctime_ns
 
 
 def _differs(before: FileState) -> bool:
     found = None if "://" in before.path else _stat(before.path)
     if found is None:
         return before.size != -1
-    if (before.size, before.mtime_ns, before.ctime_ns) != (found.st_size, found.st_mtime_ns, found.st_ctime_ns):
+    if (before.size, before.mtime_ns, before.ctime_ns) != (found.st_size, found.st_mtime_ns, _changed_at(found)):
         return True
     return before.sha256 is not None and before.sha256 != _sha256(before.path)
 

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from cmfah_hf.data.file_state import RACY_NS, changed_files, digest_of, file_states
+from cmfah_hf.data import file_state
+from cmfah_hf.data.file_state import changed_files, digest_of, file_states
 
 
 @pytest.fixture
@@ -15,48 +16,42 @@ def file(tmp_path):
     return path
 
 
-def with_times_of(path, content, times):
+def overwrite(path, content, times):
     path.write_bytes(content)
     os.utime(path, ns=times)
 
 
-def test_another_content_of_the_same_size_and_time_is_seen(file):
-    times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
-    before = file_states([file])
-    assert before[0].sha256 is not None
-    assert changed_files(before) == []
-    with_times_of(file, b"other", times)
-    assert file.stat().st_mtime_ns == before[0].mtime_ns
-    assert changed_files(before) == [str(file)]
-    assert digest_of(file_states([file])) != digest_of(before)
-
-
-def test_a_copy_that_carries_its_time_over_is_seen_by_the_inode(file):
+def test_another_content_of_the_same_size_and_time_is_seen_at_once(file):
     old = (10**18, 10**18)
-    with_times_of(file, b"first", old)
-    later = time.time_ns() + 2 * RACY_NS
-    before = file_states([file], now_ns=later)
-    assert before[0].sha256 is None
-    assert changed_files(before) == []
-    time.sleep(0.02)
-    with_times_of(file, b"other", old)
-    assert file_states([file], now_ns=later)[0].mtime_ns == before[0].mtime_ns
-    assert changed_files(before) == [str(file)]
-
-
-def test_a_file_from_the_future_is_told_by_its_content(file):
-    future = time.time_ns() + 10**15
-    os.utime(file, ns=(future, future))
-    (before,) = file_states([file])
-    assert before.sha256 is not None
-    assert changed_files([before]) == []
+    overwrite(file, b"first", old)
+    for content in (b"other", b"again", b"third"):
+        before = file_states([file])
+        assert changed_files(before) == []
+        overwrite(file, content, old)
+        assert file.stat().st_mtime_ns == before[0].mtime_ns
+        assert changed_files(before) == [str(file)]
+        assert digest_of(file_states([file])) != digest_of(before)
 
 
 def test_a_file_that_has_only_grown_older_is_the_same(file):
     before = file_states([file])
-    (fresh,) = file_states([file], now_ns=time.time_ns() + 2 * RACY_NS)
-    assert (before[0].sha256 is None, fresh.sha256) == (False, None)
-    assert changed_files(before) == changed_files([fresh]) == []
+    time.sleep(0.1)
+    assert file_states([file]) == before
+    assert changed_files(before) == []
+
+
+@pytest.mark.parametrize("clock", ["whole seconds", "the future"])
+def test_where_times_prove_nothing_the_content_does(file, monkeypatch, clock):
+    now = time.time_ns() // 10**9 * 10**9
+    shown = now - 10**9 if clock == "whole seconds" else now + 10**15
+    monkeypatch.setattr(file_state, "_changed_at", lambda found: shown)
+    times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    before = file_states([file])
+    assert before[0].sha256 is not None
+    assert changed_files(before) == []
+    overwrite(file, b"other", times)
+    assert changed_files(before) == [str(file)]
+    assert digest_of(file_states([file])) != digest_of(before)
 
 
 def test_what_is_no_file_has_a_state_and_can_become_one(tmp_path, file):
