@@ -31,3 +31,19 @@ class CheckpointError(CMFAHError):
 
 class HubError(CMFAHError):
     """Something that the Hub refuses, or that cannot be brought to it."""
+
+
+class HubNotFoundError(HubError):
+    """A repository, revision or file that the Hub does not have, or does not show to this token."""
+
+
+class HubAccessError(HubError):
+    """A token that the Hub does not know, or that may not do what was asked."""
+
+
+class HubConnectionError(HubError):
+    """No network, offline mode, or a Hub that does not answer in time."""
+
+
+class HubServerError(HubError):
+    """A Hub that fails, is busy, or answers what cannot be used."""

@@ -17,15 +17,17 @@ brings an `Authorization` header: a token that leaves the Hub is a fault of the 
   a PUT is nothing.
 - A repository is public, private or gated; a user, known by a token, writes below the own name and organisations.
 
-**What it can be made to do wrong** (`faults.py`): `hub.fail(...)`, `hub.cut(...)`, `hub.slow(...)`, for the requests
-that a pattern names and so many times. **What it was asked** is in `hub.log`, a `Request` each.
+**What it can be made to do wrong** (`faults.py`): `hub.fail(...)`, `hub.cut(...)`, `hub.slow(...)`, `hub.mute(...)`,
+`hub.endless(...)`, `hub.reply(...)`, `hub.change(...)`, for the requests that a pattern names and so many times.
+**What it was asked** is in `hub.log`, a `Request` each.
 
 Xet, the Hub's newer way to move large files, is not spoken: the server offers none for downloads, and for uploads the
 client has to be told so by `HF_HUB_DISABLE_XET=1`, because it decides on what is installed and does not ask.
 """
 
+from hub_server.connection import Answer
 from hub_server.faults import Request
 from hub_server.server import HubServer
 from hub_server.store import User
 
-__all__ = ["HubServer", "Request", "User"]
+__all__ = ["Answer", "HubServer", "Request", "User"]

@@ -46,9 +46,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             # Read also where the answer is a refusal, or the next request on this connection would begin in its body.
             self.body = self._read(received)
             answer = self._answer_or_fault(fault)
-            if fault is not None and fault.without_answer:
+            if fault is not None and fault.mute:
+                self.hub.stopped.wait()
+            if fault is not None and (fault.without_answer or fault.mute):
                 raise ConnectionCutError
-            status = self._send(answer, sent)
+            if fault is not None and fault.change is not None:
+                answer = fault.change(answer)
+            status = self._send(answer, sent) if fault is None or not fault.endless else self._send_for_ever(answer)
         except (ConnectionCutError, ConnectionError):
             status, self.close_connection = 0, True
         self.hub.log.append(
@@ -111,7 +115,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+        if "Content-Length" not in headers:
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command == "HEAD":
             return status
@@ -122,6 +127,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.flush()
             meter.passed(len(allowed))
         return status
+
+    def _send_for_ever(self, answer: Answer) -> int:
+        self.send_response(answer.status)
+        for name, value in {**answer.headers, "Transfer-Encoding": "chunked"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        while not self.hub.stopped.is_set():
+            self.wfile.write(b"10000\r\n" + b" " * 2**16 + b"\r\n")
+        raise ConnectionCutError
 
 
 def _part_of(content: bytes, asked: str | None) -> tuple[bytes, int, dict[str, str]]:

@@ -3,7 +3,9 @@
 import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class Fault:
     seconds: float = 0.0
     chunk: int = 0
     without_answer: bool = False
+    mute: bool = False
+    endless: bool = False
+    change: Callable[[Any], Any] | None = None
 
 
 @dataclass

@@ -5,9 +5,11 @@ import http.server
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from hub_server.api import ApiHandler
+from hub_server.connection import Answer
 from hub_server.faults import Fault, Faults, Request
 from hub_server.storage import Signer, StorageHandler
 from hub_server.store import MAIN, Commit, Entry, Store, User, is_large, small_entry
@@ -89,6 +91,29 @@ class HubServer:
     def slow(self, pattern: str, seconds: float, chunk: int = 0, times: int | None = None) -> None:
         """Wait so long after each `chunk` bytes of the body, or once before anything is read."""
         self.faults.add(Fault(pattern, times, seconds=seconds, chunk=chunk))
+
+    def mute(self, pattern: str, times: int | None = None) -> None:
+        """Take the request, and answer nothing as long as the server runs."""
+        self.faults.add(Fault(pattern, times, mute=True))
+
+    def endless(self, pattern: str, times: int | None = None) -> None:
+        """Answer with a body that does not end."""
+        self.faults.add(Fault(pattern, times, endless=True))
+
+    def change(self, pattern: str, change: Callable[[Answer], Answer], times: int | None = None) -> None:
+        """Send what `change` makes of the answer, in its place."""
+        self.faults.add(Fault(pattern, times, change=change))
+
+    def reply(
+        self,
+        pattern: str,
+        content: bytes,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+        times: int | None = None,
+    ) -> None:
+        """Do what is asked, and answer with this instead of saying so."""
+        self.change(pattern, lambda _: Answer(content, status, dict(headers or {})), times)
 
     # What a test puts there or looks at without a client.
 
