@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from cmfah_hf.training.arguments import DataArguments
 from cmfah_hf.training.backbone import load_backbone_weights
 from cmfah_hf.training.checkpoints import disk_errors, wants_to_resume
 from cmfah_hf.training.configuration import Run
+from cmfah_hf.training.data_source import source_of
 from cmfah_hf.training.region_cache import keep_regions
 from cmfah_hf.training.streaming import count_streams, open_streams, stream_regions
 
@@ -39,8 +40,8 @@ class Pairs:
 
     `splits` are `train` and `validation`, and where there are such `query` and `database`. `stream_of_all` are a
     stream's pairs of training and validation together. `classes` are those of train and of validation. `texts` is what
-    the words are learned from, `together` how often a stream's training labels stand together, and `backbone` what made
-    the regions, if they are kept.
+    the words are learned from, `together` how often a stream's training labels stand together, `backbone` what made
+    the regions, if they are kept, and `source` where the data came from (`source_of`).
     """
 
     splits: dict[str, Any]
@@ -49,6 +50,7 @@ class Pairs:
     texts: Iterable[Any]
     together: LabelCounts | None
     backbone: torch.nn.Module | None
+    source: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def all(self) -> Any:
@@ -89,6 +91,7 @@ def read_pairs(run: Run, output: Path) -> Pairs:
         loaded = load_image_text(
             data.dataset, image_column=data.image_column, text_column=data.text_column, labels_column=data.labels_column
         )
+    source = source_of(data.dataset, loaded) if run.training.should_save else {}
     if data.database_split == "database" and "database" not in loaded:
         data = replace(data, database_split=None)
     _check(data, loaded)
@@ -106,7 +109,7 @@ def read_pairs(run: Run, output: Path) -> Pairs:
             loaded = stream_regions(run, loaded, image_model, processor)
         whole = None if data.validation_split is not None else loaded[data.train_split]
         splits = _cut(data, loaded, split_stream)
-        return Pairs(*count_streams(run, splits, whole, keeps_regions, output), backbone)
+        return Pairs(*count_streams(run, splits, whole, keeps_regions, output), backbone, source)
     with run.training.main_process_first(local=run.training.save_on_each_node, desc="pictures"):
         if keeps_regions:
             mirrored = {data.train_split, data.validation_split} if data.mirror else set()
@@ -121,7 +124,7 @@ def read_pairs(run: Run, output: Path) -> Pairs:
         name: collect_classes(splits[name]) if data.similarity == "labels" else _labels_of(splits[name])
         for name in (("train",) if data.similarity == "labels" else ("train", "validation"))
     }
-    return Pairs(splits, None, classes, splits["train"], None, backbone)
+    return Pairs(splits, None, classes, splits["train"], None, backbone, source)
 
 
 def _labels_of(pairs: datasets.Dataset) -> list[str]:

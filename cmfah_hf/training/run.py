@@ -46,7 +46,8 @@ def train(run: Run) -> dict[str, Any]:
     Returns:
         `validation`: the best MAP there, its `epoch`, and what was relevant there (`validation_relevance`); `query`:
         the figures of `RetrievalEvaluator`, where the data has a query split with labels; and what the run was (method,
-        bits, seed, pairs). The same stands in `metrics.json`. Of several processes only the main one gets them.
+        bits, seed, pairs, `source`, as `source_of` gives it). The same is in `metrics.json`. Of several processes only
+        the main one gets them.
 
     Raises:
         CMFAHError: If the data, the weights, a setting or the checkpoint cannot be used, the disk is full, or the Hub
@@ -116,6 +117,7 @@ def train(run: Run) -> dict[str, Any]:
         "method": run.method,
         "hash_bits": model.config.hash_bits,
         "seed": args.seed,
+        "source": pairs.source,
         "train_pairs": len(pairs.splits["train"]),
         "validation_pairs": len(pairs.splits["validation"]),
         "similarity": relevance.name,
