@@ -2,11 +2,10 @@
 
 import re
 from pathlib import Path
-from typing import Any
-
-import httpx
 
 from cmfah_hf.data.loading import SCENES, Loaded, resolve_data_path
+from cmfah_hf.errors import HubError
+from cmfah_hf.hub_access import hub_errors
 
 # Where `datasets` keeps what it prepared from the Hub: the folder is named by the commit.
 _COMMIT = re.compile(r"[/\\]([0-9a-f]{40})[/\\]")
@@ -48,7 +47,7 @@ def _newest_commit(dataset: str) -> str | None:
     from huggingface_hub import HfApi
 
     try:
-        found: Any = HfApi().dataset_info(dataset, timeout=10).sha
-    except (httpx.HTTPError, OSError, ValueError):  # no network, no such place, or no answer that can be read
+        with hub_errors(dataset):
+            return HfApi().dataset_info(dataset).sha
+    except HubError:
         return None
-    return found if isinstance(found, str) else None
