@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from cmfah_hf.atomic import atomic_file
 from cmfah_hf.evaluation.pointing import Boxes, boxes_by_word, region_weights
 from cmfah_hf.retrieval.codes import as_array
 
@@ -230,7 +231,6 @@ def _finish(figure: Figure, axes: Axes, path: str | os.PathLike) -> Path:
 
 
 def _write(figure: Figure, path: str | os.PathLike) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, facecolor="white")
-    return path
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix[1:].lower() or "png", facecolor="white")
+    return Path(path)

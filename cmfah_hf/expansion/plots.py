@@ -7,6 +7,7 @@ import os
 from math import cos, pi, sin, sqrt
 from pathlib import Path
 
+from cmfah_hf.atomic import atomic_file
 from cmfah_hf.errors import QueryError
 from cmfah_hf.expansion.expander import GraphExpander
 
@@ -71,10 +72,9 @@ def plot_neighbourhood(
     for x, (line, color) in zip((0.05, 0.5), said, strict=False):
         figure.text(x, 0.965, "■", color=color, fontsize=14, va="center", family="DejaVu Sans")
         figure.text(x + 0.025, 0.965, line, fontsize=12, va="center", **font)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix[1:].lower() or "png")
+    return Path(path)
 
 
 def _places(word: str, around: list[str]) -> dict[str, tuple[float, float]]:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmfah_hf.errors import QueryError
+from cmfah_hf.errors import CMFAHError, QueryError
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.evaluation.plots import plot_attention, plot_precision_at_k, plot_precision_recall
 
@@ -76,6 +77,14 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(QueryError, match="48 regions"):
         plot_attention(Image.new("RGB", (8, 8)), np.ones((48, 1)), ["dog"], tmp_path / "never.png")
     assert not (tmp_path / "never.png").exists()
+
+
+@pytest.mark.timeout(60)
+def test_a_plot_never_takes_the_place_of_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(CMFAHError, match="a pipe"):
+        plot_precision_at_k({"x": {"k": [1, 2], "precision_at_k": [1, 0.5]}}, tmp_path / "pipe.png")
+    assert (tmp_path / "pipe.png").is_fifo()
 
 
 def test_pyplot_stays_out_of_it(tmp_path):
