@@ -6,7 +6,13 @@ names the file, row or value, says what is wrong with it, and what to do. The co
 
 
 class CMFAHError(ValueError):
-    """The root of this package's own errors."""
+    """The root of this package's own errors.
+
+    A message stays one line whatever it names: line breaks and other characters that cannot be printed become escapes.
+    """
+
+    def __init__(self, *args: object):
+        super().__init__(*(_printable(part) if isinstance(part, str) else part for part in args))
 
 
 class DataError(CMFAHError):
@@ -47,3 +53,9 @@ class HubConnectionError(HubError):
 
 class HubServerError(HubError):
     """A Hub that fails, is busy, or answers what cannot be used."""
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

@@ -2,7 +2,8 @@
 
 Shapes: `N` items, `K` hash bits. Hash values are real, `(N, K)`, usually in (-1, 1). Packed codes are `(N, K / 8)`
 bytes: bit `j` of a code is bit `j % 8`, counted from the least significant, of byte `j // 8` (little-endian), and it is
-set where the hash value is `>= 0`. With that order nibble `m` of a code is also the index of its own +-1 vector among
+set where the hash value is `>= 0`. Codes of 0 and 1 would all become the same code, so they are refused (see
+`refuse_zeros_and_ones`). With that order nibble `m` of a code is also the index of its own +-1 vector among
 the 16 of a product quantiser's sub-space, so that one array of bytes serves both rankings (see `scan.py`).
 """
 
@@ -19,13 +20,38 @@ _AQD_LARGEST_SUM = 2.0**24 * AQD_STEP
 
 
 def as_array(values: Any) -> np.ndarray:
-    """`values` (NumPy, nested lists, or a PyTorch tensor of any device and type) as a NumPy array."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        if values.is_floating_point() and values.element_size() < 4:
-            values = values.float()  # NumPy has no bfloat16
-        values = values.numpy()
-    return np.asarray(values)
+    """`values` (NumPy, nested lists, or a dense PyTorch tensor of any device and type) as a NumPy array.
+
+    Raises:
+        HashIndexError: If they have rows of different lengths, or are sparse, quantized, masked, or without data.
+    """
+    if hasattr(values, "toarray") or str(getattr(values, "layout", "torch.strided")) != "torch.strided":
+        raise HashIndexError("A sparse matrix was given where a dense one is needed; convert it first.")
+    if getattr(values, "is_quantized", False) or getattr(values, "is_nested", False):
+        raise HashIndexError("A quantized or nested tensor was given; convert it to a dense tensor of numbers first.")
+    if getattr(values, "is_meta", False):
+        raise HashIndexError("A tensor on the device 'meta' has no values; compute it on another device.")
+    if np.ma.is_masked(values):
+        raise HashIndexError("A masked array was given, and some of its values are masked; fill them first.")
+    try:
+        if hasattr(values, "detach"):
+            values = values.detach().cpu()
+            if values.is_floating_point() and values.element_size() < 4:
+                values = values.float()  # NumPy has no bfloat16
+            values = values.numpy()
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths, types that NumPy lacks
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise HashIndexError(f"No array of numbers can be made of a {type(values).__name__} ({reason}).") from error
+
+
+def shortened(value: Any) -> str:
+    """The representation of a value in an error message, cut off where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of thousands of digits
+        return f"a {type(value).__name__} of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def check_bits(bits: int) -> int:
@@ -43,9 +69,9 @@ def sign(hash_values: Any) -> np.ndarray:
     """The +-1 code of each row: `(N, K)` int8, with `sgn(0) = +1` (`[hash]`, see docs/method.md).
 
     Raises:
-        HashIndexError: If the values are no `(N, K)` matrix of finite numbers.
+        HashIndexError: If the values are not an `(N, K)` matrix of finite numbers, or are codes of 0 and 1.
     """
-    return np.where(_real_matrix(hash_values) >= 0, np.int8(1), np.int8(-1))
+    return np.where(refuse_zeros_and_ones(_real_matrix(hash_values)) >= 0, np.int8(1), np.int8(-1))
 
 
 def pack(hash_values: Any) -> np.ndarray:
@@ -55,9 +81,10 @@ def pack(hash_values: Any) -> np.ndarray:
     array([[5]], dtype=uint8)
 
     Raises:
-        HashIndexError: If the values are no `(N, K)` matrix of finite numbers, or `K` is no multiple of 8.
+        HashIndexError: If the values are not an `(N, K)` matrix of finite numbers, are codes of 0 and 1, or `K` is no
+            multiple of 8.
     """
-    values_NK = _real_matrix(hash_values)
+    values_NK = refuse_zeros_and_ones(_real_matrix(hash_values))
     check_bits(values_NK.shape[1])
     return np.packbits(values_NK >= 0, axis=1, bitorder="little")
 
@@ -94,11 +121,13 @@ def round_for_aqd(hash_values: Any) -> np.ndarray:
     score by at most `K * 2^-15`.
 
     Raises:
-        HashIndexError: If the values are no `(N, K)` matrix of finite numbers, or so large that the sums would round.
+        HashIndexError: If the values are not an `(N, K)` matrix of finite numbers, are codes of 0 and 1, or are so
+            large that the sums would round.
     """
     values_NK = as_array(hash_values)
     if values_NK.ndim != 2 or values_NK.dtype.kind != "f" or values_NK.dtype.itemsize < 4:
         values_NK = _real_matrix(values_NK).astype(np.float64)
+    refuse_zeros_and_ones(values_NK)
     # Scaling by a power of two is exact, so float32 need not be widened.
     rounded_NK = np.rint(values_NK * (1 / AQD_STEP)) * AQD_STEP
     sums_N = np.abs(rounded_NK).sum(axis=1)
@@ -117,6 +146,8 @@ def _real_matrix(hash_values: Any) -> np.ndarray:
     if values.ndim != 2:
         raise HashIndexError(f"Hash values are an (N, K) matrix, not an array of shape {values.shape}.")
     # Unsigned and boolean values are bits or packed bytes already: `>= 0` would set every one of them.
+    if values.dtype.kind in "bu" and (values <= 1).all():
+        raise HashIndexError(_ZEROS_AND_ONES.format(values.dtype))
     if values.dtype.kind not in "if":
         raise HashIndexError(f"Hash values are real or +-1, not {values.dtype}; unpack or convert them first.")
     if values.dtype.kind == "f":
@@ -128,4 +159,25 @@ def _real_matrix(hash_values: Any) -> np.ndarray:
     return values
 
 
+def refuse_zeros_and_ones(values: np.ndarray) -> np.ndarray:
+    """`values` themselves, unless they are codes of 0 and 1, in which `>= 0` would set every bit.
+
+    They are taken for such codes if all of them are 0 or 1 and, of integers, at least one is 0; of floats, at least one
+    is 0 and one is 1. A row of ones alone is a code of +-1, and real zeros alone are continuous codes that say nothing.
+
+    Raises:
+        HashIndexError: If they are codes of 0 and 1.
+    """
+    first = values[:1]  # which tells almost all others apart
+    if first.size and ((first == 0) | (first == 1)).all() and ((values == 0) | (values == 1)).all():
+        zeros = np.count_nonzero(values == 0)
+        if zeros and (values.dtype.kind != "f" or zeros < values.size):
+            raise HashIndexError(_ZEROS_AND_ONES.format(values.dtype))
+    return values
+
+
+_ZEROS_AND_ONES = (
+    "The codes ({}) hold only 0 and 1, which are bits, where signs are needed; give `2 * codes - 1` of a signed type, or "
+    'packed bytes, `numpy.packbits(codes > 0, axis=1, bitorder="little")`.'
+)
 _SIGNS_OF_BYTE = unpack(np.arange(256, dtype=np.uint8)[:, None]).astype(np.float32)

@@ -10,29 +10,41 @@ from dataclasses import dataclass
 import numpy as np
 
 from cmfah_hf.errors import HashIndexError
+from cmfah_hf.retrieval.codes import as_array, shortened
 
 
+@dataclass(frozen=True, eq=False)
 class GrowingArray:
-    """Rows in a buffer that doubles when it is full. Views of earlier lengths stay valid, also behind the doubling."""
+    """The first rows of a buffer that has room for more, and doubles when it is full.
 
-    def __init__(self, rows: np.ndarray):
-        self._buffer, self._filled = rows, len(rows)
+    It never changes itself: the longer array that `extended` returns shares the buffer where there is room. What the
+    buffer holds behind `filled` means nothing, so a change that is given up has left nothing behind.
+    """
+
+    buffer: np.ndarray
+    filled: int
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> "GrowingArray":
+        """All of these rows. They are full, so they are never written to: they may be a mapped file."""
+        return cls(rows, len(rows))
 
     def __len__(self) -> int:
-        return self._filled
+        return self.filled
 
-    def append(self, rows: np.ndarray) -> None:
-        needed = self._filled + len(rows)
-        # What came from elsewhere, a mapped file perhaps, is full, so it is never written to.
-        if needed > len(self._buffer):
-            grown = np.empty((max(needed, 2 * len(self._buffer)), *self._buffer.shape[1:]), self._buffer.dtype)
-            grown[: self._filled] = self._buffer[: self._filled]
-            self._buffer = grown
-        self._buffer[self._filled : needed] = rows
-        self._filled = needed
+    def extended(self, rows: np.ndarray) -> "GrowingArray":
+        """These rows behind the others. Of one array, only the last extension may be used."""
+        if not len(rows):
+            return self
+        needed, buffer = self.filled + len(rows), self.buffer
+        if needed > len(buffer):
+            buffer = np.empty((max(needed, 2 * len(buffer)), *buffer.shape[1:]), buffer.dtype)
+            buffer[: self.filled] = self.buffer[: self.filled]
+        buffer[self.filled : needed] = rows
+        return GrowingArray(buffer, needed)
 
     def view(self) -> np.ndarray:
-        view = self._buffer[: self._filled]
+        view = self.buffer[: self.filled]
         view.flags.writeable = False
         return view
 
@@ -89,33 +101,40 @@ class StringIds:
 Ids = IntegerIds | StringIds
 
 
+@dataclass(frozen=True, eq=False)
 class IdColumn:
-    """The ids of all rows, of one kind.
+    """The ids of all rows, of one kind, with room for more.
 
-    Args:
-        ids: Those to begin with.
+    Attributes:
+        parts: The integers; or the strings' bytes, and where each ends.
+        bounds: On integers; (0, 0) for strings.
     """
 
-    def __init__(self, ids: Ids):
-        self.strings = isinstance(ids, StringIds)
-        self._bounds = (0, 0) if isinstance(ids, StringIds) else (ids.least, ids.largest)
-        parts = (ids.text, ids.ends) if isinstance(ids, StringIds) else (ids.values,)
-        self._parts = tuple(GrowingArray(part) for part in parts)
+    parts: tuple[GrowingArray, ...]
+    bounds: tuple[int, int]
 
-    def append(self, new_ids: np.ndarray) -> None:
-        if not self.strings:
-            self._parts[0].append(new_ids)
+    @classmethod
+    def of(cls, ids: Ids) -> "IdColumn":
+        """A column of these ids."""
+        if isinstance(ids, StringIds):
+            return cls((GrowingArray.of(ids.text), GrowingArray.of(ids.ends)), (0, 0))
+        return cls((GrowingArray.of(ids.values),), (ids.least, ids.largest))
+
+    def extended(self, new_ids: np.ndarray) -> "IdColumn":
+        """These ids behind the others, as `GrowingArray.extended` has it."""
+        if len(self.parts) == 1:
             new = IntegerIds.of(new_ids)
-            self._bounds = min(self._bounds[0], new.least), max(self._bounds[1], new.largest)
-            return
+            bounds = min(self.bounds[0], new.least), max(self.bounds[1], new.largest)
+            return IdColumn((self.parts[0].extended(new_ids),), bounds)
+        text, ends = self.parts
         encoded = [item_id.encode("utf-8", "surrogatepass") for item_id in new_ids]
-        text, ends = self._parts
-        ends.append(len(text) + np.cumsum([len(item_id) for item_id in encoded], dtype=np.int64))
-        text.append(np.frombuffer(b"".join(encoded), np.uint8))
+        new_ends = len(text) + np.cumsum([len(item_id) for item_id in encoded], dtype=np.int64)
+        new_text = np.frombuffer(b"".join(encoded), np.uint8)
+        return IdColumn((text.extended(new_text), ends.extended(new_ends)), (0, 0))
 
     def view(self) -> Ids:
-        views = (part.view() for part in self._parts)
-        return StringIds(*views) if self.strings else IntegerIds(*views, *self._bounds)
+        views = [part.view() for part in self.parts]
+        return IntegerIds(*views, *self.bounds) if len(views) == 1 else StringIds(*views)
 
 
 class IdLookup:
@@ -128,51 +147,55 @@ class IdLookup:
     _FEW = 4096
 
     def __init__(self):
-        self._keys, self._rows = np.empty(0, np.int64), np.empty(0, np.int64)
-        self._newest: dict[int | str, int] = {}
-        self._covered = 0
+        nothing = np.empty(0, np.int64)
+        # Keys in ascending order, the row of each, the newest rows by id, how many rows are covered.
+        self._found: tuple[np.ndarray, np.ndarray, dict[int | str, int], int] = nothing, nothing, {}, 0
 
     def rows_of(self, wanted: np.ndarray, ids: Ids, alive: np.ndarray | None) -> np.ndarray:
         """The living row of each id, -1 where there is none. `alive` says it of all rows; None where all live."""
         self._cover(ids, alive)
+        sorted_keys, sorted_rows, newest_rows, _ = self._found
         keys = keys_of(wanted)
-        first = np.searchsorted(self._keys, keys)
+        first = np.searchsorted(sorted_keys, keys)
         found = np.full(len(wanted), -1, np.int64)
         if isinstance(ids, IntegerIds):
-            inside = np.flatnonzero(first < len(self._keys))
-            same = inside[self._keys[first[inside]] == keys[inside]]
-            found[same] = self._rows[first[same]]
+            inside = np.flatnonzero(first < len(sorted_keys))
+            same = inside[sorted_keys[first[inside]] == keys[inside]]
+            found[same] = sorted_rows[first[same]]
         else:
             for position, (key, at) in enumerate(zip(keys.tolist(), first.tolist(), strict=True)):
-                while at < len(self._keys) and self._keys[at] == key and found[position] < 0:
-                    row = self._rows[at]
+                while at < len(sorted_keys) and sorted_keys[at] == key and found[position] < 0:
+                    row = sorted_rows[at]
                     found[position] = row if ids.take(row) == wanted[position] else -1
                     at += 1
-        if self._newest:
-            newest = [self._newest.get(item_id, -1) for item_id in wanted.tolist()]
+        if newest_rows:
+            newest = [newest_rows.get(item_id, -1) for item_id in wanted.tolist()]
             found = np.where(np.array(newest) >= 0, newest, found)
         if alive is not None:
             found[(found >= 0) & ~alive[found]] = -1
         return found
 
     def _cover(self, ids: Ids, alive: np.ndarray | None) -> None:
-        start, end = self._covered, len(ids)
-        if end - start + len(self._newest) <= max(self._FEW, len(self._keys) // 4):
-            new = np.arange(start, end)
-            self._newest.update(zip(ids.take(new).tolist(), new.tolist(), strict=True))
+        """Takes in the rows that have come; in one step, so that an error on the way changes nothing."""
+        sorted_keys, sorted_rows, newest, start = self._found
+        end = len(ids)
+        if end - start + len(newest) <= max(self._FEW, len(sorted_keys) // 4):
+            if end > start:
+                new = np.arange(start, end)
+                # Into the same dictionary, whose other entries stay as they are.
+                newest.update(zip(ids.take(new).tolist(), new.tolist(), strict=True))
         else:
-            keys = ids.keys(start)
-            rows = np.arange(start, end)
-            if self._newest:
-                kept = np.fromiter(self._newest.values(), np.int64)
+            keys, rows = ids.keys(start), np.arange(start, end)
+            if newest:
+                kept = np.fromiter(newest.values(), np.int64)
                 keys = np.concatenate([keys_of(ids.take(kept)), keys])
                 rows = np.concatenate([kept, rows])
-            keys, rows = np.concatenate([self._keys, keys]), np.concatenate([self._rows, rows])
+            keys, rows = np.concatenate([sorted_keys, keys]), np.concatenate([sorted_rows, rows])
             if alive is not None:  # an id that was removed and added again has more than one row
                 keys, rows = keys[alive[rows]], rows[alive[rows]]
             order = np.argsort(keys, kind="stable")
-            self._keys, self._rows, self._newest = keys[order], rows[order], {}
-        self._covered = end
+            sorted_keys, sorted_rows, newest = keys[order], rows[order], {}
+        self._found = sorted_keys, sorted_rows, newest, end
 
 
 def keys_of(ids: np.ndarray) -> np.ndarray:
@@ -188,8 +211,10 @@ def id_array(ids: Iterable) -> np.ndarray:
     Raises:
         HashIndexError: On a lone id, on ids of two kinds, or on what is neither an integer of 64 bits nor a string.
     """
-    if isinstance(ids, (str, bytes, int)):
-        raise HashIndexError(f"Ids come as a list, not as {ids!r} alone.")
+    if hasattr(ids, "detach"):
+        ids = as_array(ids)
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable) or getattr(ids, "ndim", 1) == 0:
+        raise HashIndexError(f"Ids come as a list, not as {shortened(ids)} alone.")
     if isinstance(ids, np.ndarray) and ids.dtype.kind == "i":
         return ids.astype(np.int64).ravel()
     items = ids.tolist() if hasattr(ids, "tolist") else list(ids)
@@ -207,4 +232,4 @@ def id_array(ids: Iterable) -> np.ndarray:
     if kinds == {int, str}:
         raise HashIndexError("Some ids are integers and some are strings; an index holds one kind.")
     wrong = next(item_id for item_id in items if type(item_id) not in (int, str))
-    raise HashIndexError(f"An id is an integer or a string, not {wrong!r}.")
+    raise HashIndexError(f"An id is an integer or a string, not {shortened(wrong)}.")

@@ -7,7 +7,6 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +14,21 @@ import numpy as np
 import pyarrow as pa
 
 from cmfah_hf.errors import HashIndexError, QueryError
-from cmfah_hf.retrieval.codes import as_array, check_bits, pack, round_for_aqd, signs_of
+from cmfah_hf.retrieval.codes import (
+    as_array,
+    check_bits,
+    pack,
+    refuse_zeros_and_ones,
+    round_for_aqd,
+    shortened,
+    signs_of,
+)
+from cmfah_hf.retrieval.forks import renew_in_children
 from cmfah_hf.retrieval.ids import IntegerIds, id_array
 from cmfah_hf.retrieval.index_file import read_index, write_index
 from cmfah_hf.retrieval.metadata import as_table, rows_allowed
 from cmfah_hf.retrieval.ranking import nearest
+from cmfah_hf.retrieval.results import SearchResults
 from cmfah_hf.retrieval.rows import Rows
 from cmfah_hf.retrieval.scan import Queries
 
@@ -29,30 +38,10 @@ METRICS = ("hamming", "aqd")
 Metric = Literal["hamming", "aqd"]
 
 
-@dataclass(frozen=True, eq=False)
-class SearchResults:
-    """The `k` nearest items of each query, nearest first.
-
-    Attributes:
-        ids: `(Q, k)`, int64 or an object array of str, as they were added.
-        scores: `(Q, k)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
-        metadata: An Arrow table of `Q k` rows, query after query. None where the index holds none.
-    """
-
-    ids: np.ndarray
-    scores: np.ndarray
-    metadata: pa.Table | None = None
-
-    def hits(self, query: int = 0) -> list[dict[str, Any]]:
-        """One query's answers as rows: `{"id": ..., "score": ..., "metadata": {...}}`, nearest first."""
-        k = self.ids.shape[1]
-        columns = [{}] * k if self.metadata is None else self.metadata.slice(query * k, k).to_pylist()
-        rows = zip(self.ids[query].tolist(), self.scores[query].tolist(), columns, strict=True)
-        return [{"id": item_id, "score": score, "metadata": own} for item_id, score, own in rows]
-
-
 class HashIndex:
     """An exact index over hash codes, ranked by Hamming distance or by `<z_q, B_x>` (`[aqd]`, see docs/method.md).
+
+    Codes are real hash values, of which the signs are kept, or packed bytes; codes of 0 and 1 are refused.
 
     The order of the answers is canonical, also where the cut at `k` goes through a tie: by score, then by id, integers
     by value and strings by their characters' code points. AQD takes the query's values rounded to multiples of 2^-14,
@@ -81,10 +70,14 @@ class HashIndex:
     def __init__(self, bits: int = 64, model: str | None = None):
         self._bits = check_bits(bits)
         self.model = model
-        self._changing = threading.RLock()
-        self._next_id = 0
+        self.renew_locks()
+        renew_in_children(self)
         self._saved_as: tuple[Path, str] | None = None
         self._rows = Rows(np.empty((0, self._bits // 8), np.uint8), IntegerIds.of(np.empty(0, np.int64)), None)
+
+    def renew_locks(self) -> None:
+        """For `forks.py`: in a child, a thread of its parent may hold the lock for ever."""
+        self._changing = threading.RLock()
 
     @property
     def bits(self) -> int:
@@ -100,7 +93,7 @@ class HashIndex:
     @property
     def next_id(self) -> int:
         """The integer id that an item gets that is added without one."""
-        return self._next_id
+        return self._rows.now.next_id
 
     @property
     def codes(self) -> np.ndarray:
@@ -146,8 +139,8 @@ class HashIndex:
             metadata: Columns of `N` values: a mapping from names to lists, a data set or an Arrow table.
 
         Raises:
-            HashIndexError: On codes of another width, a NaN or an infinity, an id that is there already or comes twice,
-                another kind of id than the index holds, or metadata that does not fit.
+            HashIndexError: On codes of another width, codes of 0 and 1, a NaN or an infinity, an id that is there
+                already or comes twice, another kind of id than the index holds, or metadata that does not fit.
         """
         packed = self._packed(codes, "The codes")
         table = None if metadata is None else as_table(metadata, len(packed))
@@ -158,7 +151,6 @@ class HashIndex:
                 return
             self._refuse_duplicates(new_ids)
             self._rows.append(packed, new_ids, table)
-            self._count_on(new_ids)
 
     def remove(self, ids: Sequence[int] | Sequence[str] | np.ndarray) -> None:
         """Removes the items with these ids; either all of them or, on an error, none.
@@ -212,7 +204,6 @@ class HashIndex:
             _refuse_twins(wanted)
             held = self._rows.rows_of(wanted)
             self._rows.append(packed, wanted, table, instead_of=held[held >= 0])
-            self._count_on(wanted)
 
     def search(
         self,
@@ -241,10 +232,10 @@ class HashIndex:
             QueryError: On an unknown metric, a `k` or `probes` below 1, or a condition without meaning.
         """
         if metric not in METRICS:
-            raise QueryError(f"There is no ranking {metric!r}; take one of {', '.join(METRICS)}.")
+            raise QueryError(f"There is no ranking {shortened(metric)}; take one of {', '.join(METRICS)}.")
         for name, number in (("k", k), ("probes", probes)):
             if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
-                raise QueryError(f"{name} must be a whole number of at least 1, not {number!r}.")
+                raise QueryError(f"{name} must be a whole number of at least 1, not {shortened(number)}.")
         if exact:
             now = self._rows.now
             scans = now.segments
@@ -262,7 +253,7 @@ class HashIndex:
         elif k > count:
             logger.warning("k = %d was asked of an index of %d items; all of them are returned.", k, count)
         k = min(int(k), count)
-        if k:
+        if k and len(queries):
             costs, rows = nearest(queries, k, now.codes, now.ids, scans, allowed, count)
         else:
             costs, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
@@ -284,8 +275,14 @@ class HashIndex:
 
         An answer counts where its score is at least that of the k-th exact answer, so a tie at the cut may be resolved
         either way. The other arguments are those of `search`.
+
+        Raises:
+            HashIndexError: As `search` does.
+            QueryError: As `search` does, or without any query.
         """
         truly = self.search(hash_values, k, metric).scores
+        if not len(truly):
+            raise QueryError("No query was given, so there is no recall; give one at least.")
         found = self.search(hash_values, k, metric, exact=False, probes=probes).scores
         return float(np.mean(found <= truly[:, -1:] if metric == "hamming" else found >= truly[:, -1:]))
 
@@ -303,9 +300,9 @@ class HashIndex:
         """
         path = Path(path)
         with self._changing:
-            now, next_id, model = self._rows.now, self._next_id, self.model
+            now, model = self._rows.now, self.model
             known = self._saved_as[1] if self._saved_as and self._saved_as[0] == path.absolute() else None
-        stamp = write_index(path, *now.living(), next_id, None if overwrite else known, model)
+        stamp = write_index(path, *now.living(), now.next_id, None if overwrite else known, model)
         with self._changing:
             self._saved_as = path.absolute(), stamp
 
@@ -328,8 +325,7 @@ class HashIndex:
         index = cls(int(header["bits"]), model=header.get("model"))
         if bits is not None and bits != index._bits:
             raise HashIndexError(f"{path} holds codes of {index._bits} bits, where {bits} were expected.")
-        index._rows = Rows(codes, ids, table)
-        index._next_id = int(header["next_id"])
+        index._rows = Rows(codes, ids, table, int(header["next_id"]))
         index._saved_as = path.absolute(), header.get("stamp", "")
         return index
 
@@ -340,7 +336,12 @@ class HashIndex:
         if ids is None:
             if strings:
                 raise HashIndexError("The index holds string ids, which cannot be made up; give `ids`.")
-            return np.arange(self._next_id, self._next_id + items, dtype=np.int64)
+            if now.next_id + items > 2**63:
+                raise HashIndexError(
+                    f"{items} items came without ids, and integers of 64 bits go no further than {2**63 - 1}, from "
+                    f"{now.next_id} on; give `ids`."
+                )
+            return np.arange(now.next_id, now.next_id + items, dtype=np.int64)
         if len(ids) != items:
             raise HashIndexError(f"{items} codes came with {len(ids)} ids; give one id a code.")
         if items and now.count and (ids.dtype == object) != strings:
@@ -349,17 +350,13 @@ class HashIndex:
         return ids
 
     def _refuse_duplicates(self, ids: np.ndarray) -> None:
-        if ids.dtype != object and ids[0] >= self._next_id and (np.diff(ids) > 0).all():
+        if ids.dtype != object and ids[0] >= self._rows.now.next_id and (np.diff(ids) > 0).all():
             return
         held = np.flatnonzero(self._rows.rows_of(ids) >= 0)
         if held.size:
             item_id = ids[held[0] : held[0] + 1].tolist()[0]
             raise HashIndexError(f"The index holds id {item_id!r} already; remove it first, or give another id.")
         _refuse_twins(ids)
-
-    def _count_on(self, ids: np.ndarray) -> None:
-        if ids.dtype != object:
-            self._next_id = max(self._next_id, int(ids.max()) + 1)
 
     def _held_rows(self, ids: np.ndarray, done: str) -> np.ndarray:
         """The rows of ids all of which have to be there."""
@@ -395,6 +392,8 @@ class HashIndex:
 
     def _check_width(self, codes: np.ndarray, width: int, what: str) -> None:
         if width != self._bits:
+            if codes.dtype == np.uint8 and codes.shape[1] == self._bits:
+                refuse_zeros_and_ones(codes)
             read_as = " (uint8 is read as packed codes, eight bits a byte)" if codes.dtype == np.uint8 else ""
             raise HashIndexError(f"{what} have {width} bits, the index has {self._bits}{read_as}.")
 

@@ -1,10 +1,11 @@
 """The rows of an index: packed codes, ids and metadata side by side, changed one change at a time.
 
-Rows are only ever appended and marked as gone, and a change ends with a new `Snapshot` in place of the old one. Whoever
-searches takes the snapshot of that moment and needs no lock; whoever changes rows has to hold one.
+Rows are only ever appended and marked as deleted. A change makes a new `Snapshot` and puts it in place of the old one
+as its last step, so an error on the way changes nothing. Whoever searches takes the snapshot of that moment and needs
+no lock; whoever changes rows has to hold one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,27 +26,60 @@ _LARGEST_SEGMENT = 2**23
 _FEW_CHANGED = 1024
 
 
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """The rows as they stand between two changes.
+class Caches:
+    """What searches and look-ups have made of rows so far, and can make again.
 
     Attributes:
-        codes: `(N, K / 8)` uint8, those of rows that are gone as well.
-        ids: `N` of them.
-        alive: `(N,)` bool; None where no row is gone.
-        segments: Which together scan all rows.
-        table: The metadata, `N` rows, or None.
+        lookup: From ids to rows.
+        inverted: Inverted lists, and scans of the rows that came later. None until they are needed.
     """
 
-    codes: np.ndarray
-    ids: Ids
+    def __init__(self):
+        self.lookup = IdLookup()
+        self.inverted: tuple[InvertedLists, tuple[Segment, ...]] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The rows as they are between two changes.
+
+    Attributes:
+        code_rows: The codes with room for more, those of deleted rows among them.
+        id_column: The ids likewise.
+        alive: `(N,)` bool; None where no row is deleted.
+        segments: Which together scan all rows.
+        table: The metadata, `N` rows, or None.
+        next_id: The integer id that the next item gets.
+        caches: Shared by all snapshots that number their rows alike.
+    """
+
+    code_rows: GrowingArray
+    id_column: IdColumn
     alive: np.ndarray | None
     segments: tuple[Segment, ...]
     table: pa.Table | None
+    next_id: int
+    caches: Caches = field(default_factory=Caches)
+
+    @classmethod
+    def of(cls, codes: np.ndarray, ids: Ids, table: pa.Table | None, next_id: int) -> "Snapshot":
+        """A snapshot of these rows, none of them deleted."""
+        rows = GrowingArray.of(codes)
+        return cls(rows, IdColumn.of(ids), None, _extended((), rows.view()), table, next_id)
+
+    @cached_property
+    def codes(self) -> np.ndarray:
+        """`(N, K / 8)` uint8."""
+        return self.code_rows.view()
+
+    @cached_property
+    def ids(self) -> Ids:
+        """`N` of them."""
+        return self.id_column.view()
 
     @cached_property
     def count(self) -> int:
-        """How many rows live."""
+        """How many rows are live."""
         return len(self.codes) if self.alive is None else int(np.count_nonzero(self.alive))
 
     @property
@@ -54,7 +88,7 @@ class Snapshot:
         return isinstance(self.ids, StringIds)
 
     def living(self) -> tuple[np.ndarray, Ids, pa.Table | None]:
-        """Codes, ids and metadata of the rows that live."""
+        """Codes, ids and metadata of the live rows."""
         if self.alive is None:
             return self.codes, self.ids, self.table
         rows = np.flatnonzero(self.alive)
@@ -69,44 +103,52 @@ class Rows:
         codes: `(N, K / 8)` uint8.
         ids: `N` of them.
         table: Metadata of `N` rows, or None.
+        next_id: The integer id that the next item gets.
+
+    Attributes:
+        now: The rows as they are. The only thing that a change replaces.
     """
 
-    def __init__(self, codes: np.ndarray, ids: Ids, table: pa.Table | None):
-        self._start(codes, ids, table)
+    def __init__(self, codes: np.ndarray, ids: Ids, table: pa.Table | None, next_id: int = 0):
+        self.now = Snapshot.of(codes, ids, table, next_id)
 
     def rows_of(self, ids: np.ndarray) -> np.ndarray:
-        """The living row of each id, -1 where there is none."""
-        if not self.now.count or self.now.strings != (ids.dtype == object):
+        """The live row of each id, -1 where there is none."""
+        now = self.now
+        if not now.count or now.strings != (ids.dtype == object):
             return np.full(len(ids), -1)
-        return self._lookup.rows_of(ids, self.now.ids, self.now.alive)
+        return now.caches.lookup.rows_of(ids, now.ids, now.alive)
 
     def append(
         self, codes: np.ndarray, ids: np.ndarray, table: pa.Table | None, instead_of: np.ndarray | None = None
     ) -> None:
-        """New rows behind all others, and those of `instead_of` gone, in one change.
+        """New rows behind all others, and those of `instead_of` deleted, in one change.
 
         Raises:
-            HashIndexError: If the metadata does not fit; then nothing has changed.
+            HashIndexError: If the metadata does not fit.
         """
-        now = self.now
-        if not now.count and now.strings != (ids.dtype == object):  # without items, the other kind of id is taken
-            self._start(codes[:0], _ids_of(ids[:0], ids.dtype == object), None)
-            now, instead_of = self.now, None
+        now, strings = self.now, ids.dtype == object
+        if not now.count and now.strings != strings:  # without items, the other kind of id is taken
+            now, instead_of = Snapshot.of(now.codes[:0], _ids_of(ids[:0], strings), None, now.next_id), None
         joined = appended(now.table, len(now.codes), table, len(codes))
-        self._codes.append(codes)
-        self._ids.append(ids)
+        code_rows = now.code_rows.extended(codes)
         alive = now.alive if instead_of is None or not len(instead_of) else _without(now, instead_of)
         if alive is not None:
             alive = np.concatenate([alive, np.ones(len(codes), bool)])
-        held = self._codes.view()
-        self.now = Snapshot(held, self._ids.view(), alive, _extended(now.segments, held), joined)
-        self._tidy()
+        changed = Snapshot(
+            code_rows,
+            now.id_column.extended(ids),
+            alive,
+            _extended(now.segments, code_rows.view()),
+            joined,
+            now.next_id if strings else max(now.next_id, int(ids.max(initial=-1)) + 1),
+            now.caches,
+        )
+        self.now = _tidied(changed)
 
     def drop(self, rows: np.ndarray) -> None:
-        """These rows gone."""
-        now = self.now
-        self.now = Snapshot(now.codes, now.ids, _without(now, rows), now.segments, now.table)
-        self._tidy()
+        """These rows deleted."""
+        self.now = _tidied(replace(self.now, alive=_without(self.now, rows)))
 
     def replace(self, rows: np.ndarray, ids: np.ndarray, codes: np.ndarray | None, table: pa.Table | None) -> None:
         """Other codes or columns for these rows; what is not given stays."""
@@ -124,24 +166,20 @@ class Rows:
         codes = self.now.codes
         if not len(codes):
             return self.now, []
-        lists, newer = self._inverted or (None, ())
+        caches = self.now.caches
+        lists, newer = caches.inverted or (None, ())
         if lists is None or len(codes) - len(lists.codes) > max(_FEW_CHANGED, len(lists.codes) // 4):
             lists, newer = InvertedLists(codes), ()
-        self._inverted = lists, _extended(newer, codes, len(lists.codes))
-        return self.now, [ProbedLists(lists, probes), *self._inverted[1]]
+        caches.inverted = lists, _extended(newer, codes, len(lists.codes))
+        return self.now, [ProbedLists(lists, probes), *caches.inverted[1]]
 
-    def _start(self, codes: np.ndarray, ids: Ids, table: pa.Table | None) -> None:
-        self._codes, self._ids, self._lookup = GrowingArray(codes), IdColumn(ids), IdLookup()
-        self._inverted: tuple[InvertedLists, tuple[Segment, ...]] | None = None
-        held = self._codes.view()
-        self.now = Snapshot(held, self._ids.view(), None, _extended((), held), table)
 
-    def _tidy(self) -> None:
-        """Writes the living rows anew once many are gone."""
-        now = self.now
-        if len(now.codes) - now.count > max(_FEW_CHANGED, len(now.codes) // 4) or not now.count:
-            codes, ids, table = now.living()
-            self._start(codes, ids, table if len(codes) else None)
+def _tidied(now: Snapshot) -> Snapshot:
+    """The live rows alone once many are deleted, else the same."""
+    if len(now.codes) - now.count <= max(_FEW_CHANGED, len(now.codes) // 4) and now.count:
+        return now
+    codes, ids, table = now.living()
+    return Snapshot.of(codes, ids, table if len(codes) else None, now.next_id)
 
 
 def _without(now: Snapshot, rows: np.ndarray) -> np.ndarray:
@@ -167,6 +205,4 @@ def _extended(segments: tuple[Segment, ...], codes: np.ndarray, first: int = 0) 
 def _ids_of(ids: np.ndarray, strings: bool) -> Ids:
     if not strings:
         return IntegerIds.of(ids.astype(np.int64))
-    column = IdColumn(StringIds(np.empty(0, np.uint8), np.empty(0, np.int64)))
-    column.append(ids)
-    return column.view()
+    return IdColumn.of(StringIds(np.empty(0, np.uint8), np.empty(0, np.int64))).extended(ids).view()

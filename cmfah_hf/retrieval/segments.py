@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 
+from cmfah_hf.retrieval.forks import renew_in_children
 from cmfah_hf.retrieval.scan import Candidates, FastScan, PostingLists, Queries, Scan, exact_costs
 
 # Posting lists up to here: with so few bits ties fill whatever depth is asked of FastScan.
@@ -30,6 +31,11 @@ class Segment:
         self._scan: Scan | None = None
         self._groups = codes.shape[1] * 8 > POSTING_BITS and end - start >= GROUPED_CODES
         self._scanned = 0
+        self.renew_locks()
+        renew_in_children(self)
+
+    def renew_locks(self) -> None:
+        """For `forks.py`."""
         self._building = threading.Lock()
 
     def __len__(self) -> int:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,12 +9,16 @@ from hypothesis.extra import numpy as hnp
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.retrieval.codes import as_array, pack, round_for_aqd, sign, unpack
 
-hash_values = st.integers(1, 16).flatmap(
-    lambda octets: hnp.arrays(
-        np.float32,
-        st.tuples(st.integers(0, 6), st.just(8 * octets)),
-        elements=st.floats(-2, 2, width=32) | st.sampled_from([0.0, -0.0]),
+hash_values = (
+    st.integers(1, 16)
+    .flatmap(
+        lambda octets: hnp.arrays(
+            np.float32,
+            st.tuples(st.integers(0, 6), st.just(8 * octets)),
+            elements=st.floats(-2, 2, width=32) | st.sampled_from([0.0, -0.0]),
+        )
     )
+    .filter(lambda values: not (np.isin(values, (0, 1)).all() and values.any() and not values.all()))
 )
 
 
@@ -37,6 +42,61 @@ def test_unpack_reverses_pack(values):
     assert packed.dtype == np.uint8
     np.testing.assert_array_equal(unpack(packed), sign(values))
     np.testing.assert_array_equal(pack(unpack(packed)), packed)
+
+
+BITS = np.array([[1] * 8, [0, 1, 1, 0, 0, 1, 0, 1]])
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int8", "float32", "float64", "bool", "uint8", "uint16"])
+@pytest.mark.parametrize("act", [pack, sign, round_for_aqd])
+def test_codes_of_zero_and_one_are_refused_with_what_to_do(act, dtype):
+    for values in (BITS.astype(dtype), BITS[1:].astype(dtype), torch.from_numpy(BITS.astype(dtype))):
+        with pytest.raises(HashIndexError, match=r"only 0 and 1.*`2 \* codes - 1`.*numpy\.packbits"):
+            act(values)
+
+
+def test_what_that_advice_gives_is_one_code():
+    packed = np.packbits(BITS > 0, axis=1, bitorder="little")
+    np.testing.assert_array_equal(pack(2 * BITS - 1), packed)
+    np.testing.assert_array_equal(sign(2 * BITS - 1), unpack(packed))
+
+
+def test_signs_and_real_zeros_are_no_codes_of_zero_and_one():
+    assert pack(np.ones((1, 8), int)).tolist() == [[255]]  # a code of +-1
+    assert pack(np.zeros((2, 8))).tolist() == [[255], [255]]  # sgn(0) = +1
+    assert round_for_aqd(np.zeros((1, 8))).tolist() == [[0.0] * 8]
+    assert pack(np.array([[0.0, 1.0, 0.5, 0, 0, 0, 0, 0]])).tolist() == [[255]]
+    assert pack(np.empty((0, 8))).shape == (0, 1)
+    with pytest.raises(HashIndexError, match="only 0 and 1"):
+        pack(np.zeros((2, 8), int))  # no code of +-1 holds a zero
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.zeros(2, 8, device="meta"), "meta"),
+        (torch.ones(2, 8).to_sparse(), "sparse"),
+        (scipy.sparse.eye(8), "sparse"),
+        (torch.ones(2, 8, dtype=torch.complex64), "complex64"),
+        ([[1.0] * 8, [1.0] * 7], "list .*inhomogeneous"),
+        ([torch.ones(8), torch.ones(7)], "list .*inhomogeneous"),
+        (np.ma.masked_array([[1.0] * 8], mask=[[1] * 8]), "masked"),
+        ([["a"] * 8], "<U1"),
+        ([[10**40] * 8], "object"),
+        (None, r"shape \(\)"),
+    ],
+)
+def test_what_is_no_matrix_of_numbers_is_refused_in_one_line(values, message):
+    for act in (pack, sign, round_for_aqd):
+        with pytest.raises(HashIndexError, match=message) as refused:
+            act(values)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_quantized_tensors_are_refused():
+    with pytest.raises(HashIndexError, match="quantized"):
+        pack(torch.quantize_per_tensor(torch.ones(2, 8), 0.1, 0, torch.qint8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

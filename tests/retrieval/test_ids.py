@@ -11,7 +11,7 @@ from cmfah_hf.retrieval.ids import GrowingArray, IdColumn, IdLookup, IntegerIds,
 
 def empty(strings):
     nothing = np.empty(0, np.int64)
-    return IdColumn(StringIds(np.empty(0, np.uint8), nothing) if strings else IntegerIds.of(nothing))
+    return IdColumn.of(StringIds(np.empty(0, np.uint8), nothing) if strings else IntegerIds.of(nothing))
 
 
 words = st.lists(st.text(max_size=4) | st.sampled_from(["\udcff", "é\x00", "🌊"]), max_size=8)
@@ -24,7 +24,7 @@ def test_strings_come_back_as_they_were(blocks):
         before = column.view()
         held = list(everything)
         if block:
-            column.append(id_array(block))
+            column = column.extended(id_array(block))
             everything += block
         assert before.take(np.arange(len(before))).tolist() == held  # an earlier view stays as it was
     view = column.view()
@@ -35,12 +35,12 @@ def test_strings_come_back_as_they_were(blocks):
 
 def test_views_stay_when_the_buffer_grows_and_what_was_given_is_not_written():
     given_rows = np.arange(6).reshape(3, 2)
-    array = GrowingArray(given_rows[:2])
+    array = GrowingArray.of(given_rows[:2])
     first = array.view()
-    array.append(np.array([[9, 9]]))
+    array = array.extended(np.array([[9, 9]]))
     assert given_rows[2].tolist() == [4, 5]
     for number in range(100):
-        array.append(np.full((1, 2), number))
+        array = array.extended(np.full((1, 2), number))
     assert first.tolist() == [[0, 1], [2, 3]]
     assert array.view()[:3].tolist() == [[0, 1], [2, 3], [9, 9]]
     assert array.view()[3:, 0].tolist() == list(range(100))
@@ -65,7 +65,7 @@ def test_rows_are_found_by_id_through_any_history(history, strings, collide):
         for step, (adding, number) in enumerate(history):
             if adding and number not in rows_by_id:
                 rows_by_id[number] = len(alive)
-                column.append(id_array([name(number)]))
+                column = column.extended(id_array([name(number)]))
                 alive.append(True)
             elif not adding and number in rows_by_id:
                 alive[rows_by_id.pop(number)] = False
@@ -78,8 +78,8 @@ def test_many_ids_at_once():
     rng = np.random.default_rng(0)
     numbers = rng.permutation(100_000)
     column, lookup = empty(strings=False), IdLookup()
-    column.append(numbers[:60_000])
+    column = column.extended(numbers[:60_000])
     np.testing.assert_array_equal(lookup.rows_of(numbers[:60_000], column.view(), None), np.arange(60_000))
-    column.append(numbers[60_000:])
+    column = column.extended(numbers[60_000:])
     np.testing.assert_array_equal(lookup.rows_of(numbers, column.view(), None), np.arange(100_000))
     assert lookup.rows_of(np.array([-1, 100_000]), column.view(), None).tolist() == [-1, -1]

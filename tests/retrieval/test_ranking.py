@@ -394,7 +394,7 @@ def test_approximate_search_and_what_it_misses():
     assert exact.ids[1, 0] not in index.search(queries[1:2], k=10, exact=False).ids
     index.add(drawn(rng, 9000, 64, "uniform"))  # more than a quarter: the lists are made anew
     assert index.search(queries, k=3, exact=False).ids.shape == (50, 3)
-    assert len(index._rows._inverted[0].codes) == 29_001
+    assert len(index._rows.now.caches.inverted[0].codes) == 29_001
 
 
 def test_a_condition_that_few_items_meet_is_still_answered_in_full_without_exactness():

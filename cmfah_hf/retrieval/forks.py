@@ -1,0 +1,39 @@
+"""Search in forked processes: gunicorn with `--preload`, `multiprocessing`, `datasets.map(num_proc=...)`.
+
+A forked child has one thread. It inherits the OpenMP pools of FAISS and PyTorch without the threads in them, and waits
+for these for ever as soon as it shares out work; and locks that threads of the parent held. So a child computes in one
+thread, and gets new locks. Threads that the child starts have pools of their own, and may use several threads.
+"""
+
+import os
+import sys
+import weakref
+from typing import Protocol
+
+import faiss
+
+
+class HoldsLocks(Protocol):
+    """Whatever holds locks."""
+
+    def renew_locks(self) -> None: ...
+
+
+_holders: "weakref.WeakSet[HoldsLocks]" = weakref.WeakSet()
+
+
+def renew_in_children(holder: HoldsLocks) -> None:
+    """From now on, gives this object new locks in every child that is forked."""
+    _holders.add(holder)
+
+
+def _after_fork() -> None:
+    faiss.omp_set_num_threads(1)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+    for holder in _holders:
+        holder.renew_locks()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
