@@ -177,7 +177,7 @@ def refuse_zeros_and_ones(values: np.ndarray) -> np.ndarray:
 
 
 _ZEROS_AND_ONES = (
-    "The codes ({}) hold only 0 and 1, which are bits, where signs are needed; give `2 * codes - 1` of a signed type, or "
-    'packed bytes, `numpy.packbits(codes > 0, axis=1, bitorder="little")`.'
+    "The codes ({}) hold only 0 and 1, which are bits, where signs are needed; give `2 * codes - 1` of a signed type, "
+    'or packed bytes, `numpy.packbits(codes > 0, axis=1, bitorder="little")`.'
 )
 _SIGNS_OF_BYTE = unpack(np.arange(256, dtype=np.uint8)[:, None]).astype(np.float32)

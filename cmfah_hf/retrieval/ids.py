@@ -8,9 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.retrieval.codes import as_array, shortened
+
+# Strings are hashed by so many of their first bytes, in blocks of so many, with this odd base.
+_HASHED_BYTES, _BLOCK_BYTES, _BASE = 2**10, 2**15, np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +207,73 @@ def keys_of(ids: np.ndarray) -> np.ndarray:
     if ids.dtype == object:
         return np.fromiter((hash(item_id) for item_id in ids.tolist()), np.int64, len(ids))
     return ids
+
+
+def is_text(ids: StringIds) -> bool:
+    """Whether the ends are in order and within the text, and cut it into pieces of UTF-8 (with lone surrogates)."""
+    text, ends = ids.text, ids.ends
+    if len(ends) == 0:
+        return not text.size
+    if ends[0] < 0 or ends[-1] != text.size or (ends[1:] < ends[:-1]).any():
+        return False
+    starts_N = np.concatenate([[0], ends])
+    strings = pa.Array.from_buffers(pa.large_string(), len(ends), [None, pa.py_buffer(starts_N), pa.py_buffer(text)])
+    try:
+        strings.validate(full=True)
+        return True
+    except pa.ArrowInvalid:  # perhaps of lone surrogates alone
+        pass
+    inner = ends[ends < text.size]
+    if ((text[inner] & 0xC0) == 0x80).any():  # an end within a character
+        return False
+    try:
+        text.tobytes().decode("utf-8", "surrogatepass")
+        return True
+    except UnicodeDecodeError:
+        return False
+
+
+def first_repeated(ids: Ids) -> int | str | None:
+    """An id that more than one row has, or None."""
+    if isinstance(ids, IntegerIds):
+        values = ids.values
+        if (values[1:] > values[:-1]).all():
+            return None
+        values = np.sort(values)
+        same = np.flatnonzero(values[1:] == values[:-1])
+        return int(values[same[0]]) if same.size else None
+    hashes_N = _hashes(ids)
+    sorted_N = np.sort(hashes_N)
+    shared = sorted_N[1:][sorted_N[1:] == sorted_N[:-1]]
+    seen = set()
+    for row in np.flatnonzero(np.isin(hashes_N, shared)).tolist() if shared.size else ():
+        item_id = ids.take(np.array([row]))[0]
+        if item_id in seen:
+            return item_id
+        seen.add(item_id)
+    return None
+
+
+def _hashes(ids: StringIds) -> np.ndarray:
+    """`(N,)` uint64, of the first bytes of each string and its length: polynomials modulo 2^64, many at once."""
+    starts_N = np.concatenate([[0], ids.ends])[:-1]
+    hashed_N = np.minimum(ids.ends - starts_N, _HASHED_BYTES)
+    hashes_N = np.empty(len(starts_N), np.uint64)
+    powers = np.cumprod(np.full(_BLOCK_BYTES + _HASHED_BYTES, _BASE), dtype=np.uint64)
+    inverses = np.cumprod(np.full(_BLOCK_BYTES, pow(int(_BASE), -1, 2**64), np.uint64), dtype=np.uint64)
+    sums = np.zeros(len(powers) + 1, np.uint64)
+    row = 0
+    while row < len(starts_N):
+        base = starts_N[row]
+        after = int(np.searchsorted(starts_N, base + _BLOCK_BYTES))
+        block = ids.text[base : base + _BLOCK_BYTES + _HASHED_BYTES]
+        sums[1 : len(block) + 1] = block
+        sums[1 : len(block) + 1] *= powers[: len(block)]
+        np.cumsum(sums[: len(block) + 1], out=sums[: len(block) + 1])
+        firsts = starts_N[row:after] - base
+        hashes_N[row:after] = (sums[firsts + hashed_N[row:after]] - sums[firsts]) * inverses[firsts]
+        row = after
+    return hashes_N
 
 
 def id_array(ids: Iterable) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from cmfah_hf.atomic import regular_target
 from cmfah_hf.errors import HashIndexError, QueryError
 from cmfah_hf.retrieval.codes import (
     as_array,
@@ -289,22 +290,24 @@ class HashIndex:
     def save(self, path: str | os.PathLike, overwrite: bool = False) -> None:
         """Writes the index into one safetensors file, whole or not at all (a reader never sees half of one).
 
-        Beside the file stands a hidden lock, by which two processes write one after the other.
+        While it is written, a hidden lock lies next to the file, by which two processes write one after the other.
+        Links are followed: what they point to is replaced.
 
         Args:
             path: The file.
             overwrite: Replace the file also where somebody else has saved it since this index was loaded from it.
 
         Raises:
-            HashIndexError: If `path` is a folder, the disk is full, or somebody else has saved the file in between.
+            HashIndexError: If something other than a file lies at `path`, the disk is full, or somebody else has saved
+                the file in between.
         """
-        path = Path(path)
+        target = regular_target(path, HashIndexError)
         with self._changing:
             now, model = self._rows.now, self.model
-            known = self._saved_as[1] if self._saved_as and self._saved_as[0] == path.absolute() else None
-        stamp = write_index(path, *now.living(), now.next_id, None if overwrite else known, model)
+            known = self._saved_as[1] if self._saved_as and self._saved_as[0] == target else None
+        stamp = write_index(Path(path), *now.living(), now.next_id, None if overwrite else known, model)
         with self._changing:
-            self._saved_as = path.absolute(), stamp
+            self._saved_as = target, stamp
 
     @classmethod
     def load(cls, path: str | os.PathLike, mmap: bool = False, bits: int | None = None) -> "HashIndex":
@@ -326,7 +329,7 @@ class HashIndex:
         if bits is not None and bits != index._bits:
             raise HashIndexError(f"{path} holds codes of {index._bits} bits, where {bits} were expected.")
         index._rows = Rows(codes, ids, table, int(header["next_id"]))
-        index._saved_as = path.absolute(), header.get("stamp", "")
+        index._saved_as = regular_target(path, HashIndexError), header.get("stamp", "")
         return index
 
     def _new_ids(self, items: int, ids: np.ndarray | None) -> np.ndarray:

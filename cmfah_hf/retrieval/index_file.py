@@ -1,33 +1,37 @@
 """An index on disk: one safetensors file, written whole or not at all, checked before it is used.
 
 Tensors: `codes` `(N, K / 8)` U8; `ids` `(N,)` I64, or `id_bytes` U8 and `id_ends` `(N,)` I64; where there is metadata,
-`table` I64, the bytes of an Arrow IPC stream filled up to whole numbers. The header says the rest, among it a checksum
+`table` I64, the bytes of an Arrow IPC stream filled up to whole numbers. The header holds the rest, among it a checksum
 over everything and a stamp that every save makes anew.
+
+The checksum finds damage, but anybody can make it, so a file is trusted only after all of it was checked: sizes and
+offsets against the file, the ids, the table down to the offsets of its strings.
 """
 
-import contextlib
 import hashlib
 import json
-import os
+import math
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import filelock
 import numpy as np
 import pyarrow as pa
-import safetensors
 import safetensors.numpy
 
+from cmfah_hf.atomic import atomic_file
+from cmfah_hf.documents import file_of, parse_json
 from cmfah_hf.errors import HashIndexError
-from cmfah_hf.retrieval.codes import check_bits
-from cmfah_hf.retrieval.ids import Ids, IntegerIds, StringIds
+from cmfah_hf.retrieval.codes import check_bits, shortened
+from cmfah_hf.retrieval.ids import Ids, IntegerIds, StringIds, first_repeated, is_text
+from cmfah_hf.retrieval.metadata import storable
 
 FORMAT, FORMAT_VERSION = "cmfah-hash-index", "2"
 # Version 1 had neither metadata nor stamps.
 READABLE_VERSIONS = ("1", FORMAT_VERSION)
-LOCK_TIMEOUT_S = 60.0
 
+# A header has a few hundred bytes.
+_MOST_HEADER_BYTES = 2**20
 _TENSOR_TYPES = {"codes": "U8", "ids": "I64", "id_bytes": "U8", "id_ends": "I64", "table": "I64"}
 _NUMPY_TYPES = {"U8": np.dtype("u1"), "I64": np.dtype("<i8")}
 
@@ -53,11 +57,9 @@ def write_index(
         model: Fingerprint of the model that made the codes. None: they were made elsewhere.
 
     Raises:
-        HashIndexError: If the file has another stamp, another process is writing it all the time, or the disk is full
-            or cannot be written to. What was there is left as it was.
+        HashIndexError: If the file has another stamp, another process is writing it all the time, something other
+            than a file lies there, or the disk is full or cannot be written to. What was there is unchanged.
     """
-    if path.is_dir():
-        raise HashIndexError(f"{path} is a folder; name a file in it for the index.")
     tensors = {"codes": np.ascontiguousarray(codes)}
     if isinstance(ids, StringIds):
         tensors |= {"id_bytes": ids.text, "id_ends": ids.ends}
@@ -77,27 +79,14 @@ def write_index(
     if model is not None:
         header["model"] = model
     header["checksum"] = checksum(header, tensors)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
-            if expected_stamp is not None and path.is_file() and _opened(path)[0].get("stamp") != expected_stamp:
-                raise HashIndexError(
-                    f"{path} was saved by somebody else since this index was loaded from it or saved to it; load it "
-                    "anew and repeat the changes, save to another file, or pass overwrite=True."
-                )
-            safetensors.numpy.save_file(tensors, temporary, metadata=header)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(path.parent)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise HashIndexError(
-            f"{path} could not be written ({error}); what was there before is as it was. Make room, or save elsewhere."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with atomic_file(path, HashIndexError) as temporary:
+        held = expected_stamp if expected_stamp is None or file_of(path) is None else _stamp(path)
+        if held != expected_stamp:
+            raise HashIndexError(
+                f"{path} was saved by somebody else since this index was loaded from it or saved to it; load it anew "
+                "and repeat the changes, save to another file, or pass overwrite=True."
+            )
+        safetensors.numpy.save_file(tensors, temporary, metadata=header)
     return header["stamp"]
 
 
@@ -107,25 +96,21 @@ def read_index(path: Path, mmap: bool) -> tuple[dict[str, str], np.ndarray, Ids,
     Raises:
         HashIndexError: If the file is missing, damaged, of another kind or of another version.
     """
-    header, tensors = _opened(path)
+    content = _content(path, mmap)
+    header, layout, start = _layout(content, path)
     if header.get("format") != FORMAT:
         raise HashIndexError(f"{path} is safetensors but no hash index; give the file that an index was saved to.")
     if header.get("version") not in READABLE_VERSIONS:
         raise HashIndexError(
-            f"{path} has version {header.get('version')} of the format, this release reads version "
+            f"{path} has version {header.get('version', '')[:20]} of the format, this release reads version "
             f"{' and '.join(READABLE_VERSIONS)}; save the index anew."
         )
-    if not mmap:
-        tensors = {name: np.array(tensor) for name, tensor in tensors.items()}
-    if header.get("checksum") != checksum(header, tensors) or not _fits(header, tensors):
-        raise HashIndexError(f"{path} is damaged: its content does not match its checksum; save the index anew.")
-    table = None
-    if "table" in tensors:
-        table = pa.ipc.open_stream(pa.py_buffer(tensors["table"])).read_all()
-        if table.num_rows != int(header["count"]):
-            raise HashIndexError(f"{path} is damaged: its metadata has {table.num_rows} rows; save the index anew.")
-    strings = header["id_type"] == "str"
-    ids = StringIds(tensors["id_bytes"], tensors["id_ends"]) if strings else IntegerIds.of(tensors["ids"])
+    tensors = _tensors(layout, content[start:], start, path)
+    if header.get("checksum") != checksum(header, tensors):
+        raise _damaged(path, "its content does not match its checksum")
+    count = _check_shapes(header, tensors, path)
+    ids = _checked_ids(header, tensors, path)
+    table = _table_of_numbers(tensors["table"], count, path) if "table" in tensors else None
     return header, tensors["codes"], ids, table
 
 
@@ -139,59 +124,108 @@ def checksum(header: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_TIMEOUT_S):
-            yield
-    except filelock.Timeout:
-        raise HashIndexError(
-            f"{path} has been locked by another process for {LOCK_TIMEOUT_S:g} seconds; wait, or save elsewhere."
-        ) from None
+def _damaged(path: Path, what: str) -> HashIndexError:
+    return HashIndexError(f"{path} is damaged: {what}; save the index anew.")
 
 
-def _sync_folder(folder: Path) -> None:
-    # A rename is on the disk only when its folder is. Windows cannot open one.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _stamp(path: Path) -> str | None:
+    return _layout(_content(path, mmap=True), path)[0].get("stamp")
 
 
-def _opened(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Header and tensors, out of one opening of the file: it may be replaced at any time."""
-    if not path.is_file():
+def _content(path: Path, mmap: bool) -> np.ndarray:
+    """All bytes, out of one opening of the file: it may be replaced at any time."""
+    if file_of(path) is None:
         raise HashIndexError(f"{path} is no file; give the file that an index was saved to.")
     try:
         with path.open("rb") as file:
-            content = np.asarray(np.memmap(file, np.uint8, "r"))
-        start = 8 + int.from_bytes(content[:8].tobytes(), "little")
-        layout = json.loads(content[8:start].tobytes())
-        header, tensors = layout.pop("__metadata__", {}), {}
-        for name, entry in layout.items():
-            if entry["dtype"] == _TENSOR_TYPES.get(name):
-                first, end = (start + offset for offset in entry["data_offsets"])
-                tensors[name] = content[first:end].view(_NUMPY_TYPES[entry["dtype"]]).reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HashIndexError(f"{path} is damaged or no hash index ({error}); save the index anew.") from error
-    return header, tensors
+            size = file.seek(0, 2)
+            file.seek(0)
+            if not mmap or not size:  # nothing cannot be mapped
+                return np.fromfile(file, np.uint8, size)
+            return np.asarray(np.memmap(file, np.uint8, "r"))
+    except OSError as error:
+        raise HashIndexError(f"{path} cannot be read ({error.strerror or error}); check the file.") from error
 
 
-def _fits(header: dict[str, str], tensors: dict[str, np.ndarray]) -> bool:
-    """Whether the shapes are those that the header promises. The kernels read past the end of what is too short."""
+def _layout(content: np.ndarray, path: Path) -> tuple[dict[str, str], dict[str, Any], int]:
+    """The header, the layout of the tensors, and where these begin."""
+    where = f"{path} is damaged or no hash index: its header"
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    if not 8 < start <= min(len(content), _MOST_HEADER_BYTES):
+        raise HashIndexError(f"{where} has no such length; save the index anew.")
+    layout = parse_json(content[8:start].tobytes(), where, HashIndexError)
+    if not isinstance(layout, dict):
+        raise HashIndexError(f"{where} is not a mapping; save the index anew.")
+    header = layout.pop("__metadata__", {})
+    if not isinstance(header, dict) or not all(isinstance(value, str) for value in header.values()):
+        raise HashIndexError(f"{where} has metadata other than text; save the index anew.")
+    return header, layout, start
+
+
+def _tensors(layout: dict[str, Any], content: np.ndarray, start: int, path: Path) -> dict[str, np.ndarray]:
+    """Views of the tensors, which have to lie one behind the other and fill the file."""
+    spans, tensors = [], {}
+    for name, entry in layout.items():
+        entry = entry if isinstance(entry, dict) else {}
+        dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+        if dtype is None or dtype != _TENSOR_TYPES.get(name):
+            raise _damaged(path, f"it holds {shortened(name)} of the type {shortened(dtype)}")
+        if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+            raise _damaged(path, f"the shape or the place of {name!r} is no list of numbers")
+        first, end = offsets
+        size = math.prod(shape) * _NUMPY_TYPES[dtype].itemsize
+        if not first <= end <= len(content) or end - first != size or (start + first) % _NUMPY_TYPES[dtype].itemsize:
+            raise _damaged(path, f"{name!r} does not lie where its header says")
+        spans.append((first, end))
+        tensors[name] = content[first:end].view(_NUMPY_TYPES[dtype]).reshape(shape)
+    at = 0
+    for first, end in sorted(spans):
+        if first != at:
+            raise _damaged(path, "its parts overlap, or leave gaps")
+        at = end
+    if at != len(content):
+        raise _damaged(path, f"{len(content) - at} bytes follow its end")
+    return tensors
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and len(values) <= 2 and all(type(v) is int and 0 <= v < 2**60 for v in values)
+
+
+def _check_shapes(header: dict[str, str], tensors: dict[str, np.ndarray], path: Path) -> int:
+    """How many items there are. The kernels would read past the end of what is shorter than the header promises."""
+    numbers = {name: header.get(name, "") for name in ("bits", "count", "next_id")}
+    for name, text in numbers.items():
+        if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= 2**63):
+            raise _damaged(path, f"its {name} is {shortened(text)}")
+    bits, count = int(numbers["bits"]), int(numbers["count"])
     try:
-        bits, count, _ = check_bits(int(header["bits"])), int(header["count"]), int(header["next_id"])
-    except (KeyError, ValueError):
-        return False
+        check_bits(bits)
+    except HashIndexError as error:
+        raise _damaged(path, f"its codes have {bits} bits") from error
     shapes = {name: tensor.shape for name, tensor in tensors.items() if name != "table"}
+    expected = {"codes": (count, bits // 8)}
     if header.get("id_type") == "str":
-        if shapes != {"codes": (count, bits // 8), "id_ends": (count,), "id_bytes": shapes.get("id_bytes")}:
-            return False
-        ends = tensors["id_ends"]
-        return bool((np.diff(ends, prepend=0) >= 0).all()) and (ends[-1] if count else 0) == tensors["id_bytes"].size
-    return shapes == {"codes": (count, bits // 8), "ids": (count,)}
+        expected |= {"id_ends": (count,), "id_bytes": (tensors.get("id_bytes", np.empty(0)).size,)}
+    else:
+        expected["ids"] = (count,)
+    if shapes != expected or tensors.get("table", np.empty(0)).ndim != 1 or header.get("id_type") not in ("str", "int"):
+        raise _damaged(path, "its shapes are not those of its header")
+    return count
+
+
+def _checked_ids(header: dict[str, str], tensors: dict[str, np.ndarray], path: Path) -> Ids:
+    if header["id_type"] == "str":
+        ids = StringIds(tensors["id_bytes"], tensors["id_ends"])
+        if not is_text(ids):
+            raise _damaged(path, "its ids are no text")
+    else:
+        ids = IntegerIds.of(tensors["ids"])
+        if len(ids) and int(header["next_id"]) <= ids.largest:
+            raise _damaged(path, f"the next id {header['next_id']} is not above its ids")
+    if (repeated := first_repeated(ids)) is not None:
+        raise _damaged(path, f"it holds id {shortened(repeated)} twice")
+    return ids
 
 
 def _table_to_numbers(table: pa.Table) -> np.ndarray:
@@ -200,3 +234,19 @@ def _table_to_numbers(table: pa.Table) -> np.ndarray:
         writer.write_table(table)
     raw = np.frombuffer(sink.getvalue(), np.uint8)
     return np.pad(raw, (0, -len(raw) % 8)).view("<i8")
+
+
+def _table_of_numbers(numbers: np.ndarray, count: int, path: Path) -> pa.Table:
+    """The reverse of `_table_to_numbers`, checked down to each string and each index."""
+    source = pa.BufferReader(pa.py_buffer(numbers))
+    try:
+        table = pa.ipc.open_stream(source).read_all()
+        rest = source.read()
+        if table.num_rows == count and not any(rest):
+            table.validate(full=True)
+            return storable(table)
+    # Extension types of other packages parse what describes them, and raise whatever they like.
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise _damaged(path, f"its metadata cannot be read ({reason})") from error
+    raise _damaged(path, f"its metadata has {table.num_rows} rows, and {len(rest)} bytes behind them")

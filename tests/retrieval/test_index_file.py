@@ -1,5 +1,6 @@
 """An index on disk: what comes back in another process, and what no damage, no full disk and no rival may do to it."""
 
+import functools
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
+from cmfah_hf import atomic
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.retrieval import index_file
 from cmfah_hf.retrieval.codes import sign
@@ -200,7 +202,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(HashIndexError, match=r"broken\.index could not be written \(no space left\)"):
         HashIndex(16).save(path)
     assert path.read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")] == ["broken.index"]
+    assert [file.name for file in tmp_path.iterdir()] == ["broken.index"]
 
 
 def test_an_index_of_the_first_version_is_read(tmp_path):
@@ -270,7 +272,7 @@ def test_changes_of_somebody_else_are_not_overwritten(tmp_path):
 
 
 def _hold_the_lock(path, ready):
-    with index_file._locked(path):
+    with atomic.locked(path):
         ready.set()
         time.sleep(60)
 
@@ -283,8 +285,9 @@ def test_a_file_that_another_process_is_writing_is_waited_for(tmp_path, monkeypa
     rival.start()
     try:
         assert ready.wait(60)
-        monkeypatch.setattr(index_file, "LOCK_TIMEOUT_S", 0.2)
-        with pytest.raises(HashIndexError, match=r"index has been locked by another process for 0\.2 seconds"):
+        quick = functools.partial(atomic.atomic_file, timeout_s=0.2)
+        monkeypatch.setattr(index_file, "atomic_file", quick)
+        with pytest.raises(HashIndexError, match=rf"index is being written for 0\.2 seconds by process {rival.pid} on"):
             filled().save(path)
         assert not path.exists()
     finally:
@@ -342,7 +345,7 @@ def test_two_processes_on_one_file_leave_one_of_theirs(tmp_path):
         if path.exists():
             assert len(HashIndex.load(path)) in (1001, 1002)
     assert [writer.exitcode for writer in writers] == [0, 0]
-    assert sorted(file.name for file in tmp_path.iterdir()) == [".index.lock", "index"]
+    assert [file.name for file in tmp_path.iterdir()] == ["index"]
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk takes root on Linux")
@@ -357,10 +360,10 @@ def test_a_disk_that_is_really_full(tmp_path):
         filled().save(path)
         large = HashIndex.load(path)
         large.add(np.zeros((50_000, 2), np.uint8))
-        with pytest.raises(HashIndexError, match=r"small/index could not be written .* is as it was"):
+        with pytest.raises(HashIndexError, match=r"small/index could not be written .* is unchanged"):
             large.save(path)
         assert len(HashIndex.load(path)) == 3
-        assert {file.name for file in small.iterdir()} <= {"index", ".index.lock"}
+        assert {file.name for file in small.iterdir()} == {"index"}
         large.save(tmp_path / "elsewhere")  # nothing of it is lost
         assert len(HashIndex.load(tmp_path / "elsewhere")) == 50_003
     finally:
