@@ -89,6 +89,39 @@ def pack(hash_values: Any) -> np.ndarray:
     return np.packbits(values_NK >= 0, axis=1, bitorder="little")
 
 
+def packed_codes(codes: Any, bits: int, what: str) -> np.ndarray:
+    """Codes in any of the forms that an index takes, as `(N, K / 8)` uint8.
+
+    Args:
+        codes: `(N, K)` hash values, or `(N, K / 8)` uint8 that is packed already.
+        bits: `K`.
+        what: What errors call them.
+
+    Raises:
+        HashIndexError: If they are no such matrix, or as `pack` does.
+    """
+    codes = as_array(codes)
+    if codes.ndim != 2:
+        raise HashIndexError(f"{what} are a matrix of one row an item, not an array of shape {codes.shape}.")
+    check_width(codes, bits, what)
+    return codes if codes.dtype == np.uint8 else pack(codes)
+
+
+def check_width(codes: np.ndarray, bits: int, what: str) -> None:
+    """Sees to it that `(N, K)` hash values, or `(N, K / 8)` packed codes, have this many bits.
+
+    Raises:
+        HashIndexError: If they have not.
+    """
+    packed = codes.dtype == np.uint8
+    width = codes.shape[1] * (8 if packed else 1)
+    if width != bits:
+        if packed and codes.shape[1] == bits:
+            refuse_zeros_and_ones(codes)
+        read_as = " (uint8 is read as packed codes, eight bits a byte)" if packed else ""
+        raise HashIndexError(f"{what} have {width} bits, the index has {bits}{read_as}.")
+
+
 def unpack(packed: Any, bits: int | None = None) -> np.ndarray:
     """`(N, K / 8)` uint8 codes as `(N, K)` int8 of +-1, the reverse of `pack`.
 

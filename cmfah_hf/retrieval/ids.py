@@ -304,3 +304,23 @@ def id_array(ids: Iterable) -> np.ndarray:
         raise HashIndexError("Some ids are integers and some are strings; an index holds one kind.")
     wrong = next(item_id for item_id in items if type(item_id) not in (int, str))
     raise HashIndexError(f"An id is an integer or a string, not {shortened(wrong)}.")
+
+
+def no_ids_left(items: int, next_id: int) -> str:
+    """The error of adding this many items without ids where integers of 64 bits end."""
+    return f"{items} items came without ids, and from {next_id} on 64 bits hold no more of them; give `ids`."
+
+
+def refuse_repeated(ids: np.ndarray) -> None:
+    """Sees to it that every id is given once.
+
+    Raises:
+        HashIndexError: If one is given twice.
+    """
+    seen = set()
+    if len(ids) == len(np.unique(ids)):
+        return
+    for item_id in ids.tolist():
+        if item_id in seen:
+            raise HashIndexError(f"Id {item_id!r} comes twice among the ids; every item needs its own.")
+        seen.add(item_id)

@@ -18,14 +18,14 @@ from cmfah_hf.errors import HashIndexError, QueryError
 from cmfah_hf.retrieval.codes import (
     as_array,
     check_bits,
-    pack,
-    refuse_zeros_and_ones,
+    check_width,
+    packed_codes,
     round_for_aqd,
     shortened,
     signs_of,
 )
 from cmfah_hf.retrieval.forks import renew_in_children
-from cmfah_hf.retrieval.ids import IntegerIds, id_array
+from cmfah_hf.retrieval.ids import IntegerIds, id_array, no_ids_left, refuse_repeated
 from cmfah_hf.retrieval.index_file import read_index, write_index
 from cmfah_hf.retrieval.metadata import as_table, rows_allowed
 from cmfah_hf.retrieval.ranking import nearest
@@ -97,6 +97,12 @@ class HashIndex:
         return self._rows.now.next_id
 
     @property
+    def id_type(self) -> Literal["int", "str"] | None:
+        """The kind of the ids. None without items, when either kind can be added."""
+        now = self._rows.now
+        return ("str" if now.strings else "int") if now.count else None
+
+    @property
     def codes(self) -> np.ndarray:
         """The packed codes in the order of `ids`: `(N, K / 8)` uint8. Read-only."""
         return _read_only(self._rows.now.living()[0])
@@ -143,7 +149,7 @@ class HashIndex:
             HashIndexError: On codes of another width, codes of 0 and 1, a NaN or an infinity, an id that is there
                 already or comes twice, another kind of id than the index holds, or metadata that does not fit.
         """
-        packed = self._packed(codes, "The codes")
+        packed = packed_codes(codes, self._bits, "The codes")
         table = None if metadata is None else as_table(metadata, len(packed))
         given = None if ids is None else id_array(ids)
         with self._changing:
@@ -179,7 +185,7 @@ class HashIndex:
             HashIndexError: On an id that the index does not hold, or as `add` does.
         """
         wanted = id_array(ids)
-        packed = None if codes is None else self._packed(codes, "The codes")
+        packed = None if codes is None else packed_codes(codes, self._bits, "The codes")
         table = None if metadata is None else as_table(metadata, len(wanted))
         if packed is not None and len(packed) != len(wanted):
             raise HashIndexError(f"{len(packed)} codes came with {len(wanted)} ids; give one code an id.")
@@ -195,14 +201,14 @@ class HashIndex:
         Raises:
             HashIndexError: As `add` does, but for ids that are there.
         """
-        packed = self._packed(codes, "The codes")
+        packed = packed_codes(codes, self._bits, "The codes")
         wanted = id_array(ids)
         table = None if metadata is None else as_table(metadata, len(packed))
         with self._changing:
             self._new_ids(len(packed), wanted)
             if not len(wanted):
                 return
-            _refuse_twins(wanted)
+            refuse_repeated(wanted)
             held = self._rows.rows_of(wanted)
             self._rows.append(packed, wanted, table, instead_of=held[held >= 0])
 
@@ -340,10 +346,7 @@ class HashIndex:
             if strings:
                 raise HashIndexError("The index holds string ids, which cannot be made up; give `ids`.")
             if now.next_id + items > 2**63:
-                raise HashIndexError(
-                    f"{items} items came without ids, and integers of 64 bits go no further than {2**63 - 1}, from "
-                    f"{now.next_id} on; give `ids`."
-                )
+                raise HashIndexError(no_ids_left(items, now.next_id))
             return np.arange(now.next_id, now.next_id + items, dtype=np.int64)
         if len(ids) != items:
             raise HashIndexError(f"{items} codes came with {len(ids)} ids; give one id a code.")
@@ -359,7 +362,7 @@ class HashIndex:
         if held.size:
             item_id = ids[held[0] : held[0] + 1].tolist()[0]
             raise HashIndexError(f"The index holds id {item_id!r} already; remove it first, or give another id.")
-        _refuse_twins(ids)
+        refuse_repeated(ids)
 
     def _held_rows(self, ids: np.ndarray, done: str) -> np.ndarray:
         """The rows of ids all of which have to be there."""
@@ -368,7 +371,7 @@ class HashIndex:
         if absent.size:
             item_id = ids[absent[0] : absent[0] + 1].tolist()[0]
             raise HashIndexError(f"The index holds no id {item_id!r}, so it cannot be {done}.")
-        _refuse_twins(ids)
+        refuse_repeated(ids)
         return rows
 
     def _queries(self, hash_values: Any, metric: Metric) -> Queries:
@@ -377,38 +380,11 @@ class HashIndex:
         if values.ndim != 2:
             raise HashIndexError(f"Queries are one row a query, not an array of shape {values.shape}.")
         if metric == "hamming":
-            return Queries(signs_of(self._packed(values, "The queries")), hamming=True)
+            return Queries(signs_of(packed_codes(values, self._bits, "The queries")), hamming=True)
         if values.dtype == np.uint8:
             raise HashIndexError("AQD ranks by the query's real hash values, not by packed codes; give the values.")
-        self._check_width(values, values.shape[1], "The queries")
+        check_width(values, self._bits, "The queries")
         return Queries(round_for_aqd(values), hamming=False)
-
-    def _packed(self, codes: Any, what: str) -> np.ndarray:
-        codes = as_array(codes)
-        if codes.ndim != 2:
-            raise HashIndexError(f"{what} are a matrix of one row an item, not an array of shape {codes.shape}.")
-        if codes.dtype == np.uint8:
-            self._check_width(codes, codes.shape[1] * 8, what)
-            return codes
-        self._check_width(codes, codes.shape[1], what)
-        return pack(codes)
-
-    def _check_width(self, codes: np.ndarray, width: int, what: str) -> None:
-        if width != self._bits:
-            if codes.dtype == np.uint8 and codes.shape[1] == self._bits:
-                refuse_zeros_and_ones(codes)
-            read_as = " (uint8 is read as packed codes, eight bits a byte)" if codes.dtype == np.uint8 else ""
-            raise HashIndexError(f"{what} have {width} bits, the index has {self._bits}{read_as}.")
-
-
-def _refuse_twins(ids: np.ndarray) -> None:
-    seen = set()
-    if len(ids) == len(np.unique(ids)):
-        return
-    for item_id in ids.tolist():
-        if item_id in seen:
-            raise HashIndexError(f"Id {item_id!r} comes twice among the ids; every item needs its own.")
-        seen.add(item_id)
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

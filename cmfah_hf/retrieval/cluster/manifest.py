@@ -13,13 +13,15 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import pyarrow
+
+from cmfah_hf.atomic import write_text
+from cmfah_hf.documents import parse_json, read_bytes
 from cmfah_hf.errors import HashIndexError
-from cmfah_hf.retrieval.codes import check_bits
-
-if TYPE_CHECKING:
-    import pyarrow
+from cmfah_hf.retrieval.codes import check_bits, shortened
+from cmfah_hf.retrieval.metadata import storable
 
 FORMAT, FORMAT_VERSION = "cmfah-sharded-hash-index", "1"
 MANIFEST_NAME = "manifest.json"
@@ -72,27 +74,17 @@ def shard_file_name(shard: int, revision: Revision) -> str:
     return f"shard-{shard:05d}-r{revision.changes}-{revision.stamp}.index"
 
 
-def schema_as_text(schema: "pyarrow.Schema | None") -> str | None:
+def schema_as_text(schema: pyarrow.Schema | None) -> str | None:
     """The schema of the metadata as text: its Arrow IPC message in base64."""
     return None if schema is None else base64.b64encode(schema.serialize().to_pybytes()).decode()
 
 
-def schema_of_text(text: str | None) -> "pyarrow.Schema | None":
+def schema_of_text(text: str | None) -> pyarrow.Schema | None:
     """The reverse of `schema_as_text`."""
     if text is None:
         return None
-    import pyarrow
-
-    return pyarrow.ipc.read_schema(pyarrow.py_buffer(base64.b64decode(text, validate=True)))
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    schema = pyarrow.ipc.read_schema(pyarrow.py_buffer(base64.b64decode(text, validate=True)))
+    return storable(schema.empty_table()).schema
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -100,15 +92,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     document = {"format": FORMAT, "version": FORMAT_VERSION, **asdict(manifest)}
     document["shards"] = [{**shard, "revision": list(shard["revision"])} for shard in document["shards"]]
     document["checksum"] = _checksum(document)
-    temporary = folder / f".{MANIFEST_NAME}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(document, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / MANIFEST_NAME)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(folder / MANIFEST_NAME, json.dumps(document, indent=2), HashIndexError)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -118,72 +102,70 @@ def read_manifest(folder: Path) -> Manifest | None:
         HashIndexError: If the manifest is damaged, of another kind, or of another version.
     """
     path = folder / MANIFEST_NAME
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError) as error:
-        raise HashIndexError(f"{path} is damaged ({error}); save the index anew.") from error
+    document = parse_json(read_bytes(path, HashIndexError), f"{path} is damaged: it", HashIndexError)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise HashIndexError(f"{path} is no manifest of a sharded index; give the folder that one was saved to.")
     if document.get("version") != FORMAT_VERSION:
         raise HashIndexError(
-            f"{path} has version {document.get('version')} of the format, this release reads version "
+            f"{path} has version {str(document.get('version'))[:20]} of the format, this release reads version "
             f"{FORMAT_VERSION}; save the index anew."
         )
     if document.get("checksum") != _checksum(document):
         raise HashIndexError(f"{path} is damaged: its content does not match its checksum; save the index anew.")
     try:
         return _manifest(document)
-    except (KeyError, TypeError, ValueError) as error:
-        raise HashIndexError(f"{path} is damaged: its entries do not fit ({error}); save the index anew.") from error
+    # Schemas of extension types raise whatever their packages like.
+    except (LookupError, TypeError, ValueError, OSError, RecursionError, pyarrow.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise HashIndexError(f"{path} is damaged: its entries do not fit ({reason}); save the index anew.") from error
 
 
 def remove_old_files(folder: Path, manifest: Manifest) -> None:
     """Removes the shard files that the manifest does not name, and what saves leave beside them: locks, halves."""
     named = {shard.file for shard in manifest.shards}
     for path in folder.iterdir():
-        if path.name.startswith(".shard-") or (_SHARD_FILE.fullmatch(path.name) and path.name not in named):
+        old = _SHARD_FILE.fullmatch(path.name) and path.name not in named
+        if (old or path.name.startswith(".shard-")) and (path.is_file() or path.is_symlink()):
             path.unlink(missing_ok=True)
-
-
-def flush_folder(folder: Path) -> None:
-    """Has the names in a folder reach the disk, where the system can be asked to."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _manifest(document: dict[str, Any]) -> Manifest:
     shards = tuple(
         ShardFile(
             _of(str, shard["file"]),
-            _of(int, shard["items"]),
-            Revision(_of(int, shard["revision"][0]), _of(str, shard["revision"][1])),
+            _count(shard["items"]),
+            Revision(_count(shard["revision"][0]), _of(str, shard["revision"][1])),
             _of(str, shard["sha256"]),
         )
-        for shard in document["shards"]
+        for shard in _of(list, document["shards"])
     )
     names = [shard.file for shard in shards]
-    if not names or len(set(names)) < len(names) or not all(map(_SHARD_FILE.fullmatch, names)):
+    if not names or names != [shard_file_name(number, shard.revision) for number, shard in enumerate(shards)]:
         raise ValueError("the names of the shards' files are not those of a save")
+    if not all(map(_SHARD_FILE.fullmatch, names)):
+        raise ValueError("a stamp of a shard is not hexadecimal")
     id_type = document["id_type"]
     if id_type not in ("int", "str", None):
-        raise ValueError(f"ids of kind {id_type!r}")
+        raise ValueError(f"ids of kind {shortened(id_type)}")
     schema = document["schema"]
     schema_of_text(schema)
     model = document.get("model")  # earlier manifests have none
     if model is not None:
         _of(str, model)
-    return Manifest(check_bits(document["bits"]), _of(int, document["next_id"]), id_type, schema, shards, model)
+    return Manifest(check_bits(document["bits"]), _count(document["next_id"]), id_type, schema, shards, model)
+
+
+def _count(value: Any) -> int:
+    if not 0 <= _of(int, value) <= 2**63:
+        raise ValueError(f"{shortened(value)} is out of range")
+    return value
 
 
 def _of(kind: type, value: Any) -> Any:
     if type(value) is not kind:
-        raise TypeError(f"{value!r} is no {kind.__name__}")
+        raise TypeError(f"{shortened(value)} is no {kind.__name__}")
     return value
 
 

@@ -28,7 +28,6 @@ from cmfah_hf.retrieval.cluster.manifest import (
     MANIFEST_NAME,
     Manifest,
     Revision,
-    flush_folder,
     new_stamp,
     read_manifest,
     remove_old_files,
@@ -39,6 +38,7 @@ from cmfah_hf.retrieval.cluster.manifest import (
 from cmfah_hf.retrieval.cluster.merge import merge
 from cmfah_hf.retrieval.cluster.shards import rows_of_shards
 from cmfah_hf.retrieval.codes import as_array, check_bits
+from cmfah_hf.retrieval.ids import no_ids_left
 from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
 
 if TYPE_CHECKING:
@@ -234,6 +234,8 @@ class ShardedHashIndex:
             tried.add(codes, ids, metadata)
             numbers = np.arange(len(tried) - before)  # what the small index calls items without ids
             tried_ids = numbers if ids is None else routable(ids)
+            if ids is None and self.next_id + len(numbers) > 2**63:
+                raise HashIndexError(no_ids_left(len(numbers), self.next_id))
             new_ids = numbers + self.next_id if ids is None else tried_ids
             self._change("add", new_ids, tried, arguments_after(tried, tried_ids, codes, metadata))
 
@@ -351,7 +353,6 @@ class ShardedHashIndex:
             schema = schema_as_text(state.schema)
             manifest = Manifest(self._bits, state.next_id, state.id_type, schema, shards, self.model)
             write_manifest(self._folder, manifest)
-            flush_folder(self._folder)
             self._saved = manifest
             remove_old_files(self._folder, manifest)
 
@@ -389,6 +390,8 @@ class ShardedHashIndex:
         self._actors.ask(
             state.revisions, dict.fromkeys(calls, ("count",))
         )  # all are there and whole, before the first changes
+        next_id = state.next_id if id_type(ids) == "str" else max(state.next_id, int(ids.max()) + 1)
+        schema = state.schema if tried.metadata is None else tried.metadata.schema
         try:
             replies = self._actors.call(calls)
             self._actors.check_revisions(revisions, replies)
@@ -397,8 +400,6 @@ class ShardedHashIndex:
             raise
         for shard, reply in replies.items():
             counts[shard] = reply.answer
-        next_id = state.next_id if id_type(ids) == "str" else max(state.next_id, int(ids.max()) + 1)
-        schema = state.schema if tried.metadata is None else tried.metadata.schema
         # As of `HashIndex`, the columns go with the last item.
         self._state = _State(tuple(revisions), tuple(counts), next_id, id_type(ids), schema if any(counts) else None)
         if self._autosave:

@@ -5,23 +5,22 @@ import hashlib
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow
 
+from cmfah_hf.atomic import sha256_of
 from cmfah_hf.errors import CMFAHError, HashIndexError
 from cmfah_hf.retrieval.cluster.manifest import (
+    Manifest,
     Revision,
     ShardFile,
-    file_sha256,
-    flush_folder,
     read_manifest,
+    schema_of_text,
     shard_file_name,
 )
 from cmfah_hf.retrieval.index import HashIndex
-
-if TYPE_CHECKING:
-    import pyarrow
 
 
 class Reply(NamedTuple):
@@ -149,7 +148,7 @@ class Shard:
         k: int,
         metric: str,
         options: dict[str, Any],
-        schema: "pyarrow.Schema | None",
+        schema: pyarrow.Schema | None,
     ) -> Reply:
         import faiss
 
@@ -175,10 +174,9 @@ class Shard:
             return Reply(self._revision)
         path = self._folder / shard_file_name(self._shard, self._revision)
         self._index.save(path)
-        flush_folder(self._folder)
-        return Reply(self._revision, ShardFile(path.name, len(self._index), self._revision, file_sha256(path)))
+        return Reply(self._revision, ShardFile(path.name, len(self._index), self._revision, sha256_of(path)))
 
-    def _widen(self, schema: "pyarrow.Schema | None") -> None:
+    def _widen(self, schema: pyarrow.Schema | None) -> None:
         """Gives the metadata the columns that came with items of other shards. They are null here, so it is no change.
 
         An update of one item does it: `HashIndex` fills the others with nulls.
@@ -188,20 +186,19 @@ class Shard:
         own = None if self._index.metadata is None else self._index.metadata.schema
         lacking = [field for field in schema if own is None or field not in own]
         if lacking:
-            import pyarrow
-
             nulls = pyarrow.table({field.name: pyarrow.nulls(1, field.type) for field in lacking})
             self._index.update(self._index.ids[:1], metadata=nulls)
 
     def _is_at(self, revision: Revision) -> bool:
         if self._revision.changes < revision.changes:  # never back: a call may be late
-            saved = self._saved()
+            manifest = self._saved()
+            saved = None if manifest is None else manifest.shards[self._shard]
             # Also where a save has gone by while this process was starting with what had been saved before.
             if self._index is None or (saved is not None and saved.revision == revision):
-                self._open(saved)
+                self._open(manifest)
         return self._revision == revision
 
-    def _saved(self) -> ShardFile | None:
+    def _saved(self) -> Manifest | None:
         manifest = read_manifest(self._folder)
         if manifest is None:
             return None
@@ -210,21 +207,35 @@ class Shard:
                 f"{self._folder} holds {len(manifest.shards)} shards of {manifest.bits} bits by now, where "
                 f"{self._shards} of {self._bits} were expected; another program has saved there. Load the folder anew."
             )
-        return manifest.shards[self._shard]
+        return manifest
 
-    def _open(self, saved: ShardFile | None) -> None:
-        if saved is None:
+    def _open(self, manifest: Manifest | None) -> None:
+        if manifest is None:
             self._index, self._revision = HashIndex(self._bits), Revision(0, self._birth)
             return
+        saved = manifest.shards[self._shard]
         path = self._folder / saved.file
         whose = f"{path}, the file of shard {self._shard},"
         if not path.is_file():
             raise HashIndexError(
                 f"{whose} is missing; put it back, or see that the folder can be reached from every node."
             )
-        if file_sha256(path) != saved.sha256:
+        if sha256_of(path) != saved.sha256:
             raise HashIndexError(f"{whose} is damaged, or not the one that was saved; put the saved one back.")
         index = HashIndex.load(path, bits=self._bits)
         if len(index) != saved.items:
             raise HashIndexError(f"{whose} holds {len(index)} items, the manifest says {saved.items}; save anew.")
+        if not _fits(index, manifest):
+            raise HashIndexError(f"{whose} has ids or columns that the manifest does not know; save the index anew.")
         self._index, self._revision = index, saved.revision
+
+
+def _fits(index: HashIndex, manifest: Manifest) -> bool:
+    """Whether a shard's ids and columns are of the kinds in the manifest. Of nulls alone, a column has no kind yet."""
+    if len(index) and (index.id_type != manifest.id_type or index.next_id > manifest.next_id):
+        return False
+    if index.metadata is None:
+        return True
+    schema, nothing = schema_of_text(manifest.schema), pyarrow.null()
+    kinds = {} if schema is None else dict(zip(schema.names, schema.types, strict=True))
+    return all(column.type in (nothing, kinds.get(column.name)) for column in index.metadata.schema)

@@ -6,8 +6,6 @@ error here that names the item, because a bulk load that stops after an hour nam
 
 import os
 import re
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cmfah_hf.atomic import atomic_folder
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.retrieval.codes import as_array, pack, unpack
 from cmfah_hf.retrieval.index import HashIndex
@@ -155,32 +154,12 @@ def whole_folder(path: str | os.PathLike, overwrite: bool, own_files: str) -> It
             replaced: its name was a slip.
 
     Raises:
-        HashIndexError: If `path` is a file, or a folder that may not be replaced.
+        HashIndexError: If `path` is a file, a folder that may not be replaced, or the disk refuses.
     """
-    target = Path(path).resolve()
-    _refuse_existing(target, path, overwrite, own_files)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, because a rename is one step only within a file system.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in temporary.iterdir():
-            with file.open("rb+") as opened:
-                os.fsync(opened.fileno())
-        _refuse_existing(target, path, overwrite, own_files)
-        earlier = temporary.with_suffix(".old")
-        if target.exists():
-            target.rename(earlier)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if earlier.exists():
-                earlier.rename(target)
-            raise
-        shutil.rmtree(earlier, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    _refuse_existing(path, overwrite, own_files)
+    with atomic_folder(path, HashIndexError) as folder:
+        yield folder
+        _refuse_existing(path, overwrite, own_files)
 
 
 def query_rows(hash_values: Any) -> np.ndarray:
@@ -202,12 +181,16 @@ def packed_queries(hash_values: Any) -> np.ndarray:
     return np.ascontiguousarray(values)
 
 
-def _refuse_existing(target: Path, path: str | os.PathLike, overwrite: bool, own_files: str) -> None:
-    if target.exists() and not target.is_dir():
-        raise HashIndexError(f"{path} is a file; name a folder for the export.")
-    held = sorted(target.iterdir()) if target.is_dir() else []
+def _refuse_existing(path: str | os.PathLike, overwrite: bool, own_files: str) -> None:
+    try:
+        target = Path(path)
+        if target.exists() and not target.is_dir():
+            raise HashIndexError(f"{path} is a file; name a folder for the export.")
+        held = sorted(target.iterdir()) if target.is_dir() else []
+    except OSError as error:
+        raise HashIndexError(f"{path} cannot be looked into ({error.strerror or error}); name another.") from error
     for file in held:
-        if not file.is_file() or not re.fullmatch(own_files, file.name):
+        if file.is_symlink() or not file.is_file() or not re.fullmatch(own_files, file.name):
             raise HashIndexError(f"{path} holds {file.name!r}, which is no export's; name another folder.")
     if held and not overwrite:
         raise HashIndexError(f"{path} holds an export already; name another folder, or have it overwritten.")

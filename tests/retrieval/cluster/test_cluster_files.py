@@ -9,13 +9,13 @@ import pytest
 
 pytest.importorskip("ray")
 
+from cmfah_hf.atomic import sha256_of
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.retrieval.cluster.calls import as_question
 from cmfah_hf.retrieval.cluster.manifest import (
     Manifest,
     Revision,
     ShardFile,
-    file_sha256,
     read_manifest,
     remove_old_files,
     schema_as_text,
@@ -40,7 +40,7 @@ def saved(tmp_path):
         revision = Revision(4, f"abcdef{number}")
         path = tmp_path / shard_file_name(number, revision)
         index.save(path)
-        files.append(ShardFile(path.name, len(index), revision, file_sha256(path)))
+        files.append(ShardFile(path.name, len(index), revision, sha256_of(path)))
     manifest = Manifest(8, 14, "int", schema_as_text(SCHEMA), tuple(files))
     write_manifest(tmp_path, manifest)
     return tmp_path, manifest
