@@ -90,8 +90,8 @@ class RetrievalEvaluator:
             labels_db: Multi-hot `(N, C)`, or a list of label names for each row; the same kind as `labels_q`.
 
         Raises:
-            QueryError: On shapes or bits that do not fit together, a NaN, or no queries or database. It names the
-                argument.
+            QueryError: On shapes or bits that do not fit together, codes of 0 and 1, a NaN, or no queries or database.
+                It names the argument.
         """
         problem = _Problem(image_hash_q, text_hash_q, image_hash_db, text_hash_db, labels_q, labels_db)
         results: dict[str, float] = {}
@@ -184,12 +184,13 @@ class _Problem:
         self, image_hash_q: Any, text_hash_q: Any, image_hash_db: Any, text_hash_db: Any, labels_q: Any, labels_db: Any
     ):
         self.labels_q, self.labels_db = encode_labels(labels_q, labels_db)
-        self._hashes = {
-            "image_hash_q": as_array(image_hash_q),
-            "text_hash_q": as_array(text_hash_q),
-            "image_hash_db": as_array(image_hash_db),
-            "text_hash_db": as_array(text_hash_db),
+        given = {
+            "image_hash_q": image_hash_q,
+            "text_hash_q": text_hash_q,
+            "image_hash_db": image_hash_db,
+            "text_hash_db": text_hash_db,
         }
+        self._hashes = {name: _naming(name, as_array, values) for name, values in given.items()}
         self.relevant_Q = count_relevant(self.labels_q, self.labels_db)
         bits = None
         for name, values in self._hashes.items():
@@ -209,7 +210,7 @@ class _Problem:
         return iterate_levels(ranking, queries, self._codes[item], self.labels_q, self.labels_db, ties)
 
 
-def _naming(name: str, convert: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
+def _naming(name: str, convert: Callable[[Any], np.ndarray], values: Any) -> np.ndarray:
     try:
         return convert(values)
     except HashIndexError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cmfah_hf.errors import QueryError
+from cmfah_hf.errors import HashIndexError, QueryError
 from cmfah_hf.retrieval.codes import as_array
 
 
@@ -24,7 +24,7 @@ def encode_labels(labels_q: Any, labels_db: Any) -> tuple[np.ndarray, np.ndarray
         QueryError: If the two sides differ in kind or classes, have no rows, or hold something else. It names the
         argument.
     """
-    sides = {"labels_q": _rows_or_array(labels_q), "labels_db": _rows_or_array(labels_db)}
+    sides = {name: _rows_or_array(name, labels) for name, labels in (("labels_q", labels_q), ("labels_db", labels_db))}
     for name, labels in sides.items():
         if not len(labels):
             raise QueryError(f"{name} has no rows; there is nothing to evaluate.")
@@ -40,18 +40,18 @@ def encode_labels(labels_q: Any, labels_db: Any) -> tuple[np.ndarray, np.ndarray
     return multi_hot_q, multi_hot_db
 
 
-def _rows_or_array(labels: Any) -> list | np.ndarray:
+def _rows_or_array(name: str, labels: Any) -> list | np.ndarray:
     """A list of rows where they hold names (or nothing at all), an array otherwise."""
-    if (isinstance(labels, np.ndarray) and labels.dtype != object) or hasattr(labels, "detach"):
-        return as_array(labels)
-    rows = list(labels) if isinstance(labels, Iterable) else [labels]
-    entries = (entry for row in rows if isinstance(row, Iterable) for entry in row)
-    if isinstance(next(entries, ""), str):
-        return rows
     try:
+        if (isinstance(labels, np.ndarray) and labels.dtype != object) or hasattr(labels, "detach"):
+            return np.atleast_1d(as_array(labels))
+        rows = list(labels) if isinstance(labels, Iterable) else [labels]
+        entries = (entry for row in rows if isinstance(row, Iterable) for entry in row)
+        if isinstance(next(entries, ""), str):
+            return rows
         return as_array(rows)
-    except ValueError:
-        raise QueryError("Labels have rows of differing lengths that are no names; give names or a matrix.") from None
+    except HashIndexError as error:
+        raise QueryError(f"{name}: {error} Give names, or a matrix of rows of one length.") from error
 
 
 def _encode_names(rows_q: list, rows_db: list) -> tuple[np.ndarray, np.ndarray]:

@@ -206,3 +206,38 @@ def test_importing_the_evaluator_loads_nothing_heavy():
     )
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout
     assert loaded.strip() == "[]"
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int8", "float32", "bool", "uint8"])
+@pytest.mark.parametrize("place", range(4))
+def test_codes_of_zero_and_one_are_refused_by_name(dtype, place):
+    arguments = list(problem())
+    name = ("image_hash_q", "text_hash_q", "image_hash_db", "text_hash_db")[place]
+    arguments[place] = (arguments[place] > 0).astype(dtype)
+    for measure in (RetrievalEvaluator(), RetrievalEvaluator().curves):
+        with pytest.raises(QueryError, match=rf"^{name}: .*only 0 and 1.*`2 \* codes - 1`"):
+            measure(*arguments)
+    arguments[place] = 2 * arguments[place].astype("int64") - 1
+    RetrievalEvaluator()(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, torch.zeros(7, 16, device="meta"), "^image_hash_q: .*meta"),
+        (3, torch.zeros(60, 16).to_sparse(), "^text_hash_db: .*sparse"),
+        (2, [[1.0] * 16, [1.0]], "^image_hash_db: .*inhomogeneous"),
+        (4, torch.zeros(7, 5, device="meta"), "^labels_q: .*meta"),
+        (5, torch.zeros(60, 5).to_sparse(), "^labels_db: .*sparse"),
+        (4, [[1, 0], [1]], "^labels_q: .*names, or a matrix"),
+        (4, 3, "labels_q"),
+        (4, torch.tensor(3), r"labels_q has the shape \(1,\)"),
+        (4, np.array([["a"] * 5] * 7), "labels_q"),
+    ],
+)
+def test_what_is_no_matrix_is_refused_by_name(place, value, message):
+    arguments = list(problem())
+    arguments[place] = value
+    with pytest.raises(QueryError, match=message) as refused:
+        RetrievalEvaluator()(*arguments)
+    assert "\n" not in str(refused.value)
