@@ -240,7 +240,8 @@ def _table_of_numbers(numbers: np.ndarray, count: int, path: Path) -> pa.Table:
     """The reverse of `_table_to_numbers`, checked down to each string and each index."""
     source = pa.BufferReader(pa.py_buffer(numbers))
     try:
-        table = pa.ipc.open_stream(source).read_all()
+        options = pa.ipc.IpcReadOptions(ensure_alignment=pa.ipc.Alignment.DataTypeSpecific)
+        table = pa.ipc.open_stream(source, options=options).read_all()
         rest = source.read()
         if table.num_rows == count and not any(rest):
             table.validate(full=True)

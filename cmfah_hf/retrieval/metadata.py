@@ -59,7 +59,7 @@ def storable(table: pa.Table) -> pa.Table:
                 decoded = table[place].cast(stored)
             else:
                 continue
-        except pa.ArrowException as error:
+        except (pa.ArrowException, ValueError, LookupError) as error:  # names that are no UTF-8, time zones
             raise _not_stored(column.name, error) from error
         table = table.set_column(place, column.name, decoded)
     return table
@@ -70,6 +70,8 @@ def _stored_type(kind: pa.DataType, depth: int = 0) -> pa.DataType:
     types = pa.types
     if depth > _MOST_NESTED:
         raise pa.ArrowInvalid(f"it is nested more than {_MOST_NESTED} deep")
+    if types.is_timestamp(kind) and kind.tz is not None:
+        pa.lib.string_to_tzinfo(kind.tz)  # a time zone that nobody knows
     if types.is_string_view(kind):
         return pa.string()
     if types.is_binary_view(kind):
@@ -82,8 +84,8 @@ def _stored_type(kind: pa.DataType, depth: int = 0) -> pa.DataType:
     if not kind.num_fields:
         return kind
     fields = [kind.field(place) for place in range(kind.num_fields)]
-    stored = [field.with_type(_stored_type(field.type, depth + 1)) for field in fields]
-    if stored == fields:
+    stored = [pa.field(field.name, _stored_type(field.type, depth + 1), field.nullable) for field in fields]
+    if all(new.type == old.type for new, old in zip(stored, fields, strict=True)):
         return kind
     if types.is_struct(kind):
         return pa.struct(stored)

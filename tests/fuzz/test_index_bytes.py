@@ -1,5 +1,6 @@
 """Index files and manifests of sharded indexes, damaged by accident and by those who can make a checksum."""
 
+import datetime
 import json
 import random
 from pathlib import Path
@@ -24,7 +25,13 @@ COLUMNS = {
     "tags": [["sea", "🌊"][: i % 3] for i in range(COUNT)],
     "box": [{"x": i, "on": i % 2 == 0} for i in range(COUNT)],
 }
-TABLE = pa.table(COLUMNS).append_column("kind", pa.array(["a", "b", "a"] * 4).dictionary_encode())
+DAYS = [datetime.datetime(2020, 1, 1 + i) for i in range(COUNT)]
+TABLE = (
+    pa.table(COLUMNS)
+    .append_column("kind", pa.array(["a", "b", "a"] * 4).dictionary_encode())
+    .append_column("day", pa.array(DAYS, pa.date32()))
+    .append_column("time", pa.array(DAYS, pa.timestamp("us", "Europe/Berlin")))
+)
 
 
 def made(folder: Path, strings: bool, table: bool) -> Path:
