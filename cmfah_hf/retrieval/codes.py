@@ -143,7 +143,7 @@ def unpack(packed: Any, bits: int | None = None) -> np.ndarray:
 
 def signs_of(packed: np.ndarray) -> np.ndarray:
     """`(..., K / 8)` uint8 codes as `(..., K)` float32 of +-1, for arithmetic with real values."""
-    return _SIGNS_OF_BYTE.take(packed, axis=0).reshape(*packed.shape[:-1], -1)
+    return _SIGNS_OF_BYTE.take(packed, axis=0).reshape(*packed.shape[:-1], 8 * packed.shape[-1])
 
 
 def round_for_aqd(hash_values: Any) -> np.ndarray:
