@@ -263,7 +263,7 @@ class HashIndex:
         if k and len(queries):
             costs, rows = nearest(queries, k, now.codes, now.ids, scans, allowed, count)
         else:
-            costs, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+            costs, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         scores = costs.astype(np.int32) if metric == "hamming" else 0.0 - costs
         return SearchResults(now.ids.take(rows), scores, None if now.table is None else now.table.take(rows.ravel()))
 
