@@ -221,6 +221,19 @@ def test_refusals_are_those_of_the_single_index_and_change_nothing(emptied, rng,
         lambda each: each.search(values, where={"month": 3}),
         lambda each: each.search(values, where=len),
         lambda each: each.search(values, where={"year": len}),
+        lambda each: each.search(values, where={"year": "x"}),
+        lambda each: each.search(values, where={"year\n": "\ud800"}),
+        lambda each: each.search(values, where=pc.field("year") + 1),
+        lambda each: each.search((values > 0).astype(int)),
+        lambda each: each.search((values > 0).astype(float), metric="aqd"),
+        lambda each: each.add((values > 0).astype(np.int8)),
+        lambda each: each.add((values > 0)[:1], ids=[200]),
+        lambda each: each.add([[1.0] * BITS, [1.0]]),
+        lambda each: each.add(values[:1], ids=[200], metadata={3: ["x"]}),
+        lambda each: each.add(values[:1], ids=[200], metadata={"name": ["\ud800"]}),
+        lambda each: each.remove(5),
+        lambda each: each.remove(None),
+        lambda each: each.remove(np.array("abc")),
     ]
     for act in refused:
         said = []
@@ -240,6 +253,53 @@ def test_refusals_are_those_of_the_single_index_and_change_nothing(emptied, rng,
             HashIndex(BITS).search(values, k, metric)
         with pytest.raises(caught.type, match=str(caught.value)):
             index.search(values, k, metric)
+
+
+def test_odd_questions_have_the_answers_of_the_single_index(emptied, rng):
+    index, single = emptied
+    values = tied_values(rng, 30)
+    table = pa.table(
+        {
+            "year": [None if i == 4 else i for i in range(30)],
+            "big": pa.array([2**64 - 1, *range(29)], pa.uint64()),
+            "name": pa.array([f"n{i % 3}" for i in range(30)], pa.string_view()),
+            "share": [0.0, -0.0] * 15,
+        }
+    )
+    for each in (index, single):
+        each.add(values, ids=range(100, 130), metadata=table)
+    wheres = [
+        *({"year": value} for value in (10**40, None, [], [None, 3], 3.0, 3.5)),
+        *({"big": value} for value in (2**64 - 1, 2**64, -1)),
+        *({"name": value} for value in ("n1", "\ud800", [], ["n1", "n2"])),
+        *({"share": value} for value in (0.0, -0.0, 0)),
+    ]
+    assert_answers_as(index, single, rng, ks=(1, 30), wheres=wheres)
+    for where in (None, {"year": 3}, {"year": None}):
+        nothing = np.empty((0, BITS))
+        assert_same(index.search(nothing, 7, where=where), single.search(nothing, 7, where=where))
+
+
+def test_columns_of_nulls_get_their_type_later(emptied, rng):
+    index, single = emptied
+    for each in (index, single):
+        each.add(np.ones((12, BITS)), ids=range(12), metadata={"size": [None] * 12})
+        each.add(np.ones((1, BITS)), ids=[12], metadata={"size": [2.5]})
+    index.save()
+    assert_answers_as(index, single, rng, ks=(13,), wheres=(None, {"size": 2.5}))
+
+
+def test_integer_ids_end_where_those_of_the_single_index_end(ray_cluster, tmp_path):
+    with ShardedHashIndex(BITS, 2, folder=tmp_path, num_cpus=0.5) as index:
+        index.add(np.ones((1, BITS)), ids=[2**63 - 2])
+        index.add(np.ones((1, BITS)))
+        with pytest.raises(HashIndexError, match="give `ids`"):
+            index.add(np.ones((1, BITS)))
+        assert index.next_id == 2**63
+        index.model = "sha256:ab"
+        index.save()
+    with ShardedHashIndex.load(tmp_path, num_cpus=0.5) as again:
+        assert (again.next_id, len(again), again.model) == (2**63, 2, "sha256:ab")
 
 
 def test_searches_beside_changes_see_one_state_or_the_next(emptied, rng):
