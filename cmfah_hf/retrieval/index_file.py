@@ -24,7 +24,7 @@ from cmfah_hf.documents import file_of, parse_json
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.retrieval.codes import check_bits, shortened
 from cmfah_hf.retrieval.ids import Ids, IntegerIds, StringIds, first_repeated, is_text
-from cmfah_hf.retrieval.metadata import storable
+from cmfah_hf.retrieval.stored_table import numbers_of_table, table_of_numbers
 
 FORMAT, FORMAT_VERSION = "cmfah-hash-index", "2"
 # Version 1 had neither metadata nor stamps.
@@ -66,7 +66,7 @@ def write_index(
     else:
         tensors["ids"] = ids.values
     if table is not None:
-        tensors["table"] = _table_to_numbers(table)
+        tensors["table"] = numbers_of_table(table)
     header = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -110,7 +110,10 @@ def read_index(path: Path, mmap: bool) -> tuple[dict[str, str], np.ndarray, Ids,
         raise _damaged(path, "its content does not match its checksum")
     count = _check_shapes(header, tensors, path)
     ids = _checked_ids(header, tensors, path)
-    table = _table_of_numbers(tensors["table"], count, path) if "table" in tensors else None
+    try:
+        table = table_of_numbers(tensors["table"], count) if "table" in tensors else None
+    except HashIndexError as error:
+        raise _damaged(path, str(error)) from error
     return header, tensors["codes"], ids, table
 
 
@@ -226,28 +229,3 @@ def _checked_ids(header: dict[str, str], tensors: dict[str, np.ndarray], path: P
     if (repeated := first_repeated(ids)) is not None:
         raise _damaged(path, f"it holds id {shortened(repeated)} twice")
     return ids
-
-
-def _table_to_numbers(table: pa.Table) -> np.ndarray:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    raw = np.frombuffer(sink.getvalue(), np.uint8)
-    return np.pad(raw, (0, -len(raw) % 8)).view("<i8")
-
-
-def _table_of_numbers(numbers: np.ndarray, count: int, path: Path) -> pa.Table:
-    """The reverse of `_table_to_numbers`, checked down to each string and each index."""
-    source = pa.BufferReader(pa.py_buffer(numbers))
-    try:
-        options = pa.ipc.IpcReadOptions(ensure_alignment=pa.ipc.Alignment.DataTypeSpecific)
-        table = pa.ipc.open_stream(source, options=options).read_all()
-        rest = source.read()
-        if table.num_rows == count and not any(rest):
-            table.validate(full=True)
-            return storable(table)
-    # Extension types of other packages parse what describes them, and raise whatever they like.
-    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise _damaged(path, f"its metadata cannot be read ({reason})") from error
-    raise _damaged(path, f"its metadata has {table.num_rows} rows, and {len(rest)} bytes behind them")

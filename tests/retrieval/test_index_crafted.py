@@ -48,6 +48,27 @@ def refused(path, message="damaged"):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("column", [["x" * 10**6] * 3, pa.array(["x" * 10**6] * 3).dictionary_encode()])
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+def test_tables_that_unpack_to_more_than_they_are(tmp_path, column, codec):
+    table = pa.table({"s": column})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
+        writer.write_table(table)
+    refused(crafted(tmp_path / "x", {"table": numbers_of(sink.getvalue().to_pybytes())}), "is compressed")
+
+
+def test_lists_of_more_nulls_than_there_is_memory_for(tmp_path):
+    nulls = pa.Array.from_buffers(pa.null(), 2**31 - 1, [None])
+    lists = pa.LargeListArray.from_arrays(pa.array([0, 0, 0, 2**31 - 1]), nulls)
+    for table in (pa.table({"s": lists}), pa.table({"s": pa.StructArray.from_arrays([lists], ["inner"])})):
+        refused(crafted(tmp_path / "x", {"table": numbers_of(stream_of(table))}), "longer than anything")
+    index = HashIndex(16)
+    index.add(np.zeros((3, 2), np.uint8), metadata={"tags": [[None] * 5, [], None]})
+    index.save(tmp_path / "y")
+    assert HashIndex.load(tmp_path / "y").metadata["tags"].to_pylist() == [[None] * 5, [], None]
+
+
 def test_string_offsets_beyond_the_text(tmp_path):
     """Search used to read there, and the process ended with a segmentation fault."""
     stream = bytearray(stream_of(pa.table({"s": ["abc", "def", "ghi"]})))

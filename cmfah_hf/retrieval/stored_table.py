@@ -1,0 +1,105 @@
+"""The metadata of an index as it lies in a file: an Arrow IPC stream, read as one from a stranger.
+
+Arrow follows whatever offsets and lengths a stream holds, so all of them are checked before anything else is done.
+"""
+
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from cmfah_hf.errors import HashIndexError
+from cmfah_hf.retrieval.metadata import storable
+
+# Lists of what takes no room, such as nulls, may have so many elements for each byte of the stream.
+_ELEMENTS_A_BYTE = 64
+# Of Arrow's format (Message.fbs): what a message is, and where its tables have what.
+_DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
+_HEADER_TYPE, _HEADER, _DATA, _COMPRESSION = 1, 2, 1, 3
+
+
+def numbers_of_table(table: pa.Table) -> np.ndarray:
+    """The table as a stream of bytes, filled up to whole numbers of 64 bits."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    raw = np.frombuffer(sink.getvalue(), np.uint8)
+    return np.pad(raw, (0, -len(raw) % 8)).view("<i8")
+
+
+def table_of_numbers(numbers: np.ndarray, count: int) -> pa.Table:
+    """The reverse of `numbers_of_table`, checked down to each string and each index.
+
+    Args:
+        numbers: The stream.
+        count: How many rows there have to be.
+
+    Raises:
+        HashIndexError: If they are no such stream, or unpack to far more than they are. It says what is wrong.
+    """
+    buffer = pa.py_buffer(numbers)
+    try:
+        if any(_is_compressed(message) for message in _messages(buffer)):
+            raise pa.ArrowInvalid("it is compressed, which no index is")
+        source = pa.BufferReader(buffer)
+        options = pa.ipc.IpcReadOptions(ensure_alignment=pa.ipc.Alignment.DataTypeSpecific)
+        table = pa.ipc.open_stream(source, options=options).read_all()
+        rest = source.read()
+        if table.num_rows == count and not any(rest):
+            table.validate(full=True)
+            if any(_longest(chunk) > _ELEMENTS_A_BYTE * buffer.size for column in table for chunk in column.chunks):
+                raise pa.ArrowInvalid("its lists are longer than anything in it")
+            return storable(table)
+    # Extension types of other packages parse what describes them, and raise whatever they like.
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, RecursionError, struct.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise HashIndexError(f"its metadata cannot be read ({reason})") from error
+    raise HashIndexError(f"its metadata has {table.num_rows} rows, and {len(rest)} bytes behind them")
+
+
+def _messages(buffer: pa.Buffer) -> Iterator[bytes]:
+    """What describes each batch of a stream."""
+    for message in pa.ipc.MessageReader.open_stream(pa.BufferReader(buffer)):
+        yield message.metadata.to_pybytes()
+
+
+def _is_compressed(message: bytes) -> bool:
+    """Whether a message holds a batch of compressed buffers: a few bytes of such could unpack to gigabytes."""
+    root = struct.unpack_from("<I", message)[0]
+    kind = _field(message, root, _HEADER_TYPE)
+    header = _field(message, root, _HEADER)
+    if kind is None or header is None or message[kind] not in (_DICTIONARY_BATCH, _RECORD_BATCH):
+        return False
+    batch: int | None = _followed(message, header)
+    if message[kind] == _DICTIONARY_BATCH:
+        data = _field(message, batch, _DATA)
+        batch = None if data is None else _followed(message, data)
+    return batch is not None and _field(message, batch, _COMPRESSION) is not None
+
+
+def _field(message: bytes, table: int, number: int) -> int | None:
+    """Where the field of a flatbuffer's table is; None where it is left out."""
+    fields = table - struct.unpack_from("<i", message, table)[0]
+    if 4 + 2 * number >= struct.unpack_from("<H", message, fields)[0]:
+        return None
+    offset = struct.unpack_from("<H", message, fields + 4 + 2 * number)[0]
+    return table + offset if offset else None
+
+
+def _followed(message: bytes, at: int) -> int:
+    return at + struct.unpack_from("<I", message, at)[0]
+
+
+def _longest(array: pa.Array) -> int:
+    """The most elements of the array, and of all that is nested in it."""
+    kind = array.type
+    if isinstance(array, pa.ExtensionArray):
+        return _longest(array.storage)
+    if pa.types.is_dictionary(kind):
+        return max(len(array), _longest(array.dictionary))
+    if pa.types.is_struct(kind) or pa.types.is_union(kind):
+        inner = [array.field(place) for place in range(kind.num_fields)]
+    else:
+        inner = [array.values] if kind.num_fields == 1 and hasattr(array, "values") else []
+    return max(len(array), *map(_longest, inner), 0)
