@@ -61,7 +61,7 @@ def check_bits(bits: int) -> int:
         HashIndexError: If it is no multiple of 8, or outside 8..1024.
     """
     if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or bits % 8 or not 8 <= bits <= MAX_BITS:
-        raise HashIndexError(f"A code cannot have {bits!r} bits; take a multiple of 8 from 8 to {MAX_BITS}.")
+        raise HashIndexError(f"A code cannot have {shortened(bits)} bits; take a multiple of 8 from 8 to {MAX_BITS}.")
     return int(bits)
 
 

@@ -322,5 +322,5 @@ def refuse_repeated(ids: np.ndarray) -> None:
         return
     for item_id in ids.tolist():
         if item_id in seen:
-            raise HashIndexError(f"Id {item_id!r} comes twice among the ids; every item needs its own.")
+            raise HashIndexError(f"Id {shortened(item_id)} comes twice among the ids; every item needs its own.")
         seen.add(item_id)

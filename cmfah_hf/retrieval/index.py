@@ -258,7 +258,7 @@ class HashIndex:
             allowed = allowed if now.alive is None else allowed & now.alive
             count = int(np.count_nonzero(allowed))
         elif k > count:
-            logger.warning("k = %d was asked of an index of %d items; all of them are returned.", k, count)
+            logger.warning("k = %s was asked of an index of %d items; all of them are returned.", shortened(k), count)
         k = min(int(k), count)
         if k and len(queries):
             costs, rows = nearest(queries, k, now.codes, now.ids, scans, allowed, count)
@@ -352,7 +352,9 @@ class HashIndex:
             raise HashIndexError(f"{items} codes came with {len(ids)} ids; give one id a code.")
         if items and now.count and (ids.dtype == object) != strings:
             held = "strings" if strings else "integers"
-            raise HashIndexError(f"The ids of this index are {held}, id {ids.tolist()[0]!r} is not; do not mix them.")
+            raise HashIndexError(
+                f"The ids of this index are {held}, id {shortened(ids.tolist()[0])} is not; do not mix them."
+            )
         return ids
 
     def _refuse_duplicates(self, ids: np.ndarray) -> None:
@@ -361,7 +363,9 @@ class HashIndex:
         held = np.flatnonzero(self._rows.rows_of(ids) >= 0)
         if held.size:
             item_id = ids[held[0] : held[0] + 1].tolist()[0]
-            raise HashIndexError(f"The index holds id {item_id!r} already; remove it first, or give another id.")
+            raise HashIndexError(
+                f"The index holds id {shortened(item_id)} already; remove it first, or give another id."
+            )
         refuse_repeated(ids)
 
     def _held_rows(self, ids: np.ndarray, done: str) -> np.ndarray:
@@ -370,7 +374,7 @@ class HashIndex:
         absent = np.flatnonzero(rows < 0)
         if absent.size:
             item_id = ids[absent[0] : absent[0] + 1].tolist()[0]
-            raise HashIndexError(f"The index holds no id {item_id!r}, so it cannot be {done}.")
+            raise HashIndexError(f"The index holds no id {shortened(item_id)}, so it cannot be {done}.")
         refuse_repeated(ids)
         return rows
 

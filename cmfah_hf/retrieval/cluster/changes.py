@@ -1,17 +1,30 @@
 """A change of a sharded index, before any shard sees it: its ids, a small index to try it on, what each shard gets."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cmfah_hf.errors import HashIndexError
+from cmfah_hf.retrieval.cluster.manifest import Revision
 from cmfah_hf.retrieval.ids import id_array
 from cmfah_hf.retrieval.index import HashIndex
 
 if TYPE_CHECKING:
     import pyarrow
+
+
+@dataclass(frozen=True)
+class State:
+    """What the shards must hold, replaced as a whole, so that a search in another thread sees one state or the next."""
+
+    revisions: tuple[Revision, ...]
+    counts: tuple[int, ...]
+    next_id: int = 0
+    id_type: str | None = None
+    schema: "pyarrow.Schema | None" = None
 
 
 def listed(ids: Any) -> Any:

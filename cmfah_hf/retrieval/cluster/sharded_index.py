@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import numpy as np
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.retrieval.cluster.calls import ShardActors, as_question, in_store
 from cmfah_hf.retrieval.cluster.changes import (
+    State,
     arguments_after,
     arguments_at,
     id_type,
@@ -37,7 +37,7 @@ from cmfah_hf.retrieval.cluster.manifest import (
 )
 from cmfah_hf.retrieval.cluster.merge import merge
 from cmfah_hf.retrieval.cluster.shards import rows_of_shards
-from cmfah_hf.retrieval.codes import as_array, check_bits
+from cmfah_hf.retrieval.codes import as_array, check_bits, shortened
 from cmfah_hf.retrieval.ids import no_ids_left
 from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
 
@@ -45,17 +45,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _State:
-    """What the shards must hold, replaced as a whole, so that a search in another thread sees one state or the next."""
-
-    revisions: tuple[Revision, ...]
-    counts: tuple[int, ...]
-    next_id: int = 0
-    id_type: str | None = None
-    schema: "pyarrow.Schema | None" = None
 
 
 class ShardedHashIndex:
@@ -106,12 +95,12 @@ class ShardedHashIndex:
     ):
         check_bits(bits)
         if isinstance(shards, bool) or not isinstance(shards, int) or shards < 1:
-            raise HashIndexError(f"An index has a whole number of shards, at least 1, not {shards!r}.")
+            raise HashIndexError(f"An index has a whole number of shards, at least 1, not {shortened(shards)}.")
         folder = Path(folder).absolute()
         if (folder / MANIFEST_NAME).exists():
             raise HashIndexError(f"{folder} holds an index already; load it, or give a new folder.")
         birth = Revision(0, new_stamp())
-        self._begin(bits, _State((birth,) * shards, (0,) * shards), folder, num_cpus, timeout, autosave)
+        self._begin(bits, State((birth,) * shards, (0,) * shards), folder, num_cpus, timeout, autosave)
         self.model = model
 
     @classmethod
@@ -142,7 +131,7 @@ class ShardedHashIndex:
             raise HashIndexError(f"{folder} has no {MANIFEST_NAME}; give the folder that a sharded index was saved to.")
         if bits is not None and bits != manifest.bits:
             raise HashIndexError(f"{folder} holds codes of {manifest.bits} bits, where {bits} were expected.")
-        state = _State(
+        state = State(
             tuple(shard.revision for shard in manifest.shards),
             tuple(shard.items for shard in manifest.shards),
             manifest.next_id,
@@ -159,7 +148,7 @@ class ShardedHashIndex:
         index._saved, index.model = manifest, manifest.model
         return index
 
-    def _begin(self, bits: int, state: _State, folder: Path, num_cpus: float, timeout: float, autosave: bool) -> None:
+    def _begin(self, bits: int, state: State, folder: Path, num_cpus: float, timeout: float, autosave: bool) -> None:
         self._bits, self._folder, self._autosave, self._state = int(bits), folder, autosave, state
         self._saved: Manifest | None = None
         self._lock = RLock()
@@ -316,7 +305,8 @@ class ShardedHashIndex:
                 if again:
                     self._actors.check_revisions(state.revisions, replies)
         if where is None and k > sum(state.counts):
-            logger.warning("k = %d was asked of an index of %d items; all of them are returned.", k, sum(state.counts))
+            items = sum(state.counts)
+            logger.warning("k = %s was asked of an index of %d items; all of them are returned.", shortened(k), items)
         return merge([replies[shard].answer for shard in filled], int(k), metric, state.schema)
 
     def optimize(self) -> None:
@@ -401,7 +391,7 @@ class ShardedHashIndex:
         for shard, reply in replies.items():
             counts[shard] = reply.answer
         # As of `HashIndex`, the columns go with the last item.
-        self._state = _State(tuple(revisions), tuple(counts), next_id, id_type(ids), schema if any(counts) else None)
+        self._state = State(tuple(revisions), tuple(counts), next_id, id_type(ids), schema if any(counts) else None)
         if self._autosave:
             self.save()
 
