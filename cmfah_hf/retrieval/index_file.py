@@ -224,7 +224,7 @@ def _checked_ids(header: dict[str, str], tensors: dict[str, np.ndarray], path: P
             raise _damaged(path, "its ids are no text")
     else:
         ids = IntegerIds.of(tensors["ids"])
-        if len(ids) and int(header["next_id"]) <= ids.largest:
+        if int(header["next_id"]) <= ids.values.max(initial=-1):
             raise _damaged(path, f"the next id {header['next_id']} is not above its ids")
     if (repeated := first_repeated(ids)) is not None:
         raise _damaged(path, f"it holds id {shortened(repeated)} twice")

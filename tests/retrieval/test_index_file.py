@@ -109,6 +109,16 @@ def test_an_empty_index_round_trips(tmp_path):
     assert loaded.ids.tolist() == ["a"]
 
 
+@pytest.mark.parametrize("ids", [[-1], [-(2**63), -5], [0], [2**63 - 1, -1]])
+def test_integer_ids_of_any_size_round_trip(tmp_path, ids):
+    index = HashIndex(8)
+    index.add(np.ones((len(ids), 8)), ids=ids)
+    index.save(tmp_path / "index")
+    loaded = HashIndex.load(tmp_path / "index")
+    assert loaded.ids.tolist() == ids
+    assert loaded.next_id == index.next_id
+
+
 def saved(tmp_path, **changes):
     path = tmp_path / "broken.index"
     index = HashIndex(16)
@@ -378,3 +388,29 @@ def test_the_fingerprint_of_a_model_is_kept(tmp_path):
     assert HashIndex(16, model="x").model == "x"
     filled().save(tmp_path / "other")
     assert HashIndex.load(tmp_path / "other").model is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes, links and pipes of POSIX")
+def test_the_umask_is_followed_links_are_written_through_and_pipes_left_alone(tmp_path):
+    path, link, pipe = tmp_path / "index", tmp_path / "link", tmp_path / "pipe"
+    before = os.umask(0o027)
+    try:
+        filled().save(path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+    link.symlink_to(path)
+    larger = HashIndex.load(link)
+    larger.add(np.ones((1, 16)))
+    larger.save(link)
+    assert link.is_symlink()
+    assert len(HashIndex.load(path)) == 4
+    with pytest.raises(HashIndexError, match="saved by somebody else"):  # also under its other name
+        theirs = HashIndex.load(path)
+        larger.save(path)
+        theirs.save(link)
+    os.mkfifo(pipe)
+    for act in (filled().save, HashIndex.load):
+        with pytest.raises(HashIndexError, match=r"pipe is (a pipe|no file)"):
+            act(pipe)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["index", "link", "pipe"]
