@@ -22,6 +22,13 @@ def space(
         str | None, typer.Option(help="The address to listen at; 0.0.0.0 for all. Default: this machine alone.")
     ] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: the first free one from 7860.")] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A host name under which browsers reach the page, beyond localhost, IP addresses and --host. May be "
+            "given several times."
+        ),
+    ] = None,
 ) -> None:
     """Serve the search page on this machine: search, why, codes, quality. Without a model it shows drawn scenes."""
     from dataclasses import replace
@@ -38,5 +45,5 @@ def space(
         settings = replace(settings, model=str(Path(model).absolute()) if Path(model).exists() else model)
     if model is not None or data is not None:
         settings = replace(settings, examples=())
-    given = {"data": data, "split": split, "limit": limit, "title": title}
+    given = {"data": data, "split": split, "limit": limit, "title": title, "hosts": tuple(allow_host or ()) or None}
     serve(replace(settings, **{name: value for name, value in given.items() if value is not None}), folder, host, port)

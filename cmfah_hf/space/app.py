@@ -6,14 +6,13 @@ from types import MethodType
 from typing import Any
 
 import gradio as gr
-from gradio_client.utils import is_http_url_like
 
 from cmfah_hf.errors import ImageError
 from cmfah_hf.space import html
 from cmfah_hf.space.loading import EngineLoader
 from cmfah_hf.space.page import DEFAULT_K, Page
 from cmfah_hf.space.settings import LONGEST_QUERY, MOST_RESULTS
-from cmfah_hf.space.uploads import FORMATS, MAX_BYTES, MAX_PIXELS, read_upload
+from cmfah_hf.space.uploads import FORMATS, MAX_BYTES, MAX_PIXELS, Uploads, read_upload
 
 # Answers and regions are drawn anew with each event, so the listeners stand on what holds them.
 _ANSWER_JS = """
@@ -48,21 +47,21 @@ _UPLOADS = f"{', '.join(FORMATS)}; at most {MAX_BYTES // 2**20} MB and {MAX_PIXE
 _WAIT = "The model is being loaded; the page fills by itself in a few seconds."
 
 
-def build_app(loader: EngineLoader) -> gr.Blocks:
+def build_app(loader: EngineLoader, uploads: Uploads) -> gr.Blocks:
     """The Gradio app over an engine that is there already or is being loaded.
 
     Args:
         loader: Of the engine. Where it cannot be loaded, the page says why.
+        uploads: Where uploaded images lie.
     """
     page = Page(loader)
     title = loader.settings.title
-    # Uploads live for a quarter of an hour; nothing else is ever written.
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(300, 900)) as app:
-        gr.Markdown(f"# {title}", elem_classes="cm-title")
+    with gr.Blocks(title=title, analytics_enabled=False) as app:
+        gr.Markdown(f"# {html.markdown(title)}", elem_classes="cm-title")
         status = gr.Markdown(_WAIT, elem_classes="cm-status")
         with gr.Tabs() as tabs:
             with gr.Tab("Search", id="search"):
-                search = _search_tab(page)
+                search = _search_tab(page, uploads)
             with gr.Tab("Why", id="why"):
                 why = _why_tab(page)
             with gr.Tab("Codes", id="codes") as codes_tab:
@@ -86,7 +85,7 @@ def build_app(loader: EngineLoader) -> gr.Blocks:
     return app
 
 
-def _search_tab(page: Page) -> tuple[gr.HTML, gr.State, gr.Textbox, gr.Dataset]:
+def _search_tab(page: Page, uploads: Uploads) -> tuple[gr.HTML, gr.State, gr.Textbox, gr.Dataset]:
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=280):
             words = gr.Textbox(
@@ -96,7 +95,7 @@ def _search_tab(page: Page) -> tuple[gr.HTML, gr.State, gr.Textbox, gr.Dataset]:
                 elem_id="words",
             )
             examples = gr.Dataset(
-                components=[gr.Textbox(visible=False)], samples=[], label="For example", visible=False
+                components=[gr.Textbox(visible=False)], samples=[], label="For example", visible=False, type="index"
             )
             with gr.Row():
                 count = gr.Slider(1, MOST_RESULTS, value=DEFAULT_K, step=1, label="Answers", min_width=140)
@@ -112,12 +111,12 @@ def _search_tab(page: Page) -> tuple[gr.HTML, gr.State, gr.Textbox, gr.Dataset]:
             )
             with_picture = gr.Button("Search with the picture", elem_id="search-picture")
             gr.HTML(html.note(_UPLOADS))
-    _guard(picture)
+    _guard(picture, uploads)
     answer = gr.HTML(html.note(_WAIT), js_on_load=_ANSWER_JS, elem_id="answer")
     asked = gr.State("")
     by_words: dict[str, Any] = {"inputs": [words, count], "outputs": [answer, asked], "api_visibility": "private"}
     gr.on([words.submit, button.click], page.answer_words, **by_words)
-    examples.click(lambda sample: sample[0], examples, words, api_visibility="private", queue=False).then(
+    examples.click(page.choose_example, examples, words, api_visibility="private", show_progress="hidden").then(
         page.answer_words, **by_words
     )
     gr.on(
@@ -151,14 +150,10 @@ def _why_tab(page: Page) -> tuple[gr.Dropdown, gr.Textbox, tuple[Callable, list[
     codes = gr.HTML(elem_id="why-codes")
     looked = (page.look, [picture, words], [word, overlay, region, codes])
     gr.on([words.submit, button.click, picture.select], *looked, api_visibility="private")
-    word.input(page.choose_word, [picture, words, word], overlay, api_visibility="private", show_progress="hidden")
-    overlay.click(
-        page.choose_region,
-        [picture, words, word],
-        [overlay, region],
-        api_visibility="private",
-        show_progress="hidden",
-    )
+    # As they are sent: the words to choose from change with the text, and Gradio would refuse those of before.
+    chosen: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
+    word.input(page.choose_word, [picture, words, word], overlay, **chosen)
+    overlay.click(page.choose_region, [picture, words, word], [overlay, region], **chosen)
     return picture, words, looked
 
 
@@ -179,27 +174,25 @@ def _codes_tab(page: Page, tab: gr.Tab) -> None:
     )
 
 
-def _guard(picture: gr.Image) -> None:
-    """Let the component read pictures within limits, before Gradio would decode them, and fetch none from elsewhere.
+def _guard(picture: gr.Image, uploads: Uploads) -> None:
+    """Let the component read uploads and nothing else, within limits, before Gradio would decode or copy them.
 
     On the object and not in a class of its own, because Gradio writes a file beside every component's class.
     """
-    keep = picture.async_move_resource_to_block_cache
 
-    async def move(address: str | Path | None) -> str | None:
-        if address is not None and is_http_url_like(str(address)):
-            raise gr.Error("Send the picture's file; addresses are not fetched.", print_exception=False)
-        return await keep(address)
+    async def stay(address: str | Path | None) -> str | None:
+        """An upload lies where it is to lie; anything else is neither copied nor fetched, and refused by `read`."""
+        return None if address is None else str(address)
 
     def read(self: gr.Image, payload: Any) -> Any:
         if payload is None:
             return None
-        if payload.path is None or (payload.url or "").startswith("data:"):
-            raise gr.Error("Send the picture as a file.", print_exception=False)
+        path = Path(payload.path or "")
         try:
-            return read_upload(Path(payload.path))
+            return read_upload(uploads.read(path))
         except ImageError as error:
-            raise gr.Error(str(error), duration=8, print_exception=False) from error
+            uploads.discard(path)
+            raise gr.Error(html.escaped(str(error)), duration=8, print_exception=False) from error
 
-    picture.async_move_resource_to_block_cache = move  # type: ignore[method-assign]
+    picture.async_move_resource_to_block_cache = stay  # type: ignore[method-assign]
     picture.preprocess = MethodType(read, picture)  # type: ignore[method-assign]

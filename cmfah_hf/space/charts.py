@@ -4,6 +4,7 @@ They take the page's own colours, so they are read in light and in dark.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ _METRICS = {"hamming": "Hamming", "aqd": "AQD"}
 _MOST_THUMBNAILS, _THUMBNAIL_SIDE = 110, 72
 _ASPECT = 1.9
 _APART = 0.047
+_LARGEST_FIGURE = 1e12
+# Of precision at k.
+_DEPTH = re.compile("[1-9][0-9]{0,8}")
 
 
 def code_map(engine: "Engine", text: str | None = None) -> str:
@@ -87,8 +91,8 @@ def _amount(size: float) -> str:
 
 def quality(metrics: Mapping[str, Any]) -> str:
     """The run's figures: a table of MAP, and precision at k drawn; a line that says what is missing otherwise."""
-    figures = metrics.get("query")
-    if not isinstance(figures, Mapping) or not any(name.endswith("/map") for name in figures):
+    figures = _numbers(metrics.get("query"))
+    if not any(name.endswith("/map") for name in figures):
         return note(
             "This model came without figures of test queries (metrics.json). Train it on data that has a query split "
             "with labels, or measure it with `cmfah evaluate`."
@@ -106,7 +110,8 @@ def quality(metrics: Mapping[str, Any]) -> str:
         f"{int(figures[name]):,} {what}" for name, what in (("queries", "queries"), ("database", "items searched"))
         if name in figures
     ]  # fmt: skip
-    told += [f"{metrics[name]} {what}" for name, what in (("hash_bits", "bits"),) if name in metrics]
+    if (bits := _numbers(metrics).get("hash_bits")) is not None:
+        told.append(f"{int(bits)} bits")
     caption = f"Mean average precision: {', '.join(told)}" if told else "Mean average precision"
     table = (
         f'<table class="cm-table"><caption>{escaped(caption)}</caption>'
@@ -116,8 +121,19 @@ def quality(metrics: Mapping[str, Any]) -> str:
     return f'<div class="cm-quality"><div>{table}{plain}</div>{_curves(figures)}</div>'
 
 
-def _figure(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, (int, float)) else "n/a"
+def _numbers(values: Any) -> dict[str, float]:
+    """Those of a file's values that can be shown as figures; the file may hold anything."""
+    if not isinstance(values, Mapping):
+        return {}
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST_FIGURE
+    }
+
+
+def _figure(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
 
 
 def _curves(figures: Mapping[str, float]) -> str:
@@ -125,7 +141,7 @@ def _curves(figures: Mapping[str, float]) -> str:
     curves: dict[str, list[tuple[int, float]]] = {}
     for name, value in figures.items():
         curve, _, k = name.partition("/precision@")
-        if k.isdigit() and curve in _COLORS:
+        if _DEPTH.fullmatch(k) and curve in _COLORS and 0 <= value <= 1:
             curves.setdefault(curve, []).append((int(k), float(value)))
     if not curves:
         return ""

@@ -3,7 +3,6 @@
 Shapes: N pictures, K bits, R regions, W words.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +13,11 @@ import numpy as np
 from PIL import Image
 from transformers.utils import cached_file
 
-from cmfah_hf.errors import DataError, QueryError
+from cmfah_hf.documents import read_json
+from cmfah_hf.errors import CheckpointError, DataError, QueryError
 from cmfah_hf.evaluation.attention import attention_of_words
 from cmfah_hf.evaluation.pointing import region_weights
+from cmfah_hf.models.tokenization_cmfah import split_words
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.codes import sign, unpack
 from cmfah_hf.retrieval.index import METRICS
@@ -25,6 +26,7 @@ from cmfah_hf.space.settings import LONGEST_QUERY, MOST_RESULTS, SpaceSettings
 
 # Pictures that are decoded at full size at the same time.
 _BATCH = 32
+_METRICS_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,17 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Answer:
-    """A query's rankings by target (`"images"`, `"texts"`) and metric, and the milliseconds of encoding it."""
+    """A query's answer.
+
+    Args:
+        rankings: By target (`"images"`, `"texts"`) and metric.
+        encoding: Milliseconds of encoding the query.
+        ignored_words: Its words that neither the model's vocabulary nor its word graph holds.
+    """
 
     rankings: dict[str, dict[str, Ranking]]
     encoding: float
+    ignored_words: list[str]
 
 
 @dataclass(frozen=True)
@@ -94,9 +103,17 @@ class Engine:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """The figures that the run left beside its model; empty where there are none."""
-        path = cached_file(self.source, "metrics.json", _raise_exceptions_for_missing_entries=False)
-        return json.loads(Path(path).read_text(encoding="utf-8")) if path is not None else {}
+        """The figures that the run left next to its model; empty where there are none.
+
+        Raises:
+            CheckpointError: If the file is damaged.
+        """
+        quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        path = cached_file(self.source, "metrics.json", **quietly)
+        found = read_json(path, CheckpointError, _METRICS_BYTES) if path is not None else {}
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{path} is not a JSON object; train again, or delete it.")
+        return found
 
     def examples(self, count: int = 6) -> list[str]:
         """Queries to begin with: the settings', else texts of pictures, two known words each."""
@@ -117,8 +134,8 @@ class Engine:
         Raises:
             QueryError: If there is none of this id.
         """
-        if item_id not in self._row_of:
-            raise QueryError(f"There is no picture {item_id!r} here; choose one of the list.")
+        if not isinstance(item_id, str) or item_id not in self._row_of:
+            raise QueryError(f"There is no picture {item_id!r:.80} here; choose one of the list.")
         return self._row_of[item_id]
 
     def search(self, text: str | None = None, image: Image.Image | None = None, k: int = 12) -> Answer:
@@ -128,8 +145,8 @@ class Engine:
             QueryError: If there is nothing to search with, the text is too long, no word of it is known, or `k` is not
                 in 1..24.
         """
-        if isinstance(k, bool) or int(k) != k or not 1 <= k <= MOST_RESULTS:
-            raise QueryError(f"k={k!r}: from 1 to {MOST_RESULTS} answers can be shown.")
+        if isinstance(k, bool) or not isinstance(k, (int, float)) or k not in range(1, MOST_RESULTS + 1):
+            raise QueryError(f"k={k!r:.20}: from 1 to {MOST_RESULTS} answers can be shown.")
         start = time.perf_counter()
         values = self._values(text, image)
         encoding = 1000 * (time.perf_counter() - start)
@@ -142,20 +159,32 @@ class Engine:
                 spent = 1000 * (time.perf_counter() - start)
                 ranking = Ranking(found.ids[0].tolist(), found.scores[0].tolist(), spent)
                 rankings.setdefault(target, {})[metric] = ranking
-        return Answer(rankings, encoding)
+        return Answer(rankings, encoding, self._ignored_words(text) if image is None else [])
 
     def _values(self, text: str | None, image: Image.Image | None) -> np.ndarray:
         if image is not None:
             return self.retriever.encode_images([image])
-        text = (text or "").strip()
+        text = _checked_text(text).strip()
         if not text:
             raise QueryError("There are no words to search with; type some.")
-        if len(text) > LONGEST_QUERY:
-            raise QueryError(f"The query has {len(text):,} characters; write at most {LONGEST_QUERY}.")
         if not self.retriever.processor.known_words(self.retriever.expand([text])[0]):
             known = ", ".join(self.examples(3))
             raise QueryError(f"None of these words is among those that the model knows; try for example: {known}.")
         return self.retriever.encode_texts([text])
+
+    def _ignored_words(self, text: str | None) -> list[str]:
+        """The words of a query that change nothing about its answer, in their order, each once."""
+        processor, expander = self.retriever.processor, self.retriever.expander
+
+        def is_known(word: str) -> bool:
+            if processor.known_words(word):
+                return True
+            if expander is None:
+                return False
+            related = set(expander.knowledge.words) if expander.knowledge is not None else set()
+            return any(part in expander.graph.word_numbers or part in related for part in expander.graph.split(word))
+
+        return [word for word in dict.fromkeys(split_words(text or "")) if not is_known(word)]
 
     def code(self, text: str) -> np.ndarray:
         """`(K,)` int8 of +-1: the code of a text.
@@ -181,8 +210,7 @@ class Engine:
             QueryError: If there is no such picture, no word is known, or the model has no attention.
         """
         image = self.pictures.image(self.row(item_id))
-        if len(text) > LONGEST_QUERY:
-            raise QueryError(f"The text has {len(text):,} characters; write at most {LONGEST_QUERY}.")
+        text = _checked_text(text)
         words, weights_RW = attention_of_words(self.retriever.model, self.retriever.processor, image, text)
         weights_RW, grid = region_weights(weights_RW, words, None)
         return Attention(words, weights_RW, grid)
@@ -227,9 +255,23 @@ class Engine:
             ]
 
         document: dict[str, Any] = {"bits": self.bits, "encoding_ms": round(answer.encoding, 3)}
+        document["ignored_words"] = answer.ignored_words
         for target, by_metric in answer.rankings.items():
             document[target] = {
                 metric: {"ms": round(ranking.milliseconds, 3), "hits": hits(ranking)}
                 for metric, ranking in by_metric.items()
             }
         return document
+
+
+def _checked_text(text: Any) -> str:
+    """A query, or nothing, as a text of a length that can be encoded.
+
+    Raises:
+        QueryError: If it is no text or too long.
+    """
+    if text is not None and not isinstance(text, str):
+        raise QueryError("The words are not a text; send them as one.")
+    if len(text or "") > LONGEST_QUERY:
+        raise QueryError(f"The query has {len(text):,} characters; write at most {LONGEST_QUERY}.")
+    return text or ""

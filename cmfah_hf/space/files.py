@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+from cmfah_hf.atomic import atomic_folder
+from cmfah_hf.documents import file_of
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.space.settings import SETTINGS_NAME, bundled_space
 
@@ -32,22 +34,22 @@ def model_files(folder: Path) -> dict[str, Path]:
         CheckpointError: If one is missing without which the model cannot be loaded.
     """
     for name in _MODEL_FILES:
-        if not (folder / name).is_file():
+        if file_of(folder / name) is None:
             raise CheckpointError(f"{folder}: there is no {name}; give a folder that a training run has left.")
-    return {name: folder / name for name in (*_MODEL_FILES, *_FURTHER_FILES) if (folder / name).is_file()}
+    return {name: folder / name for name in (*_MODEL_FILES, *_FURTHER_FILES) if file_of(folder / name)}
 
 
 def copy_model(source: Path, target: Path) -> None:
     """Put what a Space needs of a run's folder into another folder, in place of what is there.
 
     Raises:
-        CheckpointError: If the source lacks a file.
+        CheckpointError: If the source lacks a file, the target is no folder, or the disk refuses. The target is as it
+            was.
     """
     files = model_files(source)
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for name, path in files.items():
-        shutil.copyfile(path, target / name)
+    with atomic_folder(target, CheckpointError) as folder:
+        for name, path in files.items():
+            shutil.copyfile(path, folder / name)
 
 
 def space_files(model: Path | None = None) -> dict[str, Path]:

@@ -4,6 +4,7 @@ No file is ever written for a page, so none can be read by its address. Every te
 """
 
 import html
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,11 @@ def escaped(text: str) -> str:
     return text
 
 
+def markdown(text: str) -> str:
+    """A text as one line of Markdown: no sign of it means anything there."""
+    return re.sub(r"[!-/:-@\[-`{-~]", lambda sign: f"&#{ord(sign[0])};", " ".join(text.split()))
+
+
 def note(message: str) -> str:
     """A quiet line where there is nothing to show yet."""
     return f'<p class="cm-note">{escaped(message)}</p>'
@@ -45,7 +51,9 @@ def answer(engine: "Engine", found: "Answer") -> str:
         f"Encoded in {found.encoding:.1f} ms; {items:,} codes of {engine.bits} bits searched, "
         f"{items * engine.bits // 8:,} bytes."
     )
-    return f'<div class="cm-answer"><p class="cm-note" role="status">{line}</p>{"".join(sections)}</div>'
+    if found.ignored_words:
+        line += f" Not known to the model, and ignored: {', '.join(found.ignored_words)}."
+    return f'<div class="cm-answer"><p class="cm-note" role="status">{escaped(line)}</p>{"".join(sections)}</div>'
 
 
 def _ranking(engine: "Engine", target: str, metric: str, ranking: "Ranking") -> str:

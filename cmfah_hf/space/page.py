@@ -1,5 +1,6 @@
 """What the page's events do: each a few lines over the engine, with errors as Gradio shows them."""
 
+import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
@@ -7,9 +8,11 @@ from typing import Any, TypeVar
 import gradio as gr
 from PIL import Image
 
-from cmfah_hf.errors import CMFAHError, QueryError
+from cmfah_hf.errors import CheckpointError, CMFAHError, QueryError
 from cmfah_hf.space import html
 from cmfah_hf.space.loading import EngineLoader
+
+logger = logging.getLogger(__name__)
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -19,14 +22,27 @@ _NO_REGION = "Press a region of the picture: here stand the words that it attend
 
 
 def _shown(handler: Handler) -> Handler:
-    """What a user gets wrong is shown as its one line; of anything else Gradio shows only that it went wrong."""
+    """Shows a user's error on the page, which takes it as HTML; of other errors Gradio says only that there was one."""
 
     @wraps(handler)
     def call(*arguments: Any, **named: Any) -> Any:
         try:
             return handler(*arguments, **named)
         except CMFAHError as error:
-            raise gr.Error(str(error), duration=8, print_exception=False) from error
+            raise gr.Error(html.escaped(str(error)), duration=8, print_exception=False) from error
+
+    return call  # type: ignore[return-value]
+
+
+def _reported(handler: Handler) -> Handler:
+    """Reports a user's error to a program, which takes its line as it is."""
+
+    @wraps(handler)
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return handler(*arguments, **named)
+        except CMFAHError as error:
+            raise gr.Error(str(error), print_exception=False) from error
 
     return call  # type: ignore[return-value]
 
@@ -48,11 +64,20 @@ class Page:
         try:
             engine = self._loader.get()
         except CMFAHError as error:
-            line = f"**This Space cannot search yet.** {html.escaped(str(error))}"
+            line = f"**This Space cannot search yet.** {html.markdown(str(error))}"
             nothing = html.note("There is nothing to show without a model and pictures.")
             return gr.Markdown(line), nothing, "", "", gr.Dataset(visible=False), gr.Dropdown(), "", nothing
         examples = engine.examples()
-        answer = engine.search(examples[0], k=DEFAULT_K) if examples else None
+        try:
+            answer = engine.search(examples[0], k=DEFAULT_K) if examples else None
+        except QueryError as error:  # an example of the settings that cannot be asked for
+            logger.warning("The first example cannot be shown: %s", error)
+            answer = None
+        try:
+            figures = charts.quality(engine.metrics)
+        except CheckpointError as error:
+            logger.warning("No figures are shown: %s", error)
+            figures = html.note("The figures that came with this model (metrics.json) are damaged.")
         line = (
             f"{len(engine.pictures):,} pictures, each {engine.bits} bits. Search with words or with a picture; "
             "press an answer to see why it is there."
@@ -66,14 +91,22 @@ class Page:
             gr.Dataset(samples=[[query] for query in examples], visible=bool(examples)),
             gr.Dropdown(choices=engine.pictures.ids, value=first),
             examples[0] if examples else engine.pictures.texts[0],
-            charts.quality(engine.metrics),
+            figures,
         )
 
     @_shown
-    def answer_words(self, text: str, k: int) -> tuple[str, str]:
+    def choose_example(self, number: int | None) -> str:
+        """The words of an example."""
+        examples = self._loader.get().examples()
+        if number is None or number >= len(examples):
+            raise QueryError("There is no such example; choose one of the list.")
+        return examples[number]
+
+    @_shown
+    def answer_words(self, text: str | None, k: int) -> tuple[str, str]:
         """The answer as HTML, and the words that it is of."""
         engine = self._loader.get()
-        return html.answer(engine, engine.search(text=text or "", k=int(k))), text
+        return html.answer(engine, engine.search(text=text or "", k=int(k))), text or ""
 
     @_shown
     def answer_picture(self, picture: Image.Image | None, k: int) -> tuple[str, str]:
@@ -83,15 +116,16 @@ class Page:
             raise QueryError("There is no picture to search with; send one.")
         return html.answer(engine, engine.search(image=picture, k=int(k))), ""
 
+    @_shown
     def open_why(self, text: str, event: gr.EventData) -> tuple[Any, str, str]:
         """From an answer to the page that explains it; a picture as query is explained by the answer's own words."""
         engine = self._loader.get()
-        item_id = str(event.id)
+        item_id = str(_carried(event, "id"))
         text = text or engine.pictures.texts[engine.row(item_id)]
         return gr.Tabs(selected="why"), item_id, text
 
     @_shown
-    def look(self, item_id: str, text: str) -> tuple[Any, str, str, str]:
+    def look(self, item_id: str | None, text: str | None) -> tuple[Any, str, str, str]:
         """The words to choose from, the picture under the first word's attention, an empty list, and both codes."""
         engine = self._loader.get()
         text = (text or "").strip()
@@ -106,20 +140,21 @@ class Page:
         return gr.Radio(choices=choices, value=word), picture, html.note(_NO_REGION), codes
 
     @_shown
-    def choose_word(self, item_id: str, text: str, word: str | None) -> str:
+    def choose_word(self, item_id: str | None, text: str | None, word: str | None) -> str:
         """The picture under a word's attention."""
         return self._overlay(item_id, text, word, None)[0]
 
     @_shown
-    def choose_region(self, item_id: str, text: str, word: str | None, event: gr.EventData) -> tuple[str, str]:
+    def choose_region(
+        self, item_id: str | None, text: str | None, word: str | None, event: gr.EventData
+    ) -> tuple[str, str]:
         """The picture with a region pressed, and the words of that region."""
-        try:
-            region = int(event.region)
-        except (AttributeError, TypeError, ValueError):
-            raise QueryError("There is no such region; press one of the picture.") from None
+        region = _carried(event, "region")
+        if not isinstance(region, int):
+            raise QueryError("There is no such region; press one of the picture.")
         return self._overlay(item_id, text, word, region)
 
-    def _overlay(self, item_id: str, text: str, word: str | None, region: int | None) -> tuple[str, str]:
+    def _overlay(self, item_id: str | None, text: str | None, word: str | None, region: int | None) -> tuple[str, str]:
         engine = self._loader.get()
         attention = engine.attention((text or "").strip(), item_id)
         if word not in attention.words:  # the text was changed since
@@ -130,7 +165,7 @@ class Page:
         return html.overlay(engine, item_id, attention, word, region), words
 
     @_shown
-    def draw_codes(self, text: str) -> tuple[str, str]:
+    def draw_codes(self, text: str | None) -> tuple[str, str]:
         """The map, with the place of some words if there are any, and what memory codes take."""
         from cmfah_hf.space import charts
 
@@ -139,7 +174,7 @@ class Page:
 
     # For programs
 
-    @_shown
+    @_reported
     def api_search_text(self, text: str, k: int = DEFAULT_K) -> dict:
         """Find the pictures nearest to a text, by Hamming distance and by AQD, with the milliseconds of each search.
 
@@ -150,15 +185,15 @@ class Page:
         engine = self._loader.get()
         return engine.document(engine.search(text=text, k=k))
 
-    @_shown
+    @_reported
     def api_search_picture(self, picture: Image.Image | None, k: int = DEFAULT_K) -> dict:
         """The pictures and texts nearest to a picture, as `api_search_text` gives them."""
         engine = self._loader.get()
         if picture is None:
             raise QueryError("There is no picture to search with; send one.")
-        return engine.document(engine.search(image=picture, k=int(k)))
+        return engine.document(engine.search(image=picture, k=k))
 
-    @_shown
+    @_reported
     def api_explain(self, text: str, picture: str) -> dict:
         """Explain why a text and a picture are near: what attends to what, and the bits of both codes.
 
@@ -179,3 +214,8 @@ class Page:
             return document | {"words": [], "grid": [], "weights": [], "note": str(error)}
         weights = [[round(weight, 6) for weight in row] for row in attention.weights.tolist()]
         return document | {"words": attention.words, "grid": list(attention.grid), "weights": weights}
+
+
+def _carried(event: gr.EventData, key: str) -> Any:
+    """What an event of the page carries under a name; None without it. `gr.EventData` has attributes for it alone."""
+    return (event._data or {}).get(key)

@@ -1,16 +1,22 @@
 """Serving the page: the limits of the server, and the order in which it starts."""
 
+import asyncio
+import contextlib
 import logging
 import os
+from collections.abc import AsyncIterator, Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cmfah_hf.errors import CMFAHError
-from cmfah_hf.space.limits import Limits
+from cmfah_hf.space.hosts import AllowedHosts
 from cmfah_hf.space.loading import EngineLoader
 from cmfah_hf.space.settings import SpaceSettings
-from cmfah_hf.space.uploads import MAX_BYTES
+from cmfah_hf.space.uploads import MAX_BYTES, Uploads
+
+if TYPE_CHECKING:
+    import gradio as gr
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +26,12 @@ AT_ONCE = 2
 _THREADS = 8
 # Sessions whose choices are kept in memory; the oldest go first.
 _SESSIONS = 500
-# Beside the picture, the parts of the form.
-_MAX_BODY = MAX_BYTES + 2**16
+# Sessions whose answers may wait to be read. An answer with its images has up to 1 MB.
+_UNREAD_SESSIONS = 256
+# Calls that Gradio keeps figures of, which nobody asks for; it goes through all of them after each call.
+_MEASURED_CALLS = 32
+_TIDY_SECONDS = 30.0
+_THIS_MACHINE = "127.0.0.1"
 
 
 def serve(
@@ -51,12 +61,14 @@ def serve(
         CMFAHError: If the model or the data cannot be used, or the port is taken.
     """
     import gradio as gr
-    from starlette.middleware import Middleware
 
     from cmfah_hf.space.app import build_app
 
+    bound = host or os.environ.get("GRADIO_SERVER_NAME") or _THIS_MACHINE
+    hosts = AllowedHosts(bound, settings.hosts)
+    uploads = Uploads(Path(gr.utils.get_upload_folder()).absolute() / "cmfah-space")
     loader = EngineLoader(settings, folder, problem)
-    app = build_app(loader)
+    app = build_app(loader, uploads)
     app.queue(max_size=QUEUE_SIZE, default_concurrency_limit=AT_ONCE)
     # Fonts of the reader's own system: a page that asks nobody else for anything.
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
@@ -84,7 +96,7 @@ def serve(
             pwa=False,
             mcp_server=False,
             footer_links=["api", "settings"],
-            app_kwargs={"middleware": [Middleware(Limits, max_bytes=_MAX_BODY)]},
+            app_kwargs={"lifespan": _guarding(app, hosts, uploads)},
             theme=theme,
             css=(files("cmfah_hf.space") / "page.css").read_text(encoding="utf-8"),
         )
@@ -102,6 +114,40 @@ def serve(
     if block:
         app.block_thread()
     return app
+
+
+def _guarding(app: "gr.Blocks", hosts: AllowedHosts, uploads: Uploads) -> Callable[[Any], Any]:
+    """What Gradio's server does while it runs: it lets through what `Limits` does, and forgets what nobody fetches."""
+    from gradio.utils import LRUCache
+
+    from cmfah_hf.space.bodies import Bodies
+    from cmfah_hf.space.limits import Limits
+
+    queue = app._queue
+    queue.pending_messages_per_session = LRUCache(_UNREAD_SESSIONS)
+    queue.ANALYTICS_MAX_EVENTS = _MEASURED_CALLS
+
+    def is_awaited(name: str) -> bool:
+        return bool(queue.pending_event_ids_session.get(name)) or name in queue.event_ids_to_events
+
+    async def forget() -> None:
+        while True:
+            await asyncio.sleep(_TIDY_SECONDS)
+            await asyncio.to_thread(uploads.trim)
+            for session in set(queue.pending_event_ids_session) - set(queue.pending_messages_per_session):
+                del queue.pending_event_ids_session[session]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(server: Any) -> AsyncIterator[None]:
+        # Gradio adds its own middleware after those that it is given, and its CORS would answer before them.
+        server.middleware_stack = Limits(server.middleware_stack, hosts, Bodies(app, uploads), uploads, is_awaited)
+        task = asyncio.create_task(forget())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    return lifespan
 
 
 def serve_folder(folder: str | os.PathLike) -> None:

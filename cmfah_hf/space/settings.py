@@ -5,11 +5,15 @@ import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CMFAHError
+from cmfah_hf.space.hosts import host_name
 
 SETTINGS_NAME = "space.json"
 SCENES = "scenes"
 _MOST_PICTURES = 20_000
+# Bytes of a `space.json`.
+_MOST_BYTES = 2**20
 # Of one search: answers, and characters of its words.
 MOST_RESULTS, LONGEST_QUERY = 24, 300
 
@@ -25,6 +29,8 @@ class SpaceSettings:
         limit: The most pictures that are shown; the first ones of the split.
         title: Above the page.
         examples: Queries to begin with. Empty: texts of the pictures.
+        hosts: Further host names or addresses under which the page is reached, beyond this machine's own, the address
+            that the server listens at, and the Space's host on the Hub.
     """
 
     model: str = "model"
@@ -33,18 +39,23 @@ class SpaceSettings:
     limit: int = 320
     title: str = "Cross-media search in 64 bits"
     examples: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.limit, bool) or not isinstance(self.limit, int) or not 1 <= self.limit <= _MOST_PICTURES:
-            raise CMFAHError(f"limit={self.limit!r}: a Space shows from 1 to {_MOST_PICTURES:,} pictures.")
+            raise CMFAHError(f"limit={self.limit!r:.80}: a Space shows from 1 to {_MOST_PICTURES:,} pictures.")
         for name in ("model", "data", "title"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise CMFAHError(f"{name}={getattr(self, name)!r}: the Space's {name} is a text; give one.")
+                raise CMFAHError(f"{name}={getattr(self, name)!r:.80}: the Space's {name} is a text; give one.")
         if self.split is not None and not isinstance(self.split, str):
-            raise CMFAHError(f"split={self.split!r}: the name of a split is a text; give one, or null.")
-        if isinstance(self.examples, str) or not all(isinstance(query, str) for query in self.examples):
-            raise CMFAHError(f"examples={self.examples!r}: queries are a list of texts; give one.")
-        object.__setattr__(self, "examples", tuple(self.examples))
+            raise CMFAHError(f"split={self.split!r:.80}: the name of a split is a text; give one, or null.")
+        for name in ("examples", "hosts"):
+            values = getattr(self, name)
+            if not isinstance(values, (list, tuple)) or not all(isinstance(value, str) for value in values):
+                raise CMFAHError(f"{name}={values!r:.80}: they are a list of texts; give one.")
+            object.__setattr__(self, name, tuple(values))
+        for host in self.hosts:
+            host_name(host)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "SpaceSettings":
@@ -54,12 +65,7 @@ class SpaceSettings:
             CMFAHError: If the file is missing or damaged, or holds what is no setting.
         """
         path = Path(folder) / SETTINGS_NAME
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CMFAHError(f"{path}: there is no such file; a Space needs it beside its app.py.") from None
-        except (OSError, ValueError) as error:
-            raise CMFAHError(f"{path}: cannot be read as JSON ({error}); correct it.") from error
+        content = read_json(path, most_bytes=_MOST_BYTES)
         known = {field.name for field in fields(cls)}
         if not isinstance(content, dict) or set(content) - known:
             raise CMFAHError(f"{path}: holds other settings than {', '.join(sorted(known))}; correct it.")

@@ -1,6 +1,13 @@
-"""A picture that somebody sends: what is refused before a pixel of it is decoded, and what is made of the rest."""
+"""Images that somebody sends: where they are kept, how many of them, and which of them are decoded."""
 
+import contextlib
 import io
+import os
+import re
+import secrets
+import stat
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -13,23 +20,129 @@ MAX_BYTES = 8 * 2**20
 MAX_PIXELS = 25_000_000
 # Parsers of rare formats are where malformed files do harm, so only these are opened at all.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-# What is kept of it: more than any model's input.
+# Of all uploads together; the oldest go first.
+MAX_TOTAL_BYTES = 128 * 2**20
+MAX_FILES = 512
+KEPT_SECONDS = 900.0
+# What is kept of a decoded image: more than any model's input.
 _SIDE = 1024
+_NAME = re.compile(r"[0-9a-f]{64}")
+# Of a name that nobody has, for requests that name anything but an upload.
+_NOBODYS = "0" * 64
+_NOT_HERE = "This is not an image that was uploaded here, or it has been deleted since; upload it as a file."
 
 
-def read_upload(path: Path) -> Image.Image:
-    """An uploaded file as an upright RGB picture, at most 1024 pixels long.
+class Uploads:
+    """The folder of uploads. A client knows a file by a random name and never names a path.
+
+    Args:
+        folder: Made if it is missing; what lies there under other names is left alone.
+        max_total_bytes: Of all files together.
+        max_files: How many there are at most.
+    """
+
+    def __init__(self, folder: Path, max_total_bytes: int = MAX_TOTAL_BYTES, max_files: int = MAX_FILES):
+        self.folder, self.max_total_bytes, self.max_files = folder, max_total_bytes, max_files
+        self._lock = threading.Lock()
+
+    def keep(self, content: bytes) -> str:
+        """Stores an upload under a new random name, and deletes the oldest where there is no room.
+
+        Returns:
+            The name.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        path = self.folder / secrets.token_hex(32)
+        with self._lock:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.trim(len(content), 1)
+            try:
+                with path.open("xb") as file:
+                    file.write(content)
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
+        return path.name
+
+    def path_of(self, name: object) -> Path:
+        """Where an upload lies. What is no name of an upload leads to one path at which nothing lies.
+
+        The disk is not looked at.
+        """
+        return self.folder / (name if isinstance(name, str) and _NAME.fullmatch(name) else _NOBODYS)
+
+    def read(self, path: Path) -> bytes:
+        """The content of an upload.
+
+        Args:
+            path: What `path_of` gave.
+
+        Raises:
+            ImageError: If it is missing, lies elsewhere, or is no regular file, with the same message for all of these;
+                or if it is larger than `MAX_BYTES`.
+        """
+        if path.parent != self.folder or not _NAME.fullmatch(path.name):
+            raise ImageError(_NOT_HERE)
+        try:
+            folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                # Neither waits for a pipe nor follows a link; what was opened is what is looked at.
+                file = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+            finally:
+                os.close(folder)
+            with open(file, "rb") as stream:  # noqa: PTH123 - a descriptor
+                regular = stat.S_ISREG(os.fstat(file).st_mode)
+                content = stream.read(MAX_BYTES + 1) if regular else b""
+        except OSError as error:
+            raise ImageError(_NOT_HERE) from error
+        if not regular:
+            raise ImageError(_NOT_HERE)
+        if len(content) > MAX_BYTES:
+            raise ImageError(f"The image is larger than {MAX_BYTES // 2**20} MB; send a smaller one.")
+        return content
+
+    def discard(self, path: Path) -> None:
+        """Deletes an upload, if it is there."""
+        if path.parent == self.folder and _NAME.fullmatch(path.name):
+            with contextlib.suppress(OSError):  # gone already, or a folder that somebody put there
+                path.unlink()
+
+    def trim(self, more_bytes: int = 0, more_files: int = 0) -> None:
+        """Deletes what is older than `KEPT_SECONDS`, and the oldest until so much more has room."""
+        found = sorted(self._files())
+        size, count = more_bytes + sum(size for _, size, _ in found), more_files + len(found)
+        for changed, bytes_here, path in found:
+            if time.time() - changed < KEPT_SECONDS and size <= self.max_total_bytes and count <= self.max_files:
+                break
+            self.discard(path)
+            size, count = size - bytes_here, count - 1
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """Time of the last change, size and path of each upload."""
+        found = []
+        try:
+            with os.scandir(self.folder) as entries:
+                for entry in entries:
+                    if _NAME.fullmatch(entry.name):
+                        with contextlib.suppress(FileNotFoundError):  # deleted by another request
+                            status = entry.stat(follow_symlinks=False)
+                            found.append((status.st_mtime, status.st_size, Path(entry.path)))
+        except FileNotFoundError:  # nothing was uploaded yet
+            return []
+        return found
+
+
+def read_upload(content: bytes) -> Image.Image:
+    """An uploaded file as an upright RGB image, at most 1024 pixels long.
 
     Raises:
-        ImageError: If it is larger than `MAX_BYTES` or `MAX_PIXELS`, in none of `FORMATS`, damaged or cut short. The
-            message names no path.
+        ImageError: If it is larger than `MAX_PIXELS`, in none of `FORMATS`, damaged or cut short.
     """
     from cmfah_hf.data.images import decode_image
     from cmfah_hf.models.image_modes import to_rgb
 
-    if path.stat().st_size > MAX_BYTES:
-        raise ImageError(f"The picture is larger than {MAX_BYTES // 2**20} MB; send a smaller one.")
-    content = path.read_bytes()
     try:
         with warnings.catch_warnings():
             # Pillow's own limit depends on the machine's settings; the one here is checked below.

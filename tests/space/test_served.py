@@ -92,7 +92,7 @@ def test_a_picture_finds_itself_and_texts(client, tmp_path):
     path = tmp_path / "scene.png"
     scene.image.save(path)
     found = client.predict(picture=handle_file(str(path)), k=8, api_name="/search_picture")
-    assert set(found) == {"bits", "encoding_ms", "images", "texts"}
+    assert set(found) == {"bits", "encoding_ms", "ignored_words", "images", "texts"}
     assert f"scene-{FIRST_QUERY + 17}" in [hit["id"] for hit in found["images"]["hamming"]["hits"]]
     assert found["images"]["hamming"]["hits"][0]["score"] == 0
 

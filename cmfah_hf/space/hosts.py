@@ -1,0 +1,87 @@
+"""The hosts that the server answers to, so that no other site's page can read from it (DNS rebinding)."""
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from cmfah_hf.errors import CMFAHError
+
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]{1,253})(:\d{1,5})?", re.IGNORECASE)
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class AllowedHosts:
+    """Decides by its `Host` and `Origin` headers whether a request is answered.
+
+    Allowed are this machine's own name, `localhost`; the address that the server listens at, where that is all of them
+    any IP address; on the Hub the Space's own host (`SPACE_HOST`); and the further ones. An attacker can let any name
+    point to this machine, but no IP address, so addresses are safe where names are not.
+
+    Args:
+        bound: The address that the server listens at.
+        further: Further host names or addresses, without scheme and port.
+
+    Raises:
+        CMFAHError: If one of `further` is no host.
+    """
+
+    def __init__(self, bound: str, further: Iterable[str] = ()):
+        own = os.environ.get("SPACE_HOST", "")
+        # Names whose pages may call this server from elsewhere.
+        self._callers = {host_name(name) for name in (*further, *own.split(",")) if name}
+        self._names = {"localhost", bound.lower(), *self._callers}
+        address = _address(bound)
+        self._any_address = bound == "" or (address is not None and address.is_unspecified)
+
+    def answers(self, host: str | None, origin: str | None = None) -> bool:
+        """Whether a request is answered.
+
+        Args:
+            host: Its `Host` header.
+            origin: Its `Origin` header, which browsers send where a page calls: allowed is a page of this server or of
+                a host that was named.
+        """
+        found = _HOST.fullmatch(host or "")
+        if found is None:
+            return False
+        name = _plain(found["name"])
+        address = _address(name)
+        if name not in self._names and not (
+            address is not None and (self._any_address or address.is_loopback or address.is_unspecified)
+        ):
+            return False
+        return origin is None or _host_of(origin) in {name, *self._callers}
+
+
+def host_name(value: str) -> str:
+    """A host name or an IP address as it is compared.
+
+    Raises:
+        CMFAHError: If it is neither.
+    """
+    name = _plain(value.strip())
+    if _address(name) is None and re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", name) is None:
+        raise CMFAHError(f"{value[:80]!r} is no host; give a name or an IP address, without scheme and port.")
+    return name
+
+
+def _host_of(origin: str) -> str | None:
+    """The host of an `Origin`; None where there is none, as in `null`."""
+    try:
+        name = urlsplit(origin).hostname
+    except ValueError:  # brackets that hold no address
+        return None
+    return _plain(name) if name else None
+
+
+def _plain(name: str) -> str:
+    return name.lower().strip("[]").rstrip(".")
+
+
+def _address(name: str) -> _Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None
