@@ -93,8 +93,9 @@ class Uploads:
             finally:
                 os.close(folder)
             with open(file, "rb") as stream:  # noqa: PTH123 - a descriptor
-                regular = stat.S_ISREG(os.fstat(file).st_mode)
-                content = stream.read(MAX_BYTES + 1) if regular else b""
+                status = os.fstat(file)
+                regular = stat.S_ISREG(status.st_mode)
+                content = stream.read(min(status.st_size, MAX_BYTES) + 1) if regular else b""
         except OSError as error:
             raise ImageError(_NOT_HERE) from error
         if not regular:

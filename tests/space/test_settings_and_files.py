@@ -36,14 +36,30 @@ def test_the_embedded_space_is_the_one_that_is_served():
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "there is no such file"),
-        ("{", "cannot be read as JSON"),
+        (None, "does not exist"),
+        ("{", "is not valid JSON"),
+        ("", "is not valid JSON"),
+        ("[" * 100_000, "nested too deep"),
+        ('{"data": ' + "[" * 500 + "]" * 500 + "}", "nested more than"),
+        ('{"title": "\\ud800"}', "half of a surrogate pair"),
+        ('{"limit": ' + "9" * 5000 + "}", "is not valid JSON"),
+        ('{"limit": 1e400}', "from 1 to 20,000"),
+        ('{"limit": 3, "limit": 4}', "twice"),
+        ('"text"', "holds other settings than"),
         ("[]", "holds other settings than"),
-        ('{"colour": "red"}', "holds other settings than data, examples, limit, model, split, title"),
+        ('{"colour": "red"}', "holds other settings than data, examples, hosts, limit, model, split, title"),
         ('{"limit": 0}', "from 1 to 20,000"),
         ('{"limit": true}', "from 1 to 20,000"),
         ('{"model": ""}', "is a text"),
         ('{"examples": "boat"}', "a list of texts"),
+        ('{"examples": null}', "a list of texts"),
+        ('{"examples": {"boat": 1}}', "a list of texts"),
+        ('{"examples": [["boat"]]}', "a list of texts"),
+        ('{"hosts": "localhost"}', "a list of texts"),
+        ('{"hosts": ["http://localhost"]}', "is no host"),
+        ('{"title": ["x"]}', "is a text"),
+        ('{"model": {}}', "is a text"),
+        ('{"data": 3}', "is a text"),
         ('{"split": 3}', "the name of a split"),
     ],
 )
@@ -119,11 +135,35 @@ def test_a_runs_folder_is_shipped_without_its_checkpoints(trained, tmp_path):
 def test_the_page_is_built_without_torch():
     code = (
         "import sys; from cmfah_hf.space import serving, app, settings\n"
+        "from pathlib import Path\n"
         "from cmfah_hf.space.loading import EngineLoader\n"
+        "from cmfah_hf.space.uploads import Uploads\n"
         "folder = settings.bundled_space()\n"
-        "app.build_app(EngineLoader(settings.SpaceSettings.load(folder), folder))\n"
+        "app.build_app(EngineLoader(settings.SpaceSettings.load(folder), folder), Uploads(Path('x')))\n"
         "print(*sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == ""
+
+
+def test_a_model_is_shipped_whole_or_not_at_all(trained, tmp_path, monkeypatch):
+    there = tmp_path / "notes.txt"
+    there.write_text("mine", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="a folder") as refused:
+        copy_model(trained.folder, there)
+    assert "\n" not in str(refused.value)
+    assert there.read_text(encoding="utf-8") == "mine"
+
+    target = tmp_path / "model"
+    copy_model(trained.folder, target)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cmfah_hf.space.files.shutil.copyfile", fail)
+    with pytest.raises(CheckpointError, match="No space left"):
+        copy_model(trained.folder, target)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "notes.txt"]

@@ -1,14 +1,17 @@
-"""What is made of uploaded files, and what is refused before it is decoded."""
+"""Where uploads are kept, what is made of them, and what is refused before it is decoded."""
 
 import io
+import os
+import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cmfah_hf.errors import ImageError
-from cmfah_hf.space.uploads import FORMATS, MAX_BYTES, MAX_PIXELS, read_upload
+from cmfah_hf.space.uploads import FORMATS, KEPT_SECONDS, MAX_BYTES, MAX_PIXELS, Uploads, read_upload
 
 
 def encoded(image: Image.Image, kind: str, **settings) -> bytes:
@@ -18,20 +21,23 @@ def encoded(image: Image.Image, kind: str, **settings) -> bytes:
 
 
 @pytest.fixture
-def upload(tmp_path):
-    def read(content: bytes, name: str = "picture.png") -> Image.Image:
-        path = tmp_path / name
-        path.write_bytes(content)
-        return read_upload(path)
+def uploads(tmp_path) -> Uploads:
+    return Uploads(tmp_path / "uploads")
+
+
+@pytest.fixture
+def upload(uploads):
+    def read(content: bytes) -> Image.Image:
+        return read_upload(uploads.read(uploads.path_of(uploads.keep(content))))
 
     return read
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_each_format_is_read_whatever_its_name_says(upload, kind):
+def test_each_format_is_read_by_its_content(upload, kind):
     colors = np.zeros((40, 60, 3), np.uint8)
     colors[:, :30] = (200, 30, 40)
-    picture = upload(encoded(Image.fromarray(colors), kind), "picture.txt")
+    picture = upload(encoded(Image.fromarray(colors), kind))
     assert (picture.mode, picture.size) == ("RGB", (60, 40))
     left, right = np.asarray(picture)[20, 10], np.asarray(picture)[20, 50]
     assert np.abs(left.astype(int) - (200, 30, 40)).max() < 12
@@ -71,7 +77,7 @@ def test_a_bomb_is_refused_by_its_header_alone(upload):
         (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "no picture that can be read"),
         (encoded(Image.new("RGB", (8, 8)), "TIFF"), "no picture that can be read"),
         (encoded(Image.effect_noise((300, 300), 90), "PNG")[:9000], "damaged or cut short"),
-        (b"\x89PNG\r\n\x1a\n" + b"\0" * (MAX_BYTES + 1), "larger than 8 MB"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * MAX_BYTES, "larger than 8 MB"),
     ],
     ids=["empty", "text", "svg", "tiff", "cut", "long"],
 )
@@ -94,3 +100,98 @@ def test_fuzzed_pictures_are_read_or_refused_and_nothing_else(upload):
         except ImageError:  # and nothing else
             refused += 1
     assert 5 < refused < 150
+
+
+def planted(uploads: Uploads, kind: str, outside) -> str:
+    """Something other than an upload, under a name as uploads have it."""
+    path = uploads.folder / ("cd" * 32)
+    if kind == "link":
+        path.symlink_to(outside)
+    elif kind == "link to a device":
+        path.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    return path.name
+
+
+@pytest.mark.parametrize("kind", ["missing", "link", "link to a device", "pipe", "folder"])
+def test_only_regular_files_are_opened_and_every_refusal_reads_the_same(uploads, tmp_path, kind):
+    outside = tmp_path / "private.png"
+    outside.write_bytes(encoded(Image.new("RGB", (8, 8)), "PNG"))
+    uploads.keep(b"x")
+    begin = time.monotonic()
+    with pytest.raises(ImageError) as refused:
+        uploads.read(uploads.path_of(planted(uploads, kind, outside)))
+    assert time.monotonic() - begin < 1
+    with pytest.raises(ImageError) as foreign:
+        uploads.read(outside)
+    with pytest.raises(ImageError) as absent:
+        uploads.read(tmp_path / "no-such-file.png")
+    assert str(refused.value) == str(foreign.value) == str(absent.value)
+    uploads.discard(outside)
+    assert outside.exists()
+
+
+def test_a_folder_that_became_a_link_is_not_followed(uploads, tmp_path):
+    name = uploads.keep(b"x")
+    uploads.folder.rename(tmp_path / "moved")
+    uploads.folder.symlink_to(tmp_path / "moved")
+    with pytest.raises(ImageError, match="not an image that was uploaded here"):
+        uploads.read(uploads.path_of(name))
+
+
+def test_names_are_random_and_paths_are_none(uploads):
+    assert uploads.keep(b"x") != uploads.keep(b"x")
+    for name in ("/etc/passwd", "../x", "", None, 3, ["a"], "A" * 64, "a" * 63, "a" * 65, "a" * 64 + "\n"):
+        assert uploads.path_of(name) == uploads.path_of("0" * 64)
+
+
+def test_all_uploads_together_have_bounds_and_the_oldest_go_first(tmp_path):
+    uploads = Uploads(tmp_path / "uploads", max_total_bytes=1000, max_files=5)
+    names = []
+    for number in range(12):
+        names.append(uploads.keep(b"x" * 300))
+        os.utime(uploads.path_of(names[-1]), ns=(number, time.time_ns() + number))
+    assert {path.name for path in uploads.folder.iterdir()} == set(names[-3:])
+    names = [uploads.keep(b"") for _ in range(20)]
+    assert {path.name for path in uploads.folder.iterdir()} <= set(names)
+    assert len(list(uploads.folder.iterdir())) == 5
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(uploads.keep, [b"x" * 300] * 40))
+    assert sum(path.stat().st_size for path in uploads.folder.iterdir()) <= 1000
+
+
+def test_uploads_are_deleted_after_a_while_and_other_files_never(uploads):
+    old, new = uploads.keep(b"x"), uploads.keep(b"y")
+    (uploads.folder / "notes.txt").write_text("mine")
+    before = time.time() - KEPT_SECONDS - 1
+    for name in (old, "notes.txt"):
+        os.utime(uploads.folder / name, (before, before))
+    uploads.trim()
+    assert {path.name for path in uploads.folder.iterdir()} == {new, "notes.txt"}
+
+
+def test_a_full_disk_leaves_no_half_of_an_upload(uploads, monkeypatch):
+    real = type(uploads.folder).open
+    monkeypatch.setattr(type(uploads.folder), "open", lambda path, mode: _Full(real(path, mode)))
+    with pytest.raises(OSError, match="No space left"):
+        uploads.keep(b"x")
+    assert list(uploads.folder.iterdir()) == []
+
+
+class _Full:
+    """A file on a full disk."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def write(self, _):
+        raise OSError(28, "No space left on device")
