@@ -28,8 +28,8 @@ _THREADS = 8
 _SESSIONS = 500
 # Sessions whose answers may wait to be read. An answer with its images has up to 1 MB.
 _UNREAD_SESSIONS = 256
-# Calls that Gradio keeps figures of, which nobody asks for; it goes through all of them after each call.
-_MEASURED_CALLS = 32
+# Calls that Gradio keeps figures of, which nobody asks for, and after how many it adds them up anew.
+_MEASURED_CALLS, _NEVER = 32, 2**62
 _TIDY_SECONDS = 30.0
 _THIS_MACHINE = "127.0.0.1"
 
@@ -125,7 +125,7 @@ def _guarding(app: "gr.Blocks", hosts: AllowedHosts, uploads: Uploads) -> Callab
 
     queue = app._queue
     queue.pending_messages_per_session = LRUCache(_UNREAD_SESSIONS)
-    queue.ANALYTICS_MAX_EVENTS = _MEASURED_CALLS
+    queue.ANALYTICS_MAX_EVENTS, queue.ANAYLTICS_CACHE_FREQUENCY = _MEASURED_CALLS, _NEVER
 
     def is_awaited(name: str) -> bool:
         return bool(queue.pending_event_ids_session.get(name)) or name in queue.event_ids_to_events

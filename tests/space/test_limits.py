@@ -56,7 +56,9 @@ def guarded(app, uploads) -> Limits:
 def ask(guarded):
     """A function that gives the status and the body of an answer to one request."""
 
-    def asked(path="/", method="GET", chunks=(b"",), headers=(), host=b"localhost:7860", query=b"") -> tuple[int, bytes]:
+    def asked(
+        path="/", method="GET", chunks=(b"",), headers=(), host=b"localhost:7860", query=b""
+    ) -> tuple[int, bytes]:
         sent, left = [], list(chunks)
 
         async def receive():
