@@ -1,16 +1,19 @@
 """What the page shows, against the same computed another way."""
 
+import html as standard_html
 import json
 import re
 
+import gradio as gr
 import numpy as np
 import pytest
 
 from cmfah_hf.data import load_image_text
-from cmfah_hf.errors import CMFAHError, DataError, QueryError
+from cmfah_hf.errors import CheckpointError, CMFAHError, DataError, QueryError
 from cmfah_hf.space import Engine, SpaceSettings, charts, html
 from cmfah_hf.space.html import escaped
 from cmfah_hf.space.loading import EngineLoader
+from cmfah_hf.space.page import Page
 
 
 @pytest.fixture(scope="module", params=["trained", "trained_scahn"])
@@ -136,6 +139,12 @@ def test_memory_and_figures_are_those_of_the_model(engine, run):
         ({"text": "sun", "k": 0}, "from 1 to 24"),
         ({"text": "sun", "k": 25}, "from 1 to 24"),
         ({"text": "sun", "k": 2.5}, "from 1 to 24"),
+        ({"text": "sun", "k": float("nan")}, "from 1 to 24"),
+        ({"text": "sun", "k": "3"}, "from 1 to 24"),
+        ({"text": "sun", "k": None}, "from 1 to 24"),
+        ({"text": "sun", "k": 10**400}, "from 1 to 24"),
+        ({"text": ["sun"]}, "are not a text"),
+        ({"text": 3}, "are not a text"),
     ],
 )
 def test_queries_without_an_answer_are_refused(engine, arguments, reason):
@@ -146,6 +155,9 @@ def test_queries_without_an_answer_are_refused(engine, arguments, reason):
 def test_foreign_pictures_and_splits_are_refused(engine, run):
     with pytest.raises(QueryError, match=r"no picture '\.\./etc/passwd'"):
         engine.code_of_picture("../etc/passwd")
+    for odd in (None, ["x"], {}, 3):
+        with pytest.raises(QueryError, match="There is no picture"):
+            engine.code_of_picture(odd)
     with pytest.raises(DataError, match="there is no split 'gone'"):
         Engine(SpaceSettings(str(run.folder), str(run.scenes), "gone"), run.folder)
 
@@ -154,6 +166,78 @@ def test_nothing_from_outside_becomes_markup():
     assert escaped('<b onclick="x">{{y}} ${z} `w` &amp;') == (
         "&lt;b onclick=&quot;x&quot;&gt;&#123;&#123;y&#125;&#125; &#36;&#123;z&#125; &#96;w&#96; &amp;amp;"
     )
+
+
+def test_nothing_from_outside_becomes_markdown():
+    shown = html.markdown("# [x](http://a.b) ![](y) <b> `c` $d$ *e* ~f~ www.g.h\n\n- i")
+    assert re.sub(r"&#\d+;", "", shown).replace(" ", "").isalnum()
+    assert standard_html.unescape(shown) == "# [x](http://a.b) ![](y) <b> `c` $d$ *e* ~f~ www.g.h - i"
+
+
+def test_words_that_are_not_known_are_reported(engine, pairs):
+    known = engine.retriever.processor.known_words(pairs[0]["text"])[0]
+    query = f"Quixotic {known} <i>ufrz</i> quixotic"
+    found = engine.search(text=query, k=2)
+    assert found.ignored_words == ["quixotic", "i", "ufrz"]
+    assert engine.document(found)["ignored_words"] == ["quixotic", "i", "ufrz"]
+    assert "ignored: quixotic, i, ufrz." in html.answer(engine, found)
+    assert found.rankings["images"]["aqd"].rows == engine.search(text=known, k=2).rankings["images"]["aqd"].rows
+    plain = engine.search(text=known, k=2)
+    assert plain.ignored_words == []
+    assert "ignored" not in html.answer(engine, plain)
+    assert engine.search(image=pairs[0]["image"], k=2).ignored_words == []
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000, '"x"', '{"query": {"a": "\\ud800"}}'])
+def test_damaged_figures_are_one_line(engine, tmp_path, monkeypatch, content):
+    (tmp_path / "metrics.json").write_text(content, encoding="utf-8")
+    monkeypatch.setattr(engine, "source", str(tmp_path))
+    monkeypatch.delitem(engine.__dict__, "metrics", raising=False)
+    with pytest.raises(CheckpointError, match=r"metrics\.json") as refused:
+        engine.metrics  # noqa: B018 - read for its error
+    assert "\n" not in str(refused.value)
+    # The rest of the page is there.
+    loader = EngineLoader(engine.settings, tmp_path)
+    loader._engine = engine
+    loader._loaded.set()
+    shown = Page(loader).begin()
+    assert "are damaged" in shown[-1]
+    assert "cm-answer" in shown[1]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        None, [], "x", {"hamming/i2t/map": "x"}, {"hamming/i2t/map": None}, {"hamming/i2t/map": [1]},
+        {"hamming/i2t/map": True}, {"hamming/i2t/map": float("nan")}, {"hamming/i2t/map": 10**400},
+        {"hamming/i2t/map": 0.5, "hamming/i2t/precision@0": 1.0, "hamming/i2t/precision@²": 1.0},
+        {"hamming/i2t/map": 0.5, "hamming/i2t/precision@1": {}, "aqd/i2t/precision@5": float("inf"), "queries": "many"},
+        {"hamming/i2t/map": 0.5, "queries": 10**400, "database": [], "random/map": "<b>"},
+    ],
+)  # fmt: skip
+def test_figures_of_wrong_types_are_left_out(query):
+    for bits in ("<script>", None, [], 1e400, 64):
+        shown = charts.quality({"query": query, "hash_bits": bits})
+        assert "<script>" not in shown
+        assert "nan" not in shown
+
+
+def test_an_error_is_text_on_the_page_and_for_programs(engine, tmp_path):
+    loader = EngineLoader(engine.settings, tmp_path)
+    loader._engine = engine
+    loader._loaded.set()
+    page = Page(loader)
+    name = "<img src=http://a.b/c>"
+    with pytest.raises(gr.Error) as shown:
+        page.look(name, "sun")
+    assert "&lt;img" in shown.value.message
+    assert "<" not in shown.value.message
+    with pytest.raises(gr.Error) as reported:
+        page.api_explain("sun", name)
+    assert name in reported.value.message
+    for number in (None, 99):
+        with pytest.raises(gr.Error, match="no such example"):
+            page.choose_example(number)
 
 
 def test_whoever_asks_is_told_why_there_is_no_engine_and_no_path(tmp_path, caplog):
