@@ -1,12 +1,17 @@
 """The running Space as programs meet it: its endpoints, its refusals, its memory under a crowd."""
 
 import io
+import itertools
 import json
 import logging
+import os
+import random
 import socket
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import httpx
@@ -17,6 +22,9 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from cmfah_hf.data.scenes import FIRST_QUERY, draw_scene
+from cmfah_hf.errors import CMFAHError
+from cmfah_hf.space import SpaceSettings, serve
+from cmfah_hf.space.uploads import MAX_BYTES, MAX_FILES, MAX_TOTAL_BYTES
 
 ROOT = Path(__file__).parents[2]
 
@@ -183,49 +191,198 @@ def test_no_answer_of_the_server_names_a_folder_of_it(http):
     assert http.get("/monitoring").status_code in (403, 404)
 
 
-def test_a_crowd_and_malformed_uploads_leave_answers_right_and_memory_stable(http, served):
-    queries = ["boat sun", "house", "tree", "kite", "moon star"]
-    expected = {}
-    for query in queries:
-        _, (document,) = call(http, "search_text", query, 4)
-        expected[query] = [hit["id"] for hit in document["images"]["aqd"]["hits"]]
-    whole = png(draw_scene(3).image)
-    bomb = png(Image.new("1", (10_000, 10_000)))
-    rng = np.random.default_rng(5)
-    malformed = [bomb, b"", b"GIF89a", b"<svg/>", whole[:200]]
-    for _ in range(20):
-        content = bytearray(whole)
-        for at in rng.integers(len(content), size=12):
-            content[at] = rng.integers(256)
-        malformed.append(bytes(content))
-    mimes = ["image/png", "text/html", "application/x-sh", "image/svg+xml"]
+def test_a_private_file_is_neither_searched_with_nor_told_from_a_missing_one(http, tmp_path):
+    private, pipe = tmp_path / "private.png", tmp_path / "pipe.png"
+    draw_scene(3).image.save(private)
+    os.mkfifo(pipe)
+    link = tmp_path / "link.png"
+    link.symlink_to(private)
+    answers = set()
+    begin = time.monotonic()
+    for path in (private, tmp_path / "missing.png", "/dev/zero", pipe, link, tmp_path):
+        for given in ({"path": str(path)}, picture_of(str(path)), {"path": str(path), "meta": None}):
+            answers.add(json.dumps(call(http, "search_picture", given, 2)))
+    assert len(answers) == 1
+    assert "not an image that was uploaded here" in answers.pop()
+    assert time.monotonic() - begin < 20
 
-    def user(number: int) -> str:
-        with httpx.Client(base_url=served.url.rstrip("/"), timeout=280) as connection:
-            query = queries[number % len(queries)]
-            event, data = call(connection, "search_text", query, 4)
-            assert event == "complete"
-            assert [hit["id"] for hit in data[0]["images"]["aqd"]["hits"]] == expected[query]
-            content = malformed[number % len(malformed)]
-            path = upload(connection, content, f"x{number}.png", mimes[number % len(mimes)])
-            return call(connection, "search_picture", picture_of(path), 2)[0]
 
-    def crowd() -> list[str]:
-        with ThreadPoolExecutor(50) as pool:
-            return list(pool.map(user, range(50)))
+def test_uploads_have_bounds_and_refused_ones_are_deleted(http, served):
+    kept = served.uploads / "cmfah-space"
+    for number in range(20):
+        upload(http, bytes([number]) * MAX_BYTES)
+    sizes = [path.stat().st_size for path in kept.iterdir()]
+    assert sum(sizes) <= MAX_TOTAL_BYTES
+    name = upload(http, b"nonsense")
+    assert (kept / name).exists()
+    assert call(http, "search_picture", picture_of(name), 2)[0] == "error"
+    assert not (kept / name).exists()
+    # Nothing lies anywhere else, also after an upload that was cut off.
+    with socket.create_connection((http.base_url.host, http.base_url.port)) as connection:
+        head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {http.base_url.netloc.decode()}\r\n"
+        form = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 5000000\r\n\r\n--x\r\n"
+        part = 'Content-Disposition: form-data; name="files"; filename="x.png"\r\n\r\n'
+        connection.sendall((head + form + part).encode() + b"x" * 3_000_000)
+    time.sleep(0.5)
+    files = {path for path in served.uploads.rglob("*") if path.is_file()}
+    assert files == set(kept.iterdir())
+    assert {path.stat().st_size for path in files} == {MAX_BYTES}
 
-    for _ in range(2):  # buffers and caches grow to the size of a crowd once
-        crowd()
-    before = served.resident
-    ends = [crowd() for _ in range(2)]
-    grown = served.resident - before
-    logger.info("Resident: %.0f MB, after 100 more users %+.1f MB.", before / 2**20, grown / 2**20)
-    for end in ends:
-        # The bomb, the empty ones and those cut short among them; a fuzzed picture may still be one.
-        assert end.count("error") >= 10
-        assert set(end) <= {"error", "complete"}
-    # The allocator's own swing; four bombs are among these uploads, each of 100 MB where it is decoded.
-    assert grown < 80 * 2**20
+
+def test_other_hosts_get_nothing(http):
+    for host in ("evil.example", "evil.example:7860", "127.0.0.1.evil.example"):
+        answer = http.get("/config", headers={"Host": host, "Origin": f"http://{host}"})
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+        assert "components" not in answer.text
+    preflight = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    for origin in (preflight, {"Origin": "null"}, {"Origin": "http://evil.example"}):
+        answer = http.options("/gradio_api/queue/join", headers=origin)
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+    assert http.get("/config", headers={"X-Forwarded-Host": "evil.example"}).json()["root"] == str(
+        http.base_url
+    ).rstrip("/")
+
+
+def test_a_server_for_a_home_network_answers_to_its_addresses_and_named_hosts(tmp_path):
+    settings = SpaceSettings(hosts=("search.home",))
+    app = serve(settings, tmp_path, "0.0.0.0", keep_on_error=True, problem=CMFAHError("x"), block=False)
+    try:
+        base = f"http://127.0.0.1:{app.server_port}"
+        for host in ("127.0.0.1", "192.168.1.7", f"[fe80::1]:{app.server_port}", "localhost", "search.home"):
+            answer = httpx.get(f"{base}/config", headers={"Host": host, "Origin": f"http://{host}"})
+            assert answer.status_code == 200, host
+        assert httpx.get(f"{base}/config", headers={"Host": "evil.example"}).status_code == 403
+        foreign = {"Host": "192.168.1.7", "Origin": "http://evil.example"}
+        assert httpx.get(f"{base}/config", headers=foreign).status_code == 403
+    finally:
+        app.close(verbose=False)
+
+
+def test_nothing_describes_the_server_but_what_its_page_needs(http):
+    for path in (
+        "/openapi.json",
+        "/gradio_api/openapi.json",
+        "/docs",
+        "/redoc",
+        "/monitoring",
+        "/gradio_api/deep_link",
+    ):
+        assert http.get(path).status_code == 404, path
+    for path in ("/gradio_api/run/search_text", "/gradio_api/api/search_text", "/gradio_api/component_server"):
+        assert http.post(path, json={"data": ["boat", 3]}).status_code == 404, path
+
+
+def test_words_that_are_not_known_are_reported(client):
+    found = client.predict(text="boat quixotic zebra", k=3, api_name="/search_text")
+    assert found["ignored_words"] == ["quixotic", "zebra"]
+
+
+class Crowd:
+    """People who search, and programs that send malformed requests meanwhile."""
+
+    def __init__(self, served, http: httpx.Client):
+        self.served = served
+        self.expected = {}
+        for query in ("boat sun", "house", "tree", "kite", "moon star"):
+            _, (document,) = call(http, "search_text", query, 4)
+            self.expected[query] = [hit["id"] for hit in document["images"]["aqd"]["hits"]]
+        whole = png(draw_scene(3).image)
+        rng = np.random.default_rng(5)
+        self.images = [whole, png(Image.new("1", (10_000, 10_000))), b"", b"GIF89a", b"<svg/>", whole[:200]]
+        for _ in range(20):
+            content = bytearray(whole)
+            for at in rng.integers(len(content), size=12):
+                content[at] = rng.integers(256)
+            self.images.append(bytes(content))
+
+    def run(self, seconds: float, users: int = 50) -> Counter[str]:
+        """How often what came of it; a wrong answer or a failure is raised."""
+        end, ends = time.monotonic() + seconds, Counter()
+        with ThreadPoolExecutor(users + 4) as pool:
+            tasks = [pool.submit(self._user, number, end) for number in range(users)]
+            tasks += [pool.submit(self._attacker, number, end) for number in range(4)]
+            for task in tasks:
+                ends += task.result()
+        return ends
+
+    def _user(self, number: int, end: float) -> Counter[str]:
+        ends = Counter()
+        with httpx.Client(base_url=self.served.url.rstrip("/"), timeout=280) as connection:
+            for turn in itertools.count(number):
+                if time.monotonic() > end:
+                    return ends
+                query = list(self.expected)[turn % len(self.expected)]
+                event, data = call(connection, "search_text", query, 4)
+                assert event == "complete"
+                assert [hit["id"] for hit in data[0]["images"]["aqd"]["hits"]] == self.expected[query]
+                content = self.images[turn % len(self.images)]
+                event, data = call(connection, "search_picture", picture_of(upload(connection, content)), 2)
+                assert event == "complete" or isinstance(data["error"], str)
+                ends.update(["searched", event])
+
+    def _attacker(self, number: int, end: float) -> Counter[str]:
+        ends, rng = Counter(), random.Random(number)
+        bodies = [b"{", b"[" * 50_000, b'{"data": [' + b"9" * 5000 + b"]}", b'{"data": [{"path": "/dev/zero"}, 3]}']
+        with httpx.Client(base_url=self.served.url.rstrip("/"), timeout=60) as connection:
+            while time.monotonic() < end:
+                session = f"attacker-{rng.random()}".replace(".", "-")
+                abandoned = {"data": ["boat", 24], "fn_index": self.private, "session_hash": session}
+                named = {"session_hash": session, "event_id": "e", "fn_index": 0}
+                elsewhere = rng.choice(["/etc/passwd", "0" * 64, "http://127.0.0.1:1/"])
+                endpoint = rng.choice(["search_picture", "search_text", "x"])
+                answers = [
+                    connection.post("/gradio_api/queue/join", content=rng.choice(bodies)),
+                    connection.post(f"/gradio_api/call/{endpoint}", content=rng.choice(bodies)),
+                    connection.post("/gradio_api/queue/join", json=abandoned),
+                    connection.get(f"/gradio_api/file={elsewhere}"),
+                    connection.get(f"/gradio_api/upload_progress?upload_id={session}"),
+                    connection.post("/gradio_api/upload", content=b"--x" * 9999, headers={"content-type": "x"}),
+                    connection.get("/config", headers={"Host": "evil.example"}),
+                    connection.post("/gradio_api/cancel", json=named),
+                ]
+                with connection.stream("GET", f"/gradio_api/heartbeat/{session}") as stream:
+                    next(stream.iter_raw())
+                ends.update(str(answer.status_code) for answer in answers)
+                time.sleep(0.1)
+        return ends
+
+    @cached_property
+    def private(self) -> int:
+        """The number of the function behind the button that searches."""
+        config = httpx.get(f"{self.served.url}config", timeout=60).json()
+        return next(each["id"] for each in config["dependencies"] if len(each["inputs"]) == 2 == len(each["outputs"]))
+
+    def held(self) -> dict[str, int]:
+        """What the server holds: bytes of memory, bytes on the disk, open files."""
+        time.sleep(3)  # connections are closed
+        files = [path.stat().st_size for path in self.served.uploads.rglob("*") if path.is_file()]
+        return {
+            "memory": self.served.resident,
+            "disk": sum(files) + self.served.log.stat().st_size,
+            "files": len(files),
+            "descriptors": len(list(Path(f"/proc/{self.served.process.pid}/fd").iterdir())),
+        }
+
+
+@pytest.mark.timeout(420)
+def test_fifty_users_for_a_minute_beside_malformed_requests_leave_answers_right_and_nothing_growing(http, served):
+    crowd = Crowd(served, http)
+    # Buffers, sessions and uploads grow to their bounds once.
+    for _ in range(MAX_FILES):
+        upload(http, crowd.images[0])
+    crowd.run(25)
+    before = crowd.held()
+    ends = crowd.run(60)
+    after = crowd.held()
+    logger.info("%s; before: %s, after: %s", dict(ends), before, after)
+    assert ends["searched"] >= 50
+    assert ends["error"] > 0 < ends["complete"]
+    assert not [status for status in ends if status.startswith("5")]
+    for what, amount in after.items():
+        assert amount <= 1.1 * before[what], (what, before, after)
     assert served.process.poll() is None
     log = served.log.read_text(encoding="utf-8")
     assert "MemoryError" not in log
+    assert "Traceback" not in log
