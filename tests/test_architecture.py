@@ -18,8 +18,8 @@ HEAVY = {"torch", "torchvision", "transformers", "datasets", "faiss", "gensim", 
 HEAVY |= {"ray", "h5py", "gradio", "numba"}
 # Whoever has `datasets` has these, in the versions that it needs.
 WITH_DATASETS = {"fsspec"}
-# And of whoever has `gradio`: its client, and the framework that it serves with.
-WITH_GRADIO = {"gradio_client", "starlette"}
+# And of whoever has `gradio`: the framework that it serves with.
+WITH_GRADIO = {"starlette"}
 MODULE_OF = {"faiss-cpu": "faiss", "pillow": "PIL", "pyyaml": "yaml"}
 
 

@@ -159,7 +159,7 @@ class Engine:
                 spent = 1000 * (time.perf_counter() - start)
                 ranking = Ranking(found.ids[0].tolist(), found.scores[0].tolist(), spent)
                 rankings.setdefault(target, {})[metric] = ranking
-        return Answer(rankings, encoding, self._ignored_words(text) if image is None else [])
+        return Answer(rankings, encoding, self.ignored_words(text) if image is None else [])
 
     def _values(self, text: str | None, image: Image.Image | None) -> np.ndarray:
         if image is not None:
@@ -172,8 +172,8 @@ class Engine:
             raise QueryError(f"None of these words is among those that the model knows; try for example: {known}.")
         return self.retriever.encode_texts([text])
 
-    def _ignored_words(self, text: str | None) -> list[str]:
-        """The words of a query that change nothing about its answer, in their order, each once."""
+    def ignored_words(self, text: str | None) -> list[str]:
+        """The words of a text that neither the model nor its word graph knows, in their order, each once."""
         processor, expander = self.retriever.processor, self.retriever.expander
 
         def is_known(word: str) -> bool:

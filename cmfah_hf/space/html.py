@@ -51,9 +51,13 @@ def answer(engine: "Engine", found: "Answer") -> str:
         f"Encoded in {found.encoding:.1f} ms; {items:,} codes of {engine.bits} bits searched, "
         f"{items * engine.bits // 8:,} bytes."
     )
-    if found.ignored_words:
-        line += f" Not known to the model, and ignored: {', '.join(found.ignored_words)}."
-    return f'<div class="cm-answer"><p class="cm-note" role="status">{escaped(line)}</p>{"".join(sections)}</div>'
+    told = f'<p class="cm-note" role="status">{line}</p>{ignored(found.ignored_words)}'
+    return f'<div class="cm-answer">{told}{"".join(sections)}</div>'
+
+
+def ignored(words: Sequence[str]) -> str:
+    """A line that names words which change nothing about an answer; nothing without any."""
+    return note(f"Not known to the model, and ignored: {', '.join(words)}.") if words else ""
 
 
 def _ranking(engine: "Engine", target: str, metric: str, ranking: "Ranking") -> str:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mutabl
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-import anyio
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import JSONResponse, Response
@@ -182,9 +181,8 @@ class Limits:
 
     async def _upload(self, headers: Headers, receive: Receive) -> Response:
         try:
-            with anyio.fail_after(TURN_SECONDS):
-                await self._turns.acquire()
-        except TimeoutError:
+            await asyncio.wait_for(self._turns.acquire(), TURN_SECONDS)
+        except asyncio.TimeoutError:
             raise _RefusedError(503, "Too many files are being uploaded; come back in a minute.") from None
         try:
             body = await _body(headers, receive, MAX_UPLOAD_BODY)
@@ -251,21 +249,23 @@ async def _body(headers: Headers, receive: Receive, most: int) -> bytes:
     announced = headers.get("content-length", "0")
     if not (announced.isascii() and announced.isdigit()) or len(announced) > 12 or int(announced) > most:
         raise _RefusedError(413, f"A request has at most {most:,} bytes here.")
-    parts: list[bytes] = []
-    size, more = 0, True
+
+    async def read() -> bytes:
+        content, more = bytearray(), True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _DisconnectedError
+            content += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(content) > most:  # it did not say how long it is, or lied
+                raise _RefusedError(413, f"A request has at most {most:,} bytes here.")
+        return bytes(content)
+
     try:
-        with anyio.fail_after(BODY_SECONDS):
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise _DisconnectedError
-                parts.append(message.get("body", b""))
-                size, more = size + len(parts[-1]), message.get("more_body", False)
-                if size > most:  # it did not say how long it is, or lied
-                    raise _RefusedError(413, f"A request has at most {most:,} bytes here.")
-    except TimeoutError:
+        return await asyncio.wait_for(read(), BODY_SECONDS)
+    except asyncio.TimeoutError:
         raise _RefusedError(408, "The request took too long to arrive; send it again.") from None
-    return b"".join(parts)
 
 
 async def _file_of(headers: Headers, body: bytes) -> bytes:

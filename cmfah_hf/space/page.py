@@ -130,6 +130,7 @@ class Page:
         engine = self._loader.get()
         text = (text or "").strip()
         codes = html.bits(engine.code(text), engine.code_of_picture(item_id), text, item_id)
+        codes += html.ignored(engine.ignored_words(text))
         try:
             attention = engine.attention(text, item_id)
         except QueryError as error:
@@ -170,7 +171,8 @@ class Page:
         from cmfah_hf.space import charts
 
         engine = self._loader.get()
-        return charts.code_map(engine, (text or "").strip() or None), charts.memory(engine)
+        drawing = charts.code_map(engine, (text or "").strip() or None)
+        return drawing + html.ignored(engine.ignored_words(text)), charts.memory(engine)
 
     # For programs
 
@@ -207,6 +209,7 @@ class Page:
             "query_bits": (query > 0).astype(int).tolist(),
             "picture_bits": (item > 0).astype(int).tolist(),
             "distance": int((query != item).sum()),
+            "ignored_words": engine.ignored_words(text),
         }
         try:
             attention = engine.attention(text, picture)

@@ -6,9 +6,11 @@ import os
 import re
 import secrets
 import stat
+import struct
 import threading
 import time
 import warnings
+import zlib
 from pathlib import Path
 
 from PIL import Image
@@ -26,6 +28,18 @@ MAX_FILES = 512
 KEPT_SECONDS = 900.0
 # What is kept of a decoded image: more than any model's input.
 _SIDE = 1024
+# What Pillow's parsers raise on malformed headers: besides its own errors those of numbers and tables in the file.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+)
 _NAME = re.compile(r"[0-9a-f]{64}")
 # Of a name that nobody has, for requests that name anything but an upload.
 _NOBODYS = "0" * 64
@@ -152,7 +166,7 @@ def read_upload(content: bytes) -> Image.Image:
             width, height = header.size
     except Image.DecompressionBombError as error:
         raise ImageError(_too_many_pixels()) from error
-    except Exception as error:  # Pillow's parsers raise whatever they stumble over
+    except _DAMAGED as error:
         kinds = ", ".join(FORMATS[:-1])
         raise ImageError(f"This file is no picture that can be read; send {kinds} or {FORMATS[-1]}.") from error
     if width * height > MAX_PIXELS:

@@ -167,3 +167,15 @@ def test_a_model_is_shipped_whole_or_not_at_all(trained, tmp_path, monkeypatch):
         copy_model(trained.folder, target)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "notes.txt"]
+
+
+def test_further_hosts_are_given_on_the_command_line_or_in_the_settings(monkeypatch):
+    from cmfah_hf.cli.space import space
+
+    served = []
+    monkeypatch.setattr("cmfah_hf.space.serve", lambda settings, *_: served.append(settings), raising=False)
+    space(allow_host=["search.home", "10.0.0.3"])
+    space()
+    assert [settings.hosts for settings in served] == [("search.home", "10.0.0.3"), ()]
+    with pytest.raises(CMFAHError, match="is no host"):
+        space(allow_host=["http://search.home"])
