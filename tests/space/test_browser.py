@@ -124,6 +124,19 @@ def test_a_wrong_file_is_told_in_one_line_and_the_page_goes_on(page, tmp_path):
     assert len(ids(page)) == 6
 
 
+def test_words_that_are_not_known_are_named_and_nothing_typed_becomes_markup(page):
+    search(page, "quixotic boat <b>zzq</b>")
+    assert "ignored: quixotic, b, zzq." in page.locator("#answer").inner_text()
+    tab(page, "Why")
+    page.locator("#why-picture input").fill("<b id=typed>x</b>")
+    page.locator("#why-picture input").press("Enter")
+    page.locator("#look").click()
+    message = page.get_by_test_id("toast-body")
+    message.wait_for()
+    assert "There is no picture '<b id=typed>x</b>' here" in message.inner_text()
+    assert page.locator("#typed").count() == 0
+
+
 def test_an_answer_is_explained_by_words_regions_and_bits(page):
     search(page, "boat sun")
     first = page.locator("section[data-metric=hamming] .cm-card").first
