@@ -1,6 +1,6 @@
-"""What the server refuses before Gradio sees it: other hosts, other addresses than the page's, malformed bodies.
+"""ASGI middleware in front of Gradio: refuses foreign hosts, addresses that the page does not need, malformed bodies.
 
-Uploads are taken in and given out here as well, so that no request of Gradio's own ever reads or writes a file.
+Uploads are received and served here as well, so that no request makes Gradio itself read or write a file.
 """
 
 import asyncio

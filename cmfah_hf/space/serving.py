@@ -117,7 +117,7 @@ def serve(
 
 
 def _guarding(app: "gr.Blocks", hosts: AllowedHosts, uploads: Uploads) -> Callable[[Any], Any]:
-    """What Gradio's server does while it runs: it lets through what `Limits` does, and forgets what nobody fetches."""
+    """The lifespan of Gradio's server: puts `Limits` in front of it, and drops uploads and answers nobody fetches."""
     from gradio.utils import LRUCache
 
     from cmfah_hf.space.bodies import Bodies
@@ -128,7 +128,9 @@ def _guarding(app: "gr.Blocks", hosts: AllowedHosts, uploads: Uploads) -> Callab
     queue.ANALYTICS_MAX_EVENTS, queue.ANAYLTICS_CACHE_FREQUENCY = _MEASURED_CALLS, _NEVER
 
     def is_awaited(name: str) -> bool:
-        return bool(queue.pending_event_ids_session.get(name)) or name in queue.event_ids_to_events
+        pending = queue.pending_event_ids_session
+        session = next((session for session, events in pending.items() if name in events), name)
+        return bool(pending.get(session)) and session in queue.pending_messages_per_session
 
     async def forget() -> None:
         while True:
