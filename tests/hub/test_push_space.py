@@ -86,7 +86,7 @@ def test_the_command(hub, here, monkeypatch, capsys):
     settings = json.loads(hub.files("org/search", "space")["space.json"])
     assert settings == {
         "model": "org/my-model", "data": "org/pictures", "split": "database", "limit": 50, "title": "Mine",
-        "examples": [],
+        "examples": [], "hosts": [],
     }  # fmt: skip
 
 
