@@ -7,6 +7,9 @@ import torch
 from transformers import TrainingArguments
 
 from cmfah_hf.data.relevance import SIMILARITIES
+from cmfah_hf.errors import CMFAHError
+from cmfah_hf.expansion.word_splitters import TOKENIZERS
+from cmfah_hf.training.ranges import OF_DATA, OF_TRAINING, check_finite, check_ranges
 
 
 @dataclass
@@ -136,15 +139,24 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        if self.similarity not in SIMILARITIES:
-            raise ValueError(f"similarity is {self.similarity!r}; choose one of {', '.join(SIMILARITIES)}.")
+        check_ranges(self, OF_DATA)
+        if not self.dataset.strip():
+            raise CMFAHError("dataset is empty; give a folder, a Hub id or 'scenes'.")
+        for name, choices in (("similarity", SIMILARITIES), ("word_tokenizer", TOKENIZERS)):
+            if getattr(self, name) not in choices:
+                raise CMFAHError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
+        for name in ("image_mean", "image_std"):
+            check_finite(name, values := getattr(self, name))
+            if values is not None and (len(values) != 3 or (name == "image_std" and min(values) <= 0)):
+                what = "three numbers" if name == "image_mean" else "three numbers above 0"
+                raise CMFAHError(f"{name} is {values}; give {what}, for red, green and blue.")
         if self.knowledge and not self.expand:
-            raise ValueError(
+            raise CMFAHError(
                 "knowledge adds words in the expansion, which is off; give --expand true, or no knowledge."
             )
 
 
-@dataclass
+@dataclass(repr=False)  # the parent's keeps the token of the Hub to itself
 class CMFAHTrainingArguments(TrainingArguments):
     """The arguments of `CMFAHTrainer`.
 
@@ -210,19 +222,16 @@ class CMFAHTrainingArguments(TrainingArguments):
         # where it is told that they are meant to be there.
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True
+        check_ranges(self, OF_TRAINING)
         super().__post_init__()
         # Pinned memory speeds up the way to an accelerator; without one, torch warns of it for every loader.
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.ddp_find_unused_parameters:
-            raise ValueError("ddp_find_unused_parameters would take the label layer for unused; leave it off.")
+            raise CMFAHError("ddp_find_unused_parameters would take the label layer for unused; leave it off.")
         if self.hub_strategy != "end":
-            raise ValueError(
+            raise CMFAHError(
                 f"hub_strategy is {getattr(self.hub_strategy, 'value', self.hub_strategy)!r}; only the finished model "
                 "goes to the Hub, give 'end'. Checkpoints hold the state of PyTorch's optimizers, which are pickles."
             )
         if self.codes_update not in ("epoch", "batch"):
-            raise ValueError(f"codes_update is {self.codes_update!r}; choose 'epoch' or 'batch'.")
-        if self.paired_every < 1:
-            raise ValueError(f"paired_every is {self.paired_every}; give 1, for every update, or more.")
-        if self.shuffle_buffer < 0:
-            raise ValueError(f"shuffle_buffer is {self.shuffle_buffer}; give a number of pairs, or 0.")
+            raise CMFAHError(f"codes_update is {self.codes_update!r}; choose 'epoch' or 'batch'.")
