@@ -127,7 +127,8 @@ def parse_yaml(text: str | bytes, where: str, error: type[CMFAHError] = CMFAHErr
     except RecursionError:
         raise error(f"{where} is nested too deep for a document; write it flat.") from None
     except (yaml.YAMLError, ValueError, OverflowError) as reason:  # ValueError: not UTF-8, a date that no calendar has
-        raise error(f"{where} is not valid YAML ({_in_one_line(reason)}); correct it.") from reason
+        # Not `from` the reason: it quotes the text, in which there may be a token.
+        raise error(f"{where} is not valid YAML ({_in_one_line(reason)}); correct it.") from None
 
 
 class _DocumentError(Exception):
@@ -223,4 +224,6 @@ def _check(value: Any, where: str, error: type[CMFAHError]) -> None:
 
 
 def _in_one_line(reason: Exception) -> str:
+    if isinstance(reason, yaml.MarkedYAMLError) and reason.problem_mark is not None:
+        return f"{reason.problem}, line {reason.problem_mark.line + 1}, column {reason.problem_mark.column + 1}"
     return " ".join(str(reason).split())[:300]

@@ -2,14 +2,20 @@
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
 
 from cmfah_hf.data.relevance import SIMILARITIES
+from cmfah_hf.documents import parse_json, read_json
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.expansion.word_splitters import TOKENIZERS
 from cmfah_hf.training.ranges import OF_DATA, OF_TRAINING, check_finite, check_ranges
+
+# What an evaluation measures, `CMFAHTrainer.evaluation_loop`.
+METRICS = ("map", "map_i2t", "map_t2i", "map_random")
 
 
 @dataclass
@@ -223,7 +229,10 @@ class CMFAHTrainingArguments(TrainingArguments):
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True
         check_ranges(self, OF_TRAINING)
+        for name in self._VALID_DICT_FIELDS:
+            setattr(self, name, _mapping(name, getattr(self, name)))
         super().__post_init__()
+        self._check_choosing()
         # Pinned memory speeds up the way to an accelerator; without one, torch warns of it for every loader.
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.ddp_find_unused_parameters:
@@ -235,3 +244,24 @@ class CMFAHTrainingArguments(TrainingArguments):
             )
         if self.codes_update not in ("epoch", "batch"):
             raise CMFAHError(f"codes_update is {self.codes_update!r}; choose 'epoch' or 'batch'.")
+
+    def _check_choosing(self) -> None:
+        """Without figures to choose by, a run would fail after its first epoch."""
+        by_metric = self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+        if self.early_stopping_patience is not None and self.eval_strategy == "no":
+            raise CMFAHError("early_stopping_patience counts evaluations; give an eval_strategy other than 'no'.")
+        if not (self.load_best_model_at_end or by_metric or self.early_stopping_patience is not None):
+            return
+        if (self.metric_for_best_model or "").removeprefix("eval_") not in METRICS:
+            raise CMFAHError(
+                f"metric_for_best_model is {self.metric_for_best_model!r}; choose one of {', '.join(METRICS)}."
+            )
+
+
+def _mapping(name: str, value: Any) -> Any:
+    """A setting that is a mapping, as JSON or as the path of a JSON file too, which `transformers` would read as is."""
+    if isinstance(value, str):
+        value = parse_json(value, name) if value.lstrip().startswith("{") else read_json(value)
+        if not isinstance(value, dict):
+            raise CMFAHError(f"{name} holds no JSON object; give one, or the path of a file with one.")
+    return value

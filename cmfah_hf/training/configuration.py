@@ -2,20 +2,23 @@
 
 import argparse
 import difflib
-import re
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
 
+from cmfah_hf.documents import parse_yaml, read_yaml
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.models import METHODS, CMFAHConfig
 from cmfah_hf.training.arguments import CMFAHTrainingArguments, DataArguments
+from cmfah_hf.training.ranges import check_finite, short
 
 SECTIONS = ("model", "data", "training")
+# Of a number in a file; `int`s of thousands of digits cannot be written out.
+_MOST_BITS = 200
 # Made from the data, or the parent's own business; setting them by hand would only break the model.
 _NOT_FOR_HAND = {
     *("vocab_size", "pad_token_id", "unk_token_id", "id2label", "label2id", "problem_type", "architectures"),
@@ -52,6 +55,9 @@ class _Parser(HfArgumentParser):
         types = (DataArguments, CMFAHTrainingArguments)
         hints = {name: hint for kind in types for name, hint in get_type_hints(kind).items()}
         self._may_be_none = {name for name, hint in hints.items() if NoneType in get_args(hint)}
+        self._may_be_mappings = {
+            name for name, hint in hints.items() if any(dict in (kind, get_origin(kind)) for kind in get_args(hint))
+        }
         super().__init__(types, allow_abbrev=False)
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
@@ -61,14 +67,29 @@ class _Parser(HfArgumentParser):
         return super()._get_value(action, arg_string)
 
     def typed(self, name: str, value: Any) -> Any:
+        """A value of a file as its field takes it. The errors name the field and not the value: it may be a token."""
         action = next(action for action in self._actions if action.dest == name)
-        if value is None and name not in self._may_be_none:
-            raise CMFAHError(f"{name} cannot be null.")
-        if action.nargs == "+" and value is not None:
-            return [self._get_value(action, str(item)) for item in (value if isinstance(value, list) else [value])]
-        if isinstance(value, list) and name != "report_to":
-            raise CMFAHError(f"{name} is one value, not the list {value}.")
-        return value if value is None or isinstance(value, (list, dict)) else self._get_value(action, str(value))
+        if value is None:
+            if name not in self._may_be_none:
+                raise CMFAHError(f"{name} cannot be null.")
+            return None
+        if isinstance(value, dict):
+            if name not in self._may_be_mappings:
+                raise CMFAHError(f"{name} is one value, not a mapping.")
+            return value
+        if value is False and name.endswith("_strategy"):  # what YAML 1.1 makes of `no`
+            value = "no"
+        is_list = action.nargs == "+" or name == "report_to"
+        if isinstance(value, list) and not is_list:
+            raise CMFAHError(f"{name} is one value, not a list.")
+        items = value if isinstance(value, list) else [value]
+        for item in items:
+            if isinstance(item, (list, dict)):
+                raise CMFAHError(f"{name} is a list of single values.")
+            if isinstance(item, int) and item.bit_length() > _MOST_BITS:
+                raise CMFAHError(f"{name} is a number of {item.bit_length()} bits; give a smaller one.")
+        typed = [self._get_value(action, str(item)) for item in items]
+        return typed if action.nargs == "+" or isinstance(value, list) else typed[0]
 
     def error(self, message: str):
         raise CMFAHError(f"{message[0].upper()}{message[1:]}; see the arguments in the README.")
@@ -106,7 +127,7 @@ def parse_run(config: str | Path | None, arguments: list[str] | None = None) -> 
         for name in values:
             if name not in known[section]:
                 hint = _other_method(str(name)) or _nearest(str(name), known[section])
-                raise CMFAHError(f"{config}: {section} has no setting {name!r}{hint}.")
+                raise CMFAHError(f"{config}: {section} has no setting {short(name)}{hint}.")
     for section in ("data", "training"):
         try:
             parser.set_defaults(
@@ -114,7 +135,12 @@ def parse_run(config: str | Path | None, arguments: list[str] | None = None) -> 
             )
         except (CMFAHError, argparse.ArgumentError) as error:
             raise CMFAHError(f"{config}, section {section}: {error}") from error
-    data, training, rest = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
+    try:
+        data, training, rest = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
+    except CMFAHError:
+        raise
+    except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:  # of transformers' own checks
+        raise CMFAHError(f"The settings of the training cannot be used: {' '.join(str(error).split())}") from error
     model, given = dict(settings.get("model", {})), dict(_pairs(rest))
     for name in given:
         if name not in model_names:
@@ -123,6 +149,8 @@ def parse_run(config: str | Path | None, arguments: list[str] | None = None) -> 
     if "backbone" in given:  # the file's `backbone_config` would outrank it
         model.pop("backbone_config", None)
     model.update(given)
+    for name, value in model.items():
+        check_finite(name, value)
     return Run(model, data, training, method)
 
 
@@ -135,9 +163,10 @@ def _method(config: str | Path | None, settings: dict, arguments: list[str]) -> 
     in_file = settings.get("model", {}).pop("model_type", None)
     if method is None and in_file is not None:
         where, method = f"{config}: ", in_file
-    if method is not None and method not in METHODS:
+    if method is not None and not (isinstance(method, str) and method in METHODS):
         name = "model_type" if where else "--method"
-        raise CMFAHError(f"{where}{name} is {method!r}; choose one of {', '.join(METHODS)}.")
+        shown = repr(method) if isinstance(method, str) else f"a {type(method).__name__}"
+        raise CMFAHError(f"{where}{name} is {shown}; choose one of {', '.join(METHODS)}.")
     return method or "cmfah", rest
 
 
@@ -156,29 +185,15 @@ def _other_method(name: str) -> str:
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
-    if not path.is_file():
+    if not os.path.exists(path):  # noqa: PTH110 - that of `Path` raises an error for a name that is too long
         raise CMFAHError(f"{path}: there is no such configuration; hub_configs/ holds some to start from.")
-    try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CMFAHError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from error
+    settings = read_yaml(path) or {}
     if not isinstance(settings, dict) or not all(isinstance(values, dict) for values in settings.values()):
         raise CMFAHError(f"{path}: a configuration has the sections {', '.join(SECTIONS)}, each with its settings.")
-    unknown = set(settings) - set(SECTIONS)
-    if unknown:
-        raise CMFAHError(f"{path}: there is no section {sorted(unknown)[0]!r}; there are {', '.join(SECTIONS)}.")
+    for name in settings:
+        if name not in SECTIONS:
+            raise CMFAHError(f"{path}: there is no section {short(name)}; there are {', '.join(SECTIONS)}.")
     return settings
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes `1e-3` for a string; everyone who writes a learning rate means the number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
 
 
 def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
@@ -186,14 +201,15 @@ def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
     while rest:
         first = rest.pop(0)
         if not first.startswith("--"):
-            raise CMFAHError(f"{first!r} is no argument; they are given as --name value.")
+            shown = "a value that may be a token" if first.startswith("hf_") else repr(first)
+            raise CMFAHError(f"{shown} is no argument; they are given as --name value.")
         name, equals, value = first.removeprefix("--").partition("=")
         if not equals:
             values = []
             while rest and not rest[0].startswith("--"):
                 values.append(rest.pop(0))
             value = "true" if not values else values[0] if len(values) == 1 else f"[{', '.join(values)}]"
-        pairs.append((name.replace("-", "_"), yaml.load(value, Loader=_Loader)))
+        pairs.append((name.replace("-", "_"), parse_yaml(value, f"--{name}")))
     return pairs
 
 

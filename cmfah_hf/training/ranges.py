@@ -92,11 +92,11 @@ def check_ranges(arguments: Any, ranges: Mapping[str, Range]) -> None:
             continue
         is_allowed, allowed = ranges[name]
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise CMFAHError(f"{name} is {_short(value)}; give {allowed}.")
+            raise CMFAHError(f"{name} is {short(value)}; give {allowed}.")
         if float not in kinds and value != int(value):
             raise CMFAHError(f"{name} is {value}; give a whole number.")
         if not is_allowed(value):
-            raise CMFAHError(f"{name} is {_short(value)}; give {allowed}.")
+            raise CMFAHError(f"{name} is {short(value)}; give {allowed}.")
 
 
 def check_finite(name: str, value: Any) -> None:
@@ -109,14 +109,16 @@ def check_finite(name: str, value: Any) -> None:
         raise CMFAHError(f"{name} is {value}; give a finite number.")
     if isinstance(value, Mapping):
         for key, item in value.items():
-            check_finite(f"{name}, {_short(key)}", item)
+            check_finite(f"{name}, {short(key)}", item)
     elif isinstance(value, (list, tuple)):
         for item in value:
             check_finite(name, item)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A setting's value, or its name, for an error: in one line, and of a mapping or a list the type alone."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of {value.bit_length()} bits"  # Python refuses to write out what is much longer
-    text = " ".join(repr(value).split()) if isinstance(value, (int, float, str, bool)) else type(value).__name__
+    plain = value is None or isinstance(value, (int, float, str))
+    text = repr(value) if plain else type(value).__name__
     return text if len(text) <= 60 else f"{text[:57]}..."

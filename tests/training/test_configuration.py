@@ -1,5 +1,7 @@
 """A run's settings: a YAML file, the command line over it, their types, and what is wrong with them in one line."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,9 @@ import yaml
 
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.models import CMFAHConfig
-from cmfah_hf.training import bundled_configuration, parse_run
+from cmfah_hf.training import CMFAHTrainingArguments, bundled_configuration, parse_run
+from cmfah_hf.training.arguments import DataArguments
+from cmfah_hf.training.settings_file import write_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,12 +82,14 @@ def test_a_backbone_on_the_command_line_takes_the_place_of_the_file_s(read):
     ],
 )
 def test_numbers_as_people_write_them(read, text, value):
+    if text.startswith("-"):
+        assert read(f"model: {{margin: {text}}}").model["margin"] == value
+        return
     found = read(f"model: {{margin: {text}}}\ntraining: {{learning_rate: {text}}}")
     assert found.training.learning_rate == value
     assert isinstance(found.training.learning_rate, float)
     if "'" not in text:
         assert found.model["margin"] == value
-    if not text.startswith(("'", "-")):
         found = read("", "--margin", text, "--learning_rate", text)
         assert (found.model["margin"], found.training.learning_rate) == (value, value)
 
@@ -149,13 +155,41 @@ def test_lists_booleans_and_nothing_on_the_command_line(read):
         ("modle: {}", [], "{file}: there is no section 'modle'; there are model, data, training."),
         ("- a\n- b", [], "{file}: a configuration has the sections model, data, training, each with its settings."),
         ("just words", [], "{file}: a configuration has the sections"),
-        ("model: {a: [1, 2", [], "{file}: not valid YAML ("),
-        ("model:\n\thash_bits: 2", [], "{file}: not valid YAML ("),
+        ("model: {a: [1, 2", [], "{file} is not valid YAML ("),
+        ("model:\n\thash_bits: 2", [], "{file} is not valid YAML ("),
         ("training: {learning_rate: fast}", [], "{file}, section training: argument --learning_rate"),
-        ("training: {learning_rate: [1, 2]}", [], "{file}, section training: learning_rate is one value, not the list"),
+        ("training: {learning_rate: [1, 2]}", [], "{file}, section training: learning_rate is one value, not a list."),
         ("training: {learning_rate: null}", [], "{file}, section training: learning_rate cannot be null."),
         ("training: {seed: 1.5}", [], "{file}, section training: argument --seed: invalid int value: '1.5'"),
         ("data: {mirror: perhaps}", [], "{file}, section data: argument --mirror:"),
+        ("model: {model_type: [x]}", [], "{file}: model_type is a list; choose one of cmfah, scahn."),
+        ("model: {model_type: {a: 1}}", [], "{file}: model_type is a dict; choose one of"),
+        ("training: {learning_rate: {a: 1}}", [], "{file}, section training: learning_rate is one value, not a map"),
+        ("training: {hub_token: {a: 1}}", [], "{file}, section training: hub_token is one value, not a mapping."),
+        ("data: {word_corpus: [[a]]}", [], "{file}, section data: word_corpus is a list of single values."),
+        ("training: {1: 2, a: 3}\n1: {}\na: {}", [], "{file}: there is no section 1;"),
+        ("model: {dropout: 0.1, hash_bits: 8, dropout: 0.2}", [], "{file}: line 1 gives 'dropout', as line 1 does;"),
+        ("data:\n  top_k: 3\n  dataset: a\n  top_k: 4", [], "{file}: line 4 gives 'top_k', as line 2 does;"),
+        ("data: {}\ndata: {}", [], "{file}: line 2 gives 'data', as line 1 does;"),
+        ("model: " + "[" * 3000, [], "{file}"),
+        ("model: {a: !!python/object/apply:os.system [ls]}", [], "{file} is not valid YAML (could not determine a"),
+        ("training: {seed: 0x" + "f" * 9000 + "}", [], "{file}, section training: seed is a number of 36000 bits;"),
+        ("training: {seed: " + "9" * 9000 + "}", [], "{file} is not valid YAML ("),
+        ("model: {margin: .nan}", [], "margin is nan; give a finite number."),
+        ("model: {backbone_config: {model_type: resnet, a: [1, .inf]}}", [], "backbone_config, 'a' is inf; give a fin"),
+        ("", ["--hash_bits", "[[[["], "--hash_bits is not valid YAML ("),
+        ("", ["--hash_bits", "!!python/name:os.system"], "--hash_bits is not valid YAML ("),
+        ("", ["--hash_bits", "[" * 3000], "--hash_bits"),
+        ("", ["--margin", ".nan"], "margin is nan; give a finite number."),
+        ("training: {accelerator_config: {nothing: 1}}", [], "The settings of the training cannot be used: "),
+        ("training: {accelerator_config: /dev/zero}", [], "/dev/zero is not a regular file; give one."),
+        ("training: {lr_scheduler_kwargs: '{\"a\": [1'}", [], "lr_scheduler_kwargs is not valid JSON ("),
+        ("training: {metric_for_best_model: loss}", [], "metric_for_best_model is 'loss'; choose one of map, map_i2t,"),
+        (
+            "training: {early_stopping_patience: 2, eval_strategy: no, load_best_model_at_end: false}",
+            [],
+            "early_stopping_patience counts evaluations;",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line_that_names_it(read, tmp_path, text, arguments, message):
@@ -165,12 +199,120 @@ def test_what_is_wrong_is_one_line_that_names_it(read, tmp_path, text, arguments
     assert "\n" not in str(caught.value)
 
 
+# A number that a run could not train with, or with which it would not do what was asked.
+OUT_OF_RANGE = {
+    "num_train_epochs": (0, -3, "nan", "inf"),
+    "max_steps": (0, -2),
+    "per_device_train_batch_size": (0, -1),
+    "per_device_eval_batch_size": (0,),
+    "gradient_accumulation_steps": (0, -2),
+    "learning_rate": ("nan", -1e-3, "inf"),
+    "discriminator_learning_rate": ("nan", -1),
+    "warmup_steps": (-1, "nan"),
+    "weight_decay": (-0.1, "nan"),
+    "adam_beta1": (1, -0.1),
+    "adam_epsilon": (0,),
+    "max_grad_norm": (-1, "nan"),
+    "logging_steps": (0, -1),
+    "eval_steps": (0, -1),
+    "save_steps": (0, "nan"),
+    "save_total_limit": (0, -1),
+    "seed": (-1, 2**32),
+    "data_seed": (-1, 2**64),
+    "dataloader_num_workers": (-1,),
+    "early_stopping_patience": (0, -1),
+    "paired_every": (0,),
+    "shuffle_buffer": (-1,),
+    "validation_fraction": (0, 1, 1.5, "nan"),
+    "validation_seed": (-1,),
+    "walk_length": (4, -1),
+    "min_probability": (-0.1, 1.5, "nan"),
+    "top_k": (-1,),
+    "word_epochs": (0,),
+    "word_window": (0,),
+    "word_min_count": (0,),
+    "word_workers": (0,),
+    "word_seed": (-1,),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in OUT_OF_RANGE.items() for value in values]
+)
+def test_a_number_out_of_its_range_is_refused(read, name, value):
+    with pytest.raises(CMFAHError, match=rf"^{name} is .*; give [^\n]*\.$"):
+        read("", f"--{name}={value}")
+
+
+def test_numbers_of_python_code_are_checked_too():
+    for settings in ({"learning_rate": "3e-4"}, {"seed": 1.5}, {"per_device_train_batch_size": True}):
+        with pytest.raises(CMFAHError, match=f"^{next(iter(settings))} is "):
+            CMFAHTrainingArguments(use_cpu=True, **settings)
+    with pytest.raises(CMFAHError, match=r"image_std is .*; give three numbers above 0"):
+        DataArguments(image_std=[0.1, 0.2, 0.0])
+    with pytest.raises(CMFAHError, match="word_tokenizer is 'german'; choose one of words, chinese"):
+        DataArguments(word_tokenizer="german")
+    with pytest.raises(CMFAHError, match="dataset is empty"):
+        DataArguments(dataset=" ")
+
+
+TOKEN = "hf_" + "AbCdEfGh" * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        (f"training: {{hub_token: [{TOKEN}]}}", []),
+        (f"training: {{hub_token: {{a: {TOKEN}}}}}", []),
+        (f"training: {{hub_tokn: {TOKEN}}}", []),
+        (f"training:\n  hub_token: {TOKEN}: x", []),
+        (f'training:\n  hub_token: "{TOKEN}', []),
+        (f"training: {{hub_token: [{TOKEN}, {{}}]}}", []),
+        (f"training: {TOKEN}", []),
+        ("", ["--seed", "1", TOKEN]),
+        ("", ["--hub_token", TOKEN, "--seed", "-1"]),
+        ("", ["--hub_token", TOKEN, "--hub_strategy", "every_save"]),
+    ],
+)
+def test_no_message_holds_the_token(read, text, arguments):
+    with pytest.raises(CMFAHError) as caught:
+        read(text, *arguments)
+    error = caught.value
+    while error is not None:
+        assert TOKEN not in str(error)
+        error = error.__cause__
+
+
+def test_no_text_of_the_settings_holds_the_token(read, tmp_path):
+    run = read(f"training: {{hub_token: {TOKEN}, push_to_hub: true, hub_model_id: me/model}}")
+    assert run.training.hub_token == TOKEN
+    written = write_settings(run, tmp_path).read_text(encoding="utf-8")
+    for text in (repr(run), str(run.training), run.training.to_json_string(), written):
+        assert TOKEN not in text
+
+
+def test_an_alias_bomb_is_refused_at_once(read):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    text = "model:\n  " + "\n  ".join(lines) + "\ntraining: {learning_rate: *a8}\n"
+    start = time.monotonic()
+    with pytest.raises(CMFAHError, match="values, aliases written out; shorten it"):
+        read(text)
+    assert time.monotonic() - start < 5
+
+
 def test_a_file_that_is_missing_or_no_text(tmp_path):
     missing = tmp_path / "absent.yaml"
     with pytest.raises(CMFAHError, match=r"absent\.yaml: there is no such configuration; hub_configs/ holds some"):
         parse_run(missing)
+    with pytest.raises(CMFAHError, match="there is no such configuration"):
+        parse_run("x" * 5000)
+    fifo = tmp_path / "fifo.yaml"
+    os.mkfifo(fifo)
+    with pytest.raises(CMFAHError, match=r"fifo\.yaml is not a regular file"):
+        parse_run(fifo)
     missing.write_bytes(b"model:\n  backbone: \xff\xfe")
-    with pytest.raises(CMFAHError, match=r"absent\.yaml: not valid YAML"):
+    with pytest.raises(CMFAHError, match=r"absent\.yaml is not valid YAML"):
         parse_run(missing)
 
 

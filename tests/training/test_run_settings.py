@@ -213,7 +213,7 @@ def test_no_labels_is_said_before_any_picture_is_read(run_of, scenes_folder, tmp
         ),
         (["--dataset", "./nowhere"], DataError, "./nowhere: there is no such folder or file"),
         (["--labels_column", "kinds"], DataError, "there is no column 'kinds' for the labels"),
-        (["--validation_fraction", "1.5"], DataError, "fraction=1.5: the part for validation lies between 0 and 1."),
+        (["--validation_fraction", "0.999"], DataError, "48 rows cannot be divided with 48 for validation"),
         (["--walk_length", "4"], CMFAHError, "4"),
         (["--word_corpus", "absent.txt"], DataError, "absent.txt"),
     ],
