@@ -69,7 +69,7 @@ def atomic_file(
                 mode = stat.S_IMODE(target.stat().st_mode if target.exists() else os.fstat(file.fileno()).st_mode)
             yield temporary
             temporary.chmod(mode)  # writers such as safetensors' make the file anew, for its owner alone
-            _flush(temporary)
+            flush(temporary)
             regular_target(target, error)
             temporary.replace(target)
             flush_folder(target.parent)
@@ -113,7 +113,7 @@ def atomic_folder(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError)
         try:
             yield temporary
             for file in (*temporary.rglob("*"), temporary):
-                _flush(file)
+                flush(file)
             if target.exists():
                 target.rename(replaced)
             try:
@@ -180,10 +180,24 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def flush(path: Path) -> None:
+    """Has the system write a file, or a folder's entries, to the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as reason:
+        if reason.errno != errno.EINVAL:  # some file systems know no flushing of folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def flush_folder(folder: Path) -> None:
     """Has the names in a folder reach the disk, where the system can be asked to: a rename alone does not."""
     if hasattr(os, "O_DIRECTORY"):
-        _flush(folder)
+        flush(folder)
 
 
 def _resolved(path: str | os.PathLike, error: type[CMFAHError]) -> Path:
@@ -272,17 +286,3 @@ def _holder(lock: Path) -> str:
     except OSError:  # released meanwhile, or not readable on this system
         holder = ""
     return holder if holder.isprintable() and holder else "another process"
-
-
-def _flush(path: Path) -> None:
-    """Has the system write a file, or a folder's entries, to the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as reason:
-        if reason.errno != errno.EINVAL:  # some file systems know no flushing of folders
-            raise
-    finally:
-        os.close(descriptor)

@@ -114,7 +114,7 @@ else:
 """
 
 
-@pytest.mark.parametrize("name", ["chmod", "_flush", "fsync", "replace", "flush_folder"])
+@pytest.mark.parametrize("name", ["chmod", "flush", "fsync", "replace", "flush_folder"])
 def test_a_killed_writer_loses_nothing_and_the_next_one_cleans_up(tmp_path, name):
     path = tmp_path / "a.txt"
     write_text(path, "before")
@@ -127,7 +127,7 @@ def test_a_killed_writer_loses_nothing_and_the_next_one_cleans_up(tmp_path, name
     assert names(tmp_path) == ["a.txt"]
 
 
-@pytest.mark.parametrize("name", ["_flush", "rename", "flush_folder"])
+@pytest.mark.parametrize("name", ["flush", "rename", "flush_folder"])
 def test_a_killed_writer_of_a_folder_loses_nothing(tmp_path, name):
     path = tmp_path / "folder"
     with atomic_folder(path) as temporary:

@@ -21,12 +21,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from cmfah_hf.atomic import flush, flush_folder, write_text
 from cmfah_hf.errors import CheckpointError
+from cmfah_hf.training.run_folder import UNFINISHED_NAME, open_to_others, remove_unfinished
 
 logger = logging.getLogger(__name__)
 
 LIST_NAME = "checkpoint.json"
-UNFINISHED_NAME = "unfinished"
 EARLIER_NAME = "earlier_checkpoints.json"
 
 _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)$")
@@ -116,7 +117,7 @@ def begin_anew(output: str | Path) -> None:
             output,
             max(earlier, key=_written),
         )
-        (output / EARLIER_NAME).write_text(json.dumps({"begun": time.time()}) + "\n", encoding="utf-8")
+        write_text(output / EARLIER_NAME, json.dumps({"begun": time.time()}) + "\n", CheckpointError)
 
 
 def check_whole(folder: str | Path) -> None:
@@ -164,21 +165,17 @@ def finish_checkpoint(staged: Path, final: Path) -> None:
     }
     document = {"format_version": 1, "written": time.time(), "files": files}
     (staged / LIST_NAME).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    open_to_others([staged / name for name in files])
     for path in (*staged.rglob("*"), staged):
-        _flush(path)
+        flush(path)
     old = None
     if final.exists():
         old = _put_aside(final)
     staged.rename(final)
-    _flush(final.parent)
+    flush_folder(final.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
     remove_unfinished(final.parent)
-
-
-def remove_unfinished(output: str | Path) -> None:
-    """Removes what was left of checkpoints whose writing, or removal, was broken off."""
-    shutil.rmtree(Path(output) / UNFINISHED_NAME, ignore_errors=True)
 
 
 def rotate(output: str | Path, limit: int | None, newest: Path, best: str | Path | None) -> None:
@@ -276,17 +273,3 @@ def _checksum(path: Path) -> int:
         while block := file.read(1 << 20):
             checksum = zlib.crc32(block, checksum)
     return checksum
-
-
-def _flush(path: Path) -> None:
-    """Has the system write a file, or a folder's entries, to the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems know no flushing of folders
-            raise
-    finally:
-        os.close(descriptor)

@@ -4,6 +4,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cmfah_hf.atomic import write_text
 from cmfah_hf.errors import HubError
 from cmfah_hf.training.resuming import ResumingTrainer
 
@@ -121,7 +122,7 @@ class HubTrainer(ResumingTrainer):
             tags=[tags] if isinstance(tags, str) else tags or (),
             base_model=finetuned_from,
         )
-        (folder / CARD_NAME).write_text(str(card), encoding="utf-8")
+        write_text(folder / CARD_NAME, str(card), HubError)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: checkpoints stay where they are."""

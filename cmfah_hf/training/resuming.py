@@ -6,6 +6,7 @@ step was saved, runs that had already stopped, and whether the checkpoint is who
 """
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,25 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from cmfah_hf.errors import CheckpointError
+from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.models import CMFAHConfig
 from cmfah_hf.training.checkpoints import (
-    UNFINISHED_NAME,
     begin_anew,
     check_whole,
     disk_errors,
     find_checkpoint,
     finish_checkpoint,
-    remove_unfinished,
     rotate,
 )
+from cmfah_hf.training.run_folder import UNFINISHED_NAME, held, make_output_folder, remove_unfinished
 
 logger = logging.getLogger(__name__)
 
 PROGRESS_NAME = "progress"
+NO_BATCH = (
+    "There is not one batch to train on; take more pairs, a smaller per_device_train_batch_size, or "
+    "--dataloader_drop_last false."
+)
 
 
 class ResumingTrainer(Trainer):
@@ -42,6 +46,9 @@ class ResumingTrainer(Trainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
+        arguments = kwargs.get("args")
+        if arguments is not None and arguments.should_save:
+            make_output_folder(arguments.output_dir)
         super().__init__(*args, **kwargs)
         self._staging: str | None = None  # the run's folder as far as the writing of a checkpoint is concerned
         self._checkpoint: str | None = None  # the one that this training goes on from
@@ -53,16 +60,24 @@ class ResumingTrainer(Trainer):
         """As the parent's; what to resume from is as in `find_checkpoint`.
 
         Raises:
-            CheckpointError: If the checkpoint is not whole, is of another model or other data, or cannot be written.
+            CheckpointError: If the checkpoint is not whole, is of another model or other data, or cannot be written, or
+                if another training is at work in the output folder.
+            DataError: If there was not one batch to train on.
         """
-        found = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        self.accelerator.wait_for_everyone()  # each process has looked before what is half-written goes
-        if self.args.should_save:
-            remove_unfinished(self.args.output_dir)
-            if found is None:
-                begin_anew(self.args.output_dir)
-        self._checkpoint = None
-        return super().train(None if found is None else str(found), *args, **kwargs)
+        output = make_output_folder(self.args.output_dir)
+        # Of several processes the one that writes holds the folder. The others are ended with it, should it fail.
+        with held(output, "checkpoints") if self.args.should_save else nullcontext():
+            found = find_checkpoint(resume_from_checkpoint, output)
+            self.accelerator.wait_for_everyone()  # each process has looked before what is half-written goes
+            if self.args.should_save:
+                remove_unfinished(output)
+                if found is None:
+                    begin_anew(output)
+            self._checkpoint = None
+            result = super().train(None if found is None else str(found), *args, **kwargs)
+        if not self.state.global_step:
+            raise DataError(NO_BATCH)
+        return result
 
     # Writing
 

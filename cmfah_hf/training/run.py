@@ -4,13 +4,16 @@ import json
 import logging
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, set_seed
 
+from cmfah_hf.atomic import write_text
 from cmfah_hf.data.relevance import TagRelevance
+from cmfah_hf.errors import CheckpointError
 from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.models import METHODS, CMFAHForPreTraining
 from cmfah_hf.training.arguments import CMFAHTrainingArguments
@@ -26,6 +29,7 @@ from cmfah_hf.training.configuration import Run
 from cmfah_hf.training.evaluate import evaluate_pairs
 from cmfah_hf.training.illustration import draw_attention
 from cmfah_hf.training.preparation import build_model, make_words, read_pairs, relevances
+from cmfah_hf.training.run_folder import held, make_output_folder
 from cmfah_hf.training.settings_file import write_settings
 from cmfah_hf.training.trainer import CMFAHTrainer, without_augmentation
 
@@ -53,11 +57,16 @@ def train(run: Run) -> dict[str, Any]:
         CMFAHError: If the data, the weights, a setting or the checkpoint cannot be used, the disk is full, or the Hub
             refuses the model; the folder is whole then, and `cmfah push` takes it.
     """
+    output = make_output_folder(run.training.output_dir)
+    # Of several processes the one that writes holds the folder. The others are ended with it, should it fail.
+    with held(output, "training") if run.training.should_save else nullcontext():
+        return _train(run, output)
+
+
+def _train(run: Run, output: Path) -> dict[str, Any]:
     start = time.monotonic()
     args, data = run.training, run.data
     set_seed(args.seed)
-    output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output)
     if args.should_save and not wants_to_resume(args.resume_from_checkpoint):
         begin_anew(output)
@@ -144,7 +153,7 @@ def train(run: Run) -> dict[str, Any]:
         draw_attention(towers, processor, queries, data, output / "plots")
     with disk_errors(output, "the figures"):
         write_settings(run, output)
-        (output / METRICS_NAME).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        write_text(output / METRICS_NAME, json.dumps(metrics, indent=2) + "\n", CheckpointError)
     shutil.rmtree(output / REFIT_NAME, ignore_errors=True)  # all of it is in the model now
     if args.push_to_hub:
         trainer.push_finished(output)

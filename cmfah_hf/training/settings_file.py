@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from cmfah_hf.atomic import write_text
+from cmfah_hf.errors import CheckpointError
 from cmfah_hf.hub.model_folder import SETTINGS_NAME
 from cmfah_hf.training.arguments import CMFAHTrainingArguments, DataArguments
 from cmfah_hf.training.configuration import Run
@@ -34,9 +36,8 @@ def write_settings(run: Run, folder: Path) -> Path:
     }
     path = folder / SETTINGS_NAME
     text = yaml.safe_dump({name: values for name, values in settings.items() if values}, sort_keys=False)
-    path.write_text(
-        f"# What this model was trained with: cmfah train {SETTINGS_NAME} --output_dir again\n{text}", "utf-8"
-    )
+    head = f"# What this model was trained with: cmfah train {SETTINGS_NAME} --output_dir again"
+    write_text(path, f"{head}\n{text}", CheckpointError)
     return path
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
 from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.data.relevance import PairRelevance, Relevance
 from cmfah_hf.data.streams import PairStream, StreamPart
-from cmfah_hf.errors import CheckpointError
+from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.models import CMFAHForPreTraining, CMFAHForPreTrainingOutput, CMFAHProcessor
 from cmfah_hf.models.losses import sign
@@ -29,6 +29,8 @@ from cmfah_hf.training.processes import (
     gather_batch,
     share_batches,
 )
+from cmfah_hf.training.resuming import NO_BATCH
+from cmfah_hf.training.run_folder import replacing_files
 from cmfah_hf.training.stream_loaders import (
     StreamPlaceCallback,
     as_stream,
@@ -226,8 +228,12 @@ class CMFAHTrainer(HubTrainer):
     def get_train_dataloader(self):
         """As the parent's; of several processes each gets its share of every batch, the last one of an epoch too."""
         if isinstance(self.train_dataset, PairStream):
-            return stream_loader(self, self.train_dataset, training=True)
-        return share_batches(super().get_train_dataloader())
+            loader = stream_loader(self, self.train_dataset, training=True)
+        else:
+            loader = share_batches(super().get_train_dataloader())
+        if has_length(loader) and not len(loader):
+            raise DataError(NO_BATCH)
+        return loader
 
     def get_eval_dataloader(self, eval_dataset=None):
         """As the parent's, but to the last pair, also with `dataloader_drop_last`: each is a query."""
@@ -396,13 +402,20 @@ class CMFAHTrainer(HubTrainer):
         return predict_stream(self, dataloader, lambda inputs: self.prediction_step(self.model, inputs, False)[1:])
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        super()._save(output_dir, state_dict)
         if not self.args.should_save:
+            super()._save(output_dir, state_dict)
             return
-        # The parent's copy of the arguments is a pickle; ours is text.
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
-        (folder / "training_args.bin").unlink(missing_ok=True)
-        (folder / TRAINING_ARGS_NAME).write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            # A checkpoint is staged as a whole.
+            with replacing_files(folder) if self._staging is None else nullcontext(folder) as written:
+                super()._save(str(written), state_dict)
+                # The parent's copy of the arguments is a pickle; ours is text.
+                (written / "training_args.bin").unlink(missing_ok=True)
+                (written / TRAINING_ARGS_NAME).write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+        finally:
+            self.args.hub_token = token
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

@@ -1,0 +1,84 @@
+"""The folder of a run: made, held against other trainings, and its files replaced whole."""
+
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cmfah_hf.atomic import flush, flush_folder, locked, regular_target
+from cmfah_hf.errors import CheckpointError
+
+UNFINISHED_NAME = "unfinished"
+_LINGERING_S = 10.0
+
+
+def make_output_folder(path: str | Path) -> Path:
+    """The folder of a run, made where it is not there yet.
+
+    Raises:
+        CheckpointError: If something else is there, or the folder cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise CheckpointError(f"{path}: something other than a folder is there; name another --output_dir.") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: the folder cannot be made ({reason}); name another --output_dir.") from error
+    return Path(path)
+
+
+@contextmanager
+def held(output: str | Path, name: str) -> Iterator[None]:
+    """Keeps other trainings out of a run's folder; the lock of one that died is free.
+
+    Args:
+        output: The folder.
+        name: Of the lock, `.NAME.lock` in it.
+
+    Raises:
+        CheckpointError: If another training is at work there; it names its process and machine.
+    """
+    # For some seconds, since the workers of a loader outlive a process that was killed.
+    with locked(Path(output) / name, CheckpointError, _LINGERING_S):
+        yield
+
+
+@contextmanager
+def replacing_files(output: str | Path) -> Iterator[Path]:
+    """A folder to write files in, each of which takes its place in `output` whole, at the end of the block."""
+    staged = Path(output) / UNFINISHED_NAME / "files"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+        files = [path for path in sorted(staged.rglob("*")) if path.is_file()]
+        open_to_others(files)
+        for path in files:
+            flush(path)
+            target = Path(output) / path.relative_to(staged)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(regular_target(target, CheckpointError))
+        flush_folder(Path(output))
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        with suppress(OSError):  # a checkpoint is being written there
+            staged.parent.rmdir()
+
+
+def remove_unfinished(output: str | Path) -> None:
+    """Removes what was left of checkpoints whose writing, or removal, was broken off."""
+    shutil.rmtree(Path(output) / UNFINISHED_NAME, ignore_errors=True)
+
+
+def open_to_others(files: list[Path]) -> None:
+    """Gives files the permissions that the umask leaves; safetensors writes for the owner alone."""
+    if not files:
+        return
+    probe = files[0].with_name(".umask")
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in files:
+        path.chmod(mode)
