@@ -339,7 +339,7 @@ def test_what_is_saved_is_the_model_its_processor_and_text(make_model, make_trai
 
 
 def test_wrong_arguments_are_named(make_trainer):
-    with pytest.raises(ValueError, match=r"paired_every is 0; give 1, for every update, or more\."):
+    with pytest.raises(ValueError, match=r"paired_every is 0; give 1 or more\."):
         make_trainer(paired_every=0)
     with pytest.raises(ValueError, match=r"codes_update is 'never'; choose 'epoch' or 'batch'\."):
         make_trainer(codes_update="never")
