@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import torch
+from datasets.fingerprint import Hasher
 
 from cmfah_hf.data import collect_classes, load_image_text, resolve_data_path, train_validation_split
 from cmfah_hf.data.images import drop_unreadable
@@ -25,6 +26,7 @@ from cmfah_hf.training.backbone import load_backbone_weights
 from cmfah_hf.training.checkpoints import disk_errors, wants_to_resume
 from cmfah_hf.training.configuration import Run
 from cmfah_hf.training.data_source import source_of
+from cmfah_hf.training.kept_tables import kept_folder, kept_table
 from cmfah_hf.training.region_cache import keep_regions
 from cmfah_hf.training.streaming import count_streams, open_streams, stream_regions
 
@@ -70,10 +72,33 @@ class Pairs:
 
     def expanded(self, expander: GraphExpander) -> "Pairs":
         """With the column of the expanded texts, `[graph]`."""
-        said = {} if self.is_stream else {"desc": "Expansion"}
-        splits = {name: pairs.map(expander, batched=True, **said) for name, pairs in self.splits.items()}
-        together = self.stream_of_all.map(expander, batched=True) if self.is_stream else None
-        return replace(self, splits=splits, stream_of_all=together)
+        if self.is_stream:
+            splits = {name: pairs.map(expander, batched=True) for name, pairs in self.splits.items()}
+            return replace(self, splits=splits, stream_of_all=self.stream_of_all.map(expander, batched=True))
+        return replace(self, splits={name: _expanded(pairs, expander) for name, pairs in self.splits.items()})
+
+
+def _expanded(pairs: datasets.Dataset, expander: GraphExpander) -> datasets.Dataset:
+    features = datasets.Features({expander.output_column: datasets.Value("string")})
+
+    def make(file: Path) -> None:
+        pairs.select_columns(["text"]).with_format(None).map(
+            expander,
+            cache_file_name=str(file),
+            load_from_cache_file=False,
+            batched=True,
+            remove_columns=["text"],
+            features=features,
+            desc="Expansion",
+        )
+
+    folder = kept_folder("expanded", f"{pairs._fingerprint} {Hasher.hash(expander)}")
+    column = kept_table(folder, features, len(pairs), make)
+    layout = pairs.format
+    joined = datasets.concatenate_datasets([pairs.with_format(None), column], axis=1)
+    if layout["type"] is None:
+        return joined
+    return joined.with_format(layout["type"], layout["columns"], output_all_columns=True, **layout["format_kwargs"])
 
 
 def read_pairs(run: Run, output: Path) -> Pairs:
@@ -84,6 +109,11 @@ def read_pairs(run: Run, output: Path) -> Pairs:
     """
     data, config = run.data, run.config_class(**run.model)
     _check_method(run)
+    if config.freeze_backbone and not backbone_weights(data, config):  # before hours are spent on its regions
+        logger.warning(
+            "The image backbone is frozen with weights drawn at random; give --backbone_weights, or "
+            "--freeze_backbone false."
+        )
     keeps_regions = config.freeze_backbone and data.keep_regions
     if data.streaming:
         loaded = open_streams(data)
@@ -331,9 +361,4 @@ def build_model(
         model.cmfah.image_model.embeddings.backbone.load_state_dict(backbone.state_dict())
     elif weights:
         load_backbone_weights(model.cmfah.image_model, weights)
-    if config.freeze_backbone and not weights:
-        logger.warning(
-            "The image backbone is frozen with weights drawn at random; give --backbone_weights, or "
-            "--freeze_backbone false."
-        )
     return model, CMFAHProcessor.from_vocabulary(config, embedding.vocabulary, run.data.image_mean, run.data.image_std)

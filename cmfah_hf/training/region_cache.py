@@ -15,9 +15,11 @@ import datasets
 import numpy as np
 import torch
 
+from cmfah_hf.data.file_state import digest_of
 from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.errors import DataError, ImageError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.training.kept_tables import image_states, kept_folder, kept_table
 from cmfah_hf.training.region_shards import keep_streamed_regions
 
 logger = logging.getLogger(__name__)
@@ -91,7 +93,8 @@ def keep_regions(
     """The data set with the columns `region_features` (and `region_features_mirrored`), without unreadable rows.
 
     They are kept in the cache of `datasets`: a second call with the same pictures, backbone and preparation, in this
-    process or a later one, reads them from there. 49 regions of 512 channels take 50 kB a picture.
+    process or a later one, reads them from there. 49 regions of 512 channels take 50 kB a picture. Image files that
+    have changed and a cache that was damaged are computed anew, with a warning that names the file.
 
     A stream is read once, and its regions are kept in files that stream in their turn, without its pictures: larger
     than memory, but not than the disk. If that pass breaks off, the next call goes on from there.
@@ -114,21 +117,27 @@ def keep_regions(
     if isinstance(dataset, datasets.IterableDataset):
         return keep_streamed_regions(dataset, extractor, columns, batch_size, num_processes, process_index)
     raw = decoding_off(dataset)
-    added = datasets.Features({**raw.features, **columns, "readable": datasets.Value("bool")})
-    fingerprint = hashlib.sha256(f"{dataset._fingerprint} {extractor.fingerprint()}".encode()).hexdigest()[:32]
-    file = None
-    if not raw.cache_files:  # what lies in memory has no folder of its own to be kept in
-        file = Path(datasets.config.HF_DATASETS_CACHE) / "cmfah-regions" / f"{fingerprint}.arrow"
-        file.parent.mkdir(parents=True, exist_ok=True)
-    raw = raw.map(
-        extractor,
-        cache_file_name=file and str(file),
-        batched=True,
-        batch_size=batch_size,
-        features=added,
-        new_fingerprint=fingerprint,
-        desc="Regions of the pictures",
-    )
+    states = image_states(raw)
+    # The states are in the key as well as in the note: a source that changes to and fro finds its regions again.
+    key = f"{dataset._fingerprint} {digest_of(states)} {extractor.fingerprint()}"
+    added = datasets.Features({**columns, "readable": datasets.Value("bool")})
+
+    def make(file: Path) -> None:
+        raw.map(
+            extractor,
+            cache_file_name=str(file),
+            load_from_cache_file=False,
+            batched=True,
+            batch_size=batch_size,
+            remove_columns=raw.column_names,
+            features=added,
+            new_fingerprint=file.parent.name[:32],
+            desc="Regions of the pictures",
+        )
+
+    folder = kept_folder("regions", key)
+    regions = kept_table(folder, added, len(raw), make, states, dict.fromkeys(columns, (num_regions, channels)))
+    raw = datasets.concatenate_datasets([raw, regions], axis=1)
     readable = np.asarray(raw["readable"])
     if not readable.any():
         raise DataError(f"None of the {len(raw)} pictures can be read; see the warnings above.")

@@ -4,8 +4,6 @@ The files are Arrow tables as `datasets` keeps them in its own cache. They are m
 is fourteen times as quick as the same arrays out of Parquet, whose nested lists have to be decoded value by value.
 """
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -18,15 +16,19 @@ import pyarrow as pa
 from datasets.arrow_writer import ArrowWriter
 from datasets.iterable_dataset import ArrowExamplesIterable
 
+from cmfah_hf.atomic import atomic_file, locked, sha256_of
+from cmfah_hf.data.file_state import FileState, file_states
 from cmfah_hf.data.streams import read_shard, stream_fingerprint
 from cmfah_hf.errors import DataError
+from cmfah_hf.training.kept_tables import WAIT_S, Note, damage, image_files, kept_folder
 
 logger = logging.getLogger(__name__)
 
 # Rows of the source that go into one file; what is lost when the pass breaks off. 49 x 512 regions: 100 MB.
 _PIECE = 2048
 _TABLE_ROWS = 64
-_FOLDER = "cmfah-regions"
+# Seconds without a new piece after which the process that computes them is taken for dead.
+_STALLED_S = 4 * 3600.0
 
 
 def keep_streamed_regions(
@@ -52,26 +54,24 @@ def keep_streamed_regions(
     Raises:
         DataError: If not one picture can be read.
     """
-    name = hashlib.sha256(f"{stream_fingerprint(dataset)} {extractor.fingerprint()}".encode()).hexdigest()[:32]
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / _FOLDER / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = kept_folder("regions", f"{stream_fingerprint(dataset)} {extractor.fingerprint()}")
     features = datasets.Features({**{k: v for k, v in dataset.features.items() if k != "image"}, **columns})
+    lengths = {name: tuple(feature.shape) for name, feature in columns.items()}
     for shard in range(process_index, dataset.num_shards, num_processes):
-        _keep_shard(dataset, shard, extractor, features, folder, batch_size)
-    notes = [_done(folder, shard) for shard in range(dataset.num_shards)]
-    while not all(note.is_file() for note in notes):  # others' shards
-        time.sleep(0.5)
-    found = [json.loads(note.read_text(encoding="utf-8")) for note in notes]
-    rows, kept = (sum(counts) for counts in zip(*(piece for pieces in found for piece in pieces), strict=True))
+        with locked(folder / f"{shard:06d}.work", DataError, WAIT_S):
+            _keep_shard(dataset, shard, extractor, features, lengths, folder, batch_size)
+    found = [_wait_for(folder, shard, features, lengths) for shard in range(dataset.num_shards)]
+    rows = sum(note.read for notes in found for note in notes)
+    kept = sum(note.kept for notes in found for note in notes)
     if not kept:
         raise DataError(f"None of the {rows} pictures can be read; see the warnings above.")
     if kept < rows:
         logger.warning("Left out %d of %d pictures, because they cannot be read.", rows - kept, rows)
     files = [
         str(_piece(folder, shard, number))
-        for shard, pieces in enumerate(found)
-        for number, (_, count) in enumerate(pieces)
-        if count
+        for shard, notes in enumerate(found)
+        for number, note in enumerate(notes)
+        if note.kept
     ]
     return stream_arrow(files, features, dataset.split)
 
@@ -96,48 +96,75 @@ def _keep_shard(
     shard: int,
     extractor: Any,
     features: datasets.Features,
+    lengths: dict[str, tuple[int, int]],
     folder: Path,
     batch_size: int,
 ) -> None:
-    if _done(folder, shard).is_file():
-        return
-    # A piece is there whole or not at all; its note says how many rows it took and how many could be read.
-    pieces = []
-    while (note := _note(folder, shard, len(pieces))).is_file():
-        pieces.append(json.loads(note.read_text(encoding="utf-8")))
-    rows = read_shard(dataset, shard, start=sum(read for read, _ in pieces))
+    """Writes the pieces of a shard that are not there whole. The note of the last one is of no rows."""
+    number = start = 0
+    rows: Iterator[dict[str, Any]] | None = None  # where the last piece that was written has ended
     while True:
-        path = _piece(folder, shard, len(pieces))
-        read, kept = _write_piece(islice(rows, _PIECE), extractor, features, path, batch_size)
-        if not read:
-            break
-        _write(_note(folder, shard, len(pieces)), [read, kept])
-        pieces.append([read, kept])
-    _write(_done(folder, shard), pieces)
+        path, note_file = _piece(folder, shard, number), _note(folder, shard, number)
+        problem = damage(path, note_file, features, lengths) if note_file.exists() else ""
+        if problem is None:
+            note, rows = Note.read_from(note_file), None
+        else:
+            if problem:
+                logger.warning("%s; it is made anew.", problem)
+            rows = rows if rows is not None else read_shard(dataset, shard, start=start)
+            note = _write_piece(islice(rows, _PIECE), extractor, features, path, batch_size)
+            note.write(note_file)
+        if not note.read:
+            return
+        start += note.read
+        number += 1
+
+
+def _wait_for(folder: Path, shard: int, features: datasets.Features, lengths: dict[str, tuple[int, int]]) -> list[Note]:
+    """The notes of a shard, when all of its pieces are there and whole: another process may be at it.
+
+    Raises:
+        DataError: If nothing has come for long.
+    """
+    notes: list[Note] = []
+    problem, deadline = "", time.monotonic() + _STALLED_S
+    while True:
+        path, note_file = _piece(folder, shard, len(notes)), _note(folder, shard, len(notes))
+        problem = damage(path, note_file, features, lengths) if note_file.exists() else f"{note_file} is missing"
+        if problem is None:
+            notes.append(Note.read_from(note_file))
+            deadline = time.monotonic() + _STALLED_S
+            if not notes[-1].read:
+                return notes
+        elif time.monotonic() > deadline:
+            raise DataError(f"{problem}, and no process has made it for {_STALLED_S:g} seconds; start again.")
+        else:
+            time.sleep(0.5)
 
 
 def _write_piece(
     rows: Iterator[dict[str, Any]], extractor: Any, features: datasets.Features, path: Path, batch_size: int
-) -> tuple[int, int]:
-    """Rows read, and rows whose picture could be read and which are in the file."""
-    unfinished = path.with_suffix(".unfinished")
+) -> Note:
+    """Writes the rows whose picture can be read; no file where there are none."""
     read = kept = 0
-    with ArrowWriter(path=str(unfinished), features=features, writer_batch_size=_TABLE_ROWS) as writer:
-        while batch := list(islice(rows, batch_size)):
-            columns = extractor({"id": [row["id"] for row in batch], "image": [row["image"] for row in batch]})
-            readable = columns.pop("readable")
-            numbers = [number for number, is_readable in enumerate(readable) if is_readable]
-            read, kept = read + len(batch), kept + len(numbers)
-            for number in numbers:
-                own = {name: values[number] for name, values in columns.items()}
-                writer.write({name: own[name] if name in own else batch[number][name] for name in features})
-        if kept:
-            writer.finalize()
-    if kept:
-        unfinished.rename(path)
-    else:
-        unfinished.unlink(missing_ok=True)
-    return read, kept
+    sources: list[FileState] = []
+    with atomic_file(path, DataError) as unfinished:
+        with ArrowWriter(path=str(unfinished), features=features, writer_batch_size=_TABLE_ROWS) as writer:
+            while batch := list(islice(rows, batch_size)):
+                sources += file_states(image_files(row["image"] for row in batch))
+                columns = extractor({"id": [row["id"] for row in batch], "image": [row["image"] for row in batch]})
+                readable = columns.pop("readable")
+                numbers = [number for number, is_readable in enumerate(readable) if is_readable]
+                read, kept = read + len(batch), kept + len(numbers)
+                for number in numbers:
+                    own = {name: values[number] for name, values in columns.items()}
+                    writer.write({name: own[name] if name in own else batch[number][name] for name in features})
+            if kept:
+                writer.finalize()
+        digest = sha256_of(unfinished) if kept else ""
+    if not kept:
+        path.unlink()
+    return Note(read, kept, digest, tuple(sources))
 
 
 def _piece(folder: Path, shard: int, number: int) -> Path:
@@ -146,13 +173,3 @@ def _piece(folder: Path, shard: int, number: int) -> Path:
 
 def _note(folder: Path, shard: int, number: int) -> Path:
     return folder / f"{shard:06d}-{number:06d}.json"
-
-
-def _done(folder: Path, shard: int) -> Path:
-    return folder / f"{shard:06d}.json"
-
-
-def _write(path: Path, content: Any) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content), encoding="utf-8")
-    unfinished.rename(path)

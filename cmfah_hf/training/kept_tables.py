@@ -1,0 +1,174 @@
+"""Columns that were computed once and are kept as Arrow files, each with a note by which damage to it shows."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets.table import MemoryMappedTable
+
+from cmfah_hf.atomic import atomic_folder, locked, sha256_of, write_text
+from cmfah_hf.data.file_state import FileState, changed_files, file_states
+from cmfah_hf.documents import read_json
+from cmfah_hf.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# Another process may be computing the same.
+WAIT_S = 24 * 3600.0
+_TABLE_NAME, _NOTE_NAME = "table.arrow", "note.json"
+_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a file of kept columns was made of.
+
+    Args:
+        read: Rows of the source.
+        kept: Rows of the file.
+        sha256: Of the file; empty where no row was kept, and there is none.
+        sources: The image files that were read.
+    """
+
+    read: int
+    kept: int
+    sha256: str
+    sources: tuple[FileState, ...] = ()
+
+    def write(self, path: Path) -> None:
+        """Writes it, whole or not at all."""
+        write_text(path, json.dumps(asdict(self)) + "\n", DataError)
+
+    @classmethod
+    def read_from(cls, path: Path) -> "Note":
+        """Reads a note.
+
+        Raises:
+            DataError: If it is none.
+        """
+        content = read_json(path, DataError)
+        fields = {"read": int, "kept": int, "sha256": str, "sources": list}
+        sound = isinstance(content, dict) and content.keys() == fields.keys()
+        sound = sound and all(type(content[name]) is kind for name, kind in fields.items())
+        if not sound or not 0 <= content["kept"] <= content["read"]:
+            raise DataError(f"{path} is not the note of a kept file.")
+        states = tuple(_state(path, state) for state in content["sources"])
+        return cls(content["read"], content["kept"], content["sha256"], states)
+
+
+def _state(path: Path, content: Any) -> FileState:
+    kinds = {"path": str, "size": int, "mtime_ns": int, "ctime_ns": int}
+    sound = isinstance(content, dict) and content.keys() == {*kinds, "sha256"}
+    sound = sound and all(type(content[name]) is kind for name, kind in kinds.items())
+    if not sound or not isinstance(content["sha256"], (str, type(None))):
+        raise DataError(f"{path} does not hold the state of its sources.")
+    return FileState(**content)
+
+
+def kept_folder(kind: str, key: str) -> Path:
+    """Where what `key` describes is kept, below the cache of `datasets`."""
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    return Path(datasets.config.HF_DATASETS_CACHE) / f"cmfah-{kind}" / name
+
+
+def kept_table(
+    folder: Path,
+    features: datasets.Features,
+    rows: int,
+    make: Callable[[Path], None],
+    sources: Sequence[FileState] = (),
+    lengths: dict[str, tuple[int, int]] | None = None,
+) -> datasets.Dataset:
+    """Columns out of a file in `folder`, which is made where it is not there, was damaged, or is out of date.
+
+    Args:
+        folder: Of this file alone; its name tells what is computed from what.
+        features: The columns.
+        rows: How many there are.
+        make: Writes the Arrow file to the path that it is given.
+        sources: Files that the columns were computed from.
+        lengths: Rows and columns of each value of an array column, by its name.
+
+    Raises:
+        DataError: If the file cannot be written.
+    """
+    file, note = folder / _TABLE_NAME, folder / _NOTE_NAME
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f"{folder.name}.work"), DataError, WAIT_S):
+        if folder.exists():
+            problem = damage(file, note, features, lengths)
+            if problem is None:
+                return _open(file, features, folder.name)
+            logger.warning("%s; it is made anew.", problem)
+        with atomic_folder(folder, DataError) as temporary:
+            make(temporary / _TABLE_NAME)
+            Note(rows, rows, sha256_of(temporary / _TABLE_NAME), tuple(sources)).write(temporary / _NOTE_NAME)
+        return _open(file, features, folder.name)
+
+
+def damage(
+    file: Path, note_file: Path, features: datasets.Features, lengths: dict[str, tuple[int, int]] | None = None
+) -> str | None:
+    """Why a kept file cannot be used, in words that name it; None where it is as it was written and up to date."""
+    try:
+        note = Note.read_from(note_file)
+    except DataError as error:
+        return str(error).rstrip(".")
+    if changed := changed_files(note.sources):
+        return f"{file} is of images that have changed since, {changed[0]} the first of {len(changed)}"
+    if not note.kept:
+        return None
+    if not file.is_file() or sha256_of(file) != note.sha256:
+        return f"{file} is damaged, its checksum is another"
+    try:
+        with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
+            if reader.schema.remove_metadata() != features.arrow_schema.remove_metadata():
+                return f"{file} is damaged, its columns are others"
+            rows = 0
+            for batch in reader:
+                batch.validate(full=True)
+                rows += len(batch)
+                if not _has_lengths(batch, lengths or {}):
+                    return f"{file} is damaged, its arrays have other shapes"
+    except (pa.ArrowException, OSError) as error:
+        return f"{file} is damaged ({' '.join(str(error).split())[:200]})"
+    return None if rows == note.kept else f"{file} is damaged, it has {rows} rows instead of {note.kept}"
+
+
+def image_files(values: Iterable[dict[str, Any] | None]) -> list[str]:
+    """The local files that undecoded images name and do not hold."""
+    paths = (value["path"] for value in values if value and value.get("bytes") is None)
+    return [path for path in paths if path and "://" not in path]
+
+
+def image_states(raw: datasets.Dataset) -> list[FileState]:
+    """The states of the files that a data set's images are in; none of those that are in its table."""
+    image = raw.select_columns(["image"]).flatten().with_format("arrow")
+    paths = []
+    for table in image.iter(_ROWS):
+        without = pc.invert(pc.is_valid(table["image.bytes"]))
+        paths += [path for path in table["image.path"].filter(without).to_pylist() if path and "://" not in path]
+    return file_states(paths)
+
+
+def _has_lengths(batch: pa.RecordBatch, lengths: dict[str, tuple[int, int]]) -> bool:
+    for name, (outer, inner) in lengths.items():
+        values = batch.column(name).storage
+        if values.null_count or values.flatten().null_count:
+            return False
+        for array, expected in ((values, outer), (values.flatten(), inner)):
+            if not pc.all(pc.equal(pc.list_value_length(array), expected)).as_py() and len(array):
+                return False
+    return True
+
+
+def _open(file: Path, features: datasets.Features, name: str) -> datasets.Dataset:
+    table = MemoryMappedTable.from_file(str(file)).replace_schema_metadata(None)
+    return datasets.Dataset(table, datasets.DatasetInfo(features=features), fingerprint=name)
