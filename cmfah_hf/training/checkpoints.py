@@ -8,6 +8,7 @@ of it since shows in the list.
 import errno
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -16,13 +17,15 @@ import traceback
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from cmfah_hf.atomic import flush, flush_folder, write_text
+from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError
+from cmfah_hf.training.checkpoint_contents import content_damage
 from cmfah_hf.training.run_folder import UNFINISHED_NAME, open_to_others, remove_unfinished
 
 logger = logging.getLogger(__name__)
@@ -130,13 +133,13 @@ def check_whole(folder: str | Path) -> None:
 def damage_of(folder: str | Path) -> str | None:
     """What is wrong with a checkpoint, naming the file; None where it is as it was written."""
     folder = Path(folder)
-    try:
-        files = json.loads((folder / LIST_NAME).read_text(encoding="utf-8"))["files"].items()
-    except FileNotFoundError:
+    if not (folder / LIST_NAME).exists():
         return f"{LIST_NAME}, written last, is missing, so its writing was broken off"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{LIST_NAME} is damaged"
-    for name, (size, checksum) in files:
+    try:
+        files = _listed_files(folder)
+    except CheckpointError as error:
+        return str(error)
+    for name, (size, checksum) in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
@@ -144,7 +147,30 @@ def damage_of(folder: str | Path) -> str | None:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
         if _checksum(path) != checksum:
             return f"{name} is damaged, its checksum is another"
-    return None
+    return content_damage(folder, step_of(folder), set(files))
+
+
+def _listed_files(folder: Path) -> dict[str, list[int]]:
+    """The files of a checkpoint's list, with size and checksum.
+
+    Raises:
+        CheckpointError: If the list is damaged, or names a file elsewhere.
+    """
+    damaged = f"{LIST_NAME} is damaged"
+    try:
+        content = read_json(folder / LIST_NAME, CheckpointError)
+    except CheckpointError as error:
+        raise CheckpointError(damaged) from error
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not all(
+        isinstance(entry, list) and list(map(type, entry)) == [int, int] for entry in files.values()
+    ):
+        raise CheckpointError(damaged)
+    for name in files:
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\0" in name or "\\" in name:
+            raise CheckpointError(f"{LIST_NAME} names {name[:80]!r}, which is no file of a checkpoint")
+    return files
 
 
 def step_of(folder: str | Path) -> int:
@@ -254,9 +280,11 @@ def _written(folder: Path) -> tuple[float, int]:
 
 def _time_in(path: Path, name: str) -> float | None:
     try:
-        return float(json.loads(path.read_text(encoding="utf-8"))[name])
-    except (OSError, ValueError, KeyError, TypeError):
+        content = read_json(path, CheckpointError)
+    except CheckpointError:  # missing or damaged, which shows elsewhere
         return None
+    value = content.get(name) if isinstance(content, dict) else None
+    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
 
 
 def _put_aside(folder: Path) -> Path:

@@ -175,7 +175,8 @@ class ResumingTrainer(Trainer):
             kept = self.state.stateful_callbacks.get(type(callback).__name__)
             if isinstance(callback, ExportableState) and isinstance(kept, dict):
                 for name, value in kept.get("attributes", {}).items():
-                    setattr(callback, name, value)
+                    if type(value) is type(getattr(callback, name, None)):  # a count
+                        setattr(callback, name, value)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # The parent asks only after a step, and a run that is over has none left.

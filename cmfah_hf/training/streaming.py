@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,10 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate.utils import broadcast_object_list
 
+from cmfah_hf.atomic import atomic_file, sha256_of, write_text
 from cmfah_hf.data import load_image_text
 from cmfah_hf.data.images import decoding_off
 from cmfah_hf.data.label_counts import LabelCounts
 from cmfah_hf.data.streams import PairStream, is_arrow, read_shard, split_stream, stream_fingerprint
+from cmfah_hf.documents import read_json
 from cmfah_hf.errors import DataError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
 from cmfah_hf.training.arguments import DataArguments
@@ -139,19 +142,48 @@ def count_streams(
 
 def _notes(narrow: Streams, is_resumed: bool, source: str, output: Path) -> dict[str, StreamNotes]:
     """The notes of train and validation: those of an earlier run that this one goes on, or new ones."""
-    path = output / NOTES_NAME
+    path, texts = output / NOTES_NAME, output / TEXTS_NAME
     names = {name: stream_fingerprint(narrow[name]) for name in ("train", "validation")}
     if is_resumed and path.is_file():
-        kept = {name: StreamNotes(**own) for name, own in json.loads(path.read_text(encoding="utf-8")).items()}
-        if {name: own.fingerprint for name, own in kept.items()} == names:
-            return kept
-        logger.warning("%s has changed since the run that is resumed; its rows are counted anew.", source)
+        try:
+            kept = _kept_notes(path, texts)
+        except DataError as error:
+            logger.warning("%s The rows are counted anew.", error)
+        else:
+            if {name: own.fingerprint for name, own in kept.items()} == names:
+                return kept
+            logger.warning("%s has changed since the run that is resumed; its rows are counted anew.", source)
     notes = {
-        name: read_notes(narrow[name], source, output / TEXTS_NAME if name == "train" else None)
-        for name in ("train", "validation")
+        name: read_notes(narrow[name], source, texts if name == "train" else None) for name in ("train", "validation")
     }
     content = {name: asdict(own) for name, own in notes.items()}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    document = {"notes": content, "texts_sha256": sha256_of(texts)}
+    write_text(path, json.dumps(document, indent=2) + "\n", DataError)
+    return notes
+
+
+def _kept_notes(path: Path, texts: Path) -> dict[str, StreamNotes]:
+    """The notes of the run that is resumed.
+
+    Raises:
+        DataError: If they, or the texts, are damaged.
+    """
+    content = read_json(path, DataError)
+    try:
+        notes = {name: StreamNotes(**content["notes"][name]) for name in ("train", "validation")}
+        if content["texts_sha256"] != sha256_of(texts):
+            raise DataError(f"{texts} is damaged, its checksum is another.")
+        sound = all(
+            isinstance(own.fingerprint, str)
+            and all(type(count) is int and count >= 0 for count in own.counts)
+            and all(isinstance(name, str) for name in own.classes)
+            and all(type(count) is int for counts in own.together.values() for count in counts.values())
+            for own in notes.values()
+        )
+    except (KeyError, TypeError, AttributeError, OSError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}).") from error
+    if not sound:
+        raise DataError(f"{path} is damaged.")
     return notes
 
 
@@ -172,7 +204,7 @@ def read_notes(dataset: datasets.IterableDataset, source: str, texts: Path | Non
         narrow = narrow.select_columns([name for name in ("id", "text", "labels") if name in narrow.column_names])
     counts = [0] * narrow.num_shards
     labels = LabelCounts()
-    with tempfile.TemporaryDirectory(prefix="cmfah-ids-") as folder, _Writer(texts) as writer:
+    with tempfile.TemporaryDirectory(prefix="cmfah-ids-") as folder, _text_writer(texts) as write:
         ids = _Ids(Path(folder))
         for shard in range(narrow.num_shards):
             rows = read_shard(narrow, shard)
@@ -181,7 +213,7 @@ def read_notes(dataset: datasets.IterableDataset, source: str, texts: Path | Non
                 for row in portion:
                     labels.add(row.get("labels"))
                 ids.add([row["id"] for row in portion])
-                writer.write([row["text"] for row in portion])
+                write([row["text"] for row in portion])
         repeated = ids.repeated()
     if repeated is not None:
         ids = (row["id"] for shard in range(narrow.num_shards) for row in read_shard(narrow, shard))
@@ -190,28 +222,15 @@ def read_notes(dataset: datasets.IterableDataset, source: str, texts: Path | Non
     return StreamNotes(fingerprint, counts, labels.classes, labels.to_dict())
 
 
-class _Writer:
-    """Texts into a Parquet file that gets its name when it is complete; without a path, nowhere."""
-
-    def __init__(self, path: Path | None):
-        self.path = path
-        self.schema = pa.schema([("text", pa.string())])
-
-    def __enter__(self) -> "_Writer":
-        if self.path is not None:
-            self.unfinished = self.path.with_suffix(".unfinished")
-            self.writer = pq.ParquetWriter(self.unfinished, self.schema)
-        return self
-
-    def write(self, texts: list[str]) -> None:
-        if self.path is not None:
-            self.writer.write_table(pa.table({"text": pa.array(texts, pa.string())}, schema=self.schema))
-
-    def __exit__(self, kind, value, traceback) -> None:
-        if self.path is not None:
-            self.writer.close()
-            if kind is None:
-                self.unfinished.replace(self.path)
+@contextmanager
+def _text_writer(path: Path | None) -> Iterator[Callable[[list[str]], None]]:
+    """Writes texts into a Parquet file that gets its name when it is complete; without a path, nowhere."""
+    if path is None:
+        yield lambda texts: None
+        return
+    schema = pa.schema([("text", pa.string())])
+    with atomic_file(path, DataError) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
+        yield lambda texts: writer.write_table(pa.table({"text": pa.array(texts, pa.string())}, schema=schema))
 
 
 class _Ids:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, get_scheduler
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
 
 from cmfah_hf.data.collator import PairCollator
@@ -21,6 +22,7 @@ from cmfah_hf.models import CMFAHForPreTraining, CMFAHForPreTrainingOutput, CMFA
 from cmfah_hf.models.losses import sign
 from cmfah_hf.training.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.batch_norm import use_global_statistics
+from cmfah_hf.training.checkpoint_contents import check_optimizer, check_schedule, read_torch_file
 from cmfah_hf.training.hub_trainer import HubTrainer
 from cmfah_hf.training.processes import (
     average_gradients,
@@ -438,19 +440,23 @@ class CMFAHTrainer(HubTrainer):
         super()._load_scaler(checkpoint)
         if checkpoint is not None and self.discriminator_scaler is not None:
             path = Path(checkpoint) / DISCRIMINATOR_SCALER_NAME
-            self.discriminator_scaler.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            self.discriminator_scaler.load_state_dict(read_torch_file(path))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
+        if not self.is_fsdp_enabled:
+            self._check_optimizer_and_scheduler(Path(checkpoint))
+        super()._load_optimizer_and_scheduler(checkpoint)
         path = Path(checkpoint) / DISCRIMINATOR_OPTIMIZER_NAME
         if not path.is_file():
             raise CheckpointError(
                 f"{path} is missing: the checkpoint holds a model alone (save_only_model), which no training goes on "
                 "from; go on from another."
             )
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_torch_file(path)
+        check_optimizer(self.discriminator_optimizer, path, state["optimizer"])
+        check_schedule(self.discriminator_scheduler, path, state["scheduler"])
         self.discriminator_optimizer.load_state_dict(state["optimizer"])
         self.discriminator_scheduler.load_state_dict(state["scheduler"])
         codes = Path(checkpoint) / CODES_NAME
@@ -460,6 +466,12 @@ class CMFAHTrainer(HubTrainer):
                 f"{codes} is of {len(self.codes)} training pairs, and there are {len(self.train_dataset)} now; go on "
                 "with the data that the run was begun with, or start in another folder."
             )
+
+    def _check_optimizer_and_scheduler(self, checkpoint: Path) -> None:
+        optimizer, schedule = checkpoint / OPTIMIZER_NAME, checkpoint / SCHEDULER_NAME
+        if optimizer.is_file() and schedule.is_file():  # as the parent asks
+            check_optimizer(self.optimizer, optimizer, read_torch_file(optimizer))
+            check_schedule(self.lr_scheduler, schedule, read_torch_file(schedule))
 
     def _progress(self) -> dict[str, torch.Tensor]:
         terms = {f"term/{name}": sum_.detach().clone() for name, sum_ in self._term_sums.items()}

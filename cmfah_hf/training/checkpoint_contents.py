@@ -1,0 +1,337 @@
+"""Whether the files of a checkpoint hold what `Trainer` will read from them, without loading code that they name.
+
+A checksum tells that a file is as its list says, and not that the list is right. So each file is read here as it will
+be read when the run goes on: JSON by its types, safetensors by name and shape of the model's tensors, and PyTorch's
+own files (optimizers, schedules, scalers, random generators) with `weights_only=True`.
+"""
+
+import pickle
+import random
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import safe_globals
+
+from cmfah_hf.documents import read_json
+from cmfah_hf.errors import CheckpointError
+from cmfah_hf.models import METHODS
+
+_WEIGHTS = "model.safetensors"
+_LOADABLE = (".pt", ".pth", ".bin", ".safetensors")
+# By which the kinds of optimizers differ; other keys come and go with the versions of PyTorch.
+_OPTIMIZER_KEYS = ("betas", "momentum", "alpha", "rho", "lr_decay")
+# Of transformers' `TrainerState`.
+_NUMBER, _MAYBE_NUMBER = (int, float), (int, float, type(None))
+_STATE_TYPES: dict[str, tuple[type, ...]] = {
+    "epoch": _NUMBER,
+    "global_step": (int,),
+    "max_steps": (int,),
+    "logging_steps": _NUMBER,
+    "eval_steps": _MAYBE_NUMBER,
+    "save_steps": _NUMBER,
+    "train_batch_size": (int, type(None)),
+    "num_train_epochs": _NUMBER,
+    "num_input_tokens_seen": _NUMBER,
+    "total_flos": _NUMBER,
+    "log_history": (list,),
+    "best_metric": _MAYBE_NUMBER,
+    "best_global_step": (int, type(None)),
+    "best_model_checkpoint": (str, type(None)),
+    "is_local_process_zero": (bool,),
+    "is_world_process_zero": (bool,),
+    "is_hyper_param_search": (bool,),
+    "trial_name": (str, type(None)),
+    "trial_params": (dict, type(None)),
+    "stateful_callbacks": (dict,),
+}
+# What an unpickler that builds nothing but tensors and plain values raises at bytes that are no pickle of its kind.
+_UNPICKLING_ERRORS = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
+    *(AssertionError, OverflowError, OSError, struct.error),
+)
+_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, EOFError, struct.error, RuntimeError)
+
+
+def content_damage(folder: Path, step: int, listed: set[str]) -> str | None:
+    """What cannot be read of a checkpoint whose files are as its list says, naming the file; else None.
+
+    Args:
+        folder: The checkpoint.
+        step: After which it was written, by its name; -1 where that does not tell.
+        listed: The files of its list.
+    """
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and path.suffix in _LOADABLE and name not in listed:
+            return f"{name} is not in its list of files"
+    weights = _weights_damage(folder)
+    if weights is not None:
+        return weights
+    for name in sorted(listed):
+        check = _check_for(name)
+        if check is not None and (damage := check(folder / name)) is not None:
+            return f"{name} {damage}"
+    return _state_damage(folder / TRAINER_STATE_NAME, step)
+
+
+def check_schedule(schedule: Any, path: Path, content: Any) -> None:
+    """Raises a `CheckpointError` unless a saved schedule is of the kind of the present one.
+
+    PyTorch takes whatever a schedule's state holds for attributes of it.
+    """
+    ours = schedule.state_dict()
+    fits = isinstance(content, dict) and content.keys() == ours.keys()
+    numbers = (int, float)
+    fits = fits and all(
+        type(content[name]) is type(value) or (isinstance(content[name], numbers) and isinstance(value, numbers))
+        for name, value in ours.items()
+    )
+    if not fits:
+        raise CheckpointError(f"{path}: the schedule of another lr_scheduler_type; go on with that one.")
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, path: Path, content: Any) -> None:
+    """Raises a `CheckpointError` unless a saved optimizer is of the kind of the present one, and of its parameters."""
+    ours = optimizer.state_dict()["param_groups"]
+    theirs = content["param_groups"]
+    fits = [len(group["params"]) for group in ours] == [len(group["params"]) for group in theirs]
+    fits = fits and all(
+        (name in own) == (name in other) for own, other in zip(ours, theirs, strict=True) for name in _OPTIMIZER_KEYS
+    )
+    if fits:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        numbers = [number for group in theirs for number in group["params"]]
+        fits = all(
+            not value.ndim or value.shape == parameter.shape
+            for number, parameter in zip(numbers, parameters, strict=True)
+            for value in content["state"].get(number, {}).values()
+            if isinstance(value, torch.Tensor)
+        )
+    if not fits:
+        raise CheckpointError(f"{path}: the state of another optimizer or model; go on with the `optim` of that run.")
+
+
+def _check_for(name: str) -> Callable[[Path], str | None] | None:
+    for pattern, check in _CHECKS:
+        if re.fullmatch(pattern, name):
+            return check
+    return None
+
+
+def _weights_damage(folder: Path) -> str | None:
+    try:
+        expected = _tensors_of_model(folder)
+    except CheckpointError as error:
+        return str(error)
+    if not (folder / _WEIGHTS).is_file():
+        if any(folder.glob("pytorch_model_fsdp*")):  # shared out over processes
+            return None
+        pickles = sorted(path.name for path in folder.glob("*.bin"))
+        if pickles:
+            return f"{pickles[0]} is a pickle, and weights are loaded from {_WEIGHTS} alone"
+        return f"{_WEIGHTS} is missing"
+    try:
+        with safe_open(folder / _WEIGHTS, "pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            kinds = {file.get_slice(name).get_dtype() for name in found}
+    except (SafetensorError, OSError) as error:
+        return f"{_WEIGHTS} is damaged ({_in_one_line(error)})"
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            return f"{_WEIGHTS} is of another model, its tensor {name[:80]!r} is {found.get(name, 'missing')}"
+    if not kinds <= {"F16", "BF16", "F32", "F64", "I64"}:
+        return f"{_WEIGHTS} holds numbers that are no weights, {sorted(kinds)[0]}"
+    return None
+
+
+def _tensors_of_model(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of the model that `config.json` describes; none of it is allocated."""
+    content = read_json(folder / "config.json", CheckpointError)
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if not isinstance(kind, str) or kind not in METHODS:
+        raise CheckpointError("config.json is not that of a model of this package")
+    method = METHODS[kind]
+    try:
+        config = method.config.from_pretrained(folder)
+        with torch.device("meta"):
+            model = method.pretraining(config)
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError, StrictDataclassError) as error:
+        raise CheckpointError(f"config.json makes no model ({_in_one_line(error)})") from error
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def read_torch_file(path: Path) -> Any:
+    """What one of PyTorch's files holds: tensors and plain values.
+
+    Raises:
+        CheckpointError: If it is damaged, or holds anything else.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
+                    raise CheckpointError("is damaged, it is compressed")
+            if (name := archive.testzip()) is not None:
+                raise CheckpointError(f"is damaged, at {name[:80]!r}")
+    except _ZIP_ERRORS as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"is damaged ({_in_one_line(error)})") from error
+    try:
+        with safe_globals():
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except _UNPICKLING_ERRORS as error:
+        raise CheckpointError(f"is damaged, or holds more than tensors ({_in_one_line(error)})") from error
+
+
+def _torch_check(is_sound: Callable[[Any], bool]) -> Callable[[Path], str | None]:
+    def check(path: Path) -> str | None:
+        try:
+            content = read_torch_file(path)
+        except CheckpointError as error:
+            return str(error)
+        return None if is_sound(content) else "does not hold what its name says"
+
+    return check
+
+
+def _is_optimizer(content: Any) -> bool:
+    if not isinstance(content, dict) or not isinstance(content.get("state"), dict):
+        return False
+    groups = content.get("param_groups")
+    if not isinstance(groups, list) or not groups:
+        return False
+    numbers: set[int] = set()
+    for group in groups:
+        if not isinstance(group, dict) or not isinstance(group.get("params"), list):
+            return False
+        if not all(type(number) is int for number in group["params"]):
+            return False
+        numbers.update(group["params"])
+    plain = (torch.Tensor, int, float, type(None))
+    return all(
+        number in numbers and isinstance(state, dict) and all(isinstance(value, plain) for value in state.values())
+        for number, state in content["state"].items()
+    )
+
+
+def _is_schedule(content: Any) -> bool:
+    return isinstance(content, dict) and all(isinstance(name, str) for name in content) and "last_epoch" in content
+
+
+def _is_scaler(content: Any) -> bool:
+    return isinstance(content, dict) and all(isinstance(value, (int, float)) for value in content.values())
+
+
+def _is_second_player(content: Any) -> bool:
+    return (
+        isinstance(content, dict) and _is_optimizer(content.get("optimizer")) and _is_schedule(content.get("scheduler"))
+    )
+
+
+def _is_generators(content: Any) -> bool:
+    """Tried on generators of no account."""
+    if not isinstance(content, dict):
+        return False
+    try:
+        random.Random().setstate(content["python"])
+        np.random.RandomState().set_state(content["numpy"])
+        torch.Generator().set_state(content["cpu"])
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, IndexError, AttributeError):
+        return False
+    return True
+
+
+def _safetensors_check(is_sound: Callable[[dict[str, tuple[int, ...]]], bool]) -> Callable[[Path], str | None]:
+    def check(path: Path) -> str | None:
+        try:
+            with safe_open(path, "pt") as file:
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            return f"is damaged ({_in_one_line(error)})"
+        return None if is_sound(shapes) else "does not hold what its name says"
+
+    return check
+
+
+def _is_progress(shapes: dict[str, tuple[int, ...]]) -> bool:
+    needed = {"loss_since_log", "loss_logged", "last_logged_step"}
+    return needed <= shapes.keys() and not any(shapes.values())  # all of them single numbers
+
+
+def _state_damage(path: Path, step: int) -> str | None:
+    try:
+        state = read_json(path, CheckpointError)
+    except CheckpointError as error:
+        return str(error).rstrip(".")
+    name = TRAINER_STATE_NAME
+    if not isinstance(state, dict) or not state.keys() <= _STATE_TYPES.keys():
+        return f"{name} is not the state of a training"
+    for key, kinds in _STATE_TYPES.items():
+        value = state.get(key)
+        if key not in state or not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            return f"{name} has no sound {key!r}"
+    if state["global_step"] < 0 or (step >= 0 and state["global_step"] != step):
+        return f"{name} is of step {state['global_step']}"
+    if not all(isinstance(log, dict) and {"step", "epoch"} <= log.keys() for log in state["log_history"]):
+        return f"{name} has no sound 'log_history'"
+    logged = {log["step"] for log in state["log_history"] if isinstance(log["step"], int)}
+    if state["best_global_step"] is not None and state["best_global_step"] not in logged:
+        return f"{name} has no sound 'best_global_step'"
+    for kept in state["stateful_callbacks"].values():
+        for own in kept if isinstance(kept, list) else [kept]:
+            if not isinstance(own, dict) or not all(isinstance(own.get(part), dict) for part in ("args", "attributes")):
+                return f"{name} has no sound 'stateful_callbacks'"
+    return None
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Refuses whatever is not of the kinds that the metadata of a sharded checkpoint consists of."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"):
+            found = super().find_class(module, name)
+            is_data = hasattr(found, "__dataclass_fields__") or (isinstance(found, type) and issubclass(found, Enum))
+            if isinstance(found, type) and found.__module__ == module and is_data:
+                return found
+        if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
+            return getattr(torch, name)
+        if (module, name) in (("torch.serialization", "_get_layout"), ("collections", "OrderedDict")):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}"[:120])
+
+
+def _metadata_damage(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            _PlainUnpickler(file).load()
+    except _UNPICKLING_ERRORS as error:
+        return f"is damaged, or holds more than metadata ({_in_one_line(error)})"
+    return None
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+_CHECKS: tuple[tuple[str, Callable[[Path], str | None]], ...] = (
+    (r"optimizer\.(pt|bin)", _torch_check(_is_optimizer)),
+    (r"scheduler\.pt", _torch_check(_is_schedule)),
+    (r"discriminator_optimizer\.pt", _torch_check(_is_second_player)),
+    (r"(discriminator_)?scaler\.pt", _torch_check(_is_scaler)),
+    (r"rng_state(_\d+)?\.pth", _torch_check(_is_generators)),
+    (r"pytorch_model_fsdp(_\d+)?\.bin", _torch_check(lambda content: isinstance(content, dict))),
+    (r".*/\.metadata", _metadata_damage),
+    (r"progress(_\d+)?\.safetensors", _safetensors_check(_is_progress)),
+    (r"codes\.safetensors", _safetensors_check(lambda shapes: list(map(len, shapes.values())) == [2])),
+)
