@@ -137,7 +137,7 @@ def damage(
                 rows += len(batch)
                 if not _has_lengths(batch, lengths or {}):
                     return f"{file} is damaged, its arrays have other shapes"
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:  # the last two: of the array types' own texts
         return f"{file} is damaged ({' '.join(str(error).split())[:200]})"
     return None if rows == note.kept else f"{file} is damaged, it has {rows} rows instead of {note.kept}"
 

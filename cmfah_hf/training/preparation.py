@@ -10,13 +10,14 @@ from typing import Any
 import datasets
 import torch
 from datasets.fingerprint import Hasher
+from huggingface_hub.errors import StrictDataclassError
 
 from cmfah_hf.data import collect_classes, load_image_text, resolve_data_path, train_validation_split
 from cmfah_hf.data.images import drop_unreadable
 from cmfah_hf.data.label_counts import LabelCounts
 from cmfah_hf.data.relevance import LabelRelevance, PairRelevance, Relevance, TagRelevance
 from cmfah_hf.data.streams import PairStream, split_stream
-from cmfah_hf.errors import CheckpointError, DataError
+from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding, WikipediaKnowledge
 from cmfah_hf.expansion.label_vectors import label_vectors
 from cmfah_hf.models import METHODS, CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHProcessor
@@ -107,7 +108,7 @@ def read_pairs(run: Run, output: Path) -> Pairs:
     Raises:
         DataError: If the data lacks what the run needs.
     """
-    data, config = run.data, run.config_class(**run.model)
+    data, config = run.data, model_config(run)
     _check_method(run)
     if config.freeze_backbone and not backbone_weights(data, config):  # before hours are spent on its regions
         logger.warning(
@@ -155,6 +156,22 @@ def read_pairs(run: Run, output: Path) -> Pairs:
         for name in (("train",) if data.similarity == "labels" else ("train", "validation"))
     }
     return Pairs(splits, None, classes, splits["train"], None, backbone, source)
+
+
+def model_config(run: Run) -> CMFAHConfig:
+    """The configuration of a run's model, before anything is known of its data.
+
+    Raises:
+        CMFAHError: If a setting of it cannot be used.
+    """
+    try:
+        return run.config_class(**run.model)
+    except CMFAHError:
+        raise
+    # Of the settings of a backbone, each of which transformers checks in its own way.
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, ImportError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CMFAHError(f"The settings of the model cannot be used: {reason}") from error
 
 
 def _labels_of(pairs: datasets.Dataset) -> list[str]:
