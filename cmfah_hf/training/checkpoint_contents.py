@@ -325,12 +325,13 @@ def _in_one_line(error: Exception) -> str:
 
 
 _CHECKS: tuple[tuple[str, Callable[[Path], str | None]], ...] = (
-    (r"optimizer\.(pt|bin)", _torch_check(_is_optimizer)),
+    (r"optimizer\.pt", _torch_check(_is_optimizer)),
     (r"scheduler\.pt", _torch_check(_is_schedule)),
     (r"discriminator_optimizer\.pt", _torch_check(_is_second_player)),
     (r"(discriminator_)?scaler\.pt", _torch_check(_is_scaler)),
     (r"rng_state(_\d+)?\.pth", _torch_check(_is_generators)),
-    (r"pytorch_model_fsdp(_\d+)?\.bin", _torch_check(lambda content: isinstance(content, dict))),
+    # Of FSDP, which names parameters where others number them.
+    (r"(optimizer|pytorch_model_fsdp)(_\d+)?\.bin", _torch_check(lambda content: isinstance(content, dict))),
     (r".*/\.metadata", _metadata_damage),
     (r"progress(_\d+)?\.safetensors", _safetensors_check(_is_progress)),
     (r"codes\.safetensors", _safetensors_check(lambda shapes: list(map(len, shapes.values())) == [2])),
