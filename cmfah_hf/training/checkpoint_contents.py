@@ -295,6 +295,14 @@ def _state_damage(path: Path, step: int) -> str | None:
     return None
 
 
+_PLAIN_NAMES = {
+    ("torch.serialization", "_get_layout"),
+    ("collections", "OrderedDict"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+}
+
+
 class _PlainUnpickler(pickle.Unpickler):
     """Refuses whatever is not of the kinds that the metadata of a sharded checkpoint consists of."""
 
@@ -306,7 +314,7 @@ class _PlainUnpickler(pickle.Unpickler):
                 return found
         if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
             return getattr(torch, name)
-        if (module, name) in (("torch.serialization", "_get_layout"), ("collections", "OrderedDict")):
+        if (module, name) in _PLAIN_NAMES:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}"[:120])
 

@@ -173,11 +173,15 @@ def test_another_optimizer_or_schedule_is_refused(saved, make_trainer, make_mode
 
 def test_the_metadata_of_a_sharded_checkpoint_names_nothing_but_data(tmp_path):
     """PyTorch reads it by `pickle.load`."""
-    from torch.distributed.checkpoint.metadata import Metadata, TensorProperties, TensorStorageMetadata
+    import torch.distributed.checkpoint as sharded
 
-    tensor = TensorStorageMetadata(TensorProperties(torch.float32), torch.Size([2]), [])
+    model = torch.nn.Linear(3, 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    sharded.save(states, checkpoint_id=tmp_path, no_dist=True)
     file = tmp_path / ".metadata"
-    file.write_bytes(pickle.dumps(Metadata({"x": tensor})))
     assert _metadata_damage(file) is None
     for content in (pickle.dumps(Evil()), b"cos\nsystem\n(S'true'\ntR.", b"", b"garbage"):
         file.write_bytes(content)
