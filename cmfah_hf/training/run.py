@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, set_seed
 
 from cmfah_hf.atomic import write_text
 from cmfah_hf.data.relevance import TagRelevance
-from cmfah_hf.errors import CheckpointError
+from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.models import METHODS, CMFAHForPreTraining
 from cmfah_hf.training.arguments import CMFAHTrainingArguments
@@ -116,6 +117,11 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         final = _refit_arguments(args, output / REFIT_NAME)
         trainer = trainer_of(model, final, pairs.all, callbacks=[_StopAfter(epoch)])
         trainer.train(resume_from_checkpoint=newest_checkpoint(final.output_dir) if refit_goes_on else None)
+    if not all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters()):
+        raise CMFAHError(
+            f"{output}: the training diverged, weights are not finite; give a lower learning_rate, or a max_grad_norm. "
+            "No model was saved."
+        )
     if trainer.is_fsdp_enabled:  # whatever the checkpoints are: what is left in the end is one whole model
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     with disk_errors(output, "the model"):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmfah_hf.errors import CheckpointError, DataError
+from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
 from cmfah_hf.training import train
 from cmfah_hf.training.run_folder import held, replacing_files
 from cmfah_hf.training.trainer import CMFAHTrainer
@@ -100,6 +100,15 @@ def test_not_one_batch_is_no_training(make_trainer, make_pairs):
     trainer = make_trainer(train=make_pairs(5), dataloader_drop_last=True)
     with pytest.raises(DataError, match="There is not one batch to train on"):
         trainer.train()
+
+
+@pytest.mark.parametrize("validates", [False, True])
+def test_a_training_that_diverged_saves_no_model(run_of, tmp_path, validates):
+    off = () if validates else ("--eval_strategy=no", "--save_strategy=no", "--load_best_model_at_end=false")
+    with pytest.raises(CMFAHError):
+        train(run_of("--learning_rate=1e38", "--optim=sgd", "--max_grad_norm=0", "--num_train_epochs=3", *off))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert not (tmp_path / "out" / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("broken", [False, True])
