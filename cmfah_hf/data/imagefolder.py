@@ -6,18 +6,21 @@ that the id `007` becomes 7, the tags `2019` a number or a date, and the tag `nu
 become a `Dataset` through `from_generator`, so they are cached on disk, memory-mapped, and stream the same way.
 """
 
-import csv
 import json
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+from cmfah_hf.atomic import atomic_folder
 from cmfah_hf.data.columns import ColumnNames, find_columns, labels_of, text_of
+from cmfah_hf.data.data_root import DataRoot, LocalFiles, refuse_links_outside
+from cmfah_hf.data.file_state import digest_of, file_states
+from cmfah_hf.data.metadata_rows import read_rows, shown_name
 from cmfah_hf.errors import DataError
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -30,18 +33,31 @@ _WHAT_TO_WRITE = (
 )
 # Type inference works in pieces of this many rows, so that a long metadata file is never held whole.
 _PIECE = 10_000
+# Characters of a file name without its ending; a name has at most 255 bytes.
+_LONGEST_STEM = 60
 # A stream is cut into this many ranges at most, which is how many workers of a DataLoader can share it.
 MAX_SHARDS = 16
 
 
 @dataclass(frozen=True)
 class CheckedMetadata:
-    """What the check of one metadata file found out, all that reading it needs."""
+    """What the check of one metadata file found out, all that reading it needs.
+
+    Args:
+        path: The metadata file.
+        columns: Which of its columns is what.
+        features: Of the rows.
+        num_rows: How many there are.
+        version: Names the state of this file and of all images.
+        spellings: File names whose form in Unicode is another on the disk, with that form.
+    """
 
     path: Path
     columns: ColumnNames
     features: Any
     num_rows: int
+    version: str
+    spellings: tuple[tuple[str, str], ...] = ()
 
 
 def find_metadata(folder: Path) -> Path | None:
@@ -88,7 +104,11 @@ def missing_metadata(folder: Path) -> DataError:
 
 
 def check_metadata(
-    path: Path, text: str | None = None, labels: str | None = None, id: str | bool | None = None
+    path: Path,
+    text: str | None = None,
+    labels: str | None = None,
+    id: str | bool | None = None,
+    root: DataRoot | None = None,
 ) -> CheckedMetadata:
     """Check every row of a metadata file by names alone, before any picture is opened.
 
@@ -97,14 +117,18 @@ def check_metadata(
         text: The column of texts; found by its usual names if not given.
         labels: The column of labels, likewise.
         id: The column of ids, likewise; `False` ignores a column `id`.
+        root: Where images may lie, links followed; the folder of the metadata file if not given.
 
     Raises:
-        DataError: For the first row that cannot be read, names no picture, names one outside the folder or one that
-            is not there, or has the id of an earlier row. The message holds the file and the line.
+        DataError: For the first row that cannot be read, names no image, names one outside the root or one that is
+            not there, or has the id of an earlier row. The message holds the file and the line.
     """
     import datasets
 
-    present, num_rows = _check_files(path)
+    root = root or DataRoot.of_folder(path.parent)
+    refuse_links_outside(Path(root.folders[0]), [path])
+    present, num_rows, images, spellings = _check_files(path, root)
+    version = digest_of(file_states([path, *images]))
     columns = find_columns(present, str(path), image="file_name", text=text, labels=labels, id=id)
     others = [name for name in present if name not in columns.chosen]
     types = _check_rows(path, columns, others)
@@ -113,7 +137,7 @@ def check_metadata(
         features["labels"] = datasets.List(datasets.Value("string"))
     if others:
         features |= datasets.Features.from_arrow_schema(types)
-    return CheckedMetadata(path, columns, datasets.Features(features), num_rows)
+    return CheckedMetadata(path, columns, datasets.Features(features), num_rows, version, tuple(spellings.items()))
 
 
 def load_checked(metadata: CheckedMetadata, split: str, streaming: bool = False, **kwargs: Any):
@@ -122,12 +146,13 @@ def load_checked(metadata: CheckedMetadata, split: str, streaming: bool = False,
 
     num_ranges = min(MAX_SHARDS, metadata.num_rows) if streaming else 1
     bounds = [metadata.num_rows * i // num_ranges for i in range(num_ranges + 1)]
-    state = metadata.path.stat()
     gen_kwargs = {
         "path": str(metadata.path.absolute()),
         "columns": metadata.columns,
-        # The cache knows a data set by these arguments, so a changed file has to change them.
-        "version": (state.st_mtime_ns, state.st_size),
+        # The cache knows a data set, and what is computed of it, by these arguments: a changed file, metadata or an
+        # image, has to change them.
+        "version": metadata.version,
+        "spellings": metadata.spellings,
         "ranges": list(pairwise(bounds)),
     }
     kind = datasets.IterableDataset if streaming else datasets.Dataset
@@ -138,34 +163,17 @@ def load_checked(metadata: CheckedMetadata, split: str, streaming: bool = False,
 
 
 def generate_rows(
-    path: str, columns: ColumnNames, version: tuple[int, int], ranges: list[tuple[int, int]]
+    path: str,
+    columns: ColumnNames,
+    version: str,
+    spellings: tuple[tuple[str, str], ...],
+    ranges: list[tuple[int, int]],
 ) -> Iterator[dict[str, Any]]:
     """The uniform rows in `ranges` (start, stop) of a metadata file. `version` only tells one state from another."""
-    folder = str(Path(path).parent)
+    folder, spelled = str(Path(path).parent), dict(spellings)
     for start, stop in ranges:
         for _, row in islice(read_rows(Path(path)), start, stop):
-            yield _uniform_row(folder, row, columns)
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The line number (from 1; of Parquet the row number) and the content of every row of a metadata file.
-
-    Raises:
-        DataError: Naming file and line, if a line is not what the format asks for.
-    """
-    try:
-        if path.suffix == ".jsonl":
-            yield from _read_json_lines(path)
-        elif path.suffix == ".csv":
-            yield from _read_csv(path)
-        else:
-            yield from _read_parquet(path)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error}); check the file.") from error
+            yield _uniform_row(folder, row, columns, spelled)
 
 
 def write_imagefolder(dataset, folder: str | os.PathLike) -> Path:
@@ -176,38 +184,45 @@ def write_imagefolder(dataset, folder: str | os.PathLike) -> Path:
 
     Args:
         dataset: A `Dataset` or `IterableDataset` (written flat), or a dictionary of them (a subfolder a split).
-        folder: Where to write; created if needed.
+        folder: Where to write; created if needed. It appears whole or not at all.
 
     Returns:
         The folder.
 
     Raises:
-        DataError: If metadata stands there already.
+        DataError: If the folder holds anything already, it cannot be written, or a value cannot be written as JSON.
         ImageError: If a picture cannot be read.
     """
     folder = Path(folder)
-    if isinstance(dataset, dict):
-        for name, part in dataset.items():
-            write_imagefolder(part, folder / name)
-        return folder
+    if folder.is_dir() and (present := next(folder.iterdir(), None)) is not None:
+        raise DataError(f"{present}: exists already; choose another folder or remove it.")
+    parts = dataset if isinstance(dataset, dict) else {"": dataset}
+    for name in filter(None, parts):
+        if SPLIT_NAME.fullmatch(name) is None:
+            raise DataError(f"{name!r} cannot be a split's name (letters, digits and '_'); rename it.")
+    with atomic_folder(folder, DataError) as whole:
+        for name, part in parts.items():
+            _write_split(part, whole / name)
+    return folder
+
+
+def _write_split(dataset, folder: Path) -> None:
     from cmfah_hf.data.images import decoding_off
 
-    folder.mkdir(parents=True, exist_ok=True)
-    if (existing := find_metadata(folder)) is not None:
-        raise DataError(f"{existing}: exists already; choose another folder or remove it.")
+    folder.mkdir(exist_ok=True)
     taken: set[str] = set()
-    # The metadata gets its name last: a folder that has it is complete.
-    unfinished = folder / "metadata.jsonl.unfinished"
-    with unfinished.open("w", encoding="utf-8") as lines:
+    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as lines:
         for row, example in enumerate(decoding_off(dataset)):
-            content = _png_bytes(example.pop("image"), name=f"row {row} ({example['id']})")
-            stem = re.sub(r"[^\w-]+", "_", example["id"]) or "picture"
+            where = f"row {row} ({example['id']})"
+            content = _png_bytes(example.pop("image"), name=where)
+            stem = re.sub(r"[^\w-]+", "_", example["id"])[:_LONGEST_STEM] or "image"
             name = f"{stem}.png" if stem.lower() not in taken else f"{stem}-{row:06d}.png"
             taken.add(name[: -len(".png")].lower())
             (folder / name).write_bytes(content)
-            lines.write(json.dumps({"file_name": name, **example}, ensure_ascii=False) + "\n")
-    unfinished.rename(folder / "metadata.jsonl")
-    return folder
+            try:
+                lines.write(json.dumps({"file_name": name, **example}, ensure_ascii=False) + "\n")
+            except (TypeError, UnicodeEncodeError) as error:  # dates, bytes; half of a surrogate pair
+                raise DataError(f"{where}: a value cannot be written as JSON ({error}); leave it out.") from error
 
 
 def _png_bytes(value: dict[str, Any], name: str) -> bytes:
@@ -231,92 +246,41 @@ def usual_order(name: str) -> tuple[int, str]:
     return (SPLIT_FOLDERS.index(name) if name in SPLIT_FOLDERS else len(SPLIT_FOLDERS), name)
 
 
-def _read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path}, line {number}: not valid JSON ({error.msg} at character {error.colno}); "
-                    "write one JSON object a line."
-                ) from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: a {type(row).__name__}; write one JSON object a line.")
-            yield number, row
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    # A long text may exceed the module's default of 128 kB a cell.
-    csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            header = reader.fieldnames or []
-            if "file_name" not in header:
-                raise DataError(
-                    f"{path}: there is no column 'file_name' (present are: {', '.join(header) or 'none'}); "
-                    "add it, with the name of each picture's file."
-                )
-            for row in reader:
-                if None in row:
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: more cells than the {len(header)} columns; put a text "
-                        "that holds commas in quotes."
-                    )
-                # A CSV file does not tell an empty cell from no cell.
-                yield reader.line_num, {name: value or None for name, value in row.items()}
-        except csv.Error as error:
-            # The reader's own count is at the end of the file by now if a quote was left open.
-            raise DataError(
-                f"{path}, line {reader.line_num + 1}: not valid CSV ({error}); check its quotes."
-            ) from error
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: not a readable Parquet file ({error}); write it again.") from error
-
-
-def _check_files(path: Path) -> tuple[list[str], int]:
-    """The names of all columns in their order, and the number of rows; every row's picture is there."""
+def _check_files(path: Path, root: DataRoot) -> tuple[list[str], int, list[str], dict[str, str]]:
+    """The names of all columns in their order, the number of rows, every row's image, and spellings on the disk."""
     # Strings, because a `Path` a row would take most of the time of a long file.
-    listings: dict[str, set[str]] = {}
+    folder = os.path.realpath(path.parent)
+    files = LocalFiles(root.folders)
     present: dict[str, None] = {}
     missing: list[tuple[int, str]] = []
+    images: list[str] = []
+    spellings: dict[str, str] = {}
     num_rows = 0
     for number, row in read_rows(path):
         num_rows += 1
         present |= dict.fromkeys(row)
         name = _file_name(path, number, row)
-        folder, base = posixpath.split(name)
-        if folder not in listings:
-            # One listing a folder is far cheaper than asking for each file.
-            below = path.parent / folder
-            listings[folder] = {entry.name for entry in below.iterdir()} if below.is_dir() else set()
-        if base not in listings[folder]:
+        expected = posixpath.join(folder, name)
+        try:
+            found = files.find(expected)
+        except DataError as error:
+            raise DataError(f"{path}, line {number}: {error}") from error
+        if found is None:
             missing.append((number, name))
+            continue
+        images.append(found)
+        if found != expected:
+            spellings[name] = posixpath.relpath(found, folder)
     if missing:
         number, name = missing[0]
         more = f" ({len(missing) - 1} more lines name missing files)" if len(missing) > 1 else ""
         raise DataError(
-            f"{path}, line {number}: the picture {path.parent / name} does not exist; add it or delete the line{more}."
+            f"{path}, line {number}: the image {shown_name(str(path.parent / name))} does not exist; add it or delete the "
+            f"line{more}."
         )
     if num_rows == 0:
         raise DataError(f"{path}: holds no rows; {_WHAT_TO_WRITE}")
-    return list(present), num_rows
+    return list(present), num_rows, images, spellings
 
 
 def _file_name(path: Path, number: int, row: dict[str, Any]) -> str:
@@ -325,10 +289,12 @@ def _file_name(path: Path, number: int, row: dict[str, Any]) -> str:
     if not isinstance(given, str) or not given.strip():
         problem = "there is no 'file_name'" if given is None else f"'file_name' is {given!r}"
         raise DataError(f"{path}, line {number}: {problem}; write the name of the picture's file.")
+    if "\0" in given:
+        raise DataError(f"{path}, line {number}: 'file_name' {shown_name(given)!r} names no file; correct it.")
     name = _normal_name(given)
     if posixpath.isabs(name) or name.split("/")[0] == ".." or "://" in given or re.match(r"[A-Za-z]:", given):
         raise DataError(
-            f"{path}, line {number}: 'file_name' {given!r} leads outside the folder; put the picture inside."
+            f"{path}, line {number}: 'file_name' {shown_name(given)!r} leads outside the folder; put the image inside."
         )
     return name
 
@@ -348,7 +314,7 @@ def _check_rows(path: Path, columns: ColumnNames, others: list[str]):
     while piece := list(islice(rows, _PIECE)):
         for number, row in piece:
             try:
-                uniform = _uniform_row(folder, row, columns, only_own=True)
+                uniform = _uniform_row(folder, row, columns, {}, only_own=True)
             except DataError as error:
                 raise DataError(f"{path}, line {number}: {error}") from error
             first = lines.setdefault(uniform["id"], number)
@@ -376,13 +342,15 @@ def _mixed(path: Path, name: str, first: int, last: int, error: Exception) -> st
     return f"{path}, lines {first} to {last}: the column {name!r} mixes kinds of values ({reason}); write one kind."
 
 
-def _uniform_row(folder: str, row: dict[str, Any], columns: ColumnNames, only_own: bool = False) -> dict[str, Any]:
+def _uniform_row(
+    folder: str, row: dict[str, Any], columns: ColumnNames, spelled: Mapping[str, str], only_own: bool = False
+) -> dict[str, Any]:
     """A metadata row with the uniform columns, and the further ones under their kept names unless `only_own`."""
     name = _normal_name(row["file_name"])
     given = row.get(columns.id) if columns.id else None
     uniform = {
         "id": name if given is None or given == "" else str(given),
-        "image": posixpath.join(folder, name),
+        "image": posixpath.join(folder, spelled.get(name, name)),
         "text": text_of(row.get(columns.text)),
     }
     if columns.labels is not None:

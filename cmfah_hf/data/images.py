@@ -1,8 +1,12 @@
 """Reading one picture, and leaving out those that cannot be read."""
 
+import dataclasses
 import io
 import logging
 import os
+import stat
+import struct
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,6 +15,20 @@ from PIL import ExifTags, Image, ImageOps
 from cmfah_hf.errors import DataError, ImageError
 
 logger = logging.getLogger(__name__)
+
+# Bytes of one image file; the largest that Pillow decodes, uncompressed, has about as many.
+MOST_BYTES = 2**30
+# What Pillow's parsers raise on damaged files: its own errors are of `OSError`, `SyntaxError` and `ValueError`, all
+# others come of numbers and tables in the file that are taken at their word.
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError, OverflowError,
+    ArithmeticError, AssertionError, MemoryError, RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
+# Formats that Pillow reads by starting a program, Ghostscript.
+_BY_PROGRAM = frozenset({"EPS"})
+# Where files that rows name may lie, if not on this machine. Nothing here fetches what a row names by http.
+_STORES = frozenset({"hf", "s3", "gs", "gcs", "az", "abfs"})
+_ARCHIVES = frozenset({"zip", "gzip", "bz2", "xz", "zstd", "lz4"})
 
 ImageSource = dict[str, Any] | str | os.PathLike | bytes | BinaryIO | Image.Image
 
@@ -35,7 +53,7 @@ def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
     name = name or _name_of(value)
     source = value if isinstance(value, Image.Image) else io.BytesIO(read_image_bytes(value, name))
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
+        image = source if isinstance(source, Image.Image) else Image.open(source, formats=_formats())
         if getattr(image, "n_frames", 1) > 1:
             image.seek(0)
         image.load()
@@ -43,9 +61,14 @@ def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
         raise ImageError(f"{name}: not a picture in a format that Pillow knows; replace or remove it.") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: too large to be read safely ({error}); make the picture smaller.") from error
-    except Exception as error:  # Pillow's many plugins raise whatever their parsers stumble over
+    except _DAMAGED as error:
         raise ImageError(f"{name}: damaged or cut short ({_first_line(error)}); replace or remove it.") from error
     return _upright(image)
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.ID if name not in _BY_PROGRAM]
 
 
 def is_picture(path: Path) -> bool:
@@ -66,7 +89,7 @@ def find_pictures(folder: Path) -> list[Path]:
 
 
 def decoding_off(dataset):
-    """`dataset` with every `datasets.Image` column left as `{"path", "bytes"}`, and without a tensor format.
+    """`dataset` with every column of images (or audio, video) left as `{"path", "bytes"}`, without a tensor format.
 
     Mapping or filtering hands each row to a function; with decoding off, no picture is decoded for that.
     """
@@ -77,8 +100,8 @@ def decoding_off(dataset):
         return dataset.decode(False) if dataset.features else dataset
     dataset = dataset.with_format(None)
     for column, feature in dataset.features.items():
-        if isinstance(feature, datasets.Image) and feature.decode:
-            dataset = dataset.cast_column(column, datasets.Image(mode=feature.mode, decode=False))
+        if getattr(feature, "decode", False):
+            dataset = dataset.cast_column(column, dataclasses.replace(feature, decode=False))
     return dataset
 
 
@@ -173,44 +196,72 @@ def _name_of(value: Any) -> str:
 
 
 def read_image_bytes(value: Any, name: str) -> bytes:
-    """The bytes of a picture's file, whatever `decode_image` takes but a Pillow picture.
+    """The bytes of an image's file, whatever `decode_image` takes but a Pillow image.
 
     Raises:
-        ImageError: If there is no such file, it is empty, or it cannot be read.
+        ImageError: If there is no such file, it is empty or no regular one, or it cannot be read; or if the value is a
+            row's (a mapping) and names an address that is not fetched for rows.
     """
     if isinstance(value, dict):
         content = value.get("bytes")
-        value = value.get("path") if content is None else content
+        value = _path_of_row(value.get("path"), name) if content is None else content
     if value is None:
-        raise ImageError(f"{name}: there is neither a path nor bytes to read; add the picture or remove the row.")
+        raise ImageError(f"{name}: there is neither a path nor bytes to read; add the image or remove the row.")
     try:
         if isinstance(value, bytes | bytearray | memoryview):
             content = bytes(value)
         elif isinstance(value, str | os.PathLike):
-            if "://" in str(value):
-                import fsspec
-
-                with fsspec.open(str(value), "rb") as file:
-                    content = file.read()
-            else:
-                content = Path(value).read_bytes()
+            content = _read_address(str(value)) if "://" in str(value) else _read_file(value, name)
         elif hasattr(value, "read"):
-            content = value.read()
+            content = value.read(MOST_BYTES + 1)
         else:
-            raise ImageError(f"{name}: a {type(value).__name__} is not a picture; give a path, bytes or an open file.")
+            raise ImageError(f"{name}: a {type(value).__name__} is not an image; give a path, bytes or an open file.")
     except FileNotFoundError as error:
         raise ImageError(f"{name}: there is no such file; check the path.") from error
     except IsADirectoryError as error:
-        raise ImageError(f"{name}: this is a folder; give one picture.") from error
+        raise ImageError(f"{name}: this is a folder; give one image.") from error
+    except ImportError as error:
+        reason = _first_line(error)
+        raise ImageError(
+            f"{name}: is an address, and a library is missing to read it ({reason}); install it."
+        ) from error
     except (OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"{name}: cannot be read ({_first_line(error)}); check the file.") from error
     if not isinstance(content, bytes):
-        raise ImageError(f"{name}: opened as text; open the picture in binary mode ('rb').")
+        raise ImageError(f"{name}: opened as text; open the image in binary mode ('rb').")
     if not content:
         raise ImageError(f"{name}: the file is empty (0 bytes); replace or remove it.")
+    if len(content) > MOST_BYTES:
+        raise ImageError(f"{name}: has more than {MOST_BYTES:,} bytes; make the image smaller.")
     return content
+
+
+def _path_of_row(path: Any, name: str) -> str | None:
+    if path is None or "://" not in str(path):
+        return path
+    *archives, last = str(path).split("::")
+    store = last.partition("://")[0] if "://" in last else "hf"
+    if store not in _STORES or any(archive.partition("://")[0] not in _ARCHIVES for archive in archives):
+        raise ImageError(f"{name}: its row names the address {path}, and those are not fetched; download the image.")
+    return str(path)
+
+
+def _read_address(address: str) -> bytes:
+    import fsspec
+
+    with fsspec.open(address, "rb") as file:
+        return file.read(MOST_BYTES + 1)
+
+
+def _read_file(path: str | os.PathLike, name: str) -> bytes:
+    # A pipe that nobody writes to is not waited for, and a device is not read for ever.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ImageError(f"{name}: is no regular file; give an image file.")
+        return file.read(MOST_BYTES + 1)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -219,7 +270,7 @@ def _upright(image: Image.Image) -> Image.Image:
         if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
             return image.copy() if getattr(image, "n_frames", 1) > 1 else image
         return ImageOps.exif_transpose(image)
-    except Exception as error:  # a damaged EXIF block is no reason to refuse a sound picture
+    except _DAMAGED as error:  # a damaged EXIF block is no reason to refuse a sound picture
         logger.debug("The EXIF data of a picture cannot be read, so it is not turned: %s", error)
         image = image.copy()
         image.info.pop("exif", None)

@@ -1,19 +1,18 @@
-"""One door for pairs of picture and text: a folder, Parquet, matrices, the Hub, or the built-in scenes."""
+"""One door for pairs of image and text: a folder, Parquet, matrices, the Hub, or the built-in scenes."""
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
 from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from cmfah_hf.data.columns import UNIFORM_COLUMNS, ColumnNames, find_columns, labels_of, text_of
+from cmfah_hf.data.data_root import DataRoot, refuse_links_outside
 from cmfah_hf.data.dataset_card import card_splits
 from cmfah_hf.data.imagefolder import (
     MAX_SHARDS,
@@ -26,9 +25,10 @@ from cmfah_hf.data.imagefolder import (
     missing_metadata,
     usual_order,
 )
-from cmfah_hf.data.images import decoding_off, decoding_on, is_picture
+from cmfah_hf.data.images import is_picture
 from cmfah_hf.data.matrices.opening import MATRIX_SUFFIXES, matrix_files_below, open_matrices
 from cmfah_hf.data.parquet import read_footers, stream_parquet
+from cmfah_hf.data.uniform import Loaded, find, guarded, in_order, name_below_split, own_features, uniform
 from cmfah_hf.errors import DataError
 
 DATA_VARIABLE = "CMFAH_DATA"
@@ -36,10 +36,6 @@ DATA_VARIABLE = "CMFAH_DATA"
 SCENES = {"scenes": {}, "cluttered-scenes": {"clutter": 24}}
 
 _SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}.*")
-# The root of a data set on the Hub, as a stream and the download cache write it in a picture's path.
-_HUB_ROOT = re.compile(r"^(hf://datasets/[^@]+@[^/]+/|.*/snapshots/[0-9a-f]{40}/)")
-
-Loaded = datasets.DatasetDict | datasets.IterableDatasetDict | datasets.Dataset | datasets.IterableDataset
 
 
 def resolve_data_path(path: str | os.PathLike) -> Path:
@@ -75,6 +71,8 @@ def load_image_text(
     labels_column: str | None = None,
     id_column: str | bool | None = None,
     pictures: bool = True,
+    allow_urls: bool = False,
+    image_folders: Sequence[str | os.PathLike] = (),
     **load_dataset_kwargs: Any,
 ) -> Loaded:
     """Load pairs of picture and text, wherever they are, with the same columns.
@@ -102,6 +100,10 @@ def load_image_text(
         id_column: The column of ids, where it is not `id`; `False` ignores a column `id` that does not tell rows apart.
         pictures: Whether a stream has its column `image`. Without, the texts of Parquet are read and the pictures are
             not, so there need be none; the rows and their order are the same.
+        allow_urls: Fetch images that rows name by `http(s)` addresses, each of at most 64 MB and within 30 seconds;
+            else such a row is an error. Only for data whose authors may choose what this machine asks for.
+        image_folders: Further local folders that rows may name images in. By default a row may name files of its own
+            data set only: below its folder, or on the Hub in its repository, links followed.
         **load_dataset_kwargs: For `datasets.load_dataset`, such as `revision`, `token`, `name` or `cache_dir`.
 
     Returns:
@@ -128,6 +130,7 @@ def load_image_text(
         image_column,
         {"text": text_column, "labels": labels_column, "id": id_column},
         pictures,
+        _Allowed(allow_urls, tuple(image_folders)),
         load_dataset_kwargs,
     )
     return loaded if pictures else _without_pictures(loaded)
@@ -139,6 +142,17 @@ def _without_pictures(loaded: Loaded) -> Loaded:
     return loaded.remove_columns("image") if "image" in loaded.column_names else loaded
 
 
+@dataclass(frozen=True)
+class _Allowed:
+    """What rows may name beside the files of their own data set."""
+
+    urls: bool = False
+    folders: tuple[str | os.PathLike, ...] = ()
+
+    def __call__(self, root: DataRoot) -> DataRoot:
+        return root.allowing(self.urls, self.folders)
+
+
 def _load(
     given: str,
     split: str | None,
@@ -146,6 +160,7 @@ def _load(
     image_column: str | None,
     names: dict,
     pictures: bool,
+    allowed: _Allowed,
     load_dataset_kwargs: dict[str, Any],
 ) -> Loaded:
     if given in SCENES:
@@ -158,18 +173,22 @@ def _load(
         if not given.partition("?")[0].endswith(".parquet"):
             raise DataError(f"{given}: of addresses, only those of Parquet files can be loaded; give one or a Hub id.")
         files = {"train": [given]}
-        return _load_parquet(
-            files, given, split, streaming, {"image": image_column, **names}, pictures, load_dataset_kwargs
-        )
+        names = {"image": image_column, **names}
+        root = allowed(DataRoot.of_address(given))
+        return _load_parquet(files, given, split, streaming, names, pictures, root, load_dataset_kwargs)
     path = resolve_data_path(given)
-    if not path.exists():
+    if not _exists(path):
         _require_hub_id(given)
-        if streaming and (files := _guarded(partial(_hub_parquet, given, load_dataset_kwargs), given, is_hub=True)):
+        if streaming and (files := guarded(partial(_hub_parquet, given, load_dataset_kwargs), given, is_hub=True)):
             kwargs = {name: value for name, value in load_dataset_kwargs.items() if name == "token"}
             names = {"image": image_column, **names}
-            return _load_parquet(files, given, split, True, names, pictures, kwargs, is_hub=True)
+            root = allowed(DataRoot.of_address(next(iter(files.values()))[0]))
+            return _load_parquet(files, given, split, True, names, pictures, root, kwargs, is_hub=True)
         load = partial(datasets.load_dataset, given, split=split, streaming=streaming, **load_dataset_kwargs)
-        return _uniform(_guarded(load, given, is_hub=True), given, {"image": image_column, **names}, is_hub=True)
+        loaded = guarded(load, given, is_hub=True)
+        kwargs = load_dataset_kwargs
+        root = allowed(DataRoot.of_hub(given, kwargs.get("revision"), kwargs.get("cache_dir")))
+        return uniform(loaded, given, {"image": image_column, **names}, root, is_hub=True)
     if path.is_file() and path.name in METADATA_NAMES:
         path = path.parent
     if path.is_dir():
@@ -177,7 +196,8 @@ def _load(
         if metadata:
             if image_column not in (None, "file_name", "image"):
                 raise DataError(f"{path}: the pictures of a folder stand in 'file_name', not in {image_column!r}.")
-            return _load_folder(metadata, path, split, streaming, names, load_dataset_kwargs)
+            root = allowed(DataRoot.of_folder(path))
+            return _load_folder(metadata, path, split, streaming, names, root, load_dataset_kwargs)
         parquet = _parquet_splits(path)
         if not parquet and matrix_files_below(path):
             return _load_matrices(
@@ -191,20 +211,33 @@ def _load(
         return _load_matrices(path, split, streaming, {"image": image_column, **names}, pictures, load_dataset_kwargs)
     else:
         raise DataError(f"{path}: neither a folder nor a Parquet file; give the folder that holds the metadata file.")
-    return _load_parquet(
-        parquet, str(path), split, streaming, {"image": image_column, **names}, pictures, load_dataset_kwargs
-    )
+    names = {"image": image_column, **names}
+    root = allowed(DataRoot.of_folder(path if path.is_dir() else path.parent))
+    return _load_parquet(parquet, str(path), split, streaming, names, pictures, root, load_dataset_kwargs)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no file can have this name
+        return False
 
 
 def _load_folder(
-    metadata: dict[str, Path], path: Path, split: str | None, streaming: bool, names: dict, kwargs: dict
+    metadata: dict[str, Path],
+    path: Path,
+    split: str | None,
+    streaming: bool,
+    names: dict,
+    root: DataRoot,
+    kwargs: dict,
 ) -> Loaded:
     wanted = [split] if split in metadata else list(metadata)
     if streaming and split is not None and split not in metadata:
         raise _no_such_split(split, metadata, path)
-    checked = {name: check_metadata(metadata[name], **names) for name in wanted}
+    checked = {name: check_metadata(metadata[name], **names, root=root) for name in wanted}
     parts = {
-        name: _guarded(partial(load_checked, found, name, streaming, **kwargs), str(found.path))
+        name: guarded(partial(load_checked, found, name, streaming, **kwargs), str(found.path))
         for name, found in checked.items()
     }
     kind = datasets.IterableDatasetDict if streaming else datasets.DatasetDict
@@ -223,7 +256,7 @@ def _load_matrices(
     if unknown:
         raise DataError(f"{path}: {', '.join(sorted(unknown))} cannot be said of matrices; leave it out.")
     matrices = open_matrices(path, **{name: value for name, value in kwargs.items() if name not in of_split})
-    loaded = _guarded(partial(matrices.to_dataset, streaming, pictures=pictures, **of_split), str(path))
+    loaded = guarded(partial(matrices.to_dataset, streaming, pictures=pictures, **of_split), str(path))
     if not isinstance(loaded, dict):
         loaded = (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(train=loaded)
     return _take_split(loaded, split, path)
@@ -235,7 +268,9 @@ def _parquet_splits(folder: Path) -> dict[str, list[str]]:
     if (named := card_splits(folder)) is not None:
         return {name: named[name] for name in sorted(named, key=usual_order)}
     splits: dict[str, list[str]] = {}
-    for file in sorted(folder.rglob("*.parquet")):
+    files = sorted(folder.rglob("*.parquet"))
+    refuse_links_outside(folder, files)
+    for file in files:
         parts = file.relative_to(folder).parts
         if any(part.startswith(".") for part in parts):
             continue
@@ -259,6 +294,7 @@ def _load_parquet(
     streaming: bool,
     names: dict,
     pictures: bool,
+    root: DataRoot,
     kwargs: dict,
     is_hub: bool = False,
 ) -> Loaded:
@@ -268,8 +304,10 @@ def _load_parquet(
             raise _no_such_split(split, files, source)
         wanted = files if split is None else {split: files[split]}
         streams = {
-            name: _guarded(
-                partial(_stream_parquet, paths, f"{source}, split {name}", name, names, pictures, kwargs.get("token")),
+            name: guarded(
+                partial(
+                    _stream_parquet, paths, f"{source}, split {name}", name, names, pictures, root, kwargs.get("token")
+                ),
                 source,
                 is_hub,
             )
@@ -277,27 +315,28 @@ def _load_parquet(
         }
         return datasets.IterableDatasetDict(streams) if split is None else streams[split]
     load = partial(datasets.load_dataset, "parquet", data_files=files, split=split, streaming=streaming, **kwargs)
-    return _uniform(_guarded(load, source), source, names)
+    return uniform(guarded(load, source), source, names, root)
 
 
 def _stream_parquet(
-    files: list[str], source: str, split: str, names: dict, pictures: bool, token: str | bool | None
+    files: list[str], source: str, split: str, names: dict, pictures: bool, root: DataRoot, token: str | bool | None
 ) -> datasets.IterableDataset:
     footers = read_footers(files, token)
     if not footers.num_rows:
         raise DataError(f"{source}: holds no rows.")
     features = datasets.Features.from_arrow_schema(footers.schema)
-    columns, class_names = _find(features, source, names, image_needed=pictures)
-    own = _own_features(columns)
+    columns, class_names = find(features, source, names, image_needed=pictures)
+    own = own_features(columns)
     own |= {columns.kept_as(name): features[name] for name in features if name not in columns.chosen}
     return stream_parquet(
         files,
         footers,
         columns,
         features,
-        datasets.Features({name: own[name] for name in _in_order(own)}),
+        datasets.Features({name: own[name] for name in in_order(own)}),
         class_names,
-        partial(_name_below_split, split=split),
+        partial(name_below_split, split=split),
+        root,
         pictures,
         split,
         token,
@@ -330,30 +369,6 @@ def _require_hub_id(given: str) -> None:
         )
 
 
-def _guarded(load, source: str, is_hub: bool = False):
-    """What `load()` gives; what it raises about the data becomes one line."""
-    try:
-        return load()
-    except DataError:
-        raise
-    except ImportError as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{source}: a library is missing to read it ({reason}); install it with pip.") from error
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, pa.ArrowException) as error:
-        root = error
-        while root.__cause__ is not None:
-            root = root.__cause__
-        if isinstance(root, DataError):
-            raise root from error
-        reason = (str(root).strip() or type(root).__name__).splitlines()[0]
-        if is_hub:
-            raise DataError(
-                f"{source}: no such folder or file here, and as a data set on the Hub it cannot be loaded ({reason}); "
-                "check the name, the revision and the connection, and for a private one the token."
-            ) from error
-        raise DataError(f"{source}: cannot be loaded ({reason}); check the file.") from error
-
-
 def _streamed(splits: datasets.DatasetDict, streaming: bool) -> datasets.DatasetDict | datasets.IterableDatasetDict:
     if not streaming:
         return splits
@@ -384,147 +399,3 @@ def _take_split(splits: dict, split: str | None, source: Any) -> Loaded:
 
 def _no_such_split(split: str, splits: dict, source: Any) -> DataError:
     return DataError(f"{source}: there is no split {split!r}; present are: {', '.join(splits)}.")
-
-
-def _uniform(loaded: Loaded, source: str, names: dict, is_hub: bool = False) -> Loaded:
-    if isinstance(loaded, dict):
-        return type(loaded)(
-            {name: _uniform(part, f"{source}, split {name}", names, is_hub) for name, part in loaded.items()}
-        )
-    if isinstance(loaded, datasets.IterableDataset):
-        return _uniform_stream(loaded, source, names, is_hub)
-    return _uniform_table(loaded, source, names)
-
-
-def _uniform_table(dataset: datasets.Dataset, source: str, names: dict) -> datasets.Dataset:
-    """The uniform columns of a map-style data set; the column of pictures is not rewritten."""
-    if len(dataset) == 0:
-        raise DataError(f"{source}: holds no rows.")
-    columns, class_names = _find(dataset.features, source, names)
-    dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
-    # Pictures in the table itself are not read to find their names: those have none that is sure to be unique.
-    by_path = columns.id is None and (dataset[0][columns.image] or {"bytes": b""})["bytes"] is None
-    needed = [name for name in columns.chosen if name != columns.image or by_path]
-    own = dataset.select_columns(needed).map(
-        partial(_uniform_row, columns=columns, class_names=class_names, split=_split_name(dataset), with_image=False),
-        with_indices=True,
-        remove_columns=needed,
-        features=datasets.Features({k: v for k, v in _own_features(columns).items() if k != "image"}),
-        desc="Reading texts and labels",
-    )
-    _check_unique(own["id"], source, columns.id)
-    rest = dataset.remove_columns([name for name in columns.chosen if name != columns.image])
-    rest = rest.cast_column(columns.image, datasets.Image()).rename_columns(_renaming(rest.column_names, columns))
-    joined = datasets.concatenate_datasets([own, rest], axis=1)
-    return joined.select_columns(_in_order(joined.column_names))
-
-
-def _uniform_stream(
-    dataset: datasets.IterableDataset, source: str, names: dict, is_hub: bool
-) -> datasets.IterableDataset:
-    if dataset.features is None:
-        # Only the first rows can tell; `datasets` itself does this where it needs the columns of a stream.
-        dataset = _guarded(dataset._resolve_features, source)
-    columns, class_names = _find(dataset.features, source, names)
-    others = [name for name in dataset.column_names if name not in columns.chosen]
-    features = _own_features(columns) | {columns.kept_as(name): dataset.features[name] for name in others}
-    row_of = partial(
-        _uniform_row,
-        columns=columns,
-        class_names=class_names,
-        split=_split_name(dataset),
-        others=others,
-        # Each shard is read by itself, so rows are numbered from 0 in every one.
-        is_numbered=dataset.num_shards == 1,
-    )
-    stream = decoding_off(dataset).map(row_of, with_indices=True, remove_columns=dataset.column_names)
-    stream = decoding_on(stream, datasets.Features({name: features[name] for name in _in_order(features)}))
-    # Single pictures come over the network one request each, so threads fetch ahead, as `load_dataset` has it too.
-    return stream.decode() if is_hub and dataset.info.builder_name == "imagefolder" else stream
-
-
-def _split_name(dataset: Any) -> str:
-    """The split that a part belongs to, without the slice taken of it."""
-    return str(dataset.split or "").partition("[")[0]
-
-
-def _find(
-    features: datasets.Features, source: str, names: dict, image_needed: bool = True
-) -> tuple[ColumnNames, list[str] | None]:
-    """The columns of a data set, and the class names if its labels are numbers of classes."""
-    pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    columns = find_columns(features, source, image_columns=pictures, image_needed=image_needed, **names)
-    feature = features.get(columns.labels)
-    if isinstance(feature, list):
-        feature = feature[0]
-    feature = getattr(feature, "feature", feature)
-    return columns, getattr(feature, "names", None)
-
-
-def _own_features(columns: ColumnNames) -> dict[str, Any]:
-    own = {"id": datasets.Value("string"), "image": datasets.Image(), "text": datasets.Value("string")}
-    return own if columns.labels is None else own | {"labels": datasets.List(datasets.Value("string"))}
-
-
-def _uniform_row(
-    example: dict[str, Any],
-    row: int,
-    columns: ColumnNames,
-    class_names: Sequence[str] | None,
-    split: str,
-    others: Sequence[str] = (),
-    with_image: bool = True,
-    is_numbered: bool = True,
-) -> dict[str, Any]:
-    image = example.get(columns.image)
-    if image is not None and not isinstance(image, dict):
-        image = datasets.Image().encode_example(image)
-    given = example.get(columns.id) if columns.id else None
-    if given is not None and given != "":
-        uniform = {"id": str(given)}
-    elif columns.id is None and image is not None and image["bytes"] is None and image["path"]:
-        uniform = {"id": _name_below_split(image["path"], split)}
-    else:
-        uniform = {"id": str(row) if is_numbered else _digest(example[columns.text], image)}
-    try:
-        uniform["text"] = text_of(example[columns.text])
-        if columns.labels is not None:
-            uniform["labels"] = labels_of(example[columns.labels], class_names)
-    except DataError as error:
-        raise DataError(f"row {row}: {error}") from error
-    if with_image:
-        uniform["image"] = image
-    return uniform | {columns.kept_as(name): example[name] for name in others}
-
-
-def _digest(text: Any, image: dict[str, Any] | None) -> str:
-    """What tells pairs apart that have neither id nor number, also in whichever worker they are read."""
-    image = image or {"path": None, "bytes": None}
-    content = image["bytes"] if image["bytes"] is not None else str(image["path"]).encode()
-    return hashlib.blake2b(f"{text!r} ".encode("utf-8", "surrogatepass") + content, digest_size=16).hexdigest()
-
-
-def _name_below_split(path: str, split: str) -> str:
-    name = _HUB_ROOT.sub("", path)
-    return name.removeprefix(f"{split}/") if split else name
-
-
-def _check_unique(ids: Sequence[str], source: str, column: str | None) -> None:
-    rows: dict[str, int] = {}
-    for row, name in enumerate(ids):
-        first = rows.setdefault(name, row)
-        if first != row:
-            raise DataError(
-                f"{source}: rows {first} and {row} (from 0) have the same id {name!r}; make them unique, name another "
-                f"column with id_column=, or ignore {column!r} with id_column=False."
-            )
-
-
-def _renaming(present: Sequence[str], columns: ColumnNames) -> dict[str, str]:
-    wanted = {name: "image" if name == columns.image else columns.kept_as(name) for name in present}
-    return {name: new for name, new in wanted.items() if name != new}
-
-
-def _in_order(names: Any) -> list[str]:
-    names = list(names)
-    return [name for name in UNIFORM_COLUMNS if name in names] + [n for n in names if n not in UNIFORM_COLUMNS]

@@ -7,19 +7,20 @@ asked for. Here the footers are read first: they number the rows, and cut large 
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets.iterable_dataset import ArrowExamplesIterable
 from datasets.table import array_cast
 
 from cmfah_hf.data.columns import ColumnNames, labels_of, text_of
+from cmfah_hf.data.data_root import DataRoot
+from cmfah_hf.data.file_state import digest_of, file_states
+from cmfah_hf.data.parquet_files import checked_batches, parquet_file
+from cmfah_hf.data.row_files import holds_files, is_file, placed_array
 from cmfah_hf.errors import DataError
 
 # Fewer files than this are cut by row groups, so that processes and workers can share them.
@@ -34,7 +35,7 @@ class ParquetFooters:
 
     schema: pa.Schema
     row_groups: list[list[int]]  # rows of each group of each file
-    versions: list[Any]  # of local files, size and time of change
+    versions: list[Any]  # of local files, their states
 
     @property
     def num_rows(self) -> int:
@@ -45,7 +46,7 @@ def read_footers(files: Sequence[str], token: str | bool | None = None) -> Parqu
     """The footers of Parquet files, several at a time where they are remote."""
 
     def read(file: str) -> tuple[pa.Schema, list[int], Any]:
-        with _opened(file, token) as parquet:
+        with parquet_file(file, token) as parquet:
             metadata = parquet.metadata
             groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
             return parquet.schema_arrow, groups, _version(file)
@@ -67,6 +68,7 @@ def stream_parquet(
     uniform_features: datasets.Features,
     class_names: Sequence[str] | None,
     name_of_path: Callable[[str], str],
+    root: DataRoot,
     pictures: bool = True,
     split: str | None = None,
     token: str | bool | None = None,
@@ -81,6 +83,7 @@ def stream_parquet(
         uniform_features: Those of the stream, in their order.
         class_names: What numbers in the labels stand for.
         name_of_path: From the path of a picture that stands beside the table to its id.
+        root: Where files that rows name may lie.
         pictures: Whether the pictures are read; without them the stream has no column `image`.
         split: The split's name.
         token: For the Hub.
@@ -93,7 +96,14 @@ def stream_parquet(
     kwargs = {
         **{name: [shard[name] for shard in shards] for name in ("file", "groups", "first_row", "version")},
         "reader": _Reader(
-            columns, uniform_features, class_names, name_of_path if by_path else None, tuple(wanted), token
+            columns,
+            uniform_features,
+            features,
+            class_names,
+            name_of_path if by_path else None,
+            tuple(wanted),
+            root,
+            token,
         ),
     }
     return datasets.IterableDataset(
@@ -128,25 +138,28 @@ def _generate_tables(
 class _Reader:
     columns: ColumnNames
     uniform_features: datasets.Features
+    features: datasets.Features
     class_names: Sequence[str] | None
     name_of_path: Callable[[str], str] | None
     wanted: tuple[str, ...]
+    root: DataRoot
     token: str | bool | None
 
     def tables(self, file: str, start: int, stop: int, row: int) -> Iterator[pa.Table]:
-        try:
-            with _opened(file, self.token) as parquet:
-                batches = parquet.iter_batches(
-                    _PORTION, row_groups=list(range(start, stop)), columns=list(self.wanted), use_threads=False
+        with parquet_file(file, self.token) as parquet:
+            missing = [name for name in self.wanted if name not in parquet.schema_arrow.names]
+            if missing:
+                raise DataError(
+                    f"{file}: has no column {missing[0]!r}, as the first file of its split has; all files of a split "
+                    "need the same columns."
                 )
-                for batch in batches:
-                    yield self._uniform(pa.Table.from_batches([batch]), row)
-                    row += len(batch)
-        except (pa.ArrowException, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise DataError(
-                f"{file}: cannot be read ({reason}); all files of a split need the same columns."
-            ) from error
+            for batch in checked_batches(parquet, _PORTION, list(self.wanted), range(start, stop)):
+                try:
+                    table = self._uniform(pa.Table.from_batches([batch]), row)
+                except DataError as error:
+                    raise DataError(f"{file}, {error}") from error
+                yield table
+                row += len(batch)
 
     def _uniform(self, table: pa.Table, first_row: int) -> pa.Table:
         columns = self.columns
@@ -171,17 +184,24 @@ class _Reader:
             own["labels"] = pa.array(
                 [_named(labels_of, row, value, self.class_names) for value, row in labels], pa.list_(pa.string())
             )
-        if image is not None:
-            own["image"] = image
+        if image is not None and "image" in self.uniform_features:
+            own["image"] = placed_array(image, datasets.Image(), self.root, first_row)
         for name in table.column_names:
             if name not in columns.chosen:
-                own[columns.kept_as(name)] = table[name]
+                own[columns.kept_as(name)] = self._placed(table[name], self.features[name], first_row)
         schema = self.uniform_features.arrow_schema
         arrays = [
             own[name] if own[name].type == kind else _cast(own[name], kind)
             for name, kind in zip(schema.names, schema.types, strict=True)
         ]
         return pa.table(arrays, schema=schema)
+
+    def _placed(self, column: pa.ChunkedArray, feature: Any, first_row: int) -> pa.ChunkedArray | pa.Array:
+        if not holds_files(feature):
+            return column
+        array = column.combine_chunks()
+        array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+        return placed_array(feature.cast_storage(array) if is_file(feature) else array, feature, self.root, first_row)
 
     def _id(self, given: Any, path: str | None, row: int) -> str:
         if given is not None and given != "":
@@ -203,28 +223,14 @@ def _named(convert: Callable[..., Any], row: int, *values: Any) -> Any:
 
 def _is_beside(file: str, image: str, token: str | bool | None) -> bool:
     """Whether the first picture stands beside the table, so that its path can name it."""
-    with _opened(file, token) as parquet:
-        for batch in parquet.iter_batches(1, columns=[image], use_threads=False):
+    with parquet_file(file, token) as parquet:
+        for batch in checked_batches(parquet, 1, [image]):
             first = datasets.Image().cast_storage(batch.column(0))[0].as_py()
             return first is not None and first["bytes"] is None
     return False
 
 
-@contextmanager
-def _opened(file: str, token: str | bool | None) -> Iterator[pq.ParquetFile]:
-    if "://" not in file:
-        with pq.ParquetFile(file) as parquet:
-            yield parquet
-        return
-    import fsspec
-
-    options = {"token": token} if file.startswith("hf://") and token is not None else {}
-    with fsspec.open(file, "rb", **options) as opened, pq.ParquetFile(opened) as parquet:
-        yield parquet
-
-
 def _version(file: str) -> Any:
     if "://" in file:  # the Hub's addresses hold their commit
         return None
-    state = Path(file).stat()
-    return state.st_mtime_ns, state.st_size
+    return digest_of(file_states([file]))

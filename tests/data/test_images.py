@@ -96,7 +96,7 @@ def test_what_is_not_a_picture_names_the_file(tmp_path):
         decode_image({"path": None, "bytes": None})
     with pytest.raises(ImageError, match="neither a path nor bytes"):
         decode_image(None)
-    with pytest.raises(ImageError, match="a int is not a picture"):
+    with pytest.raises(ImageError, match="a int is not an image"):
         decode_image(7)
     with pytest.raises(ImageError, match="binary mode"):
         decode_image(io.StringIO("text"))

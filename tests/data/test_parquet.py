@@ -8,6 +8,8 @@ from torch.utils.data import DataLoader
 
 from cmfah_hf.data import load_image_text, make_scenes
 from cmfah_hf.data.streams import PairStream, count_rows, is_arrow
+from cmfah_hf.data.data_root import DataRoot
+from cmfah_hf.data.uniform import uniform
 from cmfah_hf.errors import DataError
 
 
@@ -117,11 +119,9 @@ def test_pairs_without_id_or_number_are_told_apart_by_content(tmp_path):
         rows = [{"image": pixels[2 * number + i], "text": "same"} for i in range(2)]
         (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
-    from cmfah_hf.data.loading import _uniform
-
     raw = datasets.load_dataset("json", data_files=files, split="train", streaming=True, features=features)
     names = {"image": None, "text": None, "labels": None, "id": None}
-    stream = _uniform(raw, "json", names)
+    stream = uniform(raw, "json", names, DataRoot())
     ids = [row["id"] for shard in range(2) for row in stream.shard(2, shard)]
     assert len(set(ids)) == 4
     assert ids == [row["id"] for row in stream]

@@ -340,7 +340,7 @@ import sys
 from cmfah_hf.data import load_image_text
 from cmfah_hf.data.streams import split_stream, stream_fingerprint
 for folder in sys.argv[1:]:
-    stream = load_image_text(folder, split="train", streaming=True)
+    stream = load_image_text(folder, split="train", streaming=True, image_folders=sys.argv[1:2])
     next(iter(stream))
     print(stream_fingerprint(stream), *[stream_fingerprint(side) for side in split_stream(stream, 0.5, 0)])
 """
@@ -351,10 +351,11 @@ def test_a_stream_s_fingerprint_is_its_content_s(make_folder, tmp_path):
     from cmfah_hf.data import load_image_text
 
     def prints(folder):
-        stream = load_image_text(folder, split="train", streaming=True)
+        stream = load_image_text(folder, split="train", streaming=True, image_folders=[pairs])
         return [stream_fingerprint(part) for part in (stream, *split_stream(stream, 0.5, 0))]
 
-    folder, parquet = make_folder([{"file_name": f"{i}.png", "text": f"t{i}"} for i in range(4)]), tmp_path / "parquet"
+    pairs = folder = make_folder([{"file_name": f"{i}.png", "text": f"t{i}"} for i in range(4)])
+    parquet = tmp_path / "parquet"
     load_image_text(folder, split="train").to_parquet(parquet / "train.parquet")
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(folder), str(parquet)],
