@@ -19,13 +19,13 @@ from typing import Any
 from cmfah_hf.atomic import atomic_folder
 from cmfah_hf.data.columns import ColumnNames, find_columns, labels_of, text_of
 from cmfah_hf.data.data_root import DataRoot, LocalFiles, refuse_links_outside
+from cmfah_hf.data.dataset_card import SPLIT_NAME
 from cmfah_hf.data.file_state import digest_of, file_states
 from cmfah_hf.data.metadata_rows import read_rows, shown_name
 from cmfah_hf.errors import DataError
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SPLIT_FOLDERS = ("train", "query", "database", "validation", "test")
-SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 
 _WHAT_TO_WRITE = (
     'write a metadata.jsonl beside the pictures, one line a picture, such as {"file_name": "im1.jpg", '
@@ -275,8 +275,8 @@ def _check_files(path: Path, root: DataRoot) -> tuple[list[str], int, list[str],
         number, name = missing[0]
         more = f" ({len(missing) - 1} more lines name missing files)" if len(missing) > 1 else ""
         raise DataError(
-            f"{path}, line {number}: the image {shown_name(str(path.parent / name))} does not exist; add it or delete the "
-            f"line{more}."
+            f"{path}, line {number}: the image {shown_name(str(path.parent / name))} does not exist; add it or delete "
+            f"the line{more}."
         )
     if num_rows == 0:
         raise DataError(f"{path}: holds no rows; {_WHAT_TO_WRITE}")

@@ -13,12 +13,11 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from cmfah_hf.data.data_root import DataRoot, refuse_links_outside
-from cmfah_hf.data.dataset_card import card_splits
+from cmfah_hf.data.dataset_card import SPLIT_NAME, card_splits
 from cmfah_hf.data.imagefolder import (
     MAX_SHARDS,
     METADATA_NAMES,
     SPLIT_FOLDERS,
-    SPLIT_NAME,
     check_metadata,
     find_splits,
     load_checked,

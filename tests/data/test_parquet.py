@@ -7,8 +7,8 @@ import pytest
 from torch.utils.data import DataLoader
 
 from cmfah_hf.data import load_image_text, make_scenes
-from cmfah_hf.data.streams import PairStream, count_rows, is_arrow
 from cmfah_hf.data.data_root import DataRoot
+from cmfah_hf.data.streams import PairStream, count_rows, is_arrow
 from cmfah_hf.data.uniform import uniform
 from cmfah_hf.errors import DataError
 

@@ -432,7 +432,7 @@ def test_splits_of_a_card(tmp_path):
     assert read(f"configs:\n- config_name: x\n  data_files: a-0.parquet\n{chosen}") == {"q": ["b-0", "a-1"]}
     with pytest.raises(DataError, match=r"README\.md: names the files 'c-\*\.parquet' in its configs, and none is th"):
         read("configs:\n- config_name: x\n  data_files: 'c-*.parquet'")
-    with pytest.raises(DataError, match=r"README\.md: its head between the lines --- cannot be read"):
+    with pytest.raises(DataError, match=r"README\.md, its head between the lines ---, is not valid YAML"):
         read("configs: [")
 
 
