@@ -1,6 +1,7 @@
 """HDF5 files, those that MATLAB writes as version 7.3 among them: what they hold, read a block of rows at a time."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,6 +18,14 @@ _LARGEST_BLOCK = 6 * BLOCK_BYTES
 _LARGEST_CHUNK = 2 * BLOCK_BYTES
 _GZIP, _SHUFFLE = 1, 2
 _SHUFFLE_BLOCK = 1 << 20
+# Chunks that the library does hold in memory.
+_LARGEST_IN_MEMORY = 1 << 30
+# Deflate packs zeros to a thousandth, and chunks that were never written take nothing: of moderate size, these may be
+# matrices of a few tags.
+_MOST_RATIO, _LARGEST_UNPROVEN = 1100, 64 << 30
+_MOST_AXES = 32
+# What the library raises on damaged files: missing members and attributes, types and sizes that make no sense.
+_DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -25,21 +34,23 @@ class Hdf5Variable(Variable):
 
     def open(self) -> BlockReader:
         with _opened(self.file) as file:
-            return open_dataset(file[self.name], f"{self.file}, {self.name}")
+            return open_dataset(_own(file, self.name, self.file), f"{self.file}, {self.name}")
 
     def load_sparse(self) -> Any:
         """MATLAB's own layout: columns compressed, `ir` the rows, `jc` where each column begins."""
         from scipy.sparse import csc_matrix
 
         with _opened(self.file) as file:
-            group = file[self.name]
-            begins = group["jc"][:].astype(np.int64)
-            rows = group["ir"][:] if "ir" in group else np.zeros(0, np.int64)
-            values = group["data"][:] if "data" in group else np.zeros(0)
-        try:
-            return csc_matrix((values, rows.astype(np.int64), begins), shape=self.shape)
-        except ValueError as error:
-            raise DataError(f"{self.file}, {self.name}: not a sound sparse matrix ({error}); save it again.") from error
+            group = _own(file, self.name, self.file)
+            begins, rows, values = (
+                _own(group, part, self.file)[:] if part in group else np.zeros(0) for part in ("jc", "ir", "data")
+            )
+            for part in (begins, rows, values):
+                if part.dtype.kind not in "biuf" or part.ndim != 1:
+                    raise DataError(f"{self.file}, {self.name}: not a sound sparse matrix; save it again.")
+            found = csc_matrix((values, rows.astype(np.int64), begins.astype(np.int64)), shape=self.shape)
+            found.check_format(full_check=True)
+            return found
 
 
 def list_hdf5(path: Path) -> list[Variable]:
@@ -51,43 +62,75 @@ def list_hdf5(path: Path) -> list[Variable]:
     import h5py
 
     with _opened(path) as file:
-        is_matlab = file.userblock_size > 0 and path.open("rb").read(6) == b"MATLAB"
+        with path.open("rb") as start:
+            is_matlab = file.userblock_size > 0 and start.read(6) == b"MATLAB"
         found: list[Variable] = []
-        for name, item in file.items():
+        for name in file:
             if name.startswith("#"):  # where MATLAB keeps what cells refer to
                 continue
+            item = _own(file, name, path)
             kind = item.attrs.get("MATLAB_class", b"")
-            kind = kind.decode() if isinstance(kind, bytes) else str(kind)
+            kind = kind.decode("latin-1") if isinstance(kind, bytes) else str(kind)
             writer = "hdf5-matlab" if is_matlab or kind else "hdf5"
             if isinstance(item, h5py.Group):
                 rows = item.attrs.get("MATLAB_sparse")
                 if rows is None or "jc" not in item:
                     found.append(Hdf5Variable(path, name, (), kind or "group", writer, is_numeric=False))
                     continue
-                shape = (int(rows), item["jc"].shape[0] - 1)
+                shape = (int(rows), max(0, _own(item, "jc", path).shape[0] - 1))
                 found.append(Hdf5Variable(path, name, shape, f"sparse {kind}".strip(), writer, is_sparse=True))
                 continue
+            if not isinstance(item, h5py.Dataset):  # a type without values
+                continue
             is_numeric = item.dtype.kind in "biuf" and kind not in ("cell", "char")
-            shape = item.shape
-            if item.attrs.get("MATLAB_empty"):  # its content is the shape
-                shape = tuple(int(size) for size in item[()])[::-1]
+            shape = item.shape or ()
+            if item.attrs.get("MATLAB_empty") and len(shape) == 1 and shape[0] <= _MOST_AXES and is_numeric:
+                shape = tuple(int(size) for size in item[()])[::-1]  # its content is the shape
             found.append(Hdf5Variable(path, name, shape, kind or str(item.dtype), writer, is_numeric))
     return found
 
 
+def _own(group: Any, name: str, path: Path) -> Any:
+    """A member of a group whose values are in this file.
+
+    Raises:
+        DataError: If it is a link, or its values are kept in other files: whatever such a file names would be read.
+    """
+    import h5py
+
+    link = group.get(name, getlink=True)
+    if not isinstance(link, h5py.HardLink):
+        raise DataError(f"{path}, {name}: is a link, which may lead to another file; save the values themselves.")
+    item = group[name]
+    if isinstance(item, h5py.Dataset) and (item.is_virtual or item.external):
+        raise DataError(f"{path}, {name}: keeps its values in other files; save them in this one.")
+    return item
+
+
 def open_dataset(dataset: Any, name: str) -> BlockReader:
-    """A data set as blocks of rows; one that lies in a single huge chunk is unpacked into a temporary file."""
+    """A data set as blocks of rows; one that lies in a single huge chunk is unpacked into a temporary file.
+
+    Raises:
+        DataError: If it would unpack to far more than any data do.
+    """
+    size, stored = prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
+    if size > _LARGEST_UNPROVEN and size > _MOST_RATIO * stored:
+        raise DataError(
+            f"{name}: its {stored:,} bytes would unpack to {size:,}, more than any data do; check where it is from."
+        )
     if dataset.chunks is None or prod(dataset.chunks) * dataset.dtype.itemsize <= _LARGEST_CHUNK:
         return _Chunked(dataset, name)
     filters = dataset.id.get_create_plist()
     used = [filters.get_filter(number)[0] for number in range(filters.get_nfilters())]
     if dataset.chunks != dataset.shape or used not in ([], [_GZIP], [_SHUFFLE, _GZIP]) or not _is_whole(dataset):
+        if prod(dataset.chunks) * dataset.dtype.itemsize > _LARGEST_IN_MEMORY:
+            raise DataError(f"{name}: is in chunks of more than {_LARGEST_IN_MEMORY:,} bytes; save it in smaller ones.")
         return _Chunked(dataset, name)
     chunk = dataset.id.get_chunk_info(0)
     dtype, shape = dataset.dtype, dataset.shape
     size = prod(shape) * dtype.itemsize
     file = Path(dataset.file.filename).open("rb")  # noqa: SIM115 - the array that reads it keeps it open
-    if not used:
+    if not used and chunk.byte_offset is not None:
         return RawArray(file, chunk.byte_offset, shape, dtype, "C", name)
     file.seek(chunk.byte_offset)
     with file:
@@ -125,7 +168,7 @@ class _Chunked:
 
     def __init__(self, dataset: Any, name: str):
         self.shape, self.dtype, self.chunks, self.name = dataset.shape, dataset.dtype, dataset.chunks, name
-        self._file, self._dataset = Path(dataset.file.filename), dataset.name
+        self._file, self._dataset = Path(dataset.file.filename), dataset.name.lstrip("/")
 
     def block_rows(self, axis: int) -> int:
         row_bytes = max(1, prod(self.shape) // max(1, self.shape[axis]) * self.dtype.itemsize)
@@ -136,21 +179,22 @@ class _Chunked:
         return rows
 
     def read(self, axis: int, start: int, stop: int) -> np.ndarray:
-        try:
-            with _opened(self._file) as file:
-                return file[self._dataset][(slice(None),) * axis + (slice(start, stop),)]
-        except (OSError, RuntimeError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"{self.name}: cannot be read ({reason}); the file is damaged, fetch it again.") from error
+        with _opened(self._file) as file:
+            return _own(file, self._dataset, self._file)[(slice(None),) * axis + (slice(start, stop),)]
 
 
-def _opened(path: Path) -> Any:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file, and one line for whatever the library finds damaged in it while it is read."""
     import h5py
 
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        reason = str(error).splitlines()[0]
+        with h5py.File(path, "r") as file:
+            yield file
+    except DataError:
+        raise
+    except _DAMAGED as error:
+        reason = " ".join(str(error).split())[:300]
         raise DataError(
             f"{path}: not a readable HDF5 file ({reason}); where it is cut short, fetch it again."
         ) from error

@@ -1,7 +1,7 @@
 """MATLAB 5 files (`.mat`, version 5 to 7.2): what they hold, and where its values stand.
 
-scipy reads a variable whole; here the headers alone are read, after the layout of MathWorks' "MAT-File Format", so that
-values can be read a block of rows at a time. Sparse variables, which are small, are left to scipy.
+scipy reads a variable whole, and its reader takes the process down on damaged files. Here the headers alone are read,
+after the layout of MathWorks' "MAT-File Format", so that values can be read a block of rows at a time.
 """
 
 import struct
@@ -41,6 +41,9 @@ _CLASSES = {
 }
 _SPARSE, _NUMERIC = 5, range(5, 16)
 _LOGICAL, _COMPLEX = 0x0200, 0x0800
+_MOST_AXES = 32
+# Of one of a sparse variable's three vectors; larger ones hold no tags of anything.
+_MOST_SPARSE_BYTES = 480_000_000
 # Compressed variables up to this size are unpacked into memory, larger ones into a temporary file.
 _SMALL = 8 << 20
 
@@ -72,10 +75,8 @@ class Mat5Variable(Variable):
 
     def open(self) -> BlockReader:
         file = self.file.open("rb")
-        file.seek(self.start)
         name = f"{self.file}, {self.name}"
-        source = _Source(inflate(file, self.length, name)) if self.is_compressed else _Source(_pieces(file))
-        _array_header(source, self.order, name, is_element=self.is_compressed)
+        source = self._source(file)
         kind, size, inline = _tag(source, self.order, name)
         if kind not in _TYPES:
             raise DataError(f"{name}: holds values of the unknown type {kind}; save it as double or uint8.")
@@ -90,15 +91,36 @@ class Mat5Variable(Variable):
         return RawArray(file, self.start + source.passed, self.shape, dtype, "F", name)
 
     def load_sparse(self) -> Any:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
+        """MATLAB's layout: the row of each value, where each column begins, the values."""
         from scipy.sparse import csc_matrix
 
+        name = f"{self.file}, {self.name}"
+        with self.file.open("rb") as file:
+            source = self._source(file)
+            rows, begins, values = (self._vector(source, name) for _ in range(3))
         try:
-            return csc_matrix(loadmat(self.file, variable_names=[self.name])[self.name])
-        except (MatReadError, ValueError, TypeError, OSError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"{self.file}, {self.name}: cannot be read ({reason}); save it again.") from error
+            count = int(begins[-1]) if len(begins) else 0
+            found = csc_matrix((values[:count], rows[:count].astype(np.int64), begins.astype(np.int64)), self.shape)
+            found.check_format(full_check=True)
+        except (ValueError, TypeError, OverflowError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{name}: not a sound sparse matrix ({reason}); save it again.") from error
+        return found
+
+    def _source(self, file: BinaryIO) -> "_Source":
+        """What stands behind the header."""
+        name = f"{self.file}, {self.name}"
+        file.seek(self.start)
+        source = _Source(inflate(file, self.length, name)) if self.is_compressed else _Source(_pieces(file))
+        _array_header(source, self.order, name, is_element=self.is_compressed)
+        return source
+
+    def _vector(self, source: "_Source", name: str) -> np.ndarray:
+        kind, content = _element(source, self.order, name, _MOST_SPARSE_BYTES)
+        if kind not in _TYPES or len(content) % np.dtype(_TYPES[kind]).itemsize:
+            raise DataError(f"{name}: not a sound sparse matrix; save it again.")
+        values = np.frombuffer(content, self.order + _TYPES[kind])
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def list_mat5(path: Path) -> list[Variable]:
@@ -186,10 +208,10 @@ def _tag(source: _Source, order: str, name: str) -> tuple[int, int, bytes | None
     return first, size, None
 
 
-def _element(source: _Source, order: str, name: str) -> tuple[int, bytes]:
+def _element(source: _Source, order: str, name: str, most_bytes: int = 65536) -> tuple[int, bytes]:
     kind, size, content = _tag(source, order, name)
     if content is None:
-        if size > 65536:
+        if size > most_bytes:
             raise DataError(f"{name}: the head of a variable is damaged; fetch or save the file again.")
         content = source.take(-(-size // 8) * 8, name)[:size]
     return kind, content
@@ -210,4 +232,6 @@ def _array_header(source: _Source, order: str, name: str, is_element: bool) -> t
         variable = _element(source, order, name)[1].decode("latin-1")
     except struct.error as error:
         raise DataError(f"{name}: the head of a variable is damaged; fetch or save the file again.") from error
+    if len(shape) > _MOST_AXES or any(size < 0 for size in shape):
+        raise DataError(f"{name}: the head of a variable is damaged; fetch or save the file again.")
     return flags, shape, variable

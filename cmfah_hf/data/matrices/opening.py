@@ -8,11 +8,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from cmfah_hf.data.data_root import refuse_links_outside
 from cmfah_hf.data.matrices.axes import decide_axes
 from cmfah_hf.data.matrices.dataset import Matrices, Names
 from cmfah_hf.data.matrices.hdf5 import list_hdf5
 from cmfah_hf.data.matrices.mat5 import is_mat4, is_mat5, list_mat5
 from cmfah_hf.data.matrices.storage import Variable
+from cmfah_hf.documents import file_of
 from cmfah_hf.errors import DataError
 
 MATRIX_SUFFIXES = (".mat", ".h5", ".hdf5")
@@ -67,10 +69,11 @@ def find_matrix_files(paths: str | os.PathLike | Sequence[str | os.PathLike]) ->
     for path in map(Path, given):
         if path.is_dir():
             below = matrix_files_below(path)
+            refuse_links_outside(path, below)
             if not below:
                 raise DataError(f"{path}: holds no {' or '.join(MATRIX_SUFFIXES)} file; give the folder that does.")
             files += below
-        elif path.is_file():
+        elif file_of(path) is not None:
             files.append(path)
         else:
             raise DataError(f"{path}: there is no such file; check the path.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from cmfah_hf.errors import DataError
 
 # More positive values than this are no tags of anything; they would take a gigabyte of memory.
 _MOST_VALUES = 60_000_000
+_MOST_COLUMNS = 10_000_000
+# One row, of values of eight bytes: an image of 8,000 x 8,000.
+_MOST_ROW_BYTES, _LARGEST_VALUE = 2**31, 8
 
 
 class DenseRows:
@@ -28,6 +32,9 @@ class DenseRows:
         self.shape = tuple(variable.shape[position] for position in self._order)
         if "H" in axes and "C" not in axes:
             self.shape += (1,)
+        row_bytes = prod(self.shape[1:]) * _LARGEST_VALUE
+        if row_bytes > _MOST_ROW_BYTES:
+            raise DataError(f"{variable.file}: {variable} has rows of {row_bytes:,} bytes; save smaller images.")
         self._block: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -86,6 +93,8 @@ class SparseRows:
         self.variable, self.axes = variable, axes
         size = dict(zip(axes, variable.shape, strict=True))
         self.shape = (size["N"], size.get("D", 1))
+        if self.shape[0] > _MOST_VALUES or self.shape[1] > _MOST_COLUMNS:
+            raise DataError(f"{variable.file}: {variable} is too large for tags or labels; check what it is.")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -122,6 +131,10 @@ class SparseRows:
             raise DataError(
                 f"{self.variable.file}: {self.variable} is one column and no class numbers (whole, from 0 or 1 on); "
                 "give a column a class."
+            )
+        if numbers.max() > _MOST_COLUMNS:
+            raise DataError(
+                f"{self.variable.file}: {self.variable} has a class number {numbers.max():,.0f}; check the file."
             )
         return min(int(numbers.min()), 1), int(numbers.max())
 
