@@ -5,7 +5,6 @@ import logging
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import datasets
@@ -200,24 +199,28 @@ def test_a_killed_conversion_goes_on_where_it_was(file, arrays, tmp_path, enviro
     out = tmp_path / "out"
     code = (
         "import sys, time\n"
+        "from contextlib import contextmanager\n"
         "from cmfah_hf.data import convert_matrices, open_matrices\n"
         "from cmfah_hf.data.matrices import conversion\n"
-        "write, done = conversion._write_shard, []\n"
-        "def slow(matrices, rows, path, pictures):\n"
-        "    if len(done) == 2:\n"
-        "        path.with_suffix('.unfinished').write_bytes(b'PAR1')\n"
-        "        time.sleep(120)\n"
-        "    done.append(write(matrices, rows, path, pictures))\n"
-        "conversion._write_shard = slow\n"
+        "begin = conversion.atomic_file\n"
+        "@contextmanager\n"
+        "def slow(path, error):\n"
+        "    with begin(path, error) as temporary:\n"
+        "        if path.name.startswith('train-00002'):\n"
+        "            temporary.write_bytes(b'PAR1')\n"
+        "            print('here', flush=True)\n"
+        "            time.sleep(120)\n"
+        "        yield temporary\n"
+        "conversion.atomic_file = slow\n"
         "convert_matrices(open_matrices(sys.argv[1]), sys.argv[2], rows_per_shard=3)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(file), str(out)], env=environment)
-    cut = out / "data" / "train-00002-of-00004.unfinished"
-    deadline = time.monotonic() + 60
-    while not cut.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(file), str(out)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "here\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert {path.suffix for path in (out / "data").glob(".*")} == {".tmp", ".lock"}
     kept = {path: path.stat().st_mtime_ns for path in (out / "data").glob("*.parquet")}
     assert len(kept) == 2
     assert not (out / "README.md").exists()

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cmfah_hf.atomic import locked
 from cmfah_hf.cli import main
 from cmfah_hf.data import load_image_text
 from cmfah_hf.data.dataset_card import card_splits
@@ -236,7 +237,7 @@ def test_a_disk_that_is_really_full(replica, tmp_path):
         pytest.skip("no file system can be mounted here")
     try:
         out = small / "out"
-        with pytest.raises(DataError, match=r"small/out: could not be written .*the files that are finished stay"):
+        with pytest.raises(DataError, match=r"small/out/.* could not be written \(No space left on device\)"):
             prepare_mirflickr25k(replica.root, out, **how)
         assert not list(out.rglob(".*.tmp"))
         subprocess.run(["mount", "-o", "remount,size=10m", str(small)], check=True)
@@ -253,12 +254,12 @@ def test_a_disk_that_says_it_is_full(replica, tmp_path, monkeypatch):
 
     def full(descriptor):
         calls.append(descriptor)
-        if len(calls) > 6:
+        if len(calls) > 10:
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 
-    monkeypatch.setattr(shards.os, "fsync", full)
-    with pytest.raises(DataError, match=r"out: could not be written \(No space left on device\)"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"out/data/.* could not be written \(No space left on device\)"):
         prepare_mirflickr25k(replica.root, tmp_path / "out", **how)
     monkeypatch.undo()
     assert prepare_mirflickr25k(replica.root, tmp_path / "out", **how).shards_kept == 2
@@ -302,12 +303,9 @@ def test_what_is_in_the_folder_is_not_lost(replica, tmp_path):
 
 
 def test_two_processes_do_not_write_one_folder(replica, tmp_path):
-    import filelock
-
-    (tmp_path / "out").mkdir()
     with (
-        filelock.FileLock(tmp_path / "out" / ".prepare.lock"),
-        pytest.raises(DataError, match="out: another process is writing it"),
+        locked(tmp_path / "out" / "data"),
+        pytest.raises(DataError, match=rf"out/data is being written already by process {os.getpid()} on "),
     ):
         prepare_mirflickr25k(replica.root, tmp_path / "out", release=replica.release)
 

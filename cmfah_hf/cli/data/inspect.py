@@ -28,11 +28,13 @@ def inspect(
     if output is not None:
         import json as standard_json
 
+        from cmfah_hf.atomic import write_text
         from cmfah_hf.data.inspection_plots import plot_inspection
+        from cmfah_hf.errors import DataError
 
         files = [str(file) for file in plot_inspection(found, output)]
         text = standard_json.dumps(document, indent=2, ensure_ascii=False)
-        (output / "inspection.json").write_text(text + "\n", encoding="utf-8")
+        write_text(output / "inspection.json", text + "\n", DataError)
     if json:
         print_json(document)
         return

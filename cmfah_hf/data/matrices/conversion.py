@@ -7,8 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from cmfah_hf.atomic import atomic_file, write_text
+from cmfah_hf.data.dataset_card import CARD_NAME
+from cmfah_hf.data.file_state import digest_of, file_states
+from cmfah_hf.data.folder_in_work import DATA, folder_in_work
 from cmfah_hf.data.images import decoding_off
 from cmfah_hf.data.matrices.dataset import Matrices, dataset_of, features_of, research_split
+from cmfah_hf.documents import read_json
 from cmfah_hf.errors import DataError
 
 # What is searched: the training pairs and the rest, none of which is stored twice.
@@ -50,29 +55,30 @@ def convert_matrices(
     files = sorted({variable.file.absolute() for variable in matrices.variables.values()})
     settings = {
         "matrices": matrices.describe(),
-        "files": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "files": [[state.path, digest_of([state])] for state in file_states(files)],
         "names": [matrices.tag_names, matrices.label_names],
         "split": {name: [list(bounds) for bounds in ranges] for name, ranges in split.items()},
         "pictures": pictures,
         "rows_per_shard": rows_per_shard,
     }
-    _begin(out, settings)
-    for name, ranges in split.items():
-        ((start, stop),) = ranges
-        count = -(-(stop - start) // rows_per_shard)
-        bounds = [start + (stop - start) * shard // max(1, count) for shard in range(count + 1)]
-        for shard, (first, last) in enumerate(pairwise(bounds)):
-            path = out / "data" / f"{name}-{shard:05d}-of-{count:05d}.parquet"
-            if not path.exists():
-                _write_shard(matrices, (first, last), path, pictures)
-            progress(last - first)
-    rows = {name: sum(stop - start for start, stop in ranges) for name, ranges in split.items()}
-    present = {name for name, number in rows.items() if number}
-    parts = {name: [part for part in sources if part in present] for name, sources in _FILES_OF_SPLIT.items()}
-    if queries is None:
-        parts = {"train": ["train"]}
-    _write_card(out, matrices, parts, queries)
-    (out / _SETTINGS).unlink()
+    with folder_in_work(out):
+        _begin(out, settings)
+        for name, ranges in split.items():
+            ((start, stop),) = ranges
+            count = -(-(stop - start) // rows_per_shard)
+            bounds = [start + (stop - start) * shard // max(1, count) for shard in range(count + 1)]
+            for shard, (first, last) in enumerate(pairwise(bounds)):
+                path = out / DATA / f"{name}-{shard:05d}-of-{count:05d}.parquet"
+                if not path.exists():
+                    _write_shard(matrices, (first, last), path, pictures)
+                progress(last - first)
+        rows = {name: sum(stop - start for start, stop in ranges) for name, ranges in split.items()}
+        present = {name for name, number in rows.items() if number}
+        parts = {name: [part for part in sources if part in present] for name, sources in _FILES_OF_SPLIT.items()}
+        if queries is None:
+            parts = {"train": ["train"]}
+        _write_card(out, matrices, parts, queries)
+        (out / _SETTINGS).unlink()
     return {
         "output": str(out),
         "splits": {name: sum(rows[part] for part in sources) for name, sources in parts.items()},
@@ -82,15 +88,14 @@ def convert_matrices(
 
 
 def _begin(out: Path, settings: dict[str, Any]) -> None:
-    if (out / "README.md").exists():
+    if (out / CARD_NAME).exists():
         raise DataError(f"{out}: holds a data set already; choose another folder or remove it.")
-    (out / "data").mkdir(parents=True, exist_ok=True)
     note = out / _SETTINGS
-    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != settings:
+    if note.exists() and read_json(note, DataError) != json.loads(json.dumps(settings)):
         raise DataError(f"{out}: holds an unfinished conversion of other files or settings; choose another folder.")
-    if not note.exists() and any((out / "data").iterdir()):
-        raise DataError(f"{out / 'data'}: holds files already; choose another folder or remove them.")
-    _write_whole(note, json.dumps(settings))
+    if not note.exists() and any((out / DATA).iterdir()):
+        raise DataError(f"{out / DATA}: holds files already; choose another folder or remove them.")
+    write_text(note, json.dumps(settings), DataError)
 
 
 def _write_shard(matrices: Matrices, rows: tuple[int, int], path: Path, pictures: bool) -> None:
@@ -100,16 +105,14 @@ def _write_shard(matrices: Matrices, rows: tuple[int, int], path: Path, pictures
 
     schema = features_of(matrices, pictures, class_labels=True).arrow_schema
     number_of = {name: number for number, name in enumerate(matrices.label_names)}
-    unfinished = path.with_suffix(".unfinished")
     stream = decoding_off(dataset_of(matrices, [rows], "train", streaming=True, pictures=pictures))
-    with pq.ParquetWriter(unfinished, schema) as writer:
+    with atomic_file(path, DataError) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for batch in stream.iter(100):
             if "labels" in batch:
                 batch["labels"] = [[number_of[name] for name in labels] for labels in batch["labels"]]
             writer.write_table(
                 pa.table({name: pa.array(batch[name], schema.field(name).type) for name in schema.names}, schema=schema)
             )
-    unfinished.rename(path)
 
 
 def _write_card(out: Path, matrices: Matrices, parts: dict[str, list[str]], queries: str | None) -> None:
@@ -117,15 +120,9 @@ def _write_card(out: Path, matrices: Matrices, parts: dict[str, list[str]], quer
 
     files = [{"split": name, "path": [f"data/{part}-*.parquet" for part in sources]} for name, sources in parts.items()]
     front = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]}, sort_keys=False)
-    lines = ["---", front.rstrip(), "---", "", f"# {out.name}", "", "Pairs of picture and text, from matrices:", ""]
+    lines = ["---", front.rstrip(), "---", "", f"# {out.name}", "", "Pairs of image and text, from matrices:", ""]
     lines += [f"- {line}" for line in matrices.describe()]
     if queries is not None:
         said = f"The query rows stand {queries} in the matrices. The database is all others, the training pairs first."
         lines += ["", said]
-    _write_whole(out / "README.md", "\n".join(lines) + "\n")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.rename(path)
+    write_text(out / CARD_NAME, "\n".join(lines) + "\n", DataError)

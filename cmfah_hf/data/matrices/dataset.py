@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cmfah_hf.data.file_state import digest_of, file_states
 from cmfah_hf.data.matrices.axes import shown
 from cmfah_hf.data.matrices.pictures import pictures_of
 from cmfah_hf.data.matrices.rows import DenseRows, SparseRows
@@ -189,7 +190,7 @@ def dataset_of(matrices: Matrices, ranges: Ranges, split: str, streaming: bool, 
         "label_names": tuple(matrices.label_names),
         "pictures": pictures,
         # The cache knows a data set by these arguments, so a changed file has to change them.
-        "version": tuple((state.st_mtime_ns, state.st_size) for state in (file.stat() for file in files)),
+        "version": digest_of(file_states(files)),
         "ranges": _cut(ranges, _MAX_SHARDS) if streaming else ranges,
     }
     kind = datasets.IterableDataset if streaming else datasets.Dataset
@@ -220,7 +221,7 @@ def generate_rows(
     tag_names: tuple[str, ...],
     label_names: tuple[str, ...],
     pictures: bool,
-    version: tuple[tuple[int, int], ...],
+    version: str,
     ranges: Ranges,
 ) -> Iterator[dict[str, Any]]:
     """The rows in `ranges` (start, stop). `version` only tells one state of the files from another."""
@@ -247,7 +248,7 @@ def generate_rows(
 
 
 @lru_cache(maxsize=2)
-def _opened(process: int, variables: tuple, axes: tuple, version: tuple) -> Matrices:
+def _opened(process: int, variables: tuple, axes: tuple, version: str) -> Matrices:
     """The matrices, opened once a process, since what is compressed is unpacked at opening."""
     return Matrices(dict(variables), dict(axes))
 

@@ -13,7 +13,7 @@ from cmfah_hf.errors import DataError
 
 # More positive values than this are no tags of anything; they would take a gigabyte of memory.
 _MOST_VALUES = 60_000_000
-_MOST_COLUMNS = 10_000_000
+_MOST_COLUMNS = 1_000_000
 # One row, of values of eight bytes: an image of 8,000 x 8,000.
 _MOST_ROW_BYTES, _LARGEST_VALUE = 2**31, 8
 

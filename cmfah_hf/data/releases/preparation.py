@@ -18,21 +18,20 @@ from typing import Any
 
 import numpy as np
 
+from cmfah_hf.atomic import write_text
 from cmfah_hf.data.dataset_card import CARD_NAME
+from cmfah_hf.data.folder_in_work import DATA, folder_in_work
 from cmfah_hf.data.releases.card import Provenance, make_card
 from cmfah_hf.data.releases.files import ReleaseFiles
 from cmfah_hf.data.releases.pictures import Pictures, find_pictures_of, iterate_pictures
 from cmfah_hf.data.releases.protocols import Split
 from cmfah_hf.data.releases.shards import (
-    DATA,
     PARTS,
     STATE_NAME,
     Shard,
     Writing,
     enter_folder,
-    locked_folder,
     write_shard,
-    write_text,
 )
 from cmfah_hf.data.releases.table import Corrections, ReleaseTable
 from cmfah_hf.errors import DataError
@@ -149,38 +148,32 @@ def prepare(
         return report(_check_pictures(table, shards, pictures, writing), 0)
     folder = Path(out).expanduser()
     digest = _digest(settings, table, missing, has_pictures, writing)
-    try:
-        with locked_folder(folder):
-            done = enter_folder(folder, digest, writing.overwrite)
-            kept_before = len(done)
-            with _bar(shards, sum(entry["rows_asked"] for entry in done.values()), writing) as bar:
-                for shard in shards:
-                    if shard.name not in done:
-                        done[shard.name] = write_shard(folder, table, shard, pictures, writing.keep_broken, bar)
-                        write_text(folder / STATE_NAME, json.dumps({"digest": digest, "shards": done}))
-            unreadable = [tuple(pair) for shard in shards for pair in done[shard.name]["unreadable"]]
-            written = report(unreadable, kept_before)
-            card = make_card(
-                provenance,
-                settings,
-                facts,
-                written.corrections,
-                written.rows,
-                written.ids_sha256,
-                _data_files(shards),
-                table.class_names,
-                has_pictures,
-                [] if writing.keep_broken else unreadable,
-                _command(settings, writing),
-                _version(),
-            )
-            write_text(folder / CARD_NAME, card)
-            (folder / STATE_NAME).unlink()
-    except OSError as error:
-        raise DataError(
-            f"{folder}: could not be written ({error.strerror or error}); the files that are finished stay: make room "
-            "and run the same command again."
-        ) from error
+    with folder_in_work(folder):
+        done = enter_folder(folder, digest, writing.overwrite)
+        kept_before = len(done)
+        with _bar(shards, sum(entry["rows_asked"] for entry in done.values()), writing) as bar:
+            for shard in shards:
+                if shard.name not in done:
+                    done[shard.name] = write_shard(folder, table, shard, pictures, writing.keep_broken, bar)
+                    write_text(folder / STATE_NAME, json.dumps({"digest": digest, "shards": done}), DataError)
+        unreadable = [tuple(pair) for shard in shards for pair in done[shard.name]["unreadable"]]
+        written = report(unreadable, kept_before)
+        card = make_card(
+            provenance,
+            settings,
+            facts,
+            written.corrections,
+            written.rows,
+            written.ids_sha256,
+            _data_files(shards),
+            table.class_names,
+            has_pictures,
+            [] if writing.keep_broken else unreadable,
+            _command(settings, writing),
+            _version(),
+        )
+        write_text(folder / CARD_NAME, card, DataError)
+        (folder / STATE_NAME).unlink()
     return written
 
 

@@ -1,23 +1,21 @@
 """The files of a prepared data set: each written whole or not at all, and what an interrupted run has finished."""
 
-import contextlib
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cmfah_hf.atomic import atomic_file, write_text
 from cmfah_hf.data.dataset_card import CARD_NAME
+from cmfah_hf.data.folder_in_work import DATA
 from cmfah_hf.data.releases.pictures import Pictures, iterate_pictures
 from cmfah_hf.data.releases.table import ReleaseTable
+from cmfah_hf.documents import read_bytes, read_json
 from cmfah_hf.errors import DataError
 
 STATE_NAME = ".prepare.json"
-LOCK_NAME = ".prepare.lock"
-DATA = "data"
 PARTS = ("train", "query", "rest")
 # What a card that was written here has and others have not.
 _MARK = "\ncmfah data prepare "
@@ -66,30 +64,22 @@ def write_shard(
     import pyarrow.parquet as pq
 
     path = folder / DATA / shard.name
-    unfinished = path.with_name(f".{path.name}.tmp")
     unreadable: list[tuple[str, str]] = []
     schema = _features(table, pictures is not None).arrow_schema
     group = _ROWS_PER_GROUP[pictures is not None]
-    try:
-        with pq.ParquetWriter(unfinished, schema) as writer:
-            for first in range(0, len(shard.rows), group):
-                rows, images = shard.rows[first : first + group], None
-                asked = len(rows)
-                if pictures is not None:
-                    found = list(iterate_pictures(pictures, table, rows))
-                    unreadable += [(table.ids[p.row], p.reason) for p in found if p.reason is not None]
-                    kept = [p for p in found if p.reason is None or keep_broken]
-                    rows = np.array([p.row for p in kept], np.int64)
-                    images = [{"bytes": p.content, "path": table.pictures[p.row].rpartition("/")[2]} for p in kept]
-                if len(rows):
-                    writer.write_table(_arrow_table(table, rows, images, schema), row_group_size=group)
-                bar.update(asked)
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+    with atomic_file(path, DataError) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for first in range(0, len(shard.rows), group):
+            rows, images = shard.rows[first : first + group], None
+            asked = len(rows)
+            if pictures is not None:
+                found = list(iterate_pictures(pictures, table, rows))
+                unreadable += [(table.ids[p.row], p.reason) for p in found if p.reason is not None]
+                kept = [p for p in found if p.reason is None or keep_broken]
+                rows = np.array([p.row for p in kept], np.int64)
+                images = [{"bytes": p.content, "path": table.pictures[p.row].rpartition("/")[2]} for p in kept]
+            if len(rows):
+                writer.write_table(_arrow_table(table, rows, images, schema), row_group_size=group)
+            bar.update(asked)
     return {"rows_asked": len(shard.rows), "bytes": path.stat().st_size, "unreadable": unreadable}
 
 
@@ -128,10 +118,14 @@ def _arrow_table(table: ReleaseTable, rows: np.ndarray, pictures: list[dict[str,
 
 
 def enter_folder(folder: Path, digest: str, overwrite: bool) -> dict[str, dict[str, Any]]:
-    """The shards that are finished already; a folder with anything else is refused, or cleared of what was prepared."""
+    """The shards that are finished already; a folder with anything else is refused, or cleared of what was prepared.
+
+    The folder has to be held (`folder_in_work`). The state is written before anything is removed, so that a run that
+    is killed here can go on.
+    """
     card, state = folder / CARD_NAME, folder / STATE_NAME
     shards = [path for part in PARTS for path in (folder / DATA).glob(f"{part}-*.parquet")]
-    if card.exists() and _MARK not in card.read_text(encoding="utf-8", errors="replace"):
+    if card.exists() and _MARK not in read_bytes(card, DataError).decode("utf-8", "replace"):
         raise DataError(
             f"{card}: is not the card of a data set prepared before, so it is left alone; name another folder."
         )
@@ -139,66 +133,35 @@ def enter_folder(folder: Path, digest: str, overwrite: bool) -> dict[str, dict[s
         raise DataError(
             f"{shards[0]}: was not prepared here, so it is left alone; name another folder, or take it away."
         )
-    if overwrite:
-        for path in [card, *shards, state]:
-            path.unlink(missing_ok=True)
-        shards = []
-    if not state.is_file() and card.exists():
+    if not overwrite and not state.exists() and card.exists():
         raise DataError(
             f"{folder}: holds a data set already; name another folder, or replace it with --overwrite (overwrite=True)."
         )
-    (folder / DATA).mkdir(exist_ok=True)
-    for part in PARTS:  # of a process that was killed
-        for leftover in (folder / DATA).glob(f".{part}-*.parquet.tmp"):
-            leftover.unlink()
-    for name in (CARD_NAME, STATE_NAME):
-        (folder / f".{name}.tmp").unlink(missing_ok=True)
-    if state.is_file():
-        try:
-            content = json.loads(state.read_text(encoding="utf-8"))
-            found, done = content["digest"], dict(content["shards"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{state}: damaged ({error}); begin anew with --overwrite (overwrite=True).") from error
-        if found != digest:
-            raise DataError(
-                f"{folder}: was begun with other arguments, another release or another version; finish it with those, "
-                "name another folder, or begin anew with --overwrite (overwrite=True)."
-            )
-        sizes = {path.name: path.stat().st_size for path in shards}
-        return {name: entry for name, entry in done.items() if sizes.get(name) == entry["bytes"]}
-    write_text(state, json.dumps({"digest": digest, "shards": {}}))
-    return {}
+    if overwrite or not state.exists():
+        write_text(state, json.dumps({"digest": digest, "shards": {}}), DataError)
+        done: dict[str, dict[str, Any]] = {}
+    else:
+        done = _finished(folder, state, digest)
+    card.unlink(missing_ok=True)
+    sizes = {path.name: path.stat().st_size for path in shards}
+    done = {name: entry for name, entry in done.items() if sizes.get(name) == entry["bytes"]}
+    for path in shards:
+        if path.name not in done:
+            path.unlink()
+    return done
 
 
-@contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """No other process writes the folder meanwhile."""
-    import filelock
-
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder}: is a file; name a folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / LOCK_NAME, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise DataError(f"{folder}: another process is writing it; wait for it, or name another folder.") from None
-    try:
-        yield
-    finally:
-        (folder / LOCK_NAME).unlink(missing_ok=True)
-        lock.release()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file in one step."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+def _finished(folder: Path, state: Path, digest: str) -> dict[str, dict[str, Any]]:
+    content = read_json(state, DataError)
+    shards = content.get("shards") if isinstance(content, dict) else None
+    keys = ("rows_asked", "bytes", "unreadable")
+    if not isinstance(shards, dict) or not all(
+        isinstance(entry, dict) and all(key in entry for key in keys) for entry in shards.values()
+    ):
+        raise DataError(f"{state}: damaged; begin anew with --overwrite (overwrite=True).")
+    if content.get("digest") != digest:
+        raise DataError(
+            f"{folder}: was begun with other arguments, another release or another version; finish it with those, "
+            "name another folder, or begin anew with --overwrite (overwrite=True)."
+        )
+    return shards

@@ -1,0 +1,34 @@
+"""A folder that is written file by file, by one process at a time, and that may be left and taken up again."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cmfah_hf.atomic import locked
+from cmfah_hf.errors import DataError
+
+DATA = "data"
+# What `atomic_file` leaves next to these files when its process is killed.
+_LEFT = re.compile(r"\.(.+\.parquet|README\.md|.+\.json)(\.[0-9a-f]{16}\.tmp|\.lock)")
+
+
+@contextmanager
+def folder_in_work(folder: Path) -> Iterator[None]:
+    """Holds a folder for writing, and clears it of what killed writers left.
+
+    Args:
+        folder: Made if it is missing, with `data` in it.
+
+    Raises:
+        DataError: If it is no folder, another process is writing it, or it cannot be written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: is a file; name a folder.")
+    with locked(folder / DATA, DataError, timeout_s=0):
+        (folder / DATA).mkdir(exist_ok=True)
+        for below in (folder, folder / DATA):
+            for path in below.iterdir():
+                if _LEFT.fullmatch(path.name) and not path.is_dir():
+                    path.unlink()
+        yield
