@@ -11,7 +11,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cmfah_hf.atomic import atomic_file
 from cmfah_hf.data.inspection import Inspection
+from cmfah_hf.errors import DataError
 
 _BAR, _LINE, _INK, _FAINT, _EDGE = "#0072B2", "#D55E00", "#22262B", "#D9DDE2", "#8B929A"
 # Bars of more classes or words than this could not be read; the rest is counted below the plot.
@@ -27,7 +29,6 @@ def plot_inspection(inspection: Inspection, folder: str | os.PathLike) -> list[P
         tags) and `words_per_item.png`.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     if inspection.labels is not None and inspection.labels.counts:
         labels = inspection.labels
@@ -111,5 +112,6 @@ def _finish(axes: Axes, title: str, grid: str) -> None:
 
 
 def _write(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, facecolor="white")
+    with atomic_file(path, DataError) as temporary:
+        figure.savefig(temporary, facecolor="white", format="png")
     return path

@@ -3,18 +3,22 @@
 import bz2
 import gzip
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from xml.etree import ElementTree
 
+from cmfah_hf.documents import file_of
 from cmfah_hf.errors import DataError
 from cmfah_hf.expansion.corpus import iterate_file, iterate_values, words_of
 from cmfah_hf.expansion.word_splitters import Splitter
 
 _DUMP = re.compile(r"\.xml(\.bz2|\.gz)?$", re.IGNORECASE)
 _OPEN = {".bz2": bz2.open, ".gz": gzip.open}
+# MediaWiki refuses to store pages of more than 2 MB.
+_MOST_PAGE_BYTES = 2**26
 _ARTICLES = "0"  # MediaWiki's namespace of articles; the others are talk, files, templates and the like.
 # "owner/name", and the name of a configuration after a colon: a data set on the Hub.
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<configuration>[\w.-]+))?$")
@@ -58,7 +62,7 @@ def _iterate(source: Any, text_column: str, title_column: str | None, links: boo
             yield f"Row {number}, column {text_column!r},", text, title, ()
         return
     for path in source:
-        if not path.exists() and (match := _HUB_ID.fullmatch(path.as_posix())):
+        if file_of(path) is None and (match := _HUB_ID.fullmatch(path.as_posix())):
             for number, (text, title) in enumerate(iterate_values(_stream(match), text_column, title_column)):
                 yield f"{path}, row {number},", text, title, ()
         elif _DUMP.search(path.name):
@@ -83,20 +87,23 @@ def _stream(match: re.Match) -> Any:
 def _iterate_dump(path: Path, links: bool) -> Iterator[tuple[str, str, str, list[str]]]:
     from gensim.corpora.wikicorpus import filter_wiki
 
-    if not path.is_file():
+    if file_of(path) is None:
         raise DataError(f"{path}: there is no such file; give the path of a pages-articles dump.")
     try:
         with closing(_iterate_pages(path)) as pages:
             for title, markup in pages:
                 yield f"{path}, page {title!r},", filter_wiki(markup), title, _links(markup) if links else []
-    except (ElementTree.ParseError, OSError, EOFError) as error:
+    except (ElementTree.ParseError, OSError, EOFError, ValueError, zlib.error) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path} cannot be read as a MediaWiki dump ({error}); fetch it again.") from error
 
 
 def _iterate_pages(path: Path) -> Iterator[tuple[str, str]]:
     """Title and markup of every article that is no redirect. A page is forgotten before the next one is read."""
     with _OPEN.get(path.suffix.lower(), open)(path, "rb") as file:
-        events = ElementTree.iterparse(file, events=("start", "end"))
+        counted = _Counted(file, path)
+        events = ElementTree.iterparse(counted, events=("start", "end"))
         _, root = next(events)
         if _name(root) != "mediawiki":
             raise DataError(f"{path} holds {_name(root)!r} and no MediaWiki dump; give a pages-articles dump.")
@@ -106,6 +113,21 @@ def _iterate_pages(path: Path) -> Iterator[tuple[str, str]]:
                 if fields.get("ns", _ARTICLES) == _ARTICLES and "redirect" not in fields:
                     yield fields.get("title", ""), fields.get("text", "")
                 root.clear()
+                counted.since_page = 0
+
+
+class _Counted:
+    """A file to be parsed, that ends in an error where one page takes more memory than any article."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        self.file, self.path, self.since_page = file, path, 0
+
+    def read(self, size: int) -> bytes:
+        content = self.file.read(size)
+        self.since_page += len(content)
+        if self.since_page > _MOST_PAGE_BYTES:
+            raise DataError(f"{self.path}: a page of it has more than {_MOST_PAGE_BYTES:,} bytes; fetch it again.")
+        return content
 
 
 def _links(markup: str) -> list[str]:

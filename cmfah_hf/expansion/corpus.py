@@ -6,6 +6,7 @@ Everything above works on word lists, so this is the only file that knows how a 
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from cmfah_hf.data.parquet_files import checked_batches, parquet_file
+from cmfah_hf.documents import file_of
 from cmfah_hf.errors import DataError
 from cmfah_hf.models.tokenization_cmfah import split_words
 
@@ -20,6 +23,8 @@ from cmfah_hf.models.tokenization_cmfah import split_words
 CORPUS_COLUMN = "text"
 
 _ARROW_BATCH = 1_000
+# Characters of one text; no novel has as many.
+_LONGEST_LINE = 2**26
 
 
 def words_of(value: Any, where: str = "The text", split: Callable[[str], list[str]] = split_words) -> list[str]:
@@ -120,7 +125,7 @@ def iterate_file(path: str | Path, title_column: str | None = None) -> Iterator[
         DataError: If the file is missing, of another kind, or damaged.
     """
     path = Path(path)
-    if not path.is_file():
+    if file_of(path) is None:
         raise DataError(f"{path}: there is no such file; give the path of a .jsonl, .txt or .parquet corpus.")
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else suffixes[-1] if suffixes else ""
@@ -179,44 +184,41 @@ def _iterate_lines(path: Path, title_column: str | None, *, is_json: bool) -> It
         with (
             gzip.open(path, "rt", encoding="utf-8")
             if path.suffix.lower() == ".gz"
-            else path.open(encoding="utf-8") as lines
+            else path.open(encoding="utf-8") as file
         ):
-            for number, line in enumerate(lines, start=1):
+            number = 0
+            while line := file.readline(_LONGEST_LINE + 1):
+                number += 1
+                where = f"{path}, line {number},"
+                if len(line) > _LONGEST_LINE:
+                    raise DataError(f"{where} has more than {_LONGEST_LINE:,} characters; write a text a line.")
                 if not line.strip():
                     continue
-                where = f"{path}, line {number},"
                 if not is_json:
                     yield where, line, None
                     continue
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError as error:
+                except (ValueError, RecursionError) as error:  # integers of thousands of digits; nested too deep
                     raise DataError(f"{where} is not JSON ({error}); repair or remove the line.") from None
                 if not isinstance(row, dict):
                     raise DataError(f"{where} holds {_shown(row)}; it has to be an object with {CORPUS_COLUMN!r}.")
                 check_column(row, CORPUS_COLUMN, where[:-1])
                 yield where, row[CORPUS_COLUMN], row.get(title_column)
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path} cannot be read as UTF-8 text ({error}); repair or convert the file.") from error
 
 
 def _iterate_parquet(path: Path, title_column: str | None) -> Iterator[tuple[str, Any, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            check_column(names, CORPUS_COLUMN, str(path))
-            number = 0
-            for batch in file.iter_batches(
-                _ARROW_BATCH, columns=[name for name in (CORPUS_COLUMN, title_column) if name in names]
-            ):
-                for text, title in _pairs(batch.to_pydict(), CORPUS_COLUMN, title_column):
-                    yield f"{path}, row {number},", text, title
-                    number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet ({error}); repair or replace the file.") from error
+    with parquet_file(str(path)) as file:
+        names = file.schema_arrow.names
+        check_column(names, CORPUS_COLUMN, str(path))
+        number = 0
+        wanted = [name for name in (CORPUS_COLUMN, title_column) if name in names]
+        for batch in checked_batches(file, _ARROW_BATCH, wanted):
+            for text, title in _pairs(batch.to_pydict(), CORPUS_COLUMN, title_column):
+                yield f"{path}, row {number},", text, title
+                number += 1
 
 
 def _is_column(value: Any, length: int) -> bool:

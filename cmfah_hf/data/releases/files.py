@@ -1,21 +1,36 @@
 """The files of a data set as it was released: in folders, in the archives that they came in, or some in each."""
 
+import lzma
 import os
+import stat
+import struct
 import tarfile
 import threading
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
+from cmfah_hf.data.images import MOST_BYTES
+from cmfah_hf.documents import file_of
 from cmfah_hf.errors import DataError
 
 _TAR_ENDINGS = (".tar",)
 # What is there but cannot be read at random places, so not at all here.
 _CLOSED_ENDINGS = (".rar", ".7z", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _LISTED = 6
+# The largest list of tags has half a gigabyte, as a matrix; the largest of lines 60 MB. Deflate packs zeros to a
+# thousandth, and other methods pack what is no bomb no better.
+_MOST_STREAMED, _MOST_LINES_BYTES, _LONGEST_LINE = 2**32, 2**30, 2**24
+_MOST_RATIO, _SMALL = 1100, 2**20
+# What the readers of archives raise on damaged ones.
+_DAMAGED = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, KeyError, ValueError,
+    OverflowError, NotImplementedError, RuntimeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +58,18 @@ class ReleaseFiles:
 
     def __init__(self, root: str | os.PathLike):
         self.root = Path(root).expanduser()
-        if not self.root.exists():
+        is_file = file_of(self.root) is not None
+        if not is_file and not os.path.isdir(self.root):  # noqa: PTH112 - which knows names that no file can have
             raise DataError(f"{self.root}: there is no such folder; give the one that holds the release.")
+        self._real_root = os.path.realpath(self.root.parent if is_file else self.root)
         self._places: dict[str, list[_Place]] = {}
         self._closed: list[str] = []
         self._zips: dict[Path, zipfile.ZipFile] = {}
         self._tars: dict[Path, BinaryIO] = {}
+        self._opened: list[BinaryIO] = []
         # A tar file has one place at which it is read.
         self._lock = threading.Lock()
-        for file in [self.root] if self.root.is_file() else _walk(self.root):
+        for file in [self.root] if is_file else _walk(self.root):
             self._add(file)
 
     def __enter__(self) -> "ReleaseFiles":
@@ -59,6 +77,8 @@ class ReleaseFiles:
 
     def __exit__(self, *_: object) -> None:
         for opened in self._zips.values():
+            opened.close()
+        for opened in self._opened:
             opened.close()
         for opened in self._tars.values():
             opened.close()
@@ -93,15 +113,17 @@ class ReleaseFiles:
         """
         archive, _, path = key.partition("\0")
         if not archive:
-            return Path(path).read_bytes()
+            with self._open(path) as file:
+                return _bounded(file.read(MOST_BYTES + 1))
         try:
             if Path(archive) in self._zips:
-                return self._zips[Path(archive)].read(path)
+                with self._open_member(archive, path, MOST_BYTES) as file:
+                    return file.read()
             place = next(p for p in self._places[_base(_normal(path))] if self._key(p) == key)
             with self._lock:
                 self._tars[place.archive].seek(place.offset)
                 content = self._tars[place.archive].read(place.size)
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        except _DAMAGED as error:
             raise OSError(f"{self.describe(key)}: {error}") from error
         if len(content) != place.size:
             raise OSError(f"{self.describe(key)}: the archive ends before it")
@@ -116,21 +138,25 @@ class ReleaseFiles:
         archive, _, path = key.partition("\0")
         try:
             if not archive:
-                with Path(path).open("rb") as file:
+                with self._open(path) as file:
                     yield from iter(lambda: file.read(size), b"")
             elif Path(archive) in self._zips:
-                with self._zips[Path(archive)].open(path) as file:
+                with self._open_member(archive, path, _MOST_STREAMED) as file:
                     yield from iter(lambda: file.read(size), b"")
             else:
                 yield self.read(key)
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except (OSError, *_DAMAGED) as error:
             raise DataError(f"{self.describe(key)}: cannot be read ({error}); fetch it again.") from error
 
     def lines(self, key: str) -> Iterator[bytes]:
         """The lines of a file without their ends, be these of Unix or of Windows."""
         rest = b""
+        total = 0
         for chunk in self.chunks(key, 1 << 22):
+            total += len(chunk)
             *whole, rest = (rest + chunk).split(b"\n")
+            if len(rest) > _LONGEST_LINE or total > _MOST_LINES_BYTES:
+                raise DataError(f"{self.describe(key)}: is too long for a list of a release; fetch it again.")
             for line in whole:
                 yield line.removesuffix(b"\r")
         if rest:
@@ -153,8 +179,9 @@ class ReleaseFiles:
         lower = file.name.lower()
         if lower.endswith(".zip"):
             try:
-                opened = zipfile.ZipFile(file)
-            except (zipfile.BadZipFile, OSError) as error:
+                self._opened.append(self._open(file))
+                opened = zipfile.ZipFile(self._opened[-1])
+            except (OSError, *_DAMAGED) as error:
                 raise DataError(f"{file}: damaged or cut short ({error}); fetch it again.") from error
             self._zips[file] = opened
             for info in opened.infolist():
@@ -162,17 +189,46 @@ class ReleaseFiles:
                     self._keep(_Place(info.filename, file))
         elif lower.endswith(_TAR_ENDINGS):
             try:
-                with tarfile.open(file, "r:") as opened:
+                self._tars[file] = self._open(file)
+                end = self._tars[file].seek(0, os.SEEK_END)
+                self._tars[file].seek(0)
+                with tarfile.open(fileobj=self._tars[file], mode="r:") as opened:
                     for member in opened:
-                        if member.isfile():
+                        if member.isfile() and not member.issparse():
+                            if not 0 <= member.size <= end - member.offset_data:
+                                raise tarfile.ReadError(f"{member.name[:200]!r} reaches beyond its end")
                             self._keep(_Place(member.name, file, member.offset_data, member.size))
-            except (tarfile.TarError, OSError) as error:
+            except (OSError, *_DAMAGED) as error:
                 raise DataError(f"{file}: damaged or cut short ({error}); fetch it again.") from error
-            self._tars[file] = file.open("rb")
         elif lower.endswith(_CLOSED_ENDINGS):
             self._closed.append(file.name)
         else:
             self._keep(_Place(str(file)))
+
+    def _open(self, path: str | os.PathLike) -> BinaryIO:
+        """A regular file of the release, not waited for if it is a pipe.
+
+        Raises:
+            OSError: If it is none, or a link that leads outside the release.
+        """
+        real = os.path.realpath(path)
+        if real != self._real_root and not real.startswith(self._real_root.rstrip(os.sep) + os.sep):
+            raise OSError(f"{path}: is a link that leads outside {self.root}")
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        file = os.fdopen(descriptor, "rb")
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            file.close()
+            raise OSError(f"{path}: is no regular file")
+        return file
+
+    def _open_member(self, archive: str, path: str, most_bytes: int) -> IO[bytes]:
+        opened = self._zips[Path(archive)]
+        info = opened.getinfo(path)
+        if info.file_size > most_bytes or info.file_size > _MOST_RATIO * info.compress_size + _SMALL:
+            raise OSError(
+                f"would unpack from {info.compress_size:,} bytes to {info.file_size:,}, more than any data do"
+            )
+        return opened.open(info)
 
     def _keep(self, place: _Place) -> None:
         self._places.setdefault(_base(_normal(place.path)), []).append(place)
@@ -205,7 +261,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _normal(path: str) -> str:
-    return path.replace("\\", "/").lower()
+    return unicodedata.normalize("NFC", path).replace("\\", "/").lower()
 
 
 def _base(path: str) -> str:
@@ -214,6 +270,12 @@ def _base(path: str) -> str:
 
 def _ends_with(path: str, wanted: str) -> bool:
     return path == wanted or path.endswith(f"/{wanted}")
+
+
+def _bounded(content: bytes) -> bytes:
+    if len(content) > MOST_BYTES:
+        raise OSError(f"has more than {MOST_BYTES:,} bytes")
+    return content
 
 
 def _some(names: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from cmfah_hf.errors import DataError
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 24
+_LONGEST_LINE = 1 << 24
 _ONE, _NEW_LINE = b"1\n"
 # Between the values of a matrix: tab, line feed, carriage return, blank.
 _BLANKS = np.isin(np.arange(256), list(b"\t\n\r "))
@@ -169,6 +170,8 @@ def read_ones(files: ReleaseFiles, key: str, width: int) -> Iterator[np.ndarray]
     first, rest = 1, b""
     for chunk in files.chunks(key, _CHUNK_BYTES):
         whole, line_end, rest_of_chunk = chunk.rpartition(b"\n")
+        if len(rest) > _LONGEST_LINE:
+            raise DataError(f"{files.describe(key)}, line {first}: is longer than {width} values; fetch it again.")
         if not line_end:
             rest += chunk
             continue
