@@ -45,9 +45,9 @@ def resolve_data_path(path: str | os.PathLike) -> Path:
     """
     given = Path(path).expanduser()
     root = os.environ.get(DATA_VARIABLE)
-    if not given.exists() and root and not given.is_absolute():
+    if not _exists(given) and root and not given.is_absolute():
         below = Path(root).expanduser() / given
-        if below.exists():
+        if _exists(below):
             return below
     return given
 

@@ -18,7 +18,7 @@ from datasets.table import array_cast
 
 from cmfah_hf.data.columns import ColumnNames, labels_of, text_of
 from cmfah_hf.data.data_root import DataRoot
-from cmfah_hf.data.file_state import digest_of, file_states
+from cmfah_hf.data.file_state import FileState, digest_of, file_states
 from cmfah_hf.data.parquet_files import checked_batches, parquet_file
 from cmfah_hf.data.row_files import holds_files, is_file, placed_array
 from cmfah_hf.errors import DataError
@@ -88,11 +88,17 @@ def stream_parquet(
         split: The split's name.
         token: For the Hub.
     """
-    by_path = columns.id is None and columns.image is not None and _is_beside(files[0], columns.image, token)
+    is_beside = columns.image is not None and _is_beside(files[0], columns.image, token)
+    by_path = is_beside and columns.id is None
     if not pictures:
         uniform_features = datasets.Features({k: v for k, v in uniform_features.items() if k != "image"})
     wanted = [name for name in features if pictures or by_path or name != columns.image]
-    shards = _shards(files, footers)
+    versions = footers.versions
+    if pictures and is_beside:
+        versions = [
+            _with_images(file, version, columns.image, root) for file, version in zip(files, versions, strict=True)
+        ]
+    shards = _shards(files, footers, versions)
     kwargs = {
         **{name: [shard[name] for shard in shards] for name in ("file", "groups", "first_row", "version")},
         "reader": _Reader(
@@ -113,10 +119,25 @@ def stream_parquet(
     )
 
 
-def _shards(files: Sequence[str], footers: ParquetFooters) -> list[dict[str, Any]]:
+def _with_images(file: str, version: Any, image: str, root: DataRoot) -> Any:
+    """The version of a local file, with the states of the images that its rows name."""
+    if "://" in file:
+        return version
+    places: list[str] = []
+    row = 0
+    with parquet_file(file) as parquet:
+        for batch in checked_batches(parquet, _PORTION, [image]):
+            for value in datasets.Image().cast_storage(batch.column(0)).to_pylist():
+                if value is not None and value["bytes"] is None and value["path"] is not None:
+                    places.append(_named(root.place, row, value["path"]))
+                row += 1
+    return digest_of([FileState(version, 0), *file_states(places)])
+
+
+def _shards(files: Sequence[str], footers: ParquetFooters, versions: Sequence[Any]) -> list[dict[str, Any]]:
     pieces = -(-_FEW_FILES // len(files)) if len(files) < _FEW_FILES else 1
     shards, first_row = [], 0
-    for file, groups, version in zip(files, footers.row_groups, footers.versions, strict=True):
+    for file, groups, version in zip(files, footers.row_groups, versions, strict=True):
         parts = max(1, min(pieces, len(groups)))
         bounds = [len(groups) * part // parts for part in range(parts + 1)]
         for start, stop in pairwise(bounds):

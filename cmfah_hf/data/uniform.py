@@ -18,6 +18,7 @@ from cmfah_hf.errors import DataError
 
 Loaded = datasets.DatasetDict | datasets.IterableDatasetDict | datasets.Dataset | datasets.IterableDataset
 
+_CHECKED_ROWS = 1_000
 # The root of a data set on the Hub, as a stream and the download cache write it in an image's path.
 _HUB_ROOT = re.compile(r"^(hf://datasets/[^@]+@[^/]+/|.*/snapshots/[0-9a-f]{40}/)")
 
@@ -86,6 +87,9 @@ def _uniform_table(dataset: datasets.Dataset, source: str, names: dict, root: Da
     )
     _check_unique(own["id"], source, columns.id)
     rest = dataset.remove_columns([name for name in columns.chosen if name != columns.image])
+    plain = [name for name, feature in rest.features.items() if not holds_files(feature)]
+    for table in rest.select_columns(plain).with_format("arrow").iter(_CHECKED_ROWS) if plain else ():
+        table.validate(full=True)  # texts that are not UTF-8 would raise where they are read
     try:
         rest = placed_table(rest.cast_column(columns.image, datasets.Image()), root)
     except DataError as error:

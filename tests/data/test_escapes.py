@@ -281,6 +281,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_no_row_of_a_data_set_on_the_hub_leads_outside(own, canary, tmp_path):
     folder, _ = own
     card = (
@@ -288,7 +289,7 @@ def test_no_row_of_a_data_set_on_the_hub_leads_outside(own, canary, tmp_path):
     )
     with HubServer() as server:
         good = []
-        for number, name in enumerate([*canary.names(), "hf://datasets/me/private@main/red.png"]):
+        for number, name in enumerate([str(canary.path), canary.url, "hf://datasets/me/private@main/red.png"]):
             root = tmp_path / f"parquet{number}"
             root.mkdir()
             write(root / "train.parquet", image=files_of([{"bytes": None, "path": name}]))
