@@ -5,8 +5,10 @@ Every feature of `datasets` that decodes a file (`Image`, `Audio`, `Video` and t
 exist, as soon as a row is encoded again; so rows with bytes keep no path.
 """
 
+import http.client
 import logging
 import time
+import urllib.request
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -23,7 +25,12 @@ logger = logging.getLogger(__name__)
 
 FETCH_SECONDS = 30.0
 FETCH_BYTES = 64 * 2**20
-_REDIRECTS = 5
+_PIECE = 2**16
+_HANDLERS = (
+    urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler,
+    urllib.request.HTTPRedirectHandler, urllib.request.HTTPErrorProcessor, urllib.request.HTTPDefaultErrorHandler,
+    urllib.request.UnknownHandler,
+)  # fmt: skip
 # Rows whose files are in the table are copied in portions of this many.
 _PORTION = 100
 
@@ -184,25 +191,22 @@ def fetch(url: str) -> bytes:
     Raises:
         ImageError: If it cannot be had.
     """
-    import httpx
-
+    opener = urllib.request.OpenerDirector()
+    for handler in _HANDLERS:  # and no others: a redirection leads to no file
+        opener.add_handler(handler())
     content = bytearray()
     deadline = time.monotonic() + FETCH_SECONDS
     try:
-        with (
-            httpx.Client(
-                follow_redirects=True, max_redirects=_REDIRECTS, timeout=FETCH_SECONDS, trust_env=True
-            ) as client,
-            client.stream("GET", url, headers={"Accept-Encoding": "identity"}) as response,
-        ):
-            response.raise_for_status()
-            for piece in response.iter_raw():
+        with opener.open(urllib.request.Request(url), timeout=FETCH_SECONDS) as response:
+            while piece := response.read1(_PIECE):
                 content += piece
                 if len(content) > FETCH_BYTES:
                     raise ImageError(f"{url}: has more than {FETCH_BYTES:,} bytes; remove the row.")
                 if time.monotonic() > deadline:
                     raise ImageError(f"{url}: took more than {FETCH_SECONDS:g} seconds; try again, or remove the row.")
-    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+    except ImageError:
+        raise
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: no address that there can be
         reason = " ".join((str(error) or type(error).__name__).split())
         raise ImageError(f"{url}: cannot be fetched ({reason}); check the address, or remove the row.") from error
     return bytes(content)
