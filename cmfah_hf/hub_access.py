@@ -22,6 +22,7 @@ def hub_errors(
     token: str | None = None,
     writes: bool = False,
     messages: Mapping[int, str] | None = None,
+    again: str = "try again later",
 ) -> Iterator[None]:
     """Limits how long the requests to the Hub inside may take, and turns their failures into errors in one line.
 
@@ -35,6 +36,7 @@ def hub_errors(
         token: One that must not stand in a message.
         writes: Whether something is sent: replies may take longer, and so may a Hub that is busy.
         messages: By HTTP status, what to say instead.
+        again: What to do if the Hub fails or cannot be reached.
 
     Raises:
         HubNotFoundError: If there is no such repository, revision or file that the token may see.
@@ -54,7 +56,7 @@ def hub_errors(
         raise
     # HTTP errors of the client are OSErrors or HTTPErrors; those that other libraries wrap them in are these too.
     except (_http_error(), EntryNotFoundError, OSError, RuntimeError, ValueError) as found:
-        failure = hub_failure(found, messages)
+        failure = hub_failure(found, messages, again)
         if failure is None:
             raise
         message = f"{what}: {failure}"
@@ -104,12 +106,15 @@ def hub_file(
             raise
 
 
-def hub_failure(error: BaseException, messages: Mapping[int, str] | None = None) -> HubError | None:
+def hub_failure(
+    error: BaseException, messages: Mapping[int, str] | None = None, again: str = "try again later"
+) -> HubError | None:
     """The failure of the Hub that an exception is, or was raised from: its type, and a message without the subject.
 
     Args:
         error: Whatever a library has raised.
         messages: By HTTP status, what to say instead.
+        again: What to do if the Hub fails or cannot be reached.
 
     Returns:
         None, if neither it nor what it was raised from came of a request to the Hub.
@@ -128,24 +133,24 @@ def hub_failure(error: BaseException, messages: Mapping[int, str] | None = None)
     if found is None:
         return _without_request(error)
     if isinstance(found, HfHubHTTPError):
-        return _refused(found, messages or {})
+        return _refused(found, messages or {}, again)
     if isinstance(found, OfflineModeIsEnabled):
         return HubConnectionError(
             "the environment variable HF_HUB_OFFLINE forbids to ask the Hub, and it is not in the cache; unset it."
         )
     reason = reason_of(found)
     if isinstance(found, BusyError):
-        return HubServerError(f"the Hub is failing or busy ({reason}); try again later.")
+        return HubServerError(f"the Hub is failing or busy ({reason}); {again}.")
     if isinstance(found, BadReplyError):
         return HubServerError(
-            f"the Hub answers what cannot be used ({reason}); try again later, and check HF_ENDPOINT and any proxy."
+            f"the Hub answers what cannot be used ({reason}); check HF_ENDPOINT and any proxy, or {again}."
         )
     return HubConnectionError(
-        f"there is no connection to the Hub ({reason}); check the network, HF_ENDPOINT and any proxy, then try again."
+        f"there is no connection to the Hub ({reason}); check the network, HF_ENDPOINT and any proxy, then {again}."
     )
 
 
-def _refused(error: "Exception", messages: Mapping[int, str]) -> HubError:
+def _refused(error: Any, messages: Mapping[int, str], again: str) -> HubError:
     from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RevisionNotFoundError
 
     from cmfah_hf.hub_requests import BUSY_STATUSES, reason_of
@@ -172,7 +177,7 @@ def _refused(error: "Exception", messages: Mapping[int, str]) -> HubError:
     if status == 403:
         return HubAccessError("the token may not do this; take one of an owner or of a member of the organization.")
     if status in BUSY_STATUSES:
-        return HubServerError(f"the Hub is failing or busy ({reason_of(error)}); try again later.")
+        return HubServerError(f"the Hub is failing or busy ({reason_of(error)}); {again}.")
     return HubError(f"the Hub refuses it ({reason_of(error)}).")
 
 
@@ -190,7 +195,7 @@ def _without_request(error: BaseException) -> HubError | None:
     return None
 
 
-def _brought_token(error: "Exception") -> bool:
+def _brought_token(error: Any) -> bool:
     return "authorization" in error.response.request.headers
 
 

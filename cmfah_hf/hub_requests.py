@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # The HTTP library that this version of `huggingface_hub` is built on: httpx, or its successor.
 _httpx: Any = sys.modules[HTTPError.__module__]
+# A request that was not answered: no connection, a broken one, no answer in time.
+TransportError: type[Exception] = _httpx.TransportError
 
 BUSY_STATUSES = (408, 429, 500, 502, 503, 504)
 # Seconds after which a wait for a reply is reported.
@@ -131,7 +133,7 @@ class _Watch:
             notice.start()
         try:
             response = send(request, **options)
-        except _httpx.TransportError as error:
+        except TransportError as error:
             # Without a connection there is nothing to wait for.
             patience = self.limits.patience_s / (4 if isinstance(error, _httpx.ConnectError) else 1)
             self._failed(UnreachableError(reason_of(error)), patience, cause=error)
@@ -264,6 +266,7 @@ _ID = r"/api/(?:models|datasets|spaces)/[^/]+/[^/]+"
 # By method and path, what the Hub answers; the client reads such a reply without looking.
 _SHAPES: list[tuple[str, re.Pattern[str], Any]] = [
     ("POST", re.compile(r"/api/repos/create"), {"url": re.compile(r"https?://\S+/[^/\s]+/[^/\s]+")}),
+    ("POST", re.compile(r"/api/validate-yaml"), {"errors?": [{"message": str}], "warnings?": [{"message": str}]}),
     ("GET", re.compile(rf"{_ID}(?:/revision/[^/]+)?"), _REPOSITORY),
     ("GET", re.compile(rf"{_ID}/tree/.+"), _TREE),
     ("POST", re.compile(rf"{_ID}/paths-info/.+"), _TREE),
@@ -275,6 +278,8 @@ _SHAPES: list[tuple[str, re.Pattern[str], Any]] = [
     ("POST", re.compile(r"/.+\.git/info/lfs/objects/batch"), {"objects": [_OBJECT], "transfer?": (str, None)}),
     ("POST", re.compile(rf"{_ID}/commit/.+"), {"commitOid": _COMMIT, "commitUrl": re.compile(r"https?://\S+")}),
 ]
+# Of these the client reads the replies with some error statuses too.
+_READ_IN_ERRORS = {"/api/validate-yaml": 400, "/api/repos/create": 409}
 
 
 def _is_api(request: Any) -> bool:
@@ -288,7 +293,7 @@ def _check(request: Any, response: Any, is_stream: bool) -> None:
         BadReplyError: If it is no reply to this request.
     """
     path = request.url.path
-    if response.is_error:
+    if response.is_error and _READ_IN_ERRORS.get(path) != response.status_code:
         return
     if "/resolve/" in path:
         for name in ("ETag", constants.HUGGINGFACE_HEADER_X_LINKED_ETAG):

@@ -41,6 +41,9 @@ def push(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="The most pictures that a Space shows. Default: 320.")] = None,
     title: Annotated[str | None, typer.Option(help="Above the Space's page.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace also what somebody has changed on the Hub since the last push.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Put a trained model on the Hub in one commit: weights, processor, words, code, figures, and a card.
@@ -69,7 +72,13 @@ def push(
             raise HubError(
                 f"{option} is of a model; leave it out." if space else f"{option} is of a Space; add --space."
             )
-    common = {"private": private, "revision": revision, "message": message, "progress": not json}
+    common = {
+        "private": private,
+        "revision": revision,
+        "message": message,
+        "overwrite": overwrite,
+        "progress": not json,
+    }
     if space:
         done = push_space(repo_id, run, data, split, limit, title, **common)
     elif run is None:
@@ -91,3 +100,5 @@ def push(
         return
     what = f"{len(done.files)} files, {done.size:,} bytes" if done.changed else "nothing has changed"
     typer.echo(f"{done.url} at {done.commit[:7]}: {what}.")
+    for line in done.remarks:
+        typer.echo(line)

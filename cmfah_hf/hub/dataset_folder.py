@@ -4,6 +4,7 @@ README.md                              the card; its `configs` say which files a
 data/train-00000-of-00002.parquet      the shards of the splits
 """
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from cmfah_hf.data.dataset_card import CARD_NAME, card_splits
+from cmfah_hf.documents import file_of
 from cmfah_hf.errors import DataError
+from cmfah_hf.hub.cards import card_of
+
+logger = logging.getLogger(__name__)
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
 # Rows that are written, and later read, at once; with pictures of 100 kB each, 10 MB.
@@ -52,7 +57,9 @@ def check_folder(folder: Path) -> DatasetFolder:
             f"{folder}: {what} ({CARD_NAME}), as a preparation leaves it that was broken off; run that again to its "
             "end, or write the card."
         )
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
+    found = [
+        path for path in sorted(folder.rglob("*")) if not _is_hidden(path.relative_to(folder)) and _is_own(path, folder)
+    ]
     files = {path.relative_to(folder).as_posix(): path for path in found}
     named = {Path(file) for shards in splits.values() for file in shards}
     for path in found:
@@ -60,6 +67,8 @@ def check_folder(folder: Path) -> DatasetFolder:
             raise DataError(
                 f"{path}: no split of the card {folder / CARD_NAME} has this file; name it there, or remove it."
             )
+    for path in sorted(named - set(found)):
+        raise DataError(f"{path} leads out of the folder, or is no regular file; put a copy of the shard there.")
     _check_numbers(named)
     rows = {name: _check_shards(shards) for name, shards in splits.items()}
     return DatasetFolder(files, rows)
@@ -82,6 +91,14 @@ def write_folder(streams: Mapping[str, Iterable[Any]], folder: Path, title: str)
     classes = _classes(streams.values())
     counts = {name: _write_split(name, stream, folder / "data", classes) for name, stream in streams.items()}
     (folder / CARD_NAME).write_text(_card(title, counts, classes), encoding="utf-8")
+
+
+def _is_own(path: Path, folder: Path) -> bool:
+    """Whether it is a regular file that really is below the folder. What is not is never published."""
+    if path.is_dir() or (file_of(path) is not None and path.resolve().is_relative_to(folder.resolve())):
+        return not path.is_dir()
+    logger.warning("Left out: %s leads out of the folder, or is no regular file.", path)
+    return False
 
 
 def _is_hidden(path: Path) -> bool:
@@ -191,10 +208,7 @@ def _card(title: str, counts: Mapping[str, int], classes: list[str]) -> str:
     }
     rows = "\n".join(f"| `{name}` | {count:,} |" for name, count in counts.items())
     labels = "names the classes" if not classes else f"is of {len(classes)} classes"
-    return f"""---
-{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---
-
-# {title}
+    body = f"""# {title}
 
 Pairs of picture and text for cross-media retrieval.
 
@@ -205,3 +219,4 @@ Pairs of picture and text for cross-media retrieval.
 `id` is unique within a split, `image` is the picture's own file, `text` a caption or tags, and `labels`, where there
 are any, {labels}.
 """
+    return card_of(yaml.safe_dump(head, sort_keys=False, allow_unicode=True), body)

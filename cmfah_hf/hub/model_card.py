@@ -2,21 +2,17 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cmfah_hf.hub.model_folder import (
-    ATTENTION_PLOT,
-    DRAWN,
-    SETTINGS_NAME,
-    FinishedRun,
-)
+from cmfah_hf.hub.cards import card_of
+from cmfah_hf.hub.finished_run import ATTENTION_PLOT, DRAWN, SETTINGS_NAME, FinishedRun
 from cmfah_hf.retrieval.retriever import PICTURES_INDEX, TEXTS_INDEX
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
-CARD_NAME = "README.md"
 _RANKINGS = {"hamming": "Hamming", "aqd": "AQD"}
 _WAYS = {"i2t": "image to text", "t2i": "text to image"}
 # By the `model_type` of a configuration.
@@ -62,7 +58,7 @@ def make_model_card(
         repo_id: Where the model will be, as `owner/name`; the code to paste names it.
         license: The model's, by the Hub's names.
         data_license: The data's, in words. Default: what the data's own card says.
-        dataset_id: The data's id on the Hub. Default: what the run trained on, if that is an id.
+        dataset_id: The data's id on the Hub. Default: what the run trained on, if it was loaded from the Hub.
         language: Of the texts, by its ISO code.
         tags: Beside the card's own.
         base_model: What the backbone was taken from, as a Hub id.
@@ -72,8 +68,7 @@ def make_model_card(
     from huggingface_hub import ModelCard, ModelCardData
 
     files = set(run.files if files is None else files)
-    if dataset_id is None and run.dataset is not None and "/" in run.dataset:
-        dataset_id = run.dataset
+    dataset_id = dataset_id or run.dataset_id
     name, method = repo_id.rpartition("/")[2], run.config.get("model_type", "cmfah")
     head = ModelCardData(
         language=language,
@@ -100,7 +95,7 @@ def make_model_card(
         f"```bibtex\n{_CITATIONS.get(method, _CITATIONS['cmfah'])}\n```",
     ]
     body = "\n\n".join(parts)
-    return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{body}\n")
+    return ModelCard(card_of(head.to_yaml(), body))
 
 
 def _eval_results(run: FinishedRun, dataset_id: str | None) -> "list[EvalResult] | None":
@@ -130,6 +125,12 @@ def _eval_results(run: FinishedRun, dataset_id: str | None) -> "list[EvalResult]
 
 def _data_name(run: FinishedRun, dataset_id: str | None) -> str:
     return (dataset_id or run.dataset or "unknown").rpartition("/")[2]
+
+
+def _as_code(name: str | None) -> str:
+    """A name in a card's text that was not made for it."""
+    plain = re.sub(r"[^\w .:+@()/-]", "_", str(name))[:100]
+    return f"`{plain}`"
 
 
 def _figures(run: FinishedRun, dataset_id: str | None, files: set[str]) -> list[str]:
@@ -166,7 +167,7 @@ def _figures(run: FinishedRun, dataset_id: str | None, files: set[str]) -> list[
 
 def _protocol(run: FinishedRun, dataset_id: str | None) -> str:
     metrics, query = run.metrics, run.metrics.get("query") or {}
-    where = f"[{dataset_id}](https://huggingface.co/datasets/{dataset_id})" if dataset_id else f"`{run.dataset}`"
+    where = f"[{dataset_id}](https://huggingface.co/datasets/{dataset_id})" if dataset_id else _as_code(run.dataset)
     data = f"Data: {where}." if dataset_id or run.dataset else "The run does not name its data."
     if run.dataset in DRAWN:
         data = f"Data: {where}, drawn by code, with noisy tags."
@@ -309,7 +310,7 @@ def _limits(run: FinishedRun, files: set[str]) -> list[str]:
 
 def _licences(run: FinishedRun, license: str | None, data_license: str | None) -> list[str]:
     model = f"The model: {license}." if license else "No licence was given to the model; ask its owner."
-    data = data_license or run.data_licence
+    data = data_license or run.data_license
     said = f"The data: {data}." if data else "The data's licence is not known here; see where it comes from."
     return ["## Licence", f"{model} {said} The code in this repository, which cmfah-hf put there: Apache-2.0."]
 

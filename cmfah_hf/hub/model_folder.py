@@ -12,82 +12,35 @@ pictures.index, texts.index             the indexes, if they were given
 """
 
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cmfah_hf.data.loading import resolve_data_path
+from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError
+from cmfah_hf.hub.finished_run import METRICS_NAME, PLOTS, SETTINGS_NAME, WORDS, FinishedRun, own_file, without_places
 from cmfah_hf.retrieval.retriever import PICTURES_INDEX, TEXTS_INDEX
 
-logger = logging.getLogger(__name__)
-
-SETTINGS_NAME, METRICS_NAME = "run.yaml", "metrics.json"
 TRAINING_VARIANT = "pretraining"
 TRAINING_WEIGHTS = "pretraining.safetensors"
 TRAINING_INDEX = "model.safetensors.index.pretraining.json"
-ATTENTION_PLOT = "plots/attention.png"
-PLOTS = ("plots/precision_at_k.png", "plots/precision_recall.png", ATTENTION_PLOT)
-_WORDS = tuple(f"{stem}.{end}" for stem in ("expander", "knowledge", "skip_gram") for end in ("json", "safetensors"))
-# Data sets that code draws.
-DRAWN = ("scenes", "cluttered-scenes")
-# Settings that are places on somebody's disk; of an absolute path the last part alone is anyone else's business.
-_PLACES = ("dataset", "backbone_weights", "knowledge", "word_corpus", "words_from")
+_WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+# What a tokenizer or a processor needs of its configuration; not the code (`auto_map`) or the chat template in it.
+_TOKENIZER_KEYS = (
+    *("clean_up_tokenization_spaces", "model_input_names", "model_max_length", "pad_token", "unk_token"),
+    *("padding_side", "processor_class", "split_special_tokens", "tokenizer_class"),
+)
+_PROCESSOR_KEYS = ("image_processor", "processor_class")
+# Of any part of a configuration: code, and what somebody else's library would do with the weights.
+_FOREIGN_KEYS = ("auto_map", "custom_pipelines", "chat_template", "quantization_config", "trust_remote_code")
 
 
-@dataclass(frozen=True)
-class FinishedRun:
-    """What a card says of a run, and what is there to be pushed.
-
-    Args:
-        folder: Of the run.
-        settings: The sections of `run.yaml`, without the places of this machine; empty if there is none.
-        metrics: Of `metrics.json`.
-        config: The model's configuration, as `config.json` holds it.
-        files: What goes up as it stands, by its path in the repository.
-        dataset: What the run was told to train on: a Hub id, `scenes`, or of a folder the name alone.
-        data_licence: What the card of the data says, if the data is a folder with a card.
-    """
-
-    folder: Path
-    settings: dict[str, dict[str, Any]]
-    metrics: dict[str, Any]
-    config: dict[str, Any]
-    files: dict[str, Path] = field(default_factory=dict)
-    dataset: str | None = None
-    data_licence: str | None = None
-
-
-def read_run(folder: Path, metrics: Mapping[str, Any] | None = None) -> FinishedRun:
-    """Looks at the folder of a run; nothing is loaded.
-
-    Args:
-        folder: Where a training run, or a trainer, left its model.
-        metrics: Figures, where the folder has none of its own.
-
-    Raises:
-        CheckpointError: If it holds no model, or a file of it cannot be read.
-    """
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        where = "a folder without config.json" if folder.is_dir() else "no such folder"
-        raise CheckpointError(f"{folder}: {where}; give one that a training run has left.")
-    config = _json(config_file)
-    own = _json(folder / METRICS_NAME) if (folder / METRICS_NAME).is_file() else {}
-    files = {name: folder / name for name in (*_WORDS, METRICS_NAME, *PLOTS) if (folder / name).is_file()}
-    settings = _settings(folder / SETTINGS_NAME)
-    dataset = settings.get("data", {}).get("dataset")
-    licence = _licence_of(dataset)
-    if dataset is not None and _is_here(dataset):
-        dataset = Path(dataset).name
-    return FinishedRun(folder, _without_places(settings), {**(metrics or {}), **own}, config, files, dataset, licence)
-
-
-def write_model(folder: Path, target: Path) -> list[str]:
+def write_model(folder: Path, target: Path) -> None:
     """Writes towers, training weights, processor, pipeline and their code as they go onto the Hub.
+
+    Nothing is copied: what is written is what the classes of this package make of the configuration, the weights and
+    the vocabulary in the folder. Code, templates and pickles in it are not read.
 
     Args:
         folder: Of the run.
@@ -96,10 +49,24 @@ def write_model(folder: Path, target: Path) -> list[str]:
     Raises:
         CheckpointError: If the model or its processor cannot be loaded.
     """
+    from safetensors import SafetensorError
+
     from cmfah_hf.models import CrossModalRetrievalPipeline
 
     with _no_bars():
-        towers, whole, processor = _load(folder)
+        try:
+            towers, whole, report = _load_model(folder)
+            processor = _load_processor(folder, target)
+        except CheckpointError:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, *_setting_errors()) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise CheckpointError(f"{folder}: no model and processor can be loaded from there ({reason}).") from error
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])
+            raise CheckpointError(
+                f"{folder}: {len(missing)} of the model's tensors are missing, {missing[0]!r} first; save it again."
+            )
         # Of the pipeline `save_pretrained` leaves its code, its name in the configuration, and the model.
         pipe = CrossModalRetrievalPipeline(towers, processor=processor, device="cpu")
         pipe.tokenizer = pipe.image_processor = pipe.feature_extractor = None  # the processor's, saved with it
@@ -107,34 +74,121 @@ def write_model(folder: Path, target: Path) -> list[str]:
         processor.save_pretrained(target)
     if whole is not None:
         _write_training_weights(whole, target)
-    return sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
 
 
-def _load(folder: Path) -> tuple[Any, Any | None, Any]:
-    """The towers, the whole for training if it is there, and the processor."""
-    from safetensors import SafetensorError
-    from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
+def write_settings(run: FinishedRun, target: Path, dataset_id: str | None) -> None:
+    """Writes the run's settings as anybody's `cmfah train` takes them, with the data by its Hub id if it has one."""
+    import yaml
 
-    architectures = _json(folder / "config.json").get("architectures") or [""]
-    was_pulled = (folder / TRAINING_INDEX).is_file()  # from the Hub, where the towers are apart
-    try:
-        whole = None
-        if was_pulled or architectures[0].endswith("ForPreTraining"):
-            variant = TRAINING_VARIANT if was_pulled else None
-            whole, report = AutoModelForPreTraining.from_pretrained(folder, variant=variant, output_loading_info=True)
-            towers = whole.base_model
-        else:
-            towers, report = AutoModel.from_pretrained(folder, output_loading_info=True)
-        processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise CheckpointError(f"{folder}: no model and processor can be loaded from there ({reason}).") from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    settings = {name: dict(values) for name, values in run.settings.items()}
+    if dataset_id is not None:
+        settings.setdefault("data", {})["dataset"] = dataset_id
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    (target / SETTINGS_NAME).write_text(f"# cmfah train {SETTINGS_NAME} --output_dir again\n{text}", encoding="utf-8")
+
+
+def write_metrics(run: FinishedRun, target: Path) -> None:
+    """Writes the run's figures, if there are any."""
+    if run.metrics:
+        text = json.dumps(run.metrics, indent=2) + "\n"
+        (target / METRICS_NAME).write_text(text, encoding="utf-8")
+
+
+def is_ours(path: str) -> bool:
+    """Whether a file of a repository is one that another push of a model left there."""
+    return path in {
+        *(*WORDS, *PLOTS, METRICS_NAME, SETTINGS_NAME, PICTURES_INDEX, TEXTS_INDEX, TRAINING_WEIGHTS, TRAINING_INDEX),
+        *("model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json"),
+        *("pytorch_model.bin", "training_args.bin"),
+    }
+
+
+def _load_model(folder: Path) -> tuple[Any, Any | None, Mapping[str, Any]]:
+    """The towers, the whole for training if it is there, and what loading them reports."""
+    from safetensors.torch import load_file
+
+    from cmfah_hf.models import METHODS
+
+    config_file = own_file(folder, "config.json")
+    content = read_json(config_file, CheckpointError) if config_file is not None else None
+    name = content.get("model_type") if isinstance(content, dict) else None
+    if not isinstance(name, str) or name not in METHODS:
+        raise CheckpointError(f"{folder}: config.json is not that of a {' or '.join(METHODS)} model, but of {name!r}.")
+    method = METHODS[name]
+    known = {*method.config().to_dict(), "id2label", "label2id"} - {"transformers_version"}
+    config = method.config.from_dict(_own({key: value for key, value in content.items() if key in known}))
+    files, is_whole = _weight_files(folder, content)
+    state = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    model_class = method.pretraining if is_whole else method.model
+    model, report = model_class.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
+    return (model.base_model, model, report) if is_whole else (model, None, report)
+
+
+def _weight_files(folder: Path, config: Mapping[str, Any]) -> tuple[list[Path], bool]:
+    """The files of the weights, and whether they are those of the whole model for training."""
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else ""
+    is_whole = isinstance(first, str) and first.endswith("ForPreTraining")
+    for name in (TRAINING_INDEX, _WEIGHTS_INDEX):  # the first one in what was pulled, where the towers are apart
+        if name == _WEIGHTS_INDEX and own_file(folder, _WEIGHTS) is not None:
+            break
+        if (index := own_file(folder, name)) is not None:
+            content = read_json(index, CheckpointError)
+            places = content.get("weight_map") if isinstance(content, dict) else None
+            names = set(places.values()) if isinstance(places, dict) and all(map(_is_shard, places.values())) else set()
+            if not names:
+                raise CheckpointError(f"{index} names no safetensors files of this folder; save the model again.")
+            return [_required(folder, shard) for shard in sorted(names)], is_whole or name == TRAINING_INDEX
+    if own_file(folder, _WEIGHTS) is None:
         raise CheckpointError(
-            f"{folder}: {len(missing)} of the model's tensors are missing, {missing[0]!r} first; save it again."
+            f"{folder} has no weights as safetensors ({_WEIGHTS}), and pickles are never loaded; save the model again."
         )
-    return towers, whole, processor
+    return [folder / _WEIGHTS], is_whole
+
+
+def _is_shard(name: Any) -> bool:
+    return isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\:")
+
+
+def _load_processor(folder: Path, target: Path) -> Any:
+    """The processor, from a folder below `target` that holds nothing but its vocabulary and its settings."""
+    import shutil
+
+    from cmfah_hf.models import CMFAHProcessor
+
+    clean = target / "processor"
+    clean.mkdir()
+    try:
+        shutil.copyfile(_required(folder, "tokenizer.json"), clean / "tokenizer.json")
+        for name, keys in (("tokenizer_config.json", _TOKENIZER_KEYS), ("processor_config.json", _PROCESSOR_KEYS)):
+            content = read_json(_required(folder, name), CheckpointError)
+            if not isinstance(content, dict):
+                raise CheckpointError(f"{folder / name}: holds no JSON object; save the processor again.")
+            own = _own({key: content[key] for key in keys if key in content})
+            (clean / name).write_text(json.dumps(own), encoding="utf-8")
+        return CMFAHProcessor.from_pretrained(clean, trust_remote_code=False)
+    finally:
+        shutil.rmtree(clean)
+
+
+def _required(folder: Path, name: str) -> Path:
+    path = own_file(folder, name)
+    if path is None:
+        raise CheckpointError(f"{folder}: no model and processor can be loaded from there (there is no {name}).")
+    return path
+
+
+def _own(value: Any) -> Any:
+    """A configuration without what is foreign to it, in all its parts, and without places of a disk."""
+    if isinstance(value, dict):
+        return {key: _own(inner) for key, inner in value.items() if key not in _FOREIGN_KEYS}
+    return [_own(inner) for inner in value] if isinstance(value, list) else without_places(value)
+
+
+def _setting_errors() -> tuple[type[Exception], ...]:
+    from huggingface_hub.errors import StrictDataclassError
+
+    return (StrictDataclassError,)
 
 
 @contextmanager
@@ -149,26 +203,6 @@ def _no_bars() -> Iterator[None]:
         transformers_logging.set_tqdm_hook(hook)
 
 
-def write_settings(run: FinishedRun, target: Path, dataset_id: str | None) -> None:
-    """Writes the run's settings as anybody's `cmfah train` takes them, with the data by its Hub id if it has one."""
-    import yaml
-
-    settings = {name: dict(values) for name, values in run.settings.items()}
-    if dataset_id is not None:
-        settings.setdefault("data", {})["dataset"] = dataset_id
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    (target / SETTINGS_NAME).write_text(f"# cmfah train {SETTINGS_NAME} --output_dir again\n{text}", encoding="utf-8")
-
-
-def is_ours(path: str) -> bool:
-    """Whether a file of a repository is one that another push of a model left there."""
-    return path in {
-        *(*_WORDS, *PLOTS, METRICS_NAME, SETTINGS_NAME, PICTURES_INDEX, TEXTS_INDEX, TRAINING_WEIGHTS, TRAINING_INDEX),
-        *("model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json"),
-        *("pytorch_model.bin", "training_args.bin"),
-    }
-
-
 def _write_training_weights(whole: Any, target: Path) -> None:
     """All that trains the towers, and an index by which both files together are the model for training."""
     from safetensors import safe_open
@@ -181,63 +215,3 @@ def _write_training_weights(whole: Any, target: Path) -> None:
         places = dict.fromkeys(towers.keys(), "model.safetensors")
     index = {"metadata": {"format": "pt"}, "weight_map": {**places, **dict.fromkeys(rest, TRAINING_WEIGHTS)}}
     (target / TRAINING_INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}); restore it, or train again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no JSON object; restore it, or train again.")
-    return content
-
-
-def _settings(path: Path) -> dict[str, dict[str, Any]]:
-    import yaml
-
-    if not path.is_file():
-        return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{path}: not valid YAML ({' '.join(str(error).split())}); correct or remove it."
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(values, dict) for values in content.values()):
-        raise CheckpointError(f"{path}: not the settings of a run; correct or remove it.")
-    return content
-
-
-def _without_places(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    def shown(value: Any) -> Any:
-        if isinstance(value, list):
-            return [shown(item) for item in value]
-        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-    data = {name: shown(value) if name in _PLACES else value for name, value in settings.get("data", {}).items()}
-    return {**settings, "data": data} if data else settings
-
-
-def _is_here(dataset: str) -> bool:
-    """Whether a data set is, or was, on a disk, and not a Hub id."""
-    return Path(dataset).is_absolute() or resolve_data_path(dataset).exists()
-
-
-def _licence_of(dataset: str | None) -> str | None:
-    """The licence that the card of a local data set names; of the drawn scenes, that there is none to mind."""
-    from huggingface_hub.repocard import metadata_load
-
-    if dataset is None or dataset in DRAWN:
-        return "none to mind, they are drawn by code" if dataset in DRAWN else None
-    card = resolve_data_path(dataset) / "README.md"
-    if not card.is_file():
-        return None
-    try:
-        head = metadata_load(card) or {}
-    except Exception:  # of YAML, of encodings, of the Hub's own checks: then the card says nothing
-        logger.warning("%s: its head cannot be read, so the model's card does not name the data's licence.", card)
-        return None
-    named = head.get("license_name") or head.get("license")
-    link = head.get("license_link")
-    return None if named is None else f"{named} ({link})" if link else str(named)

@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cmfah_hf.errors import HubError
-from cmfah_hf.hub.model_folder import (
-    ATTENTION_PLOT,
-    is_ours,
-    read_run,
-    write_model,
-    write_settings,
-)
+from cmfah_hf.hub.cards import CARD_NAME
+from cmfah_hf.hub.finished_run import ATTENTION_PLOT, own_file, read_run
+from cmfah_hf.hub.model_folder import is_ours, write_metrics, write_model, write_settings
 from cmfah_hf.hub.publishing import Published, check_target, publish, staging
 from cmfah_hf.retrieval.retriever import PICTURES_INDEX, TEXTS_INDEX
 
@@ -38,6 +34,7 @@ def push_model(
     attention_picture: bool = True,
     tags: Sequence[str] = (),
     metrics: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> PushedModel:
     """Put a finished run on the Hub in one commit, to be read back by `from_pretrained(repo_id)`.
@@ -67,6 +64,7 @@ def push_model(
         attention_picture: Whether the picture of what the words look at goes up. It shows a picture of the data.
         tags: Further tags of the card.
         metrics: Figures for the card, where the folder has no `metrics.json`.
+        overwrite: Replace also what somebody has changed on the Hub since the last push.
         progress: Show a bar for each file that is being sent.
 
     Raises:
@@ -99,20 +97,22 @@ def push_model(
             token=token,
             revision=revision,
             replaces=is_ours,
+            overwrite=overwrite,
             progress=progress,
         )
     return PushedModel(**vars(done))
 
 
 def _stage(run, folder, stage, files, repo_id, revision, license, data_license, dataset_id, tags) -> None:
-    from cmfah_hf.hub.model_card import CARD_NAME, make_model_card
+    from cmfah_hf.hub.model_card import make_model_card
 
     try:
         write_model(folder, stage)
+        write_metrics(run, stage)
         if run.settings:
             write_settings(run, stage, dataset_id)
-        if (folder / CARD_NAME).is_file():
-            files[CARD_NAME] = folder / CARD_NAME
+        if (own := own_file(folder, CARD_NAME)) is not None:
+            files[CARD_NAME] = own
             return
         card = make_model_card(
             run,

@@ -6,29 +6,34 @@ state that was found at the beginning. `upload_large_folder` and `Dataset.push_t
 reader, or whoever's push breaks off, may find half of a data set.
 """
 
+import contextlib
 import hashlib
-import logging
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from cmfah_hf.errors import HubError
+from cmfah_hf.atomic import locked
+from cmfah_hf.errors import CMFAHError, HubError
+from cmfah_hf.hub.cards import BESIDE_NAME, CARD_NAME
+from cmfah_hf.hub.records import Plan, digests_of, is_same, plan
+from cmfah_hf.hub_access import hub_errors, hub_failure
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
-
-logger = logging.getLogger(__name__)
 
 MAIN = "main"
 # Files whose addresses are asked for at once: what the Hub has signed for uploading is good for some time only.
 _FILES_AT_ONCE = 64
 # Seconds before each further attempt of a request that the client does not repeat by itself.
 _WAITS = (1, 2, 4, 8)
-_PASSING_STATUSES = (408, 429, 500, 502, 503, 504)
+# Bytes of a card or a record on the Hub that are read.
+_LARGEST_TEXT = 16 * 2**20
+_STAGE = re.compile(r"\.?([0-9a-f]{16})(\.lock)?")
 
 T = TypeVar("T")
 
@@ -46,6 +51,7 @@ class Published:
         private: Whether only its owners see it.
         files: What was pushed, by their paths in the repository.
         size: Their bytes.
+        kept: Files that somebody has changed on the Hub, and that stayed as they are there.
     """
 
     repo_id: str
@@ -56,6 +62,18 @@ class Published:
     private: bool
     files: tuple[str, ...]
     size: int
+    kept: tuple[str, ...]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What to say of the files that stayed, a line each."""
+        lines = [
+            f"Kept {path} as it is on the Hub: somebody has changed it." for path in self.kept if path != CARD_NAME
+        ]
+        if CARD_NAME in self.kept:
+            where = f"; the card of this push is in {BESIDE_NAME}" if BESIDE_NAME in self.files else ""
+            lines.append(f"Kept the text of {CARD_NAME} on the Hub, which somebody has written{where}.")
+        return lines
 
 
 def check_target(repo_id: str, token: str | None = None) -> str:
@@ -101,7 +119,7 @@ def make_repository(repo_id: str, kind: str, private: bool = False, token: str |
     from huggingface_hub import HfApi
 
     token = check_target(repo_id, token)
-    with _told_in_one_line(repo_id, MAIN, token):
+    with _hub_errors(repo_id, MAIN, token):
         url, _ = _repository(HfApi(token=token), repo_id, kind, private)
     return url
 
@@ -129,9 +147,15 @@ def publish(
     token: str | None = None,
     revision: str | None = None,
     replaces: Callable[[str], bool] = lambda path: False,
+    may_stay: Collection[str] = (),
+    required: Collection[str] = (),
+    overwrite: bool = False,
     progress: bool = True,
 ) -> Published:
     """Make these files the state of a repository, in one commit; the repository is created if needed.
+
+    A file that somebody has changed on the Hub since the last push is not replaced. A card stays, with a push's part in
+    it or next to it.
 
     Args:
         files: Local files by their path in the repository.
@@ -141,56 +165,105 @@ def publish(
         private: Whether it is to be private. A repository that is there already keeps what it is.
         token: Default: that of `HF_TOKEN` or of `hf auth login`.
         revision: The branch, created from the main one if needed.
-        replaces: Which files of the repository go where they are not among `files`; all others stay.
+        replaces: Which files of a repository without a record of pushes go where they are not among `files`; all
+            others stay. With a record, those go that it names.
+        may_stay: Files of which a person's version does with all others as they are pushed.
+        required: Keys of a card's metadata without whose values the repository cannot be read.
+        overwrite: Replace also what somebody has changed.
         progress: Show a bar for each file that is being sent.
 
     Raises:
-        HubError: In one line, if the Hub refuses it, cannot be reached, or holds another commit than at the beginning.
-            Nothing is visible then that was not before; what was sent stays on the Hub, so the same call goes on.
+        HubError: In one line, if the Hub refuses it, cannot be reached, or holds another commit than at the beginning,
+            or if somebody has changed a file there that cannot stay. Nothing is visible then that was not before; what
+            was sent stays on the Hub, so the same call goes on.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     token = check_target(repo_id, token)
     api = HfApi(token=token)
     branch = revision or MAIN
-    with _told_in_one_line(repo_id, branch, token), _bars(progress):
+    with _hub_errors(repo_id, branch, token), _bars(progress):
         url, is_private = _repository(api, repo_id, kind, private)
         if revision:
             _patiently(lambda: api.create_branch(repo_id, branch=branch, repo_type=kind, exist_ok=True))
         head = _patiently(lambda: api.repo_info(repo_id, repo_type=kind, revision=branch)).sha
-        additions = [CommitOperationAdd(path, file) for path, file in sorted(files.items())]
+        steps = plan(
+            repo_id,
+            files,
+            _tree(api, repo_id, kind, head),
+            lambda path: _patiently(lambda: _read(api, repo_id, kind, head, path)),
+            replaces,
+            may_stay,
+            required,
+            overwrite,
+        )
+        additions = [CommitOperationAdd(path, content) for path, content in sorted(steps.add.items())]
         for start in range(0, len(additions), _FILES_AT_ONCE):
             batch = additions[start : start + _FILES_AT_ONCE]
             api.preupload_lfs_files(repo_id, batch, repo_type=kind, revision=branch)
-        commit = _commit(api, repo_id, kind, branch, head, additions, message, replaces)
-    size = sum(file.stat().st_size for file in files.values())
-    return Published(repo_id, url, branch, commit, commit != head, is_private, tuple(sorted(files)), size)
+        commit = _commit(api, repo_id, kind, branch, head, additions, steps, message)
+    size = sum(addition.upload_info.size for addition in additions)
+    pushed = tuple(sorted(steps.add))
+    return Published(repo_id, url, branch, commit, commit != head, is_private, pushed, size, tuple(steps.kept))
 
 
 @contextmanager
 def staging(parent: Path, source: str, repo_id: str) -> Iterator[Path]:
     """An empty folder to make a push ready in, for as long as the context lasts.
 
-    There is one for each source and target, so what a killed push left there is found, and made anew.
+    There is one for each source and target. What pushes that were killed left next to it is removed.
 
     Raises:
-        HubError: If another process is pushing the same to the same place.
+        HubError: If another process is pushing the same to the same place, or the folder cannot be made.
     """
-    from filelock import FileLock, Timeout
-
     name = hashlib.blake2b(f"{Path(source).absolute()} {repo_id}".encode(), digest_size=8).hexdigest()
     folder = parent / name
-    parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(f"{folder}.lock", timeout=0):
+        parent.mkdir(parents=True, exist_ok=True)
+        left = {match[1] for path in parent.iterdir() if (match := _STAGE.fullmatch(path.name))}
+    except OSError as error:
+        raise HubError(f"{source}: cannot be made ready in {parent} ({error.strerror}); make room there.") from error
+    for other in left - {name}:
+        with contextlib.suppress(_BusyError), locked(parent / other, _BusyError, timeout_s=0):
+            shutil.rmtree(parent / other, ignore_errors=True)
+    try:
+        with locked(folder, _BusyError, timeout_s=0):
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+            folder.mkdir(mode=0o700)
             try:
                 yield folder
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-    except Timeout:
+    except _BusyError as error:
+        if error.__cause__ is not None:
+            raise HubError(f"{source}: cannot be made ready in {parent} ({error.__cause__}).") from error
         raise HubError(f"{source}: another process is pushing it to {repo_id}; wait for its end.") from None
+
+
+class _BusyError(CMFAHError):
+    """The lock of a staging folder is held, or cannot be made."""
+
+
+def _tree(api: "HfApi", repo_id: str, kind: str, commit: str) -> dict[str, Any]:
+    """The files of a commit, by their paths."""
+    nodes = _patiently(lambda: list(api.list_repo_tree(repo_id, recursive=True, repo_type=kind, revision=commit)))
+    return {node.path: node for node in nodes if hasattr(node, "blob_id")}
+
+
+def _read(api: "HfApi", repo_id: str, kind: str, commit: str, path: str) -> bytes:
+    """The content of a small file on the Hub."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    url = hf_hub_url(repo_id, path, repo_type=kind, revision=commit, endpoint=api.endpoint)
+    with get_session().stream("GET", url, headers=build_hf_headers(token=api.token)) as response:
+        hf_raise_for_status(response)
+        content = b""
+        for part in response.iter_bytes():
+            content += part
+            if len(content) > _LARGEST_TEXT:
+                raise HubError(f"{repo_id}: {path} there has more than {_LARGEST_TEXT:,} bytes; make it shorter.")
+    return content
 
 
 def _commit(
@@ -200,22 +273,14 @@ def _commit(
     branch: str,
     head: str,
     additions: list["CommitOperationAdd"],
+    steps: Plan,
     message: str,
-    replaces: Callable[[str], bool],
 ) -> str:
     """The id of the commit, on top of `head`; also if the Hub made it and its answer got lost."""
     from huggingface_hub import CommitOperationDelete
     from huggingface_hub.errors import HfHubHTTPError
 
-    ours = {addition.path_in_repo for addition in additions}
-
-    def stale(commit: str) -> list[str]:
-        tree = api.list_repo_tree(repo_id, recursive=True, repo_type=kind, revision=commit)
-        return [
-            node.path for node in tree if hasattr(node, "blob_id") and node.path not in ours and replaces(node.path)
-        ]
-
-    deletions = [CommitOperationDelete(path, is_folder=False) for path in stale(head)]
+    deletions = [CommitOperationDelete(path, is_folder=False) for path in steps.remove]
     try:
         return _patiently(
             lambda: api.create_commit(
@@ -231,30 +296,11 @@ def _commit(
         if error.response.status_code != 412:
             raise
         now = _patiently(lambda: api.repo_info(repo_id, repo_type=kind, revision=branch)).sha
-        if _holds(api, repo_id, kind, now, additions) and not stale(now):
+        there = _tree(api, repo_id, kind, now)
+        made = all(path in there and is_same(digests_of(content), there[path]) for path, content in steps.add.items())
+        if made and not there.keys() & set(steps.remove):
             return now
         raise
-
-
-def _holds(api: "HfApi", repo_id: str, kind: str, commit: str, additions: list["CommitOperationAdd"]) -> bool:
-    """Whether a commit has all files that are to be added, with the same content."""
-    import hashlib
-
-    tree = api.list_repo_tree(repo_id, recursive=True, repo_type=kind, revision=commit)
-    there = {node.path: node for node in tree if hasattr(node, "blob_id")}
-    for addition in additions:
-        node = there.get(addition.path_in_repo)
-        if node is None or node.size != addition.upload_info.size:
-            return False
-        if node.lfs is not None:
-            same = node.lfs.sha256 == addition.upload_info.sha256.hex()
-        else:
-            with addition.as_file() as file:
-                content = file.read()
-            same = node.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        if not same:
-            return False
-    return True
 
 
 def _patiently(ask: Callable[[], T]) -> T:
@@ -262,67 +308,41 @@ def _patiently(ask: Callable[[], T]) -> T:
 
     The client does so by itself for uploads and downloads, and not for the other requests.
     """
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from cmfah_hf.hub_requests import BUSY_STATUSES, TransportError
 
     for wait in _WAITS:
         try:
             return ask()
-        except OfflineModeIsEnabled:
-            raise
-        except HTTPError as error:
-            if isinstance(error, HfHubHTTPError) and error.response.status_code not in _PASSING_STATUSES:
+        except (HfHubHTTPError, TransportError) as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code not in BUSY_STATUSES:
                 raise
-            logger.warning("The Hub did not answer (%s); asking again in %d s.", _reason(error), wait)
         time.sleep(wait)
     return ask()
 
 
 @contextmanager
-def _told_in_one_line(repo_id: str, branch: str, token: str) -> Iterator[None]:
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        yield
-    except HubError:
-        raise
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        _refuse(error, repo_id, branch, token)
-
-
-def _refuse(error: Exception, repo_id: str, branch: str, token: str) -> NoReturn:
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    root: BaseException = error
-    while root.__cause__ is not None and not isinstance(root, HfHubHTTPError):
-        root = root.__cause__
-    status = root.response.status_code if isinstance(root, HfHubHTTPError) else None
-    code = root.response.headers.get("X-Error-Code") if isinstance(root, HfHubHTTPError) else None
-    known = {
+def _hub_errors(repo_id: str, branch: str, token: str) -> Iterator[None]:
+    """`hub_errors` of a push; what the client refuses without a request is told in one line too."""
+    messages = {
         401: "the Hub does not know the token; log in again with `hf auth login`, or correct HF_TOKEN.",
-        403: "the token may not write there; take one that may write, of an owner or of a member of the organisation.",
+        403: "the token may not write there; take one that may write, of an owner or of a member of the organization.",
         404: "there is no such repository that the token may see; check the id.",
         412: f"somebody else has changed {branch} while this push was under way, and nothing of it was published; "
         "look at what is there, then push again: what was sent is not sent again.",
     }
-    if isinstance(root, OfflineModeIsEnabled):
-        message = "the environment variable HF_HUB_OFFLINE forbids to ask the Hub; unset it."
-    elif code == "RevisionNotFound":
-        message = f"there is no branch {branch!r}; name another, or none for the main one."
-    elif status in known:
-        message = known[status]
-    else:
-        message = f"it could not be published ({_reason(root)}); push again to go on: what was sent is not sent again."
-    raise HubError(f"{repo_id}: {message}".replace(token, "***")) from error
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, without addresses: those of uploads are signed, and are as good as a password for a while."""
-    response: Any = getattr(error, "response", None)
-    if response is not None:
-        said = getattr(error, "server_message", None)
-        return f"HTTP {response.status_code} {response.reason_phrase}" + (f": {said}" if said else "")
-    said = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {said}" if said and "://" not in said else type(error).__name__
+    again = "push again to go on: what was sent is not sent again"
+    with hub_errors(repo_id, token=token, writes=True, messages=messages, again=again):
+        try:
+            yield
+        except CMFAHError:
+            raise
+        except (OSError, RuntimeError, ValueError) as error:
+            if hub_failure(error) is not None:
+                raise
+            reason = " ".join(str(error).split()).replace(token, "***")
+            raise HubError(f"{repo_id}: it could not be published ({reason}); {again}.") from error
 
 
 @contextmanager

@@ -31,6 +31,7 @@ def push_dataset(
     token: str | None = None,
     revision: str | None = None,
     message: str | None = None,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> PushedDataset:
     """Put a data set on the Hub in one commit, to be read back by `load_image_text(repo_id)` or by `datasets` alone.
@@ -49,6 +50,7 @@ def push_dataset(
         token: Default: that of `HF_TOKEN` or of `hf auth login`. It is neither printed nor logged.
         revision: The branch, created from the main one if needed.
         message: The commit's title.
+        overwrite: Replace also what somebody has changed on the Hub since the last push.
         progress: Show a bar for each file that is being sent.
 
     Raises:
@@ -68,6 +70,8 @@ def push_dataset(
             token=token,
             revision=revision,
             replaces=_is_shard,
+            required=("configs",),
+            overwrite=overwrite,
             progress=progress,
         )
     return PushedDataset(**vars(done), splits=checked.splits)

@@ -107,8 +107,10 @@ class HubTrainer(ResumingTrainer):
         """
         if not self.is_world_process_zero():
             return
-        from cmfah_hf.hub.model_card import CARD_NAME, make_model_card
-        from cmfah_hf.hub.model_folder import read_run
+        from cmfah_hf.atomic import write_text
+        from cmfah_hf.hub.cards import CARD_NAME
+        from cmfah_hf.hub.finished_run import read_run
+        from cmfah_hf.hub.model_card import make_model_card
 
         folder = Path(self.args.output_dir)
         given = dataset[0] if isinstance(dataset, list) and dataset else dataset

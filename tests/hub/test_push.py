@@ -17,6 +17,14 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def published(hub, id: str = "org/scenes", **where: str) -> dict[str, bytes]:
+    """What is on the Hub, without what every repository has and without the record of the push."""
+    files = hub.files(id, **where)
+    assert files.pop(".gitattributes")
+    assert files.pop(".cmfah-hf.json")
+    return files
+
+
 def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -44,9 +52,7 @@ def test_a_prepared_folder_goes_up_as_it_is_in_one_commit(push, push_here, hub, 
     assert result.returncode == 0, result.stderr
     done = json.loads(result.stdout)
     files = content_of(prepared.folder)
-    published = hub.files("org/scenes")
-    assert published.pop(".gitattributes")
-    assert published == files
+    assert published(hub) == files
     assert hub.history("org/scenes") == ["Upload the data set", "initial commit"]
     assert done == {
         "repo_id": "org/scenes",
@@ -57,13 +63,15 @@ def test_a_prepared_folder_goes_up_as_it_is_in_one_commit(push, push_here, hub, 
         "private": False,
         "splits": {"train": 12, "query": 4, "database": 18},
         "files": [
+            ".cmfah-hf.json",
             "README.md",
             "data/query-00000-of-00001.parquet",
             "data/rest-00000-of-00001.parquet",
             "data/train-00000-of-00002.parquet",
             "data/train-00001-of-00002.parquet",
         ],
-        "size": sum(map(len, files.values())),
+        "size": sum(map(len, files.values())) + len(hub.files("org/scenes")[".cmfah-hf.json"]),
+        "kept": [],
     }
     assert len(hub.asked("PUT")) == 4  # each shard once, also those that two splits share
 
@@ -73,7 +81,7 @@ def test_a_prepared_folder_goes_up_as_it_is_in_one_commit(push, push_here, hub, 
 
 
 def test_killed_in_the_middle_it_goes_on_with_what_is_missing(push, push_here, hub, prepared):
-    hub.add("org/scenes", {"README.md": b"the former state", "data/train-00000-of-00001.parquet": b"former"})
+    hub.add("org/scenes", {"notes.txt": b"the former state", "data/train-00000-of-00001.parquet": b"former"})
     before = hub.files("org/scenes")
     stalled = {f"/objects/{sha256_of(prepared.folder / 'data' / name)}" for name in (QUERY, REST)}
     for path in stalled:
@@ -93,7 +101,7 @@ def test_killed_in_the_middle_it_goes_on_with_what_is_missing(push, push_here, h
     assert len(hub.asked("PUT")) == 2
     assert hub.history("org/scenes")[:2] == ["Upload the data set", "Add files"]
     # The shard of the former state is gone with the same commit; `train` would have had its rows too.
-    assert hub.files("org/scenes") == content_of(prepared.folder) | {".gitattributes": before[".gitattributes"]}
+    assert published(hub) == content_of(prepared.folder) | {"notes.txt": b"the former state"}
 
 
 def test_a_flaky_hub_is_borne(push_here, hub, prepared):
@@ -108,7 +116,7 @@ def test_a_flaky_hub_is_borne(push_here, hub, prepared):
     # The commit whose answer was lost is known again, and not made twice.
     assert hub.history("org/scenes") == ["Upload the data set", "initial commit"]
     assert [request.status for request in hub.asked("POST", "/commit/")] == [0, 412]
-    assert {**hub.files("org/scenes"), ".gitattributes": b""} == content_of(prepared.folder) | {".gitattributes": b""}
+    assert published(hub) == content_of(prepared.folder)
 
 
 def test_a_full_disk_ends_it_and_what_was_sent_stays(push_here, hub, prepared):
@@ -138,8 +146,8 @@ def test_a_commit_by_somebody_else_is_not_written_over(push, hub, prepared):
 
 def test_of_two_pushes_at_once_each_is_whole_or_nothing(push, hub, prepared, tmp_path):
     other = shutil.copytree(prepared.folder, tmp_path / "other")
-    (other / "README.md").write_text((other / "README.md").read_text() + "\nThe other one.\n")
-    hub.add("org/scenes", {"README.md": b"former"})
+    (other / "notes.txt").write_text("The other one.")
+    hub.add("org/scenes", {"notes.txt": b"former"})
     hub.slow("POST /api/datasets/org/scenes/preupload", seconds=1.0)
     folders = (prepared.folder, other)
     processes = [push(folder, "--repo-id", "org/scenes", start=True) for folder in folders]
@@ -148,9 +156,7 @@ def test_of_two_pushes_at_once_each_is_whole_or_nothing(push, hub, prepared, tmp
     assert made, ends
     assert all("somebody else has changed main" in err for err, code in ends if code != 0)
     assert hub.history("org/scenes") == ["Upload the data set"] * len(made) + ["Add files", "initial commit"]
-    now = hub.files("org/scenes")
-    assert now.pop(".gitattributes")
-    assert now in [content_of(folder) for folder in made]
+    assert published(hub) in [{"notes.txt": b"former"} | content_of(folder) for folder in made]
 
 
 @pytest.mark.parametrize(
@@ -185,11 +191,11 @@ def test_what_others_may_see_is_decided_by_who_owns_it(push_here, hub, prepared)
 
 
 def test_a_branch_of_its_own_leaves_the_main_one_alone(push_here, hub, prepared):
-    hub.add("org/scenes", {"README.md": b"former", "data/train-00000-of-00001.parquet": b"former"})
+    hub.add("org/scenes", {"notes.txt": b"former", "data/train-00000-of-00001.parquet": b"former"})
     before = hub.files("org/scenes")
     assert push_here(prepared.folder, "--repo-id", "org/scenes", "--revision", "v2/all").returncode == 0
     assert hub.files("org/scenes") == before
-    assert set(hub.files("org/scenes", revision="v2/all")) == {".gitattributes", *content_of(prepared.folder)}
+    assert set(published(hub, revision="v2/all")) == {"notes.txt", *content_of(prepared.folder)}
 
 
 @pytest.mark.parametrize(
@@ -246,7 +252,8 @@ def test_a_hub_that_is_not_there_is_named_as_such(push_here, prepared, monkeypat
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(publishing, "_WAITS", ())
     one_line(
-        push_here(prepared.folder, "--repo-id", "org/scenes"), "org/scenes: it could not be published (ConnectError"
+        push_here(prepared.folder, "--repo-id", "org/scenes"),
+        "org/scenes: there is no connection to the Hub (ConnectError",
     )
 
 

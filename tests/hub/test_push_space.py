@@ -7,6 +7,9 @@ import time
 
 import httpx
 import pytest
+import torch
+from hub_server.store import GIT_ATTRIBUTES
+from safetensors.torch import load_file
 
 from cmfah_hf.cli import main
 from cmfah_hf.errors import CheckpointError, HubError
@@ -30,13 +33,16 @@ def test_the_embedded_space_goes_up_whole_in_one_commit(push_the_space, hub):
     done = push_the_space()
     files = hub.files("org/search", "space")
     assert files.pop(".gitattributes")
+    assert files.pop(".cmfah-hf.json")
     expected = {name: path.read_bytes() for name, path in space_files(bundled_space() / "model").items()}
     assert {name: content for name, content in files.items() if name != "space.json"} == expected
     assert json.loads(files["space.json"]) == json.loads((bundled_space() / "space.json").read_text(encoding="utf-8"))
     assert hub.history("org/search", "space") == ["Upload the Space", "initial commit"]
     assert hub.store.repositories["space", "org/search"].sdk == "gradio"
-    assert (done.changed, done.model, done.data, set(done.files)) == (True, "model", "scenes", set(files))
-    assert done.size == sum(map(len, files.values()))
+    assert (done.changed, done.model, done.data, set(done.files)) == (
+        True, "model", "scenes", {*files, ".cmfah-hf.json"}
+    )  # fmt: skip
+    assert done.size == sum(map(len, hub.files("org/search", "space").values())) - len(GIT_ATTRIBUTES)
     assert done.url == f"{hub.endpoint}/spaces/org/search"
 
     again = push_the_space()
@@ -50,7 +56,10 @@ def test_another_model_replaces_what_was_there_and_nothing_else(push_the_space, 
     assert "model/old.bin" not in files
     assert "cmfah_hf/gone.py" not in files
     assert files["banner.txt"] == b"mine"
-    assert files["model/model.safetensors"] == (trained.folder / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(files["model/model.safetensors"])
+    towers, whole = (load_file(folder / "model.safetensors") for folder in (tmp_path, trained.folder))
+    assert all(torch.equal(tensor, whole[f"cmfah.{name}"]) for name, tensor in towers.items())
+    assert files["model/expander.json"] == (trained.folder / "expander.json").read_bytes()
     assert not [name for name in files if "checkpoint-" in name]
     (tmp_path / "space.json").write_bytes(files["space.json"])
     assert SpaceSettings.load(tmp_path) == SpaceSettings("model", "org/pictures", "database", 50, "Mine", ())
@@ -67,7 +76,7 @@ def test_what_could_not_run_is_refused_before_anything_is_sent(push_the_space, h
         ({"model": trained.folder}, HubError, "name the pictures"),
         ({"data": str(trained.scenes)}, HubError, "put it on the Hub with `cmfah data push`"),
         ({"data": "pictures"}, HubError, "put it on the Hub"),
-        ({"model": tmp_path, "data": "org/pictures"}, CheckpointError, r"there is no config\.json"),
+        ({"model": tmp_path, "data": "org/pictures"}, CheckpointError, r"a folder without config\.json"),
     ]
     for settings, kind, reason in refused:
         with pytest.raises(kind, match=reason):

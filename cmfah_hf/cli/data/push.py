@@ -13,6 +13,9 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Create it so that only its owners see it.")] = False,
     revision: Annotated[str | None, typer.Option(help="The branch; created if needed. Default: the main one.")] = None,
     message: Annotated[str | None, typer.Option(help="The commit's title.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace also what somebody has changed on the Hub since the last push.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Put a data set on the Hub in one commit: its card and its Parquet shards.
@@ -25,10 +28,14 @@ def push(
     from cmfah_hf.cli.output import print_json
     from cmfah_hf.hub import push_dataset
 
-    done = push_dataset(source, repo_id, private=private, revision=revision, message=message, progress=not json)
+    done = push_dataset(
+        source, repo_id, private=private, revision=revision, message=message, overwrite=overwrite, progress=not json
+    )
     if json:
         print_json(dataclasses.asdict(done))
         return
     splits = ", ".join(f"{name} {rows:,}" for name, rows in done.splits.items())
     what = f"{len(done.files)} files, {done.size:,} bytes" if done.changed else "nothing has changed"
     typer.echo(f"{done.url} at {done.commit[:7]}: {splits} pairs; {what}.")
+    for line in done.remarks:
+        typer.echo(line)

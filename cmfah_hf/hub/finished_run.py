@@ -1,0 +1,199 @@
+"""A training run's folder as what may be published of it: regular files below it, without the places of this machine."""
+
+import logging
+import ntpath
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cmfah_hf.data.loading import resolve_data_path
+from cmfah_hf.documents import file_of, read_bytes, read_json, read_yaml
+from cmfah_hf.errors import CheckpointError, HubError
+from cmfah_hf.hub.cards import CARD_NAME, metadata_of
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_NAME, METRICS_NAME = "run.yaml", "metrics.json"
+ATTENTION_PLOT = "plots/attention.png"
+PLOTS = ("plots/precision_at_k.png", "plots/precision_recall.png", ATTENTION_PLOT)
+WORDS = tuple(f"{stem}.{end}" for stem in ("expander", "knowledge", "skip_gram") for end in ("json", "safetensors"))
+# Data sets that code draws.
+DRAWN = ("scenes", "cluttered-scenes")
+# Settings that are, or may be, places on somebody's disk.
+_PLACES = ("dataset", "backbone_weights", "knowledge", "word_corpus", "words_from")
+# Settings of one person and one machine, in a file that `cmfah train` did not write.
+_PERSONAL = re.compile(r"hub_.*|trackio_.*|.*_token|token|.*_dir|run_name|project")
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+_LARGEST_PLOT = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a card says of a run, and what is there to be pushed.
+
+    Args:
+        folder: Of the run.
+        settings: The sections of `run.yaml`, without the places of this machine; empty if there is none.
+        metrics: Of `metrics.json`, likewise.
+        config: The model's configuration, as `config.json` holds it.
+        files: What goes up as it stands, by its path in the repository.
+        dataset: The data that the run was trained on, by its Hub id, as one of `DRAWN`, or by the last part of its
+            path. None, if the run does not name it.
+        dataset_id: The same, if it was loaded from the Hub.
+        data_license: What the card of the data says, if the data is a folder with a card.
+    """
+
+    folder: Path
+    settings: dict[str, dict[str, Any]]
+    metrics: dict[str, Any]
+    config: dict[str, Any]
+    files: dict[str, Path] = field(default_factory=dict)
+    dataset: str | None = None
+    dataset_id: str | None = None
+    data_license: str | None = None
+
+
+def read_run(folder: Path, metrics: Mapping[str, Any] | None = None) -> FinishedRun:
+    """Looks at the folder of a run; nothing is loaded.
+
+    Args:
+        folder: Where a training run, or a trainer, left its model.
+        metrics: Figures, where the folder has none of its own.
+
+    Raises:
+        CheckpointError: If it holds no model, a file of it cannot be read, or leads out of it.
+    """
+    config_file = own_file(folder, "config.json")
+    if config_file is None:
+        where = "a folder without config.json" if folder.is_dir() else "no such folder"
+        raise CheckpointError(f"{folder}: {where}; give one that a training run has left.")
+    config = _object(config_file)
+    metrics_file = own_file(folder, METRICS_NAME)
+    figures = {**(metrics or {}), **(_object(metrics_file) if metrics_file else {})}
+    files = {name: path for name in (*WORDS, *PLOTS) if (path := own_file(folder, name)) is not None}
+    for name in PLOTS:
+        if name in files and not read_bytes(files[name], CheckpointError, _LARGEST_PLOT).startswith(b"\x89PNG\r\n"):
+            raise CheckpointError(f"{files[name]} is no PNG image; remove it, or draw it again.")
+    settings = _settings(folder)
+    told = settings.get("data", {}).get("dataset")
+    dataset, dataset_id = _source(figures.get("source"), told)
+    license = _license_of(told if isinstance(told, str) else None)
+    if isinstance(told, str) and not (dataset_id and told.startswith("hf://")):
+        settings["data"]["dataset"] = dataset_id or dataset or last_part(told) or "data"
+    return FinishedRun(
+        folder, without_places(settings), without_places(figures), config, files, dataset, dataset_id, license
+    )
+
+
+def own_file(folder: Path, name: str) -> Path | None:
+    """A regular file below a folder, None if there is none.
+
+    Raises:
+        CheckpointError: If something else has this name: a link that leads out of the folder, a pipe, a device.
+    """
+    path = folder / name
+    try:
+        mode = path.lstat().st_mode
+    except (OSError, ValueError):
+        return None
+    if stat.S_ISDIR(mode):
+        return None
+    inside = path.resolve().is_relative_to(folder.resolve())
+    if not inside or file_of(path) is None:
+        what = "leads out of the folder" if not inside else "is no regular file"
+        raise CheckpointError(f"{path} {what}, and only files of the run are pushed; put a copy of it there.")
+    return path
+
+
+def is_repo_id(name: Any) -> bool:
+    """Whether a name has the form `owner/name` of the Hub."""
+    return isinstance(name, str) and _REPO_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
+
+
+def last_part(place: str) -> str:
+    """The last part of a path of any system; empty for `..` and the like."""
+    name = ntpath.basename(place.replace("\\", "/").rstrip("/"))
+    return "" if name in (".", "..", "~") or name.endswith(":") else name
+
+
+def without_places(value: Any, name: str = "") -> Any:
+    """Settings or figures without what belongs to one person or machine: of a path on a disk, the last part is left."""
+    if isinstance(value, dict):
+        kept = {key: inner for key, inner in value.items() if not _PERSONAL.fullmatch(str(key))}
+        return {key: without_places(inner, str(key)) for key, inner in kept.items()}
+    if isinstance(value, list):
+        return [without_places(inner, name) for inner in value]
+    if not isinstance(value, str):
+        return value
+    is_place = name in _PLACES and not is_repo_id(value) and "://" not in value
+    if is_place or _is_local(value):
+        value = last_part(value) or "data"
+    return _TOKEN.sub("***", value)
+
+
+def _is_local(text: str) -> bool:
+    """Whether a text is a path on a disk: absolute, of a home, of Windows, or one that is there."""
+    if "\n" in text or len(text) > 4096:
+        return False
+    if text.startswith(("/", "~", "./", "../", "\\", "file:")) or re.match(r"[A-Za-z]:[\\/]", text):
+        return True
+    return "/" in text and _is_there(text)
+
+
+def _is_there(place: str) -> bool:
+    try:
+        return resolve_data_path(place).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _source(recorded: Any, told: Any) -> tuple[str | None, str | None]:
+    """The data's name and its Hub id, by what training has recorded; of before that, only what code draws is certain."""
+    if isinstance(recorded, dict):
+        kind, name = recorded.get("kind"), recorded.get("name")
+        if kind == "hub" and is_repo_id(name):
+            return name, name
+        if kind == "scenes" and name in DRAWN:
+            return name, None
+        return (last_part(name) or None if kind == "local" and isinstance(name, str) else None), None
+    if not isinstance(told, str):
+        return None, None
+    return (told if told in DRAWN else last_part(told) if _is_local(told) else None) or None, None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    content = read_json(path, CheckpointError)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds no JSON object; restore it, or train again.")
+    return content
+
+
+def _settings(folder: Path) -> dict[str, dict[str, Any]]:
+    path = own_file(folder, SETTINGS_NAME)
+    content = (read_yaml(path, CheckpointError) if path is not None else None) or {}
+    if not isinstance(content, dict) or not all(isinstance(values, dict) for values in content.values()):
+        raise CheckpointError(f"{path}: not the settings of a run; correct or remove it.")
+    return content
+
+
+def _license_of(dataset: str | None) -> str | None:
+    """The license that the card of a local data set names; of the drawn scenes, that there is none to mind."""
+    if dataset is None or dataset in DRAWN:
+        return "none to mind, they are drawn by code" if dataset in DRAWN else None
+    if not _is_there(dataset):
+        return None
+    card = file_of(resolve_data_path(dataset) / CARD_NAME)
+    if card is None:
+        return None
+    try:
+        head = metadata_of(read_bytes(card, HubError).decode("utf-8", "replace"), str(card))
+    except HubError as error:
+        logger.warning("%s The model's card does not name the data's license.", error)
+        return None
+    named = head.get("license_name") or head.get("license")
+    link = head.get("license_link")
+    return None if named is None else f"{named} ({link})" if link else str(named)
