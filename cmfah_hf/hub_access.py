@@ -188,6 +188,8 @@ def _without_request(error: BaseException) -> HubError | None:
     for cause in _causes(error):
         if isinstance(cause, FileMetadataError):
             return HubServerError("what answers there is no Hub; check HF_ENDPOINT and any proxy.")
+        if type(cause) is OSError and cause.errno is None and str(cause).startswith("Consistency check failed"):
+            return HubServerError("a file that was fetched has another size than the Hub said; try again later.")
         if isinstance(cause, HFValidationError):
             return HubNotFoundError("that cannot be a repository's id; give owner/name.")
         if isinstance(cause, LocalEntryNotFoundError) and cause.__cause__ is None:

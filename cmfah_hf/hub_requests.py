@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.errors import HTTPError
@@ -29,6 +30,8 @@ TransportError: type[Exception] = _httpx.TransportError
 BUSY_STATUSES = (408, 429, 500, 502, 503, 504)
 # Seconds after which a wait for a reply is reported.
 _NOTICE_S = 10.0
+# How much longer the answer to an upload may take.
+_UPLOAD_FACTOR = 5
 # Bytes of a reply of the API, and of a file whose size was not announced.
 _LARGEST_REPLY = 32 * 2**20
 _LARGEST_UNSIZED = 256 * 2**20
@@ -113,6 +116,7 @@ class _WatchedFactory:
 class _Watch:
     limits: Limits
     failing_since: float | None = None
+    pages: int = 0
     given_up: HTTPError | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -121,6 +125,8 @@ class _Watch:
             raise type(self.given_up)(str(self.given_up))
         asked = request.extensions.get("timeout") or {}
         longest = {"connect": min(10.0, self.limits.answer_s)}
+        if request.method == "PUT":  # what was sent may be on its way still
+            longest["read"] = _UPLOAD_FACTOR * self.limits.answer_s
         request.extensions["timeout"] = {
             name: min(asked.get(name) or float("inf"), longest.get(name, self.limits.answer_s))
             for name in ("connect", "read", "write", "pool")
@@ -146,6 +152,9 @@ class _Watch:
             return response
         with self.lock:
             self.failing_since = None
+            self.pages += "/tree/" in request.url.path
+        if self.pages > _MOST_PAGES:
+            raise BadReplyError("its listing of files does not end")
         _check(request, response, options.get("stream", False))
         return response
 
@@ -243,6 +252,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
 _ETAG = re.compile(r"(W/)?\"?[\w+=-][\w.+=-]{0,127}\"?")
 _SIZE = range(2**63)
+_HUB = "https://huggingface.co"
+# Pages of a listing, of 1000 files each, that are read.
+_MOST_PAGES = 1000
 _REPOSITORY = {
     "id": str,
     "sha?": (_COMMIT, None),
@@ -255,11 +267,11 @@ _REPOSITORY = {
 }
 _LFS = {"oid": str, "size": _SIZE, "pointerSize": _SIZE}
 _TREE = [{"type": str, "path": str, "oid": str, "size?": _SIZE, "lfs?": (_LFS, None)}]
-_ACTION = ({"href": str, "header?": (dict, None)}, None)
+_URL = re.compile(r"https?://\S+")
 _OBJECT = {
     "oid": str,
     "size": _SIZE,
-    "actions?": ({"upload": {"href": str, "header?": dict}, "verify?": _ACTION}, None),
+    "actions?": ({"upload": {"href": _URL, "header?": dict}, "verify?": ({"href": _URL, "header?": dict}, None)}, None),
     "error?": {"code": int, "message": str},
 }
 _ID = r"/api/(?:models|datasets|spaces)/[^/]+/[^/]+"
@@ -276,7 +288,7 @@ _SHAPES: list[tuple[str, re.Pattern[str], Any]] = [
         {"files": [{"path": str, "uploadMode": re.compile("lfs|regular"), "shouldIgnore": bool, "oid?": (str, None)}]},
     ),
     ("POST", re.compile(r"/.+\.git/info/lfs/objects/batch"), {"objects": [_OBJECT], "transfer?": (str, None)}),
-    ("POST", re.compile(rf"{_ID}/commit/.+"), {"commitOid": _COMMIT, "commitUrl": re.compile(r"https?://\S+")}),
+    ("POST", re.compile(rf"{_ID}/commit/.+"), {"commitOid": _COMMIT, "commitUrl": _URL}),
 ]
 # Of these the client reads the replies with some error statuses too.
 _READ_IN_ERRORS = {"/api/validate-yaml": 400, "/api/repos/create": 409}
@@ -300,6 +312,9 @@ def _check(request: Any, response: Any, is_stream: bool) -> None:
             _require(response.headers.get(name), (_ETAG, None), f"the header {name}")
         name = constants.HUGGINGFACE_HEADER_X_REPO_COMMIT
         _require(response.headers.get(name), (_COMMIT, None), f"the header {name}")
+        name = constants.HUGGINGFACE_HEADER_X_LINKED_SIZE
+        _require(response.headers.get(name), (re.compile("[0-9]{1,18}"), None), f"the header {name}")
+        _check_location(request, response)
         return
     shape = next((s for method, pattern, s in _SHAPES if method == request.method and pattern.fullmatch(path)), None)
     if shape is None or is_stream or response.is_redirect:
@@ -309,6 +324,51 @@ def _check(request: Any, response: Any, is_stream: bool) -> None:
     except (ValueError, RecursionError) as error:
         raise BadReplyError("its reply is no JSON") from error
     _require(content, shape, "its reply")
+    if "/tree/" in path:
+        _check_next(request, response)
+    elif "/preupload/" in path:
+        named = {file["path"] for file in content["files"]}
+        if not all(file["path"] in named for file in json.loads(request.content)["files"]):
+            raise BadReplyError("its reply names other files than were asked for")
+    elif path.endswith("/objects/batch"):
+        asked = {item["oid"] for item in json.loads(request.content)["objects"]}
+        for item in content["objects"]:
+            if item["oid"] not in asked:
+                raise BadReplyError("its reply names other files than were asked for")
+            _check_actions(request, item.get("actions") or {})
+
+
+def _check_location(request: Any, response: Any) -> None:
+    try:
+        there = urlsplit(urljoin(str(request.url), response.headers.get("Location", "")))
+    except ValueError as error:
+        raise BadReplyError("the header Location is no address") from error
+    if there.scheme not in ("http", "https") or not there.hostname:
+        raise BadReplyError("the header Location is no address")
+
+
+def _check_next(request: Any, response: Any) -> None:
+    """The token goes to wherever the next page is said to be."""
+    link = response.links.get("next")
+    if link is not None and not _is_hub(request, link.get("url", "")):
+        raise BadReplyError("it names a next page elsewhere")
+
+
+def _check_actions(request: Any, actions: dict[str, Any]) -> None:
+    header = actions.get("upload", {}).get("header", {})
+    _require(header.get("chunk_size", "1"), re.compile("[1-9][0-9]{0,17}"), "its reply")
+    _require(list(header.values()), [str], "its reply")
+    if actions.get("verify") and not _is_hub(request, actions["verify"]["href"]):
+        raise BadReplyError("it wants the token to be sent elsewhere")
+
+
+def _is_hub(request: Any, url: str) -> bool:
+    try:
+        there = _httpx.URL(url)
+    except (_httpx.InvalidURL, ValueError):
+        return False
+    origins = [(each.scheme, each.host, each.port) for each in (there, request.url, _httpx.URL(_HUB))]
+    return origins[0] in origins[1:]
 
 
 def _require(value: Any, shape: Any, what: str) -> None:

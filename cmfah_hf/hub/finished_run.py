@@ -1,4 +1,4 @@
-"""A training run's folder as what may be published of it: regular files below it, without the places of this machine."""
+"""A training run's folder as what may be published of it: regular files, and no places of this machine."""
 
 import logging
 import ntpath
@@ -152,7 +152,7 @@ def _is_there(place: str) -> bool:
 
 
 def _source(recorded: Any, told: Any) -> tuple[str | None, str | None]:
-    """The data's name and its Hub id, by what training has recorded; of before that, only what code draws is certain."""
+    """The data's name and its Hub id, as training has recorded them; before it did, only scenes are certain."""
     if isinstance(recorded, dict):
         kind, name = recorded.get("kind"), recorded.get("name")
         if kind == "hub" and is_repo_id(name):

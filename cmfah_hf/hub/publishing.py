@@ -98,6 +98,8 @@ def check_target(repo_id: str, token: str | None = None) -> str:
     token = token or get_token()
     if not token:
         raise HubError("There is no token for the Hub; log in with `hf auth login`, or set HF_TOKEN.")
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise HubError("The token for the Hub holds characters that no token has; correct HF_TOKEN, or log in again.")
     return token
 
 

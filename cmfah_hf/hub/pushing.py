@@ -2,15 +2,16 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmfah_hf.data.loading import load_image_text, resolve_data_path
-from cmfah_hf.errors import HubError
+from cmfah_hf.data.loading import SCENES, load_image_text, resolve_data_path
+from cmfah_hf.errors import DataError, HubError
 from cmfah_hf.hub.dataset_folder import check_folder, is_prepared, write_folder
 from cmfah_hf.hub.publishing import Published, check_target, publish, staging
+from cmfah_hf.hub_access import hub_errors
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,17 @@ def _as_folder(source: str, repo_id: str) -> Iterator[Path]:
         return
     import datasets
 
-    streams = load_image_text(source, streaming=True)
+    with _reading(source, path):
+        streams = load_image_text(source, streaming=True)
     with staging(Path(datasets.config.HF_DATASETS_CACHE) / "cmfah-push", str(path), repo_id) as folder:
-        _write(streams, folder, source, repo_id)
+        with _reading(source, path):
+            _write(streams, folder, source, repo_id)
         yield folder
+
+
+def _reading(source: str, path: Path) -> AbstractContextManager[None]:
+    """What limits and tells how the Hub fails, where it is read from."""
+    return nullcontext() if path.exists() or source in SCENES else hub_errors(source, DataError)
 
 
 def _write(streams: Mapping[str, Any], folder: Path, source: str, repo_id: str) -> None:

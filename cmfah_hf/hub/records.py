@@ -152,8 +152,8 @@ def _check_required(repo_id: str, card: bytes, ours: str, required: Collection[s
     for key in required:
         if key in wanted and has.get(key) != wanted[key]:
             raise HubError(
-                f"{repo_id}: {key!r} in the head of {CARD_NAME} there, which somebody has changed, does not fit what is "
-                "to be pushed, and nothing was published; correct it there, or push with --overwrite (overwrite=True)."
+                f"{repo_id}: {key!r} in the head of {CARD_NAME} there, which somebody changed, does not fit what is "
+                "pushed, and nothing was published; correct it there, or push with --overwrite (overwrite=True)."
             )
 
 
