@@ -146,6 +146,8 @@ class _Watch:
             raise
         finally:
             notice.cancel()
+        if response.is_error:
+            _check_error(response)
         if response.status_code in BUSY_STATUSES:
             said = f"HTTP {response.status_code} {response.reason_phrase}"
             self._failed(BusyError(said), self.limits.patience_s, _wait_asked_for(response), response)
@@ -216,6 +218,11 @@ def _bound(response: Any) -> None:
         return
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise BadReplyError("its reply is packed, which was not asked for")
+    for name, pattern in (
+        ("Content-Length", "[0-9]{1,18}"),
+        ("Content-Range", r"bytes ([0-9]{1,18}-[0-9]{1,18}|\*)/[0-9]{1,18}"),
+    ):
+        _require(response.headers.get(name), (re.compile(pattern), None), f"the header {name}")
     is_download = response.request.method == "GET" and response.is_success and not _is_api(response.request)
     size = response.headers.get("Content-Length", "")
     most = _LARGEST_REPLY if not is_download else None if size.isdigit() else _LARGEST_UNSIZED
@@ -315,6 +322,8 @@ def _check(request: Any, response: Any, is_stream: bool) -> None:
         name = constants.HUGGINGFACE_HEADER_X_LINKED_SIZE
         _require(response.headers.get(name), (re.compile("[0-9]{1,18}"), None), f"the header {name}")
         _check_location(request, response)
+        if constants.HUGGINGFACE_HEADER_X_XET_HASH in response.headers:
+            _check_xet(request, response)
         return
     shape = next((s for method, pattern, s in _SHAPES if method == request.method and pattern.fullmatch(path)), None)
     if shape is None or is_stream or response.is_redirect:
@@ -338,6 +347,18 @@ def _check(request: Any, response: Any, is_stream: bool) -> None:
             _check_actions(request, item.get("actions") or {})
 
 
+def _check_error(response: Any) -> None:
+    """Refuses the body of an error that the client would stumble over; it takes one that is no JSON."""
+    try:
+        fits = _fits(json.loads(response.read()), {"errors?": ([dict], None)})
+    except json.JSONDecodeError:
+        return
+    except (ValueError, RecursionError):
+        fits = False
+    if not fits:
+        raise BadReplyError(f"HTTP {response.status_code}, and its reply is not what the Hub answers")
+
+
 def _check_location(request: Any, response: Any) -> None:
     try:
         there = urlsplit(urljoin(str(request.url), response.headers.get("Location", "")))
@@ -345,6 +366,14 @@ def _check_location(request: Any, response: Any) -> None:
         raise BadReplyError("the header Location is no address") from error
     if there.scheme not in ("http", "https") or not there.hostname:
         raise BadReplyError("the header Location is no address")
+
+
+def _check_xet(request: Any, response: Any) -> None:
+    """The token goes to where Xet, the Hub's storage, is said to give one of its own."""
+    link = response.links.get(constants.HUGGINGFACE_HEADER_LINK_XET_AUTH_KEY, {})
+    route = link.get("url") or response.headers.get(constants.HUGGINGFACE_HEADER_X_XET_REFRESH_ROUTE)
+    if route is not None and not _is_hub(request, route):
+        raise BadReplyError("it wants the token to be sent elsewhere")
 
 
 def _check_next(request: Any, response: Any) -> None:

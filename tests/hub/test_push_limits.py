@@ -10,6 +10,7 @@ from hub_server import Answer, HubServer
 from cmfah_hf import hub_requests
 from cmfah_hf.errors import HubConnectionError, HubError, HubServerError
 from cmfah_hf.hub import publish, publishing
+from cmfah_hf.hub_access import hub_file
 from cmfah_hf.hub_requests import Limits
 
 
@@ -118,6 +119,11 @@ def test_the_token_goes_nowhere_else(push, hub):
         link = {"Link": f'<{elsewhere.endpoint}/api/models/org/model/tree/x>; rel="next"'}
         hub.change(TREE, lambda answer: Answer(answer.content, answer.status, answer.headers | link), times=1)
         assert "next page elsewhere" in one_line(push, HubServerError)
+        hub.add("org/model", {"x.safetensors": b"x"}, "model")
+        xet = {"X-Xet-Hash": "0" * 64, "X-Xet-Refresh-Route": f"{elsewhere.endpoint}/api/token"}
+        hub.change("/resolve/", lambda answer: Answer(answer.content, answer.status, answer.headers | xet))
+        with pytest.raises(HubServerError, match="sent elsewhere"):
+            hub_file("org/model", "x.safetensors", token="hf_writer")
         assert elsewhere.log == []
 
 
