@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
+from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.documents import parse_yaml
 from cmfah_hf.errors import HubError
 
-CARD_NAME = "README.md"
 # Where a push writes its card if the one on the Hub is a person's.
 BESIDE_NAME = "README.cmfah-hf.md"
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cmfah_hf.atomic import locked
+from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.errors import CMFAHError, HubError
-from cmfah_hf.hub.cards import BESIDE_NAME, CARD_NAME
+from cmfah_hf.hub.cards import BESIDE_NAME
 from cmfah_hf.hub.records import Plan, digests_of, is_same, plan
 from cmfah_hf.hub_access import hub_errors, hub_failure
 

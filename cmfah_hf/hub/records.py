@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.documents import parse_json, read_bytes
 from cmfah_hf.errors import HubError
-from cmfah_hf.hub.cards import BESIDE_NAME, CARD_NAME, merged, metadata_of
+from cmfah_hf.hub.cards import BESIDE_NAME, merged, metadata_of
 
 RECORD_NAME = ".cmfah-hf.json"
 _VERSION = 1
