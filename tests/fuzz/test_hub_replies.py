@@ -132,3 +132,23 @@ def test_cards_and_records_on_the_hub(hub, fuzzer, tmp_path):
             raise
 
     fuzzer(share=0.01, limit_s=8).run(attempt)
+
+
+def test_replies_to_loading_a_model(hub, fuzzer, tmp_path, canary, trained):
+    from cmfah_hf.retrieval import CrossMediaRetriever
+
+    files = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+    hub.add("org/model", {name: (trained.folder / name).read_bytes() for name in files}, "model")
+
+    def attempt(rng):
+        hub.faults.clear()
+        shutil.rmtree(tmp_path / "hub-cache", ignore_errors=True)
+        hub.change(
+            rng.choice(("", *files)), lambda answer: changed(rng, answer, canary), times=rng.choice((1, 3, None))
+        )
+        CrossMediaRetriever.from_pretrained("org/model", device="cpu", token="hf_reader")
+
+    try:
+        fuzzer(share=0.002, limit_s=20).run(attempt)
+    finally:
+        hub.errors.clear()
