@@ -151,6 +151,17 @@ def test_a_data_set_keeps_its_card_and_its_splits(here, hub, prepared):
     assert not push_dataset(prepared.folder, "org/scenes", token="hf_writer", progress=False).changed
 
 
+def test_the_command_says_what_it_kept(push_here, hub, prepared):
+    hub.add("org/scenes", {"README.md": b"Mine."})
+    result = push_here(prepared.folder, "--repo-id", "org/scenes")
+    assert result.returncode == 0, result.stderr
+    assert "Kept the text of README.md on the Hub" in result.stdout.splitlines()[1]
+    assert "README.cmfah-hf.md" in result.stdout
+    result = push_here(prepared.folder, "--repo-id", "org/scenes", "--overwrite", "--json")
+    assert json.loads(result.stdout)["kept"] == []
+    assert hub.files("org/scenes")["README.md"] == (prepared.folder / "README.md").read_bytes()
+
+
 def test_a_space_keeps_what_a_person_has_changed(here, hub):
     template = b"---\ntitle: Search\nsdk: gradio\nsdk_version: 5.0.0\napp_file: app.py\n---\n\n"
     template += b"Check out the configuration reference at https://huggingface.co/docs/hub/spaces-config-reference\n"

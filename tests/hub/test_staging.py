@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cmfah_hf.data import make_scenes
 from cmfah_hf.errors import HubError
 from cmfah_hf.hub.publishing import staging
 
@@ -93,8 +94,9 @@ def test_killed_at_any_step_nothing_is_left_after_the_next_push(tmp_path):
 @pytest.mark.slow
 def test_a_killed_push_of_a_data_set_leaves_nothing_after_the_next_one(push, hub, tmp_path):
     """Of another source, so that it is not the same folder that is used again."""
+    make_scenes(4, image_size=32).to_parquet(tmp_path / "query.parquet")
     hub.mute("PUT /objects/")
-    process = push("scenes", "--repo-id", "org/scenes", start=True)
+    process = push(tmp_path / "query.parquet", "--repo-id", "org/scenes", start=True)
     end = time.monotonic() + 100
     while not any(request.method == "POST" and "batch" in request.path for request in hub.log):
         assert time.monotonic() < end
