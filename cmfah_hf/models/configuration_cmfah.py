@@ -4,14 +4,18 @@ from dataclasses import fields
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import CONFIG_NAME
+
+from .configuration_files import TORCHVISION_BACKBONES, checked_settings
+from .model_files import ModelFileError, find_file, hub_arguments, is_file, read_object
 
 ATTENTION_VARIANTS = ("both", "image", "text", "none")
 # What a partner may do, and the usual temperatures of the image tower and of the text tower for it.
 TEMPERATURES = {"select": (10.0, 10.0), "add": (4.0, 9.0)}
 POOLINGS = ("mean", "max", "mean_max")
-TORCHVISION_BACKBONES = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 
 
 def resolve_backbone(name: str, **config_overrides) -> PreTrainedConfig | None:
@@ -39,7 +43,7 @@ def resolve_backbone(name: str, **config_overrides) -> PreTrainedConfig | None:
         if timm.is_model(name):
             return TimmBackboneConfig(backbone=name, **config_overrides)
     try:
-        return AutoConfig.from_pretrained(name, **config_overrides)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, **config_overrides)
     except OSError as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise OSError(
@@ -211,6 +215,9 @@ class CMFAHConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; give 0, which leaves it out, or more.")
         if not 0 <= self.positive_overlap < 1:
             raise ValueError(f"positive_overlap is {self.positive_overlap}; give a cosine from 0 to below 1.")
+        for name in ("pad_token_id", "unk_token_id"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < self.vocab_size:
+                raise ValueError(f"{name} is {getattr(self, name)}; give one of the {self.vocab_size} rows, or None.")
         if self.attention not in ATTENTION_VARIANTS:
             raise ValueError(f"attention is {self.attention!r}; choose one of {', '.join(ATTENTION_VARIANTS)}.")
         if self.guidance not in TEMPERATURES:
@@ -229,19 +236,37 @@ class CMFAHConfig(PreTrainedConfig):
             raise ValueError(f"num_concepts is {self.num_concepts}; attention needs 1 or more where no partner is.")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As the parent's, but a checkpoint of another architecture is an error and not a model of random weights.
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As the parent's, out of a file below the model's folder that is read with bounds.
 
         Raises:
+            ModelFileError: If the file is damaged or leads elsewhere.
             ValueError: If the configuration there is of another `model_type`.
         """
-        found, _ = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if found.get("model_type", cls.model_type) != cls.model_type:
+        source = pretrained_model_name_or_path
+        file = source if is_file(source) else find_file(source, CONFIG_NAME, hub_arguments(kwargs))
+        content = {} if file is None else read_object(file)
+        if content.get("configuration_files"):
+            raise ModelFileError(f"{file} leads to other configuration files; give the one to read.")
+        if content.get("model_type", cls.model_type) != cls.model_type:
             raise ValueError(
-                f"{pretrained_model_name_or_path}: a checkpoint of {found['model_type']!r}, not of {cls.model_type!r}; "
-                "load it with a class of its own."
+                f"{source}: a checkpoint of {str(content['model_type'])[:80]!r}, not of {cls.model_type!r}; load it "
+                "with a class of its own."
             )
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return super().get_config_dict(source, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As the parent's, of settings that may be a stranger's: see `checked_settings`.
+
+        Raises:
+            ModelFileError: If a setting is of another type, or none that this package writes.
+            ValueError: If a value is outside its range.
+        """
+        try:
+            return super().from_dict(checked_settings(config_dict, cls, CONFIG_NAME), **kwargs)
+        except StrictDataclassError as error:
+            raise ModelFileError(f"{CONFIG_NAME}: {' '.join(str(error).split())}") from error
 
     @property
     def num_class_concepts(self) -> int:

@@ -9,17 +9,18 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import PrefixChange
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import CONFIG_NAME, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cmfah import CMFAHConfig
 from .losses import label_guidance_loss, views_losses, weighted_total
+from .model_files import HUB_ARGUMENTS, find_file, hub_arguments, is_file, pinned
 from .modules_cmfah import (
     CMFAHCoAttention,
     CMFAHConceptHead,
@@ -38,10 +39,16 @@ from .outputs_cmfah import (
     CMFAHOutput,
     CMFAHTowerOutput,
 )
-from .safe_weights import align_weights, require_safetensors
+from .safe_weights import align_weights, building_for, check_fit, find_weights, read_weights
 
+# Arguments of `from_pretrained` that are about the weights, though a configuration has something of that name too.
+_OF_WEIGHTS = ("dtype", "torch_dtype", "quantization_config", "attn_implementation")
 # What the training checkpoint holds beside the towers.
 _TRAINING_KEYS = [r"^(image|text)_(discriminator|concept_head)\.", r"^label_head\."]
+
+
+def _is_setting(config_class: type[CMFAHConfig], name: str) -> bool:
+    return name not in _OF_WEIGHTS and hasattr(config_class, name)
 
 
 class CMFAHPreTrainedModel(PreTrainedModel):
@@ -55,20 +62,49 @@ class CMFAHPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["CMFAHLayer", "CMFAHTorchvisionBackbone", "CMFAHWordEmbeddings"]
     _can_record_outputs = {"hidden_states": CMFAHLayer, "attentions": [CMFAHCoAttention, CMFAHSelection]}
+    # What the names of its tensors begin with in checkpoints of a larger model.
+    _names_begin_with: tuple[str, ...] = ("cmfah.",)
     # The terms of the loss; a model with terms of its own names a type with more of them.
     losses_class = CMFAHLosses
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As the parent's, from safetensors alone; the same weights give the same bits, whichever file they are from.
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """As the parent's, from safetensors alone, which are checked before a model is built.
+
+        Only `config.json` and the weights are read, from nowhere but below the folder or repository. The same weights
+        give the same bits, whichever file they are from.
 
         Raises:
-            OSError: If there are none: pickles are never loaded.
+            ModelFileError: If a file is damaged, leads elsewhere, or does not fit the other.
+            ValueError: If weights of another kind are asked for, or the checkpoint is another architecture's.
+            OSError: If there are no weights as safetensors, or the Hub cannot be reached.
         """
-        require_safetensors(cls.config_class, pretrained_model_name_or_path, kwargs)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        source = pretrained_model_name_or_path
+        if kwargs.pop("use_safetensors", None) is False or kwargs.get("gguf_file") is not None:
+            raise ValueError("Weights in other formats than safetensors are pickles or foreign, and never loaded.")
+        if source is None or kwargs.get("state_dict") is not None:
+            return super().from_pretrained(source, *model_args, config=config, **kwargs)
+        hub = hub_arguments(kwargs)
+        options = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
+        if not isinstance(config, PreTrainedConfig):
+            settings = {name: options.pop(name) for name in list(options) if _is_setting(cls.config_class, name)}
+            where = source if config is None else config
+            hub = pinned(source, None if is_file(source) else find_file(source, CONFIG_NAME, hub), hub)
+            config = cls.config_class.from_pretrained(where, **hub, **settings)
+        tensors = read_weights(find_weights(source, options.pop("variant", None), hub))
+        may_differ = options.get("ignore_mismatched_sizes", False)
+        with building_for(cls, tensors, cls._names_begin_with, source, may_differ):
+            loaded = super().from_pretrained(None, *model_args, config=config, state_dict=tensors, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        align_weights(model)
+        for module in model.modules():
+            if isinstance(module, CMFAHPreTrainedModel):
+                module.config.name_or_path = str(source)
         return loaded
+
+    def post_init(self):
+        super().post_init()
+        check_fit(self)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -117,6 +153,7 @@ class CMFAHImageModel(CMFAHPreTrainedModel):
     ```"""
 
     input_modalities = ("image",)
+    _names_begin_with = ("cmfah.", "image_model.")
     _keys_to_ignore_on_load_unexpected = [r"^(cmfah\.)?text_model\.", *_TRAINING_KEYS]
 
     def __init__(self, config: CMFAHConfig):
@@ -181,6 +218,7 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
 
     main_input_name = "input_ids"
     input_modalities = ("text",)
+    _names_begin_with = ("cmfah.", "text_model.")
     _keys_to_ignore_on_load_unexpected = [r"^(cmfah\.)?image_model\.", *_TRAINING_KEYS]
 
     def __init__(self, config: CMFAHConfig):

@@ -12,8 +12,10 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_cmfah import CMFAHConfig
+from .configuration_files import UNFIT
 from .fused_cmfah import cosines, largest, largest_cosines, selected, selected_by_each_other, selection_weights
 from .losses import EPSILON
+from .model_files import ModelFileError
 
 
 def _in_reading_order(
@@ -52,6 +54,23 @@ class CMFAHTorchvisionBackbone(nn.Module):
         return pixel_values
 
 
+def _build_backbone(config: CMFAHConfig) -> nn.Module:
+    """The image backbone of `backbone_config`, with weights drawn at random.
+
+    Raises:
+        ValueError: If none can be built of that configuration, or what it needs is not installed.
+    """
+    from transformers.backbone_utils import load_backbone
+
+    try:
+        return load_backbone(config)
+    except ModelFileError:
+        raise
+    except (*UNFIT, ImportError) as error:
+        kind, reason = config.backbone_config.model_type, " ".join(str(error).split())[:200]
+        raise ValueError(f"No {kind} backbone can be built of its backbone_config ({reason}).") from error
+
+
 class CMFAHRegionEmbeddings(nn.Module):
     """`[regions]`: a backbone's last feature map, one vector of `D` a region."""
 
@@ -61,9 +80,7 @@ class CMFAHRegionEmbeddings(nn.Module):
         if config.backbone_config is None:
             self.backbone = CMFAHTorchvisionBackbone(config)
         else:
-            from transformers.backbone_utils import load_backbone
-
-            self.backbone = load_backbone(config)
+            self.backbone = _build_backbone(config)
         self._freeze()
         self.projection = nn.Linear(self.backbone.channels[-1], config.hidden_size)
 

@@ -1,14 +1,35 @@
 """From pictures and texts as people have them to what the towers read."""
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import transformers
 from PIL import Image
 from transformers import BatchFeature
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.utils import PROCESSOR_NAME
 
 from .configuration_cmfah import TORCHVISION_BACKBONES, CMFAHConfig
 from .image_modes import to_rgb
-from .tokenization_cmfah import build_word_tokenizer, split_words
+from .model_files import ModelFileError, find_file, hub_arguments, pinned, read_object
+from .tokenization_cmfah import build_word_tokenizer, load_word_tokenizer, split_words
+
+_MOST_PIXELS_A_SIDE = 2_048
+_SWITCHES = (
+    "do_resize",
+    "do_rescale",
+    "do_normalize",
+    "do_convert_rgb",
+    "do_center_crop",
+    "do_pad",
+    "default_to_square",
+)
+_SIZES = ("size", "crop_size", "pad_size")
+# What says what a file is, and does not change an image.
+_UNUSED = ("auto_map", "processor_class", "image_processor_type", "feature_extractor_type", "model_input_names")
 
 
 class CMFAHProcessorKwargs(ProcessingKwargs, total=False):
@@ -31,7 +52,8 @@ def backbone_normalization(config: CMFAHConfig) -> tuple[Sequence[float], Sequen
     if config.backbone_config.name_or_path:
         from transformers import AutoImageProcessor
 
-        image_processor = AutoImageProcessor.from_pretrained(config.backbone_config.name_or_path)
+        place = config.backbone_config.name_or_path
+        image_processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
         return image_processor.image_mean, image_processor.image_std
     return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -89,6 +111,29 @@ class CMFAHProcessor(ProcessorMixin):
         )
         return cls(image_processor, build_word_tokenizer(vocabulary))
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """The processor that was saved in a folder or repository.
+
+        Only `processor_config.json`, `tokenizer.json` and `tokenizer_config.json` are read, from nowhere but there, and
+        only what a processor of this kind has is taken from them: no code, no templates.
+
+        Raises:
+            ModelFileError: If a file is damaged, leads elsewhere, or is another kind of processor's.
+            OSError: If a file is missing, or the Hub cannot be reached.
+        """
+        source, hub = pretrained_model_name_or_path, hub_arguments(kwargs)
+        files: dict[str, Path] = {}
+        for name in (PROCESSOR_NAME, "tokenizer.json", "tokenizer_config.json"):
+            found = find_file(source, name, hub)
+            if found is None:
+                raise OSError(f"{source} has no {name}; save the processor again.")
+            hub, files[name] = pinned(source, found, hub), found
+        settings = read_object(files[PROCESSOR_NAME]).get("image_processor")
+        image_processor = _load_image_processor(settings, files[PROCESSOR_NAME], kwargs)
+        tokenizer_settings = read_object(files["tokenizer_config.json"])
+        return cls(image_processor, load_word_tokenizer(files["tokenizer.json"], tokenizer_settings))
+
     def __call__(self, images=None, text=None, **kwargs: Unpack[CMFAHProcessorKwargs]) -> BatchFeature:
         """
         Args:
@@ -111,6 +156,42 @@ class CMFAHProcessor(ProcessorMixin):
         """The words of `text` that the vocabulary holds, in their order."""
         tokenizer = self.tokenizer
         return [word for word in split_words(text) if tokenizer.convert_tokens_to_ids(word) != tokenizer.unk_token_id]
+
+
+def _load_image_processor(settings: Any, path: Path, options: dict[str, Any]) -> ImageProcessingMixin:
+    """An image processor of `transformers` out of the settings that it saved, each of which is checked."""
+    name = settings.get("image_processor_type") if isinstance(settings, dict) else None
+    if not isinstance(name, str) or not re.fullmatch(r"\w+ImageProcessor(Pil|Fast)?", name):
+        raise ModelFileError(f"{path} names no image processor; save the processor again.")
+    found = getattr(transformers, name, None)
+    if not isinstance(found, type) or not issubclass(found, ImageProcessingMixin):
+        raise ModelFileError(f"{path}: transformers has no image processor {name[:80]!r}.")
+    kept = {key: value for key, value in settings.items() if value is not None and key not in _UNUSED}
+    for key, value in kept.items():
+        if not _is_valid(key, value):
+            raise ModelFileError(f"{path}: {str(key)[:40]} is {str(value)[:60]!r}, which no image processor here has.")
+    return found.from_dict(kept, **{key: value for key, value in options.items() if key in kept})
+
+
+def _is_valid(key: str, value: Any) -> bool:
+    if key in _SWITCHES:
+        return isinstance(value, bool)
+    if key in _SIZES:
+        return (
+            isinstance(value, dict)
+            and set(value) in ({"height", "width"}, {"shortest_edge"})
+            and all(type(side) is int and 1 <= side <= _MOST_PIXELS_A_SIDE for side in value.values())
+        )
+    if key in ("image_mean", "image_std"):
+        lowest = 1e-3 if key == "image_std" else -1e3
+        return isinstance(value, list) and len(value) == 3 and all(_is_number(each, lowest, 1e3) for each in value)
+    if key == "resample":
+        return type(value) is int and value in list(Image.Resampling)
+    return key == "rescale_factor" and _is_number(value, 1e-6, 1.0)
+
+
+def _is_number(value: Any, lowest: float, highest: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and lowest <= value <= highest
 
 
 __all__ = ["CMFAHProcessor"]

@@ -1,16 +1,219 @@
-"""Weights as safetensors alone: a pickle can run code when it is loaded, so none is. And where they come to lie."""
+"""Weights out of safetensors files alone, checked before a model is built for them.
 
+A pickle can run code when it is loaded, so none is. `transformers` is given the tensors and not the folder, so nothing
+else that lies there is looked at: adapters, quantized or distributed checkpoints, files that a configuration names.
+"""
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from torch.nn.modules.module import register_module_module_registration_hook
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+from .model_files import ModelFileError, find_file, is_file, read_object, require_below
 
 # Bytes at whose multiples PyTorch begins its own tensors on a CPU.
 _ALIGNMENT = 64
+# Files that PyTorch writes as pickles.
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+# A model that is loaded may have modules without a tensor, and parts that its checkpoint lacks, but not without end.
+_MODULES_A_TENSOR, _FURTHER_MODULES = 20, 2_000
+_FURTHER_ELEMENTS = 2**27
+# Types of weights and of counts. Others would have to be converted by rules that no file states.
+_TYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.bool}
+
+
+def find_weights(source: Any, variant: str | None, hub: dict[str, Any]) -> list[Path]:
+    """The safetensors files that hold a model's weights.
+
+    Args:
+        source: A folder, a Hub id, or one safetensors file.
+        variant: As of `from_pretrained`.
+        hub: Where on the Hub, as `hub_arguments` gives it.
+
+    Raises:
+        ModelFileError: If the index of the files is damaged, or names anything but safetensors next to it.
+        OSError: If there are none, or the repository cannot be reached.
+    """
+    if is_file(source):
+        if not str(source).endswith(".safetensors"):
+            raise ModelFileError(f"{source} is no safetensors file, and pickles are never loaded; give one.")
+        return [Path(source)]
+    if variant is not None and (not variant or "/" in variant or "\\" in variant):
+        raise ModelFileError(f"variant={variant!r} is a part of a file's name; give it without slashes.")
+    name, index_name = (_with_variant(each, variant) for each in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+    found = find_file(source, name, hub)
+    if found is not None:
+        return [found]
+    index = find_file(source, index_name, hub)
+    if index is None:
+        raise OSError(
+            f"{source} has no weights as safetensors ({name}), and pickles are never loaded; ask for the model in that "
+            "format, or save it again."
+        )
+    files = []
+    for name in shard_names(index):
+        shard = find_file(source, name, hub)
+        if shard is None:
+            raise ModelFileError(f"{index} names {name}, which is not there; restore it, or save the model again.")
+        files.append(shard)
+    return files
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index of weights names, each once.
+
+    Raises:
+        ModelFileError: If the index is damaged, or names anything but safetensors files next to it.
+    """
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelFileError(f"{index} has no weight_map of tensors; restore it, or save the model again.")
+    for name in weight_map.values():
+        if not isinstance(name, str) or not name.endswith(".safetensors") or "/" in name or "\\" in name:
+            raise ModelFileError(
+                f"{index} names {str(name)[:80]!r}; weights are read from safetensors files next to it alone."
+            )
+    return sorted(set(weight_map.values()))
+
+
+def read_weights(files: list[Path]) -> dict[str, torch.Tensor]:
+    """The tensors of safetensors files, by name.
+
+    Raises:
+        ModelFileError: If a file is damaged, or a weight is not a finite number.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            found = load_file(file)
+        except (SafetensorError, OSError, KeyError, RuntimeError) as error:  # KeyError: a type that torch lacks
+            reason = " ".join(str(error).split())[:200]
+            raise ModelFileError(f"{file} is damaged ({reason}); fetch it again, or save the model again.") from error
+        _check_values(found, file)
+        tensors.update(found)
+    return tensors
+
+
+def require_no_pickle(folder: str | os.PathLike) -> None:
+    """Refuses a checkpoint whose weights `transformers.Trainer` would read from a pickle, or from elsewhere.
+
+    Args:
+        folder: Of a checkpoint of a training, whose weights `Trainer` reads itself and not by `from_pretrained`.
+
+    Raises:
+        ModelFileError: If it has no weights as safetensors, or an index in it names anything but safetensors next to
+            it, or a file leads out of the folder.
+    """
+    folder = Path(folder)
+    names = [SAFE_WEIGHTS_NAME]
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file():
+        require_below(index, folder)
+        names = shard_names(index)
+    for name in names:
+        if not (folder / name).is_file():
+            pickles = sorted(path.name for path in folder.glob("pytorch_model*") if path.suffix in _PICKLES)
+            instead = f"; {pickles[0]} is a pickle, which is never loaded" if pickles else ""
+            raise ModelFileError(f"{folder} has no weights as {name}{instead}. Go on from another checkpoint.")
+        require_below(folder / name, folder)
+
+
+@dataclass(frozen=True)
+class _Loading:
+    model_class: type[nn.Module]
+    tensors: Mapping[str, torch.Tensor]
+    prefixes: tuple[str, ...]
+    source: Any
+    may_differ: bool
+
+
+_loading: ContextVar[_Loading | None] = ContextVar("loading", default=None)
+
+
+@contextmanager
+def building_for(
+    model_class: type[nn.Module],
+    tensors: Mapping[str, torch.Tensor],
+    prefixes: tuple[str, ...],
+    source: Any,
+    may_differ: bool,
+) -> Iterator[None]:
+    """While a model is built in the block, ends it as soon as the model does not fit its weights.
+
+    A configuration of a few bytes can ask for a model that takes minutes to build and more memory than there is.
+
+    Args:
+        model_class: Of the model.
+        tensors: Its weights, as `read_weights` gives them.
+        prefixes: What their names may begin with in checkpoints of a larger model, the outermost first.
+        source: Where they are from, for messages.
+        may_differ: Whether shapes may differ (`ignore_mismatched_sizes`).
+
+    Raises:
+        ModelFileError: From within the block.
+    """
+    thread, modules = threading.get_ident(), 0
+    most = _MODULES_A_TENSOR * len(tensors) + _FURTHER_MODULES
+
+    def count(*_: Any) -> None:
+        nonlocal modules
+        if threading.get_ident() == thread:
+            modules += 1
+            if modules > most:
+                raise ModelFileError(
+                    f"{source}: its config.json asks for more than {most:,} modules, and its weights are "
+                    f"{len(tensors):,} tensors."
+                )
+
+    named = {_without(name, prefixes): tensor for name, tensor in tensors.items()}
+    token = _loading.set(_Loading(model_class, named, prefixes, source, may_differ))
+    hook = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+        _loading.reset(token)
+
+
+def check_fit(model: nn.Module) -> None:
+    """Within `building_for`: refuses the model that was built, if its weights do not fit. It has no memory yet.
+
+    Raises:
+        ModelFileError: If a tensor has another shape or kind, or far more is missing than is there.
+    """
+    loading = _loading.get()
+    if loading is None or type(model) is not loading.model_class:
+        return
+    missing = 0
+    for name, wanted in chain(model.named_parameters(), model.named_buffers()):
+        found = loading.tensors.get(_without(name, loading.prefixes))
+        if found is None:
+            missing += wanted.numel()
+        elif found.shape != wanted.shape and not loading.may_differ:
+            raise ModelFileError(
+                f"{loading.source}: the shapes of its tensors are not those of its config.json: {name!r} is "
+                f"{tuple(found.shape)} and not {tuple(wanted.shape)}"
+            )
+        elif found.is_floating_point() != wanted.is_floating_point():
+            raise ModelFileError(
+                f"{loading.source}: {name!r} holds {found.dtype} and not {wanted.dtype}; save the model again."
+            )
+    if missing > max(_FURTHER_ELEMENTS, sum(tensor.numel() for tensor in loading.tensors.values())):
+        raise ModelFileError(
+            f"{loading.source}: its config.json asks for {missing:,} weights that are not there; save the model again."
+        )
 
 
 def align_weights(model: nn.Module) -> None:
@@ -24,32 +227,28 @@ def align_weights(model: nn.Module) -> None:
             tensor.data = tensor.data.clone()
 
 
-def require_safetensors(config_class: type[PreTrainedConfig], source: Any, kwargs: dict[str, Any]) -> None:
-    """Refuse a folder or repository without safetensors before any other weights there are looked at.
+def _with_variant(name: str, variant: str | None) -> str:
+    stem, ending = name.rsplit(".", 1)
+    return name if variant is None else f"{stem}.{variant}.{ending}"
 
-    Args:
-        config_class: Of the model. Another architecture's files are refused as that, which says more.
-        source: As of `from_pretrained`; None, where the weights are given otherwise, is passed over.
-        kwargs: Those of `from_pretrained`.
 
-    Raises:
-        ValueError: If `use_safetensors` is false, or what is there is another architecture's.
-        OSError: If there are none, or the repository cannot be reached.
-    """
-    if kwargs.setdefault("use_safetensors", True) is False:
-        raise ValueError("use_safetensors=False: weights in other formats are pickles, which are never loaded.")
-    kwargs["use_safetensors"] = True
-    if source is None or kwargs.get("state_dict") is not None or Path(str(source)).is_file():
-        return
-    variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
-    hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
-    stem, ending = SAFE_WEIGHTS_NAME.rsplit(".", 1)
-    index_stem, index_ending = SAFE_WEIGHTS_INDEX_NAME.rsplit(".", 1)
-    for name in (f"{stem}{variant}.{ending}", f"{index_stem}{variant}.{index_ending}"):
-        if cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub) is not None:
-            return
-    config_class.from_pretrained(source, **hub)
-    raise OSError(
-        f"{source} has no weights as safetensors ({stem}{variant}.{ending}), and pickles are never loaded; ask for "
-        "the model in that format, or save it again."
-    )
+def _without(name: str, prefixes: tuple[str, ...]) -> str:
+    for prefix in prefixes:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _check_values(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _TYPES:
+            raise ModelFileError(f"{file}: {name!r} is of the type {tensor.dtype}, which no model here has.")
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    # A sum is not finite where a summand is not. It may overflow too, so each number is looked at then.
+    sums = [tensor.sum(dtype=torch.float32) for tensor in floats.values()]
+    if sums and not torch.stack(sums).isfinite().all():
+        for name, tensor in floats.items():
+            if not tensor.isfinite().all():
+                raise ModelFileError(
+                    f"{file}: {name!r} holds numbers that are not finite; the training diverged, or the file is "
+                    "damaged."
+                )

@@ -3,10 +3,16 @@
 The one place that decides what a word is: the graph, the word vectors and the model all split text here.
 """
 
+import json
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from .model_files import ModelFileError, read_object
 
 PAD_TOKEN, UNKNOWN_TOKEN = "[PAD]", "[UNK]"
 SPECIAL_TOKENS = (PAD_TOKEN, UNKNOWN_TOKEN)
@@ -53,4 +59,62 @@ def build_word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
         model_input_names=["input_ids", "attention_mask"],
         split_special_tokens=True,  # "[PAD]" in somebody's text is the word "pad"
         clean_up_tokenization_spaces=False,
+    )
+
+
+def load_word_tokenizer(path: Path, settings: dict[str, Any]) -> PreTrainedTokenizerFast:
+    """The tokenizer that `build_word_tokenizer` made, built again from the vocabulary in its file.
+
+    Of the file nothing but the vocabulary is used. Were it given to a library as it is, a pattern in it could take
+    exponential time, and a replacement turn a word into ten million.
+
+    Args:
+        path: The `tokenizer.json`.
+        settings: Of its `tokenizer_config.json`: the side of the padding is taken from there.
+
+    Raises:
+        ModelFileError: If the file is damaged, or holds another kind of tokenizer.
+    """
+    content = read_object(path)
+    for part, expected in _parts().items():
+        if content.get(part) not in (expected, None if part == "post_processor" else expected):
+            raise _other_kind(path, part)
+    model = content.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict) or (model.get("type"), model.get("unk_token")) != ("WordLevel", UNKNOWN_TOKEN):
+        raise _other_kind(path, "model")
+    words: list[str | None] = [None] * len(vocabulary)
+    for word, number in vocabulary.items():
+        if type(number) is not int or not 0 <= number < len(words) or words[number] is not None:
+            raise ModelFileError(
+                f"{path}: the number of {word[:40]!r} is {str(number)[:40]}; {len(words)} words have the numbers from "
+                f"0 to {len(words) - 1}, each once. Save the model again."
+            )
+        words[number] = word
+    if tuple(words[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
+        raise _other_kind(path, "model")
+    side = settings.get("padding_side", "right")
+    if side not in ("left", "right"):
+        raise ModelFileError(f"{path}: padding_side is {str(side)[:40]!r}; give left or right.")
+    for name, token in (("pad_token", PAD_TOKEN), ("unk_token", UNKNOWN_TOKEN)):
+        if settings.get(name, token) != token:
+            raise _other_kind(path, name)
+    tokenizer = build_word_tokenizer(words[len(SPECIAL_TOKENS) :])
+    tokenizer.padding_side = side
+    return tokenizer
+
+
+@cache
+def _parts() -> dict[str, Any]:
+    """What stands in the file of every such tokenizer, whatever its vocabulary."""
+    written = json.loads(build_word_tokenizer([]).backend_tokenizer.to_str())
+    return {
+        name: written[name] for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens")
+    }
+
+
+def _other_kind(path: Path, part: str) -> ModelFileError:
+    return ModelFileError(
+        f"{path}: its {part} is not that of a word tokenizer of this package, which is the only kind that a model of "
+        "it reads."
     )

@@ -239,7 +239,8 @@ def check_same_model(config: Any, checkpoint: str | Path) -> None:
 def _plain(value: Any) -> Any:
     """A setting as JSON would give it back: keys are strings, sequences lists, and who wrote it is left out."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items() if key not in ("transformers_version", "dtype")}
+        left_out = ("transformers_version", "dtype", "_name_or_path")
+        return {str(key): _plain(item) for key, item in value.items() if key not in left_out}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -339,8 +339,10 @@ def test_code_that_travels_is_the_models_alone(model_folder):
     files = {path.name for path in model_folder.glob("*.py")}
     assert files == {
         "configuration_cmfah.py",
+        "configuration_files.py",
         "fused_cmfah.py",
         "losses.py",
+        "model_files.py",
         "modeling_cmfah.py",
         "modules_cmfah.py",
         "outputs_cmfah.py",

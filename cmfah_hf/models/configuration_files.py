@@ -1,0 +1,182 @@
+"""What a `config.json` may say: nothing that names another place, loads code, or takes minutes to build."""
+
+import os
+import re
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+
+from .model_files import ModelFileError
+
+TORCHVISION_BACKBONES = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
+# Settings that lead `transformers` to further files, to code, or to other kinds of weights.
+_FOREIGN = (
+    "quantization_config",
+    "configuration_files",
+    "transformers_weights",
+    "fusion_config",
+    "distributed_config",
+    "per_layer_config",
+    "kernel_config",
+    "use_pretrained_backbone",
+    "backbone_kwargs",
+)
+# Implementations of attention. Others are fetched as code from the Hub, or have to be installed.
+_IMPLEMENTATIONS = (
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "attn_implementation",
+    "_experts_implementation",
+    "experts_implementation",
+)
+_OWN_IMPLEMENTATIONS = (None, "eager", "sdpa")
+_DTYPES = (None, "auto", "float32", "float16", "bfloat16", "float64")
+_OWN_CODE = re.compile(r"[a-z]+_(cmfah|scahn)\.(CMFAH|SCAHN|CrossModal)\w+")
+
+# The largest values. Beyond them building a model takes minutes, or its sizes overflow.
+_MOST = 10**7
+_MOST_LAYERS = 4_096
+_LARGEST = {
+    "image_size": 4_096, "num_channels": 3, "word_dim": 10**6, "text_filters": 10**6, "text_kernel_sizes": 1_000,
+    "hidden_size": 10**6, "num_hidden_layers": _MOST_LAYERS, "num_concepts": 10**6, "num_labels": 10**5,
+    "hash_bits": 65_536, "queue_size": 10**6, "image_temperature": 10**4, "text_temperature": 10**4,
+}  # fmt: skip
+_LAYERS = re.compile("depth|layer|block|stage|repeat|group")
+_MOST_KERNELS = 100
+
+# What the constructors of `transformers` raise for values that do not fit each other. They have no one type for it.
+UNFIT = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
+
+
+def checked_settings(
+    settings: dict[str, Any], config_class: type[PreTrainedConfig], where: str | os.PathLike
+) -> dict[str, Any]:
+    """The settings of a model of this package as its configuration takes them, or an error.
+
+    What names code other than this package's (`auto_map`, `custom_pipelines`) or the place that a backbone was from is
+    left out.
+
+    Args:
+        settings: Of a `config.json`. They stay as they are.
+        config_class: The configuration's class.
+        where: What errors name.
+
+    Raises:
+        ModelFileError: If a setting is none of this package's, leads elsewhere, or is larger than any model's.
+    """
+    if not isinstance(settings, dict):
+        raise ModelFileError(f"{where} holds no settings but a {type(settings).__name__}.")
+    known = {field.name for field in fields(config_class)}
+    kept = {}
+    for name, value in settings.items():
+        _check_setting(name, value, where)
+        _check_size(name, value, _LARGEST.get(name, _MOST), where)
+        if name not in known and name.startswith("_") and name not in _IMPLEMENTATIONS:
+            continue
+        if name not in known and callable(getattr(config_class, name, None)):
+            raise ModelFileError(f"{where}: {name!r} is no setting; remove it.")
+        kept[name] = value
+    if "backbone" in kept:
+        _check_backbone_name(kept["backbone"], kept.get("backbone_config"), where)
+    if len(kept.get("text_kernel_sizes") or ()) > _MOST_KERNELS:
+        raise ModelFileError(f"{where}: text_kernel_sizes has more than {_MOST_KERNELS} widths.")
+    for name in ("auto_map", "custom_pipelines"):
+        if name in kept:
+            kept[name] = _own_code(kept[name])
+    if isinstance(kept.get("backbone_config"), dict):
+        kept["backbone_config"] = _backbone_config(kept["backbone_config"], where)
+    return kept
+
+
+def _check_setting(name: str, value: Any, where: str | os.PathLike) -> None:
+    if not isinstance(name, str):
+        raise ModelFileError(f"{where}: the setting {name!r} is no text.")
+    if name in _FOREIGN and value not in (None, False, {}, []):
+        raise ModelFileError(f"{where} has {name}, which no model of this package has; remove it.")
+    if name in _IMPLEMENTATIONS and value not in _OWN_IMPLEMENTATIONS:
+        raise ModelFileError(
+            f"{where}: {name} is {str(value)[:80]!r}, which may name code on the Hub; give it to from_pretrained."
+        )
+    if name in ("dtype", "torch_dtype") and str(value).removeprefix("torch.") not in map(str, _DTYPES):
+        raise ModelFileError(f"{where}: {name} is {str(value)[:80]!r}; give one of float32, float16 and bfloat16.")
+
+
+def _check_size(name: str, value: Any, largest: int, where: str | os.PathLike) -> None:
+    """Refuses numbers, also within lists, that are larger than any model's."""
+    for each in value if isinstance(value, (list, tuple)) else (value,):
+        if isinstance(each, (int, float)) and not abs(each) <= largest:
+            raise ModelFileError(f"{where}: {name} is {str(each)[:40]}, and {largest:,} is the most.")
+
+
+def _check_backbone_name(name: Any, backbone_config: Any, where: str | os.PathLike) -> None:
+    if name is not None and backbone_config is None and name not in TORCHVISION_BACKBONES:
+        raise ModelFileError(
+            f"{where}: its backbone {str(name)[:80]!r} would have to be looked up elsewhere; a saved model has a "
+            "VGG of torchvision there, or a backbone_config."
+        )
+
+
+def _backbone_config(settings: dict[str, Any], where: str | os.PathLike) -> PreTrainedConfig:
+    kind = settings.get("model_type")
+    if not isinstance(kind, str) or kind not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
+        raise ModelFileError(
+            f"{where}: backbone_config has the model_type {str(kind)[:80]!r}, which is no image backbone that "
+            "transformers knows."
+        )
+    config_class = CONFIG_MAPPING[kind]
+    known = {field.name for field in fields(config_class)}
+    kept = {}
+    for name, value in settings.items():
+        _check_setting(name, value, where)
+        _check_size(name, value, _MOST_LAYERS if _LAYERS.search(str(name)) else _MOST, where)
+        if (isinstance(value, dict) and name not in ("id2label", "label2id")) or name == "backbone_config":
+            raise ModelFileError(f"{where}: {name} of its backbone_config holds further settings; remove it.")
+        if name not in known and (name.startswith("_") or name == "name_or_path"):
+            continue
+        if callable(getattr(config_class, name, None)):
+            raise ModelFileError(f"{where}: {name!r} is no setting of a backbone; remove it.")
+        kept[name] = value
+    if kept.get("num_channels", 3) != 3:
+        raise ModelFileError(f"{where}: its backbone reads {kept['num_channels']} channels, and images have 3.")
+    if kind == "timm_backbone":
+        _check_timm(kept.get("backbone"), where)
+    try:
+        return AutoConfig.for_model(**kept)
+    except UNFIT as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelFileError(
+            f"{where}: no {config_class.__name__} can be made of its backbone_config ({reason})."
+        ) from error
+
+
+def _check_timm(name: Any, where: str | os.PathLike) -> None:
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelFileError(f"{where}: its backbone is timm's; `pip install timm` to use it.") from error
+    if not isinstance(name, str) or not timm.is_model(name):  # timm takes places on the Hub and folders for names too
+        raise ModelFileError(f"{where}: timm has no model of the name {str(name)[:80]!r}.")
+
+
+def _own_code(named: Any) -> dict[str, Any]:
+    """Of what names code for a purpose, that of this package."""
+    if not isinstance(named, dict):
+        return {}
+    return {
+        purpose: code
+        for purpose, code in named.items()
+        if isinstance(reference := code.get("impl") if isinstance(code, dict) else code, str)
+        and _OWN_CODE.fullmatch(reference)
+    }
