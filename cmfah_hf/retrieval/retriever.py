@@ -3,7 +3,6 @@
 Shape suffixes: N items, Q queries, K hash bits.
 """
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import extract_commit_hash
 
 from cmfah_hf.data import load_image_text, resolve_data_path
 from cmfah_hf.data.images import decode_image, find_pictures, is_picture
@@ -22,6 +20,7 @@ from cmfah_hf.data.loading import is_data_set
 from cmfah_hf.errors import CheckpointError, DataError, HashIndexError, ImageError, QueryError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import METHODS, CMFAHModel, CMFAHProcessor
+from cmfah_hf.models.model_files import ModelFileError, find_file, hub_arguments, pinned, read_object
 from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
 from cmfah_hf.retrieval.items import Items, batches_of, taken
 
@@ -91,7 +90,7 @@ class CrossMediaRetriever:
             where = "a folder without" if Path(source).is_dir() else "no folder here, nor a model on the Hub with"
             raise CheckpointError(f"{source}: {where} a {CONFIG_NAME}; give one that a training run has left.")
         # Of the Hub all parts from one commit, also if another is made meanwhile.
-        kwargs["revision"] = extract_commit_hash(config_file, None) or kwargs.get("revision")
+        kwargs |= pinned(source, config_file, hub_arguments(kwargs))
         model, report = _load(_towers_class(config_file), source, {**kwargs, "output_loading_info": True})
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
@@ -108,7 +107,7 @@ class CrossMediaRetriever:
         if any(found):  # what the Hub has of its knowledge has to be here as well when it is read
             for end in ("json", "safetensors"):
                 _find(source, f"knowledge.{end}", kwargs)
-        folder = next((Path(path).parent for path in found if path is not None), None)
+        folder = next((path.parent for path in found if path is not None), None)
         retriever = cls(model, processor, GraphExpander.load(folder) if folder is not None else None, device)
         if index:
             retriever._load_indexes(source, kwargs)
@@ -386,22 +385,24 @@ class CrossMediaRetriever:
         return text_weight * text_values + image_weight * image_values
 
 
-def _find(source: str, name: str, kwargs: dict[str, Any]) -> str | None:
+def _find(source: str, name: str, kwargs: dict[str, Any]) -> Path | None:
     try:
-        return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **kwargs)
+        return find_file(source, name, hub_arguments(kwargs))
+    except ModelFileError as error:
+        raise CheckpointError(str(error)) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{source}: neither a folder nor a Hub id that can be reached ({_reason(error)})."
         ) from error
 
 
-def _towers_class(config_file: str) -> type[CMFAHModel]:
+def _towers_class(config_file: Path) -> type[CMFAHModel]:
     """The towers of the method that a configuration names; of another one, or a broken one, CMFAH's, which say so."""
     try:
-        found = json.loads(Path(config_file).read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
+        found = read_object(config_file).get("model_type")
+    except (OSError, ModelFileError):
         found = None
-    return METHODS[found if found in METHODS else "cmfah"].model
+    return METHODS[found if isinstance(found, str) and found in METHODS else "cmfah"].model
 
 
 def _load(part: type, source: str, kwargs: dict[str, Any]) -> Any:
