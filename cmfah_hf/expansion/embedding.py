@@ -15,7 +15,7 @@ import numpy as np
 
 from cmfah_hf.errors import CMFAHError, DataError, QueryError
 from cmfah_hf.expansion.corpus import iterate_files, iterate_words
-from cmfah_hf.expansion.storage import damaged, load_state, save_state
+from cmfah_hf.expansion.storage import damaged, load_state, load_whole, replacing, require_words, save_state
 from cmfah_hf.models.tokenization_cmfah import split_words
 
 logger = logging.getLogger(__name__)
@@ -186,7 +186,8 @@ class SkipGramEmbedding:
         """Writes `skip_gram.safetensors` (vectors, counts) and `skip_gram.json` (settings, vocabulary)."""
         tensors = {"vectors": self.vectors, "counts": self.counts}
         content = {"settings": self.settings, "vocabulary": self.vocabulary}
-        save_state(folder, _STEM, type(self).__name__, tensors, content)
+        with replacing(folder, [_STEM]):
+            save_state(folder, _STEM, type(self).__name__, tensors, content)
 
     @classmethod
     def load(cls, folder: str | Path) -> "SkipGramEmbedding":
@@ -195,16 +196,21 @@ class SkipGramEmbedding:
         Raises:
             CheckpointError: If a file is missing or damaged; it names the file.
         """
+        return load_whole(folder, _STEM, cls._read)
+
+    @classmethod
+    def _read(cls, folder: Path) -> "SkipGramEmbedding":
         tensors, content = load_state(folder, _STEM, cls.__name__)
         try:
             embedding = cls(**content["settings"])
-            vocabulary, vectors_VE, counts_V = content["vocabulary"], tensors["vectors"], tensors["counts"]
+            vocabulary = require_words(content["vocabulary"])
+            vectors_VE, counts_V = tensors["vectors"], tensors["counts"]
             shape = (len(vocabulary), embedding.settings["vector_size"])
             if vectors_VE.shape != shape or counts_V.shape != shape[:1] or vectors_VE.dtype != np.float32:
                 raise ValueError(f"the arrays do not hold {shape[0]} vectors of {shape[1]}")
-            if not np.isfinite(vectors_VE).all() or len(set(vocabulary)) != len(vocabulary):
-                raise ValueError("a vector is not finite or a word stands twice")
-        except (KeyError, TypeError, ValueError) as error:
+            if not np.isfinite(vectors_VE).all() or counts_V.dtype.kind != "i" or (counts_V < 0).any():
+                raise ValueError("a vector or a count is not a number that it can be")
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise damaged(folder, _STEM, error) from error
         embedding._set_state(vocabulary, vectors_VE, counts_V)
         return embedding

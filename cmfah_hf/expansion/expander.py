@@ -19,7 +19,7 @@ from cmfah_hf.expansion.explanation import AddedWord, Explanation, knowledge_cau
 from cmfah_hf.expansion.graph import ImageWordGraph
 from cmfah_hf.expansion.knowledge import KNOWLEDGE_STEM, WikipediaKnowledge, saved_tokenizer
 from cmfah_hf.expansion.sentences import ExpandedCorpus
-from cmfah_hf.expansion.storage import damaged, load_state, save_state
+from cmfah_hf.expansion.storage import damaged, load_state, load_whole, remove_state, replacing, save_state
 from cmfah_hf.expansion.walks import RandomWalk, coordinates, largest_shares, num_hops
 from cmfah_hf.expansion.word_splitters import Tokenizer, tokenizer_name
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import networkx
 
 _STEM = "expander"
+_MOST_WALKS = 10**6  # from each text
 _SETTINGS = ["walk_length", "top_k", "min_probability", "mode", "num_walks", "seed", "word_weights", "output_column"]
 # Texts whose visits are held at a time, N x V float64.
 _BLOCK_ELEMENTS = 1 << 22
@@ -108,6 +109,8 @@ class GraphExpander:
         ):
             if value is not None and value < lowest:
                 raise CMFAHError(f"{name}={value} is below {lowest}; give {name} >= {lowest}.")
+        if num_walks > _MOST_WALKS or not isinstance(output_column, str):
+            raise CMFAHError(f"num_walks={num_walks} is beyond {_MOST_WALKS:,}, or output_column is no text.")
         self.walk_length = int(walk_length)
         self.top_k = None if top_k is None else int(top_k)
         self.min_probability = float(min_probability)
@@ -272,12 +275,13 @@ class GraphExpander:
         if self.graph.tokenizer != "words":
             content["tokenizer"] = tokenizer_name(self.graph.tokenizer)
         if self.knowledge is not None:
-            self.knowledge.save(folder)
             content["knowledge"] = {"top_k": self.knowledge_top_k, "digest": self.knowledge.digest}
-        save_state(folder, _STEM, type(self).__name__, self.graph.tensors(), content)
-        if self.knowledge is None:  # an earlier save's, which would be taken for a part of this one
-            for ending in (".json", ".safetensors"):
-                Path(folder, KNOWLEDGE_STEM + ending).unlink(missing_ok=True)
+        with replacing(folder, [_STEM, KNOWLEDGE_STEM]):
+            if self.knowledge is not None:
+                self.knowledge.write_state(folder)
+            save_state(folder, _STEM, type(self).__name__, self.graph.tensors(), content)
+            if self.knowledge is None:  # an earlier save's, which would be taken for a part of this one
+                remove_state(folder, KNOWLEDGE_STEM)
 
     @classmethod
     def load(cls, folder: str | Path, tokenizer: Tokenizer | None = None) -> "GraphExpander":
@@ -290,24 +294,28 @@ class GraphExpander:
         Raises:
             CheckpointError: If a file is missing or damaged; it names the file.
         """
+        return load_whole(folder, _STEM, lambda place: cls._read(place, tokenizer))
+
+    @classmethod
+    def _read(cls, folder: Path, tokenizer: Tokenizer | None) -> "GraphExpander":
         tensors, content = load_state(folder, _STEM, cls.__name__)
+        own = saved_tokenizer(content.get("tokenizer", "words"), tokenizer, folder, cls.__name__)
+        related = content.get("knowledge")
         try:
-            own = saved_tokenizer(content.get("tokenizer", "words"), tokenizer, folder, cls.__name__)
-            expander = cls(**content["settings"], tokenizer=own)
+            further = {} if related is None else {"knowledge_top_k": related["top_k"]}
+            digest = None if related is None else related["digest"]
+            expander = cls(**content["settings"], tokenizer=own, **further)
             expander.text_column = str(content["text_column"])
             expander.graph.set_state(content["vocabulary"], content["num_images"], tensors)
-            if content.get("knowledge") is not None:
-                expander.knowledge_top_k = content["knowledge"]["top_k"]
-                expander.knowledge = WikipediaKnowledge.load(folder, tokenizer)
-                if expander.knowledge.digest != content["knowledge"]["digest"]:
-                    raise CheckpointError(
-                        f"{Path(folder, KNOWLEDGE_STEM)}.json belongs to another save than {_STEM}.json; save the "
-                        f"{cls.__name__} again."
-                    )
-        except CheckpointError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise damaged(folder, _STEM, error) from error
+        if related is not None:
+            expander.knowledge = WikipediaKnowledge.read_state(folder, tokenizer)
+            if expander.knowledge.digest != digest:
+                raise CheckpointError(
+                    f"{Path(folder, KNOWLEDGE_STEM)}.json belongs to another save than {_STEM}.json; save the "
+                    f"{cls.__name__} again."
+                )
         return expander
 
     def _settings(self) -> dict[str, Any]:
@@ -342,7 +350,8 @@ class GraphExpander:
         if self.mode == "closed_form":
             return walk.expected_visits(start_NV)
         visits_NV = np.zeros(start_NV.shape)
-        walks = walk.sample(start_NV, self.num_walks, [self._generator(row) for row in _row_numbers(start_NV)])
+        row_numbers = np.split(start_NV.indices, start_NV.indptr[1:-1])
+        walks = walk.sample(start_NV, self.num_walks, [self._generator(row) for row in row_numbers])
         for row in np.flatnonzero(np.diff(start_NV.indptr)):
             visits_NV[row] = np.bincount(walks[row].ravel(), minlength=start_NV.shape[1]) / self.num_walks
         return visits_NV
@@ -389,7 +398,3 @@ class GraphExpander:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({"_knowledge": None, "knowledge_top_k": 10} | state)
-
-
-def _row_numbers(matrix: sparse.csr_array) -> list[np.ndarray]:
-    return np.split(matrix.indices, matrix.indptr[1:-1])

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from cmfah_hf.errors import CMFAHError, DataError
 from cmfah_hf.expansion.corpus import iterate_words, words_of
+from cmfah_hf.expansion.storage import require_words, sparse_rows
 from cmfah_hf.expansion.walks import RandomWalk
 from cmfah_hf.expansion.word_splitters import Splitter, Tokenizer, word_splitter
 
@@ -223,17 +224,16 @@ class ImageWordGraph:
             ValueError: If the parts do not fit together.
             KeyError: If an array is missing.
         """
-        size = len(vocabulary)
-        if size == 0 or len(set(vocabulary)) != size or not all(isinstance(word, str) for word in vocabulary):
-            raise ValueError("the vocabulary is empty or holds a word twice")
-        data, indices, indptr = (tensors[name] for name in ("data", "indices", "indptr"))
-        if tensors["counts"].shape != (size,) or indptr.shape != (size + 1,):
-            raise ValueError(f"the arrays are not those of {size} words")
-        transitions = sparse.csr_array((data, indices, indptr), shape=(size, size))
-        transitions.check_format(full_check=True)
-        if not (data.dtype == np.float64 and (data > 0).all() and np.allclose(transitions.sum(axis=1), 1.0)):
+        size = len(require_words(vocabulary))
+        counts_V = tensors["counts"]
+        if size == 0 or counts_V.shape != (size,) or counts_V.dtype.kind != "i":
+            raise ValueError(f"the counts are not those of {size} words")
+        if type(num_images) is not int or not 1 <= counts_V.min() <= counts_V.max() <= num_images < 2**53:
+            raise ValueError("a word is counted more often than there are images, or not at all")
+        transitions = sparse_rows(tensors, (size, size))
+        if not ((transitions.data > 0).all() and np.allclose(transitions.sum(axis=1), 1.0)):
             raise ValueError("the rows of the transition matrix are not distributions")
-        self._set_state(list(vocabulary), tensors["counts"], num_images, transitions)
+        self._set_state(list(vocabulary), counts_V, num_images, transitions)
 
     def _set_state(
         self, vocabulary: list[str], counts_V: np.ndarray, num_images: int, transitions_VV: sparse.csr_array

@@ -18,7 +18,15 @@ from cmfah_hf.errors import CheckpointError, CMFAHError, DataError, QueryError
 from cmfah_hf.expansion.articles import iterate_articles
 from cmfah_hf.expansion.cooccurrence import WindowCounts
 from cmfah_hf.expansion.graph import normalized_stop_words
-from cmfah_hf.expansion.storage import damaged, load_state, save_state
+from cmfah_hf.expansion.storage import (
+    damaged,
+    load_state,
+    load_whole,
+    replacing,
+    require_words,
+    save_state,
+    sparse_rows,
+)
 from cmfah_hf.expansion.word_splitters import CUSTOM, Splitter, Tokenizer, tokenizer_name, word_splitter
 
 logger = logging.getLogger(__name__)
@@ -254,9 +262,13 @@ class WikipediaKnowledge:
 
     def save(self, folder: str | Path) -> None:
         """Writes `knowledge.safetensors` (the scores) and `knowledge.json` (settings and words)."""
-        save_state(
-            folder, KNOWLEDGE_STEM, type(self).__name__, self._tensors(), {**self._content(), "words": self.words}
-        )
+        with replacing(folder, [KNOWLEDGE_STEM]):
+            self.write_state(folder)
+
+    def write_state(self, folder: str | Path) -> None:
+        """As `save`, within `replacing` of a state that this is a part of."""
+        content = {**self._content(), "words": self.words}
+        save_state(folder, KNOWLEDGE_STEM, type(self).__name__, self._tensors(), content)
 
     @classmethod
     def load(cls, folder: str | Path, tokenizer: Tokenizer | None = None) -> "WikipediaKnowledge":
@@ -269,22 +281,24 @@ class WikipediaKnowledge:
         Raises:
             CheckpointError: If a file is missing or damaged; it names the file.
         """
+        return load_whole(folder, KNOWLEDGE_STEM, lambda place: cls.read_state(place, tokenizer))
+
+    @classmethod
+    def read_state(cls, folder: str | Path, tokenizer: Tokenizer | None = None) -> "WikipediaKnowledge":
+        """As `load`, of these files alone."""
         tensors, content = load_state(folder, KNOWLEDGE_STEM, cls.__name__)
         try:
             name = content["tokenizer"]
             knowledge = cls(**content["settings"], tokenizer=saved_tokenizer(name, tokenizer, folder, cls.__name__))
-            vocabulary, words = content["vocabulary"], content["words"]
-            scores_VC = sparse.csr_array(
-                (tensors["data"], tensors["indices"], tensors["indptr"]), shape=(len(vocabulary), len(words))
-            )
-            scores_VC.check_format(full_check=True)
-            if words != sorted(set(words)) or len(set(vocabulary)) != len(vocabulary):
-                raise ValueError("a word stands twice or out of order")
-            if scores_VC.dtype != np.float64 or not (np.isfinite(scores_VC.data) & (scores_VC.data > 0)).all():
+            vocabulary, words = require_words(content["vocabulary"]), require_words(content["words"])
+            if words != sorted(words):
+                raise ValueError("the words are out of order")
+            scores_VC = sparse_rows(tensors, (len(vocabulary), len(words)))
+            if not (np.isfinite(scores_VC.data) & (scores_VC.data > 0)).all():
                 raise ValueError("a score is not a positive number")
         except CheckpointError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise damaged(folder, KNOWLEDGE_STEM, error) from error
         knowledge._set_state(vocabulary, words, scores_VC)
         return knowledge

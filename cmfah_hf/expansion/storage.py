@@ -3,18 +3,29 @@
 The JSON carries the checksum of the arrays, so a flipped bit, a cut file and two halves of different saves all show.
 """
 
-import hashlib
+import contextlib
 import json
+import logging
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from cmfah_hf.atomic import atomic_file, atomic_folder, locked, sha256_of, write_text
+from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError
+from cmfah_hf.models.model_files import ModelFileError, require_below
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+_ENDINGS = (".json", ".safetensors")
+_ARRAY_TYPES = (np.float64, np.float32, np.int64, np.int32)
+
+_State = TypeVar("_State")
 
 
 def save_state(
@@ -22,36 +33,88 @@ def save_state(
 ) -> None:
     """Writes both files of a state, each in one step, so that no reader ever meets half a file.
 
+    To be called within `replacing`, which keeps both files that were there until the last one is replaced.
+
     Args:
         folder: Made if it does not exist.
         stem: The name of both files without their ending.
         kind: The class that was saved; `load_state` refuses any other.
         tensors: The arrays.
         content: What JSON can say: settings and the vocabulary.
+
+    Raises:
+        CheckpointError: If a file cannot be written.
     """
     from safetensors.numpy import save_file
 
+    arrays_path, json_path = _paths(Path(folder), stem)
+    header = {"kind": kind, "format_version": FORMAT_VERSION}
+    text = json.dumps({**header, "sha256": "", **content}, ensure_ascii=False, indent=1)  # fails before a file changes
+    with atomic_file(arrays_path, CheckpointError) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary)
+        checksum = sha256_of(temporary)
+    text = json.dumps({**header, "sha256": checksum, **content}, ensure_ascii=False, indent=1)
+    write_text(json_path, text + "\n", CheckpointError)
+
+
+def remove_state(folder: str | Path, stem: str) -> None:
+    """Removes both files of a state, if they are there."""
+    for path in _paths(Path(folder), stem):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(folder: str | Path, stems: Sequence[str]) -> Iterator[None]:
+    """Keeps the files of states that belong together until all of them are replaced.
+
+    While the block writes them, what was there lies complete in a hidden folder next to them. If the process dies, it
+    stays there, and `load_whole` reads it.
+
+    Args:
+        folder: Of the states. Made if it does not exist.
+        stems: Of their files. The first one names the hidden folder.
+
+    Raises:
+        CheckpointError: If something cannot be written, or another process keeps writing these states.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays_path, json_path = _paths(folder, stem)
-    # Beside the target, because a rename is one step only within a file system.
-    partial = arrays_path.with_name(f".{arrays_path.name}.{os.getpid()}")
+    previous, done = _previous(folder, stems[0])
+    with locked(folder / stems[0], CheckpointError):
+        shutil.rmtree(done, ignore_errors=True)
+        files = [path for stem in stems for ending in _ENDINGS if (path := folder / (stem + ending)).is_file()]
+        if files and not previous.is_dir():  # one that is there is of a process that died, and so the last whole one
+            with atomic_folder(previous, CheckpointError) as kept:
+                for path in files:
+                    _link_or_copy(path, kept / path.name)
+        yield
+        if previous.is_dir():
+            previous.rename(done)
+            shutil.rmtree(done, ignore_errors=True)
+
+
+def load_whole(folder: str | Path, stem: str, load: Callable[[Path], _State]) -> _State:
+    """What `load` reads in a folder; if its states were being replaced when a process died, those before.
+
+    Raises:
+        CheckpointError: If neither are whole.
+    """
+    folder = Path(folder)
+    previous, _ = _previous(folder, stem)
     try:
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, partial)
-        checksum = _sha256(partial)
-        partial.replace(arrays_path)
-        header = {"kind": kind, "format_version": FORMAT_VERSION, "sha256": checksum}
-        partial.write_text(json.dumps({**header, **content}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        partial.replace(json_path)
-    finally:
-        partial.unlink(missing_ok=True)
+        return load(folder)
+    except CheckpointError:
+        if not previous.is_dir():
+            raise
+        state = load(previous)
+        logger.warning("%s: saving %s was broken off there; the state before it is read.", folder, stem)
+        return state
 
 
 def load_state(folder: str | Path, stem: str, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Reads both files of a state: the arrays by name and the JSON's content.
 
     Raises:
-        CheckpointError: If a file is missing or damaged, or holds something else than `kind`.
+        CheckpointError: If a file is missing or damaged, leads out of the folder, or holds something else than `kind`.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -60,40 +123,90 @@ def load_state(folder: str | Path, stem: str, kind: str) -> tuple[dict[str, np.n
     for path in (json_path, arrays_path):
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; give a folder that {kind}.save() has written.")
-    try:
-        content = json.loads(json_path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{json_path} is damaged ({error}); save the {kind} again.") from error
+        try:
+            require_below(path, folder)
+        except ModelFileError as error:
+            raise CheckpointError(str(error)) from error
+    content = read_json(json_path, CheckpointError)
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise CheckpointError(f"{json_path} does not hold a {kind}; give a folder that {kind}.save() has written.")
     if content.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{json_path} has format version {content.get('format_version')!r}, this package reads {FORMAT_VERSION}; "
-            "install the version of cmfah_hf that wrote it."
+            f"{json_path} has format version {str(content.get('format_version'))[:40]!r}, this package reads "
+            f"{FORMAT_VERSION}; install the version of cmfah_hf that wrote it."
         )
-    if content.get("sha256") != _sha256(arrays_path):
+    if content.get("sha256") != sha256_of(arrays_path):
         raise CheckpointError(
             f"{arrays_path} is damaged or belongs to another save (its checksum is not the one in {json_path.name}); "
             f"save the {kind} again."
         )
     try:
-        return load_file(arrays_path), content
-    except SafetensorError as error:
-        raise CheckpointError(f"{arrays_path} is damaged ({error}); save the {kind} again.") from error
+        tensors = load_file(arrays_path)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:  # a type that NumPy lacks is no SafetensorError
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{arrays_path} is damaged ({reason}); save the {kind} again.") from error
+    for name, array in tensors.items():
+        if array.dtype not in _ARRAY_TYPES:
+            raise damaged(folder, stem, f"{name!r} is of the type {array.dtype}")
+    return tensors, content
 
 
 def damaged(folder: str | Path, stem: str, reason: object) -> CheckpointError:
     """The error for a state whose files can be read but make no sense."""
+    reason = " ".join(str(reason).split())[:200]
     return CheckpointError(f"{_paths(Path(folder), stem)[1]} is damaged ({reason}); save it again.")
+
+
+def require_words(words: Any) -> list[str]:
+    """A vocabulary as it was saved.
+
+    Raises:
+        ValueError: If it is no list of different words.
+    """
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError("the vocabulary is no list of words")
+    if len(set(words)) != len(words):
+        raise ValueError("a word stands twice")
+    return words
+
+
+def sparse_rows(tensors: Mapping[str, np.ndarray], shape: tuple[int, int]) -> Any:
+    """A matrix in sparse rows (`data`, `indices`, `indptr`), whose numbers compiled loops will trust.
+
+    Raises:
+        ValueError: If the arrays are not those of such a matrix.
+        KeyError: If one is missing.
+    """
+    from scipy import sparse
+
+    data, indices, indptr = (tensors[name] for name in ("data", "indices", "indptr"))
+    if data.dtype != np.float64 or indices.dtype.kind != "i" or indptr.dtype != indices.dtype:
+        raise ValueError("the arrays of its matrix are of other types")
+    if data.ndim != 1 or indices.shape != data.shape or indptr.shape != (shape[0] + 1,):
+        raise ValueError("the arrays of its matrix are of other shapes")
+    if indptr[0] != 0 or indptr[-1] != len(data) or (np.diff(indptr) < 0).any():
+        raise ValueError("the rows of its matrix overlap")
+    if len(indices) and not 0 <= indices.min() <= indices.max() < shape[1]:
+        raise ValueError("its matrix has entries beyond its columns")
+    matrix = sparse.csr_array((data, indices, indptr), shape=shape)
+    matrix.sort_indices()
+    if not matrix.has_canonical_format:
+        raise ValueError("its matrix has an entry twice")
+    return matrix
 
 
 def _paths(folder: Path, stem: str) -> tuple[Path, Path]:
     return folder / f"{stem}.safetensors", folder / f"{stem}.json"
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _previous(folder: Path, stem: str) -> tuple[Path, Path]:
+    """Where the files of a state lie while they are replaced, and where they are brought to be removed."""
+    return folder / f".{stem}.previous", folder / f".{stem}.replaced"
+
+
+def _link_or_copy(path: Path, target: Path) -> None:
+    path = Path(os.path.realpath(path))
+    try:
+        os.link(path, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(path, target)

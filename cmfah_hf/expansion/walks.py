@@ -16,6 +16,7 @@ from cmfah_hf.errors import CMFAHError
 # carried through M, which stays sparse.
 _KEPT_WORDS = 8_192
 _BLOCK_ELEMENTS = 1 << 22
+_LONGEST_WALK = 1_001
 
 
 class RandomWalk:
@@ -129,6 +130,8 @@ def num_hops(walk_length: int) -> int:
     """H of a walk of that length: word -> image -> word moves after its first word."""
     if walk_length < 1 or walk_length % 2 == 0:
         raise CMFAHError(f"walk_length={walk_length} is not odd; words stand at steps 1, 3, 5, ... of a walk.")
+    if walk_length > _LONGEST_WALK:
+        raise CMFAHError(f"walk_length={walk_length} is beyond {_LONGEST_WALK}, where it has long settled; give less.")
     return (walk_length - 1) // 2
 
 

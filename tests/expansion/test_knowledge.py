@@ -229,7 +229,7 @@ def test_damage_is_found_and_the_file_named(knowledge, tmp_path):
     for name, change, message in [
         ("safetensors", lambda path: path.write_bytes(path.read_bytes()[:-8]), "checksum"),
         ("json", lambda path: path.unlink(), "is missing"),
-        ("json", lambda path: path.write_text("{"), "is damaged"),
+        ("json", lambda path: path.write_text("{"), "is not valid JSON"),
         ("json", lambda path: _edit(path, words=["a"]), "is damaged"),
         ("json", lambda path: _edit(path, words=knowledge.words[::-1]), "is damaged"),
         ("json", lambda path: _edit(path, settings={"window": 0}), "is damaged"),
