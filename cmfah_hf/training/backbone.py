@@ -5,8 +5,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoBackbone
 from transformers.utils import CONFIG_NAME
@@ -15,6 +13,8 @@ from cmfah_hf.data import resolve_data_path
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.models import CMFAHImageModel
 from cmfah_hf.models.configuration_cmfah import TORCHVISION_BACKBONES
+from cmfah_hf.models.model_files import ModelFileError, find_file
+from cmfah_hf.models.safe_weights import find_weights, read_weights
 
 WEIGHTS_NAME = "model.safetensors"
 
@@ -24,10 +24,11 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
 
     Args:
         image_model: The tower; its configuration names the backbone.
-        source: `"torchvision"` for torchvision's own weights of a VGG, a safetensors file with the names of the
-            backbone (`features.0.weight`, ... for a VGG; a classifier beside them is passed over), a folder that holds
-            it as `model.safetensors`, or a Hub id. Of an `AutoBackbone`, the folder or Hub id may hold any model of
-            its architecture that `transformers` saved.
+        source: `"torchvision"` for torchvision's own weights of a VGG, a pickle whose checksum is checked and which is
+            read with `weights_only=True`. A safetensors file with the names of the backbone (`features.0.weight`, ...
+            for a VGG; a classifier beside them is passed over), a folder that holds it as `model.safetensors`, or a Hub
+            id. Of an `AutoBackbone`, the folder or Hub id may hold any model of its architecture that `transformers`
+            saved as safetensors; of timm's backbones, the name of the model at timm.
 
     Raises:
         CheckpointError: If there is no such file, or its tensors are not those of the backbone.
@@ -41,8 +42,8 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
     else:
         path = _local_file(source) or _hub_file(source)
         try:
-            weights = load_file(path)
-        except (SafetensorError, OSError) as error:
+            weights = read_weights([Path(path)])
+        except ModelFileError as error:
             raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
     expected = backbone.state_dict()
     missing = sorted(set(expected) - set(weights))
@@ -59,26 +60,45 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
 
 def _local_file(source: str) -> Path | None:
     path = resolve_data_path(source)
-    path = path / WEIGHTS_NAME if path.is_dir() else path
-    return path if path.is_file() else None
+    if not path.is_dir():
+        return path if path.is_file() else None
+    try:
+        return find_file(path, WEIGHTS_NAME, {})
+    except ModelFileError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _transformers_weights(backbone: nn.Module, source: str) -> dict[str, torch.Tensor]:
     """What a folder or Hub id holds of the backbone's tensors, also where they are a part of a larger model."""
     if backbone.config.model_type == "timm_backbone":
-        return AutoBackbone.from_pretrained(source, config=backbone.config).state_dict()
-    # Not by `AutoBackbone`, which asks timm where the Hub does not answer. Its report is needed, because what is
-    # missing there or does not fit would otherwise be drawn at random.
+        return _timm_weights(backbone, source)
+    # Not by `AutoBackbone`, which asks timm where the Hub does not answer, and not by the folder's name, by which
+    # `transformers` would look for other files too. Its report is needed, because what is missing there or does not fit
+    # would otherwise be drawn at random.
     try:
         found, report = type(backbone).from_pretrained(
-            source, config=backbone.config, output_loading_info=True, ignore_mismatched_sizes=True
+            None,
+            config=backbone.config,
+            state_dict=read_weights(find_weights(source, None, {})),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise CheckpointError(f"{source}: no weights of a backbone can be loaded from there ({reason}).") from error
     for name, shape, wanted in sorted(report["mismatched_keys"]):
         raise _misfit(source, name, shape, wanted)
     return {name: tensor for name, tensor in found.state_dict().items() if name not in report["missing_keys"]}
+
+
+def _timm_weights(backbone: nn.Module, source: str) -> dict[str, torch.Tensor]:
+    """What timm publishes under that name: safetensors, or where it has none a pickle, read with `weights_only`."""
+    import timm
+
+    if not timm.is_model(source):  # timm takes a folder, or anybody's repository, for a name too
+        raise CheckpointError(f"{source}: timm publishes no weights of that name; give the name of one of its models.")
+    return AutoBackbone.from_pretrained(source, config=backbone.config).state_dict()
 
 
 def _misfit(source: str, name: str, shape: Sequence[int], wanted: Sequence[int]) -> CheckpointError:
@@ -102,4 +122,6 @@ def _torchvision_weights(name: str | None) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             "'torchvision' has weights for its VGGs alone; name a file or a Hub id for this backbone."
         )
-    return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
+    # A pickle, the only format they are published in: by its checksum, and read by `torch.load` with `weights_only`.
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
