@@ -3,7 +3,9 @@
 import os
 import re
 from dataclasses import fields
-from typing import Any
+from functools import cache
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -88,6 +90,7 @@ def checked_settings(
         if name not in known and callable(getattr(config_class, name, None)):
             raise ModelFileError(f"{where}: {name!r} is no setting; remove it.")
         kept[name] = value
+    _check_types(kept, config_class, where)
     if "backbone" in kept:
         _check_backbone_name(kept["backbone"], kept.get("backbone_config"), where)
     if len(kept.get("text_kernel_sizes") or ()) > _MOST_KERNELS:
@@ -115,9 +118,48 @@ def _check_setting(name: str, value: Any, where: str | os.PathLike) -> None:
 
 def _check_size(name: str, value: Any, largest: int, where: str | os.PathLike) -> None:
     """Refuses numbers, also within lists, that are larger than any model's."""
-    for each in value if isinstance(value, (list, tuple)) else (value,):
+    for each in _items(value) or (value,):
         if isinstance(each, (int, float)) and not abs(each) <= largest:
             raise ModelFileError(f"{where}: {name} is {str(each)[:40]}, and {largest:,} is the most.")
+
+
+def _check_types(settings: dict[str, Any], config_class: type[PreTrainedConfig], where: str | os.PathLike) -> None:
+    """Refuses values of other types. The configuration checks them too, but only after it has computed with them."""
+    for name, (types, items) in _own_types(config_class).items():
+        if name in settings:
+            value = settings[name]
+            fits = _is_of(value, types) and all(_is_of(item, items) for item in _items(value))
+            if not fits:
+                raise ModelFileError(f"{where}: {name} is {str(value)[:60]!r}, which is of another type.")
+    labels = settings.get("id2label")
+    if labels is not None and not (
+        isinstance(labels, dict)
+        and {str(number) for number in labels} == {str(number) for number in range(len(labels))}
+        and all(isinstance(name, str) for name in labels.values())
+    ):
+        raise ModelFileError(f"{where}: id2label does not name the classes from 0 on; restore it.")
+    if not isinstance(settings.get("label2id"), (dict, NoneType)):
+        raise ModelFileError(f"{where}: label2id does not number the classes; restore it.")
+
+
+def _items(value: Any) -> list[Any] | tuple[Any, ...]:
+    return value if isinstance(value, (list, tuple)) else ()
+
+
+def _is_of(value: Any, types: tuple[type, ...]) -> bool:
+    return isinstance(value, types) and (not isinstance(value, bool) or bool in types)
+
+
+@cache
+def _own_types(config_class: type[PreTrainedConfig]) -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
+    """The types that each setting of this package may have, and those of its items where it is a list."""
+    found = {}
+    for kind in config_class.__mro__[: config_class.__mro__.index(PreTrainedConfig)]:
+        for name, annotation in kind.__annotations__.items():
+            types = get_args(annotation) or (annotation,)
+            items = tuple(item for each in types for item in get_args(each) if isinstance(item, type))
+            found.setdefault(name, (tuple(get_origin(each) or each for each in types), items))
+    return found
 
 
 def _check_backbone_name(name: Any, backbone_config: Any, where: str | os.PathLike) -> None:

@@ -11,11 +11,10 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .backbones_cmfah import CMFAHTorchvisionBackbone, build_backbone
 from .configuration_cmfah import CMFAHConfig
-from .configuration_files import UNFIT
 from .fused_cmfah import cosines, largest, largest_cosines, selected, selected_by_each_other, selection_weights
 from .losses import EPSILON
-from .model_files import ModelFileError
 
 
 def _in_reading_order(
@@ -30,47 +29,6 @@ def _in_reading_order(
     return output_BWD.take_along_dim(order_BW1.argsort(dim=1), dim=1)
 
 
-class CMFAHTorchvisionBackbone(nn.Module):
-    """The convolutional part of a torchvision VGG, under torchvision's own names (`features.0.weight`, ...)."""
-
-    def __init__(self, config: CMFAHConfig):
-        super().__init__()
-        import torchvision
-
-        self.features = getattr(torchvision.models, config.backbone)(weights=None, init_weights=False).features
-        self.channels = [next(m.out_channels for m in reversed(self.features) if isinstance(m, nn.Conv2d))]
-        self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Callable | None = None
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if not (self.gradient_checkpointing and self.training):
-            return self.features(pixel_values)
-        stage: list[nn.Module] = []
-        for module in self.features:  # a stage ends where its pooling shrinks the map, so little is kept between them
-            stage.append(module)
-            if isinstance(module, nn.MaxPool2d):
-                pixel_values = self._gradient_checkpointing_func(nn.Sequential(*stage).__call__, pixel_values)
-                stage = []
-        return pixel_values
-
-
-def _build_backbone(config: CMFAHConfig) -> nn.Module:
-    """The image backbone of `backbone_config`, with weights drawn at random.
-
-    Raises:
-        ValueError: If none can be built of that configuration, or what it needs is not installed.
-    """
-    from transformers.backbone_utils import load_backbone
-
-    try:
-        return load_backbone(config)
-    except ModelFileError:
-        raise
-    except (*UNFIT, ImportError) as error:
-        kind, reason = config.backbone_config.model_type, " ".join(str(error).split())[:200]
-        raise ValueError(f"No {kind} backbone can be built of its backbone_config ({reason}).") from error
-
-
 class CMFAHRegionEmbeddings(nn.Module):
     """`[regions]`: a backbone's last feature map, one vector of `D` a region."""
 
@@ -79,10 +37,11 @@ class CMFAHRegionEmbeddings(nn.Module):
         self.config = config
         if config.backbone_config is None:
             self.backbone = CMFAHTorchvisionBackbone(config)
+            channels = self.backbone.channels[-1]
         else:
-            self.backbone = _build_backbone(config)
+            self.backbone, channels = build_backbone(config)
         self._freeze()
-        self.projection = nn.Linear(self.backbone.channels[-1], config.hidden_size)
+        self.projection = nn.Linear(channels, config.hidden_size)
 
     def _freeze(self):
         if self.config.freeze_backbone:  # its dropout and batch statistics with its weights
