@@ -28,7 +28,7 @@ _ALIGNMENT = 64
 # Files that PyTorch writes as pickles.
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # A model that is loaded may have modules without a tensor, and parts that its checkpoint lacks, but not without end.
-_MODULES_A_TENSOR, _FURTHER_MODULES = 20, 2_000
+_MODULES_A_TENSOR, _FURTHER_MODULES = 5, 2_000
 _FURTHER_ELEMENTS = 2**27
 # Types of weights and of counts. Others would have to be converted by rules that no file states.
 _TYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.bool}
