@@ -108,7 +108,7 @@ JSONS = ("config.json", "config.json", "processor_config.json", "tokenizer.json"
 
 
 def test_json_files(fuzzer, folders, canary, tmp_path):
-    fuzz = fuzzer(share=0.06, limit_s=5)
+    fuzz = fuzzer(share=0.06)
     odd_values = odd(canary)
 
     def attempt(rng: random.Random) -> None:
@@ -135,7 +135,7 @@ def test_an_index_of_weights(fuzzer, folders, canary, tmp_path):
         path.write_text(json.dumps(mutated_json(rng, json.loads(path.read_bytes()), odd_values)), encoding="utf-8")
         use(tmp_path / "model")
 
-    fuzzer(share=0.015, limit_s=5).run(attempt)
+    fuzzer(share=0.015).run(attempt)
 
 
 def safetensors_with(rng: random.Random, content: bytes) -> bytes:
@@ -155,7 +155,7 @@ def test_weights(fuzzer, folders, tmp_path):
         path.write_bytes(safetensors_with(rng, path.read_bytes()))
         use(tmp_path / "model")
 
-    fuzzer(share=0.03, limit_s=5).run(attempt)
+    fuzzer(share=0.03).run(attempt)
 
 
 LOADERS = {
@@ -187,6 +187,6 @@ def test_states_of_the_expansion(fuzzer, folders, canary, tmp_path):
             (tmp_path / "model" / f"{stem}.json").write_text(json.dumps(about), encoding="utf-8")
         LOADERS[stem](tmp_path / "model")
 
-    fuzz = fuzzer(share=0.045, limit_s=5)
+    fuzz = fuzzer(share=0.045)
     fuzz.run(attempt)
     assert fuzz.outcomes["accepted"]
