@@ -3,7 +3,6 @@
 Shape suffixes: N items, Q queries, K hash bits.
 """
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,19 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from transformers.utils import CONFIG_NAME, cached_file
-from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import extract_commit_hash
 
 from cmfah_hf.data import load_image_text, resolve_data_path
 from cmfah_hf.data.images import decode_image, find_pictures, is_picture
 from cmfah_hf.data.loading import is_data_set
-from cmfah_hf.errors import CheckpointError, DataError, HashIndexError, ImageError, QueryError
+from cmfah_hf.errors import DataError, HashIndexError, ImageError, QueryError
 from cmfah_hf.expansion import GraphExpander
-from cmfah_hf.models import METHODS, CMFAHModel, CMFAHProcessor
+from cmfah_hf.models import CMFAHModel, CMFAHProcessor
+from cmfah_hf.retrieval.fingerprint import check_same_model, fingerprint_of, state_of
 from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
 from cmfah_hf.retrieval.items import Items, batches_of, taken
+from cmfah_hf.retrieval.loading import find_file, load_parts
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +36,8 @@ class CrossMediaRetriever:
         processor: Their processor.
         expander: The graph that the model's training texts were expanded over; queries are expanded over it too.
         device: Where to encode. None: a GPU where there is one.
+        any_model: Whether indexes are taken whose codes another model made, by their fingerprint. Only for codes that
+            are known to fit, such as those of the same weights in another precision.
 
     Example:
 
@@ -57,13 +56,15 @@ class CrossMediaRetriever:
         processor: CMFAHProcessor,
         expander: GraphExpander | None = None,
         device: str | torch.device | None = None,
+        any_model: bool = False,
     ):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(device).eval()
         self.processor = processor
         self.expander = expander
-        self.images = HashIndex(model.config.hash_bits)
-        self.texts = HashIndex(model.config.hash_bits)
+        self.any_model = any_model
+        self._indexes: dict[str, HashIndex] = {}
+        self._fingerprint: tuple[tuple, str] | None = None
 
     @classmethod
     def from_pretrained(
@@ -71,6 +72,7 @@ class CrossMediaRetriever:
         repo_or_folder: str | Path,
         device: str | torch.device | None = None,
         index: bool = False,
+        any_model: bool = False,
         **kwargs: Any,
     ) -> "CrossMediaRetriever":
         """Loads what a training run left in a folder, or what was pushed to the Hub from there.
@@ -79,51 +81,81 @@ class CrossMediaRetriever:
             repo_or_folder: A folder or a Hub id.
             device: Where to encode. None: a GPU where there is one.
             index: Whether the indexes that were pushed with it (`pictures.index`, `texts.index`) are loaded too.
+            any_model: As of the class.
             **kwargs: For `from_pretrained`, such as `revision`, `token` or `dtype`.
 
         Raises:
-            CheckpointError: If the folder holds no model of this package, or lacks a part of it.
-            HashIndexError: If an index is wanted and there is none, or it is damaged or of another width.
+            CheckpointError: If the folder holds no model of this package, or lacks a part of it, or the Hub has no such
+                model or cannot be reached.
+            HashIndexError: If an index is wanted and there is none, or it is damaged, of another width, or of another
+                model.
         """
         source = str(repo_or_folder)
-        config_file = _find(source, CONFIG_NAME, kwargs)
-        if config_file is None:
-            where = "a folder without" if Path(source).is_dir() else "no folder here, nor a model on the Hub with"
-            raise CheckpointError(f"{source}: {where} a {CONFIG_NAME}; give one that a training run has left.")
-        # Of the Hub all parts from one commit, also if another is made meanwhile.
-        kwargs["revision"] = extract_commit_hash(config_file, None) or kwargs.get("revision")
-        model, report = _load(_towers_class(config_file), source, {**kwargs, "output_loading_info": True})
-        if report["missing_keys"]:
-            missing = sorted(report["missing_keys"])
-            raise CheckpointError(
-                f"{source}: {len(missing)} of the model's tensors are missing, {missing[0]!r} first; save it again."
-            )
-        processor = _load(CMFAHProcessor, source, kwargs)
-        tokenizer = processor.tokenizer
-        if len(tokenizer) != model.config.vocab_size or tokenizer.pad_token_id != model.config.pad_token_id:
-            raise CheckpointError(
-                f"{source}: its tokenizer is not the one that its model was trained with; save both again."
-            )
-        found = [_find(source, f"expander.{end}", kwargs) for end in ("json", "safetensors")]
-        if any(found):  # what the Hub has of its knowledge has to be here as well when it is read
-            for end in ("json", "safetensors"):
-                _find(source, f"knowledge.{end}", kwargs)
-        folder = next((Path(path).parent for path in found if path is not None), None)
-        retriever = cls(model, processor, GraphExpander.load(folder) if folder is not None else None, device)
+        model, processor, expander, kwargs = load_parts(source, kwargs)
+        retriever = cls(model, processor, expander, device, any_model)
         if index:
             retriever._load_indexes(source, kwargs)
         return retriever
 
     def _load_indexes(self, source: str, kwargs: dict[str, Any]) -> None:
-        paths = [_find(source, name, kwargs) for name in (PICTURES_INDEX, TEXTS_INDEX)]
+        paths = [find_file(source, name, kwargs) for name in (PICTURES_INDEX, TEXTS_INDEX)]
         if not any(paths):
             raise HashIndexError(
                 f"{source}: no index came with it ({PICTURES_INDEX}, {TEXTS_INDEX}); make one with `cmfah index`."
             )
-        bits = self.model.config.hash_bits
-        self.images, self.texts = (
-            HashIndex.load(path, mmap=True, bits=bits) if path is not None else HashIndex(bits) for path in paths
-        )
+        for what, path in zip(("images", "texts"), paths, strict=True):
+            if path is not None:
+                setattr(self, what, self.load_index(path, mmap=True))
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of what makes the codes, in every index that is filled here; computed when first needed."""
+        state = state_of(self.model, self.processor, self.expander)
+        if self._fingerprint is None or self._fingerprint[0] != state:
+            self._fingerprint = state, fingerprint_of(self.model, self.processor, self.expander)
+        return self._fingerprint[1]
+
+    @property
+    def images(self) -> HashIndex:
+        """The index of pictures. An index that another model made cannot be set here, unless with `any_model`."""
+        return self._index("images")
+
+    @images.setter
+    def images(self, index: HashIndex) -> None:
+        self._indexes["images"] = self._checked(index, "The index of pictures")
+
+    @property
+    def texts(self) -> HashIndex:
+        """The index of texts. An index that another model made cannot be set here, unless with `any_model`."""
+        return self._index("texts")
+
+    @texts.setter
+    def texts(self, index: HashIndex) -> None:
+        self._indexes["texts"] = self._checked(index, "The index of texts")
+
+    def load_index(self, path: str | Path, mmap: bool = False) -> HashIndex:
+        """Reads an index file for this model.
+
+        Args:
+            path: The file.
+            mmap: As for `HashIndex.load`.
+
+        Raises:
+            HashIndexError: If the file is missing or damaged, or holds codes of another width or of another model.
+        """
+        return self._checked(HashIndex.load(path, mmap=mmap, bits=self.model.config.hash_bits), str(path))
+
+    def _index(self, what: str) -> HashIndex:
+        if what not in self._indexes:
+            self._indexes[what] = HashIndex(self.model.config.hash_bits, model=self.fingerprint)
+        return self._indexes[what]
+
+    def _checked(self, index: HashIndex, name: str) -> HashIndex:
+        if index.model is None and not len(index):
+            index.model = self.fingerprint
+        if not self.any_model:
+            check_same_model(index.model, self.fingerprint, name)
+        return index
 
     def expand(self, texts: Sequence[str]) -> list[str]:
         """The texts as the model was trained to read them: with the words that the graph adds."""
@@ -384,39 +416,3 @@ class CrossMediaRetriever:
                 "many of either, or one."
             )
         return text_weight * text_values + image_weight * image_values
-
-
-def _find(source: str, name: str, kwargs: dict[str, Any]) -> str | None:
-    try:
-        return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **kwargs)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{source}: neither a folder nor a Hub id that can be reached ({_reason(error)})."
-        ) from error
-
-
-def _towers_class(config_file: str) -> type[CMFAHModel]:
-    """The towers of the method that a configuration names; of another one, or a broken one, CMFAH's, which say so."""
-    try:
-        found = json.loads(Path(config_file).read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        found = None
-    return METHODS[found if found in METHODS else "cmfah"].model
-
-
-def _load(part: type, source: str, kwargs: dict[str, Any]) -> Any:
-    # A bar for reading a few dozen tensors from a file is noise, above all around an error's one line.
-    hook = transformers_logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
-    try:
-        return part.from_pretrained(source, **kwargs)
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        reason = _reason(error)
-        raise CheckpointError(f"{source}: no {part.__name__} can be loaded from there ({reason}).") from error
-    except RuntimeError as error:
-        raise CheckpointError(f"{source}: the shapes of its tensors are not those of its {CONFIG_NAME}.") from error
-    finally:
-        transformers_logging.set_tqdm_hook(hook)
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
