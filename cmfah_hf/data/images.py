@@ -8,7 +8,8 @@ from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image, ImageOps
 
-from cmfah_hf.errors import DataError, ImageError
+from cmfah_hf.data.image_files import register_heif
+from cmfah_hf.errors import ImageError
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
     """
     name = name or _name_of(value)
     source = value if isinstance(value, Image.Image) else io.BytesIO(read_image_bytes(value, name))
+    register_heif()
     try:
         image = source if isinstance(source, Image.Image) else Image.open(source)
         if getattr(image, "n_frames", 1) > 1:
@@ -46,23 +48,6 @@ def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
     except Exception as error:  # Pillow's many plugins raise whatever their parsers stumble over
         raise ImageError(f"{name}: damaged or cut short ({_first_line(error)}); replace or remove it.") from error
     return _upright(image)
-
-
-def is_picture(path: Path) -> bool:
-    """Whether a path is a file with an ending that Pillow knows."""
-    return path.suffix.lower() in Image.registered_extensions() and path.is_file()
-
-
-def find_pictures(folder: Path) -> list[Path]:
-    """The files below a folder that are pictures by their ending, in the order of their paths.
-
-    Raises:
-        DataError: If there is none.
-    """
-    found = sorted(path for path in folder.rglob("*") if is_picture(path))
-    if not found:
-        raise DataError(f"{folder}: no picture below this folder; give the folder that holds them.")
-    return found
 
 
 def decoding_off(dataset):

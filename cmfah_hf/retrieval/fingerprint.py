@@ -57,14 +57,15 @@ def fingerprint_of(model: CMFAHModel, processor: CMFAHProcessor, expander: "Grap
         expander: What expands the texts, if anything does.
     """
     digest = hashlib.blake2b(digest_size=16)
-    config, image_processor, tokenizer = model.config, processor.image_processor, processor.tokenizer
+    config, tokenizer = model.config, processor.tokenizer
+    image_settings = processor.image_processor.to_dict()
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     described = {
         "model": {name: getattr(config, name) for name in _MODEL_SETTINGS},
         "backbone": config.backbone
         or {name: getattr(config.backbone_config, name, None) for name in _BACKBONE_SETTINGS},
-        "images": {name: _plain(getattr(image_processor, name, None)) for name in _IMAGE_SETTINGS},
+        "images": {name: image_settings.get(name) for name in _IMAGE_SETTINGS},
         "words": [vocabulary, backend["normalizer"], backend["pre_tokenizer"], tokenizer.unk_token],
         "expander": None if expander is None else expander.digest,
     }
@@ -101,12 +102,3 @@ def check_same_model(made_by: str | None, ours: str, index: str, advice: str = "
             f"cannot be compared with; use the model that made it, make a new index, or {advice} if you know that the "
             "codes fit."
         )
-
-
-def _plain(value: Any) -> Any:
-    """A setting of an image processor as JSON holds it: sizes are mappings in one release and objects in another."""
-    if hasattr(value, "items"):
-        return {str(name): _plain(own) for name, own in value.items() if own is not None}
-    if isinstance(value, (list, tuple)):
-        return [_plain(own) for own in value]
-    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -123,8 +123,8 @@ def check_source(source: str, kwargs: dict[str, Any]) -> dict[str, Any]:
             logger.warning("%s: the Hub cannot be reached (%s); the copy in the cache is used.", source, reason)
             return {**kwargs, "local_files_only": True}
         raise CheckpointError(
-            f"{source}: no folder here, and whether the Hub has such a model cannot be asked ({reason}); check the name "
-            "and the connection, and try again."
+            f"{source}: no folder here, and the Hub cannot be asked for such a model ({reason}); check the name and "
+            "the connection, and try again."
         ) from error
     return kwargs
 

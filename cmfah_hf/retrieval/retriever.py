@@ -4,23 +4,23 @@ Shape suffixes: N items, Q queries, K hash bits.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cmfah_hf.data import load_image_text, resolve_data_path
-from cmfah_hf.data.images import decode_image, find_pictures, is_picture
-from cmfah_hf.data.loading import is_data_set
+from cmfah_hf.data.images import decode_image
 from cmfah_hf.errors import DataError, HashIndexError, ImageError, QueryError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval.fingerprint import check_same_model, fingerprint_of, state_of
 from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
-from cmfah_hf.retrieval.items import Items, batches_of, taken
+from cmfah_hf.retrieval.items import Items, batches_of, taken, values_of_source
+from cmfah_hf.retrieval.known_words import is_known
 from cmfah_hf.retrieval.loading import find_file, load_parts
+from cmfah_hf.retrieval.queries import query_values
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class CrossMediaRetriever:
 
     @images.setter
     def images(self, index: HashIndex) -> None:
-        self._indexes["images"] = self._checked(index, "The index of pictures")
+        self._indexes["images"] = self._checked(index, "The index of images")
 
     @property
     def texts(self) -> HashIndex:
@@ -147,11 +147,11 @@ class CrossMediaRetriever:
 
     def _index(self, what: str) -> HashIndex:
         if what not in self._indexes:
-            self._indexes[what] = HashIndex(self.model.config.hash_bits, model=self.fingerprint)
-        return self._indexes[what]
+            self._indexes[what] = HashIndex(self.model.config.hash_bits)
+        return self._checked(self._indexes[what], f"The index of {what}")  # the weights may have been trained since
 
     def _checked(self, index: HashIndex, name: str) -> HashIndex:
-        if index.model is None and not len(index):
+        if not len(index):
             index.model = self.fingerprint
         if not self.any_model:
             check_same_model(index.model, self.fingerprint, name)
@@ -160,6 +160,14 @@ class CrossMediaRetriever:
     def expand(self, texts: Sequence[str]) -> list[str]:
         """The texts as the model was trained to read them: with the words that the graph adds."""
         return [" ".join(self.expander.expand(text)) for text in texts] if self.expander else list(texts)
+
+    def ignored_words(self, text: str) -> list[str]:
+        """The words of a text that neither the vocabulary nor the expander knows, each once, in their order.
+
+        A search goes on without them.
+        """
+        words = is_known(text, self.processor, self.expander)
+        return list(dict.fromkeys(word for word, known in words if not known))
 
     @torch.inference_mode()
     def encode_images(self, images: Iterable[Any], batch_size: int = 32, progress: bool = False) -> np.ndarray:
@@ -309,6 +317,8 @@ class CrossMediaRetriever:
         progress: bool = False,
         metadata: Sequence[str] = (),
         prefix: str = "",
+        hidden: bool = False,
+        skipped: MutableMapping[str, int] | None = None,
     ) -> list[str]:
         """Adds all pictures, or all texts, of a data set, of a folder of pictures without any metadata, or of one file.
 
@@ -320,6 +330,9 @@ class CrossMediaRetriever:
             progress: Whether to show a progress bar.
             metadata: The columns to keep beside the codes; a data set's `text`, `labels` or any other.
             prefix: What all ids begin with.
+            hidden: Whether hidden files below a folder of pictures are taken too, and those of thumbnails.
+            skipped: A mapping to which is added how many files of such a folder were passed over, by their ending or by
+                the reason.
 
         Returns:
             For each picture that was left out, why.
@@ -327,28 +340,14 @@ class CrossMediaRetriever:
         Raises:
             DataError: If the source cannot be used, or lacks a column.
         """
-        path = resolve_data_path(source)
-        pictures = find_pictures(path) if path.is_dir() and not is_data_set(path) and what == "images" else None
-        if what == "images" and is_picture(path):
-            pictures = [path]
-        if pictures is not None:
-            if metadata:
-                raise DataError(f"{source}: pictures without a data set have no column {metadata[0]!r} to keep.")
-            ids = [prefix + (path.name if path.is_file() else own.relative_to(path).as_posix()) for own in pictures]
-            return self._some_of(source, len(pictures), self.add_images(pictures, ids, batch_size, progress))
-        loaded = load_image_text(source, split=split)
-        parts = {"": loaded} if split is not None else dict(loaded)
-        unreadable: list[str] = []
-        for name, part in parts.items():
-            ids = [f"{prefix}{name}/{item_id}" if len(parts) > 1 else f"{prefix}{item_id}" for item_id in part["id"]]
+        total, unreadable = 0, []
+        for values, ids in values_of_source(source, split, what, metadata, prefix, hidden, skipped):
+            total += len(ids)
             if what == "images":
-                unreadable += self.add_images(part, ids, batch_size, progress, metadata=metadata)
+                kept = metadata or None
+                unreadable += self.add_images(values, ids, batch_size, progress, metadata=kept)
             else:
-                self.add_texts(part, ids, batch_size, progress, metadata=metadata)
-        return self._some_of(source, sum(map(len, parts.values())), unreadable)
-
-    @staticmethod
-    def _some_of(source: str | Path, total: int, unreadable: list[str]) -> list[str]:
+                self.add_texts(values, ids, batch_size, progress, metadata=metadata)
         if len(unreadable) == total:
             raise DataError(f"{source}: not one of its {total} pictures can be read; see the warnings above.")
         return unreadable
@@ -385,34 +384,6 @@ class CrossMediaRetriever:
         """
         if target not in (None, "images", "texts"):
             raise QueryError(f"target is {target!r}; choose 'images' or 'texts'.")
-        hash_values_QK = self._query_values(text, image, image_weight)
+        hash_values_QK = query_values(self, text, image, image_weight)
         index = self.texts if target == "texts" or (target is None and not len(self.images)) else self.images
         return index.search(hash_values_QK, k=k, metric=metric, where=where, exact=exact)
-
-    def _query_values(self, text: str | Sequence[str] | None, image: Any, image_weight: float) -> np.ndarray:
-        if text is None and image is None:
-            raise QueryError("Give a text or an image to search with, or both.")
-        if not 0 <= image_weight <= 1:
-            raise QueryError(f"image_weight is {image_weight:g}; give a share from 0, the text alone, to 1.")
-        sides = []
-        if text is not None:
-            texts = [text] if isinstance(text, str) else list(text)
-            for query, expanded in zip(texts, self.expand(texts), strict=True):
-                if not self.processor.known_words(expanded):
-                    raise QueryError(
-                        f"No word of {query!r} is among the {len(self.processor.tokenizer):,} that this model knows; "
-                        "use other words."
-                    )
-            sides.append((1 - image_weight, self.encode_texts(texts)))
-        if image is not None:
-            images = list(image) if isinstance(image, (list, tuple)) else [image]
-            sides.append((image_weight, self.encode_images(images)))
-        if len(sides) == 1:
-            return sides[0][1]
-        (text_weight, text_values), (_, image_values) = sides
-        if len(text_values) != len(image_values) and 1 not in (len(text_values), len(image_values)):
-            raise QueryError(
-                f"A mixed query of {len(text_values)} texts and {len(image_values)} pictures does not pair up; give as "
-                "many of either, or one."
-            )
-        return text_weight * text_values + image_weight * image_values

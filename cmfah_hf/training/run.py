@@ -140,6 +140,7 @@ def train(run: Run) -> dict[str, Any]:
             without_augmentation(database),
             text_column,
             plots=output / "plots",
+            expander=expander,
         )
         draw_attention(towers, processor, queries, data, output / "plots")
     with disk_errors(output, "the figures"):

@@ -1,0 +1,56 @@
+"""What people search with, as hash values: texts, images, or both together.
+
+Shape suffixes: Q queries, K hash bits.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cmfah_hf.errors import QueryError
+
+if TYPE_CHECKING:
+    from cmfah_hf.retrieval.retriever import CrossMediaRetriever
+
+
+def query_values(
+    retriever: "CrossMediaRetriever", text: str | Sequence[str] | None, image: Any, image_weight: float
+) -> np.ndarray:
+    """The hash values `(Q, K)` of queries; the arguments are those of `CrossMediaRetriever.search`.
+
+    Raises:
+        QueryError: If there is neither text nor image, they do not pair up, the weight is not in 0..1, or no word of a
+            text is known.
+        ImageError: If an image cannot be read.
+    """
+    if text is None and image is None:
+        raise QueryError("Give a text or an image to search with, or both.")
+    if not 0 <= image_weight <= 1:
+        raise QueryError(f"image_weight is {image_weight:g}; give a share from 0, the text alone, to 1.")
+    sides = []
+    if text is not None:
+        texts = [text] if isinstance(text, str) else list(text)
+        _require_known_words(texts, retriever)
+        sides.append((1 - image_weight, retriever.encode_texts(texts)))
+    if image is not None:
+        images = list(image) if isinstance(image, (list, tuple)) else [image]
+        sides.append((image_weight, retriever.encode_images(images)))
+    if len(sides) == 1:
+        return sides[0][1]
+    (text_weight, text_QK), (_, image_QK) = sides
+    if len(text_QK) != len(image_QK) and 1 not in (len(text_QK), len(image_QK)):
+        raise QueryError(
+            f"A mixed query of {len(text_QK)} texts and {len(image_QK)} pictures does not pair up; give as many of "
+            "either, or one."
+        )
+    return text_weight * text_QK + image_weight * image_QK
+
+
+def _require_known_words(texts: Sequence[str], retriever: "CrossMediaRetriever") -> None:
+    for text, expanded in zip(texts, retriever.expand(texts), strict=True):
+        if not retriever.processor.known_words(expanded):
+            raise QueryError(
+                f"No word of {text!r} is among the {len(retriever.processor.tokenizer):,} that this model knows; use "
+                "other words."
+            )
