@@ -4,9 +4,17 @@ Every one is a `ValueError`, so code that knows nothing of this package still ca
 names the file, row or value, says what is wrong with it, and what to do. The command line prints that line and exits 2.
 """
 
+import re
+
 
 class CMFAHError(ValueError):
-    """The root of this package's own errors."""
+    """The root of this package's own errors.
+
+    A message stays one line whatever it names: line breaks and other characters that cannot be printed become escapes.
+    """
+
+    def __init__(self, *args: object):
+        super().__init__(*(printable(part) if isinstance(part, str) else part for part in args))
 
 
 class DataError(CMFAHError):
@@ -47,3 +55,14 @@ class HubConnectionError(HubError):
 
 class HubServerError(HubError):
     """A Hub that fails, is busy, or answers what cannot be used."""
+
+
+# Controls, marks that reorder what follows, invisible characters, and halves of characters that no encoding takes.
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""`text` as one line that a terminal shows as it is: what cannot be printed becomes its escape, such as `\x1b`."""
+    return UNPRINTABLE.sub(lambda character: ascii(character[0])[1:-1], text)

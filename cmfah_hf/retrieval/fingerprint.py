@@ -84,21 +84,20 @@ def state_of(model: CMFAHModel, *parts: Any) -> tuple:
     return (id(model), *map(id, parts), *versions)
 
 
-def check_same_model(made_by: str | None, ours: str, index: str, advice: str = "pass any_model=True") -> None:
+def check_same_model(made_by: str | None, ours: str, index: str) -> None:
     """Refuse an index whose codes another model made. One without a fingerprint is taken as it is.
 
     Args:
         made_by: The index's fingerprint.
         ours: The model's.
         index: What to call the index in the error.
-        advice: What to do where the codes fit all the same.
 
     Raises:
         HashIndexError: If they differ.
     """
     if made_by is not None and made_by != ours:
         raise HashIndexError(
-            f"{index} holds codes of another model (fingerprint {made_by[:8]}, this one is {ours[:8]}), which its own "
-            f"cannot be compared with; use the model that made it, make a new index, or {advice} if you know that the "
-            "codes fit."
+            f"{index} holds codes of another model (fingerprint {made_by[:8]}; of this one {ours[:8]}), with which its "
+            "own cannot be compared; take the model that made it, or make a new index. If you know that the codes fit, "
+            "pass any_model=True (--any-model)."
         )
