@@ -33,12 +33,12 @@ def index(
     The id of a picture is its path below its folder; of several sources, each id begins with its source. Files that are
     no pictures are counted, and so are hidden ones, which are left out.
     """
+    from cmfah_hf.atomic import regular_target
     from cmfah_hf.cli.output import print_json, say
     from cmfah_hf.errors import HashIndexError
     from cmfah_hf.retrieval import CrossMediaRetriever
 
-    if output.is_dir():  # said now, and not when everything has been encoded
-        raise HashIndexError(f"{output} is a folder; name a file in it for the index.")
+    regular_target(output, HashIndexError)  # refused now, and not when everything has been encoded
     retriever = CrossMediaRetriever.from_pretrained(model, any_model=any_model)
     what = "texts" if texts else "images"
     if add:

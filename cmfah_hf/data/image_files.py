@@ -4,27 +4,18 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
-from PIL import Image
-
+from cmfah_hf.data.images import image_endings
 from cmfah_hf.errors import DataError
 
-HIDDEN, NO_ENDING, LINKED_FOLDERS, LINKS_OUT, SPECIAL = (
-    "hidden",
-    "no ending",
-    "linked folders",
-    "links that leave the folder",
-    "special files",
-)
+# Reasons other than an ending.
+HIDDEN, NO_ENDING, SPECIAL = "hidden", "no ending", "special files"
+LINKED_FOLDERS, LINKS_OUT, CLOSED = "linked folders", "links that leave the folder", "folders that cannot be read"
 # What programs and systems leave among photos: thumbnails, copies of deleted files, halves of files from a Mac.
 _LEFT_BY_PROGRAMS = frozenset(
     ("@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "thumbs.db", "ehthumbs.db", "desktop.ini")
 )
-# Formats whose endings Pillow knows and whose files it cannot decode, at least not by itself.
-_UNDECODABLE = frozenset(("BUFR", "GRIB", "HDF5", "MPEG", "PDF", "PALM", "WMF"))
 _MOST_REASONS = 20
 _HEIF_ENDINGS = frozenset((".heic", ".heif", ".heics", ".heifs", ".hif"))
 
@@ -42,27 +33,6 @@ class ImageFiles:
     skipped: Mapping[str, int] = field(default_factory=dict)
 
 
-@cache
-def register_heif() -> None:
-    """Has Pillow read HEIC too, where pillow-heif is installed."""
-    if find_spec("pillow_heif"):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-
-
-@cache
-def image_endings() -> frozenset[str]:
-    """The endings, in lower case, of the formats that can be decoded."""
-    register_heif()
-    return frozenset(end for end, kind in Image.registered_extensions().items() if kind not in _UNDECODABLE)
-
-
-def is_image_file(path: Path) -> bool:
-    """Whether a path is a file with the ending of an image."""
-    return path.suffix.lower() in image_endings() and path.is_file()
-
-
 def find_image_files(folder: Path, hidden: bool = False) -> ImageFiles:
     """The files below a folder that are images by their ending.
 
@@ -78,7 +48,8 @@ def find_image_files(folder: Path, hidden: bool = False) -> ImageFiles:
     files: list[Path] = []
     skipped: Counter[str] = Counter()
     root = folder.resolve()
-    for parent, folders, names in os.walk(folder):
+    closed: list[OSError] = []
+    for parent, folders, names in os.walk(folder, onerror=closed.append):
         below = Path(parent)
         visible = [name for name in folders if hidden or not is_hidden(name)]
         skipped[HIDDEN] += len(folders) - len(visible)
@@ -91,6 +62,7 @@ def find_image_files(folder: Path, hidden: bool = False) -> ImageFiles:
                 files.append(path)
             else:
                 skipped[reason] += 1
+    skipped[CLOSED] = len(closed)
     kept = {reason: count for reason, count in sorted(skipped.items(), key=lambda own: (-own[1], own[0])) if count}
     if not files:
         found = f" ({describe_skipped(kept)} there)" if kept else ""

@@ -3,15 +3,19 @@
 import io
 import logging
 import os
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image, ImageOps
 
-from cmfah_hf.data.image_files import register_heif
 from cmfah_hf.errors import ImageError
 
 logger = logging.getLogger(__name__)
+
+# Formats whose endings Pillow knows and whose files it cannot decode, at least not by itself.
+_UNDECODABLE = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"})
 
 ImageSource = dict[str, Any] | str | os.PathLike | bytes | BinaryIO | Image.Image
 
@@ -35,7 +39,7 @@ def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
     """
     name = name or _name_of(value)
     source = value if isinstance(value, Image.Image) else io.BytesIO(read_image_bytes(value, name))
-    register_heif()
+    _register_heif()
     try:
         image = source if isinstance(source, Image.Image) else Image.open(source)
         if getattr(image, "n_frames", 1) > 1:
@@ -48,6 +52,26 @@ def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
     except Exception as error:  # Pillow's many plugins raise whatever their parsers stumble over
         raise ImageError(f"{name}: damaged or cut short ({_first_line(error)}); replace or remove it.") from error
     return _upright(image)
+
+
+@cache
+def image_endings() -> frozenset[str]:
+    """The endings, in lower case, of the formats that can be decoded; of HEIC where pillow-heif is installed."""
+    _register_heif()
+    return frozenset(end for end, kind in Image.registered_extensions().items() if kind not in _UNDECODABLE)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a path is a file with the ending of an image that can be decoded."""
+    return path.suffix.lower() in image_endings() and path.is_file()
+
+
+@cache
+def _register_heif() -> None:
+    if find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
 
 
 def decoding_off(dataset):

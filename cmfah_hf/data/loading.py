@@ -15,7 +15,6 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from cmfah_hf.data.columns import UNIFORM_COLUMNS, ColumnNames, find_columns, labels_of, text_of
 from cmfah_hf.data.dataset_card import card_splits
-from cmfah_hf.data.image_files import is_image_file
 from cmfah_hf.data.imagefolder import (
     MAX_SHARDS,
     METADATA_NAMES,
@@ -27,7 +26,7 @@ from cmfah_hf.data.imagefolder import (
     missing_metadata,
     usual_order,
 )
-from cmfah_hf.data.images import decoding_off, decoding_on
+from cmfah_hf.data.images import decoding_off, decoding_on, is_picture
 from cmfah_hf.data.matrices.opening import MATRIX_SUFFIXES, matrix_files_below, open_matrices
 from cmfah_hf.data.parquet import read_footers, stream_parquet
 from cmfah_hf.errors import DataError
@@ -62,8 +61,9 @@ def is_data_set(folder: Path) -> bool:
     """Whether a folder holds metadata, Parquet or matrices, so `load_image_text` takes it; else it is mere pictures."""
     if find_splits(folder) or _parquet_splits(folder):
         return True
-    # Beside pictures, matrices may be anything.
-    return bool(matrix_files_below(folder)) and not any(is_image_file(path) for path in folder.rglob("*"))
+    # Beside pictures, matrices may be anything. (Pillow takes `.h5` for a picture's ending.)
+    matrices = set(matrix_files_below(folder))
+    return bool(matrices) and not any(is_picture(path) for path in folder.rglob("*") if path not in matrices)
 
 
 def load_image_text(

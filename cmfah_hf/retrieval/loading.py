@@ -2,35 +2,31 @@
 
 import json
 import logging
+import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import extract_commit_hash, is_offline_mode
 
-from cmfah_hf.errors import CheckpointError
+from cmfah_hf.documents import file_of
+from cmfah_hf.errors import CheckpointError, HubConnectionError, HubError, HubServerError
 from cmfah_hf.expansion import GraphExpander
+from cmfah_hf.hub_access import hub_errors, hub_file
 from cmfah_hf.models import METHODS, CMFAHModel, CMFAHProcessor
 
 logger = logging.getLogger(__name__)
 
 # Seconds before each further attempt where the Hub is there but busy.
 _WAITS = (1, 2)
-_BUSY = (429, 500, 502, 503, 504)
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
 
 def load_parts(
@@ -51,7 +47,7 @@ def load_parts(
     kwargs = {"trust_remote_code": False, **check_source(source, kwargs)}
     config_file = find_file(source, CONFIG_NAME, kwargs)
     if config_file is None:
-        where = "a folder" if Path(source).is_dir() else "a repository"
+        where = "a folder" if _is_folder(source) else "a repository"
         raise CheckpointError(f"{source}: {where} without a {CONFIG_NAME}; give one that a training run has left.")
     kwargs["revision"] = extract_commit_hash(config_file, None) or kwargs.get("revision")
     model, report = _load(_towers_class(config_file), source, {**kwargs, "output_loading_info": True})
@@ -75,9 +71,7 @@ def load_parts(
 
 
 def check_source(source: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what is neither a folder nor a model on the Hub, with one request and without a long wait.
-
-    The client takes an unreachable Hub for a missing file, after half a minute of attempts for each file.
+    """Refuse what is neither a folder nor a model on the Hub, by one request, before any file is asked for.
 
     Returns:
         The arguments, with `local_files_only` where the Hub cannot be reached and the cache has the model.
@@ -85,12 +79,12 @@ def check_source(source: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: If there is no such folder and no such model, or the Hub cannot be asked.
     """
-    if Path(source).is_dir():
+    if _is_folder(source):
         return kwargs
     _require_hub_id(source)
-    hub = {name: kwargs.get(name) for name in ("revision", "subfolder")}
-    name = f"{hub['subfolder']}/{CONFIG_NAME}" if hub["subfolder"] else CONFIG_NAME
-    cached = try_to_load_from_cache(source, name, cache_dir=kwargs.get("cache_dir"), revision=hub["revision"])
+    revision, subfolder = kwargs.get("revision"), kwargs.get("subfolder")
+    name = f"{subfolder}/{CONFIG_NAME}" if subfolder else CONFIG_NAME
+    cached = try_to_load_from_cache(source, name, cache_dir=kwargs.get("cache_dir"), revision=revision)
     if is_offline_mode() or kwargs.get("local_files_only"):
         if isinstance(cached, str):
             return kwargs
@@ -99,33 +93,14 @@ def check_source(source: str, kwargs: dict[str, Any]) -> dict[str, Any]:
             "asked; check the name, or go online."
         )
     try:
-        _ask_hub(hf_hub_url(source, CONFIG_NAME, **hub), kwargs.get("token"))
-    except GatedRepoError as error:
-        raise CheckpointError(
-            f"{source}: this model's owner grants access on request; ask for it on the Hub, then `hf auth login`."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"{source}: no folder here, nor a model on the Hub that you may see; check the name, and for a private one "
-            "the token (`hf auth login`)."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(
-            f"{source}: no revision {hub['revision']!r} on the Hub; give a branch, a tag or a commit of it."
-        ) from error
-    except RemoteEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{source}: a repository without a {CONFIG_NAME}; give one that a training run has left."
-        ) from error
-    except (HTTPError, OSError) as error:
-        reason = _http_reason(error)
-        if isinstance(cached, str):
-            logger.warning("%s: the Hub cannot be reached (%s); the copy in the cache is used.", source, reason)
-            return {**kwargs, "local_files_only": True}
-        raise CheckpointError(
-            f"{source}: no folder here, and the Hub cannot be asked for such a model ({reason}); check the name and "
-            "the connection, and try again."
-        ) from error
+        _ask_hub(source, hf_hub_url(source, name, revision=revision), kwargs.get("token"))
+    except (HubConnectionError, HubServerError) as error:
+        if not isinstance(cached, str):
+            raise _not_there(source, error) from error
+        logger.warning("%s The copy in the cache is used.", error)
+        return {**kwargs, "local_files_only": True}
+    except HubError as error:
+        raise _not_there(source, error) from error
     return kwargs
 
 
@@ -135,10 +110,15 @@ def find_file(source: str, name: str, kwargs: dict[str, Any]) -> str | None:
     Raises:
         CheckpointError: If it cannot be downloaded.
     """
-    try:
-        return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **_of_files(kwargs))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source}: {name} cannot be had from the Hub ({_reason(error)}); try again.") from error
+    if _is_folder(source):
+        path = Path(source, kwargs.get("subfolder") or "", name)
+        return str(path) if path.is_file() else None
+    options = {option: kwargs[option] for option in _HUB_OPTIONS if kwargs.get(option) is not None}
+    return hub_file(source, name, error=CheckpointError, **options)
+
+
+def _is_folder(source: str) -> bool:
+    return os.path.isdir(source)  # noqa: PTH112 - also of what no path can be, such as a name that is too long
 
 
 def _require_hub_id(source: str) -> None:
@@ -149,27 +129,28 @@ def _require_hub_id(source: str) -> None:
         looks_like_path = True
     if not looks_like_path:
         return
-    if Path(source).is_file():
+    if file_of(source) is not None:
         raise CheckpointError(f"{source}: this is a file; give the folder that a training run has left.")
     raise CheckpointError(
         f"{source}: neither a folder nor the id of a model on the Hub, which is 'owner/name'; check the path."
     )
 
 
-def _ask_hub(url: str, token: str | bool | None) -> None:
-    for wait in _WAITS:
+def _ask_hub(source: str, url: str, token: str | bool | None) -> None:
+    for wait in (*_WAITS, None):
         try:
-            get_hf_file_metadata(url, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            with hub_errors(source, token=token if isinstance(token, str) else None):
+                # Without the client's own attempts: a slip in a path would wait for all of them.
+                get_hf_file_metadata(url, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
             return
-        except HfHubHTTPError as error:
-            if error.response.status_code not in _BUSY:
+        except HubServerError:
+            if wait is None:
                 raise
         time.sleep(wait)
-    get_hf_file_metadata(url, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
 
 
-def _of_files(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name != "trust_remote_code"}
+def _not_there(source: str, error: HubError) -> CheckpointError:
+    return CheckpointError(f"{source}: no folder of this name here, and {str(error).removeprefix(f'{source}: ')}")
 
 
 def _towers_class(config_file: str) -> type[CMFAHModel]:
@@ -185,7 +166,10 @@ def _load(part: type, source: str, kwargs: dict[str, Any]) -> Any:
     # A bar for reading a few dozen tensors from a file is noise, above all around an error's one line.
     hook = transformers_logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
     try:
-        return part.from_pretrained(source, **kwargs)
+        with nullcontext() if _is_folder(source) else hub_errors(source, CheckpointError):
+            return part.from_pretrained(source, **kwargs)
+    except CheckpointError:
+        raise
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         reason = _reason(error)
         raise CheckpointError(f"{source}: no {part.__name__} can be loaded from there ({reason}).") from error
@@ -197,9 +181,3 @@ def _load(part: type, source: str, kwargs: dict[str, Any]) -> Any:
 
 def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def _http_reason(error: Exception) -> str:
-    if isinstance(error, HfHubHTTPError):
-        return f"it answers {error.response.status_code}"
-    return f"{type(error).__name__}: {_reason(error)}"
