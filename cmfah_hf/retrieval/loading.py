@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers.utils import CONFIG_NAME
@@ -47,8 +47,7 @@ def load_parts(
     kwargs = {"trust_remote_code": False, **check_source(source, kwargs)}
     config_file = find_file(source, CONFIG_NAME, kwargs)
     if config_file is None:
-        where = "a folder" if _is_folder(source) else "a repository"
-        raise CheckpointError(f"{source}: {where} without a {CONFIG_NAME}; give one that a training run has left.")
+        raise _without_config(source, "a folder" if _is_folder(source) else "a repository")
     kwargs["revision"] = extract_commit_hash(config_file, None) or kwargs.get("revision")
     model, report = _load(_towers_class(config_file), source, {**kwargs, "output_loading_info": True})
     if report["missing_keys"]:
@@ -140,13 +139,19 @@ def _ask_hub(source: str, url: str, token: str | bool | None) -> None:
     for wait in (*_WAITS, None):
         try:
             with hub_errors(source, token=token if isinstance(token, str) else None):
-                # Without the client's own attempts: a slip in a path would wait for all of them.
-                get_hf_file_metadata(url, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+                try:  # without the client's own attempts: a slip in a path would wait for all of them
+                    get_hf_file_metadata(url, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+                except RemoteEntryNotFoundError as error:
+                    raise _without_config(source, "a repository") from error
             return
         except HubServerError:
             if wait is None:
                 raise
         time.sleep(wait)
+
+
+def _without_config(source: str, what: str) -> CheckpointError:
+    return CheckpointError(f"{source}: {what} without a {CONFIG_NAME}; give one that a training run has left.")
 
 
 def _not_there(source: str, error: HubError) -> CheckpointError:

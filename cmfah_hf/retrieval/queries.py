@@ -3,7 +3,7 @@
 Shape suffixes: Q queries, K hash bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +45,21 @@ def query_values(
             "either, or one."
         )
     return text_weight * text_QK + image_weight * image_QK
+
+
+def checked_texts(texts: Iterable[str]) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+        QueryError: If one is no text, or holds half a character, as undecodable bytes of a command line become.
+    """
+    texts = list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise QueryError(f"A text was expected, not a {type(text).__name__}; give a string.")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise QueryError(f"The text {text[:80]!r} holds a lone surrogate, which is no character; give it as UTF-8.")
+    return texts
 
 
 def _require_known_words(texts: Sequence[str], retriever: "CrossMediaRetriever") -> None:

@@ -20,7 +20,7 @@ from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
 from cmfah_hf.retrieval.items import Items, batches_of, taken, values_of_source
 from cmfah_hf.retrieval.known_words import is_known
 from cmfah_hf.retrieval.loading import find_file, load_parts
-from cmfah_hf.retrieval.queries import query_values
+from cmfah_hf.retrieval.queries import checked_texts, query_values
 
 logger = logging.getLogger(__name__)
 
@@ -159,14 +159,15 @@ class CrossMediaRetriever:
 
     def expand(self, texts: Sequence[str]) -> list[str]:
         """The texts as the model was trained to read them: with the words that the graph adds."""
-        return [" ".join(self.expander.expand(text)) for text in texts] if self.expander else list(texts)
+        texts = checked_texts(texts)
+        return [" ".join(self.expander.expand(text)) for text in texts] if self.expander else texts
 
     def ignored_words(self, text: str) -> list[str]:
         """The words of a text that neither the vocabulary nor the expander knows, each once, in their order.
 
         A search goes on without them.
         """
-        words = is_known(text, self.processor, self.expander)
+        words = is_known(*checked_texts([text]), self.processor, self.expander)
         return list(dict.fromkeys(word for word, known in words if not known))
 
     @torch.inference_mode()
