@@ -111,7 +111,7 @@ def test_commands(fuzzer, capsys, monkeypatch, trained, index_file, tmp_path):
                 [name, "x"],
             )
         )
-        retriever._indexes.clear()
+        retriever.images = HashIndex(16)
         refused_in_one_line(capsys, command)
 
     fuzzer(share=0.01).run(attempt)
@@ -129,7 +129,7 @@ def test_folders_of_images(fuzzer, capsys, monkeypatch, trained, tmp_path):
         for _ in range(3):
             name = hostile(rng, 5).replace("/", "")[:30] + rng.choice((".png", ".png", ".heic", ""))
             os.link(image, folder / name) if rng.random() < 0.7 else (folder / name).write_bytes(b"none")
-        retriever._indexes.clear()
+        retriever.images = HashIndex(16)
         out = tmp_path / "out.index"
         refused_in_one_line(capsys, ["index", str(trained.folder), str(folder), "-o", str(out), "--json"])
 
