@@ -4,19 +4,27 @@ Shape suffixes: Q queries, K hash bits.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from cmfah_hf.errors import QueryError
-
-if TYPE_CHECKING:
-    from cmfah_hf.retrieval.retriever import CrossMediaRetriever
+from cmfah_hf.models import CMFAHProcessor
 
 
-def query_values(
-    retriever: "CrossMediaRetriever", text: str | Sequence[str] | None, image: Any, image_weight: float
-) -> np.ndarray:
+class Encoder(Protocol):
+    """What of `CrossMediaRetriever` is needed here."""
+
+    processor: CMFAHProcessor
+
+    def expand(self, texts: Sequence[str]) -> list[str]: ...
+
+    def encode_texts(self, texts: Iterable[str]) -> np.ndarray: ...
+
+    def encode_images(self, images: Iterable[Any]) -> np.ndarray: ...
+
+
+def query_values(retriever: Encoder, text: str | Sequence[str] | None, image: Any, image_weight: float) -> np.ndarray:
     """The hash values `(Q, K)` of queries; the arguments are those of `CrossMediaRetriever.search`.
 
     Raises:
@@ -62,7 +70,7 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
     return texts
 
 
-def _require_known_words(texts: Sequence[str], retriever: "CrossMediaRetriever") -> None:
+def _require_known_words(texts: Sequence[str], retriever: Encoder) -> None:
     for text, expanded in zip(texts, retriever.expand(texts), strict=True):
         if not retriever.processor.known_words(expanded):
             raise QueryError(
