@@ -18,7 +18,7 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """The whole road on scenes drawn by code: train, measure, save, load, index, search by text and by picture."""
-    from cmfah_hf.cli.output import print_figures, print_json, print_table
+    from cmfah_hf.cli.output import print_figures, print_json, print_table, say
     from cmfah_hf.data import load_scenes, write_imagefolder
     from cmfah_hf.data.images import decode_image
     from cmfah_hf.evaluation.attention import attention_of_words
@@ -27,18 +27,15 @@ def demo(
     from cmfah_hf.training import bundled_configuration, parse_run, train
     from cmfah_hf.training.evaluate import pointing_accuracy
 
-    def say(line: str) -> None:
-        typer.echo(line, err=json)
-
     # Absolute, because a data set that is called just "scenes" is the built-in one.
     scenes, folder, index_file = (output / "scenes").absolute(), output / "model", output / "pictures.index"
     for earlier in (scenes, folder):  # of a demo before this one; nothing else in the folder is touched
         shutil.rmtree(earlier, ignore_errors=True)
-    say(f"Drawing {train_scenes:,} + {query_scenes:,} scenes into {scenes}")
+    say(f"Drawing {train_scenes:,} + {query_scenes:,} scenes into {scenes}", err=json)
     splits = load_scenes(train_scenes, query_scenes)
     write_imagefolder(splits, scenes)
 
-    say(f"Training a model of 64 bits into {folder}")
+    say(f"Training a model of 64 bits into {folder}", err=json)
     further = [] if epochs is None else ["--num_train_epochs", str(epochs)]
     config = bundled_configuration("cmfah-scenes.yaml")
     with redirect_stdout(sys.stderr) if json else nullcontext():  # the trainer prints its logs
@@ -81,5 +78,7 @@ def demo(
     for results, asked in ((by_text, f"the text {text!r}"), (by_image, f"the picture {query['id']}")):
         rows = list(zip(results.ids[0], results.scores[0].tolist(), strict=True))
         print_table(f"Found by {asked}", ["id", "score"], rows)
-    say(f"Pictures of all this: {output}/search_by_text.png, search_by_image.png, attention.png, model/plots/")
+    say(
+        f"Pictures of all this: {output}/search_by_text.png, search_by_image.png, attention.png, model/plots/", err=json
+    )
     say(f'Go on: cmfah search {folder} {index_file} --text "house tree"')

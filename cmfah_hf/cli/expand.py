@@ -33,7 +33,7 @@ def fit(
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Fit the image-word graph on texts, and the knowledge on articles, and save both."""
-    from cmfah_hf.cli.output import print_json
+    from cmfah_hf.cli.output import print_json, say
     from cmfah_hf.data import load_image_text, resolve_data_path
     from cmfah_hf.expansion import GraphExpander, WikipediaKnowledge
     from cmfah_hf.expansion.corpus import iterate_file
@@ -59,7 +59,7 @@ def fit(
         print_json(done)
     else:
         known = f", {related:,} of them with related words" if knowledge else ""
-        typer.echo(f"{output}: a graph of {graph.num_images:,} texts and {len(graph.vocabulary):,} words{known}.")
+        say(f"{output}: a graph of {graph.num_images:,} texts and {len(graph.vocabulary):,} words{known}.")
 
 
 @expand_app.command()
@@ -69,7 +69,7 @@ def explain(
     json: Annotated[bool, typer.Option("--json", help="Print the explanation as JSON.")] = False,
 ) -> None:
     """Say which words are added to a text, and why each of them."""
-    from cmfah_hf.cli.output import print_json, print_table
+    from cmfah_hf.cli.output import print_json, print_table, say
     from cmfah_hf.expansion import GraphExpander
 
     explanation = GraphExpander.load(folder).explain(text)
@@ -78,7 +78,7 @@ def explain(
         return
     print_table(" ".join(explanation.own), ["word", "from", "score", "because of"], explanation.rows())
     if explanation.unknown:
-        typer.echo(f"not known: {' '.join(explanation.unknown)}")
+        say(f"not known: {' '.join(explanation.unknown)}")
 
 
 @expand_app.command()
@@ -90,7 +90,7 @@ def plot(
     json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Draw the words around a word."""
-    from cmfah_hf.cli.output import print_json
+    from cmfah_hf.cli.output import print_json, say
     from cmfah_hf.expansion import GraphExpander
     from cmfah_hf.expansion.plots import plot_neighbourhood
 
@@ -98,4 +98,4 @@ def plot(
     if json:
         print_json({"word": word, "file": str(written)})
     else:
-        typer.echo(str(written))
+        say(str(written))

@@ -15,7 +15,7 @@ def export(
     json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Write an index's ids, codes and metadata in the import format of a database."""
-    from cmfah_hf.cli.output import print_json
+    from cmfah_hf.cli.output import print_json, say
     from cmfah_hf.errors import HashIndexError
     from cmfah_hf.retrieval import EXPORTERS, HashIndex
 
@@ -24,7 +24,8 @@ def export(
     loaded = HashIndex.load(index, mmap=True)
     files = EXPORTERS[to](loaded, output, name=name, overwrite=overwrite)
     if json:
-        print_json({"to": to, "items": len(loaded), "bits": loaded.bits, "files": [str(file) for file in files]})
+        done = {"to": to, "items": len(loaded), "bits": loaded.bits, "model": loaded.model}
+        print_json({**done, "files": [str(file) for file in files]})
     else:
         names = ", ".join(file.name for file in files)
-        typer.echo(f"{output}: {len(loaded):,} items of {loaded.bits} bits for {to}: {names}.")
+        say(f"{output}: {len(loaded):,} items of {loaded.bits} bits for {to}: {names}.")

@@ -19,34 +19,42 @@ def index(
         list[str] | None, typer.Option(help="A column to keep beside the codes, for --where; may be repeated.")
     ] = None,
     add: Annotated[bool, typer.Option("--add", help="Add to the index file that is there.")] = False,
+    hidden: Annotated[
+        bool, typer.Option("--hidden", help="Take hidden files and folders too, and those of thumbnails.")
+    ] = False,
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="With --add: also to an index whose codes another model made.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(help="Items encoded at once.")] = 32,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Encode pictures (or texts) and index their codes. A picture that cannot be read is named and left out.
 
-    The id of a picture is its path below its folder; of several sources, each id begins with its source.
+    The id of a picture is its path below its folder; of several sources, each id begins with its source. Files that are
+    no pictures are counted, and so are hidden ones, which are left out.
     """
-    from cmfah_hf.cli.output import print_json
+    from cmfah_hf.atomic import regular_target
+    from cmfah_hf.cli.output import print_json, say
     from cmfah_hf.errors import HashIndexError
-    from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
+    from cmfah_hf.retrieval import CrossMediaRetriever
 
-    if output.is_dir():  # said now, and not when everything has been encoded
-        raise HashIndexError(f"{output} is a folder; name a file in it for the index.")
-    retriever = CrossMediaRetriever.from_pretrained(model)
-    filled = HashIndex.load(output, bits=retriever.model.config.hash_bits) if add else retriever.images
-    if texts:
-        retriever.texts = filled
-    else:
-        retriever.images = filled
-    unreadable = []
+    regular_target(output, HashIndexError)  # refused now, and not when everything has been encoded
+    retriever = CrossMediaRetriever.from_pretrained(model, any_model=any_model)
+    what = "texts" if texts else "images"
+    if add:
+        setattr(retriever, what, retriever.load_index(output))
+    unreadable: list[str] = []
+    skipped: dict[str, int] = {}
     for source in sources:
         prefix = f"{source.rstrip('/')}/" if len(sources) > 1 and not Path(source).is_file() else ""
-        what = "texts" if texts else "images"
-        unreadable += retriever.add_source(source, split, what, batch_size, not json, keep or (), prefix)
+        unreadable += retriever.add_source(
+            source, split, what, batch_size, not json, keep or (), prefix, hidden, skipped
+        )
+    filled = getattr(retriever, what)
     filled.save(output)
-    done = {"index": str(output), "items": len(filled), "bits": filled.bits, "left_out": unreadable}
+    done = {"index": str(output), "items": len(filled), "bits": filled.bits, "model": filled.model}
     if json:
-        print_json(done)
+        print_json({**done, "left_out": unreadable, "skipped": skipped})
     else:
         code_bytes = len(filled) * filled.bits // 8
-        typer.echo(f"{output}: {len(filled):,} items, {code_bytes:,} bytes of codes, {len(unreadable)} left out.")
+        say(f"{output}: {len(filled):,} items, {code_bytes:,} bytes of codes, {len(unreadable)} left out.")

@@ -1,4 +1,7 @@
-"""What commands print: one JSON document for machines, or tables for people."""
+"""What commands print: one JSON document for machines, or tables for people.
+
+Names and queries come from anywhere. None of them is read as markup or reaches a terminal as a control character.
+"""
 
 import json
 import sys
@@ -6,37 +9,69 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from cmfah_hf.errors import UNPRINTABLE, printable
+
+
+def say(line: str, err: bool = False) -> None:
+    """One line on standard output, or on standard error."""
+    typer.echo(printable(line), err=err)
 
 
 def print_json(document: Any) -> None:
     """One JSON document on standard output, and nothing else there."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    lines = json.dumps(document, indent=2, ensure_ascii=not is_unicode).split("\n")
+    escaped = (UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in lines)
+    sys.stdout.write("\n".join(escaped) + "\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on standard output; numbers to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for position, column in enumerate(columns):
-        numbers = all(not isinstance(row[position], str) for row in rows)
-        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
-    Console().print(table)
+    """A table on standard output, numbers to the right; where that is no terminal, a line a row, nothing cut off."""
+    texts = [[_cell(value) for value in row] for row in rows]
+    columns = [printable(column) for column in columns]
+    to_the_right = [all(not isinstance(row[place], str) for row in rows) for place in range(len(columns))]
+    console = Console()
+    if not console.is_terminal:
+        sys.stdout.write("\n".join([printable(title), *_lines([columns, *texts], to_the_right)]) + "\n")
+        return
+    table = Table(title=Text(printable(title), style="bold"), title_justify="left")
+    for column, is_number in zip(columns, to_the_right, strict=True):
+        table.add_column(Text(column), justify="right" if is_number else "left", overflow="fold")
+    for row in texts:
+        table.add_row(*map(Text, row))
+    console.print(table)
 
 
 def print_figures(title: str, figures: Mapping[str, float]) -> None:
-    """The figures of `RetrievalEvaluator` as a table, both directions side by side, the random ranking below."""
+    """The figures of `RetrievalEvaluator` as a table, both directions side by side, then what knows nothing: a random
+    ranking, and one query for all. Below them the words that the model does not know, where they were counted."""
     rows: list[list[Any]] = []
     for name, value in figures.items():
         ranking, _, rest = name.partition("/")
-        if rest.startswith("i2t/"):
+        if rest.startswith("i2t/") and ranking != "constant":
             metric = rest.removeprefix("i2t/")
             rows.append([ranking, metric, value, figures[f"{ranking}/t2i/{metric}"]])
     if "random/map" in figures:
         rows.append(["random", "map", figures["random/map"], figures["random/map"]])
+    if "constant/i2t/map" in figures:
+        rows.append(["constant query", "map", figures["constant/i2t/map"], figures["constant/t2i/map"]])
     print_table(title, ["ranking", "metric", "image -> text", "text -> image"], rows)
+    sides = [side for side in ("queries", "database") if f"{side}_words" in figures]
+    if sides:
+        names = ("words", "unknown_words", "unknown_words_share", "without_known_words", "without_known_words_share")
+        counted = [[figures[f"{side}_{name}"] for name in names] for side in sides]
+        rows = [
+            [side, *(value if name.endswith("share") else int(value) for name, value in zip(names, own, strict=True))]
+            for side, own in zip(sides, counted, strict=True)
+        ]
+        columns = ["texts of the", "words", "unknown", "share", "texts without a known word", "share"]
+        print_table("Words that the model does not know", columns, rows)
 
 
 @contextmanager
@@ -49,15 +84,29 @@ def counting(description: str, total: int | None = None) -> Iterator[Callable[..
 
     columns = [
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         *([BarColumn()] if total else []),
         MofNCompleteColumn(),
     ]
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=total)
+        task = bar.add_task(printable(description), total=total)
 
         def advance(count: int = 1, description: str | None = None) -> None:
-            bar.update(task, advance=count, description=description)
+            bar.update(task, advance=count, description=None if description is None else printable(description))
 
         yield advance
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else printable(str(value))
+
+
+def _lines(rows: Sequence[Sequence[str]], to_the_right: Sequence[bool]) -> Iterator[str]:
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = []
+        for text, width, right in zip(row, widths, to_the_right, strict=True):
+            blanks = " " * (width - cell_len(text))
+            cells.append(blanks + text if right else text + blanks)
+        yield "  ".join(cells).rstrip()

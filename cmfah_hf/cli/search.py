@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+# Ignored words that are named on standard error; the JSON names all.
+_MOST_IGNORED = 20
+
 
 def search(
     model: Annotated[str, typer.Argument(help="The model that the index was made with: a folder or a Hub id.")],
@@ -22,24 +25,34 @@ def search(
         list[str] | None, typer.Option(help="'column=value': only such items; may be repeated, all have to hold.")
     ] = None,
     approximate: Annotated[bool, typer.Option("--approximate", help="Look only near the query.")] = False,
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="Also search an index whose codes another model made.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
-    """Search an index by words, by a picture, or by both; `--image -` reads the picture from standard input."""
-    from cmfah_hf.cli.output import print_json, print_table
-    from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
+    """Search an index by words, by a picture, or by both; `--image -` reads the picture from standard input.
+
+    Words that the model does not know are named, and the search goes on without them.
+    """
+    from cmfah_hf.cli.output import print_json, print_table, say
+    from cmfah_hf.retrieval import CrossMediaRetriever
     from cmfah_hf.retrieval.metadata import parse_conditions
 
-    retriever = CrossMediaRetriever.from_pretrained(model, index=index is None)
+    retriever = CrossMediaRetriever.from_pretrained(model, index=index is None, any_model=any_model)
     if index is not None:
-        retriever.images = HashIndex.load(index, mmap=True, bits=retriever.model.config.hash_bits)
+        retriever.images = retriever.load_index(index, mmap=True)
     searched = retriever.images if len(retriever.images) else retriever.texts
     conditions = parse_conditions(where, searched.metadata) if where else None
     picture = sys.stdin.buffer if image == "-" else image
     results = retriever.search(text, picture, k, None, metric, conditions, not approximate, image_weight)
     found = [{"rank": rank, **hit} for rank, hit in enumerate(results.hits(), 1)]
+    ignored = retriever.ignored_words(text) if text is not None else []
+    if ignored:
+        shown = ", ".join(ignored[:_MOST_IGNORED]) + (", ..." if len(ignored) > _MOST_IGNORED else "")
+        say(f"Searched without {len(ignored)} of the words, which the model does not know: {shown}", err=True)
     asked = " + ".join(part for part in (text, image) if part is not None)
     if json:
-        print_json({"query": asked, "metric": metric, "results": found})
+        print_json({"query": asked, "metric": metric, "ignored_words": ignored, "results": found})
     else:
         columns = results.metadata.column_names if results.metadata is not None else []
         rows = [

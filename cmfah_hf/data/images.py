@@ -7,12 +7,14 @@ import os
 import stat
 import struct
 import zlib
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image, ImageOps
 
-from cmfah_hf.errors import DataError, ImageError
+from cmfah_hf.errors import ImageError
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ _BY_PROGRAM = frozenset({"EPS"})
 # Where files that rows name may lie, if not on this machine. Nothing here fetches what a row names by http.
 _STORES = frozenset({"hf", "s3", "gs", "gcs", "az", "abfs"})
 _ARCHIVES = frozenset({"zip", "gzip", "bz2", "xz", "zstd", "lz4"})
+# Formats whose endings Pillow knows and whose files it cannot decode, at least not by itself.
+_UNDECODABLE = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"})
 
 ImageSource = dict[str, Any] | str | os.PathLike | bytes | BinaryIO | Image.Image
 
@@ -52,6 +56,7 @@ def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
     """
     name = name or _name_of(value)
     source = value if isinstance(value, Image.Image) else io.BytesIO(read_image_bytes(value, name))
+    _register_heif()
     try:
         image = source if isinstance(source, Image.Image) else Image.open(source, formats=_formats())
         if getattr(image, "n_frames", 1) > 1:
@@ -71,21 +76,24 @@ def _formats() -> list[str]:
     return [name for name in Image.ID if name not in _BY_PROGRAM]
 
 
+@cache
+def image_endings() -> frozenset[str]:
+    """The endings, in lower case, of the formats that can be decoded; of HEIC where pillow-heif is installed."""
+    _register_heif()
+    return frozenset(end for end, kind in Image.registered_extensions().items() if kind not in _UNDECODABLE)
+
+
 def is_picture(path: Path) -> bool:
-    """Whether a path is a file with an ending that Pillow knows."""
-    return path.suffix.lower() in Image.registered_extensions() and path.is_file()
+    """Whether a path is a file with the ending of an image that can be decoded."""
+    return path.suffix.lower() in image_endings() and path.is_file()
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """The files below a folder that are pictures by their ending, in the order of their paths.
+@cache
+def _register_heif() -> None:
+    if find_spec("pillow_heif"):
+        import pillow_heif
 
-    Raises:
-        DataError: If there is none.
-    """
-    found = sorted(path for path in folder.rglob("*") if is_picture(path))
-    if not found:
-        raise DataError(f"{folder}: no picture below this folder; give the folder that holds them.")
-    return found
+        pillow_heif.register_heif_opener()
 
 
 def decoding_off(dataset):

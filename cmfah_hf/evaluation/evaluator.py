@@ -11,7 +11,7 @@ import numpy as np
 
 from cmfah_hf.errors import HashIndexError, QueryError
 from cmfah_hf.evaluation.labels import encode_labels
-from cmfah_hf.evaluation.levels import count_relevant, iterate_levels
+from cmfah_hf.evaluation.levels import count_relevant, hamming_levels, iterate_levels
 from cmfah_hf.evaluation.metrics import (
     expected_average_precision,
     precision_at_k,
@@ -24,7 +24,9 @@ from cmfah_hf.retrieval.codes import as_array, pack, round_for_aqd
 logger = logging.getLogger(__name__)
 
 RANKINGS = ("hamming", "aqd")
-DIRECTIONS = ("i2t", "t2i")
+# The hash values that ask, and those that are searched.
+_SIDES = {"i2t": ("image_hash_q", "text_hash_db"), "t2i": ("text_hash_q", "image_hash_db")}
+DIRECTIONS = tuple(_SIDES)
 
 # Each with how it breaks ties, whether it has a depth, and the variant of MAP@k.
 _MAP_METRICS = {
@@ -35,7 +37,7 @@ _MAP_METRICS = {
     "map_stable@k": ("stable", True, None),
     "map_stable_dcmh@k": ("stable", True, "dcmh"),
 }
-METRICS = (*_MAP_METRICS, "precision@k", "random")
+METRICS = (*_MAP_METRICS, "precision@k", "random", "constant")
 
 
 class RetrievalEvaluator:
@@ -47,7 +49,7 @@ class RetrievalEvaluator:
             `"map@k"`, the ranking cut after k items; `"map_dcmh@k"`, the first k *relevant* items (not MAP@k, though
             some code calls it so); the same three as `"map_stable"`, `"map_stable@k"` and `"map_stable_dcmh@k"`, with
             ties in the order of the database; `"precision@k"`, expected; `"random"`, the MAP of an order drawn at
-            random.
+            random; `"constant"`, the expected MAP if every query had the code of the queries' mean.
         ks: The depths of the metrics at k.
         ranking: `"hamming"`, `"aqd"` (`<z_q, B_x>`, `[aqd]`, see docs/method.md), or both.
 
@@ -60,7 +62,7 @@ class RetrievalEvaluator:
 
     def __init__(
         self,
-        metrics: Sequence[str] = ("map", "precision@k", "random"),
+        metrics: Sequence[str] = ("map", "precision@k", "random", "constant"),
         ks: Sequence[int] = (1, 5, 10, 50, 100),
         ranking: str | Sequence[str] = RANKINGS,
     ):
@@ -74,7 +76,8 @@ class RetrievalEvaluator:
     def __call__(
         self, image_hash_q: Any, text_hash_q: Any, image_hash_db: Any, text_hash_db: Any, labels_q: Any, labels_db: Any
     ) -> dict[str, float]:
-        """The figures by name, flat, as plain floats: `"hamming/i2t/map"`, `"aqd/t2i/precision@10"`, `"random/map"`.
+        """The figures by name, flat, as plain floats: `"hamming/i2t/map"`, `"aqd/t2i/precision@10"`, `"random/map"`,
+        `"constant/i2t/map"` (by Hamming distance).
 
         `i2t` are image queries against the database's texts, `t2i` text queries against its images. A query with
         nothing relevant counts 0 in every figure; how many there were is `"queries_without_relevant"`. The sizes stand
@@ -102,6 +105,10 @@ class RetrievalEvaluator:
         relevant_Q = problem.relevant_Q
         if "random" in self.metrics:
             results["random/map"] = random_ranking_map(relevant_Q, len(problem.labels_db))
+        if "constant" in self.metrics:
+            for direction in DIRECTIONS:
+                levels = problem.constant_levels(direction)
+                results[f"constant/{direction}/map"] = float(expected_average_precision(*levels).mean())
         results["queries"] = float(len(problem.labels_q))
         results["database"] = float(len(problem.labels_db))
         results["queries_without_relevant"] = float(np.count_nonzero(relevant_Q == 0))
@@ -204,8 +211,15 @@ class _Problem:
                 raise QueryError(f"{name} has the shape {values.shape}, but image_hash_q has {bits} bits.")
         self._codes = {name: _naming(name, pack, values) for name, values in self._hashes.items()}
 
+    def constant_levels(self, direction: str) -> tuple[np.ndarray, np.ndarray]:
+        """Counts per Hamming distance, `(Q, K + 1)` each, for queries that all have the code of their mean."""
+        query, item = _SIDES[direction]
+        code = pack(np.where(self._hashes[query].mean(axis=0, dtype=np.float64) >= 0, 1.0, -1.0)[None])
+        codes_q = np.repeat(code, len(self.labels_q), axis=0)
+        return hamming_levels(codes_q, self._codes[item], self.labels_q, self.labels_db)
+
     def levels(self, ranking: str, direction: str, ties: str = "expected") -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        query, item = ("image_hash_q", "text_hash_db") if direction == "i2t" else ("text_hash_q", "image_hash_db")
+        query, item = _SIDES[direction]
         queries = self._codes[query] if ranking == "hamming" else _naming(query, round_for_aqd, self._hashes[query])
         return iterate_levels(ranking, queries, self._codes[item], self.labels_q, self.labels_db, ties)
 

@@ -19,7 +19,15 @@ from cmfah_hf.expansion.explanation import AddedWord, Explanation, knowledge_cau
 from cmfah_hf.expansion.graph import ImageWordGraph
 from cmfah_hf.expansion.knowledge import KNOWLEDGE_STEM, WikipediaKnowledge, saved_tokenizer
 from cmfah_hf.expansion.sentences import ExpandedCorpus
-from cmfah_hf.expansion.storage import damaged, load_state, load_whole, remove_state, replacing, save_state
+from cmfah_hf.expansion.storage import (
+    damaged,
+    load_state,
+    load_whole,
+    remove_state,
+    replacing,
+    save_state,
+    state_digest,
+)
 from cmfah_hf.expansion.walks import RandomWalk, coordinates, largest_shares, num_hops
 from cmfah_hf.expansion.word_splitters import Tokenizer, tokenizer_name
 
@@ -222,12 +230,12 @@ class GraphExpander:
                 source = "knowledge"
                 causes = knowledge_causes({a: self.knowledge.score(a, word) for a in own})
             added.append(AddedWord(word, source, float(sum(cause.score for cause in causes)), causes))
-        unknown = [
-            word
-            for word in dict.fromkeys(own)
-            if word not in self.graph.word_numbers and (self.knowledge is None or word not in self.knowledge)
-        ]
+        unknown = [word for word in dict.fromkeys(own) if not self.knows(word)]
         return Explanation(own, unknown, added)
+
+    def knows(self, word: str) -> bool:
+        """Whether the graph or the knowledge holds a word."""
+        return word in self.graph.word_numbers or (self.knowledge is not None and word in self.knowledge)
 
     @property
     def transitions(self) -> sparse.csr_array:
@@ -263,23 +271,18 @@ class GraphExpander:
             raise CMFAHError(f"num_walks={num_walks} is below 0; give num_walks >= 0.")
         return ExpandedCorpus(self, source, self.text_column if text_column is None else text_column, num_walks)
 
+    @property
+    def digest(self) -> str:
+        """A digest of all that decides which words are added, equal for equal fits."""
+        return state_digest(self.graph.tensors(), self._content())
+
     def save(self, folder: str | Path) -> None:
         """Writes `expander.safetensors` (the graph's arrays), `expander.json` (settings and words), and the knowledge,
         if there is any, as `knowledge.safetensors` and `knowledge.json`."""
-        content = {
-            "settings": self._settings(),
-            "text_column": self.text_column,
-            "num_images": self.graph.num_images,
-            "vocabulary": self.graph.vocabulary,
-        }
-        if self.graph.tokenizer != "words":
-            content["tokenizer"] = tokenizer_name(self.graph.tokenizer)
-        if self.knowledge is not None:
-            content["knowledge"] = {"top_k": self.knowledge_top_k, "digest": self.knowledge.digest}
         with replacing(folder, [_STEM, KNOWLEDGE_STEM]):
             if self.knowledge is not None:
                 self.knowledge.write_state(folder)
-            save_state(folder, _STEM, type(self).__name__, self.graph.tensors(), content)
+            save_state(folder, _STEM, type(self).__name__, self.graph.tensors(), self._content())
             if self.knowledge is None:  # an earlier save's, which would be taken for a part of this one
                 remove_state(folder, KNOWLEDGE_STEM)
 
@@ -318,11 +321,19 @@ class GraphExpander:
                 )
         return expander
 
-    def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _SETTINGS} | {
-            "min_count": self.graph.min_count,
-            "stop_words": list(self.graph.stop_words),
+    def _content(self) -> dict[str, Any]:
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        content = {
+            "settings": settings | {"min_count": self.graph.min_count, "stop_words": list(self.graph.stop_words)},
+            "text_column": self.text_column,
+            "num_images": self.graph.num_images,
+            "vocabulary": self.graph.vocabulary,
         }
+        if self.graph.tokenizer != "words":
+            content["tokenizer"] = tokenizer_name(self.graph.tokenizer)
+        if self.knowledge is not None:
+            content["knowledge"] = {"top_k": self.knowledge_top_k, "digest": self.knowledge.digest}
+        return content
 
     def _walk(self) -> tuple[RandomWalk, np.ndarray | None, np.ndarray]:
         """The walk, the word weights (V,) and each word's place in the alphabet (V,), computed when first needed."""

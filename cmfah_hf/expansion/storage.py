@@ -151,6 +151,14 @@ def load_state(folder: str | Path, stem: str, kind: str) -> tuple[dict[str, np.n
     return tensors, content
 
 
+def state_digest(tensors: Mapping[str, np.ndarray], content: Mapping[str, Any]) -> str:
+    """The SHA-256 of a state, saved or not: arrays count by their values, whatever the width of their type."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name, array in sorted(tensors.items()):
+        digest.update(name.encode() + array.astype("<f8" if array.dtype.kind == "f" else "<i8").tobytes())
+    return digest.hexdigest()
+
+
 def damaged(folder: str | Path, stem: str, reason: object) -> CheckpointError:
     """The error for a state whose files can be read but make no sense."""
     reason = " ".join(str(reason).split())[:200]

@@ -1,7 +1,7 @@
 """`push_model`: a trained model onto the Hub, whole or not at all."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def push_model(
 
     Raises:
         CheckpointError: If the folder holds no model that could be loaded.
-        HashIndexError: If an index cannot be read, or is of another number of bits than the model.
+        HashIndexError: If an index cannot be read, or is of another model.
         HubError: If there is no token, or the Hub refuses it, cannot be reached, or was changed by somebody else
             meanwhile.
     """
@@ -81,10 +81,10 @@ def push_model(
     files = dict(run.files)
     if not attention_picture:
         files.pop(ATTENTION_PLOT, None)
-    for name, path in ((PICTURES_INDEX, images_index), (TEXTS_INDEX, texts_index)):
-        if path is not None:
-            _check_index(Path(path), run.config.get("hash_bits"))
-            files[name] = Path(path)
+    given = {PICTURES_INDEX: images_index, TEXTS_INDEX: texts_index}
+    indexes = {name: Path(path) for name, path in given.items() if path is not None}
+    _check_indexes(folder, indexes.values())
+    files |= indexes
     with staging(cached_assets_path("cmfah-hf", "push", "models"), str(folder), repo_id) as stage:
         _stage(run, folder, stage, files, repo_id, revision, license, data_license, dataset_id, tags)
         files |= {path.relative_to(stage).as_posix(): path for path in stage.rglob("*") if path.is_file()}
@@ -132,7 +132,11 @@ def _stage(run, folder, stage, files, repo_id, revision, license, data_license, 
         ) from error
 
 
-def _check_index(path: Path, bits: int | None) -> None:
-    from cmfah_hf.retrieval import HashIndex
+def _check_indexes(folder: Path, paths: Iterable[Path]) -> None:
+    """Refuse an index that cannot be read, or whose codes another model made."""
+    from cmfah_hf.retrieval import CrossMediaRetriever
 
-    HashIndex.load(path, mmap=True, bits=bits)
+    retriever = None
+    for path in paths:
+        retriever = retriever or CrossMediaRetriever.from_pretrained(folder, device="cpu")
+        retriever.load_index(path, mmap=True)

@@ -3,18 +3,25 @@
 A data set, a stream, or any iterable of values; nothing is read before its batch is due.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from transformers.utils import logging as transformers_logging
 
-from cmfah_hf.data.images import decoding_off
+from cmfah_hf.data import load_image_text, resolve_data_path
+from cmfah_hf.data.image_files import describe_skipped, find_image_files
+from cmfah_hf.data.images import decoding_off, is_picture
+from cmfah_hf.data.loading import is_data_set
 from cmfah_hf.errors import DataError, HashIndexError, QueryError
 from cmfah_hf.retrieval.metadata import as_table
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,3 +124,41 @@ def taken(batch: Batch, positions: list[int], first: int) -> tuple[list[Any], li
     ids = [first + position if batch.ids is None else batch.ids[position] for position in positions]
     table = None if batch.metadata is None else batch.metadata.take(np.array(positions, np.int64))
     return [batch.values[position] for position in positions], ids, table
+
+
+def values_of_source(
+    source: str | Path,
+    split: str | None,
+    what: str,
+    metadata: Sequence[str],
+    prefix: str,
+    hidden: bool,
+    skipped: MutableMapping[str, int] | None,
+) -> Iterator[tuple[Any, list[str]]]:
+    """The pictures or texts of a source with their ids, a split after the other; the arguments are `add_source`'s.
+
+    Raises:
+        DataError: If the source cannot be used, or is mere pictures and columns are to be kept.
+    """
+    path = resolve_data_path(source)
+    pictures = None
+    if what == "images" and is_picture(path):
+        pictures = [path]
+    elif what == "images" and path.is_dir() and not is_data_set(path):
+        found = find_image_files(path, hidden)
+        pictures = found.files
+        if found.skipped:
+            logger.warning("Skipped in %s: %s.", source, describe_skipped(found.skipped))
+        if skipped is not None:
+            for reason, count in found.skipped.items():
+                skipped[reason] = skipped.get(reason, 0) + count
+    if pictures is not None:
+        if metadata:
+            raise DataError(f"{source}: pictures without a data set have no column {metadata[0]!r} to keep.")
+        yield pictures, [prefix + (path.name if own == path else own.relative_to(path).as_posix()) for own in pictures]
+        return
+    loaded = load_image_text(source, split=split)
+    parts = {"": loaded} if split is not None else dict(loaded)
+    for name, part in parts.items():
+        below = f"{prefix}{name}/" if len(parts) > 1 else prefix
+        yield part, [f"{below}{item_id}" for item_id in part["id"]]

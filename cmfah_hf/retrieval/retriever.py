@@ -4,25 +4,23 @@ Shape suffixes: N items, Q queries, K hash bits.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from transformers.utils import CONFIG_NAME
-from transformers.utils import logging as transformers_logging
 
-from cmfah_hf.data import load_image_text, resolve_data_path
-from cmfah_hf.data.images import decode_image, find_pictures, is_picture
-from cmfah_hf.data.loading import is_data_set
-from cmfah_hf.errors import CheckpointError, DataError, HashIndexError, ImageError, QueryError
+from cmfah_hf.data.images import decode_image
+from cmfah_hf.errors import DataError, HashIndexError, ImageError, QueryError
 from cmfah_hf.expansion import GraphExpander
-from cmfah_hf.models import METHODS, CMFAHModel, CMFAHProcessor
-from cmfah_hf.models.model_files import ModelFileError, find_file, hub_arguments, pinned, read_object
+from cmfah_hf.models import CMFAHModel, CMFAHProcessor
+from cmfah_hf.retrieval.fingerprint import check_same_model, fingerprint_of, state_of
 from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
-from cmfah_hf.retrieval.items import Items, batches_of, taken
+from cmfah_hf.retrieval.items import Items, batches_of, taken, values_of_source
+from cmfah_hf.retrieval.known_words import is_known
+from cmfah_hf.retrieval.loading import find_file, load_parts
+from cmfah_hf.retrieval.queries import checked_texts, query_values
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +36,8 @@ class CrossMediaRetriever:
         processor: Their processor.
         expander: The graph that the model's training texts were expanded over; queries are expanded over it too.
         device: Where to encode. None: a GPU where there is one.
+        any_model: Whether indexes are taken whose codes another model made, by their fingerprint. Only for codes that
+            are known to fit, such as those of the same weights in another precision.
 
     Example:
 
@@ -56,13 +56,15 @@ class CrossMediaRetriever:
         processor: CMFAHProcessor,
         expander: GraphExpander | None = None,
         device: str | torch.device | None = None,
+        any_model: bool = False,
     ):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(device).eval()
         self.processor = processor
         self.expander = expander
-        self.images = HashIndex(model.config.hash_bits)
-        self.texts = HashIndex(model.config.hash_bits)
+        self.any_model = any_model
+        self._indexes: dict[str, HashIndex] = {}
+        self._fingerprint: tuple[tuple, str] | None = None
 
     @classmethod
     def from_pretrained(
@@ -70,6 +72,7 @@ class CrossMediaRetriever:
         repo_or_folder: str | Path,
         device: str | torch.device | None = None,
         index: bool = False,
+        any_model: bool = False,
         **kwargs: Any,
     ) -> "CrossMediaRetriever":
         """Loads what a training run left in a folder, or what was pushed to the Hub from there.
@@ -78,55 +81,94 @@ class CrossMediaRetriever:
             repo_or_folder: A folder or a Hub id.
             device: Where to encode. None: a GPU where there is one.
             index: Whether the indexes that were pushed with it (`pictures.index`, `texts.index`) are loaded too.
+            any_model: As of the class.
             **kwargs: For `from_pretrained`, such as `revision`, `token` or `dtype`.
 
         Raises:
-            CheckpointError: If the folder holds no model of this package, or lacks a part of it.
-            HashIndexError: If an index is wanted and there is none, or it is damaged or of another width.
+            CheckpointError: If the folder holds no model of this package, or lacks a part of it, or the Hub has no such
+                model or cannot be reached.
+            HashIndexError: If an index is wanted and there is none, or it is damaged, of another width, or of another
+                model.
         """
         source = str(repo_or_folder)
-        config_file = _find(source, CONFIG_NAME, kwargs)
-        if config_file is None:
-            where = "a folder without" if Path(source).is_dir() else "no folder here, nor a model on the Hub with"
-            raise CheckpointError(f"{source}: {where} a {CONFIG_NAME}; give one that a training run has left.")
-        # Of the Hub all parts from one commit, also if another is made meanwhile.
-        kwargs |= pinned(source, config_file, hub_arguments(kwargs))
-        model, report = _load(_towers_class(config_file), source, {**kwargs, "output_loading_info": True})
-        if report["missing_keys"]:
-            missing = sorted(report["missing_keys"])
-            raise CheckpointError(
-                f"{source}: {len(missing)} of the model's tensors are missing, {missing[0]!r} first; save it again."
-            )
-        processor = _load(CMFAHProcessor, source, kwargs)
-        tokenizer = processor.tokenizer
-        if len(tokenizer) != model.config.vocab_size or tokenizer.pad_token_id != model.config.pad_token_id:
-            raise CheckpointError(
-                f"{source}: its tokenizer is not the one that its model was trained with; save both again."
-            )
-        found = [_find(source, f"expander.{end}", kwargs) for end in ("json", "safetensors")]
-        if any(found):  # what the Hub has of its knowledge has to be here as well when it is read
-            for end in ("json", "safetensors"):
-                _find(source, f"knowledge.{end}", kwargs)
-        folder = next((path.parent for path in found if path is not None), None)
-        retriever = cls(model, processor, GraphExpander.load(folder) if folder is not None else None, device)
+        model, processor, expander, kwargs = load_parts(source, kwargs)
+        retriever = cls(model, processor, expander, device, any_model)
         if index:
             retriever._load_indexes(source, kwargs)
         return retriever
 
     def _load_indexes(self, source: str, kwargs: dict[str, Any]) -> None:
-        paths = [_find(source, name, kwargs) for name in (PICTURES_INDEX, TEXTS_INDEX)]
+        paths = [find_file(source, name, kwargs) for name in (PICTURES_INDEX, TEXTS_INDEX)]
         if not any(paths):
             raise HashIndexError(
                 f"{source}: no index came with it ({PICTURES_INDEX}, {TEXTS_INDEX}); make one with `cmfah index`."
             )
-        bits = self.model.config.hash_bits
-        self.images, self.texts = (
-            HashIndex.load(path, mmap=True, bits=bits) if path is not None else HashIndex(bits) for path in paths
-        )
+        for what, path in zip(("images", "texts"), paths, strict=True):
+            if path is not None:
+                setattr(self, what, self.load_index(path, mmap=True))
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of what makes the codes, in every index that is filled here; computed when first needed."""
+        state = state_of(self.model, self.processor, self.expander)
+        if self._fingerprint is None or self._fingerprint[0] != state:
+            self._fingerprint = state, fingerprint_of(self.model, self.processor, self.expander)
+        return self._fingerprint[1]
+
+    @property
+    def images(self) -> HashIndex:
+        """The index of pictures. An index that another model made cannot be set here, unless with `any_model`."""
+        return self._index("images")
+
+    @images.setter
+    def images(self, index: HashIndex) -> None:
+        self._indexes["images"] = self._checked(index, "The index of images")
+
+    @property
+    def texts(self) -> HashIndex:
+        """The index of texts. An index that another model made cannot be set here, unless with `any_model`."""
+        return self._index("texts")
+
+    @texts.setter
+    def texts(self, index: HashIndex) -> None:
+        self._indexes["texts"] = self._checked(index, "The index of texts")
+
+    def load_index(self, path: str | Path, mmap: bool = False) -> HashIndex:
+        """Reads an index file for this model.
+
+        Args:
+            path: The file.
+            mmap: As for `HashIndex.load`.
+
+        Raises:
+            HashIndexError: If the file is missing or damaged, or holds codes of another width or of another model.
+        """
+        return self._checked(HashIndex.load(path, mmap=mmap, bits=self.model.config.hash_bits), str(path))
+
+    def _index(self, what: str) -> HashIndex:
+        if what not in self._indexes:
+            self._indexes[what] = HashIndex(self.model.config.hash_bits)
+        return self._checked(self._indexes[what], f"The index of {what}")  # the weights may have been trained since
+
+    def _checked(self, index: HashIndex, name: str) -> HashIndex:
+        if not len(index):
+            index.model = self.fingerprint
+        if not self.any_model:
+            check_same_model(index.model, self.fingerprint, name)
+        return index
 
     def expand(self, texts: Sequence[str]) -> list[str]:
         """The texts as the model was trained to read them: with the words that the graph adds."""
-        return [" ".join(self.expander.expand(text)) for text in texts] if self.expander else list(texts)
+        texts = checked_texts(texts)
+        return [" ".join(self.expander.expand(text)) for text in texts] if self.expander else texts
+
+    def ignored_words(self, text: str) -> list[str]:
+        """The words of a text that neither the vocabulary nor the expander knows, each once, in their order.
+
+        A search goes on without them.
+        """
+        words = is_known(*checked_texts([text]), self.processor, self.expander)
+        return list(dict.fromkeys(word for word, known in words if not known))
 
     @torch.inference_mode()
     def encode_images(self, images: Iterable[Any], batch_size: int = 32, progress: bool = False) -> np.ndarray:
@@ -276,6 +318,8 @@ class CrossMediaRetriever:
         progress: bool = False,
         metadata: Sequence[str] = (),
         prefix: str = "",
+        hidden: bool = False,
+        skipped: MutableMapping[str, int] | None = None,
     ) -> list[str]:
         """Adds all pictures, or all texts, of a data set, of a folder of pictures without any metadata, or of one file.
 
@@ -287,6 +331,9 @@ class CrossMediaRetriever:
             progress: Whether to show a progress bar.
             metadata: The columns to keep beside the codes; a data set's `text`, `labels` or any other.
             prefix: What all ids begin with.
+            hidden: Whether hidden files below a folder of pictures are taken too, and those of thumbnails.
+            skipped: A mapping to which is added how many files of such a folder were passed over, by their ending or by
+                the reason.
 
         Returns:
             For each picture that was left out, why.
@@ -294,28 +341,14 @@ class CrossMediaRetriever:
         Raises:
             DataError: If the source cannot be used, or lacks a column.
         """
-        path = resolve_data_path(source)
-        pictures = find_pictures(path) if path.is_dir() and not is_data_set(path) and what == "images" else None
-        if what == "images" and is_picture(path):
-            pictures = [path]
-        if pictures is not None:
-            if metadata:
-                raise DataError(f"{source}: pictures without a data set have no column {metadata[0]!r} to keep.")
-            ids = [prefix + (path.name if path.is_file() else own.relative_to(path).as_posix()) for own in pictures]
-            return self._some_of(source, len(pictures), self.add_images(pictures, ids, batch_size, progress))
-        loaded = load_image_text(source, split=split)
-        parts = {"": loaded} if split is not None else dict(loaded)
-        unreadable: list[str] = []
-        for name, part in parts.items():
-            ids = [f"{prefix}{name}/{item_id}" if len(parts) > 1 else f"{prefix}{item_id}" for item_id in part["id"]]
+        total, unreadable = 0, []
+        for values, ids in values_of_source(source, split, what, metadata, prefix, hidden, skipped):
+            total += len(ids)
             if what == "images":
-                unreadable += self.add_images(part, ids, batch_size, progress, metadata=metadata)
+                kept = metadata or None
+                unreadable += self.add_images(values, ids, batch_size, progress, metadata=kept)
             else:
-                self.add_texts(part, ids, batch_size, progress, metadata=metadata)
-        return self._some_of(source, sum(map(len, parts.values())), unreadable)
-
-    @staticmethod
-    def _some_of(source: str | Path, total: int, unreadable: list[str]) -> list[str]:
+                self.add_texts(values, ids, batch_size, progress, metadata=metadata)
         if len(unreadable) == total:
             raise DataError(f"{source}: not one of its {total} pictures can be read; see the warnings above.")
         return unreadable
@@ -352,72 +385,6 @@ class CrossMediaRetriever:
         """
         if target not in (None, "images", "texts"):
             raise QueryError(f"target is {target!r}; choose 'images' or 'texts'.")
-        hash_values_QK = self._query_values(text, image, image_weight)
+        hash_values_QK = query_values(self, text, image, image_weight)
         index = self.texts if target == "texts" or (target is None and not len(self.images)) else self.images
         return index.search(hash_values_QK, k=k, metric=metric, where=where, exact=exact)
-
-    def _query_values(self, text: str | Sequence[str] | None, image: Any, image_weight: float) -> np.ndarray:
-        if text is None and image is None:
-            raise QueryError("Give a text or an image to search with, or both.")
-        if not 0 <= image_weight <= 1:
-            raise QueryError(f"image_weight is {image_weight:g}; give a share from 0, the text alone, to 1.")
-        sides = []
-        if text is not None:
-            texts = [text] if isinstance(text, str) else list(text)
-            for query, expanded in zip(texts, self.expand(texts), strict=True):
-                if not self.processor.known_words(expanded):
-                    raise QueryError(
-                        f"No word of {query!r} is among the {len(self.processor.tokenizer):,} that this model knows; "
-                        "use other words."
-                    )
-            sides.append((1 - image_weight, self.encode_texts(texts)))
-        if image is not None:
-            images = list(image) if isinstance(image, (list, tuple)) else [image]
-            sides.append((image_weight, self.encode_images(images)))
-        if len(sides) == 1:
-            return sides[0][1]
-        (text_weight, text_values), (_, image_values) = sides
-        if len(text_values) != len(image_values) and 1 not in (len(text_values), len(image_values)):
-            raise QueryError(
-                f"A mixed query of {len(text_values)} texts and {len(image_values)} pictures does not pair up; give as "
-                "many of either, or one."
-            )
-        return text_weight * text_values + image_weight * image_values
-
-
-def _find(source: str, name: str, kwargs: dict[str, Any]) -> Path | None:
-    try:
-        return find_file(source, name, hub_arguments(kwargs))
-    except ModelFileError as error:
-        raise CheckpointError(str(error)) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{source}: neither a folder nor a Hub id that can be reached ({_reason(error)})."
-        ) from error
-
-
-def _towers_class(config_file: Path) -> type[CMFAHModel]:
-    """The towers of the method that a configuration names; of another one, or a broken one, CMFAH's, which say so."""
-    try:
-        found = read_object(config_file).get("model_type")
-    except (OSError, ModelFileError):
-        found = None
-    return METHODS[found if isinstance(found, str) and found in METHODS else "cmfah"].model
-
-
-def _load(part: type, source: str, kwargs: dict[str, Any]) -> Any:
-    # A bar for reading a few dozen tensors from a file is noise, above all around an error's one line.
-    hook = transformers_logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
-    try:
-        return part.from_pretrained(source, **kwargs)
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        reason = _reason(error)
-        raise CheckpointError(f"{source}: no {part.__name__} can be loaded from there ({reason}).") from error
-    except RuntimeError as error:
-        raise CheckpointError(f"{source}: the shapes of its tensors are not those of its {CONFIG_NAME}.") from error
-    finally:
-        transformers_logging.set_tqdm_hook(hook)
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")

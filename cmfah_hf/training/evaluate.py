@@ -1,6 +1,8 @@
 """A model's figures on a data set: encode queries and database, then measure."""
 
+import logging
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,17 @@ from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.evaluation.attention import attention_of_words
 from cmfah_hf.evaluation.pointing import pointing_game
+from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
+from cmfah_hf.retrieval.known_words import WordCoverage
 from cmfah_hf.training.region_cache import keep_regions
 
+logger = logging.getLogger(__name__)
+
 PROTOCOLS = ("single", "paired")
+# Shares above which there is a warning.
+_MANY_UNKNOWN_WORDS, _MANY_TEXTS_WITHOUT = 0.2, 0.05
 
 
 def encode_pairs(
@@ -45,18 +53,35 @@ def encode_pairs(
     Raises:
         QueryError: If there is no such protocol.
     """
-    return _encode(model, processor, pairs, text_column, protocol, batch_size)[:2]
+    encoded = _encode(model, processor, pairs, text_column, protocol, batch_size)
+    return encoded.images, encoded.texts
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """The hash values of a data set's images and texts, `(N, K)` each, its labels, and what is known of its words."""
+
+    images: np.ndarray
+    texts: np.ndarray
+    labels: list[list[str]]
+    words: WordCoverage
 
 
 @torch.inference_mode()
 def _encode(
-    model: CMFAHModel, processor: CMFAHProcessor, pairs: Any, text_column: str, protocol: str, batch_size: int = 64
-) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
-    """As `encode_pairs`, with the labels of the same rows, so that a stream is read once."""
+    model: CMFAHModel,
+    processor: CMFAHProcessor,
+    pairs: Any,
+    text_column: str,
+    protocol: str,
+    batch_size: int = 64,
+    expander: GraphExpander | None = None,
+) -> _Encoded:
+    """As `encode_pairs`, with the labels and the words of the same rows, so that a stream is read once."""
     _check_protocol(protocol)
     was_training = model.training
     model.eval()
-    image_hashes, text_hashes, labels = [], [], []
+    image_hashes, text_hashes, labels, words = [], [], [], WordCoverage()
     collator = PairCollator(processor, None, text_column)
     # Decoded by `datasets`, a picture that cannot be read would end the stream; by the stream's own reading it is left
     # out.
@@ -64,6 +89,9 @@ def _encode(
 
     def collate(rows):
         labels.extend(list(row.get("labels") or ()) for row in rows)
+        for row in rows:
+            expanded = str(row[text_column] if text_column in row else row["text"])  # as the collator reads it
+            words.count(str(row.get("text", expanded)), expanded, processor, expander)
         return collator(rows)
 
     for batch in DataLoader(pairs, batch_size=batch_size, collate_fn=collate):
@@ -79,7 +107,7 @@ def _encode(
     model.train(was_training)
     if not labels:
         raise QueryError("There is no pair to encode; give some.")
-    return np.concatenate(image_hashes), np.concatenate(text_hashes), labels
+    return _Encoded(np.concatenate(image_hashes), np.concatenate(text_hashes), labels, words)
 
 
 def _check_protocol(protocol: str) -> None:
@@ -96,8 +124,12 @@ def evaluate_pairs(
     protocol: str = "single",
     evaluator: RetrievalEvaluator | None = None,
     plots: Path | None = None,
+    expander: GraphExpander | None = None,
 ) -> dict[str, float]:
-    """The figures of `RetrievalEvaluator` for pairs of a data set.
+    """The figures of `RetrievalEvaluator` for pairs of a data set, and how many of the words the model knows.
+
+    For queries and database there are, under names such as `queries_unknown_words`, the words of the texts, those that
+    the model does not know, the texts without a word that it knows, and the share of either.
 
     Args:
         model: The towers.
@@ -108,6 +140,7 @@ def evaluate_pairs(
         protocol: As in `encode_pairs`.
         evaluator: Which figures. None: all of the default.
         plots: A folder for the precision-recall and precision@k curves as PNG.
+        expander: What made `text_column`, if anything did. A word that it knows is not unknown.
 
     Raises:
         QueryError: If there is no such protocol, or queries or database have no labels.
@@ -118,9 +151,11 @@ def evaluate_pairs(
                 f"The {name} have no labels, and without them nothing is relevant to anything; add labels."
             )
     evaluator = evaluator or RetrievalEvaluator()
-    encoded = [_encode(model, processor, pairs, text_column, protocol) for pairs in (queries, database)]
-    hashes = [values for image_hash, text_hash, _ in encoded for values in (image_hash, text_hash)]
-    labels = [own for _, _, own in encoded]
+    sides = [
+        _encode(model, processor, pairs, text_column, protocol, expander=expander) for pairs in (queries, database)
+    ]
+    hashes = [values for side in sides for values in (side.images, side.texts)]
+    labels = [side.labels for side in sides]
     if plots is not None:
         from cmfah_hf.evaluation.plots import plot_precision_at_k, plot_precision_recall
 
@@ -128,7 +163,24 @@ def evaluate_pairs(
         curves = evaluator.curves(*hashes, *labels)
         plot_precision_recall(curves, plots / "precision_recall.png")
         plot_precision_at_k(curves, plots / "precision_at_k.png")
-    return evaluator(*hashes, *labels)
+    figures = evaluator(*hashes, *labels)
+    for name, side in zip(("queries", "database"), sides, strict=True):
+        figures |= side.words.figures(name)
+        _warn_of_unknown_words(name, side.words)
+    return figures
+
+
+def _warn_of_unknown_words(name: str, words: WordCoverage) -> None:
+    if words.unknown > _MANY_UNKNOWN_WORDS * words.words or words.without > _MANY_TEXTS_WITHOUT * words.texts:
+        logger.warning(
+            "The model does not know %d of the %d words of the %s, and %d of %d texts hold no word that it knows: such "
+            "texts all have the same code. Compare the figures with those of a constant query.",
+            words.unknown,
+            words.words,
+            name,
+            words.without,
+            words.texts,
+        )
 
 
 def evaluate_folder(
@@ -156,6 +208,7 @@ def evaluate_folder(
     """
     _check_protocol(protocol)
     retriever = CrossMediaRetriever.from_pretrained(model)
+    expander = retriever.expander
     loaded = load_image_text(dataset)
     database_split = database_split or ("database" if "database" in loaded else "train")
     text_column = "text"
@@ -173,11 +226,13 @@ def evaluate_folder(
             pairs = keep_regions(pairs, retriever.model.image_model, retriever.processor).remove_columns("image")
         else:
             pairs = drop_unreadable(pairs)
-        if retriever.expander is not None:
-            text_column = retriever.expander.output_column
-            pairs = pairs.map(retriever.expander, batched=True, desc="Expansion")
+        if expander is not None:
+            text_column = expander.output_column
+            pairs = pairs.map(expander, batched=True, desc="Expansion")
         splits.append(pairs)
-    return evaluate_pairs(retriever.model, retriever.processor, *splits, text_column, protocol, plots=plots)
+    return evaluate_pairs(
+        retriever.model, retriever.processor, *splits, text_column, protocol, plots=plots, expander=expander
+    )
 
 
 def pointing_accuracy(model: CMFAHModel, processor: CMFAHProcessor, pairs: Any) -> dict[str, float]:

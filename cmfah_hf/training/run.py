@@ -155,6 +155,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
             without_augmentation(database),
             text_column,
             plots=output / "plots",
+            expander=expander,
         )
         draw_attention(towers, processor, queries, data, output / "plots")
     with disk_errors(output, "the figures"):

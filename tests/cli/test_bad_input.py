@@ -185,11 +185,11 @@ CASES = {
     ),
     "index: an empty folder": (
         "index {model} {nothing}",
-        ["{nothing}: no picture below this folder"],
+        ["{nothing}: no image below this folder"],
     ),
     "index: into a folder": (
         "index {model} {bare} --output {nothing}",
-        ["{nothing} is a folder; name a file in it"],
+        ["{nothing} is a folder, which is left alone; name a file"],
     ),
     "index: no such split": (
         "index {model} {scenes} --split test",

@@ -119,9 +119,12 @@ def test_evaluate_prints_what_the_library_gives(cmfah, trained, tmp_path):
 def test_index_of_a_data_set_with_splits(cmfah, trained, tmp_path):
     outcome = cmfah("index", trained.folder, trained.scenes, "--output", tmp_path / "all.index", "--json")
     assert outcome.code == 0, outcome.err
-    assert outcome.document == {"index": str(tmp_path / "all.index"), "items": 64, "bits": 16, "left_out": []}
-    pairs = load_image_text(trained.scenes)
     index = HashIndex.load(tmp_path / "all.index")
+    assert outcome.document == {
+        "index": str(tmp_path / "all.index"), "items": 64, "bits": 16, "model": index.model, "left_out": [],
+        "skipped": {},
+    }  # fmt: skip
+    pairs = load_image_text(trained.scenes)
     assert index.ids.tolist() == [f"{name}/{item}" for name in ("train", "query") for item in pairs[name]["id"]]
     retriever = CrossMediaRetriever.from_pretrained(trained.folder)
     values = retriever.encode_images(pairs["query"]["image"])
@@ -249,7 +252,8 @@ def test_export_writes_what_the_library_does(cmfah, index_file, tmp_path):
         outcome = cmfah(*arguments, "--json")
         assert (outcome.code, outcome.err) == (0, "")
         files = [tmp_path / "command" / to / file.name for file in written]
-        assert outcome.document == {"to": to, "items": 16, "bits": 16, "files": [str(file) for file in files]}
+        known = {"to": to, "items": 16, "bits": 16, "model": index.model}
+        assert outcome.document == {**known, "files": [str(file) for file in files]}
         assert [file.read_bytes() for file in files] == [file.read_bytes() for file in written]
         again = cmfah(*arguments)
         assert (again.code, again.out) == (2, "")

@@ -62,6 +62,10 @@ def test_every_figure_equals_the_metric_on_the_full_score_matrix(ranking):
             assert results.pop(f"{ranking}/{direction}/precision@{k}") == pytest.approx(np.mean(sampled), abs=0.02)
         assert results.pop(f"{ranking}/{direction}/precision@80") == pytest.approx(shared.sum(axis=1).mean() / 80)
     assert results.pop("random/map") == pytest.approx(average_precision(np.zeros(shared.shape), shared).mean())
+    for direction, hash_q, hash_db in (("i2t", image_q, text_db), ("t2i", text_q, image_db)):
+        same = np.broadcast_to(hash_q.mean(axis=0), hash_q.shape)
+        expected = average_precision(scores(same, hash_db, "hamming"), shared).mean()
+        assert results.pop(f"constant/{direction}/map") == pytest.approx(expected, abs=1e-12)
     without = int((~shared.any(axis=1)).sum())
     assert without >= 1
     assert results == {

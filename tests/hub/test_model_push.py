@@ -208,6 +208,11 @@ def test_folders_and_indexes_that_do_not_fit_are_refused_before_anything_is_sent
     index.save(tmp_path / "wide.index")
     with pytest.raises(HashIndexError, match="codes of 32 bits, where 16 were expected"):
         push_run(trained.folder, images_index=tmp_path / "wide.index")
+    index = HashIndex(bits=16, model="0" * 32)
+    index.add(torch.ones(1, 16), ids=["a"])
+    index.save(tmp_path / "foreign.index")
+    with pytest.raises(HashIndexError, match=r"foreign\.index holds codes of another model"):
+        push_run(trained.folder, images_index=tmp_path / "foreign.index")
     with pytest.raises(HashIndexError, match=r"none\.index"):
         push_run(trained.folder, images_index=tmp_path / "none.index")
     with pytest.raises(CheckpointError, match="no such folder"):

@@ -14,6 +14,7 @@ from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.data.loading import resolve_data_path
 from cmfah_hf.errors import CheckpointError, DataError, ImageError, QueryError
 from cmfah_hf.retrieval.codes import pack
+from cmfah_hf.retrieval.fingerprint import check_same_model
 from cmfah_hf.retrieval.index import HashIndex
 
 try:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CODE, _REASON, _FAILURE, _ID = "__code__", "__reason__", "__failure__", "__id__"
+_CODE, _REASON, _FAILURE, _ID, _MODEL = "__code__", "__reason__", "__failure__", "__id__", "__model__"
 # How a worker calls a picture whose id or number only the reader of its answers knows.
 _UNNAMED = "?"
 
@@ -48,6 +49,7 @@ def encode_with_ray(
     num_cpus: float = 1,
     num_gpus: float = 0,
     progress: bool = False,
+    any_model: bool = False,
 ) -> list[str]:
     """Encodes pictures or texts in several processes and adds their codes to an index, batch by batch as they come.
 
@@ -69,6 +71,7 @@ def encode_with_ray(
         num_cpus: CPUs that each takes up.
         num_gpus: GPUs that each takes up; 0 for encoding on CPUs.
         progress: Whether to show Ray's progress bars.
+        any_model: Whether the codes are added to an index whose own another model made.
 
     Returns:
         For each picture that was left out, why.
@@ -76,7 +79,7 @@ def encode_with_ray(
     Raises:
         DataError: If the source is none of these, or lacks a column.
         CheckpointError: If the model cannot be loaded.
-        HashIndexError: If an id is not new, or the codes do not fit the index.
+        HashIndexError: If an id is not new, or the codes do not fit the index, or another model made those that it has.
     """
     if what not in ("images", "texts"):
         raise QueryError(f"what is {what!r}; choose 'images' or 'texts'.")
@@ -102,6 +105,11 @@ def encode_with_ray(
     for batch in encoded.iter_batches(batch_format="pyarrow", batch_size=add_size):
         if batch[_FAILURE].null_count < batch.num_rows:
             raise CheckpointError(batch[_FAILURE].drop_null()[0].as_py())
+        for made_by in batch[_MODEL].unique().to_pylist():  # several, if nodes have found different models
+            if not len(index):
+                index.model = made_by
+            if not any_model:
+                check_same_model(index.model, made_by, "The index")
         ids = batch[_ID].to_pylist() if id_column else list(range(start, start + batch.num_rows))
         start += batch.num_rows
         for item_id, reason in zip(ids, batch[_REASON].to_pylist(), strict=True):
@@ -129,8 +137,10 @@ class _Encoder:
 
         self.what, self.column, self.id_column, self.metadata = what, column, id_column, metadata
         self.failure: str | None = None
+        self.fingerprint: str | None = None
         try:
             self.retriever = CrossMediaRetriever.from_pretrained(model, device=None if gpu else "cpu")
+            self.fingerprint = self.retriever.fingerprint
         except CheckpointError as error:  # sent with the answers: of what is raised here, Ray hands on the text alone
             self.failure = str(error)
 
@@ -152,6 +162,7 @@ class _Encoder:
             _CODE: pa.array(packed, pa.binary()),
             _REASON: pa.array(reasons, pa.string()),
             _FAILURE: pa.array([self.failure] * batch.num_rows, pa.string()),
+            _MODEL: pa.array([self.fingerprint] * batch.num_rows, pa.string()),
         }
         if self.id_column is not None:
             columns[_ID] = batch[self.id_column]

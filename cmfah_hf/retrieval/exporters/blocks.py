@@ -162,6 +162,12 @@ def whole_folder(path: str | os.PathLike, overwrite: bool, own_files: str) -> It
         _refuse_existing(path, overwrite, own_files)
 
 
+def model_note(index: HashIndex) -> str:
+    """What an export's description says of the model whose codes it holds: queries have to be made by the same one."""
+    fingerprint = re.sub(r"[^0-9A-Za-z-]", "", str(index.model))  # an index can come from anywhere
+    return f"Hash codes of the cmfah model with the fingerprint {fingerprint}"
+
+
 def query_rows(hash_values: Any) -> np.ndarray:
     """Queries as a matrix: `(K,)` as one row."""
     values = as_array(hash_values)

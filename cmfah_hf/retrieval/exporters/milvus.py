@@ -21,6 +21,7 @@ from cmfah_hf.retrieval.exporters.blocks import (
     blocks_of,
     check_name,
     columns_of,
+    model_note,
     packed_queries,
     whole_folder,
 )
@@ -154,6 +155,7 @@ def _collection(
     ]
     return {
         "collectionName": name,
+        **({"description": model_note(index)} if index.model else {}),
         "schema": {"autoID": False, "enableDynamicField": False, "fields": fields},
         "indexParams": [{"fieldName": CODE, "indexName": CODE, "indexType": "BIN_FLAT", "metricType": "HAMMING"}],
     }

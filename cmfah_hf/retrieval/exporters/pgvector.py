@@ -19,6 +19,7 @@ from cmfah_hf.retrieval.exporters.blocks import (
     blocks_of,
     check_name,
     columns_of,
+    model_note,
     packed_queries,
     whole_folder,
 )
@@ -72,6 +73,8 @@ def export_pgvector(
             for number, block in enumerate(blocks_of(index, _TARGET, columns)):
                 if not number:
                     load.write(_table_statements(name, index.bits, block, columns))
+                    if index.model:
+                        load.write(f"COMMENT ON TABLE \"{name}\" IS '{model_note(index)}';\n")
                     load.write(f'COPY "{name}" ({fields}) FROM stdin;\n')
                 load.write(_copy_lines(block, columns))
             load.write(f'\\.\n\nALTER TABLE "{name}" ADD PRIMARY KEY ("{ID}");\nCOMMIT;\nANALYZE "{name}";\n')

@@ -22,6 +22,7 @@ from cmfah_hf.retrieval.exporters.blocks import (
     blocks_of,
     check_name,
     columns_of,
+    model_note,
     packed_queries,
     query_rows,
     whole_folder,
@@ -77,6 +78,7 @@ def export_vespa(
                     feed.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
         id_type = "string" if pa.types.is_string(block.ids.type) else "long"
         with (folder / f"{name}.sd").open("w", encoding="utf-8", newline="\n") as schema:
+            schema.write(f"# {model_note(index)}\n" if index.model else "")
             schema.write(_schema(name, index.bits, id_type, columns))
     return sorted(Path(path).iterdir())
 

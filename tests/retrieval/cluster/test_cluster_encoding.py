@@ -57,6 +57,14 @@ def test_pictures_of_a_data_set_with_metadata_into_shards(ray_cluster, trained, 
         assert len(found) == 3
         assert all(reason in caplog.text for reason in found)
         assert len(index) == len(expected) == 21
+        assert index.model == retriever.fingerprint
+        index.save()
+    with ShardedHashIndex.load(tmp_path / "index", num_cpus=0.5) as index:
+        assert index.model == retriever.fingerprint
+        retriever.images = index
+        index.model = "0" * 32
+        with pytest.raises(HashIndexError, match="codes of another model"):
+            retriever.search(text="boat")
         queries = np.random.default_rng(0).normal(size=(4, 16)) / 16
         for metric in ("hamming", "aqd"):
             here, there = index.search(queries, 21, metric), expected.search(queries, 21, metric)
@@ -104,3 +112,17 @@ def test_what_cannot_be_encoded_is_named(ray_cluster, trained, pairs, tmp_path):
         with pytest.raises(error, match=message):
             act()
     assert len(index) == 0
+
+
+def test_codes_of_another_model_are_not_mixed_in(ray_cluster, trained, retriever, pairs):
+    index = HashIndex(16, model="0" * 32)
+    index.add(np.ones((1, 16)), ids=["theirs"])
+    with pytest.raises(HashIndexError, match="The index holds codes of another model"):
+        encode_with_ray(pairs, trained.folder, index)
+    assert index.ids.tolist() == ["theirs"]
+    encode_with_ray(pairs, trained.folder, index, any_model=True)
+    assert (len(index), index.model) == (22, "0" * 32)
+    index = HashIndex(16)  # by hand
+    index.add(np.ones((1, 16)), ids=["by hand"])
+    encode_with_ray(pairs, trained.folder, index)
+    assert (len(index), index.model) == (22, None)

@@ -1,0 +1,96 @@
+"""The image files below a folder, and a count of everything else that lies there."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cmfah_hf.data.images import image_endings
+from cmfah_hf.errors import DataError
+
+# Reasons other than an ending.
+HIDDEN, NO_ENDING, SPECIAL = "hidden", "no ending", "special files"
+LINKED_FOLDERS, LINKS_OUT, CLOSED = "linked folders", "links that leave the folder", "folders that cannot be read"
+# What programs and systems leave among photos: thumbnails, copies of deleted files, halves of files from a Mac.
+_LEFT_BY_PROGRAMS = frozenset(
+    ("@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "thumbs.db", "ehthumbs.db", "desktop.ini")
+)
+_MOST_REASONS = 20
+_HEIF_ENDINGS = frozenset((".heic", ".heif", ".heics", ".heifs", ".hif"))
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files, and what was passed over.
+
+    Attributes:
+        files: In the order of their paths.
+        skipped: How often what was not taken: by the ending in lower case, such as `.heic`, or by the reason.
+    """
+
+    files: list[Path]
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+
+def find_image_files(folder: Path, hidden: bool = False) -> ImageFiles:
+    """The files below a folder that are images by their ending.
+
+    Links to folders are not followed. A link to a file is, if the file lies below the folder.
+
+    Args:
+        folder: Where to look.
+        hidden: Whether hidden files and folders, and those of thumbnails and of deleted files, are taken too.
+
+    Raises:
+        DataError: If there is none.
+    """
+    files: list[Path] = []
+    skipped: Counter[str] = Counter()
+    root = folder.resolve()
+    closed: list[OSError] = []
+    for parent, folders, names in os.walk(folder, onerror=closed.append):
+        below = Path(parent)
+        visible = [name for name in folders if hidden or not is_hidden(name)]
+        skipped[HIDDEN] += len(folders) - len(visible)
+        skipped[LINKED_FOLDERS] += sum((below / name).is_symlink() for name in visible)
+        folders[:] = visible
+        for name in names:
+            path = below / name
+            reason = _reason_to_skip(path, root, hidden)
+            if reason is None:
+                files.append(path)
+            else:
+                skipped[reason] += 1
+    skipped[CLOSED] = len(closed)
+    kept = {reason: count for reason, count in sorted(skipped.items(), key=lambda own: (-own[1], own[0])) if count}
+    if not files:
+        found = f" ({describe_skipped(kept)} there)" if kept else ""
+        raise DataError(f"{folder}: no image below this folder{found}; give the folder that holds them.")
+    return ImageFiles(sorted(files), kept)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is left out: hidden, or left by a program among photos."""
+    return name.startswith(".") or name.lower() in _LEFT_BY_PROGRAMS
+
+
+def describe_skipped(skipped: Mapping[str, int]) -> str:
+    """What was passed over, for people: `".heic 12, hidden 1, pip install pillow-heif to read HEIC"`."""
+    parts = [f"{reason} {count:,}" for reason, count in skipped.items()][:_MOST_REASONS]
+    if len(skipped) > len(parts):
+        parts.append(f"{len(skipped) - len(parts)} more endings")
+    if any(reason in _HEIF_ENDINGS for reason in skipped):
+        parts.append("pip install pillow-heif to read HEIC")
+    return ", ".join(parts)
+
+
+def _reason_to_skip(path: Path, root: Path, hidden: bool) -> str | None:
+    if not hidden and is_hidden(path.name):
+        return HIDDEN
+    ending = path.suffix.lower()
+    if ending not in image_endings():
+        return ending or NO_ENDING
+    if path.is_symlink() and not path.resolve().is_relative_to(root):
+        return LINKS_OUT
+    return None if path.is_file() else SPECIAL

@@ -1,0 +1,103 @@
+"""The fingerprint of a model: a digest of everything that makes its codes, which ties an index to the model.
+
+The weights, the settings that the towers encode by, the processor, and the expander of queries. Neither file names nor
+what only training needs are in it: a run's folder, its checkpoint and its copy on the Hub have the same fingerprint.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cmfah_hf.errors import HashIndexError
+from cmfah_hf.models import CMFAHModel, CMFAHProcessor
+
+if TYPE_CHECKING:
+    from cmfah_hf.expansion import GraphExpander
+
+# Settings that change the codes of equal weights. All others show in the tensors' names and shapes, or only train.
+_MODEL_SETTINGS = (
+    "normalize_regions",
+    "attention",
+    "guidance",
+    "image_temperature",
+    "text_temperature",
+    "use_lstm",
+    "image_pooling",
+    "text_pooling",
+    "normalize_features",
+)
+_IMAGE_SETTINGS = (
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
+_BACKBONE_SETTINGS = ("model_type", "hidden_act", "out_features")
+
+
+def fingerprint_of(model: CMFAHModel, processor: CMFAHProcessor, expander: "GraphExpander | None" = None) -> str:
+    """The fingerprint as 32 hexadecimal digits. It reads all weights once, about a gigabyte a second.
+
+    Floating-point weights count as float32, so a wider `dtype` at loading changes nothing; a narrower one rounds the
+    weights and makes another model of them.
+
+    Args:
+        model: The towers.
+        processor: Their processor.
+        expander: What expands the texts, if anything does.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    config, tokenizer = model.config, processor.tokenizer
+    image_settings = processor.image_processor.to_dict()
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    described = {
+        "model": {name: getattr(config, name) for name in _MODEL_SETTINGS},
+        "backbone": config.backbone
+        or {name: getattr(config.backbone_config, name, None) for name in _BACKBONE_SETTINGS},
+        "images": {name: image_settings.get(name) for name in _IMAGE_SETTINGS},
+        "words": [vocabulary, backend["normalizer"], backend["pre_tokenizer"], tokenizer.unk_token],
+        "expander": None if expander is None else expander.digest,
+    }
+    digest.update(json.dumps(described, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
+        digest.update(f"{name}{tuple(values.shape)}".encode())
+        digest.update(values.numpy().data.cast("B") if values.numel() else b"")
+    return digest.hexdigest()
+
+
+def state_of(model: CMFAHModel, *parts: Any) -> tuple:
+    """A value that changes whenever a weight is replaced or changed in place, or a part is another object."""
+    tensors: Iterable[torch.Tensor] = chain(model.parameters(), model.buffers())
+    versions = ((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+    return (id(model), *map(id, parts), *versions)
+
+
+def check_same_model(made_by: str | None, ours: str, index: str) -> None:
+    """Refuse an index whose codes another model made. One without a fingerprint is taken as it is.
+
+    Args:
+        made_by: The index's fingerprint.
+        ours: The model's.
+        index: What to call the index in the error.
+
+    Raises:
+        HashIndexError: If they differ.
+    """
+    if made_by is not None and made_by != ours:
+        raise HashIndexError(
+            f"{index} holds codes of another model (fingerprint {made_by[:8]}; of this one {ours[:8]}), with which its "
+            "own cannot be compared; take the model that made it, or make a new index. If you know that the codes fit, "
+            "pass any_model=True (--any-model)."
+        )

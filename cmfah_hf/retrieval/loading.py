@@ -1,0 +1,187 @@
+"""The parts of a trained model, from a folder or from the Hub: located, checked against each other, loaded."""
+
+import logging
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
+from transformers.utils import CONFIG_NAME
+from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import is_offline_mode
+
+from cmfah_hf.documents import file_of
+from cmfah_hf.errors import CheckpointError, HubConnectionError, HubError, HubServerError
+from cmfah_hf.expansion import GraphExpander
+from cmfah_hf.hub_access import hub_errors, hub_file
+from cmfah_hf.models import METHODS, CMFAHModel, CMFAHProcessor
+from cmfah_hf.models.model_files import ModelFileError, hub_arguments, is_folder, pinned, read_object
+from cmfah_hf.models.model_files import find_file as model_file
+
+logger = logging.getLogger(__name__)
+
+# Seconds before each further attempt where the Hub is there but busy.
+_WAITS = (1, 2)
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+
+
+def load_parts(
+    source: str, kwargs: dict[str, Any]
+) -> tuple[CMFAHModel, CMFAHProcessor, GraphExpander | None, dict[str, Any]]:
+    """The towers, their processor and their expander, all of one commit where they come from the Hub.
+
+    Args:
+        source: A folder or a Hub id.
+        kwargs: Those of `from_pretrained`.
+
+    Returns:
+        The three, and the arguments by which further files of the same commit are found.
+
+    Raises:
+        CheckpointError: If there is no model, or it lacks a part, or the Hub cannot be reached.
+    """
+    kwargs = check_source(source, kwargs)
+    config_file = find_file(source, CONFIG_NAME, kwargs)
+    if config_file is None:
+        raise _without_config(source, "a folder" if is_folder(source) else "a repository")
+    kwargs |= pinned(source, config_file, hub_arguments(kwargs))
+    model, report = _load(_towers_class(config_file), source, {**kwargs, "output_loading_info": True})
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"{source}: {len(missing)} of the model's tensors are missing, {missing[0]!r} first; save it again."
+        )
+    processor = _load(CMFAHProcessor, source, kwargs)
+    tokenizer = processor.tokenizer
+    if len(tokenizer) != model.config.vocab_size or tokenizer.pad_token_id != model.config.pad_token_id:
+        raise CheckpointError(
+            f"{source}: its tokenizer is not the one that its model was trained with; save both again."
+        )
+    found = [find_file(source, f"expander.{end}", kwargs) for end in ("json", "safetensors")]
+    if any(found):  # what the Hub has of its knowledge has to be here as well when it is read
+        for end in ("json", "safetensors"):
+            find_file(source, f"knowledge.{end}", kwargs)
+    folder = next((path.parent for path in found if path is not None), None)
+    return model, processor, GraphExpander.load(folder) if folder is not None else None, kwargs
+
+
+def check_source(source: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what is neither a folder nor a model on the Hub, by one request, before any file is asked for.
+
+    Returns:
+        The arguments, with `local_files_only` where the Hub cannot be reached and the cache has the model.
+
+    Raises:
+        CheckpointError: If there is no such folder and no such model, or the Hub cannot be asked.
+    """
+    if is_folder(source):
+        return kwargs
+    _require_hub_id(source)
+    revision, subfolder = kwargs.get("revision"), kwargs.get("subfolder")
+    name = f"{subfolder}/{CONFIG_NAME}" if subfolder else CONFIG_NAME
+    cached = try_to_load_from_cache(source, name, cache_dir=kwargs.get("cache_dir"), revision=revision)
+    if is_offline_mode() or kwargs.get("local_files_only"):
+        if isinstance(cached, str):
+            return kwargs
+        raise CheckpointError(
+            f"{source}: there is no such folder, nor a copy of such a model in the cache, and offline the Hub is not "
+            "asked; check the name, or go online."
+        )
+    try:
+        _ask_hub(source, hf_hub_url(source, name, revision=revision), kwargs.get("token"))
+    except (HubConnectionError, HubServerError) as error:
+        if not isinstance(cached, str):
+            raise _not_there(source, error) from error
+        logger.warning("%s The copy in the cache is used.", error)
+        return {**kwargs, "local_files_only": True}
+    except HubError as error:
+        raise _not_there(source, error) from error
+    return kwargs
+
+
+def find_file(source: str, name: str, kwargs: dict[str, Any]) -> Path | None:
+    """The path of one file of a model, downloaded if need be; None where the model has no such file.
+
+    Raises:
+        CheckpointError: If it cannot be downloaded, or leads out of the model's folder.
+    """
+    if is_folder(source):
+        try:
+            return model_file(source, name, hub_arguments(kwargs))
+        except ModelFileError as error:
+            raise CheckpointError(str(error)) from error
+    options = {option: kwargs[option] for option in _HUB_OPTIONS if kwargs.get(option) is not None}
+    found = hub_file(source, name, error=CheckpointError, **options)
+    return None if found is None else Path(found)
+
+
+def _require_hub_id(source: str) -> None:
+    looks_like_path = source.startswith((".", "/", "~")) or "\\" in source or source.count("/") != 1
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        looks_like_path = True
+    if not looks_like_path:
+        return
+    if file_of(source) is not None:
+        raise CheckpointError(f"{source}: this is a file; give the folder that a training run has left.")
+    raise CheckpointError(
+        f"{source}: neither a folder nor the id of a model on the Hub, which is 'owner/name'; check the path."
+    )
+
+
+def _ask_hub(source: str, url: str, token: str | bool | None) -> None:
+    for wait in (*_WAITS, None):
+        try:
+            with hub_errors(source, token=token if isinstance(token, str) else None):
+                try:  # without the client's own attempts: a slip in a path would wait for all of them
+                    get_hf_file_metadata(url, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+                except RemoteEntryNotFoundError as error:
+                    raise _without_config(source, "a repository") from error
+            return
+        except HubServerError:
+            if wait is None:
+                raise
+        time.sleep(wait)
+
+
+def _without_config(source: str, what: str) -> CheckpointError:
+    return CheckpointError(f"{source}: {what} without a {CONFIG_NAME}; give one that a training run has left.")
+
+
+def _not_there(source: str, error: HubError) -> CheckpointError:
+    return CheckpointError(f"{source}: no folder of this name here, and {str(error).removeprefix(f'{source}: ')}")
+
+
+def _towers_class(config_file: Path) -> type[CMFAHModel]:
+    """The towers of the method that a configuration names; of another one, or a broken one, CMFAH's, which say so."""
+    try:
+        found = read_object(config_file).get("model_type")
+    except (OSError, ModelFileError):
+        found = None
+    return METHODS[found if isinstance(found, str) and found in METHODS else "cmfah"].model
+
+
+def _load(part: type, source: str, kwargs: dict[str, Any]) -> Any:
+    # A bar for reading a few dozen tensors from a file is noise, above all around an error's one line.
+    hook = transformers_logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
+    try:
+        with nullcontext() if is_folder(source) else hub_errors(source, CheckpointError):
+            return part.from_pretrained(source, **kwargs)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        reason = _reason(error)
+        raise CheckpointError(f"{source}: no {part.__name__} can be loaded from there ({reason}).") from error
+    except RuntimeError as error:
+        raise CheckpointError(f"{source}: the shapes of its tensors are not those of its {CONFIG_NAME}.") from error
+    finally:
+        transformers_logging.set_tqdm_hook(hook)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

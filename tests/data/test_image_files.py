@@ -1,0 +1,102 @@
+"""What is taken below a folder of images, and what is counted instead."""
+
+import os
+import sys
+import types
+
+import pytest
+from PIL import Image
+
+from cmfah_hf.data import images
+from cmfah_hf.data.image_files import describe_skipped, find_image_files
+from cmfah_hf.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "photos"
+    names = [
+        "a.jpg", "b.JPEG", "deep/c.png", "deep/d.webp", "one.heic", "two.HEIC", "draw.svg", "raw.CR2", "film.mp4",
+        "deep/film.MP4", "README", "notes.txt", "scan.pdf", "matrix.h5", ".hidden.jpg", "._a.jpg", ".thumbnails/t.jpg",
+        "@eaDir/a.jpg/thumb.jpg", "__MACOSX/._b.jpg", "Thumbs.db", "deep/desktop.ini",
+    ]  # fmt: skip
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.lower().endswith((".jpg", ".jpeg", ".png", ".webp")):
+            Image.new("RGB", (8, 8)).save(root / name)
+        else:
+            (root / name).write_bytes(b"something")
+    return root
+
+
+def names_of(found, root):
+    return [path.relative_to(root).as_posix() for path in found.files]
+
+
+def test_images_are_taken_and_the_rest_is_counted(folder):
+    found = find_image_files(folder)
+    assert names_of(found, folder) == ["a.jpg", "b.JPEG", "deep/c.png", "deep/d.webp"]
+    assert found.skipped == {
+        "hidden": 7, ".heic": 2, ".mp4": 2, ".cr2": 1, ".h5": 1, ".pdf": 1, ".svg": 1, ".txt": 1, "no ending": 1,
+    }  # fmt: skip
+    assert next(iter(found.skipped)) == "hidden"  # the most frequent first
+    told = describe_skipped(found.skipped)
+    assert ".heic 2" in told
+    assert told.endswith("pip install pillow-heif to read HEIC")
+    assert "pillow-heif" not in describe_skipped({".mp4": 3})
+
+
+def test_hidden_ones_on_demand(folder):
+    found = find_image_files(folder, hidden=True)
+    assert {".hidden.jpg", "._a.jpg", ".thumbnails/t.jpg", "@eaDir/a.jpg/thumb.jpg", "__MACOSX/._b.jpg"} < set(
+        names_of(found, folder)
+    )
+    assert found.skipped[".db"] == 1
+    # Whoever names a hidden folder means it.
+    assert names_of(find_image_files(folder / ".thumbnails"), folder) == [".thumbnails/t.jpg"]
+
+
+def test_links_and_special_files(folder, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    Image.new("RGB", (8, 8)).save(outside / "private.png")
+    (folder / "linked").symlink_to(outside)
+    (folder / "loop").symlink_to(folder)
+    (folder / "out.png").symlink_to(outside / "private.png")
+    (folder / "in.png").symlink_to(folder / "deep" / "c.png")
+    (folder / "nowhere.png").symlink_to(folder / "absent.png")
+    os.mkfifo(folder / "pipe.png")
+    found = find_image_files(folder)
+    assert names_of(found, folder) == ["a.jpg", "b.JPEG", "deep/c.png", "deep/d.webp", "in.png"]
+    assert found.skipped["linked folders"] == 2
+    assert found.skipped["links that leave the folder"] == 1
+    assert found.skipped["special files"] == 2  # the pipe, and the link to nothing
+
+
+def test_a_folder_without_images_says_what_is_there_instead(folder, tmp_path):
+    (tmp_path / "apple").mkdir()
+    for number in range(3):
+        (tmp_path / "apple" / f"{number}.heic").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"no image below this folder \(\.heic 3, pip install pillow-heif"):
+        find_image_files(tmp_path / "apple")
+
+
+def test_heic_is_taken_where_it_can_be_read(folder, monkeypatch):
+    def register():
+        Image.register_open("HEIF", None, None)
+        Image.register_extension("HEIF", ".heic")
+
+    module = types.ModuleType("pillow_heif")
+    module.__spec__ = types.SimpleNamespace(name="pillow_heif")
+    module.register_heif_opener = register
+    monkeypatch.setitem(sys.modules, "pillow_heif", module)
+    monkeypatch.setattr(images, "find_spec", lambda name: module.__spec__)
+    caches = images.image_endings, images._register_heif
+    try:
+        for cached in caches:
+            cached.cache_clear()
+        assert {"one.heic", "two.HEIC"} < set(names_of(find_image_files(folder), folder))
+    finally:
+        Image.OPEN.pop("HEIF", None), Image.ID.remove("HEIF"), Image.EXTENSION.pop(".heic", None)
+        for cached in caches:
+            cached.cache_clear()

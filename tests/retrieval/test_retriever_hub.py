@@ -1,0 +1,102 @@
+"""A model's name that is a slip, a Hub that is away or fails: refused in one line, at once, and as what it is."""
+
+import shutil
+import time
+
+import pytest
+from hub_server import HubServer
+from hub_server.client import use_hub
+
+from cmfah_hf import hub_requests
+from cmfah_hf.errors import CheckpointError
+from cmfah_hf.hub_requests import Limits
+from cmfah_hf.retrieval import CrossMediaRetriever
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, trained):
+    with HubServer() as server:
+        use_hub(server, tmp_path, monkeypatch)
+        monkeypatch.setenv("HF_TOKEN", "hf_writer")
+        monkeypatch.setattr(hub_requests, "READING", Limits(answer_s=1.0, patience_s=2.0))
+        files = {path.name: path.read_bytes() for path in trained.folder.iterdir() if path.is_file()}
+        server.add("org/model", {name: own for name, own in files.items() if not name.endswith(".bin")}, "model")
+        yield server
+
+
+def refused(source, within, **options) -> str:
+    start = time.monotonic()
+    with pytest.raises(CheckpointError) as caught:
+        CrossMediaRetriever.from_pretrained(source, **options)
+    assert time.monotonic() - start < within
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["./runs/model", "../model", "/nowhere/model", "~/model", "runs/first/model", "C:\\models\\one", "model", "a b/c",
+     "", "owner/..", "o\0/n", "o\nn/x", "x" * 5000, "owner/" + "y" * 300, "/dev/zero", "/dev/fd/0"],
+)  # fmt: skip
+def test_what_looks_like_a_path_is_not_asked_of_the_hub(hub, source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = refused(source, within=2)
+    assert "neither a folder nor the id of a model on the Hub, which is 'owner/name'; check the path." in message
+    assert hub.log == []
+
+
+def test_a_file_in_the_place_of_a_folder_is_named_so(trained):
+    path = trained.folder / "model.safetensors"
+    assert refused(path, within=2) == f"{path}: this is a file; give the folder that a training run has left."
+
+
+def test_what_the_hub_says_is_told_apart(hub):
+    assert "no such repository on the Hub" in refused("org/modle", within=5)
+    assert "no such revision" in refused("org/model", within=5, revision="v9")
+    hub.add("org/empty", {"README.md": b"nothing"}, "model")
+    assert "without a config.json" in refused("org/empty", within=5)
+    hub.fail("HEAD /org/.*", status=503, times=None)
+    message = refused("org/model", within=8)
+    assert "failing or busy" in message
+    assert "503" in message
+    assert "no such repository" not in message
+
+
+def test_a_mute_hub_and_no_network_end_soon(hub, monkeypatch):
+    from huggingface_hub import constants
+
+    hub.mute("HEAD /org/.*")
+    assert "no connection to the Hub" in refused("org/model", within=8)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+    message = refused("runs/first", within=5)
+    assert message.startswith("runs/first: no folder of this name here, and there is no connection to the Hub")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "offline the Hub is not asked" in refused("runs/first", within=2)
+
+
+def test_without_network_a_model_of_the_cache_is_used_at_once(hub, monkeypatch, caplog, trained):
+    from huggingface_hub import constants
+
+    before = CrossMediaRetriever.from_pretrained("org/model")
+    assert before.fingerprint == CrossMediaRetriever.from_pretrained(trained.folder).fingerprint
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+    start = time.monotonic()
+    again = CrossMediaRetriever.from_pretrained("org/model")
+    assert time.monotonic() - start < 10
+    assert again.fingerprint == before.fingerprint
+    assert again.expander.digest == before.expander.digest
+    assert "The copy in the cache is used." in caplog.text
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert CrossMediaRetriever.from_pretrained("org/model").fingerprint == before.fingerprint
+
+
+def test_a_folder_s_code_is_neither_run_nor_asked_about(trained, tmp_path):
+    folder = tmp_path / "hostile"
+    shutil.copytree(trained.folder, folder, ignore=shutil.ignore_patterns("checkpoint-*", "plots"))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Tokenizer: pass\n")
+    for name in ("tokenizer_config.json", "processor_config.json"):
+        text = (folder / name).read_text(encoding="utf-8")
+        hostile = '{"auto_map": {"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"], "AutoProcessor": "evil.P"},'
+        (folder / name).write_text(text.replace("{", hostile, 1), encoding="utf-8")
+    assert CrossMediaRetriever.from_pretrained(folder).model.config.hash_bits == 16
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,176 @@
+"""An index belongs to the model that made its codes: the fingerprint, and where it is checked."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from cmfah_hf.errors import HashIndexError
+from cmfah_hf.expansion import GraphExpander
+from cmfah_hf.models import CMFAHForPreTraining, CMFAHModel, CMFAHProcessor
+from cmfah_hf.retrieval import EXPORTERS, CrossMediaRetriever, HashIndex
+
+
+@pytest.fixture(scope="module")
+def pictures(trained):
+    return sorted((trained.scenes / "query").glob("*.png"))
+
+
+@pytest.fixture
+def retriever(trained):
+    return CrossMediaRetriever.from_pretrained(trained.folder)
+
+
+@pytest.fixture(scope="module")
+def other_model(trained, tmp_path_factory):
+    """The same model with other weights in one layer, which only the codes show."""
+    folder = tmp_path_factory.mktemp("other") / "model"
+    shutil.copytree(trained.folder, folder, ignore=shutil.ignore_patterns("checkpoint-*", "plots"))
+    model = CMFAHForPreTraining.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.cmfah.image_model.hash_head.parameters():
+            parameter.neg_()
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def foreign_index(other_model, pictures, tmp_path):
+    other = CrossMediaRetriever.from_pretrained(other_model)
+    other.add_images(pictures[:4])
+    other.images.save(tmp_path / "foreign.index")
+    return tmp_path / "foreign.index"
+
+
+def test_the_fingerprint_is_that_of_what_makes_the_codes(trained, retriever, tmp_path):
+    """Not of file names, of what only training needs, or of the precision of the arithmetic."""
+    shutil.copytree(trained.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint-*", "plots"))
+    moved = CrossMediaRetriever.from_pretrained(tmp_path / "copy")
+    assert moved.fingerprint == retriever.fingerprint
+    assert len(retriever.fingerprint) == 32
+    (tmp_path / "copy" / "model.safetensors").unlink()
+    retriever.model.save_pretrained(tmp_path / "copy", max_shard_size="10KB")  # the towers alone, in several files
+    assert len(list((tmp_path / "copy").glob("model-*.safetensors"))) > 1
+    assert CrossMediaRetriever.from_pretrained(tmp_path / "copy").fingerprint == retriever.fingerprint
+    wide = CrossMediaRetriever.from_pretrained(trained.folder, dtype=torch.float64)
+    assert wide.fingerprint == retriever.fingerprint
+    parts = CMFAHModel, CMFAHProcessor
+    in_memory = CrossMediaRetriever(
+        *(part.from_pretrained(trained.folder) for part in parts), GraphExpander.load(trained.folder)
+    )
+    assert in_memory.fingerprint == retriever.fingerprint
+
+
+@pytest.mark.parametrize("part", ["a weight", "mean", "size", "words", "expander", "its setting", "temperature"])
+def test_whatever_changes_the_codes_changes_the_fingerprint(retriever, part):
+    before, processor = retriever.fingerprint, retriever.processor
+    if part == "a weight":
+        with torch.no_grad():
+            next(retriever.model.text_model.parameters()).view(-1)[-1].add_(1e-3)
+    elif part == "expander":
+        retriever.expander = None
+    elif part == "its setting":
+        retriever.expander = GraphExpander(top_k=1).fit(["boat sun", "sun sea"])
+    elif part == "temperature":
+        retriever.model.config.text_temperature = 3.0
+        retriever = CrossMediaRetriever(retriever.model, processor, retriever.expander)
+    else:
+        retriever.processor = CMFAHProcessor.from_vocabulary(
+            retriever.model.config,
+            _vocabulary(processor)[:: -1 if part == "words" else 1],
+            image_mean=[0.1, 0.2, 0.3] if part == "mean" else processor.image_processor.image_mean,
+            image_std=processor.image_processor.image_std,
+        )
+        if part == "size":
+            retriever.processor.image_processor.size = {"height": 16, "width": 16}
+    assert retriever.fingerprint != before
+
+
+def _vocabulary(processor):
+    entries = sorted(processor.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    return [word for word, _ in entries[2:]]
+
+
+def test_an_equal_processor_is_the_same(retriever):
+    before, image_processor = retriever.fingerprint, retriever.processor.image_processor
+    retriever.processor = CMFAHProcessor.from_vocabulary(
+        retriever.model.config,
+        _vocabulary(retriever.processor),
+        image_processor.image_mean,
+        image_processor.image_std,
+    )
+    assert retriever.fingerprint == before
+
+
+def test_it_is_computed_once_and_only_when_an_index_is_filled(retriever, pictures, monkeypatch):
+    calls = []
+    compute = CMFAHModel.state_dict
+    monkeypatch.setattr(CMFAHModel, "state_dict", lambda *args: calls.append(1) or compute(*args))
+    retriever.encode_images(pictures[:1])
+    assert calls == []
+    retriever.add_images(pictures[:2])
+    retriever.search(text="boat", k=1)
+    retriever.add_texts(["boat"])
+    assert calls == [1]
+
+
+def test_an_index_of_another_model_is_refused_on_search_and_add(retriever, foreign_index, pictures):
+    with pytest.raises(HashIndexError) as caught:
+        retriever.load_index(foreign_index)
+    own, foreign = retriever.fingerprint, HashIndex.load(foreign_index).model
+    assert own != foreign
+    for part in (str(foreign_index), foreign[:8], own[:8], "any_model=True"):
+        assert part in str(caught.value)
+    for name in ("images", "texts"):
+        with pytest.raises(HashIndexError, match="codes of another model"):
+            setattr(retriever, name, HashIndex.load(foreign_index))
+    knowing = CrossMediaRetriever(retriever.model, retriever.processor, retriever.expander, any_model=True)
+    knowing.images = knowing.load_index(foreign_index)
+    knowing.add_images(pictures[4:6])
+    assert len(knowing.images) == 6
+    assert knowing.images.model == foreign
+    assert knowing.search(text="boat", k=2).ids.shape == (1, 2)
+
+
+def test_weights_that_were_trained_on_are_another_model(retriever, pictures):
+    retriever.add_images(pictures[:3])
+    with torch.no_grad():
+        next(retriever.model.image_model.hash_head.parameters()).mul_(-1)
+    for use in (lambda: retriever.search(text="boat"), lambda: retriever.add_images(pictures[3:5])):
+        with pytest.raises(HashIndexError, match="codes of another model"):
+            use()
+
+
+def test_indexes_made_by_hand_stay_as_they_are(retriever, pictures, tmp_path):
+    by_hand = HashIndex(16)
+    by_hand.add(np.ones((3, 16)), ids=["a", "b", "c"])
+    by_hand.save(tmp_path / "hand.index")
+    retriever.images = retriever.load_index(tmp_path / "hand.index")
+    retriever.add_images(pictures[:2])
+    assert retriever.images.model is None
+    assert retriever.search(text="boat", k=5).ids.shape == (1, 5)
+    retriever.images = HashIndex(16)  # an empty one belongs to whoever fills it
+    retriever.add_images(pictures[:2])
+    retriever.images.save(tmp_path / "own.index")
+    assert HashIndex.load(tmp_path / "own.index").model == retriever.fingerprint
+
+
+def test_an_index_next_to_the_model_is_checked(trained, other_model, retriever, pictures, tmp_path):
+    shutil.copytree(trained.folder, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*", "plots"))
+    retriever.add_images(pictures[:3])
+    retriever.images.save(tmp_path / "run" / "pictures.index")
+    assert len(CrossMediaRetriever.from_pretrained(tmp_path / "run", index=True).images) == 3
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(other_model / name, tmp_path / "run" / name)
+    with pytest.raises(HashIndexError, match=r"pictures\.index holds codes of another model"):
+        CrossMediaRetriever.from_pretrained(tmp_path / "run", index=True)
+    assert len(CrossMediaRetriever.from_pretrained(tmp_path / "run", index=True, any_model=True).images) == 3
+
+
+@pytest.mark.parametrize("to", sorted(EXPORTERS))
+def test_an_export_says_which_model_its_queries_need(retriever, pictures, tmp_path, to):
+    retriever.add_images(pictures[:3])
+    files = EXPORTERS[to](retriever.images, tmp_path / to)
+    described = [file.name for file in files if retriever.fingerprint in file.read_bytes().decode("utf-8", "replace")]
+    assert described == [{"milvus": "collection.json", "pgvector": "load.sql", "vespa": "cmfah.sd"}[to]]
