@@ -4,6 +4,7 @@ The JSON carries the checksum of the arrays, so a flipped bit, a cut file and tw
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os

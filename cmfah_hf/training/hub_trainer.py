@@ -107,7 +107,6 @@ class HubTrainer(ResumingTrainer):
         """
         if not self.is_world_process_zero():
             return
-        from cmfah_hf.atomic import write_text
         from cmfah_hf.data.dataset_card import CARD_NAME
         from cmfah_hf.hub.finished_run import read_run
         from cmfah_hf.hub.model_card import make_model_card
