@@ -25,13 +25,6 @@ from cmfah_hf.retrieval.retriever import PICTURES_INDEX, TEXTS_INDEX
 TRAINING_VARIANT = "pretraining"
 TRAINING_WEIGHTS = "pretraining.safetensors"
 TRAINING_INDEX = "model.safetensors.index.pretraining.json"
-_WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-# What a tokenizer or a processor needs of its configuration; not the code (`auto_map`) or the chat template in it.
-_TOKENIZER_KEYS = (
-    *("clean_up_tokenization_spaces", "model_input_names", "model_max_length", "pad_token", "unk_token"),
-    *("padding_side", "processor_class", "split_special_tokens", "tokenizer_class"),
-)
-_PROCESSOR_KEYS = ("image_processor", "processor_class")
 # Of any part of a configuration: code, and what somebody else's library would do with the weights.
 _FOREIGN_KEYS = ("auto_map", "custom_pipelines", "chat_template", "quantization_config", "trust_remote_code")
 
@@ -51,12 +44,12 @@ def write_model(folder: Path, target: Path) -> None:
     """
     from safetensors import SafetensorError
 
-    from cmfah_hf.models import CrossModalRetrievalPipeline
+    from cmfah_hf.models import CMFAHProcessor, CrossModalRetrievalPipeline
 
     with _no_bars():
         try:
             towers, whole, report = _load_model(folder)
-            processor = _load_processor(folder, target)
+            processor = CMFAHProcessor.from_pretrained(folder)
         except CheckpointError:
             raise
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, *_setting_errors()) as error:
@@ -105,8 +98,6 @@ def is_ours(path: str) -> bool:
 
 def _load_model(folder: Path) -> tuple[Any, Any | None, Mapping[str, Any]]:
     """The towers, the whole for training if it is there, and what loading them reports."""
-    from safetensors.torch import load_file
-
     from cmfah_hf.models import METHODS
 
     config_file = own_file(folder, "config.json")
@@ -117,65 +108,12 @@ def _load_model(folder: Path) -> tuple[Any, Any | None, Mapping[str, Any]]:
     method = METHODS[name]
     known = {*method.config().to_dict(), "id2label", "label2id"} - {"transformers_version"}
     config = method.config.from_dict(_own({key: value for key, value in content.items() if key in known}))
-    files, is_whole = _weight_files(folder, content)
-    state = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    model_class = method.pretraining if is_whole else method.model
-    model, report = model_class.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
+    was_pulled = own_file(folder, TRAINING_INDEX) is not None  # from the Hub, where the towers are apart
+    is_whole = was_pulled or str(content.get("architectures")).endswith("ForPreTraining']")
+    model, report = (method.pretraining if is_whole else method.model).from_pretrained(
+        folder, config=config, variant=TRAINING_VARIANT if was_pulled else None, output_loading_info=True
+    )
     return (model.base_model, model, report) if is_whole else (model, None, report)
-
-
-def _weight_files(folder: Path, config: Mapping[str, Any]) -> tuple[list[Path], bool]:
-    """The files of the weights, and whether they are those of the whole model for training."""
-    architectures = config.get("architectures")
-    first = architectures[0] if isinstance(architectures, list) and architectures else ""
-    is_whole = isinstance(first, str) and first.endswith("ForPreTraining")
-    for name in (TRAINING_INDEX, _WEIGHTS_INDEX):  # the first one in what was pulled, where the towers are apart
-        if name == _WEIGHTS_INDEX and own_file(folder, _WEIGHTS) is not None:
-            break
-        if (index := own_file(folder, name)) is not None:
-            content = read_json(index, CheckpointError)
-            places = content.get("weight_map") if isinstance(content, dict) else None
-            names = set(places.values()) if isinstance(places, dict) and all(map(_is_shard, places.values())) else set()
-            if not names:
-                raise CheckpointError(f"{index} names no safetensors files of this folder; save the model again.")
-            return [_required(folder, shard) for shard in sorted(names)], is_whole or name == TRAINING_INDEX
-    if own_file(folder, _WEIGHTS) is None:
-        raise CheckpointError(
-            f"{folder} has no weights as safetensors ({_WEIGHTS}), and pickles are never loaded; save the model again."
-        )
-    return [folder / _WEIGHTS], is_whole
-
-
-def _is_shard(name: Any) -> bool:
-    return isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\:")
-
-
-def _load_processor(folder: Path, target: Path) -> Any:
-    """The processor, from a folder below `target` that holds nothing but its vocabulary and its settings."""
-    import shutil
-
-    from cmfah_hf.models import CMFAHProcessor
-
-    clean = target / "processor"
-    clean.mkdir()
-    try:
-        shutil.copyfile(_required(folder, "tokenizer.json"), clean / "tokenizer.json")
-        for name, keys in (("tokenizer_config.json", _TOKENIZER_KEYS), ("processor_config.json", _PROCESSOR_KEYS)):
-            content = read_json(_required(folder, name), CheckpointError)
-            if not isinstance(content, dict):
-                raise CheckpointError(f"{folder / name}: holds no JSON object; save the processor again.")
-            own = _own({key: content[key] for key in keys if key in content})
-            (clean / name).write_text(json.dumps(own), encoding="utf-8")
-        return CMFAHProcessor.from_pretrained(clean, trust_remote_code=False)
-    finally:
-        shutil.rmtree(clean)
-
-
-def _required(folder: Path, name: str) -> Path:
-    path = own_file(folder, name)
-    if path is None:
-        raise CheckpointError(f"{folder}: no model and processor can be loaded from there (there is no {name}).")
-    return path
 
 
 def _own(value: Any) -> Any:

@@ -52,15 +52,19 @@ def find_file(source: Any, name: str, hub: dict[str, Any]) -> Path | None:
         hub: As `hub_arguments` gives them.
 
     Raises:
-        ModelFileError: If the file leads out of the folder, by its name or by a link.
+        ModelFileError: If the file is no regular one, or leads out of the folder, by its name or by a link.
         OSError: If the Hub or the repository cannot be reached.
     """
-    found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **hub)
-    if found is None:
+    if not is_folder(source):
+        found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **hub)
+        return None if found is None else Path(found)
+    path = Path(source, hub.get("subfolder") or "", name)
+    if not os.path.lexists(path):
         return None
-    if is_folder(source):
-        require_below(found, source)
-    return Path(found)
+    if not is_file(path):  # a pipe or a device would be waited for
+        raise ModelFileError(f"{path} is no regular file; put that of the model there.")
+    require_below(path, source)
+    return path
 
 
 def pinned(source: Any, found: Path | None, hub: dict[str, Any]) -> dict[str, Any]:

@@ -297,7 +297,7 @@ def test_only_regular_files_below_the_folder_go_up(push_run, hub, trained, tmp_p
         os.mkfifo(folder / name)
     else:
         (folder / name).symlink_to("/dev/zero")
-    with pytest.raises(CheckpointError, match=r"leads out of the folder|is no regular file") as raised:
+    with pytest.raises(CheckpointError, match=r"leads out of |is no regular file|has no ") as raised:
         push_run(folder)
     assert str(folder / name) in str(raised.value)
     assert hub.store.repositories == {}
