@@ -121,7 +121,8 @@ def hub_failure(
     """
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    from cmfah_hf.hub_requests import BadReplyError, BusyError, UnreachableError, reason_of
+    from cmfah_hf.hub_replies import BadReplyError
+    from cmfah_hf.hub_requests import BusyError, UnreachableError, reason_of
 
     found: BaseException | None = None
     for cause in _causes(error):
