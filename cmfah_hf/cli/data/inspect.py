@@ -16,6 +16,13 @@ def inspect(
         Path | None, typer.Option("--output", "-o", help="A folder for inspection.json and the plots as PNG.")
     ] = None,
     named: Annotated[int, typer.Option(help="How many broken pictures, duplicates and words are named.")] = 20,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Fetch images that rows name by http(s) addresses.")
+    ] = False,
+    image_folders: Annotated[
+        list[Path] | None,
+        typer.Option("--image-folder", help="A further folder that rows may name images in; may be repeated."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Look at a data set: label balance, words, sizes, broken pictures, duplicates, leakage between splits."""
@@ -23,7 +30,14 @@ def inspect(
     from cmfah_hf.data import inspect_pairs
 
     with counting("Looking at the pairs") as advance:
-        found = inspect_pairs(source, split, named, progress=lambda name: advance(1, f"Looking at {name}"))
+        found = inspect_pairs(
+            source,
+            split,
+            named,
+            progress=lambda name: advance(1, f"Looking at {name}"),
+            allow_urls=allow_urls,
+            image_folders=image_folders or (),
+        )
     document = found.as_dict() | {"warnings": found.warnings}
     if output is not None:
         import json as standard_json
