@@ -23,8 +23,7 @@ def read_label_graph(model: SCAHNForPreTraining | str | Path) -> "networkx.DiGra
         convolutions multiply with. The loops that they have beside are not in it.
 
     Raises:
-        CheckpointError: If the model was trained without a label graph.
-        ValueError: If the folder holds a model of another method.
+        CheckpointError: If the model was trained without a label graph, is of another method, or cannot be loaded.
 
     Example:
         >>> graph = read_label_graph("path/to/checkpoint")
@@ -35,7 +34,10 @@ def read_label_graph(model: SCAHNForPreTraining | str | Path) -> "networkx.DiGra
 
     where = "the model" if isinstance(model, SCAHNForPreTraining) else str(model)
     if not isinstance(model, SCAHNForPreTraining):
-        model = SCAHNForPreTraining.from_pretrained(where)
+        try:
+            model = SCAHNForPreTraining.from_pretrained(where)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(" ".join(str(error).split())) from error
     if model.label_graph is None:
         raise CheckpointError(f"{where}: it was trained without a label graph (use_label_graph false).")
     kept, counts_CC = model.label_graph, model.label_graph.counts.cpu()

@@ -65,7 +65,10 @@ class LabelGraph(nn.Module):
         super().__init__()
         self.threshold, self.share = threshold, share
         self.register_buffer("counts", torch.zeros(num_labels, num_labels, dtype=torch.long))
-        self.register_buffer("vectors", self.first_vectors(num_labels, word_dim))
+        # A model that is built without memory, to be loaded, gets its vectors then.
+        on_meta = self.counts.device.type == "meta"
+        vectors_CE = torch.empty(num_labels, word_dim) if on_meta else self.first_vectors(num_labels, word_dim)
+        self.register_buffer("vectors", vectors_CE)
         self.convolution_in = nn.Linear(word_dim, hidden_size, bias=False)
         self.convolution_out = nn.Linear(hidden_size, hidden_size, bias=False)
 

@@ -146,3 +146,9 @@ def test_fill_refuses_what_cannot_be_counts():
     with pytest.raises(ValueError, match=r"vectors of the labels are \(2, 4\), not \(2, 3\)"):
         graph.fill(torch.eye(2, dtype=torch.long), torch.zeros(2, 4))
     assert not graph.counts.any()
+
+
+def test_a_graph_without_memory_takes_none():
+    with torch.device("meta"):
+        graph = LabelGraph(10**5, 10**6, 8, 0.4, 0.2)
+    assert graph.vectors.shape == (10**5, 10**6)
