@@ -210,6 +210,7 @@ def test_control_c_is_one_line_and_130(trained, environment, tmp_path):
     assert (process.returncode, err) == (130, "cmfah: interrupted.\n")
 
 
+@pytest.mark.slow
 def test_a_narrow_encoding_and_undecodable_names(trained, hostile_index, environment, tmp_path):
     path = os.fsencode(tmp_path) + b"/caf\xe9 \xe5\xae\xbd.png"
     search = [*PROGRAM, "search", str(trained.folder), str(hostile_index)]
@@ -231,6 +232,7 @@ def test_a_query_of_undecodable_bytes_is_refused(cmfah, trained, hostile_index):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(pty, "openpty"), reason="no terminals here")
 def test_a_real_terminal_gets_no_foreign_escape(trained, hostile_index, environment):
     ours, theirs = pty.openpty()
