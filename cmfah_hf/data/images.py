@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image, ImageOps
 
+from cmfah_hf.documents import file_of
 from cmfah_hf.errors import ImageError
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def image_endings() -> frozenset[str]:
 
 def is_picture(path: Path) -> bool:
     """Whether a path is a file with the ending of an image that can be decoded."""
-    return path.suffix.lower() in image_endings() and path.is_file()
+    return path.suffix.lower() in image_endings() and file_of(path) is not None
 
 
 @cache

@@ -4,6 +4,7 @@ A data set, a stream, or any iterable of values; nothing is read before its batc
 """
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -144,7 +145,7 @@ def values_of_source(
     pictures = None
     if what == "images" and is_picture(path):
         pictures = [path]
-    elif what == "images" and path.is_dir() and not is_data_set(path):
+    elif what == "images" and os.path.isdir(path) and not is_data_set(path):  # noqa: PTH112 - a name of any length
         found = find_image_files(path, hidden)
         pictures = found.files
         if found.skipped:

@@ -10,6 +10,7 @@ from PIL import Image
 from cmfah_hf.data import images
 from cmfah_hf.data.image_files import describe_skipped, find_image_files
 from cmfah_hf.errors import DataError
+from cmfah_hf.retrieval.items import values_of_source
 
 
 @pytest.fixture
@@ -100,3 +101,10 @@ def test_heic_is_taken_where_it_can_be_read(folder, monkeypatch):
         Image.OPEN.pop("HEIF", None), Image.ID.remove("HEIF"), Image.EXTENSION.pop(".heic", None)
         for cached in caches:
             cached.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 300 + ".png", "a\0b.png", "two\nlines.png", "/dev/zero"])
+def test_sources_that_no_file_can_be_are_refused_in_one_line(name):
+    with pytest.raises(DataError) as caught:
+        list(values_of_source(name, None, "images", (), "", False, None))
+    assert len(str(caught.value).splitlines()) == 1
