@@ -55,7 +55,7 @@ def push(
     """
     import dataclasses
 
-    from cmfah_hf.cli.output import print_json
+    from cmfah_hf.cli.output import print_json, say
     from cmfah_hf.errors import HubError
     from cmfah_hf.hub import push_model, push_space
 
@@ -99,6 +99,6 @@ def push(
         print_json(dataclasses.asdict(done))
         return
     what = f"{len(done.files)} files, {done.size:,} bytes" if done.changed else "nothing has changed"
-    typer.echo(f"{done.url} at {done.commit[:7]}: {what}.")
+    say(f"{done.url} at {done.commit[:7]}: {what}.")
     for line in done.remarks:
-        typer.echo(line)
+        say(line)

@@ -364,7 +364,7 @@ def _require_hub_id(given: str) -> None:
     if looks_like_path:
         raise DataError(
             f"{given}: there is no such folder or file, here or below {DATA_VARIABLE}, and a data set on the Hub is "
-            f"named 'owner/name'; check the path, or use {SCENES!r}."
+            f"named 'owner/name'; check the path, or use {' or '.join(SCENES)}."
         )
 
 

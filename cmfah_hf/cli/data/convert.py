@@ -32,7 +32,7 @@ def convert(
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Write the matrices of research code as a data set: Parquet with pictures, texts and labels, and a card."""
-    from cmfah_hf.cli.output import counting, print_json, print_table
+    from cmfah_hf.cli.output import counting, print_json, print_table, say
     from cmfah_hf.data import convert_matrices, open_matrices
 
     matrices = open_matrices(files, _pairs(axes, "--axes"), _pairs(variable, "--variable"), tag_names, label_names)
@@ -42,8 +42,8 @@ def convert(
         print_json(done)
         return
     for line in done["matrices"]:
-        typer.echo(line)
-    typer.echo(f"{out}: " + (f"queries {queries}, training pairs in the database" if queries else "no split"))
+        say(line)
+    say(f"{out}: " + (f"queries {queries}, training pairs in the database" if queries else "no split"))
     print_table("Splits", ["split", "pairs"], [[name, rows] for name, rows in done["splits"].items()])
 
 

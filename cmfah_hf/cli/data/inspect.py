@@ -26,7 +26,7 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Look at a data set: label balance, words, sizes, broken pictures, duplicates, leakage between splits."""
-    from cmfah_hf.cli.output import counting, print_json
+    from cmfah_hf.cli.output import counting, print_json, say
     from cmfah_hf.data import inspect_pairs
 
     with counting("Looking at the pairs") as advance:
@@ -54,13 +54,14 @@ def inspect(
         return
     _print(found)
     if output is not None:
-        typer.echo(f"Written: {', '.join([str(output / 'inspection.json'), *files])}")
+        say(f"Written: {', '.join([str(output / 'inspection.json'), *files])}")
 
 
 def _print(found: "Inspection") -> None:
     from cmfah_hf.cli.output import print_table
+    from cmfah_hf.errors import printable
 
-    typer.secho(found.source, bold=True)
+    typer.secho(printable(found.source), bold=True)
     print_table("Splits", ["split", "items"], [[name, count] for name, count in found.splits.items()])
     labels, words, pictures, twice = found.labels, found.words, found.pictures, found.duplicates
     if labels is not None:
@@ -94,4 +95,5 @@ def _print(found: "Inspection") -> None:
     if twice.leaking:
         print_table("The same picture in two splits", ["item", "is also"], [list(pair) for pair in twice.leaking])
     for line in found.warnings:
-        typer.secho(line, fg="red" if line.startswith("LEAKAGE") else "yellow", bold=line.startswith("LEAKAGE"))
+        is_leakage = line.startswith("LEAKAGE")
+        typer.secho(printable(line), fg="red" if is_leakage else "yellow", bold=is_leakage)

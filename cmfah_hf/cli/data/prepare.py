@@ -38,7 +38,7 @@ def prepare(
 
     Everything is checked against the release's known counts. What was broken off goes on with the same command.
     """
-    from cmfah_hf.cli.output import print_json, print_table
+    from cmfah_hf.cli.output import print_json, print_table, say
     from cmfah_hf.data.releases.mirflickr import prepare_mirflickr25k
     from cmfah_hf.data.releases.nus_wide import prepare_nus_wide
     from cmfah_hf.data.releases.shards import Writing
@@ -77,9 +77,9 @@ def prepare(
     rows = [[name, f"{count:,}", report.ids_sha256[name][:16]] for name, count in report.rows.items()]
     print_table(f"{dataset}: {'checked' if check_only else out}", ["split", "rows", "ids (SHA-256)"], rows)
     left_out = report.missing + (0 if keep_broken else len(report.unreadable))
-    typer.echo(
+    say(
         f"{report.classes} classes, {report.label_ones:,} labels, {report.tag_ones:,} tags, {report.empty_texts:,} "
         f"empty texts, {left_out:,} rows left out, {'with' if report.pictures else 'WITHOUT'} pictures."
     )
     if not check_only:
-        typer.echo(f"{report.shards:,} files, {report.shards_kept:,} of them from an earlier run.")
+        say(f"{report.shards:,} files, {report.shards_kept:,} of them from an earlier run.")

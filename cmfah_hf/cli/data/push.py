@@ -25,7 +25,7 @@ def push(
     """
     import dataclasses
 
-    from cmfah_hf.cli.output import print_json
+    from cmfah_hf.cli.output import print_json, say
     from cmfah_hf.hub import push_dataset
 
     done = push_dataset(
@@ -36,6 +36,6 @@ def push(
         return
     splits = ", ".join(f"{name} {rows:,}" for name, rows in done.splits.items())
     what = f"{len(done.files)} files, {done.size:,} bytes" if done.changed else "nothing has changed"
-    typer.echo(f"{done.url} at {done.commit[:7]}: {splits} pairs; {what}.")
+    say(f"{done.url} at {done.commit[:7]}: {splits} pairs; {what}.")
     for line in done.remarks:
-        typer.echo(line)
+        say(line)
