@@ -83,7 +83,9 @@ class CMFAHPreTrainedModel(PreTrainedModel):
         if kwargs.pop("use_safetensors", None) is False or kwargs.get("gguf_file") is not None:
             raise ValueError("Weights in other formats than safetensors are pickles or foreign, and never loaded.")
         if source is None or kwargs.get("state_dict") is not None:
-            return super().from_pretrained(source, *model_args, config=config, **kwargs)
+            given, may_differ = kwargs.get("state_dict") or {}, kwargs.get("ignore_mismatched_sizes", False)
+            with building_for(cls, given, cls._names_begin_with, "state_dict", may_differ):
+                return super().from_pretrained(source, *model_args, config=config, **kwargs)
         hub = hub_arguments(kwargs)
         options = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
         if not isinstance(config, PreTrainedConfig):

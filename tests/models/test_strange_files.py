@@ -190,6 +190,7 @@ def test_no_code_of_the_folder_runs_whatever_is_answered(folder, tmp_path, monke
     (folder / "chat_template.jinja").write_text("{{ x }}", "utf-8")
     monkeypatch.setattr("sys.stdin", io.StringIO("yes\n" * 100))
     assert CrossMediaRetriever.from_pretrained(folder).encode_texts(["a dog"]).shape == (1, 16)
+    (tmp_path / "pushed").mkdir()
     write_model(folder, tmp_path / "pushed")
     assert not (tmp_path / "sprung").exists()
     assert sys.stdin.read() == "yes\n" * 100
