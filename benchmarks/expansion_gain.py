@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from datasets.table import embed_table_storage
 from gensim.parsing.preprocessing import STOPWORDS
 from rich.console import Console
 from rich.table import Table
@@ -98,7 +99,8 @@ def write(pairs, split: str, folder: Path, change) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     changed = pairs.select_columns(["id", "text"]).map(text_of)
-    pairs.remove_columns("text").add_column("text", changed["text"]).to_parquet(folder / f"{split}.parquet")
+    pairs = pairs.remove_columns("text").add_column("text", changed["text"])
+    pairs.with_format("arrow").map(embed_table_storage, batched=True).to_parquet(folder / f"{split}.parquet")
 
 
 def learn_words(pairs: Path, folder: Path, encyclopedia: str, further: list[str]) -> None:

@@ -4,7 +4,6 @@ A pickle can run code when it is loaded, so none is. `transformers` is given the
 else that lies there is looked at: adapters, quantized or distributed checkpoints, files that a configuration names.
 """
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,12 +20,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .model_files import ModelFileError, find_file, is_file, read_object, require_below
+from .model_files import ModelFileError, find_file, is_file, read_object
 
 # Bytes at whose multiples PyTorch begins its own tensors on a CPU.
 _ALIGNMENT = 64
-# Files that PyTorch writes as pickles.
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # A model that is loaded may have modules without a tensor, and parts that its checkpoint lacks, but not without end.
 _MODULES_A_TENSOR, _FURTHER_MODULES = 5, 2_000
 _FURTHER_ELEMENTS = 2**27
@@ -104,30 +101,6 @@ def read_weights(files: list[Path]) -> dict[str, torch.Tensor]:
         _check_values(found, file)
         tensors.update(found)
     return tensors
-
-
-def require_no_pickle(folder: str | os.PathLike) -> None:
-    """Refuses a checkpoint whose weights `transformers.Trainer` would read from a pickle, or from elsewhere.
-
-    Args:
-        folder: Of a checkpoint of a training, whose weights `Trainer` reads itself and not by `from_pretrained`.
-
-    Raises:
-        ModelFileError: If it has no weights as safetensors, or an index in it names anything but safetensors next to
-            it, or a file leads out of the folder.
-    """
-    folder = Path(folder)
-    names = [SAFE_WEIGHTS_NAME]
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if index.is_file():
-        require_below(index, folder)
-        names = shard_names(index)
-    for name in names:
-        if not (folder / name).is_file():
-            pickles = sorted(path.name for path in folder.glob("pytorch_model*") if path.suffix in _PICKLES)
-            instead = f"; {pickles[0]} is a pickle, which is never loaded" if pickles else ""
-            raise ModelFileError(f"{folder} has no weights as {name}{instead}. Go on from another checkpoint.")
-        require_below(folder / name, folder)
 
 
 @dataclass(frozen=True)

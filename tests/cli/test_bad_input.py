@@ -257,7 +257,7 @@ CASES = {
     ),
     "train: malformed YAML": (
         "train {bad.yaml}",
-        ["{bad.yaml}: not valid YAML"],
+        ["{bad.yaml} is not valid YAML"],
     ),
     "train: an unknown setting": (
         "train {unknown.yaml}",
@@ -288,7 +288,7 @@ CASES = {
         ["'nobody/nothing' is no backbone of torchvision, of timm, in a folder or on the Hub"],
     ),
     "train: no such data": (
-        "train --dataset {root}/absent/folder {out}",
+        "train {config} --dataset {root}/absent/folder {out}",
         ["{root}/absent/folder: there is no such folder"],
     ),
     "train: a folder without metadata": (
@@ -297,7 +297,7 @@ CASES = {
     ),
     "train: a row whose picture is missing": (
         "train {config} --dataset {absent-picture} {out}",
-        ["{absent-picture}/metadata.jsonl, line 2: the picture {absent-picture}/im7.png does not exist"],
+        ["{absent-picture}/metadata.jsonl, line 2: the image {absent-picture}/im7.png does not exist"],
     ),
     "train: two rows with one id": (
         "train {config} --dataset {one-id} {out}",
@@ -305,7 +305,7 @@ CASES = {
     ),
     "train: a line that is no JSON": (
         "train {config} --dataset {odd-json} {out}",
-        ["{odd-json}/metadata.jsonl, line 2: not valid JSON"],
+        ["{odd-json}/metadata.jsonl, line 2 is not valid JSON"],
     ),
     "train: no labels": (
         "train {config} --dataset {no-labels} {out}",

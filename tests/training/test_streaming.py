@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from datasets.table import embed_table_storage
 from transformers import TrainerCallback
 
 from cmfah_hf.data import load_image_text
@@ -98,6 +99,7 @@ PROGRAM = """
 import importlib.util, json, os, signal, sys
 from pathlib import Path
 import datasets
+from datasets.table import embed_table_storage
 from transformers import TrainerCallback
 
 spec = importlib.util.spec_from_file_location("conftest", sys.argv[1])
@@ -287,9 +289,12 @@ def test_two_processes_over_uneven_shards(make_pairs, make_model, make_trainer, 
 
 @pytest.fixture(scope="module")
 def parquet(scenes_folder, tmp_path_factory) -> Path:
-    """The scenes as Parquet: the training pairs in three files, the queries in one."""
+    """The scenes as Parquet, images included: the training pairs in three files, the queries in one."""
     folder = tmp_path_factory.mktemp("parquet")
-    loaded = load_image_text(scenes_folder)
+    loaded = {
+        name: pairs.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)
+        for name, pairs in load_image_text(scenes_folder).items()
+    }
     for number in range(3):
         part = loaded["train"].shard(3, number, contiguous=True)
         part.to_parquet(folder / f"train-{number:05d}-of-00003.parquet", batch_size=8)
