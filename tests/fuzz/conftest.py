@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fuzz.harness import Canary, Fuzzer
+from fuzz.harness import Canary, Fuzzer, encodable
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,3 +38,10 @@ def fuzzer(
         return Fuzzer(count, canary, tmp_path_factory.mktemp("at-work") / "input", limit_s)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def reports_without_surrogates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half of a surrogate pair in a captured log line would end the test process that has to report it."""
+    handler = request.config.pluginmanager.get_plugin("logging-plugin").report_handler
+    monkeypatch.setattr(handler, "format", lambda record, plain=handler.format: encodable(plain(record)))

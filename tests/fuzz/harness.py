@@ -140,7 +140,12 @@ class Fuzzer:
 
     def _fail(self, number: int, reason: str) -> None:
         self.outcomes["failed"] += 1
-        self.failures.append(f"input {number}: {reason}")
+        self.failures.append(encodable(f"input {number}: {reason}"))
+
+
+def encodable(text: str) -> str:
+    """A text that UTF-8 can hold, with escapes for what it cannot."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @contextlib.contextmanager

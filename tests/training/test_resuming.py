@@ -175,7 +175,7 @@ def kill_between_renaming_and_removing():
 
 MOMENTS = {
     "while it is written": lambda: kill_at(2, CMFAHTrainer, "_save_rng_state"),
-    "while it is flushed": lambda: kill_at(35, os, "fsync"),
+    "while it is flushed": lambda: kill_at(30, checkpoints, "flush"),
     "while an older one is removed": kill_between_renaming_and_removing,
 }
 
