@@ -132,7 +132,7 @@ def parse_yaml(text: str | bytes, where: str, error: type[CMFAHError] = CMFAHErr
 
 
 class _DocumentError(Exception):
-    """What is wrong with a document, to be put after its name."""
+    """A fault of a document, to be put after its name."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -154,7 +154,7 @@ _Loader.add_implicit_resolver(
 
 
 def _check_node(root: yaml.Node) -> None:
-    """Refuses what would be costly or ambiguous to build: size and depth count an alias as what it stands for."""
+    """Refuses what would be costly or ambiguous to build: size and depth count an alias as its target."""
     measured: dict[int, tuple[int, int]] = {}
     open_nodes: set[int] = set()
 

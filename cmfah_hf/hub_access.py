@@ -1,4 +1,4 @@
-"""What went wrong between here and the Hub, as one of this package's errors in one line, after a bounded wait."""
+"""Failures of the Hub as this package's errors: one line each, after a bounded wait."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,14 +26,14 @@ def hub_errors(
 ) -> Iterator[None]:
     """Limits how long the requests to the Hub inside may take, and turns their failures into errors in one line.
 
-    Errors of this package pass as they are. A loader of another library that asks the Hub may stand inside; its own
+    Errors of this package pass as they are. Loaders of other libraries may be called inside; their
     error is traced back to the Hub's (`from`), and one that did not come of the Hub passes as it is.
 
     Args:
         what: What the message begins with, such as the repository's id.
         error: The type to raise. None: one of `HubNotFoundError`, `HubAccessError`, `HubConnectionError`,
             `HubServerError`, or `HubError` for the rest.
-        token: One that must not stand in a message.
+        token: A token that no message may contain.
         writes: Whether something is sent: replies may take longer, and so may a Hub that is busy.
         messages: By HTTP status, what to say instead.
         again: What to do if the Hub fails or cannot be reached.
@@ -183,7 +183,7 @@ def _refused(error: Any, messages: Mapping[int, str], again: str) -> HubError:
 
 
 def _without_request(error: BaseException) -> HubError | None:
-    """What the client found without, or beyond, a failed request."""
+    """Failures that the client reports without a failed request."""
     from huggingface_hub.errors import FileMetadataError, HFValidationError, LocalEntryNotFoundError
 
     for cause in _causes(error):

@@ -196,7 +196,7 @@ def _is_plain(header: str | None) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong, without addresses: those of uploads are signed, and as good as a password for a while."""
+    """The reason of a failure, without addresses: those of uploads are signed, as good as a password for a while."""
     response = getattr(error, "response", None)
     if response is not None:
         said = getattr(error, "server_message", None)

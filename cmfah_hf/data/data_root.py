@@ -1,4 +1,4 @@
-"""What a data set may read: files below its own root, and nothing else that its rows name.
+"""The root of a data set: files that its rows name are read below it and nowhere else.
 
 Rows come from strangers. A row that names a path can otherwise bring any file of this machine, or any repository that
 the user's token opens, into an index, a page or a push: `datasets.Image` opens whatever path a row holds. So every path

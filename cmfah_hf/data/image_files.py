@@ -76,7 +76,7 @@ def is_hidden(name: str) -> bool:
 
 
 def describe_skipped(skipped: Mapping[str, int]) -> str:
-    """What was passed over, for people: `".heic 12, hidden 1, pip install pillow-heif to read HEIC"`."""
+    """The counts of skipped files as text: `".heic 12, hidden 1, pip install pillow-heif to read HEIC"`."""
     parts = [f"{reason} {count:,}" for reason, count in skipped.items()][:_MOST_REASONS]
     if len(skipped) > len(parts):
         parts.append(f"{len(skipped) - len(parts)} more endings")

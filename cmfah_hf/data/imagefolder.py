@@ -41,7 +41,7 @@ MAX_SHARDS = 16
 
 @dataclass(frozen=True)
 class CheckedMetadata:
-    """What the check of one metadata file found out, all that reading it needs.
+    """The result of checking one metadata file: all that reading it needs.
 
     Args:
         path: The metadata file.

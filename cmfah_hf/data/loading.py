@@ -143,7 +143,7 @@ def _without_pictures(loaded: Loaded) -> Loaded:
 
 @dataclass(frozen=True)
 class _Allowed:
-    """What rows may name beside the files of their own data set."""
+    """The places that rows may name in addition to their own data set's files."""
 
     urls: bool = False
     folders: tuple[str | os.PathLike, ...] = ()

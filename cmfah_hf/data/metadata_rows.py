@@ -1,4 +1,4 @@
-"""The rows of a metadata file, as JSON lines, CSV or Parquet, with the number of the line each stands in."""
+"""The rows of a metadata file, as JSON lines, CSV or Parquet, each with its line number."""
 
 import csv
 from collections.abc import Iterator

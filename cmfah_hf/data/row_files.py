@@ -186,7 +186,7 @@ def _placed_file(value: Any, root: DataRoot) -> dict[str, Any]:
 
 
 def fetch(url: str) -> bytes:
-    """What an `http` or `https` address gives, within `FETCH_BYTES` and `FETCH_SECONDS`.
+    """The content at an `http` or `https` address, within `FETCH_BYTES` and `FETCH_SECONDS`.
 
     Raises:
         ImageError: If it cannot be had.

@@ -24,7 +24,7 @@ _HUB_ROOT = re.compile(r"^(hf://datasets/[^@]+@[^/]+/|.*/snapshots/[0-9a-f]{40}/
 
 
 def guarded(load, source: str, is_hub: bool = False):
-    """What `load()` gives; what it raises about the data becomes one line."""
+    """The result of `load()`; its errors about the data become one line."""
     try:
         return load()
     except DataError:
@@ -48,7 +48,7 @@ def guarded(load, source: str, is_hub: bool = False):
 
 
 def uniform(loaded: Loaded, source: str, names: dict, root: DataRoot, is_hub: bool = False) -> Loaded:
-    """What `datasets` loaded, with the uniform columns and with all files that rows name placed below `root`.
+    """A loaded data set with the uniform columns, and with all files that rows name placed below `root`.
 
     Args:
         loaded: One data set, or a dictionary of splits.
@@ -185,7 +185,7 @@ def _uniform_row(
 
 
 def _digest(text: Any, image: dict[str, Any] | None) -> str:
-    """What tells pairs apart that have neither id nor number, also in whichever worker they are read."""
+    """A key that tells pairs without id and number apart, in any worker."""
     image = image or {"path": None, "bytes": None}
     content = image["bytes"] if image["bytes"] is not None else str(image["path"]).encode()
     return hashlib.blake2b(f"{text!r} ".encode("utf-8", "surrogatepass") + content, digest_size=16).hexdigest()

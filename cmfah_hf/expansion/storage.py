@@ -94,7 +94,7 @@ def replacing(folder: str | Path, stems: Sequence[str]) -> Iterator[None]:
 
 
 def load_whole(folder: str | Path, stem: str, load: Callable[[Path], _State]) -> _State:
-    """What `load` reads in a folder; if its states were being replaced when a process died, those before.
+    """The result of `load` for a folder; if its states were being replaced when a process died, those before.
 
     Raises:
         CheckpointError: If neither are whole.
@@ -175,7 +175,7 @@ def require_words(words: Any) -> list[str]:
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ValueError("the vocabulary is no list of words")
     if len(set(words)) != len(words):
-        raise ValueError("a word stands twice")
+        raise ValueError("a word occurs twice")
     return words
 
 

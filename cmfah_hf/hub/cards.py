@@ -72,7 +72,7 @@ def metadata_of(card: str, where: str = CARD_NAME) -> dict[str, Any]:
 
 
 def merged(theirs: bytes, ours: str, former: Mapping[str, Any] | None) -> Merged:
-    """What becomes of a card on the Hub that is not as a push left it.
+    """Merges our part into a card on the Hub that a person has changed or written.
 
     Args:
         theirs: The card on the Hub.

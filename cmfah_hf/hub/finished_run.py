@@ -34,14 +34,14 @@ _LARGEST_PLOT = 32 * 2**20
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a card says of a run, and what is there to be pushed.
+    """A finished run: the facts for its card, and the files to push.
 
     Args:
         folder: Of the run.
         settings: The sections of `run.yaml`, without the places of this machine; empty if there is none.
         metrics: Of `metrics.json`, likewise.
         config: The model's configuration, as `config.json` holds it.
-        files: What goes up as it stands, by its path in the repository.
+        files: Files that are pushed unchanged, by their path in the repository.
         dataset: The data that the run was trained on, by its Hub id, as one of `DRAWN`, or by the last part of its
             path. None, if the run does not name it.
         dataset_id: The same, if it was loaded from the Hub.

@@ -67,7 +67,7 @@ class Published:
 
     @property
     def remarks(self) -> list[str]:
-        """What to say of the files that stayed, a line each."""
+        """One line for each file that was kept."""
         lines = [
             f"Kept {path} as it is on the Hub: somebody has changed it." for path in self.kept if path != CARD_NAME
         ]

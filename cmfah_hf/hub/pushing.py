@@ -101,7 +101,7 @@ def _as_folder(source: str, repo_id: str) -> Iterator[Path]:
 
 
 def _reading(source: str, path: Path) -> AbstractContextManager[None]:
-    """What limits and tells how the Hub fails, where it is read from."""
+    """A context that limits and reports failures of the Hub, for sources on the Hub."""
     return nullcontext() if path.exists() or source in SCENES else hub_errors(source, DataError)
 
 

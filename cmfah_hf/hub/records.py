@@ -1,4 +1,4 @@
-"""What pushes left in a repository, so that the next one knows what somebody has changed since.
+"""The record of what pushes left in a repository: the next push sees what somebody has changed since.
 
 The record, `.cmfah-hf.json`, is pushed in the same commit as the files that it names. A repository without one was
 pushed to before there were records, or not at all.
@@ -79,7 +79,7 @@ def plan(
     required: Collection[str] = (),
     overwrite: bool = False,
 ) -> Plan:
-    """What a push does to a repository, file by file, so that nothing is lost that a person put there.
+    """The changes of a push, file by file, planned so that nothing is lost that a person put there.
 
     Args:
         repo_id: For messages.
@@ -92,7 +92,7 @@ def plan(
         overwrite: Replace what somebody has changed.
 
     Raises:
-        HubError: If somebody has changed a file that cannot stay beside what is pushed, or the record is damaged.
+        HubError: If somebody has changed a file that does not fit what is pushed, or the record is damaged.
     """
     record = Record.parse(read(RECORD_NAME), repo_id) if RECORD_NAME in there else None
     ours = _text_of(files[CARD_NAME]) if CARD_NAME in files else ""

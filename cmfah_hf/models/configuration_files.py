@@ -1,4 +1,4 @@
-"""What a `config.json` may say: nothing that names another place, loads code, or takes minutes to build."""
+"""Checks of `config.json`: it may not name another place, load code, or take minutes to build."""
 
 import os
 import re

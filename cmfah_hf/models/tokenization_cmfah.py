@@ -106,7 +106,7 @@ def load_word_tokenizer(path: Path, settings: dict[str, Any]) -> PreTrainedToken
 
 @cache
 def _parts() -> dict[str, Any]:
-    """What stands in the file of every such tokenizer, whatever its vocabulary."""
+    """The part of the tokenizer's file that does not depend on its vocabulary."""
     written = json.loads(build_word_tokenizer([]).backend_tokenizer.to_str())
     return {
         name: written[name] for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens")

@@ -196,7 +196,7 @@ def _are_counts(values: Any) -> bool:
 
 
 def _check_shapes(header: dict[str, str], tensors: dict[str, np.ndarray], path: Path) -> int:
-    """How many items there are. The kernels would read past the end of what is shorter than the header promises."""
+    """The number of items. The kernels would read past the end of arrays shorter than the header says."""
     numbers = {name: header.get(name, "") for name in ("bits", "count", "next_id")}
     for name, text in numbers.items():
         if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= 2**63):

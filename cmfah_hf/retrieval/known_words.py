@@ -1,4 +1,4 @@
-"""Which words of a text reach a model: those of its vocabulary, and those by which its expander finds others."""
+"""The known words of a text: those of a model's vocabulary, and those that its expander expands."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What people search with, as hash values: texts, images, or both together.
+"""Queries as hash values: texts, images, or both together.
 
 Shape suffixes: Q queries, K hash bits.
 """
@@ -13,7 +13,7 @@ from cmfah_hf.models import CMFAHProcessor
 
 
 class Encoder(Protocol):
-    """What of `CrossMediaRetriever` is needed here."""
+    """The part of `CrossMediaRetriever` that is used here."""
 
     processor: CMFAHProcessor
 

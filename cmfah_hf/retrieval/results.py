@@ -1,4 +1,4 @@
-"""What a search returns."""
+"""The results of a search."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -27,7 +27,7 @@ _FEW_CHANGED = 1024
 
 
 class Caches:
-    """What searches and look-ups have made of rows so far, and can make again.
+    """Structures derived from rows for searches and look-ups; they can be made again.
 
     Attributes:
         lookup: From ids to rows.
@@ -79,7 +79,7 @@ class Snapshot:
 
     @cached_property
     def count(self) -> int:
-        """How many rows are live."""
+        """The number of live rows."""
         return len(self.codes) if self.alive is None else int(np.count_nonzero(self.alive))
 
     @property

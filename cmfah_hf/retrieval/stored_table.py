@@ -59,7 +59,7 @@ def table_of_numbers(numbers: np.ndarray, count: int) -> pa.Table:
 
 
 def _messages(buffer: pa.Buffer) -> Iterator[bytes]:
-    """What describes each batch of a stream."""
+    """The description of each batch of a stream."""
     for message in pa.ipc.MessageReader.open_stream(pa.BufferReader(buffer)):
         yield message.metadata.to_pybytes()
 

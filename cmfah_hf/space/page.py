@@ -220,5 +220,5 @@ class Page:
 
 
 def _carried(event: gr.EventData, key: str) -> Any:
-    """What an event of the page carries under a name; None without it. `gr.EventData` has attributes for it alone."""
+    """The value that an event of the page carries under a name, or None. `gr.EventData` has attributes for it alone."""
     return (event._data or {}).get(key)

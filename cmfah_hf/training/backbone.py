@@ -93,7 +93,7 @@ def _transformers_weights(backbone: nn.Module, source: str) -> dict[str, torch.T
 
 
 def _timm_weights(backbone: nn.Module, source: str) -> dict[str, torch.Tensor]:
-    """What timm publishes under that name: safetensors, or where it has none a pickle, read with `weights_only`."""
+    """The weights that timm publishes under a name: safetensors, else a pickle, read with `weights_only`."""
     import timm
 
     if not timm.is_model(source):  # timm takes a folder, or anybody's repository, for a name too

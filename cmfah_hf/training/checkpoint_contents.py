@@ -63,7 +63,7 @@ _ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, EOF
 
 
 def content_damage(folder: Path, step: int, listed: set[str]) -> str | None:
-    """What cannot be read of a checkpoint whose files are as its list says, naming the file; else None.
+    """The fault of a checkpoint whose files match its list but cannot be loaded, naming the file; else None.
 
     Args:
         folder: The checkpoint.
@@ -171,7 +171,7 @@ def _tensors_of_model(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_torch_file(path: Path) -> Any:
-    """What one of PyTorch's files holds: tensors and plain values.
+    """The content of one of PyTorch's files: tensors and plain values.
 
     Raises:
         CheckpointError: If it is damaged, or holds anything else.

@@ -13,7 +13,7 @@ _HUB_ADDRESS = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?/")
 
 
 def source_of(dataset: str, loaded: Loaded) -> dict[str, str | None]:
-    """What `metrics.json` records of the data: never a path, and a Hub id only where the Hub was asked.
+    """The data's entry of `metrics.json`: never a path, and a Hub id only if the data came from the Hub.
 
     Args:
         dataset: As `load_image_text` was given it.

@@ -28,7 +28,7 @@ _ROWS = 1000
 
 @dataclass(frozen=True)
 class Note:
-    """What a file of kept columns was made of.
+    """The origin of a file of kept columns.
 
     Args:
         read: Rows of the source.

@@ -108,7 +108,7 @@ class Mat5Variable(Variable):
         return found
 
     def _source(self, file: BinaryIO) -> "_Source":
-        """What stands behind the header."""
+        """The content after the header."""
         name = f"{self.file}, {self.name}"
         file.seek(self.start)
         source = _Source(inflate(file, self.length, name)) if self.is_compressed else _Source(_pieces(file))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class State:
-    """What the shards must hold, replaced as a whole, so that a search in another thread sees one state or the next."""
+    """The expected state of the shards, replaced as a whole: a search in another thread sees one state or the next."""
 
     revisions: tuple[Revision, ...]
     counts: tuple[int, ...]

@@ -163,7 +163,7 @@ def whole_folder(path: str | os.PathLike, overwrite: bool, own_files: str) -> It
 
 
 def model_note(index: HashIndex) -> str:
-    """What an export's description says of the model whose codes it holds: queries have to be made by the same one."""
+    """The line of an export's description that names the model of its codes: queries need the same one."""
     fingerprint = re.sub(r"[^0-9A-Za-z-]", "", str(index.model))  # an index can come from anywhere
     return f"Hash codes of the cmfah model with the fingerprint {fingerprint}"
 
