@@ -1,7 +1,8 @@
 """The values that each number of a run's settings may have."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
@@ -122,3 +123,20 @@ def short(value: Any) -> str:
     plain = value is None or isinstance(value, (int, float, str))
     text = repr(value) if plain else type(value).__name__
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@contextmanager
+def taken(settings: Any, *names: str) -> Iterator[None]:
+    """Turns what a library raises for settings that it does not take into an error that names them.
+
+    Raises:
+        CMFAHError: If it does.
+    """
+    try:
+        yield
+    except CMFAHError:
+        raise
+    except (TypeError, ValueError, KeyError) as error:
+        given = " and ".join(f"{name}={short(getattr(settings, name))}" for name in names)
+        reason = " ".join(str(error).split())[:200]
+        raise CMFAHError(f"{given} cannot be used together ({reason}); correct them.") from error

@@ -31,6 +31,7 @@ from cmfah_hf.training.processes import (
     gather_batch,
     share_batches,
 )
+from cmfah_hf.training.ranges import taken
 from cmfah_hf.training.resuming import NO_BATCH
 from cmfah_hf.training.run_folder import replacing_files
 from cmfah_hf.training.stream_loaders import (
@@ -203,7 +204,8 @@ class CMFAHTrainer(HubTrainer):
         return self.args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
     def create_optimizer(self, model=None):
-        optimizer = super().create_optimizer(model)
+        with taken(self.args, "optim", "optim_args"):
+            optimizer = super().create_optimizer(model)
         if self.discriminator_optimizer is None:
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             kwargs = {**kwargs, "lr": self.args.discriminator_learning_rate}
@@ -217,7 +219,8 @@ class CMFAHTrainer(HubTrainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        with taken(self.args, "lr_scheduler_type", "lr_scheduler_kwargs"):
+            scheduler = super().create_scheduler(num_training_steps, optimizer)
         self.discriminator_scheduler = get_scheduler(
             self.args.lr_scheduler_type,
             optimizer=self.discriminator_optimizer,

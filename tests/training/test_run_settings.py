@@ -247,3 +247,15 @@ def test_the_scenes_are_readable_as_they_were_drawn(scenes_folder):
     assert isinstance(pairs["train"], datasets.Dataset)
     drawn = make_scenes(1, image_size=48)[0]["image"].tobytes()
     assert hashlib.sha256(pairs["train"][0]["image"].tobytes()).digest() == hashlib.sha256(drawn).digest()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"lr_scheduler_kwargs": {"x": 1}}, "lr_scheduler_kwargs=dict"),
+        ({"optim_args": "betas"}, "optim_args='betas'"),
+    ],
+)
+def test_settings_that_pytorch_does_not_take_are_named(run_of, settings, named):
+    with pytest.raises(CMFAHError, match=named):
+        train(run_of(training=settings))
