@@ -193,7 +193,8 @@ def test_a_pipe_that_closes_ends_the_command_quietly(trained, hostile_index, env
 def test_control_c_is_one_line_and_130(trained, environment, tmp_path):
     command = [*PROGRAM, "search", str(trained.folder), str(tmp_path / "x.index"), "--image", "-", "--text", "boat"]
     program = (
-        "import sys, time, cmfah_hf.retrieval as r\n"
+        "import signal, sys, time, cmfah_hf.retrieval as r\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell switches off in its background
         "class Slow:\n"
         "    def from_pretrained(*_, **__):\n"
         "        print('started', file=sys.stderr, flush=True); time.sleep(60)\n"
