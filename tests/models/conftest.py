@@ -1,5 +1,6 @@
 """Models of a few thousand weights, batches for them, and an ear for what transformers says while it loads one."""
 
+import gc
 import logging
 import warnings
 from contextlib import contextmanager
@@ -113,6 +114,9 @@ def silence():
         loggers = logging.getLogger(), logging.getLogger("transformers")
         for logger in loggers:
             logger.addHandler(handler)
+        with warnings.catch_warnings():  # of what earlier tests left to the garbage collector
+            warnings.simplefilter("ignore")
+            gc.collect()
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
