@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Requests that wait, beyond which the page says that the queue is full; and those that are answered at once.
-QUEUE_SIZE = 64
+# Requests that wait, beyond which the page says that the queue is full; and those that are answered at once. Some users
+# at once and programs that ask and never read an answer fit in, a body of at most 64 kB each.
+QUEUE_SIZE = 256
 AT_ONCE = 2
 _THREADS = 8
 # Sessions whose choices are kept in memory; the oldest go first.
