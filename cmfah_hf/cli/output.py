@@ -1,4 +1,4 @@
-"""What commands print: one JSON document for machines, or tables for people.
+"""Output of commands: one JSON document for machines, or tables for people.
 
 Names and queries come from anywhere. None of them is read as markup or reaches a terminal as a control character.
 """

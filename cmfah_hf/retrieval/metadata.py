@@ -158,7 +158,7 @@ def appended(table: pa.Table | None, held: int, new: pa.Table | None, items: int
 
 
 def rows_allowed(table: pa.Table | None, where: Any) -> np.ndarray:
-    """Which rows a condition lets through: `(N,)` bool. A mapping lets no null through, an expression may.
+    """Mask `(N,)` bool of the rows that fulfill a condition. A mapping lets no null through, an expression may.
 
     A value that no column of its kind can hold (2^70 in a column of 64 bits) lets nothing through; one of another kind
     (text in a column of numbers) is refused. 0.0 and -0.0 are equal.

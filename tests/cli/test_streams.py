@@ -1,4 +1,4 @@
-"""What stands on the two streams: pipes, terminals, closed pipes, interrupts, and names that are hostile to them."""
+"""Standard output and error: pipes, terminals, closed pipes, interrupts, and hostile names."""
 
 import json
 import os

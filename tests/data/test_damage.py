@@ -245,7 +245,7 @@ def test_the_exact_name_goes_first_and_two_others_are_an_error(tmp_path):
 
 @pytest.mark.parametrize("kind", ["images", "parquet"])
 def test_images_that_were_overwritten_are_seen(tmp_path, kind):
-    """What is computed of a data set is cached by its fingerprint; metadata and names stay as they are."""
+    """Results computed from a data set are cached by its fingerprint; metadata and names are unchanged here."""
     image = tmp_path / "a.png"
     Image.new("RGB", (3, 2), (200, 0, 0)).save(image)
     state = image.stat()

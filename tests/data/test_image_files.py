@@ -1,4 +1,4 @@
-"""What is taken below a folder of images, and what is counted instead."""
+"""Image files below a folder, and the counts of skipped ones."""
 
 import os
 import sys

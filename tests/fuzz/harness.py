@@ -70,7 +70,7 @@ class Canary:
             raise OSError(ctypes.get_errno(), "inotify")
 
     def touched(self) -> str | None:
-        """How the file or the server was reached since the last call, by any process; None where neither was."""
+        """The access to the file or the server since the last call, by any process; None if there was none."""
         found = None
         with contextlib.suppress(BlockingIOError):
             while os.read(self._watch, 4096):

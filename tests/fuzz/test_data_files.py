@@ -39,7 +39,7 @@ ROWS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def libraries():
-    """What a first row loads, which takes longer than an input may."""
+    """Loads the modules that the first row needs, which takes longer than an input may."""
     for _ in load_image_text("scenes", streaming=True, split="query", num_train=1, num_query=1, image_size=32):
         pass
 

@@ -1,4 +1,4 @@
-"""What a Space reads next to its app: its settings, and the figures of its model."""
+"""Files that a Space reads next to its app: its settings, and the figures of its model."""
 
 import json
 
