@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -104,6 +105,20 @@ def test_a_tree_comes_in_pages(api, hub):
     assert paths == sorted([".gitattributes", "data", *(f"data/{number:03d}.txt" for number in range(40))])
     assert len(hub.asked("GET", "/tree/")) == 6
     assert len(list(api.list_repo_tree("me/many", "data", repo_type="dataset"))) == 40
+
+
+def test_a_request_is_in_the_log_once_its_answer_is_read(api, hub, monkeypatch):
+    end = hub.record.end
+
+    def late(*request):
+        time.sleep(0.2)
+        end(*request)
+
+    monkeypatch.setattr(hub.record, "end", late)
+    hub.add("me/thing", {"a.txt": b"1"})
+    for number in range(1, 4):
+        assert api.dataset_info("me/thing").id == "me/thing"
+        assert len(hub.asked("GET", "me/thing")) == number
 
 
 def test_branches_tags_and_commits_name_states(api, hub):

@@ -27,7 +27,8 @@ from cmfah_hf.data.imagefolder import (
 from cmfah_hf.data.images import is_picture
 from cmfah_hf.data.matrices.opening import MATRIX_SUFFIXES, matrix_files_below, open_matrices
 from cmfah_hf.data.parquet import read_footers, stream_parquet
-from cmfah_hf.data.uniform import Loaded, find, guarded, in_order, name_below_split, own_features, uniform
+from cmfah_hf.data.source_errors import guarded
+from cmfah_hf.data.uniform import Loaded, find, in_order, name_below_split, own_features, uniform
 from cmfah_hf.errors import DataError
 
 DATA_VARIABLE = "CMFAH_DATA"
@@ -110,7 +111,8 @@ def load_image_text(
         - `id` (string, unique within the split): the id column, else the picture's file name below the split's
           folder, else the row number; of streams from the Hub that are not Parquet and come in several files, a digest
           of text and picture in the place of the row number, which a stream cannot know;
-        - `image` (`datasets.Image`, decoded to Pillow pictures on access);
+        - `image` (`datasets.Image`, decoded to Pillow images on access by `datasets`, whose own error reports one that
+          cannot be read; `drop_unreadable` leaves those out, `decode_image` names them);
         - `text` (string; a list is joined with spaces, nothing becomes the empty string);
         - `labels` (list of strings, empty where a row has none), unless the source has no labels at all;
         - all further columns as they are, renamed to `original_...` where their name is one of these four.

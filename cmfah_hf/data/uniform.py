@@ -8,12 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 import datasets
-import pyarrow as pa
 
 from cmfah_hf.data.columns import UNIFORM_COLUMNS, ColumnNames, find_columns, labels_of, text_of
 from cmfah_hf.data.data_root import DataRoot
 from cmfah_hf.data.images import decoding_off, decoding_on
 from cmfah_hf.data.row_files import holds_files, placed_table, placed_value
+from cmfah_hf.data.source_errors import guarded, guarded_stream
 from cmfah_hf.errors import DataError
 
 Loaded = datasets.DatasetDict | datasets.IterableDatasetDict | datasets.Dataset | datasets.IterableDataset
@@ -21,30 +21,6 @@ Loaded = datasets.DatasetDict | datasets.IterableDatasetDict | datasets.Dataset 
 _CHECKED_ROWS = 1_000
 # The root of a data set on the Hub, as a stream and the download cache write it in an image's path.
 _HUB_ROOT = re.compile(r"^(hf://datasets/[^@]+@[^/]+/|.*/snapshots/[0-9a-f]{40}/)")
-
-
-def guarded(load, source: str, is_hub: bool = False):
-    """The result of `load()`; its errors about the data become one line."""
-    try:
-        return load()
-    except DataError:
-        raise
-    except ImportError as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{source}: a library is missing to read it ({reason}); install it with pip.") from error
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, pa.ArrowException) as error:
-        root = error
-        while root.__cause__ is not None:
-            root = root.__cause__
-        if isinstance(root, DataError):
-            raise root from error
-        reason = " ".join((str(root).strip() or type(root).__name__).split())[:300]
-        if is_hub:
-            raise DataError(
-                f"{source}: no such folder or file here, and as a data set on the Hub it cannot be loaded ({reason}); "
-                "check the name, the revision and the connection, and for a private one the token."
-            ) from error
-        raise DataError(f"{source}: cannot be loaded ({reason}); check the file.") from error
 
 
 def uniform(loaded: Loaded, source: str, names: dict, root: DataRoot, is_hub: bool = False) -> Loaded:
@@ -118,7 +94,9 @@ def _uniform_stream(
         # Each shard is read by itself, so rows are numbered from 0 in every one.
         is_numbered=dataset.num_shards == 1,
     )
-    stream = decoding_off(dataset).map(row_of, with_indices=True, remove_columns=dataset.column_names)
+    stream = guarded_stream(decoding_off(dataset), source).map(
+        row_of, with_indices=True, remove_columns=dataset.column_names
+    )
     stream = decoding_on(stream, datasets.Features({name: features[name] for name in in_order(features)}))
     # Single images come over the network one request each, so threads fetch ahead, as `load_dataset` has it too.
     return stream.decode() if is_hub and dataset.info.builder_name == "imagefolder" else stream

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from cmfah_hf.data import drop_unreadable, load_image_text
 from cmfah_hf.data.collator import PairCollator
+from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.data.streams import PairStream
 from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.evaluation import RetrievalEvaluator
@@ -246,18 +247,23 @@ def pointing_accuracy(model: CMFAHModel, processor: CMFAHProcessor, pairs: Any) 
     Returns:
         `accuracy`: the share of words whose strongest region lies in a box of their thing; `chance`: that of a region
         drawn at random; `words`: how many words were asked.
+
+    Raises:
+        ImageError: If an image cannot be read.
+        QueryError: If no word in a box is known to the model.
     """
     hits = chance = 0.0
     total = 0
-    for pair in pairs:
+    for row, pair in enumerate(decoding_off(pairs) if hasattr(pairs, "features") else pairs):
         boxes = defaultdict(list)
         for box in pair["boxes"]:
             if box["word"]:
                 boxes[box["word"].lower()].append(box["box"])
         if not set(boxes) & set(processor.known_words(pair["text"])):
             continue
-        words, weights_RW = attention_of_words(model, processor, pair["image"], pair["text"])
-        result = pointing_game(weights_RW, words, boxes, pair["image"].size)
+        image = decode_image(pair["image"], name=f"row {row}")
+        words, weights_RW = attention_of_words(model, processor, image, pair["text"])
+        result = pointing_game(weights_RW, words, boxes, image.size)
         hits, total, chance = hits + result.hits, total + result.total, chance + result.chance * result.total
     if not total:
         raise QueryError("No pair has a box whose word is known to the model; there is nothing to point at.")

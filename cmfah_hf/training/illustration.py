@@ -4,8 +4,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from cmfah_hf.data import load_image_text
+from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.data.streams import PairStream
+from cmfah_hf.errors import ImageError
 from cmfah_hf.evaluation.attention import attention_of_words
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.training.arguments import DataArguments
@@ -28,7 +32,8 @@ def draw_attention(
         folder: Where the picture goes.
 
     Returns:
-        None where there is nothing to draw: no attention, a stream, or no pair with two words that the model knows.
+        None where there is nothing to draw: no attention, a stream, or no pair with two words that the model knows and
+        an image that can be read.
     """
     if model.config.attention == "none" or isinstance(queries, PairStream):
         return None
@@ -42,14 +47,24 @@ def draw_attention(
         )
     texts = list(islice(queries["text"], _LOOKED_AT))
     known = {row: len(dict.fromkeys(processor.known_words(text))) for row, text in enumerate(texts)}
-    fitting = [row for row, words in known.items() if words >= 2]
-    if not fitting:
+    fitting = sorted((row for row, words in known.items() if words >= 2), key=known.__getitem__)
+    raw = decoding_off(queries)
+    readable = ((row, image) for row in fitting if (image := _image_of(raw[row])) is not None)
+    if (found := next(readable, None)) is None:
         return None
-    shown = queries[min(fitting, key=known.__getitem__)]
-    words = list(dict.fromkeys(processor.known_words(shown["text"])))[:_MOST_WORDS]
+    row, image = found
+    words = list(dict.fromkeys(processor.known_words(texts[row])))[:_MOST_WORDS]
     from cmfah_hf.evaluation.plots import plot_attention
 
     was_training = model.training
-    names, weights_RW = attention_of_words(model.eval(), processor, shown["image"], " ".join(words))
+    names, weights_RW = attention_of_words(model.eval(), processor, image, " ".join(words))
     model.train(was_training)
-    return plot_attention(shown["image"], weights_RW, names, folder / ATTENTION_NAME)
+    return plot_attention(image, weights_RW, names, folder / ATTENTION_NAME)
+
+
+def _image_of(row: dict[str, Any]) -> Image.Image | None:
+    """The image of a row; None if it is damaged, which a run has reported by then."""
+    try:
+        return decode_image(row["image"])
+    except ImageError:
+        return None

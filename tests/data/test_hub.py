@@ -79,3 +79,49 @@ def test_hub_data_sets_map_style_and_streaming(hub, tmp_path):
     assert out["one picture"] == ["hf://", [32, 32]]
     assert out["address"] == expected[4:]
     assert out["absent"].startswith("me/absent: no such folder or file here, and as a data set on the Hub")
+
+
+REFUSED = """
+import json, sys
+import datasets
+datasets.disable_progress_bars()
+from cmfah_hf.data import load_image_text
+from cmfah_hf.errors import DataError
+
+out = []
+for name in sys.argv[1:]:
+    try:
+        for row in load_image_text(name, split="train", streaming=True):
+            pass
+        out.append(None)
+    except DataError as error:
+        out.append(str(error))
+print(json.dumps(out))
+"""
+
+
+def test_what_a_builder_refuses_while_a_stream_is_read_is_one_line(tmp_path):
+    """`datasets` reads the metadata of a folder on the Hub row by row, and finds only then what is wrong with it."""
+    scenes = make_scenes(3, image_size=32)
+    lines = {
+        "absent": {"file_name": "absent/../../../../x.png", "text": "x"},
+        "number": {"file_name": 7, "text": "x"},
+    }
+    with HubServer() as server:
+        for name, line in lines.items():
+            folder = write_imagefolder(scenes, tmp_path / name / "train")
+            good = (folder / "metadata.jsonl").read_text().splitlines()
+            (folder / "metadata.jsonl").write_text("\n".join([*good, json.dumps(line)]) + "\n")
+            server.add_folder(f"me/{name}", tmp_path / name)
+        server.add("me/rows", {"train.jsonl": b'{"image": null, "text": "a"}\n{"image": [1'})
+        names = [*(f"me/{name}" for name in lines), "me/rows"]
+        environment = server.environment(tmp_path / "home") | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        result = subprocess.run(
+            [sys.executable, "-c", REFUSED, *names],
+            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+    for name, error in zip(names, json.loads(result.stdout.splitlines()[-1]), strict=True):
+        assert error is not None, name
+        assert error.startswith(name), error
+        assert "\n" not in error

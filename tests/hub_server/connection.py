@@ -37,6 +37,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         split = urlsplit(self.path)
         self.raw_path, self.query = split.path, parse_qs(split.query)
         fault = self.hub.faults.take(self.command, self.raw_path)
+        is_awaited = self.hub.record.begin(fault)
         received, sent, status = Meter(fault if self.command in ("PUT", "POST") else None), Meter(None), 0
         if self.command in ("GET", "HEAD"):
             sent = Meter(fault)
@@ -56,17 +57,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             status = self._send(answer, sent) if fault is None or not fault.endless else self._send_for_ever(answer)
         except (ConnectionCutError, ConnectionError):
             status, self.close_connection = 0, True
-        self.hub.log.append(
-            Request(
-                self.listener,
-                self.command,
-                self.raw_path,
-                status,
-                received.count,
-                sent.count,
-                self.headers.get("Range"),
-            )
-        )
+        finally:
+            range_ = self.headers.get("Range")
+            request = Request(self.listener, self.command, self.raw_path, status, received.count, sent.count, range_)
+            self.hub.record.end(is_awaited, request)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do  # noqa: N815
 

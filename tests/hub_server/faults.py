@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+# A handler at work for longer waits for its client, as it does where a body breaks off.
+_MOST_SECONDS = 5.0
+
 
 @dataclass(frozen=True)
 class Request:
@@ -65,6 +68,37 @@ class Faults:
                         fault.times -= 1
                     return fault
         return None
+
+
+class Record:
+    """What the server was asked.
+
+    A client has an answer before the handler comes to write it down, so whoever looks waits for the handlers at work;
+    but for those that a fault holds up, which may never come to an end.
+    """
+
+    def __init__(self) -> None:
+        self._requests: list[Request] = []
+        self._at_work = 0
+        self._idle = threading.Condition()
+
+    def begin(self, fault: Fault | None) -> bool:
+        """A request has arrived; whether `complete` waits for it."""
+        is_awaited = fault is None or not (fault.seconds or fault.mute or fault.endless)
+        with self._idle:
+            self._at_work += is_awaited
+        return is_awaited
+
+    def end(self, is_awaited: bool, request: Request) -> None:
+        with self._idle:
+            self._requests.append(request)
+            self._at_work -= is_awaited
+            self._idle.notify_all()
+
+    def complete(self) -> list[Request]:
+        with self._idle:
+            self._idle.wait_for(lambda: not self._at_work, timeout=_MOST_SECONDS)
+            return self._requests
 
 
 class ConnectionCutError(Exception):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hub_server.api import ApiHandler
 from hub_server.connection import Answer
-from hub_server.faults import Fault, Faults, Request
+from hub_server.faults import Fault, Faults, Record, Request
 from hub_server.storage import Signer, StorageHandler
 from hub_server.store import MAIN, Commit, Entry, Store, User, is_large, small_entry
 
@@ -45,7 +45,7 @@ class HubServer:
         self.store = Store(dict(USERS if users is None else users))
         self.page_size, self.multipart_size = page_size, multipart_size
         self.faults, self.signer = Faults(), Signer()
-        self.log: list[Request] = []
+        self.record = Record()
         self.stopped = threading.Event()
         self.errors: list[BaseException | None] = []
         self._listeners = [
@@ -73,6 +73,11 @@ class HubServer:
         own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
         own |= {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
         return own | ({"HF_TOKEN": token} if token else {})
+
+    @property
+    def log(self) -> list[Request]:
+        """The requests, in the order of their answers; those whose answers have been read are all in it."""
+        return self.record.complete()
 
     # What goes wrong, for the requests whose `METHOD /path` the pattern matches, `times` times (None: always).
 
