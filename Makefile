@@ -43,14 +43,16 @@ fuzz: $(VENV)/.installed-for-tests
 lint: $(VENV)/.installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/.installed-for-tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The reference, from the docstrings. A test says when it is stale.
+# The reference and the file tables of docs/architecture.md, from the docstrings. Tests report stale ones.
 docs: $(VENV)/.installed-for-tests
 	$(BIN)/python docs/write_api.py
+	$(BIN)/python docs/write_architecture.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
