@@ -1,11 +1,11 @@
-"""The command `cmfah`. One file a command; what they do lives in the floors below."""
+"""The command `cmfah`: one file per command, thin over the packages below."""
 
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 import typer.core
@@ -21,28 +21,29 @@ from cmfah_hf.cli.push import push
 from cmfah_hf.cli.search import search
 from cmfah_hf.cli.space import space
 from cmfah_hf.cli.train import train
-from cmfah_hf.errors import printable
+from cmfah_hf.errors import CMFAHError, printable
 
-# What the shell expects of a command that Ctrl-C has ended.
+# The exit code that shells expect after Ctrl-C.
 _INTERRUPTED = 130
-# The base of what the parser raises; it has no public name of its own.
+_BUG = 70  # EX_SOFTWARE of sysexits.h
+# The base class of the parser's errors, which has no public name.
 _UsageError = typer.BadParameter.__base__
 
 
 class _Group(typer.core.TyperGroup):
-    """A group whose complaints about arguments are printable, whatever the arguments hold."""
+    """A group whose usage errors are printable, whatever the arguments contain."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        with _printable_complaints():
+        with _printable_usage_errors():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, context: Any) -> Any:
-        with _printable_complaints():
+        with _printable_usage_errors():
             return super().invoke(context)
 
 
 @contextmanager
-def _printable_complaints() -> Iterator[None]:
+def _printable_usage_errors() -> Iterator[None]:
     try:
         yield
     except _UsageError as error:
@@ -56,7 +57,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="Cross-media hashing: search pictures by words in 8 bytes an item.",
+    help="Cross-media hashing: search images by words in 8 bytes an item.",
 )
 app.command()(demo)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
@@ -71,31 +72,31 @@ app.add_typer(expand_app)
 
 
 class _Line(logging.Formatter):
-    """A message as one line; what it names comes from anywhere."""
+    """A log message as one printable line, since names in it come from untrusted files."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         return printable(super().formatMessage(record))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command; what the user got wrong is one line on standard error and exit code 2.
+    """Runs a command. A mistake of the user is one line on standard error and exit code 2, a bug of ours 70.
 
-    Interrupted, it ends with one line and 130; where nobody reads its output any more, quietly with 1. With
-    `CMFAH_DEBUG=1` in the environment, a traceback is shown in the place of the one line.
+    Ctrl-C ends it with one line and 130, a closed pipe silently with 1. With `CMFAH_DEBUG=1` in the environment, the
+    traceback is shown instead of the line.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its tables beside our one line
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else its tables appear above our one line
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names that the terminal's encoding lacks
+        if hasattr(stream, "reconfigure"):  # for names that the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
             _run(arguments)
         finally:
-            sys.stdout.flush()  # here, and not when Python ends, which prints a traceback of its own
+            sys.stdout.flush()  # at exit Python would print a traceback of its own
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
@@ -112,15 +113,21 @@ def _run(arguments: list[str] | None) -> None:
         app(arguments)
     except BrokenPipeError:
         raise
-    except (ValueError, OSError) as error:  # the package's own errors are ValueErrors
-        _fail(error)
     except Exception as error:
-        if type(error).__name__.startswith("StrictDataclass"):  # a setting of the wrong type, in the Hub's own words
-            _fail(error)
-        raise
+        _fail(error)
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception) -> NoReturn:
     message = " ".join(str(error).split()) or type(error).__name__
+    if not _is_users(error):
+        say(f"cmfah: {type(error).__name__}: {message} (a bug; CMFAH_DEBUG=1 shows the traceback)", err=True)
+        raise SystemExit(_BUG) from error
     say(f"cmfah: {message}", err=True)
     raise SystemExit(2) from error
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the user, a file or the machine is at fault: this package's errors, models', and the system's."""
+    # `ModelFileError` travels with the models, and so is no `CMFAHError`; a strict dataclass is the Hub's own.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, (CMFAHError, OSError)) or not names.isdisjoint({"ModelFileError", "StrictDataclassError"})

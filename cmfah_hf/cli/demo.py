@@ -10,14 +10,14 @@ import typer
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where everything goes.")] = Path("demo"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The output folder.")] = Path("demo"),
     train_scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 2000,
     query_scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 300,
     text: Annotated[str, typer.Option(help="The words to search with.")] = "boat sun",
     epochs: Annotated[float | None, typer.Option(help="Passes over the scenes. Default: the configuration's.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """The whole road on scenes drawn by code: train, measure, save, load, index, search by text and by picture."""
+    """End-to-end demo on synthetic scenes: train, evaluate, save, load, index, search by text and by image."""
     from cmfah_hf.cli.output import print_figures, print_json, print_table, say
     from cmfah_hf.data import load_scenes, write_imagefolder
     from cmfah_hf.data.images import decode_image
@@ -28,8 +28,8 @@ def demo(
     from cmfah_hf.training.evaluate import pointing_accuracy
 
     # Absolute, because a data set that is called just "scenes" is the built-in one.
-    scenes, folder, index_file = (output / "scenes").absolute(), output / "model", output / "pictures.index"
-    for earlier in (scenes, folder):  # of a demo before this one; nothing else in the folder is touched
+    scenes, folder, index_file = (output / "scenes").absolute(), output / "model", output / "images.index"
+    for earlier in (scenes, folder):  # from an earlier demo; the rest of the folder is not touched
         shutil.rmtree(earlier, ignore_errors=True)
     say(f"Drawing {train_scenes:,} + {query_scenes:,} scenes into {scenes}", err=json)
     splits = load_scenes(train_scenes, query_scenes)
@@ -49,14 +49,14 @@ def demo(
     query = splits["query"][0]
     by_image = retriever.search(image=query["image"], k=6)
     for name, results, asked in (("text", by_text, text), ("image", by_image, query["image"])):
-        pictures = [decode_image(scenes / "train" / f"{item_id}.png") for item_id in results.ids[0]]
+        images = [decode_image(scenes / "train" / f"{item_id}.png") for item_id in results.ids[0]]
         titles = [f"{item_id}\n{score:.1f}" for item_id, score in zip(results.ids[0], results.scores[0], strict=True)]
-        plot_results(asked, pictures, titles, output / f"search_by_{name}.png")
+        plot_results(asked, images, titles, output / f"search_by_{name}.png")
 
     pointing = pointing_accuracy(retriever.model, retriever.processor, splits["query"])
     named = [sum(bool(box["word"]) for box in boxes) for boxes in splits["query"]["boxes"]]
     words = [len(tags.split()) for tags in splits["query"]["text"]]
-    # Two things or more that are named, and few tags beside them: a picture that can be taken in at a glance.
+    # At least two named things and few other tags: an image that is easy to read.
     shown = splits["query"][min(range(len(named)), key=lambda row: (named[row] < 2, words[row]))]
     words, weights = attention_of_words(retriever.model, retriever.processor, shown["image"], shown["text"])
     boxes = {word: [box["box"] for box in shown["boxes"] if box["word"] == word] for word in words}
@@ -67,18 +67,18 @@ def demo(
         print_json({"metrics": metrics, "pointing": pointing, "found": found, "output": str(output)})
         return
     figures = metrics["query"]
-    print_figures("Held-out scenes, one modality at a time, 64 bits", figures)
+    print_figures("Held-out scenes, single-modality queries, 64 bits", figures)
     rows = [
         [f"MAP {name}, in multiples of the random ranking's", figures[f"hamming/{way}/map"] / figures["random/map"]]
         for name, way in (("image -> text", "i2t"), ("text -> image", "t2i"))
     ]
-    rows += [["A word's strongest region lies in its thing's box", pointing["accuracy"]]]
-    rows += [["The same by chance", pointing["chance"]]]
+    rows += [["Pointing game: the strongest region is in the box", pointing["accuracy"]]]
+    rows += [["Pointing game by chance", pointing["chance"]]]
     print_table("Hamming ranking, and the pointing game", ["", "value"], rows)
-    for results, asked in ((by_text, f"the text {text!r}"), (by_image, f"the picture {query['id']}")):
+    for results, asked in ((by_text, f"the text {text!r}"), (by_image, f"the image {query['id']}")):
         rows = list(zip(results.ids[0], results.scores[0].tolist(), strict=True))
         print_table(f"Found by {asked}", ["id", "score"], rows)
     say(
-        f"Pictures of all this: {output}/search_by_text.png, search_by_image.png, attention.png, model/plots/", err=json
+        f"Plots: {output}/search_by_text.png, search_by_image.png, attention.png, model/plots/", err=json
     )
     say(f'Go on: cmfah search {folder} {index_file} --text "house tree"')

@@ -8,13 +8,13 @@ import typer
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A trained model: a folder or a Hub id.")],
-    dataset: Annotated[str, typer.Argument(help="A folder of pictures with metadata, Parquet, a Hub id, or 'scenes'.")],
+    dataset: Annotated[str, typer.Argument(help="A folder of images with metadata, Parquet, a Hub id, or 'scenes'.")],
     query_split: Annotated[str, typer.Option(help="The split whose items are the queries.")] = "query",
     database_split: Annotated[
-        str | None, typer.Option(help="The split that is searched. Default: `database` if there is one, else `train`.")
+        str | None, typer.Option(help="The split to search. Default: `database` if present, else `train`.")
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="'single': every item is encoded alone. 'paired': with its partner, which leaks.")
+        str, typer.Option(help="'single': each item is encoded by itself. 'paired': with its other modality, which leaks.")
     ] = "single",
     plots: Annotated[Path | None, typer.Option(help="A folder for the curves as PNG.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,

@@ -1,4 +1,4 @@
-"""`cmfah expand`: the words that a graph and an encyclopedia add to texts, looked at without a model."""
+"""`cmfah expand`: text expansion without a model: fit, explain, plot."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 expand_app = typer.Typer(
-    name="expand", no_args_is_help=True, help="The words that are added to texts: fit, explain, plot."
+    name="expand", no_args_is_help=True, help="Text expansion: fit, explain, plot."
 )
 
 
@@ -23,13 +23,13 @@ def fit(
     split: Annotated[str, typer.Option(help="The split of the data set.")] = "train",
     text_column: Annotated[str | None, typer.Option(help="The column of texts. Default: found by name.")] = None,
     tokenizer: Annotated[str, typer.Option(help="'words', or 'chinese', cut by a dictionary.")] = "words",
-    top_k: Annotated[int, typer.Option(help="Most words that the graph adds to a text.")] = 10,
-    knowledge_top_k: Annotated[int, typer.Option(help="Most words that the knowledge adds.")] = 10,
-    min_probability: Annotated[float, typer.Option(help="Least expected share of a walk for an added word.")] = 0.01,
-    min_count: Annotated[int, typer.Option(help="Words of fewer texts are left out of the graph.")] = 1,
-    stop_words: Annotated[str | None, typer.Option(help="'english' leaves its stop words out of the graph.")] = None,
-    window: Annotated[int, typer.Option(help="How many words apart two words of an article may be.")] = 5,
-    links: Annotated[bool, typer.Option("--links", help="Relate a dump's article to those that it links to.")] = False,
+    top_k: Annotated[int, typer.Option(help="Maximum number of words that the graph adds to a text.")] = 10,
+    knowledge_top_k: Annotated[int, typer.Option(help="Maximum number of words that the knowledge adds.")] = 10,
+    min_probability: Annotated[float, typer.Option(help="Minimum visit probability of an added word.")] = 0.01,
+    min_count: Annotated[int, typer.Option(help="Minimum number of texts of a word in the graph.")] = 1,
+    stop_words: Annotated[str | None, typer.Option(help="'english' excludes English stop words from the graph.")] = None,
+    window: Annotated[int, typer.Option(help="Maximum distance of two co-occurring words of an article, in words.")] = 5,
+    links: Annotated[bool, typer.Option("--links", help="Also relate an article of a dump to the articles it links to.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Fit the image-word graph on texts, and the knowledge on articles, and save both."""
@@ -42,7 +42,7 @@ def fit(
     if path.is_file() and path.name.removesuffix(".gz").endswith((".txt", ".jsonl", ".ndjson")):
         texts = (text for _, text, _ in iterate_file(path))
     else:
-        texts = load_image_text(source, split, streaming=True, text_column=text_column, pictures=False)
+        texts = load_image_text(source, split, streaming=True, text_column=text_column, images=False)
     expander = GraphExpander(
         top_k=top_k, min_probability=min_probability, min_count=min_count, stop_words=stop_words, tokenizer=tokenizer,
         knowledge_top_k=knowledge_top_k,
@@ -64,11 +64,11 @@ def fit(
 
 @expand_app.command()
 def explain(
-    folder: Annotated[Path, typer.Argument(help="What `cmfah expand fit` or `cmfah train` left.")],
+    folder: Annotated[Path, typer.Argument(help="A folder written by `cmfah expand fit` or `cmfah train`.")],
     text: Annotated[str, typer.Argument(help="A text or tags.")],
     json: Annotated[bool, typer.Option("--json", help="Print the explanation as JSON.")] = False,
 ) -> None:
-    """Say which words are added to a text, and why each of them."""
+    """Show the words that are added to a text, and the reason for each."""
     from cmfah_hf.cli.output import print_json, print_table, say
     from cmfah_hf.expansion import GraphExpander
 
@@ -76,20 +76,20 @@ def explain(
     if json:
         print_json(explanation.to_dict())
         return
-    print_table(" ".join(explanation.own), ["word", "from", "score", "because of"], explanation.rows())
+    print_table(" ".join(explanation.own), ["word", "source", "score", "because of"], explanation.rows())
     if explanation.unknown:
-        say(f"not known: {' '.join(explanation.unknown)}")
+        say(f"unknown: {' '.join(explanation.unknown)}")
 
 
 @expand_app.command()
 def plot(
-    folder: Annotated[Path, typer.Argument(help="What `cmfah expand fit` or `cmfah train` left.")],
-    word: Annotated[str, typer.Argument(help="The word in the middle.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write: .png, .svg or .pdf.")],
-    words: Annotated[int, typer.Option(help="Words of the graph around it.")] = 12,
+    folder: Annotated[Path, typer.Argument(help="A folder written by `cmfah expand fit` or `cmfah train`.")],
+    word: Annotated[str, typer.Argument(help="The word at the center.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The image to write: .png, .svg or .pdf.")],
+    words: Annotated[int, typer.Option(help="Number of neighbors.")] = 12,
     json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
-    """Draw the words around a word."""
+    """Plot the neighborhood of a word."""
     from cmfah_hf.cli.output import print_json, say
     from cmfah_hf.expansion import GraphExpander
     from cmfah_hf.expansion.plots import plot_neighbourhood

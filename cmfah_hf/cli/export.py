@@ -10,7 +10,7 @@ def export(
     index: Annotated[Path, typer.Argument(help="An index file, as `cmfah index` writes it.")],
     to: Annotated[str, typer.Option("--to", help="The database: milvus, vespa or pgvector.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
-    name: Annotated[str, typer.Option(help="Of the collection, document type or table.")] = "cmfah",
+    name: Annotated[str, typer.Option(help="Name of the collection, document type or table.")] = "cmfah",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in that folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
@@ -20,7 +20,7 @@ def export(
     from cmfah_hf.retrieval import EXPORTERS, HashIndex
 
     if to not in EXPORTERS:
-        raise HashIndexError(f"There is no export to {to!r}; take one of {', '.join(EXPORTERS)}.")
+        raise HashIndexError(f"{to!r} is not a known database; use one of {', '.join(EXPORTERS)}.")
     loaded = HashIndex.load(index, mmap=True)
     files = EXPORTERS[to](loaded, output, name=name, overwrite=overwrite)
     if json:

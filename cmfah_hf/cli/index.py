@@ -10,35 +10,35 @@ def index(
     model: Annotated[str, typer.Argument(help="A trained model: a folder or a Hub id.")],
     sources: Annotated[
         list[str],
-        typer.Argument(help="Pictures, folders of them, or data sets with pictures: folders, files, Hub ids."),
+        typer.Argument(help="Images, folders of them, or data sets with images: folders, files, Hub ids."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The index file to write.")] = Path("pictures.index"),
-    split: Annotated[str | None, typer.Option(help="One split. Default: all, with ids such as train/cat.jpg.")] = None,
-    texts: Annotated[bool, typer.Option("--texts", help="Index the texts instead of the pictures.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The index file to write.")] = Path("images.index"),
+    split: Annotated[str | None, typer.Option(help="The split to index. Default: all, with ids such as train/cat.jpg.")] = None,
+    texts: Annotated[bool, typer.Option("--texts", help="Index the texts instead of the images.")] = False,
     keep: Annotated[
-        list[str] | None, typer.Option(help="A column to keep beside the codes, for --where; may be repeated.")
+        list[str] | None, typer.Option(help="A metadata column to store with the codes, for --where; may be repeated.")
     ] = None,
-    add: Annotated[bool, typer.Option("--add", help="Add to the index file that is there.")] = False,
+    add: Annotated[bool, typer.Option("--add", help="Add to the existing index file.")] = False,
     hidden: Annotated[
-        bool, typer.Option("--hidden", help="Take hidden files and folders too, and those of thumbnails.")
+        bool, typer.Option("--hidden", help="Include hidden files and folders, and those of thumbnails.")
     ] = False,
     any_model: Annotated[
-        bool, typer.Option("--any-model", help="With --add: also to an index whose codes another model made.")
+        bool, typer.Option("--any-model", help="With --add: accept an index made by another model.")
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Items encoded at once.")] = 32,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    """Encode pictures (or texts) and index their codes. A picture that cannot be read is named and left out.
+    """Encode images (or texts) and index their codes. Unreadable images are reported and skipped.
 
-    The id of a picture is its path below its folder; of several sources, each id begins with its source. Files that are
-    no pictures are counted, and so are hidden ones, which are left out.
+    The id of an image is its path below its folder; with several sources, each id begins with its source. Skipped
+    files (no images, hidden) are counted.
     """
     from cmfah_hf.atomic import regular_target
     from cmfah_hf.cli.output import print_json, say
     from cmfah_hf.errors import HashIndexError
     from cmfah_hf.retrieval import CrossMediaRetriever
 
-    regular_target(output, HashIndexError)  # refused now, and not when everything has been encoded
+    regular_target(output, HashIndexError)  # refused before anything is encoded
     retriever = CrossMediaRetriever.from_pretrained(model, any_model=any_model)
     what = "texts" if texts else "images"
     if add:
@@ -57,4 +57,4 @@ def index(
         print_json({**done, "left_out": unreadable, "skipped": skipped})
     else:
         code_bytes = len(filled) * filled.bits // 8
-        say(f"{output}: {len(filled):,} items, {code_bytes:,} bytes of codes, {len(unreadable)} left out.")
+        say(f"{output}: {len(filled):,} items, {code_bytes:,} bytes of codes, {len(unreadable)} skipped.")

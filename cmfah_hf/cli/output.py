@@ -1,6 +1,6 @@
-"""Output of commands: one JSON document for machines, or tables for people.
+"""Command output: one JSON document for programs, or tables for people.
 
-Names and queries come from anywhere. None of them is read as markup or reaches a terminal as a control character.
+Names and queries are untrusted: none is interpreted as markup or reaches the terminal as a control character.
 """
 
 import json
@@ -19,12 +19,12 @@ from cmfah_hf.errors import UNPRINTABLE, printable
 
 
 def say(line: str, err: bool = False) -> None:
-    """One line on standard output, or on standard error."""
+    """Prints one line to standard output or standard error."""
     typer.echo(printable(line), err=err)
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on standard output, and nothing else there."""
+    """Prints one JSON document to standard output."""
     is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     lines = json.dumps(document, indent=2, ensure_ascii=not is_unicode).split("\n")
     escaped = (UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in lines)
@@ -32,16 +32,16 @@ def print_json(document: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on standard output, numbers to the right; where that is no terminal, a line a row, nothing cut off."""
+    """Prints a table with right-aligned numbers; without a terminal, one untruncated line per row."""
     texts = [[_cell(value) for value in row] for row in rows]
     columns = [printable(column) for column in columns]
-    to_the_right = [all(not isinstance(row[place], str) for row in rows) for place in range(len(columns))]
+    right_aligned = [all(not isinstance(row[place], str) for row in rows) for place in range(len(columns))]
     console = Console()
     if not console.is_terminal:
-        sys.stdout.write("\n".join([printable(title), *_lines([columns, *texts], to_the_right)]) + "\n")
+        sys.stdout.write("\n".join([printable(title), *_lines([columns, *texts], right_aligned)]) + "\n")
         return
     table = Table(title=Text(printable(title), style="bold"), title_justify="left")
-    for column, is_number in zip(columns, to_the_right, strict=True):
+    for column, is_number in zip(columns, right_aligned, strict=True):
         table.add_column(Text(column), justify="right" if is_number else "left", overflow="fold")
     for row in texts:
         table.add_row(*map(Text, row))
@@ -49,8 +49,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 
 
 def print_figures(title: str, figures: Mapping[str, float]) -> None:
-    """The figures of `RetrievalEvaluator` as a table, both directions side by side, then what knows nothing: a random
-    ranking, and one query for all. Below them the words that the model does not know, where they were counted."""
+    """The figures of `RetrievalEvaluator` as a table, both directions side by side, then the
+    baselines: a random ranking and one constant query. Below them counts of unknown words, if present."""
     rows: list[list[Any]] = []
     for name, value in figures.items():
         ranking, _, rest = name.partition("/")
@@ -76,9 +76,9 @@ def print_figures(title: str, figures: Mapping[str, float]) -> None:
 
 @contextmanager
 def counting(description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """A progress bar on standard error, where that is a terminal; without `total` it counts.
+    """A progress bar on standard error if that is a terminal; without `total`, a counter.
 
-    Gives a function `advance(count=1, description=None)`.
+    Yields a function `advance(count=1, description=None)`.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
@@ -102,11 +102,11 @@ def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else printable(str(value))
 
 
-def _lines(rows: Sequence[Sequence[str]], to_the_right: Sequence[bool]) -> Iterator[str]:
+def _lines(rows: Sequence[Sequence[str]], right_aligned: Sequence[bool]) -> Iterator[str]:
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = []
-        for text, width, right in zip(row, widths, to_the_right, strict=True):
+        for text, width, right in zip(row, widths, right_aligned, strict=True):
             blanks = " " * (width - cell_len(text))
             cells.append(blanks + text if right else text + blanks)
         yield "  ".join(cells).rstrip()

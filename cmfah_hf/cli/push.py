@@ -9,49 +9,49 @@ import typer
 def push(
     run: Annotated[
         str | None,
-        typer.Argument(help="The folder that a training run has left; with --space also a Hub id, or nothing."),
+        typer.Argument(help="The output folder of a training run; with --space also a Hub id, or omitted."),
     ] = None,
-    repo_id: Annotated[str, typer.Option("--repo-id", help="Where to on the Hub, as owner/name.")] = ...,
+    repo_id: Annotated[str, typer.Option("--repo-id", help="The target repository, as owner/name.")] = ...,
     space: Annotated[
-        bool, typer.Option("--space", help="Push the search page as a Space, with the model in it.")
+        bool, typer.Option("--space", help="Push the search page as a Space that includes the model.")
     ] = False,
-    private: Annotated[bool, typer.Option("--private", help="Create it so that only its owners see it.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     revision: Annotated[str | None, typer.Option(help="The branch; created if needed. Default: the main one.")] = None,
     message: Annotated[str | None, typer.Option(help="The commit's title.")] = None,
     index: Annotated[
         Path | None,
-        typer.Option(help="An index of pictures to go with it; its ids are seen by whoever sees the model."),
+        typer.Option(help="An index of images to go with it; its ids are visible to everyone who can see the model."),
     ] = None,
-    texts_index: Annotated[Path | None, typer.Option(help="The same of texts.")] = None,
+    texts_index: Annotated[Path | None, typer.Option(help="An index of texts to push with the model.")] = None,
     license: Annotated[
-        str | None, typer.Option(help="The model's licence by the Hub's names, such as apache-2.0.")
+        str | None, typer.Option(help="The model's license as a Hub identifier, such as apache-2.0.")
     ] = None,
     data_license: Annotated[
-        str | None, typer.Option(help="The data's licence, in words. Default: what the data's own card says.")
+        str | None, typer.Option(help="The data's license as text. Default: the license in the data's card.")
     ] = None,
-    dataset_id: Annotated[str | None, typer.Option(help="The data's id on the Hub, if it is there.")] = None,
+    dataset_id: Annotated[str | None, typer.Option(help="The data's Hub id, if it has one.")] = None,
     attention: Annotated[
-        bool, typer.Option(help="Show in the card what the words of a query look at: it shows a picture of the data.")
+        bool, typer.Option(help="Include the attention plot in the card; it shows an image of the data.")
     ] = True,
     data: Annotated[
-        str | None, typer.Option(help="Of a Space, the pictures that it searches: a data set on the Hub, or 'scenes'.")
+        str | None, typer.Option(help="The images that the Space searches: a data set on the Hub, or 'scenes'.")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Of these. Default: `database` if there is one, else `train`.")
+        str | None, typer.Option(help="The split to search. Default: `database` if present, else `train`.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="The most pictures that a Space shows. Default: 320.")] = None,
-    title: Annotated[str | None, typer.Option(help="Above the Space's page.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Maximum number of images that the Space shows. Default: 320.")] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the Space's page.")] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace also what somebody has changed on the Hub since the last push.")
+        bool, typer.Option("--overwrite", help="Also replace files changed on the Hub since the last push.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    """Put a trained model on the Hub in one commit: weights, processor, words, code, figures, and a card.
+    """Push a trained model to the Hub in one commit: weights, processor, vocabulary, code, metrics and a card.
 
     With --space: the search page, ready to run; without a RUN it searches drawn scenes with the embedded model.
 
-    A push that was broken off goes on when the same command is given again: only what is missing is sent. The token is
-    that of `hf auth login`, or of the environment variable `HF_TOKEN`.
+    An interrupted push resumes when the command is repeated: only missing files are sent. The token is that of
+    `hf auth login` or of the environment variable `HF_TOKEN`.
     """
     import dataclasses
 
@@ -92,7 +92,7 @@ def push(
             license=license,
             data_license=data_license,
             dataset_id=dataset_id,
-            attention_picture=attention,
+            attention_image=attention,
             **common,
         )
     if json:

@@ -17,8 +17,8 @@ def search(
         typer.Argument(help="An index file of `cmfah index`. Default: that which was pushed with the model."),
     ] = None,
     text: Annotated[str | None, typer.Option("--text", "-t", help="Words to search with.")] = None,
-    image: Annotated[str | None, typer.Option("--image", "-i", help="A picture to search with, or '-'.")] = None,
-    image_weight: Annotated[float, typer.Option(help="With words and a picture: the picture's share, 0 to 1.")] = 0.5,
+    image: Annotated[str | None, typer.Option("--image", "-i", help="An image to search with, or '-'.")] = None,
+    image_weight: Annotated[float, typer.Option(help="With words and an image: the image's share, 0 to 1.")] = 0.5,
     k: Annotated[int, typer.Option("-k", help="How many items to show.")] = 10,
     metric: Annotated[str, typer.Option(help="'aqd': by real hash values; 'hamming': by bits.")] = "aqd",
     where: Annotated[
@@ -30,7 +30,7 @@ def search(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
-    """Search an index by words, by a picture, or by both; `--image -` reads the picture from standard input.
+    """Search an index by words, by an image, or by both; `--image -` reads the image from standard input.
 
     Words that the model does not know are named, and the search goes on without them.
     """
@@ -43,13 +43,13 @@ def search(
         retriever.images = retriever.load_index(index, mmap=True)
     searched = retriever.images if len(retriever.images) else retriever.texts
     conditions = parse_conditions(where, searched.metadata) if where else None
-    picture = sys.stdin.buffer if image == "-" else image
-    results = retriever.search(text, picture, k, None, metric, conditions, not approximate, image_weight)
+    image = sys.stdin.buffer if image == "-" else image
+    results = retriever.search(text, image, k, None, metric, conditions, not approximate, image_weight)
     found = [{"rank": rank, **hit} for rank, hit in enumerate(results.hits(), 1)]
     ignored = retriever.ignored_words(text) if text is not None else []
     if ignored:
         shown = ", ".join(ignored[:_MOST_IGNORED]) + (", ..." if len(ignored) > _MOST_IGNORED else "")
-        say(f"Searched without {len(ignored)} of the words, which the model does not know: {shown}", err=True)
+        say(f"Ignored {len(ignored)} words that the model does not know: {shown}", err=True)
     asked = " + ".join(part for part in (text, image) if part is not None)
     if json:
         print_json({"query": asked, "metric": metric, "ignored_words": ignored, "results": found})

@@ -11,15 +11,15 @@ def space(
         str | None, typer.Argument(help="A trained model: a folder or a Hub id. Default: the embedded one.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="The pictures: a folder, Parquet, a Hub id, 'scenes'. Default: drawn scenes.")
+        str | None, typer.Option(help="The images: a folder, Parquet, a Hub id, 'scenes'. Default: drawn scenes.")
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Of the data. Default: `database` if there is one, else `train`.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="The most pictures that are shown. Default: 320.")] = None,
+    limit: Annotated[int | None, typer.Option(help="The most images that are shown. Default: 320.")] = None,
     title: Annotated[str | None, typer.Option(help="Above the page.")] = None,
     host: Annotated[
-        str | None, typer.Option(help="The address to listen at; 0.0.0.0 for all. Default: this machine alone.")
+        str | None, typer.Option(help="The address to listen on; 0.0.0.0 for all interfaces. Default: localhost.")
     ] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: the first free one from 7860.")] = None,
     allow_host: Annotated[
@@ -41,7 +41,7 @@ def space(
     settings = SpaceSettings.load(folder)
     if model is not None:
         if data is None:
-            raise CMFAHError(f"{model}: name the pictures that this model is to search, with --data.")
+            raise CMFAHError(f"{model}: name the images that this model is to search, with --data.")
         settings = replace(settings, model=str(Path(model).absolute()) if Path(model).exists() else model)
     if model is not None or data is not None:
         settings = replace(settings, examples=())

@@ -26,15 +26,15 @@ def train(
     from cmfah_hf.training import train as run_training
 
     arguments = list(context.args)
-    if config is not None and str(config).startswith("--"):  # there is no file, and this is the first of the arguments
+    if config is not None and str(config).startswith("--"):  # no file: this is the first argument of the run
         arguments, config = [str(config), *arguments], None
     if method is not None:
         arguments += ["--method", method]
     run = parse_run(config, arguments)
-    # The trainer prints its logs, and standard output is the figures' alone.
+    # The trainer prints its logs; standard output holds only the metrics.
     with redirect_stdout(sys.stderr) if json else nullcontext():
         metrics = run_training(run)
-    if not metrics:  # a process beside the main one
+    if not metrics:  # not the main process
         return
     if json:
         print_json(metrics)

@@ -20,7 +20,7 @@ from cmfah_hf.hub.cards import card_of
 logger = logging.getLogger(__name__)
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
-# Rows that are written, and later read, at once; with pictures of 100 kB each, 10 MB.
+# Rows that are written, and later read, at once; with images of 100 kB each, 10 MB.
 _ROWS_OF_GROUP = 100
 _BYTES_OF_SHARD = 500 * 10**6
 
@@ -173,7 +173,7 @@ def _write_split(split: str, stream: Any, folder: Path, classes: list[str]) -> i
         if writer is None:
             parts.append(folder / f"{split}-{len(parts):05d}")
             writer = pq.ParquetWriter(parts[-1], schema)
-        # Pictures that stand beside the source's table are read here, byte for byte.
+        # Images that stand beside the source's table are read here, byte for byte.
         writer.write_table(embed_table_storage(pa.Table.from_pylist(group, schema=schema)))
         written += len(group)
         if parts[-1].stat().st_size >= _BYTES_OF_SHARD:
@@ -210,13 +210,13 @@ def _card(title: str, counts: Mapping[str, int], classes: list[str]) -> str:
     labels = "names the classes" if not classes else f"is of {len(classes)} classes"
     body = f"""# {title}
 
-Pairs of picture and text for cross-media retrieval.
+Pairs of image and text for cross-media retrieval.
 
 | split | pairs |
 |---|---|
 {rows}
 
-`id` is unique within a split, `image` is the picture's own file, `text` a caption or tags, and `labels`, where there
+`id` is unique within a split, `image` is the image's own file, `text` a caption or tags, and `labels`, where there
 are any, {labels}.
 """
     return card_of(yaml.safe_dump(head, sort_keys=False, allow_unicode=True), body)

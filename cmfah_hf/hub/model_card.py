@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmfah_hf.hub.cards import card_of
 from cmfah_hf.hub.finished_run import ATTENTION_PLOT, DRAWN, SETTINGS_NAME, FinishedRun
-from cmfah_hf.retrieval.retriever import PICTURES_INDEX, TEXTS_INDEX
+from cmfah_hf.retrieval.retriever import IMAGES_INDEX, TEXTS_INDEX
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
@@ -84,7 +84,7 @@ def make_model_card(
     bits = run.config["hash_bits"]
     parts = [
         f"# {name}",
-        f"A picture and a text share {bits} bits, so a sentence finds pictures, and a picture texts, in {bits // 8} "
+        f"An image and a text share {bits} bits, so a sentence finds images, and an image texts, in {bits // 8} "
         f"bytes an item. A {method.upper()} model, made with cmfah-hf.",
         *_figures(run, dataset_id, files),
         *_usage(run, repo_id, files, revision),
@@ -159,8 +159,8 @@ def _figures(run: FinishedRun, dataset_id: str | None, files: set[str]) -> list[
         parts.append("![Precision at k, both directions and rankings](plots/precision_at_k.png)")
     if ATTENTION_PLOT in files:
         parts.append(
-            "Which regions of a query's picture its words look at:\n\n"
-            f"![Attention of words over a picture]({ATTENTION_PLOT})"
+            "Which regions of a query's image its words look at:\n\n"
+            f"![Attention of words over an image]({ATTENTION_PLOT})"
         )
     return parts
 
@@ -179,8 +179,8 @@ def _protocol(run: FinishedRun, dataset_id: str | None) -> str:
         return data
     return (
         f"{data} {int(query['queries']):,} held-out queries were looked at once, at the end, and searched in "
-        f"{int(query['database']):,} pairs. Relevant is what shares a label. Every item is encoded alone: a picture "
-        "without its text, a text without its picture. MAP is over the whole database, and in expectation over the "
+        f"{int(query['database']):,} pairs. Relevant is what shares a label. Every item is encoded alone: an image "
+        "without its text, a text without its image. MAP is over the whole database, and in expectation over the "
         "order of ties, which codes have many of."
     )
 
@@ -189,8 +189,8 @@ def _usage(run: FinishedRun, repo_id: str, files: set[str], revision: str | None
     quoted = json.dumps(repo_id)
     of = f", revision={json.dumps(revision)}" if revision else ""
     bits, words = run.config["hash_bits"], json.dumps(_query_words(run), ensure_ascii=False)
-    pictures = (
-        'pictures = {"red.jpg": Image.new("RGB", (256, 256), "red"), "sea.jpg": Image.new("RGB", (256, 256), "navy")}'
+    images = (
+        'images = {"red.jpg": Image.new("RGB", (256, 256), "red"), "sea.jpg": Image.new("RGB", (256, 256), "navy")}'
     )
     parts = [
         "## Use",
@@ -201,14 +201,14 @@ from PIL import Image
 from cmfah_hf import CrossMediaRetriever
 
 retriever = CrossMediaRetriever.from_pretrained({quoted}{of})
-{pictures}
-retriever.add_images(list(pictures.values()), ids=list(pictures))  # yours: add_source("folder-of-pictures")
+{images}
+retriever.add_images(list(images.values()), ids=list(images))  # yours: add_source("folder-of-images")
 results = retriever.search(text={words}, k=2)
 print(results.ids[0].tolist(), results.scores[0].tolist())
 ```""",
     ]
-    if {PICTURES_INDEX, TEXTS_INDEX} & files:
-        parts.append("An index came with it; with it no picture has to be encoded first:")
+    if {IMAGES_INDEX, TEXTS_INDEX} & files:
+        parts.append("An index came with it; with it no image has to be encoded first:")
         parts.append(
             f"""```python
 retriever = CrossMediaRetriever.from_pretrained({quoted}{of}, index=True)
@@ -224,16 +224,16 @@ from transformers import AutoModel, AutoProcessor, pipeline
 
 model = AutoModel.from_pretrained({quoted}{of}, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained({quoted}{of}, trust_remote_code=True)
-{pictures}
-inputs = processor(images=list(pictures.values()), text=[{words}], return_tensors="pt")
+{images}
+inputs = processor(images=list(images.values()), text=[{words}], return_tensors="pt")
 with torch.inference_mode():
-    image_hash = model.get_image_hash(inputs["pixel_values"])  # (2, {bits}) in (-1, 1), each picture alone
+    image_hash = model.get_image_hash(inputs["pixel_values"])  # (2, {bits}) in (-1, 1), each image alone
     text_hash = model.get_text_hash(inputs["input_ids"], inputs["attention_mask"])  # (1, {bits})
 differing = ((image_hash >= 0) != (text_hash >= 0)).sum(dim=1)  # bits
 print(differing.tolist())
 
 pipe = pipeline("cross-modal-retrieval", model={quoted}{of}, trust_remote_code=True)
-found = pipe({{"text": {words}, "candidates": list(pictures.values())}})
+found = pipe({{"text": {words}, "candidates": list(images.values())}})
 print(found["code"].tolist(), found["ranking"])
 ```""",
     ]
@@ -295,7 +295,7 @@ def _limits(run: FinishedRun, files: set[str]) -> list[str]:
     lines = [
         f"It knows {run.config.get('vocab_size', 2) - 2:,} words, those of its training texts. A text without any of "
         "them has a code that says nothing, and is refused as a query.",
-        "What is alike was taught by the labels and tags of the data above. On other pictures the figures do not hold, "
+        "What is alike was taught by the labels and tags of the data above. On other images the figures do not hold, "
         "and what those labels leave out or get wrong the codes leave out and get wrong too.",
         "A code of few bits puts unlike things together at times. Nothing that matters to somebody should hang on one "
         "answer.",

@@ -11,7 +11,7 @@ from cmfah_hf.errors import HubError
 from cmfah_hf.hub.finished_run import ATTENTION_PLOT, own_file, read_run
 from cmfah_hf.hub.model_folder import is_ours, write_metrics, write_model, write_settings
 from cmfah_hf.hub.publishing import Published, check_target, publish, staging
-from cmfah_hf.retrieval.retriever import PICTURES_INDEX, TEXTS_INDEX
+from cmfah_hf.retrieval.retriever import IMAGES_INDEX, TEXTS_INDEX
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def push_model(
     license: str | None = None,
     data_license: str | None = None,
     dataset_id: str | None = None,
-    attention_picture: bool = True,
+    attention_image: bool = True,
     tags: Sequence[str] = (),
     metrics: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -55,13 +55,13 @@ def push_model(
         token: Default: that of `HF_TOKEN` or of `hf auth login`. It is neither printed nor logged.
         revision: The branch, created from the main one if needed.
         message: The commit's title.
-        images_index: An index file of pictures, for `CrossMediaRetriever.from_pretrained(repo_id, index=True)`. Its ids
+        images_index: An index file of images, for `CrossMediaRetriever.from_pretrained(repo_id, index=True)`. Its ids
             and columns become as public as the repository.
         texts_index: The same of texts.
         license: The model's licence, by the Hub's names, such as `apache-2.0`.
         data_license: The data's licence, in words. Default: what the data's own card says.
         dataset_id: The data's id on the Hub, if it is there and the run was told of a folder.
-        attention_picture: Whether the picture of what the words look at goes up. It shows a picture of the data.
+        attention_image: Whether the image of what the words look at goes up. It shows an image of the data.
         tags: Further tags of the card.
         metrics: Figures for the card, where the folder has no `metrics.json`.
         overwrite: Replace also what somebody has changed on the Hub since the last push.
@@ -79,9 +79,9 @@ def push_model(
     folder = Path(run_folder)
     run = read_run(folder, metrics)
     files = dict(run.files)
-    if not attention_picture:
+    if not attention_image:
         files.pop(ATTENTION_PLOT, None)
-    given = {PICTURES_INDEX: images_index, TEXTS_INDEX: texts_index}
+    given = {IMAGES_INDEX: images_index, TEXTS_INDEX: texts_index}
     indexes = {name: Path(path) for name, path in given.items() if path is not None}
     _check_indexes(folder, indexes.values())
     files |= indexes

@@ -38,7 +38,7 @@ def push_dataset(
     """Put a data set on the Hub in one commit, to be read back by `load_image_text(repo_id)` or by `datasets` alone.
 
     A prepared folder, with a card (`README.md`) and Parquet shards below `data/`, goes as it is. Any other source is
-    first written in that layout, in the cache of `datasets`, with the pictures' own bytes in the shards. Shards of the
+    first written in that layout, in the cache of `datasets`, with the images' own bytes in the shards. Shards of the
     repository that this data set does not have are removed in the same commit.
 
     Broken off, it goes on when it is called again: what has been sent is known to the Hub by its content. Before the

@@ -21,7 +21,7 @@ class PushedSpace(Published):
 
     Args:
         model: What it loads: `"model"`, the folder that went along, or a Hub id.
-        data: The pictures that it shows.
+        data: The images that it shows.
     """
 
     model: str
@@ -51,9 +51,9 @@ def push_space(
     Args:
         repo_id: `owner/name`; created if needed.
         model: A run's folder, which goes along, or a Hub id, which the Space loads from there. None: the embedded one.
-        data: The pictures: a data set on the Hub, or `"scenes"`. None: `"scenes"`, with the embedded model alone.
+        data: The images: a data set on the Hub, or `"scenes"`. None: `"scenes"`, with the embedded model alone.
         split: Of the data; see `SpaceSettings`.
-        limit: The most pictures that are shown.
+        limit: The most images that are shown.
         title: Above the page.
         examples: Queries to begin with.
         private: Whether it is to be private. One that is there and public is refused then.
@@ -76,7 +76,7 @@ def push_space(
     folder: Path | None = embedded / settings.model
     if model is not None:
         if data is None:
-            raise HubError(f"{model}: name the pictures that this model is to search: a data set on the Hub.")
+            raise HubError(f"{model}: name the images that this model is to search: a data set on the Hub.")
         folder = Path(model) if Path(model).is_dir() else None
         if folder is None and not is_repo_id(os.fspath(model)):
             raise HubError(f"{model}: neither a folder nor a model's id on the Hub; give one of both.")

@@ -69,14 +69,14 @@ def build_app(loader: EngineLoader, uploads: Uploads) -> gr.Blocks:
             with gr.Tab("Quality", id="quality"):
                 figures = gr.HTML(html.note(_WAIT))
         answer, asked, words, examples = search
-        picture, why_words, looked = why
+        image, why_words, looked = why
         answer.click(
-            page.open_why, asked, [tabs, picture, why_words], api_visibility="private", show_progress="hidden"
+            page.open_why, asked, [tabs, image, why_words], api_visibility="private", show_progress="hidden"
         ).then(*looked, api_visibility="private")
         app.load(
             page.begin,
             None,
-            [status, answer, asked, words, examples, picture, why_words, figures],
+            [status, answer, asked, words, examples, image, why_words, figures],
             api_visibility="private",
             show_progress="hidden",
         ).success(*looked, api_visibility="private", show_progress="hidden")
@@ -90,7 +90,7 @@ def _search_tab(page: Page, uploads: Uploads) -> tuple[gr.HTML, gr.State, gr.Tex
         with gr.Column(scale=3, min_width=280):
             words = gr.Textbox(
                 label="Words",
-                placeholder="what the pictures are to show",
+                placeholder="what the images are to show",
                 max_length=LONGEST_QUERY,
                 elem_id="words",
             )
@@ -101,17 +101,17 @@ def _search_tab(page: Page, uploads: Uploads) -> tuple[gr.HTML, gr.State, gr.Tex
                 count = gr.Slider(1, MOST_RESULTS, value=DEFAULT_K, step=1, label="Answers", min_width=140)
                 button = gr.Button("Search", variant="primary", elem_id="search-words", min_width=120)
         with gr.Column(scale=2, min_width=260):
-            picture = gr.Image(
-                label="Or a picture",
+            image = gr.Image(
+                label="Or an image",
                 sources=["upload", "clipboard"],
                 type="pil",
                 height=200,
-                elem_id="picture",
+                elem_id="image",
                 buttons=[],
             )
-            with_picture = gr.Button("Search with the picture", elem_id="search-picture")
+            with_image = gr.Button("Search with the image", elem_id="search-image")
             gr.HTML(html.note(_UPLOADS))
-    _guard(picture, uploads)
+    _guard(image, uploads)
     answer = gr.HTML(html.note(_WAIT), js_on_load=_ANSWER_JS, elem_id="answer")
     asked = gr.State("")
     by_words: dict[str, Any] = {"inputs": [words, count], "outputs": [answer, asked], "api_visibility": "private"}
@@ -120,19 +120,19 @@ def _search_tab(page: Page, uploads: Uploads) -> tuple[gr.HTML, gr.State, gr.Tex
         page.answer_words, **by_words
     )
     gr.on(
-        [picture.input, with_picture.click],
-        page.answer_picture,
-        [picture, count],
+        [image.input, with_image.click],
+        page.answer_image,
+        [image, count],
         [answer, asked],
         api_visibility="private",
     )
     # The endpoint for programs: the same inputs, plain values out.
     gr.Button(visible=False).click(
-        page.api_search_picture,
-        [picture, count],
+        page.api_search_image,
+        [image, count],
         gr.JSON(visible=False),
-        api_name="search_picture",
-        api_description="Find the pictures and texts nearest to a picture, by both distances.",
+        api_name="search_image",
+        api_description="Find the images and texts nearest to an image, by both distances.",
     )
     return answer, asked, words, examples
 
@@ -141,20 +141,20 @@ def _why_tab(page: Page) -> tuple[gr.Dropdown, gr.Textbox, tuple[Callable, list[
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
             words = gr.Textbox(label="Words", max_length=LONGEST_QUERY, elem_id="why-words")
-            picture = gr.Dropdown(label="Picture", choices=[], allow_custom_value=True, elem_id="why-picture")
+            image = gr.Dropdown(label="Image", choices=[], allow_custom_value=True, elem_id="why-image")
             button = gr.Button("Look", variant="primary", elem_id="look")
             word = gr.Radio(label="Word whose attention is shown", choices=[], elem_id="why-word")
             region = gr.HTML(elem_id="why-region")
         with gr.Column(scale=3, min_width=280):
             overlay = gr.HTML(html.note(_WAIT), js_on_load=_REGIONS_JS, elem_id="overlay")
     codes = gr.HTML(elem_id="why-codes")
-    looked = (page.look, [picture, words], [word, overlay, region, codes])
-    gr.on([words.submit, button.click, picture.select], *looked, api_visibility="private")
+    looked = (page.look, [image, words], [word, overlay, region, codes])
+    gr.on([words.submit, button.click, image.select], *looked, api_visibility="private")
     # As they are sent: the words to choose from change with the text, and Gradio would refuse those of before.
     chosen: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
-    word.input(page.choose_word, [picture, words, word], overlay, **chosen)
-    overlay.click(page.choose_region, [picture, words, word], [overlay, region], **chosen)
-    return picture, words, looked
+    word.input(page.choose_word, [image, words, word], overlay, **chosen)
+    overlay.click(page.choose_region, [image, words, word], [overlay, region], **chosen)
+    return image, words, looked
 
 
 def _codes_tab(page: Page, tab: gr.Tab) -> None:
@@ -174,7 +174,7 @@ def _codes_tab(page: Page, tab: gr.Tab) -> None:
     )
 
 
-def _guard(picture: gr.Image, uploads: Uploads) -> None:
+def _guard(image: gr.Image, uploads: Uploads) -> None:
     """Let the component read uploads and nothing else, within limits, before Gradio would decode or copy them.
 
     On the object and not in a class of its own, because Gradio writes a file beside every component's class.
@@ -194,5 +194,5 @@ def _guard(picture: gr.Image, uploads: Uploads) -> None:
             uploads.discard(path)
             raise gr.Error(html.escaped(str(error)), duration=8, print_exception=False) from error
 
-    picture.async_move_resource_to_block_cache = stay  # type: ignore[method-assign]
-    picture.preprocess = MethodType(read, picture)  # type: ignore[method-assign]
+    image.async_move_resource_to_block_cache = stay  # type: ignore[method-assign]
+    image.preprocess = MethodType(read, image)  # type: ignore[method-assign]

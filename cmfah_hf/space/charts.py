@@ -20,7 +20,7 @@ _COLORS = {"hamming/i2t": "#0A84C6", "hamming/t2i": "#D9690F", "aqd/i2t": "#0A84
 _DASHES = {"hamming": "none", "aqd": "7 4"}
 _WAYS = {"i2t": "image to text", "t2i": "text to image"}
 _METRICS = {"hamming": "Hamming", "aqd": "AQD"}
-# Of the map, in pictures' sides: how many stand side by side at most, and how far apart two of them are at least.
+# Of the map, in images' sides: how many stand side by side at most, and how far apart two of them are at least.
 _MOST_THUMBNAILS, _THUMBNAIL_SIDE = 110, 72
 _ASPECT = 1.9
 _APART = 0.047
@@ -30,7 +30,7 @@ _DEPTH = re.compile("[1-9][0-9]{0,8}")
 
 
 def code_map(engine: "Engine", text: str | None = None) -> str:
-    """The pictures where their codes lie, and, if asked, where those of some words do.
+    """The images where their codes lie, and, if asked, where those of some words do.
 
     Raises:
         QueryError: If no word of the text is known.
@@ -48,15 +48,15 @@ def code_map(engine: "Engine", text: str | None = None) -> str:
             dots.append(f'<i style="{_at(x, y)}"></i>')
             continue
         taken.append((x, y))
-        name = escaped(engine.pictures.texts[row])
-        address = engine.pictures.address(row, _THUMBNAIL_SIDE)
+        name = escaped(engine.images.texts[row])
+        address = engine.images.address(row, _THUMBNAIL_SIDE)
         shown.append(f'<img src="{address}" alt="{name}" title="{name}" style="{_at(x, y)}">')
     mark = "" if asked is None else f'<b style="{_at(*unit[-1])}"><span>{escaped(text or "")}</span></b>'
     return (
         f'<figure class="cm-map"><div class="cm-plane" role="img" aria-label="Map of {len(places)} codes">'
         f"{''.join(dots)}{''.join(shown)}{mark}</div><figcaption>{len(places):,} codes by their Hamming distances "
         f"(classical scaling; these two directions hold {engine.shown_variance:.0%} of the squared distances). A dot "
-        f"is a picture with another before it.</figcaption></figure>"
+        f"is an image with another before it.</figcaption></figure>"
     )
 
 
@@ -65,7 +65,7 @@ def _at(x: float, y: float) -> str:
 
 
 def memory(engine: "Engine") -> str:
-    """What a picture takes as a code, as the real values that it is the sign of, and as the features before those."""
+    """What an image takes as a code, as the real values that it is the sign of, and as the features before those."""
     width = engine.retriever.model.config.hidden_size
     sizes = [
         (f"code, {engine.bits} bits", engine.bits // 8),
@@ -74,10 +74,10 @@ def memory(engine: "Engine") -> str:
     ]
     largest = max(size for _, size in sizes)
     rows = [
-        (name, f"{size:,} bytes a picture, {_amount(size * 10**6)} a million", size / largest) for name, size in sizes
+        (name, f"{size:,} bytes an image, {_amount(size * 10**6)} a million", size / largest) for name, size in sizes
     ]
-    here = len(engine.pictures) * engine.bits // 8
-    line = f"All {len(engine.pictures):,} pictures here are searched in {here:,} bytes of codes."
+    here = len(engine.images) * engine.bits // 8
+    line = f"All {len(engine.images):,} images here are searched in {here:,} bytes of codes."
     return f'<div class="cm-memory"><h3>Memory</h3>{labelled_lines(rows)}{note(line)}</div>'
 
 

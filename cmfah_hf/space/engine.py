@@ -1,6 +1,6 @@
 """What a Space computes, without any page: searches with their times, attention, codes side by side, the map.
 
-Shapes: N pictures, K bits, R regions, W words.
+Shapes: N images, K bits, R regions, W words.
 """
 
 import time
@@ -21,17 +21,17 @@ from cmfah_hf.models.tokenization_cmfah import split_words
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.codes import sign, unpack
 from cmfah_hf.retrieval.index import METRICS
-from cmfah_hf.space.pictures import Pictures, read_pairs
+from cmfah_hf.space.images import Images, read_pairs
 from cmfah_hf.space.settings import LONGEST_QUERY, MOST_RESULTS, SpaceSettings
 
-# Pictures that are decoded at full size at the same time.
+# Images that are decoded at full size at the same time.
 _BATCH = 32
 _METRICS_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """One answer: rows of the pictures, nearest first, their scores, and the milliseconds that the search took."""
+    """One answer: rows of the images, nearest first, their scores, and the milliseconds that the search took."""
 
     rows: list[int]
     scores: list[float]
@@ -55,7 +55,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Attention:
-    """Weights `(R, W)` of a picture's regions and a text's words, and the rows and columns of the regions."""
+    """Weights `(R, W)` of an image's regions and a text's words, and the rows and columns of the regions."""
 
     words: list[str]
     weights: np.ndarray
@@ -63,7 +63,7 @@ class Attention:
 
 
 class Engine:
-    """A model, its pictures, and all that the page shows of both.
+    """A model, its images, and all that the page shows of both.
 
     Args:
         settings: What to load.
@@ -76,24 +76,24 @@ class Engine:
     def __init__(self, settings: SpaceSettings, folder: Path):
         self.settings, self.source = settings, settings.model_source(folder)
         self.retriever = CrossMediaRetriever.from_pretrained(self.source)
-        self.pictures = Pictures()
+        self.images = Images()
         batch: list[Image.Image] = []
         for item_id, image, text in read_pairs(settings):
-            self.pictures.add(item_id, image, text)
+            self.images.add(item_id, image, text)
             batch.append(image)
             if len(batch) == _BATCH:
                 self._add_images(batch)
         self._add_images(batch)
-        if not len(self.pictures):
-            raise DataError(f"{settings.data}: not one of its pictures can be read; see the warnings above.")
-        self._row_of = {item_id: row for row, item_id in enumerate(self.pictures.ids)}
-        self.retriever.add_texts(self.pictures.texts, ids=range(len(self.pictures)))
-        self.search(image=self.pictures.image(0), k=1)  # so that no user pays for what is made at the first call
+        if not len(self.images):
+            raise DataError(f"{settings.data}: not one of its images can be read; see the warnings above.")
+        self._row_of = {item_id: row for row, item_id in enumerate(self.images.ids)}
+        self.retriever.add_texts(self.images.texts, ids=range(len(self.images)))
+        self.search(image=self.images.image(0), k=1)  # so that no user pays for what is made at the first call
 
     def _add_images(self, batch: list[Image.Image]) -> None:
-        first = len(self.pictures) - len(batch)
+        first = len(self.images) - len(batch)
         if batch:
-            self.retriever.images.add(self.retriever.encode_images(batch), ids=range(first, len(self.pictures)))
+            self.retriever.images.add(self.retriever.encode_images(batch), ids=range(first, len(self.images)))
         batch.clear()
 
     @property
@@ -116,11 +116,11 @@ class Engine:
         return found
 
     def examples(self, count: int = 6) -> list[str]:
-        """Queries to begin with: the settings', else texts of pictures, two known words each."""
+        """Queries to begin with: the settings', else texts of images, two known words each."""
         if self.settings.examples:
             return list(self.settings.examples[:count])
         found: list[str] = []
-        for text in self.pictures.texts:
+        for text in self.images.texts:
             words = self.retriever.processor.known_words(text)[:2]
             if words and " ".join(words) not in found:
                 found.append(" ".join(words))
@@ -129,17 +129,17 @@ class Engine:
         return found
 
     def row(self, item_id: str) -> int:
-        """The row of a picture.
+        """The row of an image.
 
         Raises:
             QueryError: If there is none of this id.
         """
         if not isinstance(item_id, str) or item_id not in self._row_of:
-            raise QueryError(f"There is no picture {item_id!r:.80} here; choose one of the list.")
+            raise QueryError(f"There is no image {item_id!r:.80} here; choose one of the list.")
         return self._row_of[item_id]
 
     def search(self, text: str | None = None, image: Image.Image | None = None, k: int = 12) -> Answer:
-        """The nearest pictures of a text; of a picture the nearest pictures and texts. By both metrics, timed.
+        """The nearest images of a text; of an image the nearest images and texts. By both metrics, timed.
 
         Raises:
             QueryError: If there is nothing to search with, the text is too long, no word of it is known, or `k` is not
@@ -194,22 +194,22 @@ class Engine:
         """
         return sign(self._values(text, None))[0]
 
-    def code_of_picture(self, item_id: str) -> np.ndarray:
-        """`(K,)` int8 of +-1: the code of a picture.
+    def code_of_image(self, item_id: str) -> np.ndarray:
+        """`(K,)` int8 of +-1: the code of an image.
 
         Raises:
-            QueryError: If there is no such picture.
+            QueryError: If there is no such image.
         """
         row = self.row(item_id)
         return unpack(self.retriever.images.codes[row : row + 1])[0]
 
     def attention(self, text: str, item_id: str) -> Attention:
-        """Which regions of a picture and words of a text attend to each other.
+        """Which regions of an image and words of a text attend to each other.
 
         Raises:
-            QueryError: If there is no such picture, no word is known, or the model has no attention.
+            QueryError: If there is no such image, no word is known, or the model has no attention.
         """
-        image = self.pictures.image(self.row(item_id))
+        image = self.images.image(self.row(item_id))
         text = _checked_text(text)
         words, weights_RW = attention_of_words(self.retriever.model, self.retriever.processor, image, text)
         weights_RW, grid = region_weights(weights_RW, words, None)
@@ -217,7 +217,7 @@ class Engine:
 
     @cached_property
     def _projection(self) -> tuple[np.ndarray, np.ndarray]:
-        """The mean code `(K,)` and the two directions `(2, K)` along which the pictures' codes differ most."""
+        """The mean code `(K,)` and the two directions `(2, K)` along which the images' codes differ most."""
         codes_NK = unpack(self.retriever.images.codes).astype(np.float64)
         mean_K = codes_NK.mean(axis=0)
         directions = np.linalg.svd(codes_NK - mean_K, full_matrices=False)[2][:2]
@@ -234,7 +234,7 @@ class Engine:
 
     @cached_property
     def map(self) -> np.ndarray:
-        """`(N, 2)`: where the pictures lie on the map."""
+        """`(N, 2)`: where the images lie on the map."""
         return self.places(unpack(self.retriever.images.codes))
 
     @cached_property
@@ -250,7 +250,7 @@ class Engine:
         def hits(ranking: Ranking) -> list[dict[str, Any]]:
             found = zip(ranking.rows, ranking.scores, strict=True)
             return [
-                {"id": self.pictures.ids[row], "score": round(score, 4), "text": self.pictures.texts[row]}
+                {"id": self.images.ids[row], "score": round(score, 4), "text": self.images.texts[row]}
                 for row, score in found
             ]
 

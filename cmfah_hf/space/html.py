@@ -1,4 +1,4 @@
-"""The parts of the page as HTML: answers, bits, attention. Pictures stand in it as `data:` addresses.
+"""The parts of the page as HTML: answers, bits, attention. Images stand in it as `data:` addresses.
 
 No file is ever written for a page, so none can be read by its address. Every text from outside goes through `escaped`.
 """
@@ -18,7 +18,7 @@ _METRIC_NOTES = {
     "hamming": "bits that differ; fewer is nearer",
     "aqd": "the query's real values against bits; more is nearer",
 }
-_TARGET_NAMES = {"images": "Pictures", "texts": "Texts"}
+_TARGET_NAMES = {"images": "Images", "texts": "Texts"}
 
 
 def escaped(text: str) -> str:
@@ -40,13 +40,13 @@ def note(message: str) -> str:
 
 
 def answer(engine: "Engine", found: "Answer") -> str:
-    """Both rankings side by side, the pictures and, of a picture as query, the texts."""
+    """Both rankings side by side, the images and, of an image as query, the texts."""
     sections = []
     for target, by_metric in found.rankings.items():
         title = f"<h3>{_TARGET_NAMES[target]}</h3>" if len(found.rankings) > 1 else ""
         columns = "".join(_ranking(engine, target, metric, ranking) for metric, ranking in by_metric.items())
         sections.append(f'{title}<div class="cm-columns">{columns}</div>')
-    items = len(engine.pictures)
+    items = len(engine.images)
     line = (
         f"Encoded in {found.encoding:.1f} ms; {items:,} codes of {engine.bits} bits searched, "
         f"{items * engine.bits // 8:,} bytes."
@@ -76,11 +76,11 @@ def _score(score: float, metric: str) -> str:
 
 
 def _card(engine: "Engine", row: int, score: float, metric: str) -> str:
-    item_id, text = escaped(engine.pictures.ids[row]), escaped(engine.pictures.texts[row])
+    item_id, text = escaped(engine.images.ids[row]), escaped(engine.images.texts[row])
     return (
         f'<li><button type="button" class="cm-card" data-id="{item_id}" title="{text}" '
         f'aria-label="Why {item_id}: {text}">'
-        f'<img src="{engine.pictures.address(row)}" alt="{text}">'
+        f'<img src="{engine.images.address(row)}" alt="{text}">'
         f'<span class="cm-score">{_score(score, metric)}</span><span class="cm-text">{text}</span></button></li>'
     )
 
@@ -88,12 +88,12 @@ def _card(engine: "Engine", row: int, score: float, metric: str) -> str:
 def _line(engine: "Engine", row: int, score: float, metric: str) -> str:
     return (
         f'<li><span class="cm-score">{_score(score, metric)}</span> '
-        f"<span>{escaped(engine.pictures.texts[row])}</span></li>"
+        f"<span>{escaped(engine.images.texts[row])}</span></li>"
     )
 
 
 def overlay(engine: "Engine", item_id: str, attention: "Attention", word: str, region: int | None) -> str:
-    """The picture under a grid of buttons, one a region; the more a word attends to it, the more it lights up.
+    """The image under a grid of buttons, one a region; the more a word attends to it, the more it lights up.
 
     All words of a text share one scale, so a word that attends to nothing in particular looks so.
     """
@@ -112,10 +112,10 @@ def overlay(engine: "Engine", item_id: str, attention: "Attention", word: str, r
         for index, light in enumerate(light_R)
     )
     row = engine.row(item_id)
-    width, height = engine.pictures.image(row).size
+    width, height = engine.images.image(row).size
     return (
-        f'<figure class="cm-overlay"><div class="cm-picture" style="aspect-ratio:{width}/{height}">'
-        f'<img src="{engine.pictures.address(row)}" alt="{escaped(engine.pictures.texts[row])}">'
+        f'<figure class="cm-overlay"><div class="cm-image" style="aspect-ratio:{width}/{height}">'
+        f'<img src="{engine.images.address(row)}" alt="{escaped(engine.images.texts[row])}">'
         f'<div class="cm-grid" role="group" aria-label="Regions" data-columns="{columns}" '
         f'style="grid-template-columns:repeat({columns},1fr)">{cells}</div></div>'
         f"<figcaption>Where <b>{escaped(word)}</b> looks: the strongest region is outlined. "

@@ -18,7 +18,7 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 # Rows of two, of three and of six are full.
 DEFAULT_K = 6
-_NO_REGION = "Press a region of the picture: here stand the words that it attends to."
+_NO_REGION = "Press a region of the image: here stand the words that it attends to."
 
 
 def _shown(handler: Handler) -> Handler:
@@ -65,7 +65,7 @@ class Page:
             engine = self._loader.get()
         except CMFAHError as error:
             line = f"**This Space cannot search yet.** {html.markdown(str(error))}"
-            nothing = html.note("There is nothing to show without a model and pictures.")
+            nothing = html.note("There is nothing to show without a model and images.")
             return gr.Markdown(line), nothing, "", "", gr.Dataset(visible=False), gr.Dropdown(), "", nothing
         examples = engine.examples()
         try:
@@ -79,18 +79,18 @@ class Page:
             logger.warning("No figures are shown: %s", error)
             figures = html.note("The figures that came with this model (metrics.json) are damaged.")
         line = (
-            f"{len(engine.pictures):,} pictures, each {engine.bits} bits. Search with words or with a picture; "
+            f"{len(engine.images):,} images, each {engine.bits} bits. Search with words or with an image; "
             "press an answer to see why it is there."
         )
-        first = engine.pictures.ids[answer.rankings["images"]["aqd"].rows[0] if answer else 0]
+        first = engine.images.ids[answer.rankings["images"]["aqd"].rows[0] if answer else 0]
         return (
             gr.Markdown(line),
-            html.answer(engine, answer) if answer else html.note("Type words, or send a picture."),
+            html.answer(engine, answer) if answer else html.note("Type words, or send an image."),
             examples[0] if examples else "",
             examples[0] if examples else "",
             gr.Dataset(samples=[[query] for query in examples], visible=bool(examples)),
-            gr.Dropdown(choices=engine.pictures.ids, value=first),
-            examples[0] if examples else engine.pictures.texts[0],
+            gr.Dropdown(choices=engine.images.ids, value=first),
+            examples[0] if examples else engine.images.texts[0],
             figures,
         )
 
@@ -109,27 +109,27 @@ class Page:
         return html.answer(engine, engine.search(text=text or "", k=int(k))), text or ""
 
     @_shown
-    def answer_picture(self, picture: Image.Image | None, k: int) -> tuple[str, str]:
-        """The same of a picture, which has no words."""
+    def answer_image(self, image: Image.Image | None, k: int) -> tuple[str, str]:
+        """The same of an image, which has no words."""
         engine = self._loader.get()
-        if picture is None:
-            raise QueryError("There is no picture to search with; send one.")
-        return html.answer(engine, engine.search(image=picture, k=int(k))), ""
+        if image is None:
+            raise QueryError("There is no image to search with; send one.")
+        return html.answer(engine, engine.search(image=image, k=int(k))), ""
 
     @_shown
     def open_why(self, text: str, event: gr.EventData) -> tuple[Any, str, str]:
-        """From an answer to the page that explains it; a picture as query is explained by the answer's own words."""
+        """From an answer to the page that explains it; an image as query is explained by the answer's own words."""
         engine = self._loader.get()
         item_id = str(_carried(event, "id"))
-        text = text or engine.pictures.texts[engine.row(item_id)]
+        text = text or engine.images.texts[engine.row(item_id)]
         return gr.Tabs(selected="why"), item_id, text
 
     @_shown
     def look(self, item_id: str | None, text: str | None) -> tuple[Any, str, str, str]:
-        """The words to choose from, the picture under the first word's attention, an empty list, and both codes."""
+        """The words to choose from, the image under the first word's attention, an empty list, and both codes."""
         engine = self._loader.get()
         text = (text or "").strip()
-        codes = html.bits(engine.code(text), engine.code_of_picture(item_id), text, item_id)
+        codes = html.bits(engine.code(text), engine.code_of_image(item_id), text, item_id)
         codes += html.ignored(engine.ignored_words(text))
         try:
             attention = engine.attention(text, item_id)
@@ -137,22 +137,22 @@ class Page:
             return gr.Radio(choices=[], value=None), html.note(str(error)), "", codes
         word = attention.words[int(attention.weights.max(axis=0).argmax())]
         choices = list(dict.fromkeys(attention.words))
-        picture = html.overlay(engine, item_id, attention, word, None)
-        return gr.Radio(choices=choices, value=word), picture, html.note(_NO_REGION), codes
+        image = html.overlay(engine, item_id, attention, word, None)
+        return gr.Radio(choices=choices, value=word), image, html.note(_NO_REGION), codes
 
     @_shown
     def choose_word(self, item_id: str | None, text: str | None, word: str | None) -> str:
-        """The picture under a word's attention."""
+        """The image under a word's attention."""
         return self._overlay(item_id, text, word, None)[0]
 
     @_shown
     def choose_region(
         self, item_id: str | None, text: str | None, word: str | None, event: gr.EventData
     ) -> tuple[str, str]:
-        """The picture with a region pressed, and the words of that region."""
+        """The image with a region pressed, and the words of that region."""
         region = _carried(event, "region")
         if not isinstance(region, int):
-            raise QueryError("There is no such region; press one of the picture.")
+            raise QueryError("There is no such region; press one of the image.")
         return self._overlay(item_id, text, word, region)
 
     def _overlay(self, item_id: str | None, text: str | None, word: str | None, region: int | None) -> tuple[str, str]:
@@ -161,7 +161,7 @@ class Page:
         if word not in attention.words:  # the text was changed since
             word = attention.words[0]
         if region is not None and not 0 <= region < len(attention.weights):
-            raise QueryError("There is no such region; press one of the picture.")
+            raise QueryError("There is no such region; press one of the image.")
         words = "" if region is None else html.words_of_region(attention, region)
         return html.overlay(engine, item_id, attention, word, region), words
 
@@ -178,41 +178,41 @@ class Page:
 
     @_reported
     def api_search_text(self, text: str, k: int = DEFAULT_K) -> dict:
-        """Find the pictures nearest to a text, by Hamming distance and by AQD, with the milliseconds of each search.
+        """Find the images nearest to a text, by Hamming distance and by AQD, with the milliseconds of each search.
 
         Args:
             text: The words, at most 300 characters.
-            k: How many pictures, 1 to 24.
+            k: How many images, 1 to 24.
         """
         engine = self._loader.get()
         return engine.document(engine.search(text=text, k=k))
 
     @_reported
-    def api_search_picture(self, picture: Image.Image | None, k: int = DEFAULT_K) -> dict:
-        """The pictures and texts nearest to a picture, as `api_search_text` gives them."""
+    def api_search_image(self, image: Image.Image | None, k: int = DEFAULT_K) -> dict:
+        """The images and texts nearest to an image, as `api_search_text` gives them."""
         engine = self._loader.get()
-        if picture is None:
-            raise QueryError("There is no picture to search with; send one.")
-        return engine.document(engine.search(image=picture, k=k))
+        if image is None:
+            raise QueryError("There is no image to search with; send one.")
+        return engine.document(engine.search(image=image, k=k))
 
     @_reported
-    def api_explain(self, text: str, picture: str) -> dict:
-        """Explain why a text and a picture are near: what attends to what, and the bits of both codes.
+    def api_explain(self, text: str, image: str) -> dict:
+        """Explain why a text and an image are near: what attends to what, and the bits of both codes.
 
         Args:
             text: The words.
-            picture: The id of a picture, as a search gives it.
+            image: The id of an image, as a search gives it.
         """
         engine = self._loader.get()
-        query, item = engine.code(text), engine.code_of_picture(picture)
+        query, item = engine.code(text), engine.code_of_image(image)
         document: dict[str, Any] = {
             "query_bits": (query > 0).astype(int).tolist(),
-            "picture_bits": (item > 0).astype(int).tolist(),
+            "image_bits": (item > 0).astype(int).tolist(),
             "distance": int((query != item).sum()),
             "ignored_words": engine.ignored_words(text),
         }
         try:
-            attention = engine.attention(text, picture)
+            attention = engine.attention(text, image)
         except QueryError as error:
             return document | {"words": [], "grid": [], "weights": [], "note": str(error)}
         weights = [[round(weight, 6) for weight in row] for row in attention.weights.tolist()]

@@ -1,4 +1,4 @@
-"""What a Space shows: which model, which pictures, how many, and under which title."""
+"""What a Space shows: which model, which images, how many, and under which title."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from cmfah_hf.space.hosts import host_name
 
 SETTINGS_NAME = "space.json"
 SCENES = "scenes"
-_MOST_PICTURES = 20_000
+_MOST_IMAGES = 20_000
 # Bytes of a `space.json`.
 _MOST_BYTES = 2**20
 # Of one search: answers, and characters of its words.
@@ -26,9 +26,9 @@ class SpaceSettings:
         model: A folder, relative ones below the Space's own; or a Hub id.
         data: What `load_image_text` takes; `"scenes"` draws those that the embedded model was not trained on.
         split: Of the data. None: `database` where there is one, else `train`, else the first.
-        limit: The most pictures that are shown; the first ones of the split.
+        limit: The most images that are shown; the first ones of the split.
         title: Above the page.
-        examples: Queries to begin with. Empty: texts of the pictures.
+        examples: Queries to begin with. Empty: texts of the images.
         hosts: Further host names or addresses under which the page is reached, beyond this machine's own, the address
             that the server listens at, and the Space's host on the Hub.
     """
@@ -42,8 +42,8 @@ class SpaceSettings:
     hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or not 1 <= self.limit <= _MOST_PICTURES:
-            raise CMFAHError(f"limit={self.limit!r:.80}: a Space shows from 1 to {_MOST_PICTURES:,} pictures.")
+        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or not 1 <= self.limit <= _MOST_IMAGES:
+            raise CMFAHError(f"limit={self.limit!r:.80}: a Space shows from 1 to {_MOST_IMAGES:,} images.")
         for name in ("model", "data", "title"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise CMFAHError(f"{name}={getattr(self, name)!r:.80}: the Space's {name} is a text; give one.")

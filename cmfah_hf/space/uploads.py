@@ -168,19 +168,19 @@ def read_upload(content: bytes) -> Image.Image:
         raise ImageError(_too_many_pixels()) from error
     except _DAMAGED as error:
         kinds = ", ".join(FORMATS[:-1])
-        raise ImageError(f"This file is no picture that can be read; send {kinds} or {FORMATS[-1]}.") from error
+        raise ImageError(f"This file is no image that can be read; send {kinds} or {FORMATS[-1]}.") from error
     if width * height > MAX_PIXELS:
         raise ImageError(_too_many_pixels(width, height))
     # Of a large JPEG a smaller one is decoded, with an eighth of the memory.
     header.draft("RGB", (_SIDE, _SIDE))
     try:
-        picture = to_rgb(decode_image(header, "The picture"))
+        image = to_rgb(decode_image(header, "The image"))
     except ImageError as error:
-        raise ImageError("The picture is damaged or cut short; send another.") from error
-    picture.thumbnail((_SIDE, _SIDE))
-    return picture
+        raise ImageError("The image is damaged or cut short; send another.") from error
+    image.thumbnail((_SIDE, _SIDE))
+    return image
 
 
 def _too_many_pixels(width: int = 0, height: int = 0) -> str:
     size = f"{width:,} x {height:,} pixels" if width else "too many pixels"
-    return f"The picture has {size}; send one of at most {MAX_PIXELS // 10**6} megapixels."
+    return f"The image has {size}; send one of at most {MAX_PIXELS // 10**6} megapixels."

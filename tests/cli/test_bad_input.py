@@ -33,9 +33,9 @@ def bench(trained, tmp_path_factory, write_config):
     root = tmp_path_factory.mktemp("bench")
     paths = {"model": trained.folder, "scenes": trained.scenes, "config": trained.config, "root": root}
 
-    pictures = sorted((trained.scenes / "train").glob("*.png"))
+    images = sorted((trained.scenes / "train").glob("*.png"))
     retriever = CrossMediaRetriever.from_pretrained(trained.folder)
-    retriever.add_images(pictures[:5])
+    retriever.add_images(images[:5])
     retriever.images.save(root / "sound.index")
     other = HashIndex(32)
     other.add(np.ones((2, 32)))
@@ -44,12 +44,12 @@ def bench(trained, tmp_path_factory, write_config):
     content[-3] ^= 1
     (root / "flipped.index").write_bytes(content)
     (root / "cut.index").write_bytes(content[:-20])
-    (root / "cut.png").write_bytes(pictures[0].read_bytes()[:400])
+    (root / "cut.png").write_bytes(images[0].read_bytes()[:400])
     (root / "notes.png").write_text("these are words")
     (root / "empty.png").write_bytes(b"")
     (root / "nothing").mkdir()
     (root / "bare").mkdir()
-    shutil.copy(pictures[0], root / "bare" / "one.png")
+    shutil.copy(images[0], root / "bare" / "one.png")
 
     def folder(name, rows):
         (root / name).mkdir()
@@ -58,7 +58,7 @@ def bench(trained, tmp_path_factory, write_config):
         (root / name / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     sound = [{"file_name": f"im{i}.png", "text": "boat", "labels": ["boat"], "id": str(i)} for i in range(2)]
-    folder("absent-picture", [sound[0], {**sound[1], "file_name": "im7.png"}])
+    folder("absent-image", [sound[0], {**sound[1], "file_name": "im7.png"}])
     folder("one-id", [sound[0], {**sound[1], "id": "0"}])
     folder("no-labels", [{name: row[name] for name in ("file_name", "text")} for row in sound])
     folder("no-text", [{"file_name": row["file_name"], "labels": ["boat"]} for row in sound])
@@ -91,23 +91,23 @@ CASES = {
         "search {root}/absent {sound.index} --text boat",
         ["{root}/absent: "],
     ),
-    "search: no such picture": (
+    "search: no such image": (
         "search {model} {sound.index} --image {root}/absent.jpg",
         ["{root}/absent.jpg: there is no such file; check the path."],
     ),
-    "search: a corrupt picture": (
+    "search: a corrupt image": (
         "search {model} {sound.index} --image {cut.png}",
         ["{cut.png}: damaged or cut short", "replace or remove it"],
     ),
-    "search: no picture at all": (
+    "search: no image at all": (
         "search {model} {sound.index} --image {notes.png}",
-        ["{notes.png}: not a picture"],
+        ["{notes.png}: not an image"],
     ),
     "search: an empty file": (
         "search {model} {sound.index} --image {empty.png}",
         ["{empty.png}: the file is empty"],
     ),
-    "search: a folder as picture": (
+    "search: a folder as image": (
         "search {model} {sound.index} --image {bare}",
         ["{bare}: this is a folder"],
     ),
@@ -135,9 +135,9 @@ CASES = {
         "index {model} {scenes} --keep year",
         ["no column 'year'; it has id, image, text, labels"],
     ),
-    "index: columns of mere pictures": (
+    "index: columns of mere images": (
         "index {model} {bare}/one.png --keep year",
-        ["pictures without a data set have no column 'year' to keep."],
+        ["images without a data set have no column 'year' to keep."],
     ),
     "index: adding to nothing": (
         "index {model} {bare} --add --output {bare}/absent.index",
@@ -195,11 +195,11 @@ CASES = {
         "index {model} {scenes} --split test",
         ["{scenes}: there is no split 'test'"],
     ),
-    "index: not one readable picture": (
+    "index: not one readable image": (
         "index {model} {unreadable} -o {root}/none.index",
-        ["{unreadable}: not one of its 2 pictures can be read"],
+        ["{unreadable}: not one of its 2 images can be read"],
     ),
-    "index: texts of mere pictures": (
+    "index: texts of mere images": (
         "index {model} {bare} --texts",
         ["{bare}: holds neither a metadata file"],
     ),
@@ -219,7 +219,7 @@ CASES = {
         "export {sound.index} --to oracle -o {root}/exported",
         ["There is no export to 'oracle'; take one of milvus, vespa, pgvector."],
     ),
-    "export: into a folder of pictures": (
+    "export: into a folder of images": (
         "export {sound.index} --to pgvector -o {bare} --overwrite",
         ["{bare} holds 'one.png', which is no export's; name another folder."],
     ),
@@ -293,11 +293,11 @@ CASES = {
     ),
     "train: a folder without metadata": (
         "train {config} --dataset {bare} {out}",
-        ["{bare}: holds neither a metadata file nor Parquet files", "write a metadata.jsonl beside the pictures"],
+        ["{bare}: holds neither a metadata file nor Parquet files", "write a metadata.jsonl beside the images"],
     ),
-    "train: a row whose picture is missing": (
-        "train {config} --dataset {absent-picture} {out}",
-        ["{absent-picture}/metadata.jsonl, line 2: the image {absent-picture}/im7.png does not exist"],
+    "train: a row whose image is missing": (
+        "train {config} --dataset {absent-image} {out}",
+        ["{absent-image}/metadata.jsonl, line 2: the image {absent-image}/im7.png does not exist"],
     ),
     "train: two rows with one id": (
         "train {config} --dataset {one-id} {out}",
@@ -315,7 +315,7 @@ CASES = {
         "train {config} --dataset {no-text} {out}",
         ["{no-text}", "text"],
     ),
-    "train: not one readable picture": (
+    "train: not one readable image": (
         "train {config} --dataset {unreadable} {out}",
         ["rows", "validation"],
     ),
@@ -331,25 +331,25 @@ CASES = {
         "space {model} --data {root}/absent/folder",
         ["{root}/absent/folder: there is no such folder"],
     ),
-    "space: a model without pictures": (
+    "space: a model without images": (
         "space {model}",
-        ["{model}: name the pictures that this model is to search, with --data."],
+        ["{model}: name the images that this model is to search, with --data."],
     ),
-    "space: no pictures": (
+    "space: no images": (
         "space --limit 0",
-        ["limit=0: a Space shows from 1 to 20,000 pictures."],
+        ["limit=0: a Space shows from 1 to 20,000 images."],
     ),
     "demo: no scenes": (
         "demo --output {root}/demo --train-scenes 0",
         ["num=0: scenes need 1 or more."],
     ),
 }
-# What can only be known after some work: bars and the names of pictures may stand above the line.
+# What can only be known after some work: bars and the names of images may stand above the line.
 AFTER_WORK = {
     "index: a column that is not there",
     "index: no such split",
-    "index: not one readable picture",
-    "train: not one readable picture",
+    "index: not one readable image",
+    "train: not one readable image",
     "train: no such weights",
     "evaluate: no labels",
 }
@@ -397,10 +397,18 @@ def test_with_debugging_the_traceback_is_shown(monkeypatch, datasets_cache):
         main(["train", "absent.yaml"])
 
 
-def test_a_mistake_of_the_program_is_not_taken_for_the_user_s(cmfah, monkeypatch):
+@pytest.mark.parametrize("kind", [ZeroDivisionError, ValueError, KeyError])
+def test_a_bug_is_reported_as_one_and_not_as_the_users_mistake(cmfah, monkeypatch, capsys, kind):
     def broken(*args, **kwargs):
-        raise ZeroDivisionError("a defect")
+        raise kind("a defect")
 
     monkeypatch.setattr("cmfah_hf.training.parse_run", broken)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit) as left:
+        main(["train"])
+    assert left.value.code == 70
+    line = capsys.readouterr().err
+    assert line.startswith(f"cmfah: {kind.__name__}: ")
+    assert line.endswith("(a bug; CMFAH_DEBUG=1 shows the traceback)\n")
+    monkeypatch.setenv("CMFAH_DEBUG", "1")
+    with pytest.raises(kind):
         main(["train"])

@@ -18,7 +18,7 @@ from cmfah_hf.training.evaluate import evaluate_folder
 
 @pytest.fixture(scope="module")
 def index_file(trained, tmp_path_factory):
-    """The query scenes' pictures, indexed through the library."""
+    """The query scenes' images, indexed through the library."""
     retriever = CrossMediaRetriever.from_pretrained(trained.folder)
     retriever.add_source(trained.scenes, split="query")
     path = tmp_path_factory.mktemp("index") / "query.index"
@@ -27,9 +27,9 @@ def index_file(trained, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def odd_pictures(trained, tmp_path_factory):
-    """Pictures without metadata, of every kind that people have, one cut short and one that is none."""
-    folder = tmp_path_factory.mktemp("odd") / "pictures"
+def odd_images(trained, tmp_path_factory):
+    """Images without metadata, of every kind that people have, one cut short and one that is none."""
+    folder = tmp_path_factory.mktemp("odd") / "images"
     (folder / "deep" / "er").mkdir(parents=True)
     image = Image.open(sorted((trained.scenes / "train").glob("*.png"))[0]).convert("RGB")
     image.save(folder / "plain.png")
@@ -41,7 +41,7 @@ def odd_pictures(trained, tmp_path_factory):
     image.save(folder / "deep" / "er" / "moving.gif", save_all=True, append_images=[image.rotate(90)])
     image.save(folder / "UPPER.JPG")
     (folder / "cut.jpg").write_bytes((folder / "UPPER.JPG").read_bytes()[:700])
-    (folder / "none.png").write_text("no picture")
+    (folder / "none.png").write_text("no image")
     (folder / "notes.txt").write_text("neither")
     return folder
 
@@ -140,9 +140,9 @@ def test_index_of_a_data_set_with_splits(cmfah, trained, tmp_path):
     np.testing.assert_array_equal(index.codes, np.packbits(values >= 0, axis=1, bitorder="little"))
 
 
-def test_index_of_mere_pictures_with_damaged_ones_inside(cmfah, trained, odd_pictures, tmp_path, caplog):
+def test_index_of_mere_images_with_damaged_ones_inside(cmfah, trained, odd_images, tmp_path, caplog):
     outcome = cmfah(
-        "index", trained.folder, odd_pictures, "-o", tmp_path / "new" / "odd.index", "--json", "--batch-size", 3
+        "index", trained.folder, odd_images, "-o", tmp_path / "new" / "odd.index", "--json", "--batch-size", 3
     )
     assert outcome.code == 0, outcome.err
     index = HashIndex.load(tmp_path / "new" / "odd.index")
@@ -152,23 +152,23 @@ def test_index_of_mere_pictures_with_damaged_ones_inside(cmfah, trained, odd_pic
     ]  # fmt: skip
     left_out = outcome.document["left_out"]
     assert [reason.partition(": ")[0] for reason in left_out] == [
-        str(odd_pictures / n) for n in ("cut.jpg", "none.png")
+        str(odd_images / n) for n in ("cut.jpg", "none.png")
     ]
     assert "cut short" in left_out[0]
-    assert "not a picture" in left_out[1]
+    assert "not an image" in left_out[1]
     assert all(f"Left out: {reason}" in caplog.text for reason in left_out)
-    # An opaque picture is what its copy with a transparency band is, and the first frame of a moving one stands for it.
+    # An opaque image is what its copy with a transparency band is, and the first frame of a moving one stands for it.
     codes = dict(zip(index.ids.tolist(), index.codes.tolist(), strict=True))
     assert codes["plain.png"] == codes["transparent.webp"]
 
 
-def test_index_of_several_sources_with_columns_then_more(cmfah, trained, odd_pictures, tmp_path):
-    """One picture, a folder and a data set, each id with its source; more is added to the file that is there."""
-    picture, bare = odd_pictures / "plain.png", tmp_path / "bare"
+def test_index_of_several_sources_with_columns_then_more(cmfah, trained, odd_images, tmp_path):
+    """One image, a folder and a data set, each id with its source; more is added to the file that is there."""
+    image, bare = odd_images / "plain.png", tmp_path / "bare"
     bare.mkdir()
-    (bare / "own.png").write_bytes(picture.read_bytes())
+    (bare / "own.png").write_bytes(image.read_bytes())
     path = tmp_path / "some.index"
-    outcome = cmfah("index", trained.folder, picture, bare, "-o", path, "--json")
+    outcome = cmfah("index", trained.folder, image, bare, "-o", path, "--json")
     assert outcome.document["items"] == 2
     assert HashIndex.load(path).ids.tolist() == ["plain.png", f"{bare}/own.png"]
     options = ("--split", "query", "--keep", "text", "--keep", "labels")
@@ -186,22 +186,22 @@ def test_index_of_several_sources_with_columns_then_more(cmfah, trained, odd_pic
     assert text.split()[0] in cmfah("search", trained.folder, path, "--text", "boat", "--where", f"text={text}").out
 
 
-def test_search_by_words_and_a_picture_together(cmfah, trained, index_file, odd_pictures):
+def test_search_by_words_and_a_image_together(cmfah, trained, index_file, odd_images):
     retriever = CrossMediaRetriever.from_pretrained(trained.folder)
     retriever.images = HashIndex.load(index_file)
-    picture = odd_pictures / "plain.png"
+    image = odd_images / "plain.png"
     for weight in (0.2, 0.9):
-        expected = retriever.search(text="boat", image=picture, k=4, image_weight=weight)
-        arguments = ("--text", "boat", "--image", picture, "--image-weight", weight, "-k", 4, "--json")
+        expected = retriever.search(text="boat", image=image, k=4, image_weight=weight)
+        arguments = ("--text", "boat", "--image", image, "--image-weight", weight, "-k", 4, "--json")
         found = cmfah("search", trained.folder, index_file, *arguments).document
-        assert found["query"] == f"boat + {picture}"
+        assert found["query"] == f"boat + {image}"
         assert [hit["id"] for hit in found["results"]] == expected.ids[0].tolist()
         np.testing.assert_allclose([hit["score"] for hit in found["results"]], expected.scores[0])
     near = cmfah("search", trained.folder, index_file, "--text", "boat", "-k", 4, "--approximate", "--json").document
     assert [hit["id"] for hit in near["results"]] == retriever.search(text="boat", k=4, exact=False).ids[0].tolist()
 
 
-def test_search_by_text_by_picture_and_by_bits(cmfah, trained, index_file):
+def test_search_by_text_by_image_and_by_bits(cmfah, trained, index_file):
     retriever = CrossMediaRetriever.from_pretrained(trained.folder)
     retriever.images = HashIndex.load(index_file)
     for arguments, query in (
@@ -235,10 +235,10 @@ def test_a_k_larger_than_the_index_gives_all_with_a_word(cmfah, trained, index_f
     assert "k = 99 was asked of an index of 16 items; all of them are returned." in caplog.text
 
 
-def test_search_by_every_kind_of_picture(cmfah, trained, index_file, odd_pictures):
+def test_search_by_every_kind_of_image(cmfah, trained, index_file, odd_images):
     found = {}
     for name in ("plain.png", "transparent.webp", "grey.jpg", "palette.gif", "sixteen.png", "deep/cmyk.jpeg"):
-        outcome = cmfah("search", trained.folder, index_file, "--image", odd_pictures / name, "-k", 3, "--json")
+        outcome = cmfah("search", trained.folder, index_file, "--image", odd_images / name, "-k", 3, "--json")
         assert outcome.code == 0, outcome.err
         found[name] = outcome.document["results"]
     assert found["plain.png"] == found["transparent.webp"]
@@ -247,8 +247,8 @@ def test_search_by_every_kind_of_picture(cmfah, trained, index_file, odd_picture
 def test_export_writes_what_the_library_does(cmfah, index_file, tmp_path):
     index = HashIndex.load(index_file)
     for to, exporter in EXPORTERS.items():
-        written = exporter(index, tmp_path / "library" / to, name="pictures")
-        arguments = ["export", index_file, "--to", to, "--output", tmp_path / "command" / to, "--name", "pictures"]
+        written = exporter(index, tmp_path / "library" / to, name="images")
+        arguments = ["export", index_file, "--to", to, "--output", tmp_path / "command" / to, "--name", "images"]
         outcome = cmfah(*arguments, "--json")
         assert (outcome.code, outcome.err) == (0, "")
         files = [tmp_path / "command" / to / file.name for file in written]
@@ -264,13 +264,13 @@ def test_export_writes_what_the_library_does(cmfah, index_file, tmp_path):
         )
 
 
-def test_standard_input_and_clean_output_in_a_new_process(trained, index_file, odd_pictures, environment, tmp_path):
-    """`cat picture | cmfah search ... --image - --json | jq`: nothing but the document comes out of the pipe."""
+def test_standard_input_and_clean_output_in_a_new_process(trained, index_file, odd_images, environment, tmp_path):
+    """`cat image | cmfah search ... --image - --json | jq`: nothing but the document comes out of the pipe."""
     program = "import sys; from cmfah_hf.cli import main; main(sys.argv[1:])"
     arguments = ["search", trained.folder, index_file, "--image", "-", "-k", "3", "--json"]
     process = subprocess.run(
         [sys.executable, "-c", program, *arguments],
-        input=(odd_pictures / "plain.png").read_bytes(),
+        input=(odd_images / "plain.png").read_bytes(),
         env=environment,
         cwd=tmp_path,
         capture_output=True,
@@ -280,14 +280,14 @@ def test_standard_input_and_clean_output_in_a_new_process(trained, index_file, o
     document = json.loads(process.stdout)
     retriever = CrossMediaRetriever.from_pretrained(trained.folder)
     retriever.images = HashIndex.load(index_file)
-    expected = retriever.search(image=odd_pictures / "plain.png", k=3)
+    expected = retriever.search(image=odd_images / "plain.png", k=3)
     assert [hit["id"] for hit in document["results"]] == expected.ids[0].tolist()
     assert document["query"] == "-"
     assert process.stderr == b""
 
 
 def test_rough_data_trains_and_says_what_was_left_out(cmfah, trained, tmp_path, caplog):
-    """Empty texts, rows without labels, a label that training never saw, and a picture that is cut short."""
+    """Empty texts, rows without labels, a label that training never saw, and an image that is cut short."""
     folder = tmp_path / "rough"
     shutil.copytree(trained.scenes, folder)
     for split in ("train", "query"):
@@ -297,8 +297,8 @@ def test_rough_data_trains_and_says_what_was_left_out(cmfah, trained, tmp_path, 
         if split == "query":
             rows[2]["labels"] = ["zebra"]
         else:
-            picture = folder / split / rows[3]["file_name"]
-            picture.write_bytes(picture.read_bytes()[:500])
+            image = folder / split / rows[3]["file_name"]
+            image.write_bytes(image.read_bytes()[:500])
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     outcome = cmfah(
         "train",
@@ -317,7 +317,7 @@ def test_rough_data_trains_and_says_what_was_left_out(cmfah, trained, tmp_path, 
     assert figures["query"]["queries"] == 16
     assert figures["query"]["queries_without_relevant"] >= 2
     assert figures["query"]["queries_without_labels"] == 1
-    assert "Left out 1 of 48 pictures" in caplog.text
+    assert "Left out 1 of 48 images" in caplog.text
     # A text without words is encoded like any other, and nothing is asked of it.
     outcome = cmfah("index", tmp_path / "out", folder, "--texts", "-o", tmp_path / "texts.index", "--json")
     assert outcome.document["items"] == 64
@@ -339,7 +339,7 @@ def test_the_demo_walks_the_whole_road(cmfah, tmp_path):
     again = cmfah(
         "search",
         tmp_path / "demo" / "model",
-        tmp_path / "demo" / "pictures.index",
+        tmp_path / "demo" / "images.index",
         "--text",
         "tree house",
         "-k",

@@ -9,7 +9,7 @@ import scipy.io
 
 @pytest.fixture
 def files(tmp_path):
-    """Pictures in one file, tags and labels in two others, and a list of tags."""
+    """Images in one file, tags and labels in two others, and a list of tags."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, 5, 4, 3), dtype=np.uint8)
     with h5py.File(tmp_path / "small-iall.mat", "w") as file:

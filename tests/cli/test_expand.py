@@ -29,9 +29,9 @@ def test_fit_explain_and_plot(cmfah, scenes_folder, tmp_path):
     assert all(word in outcome.out for word in expected.expand(f"{first} quokka"))
     assert outcome.out.splitlines()[-1] == "not known: quokka"
 
-    picture = tmp_path / "picture.png"
-    assert cmfah("expand", "plot", folder, first, "--output", picture, "--json").document["file"] == str(picture)
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    image = tmp_path / "image.png"
+    assert cmfah("expand", "plot", folder, first, "--output", image, "--json").document["file"] == str(image)
+    assert image.read_bytes().startswith(b"\x89PNG")
 
 
 def test_fit_on_a_corpus_file(cmfah, tmp_path):

@@ -42,8 +42,8 @@ class Prepared:
     rows: dict[str, list[list[Any]]]
 
 
-def digest(picture: Any) -> str:
-    return hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()
+def digest(image: Any) -> str:
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
 
 
 @pytest.fixture(scope="session")
@@ -143,7 +143,7 @@ class Published:
 
 @pytest.fixture(scope="module", params=["trained", "trained_scahn"])
 def published(request, tmp_path_factory) -> Published:
-    """A tiny run of either method with an index of its query pictures, pushed as the private `org/model`."""
+    """A tiny run of either method with an index of its query images, pushed as the private `org/model`."""
     from cmfah_hf.hub import push_model
     from cmfah_hf.retrieval import CrossMediaRetriever
 

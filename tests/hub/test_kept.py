@@ -38,7 +38,7 @@ def test_a_card_that_a_person_wrote_stays(pushed, hub):
     assert "# by hand\nlicense: mit\ntags: [mine]\n" in files["README.md"].decode()
     assert (head["license"], head["tags"]) == ("mit", ["mine"])
     assert (head["library_name"], head["model-index"][0]["name"]) == ("transformers", "model")
-    assert "A picture and a text share 16 bits" in files["README.cmfah-hf.md"].decode()
+    assert "An image and a text share 16 bits" in files["README.cmfah-hf.md"].decode()
     assert files["notes.txt"] == b"mine"
     assert done.kept == ("README.md",)
     assert "README.cmfah-hf.md" in done.remarks[0]
@@ -96,7 +96,7 @@ def test_a_card_that_cannot_be_added_to_stays_to_the_byte(pushed, hub, theirs):
     hub.add("org/model", {"README.md": theirs}, "model")
     done, files = pushed()
     assert files["README.md"] == theirs
-    assert b"A picture and a text share 16 bits" in files["README.cmfah-hf.md"]
+    assert b"An image and a text share 16 bits" in files["README.cmfah-hf.md"]
     assert done.kept == ("README.md",)
 
 
@@ -104,7 +104,7 @@ def test_a_file_that_a_person_replaced_is_not_replaced_unasked(pushed, hub, trai
     pushed()
     before = hub.files("org/model", "model")
     hub.add(
-        "org/model", {"config.json": b"{}", "pictures.index": b"mine", "plots/precision_at_k.png": b"mine"}, "model"
+        "org/model", {"config.json": b"{}", "images.index": b"mine", "plots/precision_at_k.png": b"mine"}, "model"
     )
     there = hub.files("org/model", "model")
     folder = shutil.copytree(trained.folder, tmp_path / "run")
@@ -115,10 +115,10 @@ def test_a_file_that_a_person_replaced_is_not_replaced_unasked(pushed, hub, trai
     assert "\n" not in str(raised.value)
     assert hub.files("org/model", "model") == there
     _, files = pushed(folder, overwrite=True)
-    assert files == before | {"pictures.index": b"mine"}
+    assert files == before | {"images.index": b"mine"}
     # A plot that the next push no longer has, and that a person has replaced, stays.
     hub.add("org/model", {"plots/attention.png": b"mine"}, "model")
-    done, files = pushed(attention_picture=False)
+    done, files = pushed(attention_image=False)
     assert files["plots/attention.png"] == b"mine"
     assert done.kept == ("plots/attention.png",)
 

@@ -36,8 +36,8 @@ PASTED
 from safetensors.torch import save_file
 assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
 assert type(pipe).__module__.startswith("transformers_modules."), type(pipe).__module__
-assert found["ranking"] == pipe({"text": TEXT, "candidates": list(pictures.values())})["ranking"]
-alone = pipe(pictures["sea.jpg"])
+assert found["ranking"] == pipe({"text": TEXT, "candidates": list(images.values())})["ranking"]
+alone = pipe(images["sea.jpg"])
 values = {"image": image_hash, "text": text_hash, "pipe.text": torch.tensor(found["hash_values"])[None],
           "pipe.sea": torch.tensor(alone["hash_values"])[None]}
 save_file({name: value.contiguous() for name, value in values.items()}, sys.argv[1])
@@ -49,8 +49,8 @@ def blocks(card: str) -> list[str]:
 
 
 def hashes(model, processor, text: str):
-    pictures = [Image.new("RGB", (256, 256), name) for name in ("red", "navy")]
-    inputs = processor(images=pictures, text=[text], return_tensors="pt")
+    images = [Image.new("RGB", (256, 256), name) for name in ("red", "navy")]
+    inputs = processor(images=images, text=[text], return_tensors="pt")
     with torch.inference_mode():
         return model.get_image_hash(inputs["pixel_values"]), model.get_text_hash(
             inputs["input_ids"], inputs["attention_mask"]
@@ -79,9 +79,9 @@ def test_the_card_says_what_the_run_found(at_published):
     assert f"{int(figures['queries'])} held-out queries" in card.text
     assert f"searched in {int(figures['database'])} pairs" in card.text
     files = at_published.hub.files("org/model", "model")
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card.text)
-    assert pictures == ["plots/precision_at_k.png", "plots/attention.png"]
-    assert set(pictures) <= set(files)
+    images = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card.text)
+    assert images == ["plots/precision_at_k.png", "plots/attention.png"]
+    assert set(images) <= set(files)
     for line in card.text.split("```")[0::2]:
         assert "None" not in line
 

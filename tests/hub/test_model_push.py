@@ -139,7 +139,7 @@ def test_the_token_is_in_no_settings(scenes_folder, write_config, tmp_path):
 
 @pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_with_what_is_missing(hub, trained, push_run, tmp_path):
-    hub.add("org/model", {"config.json": b"the former state", "pictures.index": b"former"}, "model")
+    hub.add("org/model", {"config.json": b"the former state", "images.index": b"former"}, "model")
     before = hub.files("org/model", "model")
     stalled = f"/objects/{sha256_of(trained.folder / 'skip_gram.safetensors')}"
     hub.slow(f"PUT {stalled}", seconds=60)
@@ -243,7 +243,7 @@ def as_pickle(folder: Path) -> None:
 def test_an_own_card_goes_up_as_it_stands(push_run, hub, trained, tmp_path):
     folder = shutil.copytree(trained.folder, tmp_path / "own")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
-    push_run(folder, attention_picture=False)
+    push_run(folder, attention_image=False)
     files = hub.files("org/model", "model")
     assert files["README.md"] == (folder / "README.md").read_bytes()
     assert "plots/attention.png" not in files

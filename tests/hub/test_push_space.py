@@ -51,7 +51,7 @@ def test_the_embedded_space_goes_up_whole_in_one_commit(push_the_space, hub):
 
 def test_another_model_replaces_what_was_there_and_nothing_else(push_the_space, hub, trained, tmp_path):
     hub.add("org/search", {"model/old.bin": b"old", "cmfah_hf/gone.py": b"", "banner.txt": b"mine"}, "space")
-    push_the_space(model=trained.folder, data="org/pictures", split="database", limit=50, title="Mine")
+    push_the_space(model=trained.folder, data="org/images", split="database", limit=50, title="Mine")
     files = hub.files("org/search", "space")
     assert "model/old.bin" not in files
     assert "cmfah_hf/gone.py" not in files
@@ -62,10 +62,10 @@ def test_another_model_replaces_what_was_there_and_nothing_else(push_the_space, 
     assert files["model/expander.json"] == (trained.folder / "expander.json").read_bytes()
     assert not [name for name in files if "checkpoint-" in name]
     (tmp_path / "space.json").write_bytes(files["space.json"])
-    assert SpaceSettings.load(tmp_path) == SpaceSettings("model", "org/pictures", "database", 50, "Mine", ())
+    assert SpaceSettings.load(tmp_path) == SpaceSettings("model", "org/images", "database", 50, "Mine", ())
 
     # A model on the Hub is loaded from there.
-    push_the_space(model="org/my-model", data="org/pictures")
+    push_the_space(model="org/my-model", data="org/images")
     files = hub.files("org/search", "space")
     assert json.loads(files["space.json"])["model"] == "org/my-model"
     assert not [name for name in files if name.startswith("model/")]
@@ -73,10 +73,10 @@ def test_another_model_replaces_what_was_there_and_nothing_else(push_the_space, 
 
 def test_what_could_not_run_is_refused_before_anything_is_sent(push_the_space, hub, trained, tmp_path):
     refused = [
-        ({"model": trained.folder}, HubError, "name the pictures"),
+        ({"model": trained.folder}, HubError, "name the images"),
         ({"data": str(trained.scenes)}, HubError, "put it on the Hub with `cmfah data push`"),
-        ({"data": "pictures"}, HubError, "put it on the Hub"),
-        ({"model": tmp_path, "data": "org/pictures"}, CheckpointError, r"a folder without config\.json"),
+        ({"data": "images"}, HubError, "put it on the Hub"),
+        ({"model": tmp_path, "data": "org/images"}, CheckpointError, r"a folder without config\.json"),
     ]
     for settings, kind, reason in refused:
         with pytest.raises(kind, match=reason):
@@ -86,15 +86,15 @@ def test_what_could_not_run_is_refused_before_anything_is_sent(push_the_space, h
 
 def test_the_command(hub, here, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    options = ["--data", "org/pictures", "--split", "database", "--limit", "50", "--title", "Mine"]
+    options = ["--data", "org/images", "--split", "database", "--limit", "50", "--title", "Mine"]
     with pytest.raises(SystemExit) as exit_of:
         main(["push", "org/my-model", "--space", "--repo-id", "org/search", *options, "--json"])
     assert exit_of.value.code == 0
     done = json.loads(capsys.readouterr().out)
-    assert (done["repo_id"], done["model"], done["data"]) == ("org/search", "org/my-model", "org/pictures")
+    assert (done["repo_id"], done["model"], done["data"]) == ("org/search", "org/my-model", "org/images")
     settings = json.loads(hub.files("org/search", "space")["space.json"])
     assert settings == {
-        "model": "org/my-model", "data": "org/pictures", "split": "database", "limit": 50, "title": "Mine",
+        "model": "org/my-model", "data": "org/images", "split": "database", "limit": 50, "title": "Mine",
         "examples": [], "hosts": [],
     }  # fmt: skip
 
@@ -105,7 +105,7 @@ def test_the_command(hub, here, monkeypatch, capsys):
         ([], "Nothing to push: name the folder that a training run has left, or add --space."),
         (["my-model", "--limit", "5"], "--limit is of a Space; add --space."),
         (["--space", "--license", "mit"], "--license is of a model; leave it out."),
-        (["my-model", "--space"], "my-model: name the pictures that this model is to search: a data set on the Hub."),
+        (["my-model", "--space"], "my-model: name the images that this model is to search: a data set on the Hub."),
     ],
 )
 def test_the_command_says_in_one_line_what_does_not_fit(hub, here, monkeypatch, capsys, arguments, reason):

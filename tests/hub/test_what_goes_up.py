@@ -118,14 +118,14 @@ def test_what_is_foreign_in_a_folder_stays_there(push_run, hub, trained, tmp_pat
         ("data/pairs", None, "Data: `pairs`", "The data: cc-by-4.0.", None),
         # What a run of before the record was told says nothing of where it was found, nor does a false record.
         ("org/pairs", None, "The run does not name its data.", "The data's licence is not known here", None),
-        ("data/my-pictures", None, "The run does not name its data.", "not known here", None),
-        ("data/my-pictures", ("local", "my-pictures"), "Data: `my-pictures`", "not known here", None),
-        ("../pictures/mine", ("local", "mine"), "Data: `mine`", "not known here", None),
-        ("../pictures/mine", None, "Data: `mine`", "not known here", None),
-        ("C:\\pictures", ("local", "C:\\pictures"), "Data: `pictures`", "not known here", None),
-        ("C:\\pictures", None, "Data: `pictures`", "not known here", None),
-        ("pictures/", ("local", "pictures"), "Data: `pictures`", "not known here", None),
-        ("pictures/", ("hub", "pictures/"), "The run does not name its data.", "not known here", None),
+        ("data/my-images", None, "The run does not name its data.", "not known here", None),
+        ("data/my-images", ("local", "my-images"), "Data: `my-images`", "not known here", None),
+        ("../images/mine", ("local", "mine"), "Data: `mine`", "not known here", None),
+        ("../images/mine", None, "Data: `mine`", "not known here", None),
+        ("C:\\images", ("local", "C:\\images"), "Data: `images`", "not known here", None),
+        ("C:\\images", None, "Data: `images`", "not known here", None),
+        ("images/", ("local", "images"), "Data: `images`", "not known here", None),
+        ("images/", ("hub", "images/"), "The run does not name its data.", "not known here", None),
         ("../x", ("hub", "../x"), "The run does not name its data.", "not known here", None),
         ("..", ("local", ".."), "The run does not name its data.", "not known here", None),
     ],
@@ -167,7 +167,7 @@ def test_nothing_of_a_person_or_a_machine_goes_up(push_run, hub, trained, tmp_pa
     folder = shutil.copytree(trained.folder, tmp_path / "jane-doe")
     settings = yaml.safe_load((folder / "run.yaml").read_text())
     settings["data"] |= {
-        "dataset": "../jane-doe/pictures",
+        "dataset": "../jane-doe/images",
         "knowledge": "/home/jane-doe/wiki",
         "words_from": ["~/jane-doe/w"],
     }

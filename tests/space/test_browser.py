@@ -1,6 +1,6 @@
 """The page in Debian's Chromium, as people use it: by mouse, by keys, on a phone, in the dark.
 
-With `CMFAH_SCREENSHOTS` naming a folder, pictures of the tabs are left there; those of docs/images/ were made so.
+With `CMFAH_SCREENSHOTS` naming a folder, images of the tabs are left there; those of docs/images/ were made so.
 """
 
 import json
@@ -79,7 +79,7 @@ def keep_screenshot(page, name: str) -> None:
         Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def test_words_find_pictures_by_both_distances(page, served):
+def test_words_find_images_by_both_distances(page, served):
     # The page is not empty before anything is typed.
     assert len(ids(page)) == 6
     search(page, "house moon")
@@ -89,7 +89,7 @@ def test_words_find_pictures_by_both_distances(page, served):
     assert distances == sorted(distances)
     assert len(page.locator(".cm-time").all_inner_texts()) == 2
     assert all(re.fullmatch(r"\d+\.\d\d ms", time) for time in page.locator(".cm-time").all_inner_texts())
-    # Every picture is really drawn.
+    # Every image is really drawn.
     assert page.locator(".cm-card img").evaluate_all("all => all.every(image => image.naturalWidth > 0)")
     keep_screenshot(page, "space-search")
 
@@ -103,10 +103,10 @@ def test_an_example_is_a_press_away(page):
     expect(page.get_by_label("Words", exact=True).first).to_have_value("car road")
 
 
-def test_an_uploaded_picture_finds_pictures_and_texts(page, tmp_path):
+def test_an_uploaded_image_finds_images_and_texts(page, tmp_path):
     path = tmp_path / "scene.png"
     draw_scene(FIRST_QUERY + 5).image.save(path)
-    page.set_input_files("#picture input[type=file]", path)
+    page.set_input_files("#image input[type=file]", path)
     page.wait_for_selector("section[data-target=texts]")
     assert f"scene-{FIRST_QUERY + 5}" in ids(page, "hamming")
     assert len(page.locator("section[data-target=texts][data-metric=aqd] li").all()) == 6
@@ -114,11 +114,11 @@ def test_an_uploaded_picture_finds_pictures_and_texts(page, tmp_path):
 
 def test_a_wrong_file_is_told_in_one_line_and_the_page_goes_on(page, tmp_path):
     path = tmp_path / "notes.png"
-    path.write_text("no picture at all")
-    page.set_input_files("#picture input[type=file]", path)
+    path.write_text("no image at all")
+    page.set_input_files("#image input[type=file]", path)
     message = page.get_by_test_id("toast-body")
     message.wait_for()
-    assert "no picture that can be read" in message.inner_text()
+    assert "no image that can be read" in message.inner_text()
     assert str(tmp_path) not in page.content()
     search(page, "star")
     assert len(ids(page)) == 6
@@ -128,12 +128,12 @@ def test_words_that_are_not_known_are_named_and_nothing_typed_becomes_markup(pag
     search(page, "quixotic boat <b>zzq</b>")
     assert "ignored: quixotic, b, zzq." in page.locator("#answer").inner_text()
     tab(page, "Why")
-    page.locator("#why-picture input").fill("<b id=typed>x</b>")
-    page.locator("#why-picture input").press("Enter")
+    page.locator("#why-image input").fill("<b id=typed>x</b>")
+    page.locator("#why-image input").press("Enter")
     page.locator("#look").click()
     message = page.get_by_test_id("toast-body")
     message.wait_for()
-    assert "There is no picture '<b id=typed>x</b>' here" in message.inner_text()
+    assert "There is no image '<b id=typed>x</b>' here" in message.inner_text()
     assert page.locator("#typed").count() == 0
 
 
@@ -174,7 +174,7 @@ def test_codes_are_mapped_and_words_placed_among_them(page):
     page.locator("#place").click()
     page.wait_for_selector(".cm-plane b")
     assert page.locator(".cm-plane b").inner_text() == "boat"
-    assert "8 bytes a picture" in page.locator("#memory").inner_text()
+    assert "8 bytes an image" in page.locator("#memory").inner_text()
     keep_screenshot(page, "space-codes")
 
 

@@ -31,14 +31,14 @@ def pairs(run):
     return load_image_text(run.scenes, split="train").select(range(40))
 
 
-def test_the_pictures_are_the_first_ones_of_the_split_and_small(engine, pairs):
-    assert engine.pictures.ids == pairs["id"]
-    assert engine.pictures.texts == pairs["text"]
-    kept, original = engine.pictures.image(3), pairs[3]["image"]
+def test_the_images_are_the_first_ones_of_the_split_and_small(engine, pairs):
+    assert engine.images.ids == pairs["id"]
+    assert engine.images.texts == pairs["text"]
+    kept, original = engine.images.image(3), pairs[3]["image"]
     assert kept.size == original.size
     assert np.abs(np.asarray(kept, int) - np.asarray(original.convert("RGB"), int)).mean() < 8  # JPEG
-    assert engine.pictures.address(3).startswith("data:image/jpeg;base64,")
-    assert len(engine.pictures.address(3, 16)) < len(engine.pictures.address(3))
+    assert engine.images.address(3).startswith("data:image/jpeg;base64,")
+    assert len(engine.images.address(3, 16)) < len(engine.images.address(3))
 
 
 def test_answers_are_those_of_brute_force(engine, pairs):
@@ -53,13 +53,13 @@ def test_answers_are_those_of_brute_force(engine, pairs):
     products = np.where(image_bits, 1, -1) @ values
     assert answer["aqd"].scores == pytest.approx(np.sort(products)[::-1][:7], abs=0.01)
 
-    by_picture = engine.search(image=pairs[5]["image"], k=3)
-    assert set(by_picture.rankings) == {"images", "texts"}
-    # A picture finds itself, or one of the same bits and a smaller number.
-    assert by_picture.rankings["images"]["hamming"].scores[0] == 0
-    document = engine.document(by_picture)
+    by_image = engine.search(image=pairs[5]["image"], k=3)
+    assert set(by_image.rankings) == {"images", "texts"}
+    # An image finds itself, or one of the same bits and a smaller number.
+    assert by_image.rankings["images"]["hamming"].scores[0] == 0
+    document = engine.document(by_image)
     assert [hit["id"] for hit in document["images"]["aqd"]["hits"]] == [
-        engine.pictures.ids[row] for row in by_picture.rankings["images"]["aqd"].rows
+        engine.images.ids[row] for row in by_image.rankings["images"]["aqd"].rows
     ]
     assert json.loads(json.dumps(document)) == document
 
@@ -83,9 +83,9 @@ def test_the_map_keeps_distances_as_classical_scaling_does(engine):
 
 def test_codes_are_shown_bit_by_bit(engine, pairs):
     text = engine.retriever.processor.known_words(pairs[0]["text"])[0]
-    item_id = engine.pictures.ids[9]
+    item_id = engine.images.ids[9]
     query, item = engine.retriever.encode_texts([text])[0] >= 0, engine.retriever.encode_images([pairs[9]["image"]])[0]
-    shown = html.bits(engine.code(text), engine.code_of_picture(item_id), text, item_id)
+    shown = html.bits(engine.code(text), engine.code_of_image(item_id), text, item_id)
     cells = re.findall(r'<i class="(on|off)( cm-differs)?">', shown)
     assert [kind == "on" for kind, _ in cells[: engine.bits]] == query.tolist()
     assert [kind == "on" for kind, _ in cells[engine.bits :]] == (item >= 0).tolist()
@@ -97,10 +97,10 @@ def test_codes_are_shown_bit_by_bit(engine, pairs):
 def test_attention_is_laid_over_every_region(engine, pairs):
     from cmfah_hf.evaluation.attention import attention_of_words
 
-    item_id, text = engine.pictures.ids[0], engine.pictures.texts[0]
+    item_id, text = engine.images.ids[0], engine.images.texts[0]
     attention = engine.attention(text, item_id)
     words, weights = attention_of_words(
-        engine.retriever.model, engine.retriever.processor, engine.pictures.image(0), text
+        engine.retriever.model, engine.retriever.processor, engine.images.image(0), text
     )
     assert attention.words == words
     assert attention.weights == pytest.approx(weights)
@@ -117,7 +117,7 @@ def test_attention_is_laid_over_every_region(engine, pairs):
 def test_memory_and_figures_are_those_of_the_model(engine, run):
     shown = charts.memory(engine)
     bits, width = engine.bits, engine.retriever.model.config.hidden_size
-    assert [int(size) for size in re.findall(r"([\d,]+) bytes a picture", shown)] == [bits // 8, 4 * bits, 4 * width]
+    assert [int(size) for size in re.findall(r"([\d,]+) bytes an image", shown)] == [bits // 8, 4 * bits, 4 * width]
     figures = run.metrics["query"]
     assert engine.metrics["query"] == pytest.approx(figures)
     table = re.findall(r"<td>([\d.]+)</td>", charts.quality(engine.metrics))
@@ -152,12 +152,12 @@ def test_queries_without_an_answer_are_refused(engine, arguments, reason):
         engine.search(**arguments)
 
 
-def test_foreign_pictures_and_splits_are_refused(engine, run):
-    with pytest.raises(QueryError, match=r"no picture '\.\./etc/passwd'"):
-        engine.code_of_picture("../etc/passwd")
+def test_foreign_images_and_splits_are_refused(engine, run):
+    with pytest.raises(QueryError, match=r"no image '\.\./etc/passwd'"):
+        engine.code_of_image("../etc/passwd")
     for odd in (None, ["x"], {}, 3):
-        with pytest.raises(QueryError, match="There is no picture"):
-            engine.code_of_picture(odd)
+        with pytest.raises(QueryError, match="There is no image"):
+            engine.code_of_image(odd)
     with pytest.raises(DataError, match="there is no split 'gone'"):
         Engine(SpaceSettings(str(run.folder), str(run.scenes), "gone"), run.folder)
 

@@ -50,7 +50,7 @@ def http(served):
         yield connection
 
 
-def upload(http: httpx.Client, content: bytes, name: str = "picture.png", mime: str = "image/png") -> str:
+def upload(http: httpx.Client, content: bytes, name: str = "image.png", mime: str = "image/png") -> str:
     answer = http.post("/gradio_api/upload", files={"files": (name, content, mime)})
     assert answer.status_code == 200, answer.text
     return answer.json()[0]
@@ -66,7 +66,7 @@ def call(http: httpx.Client, endpoint: str, *values) -> tuple[str, object]:
     return events[-1], json.loads(lines[-1].removeprefix("data: "))
 
 
-def picture_of(path: str) -> dict:
+def image_of(path: str) -> dict:
     return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
@@ -78,7 +78,7 @@ def test_the_page_stands_soon_and_the_model_follows(served):
 
 def test_the_endpoints_are_documented_and_answer(client):
     described = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(described) == {"/search_text", "/search_picture", "/explain"}
+    assert set(described) == {"/search_text", "/search_image", "/explain"}
     assert [value["parameter_name"] for value in described["/search_text"]["parameters"]] == ["text", "k"]
 
     found = client.predict(text="boat sun", k=3, api_name="/search_text")
@@ -87,19 +87,19 @@ def test_the_endpoints_are_documented_and_answer(client):
     assert scores == sorted(scores)
     assert found["images"]["aqd"]["ms"] > 0
     best = found["images"]["aqd"]["hits"][0]["id"]
-    why = client.predict(text="boat sun", picture=best, api_name="/explain")
+    why = client.predict(text="boat sun", image=best, api_name="/explain")
     hamming = {hit["id"]: hit["score"] for hit in found["images"]["hamming"]["hits"]}
-    differ = sum(a != b for a, b in zip(why["query_bits"], why["picture_bits"], strict=True))
+    differ = sum(a != b for a, b in zip(why["query_bits"], why["image_bits"], strict=True))
     assert differ == why["distance"] == hamming.get(best, differ)
     assert why["words"] == ["boat", "sun"]
     assert np.shape(why["weights"]) == (why["grid"][0] * why["grid"][1], 2)
 
 
-def test_a_picture_finds_itself_and_texts(client, tmp_path):
+def test_a_image_finds_itself_and_texts(client, tmp_path):
     scene = draw_scene(FIRST_QUERY + 17)
     path = tmp_path / "scene.png"
     scene.image.save(path)
-    found = client.predict(picture=handle_file(str(path)), k=8, api_name="/search_picture")
+    found = client.predict(image=handle_file(str(path)), k=8, api_name="/search_image")
     assert set(found) == {"bits", "encoding_ms", "ignored_words", "images", "texts"}
     assert f"scene-{FIRST_QUERY + 17}" in [hit["id"] for hit in found["images"]["hamming"]["hits"]]
     assert found["images"]["hamming"]["hits"][0]["score"] == 0
@@ -110,7 +110,7 @@ def test_a_picture_finds_itself_and_texts(client, tmp_path):
     [
         ({"text": "zzz", "k": 3, "api_name": "/search_text"}, "None of these words"),
         ({"text": "boat", "k": 99, "api_name": "/search_text"}, "from 1 to 24"),
-        ({"text": "boat", "picture": "../../etc/passwd", "api_name": "/explain"}, "There is no picture"),
+        ({"text": "boat", "image": "../../etc/passwd", "api_name": "/explain"}, "There is no image"),
     ],
 )
 def test_wrong_calls_are_told_so_in_one_line(client, arguments, reason):
@@ -121,13 +121,13 @@ def test_wrong_calls_are_told_so_in_one_line(client, arguments, reason):
 def test_wrong_files_are_refused_in_one_line(http, served):
     bomb = png(Image.new("1", (10_000, 10_000)))
     refused = {
-        b"nonsense": "no picture that can be read",
+        b"nonsense": "no image that can be read",
         bomb: "10,000 x 10,000 pixels",
-        b"%PDF-1.7": "no picture that can be read",
+        b"%PDF-1.7": "no image that can be read",
     }
     before = served.resident
     for content, reason in refused.items():
-        event, data = call(http, "search_picture", picture_of(upload(http, content)), 3)
+        event, data = call(http, "search_image", image_of(upload(http, content)), 3)
         assert event == "error"
         assert reason in data["error"]
     assert served.resident - before < 60 * 2**20  # the bomb is 100 MB and more where it is decoded
@@ -153,8 +153,8 @@ def test_no_file_of_the_machine_can_be_read(http, served, path):
             answer = http.get(f"{prefix}{address}")
             assert answer.status_code in (400, 403, 404, 405, 307), (prefix, address)
             assert b"root:" not in answer.content
-    for given in (picture_of(path), {"path": f"{served.uploads}/../log", "meta": {"_type": "gradio.FileData"}}):
-        event, data = call(http, "search_picture", given, 3)
+    for given in (image_of(path), {"path": f"{served.uploads}/../log", "meta": {"_type": "gradio.FileData"}}):
+        event, data = call(http, "search_image", given, 3)
         assert event == "error"
         assert str(ROOT) not in json.dumps(data)
 
@@ -176,9 +176,9 @@ def test_nothing_is_fetched_for_others(http):
     address = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/x.png"
     assert http.get(f"/gradio_api/file={address}").status_code == 403
     assert http.get(f"/gradio_api/proxy={address}").status_code == 403
-    for given in (picture_of(address), picture_of("x.png") | {"url": address}, {"url": address}):
-        assert call(http, "search_picture", given, 3)[0] == "error"
-    assert call(http, "search_picture", {"url": "data:image/png;base64,AAAA", "path": None}, 3)[0] == "error"
+    for given in (image_of(address), image_of("x.png") | {"url": address}, {"url": address}):
+        assert call(http, "search_image", given, 3)[0] == "error"
+    assert call(http, "search_image", {"url": "data:image/png;base64,AAAA", "path": None}, 3)[0] == "error"
     time.sleep(0.2)
     assert asked == []
 
@@ -200,8 +200,8 @@ def test_a_private_file_is_neither_searched_with_nor_told_from_a_missing_one(htt
     answers = set()
     begin = time.monotonic()
     for path in (private, tmp_path / "missing.png", "/dev/zero", pipe, link, tmp_path):
-        for given in ({"path": str(path)}, picture_of(str(path)), {"path": str(path), "meta": None}):
-            answers.add(json.dumps(call(http, "search_picture", given, 2)))
+        for given in ({"path": str(path)}, image_of(str(path)), {"path": str(path), "meta": None}):
+            answers.add(json.dumps(call(http, "search_image", given, 2)))
     assert len(answers) == 1
     assert "not an image that was uploaded here" in answers.pop()
     assert time.monotonic() - begin < 20
@@ -215,7 +215,7 @@ def test_uploads_have_bounds_and_refused_ones_are_deleted(http, served):
     assert sum(sizes) <= MAX_TOTAL_BYTES
     name = upload(http, b"nonsense")
     assert (kept / name).exists()
-    assert call(http, "search_picture", picture_of(name), 2)[0] == "error"
+    assert call(http, "search_image", image_of(name), 2)[0] == "error"
     assert not (kept / name).exists()
     # Nothing lies anywhere else, also after an upload that was cut off.
     with socket.create_connection((http.base_url.host, http.base_url.port)) as connection:
@@ -318,7 +318,7 @@ class Crowd:
                 assert event == "complete"
                 assert [hit["id"] for hit in data[0]["images"]["aqd"]["hits"]] == self.expected[query]
                 content = self.images[turn % len(self.images)]
-                event, data = call(connection, "search_picture", picture_of(upload(connection, content)), 2)
+                event, data = call(connection, "search_image", image_of(upload(connection, content)), 2)
                 assert event == "complete" or isinstance(data["error"], str)
                 ends.update(["searched", event])
 
@@ -331,7 +331,7 @@ class Crowd:
                 abandoned = {"data": ["boat", 24], "fn_index": self.private, "session_hash": session}
                 named = {"session_hash": session, "event_id": "e", "fn_index": 0}
                 elsewhere = rng.choice(["/etc/passwd", "0" * 64, "http://127.0.0.1:1/"])
-                endpoint = rng.choice(["search_picture", "search_text", "x"])
+                endpoint = rng.choice(["search_image", "search_text", "x"])
                 answers = [
                     connection.post("/gradio_api/queue/join", content=rng.choice(bodies)),
                     connection.post(f"/gradio_api/call/{endpoint}", content=rng.choice(bodies)),

@@ -37,9 +37,9 @@ def upload(uploads):
 def test_each_format_is_read_by_its_content(upload, kind):
     colors = np.zeros((40, 60, 3), np.uint8)
     colors[:, :30] = (200, 30, 40)
-    picture = upload(encoded(Image.fromarray(colors), kind))
-    assert (picture.mode, picture.size) == ("RGB", (60, 40))
-    left, right = np.asarray(picture)[20, 10], np.asarray(picture)[20, 50]
+    image = upload(encoded(Image.fromarray(colors), kind))
+    assert (image.mode, image.size) == ("RGB", (60, 40))
+    left, right = np.asarray(image)[20, 10], np.asarray(image)[20, 50]
     assert np.abs(left.astype(int) - (200, 30, 40)).max() < 12
     assert right.max() < 12
 
@@ -48,9 +48,9 @@ def test_a_photograph_is_turned_upright_and_made_small(upload):
     image = Image.new("RGB", (3000, 2000), "blue")
     exif = image.getexif()
     exif[0x0112] = 6  # to be turned by a quarter
-    picture = upload(encoded(image, "JPEG", exif=exif))
-    assert max(picture.size) <= 1024
-    assert picture.height / picture.width == pytest.approx(1.5, abs=0.01)
+    image = upload(encoded(image, "JPEG", exif=exif))
+    assert max(image.size) <= 1024
+    assert image.height / image.width == pytest.approx(1.5, abs=0.01)
 
 
 def test_a_bomb_is_refused_by_its_header_alone(upload):
@@ -72,10 +72,10 @@ def test_a_bomb_is_refused_by_its_header_alone(upload):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no picture that can be read"),
-        (b"nonsense", "no picture that can be read"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "no picture that can be read"),
-        (encoded(Image.new("RGB", (8, 8)), "TIFF"), "no picture that can be read"),
+        (b"", "no image that can be read"),
+        (b"nonsense", "no image that can be read"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "no image that can be read"),
+        (encoded(Image.new("RGB", (8, 8)), "TIFF"), "no image that can be read"),
         (encoded(Image.effect_noise((300, 300), 90), "PNG")[:9000], "damaged or cut short"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * MAX_BYTES, "larger than 8 MB"),
     ],
@@ -87,7 +87,7 @@ def test_anything_else_is_refused_without_a_path(upload, content, reason, tmp_pa
     assert str(tmp_path) not in str(refused.value)
 
 
-def test_fuzzed_pictures_are_read_or_refused_and_nothing_else(upload):
+def test_fuzzed_images_are_read_or_refused_and_nothing_else(upload):
     rng = np.random.default_rng(7)
     whole = {kind: encoded(Image.effect_noise((64, 48), 60).convert("RGB"), kind) for kind in FORMATS}
     refused = 0

@@ -1,4 +1,4 @@
-"""The commands `cmfah data ...`. One file a command."""
+"""The commands `cmfah data ...`, one file per command."""
 
 import typer
 
@@ -8,7 +8,7 @@ from cmfah_hf.cli.data.prepare import prepare
 from cmfah_hf.cli.data.push import push
 
 data_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode="markdown", help="Prepare data sets, look at them, and share them."
+    no_args_is_help=True, rich_markup_mode="markdown", help="Prepare, inspect, convert and push data sets."
 )
 data_app.command()(prepare)
 data_app.command()(convert)

@@ -12,26 +12,26 @@ def convert(
     queries: Annotated[
         str | None,
         typer.Option(
-            help="'first' (DCMH, AGAH) or 'last' (DADH, UCCH): where the query rows stand. Default: no split."
+            help="'first' (DCMH, AGAH) or 'last' (DADH, UCCH): the position of the query rows. Default: no split."
         ),
     ] = None,
-    num_queries: Annotated[int | None, typer.Option(help="How many queries there are.")] = None,
-    num_train: Annotated[int | None, typer.Option(help="How many of the other rows are training pairs.")] = None,
+    num_queries: Annotated[int | None, typer.Option(help="Number of queries.")] = None,
+    num_train: Annotated[int | None, typer.Option(help="Number of training pairs among the other rows.")] = None,
     tag_names: Annotated[
-        Path | None, typer.Option(help="A file with a tag a line, such as MIRFlickr's common_tags.txt.")
+        Path | None, typer.Option(help="A file with one tag per line, such as MIRFlickr's common_tags.txt.")
     ] = None,
-    label_names: Annotated[Path | None, typer.Option(help="A file with a class a line.")] = None,
+    label_names: Annotated[Path | None, typer.Option(help="A file with one class per line.")] = None,
     axes: Annotated[
         list[str] | None,
-        typer.Option(help="'images=NCWH', 'tags=DN': which axis is which, as NumPy shows them; may be repeated."),
+        typer.Option(help="'images=NCWH', 'tags=DN': the order of the axes, as NumPy shows them; may be repeated."),
     ] = None,
     variable: Annotated[
-        list[str] | None, typer.Option(help="'tags=T_all': a variable of another name; may be repeated.")
+        list[str] | None, typer.Option(help="'tags=T_all': a variable with a nonstandard name; may be repeated.")
     ] = None,
-    images: Annotated[bool, typer.Option("--images/--no-images", help="Whether to write pictures or features.")] = True,
+    images: Annotated[bool, typer.Option("--images/--no-images", help="Whether to write images or features.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    """Write the matrices of research code as a data set: Parquet with pictures, texts and labels, and a card."""
+    """Write the matrices of research code as a data set: Parquet with images, texts and labels, and a card."""
     from cmfah_hf.cli.output import counting, print_json, print_table, say
     from cmfah_hf.data import convert_matrices, open_matrices
 

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    source: Annotated[str, typer.Argument(help="A folder of pictures with metadata, Parquet, matrices, or a Hub id.")],
+    source: Annotated[str, typer.Argument(help="A folder of images with metadata, Parquet, matrices, or a Hub id.")],
     split: Annotated[str | None, typer.Option(help="One split. Default: all.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A folder for inspection.json and the plots as PNG.")
     ] = None,
-    named: Annotated[int, typer.Option(help="How many broken pictures, duplicates and words are named.")] = 20,
+    named: Annotated[int, typer.Option(help="Maximum number of broken images, duplicates and words to list.")] = 20,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch images that rows name by http(s) addresses.")
     ] = False,
@@ -25,16 +25,16 @@ def inspect(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
-    """Look at a data set: label balance, words, sizes, broken pictures, duplicates, leakage between splits."""
+    """Inspect a data set: label balance, words, sizes, broken images, duplicates, leakage between splits."""
     from cmfah_hf.cli.output import counting, print_json, say
     from cmfah_hf.data import inspect_pairs
 
-    with counting("Looking at the pairs") as advance:
+    with counting("Inspecting pairs") as advance:
         found = inspect_pairs(
             source,
             split,
             named,
-            progress=lambda name: advance(1, f"Looking at {name}"),
+            progress=lambda name: advance(1, f"Inspecting {name}"),
             allow_urls=allow_urls,
             image_folders=image_folders or (),
         )
@@ -63,7 +63,7 @@ def _print(found: "Inspection") -> None:
 
     typer.secho(printable(found.source), bold=True)
     print_table("Splits", ["split", "items"], [[name, count] for name, count in found.splits.items()])
-    labels, words, pictures, twice = found.labels, found.words, found.pictures, found.duplicates
+    labels, words, images, twice = found.labels, found.words, found.images, found.duplicates
     if labels is not None:
         splits = list(labels.by_split) if len(labels.by_split) > 1 else []
         rows = [
@@ -80,20 +80,20 @@ def _print(found: "Inspection") -> None:
     print_table(f"Most frequent {kind}", [kind, "items"], rows)
     print_table(f"All {kind}", ["different", "of them in one item"], [[words.distinct, words.once]])
     print_table(f"{kind.capitalize()} an item", [*words.per_item], [[*words.per_item.values()]])
-    if pictures is not None:
-        print_table("Modes", ["mode", "pictures"], [[name, count] for name, count in pictures.modes.items()])
-        rows = [[name, count] for name, count in list(pictures.sizes.items())[:10]]
-        print_table(f"Sizes: {pictures.distinct_sizes:,}", ["width x height", "pictures"], rows)
-        if pictures.broken:
-            rows = [[f"{entry['split']}/{entry['id']}", entry["reason"]] for entry in pictures.broken_named]
-            print_table(f"Broken pictures: {pictures.broken:,}", ["item", "why"], rows)
-    for title, groups in (("Same file", twice.same_bytes), ("Same picture in other files", twice.same_pixels)):
+    if images is not None:
+        print_table("Modes", ["mode", "images"], [[name, count] for name, count in images.modes.items()])
+        rows = [[name, count] for name, count in list(images.sizes.items())[:10]]
+        print_table(f"Sizes: {images.distinct_sizes:,}", ["width x height", "images"], rows)
+        if images.broken:
+            rows = [[f"{entry['split']}/{entry['id']}", entry["reason"]] for entry in images.broken_named]
+            print_table(f"Broken images: {images.broken:,}", ["item", "why"], rows)
+    for title, groups in (("Same file", twice.same_bytes), ("Same image in other files", twice.same_pixels)):
         if groups:
             print_table(title, ["items"], [[", ".join(group)] for group in groups])
     if twice.same_ids:
         print_table("Same id", ["item", "times"], [[name, count] for name, count in twice.same_ids.items()])
     if twice.leaking:
-        print_table("The same picture in two splits", ["item", "is also"], [list(pair) for pair in twice.leaking])
+        print_table("The same image in two splits", ["item", "is also"], [list(pair) for pair in twice.leaking])
     for line in found.warnings:
         is_leakage = line.startswith("LEAKAGE")
         typer.secho(printable(line), fg="red" if is_leakage else "yellow", bold=is_leakage)

@@ -8,7 +8,7 @@ import typer
 
 def prepare(
     dataset: Annotated[str, typer.Argument(help="mirflickr25k or nus-wide.")],
-    root: Annotated[Path, typer.Option(help="The folder with the release: its archives, or what was in them.")],
+    root: Annotated[Path, typer.Option(help="The folder with the release: its archives, or their contents.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to write.")] = None,
     variant: Annotated[
         int | None,
@@ -20,23 +20,23 @@ def prepare(
     classes: Annotated[int | None, typer.Option(help="NUS-WIDE: 21 (default), 10 or 81.")] = None,
     tags: Annotated[str | None, typer.Option(help="NUS-WIDE: 1k (default) or 5018.")] = None,
     split: Annotated[str, typer.Option(help="paper (random), dcmh (queries first), or dadh (queries last).")] = "paper",
-    seed: Annotated[int, typer.Option(help="Of the split 'paper'.")] = 0,
-    queries: Annotated[int | None, typer.Option(help="How many. Default: 2,000, or 2,100 of NUS-WIDE.")] = None,
-    train: Annotated[int | None, typer.Option(help="Training pairs. Default: 10,000, or 10,500 of NUS-WIDE.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split 'paper'.")] = 0,
+    queries: Annotated[int | None, typer.Option(help="Number of queries. Default: 2,000; NUS-WIDE: 2,100.")] = None,
+    train: Annotated[int | None, typer.Option(help="Number of training pairs. Default: 10,000; NUS-WIDE: 10,500.")] = None,
     check_only: Annotated[bool, typer.Option("--check-only", help="Read and check, and write nothing.")] = False,
-    verify: Annotated[bool, typer.Option(help="Decode every picture to see whether it can be.")] = True,
-    keep_broken: Annotated[bool, typer.Option("--keep-broken", help="Keep rows with pictures that cannot.")] = False,
-    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out rows without a picture.")] = False,
+    verify: Annotated[bool, typer.Option(help="Decode every image as a check.")] = True,
+    keep_broken: Annotated[bool, typer.Option("--keep-broken", help="Keep rows whose images cannot be decoded.")] = False,
+    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Skip rows without an image.")] = False,
     allow_other_counts: Annotated[
-        bool, typer.Option("--allow-other-counts", help="Take a copy whose counts are not the release's.")
+        bool, typer.Option("--allow-other-counts", help="Accept a copy whose counts differ from the release's.")
     ] = False,
-    rows_per_shard: Annotated[int | None, typer.Option(help="Rows of a file.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what was prepared in that folder.")] = False,
+    rows_per_shard: Annotated[int | None, typer.Option(help="Rows per file.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier preparation in that folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
     """Write MIRFlickr-25k or NUS-WIDE, as released, as Parquet with a card, ready for the Hub.
 
-    Everything is checked against the release's known counts. What was broken off goes on with the same command.
+    Everything is checked against the release's known counts. An interrupted run resumes with the same command.
     """
     from cmfah_hf.cli.output import print_json, print_table, say
     from cmfah_hf.data.releases.mirflickr import prepare_mirflickr25k
@@ -45,9 +45,9 @@ def prepare(
     from cmfah_hf.errors import DataError
 
     if dataset not in ("mirflickr25k", "nus-wide"):
-        raise DataError(f"There is no preparation of {dataset!r}; take mirflickr25k or nus-wide.")
+        raise DataError(f"{dataset!r} is not a known release; use mirflickr25k or nus-wide.")
     if out is None and not check_only:
-        raise DataError("There is no folder to write to; name one with --out, or pass --check-only.")
+        raise DataError("No output folder; give --out, or pass --check-only.")
     own = {name: value for name, value in {"classes": classes, "tags": tags}.items() if value is not None}
     if own and dataset == "mirflickr25k":
         raise DataError(f"--{next(iter(own))} is for nus-wide; MIRFlickr has one list of classes and one of tags.")
@@ -79,7 +79,7 @@ def prepare(
     left_out = report.missing + (0 if keep_broken else len(report.unreadable))
     say(
         f"{report.classes} classes, {report.label_ones:,} labels, {report.tag_ones:,} tags, {report.empty_texts:,} "
-        f"empty texts, {left_out:,} rows left out, {'with' if report.pictures else 'WITHOUT'} pictures."
+        f"empty texts, {left_out:,} rows left out, {'with' if report.images else 'WITHOUT'} images."
     )
     if not check_only:
         say(f"{report.shards:,} files, {report.shards_kept:,} of them from an earlier run.")

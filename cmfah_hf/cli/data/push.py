@@ -10,18 +10,18 @@ def push(
         str, typer.Argument(help="A prepared folder, or any other data set: folder, Parquet file, Hub id, scenes.")
     ],
     repo_id: Annotated[str, typer.Option("--repo-id", help="The data set on the Hub, as owner/name.")],
-    private: Annotated[bool, typer.Option("--private", help="Create it so that only its owners see it.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     revision: Annotated[str | None, typer.Option(help="The branch; created if needed. Default: the main one.")] = None,
     message: Annotated[str | None, typer.Option(help="The commit's title.")] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace also what somebody has changed on the Hub since the last push.")
+        bool, typer.Option("--overwrite", help="Also replace files changed on the Hub since the last push.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    """Put a data set on the Hub in one commit: its card and its Parquet shards.
+    """Push a data set to the Hub in one commit: its card and its Parquet shards.
 
-    A push that was broken off goes on when the same command is given again: only what is missing is sent. The token is
-    that of `hf auth login`, or of the environment variable `HF_TOKEN`.
+    An interrupted push resumes when the command is repeated: only missing files are sent. The token is that of
+    `hf auth login` or of the environment variable `HF_TOKEN`.
     """
     import dataclasses
 

@@ -1,4 +1,4 @@
-"""The pictures that a Space shows, small and in memory: no file of the server is ever sent to a browser."""
+"""The images that a Space shows, small and in memory: no file of the server is ever sent to a browser."""
 
 import base64
 import io
@@ -21,11 +21,11 @@ _QUALITY = 88
 
 
 @dataclass
-class Pictures:
+class Images:
     """Pairs in the order of their rows.
 
     Args:
-        ids: The pictures' names.
+        ids: The images' names.
         texts: Their texts.
         thumbnails: JPEG files in memory.
     """
@@ -38,7 +38,7 @@ class Pictures:
         return len(self.ids)
 
     def add(self, item_id: str, image: Image.Image, text: str) -> None:
-        """Keep a small copy of a picture."""
+        """Keep a small copy of an image."""
         small = image.convert("RGB") if image.mode != "RGB" else image.copy()
         small.thumbnail((_SIDE, _SIDE))
         buffer = io.BytesIO()
@@ -52,7 +52,7 @@ class Pictures:
         return Image.open(io.BytesIO(self.thumbnails[row]))
 
     def address(self, row: int, side: int | None = None) -> str:
-        """A `data:` address of the picture, for a page; not longer than `side` pixels where given."""
+        """A `data:` address of the image, for a page; not longer than `side` pixels where given."""
         content = self.thumbnails[row]
         if side is not None:
             image, buffer = self.image(row), io.BytesIO()
@@ -64,7 +64,7 @@ class Pictures:
 
 
 def read_pairs(settings: SpaceSettings) -> Iterator[tuple[str, Image.Image, str]]:
-    """Id, decoded RGB picture and text of each pair; a picture that cannot be read is left out with a warning.
+    """Id, decoded RGB image and text of each pair; an image that cannot be read is left out with a warning.
 
     Raises:
         DataError: If the data cannot be used, or has no such split.
