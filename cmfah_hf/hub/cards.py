@@ -1,8 +1,8 @@
-"""Cards (`README.md`) that pushes and people write in turn.
+"""Merging of cards (`README.md`) that both pushes and people edit.
 
-The part of a card that a push writes is between two comments, the first of which holds its digest. What is outside, and
-a part that was changed since, is a person's and stays. Of the metadata in the card's head a push adds what is missing,
-and changes what it wrote itself.
+A push writes its section of a card between two comments; the first holds the section's digest. Everything outside, and
+a section that was edited since, belongs to a person and stays. In the header, a push adds missing metadata and updates
+the values that it wrote itself.
 """
 
 import hashlib
@@ -18,21 +18,21 @@ from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.documents import parse_yaml
 from cmfah_hf.errors import HubError
 
-# Where a push writes its card if the one on the Hub is a person's.
+# The file for a push's card if the card on the Hub is a person's.
 BESIDE_NAME = "README.cmfah-hf.md"
 
 _END = "<!-- cmfah-hf: end -->"
 _SECTION = re.compile(rf"<!-- cmfah-hf: begin ([0-9a-f]{{16}})\b[^>]*-->(.*?){_END}", re.DOTALL)
 _HEAD = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-# What the Hub itself puts into a new Space.
+# The text that the Hub puts into the card of a new Space.
 _TEMPLATE = re.compile(r"\s*Check out the configuration reference at https://\S+/docs/hub/spaces-config-reference\s*")
 
 
 @dataclass(frozen=True)
 class Merged:
     """Args:
-    text: The card to be. None: the one that is there stays as it is.
-    beside: Whether what was to be pushed is not in it, and belongs into a file of its own.
+    text: The merged card. None: the card on the Hub stays unchanged.
+    beside: True if the pushed section is not in it and goes into a separate file.
     """
 
     text: str | None
@@ -40,26 +40,26 @@ class Merged:
 
 
 def marked(body: str) -> str:
-    """The text of a card between the two comments."""
+    """A section of a card between its two comments."""
     body = body.strip()
     return (
-        f"<!-- cmfah-hf: begin {_digest(body)}; the next push replaces what is between here and the end, unless it was "
-        f"changed -->\n\n{body}\n\n{_END}\n"
+        f"<!-- cmfah-hf: begin {_digest(body)}; the next push replaces this section up to its end, unless it was "
+        f"edited -->\n\n{body}\n\n{_END}\n"
     )
 
 
 def card_of(head: str, body: str) -> str:
-    """A card that a push writes.
+    """The card written by a push.
 
     Args:
-        head: Its metadata, as YAML.
-        body: Its text.
+        head: Metadata as YAML.
+        body: Text.
     """
     return f"---\n{head.strip()}\n---\n\n{marked(body)}"
 
 
 def metadata_of(card: str, where: str = CARD_NAME) -> dict[str, Any]:
-    """The metadata in the head of a card; empty without one.
+    """The metadata in the header of a card; empty without a header.
 
     Raises:
         HubError: If they are not YAML with plain values.
@@ -67,23 +67,23 @@ def metadata_of(card: str, where: str = CARD_NAME) -> dict[str, Any]:
     match = _HEAD.match(card)
     found = parse_yaml(match[1], where, HubError) if match else None
     if found is not None and not isinstance(found, dict):
-        raise HubError(f"{where}: its head between the lines --- holds no keys with values; correct it.")
+        raise HubError(f"{where}: the header between the lines --- is not a YAML mapping; correct it.")
     return found or {}
 
 
 def merged(theirs: bytes, ours: str, former: Mapping[str, Any] | None) -> Merged:
-    """Merges our part into a card on the Hub that a person has changed or written.
+    """Merges the pushed card into a card on the Hub that a person wrote or edited.
 
     Args:
         theirs: The card on the Hub.
-        ours: The card that is to be pushed.
-        former: The metadata that the last push wrote, if that is known.
+        ours: The card to push.
+        former: The metadata that the last push wrote, if known.
     """
     try:
         text = theirs.decode("utf-8")
         has = metadata_of(text)
         wanted = metadata_of(ours)
-    except (UnicodeDecodeError, HubError):  # not a card that could be added to
+    except (UnicodeDecodeError, HubError):  # not mergeable
         return Merged(None, True)
     match, our_head = _HEAD.match(text), _HEAD.match(ours)
     body = text[match.end() :] if match else text
@@ -110,10 +110,10 @@ def _digest(body: str) -> str:
 
 
 def _merged_head(text: str, has: Mapping[str, Any], wanted: Mapping[str, Any], former: Mapping[str, Any]) -> str | None:
-    """A head in a person's own words, with what is missing, and with what the last push wrote as it is now.
+    """A person's header with missing keys added and the last push's own values updated, the rest byte for byte.
 
     Returns:
-        None, if that cannot be written into it.
+        None if the header cannot be updated textually.
     """
     own = {name for name in former if name in has and _plain(has[name]) == _plain(former[name])}
     expected = {name: value for name, value in has.items() if name not in own} | {

@@ -1,6 +1,6 @@
-"""A data set as a folder that can go onto the Hub: checked as it stands, or written from any other source.
+"""Data set folders in the Hub's layout: checked, or written from any other source.
 
-README.md                              the card; its `configs` say which files are which split
+README.md                              the card; its `configs` map splits to files
 data/train-00000-of-00002.parquet      the shards of the splits
 """
 
@@ -20,18 +20,18 @@ from cmfah_hf.hub.cards import card_of
 logger = logging.getLogger(__name__)
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
-# Rows that are written, and later read, at once; with images of 100 kB each, 10 MB.
+# Rows per row group, the unit of reading; 10 MB with images of 100 kB.
 _ROWS_OF_GROUP = 100
 _BYTES_OF_SHARD = 500 * 10**6
 
 
 @dataclass(frozen=True)
 class DatasetFolder:
-    """What a folder holds.
+    """The content of a folder.
 
     Args:
-        files: All that goes onto the Hub, by the path there.
-        splits: The rows of each split; two splits may share shards.
+        files: Files to push, by path in the repository.
+        splits: Rows per split; splits may share shards.
     """
 
     files: dict[str, Path]
@@ -39,23 +39,23 @@ class DatasetFolder:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a folder is taken as it is: it has a card that names Parquet files, or shards that lack one."""
+    """True for a folder that is pushed unchanged: its card names Parquet files, or it has shards without a card."""
     return folder.is_dir() and (card_splits(folder) is not None or any(folder.glob("data/*-of-*.parquet")))
 
 
 def check_folder(folder: Path) -> DatasetFolder:
-    """Check a prepared folder before anything of it is sent; of the Parquet files, only the footers are read.
+    """Checks a prepared folder before a push, reading only the footers of Parquet files.
 
     Raises:
-        DataError: If there is no card, it names no splits, a shard is missing, is in no split or cannot be opened, or
-            the shards of a split differ in their columns.
+        DataError: If the card is missing or names no splits; if a shard is missing, in no split, or damaged; or if
+            the columns of a split's shards differ.
     """
     splits = card_splits(folder)
     if splits is None:
         what = "has no card" if not (folder / CARD_NAME).is_file() else "has a card that names no splits in `configs`"
         raise DataError(
-            f"{folder}: {what} ({CARD_NAME}), as a preparation leaves it that was broken off; run that again to its "
-            "end, or write the card."
+            f"{folder}: {what} ({CARD_NAME}); an interrupted preparation leaves a folder like this: run it again, or "
+            "write the card."
         )
     found = [
         path for path in sorted(folder.rglob("*")) if not _is_hidden(path.relative_to(folder)) and _is_own(path, folder)
@@ -65,24 +65,24 @@ def check_folder(folder: Path) -> DatasetFolder:
     for path in found:
         if path.suffix == ".parquet" and path not in named:
             raise DataError(
-                f"{path}: no split of the card {folder / CARD_NAME} has this file; name it there, or remove it."
+                f"{path}: this file is in no split of the card {folder / CARD_NAME}; add it there, or remove it."
             )
     for path in sorted(named - set(found)):
-        raise DataError(f"{path} leads out of the folder, or is no regular file; put a copy of the shard there.")
+        raise DataError(f"{path} leads out of the folder, or is not a regular file; put a copy of the shard there.")
     _check_numbers(named)
     rows = {name: _check_shards(shards) for name, shards in splits.items()}
     return DatasetFolder(files, rows)
 
 
 def write_folder(streams: Mapping[str, Iterable[Any]], folder: Path, title: str) -> None:
-    """Write the splits of a source in the layout above, the card last.
+    """Writes the splits of a source in the layout above, the card last.
 
-    The same source gives the same bytes again, so that a push that is repeated finds on the Hub what it sent before.
+    Output is deterministic, so a repeated push finds its earlier uploads on the Hub.
 
     Args:
         streams: `IterableDataset`s with the uniform columns, by split.
-        folder: An empty one.
-        title: Of the card.
+        folder: An empty folder.
+        title: Title of the card.
 
     Raises:
         DataError: If two rows of a split have the same id.
@@ -94,10 +94,10 @@ def write_folder(streams: Mapping[str, Iterable[Any]], folder: Path, title: str)
 
 
 def _is_own(path: Path, folder: Path) -> bool:
-    """Whether it is a regular file that really is below the folder. What is not is never published."""
+    """True for a regular file whose real path is below the folder; nothing else is published."""
     if path.is_dir() or (file_of(path) is not None and path.resolve().is_relative_to(folder.resolve())):
         return not path.is_dir()
-    logger.warning("Left out: %s leads out of the folder, or is no regular file.", path)
+    logger.warning("Left out: %s leads out of the folder, or is not a regular file.", path)
     return False
 
 
@@ -115,7 +115,7 @@ def _check_numbers(shards: Iterable[Path]) -> None:
 
 
 def _check_shards(files: list[str]) -> int:
-    """The rows of a split."""
+    """The number of rows of a split."""
     import pyarrow as pa
 
     from cmfah_hf.data.parquet import read_footers
@@ -129,18 +129,18 @@ def _check_shards(files: list[str]) -> int:
             raise DataError(f"{file}: cannot be opened as Parquet ({reason}); write it again.") from error
         schema = schema or footers.schema
         if not footers.schema.equals(schema):
-            raise DataError(f"{file}: has other columns than {files[0]}; the shards of a split need the same.")
+            raise DataError(f"{file}: has different columns than {files[0]}; the shards of a split need the same columns.")
         rows += footers.num_rows
     for column in ("id", "text"):
         if column not in schema.names:
             raise DataError(f"{files[0]}: has no column {column!r}; present are: {', '.join(schema.names)}.")
     if not rows:
-        raise DataError(f"{files[0]}: this split holds no rows.")
+        raise DataError(f"{files[0]}: this split has no rows.")
     return rows
 
 
 def _classes(streams: Iterable[Any]) -> list[str]:
-    """The names of all labels, sorted; empty where no split has any."""
+    """All label names, sorted; empty if no split has labels."""
     from cmfah_hf.data.images import decoding_off
 
     names: set[str] = set()
@@ -173,7 +173,7 @@ def _write_split(split: str, stream: Any, folder: Path, classes: list[str]) -> i
         if writer is None:
             parts.append(folder / f"{split}-{len(parts):05d}")
             writer = pq.ParquetWriter(parts[-1], schema)
-        # Images that stand beside the source's table are read here, byte for byte.
+        # Reads image files next to the source's table, byte for byte.
         writer.write_table(embed_table_storage(pa.Table.from_pylist(group, schema=schema)))
         written += len(group)
         if parts[-1].stat().st_size >= _BYTES_OF_SHARD:
@@ -181,7 +181,7 @@ def _write_split(split: str, stream: Any, folder: Path, classes: list[str]) -> i
             writer = None
     if writer is not None:
         writer.close()
-    for part in parts:  # how many there are is known now
+    for part in parts:  # their number is known now
         part.rename(part.with_name(f"{part.name}-of-{len(parts):05d}.parquet"))
     return written
 
@@ -191,7 +191,7 @@ def _checked(rows: Iterable[dict[str, Any]], split: str) -> Iterator[dict[str, A
     for number, row in enumerate(rows):
         if row["id"] in seen:
             raise DataError(
-                f"Split {split}, row {number} (from 0): the id {row['id']!r} was there before; make it unique."
+                f"Split {split}, row {number} (from 0): the id {row['id']!r} occurs twice; make it unique."
             )
         seen.add(row["id"])
         yield row
@@ -207,7 +207,7 @@ def _card(title: str, counts: Mapping[str, int], classes: list[str]) -> str:
         "configs": [{"config_name": "default", "data_files": data_files}],
     }
     rows = "\n".join(f"| `{name}` | {count:,} |" for name, count in counts.items())
-    labels = "names the classes" if not classes else f"is of {len(classes)} classes"
+    labels = "the class names" if not classes else f"one or more of {len(classes)} classes"
     body = f"""# {title}
 
 Pairs of image and text for cross-media retrieval.
@@ -216,7 +216,7 @@ Pairs of image and text for cross-media retrieval.
 |---|---|
 {rows}
 
-`id` is unique within a split, `image` is the image's own file, `text` a caption or tags, and `labels`, where there
-are any, {labels}.
+`id` is unique within a split, `image` the original image file, `text` a caption or tags, and `labels`, if present,
+{labels}.
 """
     return card_of(yaml.safe_dump(head, sort_keys=False, allow_unicode=True), body)

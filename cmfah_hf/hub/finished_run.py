@@ -1,4 +1,4 @@
-"""A training run's folder as what may be published of it: regular files, and no places of this machine."""
+"""Publishable content of a run's folder: regular files, without paths of this machine."""
 
 import logging
 import ntpath
@@ -21,11 +21,11 @@ SETTINGS_NAME, METRICS_NAME = "run.yaml", "metrics.json"
 ATTENTION_PLOT = "plots/attention.png"
 PLOTS = ("plots/precision_at_k.png", "plots/precision_recall.png", ATTENTION_PLOT)
 WORDS = tuple(f"{stem}.{end}" for stem in ("expander", "knowledge", "skip_gram") for end in ("json", "safetensors"))
-# Data sets that code draws.
+# Synthetic data sets.
 DRAWN = ("scenes", "cluttered-scenes")
-# Settings that are, or may be, places on somebody's disk.
+# Settings that can be local paths.
 _PLACES = ("dataset", "backbone_weights", "knowledge", "word_corpus", "words_from")
-# Settings of one person and one machine, in a file that `cmfah train` did not write.
+# Personal and machine-specific settings, in files not written by `cmfah train`.
 _PERSONAL = re.compile(r"hub_.*|trackio_.*|.*_token|token|.*_dir|run_name|project")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
@@ -34,18 +34,17 @@ _LARGEST_PLOT = 32 * 2**20
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run: the facts for its card, and the files to push.
+    """A finished run: the files to push and the content of its card.
 
     Args:
-        folder: Of the run.
-        settings: The sections of `run.yaml`, without the places of this machine; empty if there is none.
-        metrics: Of `metrics.json`, likewise.
-        config: The model's configuration, as `config.json` holds it.
-        files: Files that are pushed unchanged, by their path in the repository.
-        dataset: The data that the run was trained on, by its Hub id, as one of `DRAWN`, or by the last part of its
-            path. None, if the run does not name it.
-        dataset_id: The same, if it was loaded from the Hub.
-        data_license: What the card of the data says, if the data is a folder with a card.
+        folder: The run's folder.
+        settings: The sections of `run.yaml` without local paths; empty if the file is missing.
+        metrics: The content of `metrics.json` without local paths.
+        config: The content of `config.json`.
+        files: Files to push unchanged, by path in the repository.
+        dataset: The training data: a Hub id, one of `DRAWN`, or the last part of its path. None if unknown.
+        dataset_id: Its Hub id, if it was loaded from the Hub.
+        data_license: The license in the card of a local data folder.
     """
 
     folder: Path
@@ -59,42 +58,42 @@ class FinishedRun:
 
 
 def read_run(folder: Path, metrics: Mapping[str, Any] | None = None) -> FinishedRun:
-    """Looks at the folder of a run; nothing is loaded.
+    """Reads the folder of a run without loading its model.
 
     Args:
-        folder: Where a training run, or a trainer, left its model.
-        metrics: Figures, where the folder has none of its own.
+        folder: The output folder of a run or a trainer.
+        metrics: Metrics to use if the folder has none.
 
     Raises:
-        CheckpointError: If it holds no model, a file of it cannot be read, or leads out of it.
+        CheckpointError: If it holds no model, or a file is unreadable or outside the folder.
     """
     config_file = own_file(folder, "config.json")
     if config_file is None:
         where = "a folder without config.json" if folder.is_dir() else "no such folder"
-        raise CheckpointError(f"{folder}: {where}; give one that a training run has left.")
+        raise CheckpointError(f"{folder}: {where}; give the output folder of a training run.")
     config = _object(config_file)
     metrics_file = own_file(folder, METRICS_NAME)
     figures = {**(metrics or {}), **(_object(metrics_file) if metrics_file else {})}
     files = {name: path for name in (*WORDS, *PLOTS) if (path := own_file(folder, name)) is not None}
     for name in PLOTS:
         if name in files and not read_bytes(files[name], CheckpointError, _LARGEST_PLOT).startswith(b"\x89PNG\r\n"):
-            raise CheckpointError(f"{files[name]} is no PNG image; remove it, or draw it again.")
+            raise CheckpointError(f"{files[name]} is not a PNG image; remove it, or plot it again.")
     settings = _settings(folder)
-    told = settings.get("data", {}).get("dataset")
-    dataset, dataset_id = _source(figures.get("source"), told)
-    license = _license_of(told if isinstance(told, str) else None)
-    if isinstance(told, str) and not (dataset_id and told.startswith("hf://")):
-        settings["data"]["dataset"] = dataset_id or dataset or last_part(told) or "data"
+    given = settings.get("data", {}).get("dataset")
+    dataset, dataset_id = _source(figures.get("source"), given)
+    license = _license_of(given if isinstance(given, str) else None)
+    if isinstance(given, str) and not (dataset_id and given.startswith("hf://")):
+        settings["data"]["dataset"] = dataset_id or dataset or last_part(given) or "data"
     return FinishedRun(
         folder, without_places(settings), without_places(figures), config, files, dataset, dataset_id, license
     )
 
 
 def own_file(folder: Path, name: str) -> Path | None:
-    """A regular file below a folder, None if there is none.
+    """A regular file below a folder; None if it does not exist.
 
     Raises:
-        CheckpointError: If something else has this name: a link that leads out of the folder, a pipe, a device.
+        CheckpointError: If the name is a link that leaves the folder, a pipe or a device.
     """
     path = folder / name
     try:
@@ -105,24 +104,24 @@ def own_file(folder: Path, name: str) -> Path | None:
         return None
     inside = path.resolve().is_relative_to(folder.resolve())
     if not inside or file_of(path) is None:
-        what = "leads out of the folder" if not inside else "is no regular file"
+        what = "leads out of the folder" if not inside else "is not a regular file"
         raise CheckpointError(f"{path} {what}, and only files of the run are pushed; put a copy of it there.")
     return path
 
 
 def is_repo_id(name: Any) -> bool:
-    """Whether a name has the form `owner/name` of the Hub."""
+    """True for a name of the form `owner/name`."""
     return isinstance(name, str) and _REPO_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 
 def last_part(place: str) -> str:
-    """The last part of a path of any system; empty for `..` and the like."""
+    """The last part of a path of any operating system; empty for `..` and the like."""
     name = ntpath.basename(place.replace("\\", "/").rstrip("/"))
     return "" if name in (".", "..", "~") or name.endswith(":") else name
 
 
 def without_places(value: Any, name: str = "") -> Any:
-    """Settings or figures without what belongs to one person or machine: of a path on a disk, the last part is left."""
+    """Settings or metrics without personal entries, local paths reduced to their last part, tokens masked."""
     if isinstance(value, dict):
         kept = {key: inner for key, inner in value.items() if not _PERSONAL.fullmatch(str(key))}
         return {key: without_places(inner, str(key)) for key, inner in kept.items()}
@@ -137,7 +136,7 @@ def without_places(value: Any, name: str = "") -> Any:
 
 
 def _is_local(text: str) -> bool:
-    """Whether a text is a path on a disk: absolute, of a home, of Windows, or one that is there."""
+    """True for a local path: absolute, in a home folder, of Windows, or existing."""
     if "\n" in text or len(text) > 4096:
         return False
     if text.startswith(("/", "~", "./", "../", "\\", "file:")) or re.match(r"[A-Za-z]:[\\/]", text):
@@ -152,8 +151,8 @@ def _is_there(place: str) -> bool:
         return False
 
 
-def _source(recorded: Any, told: Any) -> tuple[str | None, str | None]:
-    """The data's name and its Hub id, as training has recorded them; before it did, only scenes are certain."""
+def _source(recorded: Any, given: Any) -> tuple[str | None, str | None]:
+    """The data's name and Hub id as recorded by training; older runs record only scenes reliably."""
     if isinstance(recorded, dict):
         kind, name = recorded.get("kind"), recorded.get("name")
         if kind == "hub" and is_repo_id(name):
@@ -161,15 +160,15 @@ def _source(recorded: Any, told: Any) -> tuple[str | None, str | None]:
         if kind == "scenes" and name in DRAWN:
             return name, None
         return (last_part(name) or None if kind == "local" and isinstance(name, str) else None), None
-    if not isinstance(told, str):
+    if not isinstance(given, str):
         return None, None
-    return (told if told in DRAWN else last_part(told) if _is_local(told) else None) or None, None
+    return (given if given in DRAWN else last_part(given) if _is_local(given) else None) or None, None
 
 
 def _object(path: Path) -> dict[str, Any]:
     content = read_json(path, CheckpointError)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no JSON object; restore it, or train again.")
+        raise CheckpointError(f"{path}: is not a JSON object; restore it, or train again.")
     return content
 
 
@@ -177,14 +176,14 @@ def _settings(folder: Path) -> dict[str, dict[str, Any]]:
     path = own_file(folder, SETTINGS_NAME)
     content = (read_yaml(path, CheckpointError) if path is not None else None) or {}
     if not isinstance(content, dict) or not all(isinstance(values, dict) for values in content.values()):
-        raise CheckpointError(f"{path}: not the settings of a run; correct or remove it.")
+        raise CheckpointError(f"{path}: does not hold the settings of a run; correct or remove it.")
     return content
 
 
 def _license_of(dataset: str | None) -> str | None:
-    """The license that the card of a local data set names; of the drawn scenes, that there is none to mind."""
+    """The license in the card of a local data set; a fixed text for synthetic scenes."""
     if dataset is None or dataset in DRAWN:
-        return "none to mind, they are drawn by code" if dataset in DRAWN else None
+        return "not needed (synthetic scenes)" if dataset in DRAWN else None
     if not _is_there(dataset):
         return None
     card = file_of(resolve_data_path(dataset) / CARD_NAME)

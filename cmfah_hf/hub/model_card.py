@@ -1,4 +1,4 @@
-"""A model's card, written from what its run left: data, protocol, figures, use, training, limits, licences."""
+"""Model cards, generated from a finished run: data, protocol, metrics, usage, training, limitations, licenses."""
 
 import json
 import math
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _RANKINGS = {"hamming": "Hamming", "aqd": "AQD"}
 _WAYS = {"i2t": "image to text", "t2i": "text to image"}
-# By the `model_type` of a configuration.
+# By `model_type`.
 _CITATIONS = {
     "cmfah": """@article{liang2022cmfah,
   title   = {Cross-Media Fine-Grained Representation Learning Based on Multi-modal Graph and Adversarial Hash Attention
@@ -51,19 +51,19 @@ def make_model_card(
     files: Iterable[str] | None = None,
     revision: str | None = None,
 ) -> "ModelCard":
-    """The card of a run, with its figures as `model-index`, which the Hub reads.
+    """The model card of a run, with its metrics as the Hub's `model-index`.
 
     Args:
-        run: As `read_run` gives it.
-        repo_id: Where the model will be, as `owner/name`; the code to paste names it.
-        license: The model's, by the Hub's names.
-        data_license: The data's, in words. Default: what the data's own card says.
-        dataset_id: The data's id on the Hub. Default: what the run trained on, if it was loaded from the Hub.
-        language: Of the texts, by its ISO code.
-        tags: Beside the card's own.
-        base_model: What the backbone was taken from, as a Hub id.
-        files: Of the repository. Default: those of the run.
-        revision: The branch, where it is not the main one.
+        run: The run, from `read_run`.
+        repo_id: The model's repository, `owner/name`, as the usage examples name it.
+        license: The model's license as a Hub identifier.
+        data_license: The data's license as text. Default: the license in the data's card.
+        dataset_id: The data's Hub id. Default: the data set that the run loaded from the Hub, if any.
+        language: ISO code of the texts' language.
+        tags: Additional tags.
+        base_model: Hub id of the pretrained backbone.
+        files: Files of the repository. Default: those of the run.
+        revision: The branch, if not main.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -85,12 +85,12 @@ def make_model_card(
     parts = [
         f"# {name}",
         f"An image and a text share {bits} bits, so a sentence finds images, and an image texts, in {bits // 8} "
-        f"bytes an item. A {method.upper()} model, made with cmfah-hf.",
+        f"bytes per item. A {method.upper()} model, trained with cmfah-hf.",
         *_figures(run, dataset_id, files),
         *_usage(run, repo_id, files, revision),
         *_training(run, repo_id, revision),
         *_limits(run, files),
-        *_licences(run, license, data_license),
+        *_licenses(run, license, data_license),
         "## Citation",
         f"```bibtex\n{_CITATIONS.get(method, _CITATIONS['cmfah'])}\n```",
     ]
@@ -127,8 +127,8 @@ def _data_name(run: FinishedRun, dataset_id: str | None) -> str:
     return (dataset_id or run.dataset or "unknown").rpartition("/")[2]
 
 
-def _as_code(name: str | None) -> str:
-    """A name in a card's text that was not made for it."""
+def _code(name: str | None) -> str:
+    """An untrusted name as inline code."""
     plain = re.sub(r"[^\w .:+@()/-]", "_", str(name))[:100]
     return f"`{plain}`"
 
@@ -150,16 +150,16 @@ def _figures(run: FinishedRun, dataset_id: str | None, files: set[str]) -> list[
         parts.append("\n".join([f"| | {' | '.join(_WAYS.values())} |", "|---|---|---|", *lines]))
     elif metrics.get("validation") is not None:
         parts.append(
-            f"On the validation pairs, which chose the epoch, the mean MAP of both directions is "
+            f"On the validation pairs, which selected the epoch, the mean MAP of both directions is "
             f"{_figure(metrics['validation'])}. Test queries were not measured."
         )
     else:
-        parts.append("The run left no figures.")
+        parts.append("The run has no metrics.")
     if "plots/precision_at_k.png" in files:
         parts.append("![Precision at k, both directions and rankings](plots/precision_at_k.png)")
     if ATTENTION_PLOT in files:
         parts.append(
-            "Which regions of a query's image its words look at:\n\n"
+            "Regions of a query's image that its words attend to:\n\n"
             f"![Attention of words over an image]({ATTENTION_PLOT})"
         )
     return parts
@@ -167,21 +167,21 @@ def _figures(run: FinishedRun, dataset_id: str | None, files: set[str]) -> list[
 
 def _protocol(run: FinishedRun, dataset_id: str | None) -> str:
     metrics, query = run.metrics, run.metrics.get("query") or {}
-    where = f"[{dataset_id}](https://huggingface.co/datasets/{dataset_id})" if dataset_id else _as_code(run.dataset)
+    where = f"[{dataset_id}](https://huggingface.co/datasets/{dataset_id})" if dataset_id else _code(run.dataset)
     data = f"Data: {where}." if dataset_id or run.dataset else "The run does not name its data."
     if run.dataset in DRAWN:
         data = f"Data: {where}, drawn by code, with noisy tags."
     if metrics.get("train_pairs"):
-        data += f" {metrics['train_pairs']:,} pairs were trained on"
-        data += f", {metrics['validation_pairs']:,} more chose the epoch" if metrics.get("validation_pairs") else ""
-        data += ", then all of them were trained on." if metrics.get("refit") else "."
+        data += f" {metrics['train_pairs']:,} training pairs"
+        data += f", {metrics['validation_pairs']:,} validation pairs that selected the epoch" if metrics.get("validation_pairs") else ""
+        data += "; then the model was trained on all of them." if metrics.get("refit") else "."
     if not query:
         return data
     return (
-        f"{data} {int(query['queries']):,} held-out queries were looked at once, at the end, and searched in "
-        f"{int(query['database']):,} pairs. Relevant is what shares a label. Every item is encoded alone: an image "
-        "without its text, a text without its image. MAP is over the whole database, and in expectation over the "
-        "order of ties, which codes have many of."
+        f"{data} {int(query['queries']):,} held-out queries were evaluated once, at the end, against a database of "
+        f"{int(query['database']):,} pairs. Items that share a label are relevant. Each item is encoded by itself: images "
+        "without their texts, texts without their images. MAP covers the whole database and is the expectation over "
+        "the order of ties, which are frequent among codes."
     )
 
 
@@ -208,7 +208,7 @@ print(results.ids[0].tolist(), results.scores[0].tolist())
 ```""",
     ]
     if {IMAGES_INDEX, TEXTS_INDEX} & files:
-        parts.append("An index came with it; with it no image has to be encoded first:")
+        parts.append("The repository includes an index, so no image has to be encoded first:")
         parts.append(
             f"""```python
 retriever = CrossMediaRetriever.from_pretrained({quoted}{of}, index=True)
@@ -216,7 +216,7 @@ print(retriever.search(text={words}, k=10).ids[0].tolist())
 ```"""
         )
     parts += [
-        "With transformers alone; the code that runs then is in this repository:",
+        "With transformers only, which runs the code in this repository:",
         f"""```python
 import torch
 from PIL import Image
@@ -227,7 +227,7 @@ processor = AutoProcessor.from_pretrained({quoted}{of}, trust_remote_code=True)
 {images}
 inputs = processor(images=list(images.values()), text=[{words}], return_tensors="pt")
 with torch.inference_mode():
-    image_hash = model.get_image_hash(inputs["pixel_values"])  # (2, {bits}) in (-1, 1), each image alone
+    image_hash = model.get_image_hash(inputs["pixel_values"])  # (2, {bits}) in (-1, 1)
     text_hash = model.get_text_hash(inputs["input_ids"], inputs["attention_mask"])  # (1, {bits})
 differing = ((image_hash >= 0) != (text_hash >= 0)).sum(dim=1)  # bits
 print(differing.tolist())
@@ -241,7 +241,7 @@ print(found["code"].tolist(), found["ranking"])
 
 
 def _query_words(run: FinishedRun) -> str:
-    """A text that the model knows: classes that are words of its vocabulary, else the first words of that."""
+    """A query of known words: class names in the vocabulary, else its first words."""
     try:
         tokenizer = json.loads((run.folder / "tokenizer.json").read_text(encoding="utf-8"))
         vocabulary: Mapping[str, int] = tokenizer["model"]["vocab"]
@@ -254,19 +254,19 @@ def _query_words(run: FinishedRun) -> str:
 
 
 def _training(run: FinishedRun, repo_id: str, revision: str | None) -> list[str]:
-    parts = ["## Train it again"]
+    parts = ["## Training"]
     of = f" --revision {revision}" if revision else ""
     if run.settings:
         parts.append(
             f"```bash\nhf download {repo_id} {SETTINGS_NAME} --local-dir .{of}\n"
             f"cmfah train {SETTINGS_NAME} --output_dir again\n```"
         )
-        parts.append("Data and files that it names have to be at hand; `--dataset` names the data's place.")
+        parts.append("Its data and files must be available; `--dataset` gives the location of the data.")
     else:
-        parts.append("The settings of the run were not kept.")
+        parts.append("The run has no saved settings.")
     options = f', revision="{revision}"' if revision else ""
     parts.append(
-        "To train on from here, with the discriminators: "
+        "To continue training, with the discriminators: "
         f'`{run.config.get("model_type", "cmfah").upper()}ForPreTraining.from_pretrained("{repo_id}"{options}, '
         'variant="pretraining")`.'
     )
@@ -293,26 +293,25 @@ def _backbone(config: Mapping[str, Any]) -> str:
 
 def _limits(run: FinishedRun, files: set[str]) -> list[str]:
     lines = [
-        f"It knows {run.config.get('vocab_size', 2) - 2:,} words, those of its training texts. A text without any of "
-        "them has a code that says nothing, and is refused as a query.",
-        "What is alike was taught by the labels and tags of the data above. On other images the figures do not hold, "
-        "and what those labels leave out or get wrong the codes leave out and get wrong too.",
-        "A code of few bits puts unlike things together at times. Nothing that matters to somebody should hang on one "
-        "answer.",
+        f"The vocabulary has {run.config.get('vocab_size', 2) - 2:,} words, those of the training texts. A query without any "
+        "of them is rejected, because its code carries no information.",
+        "Similarity was learned from the labels and tags of the data above. The metrics do not transfer to other images, "
+        "and the codes repeat omissions and errors of those labels.",
+        "Short codes sometimes place different things together. Do not base decisions about people on single results.",
     ]
     if "expander.json" in files:
         lines.append(
-            "Texts were expanded in training by words of a graph. `CrossMediaRetriever` expands queries likewise, "
-            "which is what the figures measure; `AutoModel` and the pipeline read a text as it stands."
+            "Training texts were expanded by words of a graph. `CrossMediaRetriever` expands queries in the same way, as "
+            "in the metrics; `AutoModel` and the pipeline do not."
         )
-    return ["## Limits", "\n".join(f"- {line}" for line in lines)]
+    return ["## Limitations", "\n".join(f"- {line}" for line in lines)]
 
 
-def _licences(run: FinishedRun, license: str | None, data_license: str | None) -> list[str]:
-    model = f"The model: {license}." if license else "No licence was given to the model; ask its owner."
+def _licenses(run: FinishedRun, license: str | None, data_license: str | None) -> list[str]:
+    model = f"The model: {license}." if license else "The model has no license; ask its owner."
     data = data_license or run.data_license
-    said = f"The data: {data}." if data else "The data's licence is not known here; see where it comes from."
-    return ["## Licence", f"{model} {said} The code in this repository, which cmfah-hf put there: Apache-2.0."]
+    said = f"The data: {data}." if data else "The data's license is unknown; see its source."
+    return ["## License", f"{model} {said} The code that cmfah-hf added to this repository: Apache-2.0."]
 
 
 def _figure(value: float) -> str:

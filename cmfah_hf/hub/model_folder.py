@@ -1,14 +1,14 @@
-"""A training run's folder as what goes onto the Hub.
+"""A model's files on the Hub, written from a run's folder.
 
 README.md                               the card
 config.json, *.py                       the towers' configuration, and the code of models, processor and pipeline
-model.safetensors                       the towers alone, which is what `from_pretrained` fetches
-pretraining.safetensors                 discriminators, label and concept heads, and with
-model.safetensors.index.pretraining.json  `from_pretrained(..., variant="pretraining")` the whole for training
+model.safetensors                       the towers, which `from_pretrained` fetches
+pretraining.safetensors                 discriminators, label and concept heads; with the index below,
+model.safetensors.index.pretraining.json  `from_pretrained(..., variant="pretraining")` loads the whole
 processor_config.json, tokenizer*.json  the processor
 expander.*, knowledge.*, skip_gram.*    the word graph, its knowledge, the word vectors
-run.yaml, metrics.json, plots/          what it was told, what came out
-images.index, texts.index             the indexes, if they were given
+run.yaml, metrics.json, plots/          settings and results
+images.index, texts.index               the indexes, if given
 """
 
 import json
@@ -25,18 +25,18 @@ from cmfah_hf.retrieval.retriever import IMAGES_INDEX, TEXTS_INDEX
 TRAINING_VARIANT = "pretraining"
 TRAINING_WEIGHTS = "pretraining.safetensors"
 TRAINING_INDEX = "model.safetensors.index.pretraining.json"
-# Of any part of a configuration: code, and what somebody else's library would do with the weights.
+# Keys, at any depth of a configuration, that load code or make other libraries change the weights.
 _FOREIGN_KEYS = ("auto_map", "custom_pipelines", "chat_template", "quantization_config", "trust_remote_code")
 
 
 def write_model(folder: Path, target: Path) -> None:
-    """Writes towers, training weights, processor, pipeline and their code as they go onto the Hub.
+    """Writes towers, training weights, processor, pipeline and their code in the Hub's layout.
 
-    Nothing is copied: what is written is what the classes of this package make of the configuration, the weights and
-    the vocabulary in the folder. Code, templates and pickles in it are not read.
+    Nothing is copied: this package's classes load configuration, weights and vocabulary and save them again. Code,
+    templates and pickles in the folder are not read.
 
     Args:
-        folder: Of the run.
+        folder: The run's folder.
         target: An empty folder.
 
     Raises:
@@ -54,15 +54,15 @@ def write_model(folder: Path, target: Path) -> None:
             raise
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, *_setting_errors()) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise CheckpointError(f"{folder}: no model and processor can be loaded from there ({reason}).") from error
+            raise CheckpointError(f"{folder}: the model or processor cannot be loaded ({reason}).") from error
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
             raise CheckpointError(
-                f"{folder}: {len(missing)} of the model's tensors are missing, {missing[0]!r} first; save it again."
+                f"{folder}: {len(missing)} tensors of the model are missing, such as {missing[0]!r}; save it again."
             )
-        # Of the pipeline `save_pretrained` leaves its code, its name in the configuration, and the model.
+        # `save_pretrained` writes the pipeline's code, its entry in the configuration, and the model.
         pipe = CrossModalRetrievalPipeline(towers, processor=processor, device="cpu")
-        pipe.tokenizer = pipe.image_processor = pipe.feature_extractor = None  # the processor's, saved with it
+        pipe.tokenizer = pipe.image_processor = pipe.feature_extractor = None  # parts of the processor
         pipe.save_pretrained(target, max_shard_size="50GB")
         processor.save_pretrained(target)
     if whole is not None:
@@ -70,7 +70,7 @@ def write_model(folder: Path, target: Path) -> None:
 
 
 def write_settings(run: FinishedRun, target: Path, dataset_id: str | None) -> None:
-    """Writes the run's settings as anybody's `cmfah train` takes them, with the data by its Hub id if it has one."""
+    """Writes the run's settings for `cmfah train`, with the data's Hub id if it has one."""
     import yaml
 
     settings = {name: dict(values) for name, values in run.settings.items()}
@@ -81,14 +81,14 @@ def write_settings(run: FinishedRun, target: Path, dataset_id: str | None) -> No
 
 
 def write_metrics(run: FinishedRun, target: Path) -> None:
-    """Writes the run's figures, if there are any."""
+    """Writes the run's metrics, if any."""
     if run.metrics:
         text = json.dumps(run.metrics, indent=2) + "\n"
         (target / METRICS_NAME).write_text(text, encoding="utf-8")
 
 
 def is_ours(path: str) -> bool:
-    """Whether a file of a repository is one that another push of a model left there."""
+    """True for files that an earlier push of a model wrote."""
     return path in {
         *(*WORDS, *PLOTS, METRICS_NAME, SETTINGS_NAME, IMAGES_INDEX, TEXTS_INDEX, TRAINING_WEIGHTS, TRAINING_INDEX),
         *("model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json"),
@@ -97,18 +97,18 @@ def is_ours(path: str) -> bool:
 
 
 def _load_model(folder: Path) -> tuple[Any, Any | None, Mapping[str, Any]]:
-    """The towers, the whole for training if it is there, and what loading them reports."""
+    """The towers, the pretraining model if present, and the loading report."""
     from cmfah_hf.models import METHODS
 
     config_file = own_file(folder, "config.json")
     content = read_json(config_file, CheckpointError) if config_file is not None else None
     name = content.get("model_type") if isinstance(content, dict) else None
     if not isinstance(name, str) or name not in METHODS:
-        raise CheckpointError(f"{folder}: config.json is not that of a {' or '.join(METHODS)} model, but of {name!r}.")
+        raise CheckpointError(f"{folder}: config.json belongs to a model of type {name!r}, not {' or '.join(METHODS)}.")
     method = METHODS[name]
     known = {*method.config().to_dict(), "id2label", "label2id"} - {"transformers_version"}
     config = method.config.from_dict(_own({key: value for key, value in content.items() if key in known}))
-    was_pulled = own_file(folder, TRAINING_INDEX) is not None  # from the Hub, where the towers are apart
+    was_pulled = own_file(folder, TRAINING_INDEX) is not None  # from the Hub, with separate files
     is_whole = was_pulled or str(content.get("architectures")).endswith("ForPreTraining']")
     model, report = (method.pretraining if is_whole else method.model).from_pretrained(
         folder, config=config, variant=TRAINING_VARIANT if was_pulled else None, output_loading_info=True
@@ -117,7 +117,7 @@ def _load_model(folder: Path) -> tuple[Any, Any | None, Mapping[str, Any]]:
 
 
 def _own(value: Any) -> Any:
-    """A configuration without what is foreign to it, in all its parts, and without places of a disk."""
+    """A configuration without foreign keys and local paths, at any depth."""
     if isinstance(value, dict):
         return {key: _own(inner) for key, inner in value.items() if key not in _FOREIGN_KEYS}
     return [_own(inner) for inner in value] if isinstance(value, list) else without_places(value)
@@ -131,7 +131,7 @@ def _setting_errors() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Without the bars of transformers, which are noise for a few dozen tensors of a file."""
+    """Disables transformers' progress bars, which are noise for small files."""
     from transformers.utils import logging as transformers_logging
 
     hook = transformers_logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
@@ -142,7 +142,7 @@ def _no_bars() -> Iterator[None]:
 
 
 def _write_training_weights(whole: Any, target: Path) -> None:
-    """All that trains the towers, and an index by which both files together are the model for training."""
+    """Writes the weights that only training needs, and an index that joins both files to the pretraining model."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 

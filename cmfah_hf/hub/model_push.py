@@ -1,4 +1,4 @@
-"""`push_model`: a trained model onto the Hub, whole or not at all."""
+"""`push_model`: atomic push of a trained model."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,41 +37,39 @@ def push_model(
     overwrite: bool = False,
     progress: bool = True,
 ) -> PushedModel:
-    """Put a finished run on the Hub in one commit, to be read back by `from_pretrained(repo_id)`.
+    """Pushes a finished run in one commit; `from_pretrained(repo_id)` reads it back.
 
-    What goes up is named in `cmfah_hf/hub/model_folder.py`: the towers as `model.safetensors`, apart from them what
-    only training needs, processor, words, code, settings, figures and a card. Checkpoints and the state of the
-    training, which hold pickles, stay where they are. A `README.md` in the folder goes up as it stands; without one
-    the card is written. Files of an earlier push that this one does not have are removed in the same commit, an index
-    among them: it belongs to the former model.
+    `cmfah_hf/hub/model_folder.py` lists the files: the towers as `model.safetensors`, the weights that only training
+    needs, processor, vocabulary, code, settings, metrics and a card. Checkpoints and training state, which contain
+    pickles, are not pushed. A `README.md` in the folder is pushed unchanged; otherwise the card is generated. Other
+    files of an earlier push are removed in the same commit, including an index, which belongs to the former model.
 
-    Broken off, it goes on when it is called again: what has been sent is known to the Hub by its content. Before the
+    An interrupted push resumes when it is called again, because the Hub knows uploaded content by its digest. Until the
     commit, readers see the former state.
 
     Args:
-        run_folder: Where a training run, or a trainer, left its model.
+        run_folder: The output folder of a run or a trainer.
         repo_id: `owner/name`; created if needed.
-        private: Whether it is to be private. One that is there and public is refused then.
-        token: Default: that of `HF_TOKEN` or of `hf auth login`. It is neither printed nor logged.
-        revision: The branch, created from the main one if needed.
-        message: The commit's title.
+        private: Create a private repository. An existing public one is an error.
+        token: Default: the token of `HF_TOKEN` or `hf auth login`. It is never printed or logged.
+        revision: The branch; created from main if needed.
+        message: Title of the commit.
         images_index: An index file of images, for `CrossMediaRetriever.from_pretrained(repo_id, index=True)`. Its ids
-            and columns become as public as the repository.
-        texts_index: The same of texts.
-        license: The model's licence, by the Hub's names, such as `apache-2.0`.
-        data_license: The data's licence, in words. Default: what the data's own card says.
-        dataset_id: The data's id on the Hub, if it is there and the run was told of a folder.
-        attention_image: Whether the image of what the words look at goes up. It shows an image of the data.
-        tags: Further tags of the card.
-        metrics: Figures for the card, where the folder has no `metrics.json`.
-        overwrite: Replace also what somebody has changed on the Hub since the last push.
-        progress: Show a bar for each file that is being sent.
+            and columns are as public as the repository.
+        texts_index: An index file of texts.
+        license: The model's license as a Hub identifier, such as `apache-2.0`.
+        data_license: The data's license as text. Default: the license in the data's card.
+        dataset_id: The data's Hub id, if the run used a local copy.
+        attention_image: Push the attention plot, which shows an image of the data.
+        tags: Additional tags of the card.
+        metrics: Metrics for the card if the folder has no `metrics.json`.
+        overwrite: Also replace files that were edited on the Hub since the last push.
+        progress: Show upload progress bars.
 
     Raises:
         CheckpointError: If the folder holds no model that could be loaded.
-        HashIndexError: If an index cannot be read, or is of another model.
-        HubError: If there is no token, or the Hub refuses it, cannot be reached, or was changed by somebody else
-            meanwhile.
+        HashIndexError: If an index cannot be read or belongs to another model.
+        HubError: If there is no valid token, the Hub cannot be reached, or somebody else changed the branch meanwhile.
     """
     from huggingface_hub import cached_assets_path
 
@@ -127,13 +125,13 @@ def _stage(run, folder, stage, files, repo_id, revision, license, data_license, 
         (stage / CARD_NAME).write_text(str(card), encoding="utf-8")
     except OSError as error:
         raise HubError(
-            f"{folder}: cannot be made ready in {stage} ({error.strerror or error}); make room there, or name another "
-            "place by HF_ASSETS_CACHE."
+            f"{folder}: cannot be prepared in {stage} ({error.strerror or error}); free space there, or set "
+            "HF_ASSETS_CACHE to another folder."
         ) from error
 
 
 def _check_indexes(folder: Path, paths: Iterable[Path]) -> None:
-    """Refuse an index that cannot be read, or whose codes another model made."""
+    """Rejects indexes that cannot be read or belong to another model."""
     from cmfah_hf.retrieval import CrossMediaRetriever
 
     retriever = None

@@ -1,9 +1,9 @@
-"""Files onto the Hub, in one commit: whole or not at all, and what was sent is not sent again.
+"""Atomic, resumable pushes to the Hub: one commit for all files of a repository.
 
-Large files are stored on the Hub under the digest of their content before any commit names them. So they go first, in
-any number of attempts, and the Hub says which of them it has; then one commit makes all of them visible, on top of the
-state that was found at the beginning. `upload_large_folder` and `Dataset.push_to_hub` commit as they go, so that a
-reader, or whoever's push breaks off, may find half of a data set.
+The Hub stores large files by content digest before a commit references them. So large files are uploaded first, in as
+many attempts as needed (the Hub reports those it has), and then one commit, whose parent is the state found at the
+beginning, makes everything visible. `upload_large_folder` and `Dataset.push_to_hub` commit repeatedly, so readers, and
+interrupted pushes, can see half a data set.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
 
 MAIN = "main"
-# Files whose addresses are asked for at once: what the Hub has signed for uploading is good for some time only.
+# Files per request for upload addresses, whose signatures expire.
 _FILES_AT_ONCE = 64
-# Seconds before each further attempt of a request that the client does not repeat by itself.
+# Seconds before each retry of a request that the client does not retry itself.
 _WAITS = (1, 2, 4, 8)
-# Bytes of a card or a record on the Hub that are read.
+# Maximum bytes of a card or a record on the Hub.
 _LARGEST_TEXT = 16 * 2**20
 _STAGE = re.compile(r"\.?([0-9a-f]{16})(\.lock)?")
 
@@ -41,18 +41,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Published:
-    """A repository of the Hub as a push has left it.
+    """A repository on the Hub after a push.
 
     Args:
         repo_id: `owner/name`.
         url: Its page.
         revision: The branch.
-        commit: The id of the commit that holds what was pushed.
-        changed: False where the Hub had all of it already.
-        private: Whether only its owners see it.
-        files: What was pushed, by their paths in the repository.
-        size: Their bytes.
-        kept: Files that somebody has changed on the Hub, and that stayed as they are there.
+        commit: The id of the commit with the pushed files.
+        changed: False if the Hub had all of it already.
+        private: True if only its owners can see it.
+        files: Pushed files, by their paths in the repository.
+        size: Their total size in bytes.
+        kept: Files that were edited on the Hub and stayed unchanged.
     """
 
     repo_id: str
@@ -67,21 +67,21 @@ class Published:
 
     @property
     def remarks(self) -> list[str]:
-        """One line for each file that was kept."""
+        """One line per file that was kept."""
         lines = [
-            f"Kept {path} as it is on the Hub: somebody has changed it." for path in self.kept if path != CARD_NAME
+            f"Kept {path}, which was edited on the Hub." for path in self.kept if path != CARD_NAME
         ]
         if CARD_NAME in self.kept:
             where = f"; the card of this push is in {BESIDE_NAME}" if BESIDE_NAME in self.files else ""
-            lines.append(f"Kept the text of {CARD_NAME} on the Hub, which somebody has written{where}.")
+            lines.append(f"Kept the text of {CARD_NAME}, which was written on the Hub{where}.")
         return lines
 
 
 def check_target(repo_id: str, token: str | None = None) -> str:
-    """Refuse an id that no repository can have, and a missing token, before anything is read or sent.
+    """Checks the repository id and the token before anything is read or sent.
 
     Returns:
-        The token: the one given, else that of `HF_TOKEN` or of `hf auth login`.
+        The token: the given one, else that of `HF_TOKEN` or `hf auth login`.
 
     Raises:
         HubError: If the id is not `owner/name`, or there is no token.
@@ -95,29 +95,29 @@ def check_target(repo_id: str, token: str | None = None) -> str:
             raise HFValidationError("the owner is missing")
     except HFValidationError as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise HubError(f"{repo_id!r} cannot be a repository's id ({reason}); give owner/name.") from error
+        raise HubError(f"{repo_id!r} is not a valid repository id ({reason}); give owner/name.") from error
     token = token or get_token()
     if not token:
-        raise HubError("There is no token for the Hub; log in with `hf auth login`, or set HF_TOKEN.")
+        raise HubError("No token for the Hub; log in with `hf auth login`, or set HF_TOKEN.")
     if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise HubError("The token for the Hub holds characters that no token has; correct HF_TOKEN, or log in again.")
+        raise HubError("The token for the Hub contains invalid characters; correct HF_TOKEN, or log in again.")
     return token
 
 
 def make_repository(repo_id: str, kind: str, private: bool = False, token: str | None = None) -> str:
-    """Create a repository, if it is not there, and see that the token may write.
+    """Creates a repository if needed, which shows that the token may write.
 
     Args:
         repo_id: `owner/name`.
         kind: `model`, `dataset` or `space`.
-        private: Whether it is to be private. A repository that is there already keeps what it is.
-        token: Default: that of `HF_TOKEN` or of `hf auth login`.
+        private: Create a private repository. An existing one keeps its visibility.
+        token: Default: the token of `HF_TOKEN` or `hf auth login`.
 
     Returns:
         Its address.
 
     Raises:
-        HubError: In one line, if the Hub refuses it or cannot be reached, or it is to be private and is public.
+        HubError: If the Hub refuses or cannot be reached, or the repository exists and is public, not private.
     """
     from huggingface_hub import HfApi
 
@@ -128,15 +128,15 @@ def make_repository(repo_id: str, kind: str, private: bool = False, token: str |
 
 
 def _repository(api: "HfApi", repo_id: str, kind: str, private: bool) -> tuple[str, bool]:
-    """The address of a repository, which is created if needed, and whether it is private."""
+    """The URL of a repository, created if needed, and whether it is private."""
     sdk = "gradio" if kind == "space" else None
-    url = _patiently(
+    url = _with_retries(
         lambda: api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True, space_sdk=sdk)
     )
-    is_private = bool(_patiently(lambda: api.repo_info(repo_id, repo_type=kind)).private)
+    is_private = bool(_with_retries(lambda: api.repo_info(repo_id, repo_type=kind)).private)
     if private and not is_private:
         raise HubError(
-            f"{repo_id} is there already and public; make it private in its settings, or push without --private."
+            f"{repo_id} exists and is public; make it private in its settings, or push without --private."
         )
     return str(url), is_private
 
@@ -155,30 +155,29 @@ def publish(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Published:
-    """Make these files the state of a repository, in one commit; the repository is created if needed.
+    """Makes these files the state of a repository, in one commit; creates the repository if needed.
 
-    A file that somebody has changed on the Hub since the last push is not replaced. A card stays, with a push's part in
-    it or next to it.
+    Files edited on the Hub since the last push are not replaced. An edited card stays, with the pushed section merged
+    into it or written next to it.
 
     Args:
         files: Local files by their path in the repository.
         repo_id: `owner/name`.
         kind: `model`, `dataset` or `space`.
-        message: The commit's title.
-        private: Whether it is to be private. A repository that is there already keeps what it is.
-        token: Default: that of `HF_TOKEN` or of `hf auth login`.
-        revision: The branch, created from the main one if needed.
-        replaces: Which files of a repository without a record of pushes go where they are not among `files`; all
-            others stay. With a record, those go that it names.
-        may_stay: Files of which a person's version does with all others as they are pushed.
-        required: Keys of a card's metadata without whose values the repository cannot be read.
-        overwrite: Replace also what somebody has changed.
-        progress: Show a bar for each file that is being sent.
+        message: Title of the commit.
+        private: Create a private repository. An existing one keeps its visibility.
+        token: Default: the token of `HF_TOKEN` or `hf auth login`.
+        revision: The branch; created from main if needed.
+        replaces: Selects files to remove from a repository without a record of pushes. With a record, its files
+            that are not among `files` are removed.
+        may_stay: Paths whose edited version works with everything else that is pushed.
+        required: Keys of the card's metadata that readers of the repository depend on.
+        overwrite: Also replace edited files.
+        progress: Show upload progress bars.
 
     Raises:
-        HubError: In one line, if the Hub refuses it, cannot be reached, or holds another commit than at the beginning,
-            or if somebody has changed a file there that cannot stay. Nothing is visible then that was not before; what
-            was sent stays on the Hub, so the same call goes on.
+        HubError: If the Hub refuses or cannot be reached, the branch moved meanwhile, or an edited file conflicts.
+            Nothing is visible then that was not before; uploads stay on the Hub, so the same call resumes.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -188,13 +187,13 @@ def publish(
     with _hub_errors(repo_id, branch, token), _bars(progress):
         url, is_private = _repository(api, repo_id, kind, private)
         if revision:
-            _patiently(lambda: api.create_branch(repo_id, branch=branch, repo_type=kind, exist_ok=True))
-        head = _patiently(lambda: api.repo_info(repo_id, repo_type=kind, revision=branch)).sha
+            _with_retries(lambda: api.create_branch(repo_id, branch=branch, repo_type=kind, exist_ok=True))
+        head = _with_retries(lambda: api.repo_info(repo_id, repo_type=kind, revision=branch)).sha
         steps = plan(
             repo_id,
             files,
             _tree(api, repo_id, kind, head),
-            lambda path: _patiently(lambda: _read(api, repo_id, kind, head, path)),
+            lambda path: _with_retries(lambda: _read(api, repo_id, kind, head, path)),
             replaces,
             may_stay,
             required,
@@ -212,12 +211,12 @@ def publish(
 
 @contextmanager
 def staging(parent: Path, source: str, repo_id: str) -> Iterator[Path]:
-    """An empty folder to make a push ready in, for as long as the context lasts.
+    """An empty folder to prepare a push in, for the duration of the context.
 
-    There is one for each source and target. What pushes that were killed left next to it is removed.
+    There is one per source and target. Leftovers of killed pushes next to it are removed.
 
     Raises:
-        HubError: If another process is pushing the same to the same place, or the folder cannot be made.
+        HubError: If another process is pushing the same source to the same target, or the folder cannot be created.
     """
     name = hashlib.blake2b(f"{Path(source).absolute()} {repo_id}".encode(), digest_size=8).hexdigest()
     folder = parent / name
@@ -225,7 +224,7 @@ def staging(parent: Path, source: str, repo_id: str) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         left = {match[1] for path in parent.iterdir() if (match := _STAGE.fullmatch(path.name))}
     except OSError as error:
-        raise HubError(f"{source}: cannot be made ready in {parent} ({error.strerror}); make room there.") from error
+        raise HubError(f"{source}: cannot be prepared in {parent} ({error.strerror}); free space there.") from error
     for other in left - {name}:
         with contextlib.suppress(_BusyError), locked(parent / other, _BusyError, timeout_s=0):
             shutil.rmtree(parent / other, ignore_errors=True)
@@ -239,17 +238,17 @@ def staging(parent: Path, source: str, repo_id: str) -> Iterator[Path]:
                 shutil.rmtree(folder, ignore_errors=True)
     except _BusyError as error:
         if error.__cause__ is not None:
-            raise HubError(f"{source}: cannot be made ready in {parent} ({error.__cause__}).") from error
-        raise HubError(f"{source}: another process is pushing it to {repo_id}; wait for its end.") from None
+            raise HubError(f"{source}: cannot be prepared in {parent} ({error.__cause__}).") from error
+        raise HubError(f"{source}: another process is pushing it to {repo_id}; wait until it has finished.") from None
 
 
 class _BusyError(CMFAHError):
-    """The lock of a staging folder is held, or cannot be made."""
+    """The lock of a staging folder is held or cannot be created."""
 
 
 def _tree(api: "HfApi", repo_id: str, kind: str, commit: str) -> dict[str, Any]:
     """The files of a commit, by their paths."""
-    nodes = _patiently(lambda: list(api.list_repo_tree(repo_id, recursive=True, repo_type=kind, revision=commit)))
+    nodes = _with_retries(lambda: list(api.list_repo_tree(repo_id, recursive=True, repo_type=kind, revision=commit)))
     return {node.path: node for node in nodes if hasattr(node, "blob_id")}
 
 
@@ -265,7 +264,7 @@ def _read(api: "HfApi", repo_id: str, kind: str, commit: str, path: str) -> byte
         for part in response.iter_bytes():
             content += part
             if len(content) > _LARGEST_TEXT:
-                raise HubError(f"{repo_id}: {path} there has more than {_LARGEST_TEXT:,} bytes; make it shorter.")
+                raise HubError(f"{repo_id}: {path} on the Hub has more than {_LARGEST_TEXT:,} bytes; shorten it.")
     return content
 
 
@@ -279,13 +278,13 @@ def _commit(
     steps: Plan,
     message: str,
 ) -> str:
-    """The id of the commit, on top of `head`; also if the Hub made it and its answer got lost."""
+    """The id of the new commit on top of `head`, also if the Hub made it and the reply got lost."""
     from huggingface_hub import CommitOperationDelete
     from huggingface_hub.errors import HfHubHTTPError
 
     deletions = [CommitOperationDelete(path, is_folder=False) for path in steps.remove]
     try:
-        return _patiently(
+        return _with_retries(
             lambda: api.create_commit(
                 repo_id,
                 [*additions, *deletions],
@@ -298,7 +297,7 @@ def _commit(
     except HfHubHTTPError as error:
         if error.response.status_code != 412:
             raise
-        now = _patiently(lambda: api.repo_info(repo_id, repo_type=kind, revision=branch)).sha
+        now = _with_retries(lambda: api.repo_info(repo_id, repo_type=kind, revision=branch)).sha
         there = _tree(api, repo_id, kind, now)
         made = all(path in there and is_same(digests_of(content), there[path]) for path, content in steps.add.items())
         if made and not there.keys() & set(steps.remove):
@@ -306,10 +305,10 @@ def _commit(
         raise
 
 
-def _patiently(ask: Callable[[], T]) -> T:
-    """What `ask()` gives; asked again where the Hub is busy or the connection breaks.
+def _with_retries(request: Callable[[], T]) -> T:
+    """Calls `request()`, with retries while the Hub is busy or the connection breaks.
 
-    The client does so by itself for uploads and downloads, and not for the other requests.
+    The client itself retries only uploads and downloads.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -317,25 +316,25 @@ def _patiently(ask: Callable[[], T]) -> T:
 
     for wait in _WAITS:
         try:
-            return ask()
+            return request()
         except (HfHubHTTPError, TransportError) as error:
             if isinstance(error, HfHubHTTPError) and error.response.status_code not in BUSY_STATUSES:
                 raise
         time.sleep(wait)
-    return ask()
+    return request()
 
 
 @contextmanager
 def _hub_errors(repo_id: str, branch: str, token: str) -> Iterator[None]:
-    """`hub_errors` of a push; what the client refuses without a request is told in one line too."""
+    """`hub_errors` with the messages of a push; also reports errors that the client raises without a request."""
     messages = {
-        401: "the Hub does not know the token; log in again with `hf auth login`, or correct HF_TOKEN.",
-        403: "the token may not write there; take one that may write, of an owner or of a member of the organization.",
-        404: "there is no such repository that the token may see; check the id.",
-        412: f"somebody else has changed {branch} while this push was under way, and nothing of it was published; "
-        "look at what is there, then push again: what was sent is not sent again.",
+        401: "the Hub rejects the token; log in again with `hf auth login`, or correct HF_TOKEN.",
+        403: "the token may not write there; use a write token of the owner or of a member of the organization.",
+        404: "the token sees no such repository; check the id.",
+        412: f"somebody else changed {branch} during this push, and nothing was published; look at the changes, then "
+        "push again: uploaded files are not sent again.",
     }
-    again = "push again to go on: what was sent is not sent again"
+    again = "push again to resume: uploaded files are not sent again"
     with hub_errors(repo_id, token=token, writes=True, messages=messages, again=again):
         try:
             yield
@@ -345,12 +344,12 @@ def _hub_errors(repo_id: str, branch: str, token: str) -> Iterator[None]:
             if hub_failure(error) is not None:
                 raise
             reason = " ".join(str(error).split()).replace(token, "***")
-            raise HubError(f"{repo_id}: it could not be published ({reason}); {again}.") from error
+            raise HubError(f"{repo_id}: the push failed ({reason}); {again}.") from error
 
 
 @contextmanager
 def _bars(progress: bool) -> Iterator[None]:
-    """The client's own bars, or none within this context."""
+    """The client's progress bars, or none in this context."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if progress or are_progress_bars_disabled():

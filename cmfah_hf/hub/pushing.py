@@ -1,4 +1,4 @@
-"""`push_dataset`: a data set onto the Hub, whole or not at all."""
+"""`push_dataset`: atomic push of a data set."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ class PushedDataset(Published):
     """A data set on the Hub.
 
     Args:
-        splits: Pairs of each split.
+        splits: Number of pairs per split.
     """
 
     splits: dict[str, int]
@@ -35,29 +35,28 @@ def push_dataset(
     overwrite: bool = False,
     progress: bool = True,
 ) -> PushedDataset:
-    """Put a data set on the Hub in one commit, to be read back by `load_image_text(repo_id)` or by `datasets` alone.
+    """Pushes a data set in one commit; `load_image_text(repo_id)` and plain `datasets` read it back.
 
-    A prepared folder, with a card (`README.md`) and Parquet shards below `data/`, goes as it is. Any other source is
-    first written in that layout, in the cache of `datasets`, with the images' own bytes in the shards. Shards of the
-    repository that this data set does not have are removed in the same commit.
+    A prepared folder (a card `README.md` and Parquet shards below `data/`) is pushed unchanged. Any other source is first
+    written in that layout, in the cache of `datasets`, with the bytes of the image files in the shards. Other shards in
+    the repository are removed in the same commit.
 
-    Broken off, it goes on when it is called again: what has been sent is known to the Hub by its content. Before the
+    An interrupted push resumes when it is called again, because the Hub knows uploaded content by its digest. Until the
     commit, readers see the former state.
 
     Args:
         source: A prepared folder, or what `load_image_text` takes.
         repo_id: `owner/name`; created if needed.
-        private: Whether it is to be private. One that is there and public is refused then.
-        token: Default: that of `HF_TOKEN` or of `hf auth login`. It is neither printed nor logged.
-        revision: The branch, created from the main one if needed.
-        message: The commit's title.
-        overwrite: Replace also what somebody has changed on the Hub since the last push.
-        progress: Show a bar for each file that is being sent.
+        private: Create a private repository. An existing public one is an error.
+        token: Default: the token of `HF_TOKEN` or `hf auth login`. It is never printed or logged.
+        revision: The branch; created from main if needed.
+        message: Title of the commit.
+        overwrite: Also replace files that were edited on the Hub since the last push.
+        progress: Show upload progress bars.
 
     Raises:
-        DataError: If the folder or the source is not what a reader could load.
-        HubError: If there is no token, or the Hub refuses it, cannot be reached, or was changed by somebody else
-            meanwhile.
+        DataError: If the folder or the source cannot be loaded.
+        HubError: If there is no valid token, the Hub cannot be reached, or somebody else changed the branch meanwhile.
     """
     token = check_target(repo_id, token)
     with _as_folder(os.fspath(source), repo_id) as folder:
@@ -79,13 +78,13 @@ def push_dataset(
 
 
 def _is_shard(path: str) -> bool:
-    """Whether a file of the repository is one that another push of a data set left there."""
+    """True for files that an earlier push of a data set wrote."""
     return path.startswith("data/") and path.endswith(".parquet")
 
 
 @contextmanager
 def _as_folder(source: str, repo_id: str) -> Iterator[Path]:
-    """The prepared folder that the source is, or one that is written from it for the time of this context."""
+    """The source itself if it is a prepared folder, else a temporary folder written from it."""
     path = resolve_data_path(source)
     if is_prepared(path):
         yield path
@@ -110,6 +109,6 @@ def _write(streams: Mapping[str, Any], folder: Path, source: str, repo_id: str) 
         write_folder(streams, folder, title=repo_id.partition("/")[2])
     except OSError as error:
         raise HubError(
-            f"{source}: cannot be written as shards to {folder} ({error.strerror or error}); make room there, or name "
-            "another place by HF_DATASETS_CACHE."
+            f"{source}: cannot be written as shards to {folder} ({error.strerror or error}); free space there, or set "
+            "HF_DATASETS_CACHE to another folder."
         ) from error

@@ -1,4 +1,4 @@
-"""`push_space`: the search page onto the Hub, with the model and the code that it runs."""
+"""`push_space`: push of the search page as a Space, with its model and code."""
 
 import os
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from cmfah_hf.hub.publishing import Published, check_target, publish, staging
 from cmfah_hf.space.files import is_space_file, space_files
 from cmfah_hf.space.settings import SCENES, SETTINGS_NAME, SpaceSettings, bundled_space
 
-# What a person may have changed of a Space, and what goes with any state of the rest.
+# Files of a Space that may be edited independently of the rest.
 _MAY_STAY = ("app.py", "requirements.txt")
 
 
@@ -20,8 +20,8 @@ class PushedSpace(Published):
     """A Space on the Hub.
 
     Args:
-        model: What it loads: `"model"`, the folder that went along, or a Hub id.
-        data: The images that it shows.
+        model: The model that it loads: `"model"`, the folder in the Space, or a Hub id.
+        data: The data set that it shows.
     """
 
     model: str
@@ -43,30 +43,30 @@ def push_space(
     overwrite: bool = False,
     progress: bool = True,
 ) -> PushedSpace:
-    """Put the search page on the Hub in one commit, as a Gradio Space that starts by itself.
+    """Pushes the search page in one commit, as a Gradio Space that is ready to run.
 
-    It holds the app, this package as it is installed here, `space.json`, and a model's folder where one is given. What
-    an earlier push left there and this one does not have is removed in the same commit.
+    It contains the app, the installed package, `space.json`, and the model's folder if one is given. Other files of an
+    earlier push are removed in the same commit.
 
     Args:
         repo_id: `owner/name`; created if needed.
-        model: A run's folder, which goes along, or a Hub id, which the Space loads from there. None: the embedded one.
-        data: The images: a data set on the Hub, or `"scenes"`. None: `"scenes"`, with the embedded model alone.
+        model: A run's folder, which is pushed too, or a Hub id that the Space loads. None: the embedded model.
+        data: The images: a data set on the Hub, or `"scenes"`. None: `"scenes"`, only with the embedded model.
         split: Of the data; see `SpaceSettings`.
-        limit: The most images that are shown.
-        title: Above the page.
-        examples: Queries to begin with.
-        private: Whether it is to be private. One that is there and public is refused then.
-        token: Default: that of `HF_TOKEN` or of `hf auth login`. It is neither printed nor logged.
-        revision: The branch, created from the main one if needed.
-        message: The commit's title.
-        overwrite: Replace also what somebody has changed on the Hub since the last push.
-        progress: Show a bar for each file that is being sent.
+        limit: Maximum number of images.
+        title: Title of the page.
+        examples: Example queries.
+        private: Create a private repository. An existing public one is an error.
+        token: Default: the token of `HF_TOKEN` or `hf auth login`. It is never printed or logged.
+        revision: The branch; created from main if needed.
+        message: Title of the commit.
+        overwrite: Also replace files that were edited on the Hub since the last push.
+        progress: Show upload progress bars.
 
     Raises:
         CheckpointError: If the model's folder lacks a file.
-        HubError: If the data lies on this machine alone, a model comes without data, there is no token, or the Hub
-            refuses it, cannot be reached, or was changed by somebody else meanwhile.
+        HubError: If the data is local, a model has no data, there is no valid token, the Hub cannot be reached, or
+            somebody else changed the branch meanwhile.
     """
     from huggingface_hub import cached_assets_path
 
@@ -76,14 +76,14 @@ def push_space(
     folder: Path | None = embedded / settings.model
     if model is not None:
         if data is None:
-            raise HubError(f"{model}: name the images that this model is to search: a data set on the Hub.")
+            raise HubError(f"{model}: this model needs images to search; name a data set on the Hub.")
         folder = Path(model) if Path(model).is_dir() else None
         if folder is None and not is_repo_id(os.fspath(model)):
-            raise HubError(f"{model}: neither a folder nor a model's id on the Hub; give one of both.")
+            raise HubError(f"{model}: neither a folder nor a model on the Hub; give one of these.")
         settings = replace(settings, model="model" if folder is not None else os.fspath(model))
     if data is not None and data != SCENES and (Path(data).exists() or not is_repo_id(data)):
         raise HubError(
-            f"{data}: a Space cannot read it from there; put it on the Hub with `cmfah data push`, and give its id."
+            f"{data}: a Space cannot read local data; push it with `cmfah data push`, and give its Hub id."
         )
     if model is not None or data is not None or examples:
         settings = replace(settings, examples=tuple(examples))

@@ -1,7 +1,7 @@
-"""The record of what pushes left in a repository: the next push sees what somebody has changed since.
+"""The record of pushed files, by which the next push detects edits on the Hub.
 
-The record, `.cmfah-hf.json`, is pushed in the same commit as the files that it names. A repository without one was
-pushed to before there were records, or not at all.
+The record, `.cmfah-hf.json`, is pushed in the same commit as the files that it lists. Repositories that were pushed by
+older versions, or never, have none.
 """
 
 import hashlib
@@ -18,15 +18,15 @@ from cmfah_hf.hub.cards import BESIDE_NAME, merged, metadata_of
 
 RECORD_NAME = ".cmfah-hf.json"
 _VERSION = 1
-# Larger files are never kept by Git alone, which knows them by a digest of its own.
+# Git itself, which has a digest of its own, never stores larger files.
 _LARGEST_IN_GIT = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class Record:
     """Args:
-    files: The SHA-256 and Git's digest of each file, by its path.
-    card: The metadata that were pushed in the card's head.
+    files: SHA-256 and Git digest of each file, by path.
+    card: The metadata that were pushed in the card's header.
     """
 
     files: dict[str, dict[str, str]]
@@ -34,7 +34,7 @@ class Record:
 
     @classmethod
     def parse(cls, content: bytes, where: str) -> "Record":
-        """Raises a `HubError` if it is damaged."""
+        """Parses a record; raises `HubError` if it is damaged."""
         found = parse_json(content, f"{where}: {RECORD_NAME}", HubError)
         if (
             not isinstance(found, dict)
@@ -42,9 +42,9 @@ class Record:
             or not isinstance(found.get("card"), dict)
             or not all(isinstance(digests, dict) for digests in found["files"].values())
         ):
-            raise HubError(f"{where}: {RECORD_NAME} is not the record of a push; restore it on the Hub, or delete it.")
+            raise HubError(f"{where}: {RECORD_NAME} is no valid record of a push; restore it on the Hub, or delete it.")
         if found.get("format_version") != _VERSION:
-            raise HubError(f"{where}: {RECORD_NAME} is that of a newer version of cmfah-hf; update the package.")
+            raise HubError(f"{where}: {RECORD_NAME} was written by a newer version of cmfah-hf; update the package.")
         return cls(found["files"], found["card"])
 
     def to_json(self) -> bytes:
@@ -52,16 +52,16 @@ class Record:
         return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, default=str) + "\n").encode()
 
     def has(self, path: str, node: Any) -> bool:
-        """Whether a file on the Hub is as the push left it."""
+        """True if a file on the Hub is unchanged since the push."""
         return path in self.files and is_same(self.files[path], node)
 
 
 @dataclass(frozen=True)
 class Plan:
     """Args:
-    add: What is pushed, by its path: the files, the merged card, the record.
-    remove: What goes from the repository.
-    kept: What somebody has changed on the Hub, and stays.
+    add: Content to push by path: the files, the merged card, the record.
+    remove: Paths to delete from the repository.
+    kept: Paths that were edited on the Hub and stay unchanged.
     """
 
     add: dict[str, Path | bytes]
@@ -79,72 +79,86 @@ def plan(
     required: Collection[str] = (),
     overwrite: bool = False,
 ) -> Plan:
-    """The changes of a push, file by file, planned so that nothing is lost that a person put there.
+    """The changes of a push, file by file; no edit made on the Hub is lost.
 
     Args:
         repo_id: For messages.
-        files: What is to be pushed.
-        there: The files of the repository, as `list_repo_tree` gives them.
-        read: Gives the content of one.
-        replaces: Without a record: which files go where they are not among `files`.
-        may_stay: Files of which a person's version does with all others as they are pushed.
-        required: Keys of a card's metadata without whose values the repository cannot be read.
-        overwrite: Replace what somebody has changed.
+        files: Local files by path in the repository.
+        there: The files of the repository, as `list_repo_tree` returns them.
+        read: Returns the content of a file of the repository.
+        replaces: Selects files to remove from a repository without a record.
+        may_stay: Paths whose edited version works with everything else that is pushed.
+        required: Keys of the card's metadata that readers of the repository depend on.
+        overwrite: Replace files edited on the Hub.
 
     Raises:
-        HubError: If somebody has changed a file that does not fit what is pushed, or the record is damaged.
+        HubError: If an edited file conflicts with the push, or the record is damaged.
     """
     record = Record.parse(read(RECORD_NAME), repo_id) if RECORD_NAME in there else None
+    remote = _Remote(there, record, overwrite)
     ours = _text_of(files[CARD_NAME]) if CARD_NAME in files else ""
-    add: dict[str, Path | bytes] = {}
-    kept, in_the_way = [], []
-
-    def is_theirs(path: str, file: Path) -> bool:
-        node = there.get(path)
-        if node is None or overwrite or is_same(digests_of(file), node):
-            return False
-        return not record.has(path, node) if record is not None else path == CARD_NAME
-
-    for path, file in files.items():
-        if not is_theirs(path, file):
-            add[path] = file
-        elif path == CARD_NAME:
-            theirs = read(path)
+    edited = [path for path, file in files.items() if path != CARD_NAME and remote.is_edited(path, file)]
+    if conflicts := [path for path in edited if path not in may_stay]:
+        names = ", ".join(conflicts[:5]) + (f" and {len(conflicts) - 5} more" if len(conflicts) > 5 else "")
+        raise HubError(
+            f"{repo_id}: {names} changed on the Hub since the last push, and nothing was published; look at the "
+            "changes, then push elsewhere, or with --overwrite (overwrite=True) to replace them."
+        )
+    add: dict[str, Path | bytes] = {path: file for path, file in files.items() if path not in (CARD_NAME, *edited)}
+    kept = list(edited)
+    if CARD_NAME in files:
+        file = files[CARD_NAME]
+        if remote.is_edited(CARD_NAME, file):
+            theirs = read(CARD_NAME)
             card = merged(theirs, ours, record.card if record else None)
             _check_required(repo_id, theirs if card.text is None else card.text.encode(), ours, required)
             if card.text is not None:
-                add[path] = file if card.text == ours else card.text.encode()
+                add[CARD_NAME] = file if card.text == ours else card.text.encode()
             if card.beside:
-                kept.append(path)
-                if not is_theirs(BESIDE_NAME, file):
+                kept.append(CARD_NAME)
+                if not remote.is_edited(BESIDE_NAME, file):
                     add[BESIDE_NAME] = file
-        elif path in may_stay:
-            kept.append(path)
         else:
-            in_the_way.append(path)
-    if in_the_way:
-        names = ", ".join(in_the_way[:5]) + (f" and {len(in_the_way) - 5} more" if len(in_the_way) > 5 else "")
-        raise HubError(
-            f"{repo_id}: somebody has changed or added {names} there since the last push, and nothing was published; "
-            "look at it, then push elsewhere, or with --overwrite (overwrite=True) to replace it."
-        )
-    remove = []
-    for path, node in there.items():
-        if path in files or path in add or path == RECORD_NAME:
-            continue
-        if record is None and replaces(path):
-            remove.append(path)
-        elif record is not None and path in record.files:
-            (remove if overwrite or record.has(path, node) else kept).append(path)
+            add[CARD_NAME] = file
+    remove, stay = remote.leftovers({*files, *add, RECORD_NAME}, replaces)
+    add[RECORD_NAME] = _next_record(add, ours, record).to_json()
+    return Plan(add, sorted(remove), sorted(kept + stay))
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """The files of a repository, with the record of the last push."""
+
+    files: Mapping[str, Any]
+    record: Record | None
+    overwrite: bool
+
+    def is_edited(self, path: str, file: Path) -> bool:
+        """True for a file that somebody edited, other than to what is pushed. Without a record, only cards are."""
+        node = self.files.get(path)
+        if node is None or self.overwrite or is_same(digests_of(file), node):
+            return False
+        return not self.record.has(path, node) if self.record is not None else path == CARD_NAME
+
+    def leftovers(self, pushed: Collection[str], replaces: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+        """The files of earlier pushes that this one lacks: those to remove, and those that were edited and stay."""
+        old = {path: node for path, node in self.files.items() if path not in pushed}
+        if self.record is None:
+            return [path for path in old if replaces(path)], []
+        own = {path: node for path, node in old.items() if path in self.record.files}
+        unchanged = [path for path, node in own.items() if self.overwrite or self.record.has(path, node)]
+        return unchanged, [path for path in own if path not in unchanged]
+
+
+def _next_record(add: Mapping[str, Path | bytes], ours: str, former: Record | None) -> Record:
     pushed = {path: digests_of(file) for path, file in add.items()}
-    # Of a card with a person's words, the next push asks again; its metadata tell which ones are a push's.
+    # The next push merges a card with a person's text again; its metadata record which values are a push's.
     if isinstance(add.get(CARD_NAME), bytes):
         del pushed[CARD_NAME]
     card = metadata_of(ours)
-    if CARD_NAME not in add:  # nothing of it was written
-        card = record.card if record else {}
-    add[RECORD_NAME] = Record(pushed, json.loads(json.dumps(card, default=str))).to_json()
-    return Plan(add, sorted(remove), sorted(kept))
+    if CARD_NAME not in add:
+        card = former.card if former else {}
+    return Record(pushed, json.loads(json.dumps(card, default=str)))
 
 
 def _check_required(repo_id: str, card: bytes, ours: str, required: Collection[str]) -> None:
@@ -153,8 +167,8 @@ def _check_required(repo_id: str, card: bytes, ours: str, required: Collection[s
     for key in required:
         if key in wanted and has.get(key) != wanted[key]:
             raise HubError(
-                f"{repo_id}: {key!r} in the head of {CARD_NAME} there, which somebody changed, does not fit what is "
-                "pushed, and nothing was published; correct it there, or push with --overwrite (overwrite=True)."
+                f"{repo_id}: {key!r} in the header of {CARD_NAME} on the Hub was edited and does not fit the push, "
+                "and nothing was published; correct it there, or push with --overwrite (overwrite=True)."
             )
 
 
@@ -162,11 +176,11 @@ def _text_of(card: Path) -> str:
     try:
         return read_bytes(card, HubError).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise HubError(f"{card} is not UTF-8; save it as that.") from error
+        raise HubError(f"{card} is not UTF-8; save it as UTF-8.") from error
 
 
 def digests_of(content: Path | bytes) -> dict[str, str]:
-    """The digests by which the Hub knows a content, as `Record` keeps them."""
+    """The Hub's digests of a content: `sha256`, and `git` for small files."""
     size = len(content) if isinstance(content, bytes) else content.stat().st_size
     sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
     with_git = size <= _LARGEST_IN_GIT
@@ -183,7 +197,7 @@ def digests_of(content: Path | bytes) -> dict[str, str]:
 
 
 def is_same(digests: Mapping[str, str], node: Any) -> bool:
-    """Whether a file on the Hub, as `list_repo_tree` gives it, has the content of these digests."""
+    """True if a file on the Hub, as `list_repo_tree` returns it, has these digests."""
     if node.lfs is not None:
         return digests.get("sha256") == node.lfs.sha256
     return digests.get("git") == node.blob_id

@@ -1,4 +1,4 @@
-"""The page: four tabs over the engine, and the endpoints that programs call."""
+"""The Gradio page: four tabs over the engine, and API endpoints for programs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from cmfah_hf.space.page import DEFAULT_K, Page
 from cmfah_hf.space.settings import LONGEST_QUERY, MOST_RESULTS
 from cmfah_hf.space.uploads import FORMATS, MAX_BYTES, MAX_PIXELS, Uploads, read_upload
 
-# Answers and regions are drawn anew with each event, so the listeners stand on what holds them.
+# Events replace answers and regions, so the listeners are on their containers.
 _ANSWER_JS = """
 element.addEventListener('click', event => {
   const card = event.target.closest('[data-id]');
@@ -48,11 +48,11 @@ _WAIT = "The model is being loaded; the page fills by itself in a few seconds."
 
 
 def build_app(loader: EngineLoader, uploads: Uploads) -> gr.Blocks:
-    """The Gradio app over an engine that is there already or is being loaded.
+    """Builds the Gradio app over an engine that may still be loading.
 
     Args:
-        loader: Of the engine. Where it cannot be loaded, the page says why.
-        uploads: Where uploaded images lie.
+        loader: Loads the engine; the page shows its errors.
+        uploads: The store of uploaded images.
     """
     page = Page(loader)
     title = loader.settings.title
@@ -126,7 +126,7 @@ def _search_tab(page: Page, uploads: Uploads) -> tuple[gr.HTML, gr.State, gr.Tex
         [answer, asked],
         api_visibility="private",
     )
-    # The endpoint for programs: the same inputs, plain values out.
+    # The API endpoint: the same inputs, plain values as output.
     gr.Button(visible=False).click(
         page.api_search_image,
         [image, count],
@@ -150,7 +150,7 @@ def _why_tab(page: Page) -> tuple[gr.Dropdown, gr.Textbox, tuple[Callable, list[
     codes = gr.HTML(elem_id="why-codes")
     looked = (page.look, [image, words], [word, overlay, region, codes])
     gr.on([words.submit, button.click, image.select], *looked, api_visibility="private")
-    # As they are sent: the words to choose from change with the text, and Gradio would refuse those of before.
+    # Not checked by Gradio, which would refuse the choices of the previous text.
     chosen: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
     word.input(page.choose_word, [image, words, word], overlay, **chosen)
     overlay.click(page.choose_region, [image, words, word], [overlay, region], **chosen)
@@ -175,13 +175,13 @@ def _codes_tab(page: Page, tab: gr.Tab) -> None:
 
 
 def _guard(image: gr.Image, uploads: Uploads) -> None:
-    """Let the component read uploads and nothing else, within limits, before Gradio would decode or copy them.
+    """Makes the component read only uploads, within limits, before Gradio would decode or copy them.
 
-    On the object and not in a class of its own, because Gradio writes a file beside every component's class.
+    Patches the object instead of subclassing, because Gradio writes a file next to the class of each component.
     """
 
     async def stay(address: str | Path | None) -> str | None:
-        """An upload lies where it is to lie; anything else is neither copied nor fetched, and refused by `read`."""
+        """Neither copies nor fetches anything: `read` accepts only uploads."""
         return None if address is None else str(address)
 
     def read(self: gr.Image, payload: Any) -> Any:

@@ -1,4 +1,4 @@
-"""JSON bodies of requests: checked against what the page offers, and written anew before Gradio reads them.
+"""Validation of JSON request bodies against the app's functions; Gradio sees only the rewritten body.
 
 Gradio gets no key, type or path that was not checked here, whatever its own parsers would have made of the original.
 """
@@ -17,16 +17,16 @@ from cmfah_hf.errors import QueryError
 from cmfah_hf.space.uploads import Uploads
 
 SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
-# What the page's own events carry: the answer or the region that was pressed.
+# Data of the page's own events: the selected answer or region.
 _EVENT_KEYS = ("id", "region")
 
 
 class Bodies:
-    """Checks the bodies of one app's requests.
+    """Validates request bodies of one app.
 
     Args:
-        app: The app; its functions and the components that they read say what a call may hold.
-        uploads: Where the files lie that a call names.
+        app: The app, whose functions and input components define valid calls.
+        uploads: The store of the files that calls name.
     """
 
     def __init__(self, app: gr.Blocks, uploads: Uploads):
@@ -43,7 +43,7 @@ class Bodies:
         }
 
     def join(self, body: bytes) -> bytes:
-        """Of a call from the page, with the number of its function.
+        """The body of a call from the page, by the number of a function.
 
         Raises:
             QueryError: If it is malformed.
@@ -56,10 +56,10 @@ class Bodies:
         return json.dumps(checked | {"fn_index": number}).encode()
 
     def call(self, name: str, body: bytes) -> bytes:
-        """Of a call from a program, by the name of its endpoint.
+        """The body of a call from a program, by the name of an endpoint.
 
         Raises:
-            QueryError: If it is malformed, or there is no such endpoint.
+            QueryError: If it is malformed, or the endpoint does not exist.
         """
         functions = (fn for fn in self._app.fns.values() if fn.api_name == name and fn.api_visibility == "public")
         function = next(functions, None)
@@ -68,7 +68,7 @@ class Bodies:
         return json.dumps(self._call(function, _mapping(body))).encode()
 
     def cancel(self, body: bytes) -> bytes:
-        """Of a request to stop a call.
+        """The body of a request to cancel a call.
 
         Raises:
             QueryError: If it is malformed.
@@ -78,7 +78,7 @@ class Bodies:
         return json.dumps(names | {"fn_index": self._number_of_function(given)}).encode()
 
     def reset(self, body: bytes) -> bytes:
-        """Of a request to forget a call.
+        """The body of a request to reset a call.
 
         Raises:
             QueryError: If it is malformed.
@@ -114,7 +114,7 @@ class Bodies:
         return check(block, value)
 
     def _image(self, block: Any, value: Any) -> dict[str, Any] | None:
-        """An upload by its name; all else leads to a path at which nothing lies, so that the answer is the same."""
+        """An upload by name; any other name becomes a path that does not exist, so replies do not differ."""
         if value is None:
             return None
         path = self._uploads.path_of(value.get("path") if isinstance(value, dict) else None)
@@ -154,7 +154,7 @@ def _row(block: Any, value: Any) -> int | None:
 
 
 def _scalar(block: Any, value: Any) -> str | float | None:
-    """A plain value; the function itself says which ones it takes."""
+    """A plain value; the function itself validates it."""
     if isinstance(value, float) and not math.isfinite(value):
         raise QueryError(f"{block.label} is not a finite number; give one.")
     if value is not None and (isinstance(value, bool) or not isinstance(value, (str, int, float))):

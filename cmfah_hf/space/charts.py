@@ -1,4 +1,4 @@
-"""The drawings of the page: the map of the codes, memory, and the curves of the run's figures, in HTML and SVG.
+"""Charts of the page in HTML and SVG: the map of codes, memory, curves of the run's metrics.
 
 They take the page's own colours, so they are read in light and in dark.
 """
@@ -15,22 +15,22 @@ from cmfah_hf.space.html import escaped, labelled_lines, note
 if TYPE_CHECKING:
     from cmfah_hf.space.engine import Engine
 
-# Told apart with any kind of colour vision, and on light and dark ground; the dashes tell them apart in grey.
+# Distinguishable with any color vision and on light and dark backgrounds, and by dashes in grayscale.
 _COLORS = {"hamming/i2t": "#0A84C6", "hamming/t2i": "#D9690F", "aqd/i2t": "#0A84C6", "aqd/t2i": "#D9690F"}
 _DASHES = {"hamming": "none", "aqd": "7 4"}
 _WAYS = {"i2t": "image to text", "t2i": "text to image"}
 _METRICS = {"hamming": "Hamming", "aqd": "AQD"}
-# Of the map, in images' sides: how many stand side by side at most, and how far apart two of them are at least.
+# Layout of the map in image sides: maximum images per row, and their minimum distance.
 _MOST_THUMBNAILS, _THUMBNAIL_SIDE = 110, 72
 _ASPECT = 1.9
 _APART = 0.047
 _LARGEST_FIGURE = 1e12
-# Of precision at k.
+# Size of the precision chart.
 _DEPTH = re.compile("[1-9][0-9]{0,8}")
 
 
 def code_map(engine: "Engine", text: str | None = None) -> str:
-    """The images where their codes lie, and, if asked, where those of some words do.
+    """The images at the positions of their codes, optionally with the position of a text's code.
 
     Raises:
         QueryError: If no word of the text is known.
@@ -65,19 +65,19 @@ def _at(x: float, y: float) -> str:
 
 
 def memory(engine: "Engine") -> str:
-    """What an image takes as a code, as the real values that it is the sign of, and as the features before those."""
+    """Memory per image of its binary code, its continuous code, and its features."""
     width = engine.retriever.model.config.hidden_size
     sizes = [
         (f"code, {engine.bits} bits", engine.bits // 8),
-        (f"hash values, {engine.bits} float32", 4 * engine.bits),
+        (f"continuous code, {engine.bits} float32", 4 * engine.bits),
         (f"features, {width} float32", 4 * width),
     ]
     largest = max(size for _, size in sizes)
     rows = [
-        (name, f"{size:,} bytes an image, {_amount(size * 10**6)} a million", size / largest) for name, size in sizes
+        (name, f"{size:,} bytes per image, {_amount(size * 10**6)} per million", size / largest) for name, size in sizes
     ]
     here = len(engine.images) * engine.bits // 8
-    line = f"All {len(engine.images):,} images here are searched in {here:,} bytes of codes."
+    line = f"The codes of all {len(engine.images):,} images here take {here:,} bytes."
     return f'<div class="cm-memory"><h3>Memory</h3>{labelled_lines(rows)}{note(line)}</div>'
 
 
@@ -90,7 +90,7 @@ def _amount(size: float) -> str:
 
 
 def quality(metrics: Mapping[str, Any]) -> str:
-    """The run's figures: a table of MAP, and precision at k drawn; a line that says what is missing otherwise."""
+    """The run's metrics: a table of MAP and a chart of precision at k, or a line that reports what is missing."""
     figures = _numbers(metrics.get("query"))
     if not any(name.endswith("/map") for name in figures):
         return note(
@@ -106,23 +106,23 @@ def quality(metrics: Mapping[str, Any]) -> str:
     chance = figures.get("random/map")
     rows += f'<tr><th scope="row">random ranking</th>{f"<td>{_figure(chance)}</td>" * len(_WAYS)}</tr>'
     heads = "".join(f'<th scope="col">{name}</th>' for name in _WAYS.values())
-    told = [
+    facts = [
         f"{int(figures[name]):,} {what}" for name, what in (("queries", "queries"), ("database", "items searched"))
         if name in figures
     ]  # fmt: skip
     if (bits := _numbers(metrics).get("hash_bits")) is not None:
-        told.append(f"{int(bits)} bits")
-    caption = f"Mean average precision: {', '.join(told)}" if told else "Mean average precision"
+        facts.append(f"{int(bits)} bits")
+    caption = f"Mean average precision: {', '.join(facts)}" if facts else "Mean average precision"
     table = (
         f'<table class="cm-table"><caption>{escaped(caption)}</caption>'
         f'<thead><tr><th scope="col">ranking</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
     )
-    plain = note("Each query is encoded alone, as it arrives; ties are counted in expectation over their order.")
+    plain = note("Each query is encoded without its other modality; metrics are expectations over the order of ties.")
     return f'<div class="cm-quality"><div>{table}{plain}</div>{_curves(figures)}</div>'
 
 
 def _numbers(values: Any) -> dict[str, float]:
-    """Those of a file's values that can be shown as figures; the file may hold anything."""
+    """The finite numbers among a file's untrusted values."""
     if not isinstance(values, Mapping):
         return {}
     return {

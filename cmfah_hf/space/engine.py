@@ -1,4 +1,4 @@
-"""What a Space computes, without any page: searches with their times, attention, codes side by side, the map.
+"""The engine of a Space, without the page: timed searches, attention, pairs of codes, the map of codes.
 
 Shapes: N images, K bits, R regions, W words.
 """
@@ -24,7 +24,7 @@ from cmfah_hf.retrieval.index import METRICS
 from cmfah_hf.space.images import Images, read_pairs
 from cmfah_hf.space.settings import LONGEST_QUERY, MOST_RESULTS, SpaceSettings
 
-# Images that are decoded at full size at the same time.
+# Images decoded at full size at the same time.
 _BATCH = 32
 _METRICS_BYTES = 16 * 2**20
 
@@ -63,10 +63,10 @@ class Attention:
 
 
 class Engine:
-    """A model, its images, and all that the page shows of both.
+    """A model and its images, with everything that the page shows of them.
 
     Args:
-        settings: What to load.
+        settings: The model and the data to load.
         folder: Of the Space; relative models are looked for below it.
 
     Raises:
@@ -88,7 +88,7 @@ class Engine:
             raise DataError(f"{settings.data}: not one of its images can be read; see the warnings above.")
         self._row_of = {item_id: row for row, item_id in enumerate(self.images.ids)}
         self.retriever.add_texts(self.images.texts, ids=range(len(self.images)))
-        self.search(image=self.images.image(0), k=1)  # so that no user pays for what is made at the first call
+        self.search(image=self.images.image(0), k=1)  # builds lazy structures before the first user
 
     def _add_images(self, batch: list[Image.Image]) -> None:
         first = len(self.images) - len(batch)
@@ -103,7 +103,7 @@ class Engine:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """The figures that the run left next to its model; empty where there are none.
+        """The metrics of the run; empty if there are none.
 
         Raises:
             CheckpointError: If the file is damaged.
@@ -116,7 +116,7 @@ class Engine:
         return found
 
     def examples(self, count: int = 6) -> list[str]:
-        """Queries to begin with: the settings', else texts of images, two known words each."""
+        """Example queries: those of the settings, else two known words of some images' texts."""
         if self.settings.examples:
             return list(self.settings.examples[:count])
         found: list[str] = []
@@ -132,10 +132,10 @@ class Engine:
         """The row of an image.
 
         Raises:
-            QueryError: If there is none of this id.
+            QueryError: If the id is unknown.
         """
         if not isinstance(item_id, str) or item_id not in self._row_of:
-            raise QueryError(f"There is no image {item_id!r:.80} here; choose one of the list.")
+            raise QueryError(f"Unknown image {item_id!r:.80}; choose one of the list.")
         return self._row_of[item_id]
 
     def search(self, text: str | None = None, image: Image.Image | None = None, k: int = 12) -> Answer:
@@ -146,7 +146,7 @@ class Engine:
                 in 1..24.
         """
         if isinstance(k, bool) or not isinstance(k, (int, float)) or k not in range(1, MOST_RESULTS + 1):
-            raise QueryError(f"k={k!r:.20}: from 1 to {MOST_RESULTS} answers can be shown.")
+            raise QueryError(f"k={k!r:.20}: must be between 1 and {MOST_RESULTS}.")
         start = time.perf_counter()
         values = self._values(text, image)
         encoding = 1000 * (time.perf_counter() - start)
@@ -166,14 +166,14 @@ class Engine:
             return self.retriever.encode_images([image])
         text = _checked_text(text).strip()
         if not text:
-            raise QueryError("There are no words to search with; type some.")
+            raise QueryError("The query is empty; type some words.")
         if not self.retriever.processor.known_words(self.retriever.expand([text])[0]):
             known = ", ".join(self.examples(3))
-            raise QueryError(f"None of these words is among those that the model knows; try for example: {known}.")
+            raise QueryError(f"The model knows none of these words; try for example: {known}.")
         return self.retriever.encode_texts([text])
 
     def ignored_words(self, text: str | None) -> list[str]:
-        """The words of a text that neither the model nor its word graph knows, in their order, each once."""
+        """The distinct words of a text that are neither in the vocabulary nor in the word graph, in order."""
         processor, expander = self.retriever.processor, self.retriever.expander
 
         def is_known(word: str) -> bool:
@@ -198,16 +198,16 @@ class Engine:
         """`(K,)` int8 of +-1: the code of an image.
 
         Raises:
-            QueryError: If there is no such image.
+            QueryError: If the id is unknown.
         """
         row = self.row(item_id)
         return unpack(self.retriever.images.codes[row : row + 1])[0]
 
     def attention(self, text: str, item_id: str) -> Attention:
-        """Which regions of an image and words of a text attend to each other.
+        """Attention between regions of an image and words of a text.
 
         Raises:
-            QueryError: If there is no such image, no word is known, or the model has no attention.
+            QueryError: If the id is unknown, no word is known, or the model has no attention.
         """
         image = self.images.image(self.row(item_id))
         text = _checked_text(text)
@@ -224,7 +224,7 @@ class Engine:
         return mean_K, np.vstack([directions, np.zeros((2 - len(directions), codes_NK.shape[1]))])
 
     def places(self, codes_NK: np.ndarray) -> np.ndarray:
-        """`(N, 2)`: where codes lie on the map.
+        """Coordinates `(N, 2)` of codes on the map.
 
         Classical scaling of Hamming distances: the squared Euclidean distance of two codes of +-1 is four times their
         Hamming distance, so the scaling is a principal component analysis of the codes.
@@ -234,18 +234,18 @@ class Engine:
 
     @cached_property
     def map(self) -> np.ndarray:
-        """`(N, 2)`: where the images lie on the map."""
+        """Coordinates `(N, 2)` of the images on the map."""
         return self.places(unpack(self.retriever.images.codes))
 
     @cached_property
     def shown_variance(self) -> float:
-        """The share of all squared distances that the map's two directions hold."""
+        """Fraction of the squared distances that the two directions of the map explain."""
         codes_NK = unpack(self.retriever.images.codes).astype(np.float64)
         total = float(((codes_NK - codes_NK.mean(axis=0)) ** 2).sum())
         return float((self.map**2).sum()) / total if total else 1.0
 
     def document(self, answer: Answer) -> dict[str, Any]:
-        """An answer as plain values, for the API: no addresses, no paths."""
+        """An answer as plain values for the API, without URLs and paths."""
 
         def hits(ranking: Ranking) -> list[dict[str, Any]]:
             found = zip(ranking.rows, ranking.scores, strict=True)
@@ -265,13 +265,13 @@ class Engine:
 
 
 def _checked_text(text: Any) -> str:
-    """A query, or nothing, as a text of a length that can be encoded.
+    """Checks a query text; None becomes empty.
 
     Raises:
-        QueryError: If it is no text or too long.
+        QueryError: If it is not a string, or too long.
     """
     if text is not None and not isinstance(text, str):
-        raise QueryError("The words are not a text; send them as one.")
+        raise QueryError("The query is not a string; send a string.")
     if len(text or "") > LONGEST_QUERY:
         raise QueryError(f"The query has {len(text):,} characters; write at most {LONGEST_QUERY}.")
     return text or ""

@@ -1,4 +1,4 @@
-"""A Space as files: the app, the package that it runs, and the model, by their paths in its repository."""
+"""The files of a Space: app, package and model, by path in its repository."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ from cmfah_hf.documents import file_of
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.space.settings import SETTINGS_NAME, bundled_space
 
-# What a search needs of a run's folder. Its checkpoints, plots and word vectors stay where they are.
+# Files of a run that search needs; not its checkpoints, plots and word vectors.
 _MODEL_FILES = (
     "config.json",
     "model.safetensors",
@@ -31,16 +31,16 @@ def model_files(folder: Path) -> dict[str, Path]:
     """The files of a run's folder that a Space needs, by name.
 
     Raises:
-        CheckpointError: If one is missing without which the model cannot be loaded.
+        CheckpointError: If a required file is missing.
     """
     for name in _MODEL_FILES:
         if file_of(folder / name) is None:
-            raise CheckpointError(f"{folder}: there is no {name}; give a folder that a training run has left.")
+            raise CheckpointError(f"{folder}: has no {name}; give the output folder of a training run.")
     return {name: folder / name for name in (*_MODEL_FILES, *_FURTHER_FILES) if file_of(folder / name)}
 
 
 def copy_model(source: Path, target: Path) -> None:
-    """Put what a Space needs of a run's folder into another folder, in place of what is there.
+    """Copies the files that a Space needs from a run's folder, replacing the target.
 
     Raises:
         CheckpointError: If the source lacks a file, the target is no folder, or the disk refuses. The target is as it
@@ -53,9 +53,9 @@ def copy_model(source: Path, target: Path) -> None:
 
 
 def space_files(model: Path | None = None) -> dict[str, Path]:
-    """All of a Space but its `space.json`: the app, this package as it is installed here, and a model.
+    """All files of a Space except `space.json`: the app, the installed package, and a model.
 
-    The package goes along, so that the Space runs the very code that it was made with.
+    The package is included so that the Space runs the code that it was made with.
 
     Args:
         model: The folder of the run whose model goes along. None: none does.
@@ -67,7 +67,7 @@ def space_files(model: Path | None = None) -> dict[str, Path]:
     files = {name: folder / name for name in _APP_FILES}
     for path in sorted(package.rglob("*")):
         inside = path.relative_to(package)
-        # Where the package is installed, the embedded Space and the configurations lie inside it.
+        # An installed package contains the embedded Space and the configurations.
         if path.suffix in _PACKAGE_SUFFIXES and inside.parts[0] not in ("space_files", "hub_configs"):
             files[f"{package.name}/{inside.as_posix()}"] = path
     if model is not None:
@@ -76,6 +76,6 @@ def space_files(model: Path | None = None) -> dict[str, Path]:
 
 
 def is_space_file(path: str) -> bool:
-    """Whether a file of a repository is one that a push of a Space may have left there."""
+    """True for files that an earlier push of a Space wrote."""
     first = path.partition("/")[0]
     return first in ("cmfah_hf", "model") or path in (*_APP_FILES, SETTINGS_NAME)

@@ -1,4 +1,4 @@
-"""The hosts that the server answers to, so that no other site's page can read from it (DNS rebinding)."""
+"""Allowed hosts and origins, against DNS rebinding."""
 
 import ipaddress
 import os
@@ -13,7 +13,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class AllowedHosts:
-    """Decides by its `Host` and `Origin` headers whether a request is answered.
+    """Accepts or refuses requests by their `Host` and `Origin` headers.
 
     Allowed are this machine's own name, `localhost`; the address that the server listens at, where that is all of them
     any IP address; on the Hub the Space's own host (`SPACE_HOST`); and the further ones. An attacker can let any name
@@ -24,19 +24,19 @@ class AllowedHosts:
         further: Further host names or addresses, without scheme and port.
 
     Raises:
-        CMFAHError: If one of `further` is no host.
+        CMFAHError: If one of `further` is not a host.
     """
 
     def __init__(self, bound: str, further: Iterable[str] = ()):
         own = os.environ.get("SPACE_HOST", "")
-        # Names whose pages may call this server from elsewhere.
+        # Hosts whose pages may call this server across origins.
         self._callers = {host_name(name) for name in (*further, *own.split(",")) if name}
         self._names = {"localhost", bound.lower(), *self._callers}
         address = _address(bound)
         self._any_address = bound == "" or (address is not None and address.is_unspecified)
 
     def answers(self, host: str | None, origin: str | None = None) -> bool:
-        """Whether a request is answered.
+        """True if a request is accepted.
 
         Args:
             host: Its `Host` header.
@@ -56,19 +56,19 @@ class AllowedHosts:
 
 
 def host_name(value: str) -> str:
-    """A host name or an IP address as it is compared.
+    """A normalized host name or IP address.
 
     Raises:
         CMFAHError: If it is neither.
     """
     name = _plain(value.strip())
     if _address(name) is None and re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", name) is None:
-        raise CMFAHError(f"{value[:80]!r} is no host; give a name or an IP address, without scheme and port.")
+        raise CMFAHError(f"{value[:80]!r} is not a host; give a name or an IP address, without scheme and port.")
     return name
 
 
 def _host_of(origin: str) -> str | None:
-    """The host of an `Origin`; None where there is none, as in `null`."""
+    """The host of an `Origin` header; None without one, as in `null`."""
     try:
         name = urlsplit(origin).hostname
     except ValueError:  # brackets that hold no address

@@ -1,4 +1,4 @@
-"""The parts of the page as HTML: answers, bits, attention. Images stand in it as `data:` addresses.
+"""HTML of the page: answers, bits, attention. Images are embedded as `data:` URLs.
 
 No file is ever written for a page, so none can be read by its address. Every text from outside goes through `escaped`.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:  # the page stands before torch is loaded
+if TYPE_CHECKING:  # the page is served before torch is loaded
     from cmfah_hf.space.engine import Answer, Attention, Engine, Ranking
 
 _METRIC_NAMES = {"hamming": "Hamming distance", "aqd": "Asymmetric distance (AQD)"}
@@ -22,7 +22,7 @@ _TARGET_NAMES = {"images": "Images", "texts": "Texts"}
 
 
 def escaped(text: str) -> str:
-    """A text for a page: also what Gradio's own templates would read as theirs."""
+    """Text escaped for HTML and for Gradio's templates."""
     text = html.escape(text)
     for sign in "{}$`":
         text = text.replace(sign, f"&#{ord(sign)};")
@@ -30,17 +30,17 @@ def escaped(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """A text as one line of Markdown: no sign of it means anything there."""
+    """Text as one line of Markdown with every special character escaped."""
     return re.sub(r"[!-/:-@\[-`{-~]", lambda sign: f"&#{ord(sign[0])};", " ".join(text.split()))
 
 
 def note(message: str) -> str:
-    """A quiet line where there is nothing to show yet."""
+    """A muted line, such as a placeholder."""
     return f'<p class="cm-note">{escaped(message)}</p>'
 
 
 def answer(engine: "Engine", found: "Answer") -> str:
-    """Both rankings side by side, the images and, of an image as query, the texts."""
+    """Both rankings side by side: images and, for an image query, texts."""
     sections = []
     for target, by_metric in found.rankings.items():
         title = f"<h3>{_TARGET_NAMES[target]}</h3>" if len(found.rankings) > 1 else ""
@@ -56,8 +56,8 @@ def answer(engine: "Engine", found: "Answer") -> str:
 
 
 def ignored(words: Sequence[str]) -> str:
-    """A line that names words which change nothing about an answer; nothing without any."""
-    return note(f"Not known to the model, and ignored: {', '.join(words)}.") if words else ""
+    """A line that lists the ignored words of a query; empty if there are none."""
+    return note(f"Unknown to the model and ignored: {', '.join(words)}.") if words else ""
 
 
 def _ranking(engine: "Engine", target: str, metric: str, ranking: "Ranking") -> str:
@@ -93,16 +93,16 @@ def _line(engine: "Engine", row: int, score: float, metric: str) -> str:
 
 
 def overlay(engine: "Engine", item_id: str, attention: "Attention", word: str, region: int | None) -> str:
-    """The image under a grid of buttons, one a region; the more a word attends to it, the more it lights up.
+    """The image under a grid of buttons, one per region, whose brightness is a word's attention.
 
-    All words of a text share one scale, so a word that attends to nothing in particular looks so.
+    All words of a text share one scale, so diffuse attention looks diffuse.
     """
     columns = attention.grid[1]
     weights_R = attention.weights[:, attention.words.index(word)]
-    # The root lets weak attention be seen beside strong.
+    # The square root makes weak attention visible.
     light_R = np.sqrt(np.clip(weights_R, 0, None) / (float(attention.weights.max()) or 1.0))
     strongest = int(weights_R.argmax())
-    # Arrow keys lead from one to the next, so that the page's order of keys has one stop here and not all regions.
+    # Arrow keys move between regions, so the page's tab order has one stop here instead of one per region.
     stop = strongest if region is None else region
     cells = "".join(
         f'<button type="button" data-region="{index}" style="--light:{light:.3f}" '
@@ -118,13 +118,13 @@ def overlay(engine: "Engine", item_id: str, attention: "Attention", word: str, r
         f'<img src="{engine.images.address(row)}" alt="{escaped(engine.images.texts[row])}">'
         f'<div class="cm-grid" role="group" aria-label="Regions" data-columns="{columns}" '
         f'style="grid-template-columns:repeat({columns},1fr)">{cells}</div></div>'
-        f"<figcaption>Where <b>{escaped(word)}</b> looks: the strongest region is outlined. "
+        f"<figcaption>Attention of <b>{escaped(word)}</b>: the strongest region is outlined. "
         f"Press a region for its words.</figcaption></figure>"
     )
 
 
 def words_of_region(attention: "Attention", region: int) -> str:
-    """The words of the text by what a region gives each of them."""
+    """The words of the text with a region's attention to each."""
     columns = attention.grid[1]
     weights_W = attention.weights[region]
     largest = float(attention.weights.max()) or 1.0
@@ -139,7 +139,7 @@ def words_of_region(attention: "Attention", region: int) -> str:
 
 
 def bits(query: np.ndarray, item: np.ndarray, query_name: str, item_name: str) -> str:
-    """Two codes below each other, and where they differ."""
+    """Two codes, one below the other, with their differing bits marked."""
     differ = query != item
     rows = "".join(
         f'<div class="cm-code"><span>{escaped(name)}</span><span class="cm-bits" aria-hidden="true">'
@@ -159,7 +159,7 @@ def bits(query: np.ndarray, item: np.ndarray, query_name: str, item_name: str) -
 
 
 def labelled_lines(rows: Sequence[tuple[str, str, float]]) -> str:
-    """Bars with a name on the left and a value on the right; the third of each is its share of the longest."""
+    """Bars from tuples of name, value text, and relative length in 0..1."""
     lines = "".join(
         f'<li><span>{escaped(name)}</span><span class="cm-bar">'
         f'<i style="width:{max(100 * share, 0.4):.1f}%"></i></span>'

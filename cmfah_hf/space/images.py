@@ -1,4 +1,4 @@
-"""The images that a Space shows, small and in memory: no file of the server is ever sent to a browser."""
+"""In-memory thumbnails of a Space's images; files of the server are never sent to a browser."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from cmfah_hf.space.settings import SCENES, SpaceSettings
 
 logger = logging.getLogger(__name__)
 
-# Pixels of the longer side of what is kept; about 15 kB a photograph.
+# Longer side of a thumbnail in pixels; about 15 kB per photograph.
 _SIDE = 256
 _QUALITY = 88
 
@@ -38,7 +38,7 @@ class Images:
         return len(self.ids)
 
     def add(self, item_id: str, image: Image.Image, text: str) -> None:
-        """Keep a small copy of an image."""
+        """Stores a thumbnail of an image."""
         small = image.convert("RGB") if image.mode != "RGB" else image.copy()
         small.thumbnail((_SIDE, _SIDE))
         buffer = io.BytesIO()
@@ -48,11 +48,11 @@ class Images:
         self.thumbnails.append(buffer.getvalue())
 
     def image(self, row: int) -> Image.Image:
-        """The small copy, decoded."""
+        """The decoded thumbnail."""
         return Image.open(io.BytesIO(self.thumbnails[row]))
 
     def address(self, row: int, side: int | None = None) -> str:
-        """A `data:` address of the image, for a page; not longer than `side` pixels where given."""
+        """The image as a `data:` URL, at most `side` pixels long if given."""
         content = self.thumbnails[row]
         if side is not None:
             image, buffer = self.image(row), io.BytesIO()
@@ -64,10 +64,10 @@ class Images:
 
 
 def read_pairs(settings: SpaceSettings) -> Iterator[tuple[str, Image.Image, str]]:
-    """Id, decoded RGB image and text of each pair; an image that cannot be read is left out with a warning.
+    """Yields id, decoded RGB image and text of each pair; skips unreadable images with a warning.
 
     Raises:
-        DataError: If the data cannot be used, or has no such split.
+        DataError: If the data cannot be used, or the split does not exist.
     """
     if settings.data == SCENES:
         yield from _scenes(settings.limit)
@@ -79,7 +79,7 @@ def read_pairs(settings: SpaceSettings) -> Iterator[tuple[str, Image.Image, str]
     streams = load_image_text(settings.data, streaming=True)
     name = settings.split or next((name for name in ("database", "train") if name in streams), next(iter(streams)))
     if name not in streams:
-        raise DataError(f"{settings.data}: there is no split {name!r}; there are {', '.join(streams)}.")
+        raise DataError(f"{settings.data}: has no split {name!r}; its splits are {', '.join(streams)}.")
     for row in islice(decoding_off(streams[name]), settings.limit):
         try:
             yield row["id"], to_rgb(decode_image(row["image"], row["id"])), _text_of(row["text"])
@@ -88,7 +88,7 @@ def read_pairs(settings: SpaceSettings) -> Iterator[tuple[str, Image.Image, str]
 
 
 def _scenes(count: int) -> Iterator[tuple[str, Image.Image, str]]:
-    """Scenes beyond those that a model is trained on."""
+    """Synthetic scenes that are not among the training scenes."""
     from cmfah_hf.data.scenes import FIRST_QUERY, draw_scene
 
     for index in range(FIRST_QUERY, FIRST_QUERY + count):

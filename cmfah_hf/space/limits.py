@@ -1,4 +1,4 @@
-"""ASGI middleware in front of Gradio: refuses foreign hosts, addresses that the page does not need, malformed bodies.
+"""ASGI middleware in front of Gradio: refuses foreign hosts, unused endpoints and malformed bodies.
 
 Uploads are received and served here as well, so that no request makes Gradio itself read or write a file.
 """
@@ -23,28 +23,28 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-# Beside the image, the parts of the form.
+# Bytes of an upload's form in addition to the image.
 MAX_UPLOAD_BODY = MAX_BYTES + 2**16
 MAX_BODY = 2**16
-# Seconds within which a body has to be there, and within which an upload is begun.
+# Seconds until a body must be complete, and until an upload must start.
 BODY_SECONDS, TURN_SECONDS = 60.0, 30.0
-# Requests that are open at once, most of them streams; and uploads that are taken in at once.
+# Maximum open requests, most of them streams, and concurrent uploads.
 MOST_OPEN, MOST_UPLOADS = 800, 8
 
 _API = "/gradio_api"
-# All that the page and its programs read. Everything else is not there, the description of it (OpenAPI) included.
+# Every path that the page and API clients read. All others are 404, including OpenAPI.
 _PLAIN = re.compile(
     rf"/|/config|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|{_API}/(info|startup-events|theme\.css|app_id)"
     rf"|/(assets|static)(/[\w@+-][\w@+.-]*)+|{_API}/heartbeat/{SESSION.pattern}"
 )
 _CALL = re.compile(rf"{_API}/call/(?P<name>[A-Za-z0-9_]{{1,64}})(/(?P<event>{SESSION.pattern}))?")
-# What clients ask the description of the endpoints for.
+# Queries of clients for the description of the endpoints.
 _INFO_QUERY = {"all_endpoints": "True", "serialize": "False"}
 _FILE = re.compile(rf"{_API}/file=(?P<name>[0-9a-f]{{64}})")
-# Addresses that Gradio would read from its own disk or fetch from elsewhere.
+# Endpoints by which Gradio reads its own disk or fetches URLs.
 _FETCHING = ("file=", "file/", "proxy=")
 _LONGEST_ADDRESS = 500
-# Headers by which a client could tell Gradio that the server has another address.
+# Headers by which a client could make Gradio assume another server address.
 _ADDRESS_HEADERS = (b"x-forwarded-host", b"x-gradio-server")
 _KINDS = {
     b"\x89PNG": "image/png",
@@ -59,8 +59,8 @@ class Limits:
     """ASGI middleware, outside of all of Gradio's.
 
     Args:
-        app: What is behind it.
-        hosts: Which hosts are answered.
+        app: The ASGI app behind it.
+        hosts: The allowed hosts.
         bodies: Checks what calls hold.
         uploads: Where uploads are kept.
         is_awaited: Whether somebody may wait for the events of a session, or for an event by its id.
@@ -82,7 +82,7 @@ class Limits:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await receive()
-            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
+            await send({"type": "websocket.close", "code": 1008})  # not used
             return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -109,7 +109,7 @@ class Limits:
             self._open -= 1
 
     async def _answer(self, scope: Message, receive: Receive) -> Response | tuple[Message, Receive]:
-        """The answer to a request, or what Gradio is to answer."""
+        """The reply to a request, or the request that Gradio receives."""
         headers = Headers(scope=scope)
         self._check_host(headers)
         scope = self._with_known_headers(scope)
@@ -194,7 +194,7 @@ class Limits:
         return JSONResponse([name])
 
     async def _file(self, method: str, path: str) -> Response:
-        """An upload, for whoever knows its name."""
+        """An upload, by its random name."""
         found = _FILE.fullmatch(path)
         try:
             if found is None or method not in ("GET", "HEAD"):
@@ -214,7 +214,7 @@ class _RefusedError(Exception):
 
 
 class _DisconnectedError(Exception):
-    """The client went away before its body was there."""
+    """The client disconnected before its body was complete."""
 
 
 def _fetches(path: str) -> bool:
@@ -226,7 +226,7 @@ def _fetches(path: str) -> bool:
 
 
 def _asked(scope: Message, query: str, body: bytes | None = None) -> Message:
-    """A request with a query and a body that were checked."""
+    """A request with a validated query and body."""
     headers = scope["headers"]
     if body is not None:
         headers = [pair for pair in headers if pair[0].lower() not in (b"content-length", b"content-type")]
@@ -240,7 +240,7 @@ def _of(body: bytes, receive: Receive) -> Receive:
     async def replaced() -> Message:
         if left:
             return {"type": "http.request", "body": left.pop(), "more_body": False}
-        return await receive()  # whether the client is still there
+        return await receive()  # reports a disconnect
 
     return replaced
 
@@ -258,7 +258,7 @@ async def _body(headers: Headers, receive: Receive, most: int) -> bytes:
                 raise _DisconnectedError
             content += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(content) > most:  # it did not say how long it is, or lied
+            if len(content) > most:  # Content-Length missing or wrong
                 raise _RefusedError(413, f"A request has at most {most:,} bytes here.")
         return bytes(content)
 
@@ -269,7 +269,7 @@ async def _body(headers: Headers, receive: Receive, most: int) -> bytes:
 
 
 async def _file_of(headers: Headers, body: bytes) -> bytes:
-    """The one file of a form."""
+    """The only file of a form."""
     kind = headers.get("content-type", "")
     boundary = re.search(r";\s*boundary=\"?([\w'()+,./:=?-]{1,70})", kind)
     if not kind.lower().startswith("multipart/form-data") or boundary is None:

@@ -1,4 +1,4 @@
-"""The engine, loaded while the page is there already: whoever asks waits for it, or is told why there is none."""
+"""Background loading of the engine; requests wait for it or get its error."""
 
 import logging
 import threading
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a request waits for the model; one from the Hub has to be fetched first.
+# Seconds that a request waits for the model, which may have to be downloaded first.
 _PATIENCE = 600.0
 
 
 class EngineLoader:
-    """Loads an engine once, and hands it out.
+    """Loads an engine once and provides it to all requests.
 
     Args:
-        settings: What to load.
+        settings: The model and the data to load.
         folder: Of the Space.
-        problem: What is wrong already; then nothing is loaded, and `load` raises it.
+        problem: A known error; nothing is loaded then, and `load` raises it.
     """
 
     def __init__(self, settings: SpaceSettings, folder: Path, problem: CMFAHError | None = None):
@@ -33,7 +33,7 @@ class EngineLoader:
         self._error: CMFAHError | None = None
 
     def load(self) -> None:
-        """Load it, in whatever thread this is.
+        """Loads the engine in the calling thread.
 
         Raises:
             CMFAHError: If the model or the data cannot be used. Whoever asks for the engine gets the same, without
@@ -52,15 +52,15 @@ class EngineLoader:
             self._loaded.set()
 
     def get(self) -> "Engine":
-        """The engine, when it is there.
+        """Waits for the engine.
 
         Raises:
-            CMFAHError: If it could not be loaded, or is not there after ten minutes.
+            CMFAHError: If loading failed, or takes longer than ten minutes.
         """
         if not self._loaded.wait(_PATIENCE):
             raise CMFAHError("The model is still being loaded; come back in a few minutes.")
         if self._engine is None:
-            raise self._error or CMFAHError("The model could not be loaded; the log of this Space says why.")
+            raise self._error or CMFAHError("The model could not be loaded; see the log of this Space.")
         return self._engine
 
     def _without_paths(self, message: str) -> str:

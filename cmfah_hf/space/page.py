@@ -1,4 +1,4 @@
-"""What the page's events do: each a few lines over the engine, with errors as Gradio shows them."""
+"""Event handlers of the page, a few lines each over the engine, with errors as Gradio shows them."""
 
 import logging
 from collections.abc import Callable
@@ -16,13 +16,13 @@ logger = logging.getLogger(__name__)
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
-# Rows of two, of three and of six are full.
+# Fills rows of two, three and six.
 DEFAULT_K = 6
-_NO_REGION = "Press a region of the image: here stand the words that it attends to."
+_NO_REGION = "Press a region of the image to see the words that it attends to."
 
 
 def _shown(handler: Handler) -> Handler:
-    """Shows a user's error on the page, which takes it as HTML; of other errors Gradio says only that there was one."""
+    """Shows user errors on the page as HTML; for other errors Gradio reports only that one occurred."""
 
     @wraps(handler)
     def call(*arguments: Any, **named: Any) -> Any:
@@ -35,7 +35,7 @@ def _shown(handler: Handler) -> Handler:
 
 
 def _reported(handler: Handler) -> Handler:
-    """Reports a user's error to a program, which takes its line as it is."""
+    """Reports user errors to a program as plain text."""
 
     @wraps(handler)
     def call(*arguments: Any, **named: Any) -> Any:
@@ -48,7 +48,7 @@ def _reported(handler: Handler) -> Handler:
 
 
 class Page:
-    """The events of one app.
+    """The event handlers of one app.
 
     Args:
         loader: Of the engine; the first events wait for it.
@@ -58,7 +58,7 @@ class Page:
         self._loader = loader
 
     def begin(self) -> tuple[Any, ...]:
-        """What a page that was just opened shows: the status, a first answer, its words, examples, the figures."""
+        """Content of a newly opened page: status, a first answer, its query, examples, metrics."""
         from cmfah_hf.space import charts
 
         try:
@@ -70,14 +70,14 @@ class Page:
         examples = engine.examples()
         try:
             answer = engine.search(examples[0], k=DEFAULT_K) if examples else None
-        except QueryError as error:  # an example of the settings that cannot be asked for
+        except QueryError as error:  # an invalid example in the settings
             logger.warning("The first example cannot be shown: %s", error)
             answer = None
         try:
             figures = charts.quality(engine.metrics)
         except CheckpointError as error:
             logger.warning("No figures are shown: %s", error)
-            figures = html.note("The figures that came with this model (metrics.json) are damaged.")
+            figures = html.note("The metrics of this model (metrics.json) are damaged.")
         line = (
             f"{len(engine.images):,} images, each {engine.bits} bits. Search with words or with an image; "
             "press an answer to see why it is there."
@@ -96,29 +96,29 @@ class Page:
 
     @_shown
     def choose_example(self, number: int | None) -> str:
-        """The words of an example."""
+        """The text of an example."""
         examples = self._loader.get().examples()
         if number is None or number >= len(examples):
-            raise QueryError("There is no such example; choose one of the list.")
+            raise QueryError("Unknown example; choose one of the list.")
         return examples[number]
 
     @_shown
     def answer_words(self, text: str | None, k: int) -> tuple[str, str]:
-        """The answer as HTML, and the words that it is of."""
+        """The answer as HTML, and the query text."""
         engine = self._loader.get()
         return html.answer(engine, engine.search(text=text or "", k=int(k))), text or ""
 
     @_shown
     def answer_image(self, image: Image.Image | None, k: int) -> tuple[str, str]:
-        """The same of an image, which has no words."""
+        """The answer to an image query, with an empty text."""
         engine = self._loader.get()
         if image is None:
-            raise QueryError("There is no image to search with; send one.")
+            raise QueryError("The query has no image; send one.")
         return html.answer(engine, engine.search(image=image, k=int(k))), ""
 
     @_shown
     def open_why(self, text: str, event: gr.EventData) -> tuple[Any, str, str]:
-        """From an answer to the page that explains it; an image as query is explained by the answer's own words."""
+        """Opens the explanation of an answer; an image query is explained by the answer's own text."""
         engine = self._loader.get()
         item_id = str(_carried(event, "id"))
         text = text or engine.images.texts[engine.row(item_id)]
@@ -126,7 +126,7 @@ class Page:
 
     @_shown
     def look(self, item_id: str | None, text: str | None) -> tuple[Any, str, str, str]:
-        """The words to choose from, the image under the first word's attention, an empty list, and both codes."""
+        """Selectable words, the image with the first word's attention, an empty word list, and both codes."""
         engine = self._loader.get()
         text = (text or "").strip()
         codes = html.bits(engine.code(text), engine.code_of_image(item_id), text, item_id)
@@ -142,32 +142,32 @@ class Page:
 
     @_shown
     def choose_word(self, item_id: str | None, text: str | None, word: str | None) -> str:
-        """The image under a word's attention."""
+        """The image with a word's attention."""
         return self._overlay(item_id, text, word, None)[0]
 
     @_shown
     def choose_region(
         self, item_id: str | None, text: str | None, word: str | None, event: gr.EventData
     ) -> tuple[str, str]:
-        """The image with a region pressed, and the words of that region."""
+        """The image with a selected region, and the words of that region."""
         region = _carried(event, "region")
         if not isinstance(region, int):
-            raise QueryError("There is no such region; press one of the image.")
+            raise QueryError("Unknown region; press one of the image.")
         return self._overlay(item_id, text, word, region)
 
     def _overlay(self, item_id: str | None, text: str | None, word: str | None, region: int | None) -> tuple[str, str]:
         engine = self._loader.get()
         attention = engine.attention((text or "").strip(), item_id)
-        if word not in attention.words:  # the text was changed since
+        if word not in attention.words:  # the text has changed
             word = attention.words[0]
         if region is not None and not 0 <= region < len(attention.weights):
-            raise QueryError("There is no such region; press one of the image.")
+            raise QueryError("Unknown region; press one of the image.")
         words = "" if region is None else html.words_of_region(attention, region)
         return html.overlay(engine, item_id, attention, word, region), words
 
     @_shown
     def draw_codes(self, text: str | None) -> tuple[str, str]:
-        """The map, with the place of some words if there are any, and what memory codes take."""
+        """The map, with the position of a text if given, and the memory chart."""
         from cmfah_hf.space import charts
 
         engine = self._loader.get()
@@ -178,7 +178,7 @@ class Page:
 
     @_reported
     def api_search_text(self, text: str, k: int = DEFAULT_K) -> dict:
-        """Find the images nearest to a text, by Hamming distance and by AQD, with the milliseconds of each search.
+        """Finds the images nearest to a text by Hamming distance and by AQD, with the time of each search in ms.
 
         Args:
             text: The words, at most 300 characters.
@@ -192,12 +192,12 @@ class Page:
         """The images and texts nearest to an image, as `api_search_text` gives them."""
         engine = self._loader.get()
         if image is None:
-            raise QueryError("There is no image to search with; send one.")
+            raise QueryError("The query has no image; send one.")
         return engine.document(engine.search(image=image, k=k))
 
     @_reported
     def api_explain(self, text: str, image: str) -> dict:
-        """Explain why a text and an image are near: what attends to what, and the bits of both codes.
+        """Explains the distance of a text and an image: attention in both directions, and both codes.
 
         Args:
             text: The words.
@@ -220,5 +220,5 @@ class Page:
 
 
 def _carried(event: gr.EventData, key: str) -> Any:
-    """The value that an event of the page carries under a name, or None. `gr.EventData` has attributes for it alone."""
+    """A named value in the data of an event, or None; `gr.EventData` offers it only as an attribute."""
     return (event._data or {}).get(key)

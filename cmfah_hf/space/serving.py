@@ -1,4 +1,4 @@
-"""Serving the page: the limits of the server, and the order in which it starts."""
+"""The server: limits, start order, expiry of uploads and unread answers."""
 
 import asyncio
 import contextlib
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Requests that wait, beyond which the page says that the queue is full; and those that are answered at once. Some users
-# at once and programs that ask and never read an answer fit in, a body of at most 64 kB each.
+# Length of the queue, beyond which the page reports that it is full, and number of concurrent answers. Room for many
+# simultaneous users and for programs that never read their answers, with bodies of at most 64 kB each.
 QUEUE_SIZE = 256
 AT_ONCE = 2
 _THREADS = 8
-# Sessions whose choices are kept in memory; the oldest go first.
+# Sessions whose state is kept in memory; the oldest are dropped first.
 _SESSIONS = 500
-# Sessions whose answers may wait to be read. An answer with its images has up to 1 MB.
+# Sessions with unread answers, of up to 1 MB each.
 _UNREAD_SESSIONS = 256
-# Calls that Gradio keeps figures of, which nobody asks for, and after how many it adds them up anew.
+# Calls in Gradio's statistics, which are not used, and the interval of their aggregation.
 _MEASURED_CALLS, _NEVER = 32, 2**62
 _TIDY_SECONDS = 30.0
 _THIS_MACHINE = "127.0.0.1"
@@ -44,15 +44,15 @@ def serve(
     problem: CMFAHError | None = None,
     block: bool = True,
 ) -> Any:
-    """Serve a Space: the page first, then the model behind it.
+    """Serves a Space: the page first, then its model.
 
     Args:
-        settings: What it shows.
+        settings: The settings of the Space.
         folder: Of the Space; relative models are looked for below it.
-        host: The address to listen at. None: that of `GRADIO_SERVER_NAME`, else this machine alone.
+        host: The address to listen on. None: `GRADIO_SERVER_NAME`, else localhost.
         port: None: that of `GRADIO_SERVER_PORT`, else the first free one from 7860.
-        keep_on_error: Where the model or the data cannot be used: leave a page that says so, instead of ending.
-        problem: What is wrong with the settings already.
+        keep_on_error: If the model or the data cannot be used, keep serving a page that reports it.
+        problem: A known error of the settings.
         block: Until the process is interrupted.
 
     Returns:
@@ -71,9 +71,9 @@ def serve(
     loader = EngineLoader(settings, folder, problem)
     app = build_app(loader, uploads)
     app.queue(max_size=QUEUE_SIZE, default_concurrency_limit=AT_ONCE)
-    # Fonts of the reader's own system: a page that asks nobody else for anything.
+    # System fonts, so the page makes no requests to third parties.
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    # White on this blue is read at any size, and the attention's orange is no button's.
+    # White on this blue is readable at any size; orange is reserved for attention.
     fill = "*primary_600"
     theme = gr.themes.Default(primary_hue="blue", **fonts).set(
         button_primary_background_fill=fill, button_primary_background_fill_dark=fill
@@ -103,7 +103,7 @@ def serve(
         )
     except OSError as error:
         where = port or os.environ.get("GRADIO_SERVER_PORT") or "7860 and those after it"
-        raise CMFAHError(f"Port {where} cannot be listened at ({error}); name another with --port.") from error
+        raise CMFAHError(f"Cannot listen on port {where} ({error}); choose another with --port.") from error
     try:
         loader.load()
         logger.warning("Serving at %s", app.local_url)
@@ -111,14 +111,14 @@ def serve(
         if not keep_on_error:
             app.close(verbose=False)
             raise
-        logger.error("The page says why nothing can be searched: %s", error)
+        logger.error("Search is unavailable, as the page reports: %s", error)
     if block:
         app.block_thread()
     return app
 
 
 def _guarding(app: "gr.Blocks", hosts: AllowedHosts, uploads: Uploads) -> Callable[[Any], Any]:
-    """The lifespan of Gradio's server: puts `Limits` in front of it, and drops uploads and answers nobody fetches."""
+    """The lifespan of Gradio's server: installs `Limits`, and expires uploads and unread answers."""
     from gradio.utils import LRUCache
 
     from cmfah_hf.space.bodies import Bodies
@@ -142,7 +142,7 @@ def _guarding(app: "gr.Blocks", hosts: AllowedHosts, uploads: Uploads) -> Callab
 
     @contextlib.asynccontextmanager
     async def lifespan(server: Any) -> AsyncIterator[None]:
-        # Gradio adds its own middleware after those that it is given, and its CORS would answer before them.
+        # Gradio adds its own middleware last, and its CORS middleware would reply before the given ones.
         server.middleware_stack = Limits(server.middleware_stack, hosts, Bodies(app, uploads), uploads, is_awaited)
         task = asyncio.create_task(forget())
         try:
@@ -154,9 +154,9 @@ def _guarding(app: "gr.Blocks", hosts: AllowedHosts, uploads: Uploads) -> Callab
 
 
 def serve_folder(folder: str | os.PathLike) -> None:
-    """Serve the Space of a folder by its `space.json`, until the process ends; never without a page.
+    """Serves the Space in a folder as its `space.json` defines, until the process ends.
 
-    What is wrong with the settings, the model or the data stands on the page, without paths, and in the log.
+    Errors of settings, model or data appear on the page, without paths, and in the log.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     folder = Path(folder).absolute()

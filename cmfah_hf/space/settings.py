@@ -1,4 +1,4 @@
-"""What a Space shows: which model, which images, how many, and under which title."""
+"""Settings of a Space: model, data, number of images, title."""
 
 import json
 import os
@@ -12,15 +12,15 @@ from cmfah_hf.space.hosts import host_name
 SETTINGS_NAME = "space.json"
 SCENES = "scenes"
 _MOST_IMAGES = 20_000
-# Bytes of a `space.json`.
+# Maximum bytes of a `space.json`.
 _MOST_BYTES = 2**20
-# Of one search: answers, and characters of its words.
+# Maximum results of a search, and characters of its query.
 MOST_RESULTS, LONGEST_QUERY = 24, 300
 
 
 @dataclass(frozen=True)
 class SpaceSettings:
-    """The settings of a Space, as its `space.json` holds them.
+    """The settings in a Space's `space.json`.
 
     Args:
         model: A folder, relative ones below the Space's own; or a Hub id.
@@ -59,36 +59,36 @@ class SpaceSettings:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "SpaceSettings":
-        """Those of a Space's folder.
+        """Reads the settings of a Space's folder.
 
         Raises:
-            CMFAHError: If the file is missing or damaged, or holds what is no setting.
+            CMFAHError: If the file is missing or damaged, or has unknown settings.
         """
         path = Path(folder) / SETTINGS_NAME
         content = read_json(path, most_bytes=_MOST_BYTES)
         known = {field.name for field in fields(cls)}
         if not isinstance(content, dict) or set(content) - known:
-            raise CMFAHError(f"{path}: holds other settings than {', '.join(sorted(known))}; correct it.")
+            raise CMFAHError(f"{path}: has settings other than {', '.join(sorted(known))}; correct it.")
         return cls(**content)
 
     def to_json(self) -> str:
-        """The text of `space.json`."""
+        """The content of `space.json`."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     def model_source(self, folder: Path) -> str:
-        """Where the model is loaded from: the folder below the Space's own where there is one, else as it is named."""
+        """The source of the model: a folder below the Space's folder if it exists, else the name itself."""
         inside = folder / self.model
         return str(inside) if inside.is_dir() else self.model
 
 
 def bundled_space() -> Path:
-    """The folder of the Space that comes with the package: inside it where it is installed, beside it in a checkout.
+    """The folder of the embedded Space: in the package if installed, next to it in a checkout.
 
     Raises:
-        CMFAHError: If it did not come with the package.
+        CMFAHError: If it is missing.
     """
     package = Path(__file__).parents[1]
     for folder in (package / "space_files", package.parent / "spaces" / "cmfah-search"):
         if (folder / SETTINGS_NAME).is_file():
             return folder
-    raise CMFAHError("The embedded Space did not come with the package; install it again.")
+    raise CMFAHError("The embedded Space is missing; install the package again.")

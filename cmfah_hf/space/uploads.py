@@ -1,4 +1,4 @@
-"""Images that somebody sends: where they are kept, how many of them, and which of them are decoded."""
+"""Uploaded images: storage with bounds, and safe decoding."""
 
 import contextlib
 import io
@@ -18,17 +18,17 @@ from PIL import Image
 from cmfah_hf.errors import ImageError
 
 MAX_BYTES = 8 * 2**20
-# Decoded, that is 75 MB at a time; of a file that claims more, only the header is ever read.
+# 75 MB decoded. Of larger images only the header is read.
 MAX_PIXELS = 25_000_000
-# Parsers of rare formats are where malformed files do harm, so only these are opened at all.
+# Only these formats are opened, because parsers of rare formats are the main risk of malformed files.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-# Of all uploads together; the oldest go first.
+# Limits of all uploads together; the oldest are deleted first.
 MAX_TOTAL_BYTES = 128 * 2**20
 MAX_FILES = 512
 KEPT_SECONDS = 900.0
-# What is kept of a decoded image: more than any model's input.
+# Longer side of a decoded image, larger than any model's input.
 _SIDE = 1024
-# What Pillow's parsers raise on malformed headers: besides its own errors those of numbers and tables in the file.
+# Errors of Pillow's parsers on malformed headers, their own and those of the numbers and tables in the file.
 _DAMAGED = (
     OSError,
     SyntaxError,
@@ -41,18 +41,18 @@ _DAMAGED = (
     zlib.error,
 )
 _NAME = re.compile(r"[0-9a-f]{64}")
-# Of a name that nobody has, for requests that name anything but an upload.
+# A name that no upload has, for requests that name anything else.
 _NOBODYS = "0" * 64
 _NOT_HERE = "This is not an image that was uploaded here, or it has been deleted since; upload it as a file."
 
 
 class Uploads:
-    """The folder of uploads. A client knows a file by a random name and never names a path.
+    """The folder of uploads. Clients refer to files by random names, never by paths.
 
     Args:
-        folder: Made if it is missing; what lies there under other names is left alone.
+        folder: Created if missing; files with other names in it are not touched.
         max_total_bytes: Of all files together.
-        max_files: How many there are at most.
+        max_files: Maximum number of files.
     """
 
     def __init__(self, folder: Path, max_total_bytes: int = MAX_TOTAL_BYTES, max_files: int = MAX_FILES):
@@ -60,13 +60,13 @@ class Uploads:
         self._lock = threading.Lock()
 
     def keep(self, content: bytes) -> str:
-        """Stores an upload under a new random name, and deletes the oldest where there is no room.
+        """Stores an upload under a new random name, deleting the oldest ones if necessary.
 
         Returns:
             The name.
 
         Raises:
-            OSError: If the disk refuses.
+            OSError: If it cannot be written.
         """
         path = self.folder / secrets.token_hex(32)
         with self._lock:
@@ -81,10 +81,7 @@ class Uploads:
         return path.name
 
     def path_of(self, name: object) -> Path:
-        """Where an upload lies. What is no name of an upload leads to one path at which nothing lies.
-
-        The disk is not looked at.
-        """
+        """The path of an upload, without accessing the disk; for invalid names, a path that never exists."""
         return self.folder / (name if isinstance(name, str) and _NAME.fullmatch(name) else _NOBODYS)
 
     def read(self, path: Path) -> bytes:
@@ -94,7 +91,7 @@ class Uploads:
             path: What `path_of` gave.
 
         Raises:
-            ImageError: If it is missing, lies elsewhere, or is no regular file, with the same message for all of these;
+            ImageError: If it is missing, outside the folder, or not a regular file, with one message for all of these;
                 or if it is larger than `MAX_BYTES`.
         """
         if path.parent != self.folder or not _NAME.fullmatch(path.name):
@@ -102,7 +99,7 @@ class Uploads:
         try:
             folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                # Neither waits for a pipe nor follows a link; what was opened is what is looked at.
+                # Does not block on pipes or follow links; the checks below use the opened descriptor.
                 file = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
             finally:
                 os.close(folder)
@@ -119,13 +116,13 @@ class Uploads:
         return content
 
     def discard(self, path: Path) -> None:
-        """Deletes an upload, if it is there."""
+        """Deletes an upload, if it exists."""
         if path.parent == self.folder and _NAME.fullmatch(path.name):
-            with contextlib.suppress(OSError):  # gone already, or a folder that somebody put there
+            with contextlib.suppress(OSError):  # already deleted, or replaced by a folder
                 path.unlink()
 
     def trim(self, more_bytes: int = 0, more_files: int = 0) -> None:
-        """Deletes what is older than `KEPT_SECONDS`, and the oldest until so much more has room."""
+        """Deletes uploads older than `KEPT_SECONDS`, and the oldest until `size` more bytes fit."""
         found = sorted(self._files())
         size, count = more_bytes + sum(size for _, size, _ in found), more_files + len(found)
         for changed, bytes_here, path in found:
@@ -135,7 +132,7 @@ class Uploads:
             size, count = size - bytes_here, count - 1
 
     def _files(self) -> list[tuple[float, int, Path]]:
-        """Time of the last change, size and path of each upload."""
+        """Modification time, size and path of each upload."""
         found = []
         try:
             with os.scandir(self.folder) as entries:
@@ -144,7 +141,7 @@ class Uploads:
                         with contextlib.suppress(FileNotFoundError):  # deleted by another request
                             status = entry.stat(follow_symlinks=False)
                             found.append((status.st_mtime, status.st_size, Path(entry.path)))
-        except FileNotFoundError:  # nothing was uploaded yet
+        except FileNotFoundError:  # no uploads yet
             return []
         return found
 
@@ -160,7 +157,7 @@ def read_upload(content: bytes) -> Image.Image:
 
     try:
         with warnings.catch_warnings():
-            # Pillow's own limit depends on the machine's settings; the one here is checked below.
+            # Replaces Pillow's own configurable limit, which is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             header = Image.open(io.BytesIO(content), formats=FORMATS)
             width, height = header.size
@@ -168,10 +165,10 @@ def read_upload(content: bytes) -> Image.Image:
         raise ImageError(_too_many_pixels()) from error
     except _DAMAGED as error:
         kinds = ", ".join(FORMATS[:-1])
-        raise ImageError(f"This file is no image that can be read; send {kinds} or {FORMATS[-1]}.") from error
+        raise ImageError(f"This file is not a readable image; send {kinds} or {FORMATS[-1]}.") from error
     if width * height > MAX_PIXELS:
         raise ImageError(_too_many_pixels(width, height))
-    # Of a large JPEG a smaller one is decoded, with an eighth of the memory.
+    # Decodes large JPEGs at a reduced size, with an eighth of the memory.
     header.draft("RGB", (_SIDE, _SIDE))
     try:
         image = to_rgb(decode_image(header, "The image"))
