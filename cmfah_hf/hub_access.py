@@ -1,4 +1,4 @@
-"""Failures of the Hub as this package's errors: one line each, after a bounded wait."""
+"""Access to the Hub with bounded waits, and its failures as one-line errors of this package."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,25 +24,25 @@ def hub_errors(
     messages: Mapping[int, str] | None = None,
     again: str = "try again later",
 ) -> Iterator[None]:
-    """Limits how long the requests to the Hub inside may take, and turns their failures into errors in one line.
+    """Limits the duration of requests to the Hub inside, and turns their failures into one-line errors.
 
-    Errors of this package pass as they are. Loaders of other libraries may be called inside; their
-    error is traced back to the Hub's (`from`), and one that did not come of the Hub passes as it is.
+    Errors of this package pass unchanged. Loaders of other libraries may be called inside: their errors are traced back
+    along `__cause__`, and those that do not originate from the Hub pass unchanged.
 
     Args:
-        what: What the message begins with, such as the repository's id.
+        what: Beginning of the message, such as the repository's id.
         error: The type to raise. None: one of `HubNotFoundError`, `HubAccessError`, `HubConnectionError`,
             `HubServerError`, or `HubError` for the rest.
-        token: A token that no message may contain.
-        writes: Whether something is sent: replies may take longer, and so may a Hub that is busy.
-        messages: By HTTP status, what to say instead.
-        again: What to do if the Hub fails or cannot be reached.
+        token: A token to mask in messages.
+        writes: True for uploads, which get longer limits.
+        messages: Messages by HTTP status, instead of the default ones.
+        again: Advice if the Hub fails or cannot be reached.
 
     Raises:
-        HubNotFoundError: If there is no such repository, revision or file that the token may see.
-        HubAccessError: If the token is unknown or may not do this.
-        HubConnectionError: If there is no network, offline mode is set, or the Hub does not answer.
-        HubServerError: If the Hub fails, is busy, or answers what it should not.
+        HubNotFoundError: If the token sees no such repository, revision or file.
+        HubAccessError: If the token is invalid or lacks permission.
+        HubConnectionError: If there is no network, offline mode is set, or the Hub does not reply.
+        HubServerError: If the Hub fails, is busy, or sends an invalid reply.
         HubError: If it refuses for another reason.
     """
     from huggingface_hub.errors import EntryNotFoundError
@@ -54,7 +54,7 @@ def hub_errors(
             yield
     except CMFAHError:
         raise
-    # HTTP errors of the client are OSErrors or HTTPErrors; those that other libraries wrap them in are these too.
+    # The types of the client's errors, and of other libraries' errors that wrap them.
     except (_http_error(), EntryNotFoundError, OSError, RuntimeError, ValueError) as found:
         failure = hub_failure(found, messages, again)
         if failure is None:
@@ -67,23 +67,23 @@ def hub_errors(
 def hub_file(
     repo_id: str, name: str, kind: str = "model", error: type[CMFAHError] | None = None, **options: Any
 ) -> str | None:
-    """The path of a repository's file in the cache, where it is fetched to if needed.
+    """Downloads a file of a repository into the cache and returns its path.
 
-    A file that is in the cache serves also where the Hub cannot be reached.
+    A cached file is used if the Hub cannot be reached.
 
     Args:
         repo_id: `owner/name`.
-        name: Of the file, with its folders.
+        name: Path of the file in the repository.
         kind: `model`, `dataset` or `space`.
-        error: As of `hub_errors`.
+        error: See `hub_errors`.
         **options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` or `subfolder` of
             `hf_hub_download`.
 
     Returns:
-        None, if the repository has no such file; offline also, if it is not cached and other files of the revision are.
+        None if the repository has no such file, or offline, if other files of the revision are cached but not this one.
 
     Raises:
-        HubError: As `hub_errors`, above all if there is no such repository or it cannot be reached.
+        HubError: See `hub_errors`.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.constants import is_offline_mode
@@ -99,7 +99,7 @@ def hub_file(
             if not (options.get("local_files_only") or is_offline_mode()):
                 raise
             where = {name: value for name, value in options.items() if name in ("revision", "cache_dir")}
-            # Raises in its turn if nothing of this revision is cached.
+            # Raises if nothing of this revision is cached.
             folder = snapshot_download(repo_id, repo_type=kind, local_files_only=True, **where)
             if any(Path(folder).iterdir()):
                 return None
@@ -109,15 +109,15 @@ def hub_file(
 def hub_failure(
     error: BaseException, messages: Mapping[int, str] | None = None, again: str = "try again later"
 ) -> HubError | None:
-    """The failure of the Hub that an exception is, or was raised from: its type, and a message without the subject.
+    """The Hub failure behind an exception, with a message without its subject.
 
     Args:
-        error: Whatever a library has raised.
-        messages: By HTTP status, what to say instead.
-        again: What to do if the Hub fails or cannot be reached.
+        error: An exception of any library.
+        messages: Messages by HTTP status, instead of the default ones.
+        again: Advice if the Hub fails or cannot be reached.
 
     Returns:
-        None, if neither it nor what it was raised from came of a request to the Hub.
+        None if neither the exception nor its causes originate from a request to the Hub.
     """
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -136,18 +136,14 @@ def hub_failure(
     if isinstance(found, HfHubHTTPError):
         return _refused(found, messages or {}, again)
     if isinstance(found, OfflineModeIsEnabled):
-        return HubConnectionError(
-            "the environment variable HF_HUB_OFFLINE forbids to ask the Hub, and it is not in the cache; unset it."
-        )
+        return HubConnectionError("HF_HUB_OFFLINE is set, and it is not in the cache; unset HF_HUB_OFFLINE.")
     reason = reason_of(found)
     if isinstance(found, BusyError):
         return HubServerError(f"the Hub is failing or busy ({reason}); {again}.")
     if isinstance(found, BadReplyError):
-        return HubServerError(
-            f"the Hub answers what cannot be used ({reason}); check HF_ENDPOINT and any proxy, or {again}."
-        )
+        return HubServerError(f"the Hub sent an invalid reply ({reason}); check HF_ENDPOINT and any proxy, or {again}.")
     return HubConnectionError(
-        f"there is no connection to the Hub ({reason}); check the network, HF_ENDPOINT and any proxy, then {again}."
+        f"no connection to the Hub ({reason}); check the network, HF_ENDPOINT and any proxy, then {again}."
     )
 
 
@@ -158,43 +154,41 @@ def _refused(error: Any, messages: Mapping[int, str], again: str) -> HubError:
 
     status = error.response.status_code
     if isinstance(error, RevisionNotFoundError):
-        return HubNotFoundError("there is no such revision; name another branch, tag or commit, or none for main.")
+        return HubNotFoundError("no such revision; name another branch, tag or commit, or none for main.")
     if isinstance(error, RemoteEntryNotFoundError):
-        return HubNotFoundError(f"there is no such file ({error.response.request.url.path.rpartition('/')[2]}).")
+        return HubNotFoundError(f"no such file ({error.response.request.url.path.rpartition('/')[2]}).")
     if isinstance(error, GatedRepoError):
-        return HubAccessError("it is gated; ask for access on its page, and log in with `hf auth login`.")
+        return HubAccessError("it is gated; request access on its page, and log in with `hf auth login`.")
     kinds = {401: HubAccessError, 403: HubAccessError, 404: HubNotFoundError}
     if status in messages:
         return kinds.get(status, HubError)(messages[status])
     if status == 401 and error.response.headers.get("X-Error-Code") != "RepoNotFound" and _brought_token(error):
-        return HubAccessError(
-            "the Hub does not know the token; log in again with `hf auth login`, or correct HF_TOKEN."
-        )
+        return HubAccessError("the Hub rejects the token; log in again with `hf auth login`, or correct HF_TOKEN.")
     if status in (401, 404):
         return HubNotFoundError(
-            "there is no such repository on the Hub, or it is private and the token may not see it; check the id, and "
-            "log in with `hf auth login`."
+            "no such repository on the Hub, or it is private and the token may not see it; check the id, and log in "
+            "with `hf auth login`."
         )
     if status == 403:
-        return HubAccessError("the token may not do this; take one of an owner or of a member of the organization.")
+        return HubAccessError("the token lacks permission; use one of the owner or of a member of the organization.")
     if status in BUSY_STATUSES:
         return HubServerError(f"the Hub is failing or busy ({reason_of(error)}); {again}.")
-    return HubError(f"the Hub refuses it ({reason_of(error)}).")
+    return HubError(f"the Hub refuses ({reason_of(error)}).")
 
 
 def _without_request(error: BaseException) -> HubError | None:
-    """Failures that the client reports without a failed request."""
+    """Failures that the client raises without a failed request."""
     from huggingface_hub.errors import FileMetadataError, HFValidationError, LocalEntryNotFoundError
 
     for cause in _causes(error):
         if isinstance(cause, FileMetadataError):
-            return HubServerError("what answers there is no Hub; check HF_ENDPOINT and any proxy.")
+            return HubServerError("the server is not a Hub; check HF_ENDPOINT and any proxy.")
         if type(cause) is OSError and cause.errno is None and str(cause).startswith("Consistency check failed"):
-            return HubServerError("a file that was fetched has another size than the Hub said; try again later.")
+            return HubServerError("a downloaded file has a different size than announced; try again later.")
         if isinstance(cause, HFValidationError):
-            return HubNotFoundError("that cannot be a repository's id; give owner/name.")
+            return HubNotFoundError("not a valid repository id; give owner/name.")
         if isinstance(cause, LocalEntryNotFoundError) and cause.__cause__ is None:
-            return HubConnectionError("it is not in the cache, and local_files_only forbids to ask the Hub.")
+            return HubConnectionError("it is not in the cache, and local_files_only is set.")
     return None
 
 

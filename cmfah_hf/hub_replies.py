@@ -1,4 +1,4 @@
-"""The shapes that replies of the Hub have: the client builds paths and addresses of their values without a look."""
+"""Validation of Hub replies, whose values the client uses in paths and URLs without checks."""
 
 import json
 import re
@@ -13,7 +13,7 @@ _httpx: Any = sys.modules[HTTPError.__module__]
 
 
 class BadReplyError(HTTPError):
-    """A reply that is not what the Hub answers to such a request."""
+    """An invalid reply of the Hub."""
 
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -41,7 +41,7 @@ _OBJECT = {
     "error?": {"code": int, "message": str},
 }
 _ID = r"/api/(?:models|datasets|spaces)/[^/]+/[^/]+"
-# By method and path, what the Hub answers; the client reads such a reply without looking.
+# Shapes of replies by method and path.
 _SHAPES: list[tuple[str, re.Pattern[str], Any]] = [
     ("POST", re.compile(r"/api/repos/create"), {"url": re.compile(r"https?://\S+/[^/\s]+/[^/\s]+")}),
     ("POST", re.compile(r"/api/validate-yaml"), {"errors?": [{"message": str}], "warnings?": [{"message": str}]}),
@@ -56,7 +56,7 @@ _SHAPES: list[tuple[str, re.Pattern[str], Any]] = [
     ("POST", re.compile(r"/.+\.git/info/lfs/objects/batch"), {"objects": [_OBJECT], "transfer?": (str, None)}),
     ("POST", re.compile(rf"{_ID}/commit/.+"), {"commitOid": _COMMIT, "commitUrl": _URL}),
 ]
-# Of these the client reads the replies with some error statuses too.
+# Error statuses whose replies the client reads as well.
 _READ_IN_ERRORS = {"/api/validate-yaml": 400, "/api/repos/create": 409}
 
 
@@ -65,24 +65,16 @@ def is_api(request: Any) -> bool:
 
 
 def check_reply(request: Any, response: Any, is_stream: bool) -> None:
-    """Refuses a successful reply whose values the client would stumble over, or build paths of.
+    """Validates a successful reply.
 
     Raises:
-        BadReplyError: If it is no reply to this request.
+        BadReplyError: If it is not a valid reply to this request.
     """
     path = request.url.path
     if response.is_error and _READ_IN_ERRORS.get(path) != response.status_code:
         return
     if "/resolve/" in path:
-        for name in ("ETag", constants.HUGGINGFACE_HEADER_X_LINKED_ETAG):
-            require(response.headers.get(name), (_ETAG, None), f"the header {name}")
-        name = constants.HUGGINGFACE_HEADER_X_REPO_COMMIT
-        require(response.headers.get(name), (_COMMIT, None), f"the header {name}")
-        name = constants.HUGGINGFACE_HEADER_X_LINKED_SIZE
-        require(response.headers.get(name), (re.compile("[0-9]{1,18}"), None), f"the header {name}")
-        _check_location(request, response)
-        if constants.HUGGINGFACE_HEADER_X_XET_HASH in response.headers:
-            _check_xet(request, response)
+        _check_file(request, response)
         return
     shape = next((s for method, pattern, s in _SHAPES if method == request.method and pattern.fullmatch(path)), None)
     if shape is None or is_stream or response.is_redirect:
@@ -90,24 +82,43 @@ def check_reply(request: Any, response: Any, is_stream: bool) -> None:
     try:
         content = json.loads(response.content)
     except (ValueError, RecursionError) as error:
-        raise BadReplyError("its reply is no JSON") from error
+        raise BadReplyError("its reply is not JSON") from error
     require(content, shape, "its reply")
     if "/tree/" in path:
         _check_next(request, response)
     elif "/preupload/" in path:
-        named = {file["path"] for file in content["files"]}
-        if not all(file["path"] in named for file in json.loads(request.content)["files"]):
-            raise BadReplyError("its reply names other files than were asked for")
+        _check_named(
+            {file["path"] for file in json.loads(request.content)["files"]} - {f["path"] for f in content["files"]}
+        )
     elif path.endswith("/objects/batch"):
-        asked = {item["oid"] for item in json.loads(request.content)["objects"]}
+        requested = {item["oid"] for item in json.loads(request.content)["objects"]}
+        _check_named({item["oid"] for item in content["objects"]} - requested)
         for item in content["objects"]:
-            if item["oid"] not in asked:
-                raise BadReplyError("its reply names other files than were asked for")
             _check_actions(request, item.get("actions") or {})
 
 
+def _check_named(unexpected: set[str]) -> None:
+    if unexpected:
+        raise BadReplyError("its reply names files that were not requested")
+
+
+def _check_file(request: Any, response: Any) -> None:
+    """The headers of a file, or of a redirect to it."""
+    shapes = {
+        "ETag": (_ETAG, None),
+        constants.HUGGINGFACE_HEADER_X_LINKED_ETAG: (_ETAG, None),
+        constants.HUGGINGFACE_HEADER_X_REPO_COMMIT: (_COMMIT, None),
+        constants.HUGGINGFACE_HEADER_X_LINKED_SIZE: (re.compile("[0-9]{1,18}"), None),
+    }
+    for name, shape in shapes.items():
+        require(response.headers.get(name), shape, f"the header {name}")
+    _check_location(request, response)
+    if constants.HUGGINGFACE_HEADER_X_XET_HASH in response.headers:
+        _check_xet(request, response)
+
+
 def check_error(response: Any) -> None:
-    """Refuses the body of an error that the client would stumble over; it takes one that is no JSON."""
+    """Validates the body of an error reply, which may be other than JSON."""
     try:
         fits = _fits(json.loads(response.read()), {"errors?": ([dict], None)})
     except json.JSONDecodeError:
@@ -115,31 +126,31 @@ def check_error(response: Any) -> None:
     except (ValueError, RecursionError):
         fits = False
     if not fits:
-        raise BadReplyError(f"HTTP {response.status_code}, and its reply is not what the Hub answers")
+        raise BadReplyError(f"HTTP {response.status_code} with an invalid body")
 
 
 def _check_location(request: Any, response: Any) -> None:
     try:
         there = urlsplit(urljoin(str(request.url), response.headers.get("Location", "")))
     except ValueError as error:
-        raise BadReplyError("the header Location is no address") from error
+        raise BadReplyError("the header Location is not a URL") from error
     if there.scheme not in ("http", "https") or not there.hostname:
-        raise BadReplyError("the header Location is no address")
+        raise BadReplyError("the header Location is not a URL")
 
 
 def _check_xet(request: Any, response: Any) -> None:
-    """The token goes to where Xet, the Hub's storage, is said to give one of its own."""
+    """The client sends the token to this URL to get one for Xet, the Hub's storage."""
     link = response.links.get(constants.HUGGINGFACE_HEADER_LINK_XET_AUTH_KEY, {})
     route = link.get("url") or response.headers.get(constants.HUGGINGFACE_HEADER_X_XET_REFRESH_ROUTE)
     if route is not None and not _is_hub(request, route):
-        raise BadReplyError("it wants the token to be sent elsewhere")
+        raise BadReplyError("it requests the token for another server")
 
 
 def _check_next(request: Any, response: Any) -> None:
-    """The token goes to wherever the next page is said to be."""
+    """The client sends the token to the URL of the next page."""
     link = response.links.get("next")
     if link is not None and not _is_hub(request, link.get("url", "")):
-        raise BadReplyError("it names a next page elsewhere")
+        raise BadReplyError("its next page is on another server")
 
 
 def _check_actions(request: Any, actions: dict[str, Any]) -> None:
@@ -147,7 +158,7 @@ def _check_actions(request: Any, actions: dict[str, Any]) -> None:
     require(header.get("chunk_size", "1"), re.compile("[1-9][0-9]{0,17}"), "its reply")
     require(list(header.values()), [str], "its reply")
     if actions.get("verify") and not _is_hub(request, actions["verify"]["href"]):
-        raise BadReplyError("it wants the token to be sent elsewhere")
+        raise BadReplyError("it requests the token for another server")
 
 
 def _is_hub(request: Any, url: str) -> bool:
@@ -161,7 +172,7 @@ def _is_hub(request: Any, url: str) -> bool:
 
 def require(value: Any, shape: Any, what: str) -> None:
     if not _fits(value, shape):
-        raise BadReplyError(f"{what} is not what the Hub answers")
+        raise BadReplyError(f"{what} is invalid")
 
 
 def _fits(value: Any, shape: Any) -> bool:

@@ -1,7 +1,7 @@
-"""Limits on the requests of `huggingface_hub`: how long a reply may take, how large it may be, and which shape it has.
+"""Limits on time, size and shape of the replies to `huggingface_hub`.
 
-The client waits without limit for most replies, sleeps as long as a `Retry-After` says, and takes the values of a reply
-for what they should be. Within `limited(...)` each of its requests is watched; outside of it nothing changes.
+The client waits without limit for most replies, sleeps as long as a `Retry-After` demands, and does not validate
+replies. Within `limited(...)` each request is bounded and each reply validated; outside of it nothing changes.
 """
 
 import logging
@@ -22,30 +22,30 @@ from cmfah_hf.hub_replies import BadReplyError, check_error, check_reply, is_api
 
 logger = logging.getLogger(__name__)
 
-# The HTTP library that this version of `huggingface_hub` is built on: httpx, or its successor.
+# The HTTP library of this version of `huggingface_hub`: httpx, or its successor.
 _httpx: Any = sys.modules[HTTPError.__module__]
-# A request that was not answered: no connection, a broken one, no answer in time.
+# A request without a reply: no connection, a broken one, or a timeout.
 TransportError: type[Exception] = _httpx.TransportError
 
 BUSY_STATUSES = (408, 429, 500, 502, 503, 504)
-# Seconds after which a wait for a reply is reported.
+# Seconds until a wait for a reply is logged.
 _NOTICE_S = 10.0
-# How much longer the answer to an upload may take.
+# Factor on the time limit for the reply to an upload.
 _UPLOAD_FACTOR = 5
-# Bytes of a reply of the API, and of a file whose size was not announced.
+# Maximum bytes of an API reply, and of a file without an announced size.
 _LARGEST_REPLY = 32 * 2**20
 _LARGEST_UNSIZED = 256 * 2**20
-# Pages of a listing, of 1000 files each, that are read.
+# Maximum pages of a listing, of 1000 files each.
 _MOST_PAGES = 1000
-# Bytes that have to arrive in the time that one reply may take.
+# Minimum bytes per time limit of a reply.
 _FEWEST_BYTES = 1000
 
 
 @dataclass(frozen=True)
 class Limits:
     """Args:
-    answer_s: Seconds without a reply, or without progress of a transfer. There is no limit on a whole transfer.
-    patience_s: Seconds of failed attempts in a row, and of what a `Retry-After` asks for, before it is given up.
+    answer_s: Seconds without a reply or without progress of a transfer. Whole transfers are not limited.
+    patience_s: Seconds of consecutive failures, including a requested `Retry-After`, before giving up.
     """
 
     answer_s: float
@@ -56,20 +56,20 @@ READING, WRITING = Limits(20, 20), Limits(60, 60)
 
 
 class UnreachableError(HTTPError):
-    """The Hub was not reached, or did not answer, within the limits."""
+    """The Hub could not be reached, or did not reply in time."""
 
 
 class BusyError(HTTPError):
-    """The Hub has answered with errors for too long, or asks to wait for too long."""
+    """The Hub failed for too long, or requests too long a wait."""
 
 
 @contextmanager
 def limited(limits: Limits) -> Iterator[None]:
-    """Watches all requests of `huggingface_hub` in this process, of other threads too, while the context lasts."""
+    """Applies the limits to all requests of `huggingface_hub` in this process, in all threads, within the context."""
     _install()
     watch = _Watch(limits)
     _active.append(watch)
-    # The client's own warnings hold the addresses of uploads, which are signed; the watch reports the same without.
+    # The client's own warnings contain signed upload URLs; ours do not.
     client_log = logging.getLogger(_http.__name__)
     client_log.addFilter(_hide_warnings)
     try:
@@ -88,7 +88,7 @@ _install_lock = threading.Lock()
 
 
 def _install() -> None:
-    """Has every client of `huggingface_hub` watched, those of a factory that somebody else has set too."""
+    """Wraps the client factory of `huggingface_hub`, also a custom one."""
     with _install_lock:
         if not isinstance(_http._GLOBAL_CLIENT_FACTORY, _WatchedFactory):
             set_client_factory(_WatchedFactory(_http._GLOBAL_CLIENT_FACTORY))
@@ -123,22 +123,22 @@ class _Watch:
             raise type(self.given_up)(str(self.given_up))
         asked = request.extensions.get("timeout") or {}
         longest = {"connect": min(10.0, self.limits.answer_s)}
-        if request.method == "PUT":  # what was sent may be on its way still
+        if request.method == "PUT":  # the upload may still be in transit
             longest["read"] = _UPLOAD_FACTOR * self.limits.answer_s
         request.extensions["timeout"] = {
             name: min(asked.get(name) or float("inf"), longest.get(name, self.limits.answer_s))
             for name in ("connect", "read", "write", "pool")
         }
-        # Sizes are those that are announced, and no small reply unpacks to a large one.
+        # So that announced sizes are true, and small replies do not decompress to large ones.
         request.headers["Accept-Encoding"] = "identity"
-        notice = threading.Timer(_NOTICE_S, logger.warning, ("Waiting for an answer of the Hub.",))
+        notice = threading.Timer(_NOTICE_S, logger.warning, ("Waiting for a reply of the Hub.",))
         notice.daemon = True
-        if request.method != "PUT":  # an upload has a bar
+        if request.method != "PUT":  # uploads have a progress bar
             notice.start()
         try:
             response = send(request, **options)
         except TransportError as error:
-            # Without a connection there is nothing to wait for.
+            # Without a connection, waiting is of little use.
             patience = self.limits.patience_s / (4 if isinstance(error, _httpx.ConnectError) else 1)
             self._failed(UnreachableError(reason_of(error)), patience, cause=error)
             raise
@@ -147,14 +147,14 @@ class _Watch:
         if response.is_error:
             check_error(response)
         if response.status_code in BUSY_STATUSES:
-            said = f"HTTP {response.status_code} {response.reason_phrase}"
-            self._failed(BusyError(said), self.limits.patience_s, _wait_asked_for(response), response)
+            reason = f"HTTP {response.status_code} {response.reason_phrase}"
+            self._failed(BusyError(reason), self.limits.patience_s, _wait_asked_for(response), response)
             return response
         with self.lock:
             self.failing_since = None
             self.pages += "/tree/" in request.url.path
         if self.pages > _MOST_PAGES:
-            raise BadReplyError("its listing of files does not end")
+            raise BadReplyError("its file listing is endless")
         check_reply(request, response, options.get("stream", False))
         return response
 
@@ -170,10 +170,10 @@ class _Watch:
             now = time.monotonic()
             self.failing_since = now if self.failing_since is None else self.failing_since
             if now + wait - self.failing_since < patience:
-                logger.warning("The Hub does not answer as it should (%s).", error)
+                logger.warning("The Hub is failing (%s).", error)
                 return
             if wait:
-                error = type(error)(f"{error}; it asks to wait for {wait:,.0f} s")
+                error = type(error)(f"{error}; it requests a wait of {wait:,.0f} s")
             self.given_up = error
         if response is not None:
             response.close()
@@ -181,7 +181,7 @@ class _Watch:
 
 
 def _wait_asked_for(response: Any) -> float:
-    """The seconds that the client would sleep for."""
+    """Seconds that the client would sleep."""
     limit = _http.parse_ratelimit_headers(response.headers) if _is_plain(response.headers.get("ratelimit")) else None
     if response.status_code == 429 and limit is not None and limit.remaining == 0:
         return limit.reset_in_seconds
@@ -196,26 +196,28 @@ def _is_plain(header: str | None) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """The reason of a failure, without addresses: those of uploads are signed, as good as a password for a while."""
+    """The reason of a failure, without URLs, since signed upload URLs are credentials."""
     response = getattr(error, "response", None)
     if response is not None:
-        said = getattr(error, "server_message", None)
-        return " ".join(f"HTTP {response.status_code} {response.reason_phrase}{f': {said}' if said else ''}".split())
-    said = " ".join(str(error).split())
+        reason = getattr(error, "server_message", None)
+        return " ".join(
+            f"HTTP {response.status_code} {response.reason_phrase}{f': {reason}' if reason else ''}".split()
+        )
+    reason = " ".join(str(error).split())
     if isinstance(error, (UnreachableError, BusyError, BadReplyError)):
-        return said
-    return f"{type(error).__name__}: {said}" if said and "://" not in said else type(error).__name__
+        return reason
+    return f"{type(error).__name__}: {reason}" if reason and "://" not in reason else type(error).__name__
 
 
 # Bodies
 
 
 def _bound(response: Any) -> None:
-    """Lets no more of a body be read than a reply of its kind has, nor more slowly than anybody would wait for."""
+    """Limits the size and the minimum speed of a reply's body."""
     if not _active:
         return
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise BadReplyError("its reply is packed, which was not asked for")
+        raise BadReplyError("its reply is compressed, which was not requested")
     for name, pattern in (
         ("Content-Length", "[0-9]{1,18}"),
         ("Content-Range", r"bytes ([0-9]{1,18}-[0-9]{1,18}|\*)/[0-9]{1,18}"),
@@ -238,14 +240,14 @@ class _BoundedStream(_httpx.SyncByteStream):
             total += len(part)
             in_window += len(part)
             if self.most is not None and total > self.most:
-                raise BadReplyError(f"its reply does not end after {self.most:,} bytes")
+                raise BadReplyError(f"its reply has more than {self.most:,} bytes")
             now = time.monotonic()
             if now - start > self.window_s:
                 if in_window < _FEWEST_BYTES:
                     raise UnreachableError(f"{in_window} bytes in {now - start:.0f} s")
                 start, in_window = now, 0
             yield part
-            start = max(start, start + time.monotonic() - now)  # what the reader takes is not the sender's
+            start = max(start, start + time.monotonic() - now)  # excludes the time of the reader
 
     def close(self) -> None:
         self.stream.close()

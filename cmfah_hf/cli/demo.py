@@ -78,7 +78,5 @@ def demo(
     for results, asked in ((by_text, f"the text {text!r}"), (by_image, f"the image {query['id']}")):
         rows = list(zip(results.ids[0], results.scores[0].tolist(), strict=True))
         print_table(f"Found by {asked}", ["id", "score"], rows)
-    say(
-        f"Plots: {output}/search_by_text.png, search_by_image.png, attention.png, model/plots/", err=json
-    )
+    say(f"Plots: {output}/search_by_text.png, search_by_image.png, attention.png, model/plots/", err=json)
     say(f'Go on: cmfah search {folder} {index_file} --text "house tree"')

@@ -14,7 +14,8 @@ def evaluate(
         str | None, typer.Option(help="The split to search. Default: `database` if present, else `train`.")
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="'single': each item is encoded by itself. 'paired': with its other modality, which leaks.")
+        str,
+        typer.Option(help="'single': each item is encoded by itself. 'paired': with its other modality, which leaks."),
     ] = "single",
     plots: Annotated[Path | None, typer.Option(help="A folder for the curves as PNG.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,

@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-expand_app = typer.Typer(
-    name="expand", no_args_is_help=True, help="Text expansion: fit, explain, plot."
-)
+expand_app = typer.Typer(name="expand", no_args_is_help=True, help="Text expansion: fit, explain, plot.")
 
 
 @expand_app.command()
@@ -27,9 +25,15 @@ def fit(
     knowledge_top_k: Annotated[int, typer.Option(help="Maximum number of words that the knowledge adds.")] = 10,
     min_probability: Annotated[float, typer.Option(help="Minimum visit probability of an added word.")] = 0.01,
     min_count: Annotated[int, typer.Option(help="Minimum number of texts of a word in the graph.")] = 1,
-    stop_words: Annotated[str | None, typer.Option(help="'english' excludes English stop words from the graph.")] = None,
-    window: Annotated[int, typer.Option(help="Maximum distance of two co-occurring words of an article, in words.")] = 5,
-    links: Annotated[bool, typer.Option("--links", help="Also relate an article of a dump to the articles it links to.")] = False,
+    stop_words: Annotated[
+        str | None, typer.Option(help="'english' excludes English stop words from the graph.")
+    ] = None,
+    window: Annotated[
+        int, typer.Option(help="Maximum distance of two co-occurring words of an article, in words.")
+    ] = 5,
+    links: Annotated[
+        bool, typer.Option("--links", help="Also relate an article of a dump to the articles it links to.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Fit the image-word graph on texts, and the knowledge on articles, and save both."""

@@ -13,7 +13,9 @@ def index(
         typer.Argument(help="Images, folders of them, or data sets with images: folders, files, Hub ids."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The index file to write.")] = Path("images.index"),
-    split: Annotated[str | None, typer.Option(help="The split to index. Default: all, with ids such as train/cat.jpg.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split to index. Default: all, with ids such as train/cat.jpg.")
+    ] = None,
     texts: Annotated[bool, typer.Option("--texts", help="Index the texts instead of the images.")] = False,
     keep: Annotated[
         list[str] | None, typer.Option(help="A metadata column to store with the codes, for --where; may be repeated.")

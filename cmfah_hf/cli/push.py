@@ -39,7 +39,9 @@ def push(
     split: Annotated[
         str | None, typer.Option(help="The split to search. Default: `database` if present, else `train`.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Maximum number of images that the Space shows. Default: 320.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Maximum number of images that the Space shows. Default: 320.")
+    ] = None,
     title: Annotated[str | None, typer.Option(help="Title of the Space's page.")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Also replace files changed on the Hub since the last push.")

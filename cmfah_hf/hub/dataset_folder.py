@@ -129,7 +129,9 @@ def _check_shards(files: list[str]) -> int:
             raise DataError(f"{file}: cannot be opened as Parquet ({reason}); write it again.") from error
         schema = schema or footers.schema
         if not footers.schema.equals(schema):
-            raise DataError(f"{file}: has different columns than {files[0]}; the shards of a split need the same columns.")
+            raise DataError(
+                f"{file}: has different columns than {files[0]}; the shards of a split need the same columns."
+            )
         rows += footers.num_rows
     for column in ("id", "text"):
         if column not in schema.names:
@@ -190,9 +192,7 @@ def _checked(rows: Iterable[dict[str, Any]], split: str) -> Iterator[dict[str, A
     seen: set[str] = set()
     for number, row in enumerate(rows):
         if row["id"] in seen:
-            raise DataError(
-                f"Split {split}, row {number} (from 0): the id {row['id']!r} occurs twice; make it unique."
-            )
+            raise DataError(f"Split {split}, row {number} (from 0): the id {row['id']!r} occurs twice; make it unique.")
         seen.add(row["id"])
         yield row
 

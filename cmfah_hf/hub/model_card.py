@@ -173,7 +173,11 @@ def _protocol(run: FinishedRun, dataset_id: str | None) -> str:
         data = f"Data: {where}, drawn by code, with noisy tags."
     if metrics.get("train_pairs"):
         data += f" {metrics['train_pairs']:,} training pairs"
-        data += f", {metrics['validation_pairs']:,} validation pairs that selected the epoch" if metrics.get("validation_pairs") else ""
+        data += (
+            f", {metrics['validation_pairs']:,} validation pairs that selected the epoch"
+            if metrics.get("validation_pairs")
+            else ""
+        )
         data += "; then the model was trained on all of them." if metrics.get("refit") else "."
     if not query:
         return data

@@ -68,9 +68,7 @@ class Published:
     @property
     def remarks(self) -> list[str]:
         """One line per file that was kept."""
-        lines = [
-            f"Kept {path}, which was edited on the Hub." for path in self.kept if path != CARD_NAME
-        ]
+        lines = [f"Kept {path}, which was edited on the Hub." for path in self.kept if path != CARD_NAME]
         if CARD_NAME in self.kept:
             where = f"; the card of this push is in {BESIDE_NAME}" if BESIDE_NAME in self.files else ""
             lines.append(f"Kept the text of {CARD_NAME}, which was written on the Hub{where}.")
@@ -135,9 +133,7 @@ def _repository(api: "HfApi", repo_id: str, kind: str, private: bool) -> tuple[s
     )
     is_private = bool(_with_retries(lambda: api.repo_info(repo_id, repo_type=kind)).private)
     if private and not is_private:
-        raise HubError(
-            f"{repo_id} exists and is public; make it private in its settings, or push without --private."
-        )
+        raise HubError(f"{repo_id} exists and is public; make it private in its settings, or push without --private.")
     return str(url), is_private
 
 

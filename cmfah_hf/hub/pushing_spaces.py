@@ -82,9 +82,7 @@ def push_space(
             raise HubError(f"{model}: neither a folder nor a model on the Hub; give one of these.")
         settings = replace(settings, model="model" if folder is not None else os.fspath(model))
     if data is not None and data != SCENES and (Path(data).exists() or not is_repo_id(data)):
-        raise HubError(
-            f"{data}: a Space cannot read local data; push it with `cmfah data push`, and give its Hub id."
-        )
+        raise HubError(f"{data}: a Space cannot read local data; push it with `cmfah data push`, and give its Hub id.")
     if model is not None or data is not None or examples:
         settings = replace(settings, examples=tuple(examples))
     given = {"data": data, "split": split, "limit": limit, "title": title}

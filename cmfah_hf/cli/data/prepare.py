@@ -22,16 +22,22 @@ def prepare(
     split: Annotated[str, typer.Option(help="paper (random), dcmh (queries first), or dadh (queries last).")] = "paper",
     seed: Annotated[int, typer.Option(help="Seed of the split 'paper'.")] = 0,
     queries: Annotated[int | None, typer.Option(help="Number of queries. Default: 2,000; NUS-WIDE: 2,100.")] = None,
-    train: Annotated[int | None, typer.Option(help="Number of training pairs. Default: 10,000; NUS-WIDE: 10,500.")] = None,
+    train: Annotated[
+        int | None, typer.Option(help="Number of training pairs. Default: 10,000; NUS-WIDE: 10,500.")
+    ] = None,
     check_only: Annotated[bool, typer.Option("--check-only", help="Read and check, and write nothing.")] = False,
     verify: Annotated[bool, typer.Option(help="Decode every image as a check.")] = True,
-    keep_broken: Annotated[bool, typer.Option("--keep-broken", help="Keep rows whose images cannot be decoded.")] = False,
+    keep_broken: Annotated[
+        bool, typer.Option("--keep-broken", help="Keep rows whose images cannot be decoded.")
+    ] = False,
     skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Skip rows without an image.")] = False,
     allow_other_counts: Annotated[
         bool, typer.Option("--allow-other-counts", help="Accept a copy whose counts differ from the release's.")
     ] = False,
     rows_per_shard: Annotated[int | None, typer.Option(help="Rows per file.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier preparation in that folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier preparation in that folder.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
     """Write MIRFlickr-25k or NUS-WIDE, as released, as Parquet with a card, ready for the Hub.
