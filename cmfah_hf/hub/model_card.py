@@ -183,8 +183,8 @@ def _protocol(run: FinishedRun, dataset_id: str | None) -> str:
         return data
     return (
         f"{data} {int(query['queries']):,} held-out queries were evaluated once, at the end, against a database of "
-        f"{int(query['database']):,} pairs. Items that share a label are relevant. Each item is encoded by itself: images "
-        "without their texts, texts without their images. MAP covers the whole database and is the expectation over "
+        f"{int(query['database']):,} pairs. Items that share a label are relevant. Each item is encoded by itself: "
+        "images without their texts, texts without their images. MAP covers the whole database and is the expectation over "
         "the order of ties, which are frequent among codes."
     )
 
@@ -297,16 +297,16 @@ def _backbone(config: Mapping[str, Any]) -> str:
 
 def _limits(run: FinishedRun, files: set[str]) -> list[str]:
     lines = [
-        f"The vocabulary has {run.config.get('vocab_size', 2) - 2:,} words, those of the training texts. A query without any "
-        "of them is rejected, because its code carries no information.",
-        "Similarity was learned from the labels and tags of the data above. The metrics do not transfer to other images, "
-        "and the codes repeat omissions and errors of those labels.",
+        f"The vocabulary has {run.config.get('vocab_size', 2) - 2:,} words, those of the training texts. A query without "
+        "any of them is rejected, because its code carries no information.",
+        "Similarity was learned from the labels and tags of the data above. The metrics do not transfer to other "
+        "images, and the codes repeat omissions and errors of those labels.",
         "Short codes sometimes place different things together. Do not base decisions about people on single results.",
     ]
     if "expander.json" in files:
         lines.append(
-            "Training texts were expanded by words of a graph. `CrossMediaRetriever` expands queries in the same way, as "
-            "in the metrics; `AutoModel` and the pipeline do not."
+            "Training texts were expanded by words of a graph. `CrossMediaRetriever` expands queries in the same way, "
+            "as in the metrics; `AutoModel` and the pipeline do not."
         )
     return ["## Limitations", "\n".join(f"- {line}" for line in lines)]
 

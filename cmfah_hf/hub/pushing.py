@@ -37,9 +37,9 @@ def push_dataset(
 ) -> PushedDataset:
     """Pushes a data set in one commit; `load_image_text(repo_id)` and plain `datasets` read it back.
 
-    A prepared folder (a card `README.md` and Parquet shards below `data/`) is pushed unchanged. Any other source is first
-    written in that layout, in the cache of `datasets`, with the bytes of the image files in the shards. Other shards in
-    the repository are removed in the same commit.
+    A prepared folder (a card `README.md` and Parquet shards below `data/`) is pushed unchanged. Any other source is
+    first written in that layout, in the cache of `datasets`, with the bytes of the image files in the shards. Other
+    shards in the repository are removed in the same commit.
 
     An interrupted push resumes when it is called again, because the Hub knows uploaded content by its digest. Until the
     commit, readers see the former state.
