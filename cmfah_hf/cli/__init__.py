@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import typer
 import typer.core
@@ -27,7 +27,7 @@ from cmfah_hf.errors import CMFAHError, printable
 _INTERRUPTED = 130
 _BUG = 70  # EX_SOFTWARE of sysexits.h
 # The base class of the parser's errors, which has no public name.
-_UsageError = typer.BadParameter.__base__
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
 
 class _Group(typer.core.TyperGroup):

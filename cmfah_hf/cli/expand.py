@@ -57,12 +57,12 @@ def fit(
         )
     expander.save(output)
     graph = expander.graph
-    related = len({*expander.knowledge.scores.nonzero()[0].tolist()}) if knowledge else None
+    related = len({*expander.knowledge.scores.nonzero()[0].tolist()}) if expander.knowledge is not None else None
     done = {"folder": str(output), "texts": graph.num_images, "words": len(graph.vocabulary), "related_words": related}
     if json:
         print_json(done)
     else:
-        known = f", {related:,} of them with related words" if knowledge else ""
+        known = f", {related:,} of them with related words" if related is not None else ""
         say(f"{output}: a graph of {graph.num_images:,} texts and {len(graph.vocabulary):,} words{known}.")
 
 

@@ -7,11 +7,11 @@ import typer
 
 
 def push(
+    repo_id: Annotated[str, typer.Option("--repo-id", help="The target repository, as owner/name.")],
     run: Annotated[
         str | None,
         typer.Argument(help="The output folder of a training run; with --space also a Hub id, or omitted."),
     ] = None,
-    repo_id: Annotated[str, typer.Option("--repo-id", help="The target repository, as owner/name.")] = ...,
     space: Annotated[
         bool, typer.Option("--space", help="Push the search page as a Space that includes the model.")
     ] = False,

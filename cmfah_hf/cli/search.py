@@ -43,8 +43,8 @@ def search(
         retriever.images = retriever.load_index(index, mmap=True)
     searched = retriever.images if len(retriever.images) else retriever.texts
     conditions = parse_conditions(where, searched.metadata) if where else None
-    image = sys.stdin.buffer if image == "-" else image
-    results = retriever.search(text, image, k, None, metric, conditions, not approximate, image_weight)
+    opened = sys.stdin.buffer if image == "-" else image
+    results = retriever.search(text, opened, k, None, metric, conditions, not approximate, image_weight)
     found = [{"rank": rank, **hit} for rank, hit in enumerate(results.hits(), 1)]
     ignored = retriever.ignored_words(text) if text is not None else []
     if ignored:

@@ -95,13 +95,12 @@ def merged(theirs: bytes, ours: str, former: Mapping[str, Any] | None) -> Merged
     if not body.strip():
         body = f"\n{our_body.lstrip()}"
     elif our_section is not None and len(sections) == 1 and sections[0][0] == _digest(sections[0][1]):
-        start, end = _SECTION.search(body).span()
-        body = body[:start] + our_section[0] + body[end:]
+        body = _SECTION.sub(lambda _: our_section[0], body)
     else:
         ours_is_in = False
     head = _merged_head(match[1] if match else "", has, wanted, former or {})
     if head is None:
-        head = match[1]
+        head = match[1] if match else ""
     return Merged(f"---\n{head}---\n{body}" if head.strip() else body, not ours_is_in)
 
 

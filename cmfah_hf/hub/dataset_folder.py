@@ -120,14 +120,15 @@ def _check_shards(files: list[str]) -> int:
 
     from cmfah_hf.data.parquet import read_footers
 
-    rows, schema = 0, None
+    rows, schema = 0, pa.schema([])
     for file in files:
         try:
             footers = read_footers([file])
         except (pa.ArrowException, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise DataError(f"{file}: cannot be opened as Parquet ({reason}); write it again.") from error
-        schema = schema or footers.schema
+        if file == files[0]:
+            schema = footers.schema
         if not footers.schema.equals(schema):
             raise DataError(
                 f"{file}: has different columns than {files[0]}; the shards of a split need the same columns."
@@ -167,7 +168,9 @@ def _write_split(split: str, stream: Any, folder: Path, classes: list[str]) -> i
         features["labels"] = datasets.List(datasets.ClassLabel(names=classes))
     schema = features.arrow_schema
     rows = _checked(decoding_off(stream), split)
-    written, parts, writer = 0, [], None
+    written = 0
+    parts: list[Path] = []
+    writer = None
     while group := list(islice(rows, _ROWS_OF_GROUP)):
         for row in group:
             if "labels" in row and classes:

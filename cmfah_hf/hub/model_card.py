@@ -184,8 +184,8 @@ def _protocol(run: FinishedRun, dataset_id: str | None) -> str:
     return (
         f"{data} {int(query['queries']):,} held-out queries were evaluated once, at the end, against a database of "
         f"{int(query['database']):,} pairs. Items that share a label are relevant. Each item is encoded by itself: "
-        "images without their texts, texts without their images. MAP covers the whole database and is the expectation over "
-        "the order of ties, which are frequent among codes."
+        "images without their texts, texts without their images. MAP covers the whole database and is the "
+        "expectation over the order of ties, which are frequent among codes."
     )
 
 
@@ -297,8 +297,8 @@ def _backbone(config: Mapping[str, Any]) -> str:
 
 def _limits(run: FinishedRun, files: set[str]) -> list[str]:
     lines = [
-        f"The vocabulary has {run.config.get('vocab_size', 2) - 2:,} words, those of the training texts. A query without "
-        "any of them is rejected, because its code carries no information.",
+        f"The vocabulary has {run.config.get('vocab_size', 2) - 2:,} words, those of the training texts. A query "
+        "without any of them is rejected, because its code carries no information.",
         "Similarity was learned from the labels and tags of the data above. The metrics do not transfer to other "
         "images, and the codes repeat omissions and errors of those labels.",
         "Short codes sometimes place different things together. Do not base decisions about people on single results.",
@@ -318,5 +318,5 @@ def _licenses(run: FinishedRun, license: str | None, data_license: str | None) -
     return ["## License", f"{model} {said} The code that cmfah-hf added to this repository: Apache-2.0."]
 
 
-def _figure(value: float) -> str:
-    return f"{value:.3f}".removeprefix("0") if math.isfinite(value) else "none"
+def _figure(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}".removeprefix("0") if math.isfinite(value) else "none"

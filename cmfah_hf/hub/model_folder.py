@@ -46,13 +46,14 @@ def write_model(folder: Path, target: Path) -> None:
 
     from cmfah_hf.models import CMFAHProcessor, CrossModalRetrievalPipeline
 
+    expected = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, *_setting_errors())
     with _no_bars():
         try:
             towers, whole, report = _load_model(folder)
             processor = CMFAHProcessor.from_pretrained(folder)
         except CheckpointError:
             raise
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, *_setting_errors()) as error:
+        except expected as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise CheckpointError(f"{folder}: the model or processor cannot be loaded ({reason}).") from error
         if report["missing_keys"]:
@@ -102,7 +103,8 @@ def _load_model(folder: Path) -> tuple[Any, Any | None, Mapping[str, Any]]:
 
     config_file = own_file(folder, "config.json")
     content = read_json(config_file, CheckpointError) if config_file is not None else None
-    name = content.get("model_type") if isinstance(content, dict) else None
+    content = content if isinstance(content, dict) else {}
+    name = content.get("model_type")
     if not isinstance(name, str) or name not in METHODS:
         raise CheckpointError(f"{folder}: config.json belongs to a model of type {name!r}, not {' or '.join(METHODS)}.")
     method = METHODS[name]

@@ -184,7 +184,7 @@ def publish(
         url, is_private = _repository(api, repo_id, kind, private)
         if revision:
             _with_retries(lambda: api.create_branch(repo_id, branch=branch, repo_type=kind, exist_ok=True))
-        head = _with_retries(lambda: api.repo_info(repo_id, repo_type=kind, revision=branch)).sha
+        head = _head(api, repo_id, kind, branch)
         steps = plan(
             repo_id,
             files,
@@ -242,6 +242,14 @@ class _BusyError(CMFAHError):
     """The lock of a staging folder is held or cannot be created."""
 
 
+def _head(api: "HfApi", repo_id: str, kind: str, branch: str) -> str:
+    """The last commit of a branch."""
+    sha = _with_retries(lambda: api.repo_info(repo_id, repo_type=kind, revision=branch)).sha
+    if sha is None:
+        raise HubError(f"{repo_id}: the Hub reports no commit of {branch}; try again later.")
+    return sha
+
+
 def _tree(api: "HfApi", repo_id: str, kind: str, commit: str) -> dict[str, Any]:
     """The files of a commit, by their paths."""
     nodes = _with_retries(lambda: list(api.list_repo_tree(repo_id, recursive=True, repo_type=kind, revision=commit)))
@@ -293,7 +301,7 @@ def _commit(
     except HfHubHTTPError as error:
         if error.response.status_code != 412:
             raise
-        now = _with_retries(lambda: api.repo_info(repo_id, repo_type=kind, revision=branch)).sha
+        now = _head(api, repo_id, kind, branch)
         there = _tree(api, repo_id, kind, now)
         made = all(path in there and is_same(digests_of(content), there[path]) for path, content in steps.add.items())
         if made and not there.keys() & set(steps.remove):

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cmfah_hf.errors import HubError
 from cmfah_hf.hub.finished_run import WORDS, is_repo_id, read_run
@@ -85,7 +86,7 @@ def push_space(
         raise HubError(f"{data}: a Space cannot read local data; push it with `cmfah data push`, and give its Hub id.")
     if model is not None or data is not None or examples:
         settings = replace(settings, examples=tuple(examples))
-    given = {"data": data, "split": split, "limit": limit, "title": title}
+    given: dict[str, Any] = {"data": data, "split": split, "limit": limit, "title": title}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     with staging(cached_assets_path("cmfah-hf", "push", "spaces"), str(folder), repo_id) as stage:
         path = stage / SETTINGS_NAME

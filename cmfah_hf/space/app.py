@@ -194,5 +194,5 @@ def _guard(image: gr.Image, uploads: Uploads) -> None:
             uploads.discard(path)
             raise gr.Error(html.escaped(str(error)), duration=8, print_exception=False) from error
 
-    image.async_move_resource_to_block_cache = stay  # type: ignore[method-assign]
+    image.async_move_resource_to_block_cache = stay  # type: ignore[method-assign, assignment]
     image.preprocess = MethodType(read, image)  # type: ignore[method-assign]

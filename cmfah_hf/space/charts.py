@@ -40,7 +40,8 @@ def code_map(engine: "Engine", text: str | None = None) -> str:
     every = places if asked is None else np.vstack([places, asked])
     low, high = every.min(axis=0), every.max(axis=0)
     unit = (every - low) / np.where(high > low, high - low, 1.0)
-    shown, dots = [], []
+    shown: list[str] = []
+    dots: list[str] = []
     taken: list[tuple[float, float]] = []
     for row, (x, y) in enumerate(unit[: len(places)]):
         crowded = any(abs(x - a) < _APART and abs(y - b) < _APART * _ASPECT for a, b in taken)

@@ -270,8 +270,9 @@ def _checked_text(text: Any) -> str:
     Raises:
         QueryError: If it is not a string, or too long.
     """
-    if text is not None and not isinstance(text, str):
+    text = "" if text is None else text
+    if not isinstance(text, str):
         raise QueryError("The query is not a string; send a string.")
-    if len(text or "") > LONGEST_QUERY:
+    if len(text) > LONGEST_QUERY:
         raise QueryError(f"The query has {len(text):,} characters; write at most {LONGEST_QUERY}.")
-    return text or ""
+    return text

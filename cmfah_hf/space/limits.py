@@ -6,7 +6,7 @@ Uploads are received and served here as well, so that no request makes Gradio it
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -275,7 +275,7 @@ async def _file_of(headers: Headers, body: bytes) -> bytes:
     if not kind.lower().startswith("multipart/form-data") or boundary is None:
         raise _RefusedError(400, "An upload is a form (multipart/form-data) with one file; send one.")
 
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
     plain = Headers({"content-type": f"multipart/form-data; boundary={boundary[1]}"})

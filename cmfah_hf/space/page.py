@@ -128,7 +128,7 @@ class Page:
     def look(self, item_id: str | None, text: str | None) -> tuple[Any, str, str, str]:
         """Selectable words, the image with the first word's attention, an empty word list, and both codes."""
         engine = self._loader.get()
-        text = (text or "").strip()
+        text, item_id = (text or "").strip(), item_id or ""
         codes = html.bits(engine.code(text), engine.code_of_image(item_id), text, item_id)
         codes += html.ignored(engine.ignored_words(text))
         try:
@@ -157,7 +157,7 @@ class Page:
 
     def _overlay(self, item_id: str | None, text: str | None, word: str | None, region: int | None) -> tuple[str, str]:
         engine = self._loader.get()
-        attention = engine.attention((text or "").strip(), item_id)
+        attention = engine.attention((text or "").strip(), item_id or "")
         if word not in attention.words:  # the text has changed
             word = attention.words[0]
         if region is not None and not 0 <= region < len(attention.weights):

@@ -71,13 +71,12 @@ def serve(
     loader = EngineLoader(settings, folder, problem)
     app = build_app(loader, uploads)
     app.queue(max_size=QUEUE_SIZE, default_concurrency_limit=AT_ONCE)
-    # System fonts, so the page makes no requests to third parties.
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    # White on this blue is readable at any size; orange is reserved for attention.
+    # System fonts: the page makes no requests to third parties. White on this blue is readable at any size; orange is
+    # reserved for attention.
     fill = "*primary_600"
-    theme = gr.themes.Default(primary_hue="blue", **fonts).set(
-        button_primary_background_fill=fill, button_primary_background_fill_dark=fill
-    )
+    theme = gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    ).set(button_primary_background_fill=fill, button_primary_background_fill_dark=fill)
     try:
         app.launch(
             server_name=host,

@@ -1,5 +1,6 @@
 """`cmfah data prepare`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,7 @@ def prepare(
     from cmfah_hf.cli.output import print_json, print_table, say
     from cmfah_hf.data.releases.mirflickr import prepare_mirflickr25k
     from cmfah_hf.data.releases.nus_wide import prepare_nus_wide
+    from cmfah_hf.data.releases.preparation import PreparedReport
     from cmfah_hf.data.releases.shards import Writing
     from cmfah_hf.errors import DataError
 
@@ -57,7 +59,7 @@ def prepare(
     own = {name: value for name, value in {"classes": classes, "tags": tags}.items() if value is not None}
     if own and dataset == "mirflickr25k":
         raise DataError(f"--{next(iter(own))} is for nus-wide; MIRFlickr has one list of classes and one of tags.")
-    run = prepare_nus_wide if dataset == "nus-wide" else prepare_mirflickr25k
+    run: Callable[..., PreparedReport] = prepare_nus_wide if dataset == "nus-wide" else prepare_mirflickr25k
     report = run(
         root,
         None if check_only else out,
