@@ -4,9 +4,16 @@ import shutil
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from cmfah_hf.retrieval import CrossMediaRetriever, SearchResults
+
+_INDEX = "images.index"
 
 
 def demo(
@@ -18,65 +25,97 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """End-to-end demo on synthetic scenes: train, evaluate, save, load, index, search by text and by image."""
-    from cmfah_hf.cli.output import print_figures, print_json, print_table, say
-    from cmfah_hf.data import load_scenes, write_imagefolder
-    from cmfah_hf.data.images import decode_image
-    from cmfah_hf.evaluation.attention import attention_of_words
-    from cmfah_hf.evaluation.plots import plot_attention, plot_results
-    from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
-    from cmfah_hf.training import bundled_configuration, parse_run, train
+    from cmfah_hf.cli.output import print_json
+    from cmfah_hf.retrieval import CrossMediaRetriever
     from cmfah_hf.training.evaluate import pointing_accuracy
 
-    # Absolute, because a data set that is called just "scenes" is the built-in one.
-    scenes, folder, index_file = (output / "scenes").absolute(), output / "model", output / "images.index"
-    for earlier in (scenes, folder):  # from an earlier demo; the rest of the folder is not touched
+    # Absolute, because the name "scenes" alone is the built-in data set.
+    scenes, model = (output / "scenes").absolute(), output / "model"
+    for earlier in (scenes, model):  # from an earlier demo; the rest of the folder is not touched
         shutil.rmtree(earlier, ignore_errors=True)
-    say(f"Drawing {train_scenes:,} + {query_scenes:,} scenes into {scenes}", err=json)
-    splits = load_scenes(train_scenes, query_scenes)
-    write_imagefolder(splits, scenes)
-
-    say(f"Training a model of 64 bits into {folder}", err=json)
-    further = [] if epochs is None else ["--num_train_epochs", str(epochs)]
-    config = bundled_configuration("cmfah-scenes.yaml")
-    with redirect_stdout(sys.stderr) if json else nullcontext():  # the trainer prints its logs
-        metrics = train(parse_run(config, ["--dataset", str(scenes), "--output_dir", str(folder), *further]))
-
-    retriever = CrossMediaRetriever.from_pretrained(folder)
-    retriever.add_source(scenes, split="train", progress=not json)
-    retriever.images.save(index_file)
-    retriever.images = HashIndex.load(index_file)
-    by_text = retriever.search(text=text, k=6)
-    query = splits["query"][0]
-    by_image = retriever.search(image=query["image"], k=6)
-    for name, results, asked in (("text", by_text, text), ("image", by_image, query["image"])):
-        images = [decode_image(scenes / "train" / f"{item_id}.png") for item_id in results.ids[0]]
-        titles = [f"{item_id}\n{score:.1f}" for item_id, score in zip(results.ids[0], results.scores[0], strict=True)]
-        plot_results(asked, images, titles, output / f"search_by_{name}.png")
-
-    pointing = pointing_accuracy(retriever.model, retriever.processor, splits["query"])
-    named = [sum(bool(box["word"]) for box in boxes) for boxes in splits["query"]["boxes"]]
-    words = [len(tags.split()) for tags in splits["query"]["text"]]
-    # At least two named things and few other tags: an image that is easy to read.
-    shown = splits["query"][min(range(len(named)), key=lambda row: (named[row] < 2, words[row]))]
-    words, weights = attention_of_words(retriever.model, retriever.processor, shown["image"], shown["text"])
-    boxes = {word: [box["box"] for box in shown["boxes"] if box["word"] == word] for word in words}
-    plot_attention(shown["image"], weights, words, output / "attention.png", boxes=boxes)
-
-    found = {"text": by_text.ids[0].tolist(), "image": by_image.ids[0].tolist()}
+    queries = _draw_scenes(scenes, train_scenes, query_scenes, json)
+    metrics = _train(scenes, model, epochs, json)
+    retriever = CrossMediaRetriever.from_pretrained(model)
+    answers = _search(retriever, scenes, output, queries[0], text, json)
+    pointing = pointing_accuracy(retriever.model, retriever.processor, queries)
+    _plot_attention(retriever, queries, output)
     if json:
+        found = {name: answer.ids[0].tolist() for name, answer in answers.items()}
         print_json({"metrics": metrics, "pointing": pointing, "found": found, "output": str(output)})
-        return
-    figures = metrics["query"]
-    print_figures("Held-out scenes, single-modality queries, 64 bits", figures)
-    rows = [
-        [f"MAP {name}, in multiples of the random ranking's", figures[f"hamming/{way}/map"] / figures["random/map"]]
+    else:
+        titles = {"text": f"the text {text!r}", "image": f"the image {queries[0]['id']}"}
+        _print(metrics["query"], pointing, {titles[name]: answer for name, answer in answers.items()}, output)
+
+
+def _draw_scenes(folder: Path, train_scenes: int, query_scenes: int, json: bool) -> "Dataset":
+    from cmfah_hf.cli.output import say
+    from cmfah_hf.data import load_scenes, write_imagefolder
+
+    say(f"Drawing {train_scenes:,} + {query_scenes:,} scenes into {folder}", err=json)
+    splits = load_scenes(train_scenes, query_scenes)
+    write_imagefolder(splits, folder)
+    return splits["query"]
+
+
+def _train(scenes: Path, model: Path, epochs: float | None, json: bool) -> dict[str, Any]:
+    from cmfah_hf.cli.output import say
+    from cmfah_hf.training import bundled_configuration, parse_run, train
+
+    say(f"Training a model of 64 bits into {model}", err=json)
+    options = ["--dataset", str(scenes), "--output_dir", str(model)]
+    options += [] if epochs is None else ["--num_train_epochs", str(epochs)]
+    with redirect_stdout(sys.stderr) if json else nullcontext():  # the trainer prints its logs
+        return train(parse_run(bundled_configuration("cmfah-scenes.yaml"), options))
+
+
+def _search(
+    retriever: "CrossMediaRetriever", scenes: Path, output: Path, query: dict[str, Any], text: str, json: bool
+) -> dict[str, "SearchResults"]:
+    """Indexes the training scenes, saves and loads the index, and searches it by text and by image."""
+    from cmfah_hf.data.images import decode_image
+    from cmfah_hf.evaluation.plots import plot_results
+    from cmfah_hf.retrieval import HashIndex
+
+    retriever.add_source(scenes, split="train", progress=not json)
+    retriever.images.save(output / _INDEX)
+    retriever.images = HashIndex.load(output / _INDEX)
+    answers = {}
+    for name, asked in (("text", text), ("image", query["image"])):
+        answers[name] = answer = retriever.search(**{name: asked}, k=6)
+        images = [decode_image(scenes / "train" / f"{item_id}.png") for item_id in answer.ids[0]]
+        titles = [f"{item_id}\n{score:.1f}" for item_id, score in zip(answer.ids[0], answer.scores[0], strict=True)]
+        plot_results(asked, images, titles, output / f"search_by_{name}.png")
+    return answers
+
+
+def _plot_attention(retriever: "CrossMediaRetriever", queries: "Dataset", output: Path) -> None:
+    """Plots the attention of a scene that is easy to read: at least two named things and few other tags."""
+    from cmfah_hf.evaluation.attention import attention_of_words
+    from cmfah_hf.evaluation.plots import plot_attention
+
+    named = [sum(bool(box["word"]) for box in boxes) for boxes in queries["boxes"]]
+    tags = [len(text.split()) for text in queries["text"]]
+    shown = queries[min(range(len(named)), key=lambda row: (named[row] < 2, tags[row]))]
+    words, weights_RW = attention_of_words(retriever.model, retriever.processor, shown["image"], shown["text"])
+    boxes = {word: [box["box"] for box in shown["boxes"] if box["word"] == word] for word in words}
+    plot_attention(shown["image"], weights_RW, words, output / "attention.png", boxes=boxes)
+
+
+def _print(
+    figures: dict[str, float], pointing: dict[str, float], answers: dict[str, "SearchResults"], output: Path
+) -> None:
+    from cmfah_hf.cli.output import print_figures, print_table, say
+
+    print_figures("Held-out scenes, each modality encoded by itself, 64 bits", figures)
+    rows: list[list[Any]] = [
+        [f"MAP {name}, relative to a random ranking", figures[f"hamming/{way}/map"] / figures["random/map"]]
         for name, way in (("image -> text", "i2t"), ("text -> image", "t2i"))
     ]
     rows += [["Pointing game: the strongest region is in the box", pointing["accuracy"]]]
     rows += [["Pointing game by chance", pointing["chance"]]]
     print_table("Hamming ranking, and the pointing game", ["", "value"], rows)
-    for results, asked in ((by_text, f"the text {text!r}"), (by_image, f"the image {query['id']}")):
-        rows = list(zip(results.ids[0], results.scores[0].tolist(), strict=True))
-        print_table(f"Found by {asked}", ["id", "score"], rows)
-    say(f"Plots: {output}/search_by_text.png, search_by_image.png, attention.png, model/plots/", err=json)
-    say(f'Go on: cmfah search {folder} {index_file} --text "house tree"')
+    for title, answer in answers.items():
+        hits = [list(hit) for hit in zip(answer.ids[0], answer.scores[0].tolist(), strict=True)]
+        print_table(f"Found by {title}", ["id", "score"], hits)
+    say(f"Plots: {output}/search_by_text.png, search_by_image.png, attention.png, model/plots/")
+    say(f'Next: cmfah search {output / "model"} {output / _INDEX} --text "house tree"')

@@ -46,6 +46,7 @@ def write_model(folder: Path, target: Path) -> None:
 
     from cmfah_hf.models import CMFAHProcessor, CrossModalRetrievalPipeline
 
+    expected: tuple[type[Exception], ...]
     expected = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, *_setting_errors())
     with _no_bars():
         try:

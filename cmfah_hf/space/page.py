@@ -156,8 +156,8 @@ class Page:
         return self._overlay(item_id, text, word, region)
 
     def _overlay(self, item_id: str | None, text: str | None, word: str | None, region: int | None) -> tuple[str, str]:
-        engine = self._loader.get()
-        attention = engine.attention((text or "").strip(), item_id or "")
+        engine, item_id = self._loader.get(), item_id or ""
+        attention = engine.attention((text or "").strip(), item_id)
         if word not in attention.words:  # the text has changed
             word = attention.words[0]
         if region is not None and not 0 <= region < len(attention.weights):
