@@ -1,4 +1,4 @@
-"""The floor plan of docs/architecture.md against the imports that the files hold."""
+"""The layers of docs/architecture.md against the imports that the files hold."""
 
 import ast
 import re
@@ -42,9 +42,9 @@ def spans(text: str) -> list[str]:
     return re.findall(r"`([^`]+)`", text)
 
 
-FLOORS = {
+LAYERS = {
     name.rstrip("/").removesuffix(".py"): int(number)
-    for number, names, _ in rows(section("Floors"))
+    for number, names, _ in rows(section("Layers"))
     for name in spans(names)
 }
 
@@ -102,11 +102,11 @@ def test_import_finder_sees_every_form(tmp_path, monkeypatch):
     ]
 
 
-def test_floors_of_the_page_are_the_folders_and_files_that_are_there():
+def test_layers_of_the_page_are_the_folders_and_files_that_are_there():
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    assert set(FLOORS) == folders | files
-    assert sorted(set(FLOORS.values())) == list(range(max(FLOORS.values()) + 1))
+    assert set(LAYERS) == folders | files
+    assert sorted(set(LAYERS.values())) == list(range(max(LAYERS.values()) + 1))
 
 
 def test_file_tables_of_the_page_are_those_of_the_docstrings():
@@ -136,14 +136,14 @@ def test_public_names_of_the_page_are_those_of_the_package():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_no_import_runs_up_a_floor(path):
-    floor = FLOORS.get(own_part(path), max(FLOORS.values()) + 1)  # the package's own `__init__` may name all
+def test_no_import_runs_up_a_layer(path):
+    layer = LAYERS.get(own_part(path), max(LAYERS.values()) + 1)  # the package's own `__init__` may name all
     for module, _ in inner_imports(path):
         if part(module):
-            assert FLOORS[part(module)] <= floor, f"{path.relative_to(ROOT)} imports {module} from a floor above"
+            assert LAYERS[part(module)] <= layer, f"{path.relative_to(ROOT)} imports {module} from a higher layer"
 
 
-def test_no_circles_between_packages_or_files():
+def test_no_cycles_between_packages_or_files():
     packages, files = networkx.DiGraph(), networkx.DiGraph()
     for path in FILES:
         if own_part(path) == "__init__":
@@ -226,6 +226,6 @@ def test_help_is_quick_because_it_loads_no_deep_learning(arguments):
     assert not modules & HEAVY
 
 
-def test_floor_numbers_fall_from_row_to_row():
-    numbers = [int(number) for number, _, _ in rows(section("Floors"))]
+def test_layer_numbers_fall_from_row_to_row():
+    numbers = [int(number) for number, _, _ in rows(section("Layers"))]
     assert all(upper - lower == 1 for upper, lower in pairwise(numbers))
