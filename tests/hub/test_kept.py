@@ -109,7 +109,7 @@ def test_a_file_that_a_person_replaced_is_not_replaced_unasked(pushed, hub, trai
     there = hub.files("org/model", "model")
     folder = shutil.copytree(trained.folder, tmp_path / "run")
     with pytest.raises(
-        HubError, match=r"somebody has changed or added .*config\.json.* nothing was published"
+        HubError, match=r"config\.json.* changed on the Hub .* nothing was published"
     ) as raised:
         pushed(folder)
     assert "\n" not in str(raised.value)
@@ -144,7 +144,7 @@ def test_a_data_set_keeps_its_card_and_its_splits(here, hub, prepared):
     assert done.kept == ("README.md",)
     assert files["data/mine.txt"] == b"mine"
     hub.add("org/scenes", {"README.md": files["README.md"].replace(b"split: query", b"split: test")})
-    with pytest.raises(HubError, match=r"'configs' in the head of README\.md there"):
+    with pytest.raises(HubError, match=r"'configs' in the header of README\.md on the Hub"):
         push_dataset(prepared.folder, "org/scenes", token="hf_writer", progress=False)
     # Shards that somebody else has added are no push's to remove.
     hub.add("org/scenes", {"README.md": files["README.md"], "data/more.parquet": b"mine"})
@@ -182,7 +182,7 @@ def test_a_space_keeps_what_a_person_has_changed(here, hub):
     assert json.loads(files["space.json"])["limit"] == 12
     assert set(done.kept) == {"README.md", "app.py"}
     hub.add("org/search", {"space.json": b"{}"}, "space")
-    with pytest.raises(HubError, match=r"somebody has changed or added space\.json"):
+    with pytest.raises(HubError, match=r"space\.json changed on the Hub"):
         push()
 
 

@@ -105,7 +105,7 @@ def test_the_command(hub, here, monkeypatch, capsys):
         ([], "Nothing to push: name the folder that a training run has left, or add --space."),
         (["my-model", "--limit", "5"], "--limit is of a Space; add --space."),
         (["--space", "--license", "mit"], "--license is of a model; leave it out."),
-        (["my-model", "--space"], "my-model: name the images that this model is to search: a data set on the Hub."),
+        (["my-model", "--space"], "my-model: this model needs images to search; name a data set on the Hub."),
     ],
 )
 def test_the_command_says_in_one_line_what_does_not_fit(hub, here, monkeypatch, capsys, arguments, reason):

@@ -59,7 +59,7 @@ def test_it_is_empty_private_and_gone_afterwards(tmp_path):
 def test_a_cache_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(HubError, match=r"run: cannot be made ready in .*file/cache") as raised,
+        pytest.raises(HubError, match=r"run: cannot be prepared in .*file/cache") as raised,
         staging(tmp_path / "file" / "cache", "run", "org/model"),
     ):
         pass

@@ -92,7 +92,7 @@ def test_what_is_foreign_in_a_folder_stays_there(push_run, hub, trained, tmp_pat
     push_run(trained.folder, "org/plain")
     assert hub.files("org/model", "model").keys() == hub.files("org/plain", "model").keys()
     (folder / "plots" / "attention.png").write_bytes(b"#!/bin/sh")
-    with pytest.raises(CheckpointError, match="is no PNG image"):
+    with pytest.raises(CheckpointError, match="is not a PNG image"):
         push_run(folder)
 
 

@@ -133,7 +133,7 @@ def test_words_that_are_not_known_are_named_and_nothing_typed_becomes_markup(pag
     page.locator("#look").click()
     message = page.get_by_test_id("toast-body")
     message.wait_for()
-    assert "There is no image '<b id=typed>x</b>' here" in message.inner_text()
+    assert "Unknown image '<b id=typed>x</b>';" in message.inner_text()
     assert page.locator("#typed").count() == 0
 
 

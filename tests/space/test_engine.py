@@ -134,7 +134,7 @@ def test_memory_and_figures_are_those_of_the_model(engine, run):
     [
         ({}, "no words to search with"),
         ({"text": "  "}, "no words to search with"),
-        ({"text": "zzz qqq"}, "None of these words"),
+        ({"text": "zzz qqq"}, "The model knows none of these words"),
         ({"text": "x" * 301}, "at most 300"),
         ({"text": "sun", "k": 0}, "from 1 to 24"),
         ({"text": "sun", "k": 25}, "from 1 to 24"),
@@ -153,12 +153,12 @@ def test_queries_without_an_answer_are_refused(engine, arguments, reason):
 
 
 def test_foreign_images_and_splits_are_refused(engine, run):
-    with pytest.raises(QueryError, match=r"no image '\.\./etc/passwd'"):
+    with pytest.raises(QueryError, match=r"Unknown image '\.\./etc/passwd'"):
         engine.code_of_image("../etc/passwd")
     for odd in (None, ["x"], {}, 3):
-        with pytest.raises(QueryError, match="There is no image"):
+        with pytest.raises(QueryError, match="Unknown image"):
             engine.code_of_image(odd)
-    with pytest.raises(DataError, match="there is no split 'gone'"):
+    with pytest.raises(DataError, match="has no split 'gone'"):
         Engine(SpaceSettings(str(run.folder), str(run.scenes), "gone"), run.folder)
 
 
@@ -236,7 +236,7 @@ def test_an_error_is_text_on_the_page_and_for_programs(engine, tmp_path):
         page.api_explain("sun", name)
     assert name in reported.value.message
     for number in (None, 99):
-        with pytest.raises(gr.Error, match="no such example"):
+        with pytest.raises(gr.Error, match="Unknown example"):
             page.choose_example(number)
 
 

@@ -67,6 +67,6 @@ def test_pages_of_other_hosts_may_not_call(host, origin, answered):
 
 @pytest.mark.parametrize("name", ["http://x", "x:80", "", "a b", "*", "x/y", "é"])
 def test_what_is_no_host_is_refused_in_one_line(name):
-    with pytest.raises(CMFAHError, match="is no host; give a name") as refused:
+    with pytest.raises(CMFAHError, match="is not a host; give a name") as refused:
         host_name(name)
     assert "\n" not in str(refused.value)

@@ -108,9 +108,9 @@ def test_a_image_finds_itself_and_texts(client, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"text": "zzz", "k": 3, "api_name": "/search_text"}, "None of these words"),
+        ({"text": "zzz", "k": 3, "api_name": "/search_text"}, "The model knows none of these words"),
         ({"text": "boat", "k": 99, "api_name": "/search_text"}, "from 1 to 24"),
-        ({"text": "boat", "image": "../../etc/passwd", "api_name": "/explain"}, "There is no image"),
+        ({"text": "boat", "image": "../../etc/passwd", "api_name": "/explain"}, "Unknown image"),
     ],
 )
 def test_wrong_calls_are_told_so_in_one_line(client, arguments, reason):

@@ -127,7 +127,7 @@ def test_a_runs_folder_is_shipped_without_its_checkpoints(trained, tmp_path):
         "processor_config.json", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     (tmp_path / "model" / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match=r"there is no tokenizer\.json"):
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         copy_model(tmp_path / "model", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
