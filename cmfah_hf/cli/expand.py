@@ -42,7 +42,7 @@ def fit(
     if path.is_file() and path.name.removesuffix(".gz").endswith((".txt", ".jsonl", ".ndjson")):
         texts = (text for _, text, _ in iterate_file(path))
     else:
-        texts = load_image_text(source, split, streaming=True, text_column=text_column, pictures=False)
+        texts = load_image_text(source, split, streaming=True, text_column=text_column, images=False)
     expander = GraphExpander(
         top_k=top_k, min_probability=min_probability, min_count=min_count, stop_words=stop_words, tokenizer=tokenizer,
         knowledge_top_k=knowledge_top_k,

@@ -8,14 +8,14 @@ from typing import Any
 
 _HOME = {
     "load_image_text": "cmfah_hf.data.loading",
-    "resolve_data_path": "cmfah_hf.data.loading",
+    "resolve_data_path": "cmfah_hf.data.sources.request",
     "Matrices": "cmfah_hf.data.matrices.dataset",
     "open_matrices": "cmfah_hf.data.matrices.opening",
     "convert_matrices": "cmfah_hf.data.matrices.conversion",
     "inspect_pairs": "cmfah_hf.data.inspection",
     "write_imagefolder": "cmfah_hf.data.imagefolder",
-    "decode_image": "cmfah_hf.data.images",
-    "drop_unreadable": "cmfah_hf.data.images",
+    "decode_image": "cmfah_hf.data.images.decoding",
+    "drop_unreadable": "cmfah_hf.data.images.streams",
     "to_rgb": "cmfah_hf.models.image_modes",
     "load_scenes": "cmfah_hf.data.scenes",
     "make_scenes": "cmfah_hf.data.scenes",

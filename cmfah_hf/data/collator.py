@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cmfah_hf.data.images import decode_image
+from cmfah_hf.data.images.decoding import decode_image
 from cmfah_hf.data.relevance import LabelRelevance, Relevance
 
 

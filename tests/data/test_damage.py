@@ -188,7 +188,7 @@ def test_bombs_in_images():
 def test_images_that_start_a_program_are_refused(tmp_path):
     content = io.BytesIO()
     Image.new("RGB", (2, 2)).save(content, "EPS")
-    with pytest.raises(ImageError, match="not a picture in a format"):
+    with pytest.raises(ImageError, match="not an image in a format"):
         decode_image(content.getvalue(), "program")
 
 

@@ -187,15 +187,15 @@ def test_addresses_are_fetched_where_that_is_asked_for(own, canary, streaming, c
 
 
 def test_what_is_fetched_has_limits(canary, monkeypatch):
-    from cmfah_hf.data import row_files
+    from cmfah_hf.data.rows import files
 
-    monkeypatch.setattr(row_files, "FETCH_BYTES", 10)
+    monkeypatch.setattr(files, "FETCH_BYTES", 10)
     with pytest.raises(ImageError, match="has more than 10 bytes"):
-        row_files.fetch(canary.url)
-    monkeypatch.setattr(row_files, "FETCH_BYTES", 10**6)
-    monkeypatch.setattr(row_files, "FETCH_SECONDS", 1e-9)
+        files.fetch(canary.url)
+    monkeypatch.setattr(files, "FETCH_BYTES", 10**6)
+    monkeypatch.setattr(files, "FETCH_SECONDS", 1e-9)
     with pytest.raises(ImageError):
-        row_files.fetch(canary.url)
+        files.fetch(canary.url)
 
 
 def test_a_file_that_became_a_link_is_refused_though_all_is_cached(own, canary):

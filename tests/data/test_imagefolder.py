@@ -98,7 +98,7 @@ def test_nothing_is_silently_left_out(make_folder, tmp_path):
     with pytest.raises(DataError, match=r"query: this split has no metadata; write a metadata\.jsonl"):
         load_image_text(tmp_path / "half")
     make_folder([PAIR], "odd/my-split")
-    with pytest.raises(DataError, match="my-split: a split's name"):
+    with pytest.raises(DataError, match="odd: 'my-split' cannot be a split's name"):
         load_image_text(tmp_path / "odd")
 
 
@@ -116,7 +116,7 @@ def test_rows_without_labels_texts_or_boxes(make_folder):
 
 
 def test_types_are_inferred_over_the_whole_file(make_folder, monkeypatch):
-    monkeypatch.setattr("cmfah_hf.data.imagefolder._PIECE", 2)
+    monkeypatch.setattr("cmfah_hf.data.sources.metadata._PIECE", 2)
     numbers = [None, None, 1, 2, 2.5, None, None]
     rows = [{"file_name": f"{i}.png", "text": "x", "n": n, "many": [] if i < 5 else [i]} for i, n in enumerate(numbers)]
     loaded = load_image_text(make_folder(rows), split="train")

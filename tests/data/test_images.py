@@ -83,14 +83,14 @@ def test_what_is_not_a_picture_names_the_file(tmp_path):
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "folder.jpg").mkdir()
     for name, reason in {
-        "text.jpg": "not a picture in a format that Pillow knows",
+        "text.jpg": "not an image in a format that Pillow knows",
         "empty.jpg": r"empty \(0 bytes\)",
         "folder.jpg": "this is a folder",
         "absent.jpg": "there is no such file",
     }.items():
         with pytest.raises(ImageError, match=rf"{name}: .*{reason}"):
             decode_image({"path": str(tmp_path / name), "bytes": None})
-    with pytest.raises(ImageError, match="the query: not a picture"):
+    with pytest.raises(ImageError, match="the query: not an image"):
         decode_image(b"nothing", name="the query")
     with pytest.raises(ImageError, match="neither a path nor bytes"):
         decode_image({"path": None, "bytes": None})
@@ -197,12 +197,12 @@ def test_drop_unreadable(partly_bad, threads, caplog):
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 4
     for message, row, reason in zip(
-        messages, ("p1", "p3", "p4"), ("not a picture", "cut short", "no such file"), strict=False
+        messages, ("p1", "p3", "p4"), ("not an image", "cut short", "no such file"), strict=False
     ):
         assert repr(row) in message
         assert f"{row[1]}.png" in message
         assert reason in message
-    assert "3 of 6 pictures" in messages[-1]
+    assert "3 of 6 images" in messages[-1]
 
 
 def test_drop_unreadable_from_streams(partly_bad, caplog):

@@ -170,7 +170,7 @@ def test_parquet_file_by_path_and_address(parquet_folder, rows_of):
     for source in (file, file.as_uri()):
         for streaming in (False, True):
             assert rows_of(load_image_text(source, split="train", streaming=streaming)) == expected
-    with pytest.raises(DataError, match="only those of Parquet files"):
+    with pytest.raises(DataError, match="only addresses of Parquet files"):
         load_image_text(folder.as_uri())
 
 

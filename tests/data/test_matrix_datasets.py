@@ -108,7 +108,7 @@ def test_one_column_of_class_numbers(tmp_path, arrays, first, column):
 def test_a_stream_is_cut_for_workers_and_read_without_pictures(file, arrays):
     from torch.utils.data import DataLoader
 
-    stream = load_image_text(file, split="train", streaming=True, pictures=False)
+    stream = load_image_text(file, split="train", streaming=True, images=False)
     assert "image" not in stream.column_names
     assert stream.num_shards == COUNT
     assert count_rows(stream) == [1] * COUNT

@@ -321,7 +321,7 @@ def broken(replica):
 
 
 def ids_of(folder):
-    parts = load_image_text(folder, streaming=True, pictures=False)
+    parts = load_image_text(folder, streaming=True, images=False)
     return {name: [row["id"] for row in part] for name, part in parts.items()}
 
 
@@ -398,7 +398,7 @@ def test_without_any_pictures_the_tables_are_prepared_alone(replicas, tmp_path, 
     assert not report.pictures
     assert "no pictures in it, so ids, texts, tags and labels are prepared alone" in caplog.text
     assert "Flickr.tar.gz, NUS-WIDE-urls.rar, which cannot be read as it is" in caplog.text
-    stream = load_image_text(tmp_path / "out", split="train", streaming=True, pictures=False)
+    stream = load_image_text(tmp_path / "out", split="train", streaming=True, images=False)
     assert list(next(iter(stream))) == ["id", "text", "labels", "tags"]
     with pytest.raises(DataError, match="no column looks like the image"):
         load_image_text(tmp_path / "out")

@@ -36,7 +36,7 @@ for streaming in (False, True):
     loaded = load_image_text("org/scenes", streaming=streaming, token="hf_writer")
     out[f"all {streaming}"] = {split: rows(part) for split, part in loaded.items()}
 out["database"] = rows(load_image_text("org/scenes", split="database", streaming=True, token="hf_writer"))
-texts = load_image_text("org/scenes", split="train", streaming=True, pictures=False, token="hf_writer")
+texts = load_image_text("org/scenes", split="train", streaming=True, images=False, token="hf_writer")
 out["texts"] = [[r["id"], r["text"]] for r in texts]
 for revision in ("v1", "v2"):
     for streaming in (False, True):
