@@ -1,4 +1,4 @@
-"""Pairs of picture and text: loading, checking, splitting, preparing released data sets, and scenes drawn by code.
+"""Image-text pairs: loading, checking, splitting, preparation of released data sets, and synthetic scenes.
 
 The names load on first use, so that importing this package does not import `datasets`.
 """

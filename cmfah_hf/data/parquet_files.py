@@ -28,7 +28,7 @@ def parquet_file(file: str, token: str | bool | None = None) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     if "://" not in file and file_of(file) is None:
-        raise DataError(f"{file}: is no regular file; check the path.")
+        raise DataError(f"{file}: is not a regular file; check the path.")
     try:
         if "://" not in file:
             with pq.ParquetFile(file) as parquet:

@@ -53,7 +53,7 @@ def test_lines_of_metadata(make_folder, line, problem):
     [
         (b"file_name,text\na.png,\xff\xfe\n", "not UTF-8"),
         ("file_name,text\na.png,x\n".encode("utf-16"), "not UTF-8"),
-        (b"file_name,text,text\na.png,x,y\n", "two columns are called 'text'"),
+        (b"file_name,text,text\na.png,x,y\n", "two columns are named 'text'"),
         (b"file_name,text\na.png," + b"x" * (2**24 + 1), "line 2: has more than"),
     ],
 )

@@ -217,16 +217,16 @@ def test_pipes_and_devices_are_neither_waited_for_nor_read(own, streaming):
     os.mkfifo(folder / "pipe.png")
     (folder / "zero.png").symlink_to("/dev/zero")
     write(folder / "train.parquet", image=["pipe.png"])
-    with pytest.raises(DataError, match="no regular file"):
+    with pytest.raises(DataError, match="not a regular file"):
         read_all(folder, streaming)
     (folder / "train.parquet").unlink()
     for name in ("pipe.png", "zero.png", "sub"):
         (folder / "metadata.jsonl").write_text(json.dumps({"file_name": name, "text": "x"}))
         (folder / "sub").mkdir(exist_ok=True)
-        with pytest.raises(DataError, match=r"metadata\.jsonl, line 1: .*(no regular file|leads outside)"):
+        with pytest.raises(DataError, match=r"metadata\.jsonl, line 1: .*(not a regular file|leads outside)"):
             read_all(folder, streaming)
     for value in (folder / "pipe.png", "/dev/zero"):
-        with pytest.raises(ImageError, match="no regular file"):
+        with pytest.raises(ImageError, match="not a regular file"):
             decode_image(value)
 
 

@@ -20,7 +20,7 @@ def lines(*rows):
 
 BAD_JSON_LINES = {
     "malformed": (lines(PAIR, '{"file_name": "b.png", "text": "x"'), "line 2 is not valid JSON"),
-    "not an object": (lines(PAIR, "[1, 2]"), "line 2 is a list; write one JSON object a line"),
+    "not an object": (lines(PAIR, "[1, 2]"), "line 2 is a list; write one JSON object per line"),
     "no file name": (lines(PAIR, "", {"text": "x"}), "line 3: there is no 'file_name'"),
     "file name of another kind": (lines({"file_name": 7, "text": "x"}), "line 1: 'file_name' is 7"),
     "missing picture": (lines(PAIR, {"file_name": "gone.png"}), r"line 2: the image .*gone\.png does not exist"),

@@ -183,7 +183,7 @@ def _read_file(path: str | os.PathLike, name: str) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ImageError(f"{name}: is no regular file; give an image file.")
+            raise ImageError(f"{name}: is not a regular file; give an image file.")
         return file.read(MOST_BYTES + 1)
 
 

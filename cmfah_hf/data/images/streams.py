@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
 
@@ -12,10 +12,8 @@ from cmfah_hf.errors import ImageError
 
 logger = logging.getLogger(__name__)
 
-_Data = TypeVar("_Data")
 
-
-def decoding_off(dataset: _Data) -> _Data:
+def decoding_off(dataset: Any) -> Any:
     """`dataset` with every column of images, audio or video left as `{"path", "bytes"}`, without a tensor format.
 
     A function that maps or filters rows gets the row's values; with decoding off, no image is decoded for that.
