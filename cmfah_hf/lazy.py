@@ -1,4 +1,4 @@
-"""Names of a package that load on first use, so that importing the package takes no time."""
+"""Lazy names of a package, which load on first use, so that the package itself imports quickly."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ def lazy_names(
 
     Args:
         package: The package's `__name__`.
-        home: The module, below the package, in which each public name lives.
+        home: The module below the package that defines each public name.
     """
 
     def load(name: str) -> Any:

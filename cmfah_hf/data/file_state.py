@@ -1,7 +1,7 @@
 """States of source files as cache keys: path, size and times, and the content if the times are not reliable.
 
 A copy keeps the modification time of its original, so the change time of the inode counts too, which the system always
-sets. That clock has ticks: the state of a file that was changed just now is taken a tick later, so that a further change
+sets. That clock has ticks: the state of a file that was changed just now is taken a tick later, so that a later change
 gets another time. If the clock is coarse or the time is in the future, the content is hashed.
 """
 

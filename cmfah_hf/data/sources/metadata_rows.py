@@ -59,7 +59,7 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
     while line := file.readline(_LONGEST_LINE + 1):
         if len(line) > _LONGEST_LINE:
             raise DataError(
-                f"{path}, line {number}: has more than {_LONGEST_LINE:,} characters; write one row per line."
+                f"{path}, line {number}: has more than {_LONGEST_LINE:,} characters; put one row on a line."
             )
         yield line
         number += 1
