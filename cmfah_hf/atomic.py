@@ -63,7 +63,7 @@ def atomic_file(
     target = regular_target(path, error)
     with _writing(path, error), locked(target, error, timeout_s):
         _remove_leftovers(target)
-        temporary = _beside(target, _TEMPORARY)
+        temporary = _next_to(target, _TEMPORARY)
         try:
             with temporary.open("xb") as file:
                 mode = stat.S_IMODE(target.stat().st_mode if target.exists() else os.fstat(file.fileno()).st_mode)
@@ -107,7 +107,7 @@ def atomic_folder(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError)
         _restore_replaced(target)
         _refuse_other_than(stat.S_IFDIR, target, path, error)
         _remove_leftovers(target)
-        temporary = _beside(target, _TEMPORARY)
+        temporary = _next_to(target, _TEMPORARY)
         replaced = temporary.with_suffix(_REPLACED)
         temporary.mkdir()
         try:
@@ -241,7 +241,7 @@ def _hidden(target: Path) -> str:
     return f".{name}"
 
 
-def _beside(target: Path, ending: str) -> Path:
+def _next_to(target: Path, ending: str) -> Path:
     return target.with_name(f"{_hidden(target)}.{secrets.token_hex(8)}{ending}")
 
 

@@ -1,4 +1,4 @@
-"""JSON and YAML that nobody vouches for."""
+"""Untrusted JSON and YAML."""
 
 import json
 import os

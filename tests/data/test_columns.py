@@ -1,4 +1,4 @@
-"""Values of texts and labels, and which column is which."""
+"""Normalization of texts and labels, and detection of columns."""
 
 import json
 import subprocess

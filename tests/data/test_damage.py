@@ -1,4 +1,4 @@
-"""Damaged and hostile files of data sets, one of each kind that was seen to crash, hang, or be taken for sound."""
+"""Damaged and malicious files of data sets, one of each kind that once crashed, hung, or was accepted."""
 
 import gzip
 import io
@@ -41,7 +41,7 @@ GOOD = '{"file_name": "a.png", "text": "a dog"}'
     ],
 )
 def test_lines_of_metadata(make_folder, line, problem):
-    folder = make_folder(f"{GOOD}\n{line}\n", pictures=["a.png", "b.png"])
+    folder = make_folder(f"{GOOD}\n{line}\n", images=["a.png", "b.png"])
     with pytest.raises(DataError, match=rf"metadata\.jsonl, line 2\b.*{problem}") as caught:
         load_image_text(folder, streaming=True)
     assert "\n" not in str(caught.value)
@@ -58,7 +58,7 @@ def test_lines_of_metadata(make_folder, line, problem):
     ],
 )
 def test_metadata_as_csv(make_folder, content, problem):
-    folder = make_folder("", name="metadata.csv", pictures=["a.png"])
+    folder = make_folder("", name="metadata.csv", images=["a.png"])
     (folder / "metadata.csv").write_bytes(content)
     with pytest.raises(DataError, match=problem):
         load_image_text(folder, streaming=True)

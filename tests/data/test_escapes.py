@@ -1,4 +1,4 @@
-"""Whatever rows name, a data set reads nothing outside its own root: no file, no link, no address."""
+"""A data set reads nothing outside its own root, whatever its rows name: no file, no link, no address."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def files_of(values):
 
 
 def read_all(folder: Path, streaming: bool, **kwargs) -> list:
-    """All that anything here does with rows: decoded, undecoded, mapped, written with their images."""
+    """Rows read in every way: decoded, undecoded, mapped, written with their images."""
     part = load_image_text(folder, split="train", streaming=streaming, **kwargs)
     seen = [row["image"] for row in part]
     seen += [decode_image(row["image"]) for row in decoding_off(part)]
@@ -98,7 +98,7 @@ def test_no_path_in_parquet_leads_outside(own, canary, streaming, kind):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_path_beside_bytes_is_never_opened(own, canary, streaming, monkeypatch):
+def test_a_path_next_to_bytes_is_never_opened(own, canary, streaming, monkeypatch):
     folder, content = own
     monkeypatch.chdir(canary.path.parent)
     names = [*canary.names(), "canary.png"]

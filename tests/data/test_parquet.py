@@ -1,4 +1,4 @@
-"""Streamed Parquet against the same files as a data set: rows, numbers across files, and what is not read."""
+"""Streamed Parquet compared with the same files as a data set: rows, numbers across files, columns not read."""
 
 import datasets
 import numpy as np
@@ -54,9 +54,9 @@ def test_every_column_as_of_a_data_set(tmp_path, rows_of):
         "numbers": datasets.List(datasets.Value("int32")),
         "text_": datasets.Value("float32"),
     }
-    pictures = make_scenes(4, image_size=32)["image"]
+    images = make_scenes(4, image_size=32)["image"]
     rows = {
-        "picture": list(pictures),
+        "picture": list(images),
         "caption": [["a", "b"], [], None, ["c"]],
         "label": [0, 1, -1, 1],
         "id": [7, 8, 9, 10],
@@ -71,7 +71,7 @@ def test_every_column_as_of_a_data_set(tmp_path, rows_of):
     assert [row["labels"] for row in stream] == [["cat"], ["dog"], [], ["dog"]]
 
 
-def test_texts_are_read_without_the_pictures(files, monkeypatch):
+def test_texts_are_read_without_the_images(files, monkeypatch):
     wide = load_image_text(files, split="train", streaming=True)
     read, iter_batches = [], pq.ParquetFile.iter_batches
 
@@ -81,7 +81,7 @@ def test_texts_are_read_without_the_pictures(files, monkeypatch):
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", noting)
     narrow = load_image_text(files, split="train", streaming=True, images=False)
-    read.clear()  # the first row tells whether pictures stand beside the table
+    read.clear()  # the first row tells whether rows name their images
     rows = list(narrow)
     assert read
     assert all("image" not in columns for columns in read)
@@ -92,7 +92,7 @@ def test_texts_are_read_without_the_pictures(files, monkeypatch):
         load_image_text(files, images=False)
 
 
-def test_the_rows_of_other_sources_without_pictures(make_folder):
+def test_the_rows_of_other_sources_without_images(make_folder):
     folder = make_folder([{"file_name": f"{i}.png", "text": f"t{i}", "labels": ["a"]} for i in range(3)])
     narrow = load_image_text(folder, split="train", streaming=True, images=False)
     assert list(narrow) == [{"id": f"{i}.png", "text": f"t{i}", "labels": ["a"]} for i in range(3)]

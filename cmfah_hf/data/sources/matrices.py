@@ -37,7 +37,7 @@ def load(request: LoadRequest) -> Loaded:
     if unknown:
         raise DataError(f"{request.name}: matrices do not accept {', '.join(sorted(unknown))}; leave it out.")
     matrices = open_matrices(request.path, **{name: request.kwargs.get(name) for name in _OF_OPENING})
-    of_split = {name: request.kwargs[name] for name in _OF_SPLIT if name in request.kwargs}
-    read = partial(matrices.to_dataset, request.streaming, pictures=request.images, **of_split)
+    of_split = [request.kwargs.get(name) for name in _OF_SPLIT]
+    read = partial(matrices.to_dataset, request.streaming, *of_split, request.images)
     loaded = guarded(read, request.name)
     return request.select(loaded if isinstance(loaded, dict) else request.splits({"train": loaded}))
