@@ -293,7 +293,7 @@ CASES = {
     ),
     "train: a folder without metadata": (
         "train {config} --dataset {bare} {out}",
-        ["{bare}: holds neither a metadata file nor Parquet files", "write a metadata.jsonl beside the pictures"],
+        ["{bare}: holds neither a metadata file nor Parquet files", "write a metadata.jsonl next to the images"],
     ),
     "train: a row whose picture is missing": (
         "train {config} --dataset {absent-picture} {out}",

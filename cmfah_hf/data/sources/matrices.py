@@ -37,7 +37,7 @@ def load(request: LoadRequest) -> Loaded:
     if unknown:
         raise DataError(f"{request.name}: matrices do not accept {', '.join(sorted(unknown))}; leave it out.")
     matrices = open_matrices(request.path, **{name: request.kwargs.get(name) for name in _OF_OPENING})
-    of_split = [request.kwargs.get(name) for name in _OF_SPLIT]
-    read = partial(matrices.to_dataset, request.streaming, *of_split, request.images)
+    queries, num_queries, num_train = (request.kwargs.get(name) for name in _OF_SPLIT)
+    read = partial(matrices.to_dataset, request.streaming, queries, num_queries, num_train, request.images)
     loaded = guarded(read, request.name)
     return request.select(loaded if isinstance(loaded, dict) else request.splits({"train": loaded}))
