@@ -101,7 +101,7 @@ CASES = {
     ),
     "search: no picture at all": (
         "search {model} {sound.index} --image {notes.png}",
-        ["{notes.png}: not a picture"],
+        ["{notes.png}: not an image"],
     ),
     "search: an empty file": (
         "search {model} {sound.index} --image {empty.png}",

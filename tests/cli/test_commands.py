@@ -155,7 +155,7 @@ def test_index_of_mere_pictures_with_damaged_ones_inside(cmfah, trained, odd_pic
         str(odd_pictures / n) for n in ("cut.jpg", "none.png")
     ]
     assert "cut short" in left_out[0]
-    assert "not a picture" in left_out[1]
+    assert "not an image" in left_out[1]
     assert all(f"Left out: {reason}" in caplog.text for reason in left_out)
     # An opaque picture is what its copy with a transparency band is, and the first frame of a moving one stands for it.
     codes = dict(zip(index.ids.tolist(), index.codes.tolist(), strict=True))
