@@ -95,7 +95,7 @@ def _run_stage(own: argparse.Namespace) -> None:
         from cmfah_hf.expansion import GraphExpander
 
         start = time.perf_counter()
-        stream = load_image_text(prepared, split="database", streaming=True, pictures=False)
+        stream = load_image_text(prepared, split="database", streaming=True, images=False)
         rows = 0
         if own.stage == "fit":
             expander = GraphExpander().fit(stream, text_column="text")

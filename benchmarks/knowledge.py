@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="measure other settings too")
     own = parser.parse_args()
     console = Console()
-    texts = [row["text"] for row in load_image_text(own.dataset, "train", streaming=True, pictures=False)]
+    texts = [row["text"] for row in load_image_text(own.dataset, "train", streaming=True, images=False)]
     graph = GraphExpander(stop_words="english", top_k=20).fit(texts[::2])
     vocabulary = graph.graph.vocabulary
     hidden = [(rest, word) for text in texts[1::2] for rest, word in _hidden(text, set(vocabulary))]

@@ -1,7 +1,7 @@
-"""Files and folders that appear under their name whole or not at all, and the locks that guard them.
+"""Atomic writing of files and folders, locks, and checksums.
 
-What is written is prepared next to its target and renamed over it. While it is prepared, the target is locked, so
-whatever lies there under a temporary name was left by a process that died, and is removed.
+New content is written next to its target and renamed over it. The target is locked meanwhile, so any other temporary
+file next to it was left by a process that died, and is removed.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from cmfah_hf.errors import CMFAHError
 
 LOCK_TIMEOUT_S = 60.0
 
-# A file name has at most 255 bytes, of which the additions of temporary names take some.
+# A file name has at most 255 bytes, and temporary names are longer than their target's.
 _LONGEST_NAME = 200
 _TEMPORARY, _REPLACED, _LOCK = ".tmp", ".old", ".lock"
-# Bytes of a lock file that are read to name its holder.
+# Bytes of a lock file that name its holder.
 _HOLDER_BYTES = 200
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -42,33 +42,33 @@ _KINDS = {
 def atomic_file(
     path: str | os.PathLike, error: type[CMFAHError] = CMFAHError, timeout_s: float = LOCK_TIMEOUT_S
 ) -> Iterator[Path]:
-    """A new file to write, which replaces `path` in one step at the end of the block, or never.
+    """Writes a new file, which replaces `path` in one step at the end of the block, or not at all.
 
-    Links are followed, so what a link points to is replaced. The new file has the permissions of the one it replaces,
-    or those that the umask leaves.
+    Links are followed, so the target of a link is replaced. The new file has the permissions of the one it replaces, or
+    those of the umask.
 
     Args:
-        path: The file to be. Missing parent folders are made.
-        error: Raised when it cannot be written.
+        path: The file to write. Missing parent folders are created.
+        error: The type of the errors.
         timeout_s: Seconds to wait for another process that is writing it.
 
     Yields:
-        The empty file to write, in the folder of the target. The block should do nothing but write: an `OSError` or a
-        `SafetensorError` in it is taken for one of the disk.
+        An empty file in the folder of the target. The block should only write: an `OSError` or a `SafetensorError` in
+        it is reported as a failure to write.
 
     Raises:
-        CMFAHError: Of type `error`, if something other than a regular file lies at `path`, another process keeps
-            writing it, or the disk refuses. What was there is unchanged.
+        CMFAHError: Of type `error`, if `path` is anything but a regular file, another process keeps writing it, or the
+            file system fails. The previous content is unchanged.
     """
     target = regular_target(path, error)
     with _writing(path, error), locked(target, error, timeout_s):
         _remove_leftovers(target)
-        temporary = _beside(target, _TEMPORARY)
+        temporary = _next_to(target, _TEMPORARY)
         try:
             with temporary.open("xb") as file:
                 mode = stat.S_IMODE(target.stat().st_mode if target.exists() else os.fstat(file.fileno()).st_mode)
             yield temporary
-            temporary.chmod(mode)  # writers such as safetensors' make the file anew, for its owner alone
+            temporary.chmod(mode)  # safetensors creates the file again, readable by its owner only
             flush(temporary)
             regular_target(target, error)
             temporary.replace(target)
@@ -86,28 +86,28 @@ def write_text(path: str | os.PathLike, text: str, error: type[CMFAHError] = CMF
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `path` at the end of the block, or never.
+    """Fills a new folder, which replaces `path` at the end of the block, or not at all.
 
-    A folder that lies there is replaced with all it holds; the caller decides beforehand whether it may be. If a
-    process died between the two renames that this takes, the next call puts the earlier folder back first.
+    An existing folder is replaced with all its content; the caller decides before whether that is allowed. This takes
+    two renames: if a process died between them, the next call first restores the previous folder.
 
     Args:
-        path: The folder to be. Links are followed; missing parent folders are made.
-        error: Raised when it cannot be written.
+        path: The folder to write. Links are followed; missing parent folders are created.
+        error: The type of the errors.
 
     Yields:
-        The empty folder to fill, next to the target.
+        An empty folder next to the target.
 
     Raises:
-        CMFAHError: Of type `error`, if something other than a folder lies at `path`, another process keeps writing it,
-            or the disk refuses. What was there is unchanged.
+        CMFAHError: Of type `error`, if `path` is anything but a folder, another process keeps writing it, or the file
+            system fails. The previous content is unchanged.
     """
     target = _resolved(path, error)
     with _writing(path, error), locked(target, error):
         _restore_replaced(target)
         _refuse_other_than(stat.S_IFDIR, target, path, error)
         _remove_leftovers(target)
-        temporary = _beside(target, _TEMPORARY)
+        temporary = _next_to(target, _TEMPORARY)
         replaced = temporary.with_suffix(_REPLACED)
         temporary.mkdir()
         try:
@@ -133,19 +133,19 @@ def atomic_folder(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError)
 def locked(
     path: str | os.PathLike, error: type[CMFAHError] = CMFAHError, timeout_s: float = LOCK_TIMEOUT_S
 ) -> Iterator[None]:
-    """Holds the lock of `path`, a hidden file next to it that is gone afterwards.
+    """Holds the lock of `path`, a hidden file next to it that is removed afterwards.
 
     The lock of a process that died is free. It is not reentrant.
 
     Raises:
-        CMFAHError: Of type `error`, if another holds it for `timeout_s` seconds, in words that name the holder; or if
+        CMFAHError: Of type `error`, if another process, which the message names, holds it for `timeout_s` seconds, or
             the folder cannot be written to.
     """
     target = _resolved(path, error)
     lock = target.with_name(f"{_hidden(target)}{_LOCK}")
     with _writing(path, error):
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)))  # else a refusal is waited out
+        os.close(os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)))  # filelock retries a refusal
         held = filelock.FileLock(lock, timeout=timeout_s, on_acquired=_sign, thread_local=False)
         try:
             held.acquire()
@@ -155,16 +155,16 @@ def locked(
     try:
         yield
     finally:
-        # While it is held: whoever waits for this file sees that it has gone, and opens the next one.
+        # Removed while held: a process that waits for this file sees that it is gone, and opens the next one.
         lock.unlink(missing_ok=True)
         held.release()
 
 
 def regular_target(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError) -> Path:
-    """Where a file of this name is really written: the path with its links followed.
+    """The path with its links followed, where a file of this name is written.
 
     Raises:
-        CMFAHError: Of type `error`, if something other than a regular file lies there.
+        CMFAHError: Of type `error`, if the path is anything but a regular file.
     """
     target = _resolved(path, error)
     _refuse_other_than(stat.S_IFREG, target, path, error)
@@ -172,7 +172,7 @@ def regular_target(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """The SHA-256 of a file's content, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -181,21 +181,21 @@ def sha256_of(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Has the system write a file, or a folder's entries, to the disk."""
+    """Flushes a file, or the entries of a folder, to the disk."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folders
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as reason:
-        if reason.errno != errno.EINVAL:  # some file systems know no flushing of folders
+        if reason.errno != errno.EINVAL:  # some file systems cannot flush folders
             raise
     finally:
         os.close(descriptor)
 
 
 def flush_folder(folder: Path) -> None:
-    """Has the names in a folder reach the disk, where the system can be asked to: a rename alone does not."""
+    """Flushes the entries of a folder to the disk, which a rename alone does not do, if the system supports it."""
     if hasattr(os, "O_DIRECTORY"):
         flush(folder)
 
@@ -203,7 +203,7 @@ def flush_folder(folder: Path) -> None:
 def _resolved(path: str | os.PathLike, error: type[CMFAHError]) -> Path:
     try:
         return Path(os.path.realpath(path))
-    except (OSError, ValueError) as reason:  # a name with a null character
+    except (OSError, ValueError) as reason:  # ValueError: a null character in the name
         raise error(f"{os.fspath(path)!r} names no file ({_reason(reason)}); give another path.") from reason
 
 
@@ -241,7 +241,7 @@ def _hidden(target: Path) -> str:
     return f".{name}"
 
 
-def _beside(target: Path, ending: str) -> Path:
+def _next_to(target: Path, ending: str) -> Path:
     return target.with_name(f"{_hidden(target)}.{secrets.token_hex(8)}{ending}")
 
 
@@ -257,7 +257,7 @@ def _left(target: Path, ending: str) -> list[Path]:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Removes what writers of `target` that died have left. Its lock has to be held."""
+    """Removes temporary files of `target` that dead processes left. The caller holds its lock."""
     for ending in (_TEMPORARY, _REPLACED):
         for path in _left(target, ending):
             if path.is_dir() and not path.is_symlink():
@@ -283,6 +283,6 @@ def _holder(lock: Path) -> str:
     try:
         with lock.open("rb") as file:
             holder = file.read(_HOLDER_BYTES).decode("utf-8", "replace")
-    except OSError:  # released meanwhile, or not readable on this system
+    except OSError:  # released in the meantime, or not readable on this system
         holder = ""
     return holder if holder.isprintable() and holder else "another process"

@@ -1,4 +1,4 @@
-"""JSON and YAML from files that nobody vouches for: bounded, checked, and refused in one line that names the file."""
+"""Untrusted JSON and YAML: size limits, checks, and errors of one line that name the file."""
 
 import json
 import os
@@ -11,17 +11,17 @@ import yaml
 
 from cmfah_hf.errors import CMFAHError
 
-# A tokenizer of a million words has some 30 MB of JSON.
+# The JSON of a tokenizer with a million words has about 30 MB.
 MOST_BYTES = 256 * 2**20
 MOST_DEPTH = 100
-# Values of a YAML document, an alias counted as often as it is used.
+# Values of a YAML document; an alias counts every time it is used.
 MOST_YAML_VALUES = 100_000
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def file_of(path: str | os.PathLike) -> Path | None:
-    """`path` where it is a regular file, None elsewhere; also for names that no file can have.
+    """`path` if it is a regular file, else `None`; also for invalid names.
 
     `Path.is_file` raises an error for a name that is too long.
     """
@@ -35,12 +35,12 @@ def read_bytes(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError, mo
     """The content of a regular file.
 
     Args:
-        path: The file. Pipes and devices, which may never end, are refused without being waited for.
-        error: Raised when it cannot be read.
+        path: The file. Pipes and devices, which may never end, are refused without waiting for content.
+        error: The type of the errors.
         most_bytes: A longer file is refused.
 
     Raises:
-        CMFAHError: Of type `error`, if it is missing, no regular file, too long, or cannot be read.
+        CMFAHError: Of type `error`, if it is missing, not a regular file, too long, or cannot be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -75,12 +75,12 @@ def parse_json(text: str | bytes, where: str, error: type[CMFAHError] = CMFAHErr
 
     Args:
         text: UTF-8, if it is bytes.
-        where: What the error names: a file, or a file and a line.
-        error: Raised when it is refused.
+        where: The file, or the file and a line, for the error.
+        error: The type of the errors.
 
     Raises:
-        CMFAHError: Of type `error`, if it is not JSON, gives a key twice, is nested more than `MOST_DEPTH` deep, or
-            holds half of a surrogate pair, which no file can store as text.
+        CMFAHError: Of type `error`, if it is not JSON, repeats a key, is nested more than `MOST_DEPTH` deep, or holds
+            half of a surrogate pair, which no file can store as text.
     """
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
@@ -91,7 +91,7 @@ def parse_json(text: str | bytes, where: str, error: type[CMFAHError] = CMFAHErr
         raise error(f"{where} is nested too deep for a document; write it flat.") from None
     except ValueError as reason:  # malformed, not UTF-8, or an integer of thousands of digits
         raise error(f"{where} is not valid JSON ({_in_one_line(reason)}); correct it.") from reason
-    # Only a text with this many brackets can be nested this deep, and only one with an escape can hold a surrogate.
+    # Only a text with this many brackets can be nested too deep, and only one with an escape can hold a surrogate.
     if text.count("[") + text.count("{") > MOST_DEPTH or "\\u" in text or _SURROGATE.search(text):
         _check(value, where, error)
     return value
@@ -107,18 +107,18 @@ def read_yaml(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError, mos
 
 
 def parse_yaml(text: str | bytes, where: str, error: type[CMFAHError] = CMFAHError) -> Any:
-    """The value of a YAML text with plain values alone: no tags of any language's objects.
+    """The value of a YAML text with plain values only, without tags for objects of a language.
 
-    Numbers such as `1e-4` are numbers, as YAML 1.2 says and PyYAML by itself does not.
+    `1e-4` is a number, as in YAML 1.2; PyYAML alone reads it as text.
 
     Args:
         text: UTF-8, if it is bytes.
-        where: What the error names.
-        error: Raised when it is refused.
+        where: The file, for the error.
+        error: The type of the errors.
 
     Raises:
-        CMFAHError: Of type `error`, if it is not YAML, a key is there twice in a mapping or is a list or mapping, a
-            value contains itself, or the whole is nested too deep or, aliases written out, too large.
+        CMFAHError: Of type `error`, if it is not YAML, a mapping repeats a key or has a list or mapping as a key, a
+            value contains itself, or the document is nested too deep or, with aliases expanded, too large.
     """
     try:
         return yaml.load(text.decode("utf-8-sig") if isinstance(text, bytes) else text, Loader=_Loader)
@@ -126,17 +126,17 @@ def parse_yaml(text: str | bytes, where: str, error: type[CMFAHError] = CMFAHErr
         raise error(f"{where}{reason}") from None
     except RecursionError:
         raise error(f"{where} is nested too deep for a document; write it flat.") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as reason:  # ValueError: not UTF-8, a date that no calendar has
-        # Not `from` the reason: it quotes the text, in which there may be a token.
+    except (yaml.YAMLError, ValueError, OverflowError) as reason:  # ValueError: not UTF-8, or an impossible date
+        # Not `from` the reason: it quotes the text, which may contain a token.
         raise error(f"{where} is not valid YAML ({_in_one_line(reason)}); correct it.") from None
 
 
 class _DocumentError(Exception):
-    """A fault of a document, to be put after its name."""
+    """A fault of a document; its message follows the name of the document."""
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's loader of plain values, which checks what it reads before it builds any of it."""
+    """PyYAML's loader of plain values, which checks a document before it builds any value."""
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
@@ -145,7 +145,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-# YAML 1.1 takes `1e-3` for a text; everyone who writes a learning rate means the number.
+# YAML 1.1 reads `1e-3` as text, but a learning rate is meant as a number.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)$"),
@@ -154,7 +154,7 @@ _Loader.add_implicit_resolver(
 
 
 def _check_node(root: yaml.Node) -> None:
-    """Refuses what would be costly or ambiguous to build: size and depth count an alias as its target."""
+    """Refuses documents that are costly or ambiguous to build; size and depth count an alias as its target."""
     measured: dict[int, tuple[int, int]] = {}
     open_nodes: set[int] = set()
 

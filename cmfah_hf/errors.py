@@ -1,16 +1,16 @@
-"""What a user can get wrong, as types.
+"""Error types for mistakes in the user's input.
 
-Every one is a `ValueError`, so code that knows nothing of this package still catches it. The message is one line that
-names the file, row or value, says what is wrong with it, and what to do. The command line prints that line and exits 2.
+Each is a `ValueError`, so code without this package still catches it. The message is one line: the file, row or value,
+what is wrong with it, and what to do. The command line prints that line and exits with code 2.
 """
 
 import re
 
 
 class CMFAHError(ValueError):
-    """The root of this package's own errors.
+    """Base class of this package's errors.
 
-    A message stays one line whatever it names: line breaks and other characters that cannot be printed become escapes.
+    A message is always one line: line breaks and other characters that cannot be printed become escapes.
     """
 
     def __init__(self, *args: object):
@@ -18,51 +18,51 @@ class CMFAHError(ValueError):
 
 
 class DataError(CMFAHError):
-    """A data set, a metadata row or a column that cannot be used as it stands."""
+    """A data set, a metadata row or a column that cannot be used."""
 
 
 class ImageError(DataError):
-    """One picture that cannot be read."""
+    """An image that cannot be read."""
 
 
 class QueryError(CMFAHError):
-    """A query or an evaluation that has no meaningful answer."""
+    """A query or an evaluation without a meaningful answer."""
 
 
 class HashIndexError(CMFAHError):
-    """An index that is damaged, foreign, or asked for what it does not hold."""
+    """An index that is damaged or of another format, or lacks the requested content."""
 
 
 class CheckpointError(CMFAHError):
-    """A folder that is not the checkpoint it is taken for."""
+    """A folder that is not a usable checkpoint."""
 
 
 class HubError(CMFAHError):
-    """Something that the Hub refuses, or that cannot be brought to it."""
+    """A failed request to the Hub, or content that cannot be uploaded."""
 
 
 class HubNotFoundError(HubError):
-    """A repository, revision or file that the Hub does not have, or does not show to this token."""
+    """A repository, revision or file that does not exist on the Hub, or that this token may not see."""
 
 
 class HubAccessError(HubError):
-    """A token that the Hub does not know, or that may not do what was asked."""
+    """A token that is invalid, or without permission for the request."""
 
 
 class HubConnectionError(HubError):
-    """No network, offline mode, or a Hub that does not answer in time."""
+    """No network, offline mode, or no answer from the Hub in time."""
 
 
 class HubServerError(HubError):
-    """A Hub that fails, is busy, or answers what cannot be used."""
+    """A server error of the Hub, a busy Hub, or an unusable answer."""
 
 
-# Controls, marks that reorder what follows, invisible characters, and halves of characters that no encoding takes.
+# Control characters, marks that reorder text, invisible characters, and halves of surrogate pairs.
 UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
 
 
 def printable(text: str) -> str:
-    r"""`text` as one line that a terminal shows as it is: what cannot be printed becomes its escape, such as `\x1b`."""
+    r"""`text` as one line that is safe to print: unprintable characters become escapes such as `\x1b`."""
     return UNPRINTABLE.sub(lambda character: ascii(character[0])[1:-1], text)

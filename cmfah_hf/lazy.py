@@ -1,4 +1,4 @@
-"""Names of a package that load on first use, so that importing the package takes no time."""
+"""Lazy names of a package, which load on first use, so that the package itself imports quickly."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -13,13 +13,13 @@ def lazy_names(
 
     Args:
         package: The package's `__name__`.
-        home: The module, below the package, in which each public name lives.
+        home: The module that defines each public name, below the package; with a leading dot, next to it.
     """
 
     def load(name: str) -> Any:
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{package}.{home[name]}"), name)
+        value = getattr(import_module(f".{home[name]}", package), name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -1,4 +1,4 @@
-"""JSON and YAML that nobody vouches for."""
+"""Untrusted JSON and YAML."""
 
 import json
 import os
@@ -61,12 +61,12 @@ def test_json_is_what_json_says():
     ],
 )
 def test_yaml_that_is_no_document_is_refused_in_one_line(text, named):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(CMFAHError, match=named) as error:
         parse_yaml(text, "run.yaml")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_yaml_is_what_yaml_says():

@@ -1,4 +1,4 @@
-"""The form of all errors: one line, whatever name stands in it."""
+"""The form of all errors: one line, with any name in it."""
 
 import pickle
 

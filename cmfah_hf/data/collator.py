@@ -1,4 +1,4 @@
-"""From rows of a data set to the batch that a model reads."""
+"""Collator: rows of a data set to a batch for a model."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -7,24 +7,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from cmfah_hf.data.images import decode_image
+from cmfah_hf.data.images.decoding import decode_image
 from cmfah_hf.data.relevance import LabelRelevance, Relevance
 
 
 class PairCollator:
-    """Makes a batch of rows: pictures or their kept regions, texts, multi-hot labels, and the rows' numbers.
+    """Makes a batch of rows: images or their cached regions, texts, multi-hot labels, and row numbers.
 
     Args:
         processor: A `CMFAHProcessor`.
-        classes: The `C` class names, in the order of the model's labels. None: a batch has no labels.
-        text_column: The column to read texts from; rows without it fall back on `text`.
-        relevance: What stands in the place of labels. None: the labels of the classes.
+        classes: The `C` class names, in the order of the model's labels. `None`: batches have no labels.
+        text_column: The column of texts; rows without it use `text`.
+        relevance: Replaces the labels of the classes with another measure of similarity.
 
     Returns (of a call):
-        `region_features` `(B, R, C)` where the rows hold them (of the picture or, as often, of its mirror image where
-        they hold `region_features_mirrored` too), else `pixel_values` `(B, 3, H, W)`; `input_ids` and
-        `attention_mask` `(B, W)`; `labels` `(B, C)`, zeros where a row has none, or what `relevance` makes; `row`
-        `(B,)` where the rows hold it.
+        `region_features` `(B, R, C)` if the rows have them (with `region_features_mirrored` too, those of the mirrored
+        image with probability 1/2), else `pixel_values` `(B, 3, H, W)`; `input_ids` and `attention_mask` `(B, W)`;
+        `labels` `(B, C)`, zeros for a row without any, or the output of `relevance`; `row` `(B,)` if the rows have it.
     """
 
     def __init__(
@@ -47,8 +46,8 @@ class PairCollator:
         if "region_features" in rows[0]:
             batch["region_features"] = torch.from_numpy(np.stack(_regions(rows, texts)))
         else:
-            pictures = [decode_image(row["image"], name=str(row.get("id", "")) or None) for row in rows]
-            batch["pixel_values"] = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
+            images = [decode_image(row["image"], name=str(row.get("id", "")) or None) for row in rows]
+            batch["pixel_values"] = self.processor(images=images, return_tensors="pt")["pixel_values"]
         if self.relevance is not None:
             batch["labels"] = torch.from_numpy(self.relevance(rows, texts))
         if "row" in rows[0]:
@@ -59,8 +58,8 @@ class PairCollator:
 def _regions(rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[np.ndarray]:
     if "region_features_mirrored" not in rows[0]:
         return [row["region_features"] for row in rows]
-    # Drawn from who is in the batch, and in which order, and not from the process's generator: that one is ahead by the
-    # batches fetched beforehand, so that a training that is resumed within an epoch would draw anew.
+    # Drawn from the rows of the batch in their order. The process's generator is ahead by the prefetched batches, so a
+    # training resumed within an epoch would draw other numbers.
     names = "\n".join(str(row["id"]) if "id" in row else text for row, text in zip(rows, texts, strict=True))
     mirrored = np.random.default_rng(zlib.crc32(names.encode())).random(len(rows)) < 0.5
     return [

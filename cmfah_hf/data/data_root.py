@@ -1,8 +1,8 @@
-"""The root of a data set: files that its rows name are read below it and nowhere else.
+"""The root of a data set: the only place from which files that its rows name are read.
 
-Rows come from strangers. A row that names a path can otherwise bring any file of this machine, or any repository that
-the user's token opens, into an index, a page or a push: `datasets.Image` opens whatever path a row holds. So every path
-is placed here, once, when a data set is loaded: below the root, links followed, or in an error.
+Rows are untrusted. `datasets.Image` opens any path in a row, so a row could bring any file of this machine, or any
+repository that the user's token opens, into an index, a page or a push. Therefore every path is resolved here once,
+when a data set is loaded: below the root, links followed, or it is an error.
 """
 
 import os
@@ -26,12 +26,12 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 @dataclass(frozen=True)
 class DataRoot:
-    """Where the files that the rows of a data set name may lie.
+    """The places in which the files that rows name may be.
 
     Args:
-        folders: Local folders. Relative names are below the first of them, unless there are addresses.
-        addresses: Beginnings of addresses, such as `hf://datasets/owner/name@`. Relative names are below the first.
-        allow_urls: Whether images may be fetched from `http(s)` addresses that rows name.
+        folders: Local folders. Relative names are below the first, unless there are addresses.
+        addresses: Prefixes of addresses, such as `hf://datasets/owner/name@`. Relative names are below the first.
+        allow_urls: Whether images may be fetched from `http(s)` addresses in rows.
     """
 
     folders: tuple[str, ...] = ()
@@ -39,13 +39,13 @@ class DataRoot:
     allow_urls: bool = False
 
     @classmethod
-    def of_folder(cls, folder: str | os.PathLike, more: Sequence[str | os.PathLike] = ()) -> "DataRoot":
-        """That of a local folder, and `more` folders that the user names.
+    def of_folder(cls, folder: str | os.PathLike) -> "DataRoot":
+        """The root of a local folder.
 
-        A folder in the Hub's cache is links into the blobs of its repository, so these belong to it.
+        A folder in the Hub's cache consists of links into the blobs of its repository, so these belong to it.
         """
         real = Path(folder).resolve()
-        folders = [real, *(Path(other).expanduser().resolve() for other in more)]
+        folders = [real]
         for inner in (real, *real.parents):
             if inner.parent.name == "snapshots" and _COMMIT.fullmatch(inner.name):
                 folders.append(inner.parents[1] / "blobs")
@@ -53,7 +53,7 @@ class DataRoot:
 
     @classmethod
     def of_address(cls, address: str) -> "DataRoot":
-        """That of a file behind an address: its folder; of a file on the Hub, the repository at that revision."""
+        """The root of a file at an address: its folder; of a file on the Hub, its repository at that revision."""
         if address.startswith("file://"):
             return cls.of_folder(Path(address.removeprefix("file://")).parent)
         if match := re.match(r"hf://datasets/[^/@]+/[^/@]+(@[^/]+)?/", address):
@@ -62,7 +62,7 @@ class DataRoot:
 
     @classmethod
     def of_hub(cls, repo_id: str, revision: str | None, cache_dir: str | os.PathLike | None = None) -> "DataRoot":
-        """That of a repository on the Hub: its files there, and its files in the cache."""
+        """The root of a repository on the Hub: its files there, and its files in the cache."""
         import datasets
         from huggingface_hub import constants
 
@@ -77,7 +77,7 @@ class DataRoot:
         )
 
     def allowing(self, urls: bool, folders: Sequence[str | os.PathLike]) -> "DataRoot":
-        """The same root, wider by what the user asked for."""
+        """The same root with further places that the user allows."""
         more = tuple(str(Path(folder).expanduser().resolve()) for folder in folders)
         return replace(self, folders=(*self.folders, *more), allow_urls=urls)
 
@@ -89,18 +89,18 @@ class DataRoot:
         return {"folders": self.folders, "addresses": self.addresses, "allow_urls": self.allow_urls}
 
     def place(self, path: str) -> str:
-        """Where a file lies that a row names: a local path or an address. A missing one has a place too.
+        """The local path or the address of a file that a row names; of a missing file too.
 
         Raises:
-            DataError: If it is outside the root, no regular file, or an address that was not asked for.
+            DataError: If it is outside the root, not a regular file, or an address that the user did not allow.
         """
         if not path or "\0" in path:
             raise DataError(f"the path {path!r} names no file; correct it.")
         if path.lower().startswith(("http://", "https://")) and "::" not in path:
             if not self.allow_urls:
                 raise DataError(
-                    f"{_shown(path)} is an address, and those in rows are fetched only where allow_urls=True asks for "
-                    "it; download the image, or ask for that."
+                    f"{_shown(path)} is an address, and addresses in rows are fetched only with allow_urls=True; "
+                    "download the image, or allow it."
                 )
             return path
         *archives, last = path.split("::")
@@ -137,37 +137,38 @@ class DataRoot:
 
 
 class OutsideError(DataError):
-    """A name that leads out of the folders in which files may lie."""
+    """A name that leads out of the allowed folders."""
 
 
 class LocalFiles:
-    """Regular files below some folders, by the names that rows give them. Each folder is listed once.
+    """Regular files below some folders, found by the names in rows. Each folder is listed once.
 
-    A name is found as it is written, or else by its normal form in Unicode: archives made on a Mac hold `é` as two
-    characters where people write one.
+    A name is found as written, or else by its normal form in Unicode: archives made on a Mac hold `é` as two characters
+    where people write one.
 
     Args:
-        folders: Those that names may lead to, links followed; relative names are below the first.
+        folders: The allowed folders, links followed; relative names are below the first.
     """
 
     def __init__(self, folders: Sequence[str]):
         self._folders = [os.path.realpath(folder) for folder in folders]
         self._listings: dict[str, dict[str, os.DirEntry]] = {}
         self._by_form: dict[str, dict[str, list[str]]] = {}
-        self._places: dict[str, str | None] = {}
+        self._spelled: dict[str, str | None] = {}
+        self._reals: dict[str, str] = {}
 
     def find(self, name: str) -> str | None:
-        """The path of a file, its folder as it was named; None if there is no such file.
+        """The path of a file, in its folder as named; `None` if there is no such file.
 
         Raises:
-            OutsideError: If it lies elsewhere.
-            DataError: If it is no regular file, or two files have this name but for their form in Unicode.
+            OutsideError: If it is outside the folders.
+            DataError: If it is not a regular file, or two files have this name in different forms of Unicode.
         """
         path = posixpath.normpath(posixpath.join(self._folders[0], name.replace("\\", "/")))
         folder, base = posixpath.split(path)
         found = self._folder(folder)
         real = None if found is None else self._real(found)
-        if real is None or not self._is_inside(real):
+        if found is None or real is None or not self._is_inside(real):
             if self._is_inside(os.path.realpath(path)):
                 return None
             raise OutsideError(f"{name!r} leads outside the folder; put the file inside.")
@@ -181,30 +182,30 @@ class LocalFiles:
             if not Path(target).exists():
                 return None
         if not entry.is_file():
-            raise DataError(f"{name!r} is no regular file; put the image itself there.")
+            raise DataError(f"{name!r} is not a regular file; put the image itself there.")
         return posixpath.join(found, entry.name)
 
     def _is_inside(self, real: str) -> bool:
         return any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in self._folders)
 
     def _real(self, folder: str) -> str:
-        key = f"\0{folder}"
-        if key not in self._places:
-            self._places[key] = os.path.realpath(folder)
-        return self._places[key]
+        if folder not in self._reals:
+            self._reals[folder] = os.path.realpath(folder)
+        return self._reals[folder]
 
     def _folder(self, folder: str) -> str | None:
-        """The folder as the disk spells it; None if there is none."""
-        if folder not in self._places:
-            spelled: str | None = folder
-            if not Path(folder).is_dir():
-                above, base = posixpath.split(folder)
-                upper = self._folder(above) if base else None
-                inside = upper is not None and self._is_inside(self._real(upper))
-                entry = self._entry(self._real(upper), base) if inside else None
-                spelled = posixpath.join(upper, entry.name) if entry is not None and entry.is_dir() else None
-            self._places[folder] = spelled
-        return self._places[folder]
+        """The folder as the disk spells it; `None` if there is none."""
+        if folder not in self._spelled:
+            self._spelled[folder] = folder if Path(folder).is_dir() else self._folder_by_form(folder)
+        return self._spelled[folder]
+
+    def _folder_by_form(self, folder: str) -> str | None:
+        above, base = posixpath.split(folder)
+        upper = self._folder(above) if base else None
+        if upper is None or not self._is_inside(self._real(upper)):
+            return None
+        entry = self._entry(self._real(upper), base)
+        return posixpath.join(upper, entry.name) if entry is not None and entry.is_dir() else None
 
     def _entry(self, folder: str, name: str) -> os.DirEntry | None:
         if folder not in self._listings:
@@ -228,14 +229,14 @@ class LocalFiles:
         if len(names) > 1:
             both = " and ".join(ascii(present) for present in sorted(names))
             raise DataError(
-                f"{name!r} could be either of {both} in {folder}, which differ in nothing but their form in Unicode; "
-                "rename one."
+                f"{name!r} could be either of {both} in {folder}, which differ only in their form in Unicode; rename "
+                "one."
             )
         return listing[names[0]] if names else None
 
 
 def refuse_links_outside(root: Path, paths: Iterable[Path]) -> None:
-    """Refuse files of a folder that are links to somewhere else.
+    """Refuses files of a folder that are links to a place outside it.
 
     Raises:
         DataError: Naming the first path that leads outside `root`.

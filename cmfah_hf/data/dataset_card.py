@@ -1,4 +1,4 @@
-"""The card of a data set, as far as it says which files are which split."""
+"""The card of a data set (`README.md`): the files of each split by its `configs`, and names of splits."""
 
 import re
 from collections.abc import Sequence
@@ -10,23 +10,35 @@ from cmfah_hf.documents import file_of, parse_yaml, read_bytes
 from cmfah_hf.errors import DataError
 
 CARD_NAME = "README.md"
-SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 
-# What the Hub takes for the head of a card.
+_SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
+# The head of a card, by the rule of the Hub.
 _HEAD = re.compile(r"\s*---[\r\n]+(.*?)[\r\n]+---(\r?\n|$)", re.DOTALL)
 _MOST_BYTES = 2**24
 _FORM = 'give "path", or entries with "split" and "path"'
+
+
+def check_split_name(name: Any, where: str = "") -> None:
+    """Refuses a name that `datasets` does not accept for a split.
+
+    Args:
+        name: The name.
+        where: The file or folder that gives it, for the error.
+    """
+    if not isinstance(name, str) or _SPLIT_NAME.fullmatch(name) is None:
+        prefix = f"{where}: " if where else ""
+        raise DataError(f"{prefix}{str(name)[:80]!r} cannot be a split's name (letters, digits and '_'); rename it.")
 
 
 def card_splits(folder: Path) -> dict[str, list[str]] | None:
     """The Parquet files of each split, as the `configs` of a folder's card name them.
 
     Returns:
-        Split names with files, of the configuration that is called or marked as the default, else of the first. None
-        if there is no card, it names no files, or it names other files than Parquet.
+        Split names with files, of the default configuration or else of the first. `None` if there is no card, it names
+        no files, or it names other files than Parquet.
 
     Raises:
-        DataError: If the head of the card cannot be read, a pattern fits no file, or one outside the folder.
+        DataError: If the head of the card cannot be read, or a pattern matches no file or one outside the folder.
     """
     card = file_of(folder / CARD_NAME)
     if card is None:
@@ -50,7 +62,7 @@ def card_splits(folder: Path) -> dict[str, list[str]] | None:
 
 
 def _patterns(card: Path, data_files: Any) -> dict[str, list[str]]:
-    """By split, from the forms that the Hub takes: one pattern, a list of them, or a list of splits with theirs."""
+    """Patterns by split, from the forms that the Hub accepts: a pattern, a list of patterns, or a list of splits."""
     found: dict[str, list[str]] = {}
     for entry in data_files if isinstance(data_files, list) else [data_files]:
         split, paths = "train", entry
@@ -58,11 +70,8 @@ def _patterns(card: Path, data_files: Any) -> dict[str, list[str]]:
             split, paths = entry.get("split", "train"), entry.get("path")
         paths = paths if isinstance(paths, list) else [paths]
         if not paths or not all(isinstance(path, str) and path for path in paths):
-            raise DataError(f"{card}: an entry of `data_files` lacks `path`, or it is no text; {_FORM}.")
-        if not isinstance(split, str) or SPLIT_NAME.fullmatch(split) is None:
-            raise DataError(
-                f"{card}: {str(split)[:80]!r} cannot be a split's name (letters, digits and '_'); rename it."
-            )
+            raise DataError(f"{card}: an entry of `data_files` lacks `path`, or its value is not a text; {_FORM}.")
+        check_split_name(split, str(card))
         found.setdefault(split, []).extend(paths)
     return found
 
@@ -77,12 +86,11 @@ def _matching(card: Path, patterns: Sequence[str]) -> list[str]:
             )
         try:
             found = sorted(card.parent.glob(pattern))
-        except (NotImplementedError, ValueError, IndexError, OSError):  # a path of another machine, or no pattern
+        except (NotImplementedError, ValueError, IndexError, OSError):  # a path of another system, or not a pattern
             found = []
         if not found:
             raise DataError(
-                f"{card}: names the files {pattern[:200]!r} in its configs, and none is there; fetch them, or correct "
-                "it."
+                f"{card}: no file matches {pattern[:200]!r} of its configs; fetch the files, or correct the pattern."
             )
         refuse_links_outside(card.parent, found)
         files += map(str, found)

@@ -1,8 +1,8 @@
-"""The state of source files, as keys of caches: path, size, times, and the content where the times prove nothing.
+"""States of source files as cache keys: path, size and times, and the content if the times are not reliable.
 
-Copies carry the time of the last change of their originals over, so that of the inode counts too, which the system sets
-whatever changes. Its clock ticks, though: of a file that was changed just now, the state is taken a tick later, so that
-a further change gives another time. Where the clock is coarse or the time lies in the future, the content tells.
+A copy keeps the modification time of its original, so the change time of the inode counts too, which the system always
+sets. That clock has ticks: the state of a file that was changed just now is taken a tick later, so that a later change
+gets another time. If the clock is coarse or the time is in the future, the content is hashed.
 """
 
 import hashlib
@@ -14,23 +14,23 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from cmfah_hf.atomic import sha256_of
 from cmfah_hf.errors import DataError
 
-# Twice the longest tick of Linux; and that of FAT, the coarsest of the common file systems.
+# Twice the longest tick of Linux, and the tick of FAT, the coarsest of the common file systems.
 _TICK_NS, _COARSE_NS = 20 * 10**6, 2 * 10**9
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
 class FileState:
-    """One file as it was found.
+    """The state of one file.
 
     Args:
         path: As it was given.
-        size: In bytes; -1 for an address (`hf://...`, which holds its commit), a missing file, or what is no file.
-        mtime_ns: Time of the last change of the content.
-        ctime_ns: Time of the last change of the inode, which no copy can carry over.
-        sha256: Of the content, where the times cannot prove anything; else None.
+        size: In bytes; -1 for an address (`hf://...` contains its commit), a missing file, or anything but a file.
+        mtime_ns: Modification time of the content.
+        ctime_ns: Change time of the inode, which a copy does not keep.
+        sha256: Hash of the content, if the times are not reliable; else `None`.
     """
 
     path: str
@@ -41,25 +41,24 @@ class FileState:
 
 
 def file_states(paths: Iterable[str | os.PathLike]) -> list[FileState]:
-    """The states of files, in their order. A missing file, or an address, has a state too.
+    """The states of files, in their order; a missing file and an address have a state too.
 
     Raises:
-        DataError: If a file that has to be read for its state cannot be.
+        DataError: If a file whose content has to be hashed cannot be read.
     """
     return [_state(os.fspath(path)) for path in paths]
 
 
 def changed_files(before: Iterable[FileState]) -> list[str]:
-    """The paths of those files that are not as they were when these states were taken.
+    """The paths of the files that changed since these states were taken.
 
-    Unlike a comparison with fresh states, this compares the content of a file if its state holds one, so that a file
-    does not count as changed for having grown older.
+    A state with a hash is compared by content, so a file does not count as changed because it has become older.
     """
     return [state.path for state in before if _differs(state)]
 
 
 def digest_of(states: Iterable[FileState]) -> str:
-    """One name for the states of many files, 32 hexadecimal digits; another order is another name."""
+    """A digest of the states of files in their order, 32 hexadecimal digits."""
     digest = hashlib.sha256()
     for state in states:
         digest.update(json.dumps(astuple(state)).encode() + b"\n")
@@ -80,7 +79,7 @@ def _state(path: str) -> FileState:
 
 
 def _changed_at(found: os.stat_result) -> int:
-    # On Windows, the other one is the time of creation.
+    # On Windows, `st_ctime_ns` is the time of creation.
     return found.st_mtime_ns if os.name == "nt" else found.st_ctime_ns
 
 
@@ -94,7 +93,7 @@ def _differs(before: FileState) -> bool:
 
 
 def _stat(path: str) -> os.stat_result | None:
-    """Of a regular file, links followed; None for anything else, and for a path that no file can have."""
+    """The status of a regular file, links followed; `None` for anything else and for an invalid path."""
     try:
         found = os.stat(path)  # noqa: PTH116 - a `Path` takes longer than the call, and a data set has many files
     except (OSError, ValueError):
@@ -103,11 +102,7 @@ def _stat(path: str) -> os.stat_result | None:
 
 
 def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
     try:
-        with Path(path).open("rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
+        return sha256_of(Path(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the file.") from error
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""A folder that is written file by file, by one process at a time, and that may be left and taken up again."""
+"""A folder that one process at a time writes file by file; an interrupted process can be continued."""
 
 import re
 from collections.abc import Iterator
@@ -9,19 +9,19 @@ from cmfah_hf.atomic import locked
 from cmfah_hf.errors import DataError
 
 DATA = "data"
-# What `atomic_file` leaves next to these files when its process is killed.
+# Files that `atomic_file` leaves next to these when its process is killed.
 _LEFT = re.compile(r"\.(.+\.parquet|README\.md|.+\.json)(\.[0-9a-f]{16}\.tmp|\.lock)")
 
 
 @contextmanager
 def folder_in_work(folder: Path) -> Iterator[None]:
-    """Holds a folder for writing, and clears it of what killed writers left.
+    """Locks a folder for writing, and removes files that killed writers left.
 
     Args:
-        folder: Made if it is missing, with `data` in it.
+        folder: The folder, created if it is missing, with `data` in it.
 
     Raises:
-        DataError: If it is no folder, another process is writing it, or it cannot be written to.
+        DataError: If it is not a folder, another process is writing it, or it cannot be written to.
     """
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: is a file; name a folder.")

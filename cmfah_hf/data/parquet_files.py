@@ -1,29 +1,34 @@
-"""Parquet files that nobody vouches for: opened, and read in batches whose every value has been checked."""
+"""Untrusted Parquet files: opening, footers, and batches of validated values."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from cmfah_hf.data.file_state import digest_of, file_states
 from cmfah_hf.documents import file_of
 from cmfah_hf.errors import DataError
+
+_FOOTER_THREADS = 16
 
 
 @contextmanager
 def parquet_file(file: str, token: str | bool | None = None) -> Iterator[Any]:
-    """A `pyarrow.parquet.ParquetFile`, and one line for whatever is wrong with it while it is read.
+    """A `pyarrow.parquet.ParquetFile`; errors while it is read are a `DataError` in one line.
 
     Args:
         file: A path or an address.
         token: For the Hub.
 
     Raises:
-        DataError: If it is no regular file, or damaged.
+        DataError: If it is not a regular file, or damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if "://" not in file and file_of(file) is None:
-        raise DataError(f"{file}: is no regular file; check the path.")
+        raise DataError(f"{file}: is not a regular file; check the path.")
     try:
         if "://" not in file:
             with pq.ParquetFile(file) as parquet:
@@ -36,7 +41,7 @@ def parquet_file(file: str, token: str | bool | None = None) -> Iterator[Any]:
             yield parquet
     except DataError:
         raise
-    # Of pyarrow: names and values that are not UTF-8, numbers and dates that Python does not know.
+    # Raised by pyarrow for names and values that are not UTF-8, and for numbers and dates that Python cannot represent.
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{file}: cannot be read as Parquet ({reason}); write or fetch it again.") from error
@@ -48,7 +53,7 @@ def checked_batches(
     """The record batches of a file, each validated: offsets within their values, texts in UTF-8.
 
     Args:
-        parquet: What `parquet_file` gives.
+        parquet: The file that `parquet_file` opened.
         size: Rows of a batch.
         columns: Only these.
         row_groups: Only these.
@@ -57,3 +62,39 @@ def checked_batches(
     for batch in parquet.iter_batches(size, columns=columns, use_threads=False, **kwargs):
         batch.validate(full=True)
         yield batch
+
+
+@dataclass(frozen=True)
+class ParquetFooters:
+    """The footers of a split's files.
+
+    Args:
+        schema: That of the first file.
+        row_groups: The rows of each row group of each file.
+        versions: A name for the state of each local file; `None` for an address, which names its commit on the Hub.
+    """
+
+    schema: Any
+    row_groups: list[list[int]]
+    versions: list[str | None]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(map(sum, self.row_groups))
+
+
+def read_footers(files: Sequence[str], token: str | bool | None = None) -> ParquetFooters:
+    """The footers of Parquet files, read by several threads where the files are remote."""
+
+    def read(file: str) -> tuple[Any, list[int], str | None]:
+        with parquet_file(file, token) as parquet:
+            metadata = parquet.metadata
+            groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+            return parquet.schema_arrow, groups, None if "://" in file else digest_of(file_states([file]))
+
+    if len(files) > 1 and "://" in files[0]:
+        with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+            found = list(pool.map(read, files))
+    else:
+        found = [read(file) for file in files]
+    return ParquetFooters(found[0][0], [groups for _, groups, _ in found], [version for *_, version in found])

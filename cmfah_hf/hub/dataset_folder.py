@@ -118,7 +118,7 @@ def _check_shards(files: list[str]) -> int:
     """The number of rows of a split."""
     import pyarrow as pa
 
-    from cmfah_hf.data.parquet import read_footers
+    from cmfah_hf.data.parquet_files import read_footers
 
     rows, schema = 0, pa.schema([])
     for file in files:

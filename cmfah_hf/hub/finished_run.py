@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cmfah_hf.data import resolve_data_path
 from cmfah_hf.data.dataset_card import CARD_NAME
-from cmfah_hf.data.loading import resolve_data_path
 from cmfah_hf.documents import file_of, read_bytes, read_json, read_yaml
 from cmfah_hf.errors import CheckpointError, HubError
 from cmfah_hf.hub.cards import metadata_of

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmfah_hf.data.loading import SCENES, load_image_text, resolve_data_path
+from cmfah_hf.data import load_image_text, resolve_data_path
+from cmfah_hf.data.sources.scenes import SCENES
 from cmfah_hf.errors import DataError, HubError
 from cmfah_hf.hub.dataset_folder import check_folder, is_prepared, write_folder
 from cmfah_hf.hub.publishing import Published, check_target, publish, staging

@@ -16,8 +16,7 @@ import pyarrow as pa
 from transformers.utils import logging as transformers_logging
 
 from cmfah_hf.data import load_image_text, resolve_data_path
-from cmfah_hf.data.image_files import describe_skipped, find_image_files
-from cmfah_hf.data.images import decoding_off, is_picture
+from cmfah_hf.data.images import decoding_off, describe_skipped, find_image_files, is_image_file
 from cmfah_hf.data.loading import is_data_set
 from cmfah_hf.errors import DataError, HashIndexError, QueryError
 from cmfah_hf.retrieval.metadata import as_table
@@ -143,7 +142,7 @@ def values_of_source(
     """
     path = resolve_data_path(source)
     pictures = None
-    if what == "images" and is_picture(path):
+    if what == "images" and is_image_file(path):
         pictures = [path]
     elif what == "images" and os.path.isdir(path) and not is_data_set(path):  # noqa: PTH112 - a name of any length
         found = find_image_files(path, hidden)

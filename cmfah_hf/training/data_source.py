@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
-from cmfah_hf.data.loading import SCENES, Loaded, resolve_data_path
+from cmfah_hf.data import resolve_data_path
+from cmfah_hf.data.rows.uniform import Loaded
+from cmfah_hf.data.sources.scenes import SCENES
 from cmfah_hf.errors import HubError
 from cmfah_hf.hub_access import hub_errors
 

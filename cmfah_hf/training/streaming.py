@@ -73,7 +73,7 @@ def open_streams(data: DataArguments, pictures: bool = True) -> Streams:
         image_column=data.image_column,
         text_column=data.text_column,
         labels_column=data.labels_column,
-        pictures=pictures,
+        images=pictures,
     )
 
 

@@ -293,7 +293,7 @@ CASES = {
     ),
     "train: a folder without metadata": (
         "train {config} --dataset {bare} {out}",
-        ["{bare}: holds neither a metadata file nor Parquet files", "write a metadata.jsonl beside the images"],
+        ["{bare}: holds neither a metadata file nor Parquet files", "write a metadata.jsonl next to the images"],
     ),
     "train: a row whose image is missing": (
         "train {config} --dataset {absent-image} {out}",

@@ -1,4 +1,4 @@
-"""Folders of small pictures."""
+"""Folders of small images."""
 
 import json
 import sys
@@ -16,16 +16,16 @@ def own_cache(datasets_cache):
 
 @pytest.fixture
 def make_folder(tmp_path):
-    """Write pictures of one colour each, and metadata given as rows (dictionaries) or as raw text."""
+    """Writes images of one color each, and metadata given as rows (dictionaries) or as raw text."""
 
-    def make(rows, folder="pairs", name="metadata.jsonl", pictures=None) -> Path:
+    def make(rows, folder="pairs", name="metadata.jsonl", images=None) -> Path:
         root = tmp_path / folder
         root.mkdir(parents=True, exist_ok=True)
-        if pictures is None:
-            pictures = [row["file_name"] for row in rows]
-        for i, picture in enumerate(pictures):
-            (root / picture).parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (6, 4), (i % 256, 90, 30)).save(root / picture)
+        if images is None:
+            images = [row["file_name"] for row in rows]
+        for i, image in enumerate(images):
+            (root / image).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (6, 4), (i % 256, 90, 30)).save(root / image)
         if not isinstance(rows, str):
             rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (root / name).write_text(rows, encoding="utf-8")
@@ -36,7 +36,7 @@ def make_folder(tmp_path):
 
 @pytest.fixture
 def rows_of():
-    """Rows as plain values: pictures as size, mode and bytes."""
+    """Rows as plain values: images as size, mode and bytes."""
 
     def plain(dataset) -> list[dict]:
         rows = []

@@ -1,4 +1,4 @@
-"""Values of texts and labels, and which column is which."""
+"""Normalization of texts and labels, and detection of columns."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmfah_hf.data.columns import find_columns, labels_of, text_of
+from cmfah_hf.data.rows.columns import RequestedColumns, find_columns, labels_of, text_of
 from cmfah_hf.errors import DataError
 
 names = st.text(st.characters(whitelist_categories=["L", "N"]), min_size=1, max_size=6)
@@ -78,7 +78,7 @@ def test_usual_names_in_order_of_preference():
     assert (found.image, found.labels, found.id) == ("pic", None, None)
     with pytest.raises(DataError, match="no column looks like the image"):
         find_columns(["one", "two", "text"], "here", image_columns=["one", "two"])
-    assert find_columns(["id", "image", "text"], "here", id=False).id is None
+    assert find_columns(["id", "image", "text"], "here", RequestedColumns(id=False)).id is None
 
 
 def test_importing_is_light():

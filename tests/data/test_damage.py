@@ -1,4 +1,4 @@
-"""Damaged and hostile files of data sets, one of each kind that was seen to crash, hang, or be taken for sound."""
+"""Damaged and malicious files of data sets, one of each kind that once crashed, hung, or was accepted."""
 
 import gzip
 import io
@@ -41,7 +41,7 @@ GOOD = '{"file_name": "a.png", "text": "a dog"}'
     ],
 )
 def test_lines_of_metadata(make_folder, line, problem):
-    folder = make_folder(f"{GOOD}\n{line}\n", pictures=["a.png", "b.png"])
+    folder = make_folder(f"{GOOD}\n{line}\n", images=["a.png", "b.png"])
     with pytest.raises(DataError, match=rf"metadata\.jsonl, line 2\b.*{problem}") as caught:
         load_image_text(folder, streaming=True)
     assert "\n" not in str(caught.value)
@@ -53,12 +53,12 @@ def test_lines_of_metadata(make_folder, line, problem):
     [
         (b"file_name,text\na.png,\xff\xfe\n", "not UTF-8"),
         ("file_name,text\na.png,x\n".encode("utf-16"), "not UTF-8"),
-        (b"file_name,text,text\na.png,x,y\n", "two columns are called 'text'"),
+        (b"file_name,text,text\na.png,x,y\n", "two columns are named 'text'"),
         (b"file_name,text\na.png," + b"x" * (2**24 + 1), "line 2: has more than"),
     ],
 )
 def test_metadata_as_csv(make_folder, content, problem):
-    folder = make_folder("", name="metadata.csv", pictures=["a.png"])
+    folder = make_folder("", name="metadata.csv", images=["a.png"])
     (folder / "metadata.csv").write_bytes(content)
     with pytest.raises(DataError, match=problem):
         load_image_text(folder, streaming=True)
@@ -188,7 +188,7 @@ def test_bombs_in_images():
 def test_images_that_start_a_program_are_refused(tmp_path):
     content = io.BytesIO()
     Image.new("RGB", (2, 2)).save(content, "EPS")
-    with pytest.raises(ImageError, match="not a picture in a format"):
+    with pytest.raises(ImageError, match="not an image in a format"):
         decode_image(content.getvalue(), "program")
 
 

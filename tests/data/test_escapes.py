@@ -1,4 +1,4 @@
-"""Whatever rows name, a data set reads nothing outside its own root: no file, no link, no address."""
+"""A data set reads nothing outside its own root, whatever its rows name: no file, no link, no address."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def files_of(values):
 
 
 def read_all(folder: Path, streaming: bool, **kwargs) -> list:
-    """All that anything here does with rows: decoded, undecoded, mapped, written with their images."""
+    """Rows read in every way: decoded, undecoded, mapped, written with their images."""
     part = load_image_text(folder, split="train", streaming=streaming, **kwargs)
     seen = [row["image"] for row in part]
     seen += [decode_image(row["image"]) for row in decoding_off(part)]
@@ -98,7 +98,7 @@ def test_no_path_in_parquet_leads_outside(own, canary, streaming, kind):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_path_beside_bytes_is_never_opened(own, canary, streaming, monkeypatch):
+def test_a_path_next_to_bytes_is_never_opened(own, canary, streaming, monkeypatch):
     folder, content = own
     monkeypatch.chdir(canary.path.parent)
     names = [*canary.names(), "canary.png"]
@@ -187,15 +187,15 @@ def test_addresses_are_fetched_where_that_is_asked_for(own, canary, streaming, c
 
 
 def test_what_is_fetched_has_limits(canary, monkeypatch):
-    from cmfah_hf.data import row_files
+    from cmfah_hf.data.rows import files
 
-    monkeypatch.setattr(row_files, "FETCH_BYTES", 10)
+    monkeypatch.setattr(files, "FETCH_BYTES", 10)
     with pytest.raises(ImageError, match="has more than 10 bytes"):
-        row_files.fetch(canary.url)
-    monkeypatch.setattr(row_files, "FETCH_BYTES", 10**6)
-    monkeypatch.setattr(row_files, "FETCH_SECONDS", 1e-9)
+        files.fetch(canary.url)
+    monkeypatch.setattr(files, "FETCH_BYTES", 10**6)
+    monkeypatch.setattr(files, "FETCH_SECONDS", 1e-9)
     with pytest.raises(ImageError):
-        row_files.fetch(canary.url)
+        files.fetch(canary.url)
 
 
 def test_a_file_that_became_a_link_is_refused_though_all_is_cached(own, canary):
@@ -217,16 +217,16 @@ def test_pipes_and_devices_are_neither_waited_for_nor_read(own, streaming):
     os.mkfifo(folder / "pipe.png")
     (folder / "zero.png").symlink_to("/dev/zero")
     write(folder / "train.parquet", image=["pipe.png"])
-    with pytest.raises(DataError, match="no regular file"):
+    with pytest.raises(DataError, match="not a regular file"):
         read_all(folder, streaming)
     (folder / "train.parquet").unlink()
     for name in ("pipe.png", "zero.png", "sub"):
         (folder / "metadata.jsonl").write_text(json.dumps({"file_name": name, "text": "x"}))
         (folder / "sub").mkdir(exist_ok=True)
-        with pytest.raises(DataError, match=r"metadata\.jsonl, line 1: .*(no regular file|leads outside)"):
+        with pytest.raises(DataError, match=r"metadata\.jsonl, line 1: .*(not a regular file|leads outside)"):
             read_all(folder, streaming)
     for value in (folder / "pipe.png", "/dev/zero"):
-        with pytest.raises(ImageError, match="no regular file"):
+        with pytest.raises(ImageError, match="not a regular file"):
             decode_image(value)
 
 

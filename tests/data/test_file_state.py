@@ -1,4 +1,4 @@
-"""The state of files: what changed is seen, whatever the times say, and what did not change is not."""
+"""States of files: changes are found even with equal times, and unchanged files are not reported."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""The Hub door, against a real HTTP server on the loopback that answers what the Hub answers."""
+"""Loading from the Hub, against an HTTP server on the loopback that answers like the Hub."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ for name in ("me/parquet", "me/folder"):
 stream = load_image_text("me/folder", split="train", streaming=True)
 out["checked"] = rows(drop_unreadable(stream))
 value = next(iter(stream.decode(False)))["image"]
-out["one picture"] = [value["path"][:5], decode_image(value).size]
+out["one image"] = [value["path"][:5], decode_image(value).size]
 out["address"] = rows(load_image_text("hf://datasets/me/parquet/data/query-00000-of-00001.parquet", split="train"))
 try:
     load_image_text("me/absent")
@@ -66,7 +66,7 @@ def test_hub_data_sets_map_style_and_streaming(hub, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     out = json.loads(result.stdout.splitlines()[-1])
-    # The pictures came over the wire, not from some cache.
+    # The images came over the wire, not from some cache.
     assert server.asked("GET", "/datasets/me/parquet/resolve/")
     assert sum(request.sent for request in server.log if request.listener == "storage") > 0
 
@@ -76,7 +76,7 @@ def test_hub_data_sets_map_style_and_streaming(hub, tmp_path):
         assert out[f"me/parquet {streaming}"] == {"train": expected[:4], "query": expected[4:]}
         assert out[f"me/folder {streaming}"] == {"train": by_file}
     assert out["checked"] == by_file
-    assert out["one picture"] == ["hf://", [32, 32]]
+    assert out["one image"] == ["hf://", [32, 32]]
     assert out["address"] == expected[4:]
     assert out["absent"].startswith("me/absent: no such folder or file here, and as a data set on the Hub")
 

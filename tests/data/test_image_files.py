@@ -7,8 +7,7 @@ import types
 import pytest
 from PIL import Image
 
-from cmfah_hf.data import images
-from cmfah_hf.data.image_files import describe_skipped, find_image_files
+from cmfah_hf.data.images import decoding, describe_skipped, find_image_files
 from cmfah_hf.errors import DataError
 from cmfah_hf.retrieval.items import values_of_source
 
@@ -91,8 +90,8 @@ def test_heic_is_taken_where_it_can_be_read(folder, monkeypatch):
     module.__spec__ = types.SimpleNamespace(name="pillow_heif")
     module.register_heif_opener = register
     monkeypatch.setitem(sys.modules, "pillow_heif", module)
-    monkeypatch.setattr(images, "find_spec", lambda name: module.__spec__)
-    caches = images.image_endings, images._register_heif
+    monkeypatch.setattr(decoding, "find_spec", lambda name: module.__spec__)
+    caches = decoding.image_endings, decoding._register_heif
     try:
         for cached in caches:
             cached.cache_clear()

@@ -1,4 +1,4 @@
-"""Metadata files: what is wrong with one is said in one line, before any picture is opened; and writing them."""
+"""Metadata files: mistakes are errors of one line before any image is opened; and writing of folders."""
 
 import json
 
@@ -20,15 +20,15 @@ def lines(*rows):
 
 BAD_JSON_LINES = {
     "malformed": (lines(PAIR, '{"file_name": "b.png", "text": "x"'), "line 2 is not valid JSON"),
-    "not an object": (lines(PAIR, "[1, 2]"), "line 2 is a list; write one JSON object a line"),
+    "not an object": (lines(PAIR, "[1, 2]"), "line 2 is a list; write one JSON object per line"),
     "no file name": (lines(PAIR, "", {"text": "x"}), "line 3: there is no 'file_name'"),
     "file name of another kind": (lines({"file_name": 7, "text": "x"}), "line 1: 'file_name' is 7"),
-    "missing picture": (lines(PAIR, {"file_name": "gone.png"}), r"line 2: the image .*gone\.png does not exist"),
+    "missing image": (lines(PAIR, {"file_name": "gone.png"}), r"line 2: the image .*gone\.png does not exist"),
     "missing folder": (lines(PAIR, {"file_name": "x/y.png"}), r"line 2: the image .*x/y\.png does not exist"),
     "outside": (lines({"file_name": "../a.png"}), r"line 1: 'file_name' '\.\./a\.png' leads outside"),
     "absolute": (lines({"file_name": "/etc/passwd"}), "line 1: 'file_name' '/etc/passwd' leads outside"),
     "address": (lines({"file_name": "file:///etc/passwd"}), "line 1: .* leads outside"),
-    "same picture twice": (lines(PAIR, {"file_name": "b.png"}, PAIR), r"lines 1 and 3 have the same id 'a\.png'"),
+    "same image twice": (lines(PAIR, {"file_name": "b.png"}, PAIR), r"lines 1 and 3 have the same id 'a\.png'"),
     "same id twice": (
         lines(PAIR | {"id": 4}, {"file_name": "b.png", "id": "4"}),
         "lines 1 and 2 have the same id '4'; make the column 'id' unique",
@@ -45,16 +45,16 @@ BAD_JSON_LINES = {
 @pytest.mark.parametrize("streaming", [False, True])
 def test_bad_json_lines(case, streaming, make_folder, monkeypatch):
     content, message = BAD_JSON_LINES[case]
-    folder = make_folder(content, pictures=["a.png", "b.png"])
-    monkeypatch.setattr(Image, "open", lambda *args, **kwargs: pytest.fail("opened a picture"))
+    folder = make_folder(content, images=["a.png", "b.png"])
+    monkeypatch.setattr(Image, "open", lambda *args, **kwargs: pytest.fail("opened an image"))
     with pytest.raises(DataError, match=message) as caught:
         load_image_text(folder, streaming=streaming)
     assert str(caught.value).startswith(str(folder / "metadata.jsonl"))
     assert "\n" not in str(caught.value)
 
 
-def test_all_missing_pictures_are_counted(make_folder):
-    folder = make_folder(lines(PAIR, {"file_name": "x.png"}, {"file_name": "y.png"}), pictures=["a.png"])
+def test_all_missing_images_are_counted(make_folder):
+    folder = make_folder(lines(PAIR, {"file_name": "x.png"}, {"file_name": "y.png"}), images=["a.png"])
     with pytest.raises(DataError, match=r"line 2: .*x\.png does not exist.*\(1 more lines name missing files\)"):
         load_image_text(folder)
 
@@ -64,14 +64,14 @@ BAD_CSV = {
     "no file name": ("file_name,text\na.png,x\n,y\n", "line 3: there is no 'file_name'"),
     "unquoted comma": ("file_name,text\na.png,x, y\n", "line 2: more cells than the 2 columns"),
     "open quote": ('file_name,text\na.png,"x\n', "line 2: not valid CSV"),
-    "missing picture": ('file_name,text\na.png,"two\nlines"\ngone.png,y\n', r"line 4: the image .*gone\.png"),
+    "missing image": ('file_name,text\na.png,"two\nlines"\ngone.png,y\n', r"line 4: the image .*gone\.png"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_CSV)
 def test_bad_csv(case, make_folder):
     content, message = BAD_CSV[case]
-    folder = make_folder(content, name="metadata.csv", pictures=["a.png"])
+    folder = make_folder(content, name="metadata.csv", images=["a.png"])
     with pytest.raises(DataError, match=message) as caught:
         load_image_text(folder)
     assert str(caught.value).startswith(str(folder / "metadata.csv"))
@@ -98,7 +98,7 @@ def test_nothing_is_silently_left_out(make_folder, tmp_path):
     with pytest.raises(DataError, match=r"query: this split has no metadata; write a metadata\.jsonl"):
         load_image_text(tmp_path / "half")
     make_folder([PAIR], "odd/my-split")
-    with pytest.raises(DataError, match="my-split: a split's name"):
+    with pytest.raises(DataError, match="odd: 'my-split' cannot be a split's name"):
         load_image_text(tmp_path / "odd")
 
 
@@ -116,7 +116,7 @@ def test_rows_without_labels_texts_or_boxes(make_folder):
 
 
 def test_types_are_inferred_over_the_whole_file(make_folder, monkeypatch):
-    monkeypatch.setattr("cmfah_hf.data.imagefolder._PIECE", 2)
+    monkeypatch.setattr("cmfah_hf.data.sources.metadata._PIECE", 2)
     numbers = [None, None, 1, 2, 2.5, None, None]
     rows = [{"file_name": f"{i}.png", "text": "x", "n": n, "many": [] if i < 5 else [i]} for i, n in enumerate(numbers)]
     loaded = load_image_text(make_folder(rows), split="train")
@@ -126,7 +126,7 @@ def test_types_are_inferred_over_the_whole_file(make_folder, monkeypatch):
 
 def test_backslashes_and_dots_in_file_names(make_folder):
     folder = make_folder(
-        lines({"file_name": "sub\\a.png", "text": "x"}, {"file_name": "./b.png"}), pictures=["sub/a.png", "b.png"]
+        lines({"file_name": "sub\\a.png", "text": "x"}, {"file_name": "./b.png"}), images=["sub/a.png", "b.png"]
     )
     loaded = load_image_text(folder, split="train")
     assert loaded["id"][:] == ["sub/a.png", "b.png"]
@@ -177,19 +177,19 @@ def test_any_ids_texts_and_labels_survive_writing(tmp_path_factory, rows):
 
 def test_writing_keeps_pixels_of_every_mode(tmp_path):
     modes = ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"]
-    pictures = [
+    images = [
         Image.new("L", (4, 4), 77).convert(mode) if mode != "I;16" else Image.new(mode, (4, 4), 30000) for mode in modes
     ]
     paths = []
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         paths.append(str(tmp_path / f"{i}.tif"))
-        picture.save(paths[-1])
+        image.save(paths[-1])
     data = datasets.Dataset.from_dict({"id": modes, "image": paths, "text": modes}).cast_column(
         "image", datasets.Image()
     )
     write_imagefolder(data, tmp_path / "out")
     loaded = load_image_text(tmp_path / "out", split="train")
-    for before, after in zip(pictures[:-1], loaded, strict=False):
+    for before, after in zip(images[:-1], loaded, strict=False):
         assert after["image"].tobytes() == before.tobytes(), after["id"]
     assert loaded[-1]["image"].mode == "RGB"
 

@@ -1,4 +1,4 @@
-"""Reading single pictures: every kind of source, and every way in which a file can be bad."""
+"""Reading of single images: every kind of source, and every kind of bad file."""
 
 import io
 import logging
@@ -42,7 +42,7 @@ class Pipe(io.RawIOBase):
         return len(part)
 
 
-def test_every_kind_of_source_gives_the_same_picture(noise, tmp_path):
+def test_every_kind_of_source_gives_the_same_image(noise, tmp_path):
     content = encoded(noise, "PNG")
     path = tmp_path / "noise.png"
     path.write_bytes(content)
@@ -78,19 +78,19 @@ def test_files_cut_short(kind, noise, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_a_picture_names_the_file(tmp_path):
-    (tmp_path / "text.jpg").write_text("this is no picture")
+def test_what_is_not_an_image_names_the_file(tmp_path):
+    (tmp_path / "text.jpg").write_text("this is not an image")
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "folder.jpg").mkdir()
     for name, reason in {
-        "text.jpg": "not a picture in a format that Pillow knows",
+        "text.jpg": "not an image in a format that Pillow knows",
         "empty.jpg": r"empty \(0 bytes\)",
         "folder.jpg": "this is a folder",
         "absent.jpg": "there is no such file",
     }.items():
         with pytest.raises(ImageError, match=rf"{name}: .*{reason}"):
             decode_image({"path": str(tmp_path / name), "bytes": None})
-    with pytest.raises(ImageError, match="the query: not a picture"):
+    with pytest.raises(ImageError, match="the query: not an image"):
         decode_image(b"nothing", name="the query")
     with pytest.raises(ImageError, match="neither a path nor bytes"):
         decode_image({"path": None, "bytes": None})
@@ -103,7 +103,7 @@ def test_what_is_not_a_picture_names_the_file(tmp_path):
 
 
 def test_random_damage_either_reads_or_is_an_image_error(noise):
-    """Whatever Pillow's parsers raise on garbage, only one type comes out."""
+    """Pillow's parsers raise many types of errors on garbage; only one type is passed on."""
     chance = random.Random(0)
     outcomes = {True: 0, False: 0}
     for kind in [*LOSSLESS, "JPEG", "WEBP", "ICO", "TGA", "PCX", "SGI"]:
@@ -132,7 +132,7 @@ def test_a_decompression_bomb_is_refused(noise, monkeypatch):
 def test_exif_orientation_is_applied_once(orientation, tmp_path):
     upright = Image.new("RGB", (32, 16), "blue")
     upright.paste("red", (0, 0, 16, 8))
-    # How a camera stores the picture that should appear as `upright`.
+    # How a camera stores the image that should appear as `upright`.
     stored = {
         1: lambda x: x,
         2: lambda x: x.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -152,7 +152,7 @@ def test_exif_orientation_is_applied_once(orientation, tmp_path):
     assert decode_image(once).tobytes() == upright.tobytes()
 
 
-def test_damaged_exif_does_not_cost_the_picture(noise):
+def test_damaged_exif_does_not_cost_the_image(noise):
     content = encoded(noise, "PNG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\xff\x01\x12")
     assert decode_image(content).tobytes() == noise.tobytes()
 
@@ -174,7 +174,7 @@ def test_animation_gives_its_first_frame(tmp_path):
 
 @pytest.fixture
 def partly_bad(tmp_path):
-    """Six pictures, of which 1 is text, 3 is cut short, and 4 is missing."""
+    """Six images, of which 1 is text, 3 is cut short, and 4 is missing."""
     scenes = make_scenes(6, image_size=32)
     paths = [tmp_path / f"{i}.png" for i in range(6)]
     for scene, path in zip(scenes, paths, strict=True):
@@ -197,12 +197,12 @@ def test_drop_unreadable(partly_bad, threads, caplog):
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 4
     for message, row, reason in zip(
-        messages, ("p1", "p3", "p4"), ("not a picture", "cut short", "no such file"), strict=False
+        messages, ("p1", "p3", "p4"), ("not an image", "cut short", "no such file"), strict=False
     ):
         assert repr(row) in message
         assert f"{row[1]}.png" in message
         assert reason in message
-    assert "3 of 6 pictures" in messages[-1]
+    assert "3 of 6 images" in messages[-1]
 
 
 def test_drop_unreadable_from_streams(partly_bad, caplog):

@@ -83,7 +83,7 @@ def test_counts_are_those_made_by_hand(folder):
     broken = {entry["id"]: entry["reason"] for entry in found.pictures.broken_named}
     assert set(broken) == {"broken.jpg", "none.png"}
     assert broken["broken.jpg"].startswith("damaged or cut short")
-    assert broken["none.png"].startswith("not a picture")
+    assert broken["none.png"].startswith("not an image")
 
 
 def test_duplicates_and_leakage(folder):

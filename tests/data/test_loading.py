@@ -1,4 +1,4 @@
-"""The one door: folders, Parquet, addresses, names of columns, splits."""
+"""`load_image_text`: folders, Parquet, addresses, column names, splits."""
 
 from functools import partial
 
@@ -93,7 +93,7 @@ def test_values_stay_as_written(make_folder):
 
 def test_csv_with_lists_of_labels_and_commas_in_texts(make_folder):
     csv = '\ufefffile_name,text,labels\na.png,"a dog, running",dog|outdoor\nb.png,,"[""cat"", ""sofa""]"\nc.png,x,\n'
-    loaded = load_image_text(make_folder(csv, name="metadata.csv", pictures=["a.png", "b.png", "c.png"]), split="train")
+    loaded = load_image_text(make_folder(csv, name="metadata.csv", images=["a.png", "b.png", "c.png"]), split="train")
     assert uniform(loaded) == [
         ("a.png", "a dog, running", ["dog", "outdoor"]),
         ("b.png", "", ["cat", "sofa"]),
@@ -102,7 +102,7 @@ def test_csv_with_lists_of_labels_and_commas_in_texts(make_folder):
 
 
 def test_metadata_in_parquet(make_folder, tmp_path):
-    folder = make_folder("", pictures=["a.png"])
+    folder = make_folder("", images=["a.png"])
     (folder / "metadata.jsonl").unlink()
     pq.write_table(pa.table({"file_name": ["a.png"], "tags": [["x", "y"]]}), folder / "metadata.parquet")
     assert uniform(load_image_text(folder, split="train")) == [("a.png", "x y", None)]
@@ -170,7 +170,7 @@ def test_parquet_file_by_path_and_address(parquet_folder, rows_of):
     for source in (file, file.as_uri()):
         for streaming in (False, True):
             assert rows_of(load_image_text(source, split="train", streaming=streaming)) == expected
-    with pytest.raises(DataError, match="only those of Parquet files"):
+    with pytest.raises(DataError, match="only addresses of Parquet files"):
         load_image_text(folder.as_uri())
 
 
@@ -184,7 +184,7 @@ def test_a_missing_library_is_named(monkeypatch):
 
 
 def test_foreign_parquet_with_class_numbers_paths_and_no_ids(tmp_path):
-    """What data sets on the Hub look like: `img`, `caption` lists, `ClassLabel`, embedded pictures without names."""
+    """A typical data set on the Hub: `img`, lists of captions, `ClassLabel`, embedded images without names."""
     Image.new("RGB", (3, 3), "red").save(tmp_path / "red.png")
     png = (tmp_path / "red.png").read_bytes()
     features = datasets.Features(

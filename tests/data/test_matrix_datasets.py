@@ -108,7 +108,7 @@ def test_one_column_of_class_numbers(tmp_path, arrays, first, column):
 def test_a_stream_is_cut_for_workers_and_read_without_pictures(file, arrays):
     from torch.utils.data import DataLoader
 
-    stream = load_image_text(file, split="train", streaming=True, pictures=False)
+    stream = load_image_text(file, split="train", streaming=True, images=False)
     assert "image" not in stream.column_names
     assert stream.num_shards == COUNT
     assert count_rows(stream) == [1] * COUNT
@@ -357,9 +357,9 @@ def test_splits_that_do_not_fit(file, split, message):
 
 
 def test_what_cannot_be_said_of_matrices(file, tmp_path, arrays):
-    with pytest.raises(DataError, match="matrices have no columns to be named"):
+    with pytest.raises(DataError, match="matrices have no columns to name"):
         load_image_text(file, text_column="tags")
-    with pytest.raises(DataError, match="revision cannot be said of matrices"):
+    with pytest.raises(DataError, match="matrices do not accept revision"):
         load_image_text(file, revision="main")
     with pytest.raises(DataError, match="there are no tags, so the pairs have no text"):
         open_matrices(write(tmp_path, {"images": arrays["images"], "labels": arrays["labels"]})).to_dataset()

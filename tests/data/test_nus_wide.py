@@ -45,7 +45,7 @@ def test_rows_are_those_of_the_files(replicas, tmp_path, form, classes, needs_ta
     assert (report.tag_ones, report.label_ones) == (replica.tags[chosen].sum(), labels[chosen].sum())
     assert report.pictures == (classes == 10)
     names = sorted(replica.class_names[column] for column in columns_of(replica, classes))
-    parts = load_image_text(tmp_path / "out", streaming=True, pictures=report.pictures)
+    parts = load_image_text(tmp_path / "out", streaming=True, images=report.pictures)
     rows = {row["id"]: row for name in ("query", "database") for row in parts[name]}
     assert set(rows) == {replica.ids[row] for row in np.flatnonzero(chosen)}
     for number in np.flatnonzero(chosen):
@@ -68,7 +68,7 @@ def test_5018_tags_are_those_of_the_row_in_its_order(bare, tmp_path):
         except UnicodeDecodeError:
             words = line.decode("latin-1").split()
         expected[bare.ids[number]] = [word for word in words[1:] if word in final]
-    parts = load_image_text(tmp_path / "out", streaming=True, pictures=False)
+    parts = load_image_text(tmp_path / "out", streaming=True, images=False)
     rows = {row["id"]: row["tags"] for name in ("query", "database") for row in parts[name]}
     assert rows == {row_id: expected[row_id] for row_id in rows}
     assert any("müll" in tags for tags in rows.values())
@@ -105,7 +105,7 @@ def test_corrections_are_said_once_in_the_log_and_on_the_card(replicas, tmp_path
 def test_rows_of_one_photo_keep_their_own_labels(bare, tmp_path):
     prepare_nus_wide(bare.root, tmp_path / "out", queries=1, train=1, classes=81, release=bare.release)
     photo = bare.ids[0].rpartition("_")[2]
-    parts = load_image_text(tmp_path / "out", streaming=True, pictures=False)
+    parts = load_image_text(tmp_path / "out", streaming=True, images=False)
     rows = [row for name in ("query", "database") for row in parts[name] if row["id"].endswith(f"_{photo}")]
     assert len({row["id"] for row in rows}) == 2
     assert not set(rows[0]["labels"]) & set(rows[1]["labels"])

@@ -1,4 +1,4 @@
-"""Streamed Parquet against the same files as a data set: rows, numbers across files, and what is not read."""
+"""Streamed Parquet compared with the same files as a data set: rows, numbers across files, columns not read."""
 
 import datasets
 import numpy as np
@@ -8,8 +8,9 @@ from torch.utils.data import DataLoader
 
 from cmfah_hf.data import load_image_text, make_scenes
 from cmfah_hf.data.data_root import DataRoot
+from cmfah_hf.data.rows.columns import USUAL_NAMES
+from cmfah_hf.data.rows.uniform import uniform
 from cmfah_hf.data.streams import PairStream, count_rows, is_arrow
-from cmfah_hf.data.uniform import uniform
 from cmfah_hf.errors import DataError
 
 
@@ -53,9 +54,9 @@ def test_every_column_as_of_a_data_set(tmp_path, rows_of):
         "numbers": datasets.List(datasets.Value("int32")),
         "text_": datasets.Value("float32"),
     }
-    pictures = make_scenes(4, image_size=32)["image"]
+    images = make_scenes(4, image_size=32)["image"]
     rows = {
-        "picture": list(pictures),
+        "picture": list(images),
         "caption": [["a", "b"], [], None, ["c"]],
         "label": [0, 1, -1, 1],
         "id": [7, 8, 9, 10],
@@ -70,7 +71,7 @@ def test_every_column_as_of_a_data_set(tmp_path, rows_of):
     assert [row["labels"] for row in stream] == [["cat"], ["dog"], [], ["dog"]]
 
 
-def test_texts_are_read_without_the_pictures(files, monkeypatch):
+def test_texts_are_read_without_the_images(files, monkeypatch):
     wide = load_image_text(files, split="train", streaming=True)
     read, iter_batches = [], pq.ParquetFile.iter_batches
 
@@ -79,8 +80,8 @@ def test_texts_are_read_without_the_pictures(files, monkeypatch):
         return iter_batches(self, *arguments, columns=columns, **kwargs)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", noting)
-    narrow = load_image_text(files, split="train", streaming=True, pictures=False)
-    read.clear()  # the first row tells whether pictures stand beside the table
+    narrow = load_image_text(files, split="train", streaming=True, images=False)
+    read.clear()  # the first row tells whether rows name their images
     rows = list(narrow)
     assert read
     assert all("image" not in columns for columns in read)
@@ -88,12 +89,12 @@ def test_texts_are_read_without_the_pictures(files, monkeypatch):
     assert [row["id"] for row in rows] == [row["id"] for row in PairStream(wide)]
     assert count_rows(narrow) == count_rows(wide)
     with pytest.raises(DataError, match="Only a stream can be loaded without"):
-        load_image_text(files, pictures=False)
+        load_image_text(files, images=False)
 
 
-def test_the_rows_of_other_sources_without_pictures(make_folder):
+def test_the_rows_of_other_sources_without_images(make_folder):
     folder = make_folder([{"file_name": f"{i}.png", "text": f"t{i}", "labels": ["a"]} for i in range(3)])
-    narrow = load_image_text(folder, split="train", streaming=True, pictures=False)
+    narrow = load_image_text(folder, split="train", streaming=True, images=False)
     assert list(narrow) == [{"id": f"{i}.png", "text": f"t{i}", "labels": ["a"]} for i in range(3)]
 
 
@@ -120,8 +121,7 @@ def test_pairs_without_id_or_number_are_told_apart_by_content(tmp_path):
         (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     raw = datasets.load_dataset("json", data_files=files, split="train", streaming=True, features=features)
-    names = {"image": None, "text": None, "labels": None, "id": None}
-    stream = uniform(raw, "json", names, DataRoot())
+    stream = uniform(raw, "json", USUAL_NAMES, DataRoot())
     ids = [row["id"] for shard in range(2) for row in stream.shard(2, shard)]
     assert len(set(ids)) == 4
     assert ids == [row["id"] for row in stream]

@@ -321,7 +321,7 @@ def broken(replica):
 
 
 def ids_of(folder):
-    parts = load_image_text(folder, streaming=True, pictures=False)
+    parts = load_image_text(folder, streaming=True, images=False)
     return {name: [row["id"] for row in part] for name, part in parts.items()}
 
 
@@ -398,7 +398,7 @@ def test_without_any_pictures_the_tables_are_prepared_alone(replicas, tmp_path, 
     assert not report.pictures
     assert "no pictures in it, so ids, texts, tags and labels are prepared alone" in caplog.text
     assert "Flickr.tar.gz, NUS-WIDE-urls.rar, which cannot be read as it is" in caplog.text
-    stream = load_image_text(tmp_path / "out", split="train", streaming=True, pictures=False)
+    stream = load_image_text(tmp_path / "out", split="train", streaming=True, images=False)
     assert list(next(iter(stream))) == ["id", "text", "labels", "tags"]
     with pytest.raises(DataError, match="no column looks like the image"):
         load_image_text(tmp_path / "out")
@@ -428,7 +428,7 @@ def test_splits_of_a_card(tmp_path):
     assert read("configs:\n- config_name: x\n  data_files: [b-0.parquet, a-0.parquet]") == {"train": ["b-0", "a-0"]}
     chosen = "- config_name: y\n  default: true\n  data_files:\n  - {split: q, path: ['b-*.parquet', a-1.parquet]}"
     assert read(f"configs:\n- config_name: x\n  data_files: a-0.parquet\n{chosen}") == {"q": ["b-0", "a-1"]}
-    with pytest.raises(DataError, match=r"README\.md: names the files 'c-\*\.parquet' in its configs, and none is th"):
+    with pytest.raises(DataError, match=r"README\.md: no file matches 'c-\*\.parquet' of its configs"):
         read("configs:\n- config_name: x\n  data_files: 'c-*.parquet'")
     with pytest.raises(DataError, match=r"README\.md, its head between the lines ---, is not valid YAML"):
         read("configs: [")

@@ -259,7 +259,7 @@ def test_unreadable_pictures_leave_gaps_and_are_named(caplog):
     assert sorted(row["id"] for row in rows if row) == [f"im{i}" for i in range(9) if i not in (2, 7)]
     assert rows.count(None) == 2
     assert "Left out: im2: damaged or cut short" in caplog.text
-    assert "Left out: im7: not a picture" in caplog.text
+    assert "Left out: im7: not an image" in caplog.text
     for row in filter(None, rows):
         expected = Image.open(io.BytesIO(contents[int(row["id"][2:])]))
         assert row["image"].tobytes() == expected.tobytes()

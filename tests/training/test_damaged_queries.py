@@ -42,5 +42,5 @@ def test_the_attention_of_the_first_image_that_can_be_read_is_drawn(towers, pair
 
 def test_a_damaged_image_is_named_by_the_pointing_game(towers, pairs):
     cut_short((pairs / "query").glob("*.png"))
-    with pytest.raises(ImageError, match=r"^row 0: not a picture"):
+    with pytest.raises(ImageError, match=r"^row 0: not an image"):
         pointing_accuracy(*towers, load_image_text(pairs, split="query"))

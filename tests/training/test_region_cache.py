@@ -173,7 +173,7 @@ def test_unreadable_pictures_are_left_out_and_named(tower, processor, caplog):
     alone = keep_regions(picture_pairs([whole]), tower, processor)
     # To the last digit of float16: a convolution of one picture may add up in another order than one of four.
     np.testing.assert_allclose(kept[0]["region_features"], alone[0]["region_features"], rtol=2e-3, atol=1e-3)
-    assert "im0: not a picture in a format that Pillow knows" in caplog.text
+    assert "im0: not an image in a format that Pillow knows" in caplog.text
     assert "im2: damaged or cut short" in caplog.text
     assert "Left out 2 of 4 pictures" in caplog.text
 

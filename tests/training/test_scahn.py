@@ -121,7 +121,7 @@ def test_a_stream_and_labels_in_other_scripts(scenes_folder, write_config, tmp_p
     model = SCAHNForPreTraining.from_pretrained(tmp_path / "model")
     classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
     assert {"дом", "木", "qqq zzz"} <= set(classes)
-    stream, _ = split_stream(load_image_text(str(tmp_path / "pairs"), streaming=True, pictures=False)["train"], 0.1, 0)
+    stream, _ = split_stream(load_image_text(str(tmp_path / "pairs"), streaming=True, images=False)["train"], 0.1, 0)
     assert model.label_graph.counts.tolist() == products([row["labels"] for row in stream], classes)
 
 

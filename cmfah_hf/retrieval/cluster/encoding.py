@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 
+from cmfah_hf.data import resolve_data_path
 from cmfah_hf.data.images import decode_image, decoding_off
-from cmfah_hf.data.loading import resolve_data_path
 from cmfah_hf.errors import CheckpointError, DataError, ImageError, QueryError
 from cmfah_hf.retrieval.codes import pack
 from cmfah_hf.retrieval.fingerprint import check_same_model

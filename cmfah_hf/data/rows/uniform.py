@@ -2,35 +2,43 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 
-from cmfah_hf.data.columns import UNIFORM_COLUMNS, ColumnNames, find_columns, labels_of, text_of
 from cmfah_hf.data.data_root import DataRoot
-from cmfah_hf.data.images import decoding_off, decoding_on
-from cmfah_hf.data.row_files import holds_files, placed_table, placed_value
-from cmfah_hf.data.source_errors import guarded, guarded_stream
+from cmfah_hf.data.images.streams import decoding_off, decoding_on
+from cmfah_hf.data.internals import resolved_features
+from cmfah_hf.data.rows.columns import (
+    UNIFORM_COLUMNS,
+    ColumnNames,
+    RequestedColumns,
+    find_columns,
+    labels_of,
+    text_of,
+)
+from cmfah_hf.data.rows.errors import guarded, guarded_stream, in_row
+from cmfah_hf.data.rows.files import holds_files, placed_table, placed_value
 from cmfah_hf.errors import DataError
 
-Loaded = datasets.DatasetDict | datasets.IterableDatasetDict | datasets.Dataset | datasets.IterableDataset
+Loaded: TypeAlias = datasets.DatasetDict | datasets.IterableDatasetDict | datasets.Dataset | datasets.IterableDataset
 
 _CHECKED_ROWS = 1_000
-# The root of a data set on the Hub, as a stream and the download cache write it in an image's path.
+# The root of a data set on the Hub, as streams and the download cache write it in an image's path.
 _HUB_ROOT = re.compile(r"^(hf://datasets/[^@]+@[^/]+/|.*/snapshots/[0-9a-f]{40}/)")
 
 
-def uniform(loaded: Loaded, source: str, names: dict, root: DataRoot, is_hub: bool = False) -> Loaded:
+def uniform(loaded: Loaded, source: str, requested: RequestedColumns, root: DataRoot, is_hub: bool = False) -> Loaded:
     """A loaded data set with the uniform columns, and with all files that rows name placed below `root`.
 
     Args:
         loaded: One data set, or a dictionary of splits.
         source: For errors.
-        names: What the source calls `image`, `text`, `labels` and `id`, where that was given.
-        root: Where files that rows name may lie.
+        requested: The column names that the caller gave.
+        root: Where files that rows name may be.
         is_hub: Whether it came from the Hub.
 
     Raises:
@@ -38,20 +46,22 @@ def uniform(loaded: Loaded, source: str, names: dict, root: DataRoot, is_hub: bo
     """
     if isinstance(loaded, dict):
         return type(loaded)(
-            {name: uniform(part, f"{source}, split {name}", names, root, is_hub) for name, part in loaded.items()}
+            {name: uniform(part, f"{source}, split {name}", requested, root, is_hub) for name, part in loaded.items()}
         )
     if isinstance(loaded, datasets.IterableDataset):
-        return _uniform_stream(loaded, source, names, root, is_hub)
-    return guarded(partial(_uniform_table, loaded, source, names, root), source)
+        return _uniform_stream(loaded, source, requested, root, is_hub)
+    return guarded(partial(_uniform_table, loaded, source, requested, root), source)
 
 
-def _uniform_table(dataset: datasets.Dataset, source: str, names: dict, root: DataRoot) -> datasets.Dataset:
+def _uniform_table(
+    dataset: datasets.Dataset, source: str, requested: RequestedColumns, root: DataRoot
+) -> datasets.Dataset:
     """The uniform columns of a map-style data set; a column of images that holds their bytes is not rewritten."""
     if len(dataset) == 0:
         raise DataError(f"{source}: holds no rows.")
-    columns, class_names = find(dataset.features, source, names)
+    columns, class_names = find(dataset.features, source, requested)
     dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
-    # Pictures in the table itself are not read to find their names: those have none that is sure to be unique.
+    # Embedded images are not read for their names, which need not be unique.
     by_path = columns.id is None and (dataset[0][columns.image] or {"bytes": b""})["bytes"] is None
     needed = [name for name in columns.chosen if name != columns.image or by_path]
     own = dataset.select_columns(needed).map(
@@ -65,7 +75,7 @@ def _uniform_table(dataset: datasets.Dataset, source: str, names: dict, root: Da
     rest = dataset.remove_columns([name for name in columns.chosen if name != columns.image])
     plain = [name for name, feature in rest.features.items() if not holds_files(feature)]
     for table in rest.select_columns(plain).with_format("arrow").iter(_CHECKED_ROWS) if plain else ():
-        table.validate(full=True)  # texts that are not UTF-8 would raise where they are read
+        table.validate(full=True)  # otherwise a text that is not UTF-8 raises only when it is read
     try:
         rest = placed_table(rest.cast_column(columns.image, datasets.Image()), root)
     except DataError as error:
@@ -76,12 +86,10 @@ def _uniform_table(dataset: datasets.Dataset, source: str, names: dict, root: Da
 
 
 def _uniform_stream(
-    dataset: datasets.IterableDataset, source: str, names: dict, root: DataRoot, is_hub: bool
+    dataset: datasets.IterableDataset, source: str, requested: RequestedColumns, root: DataRoot, is_hub: bool
 ) -> datasets.IterableDataset:
-    if dataset.features is None:
-        # Only the first rows can tell; `datasets` itself does this where it needs the columns of a stream.
-        dataset = guarded(dataset._resolve_features, source)
-    columns, class_names = find(dataset.features, source, names)
+    dataset = guarded(partial(resolved_features, dataset), source)
+    columns, class_names = find(dataset.features, source, requested)
     others = {name: dataset.features[name] for name in dataset.column_names if name not in columns.chosen}
     features = own_features(columns) | {columns.kept_as(name): feature for name, feature in others.items()}
     row_of = partial(
@@ -91,33 +99,35 @@ def _uniform_stream(
         split=_split_name(dataset),
         others=others,
         root=root,
-        # Each shard is read by itself, so rows are numbered from 0 in every one.
+        # Every shard is read by itself and numbers its rows from 0.
         is_numbered=dataset.num_shards == 1,
     )
     stream = guarded_stream(decoding_off(dataset), source).map(
         row_of, with_indices=True, remove_columns=dataset.column_names
     )
     stream = decoding_on(stream, datasets.Features({name: features[name] for name in in_order(features)}))
-    # Single images come over the network one request each, so threads fetch ahead, as `load_dataset` has it too.
+    # A request per image: threads fetch ahead, as they do in `load_dataset`.
     return stream.decode() if is_hub and dataset.info.builder_name == "imagefolder" else stream
 
 
 def _split_name(dataset: Any) -> str:
-    """The split that a part belongs to, without the slice taken of it."""
+    """The split that a part belongs to, without its slice."""
     return str(dataset.split or "").partition("[")[0]
 
 
 def find(
-    features: datasets.Features, source: str, names: dict, image_needed: bool = True
+    features: datasets.Features, source: str, requested: RequestedColumns, image_needed: bool = True
 ) -> tuple[ColumnNames, list[str] | None]:
-    """The columns of a data set, and the class names if its labels are numbers of classes."""
-    pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    columns = find_columns(features, source, image_columns=pictures, image_needed=image_needed, **names)
+    """The columns of a data set, and the class names if its labels are class numbers."""
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    columns = find_columns(features, source, requested, images, image_needed)
     for name in (columns.id, columns.text, columns.labels):
-        # Whatever reads such a column as text would have it decoded, and so open what its rows name.
+        # Reading such a column as text would decode it, and so open the files that its rows name.
         if name is not None and holds_files(features[name]):
             raise DataError(f"{source}: the column {name!r} holds files and no texts; name another column.")
-    feature = features.get(columns.labels)
+    if columns.labels is None:
+        return columns, None
+    feature = features[columns.labels]
     if isinstance(feature, list):
         feature = feature[0]
     feature = getattr(feature, "feature", feature)
@@ -125,8 +135,34 @@ def find(
 
 
 def own_features(columns: ColumnNames) -> dict[str, Any]:
+    """The features of the uniform columns."""
     own = {"id": datasets.Value("string"), "image": datasets.Image(), "text": datasets.Value("string")}
     return own if columns.labels is None else own | {"labels": datasets.List(datasets.Value("string"))}
+
+
+def own_values(
+    example: Mapping[str, Any],
+    columns: ColumnNames,
+    class_names: Sequence[str] | None,
+    other_id: Callable[[], str],
+) -> dict[str, Any]:
+    """The `id`, `text` and `labels` of a row.
+
+    Args:
+        example: The row as its source has it.
+        columns: The source's names of the columns.
+        class_names: The names of class numbers.
+        other_id: Gives the id of a row without a value in the id column.
+
+    Raises:
+        DataError: If the text or the labels cannot be used.
+    """
+    given = example.get(columns.id) if columns.id else None
+    values: dict[str, Any] = {"id": other_id() if given is None or given == "" else str(given)}
+    values["text"] = text_of(example.get(columns.text))
+    if columns.labels is not None:
+        values["labels"] = labels_of(example.get(columns.labels), class_names)
+    return values
 
 
 def _uniform_row(
@@ -139,37 +175,33 @@ def _uniform_row(
     root: DataRoot | None = None,
     is_numbered: bool = True,
 ) -> dict[str, Any]:
-    """A row with the uniform columns; with the image and the other columns where there is a `root` to place files."""
-    image = example.get(columns.image)
+    """A row with the uniform columns; with a `root`, the image and the other columns with their files placed."""
+    image = example.get(columns.image) if columns.image else None
     if image is not None and not isinstance(image, dict):
         image = datasets.Image().encode_example(image)
-    given = example.get(columns.id) if columns.id else None
-    if given is not None and given != "":
-        uniform = {"id": str(given)}
-    elif columns.id is None and image is not None and image["bytes"] is None and image["path"]:
-        uniform = {"id": name_below_split(image["path"], split)}
-    else:
-        uniform = {"id": str(row) if is_numbered else _digest(example[columns.text], image)}
-    try:
-        uniform["text"] = text_of(example[columns.text])
-        if columns.labels is not None:
-            uniform["labels"] = labels_of(example[columns.labels], class_names)
-        if root is not None:
-            uniform["image"] = placed_value(image, datasets.Image(), root)
-            uniform |= {columns.kept_as(n): placed_value(example[n], kind, root) for n, kind in others.items()}
-    except DataError as error:
-        raise DataError(f"row {row}: {error}") from error
-    return uniform
+
+    def other_id() -> str:
+        if columns.id is None and image is not None and image["bytes"] is None and image["path"]:
+            return name_below_split(image["path"], split)
+        return str(row) if is_numbered else _digest(example[columns.text], image)
+
+    values = in_row(row, own_values, example, columns, class_names, other_id)
+    if root is not None:
+        values["image"] = in_row(row, placed_value, image, datasets.Image(), root)
+        for name, feature in others.items():
+            values[columns.kept_as(name)] = in_row(row, placed_value, example[name], feature, root)
+    return values
 
 
 def _digest(text: Any, image: dict[str, Any] | None) -> str:
-    """A key that tells pairs without id and number apart, in any worker."""
+    """A key that identifies a pair without id and row number by its content, the same in any worker."""
     image = image or {"path": None, "bytes": None}
     content = image["bytes"] if image["bytes"] is not None else str(image["path"]).encode()
     return hashlib.blake2b(f"{text!r} ".encode("utf-8", "surrogatepass") + content, digest_size=16).hexdigest()
 
 
 def name_below_split(path: str, split: str) -> str:
+    """The name of an image below the folder of its split, which is its id where there is no other."""
     name = _HUB_ROOT.sub("", path)
     return name.removeprefix(f"{split}/") if split else name
 
@@ -190,6 +222,7 @@ def _renaming(present: Sequence[str], columns: ColumnNames) -> dict[str, str]:
     return {name: new for name, new in wanted.items() if name != new}
 
 
-def in_order(names: Any) -> list[str]:
+def in_order(names: Iterable[str]) -> list[str]:
+    """The names with the uniform columns first."""
     names = list(names)
     return [name for name in UNIFORM_COLUMNS if name in names] + [n for n in names if n not in UNIFORM_COLUMNS]

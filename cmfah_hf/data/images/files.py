@@ -1,4 +1,4 @@
-"""The image files below a folder, and a count of everything else that lies there."""
+"""Image files below a folder, and counts of the files that are not images."""
 
 import os
 from collections import Counter
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cmfah_hf.data.images import image_endings
+from cmfah_hf.data.images.decoding import image_endings
 from cmfah_hf.errors import DataError
 
 # Reasons other than an ending.
 HIDDEN, NO_ENDING, SPECIAL = "hidden", "no ending", "special files"
 LINKED_FOLDERS, LINKS_OUT, CLOSED = "linked folders", "links that leave the folder", "folders that cannot be read"
-# What programs and systems leave among photos: thumbnails, copies of deleted files, halves of files from a Mac.
+# Files that programs and systems leave among photos: thumbnails, deleted files, resource forks of a Mac.
 _LEFT_BY_PROGRAMS = frozenset(
     ("@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "thumbs.db", "ehthumbs.db", "desktop.ini")
 )
@@ -22,11 +22,11 @@ _HEIF_ENDINGS = frozenset((".heic", ".heif", ".heics", ".heifs", ".hif"))
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files, and what was passed over.
+    """Image files, and counts of the skipped ones.
 
     Attributes:
         files: In the order of their paths.
-        skipped: How often what was not taken: by the ending in lower case, such as `.heic`, or by the reason.
+        skipped: The number of skipped files by their ending in lower case, such as `.heic`, or by the reason.
     """
 
     files: list[Path]
@@ -36,14 +36,14 @@ class ImageFiles:
 def find_image_files(folder: Path, hidden: bool = False) -> ImageFiles:
     """The files below a folder that are images by their ending.
 
-    Links to folders are not followed. A link to a file is, if the file lies below the folder.
+    Links to folders are not followed. A link to a file is followed if the file is below the folder.
 
     Args:
-        folder: Where to look.
-        hidden: Whether hidden files and folders, and those of thumbnails and of deleted files, are taken too.
+        folder: Where to search.
+        hidden: Whether to include hidden files and folders, and those of thumbnails and of deleted files.
 
     Raises:
-        DataError: If there is none.
+        DataError: If there is no image.
     """
     files: list[Path] = []
     skipped: Counter[str] = Counter()
@@ -71,7 +71,7 @@ def find_image_files(folder: Path, hidden: bool = False) -> ImageFiles:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is left out: hidden, or left by a program among photos."""
+    """Whether a file or folder of this name is skipped: hidden, or left by a program among photos."""
     return name.startswith(".") or name.lower() in _LEFT_BY_PROGRAMS
 
 

@@ -1,4 +1,4 @@
-"""Which column is which, and what their values mean: the uniform `id`, `image`, `text`, `labels`."""
+"""Column detection and value normalization for the uniform columns `id`, `image`, `text` and `labels`."""
 
 import ast
 import json
@@ -30,7 +30,7 @@ class ColumnNames:
     id: str | None
 
     def kept_as(self, column: str) -> str:
-        """The name under which a further column is kept: its own, unless a uniform column takes that name."""
+        """The name under which a further column is kept: its own, or `original_...` if a uniform column has it."""
         return f"original_{column}" if column in UNIFORM_COLUMNS else column
 
     @property
@@ -38,61 +38,80 @@ class ColumnNames:
         return tuple(name for name in (self.id, self.image, self.text, self.labels) if name is not None)
 
 
+@dataclass(frozen=True)
+class RequestedColumns:
+    """The names that a caller gave for the uniform columns; `None`: the usual names are tried.
+
+    Args:
+        image: The column of images.
+        text: The column of texts.
+        labels: The column of labels.
+        id: The column of ids; `False`: no column is the id, whatever its name.
+    """
+
+    image: str | None = None
+    text: str | None = None
+    labels: str | None = None
+    id: str | bool | None = None
+
+
+USUAL_NAMES = RequestedColumns()
+
+
 def find_columns(
     present: Iterable[str],
     source: str,
-    image: str | None = None,
-    text: str | None = None,
-    labels: str | None = None,
-    id: str | bool | None = None,
+    requested: RequestedColumns = USUAL_NAMES,
     image_columns: Sequence[str] = (),
     image_needed: bool = True,
 ) -> ColumnNames:
-    """Find the four columns among those present, by the names given or else by the usual ones.
+    """Finds the uniform columns among those present, by the names requested or by the usual ones.
 
     Args:
         present: The names of all columns.
         source: The file or data set, for errors.
-        image: The image column's name, if the user gave one.
-        text: The text column's, likewise.
-        labels: The labels column's, likewise.
-        id: The id column's, likewise; `False` says that no column is to be taken as the id.
-        image_columns: Columns known to hold pictures; if no usual name fits and there is just one, it is the image.
-        image_needed: Whether there has to be one.
+        requested: The names that the caller gave.
+        image_columns: Columns known to hold images; if no usual name fits and there is just one, it is the image.
+        image_needed: Whether a missing image column is an error.
 
     Raises:
-        DataError: If a given column is not there, or there is none for the image or the text.
+        DataError: If a requested column is missing, or no column fits the image or the text.
     """
     present = list(present)
     listing = ", ".join(present) or "none"
 
-    def find(role: str, given: str | None, usual: Sequence[str], fallback: Sequence[str] = ()) -> str | None:
+    def find(role: str, given: str | bool | None, usual: Sequence[str]) -> str | None:
         if given is not None:
-            if given not in present:
+            if not isinstance(given, str) or given not in present:
                 raise DataError(f"{source}: there is no column {given!r} for the {role}; present are: {listing}.")
             return given
         by_lower_case = {name.lower(): name for name in reversed(present)}
-        found = next((by_lower_case[name] for name in usual if name in by_lower_case), None)
-        return fallback[0] if found is None and len(fallback) == 1 else found
+        return next((by_lower_case[name] for name in usual if name in by_lower_case), None)
 
-    found_image = find("image", image, IMAGE_NAMES, image_columns)
-    found_text = find("text", text, TEXT_NAMES)
-    for role, found, usual in (("image", found_image, IMAGE_NAMES), ("text", found_text, TEXT_NAMES)):
-        if found is None and (role == "text" or image_needed):
-            raise DataError(
-                f"{source}: no column looks like the {role} (such as {', '.join(map(repr, usual[:4]))}); present are: "
-                f"{listing}. Name it with {role}_column=."
-            )
+    def missing(role: str, usual: Sequence[str]) -> DataError:
+        return DataError(
+            f"{source}: no column looks like the {role} (such as {', '.join(map(repr, usual[:4]))}); present are: "
+            f"{listing}. Name it with {role}_column=."
+        )
+
+    image = find("image", requested.image, IMAGE_NAMES)
+    if image is None and len(image_columns) == 1:
+        image = image_columns[0]
+    text = find("text", requested.text, TEXT_NAMES)
+    if image is None and image_needed:
+        raise missing("image", IMAGE_NAMES)
+    if text is None:
+        raise missing("text", TEXT_NAMES)
     return ColumnNames(
-        image=found_image,
-        text=found_text,
-        labels=find("labels", labels, LABELS_NAMES),
-        id=None if id is False else find("id", id, ID_NAMES),
+        image=image,
+        text=text,
+        labels=find("labels", requested.labels, LABELS_NAMES),
+        id=None if requested.id is False else find("id", requested.id, ID_NAMES),
     )
 
 
 def text_of(value: Any) -> str:
-    """A text as one string: a list of tags or sentences is joined with spaces, nothing at all is the empty string.
+    """A text as one string: a list of tags or sentences is joined with spaces, a missing text is the empty string.
 
     >>> text_of(["beach", "sunset"]), text_of(None)
     ('beach sunset', '')
@@ -111,9 +130,9 @@ def text_of(value: Any) -> str:
 def labels_of(value: Any, class_names: Sequence[str] | None = None) -> list[str]:
     """Labels as a list of names without repetition, in their order.
 
-    One string may hold several, separated by `|`, `;` or `,`, or be a list written out (`["car", "tree"]`), because a
-    CSV file knows no lists. The strings of a list are names as they stand. A number is looked up in `class_names` (a
-    negative one means "none"); without class names it is its own name.
+    A string may hold several names, separated by `|`, `;` or `,`, or a list as text (`["car", "tree"]`), because CSV
+    has no lists. The strings of a list are taken as names unchanged. A number is looked up in `class_names` (a negative
+    one means "none"); without class names it is its own name.
 
     >>> labels_of("car|tree"), labels_of([1], ["cat", "dog"]), labels_of(None)
     (['car', 'tree'], ['dog'], [])
@@ -137,13 +156,13 @@ def labels_of(value: Any, class_names: Sequence[str] | None = None) -> list[str]
 
 
 def _written_list(text: str) -> list[Any] | None:
-    """The list that a string such as `["car", "tree"]` (JSON) or `['car', 'tree']` (Python) writes out, if it does."""
+    """The list in a string such as `["car", "tree"]` (JSON) or `['car', 'tree']` (Python); `None` if it is none."""
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return None
     for parse in (json.loads, ast.literal_eval):
         try:
-            # An empty list still says "written as a list", which `[None]` keeps true without adding a name.
+            # `[None]` is truthy and adds no name, so an empty list still counts as a list.
             return list(parse(text)) or [None]
         except (ValueError, SyntaxError):
             continue

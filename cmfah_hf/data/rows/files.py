@@ -1,16 +1,15 @@
-"""Files that rows name, before anything opens them: placed below the data set's root, or fetched if asked for.
+"""Files that rows name, placed below the data set's root before anything opens them, or fetched on request.
 
 Every feature of `datasets` that decodes a file (`Image`, `Audio`, `Video` and the like) is stored as `{"bytes",
-"path"}` and opens the path where there are no bytes. It also does so where there are bytes and the path happens to
-exist, as soon as a row is encoded again; so rows with bytes keep no path.
+"path"}` and opens the path where there are no bytes. `datasets` also opens an existing path next to bytes when it
+encodes a row again, so rows with bytes keep no path.
 """
 
 import http.client
 import logging
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
@@ -19,7 +18,9 @@ import pyarrow.compute as pc
 
 from cmfah_hf.data.data_root import DataRoot
 from cmfah_hf.data.file_state import FileState, digest_of, file_states
-from cmfah_hf.errors import DataError, ImageError
+from cmfah_hf.data.internals import fingerprint_of
+from cmfah_hf.data.rows.errors import in_row
+from cmfah_hf.errors import ImageError
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +32,17 @@ _HANDLERS = (
     urllib.request.HTTPRedirectHandler, urllib.request.HTTPErrorProcessor, urllib.request.HTTPDefaultErrorHandler,
     urllib.request.UnknownHandler,
 )  # fmt: skip
-# Rows whose files are in the table are copied in portions of this many.
+# Rows with their files in the table that are copied at once.
 _PORTION = 100
 
 
 def is_file(feature: Any) -> bool:
-    """Whether a feature is that of a file, which is decoded when it is accessed."""
+    """Whether a feature is a file that is decoded on access."""
     return getattr(feature, "pa_type", None) == datasets.Image.pa_type
 
 
 def holds_files(feature: Any) -> bool:
-    """Whether a feature is that of a file, or has one inside."""
+    """Whether a feature is a file or contains one."""
     if isinstance(feature, Mapping):
         return any(map(holds_files, feature.values()))
     inner = getattr(feature, "feature", None)
@@ -49,7 +50,7 @@ def holds_files(feature: Any) -> bool:
 
 
 def placed_value(value: Any, feature: Any, root: DataRoot) -> Any:
-    """A value of a row with all its files placed, or fetched.
+    """A value of a row with all its files placed or fetched.
 
     Raises:
         DataError: If a path leads outside the root.
@@ -66,14 +67,14 @@ def placed_value(value: Any, feature: Any, root: DataRoot) -> Any:
 
 
 def placed_array(array: pa.Array, feature: Any, root: DataRoot, first_row: int) -> pa.Array:
-    """A column of a table with all its files placed, or fetched; of a column of plain files, bytes are not copied.
+    """A column of a table with all its files placed or fetched; the bytes of a plain column of files are not copied.
 
     Raises:
         DataError: Naming the row, if a path leads outside the root.
     """
     if not is_file(feature):
         values = [
-            _in_row(first_row + number, partial(placed_value, value, feature, root))
+            in_row(first_row + number, placed_value, value, feature, root)
             for number, value in enumerate(array.to_pylist())
         ]
         return pa.array(values, array.type)
@@ -87,7 +88,7 @@ def placed_array(array: pa.Array, feature: Any, root: DataRoot, first_row: int) 
         if path is None or has_bytes[row] or not array[row].is_valid:
             paths[row] = None
             continue
-        found = _in_row(first_row + row, partial(_placed_file, {"path": path, "bytes": None}, root))
+        found = in_row(first_row + row, _placed_file, {"path": path, "bytes": None}, root)
         paths[row] = found["path"]
         if found["bytes"] is not None:
             fetched[row] = found["bytes"]
@@ -98,14 +99,20 @@ def placed_array(array: pa.Array, feature: Any, root: DataRoot, first_row: int) 
     return _as_files(contents, pa.array(paths, pa.string()), array)
 
 
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array; `combine_chunks` of an extension type may give a chunked one again."""
+    array = column.combine_chunks()
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
 def _as_files(contents: pa.Array, paths: pa.Array, array: pa.Array) -> pa.Array:
     return pa.StructArray.from_arrays([contents, paths], ["bytes", "path"], mask=array.is_null())
 
 
 def placed_table(dataset: datasets.Dataset, root: DataRoot) -> datasets.Dataset:
-    """A map-style data set with all its files placed, or fetched.
+    """A map-style data set with all its files placed or fetched.
 
-    A column whose rows all hold their bytes stays on disk as it is; only the paths are left out.
+    A column whose rows all hold their bytes stays on disk unchanged; only the paths are left out.
 
     Raises:
         DataError: Naming the row, if a path leads outside the root.
@@ -135,7 +142,7 @@ def _are_all_bytes(column: datasets.Dataset, name: str) -> bool:
 
 
 def _mapped(column: datasets.Dataset, name: str, feature: Any, root: DataRoot) -> datasets.Dataset:
-    # Not out of the cache: what a path leads to may have become a link since.
+    # Not from the cache: the file at a path may have become a link since.
     mapped = column.with_format("arrow").map(
         _PlacedColumn(name, feature, root),
         with_indices=True,
@@ -148,12 +155,12 @@ def _mapped(column: datasets.Dataset, name: str, feature: Any, root: DataRoot) -
     paths = []
     if is_file(feature):
         paths = [path for chunk in mapped.data.column(name).chunks for path in chunk.field("path").to_pylist() if path]
-    # Whatever is computed of these rows is cached under their fingerprint, so another content has to change it.
+    # Results computed from these rows are cached under their fingerprint, so changed content has to change it.
     return datasets.Dataset(
         mapped.data,
         mapped.info,
         mapped.split,
-        fingerprint=digest_of([FileState(mapped._fingerprint, 0), *file_states(paths)]),
+        fingerprint=digest_of([FileState(fingerprint_of(mapped), 0), *file_states(paths)]),
     )
 
 
@@ -162,9 +169,7 @@ class _PlacedColumn:
         self.name, self.feature, self.root = name, feature, root
 
     def __call__(self, table: pa.Table, rows: list[int]) -> pa.Table:
-        array = table[self.name].combine_chunks()
-        array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-        return pa.table({self.name: placed_array(array, self.feature, self.root, rows[0])})
+        return pa.table({self.name: placed_array(one_array(table[self.name]), self.feature, self.root, rows[0])})
 
 
 def _placed_file(value: Any, root: DataRoot) -> dict[str, Any]:
@@ -189,10 +194,10 @@ def fetch(url: str) -> bytes:
     """The content at an `http` or `https` address, within `FETCH_BYTES` and `FETCH_SECONDS`.
 
     Raises:
-        ImageError: If it cannot be had.
+        ImageError: If it cannot be fetched.
     """
     opener = urllib.request.OpenerDirector()
-    for handler in _HANDLERS:  # and no others: a redirection leads to no file
+    for handler in _HANDLERS:  # no others, so that a redirect cannot lead to a local file
         opener.add_handler(handler())
     content = bytearray()
     deadline = time.monotonic() + FETCH_SECONDS
@@ -206,14 +211,7 @@ def fetch(url: str) -> bytes:
                     raise ImageError(f"{url}: took more than {FETCH_SECONDS:g} seconds; try again, or remove the row.")
     except ImageError:
         raise
-    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: no address that there can be
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: not a valid address
         reason = " ".join((str(error) or type(error).__name__).split())
         raise ImageError(f"{url}: cannot be fetched ({reason}); check the address, or remove the row.") from error
     return bytes(content)
-
-
-def _in_row(row: int, place: Callable[[], Any]) -> Any:
-    try:
-        return place()
-    except DataError as error:
-        raise DataError(f"row {row}: {error}") from error

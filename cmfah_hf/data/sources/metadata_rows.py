@@ -1,4 +1,4 @@
-"""The rows of a metadata file, as JSON lines, CSV or Parquet, each with its line number."""
+"""Rows of a metadata file (JSON lines, CSV or Parquet) with their line numbers."""
 
 import csv
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ from cmfah_hf.documents import file_of, parse_json
 from cmfah_hf.errors import DataError
 
 _PARQUET_ROWS = 1_000
-# Characters of a row of metadata, boxes and all.
+# Characters of a row of metadata, with its boxes.
 _LONGEST_LINE = 2**24
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The line number (from 1; of Parquet the row number) and the content of every row of a metadata file.
+    """The line number (from 1; for Parquet the row number) and the content of every row of a metadata file.
 
     Raises:
-        DataError: Naming file and line, if a line is not what the format asks for.
+        DataError: With file and line, if a line does not follow the format.
     """
     try:
         if path.suffix == ".jsonl":
@@ -43,22 +43,24 @@ def _read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             where = f"{path}, line {number}"
             row = parse_json(line, where, DataError)
             if not isinstance(row, dict):
-                raise DataError(f"{where} is a {type(row).__name__}; write one JSON object a line.")
+                raise DataError(f"{where} is a {type(row).__name__}; write one JSON object per line.")
             yield number, row
 
 
 def _opened(path: Path, newline: str | None = None) -> TextIO:
     if file_of(path) is None:
-        raise DataError(f"{path}: is no regular file; check what it is.")
+        raise DataError(f"{path}: is not a regular file; check what it is.")
     return path.open(encoding="utf-8-sig", newline=newline)
 
 
 def _lines(path: Path, file: TextIO) -> Iterator[str]:
-    """The lines of a file, none of which is held whole if it is longer than any row."""
+    """The lines of a file; a line longer than any row is refused before it is read completely."""
     number = 1
     while line := file.readline(_LONGEST_LINE + 1):
         if len(line) > _LONGEST_LINE:
-            raise DataError(f"{path}, line {number}: has more than {_LONGEST_LINE:,} characters; write a row a line.")
+            raise DataError(
+                f"{path}, line {number}: has more than {_LONGEST_LINE:,} characters; put one row on a line."
+            )
         yield line
         number += 1
 
@@ -77,17 +79,17 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 )
             if len(set(header)) < len(header):
                 twice = next(name for name in header if header.count(name) > 1)
-                raise DataError(f"{path}, line 1: two columns are called {shown_name(twice)!r}; rename one.")
+                raise DataError(f"{path}, line 1: two columns are named {shown_name(twice)!r}; rename one.")
             for row in reader:
                 if None in row:
                     raise DataError(
                         f"{path}, line {reader.line_num}: more cells than the {len(header)} columns; put a text "
-                        "that holds commas in quotes."
+                        "with commas in quotes."
                     )
-                # A CSV file does not tell an empty cell from no cell.
+                # CSV does not distinguish an empty cell from a missing one.
                 yield reader.line_num, {name: value or None for name, value in row.items()}
         except csv.Error as error:
-            # The reader's own count is at the end of the file by now if a quote was left open.
+            # After an open quote, the reader's own count is at the end of the file.
             raise DataError(
                 f"{path}, line {reader.line_num + 1}: not valid CSV ({error}); check its quotes."
             ) from error
@@ -103,6 +105,6 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def shown_name(name: str) -> str:
-    """A name out of a file as a message can hold it: short, and in one line."""
+    """A name from a file, short and in one line, for messages."""
     name = name if len(name) <= 300 else f"{name[:297]}..."
     return name if name.isprintable() else ascii(name)

@@ -1,0 +1,125 @@
+"""The source of folders of images with metadata files, in the layout of `datasets`' own `imagefolder`.
+
+The builder of `datasets` is not used: it reads a JSON column only if all its values have one type, while people write
+some labels as a list and others as a string; and it takes the tags `null` and `NA` of a CSV file for missing values.
+Rows become a data set through `from_generator`, so they are cached on disk, memory-mapped, and stream the same way.
+"""
+
+import posixpath
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from cmfah_hf.data.data_root import DataRoot
+from cmfah_hf.data.dataset_card import check_split_name
+from cmfah_hf.data.rows.columns import ColumnNames
+from cmfah_hf.data.rows.errors import guarded
+from cmfah_hf.data.rows.uniform import Loaded, own_values
+from cmfah_hf.data.sources.metadata import EXAMPLE, CheckedMetadata, check_metadata, normal_name
+from cmfah_hf.data.sources.metadata_rows import read_rows
+from cmfah_hf.data.sources.request import MAX_SHARDS, METADATA_NAMES, SPLIT_FOLDERS, LoadRequest, usual_order
+from cmfah_hf.errors import DataError
+
+
+def matches(request: LoadRequest) -> bool:
+    return request.exists and request.path.is_dir() and bool(find_splits(request.path))
+
+
+def load(request: LoadRequest) -> Loaded:
+    """The rows of the metadata files, all checked first; `kwargs` of the request are those of `from_generator`.
+
+    Raises:
+        DataError: If a metadata file or a row of it cannot be used, or names an image that is missing or outside.
+    """
+    path, columns = request.path, request.columns
+    if columns.image not in (None, "file_name", "image"):
+        raise DataError(f"{path}: a folder names its images in 'file_name', not in {columns.image!r}.")
+    metadata = find_splits(path)
+    root = request.allowed(DataRoot.of_folder(path))
+    checked = {name: check_metadata(metadata[name], columns, root) for name in request.wanted(metadata)}
+    parts = {
+        name: guarded(partial(_rows, found, name, request.streaming, **request.kwargs), str(found.path))
+        for name, found in checked.items()
+    }
+    return request.select(request.splits(parts))
+
+
+def find_splits(folder: Path) -> dict[str, Path]:
+    """The metadata file of each split: those of the subfolders, or the folder's own as `train`.
+
+    Returns:
+        Split names with metadata files, the usual splits first; empty if there is no metadata anywhere.
+
+    Raises:
+        DataError: If a split would be lost: metadata both here and in a subfolder, a split folder without any, or a
+            folder whose name cannot be a split's.
+    """
+    subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    splits = {entry.name: path for entry in subfolders if (path := _find_metadata(entry)) is not None}
+    own = _find_metadata(folder)
+    if own is not None:
+        if splits:
+            raise DataError(f"{folder}: has metadata of its own and in {next(iter(splits))}/; keep one of the two.")
+        return {"train": own}
+    for name in splits:
+        check_split_name(name, str(folder))
+    bare = [entry for entry in subfolders if entry.name in SPLIT_FOLDERS and entry.name not in splits]
+    if splits and bare:
+        raise DataError(f"{bare[0]}: this split has no metadata; {EXAMPLE}")
+    return {name: splits[name] for name in sorted(splits, key=usual_order)}
+
+
+def _find_metadata(folder: Path) -> Path | None:
+    """The metadata file of a folder, if it has one; two are refused, because they might disagree."""
+    found = [folder / name for name in METADATA_NAMES if (folder / name).is_file()]
+    if len(found) > 1:
+        raise DataError(f"{folder}: holds both {found[0].name} and {found[1].name}; keep one.")
+    return found[0] if found else None
+
+
+def missing_metadata(folder: Path) -> DataError:
+    """The error for a folder without anything that a source reads."""
+    return DataError(f"{folder}: holds neither a metadata file nor Parquet files; {EXAMPLE}")
+
+
+def _rows(metadata: CheckedMetadata, split: str, streaming: bool, **kwargs: Any) -> Any:
+    """The rows of a checked metadata file as a `Dataset` or `IterableDataset`."""
+    num_ranges = min(MAX_SHARDS, metadata.num_rows) if streaming else 1
+    bounds = [metadata.num_rows * i // num_ranges for i in range(num_ranges + 1)]
+    gen_kwargs = {
+        "path": str(metadata.path.absolute()),
+        "columns": metadata.columns,
+        # These arguments identify the data set in the cache, so a changed metadata file or image has to change them.
+        "version": metadata.version,
+        "spellings": metadata.spellings,
+        "ranges": list(pairwise(bounds)),
+    }
+    kind = datasets.IterableDataset if streaming else datasets.Dataset
+    return kind.from_generator(
+        generate_rows,
+        features=metadata.features,
+        gen_kwargs=gen_kwargs,
+        split=datasets.NamedSplit(split),
+        **({} if streaming else kwargs),
+    )
+
+
+def generate_rows(
+    path: str,
+    columns: ColumnNames,
+    version: str,
+    spellings: tuple[tuple[str, str], ...],
+    ranges: list[tuple[int, int]],
+) -> Iterator[dict[str, Any]]:
+    """The uniform rows in `ranges` (start, stop) of a metadata file; `version` only identifies its state."""
+    folder, spelled = str(Path(path).parent), dict(spellings)
+    for start, stop in ranges:
+        for _, row in islice(read_rows(Path(path)), start, stop):
+            name = normal_name(row["file_name"])
+            values = own_values(row, columns, None, partial(str, name))
+            values["image"] = posixpath.join(folder, spelled.get(name, name))
+            yield values | {columns.kept_as(key): value for key, value in row.items() if key not in columns.chosen}

@@ -1,0 +1,141 @@
+"""The request of a caller of `load_image_text`, read by every source, and the choice of a split."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from cmfah_hf.data.data_root import DataRoot
+from cmfah_hf.data.rows.columns import USUAL_NAMES, RequestedColumns
+from cmfah_hf.data.rows.uniform import Loaded
+from cmfah_hf.errors import DataError
+
+DATA_VARIABLE = "CMFAH_DATA"
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+SPLIT_FOLDERS = ("train", "query", "database", "validation", "test")
+# A stream has at most this many shards where a source cuts it itself, so this many workers can share it.
+MAX_SHARDS = 16
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """The data to load and how: the arguments of `load_image_text`.
+
+    Args:
+        source: The path, address, Hub id or name of a built-in data set, as given.
+        split: One split instead of all.
+        streaming: Whether to read row by row.
+        columns: The column names that the caller gave.
+        images: Whether to read images.
+        allow_urls: Whether to fetch images that rows name by `http(s)` addresses.
+        image_folders: Further folders in which rows may name images.
+        kwargs: Further arguments, whose meaning depends on the source.
+    """
+
+    source: str
+    split: str | None = None
+    streaming: bool = False
+    columns: RequestedColumns = USUAL_NAMES
+    images: bool = True
+    allow_urls: bool = False
+    image_folders: tuple[str | os.PathLike, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_address(self) -> bool:
+        return re.match(r"\w+://", self.source) is not None
+
+    @cached_property
+    def path(self) -> Path:
+        """The local path; of a metadata file, its folder."""
+        path = resolve_data_path(self.source)
+        return path.parent if path.name in METADATA_NAMES and _exists(path) and path.is_file() else path
+
+    @cached_property
+    def exists(self) -> bool:
+        """Whether the source is a local file or folder."""
+        return not self.is_address and _exists(self.path)
+
+    @property
+    def name(self) -> str:
+        """The source's name in errors."""
+        return str(self.path) if self.exists else self.source
+
+    def allowed(self, root: DataRoot) -> DataRoot:
+        """The root, with the further places that the caller allows."""
+        return root.allowing(self.allow_urls, self.image_folders)
+
+    def wanted(self, present: Iterable[str]) -> list[str]:
+        """The names of the splits to read: the one requested, or all of them, also for a slice such as `train[:10%]`.
+
+        Raises:
+            DataError: If a stream is requested of a split that is not there.
+        """
+        present = list(present)
+        if self.split in present:
+            return [str(self.split)]
+        if self.streaming and self.split is not None:
+            raise self._no_such_split(present)
+        return present
+
+    def select(self, splits: Mapping[str, Any]) -> Loaded:
+        """All splits, the one requested, or of map-style ones a slice in the syntax of `datasets`.
+
+        Raises:
+            DataError: If there is no such split.
+        """
+        if self.split is None:
+            return splits
+        if self.split in splits:
+            return splits[self.split]
+        if self.streaming:
+            raise self._no_such_split(splits)
+        lengths = {name: len(part) for name, part in splits.items()}
+        try:
+            instructions = datasets.ReadInstruction.from_spec(self.split).to_absolute(lengths)
+        except (ValueError, AssertionError) as error:
+            raise self._no_such_split(splits) from error
+        parts = [
+            splits[part.splitname].select(range(part.from_ or 0, part.to or lengths[part.splitname]))
+            for part in instructions
+        ]
+        return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+
+    def splits(self, parts: Mapping[str, Any]) -> Loaded:
+        """Parts by name as a dictionary of `datasets`."""
+        return (datasets.IterableDatasetDict if self.streaming else datasets.DatasetDict)(parts)
+
+    def _no_such_split(self, present: Iterable[str]) -> DataError:
+        return DataError(f"{self.name}: there is no split {self.split!r}; present are: {', '.join(present)}.")
+
+
+def resolve_data_path(path: str | os.PathLike) -> Path:
+    """`path` if it exists, else the same path below the folder named by the environment variable `CMFAH_DATA`.
+
+    Returns:
+        The path that exists; if neither does, `path` as it was given.
+    """
+    given = Path(path).expanduser()
+    root = os.environ.get(DATA_VARIABLE)
+    if not _exists(given) and root and not given.is_absolute():
+        below = Path(root).expanduser() / given
+        if _exists(below):
+            return below
+    return given
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no file can have this name
+        return False
+
+
+def usual_order(name: str) -> tuple[int, str]:
+    """The sorting key of splits: the usual ones first."""
+    return (SPLIT_FOLDERS.index(name) if name in SPLIT_FOLDERS else len(SPLIT_FOLDERS), name)
