@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cmfah_hf.data.images import decode_image
-from cmfah_hf.data.relevance import LabelRelevance, Relevance
+from cmfah_hf.data.similarity import LabelSimilarity, Similarity
 
 
 class PairCollator:
@@ -18,12 +18,12 @@ class PairCollator:
         processor: A `CMFAHProcessor`.
         classes: The `C` class names, in the order of the model's labels. None: a batch has no labels.
         text_column: The column to read texts from; rows without it fall back on `text`.
-        relevance: What stands in the place of labels. None: the labels of the classes.
+        similarity: Computes the `labels` of a batch. None: multi-hot labels of the classes.
 
     Returns (of a call):
         `region_features` `(B, R, C)` where the rows hold them (of the picture or, as often, of its mirror image where
         they hold `region_features_mirrored` too), else `pixel_values` `(B, 3, H, W)`; `input_ids` and
-        `attention_mask` `(B, W)`; `labels` `(B, C)`, zeros where a row has none, or what `relevance` makes; `row`
+        `attention_mask` `(B, W)`; `labels` `(B, C)`, zeros where a row has none, or the result of `similarity`; `row`
         `(B,)` where the rows hold it.
     """
 
@@ -32,14 +32,14 @@ class PairCollator:
         processor: Any,
         classes: Sequence[str] | None = None,
         text_column: str = "text",
-        relevance: Relevance | None = None,
+        similarity: Similarity | None = None,
     ):
-        if relevance is None and classes is not None:
-            relevance = LabelRelevance(classes)
+        if similarity is None and classes is not None:
+            similarity = LabelSimilarity(classes)
         self.processor = processor
         self.classes = classes
         self.text_column = text_column
-        self.relevance = relevance
+        self.similarity = similarity
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         texts = [str(row[self.text_column] if self.text_column in row else row["text"]) for row in rows]
@@ -49,8 +49,8 @@ class PairCollator:
         else:
             pictures = [decode_image(row["image"], name=str(row.get("id", "")) or None) for row in rows]
             batch["pixel_values"] = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
-        if self.relevance is not None:
-            batch["labels"] = torch.from_numpy(self.relevance(rows, texts))
+        if self.similarity is not None:
+            batch["labels"] = torch.from_numpy(self.similarity(rows, texts))
         if "row" in rows[0]:
             batch["row"] = torch.tensor([int(row["row"]) for row in rows])
         return batch

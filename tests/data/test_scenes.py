@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmfah_hf.data import load_image_text, load_scenes, make_scenes, scenes
-from cmfah_hf.data.scene_backgrounds import BACKGROUNDS
-from cmfah_hf.data.scene_drawings import KINDS, draw_thing
+from cmfah_hf.data import load_image_text, load_scenes, make_scenes
 from cmfah_hf.data.scenes import SCENE_CLASSES, draw_scene
+from cmfah_hf.data.scenes import scene as scenes
+from cmfah_hf.data.scenes.backgrounds import BACKGROUNDS
+from cmfah_hf.data.scenes.drawings import KINDS, draw_thing
 from cmfah_hf.errors import DataError
 from cmfah_hf.models.tokenization_cmfah import split_words
 
