@@ -257,7 +257,7 @@ def _load_matrices(
     if unknown:
         raise DataError(f"{path}: {', '.join(sorted(unknown))} cannot be said of matrices; leave it out.")
     matrices = open_matrices(path, **{name: value for name, value in kwargs.items() if name not in of_split})
-    loaded = guarded(partial(matrices.to_dataset, streaming, pictures=pictures, **of_split), str(path))
+    loaded = guarded(partial(matrices.to_dataset, streaming, images=pictures, **of_split), str(path))
     if not isinstance(loaded, dict):
         loaded = (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(train=loaded)
     return _take_split(loaded, split, path)

@@ -77,10 +77,10 @@ def test_counts_are_those_made_by_hand(folder):
     assert {(first, second): count for first, second, count in found.labels.pairs} == together
     assert found.labels.by_split == {"train": {"dog": 3, "sea": 3, "sky": 3}, "query": {"sea": 1, "sky": 1}}
 
-    assert found.pictures.sizes == {"12x9": 4, "6x4": 2, "7x5": 2}
-    assert found.pictures.modes == {"RGB": 7, "L": 1}
-    assert (found.pictures.readable, found.pictures.distinct_sizes, found.pictures.broken) == (8, 3, 2)
-    broken = {entry["id"]: entry["reason"] for entry in found.pictures.broken_named}
+    assert found.images.sizes == {"12x9": 4, "6x4": 2, "7x5": 2}
+    assert found.images.modes == {"RGB": 7, "L": 1}
+    assert (found.images.readable, found.images.distinct_sizes, found.images.broken) == (8, 3, 2)
+    broken = {entry["id"]: entry["reason"] for entry in found.images.broken_named}
     assert set(broken) == {"broken.jpg", "none.png"}
     assert broken["broken.jpg"].startswith("damaged or cut short")
     assert broken["none.png"].startswith("not a picture")
@@ -141,16 +141,16 @@ def test_without_labels_and_without_pictures(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.update({"XAll": np.ones((6, 3)), "YAll": np.eye(6, 4)})
     found = inspect_pairs(tmp_path / "x.h5")
-    assert (found.labels, found.pictures) == (None, None)
+    assert (found.labels, found.images) == (None, None)
     assert (found.words.source, found.words.per_item["empty"]) == ("tags", 2)
     assert found.words.most_frequent == {f"tag0{i}": 1 for i in range(4)}
 
 
 def test_tables_prepared_without_pictures(replicas, tmp_path):
-    replica = replicas.make_nus_wide(tmp_path / "release", pictures=False)
+    replica = replicas.make_nus_wide(tmp_path / "release", images=False)
     report = prepare_nus_wide(replica.root, tmp_path / "out", queries=5, train=10, release=replica.release)
     found = inspect_pairs(tmp_path / "out")
-    assert found.pictures is None
+    assert found.images is None
     assert found.splits == report.rows
     assert found.items == report.rows["query"] + report.rows["database"]
     assert sum(found.labels.by_split["query"].values()) >= report.rows["query"]

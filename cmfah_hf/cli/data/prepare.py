@@ -79,7 +79,7 @@ def prepare(
     left_out = report.missing + (0 if keep_broken else len(report.unreadable))
     say(
         f"{report.classes} classes, {report.label_ones:,} labels, {report.tag_ones:,} tags, {report.empty_texts:,} "
-        f"empty texts, {left_out:,} rows left out, {'with' if report.pictures else 'WITHOUT'} pictures."
+        f"empty texts, {left_out:,} rows left out, {'with' if report.images else 'WITHOUT'} pictures."
     )
     if not check_only:
         say(f"{report.shards:,} files, {report.shards_kept:,} of them from an earlier run.")

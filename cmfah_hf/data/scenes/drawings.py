@@ -294,9 +294,7 @@ class Kind:
     turn: int = 0
 
 
-def _kind(
-    draw: Callable[[Pen], None], words: str, homes: str, heights: tuple[float, float], **options: Any
-) -> Kind:
+def _kind(draw: Callable[[Pen], None], words: str, homes: str, heights: tuple[float, float], **options: Any) -> Kind:
     return Kind(draw, tuple(words.split()), frozenset(homes.split()), heights, **options)
 
 
