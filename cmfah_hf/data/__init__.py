@@ -12,7 +12,7 @@ _HOME = {
     "Matrices": "cmfah_hf.data.matrices.dataset",
     "open_matrices": "cmfah_hf.data.matrices.opening",
     "convert_matrices": "cmfah_hf.data.matrices.conversion",
-    "inspect_pairs": "cmfah_hf.data.inspection",
+    "inspect_pairs": "cmfah_hf.data.inspection.counting",
     "write_imagefolder": "cmfah_hf.data.imagefolder",
     "decode_image": "cmfah_hf.data.images",
     "drop_unreadable": "cmfah_hf.data.images",

@@ -137,5 +137,5 @@ def test_missing_files_and_columns_are_named(tmp_path, monkeypatch):
             articles(path)
     with pytest.raises(DataError, match="has no column 'text', only 'body'"):
         articles(Dataset.from_dict({"body": ["dog"]}))
-    with pytest.raises(DataError, match=r"nobody/nothing:en is no file here, nor a data set on the Hub"):
+    with pytest.raises(DataError, match=r"nobody/nothing:en is neither a local file nor a data set on the Hub"):
         articles("nobody/nothing:en")
