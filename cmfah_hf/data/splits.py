@@ -66,7 +66,7 @@ def hash_split(dataset: Any, fraction: float = 0.1, seed: int = 0, id_column: st
         chosen = np.array([in_validation(name, fraction, seed) for name in dataset[id_column]], dtype=bool)
         if chosen.all() or not chosen.any():
             raise DataError(
-                f"{len(dataset)} rows are too few to be divided by their ids with a fraction of {fraction} for validation; "
+                f"{len(dataset)} rows are too few to be divided by their ids with fraction={fraction}; "
                 "use more data or train_validation_split."
             )
         return dataset.select(np.flatnonzero(~chosen)), dataset.select(np.flatnonzero(chosen))

@@ -56,7 +56,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def pack(root: Path, names: list[str], archive: str) -> None:
-    """Move folders or files below `root` into an archive beside them."""
+    """Move folders or files below `root` into an archive next to them."""
     target = root / archive
     files = [file for name in names for file in sorted((root / name).rglob("*")) if file.is_file()]
     files += [root / name for name in names if (root / name).is_file()]
@@ -134,7 +134,7 @@ def make_nus_wide(
     tags = every[:, [final.index(name) for name in names]].copy()
     tags[:5] = 0
     every[:3] = 0
-    tags[10, 2], every[10, final.index("tag3")] = 0, 1  # the one place where the two differ, beside rows 3 and 4
+    tags[10, 2], every[10, final.index("tag3")] = 0, 1  # the one place where the two differ, apart from rows 3 and 4
     labels[:2, CONCEPTS.index("sky")] = 1
     folders = ["actor", "albatross", "lake", "zebra"]
     photos = [100_000 + 37 * row for row in range(num_rows)]

@@ -1,4 +1,4 @@
-"""What an inspection counts, against counting by hand on a folder made to have everything in it."""
+"""Counts of an inspection, against a folder with every kind of defect, counted by hand."""
 
 import io
 import json
@@ -109,7 +109,7 @@ def test_duplicates_and_leakage(folder):
 
 
 def test_a_database_that_holds_the_training_pairs(tmp_path):
-    """A prepared research split: no leakage is said of train and database, and no pair counts twice."""
+    """A prepared research split: no leakage between train and database, and no pair counts twice."""
     import h5py
 
     rng = np.random.default_rng(0)

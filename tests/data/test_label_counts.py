@@ -1,4 +1,4 @@
-"""How often labels stand together, against scikit-learn and products of matrices, over data sets and streams."""
+"""Co-occurrence counts of labels, against scikit-learn and matrix products, for data sets and streams."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Class names and multi-hot matrices, against a matrix filled cell by cell."""
+"""Class names and multi-hot labels, against a matrix filled cell by cell."""
 
 import logging
 

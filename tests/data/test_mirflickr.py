@@ -1,4 +1,4 @@
-"""MIRFlickr as released: what comes out of a small exact replica, and what is said of every file that is not right."""
+"""Preparation of MIRFlickr: a small exact replica, and the error for each kind of defect."""
 
 import re
 import zipfile
@@ -115,7 +115,7 @@ DEFECTS = {
         lambda root: spoil(root / "mirflickr/doc/common_tags.txt", b"nikon 20\r\nexplore 20\r\n"),
         r"common_tags\.txt: 2 tags instead of 10",
     ),
-    "no count beside a tag": (
+    "no count next to a tag": (
         lambda root: spoil(root / "mirflickr/doc/common_tags.txt", b"nikon 20\nexplore\n"),
         r"common_tags\.txt, line 2: 'explore' is not a tag with its count",
     ),
@@ -144,7 +144,7 @@ def test_defects_are_named(bare, defect, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_other_counts_can_be_allowed_and_are_said_on_the_card(bare, tmp_path):
+def test_other_counts_can_be_allowed_and_are_listed_on_the_card(bare, tmp_path):
     (bare.root / "mirflickr25k_annotations_v080/dog.txt").write_bytes(b"1\n")
     report = prepare_mirflickr25k(bare.root, tmp_path / "out", allow_other_counts=True, release=bare.release)
     lines = [line for line in report.corrections if "this copy differs from the release" in line]

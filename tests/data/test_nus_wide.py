@@ -1,4 +1,4 @@
-"""NUS-WIDE as released: what comes out of a small exact replica, and what is said of every file that is not right."""
+"""Preparation of NUS-WIDE: a small exact replica, and the error for each kind of defect."""
 
 import numpy as np
 import pytest

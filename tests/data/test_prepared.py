@@ -1,4 +1,4 @@
-"""A prepared data set on disk: splits, other readers, interruptions, images that are not right."""
+"""Prepared data sets on disk: splits, other readers, interruptions, broken images."""
 
 import errno
 import hashlib

@@ -1,4 +1,4 @@
-"""The drawn scenes: the same for everyone, true to their labels, boxes and words."""
+"""Synthetic scenes: deterministic, with correct labels, boxes and words."""
 
 import hashlib
 import json
@@ -199,7 +199,7 @@ def test_other_sizes(size):
         assert all(max(box["box"]) <= size and min(box["box"]) >= 0 for box in scene.boxes)
 
 
-def test_clutter_changes_the_picture_and_the_sizes_and_nothing_that_is_said(monkeypatch):
+def test_clutter_changes_the_image_and_the_sizes_but_not_text_and_labels(monkeypatch):
     plain = [draw_scene(i, image_size=96) for i in range(12)]
     strewn = []
     original = scenes.draw_shard

@@ -1,4 +1,4 @@
-"""Articles come out alike whatever holds them; a dump is read page by page."""
+"""Articles are the same from any source; a dump is read page by page."""
 
 import bz2
 import gzip

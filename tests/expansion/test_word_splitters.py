@@ -1,4 +1,4 @@
-"""Words by script, by a dictionary, and by a user's own function."""
+"""Tokenizers: by script, by a dictionary, and a user's function."""
 
 import builtins
 
