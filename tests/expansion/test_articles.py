@@ -113,7 +113,7 @@ for path in (Path(sys.argv[1]), Path(sys.argv[2])):
     [
         ("a.xml", b"", "cannot be read as a MediaWiki dump"),
         ("a.xml", b"<mediawiki><page>", "cannot be read as a MediaWiki dump"),
-        ("a.xml", b"<html><body/></html>", "holds 'html' and no MediaWiki dump"),
+        ("a.xml", b"<html><body/></html>", "holds 'html' instead of a MediaWiki dump"),
         ("a.xml.bz2", b"no bz2", "cannot be read as a MediaWiki dump"),
         ("a.xml.bz2", bz2.compress(HEAD.encode() * 50)[:-20], "cannot be read as a MediaWiki dump"),
         ("a.jsonl", b'{"title": "Dog"}\n', "line 1 has no column 'text', only 'title'"),
