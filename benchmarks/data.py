@@ -25,7 +25,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cmfah_hf.data.releases.nus_wide import MOST_FREQUENT, NUS_WIDE, prepare_nus_wide
+from cmfah_hf.data.releases.nus_wide import NUS_WIDE, prepare_nus_wide
+from cmfah_hf.data.releases.nus_wide_files import MOST_FREQUENT
 
 STAGES = ("prepare 1k", "prepare 5018", "stream", "fit", "expand")
 _USABLE_SHARE = 195_834 / 269_648

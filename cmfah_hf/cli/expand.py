@@ -96,9 +96,9 @@ def plot(
     """Plot the neighborhood of a word."""
     from cmfah_hf.cli.output import print_json, say
     from cmfah_hf.expansion import GraphExpander
-    from cmfah_hf.expansion.plots import plot_neighbourhood
+    from cmfah_hf.expansion.plots import plot_neighborhood
 
-    written = plot_neighbourhood(GraphExpander.load(folder), word, output, words)
+    written = plot_neighborhood(GraphExpander.load(folder), word, output, words)
     if json:
         print_json({"word": word, "file": str(written)})
     else:

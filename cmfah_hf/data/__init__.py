@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "drop_unreadable": "images.streams",
         "encode_labels": "labels",
         "hash_split": "splits",
-        "inspect_pairs": "inspection",
+        "inspect_pairs": "inspection.counting",
         "load_image_text": "loading",
         "load_scenes": "scenes",
         "make_scenes": "scenes",

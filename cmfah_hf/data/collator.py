@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cmfah_hf.data.images.decoding import decode_image
-from cmfah_hf.data.relevance import LabelRelevance, Relevance
+from cmfah_hf.data.similarity import LabelSimilarity, Similarity
 
 
 class PairCollator:
@@ -18,12 +18,12 @@ class PairCollator:
         processor: A `CMFAHProcessor`.
         classes: The `C` class names, in the order of the model's labels. `None`: batches have no labels.
         text_column: The column of texts; rows without it use `text`.
-        relevance: Replaces the labels of the classes with another measure of similarity.
+        similarity: Computes the `labels` of a batch instead of multi-hot labels.
 
     Returns (of a call):
         `region_features` `(B, R, C)` if the rows have them (with `region_features_mirrored` too, those of the mirrored
         image with probability 1/2), else `pixel_values` `(B, 3, H, W)`; `input_ids` and `attention_mask` `(B, W)`;
-        `labels` `(B, C)`, zeros for a row without any, or the output of `relevance`; `row` `(B,)` if the rows have it.
+        `labels` `(B, C)`, zeros for a row without any, or the output of `similarity`; `row` `(B,)` if the rows have it.
     """
 
     def __init__(
@@ -31,14 +31,14 @@ class PairCollator:
         processor: Any,
         classes: Sequence[str] | None = None,
         text_column: str = "text",
-        relevance: Relevance | None = None,
+        similarity: Similarity | None = None,
     ):
-        if relevance is None and classes is not None:
-            relevance = LabelRelevance(classes)
+        if similarity is None and classes is not None:
+            similarity = LabelSimilarity(classes)
         self.processor = processor
         self.classes = classes
         self.text_column = text_column
-        self.relevance = relevance
+        self.similarity = similarity
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         texts = [str(row[self.text_column] if self.text_column in row else row["text"]) for row in rows]
@@ -48,8 +48,8 @@ class PairCollator:
         else:
             images = [decode_image(row["image"], name=str(row.get("id", "")) or None) for row in rows]
             batch["pixel_values"] = self.processor(images=images, return_tensors="pt")["pixel_values"]
-        if self.relevance is not None:
-            batch["labels"] = torch.from_numpy(self.relevance(rows, texts))
+        if self.similarity is not None:
+            batch["labels"] = torch.from_numpy(self.similarity(rows, texts))
         if "row" in rows[0]:
             batch["row"] = torch.tensor([int(row["row"]) for row in rows])
         return batch

@@ -1,6 +1,7 @@
-"""How often labels stand together, counted in one pass."""
+"""Co-occurrence counts of labels, in one pass."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -8,10 +9,10 @@ from cmfah_hf.errors import DataError
 
 
 class LabelCounts:
-    """How many rows have a label, and how many have two of them together, `[label-graph]`.
+    """Number of rows with each label and with each pair of labels, `[label-graph]`.
 
-    The labels need not be known before, so one pass over a stream does. The state grows with the pairs of labels that
-    occur, and not with the rows.
+    The labels need not be known in advance, so one pass over a stream suffices. The state grows with the number of
+    pairs of labels that occur, not with the number of rows.
 
     Example:
         >>> counts = LabelCounts()
@@ -25,16 +26,16 @@ class LabelCounts:
         self._together = {name: dict(row) for name, row in (together or {}).items()}
 
     @classmethod
-    def of(cls, dataset, labels_column: str = "labels") -> "LabelCounts":
-        """The counts of a `Dataset` or an `IterableDataset`, which is read to its end; no picture is decoded.
+    def of(cls, dataset: Any, labels_column: str = "labels") -> "LabelCounts":
+        """The counts of a `Dataset` or an `IterableDataset`, which is read to its end without decoding images.
 
         Raises:
-            DataError: If there is no such column, or a row's labels are a string.
+            DataError: If the column is missing, or a row's labels are a string.
         """
         if dataset.column_names is not None and labels_column not in dataset.column_names:
             raise DataError(
-                f"there is no column {labels_column!r}, of which the label graph is made; present are: "
-                f"{', '.join(dataset.column_names)}. Give the data labels, or set use_label_graph false."
+                f"there is no column {labels_column!r}, which the label graph needs; present are: "
+                f"{', '.join(dataset.column_names)}. Add labels to the data, or set use_label_graph to false."
             )
         counts = cls()
         for row in dataset.select_columns([labels_column]):
@@ -42,10 +43,10 @@ class LabelCounts:
         return counts
 
     def add(self, labels: Iterable[str] | None) -> None:
-        """Counts one row; a label that it names twice counts once.
+        """Counts one row; repeated labels count once.
 
         Raises:
-            DataError: If it is one string, and no list of names.
+            DataError: If the labels are a string instead of a list.
         """
         if isinstance(labels, str):
             raise DataError(f"the labels of a row are the string {labels!r}; give a list of names.")
@@ -57,15 +58,15 @@ class LabelCounts:
 
     @property
     def classes(self) -> list[str]:
-        """The names of all labels, sorted."""
+        """The sorted names of all labels."""
         return sorted(self._together)
 
     def to_dict(self) -> dict[str, dict[str, int]]:
-        """Counts by label and label, as the constructor takes them back."""
+        """Counts by label and label, for the constructor."""
         return {name: dict(row) for name, row in self._together.items()}
 
     def matrix(self, classes: Sequence[str]) -> np.ndarray:
-        """`(C, C)` int64: rows with both labels, on the diagonal with the one; zeros for a label that never stood."""
+        """`(C, C)` int64: rows with both labels, on the diagonal with the label; 0 for labels that do not occur."""
         column_of = {name: column for column, name in enumerate(classes)}
         counts_CC = np.zeros((len(classes), len(classes)), dtype=np.int64)
         for name, row in self._together.items():

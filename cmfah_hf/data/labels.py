@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -13,20 +13,20 @@ from cmfah_hf.errors import DataError
 logger = logging.getLogger(__name__)
 
 
-def collect_classes(dataset, labels_column: str = "labels") -> list[str]:
-    """The names of all labels in a data set, sorted.
+def collect_classes(dataset: Any, labels_column: str = "labels") -> list[str]:
+    """The sorted names of all labels in a data set.
 
     Args:
-        dataset: A `Dataset` or `IterableDataset` (which is read to its end; no picture is decoded).
+        dataset: A `Dataset` or `IterableDataset`, which is read to its end without decoding images.
         labels_column: The column of label lists.
 
     Raises:
-        DataError: If there is no such column, or no row has a label.
+        DataError: If the column is missing, or no row has a label.
     """
     if dataset.column_names is not None and labels_column not in dataset.column_names:
         raise DataError(
-            f"there is no column {labels_column!r}; present are: {', '.join(dataset.column_names)}. Give the data "
-            "labels, or choose what works without them."
+            f"there is no column {labels_column!r}; present are: {', '.join(dataset.column_names)}. Add labels to "
+            "the data, or choose a method without labels."
         )
     classes: set[str] = set()
     for example in dataset.select_columns([labels_column]):
@@ -50,22 +50,22 @@ def encode_labels(
     Args:
         label_lists: `N` lists of class names; empty lists and `None` give rows of zeros.
         classes: The `C` class names, in the order of the columns.
-        unknown: What to do with a label that is not a class: `"warn"` leaves them out and names them all in one
-            warning, `"error"` refuses.
-        dtype: The matrix's type.
+        unknown: How to treat labels that are not classes: `"warn"` ignores them with one warning, `"error"` raises.
+        dtype: The type of the matrix.
 
     Returns:
         `(N, C)`, ones and zeros.
 
     Raises:
-        DataError: If a class is named twice, a row is a string instead of a list, or an unknown label is refused.
+        DataError: If a class occurs twice, a row is a string instead of a list, or a label is unknown and
+            `unknown="error"`.
     """
     column_of = {name: column for column, name in enumerate(classes)}
     if len(column_of) != len(classes):
-        twice = [name for name, count in Counter(classes).items() if count > 1]
-        raise DataError(f"classes named twice: {', '.join(map(repr, twice))}; name each once.")
+        repeated = [name for name, count in Counter(classes).items() if count > 1]
+        raise DataError(f"classes occur twice: {', '.join(map(repr, repeated))}; list each once.")
     encoded = np.zeros((len(label_lists), len(classes)), dtype=dtype)
-    strangers: Counter[str] = Counter()
+    unknown_labels: Counter[str] = Counter()
     for row, labels in enumerate(label_lists):
         if isinstance(labels, str):
             raise DataError(f"row {row}: the labels are the string {labels!r}; give a list of names.")
@@ -75,16 +75,16 @@ def encode_labels(
                 continue
             if unknown == "error":
                 raise DataError(
-                    f"row {row}: the label {label!r} is none of the {len(classes)} classes; check the names."
+                    f"row {row}: the label {label!r} is not one of the {len(classes)} classes; check the names."
                 )
-            strangers[label] += 1
-    if strangers:
-        shown = ", ".join(f"{name!r} ({count})" for name, count in strangers.most_common(10))
+            unknown_labels[label] += 1
+    if unknown_labels:
+        shown = ", ".join(f"{name!r} ({count})" for name, count in unknown_labels.most_common(10))
         logger.warning(
-            "Left out %d labels that are none of the %d classes: %s%s.",
-            strangers.total(),
+            "Ignored %d labels that are not among the %d classes: %s%s.",
+            unknown_labels.total(),
             len(classes),
             shown,
-            ", ..." if len(strangers) > 10 else "",
+            ", ..." if len(unknown_labels) > 10 else "",
         )
     return encoded

@@ -1,6 +1,7 @@
-"""Cutting a validation part from the training pairs, so that model selection never sees a query."""
+"""Splits of the training pairs into training and validation, so that model selection never uses a query."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -8,17 +9,19 @@ from cmfah_hf.data.images import decoding_off, decoding_on
 from cmfah_hf.errors import DataError
 
 
-def train_validation_split(dataset, fraction: float = 0.1, size: int | None = None, seed: int = 0):
-    """Divide a map-style data set at random; the same seed divides it the same way.
+def train_validation_split(
+    dataset: Any, fraction: float = 0.1, size: int | None = None, seed: int = 0
+) -> tuple[Any, Any]:
+    """Splits a map-style data set at random, reproducibly by seed.
 
     Args:
         dataset: A `datasets.Dataset`.
-        fraction: The part for validation, between 0 and 1; at least one row.
-        size: The number of rows for validation, instead of `fraction`.
+        fraction: The validation fraction, between 0 and 1; at least one row.
+        size: The number of validation rows, instead of `fraction`.
         seed: The seed of the permutation.
 
     Returns:
-        `(train, validation)`, each in the data set's own order.
+        `(train, validation)`, each in the order of the data set.
 
     Raises:
         DataError: If either part would be empty, or the fraction is out of range.
@@ -28,29 +31,29 @@ def train_validation_split(dataset, fraction: float = 0.1, size: int | None = No
         size = max(1, round(fraction * len(dataset)))
     if not 1 <= size < len(dataset):
         raise DataError(
-            f"{len(dataset)} rows cannot be divided with {size} for validation; each part needs a row at least, so "
-            "take more data or a smaller part."
+            f"{len(dataset)} rows cannot be divided with {size} for validation; each part needs at least one row, so "
+            "use more data or another size."
         )
     order = np.random.default_rng(seed).permutation(len(dataset))
     return dataset.select(np.sort(order[size:])), dataset.select(np.sort(order[:size]))
 
 
-def hash_split(dataset, fraction: float = 0.1, seed: int = 0, id_column: str = "id"):
-    """Divide a data set by its ids: each row's side depends on its own id and the seed alone.
+def hash_split(dataset: Any, fraction: float = 0.1, seed: int = 0, id_column: str = "id") -> tuple[Any, Any]:
+    """Splits a data set by hashes of its ids, so that the part of a row depends on its id and the seed only.
 
-    That works on a stream, and a row stays on its side when others come or go, in any order and any process.
+    This works on streams, and rows stay in their part when others are added or removed, in any order and process.
 
     Args:
         dataset: A `Dataset` or `IterableDataset`.
-        fraction: The expected part for validation, between 0 and 1.
-        seed: Another seed divides differently.
+        fraction: The expected validation fraction, between 0 and 1.
+        seed: The seed of the hashes.
         id_column: The column of ids.
 
     Returns:
         `(train, validation)`, of the same kind.
 
     Raises:
-        DataError: If the fraction is out of range, there is no such column, or (map-style only) a part is empty.
+        DataError: If the fraction is out of range, the column is missing, or (map-style only) a part is empty.
     """
     import datasets
 
@@ -63,8 +66,8 @@ def hash_split(dataset, fraction: float = 0.1, seed: int = 0, id_column: str = "
         chosen = np.array([in_validation(name, fraction, seed) for name in dataset[id_column]], dtype=bool)
         if chosen.all() or not chosen.any():
             raise DataError(
-                f"{len(dataset)} rows are too few to be divided by their ids with a part of {fraction} for validation; "
-                "take more data or train_validation_split."
+                f"{len(dataset)} rows are too few to be divided by their ids with fraction={fraction}; "
+                "use more data or train_validation_split."
             )
         return dataset.select(np.flatnonzero(~chosen)), dataset.select(np.flatnonzero(chosen))
 
@@ -74,13 +77,13 @@ def hash_split(dataset, fraction: float = 0.1, seed: int = 0, id_column: str = "
 
 
 def in_validation(name: str, fraction: float, seed: int = 0) -> bool:
-    """Whether the row with this id belongs to the validation part."""
+    """Whether the row with this id is in the validation part."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
 class _Side:
-    """The filter of a stream that keeps one side."""
+    """Filter for one part of a stream."""
 
     def __init__(self, fraction: float, seed: int, keep: bool):
         self.fraction, self.seed, self.keep = fraction, seed, keep
@@ -91,4 +94,4 @@ class _Side:
 
 def _check_fraction(fraction: float) -> None:
     if not 0 < fraction < 1:
-        raise DataError(f"fraction={fraction}: the part for validation lies between 0 and 1.")
+        raise DataError(f"fraction={fraction}: the validation fraction must be between 0 and 1.")

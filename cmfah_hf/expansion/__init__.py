@@ -1,4 +1,4 @@
-"""Text expansion: the image-word graph, its walks, knowledge from an encyclopedia, and word vectors trained on them."""
+"""Text expansion by the image-word graph and an encyclopedia, and word vectors."""
 
 from cmfah_hf.expansion.embedding import SkipGramEmbedding
 from cmfah_hf.expansion.expander import GraphExpander

@@ -1,13 +1,13 @@
-"""Articles out of whatever holds them: dumps of MediaWiki, corpus files, data sets and streams, one by one."""
+"""Articles of MediaWiki dumps, corpus files, data sets and streams, one by one."""
 
 import bz2
 import gzip
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 from xml.etree import ElementTree
 
 from cmfah_hf.documents import file_of
@@ -16,16 +16,16 @@ from cmfah_hf.expansion.corpus import iterate_file, iterate_values, words_of
 from cmfah_hf.expansion.word_splitters import Splitter
 
 _DUMP = re.compile(r"\.xml(\.bz2|\.gz)?$", re.IGNORECASE)
-_OPEN = {".bz2": bz2.open, ".gz": gzip.open}
+_OPEN: dict[str, Callable[..., Any]] = {".bz2": bz2.open, ".gz": gzip.open}
 # MediaWiki refuses to store pages of more than 2 MB.
 _MOST_PAGE_BYTES = 2**26
-_ARTICLES = "0"  # MediaWiki's namespace of articles; the others are talk, files, templates and the like.
-# "owner/name", and the name of a configuration after a colon: a data set on the Hub.
+_ARTICLES = "0"  # MediaWiki's namespace of articles; others are talk pages, files and templates.
+# A data set on the Hub: "owner/name", optionally with a configuration after a colon.
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<configuration>[\w.-]+))?$")
 
 
 class Article(NamedTuple):
-    """The words of an article, those of its title, and those of the titles that it links to."""
+    """The words of an article, of its title, and of the titles that it links to."""
 
     words: list[str]
     title: list[str]
@@ -35,16 +35,16 @@ class Article(NamedTuple):
 def iterate_articles(
     source: Any, text_column: str, title_column: str | None, split: Splitter, links: bool = False
 ) -> Iterator[Article]:
-    """Every article of `source`, in its order, in one pass; only a dump knows links.
+    """The articles of `source` in order, in one pass; only those of a dump have links.
 
     Args:
         source: A path or several (`Path`, or one `str`): a MediaWiki dump (`.xml`, `.xml.bz2`, `.xml.gz`, read page by
             page), a corpus file with a column `text`, or a data set's id on the Hub, `owner/name` or
             `owner/name:configuration`, whose `train` split is streamed. Or any data set, stream or iterable of texts.
         text_column: The column of the texts of a data set.
-        title_column: The column of titles in a data set or corpus file, where there is one.
-        split: From a string to its words.
-        links: Whether to read the links of a dump, which takes about as long again as the text.
+        title_column: The column of titles in a data set or corpus file, if any.
+        split: Splits a string into words.
+        links: Whether to read the links of a dump, which doubles the time.
 
     Raises:
         DataError: If the source cannot be read or a row is not a text.
@@ -79,8 +79,8 @@ def _stream(match: re.Match) -> Any:
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{match[0]} is no file here, nor a data set on the Hub that can be streamed ({reason}); check the name; a "
-            "configuration of it is named after a colon, owner/name:configuration."
+            f"{match[0]} is neither a local file nor a data set on the Hub that can be streamed ({reason}); check the "
+            "name; a configuration follows after a colon, owner/name:configuration."
         ) from error
 
 
@@ -99,14 +99,14 @@ def _iterate_dump(path: Path, links: bool) -> Iterator[tuple[str, str, str, list
         raise DataError(f"{path} cannot be read as a MediaWiki dump ({error}); fetch it again.") from error
 
 
-def _iterate_pages(path: Path) -> Iterator[tuple[str, str]]:
-    """Title and markup of every article that is no redirect. A page is forgotten before the next one is read."""
+def _iterate_pages(path: Path) -> Generator[tuple[str, str], None, None]:
+    """Title and markup of every article that is not a redirect. Each page is freed before the next one is read."""
     with _OPEN.get(path.suffix.lower(), open)(path, "rb") as file:
         counted = _Counted(file, path)
-        events = ElementTree.iterparse(counted, events=("start", "end"))
+        events = ElementTree.iterparse(cast(IO[bytes], counted), events=("start", "end"))
         _, root = next(events)
         if _name(root) != "mediawiki":
-            raise DataError(f"{path} holds {_name(root)!r} and no MediaWiki dump; give a pages-articles dump.")
+            raise DataError(f"{path} holds {_name(root)!r} instead of a MediaWiki dump; give a pages-articles dump.")
         for event, element in events:
             if event == "end" and _name(element) == "page":
                 fields = {_name(field): field.text or "" for field in element.iter()}
@@ -117,9 +117,9 @@ def _iterate_pages(path: Path) -> Iterator[tuple[str, str]]:
 
 
 class _Counted:
-    """A file to be parsed, that ends in an error where one page takes more memory than any article."""
+    """A file for the parser, with an error for a page that is larger than any article."""
 
-    def __init__(self, file: BinaryIO, path: Path):
+    def __init__(self, file: IO[bytes], path: Path):
         self.file, self.path, self.since_page = file, path, 0
 
     def read(self, size: int) -> bytes:
@@ -133,7 +133,7 @@ class _Counted:
 def _links(markup: str) -> list[str]:
     from gensim.corpora.wikicorpus import find_interlinks
 
-    # Behind a colon stand files, categories, other languages; behind a number sign a section.
+    # A colon marks files, categories and other languages; a number sign a section.
     return [target.partition("#")[0] for target, _ in find_interlinks(markup) if ":" not in target]
 
 

@@ -1,6 +1,6 @@
-"""Which words stand near which, counted in one pass and bounded memory (see docs/method.md, [knowledge]).
+"""Counts of words that occur near each other, in one pass and bounded memory (see docs/method.md, [knowledge]).
 
-Shapes: V words that may be asked about, W words that are counted, the V first among them.
+Shapes: V words of the vocabulary, W counted words, of which the vocabulary comes first.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -8,31 +8,32 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 from scipy import sparse
 
-# Words that wait to be counted together, and pairs that are summed at a time: some 100 MB at most.
+# Number of words that are counted together, and of pairs that are summed together: at most about 100 MB.
 _BUFFER_WORDS = 1 << 18
 _GAP = -1
 
 
 class WindowCounts:
-    """How often each word of a vocabulary stands at most `window` words from each other word, and how often any does.
+    """Co-occurrence counts of the words of a vocabulary with all words, within a window.
 
-    `near[a, b]` counts the pairs of a place of `a` and a place of `b` in one text that are at most `window` words
-    apart, both orders; `totals[b]` all such pairs in which `b` is the second, whatever the first. Stop words are taken
-    out before, so they take up no room in a window.
+    `near[a, b]` counts the pairs of an occurrence of `a` and one of `b` in one text that are at most `window` words
+    apart, in both orders; `totals[b]` all such pairs whose second word is `b`. Stop words are removed first, so they do
+    not count in a window.
 
-    Two numbers bound the memory, whatever the length of the stream (lossy counting, Manku and Motwani 2002):
-    - `max_words`: when more different words are known, the rarer half of those outside the vocabulary is forgotten.
-      What is lost of a word's count is at most `lost_occurrences`, so a word that is rarer than that may be missing.
-    - `max_pairs`: when `near` holds more pairs, the rarer half is forgotten; of a pair's count at most `lost_pairs`.
-    Both are 0, and all counts exact, as long as neither bound is met.
+    Two limits bound the memory for a stream of any length (lossy counting, Manku and Motwani 2002):
+    - `max_words`: beyond this number of distinct words, the rarer half of those outside the vocabulary is dropped.
+      A word's count is too low by at most `lost_occurrences`, and a word that is rarer than that may be missing.
+    - `max_pairs`: beyond this number of pairs in `near`, the rarer half is dropped; a pair's count is too low by at
+      most `lost_pairs`.
+    As long as no limit is reached, both are 0 and all counts exact.
 
     Args:
-        vocabulary: V different words, the rows of `near`.
-        window: Words on either side.
-        stop_words: Words that are left out.
-        within_vocabulary: Whether the columns of `near` are the vocabulary alone.
-        max_words: Different words.
-        max_pairs: Pairs of words in `near`, some 40 bytes each while it is counted.
+        vocabulary: V distinct words, the rows of `near`.
+        window: Number of words on either side.
+        stop_words: Words to ignore.
+        within_vocabulary: Whether the columns of `near` are restricted to the vocabulary.
+        max_words: Maximum number of distinct words.
+        max_pairs: Maximum number of pairs in `near`, about 40 bytes each while they are counted.
     """
 
     def __init__(
@@ -63,8 +64,11 @@ class WindowCounts:
         self.lost_pairs = 0
 
     def add(self, words: Iterable[str], title: Sequence[str] = (), opening: int = 0, links: Iterable[str] = ()) -> None:
-        """Counts one text. If its title is a single word of the vocabulary, that stands near each of the text's first
-        `opening` words as well, and near each word of the links, once for every different one, both orders."""
+        """Counts one text.
+
+        If its title is a single word of the vocabulary, this word is also near each distinct word among the first
+        `opening` words of the text and among the links, once in both orders.
+        """
         numbers = self._numbers
         known = [numbers.setdefault(word, len(numbers)) for word in words if word not in self._stop_words]
         self.num_words += len(known)
@@ -74,17 +78,17 @@ class WindowCounts:
         about = numbers.get(title[0]) if len(title) == 1 and title[0] not in self._stop_words else None
         if about is not None and about < self._size:
             linked = [numbers.setdefault(word, len(numbers)) for word in links if word not in self._stop_words]
-            told = np.array(sorted({*known[:opening], *linked} - {about}), dtype=np.int64)
-            self._seconds.append((np.full(len(told), about), told))
-            self._buffered += len(told)
+            related = np.array(sorted({*known[:opening], *linked} - {about}), dtype=np.int64)
+            self._seconds.append((np.full(len(related), about), related))
+            self._buffered += len(related)
         if self._buffered >= _BUFFER_WORDS:
             self._count()
 
     def totals(self) -> tuple[list[str], np.ndarray, np.ndarray, sparse.csr_array]:
-        """The words, `(W,)` how often each occurs, `(W,)` the pairs it is in, and `near`, `(V, W)`, all int64."""
+        """The words, `(W,)` their occurrences, `(W,)` their totals, and `near`, `(V, W)`, all int64."""
         self._count()
         self._merge()
-        self._near.resize(self._size, len(self._numbers))
+        self._near.resize((self._size, len(self._numbers)))
         return list(self._numbers), self._occurrences, self._totals, self._near
 
     def _count(self) -> None:
@@ -109,13 +113,13 @@ class WindowCounts:
             counted[: len(getattr(self, name))] += getattr(self, name)
             setattr(self, name, counted)
         self._texts, self._seconds, self._buffered = [], [], 0
-        # Sums wait until they weigh as much as the whole, so that adding them costs a constant number of passes a pair.
+        # Sums are merged once they are as large as the total, so that each pair is copied a constant number of times.
         if sum(waiting.nnz for waiting in self._waiting) >= min(max(_BUFFER_WORDS, self._near.nnz), self._max_pairs):
             self._merge()
-            self._forget_pairs()
+            self._drop_rare_pairs()
         if len(self._numbers) > self._max_words:
             self._merge()
-            self._forget_words()
+            self._drop_rare_words()
 
     def _merge(self) -> None:
         shape = (self._size, self._size if self._within else len(self._numbers))
@@ -125,7 +129,7 @@ class WindowCounts:
             self._near = self._near + waiting
         self._waiting = []
 
-    def _forget_pairs(self) -> None:
+    def _drop_rare_pairs(self) -> None:
         counts = self._near.data
         if len(counts) <= self._max_pairs:
             return
@@ -135,7 +139,7 @@ class WindowCounts:
         self._near.eliminate_zeros()
         self.lost_pairs += highest
 
-    def _forget_words(self) -> None:
+    def _drop_rare_words(self) -> None:
         outside = self._occurrences[self._size :]
         rarer = max(1, len(outside) - max(0, self._max_words - self._size) // 2)
         highest = int(np.partition(outside, rarer - 1)[rarer - 1])

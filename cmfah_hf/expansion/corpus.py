@@ -1,7 +1,4 @@
-"""Texts out of whatever holds them: datasets, streams, plain iterables and corpus files, one row at a time.
-
-Everything above works on word lists, so this is the only file that knows how a row, a batch or a file looks.
-"""
+"""Word lists from data sets, streams, iterables and corpus files, one row at a time."""
 
 import gzip
 import json
@@ -19,26 +16,26 @@ from cmfah_hf.documents import file_of
 from cmfah_hf.errors import DataError
 from cmfah_hf.models.tokenization_cmfah import split_words
 
-# What a corpus file calls its text; a `.txt` file has no columns.
+# The column of the text in corpus files with columns.
 CORPUS_COLUMN = "text"
 
 _ARROW_BATCH = 1_000
-# Characters of one text; no novel has as many.
+# Maximum number of characters of one text, more than any novel has.
 _LONGEST_LINE = 2**26
 
 
 def words_of(value: Any, where: str = "The text", split: Callable[[str], list[str]] = split_words) -> list[str]:
-    """The words of one text: a string, a list of tags, or `None` (no text), which has no words.
+    """The words of one text: a string, a list of tags, or `None`, which has no words.
 
-    A tag of several words ("new york") gives several words, as it does once the tags are joined into one text.
+    A tag of several words ("new york") gives several words, as in the joined text.
 
     Args:
-        value: The text as a data set holds it.
+        value: The text in a data set.
         where: The subject of an error message, e.g. `"Row 3, column 'text'"`.
-        split: From a string to its words.
+        split: Splits a string into words.
 
     Raises:
-        DataError: If the value is neither of these.
+        DataError: If the value is something else.
     """
     if value is None:
         return []
@@ -51,8 +48,8 @@ def words_of(value: Any, where: str = "The text", split: Callable[[str], list[st
     try:
         return split(text)
     except UnicodeEncodeError:
-        # Half a surrogate pair is no character. JSON may still spell one, and two halves spell one character. The
-        # replacement character would count as a pictograph, so what is left alone becomes a gap.
+        # JSON may contain surrogates: pairs become one character, single ones a space, since the replacement character
+        # would count as a pictograph.
         joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         return split(joined.replace("\ufffd", " "))
 
@@ -60,14 +57,14 @@ def words_of(value: Any, where: str = "The text", split: Callable[[str], list[st
 def iterate_words(
     source: Any, text_column: str = "text", split: Callable[[str], list[str]] = split_words
 ) -> Iterator[list[str]]:
-    """The word list of every row of `source`, in its order, in one pass.
+    """The word lists of all rows of `source`, in order, in one pass.
 
     Args:
         source: A `datasets.Dataset` or `IterableDataset`, one batch (a mapping of columns), or any iterable of texts:
             strings, lists of tags, or rows that are mappings with `text_column`. Only the text column of a data set
-            is read, so no picture is decoded.
+            is read, so images are not decoded.
         text_column: The name of the column with the texts.
-        split: From a string to its words.
+        split: Splits a string into words.
 
     Raises:
         DataError: If the column is missing or a row is not a text.
@@ -77,10 +74,10 @@ def iterate_words(
 
 
 def is_one_row(batch: Mapping[str, Any], text_column: str) -> bool:
-    """Whether a mapping that `datasets.map` hands over is a single row rather than a batch of rows.
+    """Whether a mapping from `datasets.map` is a single row rather than a batch of rows.
 
-    A string is one text, and a list of lists is a batch of tag lists. A list of strings may be either; what `datasets`
-    hands over says so by its type, and a plain mapping is a batch when all its columns are equally long lists.
+    A string is one text, and a list of lists is a batch of tag lists. A list of strings may be either: mappings of
+    `datasets` have a type for each, and a plain mapping is a batch if all its columns are lists of equal length.
     """
     value = batch[text_column]
     if value is None or isinstance(value, str) or not isinstance(value, Iterable):
@@ -92,19 +89,22 @@ def is_one_row(batch: Mapping[str, Any], text_column: str) -> bool:
             return isinstance(batch, LazyRow)
     if any(isinstance(text, (list, tuple, np.ndarray)) for text in value):
         return False
-    return not all(_is_column(column, len(value)) for column in batch.values())
+    length = len(list(value))
+    return not all(_is_column(column, length) for column in batch.values())
 
 
 def check_column(present: Iterable[str] | None, text_column: str, subject: str) -> None:
-    """Raises a `DataError` that names the column and those present, if it is not among them."""
+    """Raises a `DataError` if the column is not among those present."""
     if present is not None and text_column not in present:
         names = ", ".join(map(repr, present)) or "no column at all"
         raise DataError(f"{subject} has no column {text_column!r}, only {names}; name the column of the texts.")
 
 
 def iterate_files(paths: str | Path | Sequence[str | Path]) -> Iterator[list[str]]:
-    """The word list of every text in corpus files: `.jsonl` and `.parquet` with a column `text`, `.txt` with a text a
-    line; `.jsonl` and `.txt` may be gzipped (`.gz`).
+    """The word lists of all texts in corpus files.
+
+    These are `.jsonl` and `.parquet` with a column `text`, and `.txt` with one text per line; `.jsonl` and `.txt` may
+    be gzipped (`.gz`).
 
     Raises:
         DataError: If a file is missing, of another kind, or holds a row that is not a text.
@@ -115,11 +115,11 @@ def iterate_files(paths: str | Path | Sequence[str | Path]) -> Iterator[list[str
 
 
 def iterate_file(path: str | Path, title_column: str | None = None) -> Iterator[tuple[str, Any, Any]]:
-    """What a corpus file holds: for each text the place to name in an error, the text, and its title if it has one.
+    """The texts of a corpus file: for each its position for errors, the text, and its title or None.
 
     Args:
-        path: As `iterate_files` takes them.
-        title_column: The column of the titles, where there is one; only then are they read.
+        path: A file as in `iterate_files`.
+        title_column: The column of the titles. None: titles are not read.
 
     Raises:
         DataError: If the file is missing, of another kind, or damaged.
@@ -138,10 +138,10 @@ def iterate_file(path: str | Path, title_column: str | None = None) -> Iterator[
 
 
 def iterate_values(source: Any, text_column: str, title_column: str | None = None) -> Iterator[tuple[Any, Any]]:
-    """Text and title of every row as they stand there; no title where there is no such column or none is asked for.
+    """Text and title of every row, unchanged; the title is None without `title_column`.
 
     Raises:
-        DataError: If the column of the texts is missing, or the source is no data set.
+        DataError: If the column of the texts is missing, or the source is not a data set.
     """
     if isinstance(source, (str, bytes)):
         raise DataError(f"One text was given where many are expected: {_shown(source)}; put it into a list.")
@@ -157,26 +157,30 @@ def iterate_values(source: Any, text_column: str, title_column: str | None = Non
         # A custom format computes its columns on the fly, so such a data set is read as any other iterable.
         if isinstance(source, Dataset) and source.format["type"] != "custom":
             check_column(source.column_names, text_column, "The data set")
-            wanted = [name for name in (text_column, title_column) if name in source.column_names]
+            wanted = _present((text_column, title_column), source.column_names)
             for batch in source.select_columns(wanted).with_format(None).iter(_ARROW_BATCH):
                 yield from _pairs(batch, text_column, title_column)
             return
         if isinstance(source, IterableDataset) and source.column_names is not None:
             check_column(source.column_names, text_column, "The data set")
-            wanted = [name for name in (text_column, title_column) if name in source.column_names]
+            wanted = _present((text_column, title_column), source.column_names)
             source = source.select_columns(wanted).with_format(None)
     for number, row in enumerate(source):
         if isinstance(row, Mapping):
             check_column(row, text_column, f"Row {number}")
-            yield row[text_column], row.get(title_column)
+            yield row[text_column], None if title_column is None else row.get(title_column)
         else:
             yield row, None
 
 
 def _pairs(columns: Mapping[str, Any], text_column: str, title_column: str | None) -> Iterator[tuple[Any, Any]]:
     texts = columns[text_column]
-    titles = columns[title_column] if title_column in columns else repeat(None)
-    yield from zip(texts, titles, strict=False)  # the repeated nothing has no end
+    titles = columns[title_column] if title_column is not None and title_column in columns else repeat(None)
+    yield from zip(texts, titles, strict=False)  # `repeat` is endless
+
+
+def _present(names: Sequence[str | None], columns: Sequence[str]) -> list[str]:
+    return [name for name in names if name is not None and name in columns]
 
 
 def _iterate_lines(path: Path, title_column: str | None, *, is_json: bool) -> Iterator[tuple[str, Any, Any]]:
@@ -191,7 +195,7 @@ def _iterate_lines(path: Path, title_column: str | None, *, is_json: bool) -> It
                 number += 1
                 where = f"{path}, line {number},"
                 if len(line) > _LONGEST_LINE:
-                    raise DataError(f"{where} has more than {_LONGEST_LINE:,} characters; write a text a line.")
+                    raise DataError(f"{where} has more than {_LONGEST_LINE:,} characters; write one text per line.")
                 if not line.strip():
                     continue
                 if not is_json:
@@ -204,7 +208,7 @@ def _iterate_lines(path: Path, title_column: str | None, *, is_json: bool) -> It
                 if not isinstance(row, dict):
                     raise DataError(f"{where} holds {_shown(row)}; it has to be an object with {CORPUS_COLUMN!r}.")
                 check_column(row, CORPUS_COLUMN, where[:-1])
-                yield where, row[CORPUS_COLUMN], row.get(title_column)
+                yield where, row[CORPUS_COLUMN], None if title_column is None else row.get(title_column)
     except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path} cannot be read as UTF-8 text ({error}); repair or convert the file.") from error
 
@@ -214,15 +218,14 @@ def _iterate_parquet(path: Path, title_column: str | None) -> Iterator[tuple[str
         names = file.schema_arrow.names
         check_column(names, CORPUS_COLUMN, str(path))
         number = 0
-        wanted = [name for name in (CORPUS_COLUMN, title_column) if name in names]
-        for batch in checked_batches(file, _ARROW_BATCH, wanted):
+        for batch in checked_batches(file, _ARROW_BATCH, _present((CORPUS_COLUMN, title_column), names)):
             for text, title in _pairs(batch.to_pydict(), CORPUS_COLUMN, title_column):
                 yield f"{path}, row {number},", text, title
                 number += 1
 
 
 def _is_column(value: Any, length: int) -> bool:
-    # An undecoded picture is a mapping with `bytes` and `path`, not a column of two.
+    # An undecoded image is a mapping with `bytes` and `path`, not a column of length two.
     return not isinstance(value, (str, bytes, Mapping)) and hasattr(value, "__len__") and len(value) == length
 
 

@@ -1,6 +1,6 @@
-"""Word vectors: skip-gram with hierarchical softmax (see docs/method.md, [skip-gram]).
+"""Skip-gram word vectors with hierarchical softmax (see docs/method.md, [skip-gram]).
 
-Shapes: V words, E the vectors' width.
+Shapes: V words, E vector size.
 """
 
 import logging
@@ -21,34 +21,34 @@ from cmfah_hf.models.tokenization_cmfah import split_words
 logger = logging.getLogger(__name__)
 
 _STEM = "skip_gram"
-# gensim cuts a sentence off here without a word, so longer ones are split before.
+# gensim silently truncates longer sentences, so they are split before.
 _MAX_SENTENCE = 10_000
 
 
 class SkipGramEmbedding:
     """Word vectors of a corpus, trained by gensim's `Word2Vec(sg=1, hs=1, negative=0)` ([skip-gram]).
 
-    The corpus passes by once: its words are counted and spooled to a temporary file (its size on disk is that of the
-    text), and the epochs read that file. So a stream is fetched once, a generator works, and no text stays in memory.
+    The corpus is read once and written to a temporary file of the size of its text, which the epochs read. So a stream
+    is fetched once, generators work, and no text is kept in memory.
 
-    With `workers=1` equal corpora and settings give equal vectors, in any process on one machine: the vocabulary is
-    ordered by count and word, the first vectors are drawn from `seed` in that order, and no hash of a string has a
-    part in it. With more workers the threads race for the weights, which is faster and never twice the same.
+    With `workers=1` equal corpora and settings give equal vectors in any process on one machine: the vocabulary is
+    sorted by count and word, the initial vectors are drawn from `seed` in this order, and no string hash is used.
+    More workers are faster, but their results are not reproducible.
 
     Args:
         vector_size: E.
         epochs: Passes over the corpus.
-        window: Words on either side that a word predicts.
-        min_count: Words that are rarer get no vector.
-        sample: Frequent words are skipped at random above this share of the corpus; 0 keeps them all.
-        alpha: Learning rate at the start; it falls linearly.
-        seed: Of the first vectors, the windows and the skipping.
-        workers: Threads.
+        window: Number of words on either side that a word predicts.
+        min_count: Minimum occurrences of a word with a vector.
+        sample: Words with a higher share of the corpus are skipped at random; 0 keeps them all.
+        alpha: Initial learning rate, which decreases linearly.
+        seed: Seed of the initial vectors, the windows and the skipping.
+        workers: Number of threads.
 
     Attributes:
-        vocabulary: V words, by falling count, equal counts by word.
-        vectors: `(V, E)` float32, the vector of each.
-        counts: `(V,)` int64, how often each occurs in the corpus.
+        vocabulary: V words, by descending count, ties alphabetically.
+        vectors: `(V, E)` float32.
+        counts: `(V,)` int64, occurrences in the corpus.
 
     Example:
         >>> embedding = SkipGramEmbedding(vector_size=8).fit(["a dog runs", "a cat sleeps"])
@@ -91,14 +91,14 @@ class SkipGramEmbedding:
         text_column: str = "text",
         extra_corpus: str | Path | Sequence[str | Path] | None = None,
     ) -> "SkipGramEmbedding":
-        """Trains on every text as one sentence, in their order, and forgets what was fitted before.
+        """Trains on the texts in order, each as one sentence; an earlier fit is discarded.
 
         Args:
-            sentences: A map-style or streaming data set, or any iterable (a generator too) of texts or word lists,
+            sentences: A map-style or streaming data set, or any iterable of texts or word lists, also a generator,
                 e.g. `GraphExpander.corpus(...)`.
             text_column: The column of the texts.
-            extra_corpus: Files to train on as well: `.jsonl` or `.parquet` with a column `text`, or `.txt` with a
-                text a line.
+            extra_corpus: Files with more texts: `.jsonl` or `.parquet` with a column `text`, or `.txt` with one text
+                per line.
 
         Raises:
             DataError: If the column or a file is missing, a row is not a text, or no word is left.
@@ -125,11 +125,11 @@ class SkipGramEmbedding:
     def _train(self, spool: Path, counts: dict[str, int], num_sentences: int, num_words: int) -> np.ndarray:
         from gensim.models.word2vec import LineSentence, Word2Vec
 
-        # `sorted_vocab=0`: gensim's own order leaves equal counts to an unstable sort, and the rows' first vectors
-        # and the Huffman tree both follow the order.
+        # `sorted_vocab=0`: gensim would sort equal counts in an unstable order, on which the initial vectors and the
+        # Huffman tree depend.
         model = Word2Vec(sg=1, hs=1, negative=0, sorted_vocab=0, **self.settings)
         model.build_vocab_from_freq(counts, corpus_count=num_sentences)
-        if len(counts) > 1:  # One word has no context, and no branch in the tree.
+        if len(counts) > 1:  # A single word has no context.
             model.train(
                 LineSentence(str(spool), max_sentence_length=_MAX_SENTENCE),
                 total_examples=num_sentences,
@@ -138,7 +138,7 @@ class SkipGramEmbedding:
             )
         logger.info("%d word vectors of %d dimensions from %d words.", len(counts), model.vector_size, num_words)
         if list(counts) != model.wv.index_to_key:
-            raise CMFAHError("gensim has changed the order of the words; install gensim 4.x.")
+            raise CMFAHError("gensim changed the order of the words; install gensim 4.x.")
         return model.wv.vectors.astype(np.float32)
 
     @property
@@ -147,7 +147,8 @@ class SkipGramEmbedding:
 
     @property
     def vocabulary(self) -> list[str]:
-        self._check_fitted()
+        if self._vocabulary is None:
+            raise CMFAHError("The embedding holds no words yet; call fit(sentences) or load(folder) first.")
         return self._vocabulary
 
     @property
@@ -167,11 +168,15 @@ class SkipGramEmbedding:
         return self._number(word) is not None
 
     def __getitem__(self, word: str) -> np.ndarray:
-        """The vector of a word, `(E,)`; a `QueryError` if it has none."""
+        """The vector of a word, `(E,)`.
+
+        Raises:
+            QueryError: If the word has no vector.
+        """
         return self.vectors[self._known(word)]
 
     def most_similar(self, word: str, k: int = 10) -> list[tuple[str, float]]:
-        """The `k` other words with the largest cosine to `word`, best first; equal ones in the vocabulary's order.
+        """The `k` other words with the largest cosine to `word`, best first; ties in the vocabulary's order.
 
         Raises:
             QueryError: If the word has no vector.
@@ -191,10 +196,10 @@ class SkipGramEmbedding:
 
     @classmethod
     def load(cls, folder: str | Path) -> "SkipGramEmbedding":
-        """Reads what `save` wrote.
+        """Loads a saved embedding.
 
         Raises:
-            CheckpointError: If a file is missing or damaged; it names the file.
+            CheckpointError: If a file is missing or damaged.
         """
         return load_whole(folder, _STEM, cls._read)
 
@@ -209,7 +214,7 @@ class SkipGramEmbedding:
             if vectors_VE.shape != shape or counts_V.shape != shape[:1] or vectors_VE.dtype != np.float32:
                 raise ValueError(f"the arrays do not hold {shape[0]} vectors of {shape[1]}")
             if not np.isfinite(vectors_VE).all() or counts_V.dtype.kind != "i" or (counts_V < 0).any():
-                raise ValueError("a vector or a count is not a number that it can be")
+                raise ValueError("a vector or a count has an invalid value")
         except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise damaged(folder, _STEM, error) from error
         embedding._set_state(vocabulary, vectors_VE, counts_V)
@@ -224,7 +229,7 @@ class SkipGramEmbedding:
     def _number(self, word: str) -> int | None:
         self._check_fitted()
         number = self._word_numbers.get(word)
-        if number is None and len(words := split_words(word)) == 1:  # "Dog" is asked for, "dog" is the word.
+        if number is None and len(words := split_words(word)) == 1:  # normalized, as "Dog" to "dog"
             number = self._word_numbers.get(words[0])
         return number
 
@@ -235,12 +240,11 @@ class SkipGramEmbedding:
         return number
 
     def _check_fitted(self) -> None:
-        if self._vocabulary is None:
-            raise CMFAHError("The embedding holds no words yet; call fit(sentences) or load(folder) first.")
+        self.vocabulary  # noqa: B018 - raises the error
 
 
 def _spool(corpus: Iterable[list[str]], path: Path) -> tuple[Counter, int]:
-    """Writes a sentence a line; returns how often each word occurs and how many sentences there are."""
+    """Writes one sentence per line; returns the count of each word and the number of sentences."""
     counts: Counter = Counter()
     num_sentences = 0
     with path.open("w", encoding="utf-8", newline="\n") as file:

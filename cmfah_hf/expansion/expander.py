@@ -1,12 +1,12 @@
-"""Expanding texts with the words that a walk on the image-word graph visits, and with those that an encyclopedia
-relates to them (see docs/method.md, [graph] and [knowledge]).
+"""Text expansion by walks on the image-word graph and related words of an encyclopedia.
+
+See docs/method.md, [graph] and [knowledge].
 
 Shapes: N texts, V words of the graph.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
 from cmfah_hf.expansion.corpus import check_column, is_one_row, words_of
 from cmfah_hf.expansion.explanation import AddedWord, Explanation, knowledge_causes, walk_causes
 from cmfah_hf.expansion.graph import ImageWordGraph
-from cmfah_hf.expansion.knowledge import KNOWLEDGE_STEM, WikipediaKnowledge, saved_tokenizer
+from cmfah_hf.expansion.knowledge import KNOWLEDGE_STEM, WikipediaKnowledge
 from cmfah_hf.expansion.sentences import ExpandedCorpus
 from cmfah_hf.expansion.storage import (
     damaged,
@@ -28,8 +28,9 @@ from cmfah_hf.expansion.storage import (
     save_state,
     state_digest,
 )
-from cmfah_hf.expansion.walks import RandomWalk, coordinates, largest_shares, num_hops
-from cmfah_hf.expansion.word_splitters import Tokenizer, tokenizer_name
+from cmfah_hf.expansion.walks import coordinates, largest_shares, num_hops
+from cmfah_hf.expansion.weighted_walk import WeightedWalk
+from cmfah_hf.expansion.word_splitters import Tokenizer, saved_tokenizer, tokenizer_name
 
 if TYPE_CHECKING:
     import networkx
@@ -37,47 +38,44 @@ if TYPE_CHECKING:
 _STEM = "expander"
 _MOST_WALKS = 10**6  # from each text
 _SETTINGS = ["walk_length", "top_k", "min_probability", "mode", "num_walks", "seed", "word_weights", "output_column"]
-# Texts whose visits are held at a time, N x V float64.
+# Maximum size of the visits of texts that are expanded together, N x V float64.
 _BLOCK_ELEMENTS = 1 << 22
 _BLOCK_TEXTS = 1_024
-# Visits that differ by less than rounding does are equal, or the order of equal words would hang on the machine.
+# Visits that are equal when rounded to this many decimals are equal, so that the order does not depend on the machine.
 _DECIMALS = 12
 
 
 class GraphExpander:
-    """Adds to each text the words that a random walk on the image-word graph visits from it ([graph]), and with
-    knowledge those that an encyclopedia relates to its own ([knowledge]).
+    """Adds to each text words that random walks on the image-word graph visit ([graph]), and optionally related words
+    of an encyclopedia ([knowledge]).
 
-    Fit it on texts, then give it to `datasets.map`, for the same texts or others:
+    Fit it on texts, then pass it to `datasets.map`, for the same texts or others:
 
         expander = GraphExpander().fit(dataset, text_column="text")
         dataset = dataset.map(expander, batched=True)          # adds the column "expanded_text"
 
-    A text's own words always stay, first and in their order, those that the graph does not know included. The added
-    words follow by falling expected visits, equal ones by word, and then those of the knowledge by falling score; no
-    word is added twice. A text without a known word keeps its own words alone.
-    Equal fits give equal fingerprints, so `datasets` finds its cache again.
+    The words of the text come first, unchanged, including unknown ones. Then come the words of the graph by descending
+    expected visits, ties alphabetically, and those of the knowledge by descending score; no word is added twice. A text
+    without a known word gets no words. Equal fits give equal fingerprints, so `datasets` reuses its cache.
 
     Args:
-        walk_length: Steps of the walk from the image on, odd. It stands on words at steps 1, 3, 5, ...; 1 adds nothing.
-        top_k: At most so many words are added; `None` for no limit.
-        min_probability: Only words are added on which at least this share of the walk's words is expected: their
-            expected visits divided by the number of words on a walk.
-        mode: `"closed_form"` computes `x1 + x1 M + x1 M^2`; `"walk"` counts `num_walks` sampled walks. Their draws
-            depend on `seed` and the text's known words alone, so a text gives the same words in any batch and process.
-        num_walks: Walks from each text; for `mode="walk"`.
-        seed: Of the sampled walks.
-        min_count: Words in fewer images are left out of the graph.
-        word_weights: How the walk picks a word of an image. `"binary"`: all alike. `"idf"`: words of few images more
-            often, by `ln((1 + N) / (1 + count)) + 1`, as the first word and as the landing of each hop (M with its
-            columns weighted and its rows normalised again).
-        stop_words: Words to leave out of the graph, so never added: an iterable of words, or `"english"`.
-        output_column: The column that is added.
-        tokenizer: What words are: `"words"`, `"chinese"` or a function from a text to a list of words. The model reads
-            Han characters singly whatever the words are. A function is not saved; `load` has to be given it again.
-        knowledge: Fitted knowledge of the same tokenizer, or `None`. It can be set later as well, when the graph's
-            vocabulary is there to fit it for.
-        knowledge_top_k: At most so many words of the knowledge are added; `None` for no limit.
+        walk_length: Number of steps from the image, odd. A walk visits words at steps 1, 3, 5, ...; 1 adds nothing.
+        top_k: Maximum number of words of the graph to add; `None` for no limit.
+        min_probability: Minimum share of a word, its expected visits divided by the number of words on a walk.
+        mode: `"closed_form"` computes `x1 + x1 M + x1 M^2`; `"walk"` counts `num_walks` sampled walks. Samples
+            depend on `seed` and the text's known words only, so a text gives the same words in any batch and process.
+        num_walks: Number of walks from each text in `mode="walk"`.
+        seed: Seed of the sampled walks.
+        min_count: Minimum number of images of a word in the graph.
+        word_weights: Weights of the words of an image. `"binary"`: equal. `"idf"`: `ln((1 + N) / (1 + count)) + 1`, for
+            the first word and for each hop (M with weighted columns, its rows normalized again).
+        stop_words: Words to leave out of the graph, which are never added: an iterable of words, or `"english"`.
+        output_column: The name of the new column.
+        tokenizer: `"words"`, `"chinese"` or a function from a text to a list of words. The model always reads single
+            Han characters. A function is not saved; pass it to `load` again.
+        knowledge: Fitted knowledge with the same tokenizer, or `None`. It can be set later, when the vocabulary of the
+            graph is known.
+        knowledge_top_k: Maximum number of words of the knowledge to add; `None` for no limit.
 
     Example:
         >>> expander = GraphExpander(top_k=1).fit(["dog beach", "dog park", "cat sofa"])
@@ -118,7 +116,7 @@ class GraphExpander:
             if value is not None and value < lowest:
                 raise CMFAHError(f"{name}={value} is below {lowest}; give {name} >= {lowest}.")
         if num_walks > _MOST_WALKS or not isinstance(output_column, str):
-            raise CMFAHError(f"num_walks={num_walks} is beyond {_MOST_WALKS:,}, or output_column is no text.")
+            raise CMFAHError(f"num_walks={num_walks} is beyond {_MOST_WALKS:,}, or output_column is not a string.")
         self.walk_length = int(walk_length)
         self.top_k = None if top_k is None else int(top_k)
         self.min_probability = float(min_probability)
@@ -131,7 +129,7 @@ class GraphExpander:
         self.graph = ImageWordGraph(min_count=min_count, stop_words=stop_words, tokenizer=tokenizer)
         self.knowledge_top_k = None if knowledge_top_k is None else int(knowledge_top_k)
         self.knowledge = knowledge
-        self._derived: tuple[tuple[int, str], tuple[RandomWalk, np.ndarray | None, np.ndarray]] | None = None
+        self._derived: tuple[tuple[int, str], WeightedWalk] | None = None
 
     @property
     def knowledge(self) -> WikipediaKnowledge | None:
@@ -147,7 +145,7 @@ class GraphExpander:
         self._knowledge = knowledge
 
     def fit(self, dataset: Any, text_column: str = "text") -> "GraphExpander":
-        """Builds the graph in one pass over the texts and forgets what was fitted before.
+        """Fits the graph in one pass over the texts; an earlier fit is discarded.
 
         Args:
             dataset: A map-style or streaming data set, or any iterable of texts: strings, lists of tags, or rows.
@@ -162,17 +160,17 @@ class GraphExpander:
         return self
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The new column of a batch (or of one row), for `datasets.map`, which keeps the other columns.
+        """The new column of a batch (or of one row), for `datasets.map`.
 
         Args:
             batch: A mapping of columns with `text_column`: strings, or lists of tags. A plain mapping whose columns
-                are all equally long lists is a batch.
+                are all lists of equal length is a batch.
 
         Returns:
             `{"expanded_text": [...]}` with a string for each text; words are separated by spaces.
 
         Raises:
-            DataError: If the column is missing or holds something else.
+            DataError: If the column is missing or has other values.
         """
         if not isinstance(batch, Mapping):
             raise DataError(
@@ -187,41 +185,38 @@ class GraphExpander:
         return {self.output_column: [" ".join(words) for words in self._expanded(rows)]}
 
     def expand(self, text: Any) -> list[str]:
-        """The words of one text, a string or a list of tags: its own in their order, then the added ones."""
+        """The words of one text, a string or a list of tags, followed by the added words."""
         return next(self._expanded([self._words_of(text)]))
 
     def expected_visits(self, text: Any) -> dict[str, float]:
-        """How often a walk from the text is expected on each word, most visited first, equal ones by word.
+        """The expected visits of each word by a walk from the text, in descending order, ties alphabetically.
 
-        The values sum to the number of words on a walk (3 for length 5); words that it never reaches are left out, and
+        The values sum to the number of words on a walk (3 for length 5); words that are never visited are omitted, and
         a text without a known word gives `{}`. With `mode="walk"` they are the mean visits of the sampled walks.
         """
-        visits_V = self._visits(self._start([self._words_of(text)]))[0]
+        visits_V = self._visits(self._walk().start([self._words_of(text)]))[0]
         words = self.graph.vocabulary
         reached = np.flatnonzero(visits_V > 0)
-        order = reached[np.lexsort((self._walk()[2][reached], -np.round(visits_V[reached], _DECIMALS)))]
+        order = reached[np.lexsort((self._walk().alphabet_V[reached], -np.round(visits_V[reached], _DECIMALS)))]
         return {words[number]: float(visits_V[number]) for number in order}
 
     def explain(self, text: Any, ways: int | None = 5) -> Explanation:
-        """Why `expand(text)` adds what it adds; `print` shows it as a table.
+        """Explains the words that `expand(text)` adds; `print` shows a table.
 
-        A word of the graph is told by the words through which a walk comes to it, and with what share of the walk, one
-        of the knowledge by the own words that it is related to.
-
-        With `mode="walk"` the shares are the expected ones, which the sampled walks estimate.
+        A word of the graph is explained by the words through which walks reach it, and their shares; a word of the
+        knowledge by the words of the text that it is related to. With `mode="walk"` the shares are expected values.
 
         Args:
             text: A string or a list of tags.
-            ways: The largest ways of each own word that are kept; `None` for all.
+            ways: Number of ways to keep for each word of the text; `None` for all.
         """
         own = self._words_of(text)
-        start_NV = self._start([own])
+        start_NV = self._walk().start([own])
         hops, words = num_hops(self.walk_length), self.graph.vocabulary
-        there = len(own) + len(self._best(self._shares(start_NV))[0])
-        expanded = next(self._expanded([own]))
+        num_of_graph = len(self._best(self._shares(start_NV))[0])
         added = []
-        for place, word in enumerate(expanded[len(own) :], start=len(own)):
-            if place < there:
+        for place, word in enumerate(next(self._expanded([own]))[len(own) :]):
+            if place < num_of_graph or self.knowledge is None:
                 source = "graph"
                 start = (start_NV.indices, start_NV.data)
                 number = self.graph.word_numbers[word]
@@ -234,20 +229,22 @@ class GraphExpander:
         return Explanation(own, unknown, added)
 
     def knows(self, word: str) -> bool:
-        """Whether the graph or the knowledge holds a word."""
+        """Whether a word is in the graph or in the knowledge."""
         return word in self.graph.word_numbers or (self.knowledge is not None and word in self.knowledge)
 
     @property
     def transitions(self) -> sparse.csr_array:
-        """The hops of the walk from word to word, M with the word weights, `(V, V)`; every row sums to 1."""
-        return self._walk()[0].transitions_VV
+        """M with the word weights: the probabilities of hops from word to word, `(V, V)`; every row sums to 1."""
+        return self._walk().walk.transitions_VV
 
     def to_networkx(self, min_probability: float = 0.0) -> "networkx.DiGraph":
-        """The words as a directed graph: `count`, in how many images each stands; on an edge `weight`, the probability
-        of the hop (0 where there is none), and where the knowledge relates the two words `ppmi`.
+        """The words as a directed graph for networkx.
+
+        Nodes have the number of images as `count`. Edges have the probability of the hop as `weight` (0 if there is
+        none), and the score of the knowledge, if any, as `ppmi`.
 
         Args:
-            min_probability: Hops below it are left out.
+            min_probability: Hops below it are omitted.
         """
         graph = self.graph.to_word_graph(min_probability, self.transitions)
         if self.knowledge is not None:
@@ -262,40 +259,43 @@ class GraphExpander:
         """Sentences for `SkipGramEmbedding.fit`: each expanded text, then `num_walks` walks from its image.
 
         Args:
-            source: A data set or any iterable of texts; read anew each time the corpus is iterated.
-            text_column: The column of the texts; by default the one that the expander was fitted on.
-            num_walks: Walks from each text that has a known word.
+            source: A data set or any iterable of texts; read again in each iteration of the corpus.
+            text_column: The column of the texts. None: the one of `fit`.
+            num_walks: Number of walks from each text with a known word.
         """
-        self.graph.vocabulary  # noqa: B018 - an expander that is not fitted fails here, not in the first iteration.
+        self.graph.vocabulary  # noqa: B018 - raises if the expander is not fitted
         if num_walks < 0:
             raise CMFAHError(f"num_walks={num_walks} is below 0; give num_walks >= 0.")
         return ExpandedCorpus(self, source, self.text_column if text_column is None else text_column, num_walks)
 
     @property
     def digest(self) -> str:
-        """A digest of all that decides which words are added, equal for equal fits."""
+        """A digest of everything that determines the added words, equal for equal fits."""
         return state_digest(self.graph.tensors(), self._content())
 
     def save(self, folder: str | Path) -> None:
-        """Writes `expander.safetensors` (the graph's arrays), `expander.json` (settings and words), and the knowledge,
-        if there is any, as `knowledge.safetensors` and `knowledge.json`."""
+        """Saves the expander, and its knowledge if any.
+
+        The files are `expander.safetensors` (arrays of the graph), `expander.json` (settings and words),
+        `knowledge.safetensors` and `knowledge.json`.
+        """
         with replacing(folder, [_STEM, KNOWLEDGE_STEM]):
             if self.knowledge is not None:
                 self.knowledge.write_state(folder)
             save_state(folder, _STEM, type(self).__name__, self.graph.tensors(), self._content())
-            if self.knowledge is None:  # an earlier save's, which would be taken for a part of this one
+            if self.knowledge is None:  # files of an earlier save do not belong to this one
                 remove_state(folder, KNOWLEDGE_STEM)
 
     @classmethod
     def load(cls, folder: str | Path, tokenizer: Tokenizer | None = None) -> "GraphExpander":
-        """Reads what `save` wrote.
+        """Loads a saved expander.
 
         Args:
-            folder: Where it was saved.
-            tokenizer: The function that words were split by, if it was one of your own.
+            folder: The folder given to `save`.
+            tokenizer: The tokenizer, if it was a function.
 
         Raises:
-            CheckpointError: If a file is missing or damaged; it names the file.
+            CheckpointError: If a file is missing or damaged.
         """
         return load_whole(folder, _STEM, lambda place: cls._read(place, tokenizer))
 
@@ -305,9 +305,9 @@ class GraphExpander:
         own = saved_tokenizer(content.get("tokenizer", "words"), tokenizer, folder, cls.__name__)
         related = content.get("knowledge")
         try:
-            further = {} if related is None else {"knowledge_top_k": related["top_k"]}
+            options = {} if related is None else {"knowledge_top_k": related["top_k"]}
             digest = None if related is None else related["digest"]
-            expander = cls(**content["settings"], tokenizer=own, **further)
+            expander = cls(**content["settings"], tokenizer=own, **options)
             expander.text_column = str(content["text_column"])
             expander.graph.set_state(content["vocabulary"], content["num_images"], tensors)
         except (KeyError, OverflowError, TypeError, ValueError) as error:
@@ -335,42 +335,20 @@ class GraphExpander:
             content["knowledge"] = {"top_k": self.knowledge_top_k, "digest": self.knowledge.digest}
         return content
 
-    def _walk(self) -> tuple[RandomWalk, np.ndarray | None, np.ndarray]:
-        """The walk, the word weights (V,) and each word's place in the alphabet (V,), computed when first needed."""
+    def _walk(self) -> WeightedWalk:
+        """The walk on the graph, computed on first use."""
         key = (self.walk_length, self.word_weights)
         if self._derived is None or self._derived[0] != key:
-            words = self.graph.vocabulary
-            alphabet_V = np.empty(len(words), dtype=np.int64)
-            alphabet_V[sorted(range(len(words)), key=words.__getitem__)] = np.arange(len(words))
-            weights_V, transitions_VV = None, self.graph.transitions
-            if self.word_weights == "idf":
-                weights_V = np.log((1 + self.graph.num_images) / (1 + self.graph.counts)) + 1.0
-                weighted = sparse.csr_array(transitions_VV @ sparse.diags_array(weights_V))
-                transitions_VV = sparse.csr_array(sparse.diags_array(1.0 / weighted.sum(axis=1)) @ weighted)
-            self._derived = key, (RandomWalk(transitions_VV, self.walk_length), weights_V, alphabet_V)
+            self._derived = key, WeightedWalk(self.graph, *key)
         return self._derived[1]
 
     def _words_of(self, text: Any, where: str = "The text") -> list[str]:
         return words_of(text, where, self.graph.split)
 
-    def _start(self, rows: list[list[str]]) -> sparse.csr_array:
-        return self.graph.start(rows, self._walk()[1])
-
     def _visits(self, start_NV: sparse.csr_array) -> np.ndarray:
-        walk = self._walk()[0]
         if self.mode == "closed_form":
-            return walk.expected_visits(start_NV)
-        visits_NV = np.zeros(start_NV.shape)
-        row_numbers = np.split(start_NV.indices, start_NV.indptr[1:-1])
-        walks = walk.sample(start_NV, self.num_walks, [self._generator(row) for row in row_numbers])
-        for row in np.flatnonzero(np.diff(start_NV.indptr)):
-            visits_NV[row] = np.bincount(walks[row].ravel(), minlength=start_NV.shape[1]) / self.num_walks
-        return visits_NV
-
-    def _generator(self, numbers: np.ndarray) -> np.random.Generator:
-        words = "\n".join(sorted(self.graph.vocabulary[number] for number in numbers))
-        digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
-        return np.random.default_rng([self.seed, int.from_bytes(digest, "little")])
+            return self._walk().walk.expected_visits(start_NV)
+        return self._walk().sampled_visits(start_NV, self.num_walks, self.seed)
 
     def _expanded(self, rows: list[list[str]]) -> Iterator[list[str]]:
         words = self.graph.vocabulary
@@ -379,31 +357,35 @@ class GraphExpander:
         block = max(1, min(_BLOCK_TEXTS, _BLOCK_ELEMENTS // a_text))
         for first in range(0, len(rows), block):
             block_rows = rows[first : first + block]
-            related = self.knowledge.sums(block_rows) if self.knowledge is not None else repeat(None)
-            start_NV = self._start(block_rows)
-            for own, numbers, known in zip(block_rows, self._best(self._shares(start_NV)), related, strict=False):
-                expanded = own + [words[number] for number in numbers.tolist()]
-                yield expanded if known is None else expanded + self._of_knowledge(known[0], expanded)
+            visited = self._best(self._shares(self._walk().start(block_rows)))
+            expanded = [
+                own + [words[number] for number in numbers.tolist()]
+                for own, numbers in zip(block_rows, visited, strict=True)
+            ]
+            yield from expanded if self.knowledge is None else self._with_related(self.knowledge, block_rows, expanded)
 
     def _shares(self, start_NV: sparse.csr_array) -> np.ndarray:
-        """The share of a walk's words that each word which is not an own one is expected to have."""
+        """The expected share of each word in a walk; 0 for the words of the text."""
         shares_NV = self._visits(start_NV) / (num_hops(self.walk_length) + 1)
         shares_NV[coordinates(start_NV)] = 0.0
         return shares_NV
 
     def _best(self, shares_NV: np.ndarray) -> list[np.ndarray]:
-        return largest_shares(shares_NV, self._walk()[2], self.top_k, self.min_probability, _DECIMALS)
+        return largest_shares(shares_NV, self._walk().alphabet_V, self.top_k, self.min_probability, _DECIMALS)
 
-    def _of_knowledge(self, numbers: np.ndarray, expanded: list[str]) -> list[str]:
-        """The first `knowledge_top_k` words of the knowledge that are not there yet."""
-        there = set(expanded)
-        new = (word for number in numbers.tolist() if (word := self.knowledge.words[number]) not in there)
-        return list(islice(new, self.knowledge_top_k))
+    def _with_related(
+        self, knowledge: WikipediaKnowledge, rows: list[list[str]], expanded: list[list[str]]
+    ) -> Iterator[list[str]]:
+        """The expanded texts, each with the first `knowledge_top_k` related words of the text that it lacks."""
+        for words, (numbers, _) in zip(expanded, knowledge.sums(rows), strict=True):
+            present = set(words)
+            new = (word for number in numbers.tolist() if (word := knowledge.words[number]) not in present)
+            yield words + list(islice(new, self.knowledge_top_k))
 
     def __getstate__(self) -> dict[str, Any]:
-        # What was derived stays out: a used expander and a fresh one have to give the same fingerprint.
+        # Without derived values, so that the fingerprint does not depend on previous use.
         state = {**self.__dict__, "_derived": None}
-        if self._knowledge is None:  # then its settings decide nothing
+        if self._knowledge is None:  # then its settings have no effect
             del state["_knowledge"], state["knowledge_top_k"]
         return state
 

@@ -1,7 +1,6 @@
-"""Why each word of an expanded text was added, in parts that sum to its score (see docs/method.md, [graph] and
-[knowledge]).
+"""Explanation of added words: contributions that sum to each word's score (see docs/method.md, [graph], [knowledge]).
 
-Shapes: V words of the graph, A own words of a text that the graph knows, H hops of a walk.
+Shapes: V words of the graph, A words of a text that are in the graph, H hops of a walk.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +15,13 @@ _COLUMNS = ("word", "from", "score", "because of")
 
 @dataclass(frozen=True)
 class Cause:
-    """What one own word contributes to an added word.
+    """The contribution of one word of the text to an added word.
 
     Attributes:
         own: The word of the text.
         score: Its part of the added word's score.
-        ways: For a word of the graph, the largest ways there from the own word: the word that the walk stood on just
-            before (`None` if that was the own word itself, in the first hop), and this way's part of `score`.
+        ways: For a word of the graph, the largest contributions by the previous word of the walk, and their parts of
+            `score`; `None` for the first hop, directly from `own`.
     """
 
     own: str
@@ -32,14 +31,14 @@ class Cause:
 
 @dataclass(frozen=True)
 class AddedWord:
-    """A word that was added.
+    """An added word.
 
     Attributes:
         word: The word.
         source: `"graph"` or `"knowledge"`.
-        score: Of the graph: the expected share of a walk's words. Of the knowledge: the sum of its positive pointwise
-            mutual information with the own words.
-        causes: The own words that it comes from, the largest part first; their scores sum to `score`.
+        score: For the graph: its expected share of a walk's words. For the knowledge: the sum of its positive pointwise
+            mutual information with the words of the text.
+        causes: The words of the text that contribute to it, largest first; their scores sum to `score`.
     """
 
     word: str
@@ -50,12 +49,12 @@ class AddedWord:
 
 @dataclass(frozen=True)
 class Explanation:
-    """An expanded text and why each word was added; prints as a table.
+    """An expanded text with the causes of each added word; prints as a table.
 
     Attributes:
-        own: The text's own words.
-        unknown: Those of them that neither graph nor knowledge knows.
-        added: The added words, in their order.
+        own: The words of the text.
+        unknown: Those that are neither in the graph nor in the knowledge.
+        added: The added words, in order.
     """
 
     own: list[str]
@@ -63,7 +62,7 @@ class Explanation:
     added: list[AddedWord]
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as dictionaries, lists, strings and numbers."""
+        """The explanation as dictionaries, lists, strings and numbers."""
         return asdict(self)
 
     def rows(self, causes: int = 2) -> list[tuple[str, str, float, str]]:
@@ -71,7 +70,7 @@ class Explanation:
         return [(added.word, added.source, added.score, _because(added, causes)) for added in self.added]
 
     def to_table(self, causes: int = 2) -> str:
-        """The rows as text in columns, below the text's own words."""
+        """The rows as aligned text, below the words of the text."""
         rows = [(word, source, f"{score:.4f}", because) for word, source, score, because in self.rows(causes)]
         widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (_COLUMNS, *rows)]
@@ -84,27 +83,27 @@ class Explanation:
 
 def walk_causes(
     transitions_VV: sparse.csr_array,
-    start: tuple[Sequence[int], Sequence[float]],
+    start: tuple[np.ndarray, np.ndarray],
     num_hops: int,
     target: int,
     words: Sequence[str],
     ways: int | None,
 ) -> list[Cause]:
-    """What each own word contributes to the expected share of one word on a walk, and on which ways.
+    """The contribution of each word of the text to the expected share of one word on a walk.
 
-    With `b` the word, `a` an own word of share `x_a` and `c` the word before the last hop, the share of `b` is
+    With `b` this word, `a` a word of the text of share `x_a`, and `c` the word before the last hop, the share of `b` is
 
         u_b / (H + 1) = sum over a of x_a M_ab / (H + 1) + sum over a, c of x_a (M + ... + M^(H-1))_ac M_cb / (H + 1)
 
     Args:
         transitions_VV: M.
-        start: The numbers and the shares of the own words.
+        start: Indices and shares of the words of the text.
         num_hops: H, at least 1.
-        target: The number of the word.
+        target: Index of the word `b`.
         words: V words.
-        ways: The largest ways of each own word that are kept; `None` for all.
+        ways: Number of ways to keep for each word of the text; `None` for all.
     """
-    numbers, shares = np.asarray(start[0]), np.asarray(start[1])
+    numbers, shares = start
     into = transitions_VV[:, [target]].tocoo()
     before, hop = into.row, into.data
     hop_V = np.zeros(len(words))
@@ -115,9 +114,11 @@ def walk_causes(
         position_AV = position_AV @ transitions_VV
         passed_AC += position_AV[:, before].toarray()
     parts_AC = passed_AC * hop / (num_hops + 1)
-    causes = []
+    causes: list[Cause] = []
     for number, share, parts_C in zip(numbers.tolist(), shares.tolist(), parts_AC, strict=True):
-        found = [(words[c], part) for c, part in zip(before.tolist(), parts_C.tolist(), strict=True) if part > 0]
+        found: list[tuple[str | None, float]] = [
+            (words[c], part) for c, part in zip(before.tolist(), parts_C.tolist(), strict=True) if part > 0
+        ]
         direct = share * float(hop_V[number]) / (num_hops + 1)
         if direct > 0:
             found.append((None, direct))
@@ -128,17 +129,17 @@ def walk_causes(
 
 
 def knowledge_causes(scores: Mapping[str, float]) -> list[Cause]:
-    """The own words that a word is related to, by their scores."""
+    """The words of the text that a word is related to, by their scores."""
     related = sorted((-score, own) for own, score in scores.items() if score > 0)
     return [Cause(own, -score, []) for score, own in related]
 
 
 def _because(added: AddedWord, causes: int) -> str:
-    said = []
+    parts = []
     for cause in added.causes[:causes]:
         ways = []
         for through, score in cause.ways[:2] if added.source == "graph" else []:
             ways.append(f"{'directly' if through is None else f'by {through}'} {score / added.score:.0%}")
-        said.append(f"{cause.own} {cause.score / added.score:.0%}" + (f" ({', '.join(ways)})" if ways else ""))
-    more = len(added.causes) - len(said)
-    return "; ".join(said + ([f"{more} more"] if more else []))
+        parts.append(f"{cause.own} {cause.score / added.score:.0%}" + (f" ({', '.join(ways)})" if ways else ""))
+    more = len(added.causes) - len(parts)
+    return "; ".join(parts + ([f"{more} more"] if more else []))

@@ -1,4 +1,4 @@
-"""The bipartite image-word graph, fitted in one pass and kept as words x words (see docs/method.md, [graph]).
+"""Bipartite image-word graph, fitted in one pass and stored as a word-word matrix (see docs/method.md, [graph]).
 
 Shapes: N images (texts), V words.
 """
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Word pairs that are multiplied out at a time; 16 bytes each.
+# Number of word pairs that are multiplied out together, 16 bytes each.
 _CHUNK_PAIRS = 1 << 20
-# A text of n different words has n^2 pairs, so one that is far longer than any caption would take all the memory.
+# A text of n distinct words has n^2 pairs, so a text far longer than any caption would exhaust the memory.
 _MAX_WORDS = 10_000
 
 
 class ImageWordGraph:
-    """Which words tag the same images, as the walk word -> image -> word sees it ([graph], see docs/method.md).
+    """Graph of images and words, as transitions word -> image -> word ([graph], see docs/method.md).
 
-    An image and a word are joined when the word stands in the image's text, however often. With `P_iw` the
-    row-normalised step from image to word and `P_wi` that from word to image, the images can be summed out:
+    An image and a word have an edge if the word occurs in the image's text, once or more often. With `P_iw` the
+    row-normalized step from image to word and `P_wi` that from word to image, the images can be summed out:
 
         M_ab = (P_wi P_iw)_ab = 1 / deg(a) * sum over images i of [a in i] [b in i] / len(i)
 
-    so the fitted state is V x V and does not grow with the images, which pass by once and are forgotten.
+    so the fitted state is V x V and does not grow with the number of images, which are read once and not kept.
 
     Args:
-        min_count: Words in fewer images are left out. The images are gone by the time that counts are known, so a hop
-            is then one that does not land on a dropped word: the rows of M are cut and normalised again.
-        stop_words: Words to leave out before anything is counted: an iterable of words, or `"english"`.
-        tokenizer: What words are: `"words"`, `"chinese"` or a function from a text to a list of words.
+        min_count: Minimum number of images of a word. Rarer words are removed when all images have been read, so hops
+            are conditioned on not reaching one: their columns are removed and the rows of M normalized again.
+        stop_words: Words to ignore: an iterable of words, or `"english"`.
+        tokenizer: `"words"`, `"chinese"` or a function from a text to a list of words.
 
     Attributes:
-        vocabulary: V words, by falling count, equal counts by word.
-        counts: `(V,)` int64, in how many images each stands.
-        num_images: N, images seen (those without a word too).
+        vocabulary: V words, by descending count, ties alphabetically.
+        counts: `(V,)` int64, the number of images of each word.
+        num_images: N, including images without a word.
         transitions: `(V, V)` float64 `scipy.sparse.csr_array`, M. Every row sums to 1.
     """
 
@@ -55,7 +55,7 @@ class ImageWordGraph:
         self, min_count: int = 1, stop_words: str | Iterable[str] | None = None, tokenizer: Tokenizer = "words"
     ):
         if min_count < 1:
-            raise CMFAHError(f"min_count={min_count} is below 1; a word in the graph stands in at least one image.")
+            raise CMFAHError(f"min_count={min_count} is below 1; every word in the graph has at least one image.")
         self.min_count = int(min_count)
         self.tokenizer = tokenizer
         self.split = word_splitter(tokenizer)
@@ -63,7 +63,7 @@ class ImageWordGraph:
         self._vocabulary: list[str] | None = None
 
     def fit(self, source: Any, text_column: str = "text") -> "ImageWordGraph":
-        """Reads every text once, in its order, and forgets what was fitted before.
+        """Fits on the texts in one pass; an earlier fit is discarded.
 
         Args:
             source: A map-style or streaming data set, or any iterable of texts, tag lists or rows.
@@ -80,8 +80,8 @@ class ImageWordGraph:
             distinct = dict.fromkeys(word for word in words if word not in stop_words)
             if len(distinct) > _MAX_WORDS:
                 raise DataError(
-                    f"Row {num_images}, column {text_column!r}, holds {len(distinct)} different words; the graph takes "
-                    f"tags or captions of at most {_MAX_WORDS}. Cut the text."
+                    f"Row {num_images}, column {text_column!r}, holds {len(distinct)} different words; the graph "
+                    f"accepts tags or captions of at most {_MAX_WORDS}. Cut the text."
                 )
             pairs.add([numbers.setdefault(word, len(numbers)) for word in distinct])
             num_images += 1
@@ -108,7 +108,8 @@ class ImageWordGraph:
 
     @property
     def vocabulary(self) -> list[str]:
-        self._check_fitted()
+        if self._vocabulary is None:
+            raise CMFAHError("The graph holds no words yet; call fit(dataset) first.")
         return self._vocabulary
 
     @property
@@ -128,19 +129,19 @@ class ImageWordGraph:
 
     @property
     def word_numbers(self) -> dict[str, int]:
-        """The place of every word in `vocabulary`."""
+        """The index of every word in `vocabulary`."""
         self._check_fitted()
         return self._word_numbers
 
     def start(self, words: Sequence[Sequence[str]], weights_V: np.ndarray | None = None) -> sparse.csr_array:
-        """Step 1 of the walk from each word list: its known words, each once, in proportion to their weights.
+        """Step 1 of the walk from each word list: its known words with probabilities proportional to their weights.
 
         Args:
-            words: N word lists, as `split_words` gives them.
-            weights_V: Positive word weights; equal if not given, which is `P_iw` of the word lists.
+            words: N word lists.
+            weights_V: Positive word weights. None: equal weights, which is `P_iw` of the word lists.
 
         Returns:
-            `(N, V)` whose rows sum to 1, or are empty where no word is known.
+            `(N, V)`; rows sum to 1, or are empty if no word is known.
         """
         known = [
             sorted({number for word in row if (number := self.word_numbers.get(word)) is not None}) for row in words
@@ -148,41 +149,40 @@ class ImageWordGraph:
         columns = np.fromiter((number for row in known for number in row), dtype=np.int32)
         indptr = np.concatenate([[0], np.cumsum([len(row) for row in known], dtype=np.int64)]).astype(np.int32)
         values = np.ones(len(columns)) if weights_V is None else weights_V[columns]
-        # Summed row by row, not from one running sum, so that a row's values do not depend on the rows before it.
+        # Summed row by row, so that rounding does not depend on the other rows.
         for first, end in pairwise(indptr):
             values[first:end] /= values[first:end].sum()
         return sparse.csr_array((values, columns, indptr), shape=(len(known), len(self.vocabulary)))
 
     def expected_visits(self, texts: Sequence[Any], walk_length: int = 5) -> np.ndarray:
-        """How often a walk from an image with each of these texts is expected on each word: `(N, V)` float64.
+        """Expected visits of each word by a walk from an image with each of these texts: `(N, V)` float64.
 
-        Rows sum to the words on a walk, 3 for length 5, or to 0 for a text without a known word.
+        Rows sum to the number of words on a walk, 3 for length 5, or to 0 for a text without a known word.
         """
         return RandomWalk(self.transitions, walk_length).expected_visits(self.start(self._words_of(texts)))
 
     def sample_walks(self, texts: Sequence[Any], num_walks: int, walk_length: int = 5, seed: int = 0) -> np.ndarray:
-        """Walks from an image with each of these texts: `(N, num_walks, words on a walk)` int64 numbers of words.
+        """Walks from an image with each of these texts: `(N, num_walks, words on a walk)` int64 word indices.
 
-        The images between the words are summed out: the walk image -> word -> image -> word draws its next word from
-        the word's row of M, which has exactly the distribution of drawing an image and then a word of it.
-        A text without a known word gives -1 throughout.
+        The next word is drawn from the word's row of M, which is the distribution of drawing an image and then one of
+        its words. A text without a known word gives -1 throughout.
         """
         start = self.start(self._words_of(texts))
         generators = [np.random.default_rng([seed, row]) for row in range(start.shape[0])]
         return RandomWalk(self.transitions, walk_length).sample(start, num_walks, generators)
 
     def to_networkx(self, source: Any, text_column: str = "text") -> "networkx.Graph":
-        """The bipartite graph itself, for looking at and for the algorithms of networkx.
+        """The bipartite graph for networkx.
 
-        The images are not part of the fitted state, so their texts are needed again (or those of other images).
+        The fitted state does not contain the images, so their texts (or those of other images) are needed again.
 
         Returns:
-            Nodes `("image", row)` with `bipartite=0` and `("word", word)` with `bipartite=1` and `count`; an edge where
-            a word of the vocabulary stands in the text.
+            Nodes `("image", row)` with `bipartite=0` and `("word", word)` with `bipartite=1` and `count`; an edge if a
+            word of the vocabulary occurs in the text.
         """
         import networkx
 
-        graph = networkx.Graph()
+        graph: networkx.Graph = networkx.Graph()
         for word, count in zip(self.vocabulary, self.counts.tolist(), strict=True):
             graph.add_node(("word", word), bipartite=1, count=count)
         for row, words in enumerate(iterate_words(source, text_column, self.split)):
@@ -193,16 +193,16 @@ class ImageWordGraph:
     def to_word_graph(
         self, min_probability: float = 0.0, transitions_VV: sparse.csr_array | None = None
     ) -> "networkx.DiGraph":
-        """M as a directed graph: words with their `count`, and edges whose `weight` is the probability of the hop.
+        """M as a directed graph: words with their `count`, and edges with the probability of the hop as `weight`.
 
         Args:
-            min_probability: Edges below it are left out; then the weights from a word sum to less than 1.
-            transitions_VV: Hops of other probabilities, such as weighted ones; M if not given.
+            min_probability: Edges below it are omitted, so that the weights of a word can sum to less than 1.
+            transitions_VV: Other probabilities, such as weighted ones. None: M.
         """
         import networkx
 
         words = self.vocabulary
-        graph = networkx.DiGraph()
+        graph: networkx.DiGraph = networkx.DiGraph()
         graph.add_nodes_from((w, {"count": c}) for w, c in zip(words, self.counts.tolist(), strict=True))
         m = (self.transitions if transitions_VV is None else transitions_VV).tocoo()
         graph.add_weighted_edges_from(
@@ -218,10 +218,10 @@ class ImageWordGraph:
         return {"counts": self.counts, "data": m.data, "indices": m.indices, "indptr": m.indptr}
 
     def set_state(self, vocabulary: list[str], num_images: int, tensors: dict[str, np.ndarray]) -> None:
-        """Takes over a state that `vocabulary`, `num_images` and `tensors()` gave.
+        """Sets the state from `vocabulary`, `num_images` and `tensors()` of another graph.
 
         Raises:
-            ValueError: If the parts do not fit together.
+            ValueError: If the parts are inconsistent.
             KeyError: If an array is missing.
         """
         size = len(require_words(vocabulary))
@@ -239,7 +239,7 @@ class ImageWordGraph:
         self, vocabulary: list[str], counts_V: np.ndarray, num_images: int, transitions_VV: sparse.csr_array
     ) -> None:
         transitions_VV.sort_indices()
-        # One integer type whatever scipy picked, so that equal graphs are equal byte by byte.
+        # A fixed integer type, so that equal graphs are equal bytes.
         index_type = np.int32 if transitions_VV.nnz < np.iinfo(np.int32).max else np.int64
         transitions_VV.indices = transitions_VV.indices.astype(index_type, copy=False)
         transitions_VV.indptr = transitions_VV.indptr.astype(index_type, copy=False)
@@ -253,11 +253,10 @@ class ImageWordGraph:
         return [words_of(text, split=self.split) for text in texts]
 
     def _check_fitted(self) -> None:
-        if self._vocabulary is None:
-            raise CMFAHError("The graph holds no words yet; call fit(dataset) first.")
+        self.vocabulary  # noqa: B018 - raises the error
 
     def __getstate__(self) -> dict[str, Any]:
-        # Plain strings and bytes: their pickle, and so a data set's fingerprint, depends on nothing but their content.
+        # Plain strings and bytes, whose pickle, and so the fingerprint of a data set, depends on their content alone.
         state: dict[str, Any] = {"min_count": self.min_count, "stop_words": "\n".join(self.stop_words)}
         if self.tokenizer != "words":
             state["tokenizer"] = self.tokenizer
@@ -279,10 +278,10 @@ class ImageWordGraph:
 
 
 class _PairSums:
-    """`sum over images of [a in i] [b in i] / len(i)` for all word pairs, and in how many images each word stands.
+    """`sum over images of [a in i] [b in i] / len(i)` for all word pairs, and the number of images of each word.
 
-    The words are numbered as they turn up. Images are buffered until their pairs are worth a matrix product. Products
-    wait until they weigh as much as the sum, so that adding them to it costs a constant number of passes a pair.
+    Words are numbered by first occurrence. Images are buffered for matrix products, and products are merged once they
+    are as large as the sum, so that each pair is copied a constant number of times.
     """
 
     def __init__(self) -> None:
@@ -339,7 +338,7 @@ def _flat(rows: list[list[int]]) -> Iterator[int]:
 
 
 def normalized_stop_words(stop_words: str | Iterable[str] | None, split: Splitter) -> tuple[str, ...]:
-    """Stop words as `split` gives words, sorted: those of an iterable, `"english"`, or none.
+    """Sorted stop words, split by `split`: those of an iterable, `"english"`, or none.
 
     Raises:
         CMFAHError: If it is another string.

@@ -1,7 +1,6 @@
-"""Words that an encyclopedia relates to a word, by positive pointwise mutual information (see docs/method.md,
-[knowledge]).
+"""Related words from an encyclopedia, by positive pointwise mutual information (see docs/method.md, [knowledge]).
 
-Shapes: N texts, V words that may be asked about, C words that they are related to.
+Shapes: N texts, V words of the vocabulary, C related words.
 """
 
 import hashlib
@@ -18,6 +17,7 @@ from cmfah_hf.errors import CheckpointError, CMFAHError, DataError, QueryError
 from cmfah_hf.expansion.articles import iterate_articles
 from cmfah_hf.expansion.cooccurrence import WindowCounts
 from cmfah_hf.expansion.graph import normalized_stop_words
+from cmfah_hf.expansion.pmi import DECIMALS, largest_scores, positive_pmi
 from cmfah_hf.expansion.storage import (
     damaged,
     load_state,
@@ -27,65 +27,53 @@ from cmfah_hf.expansion.storage import (
     save_state,
     sparse_rows,
 )
-from cmfah_hf.expansion.word_splitters import CUSTOM, Splitter, Tokenizer, tokenizer_name, word_splitter
+from cmfah_hf.expansion.word_splitters import Splitter, Tokenizer, saved_tokenizer, tokenizer_name, word_splitter
 
 logger = logging.getLogger(__name__)
 
 KNOWLEDGE_STEM = "knowledge"
+_ARRAYS = ("data", "indices", "indptr")
 _LOWEST = {
     "window": 1, "min_count": 1, "min_pair_count": 1, "smoothing": 0.0, "top_k": 1, "opening_words": 0, "max_words": 1,
     "max_pairs": 2,
 }  # fmt: skip
-# What gensim's list of stop words holds all the same and pictures show, or have in them.
-_NO_STOP_WORDS = {
-    "bill",
-    "bottom",
-    "computer",
-    "cry",
-    "fire",
-    "front",
-    "mill",
-    "side",
-    "system",
-    "thick",
-    "thin",
-    "top",
-}
-# As of the expected visits: what differs by rounding alone is equal.
-_DECIMALS = 12
+# Names of visible things in gensim's list of stop words.
+_NO_STOP_WORDS = frozenset(
+    ("bill", "bottom", "computer", "cry", "fire", "front", "mill", "side", "system", "thick", "thin", "top")
+)
 
 
 class WikipediaKnowledge:
-    """Related words out of an encyclopedia, or of any other text ([knowledge]).
+    """Related words from an encyclopedia or any other texts ([knowledge]).
 
-    One pass over the articles counts which words stand near the words of a vocabulary; what stays are the `top_k`
-    words with the largest positive pointwise mutual information of each.
+    One pass over the articles counts the words near each word of a vocabulary. The `top_k` words with the largest
+    positive pointwise mutual information are kept for each.
 
         expander = GraphExpander().fit(dataset)
         knowledge = WikipediaKnowledge().fit("enwiki-pages-articles.xml.bz2", expander.graph.vocabulary)
         expander.knowledge = knowledge                              # adds its words after those of the graph
 
     Args:
-        window: Two words are near each other if they are at most so many words apart, stop words not counted.
-        min_count: Words that are rarer in the articles are related to nothing.
-        min_pair_count: Two words that are near each other fewer times are not related.
-        smoothing: The exponent of the words' frequencies: below 1, rare words score lower.
-        top_k: Related words that are kept of each word.
-        within_vocabulary: Whether only words of the vocabulary are related words: those that pictures have shown.
-        opening_words: An article whose title is a word of the vocabulary relates it to its first so many words,
-            wherever they stand; 0 leaves titles out.
-        links: Whether it relates them to the titles that a dump's article links to as well.
-        stop_words: Words to leave out of the articles: an iterable of words, `None`, or `"english"`, gensim's list but
-            for the names of things in it, such as "computer" and "fire".
-        tokenizer: What words are: `"words"`, `"chinese"` or a function from a text to a list of words; that of the
-            expander. A function is not saved; `load` has to be given it again.
-        max_words: Bound of memory: different words that are counted, some 150 bytes each. Beyond it the rarest are
-            forgotten.
-        max_pairs: Bound of memory: pairs of words that are counted, some 40 bytes each.
+        window: Maximum distance of two words that are near each other, in words, without stop words.
+        min_count: Minimum occurrences of a related word in the articles.
+        min_pair_count: Minimum co-occurrences for two words to count as related.
+        smoothing: The exponent of word frequencies; below 1, rare words get lower scores.
+        top_k: Number of related words to keep for each word.
+        within_vocabulary: Whether related words must be in the vocabulary, so that they occur with images.
+        opening_words: An article whose title is a word of the vocabulary relates this word to the first
+            `opening_words` words of its text, at any distance; 0 ignores titles.
+        links: Whether such an article of a dump also relates the word to the titles that it links to.
+        stop_words: Words to ignore in the articles: an iterable of words, `None`, or `"english"`, gensim's list
+            without names of things such as "computer" and "fire".
+        tokenizer: `"words"`, `"chinese"` or a function from a text to a list of words; the same as the expander's.
+            A function is not saved; pass it to `load` again.
+        max_words: Memory bound: number of distinct words that are counted, about 150 bytes each. Beyond it the rarest
+            are dropped.
+        max_pairs: Memory bound: number of word pairs that are counted, about 40 bytes each.
 
     Attributes:
-        vocabulary: V words that may be asked about.
-        words: C related words, in the order of the alphabet.
+        vocabulary: V words.
+        words: C related words, in alphabetical order.
         scores: `(V, C)` float64 `scipy.sparse.csr_array` of positive pointwise mutual information.
 
     Example:
@@ -138,17 +126,17 @@ class WikipediaKnowledge:
         text_column: str = "text",
         title_column: str | None = "title",
     ) -> "WikipediaKnowledge":
-        """Reads every article once, in its order, and forgets what was fitted before.
+        """Fits on the articles in one pass; an earlier fit is discarded.
 
         Args:
             source: The path of a MediaWiki dump or of a corpus file, several paths, a data set's id on the Hub
                 (`"wikimedia/wikipedia:20231101.en"`), which is streamed, a data set, a stream, or an iterable of texts.
-            vocabulary: The words that may be asked about, such as those of a graph.
+            vocabulary: The words to find related words for, such as those of a graph.
             text_column: The column of the texts.
-            title_column: The column of the titles; articles without one are texts alone.
+            title_column: The column of the titles, which may be missing.
 
         Raises:
-            DataError: If the source cannot be read, a column is missing, or it holds no word of the vocabulary.
+            DataError: If the source cannot be read, a column is missing, or it contains no word of the vocabulary.
         """
         vocabulary = list(dict.fromkeys(vocabulary))
         settings = self.settings
@@ -173,11 +161,11 @@ class WikipediaKnowledge:
                 f"The {num_articles} texts hold {found} and none of the {len(vocabulary)} words of the vocabulary; "
                 "check the column, the language and the tokenizer."
             )
-        scores_VW = _positive_pmi(near_VW, totals_W, occurrences_W, settings)
-        self._keep(vocabulary, words, _largest(scores_VW, words, settings["top_k"]))
+        scores_VW = positive_pmi(near_VW, totals_W, occurrences_W, settings)
+        self._keep(vocabulary, words, largest_scores(scores_VW, words, settings["top_k"]))
         logger.info(
-            "Knowledge from %d articles, %d words: %d of %d words are related to others; at most %d occurrences of a "
-            "word and %d of a pair were forgotten.",
+            "Knowledge from %d articles, %d words: %d of %d words have related words; at most %d occurrences of a "
+            "word and %d of a pair were dropped.",
             num_articles,
             counts.num_words,
             np.count_nonzero(np.diff(self.scores.indptr)),
@@ -193,7 +181,8 @@ class WikipediaKnowledge:
 
     @property
     def vocabulary(self) -> list[str]:
-        self._check_fitted()
+        if self._vocabulary is None:
+            raise CMFAHError("The knowledge holds no words yet; call fit(source, vocabulary) or load(folder) first.")
         return self._vocabulary
 
     @property
@@ -211,50 +200,52 @@ class WikipediaKnowledge:
         return word in self._numbers
 
     def related(self, word: str, k: int = 10) -> list[tuple[str, float]]:
-        """The `k` words with the largest positive pointwise mutual information, best first, equal ones by word.
+        """The `k` words with the largest positive pointwise mutual information, best first, ties alphabetically.
 
         Raises:
-            QueryError: If the word is not one of the vocabulary.
+            QueryError: If the word is not in the vocabulary.
         """
         numbers = self._numbers if self.is_fitted else self.vocabulary
-        if word not in numbers and len(own := self.split(word)) == 1:  # "Dog" is asked for, "dog" is the word
+        if word not in numbers and len(own := self.split(word)) == 1:  # normalized, as "Dog" to "dog"
             word = own[0]
         if word not in numbers:
             raise QueryError(f"{word!r} is not among the {len(numbers)} words that this knowledge was fitted for.")
         return self.related_to([word])[: max(k, 0)]
 
     def related_to(self, words: Iterable[str]) -> list[tuple[str, float]]:
-        """The words related to any of these, by falling sum of their scores, equal ones by word; the words themselves
-        are left out, and those that are not of the vocabulary count as related to nothing."""
+        """The words related to any of these, without these, by descending sum of scores, ties alphabetically.
+
+        Words outside the vocabulary have no related words.
+        """
         own = list(words)
         columns, scores = self.sums([own])[0]
         found = [(self.words[c], s) for c, s in zip(columns.tolist(), scores.tolist(), strict=True)]
         return [pair for pair in found if pair[0] not in set(own)]
 
     def sums(self, rows: Sequence[Iterable[str]]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each word list the related words, numbers into `words`, and the sums of their scores, best first."""
-        self._check_fitted()
+        """For each word list the related words, as indices into `words`, and the sums of their scores, best first."""
+        num_words = len(self.vocabulary)
         known = [sorted({self._numbers[word] for word in row if word in self._numbers}) for row in rows]
         indptr = np.concatenate([[0], np.cumsum([len(row) for row in known], dtype=np.int64)])
         columns = np.fromiter((number for row in known for number in row), dtype=np.int64)
-        own_NV = sparse.csr_array((np.ones(len(columns)), columns, indptr), shape=(len(known), len(self._vocabulary)))
+        own_NV = sparse.csr_array((np.ones(len(columns)), columns, indptr), shape=(len(known), num_words))
         sums_NC = own_NV @ self._scores_VC
         sums_NC.sort_indices()
         found = []
         for first, end in zip(sums_NC.indptr[:-1], sums_NC.indptr[1:], strict=True):
-            scores, words = np.round(sums_NC.data[first:end], _DECIMALS), sums_NC.indices[first:end]
-            order = np.argsort(-scores, kind="stable")  # the words are in the order of the alphabet
+            scores, words = np.round(sums_NC.data[first:end], DECIMALS), sums_NC.indices[first:end]
+            order = np.argsort(-scores, kind="stable")  # the words are in alphabetical order
             found.append((words[order], scores[order]))
         return found
 
     def score(self, word: str, related: str) -> float:
-        """The positive pointwise mutual information of two words; 0 where they are not related."""
+        """The positive pointwise mutual information of two words; 0 if they are not related."""
         own, other = self._numbers.get(word), self._columns.get(related)
-        return round(float(self._scores_VC[own, other]), _DECIMALS) if own is not None and other is not None else 0.0
+        return round(float(self._scores_VC[own, other]), DECIMALS) if own is not None and other is not None else 0.0
 
     @property
     def digest(self) -> str:
-        """A digest of all that was fitted, equal for equal fits."""
+        """A digest of the fitted state, equal for equal fits."""
         digest = hashlib.sha256(json.dumps([self._content(), self.words]).encode())
         for _, array in sorted(self._tensors().items()):
             digest.update(array.tobytes())
@@ -266,26 +257,26 @@ class WikipediaKnowledge:
             self.write_state(folder)
 
     def write_state(self, folder: str | Path) -> None:
-        """As `save`, within `replacing` of a state that this is a part of."""
+        """Writes the files of `save`, as part of another state that is within `replacing`."""
         content = {**self._content(), "words": self.words}
         save_state(folder, KNOWLEDGE_STEM, type(self).__name__, self._tensors(), content)
 
     @classmethod
     def load(cls, folder: str | Path, tokenizer: Tokenizer | None = None) -> "WikipediaKnowledge":
-        """Reads what `save` wrote.
+        """Loads a saved state.
 
         Args:
-            folder: Where it was saved.
-            tokenizer: The function that words were split by, if it was one of your own.
+            folder: The folder given to `save`.
+            tokenizer: The tokenizer, if it was a function.
 
         Raises:
-            CheckpointError: If a file is missing or damaged; it names the file.
+            CheckpointError: If a file is missing or damaged.
         """
         return load_whole(folder, KNOWLEDGE_STEM, lambda place: cls.read_state(place, tokenizer))
 
     @classmethod
     def read_state(cls, folder: str | Path, tokenizer: Tokenizer | None = None) -> "WikipediaKnowledge":
-        """As `load`, of these files alone."""
+        """Loads this state from its two files, without the recovery of `load`."""
         tensors, content = load_state(folder, KNOWLEDGE_STEM, cls.__name__)
         try:
             name = content["tokenizer"]
@@ -304,13 +295,13 @@ class WikipediaKnowledge:
         return knowledge
 
     def _keep(self, vocabulary: list[str], words: list[str], scores_VW: sparse.csr_array) -> None:
-        """Takes the scores over, of those words alone that have any, in the order of the alphabet."""
+        """Keeps the scores of the words that have any, in alphabetical order."""
         used = sorted(np.unique(scores_VW.indices).tolist(), key=words.__getitem__)
         self._set_state(vocabulary, [words[number] for number in used], scores_VW[:, used])
 
     def _set_state(self, vocabulary: list[str], words: list[str], scores_VC: sparse.csr_array) -> None:
         scores_VC.sort_indices()
-        # One integer type whatever scipy picked, so that equal fits are equal byte by byte.
+        # A fixed integer type, so that equal fits are equal bytes.
         scores_VC.indices = scores_VC.indices.astype(np.int32, copy=False)
         scores_VC.indptr = scores_VC.indptr.astype(np.int32, copy=False)
         self._vocabulary, self._words, self._scores_VC = vocabulary, words, scores_VC
@@ -327,11 +318,10 @@ class WikipediaKnowledge:
         return {"data": m.data, "indices": m.indices, "indptr": m.indptr}
 
     def _check_fitted(self) -> None:
-        if self._vocabulary is None:
-            raise CMFAHError("The knowledge holds no words yet; call fit(source, vocabulary) or load(folder) first.")
+        self.vocabulary  # noqa: B018 - raises the error
 
     def __getstate__(self) -> dict[str, Any]:
-        # Plain strings and bytes: their pickle, and so a data set's fingerprint, depends on nothing but their content.
+        # Plain strings and bytes, whose pickle, and so the fingerprint of a data set, depends on their content alone.
         state: dict[str, Any] = {"settings": json.dumps(self.settings, sort_keys=True), "tokenizer": self.tokenizer}
         if self._vocabulary is not None:
             state["vocabulary"], state["words"] = "\n".join(self._vocabulary), "\n".join(self._words)
@@ -339,7 +329,7 @@ class WikipediaKnowledge:
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**json.loads(state["settings"]), tokenizer=state["tokenizer"])
+        WikipediaKnowledge.__init__(self, **json.loads(state["settings"]), tokenizer=state["tokenizer"])
         if "vocabulary" in state:
             vocabulary = state["vocabulary"].split("\n")
             words = state["words"].split("\n") if state["words"] else []
@@ -350,46 +340,3 @@ class WikipediaKnowledge:
 def _stop_words(stop_words: str | Iterable[str] | None, split: Splitter) -> list[str]:
     words = normalized_stop_words(stop_words, split)
     return [word for word in words if word not in _NO_STOP_WORDS] if isinstance(stop_words, str) else list(words)
-
-
-_ARRAYS = ("data", "indices", "indptr")
-
-
-def saved_tokenizer(name: str, given: Tokenizer | None, folder: str | Path, kind: str) -> Tokenizer:
-    """The tokenizer of a saved state: the one of that name, or the function that has to be given again.
-
-    Raises:
-        CheckpointError: If it was a function and none is given.
-    """
-    if name != CUSTOM:
-        return name
-    if given is None:
-        raise CheckpointError(
-            f"{folder} was fitted with a tokenizer of its own; give the same one, {kind}.load(folder, tokenizer=...)."
-        )
-    return given
-
-
-def _positive_pmi(
-    near_VW: sparse.csr_array, totals_W: np.ndarray, occurrences_W: np.ndarray, settings: dict[str, Any]
-) -> sparse.csr_array:
-    """`log(near[a, b] / totals[a] / (totals[b]^s / sum of totals^s))` where it is positive and well enough founded."""
-    pairs = near_VW.tocoo()
-    a, b = pairs.row, pairs.col
-    smoothed_W = totals_W.astype(np.float64) ** settings["smoothing"] * (totals_W > 0)
-    founded = (pairs.data >= settings["min_pair_count"]) & (occurrences_W[b] >= settings["min_count"]) & (a != b)
-    a, b, count = a[founded], b[founded], pairs.data[founded]
-    scores = np.log(count / totals_W[a]) - np.log(smoothed_W[b] / smoothed_W.sum())
-    positive = np.round(scores, _DECIMALS) > 0
-    return sparse.csr_array((scores[positive], (a[positive], b[positive])), shape=near_VW.shape)
-
-
-def _largest(scores_VW: sparse.csr_array, words: list[str], k: int) -> sparse.csr_array:
-    """The `k` largest of each row, equal ones in the order of the alphabet."""
-    alphabet_W = np.empty(len(words), dtype=np.int64)
-    alphabet_W[sorted(range(len(words)), key=words.__getitem__)] = np.arange(len(words))
-    rows = np.repeat(np.arange(scores_VW.shape[0]), np.diff(scores_VW.indptr))
-    order = np.lexsort((alphabet_W[scores_VW.indices], -np.round(scores_VW.data, _DECIMALS), rows))
-    place_in_row = np.arange(len(order)) - scores_VW.indptr[rows]
-    kept = order[place_in_row < k]
-    return sparse.csr_array((scores_VW.data[kept], (rows[kept], scores_VW.indices[kept])), shape=scores_VW.shape)

@@ -1,6 +1,6 @@
-"""A vector for each label out of the word vectors, for the label graph (see docs/method.md, [label-graph]).
+"""Label vectors from word vectors, for the label graph (see docs/method.md, [label-graph]).
 
-Shapes: C labels, E the vectors' width.
+Shapes: C labels, E vector size.
 """
 
 import hashlib
@@ -16,30 +16,29 @@ logger = logging.getLogger(__name__)
 
 
 def label_vectors(classes: Sequence[str], embedding: SkipGramEmbedding) -> np.ndarray:
-    """The label names as vectors, each of the length of the model's word vectors, `[skip-gram]`.
+    """Vectors of label names, with the norm of the model's word vectors, `[skip-gram]`.
 
-    A name of several words is the mean of those that have a vector, each taken at one length. A name without such a
-    word gets a vector drawn from the name itself: the same in every process and whatever other labels there are, and
-    next to nothing alike any other.
+    A name is the mean of its words' normalized vectors, without unknown words. A name without a known word gets a
+    random vector seeded by the name, which does not depend on the process or the other labels.
 
     Args:
-        classes: C names, in any script.
+        classes: C names.
         embedding: The word vectors.
 
     Returns:
-        `(C, E)` float32, each row of the length `sqrt(E)`.
+        `(C, E)` float32, rows of norm `sqrt(E)`.
     """
     width = embedding.vectors.shape[1]
     vectors_CE = np.zeros((len(classes), width), dtype=np.float32)
     unknown = []
     for row, name in enumerate(classes):
-        known = [_of_length_one(embedding[word]) for word in split_words(name) if word in embedding]
+        known = [_normalized(embedding[word]) for word in split_words(name) if word in embedding]
         vector_E = np.mean(known, axis=0) if known else np.zeros(width)
         if not vector_E.any():
             unknown.append(name)
             seed = int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
             vector_E = np.random.default_rng(seed).standard_normal(width)
-        vectors_CE[row] = _of_length_one(vector_E) * width**0.5
+        vectors_CE[row] = _normalized(vector_E) * width**0.5
     if unknown:
         logger.warning(
             "%d of %d labels have no word with a vector, so those of the label graph are drawn from the names: %s%s.",
@@ -51,5 +50,5 @@ def label_vectors(classes: Sequence[str], embedding: SkipGramEmbedding) -> np.nd
     return vectors_CE
 
 
-def _of_length_one(vector_E: np.ndarray) -> np.ndarray:
+def _normalized(vector_E: np.ndarray) -> np.ndarray:
     return vector_E / max(float(np.linalg.norm(vector_E)), 1e-12)

@@ -1,39 +1,40 @@
-"""A picture of the words around a word: those of the graph, those of the knowledge, and the hops between them.
+"""Plot of the neighborhood of a word in the graph and in the knowledge.
 
-Drawn on a Figure of its own, never through pyplot; equal expanders give equal pictures.
+Drawn on its own Figure, without pyplot; equal expanders give equal plots.
 """
 
 import os
 from math import cos, pi, sin, sqrt
 from pathlib import Path
+from typing import Any
 
 from cmfah_hf.atomic import atomic_file
 from cmfah_hf.errors import QueryError
 from cmfah_hf.expansion.expander import GraphExpander
 
 _INK, _FAINT = "#22262B", "#B8C0C8"
-_OWN, _GRAPH, _KNOWLEDGE = "#E69F00", "#0072B2", "#009E73"  # told apart with any kind of colour vision
-# matplotlib's own font knows no Han characters; these do, where one of them is installed.
+_OWN, _GRAPH, _KNOWLEDGE = "#E69F00", "#0072B2", "#009E73"  # distinguishable with any kind of color vision
+# matplotlib's default font has no Han characters; these do, if installed.
 _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "SimHei", "PingFang SC")
 
 
-def plot_neighbourhood(
+def plot_neighborhood(
     expander: GraphExpander, word: str, path: str | os.PathLike, words: int = 12, related: int = 7
 ) -> Path:
-    """Draws a word, the words that a walk from it visits most, and the words that the knowledge relates to it.
+    """Draws a word, the words that a walk from it visits most, and its related words in the knowledge.
 
-    Both stand around it clockwise, the first at the top. The width of a line grows with the probability of the hop;
-    between the words around, the likeliest hop of each is drawn. Broken lines are the knowledge's.
+    They are around the word clockwise, the first at the top. The width of a line grows with the probability of the hop;
+    between two other words, only the most probable hop of each is drawn. Dashed lines are those of the knowledge.
 
     Args:
         expander: A fitted expander.
         word: A word of its graph or of its knowledge.
-        path: The file, a PNG or whatever it ends in; its folder is made.
-        words: Words of the graph that are drawn, at most.
-        related: Words of the knowledge that are drawn beside them, at most.
+        path: The file, PNG or the format of its extension; its folder is created.
+        words: Maximum number of words of the graph.
+        related: Maximum number of words of the knowledge.
 
     Raises:
-        QueryError: If it is not one word, or neither the graph nor the knowledge knows it.
+        QueryError: If it is not a single word of the graph or of the knowledge.
     """
     from matplotlib import font_manager
     from matplotlib.figure import Figure
@@ -42,14 +43,18 @@ def plot_neighbourhood(
     visits = expander.expected_visits(word) if len(own) == 1 else {}
     known = expander.knowledge.related_to(own) if expander.knowledge is not None and len(own) == 1 else []
     if not visits and not known:
-        raise QueryError(f"{word!r} is no single word of the graph or of the knowledge; give one of their words.")
+        raise QueryError(f"{word!r} is not a single word of the graph or of the knowledge; give one of their words.")
     (word,) = own
     visited = [other for other in visits if other != word][:words]
-    told = [other for other, _ in known if other not in visited][:related]
-    places = _places(word, [*visited, *told])
+    from_knowledge = [other for other, _ in known if other not in visited][:related]
+    places = _places(word, [*visited, *from_knowledge])
 
     installed = set(font_manager.get_font_names())
-    font = {"family": [name for name in _FONTS if name in installed], "color": _INK, "parse_math": False}
+    font: dict[str, Any] = {
+        "family": [name for name in _FONTS if name in installed],
+        "color": _INK,
+        "parse_math": False,
+    }
     figure = Figure(figsize=(9, 7.6), dpi=120, facecolor="white")
     axes = figure.add_axes((0, 0, 1, 0.94))
     axes.set(xlim=(-1.25, 1.25), ylim=(-1.1, 1.1))
@@ -60,16 +65,17 @@ def plot_neighbourhood(
             *zip(places[a], places[b], strict=True), color=_GRAPH if middle else _FAINT, zorder=2 if middle else 1,
             linewidth=0.6 + 10 * sqrt(probability) if middle else 0.6 + 5 * sqrt(probability), alpha=0.7,
         )  # fmt: skip
-    for other in told:
-        line = zip(places[word], places[other], strict=True)
-        axes.plot(*line, color=_KNOWLEDGE, linewidth=1.3, linestyle=(0, (4, 3)), zorder=2)
-    for names, color in (([word], _OWN), (visited, _GRAPH), (told, _KNOWLEDGE)):
+    for other in from_knowledge:
+        ends = zip(places[word], places[other], strict=True)
+        axes.plot(*ends, color=_KNOWLEDGE, linewidth=1.3, linestyle=(0, (4, 3)), zorder=2)
+    for names, color in (([word], _OWN), (visited, _GRAPH), (from_knowledge, _KNOWLEDGE)):
         for name in names:
             box = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": color, "linewidth": 2}
             size = 17 if name == word else 12
             axes.text(*places[name], name, ha="center", va="center", zorder=4, fontsize=size, bbox=box, **font)
-    said = [("visited most by walks on the graph", _GRAPH)] + [("related by the knowledge", _KNOWLEDGE)] * bool(told)
-    for x, (line, color) in zip((0.05, 0.5), said, strict=False):
+    legend = [("visited most by walks on the graph", _GRAPH)]
+    legend += [("related by the knowledge", _KNOWLEDGE)] * bool(from_knowledge)
+    for x, (line, color) in zip((0.05, 0.5), legend, strict=False):
         figure.text(x, 0.965, "■", color=color, fontsize=14, va="center", family="DejaVu Sans")
         figure.text(x + 0.025, 0.965, line, fontsize=12, va="center", **font)
     with atomic_file(path) as temporary:
@@ -78,7 +84,7 @@ def plot_neighbourhood(
 
 
 def _places(word: str, around: list[str]) -> dict[str, tuple[float, float]]:
-    """The word in the middle, the others on an ellipse, every other one a little nearer, so that none hides another."""
+    """The word in the center, the others on an ellipse, every second one closer, so that none hides another."""
     places = {word: (0.0, 0.0)}
     for number, other in enumerate(around):
         angle, radius = pi / 2 - 2 * pi * number / len(around), 0.98 if number % 2 == 0 or len(around) < 9 else 0.72
@@ -87,7 +93,7 @@ def _places(word: str, around: list[str]) -> dict[str, tuple[float, float]]:
 
 
 def _hops(expander: GraphExpander, word: str, visited: list[str]) -> list[tuple[str, str, float]]:
-    """The hops from the word to those around it, and of each of these the likeliest to another of them."""
+    """The hops from the word to those around it, and from each of these the most probable one to another of them."""
     numbers = expander.graph.word_numbers
     if word not in numbers:
         return []

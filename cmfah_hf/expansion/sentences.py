@@ -1,4 +1,4 @@
-"""Sentences for the word vectors: expanded texts, and walks from their images (see docs/method.md, [skip-gram])."""
+"""Corpus for word vectors: expanded texts and random walks (see docs/method.md, [skip-gram])."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,12 +7,12 @@ import numpy as np
 
 from cmfah_hf.expansion.corpus import iterate_words
 
-# Texts that are expanded at a time.
+# Number of texts that are expanded together.
 _BLOCK_TEXTS = 1_024
 
 
 class ExpandedCorpus:
-    """Expanded texts and walks as word lists, computed while they are iterated; every iteration gives the same.
+    """Expanded texts and walks as word lists, computed lazily; every iteration gives the same.
 
     Args:
         expander: A fitted `GraphExpander`.
@@ -40,9 +40,10 @@ class ExpandedCorpus:
 
     def _sentences(self, rows: list[list[str]], first: int) -> Iterator[list[str]]:
         expander = self._expander
-        start_NV = expander._start(rows)
+        walk = expander._walk()
+        start_NV = walk.start(rows)
         generators = [np.random.default_rng([expander.seed, first + row]) for row in range(len(rows))]
-        walks = expander._walk()[0].sample(start_NV, self._num_walks, generators)
+        walks = walk.walk.sample(start_NV, self._num_walks, generators)
         for expanded, row_walks in zip(expander._expanded(rows), walks, strict=True):
             yield expanded
             if self._num_walks and row_walks[0, 0] >= 0:

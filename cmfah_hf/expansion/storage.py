@@ -1,6 +1,6 @@
-"""A fitted state on disk: arrays in `<stem>.safetensors`, words and settings in `<stem>.json`.
+"""Storage of fitted states: arrays in `<stem>.safetensors`, words and settings in `<stem>.json`.
 
-The JSON carries the checksum of the arrays, so a flipped bit, a cut file and two halves of different saves all show.
+The JSON has the checksum of the arrays, which detects damage as well as files of different saves.
 """
 
 import contextlib
@@ -32,16 +32,16 @@ _State = TypeVar("_State")
 def save_state(
     folder: str | Path, stem: str, kind: str, tensors: Mapping[str, np.ndarray], content: Mapping[str, Any]
 ) -> None:
-    """Writes both files of a state, each in one step, so that no reader ever meets half a file.
+    """Writes both files of a state, each atomically.
 
-    To be called within `replacing`, which keeps both files that were there until the last one is replaced.
+    Must be called within `replacing`, which keeps the earlier files until the last one is replaced.
 
     Args:
-        folder: Made if it does not exist.
-        stem: The name of both files without their ending.
-        kind: The class that was saved; `load_state` refuses any other.
+        folder: Created if it does not exist.
+        stem: The name of both files without extension.
+        kind: The saved class; `load_state` rejects any other.
         tensors: The arrays.
-        content: What JSON can say: settings and the vocabulary.
+        content: Settings and vocabulary, as JSON values.
 
     Raises:
         CheckpointError: If a file cannot be written.
@@ -59,31 +59,33 @@ def save_state(
 
 
 def remove_state(folder: str | Path, stem: str) -> None:
-    """Removes both files of a state, if they are there."""
+    """Removes both files of a state, if they exist."""
     for path in _paths(Path(folder), stem):
         path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def replacing(folder: str | Path, stems: Sequence[str]) -> Iterator[None]:
-    """Keeps the files of states that belong together until all of them are replaced.
+    """Keeps the earlier files of states that belong together until all of them are replaced.
 
-    While the block writes them, what was there lies complete in a hidden folder next to them. If the process dies, it
-    stays there, and `load_whole` reads it.
+    While the block writes them, the earlier files are in a hidden folder next to them. If the process dies, they stay
+    there, and `load_whole` reads them.
 
     Args:
-        folder: Of the states. Made if it does not exist.
-        stems: Of their files. The first one names the hidden folder.
+        folder: The folder of the states. Created if it does not exist.
+        stems: The stems of their files. The first one names the hidden folder.
 
     Raises:
-        CheckpointError: If something cannot be written, or another process keeps writing these states.
+        CheckpointError: If a file cannot be written, or another process is writing these states.
     """
     folder = Path(folder)
     previous, done = _previous(folder, stems[0])
     with locked(folder / stems[0], CheckpointError):
         shutil.rmtree(done, ignore_errors=True)
         files = [path for stem in stems for ending in _ENDINGS if (path := folder / (stem + ending)).is_file()]
-        if files and not previous.is_dir():  # one that is there is of a process that died, and so the last whole one
+        if (
+            files and not previous.is_dir()
+        ):  # an existing one is from a process that died, and is the last complete state
             with atomic_folder(previous, CheckpointError) as kept:
                 for path in files:
                     _link_or_copy(path, kept / path.name)
@@ -94,10 +96,10 @@ def replacing(folder: str | Path, stems: Sequence[str]) -> Iterator[None]:
 
 
 def load_whole(folder: str | Path, stem: str, load: Callable[[Path], _State]) -> _State:
-    """The result of `load` for a folder; if its states were being replaced when a process died, those before.
+    """The result of `load` for a folder; if a process died while replacing its states, of the earlier ones.
 
     Raises:
-        CheckpointError: If neither are whole.
+        CheckpointError: If neither can be loaded.
     """
     folder = Path(folder)
     previous, _ = _previous(folder, stem)
@@ -107,7 +109,7 @@ def load_whole(folder: str | Path, stem: str, load: Callable[[Path], _State]) ->
         if not previous.is_dir():
             raise
         state = load(previous)
-        logger.warning("%s: saving %s was broken off there; the state before it is read.", folder, stem)
+        logger.warning("%s: saving %s was interrupted; the earlier state is loaded.", folder, stem)
         return state
 
 
@@ -115,7 +117,7 @@ def load_state(folder: str | Path, stem: str, kind: str) -> tuple[dict[str, np.n
     """Reads both files of a state: the arrays by name and the JSON's content.
 
     Raises:
-        CheckpointError: If a file is missing or damaged, leads out of the folder, or holds something else than `kind`.
+        CheckpointError: If a file is missing or damaged, links outside the folder, or holds another class than `kind`.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -123,14 +125,14 @@ def load_state(folder: str | Path, stem: str, kind: str) -> tuple[dict[str, np.n
     arrays_path, json_path = _paths(Path(folder), stem)
     for path in (json_path, arrays_path):
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing; give a folder that {kind}.save() has written.")
+            raise CheckpointError(f"{path} is missing; give a folder written by {kind}.save().")
         try:
             require_below(path, folder)
         except ModelFileError as error:
             raise CheckpointError(str(error)) from error
     content = read_json(json_path, CheckpointError)
     if not isinstance(content, dict) or content.get("kind") != kind:
-        raise CheckpointError(f"{json_path} does not hold a {kind}; give a folder that {kind}.save() has written.")
+        raise CheckpointError(f"{json_path} does not hold a {kind}; give a folder written by {kind}.save().")
     if content.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{json_path} has format version {str(content.get('format_version'))[:40]!r}, this package reads "
@@ -143,7 +145,7 @@ def load_state(folder: str | Path, stem: str, kind: str) -> tuple[dict[str, np.n
         )
     try:
         tensors = load_file(arrays_path)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:  # a type that NumPy lacks is no SafetensorError
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:  # the first is for types that NumPy lacks
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{arrays_path} is damaged ({reason}); save the {kind} again.") from error
     for name, array in tensors.items():
@@ -153,7 +155,7 @@ def load_state(folder: str | Path, stem: str, kind: str) -> tuple[dict[str, np.n
 
 
 def state_digest(tensors: Mapping[str, np.ndarray], content: Mapping[str, Any]) -> str:
-    """The SHA-256 of a state, saved or not: arrays count by their values, whatever the width of their type."""
+    """The SHA-256 of a state; arrays of different types but equal values give the same."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name, array in sorted(tensors.items()):
         digest.update(name.encode() + array.astype("<f8" if array.dtype.kind == "f" else "<i8").tobytes())
@@ -161,29 +163,29 @@ def state_digest(tensors: Mapping[str, np.ndarray], content: Mapping[str, Any]) 
 
 
 def damaged(folder: str | Path, stem: str, reason: object) -> CheckpointError:
-    """The error for a state whose files can be read but make no sense."""
+    """The error for a state with invalid content."""
     reason = " ".join(str(reason).split())[:200]
     return CheckpointError(f"{_paths(Path(folder), stem)[1]} is damaged ({reason}); save it again.")
 
 
 def require_words(words: Any) -> list[str]:
-    """A vocabulary as it was saved.
+    """Checks a saved vocabulary.
 
     Raises:
-        ValueError: If it is no list of different words.
+        ValueError: If it is not a list of distinct words.
     """
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ValueError("the vocabulary is no list of words")
+        raise ValueError("the vocabulary is not a list of words")
     if len(set(words)) != len(words):
         raise ValueError("a word occurs twice")
     return words
 
 
 def sparse_rows(tensors: Mapping[str, np.ndarray], shape: tuple[int, int]) -> Any:
-    """A matrix in sparse rows (`data`, `indices`, `indptr`), whose numbers compiled loops will trust.
+    """A CSR matrix of `data`, `indices` and `indptr`, fully checked, since compiled code trusts them.
 
     Raises:
-        ValueError: If the arrays are not those of such a matrix.
+        ValueError: If the arrays are inconsistent.
         KeyError: If one is missing.
     """
     from scipy import sparse
@@ -209,7 +211,7 @@ def _paths(folder: Path, stem: str) -> tuple[Path, Path]:
 
 
 def _previous(folder: Path, stem: str) -> tuple[Path, Path]:
-    """Where the files of a state lie while they are replaced, and where they are brought to be removed."""
+    """The folders of the earlier files while they are replaced, and before they are removed."""
     return folder / f".{stem}.previous", folder / f".{stem}.replaced"
 
 

@@ -1,21 +1,22 @@
-"""How a text becomes words for the graph and for knowledge: by name, or by a function of one's own.
+"""Tokenizers of the graph and the knowledge: two by name, or any function.
 
-`split_words` takes Han characters singly, because nothing in the text separates words there; what the model reads is
-split that way always. Graph and knowledge may take whole Chinese words instead: related are "海滩" and "日落", and not
-"海" and "落".
+`split_words`, which the model always uses, takes each Han character as a word, because Chinese text does not separate
+words. Graph and knowledge can take whole Chinese words instead, to relate "海滩" and "日落" rather than "海" and "落".
 """
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+from typing import Any
 
-from cmfah_hf.errors import CMFAHError
+from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.models.tokenization_cmfah import split_words
 
 Splitter = Callable[[str], list[str]]
 Tokenizer = str | Splitter
 
 TOKENIZERS = ("words", "chinese")
-# What a saved state says of a function, which no file can hold.
+# The name of any function in a saved state, which cannot hold the function itself.
 CUSTOM = "custom"
 
 
@@ -24,7 +25,7 @@ def word_splitter(tokenizer: Tokenizer) -> Splitter:
 
     Args:
         tokenizer: `"words"`: `split_words`, Han characters singly. `"chinese"`: the same, but runs of Han characters
-            are cut into words by rjieba. Or a function from a text to a list of words that hold no blanks.
+            are cut into words by rjieba. Or a function from a text to a list of words without spaces.
 
     Raises:
         CMFAHError: If there is no such tokenizer, or rjieba is not installed.
@@ -57,12 +58,27 @@ def split_chinese(text: str) -> list[str]:
 
 
 def tokenizer_name(tokenizer: Tokenizer) -> str:
-    """What a saved state says of a tokenizer."""
+    """The name of a tokenizer in a saved state."""
     return CUSTOM if callable(tokenizer) else tokenizer
 
 
+def saved_tokenizer(name: str, given: Tokenizer | None, folder: str | Path, kind: str) -> Tokenizer:
+    """The tokenizer of a saved state: the one of that name, or `given` if it was a function.
+
+    Raises:
+        CheckpointError: If it was a function and none is given.
+    """
+    if name != CUSTOM:
+        return name
+    if given is None:
+        raise CheckpointError(
+            f"{folder} was fitted with a custom tokenizer; give the same one, {kind}.load(folder, tokenizer=...)."
+        )
+    return given
+
+
 class _Checked:
-    """A user's tokenizer whose answers are looked at: its words are joined by blanks later, and split there again."""
+    """A user's tokenizer with a check of its words, which are later joined by spaces and split there again."""
 
     def __init__(self, tokenizer: Splitter):
         self._tokenizer = tokenizer
@@ -76,12 +92,12 @@ class _Checked:
         ):
             return words
         raise CMFAHError(
-            f"The tokenizer gives {str(words)[:60]!r} for {text[:40]!r}; it has to give a list of words without blanks."
+            f"The tokenizer returns {str(words)[:60]!r} for {text[:40]!r}; return words without spaces in a list."
         )
 
 
 @cache
-def _han():
+def _han() -> tuple[Any, Any]:
     from tokenizers import Regex, normalizers, pre_tokenizers
 
     normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -89,7 +105,7 @@ def _han():
 
 
 @cache
-def _rjieba():
+def _rjieba() -> Any:
     try:
         import rjieba
     except ImportError:

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from cmfah_hf.data.relevance import SIMILARITIES
+from cmfah_hf.data.similarity import SIMILARITIES
 from cmfah_hf.documents import parse_json, read_json
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.expansion.word_splitters import TOKENIZERS

@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from cmfah_hf.data import collect_classes, load_image_text, resolve_data_path, train_validation_split
 from cmfah_hf.data.images import drop_unreadable
 from cmfah_hf.data.label_counts import LabelCounts
-from cmfah_hf.data.relevance import LabelRelevance, PairRelevance, Relevance, TagRelevance
+from cmfah_hf.data.similarity import LabelSimilarity, PairSimilarity, Similarity, TagSimilarity
 from cmfah_hf.data.streams import PairStream, split_stream
 from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding, WikipediaKnowledge
@@ -312,23 +312,23 @@ class _ExpandedTexts:
             yield from self.expander({"text": portion})[self.expander.output_column]
 
 
-def relevances(data: DataArguments, pairs: Pairs, expander: GraphExpander | None) -> tuple[Relevance, Relevance]:
+def similarities(data: DataArguments, pairs: Pairs, expander: GraphExpander | None) -> tuple[Similarity, Similarity]:
     """What makes pairs alike in training, and in the evaluation on the validation pairs: labels, if there are any."""
     if data.similarity == "labels":
-        by_label = LabelRelevance(pairs.classes["train"])
+        by_label = LabelSimilarity(pairs.classes["train"])
         return by_label, by_label
-    relevance: Relevance = PairRelevance()
+    similarity: Similarity = PairSimilarity()
     if data.similarity == "tags":
         if not pairs.is_stream:
             texts = pairs.splits["train"][expander.output_column if expander is not None else "text"]
         else:
             texts = _ExpandedTexts(pairs.texts, expander) if expander is not None else pairs.texts
-        relevance = TagRelevance.fit(texts)
+        similarity = TagSimilarity.fit(texts)
     sides = (pairs.splits["validation"], pairs.splits["train"])
     found = sorted({name for names in pairs.classes.values() for name in names})
     if not found or not all("labels" in side.column_names for side in sides):
-        return relevance, relevance
-    return relevance, LabelRelevance(found)
+        return similarity, similarity
+    return similarity, LabelSimilarity(found)
 
 
 def backbone_weights(data: DataArguments, config: CMFAHConfig) -> str | None:

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback, set_seed
 
 from cmfah_hf.atomic import write_text
-from cmfah_hf.data.relevance import TagRelevance
+from cmfah_hf.data.similarity import TagSimilarity
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.models import METHODS, CMFAHForPreTraining
@@ -29,7 +29,7 @@ from cmfah_hf.training.checkpoints import (
 from cmfah_hf.training.configuration import Run
 from cmfah_hf.training.evaluate import evaluate_pairs
 from cmfah_hf.training.illustration import draw_attention
-from cmfah_hf.training.preparation import build_model, make_words, read_pairs, relevances
+from cmfah_hf.training.preparation import build_model, make_words, read_pairs, similarities
 from cmfah_hf.training.run_folder import held, make_output_folder
 from cmfah_hf.training.settings_file import write_settings
 from cmfah_hf.training.trainer import CMFAHTrainer, without_augmentation
@@ -82,10 +82,10 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         if expander is not None:
             text_column = expander.output_column
             pairs = pairs.expanded(expander)
-    relevance, measured = relevances(data, pairs, expander)
-    if isinstance(relevance, TagRelevance):
-        run = replace(run, model={"positive_overlap": relevance.threshold, **run.model})
-        relevance.threshold = run.model["positive_overlap"]
+    similarity, measured = similarities(data, pairs, expander)
+    if isinstance(similarity, TagSimilarity):
+        run = replace(run, model={"positive_overlap": similarity.threshold, **run.model})
+        similarity.threshold = run.model["positive_overlap"]
     classes = pairs.classes["train"] if data.similarity == "labels" else []
     # Counted once: as the words, the label graph of a refit is that of the training pairs.
     label_counts = pairs.label_counts if run.setting("use_label_graph") else None
@@ -99,7 +99,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
             pairs.splits["validation"],
             processing_class=processor,
             text_column=text_column,
-            relevance=relevance,
+            similarity=similarity,
             measured=measured,
             **kwargs,
         )
@@ -135,7 +135,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         "source": pairs.source,
         "train_pairs": len(pairs.splits["train"]),
         "validation_pairs": len(pairs.splits["validation"]),
-        "similarity": relevance.name,
+        "similarity": similarity.name,
         "validation": best,
         "validation_relevance": measured.name,
         "epoch": epoch,

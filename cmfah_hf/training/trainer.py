@@ -14,7 +14,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
 
 from cmfah_hf.data.collator import PairCollator
-from cmfah_hf.data.relevance import PairRelevance, Relevance
+from cmfah_hf.data.similarity import PairSimilarity, Similarity
 from cmfah_hf.data.streams import PairStream, StreamPart
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.evaluation import RetrievalEvaluator
@@ -100,7 +100,7 @@ class CMFAHTrainer(HubTrainer):
         text_column: The column that the texts are read from.
         database: The pairs that evaluation searches. None: the training pairs; where pairs are alike to nothing but
             themselves, the evaluation pairs.
-        relevance: What makes the training pairs alike. None: the labels of the model's classes.
+        similarity: Similarity of training pairs. None: the labels of the model's classes.
         measured: What makes pairs alike in evaluation. None: the same.
         data_collator, callbacks, ...: As in `Trainer`.
     """
@@ -116,15 +116,15 @@ class CMFAHTrainer(HubTrainer):
         processing_class: CMFAHProcessor | None = None,
         text_column: str = "text",
         database=None,
-        relevance: Relevance | None = None,
-        measured: Relevance | None = None,
+        similarity: Similarity | None = None,
+        measured: Similarity | None = None,
         data_collator=None,
         callbacks: Sequence[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
         if data_collator is None:
             classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
-            data_collator = PairCollator(processing_class, classes, text_column, relevance)
+            data_collator = PairCollator(processing_class, classes, text_column, similarity)
         self.measuring_collator = data_collator
         if measured is not None:
             self.measuring_collator = PairCollator(processing_class, None, text_column, measured)
@@ -146,9 +146,9 @@ class CMFAHTrainer(HubTrainer):
             callbacks=callbacks,
             **kwargs,
         )
-        self.measured = measured or relevance
+        self.measured = measured or similarity
         # A partner is not among the training pairs, so with nothing else to find, the evaluation pairs are searched.
-        searches_own = database is None and isinstance(self.measured, PairRelevance)
+        searches_own = database is None and isinstance(self.measured, PairSimilarity)
         self.database = self.eval_dataset if searches_own else database
         self.evaluator = RetrievalEvaluator(metrics=("map", "random"), ranking="hamming")
         self.codes: torch.Tensor | None = None  # B of [algorithm-1], int8 (N, K); None until the first epoch has ended

@@ -52,7 +52,7 @@ def test_what_is_wrong_is_one_line(cmfah, tmp_path):
         ([*fit, "--knowledge", tmp_path / "articles.txt"], "none of the 2 words"),
         ([*fit, "--tokenizer", "klingon"], "'klingon' is not known"),
         (["explain", tmp_path / "gone", "dog"], "expander.json is missing"),
-        (["plot", tmp_path / "words", "unicorn", "--output", tmp_path / "x.png"], "'unicorn' is no single word"),
+        (["plot", tmp_path / "words", "unicorn", "--output", tmp_path / "x.png"], "'unicorn' is not a single word"),
     ):
         outcome = cmfah("expand", *arguments)
         assert outcome.code == 2

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cmfah_hf.data.releases.mirflickr import CLASSES, MIRFlickrRelease
-from cmfah_hf.data.releases.nus_wide import MOST_FREQUENT, NUSWideRelease
+from cmfah_hf.data.releases.nus_wide_files import MOST_FREQUENT, NUSWideRelease
 
 _CONCEPTS = (
     "airport animal beach bear birds boats book bridge buildings cars castle cat cityscape clouds computer coral cow "
@@ -38,11 +38,11 @@ class Replica:
     tags: np.ndarray
     class_names: list[str]
     labels: np.ndarray
-    pictures: list[Path]
+    images: list[Path]
 
 
 def jpeg(seed: int, grey: bool = False) -> bytes:
-    """A picture of its own for each seed."""
+    """A image of its own for each seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     image = Image.fromarray(pixels).resize((32, 24))
     buffer = io.BytesIO()
@@ -56,7 +56,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def pack(root: Path, names: list[str], archive: str) -> None:
-    """Move folders or files below `root` into an archive beside them."""
+    """Move folders or files below `root` into an archive next to them."""
     target = root / archive
     files = [file for name in names for file in sorted((root / name).rglob("*")) if file.is_file()]
     files += [root / name for name in names if (root / name).is_file()]
@@ -72,7 +72,7 @@ def pack(root: Path, names: list[str], archive: str) -> None:
         shutil.rmtree(root / name) if (root / name).is_dir() else (root / name).unlink()
 
 
-def make_mirflickr(root: Path, num_rows: int = 60, archives: bool = False, pictures: bool = True) -> Replica:
+def make_mirflickr(root: Path, num_rows: int = 60, archives: bool = False, images: bool = True) -> Replica:
     """MIRFlickr: Windows line ends here and there, Latin-1 tags, tags with commas and pictographs, `*_r1.txt`."""
     rng = np.random.default_rng(0)
     names = ["nikon", "explore", "rock,roll", "🌅", "café", "2008", "null", "new-york", "bw", "a&b"]
@@ -94,7 +94,7 @@ def make_mirflickr(root: Path, num_rows: int = 60, archives: bool = False, pictu
         write(meta / f"meta/tags_raw/tags{row + 1}.txt", b"Another File\nOf The Same Name\n")
         write(meta / f"meta/license/license{row + 1}.txt", b"Attribution License\n")
         paths.append(meta / f"im{row + 1}.jpg")
-        if pictures:
+        if images:
             write(paths[-1], jpeg(row, grey=row == 7))
     annotations = root / "mirflickr25k_annotations_v080"
     for number, name in enumerate(CLASSES):
@@ -122,7 +122,7 @@ def make_mirflickr(root: Path, num_rows: int = 60, archives: bool = False, pictu
 
 
 def make_nus_wide(
-    root: Path, num_rows: int = 90, archives: bool = False, pictures: bool = True, prefix: str = "", end: str = "\r\n"
+    root: Path, num_rows: int = 90, archives: bool = False, images: bool = True, prefix: str = "", end: str = "\r\n"
 ) -> Replica:
     """NUS-WIDE: backslashes, a label that is none, two photo ids twice, and `AllTags1k` unlike `All_Tags`."""
     rng = np.random.default_rng(1)
@@ -134,7 +134,7 @@ def make_nus_wide(
     tags = every[:, [final.index(name) for name in names]].copy()
     tags[:5] = 0
     every[:3] = 0
-    tags[10, 2], every[10, final.index("tag3")] = 0, 1  # the one place where the two differ, beside rows 3 and 4
+    tags[10, 2], every[10, final.index("tag3")] = 0, 1  # the one place where the two differ, apart from rows 3 and 4
     labels[:2, CONCEPTS.index("sky")] = 1
     folders = ["actor", "albatross", "lake", "zebra"]
     photos = [100_000 + 37 * row for row in range(num_rows)]
@@ -168,13 +168,13 @@ def make_nus_wide(
     write(folder / "All_Tags.txt", b"".join(lines))
     write(root / "NUS-WIDE-urls.rar", b"Rar!")
     paths = [root / "Flickr" / f"{row_id}.jpg" for row_id in ids]
-    if pictures:
+    if images:
         for row, path in enumerate(paths):
             write(path, jpeg(row, grey=row == 9))
     if archives:
         for name in ("Groundtruth", "ConceptsList", "NUS_WID_Tags", "ImageList"):
             pack(root, [name], f"{name}.zip")
-        if pictures:
+        if images:
             pack(root, ["Flickr"], "Flickr.tar")
 
     def counts(classes: list[str]) -> tuple[int, dict[int, bool]]:

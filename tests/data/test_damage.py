@@ -141,7 +141,7 @@ def test_sparse_matrices_whose_places_lie_outside_are_refused(tmp_path, kind):
             group.attrs["MATLAB_sparse"] = 50
             group["jc"], group["ir"], group["data"] = tags.indptr, np.full(len(tags.indices), 10**9), tags.data
             opened["LAll"] = np.ones((50, 2))
-    with pytest.raises(DataError, match=f"x.{kind}.*(not a sound sparse matrix|not a readable HDF5 file)"):
+    with pytest.raises(DataError, match=f"x.{kind}.*(not a valid sparse matrix|not a readable HDF5 file)"):
         list(open_matrices(file, axes={"labels": "ND", "tags": "ND"}).to_dataset())
 
 

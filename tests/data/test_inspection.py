@@ -1,4 +1,4 @@
-"""What an inspection counts, against counting by hand on a folder made to have everything in it."""
+"""Counts of an inspection, against a folder with every kind of defect, counted by hand."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cmfah_hf.data import convert_matrices, inspect_pairs, load_scenes, open_matrices, prepare_nus_wide
-from cmfah_hf.data.inspection_plots import plot_inspection
+from cmfah_hf.data.inspection.plots import plot_inspection
 from cmfah_hf.errors import DataError
 from cmfah_hf.models.tokenization_cmfah import split_words
 
@@ -35,19 +35,19 @@ def folder(make_folder):
     root = make_folder(rows(TRAIN), "pairs/train").parent
     make_folder(rows(QUERY), "pairs/query")
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    image = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
     grey = Image.fromarray(rng.integers(0, 256, (5, 7), dtype=np.uint8))
     train = root / "train"
-    picture.save(train / "a.png")
+    image.save(train / "a.png")
     (train / "copy-of-a.png").write_bytes((train / "a.png").read_bytes())
-    picture.save(train / "again-a.png", compress_level=0)
+    image.save(train / "again-a.png", compress_level=0)
     grey.save(train / "grey.png")
     grey.convert("RGB").save(train / "grey-as-colour.png")
     buffer = io.BytesIO()
-    picture.resize((60, 60)).save(buffer, "JPEG")
+    image.resize((60, 60)).save(buffer, "JPEG")
     (train / "broken.jpg").write_bytes(buffer.getvalue()[:300])
     (train / "none.png").write_text("no picture")
-    picture.save(root / "query" / "leaked.png", optimize=True)
+    image.save(root / "query" / "leaked.png", optimize=True)
     return root
 
 
@@ -77,10 +77,10 @@ def test_counts_are_those_made_by_hand(folder):
     assert {(first, second): count for first, second, count in found.labels.pairs} == together
     assert found.labels.by_split == {"train": {"dog": 3, "sea": 3, "sky": 3}, "query": {"sea": 1, "sky": 1}}
 
-    assert found.pictures.sizes == {"12x9": 4, "6x4": 2, "7x5": 2}
-    assert found.pictures.modes == {"RGB": 7, "L": 1}
-    assert (found.pictures.readable, found.pictures.distinct_sizes, found.pictures.broken) == (8, 3, 2)
-    broken = {entry["id"]: entry["reason"] for entry in found.pictures.broken_named}
+    assert found.images.sizes == {"12x9": 4, "6x4": 2, "7x5": 2}
+    assert found.images.modes == {"RGB": 7, "L": 1}
+    assert (found.images.readable, found.images.distinct_sizes, found.images.broken) == (8, 3, 2)
+    broken = {entry["id"]: entry["reason"] for entry in found.images.broken_named}
     assert set(broken) == {"broken.jpg", "none.png"}
     assert broken["broken.jpg"].startswith("damaged or cut short")
     assert broken["none.png"].startswith("not an image")
@@ -99,22 +99,22 @@ def test_duplicates_and_leakage(folder):
     assert twice.leaking == [("query/leaked.png", "train/a.png")]
     assert twice.same_ids == {}
     found = inspect_pairs(folder)
-    assert found.warnings[0] == "LEAKAGE: items of 'query' whose picture is in 'train' too: 1"
+    assert found.warnings[0] == "LEAKAGE: items of 'query' whose image is also in 'train': 1"
     assert found.warnings[1:] == [
-        "pictures that cannot be read: 2",
-        "items whose picture is there already, in their own split: 3",
+        "images that cannot be read: 2",
+        "items whose image occurs before in their split: 3",
         "items without text: 2",
     ]
     assert inspect_pairs(folder, split="query").duplicates.leaks == {}
 
 
 def test_a_database_that_holds_the_training_pairs(tmp_path):
-    """A prepared research split: no leakage is said of train and database, and no pair counts twice."""
+    """A prepared research split: no leakage between train and database, and no pair counts twice."""
     import h5py
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (10, 6, 6, 3), dtype=np.uint8)
-    images[9] = images[0]  # a query's picture is in the rest
+    images[9] = images[0]  # a query's image is in the rest
     images[8] = images[7]  # and a training pair's
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.update({"images": images, "tags": np.eye(10, 4), "labels": np.ones((10, 2))})
@@ -123,7 +123,7 @@ def test_a_database_that_holds_the_training_pairs(tmp_path):
     assert (found.splits, found.items) == ({"train": 6, "query": 2, "database": 8}, 10)
     assert found.labels.counts == {"class00": 10, "class01": 10}
     assert found.labels.by_split["database"] == {"class00": 8, "class01": 8}
-    # Row 7 is a training pair, and 8 of the database: the database has the picture twice.
+    # Row 7 is a training pair, and 8 of the database: the database has the image twice.
     assert found.duplicates.same_bytes == [["train/7", "database/8"]]
     assert found.duplicates.extra_bytes == 1
     assert found.duplicates.leaks == {"query & database": 1}
@@ -135,22 +135,22 @@ def test_a_database_that_holds_the_training_pairs(tmp_path):
     assert inspect_pairs(out).duplicates.leaks.keys() >= {"query & train"}
 
 
-def test_without_labels_and_without_pictures(tmp_path):
+def test_without_labels_and_without_images(tmp_path):
     import h5py
 
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.update({"XAll": np.ones((6, 3)), "YAll": np.eye(6, 4)})
     found = inspect_pairs(tmp_path / "x.h5")
-    assert (found.labels, found.pictures) == (None, None)
+    assert (found.labels, found.images) == (None, None)
     assert (found.words.source, found.words.per_item["empty"]) == ("tags", 2)
     assert found.words.most_frequent == {f"tag0{i}": 1 for i in range(4)}
 
 
-def test_tables_prepared_without_pictures(replicas, tmp_path):
-    replica = replicas.make_nus_wide(tmp_path / "release", pictures=False)
+def test_tables_prepared_without_images(replicas, tmp_path):
+    replica = replicas.make_nus_wide(tmp_path / "release", images=False)
     report = prepare_nus_wide(replica.root, tmp_path / "out", queries=5, train=10, release=replica.release)
     found = inspect_pairs(tmp_path / "out")
-    assert found.pictures is None
+    assert found.images is None
     assert found.splits == report.rows
     assert found.items == report.rows["query"] + report.rows["database"]
     assert sum(found.labels.by_split["query"].values()) >= report.rows["query"]
@@ -170,7 +170,7 @@ def test_nothing_there(tmp_path):
         inspect_pairs(tmp_path / "gone")
 
 
-def test_plots_are_pictures_of_the_counts(folder, tmp_path):
+def test_plots_of_the_counts(folder, tmp_path):
     files = plot_inspection(inspect_pairs(folder), tmp_path / "plots")
     assert [file.name for file in files] == ["labels.png", "words.png", "words_per_item.png"]
     for file in files:
@@ -207,8 +207,8 @@ def test_the_command_prints_writes_and_speaks_json(folder, tmp_path, capsys, mon
 
     code, streams = run(folder, "--output", tmp_path / "seen")
     assert code == 0
-    for said in ("LEAKAGE: items of 'query' whose", "broken.jpg", "train/a.png, train/copy-of-a.png", "12x9", "fog"):
-        assert said in streams.out
+    for line in ("LEAKAGE: items of 'query' whose", "broken.jpg", "train/a.png, train/copy-of-a.png", "12x9", "fog"):
+        assert line in streams.out
     written = json.loads((tmp_path / "seen" / "inspection.json").read_text(encoding="utf-8"))
     code, streams = run(folder, "--json")
     assert code == 0

@@ -1,4 +1,4 @@
-"""How often labels stand together, against scikit-learn and products of matrices, over data sets and streams."""
+"""Co-occurrence counts of labels, against scikit-learn and matrix products, for data sets and streams."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_classes_that_are_not_asked_for_are_left_out():
 
 
 def test_what_are_no_labels():
-    with pytest.raises(DataError, match="no column 'labels', of which the label graph is made; present are: n"):
+    with pytest.raises(DataError, match="no column 'labels', which the label graph needs; present are: n"):
         LabelCounts.of(datasets.Dataset.from_dict({"n": [1]}))
     with pytest.raises(DataError, match="the string 'sea'; give a list"):
         LabelCounts().add("sea")

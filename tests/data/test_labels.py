@@ -1,4 +1,4 @@
-"""Class names and multi-hot matrices, against a matrix filled cell by cell."""
+"""Class names and multi-hot labels, against a matrix filled cell by cell."""
 
 import logging
 
@@ -34,13 +34,13 @@ def test_strangers_are_named_in_one_warning(caplog):
         encoded = encode_labels([["a", "x"], ["y", "x"], ["b"]], CLASSES)
     assert encoded.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
     (record,) = caplog.records
-    assert record.getMessage() == "Left out 3 labels that are none of the 4 classes: 'x' (2), 'y' (1)."
-    with pytest.raises(DataError, match="row 1: the label 'y' is none of the 4 classes"):
+    assert record.getMessage() == "Ignored 3 labels that are not among the 4 classes: 'x' (2), 'y' (1)."
+    with pytest.raises(DataError, match="row 1: the label 'y' is not one of the 4 classes"):
         encode_labels([["a"], ["y"]], CLASSES, unknown="error")
 
 
 def test_mistakes():
-    with pytest.raises(DataError, match="classes named twice: 'a'"):
+    with pytest.raises(DataError, match="classes occur twice: 'a'"):
         encode_labels([["a"]], ["a", "b", "a"])
     with pytest.raises(DataError, match="row 0: the labels are the string 'ab'"):
         encode_labels(["ab"], CLASSES)

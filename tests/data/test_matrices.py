@@ -1,4 +1,4 @@
-"""Matrices of research code in every layout, against the arrays that they were written from."""
+"""Matrices of research code in all layouts, against the arrays that they were written from."""
 
 import subprocess
 import sys
@@ -59,13 +59,13 @@ def write_mat73(path: Path, values: dict, extra=None) -> Path:
     return path
 
 
-def check(matrices, arrays, pictures="images"):
-    rows = getattr(matrices, pictures)
+def check(matrices, arrays, role="images"):
+    rows = getattr(matrices, role)
     assert len(matrices) == len(rows) == COUNT
-    np.testing.assert_array_equal(rows[:], arrays[pictures])
-    np.testing.assert_array_equal(rows[2:5], arrays[pictures][2:5])
-    np.testing.assert_array_equal(rows[-1], arrays[pictures][-1])
-    np.testing.assert_array_equal(np.concatenate(list(rows.blocks())), arrays[pictures])
+    np.testing.assert_array_equal(rows[:], arrays[role])
+    np.testing.assert_array_equal(rows[2:5], arrays[role][2:5])
+    np.testing.assert_array_equal(rows[-1], arrays[role][-1])
+    np.testing.assert_array_equal(np.concatenate(list(rows.blocks())), arrays[role])
     for role in ("tags", "labels"):
         rows = getattr(matrices, role)
         np.testing.assert_array_equal(rows[:].toarray(), arrays[role])
@@ -79,9 +79,9 @@ def check(matrices, arrays, pictures="images"):
     [("IAll", "YAll", "LAll"), ("images", "tags", "labels"), ("XAll", "TAll", "label"), ("FALL", "text", "category")],
 )
 def test_matlab_5(tmp_path, arrays, names, sparse, compressed):
-    pictures, tags, labels = names
+    images, tags, labels = names
     values = {
-        pictures: arrays["images"].transpose(1, 2, 3, 0),
+        images: arrays["images"].transpose(1, 2, 3, 0),
         tags: scipy.sparse.csc_matrix(arrays["tags"]) if sparse else arrays["tags"],
         labels: scipy.sparse.csc_matrix(arrays["labels"]) if sparse else arrays["labels"],
         "param": {"seed": 3.0},
@@ -171,7 +171,7 @@ def test_hdf5_of_python(tmp_path, arrays, axes, order, transposed, chunks):
 
 
 def test_three_files_of_two_formats_in_a_folder(tmp_path, arrays):
-    """The usual download: pictures as HDF5, the rest as MATLAB 5, beside a file of the pictures' names in cells."""
+    """The usual download: images as HDF5, the rest as MATLAB 5, and a file of the images' names in cells."""
     folder = tmp_path / "mirflickr"
     for name in ("IAll", "YAll", "LAll", "FAll"):
         (folder / name).mkdir(parents=True)
@@ -199,7 +199,7 @@ def test_axes_given_win(tmp_path, arrays):
         open_matrices(tmp_path / "x.h5", axes={"labels": "ND"})
 
 
-def test_grey_pictures_and_features(tmp_path, arrays):
+def test_gray_images_and_features(tmp_path, arrays):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["images"] = arrays["images"][:, :, :, 0]
         file["XAll"] = arrays["features"]
@@ -256,7 +256,7 @@ def test_rows_of_any_layout_are_those_of_the_array(tmp_path_factory, data):
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("compression", [None, "gzip"])
 @pytest.mark.parametrize("userblock", [0, 1024])
-def test_one_huge_chunk_is_unpacked_past_the_library(tmp_path, monkeypatch, shuffle, compression, userblock):
+def test_one_huge_chunk_is_inflated_without_h5py(tmp_path, monkeypatch, shuffle, compression, userblock):
 
     values = np.random.default_rng(1).normal(size=(50, 3, 4, 5)).astype(np.float32)
     with h5py.File(tmp_path / "x.h5", "w", userblock_size=userblock) as file:
@@ -305,7 +305,7 @@ def run_alone(environment, *arguments) -> list[list[float]]:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
 @pytest.mark.slow
 def test_four_gigabytes_of_hdf5_in_a_fraction_of_them(tmp_path, environment):
-    """20,015 pictures of 256 x 256, of which the file holds one; the rest are its fill value."""
+    """20,015 images of 256 x 256, of which the file holds one; the rest are its fill value."""
     with h5py.File(tmp_path / "x.h5", "w") as file:
         images = file.create_dataset("IAll", (20015, 3, 256, 256), "u1", chunks=(64, 3, 256, 256), compression="gzip")
         images[0] = 7
@@ -323,7 +323,7 @@ def test_compressed_matlab_5_is_not_unpacked_in_memory(tmp_path, environment):
     values = {"YAll": np.eye(count, 12), "LAll": np.ones((count, 2))}
     scipy.io.savemat(tmp_path / "rest.mat", values)
     # Written piece by piece, since scipy would hold the matrix several times.
-    write_compressed_zeros(tmp_path / "pictures.mat", "IAll", (224, 224, 3, count))
+    write_compressed_zeros(tmp_path / "images.mat", "IAll", (224, 224, 3, count))
     run = run_alone(environment, tmp_path)
     rows, total, tags, peak = run[0]
     assert (rows, total, tags) == (count, 0, 12)

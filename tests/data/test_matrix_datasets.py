@@ -14,7 +14,7 @@ import pytest
 import scipy.io
 
 from cmfah_hf.data import convert_matrices, load_image_text, open_matrices
-from cmfah_hf.data.matrices.pictures import lies_on_its_side
+from cmfah_hf.data.matrices.images import is_on_its_side
 from cmfah_hf.data.streams import count_rows
 from cmfah_hf.errors import DataError
 
@@ -105,7 +105,7 @@ def test_one_column_of_class_numbers(tmp_path, arrays, first, column):
     assert open_matrices(tmp_path / "x.h5").label_names == [f"class{i + first:02d}" for i in range(3)]
 
 
-def test_a_stream_is_cut_for_workers_and_read_without_pictures(file, arrays):
+def test_a_stream_is_divided_among_workers_and_read_without_images(file, arrays):
     from torch.utils.data import DataLoader
 
     stream = load_image_text(file, split="train", streaming=True, images=False)
@@ -117,28 +117,28 @@ def test_a_stream_is_cut_for_workers_and_read_without_pictures(file, arrays):
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [("f4", 1), ("f8", 1 / 255), ("i2", 1)])
-def test_pictures_of_other_types(tmp_path, arrays, dtype, scale):
+def test_images_of_other_types(tmp_path, arrays, dtype, scale):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.update({"images": (arrays["images"] * scale).astype(dtype), "tags": arrays["tags"]})
-    for row, picture in zip(open_matrices(tmp_path / "x.h5").to_dataset(), arrays["images"], strict=True):
-        np.testing.assert_array_equal(np.asarray(row["image"]), picture)
+    for row, image in zip(open_matrices(tmp_path / "x.h5").to_dataset(), arrays["images"], strict=True):
+        np.testing.assert_array_equal(np.asarray(row["image"]), image)
 
 
-def test_values_that_are_no_pictures(tmp_path, arrays):
+def test_values_that_are_no_images(tmp_path, arrays):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.update({"images": arrays["images"].astype("f4") - 120, "tags": arrays["tags"]})
-    with pytest.raises(DataError, match=r"images, row 0: values from -\d+ to \d+ are no picture's"):
+    with pytest.raises(DataError, match=r"images, row 0: values from -\d+ to \d+ are outside the range of images"):
         list(open_matrices(tmp_path / "x.h5").to_dataset())
 
 
-def test_pictures_on_their_side_are_said_to_be(tmp_path, caplog):
+def test_images_on_their_side_give_a_warning(tmp_path, caplog):
     """Light above, dark below, noise everywhere: 140 of them, stored the other way round."""
     rng = np.random.default_rng(0)
-    pictures = np.linspace(200, 80, 16)[None, :, None, None] + rng.normal(0, 30, (140, 16, 16, 3))
-    upright = pictures.clip(0, 255).astype(np.uint8)
-    assert not lies_on_its_side(upright.mean(axis=(0, 3)))
-    assert lies_on_its_side(upright.mean(axis=(0, 3)).T)
-    assert not lies_on_its_side(rng.normal(120, 30, (16, 16)))
+    images = np.linspace(200, 80, 16)[None, :, None, None] + rng.normal(0, 30, (140, 16, 16, 3))
+    upright = images.clip(0, 255).astype(np.uint8)
+    assert not is_on_its_side(upright.mean(axis=(0, 3)))
+    assert is_on_its_side(upright.mean(axis=(0, 3)).T)
+    assert not is_on_its_side(rng.normal(120, 30, (16, 16)))
     for name, stored in (("good", upright), ("turned", upright.transpose(0, 2, 1, 3))):
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             file.update({"images": stored, "tags": np.ones((140, 3))})
@@ -146,7 +146,7 @@ def test_pictures_on_their_side_are_said_to_be(tmp_path, caplog):
         next(iter(open_matrices(tmp_path / "good.h5").to_dataset()))
         assert not caplog.records
         next(iter(open_matrices(tmp_path / "turned.h5").to_dataset()))
-        assert 'seem to lie on their side; if they do, say axes={"images": "NWHC"}' in caplog.text
+        assert 'seem to lie on their side; if they do, give axes={"images": "NWHC"}' in caplog.text
         caplog.clear()
         row = next(iter(open_matrices(tmp_path / "turned.h5", axes={"images": "NWHC"}).to_dataset()))
     assert not caplog.records
@@ -253,14 +253,22 @@ REFUSED = [
     ("x.mat", {"YAll": ONES, "LAll": np.ones((5, 2))}, r"rows do not agree: tags = YAll .* LAll .*5 x 2"),
     ("x.mat", {"YAll": np.ones((4, 4)), "LAll": TWO}, r'4 pairs fit ND and DN; say .* as axes=\{"tags": "ND"\}'),
     ("x.mat", {"YAll": ONES}, r"the number of pairs could be 3 or 4; say which axis"),
-    ("x.mat", {"YAll": ONES, "LAll": np.array([["a"]], object)}, r"LAll \(cell array, 1 x 1\) holds no plain numbers"),
-    ("x.mat", {"YAll": "night", "LAll": TWO}, r"YAll \(char, 1 x 5\) holds no plain numbers"),
+    (
+        "x.mat",
+        {"YAll": ONES, "LAll": np.array([["a"]], object)},
+        r"LAll \(cell array, 1 x 1\) does not hold plain numbers",
+    ),
+    ("x.mat", {"YAll": "night", "LAll": TWO}, r"YAll \(char, 1 x 5\) does not hold plain numbers"),
     ("x.mat", {"YAll": ONES * 1j, "LAll": TWO}, r"YAll \(complex double, 4 x 3\)"),
     ("x.mat", {"YAll": np.ones((0, 3)), "LAll": TWO}, r"YAll \(double, 0 x 3\) is empty"),
     ("x.h5", {"YAll": ONES, "tags": ONES}, r"YAll of x.h5 and tags of x.h5 could both be the tags; name one"),
-    ("x.h5", {"images": np.ones((4, 5, 5, 7)), "tags": ONES}, r"no axis of 1 or 3 colours where pictures have it"),
+    (
+        "x.h5",
+        {"images": np.ones((4, 5, 5, 7)), "tags": ONES},
+        r"no axis of 1 or 3 colors in any known layout",
+    ),
     ("x.h5", {"tags": np.ones((4, 3, 2)), "labels": TWO}, r"tags \(float64, 4 x 3 x 2\) is no matrix"),
-    ("x.h5", {"YAll/data": np.ones(3)}, r"YAll \(group\) holds no plain numbers"),
+    ("x.h5", {"YAll/data": np.ones(3)}, r"YAll \(group\) does not hold plain numbers"),
 ]
 
 
@@ -306,13 +314,13 @@ def test_what_is_no_file_of_matrices(tmp_path, file):
     content = file.read_bytes()
     (tmp_path / "cut.h5").write_bytes(content[: len(content) // 2])
     scipy.io.savemat(tmp_path / "four.mat", {"YAll": np.ones((3, 2))}, format="4")
-    (tmp_path / "picture.mat").write_bytes(b"\xff\xd8\xff\xe0 not one")
+    (tmp_path / "image.mat").write_bytes(b"\xff\xd8\xff\xe0 not one")
     (tmp_path / "empty.mat").write_bytes(b"")
     (tmp_path / "none").mkdir()
     for path, message in {
         "cut.h5": "not a readable HDF5 file .*truncated",
         "four.mat": "is a MATLAB 4 file; save it anew",
-        "picture.mat": "is neither a MATLAB 5 nor an HDF5 file",
+        "image.mat": "is neither a MATLAB 5 nor an HDF5 file",
         "empty.mat": "is neither a MATLAB 5 nor an HDF5 file",
         "gone.mat": "there is no such file",
         "none": "holds no .mat or .h5 or .hdf5 file",
@@ -342,9 +350,12 @@ def test_variables_of_other_names(tmp_path, arrays):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ({"queries": "middle", "num_queries": 1, "num_train": 1}, "stand 'first' or 'last', not 'middle'"),
+        (
+            {"queries": "middle", "num_queries": 1, "num_train": 1},
+            "queries='middle' is not known",
+        ),
         ({"queries": "first"}, "give num_queries and num_train"),
-        ({"num_queries": 3}, "without saying where the queries stand"),
+        ({"num_queries": 3}, "without the position of the queries"),
         (
             {"queries": "last", "num_queries": 8, "num_train": 5},
             "8 queries and 5 training pairs are more than the 12 rows",
@@ -356,7 +367,7 @@ def test_splits_that_do_not_fit(file, split, message):
         load_image_text(file, streaming=True, **split)
 
 
-def test_what_cannot_be_said_of_matrices(file, tmp_path, arrays):
+def test_arguments_that_matrices_do_not_accept(file, tmp_path, arrays):
     with pytest.raises(DataError, match="matrices have no columns to name"):
         load_image_text(file, text_column="tags")
     with pytest.raises(DataError, match="matrices do not accept revision"):
@@ -365,14 +376,14 @@ def test_what_cannot_be_said_of_matrices(file, tmp_path, arrays):
         open_matrices(write(tmp_path, {"images": arrays["images"], "labels": arrays["labels"]})).to_dataset()
 
 
-def test_a_folder_of_matrices_is_a_data_set_and_one_of_pictures_is_not(file, make_folder):
+def test_a_folder_of_matrices_is_a_data_set_and_one_of_images_is_not(file, make_folder):
     from cmfah_hf.data.loading import is_data_set
 
     assert is_data_set(file.parent)
-    pictures = make_folder([{"file_name": "a.png"}], "mere")
-    (pictures / "metadata.jsonl").unlink()
-    (pictures / "features.mat").write_bytes(file.read_bytes())
-    assert not is_data_set(pictures)
+    images = make_folder([{"file_name": "a.png"}], "mere")
+    (images / "metadata.jsonl").unlink()
+    (images / "features.mat").write_bytes(file.read_bytes())
+    assert not is_data_set(images)
 
 
 def test_another_working_folder_changes_nothing(file, arrays, monkeypatch):

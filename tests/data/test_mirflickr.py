@@ -1,4 +1,4 @@
-"""MIRFlickr as released: what comes out of a small exact replica, and what is said of every file that is not right."""
+"""Preparation of MIRFlickr: a small exact replica, and the error for each kind of defect."""
 
 import re
 import zipfile
@@ -9,7 +9,7 @@ import pytest
 from cmfah_hf.data import load_image_text
 from cmfah_hf.data.releases.files import ReleaseFiles
 from cmfah_hf.data.releases.mirflickr import CLASSES, MIRFLICKR25K, prepare_mirflickr25k, read_mirflickr
-from cmfah_hf.data.releases.table import CheckSums, Corrections
+from cmfah_hf.data.releases.table import Corrections, CountChecks
 from cmfah_hf.errors import DataError
 
 
@@ -20,8 +20,8 @@ def replica(request, replicas, tmp_path):
 
 @pytest.fixture
 def bare(replicas, tmp_path):
-    """Without pictures, in folders, to be spoilt."""
-    return replicas.make_mirflickr(tmp_path / "release", pictures=False)
+    """Without images, in folders, to be damaged."""
+    return replicas.make_mirflickr(tmp_path / "release", images=False)
 
 
 def matrix(lists, width):
@@ -33,14 +33,14 @@ def matrix(lists, width):
 def test_tables_are_those_of_the_files(replica):
     with ReleaseFiles(replica.root) as files:
         corrections = Corrections(files)
-        table = read_mirflickr(files, replica.release, CheckSums(False, corrections))
+        table = read_mirflickr(files, replica.release, CountChecks(False, corrections))
     assert table.ids == replica.ids
     assert (table.tag_names, table.class_names) == (replica.tag_names, replica.class_names)
     np.testing.assert_array_equal(matrix(table.tags, len(replica.tag_names)), replica.tags)
     np.testing.assert_array_equal(matrix(table.labels, 24), replica.labels)
-    assert len(corrections.said) == 2
-    assert re.match(r"\d+ files of tags \(the first is tags\d+\.txt\) hold Latin-1", corrections.said[0])
-    assert corrections.said[1].startswith("14 files *_r1.txt")
+    assert len(corrections.lines) == 2
+    assert re.match(r"\d+ files of tags \(the first is tags\d+\.txt\) are Latin-1", corrections.lines[0])
+    assert corrections.lines[1].startswith("14 files *_r1.txt")
 
 
 @pytest.mark.parametrize("needs_tag", [True, False])
@@ -86,26 +86,26 @@ def renamed(path, name):
     path.rename(path.with_name(name))
 
 
-SPOILT = {
+DEFECTS = {
     "no annotation file": (
         lambda root: renamed(root / "mirflickr25k_annotations_v080/sky.txt", "Sky-v2.txt"),
-        r"sky\.txt \(the pictures of class 'sky', in mirflickr25k_annotations_v080\.zip\) is not there.*present are: ",
+        r"sky\.txt \(the images of class 'sky', in mirflickr25k_annotations_v080\.zip\) is missing.*present are: ",
     ),
     "no common tags": (
         lambda root: (root / "mirflickr/doc/common_tags.txt").unlink(),
-        r"doc/common_tags\.txt \(the common tags, in mirflickr25k\.zip\) is not there",
+        r"doc/common_tags\.txt \(the common tags, in mirflickr25k\.zip\) is missing",
     ),
-    "no tags of a picture": (
+    "no tags of a image": (
         lambda root: (root / "mirflickr/meta/tags/tags33.txt").unlink(),
-        r"meta/tags/tags33\.txt \(the tags of picture 33 of 60, .*present are: mirflickr/meta/tags/tags1\.txt",
+        r"meta/tags/tags33\.txt \(the tags of image 33 of 60, .*present are: mirflickr/meta/tags/tags1\.txt",
     ),
-    "number of no picture": (
+    "number without an image": (
         lambda root: spoil(root / "mirflickr25k_annotations_v080/dog.txt", b"3\r\n61\r\n"),
-        r"dog\.txt, line 2: '61' is no number of a picture \(1 to 60\)",
+        r"dog\.txt, line 2: '61' is not the number of an image \(1 to 60\)",
     ),
     "no number": (
         lambda root: spoil(root / "mirflickr25k_annotations_v080/dog.txt", b"im3\n"),
-        r"dog\.txt, line 1: 'im3' is no number of a picture",
+        r"dog\.txt, line 1: 'im3' is not the number of an image",
     ),
     "an annotation too few": (
         lambda root: spoil(root / "mirflickr25k_annotations_v080/dog.txt", b""),
@@ -115,13 +115,13 @@ SPOILT = {
         lambda root: spoil(root / "mirflickr/doc/common_tags.txt", b"nikon 20\r\nexplore 20\r\n"),
         r"common_tags\.txt: 2 tags instead of 10",
     ),
-    "no count beside a tag": (
+    "no count next to a tag": (
         lambda root: spoil(root / "mirflickr/doc/common_tags.txt", b"nikon 20\nexplore\n"),
-        r"common_tags\.txt, line 2: 'explore' is not a tag and its count",
+        r"common_tags\.txt, line 2: 'explore' is not a tag with its count",
     ),
     "a tag twice": (
         lambda root: spoil(root / "mirflickr/doc/common_tags.txt", b"nikon 20\nnikon 3\n"),
-        r"common_tags\.txt, line 2: 'nikon' stands there twice",
+        r"common_tags\.txt, line 2: 'nikon' occurs twice",
     ),
     "a tag more": (
         lambda root: spoil(root / "mirflickr/meta/tags/tags1.txt", b"nikon"),
@@ -134,9 +134,9 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("defect", SPOILT)
-def test_what_is_wrong_is_named(bare, defect, tmp_path):
-    change, message = SPOILT[defect]
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_defects_are_named(bare, defect, tmp_path):
+    change, message = DEFECTS[defect]
     change(bare.root)
     with pytest.raises(DataError, match=message) as caught:
         prepare_mirflickr25k(bare.root, tmp_path / "out", release=bare.release)
@@ -144,7 +144,7 @@ def test_what_is_wrong_is_named(bare, defect, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_other_counts_can_be_allowed_and_are_said_on_the_card(bare, tmp_path):
+def test_other_counts_can_be_allowed_and_are_listed_on_the_card(bare, tmp_path):
     (bare.root / "mirflickr25k_annotations_v080/dog.txt").write_bytes(b"1\n")
     report = prepare_mirflickr25k(bare.root, tmp_path / "out", allow_other_counts=True, release=bare.release)
     lines = [line for line in report.corrections if "this copy differs from the release" in line]
@@ -156,9 +156,9 @@ def test_other_counts_can_be_allowed_and_are_said_on_the_card(bare, tmp_path):
 
 
 def test_arguments_that_cannot_be(bare):
-    with pytest.raises(DataError, match=r"variant=20014 is not known; take one of 43, 53"):
+    with pytest.raises(DataError, match=r"variant=20014 is not known; give one of 43, 53"):
         prepare_mirflickr25k(bare.root, None, variant=20014, release=bare.release)
-    with pytest.raises(DataError, match=r"split='random' is not known; take one of paper, dcmh, dadh"):
+    with pytest.raises(DataError, match=r"split='random' is not known; give one of paper, dcmh, dadh"):
         prepare_mirflickr25k(bare.root, None, split="random", release=bare.release)
     with pytest.raises(DataError, match=r"40 queries and 14 training pairs cannot be taken from 43 rows"):
         prepare_mirflickr25k(bare.root, None, queries=40, release=bare.release)
@@ -173,7 +173,7 @@ def test_the_whole_release_is_what_is_expected_without_further_words(bare):
 
 
 def test_of_a_folder_and_an_archive_the_folder_is_read(replicas, tmp_path):
-    replica = replicas.make_mirflickr(tmp_path / "release", pictures=False)
+    replica = replicas.make_mirflickr(tmp_path / "release", images=False)
     with zipfile.ZipFile(replica.root / "old.zip", "w") as archive:
         archive.writestr("dog.txt", "rubbish")
     assert prepare_mirflickr25k(replica.root, None, release=replica.release).label_ones > 0

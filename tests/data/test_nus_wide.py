@@ -1,4 +1,4 @@
-"""NUS-WIDE as released: what comes out of a small exact replica, and what is said of every file that is not right."""
+"""Preparation of NUS-WIDE: a small exact replica, and the error for each kind of defect."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from cmfah_hf.data import load_image_text
 from cmfah_hf.data.releases import table as release_table
 from cmfah_hf.data.releases.files import ReleaseFiles
-from cmfah_hf.data.releases.nus_wide import MOST_FREQUENT, prepare_nus_wide
+from cmfah_hf.data.releases.nus_wide import prepare_nus_wide
+from cmfah_hf.data.releases.nus_wide_files import MOST_FREQUENT
 from cmfah_hf.data.releases.shards import Writing
 from cmfah_hf.errors import DataError
 
@@ -17,8 +18,8 @@ PREFIX = "C:\\ImageData\\Flickr\\"
 
 @pytest.fixture
 def bare(replicas, tmp_path):
-    """Without pictures, in folders, to be spoilt."""
-    return replicas.make_nus_wide(tmp_path / "release", pictures=False)
+    """Without images, in folders, to be damaged."""
+    return replicas.make_nus_wide(tmp_path / "release", images=False)
 
 
 def columns_of(replica, classes):
@@ -36,16 +37,16 @@ FORMS = [
 @pytest.mark.parametrize("form", FORMS, ids=["folders", "archives", "archives, Windows"])
 @pytest.mark.parametrize(("classes", "needs_tag"), [(21, False), (21, True), (10, False), (81, True)])
 def test_rows_are_those_of_the_files(replicas, tmp_path, form, classes, needs_tag):
-    replica = replicas.make_nus_wide(tmp_path / "release", pictures=classes == 10, **form)
+    replica = replicas.make_nus_wide(tmp_path / "release", images=classes == 10, **form)
     (variant,) = [number for number, needs in replica.release.variants[classes].items() if needs is needs_tag]
     report = prepare_nus_wide(replica.root, tmp_path / "out", variant=variant, classes=classes, release=replica.release)
     labels = replica.labels[:, columns_of(replica, classes)]
     chosen = labels.any(1) & (replica.tags.any(1) | (not needs_tag))
     assert chosen.sum() == variant == report.rows["query"] + report.rows["database"]
     assert (report.tag_ones, report.label_ones) == (replica.tags[chosen].sum(), labels[chosen].sum())
-    assert report.pictures == (classes == 10)
+    assert report.images == (classes == 10)
     names = sorted(replica.class_names[column] for column in columns_of(replica, classes))
-    parts = load_image_text(tmp_path / "out", streaming=True, images=report.pictures)
+    parts = load_image_text(tmp_path / "out", streaming=True, images=report.images)
     rows = {row["id"]: row for name in ("query", "database") for row in parts[name]}
     assert set(rows) == {replica.ids[row] for row in np.flatnonzero(chosen)}
     for number in np.flatnonzero(chosen):
@@ -72,7 +73,7 @@ def test_5018_tags_are_those_of_the_row_in_its_order(bare, tmp_path):
     rows = {row["id"]: row["tags"] for name in ("query", "database") for row in parts[name]}
     assert rows == {row_id: expected[row_id] for row_id in rows}
     assert any("müll" in tags for tags in rows.values())
-    assert sum("hold Latin-1" in line for line in report.corrections) == 1
+    assert sum("are Latin-1" in line for line in report.corrections) == 1
 
 
 def test_tagged_rows_are_the_same_whichever_tags_are_taken(bare, tmp_path):
@@ -85,17 +86,17 @@ def test_tagged_rows_are_the_same_whichever_tags_are_taken(bare, tmp_path):
     assert reports[0].tag_ones < reports[1].tag_ones
 
 
-def test_corrections_are_said_once_in_the_log_and_on_the_card(replicas, tmp_path, caplog):
-    replica = replicas.make_nus_wide(tmp_path / "release", pictures=False, prefix=PREFIX)
+def test_corrections_are_once_in_the_log_and_on_the_card(replicas, tmp_path, caplog):
+    replica = replicas.make_nus_wide(tmp_path / "release", images=False, prefix=PREFIX)
     report = prepare_nus_wide(replica.root, tmp_path / "out", release=replica.release)
     assert [record.getMessage() for record in caplog.records] == report.corrections
     expected = [
         "NUS-WIDE-urls.rar: is not read, and not needed",
         "ImageList/Imagelist.txt: 90 paths with backslashes",
-        "ImageList/Imagelist.txt: 90 paths begin with a folder of another machine",
-        "ImageList/Imagelist.txt: 2 photo ids stand there twice",
+        "ImageList/Imagelist.txt: 90 paths start with a folder of another machine",
+        "ImageList/Imagelist.txt: 2 photo ids occur twice",
         "Labels_lake_Train.txt, line 21: -1130179 is neither 0 nor 1",
-        "the release: no pictures in it",
+        "the release: holds no images",
     ]
     assert [line.startswith(start) for line, start in zip(report.corrections, expected, strict=True)] == [True] * 6
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
@@ -117,14 +118,14 @@ def change(path, old, new):
     path.write_bytes(content.replace(old, new, 1))
 
 
-SPOILT = {
+DEFECTS = {
     "no labels of a class": (
         lambda root: (root / "Groundtruth/AllLabels/Labels_sky.txt").rename(root / "Groundtruth/AllLabels/sky.txt"),
-        r"AllLabels/Labels_sky\.txt \(the labels of 'sky', in Groundtruth\.zip as Groundtruth/AllLabels\) is not there",
+        r"AllLabels/Labels_sky\.txt \(the labels of 'sky', in Groundtruth\.zip as Groundtruth/AllLabels\) is missing",
     ),
     "no list": (
         lambda root: (root / "ImageList/Imagelist.txt").unlink(),
-        r"Imagelist\.txt \(the list of pictures, in ImageList\.zip\) is not there.*NUS-WIDE-urls\.rar cannot be read",
+        r"Imagelist\.txt \(the list of images, in ImageList\.zip\) is missing.*NUS-WIDE-urls\.rar cannot be read",
     ),
     "a label that is none": (
         lambda root: change(root / "Groundtruth/AllLabels/Labels_lake.txt", b"0\r\n", b"-1130179\r\n"),
@@ -132,7 +133,7 @@ SPOILT = {
     ),
     "a line too few": (
         lambda root: change(root / "Groundtruth/AllLabels/Labels_lake.txt", b"0\r\n", b""),
-        r"Labels_lake\.txt: 89 lines instead of 90, as Imagelist\.txt has",
+        r"Labels_lake\.txt: 89 lines instead of 90, as in Imagelist\.txt",
     ),
     "a label changed": (
         lambda root: change(root / "Groundtruth/AllLabels/Labels_lake.txt", b"0\r\n", b"1\r\n"),
@@ -156,7 +157,7 @@ SPOILT = {
     ),
     "a path twice": (
         lambda root: change(root / "ImageList/Imagelist.txt", b"actor\\0001_100037", b"actor\\0000_100000"),
-        r"Imagelist\.txt: the path actor/0000_100000\.jpg stands there twice",
+        r"Imagelist\.txt: the path actor/0000_100000\.jpg occurs twice",
     ),
     "another concept": (
         lambda root: change(root / "ConceptsList/Concepts81.txt", b"sky\r\n", b"heaven\r\n"),
@@ -164,14 +165,14 @@ SPOILT = {
     ),
     "a tag twice in the list": (
         lambda root: change(root / "NUS_WID_Tags/TagList1k.txt", b"tag1\r\n", b"tag3\r\n"),
-        r"TagList1k\.txt: the tag 'tag3' stands there twice",
+        r"TagList1k\.txt: the tag 'tag3' occurs twice",
     ),
 }
 
 
-@pytest.mark.parametrize("defect", SPOILT)
-def test_what_is_wrong_is_named(bare, defect, tmp_path):
-    spoil, message = SPOILT[defect]
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_defects_are_named(bare, defect, tmp_path):
+    spoil, message = DEFECTS[defect]
     spoil(bare.root)
     with pytest.raises(DataError, match=message) as caught:
         prepare_nus_wide(bare.root, tmp_path / "out", release=bare.release)
@@ -179,7 +180,7 @@ def test_what_is_wrong_is_named(bare, defect, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_of_all_tags_that_belong_to_other_pictures(bare):
+def test_rows_of_all_tags_that_belong_to_other_images(bare):
     change(bare.root / "NUS_WID_Tags/All_Tags.txt", b"100037 ", b"100038 ")
     with pytest.raises(DataError, match=r"All_Tags\.txt, line 2: photo id '100038' instead of 100037, as line 2 of Im"):
         prepare_nus_wide(bare.root, None, tags="5018", release=bare.release)
@@ -187,11 +188,11 @@ def test_rows_of_all_tags_that_belong_to_other_pictures(bare):
 
 def test_arguments_that_cannot_be(bare):
     for arguments, message in (
-        ({"classes": 20}, "classes=20 is not known; take one of 10, 21, 81"),
-        ({"tags": "5k"}, "tags='5k' is not known; take one of 1k, 5018"),
-        ({"variant": 7, "classes": 10}, "variant=7 is not known with 10 classes; take one of 39, 20"),
+        ({"classes": 20}, "classes=20 is not known; give one of 10, 21, 81"),
+        ({"tags": "5k"}, "tags='5k' is not known; give one of 1k, 5018"),
+        ({"variant": 7, "classes": 10}, "variant=7 is not known with 10 classes; give one of 39, 20"),
         ({"queries": 0}, "0 queries and 21 training pairs cannot be taken from 60 rows"),
-        ({"writing": Writing(rows_per_shard=0)}, "rows_per_shard=0: a file has a row at least"),
+        ({"writing": Writing(rows_per_shard=0)}, "rows_per_shard=0: a file needs at least one row"),
     ):
         with pytest.raises(DataError, match=message):
             prepare_nus_wide(bare.root, None, release=bare.release, **arguments)

@@ -1,4 +1,4 @@
-"""A prepared data set on disk: splits, other readers, interruptions, pictures that are not right."""
+"""Prepared data sets on disk: splits, other readers, interruptions, broken images."""
 
 import errno
 import hashlib
@@ -163,18 +163,18 @@ from cmfah_hf.data.releases import mirflickr, shards
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell switches off for what runs in its background
 
 wait_at, seen = int(sys.argv[3]), 0
-iterate = shards.iterate_pictures
+iterate = shards.iterate_images
 
 def slow(*arguments):
     global seen
-    for picture in iterate(*arguments):
-        yield picture
+    for image in iterate(*arguments):
+        yield image
         seen += 1
         if seen == wait_at:
             print("here", flush=True)
             time.sleep(60)
 
-shards.iterate_pictures = slow
+shards.iterate_images = slow
 mirflickr.prepare_mirflickr25k(
     sys.argv[1], sys.argv[2], release=mirflickr.{release}, writing=shards.Writing(rows_per_shard=6)
 )
@@ -203,7 +203,7 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(replica, tmp_path, 
         process.wait(30)
     files = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (out / "data").glob("[!.]*.parquet")}
     assert not (out / "README.md").exists()
-    with pytest.raises(DataError, match=r"begun with other arguments.*--overwrite"):
+    with pytest.raises(DataError, match=r"started with other arguments.*--overwrite"):
         prepare_mirflickr25k(replica.root, out, seed=1, **how)
     report = prepare_mirflickr25k(replica.root, out, **how)
     # Train is written first (14 rows in 3 files of 4 and 5), then the queries.
@@ -285,14 +285,14 @@ def test_what_is_in_the_folder_is_not_lost(replica, tmp_path):
     assert (out / "data" / "mine.parquet").read_bytes() == b"mine"
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "README.md").write_text("mine")
-    with pytest.raises(DataError, match=r"README\.md: is not the card of a data set prepared before, so it is left al"):
+    with pytest.raises(DataError, match=r"README\.md: was not written by this command and is not overwritten"):
         prepare_mirflickr25k(
             replica.root, tmp_path / "project", release=replica.release, writing=Writing(overwrite=True)
         )
     assert content(tmp_path / "project") == {"README.md": b"mine"}
     (tmp_path / "foreign" / "data").mkdir(parents=True)
     (tmp_path / "foreign" / "data" / "train-0.parquet").write_bytes(b"mine")
-    with pytest.raises(DataError, match=r"train-0\.parquet: was not prepared here, so it is left alone"):
+    with pytest.raises(DataError, match=r"train-0\.parquet: was not written by this command and is not overwritten"):
         prepare_mirflickr25k(
             replica.root, tmp_path / "foreign", release=replica.release, writing=Writing(overwrite=True)
         )
@@ -312,11 +312,11 @@ def test_two_processes_do_not_write_one_folder(replica, tmp_path):
 
 @pytest.fixture
 def broken(replica):
-    """Two pictures that cannot be decoded, of rows 4 and 20, and the rows that have a label and a tag."""
-    replica.pictures[4].write_bytes(replica.pictures[4].read_bytes()[:400])
+    """Two images that cannot be decoded, of rows 4 and 20, and the rows that have a label and a tag."""
+    replica.images[4].write_bytes(replica.images[4].read_bytes()[:400])
     rows = np.flatnonzero(replica.labels.any(1) & replica.tags.any(1))
     other = int(rows[rows >= 20][0])
-    replica.pictures[other].write_bytes(b"<html>This photo is no longer available</html>")
+    replica.images[other].write_bytes(b"<html>This photo is no longer available</html>")
     return {"im5", f"im{other + 1}"}, {f"im{row + 1}" for row in rows}
 
 
@@ -325,7 +325,7 @@ def ids_of(folder):
     return {name: [row["id"] for row in part] for name, part in parts.items()}
 
 
-def test_broken_pictures_are_left_out_by_name(replica, broken, tmp_path, caplog):
+def test_broken_images_are_left_out_and_listed(replica, broken, tmp_path, caplog):
     names, every = broken
     report = prepare_mirflickr25k(replica.root, tmp_path / "out", release=replica.release)
     ids = ids_of(tmp_path / "out")
@@ -335,14 +335,14 @@ def test_broken_pictures_are_left_out_by_name(replica, broken, tmp_path, caplog)
     assert re.match(r"im5\.jpg: damaged or cut short", reasons["im5"])
     assert sum(report.rows[name] for name in ("query", "database")) == len(every) - 2
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "- 2 pictures cannot be decoded: their rows are left out." in card
+    assert "- 2 images cannot be decoded: their rows are left out." in card
     assert all(f"- {name}: {reason}" in card for name, reason in reasons.items())
     assert len([r for r in caplog.records if r.getMessage().startswith("Cannot be read: im")]) == 2
     for name, part in ids.items():
         assert hashlib.sha256("\n".join(part).encode()).hexdigest() == report.ids_sha256[name]
 
 
-def test_broken_pictures_change_no_other_row_s_side(replica, broken, replicas, tmp_path):
+def test_broken_images_change_no_other_row_s_side(replica, broken, replicas, tmp_path):
     sound = replicas.make_mirflickr(tmp_path / "sound")
     prepare_mirflickr25k(sound.root, tmp_path / "all", release=sound.release)
     prepare_mirflickr25k(replica.root, tmp_path / "some", release=replica.release)
@@ -350,7 +350,7 @@ def test_broken_pictures_change_no_other_row_s_side(replica, broken, replicas, t
         assert part == [row_id for row_id in ids_of(tmp_path / "all")[name] if row_id not in broken[0]]
 
 
-def test_broken_pictures_can_be_kept(replica, broken, tmp_path):
+def test_broken_images_can_be_kept(replica, broken, tmp_path):
     import pyarrow.parquet as pq
 
     kept = prepare_mirflickr25k(
@@ -373,13 +373,13 @@ def test_only_checked(replica, broken, tmp_path):
     assert checked.as_dict() | {"out": written.out} == written.as_dict()
 
 
-def test_missing_pictures_are_counted_with_examples(replicas, tmp_path):
+def test_missing_images_are_counted_with_examples(replicas, tmp_path):
     replica = replicas.make_nus_wide(tmp_path / "release")
     rows = np.flatnonzero(replica.labels[:, [replica.class_names.index("sky")]].any(1))
     for row in rows[:4]:
-        replica.pictures[row].unlink()
+        replica.images[row].unlink()
     paths = ", ".join(f"{replica.ids[row]}.jpg" for row in rows[:3])
-    with pytest.raises(DataError, match=rf"4 of 60 pictures are not there \({paths}, \.\.\.\); .*--skip-missing"):
+    with pytest.raises(DataError, match=rf"4 of 60 images are missing \({paths}, \.\.\.\); .*--skip-missing"):
         prepare_nus_wide(replica.root, tmp_path / "out", release=replica.release)
     report = prepare_nus_wide(
         replica.root, tmp_path / "out", release=replica.release, writing=Writing(skip_missing=True)
@@ -388,16 +388,16 @@ def test_missing_pictures_are_counted_with_examples(replicas, tmp_path):
     assert report.missing == 4
     assert len(ids["query"] + ids["database"]) == 56
     assert not {replica.ids[row] for row in rows[:4]} & set(ids["query"] + ids["database"])
-    assert any("4 of 60 pictures are not there" in line for line in report.corrections)
+    assert any("4 of 60 images are missing" in line for line in report.corrections)
 
 
-def test_without_any_pictures_the_tables_are_prepared_alone(replicas, tmp_path, caplog):
-    replica = replicas.make_nus_wide(tmp_path / "release", pictures=False)
+def test_without_any_images_the_tables_are_prepared(replicas, tmp_path, caplog):
+    replica = replicas.make_nus_wide(tmp_path / "release", images=False)
     (replica.root / "Flickr.tar.gz").write_bytes(b"closed")
     report = prepare_nus_wide(replica.root, tmp_path / "out", release=replica.release)
-    assert not report.pictures
-    assert "no pictures in it, so ids, texts, tags and labels are prepared alone" in caplog.text
-    assert "Flickr.tar.gz, NUS-WIDE-urls.rar, which cannot be read as it is" in caplog.text
+    assert not report.images
+    assert "holds no images, so only ids, texts, tags and labels are prepared" in caplog.text
+    assert "Flickr.tar.gz, NUS-WIDE-urls.rar, which cannot be read" in caplog.text
     stream = load_image_text(tmp_path / "out", split="train", streaming=True, images=False)
     assert list(next(iter(stream))) == ["id", "text", "labels", "tags"]
     with pytest.raises(DataError, match="no column looks like the image"):
@@ -405,7 +405,7 @@ def test_without_any_pictures_the_tables_are_prepared_alone(replicas, tmp_path, 
 
 
 def test_where_all_is_trained_on_the_database_is_that(replicas, tmp_path):
-    replica = replicas.make_nus_wide(tmp_path / "release", pictures=False)
+    replica = replicas.make_nus_wide(tmp_path / "release", images=False)
     prepare_nus_wide(replica.root, tmp_path / "out", queries=10, train=50, release=replica.release)
     ids = ids_of(tmp_path / "out")
     assert ids["database"] == ids["train"]
@@ -465,7 +465,7 @@ def test_the_command(replica, tmp_path, capsys, monkeypatch):
     for arguments, message in (
         ([], "There is no folder to write to; name one with --out"),
         (["--check-only", "--classes", "10"], "--classes is for nus-wide"),
-        (["--check-only", "--variant", "3"], "variant=3 is not known; take one of 43, 53"),
+        (["--check-only", "--variant", "3"], "variant=3 is not known; give one of 43, 53"),
         (["--out", str(tmp_path / "out")], "holds a data set already"),
     ):
         code, out, err = run(*arguments)

@@ -1,4 +1,4 @@
-"""The drawn scenes: the same for everyone, true to their labels, boxes and words."""
+"""Synthetic scenes: deterministic, with correct labels, boxes and words."""
 
 import hashlib
 import json
@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmfah_hf.data import load_image_text, load_scenes, make_scenes, scenes
-from cmfah_hf.data.scene_backgrounds import BACKGROUNDS
-from cmfah_hf.data.scene_drawings import KINDS, draw_thing
+from cmfah_hf.data import load_image_text, load_scenes, make_scenes
 from cmfah_hf.data.scenes import SCENE_CLASSES, draw_scene
+from cmfah_hf.data.scenes import scene as scenes
+from cmfah_hf.data.scenes.backgrounds import BACKGROUNDS
+from cmfah_hf.data.scenes.drawings import KINDS, draw_thing
 from cmfah_hf.errors import DataError
 from cmfah_hf.models.tokenization_cmfah import split_words
 
@@ -198,7 +199,7 @@ def test_other_sizes(size):
         assert all(max(box["box"]) <= size and min(box["box"]) >= 0 for box in scene.boxes)
 
 
-def test_clutter_changes_the_picture_and_the_sizes_and_nothing_that_is_said(monkeypatch):
+def test_clutter_changes_the_image_and_the_sizes_but_not_text_and_labels(monkeypatch):
     plain = [draw_scene(i, image_size=96) for i in range(12)]
     strewn = []
     original = scenes.draw_shard

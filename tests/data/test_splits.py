@@ -1,4 +1,4 @@
-"""Dividing training pairs, by permutation and by id."""
+"""Splits of training pairs, by permutation and by id."""
 
 import datasets
 import pytest
@@ -69,7 +69,7 @@ def test_the_hash_stays_what_it_is():
     assert [i for i, side in enumerate(sides) if side] == [1, 4, 5, 6, 7]
 
 
-def test_pictures_of_streams_survive_the_split(rows_of):
+def test_images_of_streams_survive_the_split(rows_of):
     scenes = make_scenes(12, image_size=32)
     train, validation = hash_split(scenes.to_iterable_dataset(), 0.4)
     assert train.features == scenes.features

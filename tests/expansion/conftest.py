@@ -1,4 +1,4 @@
-"""Texts small enough to check by hand, and the dense matrices that everything sparse is checked against."""
+"""Small texts to check by hand, and dense reference matrices for sparse ones."""
 
 import numpy as np
 import pytest

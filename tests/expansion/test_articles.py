@@ -1,4 +1,4 @@
-"""Articles come out alike whatever holds them; a dump is read page by page."""
+"""Articles are the same from any source; a dump is read page by page."""
 
 import bz2
 import gzip
@@ -113,7 +113,7 @@ for path in (Path(sys.argv[1]), Path(sys.argv[2])):
     [
         ("a.xml", b"", "cannot be read as a MediaWiki dump"),
         ("a.xml", b"<mediawiki><page>", "cannot be read as a MediaWiki dump"),
-        ("a.xml", b"<html><body/></html>", "holds 'html' and no MediaWiki dump"),
+        ("a.xml", b"<html><body/></html>", "holds 'html' instead of a MediaWiki dump"),
         ("a.xml.bz2", b"no bz2", "cannot be read as a MediaWiki dump"),
         ("a.xml.bz2", bz2.compress(HEAD.encode() * 50)[:-20], "cannot be read as a MediaWiki dump"),
         ("a.jsonl", b'{"title": "Dog"}\n', "line 1 has no column 'text', only 'title'"),
@@ -137,5 +137,5 @@ def test_missing_files_and_columns_are_named(tmp_path, monkeypatch):
             articles(path)
     with pytest.raises(DataError, match="has no column 'text', only 'body'"):
         articles(Dataset.from_dict({"body": ["dog"]}))
-    with pytest.raises(DataError, match=r"nobody/nothing:en is no file here, nor a data set on the Hub"):
+    with pytest.raises(DataError, match=r"nobody/nothing:en is neither a local file nor a data set on the Hub"):
         articles("nobody/nothing:en")

@@ -1,4 +1,4 @@
-"""States whose writing was broken off, and states that somebody crafted with a checksum that fits."""
+"""Interrupted saves, and crafted states with a valid checksum."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ print(done)
 
 
 def save(folder: Path, texts: list[str], steps: int) -> subprocess.CompletedProcess:
-    """Saves an expander with knowledge in a process that is killed before so many files were put in place."""
+    """Saves an expander with knowledge in a process that is killed after a number of files."""
     command = [sys.executable, "-c", SAVE, "|".join(texts), str(folder), str(steps)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
 

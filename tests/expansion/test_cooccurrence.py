@@ -1,4 +1,4 @@
-"""Counts of words near each other against nested loops, and what is forgotten when the bounds are met."""
+"""Co-occurrence counts against nested loops, and the error bounds of dropped counts."""
 
 from collections import Counter
 

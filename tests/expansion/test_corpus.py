@@ -1,4 +1,4 @@
-"""Texts come out alike whatever holds them, and what is no text is named."""
+"""Texts are the same from any source; invalid texts are named in errors."""
 
 import gzip
 import json
@@ -63,7 +63,7 @@ def test_tag_lists_are_texts_too():
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_pictures_are_not_decoded(streaming):
+def test_images_are_not_decoded(streaming):
     features = Features({"image": Image(), "text": Value("string")})
     dataset = Dataset.from_dict({"image": [{"bytes": b"no picture", "path": None}], "text": ["dog"]}, features=features)
     with pytest.raises(Exception, match="cannot identify image"):

@@ -1,4 +1,4 @@
-"""Word vectors against gensim itself, the same in every process, whatever held the corpus."""
+"""Word vectors against gensim, deterministic across processes and sources."""
 
 import json
 import logging

@@ -98,7 +98,7 @@ def test_texts_of_many_blocks(monkeypatch):
 
 
 def test_equal_words_come_by_word_not_by_count():
-    # A hop from x lands on a and on b with probability 1/4 each; b stands in more images.
+    # A hop from x lands on a and on b with probability 1/4 each; b has more images.
     expander = GraphExpander(walk_length=3).fit(["x b", "x a", "b"])
     assert expander.graph.vocabulary == ["b", "x", "a"]
     assert expander.expand("x") == ["x", "a", "b"]

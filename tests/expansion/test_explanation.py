@@ -1,4 +1,4 @@
-"""Explanations against the walks written out one by one, and the graph against a plain networkx one."""
+"""Explanations against enumerated walks, and the graph against a plain networkx graph."""
 
 import json
 from itertools import pairwise, product
@@ -12,7 +12,7 @@ from PIL import Image
 
 from cmfah_hf.errors import QueryError
 from cmfah_hf.expansion import GraphExpander, WikipediaKnowledge
-from cmfah_hf.expansion.plots import plot_neighbourhood
+from cmfah_hf.expansion.plots import plot_neighborhood
 
 TAGS = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=4).map(" ".join), min_size=1, max_size=8)
 ARTICLES = ["the dog herds sheep", "a dog barks at sheep", "waves roll onto the beach"]
@@ -28,7 +28,7 @@ def expander_with_knowledge(**settings):
 def walks_to(expander, own, target, num_hops):
     """What each own word contributes to the visits of a word, and by which word before it: every walk, one by one."""
     m, numbers = expander.transitions.toarray(), expander.graph.word_numbers
-    start = expander.graph.start([own], expander._walk()[1]).toarray()[0]
+    start = expander._walk().start([own]).toarray()[0]
     found = {}
     for hops in range(1, num_hops + 1):
         for walk in product(range(len(m)), repeat=hops):
@@ -82,9 +82,9 @@ def test_words_of_the_knowledge_are_told_by_their_own_words():
     explanation = expander.explain("Dog waves sheep dog")
     assert explanation.own == ["dog", "waves", "sheep", "dog"]
     assert [word.word for word in explanation.added] == expander.expand("Dog waves sheep dog")[4:]
-    told = [added for added in explanation.added if added.source == "knowledge"]
-    assert told
-    for added in told:
+    related = [added for added in explanation.added if added.source == "knowledge"]
+    assert related
+    for added in related:
         assert {cause.own: cause.score for cause in added.causes} == {
             own: score for own in ("dog", "waves", "sheep") if (score := expander.knowledge.score(own, added.word)) > 0
         }
@@ -126,19 +126,19 @@ def test_the_expander_as_a_graph(word_weights):
     assert graph.nodes["dog"]["count"] == 2
 
 
-def test_the_picture_of_a_neighbourhood_is_the_same_twice_and_not_empty(tmp_path):
+def test_the_plot_of_a_neighborhood_is_deterministic_and_not_empty(tmp_path):
     expander = expander_with_knowledge()
-    first = plot_neighbourhood(expander, "Dog", tmp_path / "new" / "a.png")
-    second = plot_neighbourhood(expander_with_knowledge(), "dog", tmp_path / "b.png")
+    first = plot_neighborhood(expander, "Dog", tmp_path / "new" / "a.png")
+    second = plot_neighborhood(expander_with_knowledge(), "dog", tmp_path / "b.png")
     assert first.read_bytes() == second.read_bytes()
-    with Image.open(first) as picture:
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
-        assert picture.size == (1080, 912)
-    assert {(0xE6, 0x9F, 0x00), (0x00, 0x72, 0xB2), (0x00, 0x9E, 0x73)} <= colours
-    svg = plot_neighbourhood(expander, "sheep", tmp_path / "c.svg").read_text()
+    with Image.open(first) as image:
+        colors = {color for _, color in image.convert("RGB").getcolors(1 << 20)}
+        assert image.size == (1080, 912)
+    assert {(0xE6, 0x9F, 0x00), (0x00, 0x72, 0xB2), (0x00, 0x9E, 0x73)} <= colors
+    svg = plot_neighborhood(expander, "sheep", tmp_path / "c.svg").read_text()
     assert all(f"<!-- {word} -->" in svg for word in ("sheep", "dog"))
-    with pytest.raises(QueryError, match="'unicorn' is no single word"):
-        plot_neighbourhood(expander, "unicorn", tmp_path / "d.png")
-    with pytest.raises(QueryError, match="'dog sea' is no single word"):
-        plot_neighbourhood(expander, "dog sea", tmp_path / "d.png")
+    with pytest.raises(QueryError, match="'unicorn' is not a single word"):
+        plot_neighborhood(expander, "unicorn", tmp_path / "d.png")
+    with pytest.raises(QueryError, match="'dog sea' is not a single word"):
+        plot_neighborhood(expander, "dog sea", tmp_path / "d.png")
     assert not (tmp_path / "d.png").exists()

@@ -1,4 +1,4 @@
-"""The fitted word graph against dense matrices of the bipartite graph, and against walks on it."""
+"""The fitted graph against dense matrices of the bipartite graph, and against walks on it."""
 
 import pickle
 import random

@@ -1,4 +1,4 @@
-"""Knowledge against mutual information counted by hand; its one pass, its files, and its words in the expander."""
+"""Knowledge against mutual information computed by hand; its single pass, its files, and its use in the expander."""
 
 import json
 import math

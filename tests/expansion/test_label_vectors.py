@@ -1,4 +1,4 @@
-"""Vectors of label names: means of their words' directions, and what stands in where no word is known."""
+"""Label vectors: means of normalized word vectors, and random vectors for unknown words."""
 
 import logging
 import subprocess

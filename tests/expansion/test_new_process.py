@@ -1,4 +1,4 @@
-"""Saved states, equal fits and equal fingerprints in other processes, whose `hash(str)` is salted otherwise."""
+"""Saved states, equal fits and equal fingerprints in other processes with another hash seed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""States survive the disk; damage to either file is found and named."""
+"""Saved states load unchanged; damage to either file is detected."""
 
 import json
 

@@ -68,7 +68,7 @@ def test_a_draw_at_the_very_end_stays_in_its_row():
     assert (RandomWalk(m, 5).sample(start, 4, [Last()]) == size - 2).all()
 
 
-def test_a_walk_does_not_depend_on_the_rows_beside_it():
+def test_a_walk_does_not_depend_on_the_other_rows():
     generator = np.random.default_rng(0)
     m, start = sparse.csr_array(_stochastic(generator, 6, 6)), _stochastic(generator, 4, 6)
     start[1] = 0.0

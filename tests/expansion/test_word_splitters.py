@@ -1,4 +1,4 @@
-"""Words by script, by a dictionary, and by a user's own function."""
+"""Tokenizers: by script, by a dictionary, and a user's function."""
 
 import builtins
 
@@ -33,7 +33,7 @@ def test_chinese_words_are_made_of_the_words_that_the_model_reads(text):
 def test_a_function_is_taken_at_its_word_if_its_words_hold_no_blanks():
     assert word_splitter(str.split)("Dog Beach") == ["Dog", "Beach"]
     for wrong in (lambda text: [text], lambda text: text, lambda text: [1], lambda text: [""]):
-        with pytest.raises(CMFAHError, match="has to give a list of words without blanks"):
+        with pytest.raises(CMFAHError, match="return words without spaces in a list"):
             word_splitter(wrong)("new york")
 
 

@@ -24,7 +24,7 @@ from cmfah_hf.data.dataset_card import card_splits
 from cmfah_hf.data.images import decoding_off
 from cmfah_hf.data.releases.files import ReleaseFiles
 from cmfah_hf.data.releases.mirflickr import MIRFlickrRelease, read_mirflickr
-from cmfah_hf.data.releases.table import CheckSums, Corrections
+from cmfah_hf.data.releases.table import Corrections, CountChecks
 from cmfah_hf.expansion.articles import iterate_articles
 from cmfah_hf.expansion.corpus import iterate_files
 from cmfah_hf.models.image_modes import to_rgb
@@ -270,7 +270,7 @@ def test_releases(fuzzer, tmp_path):
             root.mkdir()
             (root / f"all.{kind}").write_bytes(mutated(rng, archives[kind]))
         with ReleaseFiles(root) as files:
-            read_mirflickr(files, RELEASE, CheckSums(True, Corrections(files)))
+            read_mirflickr(files, RELEASE, CountChecks(True, Corrections(files)))
 
     fuzzer(share=0.03).run(attempt)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from cmfah_hf.data.inspection import Inspection
+    from cmfah_hf.data.inspection.report import Inspection
 
 
 def inspect(
@@ -43,7 +43,7 @@ def inspect(
         import json as standard_json
 
         from cmfah_hf.atomic import write_text
-        from cmfah_hf.data.inspection_plots import plot_inspection
+        from cmfah_hf.data.inspection.plots import plot_inspection
         from cmfah_hf.errors import DataError
 
         files = [str(file) for file in plot_inspection(found, output)]

@@ -1,4 +1,4 @@
-"""The `.mat` and `.h5` matrices of research code, read lazily. The names load on first use."""
+"""Matrices of research code (`.mat`, `.h5`), read lazily. The names load on first use."""
 
 from cmfah_hf.lazy import lazy_names
 

@@ -1,8 +1,8 @@
-"""Which axis of a matrix is which: told by the shapes alone, and by how MATLAB and Python count axes.
+"""Detection of the axes of matrices, by their shapes and by the order of axes in MATLAB and Python.
 
-Axes are named by letters, in NumPy's order: `N` the pairs, `C` the colours, `H` and `W` rows and columns of a picture,
-`D` the tags, classes or features. MATLAB stores the first axis fastest and HDF5 the last, so an HDF5 file that MATLAB
-wrote shows its axes in reverse.
+Axes are named by letters, in NumPy's order: `N` pairs, `C` colors, `H` and `W` rows and columns of an image, `D` tags,
+classes or features. In MATLAB the first axis varies fastest, in HDF5 the last, so an HDF5 file written by MATLAB has
+its axes in reverse.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from cmfah_hf.data.matrices.storage import Variable
 from cmfah_hf.errors import DataError
 
-_COLOURS = (1, 3)
-# MATLAB holds a picture as rows x columns x colours, and pictures one behind the other along a fourth axis. The DCMH
-# files are such: loaders that read them by h5py, as N x C x W x H, swap the last two axes.
-_MATLAB_PICTURES = {4: ("HWCN", "NCHW", "NHWC"), 3: ("HWN", "NHW")}
-# Where Python wrote the colours and pictures last, it reversed N x C x H x W.
-_PYTHON_PICTURES = {4: ("NCHW", "NHWC", "WHCN"), 3: ("NHW", "WHN")}
+_NUM_COLORS = (1, 3)
+# An image in MATLAB is rows x columns x colors, and images are stacked along a fourth axis. So are the DCMH files:
+# loaders that read them by h5py, as N x C x W x H, swap the last two axes.
+_MATLAB_IMAGES = {4: ("HWCN", "NCHW", "NHWC"), 3: ("HWN", "NHW")}
+# Python files with colors and images last have N x C x H x W in reverse.
+_PYTHON_IMAGES = {4: ("NCHW", "NHWC", "WHCN"), 3: ("NHW", "WHN")}
 
 
 def possible_axes(variable: Variable, role: str) -> list[str]:
-    """The ways in which a variable's axes can be read, by its shape alone."""
+    """The possible readings of a variable's axes, by its shape alone."""
     shape = variable.shape
     if len(shape) == 1:
         return ["N"]
@@ -28,12 +28,12 @@ def possible_axes(variable: Variable, role: str) -> list[str]:
     if role != "images" or len(shape) not in (3, 4):
         return []
     if variable.writer == "hdf5":
-        candidates = _PYTHON_PICTURES[len(shape)]
+        candidates = _PYTHON_IMAGES[len(shape)]
     else:
-        candidates = _MATLAB_PICTURES[len(shape)]
+        candidates = _MATLAB_IMAGES[len(shape)]
         if variable.writer == "hdf5-matlab":
             candidates = tuple(axes[::-1] for axes in candidates)
-    return [axes for axes in candidates if "C" not in axes or shape[axes.index("C")] in _COLOURS]
+    return [axes for axes in candidates if "C" not in axes or shape[axes.index("C")] in _NUM_COLORS]
 
 
 def decide_axes(variables: Mapping[str, Variable], given: Mapping[str, str]) -> dict[str, str]:
@@ -44,17 +44,19 @@ def decide_axes(variables: Mapping[str, Variable], given: Mapping[str, str]) -> 
         given: Axes by role that the user named.
 
     Raises:
-        DataError: If the numbers of pairs do not agree, or several readings do, which asks the user to name the axes.
+        DataError: If no reading of the axes fits all variables, or more than one.
     """
     possible: dict[str, list[str]] = {}
     for role, variable in variables.items():
         possible[role] = [_checked(given[role], variable, role)] if role in given else possible_axes(variable, role)
         if not possible[role]:
             if role != "images":
-                raise DataError(f"{variable.file}: {variable} is no matrix; {role} are a row or a column a pair.")
+                raise DataError(
+                    f"{variable.file}: {variable} is no matrix; {role} need a row or a column for each pair."
+                )
             raise DataError(
-                f"{variable.file}: {variable} has no axis of {' or '.join(map(str, _COLOURS))} colours where pictures "
-                f'have it; name its axes, as axes={{"images": "NCHW"}}.'
+                f"{variable.file}: {variable} has no axis of {' or '.join(map(str, _NUM_COLORS))} colors in any known "
+                f'layout of images; name its axes, as axes={{"images": "NCHW"}}.'
             )
     sizes = [{variable.shape[axes.index("N")] for axes in possible[role]} for role, variable in variables.items()]
     common = set.intersection(*sizes)

@@ -1,4 +1,4 @@
-"""Matrices as a prepared data set: Parquet shards and a card, which `datasets` opens without this package."""
+"""Conversion of matrices to Parquet shards and a card, which `datasets` opens without this package."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from cmfah_hf.data.matrices.dataset import Matrices, dataset_of, features_of, re
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import DataError
 
-# What is searched: the training pairs and the rest, none of which is stored twice.
+# The database is the training pairs and the rest; no row is stored twice.
 _FILES_OF_SPLIT = {"train": ["train"], "query": ["query"], "database": ["train", "rest"]}
 _SETTINGS = "unfinished.json"
 
@@ -27,28 +27,28 @@ def convert_matrices(
     queries: Literal["first", "last"] | None = None,
     num_queries: int | None = None,
     num_train: int | None = None,
-    pictures: bool = True,
+    images: bool = True,
     rows_per_shard: int = 5000,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, Any]:
-    """Write matrices as Parquet shards of rows with pictures, and a dataset card.
+    """Write matrices as Parquet shards and a dataset card.
 
-    A shard gets its name when it is whole. If the conversion is broken off and called again for the same files with the
-    same settings, it goes on with the shards that are missing. The card comes last.
+    Shards are written atomically, and the card last. An interrupted conversion that is called again for the same files
+    and settings writes the missing shards only.
 
     Args:
-        matrices: What `open_matrices` gives.
+        matrices: The result of `open_matrices`.
         out: The folder to write.
         queries, num_queries, num_train: The research split, see `Matrices.to_dataset`. None: one split `train`.
-        pictures: Whether pictures, or else features, are written.
-        rows_per_shard: Rows a file.
-        progress: Called with the number of rows of each shard that is done.
+        images: Whether to write images or features.
+        rows_per_shard: Rows per file.
+        progress: Called with the number of rows of each finished shard.
 
     Returns:
-        `{"output": ..., "splits": {name: rows}, "queries": ..., "matrices": [a line a role]}`.
+        `{"output": ..., "splits": {name: rows}, "queries": ..., "matrices": [a line for each role]}`.
 
     Raises:
-        DataError: If the folder holds a data set already, or an unfinished one of other settings.
+        DataError: If the folder holds a data set already, or an unfinished one with other settings.
     """
     out = Path(out)
     split = research_split(len(matrices), queries, num_queries, num_train)
@@ -58,7 +58,7 @@ def convert_matrices(
         "files": [[state.path, digest_of([state])] for state in file_states(files)],
         "names": [matrices.tag_names, matrices.label_names],
         "split": {name: [list(bounds) for bounds in ranges] for name, ranges in split.items()},
-        "pictures": pictures,
+        "pictures": images,  # the name in files of interrupted conversions
         "rows_per_shard": rows_per_shard,
     }
     with folder_in_work(out):
@@ -70,7 +70,7 @@ def convert_matrices(
             for shard, (first, last) in enumerate(pairwise(bounds)):
                 path = out / DATA / f"{name}-{shard:05d}-of-{count:05d}.parquet"
                 if not path.exists():
-                    _write_shard(matrices, (first, last), path, pictures)
+                    _write_shard(matrices, (first, last), path, images)
                 progress(last - first)
         rows = {name: sum(stop - start for start, stop in ranges) for name, ranges in split.items()}
         present = {name for name, number in rows.items() if number}
@@ -98,14 +98,13 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
     write_text(note, json.dumps(settings), DataError)
 
 
-def _write_shard(matrices: Matrices, rows: tuple[int, int], path: Path, pictures: bool) -> None:
-    """The one place where rows become Parquet."""
+def _write_shard(matrices: Matrices, rows: tuple[int, int], path: Path, images: bool) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = features_of(matrices, pictures, class_labels=True).arrow_schema
+    schema = features_of(matrices, images, class_labels=True).arrow_schema
     number_of = {name: number for number, name in enumerate(matrices.label_names)}
-    stream = decoding_off(dataset_of(matrices, [rows], "train", streaming=True, pictures=pictures))
+    stream = decoding_off(dataset_of(matrices, [rows], "train", streaming=True, images=images))
     with atomic_file(path, DataError) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for batch in stream.iter(100):
             if "labels" in batch:
@@ -120,9 +119,9 @@ def _write_card(out: Path, matrices: Matrices, parts: dict[str, list[str]], quer
 
     files = [{"split": name, "path": [f"data/{part}-*.parquet" for part in sources]} for name, sources in parts.items()]
     front = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]}, sort_keys=False)
-    lines = ["---", front.rstrip(), "---", "", f"# {out.name}", "", "Pairs of image and text, from matrices:", ""]
+    lines = ["---", front.rstrip(), "---", "", f"# {out.name}", "", "Image-text pairs, converted from matrices:", ""]
     lines += [f"- {line}" for line in matrices.describe()]
     if queries is not None:
-        said = f"The query rows stand {queries} in the matrices. The database is all others, the training pairs first."
-        lines += ["", said]
+        line = f"The query rows come {queries} in the matrices. The database is all other rows, training pairs first."
+        lines += ["", line]
     write_text(out / CARD_NAME, "\n".join(lines) + "\n", DataError)

@@ -1,4 +1,4 @@
-"""Matrices that belong together, and the data sets that they are: columns, rows, the research split."""
+"""Matrices of one data set, and the `datasets` objects made of them: columns, rows, research splits."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from cmfah_hf.data.file_state import digest_of, file_states
 from cmfah_hf.data.matrices.axes import shown
-from cmfah_hf.data.matrices.pictures import pictures_of
+from cmfah_hf.data.matrices.images import encoder_of
 from cmfah_hf.data.matrices.rows import DenseRows, SparseRows
 from cmfah_hf.data.matrices.storage import Variable
 from cmfah_hf.errors import DataError
@@ -20,22 +20,22 @@ from cmfah_hf.errors import DataError
 Names = Sequence[str] | str | os.PathLike
 Ranges = list[tuple[int, int]]
 
-# A stream is cut into this many ranges at most, which is how many workers of a DataLoader can share it.
+# Maximum number of shards of a stream, and so of DataLoader workers that can share it.
 _MAX_SHARDS = 16
 
 
 class Matrices:
-    """Pictures, features, tags and labels of one data set, row for row; see `open_matrices`.
+    """Images, features, tags and labels of one data set, with the same rows; see `open_matrices`.
 
     Attributes:
-        images: Pictures, rows `(H, W, C)`, or None.
-        features: Features of pictures, rows `(D,)`, or None.
-        tags: Which pair has which tags, or None.
-        labels: Which pair has which classes, or None.
-        variables: The variable that was taken for each role, with its file.
+        images: Images, rows `(H, W, C)`, or None.
+        features: Features of images, rows `(D,)`, or None.
+        tags: Tags of each pair, or None.
+        labels: Classes of each pair, or None.
+        variables: The variable of each role, with its file.
         axes: Its axes by role, such as `NCWH`, in NumPy's order.
-        tag_names: A name a column of `tags`.
-        label_names: A name a column of `labels`; where that is a single column of class numbers, a name a number.
+        tag_names: A name for each column of `tags`.
+        label_names: A name for each column of `labels`, or for each class number if that is a single column.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Matrices:
         label_names: Names | None = None,
     ):
         self.variables, self.axes = dict(variables), dict(axes)
-        self.images = self._rows("images", DenseRows)
-        self.features = self._rows("features", DenseRows)
+        self.images: DenseRows | None = self._rows("images", DenseRows)
+        self.features: DenseRows | None = self._rows("features", DenseRows)
         self.tags: SparseRows | None = self._rows("tags", SparseRows)
         self.labels: SparseRows | None = self._rows("labels", SparseRows)
         self._given_label_names = _read_names(label_names)
@@ -64,7 +64,7 @@ class Matrices:
         return f"<{len(self):,} pairs: {'; '.join(self.describe())}>"
 
     def describe(self) -> list[str]:
-        """A line a role: the variable, its axes as NumPy shows them, and its file."""
+        """One line for each role: the variable, its axes as NumPy shows them, and its file."""
         return [
             f"{role}: {variable}, read as {shown(self.axes[role])}, of {variable.file.name}"
             for role, variable in self.variables.items()
@@ -73,14 +73,14 @@ class Matrices:
     def _tag_names(self, given: list[str] | None) -> list[str]:
         count = self.tags.shape[1] if self.tags is not None else 0
         if given is not None and len(given) != count:
-            raise DataError(f"there are {len(given)} names for {count} columns of tags; give a name a column.")
+            raise DataError(f"there are {len(given)} names for {count} columns of tags; give one for each column.")
         return given if given is not None else _numbered("tag", range(count))
 
     def _check_label_names(self) -> None:
         count = self.labels.shape[1] if self.labels is not None else 0
         given = self._given_label_names
         if given is not None and count != 1 and len(given) != count:
-            raise DataError(f"there are {len(given)} names for {count} columns of labels; give a name a column.")
+            raise DataError(f"there are {len(given)} names for {count} columns of labels; give one for each column.")
 
     @property
     def label_names(self) -> list[str]:
@@ -91,7 +91,7 @@ class Matrices:
         first, last = self.labels.class_numbers
         given = self._given_label_names
         if given is not None and len(given) < last - first + 1:
-            raise DataError(f"there are {len(given)} names for the classes {first} to {last}; give a name a class.")
+            raise DataError(f"there are {len(given)} names for the classes {first} to {last}; give one for each class.")
         return given or _numbered("class", range(first, last + 1))
 
     def to_dataset(
@@ -100,33 +100,33 @@ class Matrices:
         queries: Literal["first", "last"] | None = None,
         num_queries: int | None = None,
         num_train: int | None = None,
-        pictures: bool = True,
+        images: bool = True,
     ) -> Any:
         """The pairs with this package's columns.
 
         Args:
-            streaming: An `IterableDataset`, read as it is iterated; else a `Dataset`, which is prepared in the cache.
-            queries: Where the query rows of a research split stand, `"first"` (DCMH, AGAH) or `"last"` (DADH, UCCH).
-                None: no split.
-            num_queries: How many they are.
-            num_train: How many of the other rows are training pairs: those right behind the queries, or the first.
-            pictures: Whether to read pictures and features.
+            streaming: An `IterableDataset`, read while it is iterated; else a `Dataset` in the cache.
+            queries: The position of the query rows in a research split, `"first"` (DCMH, AGAH) or `"last"` (DADH,
+                UCCH). None: no split.
+            num_queries: Number of queries.
+            num_train: Number of training pairs among the other rows: those right after the queries, or the first.
+            images: Whether to read images and features.
 
         Returns:
             One data set; with `queries` a dictionary of `train`, `query` and `database`, where the database is all rows
-            but the queries, the training pairs first. The columns: `id` (the number of the row, as a string), `image`
-            (PNG without loss) or else `image_features` (list of floats), `text` (the tags' names, joined), `tags`,
+            but the queries, the training pairs first. The columns: `id` (the row number, as a string), `image`
+            (lossless PNG) or else `image_features` (list of floats), `text` (the tags' names, joined), `tags`, and
             `labels` (if there are any).
 
         Raises:
-            DataError: If there are no tags, the split does not fit, or a picture's values are not within 0 to 255.
+            DataError: If there are no tags, the split does not fit, or an image's values are not between 0 and 255.
         """
         import datasets
 
         split = research_split(len(self), queries, num_queries, num_train)
         if "rest" in split:
             split = {"train": split["train"], "query": split["query"], "database": split["train"] + split["rest"]}
-        parts = {name: dataset_of(self, ranges, name, streaming, pictures) for name, ranges in split.items()}
+        parts = {name: dataset_of(self, ranges, name, streaming, images) for name, ranges in split.items()}
         if queries is None:
             return parts["train"]
         return (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(parts)
@@ -139,26 +139,26 @@ def research_split(
 
     Args:
         count: The number of rows.
-        queries: `"first"`, as DCMH and AGAH have it: queries, training pairs, the rest. `"last"`, as DADH and UCCH:
+        queries: `"first"`, as in DCMH and AGAH: queries, training pairs, the rest. `"last"`, as in DADH and UCCH:
             training pairs, the rest, queries. None: all rows are `train`.
-        num_queries, num_train: How many.
+        num_queries, num_train: Numbers of rows.
 
     Returns:
         Ranges (start, stop) of `train`, `query` and `rest`; the database is `train` and `rest`.
 
     Raises:
-        DataError: If a number is missing, or they are more than there are rows.
+        DataError: If a number is missing, or there are too few rows.
     """
     if queries is None:
         if num_queries is not None or num_train is not None:
             raise DataError(
-                'sizes of a split are given without saying where the queries stand; add queries="first" or "last".'
+                'sizes of a split are given without the position of the queries; add queries="first" or "last".'
             )
         return {"train": [(0, count)]}
     if queries not in ("first", "last"):
-        raise DataError(f"the queries stand 'first' or 'last', not {queries!r}; choose one.")
+        raise DataError(f"queries={queries!r} is not known; give 'first' or 'last'.")
     if not num_queries or not num_train or num_queries < 1 or num_train < 1:
-        raise DataError("a split needs how many queries and training pairs there are; give num_queries and num_train.")
+        raise DataError("a split needs the numbers of queries and training pairs; give num_queries and num_train.")
     if num_queries + num_train > count:
         raise DataError(
             f"{num_queries:,} queries and {num_train:,} training pairs are more than the {count:,} rows; take fewer."
@@ -172,7 +172,7 @@ def research_split(
     return {name: [bounds[name]] for name in ("train", "query", "rest")}
 
 
-def dataset_of(matrices: Matrices, ranges: Ranges, split: str, streaming: bool, pictures: bool = True) -> Any:
+def dataset_of(matrices: Matrices, ranges: Ranges, split: str, streaming: bool, images: bool = True) -> Any:
     """The rows in these ranges as a data set."""
     import datasets
 
@@ -183,30 +183,30 @@ def dataset_of(matrices: Matrices, ranges: Ranges, split: str, streaming: bool, 
     variables = {role: replace(found, file=found.file.absolute()) for role, found in matrices.variables.items()}
     files = sorted({variable.file for variable in variables.values()})
     gen_kwargs = {
-        # Tuples, because the lists among these arguments are what is shared out among workers.
+        # Tuples, because lists among these arguments are divided among workers.
         "variables": tuple(variables.items()),
         "axes": tuple(matrices.axes.items()),
         "tag_names": tuple(matrices.tag_names),
         "label_names": tuple(matrices.label_names),
-        "pictures": pictures,
-        # The cache knows a data set by these arguments, so a changed file has to change them.
+        "images": images,
+        # These arguments are the key of the cache, so a changed file has to change them.
         "version": digest_of(file_states(files)),
         "ranges": _cut(ranges, _MAX_SHARDS) if streaming else ranges,
     }
     kind = datasets.IterableDataset if streaming else datasets.Dataset
     return kind.from_generator(
-        generate_rows, features=features_of(matrices, pictures), gen_kwargs=gen_kwargs, split=datasets.NamedSplit(split)
+        generate_rows, features=features_of(matrices, images), gen_kwargs=gen_kwargs, split=datasets.NamedSplit(split)
     )
 
 
-def features_of(matrices: Matrices, pictures: bool = True, class_labels: bool = False) -> Any:
+def features_of(matrices: Matrices, images: bool = True, class_labels: bool = False) -> Any:
     """The features of the rows; labels as names, or as `ClassLabel`."""
     import datasets
 
     features: dict[str, Any] = {"id": datasets.Value("string")}
-    if pictures and matrices.images is not None:
+    if images and matrices.images is not None:
         features["image"] = datasets.Image()
-    elif pictures and matrices.features is not None:
+    elif images and matrices.features is not None:
         features["image_features"] = datasets.List(datasets.Value("float32"))
     features |= {"text": datasets.Value("string"), "tags": datasets.List(datasets.Value("string"))}
     if matrices.labels is not None:
@@ -220,41 +220,42 @@ def generate_rows(
     axes: tuple[tuple[str, str], ...],
     tag_names: tuple[str, ...],
     label_names: tuple[str, ...],
-    pictures: bool,
+    images: bool,
     version: str,
     ranges: Ranges,
 ) -> Iterator[dict[str, Any]]:
-    """The rows in `ranges` (start, stop). `version` only tells one state of the files from another."""
+    """The rows in `ranges` (start, stop). `version` identifies the state of the files."""
     matrices = _opened(os.getpid(), variables, axes, version)
-    source, column, convert = None, "", _as_floats
-    if pictures and matrices.images is not None:
-        source, column, convert = matrices.images, "image", pictures_of(matrices.images)
-    elif pictures and matrices.features is not None:
-        source, column = matrices.features, "image_features"
+    tags, labels = matrices.tags, matrices.labels
+    assert tags is not None  # `dataset_of` requires them
     for start, stop in ranges:
-        row = start
-        blocks = source.blocks(start, stop) if source is not None else ([None] * (stop - start),)
-        for block in blocks:
+        for row, example in enumerate(_image_columns(matrices, start, stop, images), start):
+            names = [tag_names[number] for number in tags.columns_of(row)]
+            example = {"id": str(row), **example, "text": " ".join(names), "tags": names}
+            if labels is not None:
+                example["labels"] = [label_names[number] for number in labels.classes_of(row)]
+            yield example
+
+
+def _image_columns(matrices: Matrices, start: int, stop: int, images: bool) -> Iterator[dict[str, Any]]:
+    """The image or the features of each row, or empty dictionaries if there are none or none are wanted."""
+    if images and matrices.images is not None:
+        encode, row = encoder_of(matrices.images), start
+        for block in matrices.images.blocks(start, stop):
             for values in block:
-                example: dict[str, Any] = {"id": str(row)}
-                if source is not None:
-                    example[column] = convert(values, row)
-                tags = [tag_names[number] for number in matrices.tags.columns_of(row)]
-                example |= {"text": " ".join(tags), "tags": tags}
-                if matrices.labels is not None:
-                    example["labels"] = [label_names[number] for number in matrices.labels.classes_of(row)]
-                yield example
+                yield {"image": encode(values, row)}
                 row += 1
+    elif images and matrices.features is not None:
+        for block in matrices.features.blocks(start, stop):
+            yield from ({"image_features": values.astype(np.float32)} for values in block)
+    else:
+        yield from ({} for _ in range(start, stop))
 
 
 @lru_cache(maxsize=2)
 def _opened(process: int, variables: tuple, axes: tuple, version: str) -> Matrices:
-    """The matrices, opened once a process, since what is compressed is unpacked at opening."""
+    """The matrices, opened once per process, since opening inflates what is compressed."""
     return Matrices(dict(variables), dict(axes))
-
-
-def _as_floats(values: np.ndarray, row: int) -> np.ndarray:
-    return values.astype(np.float32)
 
 
 def _read_names(names: Names | None) -> list[str] | None:
@@ -265,12 +266,12 @@ def _read_names(names: Names | None) -> list[str] | None:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path}: cannot be read as a list of names ({error}); write a name a line, in UTF-8."
+            f"{path}: cannot be read as a list of names ({error}); write one name per line, in UTF-8."
         ) from error
     found = []
     for line in filter(str.strip, lines):
         parts = line.split()
-        counted = len(parts) > 1 and parts[-1].isdigit()  # a name and how often it occurs
+        counted = len(parts) > 1 and parts[-1].isdigit()  # a name and its count
         found.append(" ".join(parts[:-1] if counted else parts))
     return _unique(found, str(path))
 
@@ -289,7 +290,7 @@ def _numbered(stem: str, numbers: range) -> list[str]:
 
 
 def _cut(ranges: Ranges, parts: int) -> Ranges:
-    """The ranges in about this many pieces, in their order."""
+    """The ranges divided into about `parts` pieces, in their order."""
     total = sum(stop - start for start, stop in ranges)
     size = max(1, -(-total // parts))
     pieces: Ranges = []

@@ -1,4 +1,4 @@
-"""HDF5 files, those that MATLAB writes as version 7.3 among them: what they hold, read a block of rows at a time."""
+"""HDF5 files, including MATLAB 7.3 (`.mat`): list of variables, and lazy access to their values."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,92 +9,93 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cmfah_hf.data.matrices.storage import BLOCK_BYTES, BlockReader, RawArray, Variable, inflate, spool
+from cmfah_hf.data.matrices.storage import BLOCK_BYTES, BlockReader, RawArray, Variable, Writer, inflate, spool
 from cmfah_hf.errors import DataError
 
-# A block that follows the chunks may be larger than others, since chunks read in parts are unpacked several times.
+# Limit for a block that is aligned with chunks; reading a chunk in parts would inflate it several times.
 _LARGEST_BLOCK = 6 * BLOCK_BYTES
-# The library holds a chunk in memory whole, so larger ones are unpacked past it, into a temporary file.
+# h5py holds whole chunks in memory, so larger ones are inflated into a temporary file instead.
 _LARGEST_CHUNK = 2 * BLOCK_BYTES
 _GZIP, _SHUFFLE = 1, 2
 _SHUFFLE_BLOCK = 1 << 20
-# Chunks that the library does hold in memory.
+# Limit for chunks that only h5py can read.
 _LARGEST_IN_MEMORY = 1 << 30
-# Deflate packs zeros to a thousandth, and chunks that were never written take nothing: of moderate size, these may be
-# matrices of a few tags.
+# Deflate compresses zeros to a thousandth, and chunks that were never written take no space: up to a moderate size,
+# these may be matrices of few tags.
 _MOST_RATIO, _LARGEST_UNPROVEN = 1100, 64 << 30
 _MOST_AXES = 32
-# What the library raises on damaged files: missing members and attributes, types and sizes that make no sense.
+# Errors of h5py on damaged files: missing members and attributes, invalid types and sizes.
 _DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Hdf5Variable(Variable):
-    """A data set of the file, or a group that holds a sparse matrix."""
+    """A data set of the file, or a group with a sparse matrix."""
 
     def open(self) -> BlockReader:
         with _opened(self.file) as file:
             return open_dataset(_own(file, self.name, self.file), f"{self.file}, {self.name}")
 
     def load_sparse(self) -> Any:
-        """MATLAB's own layout: columns compressed, `ir` the rows, `jc` where each column begins."""
+        """MATLAB's layout, by columns: `ir` the row of each value, `jc` the offset of each column."""
         from scipy.sparse import csc_matrix
 
         with _opened(self.file) as file:
             group = _own(file, self.name, self.file)
-            begins, rows, values = (
+            offsets, rows, values = (
                 _own(group, part, self.file)[:] if part in group else np.zeros(0) for part in ("jc", "ir", "data")
             )
-            for part in (begins, rows, values):
+            for part in (offsets, rows, values):
                 if part.dtype.kind not in "biuf" or part.ndim != 1:
-                    raise DataError(f"{self.file}, {self.name}: not a sound sparse matrix; save it again.")
-            found = csc_matrix((values, rows.astype(np.int64), begins.astype(np.int64)), shape=self.shape)
+                    raise DataError(f"{self.file}, {self.name}: not a valid sparse matrix; save it again.")
+            height, width = self.shape
+            found = csc_matrix((values, rows.astype(np.int64), offsets.astype(np.int64)), shape=(height, width))
             found.check_format(full_check=True)
             return found
 
 
 def list_hdf5(path: Path) -> list[Variable]:
-    """The variables of an HDF5 file: its data sets and groups at the top; no value is read.
+    """The variables of an HDF5 file, which are its top-level data sets and groups; no value is read.
 
     Raises:
         DataError: If the file is cut short or damaged.
     """
-    import h5py
-
     with _opened(path) as file:
         with path.open("rb") as start:
             is_matlab = file.userblock_size > 0 and start.read(6) == b"MATLAB"
-        found: list[Variable] = []
-        for name in file:
-            if name.startswith("#"):  # where MATLAB keeps what cells refer to
-                continue
-            item = _own(file, name, path)
-            kind = item.attrs.get("MATLAB_class", b"")
-            kind = kind.decode("latin-1") if isinstance(kind, bytes) else str(kind)
-            writer = "hdf5-matlab" if is_matlab or kind else "hdf5"
-            if isinstance(item, h5py.Group):
-                rows = item.attrs.get("MATLAB_sparse")
-                if rows is None or "jc" not in item:
-                    found.append(Hdf5Variable(path, name, (), kind or "group", writer, is_numeric=False))
-                    continue
-                shape = (int(rows), max(0, _own(item, "jc", path).shape[0] - 1))
-                found.append(Hdf5Variable(path, name, shape, f"sparse {kind}".strip(), writer, is_sparse=True))
-                continue
-            if not isinstance(item, h5py.Dataset):  # a type without values
-                continue
-            is_numeric = item.dtype.kind in "biuf" and kind not in ("cell", "char")
-            shape = item.shape or ()
-            if item.attrs.get("MATLAB_empty") and len(shape) == 1 and shape[0] <= _MOST_AXES and is_numeric:
-                shape = tuple(int(size) for size in item[()])[::-1]  # its content is the shape
-            found.append(Hdf5Variable(path, name, shape, kind or str(item.dtype), writer, is_numeric))
-    return found
+        names = [name for name in file if not name.startswith("#")]  # "#refs#" holds the content of MATLAB's cells
+        found = [_described(file, name, path, is_matlab) for name in names]
+    return [variable for variable in found if variable is not None]
+
+
+def _described(file: Any, name: str, path: Path, is_matlab: bool) -> Variable | None:
+    """One variable by its attributes; None for a named type, which has no values."""
+    import h5py
+
+    item = _own(file, name, path)
+    kind = item.attrs.get("MATLAB_class", b"")
+    kind = kind.decode("latin-1") if isinstance(kind, bytes) else str(kind)
+    writer: Writer = "hdf5-matlab" if is_matlab or kind else "hdf5"
+    if isinstance(item, h5py.Group):
+        rows = item.attrs.get("MATLAB_sparse")
+        if rows is None or "jc" not in item:
+            return Hdf5Variable(path, name, (), kind or "group", writer, is_numeric=False)
+        sparse_shape = (int(rows), max(0, _own(item, "jc", path).shape[0] - 1))
+        return Hdf5Variable(path, name, sparse_shape, f"sparse {kind}".strip(), writer, is_sparse=True)
+    if not isinstance(item, h5py.Dataset):
+        return None
+    is_numeric = item.dtype.kind in "biuf" and kind not in ("cell", "char")
+    shape: tuple[int, ...] = item.shape or ()
+    if item.attrs.get("MATLAB_empty") and len(shape) == 1 and shape[0] <= _MOST_AXES and is_numeric:
+        shape = tuple(int(size) for size in item[()])[::-1]  # the content of an empty array is its shape
+    return Hdf5Variable(path, name, shape, kind or str(item.dtype), writer, is_numeric)
 
 
 def _own(group: Any, name: str, path: Path) -> Any:
     """A member of a group whose values are in this file.
 
     Raises:
-        DataError: If it is a link, or its values are kept in other files: whatever such a file names would be read.
+        DataError: If it is a link or has its values in other files, since it could name any file of this machine.
     """
     import h5py
 
@@ -103,20 +104,20 @@ def _own(group: Any, name: str, path: Path) -> Any:
         raise DataError(f"{path}, {name}: is a link, which may lead to another file; save the values themselves.")
     item = group[name]
     if isinstance(item, h5py.Dataset) and (item.is_virtual or item.external):
-        raise DataError(f"{path}, {name}: keeps its values in other files; save them in this one.")
+        raise DataError(f"{path}, {name}: has its values in other files; save them in this one.")
     return item
 
 
 def open_dataset(dataset: Any, name: str) -> BlockReader:
-    """A data set as blocks of rows; one that lies in a single huge chunk is unpacked into a temporary file.
+    """A data set as blocks of rows; a single huge chunk is inflated into a temporary file.
 
     Raises:
-        DataError: If it would unpack to far more than any data do.
+        DataError: If its compression ratio is too high for any data.
     """
     size, stored = prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
     if size > _LARGEST_UNPROVEN and size > _MOST_RATIO * stored:
         raise DataError(
-            f"{name}: its {stored:,} bytes would unpack to {size:,}, more than any data do; check where it is from."
+            f"{name}: its {stored:,} bytes would expand to {size:,}, more than any data do; check where it is from."
         )
     if dataset.chunks is None or prod(dataset.chunks) * dataset.dtype.itemsize <= _LARGEST_CHUNK:
         return _Chunked(dataset, name)
@@ -124,7 +125,7 @@ def open_dataset(dataset: Any, name: str) -> BlockReader:
     used = [filters.get_filter(number)[0] for number in range(filters.get_nfilters())]
     if dataset.chunks != dataset.shape or used not in ([], [_GZIP], [_SHUFFLE, _GZIP]) or not _is_whole(dataset):
         if prod(dataset.chunks) * dataset.dtype.itemsize > _LARGEST_IN_MEMORY:
-            raise DataError(f"{name}: is in chunks of more than {_LARGEST_IN_MEMORY:,} bytes; save it in smaller ones.")
+            raise DataError(f"{name}: has chunks of more than {_LARGEST_IN_MEMORY:,} bytes; save it in smaller ones.")
         return _Chunked(dataset, name)
     chunk = dataset.id.get_chunk_info(0)
     dtype, shape = dataset.dtype, dataset.shape
@@ -143,12 +144,12 @@ def open_dataset(dataset: Any, name: str) -> BlockReader:
 
 
 def _is_whole(dataset: Any) -> bool:
-    """Whether the one chunk was written, by all filters."""
+    """Whether the data set is one chunk that was written with all filters."""
     return dataset.id.get_num_chunks() == 1 and dataset.id.get_chunk_info(0).filter_mask == 0
 
 
 def _unshuffled(file: BinaryIO, size: int, width: int) -> Iterator[bytes]:
-    """The values again, of which the shuffle filter put all first bytes first, then all second ones, and so on."""
+    """The values before HDF5's shuffle filter, which stores all first bytes, then all second bytes, and so on."""
     count = size // width
     for start in range(0, count, _SHUFFLE_BLOCK):
         stop = min(start + _SHUFFLE_BLOCK, count)
@@ -160,10 +161,10 @@ def _unshuffled(file: BinaryIO, size: int, width: int) -> Iterator[bytes]:
 
 
 class _Chunked:
-    """A data set that the library reads, as `BlockReader`.
+    """A data set that h5py reads, as `BlockReader`.
 
-    The file is opened for each block, which takes no time beside reading one: a file that stays open can be written by
-    nobody, and must not be shared with a forked process.
+    The file is opened for each block, which takes little time compared to reading one: an open HDF5 file is locked
+    against writing, and must not be shared with a forked process.
     """
 
     def __init__(self, dataset: Any, name: str):
@@ -185,7 +186,7 @@ class _Chunked:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The file, and one line for whatever the library finds damaged in it while it is read."""
+    """The open file; errors of h5py while it is read become a `DataError` of one line."""
     import h5py
 
     try:

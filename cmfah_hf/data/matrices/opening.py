@@ -1,7 +1,7 @@
-"""The matrices in which research code passes data sets around: `.mat` and `.h5` files of pictures, tags and labels.
+"""Opening of `.mat` and `.h5` files with images, tags and labels, as research code shares them.
 
-MATLAB 5 and HDF5 (MATLAB 7.3 among it), in one file or several, under the names that cross-media hashing uses. What is
-in the files is told by headers; values are read as rows are asked for.
+The files are MATLAB 5 or HDF5 (which includes MATLAB 7.3), one or several, with the variable names that are usual in
+cross-media hashing. Only headers are read here; values are read on demand.
 """
 
 import os
@@ -19,8 +19,8 @@ from cmfah_hf.errors import DataError
 
 MATRIX_SUFFIXES = (".mat", ".h5", ".hdf5")
 ROLES = ("images", "features", "tags", "labels")
-# Compared without regard to case. Pictures or features: the number of axes tells.
-_PICTURE_NAMES = ("iall", "xall", "images", "fall")
+# Compared without regard to case. The number of axes distinguishes images from features.
+_IMAGE_NAMES = ("iall", "xall", "images", "fall")
 _TAG_NAMES = ("yall", "tags", "tall", "text")
 _LABEL_NAMES = ("lall", "labels", "label", "category")
 
@@ -35,35 +35,35 @@ def open_matrices(
     """Open `.mat` and `.h5` files of one data set; only headers are read.
 
     Args:
-        paths: A file, several, or a folder that holds them, such as `FLICKR-25K.mat`, or `mirflickr25k-iall.mat`,
+        paths: A file, several, or a folder with them, such as `FLICKR-25K.mat`, or `mirflickr25k-iall.mat`,
             `-yall.mat` and `-lall.mat`.
         axes: Axes by role in NumPy's order, such as `{"images": "NCWH", "tags": "DN"}`, where shapes do not tell, or
-            pictures come out lying on their side.
+            images are rotated.
         variables: Variables by role (`images`, `features`, `tags`, `labels`), where they are not called `IAll`, `XAll`,
-            `images` or `FAll` (pictures or features), `YAll`, `tags`, `TAll` or `text` (tags), `LAll`, `labels`,
-            `label` or `category` (labels), in capitals or not.
-        tag_names: The tags' names: a list, or a file with a name a line, perhaps with its count (`common_tags.txt`).
-            None: `tag0000` and so on, by column.
-        label_names: The classes', likewise; `class00`.
+            `images` or `FAll` (images or features), `YAll`, `tags`, `TAll` or `text` (tags), `LAll`, `labels`,
+            `label` or `category` (labels), in any case.
+        tag_names: Names of the tags: a list, or a file with one name per line, optionally with its count
+            (`common_tags.txt`). None: `tag0000` and so on, by column.
+        label_names: Names of the classes, likewise. None: `class00` and so on.
 
     Raises:
-        DataError: For what is no such file, is cut short, or holds none of these variables (it lists what there is);
-            for cells and strings in the place of numbers; for numbers of rows that do not agree; and, asking for
-            `axes`, where they could be read in several ways.
+        DataError: If a file is of another kind or cut short, holds none of these variables (the error lists those
+            present) or cells and strings instead of numbers, or if the numbers of rows differ or the axes are
+            ambiguous.
     """
     files = find_matrix_files(paths)
     found = [variable for file in files for variable in list_variables(file)]
-    taken = _take(found, dict(variables or {}), files)
-    unknown = [role for role in axes or {} if role not in taken]
+    chosen = _choose(found, variables or {}, files)
+    unknown = [role for role in axes or {} if role not in chosen]
     if unknown:
         raise DataError(
-            f"axes are given for {', '.join(unknown)}, and present are {', '.join(taken)}; leave those out."
+            f"axes are given for {', '.join(unknown)}, and present are {', '.join(chosen)}; leave those out."
         )
-    return Matrices(taken, decide_axes(taken, axes or {}), tag_names, label_names)
+    return Matrices(chosen, decide_axes(chosen, axes or {}), tag_names, label_names)
 
 
 def find_matrix_files(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
-    """The files that these paths name, folders searched to their depth."""
+    """The files of these paths; folders are searched recursively."""
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     files: list[Path] = []
     for path in map(Path, given):
@@ -86,7 +86,7 @@ def matrix_files_below(folder: Path) -> list[Path]:
 
 
 def list_variables(path: Path) -> list[Variable]:
-    """All variables of a file, whatever they are called.
+    """All variables of a file, of any name.
 
     Raises:
         DataError: If it is neither MATLAB 5 nor HDF5, or cut short.
@@ -104,26 +104,10 @@ def list_variables(path: Path) -> list[Variable]:
     raise DataError(f"{path}: is neither a MATLAB 5 nor an HDF5 file; check what it is, or fetch it again.")
 
 
-def _take(found: Sequence[Variable], named: dict[str, str], files: Iterable[Path]) -> dict[str, Variable]:
-    """The variable of each role."""
-    candidates: dict[str, list[Variable]] = {role: [] for role in ROLES}
-    for role in set(named) - set(ROLES):
-        raise DataError(f"variables are named for {role!r}; the roles are {', '.join(ROLES)}.")
-    for variable in found:
-        wanted = [role for role, name in named.items() if name == variable.name]
-        for role in wanted or [_role(variable)]:
-            if role is not None and (role not in named or wanted):
-                candidates[role].append(variable)
-    for role, name in named.items():
-        if not candidates[role]:
-            raise DataError(f"{_paths(files)}: no variable is called {name!r}; present are: {_listing(found)}.")
-    for role in ROLES[:2]:
-        # Beside pictures, cells hold the pictures' file names.
-        numeric = [variable for variable in candidates[role] if variable.is_numeric]
-        if numeric or candidates[ROLES[1 - ROLES.index(role)]]:
-            candidates[role] = numeric
-    taken = {}
-    for role, variables in candidates.items():
+def _choose(found: Sequence[Variable], named: Mapping[str, str], files: Sequence[Path]) -> dict[str, Variable]:
+    """The variable for each role."""
+    chosen = {}
+    for role, variables in _candidates(found, named, files).items():
         if len(variables) > 1:
             both = " and ".join(f"{variable.name} of {variable.file.name}" for variable in variables)
             raise DataError(
@@ -132,29 +116,55 @@ def _take(found: Sequence[Variable], named: dict[str, str], files: Iterable[Path
                 "files."
             )
         if variables:
-            taken[role] = variables[0]
-    if not taken:
+            chosen[role] = variables[0]
+    if not chosen:
         names = ", ".join(("IAll", "XAll", "images", "FAll", "YAll", "tags", "LAll", "labels"))
         raise DataError(
             f"{_paths(files)}: holds no variable such as {names}; present are: {_listing(found)}. Name them with "
             "variables=."
         )
-    for variable in taken.values():
-        if not variable.is_numeric:
-            raise DataError(
-                f"{variable.file}: {variable} holds no plain numbers; save numbers, or name another variable."
-            )
-        if 0 in variable.shape or not variable.shape:
-            raise DataError(f"{variable.file}: {variable} is empty; fetch or save the file again.")
-    for role in ("images", "features"):
-        if role in taken and taken[role].is_sparse:
-            raise DataError(f"{taken[role].file}: {taken[role]} is sparse; save pictures or features in full.")
-    return taken
+    for role, variable in chosen.items():
+        _check(variable, role)
+    return chosen
 
 
-def _role(variable: Variable) -> str | None:
+def _candidates(
+    found: Sequence[Variable], named: Mapping[str, str], files: Sequence[Path]
+) -> dict[str, list[Variable]]:
+    """The variables that could have each role: those named for it, or else those with one of its usual names."""
+    for role in set(named) - set(ROLES):
+        raise DataError(f"variables are named for {role!r}; the roles are {', '.join(ROLES)}.")
+    candidates: dict[str, list[Variable]] = {role: [] for role in ROLES}
+    for role, name in named.items():
+        candidates[role] = [variable for variable in found if variable.name == name]
+        if not candidates[role]:
+            raise DataError(f"{_paths(files)}: no variable is called {name!r}; present are: {_listing(found)}.")
+    for variable in found:
+        usual = _usual_role(variable)
+        if usual is not None and usual not in named and variable.name not in named.values():
+            candidates[usual].append(variable)
+    # If there are images too, cells of the same name hold the images' file names.
+    for role, other in (("images", "features"), ("features", "images")):
+        numeric = [variable for variable in candidates[role] if variable.is_numeric]
+        if numeric or candidates[other]:
+            candidates[role] = numeric
+    return candidates
+
+
+def _check(variable: Variable, role: str) -> None:
+    if not variable.is_numeric:
+        raise DataError(
+            f"{variable.file}: {variable} does not hold plain numbers; save numbers, or name another variable."
+        )
+    if 0 in variable.shape or not variable.shape:
+        raise DataError(f"{variable.file}: {variable} is empty; fetch or save the file again.")
+    if role in ("images", "features") and variable.is_sparse:
+        raise DataError(f"{variable.file}: {variable} is sparse; save images or features as a full array.")
+
+
+def _usual_role(variable: Variable) -> str | None:
     name = variable.name.lower()
-    if name in _PICTURE_NAMES:
+    if name in _IMAGE_NAMES:
         return "images" if len(variable.shape) > 2 else "features"
     return "tags" if name in _TAG_NAMES else "labels" if name in _LABEL_NAMES else None
 

@@ -1,4 +1,4 @@
-"""The rows of one matrix, read as they are asked for: pictures and features in blocks, tags and labels sparse."""
+"""Rows of one matrix, read on demand: images and features in blocks, tags and labels as a sparse matrix."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -11,17 +11,17 @@ from cmfah_hf.data.matrices.axes import shown
 from cmfah_hf.data.matrices.storage import BlockReader, Variable
 from cmfah_hf.errors import DataError
 
-# More positive values than this are no tags of anything; they would take a gigabyte of memory.
+# Limit for tags and labels; more positive values than this would take a gigabyte of memory.
 _MOST_VALUES = 60_000_000
 _MOST_COLUMNS = 1_000_000
-# One row, of values of eight bytes: an image of 8,000 x 8,000.
+# Limit for one row, with values of eight bytes: an image of 8,000 x 8,000.
 _MOST_ROW_BYTES, _LARGEST_VALUE = 2**31, 8
 
 
 class DenseRows:
-    """Pictures `(N, H, W, C)` or features `(N, D)`; a block around the rows last asked for is kept in memory.
+    """Images `(N, H, W, C)` or features `(N, D)`; the block of the last row is cached.
 
-    `rows[3]`, `rows[10:20]` and `len(rows)` are what a NumPy array's would be; `axes` are those of the file.
+    `rows[3]`, `rows[10:20]` and `len(rows)` work as for a NumPy array; `axes` are those of the file.
     """
 
     def __init__(self, variable: Variable, axes: str):
@@ -61,12 +61,12 @@ class DenseRows:
         size = self._reader.block_rows(self._axis)
         first = row // size * size
         if self._block is None or self._block[0] != first:
-            self._block = None  # let go of before the next one is read
+            self._block = None  # frees it before the next one is read
             self._block = first, self._rows(first, min(first + size, len(self)))
         return self._block[1][row - first]
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        """The rows from `start` to `stop` in blocks of about 32 MB, in their order."""
+        """The rows from `start` to `stop` in order, in blocks of about 32 MB."""
         stop = len(self) if stop is None else min(stop, len(self))
         size = self._reader.block_rows(self._axis)
         while start < stop:
@@ -84,9 +84,9 @@ class DenseRows:
 
 
 class SparseRows:
-    """Tags or labels, `(N, D)`, as a `scipy.sparse.csr_matrix` of what is above 0, read whole when first asked for.
+    """Tags or labels, `(N, D)`, as a `scipy.sparse.csr_matrix` of the positive values, read on first access.
 
-    A column of class numbers, and so any matrix with one column, is `(N, 1)` and keeps its zeros.
+    A matrix with one column holds class numbers: it is `(N, 1)` and keeps its zeros.
     """
 
     def __init__(self, variable: Variable, axes: str):
@@ -103,20 +103,20 @@ class SparseRows:
         return f"<{len(self):,} rows of {self.variable}, {shown(self.axes)}, of {self.variable.file}>"
 
     def __getitem__(self, rows: int | slice) -> Any:
-        """The rows as a csr matrix."""
+        """The rows as a CSR matrix."""
         if isinstance(rows, slice):
             return self.matrix[rows]
         row = range(len(self))[rows]
         return self.matrix[row : row + 1]
 
     def columns_of(self, row: int) -> np.ndarray:
-        """The numbers of the columns that this row has, in their order."""
+        """The columns in which this row has a positive value, ascending."""
         first, last = self.matrix.indptr[row : row + 2]
         return self.matrix.indices[first:last]
 
     @property
     def are_class_numbers(self) -> bool:
-        """Whether this is one column, of class numbers, rather than a column a class."""
+        """Whether this is one column of class numbers, rather than one column for each class."""
         return self.shape[1] == 1
 
     @cached_property
@@ -124,13 +124,13 @@ class SparseRows:
         """The first and the last class number; MATLAB counts from 1, Python from 0.
 
         Raises:
-            DataError: If these are no class numbers.
+            DataError: If the values are not class numbers.
         """
         numbers = self.matrix.data
         if numbers.min() < 0 or (numbers % 1 != 0).any():
             raise DataError(
-                f"{self.variable.file}: {self.variable} is one column and no class numbers (whole, from 0 or 1 on); "
-                "give a column a class."
+                f"{self.variable.file}: {self.variable} is one column, but not of class numbers (integers from 0 or 1 "
+                "on); give one column for each class."
             )
         if numbers.max() > _MOST_COLUMNS:
             raise DataError(
@@ -139,7 +139,7 @@ class SparseRows:
         return min(int(numbers.min()), 1), int(numbers.max())
 
     def classes_of(self, row: int) -> list[int]:
-        """The classes that this row has, counted from 0."""
+        """The classes of this row, counted from 0."""
         if self.are_class_numbers:
             return [int(self.matrix.data[row]) - self.class_numbers[0]]
         return self.columns_of(row).tolist()
@@ -156,10 +156,8 @@ class SparseRows:
                 places = np.arange(len(self)), np.zeros(len(self), np.int32)
                 found = csr_matrix((found.toarray().ravel(), places), shape=self.shape)
         else:
-            coordinates, values = self._positive()
-            if self.axes == "DN":
-                coordinates = coordinates[::-1]
-            found = csr_matrix((values, tuple(coordinates)), shape=self.shape)
+            (row, column), values = self._positive()
+            found = csr_matrix((values, (column, row) if self.axes == "DN" else (row, column)), shape=self.shape)
         if self.shape[1] > 1:
             found = found.astype(np.float32) if found.dtype == bool else found
             found.data[found.data < 0] = 0
@@ -167,9 +165,10 @@ class SparseRows:
         found.sort_indices()
         return found
 
-    def _positive(self) -> tuple[list[np.ndarray], np.ndarray]:
+    def _positive(self) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+        """Coordinates (row, column) of the positive values of a dense variable, and these values."""
         reader = self.variable.open()
-        # Along the axis that is contiguous in the file, whichever it is of the matrix.
+        # Blocks are contiguous in the file, whichever axis that is of the matrix.
         axis = 0 if getattr(reader, "order", "C") == "C" else len(reader.shape) - 1
         places: list[list[np.ndarray]] = [[], []]
         values, count = [], 0
@@ -187,15 +186,15 @@ class SparseRows:
             if count > _MOST_VALUES:
                 raise DataError(
                     f"{self.variable.file}, {self.variable.name}: has more than {_MOST_VALUES:,} values above 0, so it "
-                    "holds features and no tags or labels; name the matrix of tags with variables=."
+                    "holds features rather than tags or labels; name the matrix of tags with variables=."
                 )
         if not values:
-            return [np.zeros(0, np.int32)] * 2, np.zeros(0, np.float32)
-        return [np.concatenate(place) for place in places], np.concatenate(values)
+            return (np.zeros(0, np.int32), np.zeros(0, np.int32)), np.zeros(0, np.float32)
+        return (np.concatenate(places[0]), np.concatenate(places[1])), np.concatenate(values)
 
     def _check(self, values: np.ndarray) -> None:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise DataError(
-                f"{self.variable.file}, {self.variable.name}: holds NaN or infinite values, and nobody can say whether "
-                "those pairs have the tag or class; write 0 or 1 in their place."
+                f"{self.variable.file}, {self.variable.name}: holds NaN or infinite values, which leave open whether "
+                "those pairs have the tag or class; replace them by 0 or 1."
             )

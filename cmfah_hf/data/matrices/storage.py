@@ -1,7 +1,7 @@
-"""Arrays on disk, read in blocks of rows along any axis, and the temporary files into which packed ones are unpacked.
+"""Arrays on disk, read in blocks of rows along any axis; compressed ones are inflated into temporary files.
 
-Nothing is memory-mapped: pages of a mapped file count as this process's memory until the system takes them back, and a
-pass over four gigabytes would look, and be limited, as if it held them.
+Files are not memory-mapped: mapped pages count as memory of this process until the system reclaims them, so a pass over
+four gigabytes would run into memory limits.
 """
 
 import os
@@ -17,31 +17,38 @@ import numpy as np
 
 from cmfah_hf.errors import DataError
 
-# What one block of rows takes, where the file's layout leaves the choice.
+# Size of one block of rows, where the file's layout leaves the choice.
 BLOCK_BYTES = 32 << 20
-_PIECE = 1 << 20
+_PIECE_BYTES = 1 << 20
 
 Writer = Literal["matlab", "hdf5-matlab", "hdf5"]
 
 
 class BlockReader(Protocol):
-    """A dense array that is read a block of rows at a time."""
+    """A dense array that is read in blocks of rows."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
     def block_rows(self, axis: int) -> int:
-        """How many rows along `axis` are best read at once."""
+        """The number of rows along `axis` to read at once."""
 
     def read(self, axis: int, start: int, stop: int) -> np.ndarray:
-        """The rows from `start` to `stop` along `axis`, all other axes whole, the axes in the array's own order."""
+        """The rows from `start` to `stop` along `axis`, with the axes in the array's own order."""
 
 
 @dataclass(frozen=True)
 class Variable:
-    """One variable of a file: what it is called, and what it is, before anything of it is read.
+    """One variable of a file, described by its header.
 
-    `shape` is as NumPy shows it: of an HDF5 file that MATLAB wrote, MATLAB's axes in reverse.
+    Args:
+        file: The file.
+        name: The variable's name.
+        shape: As NumPy shows it; for HDF5 files written by MATLAB, MATLAB's axes in reverse.
+        kind: Its type, in the file's own words.
+        writer: Format and program of the file, which decide the order of axes.
+        is_numeric: Whether it holds real numbers.
+        is_sparse: Whether it is a sparse matrix.
     """
 
     file: Path
@@ -65,13 +72,13 @@ class Variable:
 
 
 class RawArray:
-    """An array whose values stand one behind the other in an open file, as `BlockReader`.
+    """A contiguous array in an open file, as `BlockReader`.
 
     Args:
         file: Open for reading in binary mode.
-        offset: Where the first value stands, in bytes.
-        shape: The array's.
-        dtype: The values', byte order included.
+        offset: Of the first value, in bytes.
+        shape: Of the array.
+        dtype: Of the values, including the byte order.
         order: `"C"`: the last axis varies fastest; `"F"`: the first.
         name: Of file and variable, for errors.
     """
@@ -103,7 +110,7 @@ class RawArray:
         return block if self.order == "C" else block.transpose()
 
     def _bytes(self, offset: int, length: int) -> bytes:
-        # By `pread`, so that processes that share the open file do not move each other's place in it.
+        # `pread` does not move the file's position, which forked processes share.
         if hasattr(os, "pread"):
             content = os.pread(self.file.fileno(), length, offset)
         else:
@@ -115,7 +122,7 @@ class RawArray:
 
 
 class InMemory:
-    """A small array that is here already, as `BlockReader`."""
+    """A small array in memory, as `BlockReader`."""
 
     def __init__(self, values: np.ndarray):
         self.values, self.shape, self.dtype = values, values.shape, values.dtype
@@ -128,21 +135,21 @@ class InMemory:
 
 
 def inflate(file: BinaryIO, length: int, name: str) -> Iterator[bytes]:
-    """The content of `length` bytes of zlib data from the file's place on, in pieces of a megabyte.
+    """The content of `length` bytes of zlib data at the file's position, in pieces of a megabyte.
 
     Raises:
-        DataError: If the data end early or are damaged.
+        DataError: If the data are truncated or damaged.
     """
     unpacker = zlib.decompressobj()
     pending = b""
     try:
         while not unpacker.eof:
             if not pending:
-                pending = file.read(min(_PIECE, length))
+                pending = file.read(min(_PIECE_BYTES, length))
                 length -= len(pending)
                 if not pending:
                     raise DataError(f"{name}: the compressed values end early; the file is cut short, fetch it again.")
-            piece = unpacker.decompress(pending, _PIECE)
+            piece = unpacker.decompress(pending, _PIECE_BYTES)
             pending = unpacker.unconsumed_tail
             if piece:
                 yield piece
@@ -151,10 +158,10 @@ def inflate(file: BinaryIO, length: int, name: str) -> Iterator[bytes]:
 
 
 def spool(pieces: Iterator[bytes], length: int, name: str) -> BinaryIO:
-    """The first `length` bytes of these pieces in a temporary file, which is gone when it is closed.
+    """The first `length` bytes of these pieces in a temporary file, which is deleted when it is closed.
 
     Raises:
-        DataError: If there are fewer, or the folder for temporary files has no room.
+        DataError: If there are fewer, or the disk of temporary files is full.
     """
     file = tempfile.TemporaryFile(prefix="cmfah-")  # noqa: SIM115 - the array that reads it keeps it open
     left = length

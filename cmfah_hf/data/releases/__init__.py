@@ -1,4 +1,4 @@
-"""Data sets as they were released, checked, put right, and prepared for the Hub. The names load on first use."""
+"""Preparation of released data sets for the Hub: checks, corrections, Parquet. The names load on first use."""
 
 from cmfah_hf.lazy import lazy_names
 

@@ -1,4 +1,4 @@
-"""The card of a prepared data set: what is in it, whose it is, and how it was made."""
+"""Dataset card of a prepared data set: content, license, and how it was made."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,28 +6,28 @@ from typing import Any
 
 from cmfah_hf.data.releases.protocols import SPLITS
 
-# Pictures that were left out and are listed by name; beyond, they are counted.
+# Maximum number of removed images that are listed by name.
 _LISTED = 20
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a data set comes from, and on what terms.
+    """Source and license of a data set.
 
     Args:
-        name: Of the data set.
+        name: Name of the data set.
         sources: Addresses of the official pages.
-        licence_name: A short name for the Hub.
-        licence_link: Where the terms stand.
-        licence: The terms in a few sentences.
+        license_name: A short name for the Hub.
+        license_link: Address of the terms.
+        license: The terms in a few sentences.
         citation: BibTeX.
     """
 
     name: str
     sources: tuple[str, ...]
-    licence_name: str
-    licence_link: str
-    licence: str
+    license_name: str
+    license_link: str
+    license: str
     citation: str
 
 
@@ -40,7 +40,7 @@ def make_card(
     ids_sha256: Mapping[str, str],
     data_files: Mapping[str, Sequence[str]],
     class_names: Sequence[str],
-    pictures: bool,
+    images: bool,
     left_out: Sequence[tuple[str, str]],
     command: str,
     version: str,
@@ -48,25 +48,25 @@ def make_card(
     """The text of a card.
 
     Args:
-        provenance: Of the data set.
-        settings: How it was prepared; `split`, `seed`, `queries` and `train` among them.
-        facts: What is in it, a sentence a line.
-        notes: What was put right or differs, likewise.
-        rows: Of each split.
-        ids_sha256: Of each split's ids.
+        provenance: Source and license.
+        settings: The settings of the preparation, including `split`, `seed`, `queries` and `train`.
+        facts: The content, a sentence in each line.
+        notes: Corrections and differences, likewise.
+        rows: Number of rows of each split.
+        ids_sha256: Digest of each split's ids.
         data_files: Patterns of files of each split.
         class_names: In the order of their numbers.
-        pictures: Whether there are any.
-        left_out: Ids and reasons of the rows that are missing for their pictures' sake.
-        command: That made it.
-        version: Of this package.
+        images: Whether there are images.
+        left_out: Ids and reasons of the rows that were removed because of their images.
+        command: The command that made it.
+        version: Version of this package.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
     data = DatasetCardData(
         license="other",
-        license_name=provenance.licence_name,
-        license_link=provenance.licence_link,
+        license_name=provenance.license_name,
+        license_link=provenance.license_link,
         language=["en"],
         pretty_name=provenance.name,
         size_categories=[_size_category(rows["query"] + rows["database"])],
@@ -86,10 +86,10 @@ def make_card(
     table = "\n".join(f"| `{name}` | {count:,} | `{ids_sha256[name]}` |" for name, count in rows.items())
     classes = ", ".join(f"{number} {name}" for number, name in enumerate(class_names))
     columns = ["| `id` | string | unique |"]
-    if pictures:
-        columns.append("| `image` | picture | the bytes of the released file |")
+    if images:
+        columns.append("| `image` | image | the bytes of the released file |")
     columns += [
-        "| `text` | string | the tags, joined by blanks |",
+        "| `text` | string | the tags, joined by spaces |",
         "| `tags` | list of strings | |",
         "| `labels` | list of class labels | |",
     ]
@@ -99,7 +99,7 @@ def make_card(
     body = "\n\n".join(
         [
             f"# {provenance.name}",
-            f"{provenance.name} as pairs of picture and tags, for retrieval between the two. Prepared from the release "
+            f"{provenance.name} as pairs of image and tags, for cross-modal retrieval. Prepared from the release "
             f"at {' and '.join(f'<{source}>' for source in provenance.sources)}.",
             _bullets(facts),
             "## Columns",
@@ -107,17 +107,17 @@ def make_card(
             f"Classes: {classes}.",
             "## Splits",
             f"Protocol `{settings['split']}`: {SPLITS[settings['split']]}{draw}. {settings['queries']:,} queries and "
-            f"{settings['train']:,} training pairs were asked for. `database` is what queries are searched in: the "
+            f"{settings['train']:,} training pairs were requested. `database` is what queries are searched in: the "
             "training pairs and the rest.",
-            "| split | rows | SHA-256 of the ids, a line each |\n|---|---|---|\n" + table,
-            "## What was put right, and what to know",
+            "| split | rows | SHA-256 of the ids, one per line |\n|---|---|---|\n" + table,
+            "## Corrections and notes",
             _bullets(notes) if notes else "Nothing.",
             *(["Left out:", "\n".join(named)] if named else []),
             "## How it was made",
             f"With cmfah-hf {version}:",
             f"```bash\n{command}\n```",
-            "## Terms",
-            provenance.licence,
+            "## License",
+            provenance.license,
             "## Citation",
             f"```bibtex\n{provenance.citation}\n```",
         ]

@@ -1,4 +1,4 @@
-"""The files of a data set as it was released: in folders, in the archives that they came in, or some in each."""
+"""Files of a released data set, in folders or in zip and tar archives."""
 
 import lzma
 import os
@@ -9,7 +9,8 @@ import threading
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -19,14 +20,14 @@ from cmfah_hf.documents import file_of
 from cmfah_hf.errors import DataError
 
 _TAR_ENDINGS = (".tar",)
-# What is there but cannot be read at random places, so not at all here.
+# Archives without random access, which are not read.
 _CLOSED_ENDINGS = (".rar", ".7z", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _LISTED = 6
-# The largest list of tags has half a gigabyte, as a matrix; the largest of lines 60 MB. Deflate packs zeros to a
-# thousandth, and other methods pack what is no bomb no better.
+# The largest matrix of tags has half a gigabyte, the largest list of lines 60 MB. Deflate compresses zeros to a
+# thousandth; a higher ratio is a decompression bomb.
 _MOST_STREAMED, _MOST_LINES_BYTES, _LONGEST_LINE = 2**32, 2**30, 2**24
 _MOST_RATIO, _SMALL = 1100, 2**20
-# What the readers of archives raise on damaged ones.
+# Errors of the readers of archives on damaged ones.
 _DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, KeyError, ValueError,
     OverflowError, NotImplementedError, RuntimeError,
@@ -35,7 +36,7 @@ _DAMAGED = (
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a file lies: on the disk (no archive), or in an archive, of a tar with offset and size."""
+    """Location of a file: on disk (no archive) or in an archive; offset and size if that is a tar file."""
 
     path: str
     archive: Path | None = None
@@ -44,31 +45,30 @@ class _Place:
 
 
 class ReleaseFiles:
-    """Finds files of a release by the end of their path, wherever below `root` they are.
+    """Finds files of a release anywhere below `root`, by the end of their path.
 
-    Folders go before archives, and of several files of one name the one with the shortest path is taken. Capital
-    letters and the kind of slash make no difference. Nothing is unpacked. It can be read from several threads.
+    Folders take precedence over archives, and shorter paths over longer ones. Case and the kind of slash are ignored.
+    Archives are not unpacked. Reading is thread-safe.
 
     Args:
-        root: A folder that holds folders, zip files or uncompressed tar files, or one such archive.
+        root: A folder with folders, zip files or uncompressed tar files, or one such archive.
 
     Raises:
-        DataError: If `root` is not there, or an archive in it is damaged.
+        DataError: If `root` does not exist, or an archive in it is damaged.
     """
 
     def __init__(self, root: str | os.PathLike):
         self.root = Path(root).expanduser()
         is_file = file_of(self.root) is not None
-        if not is_file and not os.path.isdir(self.root):  # noqa: PTH112 - which knows names that no file can have
-            raise DataError(f"{self.root}: there is no such folder; give the one that holds the release.")
+        if not is_file and not os.path.isdir(self.root):  # noqa: PTH112 - it accepts names that no file can have
+            raise DataError(f"{self.root}: there is no such folder; give the folder of the release.")
         self._real_root = os.path.realpath(self.root.parent if is_file else self.root)
         self._places: dict[str, list[_Place]] = {}
         self._closed: list[str] = []
         self._zips: dict[Path, zipfile.ZipFile] = {}
         self._tars: dict[Path, BinaryIO] = {}
-        self._opened: list[BinaryIO] = []
-        # A tar file has one place at which it is read.
-        self._lock = threading.Lock()
+        self._opened = ExitStack()
+        self._lock = threading.Lock()  # for the position in tar files
         for file in [self.root] if is_file else _walk(self.root):
             self._add(file)
 
@@ -76,12 +76,7 @@ class ReleaseFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for opened in self._zips.values():
-            opened.close()
-        for opened in self._opened:
-            opened.close()
-        for opened in self._tars.values():
-            opened.close()
+        self._opened.close()
 
     def find(self, name: str) -> str | None:
         """The key of the file whose path ends with `name` (`"tags/tags1.txt"`), for `read` and `describe`."""
@@ -92,15 +87,15 @@ class ReleaseFiles:
         return self._key(min(found, key=lambda place: (place.archive is not None, len(place.path), place.path)))
 
     def need(self, name: str, what: str) -> str:
-        """The key of a file that has to be there.
+        """The key of a required file.
 
         Raises:
-            DataError: If it is not; the line says what is there instead.
+            DataError: If it is missing; the error lists files that are present.
         """
         key = self.find(name)
         if key is None:
             raise DataError(
-                f"{self.root}: {name} ({what}) is not there, neither in a folder nor in a zip or tar file; "
+                f"{self.root}: {name} ({what}) is missing, in folders as well as in zip and tar files; "
                 f"{self._instead(name)}"
             )
         return key
@@ -109,7 +104,7 @@ class ReleaseFiles:
         """The content of a file.
 
         Raises:
-            OSError: If it cannot be read, also where an archive is damaged at this place.
+            OSError: If it cannot be read, or is damaged in its archive.
         """
         archive, _, path = key.partition("\0")
         if not archive:
@@ -120,9 +115,10 @@ class ReleaseFiles:
                 with self._open_member(archive, path, MOST_BYTES) as file:
                     return file.read()
             place = next(p for p in self._places[_base(_normal(path))] if self._key(p) == key)
+            tar = self._tars[Path(archive)]
             with self._lock:
-                self._tars[place.archive].seek(place.offset)
-                content = self._tars[place.archive].read(place.size)
+                tar.seek(place.offset)
+                content = tar.read(place.size)
         except _DAMAGED as error:
             raise OSError(f"{self.describe(key)}: {error}") from error
         if len(content) != place.size:
@@ -130,7 +126,7 @@ class ReleaseFiles:
         return content
 
     def chunks(self, key: str, size: int) -> Iterator[bytes]:
-        """The content of a file in pieces of at most `size` bytes, for files too large to be held.
+        """The content of a file in pieces of at most `size` bytes.
 
         Raises:
             DataError: If it cannot be read.
@@ -149,7 +145,7 @@ class ReleaseFiles:
             raise DataError(f"{self.describe(key)}: cannot be read ({error}); fetch it again.") from error
 
     def lines(self, key: str) -> Iterator[bytes]:
-        """The lines of a file without their ends, be these of Unix or of Windows."""
+        """The lines of a file without their LF or CR LF."""
         rest = b""
         total = 0
         for chunk in self.chunks(key, 1 << 22):
@@ -163,53 +159,57 @@ class ReleaseFiles:
             yield rest.removesuffix(b"\r")
 
     def describe(self, key: str) -> str:
-        """A file in the words of an error: its path, or archive and path."""
+        """A file as errors name it: its path, or archive and path."""
         archive, _, path = key.partition("\0")
         return f"{archive}, {path}" if archive else path
 
     def without_root(self, text: str) -> str:
-        """A text without the part of its paths that is this machine's own."""
+        """A text without the path of the release on this machine."""
         return text.replace(f"{self.root}{os.sep}", "").replace(str(self.root), "the release")
 
     def unread_archives(self) -> list[str]:
-        """Names of archives of kinds that are not read."""
+        """Names of archives in formats that are not read."""
         return self._closed
 
     def _add(self, file: Path) -> None:
         lower = file.name.lower()
         if lower.endswith(".zip"):
-            try:
-                self._opened.append(self._open(file))
-                opened = zipfile.ZipFile(self._opened[-1])
-            except (OSError, *_DAMAGED) as error:
-                raise DataError(f"{file}: damaged or cut short ({error}); fetch it again.") from error
-            self._zips[file] = opened
-            for info in opened.infolist():
-                if not info.is_dir():
-                    self._keep(_Place(info.filename, file))
+            self._add_archive(file, self._add_zip)
         elif lower.endswith(_TAR_ENDINGS):
-            try:
-                self._tars[file] = self._open(file)
-                end = self._tars[file].seek(0, os.SEEK_END)
-                self._tars[file].seek(0)
-                with tarfile.open(fileobj=self._tars[file], mode="r:") as opened:
-                    for member in opened:
-                        if member.isfile() and not member.issparse():
-                            if not 0 <= member.size <= end - member.offset_data:
-                                raise tarfile.ReadError(f"{member.name[:200]!r} reaches beyond its end")
-                            self._keep(_Place(member.name, file, member.offset_data, member.size))
-            except (OSError, *_DAMAGED) as error:
-                raise DataError(f"{file}: damaged or cut short ({error}); fetch it again.") from error
+            self._add_archive(file, self._add_tar)
         elif lower.endswith(_CLOSED_ENDINGS):
             self._closed.append(file.name)
         else:
             self._keep(_Place(str(file)))
 
+    def _add_archive(self, file: Path, add: Callable[[Path, BinaryIO], None]) -> None:
+        try:
+            add(file, self._opened.enter_context(self._open(file)))
+        except (OSError, *_DAMAGED) as error:
+            raise DataError(f"{file}: damaged or cut short ({error}); fetch it again.") from error
+
+    def _add_zip(self, file: Path, opened: BinaryIO) -> None:
+        self._zips[file] = self._opened.enter_context(zipfile.ZipFile(opened))
+        for info in self._zips[file].infolist():
+            if not info.is_dir():
+                self._keep(_Place(info.filename, file))
+
+    def _add_tar(self, file: Path, opened: BinaryIO) -> None:
+        self._tars[file] = opened
+        end = opened.seek(0, os.SEEK_END)
+        opened.seek(0)
+        with tarfile.open(fileobj=opened, mode="r:") as tar:
+            for member in tar:
+                if member.isfile() and not member.issparse():
+                    if not 0 <= member.size <= end - member.offset_data:
+                        raise tarfile.ReadError(f"{member.name[:200]!r} extends beyond its end")
+                    self._keep(_Place(member.name, file, member.offset_data, member.size))
+
     def _open(self, path: str | os.PathLike) -> BinaryIO:
-        """A regular file of the release, not waited for if it is a pipe.
+        """Opens a regular file of the release; does not block on a pipe.
 
         Raises:
-            OSError: If it is none, or a link that leads outside the release.
+            OSError: If it is not a regular file, or a link that leads outside the release.
         """
         real = os.path.realpath(path)
         if real != self._real_root and not real.startswith(self._real_root.rstrip(os.sep) + os.sep):
@@ -218,7 +218,7 @@ class ReleaseFiles:
         file = os.fdopen(descriptor, "rb")
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             file.close()
-            raise OSError(f"{path}: is no regular file")
+            raise OSError(f"{path}: is not a regular file")
         return file
 
     def _open_member(self, archive: str, path: str, most_bytes: int) -> IO[bytes]:
@@ -226,7 +226,7 @@ class ReleaseFiles:
         info = opened.getinfo(path)
         if info.file_size > most_bytes or info.file_size > _MOST_RATIO * info.compress_size + _SMALL:
             raise OSError(
-                f"would unpack from {info.compress_size:,} bytes to {info.file_size:,}, more than any data do"
+                f"would expand from {info.compress_size:,} bytes to {info.file_size:,}, more than any data do"
             )
         return opened.open(info)
 
@@ -237,9 +237,9 @@ class ReleaseFiles:
         return f"{place.archive or ''}\0{place.path}"
 
     def _instead(self, name: str) -> str:
-        """What a missing file may be mistaken for, or lie in."""
+        """A hint for a missing file: archives that are not read, or similar files."""
         if self._closed:
-            return f"{_some(sorted(self._closed))} cannot be read as it is; unpack it there."
+            return f"{_some(sorted(self._closed))} cannot be read; unpack it there."
         folder, _, base = _normal(name).rpartition("/")
         ending = base.rpartition(".")[2]
         stem = base.partition("_")[0] if "_" in base else ""

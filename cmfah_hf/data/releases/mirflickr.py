@@ -1,7 +1,7 @@
-"""MIRFlickr-25k as it was released, prepared for the Hub.
+"""Preparation of MIRFlickr-25k.
 
-The release is two archives, `mirflickr25k.zip` (pictures, `doc/common_tags.txt`, `meta/tags/`) and
-`mirflickr25k_annotations_v080.zip` (a file of picture numbers for each class). Huiskes and Lew, The MIR Flickr
+The release is two archives, `mirflickr25k.zip` (images, `doc/common_tags.txt`, `meta/tags/`) and
+`mirflickr25k_annotations_v080.zip` (a file of image numbers for each class). Huiskes and Lew, The MIR Flickr
 Retrieval Evaluation, MIR 2008.
 """
 
@@ -14,9 +14,9 @@ import numpy as np
 from cmfah_hf.data.releases.card import Provenance
 from cmfah_hf.data.releases.files import ReleaseFiles
 from cmfah_hf.data.releases.preparation import PreparedReport, prepare
-from cmfah_hf.data.releases.protocols import split_rows
+from cmfah_hf.data.releases.protocols import choose_variant, split_rows
 from cmfah_hf.data.releases.shards import Writing
-from cmfah_hf.data.releases.table import CheckSums, Corrections, Lists, ReleaseTable, decode_lines
+from cmfah_hf.data.releases.table import Corrections, CountChecks, Lists, ReleaseTable, decode_lines
 from cmfah_hf.errors import DataError
 
 CLASSES = (
@@ -27,17 +27,17 @@ CLASSES = (
 
 @dataclass(frozen=True)
 class MIRFlickrRelease:
-    """What a release of MIRFlickr holds; the defaults are those of MIRFlickr-25k.
+    """Known counts of a release of MIRFlickr; the defaults are those of MIRFlickr-25k.
 
     Args:
-        num_rows: Pictures, numbered from 1.
-        num_tags: Tags in `common_tags.txt`.
-        tag_ones: Common tags over all rows.
-        label_ones: Labels over all rows.
-        variants: By the number of pairs: whether a pair needs a common tag, beside a label.
-        queries: Of the published protocol.
-        train: Training pairs, likewise.
-        classes: Their annotation files are `<class>.txt`.
+        num_rows: Number of images, which are numbered from 1.
+        num_tags: Number of tags in `common_tags.txt`.
+        tag_ones: Number of common tags over all rows.
+        label_ones: Number of labels over all rows.
+        variants: By the number of pairs: whether a pair needs a common tag in addition to a label.
+        queries: Number of queries in the published protocol.
+        train: Number of training pairs, likewise.
+        classes: Names of the classes; their annotation files are `<class>.txt`.
     """
 
     num_rows: int = 25_000
@@ -58,12 +58,12 @@ _PROVENANCE = Provenance(
         "https://press.liacs.nl/mirflickr/",
         "https://press.liacs.nl/mirflickr/mirdownload.html",
     ),
-    licence_name="flickr-creative-commons",
-    licence_link="https://press.liacs.nl/mirflickr/",
-    licence=(
-        "The photographs are their photographers', each under a Creative Commons licence of its own; photographer, "
-        "title and licence of each stand in the release's `mirflickr/meta/license/`. Use asks for credit to the "
-        "photographer, and some licences for more."
+    license_name="flickr-creative-commons",
+    license_link="https://press.liacs.nl/mirflickr/",
+    license=(
+        "The photographs belong to their photographers, each under its own Creative Commons license; photographer, "
+        "title and license of each are in the release's `mirflickr/meta/license/`. Use requires credit to the "
+        "photographer, and some licenses require more."
     ),
     citation="""@inproceedings{huiskes08,
   author = {Mark J. Huiskes and Michael S. Lew},
@@ -88,56 +88,51 @@ def prepare_mirflickr25k(
     writing: Writing | None = None,
     release: MIRFlickrRelease = MIRFLICKR25K,
 ) -> PreparedReport:
-    """Check MIRFlickr-25k as released, and write it as Parquet with a card.
+    """Checks MIRFlickr-25k as released, and writes it as Parquet with a card.
 
     Args:
-        root: The folder with the two archives, or with what was unpacked from them.
+        root: The folder with the two archives, or with their content.
         out: The folder to write. None: only read and check.
-        variant: 20015, the pairs with a common tag and a label that publications use, or 24581, those with a label.
+        variant: 20015, the pairs with a common tag and a label, as in publications, or 24581, those with a label.
         split: `"paper"` (random by `seed`), `"dcmh"` or `"dadh"`, see `split_rows`.
-        seed: Of the split.
-        queries: How many; 2,000 if not given.
-        train: How many training pairs; 10,000 if not given.
-        allow_other_counts: Take a copy whose counts are not the release's; the card says so.
-        writing: How pictures are checked and shards are written.
-        release: What is expected.
+        seed: Seed of the split.
+        queries: Number of queries. None: 2,000.
+        train: Number of training pairs. None: 10,000.
+        allow_other_counts: Accept a copy with other counts than the release's; the card lists the differences.
+        writing: Options of checking images and writing shards.
+        release: Expected counts.
 
     Raises:
-        DataError: If a file is missing or damaged, a count differs, pictures are missing, or `out` cannot be written.
+        DataError: If a file is missing or damaged, a count differs, images are missing, or `out` cannot be written.
     """
-    variants = release.variants
-    wanted = next(iter(variants)) if variant is None else int(variant)
-    if wanted not in variants:
-        raise DataError(f"variant={variant} is not known; take one of {', '.join(map(str, variants))}.")
+    pairs, with_text = choose_variant(release.variants, variant)
+    num_queries = release.queries if queries is None else queries
+    num_train = release.train if train is None else train
     with ReleaseFiles(root) as files:
-        corrections = Corrections(files)
-        checks = CheckSums(allow_other_counts, corrections)
+        checks = CountChecks(allow_other_counts, Corrections(files))
         table = read_mirflickr(files, release, checks)
-        rows = table.rows(with_text=variants[wanted])
-        needs = "a label and a common tag" if variants[wanted] else "a label"
-        checks.check(str(files.root), f"pairs with {needs}", len(rows), wanted)
-        num_queries = release.queries if queries is None else queries
-        num_train = release.train if train is None else train
+        needs = "a label and a common tag" if with_text else "a label"
+        rows = checks.checked_rows(table, with_text, needs, pairs)
         parts = split_rows([table.ids[row] for row in rows], split, num_queries, num_train, seed)
         settings = {
-            "dataset": "mirflickr25k", "variant": wanted, "split": split, "seed": seed, "queries": num_queries,
+            "dataset": "mirflickr25k", "variant": pairs, "split": split, "seed": seed, "queries": num_queries,
             "train": num_train, "allow_other_counts": allow_other_counts,
         }  # fmt: skip
         facts = [
-            f"{len(table):,} pictures in the release, {len(rows):,} of them with {needs}: these are the rows.",
+            f"{len(table):,} images in the release, {len(rows):,} of them with {needs}: these are the rows.",
             f"{len(table.class_names)} classes; {len(table.tag_names):,} common tags, which occur at least 20 times.",
-            "`text` and `tags` are a picture's common tags in the order in which its photographer gave them.",
+            "`text` and `tags` are an image's common tags in the order given by its photographer.",
         ]
-        return prepare(files, table, rows, parts, out, _PROVENANCE, settings, facts, corrections, writing)
+        return prepare(files, table, rows, parts, out, _PROVENANCE, settings, facts, checks.corrections, writing)
 
 
-def read_mirflickr(files: ReleaseFiles, release: MIRFlickrRelease, checks: CheckSums) -> ReleaseTable:
-    """Read and check tags and annotations of all rows; row i is picture `im<i + 1>.jpg`.
+def read_mirflickr(files: ReleaseFiles, release: MIRFlickrRelease, checks: CountChecks) -> ReleaseTable:
+    """Reads and checks tags and annotations of all rows; row i is the image `im<i + 1>.jpg`.
 
     Raises:
-        DataError: If a file is missing, a line is not what the format asks for, or a check sum differs.
+        DataError: If a file is missing, a line has another format, or a count differs.
     """
-    say = checks.corrections.say
+    correct = checks.corrections.add
     key = files.need("doc/common_tags.txt", "the common tags, in mirflickr25k.zip")
     names = list(_common_tags(files, key))
     checks.check(files.describe(key), "tags", len(names), release.num_tags)
@@ -145,15 +140,15 @@ def read_mirflickr(files: ReleaseFiles, release: MIRFlickrRelease, checks: Check
     latin: list[int] = []
     tags = Lists.of(_tags(files, release.num_rows, numbers, latin))
     if latin:
-        say(f"{len(latin):,} files of tags (the first is tags{latin[0]}.txt) hold Latin-1, not UTF-8: read as such.")
+        correct(f"{len(latin):,} files of tags (the first is tags{latin[0]}.txt) are Latin-1 and read as such.")
     checks.check(f"{files.root}, meta/tags", "common tags over all rows", len(tags.numbers), release.tag_ones)
 
     in_class = [_annotated(files, name, release) for name in release.classes]
     stricter = [name for name in release.classes if files.find(f"{name}_r1.txt")]
     if stricter:
-        say(
-            f"{len(stricter)} files *_r1.txt hold the pictures that show a class clearly; they are parts of these "
-            "classes and not classes of their own: left out."
+        correct(
+            f"{len(stricter)} files *_r1.txt list the images that show a class clearly; they are subsets of these "
+            "classes, and are not used."
         )
     labels = Lists.of_columns(in_class, release.num_rows)
     checks.check(f"{files.root}, annotations", "labels over all rows", len(labels.numbers), release.label_ones)
@@ -169,10 +164,10 @@ def _common_tags(files: ReleaseFiles, key: str) -> Iterator[str]:
         fields = line.split()
         if len(fields) != 2 or not fields[1].isdecimal():
             raise DataError(
-                f"{files.describe(key)}, line {number}: {line[:40]!r} is not a tag and its count; fetch it again."
+                f"{files.describe(key)}, line {number}: {line[:40]!r} is not a tag with its count; fetch it again."
             )
         if fields[0] in seen:
-            raise DataError(f"{files.describe(key)}, line {number}: {fields[0]!r} stands there twice; fetch it again.")
+            raise DataError(f"{files.describe(key)}, line {number}: {fields[0]!r} occurs twice; fetch it again.")
         seen.add(fields[0])
         yield fields[0]
 
@@ -180,7 +175,7 @@ def _common_tags(files: ReleaseFiles, key: str) -> Iterator[str]:
 def _tags(files: ReleaseFiles, num_rows: int, numbers: dict[str, int], latin: list[int]) -> Iterator[list[int]]:
     for row in range(1, num_rows + 1):
         key = files.find(f"tags/tags{row}.txt") or files.need(
-            f"meta/tags/tags{row}.txt", f"the tags of picture {row} of {num_rows:,}, in mirflickr25k.zip"
+            f"meta/tags/tags{row}.txt", f"the tags of image {row} of {num_rows:,}, in mirflickr25k.zip"
         )
         found: dict[int, None] = {}
         is_latin = False
@@ -194,7 +189,7 @@ def _tags(files: ReleaseFiles, num_rows: int, numbers: dict[str, int], latin: li
 
 
 def _annotated(files: ReleaseFiles, name: str, release: MIRFlickrRelease) -> np.ndarray:
-    key = files.need(f"{name}.txt", f"the pictures of class {name!r}, in mirflickr25k_annotations_v080.zip")
+    key = files.need(f"{name}.txt", f"the images of class {name!r}, in mirflickr25k_annotations_v080.zip")
     rows: dict[int, None] = {}
     for number, line in enumerate(files.lines(key), 1):
         value = line.strip()
@@ -203,7 +198,7 @@ def _annotated(files: ReleaseFiles, name: str, release: MIRFlickrRelease) -> np.
         if not value.isdigit() or not 1 <= int(value) <= release.num_rows:
             shown = value[:20].decode("latin-1")
             raise DataError(
-                f"{files.describe(key)}, line {number}: {shown!r} is no number of a picture (1 to "
+                f"{files.describe(key)}, line {number}: {shown!r} is not the number of an image (1 to "
                 f"{release.num_rows:,}); fetch it again."
             )
         rows[int(value) - 1] = None

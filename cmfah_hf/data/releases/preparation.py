@@ -1,8 +1,8 @@
-"""Writing a released data set as Parquet shards with a card: whole or resumable, never half.
+"""Writing of a released data set as Parquet shards with a card; an interrupted run can be resumed.
 
 The layout, which `load_image_text`, `datasets.load_dataset` and the Hub read:
 
-    README.md                                the card; its `configs` say which files are which split
+    README.md                                the card; its `configs` map splits to files
     data/train-00000-of-0000N.parquet        and query-, and rest-; `database` is train and rest
 """
 
@@ -23,7 +23,7 @@ from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.data.folder_in_work import DATA, folder_in_work
 from cmfah_hf.data.releases.card import Provenance, make_card
 from cmfah_hf.data.releases.files import ReleaseFiles
-from cmfah_hf.data.releases.pictures import Pictures, find_pictures_of, iterate_pictures
+from cmfah_hf.data.releases.images import ReleasedImages, find_images, iterate_images
 from cmfah_hf.data.releases.protocols import Split
 from cmfah_hf.data.releases.shards import (
     PARTS,
@@ -36,34 +36,34 @@ from cmfah_hf.data.releases.shards import (
 from cmfah_hf.data.releases.table import Corrections, ReleaseTable
 from cmfah_hf.errors import DataError
 
-# With pictures of 100 kB, a file has 200 MB.
+# With images of 100 kB, a file has 200 MB.
 _ROWS_PER_SHARD = {True: 2_000, False: 50_000}
 
 
 @dataclass(frozen=True)
 class PreparedReport:
-    """What was checked and written.
+    """Result of a preparation.
 
     Args:
         dataset: `mirflickr25k` or `nus-wide`.
-        out: The folder; None if it was only checked.
-        pictures: Whether there is a column `image`.
-        rows: Of `train`, `query` and `database`.
-        ids_sha256: Of each split's ids, a line each.
-        classes: How many there are.
-        tag_ones: Tags over all rows that were selected.
-        label_ones: Labels, likewise.
-        empty_texts: Rows without a tag, of those selected.
-        missing: Rows left out because their picture is not there.
-        unreadable: Ids and reasons of the rows whose picture cannot be read.
-        corrections: What was put right or differs.
-        shards: Files written in all.
-        shards_kept: Files of those that an interrupted run before had finished.
+        out: The folder; None if the release was only checked.
+        images: Whether there is a column `image`.
+        rows: Numbers of rows of `train`, `query` and `database`.
+        ids_sha256: Digest of each split's ids, one per line.
+        classes: Number of classes.
+        tag_ones: Number of tags over all selected rows.
+        label_ones: Number of labels, likewise.
+        empty_texts: Selected rows without a tag.
+        missing: Rows that were left out because their image is missing.
+        unreadable: Ids and reasons of the rows whose image cannot be read.
+        corrections: Corrections and notes.
+        shards: Number of files.
+        shards_kept: How many of them an interrupted run had finished before.
     """
 
     dataset: str
     out: str | None
-    pictures: bool
+    images: bool
     rows: dict[str, int]
     ids_sha256: dict[str, str]
     classes: int
@@ -92,45 +92,45 @@ def prepare(
     corrections: Corrections,
     writing: Writing | None = None,
 ) -> PreparedReport:
-    """Write the chosen rows of a release, or go on where an interrupted run stopped.
+    """Writes the selected rows of a release, or resumes an interrupted run.
 
-    The split is made before pictures are looked at, so that a missing one changes no other row's side.
+    The split does not depend on the images, so that a missing one does not move other rows.
 
     Args:
-        files: Where the pictures are.
-        table: Of the release.
-        rows: The numbers of the rows that are taken, in the release's order.
-        parts: Their division; its numbers count within `rows`.
+        files: The release.
+        table: Its table.
+        rows: The numbers of the selected rows, in the release's order.
+        parts: Their split; its numbers are positions in `rows`.
         out: The folder. None: everything is checked and nothing is written.
         provenance: For the card.
-        settings: The arguments that decide what is written; for the card and to know a run again.
+        settings: The arguments that decide what is written; for the card, and to recognize an interrupted run.
         facts: For the card.
-        corrections: What was put right up to now; what is found here is added.
-        writing: How.
+        corrections: Those so far; more are added here.
+        writing: Options of writing.
 
     Raises:
-        DataError: If pictures are missing, the folder holds something else, or it cannot be written to. Shards that are
-            finished then stay, and the same call goes on after them.
+        DataError: If images are missing, the folder holds something else, or it cannot be written to. Finished shards
+            are kept, and the same call continues after them.
     """
     writing = writing or Writing()
     if writing.rows_per_shard is not None and writing.rows_per_shard < 1:
-        raise DataError(f"rows_per_shard={writing.rows_per_shard}: a file has a row at least.")
-    keys, has_pictures, missing = find_pictures_of(files, table, rows, writing.skip_missing, corrections)
+        raise DataError(f"rows_per_shard={writing.rows_per_shard}: a file needs at least one row.")
+    keys, has_images, missing = find_images(files, table, rows, writing.skip_missing, corrections)
     split_rows = {name: rows[getattr(parts, name)] for name in PARTS}
-    shards = _plan(split_rows, missing, writing.rows_per_shard or _ROWS_PER_SHARD[has_pictures])
-    pictures = Pictures(files, keys, writing.verify) if has_pictures else None
+    shards = _plan(split_rows, missing, writing.rows_per_shard or _ROWS_PER_SHARD[has_images])
+    images = ReleasedImages(files, keys, writing.verify) if has_images else None
 
     def report(unreadable: list[tuple[str, str]], kept_before: int) -> PreparedReport:
         if unreadable:
             done = "kept as they are" if writing.keep_broken else "their rows are left out"
-            corrections.say(f"{len(unreadable):,} pictures cannot be decoded: {done}.")
+            corrections.add(f"{len(unreadable):,} images cannot be decoded: {done}.")
         gone = {table.ids[row] for row in missing}
         gone |= set() if writing.keep_broken else {row_id for row_id, _ in unreadable}
         ids = _ids_of_splits(table, split_rows, gone)
         return PreparedReport(
             dataset=settings["dataset"],
             out=None if out is None else str(out),
-            pictures=has_pictures,
+            images=has_images,
             rows={name: len(part) for name, part in ids.items()},
             ids_sha256={name: hashlib.sha256("\n".join(part).encode()).hexdigest() for name, part in ids.items()},
             classes=len(table.class_names),
@@ -139,22 +139,22 @@ def prepare(
             empty_texts=int((table.tags.lengths[rows] == 0).sum()),
             missing=len(missing),
             unreadable=unreadable,
-            corrections=list(corrections.said),
+            corrections=list(corrections.lines),
             shards=len(shards),
             shards_kept=kept_before,
         )
 
     if out is None:
-        return report(_check_pictures(table, shards, pictures, writing), 0)
+        return report(_unreadable_images(table, shards, images, writing), 0)
     folder = Path(out).expanduser()
-    digest = _digest(settings, table, missing, has_pictures, writing)
+    digest = _digest(settings, table, missing, has_images, writing)
     with folder_in_work(folder):
         done = enter_folder(folder, digest, writing.overwrite)
         kept_before = len(done)
         with _bar(shards, sum(entry["rows_asked"] for entry in done.values()), writing) as bar:
             for shard in shards:
                 if shard.name not in done:
-                    done[shard.name] = write_shard(folder, table, shard, pictures, writing.keep_broken, bar)
+                    done[shard.name] = write_shard(folder, table, shard, images, writing.keep_broken, bar)
                     write_text(folder / STATE_NAME, json.dumps({"digest": digest, "shards": done}), DataError)
         unreadable = [tuple(pair) for shard in shards for pair in done[shard.name]["unreadable"]]
         written = report(unreadable, kept_before)
@@ -167,7 +167,7 @@ def prepare(
             written.ids_sha256,
             _data_files(shards),
             table.class_names,
-            has_pictures,
+            has_images,
             [] if writing.keep_broken else unreadable,
             _command(settings, writing),
             _version(),
@@ -183,8 +183,8 @@ def _plan(split_rows: Mapping[str, np.ndarray], missing: np.ndarray, rows_per_sh
         rows = rows[~np.isin(rows, missing)]
         count = -(-len(rows) // rows_per_shard)
         if not count and part != "rest":
-            raise DataError(f"no row of the split {part!r} has a picture; add the pictures, or choose another split.")
-        # Files of nearly one size, rather than a last one with what is left.
+            raise DataError(f"no row of the split {part!r} has an image; add the images, or choose another split.")
+        # Files of nearly equal size, rather than a small last one.
         bounds = [len(rows) * number // count for number in range(count + 1)] if count else [0]
         shards += [
             Shard(f"{part}-{number:05d}-of-{count:05d}.parquet", rows[bounds[number] : bounds[number + 1]])
@@ -194,13 +194,13 @@ def _plan(split_rows: Mapping[str, np.ndarray], missing: np.ndarray, rows_per_sh
 
 
 def _digest(
-    settings: Mapping[str, Any], table: ReleaseTable, missing: np.ndarray, has_pictures: bool, writing: Writing
+    settings: Mapping[str, Any], table: ReleaseTable, missing: np.ndarray, has_images: bool, writing: Writing
 ) -> str:
     import datasets
     import pyarrow as pa
 
     how = {k: v for k, v in dataclasses.asdict(writing).items() if k not in ("overwrite", "progress")}
-    what = [dict(settings), how, table.digest(), missing.tolist(), has_pictures]
+    what = [dict(settings), how, table.digest(), missing.tolist(), has_images]
     versions = [_version(), pa.__version__, datasets.__version__]
     return hashlib.sha256(json.dumps([what, versions], sort_keys=True).encode()).hexdigest()
 
@@ -210,27 +210,29 @@ def _ids_of_splits(table: ReleaseTable, split_rows: Mapping[str, np.ndarray], go
     ids["database"] = ids["train"] + ids.pop("rest")
     for name in ("train", "query"):
         if not ids[name]:
-            raise DataError(f"Not one picture of the split {name!r} can be read; see the warnings above.")
+            raise DataError(f"no image of the split {name!r} can be read; see the warnings above.")
     return ids
 
 
-def _check_pictures(
-    table: ReleaseTable, shards: Sequence[Shard], pictures: Pictures | None, writing: Writing
+def _unreadable_images(
+    table: ReleaseTable, shards: Sequence[Shard], images: ReleasedImages | None, writing: Writing
 ) -> list[tuple[str, str]]:
-    """Ids and reasons of the pictures that cannot be read."""
-    unreadable = []
+    """Ids and reasons of the images that cannot be read."""
+    unreadable: list[tuple[str, str]] = []
+    if images is None:
+        return unreadable
     with _bar(shards, 0, writing) as bar:
-        for shard in shards if pictures is not None else ():
-            for picture in iterate_pictures(pictures, table, shard.rows):
-                if picture.reason is not None:
-                    unreadable.append((table.ids[picture.row], picture.reason))
+        for shard in shards:
+            for image in iterate_images(images, table, shard.rows):
+                if image.reason is not None:
+                    unreadable.append((table.ids[image.row], image.reason))
                 bar.update()
     return unreadable
 
 
 def _data_files(shards: Sequence[Shard]) -> dict[str, list[str]]:
     patterns = {part: f"{DATA}/{part}-*.parquet" for part in PARTS}
-    # A pattern that fits no file is an error to `datasets`.
+    # `datasets` raises an error for a pattern without files.
     has_rest = any(shard.name.startswith("rest-") for shard in shards)
     database = [patterns["train"], patterns["rest"]] if has_rest else [patterns["train"]]
     return {"train": [patterns["train"]], "query": [patterns["query"]], "database": database}
@@ -252,7 +254,7 @@ def _bar(shards: Sequence[Shard], done: int, writing: Writing) -> Any:
     from huggingface_hub.utils import tqdm
 
     total = sum(len(shard.rows) for shard in shards)
-    # None: only where somebody looks.
+    # None: only in a terminal.
     return tqdm(total=total, initial=done, unit="row", disable=None if writing.progress else True)
 
 

@@ -1,7 +1,7 @@
-"""Which rows are queries, which are trained on, and which are only searched."""
+"""Split protocols of the literature: queries, training pairs, and the rest of the database."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,31 +17,48 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers. What is searched, the database, is `train` and `rest` together."""
+    """Row numbers. The database is `train` and `rest` together."""
 
     train: np.ndarray
     query: np.ndarray
     rest: np.ndarray
 
 
-def split_rows(ids: Sequence[str], name: str, num_queries: int, num_train: int, seed: int = 0) -> Split:
-    """Divide rows after a protocol of the literature.
-
-    The draw of `"paper"` sorts by the BLAKE2b hash of seed and id, so it is the same in any process, on any machine
-    and with any version of a library, and hangs on nothing but the ids.
+def choose_variant(variants: Mapping[int, bool], variant: int | str | None, condition: str = "") -> tuple[int, bool]:
+    """The number of pairs of a variant, and whether its pairs need a tag in addition to a label.
 
     Args:
-        ids: Of all rows, unique, in the release's order.
-        name: `"paper"`, `"dcmh"` or `"dadh"`, as in `SPLITS`.
-        num_queries: Rows that are queries.
-        num_train: Rows of the others that are trained on.
-        seed: Of `"paper"`.
+        variants: That by the number of pairs; the first is the default.
+        variant: The number of pairs. None: the default.
+        condition: Settings that restrict the variants, for the error.
 
     Raises:
-        DataError: If there is no such protocol, or there are too few rows.
+        DataError: If there is no such variant.
+    """
+    pairs = next(iter(variants)) if variant is None else int(variant)
+    if pairs not in variants:
+        raise DataError(f"variant={variant} is not known{condition}; give one of {', '.join(map(str, variants))}.")
+    return pairs, variants[pairs]
+
+
+def split_rows(ids: Sequence[str], name: str, num_queries: int, num_train: int, seed: int = 0) -> Split:
+    """Divides rows by a protocol of the literature.
+
+    `"paper"` sorts by the BLAKE2b hash of seed and id, so the split depends on nothing else: not on the process, the
+    machine or versions of libraries.
+
+    Args:
+        ids: Unique ids of all rows, in the release's order.
+        name: `"paper"`, `"dcmh"` or `"dadh"`, as in `SPLITS`.
+        num_queries: Number of queries.
+        num_train: Number of training pairs among the other rows.
+        seed: Seed of `"paper"`.
+
+    Raises:
+        DataError: If the protocol is unknown, or there are too few rows.
     """
     if name not in SPLITS:
-        raise DataError(f"split={name!r} is not known; take one of {', '.join(SPLITS)}.")
+        raise DataError(f"split={name!r} is not known; give one of {', '.join(SPLITS)}.")
     if num_queries < 1 or num_train < 1 or num_queries + num_train > len(ids):
         raise DataError(
             f"{num_queries:,} queries and {num_train:,} training pairs cannot be taken from {len(ids):,} rows; "

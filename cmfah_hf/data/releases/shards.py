@@ -1,4 +1,4 @@
-"""The files of a prepared data set: each written whole or not at all, and what an interrupted run has finished."""
+"""Parquet shards of a prepared data set, written atomically, and the state of an interrupted run."""
 
 import json
 from dataclasses import dataclass
@@ -10,30 +10,30 @@ import numpy as np
 from cmfah_hf.atomic import atomic_file, write_text
 from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.data.folder_in_work import DATA
-from cmfah_hf.data.releases.pictures import Pictures, iterate_pictures
+from cmfah_hf.data.releases.images import ReleasedImages, iterate_images
 from cmfah_hf.data.releases.table import ReleaseTable
 from cmfah_hf.documents import read_bytes, read_json
 from cmfah_hf.errors import DataError
 
 STATE_NAME = ".prepare.json"
 PARTS = ("train", "query", "rest")
-# What a card that was written here has and others have not.
+# A line that only cards of this package have.
 _MARK = "\ncmfah data prepare "
-# With pictures of 100 kB, a row group, what a reader holds, has 10 MB.
+# With images of 100 kB, a row group, which readers hold in memory, has 10 MB.
 _ROWS_PER_GROUP = {True: 100, False: 2_000}
 
 
 @dataclass(frozen=True)
 class Writing:
-    """How pictures are checked, and shards are written.
+    """Options of writing shards and checking images.
 
     Args:
-        verify: Decode every picture; rows whose picture cannot be decoded are left out.
-        keep_broken: Keep these rows, with the bytes as they are, even none.
-        skip_missing: Leave out rows whose picture is not there, instead of an error.
-        overwrite: Replace what an earlier preparation left in the folder.
-        rows_per_shard: Of a file; 2,000 with pictures and 50,000 without, if not given.
-        progress: Show a bar.
+        verify: Decode every image; rows whose image cannot be decoded are left out.
+        keep_broken: Keep these rows, with the bytes as they are, even if empty.
+        skip_missing: Leave out rows whose image is missing, instead of an error.
+        overwrite: Replace the files of an earlier preparation.
+        rows_per_shard: Rows per file. None: 2,000 with images, 50,000 without.
+        progress: Show a progress bar.
     """
 
     verify: bool = True
@@ -53,37 +53,37 @@ class Shard:
 
 
 def write_shard(
-    folder: Path, table: ReleaseTable, shard: Shard, pictures: Pictures | None, keep_broken: bool, bar: Any
+    folder: Path, table: ReleaseTable, shard: Shard, images: ReleasedImages | None, keep_broken: bool, bar: Any
 ) -> dict[str, Any]:
-    """Write one file, whole or not at all.
+    """Writes one file atomically.
 
     Returns:
-        What the state keeps of it: how many rows were asked for, its size, and ids and reasons of the pictures that
-        cannot be read.
+        Its entry in the state: the number of rows that it was planned with, its size, and ids and reasons of the images
+        that cannot be read.
     """
     import pyarrow.parquet as pq
 
     path = folder / DATA / shard.name
     unreadable: list[tuple[str, str]] = []
-    schema = _features(table, pictures is not None).arrow_schema
-    group = _ROWS_PER_GROUP[pictures is not None]
+    schema = _features(table, images is not None).arrow_schema
+    group = _ROWS_PER_GROUP[images is not None]
     with atomic_file(path, DataError) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for first in range(0, len(shard.rows), group):
-            rows, images = shard.rows[first : first + group], None
-            asked = len(rows)
-            if pictures is not None:
-                found = list(iterate_pictures(pictures, table, rows))
-                unreadable += [(table.ids[p.row], p.reason) for p in found if p.reason is not None]
-                kept = [p for p in found if p.reason is None or keep_broken]
-                rows = np.array([p.row for p in kept], np.int64)
-                images = [{"bytes": p.content, "path": table.pictures[p.row].rpartition("/")[2]} for p in kept]
+            rows, values = shard.rows[first : first + group], None
+            planned = len(rows)
+            if images is not None:
+                found = list(iterate_images(images, table, rows))
+                unreadable += [(table.ids[image.row], image.reason) for image in found if image.reason is not None]
+                kept = [image for image in found if image.reason is None or keep_broken]
+                rows = np.array([image.row for image in kept], np.int64)
+                values = [{"bytes": i.content, "path": table.images[i.row].rpartition("/")[2]} for i in kept]
             if len(rows):
-                writer.write_table(_arrow_table(table, rows, images, schema), row_group_size=group)
-            bar.update(asked)
+                writer.write_table(_arrow_table(table, rows, values, schema), row_group_size=group)
+            bar.update(planned)
     return {"rows_asked": len(shard.rows), "bytes": path.stat().st_size, "unreadable": unreadable}
 
 
-def _features(table: ReleaseTable, has_pictures: bool) -> Any:
+def _features(table: ReleaseTable, has_images: bool) -> Any:
     import datasets
 
     columns = {
@@ -93,10 +93,10 @@ def _features(table: ReleaseTable, has_pictures: bool) -> Any:
         "tags": datasets.List(datasets.Value("string")),
         "labels": datasets.List(datasets.ClassLabel(names=list(table.class_names))),
     }
-    return datasets.Features({name: kind for name, kind in columns.items() if has_pictures or name != "image"})
+    return datasets.Features({name: kind for name, kind in columns.items() if has_images or name != "image"})
 
 
-def _arrow_table(table: ReleaseTable, rows: np.ndarray, pictures: list[dict[str, Any]] | None, schema: Any) -> Any:
+def _arrow_table(table: ReleaseTable, rows: np.ndarray, images: list[dict[str, Any]] | None, schema: Any) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -112,26 +112,24 @@ def _arrow_table(table: ReleaseTable, rows: np.ndarray, pictures: list[dict[str,
         "tags": tag_lists,
         "labels": lists(labels, pa.array(labels.numbers.astype(np.int64))),
     }
-    if pictures is not None:
-        columns["image"] = pa.array(pictures, schema.field("image").type)
+    if images is not None:
+        columns["image"] = pa.array(images, schema.field("image").type)
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def enter_folder(folder: Path, digest: str, overwrite: bool) -> dict[str, dict[str, Any]]:
-    """The shards that are finished already; a folder with anything else is refused, or cleared of what was prepared.
+    """The finished shards of an interrupted run. Removes other prepared files, and refuses a folder with anything else.
 
-    The folder has to be held (`folder_in_work`). The state is written before anything is removed, so that a run that
-    is killed here can go on.
+    The caller has to hold the folder's lock (`folder_in_work`). The state is written before anything is removed, so
+    that a run that is killed here can be resumed.
     """
     card, state = folder / CARD_NAME, folder / STATE_NAME
     shards = [path for part in PARTS for path in (folder / DATA).glob(f"{part}-*.parquet")]
     if card.exists() and _MARK not in read_bytes(card, DataError).decode("utf-8", "replace"):
-        raise DataError(
-            f"{card}: is not the card of a data set prepared before, so it is left alone; name another folder."
-        )
+        raise DataError(f"{card}: was not written by this command and is not overwritten; name another folder.")
     if shards and not card.exists() and not state.exists():
         raise DataError(
-            f"{shards[0]}: was not prepared here, so it is left alone; name another folder, or take it away."
+            f"{shards[0]}: was not written by this command and is not overwritten; name another folder, or remove it."
         )
     if not overwrite and not state.exists() and card.exists():
         raise DataError(
@@ -158,10 +156,10 @@ def _finished(folder: Path, state: Path, digest: str) -> dict[str, dict[str, Any
     if not isinstance(shards, dict) or not all(
         isinstance(entry, dict) and all(key in entry for key in keys) for entry in shards.values()
     ):
-        raise DataError(f"{state}: damaged; begin anew with --overwrite (overwrite=True).")
+        raise DataError(f"{state}: damaged; start again with --overwrite (overwrite=True).")
     if content.get("digest") != digest:
         raise DataError(
-            f"{folder}: was begun with other arguments, another release or another version; finish it with those, "
-            "name another folder, or begin anew with --overwrite (overwrite=True)."
+            f"{folder}: was started with other arguments, another release or another version; finish it with those, "
+            "name another folder, or start again with --overwrite (overwrite=True)."
         )
     return shards

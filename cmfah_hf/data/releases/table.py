@@ -1,4 +1,4 @@
-"""The table of a released data set: ids, pictures, tags and labels of all its rows, as numbers, and its check sums.
+"""Table of a released data set: ids, images, tags and labels of all rows, and checks of its counts.
 
 Shapes: N rows, V tags, C classes.
 """
@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 24
 _LONGEST_LINE = 1 << 24
 _ONE, _NEW_LINE = b"1\n"
-# Between the values of a matrix: tab, line feed, carriage return, blank.
+# Separators of values: tab, line feed, carriage return, space.
 _BLANKS = np.isin(np.arange(256), list(b"\t\n\r "))
 _DIGITS = np.isin(np.arange(256), list(b"01"))
 
 
 @dataclass(frozen=True)
 class Lists:
-    """N lists of numbers, one behind the other: row i is `numbers[ends[i - 1]:ends[i]]`."""
+    """N lists of numbers, concatenated: row i is `numbers[ends[i - 1]:ends[i]]`."""
 
     numbers: np.ndarray
     ends: np.ndarray
@@ -41,7 +41,7 @@ class Lists:
 
     @classmethod
     def of_columns(cls, rows_of_columns: Sequence[np.ndarray], num_rows: int) -> "Lists":
-        """From the rows in which each column has a one, each row's columns in their order."""
+        """The columns of each row, ascending, from the rows of each column."""
         rows = np.concatenate([np.zeros(0, np.int64), *rows_of_columns])
         columns = np.repeat(np.arange(len(rows_of_columns)), [len(column) for column in rows_of_columns])
         order = np.argsort(rows, kind="stable")
@@ -58,44 +58,44 @@ class Lists:
     def take(self, rows: np.ndarray) -> "Lists":
         lengths = self.lengths[rows]
         ends = np.cumsum(lengths)
-        # The place of each number: where its row starts in the source, and how far into the row it is.
+        # The position of each number: the start of its row in the source, plus its offset in the row.
         places = np.repeat(self.ends[rows] - ends, lengths) + np.arange(lengths.sum())
         return Lists(self.numbers[places], ends)
 
 
 @dataclass
 class Corrections:
-    """What had to be put right, or is worth knowing, each said once: in the log, and later on the card.
+    """Corrections and notes about a release: logged as warnings, and listed on the card.
 
     Args:
-        files: The release; where it lies is left out of the lines, since a card is published.
+        files: The release. Its path is removed from the lines, since a card is published.
     """
 
     files: ReleaseFiles
-    said: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
 
-    def say(self, line: str) -> None:
+    def add(self, line: str) -> None:
         line = self.files.without_root(line)
         logger.warning("%s", line)
-        self.said.append(line)
+        self.lines.append(line)
 
 
 @dataclass
 class ReleaseTable:
-    """All that a release says of its rows, but for the pictures themselves.
+    """The rows of a release, without the image files.
 
     Args:
-        ids: N, unique.
-        pictures: For each row the end of its picture's path, as `ReleaseFiles.find` takes it.
-        tag_names: V.
+        ids: N unique ids.
+        images: The end of the path of each row's image, for `ReleaseFiles.find`.
+        tag_names: V names.
         tags: N lists of tag numbers.
-        class_names: C.
+        class_names: C names.
         labels: N lists of class numbers.
-        selecting_tags: How many tags each row has, `(N,)`, where other tags than `tags` say which rows count as tagged.
+        selecting_tags: `(N,)`, the number of tags that decides whether a row counts as tagged, if not that of `tags`.
     """
 
     ids: list[str]
-    pictures: list[str]
+    images: list[str]
     tag_names: list[str]
     tags: Lists
     class_names: list[str]
@@ -106,16 +106,16 @@ class ReleaseTable:
         return len(self.ids)
 
     def rows(self, with_text: bool) -> np.ndarray:
-        """The numbers of the rows that have a label, and a tag as well if asked."""
+        """The numbers of the rows that have a label, and with `with_text` also a tag."""
         chosen = self.labels.lengths > 0
         if with_text:
             chosen &= (self.tags.lengths if self.selecting_tags is None else self.selecting_tags) > 0
         return np.flatnonzero(chosen)
 
     def digest(self) -> str:
-        """Of everything in the table."""
+        """SHA-256 of the whole table."""
         digest = hashlib.sha256()
-        for names in (self.ids, self.pictures, self.tag_names, self.class_names):
+        for names in (self.ids, self.images, self.tag_names, self.class_names):
             digest.update("\0".join(names).encode("utf-8", "surrogatepass") + b"\1")
         for lists in (self.tags, self.labels):
             digest.update(np.ascontiguousarray(lists.numbers, "<i4").tobytes())
@@ -124,12 +124,12 @@ class ReleaseTable:
 
 
 @dataclass(frozen=True)
-class CheckSums:
-    """Compares what was counted with what a release is known to hold.
+class CountChecks:
+    """Compares counts with the known counts of a release.
 
     Args:
-        allow_other: Another count is said among the corrections instead of ending in an error.
-        corrections: These.
+        allow_other: Whether a different count is a correction instead of an error.
+        corrections: The corrections.
     """
 
     allow_other: bool
@@ -138,7 +138,7 @@ class CheckSums:
     def check(self, where: str, what: str, found: int, expected: int | None) -> None:
         """
         Raises:
-            DataError: Naming the file, and both counts, if they differ and that is not allowed.
+            DataError: If the counts differ and that is not allowed.
         """
         if expected is None or found == expected:
             return
@@ -148,24 +148,35 @@ class CheckSums:
                 f"{line}; fetch it again, or, if your copy is meant to differ, pass --allow-other-counts "
                 "(allow_other_counts=True)."
             )
-        self.corrections.say(f"{line}: this copy differs from the release.")
+        self.corrections.add(f"{line}: this copy differs from the release.")
+
+    def checked_rows(self, table: "ReleaseTable", with_text: bool, needs: str, expected: int) -> np.ndarray:
+        """The rows of a table with a label, and with `with_text` also a tag; their number is checked."""
+        rows = table.rows(with_text)
+        self.check(str(self.corrections.files.root), f"pairs with {needs}", len(rows), expected)
+        return rows
 
 
-def read_ones(files: ReleaseFiles, key: str, width: int) -> Iterator[np.ndarray]:
-    """The places of the ones in a matrix of 0 and 1 written as text, in pieces that follow one another.
+def read_names(files: ReleaseFiles, key: str) -> list[str]:
+    """The lines of a file that are not empty, stripped."""
+    return [line.strip() for line, _ in decode_lines(files.lines(key)) if line.strip()]
 
-    Rows are lines, values are apart by blanks or tabs; lines may end as on Windows, and with a tab.
+
+def read_ones(files: ReleaseFiles, key: str, width: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The positions of the ones in a text file with a matrix of 0 and 1, in consecutive pieces.
+
+    Rows are lines, and values are separated by spaces or tabs; a line may end with a tab, and with CR LF.
 
     Args:
         files: The release.
-        key: Of the file.
-        width: Values in a line.
+        key: The key of the file.
+        width: Number of values in a line.
 
     Yields:
-        `(rows, ones)` of each piece: its number of rows, and places `row * width + column` within it.
+        `(rows, ones)` of each piece: its number of rows, and the positions `row * width + column` in it.
 
     Raises:
-        DataError: Naming the line that holds something else, or another number of values.
+        DataError: If a line holds something else, or another number of values.
     """
     first, rest = 1, b""
     for chunk in files.chunks(key, _CHUNK_BYTES):
@@ -193,7 +204,7 @@ def _ones_of_lines(text: bytes, width: int, first: int, name: str) -> tuple[int,
     before = np.cumsum(digits, dtype=np.int64)[line_ends]
     sound = (digits | _BLANKS[bytes_]).all() and not (digits[1:] & digits[:-1]).any()
     lengths = np.diff(before, prepend=0)
-    # Empty lines at the end are no rows.
+    # Empty lines at the end do not count.
     rows = len(lengths)
     while rows and lengths[rows - 1] == 0:
         rows -= 1
@@ -203,9 +214,9 @@ def _ones_of_lines(text: bytes, width: int, first: int, name: str) -> tuple[int,
 
 
 def _evenly_spaced(bytes_: np.ndarray, line: int, width: int) -> np.ndarray | None:
-    """The characters of the values, `(rows, width)`, where every line has `line` bytes and every second is a value.
+    """The values, `(rows, width)`, if every line has `line` bytes and every second byte is a value; else None.
 
-    Released matrices are of this kind, and it takes a fraction of the time to see that they are. None: they are not.
+    Released matrices have this form, which is much faster to parse.
     """
     if len(bytes_) % line or line < 2 * width:
         return None
@@ -213,7 +224,7 @@ def _evenly_spaced(bytes_: np.ndarray, line: int, width: int) -> np.ndarray | No
     values, between, after = lines[:, : 2 * width : 2], lines[:, 1 : 2 * width : 2], lines[:, 2 * width :]
     sound = (lines[:, -1] == _NEW_LINE).all() and ((values | 1) == _ONE).all()
     sound = sound and _BLANKS[between].all() and _BLANKS[after].all()
-    # A line feed anywhere else would be a line more.
+    # A line feed anywhere else would be another line.
     sound = sound and np.count_nonzero(bytes_ == _NEW_LINE) == len(lines)
     return values if sound else None
 
@@ -231,7 +242,7 @@ def _wrong_line(text: bytes, width: int, first: int, name: str) -> DataError:
 
 
 def decode_lines(lines: Iterable[bytes]) -> Iterator[tuple[str, bool]]:
-    """Each line as text, and whether it was Latin-1 and not UTF-8. A mark of the byte order is dropped."""
+    """Each line as text, and whether it was Latin-1 instead of UTF-8. A byte order mark is removed."""
     for number, line in enumerate(lines):
         if number == 0:
             line = line.removeprefix(b"\xef\xbb\xbf")

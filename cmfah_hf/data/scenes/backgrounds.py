@@ -1,4 +1,4 @@
-"""The backgrounds of the drawn scenes."""
+"""Backgrounds of synthetic scenes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cmfah_hf.data.scene_drawings import Color
+from cmfah_hf.data.scenes.drawings import Color
 
 
 @dataclass(frozen=True)
 class Background:
-    """A background: its colours from the top down to the horizon and from there to the bottom, and its tags."""
+    """A background: its colors above the horizon, from the top down, and below it, and its tags."""
 
     words: tuple[str, ...]
     above: tuple[Color, Color]
     below: tuple[Color, Color] | None = None
-    # Called with the drawing, the side and the horizon in pixels, and the source of chance.
+    # Called with the drawing, the side and the horizon in pixels, and the random generator.
     details: Callable[[ImageDraw.ImageDraw, int, int, np.random.Generator], None] | None = None
 
 
@@ -91,7 +91,7 @@ BACKGROUNDS: dict[str, Background] = {
 
 
 def draw_background(name: str, side: int, rng: np.random.Generator) -> Image.Image:
-    """A square background of `side` pixels, RGB."""
+    """An RGB background of `side` x `side` pixels."""
     background = BACKGROUNDS[name]
     large = 2 * side
     horizon = large if background.below is None else int(large * (0.56 + 0.08 * rng.random()))
@@ -99,7 +99,7 @@ def draw_background(name: str, side: int, rng: np.random.Generator) -> Image.Ima
     rows[:horizon, 0] = np.linspace(*background.above, horizon)
     if background.below is not None:
         rows[horizon:, 0] = np.linspace(*background.below, large - horizon)
-    # Light differs from picture to picture, so no background is one fixed colour.
+    # The brightness varies, so that no background has fixed colors.
     rows = np.clip(rows * (0.92 + 0.12 * rng.random()), 0, 255).astype(np.uint8)
     image = Image.fromarray(rows).resize((large, large), Image.Resampling.NEAREST)
     if background.details is not None:

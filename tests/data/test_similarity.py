@@ -1,4 +1,4 @@
-"""What stands in the place of labels: against scikit-learn, brute force, and numbers by hand."""
+"""Similarity of training pairs, against scikit-learn, brute force and values computed by hand."""
 
 import numpy as np
 import pytest
@@ -7,18 +7,18 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
-from cmfah_hf.data.relevance import LabelRelevance, PairRelevance, TagRelevance, otsu_threshold
+from cmfah_hf.data.similarity import LabelSimilarity, PairSimilarity, TagSimilarity, otsu_threshold
 from cmfah_hf.errors import DataError
 
 TEXTS = ["red boat sea", "boat sea sun", "red car", "car street red", "sun sea sand", "sea sea boat", "tree"]
 
 
-def rows_of(relevance, texts):
-    return relevance([{}] * len(texts), texts)
+def rows_of(similarity, texts):
+    return similarity([{}] * len(texts), texts)
 
 
 def test_tags_are_the_weighted_words_that_some_texts_share():
-    tags = TagRelevance.fit(TEXTS)
+    tags = TagSimilarity.fit(TEXTS)
     counts = CountVectorizer(binary=True)
     matrix = counts.fit_transform(TEXTS).toarray()
     frequency = matrix.sum(axis=0)
@@ -31,8 +31,8 @@ def test_tags_are_the_weighted_words_that_some_texts_share():
     assert not rows_of(tags, ["zebra", ""]).any()
 
 
-def test_a_word_of_every_text_says_nothing():
-    tags = TagRelevance.fit(["photo boat sea", "photo boat", "photo car", "photo car sea"])
+def test_a_word_of_every_text_is_left_out():
+    tags = TagSimilarity.fit(["photo boat sea", "photo boat", "photo car", "photo car sea"])
     assert tags.words == ["boat", "car", "sea"]
     one, other = rows_of(tags, ["photo boat", "photo car"])
     assert one @ other == 0
@@ -40,31 +40,31 @@ def test_a_word_of_every_text_says_nothing():
 
 @settings(max_examples=80)
 @given(st.lists(st.integers(0, 40).map(lambda x: x / 40), min_size=2, max_size=60))
-def test_the_threshold_parts_the_values_as_no_other_border_does(values):
+def test_the_threshold_has_minimum_within_class_variance(values):
     values = np.array(values)
 
-    def within(border):
-        parts = values[values <= border], values[values > border]
+    def within(threshold):
+        parts = values[values <= threshold], values[values > threshold]
         return sum(((part - part.mean()) ** 2).sum() for part in parts if len(part))
 
-    border = otsu_threshold(values)
+    threshold = otsu_threshold(values)
     best = min(within(candidate) for candidate in np.unique(values))
-    assert within(border) == pytest.approx(best, abs=2e-3 * len(values))  # bins of a thousandth
+    assert within(threshold) == pytest.approx(best, abs=2e-3 * len(values))  # bins of a thousandth
 
 
-def test_the_threshold_lies_midway_between_two_heaps():
+def test_the_threshold_is_midway_between_two_clusters():
     assert otsu_threshold(np.array([0.1] * 50 + [0.7] * 5)) == pytest.approx(0.4, abs=2e-3)
     assert otsu_threshold(np.zeros(9)) == 0
     assert otsu_threshold(np.empty(0)) == 0
 
 
 def test_texts_without_a_shared_tag_are_refused():
-    with pytest.raises(DataError, match=r"the 2 training texts share no tag .*--similarity pairs"):
-        TagRelevance.fit(["red boat", "green car"])
+    with pytest.raises(DataError, match=r"the 2 training texts have no tag in common .*--similarity pairs"):
+        TagSimilarity.fit(["red boat", "green car"])
 
 
-def test_what_tags_make_relevant():
-    tags = TagRelevance.fit(TEXTS)
+def test_relevance_by_tags():
+    tags = TagSimilarity.fit(TEXTS)
     queries, database = rows_of(tags, ["boat sea", "red"]), rows_of(tags, TEXTS)
     found_q, found_db = tags.relevant(queries, database)
     relevant = (found_q.astype(int) @ found_db.T.astype(int)) > 0
@@ -74,8 +74,8 @@ def test_what_tags_make_relevant():
     assert 0 < tags.threshold < 1
 
 
-def test_a_pair_is_known_by_its_id_in_any_batch():
-    pairs = PairRelevance()
+def test_a_pair_is_identified_by_its_id_in_any_batch():
+    pairs = PairSimilarity()
     names = [f"id-{number}" for number in range(2_000)]
     numbers = pairs([{"id": name} for name in names], [""] * 2_000)
     assert numbers.dtype == np.int64
@@ -88,8 +88,8 @@ def test_a_pair_is_known_by_its_id_in_any_batch():
         pairs([{"text": "boat"}], ["boat"])
 
 
-def test_labels_are_what_they_were():
-    labels = LabelRelevance(["boat", "car"])
+def test_labels_are_multi_hot():
+    labels = LabelSimilarity(["boat", "car"])
     found = labels([{"labels": ["car"]}, {"labels": None}, {}], ["", "", ""])
     assert found.tolist() == [[0, 1], [0, 0], [0, 0]]
     assert labels.relevant(found, found)[0] is found

@@ -1,12 +1,13 @@
-"""The things in the drawn scenes.
+"""Drawings of the things in synthetic scenes.
 
-A thing is drawn with a `Pen` on a transparent layer of its own, in coordinates from 0 to 1 on both axes (x to the
-right, y down), larger than needed; scaled down, its edges are smooth and its alpha tells its exact bounding box.
+A `Pen` draws a thing on its own transparent layer, in coordinates from 0 to 1 (x to the right, y down), larger than
+needed. Scaling it down makes the edges smooth, and its alpha channel gives the exact bounding box.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,7 +17,7 @@ Point = tuple[float, float]
 
 INK = (45, 38, 52)
 WHITE = (250, 249, 245)
-# Draws a hole.
+# Transparent: draws a hole.
 NOTHING = (0, 0, 0, 0)
 BROWN = (133, 88, 52)
 BRIGHT: tuple[Color, ...] = (
@@ -34,7 +35,7 @@ OVERSAMPLING = 3
 
 
 class Pen:
-    """Draws filled, ink-outlined shapes in unit coordinates on a transparent layer, and picks colours at random."""
+    """Draws filled, ink-outlined shapes in unit coordinates on a transparent layer, and picks colors at random."""
 
     def __init__(self, width: int, height: int, rng: np.random.Generator):
         self.layer = Image.new("RGBA", (width * OVERSAMPLING, height * OVERSAMPLING))
@@ -44,7 +45,7 @@ class Pen:
         self._line = max(2, round(0.028 * min(self.layer.size)))
 
     def bright(self, count: int = 1) -> list[Color]:
-        """Different bright colours."""
+        """`count` different bright colors."""
         return [BRIGHT[i] for i in self.rng.permutation(len(BRIGHT))[:count]]
 
     def polygon(self, points: Sequence[Point], fill: Color, ink: bool = True) -> None:
@@ -78,7 +79,7 @@ class Pen:
         return [(x * self._scale[0], y * self._scale[1]) for x, y in points]
 
 
-def _circle(x: float, y: float, radius: float, angles: Sequence[float]) -> list[Point]:
+def _circle(x: float, y: float, radius: float, angles: Iterable[float]) -> list[Point]:
     """Points on a circle at `angles` in degrees, clockwise from three o'clock."""
     return [(x + radius * math.cos(math.radians(a)), y + radius * math.sin(math.radians(a))) for a in angles]
 
@@ -272,9 +273,16 @@ def _umbrella(pen: Pen) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of thing: how it is drawn, its width over its height, where it belongs, and what people call it.
+    """A kind of thing.
 
-    `heights` are the lowest and highest place of its centre, as parts of the picture's height.
+    Args:
+        draw: Draws it.
+        words: Its name and synonyms.
+        homes: Backgrounds on which it is common.
+        heights: Range of its center's vertical position, as fractions of the image's height.
+        aspect: Width divided by height.
+        in_flocks: Whether several may appear in one scene.
+        turn: Maximum rotation in degrees.
     """
 
     draw: Callable[[Pen], None]
@@ -283,17 +291,16 @@ class Kind:
     heights: tuple[float, float]
     aspect: float = 1.0
     in_flocks: bool = False
-    # Upright things never lean; the others turn by up to this many degrees.
     turn: int = 0
 
 
-def _kind(draw, words: str, homes: str, heights: tuple[float, float], **further) -> Kind:
-    return Kind(draw, tuple(words.split()), frozenset(homes.split()), heights, **further)
+def _kind(draw: Callable[[Pen], None], words: str, homes: str, heights: tuple[float, float], **options: Any) -> Kind:
+    return Kind(draw, tuple(words.split()), frozenset(homes.split()), heights, **options)
 
 
 _HIGH, _LOW, _ANY = (0.0, 0.45), (0.6, 1.0), (0.0, 1.0)
 
-# The first word is the kind's own name. No word belongs to two kinds.
+# The first word is the kind's name. No two kinds have a word in common.
 KINDS: dict[str, Kind] = {
     "ball": _kind(_ball, "ball beachball football", "room meadow desert", _LOW, in_flocks=True, turn=30),
     "balloon": _kind(_balloon, "balloon balloons", "sky meadow room", _HIGH, aspect=0.66, in_flocks=True, turn=12),
@@ -315,7 +322,7 @@ KINDS: dict[str, Kind] = {
 
 
 def draw_shard(height: int, rng: np.random.Generator) -> Image.Image:
-    """A shape with the colours, outlines and size of a thing that is no thing, RGBA, at most `height` pixels high."""
+    """A random shape, RGBA, with the colors, outline and size of a thing; at most `height` pixels high."""
     pen = Pen(max(6, height), max(6, height), rng)
     _shard(pen)
     layer = pen.layer.reduce(OVERSAMPLING)
@@ -323,9 +330,9 @@ def draw_shard(height: int, rng: np.random.Generator) -> Image.Image:
 
 
 def draw_thing(kind: str, height: int, rng: np.random.Generator) -> Image.Image:
-    """One thing on a transparent layer cut to its visible pixels, RGBA, about `height` pixels high.
+    """One thing on a transparent layer cropped to its visible pixels, RGBA, about `height` pixels high.
 
-    A thing that is wider than it is high is made smaller, so that no side is longer than 1.4 times `height`.
+    Wide things are drawn smaller, so that no side is longer than 1.4 times `height`.
     """
     what = KINDS[kind]
     width = min(height * what.aspect, 1.4 * height)

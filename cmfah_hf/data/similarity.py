@@ -1,4 +1,4 @@
-"""What tells which pairs belong together where labels do not: the tags of their texts, or only who is whose partner.
+"""Similarity of training pairs: by labels, by the tags of their texts, or by pair identity.
 
 Shapes: B pairs of a batch, T tags, Q queries, N database items.
 """
@@ -16,13 +16,13 @@ from cmfah_hf.errors import DataError
 from cmfah_hf.models.tokenization_cmfah import split_words
 
 SIMILARITIES = ("labels", "tags", "pairs")
-# So many texts, compared each with each, tell the distribution of overlaps.
+# Number of texts whose pairwise overlaps estimate the distribution of overlaps.
 _SAMPLE = 1_000
 _BINS = 1_000
 
 
-class LabelRelevance:
-    """Pairs are alike by their labels: `(B, C)` float32, multi-hot.
+class LabelSimilarity:
+    """Pairs that share a label are similar. Calling it gives multi-hot labels, `(B, C)` float32.
 
     Args:
         classes: The class names, in the order of the columns.
@@ -37,20 +37,20 @@ class LabelRelevance:
         return encode_labels([[str(name) for name in row.get("labels") or ()] for row in rows], self.classes)
 
     def relevant(self, queries_QC: np.ndarray, database_NC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Both sides as `RetrievalEvaluator` takes them."""
+        """Labels of both sides for `RetrievalEvaluator`."""
         return queries_QC, database_NC
 
 
-class TagRelevance:
-    """Pairs are alike by the words of their expanded texts: `(B, T)` float32, rows of length 1, or of zeros.
+class TagSimilarity:
+    """Pairs whose expanded texts share words are similar. Calling it gives tf-idf rows, `(B, T)` float32.
 
-    A word weighs `ln(N / texts with it)`: one that every text has says nothing and is left out, as is one that a single
-    text has. The overlap of two pairs is the cosine of their rows. Those are alike whose overlap is above
-    `threshold`, which parts the overlaps of the training pairs in two with the least variance within the parts (Otsu's
-    method).
+    The weight of a word is its inverse document frequency `ln(N / texts with it)`; words of all texts and of a single
+    text are left out. Rows have unit length, or are zero. The overlap of two pairs is the cosine of their rows, and
+    they are similar if it is above `threshold`, which is found by Otsu's method: it divides the overlaps of the
+    training pairs into two classes with minimum within-class variance.
 
     Example:
-        >>> tags = TagRelevance.fit(["red boat sea", "boat sea", "red car", "car street"])
+        >>> tags = TagSimilarity.fit(["red boat sea", "boat sea", "red car", "car street"])
         >>> tags([{}, {}], ["boat", "a boat at sea"]).shape
         (2, 4)
     """
@@ -64,11 +64,11 @@ class TagRelevance:
         self._column = {word: column for column, word in enumerate(self.words)}
 
     @classmethod
-    def fit(cls, texts: Iterable[str]) -> "TagRelevance":
-        """Weights and threshold from the training pairs' expanded texts, which are read twice.
+    def fit(cls, texts: Iterable[str]) -> "TagSimilarity":
+        """Fits weights and threshold on the training pairs' expanded texts, which are read twice.
 
         Raises:
-            DataError: If no word stands in some of the texts but not in all.
+            DataError: If no word occurs in at least two of the texts but not in all.
         """
         counts: Counter[str] = Counter()
         size = 0
@@ -78,7 +78,7 @@ class TagRelevance:
         words = sorted(word for word, count in counts.items() if 1 < count < size)
         if not words:
             raise DataError(
-                f"the {size} training texts share no tag that tells some of them from others; train with "
+                f"the {size} training texts have no tag in common that some of them lack; train with "
                 "--similarity pairs."
             )
         fitted = cls(words, np.array([math.log(size / counts[word]) for word in words]), 0.0)
@@ -98,12 +98,12 @@ class TagRelevance:
         return np.divide(weights_BT, lengths_B1, out=weights_BT, where=lengths_B1 > 0)
 
     def relevant(self, queries_QT: np.ndarray, database_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Both sides as `RetrievalEvaluator` takes them: each query a class, which its relevant items have."""
+        """Labels of both sides for `RetrievalEvaluator`: one class for each query, held by its relevant items."""
         return np.eye(len(queries_QT), dtype=bool), database_NT @ queries_QT.T > self.threshold
 
 
-class PairRelevance:
-    """Nothing is alike but the two sides of one pair: `(B,)` int64, a number of each pair's own, from its id."""
+class PairSimilarity:
+    """Only image and text of the same pair are similar. Calling it gives a hash of each pair's id, `(B,)` int64."""
 
     name = "pairs"
 
@@ -111,30 +111,30 @@ class PairRelevance:
         try:
             names = [str(row["id"]) for row in rows]
         except KeyError:
-            raise DataError("rows have no column 'id', by which a pair is told from others; add one.") from None
+            raise DataError("rows have no column 'id', which identifies a pair; add one.") from None
         digests = [hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest() for name in names]
         return np.array([int.from_bytes(digest, "big") >> 1 for digest in digests], np.int64)
 
     def relevant(self, queries_Q: np.ndarray, database_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Both sides as `RetrievalEvaluator` takes them; with one relevant item, MAP is the mean reciprocal rank."""
+        """Labels of both sides for `RetrievalEvaluator`; with one relevant item, MAP is the mean reciprocal rank."""
         return np.eye(len(queries_Q), dtype=bool), database_N[:, None] == queries_Q[None, :]
 
 
-Relevance = LabelRelevance | TagRelevance | PairRelevance
+Similarity = LabelSimilarity | TagSimilarity | PairSimilarity
 
 
 def otsu_threshold(values: np.ndarray) -> float:
-    """The border between two parts of numbers in 0..1 for which the variance within the parts is least.
+    """Otsu's threshold: the value that divides numbers in 0..1 into two classes with minimum within-class variance.
 
-    Where several borders do equally well, the middle of the first and the last; 0 where all numbers are one.
+    If several thresholds are equally good, the middle of the first and the last; 0 if all numbers are equal.
     """
     if not len(values):
         return 0.0
     counts, edges = np.histogram(np.clip(values, 0.0, 1.0), bins=_BINS, range=(0.0, 1.0))
-    centres = (edges[:-1] + edges[1:]) / 2
+    centers = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)[:-1]
     above = len(values) - below
-    sums = np.cumsum(counts * centres)
+    sums = np.cumsum(counts * centers)
     means_below = sums[:-1] / np.maximum(below, 1)
     means_above = (sums[-1] - sums[:-1]) / np.maximum(above, 1)
     between = below * above * (means_below - means_above) ** 2.0

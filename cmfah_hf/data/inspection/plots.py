@@ -1,38 +1,39 @@
-"""Plots of an inspection: label balance, the most frequent words, words an item.
+"""Plots of an inspection: label balance, most frequent words, words per item.
 
-Drawn on Figure objects of one's own, never through pyplot, so no window, no global state, and any thread will do.
+They are drawn on their own Figures, without pyplot and its global state, so that any thread can draw them.
 """
 
 import os
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cmfah_hf.atomic import atomic_file
-from cmfah_hf.data.inspection import Inspection
+from cmfah_hf.data.inspection.report import Inspection
 from cmfah_hf.errors import DataError
 
 _BAR, _LINE, _INK, _FAINT, _EDGE = "#0072B2", "#D55E00", "#22262B", "#D9DDE2", "#8B929A"
-# Bars of more classes or words than this could not be read; the rest is counted below the plot.
+# Maximum number of bars; the number of the rest is given below the plot.
 _MOST_BARS = 40
 _LONGEST_NAME = 28
 
 
 def plot_inspection(inspection: Inspection, folder: str | os.PathLike) -> list[Path]:
-    """Draws what there is to draw into a folder.
+    """Draws the plots of an inspection into a folder.
 
     Returns:
-        The files: `labels.png` (items a class; where there are labels), `words.png` (the most frequent words or
+        The files: `labels.png` (items per class; if there are labels), `words.png` (the most frequent words or
         tags) and `words_per_item.png`.
     """
     folder = Path(folder)
     files = []
     if inspection.labels is not None and inspection.labels.counts:
         labels = inspection.labels
-        title = f"Items a class ({len(labels.counts)} classes, {labels.mean_per_item:.2f} labels an item)"
+        title = f"Items per class ({len(labels.counts)} classes, {labels.mean_per_item:.2f} labels per item)"
         files.append(_plot_bars(labels.counts, inspection.items, title, folder / "labels.png"))
     words = inspection.words
     kind = "words" if words.source == "text" else "tags"
@@ -66,7 +67,7 @@ def _plot_lengths(inspection: Inspection, kind: str, path: Path) -> Path:
     histogram, summary = inspection.words.histogram, inspection.words.per_item
     figure = Figure(figsize=(7.2, 4.0), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    # A few very long texts would squeeze all others together, so what lies beyond the 99.5th percentile is one bar.
+    # All lengths beyond the 99.5th percentile are one bar, so that a few very long texts do not compress the rest.
     total = sum(histogram.values())
     upto = accumulate(histogram.values())
     cut = next(length for length, passed in zip(histogram, upto, strict=True) if passed >= 0.995 * total)
@@ -78,23 +79,23 @@ def _plot_lengths(inspection: Inspection, kind: str, path: Path) -> Path:
             beyond += count
         else:
             bins[length // width] = bins.get(length // width, 0) + count
-    axes.bar([place * width for place in bins], bins.values(), width=0.9 * width, align="edge", color=_BAR)
+    axes.bar([place * width for place in bins], list(bins.values()), width=0.9 * width, align="edge", color=_BAR)
     last = (cut // width + 1) * width
     if beyond:
         axes.bar([last], [beyond], width=0.9 * width, align="edge", color=_EDGE, label=f"{cut + 1:,} and more")
         last += width
-    # Where the bars stand for one number each, the mark stands in the middle of its bar.
+    # With one bar for each length, the mark is in the middle of its bar.
     middle = summary["median"] + (0.45 if width == 1 else 0)
     axes.axvline(middle, color=_LINE, linewidth=1.6, label=f"median {summary['median']:g}, mean {summary['mean']:.1f}")
     axes.set_xlim(-0.4 * width, last + 0.3 * width)
-    axes.set(xlabel=f"{kind.capitalize()} an item", ylabel="Items")
+    axes.set(xlabel=f"{kind.capitalize()} per item", ylabel="Items")
     if width == 1:
         step = max(1, last // 12)
         ticks = range(0, cut + 1, step)
         axes.set_xticks([tick + 0.45 for tick in ticks], [str(tick) for tick in ticks])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value == int(value) else "")
     axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
-    _finish(axes, f"{kind.capitalize()} an item ({summary['empty']:,} of {total:,} have none)", "y")
+    _finish(axes, f"{kind.capitalize()} per item ({summary['empty']:,} of {total:,} have none)", "y")
     return _write(figure, path)
 
 
@@ -102,7 +103,7 @@ def _short(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
-def _finish(axes: Axes, title: str, grid: str) -> None:
+def _finish(axes: Axes, title: str, grid: Literal["x", "y"]) -> None:
     axes.set_title(title, fontsize=11, color=_INK, loc="left", weight="bold", parse_math=False)
     axes.grid(axis=grid, color=_FAINT, linewidth=0.7)
     axes.set_axisbelow(True)
