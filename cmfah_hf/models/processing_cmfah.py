@@ -157,6 +157,10 @@ class CMFAHProcessor(ProcessorMixin):
         tokenizer = self.tokenizer
         return [word for word in split_words(text) if tokenizer.convert_tokens_to_ids(word) != tokenizer.unk_token_id]
 
+    def has_content(self, text: str) -> bool:
+        """Whether the text encoder can tell `text` from an empty text: whether it knows any of its words."""
+        return bool(self.known_words(text))
+
 
 def _load_image_processor(settings: Any, path: Path, options: dict[str, Any]) -> ImageProcessingMixin:
     """An image processor of `transformers` out of the settings that it saved, each of which is checked."""

@@ -113,7 +113,7 @@ CASES = {
     ),
     "search: unknown words": (
         "search {model} {sound.index} --text xyzzy",
-        ["No word of 'xyzzy' is among the", "use other words"],
+        ["No word of 'xyzzy' is known to the model", "use other words"],
     ),
     "search: neither": (
         "search {model} {sound.index}",

@@ -285,12 +285,12 @@ def test_questions_that_cannot_be_answered(retriever, pictures, tmp_path):
         retriever.search()
     with pytest.raises(QueryError, match=r"image_weight is 1\.5; give a share"):
         retriever.search(text="boat", image=pictures[0], image_weight=1.5)
-    with pytest.raises(QueryError, match="3 texts and 2 pictures does not pair up"):
+    with pytest.raises(QueryError, match="3 texts and 2 images does not pair up"):
         retriever.search(text=["boat", "car", "sun"], image=pictures[:2])
     for text in ("xyzzy plugh", "", "?!"):
         with pytest.raises(QueryError) as caught:
             retriever.search(text=text)
-        assert str(caught.value).startswith(f"No word of {text!r} is among the ")
+        assert str(caught.value).startswith(f"No word of {text!r} is known to the model")
     with pytest.raises(QueryError, match="No word of 'xyzzy'"):
         retriever.search(text=["boat", "xyzzy"])
     assert retriever.search(text="boat xyzzy", k=1).ids.shape == (1, 1)  # one known word is enough
