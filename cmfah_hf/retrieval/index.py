@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from cmfah_hf.atomic import regular_target
 from cmfah_hf.errors import HashIndexError, QueryError
+from cmfah_hf.retrieval.base import METRICS, BaseHashIndex, Metric
 from cmfah_hf.retrieval.codes import (
     as_array,
     check_bits,
@@ -35,11 +36,8 @@ from cmfah_hf.retrieval.scan import Queries
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("hamming", "aqd")
-Metric = Literal["hamming", "aqd"]
 
-
-class HashIndex:
+class HashIndex(BaseHashIndex):
     """An exact index over hash codes, ranked by Hamming distance or by `<z_q, B_x>` (`[aqd]`, see docs/method.md).
 
     Codes are real hash values, of which the signs are kept, or packed bytes; codes of 0 and 1 are refused.
@@ -114,12 +112,6 @@ class HashIndex:
 
     def __len__(self) -> int:
         return self._rows.now.count
-
-    def __contains__(self, item_id: object) -> bool:
-        try:
-            return bool(self.holds([item_id])[0])
-        except HashIndexError:
-            return False
 
     def holds(self, ids: Sequence[int] | Sequence[str] | np.ndarray) -> np.ndarray:
         """Which of these ids are there: `(N,)` bool.
@@ -276,22 +268,6 @@ class HashIndex:
         """
         for segment in self._rows.now.segments:
             segment.group()
-
-    def measure_recall(self, hash_values: Any, k: int = 10, metric: Metric = "hamming", probes: int = 32) -> float:
-        """Which share of the exact `k` nearest `search(..., exact=False)` finds, on average over the queries.
-
-        An answer counts where its score is at least that of the k-th exact answer, so a tie at the cut may be resolved
-        either way. The other arguments are those of `search`.
-
-        Raises:
-            HashIndexError: As `search` does.
-            QueryError: As `search` does, or without any query.
-        """
-        truly = self.search(hash_values, k, metric).scores
-        if not len(truly):
-            raise QueryError("No query was given, so there is no recall; give one at least.")
-        found = self.search(hash_values, k, metric, exact=False, probes=probes).scores
-        return float(np.mean(found <= truly[:, -1:] if metric == "hamming" else found >= truly[:, -1:]))
 
     def save(self, path: str | os.PathLike, overwrite: bool = False) -> None:
         """Writes the index into one safetensors file, whole or not at all (a reader never sees half of one).
