@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmfah_hf.hub.cards import card_of
 from cmfah_hf.hub.finished_run import ATTENTION_PLOT, DRAWN, SETTINGS_NAME, FinishedRun
-from cmfah_hf.retrieval.retriever import PICTURES_INDEX, TEXTS_INDEX
+from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
@@ -207,7 +207,7 @@ results = retriever.search(text={words}, k=2)
 print(results.ids[0].tolist(), results.scores[0].tolist())
 ```""",
     ]
-    if {PICTURES_INDEX, TEXTS_INDEX} & files:
+    if {IMAGES_INDEX, TEXTS_INDEX} & files:
         parts.append("An index came with it; with it no picture has to be encoded first:")
         parts.append(
             f"""```python

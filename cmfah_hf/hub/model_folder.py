@@ -20,7 +20,7 @@ from typing import Any
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.hub.finished_run import METRICS_NAME, PLOTS, SETTINGS_NAME, WORDS, FinishedRun, own_file, without_places
-from cmfah_hf.retrieval.retriever import PICTURES_INDEX, TEXTS_INDEX
+from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX
 
 TRAINING_VARIANT = "pretraining"
 TRAINING_WEIGHTS = "pretraining.safetensors"
@@ -90,7 +90,7 @@ def write_metrics(run: FinishedRun, target: Path) -> None:
 def is_ours(path: str) -> bool:
     """Whether a file of a repository is one that another push of a model left there."""
     return path in {
-        *(*WORDS, *PLOTS, METRICS_NAME, SETTINGS_NAME, PICTURES_INDEX, TEXTS_INDEX, TRAINING_WEIGHTS, TRAINING_INDEX),
+        *(*WORDS, *PLOTS, METRICS_NAME, SETTINGS_NAME, IMAGES_INDEX, TEXTS_INDEX, TRAINING_WEIGHTS, TRAINING_INDEX),
         *("model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json"),
         *("pytorch_model.bin", "training_args.bin"),
     }

@@ -11,7 +11,7 @@ from cmfah_hf.errors import HubError
 from cmfah_hf.hub.finished_run import ATTENTION_PLOT, own_file, read_run
 from cmfah_hf.hub.model_folder import is_ours, write_metrics, write_model, write_settings
 from cmfah_hf.hub.publishing import Published, check_target, publish, staging
-from cmfah_hf.retrieval.retriever import PICTURES_INDEX, TEXTS_INDEX
+from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def push_model(
     files = dict(run.files)
     if not attention_picture:
         files.pop(ATTENTION_PLOT, None)
-    given = {PICTURES_INDEX: images_index, TEXTS_INDEX: texts_index}
+    given = {IMAGES_INDEX: images_index, TEXTS_INDEX: texts_index}
     indexes = {name: Path(path) for name, path in given.items() if path is not None}
     _check_indexes(folder, indexes.values())
     files |= indexes

@@ -45,7 +45,7 @@ class QueryResults:
         except (ValueError, OverflowError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise HashIndexError(
-                f"The metadata holds a value that Python cannot represent ({reason}); read `metadata` as an Arrow table."
+                f"The metadata holds a value that Python does not have ({reason}); read `metadata` as an Arrow table."
             ) from error
         rows = zip(self.ids.tolist(), self.scores.tolist(), columns, strict=True)
         return [{"id": item_id, "score": score, "metadata": own} for item_id, score, own in rows]

@@ -137,7 +137,7 @@ CASES = {
     ),
     "index: columns of mere pictures": (
         "index {model} {bare}/one.png --keep year",
-        ["pictures without a data set have no column 'year' to keep."],
+        ["images without a data set have no column 'year' to keep."],
     ),
     "index: adding to nothing": (
         "index {model} {bare} --add --output {bare}/absent.index",
@@ -197,7 +197,7 @@ CASES = {
     ),
     "index: not one readable picture": (
         "index {model} {unreadable} -o {root}/none.index",
-        ["{unreadable}: not one of its 2 pictures can be read"],
+        ["{unreadable}: none of its 2 images can be read"],
     ),
     "index: texts of mere pictures": (
         "index {model} {bare} --texts",

@@ -253,7 +253,7 @@ def test_not_one_readable_picture_leaves_the_index_empty(retriever):
 
 @pytest.mark.parametrize("ids", [[1, 2], [1, 2, 3, 4], ["a"]])
 def test_every_picture_needs_its_id(retriever, pictures, ids):
-    with pytest.raises(HashIndexError, match=rf"3 pictures came with {len(ids)} ids; give one id a picture\."):
+    with pytest.raises(HashIndexError, match=rf"3 images came with {len(ids)} ids; give one id for each image\."):
         retriever.add_images(pictures[:3], ids=ids)
     assert len(retriever.images) == 0
 

@@ -11,21 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cmfah_hf.retrieval.exporters.blocks import (
-    CODE,
-    DEFAULT_NAME,
-    ID,
-    Block,
-    Column,
-    Target,
-    blocks_of,
-    check_name,
-    columns_of,
-    model_note,
-    packed_queries,
-    whole_folder,
-)
-from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.base import BaseHashIndex
+from cmfah_hf.retrieval.exporters.blocks import Block, blocks_of, columns_of, packed_queries
+from cmfah_hf.retrieval.exporters.folders import DEFAULT_NAME, check_name, export_folder, model_note
+from cmfah_hf.retrieval.exporters.targets import CODE, ID, Column, Target
 
 # An import takes up to 1,024 files of 16 GB, so ten billion items fit into one, with 1.6 KB of metadata an item.
 FILE_ROWS = 10_000_000
@@ -52,7 +41,7 @@ _TYPES = {
 
 
 def export_milvus(
-    index: HashIndex, path: str | os.PathLike, name: str = DEFAULT_NAME, overwrite: bool = False
+    index: BaseHashIndex, path: str | os.PathLike, name: str = DEFAULT_NAME, overwrite: bool = False
 ) -> list[Path]:
     """Writes an index for Milvus: `part-*.parquet` for its bulk import, `collection.json` to create the collection.
 
@@ -61,19 +50,19 @@ def export_milvus(
 
     Args:
         index: The index.
-        path: The folder to make. It appears whole or not at all.
-        name: Of the collection.
-        overwrite: Replace the folder where it holds an earlier export, and nothing else.
+        path: The folder to write. It appears completely or not at all.
+        name: The name of the collection.
+        overwrite: Replace the folder if it holds an earlier export and nothing else.
 
     Returns:
         The files.
 
     Raises:
-        HashIndexError: On an empty index, a folder that may not be replaced, or an item that Milvus cannot hold.
+        HashIndexError: If the index is empty, the folder may not be replaced, or there is an item that Milvus cannot hold.
     """
     check_name(name)
     columns = columns_of(index, _TARGET)
-    with whole_folder(path, overwrite, _FILES) as folder:
+    with export_folder(path, overwrite, _FILES) as folder:
         schema, sizes, writer, rows, files = None, {}, None, 0, 0
         try:
             for block in blocks_of(index, _TARGET, columns):
@@ -100,10 +89,10 @@ def milvus_query(hash_values: Any) -> list[bytes]:
     """Queries as Milvus takes them for a binary vector: `K / 8` bytes each, for `data=` of a search.
 
     Args:
-        hash_values: `(Q, K)` or `(K,)` real hash values, or uint8 packed codes.
+        hash_values: `(Q, K)` or `(K,)` continuous codes, or uint8 packed codes.
 
     Raises:
-        HashIndexError: If they are no hash values.
+        HashIndexError: If they are neither.
     """
     return [code.tobytes() for code in packed_queries(hash_values)]
 
@@ -129,7 +118,7 @@ def _sizes(table: pa.Table) -> dict[tuple[str, str], int]:
 
 
 def _collection(
-    index: HashIndex, name: str, columns: list[Column], id_type: pa.DataType, sizes: dict[tuple[str, str], int]
+    index: BaseHashIndex, name: str, columns: list[Column], id_type: pa.DataType, sizes: dict[tuple[str, str], int]
 ) -> dict[str, Any]:
     # Milvus reserves memory by these sizes when it imports, so they are what is needed, with room up to a power of two.
     bounds = {"max_length": _TARGET.text_bytes, "max_capacity": _TARGET.list_length}

@@ -9,21 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cmfah_hf.retrieval.exporters.blocks import (
-    CODE,
-    DEFAULT_NAME,
-    ID,
-    Block,
-    Column,
-    Target,
-    blocks_of,
-    check_name,
-    columns_of,
-    model_note,
-    packed_queries,
-    whole_folder,
-)
-from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.base import BaseHashIndex
+from cmfah_hf.retrieval.exporters.blocks import Block, blocks_of, columns_of, packed_queries
+from cmfah_hf.retrieval.exporters.folders import DEFAULT_NAME, check_name, export_folder, model_note
+from cmfah_hf.retrieval.exporters.targets import CODE, ID, Column, Target
 
 _FILES = r"(load|index|query)\.sql"
 _TARGET = Target(
@@ -46,7 +35,7 @@ _TYPES = {
 
 
 def export_pgvector(
-    index: HashIndex, path: str | os.PathLike, name: str = DEFAULT_NAME, overwrite: bool = False
+    index: BaseHashIndex, path: str | os.PathLike, name: str = DEFAULT_NAME, overwrite: bool = False
 ) -> list[Path]:
     """Writes an index for PostgreSQL with pgvector 0.7 or later: `load.sql`, `index.sql` and `query.sql`.
 
@@ -55,20 +44,20 @@ def export_pgvector(
 
     Args:
         index: The index.
-        path: The folder to make. It appears whole or not at all.
-        name: Of the table.
-        overwrite: Replace the folder where it holds an earlier export, and nothing else.
+        path: The folder to write. It appears completely or not at all.
+        name: The name of the table.
+        overwrite: Replace the folder if it holds an earlier export and nothing else.
 
     Returns:
         The files.
 
     Raises:
-        HashIndexError: On an empty index, a folder that may not be replaced, or an item that PostgreSQL cannot hold.
+        HashIndexError: If the index is empty, the folder may not be replaced, or there is an item that PostgreSQL cannot hold.
     """
     check_name(name)
     columns = columns_of(index, _TARGET)
     fields = ", ".join(_quoted(field) for field in (ID, CODE, *(column.name for column in columns)))
-    with whole_folder(path, overwrite, _FILES) as folder:
+    with export_folder(path, overwrite, _FILES) as folder:
         with (folder / "load.sql").open("w", encoding="utf-8", newline="\n") as load:
             for number, block in enumerate(blocks_of(index, _TARGET, columns)):
                 if not number:
@@ -92,10 +81,10 @@ def pgvector_query(hash_values: Any) -> list[str]:
     """Queries as PostgreSQL takes them for `bit(K)`: `K` characters `0` and `1` each, to be compared by `<~>`.
 
     Args:
-        hash_values: `(Q, K)` or `(K,)` real hash values, or uint8 packed codes.
+        hash_values: `(Q, K)` or `(K,)` continuous codes, or uint8 packed codes.
 
     Raises:
-        HashIndexError: If they are no hash values.
+        HashIndexError: If they are neither.
     """
     return _bit_strings(packed_queries(hash_values)).to_pylist()
 

@@ -11,23 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from cmfah_hf.errors import QueryError
+from cmfah_hf.retrieval.base import METRICS, BaseHashIndex, Metric
 from cmfah_hf.retrieval.codes import round_for_aqd
-from cmfah_hf.retrieval.exporters.blocks import (
-    CODE,
-    DEFAULT_NAME,
-    ID,
-    Block,
-    Column,
-    Target,
-    blocks_of,
-    check_name,
-    columns_of,
-    model_note,
-    packed_queries,
-    query_rows,
-    whole_folder,
-)
-from cmfah_hf.retrieval.index import METRICS, HashIndex, Metric
+from cmfah_hf.retrieval.exporters.blocks import Block, blocks_of, columns_of, packed_queries, query_rows
+from cmfah_hf.retrieval.exporters.folders import DEFAULT_NAME, check_name, export_folder, model_note
+from cmfah_hf.retrieval.exporters.targets import CODE, ID, Column, Target
 
 _FILES = r"\w+\.sd|feed\.jsonl"
 _RESERVED = (
@@ -48,7 +36,7 @@ _TYPES = {pa.string(): "string", pa.bool_(): "bool", pa.int64(): "long", pa.floa
 
 
 def export_vespa(
-    index: HashIndex, path: str | os.PathLike, name: str = DEFAULT_NAME, overwrite: bool = False
+    index: BaseHashIndex, path: str | os.PathLike, name: str = DEFAULT_NAME, overwrite: bool = False
 ) -> list[Path]:
     """Writes an index for Vespa: `feed.jsonl`, a `put` a line, and the schema `<name>.sd` for `schemas/`.
 
@@ -58,19 +46,19 @@ def export_vespa(
 
     Args:
         index: The index.
-        path: The folder to make. It appears whole or not at all.
-        name: Of the schema, the document type and the namespace.
-        overwrite: Replace the folder where it holds an earlier export, and nothing else.
+        path: The folder to write. It appears completely or not at all.
+        name: The name of the schema, the document type and the namespace.
+        overwrite: Replace the folder if it holds an earlier export and nothing else.
 
     Returns:
         The files.
 
     Raises:
-        HashIndexError: On an empty index, a folder that may not be replaced, or an item that Vespa cannot hold.
+        HashIndexError: If the index is empty, the folder may not be replaced, or there is an item that Vespa cannot hold.
     """
     check_name(name)
     columns = columns_of(index, _TARGET)
-    with whole_folder(path, overwrite, _FILES) as folder:
+    with export_folder(path, overwrite, _FILES) as folder:
         with (folder / "feed.jsonl").open("w", encoding="utf-8", newline="\n") as feed:
             for block in blocks_of(index, _TARGET, columns):
                 for item_id, fields in _rows(block, columns):
@@ -95,7 +83,7 @@ def vespa_query(
         name: That of the export.
 
     Raises:
-        HashIndexError: If they are no hash values.
+        HashIndexError: If they are not codes of these kinds.
         QueryError: On an unknown metric or a `k` below 1.
     """
     check_name(name)
