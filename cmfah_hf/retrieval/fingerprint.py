@@ -98,7 +98,7 @@ def check_same_model(made_by: str | None, ours: str, index: str) -> None:
     """
     if made_by is not None and made_by != ours:
         raise HashIndexError(
-            f"{index} holds codes of another model (fingerprint {made_by[:8]}; this model: {ours[:8]}), which cannot be "
-            "compared with codes of this one; take the model that made it, or make a new index. If you know that the "
-            "codes fit, pass any_model=True (--any-model)."
+            f"{index} holds codes of another model (fingerprint {made_by[:8]}; this model: {ours[:8]}), and codes of "
+            "different models cannot be compared; take the model that made it, or make a new index. If the codes are "
+            "known to fit, pass any_model=True (--any-model)."
         )

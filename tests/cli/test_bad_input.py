@@ -221,7 +221,7 @@ CASES = {
     ),
     "export: into a folder of pictures": (
         "export {sound.index} --to pgvector -o {bare} --overwrite",
-        ["{bare} holds 'one.png', which is no export's; name another folder."],
+        ["{bare} holds 'one.png', which is not part of an export; name another folder."],
     ),
     "export: onto a file": (
         "export {sound.index} --to pgvector -o {notes.png}",

@@ -1,8 +1,10 @@
-"""Codes for Milvus: files for its bulk import, and queries."""
+"""Export to Milvus: files for its bulk import, and queries."""
 
 import json
 import os
 import re
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from cmfah_hf.retrieval.exporters.blocks import Block, blocks_of, columns_of, pa
 from cmfah_hf.retrieval.exporters.folders import DEFAULT_NAME, check_name, export_folder, model_note
 from cmfah_hf.retrieval.exporters.targets import CODE, ID, Column, Target
 
-# An import takes up to 1,024 files of 16 GB, so ten billion items fit into one, with 1.6 KB of metadata an item.
+# An import takes up to 1,024 files of 16 GB: ten billion items with 1.6 KB of metadata each.
 FILE_ROWS = 10_000_000
 _FILES = r"collection\.json|part-\d{5}\.parquet"
 _KEYWORDS = (
@@ -58,35 +60,31 @@ def export_milvus(
         The files.
 
     Raises:
-        HashIndexError: If the index is empty, the folder may not be replaced, or there is an item that Milvus cannot hold.
+        HashIndexError: If the index is empty, the folder may not be replaced, or Milvus cannot hold an item.
     """
     check_name(name)
     columns = columns_of(index, _TARGET)
     with export_folder(path, overwrite, _FILES) as folder:
-        schema, sizes, writer, rows, files = None, {}, None, 0, 0
-        try:
+        sizes: dict[tuple[str, str], int] = {}
+        with ExitStack() as files:
+            rows, numbers, writer = 0, count(), None
             for block in blocks_of(index, _TARGET, columns):
                 table = _table(block, columns)
                 for field, size in _sizes(table.drop_columns([CODE])).items():
                     sizes[field] = max(sizes.get(field, 0), size)
                 if writer is None or rows + len(table) > FILE_ROWS:
-                    if writer is not None:
-                        writer.close()
-                    schema, rows = table.schema, 0
-                    writer = pq.ParquetWriter(folder / f"part-{files:05d}.parquet", schema)
-                    files += 1
+                    files.close()
+                    part = folder / f"part-{next(numbers):05d}.parquet"
+                    rows, writer = 0, files.enter_context(pq.ParquetWriter(part, table.schema))
                 writer.write_table(table)
                 rows += len(table)
-        finally:
-            if writer is not None:
-                writer.close()
-        collection = _collection(index, name, columns, schema.field(ID).type, sizes)
-        (folder / "collection.json").write_text(json.dumps(collection, indent=2) + "\n", encoding="utf-8")
+        collection = json.dumps(_collection(index, name, columns, sizes), indent=2)
+        (folder / "collection.json").write_text(collection + "\n", encoding="utf-8")
     return sorted(Path(path).iterdir())
 
 
 def milvus_query(hash_values: Any) -> list[bytes]:
-    """Queries as Milvus takes them for a binary vector: `K / 8` bytes each, for `data=` of a search.
+    """Queries for a binary vector of Milvus: `K / 8` bytes each, for `data=` of a search.
 
     Args:
         hash_values: `(Q, K)` or `(K,)` continuous codes, or uint8 packed codes.
@@ -105,8 +103,8 @@ def _table(block: Block, columns: list[Column]) -> pa.Table:
 
 
 def _sizes(table: pa.Table) -> dict[tuple[str, str], int]:
-    """The sizes that a field has to have, of this part of it."""
-    sizes = {}
+    """The sizes that the fields need for these rows."""
+    sizes: dict[tuple[str, str], int] = {}
     for field in table.schema:
         values = table[field.name].combine_chunks()
         if pa.types.is_list(field.type):
@@ -118,15 +116,15 @@ def _sizes(table: pa.Table) -> dict[tuple[str, str], int]:
 
 
 def _collection(
-    index: BaseHashIndex, name: str, columns: list[Column], id_type: pa.DataType, sizes: dict[tuple[str, str], int]
+    index: BaseHashIndex, name: str, columns: list[Column], sizes: dict[tuple[str, str], int]
 ) -> dict[str, Any]:
-    # Milvus reserves memory by these sizes when it imports, so they are what is needed, with room up to a power of two.
+    # Milvus reserves memory by these sizes when it imports, so they are the needed ones, rounded up to a power of two.
     bounds = {"max_length": _TARGET.text_bytes, "max_capacity": _TARGET.list_length}
 
     def field(name: str, kind: pa.DataType) -> dict[str, Any]:
         is_list = pa.types.is_list(kind)
         value = _TYPES[kind.value_type if is_list else kind]
-        described = {"fieldName": name, "dataType": "Array" if is_list else value}
+        described: dict[str, Any] = {"fieldName": name, "dataType": "Array" if is_list else value}
         if is_list:
             described["elementDataType"] = value
         described["elementTypeParams"] = {
@@ -137,9 +135,9 @@ def _collection(
         return described
 
     fields = [
-        {**field(ID, id_type), "isPrimary": True},
+        {**field(ID, pa.string() if index.id_type == "str" else pa.int64()), "isPrimary": True},
         {"fieldName": CODE, "dataType": "BinaryVector", "elementTypeParams": {"dim": str(index.bits)}},
-        # Older servers know no nulls, so that only what holds some asks for them.
+        # Older servers do not support nulls, so only columns with nulls are declared nullable.
         *({**field(column.name, column.type), **({"nullable": True} if column.nullable else {})} for column in columns),
     ]
     return {

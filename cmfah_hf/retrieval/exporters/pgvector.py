@@ -1,4 +1,4 @@
-"""Codes for PostgreSQL with pgvector: statements that load them, and queries."""
+"""Export to PostgreSQL with pgvector: statements that load the items, and queries."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from cmfah_hf.retrieval.exporters.targets import CODE, ID, Column, Target
 _FILES = r"(load|index|query)\.sql"
 _TARGET = Target(
     title="PostgreSQL",
-    # Every table has columns of these names already. Names longer than this would be cut.
+    # Every table has columns of these names already. Longer names would be truncated.
     column_names=re.compile(r"(?!(ctid|xmin|xmax|cmin|cmax|tableoid)\Z)[^\x00]+"),
     column_bytes=63,
     id_bytes=2_600,  # a row of the primary key's index has 2,704, its header included
@@ -52,19 +52,18 @@ def export_pgvector(
         The files.
 
     Raises:
-        HashIndexError: If the index is empty, the folder may not be replaced, or there is an item that PostgreSQL cannot hold.
+        HashIndexError: If the index is empty, the folder may not be replaced, or PostgreSQL cannot hold an item.
     """
     check_name(name)
     columns = columns_of(index, _TARGET)
     fields = ", ".join(_quoted(field) for field in (ID, CODE, *(column.name for column in columns)))
     with export_folder(path, overwrite, _FILES) as folder:
         with (folder / "load.sql").open("w", encoding="utf-8", newline="\n") as load:
-            for number, block in enumerate(blocks_of(index, _TARGET, columns)):
-                if not number:
-                    load.write(_table_statements(name, index.bits, block, columns))
-                    if index.model:
-                        load.write(f"COMMENT ON TABLE \"{name}\" IS '{model_note(index)}';\n")
-                    load.write(f'COPY "{name}" ({fields}) FROM stdin;\n')
+            load.write(_table_statements(index, name, columns))
+            if index.model:
+                load.write(f"COMMENT ON TABLE \"{name}\" IS '{model_note(index)}';\n")
+            load.write(f'COPY "{name}" ({fields}) FROM stdin;\n')
+            for block in blocks_of(index, _TARGET, columns):
                 load.write(_copy_lines(block, columns))
             load.write(f'\\.\n\nALTER TABLE "{name}" ADD PRIMARY KEY ("{ID}");\nCOMMIT;\nANALYZE "{name}";\n')
         with (folder / "index.sql").open("w", encoding="utf-8", newline="\n") as statements:
@@ -78,7 +77,7 @@ def export_pgvector(
 
 
 def pgvector_query(hash_values: Any) -> list[str]:
-    """Queries as PostgreSQL takes them for `bit(K)`: `K` characters `0` and `1` each, to be compared by `<~>`.
+    """Queries for `bit(K)` of PostgreSQL: `K` characters `0` and `1` each, to be compared by `<~>`.
 
     Args:
         hash_values: `(Q, K)` or `(K,)` continuous codes, or uint8 packed codes.
@@ -99,10 +98,10 @@ def _bit_strings(codes: np.ndarray) -> pa.Array:
     return pa.StringArray.from_buffers(len(bits), pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(bits)))
 
 
-def _table_statements(name: str, bits: int, block: Block, columns: list[Column]) -> str:
-    # With this collation the order of the ids is that of their code points, which is the canonical one.
-    id_type = 'text COLLATE "C"' if pa.types.is_string(block.ids.type) else "bigint"
-    fields = [f'"{ID}" {id_type} NOT NULL', f'"{CODE}" bit({bits}) NOT NULL']
+def _table_statements(index: BaseHashIndex, name: str, columns: list[Column]) -> str:
+    # This collation orders the ids by code points, which is the canonical order.
+    id_type = 'text COLLATE "C"' if index.id_type == "str" else "bigint"
+    fields = [f'"{ID}" {id_type} NOT NULL', f'"{CODE}" bit({index.bits}) NOT NULL']
     for column in columns:
         kind = _TYPES[column.value_type]
         fields.append(f"{_quoted(column.name)} {kind}{'[]' if column.is_list else ''}")
@@ -145,7 +144,7 @@ def _array_literals(lists: pa.Array) -> pa.Array:
 
 
 def _example_query(name: str, bits: str) -> str:
-    # A constant, because no index serves an order by a value out of another table.
+    # A constant: no index supports an order by a value from another table.
     distance = f"""("{CODE}" <~> B'{bits}')"""
     return (
         "-- The ten nearest to the first item, by distance, then by id.\n"
