@@ -1,4 +1,4 @@
-"""Which words reach the model, and that those which do not are reported."""
+"""Known and unknown words of texts, and their reports."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""A model's name that is a slip, a Hub that is away or fails: refused in one line, at once, and as what it is."""
+"""Mistyped model names, and a Hub that is unreachable or fails: quick errors in one line."""
 
 import shutil
 import time

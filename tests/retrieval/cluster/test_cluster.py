@@ -1,4 +1,4 @@
-"""The sharded index against the single one, on a cluster whose processes and nodes really die."""
+"""`ShardedHashIndex` against `HashIndex`, on a cluster whose processes and nodes are killed."""
 
 import hashlib
 import json

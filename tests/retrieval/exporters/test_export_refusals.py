@@ -1,4 +1,4 @@
-"""What exporters refuse: items that a database cannot hold, folders that hold something else, names that are none."""
+"""Errors of exporters: items that a database cannot hold, foreign folders, invalid names."""
 
 import numpy as np
 import pyarrow as pa

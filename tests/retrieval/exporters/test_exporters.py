@@ -1,4 +1,4 @@
-"""Exports read back by other code: pyarrow, json, and the rules of PostgreSQL's COPY written down once more."""
+"""Exports read by other code: pyarrow, json, and a second implementation of PostgreSQL's COPY format."""
 
 import json
 import re
