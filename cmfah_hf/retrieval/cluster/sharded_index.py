@@ -38,8 +38,8 @@ from cmfah_hf.retrieval.cluster.manifest import (
 from cmfah_hf.retrieval.cluster.merge import merge
 from cmfah_hf.retrieval.cluster.shards import rows_of_shards
 from cmfah_hf.retrieval.codes import as_array, check_bits, shortened
-from cmfah_hf.retrieval.ids import no_ids_left
 from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
+from cmfah_hf.retrieval.storage.ids import no_ids_left
 
 if TYPE_CHECKING:
     import pyarrow
