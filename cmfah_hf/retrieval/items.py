@@ -20,7 +20,7 @@ from cmfah_hf.data.image_files import describe_skipped, find_image_files
 from cmfah_hf.data.images import decoding_off, is_picture
 from cmfah_hf.data.loading import is_data_set
 from cmfah_hf.errors import DataError, HashIndexError, QueryError
-from cmfah_hf.retrieval.metadata import as_table
+from cmfah_hf.retrieval.storage.metadata import as_table
 
 logger = logging.getLogger(__name__)
 

@@ -203,7 +203,10 @@ class IndexConformance:
             (lambda index: index.upsert(np.ones((1, BITS)), ["a"]), "integers, id 'a' is not"),
             (lambda index: index.search(np.ones((1, 24))), "24 bits, the index has 16"),
             (lambda index: index.search(np.ones((1, 24)), metric="aqd"), "24 bits, the index has 16"),
-            (lambda index: index.search(np.ones((1, 2), np.uint8), metric="aqd"), "AQD ranks by"),
+            (
+                lambda index: index.search(np.ones((1, 2), np.uint8), metric="aqd"),
+                "AQD ranks by the query.s continuous codes",
+            ),
             (lambda index: index.search(np.full((1, BITS), np.nan)), "Row 0 .*NaN"),
             (lambda index: index.search(np.ones((1, 1, BITS))), "shape"),
         ],

@@ -180,7 +180,7 @@ def filled(**kwargs):
         (lambda: filled().add(np.ones((1, 4), np.uint8)), "32 bits, the index has 16 .*eight bits a byte"),
         (lambda: filled().search(np.ones((1, 24))), "24 bits, the index has 16"),
         (lambda: filled().search(np.ones((1, 24)), metric="aqd"), "24 bits, the index has 16"),
-        (lambda: filled().search(np.ones((1, 2), np.uint8), metric="aqd"), "real hash values"),
+        (lambda: filled().search(np.ones((1, 2), np.uint8), metric="aqd"), "AQD ranks by the query.s continuous codes"),
         (lambda: filled().search(np.full((1, 16), np.nan)), "Row 0 .*NaN"),
         (lambda: filled().search(np.full((1, 16), np.inf), metric="aqd"), "Row 0"),
         (lambda: filled().search(np.ones((1, 1, 16))), "shape"),

@@ -9,9 +9,9 @@ import pytest
 
 import cmfah_hf.retrieval
 from cmfah_hf.errors import HashIndexError
-from cmfah_hf.retrieval import ids as ids_module
-from cmfah_hf.retrieval import rows, segments
 from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.storage import rows, segments
+from cmfah_hf.retrieval.storage.id_lookup import IdLookup
 
 FOLDER = str(Path(cmfah_hf.retrieval.__file__).parent)
 CODES = np.random.default_rng(0).integers(0, 256, (400, 2), dtype=np.uint8)
@@ -93,7 +93,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_that_is_broken_off_at_any_line_is_whole_or_nothing(tmp_path, monkeypatch, change, strings, mapped):
     monkeypatch.setattr(rows, "_FEW_CHANGED", 2)  # rows are written anew within these changes
-    monkeypatch.setattr(ids_module.IdLookup, "_FEW", 3)
+    monkeypatch.setattr(IdLookup, "_FEW", 3)
 
     def name(number):
         return f"n{number}" if strings else number

@@ -10,9 +10,10 @@ import safetensors
 import safetensors.numpy
 
 from cmfah_hf.errors import HashIndexError
-from cmfah_hf.retrieval import index_file
-from cmfah_hf.retrieval.ids import StringIds, first_repeated, is_text
 from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.storage import index_file
+from cmfah_hf.retrieval.storage.id_checks import first_repeated, is_text
+from cmfah_hf.retrieval.storage.ids import StringIds
 
 
 def stream_of(table):
@@ -192,7 +193,7 @@ def test_many_ids_are_compared_quickly_and_well():
     def strings(items):
         encoded = [name.encode("utf-8", "surrogatepass") for name in items]
         ends = np.cumsum([len(name) for name in encoded])
-        return StringIds(np.frombuffer(b"".join(encoded), np.uint8), ends)
+        return StringIds.of(np.frombuffer(b"".join(encoded), np.uint8), ends)
 
     assert is_text(strings(names))
     assert first_repeated(strings(names)) is None

@@ -16,9 +16,9 @@ import safetensors.numpy
 
 from cmfah_hf import atomic
 from cmfah_hf.errors import HashIndexError
-from cmfah_hf.retrieval import index_file
 from cmfah_hf.retrieval.codes import sign
 from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.storage import index_file
 
 HEADER = {
     "format": "cmfah-hash-index",

@@ -9,8 +9,8 @@ import numpy as np
 
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.retrieval.cluster.manifest import Manifest, Revision, schema_of_text
-from cmfah_hf.retrieval.ids import id_array
 from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.storage.ids import id_array
 
 if TYPE_CHECKING:
     import pyarrow

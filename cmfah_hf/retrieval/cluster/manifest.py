@@ -20,7 +20,7 @@ from cmfah_hf.atomic import write_text
 from cmfah_hf.documents import parse_json, read_bytes
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.retrieval.codes import check_bits, shortened
-from cmfah_hf.retrieval.metadata import storable
+from cmfah_hf.retrieval.storage.metadata import storable
 
 FORMAT, FORMAT_VERSION = "cmfah-sharded-hash-index", "1"
 MANIFEST_NAME = "manifest.json"

@@ -39,9 +39,9 @@ from cmfah_hf.retrieval.cluster.manifest import (
 from cmfah_hf.retrieval.cluster.merge import gathered, merge
 from cmfah_hf.retrieval.cluster.shards import rows_of_shards
 from cmfah_hf.retrieval.codes import as_array, check_bits, shortened
-from cmfah_hf.retrieval.ids import id_array, no_ids_left
 from cmfah_hf.retrieval.index import HashIndex
 from cmfah_hf.retrieval.results import SearchResults
+from cmfah_hf.retrieval.storage.ids import id_array, no_ids_left
 
 logger = logging.getLogger(__name__)
 
