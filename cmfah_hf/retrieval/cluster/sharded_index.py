@@ -155,7 +155,6 @@ class ShardedHashIndex(BaseHashIndex):
 
     @property
     def bits(self) -> int:
-        """`K`, the number of bits of a code."""
         return self._bits
 
     @property
@@ -170,19 +169,18 @@ class ShardedHashIndex(BaseHashIndex):
 
     @property
     def next_id(self) -> int:
-        """The integer id of the next item that is added without one."""
         return self._state.next_id
 
     @property
     def id_type(self) -> Literal["int", "str"] | None:
-        """The type of the ids. None for an empty index, which accepts either type."""
         return self._state.id_type if len(self) else None
 
     @property
     def ids(self) -> np.ndarray:
         """All ids in ascending order: `(N,)`, int64 or an object array of str. Read-only.
 
-        Each use of `ids`, `codes` and `metadata` sends that part of all items from the shards to this process.
+        Every use of `ids`, `codes` or `metadata` sends this part of all items, and their ids, from the shards to this
+        process.
         """
         return self._gathered("ids", np.empty(0, np.int64))
 
@@ -203,7 +201,6 @@ class ShardedHashIndex(BaseHashIndex):
         return bool(self.holds(valid_ids([item_id])).any())  # unlike that of the base, raises errors of shards
 
     def holds(self, ids: Any) -> np.ndarray:
-        """See `BaseHashIndex.holds`."""
         wanted = id_array(ids)
         with self._lock:
             self._check_usable()
@@ -229,7 +226,6 @@ class ShardedHashIndex(BaseHashIndex):
     def add(
         self, codes: Any, ids: Sequence[int] | Sequence[str] | np.ndarray | None = None, metadata: Any = None
     ) -> None:
-        """See `BaseHashIndex.add`."""
         with self._lock:
             ids, tried = self._tried_on(ids)
             before = len(tried)
@@ -242,18 +238,15 @@ class ShardedHashIndex(BaseHashIndex):
             self._change("add", new_ids, tried, arguments_after(tried, tried_ids, codes, metadata))
 
     def remove(self, ids: Sequence[int] | Sequence[str] | np.ndarray) -> None:
-        """See `BaseHashIndex.remove`."""
         with self._lock:
             ids, tried = self._tried_on(ids)
             tried.remove(ids)
             self._change("remove", id_array(ids), tried, {})
 
     def update(self, ids: Sequence[int] | Sequence[str] | np.ndarray, codes: Any = None, metadata: Any = None) -> None:
-        """See `BaseHashIndex.update`."""
         self._put("update", ids, codes, metadata)
 
     def upsert(self, codes: Any, ids: Sequence[int] | Sequence[str] | np.ndarray, metadata: Any = None) -> None:
-        """See `BaseHashIndex.upsert`."""
         self._put("upsert", ids, codes, metadata)
 
     def search(
