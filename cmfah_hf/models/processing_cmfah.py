@@ -157,8 +157,8 @@ class CMFAHProcessor(ProcessorMixin):
         tokenizer = self.tokenizer
         return [word for word in split_words(text) if tokenizer.convert_tokens_to_ids(word) != tokenizer.unk_token_id]
 
-    def has_content(self, text: str) -> bool:
-        """Whether the text encoder can tell `text` from an empty text: whether it knows any of its words."""
+    def has_known_tokens(self, text: str) -> bool:
+        """Whether `text` says anything to the model: whether it knows any of its words."""
         return bool(self.known_words(text))
 
 

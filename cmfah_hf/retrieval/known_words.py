@@ -41,7 +41,7 @@ class WordCoverage:
         self.texts += 1
         self.words += len(split_words(text))
         self.unknown += len(unknown_words(text, processor, expander))
-        self.without += not processor.has_content(expanded)
+        self.without += not processor.has_known_tokens(expanded)
 
     def figures(self, side: str) -> dict[str, float]:
         """The counts and shares by name, such as `queries_unknown_words_share` for the side `queries`."""

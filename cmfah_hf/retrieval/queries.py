@@ -39,7 +39,7 @@ def query_values(retriever: Encoder, text: str | Sequence[str] | None, image: An
     sides = []
     if text is not None:
         texts = [text] if isinstance(text, str) else list(text)
-        _require_content(texts, retriever)
+        _require_known_tokens(texts, retriever)
         sides.append((1 - image_weight, retriever.encode_texts(texts)))
     if image is not None:
         images = list(image) if isinstance(image, (list, tuple)) else [image]
@@ -70,7 +70,7 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
     return texts
 
 
-def _require_content(texts: Sequence[str], retriever: Encoder) -> None:
+def _require_known_tokens(texts: Sequence[str], retriever: Encoder) -> None:
     for text, expanded in zip(texts, retriever.expand(texts), strict=True):
-        if not retriever.processor.has_content(expanded):
+        if not retriever.processor.has_known_tokens(expanded):
             raise QueryError(f"No word of {text!r} is known to the model; use other words.")
