@@ -1,8 +1,8 @@
 """Continuous codes, binary codes and packed codes: the only place that defines the bit order.
 
-Shapes: `N` items, `K` hash bits. Continuous codes (hash values) are real, `(N, K)`, usually in (-1, 1). Packed codes are
-`(N, K / 8)` bytes: bit `j` of a code is bit `j % 8`, counted from the least significant, of byte `j // 8`
-(little-endian), and is set where the continuous code is `>= 0`. Codes of 0 and 1 would all become the same code, so they
+Shapes: `N` items, `K` hash bits. Continuous codes (hash values) are real, `(N, K)`, usually in (-1, 1). Packed codes
+are `(N, K / 8)` bytes: bit `j` of a code is bit `j % 8`, counted from the least significant, of byte `j // 8`
+(little-endian). It is set where the continuous code is `>= 0`. Codes of 0 and 1 would all become the same code, so they
 are refused (see `refuse_zeros_and_ones`). In this order, nibble `m` of a code is also the index of its own +-1 vector
 among the 16 of a product quantizer's subspace, so one array of bytes serves both rankings (see `searchers/`).
 """
@@ -149,9 +149,8 @@ def signs_of(packed: np.ndarray) -> np.ndarray:
 def round_for_aqd(hash_values: Any) -> np.ndarray:
     """`z_q` of `[aqd]` rounded to multiples of 2^-14 (half to even): `(N, K)` float32.
 
-    Every partial sum of `<z_q, B_x>` is then exact in float32, in any order of the additions. So scores are bit-equal on
-    any machine, library and number of threads, and ties are true ties. The rounding moves a score by at most
-    `K * 2^-15`.
+    Every partial sum of `<z_q, B_x>` is then exact in float32, in any order. So scores are bit-equal on any
+    machine, library and number of threads, and ties are true ties. The rounding moves a score by at most `K * 2^-15`.
 
     Raises:
         HashIndexError: If the values are not an `(N, K)` matrix of finite numbers, are codes of 0 and 1, or are so
