@@ -85,7 +85,7 @@ def bench(trained, tmp_path_factory, write_config):
 CASES = {
     "search: no such index": (
         "search {model} {root}/absent.index --text boat",
-        ["{root}/absent.index is no file", "give the file that an index was saved to"],
+        ["{root}/absent.index is not a file", "give the file that an index was saved to"],
     ),
     "search: no such model": (
         "search {root}/absent {sound.index} --text boat",
@@ -141,7 +141,7 @@ CASES = {
     ),
     "index: adding to nothing": (
         "index {model} {bare} --add --output {bare}/absent.index",
-        ["absent.index is no file"],
+        ["absent.index is not a file"],
     ),
     "search: k of 0": (
         "search {model} {sound.index} --text boat -k 0",
@@ -165,7 +165,7 @@ CASES = {
     ),
     "search: another file": (
         "search {model} {model}/model.safetensors --text boat",
-        ["{model}/model.safetensors is safetensors but no hash index"],
+        ["{model}/model.safetensors is a safetensors file but not a hash index"],
     ),
     "search: another architecture": (
         "search {bert} {sound.index} --text boat",
@@ -209,7 +209,7 @@ CASES = {
     ),
     "export: no such index": (
         "export {root}/absent.index --to vespa -o {root}/exported",
-        ["{root}/absent.index is no file"],
+        ["{root}/absent.index is not a file"],
     ),
     "export: a flipped bit": (
         "export {flipped.index} --to milvus -o {root}/exported",

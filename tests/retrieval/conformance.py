@@ -146,8 +146,17 @@ class IndexConformance:
         assert sorted(index.ids.tolist()) == [first, first + 1, first + 2]
         index.remove([first + 1, first + 2])
         index.add(np.ones((1, BITS)))
-        assert sorted(index.ids.tolist()) == [first, first + 3]
-        assert index.next_id == first + 4
+        index.add(np.ones((1, BITS)), [first + 40])
+        index.add(np.ones((1, BITS)))
+        assert sorted(index.ids.tolist()) == [first, first + 3, first + 40, first + 41]
+        assert index.next_id == first + 42
+
+    def test_string_ids_are_not_made_up_mixed_or_repeated(self, index):
+        index.add(np.ones((3, BITS)), ["a", "b", "c"])
+        for ids, message in ((["d", "a"], "id 'a' already"), ([1, 2], "strings, id 1 is not"), (None, "give `ids`")):
+            with pytest.raises(HashIndexError, match=message):
+                index.add(np.ones((2, BITS)), ids)
+        assert sorted(index.ids.tolist()) == ["a", "b", "c"]
 
     def test_an_emptied_index_takes_the_other_type_of_id_and_other_columns(self, index):
         index.add(np.ones((2, BITS)), ["a", "b"], {"year": [1, 2]})
@@ -187,6 +196,10 @@ class IndexConformance:
             (lambda index: index.add(np.ones((1, 32))), "32 bits, the index has 16"),
             (lambda index: index.add(np.ones((1, 4), np.uint8)), "32 bits, the index has 16 .*eight bits a byte"),
             (lambda index: index.add(np.full((1, BITS), -np.inf)), "Row 0 .*infinity"),
+            (lambda index: index.add(np.ones((3, BITS)), [7, 2.5, 8]), "not 2.5"),
+            (lambda index: index.add(np.ones((3, BITS)), [7, True, 8]), "not True"),
+            (lambda index: index.add(np.ones((3, BITS)), [7, 2**70, 8]), "64 bits"),
+            (lambda index: index.add(np.ones((3, BITS)), "abc"), "'abc'"),
             (lambda index: index.add(np.ones((2, BITS)), [7, 7]), "Id 7 comes twice"),
             (lambda index: index.add(np.ones((2, BITS)), [7, 2]), "id 2 already"),
             (lambda index: index.add(np.ones((1, BITS)), ["x"]), "integers, id 'x' is not"),
@@ -199,6 +212,7 @@ class IndexConformance:
             (lambda index: index.remove([1, 2, 1]), "Id 1 comes twice"),
             (lambda index: index.update([1, 9], np.ones((2, BITS))), "no id 9, so it cannot be updated"),
             (lambda index: index.update([1], np.ones((2, BITS))), "2 codes came with 1 ids"),
+            (lambda index: index.update([1, 1], np.ones((2, BITS))), "Id 1 comes twice"),
             (lambda index: index.upsert(np.ones((2, BITS)), [7, 7]), "Id 7 comes twice"),
             (lambda index: index.upsert(np.ones((1, BITS)), ["a"]), "integers, id 'a' is not"),
             (lambda index: index.search(np.ones((1, 24))), "24 bits, the index has 16"),
@@ -208,7 +222,10 @@ class IndexConformance:
                 "AQD ranks by the query.s continuous codes",
             ),
             (lambda index: index.search(np.full((1, BITS), np.nan)), "Row 0 .*NaN"),
+            (lambda index: index.search(np.full((1, BITS), np.inf)), "Row 0 .*infinity"),
+            (lambda index: index.search(np.full((1, BITS), np.inf), metric="aqd"), "Row 0"),
             (lambda index: index.search(np.ones((1, 1, BITS))), "shape"),
+            (lambda index: index.search(3.0, metric="aqd"), "shape"),
         ],
     )
     def test_a_refused_call_names_what_is_wrong_and_changes_nothing(self, filled, act, message):
@@ -221,6 +238,7 @@ class IndexConformance:
         ("arguments", "message"),
         [
             ({"k": 0}, "k must be .* not 0"),
+            ({"k": -3}, "k must be .* not -3"),
             ({"k": True}, "not True"),
             ({"k": 2.0}, "not 2.0"),
             ({"probes": 0}, "probes must be .* not 0"),
