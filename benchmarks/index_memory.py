@@ -17,7 +17,7 @@ import faiss
 import psutil
 from contests import Codes, indexed, searching
 
-import cmfah_hf.retrieval.grouped_lists  # noqa: F401  of the libraries too, which an index loads for its first lists
+import cmfah_hf.retrieval.searchers.exact_ivf  # noqa: F401  # loads numba, as an index does for its first lists
 from cmfah_hf import HashIndex
 
 

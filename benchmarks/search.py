@@ -46,8 +46,9 @@ from contests import (
 from rich.console import Console
 from rich.table import Table
 
-from cmfah_hf.retrieval import HashIndex, segments
+from cmfah_hf.retrieval import HashIndex
 from cmfah_hf.retrieval.codes import pack, unpack
+from cmfah_hf.retrieval.storage import segments
 
 KS = (10, 100)
 MILLION = 1_000_000

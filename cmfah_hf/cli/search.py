@@ -36,7 +36,7 @@ def search(
     """
     from cmfah_hf.cli.output import print_json, print_table, say
     from cmfah_hf.retrieval import CrossMediaRetriever
-    from cmfah_hf.retrieval.metadata import parse_conditions
+    from cmfah_hf.retrieval.conditions import parse_conditions
 
     retriever = CrossMediaRetriever.from_pretrained(model, index=index is None, any_model=any_model)
     if index is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmfah_hf.hub.cards import card_of
 from cmfah_hf.hub.finished_run import ATTENTION_PLOT, DRAWN, SETTINGS_NAME, FinishedRun
-from cmfah_hf.retrieval.retriever import IMAGES_INDEX, TEXTS_INDEX
+from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard

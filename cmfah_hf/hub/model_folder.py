@@ -20,7 +20,7 @@ from typing import Any
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.hub.finished_run import METRICS_NAME, PLOTS, SETTINGS_NAME, WORDS, FinishedRun, own_file, without_places
-from cmfah_hf.retrieval.retriever import IMAGES_INDEX, TEXTS_INDEX
+from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX
 
 TRAINING_VARIANT = "pretraining"
 TRAINING_WEIGHTS = "pretraining.safetensors"

@@ -157,6 +157,10 @@ class CMFAHProcessor(ProcessorMixin):
         tokenizer = self.tokenizer
         return [word for word in split_words(text) if tokenizer.convert_tokens_to_ids(word) != tokenizer.unk_token_id]
 
+    def has_known_tokens(self, text: str) -> bool:
+        """Whether `text` says anything to the model: whether it knows any of its words."""
+        return bool(self.known_words(text))
+
 
 def _load_image_processor(settings: Any, path: Path, options: dict[str, Any]) -> ImageProcessingMixin:
     """An image processor of `transformers` out of the settings that it saved, each of which is checked."""

@@ -5,8 +5,10 @@ from cmfah_hf.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "BaseHashIndex": "base",
         "HashIndex": "index",
-        "SearchResults": "index",
+        "QueryResults": "results",
+        "SearchResults": "results",
         "ShardedHashIndex": "cluster",
         "encode_with_ray": "cluster",
         "CrossMediaRetriever": "retriever",

@@ -1,10 +1,10 @@
-"""Hash values, bits and packed codes: the one place that knows the bit order.
+"""Continuous codes, binary codes and packed codes: the only place that defines the bit order.
 
-Shapes: `N` items, `K` hash bits. Hash values are real, `(N, K)`, usually in (-1, 1). Packed codes are `(N, K / 8)`
-bytes: bit `j` of a code is bit `j % 8`, counted from the least significant, of byte `j // 8` (little-endian), and it is
-set where the hash value is `>= 0`. Codes of 0 and 1 would all become the same code, so they are refused (see
-`refuse_zeros_and_ones`). With that order nibble `m` of a code is also the index of its own +-1 vector among
-the 16 of a product quantiser's sub-space, so that one array of bytes serves both rankings (see `scan.py`).
+Shapes: `N` items, `K` hash bits. Continuous codes (hash values) are real, `(N, K)`, usually in (-1, 1). Packed codes
+are `(N, K / 8)` bytes: bit `j` of a code is bit `j % 8`, counted from the least significant, of byte `j // 8`
+(little-endian). It is set where the continuous code is `>= 0`. Codes of 0 and 1 would all become the same code, so they
+are refused (see `refuse_zeros_and_ones`). In this order, nibble `m` of a code is also the index of its own +-1 vector
+among the 16 of a product quantizer's subspace, so one array of bytes serves both rankings (see `searchers/`).
 """
 
 from typing import Any
@@ -46,19 +46,19 @@ def as_array(values: Any) -> np.ndarray:
 
 
 def shortened(value: Any) -> str:
-    """The representation of a value in an error message, cut off where it is long."""
+    """The representation of a value for an error message, cut off if it is long."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no integer of thousands of digits
+    except ValueError:  # Python does not print integers of thousands of digits
         return f"a {type(value).__name__} of thousands of digits"
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def check_bits(bits: int) -> int:
-    """`bits` itself where a packed code can have that many.
+    """`bits` as an int, if packed codes can have this many.
 
     Raises:
-        HashIndexError: If it is no multiple of 8, or outside 8..1024.
+        HashIndexError: If it is not a multiple of 8, or outside 8..1024.
     """
     if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or bits % 8 or not 8 <= bits <= MAX_BITS:
         raise HashIndexError(f"A code cannot have {shortened(bits)} bits; take a multiple of 8 from 8 to {MAX_BITS}.")
@@ -75,14 +75,14 @@ def sign(hash_values: Any) -> np.ndarray:
 
 
 def pack(hash_values: Any) -> np.ndarray:
-    """`(N, K)` hash values as `(N, K / 8)` uint8 codes.
+    """Packs `(N, K)` continuous codes into `(N, K / 8)` uint8.
 
     >>> pack([[0.5, -0.5, 0.0, -1.0, -1.0, -1.0, -1.0, -1.0]])
     array([[5]], dtype=uint8)
 
     Raises:
-        HashIndexError: If the values are not an `(N, K)` matrix of finite numbers, are codes of 0 and 1, or `K` is no
-            multiple of 8.
+        HashIndexError: If the values are not an `(N, K)` matrix of finite numbers, are codes of 0 and 1, or `K` is not
+            a multiple of 8.
     """
     values_NK = refuse_zeros_and_ones(_real_matrix(hash_values))
     check_bits(values_NK.shape[1])
@@ -90,28 +90,28 @@ def pack(hash_values: Any) -> np.ndarray:
 
 
 def packed_codes(codes: Any, bits: int, what: str) -> np.ndarray:
-    """Codes in any of the forms that an index takes, as `(N, K / 8)` uint8.
+    """Codes in any form that an index takes, as `(N, K / 8)` uint8.
 
     Args:
-        codes: `(N, K)` hash values, or `(N, K / 8)` uint8 that is packed already.
+        codes: `(N, K)` continuous codes, or `(N, K / 8)` uint8 packed codes.
         bits: `K`.
-        what: What errors call them.
+        what: Their name in errors.
 
     Raises:
-        HashIndexError: If they are no such matrix, or as `pack` does.
+        HashIndexError: If they are not such a matrix, or as `pack` does.
     """
     codes = as_array(codes)
     if codes.ndim != 2:
-        raise HashIndexError(f"{what} are a matrix of one row an item, not an array of shape {codes.shape}.")
+        raise HashIndexError(f"{what} are a matrix with one row per item, not an array of shape {codes.shape}.")
     check_width(codes, bits, what)
     return codes if codes.dtype == np.uint8 else pack(codes)
 
 
 def check_width(codes: np.ndarray, bits: int, what: str) -> None:
-    """Sees to it that `(N, K)` hash values, or `(N, K / 8)` packed codes, have this many bits.
+    """Checks the number of bits of `(N, K)` continuous codes or `(N, K / 8)` packed codes.
 
     Raises:
-        HashIndexError: If they have not.
+        HashIndexError: If it is not `bits`.
     """
     packed = codes.dtype == np.uint8
     width = codes.shape[1] * (8 if packed else 1)
@@ -123,14 +123,14 @@ def check_width(codes: np.ndarray, bits: int, what: str) -> None:
 
 
 def unpack(packed: Any, bits: int | None = None) -> np.ndarray:
-    """`(N, K / 8)` uint8 codes as `(N, K)` int8 of +-1, the reverse of `pack`.
+    """Unpacks `(N, K / 8)` uint8 codes into `(N, K)` int8 of +-1.
 
     Args:
         packed: The codes.
-        bits: `K`, to have it checked; eight times the width otherwise.
+        bits: The expected `K`. None: eight times the width.
 
     Raises:
-        HashIndexError: If `packed` is no `(N, K / 8)` uint8 matrix, or not `bits` wide.
+        HashIndexError: If `packed` is not an `(N, K / 8)` uint8 matrix, or not `bits` wide.
     """
     packed = as_array(packed)
     if packed.dtype != np.uint8 or packed.ndim != 2:
@@ -142,33 +142,32 @@ def unpack(packed: Any, bits: int | None = None) -> np.ndarray:
 
 
 def signs_of(packed: np.ndarray) -> np.ndarray:
-    """`(..., K / 8)` uint8 codes as `(..., K)` float32 of +-1, for arithmetic with real values."""
+    """Unpacks `(..., K / 8)` uint8 codes into `(..., K)` float32 of +-1, for arithmetic with real values."""
     return _SIGNS_OF_BYTE.take(packed, axis=0).reshape(*packed.shape[:-1], 8 * packed.shape[-1])
 
 
 def round_for_aqd(hash_values: Any) -> np.ndarray:
     """`z_q` of `[aqd]` rounded to multiples of 2^-14 (half to even): `(N, K)` float32.
 
-    Every partial sum of `<z_q, B_x>` is then itself a float32, whatever the order of the additions, so scores come out
-    bit-equal from any machine, library or number of threads, and equal scores are truly equal. The rounding moves a
-    score by at most `K * 2^-15`.
+    Every partial sum of `<z_q, B_x>` is then exact in float32, in any order. So scores are bit-equal on any
+    machine, library and number of threads, and ties are true ties. The rounding moves a score by at most `K * 2^-15`.
 
     Raises:
         HashIndexError: If the values are not an `(N, K)` matrix of finite numbers, are codes of 0 and 1, or are so
-            large that the sums would round.
+            large that sums would be rounded.
     """
     values_NK = as_array(hash_values)
     if values_NK.ndim != 2 or values_NK.dtype.kind != "f" or values_NK.dtype.itemsize < 4:
         values_NK = _real_matrix(values_NK).astype(np.float64)
     refuse_zeros_and_ones(values_NK)
-    # Scaling by a power of two is exact, so float32 need not be widened.
+    # Scaling by a power of two is exact, so float32 needs no widening.
     rounded_NK = np.rint(values_NK * (1 / AQD_STEP)) * AQD_STEP
     sums_N = np.abs(rounded_NK).sum(axis=1)
     if not (sums_N <= _AQD_LARGEST_SUM).all():
         _real_matrix(values_NK)
         row = np.flatnonzero(~(sums_N <= _AQD_LARGEST_SUM))[0]
         raise HashIndexError(
-            f"Row {row} is no row of hash values: its magnitudes sum to {sums_N[row]:g}, "
+            f"Row {row} is not a continuous code: its magnitudes sum to {sums_N[row]:g}, "
             f"at most {_AQD_LARGEST_SUM:g} can be ranked exactly; give values in [-1, 1]."
         )
     return rounded_NK.astype(np.float32, copy=False)
@@ -178,7 +177,7 @@ def _real_matrix(hash_values: Any) -> np.ndarray:
     values = as_array(hash_values)
     if values.ndim != 2:
         raise HashIndexError(f"Hash values are an (N, K) matrix, not an array of shape {values.shape}.")
-    # Unsigned and boolean values are bits or packed bytes already: `>= 0` would set every one of them.
+    # Unsigned and boolean values are bits or packed bytes: `>= 0` would set every bit.
     if values.dtype.kind in "bu" and (values <= 1).all():
         raise HashIndexError(_ZEROS_AND_ONES.format(values.dtype))
     if values.dtype.kind not in "if":
@@ -195,13 +194,13 @@ def _real_matrix(hash_values: Any) -> np.ndarray:
 def refuse_zeros_and_ones(values: np.ndarray) -> np.ndarray:
     """`values` themselves, unless they are codes of 0 and 1, in which `>= 0` would set every bit.
 
-    They are taken for such codes if all of them are 0 or 1 and, of integers, at least one is 0; of floats, at least one
-    is 0 and one is 1. A row of ones alone is a code of +-1, and real zeros alone are continuous codes that say nothing.
+    Values count as such codes if all are 0 or 1 and, for integers, at least one is 0; for floats, at least one is 0 and
+    one is 1. Ones alone are a code of +-1, and floating-point zeros alone are continuous codes.
 
     Raises:
         HashIndexError: If they are codes of 0 and 1.
     """
-    first = values[:1]  # which tells almost all others apart
+    first = values[:1]  # enough to clear almost all other values
     if first.size and ((first == 0) | (first == 1)).all() and ((values == 0) | (values == 1)).all():
         zeros = np.count_nonzero(values == 0)
         if zeros and (values.dtype.kind != "f" or zeros < values.size):
@@ -210,7 +209,7 @@ def refuse_zeros_and_ones(values: np.ndarray) -> np.ndarray:
 
 
 _ZEROS_AND_ONES = (
-    "The codes ({}) hold only 0 and 1, which are bits, where signs are needed; give `2 * codes - 1` of a signed type, "
+    "The codes ({}) hold only 0 and 1, which are bits, but signs are needed; give `2 * codes - 1` of a signed type, "
     'or packed bytes, `numpy.packbits(codes > 0, axis=1, bitorder="little")`.'
 )
 _SIGNS_OF_BYTE = unpack(np.arange(256, dtype=np.uint8)[:, None]).astype(np.float32)

@@ -1,7 +1,8 @@
-"""The fingerprint of a model: a digest of everything that makes its codes, which ties an index to the model.
+"""Fingerprints of models, which tie an index to the model that made its codes.
 
-The weights, the settings that the towers encode by, the processor, and the expander of queries. Neither file names nor
-what only training needs are in it: a run's folder, its checkpoint and its copy on the Hub have the same fingerprint.
+A fingerprint is a digest of the weights, the settings of the towers, the processor, and the expander of queries. File
+names and settings that only training uses are left out, so a run's folder, its checkpoint and its copy on the Hub have
+the same fingerprint.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 if TYPE_CHECKING:
     from cmfah_hf.expansion import GraphExpander
 
-# Settings that change the codes of equal weights. All others show in the tensors' names and shapes, or only train.
+# Settings that change the codes of equal weights. All others change the tensors' names and shapes, or only training.
 _MODEL_SETTINGS = (
     "normalize_regions",
     "attention",
@@ -49,12 +50,12 @@ def fingerprint_of(model: CMFAHModel, processor: CMFAHProcessor, expander: "Grap
     """The fingerprint as 32 hexadecimal digits. It reads all weights once, about a gigabyte a second.
 
     Floating-point weights count as float32, so a wider `dtype` at loading changes nothing; a narrower one rounds the
-    weights and makes another model of them.
+    weights, which makes another model.
 
     Args:
         model: The towers.
         processor: Their processor.
-        expander: What expands the texts, if anything does.
+        expander: The expander of texts, if there is one.
     """
     digest = hashlib.blake2b(digest_size=16)
     config, tokenizer = model.config, processor.tokenizer
@@ -78,26 +79,26 @@ def fingerprint_of(model: CMFAHModel, processor: CMFAHProcessor, expander: "Grap
 
 
 def state_of(model: CMFAHModel, *parts: Any) -> tuple:
-    """A value that changes whenever a weight is replaced or changed in place, or a part is another object."""
+    """A value that changes whenever a weight is replaced or changed in place, or a part is replaced."""
     tensors: Iterable[torch.Tensor] = chain(model.parameters(), model.buffers())
     versions = ((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
     return (id(model), *map(id, parts), *versions)
 
 
 def check_same_model(made_by: str | None, ours: str, index: str) -> None:
-    """Refuse an index whose codes another model made. One without a fingerprint is taken as it is.
+    """Rejects an index whose codes another model made. An index without a fingerprint is accepted.
 
     Args:
-        made_by: The index's fingerprint.
-        ours: The model's.
-        index: What to call the index in the error.
+        made_by: The fingerprint of the index.
+        ours: The fingerprint of the model.
+        index: The name of the index in the error.
 
     Raises:
-        HashIndexError: If they differ.
+        HashIndexError: If the fingerprints differ.
     """
     if made_by is not None and made_by != ours:
         raise HashIndexError(
-            f"{index} holds codes of another model (fingerprint {made_by[:8]}; of this one {ours[:8]}), with which its "
-            "own cannot be compared; take the model that made it, or make a new index. If you know that the codes fit, "
-            "pass any_model=True (--any-model)."
+            f"{index} holds codes of another model (fingerprint {made_by[:8]}; this model: {ours[:8]}), and codes of "
+            "different models cannot be compared; take the model that made it, or make a new index. If the codes are "
+            "known to fit, pass any_model=True (--any-model)."
         )

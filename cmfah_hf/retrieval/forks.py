@@ -1,8 +1,8 @@
-"""Search in forked processes: gunicorn with `--preload`, `multiprocessing`, `datasets.map(num_proc=...)`.
+"""Fork safety of indexes: gunicorn with `--preload`, `multiprocessing`, `datasets.map(num_proc=...)`.
 
-A forked child has one thread. It inherits the OpenMP pools of FAISS and PyTorch without the threads in them, and waits
-for these for ever as soon as it shares out work; and locks that threads of the parent held. So a child computes in one
-thread, and gets new locks. Threads that the child starts have pools of their own, and may use several threads.
+A forked child has one thread. It inherits the OpenMP pools of FAISS and PyTorch without their threads, so parallel work
+would wait forever, and locks that threads of the parent held. So the child computes in one thread and gets new locks.
+Threads that the child starts have their own pools and may use several threads.
 """
 
 import os
@@ -14,7 +14,7 @@ import faiss
 
 
 class HoldsLocks(Protocol):
-    """Whatever holds locks."""
+    """An object that holds locks."""
 
     def renew_locks(self) -> None: ...
 
@@ -23,7 +23,7 @@ _holders: "weakref.WeakSet[HoldsLocks]" = weakref.WeakSet()
 
 
 def renew_in_children(holder: HoldsLocks) -> None:
-    """From now on, gives this object new locks in every child that is forked."""
+    """Registers an object that gets new locks in every forked child."""
     _holders.add(holder)
 
 

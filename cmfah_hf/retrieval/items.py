@@ -1,11 +1,11 @@
-"""What is to be indexed, in one form: batches of pictures or texts with their ids and their columns.
+"""Images or texts to be indexed, in batches with their ids and metadata.
 
-A data set, a stream, or any iterable of values; nothing is read before its batch is due.
+The source is a data set, a stream, or any iterable of values, read batch by batch.
 """
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,39 +19,44 @@ from cmfah_hf.data import load_image_text, resolve_data_path
 from cmfah_hf.data.images import decoding_off, describe_skipped, find_image_files, is_image_file
 from cmfah_hf.data.loading import is_data_set
 from cmfah_hf.errors import DataError, HashIndexError, QueryError
-from cmfah_hf.retrieval.metadata import as_table
+from cmfah_hf.retrieval.storage.metadata import as_table
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some items.
+    """A batch of items.
 
     Attributes:
-        values: Pictures (encoded or not) or texts.
-        ids: One a value. None where they are to be numbers in the order of all items.
-        metadata: One row a value, or None.
+        values: Images (encoded or not) or texts.
+        ids: One id for each value.
+        metadata: One row for each value, or None.
     """
 
     values: list[Any]
-    ids: list[int] | list[str] | None
+    ids: list[Any]
     metadata: pa.Table | None
+
+    def at(self, positions: list[int]) -> tuple[list[Any], pa.Table | None]:
+        """Ids and metadata of some of the values."""
+        table = None if self.metadata is None else self.metadata.take(np.array(positions, np.int64))
+        return [self.ids[position] for position in positions], table
 
 
 class Items:
-    """Pictures or texts with their ids and columns.
+    """Images or texts with their ids and metadata.
 
     Args:
         source: A data set or a stream with `column`, or an iterable of values.
-        column: Of a data set: the pictures or the texts (a list of words is one text).
-        ids: One a value. None: the data set's column `id` if it has one, else numbers.
-        metadata: Of a data set: the names of columns to keep. Otherwise as for `HashIndex.add`.
-        what: How the values are called in an error.
+        column: The data set's column of images or texts (a list of words is one text).
+        ids: One id for each value. None: the data set's column `id` if it has one, else numbers.
+        metadata: For a data set, the names of columns to keep. Otherwise as for `HashIndex.add`.
+        what: The name of the values in errors and on the progress bar, such as `"images"`.
 
     Raises:
-        DataError: If a column is not there.
-        HashIndexError: If there are not as many ids or rows of metadata as values.
+        DataError: If a column is missing.
+        HashIndexError: If the number of ids or rows of metadata is not that of the values.
     """
 
     def __init__(
@@ -62,31 +67,33 @@ class Items:
         metadata: Sequence[str] | Mapping[str, Sequence[Any]] | pa.Table | None,
         what: str,
     ):
-        self._column, self._ids, self._kept, self._table = column, ids, [], None
-        self.is_data_set = hasattr(source, "column_names")
-        if self.is_data_set:
+        self._column, self._ids, self._what = column, ids, what
+        self._kept: list[str] = []
+        self._table: pa.Table | None = None
+        self._is_data_set, self._own_ids = hasattr(source, "column_names"), False
+        if self._is_data_set:
             self._source = decoding_off(source)
-            self._names = self._source.column_names
+            names = self._source.column_names
             self._kept = list(metadata or ())
             for name in [column, *self._kept]:
-                if self._names is not None and name not in self._names:
-                    raise DataError(f"The data set has no column {name!r}; it has {', '.join(self._names)}.")
-            self._own_ids = ids is None and "id" in (self._names or ())
+                if names is not None and name not in names:
+                    raise DataError(f"The data set has no column {name!r}; it has {', '.join(names)}.")
+            self._own_ids = ids is None and "id" in (names or ())
         else:
-            self._source, self._own_ids = list(source), False
+            self._source = list(source)
             self._table = None if metadata is None else as_table(metadata, len(self._source))
-        self.total = len(self._source) if hasattr(self._source, "__len__") else None
-        if self._ids is not None and self.total not in (None, len(self._ids)):
-            raise HashIndexError(f"{self.total} {what} came with {len(self._ids)} ids; give one id a {what[:-1]}.")
+        total = len(self._source) if hasattr(self._source, "__len__") else None
+        if ids is not None and total not in (None, len(ids)):
+            raise HashIndexError(f"{total} {what} came with {len(ids)} ids; give one id for each {what[:-1]}.")
 
-    def batches(self, batch_size: int, progress: bool = False, title: str = "Items") -> Iterator[Batch]:
-        """The items in batches, under a progress bar if wanted."""
+    def batches(self, batch_size: int, progress: bool, first: int) -> Iterator[Batch]:
+        """The items in batches, with an optional progress bar. Items without ids are numbered from `first`."""
         start = 0
-        for rows in batches_of(self._source, batch_size, title, progress, self.total):
+        for rows in batches_of(self._source, batch_size, self._what.capitalize(), progress):
             end = start + len(rows)
-            ids = None if self._ids is None else list(self._ids[start:end])
+            ids = list(range(first + start, first + end) if self._ids is None else self._ids[start:end])
             table = None if self._table is None else self._table.slice(start, len(rows))
-            if self.is_data_set:
+            if self._is_data_set:
                 if self._own_ids:
                     ids = [row["id"] for row in rows]
                 if self._kept:
@@ -100,30 +107,21 @@ class Items:
         features = self._source.features
         if features is None:
             return as_table(columns, len(rows))
-        # The types of the whole data set: in one batch, a column may be all null.
+        # The types of the whole data set: in one batch, a column may be null everywhere.
         schema = pa.schema([features.arrow_schema.field(name) for name in self._kept])
         return pa.table(columns, schema=schema)
 
 
-def batches_of(
-    values: Iterable[Any], batch_size: int, title: str, progress: bool, total: int | None = None
-) -> Iterator[list[Any]]:
-    """Lists of up to `batch_size` values, under a progress bar if wanted."""
+def batches_of(values: Iterable[Any], batch_size: int, title: str, progress: bool) -> Iterator[list[Any]]:
+    """Lists of up to `batch_size` values, with an optional progress bar."""
     if batch_size < 1:
         raise QueryError(f"batch_size is {batch_size}; give 1 or more.")
-    total = len(values) if total is None and hasattr(values, "__len__") else total
+    total = len(values) if isinstance(values, Sized) else None
     iterator = iter(values)
     with transformers_logging.tqdm(total=total, desc=title, disable=not progress) as bar:
         while batch := list(islice(iterator, batch_size)):
             yield batch
             bar.update(len(batch))
-
-
-def taken(batch: Batch, positions: list[int], first: int) -> tuple[list[Any], list[Any], pa.Table | None]:
-    """Values, ids and metadata of some of a batch; numbers go on from `first`."""
-    ids = [first + position if batch.ids is None else batch.ids[position] for position in positions]
-    table = None if batch.metadata is None else batch.metadata.take(np.array(positions, np.int64))
-    return [batch.values[position] for position in positions], ids, table
 
 
 def values_of_source(
@@ -135,27 +133,27 @@ def values_of_source(
     hidden: bool,
     skipped: MutableMapping[str, int] | None,
 ) -> Iterator[tuple[Any, list[str]]]:
-    """The pictures or texts of a source with their ids, a split after the other; the arguments are `add_source`'s.
+    """The images or texts of a source with their ids, split by split; the arguments are those of `add_source`.
 
     Raises:
-        DataError: If the source cannot be used, or is mere pictures and columns are to be kept.
+        DataError: If the source cannot be used, or has no columns and some are to be kept.
     """
     path = resolve_data_path(source)
-    pictures = None
+    images = None
     if what == "images" and is_image_file(path):
-        pictures = [path]
+        images = [path]
     elif what == "images" and os.path.isdir(path) and not is_data_set(path):  # noqa: PTH112 - a name of any length
         found = find_image_files(path, hidden)
-        pictures = found.files
+        images = found.files
         if found.skipped:
             logger.warning("Skipped in %s: %s.", source, describe_skipped(found.skipped))
         if skipped is not None:
             for reason, count in found.skipped.items():
                 skipped[reason] = skipped.get(reason, 0) + count
-    if pictures is not None:
+    if images is not None:
         if metadata:
-            raise DataError(f"{source}: pictures without a data set have no column {metadata[0]!r} to keep.")
-        yield pictures, [prefix + (path.name if own == path else own.relative_to(path).as_posix()) for own in pictures]
+            raise DataError(f"{source}: images without a data set have no column {metadata[0]!r} to keep.")
+        yield images, [prefix + (path.name if own == path else own.relative_to(path).as_posix()) for own in images]
         return
     loaded = load_image_text(source, split=split)
     parts = {"": loaded} if split is not None else dict(loaded)

@@ -1,4 +1,4 @@
-"""The parts of a trained model, from a folder or from the Hub: located, checked against each other, loaded."""
+"""Loading of a trained model's towers, processor and expander, from a folder or from the Hub."""
 
 import logging
 import time
@@ -24,7 +24,10 @@ from cmfah_hf.models.model_files import find_file as model_file
 
 logger = logging.getLogger(__name__)
 
-# Seconds before each further attempt where the Hub is there but busy.
+# The index files of a model, in its folder or repository.
+IMAGES_INDEX, TEXTS_INDEX = "pictures.index", "texts.index"
+
+# Seconds before each further attempt if the Hub is reachable but busy.
 _WAITS = (1, 2)
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
@@ -32,17 +35,17 @@ _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_dow
 def load_parts(
     source: str, kwargs: dict[str, Any]
 ) -> tuple[CMFAHModel, CMFAHProcessor, GraphExpander | None, dict[str, Any]]:
-    """The towers, their processor and their expander, all of one commit where they come from the Hub.
+    """The towers, their processor and their expander; from the Hub, all of one commit.
 
     Args:
         source: A folder or a Hub id.
-        kwargs: Those of `from_pretrained`.
+        kwargs: The keyword arguments of `from_pretrained`.
 
     Returns:
-        The three, and the arguments by which further files of the same commit are found.
+        The three parts, and the keyword arguments that lead to further files of the same commit.
 
     Raises:
-        CheckpointError: If there is no model, or it lacks a part, or the Hub cannot be reached.
+        CheckpointError: If there is no model, a part is missing, or the Hub cannot be reached.
     """
     kwargs = check_source(source, kwargs)
     config_file = find_file(source, CONFIG_NAME, kwargs)
@@ -62,7 +65,7 @@ def load_parts(
             f"{source}: its tokenizer is not the one that its model was trained with; save both again."
         )
     found = [find_file(source, f"expander.{end}", kwargs) for end in ("json", "safetensors")]
-    if any(found):  # what the Hub has of its knowledge has to be here as well when it is read
+    if any(found):  # its knowledge files are read from the same folder
         for end in ("json", "safetensors"):
             find_file(source, f"knowledge.{end}", kwargs)
     folder = next((path.parent for path in found if path is not None), None)
@@ -70,13 +73,13 @@ def load_parts(
 
 
 def check_source(source: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what is neither a folder nor a model on the Hub, by one request, before any file is asked for.
+    """Checks by one request that the source is a folder or a model on the Hub, before any file is requested.
 
     Returns:
-        The arguments, with `local_files_only` where the Hub cannot be reached and the cache has the model.
+        The keyword arguments, with `local_files_only` if the Hub cannot be reached and the cache has the model.
 
     Raises:
-        CheckpointError: If there is no such folder and no such model, or the Hub cannot be asked.
+        CheckpointError: If there is no such folder and no such model, or the Hub cannot be reached.
     """
     if is_folder(source):
         return kwargs
@@ -88,23 +91,23 @@ def check_source(source: str, kwargs: dict[str, Any]) -> dict[str, Any]:
         if isinstance(cached, str):
             return kwargs
         raise CheckpointError(
-            f"{source}: there is no such folder, nor a copy of such a model in the cache, and offline the Hub is not "
-            "asked; check the name, or go online."
+            f"{source}: no such folder, and no copy of such a model in the cache; offline the Hub is not asked. "
+            "Check the name, or go online."
         )
     try:
         _ask_hub(source, hf_hub_url(source, name, revision=revision), kwargs.get("token"))
     except (HubConnectionError, HubServerError) as error:
         if not isinstance(cached, str):
-            raise _not_there(source, error) from error
+            raise _missing(source, error) from error
         logger.warning("%s The copy in the cache is used.", error)
         return {**kwargs, "local_files_only": True}
     except HubError as error:
-        raise _not_there(source, error) from error
+        raise _missing(source, error) from error
     return kwargs
 
 
 def find_file(source: str, name: str, kwargs: dict[str, Any]) -> Path | None:
-    """The path of one file of a model, downloaded if need be; None where the model has no such file.
+    """The path of one file of a model, downloaded if need be. None if the model has no such file.
 
     Raises:
         CheckpointError: If it cannot be downloaded, or leads out of the model's folder.
@@ -128,7 +131,7 @@ def _require_hub_id(source: str) -> None:
     if not looks_like_path:
         return
     if file_of(source) is not None:
-        raise CheckpointError(f"{source}: this is a file; give the folder that a training run has left.")
+        raise CheckpointError(f"{source}: this is a file; give the folder of a training run.")
     raise CheckpointError(
         f"{source}: neither a folder nor the id of a model on the Hub, which is 'owner/name'; check the path."
     )
@@ -138,7 +141,7 @@ def _ask_hub(source: str, url: str, token: str | bool | None) -> None:
     for wait in (*_WAITS, None):
         try:
             with hub_errors(source, token=token if isinstance(token, str) else None):
-                try:  # without the client's own attempts: a slip in a path would wait for all of them
+                try:  # without the client's own retries: a typo in a path would wait for all of them
                     get_hf_file_metadata(url, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
                 except RemoteEntryNotFoundError as error:
                     raise _without_config(source, "a repository") from error
@@ -150,15 +153,15 @@ def _ask_hub(source: str, url: str, token: str | bool | None) -> None:
 
 
 def _without_config(source: str, what: str) -> CheckpointError:
-    return CheckpointError(f"{source}: {what} without a {CONFIG_NAME}; give one that a training run has left.")
+    return CheckpointError(f"{source}: {what} without a {CONFIG_NAME}; give the output of a training run.")
 
 
-def _not_there(source: str, error: HubError) -> CheckpointError:
+def _missing(source: str, error: HubError) -> CheckpointError:
     return CheckpointError(f"{source}: no folder of this name here, and {str(error).removeprefix(f'{source}: ')}")
 
 
 def _towers_class(config_file: Path) -> type[CMFAHModel]:
-    """The towers of the method that a configuration names; of another one, or a broken one, CMFAH's, which say so."""
+    """The towers of the method that a configuration names, else those of CMFAH, which reject the configuration."""
     try:
         found = read_object(config_file).get("model_type")
     except (OSError, ModelFileError):
@@ -166,8 +169,8 @@ def _towers_class(config_file: Path) -> type[CMFAHModel]:
     return METHODS[found if isinstance(found, str) and found in METHODS else "cmfah"].model
 
 
-def _load(part: type, source: str, kwargs: dict[str, Any]) -> Any:
-    # A bar for reading a few dozen tensors from a file is noise, above all around an error's one line.
+def _load(part: Any, source: str, kwargs: dict[str, Any]) -> Any:
+    # A progress bar for a few dozen tensors is noise, most of all around the one line of an error.
     hook = transformers_logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
     try:
         with nullcontext() if is_folder(source) else hub_errors(source, CheckpointError):

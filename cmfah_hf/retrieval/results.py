@@ -1,5 +1,10 @@
-"""The results of a search."""
+"""Search results: ids, scores and metadata of the nearest items.
 
+Shapes: `Q` queries, `k` answers a query.
+"""
+
+import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,32 +15,80 @@ from cmfah_hf.errors import HashIndexError
 
 
 @dataclass(frozen=True, eq=False)
-class SearchResults:
-    """The `k` nearest items of each query, nearest first.
+class QueryResults:
+    """The nearest items of one query, nearest first. Iterating over it gives the rows of `hits`.
 
     Attributes:
-        ids: `(Q, k)`, int64 or an object array of str, as they were added.
-        scores: `(Q, k)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
-        metadata: An Arrow table of `Q k` rows, query after query. None where the index holds none.
+        ids: `(k,)`, int64 or an object array of str, as they were added.
+        scores: `(k,)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
+        metadata: An Arrow table of `k` rows. None where the index holds none.
     """
 
     ids: np.ndarray
     scores: np.ndarray
     metadata: pa.Table | None = None
 
-    def hits(self, query: int = 0) -> list[dict[str, Any]]:
-        """One query's answers as rows: `{"id": ..., "score": ..., "metadata": {...}}`, nearest first.
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.hits())
+
+    def hits(self) -> list[dict[str, Any]]:
+        """The items as rows: `{"id": ..., "score": ..., "metadata": {...}}`, nearest first.
 
         Raises:
             HashIndexError: If a value of the metadata has no counterpart in Python, such as a date of the year 10,000.
         """
-        k = self.ids.shape[1]
         try:
-            columns = [{}] * k if self.metadata is None else self.metadata.slice(query * k, k).to_pylist()
+            columns = [{}] * len(self) if self.metadata is None else self.metadata.to_pylist()
         except (ValueError, OverflowError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise HashIndexError(
-                f"The metadata holds what is no Python value ({reason}); read `metadata` as an Arrow table."
+                f"The metadata holds a value that Python does not have ({reason}); read `metadata` as an Arrow table."
             ) from error
-        rows = zip(self.ids[query].tolist(), self.scores[query].tolist(), columns, strict=True)
+        rows = zip(self.ids.tolist(), self.scores.tolist(), columns, strict=True)
         return [{"id": item_id, "score": score, "metadata": own} for item_id, score, own in rows]
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResults:
+    """The `k` nearest items of each query. `results[i]` holds those of query `i`; `len(results)` is `Q`.
+
+    Attributes:
+        ids: `(Q, k)`, int64 or an object array of str, as they were added.
+        scores: `(Q, k)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
+        metadata: An Arrow table of `Q k` rows, query after query. None where the index holds none.
+
+    Example:
+        >>> from cmfah_hf import HashIndex
+        >>> index = HashIndex(bits=8)
+        >>> index.add([[0.9] * 8, [-0.9] * 8], ids=["sea", "car"])
+        >>> results = index.search([[0.5] * 8, [-0.5] * 8], k=1)
+        >>> [result.ids.tolist() for result in results]
+        [['sea'], ['car']]
+        >>> results[1].hits()
+        [{'id': 'car', 'score': 0, 'metadata': {}}]
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+    metadata: pa.Table | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, query: int) -> QueryResults:
+        number, queries = operator.index(query), len(self)
+        if not -queries <= number < queries:
+            raise IndexError(f"There is no query {number} among the results of {queries}.")
+        number, k = number % queries, self.ids.shape[1]
+        metadata = None if self.metadata is None else self.metadata.slice(number * k, k)
+        return QueryResults(self.ids[number], self.scores[number], metadata)
+
+    def __iter__(self) -> Iterator[QueryResults]:
+        return (self[query] for query in range(len(self)))
+
+    def hits(self, query: int = 0) -> list[dict[str, Any]]:
+        """`results[query].hits()`, by default of the first query."""
+        return self[query].hits()

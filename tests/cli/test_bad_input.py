@@ -85,7 +85,7 @@ def bench(trained, tmp_path_factory, write_config):
 CASES = {
     "search: no such index": (
         "search {model} {root}/absent.index --text boat",
-        ["{root}/absent.index is no file", "give the file that an index was saved to"],
+        ["{root}/absent.index is not a file", "give the file that an index was saved to"],
     ),
     "search: no such model": (
         "search {root}/absent {sound.index} --text boat",
@@ -113,7 +113,7 @@ CASES = {
     ),
     "search: unknown words": (
         "search {model} {sound.index} --text xyzzy",
-        ["No word of 'xyzzy' is among the", "use other words"],
+        ["No word of 'xyzzy' is known to the model", "use other words"],
     ),
     "search: neither": (
         "search {model} {sound.index}",
@@ -141,7 +141,7 @@ CASES = {
     ),
     "index: adding to nothing": (
         "index {model} {bare} --add --output {bare}/absent.index",
-        ["absent.index is no file"],
+        ["absent.index is not a file"],
     ),
     "search: k of 0": (
         "search {model} {sound.index} --text boat -k 0",
@@ -165,7 +165,7 @@ CASES = {
     ),
     "search: another file": (
         "search {model} {model}/model.safetensors --text boat",
-        ["{model}/model.safetensors is safetensors but no hash index"],
+        ["{model}/model.safetensors is a safetensors file but not a hash index"],
     ),
     "search: another architecture": (
         "search {bert} {sound.index} --text boat",
@@ -197,7 +197,7 @@ CASES = {
     ),
     "index: not one readable image": (
         "index {model} {unreadable} -o {root}/none.index",
-        ["{unreadable}: not one of its 2 images can be read"],
+        ["{unreadable}: none of its 2 images can be read"],
     ),
     "index: texts of mere images": (
         "index {model} {bare} --texts",
@@ -209,7 +209,7 @@ CASES = {
     ),
     "export: no such index": (
         "export {root}/absent.index --to vespa -o {root}/exported",
-        ["{root}/absent.index is no file"],
+        ["{root}/absent.index is not a file"],
     ),
     "export: a flipped bit": (
         "export {flipped.index} --to milvus -o {root}/exported",
@@ -221,7 +221,7 @@ CASES = {
     ),
     "export: into a folder of images": (
         "export {sound.index} --to pgvector -o {bare} --overwrite",
-        ["{bare} holds 'one.png', which is no export's; name another folder."],
+        ["{bare} holds 'one.png', which is not part of an export; name another folder."],
     ),
     "export: onto a file": (
         "export {sound.index} --to pgvector -o {notes.png}",

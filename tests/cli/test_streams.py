@@ -229,7 +229,7 @@ def test_a_query_of_undecodable_bytes_is_refused(cmfah, trained, hostile_index):
     assert outcome.code == 2
     assert (
         outcome.err
-        == "cmfah: The text 'boat \\udce9' holds a lone surrogate, which is no character; give it as UTF-8.\n"
+        == "cmfah: The text 'boat \\udce9' contains a lone surrogate, not a character; give it as UTF-8.\n"
     )
 
 

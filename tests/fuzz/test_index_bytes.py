@@ -13,8 +13,8 @@ import safetensors
 import safetensors.numpy
 
 from cmfah_hf.atomic import sha256_of
-from cmfah_hf.retrieval import index_file
 from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.storage import index_file
 from fuzz.harness import ODD_VALUES, mutated, mutated_json
 
 COUNT = 12

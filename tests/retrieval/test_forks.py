@@ -80,7 +80,7 @@ def test_children_search_as_their_parent_does(tmp_path):
         assert process.communicate(timeout=100)[0] == f"{[True] * 6}\n"
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its children too, which may be waiting for ever
+            os.killpg(process.pid, signal.SIGKILL)  # its children too, which may be waiting forever
 
 
 def test_a_lock_that_another_thread_holds_is_free_in_a_child():
@@ -110,7 +110,7 @@ def test_a_lock_that_another_thread_holds_is_free_in_a_child():
         else:
             os.kill(child, 9)
             os.waitpid(child, 0)
-            pytest.fail("the child waits for ever")
+            pytest.fail("the child waits forever")
     finally:
         release.set()
         holder.join()

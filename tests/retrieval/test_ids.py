@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmfah_hf.retrieval import ids as ids_module
-from cmfah_hf.retrieval.ids import GrowingArray, IdColumn, IdLookup, IntegerIds, StringIds, id_array
+from cmfah_hf.retrieval.storage import id_lookup
+from cmfah_hf.retrieval.storage.id_lookup import IdLookup
+from cmfah_hf.retrieval.storage.ids import GrowingArray, id_array, ids_of
 
 
 def empty(strings):
-    nothing = np.empty(0, np.int64)
-    return IdColumn.of(StringIds(np.empty(0, np.uint8), nothing) if strings else IntegerIds.of(nothing))
+    return ids_of(np.empty(0, object if strings else np.int64))
 
 
 words = st.lists(st.text(max_size=4) | st.sampled_from(["\udcff", "é\x00", "🌊"]), max_size=8)
@@ -21,19 +21,19 @@ words = st.lists(st.text(max_size=4) | st.sampled_from(["\udcff", "é\x00", "�
 def test_strings_come_back_as_they_were(blocks):
     column, everything = empty(strings=True), []
     for block in blocks:
-        before = column.view()
+        before = column
         held = list(everything)
         if block:
             column = column.extended(id_array(block))
             everything += block
-        assert before.take(np.arange(len(before))).tolist() == held  # an earlier view stays as it was
-    view = column.view()
-    assert len(view) == len(everything)
+        assert before.take(np.arange(len(before))).tolist() == held  # an earlier column stays as it was
+    assert len(column) == len(everything)
+    assert column.array().tolist() == everything
     rows = np.arange(len(everything))[::-1].reshape(-1, 1)
-    assert view.take(rows).tolist() == [[item_id] for item_id in everything[::-1]]
+    assert column.take(rows).tolist() == [[item_id] for item_id in everything[::-1]]
 
 
-def test_views_stay_when_the_buffer_grows_and_what_was_given_is_not_written():
+def test_growth_changes_neither_earlier_views_nor_the_given_array():
     given_rows = np.arange(6).reshape(3, 2)
     array = GrowingArray.of(given_rows[:2])
     first = array.view()
@@ -54,23 +54,23 @@ changes = st.lists(st.tuples(st.booleans(), st.integers(0, 40)), max_size=60)
 @given(changes, st.booleans(), st.booleans())
 @settings(max_examples=150)
 def test_rows_are_found_by_id_through_any_history(history, strings, collide):
-    """With few newest rows, so that the sorted ones are made anew often; also where all strings have one hash."""
+    """With few newest rows, so that the sorted ones are often rebuilt; also if all strings have the same hash."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(IdLookup, "_FEW", 3)
         if collide and strings:
-            patch.setattr(ids_module, "keys_of", lambda ids: np.zeros(len(ids), np.int64))
-        column, lookup, alive, rows_by_id = empty(strings), IdLookup(), [], {}
+            patch.setattr(id_lookup, "keys_of", lambda ids: np.zeros(len(ids), np.int64))
+        column, lookup, live, rows_by_id = empty(strings), IdLookup(), [], {}
         name = (lambda number: f"n{number}") if strings else int
         wanted = id_array([name(number) for number in range(41)])
         for step, (adding, number) in enumerate(history):
             if adding and number not in rows_by_id:
-                rows_by_id[number] = len(alive)
+                rows_by_id[number] = len(live)
                 column = column.extended(id_array([name(number)]))
-                alive.append(True)
+                live.append(True)
             elif not adding and number in rows_by_id:
-                alive[rows_by_id.pop(number)] = False
-            if step % 3 == 0 and alive:
-                found = lookup.rows_of(wanted, column.view(), np.array(alive))
+                live[rows_by_id.pop(number)] = False
+            if step % 3 == 0 and live:
+                found = lookup.rows_of(wanted, column, np.array(live))
                 assert found.tolist() == [rows_by_id.get(number, -1) for number in range(41)]
 
 
@@ -79,7 +79,7 @@ def test_many_ids_at_once():
     numbers = rng.permutation(100_000)
     column, lookup = empty(strings=False), IdLookup()
     column = column.extended(numbers[:60_000])
-    np.testing.assert_array_equal(lookup.rows_of(numbers[:60_000], column.view(), None), np.arange(60_000))
+    np.testing.assert_array_equal(lookup.rows_of(numbers[:60_000], column, None), np.arange(60_000))
     column = column.extended(numbers[60_000:])
-    np.testing.assert_array_equal(lookup.rows_of(numbers, column.view(), None), np.arange(100_000))
-    assert lookup.rows_of(np.array([-1, 100_000]), column.view(), None).tolist() == [-1, -1]
+    np.testing.assert_array_equal(lookup.rows_of(numbers, column, None), np.arange(100_000))
+    assert lookup.rows_of(np.array([-1, 100_000]), column, None).tolist() == [-1, -1]

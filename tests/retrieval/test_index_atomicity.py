@@ -1,4 +1,4 @@
-"""Every change of an index is all or nothing, wherever on its way something is raised."""
+"""Atomicity of changes to an index, whichever line raises."""
 
 import linecache
 import sys
@@ -9,20 +9,20 @@ import pytest
 
 import cmfah_hf.retrieval
 from cmfah_hf.errors import HashIndexError
-from cmfah_hf.retrieval import ids as ids_module
-from cmfah_hf.retrieval import rows, segments
 from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.storage import rows, segments
+from cmfah_hf.retrieval.storage.id_lookup import IdLookup
 
 FOLDER = str(Path(cmfah_hf.retrieval.__file__).parent)
 CODES = np.random.default_rng(0).integers(0, 256, (400, 2), dtype=np.uint8)
 
 
 class Broken(BaseException):
-    """What no handler catches."""
+    """An exception that no handler catches."""
 
 
 def broken_at(step, act):
-    """Calls `act`, and raises at the given line that it runs of the package. Whether it ended before that line."""
+    """Calls `act` and raises at its `step`-th line in the package. Returns whether it ended before that."""
     left = step
 
     def trace(frame, event, _):
@@ -48,7 +48,7 @@ def broken_at(step, act):
 
 
 def _takes_a_lock(frame):
-    """Python itself may lose a lock between the line that takes it and the block that gives it back."""
+    """Python itself may lose a lock between the line that takes it and the block that releases it."""
     line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
     return line.strip().startswith(("with ", "try:"))
 
@@ -91,9 +91,9 @@ CHANGES = {
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("strings", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_that_is_broken_off_at_any_line_is_whole_or_nothing(tmp_path, monkeypatch, change, strings, mapped):
-    monkeypatch.setattr(rows, "_FEW_CHANGED", 2)  # rows are written anew within these changes
-    monkeypatch.setattr(ids_module.IdLookup, "_FEW", 3)
+def test_a_change_interrupted_at_any_line_is_whole_or_nothing(tmp_path, monkeypatch, change, strings, mapped):
+    monkeypatch.setattr(rows, "_FEW_CHANGED", 2)  # these changes rewrite the rows
+    monkeypatch.setattr(IdLookup, "_FEW", 3)
 
     def name(number):
         return f"n{number}" if strings else number
@@ -137,7 +137,7 @@ def test_the_empty_string_is_an_id_like_others(tmp_path, mapped):
 
 
 def test_what_a_failed_change_wrote_never_comes_back(monkeypatch):
-    """The metadata is refused by Arrow after all else was made ready, and the memory ends on the way."""
+    """Arrow rejects the metadata after everything else is ready, or memory runs out on the way."""
     index = made(False, None, mapped=False)
     before = state(index, [9])
     for _ in range(3):
@@ -157,7 +157,7 @@ def test_what_a_failed_change_wrote_never_comes_back(monkeypatch):
     assert index.codes[-1].tolist() == CODES[20].tolist()
 
 
-def test_caches_that_were_broken_off_are_made_anew(monkeypatch):
+def test_interrupted_caches_are_rebuilt(monkeypatch):
     monkeypatch.setattr(segments, "PLAIN_CODES", 16)
     index = HashIndex(16)
     index.add(CODES, ids=[f"n{i}" for i in range(400)])

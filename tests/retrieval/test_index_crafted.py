@@ -1,4 +1,4 @@
-"""Index files made to do harm: their checksums are right, as anybody can make one. All are refused before any use."""
+"""Malicious index files with correct checksums, all rejected before use."""
 
 import json
 import time
@@ -10,9 +10,10 @@ import safetensors
 import safetensors.numpy
 
 from cmfah_hf.errors import HashIndexError
-from cmfah_hf.retrieval import index_file
-from cmfah_hf.retrieval.ids import StringIds, first_repeated, is_text
 from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.storage import index_file
+from cmfah_hf.retrieval.storage.id_checks import first_repeated, is_text
+from cmfah_hf.retrieval.storage.ids import StringIds
 
 
 def stream_of(table):
@@ -104,12 +105,12 @@ def test_tables_that_are_none(tmp_path, stream, message):
 @pytest.mark.parametrize(
     ("text", "ends", "message"),
     [
-        (b"\xff\xfe\xfd", [1, 2, 3], "no text"),
-        ("éab".encode(), [1, 3, 4], "no text"),
-        (b"abc", [1, 2, 2], "no text"),
-        (b"abc", [2, 1, 3], "no text"),
-        (b"abc", [-1, 1, 3], "no text"),
-        (b"abc", [1, 2, 2**62], "no text"),
+        (b"\xff\xfe\xfd", [1, 2, 3], "not text"),
+        ("éab".encode(), [1, 3, 4], "not text"),
+        (b"abc", [1, 2, 2], "not text"),
+        (b"abc", [2, 1, 3], "not text"),
+        (b"abc", [-1, 1, 3], "not text"),
+        (b"abc", [1, 2, 2**62], "not text"),
         (b"aba", [1, 2, 3], "id 'a' twice"),
         (b"a", [0, 0, 1], "id '' twice"),
     ],
@@ -160,17 +161,17 @@ def placed(layout, name, **entry):
         (lambda layout, data: ([], data), "header is not a mapping"),
         (lambda layout, data: ({**layout, "__metadata__": []}, data), "metadata other than text"),
         (lambda layout, data: ({**layout, "__metadata__": {"format": 3}}, data), "metadata other than text"),
-        (lambda layout, data: (placed(layout, "codes", data_offsets=[0, 2**59]), data), "'codes' does not lie"),
+        (lambda layout, data: (placed(layout, "codes", data_offsets=[0, 2**59]), data), "'codes' is not where"),
         (lambda layout, data: (placed(layout, "codes", data_offsets=[0, 6]), data), "overlap, or leave gaps"),
         (lambda layout, data: (placed(layout, "codes", data_offsets=[1, 7]), data), "overlap, or leave gaps"),
-        (lambda layout, data: (placed(layout, "codes", data_offsets=[-6, 0]), data), "no list of numbers"),
-        (lambda layout, data: (placed(layout, "codes", shape=[3, 2.0]), data), "no list of numbers"),
-        (lambda layout, data: (placed(layout, "codes", shape=[10**40, 0]), data), "no list of numbers"),
-        (lambda layout, data: (placed(layout, "codes", shape=[[[[3]]]]), data), "no list of numbers"),
+        (lambda layout, data: (placed(layout, "codes", data_offsets=[-6, 0]), data), "not a list of numbers"),
+        (lambda layout, data: (placed(layout, "codes", shape=[3, 2.0]), data), "not a list of numbers"),
+        (lambda layout, data: (placed(layout, "codes", shape=[10**40, 0]), data), "not a list of numbers"),
+        (lambda layout, data: (placed(layout, "codes", shape=[[[[3]]]]), data), "not a list of numbers"),
         (lambda layout, data: (placed(layout, "codes", dtype="F64"), data), "'codes' of the type 'F64'"),
         (lambda layout, data: ({**layout, "codes": 3}, data), "'codes' of the type None"),
         (lambda layout, data: ({**layout, "extra": layout["codes"]}, data), "'extra' of the type 'U8'"),
-        (lambda layout, data: (layout, data[:-1]), "does not lie"),
+        (lambda layout, data: (layout, data[:-1]), "is not where"),
     ],
 )
 def test_layouts_that_lead_elsewhere(tmp_path, change, message):
@@ -192,7 +193,7 @@ def test_many_ids_are_compared_quickly_and_well():
     def strings(items):
         encoded = [name.encode("utf-8", "surrogatepass") for name in items]
         ends = np.cumsum([len(name) for name in encoded])
-        return StringIds(np.frombuffer(b"".join(encoded), np.uint8), ends)
+        return StringIds.of(np.frombuffer(b"".join(encoded), np.uint8), ends)
 
     assert is_text(strings(names))
     assert first_repeated(strings(names)) is None

@@ -16,9 +16,9 @@ import safetensors.numpy
 
 from cmfah_hf import atomic
 from cmfah_hf.errors import HashIndexError
-from cmfah_hf.retrieval import index_file
 from cmfah_hf.retrieval.codes import sign
 from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.storage import index_file
 
 HEADER = {
     "format": "cmfah-hash-index",
@@ -156,7 +156,7 @@ def test_a_file_that_was_cut_short_is_noticed(tmp_path, length):
     ("changes", "message"),
     [
         ({"version": "3"}, r"broken\.index has version 3"),
-        ({"format": "other"}, r"broken\.index .*no hash index"),
+        ({"format": "other"}, r"broken\.index .*not a hash index"),
         ({"bits": "32"}, r"broken\.index is damaged"),
         ({"count": "8"}, r"broken\.index is damaged"),
         ({"id_type": "int"}, r"broken\.index is damaged"),
@@ -186,10 +186,14 @@ def test_a_header_that_promises_more_than_there_is_is_noticed(tmp_path):
 def test_foreign_files_are_named(tmp_path):
     safetensors.numpy.save_file({"w": np.ones(3)}, tmp_path / "model.safetensors")
     (tmp_path / "notes.txt").write_text("not an index at all, but long enough to have a header length")
-    for name, message in (("model.safetensors", "no hash index"), ("notes.txt", "damaged or no"), ("none", "no file")):
+    for name, message in (
+        ("model.safetensors", "not a hash index"),
+        ("notes.txt", "damaged or not"),
+        ("none", "not a file"),
+    ):
         with pytest.raises(HashIndexError, match=f"{name} .*{message}"):
             HashIndex.load(tmp_path / name)
-    with pytest.raises(HashIndexError, match="no file"):
+    with pytest.raises(HashIndexError, match="not a file"):
         HashIndex.load(tmp_path)
     with pytest.raises(HashIndexError, match="is a folder"):
         HashIndex(16).save(tmp_path)
@@ -271,7 +275,7 @@ def test_changes_of_somebody_else_are_not_overwritten(tmp_path):
     theirs.save(path)
     theirs.save(path)  # one's own saves are no rivals
     mine.remove([0])
-    with pytest.raises(HashIndexError, match=r"index was saved by somebody else .* pass overwrite=True"):
+    with pytest.raises(HashIndexError, match=r"index was saved by another program .* pass overwrite=True"):
         mine.save(path)
     assert HashIndex.load(path).ids.tolist() == [0, 1, 2, 77]
     mine.save(tmp_path / "other")
@@ -407,10 +411,10 @@ def test_the_umask_is_followed_links_are_written_through_and_pipes_left_alone(tm
     assert len(HashIndex.load(path)) == 4
     theirs = HashIndex.load(path)
     larger.save(path)
-    with pytest.raises(HashIndexError, match="saved by somebody else"):  # also under its other name
+    with pytest.raises(HashIndexError, match="saved by another program"):  # also under its other name
         theirs.save(link)
     os.mkfifo(pipe)
     for act in (filled().save, HashIndex.load):
-        with pytest.raises(HashIndexError, match=r"pipe is (a pipe|no file)"):
+        with pytest.raises(HashIndexError, match=r"pipe is (a pipe|not a file)"):
             act(pipe)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["index", "link", "pipe"]

@@ -44,7 +44,7 @@ def killed_at(step, act):
 
 
 def kills(act, stride):
-    """Kills at every so many lines, then lets it end."""
+    """Kills a save every few lines, then lets it end."""
     for step in range(0, 5000, stride):
         if killed_at(step, act):
             return

@@ -1,4 +1,4 @@
-"""What people hand to an index by mistake: an error of one line that says what to do, or the right answer."""
+"""Common mistakes in calls of an index: an error of one line with a remedy, or the right answer."""
 
 import datetime
 import decimal
@@ -72,7 +72,7 @@ def test_no_queries_have_no_answers(where):
             found = index.search(queries, k=3, where=where, **options)
             assert found.ids.shape == found.scores.shape == (0, 0 if where == {"x": 9} else 3)
             assert found.metadata.num_rows == 0
-    refused(QueryError, "No query", lambda: index.measure_recall(np.empty((0, 16))))
+    refused(QueryError, "at least one query", lambda: index.measure_recall(np.empty((0, 16))))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -214,7 +214,7 @@ def described():
 @pytest.mark.parametrize("snapshot", [False, True])
 def test_conditions_compare_as_python_does(described, tmp_path, column, value, rows, snapshot):
     index = described
-    if snapshot:  # in a file, and beside a row that is deleted
+    if snapshot:  # in a file, next to a deleted row
         described.save(tmp_path / "index")
         index = HashIndex.load(tmp_path / "index", mmap=True)
         index.remove([0])

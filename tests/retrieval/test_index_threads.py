@@ -1,4 +1,4 @@
-"""Searches beside changes: each sees every change whole or not at all, and none waits for the others to end."""
+"""Searches concurrent with changes: each sees the index before or after a change, and none waits."""
 
 import threading
 
@@ -68,7 +68,7 @@ def test_a_search_sees_whole_changes(metric):
     assert len(index) == len(np.unique(index.ids))
 
 
-def test_writers_beside_each_other_lose_nothing():
+def test_concurrent_writers_lose_nothing():
     index = HashIndex(16)
 
     def write(start):
@@ -85,7 +85,7 @@ def test_writers_beside_each_other_lose_nothing():
     assert len(index) == len(expected)
 
 
-def test_saving_beside_changes_saves_one_state(tmp_path):
+def test_saving_during_changes_saves_one_state(tmp_path):
     index = HashIndex(16)
     index.add(np.ones((2, 16)), ids=[0, 1])
     stop = threading.Event()
@@ -105,7 +105,7 @@ def test_saving_beside_changes_saves_one_state(tmp_path):
     run_all([change, save])
 
 
-def test_approximate_searches_beside_additions():
+def test_approximate_searches_during_additions():
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 256, (20_000, 8), dtype=np.uint8)
     index = HashIndex(64)

@@ -1,4 +1,4 @@
-"""Which words reach the model, and that those which do not are reported."""
+"""Known and unknown words of texts, and their reports."""
 
 import logging
 
@@ -8,7 +8,7 @@ from cmfah_hf.data import load_image_text
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHConfig, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
-from cmfah_hf.retrieval.known_words import WordCoverage, is_known
+from cmfah_hf.retrieval.known_words import WordCoverage, unknown_words
 from cmfah_hf.training.evaluate import evaluate_pairs
 
 
@@ -17,22 +17,18 @@ def processor():
     return CMFAHProcessor.from_vocabulary(CMFAHConfig(), ["boat", "sea", "red", "海", "滩"])
 
 
-def unknown(text, processor, expander=None):
-    return [word for word, known in is_known(text, processor, expander) if not known]
-
-
 def test_unknown_is_what_neither_vocabulary_nor_graph_knows(processor):
-    assert unknown("A red BOAT, zebra! zebra", processor) == ["a", "zebra", "zebra"]
-    assert unknown("", processor) == []
-    assert unknown("?! ...", processor) == []
+    assert unknown_words("A red BOAT, zebra! zebra", processor) == ["a", "zebra", "zebra"]
+    assert unknown_words("", processor) == []
+    assert unknown_words("?! ...", processor) == []
     expander = GraphExpander().fit(["yacht boat", "sail sea"])  # words from which the walk comes to known ones
-    assert unknown("yacht zebra", processor, expander) == ["zebra"]
-    assert unknown("海滩 林", processor) == ["林"]
+    assert unknown_words("yacht zebra", processor, expander) == ["zebra"]
+    assert unknown_words("海滩 林", processor) == ["林"]
 
 
 def test_words_of_the_graph_s_own_cut_count_by_their_parts(processor):
     expander = GraphExpander(tokenizer=lambda text: text.split()).fit(["日落 boat", "日落 sea"])
-    assert unknown("日落 斑", processor, expander) == ["斑"]
+    assert unknown_words("日落 斑", processor, expander) == ["斑"]
 
 
 def test_a_retriever_names_them_once_in_their_order(trained):

@@ -1,4 +1,4 @@
-"""Columns beside the codes: what comes back, which conditions let what through, and how they live on."""
+"""Metadata of an index: results, conditions, changes and files."""
 
 import datetime
 
@@ -78,7 +78,7 @@ def test_a_condition_that_nothing_meets_gives_no_answers():
 
 
 def test_many_items_and_a_condition_of_every_selectivity():
-    """Rare ones are scored alone, common ones come out of deeper scans."""
+    """Few matching items are scored directly; many come from deeper searches."""
     rng = np.random.default_rng(1)
     codes = rng.integers(0, 256, (30_000, 8), dtype=np.uint8)
     share = rng.random(30_000)
@@ -113,8 +113,8 @@ def test_any_history_of_items_with_columns(tmp_path_factory, history, strings, m
         rng = np.random.default_rng(seed)
         ids = [f"n{i}" for i in numbers] if strings else numbers
         codes = rng.integers(0, 256, (len(ids), 3), dtype=np.uint8)
-        colours = [None if i % 5 == 0 else f"c{i % 4}" for i in rng.integers(0, 100, len(ids)).tolist()]
-        columns = {"colour": colours} if seed % 3 else {"colour": colours, "size": rng.normal(size=len(ids)).tolist()}
+        colors = [None if i % 5 == 0 else f"c{i % 4}" for i in rng.integers(0, 100, len(ids)).tolist()]
+        columns = {"color": colors} if seed % 3 else {"color": colors, "size": rng.normal(size=len(ids)).tolist()}
         rows = [{name: columns[name][at] for name in columns} for at in range(len(ids))]
         held = [i in model for i in ids]
         if verb == "reload":
@@ -183,7 +183,7 @@ def test_many_small_additions_leave_few_chunks():
 
 
 @pytest.mark.parametrize("mmap", [True, False])
-def test_columns_are_saved_beside_the_codes(tmp_path, mmap):
+def test_columns_are_saved_with_the_codes(tmp_path, mmap):
     index, codes, _ = filled()
     index.remove(["n003"])
     index.save(tmp_path / "index")
@@ -217,8 +217,8 @@ def test_columns_that_cannot_be_kept_change_nothing(metadata, message):
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ({"colour": 1}, "no metadata column 'colour'; it has year, tags, place"),
-        (pc.field("colour") == 1, "no meaning for the columns year, tags, place"),
+        ({"color": 1}, "no metadata column 'color'; it has year, tags, place"),
+        (pc.field("color") == 1, "no meaning for the columns year, tags, place"),
         (pc.field("place") > 3, "no meaning"),
         ("year > 3", "not 'year > 3'"),
         ({"year": "x"}, "no meaning"),

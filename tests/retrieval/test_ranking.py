@@ -10,34 +10,39 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmfah_hf.retrieval import grouped_lists, list_reading, ranking, scan, segments
+from cmfah_hf.retrieval import ranking
 from cmfah_hf.retrieval.codes import pack, round_for_aqd
-from cmfah_hf.retrieval.grouped_lists import GroupedLists
 from cmfah_hf.retrieval.index import HashIndex
-from cmfah_hf.retrieval.scan import FastScan, PostingLists, Queries
+from cmfah_hf.retrieval.searchers import exact_ivf, exact_ivf_kernel
+from cmfah_hf.retrieval.searchers.base import Queries, distances_of_one, exact_distances
+from cmfah_hf.retrieval.searchers.exact_ivf import ExactIVF
+from cmfah_hf.retrieval.searchers.fast_scan import FastScan
+from cmfah_hf.retrieval.searchers.posting_lists import PostingLists
+from cmfah_hf.retrieval.storage import rows as row_storage
+from cmfah_hf.retrieval.storage import segments
 
 
 def expected(codes, queries, ids, k, metric, allowed=None):
-    """Ids and scores by sorting all items: cost first, then the id."""
+    """Ids and scores by sorting all items: distance first, then the id."""
     signs = np.unpackbits(codes, axis=1, bitorder="little").astype(np.float64) * 2 - 1
     if metric == "hamming":
-        costs = (signs.shape[1] - np.where(queries >= 0, 1.0, -1.0) @ signs.T) / 2
+        distances = (signs.shape[1] - np.where(queries >= 0, 1.0, -1.0) @ signs.T) / 2
     else:
-        costs = -(np.round(queries.astype(np.float64) * 2**14) / 2**14 @ signs.T)
+        distances = -(np.round(queries.astype(np.float64) * 2**14) / 2**14 @ signs.T)
     rows = np.arange(len(codes)) if allowed is None else np.flatnonzero(allowed)
     keys = np.asarray(ids)[rows]
     ranks = np.argsort(np.argsort(keys))
-    order = np.lexsort((np.broadcast_to(ranks, (len(queries), len(rows))), costs[:, rows]), axis=1)[:, :k]
-    scores = np.take_along_axis(costs[:, rows], order, 1)
+    order = np.lexsort((np.broadcast_to(ranks, (len(queries), len(rows))), distances[:, rows]), axis=1)[:, :k]
+    scores = np.take_along_axis(distances[:, rows], order, 1)
     return keys[order], scores if metric == "hamming" else -scores
 
 
 def drawn(rng, items, bits, kind):
-    """Packed codes: uniform, around a few centres, or few patterns many times over."""
+    """Packed codes: uniform, around a few centers, or few patterns many times over."""
     if kind == "uniform":
         return rng.integers(0, 256, (items, bits // 8), dtype=np.uint8)
-    centres = rng.integers(0, 256, (max(1, items // 50), bits // 8), dtype=np.uint8)
-    codes = centres[rng.integers(len(centres), size=items)]
+    centers = rng.integers(0, 256, (max(1, items // 50), bits // 8), dtype=np.uint8)
+    codes = centers[rng.integers(len(centers), size=items)]
     if kind == "clustered":
         codes ^= np.packbits(rng.random((items, bits // 8, 8)) < 0.08, axis=2)[:, :, 0]
     return codes
@@ -56,7 +61,7 @@ def drawn_queries(rng, queries, bits, kind):
     }[kind].astype(np.float32)
 
 
-# More than 10,000 questions: 600 indexes, up to 5 depths, 5 queries.
+# More than 10,000 searches: 600 indexes, up to 5 depths, 5 queries.
 @given(
     seed=st.integers(0, 2**32 - 1),
     bits=st.sampled_from([8, 16, 24, 32, 64, 128, 256]),
@@ -72,15 +77,15 @@ def drawn_queries(rng, queries, bits, kind):
 @settings(max_examples=600, derandomize=True)
 @pytest.mark.slow
 def test_no_answer_is_ever_wrong(seed, bits, items, kind, asked, metric, removed, pieces, lists, places):
-    """By FastScan and posting lists, and by lists around centres, whether or not they are worth it or ties fit in."""
+    """By FastScan, posting lists and exact IVF, whether or not it is worth it and ties fit in."""
     with pytest.MonkeyPatch.context() as patch:
         if lists:
-            patch.setattr(segments, "GROUPED_CODES", 1)
+            patch.setattr(segments, "IVF_CODES", 1)
             patch.setattr(segments, "SCANNED_FIRST", 0)
-            patch.setattr(grouped_lists, "_LISTS", (lists,))
-            patch.setattr(grouped_lists, "_LARGEST_SHARE", np.inf)
-            patch.setattr(grouped_lists, "_PLACES", places)
-            patch.setattr(grouped_lists, "_TIES", 1)
+            patch.setattr(exact_ivf, "_LISTS", (lists,))
+            patch.setattr(exact_ivf, "_LARGEST_SHARE", np.inf)
+            patch.setattr(exact_ivf, "_PLACES", places)
+            patch.setattr(exact_ivf, "_TIES", 1)
         check_answers(seed, bits, items, kind, asked, metric, removed, pieces)
 
 
@@ -92,12 +97,12 @@ def check_answers(seed, bits, items, kind, asked, metric, removed, pieces):
     bounds = np.linspace(0, items, pieces + 1).astype(int)
     for start, end in pairwise(bounds):
         index.add(codes[start:end], ids=ids[start:end])
-    alive = rng.random(items) >= removed
-    alive[rng.integers(items)] = True
-    index.remove(ids[~alive])
+    live = rng.random(items) >= removed
+    live[rng.integers(items)] = True
+    index.remove(ids[~live])
     for k in {1, 10, 64, 1 + items // 20, items}:
-        k = min(k, int(alive.sum()))
-        names, scores = expected(codes, queries, ids, k, metric, alive)
+        k = min(k, int(live.sum()))
+        names, scores = expected(codes, queries, ids, k, metric, live)
         found = index.search(queries, k=k, metric=metric)
         np.testing.assert_array_equal(found.ids, names)
         np.testing.assert_array_equal(found.scores, scores)
@@ -121,78 +126,78 @@ def test_the_widest_codes(bits, metric):
 
 @pytest.mark.parametrize("hamming", [True, False])
 @pytest.mark.parametrize("bits", [16, 64, 200])
-def test_bounds_hold_for_all_that_is_left_out(hamming, bits):
+def test_bounds_hold_for_all_codes_left_out(hamming, bits):
     rng = np.random.default_rng(bits)
     for kind in ("model", "small", "one", "coarse"):
         codes = drawn(rng, 3000, bits, "clustered")
         values = round_for_aqd(drawn_queries(rng, 8, bits, kind))
-        queries = Queries(np.where(values >= 0, np.float32(1), np.float32(-1)) if hamming else values, hamming)
+        queries = Queries.for_hamming(pack(values)) if hamming else Queries.for_aqd(values)
         scanned = (PostingLists if bits == 16 else FastScan)(codes)
         found = scanned.candidates(queries, 50, 20)
-        truly = scan.exact_costs(queries, codes)
+        truly = exact_distances(queries, codes)
         for query in range(8):
-            real = np.isfinite(found.costs[query])
+            real = np.isfinite(found.distances[query])
             rows = found.rows[query][real]
             assert len(set(rows.tolist())) == len(rows) >= 50
-            np.testing.assert_array_equal(found.costs[query][real], truly[query, rows])
+            np.testing.assert_array_equal(found.distances[query][real], truly[query, rows])
             assert np.delete(truly[query], rows).min() >= found.bounds[query]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("hamming", [True, False])
 @pytest.mark.parametrize("bits", [24, 64, 512, 1024])
-def test_lists_around_centres_find_all_that_costs_no_more_than_asked_for(bits, hamming, threads, monkeypatch):
+def test_exact_ivf_finds_all_codes_as_near_as_the_last_wanted(bits, hamming, threads, monkeypatch):
     monkeypatch.setattr(faiss, "omp_get_max_threads", lambda: threads)
-    monkeypatch.setattr(grouped_lists, "_LARGEST_SHARE", np.inf)
+    monkeypatch.setattr(exact_ivf, "_LARGEST_SHARE", np.inf)
     rng = np.random.default_rng(bits)
     codes = drawn(rng, 6000, bits, "clustered")
     codes[-1] = ~codes[0]
-    lists = GroupedLists.of(codes)
+    lists = ExactIVF.of(codes)
     for kind in ("model", "small", "one", "coarse", "saturated"):
         values = drawn_queries(rng, 12, bits, kind)
         near = np.unpackbits(codes[:12], axis=1, bitorder="little") * 2.0 - 1
         values = round_for_aqd(np.where(rng.random(values.shape) < 0.9, np.abs(values) * near, values))
-        queries = Queries(np.where(values >= 0, np.float32(1), np.float32(-1)) if hamming else values, hamming)
-        truly = scan.exact_costs(queries, codes).astype(np.float64)
+        queries = Queries.for_hamming(pack(values)) if hamming else Queries.for_aqd(values)
+        truly = exact_distances(queries, codes).astype(np.float64)
         found = lists.candidates(queries, 80, 10)
         for query in range(12):
-            real = np.isfinite(found.costs[query])
+            real = np.isfinite(found.distances[query])
             rows = found.rows[query][real]
             assert len(set(rows.tolist())) == len(rows) >= 10
-            np.testing.assert_array_equal(found.costs[query][real], truly[query, rows])
+            np.testing.assert_array_equal(found.distances[query][real], truly[query, rows])
             left_out = np.delete(truly[query], rows).min(initial=np.inf)
             assert np.sort(truly[query])[9] < found.bounds[query] <= left_out
 
 
-def test_more_ties_than_there_is_room_for_leave_the_answer_open(monkeypatch):
-    monkeypatch.setattr(grouped_lists, "_LARGEST_SHARE", np.inf)
+def test_more_ties_than_places_leave_the_answer_open(monkeypatch):
+    monkeypatch.setattr(exact_ivf, "_LARGEST_SHARE", np.inf)
     rng = np.random.default_rng(4)
     codes = drawn(rng, 12_000, 64, "clustered")
     codes[:6000] = codes[0]
-    lists = GroupedLists.of(codes)
+    lists = ExactIVF.of(codes)
     among = np.unpackbits(codes[[0, -1]], axis=1, bitorder="little") * np.float32(2) - 1
-    found = lists.candidates(Queries(among, hamming=True), 80, 10)
+    found = lists.candidates(Queries.for_hamming(pack(among)), 80, 10)
     assert found.bounds[0] == -np.inf
-    assert not np.isfinite(found.costs[0]).any()
-    assert found.bounds[1] > np.sort(found.costs[1])[9]
+    assert not np.isfinite(found.distances[0]).any()
+    assert found.bounds[1] > np.sort(found.distances[1])[9]
 
 
 @pytest.mark.parametrize("metric", ["hamming", "aqd"])
-def test_lists_read_few_codes_where_codes_lie_together(metric, monkeypatch):
-    monkeypatch.setattr(grouped_lists, "_ANSWERS", 10)
+def test_exact_ivf_reads_few_codes_that_cluster(metric, monkeypatch):
+    monkeypatch.setattr(exact_ivf, "_ANSWERS", 10)
     rng = np.random.default_rng(0)
     codes = drawn(rng, 20_000, 64, "clustered")
-    monkeypatch.setattr(segments, "GROUPED_CODES", 1)
+    monkeypatch.setattr(segments, "IVF_CODES", 1)
     index = HashIndex(64)
     index.add(codes)
     index.optimize()
-    read, really = [], grouped_lists.read_lists
+    read, really = [], exact_ivf.read_lists
 
     def noted(*arguments):
         really(*arguments)
         read.extend(arguments[-1].tolist())
 
-    monkeypatch.setattr(grouped_lists, "read_lists", noted)
+    monkeypatch.setattr(exact_ivf, "read_lists", noted)
     queries = (np.unpackbits(codes[:20], axis=1, bitorder="little") * 2.0 - 1) * rng.uniform(0.2, 1, (20, 64))
     for query in queries:
         names, scores = expected(codes, query[None], range(len(codes)), 3, metric)
@@ -204,36 +209,36 @@ def test_lists_read_few_codes_where_codes_lie_together(metric, monkeypatch):
 
 
 @pytest.mark.parametrize("enough", [True, False], ids=["enough codes", "too few codes"])
-def test_more_centres_are_learned_where_few_leave_much_to_read(enough, monkeypatch):
-    """Of 120 groups of codes, 16 centres stand each among several; 256 need some codes for each."""
+def test_more_centers_are_trained_if_few_leave_much_to_read(enough, monkeypatch):
+    """With 120 clusters of codes, each of 16 centers is among several; 256 need some codes for each."""
     items = 6000
-    monkeypatch.setattr(grouped_lists, "_LISTS", (16, 256))
-    monkeypatch.setattr(grouped_lists, "_SAMPLE", 16 * 256)
-    monkeypatch.setattr(grouped_lists, "_ANSWERS", 10)
-    monkeypatch.setattr(grouped_lists, "_CODES_A_LIST", items // 256 + (not enough))
+    monkeypatch.setattr(exact_ivf, "_LISTS", (16, 256))
+    monkeypatch.setattr(exact_ivf, "_SAMPLE", 16 * 256)
+    monkeypatch.setattr(exact_ivf, "_ANSWERS", 10)
+    monkeypatch.setattr(exact_ivf, "_CODES_PER_LIST", items // 256 + (not enough))
     codes = drawn(np.random.default_rng(0), items, 64, "clustered")
-    few, many = (grouped_lists._centres(codes, lists, 0) for lists in (16, 256))
-    shares = [grouped_lists._share_read(codes, centres, 0) for centres in (few, many)]
-    assert shares[0] > grouped_lists._LARGEST_SHARE > shares[1]
-    made = GroupedLists.of(codes)
+    few, many = (exact_ivf._centers(codes, lists, 0) for lists in (16, 256))
+    shares = [exact_ivf._share_read(codes, centers, 0) for centers in (few, many)]
+    assert shares[0] > exact_ivf._LARGEST_SHARE > shares[1]
+    made = ExactIVF.of(codes)
     if enough:
         assert 64 < len(made._starts_L) <= len(many)
     else:
         assert made is None
 
 
-def test_the_share_to_be_read_is_what_is_read(monkeypatch):
-    """Of codes asked for a number of others, as the share is meant."""
+def test_the_estimated_share_is_what_is_read(monkeypatch):
+    """With codes as queries for a number of others, as the estimate assumes."""
     codes = drawn(np.random.default_rng(3), 20_000, 64, "clustered")
-    monkeypatch.setattr(grouped_lists, "_ANSWERS", 9)
-    centres = grouped_lists._centres(codes, 256, 0)
-    monkeypatch.setattr(grouped_lists, "_OPENING", 0)
-    expected_share = grouped_lists._share_read(codes, centres, 0)
-    bits, centre_bits = (np.unpackbits(part, axis=1) for part in (codes, pack(centres)))
+    monkeypatch.setattr(exact_ivf, "_ANSWERS", 9)
+    centers = exact_ivf._centers(codes, 256, 0)
+    monkeypatch.setattr(exact_ivf, "_PROBE_COST", 0)
+    expected_share = exact_ivf._share_read(codes, centers, 0)
+    bits, center_bits = (np.unpackbits(part, axis=1) for part in (codes, pack(centers)))
     judges = bits[:: 20_000 // 512]
-    to_centres = (bits[:, None] != centre_bits[None]).sum(axis=2, dtype=np.int16)
-    lists, radii = to_centres.argmin(axis=1), to_centres.min(axis=1)
-    from_judges = (judges[:, None] != centre_bits[None]).sum(axis=2)
+    to_centers = (bits[:, None] != center_bits[None]).sum(axis=2, dtype=np.int16)
+    lists, radii = to_centers.argmin(axis=1), to_centers.min(axis=1)
+    from_judges = (judges[:, None] != center_bits[None]).sum(axis=2)
     within = [np.sort((bits != judge).sum(axis=1))[9] for judge in judges]  # at 0 the judge itself
     read = [
         np.count_nonzero(radii >= np.maximum(from_judge[lists] - own, 0))
@@ -242,9 +247,9 @@ def test_the_share_to_be_read_is_what_is_read(monkeypatch):
     assert expected_share == pytest.approx(np.mean(read) / len(codes), rel=1e-6)
 
 
-def test_lists_are_made_after_many_codes_were_scanned_and_only_where_codes_lie_together(monkeypatch):
-    monkeypatch.setattr(grouped_lists, "_ANSWERS", 10)
-    monkeypatch.setattr(segments, "GROUPED_CODES", 5000)
+def test_exact_ivf_is_built_after_many_scanned_codes_and_only_if_codes_cluster(monkeypatch):
+    monkeypatch.setattr(exact_ivf, "_ANSWERS", 10)
+    monkeypatch.setattr(segments, "IVF_CODES", 5000)
     monkeypatch.setattr(segments, "SCANNED_FIRST", 50_000)
     rng = np.random.default_rng(1)
     kinds = {}
@@ -254,14 +259,14 @@ def test_lists_are_made_after_many_codes_were_scanned_and_only_where_codes_lie_t
         used = []
         for count in (9, 1, 1):
             index.search(drawn_queries(rng, count, 64, "model"), k=3)
-            used.append(type(index._rows.now.segments[0]._scan).__name__)
+            used.append(type(index._rows.now.segments[0]._searcher).__name__)
         kinds[kind, items] = used
-    assert kinds["clustered", 5000] == ["FastScan", "FastScan", "GroupedLists"]
+    assert kinds["clustered", 5000] == ["FastScan", "FastScan", "ExactIVF"]
     assert kinds["uniform", 5000] == kinds["clustered", 4999] == ["FastScan"] * 3
 
 
 @pytest.mark.slow
-def test_compiled_code_that_cannot_be_kept_is_used_all_the_same(monkeypatch):
+def test_compiled_code_that_cannot_be_cached_is_used(monkeypatch):
     really = numba.njit
 
     def njit(*arguments, cache=False, **options):
@@ -270,8 +275,8 @@ def test_compiled_code_that_cannot_be_kept_is_used_all_the_same(monkeypatch):
         return really(*arguments, **options)
 
     monkeypatch.setattr(numba, "njit", njit)
-    again = runpy.run_path(list_reading.__file__)
-    assert again["read_lists"].signatures == list_reading.read_lists.signatures
+    again = runpy.run_path(exact_ivf_kernel.__file__)
+    assert again["read_lists"].signatures == exact_ivf_kernel.read_lists.signatures
 
 
 def test_all_ways_of_scoring_agree():
@@ -281,18 +286,18 @@ def test_all_ways_of_scoring_agree():
         (round_for_aqd(rng.normal(size=(3, 40))), False),
         (np.sign(rng.normal(size=(3, 40))), True),
     ):
-        queries = Queries(values.astype(np.float32), hamming)
+        queries = Queries.for_hamming(pack(values)) if hamming else Queries.for_aqd(values.astype(np.float32))
         _, scores = expected(codes, values, range(500), 500, "hamming" if hamming else "aqd")
-        costs = scan.exact_costs(queries, codes)
-        np.testing.assert_array_equal(np.sort(costs, axis=1), scores if hamming else -scores)
-        sets = scan.exact_costs(queries, np.stack([codes[:7], codes[7:14], codes[14:21]]))
+        distances = exact_distances(queries, codes)
+        np.testing.assert_array_equal(np.sort(distances, axis=1), scores if hamming else -scores)
+        sets = exact_distances(queries, np.stack([codes[:7], codes[7:14], codes[14:21]]))
         for query in range(3):
-            np.testing.assert_array_equal(scan.costs_of_one(queries[query : query + 1], codes), costs[query])
-            np.testing.assert_array_equal(sets[query], costs[query, 7 * query : 7 * query + 7])
+            np.testing.assert_array_equal(distances_of_one(queries[query : query + 1], codes), distances[query])
+            np.testing.assert_array_equal(sets[query], distances[query, 7 * query : 7 * query + 7])
 
 
-def test_a_tie_deeper_than_what_is_proposed_is_followed_to_its_end(monkeypatch):
-    """7,000 items of one code, their ids falling: FastScan proposes any of them, the answer is the least ids."""
+def test_a_tie_deeper_than_the_candidates_is_followed_to_its_end(monkeypatch):
+    """7,000 items with the same code and falling ids: FastScan proposes any of them, the answer has the least ids."""
     rng = np.random.default_rng(0)
     codes = drawn(rng, 60_000, 64, "uniform")
     codes[20_000:27_000] = codes[5]
@@ -340,11 +345,9 @@ def test_more_queries_than_a_group_are_each_as_alone(monkeypatch):
     np.testing.assert_array_equal(together.scores, apart.scores)
 
 
-def test_segments_beside_each_other_are_one_index(monkeypatch):
-    """Several large segments are scanned by as many threads, for one query alone."""
-    from cmfah_hf.retrieval import rows
-
-    monkeypatch.setattr(rows, "_LARGEST_SEGMENT", 3000)
+def test_segments_searched_in_parallel_are_one_index(monkeypatch):
+    """One query searches several large segments, each in a thread."""
+    monkeypatch.setattr(row_storage, "_LARGEST_SEGMENT", 3000)
     monkeypatch.setattr(ranking.faiss, "omp_get_max_threads", lambda: 3)
     rng = np.random.default_rng(6)
     codes, queries = drawn(rng, 10_000, 64, "clustered"), drawn_queries(rng, 3, 64, "model")
@@ -368,7 +371,7 @@ def test_segments_stay_few_and_are_not_built_before_a_search():
     assert len(segments) <= 8
     assert [segment.start for segment in segments[1:]] == [segment.end for segment in segments[:-1]]
     assert segments[-1].end == 20_000
-    assert all(segment._scan is None for segment in segments)
+    assert all(segment._searcher is None for segment in segments)
 
 
 def test_approximate_search_and_what_it_misses():
@@ -387,12 +390,12 @@ def test_approximate_search_and_what_it_misses():
     assert index.measure_recall(queries, k=10, probes=10_000) == 1  # all lists are all items
     assert index.measure_recall(np.tanh(values), k=10, metric="aqd", probes=10_000) > 0.95
 
-    # What is added or removed later is seen all the same.
+    # Later additions and removals count too.
     index.add(queries[:1], ids=[10**6])
     assert index.search(queries[:1], k=1, exact=False).ids.tolist() in ([[10**6]], [[exact.ids[0, 0]]])
     index.remove([exact.ids[1, 0]])
     assert exact.ids[1, 0] not in index.search(queries[1:2], k=10, exact=False).ids
-    index.add(drawn(rng, 9000, 64, "uniform"))  # more than a quarter: the lists are made anew
+    index.add(drawn(rng, 9000, 64, "uniform"))  # more than a quarter: the lists are rebuilt
     assert index.search(queries, k=3, exact=False).ids.shape == (50, 3)
     assert len(index._rows.now.caches.inverted[0].codes) == 29_001
 

@@ -34,15 +34,15 @@ def parts(trained):
 
 
 @pytest.fixture(scope="module")
-def pictures(trained):
+def image_paths(trained):
     return sorted((trained.scenes / "train").glob("*.png"))[:12]
 
 
 @pytest.fixture(scope="module")
-def image_hash(parts, pictures):
+def image_hash(parts, image_paths):
     model, processor, _ = parts
     with torch.no_grad():
-        inputs = processor(images=[Image.open(path) for path in pictures], return_tensors="pt")
+        inputs = processor(images=[Image.open(path) for path in image_paths], return_tensors="pt")
         return model.get_image_hash(inputs["pixel_values"]).numpy()
 
 
@@ -65,9 +65,14 @@ def ranking(query, database, ids):
     return [ids[i] for i in order], scores[order]
 
 
-def test_images_are_encoded_alone(retriever, pictures, image_hash):
-    np.testing.assert_allclose(retriever.encode_images(pictures, batch_size=5), image_hash, atol=1e-6)
-    forms = [pictures[0].read_bytes(), io.BytesIO(pictures[1].read_bytes()), Image.open(pictures[2]), str(pictures[3])]
+def test_images_are_encoded_alone(retriever, image_paths, image_hash):
+    np.testing.assert_allclose(retriever.encode_images(image_paths, batch_size=5), image_hash, atol=1e-6)
+    forms = [
+        image_paths[0].read_bytes(),
+        io.BytesIO(image_paths[1].read_bytes()),
+        Image.open(image_paths[2]),
+        str(image_paths[3]),
+    ]
     np.testing.assert_allclose(retriever.encode_images(forms), image_hash[:4], atol=1e-6)
     assert retriever.encode_images([]).shape == (0, 16)
 
@@ -87,50 +92,50 @@ def test_texts_are_expanded_and_encoded_alone(retriever, parts):
     assert retriever.encode_texts([]).shape == (0, 16)
 
 
-def test_a_text_finds_images(retriever, parts, pictures, image_hash):
-    assert retriever.add_images(pictures, batch_size=5) == []
+def test_a_text_finds_images(retriever, parts, image_paths, image_hash):
+    assert retriever.add_images(image_paths, batch_size=5) == []
     results = retriever.search(text="boat sun", k=4)
-    ids, scores = ranking(text_hash(parts, ["boat sun"])[0], image_hash, [str(path) for path in pictures])
+    ids, scores = ranking(text_hash(parts, ["boat sun"])[0], image_hash, [str(path) for path in image_paths])
     assert results.ids.tolist() == [ids[:4]]
     np.testing.assert_allclose(results.scores[0], scores[:4], atol=1e-3)
 
 
-def test_an_image_finds_images_and_itself_first_by_hamming(retriever, pictures, image_hash):
-    retriever.add_images(pictures)
-    results = retriever.search(image=pictures[3], k=12)
-    ids, scores = ranking(image_hash[3], image_hash, [str(path) for path in pictures])
+def test_an_image_finds_images_and_itself_first_by_hamming(retriever, image_paths, image_hash):
+    retriever.add_images(image_paths)
+    results = retriever.search(image=image_paths[3], k=12)
+    ids, scores = ranking(image_hash[3], image_hash, [str(path) for path in image_paths])
     assert results.ids.tolist() == [ids]
     np.testing.assert_allclose(results.scores[0], scores, atol=1e-3)
-    by_bits = retriever.search(image=str(pictures[3]), k=12, metric="hamming")
+    by_bits = retriever.search(image=str(image_paths[3]), k=12, metric="hamming")
     distances = np.count_nonzero((image_hash[3] >= 0) != (image_hash >= 0), axis=1)
     assert by_bits.scores[0].tolist() == sorted(distances)
     assert by_bits.scores[0][0] == 0
 
 
-def test_texts_can_be_searched_too(retriever, parts, pictures):
+def test_texts_can_be_searched_too(retriever, parts, image_paths):
     texts = ["boat sea", "red car", "cat on a sofa", "tree house"]
     retriever.add_texts(texts)
     expected, _ = ranking(text_hash(parts, ["boat"])[0], text_hash(parts, texts), [0, 1, 2, 3])
     assert retriever.search(text="boat", k=4).ids.tolist() == [expected]  # there are no images, so texts are searched
-    retriever.add_images(pictures[:2])
+    retriever.add_images(image_paths[:2])
     assert retriever.search(text="boat", k=4, target="texts").ids.tolist() == [expected]
-    assert retriever.search(text="boat", k=1).ids.tolist()[0][0] in [str(path) for path in pictures[:2]]
-    assert retriever.search(image=pictures[0], k=4, target="texts").ids.shape == (1, 4)
+    assert retriever.search(text="boat", k=1).ids.tolist()[0][0] in [str(path) for path in image_paths[:2]]
+    assert retriever.search(image=image_paths[0], k=4, target="texts").ids.shape == (1, 4)
 
 
-def test_a_picture_and_a_text_together(retriever, parts, pictures, image_hash):
+def test_a_image_and_a_text_together(retriever, parts, image_paths, image_hash):
     """The hash values are mixed by their weights; the ends are the one and the other alone."""
-    retriever.add_images(pictures)
-    names = [str(path) for path in pictures]
+    retriever.add_images(image_paths)
+    names = [str(path) for path in image_paths]
     words = text_hash(parts, ["boat sun", "red car"])
     for weight in (0.0, 0.3, 0.5, 1.0):
         mixed = (1 - weight) * words[0] + weight * image_hash[4]
         for metric in ("aqd", "hamming"):
             ids, _ = ranking(mixed if metric == "aqd" else np.where(mixed >= 0, 1, -1), image_hash, names)
-            found = retriever.search(text="boat sun", image=pictures[4], k=12, metric=metric, image_weight=weight)
+            found = retriever.search(text="boat sun", image=image_paths[4], k=12, metric=metric, image_weight=weight)
             assert found.ids[0].tolist() == ids
-    pairs = retriever.search(text=["boat sun", "red car"], image=pictures[4:6], k=3)
-    one_text = retriever.search(text="boat sun", image=pictures[4:6], k=3)
+    pairs = retriever.search(text=["boat sun", "red car"], image=image_paths[4:6], k=3)
+    one_text = retriever.search(text="boat sun", image=image_paths[4:6], k=3)
     for row, mixed in enumerate((words + image_hash[4:6]) / 2):
         assert pairs.ids[row].tolist() == ranking(mixed, image_hash, names)[0][:3]
         assert one_text.ids[row].tolist() == ranking((words[0] + image_hash[4 + row]) / 2, image_hash, names)[0][:3]
@@ -156,12 +161,12 @@ def test_columns_of_a_data_set_come_back_with_the_answers(retriever, trained, ca
         retriever.add_images(pairs, metadata=["year"])
 
 
-def test_any_column_is_indexed_in_one_call(retriever, trained, pictures):
+def test_any_column_is_indexed_in_one_call(retriever, trained, image_paths):
     import datasets
 
     words = ["boat sun", "red car", "tree"]
     data = datasets.Dataset.from_dict(
-        {"photo": [str(path) for path in pictures[:3]], "tags": [text.split() for text in words], "n": [7, 8, 9]}
+        {"photo": [str(path) for path in image_paths[:3]], "tags": [text.split() for text in words], "n": [7, 8, 9]}
     ).cast_column("photo", datasets.Image())
     retriever.add_images(data, column="photo", metadata=["n"])
     assert retriever.images.ids.tolist() == [0, 1, 2]
@@ -170,32 +175,32 @@ def test_any_column_is_indexed_in_one_call(retriever, trained, pictures):
     expected = np.packbits(retriever.encode_texts(words) >= 0, axis=1, bitorder="little")
     np.testing.assert_array_equal(retriever.texts.codes, expected)
     assert retriever.texts.ids.tolist() == ["a", "b", "c"]
-    retriever.add_images(pictures[3:5], metadata={"n": [1, 2]}, ids=[10, 11])
-    assert retriever.search(image=pictures[4], k=1, where={"n": 2}, metric="hamming").hits() == [
+    retriever.add_images(image_paths[3:5], metadata={"n": [1, 2]}, ids=[10, 11])
+    assert retriever.search(image=image_paths[4], k=1, where={"n": 2}, metric="hamming").hits() == [
         {"id": 11, "score": 0, "metadata": {"n": 2}}
     ]
 
 
-def test_a_column_of_one_s_own_beside_a_picture_that_is_left_out(retriever, pictures):
-    retriever.add_images([pictures[0], b"no picture", pictures[1]], ids=["a", "b", "c"], metadata={"n": [1, 2, 3]})
+def test_a_column_of_one_s_own_beside_a_image_that_is_left_out(retriever, image_paths):
+    retriever.add_images([image_paths[0], b"no image", image_paths[1]], ids=["a", "b", "c"], metadata={"n": [1, 2, 3]})
     assert retriever.images.ids.tolist() == ["a", "c"]
     assert retriever.images.metadata["n"].to_pylist() == [1, 3]
 
 
-def test_several_queries_at_once_are_each_as_alone(retriever, pictures):
-    retriever.add_images(pictures)
+def test_several_queries_at_once_are_each_as_alone(retriever, image_paths):
+    retriever.add_images(image_paths)
     texts = ["boat sun", "car", "tree house"]
     many = retriever.search(text=texts, k=5)
     assert many.ids.shape == many.scores.shape == (3, 5)
     for row, text in enumerate(texts):
         alone = retriever.search(text=text, k=5)
         np.testing.assert_allclose(many.scores[row], alone.scores[0], atol=2e-3)
-    images = retriever.search(image=[pictures[5], Image.open(pictures[7])], k=3)
+    images = retriever.search(image=[image_paths[5], Image.open(image_paths[7])], k=3)
     assert images.ids.shape == (2, 3)
-    assert images.ids[1].tolist() == retriever.search(image=pictures[7], k=3).ids[0].tolist()
+    assert images.ids[1].tolist() == retriever.search(image=image_paths[7], k=3).ids[0].tolist()
 
 
-def test_ids_are_the_data_set_s_the_paths_or_numbers(retriever, trained, pictures):
+def test_ids_are_the_data_set_s_the_paths_or_numbers(retriever, trained, image_paths):
     pairs = load_image_text(trained.scenes, split="query").select(range(3))
     retriever.add_images(pairs)
     assert retriever.images.ids.tolist() == pairs["id"][:]
@@ -203,17 +208,17 @@ def test_ids_are_the_data_set_s_the_paths_or_numbers(retriever, trained, picture
     assert retriever.images.ids.tolist()[3:] == ["x", "y", "z"]
 
     retriever.images = HashIndex(16)
-    retriever.add_images(path for path in pictures[:2])
-    assert retriever.images.ids.tolist() == [str(path) for path in pictures[:2]]
+    retriever.add_images(path for path in image_paths[:2])
+    assert retriever.images.ids.tolist() == [str(path) for path in image_paths[:2]]
 
     retriever.images = HashIndex(16)
-    retriever.add_images([Image.open(path) for path in pictures[:2]])
-    retriever.add_images([path.read_bytes() for path in pictures[2:4]])
-    retriever.add_images(pictures[4:6], ids=[70, 71])
+    retriever.add_images([Image.open(path) for path in image_paths[:2]])
+    retriever.add_images([path.read_bytes() for path in image_paths[2:4]])
+    retriever.add_images(image_paths[4:6], ids=[70, 71])
     assert retriever.images.ids.tolist() == [0, 1, 2, 3, 70, 71]
 
 
-def test_a_stream_of_pictures(retriever, trained):
+def test_a_stream_of_images(retriever, trained):
     pairs = load_image_text(trained.scenes, split="query")
     retriever.add_images(pairs)
     expected = retriever.images.codes.copy()
@@ -223,12 +228,12 @@ def test_a_stream_of_pictures(retriever, trained):
     np.testing.assert_array_equal(retriever.images.codes, expected)
 
 
-def test_unreadable_pictures_are_named_and_left_out(retriever, pictures, image_hash, tmp_path, caplog):
+def test_unreadable_images_are_named_and_left_out(retriever, image_paths, image_hash, tmp_path, caplog):
     broken = tmp_path / "broken.png"
-    broken.write_bytes(pictures[0].read_bytes()[:300])
-    given = [pictures[0], broken, pictures[1], tmp_path / "absent.png", pictures[2]]
+    broken.write_bytes(image_paths[0].read_bytes()[:300])
+    given = [image_paths[0], broken, image_paths[1], tmp_path / "absent.png", image_paths[2]]
     unreadable = retriever.add_images(given, batch_size=2)
-    assert retriever.images.ids.tolist() == [str(path) for path in pictures[:3]]
+    assert retriever.images.ids.tolist() == [str(path) for path in image_paths[:3]]
     expected = np.packbits(image_hash[:3] >= 0, axis=1, bitorder="little")
     np.testing.assert_array_equal(retriever.images.codes, expected)
     assert len(unreadable) == 2
@@ -237,31 +242,31 @@ def test_unreadable_pictures_are_named_and_left_out(retriever, pictures, image_h
     assert all(f"Left out: {reason}" in caplog.text for reason in unreadable)
 
 
-def test_a_number_stays_with_its_picture_where_one_is_left_out(retriever, pictures, image_hash):
-    given = [pictures[0].read_bytes(), b"no picture", pictures[1].read_bytes()]
+def test_a_number_stays_with_its_image_where_one_is_left_out(retriever, image_paths, image_hash):
+    given = [image_paths[0].read_bytes(), b"no image", image_paths[1].read_bytes()]
     assert len(retriever.add_images(given)) == 1
     assert retriever.images.ids.tolist() == [0, 2]
-    assert retriever.search(image=pictures[1], k=1, metric="hamming").scores.tolist() == [[0]]
-    retriever.add_images([pictures[2].read_bytes()])
+    assert retriever.search(image=image_paths[1], k=1, metric="hamming").scores.tolist() == [[0]]
+    retriever.add_images([image_paths[2].read_bytes()])
     assert retriever.images.ids.tolist() == [0, 2, 3]
 
 
-def test_not_one_readable_picture_leaves_the_index_empty(retriever):
+def test_not_one_readable_image_leaves_the_index_empty(retriever):
     assert len(retriever.add_images([b"no", b"neither"])) == 2
     assert len(retriever.images) == 0
 
 
 @pytest.mark.parametrize("ids", [[1, 2], [1, 2, 3, 4], ["a"]])
-def test_every_picture_needs_its_id(retriever, pictures, ids):
-    with pytest.raises(HashIndexError, match=rf"3 pictures came with {len(ids)} ids; give one id a picture\."):
-        retriever.add_images(pictures[:3], ids=ids)
+def test_every_image_needs_its_id(retriever, image_paths, ids):
+    with pytest.raises(HashIndexError, match=rf"3 images came with {len(ids)} ids; give one id for each image\."):
+        retriever.add_images(image_paths[:3], ids=ids)
     assert len(retriever.images) == 0
 
 
-def test_pictures_of_every_mode_are_searched_by(retriever, pictures, tmp_path):
+def test_images_of_every_mode_are_searched_by(retriever, image_paths, tmp_path):
     """A query may be grey, transparent, CMYK, of 16 bits or animated; a grey one is what its RGB copy is."""
-    retriever.add_images(pictures)
-    image = Image.open(pictures[0])
+    retriever.add_images(image_paths)
+    image = Image.open(image_paths[0])
     for mode, ending in (("L", "png"), ("P", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("I;16", "png"), ("1", "png")):
         wide = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257) if mode == "I;16" else None
         (wide or image.convert(mode)).save(tmp_path / f"query.{ending}")
@@ -277,20 +282,20 @@ def test_pictures_of_every_mode_are_searched_by(retriever, pictures, tmp_path):
     np.testing.assert_allclose(first, retriever.encode_images([tmp_path / "still.gif"]), atol=1e-6)
 
 
-def test_questions_that_cannot_be_answered(retriever, pictures, tmp_path):
+def test_questions_that_cannot_be_answered(retriever, image_paths, tmp_path):
     with pytest.raises(HashIndexError, match="The index is empty"):
         retriever.search(text="boat")
-    retriever.add_images(pictures[:3])
+    retriever.add_images(image_paths[:3])
     with pytest.raises(QueryError, match="Give a text or an image to search with, or both"):
         retriever.search()
     with pytest.raises(QueryError, match=r"image_weight is 1\.5; give a share"):
-        retriever.search(text="boat", image=pictures[0], image_weight=1.5)
-    with pytest.raises(QueryError, match="3 texts and 2 pictures does not pair up"):
-        retriever.search(text=["boat", "car", "sun"], image=pictures[:2])
+        retriever.search(text="boat", image=image_paths[0], image_weight=1.5)
+    with pytest.raises(QueryError, match="3 texts and 2 images does not pair up"):
+        retriever.search(text=["boat", "car", "sun"], image=image_paths[:2])
     for text in ("xyzzy plugh", "", "?!"):
         with pytest.raises(QueryError) as caught:
             retriever.search(text=text)
-        assert str(caught.value).startswith(f"No word of {text!r} is among the ")
+        assert str(caught.value).startswith(f"No word of {text!r} is known to the model")
     with pytest.raises(QueryError, match="No word of 'xyzzy'"):
         retriever.search(text=["boat", "xyzzy"])
     assert retriever.search(text="boat xyzzy", k=1).ids.shape == (1, 1)  # one known word is enough
@@ -304,9 +309,9 @@ def test_questions_that_cannot_be_answered(retriever, pictures, tmp_path):
         retriever.search(image=tmp_path / "absent.jpg")
 
 
-def test_more_answers_than_items_are_all_items(retriever, pictures, caplog):
-    retriever.add_images(pictures[:3])
-    assert sorted(retriever.search(text="boat", k=10).ids[0]) == sorted(str(path) for path in pictures[:3])
+def test_more_answers_than_items_are_all_items(retriever, image_paths, caplog):
+    retriever.add_images(image_paths[:3])
+    assert sorted(retriever.search(text="boat", k=10).ids[0]) == sorted(str(path) for path in image_paths[:3])
     assert "k = 10 was asked of an index of 3 items" in caplog.text
 
 
@@ -322,13 +327,13 @@ def test_an_index_of_another_length_is_refused(retriever, tmp_path):
 
 
 def test_pairs_know_their_partner_and_only_the_paired_protocol_uses_them(
-    retriever, trained, pictures, parts, monkeypatch
+    retriever, trained, image_paths, parts, monkeypatch
 ):
     model, processor, expander = parts
     texts = ["boat sun", "red car", "tree"]
-    image_values, text_values = retriever.encode_pairs(pictures[:3], texts, batch_size=2)
+    image_values, text_values = retriever.encode_pairs(image_paths[:3], texts, batch_size=2)
     inputs = processor(
-        images=[Image.open(path) for path in pictures[:3]],
+        images=[Image.open(path) for path in image_paths[:3]],
         text=[" ".join(expander.expand(text)) for text in texts],
         return_tensors="pt",
     )
@@ -336,14 +341,14 @@ def test_pairs_know_their_partner_and_only_the_paired_protocol_uses_them(
         outputs = model(**inputs)
     np.testing.assert_allclose(image_values, outputs.image_hash.numpy(), atol=1e-6)
     np.testing.assert_allclose(text_values, outputs.text_hash.numpy(), atol=1e-6)
-    assert np.abs(image_values - retriever.encode_images(pictures[:3])).max() > 1e-3
+    assert np.abs(image_values - retriever.encode_images(image_paths[:3])).max() > 1e-3
     assert np.abs(text_values - retriever.encode_texts(texts)).max() > 1e-3
     # Another partner is another value: this is the leak.
-    swapped, _ = retriever.encode_pairs(pictures[:3], texts[::-1])
+    swapped, _ = retriever.encode_pairs(image_paths[:3], texts[::-1])
     assert np.abs(swapped[0] - image_values[0]).max() > 1e-4
     assert [values.shape for values in retriever.encode_pairs([], [])] == [(0, 16), (0, 16)]
     with pytest.raises(ValueError, match="zip"):
-        retriever.encode_pairs(pictures[:3], texts[:2])
+        retriever.encode_pairs(image_paths[:3], texts[:2])
 
     pairs = load_image_text(trained.scenes, split="query")
     figures = {name: evaluate_pairs(model, processor, pairs, pairs, protocol=name) for name in ("single", "paired")}
@@ -351,14 +356,14 @@ def test_pairs_know_their_partner_and_only_the_paired_protocol_uses_them(
     calls = []
     monkeypatch.setattr(model, "forward", lambda **inputs: calls.append(inputs))
     evaluate_pairs(model, processor, pairs, pairs)  # the default never shows the towers a pair
-    retriever.add_images(pictures[:2])
+    retriever.add_images(image_paths[:2])
     retriever.search(text="boat", k=1)
     assert calls == []
     with pytest.raises(QueryError, match="There is no protocol 'both'"):
         evaluate_pairs(model, processor, pairs, pairs, protocol="both")
 
 
-def test_a_source_is_a_data_set_or_a_folder_of_pictures(retriever, trained, tmp_path):
+def test_a_source_is_a_data_set_or_a_folder_of_images(retriever, trained, tmp_path):
     pairs = load_image_text(trained.scenes)
     assert retriever.add_source(trained.scenes, split="query") == []
     assert retriever.images.ids.tolist() == pairs["query"]["id"][:]
@@ -378,7 +383,7 @@ def test_a_source_is_a_data_set_or_a_folder_of_pictures(retriever, trained, tmp_
     for number, name in enumerate(("b.png", "a/c.JPG", "a/d.webp")):
         (bare / name).parent.mkdir(parents=True, exist_ok=True)
         pairs["train"][number]["image"].save(bare / name)
-    (bare / "notes.txt").write_text("no picture")
+    (bare / "notes.txt").write_text("no image")
     (bare / "broken.png").write_bytes(b"\x89PNG")
     retriever.images = HashIndex(16)
     unreadable = retriever.add_source(bare)
@@ -386,17 +391,17 @@ def test_a_source_is_a_data_set_or_a_folder_of_pictures(retriever, trained, tmp_
     assert [reason.partition(":")[0] for reason in unreadable] == [str(bare / "broken.png")]
 
 
-def test_the_example_of_the_class_runs(trained, monkeypatch, pictures):
+def test_the_example_of_the_class_runs(trained, monkeypatch, image_paths):
     retriever = CrossMediaRetriever.from_pretrained(str(trained.folder), device="cpu")
-    retriever.add_images([str(pictures[0]), str(pictures[1])])
+    retriever.add_images([str(image_paths[0]), str(image_paths[1])])
     results = retriever.search(text="a boat on the beach", k=1)
-    assert results.ids[0][0] in [str(pictures[0]), str(pictures[1])]
+    assert results.ids[0][0] in [str(image_paths[0]), str(image_paths[1])]
     assert results.scores.shape == (1, 1)
 
 
-def test_keyword_arguments_reach_the_model(trained, pictures, image_hash):
+def test_keyword_arguments_reach_the_model(trained, image_paths, image_hash):
     retriever = CrossMediaRetriever.from_pretrained(trained.folder, dtype=torch.float64)
     assert retriever.model.dtype == torch.float64
-    values = retriever.encode_images(pictures)
+    values = retriever.encode_images(image_paths)
     assert values.dtype == np.float32
     np.testing.assert_allclose(values, image_hash, atol=1e-4)

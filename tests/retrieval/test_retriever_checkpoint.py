@@ -1,4 +1,4 @@
-"""Folders that are no whole checkpoint: `CrossMediaRetriever.from_pretrained` names what is wrong, in one line."""
+"""Incomplete and inconsistent checkpoints: errors of `CrossMediaRetriever.from_pretrained` in one line."""
 
 import json
 import shutil

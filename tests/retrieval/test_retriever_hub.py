@@ -1,4 +1,4 @@
-"""A model's name that is a slip, a Hub that is away or fails: refused in one line, at once, and as what it is."""
+"""Mistyped model names, and a Hub that is unreachable or fails: quick errors in one line."""
 
 import shutil
 import time
@@ -47,7 +47,7 @@ def test_what_looks_like_a_path_is_not_asked_of_the_hub(hub, source, tmp_path, m
 
 def test_a_file_in_the_place_of_a_folder_is_named_so(trained):
     path = trained.folder / "model.safetensors"
-    assert refused(path, within=2) == f"{path}: this is a file; give the folder that a training run has left."
+    assert refused(path, within=2) == f"{path}: this is a file; give the folder of a training run."
 
 
 def test_what_the_hub_says_is_told_apart(hub):

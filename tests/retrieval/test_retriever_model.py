@@ -1,4 +1,4 @@
-"""An index belongs to the model that made its codes: the fingerprint, and where it is checked."""
+"""Fingerprints of models, and the checks that an index belongs to its model."""
 
 import shutil
 
@@ -13,7 +13,7 @@ from cmfah_hf.retrieval import EXPORTERS, CrossMediaRetriever, HashIndex
 
 
 @pytest.fixture(scope="module")
-def pictures(trained):
+def image_paths(trained):
     return sorted((trained.scenes / "query").glob("*.png"))
 
 
@@ -36,9 +36,9 @@ def other_model(trained, tmp_path_factory):
 
 
 @pytest.fixture
-def foreign_index(other_model, pictures, tmp_path):
+def foreign_index(other_model, image_paths, tmp_path):
     other = CrossMediaRetriever.from_pretrained(other_model)
-    other.add_images(pictures[:4])
+    other.add_images(image_paths[:4])
     other.images.save(tmp_path / "foreign.index")
     return tmp_path / "foreign.index"
 
@@ -103,19 +103,19 @@ def test_an_equal_processor_is_the_same(retriever):
     assert retriever.fingerprint == before
 
 
-def test_it_is_computed_once_and_only_when_an_index_is_filled(retriever, pictures, monkeypatch):
+def test_it_is_computed_once_and_only_when_an_index_is_filled(retriever, image_paths, monkeypatch):
     calls = []
     compute = CMFAHModel.state_dict
     monkeypatch.setattr(CMFAHModel, "state_dict", lambda *args: calls.append(1) or compute(*args))
-    retriever.encode_images(pictures[:1])
+    retriever.encode_images(image_paths[:1])
     assert calls == []
-    retriever.add_images(pictures[:2])
+    retriever.add_images(image_paths[:2])
     retriever.search(text="boat", k=1)
     retriever.add_texts(["boat"])
     assert calls == [1]
 
 
-def test_an_index_of_another_model_is_refused_on_search_and_add(retriever, foreign_index, pictures):
+def test_an_index_of_another_model_is_refused_on_search_and_add(retriever, foreign_index, image_paths):
     with pytest.raises(HashIndexError) as caught:
         retriever.load_index(foreign_index)
     own, foreign = retriever.fingerprint, HashIndex.load(foreign_index).model
@@ -127,38 +127,38 @@ def test_an_index_of_another_model_is_refused_on_search_and_add(retriever, forei
             setattr(retriever, name, HashIndex.load(foreign_index))
     knowing = CrossMediaRetriever(retriever.model, retriever.processor, retriever.expander, any_model=True)
     knowing.images = knowing.load_index(foreign_index)
-    knowing.add_images(pictures[4:6])
+    knowing.add_images(image_paths[4:6])
     assert len(knowing.images) == 6
     assert knowing.images.model == foreign
     assert knowing.search(text="boat", k=2).ids.shape == (1, 2)
 
 
-def test_weights_that_were_trained_on_are_another_model(retriever, pictures):
-    retriever.add_images(pictures[:3])
+def test_weights_that_were_trained_on_are_another_model(retriever, image_paths):
+    retriever.add_images(image_paths[:3])
     with torch.no_grad():
         next(retriever.model.image_model.hash_head.parameters()).mul_(-1)
-    for use in (lambda: retriever.search(text="boat"), lambda: retriever.add_images(pictures[3:5])):
+    for use in (lambda: retriever.search(text="boat"), lambda: retriever.add_images(image_paths[3:5])):
         with pytest.raises(HashIndexError, match="codes of another model"):
             use()
 
 
-def test_indexes_made_by_hand_stay_as_they_are(retriever, pictures, tmp_path):
+def test_indexes_made_by_hand_stay_as_they_are(retriever, image_paths, tmp_path):
     by_hand = HashIndex(16)
     by_hand.add(np.ones((3, 16)), ids=["a", "b", "c"])
     by_hand.save(tmp_path / "hand.index")
     retriever.images = retriever.load_index(tmp_path / "hand.index")
-    retriever.add_images(pictures[:2])
+    retriever.add_images(image_paths[:2])
     assert retriever.images.model is None
     assert retriever.search(text="boat", k=5).ids.shape == (1, 5)
     retriever.images = HashIndex(16)  # an empty one belongs to whoever fills it
-    retriever.add_images(pictures[:2])
+    retriever.add_images(image_paths[:2])
     retriever.images.save(tmp_path / "own.index")
     assert HashIndex.load(tmp_path / "own.index").model == retriever.fingerprint
 
 
-def test_an_index_next_to_the_model_is_checked(trained, other_model, retriever, pictures, tmp_path):
+def test_an_index_next_to_the_model_is_checked(trained, other_model, retriever, image_paths, tmp_path):
     shutil.copytree(trained.folder, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*", "plots"))
-    retriever.add_images(pictures[:3])
+    retriever.add_images(image_paths[:3])
     retriever.images.save(tmp_path / "run" / "pictures.index")
     assert len(CrossMediaRetriever.from_pretrained(tmp_path / "run", index=True).images) == 3
     for name in ("model.safetensors", "config.json"):
@@ -169,8 +169,8 @@ def test_an_index_next_to_the_model_is_checked(trained, other_model, retriever, 
 
 
 @pytest.mark.parametrize("to", sorted(EXPORTERS))
-def test_an_export_says_which_model_its_queries_need(retriever, pictures, tmp_path, to):
-    retriever.add_images(pictures[:3])
+def test_an_export_says_which_model_its_queries_need(retriever, image_paths, tmp_path, to):
+    retriever.add_images(image_paths[:3])
     files = EXPORTERS[to](retriever.images, tmp_path / to)
     described = [file.name for file in files if retriever.fingerprint in file.read_bytes().decode("utf-8", "replace")]
     assert described == [{"milvus": "collection.json", "pgvector": "load.sql", "vespa": "cmfah.sd"}[to]]

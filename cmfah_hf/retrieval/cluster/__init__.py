@@ -1,4 +1,4 @@
-"""The index, and encoding for it, over several processes and machines by Ray. The names load on first use."""
+"""An index, and encoding for it, over several processes and machines by Ray. The names load on first use."""
 
 from cmfah_hf.lazy import lazy_names
 

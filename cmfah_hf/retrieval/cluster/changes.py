@@ -1,16 +1,16 @@
-"""A change of a sharded index, before any shard sees it: its ids, a small index to try it on, what each shard gets."""
+"""Changes of a sharded index before they reach a shard: tried on a small index, then divided among the shards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from cmfah_hf.errors import HashIndexError
-from cmfah_hf.retrieval.cluster.manifest import Revision
-from cmfah_hf.retrieval.ids import id_array
+from cmfah_hf.retrieval.cluster.manifest import Manifest, Revision, schema_of_text
 from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.storage.ids import id_array
 
 if TYPE_CHECKING:
     import pyarrow
@@ -23,44 +23,56 @@ class State:
     revisions: tuple[Revision, ...]
     counts: tuple[int, ...]
     next_id: int = 0
-    id_type: str | None = None
+    id_type: Literal["int", "str"] | None = None
     schema: "pyarrow.Schema | None" = None
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "State":
+        """The state that a manifest describes."""
+        revisions = tuple(shard.revision for shard in manifest.shards)
+        counts = tuple(shard.items for shard in manifest.shards)
+        return cls(revisions, counts, manifest.next_id, manifest.id_type, schema_of_text(manifest.schema))
+
+    @property
+    def filled(self) -> list[int]:
+        """The shards that hold items."""
+        return [shard for shard, count in enumerate(self.counts) if count]
 
 
 def listed(ids: Any) -> Any:
-    """Ids that can be gone through only once as a list; all others as they are."""
+    """Ids that can be iterated over only once as a list; all others unchanged."""
     if ids is None or hasattr(ids, "tolist") or isinstance(ids, (str, bytes, int, list, tuple)):
         return ids
     return list(ids)
 
 
-def routable(ids: Any) -> np.ndarray | None:
-    """Ids as an array that tells their shards, int64 or objects of str; `None` for what `HashIndex` refuses."""
+def valid_ids(ids: Any) -> np.ndarray:
+    """The ids as an array, int64 or objects of str; empty if `HashIndex` would reject them."""
     try:
-        return id_array(ids)
+        return np.empty(0, np.int64) if ids is None else id_array(ids)
     except HashIndexError:
-        return None
+        return np.empty(0, np.int64)
 
 
-def id_type(ids: np.ndarray) -> str:
-    """`"int"` or `"str"`."""
+def type_of(ids: np.ndarray) -> Literal["int", "str"]:
+    """The type of an array of ids."""
     return "str" if ids.dtype == object else "int"
 
 
 def trial_index(
     bits: int, held: Sequence[int] | Sequence[str], ids: np.ndarray, strings: bool, schema: "pyarrow.Schema | None"
 ) -> HashIndex:
-    """A small index of the items that a change names, with codes of zeros and metadata of nulls, to try it on.
+    """A small index of the items that a change names, with codes of zeros and metadata of nulls, to try the change on.
 
-    So whatever `HashIndex` refuses is refused by it, in its words, while no shard has changed. One further item stands
-    for all others: for the kind of their ids and the columns of their metadata.
+    It rejects whatever `HashIndex` rejects, in the same words, before any shard has changed. One more item represents
+    all others: the type of their ids and the columns of their metadata.
 
     Args:
         bits: `K`.
-        held: Those of `ids` that the whole index holds, each once.
-        ids: All that the change names.
+        held: Those of `ids` that the whole index holds, without repetitions.
+        ids: All ids that the change names.
         strings: Whether the ids of the whole index are strings.
-        schema: Of its metadata, if it has any.
+        schema: The schema of its metadata, if it has any.
     """
     taken = set(ids.tolist())
     names = (f"\0{number}" for number in count()) if strings else count(-(2**63))
@@ -76,8 +88,10 @@ def trial_index(
 
 
 def arguments_after(tried: HashIndex, ids: np.ndarray, codes: Any, metadata: Any) -> dict[str, Any]:
-    """The codes and the metadata of a change, where they were given, as the index holds them that it was tried on:
-    packed, with the types that the columns have there, in the order of `ids`."""
+    """The codes and the metadata of a change, if given, as the index that it was tried on holds them.
+
+    They are packed, have the types of the index's columns, and are in the order of `ids`.
+    """
     place = {item_id: row for row, item_id in enumerate(tried.ids.tolist())}
     rows = np.array([place[item_id] for item_id in ids.tolist()], np.int64)
     arguments = {} if codes is None else {"codes": tried.codes[rows]}
@@ -88,7 +102,7 @@ def arguments_after(tried: HashIndex, ids: np.ndarray, codes: Any, metadata: Any
 
 
 def arguments_at(arguments: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
-    """The arguments for one shard, which gets these rows of them."""
+    """The rows of the arguments that one shard gets."""
     return {
         name: value[rows] if isinstance(value, np.ndarray) else value.take(rows) for name, value in arguments.items()
     }

@@ -1,10 +1,10 @@
-"""Encoding at scale: pictures or texts through several processes with a model each, into an index, by Ray Data."""
+"""Encoding of images or texts in several processes with Ray Data, into an index."""
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +13,9 @@ import pyarrow.dataset
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.errors import CheckpointError, DataError, ImageError, QueryError
+from cmfah_hf.retrieval.base import BaseHashIndex
 from cmfah_hf.retrieval.codes import pack
 from cmfah_hf.retrieval.fingerprint import check_same_model
-from cmfah_hf.retrieval.index import HashIndex
 
 try:
     import ray.data
@@ -25,19 +25,17 @@ except ImportError as error:
 if TYPE_CHECKING:
     import datasets
 
-    from cmfah_hf.retrieval.cluster.sharded_index import ShardedHashIndex
-
 logger = logging.getLogger(__name__)
 
 _CODE, _REASON, _FAILURE, _ID, _MODEL = "__code__", "__reason__", "__failure__", "__id__", "__model__"
-# How a worker calls a picture whose id or number only the reader of its answers knows.
+# A worker's name for an image whose id or number is unknown to it; the reader of its results fills it in.
 _UNNAMED = "?"
 
 
 def encode_with_ray(
     source: "datasets.Dataset | ray.data.Dataset | str | os.PathLike | Sequence[str | os.PathLike]",
     model: str | os.PathLike,
-    index: "HashIndex | ShardedHashIndex",
+    index: BaseHashIndex,
     what: Literal["images", "texts"] = "images",
     *,
     column: str | None = None,
@@ -51,35 +49,35 @@ def encode_with_ray(
     progress: bool = False,
     any_model: bool = False,
 ) -> list[str]:
-    """Encodes pictures or texts in several processes and adds their codes to an index, batch by batch as they come.
+    """Encodes images or texts in several processes and adds their codes to an index, batch by batch.
 
-    The codes, the order of the additions, the ids and what is left out are those of `CrossMediaRetriever.add_images`
-    and `add_texts`. Every `add_size` items are one addition; after an error, those before it stay in the index.
+    The result is that of `CrossMediaRetriever.add_images` and `add_texts`: the same codes, ids and order, and the same
+    images left out. After an error, the batches before it stay in the index.
 
     Args:
-        source: A `datasets.Dataset`, which is copied to Ray's object store; or Parquet files or folders of them, or a
-            `ray.data.Dataset`, which are read as they are needed.
+        source: A `datasets.Dataset`, which is copied to Ray's object store; or Parquet files, folders of them, or a
+            `ray.data.Dataset`, which are read piece by piece.
         model: A folder or Hub id that every node can load.
-        index: Where the codes go.
+        index: The index that the codes are added to.
         what: `"images"` or `"texts"`.
-        column: Of the pictures or texts. None: `"image"` or `"text"`.
-        id_column: Of the ids. None: `"id"` where there is such a column, else the items are numbered.
-        metadata: Columns that are added as the items' metadata.
+        column: The column of images or texts. None: `"image"` or `"text"`.
+        id_column: The column of ids. None: `"id"` if there is such a column, else the items are numbered.
+        metadata: Columns that are added as metadata.
         batch_size: Items encoded at once.
         add_size: Items added at once.
-        concurrency: Processes; each loads the model once.
-        num_cpus: CPUs that each takes up.
-        num_gpus: GPUs that each takes up; 0 for encoding on CPUs.
-        progress: Whether to show Ray's progress bars.
-        any_model: Whether the codes are added to an index whose own another model made.
+        concurrency: The number of processes; each loads the model once.
+        num_cpus: CPUs that each process reserves.
+        num_gpus: GPUs that each process reserves; 0 to encode on CPUs.
+        progress: Show Ray's progress bars.
+        any_model: Add the codes even if another model made those in the index.
 
     Returns:
-        For each picture that was left out, why.
+        For each image that was left out, the reason.
 
     Raises:
-        DataError: If the source is none of these, or lacks a column.
+        DataError: If the source is of another type, or lacks a column.
         CheckpointError: If the model cannot be loaded.
-        HashIndexError: If an id is not new, or the codes do not fit the index, or another model made those that it has.
+        HashIndexError: If an id exists already, the codes do not fit the index, or another model made those in it.
     """
     if what not in ("images", "texts"):
         raise QueryError(f"what is {what!r}; choose 'images' or 'texts'.")
@@ -88,7 +86,7 @@ def encode_with_ray(
             raise QueryError(f"{name} is {value}; give 1 or more.")
     column = column or {"images": "image", "texts": "text"}[what]
     rows, id_column = _rows(source, column, id_column, metadata, batch_size)
-    # What comes first is added first, whichever process is done first; so items without ids can be numbered here.
+    # The items arrive in their order, whichever process is done first; so items without ids can be numbered here.
     rows.context.execution_options.preserve_order = True
     rows.context.enable_progress_bars = progress
     encoded = rows.map_batches(
@@ -102,10 +100,11 @@ def encode_with_ray(
     )
     left_out: list[str] = []
     start = index.next_id
-    for batch in encoded.iter_batches(batch_format="pyarrow", batch_size=add_size):
+    batches = encoded.iter_batches(batch_format="pyarrow", batch_size=add_size)
+    for batch in cast("Iterable[pa.Table]", batches):
         if batch[_FAILURE].null_count < batch.num_rows:
             raise CheckpointError(batch[_FAILURE].drop_null()[0].as_py())
-        for made_by in batch[_MODEL].unique().to_pylist():  # several, if nodes have found different models
+        for made_by in batch[_MODEL].unique().to_pylist():  # several, if nodes found different models
             if not len(index):
                 index.model = made_by
             if not any_model:
@@ -120,7 +119,7 @@ def encode_with_ray(
     return left_out
 
 
-def _add(index: Any, batch: pa.Table, ids: list, metadata: Sequence[str]) -> None:
+def _add(index: BaseHashIndex, batch: pa.Table, ids: list, metadata: Sequence[str]) -> None:
     readable = np.flatnonzero(batch[_REASON].is_null().to_numpy())
     if not readable.size:
         return
@@ -130,7 +129,7 @@ def _add(index: Any, batch: pa.Table, ids: list, metadata: Sequence[str]) -> Non
 
 
 class _Encoder:
-    """A process's model. It takes tables of pictures or texts and gives tables of codes, ids and metadata."""
+    """The model of one process, from tables of images or texts to tables of codes, ids and metadata."""
 
     def __init__(self, model: str, what: str, column: str, id_column: str | None, metadata: tuple[str, ...], gpu: bool):
         from cmfah_hf.retrieval.retriever import CrossMediaRetriever
@@ -141,11 +140,12 @@ class _Encoder:
         try:
             self.retriever = CrossMediaRetriever.from_pretrained(model, device=None if gpu else "cpu")
             self.fingerprint = self.retriever.fingerprint
-        except CheckpointError as error:  # sent with the answers: of what is raised here, Ray hands on the text alone
+        except CheckpointError as error:  # sent as a column: of errors raised here, Ray passes on only the text
             self.failure = str(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        items, reasons = batch[self.column].to_pylist(), [None] * batch.num_rows
+        items = batch[self.column].to_pylist()
+        reasons: list[str | None] = [None] * batch.num_rows
         if self.what == "images" and self.failure is None:
             for row, image in enumerate(items):
                 try:
@@ -172,7 +172,7 @@ class _Encoder:
 def _rows(
     source: Any, column: str, id_column: str | None, metadata: Sequence[str], batch_size: int
 ) -> tuple["ray.data.Dataset", str | None]:
-    """The columns that are needed as a Ray data set, and the column of ids, if there is one."""
+    """The required columns as a Ray data set, and the column of ids, if there is one."""
     import datasets
 
     if isinstance(source, datasets.Dataset):
@@ -181,13 +181,13 @@ def _rows(
     elif isinstance(source, (str, os.PathLike)) or (
         isinstance(source, Sequence) and source and all(isinstance(path, (str, os.PathLike)) for path in source)
     ):
-        paths = [source] if isinstance(source, (str, os.PathLike)) else source
-        paths = [str(path) if "://" in str(path) else str(resolve_data_path(path)) for path in paths]
+        given = [source] if isinstance(source, (str, os.PathLike)) else source
+        paths = [str(path) if "://" in str(path) else str(resolve_data_path(path)) for path in given]
         for path in paths:
             if "://" not in path and not Path(path).exists():
                 raise DataError(f"{path}: there is no such file or folder; give Parquet files, or folders of them.")
         source = ray.data.read_parquet(paths)
-        # Ray would start processes for it, where the first footer will do.
+        # For a schema Ray would start processes; the footer of the first file is enough.
         held = (source.schema() if "://" in paths[0] else pyarrow.dataset.dataset(paths[0]).schema).names
     elif isinstance(source, ray.data.Dataset):
         held = source.schema().names
@@ -197,12 +197,12 @@ def _rows(
     if id_column is None and "id" in held:
         id_column = "id"
     needed = list(dict.fromkeys([column, *([id_column] if id_column else []), *metadata]))
-    absent = [name for name in needed if name not in held]
-    if absent:
-        raise DataError(f"The source has no column {absent[0]!r}; it has {', '.join(held)}.")
+    missing = [name for name in needed if name not in held]
+    if missing:
+        raise DataError(f"The source has no column {missing[0]!r}; it has {', '.join(held)}.")
     selected = source.select_columns(needed)
     if isinstance(source, datasets.Dataset):
-        # `ray.data.from_huggingface` does the same, in one block, after asking the Hub for the data set of that name.
+        # `ray.data.from_huggingface` makes one block, and asks the Hub for a data set of that name first.
         table = selected.with_format("arrow")
         blocks = [table[start : start + 4 * batch_size] for start in range(0, len(table), 4 * batch_size)]
         selected = ray.data.from_arrow(blocks or [table[:]])

@@ -1,7 +1,7 @@
-"""What a sharded index has saved: one manifest that names one file a shard.
+"""The manifest of a saved sharded index, which names one file for each shard.
 
-The files of a save carry their revision in their names, and the manifest is replaced last and in one step. So a save
-that is broken off leaves the manifest of the save before, and the files that this one names.
+The files of a save have their revision in their names, and the manifest is replaced last and in one step. So an
+interrupted save leaves the previous manifest and the files that it names.
 """
 
 import base64
@@ -10,10 +10,9 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow
 
@@ -21,7 +20,7 @@ from cmfah_hf.atomic import write_text
 from cmfah_hf.documents import parse_json, read_bytes
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.retrieval.codes import check_bits, shortened
-from cmfah_hf.retrieval.metadata import storable
+from cmfah_hf.retrieval.storage.metadata import storable
 
 FORMAT, FORMAT_VERSION = "cmfah-sharded-hash-index", "1"
 MANIFEST_NAME = "manifest.json"
@@ -30,9 +29,9 @@ _SHARD_FILE = re.compile(r"shard-\d{5}-r\d+-[0-9a-f]+\.index")
 
 
 class Revision(NamedTuple):
-    """What a shard holds: the number of its changes, and a stamp that no other change ever gets.
+    """The version of a shard's items: the number of changes, and a stamp that is unique to the last one.
 
-    The number alone would not do: two programs that both go on from one save reach the same number with other items.
+    The number alone is not enough: two programs that both load one save reach the same number with different items.
     """
 
     changes: int
@@ -41,7 +40,7 @@ class Revision(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One shard as it was saved: its file's name, the items in it, its revision, and the file's SHA-256."""
+    """A saved shard: the name of its file, the number of items, its revision, and the SHA-256 of the file."""
 
     file: str
     items: int
@@ -51,26 +50,26 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A saved sharded index: `bits` of a code, the next integer id, the ids' kind, the schema, and its shards.
+    """A saved sharded index: the bits of a code, the next integer id, the type of the ids, the schema, and the shards.
 
     `model` is the fingerprint of the model that made the codes; None for codes made elsewhere.
     """
 
     bits: int
     next_id: int
-    id_type: str | None
+    id_type: Literal["int", "str"] | None
     schema: str | None
     shards: tuple[ShardFile, ...]
     model: str | None = None
 
 
 def new_stamp() -> str:
-    """A stamp for a new change."""
+    """A unique stamp for a new change."""
     return secrets.token_hex(8)
 
 
 def shard_file_name(shard: int, revision: Revision) -> str:
-    """The name of the file that holds this shard at this revision."""
+    """The name of the file of a shard at a revision."""
     return f"shard-{shard:05d}-r{revision.changes}-{revision.stamp}.index"
 
 
@@ -88,7 +87,7 @@ def schema_of_text(text: str | None) -> pyarrow.Schema | None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replaces the folder's manifest, whole or not at all."""
+    """Replaces the folder's manifest in one step."""
     document = {"format": FORMAT, "version": FORMAT_VERSION, **asdict(manifest)}
     document["shards"] = [{**shard, "revision": list(shard["revision"])} for shard in document["shards"]]
     document["checksum"] = _checksum(document)
@@ -96,7 +95,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The folder's manifest, or `None` where nothing was saved there yet.
+    """The manifest of a folder. None if nothing was saved there yet.
 
     Raises:
         HashIndexError: If the manifest is damaged, of another kind, or of another version.
@@ -116,14 +115,14 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise HashIndexError(f"{path} is damaged: its content does not match its checksum; save the index anew.")
     try:
         return _manifest(document)
-    # Schemas of extension types raise whatever their packages like.
+    # Schemas of extension types raise errors of other packages.
     except (LookupError, TypeError, ValueError, OSError, RecursionError, pyarrow.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise HashIndexError(f"{path} is damaged: its entries do not fit ({reason}); save the index anew.") from error
 
 
 def remove_old_files(folder: Path, manifest: Manifest) -> None:
-    """Removes the shard files that the manifest does not name, and what saves leave beside them: locks, halves."""
+    """Removes the shard files that the manifest does not name, and the locks and partial files of killed saves."""
     named = {shard.file for shard in manifest.shards}
     for path in folder.iterdir():
         old = _SHARD_FILE.fullmatch(path.name) and path.name not in named
@@ -148,7 +147,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
         raise ValueError("a stamp of a shard is not hexadecimal")
     id_type = document["id_type"]
     if id_type not in ("int", "str", None):
-        raise ValueError(f"ids of kind {shortened(id_type)}")
+        raise ValueError(f"ids of type {shortened(id_type)}")
     schema = document["schema"]
     schema_of_text(schema)
     model = document.get("model")  # earlier manifests have none
@@ -165,10 +164,10 @@ def _count(value: Any) -> int:
 
 def _of(kind: type, value: Any) -> Any:
     if type(value) is not kind:
-        raise TypeError(f"{shortened(value)} is no {kind.__name__}")
+        raise TypeError(f"{shortened(value)} is not of type {kind.__name__}")
     return value
 
 
 def _checksum(document: dict[str, Any]) -> str:
-    rest: Iterable = {name: value for name, value in document.items() if name != "checksum"}
+    rest = {name: value for name, value in document.items() if name != "checksum"}
     return f"sha256:{hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}"

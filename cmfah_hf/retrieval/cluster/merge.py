@@ -1,60 +1,71 @@
-"""The answers of several shards as the answer of one index.
+"""Merging the answers and the contents of shards into those of one index.
 
-Shapes: `Q` queries, `k_s` answers of shard `s`, `C` the sum of these.
+Shapes: `Q` queries, `k_s` answers of shard `s`, `C` the sum of these; `N_s` items of shard `s`, `N` of all.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import pyarrow
 
-from cmfah_hf.retrieval.index import Metric, SearchResults
-
-if TYPE_CHECKING:
-    import pyarrow
+from cmfah_hf.retrieval.base import Metric
+from cmfah_hf.retrieval.results import SearchResults
 
 
 def merge(
-    parts: Sequence[SearchResults], k: int, metric: Metric, schema: "pyarrow.Schema | None" = None
+    parts: Sequence[SearchResults], k: int, metric: Metric, schema: pyarrow.Schema | None = None
 ) -> SearchResults:
-    """The `k` nearest of what each shard found, by score and then by id.
+    """The `k` nearest of all shards, by score and then by id.
 
-    Every shard gives the first of its own items in an order that is the same for all and has no ties, so the first of
-    all items are among those.
+    Each shard returns the first of its own items in an order without ties, so the first of all items are among those.
 
     Args:
-        parts: What each shard found, `(Q, k_s)`, in the canonical order.
-        k: How many answers; fewer where there are not as many.
-        metric: What they are ranked by.
-        schema: Of the metadata; `None` where there is none.
+        parts: The answers of each shard, `(Q, k_s)`, in the canonical order.
+        k: The number of answers; all, where there are fewer.
+        metric: The metric that they are ranked by.
+        schema: The schema of the metadata; None where there is none.
     """
     ids_QC = np.concatenate([part.ids for part in parts], axis=1)
     scores_QC = np.concatenate([part.scores for part in parts], axis=1)
     order_QC = np.lexsort((_ranks(ids_QC), -scores_QC if metric == "aqd" else scores_QC), axis=-1)[:, :k]
-    ids, scores = np.take_along_axis(ids_QC, order_QC, 1), np.take_along_axis(scores_QC, order_QC, 1)
-    if schema is None:
-        return replace(parts[0], ids=ids, scores=scores)
-    return replace(parts[0], ids=ids, scores=scores, metadata=_metadata(parts, order_QC, schema))
+    metadata = None
+    if schema is not None:
+        starts = np.cumsum([0, *(part.ids.size for part in parts)])
+        rows = [
+            start + np.arange(part.ids.size).reshape(part.ids.shape) for start, part in zip(starts, parts, strict=False)
+        ]
+        taken = np.take_along_axis(np.concatenate(rows, axis=1), order_QC, 1)
+        metadata = joined([part.metadata for part in parts], schema).take(taken.ravel()).combine_chunks()
+    return SearchResults(np.take_along_axis(ids_QC, order_QC, 1), np.take_along_axis(scores_QC, order_QC, 1), metadata)
+
+
+def gathered(parts: Sequence[tuple[np.ndarray, Any]], schema: pyarrow.Schema | None = None) -> Any:
+    """The ids of all shards, or one of their properties, in ascending order of the ids.
+
+    Args:
+        parts: Of each shard, the ids `(N_s,)` and codes `(N_s, K / 8)`, metadata of `N_s` rows, or None for ids alone.
+        schema: The schema of the metadata.
+    """
+    ids = np.concatenate([own for own, _ in parts])
+    order = np.argsort(ids, kind="stable")
+    values = [value for _, value in parts]
+    if values[0] is None:
+        return ids[order]
+    if schema is not None:
+        return joined(values, schema).take(order)
+    return np.concatenate(values)[order]
+
+
+def joined(tables: Sequence[pyarrow.Table | None], schema: pyarrow.Schema) -> pyarrow.Table:
+    """The tables of several shards one after another."""
+    parts = [table.select(schema.names) for table in tables if table is not None]
+    # Dictionary columns have one dictionary a shard, which `take` does not merge.
+    return pyarrow.concat_tables(parts).unify_dictionaries()
 
 
 def _ranks(ids: np.ndarray) -> np.ndarray:
-    """Numbers that sort as the ids do: NumPy's lexsort takes no objects."""
+    """Numbers in the order of the ids: NumPy's lexsort takes no objects."""
     if ids.dtype != object:
         return ids
     return np.unique(ids.ravel(), return_inverse=True)[1].reshape(ids.shape)
-
-
-def _metadata(parts: Sequence[SearchResults], order_QC: np.ndarray, schema: "pyarrow.Schema") -> "pyarrow.Table":
-    import pyarrow
-
-    tables, rows, start = [], [], 0
-    for part in parts:
-        size = part.ids.size
-        tables.append(part.metadata.select(schema.names))
-        rows.append(start + np.arange(size).reshape(part.ids.shape))
-        start += size
-    rows_QC = np.concatenate(rows, axis=1)
-    # Columns of categories have a list of them a shard, which `take` does not put together.
-    table = pyarrow.concat_tables(tables).unify_dictionaries()
-    return table.take(np.take_along_axis(rows_QC, order_QC, 1).ravel()).combine_chunks()

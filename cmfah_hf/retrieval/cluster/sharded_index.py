@@ -1,28 +1,30 @@
-"""The exact index over several processes and machines, by Ray: the verbs of `HashIndex`, and its answers to the bit.
+"""`ShardedHashIndex`: the exact index over several processes and machines, by Ray.
 
 Shapes: `N` items, `Q` queries, `K` bits, `k` answers a query.
 """
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from cmfah_hf.errors import HashIndexError
+from cmfah_hf.retrieval.base import BaseHashIndex, Metric
 from cmfah_hf.retrieval.cluster.calls import ShardActors, as_question, in_store
 from cmfah_hf.retrieval.cluster.changes import (
     State,
     arguments_after,
     arguments_at,
-    id_type,
     listed,
-    routable,
     trial_index,
+    type_of,
+    valid_ids,
 )
 from cmfah_hf.retrieval.cluster.manifest import (
     MANIFEST_NAME,
@@ -32,51 +34,49 @@ from cmfah_hf.retrieval.cluster.manifest import (
     read_manifest,
     remove_old_files,
     schema_as_text,
-    schema_of_text,
     write_manifest,
 )
-from cmfah_hf.retrieval.cluster.merge import merge
+from cmfah_hf.retrieval.cluster.merge import gathered, merge
 from cmfah_hf.retrieval.cluster.shards import rows_of_shards
 from cmfah_hf.retrieval.codes import as_array, check_bits, shortened
-from cmfah_hf.retrieval.ids import no_ids_left
-from cmfah_hf.retrieval.index import HashIndex, Metric, SearchResults
-
-if TYPE_CHECKING:
-    import pyarrow
+from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.results import SearchResults
+from cmfah_hf.retrieval.storage.ids import id_array, no_ids_left
 
 logger = logging.getLogger(__name__)
 
 
-class ShardedHashIndex:
-    """`HashIndex` over several processes and machines: the same verbs, answers, order and errors.
+class ShardedHashIndex(BaseHashIndex):
+    """An index over several processes and machines, with the answers, the order and the errors of `HashIndex`.
 
-    Each shard is a Ray actor with a `HashIndex` of the ids that a hash of their value leads there, and has one file in
-    the folder. `save` makes changes durable. A shard that dies is started anew by Ray, on another node if need be, and
-    reads its file; if all its changes had been saved it goes on, else it is an error. No answer ever lacks a part.
+    Each shard is a Ray actor with a `HashIndex` of the items whose ids hash to it, and has one file in the folder.
+    `save` makes changes durable. If a shard dies, Ray restarts it, on another node if need be, from its file; lost
+    changes are an error of the next call. No answer is ever partial.
 
-    One program at a time changes an index; in it, any number of threads may search.
+    One program at a time changes an index; any number of its threads may search.
 
     Args:
         bits: `K`, a multiple of 8 from 8 to 1024.
-        shards: How many; it cannot be changed later.
+        shards: The number of shards; it cannot be changed later.
         folder: Where the index is saved: a new or empty folder that every node can reach under this path.
-        num_cpus: CPUs that each shard takes up; FAISS gets as many threads, and at least one.
+        num_cpus: CPUs that each shard reserves; FAISS gets the same number of threads, at least one.
         timeout: Seconds without a sign of life after which a shard is given up.
-        autosave: Whether every change is saved before the call returns. It writes the shards that changed as a whole,
-            so it suits few large changes.
+        autosave: Save every change before the call returns. Each save writes the changed shards completely, so this
+            suits few large changes.
         model: Fingerprint of the model that makes the codes; `save` stores it. None for codes made elsewhere.
 
     Attributes:
         model: The fingerprint, or None; the next save stores it.
 
     Raises:
-        HashIndexError: If the folder holds an index already, or `bits` or `shards` makes no sense.
+        HashIndexError: If the folder holds an index already, or `bits` or `shards` is out of range. Every method also
+            raises it if the index is closed or a shard is lost.
 
     Example:
 
     ```python
     >>> ray.init(address="auto")
-    >>> with ShardedHashIndex(bits=64, shards=8, folder="/shared/pictures") as index:
+    >>> with ShardedHashIndex(bits=64, shards=8, folder="/shared/images") as index:
     ...     index.add(hash_values, ids=names)
     ...     index.save()
     ...     results = index.search(queries, k=10, metric="aqd")
@@ -95,7 +95,7 @@ class ShardedHashIndex:
     ):
         check_bits(bits)
         if isinstance(shards, bool) or not isinstance(shards, int) or shards < 1:
-            raise HashIndexError(f"An index has a whole number of shards, at least 1, not {shortened(shards)}.")
+            raise HashIndexError(f"shards must be a whole number of at least 1, not {shortened(shards)}.")
         folder = Path(folder).absolute()
         if (folder / MANIFEST_NAME).exists():
             raise HashIndexError(f"{folder} holds an index already; load it, or give a new folder.")
@@ -113,17 +113,17 @@ class ShardedHashIndex:
         timeout: float = 60,
         autosave: bool = False,
     ) -> "ShardedHashIndex":
-        """Starts the shards of the index that `save` left in the folder; it has the `bits` and shards it had.
+        """Loads an index that `save` wrote, and starts its shards.
 
         Args:
             folder: The folder.
-            bits: `K`, where the caller expects one.
-            num_cpus: As of the class.
-            timeout: As of the class.
-            autosave: As of the class.
+            bits: The expected `K`. None: any.
+            num_cpus: As for the class.
+            timeout: As for the class.
+            autosave: As for the class.
 
         Raises:
-            HashIndexError: If the manifest or the file of a shard is missing, damaged, or of something else.
+            HashIndexError: If the manifest or the file of a shard is missing, damaged or of another kind.
         """
         folder = Path(folder).absolute()
         manifest = read_manifest(folder)
@@ -131,17 +131,10 @@ class ShardedHashIndex:
             raise HashIndexError(f"{folder} has no {MANIFEST_NAME}; give the folder that a sharded index was saved to.")
         if bits is not None and bits != manifest.bits:
             raise HashIndexError(f"{folder} holds codes of {manifest.bits} bits, where {bits} were expected.")
-        state = State(
-            tuple(shard.revision for shard in manifest.shards),
-            tuple(shard.items for shard in manifest.shards),
-            manifest.next_id,
-            manifest.id_type,
-            schema_of_text(manifest.schema),
-        )
         index = cls.__new__(cls)
-        index._begin(manifest.bits, state, folder, num_cpus, timeout, autosave)
+        index._begin(manifest.bits, State.of(manifest), folder, num_cpus, timeout, autosave)
         try:
-            index._actors.ask(state.revisions, dict.fromkeys(range(index.shards), ("count",)))
+            index._actors.ask(index._state.revisions, dict.fromkeys(range(index.shards), ("count",)))
         except BaseException:
             index.close()
             raise
@@ -153,7 +146,7 @@ class ShardedHashIndex:
         self._saved: Manifest | None = None
         self._lock = RLock()
         self._unusable = ""
-        # Asked first, so that what is wrong with a query is said at once, and as `HashIndex` says it.
+        # Rejects wrong queries at once, in the words of `HashIndex`.
         self._probe = HashIndex(self._bits)
         self._probe.add(np.zeros((1, self._bits // 8), np.uint8))
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,34 +155,58 @@ class ShardedHashIndex:
 
     @property
     def bits(self) -> int:
-        """`K`, the number of bits of a code."""
         return self._bits
 
     @property
     def shards(self) -> int:
-        """How many shards there are."""
+        """The number of shards."""
         return len(self._state.revisions)
 
     @property
     def folder(self) -> Path:
-        """Where the index is saved."""
+        """The folder where the index is saved."""
         return self._folder
 
     @property
     def next_id(self) -> int:
-        """The integer id that an item gets that is added without one."""
         return self._state.next_id
+
+    @property
+    def id_type(self) -> Literal["int", "str"] | None:
+        return self._state.id_type if len(self) else None
+
+    @property
+    def ids(self) -> np.ndarray:
+        """All ids in ascending order: `(N,)`, int64 or an object array of str. Read-only.
+
+        Every use of `ids`, `codes` or `metadata` sends this part of all items, and their ids, from the shards to this
+        process.
+        """
+        return self._gathered("ids", np.empty(0, np.int64))
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The packed codes in the order of `ids`: `(N, K / 8)` uint8. Read-only. The cost is that of `ids`."""
+        return self._gathered("codes", np.empty((0, self._bits // 8), np.uint8))
+
+    @property
+    def metadata(self) -> pa.Table | None:
+        """The metadata in the order of `ids`. None if no item has any. The cost is that of `ids`."""
+        return self._gathered("metadata", None) if self._state.schema is not None else None
 
     def __len__(self) -> int:
         return sum(self._state.counts)
 
     def __contains__(self, item_id: object) -> bool:
-        ids = routable([item_id])
-        if ids is None or not len(self) or id_type(ids) != self._state.id_type:
-            return False
+        return bool(self.holds(valid_ids([item_id])).any())  # unlike that of the base, raises errors of shards
+
+    def holds(self, ids: Any) -> np.ndarray:
+        wanted = id_array(ids)
         with self._lock:
             self._check_usable()
-            return bool(self._actors.held(self._state.revisions, ids)[0])
+            if type_of(wanted) != self.id_type:
+                return np.zeros(len(wanted), bool)
+            return self._actors.held(self._state.revisions, wanted)
 
     def __repr__(self) -> str:
         return f"ShardedHashIndex(bits={self._bits}, shards={self.shards}, items={len(self)}, folder='{self._folder}')"
@@ -201,116 +218,75 @@ class ShardedHashIndex:
         self.close()
 
     def close(self) -> None:
-        """Ends the shards' processes. What was not saved is gone."""
+        """Ends the shards' processes. Changes that were not saved are lost."""
         if not self._unusable.startswith("is closed"):
             self._unusable = "is closed; load it from its folder"
             self._actors.stop()
 
     def add(
-        self,
-        codes: Any,
-        ids: Sequence[int] | Sequence[str] | np.ndarray | None = None,
-        metadata: "pyarrow.Table | Mapping[str, Any] | None" = None,
+        self, codes: Any, ids: Sequence[int] | Sequence[str] | np.ndarray | None = None, metadata: Any = None
     ) -> None:
-        """Adds items; either all of them or, on an error, none. The arguments are those of `HashIndex.add`.
-
-        Raises:
-            HashIndexError: Whenever `HashIndex.add` raises it, or if a shard is lost.
-        """
         with self._lock:
             ids, tried = self._tried_on(ids)
             before = len(tried)
             tried.add(codes, ids, metadata)
-            numbers = np.arange(len(tried) - before)  # what the small index calls items without ids
-            tried_ids = numbers if ids is None else routable(ids)
+            numbers = np.arange(len(tried) - before)  # the ids that the small index gives to items without one
             if ids is None and self.next_id + len(numbers) > 2**63:
                 raise HashIndexError(no_ids_left(len(numbers), self.next_id))
+            tried_ids = numbers if ids is None else id_array(ids)
             new_ids = numbers + self.next_id if ids is None else tried_ids
             self._change("add", new_ids, tried, arguments_after(tried, tried_ids, codes, metadata))
 
     def remove(self, ids: Sequence[int] | Sequence[str] | np.ndarray) -> None:
-        """Removes the items with these ids; either all of them or, on an error, none.
-
-        Raises:
-            HashIndexError: On an id that the index does not hold, or if a shard is lost.
-        """
         with self._lock:
             ids, tried = self._tried_on(ids)
             tried.remove(ids)
-            self._change("remove", routable(ids), tried, {})
+            self._change("remove", id_array(ids), tried, {})
 
-    def update(
-        self,
-        ids: Sequence[int] | Sequence[str] | np.ndarray,
-        codes: Any = None,
-        metadata: "pyarrow.Table | Mapping[str, Any] | None" = None,
-    ) -> None:
-        """Replaces codes, metadata or both of items that are there. The arguments are those of `HashIndex.update`.
-
-        Raises:
-            HashIndexError: Whenever `HashIndex.update` raises it, or if a shard is lost.
-        """
+    def update(self, ids: Sequence[int] | Sequence[str] | np.ndarray, codes: Any = None, metadata: Any = None) -> None:
         self._put("update", ids, codes, metadata)
 
-    def upsert(
-        self,
-        codes: Any,
-        ids: Sequence[int] | Sequence[str] | np.ndarray,
-        metadata: "pyarrow.Table | Mapping[str, Any] | None" = None,
-    ) -> None:
-        """Replaces the items that are there and adds the others. The arguments are those of `HashIndex.upsert`.
-
-        Raises:
-            HashIndexError: Whenever `HashIndex.upsert` raises it, or if a shard is lost.
-        """
+    def upsert(self, codes: Any, ids: Sequence[int] | Sequence[str] | np.ndarray, metadata: Any = None) -> None:
         self._put("upsert", ids, codes, metadata)
 
     def search(
-        self, hash_values: Any, k: int = 10, metric: Metric = "hamming", where: Any = None, exact: bool = True
+        self,
+        hash_values: Any,
+        k: int = 10,
+        metric: Metric = "hamming",
+        where: Any = None,
+        exact: bool = True,
+        probes: int = 32,
     ) -> SearchResults:
-        """The `k` nearest items of each query, those that `HashIndex.search` would give, in the same canonical order.
-
-        Args:
-            hash_values: `(Q, K)` real hash values, or `(K,)` for one query; packed codes will do for `"hamming"`.
-            k: How many answers; all items, with a logged warning, where the index holds fewer.
-            metric: `"hamming"` or `"aqd"`.
-            where: Which items to look at, as of `HashIndex.search`.
-            exact: As of `HashIndex.search`, for each shard.
-
-        Raises:
-            HashIndexError: Whenever `HashIndex.search` raises it, or if a shard is lost.
-            QueryError: On an unknown metric or a `k` below 1.
-        """
+        """See `BaseHashIndex.search`. With `exact=False` every shard searches `probes` of its inverted lists."""
         self._check_usable()
         queries = as_array(hash_values)
-        queries = queries[None] if queries.ndim == 1 else queries
         sensible = isinstance(k, (int, np.integer)) and not isinstance(k, bool) and k >= 1
-        self._probe.search(queries, k=1 if sensible else k, metric=metric)
-        options = {"where": where, "exact": exact}
+        self._probe.search(queries, k=1 if sensible else k, metric=metric, probes=probes)
+        options = {"where": where, "exact": exact, "probes": probes}
         sent = in_store(queries)
         for again in (False, True):
             # A change in another thread may overtake a search; the second try waits for its end.
             with self._lock if again else nullcontext():
                 state = self._state
-                filled = [shard for shard, count in enumerate(state.counts) if count]
-                if not filled:  # raises what an empty index raises
+                if not state.filled:  # raises the error of an empty index
                     return HashIndex(self._bits).search(queries, k=k, metric=metric)
                 calls = {
                     shard: ("search", as_question(state.revisions[shard], k, metric, options, state.schema), sent)
-                    for shard in filled
+                    for shard in state.filled
                 }
                 replies = self._actors.call(calls)
                 if all(reply.revision == state.revisions[shard] for shard, reply in replies.items()):
                     break
                 if again:
                     self._actors.check_revisions(state.revisions, replies)
-        if where is None and k > sum(state.counts):
-            items = sum(state.counts)
+        items = sum(state.counts)
+        if where is None and k > items:
             logger.warning("k = %s was asked of an index of %d items; all of them are returned.", shortened(k), items)
-        return merge([replies[shard].answer for shard in filled], int(k), metric, state.schema)
+        return merge([replies[shard].answer for shard in state.filled], int(k), metric, state.schema)
 
     def optimize(self) -> None:
-        """As `HashIndex.optimize`, of each shard; a shard that is started anew later has to do it again."""
+        """See `BaseHashIndex.optimize`. The structures of a shard are lost when its process is restarted."""
         with self._lock:
             self._check_usable()
             self._actors.ask(self._state.revisions, dict.fromkeys(range(self.shards), ("optimize",)))
@@ -318,7 +294,7 @@ class ShardedHashIndex:
     def save(self) -> None:
         """Makes all changes durable: writes the shards that changed since the last save, then the manifest.
 
-        A save that is broken off, wherever that is, leaves the one before it.
+        An interrupted save leaves the previous one in place.
 
         Raises:
             HashIndexError: If a shard is lost, or another program has saved to the folder meanwhile.
@@ -346,28 +322,37 @@ class ShardedHashIndex:
             self._saved = manifest
             remove_old_files(self._folder, manifest)
 
+    def _gathered(self, what: Literal["ids", "codes", "metadata"], nothing: Any) -> Any:
+        """One property of all items; `nothing` of an empty index."""
+        with self._lock:
+            self._check_usable()
+            state = self._state
+            calls = dict.fromkeys(state.filled, ("contents", what, state.schema))
+            parts = list(self._actors.ask(state.revisions, calls).values())
+        values = gathered(parts, state.schema if what == "metadata" else None) if parts else nothing
+        if isinstance(values, np.ndarray):
+            values.flags.writeable = False
+        return values
+
     def _tried_on(self, ids: Any) -> tuple[Any, HashIndex]:
-        """The ids, and a small index that holds what this one holds of them (see `trial_index`)."""
+        """The ids, and a small index with those of their items that this one holds (see `trial_index`)."""
         self._check_usable()
         ids, state = listed(ids), self._state
         if not len(self):
             return ids, HashIndex(self._bits)
-        named = None if ids is None else routable(ids)
-        named = np.empty(0, np.int64) if named is None else named
-        held = named[self._actors.held(state.revisions, named)] if id_type(named) == state.id_type else named[:0]
-        held = list(dict.fromkeys(held.tolist()))
-        return ids, trial_index(self._bits, held, named, state.id_type == "str", state.schema)
+        named = valid_ids(ids)
+        held = named[self.holds(named)].tolist()
+        return ids, trial_index(self._bits, list(dict.fromkeys(held)), named, state.id_type == "str", state.schema)
 
-    def _put(self, verb: str, ids: Any, codes: Any, metadata: Any) -> None:
-        """`update` or `upsert`."""
+    def _put(self, verb: Literal["update", "upsert"], ids: Any, codes: Any, metadata: Any) -> None:
         with self._lock:
             ids, tried = self._tried_on(ids)
             getattr(tried, verb)(ids=ids, codes=codes, metadata=metadata)
-            arguments = arguments_after(tried, routable(ids), codes, metadata)
-            self._change(verb, routable(ids), tried, arguments)
+            named = id_array(ids)
+            self._change(verb, named, tried, arguments_after(tried, named, codes, metadata))
 
     def _change(self, verb: str, ids: np.ndarray, tried: HashIndex, arguments: dict[str, Any]) -> None:
-        """Carries out on the shards what went well on the small index `tried`."""
+        """Makes a change on the shards that succeeded on the small index `tried`."""
         state, stamp = self._state, new_stamp()
         routed = rows_of_shards(ids, self.shards)
         if not routed:
@@ -377,21 +362,20 @@ class ShardedHashIndex:
             revisions[shard] = Revision(state.revisions[shard].changes + 1, stamp)
             part = {"ids": ids[at], **arguments_at(arguments, at)}
             calls[shard] = ("change", state.revisions[shard], revisions[shard], verb, part)
-        self._actors.ask(
-            state.revisions, dict.fromkeys(calls, ("count",))
-        )  # all are there and whole, before the first changes
-        next_id = state.next_id if id_type(ids) == "str" else max(state.next_id, int(ids.max()) + 1)
+        # All of them must be there before the first one changes.
+        self._actors.ask(state.revisions, dict.fromkeys(calls, ("count",)))
+        next_id = state.next_id if type_of(ids) == "str" else max(state.next_id, int(ids.max()) + 1)
         schema = state.schema if tried.metadata is None else tried.metadata.schema
         try:
             replies = self._actors.call(calls)
             self._actors.check_revisions(revisions, replies)
         except BaseException:
-            self._unusable = f"was broken off in the middle of a change ({verb}); load it as it was last saved"
+            self._unusable = f"was interrupted in the middle of a change ({verb}); load it as it was last saved"
             raise
         for shard, reply in replies.items():
             counts[shard] = reply.answer
-        # As of `HashIndex`, the columns go with the last item.
-        self._state = State(tuple(revisions), tuple(counts), next_id, id_type(ids), schema if any(counts) else None)
+        # As in `HashIndex`, the columns disappear with the last item.
+        self._state = State(tuple(revisions), tuple(counts), next_id, type_of(ids), schema if any(counts) else None)
         if self._autosave:
             self.save()
 

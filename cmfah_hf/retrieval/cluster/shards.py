@@ -1,11 +1,13 @@
-"""One shard of a sharded index: which ids it holds, and what its process does with them."""
+"""One shard of a sharded index: the ids it holds, and its process.
 
-import functools
+Shapes: `N` items, `Q` queries, `K` bits.
+"""
+
 import hashlib
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow
@@ -24,38 +26,22 @@ from cmfah_hf.retrieval.index import HashIndex
 
 
 class Reply(NamedTuple):
-    """What a shard answers: its revision, and the answer, `None` where it is not at the revision asked; or an error."""
+    """A shard's reply: its revision, and an answer or an error. The answer is None at any other revision than asked."""
 
     revision: Revision
     answer: Any = None
     error: CMFAHError | None = None
 
 
-def _replying(method: Callable[..., Reply]) -> Callable[..., Reply]:
-    """Errors as replies: what is raised in an actor, Ray also prints, with all the frames that led there."""
-
-    @functools.wraps(method)
-    def call(self: "Shard", *arguments: Any) -> Reply:
-        try:
-            return method(self, *arguments)
-        except CMFAHError as error:
-            return Reply(self._revision, error=error)
-        except OSError as error:
-            folder, reason = self._folder, error.strerror or error
-            return Reply(self._revision, error=HashIndexError(f"{folder} cannot be read or written ({reason})."))
-
-    return call
-
-
 def shard_of(ids: np.ndarray, shards: int) -> np.ndarray:
     """The shard of each id, `(N,)` from 0 to `shards - 1`: the same on every machine and in every release.
 
-    Integers go by their value through the finalizer of SplitMix64, because ids that all are multiples of something
-    would fill some of the shards alone; strings go by BLAKE2b of their UTF-8 bytes.
+    Integers are hashed by the finalizer of SplitMix64, so that ids that are all multiples of something fill every
+    shard; strings by BLAKE2b of their UTF-8 bytes.
 
     Args:
         ids: `(N,)`, int64 or an object array of str.
-        shards: How many there are.
+        shards: The number of shards.
     """
     if ids.dtype == object:
         digests = (hashlib.blake2b(item_id.encode("utf-8", "surrogatepass"), digest_size=8).digest() for item_id in ids)
@@ -69,134 +55,129 @@ def shard_of(ids: np.ndarray, shards: int) -> np.ndarray:
 
 
 def rows_of_shards(ids: np.ndarray, shards: int) -> dict[int, np.ndarray]:
-    """The rows of `ids` that belong to each shard, of those shards that have any."""
+    """The rows of `ids` that belong to each shard; shards without any are left out."""
     owners = shard_of(ids, shards)
     return {int(shard): np.flatnonzero(owners == shard) for shard in np.unique(owners)}
 
 
 class Shard:
-    """The process of one shard: a `HashIndex`, and the revision it is at.
+    """The process of one shard: a `HashIndex` and its revision.
 
-    Every call says which revision it is meant for. A process that was started anew is at the revision of the last save;
-    where that is an older one, it answers nothing but that.
+    Every call names the revision that it is meant for. A restarted process is at the revision of the last save; to a
+    call for a later one it replies with its own revision alone.
 
     Args:
-        folder: Where the index is saved.
-        shard: This one's number.
-        shards: How many there are.
+        folder: The folder where the index is saved.
+        shard: The number of this shard.
+        shards: The number of shards.
         bits: `K`, the bits of a code.
         birth: The stamp of the index before its first change.
         num_threads: Threads that FAISS may use.
     """
 
     def __init__(self, folder: str, shard: int, shards: int, bits: int, birth: str, num_threads: int):
-        # Nothing is read here: an error in a constructor would have Ray take the process for dead, without saying why.
+        # Nothing is read here: Ray would take a process whose constructor fails for dead, and not say why.
         self._folder, self._shard, self._shards, self._bits = Path(folder), shard, shards, bits
         self._birth, self._num_threads = birth, num_threads
         self._index: HashIndex | None = None
         self._revision = Revision(-1, "")
 
     def alive(self) -> bool:
-        """Answers while another call is at work, as long as the process lives."""
+        """Returns at once, even during another call, as long as the process lives."""
         return True
 
-    @_replying
     def count(self, at: Revision) -> Reply:
-        """How many items there are."""
-        return Reply(self._revision, len(self._index)) if self._is_at(at) else Reply(self._revision)
+        """The number of items."""
+        return self._reply(at, len)
 
-    @_replying
     def held(self, at: Revision, ids: np.ndarray) -> Reply:
-        """Which of the ids are here: `(N,)` bool."""
-        if not self._is_at(at):
-            return Reply(self._revision)
-        return Reply(self._revision, self._index.holds(ids))
+        """Whether the shard holds each of the ids: `(N,)` bool."""
+        return self._reply(at, lambda index: index.holds(ids))
 
-    @_replying
+    def contents(self, at: Revision, what: Literal["ids", "codes", "metadata"], schema: pyarrow.Schema | None) -> Reply:
+        """The ids of all items, and their codes or metadata in the same order, with the whole index's schema."""
+
+        def read(index: HashIndex) -> tuple[np.ndarray, Any]:
+            _widen(index, schema)
+            return index.ids, None if what == "ids" else getattr(index, what)
+
+        return self._reply(at, read)
+
     def change(self, at: Revision, after: Revision, verb: str, arguments: dict[str, Any]) -> Reply:
-        """Carries out `add`, `remove`, `update` or `upsert`, which leads from one revision to the next.
+        """Calls `add`, `remove`, `update` or `upsert`, which leads from one revision to the next.
 
-        A call that was carried out already, and whose answer was lost on the way, is not carried out again.
+        A repeated call, sent because the first reply was lost, changes nothing.
         """
-        if self._revision != after:
-            if not self._is_at(at):
-                return Reply(self._revision)
-            getattr(self._index, verb)(**arguments)
+
+        def apply(index: HashIndex) -> int:
+            getattr(index, verb)(**arguments)
             self._revision = after
-        return Reply(self._revision, len(self._index))
+            return len(index)
+
+        return self._reply(after, len) if self._revision == after else self._reply(at, apply)
 
     def search(self, question: bytes, queries: np.ndarray) -> bytes:
-        """This shard's own `k` nearest, with metadata of the whole index's schema.
+        """The `k` nearest items of this shard, with metadata of the whole index's schema.
 
-        One piece of bytes there and one back: Ray puts each argument and each part of an answer into a form of its own,
-        and for few queries that takes longer than the search.
+        One bytes object each way: Ray serializes each argument and each part of a reply on its own, which for few
+        queries takes longer than the search.
 
         Args:
-            question: What `calls.as_question` makes.
+            question: The pickled arguments, made by `calls.as_question`.
             queries: `(Q, K)` or packed, as `HashIndex.search` takes them.
 
         Returns:
             A pickled `Reply`.
         """
-        return pickle.dumps(self._search(queries, *pickle.loads(question)), protocol=5)
-
-    @_replying
-    def _search(
-        self,
-        queries: np.ndarray,
-        at: Revision,
-        k: int,
-        metric: str,
-        options: dict[str, Any],
-        schema: pyarrow.Schema | None,
-    ) -> Reply:
         import faiss
 
-        if not self._is_at(at):
-            return Reply(self._revision)
-        faiss.omp_set_num_threads(self._num_threads)  # OpenMP keeps it by thread, and the constructor's was another
-        self._widen(schema)
-        # No more than there are: of a k that is too large the caller warns, who knows the whole.
-        found = self._index.search(queries, k=min(k, len(self._index)), metric=metric, **options)
-        return Reply(self._revision, found)
+        at, k, metric, options, schema = pickle.loads(question)
 
-    @_replying
+        def find(index: HashIndex) -> Any:
+            faiss.omp_set_num_threads(self._num_threads)  # a setting of the thread, and the constructor's was another
+            _widen(index, schema)
+            # The caller, who knows all shards, warns of a `k` that is too large.
+            return index.search(queries, k=min(k, len(index)), metric=metric, **options)
+
+        return pickle.dumps(self._reply(at, find), protocol=5)
+
     def optimize(self, at: Revision) -> Reply:
         """As `HashIndex.optimize`, of this shard."""
-        if self._is_at(at):
-            self._index.optimize()
-        return Reply(self._revision)
+        return self._reply(at, HashIndex.optimize)
 
-    @_replying
     def save(self, at: Revision) -> Reply:
-        """Writes the file of this revision, beside those that are there, and says what the manifest is to hold."""
-        if not self._is_at(at):
-            return Reply(self._revision)
-        path = self._folder / shard_file_name(self._shard, self._revision)
-        self._index.save(path)
-        return Reply(self._revision, ShardFile(path.name, len(self._index), self._revision, sha256_of(path)))
+        """Writes the file of this revision, next to earlier ones; the answer is its entry in the manifest."""
 
-    def _widen(self, schema: pyarrow.Schema | None) -> None:
-        """Gives the metadata the columns that came with items of other shards. They are null here, so it is no change.
+        def write(index: HashIndex) -> ShardFile:
+            path = self._folder / shard_file_name(self._shard, self._revision)
+            index.save(path)
+            return ShardFile(path.name, len(index), self._revision, sha256_of(path))
 
-        An update of one item does it: `HashIndex` fills the others with nulls.
+        return self._reply(at, write)
+
+    def _reply(self, at: Revision, answer: Callable[[HashIndex], Any]) -> Reply:
+        """The reply with `answer(index)`, if the shard is at this revision.
+
+        Errors become replies: Ray prints everything that an actor raises, with all frames.
         """
-        if schema is None:
-            return
-        own = None if self._index.metadata is None else self._index.metadata.schema
-        lacking = [field for field in schema if own is None or field not in own]
-        if lacking:
-            nulls = pyarrow.table({field.name: pyarrow.nulls(1, field.type) for field in lacking})
-            self._index.update(self._index.ids[:1], metadata=nulls)
+        try:
+            index = self._index_at(at)
+            given = None if index is None else answer(index)
+            return Reply(self._revision, given)
+        except CMFAHError as error:
+            return Reply(self._revision, error=error)
+        except OSError as error:
+            reason = error.strerror or error
+            return Reply(self._revision, error=HashIndexError(f"{self._folder} cannot be read or written ({reason})."))
 
-    def _is_at(self, revision: Revision) -> bool:
+    def _index_at(self, revision: Revision) -> HashIndex | None:
         if self._revision.changes < revision.changes:  # never back: a call may be late
             manifest = self._saved()
             saved = None if manifest is None else manifest.shards[self._shard]
-            # Also where a save has gone by while this process was starting with what had been saved before.
+            # Also if another process has saved while this one started with the save before.
             if self._index is None or (saved is not None and saved.revision == revision):
                 self._open(manifest)
-        return self._revision == revision
+        return self._index if self._revision == revision else None
 
     def _saved(self) -> Manifest | None:
         manifest = read_manifest(self._folder)
@@ -215,27 +196,39 @@ class Shard:
             return
         saved = manifest.shards[self._shard]
         path = self._folder / saved.file
-        whose = f"{path}, the file of shard {self._shard},"
+        name = f"{path}, the file of shard {self._shard},"
         if not path.is_file():
-            raise HashIndexError(
-                f"{whose} is missing; put it back, or see that the folder can be reached from every node."
-            )
+            raise HashIndexError(f"{name} is missing; put it back, or make sure that every node can reach the folder.")
         if sha256_of(path) != saved.sha256:
-            raise HashIndexError(f"{whose} is damaged, or not the one that was saved; put the saved one back.")
+            raise HashIndexError(f"{name} is damaged, or not the one that was saved; put the saved one back.")
         index = HashIndex.load(path, bits=self._bits)
         if len(index) != saved.items:
-            raise HashIndexError(f"{whose} holds {len(index)} items, the manifest says {saved.items}; save anew.")
+            raise HashIndexError(f"{name} holds {len(index)} items, but {saved.items} in the manifest; save anew.")
         if not _fits(index, manifest):
-            raise HashIndexError(f"{whose} has ids or columns that the manifest does not know; save the index anew.")
+            raise HashIndexError(f"{name} has ids or columns that are not in the manifest; save the index anew.")
         self._index, self._revision = index, saved.revision
 
 
+def _widen(index: HashIndex, schema: pyarrow.Schema | None) -> None:
+    """Adds the columns that only items of other shards have. They are null here, so the revision stays.
+
+    An update of one item is enough: `HashIndex` fills the others with nulls.
+    """
+    if schema is None:
+        return
+    own = None if index.metadata is None else index.metadata.schema
+    missing = [field for field in schema if own is None or field not in own]
+    if missing:
+        nulls = pyarrow.table({field.name: pyarrow.nulls(1, field.type) for field in missing})
+        index.update(index.ids[:1], metadata=nulls)
+
+
 def _fits(index: HashIndex, manifest: Manifest) -> bool:
-    """Whether a shard's ids and columns are of the kinds in the manifest. Of nulls alone, a column has no kind yet."""
+    """Whether a shard's ids and columns are of the types in the manifest. A column of nulls has no type yet."""
     if len(index) and (index.id_type != manifest.id_type or index.next_id > manifest.next_id):
         return False
     if index.metadata is None:
         return True
-    schema, nothing = schema_of_text(manifest.schema), pyarrow.null()
-    kinds = {} if schema is None else dict(zip(schema.names, schema.types, strict=True))
-    return all(column.type in (nothing, kinds.get(column.name)) for column in index.metadata.schema)
+    schema, null = schema_of_text(manifest.schema), pyarrow.null()
+    types = {} if schema is None else dict(zip(schema.names, schema.types, strict=True))
+    return all(column.type in (null, types.get(column.name)) for column in index.metadata.schema)

@@ -1,7 +1,7 @@
-"""Codes for databases that people run already, by the database's name.
+"""Exporters of codes to databases: Milvus, Vespa, and PostgreSQL with pgvector.
 
-Each exporter writes a folder in the database's own import format, with what creates the table. Beside each stands a
-function that gives queries in the form that the database compares with its codes. `docs/scaling.md` has the commands.
+Each exporter writes a folder in the import format of its database, with the definition of the table, and comes with a
+function that converts queries to the database's form. `docs/scaling.md` has the commands.
 """
 
 from collections.abc import Callable

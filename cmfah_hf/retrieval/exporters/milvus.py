@@ -1,8 +1,10 @@
-"""Codes for Milvus: files for its bulk import, and queries."""
+"""Export to Milvus: files for its bulk import, and queries."""
 
 import json
 import os
 import re
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cmfah_hf.retrieval.exporters.blocks import (
-    CODE,
-    DEFAULT_NAME,
-    ID,
-    Block,
-    Column,
-    Target,
-    blocks_of,
-    check_name,
-    columns_of,
-    model_note,
-    packed_queries,
-    whole_folder,
-)
-from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.base import BaseHashIndex
+from cmfah_hf.retrieval.exporters.blocks import Block, blocks_of, columns_of, packed_queries
+from cmfah_hf.retrieval.exporters.folders import DEFAULT_NAME, check_name, export_folder, model_note
+from cmfah_hf.retrieval.exporters.targets import CODE, ID, Column, Target
 
-# An import takes up to 1,024 files of 16 GB, so ten billion items fit into one, with 1.6 KB of metadata an item.
+# An import takes up to 1,024 files of 16 GB: ten billion items with 1.6 KB of metadata each.
 FILE_ROWS = 10_000_000
 _FILES = r"collection\.json|part-\d{5}\.parquet"
 _KEYWORDS = (
@@ -52,7 +43,7 @@ _TYPES = {
 
 
 def export_milvus(
-    index: HashIndex, path: str | os.PathLike, name: str = DEFAULT_NAME, overwrite: bool = False
+    index: BaseHashIndex, path: str | os.PathLike, name: str = DEFAULT_NAME, overwrite: bool = False
 ) -> list[Path]:
     """Writes an index for Milvus: `part-*.parquet` for its bulk import, `collection.json` to create the collection.
 
@@ -61,49 +52,45 @@ def export_milvus(
 
     Args:
         index: The index.
-        path: The folder to make. It appears whole or not at all.
-        name: Of the collection.
-        overwrite: Replace the folder where it holds an earlier export, and nothing else.
+        path: The folder to write. It appears completely or not at all.
+        name: The name of the collection.
+        overwrite: Replace the folder if it holds an earlier export and nothing else.
 
     Returns:
         The files.
 
     Raises:
-        HashIndexError: On an empty index, a folder that may not be replaced, or an item that Milvus cannot hold.
+        HashIndexError: If the index is empty, the folder may not be replaced, or Milvus cannot hold an item.
     """
     check_name(name)
     columns = columns_of(index, _TARGET)
-    with whole_folder(path, overwrite, _FILES) as folder:
-        schema, sizes, writer, rows, files = None, {}, None, 0, 0
-        try:
+    with export_folder(path, overwrite, _FILES) as folder:
+        sizes: dict[tuple[str, str], int] = {}
+        with ExitStack() as files:
+            rows, numbers, writer = 0, count(), None
             for block in blocks_of(index, _TARGET, columns):
                 table = _table(block, columns)
                 for field, size in _sizes(table.drop_columns([CODE])).items():
                     sizes[field] = max(sizes.get(field, 0), size)
                 if writer is None or rows + len(table) > FILE_ROWS:
-                    if writer is not None:
-                        writer.close()
-                    schema, rows = table.schema, 0
-                    writer = pq.ParquetWriter(folder / f"part-{files:05d}.parquet", schema)
-                    files += 1
+                    files.close()
+                    part = folder / f"part-{next(numbers):05d}.parquet"
+                    rows, writer = 0, files.enter_context(pq.ParquetWriter(part, table.schema))
                 writer.write_table(table)
                 rows += len(table)
-        finally:
-            if writer is not None:
-                writer.close()
-        collection = _collection(index, name, columns, schema.field(ID).type, sizes)
-        (folder / "collection.json").write_text(json.dumps(collection, indent=2) + "\n", encoding="utf-8")
+        collection = json.dumps(_collection(index, name, columns, sizes), indent=2)
+        (folder / "collection.json").write_text(collection + "\n", encoding="utf-8")
     return sorted(Path(path).iterdir())
 
 
 def milvus_query(hash_values: Any) -> list[bytes]:
-    """Queries as Milvus takes them for a binary vector: `K / 8` bytes each, for `data=` of a search.
+    """Queries for a binary vector of Milvus: `K / 8` bytes each, for `data=` of a search.
 
     Args:
-        hash_values: `(Q, K)` or `(K,)` real hash values, or uint8 packed codes.
+        hash_values: `(Q, K)` or `(K,)` continuous codes, or uint8 packed codes.
 
     Raises:
-        HashIndexError: If they are no hash values.
+        HashIndexError: If they are neither.
     """
     return [code.tobytes() for code in packed_queries(hash_values)]
 
@@ -116,8 +103,8 @@ def _table(block: Block, columns: list[Column]) -> pa.Table:
 
 
 def _sizes(table: pa.Table) -> dict[tuple[str, str], int]:
-    """The sizes that a field has to have, of this part of it."""
-    sizes = {}
+    """The sizes that the fields need for these rows."""
+    sizes: dict[tuple[str, str], int] = {}
     for field in table.schema:
         values = table[field.name].combine_chunks()
         if pa.types.is_list(field.type):
@@ -129,15 +116,15 @@ def _sizes(table: pa.Table) -> dict[tuple[str, str], int]:
 
 
 def _collection(
-    index: HashIndex, name: str, columns: list[Column], id_type: pa.DataType, sizes: dict[tuple[str, str], int]
+    index: BaseHashIndex, name: str, columns: list[Column], sizes: dict[tuple[str, str], int]
 ) -> dict[str, Any]:
-    # Milvus reserves memory by these sizes when it imports, so they are what is needed, with room up to a power of two.
+    # Milvus reserves memory by these sizes when it imports, so they are the needed ones, rounded up to a power of two.
     bounds = {"max_length": _TARGET.text_bytes, "max_capacity": _TARGET.list_length}
 
     def field(name: str, kind: pa.DataType) -> dict[str, Any]:
         is_list = pa.types.is_list(kind)
         value = _TYPES[kind.value_type if is_list else kind]
-        described = {"fieldName": name, "dataType": "Array" if is_list else value}
+        described: dict[str, Any] = {"fieldName": name, "dataType": "Array" if is_list else value}
         if is_list:
             described["elementDataType"] = value
         described["elementTypeParams"] = {
@@ -148,9 +135,9 @@ def _collection(
         return described
 
     fields = [
-        {**field(ID, id_type), "isPrimary": True},
+        {**field(ID, pa.string() if index.id_type == "str" else pa.int64()), "isPrimary": True},
         {"fieldName": CODE, "dataType": "BinaryVector", "elementTypeParams": {"dim": str(index.bits)}},
-        # Older servers know no nulls, so that only what holds some asks for them.
+        # Older servers do not support nulls, so only columns with nulls are declared nullable.
         *({**field(column.name, column.type), **({"nullable": True} if column.nullable else {})} for column in columns),
     ]
     return {

@@ -1,4 +1,4 @@
-"""Codes for PostgreSQL with pgvector: statements that load them, and queries."""
+"""Export to PostgreSQL with pgvector: statements that load the items, and queries."""
 
 import os
 import re
@@ -9,26 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cmfah_hf.retrieval.exporters.blocks import (
-    CODE,
-    DEFAULT_NAME,
-    ID,
-    Block,
-    Column,
-    Target,
-    blocks_of,
-    check_name,
-    columns_of,
-    model_note,
-    packed_queries,
-    whole_folder,
-)
-from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.base import BaseHashIndex
+from cmfah_hf.retrieval.exporters.blocks import Block, blocks_of, columns_of, packed_queries
+from cmfah_hf.retrieval.exporters.folders import DEFAULT_NAME, check_name, export_folder, model_note
+from cmfah_hf.retrieval.exporters.targets import CODE, ID, Column, Target
 
 _FILES = r"(load|index|query)\.sql"
 _TARGET = Target(
     title="PostgreSQL",
-    # Every table has columns of these names already. Names longer than this would be cut.
+    # Every table has columns of these names already. Longer names would be truncated.
     column_names=re.compile(r"(?!(ctid|xmin|xmax|cmin|cmax|tableoid)\Z)[^\x00]+"),
     column_bytes=63,
     id_bytes=2_600,  # a row of the primary key's index has 2,704, its header included
@@ -46,7 +35,7 @@ _TYPES = {
 
 
 def export_pgvector(
-    index: HashIndex, path: str | os.PathLike, name: str = DEFAULT_NAME, overwrite: bool = False
+    index: BaseHashIndex, path: str | os.PathLike, name: str = DEFAULT_NAME, overwrite: bool = False
 ) -> list[Path]:
     """Writes an index for PostgreSQL with pgvector 0.7 or later: `load.sql`, `index.sql` and `query.sql`.
 
@@ -55,27 +44,26 @@ def export_pgvector(
 
     Args:
         index: The index.
-        path: The folder to make. It appears whole or not at all.
-        name: Of the table.
-        overwrite: Replace the folder where it holds an earlier export, and nothing else.
+        path: The folder to write. It appears completely or not at all.
+        name: The name of the table.
+        overwrite: Replace the folder if it holds an earlier export and nothing else.
 
     Returns:
         The files.
 
     Raises:
-        HashIndexError: On an empty index, a folder that may not be replaced, or an item that PostgreSQL cannot hold.
+        HashIndexError: If the index is empty, the folder may not be replaced, or PostgreSQL cannot hold an item.
     """
     check_name(name)
     columns = columns_of(index, _TARGET)
     fields = ", ".join(_quoted(field) for field in (ID, CODE, *(column.name for column in columns)))
-    with whole_folder(path, overwrite, _FILES) as folder:
+    with export_folder(path, overwrite, _FILES) as folder:
         with (folder / "load.sql").open("w", encoding="utf-8", newline="\n") as load:
-            for number, block in enumerate(blocks_of(index, _TARGET, columns)):
-                if not number:
-                    load.write(_table_statements(name, index.bits, block, columns))
-                    if index.model:
-                        load.write(f"COMMENT ON TABLE \"{name}\" IS '{model_note(index)}';\n")
-                    load.write(f'COPY "{name}" ({fields}) FROM stdin;\n')
+            load.write(_table_statements(index, name, columns))
+            if index.model:
+                load.write(f"COMMENT ON TABLE \"{name}\" IS '{model_note(index)}';\n")
+            load.write(f'COPY "{name}" ({fields}) FROM stdin;\n')
+            for block in blocks_of(index, _TARGET, columns):
                 load.write(_copy_lines(block, columns))
             load.write(f'\\.\n\nALTER TABLE "{name}" ADD PRIMARY KEY ("{ID}");\nCOMMIT;\nANALYZE "{name}";\n')
         with (folder / "index.sql").open("w", encoding="utf-8", newline="\n") as statements:
@@ -89,13 +77,13 @@ def export_pgvector(
 
 
 def pgvector_query(hash_values: Any) -> list[str]:
-    """Queries as PostgreSQL takes them for `bit(K)`: `K` characters `0` and `1` each, to be compared by `<~>`.
+    """Queries for `bit(K)` of PostgreSQL: `K` characters `0` and `1` each, to be compared by `<~>`.
 
     Args:
-        hash_values: `(Q, K)` or `(K,)` real hash values, or uint8 packed codes.
+        hash_values: `(Q, K)` or `(K,)` continuous codes, or uint8 packed codes.
 
     Raises:
-        HashIndexError: If they are no hash values.
+        HashIndexError: If they are neither.
     """
     return _bit_strings(packed_queries(hash_values)).to_pylist()
 
@@ -110,10 +98,10 @@ def _bit_strings(codes: np.ndarray) -> pa.Array:
     return pa.StringArray.from_buffers(len(bits), pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(bits)))
 
 
-def _table_statements(name: str, bits: int, block: Block, columns: list[Column]) -> str:
-    # With this collation the order of the ids is that of their code points, which is the canonical one.
-    id_type = 'text COLLATE "C"' if pa.types.is_string(block.ids.type) else "bigint"
-    fields = [f'"{ID}" {id_type} NOT NULL', f'"{CODE}" bit({bits}) NOT NULL']
+def _table_statements(index: BaseHashIndex, name: str, columns: list[Column]) -> str:
+    # This collation orders the ids by code points, which is the canonical order.
+    id_type = 'text COLLATE "C"' if index.id_type == "str" else "bigint"
+    fields = [f'"{ID}" {id_type} NOT NULL', f'"{CODE}" bit({index.bits}) NOT NULL']
     for column in columns:
         kind = _TYPES[column.value_type]
         fields.append(f"{_quoted(column.name)} {kind}{'[]' if column.is_list else ''}")
@@ -156,7 +144,7 @@ def _array_literals(lists: pa.Array) -> pa.Array:
 
 
 def _example_query(name: str, bits: str) -> str:
-    # A constant, because no index serves an order by a value out of another table.
+    # A constant: no index supports an order by a value from another table.
     distance = f"""("{CODE}" <~> B'{bits}')"""
     return (
         "-- The ten nearest to the first item, by distance, then by id.\n"

@@ -1,4 +1,4 @@
-"""Codes for Vespa: a feed, a schema with both rankings, and queries."""
+"""Export to Vespa: a feed, a schema with both rankings, and queries."""
 
 import json
 import os
@@ -11,23 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from cmfah_hf.errors import QueryError
+from cmfah_hf.retrieval.base import METRICS, BaseHashIndex, Metric
 from cmfah_hf.retrieval.codes import round_for_aqd
-from cmfah_hf.retrieval.exporters.blocks import (
-    CODE,
-    DEFAULT_NAME,
-    ID,
-    Block,
-    Column,
-    Target,
-    blocks_of,
-    check_name,
-    columns_of,
-    model_note,
-    packed_queries,
-    query_rows,
-    whole_folder,
-)
-from cmfah_hf.retrieval.index import METRICS, HashIndex, Metric
+from cmfah_hf.retrieval.exporters.blocks import Block, blocks_of, columns_of, packed_queries, query_rows
+from cmfah_hf.retrieval.exporters.folders import DEFAULT_NAME, check_name, export_folder, model_note
+from cmfah_hf.retrieval.exporters.targets import CODE, ID, Column, Target
 
 _FILES = r"\w+\.sd|feed\.jsonl"
 _RESERVED = (
@@ -39,7 +27,7 @@ _TARGET = Target(
     column_names=re.compile(rf"(?!({_RESERVED})\Z)[A-Za-z_][A-Za-z0-9_]*"),
     column_bytes=255,
     id_bytes=65_000,
-    # All that its `Text.isTextCharacter` says no to: controls but tab, newline and return, and the noncharacters.
+    # The characters that its `Text.isTextCharacter` rejects: noncharacters, and controls except tab, newline, return.
     wrong_characters=r"[\x00-\x08\x0B\x0C\x0E-\x1F\x{FDD0}-\x{FDDF}"
     + "".join(rf"\x{{{plane:X}FFFE}}-\x{{{plane:X}FFFF}}" for plane in range(1, 17))
     + "]",
@@ -48,35 +36,35 @@ _TYPES = {pa.string(): "string", pa.bool_(): "bool", pa.int64(): "long", pa.floa
 
 
 def export_vespa(
-    index: HashIndex, path: str | os.PathLike, name: str = DEFAULT_NAME, overwrite: bool = False
+    index: BaseHashIndex, path: str | os.PathLike, name: str = DEFAULT_NAME, overwrite: bool = False
 ) -> list[Path]:
     """Writes an index for Vespa: `feed.jsonl`, a `put` a line, and the schema `<name>.sd` for `schemas/`.
 
     The schema ranks by Hamming distance (`hamming`) and by AQD (`aqd`, see `[aqd]` in docs/method.md), both exactly.
-    A value that is missing, an empty string and an empty list are the same thing in Vespa, and a missing boolean is
-    false. Booleans in lists become 0 and 1.
+    Vespa does not distinguish a missing value from an empty string or list, or a missing boolean from false. Booleans
+    in lists become 0 and 1.
 
     Args:
         index: The index.
-        path: The folder to make. It appears whole or not at all.
-        name: Of the schema, the document type and the namespace.
-        overwrite: Replace the folder where it holds an earlier export, and nothing else.
+        path: The folder to write. It appears completely or not at all.
+        name: The name of the schema, the document type and the namespace.
+        overwrite: Replace the folder if it holds an earlier export and nothing else.
 
     Returns:
         The files.
 
     Raises:
-        HashIndexError: On an empty index, a folder that may not be replaced, or an item that Vespa cannot hold.
+        HashIndexError: If the index is empty, the folder may not be replaced, or Vespa cannot hold an item.
     """
     check_name(name)
     columns = columns_of(index, _TARGET)
-    with whole_folder(path, overwrite, _FILES) as folder:
+    with export_folder(path, overwrite, _FILES) as folder:
         with (folder / "feed.jsonl").open("w", encoding="utf-8", newline="\n") as feed:
             for block in blocks_of(index, _TARGET, columns):
                 for item_id, fields in _rows(block, columns):
                     document = {"put": f"id:{name}:{name}::{item_id}", "fields": fields}
                     feed.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
-        id_type = "string" if pa.types.is_string(block.ids.type) else "long"
+        id_type = "string" if index.id_type == "str" else "long"
         with (folder / f"{name}.sd").open("w", encoding="utf-8", newline="\n") as schema:
             schema.write(f"# {model_note(index)}\n" if index.model else "")
             schema.write(_schema(name, index.bits, id_type, columns))
@@ -86,17 +74,17 @@ def export_vespa(
 def vespa_query(
     hash_values: Any, k: int = 10, metric: Metric = "hamming", name: str = DEFAULT_NAME
 ) -> list[dict[str, Any]]:
-    """Queries as Vespa takes them: the body of a request to `/search/` each.
+    """Queries for Vespa: for each, the body of a request to `/search/`.
 
     Args:
-        hash_values: `(Q, K)` or `(K,)` real hash values; for `"hamming"`, uint8 packed codes will do.
-        k: How many items to return. Vespa gives at most 400 unless a query profile says otherwise.
-        metric: `"hamming"` or `"aqd"`. Values are rounded for AQD as `HashIndex` does, so that scores are equal to it.
-        name: That of the export.
+        hash_values: `(Q, K)` or `(K,)` continuous codes; `"hamming"` also takes uint8 packed codes.
+        k: The number of answers. Vespa returns at most 400 unless a query profile allows more.
+        metric: `"hamming"` or `"aqd"`. AQD rounds the values as `HashIndex` does, so the scores are equal.
+        name: The name of the export.
 
     Raises:
-        HashIndexError: If they are no hash values.
-        QueryError: On an unknown metric or a `k` below 1.
+        HashIndexError: If they are not codes of these kinds.
+        QueryError: If the metric is unknown, or `k` is below 1.
     """
     check_name(name)
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:

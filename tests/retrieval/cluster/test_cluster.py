@@ -1,4 +1,4 @@
-"""The sharded index against the single one, on a cluster whose processes and nodes really die."""
+"""`ShardedHashIndex` against `HashIndex`, on a cluster whose processes and nodes are killed."""
 
 import hashlib
 import json
@@ -93,9 +93,17 @@ def emptied(shared):
 
 
 def empty(index):
-    if len(index):
-        held = index.search(np.ones(BITS), k=len(index)).ids[0]
-        index.remove(held)
+    index.remove(index.ids)
+
+
+def assert_contents_as(index, single):
+    """The contents of the single index, in ascending order of the ids."""
+    order = np.argsort(single.ids, kind="stable")
+    assert index.id_type == single.id_type
+    assert index.ids.tolist() == single.ids[order].tolist()
+    np.testing.assert_array_equal(index.codes, single.codes[order])
+    assert (index.metadata is None) == (single.metadata is None)
+    assert index.metadata is None or index.metadata.equals(single.metadata.take(order))
 
 
 @given(st.data())
@@ -144,13 +152,18 @@ def test_any_history_gives_the_answers_of_the_single_index_to_the_bit(shared, da
     assert len(shared) == len(single) == len(held)
     probes = [*held[:3], name(77_777), 1.5, None, True]
     assert [item in shared for item in probes] == [item in single for item in probes]
-    if held:
-        wheres = [None]
-        if single.metadata is not None:
-            wheres += [{"year": [2000, 2002]}, pc.field("year") > 2000]
-            wheres += [{"place": "sea", "year": 2001}] * ("place" in single.metadata.column_names)
-        for k in (1, int(rng.integers(1, 30)), len(held), len(held) + 5):
-            assert_answers_as(shared, single, rng, (k,), [wheres[int(rng.integers(len(wheres)))]])
+    assert_contents_as(shared, single)
+    for k in (1, int(rng.integers(1, 30)), len(held), len(held) + 5) if held else ():
+        assert_answers_as(shared, single, rng, (k,), [any_condition(single, rng)])
+
+
+def any_condition(single, rng):
+    """One condition on the metadata, or None."""
+    if single.metadata is None:
+        return None
+    wheres = [None, {"year": [2000, 2002]}, pc.field("year") > 2000]
+    wheres += [{"place": "sea", "year": 2001}] * ("place" in single.metadata.column_names)
+    return wheres[int(rng.integers(len(wheres)))]
 
 
 def test_made_up_ids_rise_over_the_whole_index(emptied, rng):
@@ -217,6 +230,8 @@ def test_refusals_are_those_of_the_single_index_and_change_nothing(emptied, rng,
         lambda each: each.search(np.ones((1, 2), np.uint8), metric="aqd"),
         lambda each: each.search(values, k=0),
         lambda each: each.search(values, k=True),
+        lambda each: each.search(values, probes=0),
+        lambda each: each.holds([1.5]),
         lambda each: each.search(values, metric="cosine"),
         lambda each: each.search(values, where={"month": 3}),
         lambda each: each.search(values, where=len),
@@ -472,7 +487,7 @@ def test_a_shard_that_is_gone_for_good_is_named_in_time(ray_cluster, node_option
         index.save()
         (file,) = folder.glob("shard-*.index")
         kill_node(index, 0)
-        index._actors._timeout = 4
+        index._actors.timeout = 4
         start = time.monotonic()
         with pytest.raises(HashIndexError, match=rf"Shard 0 \({file}\) .* 4 seconds.*9 free CPUs"):
             index.search(np.ones(BITS))

@@ -1,4 +1,4 @@
-"""Encoding through Ray's processes against the retriever in this one."""
+"""Encoding in processes of Ray against the retriever in this process."""
 
 import datasets
 import numpy as np
@@ -19,10 +19,10 @@ def retriever(trained):
 
 @pytest.fixture(scope="module")
 def pairs(trained):
-    """24 pictures with ids, texts and years; two cannot be read, one has no bytes at all."""
+    """24 images with ids, texts and years; two cannot be read, one has no bytes at all."""
     paths = sorted((trained.scenes / "train").glob("*.png"))[:24]
     images = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
-    images[3]["bytes"] = b"no picture"
+    images[3]["bytes"] = b"no image"
     images[17] = {"bytes": images[17]["bytes"][:200], "path": None}
     images[20] = {"bytes": None, "path": None}
     rows = {
@@ -35,13 +35,13 @@ def pairs(trained):
 
 
 def own(retriever, pairs, ids):
-    """What the retriever itself makes of the pictures: an index, and what it leaves out."""
+    """The index that the retriever itself makes of the images, and the reasons of those left out."""
     retriever.images = HashIndex(retriever.model.config.hash_bits)
     left_out = retriever.add_images(pairs if ids else pairs.remove_columns("id"), batch_size=5)
     return retriever.images, left_out
 
 
-def test_pictures_of_a_data_set_with_metadata_into_shards(ray_cluster, trained, retriever, pairs, tmp_path, caplog):
+def test_images_of_a_data_set_with_metadata_into_shards(ray_cluster, trained, retriever, pairs, tmp_path, caplog):
     expected, left_out = own(retriever, pairs, ids=True)
     with ShardedHashIndex(16, 2, folder=tmp_path / "index", num_cpus=0.5) as index:
         found = encode_with_ray(
@@ -74,7 +74,7 @@ def test_pictures_of_a_data_set_with_metadata_into_shards(ray_cluster, trained, 
         assert here.metadata["year"].to_pylist() == [years[item] for item in here.ids.ravel()]
 
 
-def test_numbered_pictures_and_texts_of_parquet_files(ray_cluster, trained, retriever, pairs, tmp_path):
+def test_numbered_images_and_texts_of_parquet_files(ray_cluster, trained, retriever, pairs, tmp_path):
     for part in range(3):
         pairs.select(range(8 * part, 8 * part + 8)).remove_columns("id").to_parquet(tmp_path / f"part-{part}.parquet")
     expected, left_out = own(retriever, pairs, ids=False)

@@ -1,4 +1,4 @@
-"""What a sharded index saves, and what a shard makes of it: no process of Ray's is needed for that."""
+"""Manifest and shard files of a sharded index, without processes of Ray."""
 
 import json
 import pickle

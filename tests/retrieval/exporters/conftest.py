@@ -1,4 +1,4 @@
-"""Indexes with awkward content, and databases to export them to, each a real one in a folder of its own.
+"""Indexes with unusual content, and real databases to export them to, each in its own folder.
 
 Tests that want a database that is missing are skipped.
 """

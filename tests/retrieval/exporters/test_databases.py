@@ -1,4 +1,4 @@
-"""Exports loaded into the databases themselves, and searched there."""
+"""Exports loaded into real databases and searched there."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What exporters refuse: items that a database cannot hold, folders that hold something else, names that are none."""
+"""Errors of exporters: items that a database cannot hold, foreign folders, invalid names."""
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +34,7 @@ def test_a_folder_appears_whole_and_is_replaced_only_on_request(odd_index, index
     assert [row["id"] for row in read_export(target, folder)] == ["1" if target == "pgvector" else 1]
     assert list((tmp_path / "deep").iterdir()) == [folder]
     (folder / "thesis.doc").write_text("years of work")
-    with pytest.raises(HashIndexError, match=r"'thesis\.doc', which is no export's"):
+    with pytest.raises(HashIndexError, match=r"'thesis\.doc', which is not part of an export"):
         EXPORTERS[target](index_with([1]), folder, overwrite=True)
     assert (folder / "thesis.doc").read_text() == "years of work"
     with pytest.raises(HashIndexError, match=r"thesis\.doc is a file"):
@@ -75,7 +75,7 @@ REFUSED = {
     ),
     "struct": (ALL, {"ids": [1], "box": [{"x": 1}]}, "Column 'box' holds struct"),
     "list of lists": (ALL, {"ids": [1], "box": [[[1]]]}, "Column 'box' holds list<"),
-    "column id": (ALL, {"ids": [1], "ID": ["x"]}, "cannot have a column 'ID' beside 'id' and 'code'"),
+    "column id": (ALL, {"ids": [1], "ID": ["x"]}, "cannot have a column 'ID' next to 'id' and 'code'"),
     "blank in a name": (("milvus", "vespa"), {"ids": [1], "my tags": ["x"]}, "cannot have a column 'my tags'"),
     "keyword": (("milvus",), {"ids": [1], "json_contains_any": ["x"]}, "Milvus cannot have a column"),
     "reserved": (("vespa",), {"ids": [1], "summary": ["x"]}, "Vespa cannot have a column 'summary'"),

@@ -1,4 +1,4 @@
-"""Exports read back by other code: pyarrow, json, and the rules of PostgreSQL's COPY written down once more."""
+"""Exports read by other code: pyarrow, json, and a second implementation of PostgreSQL's COPY format."""
 
 import json
 import re
@@ -13,6 +13,7 @@ from cmfah_hf.errors import HashIndexError, QueryError
 from cmfah_hf.retrieval import EXPORTERS, index, milvus_query, pgvector_query, vespa_query
 from cmfah_hf.retrieval.exporters import blocks as export_blocks
 from cmfah_hf.retrieval.exporters import milvus
+from cmfah_hf.retrieval.exporters.targets import Target
 
 FORMATS = sorted(EXPORTERS)
 FILES = {
@@ -247,19 +248,19 @@ def test_statements_for_postgres(odd_index, tmp_path, read_export):
 
 @pytest.mark.parametrize("target", FORMATS)
 def test_memory_does_not_grow_with_the_items(odd_index, tmp_path, monkeypatch, target):
-    check, held = export_blocks._checked_values, []
+    check, held = Target.checked_values, []
 
     def watched(*arguments):
         held.append(pa.total_allocated_bytes())
         return check(*arguments)
 
-    monkeypatch.setattr(export_blocks, "_checked_values", watched)
+    monkeypatch.setattr(Target, "checked_values", watched)
 
     def peaks(rows):
-        """The most that Python and, a column at a time, Arrow held beside the index."""
-        # Integer ids, because an index makes an object of each string that it is asked for.
+        """The peak memory of Python and, column by column, of Arrow, without the index."""
+        # Integer ids, because an index makes a Python object of each string id.
         exported = odd_index(rows=rows, strings=False)
-        assert exported.ids.size == len(exported.codes) == rows  # what the index itself puts together, first
+        assert exported.ids.size == len(exported.codes) == rows  # the index's own arrays, first
         before = pa.total_allocated_bytes()
         held.clear()
         tracemalloc.start()

@@ -1,6 +1,6 @@
-"""The metadata of an index as it lies in a file: an Arrow IPC stream, read as one from a stranger.
+"""The metadata of an index in a file: an Arrow IPC stream, read as untrusted input.
 
-Arrow follows whatever offsets and lengths a stream holds, so all of them are checked before anything else is done.
+Arrow follows any offset and length in a stream, so all of them are checked first.
 """
 
 import struct
@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 
 from cmfah_hf.errors import HashIndexError
-from cmfah_hf.retrieval.metadata import storable
+from cmfah_hf.retrieval.storage.metadata import storable
 
-# Lists of what takes no room, such as nulls, may have so many elements for each byte of the stream.
+# Lists of values without size, such as nulls, may have this many elements per byte of the stream.
 _ELEMENTS_A_BYTE = 64
-# Of Arrow's format (Message.fbs): what a message is, and where its tables have what.
+# Constants of Arrow's format (Message.fbs): types of messages, and fields of their tables.
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 _HEADER_TYPE, _HEADER, _DATA, _COMPRESSION = 1, 2, 1, 3
 
 
 def numbers_of_table(table: pa.Table) -> np.ndarray:
-    """The table as a stream of bytes, filled up to whole numbers of 64 bits."""
+    """The table as a stream, padded to whole 64-bit integers: `(words,)` int64."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -29,14 +29,14 @@ def numbers_of_table(table: pa.Table) -> np.ndarray:
 
 
 def table_of_numbers(numbers: np.ndarray, count: int) -> pa.Table:
-    """The reverse of `numbers_of_table`, checked down to each string and each index.
+    """The table of such a stream, checked down to each string and each dictionary index.
 
     Args:
         numbers: The stream.
-        count: How many rows there have to be.
+        count: The expected number of rows.
 
     Raises:
-        HashIndexError: If they are no such stream, or unpack to far more than they are. It says what is wrong.
+        HashIndexError: If they are not such a stream, or unpack to far more than their size. It says what is wrong.
     """
     buffer = pa.py_buffer(numbers)
     try:
@@ -51,7 +51,7 @@ def table_of_numbers(numbers: np.ndarray, count: int) -> pa.Table:
             if any(_longest(chunk) > _ELEMENTS_A_BYTE * buffer.size for column in table for chunk in column.chunks):
                 raise pa.ArrowInvalid("its lists are longer than anything in it")
             return storable(table)
-    # Extension types of other packages parse what describes them, and raise whatever they like.
+    # Extension types of other packages parse their own descriptions, and raise any of these.
     except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, RecursionError, struct.error) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise HashIndexError(f"its metadata cannot be read ({reason})") from error
@@ -65,21 +65,23 @@ def _messages(buffer: pa.Buffer) -> Iterator[bytes]:
 
 
 def _is_compressed(message: bytes) -> bool:
-    """Whether a message holds a batch of compressed buffers: a few bytes of such could unpack to gigabytes."""
+    """Whether a message holds compressed buffers: a few such bytes could unpack to gigabytes."""
     root = struct.unpack_from("<I", message)[0]
     kind = _field(message, root, _HEADER_TYPE)
     header = _field(message, root, _HEADER)
     if kind is None or header is None or message[kind] not in (_DICTIONARY_BATCH, _RECORD_BATCH):
         return False
-    batch: int | None = _followed(message, header)
+    batch = _followed(message, header)
     if message[kind] == _DICTIONARY_BATCH:
         data = _field(message, batch, _DATA)
-        batch = None if data is None else _followed(message, data)
-    return batch is not None and _field(message, batch, _COMPRESSION) is not None
+        if data is None:
+            return False
+        batch = _followed(message, data)
+    return _field(message, batch, _COMPRESSION) is not None
 
 
 def _field(message: bytes, table: int, number: int) -> int | None:
-    """Where the field of a flatbuffer's table is; None where it is left out."""
+    """The offset of a field of a flatbuffer's table; None if the field is left out."""
     fields = table - struct.unpack_from("<i", message, table)[0]
     if 4 + 2 * number >= struct.unpack_from("<H", message, fields)[0]:
         return None
@@ -88,11 +90,12 @@ def _field(message: bytes, table: int, number: int) -> int | None:
 
 
 def _followed(message: bytes, at: int) -> int:
+    """The offset that the reference at `at` points to."""
     return at + struct.unpack_from("<I", message, at)[0]
 
 
 def _longest(array: pa.Array) -> int:
-    """The most elements of the array, and of all that is nested in it."""
+    """The length of the longest array among this one and those nested in it."""
     kind = array.type
     if isinstance(array, pa.ExtensionArray):
         return _longest(array.storage)

@@ -1,11 +1,11 @@
-"""An index on disk: one safetensors file, written whole or not at all, checked before it is used.
+"""The file format of an index: one safetensors file, written atomically and checked before use.
 
-Tensors: `codes` `(N, K / 8)` U8; `ids` `(N,)` I64, or `id_bytes` U8 and `id_ends` `(N,)` I64; where there is metadata,
-`table` I64, the bytes of an Arrow IPC stream filled up to whole numbers. The header holds the rest, among it a checksum
-over everything and a stamp that every save makes anew.
+Tensors: `codes` `(N, K / 8)` U8; `ids` `(N,)` I64, or `id_bytes` U8 and `id_ends` `(N,)` I64; with metadata also
+`table` I64, an Arrow IPC stream padded to whole integers. The header holds the rest, with a checksum over everything
+and a stamp that is new with every save.
 
-The checksum finds damage, but anybody can make it, so a file is trusted only after all of it was checked: sizes and
-offsets against the file, the ids, the table down to the offsets of its strings.
+The checksum finds damage, but anybody can compute it. So a file is trusted only after everything in it was checked:
+sizes and offsets against the file, the ids, the table down to the offsets of its strings.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import json
 import math
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pyarrow as pa
@@ -23,17 +23,18 @@ from cmfah_hf.atomic import atomic_file
 from cmfah_hf.documents import file_of, parse_json
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.retrieval.codes import check_bits, shortened
-from cmfah_hf.retrieval.ids import Ids, IntegerIds, StringIds, first_repeated, is_text
-from cmfah_hf.retrieval.stored_table import numbers_of_table, table_of_numbers
+from cmfah_hf.retrieval.storage.id_checks import first_repeated, is_text
+from cmfah_hf.retrieval.storage.ids import Ids, IntegerIds, StringIds
+from cmfah_hf.retrieval.storage.stored_table import numbers_of_table, table_of_numbers
 
 FORMAT, FORMAT_VERSION = "cmfah-hash-index", "2"
 # Version 1 had neither metadata nor stamps.
 READABLE_VERSIONS = ("1", FORMAT_VERSION)
 
-# A header has a few hundred bytes.
+# Headers have a few hundred bytes.
 _MOST_HEADER_BYTES = 2**20
 _TENSOR_TYPES = {"codes": "U8", "ids": "I64", "id_bytes": "U8", "id_ends": "I64", "table": "I64"}
-_NUMPY_TYPES = {"U8": np.dtype("u1"), "I64": np.dtype("<i8")}
+_NUMPY_TYPES: dict[str, np.dtype] = {"U8": np.dtype("u1"), "I64": np.dtype("<i8")}
 
 
 def write_index(
@@ -50,15 +51,15 @@ def write_index(
     Args:
         path: The file; it is replaced in one step.
         codes: `(N, K / 8)`.
-        ids: `N` of them.
+        ids: `N` ids.
         table: Of `N` rows, or None.
-        next_id: The integer id that the next item gets.
-        expected_stamp: Of the file as the index knows it. None: whatever is there is replaced.
-        model: Fingerprint of the model that made the codes. None: they were made elsewhere.
+        next_id: The integer id of the next item that comes without one.
+        expected_stamp: The stamp of the file to replace. None: replace any file.
+        model: Fingerprint of the model that made the codes. None for codes made elsewhere.
 
     Raises:
-        HashIndexError: If the file has another stamp, another process is writing it all the time, something other
-            than a file lies there, or the disk is full or cannot be written to. What was there is unchanged.
+        HashIndexError: If the file has another stamp, another process keeps its lock, the path is not a file, or the
+            disk is full or read-only. The old file is unchanged then.
     """
     tensors = {"codes": np.ascontiguousarray(codes)}
     if isinstance(ids, StringIds):
@@ -83,8 +84,8 @@ def write_index(
         held = expected_stamp if expected_stamp is None or file_of(path) is None else _stamp(path)
         if held != expected_stamp:
             raise HashIndexError(
-                f"{path} was saved by somebody else since this index was loaded from it or saved to it; load it anew "
-                "and repeat the changes, save to another file, or pass overwrite=True."
+                f"{path} was saved by another program since this index was loaded from it or saved to it; load it "
+                "again and repeat the changes, save to another file, or pass overwrite=True."
             )
         safetensors.numpy.save_file(tensors, temporary, metadata=header)
     return header["stamp"]
@@ -94,12 +95,14 @@ def read_index(path: Path, mmap: bool) -> tuple[dict[str, str], np.ndarray, Ids,
     """The checked header, codes, ids and metadata of an index file, mapped from it or copied to memory.
 
     Raises:
-        HashIndexError: If the file is missing, damaged, of another kind or of another version.
+        HashIndexError: If the file is missing, damaged, of another format or of another version.
     """
     content = _content(path, mmap)
     header, layout, start = _layout(content, path)
     if header.get("format") != FORMAT:
-        raise HashIndexError(f"{path} is safetensors but no hash index; give the file that an index was saved to.")
+        raise HashIndexError(
+            f"{path} is a safetensors file but not a hash index; give the file that an index was saved to."
+        )
     if header.get("version") not in READABLE_VERSIONS:
         raise HashIndexError(
             f"{path} has version {header.get('version', '')[:20]} of the format, this release reads version "
@@ -118,12 +121,12 @@ def read_index(path: Path, mmap: bool) -> tuple[dict[str, str], np.ndarray, Ids,
 
 
 def checksum(header: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
-    """Over everything in the file but the checksum itself."""
+    """The checksum over everything in the file but the checksum itself."""
     digest = hashlib.sha256(json.dumps({k: v for k, v in header.items() if k != "checksum"}, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name}{tensors[name].shape}".encode())
         if tensors[name].size:
-            digest.update(memoryview(np.ascontiguousarray(tensors[name])).cast("B"))
+            digest.update(np.ascontiguousarray(tensors[name]).data.cast("B"))
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -136,14 +139,14 @@ def _stamp(path: Path) -> str | None:
 
 
 def _content(path: Path, mmap: bool) -> np.ndarray:
-    """All bytes, out of one opening of the file: it may be replaced at any time."""
+    """All bytes, from a single open: the file may be replaced at any time."""
     if file_of(path) is None:
-        raise HashIndexError(f"{path} is no file; give the file that an index was saved to.")
+        raise HashIndexError(f"{path} is not a file; give the file that an index was saved to.")
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
-            if not mmap or not size:  # nothing cannot be mapped
+            if not mmap or not size:  # an empty file cannot be mapped
                 return np.fromfile(file, np.uint8, size)
             return np.asarray(np.memmap(file, np.uint8, "r"))
     except OSError as error:
@@ -151,8 +154,8 @@ def _content(path: Path, mmap: bool) -> np.ndarray:
 
 
 def _layout(content: np.ndarray, path: Path) -> tuple[dict[str, str], dict[str, Any], int]:
-    """The header, the layout of the tensors, and where these begin."""
-    where = f"{path} is damaged or no hash index: its header"
+    """The header, the layout of the tensors, and the offset of the first one."""
+    where = f"{path} is damaged or not a hash index: its header"
     start = 8 + int.from_bytes(content[:8].tobytes(), "little")
     if not 8 < start <= min(len(content), _MOST_HEADER_BYTES):
         raise HashIndexError(f"{where} has no such length; save the index anew.")
@@ -166,21 +169,21 @@ def _layout(content: np.ndarray, path: Path) -> tuple[dict[str, str], dict[str, 
 
 
 def _tensors(layout: dict[str, Any], content: np.ndarray, start: int, path: Path) -> dict[str, np.ndarray]:
-    """Views of the tensors, which have to lie one behind the other and fill the file."""
+    """Views of the tensors, which must follow each other without gaps and fill the file."""
     spans, tensors = [], {}
     for name, entry in layout.items():
         entry = entry if isinstance(entry, dict) else {}
-        dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-        if dtype is None or dtype != _TENSOR_TYPES.get(name):
-            raise _damaged(path, f"it holds {shortened(name)} of the type {shortened(dtype)}")
+        kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+        if kind is None or kind != _TENSOR_TYPES.get(name):
+            raise _damaged(path, f"it holds {shortened(name)} of the type {shortened(kind)}")
         if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
-            raise _damaged(path, f"the shape or the place of {name!r} is no list of numbers")
-        first, end = offsets
-        size = math.prod(shape) * _NUMPY_TYPES[dtype].itemsize
-        if not first <= end <= len(content) or end - first != size or (start + first) % _NUMPY_TYPES[dtype].itemsize:
-            raise _damaged(path, f"{name!r} does not lie where its header says")
+            raise _damaged(path, f"the shape or the place of {name!r} is not a list of numbers")
+        (first, end), dtype = offsets, _NUMPY_TYPES[_TENSOR_TYPES[name]]
+        size = math.prod(shape) * dtype.itemsize
+        if not first <= end <= len(content) or end - first != size or (start + first) % dtype.itemsize:
+            raise _damaged(path, f"{name!r} is not where its header says")
         spans.append((first, end))
-        tensors[name] = content[first:end].view(_NUMPY_TYPES[dtype]).reshape(shape)
+        tensors[name] = content[first:end].view(dtype).reshape(shape)
     at = 0
     for first, end in sorted(spans):
         if first != at:
@@ -191,12 +194,13 @@ def _tensors(layout: dict[str, Any], content: np.ndarray, start: int, path: Path
     return tensors
 
 
-def _are_counts(values: Any) -> bool:
+def _are_counts(values: Any) -> TypeGuard[list[int]]:
+    """Whether a value is a list of up to two sizes."""
     return isinstance(values, list) and len(values) <= 2 and all(type(v) is int and 0 <= v < 2**60 for v in values)
 
 
 def _check_shapes(header: dict[str, str], tensors: dict[str, np.ndarray], path: Path) -> int:
-    """The number of items. The kernels would read past the end of arrays shorter than the header says."""
+    """The number of items. Kernels would read past the end of arrays that are shorter than their header says."""
     numbers = {name: header.get(name, "") for name in ("bits", "count", "next_id")}
     for name, text in numbers.items():
         if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= 2**63):
@@ -206,8 +210,8 @@ def _check_shapes(header: dict[str, str], tensors: dict[str, np.ndarray], path: 
         check_bits(bits)
     except HashIndexError as error:
         raise _damaged(path, f"its codes have {bits} bits") from error
-    shapes = {name: tensor.shape for name, tensor in tensors.items() if name != "table"}
-    expected = {"codes": (count, bits // 8)}
+    shapes: dict[str, tuple[int, ...]] = {name: tensor.shape for name, tensor in tensors.items() if name != "table"}
+    expected: dict[str, tuple[int, ...]] = {"codes": (count, bits // 8)}
     if header.get("id_type") == "str":
         expected |= {"id_ends": (count,), "id_bytes": (tensors.get("id_bytes", np.empty(0)).size,)}
     else:
@@ -218,13 +222,14 @@ def _check_shapes(header: dict[str, str], tensors: dict[str, np.ndarray], path: 
 
 
 def _checked_ids(header: dict[str, str], tensors: dict[str, np.ndarray], path: Path) -> Ids:
+    ids: Ids
     if header["id_type"] == "str":
-        ids = StringIds(tensors["id_bytes"], tensors["id_ends"])
+        ids = StringIds.of(tensors["id_bytes"], tensors["id_ends"])
         if not is_text(ids):
-            raise _damaged(path, "its ids are no text")
+            raise _damaged(path, "its ids are not text")
     else:
         ids = IntegerIds.of(tensors["ids"])
-        if int(header["next_id"]) <= ids.values.max(initial=-1):
+        if int(header["next_id"]) <= tensors["ids"].max(initial=-1):
             raise _damaged(path, f"the next id {header['next_id']} is not above its ids")
     if (repeated := first_repeated(ids)) is not None:
         raise _damaged(path, f"it holds id {shortened(repeated)} twice")

@@ -1,11 +1,11 @@
-"""The loop that reads lists of codes, compiled by numba: `[groups]` in docs/method.md, one query after the other.
+"""The numba-compiled loop that reads inverted lists (`[groups]` in docs/method.md), one query after the other.
 
-Costs are whole numbers here, sums of the weights of those bits in which a code differs from the query. The nearest list
-is read first. What is found is counted in buckets by its cost, and as soon as the first buckets hold enough, what can
-only fall into later ones is neither kept nor read: of a list only its first codes, those far from its centre, are left.
+Distances are whole numbers here: the summed weights of the bits in which a code differs from the query. The nearest
+list is read first. Candidates are counted in buckets by distance. Once the first buckets hold enough, whatever can only
+fall into later ones is neither kept nor read: of each list only the first codes, far from its center, remain.
 
-Shapes: `Q` queries, `N` codes and `L` centres of `K` bits, in `W` words of 64; `O` octets of 256 values `V`; `P` planes
-of weights; `R` distances from a centre; `B` codes of a block; `D` places for what a query finds.
+Shapes: `Q` queries, `N` codes and `L` centers of `K` bits, in `W` words of 64; `O` octets of 256 values `V`; `P` planes
+of weights; `R` radii (distances from a center); `B` codes of a block; `D` places for candidates.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,13 @@ from collections.abc import Callable
 import numba
 import numpy as np
 
-# Costs are counted in so many buckets of equal width. Of Hamming distances up to 1,023 each has its own.
+# Buckets of equal width that count distances. Each Hamming distance up to 1,023 has its own.
 _BUCKETS = 1024
-# Codes whose costs are bounded at once.
+# Codes whose distances are bounded at once.
 _BLOCK = 256
-# A weight is bounded by its eight highest bits, or by the first four of them. Those of all weights at one place are a
-# plane.
+# A weight is bounded by its eight highest bits, or by the first four of these. One such bit of all weights is a plane.
 _PLANES = 8
-# Of so many codes or fewer it is quicker to read them than to look closer whether they have to be.
+# Up to this many codes, reading them is faster than a closer look at whether they have to be read.
 _QUICKLY_READ = 48
 
 _ONE, _OCTET = np.uint64(1), np.uint64(255)
@@ -28,7 +27,7 @@ _ONE, _OCTET = np.uint64(1), np.uint64(255)
 
 @numba.njit(inline="always")
 def _ones(x: np.uint64) -> np.uint64:
-    """How many bits are set. The compiler knows this for what processors have an instruction for."""
+    """The number of set bits. Compilers recognize this form and use the processor's instruction."""
     x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
     x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
     x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
@@ -37,7 +36,7 @@ def _ones(x: np.uint64) -> np.uint64:
 
 @numba.njit
 def _query_of(values_K: np.ndarray, unit: float, words: int) -> tuple[np.ndarray, np.ndarray]:
-    """The packed signs of a query, `(W,)`, and what its bits weigh, `(64 W,)`, zero behind the last."""
+    """The packed signs of a query, `(W,)`, and the weights of its bits, `(64 W,)`, padded with zeros."""
     query_W = np.zeros(words, np.uint64)
     weights_K = np.zeros(64 * words, np.int64)
     for bit in range(len(values_K)):
@@ -49,7 +48,7 @@ def _query_of(values_K: np.ndarray, unit: float, words: int) -> tuple[np.ndarray
 
 @numba.njit
 def _planes_of(weights_K: np.ndarray) -> tuple[np.ndarray, int]:
-    """`(P, W)` the highest bits of the weights, the lowest of them first, and how far they are shifted down."""
+    """The highest bits of the weights, `(P, W)`, lowest plane first, and by how many bits they are shifted down."""
     largest, shift = weights_K.max(), 0
     while (largest >> shift) >= 1 << _PLANES:
         shift += 1
@@ -63,7 +62,7 @@ def _planes_of(weights_K: np.ndarray) -> tuple[np.ndarray, int]:
 
 @numba.njit
 def _tables_of(weights_K: np.ndarray) -> np.ndarray:
-    """`(O, V)`: what the set bits of each value of each octet weigh."""
+    """`(O, V)`: the summed weights of the set bits, for each value of each octet."""
     tables_OV = np.zeros((len(weights_K) >> 3, 256), np.int64)
     for octet in range(len(tables_OV)):
         for bit in range(8):
@@ -73,17 +72,17 @@ def _tables_of(weights_K: np.ndarray) -> np.ndarray:
 
 
 @numba.njit
-def _cost(tables_OV: np.ndarray, query_W: np.ndarray, codes_WN: np.ndarray, item: int) -> int:
-    cost = np.int64(0)
+def _distance(tables_OV: np.ndarray, query_W: np.ndarray, codes_WN: np.ndarray, item: int) -> int:
+    distance = np.int64(0)
     for word in range(len(query_W)):
         differing = codes_WN[word, item] ^ query_W[word]
         for octet in range(8):
-            cost += tables_OV[8 * word + octet, (differing >> np.uint64(8 * octet)) & _OCTET]
-    return cost
+            distance += tables_OV[8 * word + octet, (differing >> np.uint64(8 * octet)) & _OCTET]
+    return distance
 
 
 @numba.njit
-def _bound_costs(
+def _bound_distances(
     codes_WN: np.ndarray,
     start: int,
     size: int,
@@ -92,9 +91,9 @@ def _bound_costs(
     fours: int,
     bounds_B: np.ndarray,
 ) -> None:
-    """What each code of a block costs at least, by so many groups of four planes, the highest; 0: by the lowest alone.
+    """Lower bounds on the distances of a block's codes, by the `fours` highest groups of four planes.
 
-    The compiler makes instructions of it that take several codes at once.
+    With `fours == 0`, by the lowest plane alone. The compiler vectorizes this over codes.
     """
     bounds_B[:size] = 0
     for word in range(len(query_W)):
@@ -115,49 +114,49 @@ def _bound_costs(
 
 
 @numba.njit
-def _by_cost(costs_L: np.ndarray, shift: int) -> np.ndarray:
-    """`(L,)` in ascending order of their buckets."""
+def _by_distance(distances_L: np.ndarray, shift: int) -> np.ndarray:
+    """The cells in ascending order of their buckets, `(L,)`."""
     ends = np.zeros(_BUCKETS + 1, np.int64)
-    for cost in costs_L:
-        ends[(cost >> shift) + 1] += 1
+    for distance in distances_L:
+        ends[(distance >> shift) + 1] += 1
     for bucket in range(_BUCKETS):
         ends[bucket + 1] += ends[bucket]
-    order_L = np.empty(len(costs_L), np.int64)
-    for centre in range(len(costs_L)):
-        bucket = costs_L[centre] >> shift
-        order_L[ends[bucket]] = centre
+    order_L = np.empty(len(distances_L), np.int64)
+    for center in range(len(distances_L)):
+        bucket = distances_L[center] >> shift
+        order_L[ends[bucket]] = center
         ends[bucket] += 1
     return order_L
 
 
 @numba.njit
 def _fewest_flips(
-    centres_WL: np.ndarray,
-    centre: int,
-    cost: int,
+    centers_WL: np.ndarray,
+    center: int,
+    distance: int,
     limit: int,
     query_W: np.ndarray,
     weights_K: np.ndarray,
     heaviest_K: np.ndarray,
 ) -> int:
-    """How many bits have to flip before a centre's cost is below the limit: only those that differ can gain."""
+    """The fewest bit flips that bring a center's distance below the limit: only differing bits can gain."""
     flips = 0
     for bit in heaviest_K:
-        differs = np.int64(((centres_WL[bit >> 6, centre] ^ query_W[bit >> 6]) >> np.uint64(bit & 63)) & _ONE)
-        cost -= weights_K[bit] * differs
+        differs = np.int64(((centers_WL[bit >> 6, center] ^ query_W[bit >> 6]) >> np.uint64(bit & 63)) & _ONE)
+        distance -= weights_K[bit] * differs
         flips += differs
-        if cost < limit:
+        if distance < limit:
             break
     return flips
 
 
 @numba.njit
-def _kept(costs_D: np.ndarray, places_D: np.ndarray, found: int, limit: int) -> int:
-    """Closes the gaps of those at or above the limit; how many are left."""
+def _kept(distances_D: np.ndarray, places_D: np.ndarray, found: int, limit: int) -> int:
+    """Drops the candidates at or above the limit, in place. Returns how many are left."""
     left = 0
     for place in range(found):
-        if costs_D[place] < limit:
-            costs_D[left], places_D[left] = costs_D[place], places_D[place]
+        if distances_D[place] < limit:
+            distances_D[left], places_D[left] = distances_D[place], places_D[place]
             left += 1
     return left
 
@@ -166,15 +165,15 @@ def _kept(costs_D: np.ndarray, places_D: np.ndarray, found: int, limit: int) -> 
 def _read_for_one(
     query_W: np.ndarray,
     weights_K: np.ndarray,
-    centres_WL: np.ndarray,
+    centers_WL: np.ndarray,
     starts_L: np.ndarray,
     tails_RL: np.ndarray,
     codes_WN: np.ndarray,
     wanted: int,
-    costs_D: np.ndarray,
+    distances_D: np.ndarray,
     places_D: np.ndarray,
 ) -> tuple[int, int, int]:
-    """Fills costs and places among the codes; how many these are or -1, the limit, and how many codes were read."""
+    """Fills in candidates. Returns their number (-1 if there are too many), the limit, and the number of codes read."""
     planes_PW, plane_shift = _planes_of(weights_K)
     tables_OV = _tables_of(weights_K)
     heaviest_K = np.argsort(-weights_K)
@@ -183,93 +182,93 @@ def _read_for_one(
     while (total >> shift) >= _BUCKETS:
         shift += 1
     bounds_L = np.empty(len(starts_L), np.uint64)
-    _bound_costs(centres_WL, 0, len(starts_L), query_W, planes_PW, 2 * fours, bounds_L)
-    costs_L = bounds_L.astype(np.int64) << plane_shift  # at least
+    _bound_distances(centers_WL, 0, len(starts_L), query_W, planes_PW, 2 * fours, bounds_L)
+    distances_L = bounds_L.astype(np.int64) << plane_shift  # lower bounds
     plane_shift += 4 * fours
 
     counts, bounds_B = np.zeros(_BUCKETS, np.int64), np.empty(_BLOCK, np.uint64)
-    last, below, found, read = _BUCKETS - 1, 0, 0, 0  # up to which bucket is kept, and how many were found up to it
+    last, below, found, read = _BUCKETS - 1, 0, 0, 0  # the last bucket kept, and the candidates up to it
     limit = _BUCKETS << shift
     limit_of_planes = np.uint64(limit >> plane_shift)
-    flips, gain = 0, np.int64(0)  # how many bits have to flip for any list from here on, and what they gain at most
-    for centre in _by_cost(costs_L, shift):
-        least = costs_L[centre] >> shift << shift
+    flips, gain = 0, np.int64(0)  # bit flips that any list from here on needs, and their largest gain
+    for center in _by_distance(distances_L, shift):
+        least = distances_L[center] >> shift << shift
         while flips < len(tails_RL) - 1 and least - gain >= limit:
             gain += weights_K[heaviest_K[flips]]
             flips += 1
-        size = tails_RL[flips, centre]
+        size = tails_RL[flips, center]
         if flips and fours and size > _QUICKLY_READ:
-            own = _fewest_flips(centres_WL, centre, costs_L[centre], limit, query_W, weights_K, heaviest_K)
-            size = tails_RL[own, centre] if own < len(tails_RL) else 0
+            own = _fewest_flips(centers_WL, center, distances_L[center], limit, query_W, weights_K, heaviest_K)
+            size = tails_RL[own, center] if own < len(tails_RL) else 0
         read += size
-        start, end = starts_L[centre], starts_L[centre] + size
+        start, end = starts_L[center], starts_L[center] + size
         for block in range(start, end, _BLOCK):
             items = min(_BLOCK, end - block)
-            _bound_costs(codes_WN, block, items, query_W, planes_PW, fours, bounds_B)
+            _bound_distances(codes_WN, block, items, query_W, planes_PW, fours, bounds_B)
             for item in range(items):
                 if bounds_B[item] > limit_of_planes:
                     continue
-                cost = _cost(tables_OV, query_W, codes_WN, block + item)
-                if cost >= limit:
+                distance = _distance(tables_OV, query_W, codes_WN, block + item)
+                if distance >= limit:
                     continue
-                if found == len(costs_D):
-                    found = _kept(costs_D, places_D, found, limit)
-                    if found == len(costs_D):
+                if found == len(distances_D):
+                    found = _kept(distances_D, places_D, found, limit)
+                    if found == len(distances_D):
                         return -1, 0, read
-                costs_D[found], places_D[found] = cost, block + item
+                distances_D[found], places_D[found] = distance, block + item
                 found += 1
-                counts[cost >> shift] += 1
+                counts[distance >> shift] += 1
                 below += 1
                 while below - counts[last] >= wanted:
                     below -= counts[last]
                     last -= 1
                 limit = (last + 1) << shift
                 limit_of_planes = np.uint64(limit >> plane_shift)
-    return _kept(costs_D, places_D, found, limit), limit, read
+    return _kept(distances_D, places_D, found, limit), limit, read
 
 
 def _read_lists(
     values_QK: np.ndarray,
     unit: float,
-    centres_WL: np.ndarray,
+    centers_WL: np.ndarray,
     starts_L: np.ndarray,
     tails_RL: np.ndarray,
     codes_WN: np.ndarray,
     rows_N: np.ndarray,
     wanted: int,
-    costs_QD: np.ndarray,
+    distances_QD: np.ndarray,
     rows_QD: np.ndarray,
     bounds_Q: np.ndarray,
     found_Q: np.ndarray,
     read_Q: np.ndarray,
 ) -> None:
-    """All codes that cost less than a limit, which lies above at least `wanted` of them and above few that are no ties.
+    """Fills in all codes nearer than a limit that lets through at least `wanted` of them, and few others except ties.
 
     Args:
         values_QK: Float32, whole numbers of units.
-        unit: How many units one is; 0 for Hamming distances, where each bit weighs one.
-        centres_WL: The packed centres.
-        starts_L: Where the codes of each list begin.
-        tails_RL: How many codes, the first ones, of each list lie at least so far from its centre; in the end none.
+        unit: Units per 1.0; 0 for Hamming distances, where each bit weighs one.
+        centers_WL: The packed centers.
+        starts_L: The place of the first code of each list.
+        tails_RL: The number of codes of each list with at least each radius, which are its first; the last row is 0.
         codes_WN: The packed codes, list after list.
         rows_N: Their rows.
-        wanted: How many are looked for.
-        costs_QD: Filled with the costs of what was found: Hamming distances, or AQD scores negated.
+        wanted: The number of answers.
+        distances_QD: Filled with the candidates' distances: Hamming distances, or negated AQD scores.
         rows_QD: Filled with their rows.
-        bounds_Q: Filled with the limits as such costs.
-        found_Q: Filled with how many were found; -1 where there are more than `D`.
-        read_Q: Filled with how many codes were read.
+        bounds_Q: Filled with the limits as such distances.
+        found_Q: Filled with the numbers of candidates; -1 if there are more than `D`.
+        read_Q: Filled with the numbers of codes read.
     """
-    costs_D, places_D = np.empty(costs_QD.shape[1], np.int64), np.empty(costs_QD.shape[1], np.int64)
+    distances_D, places_D = np.empty(distances_QD.shape[1], np.int64), np.empty(distances_QD.shape[1], np.int64)
     for query in range(len(values_QK)):
         query_W, weights_K = _query_of(values_QK[query], unit, len(codes_WN))
         found, limit, read = _read_for_one(
-            query_W, weights_K, centres_WL, starts_L, tails_RL, codes_WN, wanted, costs_D, places_D
+            query_W, weights_K, centers_WL, starts_L, tails_RL, codes_WN, wanted, distances_D, places_D
         )
         # <q, B> is the sum of all weights, less twice those of the bits that differ.
         scale, total = (2 / unit, weights_K.sum() / unit) if unit else (1.0, 0.0)
         for place in range(found):
-            costs_QD[query, place] = costs_D[place] * scale - total
+            distances_QD[query, place] = distances_D[place] * scale - total
             rows_QD[query, place] = rows_N[places_D[place]]
         bounds_Q[query] = limit * scale - total if found >= 0 else -np.inf
         found_Q[query], read_Q[query] = found, read
@@ -284,5 +283,5 @@ def _compiled(cache: bool) -> Callable[..., None]:
 
 try:
     read_lists = _compiled(cache=True)
-except (RuntimeError, OSError):  # there is no folder where the compiled code may be kept, or no room in it
+except (RuntimeError, OSError):  # no folder for the compiled code, or no room in it
     read_lists = _compiled(cache=False)

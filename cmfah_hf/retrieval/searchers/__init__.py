@@ -1,0 +1,1 @@
+"""The searchers over packed codes: FastScan, posting lists, inverted lists and exact IVF."""

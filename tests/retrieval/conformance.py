@@ -1,0 +1,268 @@
+"""The tests that every implementation of `BaseHashIndex` passes.
+
+A subclass of `IndexConformance` provides two fixtures, `index` and `reload`, and inherits all tests.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+
+from cmfah_hf.errors import HashIndexError, QueryError
+from cmfah_hf.retrieval.base import BaseHashIndex
+from cmfah_hf.retrieval.codes import pack, unpack
+
+BITS = 16
+
+
+def tied_values(rng: np.random.Generator, rows: int) -> np.ndarray:
+    """Continuous codes of few sign patterns, on a coarse grid, so that scores tie everywhere: `(rows, BITS)`."""
+    patterns = rng.normal(size=(max(2, rows // 4), BITS))
+    return np.clip(np.round(patterns[rng.integers(len(patterns), size=rows)] * 2) / 4, -1, 1)
+
+
+def contents(index: BaseHashIndex) -> dict:
+    """From each id to its code and its metadata."""
+    ids, codes, table = index.ids.tolist(), index.codes.tolist(), index.metadata
+    rows = [{}] * len(ids) if table is None else table.to_pylist()
+    return {item_id: (tuple(code), row) for item_id, code, row in zip(ids, codes, rows, strict=True)}
+
+
+def expected_answers(
+    items: dict, query: np.ndarray, metric: str, k: int, wanted: Callable[[dict], bool]
+) -> list[tuple]:
+    """Ids and scores of the `k` nearest in the canonical order, by plain float64 algebra."""
+    scored = []
+    for item_id, (code, row) in items.items():
+        if wanted(row):
+            signs = unpack(np.array([code], np.uint8))[0].astype(np.float64)
+            if metric == "hamming":
+                distance = float((BITS - np.where(query >= 0, 1.0, -1.0) @ signs) / 2)
+                scored.append((distance, item_id, distance))
+            else:
+                score = float(np.round(query * 2**14) / 2**14 @ signs)
+                scored.append((-score, item_id, score))
+    return [(item_id, score) for _, item_id, score in sorted(scored)[:k]]
+
+
+class IndexConformance:
+    """The contract of `BaseHashIndex`."""
+
+    @pytest.fixture
+    def index(self) -> BaseHashIndex:
+        """An empty index of `BITS` bits. It may have held items before, so `next_id` need not be 0."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def reload(self) -> Callable[[BaseHashIndex], BaseHashIndex]:
+        """A function that saves an index and returns it as it is loaded again."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def filled(self, index: BaseHashIndex) -> BaseHashIndex:
+        """Items 0, 1, 2 with codes of ones and a column `year`."""
+        index.add(np.ones((3, BITS)), [0, 1, 2], {"year": [2020, 2021, 2022]})
+        return index
+
+    @pytest.mark.parametrize("strings", [False, True])
+    def test_every_search_gives_the_canonical_order(self, index, strings):
+        rng = np.random.default_rng(3)
+        numbers = (rng.permutation(300)[:120] - 150).tolist()
+        ids = [f"é{number}" for number in numbers] if strings else numbers
+        places = rng.choice(["sea", "town", "wood"], 120).tolist()
+        values, queries = tied_values(rng, 120), tied_values(rng, 4)
+        for part in (slice(0, 50), slice(50, 120)):
+            index.add(values[part], ids[part], {"place": places[part]})
+        items = contents(index)
+        assert items == {
+            item_id: (tuple(code), {"place": place})
+            for item_id, code, place in zip(ids, pack(values).tolist(), places, strict=True)
+        }
+        conditions = [
+            (None, lambda row: True),
+            ({"place": ["sea", "town"]}, lambda row: row["place"] != "wood"),
+            (pc.field("place") == "wood", lambda row: row["place"] == "wood"),
+            ({"place": "nowhere"}, lambda row: False),
+        ]
+        for metric, dtype in (("hamming", np.int32), ("aqd", np.float32)):
+            for k in (1, 7, 120):
+                for where, wanted in conditions:
+                    found = index.search(queries, k, metric, where)
+                    assert found.scores.dtype == dtype
+                    assert found.ids.dtype == (object if strings else np.int64)
+                    for row, query in enumerate(queries):
+                        expected = expected_answers(items, query, metric, k, wanted)
+                        pairs = zip(found.ids[row].tolist(), found.scores[row].tolist(), strict=True)
+                        assert list(pairs) == expected
+                        assert [hit["metadata"] for hit in found.hits(row)] == [items[name][1] for name, _ in expected]
+
+    def test_one_query_and_packed_queries(self, index):
+        rng = np.random.default_rng(5)
+        index.add(tied_values(rng, 40), range(40))
+        queries = tied_values(rng, 3)
+        expected = index.search(queries, 9)
+        assert index.search(pack(queries), 9).ids.tolist() == expected.ids.tolist()
+        one = index.search(queries[1], 9)
+        assert one.ids.tolist() == expected.ids[1:2].tolist()
+        assert one.scores.tolist() == expected.scores[1:2].tolist()
+        assert one.metadata is None
+
+    def test_approximate_search_finds_what_is_near(self, index):
+        rng = np.random.default_rng(6)
+        index.add(tied_values(rng, 200), range(200))
+        queries = tied_values(rng, 5)
+        found = index.search(queries, 10, exact=False, probes=200)
+        assert found.ids.shape == (5, 10)
+        assert index.measure_recall(queries, 10, probes=200) == 1
+        assert 0 <= index.measure_recall(queries, 10, "aqd", probes=1) <= 1
+
+    def test_optimizing_changes_no_answer(self, filled):
+        before = filled.search(np.ones(BITS), 3)
+        filled.optimize()
+        assert filled.search(np.ones(BITS), 3).ids.tolist() == before.ids.tolist()
+
+    def test_changes_reach_every_view_of_the_items(self, index):
+        ones, minus = tuple(pack(np.ones((1, BITS)))[0].tolist()), tuple(pack(-np.ones((1, BITS)))[0].tolist())
+        index.add(np.ones((4, BITS)), ["a", "b", "c", "d"], {"year": [1, 2, 3, 4], "place": ["p"] * 4})
+        assert index.id_type == "str"
+        index.update(["b"], -np.ones((1, BITS)))
+        index.update(["c"], metadata={"year": [30]})
+        index.remove(["a"])
+        index.upsert(-np.ones((2, BITS)), ["d", "e"], {"year": [40, 50]})
+        assert contents(index) == {
+            "b": (minus, {"year": 2, "place": "p"}),
+            "c": (ones, {"year": 30, "place": "p"}),
+            "d": (minus, {"year": 40, "place": None}),
+            "e": (minus, {"year": 50, "place": None}),
+        }
+        assert len(index) == 4
+        assert index.holds(["a", "b", "e"]).tolist() == [False, True, True]
+        assert ["a" in index, "d" in index, 4 in index, None in index] == [False, True, False, False]
+
+    def test_ids_are_made_up_and_never_come_back(self, index):
+        first = index.next_id
+        index.add(np.ones((3, BITS)))
+        assert sorted(index.ids.tolist()) == [first, first + 1, first + 2]
+        index.remove([first + 1, first + 2])
+        index.add(np.ones((1, BITS)))
+        index.add(np.ones((1, BITS)), [first + 40])
+        index.add(np.ones((1, BITS)))
+        assert sorted(index.ids.tolist()) == [first, first + 3, first + 40, first + 41]
+        assert index.next_id == first + 42
+
+    def test_string_ids_are_not_made_up_mixed_or_repeated(self, index):
+        index.add(np.ones((3, BITS)), ["a", "b", "c"])
+        for ids, message in ((["d", "a"], "id 'a' already"), ([1, 2], "strings, id 1 is not"), (None, "give `ids`")):
+            with pytest.raises(HashIndexError, match=message):
+                index.add(np.ones((2, BITS)), ids)
+        assert sorted(index.ids.tolist()) == ["a", "b", "c"]
+
+    def test_an_emptied_index_takes_the_other_type_of_id_and_other_columns(self, index):
+        index.add(np.ones((2, BITS)), ["a", "b"], {"year": [1, 2]})
+        index.remove(["a", "b"])
+        assert (len(index), index.id_type, index.metadata) == (0, None, None)
+        assert index.ids.shape == (0,)
+        assert index.codes.shape == (0, BITS // 8)
+        index.add(np.ones((1, BITS)), [7], {"year": ["text"]})
+        assert index.id_type == "int"
+        assert "a" not in index
+        assert contents(index)[7][1] == {"year": "text"}
+
+    def test_a_reloaded_index_is_the_same(self, index, reload):
+        rng = np.random.default_rng(9)
+        index.add(tied_values(rng, 30), range(30), {"year": list(range(30))})
+        index.remove([4, 9])
+        index.model = "0" * 32
+        again = reload(index)
+        assert isinstance(again, BaseHashIndex)
+        assert (again.bits, again.next_id, again.id_type, again.model) == (BITS, index.next_id, "int", "0" * 32)
+        assert contents(again) == contents(index)
+        queries = tied_values(rng, 3)
+        for metric in ("hamming", "aqd"):
+            before, after = index.search(queries, 28, metric), again.search(queries, 28, metric)
+            assert after.ids.tolist() == before.ids.tolist()
+            assert after.scores.tobytes() == before.scores.tobytes()
+            assert after.metadata.equals(before.metadata)
+
+    @pytest.mark.parametrize("name", ["ids", "codes"])
+    def test_arrays_of_the_index_cannot_be_written(self, filled, name):
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(filled, name)[0] = 5
+
+    @pytest.mark.parametrize(
+        ("act", "message"),
+        [
+            (lambda index: index.add(np.ones((1, 32))), "32 bits, the index has 16"),
+            (lambda index: index.add(np.ones((1, 4), np.uint8)), "32 bits, the index has 16 .*eight bits a byte"),
+            (lambda index: index.add(np.full((1, BITS), -np.inf)), "Row 0 .*infinity"),
+            (lambda index: index.add(np.ones((3, BITS)), [7, 2.5, 8]), "not 2.5"),
+            (lambda index: index.add(np.ones((3, BITS)), [7, True, 8]), "not True"),
+            (lambda index: index.add(np.ones((3, BITS)), [7, 2**70, 8]), "64 bits"),
+            (lambda index: index.add(np.ones((3, BITS)), "abc"), "'abc'"),
+            (lambda index: index.add(np.ones((2, BITS)), [7, 7]), "Id 7 comes twice"),
+            (lambda index: index.add(np.ones((2, BITS)), [7, 2]), "id 2 already"),
+            (lambda index: index.add(np.ones((1, BITS)), ["x"]), "integers, id 'x' is not"),
+            (lambda index: index.add(np.ones((3, BITS)), [7, "x", 8]), "one kind"),
+            (lambda index: index.add(np.ones((2, BITS)), [7]), "2 codes came with 1 ids"),
+            (lambda index: index.add(np.ones((1, BITS)), [7], {"year": ["text"]}), "metadata does not fit"),
+            (lambda index: index.add(np.ones((1, BITS)), [7], {"year": [1, 2]}), "2 values for 1 items"),
+            (lambda index: index.remove([0, 99]), "no id 99"),
+            (lambda index: index.remove(["0"]), "no id '0'"),
+            (lambda index: index.remove([1, 2, 1]), "Id 1 comes twice"),
+            (lambda index: index.update([1, 9], np.ones((2, BITS))), "no id 9, so it cannot be updated"),
+            (lambda index: index.update([1], np.ones((2, BITS))), "2 codes came with 1 ids"),
+            (lambda index: index.update([1, 1], np.ones((2, BITS))), "Id 1 comes twice"),
+            (lambda index: index.upsert(np.ones((2, BITS)), [7, 7]), "Id 7 comes twice"),
+            (lambda index: index.upsert(np.ones((1, BITS)), ["a"]), "integers, id 'a' is not"),
+            (lambda index: index.search(np.ones((1, 24))), "24 bits, the index has 16"),
+            (lambda index: index.search(np.ones((1, 24)), metric="aqd"), "24 bits, the index has 16"),
+            (
+                lambda index: index.search(np.ones((1, 2), np.uint8), metric="aqd"),
+                "AQD ranks by the query.s continuous codes",
+            ),
+            (lambda index: index.search(np.full((1, BITS), np.nan)), "Row 0 .*NaN"),
+            (lambda index: index.search(np.full((1, BITS), np.inf)), "Row 0 .*infinity"),
+            (lambda index: index.search(np.full((1, BITS), np.inf), metric="aqd"), "Row 0"),
+            (lambda index: index.search(np.ones((1, 1, BITS))), "shape"),
+            (lambda index: index.search(3.0, metric="aqd"), "shape"),
+        ],
+    )
+    def test_a_refused_call_names_what_is_wrong_and_changes_nothing(self, filled, act, message):
+        before = contents(filled), filled.next_id
+        with pytest.raises(HashIndexError, match=message):
+            act(filled)
+        assert (contents(filled), filled.next_id) == before
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"k": 0}, "k must be .* not 0"),
+            ({"k": -3}, "k must be .* not -3"),
+            ({"k": True}, "not True"),
+            ({"k": 2.0}, "not 2.0"),
+            ({"probes": 0}, "probes must be .* not 0"),
+            ({"metric": "cosine"}, "'cosine'"),
+            ({"where": {"color": "red"}}, "no metadata column 'color'"),
+            ({"where": {"year": "red"}}, "has no meaning for the columns year"),
+            ({"where": 3}, "A condition is"),
+        ],
+    )
+    def test_a_query_without_meaning_is_rejected(self, filled, arguments, message):
+        with pytest.raises(QueryError, match=message):
+            filled.search(np.ones((1, BITS)), **arguments)
+
+    def test_an_empty_index_cannot_be_searched(self, index):
+        for exact in (True, False):
+            with pytest.raises(HashIndexError, match="empty"):
+                index.search(np.ones(BITS), exact=exact)
+
+    def test_recall_needs_a_query(self, filled):
+        with pytest.raises(QueryError, match="at least one query"):
+            filled.measure_recall(np.empty((0, BITS)))
+
+    def test_more_answers_than_items_are_all_items_and_a_warning(self, filled, caplog):
+        with caplog.at_level("WARNING"):
+            assert filled.search(np.ones(BITS), 10).ids.tolist() == [[0, 1, 2]]
+        assert "k = 10" in caplog.text
+        assert "3 items" in caplog.text
