@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from cmfah_hf.data import drop_unreadable, load_image_text
 from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.data.images import decode_image, decoding_off
-from cmfah_hf.data.streams import PairStream
 from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.evaluation.attention import attention_of_words
@@ -23,7 +22,8 @@ from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.known_words import WordCoverage
-from cmfah_hf.training.region_cache import keep_regions
+from cmfah_hf.training.data.region_cache import keep_regions
+from cmfah_hf.training.data.streams import PairStream
 
 logger = logging.getLogger(__name__)
 

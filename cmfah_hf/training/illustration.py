@@ -8,11 +8,11 @@ from PIL import Image
 
 from cmfah_hf.data import load_image_text
 from cmfah_hf.data.images import decode_image, decoding_off
-from cmfah_hf.data.streams import PairStream
 from cmfah_hf.errors import ImageError
 from cmfah_hf.evaluation.attention import attention_of_words
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
-from cmfah_hf.training.arguments import DataArguments
+from cmfah_hf.training.data.streams import PairStream
+from cmfah_hf.training.settings.arguments import DataArguments
 
 ATTENTION_NAME = "attention.png"
 # Query pairs among which one with few words is looked for, and the most words that are drawn.

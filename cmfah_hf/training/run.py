@@ -17,7 +17,6 @@ from cmfah_hf.data.relevance import TagRelevance
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.models import METHODS, CMFAHForPreTraining
-from cmfah_hf.training.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.checkpoints import (
     begin_anew,
     disk_errors,
@@ -26,12 +25,13 @@ from cmfah_hf.training.checkpoints import (
     step_of,
     wants_to_resume,
 )
-from cmfah_hf.training.configuration import Run
 from cmfah_hf.training.evaluate import evaluate_pairs
 from cmfah_hf.training.illustration import draw_attention
-from cmfah_hf.training.preparation import build_model, make_words, read_pairs, relevances
 from cmfah_hf.training.run_folder import held, make_output_folder
-from cmfah_hf.training.settings_file import write_settings
+from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
+from cmfah_hf.training.settings.configuration import Run
+from cmfah_hf.training.settings.run_yaml import write_settings
+from cmfah_hf.training.task import build_model, make_words, read_pairs, relevances
 from cmfah_hf.training.trainer import CMFAHTrainer, without_augmentation
 
 REFIT_NAME = "refit"
@@ -73,7 +73,9 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         begin_anew(output)
     if not args.should_save:  # a warning is said once
         logging.getLogger("cmfah_hf").setLevel(logging.ERROR)
-        logging.getLogger("cmfah_hf.data.streams").setLevel(logging.WARNING)  # of pictures that no other one reads
+        logging.getLogger("cmfah_hf.training.data.streams").setLevel(
+            logging.WARNING
+        )  # of pictures that no other one reads
     pairs = read_pairs(run, output)
     text_column = "text"
     # Where the nodes save each for itself, they do not see each other's files.

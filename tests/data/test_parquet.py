@@ -8,9 +8,9 @@ from torch.utils.data import DataLoader
 
 from cmfah_hf.data import load_image_text, make_scenes
 from cmfah_hf.data.data_root import DataRoot
-from cmfah_hf.data.streams import PairStream, count_rows, is_arrow
 from cmfah_hf.data.uniform import uniform
 from cmfah_hf.errors import DataError
+from cmfah_hf.training.data.streams import PairStream, count_rows, is_arrow
 
 
 @pytest.fixture(scope="module")

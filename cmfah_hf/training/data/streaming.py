@@ -20,13 +20,13 @@ from cmfah_hf.atomic import atomic_file, sha256_of, write_text
 from cmfah_hf.data import load_image_text
 from cmfah_hf.data.images import decoding_off
 from cmfah_hf.data.label_counts import LabelCounts
-from cmfah_hf.data.streams import PairStream, is_arrow, read_shard, split_stream, stream_fingerprint
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import DataError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
-from cmfah_hf.training.arguments import DataArguments
-from cmfah_hf.training.configuration import Run
-from cmfah_hf.training.region_cache import keep_regions
+from cmfah_hf.training.data.region_cache import keep_regions
+from cmfah_hf.training.data.streams import PairStream, is_arrow, read_shard, split_stream, stream_fingerprint
+from cmfah_hf.training.settings.arguments import DataArguments
+from cmfah_hf.training.settings.configuration import Run
 
 NOTES_NAME = "stream.json"
 TEXTS_NAME = "stream-texts.parquet"

@@ -12,8 +12,8 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from cmfah_hf.data.streams import PairStream, StreamPart, count_rows, without_gaps
 from cmfah_hf.errors import DataError
+from cmfah_hf.training.data.streams import PairStream, StreamPart, count_rows, without_gaps
 
 
 def as_training_stream(dataset: Any, args: TrainingArguments) -> Any:

@@ -18,9 +18,9 @@ from datasets.iterable_dataset import ArrowExamplesIterable
 
 from cmfah_hf.atomic import atomic_file, locked, sha256_of
 from cmfah_hf.data.file_state import FileState, file_states
-from cmfah_hf.data.streams import read_shard, stream_fingerprint
 from cmfah_hf.errors import DataError
-from cmfah_hf.training.kept_tables import WAIT_S, Note, damage, image_files, kept_folder
+from cmfah_hf.training.data.kept_tables import WAIT_S, Note, damage, image_files, kept_folder
+from cmfah_hf.training.data.streams import read_shard, stream_fingerprint
 
 logger = logging.getLogger(__name__)
 

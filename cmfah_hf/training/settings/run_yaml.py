@@ -10,8 +10,8 @@ import yaml
 from cmfah_hf.atomic import write_text
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.hub.model_folder import SETTINGS_NAME
-from cmfah_hf.training.arguments import CMFAHTrainingArguments, DataArguments
-from cmfah_hf.training.configuration import Run
+from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments, DataArguments
+from cmfah_hf.training.settings.configuration import Run
 
 # Where a run goes, what it tells whom, and on what machine: another run has its own.
 _OWN_TO_A_RUN = {

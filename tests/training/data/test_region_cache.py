@@ -14,7 +14,7 @@ from PIL import Image
 from cmfah_hf.errors import DataError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
 from cmfah_hf.training import keep_regions
-from cmfah_hf.training.region_cache import RegionExtractor
+from cmfah_hf.training.data.region_cache import RegionExtractor
 
 
 def png(seed: int) -> bytes:
@@ -187,7 +187,7 @@ PROGRAM = """
 import json, sys
 import datasets, numpy as np
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
-from cmfah_hf.training.region_cache import RegionExtractor, keep_regions
+from cmfah_hf.training.data.region_cache import RegionExtractor, keep_regions
 
 def fail(self, batch):
     raise RuntimeError("the regions are computed again")
@@ -244,7 +244,7 @@ def test_regions_of_a_stream_are_those_of_the_data_set(tower, processor, count_c
 
 
 def test_regions_of_a_stream_go_on_where_they_broke_off(tower, processor, monkeypatch, count_calls):
-    from cmfah_hf.training import region_shards
+    from cmfah_hf.training.data import region_shards
 
     monkeypatch.setattr(region_shards, "_PIECE", 4)
     contents = [png(i) for i in range(70, 90)]

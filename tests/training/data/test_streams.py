@@ -16,7 +16,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from cmfah_hf.data import hash_split
-from cmfah_hf.data.streams import (
+from cmfah_hf.errors import DataError
+from cmfah_hf.training.data.streams import (
     PairStream,
     add_text_column,
     count_rows,
@@ -26,7 +27,6 @@ from cmfah_hf.data.streams import (
     stream_fingerprint,
     without_gaps,
 )
-from cmfah_hf.errors import DataError
 
 
 def numbers(sizes: list[int], first: int = 0) -> datasets.IterableDataset:
@@ -138,7 +138,7 @@ def test_a_stream_goes_on_with_the_same_batches_in_workers(counted):
 
 
 def test_what_was_passed_over_is_not_read(monkeypatch):
-    from cmfah_hf.data import streams
+    from cmfah_hf.training.data import streams
 
     sizes = [100] * 20
     read = []
@@ -338,7 +338,7 @@ def test_sides_are_those_of_the_split_by_hash(make):
 PROGRAM = """
 import sys
 from cmfah_hf.data import load_image_text
-from cmfah_hf.data.streams import split_stream, stream_fingerprint
+from cmfah_hf.training.data.streams import split_stream, stream_fingerprint
 for folder in sys.argv[1:]:
     stream = load_image_text(folder, split="train", streaming=True, image_folders=sys.argv[1:2])
     next(iter(stream))
@@ -362,7 +362,7 @@ def test_a_stream_s_fingerprint_is_its_content_s(make_folder, tmp_path):
         capture_output=True,
         text=True,
         timeout=120,
-        env={"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HOME": str(tmp_path)},
+        env={"PYTHONPATH": str(Path(__file__).parents[3]), "HF_HOME": str(tmp_path)},
     )
     assert result.returncode == 0, result.stderr
     own = prints(folder), prints(parquet)

@@ -12,7 +12,7 @@ from cmfah_hf.data.relevance import SIMILARITIES
 from cmfah_hf.documents import parse_json, read_json
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.expansion.word_splitters import TOKENIZERS
-from cmfah_hf.training.ranges import OF_DATA, OF_TRAINING, check_finite, check_ranges
+from cmfah_hf.training.settings.ranges import OF_DATA, OF_TRAINING, check_finite, check_ranges
 
 # What an evaluation measures, `CMFAHTrainer.evaluation_loop`.
 METRICS = ("map", "map_i2t", "map_t2i", "map_random")

@@ -16,20 +16,20 @@ from cmfah_hf.data import collect_classes, load_image_text, resolve_data_path, t
 from cmfah_hf.data.images import drop_unreadable
 from cmfah_hf.data.label_counts import LabelCounts
 from cmfah_hf.data.relevance import LabelRelevance, PairRelevance, Relevance, TagRelevance
-from cmfah_hf.data.streams import PairStream, split_stream
 from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding, WikipediaKnowledge
 from cmfah_hf.expansion.label_vectors import label_vectors
 from cmfah_hf.models import METHODS, CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHProcessor
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
-from cmfah_hf.training.arguments import DataArguments
 from cmfah_hf.training.backbone import load_backbone_weights
 from cmfah_hf.training.checkpoints import disk_errors, wants_to_resume
-from cmfah_hf.training.configuration import Run
-from cmfah_hf.training.data_source import source_of
-from cmfah_hf.training.kept_tables import kept_folder, kept_table
-from cmfah_hf.training.region_cache import keep_regions
-from cmfah_hf.training.streaming import count_streams, open_streams, stream_regions
+from cmfah_hf.training.data.data_source import source_of
+from cmfah_hf.training.data.kept_tables import kept_folder, kept_table
+from cmfah_hf.training.data.region_cache import keep_regions
+from cmfah_hf.training.data.streaming import count_streams, open_streams, stream_regions
+from cmfah_hf.training.data.streams import PairStream, split_stream
+from cmfah_hf.training.settings.arguments import DataArguments
+from cmfah_hf.training.settings.configuration import Run
 
 logger = logging.getLogger(__name__)
 

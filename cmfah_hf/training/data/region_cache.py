@@ -19,8 +19,8 @@ from cmfah_hf.data.file_state import digest_of
 from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.errors import DataError, ImageError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
-from cmfah_hf.training.kept_tables import image_states, kept_folder, kept_table
-from cmfah_hf.training.region_shards import keep_streamed_regions
+from cmfah_hf.training.data.kept_tables import image_states, kept_folder, kept_table
+from cmfah_hf.training.data.region_shards import keep_streamed_regions
 
 logger = logging.getLogger(__name__)
 
