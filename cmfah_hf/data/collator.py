@@ -22,7 +22,7 @@ class PairCollator:
 
     Returns (of a call):
         `region_features` `(B, R, C)` where the rows hold them (of the picture or, as often, of its mirror image where
-        they hold `region_features_mirrored` too), else `pixel_values` `(B, 3, H, W)`; `input_ids` and
+        they hold `region_features_mirrored` too) or `image_features` (one region), else `pixel_values` `(B, 3, H, W)`; `input_ids` and
         `attention_mask` `(B, W)`; `labels` `(B, C)`, zeros where a row has none, or what `relevance` makes; `row`
         `(B,)` where the rows hold it.
     """
@@ -46,6 +46,9 @@ class PairCollator:
         batch = dict(self.processor(text=texts, return_tensors="pt"))
         if "region_features" in rows[0]:
             batch["region_features"] = torch.from_numpy(np.stack(_regions(rows, texts)))
+        elif "image_features" in rows[0]:
+            features_BD = np.stack([np.asarray(row["image_features"], dtype=np.float32) for row in rows])
+            batch["region_features"] = torch.from_numpy(features_BD).unsqueeze(1)
         else:
             pictures = [decode_image(row["image"], name=str(row.get("id", "")) or None) for row in rows]
             batch["pixel_values"] = self.processor(images=pictures, return_tensors="pt")["pixel_values"]

@@ -11,12 +11,20 @@ from transformers.utils import CONFIG_NAME
 
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.errors import CheckpointError
-from cmfah_hf.models import CMFAHImageModel
+from cmfah_hf.models import CMFAHConfig, CMFAHImageModel
 from cmfah_hf.models.configuration_cmfah import TORCHVISION_BACKBONES
 from cmfah_hf.models.model_files import ModelFileError, find_file
 from cmfah_hf.models.safe_weights import find_weights, read_weights
+from cmfah_hf.training.settings.arguments import DataArguments
 
 WEIGHTS_NAME = "model.safetensors"
+
+
+def backbone_weights(data: DataArguments, config: CMFAHConfig) -> str | None:
+    """The source of the backbone's weights, if any; a backbone given by Hub id or folder has weights of its own."""
+    return data.backbone_weights or (
+        config.backbone_config.name_or_path if config.backbone_config is not None else None
+    )
 
 
 def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:

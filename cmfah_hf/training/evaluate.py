@@ -22,6 +22,7 @@ from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.known_words import WordCoverage
+from cmfah_hf.training.data.pairs import FEATURES_COLUMN, as_arrays
 from cmfah_hf.training.data.region_cache import keep_regions
 from cmfah_hf.training.data.streams import PairStream
 
@@ -222,11 +223,7 @@ def evaluate_folder(
                 f"{dataset}: the split {name!r} has no labels, without which nothing is relevant to anything; add them."
             )
     for name in (query_split, database_split):
-        pairs = loaded[name]
-        if retriever.model.config.freeze_backbone:
-            pairs = keep_regions(pairs, retriever.model.image_model, retriever.processor).remove_columns("image")
-        else:
-            pairs = drop_unreadable(pairs)
+        pairs = _fit_for(retriever, loaded[name], dataset)
         if expander is not None:
             text_column = expander.output_column
             pairs = pairs.map(expander, batched=True, desc="Expansion")
@@ -234,6 +231,28 @@ def evaluate_folder(
     return evaluate_pairs(
         retriever.model, retriever.processor, *splits, text_column, protocol, plots=plots, expander=expander
     )
+
+
+def _fit_for(retriever: CrossMediaRetriever, pairs: datasets.Dataset, dataset: str) -> datasets.Dataset:
+    """The pairs as the model reads them: regions of a frozen backbone, readable images, or given features of images."""
+    model = retriever.model
+    width = model.config.image_feature_dim
+    if "image" in pairs.column_names and width is None:
+        if model.config.freeze_backbone:
+            return keep_regions(pairs, model.image_model, retriever.processor).remove_columns("image")
+        return drop_unreadable(pairs)
+    if width is None or FEATURES_COLUMN not in pairs.column_names:
+        reads, has = ("images", "features of them") if width is None else (f"{width} features of an image", "images")
+        raise DataError(
+            f"{dataset}: the model reads {reads}, and the data has {has}; take other data or another model."
+        )
+    pairs = as_arrays(pairs)
+    if len(pairs) and len(pairs[0][FEATURES_COLUMN]) != width:
+        raise DataError(
+            f"{dataset}: its images have {len(pairs[0][FEATURES_COLUMN])} features, and the model reads {width}; take "
+            "the features that it was trained on."
+        )
+    return pairs
 
 
 def pointing_accuracy(model: CMFAHModel, processor: CMFAHProcessor, pairs: Any) -> dict[str, float]:

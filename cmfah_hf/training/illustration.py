@@ -32,10 +32,10 @@ def draw_attention(
         folder: Where the picture goes.
 
     Returns:
-        None where there is nothing to draw: no attention, a stream, or no pair with two words that the model knows and
-        an image that can be read.
+        None where there is nothing to draw: no attention, a stream, a data set without images, or no pair with two
+        words that the model knows and an image that can be read.
     """
-    if model.config.attention == "none" or isinstance(queries, PairStream):
+    if model.config.attention == "none" or model.config.image_feature_dim or isinstance(queries, PairStream):
         return None
     if "image" not in queries.column_names:
         queries = load_image_text(

@@ -13,10 +13,9 @@ import torch
 from transformers import TrainerCallback, set_seed
 
 from cmfah_hf.atomic import write_text
-from cmfah_hf.data.relevance import TagRelevance
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import METRICS_NAME
-from cmfah_hf.models import METHODS, CMFAHForPreTraining
+from cmfah_hf.models import METHODS
 from cmfah_hf.training.checkpoints import (
     begin_anew,
     disk_errors,
@@ -31,7 +30,7 @@ from cmfah_hf.training.run_folder import held, make_output_folder
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.settings.configuration import Run
 from cmfah_hf.training.settings.run_yaml import write_settings
-from cmfah_hf.training.task import build_model, make_words, read_pairs, relevances
+from cmfah_hf.training.task import Task, prepare
 from cmfah_hf.training.trainer import CMFAHTrainer, without_augmentation
 
 REFIT_NAME = "refit"
@@ -66,107 +65,118 @@ def train(run: Run) -> dict[str, Any]:
 
 def _train(run: Run, output: Path) -> dict[str, Any]:
     start = time.monotonic()
-    args, data = run.training, run.data
+    args = run.training
     set_seed(args.seed)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output)
     if args.should_save and not wants_to_resume(args.resume_from_checkpoint):
         begin_anew(output)
-    if not args.should_save:  # a warning is said once
+    if not args.should_save:  # the main process reports all warnings but those of images that it does not read
         logging.getLogger("cmfah_hf").setLevel(logging.ERROR)
-        logging.getLogger("cmfah_hf.training.data.streams").setLevel(
-            logging.WARNING
-        )  # of pictures that no other one reads
-    pairs = read_pairs(run, output)
-    text_column = "text"
-    # Where the nodes save each for itself, they do not see each other's files.
-    with args.main_process_first(local=args.save_on_each_node, desc="words"):
-        expander, embedding = make_words(run, pairs.texts, output, checkpoint)
-        if expander is not None:
-            text_column = expander.output_column
-            pairs = pairs.expanded(expander)
-    relevance, measured = relevances(data, pairs, expander)
-    if isinstance(relevance, TagRelevance):
-        run = replace(run, model={"positive_overlap": relevance.threshold, **run.model})
-        relevance.threshold = run.model["positive_overlap"]
-    classes = pairs.classes["train"] if data.similarity == "labels" else []
-    # Counted once: as the words, the label graph of a refit is that of the training pairs.
-    label_counts = pairs.label_counts if run.setting("use_label_graph") else None
-    model, processor = build_model(run, classes, embedding, pairs.backbone, label_counts)
-
-    def trainer_of(model: CMFAHForPreTraining, args: CMFAHTrainingArguments, train_pairs: Any, **kwargs: Any):
-        return CMFAHTrainer(
-            model,
-            args,
-            train_pairs,
-            pairs.splits["validation"],
-            processing_class=processor,
-            text_column=text_column,
-            relevance=relevance,
-            measured=measured,
-            **kwargs,
-        )
-
-    trainer = trainer_of(model, args, pairs.splits["train"])
+        logging.getLogger("cmfah_hf.training.data.streams").setLevel(logging.WARNING)
+    task = prepare(run, output, checkpoint)
+    trainer = _trainer(task, args, task.pairs.splits["train"])
     trainer.train(resume_from_checkpoint=checkpoint)
     with disk_errors(output, "the state of the training"):
         trainer.save_state()
     best, epoch = trainer.state.best_metric, _best_epoch(trainer)
-    if data.refit:
+    if run.data.refit:
         # Checkpoints of a refit belong to this run only if nothing was left to do before it.
-        refit_goes_on = checkpoint is not None and trainer.state.global_step == step_of(checkpoint)
-        set_seed(args.seed)
-        model, processor = build_model(run, classes, embedding, pairs.backbone, label_counts)
-        final = _refit_arguments(args, output / REFIT_NAME)
-        trainer = trainer_of(model, final, pairs.all, callbacks=[_StopAfter(epoch)])
-        trainer.train(resume_from_checkpoint=newest_checkpoint(final.output_dir) if refit_goes_on else None)
-    if not all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters()):
-        raise CMFAHError(
-            f"{output}: the training diverged, weights are not finite; give a lower learning_rate, or a max_grad_norm. "
-            "No model was saved."
-        )
-    if trainer.is_fsdp_enabled:  # whatever the checkpoints are: what is left in the end is one whole model
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    with disk_errors(output, "the model"):
-        trainer.save_model(str(output))
+        resumes = checkpoint is not None and trainer.state.global_step == step_of(checkpoint)
+        trainer = _refit(task, output / REFIT_NAME, epoch, resumes)
+    _save_model(trainer, output)
     if not trainer.is_world_process_zero():
         return {}
-    metrics: dict[str, Any] = {
+    metrics = {
         "method": run.method,
-        "hash_bits": model.config.hash_bits,
+        "hash_bits": trainer.model.config.hash_bits,
         "seed": args.seed,
-        "source": pairs.source,
-        "train_pairs": len(pairs.splits["train"]),
-        "validation_pairs": len(pairs.splits["validation"]),
-        "similarity": relevance.name,
+        "source": task.pairs.source,
+        "train_pairs": len(task.pairs.splits["train"]),
+        "validation_pairs": len(task.pairs.splits["validation"]),
+        "similarity": task.similarity.name,
         "validation": best,
-        "validation_relevance": measured.name,
+        "validation_relevance": task.measured.name,
         "epoch": epoch,
-        "refit": data.refit,
+        "refit": run.data.refit,
         "seconds": round(time.monotonic() - start, 1),
     }
-    queries, database = pairs.splits.get("query"), pairs.splits.get("database", pairs.all)
-    if queries is not None and all("labels" in side.column_names for side in (queries, database)):
-        if trainer.is_fsdp_enabled:  # its weights are spread over processes that have done their part
-            towers = METHODS[run.method].model.from_pretrained(output).to(args.device)
-        else:
-            towers = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).cmfah
-        metrics["query"] = evaluate_pairs(
-            towers,
-            processor,
-            without_augmentation(queries),
-            without_augmentation(database),
-            text_column,
-            plots=output / "plots",
-            expander=expander,
-        )
-        draw_attention(towers, processor, queries, data, output / "plots")
+    figures = _query_figures(task, trainer, output)
+    if figures is not None:
+        metrics["query"] = figures
     with disk_errors(output, "the figures"):
-        write_settings(run, output)
+        write_settings(task.run, output)
         write_text(output / METRICS_NAME, json.dumps(metrics, indent=2) + "\n", CheckpointError)
     shutil.rmtree(output / REFIT_NAME, ignore_errors=True)  # all of it is in the model now
     if args.push_to_hub:
         trainer.push_finished(output)
     return metrics
+
+
+def _trainer(task: Task, args: CMFAHTrainingArguments, train_pairs: Any, **kwargs: Any) -> CMFAHTrainer:
+    """The trainer of a new model of the task."""
+    model, processor = task.build_model()
+    return CMFAHTrainer(
+        model,
+        args,
+        train_pairs,
+        task.pairs.splits["validation"],
+        processing_class=processor,
+        text_column=task.text_column,
+        relevance=task.similarity,
+        measured=task.measured,
+        **kwargs,
+    )
+
+
+def _refit(task: Task, folder: Path, epoch: float, resumes: bool) -> CMFAHTrainer:
+    """Trains a second model on the pairs of training and validation, up to an epoch of the same schedule."""
+    args = task.run.training
+    set_seed(args.seed)
+    callbacks = [_StopAfter(epoch)]
+    trainer = _trainer(task, _refit_arguments(args, folder), task.pairs.all, callbacks=callbacks)
+    trainer.train(resume_from_checkpoint=newest_checkpoint(folder) if resumes else None)
+    return trainer
+
+
+def _save_model(trainer: CMFAHTrainer, output: Path) -> None:
+    """Saves the finished model in one file of whole tensors.
+
+    Raises:
+        CMFAHError: If its weights are not finite.
+    """
+    if not all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters()):
+        raise CMFAHError(
+            f"{output}: the training diverged, weights are not finite; give a lower learning_rate, or a max_grad_norm. "
+            "No model was saved."
+        )
+    if trainer.is_fsdp_enabled:  # also where the checkpoints are sharded
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    with disk_errors(output, "the model"):
+        trainer.save_model(str(output))
+
+
+def _query_figures(task: Task, trainer: CMFAHTrainer, output: Path) -> dict[str, float] | None:
+    """The figures on the test queries, with plots; None without query pairs and a database that have labels."""
+    pairs, run = task.pairs, task.run
+    queries, database = pairs.splits.get("query"), pairs.splits.get("database", pairs.all)
+    if queries is None or not all("labels" in side.column_names for side in (queries, database)):
+        return None
+    if trainer.is_fsdp_enabled:  # its weights are spread over processes that have ended their part
+        towers = METHODS[run.method].model.from_pretrained(output).to(run.training.device)
+    else:
+        towers = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).cmfah
+    processor = trainer.processing_class
+    figures = evaluate_pairs(
+        towers,
+        processor,
+        without_augmentation(queries),
+        without_augmentation(database),
+        task.text_column,
+        plots=output / "plots",
+        expander=task.expander,
+    )
+    draw_attention(towers, processor, queries, run.data, output / "plots")
+    return figures
 
 
 def _refit_arguments(args: CMFAHTrainingArguments, folder: Path) -> CMFAHTrainingArguments:

@@ -22,7 +22,7 @@ from cmfah_hf.data.releases.files import ReleaseFiles
 from cmfah_hf.errors import DataError, ImageError
 from cmfah_hf.expansion.articles import iterate_articles
 from cmfah_hf.expansion.corpus import iterate_files
-from cmfah_hf.training.data.streams import stream_fingerprint
+from cmfah_hf.training.data.datasets_internals import stream_fingerprint
 
 GOOD = '{"file_name": "a.png", "text": "a dog"}'
 

@@ -11,12 +11,12 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets.table import MemoryMappedTable
 
 from cmfah_hf.atomic import atomic_folder, locked, sha256_of, write_text
 from cmfah_hf.data.file_state import FileState, changed_files, file_states
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import DataError
+from cmfah_hf.training.data.datasets_internals import open_arrow
 
 logger = logging.getLogger(__name__)
 
@@ -105,12 +105,12 @@ def kept_table(
         if folder.exists():
             problem = damage(file, note, features, lengths)
             if problem is None:
-                return _open(file, features, folder.name)
+                return open_arrow(file, features, folder.name)
             logger.warning("%s; it is made anew.", problem)
         with atomic_folder(folder, DataError) as temporary:
             make(temporary / _TABLE_NAME)
             Note(rows, rows, sha256_of(temporary / _TABLE_NAME), tuple(sources)).write(temporary / _NOTE_NAME)
-        return _open(file, features, folder.name)
+        return open_arrow(file, features, folder.name)
 
 
 def damage(
@@ -167,8 +167,3 @@ def _has_lengths(batch: pa.RecordBatch, lengths: dict[str, tuple[int, int]]) -> 
             if not pc.all(pc.equal(pc.list_value_length(array), expected)).as_py() and len(array):
                 return False
     return True
-
-
-def _open(file: Path, features: datasets.Features, name: str) -> datasets.Dataset:
-    table = MemoryMappedTable.from_file(str(file)).replace_schema_metadata(None)
-    return datasets.Dataset(table, datasets.DatasetInfo(features=features), fingerprint=name)

@@ -19,6 +19,7 @@ from cmfah_hf.data.file_state import digest_of
 from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.errors import DataError, ImageError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.training.data.datasets_internals import fingerprint
 from cmfah_hf.training.data.kept_tables import image_states, kept_folder, kept_table
 from cmfah_hf.training.data.region_shards import keep_streamed_regions
 
@@ -119,7 +120,7 @@ def keep_regions(
     raw = decoding_off(dataset)
     states = image_states(raw)
     # The states are in the key as well as in the note: a source that changes to and fro finds its regions again.
-    key = f"{dataset._fingerprint} {digest_of(states)} {extractor.fingerprint()}"
+    key = f"{fingerprint(dataset)} {digest_of(states)} {extractor.fingerprint()}"
     added = datasets.Features({**columns, "readable": datasets.Value("bool")})
 
     def make(file: Path) -> None:

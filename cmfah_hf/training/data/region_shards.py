@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
-from datasets.arrow_writer import ArrowWriter
-from datasets.iterable_dataset import ArrowExamplesIterable
 
 from cmfah_hf.atomic import atomic_file, locked, sha256_of
 from cmfah_hf.data.file_state import FileState, file_states
 from cmfah_hf.errors import DataError
+from cmfah_hf.training.data.datasets_internals import ArrowWriter, stream_arrow, stream_fingerprint
 from cmfah_hf.training.data.kept_tables import WAIT_S, Note, damage, image_files, kept_folder
-from cmfah_hf.training.data.streams import read_shard, stream_fingerprint
+from cmfah_hf.training.data.shards import read_shard
 
 logger = logging.getLogger(__name__)
 
@@ -74,21 +72,6 @@ def keep_streamed_regions(
         if note.kept
     ]
     return stream_arrow(files, features, dataset.split)
-
-
-def stream_arrow(
-    files: list[str], features: datasets.Features, split: datasets.NamedSplit | None = None
-) -> datasets.IterableDataset:
-    """A stream over Arrow files, a shard a file."""
-    iterable = ArrowExamplesIterable(_generate_tables, {"file": files})
-    return datasets.IterableDataset(iterable, info=datasets.DatasetInfo(features=features), split=split)
-
-
-def _generate_tables(file: list[str]) -> Iterator[tuple[str, pa.Table]]:
-    for name in file:
-        with pa.memory_map(name) as source, pa.ipc.open_stream(source) as reader:
-            for number, batch in enumerate(reader):
-                yield f"{name} {number}", pa.Table.from_batches([batch])
 
 
 def _keep_shard(

@@ -13,7 +13,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from cmfah_hf.errors import DataError
-from cmfah_hf.training.data.streams import PairStream, StreamPart, count_rows, without_gaps
+from cmfah_hf.training.data.shards import count_rows
+from cmfah_hf.training.data.streams import PairStream, StreamPart, without_gaps
 
 
 def as_training_stream(dataset: Any, args: TrainingArguments) -> Any:

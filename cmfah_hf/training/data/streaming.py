@@ -23,8 +23,10 @@ from cmfah_hf.data.label_counts import LabelCounts
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import DataError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.training.data.datasets_internals import is_arrow, stream_fingerprint
 from cmfah_hf.training.data.region_cache import keep_regions
-from cmfah_hf.training.data.streams import PairStream, is_arrow, read_shard, split_stream, stream_fingerprint
+from cmfah_hf.training.data.shards import read_shard, split_stream
+from cmfah_hf.training.data.streams import PairStream
 from cmfah_hf.training.settings.arguments import DataArguments
 from cmfah_hf.training.settings.configuration import Run
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from cmfah_hf.documents import parse_yaml
@@ -46,6 +47,21 @@ class Run:
     def setting(self, name: str) -> Any:
         """A setting of the model, given or by default; None where the method has no such setting."""
         return self.model.get(name, getattr(self.config_class, name, None))
+
+    def model_config(self) -> CMFAHConfig:
+        """The configuration of the model, before anything is known about the data.
+
+        Raises:
+            CMFAHError: If a setting of it cannot be used.
+        """
+        try:
+            return self.config_class(**self.model)
+        except CMFAHError:
+            raise
+        # Settings of a backbone, each of which transformers checks in its own way.
+        except (ValueError, TypeError, KeyError, AttributeError, OSError, ImportError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise CMFAHError(f"The settings of the model cannot be used: {reason}") from error
 
 
 class _Parser(HfArgumentParser):

@@ -16,8 +16,9 @@ from PIL import Image
 from cmfah_hf.data import load_image_text
 from cmfah_hf.errors import DataError
 from cmfah_hf.models import CMFAHImageModel
-from cmfah_hf.training import keep_regions, task, train
+from cmfah_hf.training import keep_regions, train
 from cmfah_hf.training.data import kept_tables
+from cmfah_hf.training.data import pairs as pairs_module
 from cmfah_hf.training.data.kept_tables import Note, damage
 from cmfah_hf.training.data.region_cache import RegionExtractor
 
@@ -249,7 +250,7 @@ def test_random_frozen_weights_are_said_before_anything_is_computed(run_of, monk
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(task, "load_image_text", stop)
+    monkeypatch.setattr(pairs_module, "load_image_text", stop)
     with pytest.raises(KeyboardInterrupt):
         train(run_of("--freeze_backbone", "true"))
     assert "The image backbone is frozen with weights drawn at random" in caplog.text

@@ -383,8 +383,9 @@ def test_ids_are_compared_over_files(tmp_path):
 MEMORY = """
 import resource, sys
 from cmfah_hf.data import load_image_text
-from cmfah_hf.training.data.streams import PairStream, count_rows
-from cmfah_hf.training.data.region_shards import stream_arrow
+from cmfah_hf.training.data.datasets_internals import stream_arrow
+from cmfah_hf.training.data.shards import count_rows
+from cmfah_hf.training.data.streams import PairStream
 import datasets
 from pathlib import Path
 from torch.utils.data import DataLoader

@@ -17,14 +17,11 @@ from torch.utils.data import DataLoader
 
 from cmfah_hf.data import hash_split
 from cmfah_hf.errors import DataError
+from cmfah_hf.training.data.datasets_internals import is_arrow, stream_fingerprint
+from cmfah_hf.training.data.shards import count_rows, read_shard, split_stream
 from cmfah_hf.training.data.streams import (
     PairStream,
     add_text_column,
-    count_rows,
-    is_arrow,
-    read_shard,
-    split_stream,
-    stream_fingerprint,
     without_gaps,
 )
 
@@ -138,7 +135,7 @@ def test_a_stream_goes_on_with_the_same_batches_in_workers(counted):
 
 
 def test_what_was_passed_over_is_not_read(monkeypatch):
-    from cmfah_hf.training.data import streams
+    from cmfah_hf.training.data import shards
 
     sizes = [100] * 20
     read = []
@@ -148,7 +145,7 @@ def test_what_was_passed_over_is_not_read(monkeypatch):
             read.append(row["id"])
             yield row
 
-    monkeypatch.setattr(streams, "read_shard", counted)
+    monkeypatch.setattr(shards, "read_shard", counted)
     part = PairStream(numbers(sizes), sizes, 80).part(10)
     part.start_at(0, 150)
     assert len([name for batch in batches(part) for name in batch if name]) == 500
@@ -338,7 +335,8 @@ def test_sides_are_those_of_the_split_by_hash(make):
 PROGRAM = """
 import sys
 from cmfah_hf.data import load_image_text
-from cmfah_hf.training.data.streams import split_stream, stream_fingerprint
+from cmfah_hf.training.data.datasets_internals import stream_fingerprint
+from cmfah_hf.training.data.shards import split_stream
 for folder in sys.argv[1:]:
     stream = load_image_text(folder, split="train", streaming=True, image_folders=sys.argv[1:2])
     next(iter(stream))

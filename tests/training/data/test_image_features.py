@@ -1,0 +1,104 @@
+"""Matrices with features of images, `(N, D)`, in place of images: one region each, in training and evaluation."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+
+from cmfah_hf.cli import main
+from cmfah_hf.data import load_image_text
+from cmfah_hf.data.collator import PairCollator
+from cmfah_hf.errors import DataError
+from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor
+from cmfah_hf.training import parse_run, train
+from cmfah_hf.training.evaluate import evaluate_folder
+
+WIDTH = 24
+
+
+@pytest.fixture(scope="module")
+def matrices(tmp_path_factory):
+    """A `.mat` file of 60 pairs, whose features lean towards their classes."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random((60, 4)) < 0.4).astype(np.uint8)
+    labels[np.arange(60), rng.integers(0, 4, 60)] = 1
+    tags = np.concatenate([labels, rng.integers(0, 2, (60, 3), dtype=np.uint8)], axis=1)
+    features = rng.normal(size=(60, WIDTH)).astype(np.float32)
+    features[:, :4] += 3 * labels
+    path = tmp_path_factory.mktemp("matrices") / "feat.mat"
+    scipy.io.savemat(path, {"XAll": features, "YAll": tags, "LAll": labels})
+    return path
+
+
+def run_of(write_config, matrices, folder, *arguments):
+    model = {"backbone_config": None, "guidance": "select"}
+    data = {"dataset": str(matrices), "query_split": None}
+    config = write_config(folder / "run.yaml", model=model, data=data, training={"num_train_epochs": 1})
+    return parse_run(config, ["--output_dir", str(folder / "out"), *arguments])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--streaming", "true"]], ids=["map-style", "stream"])
+def test_a_run_trains_on_features(arguments, write_config, matrices, tmp_path):
+    run = run_of(write_config, matrices, tmp_path, *arguments)
+    metrics = train(run)
+    assert metrics["train_pairs"] + metrics["validation_pairs"] == 60
+    assert 0 < metrics["validation"] <= 1
+    model = CMFAHModel.from_pretrained(tmp_path / "out")
+    assert (model.config.image_feature_dim, model.config.backbone, model.config.backbone_config) == (WIDTH, None, None)
+    assert not [name for name in model.state_dict() if "backbone" in name]
+    with pytest.raises(ValueError, match=f"no image backbone; give region_features of {WIDTH} channels"):
+        model.get_image_hash(pixel_values=torch.zeros(1, 3, 32, 32))
+    figures = evaluate_folder(str(tmp_path / "out"), str(matrices), query_split="train", database_split="train")
+    assert figures["queries"] == 60
+    assert 0 < figures["hamming/i2t/map"] <= 1
+    pairs = load_image_text(matrices)["train"]
+    images, _ = encode_pairs(model, CMFAHProcessor.from_pretrained(tmp_path / "out"), pairs, "text")
+    regions_N1D = torch.from_numpy(scipy.io.loadmat(matrices)["XAll"])[:, None]
+    with torch.inference_mode():
+        expected = model.eval().get_image_hash(region_features=regions_N1D).numpy()
+    np.testing.assert_allclose(images, expected, atol=1e-6)
+
+
+def test_the_command_trains_and_evaluates(write_config, matrices, tmp_path, capsys):
+    run_of(write_config, matrices, tmp_path)
+    out = str(tmp_path / "out")
+    for command in (
+        ["train", str(tmp_path / "run.yaml"), "--output_dir", out, "--json"],
+        ["evaluate", out, str(matrices), "--query-split", "train", "--database-split", "train", "--json"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert not ended.value.code
+    assert "hamming/i2t/map" in capsys.readouterr().out
+
+
+def test_features_are_the_one_region_of_an_image(matrices):
+    pairs = load_image_text(matrices)["train"]
+    values = np.asarray(scipy.io.loadmat(matrices)["XAll"])
+
+    def texts(text, return_tensors):
+        return {"input_ids": torch.zeros(len(text), 1, dtype=torch.long)}
+
+    batch = PairCollator(texts)([pairs[row] for row in range(5)])
+    assert batch["region_features"].shape == (5, 1, WIDTH)
+    np.testing.assert_array_equal(batch["region_features"][:, 0].numpy(), values[:5])
+
+
+def test_a_model_of_features_is_checked(tmp_path):
+    with pytest.raises(ValueError, match="image_feature_dim is 0; give 1 or more, or None"):
+        CMFAHConfig(image_feature_dim=0)
+    config = CMFAHConfig(image_feature_dim=7)
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["image_feature_dim"] == 7
+    assert CMFAHConfig.from_pretrained(tmp_path).image_feature_dim == 7
+
+
+def test_features_of_another_width_are_refused(write_config, matrices, tmp_path):
+    train(run_of(write_config, matrices, tmp_path))
+    other = tmp_path / "other.mat"
+    content = {name: value for name, value in scipy.io.loadmat(matrices).items() if not name.startswith("_")}
+    scipy.io.savemat(other, {**content, "XAll": content["XAll"][:, :8]})
+    with pytest.raises(DataError, match=f"other.mat: its images have 8 features, and the model reads {WIDTH}"):
+        evaluate_folder(str(tmp_path / "out"), str(other), query_split="train", database_split="train")
