@@ -1,4 +1,4 @@
-"""One training run: from a configuration to a folder that `from_pretrained` loads."""
+"""A training run, from its settings to a folder that `from_pretrained` loads"""
 
 import json
 import logging
@@ -37,28 +37,28 @@ REFIT_NAME = "refit"
 
 
 def train(run: Run) -> dict[str, Any]:
-    """Trains a model and leaves it, its processor, its words and its figures in `run.training.output_dir`.
+    """Trains a model and saves it, its processor, its vocabulary and its figures in `run.training.output_dir`.
 
-    The validation pairs choose the epoch. With `refit` a second model is then trained from the start on all pairs, the
-    validation pairs among them, to that epoch of the same schedule. The test queries are looked at once, at the end.
+    The validation pairs choose the epoch. With `refit`, a second model is then trained from the start on all pairs,
+    validation included, up to that epoch of the same schedule. The test queries are measured once, at the end.
 
-    A run that was broken off goes on with `resume_from_checkpoint` (`find_checkpoint` says what it takes), in the refit
-    too, and ends as the unbroken one would have; the words that it had made are not made again.
+    An interrupted run resumes with `resume_from_checkpoint` (see `find_checkpoint`), also in the refit, and ends as an
+    uninterrupted one; its vocabulary is not fitted again.
 
-    With `push_to_hub` the finished folder then goes to `hub_model_id`, as `cmfah push` would bring it there.
+    With `push_to_hub`, the finished folder then goes to `hub_model_id`, as by `cmfah push`.
 
     Returns:
-        `validation`: the best MAP there, its `epoch`, and what was relevant there (`validation_relevance`); `query`:
-        the figures of `RetrievalEvaluator`, where the data has a query split with labels; and what the run was (method,
-        bits, seed, pairs, `source`, as `source_of` gives it). The same is in `metrics.json`. Of several processes only
-        the main one gets them.
+        The content of `metrics.json`: `validation`, the best MAP on the validation pairs, its `epoch` and its
+        similarity (`validation_relevance`); `query`, the figures of `RetrievalEvaluator`, if the data has a query split
+        with labels; and the method, bits, seed, numbers of pairs and `source` (`source_of`). Empty in all processes but
+        the main one.
 
     Raises:
         CMFAHError: If the data, the weights, a setting or the checkpoint cannot be used, the disk is full, or the Hub
-            refuses the model; the folder is whole then, and `cmfah push` takes it.
+            refuses the model; in the last case the folder is complete, and `cmfah push` takes it.
     """
     output = make_output_folder(run.training.output_dir)
-    # Of several processes the one that writes holds the folder. The others are ended with it, should it fail.
+    # With several processes, the one that writes holds the lock. If it fails, the others are ended with it.
     with held(output, "training") if run.training.should_save else nullcontext():
         return _train(run, output)
 
@@ -106,7 +106,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
     with disk_errors(output, "the figures"):
         write_settings(task.run, output)
         write_text(output / METRICS_NAME, json.dumps(metrics, indent=2) + "\n", CheckpointError)
-    shutil.rmtree(output / REFIT_NAME, ignore_errors=True)  # all of it is in the model now
+    shutil.rmtree(output / REFIT_NAME, ignore_errors=True)  # the model holds its result
     if args.push_to_hub:
         trainer.push_finished(output)
     return metrics
@@ -180,7 +180,7 @@ def _query_figures(task: Task, trainer: CMFAHTrainer, output: Path) -> dict[str,
 
 
 def _refit_arguments(args: CMFAHTrainingArguments, folder: Path) -> CMFAHTrainingArguments:
-    """Those of the second model: it is not evaluated, and keeps the last checkpoint for going on after a break."""
+    """Arguments of the second model, which is not evaluated and keeps its last checkpoint to resume from."""
     return replace(
         args,
         output_dir=str(folder),
@@ -202,7 +202,7 @@ def _best_epoch(trainer: CMFAHTrainer) -> float:
 
 
 class _StopAfter(TrainerCallback):
-    """Ends a training after so many epochs of its schedule."""
+    """Ends a training after a number of epochs of its schedule."""
 
     def __init__(self, epochs: float):
         self.epochs = epochs

@@ -1,4 +1,4 @@
-"""Columns that were computed once and are kept as Arrow files, each with a note by which damage to it shows."""
+"""Computed columns, kept as Arrow files with checksums"""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from cmfah_hf.training.data.datasets_internals import open_arrow
 
 logger = logging.getLogger(__name__)
 
-# Another process may be computing the same.
+# Another process may be computing the same table.
 WAIT_S = 24 * 3600.0
 _TABLE_NAME, _NOTE_NAME = "table.arrow", "note.json"
 _ROWS = 1000
@@ -28,12 +28,12 @@ _ROWS = 1000
 
 @dataclass(frozen=True)
 class Note:
-    """The origin of a file of kept columns.
+    """The origin and the checksum of a file of kept columns.
 
     Args:
         read: Rows of the source.
         kept: Rows of the file.
-        sha256: Of the file; empty where no row was kept, and there is none.
+        sha256: Of the file; empty where no row was kept, so there is no file.
         sources: The image files that were read.
     """
 
@@ -43,7 +43,7 @@ class Note:
     sources: tuple[FileState, ...] = ()
 
     def write(self, path: Path) -> None:
-        """Writes it, whole or not at all."""
+        """Writes the note atomically."""
         write_text(path, json.dumps(asdict(self)) + "\n", DataError)
 
     @classmethod
@@ -51,7 +51,7 @@ class Note:
         """Reads a note.
 
         Raises:
-            DataError: If it is none.
+            DataError: If the file is no such note.
         """
         content = read_json(path, DataError)
         fields = {"read": int, "kept": int, "sha256": str, "sources": list}
@@ -73,7 +73,7 @@ def _state(path: Path, content: Any) -> FileState:
 
 
 def kept_folder(kind: str, key: str) -> Path:
-    """Where what `key` describes is kept, below the cache of `datasets`."""
+    """The folder for the content that `key` describes, below the cache of `datasets`."""
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     return Path(datasets.config.HF_DATASETS_CACHE) / f"cmfah-{kind}" / name
 
@@ -86,14 +86,14 @@ def kept_table(
     sources: Sequence[FileState] = (),
     lengths: dict[str, tuple[int, int]] | None = None,
 ) -> datasets.Dataset:
-    """Columns out of a file in `folder`, which is made where it is not there, was damaged, or is out of date.
+    """Columns from a file in `folder`, which is made if it is missing, damaged or out of date.
 
     Args:
-        folder: Of this file alone; its name tells what is computed from what.
+        folder: The folder of this file only, named by the inputs of the computation.
         features: The columns.
-        rows: How many there are.
-        make: Writes the Arrow file to the path that it is given.
-        sources: Files that the columns were computed from.
+        rows: The number of rows.
+        make: Writes the Arrow file to a path.
+        sources: The files that the columns are computed from.
         lengths: Rows and columns of each value of an array column, by its name.
 
     Raises:

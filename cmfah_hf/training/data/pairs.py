@@ -1,4 +1,4 @@
-"""The pairs of a run: read, checked, divided into training and validation, and expanded"""
+"""Pairs of a run: loaded, checked, split into training and validation, expanded"""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -216,7 +216,7 @@ def _check(data: DataArguments, loaded: Mapping[str, Any]) -> None:
 
 
 def _cut(data: DataArguments, loaded: Mapping[str, Any], divide: Callable) -> dict[str, Any]:
-    """The splits by their part in the run: `train`, `validation`, and where there are such `query` and `database`."""
+    """The splits by role: `train`, `validation`, and where the data has them `query` and `database`."""
     splits = {"train": loaded[data.train_split]}
     if data.validation_split is not None:
         splits["validation"] = loaded[data.validation_split]

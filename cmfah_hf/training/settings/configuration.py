@@ -1,4 +1,4 @@
-"""A run's settings: a YAML file, then the command line over it."""
+"""Settings of a run from YAML files and the command line"""
 
 import argparse
 import difflib
@@ -18,9 +18,9 @@ from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments, DataArg
 from cmfah_hf.training.settings.ranges import check_finite, short
 from cmfah_hf.training.settings.yaml_files import SettingsFile, merged, read_chain
 
-# Of a number in a file; `int`s of thousands of digits cannot be written out.
+# Maximum size of a number in a file; an `int` of thousands of digits cannot be printed.
 _MOST_BITS = 200
-# Made from the data, or the parent's own business; setting them by hand would only break the model.
+# Fields that are derived from the data or belong to the parent class; setting them would break the model.
 _NOT_FOR_HAND = {
     *("vocab_size", "pad_token_id", "unk_token_id", "id2label", "label2id", "problem_type", "architectures"),
     *("transformers_version", "return_dict", "dtype", "chunk_size_feed_forward", "is_encoder_decoder"),
@@ -30,7 +30,7 @@ _NOT_FOR_HAND = {
 
 @dataclass
 class Run:
-    """What one training run is told: fields of the model's configuration, the data's arguments, the trainer's, and the
+    """The settings of a run: fields of the model's configuration, the arguments of the data and of the trainer, and the
     method, one of `METHODS`.
     """
 
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def config_class(self) -> type[CMFAHConfig]:
-        """The configuration that `model` holds fields of."""
+        """The class of the model's configuration."""
         return METHODS[self.method].config
 
     def setting(self, name: str) -> Any:
@@ -65,7 +65,7 @@ class Run:
 
 
 class _Parser(HfArgumentParser):
-    """The command line's parser; `typed` gives the values of a file the same types."""
+    """The parser of the command line; `typed` gives values of a file the same types."""
 
     def __init__(self):
         types = (DataArguments, CMFAHTrainingArguments)
@@ -77,13 +77,13 @@ class _Parser(HfArgumentParser):
         super().__init__(types, allow_abbrev=False)
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        # `report_to` has a "none" of its own, which is not its None.
+        # For `report_to`, "none" is a value and not None.
         if arg_string.lower() in ("none", "null") and action.dest in self._may_be_none - {"report_to"}:
             return None
         return super()._get_value(action, arg_string)
 
     def typed(self, name: str, value: Any) -> Any:
-        """A value of a file as its field takes it. The errors name the field and not the value: it may be a token."""
+        """A value of a file in the type of its field. Errors name the field and not the value, which may be a token."""
         action = next(action for action in self._actions if action.dest == name)
         if value is None:
             if name not in self._may_be_none:
@@ -93,7 +93,7 @@ class _Parser(HfArgumentParser):
             if name not in self._may_be_mappings:
                 raise CMFAHError(f"{name} is one value, not a mapping.")
             return value
-        if value is False and name.endswith("_strategy"):  # what YAML 1.1 makes of `no`
+        if value is False and name.endswith("_strategy"):  # YAML 1.1 reads `no` as False
             value = "no"
         is_list = action.nargs == "+" or name == "report_to"
         if isinstance(value, list) and not is_list:
@@ -112,7 +112,7 @@ class _Parser(HfArgumentParser):
 
 
 def bundled_configuration(name: str) -> Path:
-    """A configuration of `hub_configs/`: in the package where it is installed, beside it where it is checked out."""
+    """The path of a configuration of `hub_configs/`: in the installed package, or next to it in a checkout."""
     package = Path(__file__).parents[2]
     for folder in (package / "hub_configs", package.parent / "hub_configs"):
         if (folder / name).is_file():

@@ -366,7 +366,7 @@ def test_an_id_that_stands_twice_is_named(parquet, run_of, tmp_path):
     rows = rows.remove_columns("id").add_column("id", names)
     rows.select(range(20)).to_parquet(tmp_path / "twice" / "train-00000-of-00002.parquet")
     rows.select(range(20, 48)).to_parquet(tmp_path / "twice" / "train-00001-of-00002.parquet")
-    with pytest.raises(DataError, match=f"the id {names[3]!r} stands twice"):
+    with pytest.raises(DataError, match=f"the id {names[3]!r} occurs twice"):
         train(run_of("--streaming", "true", data={"dataset": str(tmp_path / "twice"), "query_split": None}))
 
 

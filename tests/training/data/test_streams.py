@@ -269,7 +269,7 @@ def test_no_batch_is_empty_for_want_of_readable_pictures():
     part = PairStream(pictures(contents, 1), [6], 0).part(2)
     found = [[row and row["id"] for row in b] for b in DataLoader(part, batch_size=2, collate_fn=as_list)]
     assert [sum(name is not None for name in batch) >= 1 for batch in found] == [True] * len(found)
-    with pytest.raises(DataError, match="Not one picture"):
+    with pytest.raises(DataError, match="No image of a batch"):
         list(PairStream(pictures([b"no"] * 4, 1), [4], 0).part(2))
 
 
