@@ -13,7 +13,7 @@ from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.errors import DataError
 from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor
 from cmfah_hf.training import parse_run, train
-from cmfah_hf.training.evaluate import evaluate_folder
+from cmfah_hf.training.evaluate import encode_pairs, evaluate_folder
 
 WIDTH = 24
 
