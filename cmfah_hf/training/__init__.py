@@ -1,4 +1,4 @@
-"""Training: the arguments, the alternating trainer, kept regions, and the run from a configuration to a folder."""
+"""Training: settings, pairs, the alternating trainer, and the run from settings to a folder"""
 
 from cmfah_hf.lazy import lazy_names
 

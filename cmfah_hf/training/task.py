@@ -129,13 +129,13 @@ def build_model(
     label_counts: LabelCounts | None = None,
     feature_dim: int | None = None,
 ) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
-    """A model with the word vectors, the backbone's weights and the label graph in it, and its processor.
+    """A model with the word vectors, the backbone's weights and the label graph, and its processor.
 
     Args:
         run: The run.
-        classes: The names of the classes; none where the run goes without labels.
+        classes: The names of the classes; empty for a run without labels.
         embedding: The word vectors.
-        backbone: What made the regions, if they are kept.
+        backbone: The backbone that computed the regions, if they are kept.
         label_counts: How often two labels occur together; for a method with a label graph.
         feature_dim: The width of the image features, where the data has these instead of images.
     """
@@ -155,13 +155,13 @@ def build_model(
     model = METHODS[run.method].pretraining(config)
     table = model.get_input_embeddings().weight.data
     table.zero_()
-    # Of one length, as the regions are: skip-gram's lengths tell how frequent a word is, and not what it means.
+    # Of one length, as the regions: the lengths of skip-gram's vectors show the frequency of a word, not its meaning.
     table[len(SPECIAL_TOKENS) :] = torch.nn.functional.normalize(vectors_VE, dim=1) * vectors_VE.shape[1] ** 0.5
     if label_counts is not None:
         counts_CC = torch.from_numpy(label_counts.matrix(classes))
         model.label_graph.fill(counts_CC, torch.from_numpy(label_vectors(classes, embedding)))
     weights = backbone_weights(run.data, config)
-    if backbone is not None:  # the one that made the regions, also where its weights were drawn at random
+    if backbone is not None:  # the backbone of the regions, whose weights may be random
         model.cmfah.image_model.embeddings.backbone.load_state_dict(backbone.state_dict())
     elif weights:
         load_backbone_weights(model.cmfah.image_model, weights)
