@@ -15,6 +15,8 @@ SMALL = [
     *("--image_size", "64", "--hidden_size", "16", "--word_dim", "12", "--text_filters", "4", "--hash_bits", "16"),
     *("--num_concepts", "4", "--num_train_epochs", "1", "--per_device_train_batch_size", "8", "--word_epochs", "1"),
     *("--backbone_weights", "none", "--use_cpu", "--disable_tqdm", "true"),
+    # VGG19 takes 80 MB in each checkpoint.
+    *("--save_strategy", "no", "--load_best_model_at_end", "false"),
 ]
 
 

@@ -1,6 +1,7 @@
-"""Streams as they are trained on: parts of processes and workers, orders, going on, gaps; against plain lists."""
+"""Streams for training: parts of processes and workers, orders, resuming, gaps; compared with plain lists."""
 
 import io
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -345,14 +346,19 @@ for folder in sys.argv[1:]:
 
 
 @pytest.mark.slow
-def test_a_stream_s_fingerprint_is_its_content_s(make_folder, tmp_path):
+def test_a_stream_s_fingerprint_is_its_content_s(tmp_path):
     from cmfah_hf.data import load_image_text
 
     def prints(folder):
         stream = load_image_text(folder, split="train", streaming=True, image_folders=[pairs])
         return [stream_fingerprint(part) for part in (stream, *split_stream(stream, 0.5, 0))]
 
-    pairs = folder = make_folder([{"file_name": f"{i}.png", "text": f"t{i}"} for i in range(4)])
+    pairs = folder = tmp_path / "pairs"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (6, 4), (number, 90, 30)).save(folder / f"{number}.png")
+    rows = [json.dumps({"file_name": f"{number}.png", "text": f"t{number}"}) for number in range(4)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     parquet = tmp_path / "parquet"
     load_image_text(folder, split="train").to_parquet(parquet / "train.parquet")
     result = subprocess.run(
