@@ -26,11 +26,11 @@ from cmfah_hf.training.checkpoints import (
 )
 from cmfah_hf.training.evaluate import evaluate_pairs
 from cmfah_hf.training.illustration import draw_attention
+from cmfah_hf.training.preparation import PreparedRun, prepare
 from cmfah_hf.training.run_folder import held, make_output_folder
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.settings.configuration import Run
 from cmfah_hf.training.settings.run_yaml import write_settings
-from cmfah_hf.training.task import Task, prepare
 from cmfah_hf.training.trainer import CMFAHTrainer, without_augmentation
 
 REFIT_NAME = "refit"
@@ -73,8 +73,8 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
     if not args.should_save:  # the main process reports all warnings but those of images that it does not read
         logging.getLogger("cmfah_hf").setLevel(logging.ERROR)
         logging.getLogger("cmfah_hf.training.data.streams").setLevel(logging.WARNING)
-    task = prepare(run, output, checkpoint)
-    trainer = _trainer(task, args, task.pairs.splits["train"])
+    prepared = prepare(run, output, checkpoint)
+    trainer = _trainer(prepared, args, prepared.pairs.splits["train"])
     trainer.train(resume_from_checkpoint=checkpoint)
     with disk_errors(output, "the state of the training"):
         trainer.save_state()
@@ -82,7 +82,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
     if run.data.refit:
         # Checkpoints of a refit belong to this run only if nothing was left to do before it.
         resumes = checkpoint is not None and trainer.state.global_step == step_of(checkpoint)
-        trainer = _refit(task, output / REFIT_NAME, epoch, resumes)
+        trainer = _refit(prepared, output / REFIT_NAME, epoch, resumes)
     _save_model(trainer, output)
     if not trainer.is_world_process_zero():
         return {}
@@ -90,21 +90,21 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         "method": run.method,
         "hash_bits": trainer.model.config.hash_bits,
         "seed": args.seed,
-        "source": task.pairs.source,
-        "train_pairs": len(task.pairs.splits["train"]),
-        "validation_pairs": len(task.pairs.splits["validation"]),
-        "similarity": task.similarity.name,
+        "source": prepared.pairs.source,
+        "train_pairs": len(prepared.pairs.splits["train"]),
+        "validation_pairs": len(prepared.pairs.splits["validation"]),
+        "similarity": prepared.similarity.name,
         "validation": best,
-        "validation_relevance": task.measured.name,
+        "validation_relevance": prepared.measured.name,
         "epoch": epoch,
         "refit": run.data.refit,
         "seconds": round(time.monotonic() - start, 1),
     }
-    figures = _query_figures(task, trainer, output)
+    figures = _query_figures(prepared, trainer, output)
     if figures is not None:
         metrics["query"] = figures
     with disk_errors(output, "the figures"):
-        write_settings(task.run, output)
+        write_settings(prepared.run, output)
         write_text(output / METRICS_NAME, json.dumps(metrics, indent=2) + "\n", CheckpointError)
     shutil.rmtree(output / REFIT_NAME, ignore_errors=True)  # the model holds its result
     if args.push_to_hub:
@@ -112,28 +112,28 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
     return metrics
 
 
-def _trainer(task: Task, args: CMFAHTrainingArguments, train_pairs: Any, **kwargs: Any) -> CMFAHTrainer:
-    """The trainer of a new model of the task."""
-    model, processor = task.build_model()
+def _trainer(prepared: PreparedRun, args: CMFAHTrainingArguments, train_pairs: Any, **kwargs: Any) -> CMFAHTrainer:
+    """The trainer of a new model of the prepared."""
+    model, processor = prepared.build_model()
     return CMFAHTrainer(
         model,
         args,
         train_pairs,
-        task.pairs.splits["validation"],
+        prepared.pairs.splits["validation"],
         processing_class=processor,
-        text_column=task.text_column,
-        relevance=task.similarity,
-        measured=task.measured,
+        text_column=prepared.text_column,
+        relevance=prepared.similarity,
+        measured=prepared.measured,
         **kwargs,
     )
 
 
-def _refit(task: Task, folder: Path, epoch: float, resumes: bool) -> CMFAHTrainer:
+def _refit(prepared: PreparedRun, folder: Path, epoch: float, resumes: bool) -> CMFAHTrainer:
     """Trains a second model on the pairs of training and validation, up to an epoch of the same schedule."""
-    args = task.run.training
+    args = prepared.run.training
     set_seed(args.seed)
     callbacks = [_StopAfter(epoch)]
-    trainer = _trainer(task, _refit_arguments(args, folder), task.pairs.all, callbacks=callbacks)
+    trainer = _trainer(prepared, _refit_arguments(args, folder), prepared.pairs.all, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=newest_checkpoint(folder) if resumes else None)
     return trainer
 
@@ -155,9 +155,9 @@ def _save_model(trainer: CMFAHTrainer, output: Path) -> None:
         trainer.save_model(str(output))
 
 
-def _query_figures(task: Task, trainer: CMFAHTrainer, output: Path) -> dict[str, float] | None:
+def _query_figures(prepared: PreparedRun, trainer: CMFAHTrainer, output: Path) -> dict[str, float] | None:
     """The figures on the test queries, with plots; None without query pairs and a database that have labels."""
-    pairs, run = task.pairs, task.run
+    pairs, run = prepared.pairs, prepared.run
     queries, database = pairs.splits.get("query"), pairs.splits.get("database", pairs.all)
     if queries is None or not all("labels" in side.column_names for side in (queries, database)):
         return None
@@ -171,9 +171,9 @@ def _query_figures(task: Task, trainer: CMFAHTrainer, output: Path) -> dict[str,
         processor,
         without_augmentation(queries),
         without_augmentation(database),
-        task.text_column,
+        prepared.text_column,
         plots=output / "plots",
-        expander=task.expander,
+        expander=prepared.expander,
     )
     draw_attention(towers, processor, queries, run.data, output / "plots")
     return figures

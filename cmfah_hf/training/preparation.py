@@ -1,4 +1,4 @@
-"""The task of a run: its pairs, its vocabulary, the similarity of its pairs, and the model that it begins with"""
+"""Preparation of a run: data, vocabulary, similarity, model"""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ _PORTION = 1_000
 
 
 @dataclass
-class Task:
+class PreparedRun:
     """Everything that a run needs before its first step.
 
     Attributes:
@@ -64,7 +64,7 @@ class Task:
         )
 
 
-def prepare(run: Run, output: Path, checkpoint: Path | None) -> Task:
+def prepare(run: Run, output: Path, checkpoint: Path | None) -> PreparedRun:
     """Prepares a run: data, vocabulary, similarity.
 
     Args:
@@ -87,7 +87,7 @@ def prepare(run: Run, output: Path, checkpoint: Path | None) -> Task:
         similarity.threshold = run.model["positive_overlap"]
     # Counted once: the label graph of a refit is that of the training pairs, as its vocabulary is.
     label_counts = pairs.label_counts if run.setting("use_label_graph") else None
-    return Task(run, pairs, expander, embedding, similarity, measured, label_counts)
+    return PreparedRun(run, pairs, expander, embedding, similarity, measured, label_counts)
 
 
 class _ExpandedTexts:
