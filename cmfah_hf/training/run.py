@@ -113,7 +113,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
 
 
 def _trainer(prepared: PreparedRun, args: CMFAHTrainingArguments, train_pairs: Any, **kwargs: Any) -> CMFAHTrainer:
-    """The trainer of a new model of the prepared."""
+    """The trainer of a new model."""
     model, processor = prepared.build_model()
     return CMFAHTrainer(
         model,
