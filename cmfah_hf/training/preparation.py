@@ -163,6 +163,6 @@ def build_model(
     weights = backbone_weights(run.data, config)
     if backbone is not None:  # the backbone of the regions, whose weights may be random
         model.cmfah.image_model.embeddings.backbone.load_state_dict(backbone.state_dict())
-    elif weights:
+    elif weights and feature_dim is None:
         load_backbone_weights(model.cmfah.image_model, weights)
     return model, CMFAHProcessor.from_vocabulary(config, embedding.vocabulary, run.data.image_mean, run.data.image_std)
