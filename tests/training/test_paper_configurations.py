@@ -29,14 +29,14 @@ def paper_run(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_are_the_paper_s(name, paper_run):
     run = paper_run(name)
-    config = run.config_class(**run.model)
+    config = run.model_config()
     assert (run.method, config.backbone, config.freeze_backbone, config.image_size) == ("cmfah", "vgg19", True, 224)
     assert (config.word_dim, config.use_lstm, config.num_hidden_layers) == (1000, True, 1)
-    assert (config.attention, config.guidance, config.margin) == ("both", "add", 0.5)
-    weights = {field: getattr(config, field) for field in vars(config) if field.endswith("_weight")}
-    not_the_paper_s = {"label_weight", "concept_weight", "similarity_weight"}
-    assert {field for field, value in weights.items() if value == 0} == not_the_paper_s
-    assert {value for field, value in weights.items() if field not in not_the_paper_s} == {1}
+    assert (config.attention, config.guidance, run.setting("margin")) == ("both", "add", 0.5)
+    for term in ("intra_feature", "intra_hash", "quantization", "inter_feature", "inter_hash", "adversarial", "paired"):
+        assert run.setting(f"{term}_weight") == 1
+    for term in ("label", "concept", "similarity"):  # not in the paper
+        assert run.setting(f"{term}_weight") == 0
     assert not config.normalize_regions
     assert not config.normalize_features
     assert config.dropout == 0
