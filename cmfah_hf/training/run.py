@@ -7,7 +7,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import TrainerCallback, set_seed
@@ -15,7 +15,7 @@ from transformers import TrainerCallback, set_seed
 from cmfah_hf.atomic import write_text
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import METRICS_NAME
-from cmfah_hf.models import METHODS
+from cmfah_hf.models import METHODS, CMFAHProcessor
 from cmfah_hf.training.checkpoints import (
     begin_anew,
     disk_errors,
@@ -86,9 +86,9 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
     _save_model(trainer, output)
     if not trainer.is_world_process_zero():
         return {}
-    metrics = {
+    metrics: dict[str, Any] = {
         "method": run.method,
-        "hash_bits": trainer.model.config.hash_bits,
+        "hash_bits": run.setting("hash_bits"),
         "seed": args.seed,
         "source": prepared.pairs.source,
         "train_pairs": len(prepared.pairs.splits["train"]),
@@ -165,7 +165,7 @@ def _query_figures(prepared: PreparedRun, trainer: CMFAHTrainer, output: Path) -
         towers = METHODS[run.method].model.from_pretrained(output).to(run.training.device)
     else:
         towers = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).cmfah
-    processor = trainer.processing_class
+    processor = cast(CMFAHProcessor, trainer.processing_class)
     figures = evaluate_pairs(
         towers,
         processor,

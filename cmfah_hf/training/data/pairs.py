@@ -111,6 +111,7 @@ def read_pairs(run: Run, output: Path) -> Pairs:
     """
     data, config = run.data, run.model_config()
     _check_method(run)
+    loaded: Any
     if data.streaming:
         loaded = open_streams(data)
     else:
