@@ -32,46 +32,53 @@ def matrices(tmp_path_factory):
     return path
 
 
-def run_of(write_config, matrices, folder, *arguments):
-    model = {"backbone_config": None, "guidance": "select"}
+def train_on(matrices, write_config, folder, *arguments):
     data = {"dataset": str(matrices), "query_split": None}
-    config = write_config(folder / "run.yaml", model=model, data=data, training={"num_train_epochs": 1})
-    return parse_run(config, ["--output_dir", str(folder / "out"), *arguments])
+    config = write_config(
+        folder / "run.yaml", model={"backbone_config": None}, data=data, training={"num_train_epochs": 1}
+    )
+    return train(parse_run(config, ["--output_dir", str(folder / "out"), *arguments]))
 
 
-@pytest.mark.parametrize("arguments", [[], ["--streaming", "true"]], ids=["map-style", "stream"])
-def test_a_run_trains_on_features(arguments, write_config, matrices, tmp_path):
-    run = run_of(write_config, matrices, tmp_path, *arguments)
-    metrics = train(run)
+@pytest.fixture(scope="module")
+def trained_on_features(write_config, matrices, tmp_path_factory):
+    """The folder of a model that a run trained on the features, and the figures of the run."""
+    folder = tmp_path_factory.mktemp("features")
+    metrics = train_on(matrices, write_config, folder)
+    return folder / "out", metrics
+
+
+def test_a_run_trains_on_features(trained_on_features, matrices):
+    folder, metrics = trained_on_features
     assert metrics["train_pairs"] + metrics["validation_pairs"] == 60
     assert 0 < metrics["validation"] <= 1
-    model = CMFAHModel.from_pretrained(tmp_path / "out")
+    model = CMFAHModel.from_pretrained(folder)
     assert (model.config.image_feature_dim, model.config.backbone, model.config.backbone_config) == (WIDTH, None, None)
     assert not [name for name in model.state_dict() if "backbone" in name]
     with pytest.raises(ValueError, match=f"no image backbone; give region_features of {WIDTH} channels"):
         model.get_image_hash(pixel_values=torch.zeros(1, 3, 32, 32))
-    figures = evaluate_folder(str(tmp_path / "out"), str(matrices), query_split="train", database_split="train")
-    assert figures["queries"] == 60
-    assert 0 < figures["hamming/i2t/map"] <= 1
     pairs = load_image_text(matrices)["train"]
-    images, _ = encode_pairs(model, CMFAHProcessor.from_pretrained(tmp_path / "out"), pairs, "text")
+    images, _ = encode_pairs(model, CMFAHProcessor.from_pretrained(folder), pairs, "text")
     regions_N1D = torch.from_numpy(scipy.io.loadmat(matrices)["XAll"])[:, None]
     with torch.inference_mode():
         expected = model.eval().get_image_hash(region_features=regions_N1D).numpy()
     np.testing.assert_allclose(images, expected, atol=1e-6)
 
 
-def test_the_command_trains_and_evaluates(write_config, matrices, tmp_path, capsys):
-    run_of(write_config, matrices, tmp_path)
-    out = str(tmp_path / "out")
-    for command in (
-        ["train", str(tmp_path / "run.yaml"), "--output_dir", out, "--json"],
-        ["evaluate", out, str(matrices), "--query-split", "train", "--database-split", "train", "--json"],
-    ):
-        with pytest.raises(SystemExit) as ended:
-            main(command)
-        assert not ended.value.code
-    assert "hamming/i2t/map" in capsys.readouterr().out
+def test_a_stream_of_features(write_config, matrices, tmp_path):
+    metrics = train_on(matrices, write_config, tmp_path, "--streaming", "true")
+    assert metrics["train_pairs"] + metrics["validation_pairs"] == 60
+    assert CMFAHModel.from_pretrained(tmp_path / "out").config.image_feature_dim == WIDTH
+
+
+def test_the_command_evaluates_on_features(trained_on_features, matrices, capsys):
+    folder, _ = trained_on_features
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", str(folder), str(matrices), "--query-split", "train", "--database-split", "train", "--json"])
+    assert not ended.value.code
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["queries"] == 60
+    assert 0 < figures["hamming/i2t/map"] <= 1
 
 
 def test_features_are_the_one_region_of_an_image(matrices):
@@ -95,10 +102,15 @@ def test_a_model_of_features_is_checked(tmp_path):
     assert CMFAHConfig.from_pretrained(tmp_path).image_feature_dim == 7
 
 
-def test_features_of_another_width_are_refused(write_config, matrices, tmp_path):
-    train(run_of(write_config, matrices, tmp_path))
+def test_features_of_another_width_are_refused(trained_on_features, matrices, tmp_path):
+    folder, _ = trained_on_features
     other = tmp_path / "other.mat"
     content = {name: value for name, value in scipy.io.loadmat(matrices).items() if not name.startswith("_")}
     scipy.io.savemat(other, {**content, "XAll": content["XAll"][:, :8]})
     with pytest.raises(DataError, match=f"other.mat: its images have 8 features, and the model reads {WIDTH}"):
-        evaluate_folder(str(tmp_path / "out"), str(other), query_split="train", database_split="train")
+        evaluate_folder(str(folder), str(other), query_split="train", database_split="train")
+
+
+def test_images_for_a_model_of_features_are_refused(trained_on_features, scenes_folder):
+    with pytest.raises(DataError, match=f"the model reads {WIDTH} features of an image, and the data has images"):
+        evaluate_folder(str(trained_on_features[0]), str(scenes_folder))
