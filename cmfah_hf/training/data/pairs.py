@@ -176,9 +176,15 @@ def as_arrays(pairs: datasets.Dataset) -> datasets.Dataset:
 
 
 def _feature_dim(data: DataArguments, train: Any) -> int | None:
-    """The width of the image features of a data set without images; None where it has images."""
-    if "image" in train.column_names or FEATURES_COLUMN not in train.column_names:
+    """The width of the image features of a data set without images; None where it has images.
+
+    Raises:
+        DataError: If there are neither.
+    """
+    if "image" in train.column_names:
         return None
+    if FEATURES_COLUMN not in train.column_names:
+        raise DataError(f"{data.dataset}: there are neither images nor features of images; add either.")
     first = next(iter(train.select_columns([FEATURES_COLUMN]).take(1)), None)
     if first is None or not len(first[FEATURES_COLUMN]):
         raise DataError(f"{data.dataset}: {FEATURES_COLUMN} is empty; give a number or more for each image.")

@@ -111,6 +111,13 @@ def test_features_of_another_width_are_refused(trained_on_features, matrices, tm
         evaluate_folder(str(folder), str(other), query_split="train", database_split="train")
 
 
+def test_tags_alone_are_refused(matrices, write_config, tmp_path):
+    content = {name: value for name, value in scipy.io.loadmat(matrices).items() if name in ("YAll", "LAll")}
+    scipy.io.savemat(tmp_path / "tags.mat", content)
+    with pytest.raises(DataError, match=r"tags\.mat: there are neither images nor features of images; add either"):
+        train_on(tmp_path / "tags.mat", write_config, tmp_path)
+
+
 def test_images_for_a_model_of_features_are_refused(trained_on_features, scenes_folder):
     with pytest.raises(DataError, match=f"the model reads {WIDTH} features of an image, and the data has images"):
         evaluate_folder(str(trained_on_features[0]), str(scenes_folder))
