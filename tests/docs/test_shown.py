@@ -56,7 +56,7 @@ def test_a_folder_laid_out_as_the_page_has_it_is_read_as_two_splits(tmp_path, da
 def test_a_configuration_extends_another_as_the_page_has_it(tmp_path):
     from cmfah_hf.training import bundled_configuration, parse_run
 
-    (block,) = (block for block in SHOWN if block.language == "yaml")
+    (block,) = (block for block in SHOWN if (block.page, block.language) == ("docs/training.md", "yaml"))
     shutil.copy(bundled_configuration("base.yaml"), tmp_path)
     (tmp_path / "own.yaml").write_text(block.text, encoding="utf-8")
     run = parse_run(tmp_path / "own.yaml", ["--use_cpu"])
