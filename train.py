@@ -1,4 +1,4 @@
-"""`accelerate launch train.py CONFIG.yaml [--any_argument value ...]`: the command `cmfah train` under accelerate."""
+"""`accelerate launch train.py CONFIG.yaml [--any_argument value ...]`: `cmfah train` in several processes"""
 
 import sys
 

@@ -21,7 +21,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 from torch.nn.utils import clip_grad_norm_
@@ -35,6 +34,7 @@ from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.data.scenes import make_scenes
 from cmfah_hf.models.tokenization_cmfah import split_words
 from cmfah_hf.training import bundled_configuration
+from cmfah_hf.training.settings.yaml_files import read_settings
 
 PARTS = ("regions", "pixels", "stream", "attention", "epoch", "paper")
 REGIONS, CHANNELS, CLASSES = 49, 512, 17  # of VGG19 at 224 pixels; of the COCO-derived pairs
@@ -73,7 +73,7 @@ class Setting:
 
 def configuration(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sections `model` and `training` of a configuration that comes with the package."""
-    settings = yaml.safe_load(bundled_configuration(f"{name}.yaml").read_text(encoding="utf-8"))
+    settings = read_settings(bundled_configuration(f"{name}.yaml"))
     return settings["model"], settings["training"]
 
 

@@ -162,7 +162,7 @@ def test_a_broken_link_path_or_function_is_found(tmp_path):
 
 def test_defaults_in_the_method_are_those_of_the_code():
     from cmfah_hf.models.configuration_cmfah import CMFAHConfig
-    from cmfah_hf.training.arguments import CMFAHTrainingArguments, DataArguments
+    from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments, DataArguments
 
     config, data = CMFAHConfig(), DataArguments()
     training = {name: field.default for name, field in CMFAHTrainingArguments.__dataclass_fields__.items()}

@@ -22,7 +22,7 @@ class PairCollator:
 
     Returns (of a call):
         `region_features` `(B, R, C)` if the rows have them (with `region_features_mirrored` too, those of the mirrored
-        image with probability 1/2), else `pixel_values` `(B, 3, H, W)`; `input_ids` and `attention_mask` `(B, W)`;
+        image with probability 1/2) or `image_features` (as one region), else `pixel_values` `(B, 3, H, W)`; `input_ids` and `attention_mask` `(B, W)`;
         `labels` `(B, C)`, zeros for a row without any, or the output of `similarity`; `row` `(B,)` if the rows have it.
     """
 
@@ -45,6 +45,9 @@ class PairCollator:
         batch = dict(self.processor(text=texts, return_tensors="pt"))
         if "region_features" in rows[0]:
             batch["region_features"] = torch.from_numpy(np.stack(_regions(rows, texts)))
+        elif "image_features" in rows[0]:
+            features_BD = np.stack([np.asarray(row["image_features"], dtype=np.float32) for row in rows])
+            batch["region_features"] = torch.from_numpy(features_BD).unsqueeze(1)
         else:
             images = [decode_image(row["image"], name=str(row.get("id", "")) or None) for row in rows]
             batch["pixel_values"] = self.processor(images=images, return_tensors="pt")["pixel_values"]

@@ -34,6 +34,19 @@ class CMFAHTorchvisionBackbone(nn.Module):
         return pixel_values
 
 
+class CMFAHGivenFeatures(nn.Module):
+    """The backbone of a model whose image features are given: it has no weights and reads no images."""
+
+    def __init__(self, config: CMFAHConfig):
+        super().__init__()
+        self.channels = [config.image_feature_dim]
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        raise ValueError(
+            f"This model has no image backbone; give region_features of {self.channels[-1]} channels instead of images."
+        )
+
+
 def build_backbone(config: CMFAHConfig) -> tuple[nn.Module, int]:
     """The image backbone of `backbone_config`, with weights drawn at random, and its channels.
 

@@ -66,6 +66,9 @@ class CMFAHConfig(PreTrainedConfig):
             The configuration of an `AutoBackbone`; it takes precedence over `backbone`.
         freeze_backbone (`bool`, defaults to `True`):
             Whether the backbone keeps its weights. A frozen one stays in evaluation mode, and its regions can be kept.
+        image_feature_dim (`int`, *optional*):
+            Width of image features that are given as `region_features` `(B, 1, image_feature_dim)`, for a model
+            without a backbone. None: regions come from the backbone.
         image_size (`int`, defaults to 224):
             Width and height of the input pictures, in pixels.
         normalize_regions (`bool`, defaults to `True`):
@@ -151,6 +154,7 @@ class CMFAHConfig(PreTrainedConfig):
     backbone: str | None = "vgg19"
     backbone_config: dict | PreTrainedConfig | None = None
     freeze_backbone: bool = True
+    image_feature_dim: int | None = None
     image_size: int = 224
     num_channels: int = 3
     normalize_regions: bool = True
@@ -190,6 +194,8 @@ class CMFAHConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        if self.image_feature_dim is not None:
+            self.backbone = self.backbone_config = None
         if self.backbone is not None and self.backbone_config is None:
             self.backbone_config = resolve_backbone(self.backbone)
         if self.backbone_config is not None:
@@ -205,11 +211,13 @@ class CMFAHConfig(PreTrainedConfig):
             raise ValueError(
                 f"hash_bits is {self.hash_bits}; a code is stored in whole bytes, so give a multiple of 8."
             )
-        if self.backbone is None and self.backbone_config is None:
+        if self.backbone is None and self.backbone_config is None and self.image_feature_dim is None:
             raise ValueError("backbone and backbone_config are both None; name an image backbone in one of them.")
         for name in ("image_size", "vocab_size", "word_dim", "text_filters", "hidden_size", "num_hidden_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more.")
+        if self.image_feature_dim is not None and self.image_feature_dim < 1:
+            raise ValueError(f"image_feature_dim is {self.image_feature_dim}; give 1 or more, or None.")
         for name in (field.name for field in fields(self) if field.name.endswith("_weight")):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 0, which leaves it out, or more.")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .backbones_cmfah import CMFAHTorchvisionBackbone, build_backbone
+from .backbones_cmfah import CMFAHGivenFeatures, CMFAHTorchvisionBackbone, build_backbone
 from .configuration_cmfah import CMFAHConfig
 from .fused_cmfah import cosines, largest, largest_cosines, selected, selected_by_each_other, selection_weights
 from .losses import EPSILON
@@ -36,7 +36,8 @@ class CMFAHRegionEmbeddings(nn.Module):
         super().__init__()
         self.config = config
         if config.backbone_config is None:
-            self.backbone = CMFAHTorchvisionBackbone(config)
+            given = config.image_feature_dim is not None
+            self.backbone = CMFAHGivenFeatures(config) if given else CMFAHTorchvisionBackbone(config)
             channels = self.backbone.channels[-1]
         else:
             self.backbone, channels = build_backbone(config)

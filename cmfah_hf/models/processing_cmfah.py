@@ -12,7 +12,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import PROCESSOR_NAME
 
-from .configuration_cmfah import TORCHVISION_BACKBONES, CMFAHConfig
+from .configuration_cmfah import CMFAHConfig
 from .image_modes import to_rgb
 from .model_files import ModelFileError, find_file, hub_arguments, pinned, read_object
 from .tokenization_cmfah import build_word_tokenizer, load_word_tokenizer, split_words
@@ -40,7 +40,7 @@ def backbone_normalization(config: CMFAHConfig) -> tuple[Sequence[float], Sequen
     """The mean and standard deviation, of red, green and blue in 0..1, that a backbone's published weights expect."""
     from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-    if config.backbone in TORCHVISION_BACKBONES:
+    if config.backbone_config is None:  # a VGG of torchvision, or none
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     if config.backbone_config.model_type == "timm_backbone":
         try:

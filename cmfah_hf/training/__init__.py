@@ -1,4 +1,4 @@
-"""Training: the arguments, the alternating trainer, kept regions, and the run from a configuration to a folder."""
+"""Training: settings, pairs, the alternating trainer, and the run from settings to a folder"""
 
 from cmfah_hf.lazy import lazy_names
 
@@ -6,11 +6,11 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "CMFAHTrainer": "trainer",
-        "CMFAHTrainingArguments": "arguments",
-        "DataArguments": "arguments",
-        "bundled_configuration": "configuration",
-        "keep_regions": "region_cache",
+        "CMFAHTrainingArguments": "settings.arguments",
+        "DataArguments": "settings.arguments",
+        "bundled_configuration": "settings.configuration",
+        "keep_regions": "data.region_cache",
         "train": "run",
-        "parse_run": "configuration",
+        "parse_run": "settings.configuration",
     },
 )

@@ -1,4 +1,4 @@
-"""Published weights for the image backbone."""
+"""Published weights for the image backbone"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,24 +11,32 @@ from transformers.utils import CONFIG_NAME
 
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.errors import CheckpointError
-from cmfah_hf.models import CMFAHImageModel
+from cmfah_hf.models import CMFAHConfig, CMFAHImageModel
 from cmfah_hf.models.configuration_cmfah import TORCHVISION_BACKBONES
 from cmfah_hf.models.model_files import ModelFileError, find_file
 from cmfah_hf.models.safe_weights import find_weights, read_weights
+from cmfah_hf.training.settings.arguments import DataArguments
 
 WEIGHTS_NAME = "model.safetensors"
 
 
+def backbone_weights(data: DataArguments, config: CMFAHConfig) -> str | None:
+    """The source of the backbone's weights, if any; a backbone given by Hub id or folder has weights of its own."""
+    return data.backbone_weights or (
+        config.backbone_config.name_or_path if config.backbone_config is not None else None
+    )
+
+
 def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
-    """Puts published weights into the backbone of an image tower.
+    """Loads published weights into the backbone of an image tower.
 
     Args:
         image_model: The tower; its configuration names the backbone.
         source: `"torchvision"` for torchvision's own weights of a VGG, a pickle whose checksum is checked and which is
             read with `weights_only=True`. A safetensors file with the names of the backbone (`features.0.weight`, ...
-            for a VGG; a classifier beside them is passed over), a folder that holds it as `model.safetensors`, or a Hub
-            id. Of an `AutoBackbone`, the folder or Hub id may hold any model of its architecture that `transformers`
-            saved as safetensors; of timm's backbones, the name of the model at timm.
+            for a VGG; a classifier is ignored), a folder with such a `model.safetensors`, or a Hub id. For an
+            `AutoBackbone`, a folder or Hub id with any model of its architecture that `transformers` saved as
+            safetensors; for a backbone of timm, the name of its model.
 
     Raises:
         CheckpointError: If there is no such file, or its tensors are not those of the backbone.
@@ -69,12 +77,12 @@ def _local_file(source: str) -> Path | None:
 
 
 def _transformers_weights(backbone: nn.Module, source: str) -> dict[str, torch.Tensor]:
-    """What a folder or Hub id holds of the backbone's tensors, also where they are a part of a larger model."""
+    """The tensors of the backbone in a folder or Hub id, also as a part of a larger model."""
     if backbone.config.model_type == "timm_backbone":
         return _timm_weights(backbone, source)
     # Not by `AutoBackbone`, which asks timm where the Hub does not answer, and not by the folder's name, by which
-    # `transformers` would look for other files too. Its report is needed, because what is missing there or does not fit
-    # would otherwise be drawn at random.
+    # `transformers` would look for other files too. The report shows missing and unfit tensors, which would otherwise
+    # be drawn at random.
     try:
         found, report = type(backbone).from_pretrained(
             None,
@@ -96,7 +104,7 @@ def _timm_weights(backbone: nn.Module, source: str) -> dict[str, torch.Tensor]:
     """The weights that timm publishes under a name: safetensors, else a pickle, read with `weights_only`."""
     import timm
 
-    if not timm.is_model(source):  # timm takes a folder, or anybody's repository, for a name too
+    if not timm.is_model(source):  # timm also takes a folder or any repository for a name
         raise CheckpointError(f"{source}: timm publishes no weights of that name; give the name of one of its models.")
     return AutoBackbone.from_pretrained(source, config=backbone.config).state_dict()
 
@@ -122,6 +130,6 @@ def _torchvision_weights(name: str | None) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             "'torchvision' has weights for its VGGs alone; name a file or a Hub id for this backbone."
         )
-    # A pickle, the only format they are published in: by its checksum, and read by `torch.load` with `weights_only`.
+    # A pickle, the only published format: its checksum is checked, and `torch.load` reads it with `weights_only`.
     weights = torchvision.models.get_model_weights(name).DEFAULT
     return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)

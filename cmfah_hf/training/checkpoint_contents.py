@@ -1,8 +1,8 @@
-"""Whether the files of a checkpoint hold what `Trainer` will read from them, without loading code that they name.
+"""Checks of the files of a checkpoint before `Trainer` reads them, without loading code that they name
 
-A checksum tells that a file is as its list says, and not that the list is right. So each file is read here as it will
-be read when the run goes on: JSON by its types, safetensors by name and shape of the model's tensors, and PyTorch's
-own files (optimizers, schedules, scalers, random generators) with `weights_only=True`.
+A checksum shows that a file fits its list, and not that the list is right. So each file is read here as the trainer
+will read it: JSON by its types, safetensors by the names and shapes of the model's tensors, and PyTorch's own files
+(optimizers, schedules, scalers, random generators) with `weights_only=True`.
 """
 
 import pickle
@@ -28,9 +28,9 @@ from cmfah_hf.models import METHODS
 
 _WEIGHTS = "model.safetensors"
 _LOADABLE = (".pt", ".pth", ".bin", ".safetensors")
-# By which the kinds of optimizers differ; other keys come and go with the versions of PyTorch.
+# Keys by which optimizers differ; other keys depend on the version of PyTorch.
 _OPTIMIZER_KEYS = ("betas", "momentum", "alpha", "rho", "lr_decay")
-# Of transformers' `TrainerState`.
+# The fields of transformers' `TrainerState`.
 _NUMBER, _MAYBE_NUMBER = (int, float), (int, float, type(None))
 _STATE_TYPES: dict[str, tuple[type, ...]] = {
     "epoch": _NUMBER,
@@ -54,7 +54,7 @@ _STATE_TYPES: dict[str, tuple[type, ...]] = {
     "trial_params": (dict, type(None)),
     "stateful_callbacks": (dict,),
 }
-# What an unpickler that builds nothing but tensors and plain values raises at bytes that are no pickle of its kind.
+# Errors of an unpickler of tensors and plain values on other bytes.
 _UNPICKLING_ERRORS = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
     *(AssertionError, OverflowError, OSError, struct.error),
@@ -67,8 +67,8 @@ def content_damage(folder: Path, step: int, listed: set[str]) -> str | None:
 
     Args:
         folder: The checkpoint.
-        step: After which it was written, by its name; -1 where that does not tell.
-        listed: The files of its list.
+        step: The step in its name; -1 without one.
+        listed: The files in its list.
     """
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -85,9 +85,9 @@ def content_damage(folder: Path, step: int, listed: set[str]) -> str | None:
 
 
 def check_schedule(schedule: Any, path: Path, content: Any) -> None:
-    """Raises a `CheckpointError` unless a saved schedule is of the kind of the present one.
+    """Raises a `CheckpointError` unless a saved schedule is of the same type as the present one.
 
-    PyTorch takes whatever a schedule's state holds for attributes of it.
+    PyTorch sets everything in a schedule's state as attributes.
     """
     ours = schedule.state_dict()
     fits = isinstance(content, dict) and content.keys() == ours.keys()
@@ -101,7 +101,7 @@ def check_schedule(schedule: Any, path: Path, content: Any) -> None:
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, path: Path, content: Any) -> None:
-    """Raises a `CheckpointError` unless a saved optimizer is of the kind of the present one, and of its parameters."""
+    """Raises a `CheckpointError` unless a saved optimizer has the type and the parameters of the present one."""
     ours = optimizer.state_dict()["param_groups"]
     theirs = content["param_groups"]
     fits = [len(group["params"]) for group in ours] == [len(group["params"]) for group in theirs]
@@ -155,7 +155,7 @@ def _weights_damage(folder: Path) -> str | None:
 
 
 def _tensors_of_model(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors of the model that `config.json` describes; none of it is allocated."""
+    """The shapes of the tensors of the model in `config.json`, without allocating them."""
     content = read_json(folder / "config.json", CheckpointError)
     kind = content.get("model_type") if isinstance(content, dict) else None
     if not isinstance(kind, str) or kind not in METHODS:
@@ -171,10 +171,10 @@ def _tensors_of_model(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_torch_file(path: Path) -> Any:
-    """The content of one of PyTorch's files: tensors and plain values.
+    """The content of a file of PyTorch: tensors and plain values.
 
     Raises:
-        CheckpointError: If it is damaged, or holds anything else.
+        CheckpointError: If the file is damaged, or holds anything else.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -240,7 +240,7 @@ def _is_second_player(content: Any) -> bool:
 
 
 def _is_generators(content: Any) -> bool:
-    """Tried on generators of no account."""
+    """Tries the states on new generators."""
     if not isinstance(content, dict):
         return False
     try:
@@ -304,7 +304,7 @@ _PLAIN_NAMES = {
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Refuses whatever is not of the kinds that the metadata of a sharded checkpoint consists of."""
+    """Refuses everything but the types in the metadata of a sharded checkpoint."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"):
@@ -338,7 +338,7 @@ _CHECKS: tuple[tuple[str, Callable[[Path], str | None]], ...] = (
     (r"discriminator_optimizer\.pt", _torch_check(_is_second_player)),
     (r"(discriminator_)?scaler\.pt", _torch_check(_is_scaler)),
     (r"rng_state(_\d+)?\.pth", _torch_check(_is_generators)),
-    # Of FSDP, which names parameters where others number them.
+    # FSDP names parameters instead of numbering them.
     (r"(optimizer|pytorch_model_fsdp)(_\d+)?\.bin", _torch_check(lambda content: isinstance(content, dict))),
     (r".*/\.metadata", _metadata_damage),
     (r"progress(_\d+)?\.safetensors", _safetensors_check(_is_progress)),

@@ -1,8 +1,8 @@
-"""Checkpoints on disk: written whole or not at all, checked before they are taken, the older ones removed.
+"""Checkpoints on disk: written atomically, checked before use, older ones removed
 
 A checkpoint is written below `unfinished/`, gets a list of its files with their sizes and checksums, is flushed to the
-disk, and then renamed to `checkpoint-<step>` in one step. So a folder of that name was whole once, and what has become
-of it since shows in the list.
+disk, and then renamed to `checkpoint-<step>`. So a folder of that name was complete once, and the list shows later
+damage.
 """
 
 import errno
@@ -38,24 +38,24 @@ _LAST, _NONE = ("true", "last", "yes", "1"), ("", "false", "none", "null", "no",
 
 
 def wants_to_resume(wanted: str | bool | Path | None) -> bool:
-    """Whether `resume_from_checkpoint`, as it was given, asks for anything."""
+    """Whether a value of `resume_from_checkpoint` asks for a checkpoint."""
     return wanted is not None and str(wanted).lower() not in _NONE
 
 
 def find_checkpoint(wanted: str | bool | Path | None, output: str | Path) -> Path | None:
-    """The checkpoint that a run goes on from.
+    """The checkpoint that a run resumes from.
 
     Args:
-        wanted: `True`, `"true"` or `"last"`: the newest whole one of the run in `output`; those passed over are named
-            in a warning. The folder of a checkpoint: that one. The folder of a run: its newest whole one. `None`,
+        wanted: `True`, `"true"` or `"last"`: the newest complete one of the run in `output`; a warning names those that
+            are skipped. The folder of a checkpoint: that one. The folder of a run: its newest complete one. `None`,
             `False` or `"false"`: none.
         output: The folder of the run.
 
     Returns:
-        None where the run has none yet, because it broke off before: it then starts from its beginning.
+        None if the run has no checkpoint yet; it then starts from the beginning.
 
     Raises:
-        CheckpointError: If there are checkpoints but none is whole, or the one that is named is not. It names the file.
+        CheckpointError: If there are checkpoints but none is complete, or the given one is not. It names the file.
     """
     if not wants_to_resume(wanted):
         return None
@@ -77,17 +77,17 @@ def find_checkpoint(wanted: str | bool | Path | None, output: str | Path) -> Pat
 
 
 def newest_checkpoint(output: str | Path) -> Path | None:
-    """The whole checkpoint of a folder that was written last; None where it has no checkpoint.
+    """The complete checkpoint of a folder that was written last; None if the folder has no checkpoint.
 
     Raises:
-        CheckpointError: If there are checkpoints, but none is whole.
+        CheckpointError: If there are checkpoints, but none is complete.
     """
     output = Path(output)
     for folder in _numbered(output / UNFINISHED_NAME):
         logger.warning("Passed over %s: its writing was broken off.", folder)
     damages: dict[Path, str] = {}
     begun = _time_in(output / EARLIER_NAME, "begun") or 0.0
-    # By time, and not by step: an earlier run in the same folder may have come further.
+    # By time and not by step: an earlier run in the same folder may have more steps.
     for folder in sorted(_numbered(output), key=_written, reverse=True):
         if _written(folder)[0] < begun:
             continue
@@ -107,9 +107,9 @@ def newest_checkpoint(output: str | Path) -> Path | None:
 
 
 def begin_anew(output: str | Path) -> None:
-    """Notes that a run starts in a folder from its beginning, so that no checkpoint of an earlier one is its last.
+    """Records that a run starts from the beginning, so that no checkpoint of an earlier run counts as its last.
 
-    They stay until the new run's take their place, and can be gone on from by name.
+    Earlier checkpoints stay until those of the new run replace them, and can be given by name.
     """
     output = Path(output)
     earlier = _numbered(output)
@@ -124,14 +124,14 @@ def begin_anew(output: str | Path) -> None:
 
 
 def check_whole(folder: str | Path) -> None:
-    """Raises a `CheckpointError` that names the file, if a checkpoint is not whole."""
+    """Raises a `CheckpointError` that names the file, if a checkpoint is not complete."""
     damage = damage_of(folder)
     if damage is not None:
         raise CheckpointError(f"{folder}: {damage}; this checkpoint cannot be used, go on from another.")
 
 
 def damage_of(folder: str | Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file; None where it is as it was written."""
+    """The fault of a checkpoint, with the name of the file; None if it is as it was written."""
     folder = Path(folder)
     if not (folder / LIST_NAME).exists():
         return f"{LIST_NAME}, written last, is missing, so its writing was broken off"
@@ -151,7 +151,7 @@ def damage_of(folder: str | Path) -> str | None:
 
 
 def _listed_files(folder: Path) -> dict[str, list[int]]:
-    """The files of a checkpoint's list, with size and checksum.
+    """The files in a checkpoint's list, with size and checksum.
 
     Raises:
         CheckpointError: If the list is damaged, or names a file elsewhere.
@@ -180,9 +180,9 @@ def step_of(folder: str | Path) -> int:
 
 
 def finish_checkpoint(staged: Path, final: Path) -> None:
-    """Makes what was written in `staged` the checkpoint `final`: listed, flushed to the disk, renamed.
+    """Turns the folder `staged` into the checkpoint `final`: lists its files, flushes them to the disk, renames it.
 
-    One of that name, of an earlier run, is replaced.
+    A checkpoint of that name, of an earlier run, is replaced.
     """
     files = {
         path.relative_to(staged).as_posix(): [path.stat().st_size, _checksum(path)]
@@ -205,25 +205,25 @@ def finish_checkpoint(staged: Path, final: Path) -> None:
 
 
 def rotate(output: str | Path, limit: int | None, newest: Path, best: str | Path | None) -> None:
-    """Removes the checkpoints that were written first until `limit` are left; never the newest one or the best one."""
+    """Removes the oldest checkpoints until `limit` are left; never the newest or the best one."""
     if limit is None or limit <= 0:
         return
     protected = {newest.resolve()} | ({Path(best).resolve()} if best is not None else set())
     folders = sorted(_numbered(Path(output)), key=_written)
     surplus = len(folders) - max(limit, len(protected))
     for folder in [folder for folder in folders if folder.resolve() not in protected][: max(surplus, 0)]:
-        # Renamed first: should the removal break off, nobody takes the rest for a checkpoint.
+        # Renamed first, so that the rest of an interrupted removal is no checkpoint.
         shutil.rmtree(_put_aside(folder), ignore_errors=True)
         remove_unfinished(output)
 
 
 @contextmanager
 def disk_errors(output: str | Path, what: str) -> Iterator[None]:
-    """Turns what the libraries raise on a full or failing disk into a `CheckpointError` of one line.
+    """Turns the errors of libraries on a full or failing disk into a `CheckpointError` of one line.
 
     Args:
         output: The folder of the run.
-        what: What is being written.
+        what: A name for the files that are written.
     """
     try:
         yield
@@ -248,14 +248,14 @@ def _cannot_write(output: Path, what: str, reason: str) -> str:
 
 
 def _disk_reason(error: Exception) -> str | None:
-    """Why the disk took no more, in the system's words; None where the error is of another kind."""
+    """The system's reason for a failed write; None for another error."""
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno else str(error)
     message = " ".join(str(error).split())
     if isinstance(error, SafetensorError):
         found = re.search(r"os error (\d+)", message)
         return os.strerror(int(found[1])) if found else message
-    # PyTorch's writer says in many ways that a write failed, and in none why.
+    # PyTorch's writer has many messages for a failed write, none with a reason.
     frames = traceback.extract_tb(error.__traceback__)
     if frames and Path(frames[-1].filename).parts[-2:] == ("torch", "serialization.py"):
         return f"{os.strerror(errno.ENOSPC)}, or the disk fails"
@@ -281,7 +281,7 @@ def _written(folder: Path) -> tuple[float, int]:
 def _time_in(path: Path, name: str) -> float | None:
     try:
         content = read_json(path, CheckpointError)
-    except CheckpointError:  # missing or damaged, which shows elsewhere
+    except CheckpointError:  # missing or damaged, which is reported elsewhere
         return None
     value = content.get(name) if isinstance(content, dict) else None
     return float(value) if type(value) in (int, float) and math.isfinite(value) else None
@@ -295,7 +295,7 @@ def _put_aside(folder: Path) -> Path:
 
 
 def _checksum(path: Path) -> int:
-    # For finding damage, not tampering; and a quick one, since weights are large.
+    # Against damage and not tampering; a fast one, since weights are large.
     checksum = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""A model's figures on a data set: encode queries and database, then measure."""
+"""Figures of a trained model on a data set: queries and database are encoded, then measured"""
 
 import logging
 from collections import defaultdict
@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from cmfah_hf.data import drop_unreadable, load_image_text
 from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.data.images import decode_image, decoding_off
-from cmfah_hf.data.streams import PairStream
 from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.evaluation.attention import attention_of_words
@@ -23,7 +22,9 @@ from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.known_words import WordCoverage
-from cmfah_hf.training.region_cache import keep_regions
+from cmfah_hf.training.data.pairs import FEATURES_COLUMN, as_arrays
+from cmfah_hf.training.data.region_cache import keep_regions
+from cmfah_hf.training.data.streams import PairStream
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +41,16 @@ def encode_pairs(
     protocol: str = "single",
     batch_size: int = 64,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The hash values `(N, K)` of all pictures and of all texts of a data set.
+    """The continuous codes `(N, K)` of all images and of all texts of a data set.
 
     Args:
         model: The towers.
         processor: Their processor.
         pairs: Rows as `PairCollator` reads them.
         text_column: The column that the texts are read from.
-        protocol: `"single"`: each modality is encoded alone, as a query arrives. `"paired"`: with its partner, which
-            tells each query its answer; only for comparing with publications that do so.
-        batch_size: Pairs encoded at once.
+        protocol: `"single"`: the unimodal view, as for a query. `"paired"`: the cross-modal view, which gives each
+            query its answer; only for comparison with publications that do so.
+        batch_size: Pairs that are encoded at once.
 
     Raises:
         QueryError: If there is no such protocol.
@@ -60,7 +61,7 @@ def encode_pairs(
 
 @dataclass(frozen=True)
 class _Encoded:
-    """The hash values of a data set's images and texts, `(N, K)` each, its labels, and what is known of its words."""
+    """The continuous codes of images and texts, `(N, K)` each, their labels, and the coverage of their words."""
 
     images: np.ndarray
     texts: np.ndarray
@@ -78,20 +79,19 @@ def _encode(
     batch_size: int = 64,
     expander: GraphExpander | None = None,
 ) -> _Encoded:
-    """As `encode_pairs`, with the labels and the words of the same rows, so that a stream is read once."""
+    """`encode_pairs` with the labels and words of the same rows, so that a stream is read once."""
     _check_protocol(protocol)
     was_training = model.training
     model.eval()
     image_hashes, text_hashes, labels, words = [], [], [], WordCoverage()
     collator = PairCollator(processor, None, text_column)
-    # Decoded by `datasets`, a picture that cannot be read would end the stream; by the stream's own reading it is left
-    # out.
+    # An unreadable image ends a stream that `datasets` decodes; a `PairStream` leaves it out.
     pairs = PairStream(pairs) if isinstance(pairs, datasets.IterableDataset) else pairs
 
     def collate(rows):
         labels.extend(list(row.get("labels") or ()) for row in rows)
         for row in rows:
-            expanded = str(row[text_column] if text_column in row else row["text"])  # as the collator reads it
+            expanded = str(row[text_column] if text_column in row else row["text"])  # the text that the collator reads
             words.count(str(row.get("text", expanded)), expanded, processor, expander)
         return collator(rows)
 
@@ -127,10 +127,10 @@ def evaluate_pairs(
     plots: Path | None = None,
     expander: GraphExpander | None = None,
 ) -> dict[str, float]:
-    """The figures of `RetrievalEvaluator` for pairs of a data set, and how many of the words the model knows.
+    """The figures of `RetrievalEvaluator` for pairs of a data set, and the words that the model does not know.
 
-    For queries and database there are, under names such as `queries_unknown_words`, the words of the texts, those that
-    the model does not know, the texts without a word that it knows, and the share of either.
+    For queries and database, names such as `queries_unknown_words` give the number of words, the number of unknown
+    words and of texts without a known word, and the shares of both.
 
     Args:
         model: The towers.
@@ -139,9 +139,9 @@ def evaluate_pairs(
         database: The pairs that are searched, with labels.
         text_column: The column that the texts are read from.
         protocol: As in `encode_pairs`.
-        evaluator: Which figures. None: all of the default.
+        evaluator: The evaluator. None: all figures of the default one.
         plots: A folder for the precision-recall and precision@k curves as PNG.
-        expander: What made `text_column`, if anything did. A word that it knows is not unknown.
+        expander: The expander of `text_column`, if any. A word that it knows is not unknown.
 
     Raises:
         QueryError: If there is no such protocol, or queries or database have no labels.
@@ -192,15 +192,15 @@ def evaluate_folder(
     protocol: str = "single",
     plots: Path | None = None,
 ) -> dict[str, float]:
-    """The figures of a trained model, from where it is kept, on a data set, as `evaluate_pairs` gives them.
+    """The figures of a saved model on a data set, as in `evaluate_pairs`.
 
-    With a frozen backbone the regions of the pictures are kept, and found again the next time.
+    With a frozen backbone, the regions of the images are kept for the next time.
 
     Args:
         model: A folder or a Hub id.
         dataset: As in `load_image_text`.
-        query_split: The split whose items are the queries.
-        database_split: The split that is searched. None: `database` where there is one, else `train`.
+        query_split: The split of the queries.
+        database_split: The split that is searched. None: `database` if the data has it, else `train`.
         protocol: As in `encode_pairs`.
         plots: A folder for the curves as PNG.
 
@@ -222,11 +222,7 @@ def evaluate_folder(
                 f"{dataset}: the split {name!r} has no labels, without which nothing is relevant to anything; add them."
             )
     for name in (query_split, database_split):
-        pairs = loaded[name]
-        if retriever.model.config.freeze_backbone:
-            pairs = keep_regions(pairs, retriever.model.image_model, retriever.processor).remove_columns("image")
-        else:
-            pairs = drop_unreadable(pairs)
+        pairs = _fit_for(retriever, loaded[name], dataset)
         if expander is not None:
             text_column = expander.output_column
             pairs = pairs.map(expander, batched=True, desc="Expansion")
@@ -236,8 +232,30 @@ def evaluate_folder(
     )
 
 
+def _fit_for(retriever: CrossMediaRetriever, pairs: datasets.Dataset, dataset: str) -> datasets.Dataset:
+    """The pairs as the model reads them: regions of a frozen backbone, readable images, or given features."""
+    model = retriever.model
+    width = model.config.image_feature_dim
+    if "image" in pairs.column_names and width is None:
+        if model.config.freeze_backbone:
+            return keep_regions(pairs, model.image_model, retriever.processor).remove_columns("image")
+        return drop_unreadable(pairs)
+    if width is None or FEATURES_COLUMN not in pairs.column_names:
+        reads, has = ("images", "features of them") if width is None else (f"{width} features of an image", "images")
+        raise DataError(
+            f"{dataset}: the model reads {reads}, and the data has {has}; take other data or another model."
+        )
+    pairs = as_arrays(pairs)
+    if len(pairs) and len(pairs[0][FEATURES_COLUMN]) != width:
+        raise DataError(
+            f"{dataset}: its images have {len(pairs[0][FEATURES_COLUMN])} features, and the model reads {width}; take "
+            "the features that it was trained on."
+        )
+    return pairs
+
+
 def pointing_accuracy(model: CMFAHModel, processor: CMFAHProcessor, pairs: Any) -> dict[str, float]:
-    """The pointing game over a data set with the boxes of its things, as scenes have them.
+    """The pointing game on a data set with boxes, such as the scenes.
 
     Args:
         model: Towers with attention.
@@ -245,12 +263,12 @@ def pointing_accuracy(model: CMFAHModel, processor: CMFAHProcessor, pairs: Any) 
         pairs: Rows with `image`, `text` and `boxes`: a list of `{"word": ..., "box": [left, top, right, bottom]}`.
 
     Returns:
-        `accuracy`: the share of words whose strongest region lies in a box of their thing; `chance`: that of a region
-        drawn at random; `words`: how many words were asked.
+        `accuracy`: the share of words whose region of largest attention is in a box of the word; `chance`: the share
+        for random regions; `words`: the number of words.
 
     Raises:
         ImageError: If an image cannot be read.
-        QueryError: If no word in a box is known to the model.
+        QueryError: If the model knows no word of a box.
     """
     hits = chance = 0.0
     total = 0

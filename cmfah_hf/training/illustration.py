@@ -1,4 +1,4 @@
-"""A picture of what a trained model looks at, for its card."""
+"""A plot of a trained model's attention, for its card"""
 
 from itertools import islice
 from pathlib import Path
@@ -8,34 +8,34 @@ from PIL import Image
 
 from cmfah_hf.data import load_image_text
 from cmfah_hf.data.images import decode_image, decoding_off
-from cmfah_hf.data.streams import PairStream
 from cmfah_hf.errors import ImageError
 from cmfah_hf.evaluation.attention import attention_of_words
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
-from cmfah_hf.training.arguments import DataArguments
+from cmfah_hf.training.data.streams import PairStream
+from cmfah_hf.training.settings.arguments import DataArguments
 
 ATTENTION_NAME = "attention.png"
-# Query pairs among which one with few words is looked for, and the most words that are drawn.
+# Query pairs that are searched for one with few words, and the maximum number of words drawn.
 _LOOKED_AT, _MOST_WORDS = 100, 6
 
 
 def draw_attention(
     model: CMFAHModel, processor: CMFAHProcessor, queries: Any, data: DataArguments, folder: Path
 ) -> Path | None:
-    """Draws where the words of one query pair look, as `attention.png`.
+    """Plots the attention of the words of one query pair, as `attention.png`.
 
     Args:
         model: The towers.
         processor: Their processor.
-        queries: The query pairs. Where they hold regions and no pictures, the pictures are read from the data set.
-        data: What they were read by.
-        folder: Where the picture goes.
+        queries: The query pairs. Where they hold regions and no images, the images are read from the data set.
+        data: The arguments that they were read by.
+        folder: The folder for the plot.
 
     Returns:
-        None where there is nothing to draw: no attention, a stream, or no pair with two words that the model knows and
-        an image that can be read.
+        None where there is nothing to plot: no attention, a stream, a data set without images, or no pair with two
+        words that the model knows and a readable image.
     """
-    if model.config.attention == "none" or isinstance(queries, PairStream):
+    if model.config.attention == "none" or model.config.image_feature_dim or isinstance(queries, PairStream):
         return None
     if "image" not in queries.column_names:
         queries = load_image_text(
@@ -63,7 +63,7 @@ def draw_attention(
 
 
 def _image_of(row: dict[str, Any]) -> Image.Image | None:
-    """The image of a row; None if it is damaged, which a run has reported by then."""
+    """The image of a row; None if it is damaged, which the run has already reported."""
     try:
         return decode_image(row["image"])
     except ImageError:

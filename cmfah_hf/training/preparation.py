@@ -1,307 +1,97 @@
-"""What stands before the first step of a run: its pairs, its words, what makes pairs alike, and its model."""
+"""Preparation of a run: data, vocabulary, similarity, model"""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import datasets
 import torch
-from datasets.fingerprint import Hasher
-from huggingface_hub.errors import StrictDataclassError
 
-from cmfah_hf.data import collect_classes, load_image_text, resolve_data_path, train_validation_split
-from cmfah_hf.data.images import drop_unreadable
 from cmfah_hf.data.label_counts import LabelCounts
 from cmfah_hf.data.similarity import LabelSimilarity, PairSimilarity, Similarity, TagSimilarity
-from cmfah_hf.data.streams import PairStream, split_stream
-from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
-from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding, WikipediaKnowledge
+from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
 from cmfah_hf.expansion.label_vectors import label_vectors
-from cmfah_hf.models import METHODS, CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.models import METHODS, CMFAHForPreTraining, CMFAHProcessor
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
-from cmfah_hf.training.arguments import DataArguments
-from cmfah_hf.training.backbone import load_backbone_weights
-from cmfah_hf.training.checkpoints import disk_errors, wants_to_resume
-from cmfah_hf.training.configuration import Run
-from cmfah_hf.training.data_source import source_of
-from cmfah_hf.training.kept_tables import kept_folder, kept_table
-from cmfah_hf.training.region_cache import keep_regions
-from cmfah_hf.training.streaming import count_streams, open_streams, stream_regions
+from cmfah_hf.training.backbone import backbone_weights, load_backbone_weights
+from cmfah_hf.training.data.pairs import Pairs, read_pairs
+from cmfah_hf.training.settings.arguments import DataArguments
+from cmfah_hf.training.settings.configuration import Run
+from cmfah_hf.training.vocabulary import make_words
 
 logger = logging.getLogger(__name__)
 
-WORDS_STEMS = ("expander", "knowledge", "skip_gram")
 _PORTION = 1_000
 
 
 @dataclass
-class Pairs:
-    """The pairs of a run: map-style, or streams.
+class PreparedRun:
+    """Everything that a run needs before its first step.
 
-    `splits` are `train` and `validation`, and where there are such `query` and `database`. `stream_of_all` are a
-    stream's pairs of training and validation together. `classes` are those of train and of validation. `texts` is what
-    the words are learned from, `together` how often a stream's training labels stand together, `backbone` what made
-    the regions, if they are kept, and `source` where the data came from (`source_of`).
+    Attributes:
+        run: The run's settings, with those that the data decides.
+        pairs: Its pairs, with expanded texts where it expands them.
+        expander: The word graph with its knowledge; None where texts are not expanded.
+        embedding: The word vectors.
+        similarity: The similarity of pairs in training.
+        measured: The similarity of pairs in evaluation.
+        label_counts: How often two labels occur together, for a method with a label graph.
     """
 
-    splits: dict[str, Any]
-    stream_of_all: PairStream | None
-    classes: dict[str, list[str]]
-    texts: Iterable[Any]
-    together: LabelCounts | None
-    backbone: torch.nn.Module | None
-    source: dict[str, str | None] = field(default_factory=dict)
+    run: Run
+    pairs: Pairs
+    expander: GraphExpander | None
+    embedding: SkipGramEmbedding
+    similarity: Similarity
+    measured: Similarity
+    label_counts: LabelCounts | None
 
     @property
-    def all(self) -> Any:
-        """The pairs of training and validation together."""
-        if self.stream_of_all is not None:
-            return self.stream_of_all
-        return datasets.concatenate_datasets([self.splits["train"], self.splits["validation"]])
+    def text_column(self) -> str:
+        """The column that the model reads texts from."""
+        return "text" if self.expander is None else self.expander.output_column
 
     @property
-    def is_stream(self) -> bool:
-        return self.stream_of_all is not None
+    def classes(self) -> list[str]:
+        """The classes that guide the training; none where it goes without labels."""
+        return self.pairs.classes["train"] if self.run.data.similarity == "labels" else []
 
-    @property
-    def label_counts(self) -> LabelCounts:
-        """How often the labels of the training pairs stand together, `[label-graph]`."""
-        return LabelCounts.of(self.splits["train"]) if self.together is None else self.together
-
-    def expanded(self, expander: GraphExpander) -> "Pairs":
-        """With the column of the expanded texts, `[graph]`."""
-        if self.is_stream:
-            splits = {name: pairs.map(expander, batched=True) for name, pairs in self.splits.items()}
-            return replace(self, splits=splits, stream_of_all=self.stream_of_all.map(expander, batched=True))
-        return replace(self, splits={name: _expanded(pairs, expander) for name, pairs in self.splits.items()})
-
-
-def _expanded(pairs: datasets.Dataset, expander: GraphExpander) -> datasets.Dataset:
-    features = datasets.Features({expander.output_column: datasets.Value("string")})
-
-    def make(file: Path) -> None:
-        pairs.select_columns(["text"]).with_format(None).map(
-            expander,
-            cache_file_name=str(file),
-            load_from_cache_file=False,
-            batched=True,
-            remove_columns=["text"],
-            features=features,
-            desc="Expansion",
+    def build_model(self) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
+        """A new model, with random weights where none are given, and its processor."""
+        return build_model(
+            self.run, self.classes, self.embedding, self.pairs.backbone, self.label_counts, self.pairs.feature_dim
         )
 
-    folder = kept_folder("expanded", f"{pairs._fingerprint} {Hasher.hash(expander)}")
-    column = kept_table(folder, features, len(pairs), make)
-    layout = pairs.format
-    joined = datasets.concatenate_datasets([pairs.with_format(None), column], axis=1)
-    if layout["type"] is None:
-        return joined
-    return joined.with_format(layout["type"], layout["columns"], output_all_columns=True, **layout["format_kwargs"])
 
+def prepare(run: Run, output: Path, checkpoint: Path | None) -> PreparedRun:
+    """Prepares a run: data, vocabulary, similarity.
 
-def read_pairs(run: Run, output: Path) -> Pairs:
-    """The pairs of a run, without unreadable pictures; of a frozen backbone whose regions are kept, their regions.
+    Args:
+        run: The run.
+        output: Its folder; the vocabulary goes there.
+        checkpoint: The checkpoint that it resumes from, if any; the vocabulary next to it is used again.
 
     Raises:
-        DataError: If the data lacks what the run needs.
+        CMFAHError: If the data or a setting cannot be used.
     """
-    data, config = run.data, model_config(run)
-    _check_method(run)
-    if config.freeze_backbone and not backbone_weights(data, config):  # before hours are spent on its regions
-        logger.warning(
-            "The image backbone is frozen with weights drawn at random; give --backbone_weights, or "
-            "--freeze_backbone false."
-        )
-    keeps_regions = config.freeze_backbone and data.keep_regions
-    if data.streaming:
-        loaded = open_streams(data)
-    else:
-        loaded = load_image_text(
-            data.dataset, image_column=data.image_column, text_column=data.text_column, labels_column=data.labels_column
-        )
-    source = source_of(data.dataset, loaded) if run.training.should_save else {}
-    if data.database_split == "database" and "database" not in loaded:
-        data = replace(data, database_split=None)
-    _check(data, loaded)
-    wanted = {data.train_split, data.validation_split, data.query_split, data.database_split}
-    loaded = {name: pairs for name, pairs in loaded.items() if name in wanted}
-    image_model = processor = None
-    if keeps_regions:
-        image_model = CMFAHImageModel(config).to(run.training.device)
-        if weights := backbone_weights(data, config):
-            load_backbone_weights(image_model, weights)
-        processor = CMFAHProcessor.from_vocabulary(config, [], data.image_mean, data.image_std)
-    backbone = image_model.embeddings.backbone if image_model is not None else None
-    if data.streaming:
-        if keeps_regions:
-            loaded = stream_regions(run, loaded, image_model, processor)
-        whole = None if data.validation_split is not None else loaded[data.train_split]
-        splits = _cut(data, loaded, split_stream)
-        return Pairs(*count_streams(run, splits, whole, keeps_regions, output), backbone, source)
-    with run.training.main_process_first(local=run.training.save_on_each_node, desc="pictures"):
-        if keeps_regions:
-            mirrored = {data.train_split, data.validation_split} if data.mirror else set()
-            loaded = {
-                name: keep_regions(pairs, image_model, processor, name in mirrored).remove_columns("image")
-                for name, pairs in loaded.items()
-            }
-        else:
-            loaded = {name: drop_unreadable(pairs) for name, pairs in loaded.items()}
-        splits = _cut(data, loaded, train_validation_split)
-    classes = {
-        name: collect_classes(splits[name]) if data.similarity == "labels" else _labels_of(splits[name])
-        for name in (("train",) if data.similarity == "labels" else ("train", "validation"))
-    }
-    return Pairs(splits, None, classes, splits["train"], None, backbone, source)
-
-
-def model_config(run: Run) -> CMFAHConfig:
-    """The configuration of a run's model, before anything is known of its data.
-
-    Raises:
-        CMFAHError: If a setting of it cannot be used.
-    """
-    try:
-        return run.config_class(**run.model)
-    except CMFAHError:
-        raise
-    # Of the settings of a backbone, each of which transformers checks in its own way.
-    except (ValueError, TypeError, KeyError, AttributeError, OSError, ImportError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise CMFAHError(f"The settings of the model cannot be used: {reason}") from error
-
-
-def _labels_of(pairs: datasets.Dataset) -> list[str]:
-    if "labels" not in pairs.column_names:
-        return []
-    return sorted({name for names in pairs["labels"] for name in names or ()})
-
-
-def _check_method(run: Run) -> None:
-    """What a method makes of labels, where a run goes without them."""
-    if run.data.similarity == "labels":
-        return
-    for name, what in (("use_label_graph", "label graph"), ("queue_size", "queue")):
-        if run.setting(name):
-            off = "false" if name == "use_label_graph" else "0"
-            raise DataError(
-                f"{run.method} makes its {what} of labels, and --similarity {run.data.similarity} goes without them; "
-                f"give --similarity labels, --{name} {off}, or --method cmfah."
-            )
-
-
-def _check(data: DataArguments, loaded: Mapping[str, Any]) -> None:
-    """What can be known to be missing is said before the backbone sees a picture, which may take hours."""
-    for name in (data.train_split, data.validation_split, data.database_split):
-        if name is not None and name not in loaded:
-            raise DataError(f"{data.dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
-    if data.similarity == "labels" and "labels" not in loaded[data.train_split].column_names:
-        raise DataError(
-            f"{data.dataset}: the split {data.train_split!r} has no labels, which guide the training; add them, or "
-            "give --similarity tags or --similarity pairs, which need none."
-        )
-
-
-def _cut(data: DataArguments, loaded: Mapping[str, Any], divide: Callable) -> dict[str, Any]:
-    """The splits by their part in the run: `train`, `validation`, and where there are such `query` and `database`."""
-    splits = {"train": loaded[data.train_split]}
-    if data.validation_split is not None:
-        splits["validation"] = loaded[data.validation_split]
-    else:
-        splits["train"], splits["validation"] = divide(
-            splits["train"], data.validation_fraction, seed=data.validation_seed
-        )
-    if data.query_split in loaded:
-        splits["query"] = loaded[data.query_split]
-    elif data.query_split is not None:
-        logger.warning(
-            "%s: there is no split %r, so no test queries are measured; there are %s.",
-            data.dataset,
-            data.query_split,
-            ", ".join(loaded),
-        )
-    if data.database_split is not None:
-        splits["database"] = loaded[data.database_split]
-    return splits
-
-
-def make_words(
-    run: Run, texts: Iterable[Any], output: Path, checkpoint: Path | None
-) -> tuple[GraphExpander | None, SkipGramEmbedding]:
-    """The word graph and the word vectors: those of the run that goes on, else of the run that is named, else new.
-
-    Of several processes the main one makes and keeps them, and the others read what it kept.
-    """
-    args, data = run.training, run.data
-    if wants_to_resume(args.resume_from_checkpoint):
-        for folder in (output, *([checkpoint.parent] if checkpoint is not None else [])):
-            try:
-                words = _load_words(data, folder)
-            except CheckpointError:  # broken off before they were written
-                continue
-            if folder != output and args.should_save:
-                _save_words(output, *words)
-            return words
-    if not args.should_save:
-        return _load_words(data, output)
-    words = _load_words(data, resolve_data_path(data.words_from)) if data.words_from else None
-    # None of an earlier run may be taken for this one's, should it break off in between.
-    for path in (output / f"{stem}{ending}" for stem in WORDS_STEMS for ending in (".json", ".safetensors")):
-        path.unlink(missing_ok=True)
-    words = words or _fit_words(run, texts)
-    _save_words(output, *words)
-    return words
-
-
-def _load_words(data: DataArguments, folder: Path) -> tuple[GraphExpander | None, SkipGramEmbedding]:
-    return GraphExpander.load(folder) if data.expand else None, SkipGramEmbedding.load(folder)
-
-
-def _save_words(output: Path, expander: GraphExpander | None, embedding: SkipGramEmbedding) -> None:
-    with disk_errors(output, "the words"):
+    pairs = read_pairs(run, output)
+    # With `save_on_each_node`, the nodes do not share a file system.
+    with run.training.main_process_first(local=run.training.save_on_each_node, desc="words"):
+        expander, embedding = make_words(run, pairs.texts, output, checkpoint)
         if expander is not None:
-            expander.save(output)
-        embedding.save(output)
-
-
-def _fit_words(run: Run, texts: Iterable[Any]) -> tuple[GraphExpander | None, SkipGramEmbedding]:
-    """The word graph of the training texts with its knowledge, and the word vectors."""
-    data = run.data
-    expander = None
-    corpus: Any = texts
-    if data.expand:
-        expander = GraphExpander(
-            data.walk_length,
-            top_k=data.top_k,
-            min_probability=data.min_probability,
-            seed=run.training.seed,
-            tokenizer=data.word_tokenizer,
-            knowledge_top_k=data.knowledge_top_k,
-        ).fit(texts)
-        if data.knowledge:
-            expander.knowledge = WikipediaKnowledge(
-                window=data.knowledge_window,
-                min_pair_count=data.knowledge_min_pair_count,
-                within_vocabulary=data.knowledge_within_vocabulary,
-                tokenizer=data.word_tokenizer,
-            ).fit([resolve_data_path(source) for source in data.knowledge], expander.graph.vocabulary)
-        corpus = expander.corpus(texts, num_walks=data.word_walks)
-    embedding = SkipGramEmbedding(
-        run.setting("word_dim"),
-        epochs=data.word_epochs,
-        window=data.word_window,
-        seed=data.word_seed,
-        workers=data.word_workers,
-        min_count=data.word_min_count,
-    ).fit(corpus, extra_corpus=[resolve_data_path(path) for path in data.word_corpus] or None)
-    return expander, embedding
+            pairs = pairs.expanded(expander)
+    similarity, measured = similarities(run.data, pairs, expander)
+    if isinstance(similarity, TagSimilarity):
+        run = replace(run, model={"positive_overlap": similarity.threshold, **run.model})
+        similarity.threshold = run.model["positive_overlap"]
+    # Counted once: the label graph of a refit is that of the training pairs, as its vocabulary is.
+    label_counts = pairs.label_counts if run.setting("use_label_graph") else None
+    return PreparedRun(run, pairs, expander, embedding, similarity, measured, label_counts)
 
 
 class _ExpandedTexts:
-    """Texts with the words that the graph adds, as often as they are asked for."""
+    """Texts with the words that the graph adds; can be iterated over again."""
 
     def __init__(self, texts: Iterable[str], expander: GraphExpander):
         self.texts, self.expander = texts, expander
@@ -313,7 +103,7 @@ class _ExpandedTexts:
 
 
 def similarities(data: DataArguments, pairs: Pairs, expander: GraphExpander | None) -> tuple[Similarity, Similarity]:
-    """What makes pairs alike in training, and in the evaluation on the validation pairs: labels, if there are any."""
+    """The similarity of pairs in training, and in evaluation on the validation pairs, which prefers labels."""
     if data.similarity == "labels":
         by_label = LabelSimilarity(pairs.classes["train"])
         return by_label, by_label
@@ -331,31 +121,28 @@ def similarities(data: DataArguments, pairs: Pairs, expander: GraphExpander | No
     return similarity, LabelSimilarity(found)
 
 
-def backbone_weights(data: DataArguments, config: CMFAHConfig) -> str | None:
-    """Where the backbone's weights are; one that is given by Hub id or folder brings its own."""
-    return data.backbone_weights or (
-        config.backbone_config.name_or_path if config.backbone_config is not None else None
-    )
-
-
 def build_model(
     run: Run,
     classes: list[str],
     embedding: SkipGramEmbedding,
     backbone: torch.nn.Module | None,
     label_counts: LabelCounts | None = None,
+    feature_dim: int | None = None,
 ) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
-    """A model with the word vectors, the backbone's weights and the label graph in it, and its processor.
+    """A model with the word vectors, the backbone's weights and the label graph, and its processor.
 
     Args:
         run: The run.
-        classes: The names of the classes; none where the run goes without labels.
+        classes: The names of the classes; empty for a run without labels.
         embedding: The word vectors.
-        backbone: What made the regions, if they are kept.
-        label_counts: How often labels stand together; of a method with a label graph.
+        backbone: The backbone that computed the regions, if they are kept.
+        label_counts: How often two labels occur together; for a method with a label graph.
+        feature_dim: The width of the image features, where the data has these instead of images.
     """
     vectors_VE = torch.from_numpy(embedding.vectors)
     settings = {**run.model, "word_dim": vectors_VE.shape[1]}
+    if feature_dim is not None:
+        settings |= {"image_feature_dim": feature_dim, "backbone": None, "backbone_config": None}
     if not classes and run.setting("label_weight"):
         logger.info("Without labels there is no label guidance: label_weight is taken as 0.")
         settings["label_weight"] = 0
@@ -368,14 +155,14 @@ def build_model(
     model = METHODS[run.method].pretraining(config)
     table = model.get_input_embeddings().weight.data
     table.zero_()
-    # Of one length, as the regions are: skip-gram's lengths tell how frequent a word is, and not what it means.
+    # Of one length, as the regions: the lengths of skip-gram's vectors show the frequency of a word, not its meaning.
     table[len(SPECIAL_TOKENS) :] = torch.nn.functional.normalize(vectors_VE, dim=1) * vectors_VE.shape[1] ** 0.5
     if label_counts is not None:
         counts_CC = torch.from_numpy(label_counts.matrix(classes))
         model.label_graph.fill(counts_CC, torch.from_numpy(label_vectors(classes, embedding)))
     weights = backbone_weights(run.data, config)
-    if backbone is not None:  # the one that made the regions, also where its weights were drawn at random
+    if backbone is not None:  # the backbone of the regions, whose weights may be random
         model.cmfah.image_model.embeddings.backbone.load_state_dict(backbone.state_dict())
-    elif weights:
+    elif weights and feature_dim is None:
         load_backbone_weights(model.cmfah.image_model, weights)
     return model, CMFAHProcessor.from_vocabulary(config, embedding.vocabulary, run.data.image_mean, run.data.image_std)

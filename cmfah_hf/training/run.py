@@ -1,4 +1,4 @@
-"""One training run: from a configuration to a folder that `from_pretrained` loads."""
+"""A training run, from its settings to a folder that `from_pretrained` loads"""
 
 import json
 import logging
@@ -7,17 +7,15 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import TrainerCallback, set_seed
 
 from cmfah_hf.atomic import write_text
-from cmfah_hf.data.similarity import TagSimilarity
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import METRICS_NAME
-from cmfah_hf.models import METHODS, CMFAHForPreTraining
-from cmfah_hf.training.arguments import CMFAHTrainingArguments
+from cmfah_hf.models import METHODS, CMFAHProcessor
 from cmfah_hf.training.checkpoints import (
     begin_anew,
     disk_errors,
@@ -26,149 +24,163 @@ from cmfah_hf.training.checkpoints import (
     step_of,
     wants_to_resume,
 )
-from cmfah_hf.training.configuration import Run
 from cmfah_hf.training.evaluate import evaluate_pairs
 from cmfah_hf.training.illustration import draw_attention
-from cmfah_hf.training.preparation import build_model, make_words, read_pairs, similarities
+from cmfah_hf.training.preparation import PreparedRun, prepare
 from cmfah_hf.training.run_folder import held, make_output_folder
-from cmfah_hf.training.settings_file import write_settings
+from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
+from cmfah_hf.training.settings.configuration import Run
+from cmfah_hf.training.settings.run_yaml import write_settings
 from cmfah_hf.training.trainer import CMFAHTrainer, without_augmentation
 
 REFIT_NAME = "refit"
 
 
 def train(run: Run) -> dict[str, Any]:
-    """Trains a model and leaves it, its processor, its words and its figures in `run.training.output_dir`.
+    """Trains a model and saves it, its processor, its vocabulary and its figures in `run.training.output_dir`.
 
-    The validation pairs choose the epoch. With `refit` a second model is then trained from the start on all pairs, the
-    validation pairs among them, to that epoch of the same schedule. The test queries are looked at once, at the end.
+    The validation pairs choose the epoch. With `refit`, a second model is then trained from the start on all pairs,
+    validation included, up to that epoch of the same schedule. The test queries are measured once, at the end.
 
-    A run that was broken off goes on with `resume_from_checkpoint` (`find_checkpoint` says what it takes), in the refit
-    too, and ends as the unbroken one would have; the words that it had made are not made again.
+    An interrupted run resumes with `resume_from_checkpoint` (see `find_checkpoint`), also in the refit, and ends as an
+    uninterrupted one; its vocabulary is not fitted again.
 
-    With `push_to_hub` the finished folder then goes to `hub_model_id`, as `cmfah push` would bring it there.
+    With `push_to_hub`, the finished folder then goes to `hub_model_id`, as by `cmfah push`.
 
     Returns:
-        `validation`: the best MAP there, its `epoch`, and what was relevant there (`validation_relevance`); `query`:
-        the figures of `RetrievalEvaluator`, where the data has a query split with labels; and what the run was (method,
-        bits, seed, pairs, `source`, as `source_of` gives it). The same is in `metrics.json`. Of several processes only
-        the main one gets them.
+        The content of `metrics.json`: `validation`, the best MAP on the validation pairs, its `epoch` and its
+        similarity (`validation_relevance`); `query`, the figures of `RetrievalEvaluator`, if the data has a query split
+        with labels; and the method, bits, seed, numbers of pairs and `source` (`source_of`). Empty in all processes but
+        the main one.
 
     Raises:
         CMFAHError: If the data, the weights, a setting or the checkpoint cannot be used, the disk is full, or the Hub
-            refuses the model; the folder is whole then, and `cmfah push` takes it.
+            refuses the model; in the last case the folder is complete, and `cmfah push` takes it.
     """
     output = make_output_folder(run.training.output_dir)
-    # Of several processes the one that writes holds the folder. The others are ended with it, should it fail.
+    # With several processes, the one that writes holds the lock. If it fails, the others are ended with it.
     with held(output, "training") if run.training.should_save else nullcontext():
         return _train(run, output)
 
 
 def _train(run: Run, output: Path) -> dict[str, Any]:
     start = time.monotonic()
-    args, data = run.training, run.data
+    args = run.training
     set_seed(args.seed)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output)
     if args.should_save and not wants_to_resume(args.resume_from_checkpoint):
         begin_anew(output)
-    if not args.should_save:  # a warning is said once
+    if not args.should_save:  # the main process reports all warnings but those of images that it does not read
         logging.getLogger("cmfah_hf").setLevel(logging.ERROR)
-        logging.getLogger("cmfah_hf.data.streams").setLevel(logging.WARNING)  # of pictures that no other one reads
-    pairs = read_pairs(run, output)
-    text_column = "text"
-    # Where the nodes save each for itself, they do not see each other's files.
-    with args.main_process_first(local=args.save_on_each_node, desc="words"):
-        expander, embedding = make_words(run, pairs.texts, output, checkpoint)
-        if expander is not None:
-            text_column = expander.output_column
-            pairs = pairs.expanded(expander)
-    similarity, measured = similarities(data, pairs, expander)
-    if isinstance(similarity, TagSimilarity):
-        run = replace(run, model={"positive_overlap": similarity.threshold, **run.model})
-        similarity.threshold = run.model["positive_overlap"]
-    classes = pairs.classes["train"] if data.similarity == "labels" else []
-    # Counted once: as the words, the label graph of a refit is that of the training pairs.
-    label_counts = pairs.label_counts if run.setting("use_label_graph") else None
-    model, processor = build_model(run, classes, embedding, pairs.backbone, label_counts)
-
-    def trainer_of(model: CMFAHForPreTraining, args: CMFAHTrainingArguments, train_pairs: Any, **kwargs: Any):
-        return CMFAHTrainer(
-            model,
-            args,
-            train_pairs,
-            pairs.splits["validation"],
-            processing_class=processor,
-            text_column=text_column,
-            similarity=similarity,
-            measured=measured,
-            **kwargs,
-        )
-
-    trainer = trainer_of(model, args, pairs.splits["train"])
+        logging.getLogger("cmfah_hf.training.data.streams").setLevel(logging.WARNING)
+    prepared = prepare(run, output, checkpoint)
+    trainer = _trainer(prepared, args, prepared.pairs.splits["train"])
     trainer.train(resume_from_checkpoint=checkpoint)
     with disk_errors(output, "the state of the training"):
         trainer.save_state()
     best, epoch = trainer.state.best_metric, _best_epoch(trainer)
-    if data.refit:
+    if run.data.refit:
         # Checkpoints of a refit belong to this run only if nothing was left to do before it.
-        refit_goes_on = checkpoint is not None and trainer.state.global_step == step_of(checkpoint)
-        set_seed(args.seed)
-        model, processor = build_model(run, classes, embedding, pairs.backbone, label_counts)
-        final = _refit_arguments(args, output / REFIT_NAME)
-        trainer = trainer_of(model, final, pairs.all, callbacks=[_StopAfter(epoch)])
-        trainer.train(resume_from_checkpoint=newest_checkpoint(final.output_dir) if refit_goes_on else None)
-    if not all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters()):
-        raise CMFAHError(
-            f"{output}: the training diverged, weights are not finite; give a lower learning_rate, or a max_grad_norm. "
-            "No model was saved."
-        )
-    if trainer.is_fsdp_enabled:  # whatever the checkpoints are: what is left in the end is one whole model
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    with disk_errors(output, "the model"):
-        trainer.save_model(str(output))
+        resumes = checkpoint is not None and trainer.state.global_step == step_of(checkpoint)
+        trainer = _refit(prepared, output / REFIT_NAME, epoch, resumes)
+    _save_model(trainer, output)
     if not trainer.is_world_process_zero():
         return {}
     metrics: dict[str, Any] = {
         "method": run.method,
-        "hash_bits": model.config.hash_bits,
+        "hash_bits": run.setting("hash_bits"),
         "seed": args.seed,
-        "source": pairs.source,
-        "train_pairs": len(pairs.splits["train"]),
-        "validation_pairs": len(pairs.splits["validation"]),
-        "similarity": similarity.name,
+        "source": prepared.pairs.source,
+        "train_pairs": len(prepared.pairs.splits["train"]),
+        "validation_pairs": len(prepared.pairs.splits["validation"]),
+        "similarity": prepared.similarity.name,
         "validation": best,
-        "validation_relevance": measured.name,
+        "validation_relevance": prepared.measured.name,
         "epoch": epoch,
-        "refit": data.refit,
+        "refit": run.data.refit,
         "seconds": round(time.monotonic() - start, 1),
     }
-    queries, database = pairs.splits.get("query"), pairs.splits.get("database", pairs.all)
-    if queries is not None and all("labels" in side.column_names for side in (queries, database)):
-        if trainer.is_fsdp_enabled:  # its weights are spread over processes that have done their part
-            towers = METHODS[run.method].model.from_pretrained(output).to(args.device)
-        else:
-            towers = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).cmfah
-        metrics["query"] = evaluate_pairs(
-            towers,
-            processor,
-            without_augmentation(queries),
-            without_augmentation(database),
-            text_column,
-            plots=output / "plots",
-            expander=expander,
-        )
-        draw_attention(towers, processor, queries, data, output / "plots")
+    figures = _query_figures(prepared, trainer, output)
+    if figures is not None:
+        metrics["query"] = figures
     with disk_errors(output, "the figures"):
-        write_settings(run, output)
+        write_settings(prepared.run, output)
         write_text(output / METRICS_NAME, json.dumps(metrics, indent=2) + "\n", CheckpointError)
-    shutil.rmtree(output / REFIT_NAME, ignore_errors=True)  # all of it is in the model now
+    shutil.rmtree(output / REFIT_NAME, ignore_errors=True)  # the model holds its result
     if args.push_to_hub:
         trainer.push_finished(output)
     return metrics
 
 
+def _trainer(prepared: PreparedRun, args: CMFAHTrainingArguments, train_pairs: Any, **kwargs: Any) -> CMFAHTrainer:
+    """The trainer of a new model."""
+    model, processor = prepared.build_model()
+    return CMFAHTrainer(
+        model,
+        args,
+        train_pairs,
+        prepared.pairs.splits["validation"],
+        processing_class=processor,
+        text_column=prepared.text_column,
+        relevance=prepared.similarity,
+        measured=prepared.measured,
+        **kwargs,
+    )
+
+
+def _refit(prepared: PreparedRun, folder: Path, epoch: float, resumes: bool) -> CMFAHTrainer:
+    """Trains a second model on the pairs of training and validation, up to an epoch of the same schedule."""
+    args = prepared.run.training
+    set_seed(args.seed)
+    callbacks = [_StopAfter(epoch)]
+    trainer = _trainer(prepared, _refit_arguments(args, folder), prepared.pairs.all, callbacks=callbacks)
+    trainer.train(resume_from_checkpoint=newest_checkpoint(folder) if resumes else None)
+    return trainer
+
+
+def _save_model(trainer: CMFAHTrainer, output: Path) -> None:
+    """Saves the finished model in one file of whole tensors.
+
+    Raises:
+        CMFAHError: If its weights are not finite.
+    """
+    if not all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters()):
+        raise CMFAHError(
+            f"{output}: the training diverged, weights are not finite; give a lower learning_rate, or a max_grad_norm. "
+            "No model was saved."
+        )
+    if trainer.is_fsdp_enabled:  # also where the checkpoints are sharded
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    with disk_errors(output, "the model"):
+        trainer.save_model(str(output))
+
+
+def _query_figures(prepared: PreparedRun, trainer: CMFAHTrainer, output: Path) -> dict[str, float] | None:
+    """The figures on the test queries, with plots; None without query pairs and a database that have labels."""
+    pairs, run = prepared.pairs, prepared.run
+    queries, database = pairs.splits.get("query"), pairs.splits.get("database", pairs.all)
+    if queries is None or not all("labels" in side.column_names for side in (queries, database)):
+        return None
+    if trainer.is_fsdp_enabled:  # its weights are spread over processes that have ended their part
+        towers = METHODS[run.method].model.from_pretrained(output).to(run.training.device)
+    else:
+        towers = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).cmfah
+    processor = cast(CMFAHProcessor, trainer.processing_class)
+    figures = evaluate_pairs(
+        towers,
+        processor,
+        without_augmentation(queries),
+        without_augmentation(database),
+        prepared.text_column,
+        plots=output / "plots",
+        expander=prepared.expander,
+    )
+    draw_attention(towers, processor, queries, run.data, output / "plots")
+    return figures
+
+
 def _refit_arguments(args: CMFAHTrainingArguments, folder: Path) -> CMFAHTrainingArguments:
-    """Those of the second model: it is not evaluated, and keeps the last checkpoint for going on after a break."""
+    """Arguments of the second model, which is not evaluated and keeps its last checkpoint to resume from."""
     return replace(
         args,
         output_dir=str(folder),
@@ -190,7 +202,7 @@ def _best_epoch(trainer: CMFAHTrainer) -> float:
 
 
 class _StopAfter(TrainerCallback):
-    """Ends a training after so many epochs of its schedule."""
+    """Ends a training after a number of epochs of its schedule."""
 
     def __init__(self, epochs: float):
         self.epochs = epochs

@@ -1,4 +1,4 @@
-"""The folder of a run: made, held against other trainings, and its files replaced whole."""
+"""The folder of a run: created, locked against other trainings, its files replaced atomically"""
 
 import shutil
 import stat
@@ -14,10 +14,10 @@ _LINGERING_S = 10.0
 
 
 def make_output_folder(path: str | Path) -> Path:
-    """The folder of a run, made where it is not there yet.
+    """Creates the folder of a run, if it does not exist.
 
     Raises:
-        CheckpointError: If something else is there, or the folder cannot be made.
+        CheckpointError: If the path is not a folder, or the folder cannot be created.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -31,23 +31,23 @@ def make_output_folder(path: str | Path) -> Path:
 
 @contextmanager
 def held(output: str | Path, name: str) -> Iterator[None]:
-    """Keeps other trainings out of a run's folder; the lock of one that died is free.
+    """Locks the folder of a run; the lock of a process that died is free.
 
     Args:
         output: The folder.
-        name: Of the lock, `.NAME.lock` in it.
+        name: The name of the lock, `.NAME.lock` in the folder.
 
     Raises:
-        CheckpointError: If another training is at work there; it names its process and machine.
+        CheckpointError: If another training holds the lock; it names its process and machine.
     """
-    # For some seconds, since the workers of a loader outlive a process that was killed.
+    # Waits some seconds, because the workers of a loader outlive a process that was killed.
     with locked(Path(output) / name, CheckpointError, _LINGERING_S):
         yield
 
 
 @contextmanager
 def replacing_files(output: str | Path) -> Iterator[Path]:
-    """A folder to write files in, each of which takes its place in `output` whole, at the end of the block."""
+    """A folder to write files in; at the end of the block each file replaces the one in `output` atomically."""
     staged = Path(output) / UNFINISHED_NAME / "files"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
@@ -68,12 +68,12 @@ def replacing_files(output: str | Path) -> Iterator[Path]:
 
 
 def remove_unfinished(output: str | Path) -> None:
-    """Removes what was left of checkpoints whose writing, or removal, was broken off."""
+    """Removes the rest of checkpoints whose writing or removal was interrupted."""
     shutil.rmtree(Path(output) / UNFINISHED_NAME, ignore_errors=True)
 
 
 def open_to_others(files: list[Path]) -> None:
-    """Gives files the permissions that the umask leaves; safetensors writes for the owner alone."""
+    """Sets permissions by the umask; safetensors writes files that only the owner can read."""
     if not files:
         return
     probe = files[0].with_name(".umask")

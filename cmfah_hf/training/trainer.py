@@ -15,14 +15,20 @@ from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
 
 from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.data.similarity import PairSimilarity, Similarity
-from cmfah_hf.data.streams import PairStream, StreamPart
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.models import CMFAHForPreTraining, CMFAHForPreTrainingOutput, CMFAHProcessor
 from cmfah_hf.models.losses import sign
-from cmfah_hf.training.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.batch_norm import use_global_statistics
 from cmfah_hf.training.checkpoint_contents import check_optimizer, check_schedule, read_torch_file
+from cmfah_hf.training.data.stream_loaders import (
+    StreamPlaceCallback,
+    as_stream,
+    as_training_stream,
+    predict_stream,
+    stream_loader,
+)
+from cmfah_hf.training.data.streams import PairStream, StreamPart
 from cmfah_hf.training.hub_trainer import HubTrainer
 from cmfah_hf.training.processes import (
     average_gradients,
@@ -31,16 +37,10 @@ from cmfah_hf.training.processes import (
     gather_batch,
     share_batches,
 )
-from cmfah_hf.training.ranges import taken
 from cmfah_hf.training.resuming import NO_BATCH
 from cmfah_hf.training.run_folder import replacing_files
-from cmfah_hf.training.stream_loaders import (
-    StreamPlaceCallback,
-    as_stream,
-    as_training_stream,
-    predict_stream,
-    stream_loader,
-)
+from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
+from cmfah_hf.training.settings.ranges import taken
 
 logger = logging.getLogger(__name__)
 

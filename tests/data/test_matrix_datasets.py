@@ -15,8 +15,8 @@ import scipy.io
 
 from cmfah_hf.data import convert_matrices, load_image_text, open_matrices
 from cmfah_hf.data.matrices.images import is_on_its_side
-from cmfah_hf.data.streams import count_rows
 from cmfah_hf.errors import DataError
+from cmfah_hf.training.data.shards import count_rows
 
 COUNT = 12
 

@@ -10,8 +10,10 @@ from cmfah_hf.data import load_image_text, make_scenes
 from cmfah_hf.data.data_root import DataRoot
 from cmfah_hf.data.rows.columns import USUAL_NAMES
 from cmfah_hf.data.rows.uniform import uniform
-from cmfah_hf.data.streams import PairStream, count_rows, is_arrow
 from cmfah_hf.errors import DataError
+from cmfah_hf.training.data.datasets_internals import is_arrow
+from cmfah_hf.training.data.shards import count_rows
+from cmfah_hf.training.data.streams import PairStream
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ def test_nothing_else_is_shown_than_what_is_looked_at_here():
         ("docs/own-pictures.md", "json"),
         ("docs/own-pictures.md", "text"),
         ("docs/data.md", "text"),  # looked at after the page has run, tests/pages/checks.py
+        ("docs/training.md", "yaml"),
     }
 
 
@@ -49,6 +51,16 @@ def test_a_folder_laid_out_as_the_page_has_it_is_read_as_two_splits(tmp_path, da
     assert all((tmp_path / name).is_file() for name in names)
     read = load_image_text(tmp_path / "my-pictures")
     assert {split: len(rows) for split, rows in read.items()} == {"train": 1, "query": 1}
+
+
+def test_a_configuration_extends_another_as_the_page_has_it(tmp_path):
+    from cmfah_hf.training import bundled_configuration, parse_run
+
+    (block,) = (block for block in SHOWN if (block.page, block.language) == ("docs/training.md", "yaml"))
+    shutil.copy(bundled_configuration("base.yaml"), tmp_path)
+    (tmp_path / "own.yaml").write_text(block.text, encoding="utf-8")
+    run = parse_run(tmp_path / "own.yaml", ["--use_cpu"])
+    assert (run.model["hash_bits"], run.training.num_train_epochs, run.model["image_pooling"]) == (32, 20, "max")
 
 
 @pytest.mark.slow

@@ -11,12 +11,12 @@ import yaml
 
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.models import CMFAHForPreTraining, CMFAHProcessor
-from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments, kept_tables, parse_run
+from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments, parse_run
 from cmfah_hf.training.checkpoints import LIST_NAME, _checksum, find_checkpoint, newest_checkpoint
-from cmfah_hf.training.kept_tables import Note, damage, kept_table
-from cmfah_hf.training.preparation import model_config
+from cmfah_hf.training.data import kept_tables
+from cmfah_hf.training.data.kept_tables import Note, damage, kept_table
+from cmfah_hf.training.data.streaming import NOTES_NAME, TEXTS_NAME, _kept_notes
 from cmfah_hf.training.resuming import _best_checkpoint
-from cmfah_hf.training.streaming import NOTES_NAME, TEXTS_NAME, _kept_notes
 from fuzz.harness import mutated, mutated_json
 
 
@@ -128,7 +128,7 @@ def test_settings(fuzzer, tmp_path, canary):
             arguments = [f"--{rng.choice(names)}={rng.choice((*oddities, canary.url))}"]
         run = parse_run(file, arguments)
         run.model.pop("backbone", None)  # a name would be looked for on the Hub
-        model_config(run)
+        run.model_config()
 
     fuzzer(share=0.025).run(attempt)
 
@@ -175,7 +175,7 @@ def test_kept_regions(fuzzer, tmp_path):
         problem = damage(file, note, FEATURES, LENGTHS)
         if problem is not None:
             raise DataError(problem)
-        found = kept_tables._open(file, FEATURES, "x").with_format("numpy", dtype=np.float16)
+        found = kept_tables.open_arrow(file, FEATURES, "x").with_format("numpy", dtype=np.float16)
         assert found[:]["region_features"].shape == (40, 4, 8)
         found.with_format(None)["text"][:]
 

@@ -15,7 +15,8 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
 from cmfah_hf.data import load_image_text, load_scenes, write_imagefolder
-from cmfah_hf.data.streams import PairStream, count_rows
+from cmfah_hf.training.data.shards import count_rows
+from cmfah_hf.training.data.streams import PairStream
 
 ROOT = Path(__file__).parents[2]
 # One node of several: its ids by way of `datasets` and of `PairStream`, each with two workers; then what is left of the
@@ -25,7 +26,8 @@ import json, sys
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 from cmfah_hf.data import load_image_text
-from cmfah_hf.data.streams import PairStream, count_rows
+from cmfah_hf.training.data.shards import count_rows
+from cmfah_hf.training.data.streams import PairStream
 
 def ids(dataset):
     return [row["id"] for row in DataLoader(dataset, batch_size=None, num_workers=2)]

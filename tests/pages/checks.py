@@ -120,7 +120,7 @@ def _space(shop: Workshop, hub: HubServer) -> None:
 
 def _training(shop: Workshop, hub: HubServer) -> None:
     runs = {path.parent.name for path in (shop.folder / "runs").glob("*/metrics.json")}
-    assert runs == {"scenes", "stream", "tags"}
+    assert runs == {"paper", "scenes", "stream", "tags"}
     tags = json.loads((shop.folder / "runs" / "tags" / "config.json").read_text(encoding="utf-8"))
     assert tags["label_weight"] == 0 or "positive_overlap" in tags
 

@@ -25,6 +25,7 @@ DEFAULTS = {"cmfah train": ("--dataset", "my-pictures")}
 # Words of commands in whose place others stand, and why.
 INSTEAD = {
     "hub_configs/cmfah-photographs.yaml": "hub_configs/cmfah-scenes.yaml",  # VGG19's weights would be fetched
+    "hub_configs/paper/cmfah-mirflickr.yaml": "hub_configs/cmfah-scenes.yaml",  # the same, and Wikipedia
     "scenes": "my-pictures",  # 2,300 pictures to draw
     "2000": "8",  # queries
     "10000": "14",  # training pairs

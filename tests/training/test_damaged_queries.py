@@ -7,9 +7,9 @@ import pytest
 from cmfah_hf import CMFAHModel, CMFAHProcessor
 from cmfah_hf.data import load_image_text
 from cmfah_hf.errors import ImageError
-from cmfah_hf.training.arguments import DataArguments
 from cmfah_hf.training.evaluate import pointing_accuracy
 from cmfah_hf.training.illustration import draw_attention
+from cmfah_hf.training.settings.arguments import DataArguments
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ import os, runpy, sys
 from pathlib import Path
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
 from cmfah_hf.training import run
-from cmfah_hf.training.region_cache import RegionExtractor
+from cmfah_hf.training.data.region_cache import RegionExtractor
 notes = Path(os.environ["NOTES"])
 def note(kind, name):
     method = getattr(kind, name)

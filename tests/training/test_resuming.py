@@ -18,7 +18,7 @@ import torch
 from transformers import Trainer
 
 from cmfah_hf.data.collator import PairCollator
-from cmfah_hf.training import checkpoints, preparation, train
+from cmfah_hf.training import checkpoints, train, vocabulary
 from cmfah_hf.training import run as run_module
 from cmfah_hf.training.checkpoints import newest_checkpoint
 from cmfah_hf.training.trainer import CMFAHTrainer
@@ -148,7 +148,7 @@ def test_a_run_killed_at_any_step_ends_as_the_unbroken_one(
     assert not (out / "metrics.json").exists()
     words = {path: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
     assert {path.name for path in words} == {"expander.safetensors", "skip_gram.safetensors"}
-    monkeypatch.setattr(preparation, "_fit_words", lambda *args: pytest.fail("the words are made again"))
+    monkeypatch.setattr(vocabulary, "_fit_words", lambda *args: pytest.fail("the words are made again"))
     taken = []
     step = CMFAHTrainer.training_step
     monkeypatch.setattr(CMFAHTrainer, "training_step", lambda self, *args: taken.append(self) or step(self, *args))
@@ -206,7 +206,7 @@ def test_a_run_killed_before_its_words_were_written(run_of, unbroken, tmp_path, 
     out = tmp_path / "out"
 
     def work():
-        kill_at(1, preparation.SkipGramEmbedding, "save")
+        kill_at(1, vocabulary.SkipGramEmbedding, "save")
         train(run_of(*arguments_of("epoch", out), **settings()))
 
     killed(work)
@@ -239,7 +239,7 @@ def test_words_of_an_earlier_run_in_the_folder_are_not_taken_for_its_own(run_of,
     (out / "model.safetensors").unlink()
 
     def work():
-        kill_at(1, preparation.SkipGramEmbedding, "save")
+        kill_at(1, vocabulary.SkipGramEmbedding, "save")
         train(run_of("--output_dir", str(out)))
 
     killed(work)

@@ -13,7 +13,6 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from cmfah_hf.cli import main
 from cmfah_hf.data import load_image_text, train_validation_split
-from cmfah_hf.data.streams import split_stream
 from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
 from cmfah_hf.evaluation.label_graph import read_label_graph
 from cmfah_hf.expansion import SkipGramEmbedding
@@ -21,8 +20,9 @@ from cmfah_hf.expansion.label_vectors import label_vectors
 from cmfah_hf.models import SCAHNConfig, SCAHNForPreTraining, SCAHNModel
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training import bundled_configuration, parse_run, train
+from cmfah_hf.training.data.shards import split_stream
+from cmfah_hf.training.data.streaming import read_notes
 from cmfah_hf.training.evaluate import evaluate_folder
-from cmfah_hf.training.streaming import read_notes
 
 
 def products(rows, classes):
@@ -264,7 +264,7 @@ def test_the_method_is_the_file_s_or_over_it_the_command_line_s(tmp_path):
     ],
 )
 def test_without_labels_there_is_one_line_before_anything_is_read(run_of, monkeypatch, arguments, complaint):
-    monkeypatch.setattr("cmfah_hf.training.preparation.load_image_text", lambda *args, **kwargs: pytest.fail("read"))
+    monkeypatch.setattr("cmfah_hf.training.data.pairs.load_image_text", lambda *args, **kwargs: pytest.fail("read"))
     with pytest.raises(DataError, match=complaint) as raised:
         train(run_of("--method", "scahn", *arguments))
     assert "\n" not in str(raised.value)

@@ -8,7 +8,7 @@ from hub_server.client import use_hub
 
 from cmfah_hf.data import load_image_text, make_scenes
 from cmfah_hf.training import train
-from cmfah_hf.training.data_source import source_of
+from cmfah_hf.training.data.data_source import source_of
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The data of a run that streams: its splits as streams, and what has to be known of them before the first step."""
+"""Splits of a run as streams, with their rows, classes and texts from one pass before the first step"""
 
 import hashlib
 import json
@@ -20,17 +20,19 @@ from cmfah_hf.atomic import atomic_file, sha256_of, write_text
 from cmfah_hf.data import load_image_text
 from cmfah_hf.data.images import decoding_off
 from cmfah_hf.data.label_counts import LabelCounts
-from cmfah_hf.data.streams import PairStream, is_arrow, read_shard, split_stream, stream_fingerprint
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import DataError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
-from cmfah_hf.training.arguments import DataArguments
-from cmfah_hf.training.configuration import Run
-from cmfah_hf.training.region_cache import keep_regions
+from cmfah_hf.training.data.datasets_internals import is_arrow, stream_fingerprint
+from cmfah_hf.training.data.region_cache import keep_regions
+from cmfah_hf.training.data.shards import read_shard, split_stream
+from cmfah_hf.training.data.streams import PairStream
+from cmfah_hf.training.settings.arguments import DataArguments
+from cmfah_hf.training.settings.configuration import Run
 
 NOTES_NAME = "stream.json"
 TEXTS_NAME = "stream-texts.parquet"
-# Files over which the ids are spread to be compared, each small enough to be sorted in memory.
+# Files that the ids are distributed to for comparison, each small enough to be sorted in memory.
 _ID_FILES = 64
 _ID_BYTES = 16
 _TEXT_ROWS = 10_000
@@ -42,9 +44,13 @@ Streams = dict[str, datasets.IterableDataset]
 
 @dataclass
 class StreamNotes:
-    """What one pass over the ids, texts and labels of a stream found out.
+    """Results of one pass over the ids, texts and labels of a stream.
 
-    `counts` are the rows of each shard, `together` those with each two labels, as `LabelCounts.to_dict` gives them.
+    Attributes:
+        fingerprint: The fingerprint of the stream.
+        counts: The number of rows of each shard.
+        classes: The classes.
+        together: How often two labels occur together, as `LabelCounts.to_dict` returns it.
     """
 
     fingerprint: str
@@ -54,7 +60,7 @@ class StreamNotes:
 
 
 class SpooledTexts:
-    """The texts of a file that `read_notes` wrote, in their order, as often as they are asked for."""
+    """The texts of a file that `read_notes` wrote, in order; can be iterated over again."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -66,7 +72,7 @@ class SpooledTexts:
 
 
 def open_streams(data: DataArguments, pictures: bool = True) -> Streams:
-    """The splits as streams; without pictures, the same rows and shards."""
+    """The splits as streams; without images, the rows and shards are the same."""
     return load_image_text(
         data.dataset,
         streaming=True,
@@ -78,7 +84,7 @@ def open_streams(data: DataArguments, pictures: bool = True) -> Streams:
 
 
 def stream_regions(run: Run, loaded: Streams, image_model: CMFAHImageModel, processor: CMFAHProcessor) -> Streams:
-    """The splits with their regions in the place of their pictures; all processes compute them together."""
+    """The splits with regions instead of images; all processes compute them together."""
     mirrored = {run.data.train_split, run.data.validation_split} if run.data.mirror else set()
     processes = {"num_processes": run.training.world_size, "process_index": run.training.process_index}
     return {
@@ -89,24 +95,24 @@ def stream_regions(run: Run, loaded: Streams, image_model: CMFAHImageModel, proc
 def count_streams(
     run: Run, splits: Streams, whole: datasets.IterableDataset | None, has_regions: bool, output: Path
 ) -> tuple[dict[str, PairStream], PairStream, dict[str, list[str]], SpooledTexts, LabelCounts]:
-    """The streams that a run trains on and evaluates, from one pass over what stands beside the pictures.
+    """The streams of a run, with counts from one pass over ids, texts and labels.
 
-    Of Parquet that pass reads nothing else. The main process makes it and tells the others; it is not repeated when a
-    run goes on.
+    For Parquet, that pass reads no other column. The main process makes it and sends the result to the others; a
+    resumed run does not repeat it.
 
     Args:
         run: The run.
-        splits: `train`, `validation`, and where there are such `query` and `database`.
-        whole: What train and validation were cut from; None if each is a split of its own.
-        has_regions: Whether regions stand in the place of the pictures.
+        splits: `train`, `validation`, and where the data has them `query` and `database`.
+        whole: The split that train and validation are parts of; None if each is a split of its own.
+        has_regions: Whether the streams have regions instead of images.
         output: The run's folder.
 
     Returns:
-        The splits, the pairs of training and validation together, the classes of either, the training texts, and how
-        often the training labels stand together.
+        The splits, the pairs of training and validation together, the classes of both, the training texts, and how
+        often two training labels occur together.
 
     Raises:
-        DataError: If an id stands twice, or no row has a label.
+        DataError: If an id occurs twice, or no row has a label.
     """
     data, args = run.data, run.training
     narrow = splits
@@ -141,7 +147,7 @@ def count_streams(
 
 
 def _notes(narrow: Streams, is_resumed: bool, source: str, output: Path) -> dict[str, StreamNotes]:
-    """The notes of train and validation: those of an earlier run that this one goes on, or new ones."""
+    """The notes of train and validation: those of the resumed run, or new ones."""
     path, texts = output / NOTES_NAME, output / TEXTS_NAME
     names = {name: stream_fingerprint(narrow[name]) for name in ("train", "validation")}
     if is_resumed and path.is_file():
@@ -163,7 +169,7 @@ def _notes(narrow: Streams, is_resumed: bool, source: str, output: Path) -> dict
 
 
 def _kept_notes(path: Path, texts: Path) -> dict[str, StreamNotes]:
-    """The notes of the run that is resumed.
+    """The notes of the resumed run.
 
     Raises:
         DataError: If they, or the texts, are damaged.
@@ -188,15 +194,15 @@ def _kept_notes(path: Path, texts: Path) -> dict[str, StreamNotes]:
 
 
 def read_notes(dataset: datasets.IterableDataset, source: str, texts: Path | None = None) -> StreamNotes:
-    """Reads the ids, texts and labels of a stream once; neither is held in memory.
+    """Reads the ids, texts and labels of a stream once, without holding them in memory.
 
     Args:
-        dataset: The stream; it is quicker without its pictures.
-        source: What to call it in an error.
+        dataset: The stream; without its images it is faster.
+        source: Its name in an error.
         texts: A Parquet file to write the texts to.
 
     Raises:
-        DataError: If an id stands twice.
+        DataError: If an id occurs twice.
     """
     fingerprint = stream_fingerprint(dataset)
     narrow = decoding_off(dataset)
@@ -218,13 +224,13 @@ def read_notes(dataset: datasets.IterableDataset, source: str, texts: Path | Non
     if repeated is not None:
         ids = (row["id"] for shard in range(narrow.num_shards) for row in read_shard(narrow, shard))
         name = next(name for name in ids if _digest(name) == repeated)
-        raise DataError(f"{source}: the id {name!r} stands twice; make the ids unique.")
+        raise DataError(f"{source}: the id {name!r} occurs twice; make the ids unique.")
     return StreamNotes(fingerprint, counts, labels.classes, labels.to_dict())
 
 
 @contextmanager
 def _text_writer(path: Path | None) -> Iterator[Callable[[list[str]], None]]:
-    """Writes texts into a Parquet file that gets its name when it is complete; without a path, nowhere."""
+    """A function that writes texts to a Parquet file, which appears when it is complete; no file without a path."""
     if path is None:
         yield lambda texts: None
         return
@@ -234,7 +240,7 @@ def _text_writer(path: Path | None) -> Iterator[Callable[[list[str]], None]]:
 
 
 class _Ids:
-    """Ids that are compared at the end: their digests, spread over files, so that one file's are held at a time."""
+    """Digests of ids, distributed to files, to find repeated ones with one file in memory at a time."""
 
     def __init__(self, folder: Path):
         self.files = [folder / str(number) for number in range(_ID_FILES)]
@@ -249,7 +255,7 @@ class _Ids:
                 opened.write(b"".join(digests))
 
     def repeated(self) -> bytes | None:
-        """The digest of an id that came twice, or `None`."""
+        """The digest of a repeated id, or `None`."""
         for file in self.files:
             if not file.exists():
                 continue

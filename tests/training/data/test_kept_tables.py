@@ -16,9 +16,11 @@ from PIL import Image
 from cmfah_hf.data import load_image_text
 from cmfah_hf.errors import DataError
 from cmfah_hf.models import CMFAHImageModel
-from cmfah_hf.training import keep_regions, kept_tables, preparation, train
-from cmfah_hf.training.kept_tables import Note, damage
-from cmfah_hf.training.region_cache import RegionExtractor
+from cmfah_hf.training import keep_regions, train
+from cmfah_hf.training.data import kept_tables
+from cmfah_hf.training.data import pairs as pairs_module
+from cmfah_hf.training.data.kept_tables import Note, damage
+from cmfah_hf.training.data.region_cache import RegionExtractor
 
 
 @pytest.fixture
@@ -190,7 +192,7 @@ def test_a_crafted_table_is_not_read(folder, cache, tower, processor, caplog, ki
 @pytest.mark.parametrize("moment", ["flush", "sha256_of", "Note.write"])
 def test_killed_while_regions_are_written(folder, cache, tower, processor, moment, streaming):
     from cmfah_hf import atomic
-    from cmfah_hf.training import region_shards
+    from cmfah_hf.training.data import region_shards
 
     child = os.fork()
     if child == 0:
@@ -225,7 +227,7 @@ def test_damage_names_images_that_have_changed(folder, tmp_path):
 
 
 def test_nobody_waits_for_ever_for_another_process(folder, cache, tower, processor, monkeypatch):
-    from cmfah_hf.training import region_shards
+    from cmfah_hf.training.data import region_shards
 
     monkeypatch.setattr(region_shards, "_STALLED_S", 0.5)
     stream = load_image_text(folder, split="train", streaming=True)
@@ -248,7 +250,7 @@ def test_random_frozen_weights_are_said_before_anything_is_computed(run_of, monk
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(preparation, "load_image_text", stop)
+    monkeypatch.setattr(pairs_module, "load_image_text", stop)
     with pytest.raises(KeyboardInterrupt):
         train(run_of("--freeze_backbone", "true"))
     assert "The image backbone is frozen with weights drawn at random" in caplog.text

@@ -14,7 +14,7 @@ from PIL import Image
 from cmfah_hf.errors import DataError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
 from cmfah_hf.training import keep_regions
-from cmfah_hf.training.region_cache import RegionExtractor
+from cmfah_hf.training.data.region_cache import RegionExtractor
 
 
 def png(seed: int) -> bytes:
@@ -175,11 +175,11 @@ def test_unreadable_pictures_are_left_out_and_named(tower, processor, caplog):
     np.testing.assert_allclose(kept[0]["region_features"], alone[0]["region_features"], rtol=2e-3, atol=1e-3)
     assert "im0: not an image in a format that Pillow knows" in caplog.text
     assert "im2: damaged or cut short" in caplog.text
-    assert "Left out 2 of 4 pictures" in caplog.text
+    assert "Left out 2 of 4 images" in caplog.text
 
 
 def test_not_one_readable_picture_is_an_error(tower, processor):
-    with pytest.raises(DataError, match=r"^None of the 2 pictures can be read"):
+    with pytest.raises(DataError, match=r"^None of the 2 images can be read"):
         keep_regions(picture_pairs([b"no", b"neither"]), tower, processor)
 
 
@@ -187,7 +187,7 @@ PROGRAM = """
 import json, sys
 import datasets, numpy as np
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
-from cmfah_hf.training.region_cache import RegionExtractor, keep_regions
+from cmfah_hf.training.data.region_cache import RegionExtractor, keep_regions
 
 def fail(self, batch):
     raise RuntimeError("the regions are computed again")
@@ -230,7 +230,7 @@ def test_regions_of_a_stream_are_those_of_the_data_set(tower, processor, count_c
     assert isinstance(kept, datasets.IterableDataset)
     assert kept.features["region_features"] == datasets.Array2D((16, 16), "float16")
     assert kept.column_names == ["id", "text", "region_features", "region_features_mirrored"]
-    assert "Left out 1 of 7 pictures" in caplog.text
+    assert "Left out 1 of 7 images" in caplog.text
     rows = list(kept.with_format("numpy"))
     assert [row["id"] for row in rows] == expected["id"][:]
     for name in ("region_features", "region_features_mirrored"):
@@ -244,7 +244,7 @@ def test_regions_of_a_stream_are_those_of_the_data_set(tower, processor, count_c
 
 
 def test_regions_of_a_stream_go_on_where_they_broke_off(tower, processor, monkeypatch, count_calls):
-    from cmfah_hf.training import region_shards
+    from cmfah_hf.training.data import region_shards
 
     monkeypatch.setattr(region_shards, "_PIECE", 4)
     contents = [png(i) for i in range(70, 90)]
@@ -290,7 +290,7 @@ def test_processes_share_the_shards_of_a_stream(tower, processor, count_calls):
 
 
 def test_a_stream_without_one_readable_picture_is_an_error(tower, processor):
-    with pytest.raises(DataError, match=r"^None of the 3 pictures can be read"):
+    with pytest.raises(DataError, match=r"^None of the 3 images can be read"):
         keep_regions(stream_of([b"no", b"neither", b"nor this"], 2), tower, processor)
 
 

@@ -1,4 +1,4 @@
-"""A run's settings as the YAML that makes another run like it."""
+"""`run.yaml`: the resolved settings of a run, from which the run can be repeated"""
 
 from dataclasses import fields
 from enum import Enum
@@ -10,10 +10,10 @@ import yaml
 from cmfah_hf.atomic import write_text
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.hub.model_folder import SETTINGS_NAME
-from cmfah_hf.training.arguments import CMFAHTrainingArguments, DataArguments
-from cmfah_hf.training.configuration import Run
+from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments, DataArguments
+from cmfah_hf.training.settings.configuration import Run
 
-# Where a run goes, what it tells whom, and on what machine: another run has its own.
+# Settings of one run only: its folders, its reports, its machine.
 _OWN_TO_A_RUN = {
     *("output_dir", "resume_from_checkpoint", "restore_callback_states_from_checkpoint", "use_cpu", "local_rank"),
     *("report_to", "run_name", "project", "disable_tqdm", "log_level", "log_level_replica", "ddp_backend"),
@@ -24,10 +24,10 @@ _PREFIXES_OWN_TO_A_RUN = ("hub_", "trackio_")
 
 
 def write_settings(run: Run, folder: Path) -> Path:
-    """Writes what a run was told, as far as it is not the default, to `run.yaml`; `parse_run` reads it.
+    """Writes the settings of a run that differ from the defaults to `run.yaml`; `parse_run` reads it.
 
-    What belongs to the one run alone is left out: folders, logs, the machine, and everything about the Hub, its token
-    above all.
+    Left out are settings of this run only: folders, logs, the machine, and everything about the Hub, above all its
+    token.
     """
     settings = {
         "model": {"model_type": run.method, **{name: _plain(value) for name, value in run.model.items()}},
@@ -36,7 +36,7 @@ def write_settings(run: Run, folder: Path) -> Path:
     }
     path = folder / SETTINGS_NAME
     text = yaml.safe_dump({name: values for name, values in settings.items() if values}, sort_keys=False)
-    head = f"# What this model was trained with: cmfah train {SETTINGS_NAME} --output_dir again"
+    head = f"# The settings of this model; to train it again: cmfah train {SETTINGS_NAME} --output_dir again"
     write_text(path, f"{head}\n{text}", CheckpointError)
     return path
 
@@ -53,7 +53,7 @@ def _given(arguments: Any, defaults: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as YAML says it."""
+    """A value as plain YAML."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Path):

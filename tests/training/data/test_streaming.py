@@ -18,7 +18,8 @@ from cmfah_hf.data import load_image_text
 from cmfah_hf.data.splits import in_validation
 from cmfah_hf.errors import DataError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
-from cmfah_hf.training import CMFAHTrainer, streaming, train
+from cmfah_hf.training import CMFAHTrainer, train
+from cmfah_hf.training.data import streaming
 from cmfah_hf.training.evaluate import evaluate_folder
 
 
@@ -62,7 +63,7 @@ def test_epochs_of_a_stream_are_counted(make_pairs, make_trainer):
 
 
 def test_steps_of_a_stream_need_no_count(make_pairs, make_trainer, monkeypatch):
-    from cmfah_hf.training import stream_loaders
+    from cmfah_hf.training.data import stream_loaders
 
     def fail(*args):
         raise AssertionError("the stream is counted")
@@ -140,7 +141,7 @@ for name, (settings, step, _) in json.loads(sys.argv[3]).items():
 def run_program(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", program, str(Path(__file__).with_name("conftest.py")), *arguments],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), **environment},
         capture_output=True,
         text=True,
         timeout=200,
@@ -255,7 +256,7 @@ def test_two_processes_over_uneven_shards(make_pairs, make_model, make_trainer, 
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-c", TWO_PROCESSES, str(Path(__file__).with_name("conftest.py")), str(tmp_path)]
-    environment = {**os.environ, **common, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **common, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             command,
@@ -365,7 +366,7 @@ def test_an_id_that_stands_twice_is_named(parquet, run_of, tmp_path):
     rows = rows.remove_columns("id").add_column("id", names)
     rows.select(range(20)).to_parquet(tmp_path / "twice" / "train-00000-of-00002.parquet")
     rows.select(range(20, 48)).to_parquet(tmp_path / "twice" / "train-00001-of-00002.parquet")
-    with pytest.raises(DataError, match=f"the id {names[3]!r} stands twice"):
+    with pytest.raises(DataError, match=f"the id {names[3]!r} occurs twice"):
         train(run_of("--streaming", "true", data={"dataset": str(tmp_path / "twice"), "query_split": None}))
 
 
@@ -382,8 +383,9 @@ def test_ids_are_compared_over_files(tmp_path):
 MEMORY = """
 import resource, sys
 from cmfah_hf.data import load_image_text
-from cmfah_hf.data.streams import PairStream, count_rows
-from cmfah_hf.training.region_shards import stream_arrow
+from cmfah_hf.training.data.datasets_internals import stream_arrow
+from cmfah_hf.training.data.shards import count_rows
+from cmfah_hf.training.data.streams import PairStream
 import datasets
 from pathlib import Path
 from torch.utils.data import DataLoader
@@ -432,7 +434,7 @@ def test_a_long_stream_takes_no_more_memory_than_a_short_one(tmp_path):
     folders = [str(tmp_path / kind) for kind in ("parquet", "arrow")]
     result = subprocess.run(
         [sys.executable, "-c", MEMORY, *folders],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         capture_output=True,
         text=True,
         timeout=250,

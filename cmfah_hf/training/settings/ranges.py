@@ -1,4 +1,4 @@
-"""The values that each number of a run's settings may have."""
+"""Ranges of the numbers in a run's settings"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,7 @@ NOT_NEGATIVE: Range = (lambda value: value >= 0, "0 or more")
 POSITIVE: Range = (lambda value: value > 0, "a number above 0")
 SHARE: Range = (lambda value: 0 <= value < 1, "a share from 0 to below 1")
 PART: Range = (lambda value: 0 < value < 1, "a share between 0 and 1")
-# Those of NumPy's generator, which is seeded with the others.
+# The range of NumPy's generator, which is seeded too.
 SEED: Range = (lambda value: 0 <= value < 2**32, f"a number from 0 to {2**32 - 1}")
 STEPS_OR_NONE: Range = (lambda value: value == -1 or value >= 1, "1 or more, or -1 to count in epochs")
 
@@ -72,11 +72,11 @@ OF_TRAINING: dict[str, Range] = {
 
 
 def check_ranges(arguments: Any, ranges: Mapping[str, Range]) -> None:
-    """Refuses numbers with which a run could not train, or would not do what was asked.
+    """Refuses numbers that are out of range.
 
     Args:
         arguments: A dataclass of settings.
-        ranges: The values that its fields may have, by name. A field that may be `None` may still be.
+        ranges: The ranges of its fields, by name. An optional field may be `None`.
 
     Raises:
         CMFAHError: If a number is out of its range, not finite, or not a whole one where that is needed.
@@ -117,9 +117,9 @@ def check_finite(name: str, value: Any) -> None:
 
 
 def short(value: Any) -> str:
-    """A setting's value, or its name, for an error: in one line, and of a mapping or a list the type alone."""
+    """A setting's value or name for an error, in one line; for a mapping or a list only its type."""
     if isinstance(value, int) and value.bit_length() > 200:
-        return f"a number of {value.bit_length()} bits"  # Python refuses to write out what is much longer
+        return f"a number of {value.bit_length()} bits"  # Python refuses to print much longer ones
     plain = value is None or isinstance(value, (int, float, str))
     text = repr(value) if plain else type(value).__name__
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -127,10 +127,10 @@ def short(value: Any) -> str:
 
 @contextmanager
 def taken(settings: Any, *names: str) -> Iterator[None]:
-    """Turns what a library raises for settings that it does not take into an error that names them.
+    """Turns a library's error about settings into one that names them.
 
     Raises:
-        CMFAHError: If it does.
+        CMFAHError: Instead of the library's error.
     """
     try:
         yield

@@ -1,6 +1,7 @@
-"""Streams as they are trained on: parts of processes and workers, orders, going on, gaps; against plain lists."""
+"""Streams for training: parts of processes and workers, orders, resuming, gaps; compared with plain lists."""
 
 import io
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -16,17 +17,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from cmfah_hf.data import hash_split
-from cmfah_hf.data.streams import (
+from cmfah_hf.errors import DataError
+from cmfah_hf.training.data.datasets_internals import is_arrow, stream_fingerprint
+from cmfah_hf.training.data.shards import count_rows, read_shard, split_stream
+from cmfah_hf.training.data.streams import (
     PairStream,
     add_text_column,
-    count_rows,
-    is_arrow,
-    read_shard,
-    split_stream,
-    stream_fingerprint,
     without_gaps,
 )
-from cmfah_hf.errors import DataError
 
 
 def numbers(sizes: list[int], first: int = 0) -> datasets.IterableDataset:
@@ -138,7 +136,7 @@ def test_a_stream_goes_on_with_the_same_batches_in_workers(counted):
 
 
 def test_what_was_passed_over_is_not_read(monkeypatch):
-    from cmfah_hf.data import streams
+    from cmfah_hf.training.data import shards
 
     sizes = [100] * 20
     read = []
@@ -148,7 +146,7 @@ def test_what_was_passed_over_is_not_read(monkeypatch):
             read.append(row["id"])
             yield row
 
-    monkeypatch.setattr(streams, "read_shard", counted)
+    monkeypatch.setattr(shards, "read_shard", counted)
     part = PairStream(numbers(sizes), sizes, 80).part(10)
     part.start_at(0, 150)
     assert len([name for batch in batches(part) for name in batch if name]) == 500
@@ -272,7 +270,7 @@ def test_no_batch_is_empty_for_want_of_readable_pictures():
     part = PairStream(pictures(contents, 1), [6], 0).part(2)
     found = [[row and row["id"] for row in b] for b in DataLoader(part, batch_size=2, collate_fn=as_list)]
     assert [sum(name is not None for name in batch) >= 1 for batch in found] == [True] * len(found)
-    with pytest.raises(DataError, match="Not one picture"):
+    with pytest.raises(DataError, match="No image of a batch"):
         list(PairStream(pictures([b"no"] * 4, 1), [4], 0).part(2))
 
 
@@ -338,7 +336,8 @@ def test_sides_are_those_of_the_split_by_hash(make):
 PROGRAM = """
 import sys
 from cmfah_hf.data import load_image_text
-from cmfah_hf.data.streams import split_stream, stream_fingerprint
+from cmfah_hf.training.data.datasets_internals import stream_fingerprint
+from cmfah_hf.training.data.shards import split_stream
 for folder in sys.argv[1:]:
     stream = load_image_text(folder, split="train", streaming=True, image_folders=sys.argv[1:2])
     next(iter(stream))
@@ -347,14 +346,19 @@ for folder in sys.argv[1:]:
 
 
 @pytest.mark.slow
-def test_a_stream_s_fingerprint_is_its_content_s(make_folder, tmp_path):
+def test_a_stream_s_fingerprint_is_its_content_s(tmp_path):
     from cmfah_hf.data import load_image_text
 
     def prints(folder):
         stream = load_image_text(folder, split="train", streaming=True, image_folders=[pairs])
         return [stream_fingerprint(part) for part in (stream, *split_stream(stream, 0.5, 0))]
 
-    pairs = folder = make_folder([{"file_name": f"{i}.png", "text": f"t{i}"} for i in range(4)])
+    pairs = folder = tmp_path / "pairs"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (6, 4), (number, 90, 30)).save(folder / f"{number}.png")
+    rows = [json.dumps({"file_name": f"{number}.png", "text": f"t{number}"}) for number in range(4)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     parquet = tmp_path / "parquet"
     load_image_text(folder, split="train").to_parquet(parquet / "train.parquet")
     result = subprocess.run(
@@ -362,7 +366,7 @@ def test_a_stream_s_fingerprint_is_its_content_s(make_folder, tmp_path):
         capture_output=True,
         text=True,
         timeout=120,
-        env={"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HOME": str(tmp_path)},
+        env={"PYTHONPATH": str(Path(__file__).parents[3]), "HF_HOME": str(tmp_path)},
     )
     assert result.returncode == 0, result.stderr
     own = prints(folder), prints(parquet)

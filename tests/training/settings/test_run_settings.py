@@ -16,8 +16,9 @@ from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
-from cmfah_hf.training import preparation, train
 from cmfah_hf.training import run as run_module
+from cmfah_hf.training import train
+from cmfah_hf.training.data import pairs as pairs_module
 from cmfah_hf.training.evaluate import evaluate_folder
 
 
@@ -34,9 +35,9 @@ def write_metadata(folder: Path, split: str, rows: list[dict]) -> None:
 def test_a_frozen_backbone_trains_on_kept_regions(run_of, monkeypatch, tmp_path, caplog):
     seen = []
     monkeypatch.setattr(
-        preparation, "keep_regions", lambda pairs, *args: seen.append((len(pairs), args[-1])) or kept(pairs, *args)
+        pairs_module, "keep_regions", lambda pairs, *args: seen.append((len(pairs), args[-1])) or kept(pairs, *args)
     )
-    from cmfah_hf.training.region_cache import keep_regions as kept
+    from cmfah_hf.training.data.region_cache import keep_regions as kept
 
     run = run_of("--freeze_backbone", "true", "--mirror", "true")
     metrics = train(run)
@@ -194,8 +195,8 @@ def test_no_labels_is_said_before_any_picture_is_read(run_of, scenes_folder, tmp
     def read(*args, **kwargs):
         raise AssertionError("the pictures are read")
 
-    monkeypatch.setattr(preparation, "keep_regions", read)
-    monkeypatch.setattr(preparation, "drop_unreadable", read)
+    monkeypatch.setattr(pairs_module, "keep_regions", read)
+    monkeypatch.setattr(pairs_module, "drop_unreadable", read)
     with pytest.raises(DataError) as caught:
         train(run_of("--freeze_backbone", frozen, data={"dataset": str(folder)}))
     assert str(caught.value).startswith(f"{folder}: the split 'train' has no labels")

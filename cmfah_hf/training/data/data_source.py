@@ -1,4 +1,4 @@
-"""Where a run's data came from, in words that may be published."""
+"""The origin of a run's data, in words that may be published"""
 
 import re
 from pathlib import Path
@@ -9,21 +9,21 @@ from cmfah_hf.data.sources.scenes import SCENES
 from cmfah_hf.errors import HubError
 from cmfah_hf.hub_access import hub_errors
 
-# Where `datasets` keeps what it prepared from the Hub: the folder is named by the commit.
+# The cache of `datasets` names the folder of data from the Hub by its commit.
 _COMMIT = re.compile(r"[/\\]([0-9a-f]{40})[/\\]")
 _HUB_ADDRESS = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?/")
 
 
 def source_of(dataset: str, loaded: Loaded) -> dict[str, str | None]:
-    """The data's entry of `metrics.json`: never a path, and a Hub id only if the data came from the Hub.
+    """The entry `source` of `metrics.json`: never a path, and a Hub id only if the data came from the Hub.
 
     Args:
-        dataset: As `load_image_text` was given it.
-        loaded: What it returned.
+        dataset: The argument of `load_image_text`.
+        loaded: Its result.
 
     Returns:
         `kind`: `"scenes"` (drawn by code), `"local"` or `"hub"`; `name`: the scenes' name, the last part of a local
-        path or of another address, or `owner/name`; `revision`: the commit on the Hub, `None` where it is not known.
+        path or of another address, or `owner/name`; `revision`: the commit on the Hub, `None` if unknown.
     """
     if dataset in SCENES:
         return {"kind": "scenes", "name": dataset, "revision": None}
@@ -38,14 +38,14 @@ def source_of(dataset: str, loaded: Loaded) -> dict[str, str | None]:
 
 
 def _prepared_from(loaded: Loaded) -> str | None:
-    """The commit that a map-style data set was prepared from, as its files in the cache tell."""
+    """The commit of a map-style data set, from the names of its files in the cache."""
     files = [file["filename"] for part in loaded.values() for file in getattr(part, "cache_files", ())]
     found = {match[1] for match in map(_COMMIT.search, files) if match}
     return found.pop() if len(found) == 1 else None
 
 
 def _newest_commit(dataset: str) -> str | None:
-    """The newest commit of a data set; `None` where the Hub cannot be asked."""
+    """The newest commit of a data set; `None` if the Hub does not answer."""
     from huggingface_hub import HfApi
 
     try:

@@ -1,4 +1,4 @@
-"""Columns that were computed once and are kept as Arrow files, each with a note by which damage to it shows."""
+"""Computed columns, kept as Arrow files with checksums"""
 
 import hashlib
 import json
@@ -11,16 +11,16 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets.table import MemoryMappedTable
 
 from cmfah_hf.atomic import atomic_folder, locked, sha256_of, write_text
 from cmfah_hf.data.file_state import FileState, changed_files, file_states
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import DataError
+from cmfah_hf.training.data.datasets_internals import open_arrow
 
 logger = logging.getLogger(__name__)
 
-# Another process may be computing the same.
+# Another process may be computing the same table.
 WAIT_S = 24 * 3600.0
 _TABLE_NAME, _NOTE_NAME = "table.arrow", "note.json"
 _ROWS = 1000
@@ -28,12 +28,12 @@ _ROWS = 1000
 
 @dataclass(frozen=True)
 class Note:
-    """The origin of a file of kept columns.
+    """The origin and the checksum of a file of kept columns.
 
     Args:
         read: Rows of the source.
         kept: Rows of the file.
-        sha256: Of the file; empty where no row was kept, and there is none.
+        sha256: Of the file; empty where no row was kept, so there is no file.
         sources: The image files that were read.
     """
 
@@ -43,7 +43,7 @@ class Note:
     sources: tuple[FileState, ...] = ()
 
     def write(self, path: Path) -> None:
-        """Writes it, whole or not at all."""
+        """Writes the note atomically."""
         write_text(path, json.dumps(asdict(self)) + "\n", DataError)
 
     @classmethod
@@ -51,7 +51,7 @@ class Note:
         """Reads a note.
 
         Raises:
-            DataError: If it is none.
+            DataError: If the file is no such note.
         """
         content = read_json(path, DataError)
         fields = {"read": int, "kept": int, "sha256": str, "sources": list}
@@ -73,7 +73,7 @@ def _state(path: Path, content: Any) -> FileState:
 
 
 def kept_folder(kind: str, key: str) -> Path:
-    """Where what `key` describes is kept, below the cache of `datasets`."""
+    """The folder for the content that `key` describes, below the cache of `datasets`."""
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     return Path(datasets.config.HF_DATASETS_CACHE) / f"cmfah-{kind}" / name
 
@@ -86,14 +86,14 @@ def kept_table(
     sources: Sequence[FileState] = (),
     lengths: dict[str, tuple[int, int]] | None = None,
 ) -> datasets.Dataset:
-    """Columns out of a file in `folder`, which is made where it is not there, was damaged, or is out of date.
+    """Columns from a file in `folder`, which is made if it is missing, damaged or out of date.
 
     Args:
-        folder: Of this file alone; its name tells what is computed from what.
+        folder: The folder of this file only, named by the inputs of the computation.
         features: The columns.
-        rows: How many there are.
-        make: Writes the Arrow file to the path that it is given.
-        sources: Files that the columns were computed from.
+        rows: The number of rows.
+        make: Writes the Arrow file to a path.
+        sources: The files that the columns are computed from.
         lengths: Rows and columns of each value of an array column, by its name.
 
     Raises:
@@ -105,12 +105,12 @@ def kept_table(
         if folder.exists():
             problem = damage(file, note, features, lengths)
             if problem is None:
-                return _open(file, features, folder.name)
+                return open_arrow(file, features, folder.name)
             logger.warning("%s; it is made anew.", problem)
         with atomic_folder(folder, DataError) as temporary:
             make(temporary / _TABLE_NAME)
             Note(rows, rows, sha256_of(temporary / _TABLE_NAME), tuple(sources)).write(temporary / _NOTE_NAME)
-        return _open(file, features, folder.name)
+        return open_arrow(file, features, folder.name)
 
 
 def damage(
@@ -167,8 +167,3 @@ def _has_lengths(batch: pa.RecordBatch, lengths: dict[str, tuple[int, int]]) -> 
             if not pc.all(pc.equal(pc.list_value_length(array), expected)).as_py() and len(array):
                 return False
     return True
-
-
-def _open(file: Path, features: datasets.Features, name: str) -> datasets.Dataset:
-    table = MemoryMappedTable.from_file(str(file)).replace_schema_metadata(None)
-    return datasets.Dataset(table, datasets.DatasetInfo(features=features), fingerprint=name)

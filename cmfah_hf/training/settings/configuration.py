@@ -1,4 +1,4 @@
-"""A run's settings: a YAML file, then the command line over it."""
+"""Settings of a run from YAML files and the command line"""
 
 import argparse
 import difflib
@@ -8,18 +8,19 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
-from cmfah_hf.documents import parse_yaml, read_yaml
+from cmfah_hf.documents import parse_yaml
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.models import METHODS, CMFAHConfig
-from cmfah_hf.training.arguments import CMFAHTrainingArguments, DataArguments
-from cmfah_hf.training.ranges import check_finite, short
+from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments, DataArguments
+from cmfah_hf.training.settings.ranges import check_finite, short
+from cmfah_hf.training.settings.yaml_files import SettingsFile, merged, read_chain
 
-SECTIONS = ("model", "data", "training")
-# Of a number in a file; `int`s of thousands of digits cannot be written out.
+# Maximum size of a number in a file; an `int` of thousands of digits cannot be printed.
 _MOST_BITS = 200
-# Made from the data, or the parent's own business; setting them by hand would only break the model.
+# Fields that are derived from the data or belong to the parent class; setting them would break the model.
 _NOT_FOR_HAND = {
     *("vocab_size", "pad_token_id", "unk_token_id", "id2label", "label2id", "problem_type", "architectures"),
     *("transformers_version", "return_dict", "dtype", "chunk_size_feed_forward", "is_encoder_decoder"),
@@ -29,7 +30,7 @@ _NOT_FOR_HAND = {
 
 @dataclass
 class Run:
-    """What one training run is told: fields of the model's configuration, the data's arguments, the trainer's, and the
+    """The settings of a run: fields of the model's configuration, the arguments of the data and of the trainer, and the
     method, one of `METHODS`.
     """
 
@@ -40,16 +41,31 @@ class Run:
 
     @property
     def config_class(self) -> type[CMFAHConfig]:
-        """The configuration that `model` holds fields of."""
+        """The class of the model's configuration."""
         return METHODS[self.method].config
 
     def setting(self, name: str) -> Any:
         """A setting of the model, given or by default; None where the method has no such setting."""
         return self.model.get(name, getattr(self.config_class, name, None))
 
+    def model_config(self) -> CMFAHConfig:
+        """The configuration of the model, before anything is known about the data.
+
+        Raises:
+            CMFAHError: If a setting of it cannot be used.
+        """
+        try:
+            return self.config_class(**self.model)
+        except CMFAHError:
+            raise
+        # Settings of a backbone, each of which transformers checks in its own way.
+        except (ValueError, TypeError, KeyError, AttributeError, OSError, ImportError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise CMFAHError(f"The settings of the model cannot be used: {reason}") from error
+
 
 class _Parser(HfArgumentParser):
-    """The command line's parser; `typed` gives the values of a file the same types."""
+    """The parser of the command line; `typed` gives values of a file the same types."""
 
     def __init__(self):
         types = (DataArguments, CMFAHTrainingArguments)
@@ -61,13 +77,13 @@ class _Parser(HfArgumentParser):
         super().__init__(types, allow_abbrev=False)
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        # `report_to` has a "none" of its own, which is not its None.
+        # For `report_to`, "none" is a value and not None.
         if arg_string.lower() in ("none", "null") and action.dest in self._may_be_none - {"report_to"}:
             return None
         return super()._get_value(action, arg_string)
 
     def typed(self, name: str, value: Any) -> Any:
-        """A value of a file as its field takes it. The errors name the field and not the value: it may be a token."""
+        """A value of a file in the type of its field. Errors name the field and not the value, which may be a token."""
         action = next(action for action in self._actions if action.dest == name)
         if value is None:
             if name not in self._may_be_none:
@@ -77,7 +93,7 @@ class _Parser(HfArgumentParser):
             if name not in self._may_be_mappings:
                 raise CMFAHError(f"{name} is one value, not a mapping.")
             return value
-        if value is False and name.endswith("_strategy"):  # what YAML 1.1 makes of `no`
+        if value is False and name.endswith("_strategy"):  # YAML 1.1 reads `no` as False
             value = "no"
         is_list = action.nargs == "+" or name == "report_to"
         if isinstance(value, list) and not is_list:
@@ -96,78 +112,91 @@ class _Parser(HfArgumentParser):
 
 
 def bundled_configuration(name: str) -> Path:
-    """A configuration of `hub_configs/`: in the package where it is installed, beside it where it is checked out."""
-    package = Path(__file__).parents[1]
+    """The path of a configuration of `hub_configs/`: in the installed package, or next to it in a checkout."""
+    package = Path(__file__).parents[2]
     for folder in (package / "hub_configs", package.parent / "hub_configs"):
         if (folder / name).is_file():
             return folder / name
     raise CMFAHError(f"{name}: this configuration did not come with the package; install it again.")
 
 
-def parse_run(config: str | Path | None, arguments: list[str] | None = None) -> Run:
+def parse_run(config: str | os.PathLike | None, arguments: list[str] | None = None) -> Run:
     """Reads a run's settings.
 
     Args:
-        config: A YAML file with the sections `model`, `data` and `training`; None: the defaults alone. `model_type` in
-            `model` names the method; without it, it is `cmfah`.
-        arguments: Of the command line, such as `["--hash_bits", "32", "--learning_rate=1e-3"]`. Any field of the
-            three sections can be given so, and the `--method`, and takes precedence over the file.
+        config: A YAML file with the sections `model`, `data` and `training`; None: the defaults. With `extends:
+            base.yaml` it holds only what differs from that file, see `read_chain`. `model_type` in `model` names the
+            method; without it, it is `cmfah`.
+        arguments: Of the command line, such as `["--hash_bits", "32", "--learning_rate=1e-3"]`: any field of the three
+            sections, and `--method`. They take precedence over the file.
 
     Raises:
-        CMFAHError: If the file is missing or is not such a YAML, or a name or value is not known.
+        CMFAHError: If a file is missing or is not such a YAML file, or a name or value is not known.
     """
-    settings = _read(Path(config)) if config is not None else {}
-    method, arguments = _method(config, settings, arguments or [])
+    chain = read_chain(config) if config is not None else []
+    method, arguments = _method(chain, arguments or [])
     parser = _Parser()
-    data_names = {field.name for field in fields(DataArguments)}
-    training_names = {field.name for field in fields(CMFAHTrainingArguments)}
-    model_names = _settings_of(method)
-    known = {"model": model_names, "data": data_names, "training": training_names}
-    for section, values in settings.items():
-        for name in values:
-            if name not in known[section]:
-                hint = _other_method(str(name)) or _nearest(str(name), known[section])
-                raise CMFAHError(f"{config}: {section} has no setting {short(name)}{hint}.")
-    for section in ("data", "training"):
-        try:
-            parser.set_defaults(
-                **{name: parser.typed(name, value) for name, value in settings.get(section, {}).items()}
-            )
-        except (CMFAHError, argparse.ArgumentError) as error:
-            raise CMFAHError(f"{config}, section {section}: {error}") from error
+    known = _known_names(method)
+    for file in chain:
+        _set_defaults(parser, file, known)
     try:
         data, training, rest = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
     except CMFAHError:
         raise
     except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:  # of transformers' own checks
         raise CMFAHError(f"The settings of the training cannot be used: {' '.join(str(error).split())}") from error
-    model, given = dict(settings.get("model", {})), dict(_pairs(rest))
-    for name in given:
-        if name not in model_names:
+    given = SettingsFile(Path("command line"), {"model": dict(_pairs(rest))})
+    for name in given.sections["model"]:
+        if name not in known["model"]:
             hint = _other_method(name) or _nearest(name, set().union(*known.values(), {"method"}))
             raise CMFAHError(f"There is no argument --{name}{hint}.")
-    if "backbone" in given:  # the file's `backbone_config` would outrank it
-        model.pop("backbone_config", None)
-    model.update(given)
+    model = merged([*chain, given])["model"]
+    model.pop("model_type", None)
     for name, value in model.items():
         check_finite(name, value)
     return Run(model, data, training, method)
 
 
-def _method(config: str | Path | None, settings: dict, arguments: list[str]) -> tuple[str, list[str]]:
-    """The method that the file or, over it, the command line names; and the arguments that are left."""
+def _known_names(method: str) -> dict[str, set[str]]:
+    """The names of the settings of each section."""
+    data, training = ({field.name for field in fields(kind)} for kind in (DataArguments, CMFAHTrainingArguments))
+    return {"model": _settings_of(method), "data": data, "training": training}
+
+
+def _set_defaults(parser: "_Parser", file: SettingsFile, known: dict[str, set[str]]) -> None:
+    """Makes a file's settings of data and training the defaults of the command line, and checks the names of all."""
+    for section, values in file.sections.items():
+        for name in values:
+            if name not in known[section] and (section, name) != ("model", "model_type"):
+                hint = _other_method(str(name)) or _nearest(str(name), known[section])
+                raise CMFAHError(f"{file.path}: {section} has no setting {short(name)}{hint}.")
+    for section in ("data", "training"):
+        try:
+            values = file.sections.get(section, {})
+            parser.set_defaults(**{name: parser.typed(name, value) for name, value in values.items()})
+        except (CMFAHError, argparse.ArgumentError) as error:
+            raise CMFAHError(f"{file.path}, section {section}: {error}") from error
+
+
+def _method(chain: list[SettingsFile], arguments: list[str]) -> tuple[str, list[str]]:
+    """The method that the files or, over them, the command line names; and the arguments that are left."""
     parser = _Methods(add_help=False, allow_abbrev=False)
     parser.add_argument("--method")
     given, rest = parser.parse_known_args(arguments)
-    where, method = "", given.method
-    in_file = settings.get("model", {}).pop("model_type", None)
-    if method is None and in_file is not None:
-        where, method = f"{config}: ", in_file
-    if method is not None and not (isinstance(method, str) and method in METHODS):
-        name = "model_type" if where else "--method"
+    if given.method is not None:
+        _check_method("--method", given.method)
+        return given.method, rest
+    for file in reversed(chain):
+        if (named := file.sections.get("model", {}).get("model_type")) is not None:
+            _check_method(f"{file.path}: model_type", named)
+            return named, rest
+    return "cmfah", rest
+
+
+def _check_method(name: str, method: Any) -> None:
+    if not (isinstance(method, str) and method in METHODS):
         shown = repr(method) if isinstance(method, str) else f"a {type(method).__name__}"
-        raise CMFAHError(f"{where}{name} is {shown}; choose one of {', '.join(METHODS)}.")
-    return method or "cmfah", rest
+        raise CMFAHError(f"{name} is {shown}; choose one of {', '.join(METHODS)}.")
 
 
 class _Methods(argparse.ArgumentParser):
@@ -182,18 +211,6 @@ def _settings_of(method: str) -> set[str]:
 def _other_method(name: str) -> str:
     having = [method for method in METHODS if name in _settings_of(method)]
     return f", which is a setting of --method {having[0]}" if having else ""
-
-
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    if not os.path.exists(path):  # noqa: PTH110 - that of `Path` raises an error for a name that is too long
-        raise CMFAHError(f"{path}: there is no such configuration; hub_configs/ holds some to start from.")
-    settings = read_yaml(path) or {}
-    if not isinstance(settings, dict) or not all(isinstance(values, dict) for values in settings.values()):
-        raise CMFAHError(f"{path}: a configuration has the sections {', '.join(SECTIONS)}, each with its settings.")
-    for name in settings:
-        if name not in SECTIONS:
-            raise CMFAHError(f"{path}: there is no section {short(name)}; there are {', '.join(SECTIONS)}.")
-    return settings
 
 
 def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:

@@ -1,7 +1,7 @@
-"""The regions of a stream's pictures, computed in one pass and kept in files that stream in their turn.
+"""Regions of the images of a stream, computed in one pass and kept in files that are streamed in turn
 
-The files are Arrow tables as `datasets` keeps them in its own cache. They are mapped into memory and not read, which
-is fourteen times as quick as the same arrays out of Parquet, whose nested lists have to be decoded value by value.
+The files are Arrow tables, as in the cache of `datasets`. They are mapped into memory, which is fourteen times as fast
+as reading the same arrays from Parquet, whose nested lists are decoded value by value.
 """
 
 import logging
@@ -12,22 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
-from datasets.arrow_writer import ArrowWriter
-from datasets.iterable_dataset import ArrowExamplesIterable
 
 from cmfah_hf.atomic import atomic_file, locked, sha256_of
 from cmfah_hf.data.file_state import FileState, file_states
-from cmfah_hf.data.streams import read_shard, stream_fingerprint
 from cmfah_hf.errors import DataError
-from cmfah_hf.training.kept_tables import WAIT_S, Note, damage, image_files, kept_folder
+from cmfah_hf.training.data.datasets_internals import ArrowWriter, stream_arrow, stream_fingerprint
+from cmfah_hf.training.data.kept_tables import WAIT_S, Note, damage, image_files, kept_folder
+from cmfah_hf.training.data.shards import read_shard
 
 logger = logging.getLogger(__name__)
 
-# Rows of the source that go into one file; what is lost when the pass breaks off. 49 x 512 regions: 100 MB.
+# Rows of the source in one file, which an interrupted pass may lose. 49 x 512 regions: 100 MB.
 _PIECE = 2048
 _TABLE_ROWS = 64
-# Seconds without a new piece after which the process that computes them is taken for dead.
+# Seconds without a new file after which the process that computes them counts as dead.
 _STALLED_S = 4 * 3600.0
 
 
@@ -39,20 +37,20 @@ def keep_streamed_regions(
     num_processes: int = 1,
     process_index: int = 0,
 ) -> datasets.IterableDataset:
-    """The stream with its regions in the place of its pictures, out of files below the cache of `datasets`.
+    """The stream with regions instead of images, from files below the cache of `datasets`.
 
-    A pass that broke off goes on where it was. Several processes share the shards, on a disk that all of them see, and
-    wait for each other at the end.
+    An interrupted pass resumes. Several processes share the shards, on a common disk, and wait for each other at the
+    end.
 
     Args:
         dataset: The stream, with a column `image`.
         extractor: A `RegionExtractor`.
         columns: The features that it adds.
-        batch_size: Pictures that pass the backbone at once.
-        num_processes, process_index: How many compute regions, and which of them this is.
+        batch_size: Images that the backbone reads at once.
+        num_processes, process_index: The number of processes that compute regions, and the index of this one.
 
     Raises:
-        DataError: If not one picture can be read.
+        DataError: If no image can be read.
     """
     folder = kept_folder("regions", f"{stream_fingerprint(dataset)} {extractor.fingerprint()}")
     features = datasets.Features({**{k: v for k, v in dataset.features.items() if k != "image"}, **columns})
@@ -64,9 +62,9 @@ def keep_streamed_regions(
     rows = sum(note.read for notes in found for note in notes)
     kept = sum(note.kept for notes in found for note in notes)
     if not kept:
-        raise DataError(f"None of the {rows} pictures can be read; see the warnings above.")
+        raise DataError(f"None of the {rows} images can be read; see the warnings above.")
     if kept < rows:
-        logger.warning("Left out %d of %d pictures, because they cannot be read.", rows - kept, rows)
+        logger.warning("Left out %d of %d images, because they cannot be read.", rows - kept, rows)
     files = [
         str(_piece(folder, shard, number))
         for shard, notes in enumerate(found)
@@ -74,21 +72,6 @@ def keep_streamed_regions(
         if note.kept
     ]
     return stream_arrow(files, features, dataset.split)
-
-
-def stream_arrow(
-    files: list[str], features: datasets.Features, split: datasets.NamedSplit | None = None
-) -> datasets.IterableDataset:
-    """A stream over Arrow files, a shard a file."""
-    iterable = ArrowExamplesIterable(_generate_tables, {"file": files})
-    return datasets.IterableDataset(iterable, info=datasets.DatasetInfo(features=features), split=split)
-
-
-def _generate_tables(file: list[str]) -> Iterator[tuple[str, pa.Table]]:
-    for name in file:
-        with pa.memory_map(name) as source, pa.ipc.open_stream(source) as reader:
-            for number, batch in enumerate(reader):
-                yield f"{name} {number}", pa.Table.from_batches([batch])
 
 
 def _keep_shard(
@@ -100,9 +83,9 @@ def _keep_shard(
     folder: Path,
     batch_size: int,
 ) -> None:
-    """Writes the pieces of a shard that are not there whole. The note of the last one is of no rows."""
+    """Writes the missing and damaged files of a shard. The note of the last one has no rows."""
     number = start = 0
-    rows: Iterator[dict[str, Any]] | None = None  # where the last piece that was written has ended
+    rows: Iterator[dict[str, Any]] | None = None  # at the end of the last file that was written
     while True:
         path, note_file = _piece(folder, shard, number), _note(folder, shard, number)
         problem = damage(path, note_file, features, lengths) if note_file.exists() else ""
@@ -121,13 +104,13 @@ def _keep_shard(
 
 
 def _wait_for(folder: Path, shard: int, features: datasets.Features, lengths: dict[str, tuple[int, int]]) -> list[Note]:
-    """The notes of a shard, when all of its pieces are there and whole: another process may be at it.
+    """The notes of a shard, once all of its files are complete; another process may be writing them.
 
     Raises:
-        DataError: If nothing has come for long.
+        DataError: If no file appears for hours.
     """
     notes: list[Note] = []
-    problem, deadline = "", time.monotonic() + _STALLED_S
+    deadline = time.monotonic() + _STALLED_S
     while True:
         path, note_file = _piece(folder, shard, len(notes)), _note(folder, shard, len(notes))
         problem = damage(path, note_file, features, lengths) if note_file.exists() else f"{note_file} is missing"
@@ -145,7 +128,7 @@ def _wait_for(folder: Path, shard: int, features: datasets.Features, lengths: di
 def _write_piece(
     rows: Iterator[dict[str, Any]], extractor: Any, features: datasets.Features, path: Path, batch_size: int
 ) -> Note:
-    """Writes the rows whose picture can be read; no file where there are none."""
+    """Writes the rows with a readable image; no file if there are none."""
     read = kept = 0
     sources: list[FileState] = []
     with atomic_file(path, DataError) as unfinished:

@@ -1,4 +1,4 @@
-"""Every knob of a training run that is not the model's own, with help texts that are their documentation."""
+"""Arguments of a run that are not the model's: its data and its training"""
 
 import os
 from dataclasses import dataclass, field
@@ -12,27 +12,27 @@ from cmfah_hf.data.similarity import SIMILARITIES
 from cmfah_hf.documents import parse_json, read_json
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.expansion.word_splitters import TOKENIZERS
-from cmfah_hf.training.ranges import OF_DATA, OF_TRAINING, check_finite, check_ranges
+from cmfah_hf.training.settings.ranges import OF_DATA, OF_TRAINING, check_finite, check_ranges
 
-# What an evaluation measures, `CMFAHTrainer.evaluation_loop`.
+# Figures of an evaluation, `CMFAHTrainer.evaluation_loop`.
 METRICS = ("map", "map_i2t", "map_t2i", "map_random")
 
 
 @dataclass
 class DataArguments:
-    """Which pairs to train on, and what is made of them before the first step."""
+    """Arguments of the pairs to train on, and of their preparation before the first step."""
 
     dataset: str = field(
         default="scenes",
         metadata={
-            "help": "A folder of pictures with metadata, Parquet, a Hub id, or 'scenes', drawn by code. A relative "
-            "path that does not exist is looked for below the environment variable CMFAH_DATA."
+            "help": "A folder of images with metadata, Parquet, matrices, a Hub id, or 'scenes', drawn by code. A "
+            "relative path that does not exist is looked for below the environment variable CMFAH_DATA."
         },
     )
     train_split: str = field(default="train", metadata={"help": "The split to train on."})
     query_split: str | None = field(
         default="query",
-        metadata={"help": "The split whose items are the queries of the final evaluation, looked at once, at the end."},
+        metadata={"help": "The split of the test queries, which are measured once, at the end."},
     )
     database_split: str | None = field(
         default="database",
@@ -42,72 +42,72 @@ class DataArguments:
         },
     )
     validation_split: str | None = field(
-        default=None, metadata={"help": "The split that chooses the best epoch. None: cut from the training pairs."}
+        default=None, metadata={"help": "The split that chooses the best epoch. None: a part of the training pairs."}
     )
     validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the training pairs that is cut off to choose the best epoch."}
+        default=0.1, metadata={"help": "Share of the training pairs that is held out to choose the best epoch."}
     )
     validation_seed: int = field(
         default=0,
-        metadata={"help": "Which pairs are cut off; apart from `seed`, so that seeds are compared on the same pairs."},
+        metadata={"help": "Seed of the held-out pairs, apart from `seed`: all seeds hold out the same pairs."},
     )
     refit: bool = field(
         default=False,
         metadata={
-            "help": "When the validation pairs have chosen the epoch, train a second model on all pairs, those among "
-            "them, up to that epoch."
+            "help": "When the validation pairs have chosen the epoch, train a second model on all pairs, validation "
+            "included, up to that epoch."
         },
     )
-    image_column: str | None = field(default=None, metadata={"help": "The column of pictures. None: found by name."})
+    image_column: str | None = field(default=None, metadata={"help": "The column of images. None: found by name."})
     text_column: str | None = field(default=None, metadata={"help": "The column of texts. None: found by name."})
     labels_column: str | None = field(default=None, metadata={"help": "The column of labels. None: found by name."})
     similarity: str = field(
         default="labels",
         metadata={
-            "help": "What makes pairs alike: 'labels' that they share; 'tags', how far the words of their expanded "
-            "texts overlap; 'pairs', nothing but being picture and text of one pair."
+            "help": "Similar pairs: those that share 'labels'; those whose 'tags', the words of their expanded texts, "
+            "overlap; or with 'pairs', only the image and the text of the same pair."
         },
     )
     backbone_weights: str | None = field(
         default=None,
         metadata={
-            "help": "Weights of the image backbone: a safetensors file, a folder or a Hub id that holds one, or "
-            "'torchvision' for its published ones. None: drawn at random, or those of a backbone given by Hub id."
+            "help": "Weights of the image backbone: a safetensors file, a folder or Hub id with one, or 'torchvision' "
+            "for its published ones. None: random, or those of a backbone given by Hub id."
         },
     )
     image_mean: list[float] | None = field(
-        default=None, metadata={"help": "Mean of red, green, blue in 0..1. None: what the backbone expects."}
+        default=None, metadata={"help": "Mean of red, green, blue in 0..1. None: that of the backbone."}
     )
     image_std: list[float] | None = field(
-        default=None, metadata={"help": "Deviation of red, green, blue in 0..1. None: what the backbone expects."}
+        default=None, metadata={"help": "Standard deviation of red, green, blue in 0..1. None: that of the backbone."}
     )
     keep_regions: bool = field(
         default=True,
         metadata={"help": "Compute the regions of a frozen backbone once and keep them, float16, on disk."},
     )
     mirror: bool = field(
-        default=False, metadata={"help": "Keep the regions of mirrored training pictures too, and train on either."}
+        default=False, metadata={"help": "Keep the regions of mirrored training images too, and train on either."}
     )
     expand: bool = field(
         default=False,
         metadata={
-            "help": "Expand texts over the image-word graph, [graph], as the paper does. What was measured speaks "
-            "against it (docs/expansion.md)."
+            "help": "Expand texts over the image-word graph, [graph]. The measurements speak against it "
+            "(docs/expansion.md)."
         },
     )
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "Read the pairs as a stream, for data larger than memory or disk. Pictures pass once or in every "
-            "epoch (keep_regions), texts and labels are read in one pass before."
+            "help": "Read the pairs as a stream, for data larger than memory or disk. Images are read once or in every "
+            "epoch (keep_regions), texts and labels in one pass before."
         },
     )
     walk_length: int = field(default=5, metadata={"help": "Length of a walk on the image-word graph, an odd number."})
-    top_k: int = field(default=10, metadata={"help": "Most words that the expansion adds to a text."})
-    min_probability: float = field(default=0.01, metadata={"help": "Least expected share of a walk for an added word."})
+    top_k: int = field(default=10, metadata={"help": "Maximum words that the graph adds to a text."})
+    min_probability: float = field(default=0.01, metadata={"help": "Minimum share of a walk for an added word."})
     word_tokenizer: str = field(
         default="words",
-        metadata={"help": "What words are in the graph and the knowledge: 'words', or 'chinese', cut by a dictionary."},
+        metadata={"help": "Words of the graph and the knowledge: 'words', or 'chinese', split by a dictionary."},
     )
     knowledge: list[str] = field(
         default_factory=list,
@@ -117,31 +117,32 @@ class DataArguments:
         },
     )
     knowledge_top_k: int = field(
-        default=10, metadata={"help": "Most words that the knowledge adds to a text, after those of the graph."}
+        default=10,
+        metadata={"help": "Maximum words that the knowledge adds to a text, after those of the graph."},
     )
     knowledge_window: int = field(
-        default=5, metadata={"help": "How many words apart two words of an article may be to count as related."}
+        default=5, metadata={"help": "Maximum distance of two related words in an article, in words."}
     )
     knowledge_min_pair_count: int = field(
-        default=2, metadata={"help": "Words that are near each other fewer times are not related."}
+        default=2, metadata={"help": "Minimum co-occurrences for two words to count as related."}
     )
     knowledge_within_vocabulary: bool = field(
-        default=True, metadata={"help": "Whether the knowledge adds words of the training texts alone."}
+        default=True, metadata={"help": "Whether the knowledge adds only words of the training texts."}
     )
     word_corpus: list[str] = field(
         default_factory=list,
         metadata={"help": "Further texts for the word vectors: .jsonl or .parquet with a column 'text', or .txt."},
     )
     words_from: str | None = field(
-        default=None, metadata={"help": "Folder of an earlier run whose word graph and vectors are used instead."}
+        default=None, metadata={"help": "Folder of an earlier run whose word graph and vectors are used."}
     )
-    word_walks: int = field(default=10, metadata={"help": "Walks from each picture that the word vectors read."})
+    word_walks: int = field(default=10, metadata={"help": "Walks from each image, as sentences for the word vectors."})
     word_epochs: int = field(default=5, metadata={"help": "Passes of skip-gram over its corpus, [skip-gram]."})
-    word_window: int = field(default=5, metadata={"help": "Words on either side that skip-gram predicts."})
-    word_min_count: int = field(default=1, metadata={"help": "Words that are rarer in that corpus get no vector."})
-    word_seed: int = field(default=0, metadata={"help": "Of skip-gram's first vectors, windows and skipping."})
+    word_window: int = field(default=5, metadata={"help": "Words on each side that skip-gram predicts."})
+    word_min_count: int = field(default=1, metadata={"help": "Minimum occurrences of a word for a vector."})
+    word_seed: int = field(default=0, metadata={"help": "Seed of skip-gram: vectors, windows, sampling."})
     word_workers: int = field(
-        default=1, metadata={"help": "Threads of skip-gram. With more than one, no two runs give the same vectors."}
+        default=1, metadata={"help": "Threads of skip-gram. With more than one, vectors differ from run to run."}
     )
 
     def __post_init__(self):
@@ -166,66 +167,67 @@ class DataArguments:
 class CMFAHTrainingArguments(TrainingArguments):
     """The arguments of `CMFAHTrainer`.
 
-    What concerns the optimizers, the batch and the epochs is the paper's; what concerns evaluating, saving and logging
-    fits a run whose best epoch is chosen on validation pairs.
+    Defaults that differ from the parent's: optimizers, batch and epochs of the paper; evaluation, checkpoints and logs
+    for a run whose best epoch is chosen on validation pairs.
     """
 
     output_dir: str = field(
-        default="cmfah-model", metadata={"help": "Where the model, its processor and its words go."}
+        default="cmfah-model", metadata={"help": "Folder for the model, its processor and its vocabulary."}
     )
     optim: str = field(default="sgd", metadata={"help": "Optimizer of the towers and of the discriminators."})
     learning_rate: float = field(default=7e-4, metadata={"help": "Learning rate of the towers."})
     discriminator_learning_rate: float = field(
-        default=8e-4, metadata={"help": "Learning rate of the discriminators; its schedule is the towers'."}
+        default=8e-4, metadata={"help": "Learning rate of the discriminators, with the schedule of the towers."}
     )
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Pairs of a batch."})
-    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Pairs of a batch in evaluation."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Pairs in a batch."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Pairs in a batch of an evaluation."})
     num_train_epochs: float = field(default=150.0, metadata={"help": "Passes over the training pairs."})
     codes_update: str = field(
         default="epoch",
-        metadata={"help": "When B of [algorithm-1] is made anew: after each 'epoch', or for each 'batch'."},
+        metadata={"help": "When B of [algorithm-1] is computed: after each 'epoch', or for each 'batch'."},
     )
     paired_every: int = field(
         default=1,
-        metadata={
-            "help": "In every how manieth update the view with the partners is trained on; with more than 1 the others "
-            "take less time."
-        },
+        metadata={"help": "Train on the cross-modal view in every n-th update; the other updates take less time."},
     )
     shuffle_buffer: int = field(
         default=1000,
-        metadata={"help": "Pairs of a stream that are shuffled together, beside the order of its shards. 0: neither."},
+        metadata={
+            "help": "Pairs of a stream that are shuffled together, in addition to the order of its shards. 0: neither."
+        },
     )
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after so many evaluations without a better model. None: never."}
+        default=None, metadata={"help": "Stop after this number of evaluations without a better model. None: never."}
     )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate on the validation split."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep: the best and the last."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "Whether the best model is what remains."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Whether to end with the best model."})
     metric_for_best_model: str | None = field(
-        default="map", metadata={"help": "What is best: 'map' is the mean of both directions, one modality alone."}
+        default="map",
+        metadata={
+            "help": "Figure that chooses the best model: 'map' is the mean of both directions, by the unimodal views."
+        },
     )
-    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of it is better."})
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether a larger figure is better."})
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log the terms of the loss."})
     remove_unused_columns: bool | None = field(
-        default=False, metadata={"help": "Kept off: the collator takes what it needs from pictures and texts."}
+        default=False, metadata={"help": "Kept off: the collator chooses its columns."}
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False,
-        metadata={"help": "Kept off: the losses read the label layer after `forward`, where it would count as unused."},
+        metadata={"help": "Kept off: the losses read the label layer after `forward`, so it would count as unused."},
     )
     hub_strategy: str = field(
         default="end",
-        metadata={"help": "Kept at 'end': what goes to the Hub is the finished model; checkpoints hold pickles."},
+        metadata={"help": "Kept at 'end': only the finished model goes to the Hub, since checkpoints hold pickles."},
     )
     report_to: None | str | list[str] = field(  # noqa: RUF036 - the order that the argument parser reads
-        default="none", metadata={"help": "Where to send logs to."}
+        default="none", metadata={"help": "Where to send logs."}
     )
 
     def __post_init__(self):
-        # Several processes without an accelerator would not know of each other: accelerate joins those on the CPU only
-        # where it is told that they are meant to be there.
+        # Without an accelerator, accelerate joins several processes only if the CPU is asked for.
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True
         check_ranges(self, OF_TRAINING)
@@ -233,7 +235,7 @@ class CMFAHTrainingArguments(TrainingArguments):
             setattr(self, name, _mapping(name, getattr(self, name)))
         super().__post_init__()
         self._check_choosing()
-        # Pinned memory speeds up the way to an accelerator; without one, torch warns of it for every loader.
+        # Pinned memory speeds up copies to an accelerator; without one, torch warns about it for every loader.
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.ddp_find_unused_parameters:
             raise CMFAHError("ddp_find_unused_parameters would take the label layer for unused; leave it off.")
@@ -246,7 +248,7 @@ class CMFAHTrainingArguments(TrainingArguments):
             raise CMFAHError(f"codes_update is {self.codes_update!r}; choose 'epoch' or 'batch'.")
 
     def _check_choosing(self) -> None:
-        """Without figures to choose by, a run would fail after its first epoch."""
+        """Refuses to choose by figures that no evaluation has; the run would fail after its first epoch."""
         by_metric = self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise CMFAHError("early_stopping_patience counts evaluations; give an eval_strategy other than 'no'.")
@@ -259,7 +261,7 @@ class CMFAHTrainingArguments(TrainingArguments):
 
 
 def _mapping(name: str, value: Any) -> Any:
-    """A setting that is a mapping, as JSON or as the path of a JSON file too, which `transformers` would read as is."""
+    """A setting that is a mapping, also as JSON or the path of a JSON file, which `transformers` would not check."""
     if isinstance(value, str):
         value = parse_json(value, name) if value.lstrip().startswith("{") else read_json(value)
         if not isinstance(value, dict):

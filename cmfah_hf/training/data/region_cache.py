@@ -1,7 +1,7 @@
-"""The regions of a frozen backbone, computed once and kept.
+"""Regions of a frozen backbone, computed once and kept on disk
 
-A frozen backbone gives the same regions in every epoch, and it is nearly all of the work: with its regions kept on
-disk, an epoch on a CPU takes seconds.
+A frozen backbone returns the same regions in every epoch, and takes nearly all of the time: with its regions on disk,
+an epoch on a CPU takes seconds.
 """
 
 import hashlib
@@ -19,22 +19,23 @@ from cmfah_hf.data.file_state import digest_of
 from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.errors import DataError, ImageError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
-from cmfah_hf.training.kept_tables import image_states, kept_folder, kept_table
-from cmfah_hf.training.region_shards import keep_streamed_regions
+from cmfah_hf.training.data.datasets_internals import fingerprint
+from cmfah_hf.training.data.kept_tables import image_states, kept_folder, kept_table
+from cmfah_hf.training.data.region_shards import keep_streamed_regions
 
 logger = logging.getLogger(__name__)
 
 
 class RegionExtractor:
-    """A stage for `datasets.map(batched=True)`: pictures in, `region_features` out, float16 `(R, C)` a row.
+    """A stage for `datasets.map(batched=True)`: from `image` to `region_features`, float16 `(R, C)` in each row.
 
-    With `mirrored=True` it gives `region_features_mirrored` too, the regions of the picture's mirror image. A picture
-    that cannot be read gives zeros and `readable` false.
+    With `mirrored=True` it adds `region_features_mirrored`, the regions of the mirror image. An unreadable image gets
+    zeros and `readable` False.
 
     Args:
         image_model: The image tower; only its backbone is used.
         processor: The model's processor.
-        mirrored: Whether to see every picture's mirror image as well.
+        mirrored: Whether to encode the mirror images too.
     """
 
     def __init__(self, image_model: CMFAHImageModel, processor: CMFAHProcessor, mirrored: bool = False):
@@ -43,10 +44,10 @@ class RegionExtractor:
         self.mirrored = mirrored
 
     def fingerprint(self) -> str:
-        """Changes with the backbone's weights and with the pictures' preparation, and with nothing else."""
+        """A digest of the weights of the backbone and the preprocessing of the images."""
         preparation = self.processor.image_processor.to_dict()
         used = ("size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-        # As JSON, which says the same of a processor that was just made and of one that was loaded.
+        # As JSON, which is the same for a new processor and a loaded one.
         digest = hashlib.sha256(json.dumps([*(preparation.get(name) for name in used), self.mirrored]).encode())
         for name, tensor in self.embeddings.backbone.state_dict().items():
             digest.update(name.encode())
@@ -63,18 +64,18 @@ class RegionExtractor:
         return regions_BRC.clamp(-largest, largest).half().cpu().numpy()
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        pictures, readable = [], []
+        images, readable = [], []
         for number, value in enumerate(batch["image"]):
             try:
-                pictures.append(decode_image(value, name=str(batch["id"][number]) if "id" in batch else None))
+                images.append(decode_image(value, name=str(batch["id"][number]) if "id" in batch else None))
                 readable.append(True)
             except ImageError as error:
                 logger.warning("Left out: %s", error)
                 readable.append(False)
         size = self.processor.image_processor.size
         pixel_values = torch.zeros(len(readable), 3, size["height"], size["width"])
-        if pictures:
-            pixel_values[torch.tensor(readable)] = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
+        if images:
+            pixel_values[torch.tensor(readable)] = self.processor(images=images, return_tensors="pt")["pixel_values"]
         columns = {"region_features": self.regions(pixel_values), "readable": readable}
         if self.mirrored:
             columns["region_features_mirrored"] = self.regions(pixel_values.flip(-1))
@@ -90,25 +91,26 @@ def keep_regions(
     num_processes: int = 1,
     process_index: int = 0,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """The data set with the columns `region_features` (and `region_features_mirrored`), without unreadable rows.
+    """The data set with a column `region_features` (and `region_features_mirrored`), without unreadable rows.
 
-    They are kept in the cache of `datasets`: a second call with the same pictures, backbone and preparation, in this
-    process or a later one, reads them from there. 49 regions of 512 channels take 50 kB a picture. Image files that
-    have changed and a cache that was damaged are computed anew, with a warning that names the file.
+    The columns are kept in the cache of `datasets`: a second call with the same images, backbone and preprocessing, in
+    this process or a later one, reads them from there. 49 regions of 512 channels take 50 kB an image. Regions of
+    changed image files, and damaged files of the cache, are computed again, with a warning that names the file.
 
-    A stream is read once, and its regions are kept in files that stream in their turn, without its pictures: larger
-    than memory, but not than the disk. If that pass breaks off, the next call goes on from there.
+    A stream is read once, and its regions are kept in files that are streamed in turn, without its images: they may be
+    larger than memory, but not than the disk. If that pass is interrupted, the next call resumes it.
 
     Args:
         dataset: A data set or stream with a column `image`.
         image_model: The image tower with its backbone's weights.
         processor: The model's processor.
         mirrored: Whether to keep the regions of the mirror images too.
-        batch_size: Pictures that pass the backbone at once.
-        num_processes, process_index: Of a stream: how many processes share its shards, and which of them this is.
+        batch_size: Images that the backbone reads at once.
+        num_processes, process_index: For a stream, the number of processes that share its shards, and the index of
+            this one.
 
     Raises:
-        DataError: If not one picture can be read.
+        DataError: If no image can be read.
     """
     extractor = RegionExtractor(image_model, processor, mirrored)
     size = processor.image_processor.size
@@ -118,8 +120,8 @@ def keep_regions(
         return keep_streamed_regions(dataset, extractor, columns, batch_size, num_processes, process_index)
     raw = decoding_off(dataset)
     states = image_states(raw)
-    # The states are in the key as well as in the note: a source that changes to and fro finds its regions again.
-    key = f"{dataset._fingerprint} {digest_of(states)} {extractor.fingerprint()}"
+    # The states are in the key too: a source that changes back finds its regions again.
+    key = f"{fingerprint(dataset)} {digest_of(states)} {extractor.fingerprint()}"
     added = datasets.Features({**columns, "readable": datasets.Value("bool")})
 
     def make(file: Path) -> None:
@@ -132,7 +134,7 @@ def keep_regions(
             remove_columns=raw.column_names,
             features=added,
             new_fingerprint=file.parent.name[:32],
-            desc="Regions of the pictures",
+            desc="Regions of the images",
         )
 
     folder = kept_folder("regions", key)
@@ -140,13 +142,13 @@ def keep_regions(
     raw = datasets.concatenate_datasets([raw, regions], axis=1)
     readable = np.asarray(raw["readable"])
     if not readable.any():
-        raise DataError(f"None of the {len(raw)} pictures can be read; see the warnings above.")
+        raise DataError(f"None of the {len(raw)} images can be read; see the warnings above.")
     if not readable.all():
-        logger.warning("Left out %d of %d pictures, because they cannot be read.", np.sum(~readable), len(raw))
+        logger.warning("Left out %d of %d images, because they cannot be read.", np.sum(~readable), len(raw))
         raw = raw.select(np.flatnonzero(readable))
     raw = raw.remove_columns("readable").cast_column("image", dataset.features["image"])
-    # In this format a batch of regions is read in milliseconds; as lists it takes seconds. Unless told otherwise, it
-    # would make float32 of them, a row at a time.
+    # In this format a batch of regions is read in milliseconds; as lists it takes seconds. The type keeps NumPy from
+    # converting them to float32, row by row.
     return raw.with_format("numpy", columns=_region_columns(mirrored), output_all_columns=True, dtype=np.float16)
 
 

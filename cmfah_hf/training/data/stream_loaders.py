@@ -1,4 +1,4 @@
-"""How `CMFAHTrainer` reads streams: loaders over a process's own part, their evaluation, going on after a break."""
+"""Data loaders of streams for `CMFAHTrainer`: training, evaluation, resuming"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,15 +12,16 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from cmfah_hf.data.streams import PairStream, StreamPart, count_rows, without_gaps
 from cmfah_hf.errors import DataError
+from cmfah_hf.training.data.shards import count_rows
+from cmfah_hf.training.data.streams import PairStream, StreamPart, without_gaps
 
 
 def as_training_stream(dataset: Any, args: TrainingArguments) -> Any:
-    """A stream ready to be trained on; whatever is no stream as it is.
+    """A stream as a `PairStream` for training; anything else unchanged.
 
-    Its rows are counted, in a pass of their own, unless `max_steps` says how long to train: without a count there are
-    no epochs. A `PairStream` brings its own counts, or none.
+    Its rows are counted in a pass of their own, unless `max_steps` limits the training: without counts there are no
+    epochs. A `PairStream` keeps its counts, if it has any.
     """
     if not isinstance(dataset, datasets.IterableDataset):
         return dataset
@@ -34,15 +35,15 @@ def as_training_stream(dataset: Any, args: TrainingArguments) -> Any:
 
 
 def as_stream(dataset: Any) -> Any:
-    """A `datasets` stream as a `PairStream`; whatever is no stream as it is."""
+    """A stream of `datasets` as a `PairStream`; anything else unchanged."""
     return PairStream(dataset) if isinstance(dataset, datasets.IterableDataset) else dataset
 
 
 def stream_loader(trainer: Trainer, stream: PairStream, training: bool) -> DataLoaderShard:
     """The loader of this process's part of a stream.
 
-    Made here and not by `Accelerator.prepare`, under which either the first process reads for all, or each reads
-    everything and throws the others' rows away.
+    Not by `Accelerator.prepare`: with it, either the first process reads for all, or each reads everything and discards
+    the rows of the others.
     """
     args, accelerator = trainer.args, trainer.accelerator
     batch_size = trainer._train_batch_size if training else args.eval_batch_size
@@ -64,14 +65,14 @@ def stream_loader(trainer: Trainer, stream: PairStream, training: bool) -> DataL
 def predict_stream(
     trainer: Trainer, dataloader: DataLoaderShard, predict: Callable[[dict[str, Any]], tuple[tuple, Any]]
 ) -> EvalLoopOutput:
-    """What `predict` gives for every pair of a stream, of all processes together.
+    """The predictions for every pair of a stream, of all processes together.
 
-    Each process reads its own part to its end, and only then do they meet: parts need not be equally long, no pair is
-    counted twice, and nothing but hash values and labels is held.
+    The processes gather at the end of their parts: these may have different lengths, no pair is counted twice, and only
+    continuous codes and labels are held.
 
     Args:
-        trainer: Whose callbacks hear of each batch.
-        dataloader: As `stream_loader` gives it.
+        trainer: The trainer, whose callbacks are called for each batch.
+        dataloader: A loader of `stream_loader`.
         predict: From a batch to `((image_hash, text_hash), labels)`.
     """
     columns: list[list[np.ndarray]] = [[], [], []]
@@ -94,10 +95,10 @@ def predict_stream(
 
 
 def _in_step(trainer: Trainer, batches: Iterator[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:
-    """The batches, and that they are a process's own.
+    """The batches, each with True; a repeated batch with False.
 
-    Weights that are spread over processes come together in every step, so there a process that has come to its end
-    goes through its last batch again until all have.
+    Sharded weights are gathered in every step, so with them a process at its end repeats its last batch until all
+    processes are done.
     """
     if not trainer.is_fsdp_enabled:
         yield from ((batch, True) for batch in batches)
@@ -115,7 +116,7 @@ def _in_step(trainer: Trainer, batches: Iterator[dict[str, Any]]) -> Iterator[tu
 
 
 class StreamPlaceCallback(TrainerCallback):
-    """Tells a stream, before a run goes on, where it was: what was trained on need not be read again."""
+    """Moves a stream to the place where a run resumes, so that it does not read earlier pairs again."""
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         part = getattr(train_dataloader, "dataset", None)

@@ -1,0 +1,1 @@
+"""Training data: streams of pairs, and columns computed once and kept"""

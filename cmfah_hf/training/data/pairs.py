@@ -1,0 +1,245 @@
+"""Pairs of a run: loaded, checked, split into training and validation, expanded"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+
+from cmfah_hf.data import collect_classes, load_image_text, train_validation_split
+from cmfah_hf.data.images import drop_unreadable
+from cmfah_hf.data.label_counts import LabelCounts
+from cmfah_hf.errors import DataError
+from cmfah_hf.expansion import GraphExpander
+from cmfah_hf.models import CMFAHConfig, CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.training.backbone import backbone_weights, load_backbone_weights
+from cmfah_hf.training.data.data_source import source_of
+from cmfah_hf.training.data.datasets_internals import Hasher, fingerprint
+from cmfah_hf.training.data.kept_tables import kept_folder, kept_table
+from cmfah_hf.training.data.region_cache import keep_regions
+from cmfah_hf.training.data.shards import split_stream
+from cmfah_hf.training.data.streaming import count_streams, open_streams, stream_regions
+from cmfah_hf.training.data.streams import PairStream
+from cmfah_hf.training.settings.arguments import DataArguments
+from cmfah_hf.training.settings.configuration import Run
+
+logger = logging.getLogger(__name__)
+
+# Features of images that a data set brings along, `(D,)` for each image: one region.
+FEATURES_COLUMN = "image_features"
+
+
+@dataclass
+class Pairs:
+    """The pairs of a run, map-style or as streams.
+
+    Attributes:
+        splits: `train` and `validation`, and where the data has them `query` and `database`.
+        stream_of_all: Of streams, the pairs of training and validation together.
+        classes: The classes of `train` and of `validation`.
+        texts: The texts that the vocabulary is fitted on.
+        together: Of streams, how often two labels occur together in `train`.
+        backbone: The backbone that computed the regions, if they are kept.
+        source: The origin of the data (`source_of`).
+        feature_dim: The width of `image_features`, where the data has these instead of images.
+    """
+
+    splits: dict[str, Any]
+    stream_of_all: PairStream | None
+    classes: dict[str, list[str]]
+    texts: Iterable[Any]
+    together: LabelCounts | None
+    backbone: torch.nn.Module | None
+    source: dict[str, str | None] = field(default_factory=dict)
+    feature_dim: int | None = None
+
+    @property
+    def all(self) -> Any:
+        """The pairs of training and validation together."""
+        if self.stream_of_all is not None:
+            return self.stream_of_all
+        return datasets.concatenate_datasets([self.splits["train"], self.splits["validation"]])
+
+    @property
+    def is_stream(self) -> bool:
+        return self.stream_of_all is not None
+
+    @property
+    def label_counts(self) -> LabelCounts:
+        """How often two labels occur together in the training pairs, `[label-graph]`."""
+        return LabelCounts.of(self.splits["train"]) if self.together is None else self.together
+
+    def expanded(self, expander: GraphExpander) -> "Pairs":
+        """The pairs with a column of expanded texts, `[graph]`."""
+        if self.stream_of_all is not None:
+            splits = {name: pairs.map(expander, batched=True) for name, pairs in self.splits.items()}
+            return replace(self, splits=splits, stream_of_all=self.stream_of_all.map(expander, batched=True))
+        return replace(self, splits={name: _expanded(pairs, expander) for name, pairs in self.splits.items()})
+
+
+def _expanded(pairs: datasets.Dataset, expander: GraphExpander) -> datasets.Dataset:
+    features = datasets.Features({expander.output_column: datasets.Value("string")})
+
+    def make(file: Path) -> None:
+        pairs.select_columns(["text"]).with_format(None).map(
+            expander,
+            cache_file_name=str(file),
+            load_from_cache_file=False,
+            batched=True,
+            remove_columns=["text"],
+            features=features,
+            desc="Expansion",
+        )
+
+    folder = kept_folder("expanded", f"{fingerprint(pairs)} {Hasher.hash(expander)}")
+    column = kept_table(folder, features, len(pairs), make)
+    layout = pairs.format
+    joined = datasets.concatenate_datasets([pairs.with_format(None), column], axis=1)
+    if layout["type"] is None:
+        return joined
+    return joined.with_format(layout["type"], layout["columns"], output_all_columns=True, **layout["format_kwargs"])
+
+
+def read_pairs(run: Run, output: Path) -> Pairs:
+    """The pairs of a run without unreadable images; with a frozen backbone whose regions are kept, their regions.
+
+    Raises:
+        DataError: If the data lacks what the run needs.
+    """
+    data, config = run.data, run.model_config()
+    _check_method(run)
+    loaded: Any
+    if data.streaming:
+        loaded = open_streams(data)
+    else:
+        loaded = load_image_text(
+            data.dataset, image_column=data.image_column, text_column=data.text_column, labels_column=data.labels_column
+        )
+    source = source_of(data.dataset, loaded) if run.training.should_save else {}
+    if data.database_split == "database" and "database" not in loaded:
+        data = replace(data, database_split=None)
+    _check(data, loaded)
+    wanted = {data.train_split, data.validation_split, data.query_split, data.database_split}
+    loaded = {name: pairs for name, pairs in loaded.items() if name in wanted}
+    feature_dim = _feature_dim(data, loaded[data.train_split])
+    has_images = feature_dim is None
+    # Before hours of computing regions.
+    if has_images and config.freeze_backbone and not backbone_weights(data, config):
+        logger.warning(
+            "The image backbone is frozen with weights drawn at random; give --backbone_weights, or "
+            "--freeze_backbone false."
+        )
+    tower = _region_tower(run, config) if has_images and config.freeze_backbone and data.keep_regions else None
+    backbone = tower[0].embeddings.backbone if tower is not None else None
+    if data.streaming:
+        if tower is not None:
+            loaded = stream_regions(run, loaded, *tower)
+        whole = None if data.validation_split is not None else loaded[data.train_split]
+        streams = count_streams(run, _cut(data, loaded, split_stream), whole, tower is not None, output)
+        return Pairs(*streams, backbone, source, feature_dim)
+    with run.training.main_process_first(local=run.training.save_on_each_node, desc="images"):
+        loaded = {name: _readable(data, name, pairs, tower) for name, pairs in loaded.items()}
+        splits = _cut(data, loaded, train_validation_split)
+    if data.similarity == "labels":
+        classes = {"train": collect_classes(splits["train"])}
+    else:
+        classes = {name: _labels_of(splits[name]) for name in ("train", "validation")}
+    return Pairs(splits, None, classes, splits["train"], None, backbone, source, feature_dim)
+
+
+def _region_tower(run: Run, config: CMFAHConfig) -> tuple[CMFAHImageModel, CMFAHProcessor]:
+    """An image tower with the backbone's weights, and its processor."""
+    image_model = CMFAHImageModel(config).to(run.training.device)
+    if weights := backbone_weights(run.data, config):
+        load_backbone_weights(image_model, weights)
+    return image_model, CMFAHProcessor.from_vocabulary(config, [], run.data.image_mean, run.data.image_std)
+
+
+def _readable(
+    data: DataArguments, name: str, pairs: datasets.Dataset, tower: tuple[CMFAHImageModel, CMFAHProcessor] | None
+) -> datasets.Dataset:
+    """A split without unreadable images, with regions in their place if a tower is given."""
+    if "image" not in pairs.column_names:
+        return as_arrays(pairs)
+    if tower is None:
+        return drop_unreadable(pairs)
+    is_mirrored = data.mirror and name in (data.train_split, data.validation_split)
+    return keep_regions(pairs, *tower, is_mirrored).remove_columns("image")
+
+
+def as_arrays(pairs: datasets.Dataset) -> datasets.Dataset:
+    """A data set with `image_features`, which are read as arrays and not as lists of numbers."""
+    return pairs.with_format("numpy", columns=[FEATURES_COLUMN], output_all_columns=True)
+
+
+def _feature_dim(data: DataArguments, train: Any) -> int | None:
+    """The width of the image features of a data set without images; None where it has images.
+
+    Raises:
+        DataError: If there are neither.
+    """
+    if "image" in train.column_names:
+        return None
+    if FEATURES_COLUMN not in train.column_names:
+        raise DataError(f"{data.dataset}: there are neither images nor features of images; add either.")
+    first = next(iter(train.select_columns([FEATURES_COLUMN]).take(1)), None)
+    if first is None or not len(first[FEATURES_COLUMN]):
+        raise DataError(f"{data.dataset}: {FEATURES_COLUMN} is empty; give a number or more for each image.")
+    return len(first[FEATURES_COLUMN])
+
+
+def _labels_of(pairs: datasets.Dataset) -> list[str]:
+    if "labels" not in pairs.column_names:
+        return []
+    return sorted({name for names in pairs["labels"] for name in names or ()})
+
+
+def _check_method(run: Run) -> None:
+    """Refuses a method that needs labels in a run without them."""
+    if run.data.similarity == "labels":
+        return
+    for name, what in (("use_label_graph", "label graph"), ("queue_size", "queue")):
+        if run.setting(name):
+            off = "false" if name == "use_label_graph" else "0"
+            raise DataError(
+                f"{run.method} makes its {what} of labels, and --similarity {run.data.similarity} goes without them; "
+                f"give --similarity labels, --{name} {off}, or --method cmfah."
+            )
+
+
+def _check(data: DataArguments, loaded: Mapping[str, Any]) -> None:
+    """Refuses data that lacks something before the backbone reads an image, which may take hours."""
+    for name in (data.train_split, data.validation_split, data.database_split):
+        if name is not None and name not in loaded:
+            raise DataError(f"{data.dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
+    if data.similarity == "labels" and "labels" not in loaded[data.train_split].column_names:
+        raise DataError(
+            f"{data.dataset}: the split {data.train_split!r} has no labels, which guide the training; add them, or "
+            "give --similarity tags or --similarity pairs, which need none."
+        )
+
+
+def _cut(data: DataArguments, loaded: Mapping[str, Any], divide: Callable) -> dict[str, Any]:
+    """The splits by role: `train`, `validation`, and where the data has them `query` and `database`."""
+    splits = {"train": loaded[data.train_split]}
+    if data.validation_split is not None:
+        splits["validation"] = loaded[data.validation_split]
+    else:
+        splits["train"], splits["validation"] = divide(
+            splits["train"], data.validation_fraction, seed=data.validation_seed
+        )
+    if data.query_split in loaded:
+        splits["query"] = loaded[data.query_split]
+    elif data.query_split is not None:
+        logger.warning(
+            "%s: there is no split %r, so no test queries are measured; there are %s.",
+            data.dataset,
+            data.query_split,
+            ", ".join(loaded),
+        )
+    if data.database_split is not None:
+        splits["database"] = loaded[data.database_split]
+    return splits
