@@ -16,6 +16,7 @@ from cmfah_hf.data import collect_classes, load_image_text, resolve_data_path, t
 from cmfah_hf.data.images import drop_unreadable
 from cmfah_hf.data.label_counts import LabelCounts
 from cmfah_hf.data.relevance import LabelRelevance, PairRelevance, Relevance, TagRelevance
+from cmfah_hf.data.splits import hold_out_databases
 from cmfah_hf.data.streams import PairStream, split_stream
 from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding, WikipediaKnowledge
@@ -41,7 +42,8 @@ _PORTION = 1_000
 class Pairs:
     """The pairs of a run: map-style, or streams.
 
-    `splits` are `train` and `validation`, and where there are such `query` and `database`. `stream_of_all` are a
+    `splits` are `train` and `validation`, and where there are such `query`, `database` and `validation_database`, the
+    held-out database that the validation queries are ranked against (`--protocol unseen`). `stream_of_all` are a
     stream's pairs of training and validation together. `classes` are those of train and of validation. `texts` is what
     the words are learned from, `together` how often a stream's training labels stand together, `backbone` what made
     the regions, if they are kept, and `source` where the data came from (`source_of`).
@@ -57,10 +59,11 @@ class Pairs:
 
     @property
     def all(self) -> Any:
-        """The pairs of training and validation together."""
+        """The pairs of training and validation together, the validation queries' database among them."""
         if self.stream_of_all is not None:
             return self.stream_of_all
-        return datasets.concatenate_datasets([self.splits["train"], self.splits["validation"]])
+        parts = ("train", "validation", "validation_database")
+        return datasets.concatenate_datasets([self.splits[name] for name in parts if name in self.splits])
 
     @property
     def is_stream(self) -> bool:
@@ -206,8 +209,18 @@ def _check(data: DataArguments, loaded: Mapping[str, Any]) -> None:
 
 
 def _cut(data: DataArguments, loaded: Mapping[str, Any], divide: Callable) -> dict[str, Any]:
-    """The splits by their part in the run: `train`, `validation`, and where there are such `query` and `database`."""
+    """The splits by their part in the run: `train`, `validation`, and where there are such `query` and `database`.
+
+    With `--protocol unseen`, `database` and `validation_database` hold none of the training pairs.
+    """
     splits = {"train": loaded[data.train_split]}
+    if data.protocol == "unseen":
+        splits = hold_out_databases(
+            splits["train"],
+            loaded[data.database_split] if data.database_split is not None else None,
+            data.database_fraction,
+            data.validation_seed,
+        )
     if data.validation_split is not None:
         splits["validation"] = loaded[data.validation_split]
     else:
@@ -223,7 +236,7 @@ def _cut(data: DataArguments, loaded: Mapping[str, Any], divide: Callable) -> di
             data.query_split,
             ", ".join(loaded),
         )
-    if data.database_split is not None:
+    if data.database_split is not None and data.protocol == "seen":
         splits["database"] = loaded[data.database_split]
     return splits
 

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback, set_seed
 
 from cmfah_hf.atomic import write_text
-from cmfah_hf.data.relevance import TagRelevance
+from cmfah_hf.data.relevance import PairRelevance, TagRelevance
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.models import METHODS, CMFAHForPreTraining
@@ -50,7 +50,8 @@ def train(run: Run) -> dict[str, Any]:
 
     Returns:
         `validation`: the best MAP there, its `epoch`, and what was relevant there (`validation_relevance`); `query`:
-        the figures of `RetrievalEvaluator`, where the data has a query split with labels; and what the run was (method,
+        the figures of `RetrievalEvaluator`, where the data has a query split with labels; `query_seen`: with
+        `--protocol unseen` the same queries against the training pairs; and what the run was (method,
         bits, seed, pairs, `source`, as `source_of` gives it). The same is in `metrics.json`. Of several processes only
         the main one gets them.
 
@@ -91,6 +92,9 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
     label_counts = pairs.label_counts if run.setting("use_label_graph") else None
     model, processor = build_model(run, classes, embedding, pairs.backbone, label_counts)
 
+    # Pairs that are similar to nothing but themselves are ranked among the validation pairs, which no training saw.
+    held_out = None if isinstance(measured, PairRelevance) else pairs.splits.get("validation_database")
+
     def trainer_of(model: CMFAHForPreTraining, args: CMFAHTrainingArguments, train_pairs: Any, **kwargs: Any):
         return CMFAHTrainer(
             model,
@@ -101,6 +105,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
             text_column=text_column,
             relevance=relevance,
             measured=measured,
+            database=held_out,
             **kwargs,
         )
 
@@ -140,6 +145,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         "validation_relevance": measured.name,
         "epoch": epoch,
         "refit": data.refit,
+        "protocol": data.protocol,
         "seconds": round(time.monotonic() - start, 1),
     }
     queries, database = pairs.splits.get("query"), pairs.splits.get("database", pairs.all)
@@ -148,15 +154,17 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
             towers = METHODS[run.method].model.from_pretrained(output).to(args.device)
         else:
             towers = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).cmfah
-        metrics["query"] = evaluate_pairs(
-            towers,
-            processor,
-            without_augmentation(queries),
-            without_augmentation(database),
-            text_column,
-            plots=output / "plots",
-            expander=expander,
-        )
+        databases = {"query": database} | ({"query_seen": pairs.all} if data.protocol == "unseen" else {})
+        for name, searched in databases.items():
+            metrics[name] = evaluate_pairs(
+                towers,
+                processor,
+                without_augmentation(queries),
+                without_augmentation(searched),
+                text_column,
+                plots=output / "plots" if name == "query" else None,
+                expander=expander,
+            )
         draw_attention(towers, processor, queries, data, output / "plots")
     with disk_errors(output, "the figures"):
         write_settings(run, output)
