@@ -61,10 +61,10 @@ def report(
     figure: Annotated[Path | None, typer.Option(help="A plot to write: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Print a table of results: mean and standard deviation over the seeds, both directions and their mean."""
-    from cmfah_hf.cli.output import print_json, say
+    from cmfah_hf.cli.output import say
     from cmfah_hf.errors import CMFAHError
     from cmfah_hf.experiments import compare, read_results, summarize
-    from cmfah_hf.experiments.report import comparison_table, select, table_of
+    from cmfah_hf.experiments.report import comparison_table, document_of, select, table_of
 
     if format not in ("markdown", "latex", "json"):
         raise CMFAHError(f"--format is {format!r}; choose markdown, latex or json.")
@@ -78,8 +78,8 @@ def report(
 
         plot_results(chosen, figure, metric, split)
     if format == "json":
-        figures = [one.to_dict() for one in summarize(select(chosen, {"metric": metric}))]
-        print_json({"source": "measured", "figures": figures})
+        for line in document_of(summarize(select(chosen, {"metric": metric}))).split("\n"):
+            say(line)
         return
     tables = [table_of(chosen, metric, split)]
     if against is not None:

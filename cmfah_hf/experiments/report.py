@@ -1,5 +1,6 @@
 """Reports of results: means and spreads over seeds, tables in Markdown and LaTeX, and paired tests."""
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -34,8 +35,9 @@ class Summary:
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data: the groups, `mean`, `std` and `seeds`, their number."""
-        return {**self.of, "mean": self.mean, "std": self.spread, "seeds": len(self.values)}
+        """As plain data: the groups, `mean`, `std` and `seeds`, their number; to four decimals."""
+        spread = None if self.spread is None else round(self.spread, 4)
+        return {**self.of, "mean": round(self.mean, 4), "std": spread, "seeds": len(self.values)}
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,16 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
                 f"{result.run} has two values of {result.metric} for seed {result.seed}; choose by `where`."
             )
     return [Summary(dict(zip(GROUPS, key, strict=True)), values) for key, values in found.items()]
+
+
+def document_of(summaries: Sequence[Summary]) -> str:
+    """Summaries as JSON for a documentation to commit: one a line, `common` holding what is the same in all."""
+    figures = [one.to_dict() for one in summaries]
+    common = {name: figures[0][name] for name in GROUPS if len({one[name] for one in figures}) == 1}
+    lines = [json.dumps({name: value for name, value in one.items() if name not in common}) for one in figures]
+    return (
+        f'{{\n"source": "measured",\n"common": {json.dumps(common)},\n"figures": [\n' + ",\n".join(lines) + "\n]\n}"
+    )
 
 
 def table_of(results: Sequence[Result], metric: str = "map", split: str = "query") -> Table:

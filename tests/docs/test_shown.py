@@ -18,6 +18,7 @@ def test_nothing_else_is_shown_than_what_is_looked_at_here():
         ("docs/own-pictures.md", "json"),
         ("docs/own-pictures.md", "text"),
         ("docs/data.md", "text"),  # looked at after the page has run, tests/pages/checks.py
+        ("docs/evaluation.md", "yaml"),
     }
 
 
@@ -49,6 +50,14 @@ def test_a_folder_laid_out_as_the_page_has_it_is_read_as_two_splits(tmp_path, da
     assert all((tmp_path / name).is_file() for name in names)
     read = load_image_text(tmp_path / "my-pictures")
     assert {split: len(rows) for split, rows in read.items()} == {"train": 1, "query": 1}
+
+
+def test_a_grid_as_the_page_has_it_asks_for_runs(tmp_path):
+    from cmfah_hf.experiments import read_grid
+
+    (grid,) = (block for block in SHOWN if block.language == "yaml")
+    (tmp_path / "grid.yaml").write_text(grid.text, encoding="utf-8")
+    assert len(read_grid(tmp_path / "grid.yaml").runs) == 2 * 3 * 5 * 2
 
 
 @pytest.mark.slow
