@@ -275,7 +275,7 @@ def _fewer_probability(population: int, successes: int, wanted: int) -> np.ndarr
     return 1 - np.cumsum(chance) / chance.sum()
 
 
-def _log_choose(n: Counts, k: Counts) -> np.ndarray:
+def _log_choose(n: Counts, k: Counts) -> np.ndarray | np.float64:
     from scipy.special import gammaln
 
     return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)

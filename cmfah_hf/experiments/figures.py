@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cmfah_hf.evaluation.drawing import COLORS, DASHES, new_plot, style_axes, write_plot
 from cmfah_hf.experiments.report import DIRECTIONS, Summary, select, summarize
@@ -40,7 +41,11 @@ def plot_results(
     if len(lengths) > 1:
         for number, (name, points) in enumerate(lines.items()):
             of_codes = sorted((one for one in points if one.of["bits"] is not None), key=lambda one: one.of["bits"])
-            style = {"color": COLORS[number % len(COLORS)], "label": name, "linestyle": DASHES[number % len(DASHES)]}
+            style: dict[str, Any] = {
+                "color": COLORS[number % len(COLORS)],
+                "label": name,
+                "linestyle": DASHES[number % len(DASHES)],
+            }
             if of_codes:
                 axes.errorbar(
                     [one.of["bits"] for one in of_codes],

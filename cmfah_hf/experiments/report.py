@@ -11,8 +11,10 @@ from cmfah_hf.errors import CMFAHError
 from cmfah_hf.experiments.results import Result
 
 # The columns that identify a figure; the seeds are what it is averaged over.
-GROUPS = ("data", "method", "variant", "title", "bits", "protocol", "split", "database", "encoding", "ranking")
-GROUPS += ("direction", "metric")
+GROUPS = (
+    *("data", "method", "variant", "title", "bits", "protocol"),
+    *("split", "database", "encoding", "ranking", "direction", "metric"),
+)
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image", "mean": "mean"}
 _SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"}
 _SPECIAL |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
@@ -118,9 +120,7 @@ def document_of(summaries: Sequence[Summary]) -> str:
     figures = [one.to_dict() for one in summaries]
     common = {name: figures[0][name] for name in GROUPS if len({one[name] for one in figures}) == 1}
     lines = [json.dumps({name: value for name, value in one.items() if name not in common}) for one in figures]
-    return (
-        f'{{\n"source": "measured",\n"common": {json.dumps(common)},\n"figures": [\n' + ",\n".join(lines) + "\n]\n}"
-    )
+    return f'{{\n"source": "measured",\n"common": {json.dumps(common)},\n"figures": [\n' + ",\n".join(lines) + "\n]\n}"
 
 
 def table_of(results: Sequence[Result], metric: str = "map", split: str = "query") -> Table:
