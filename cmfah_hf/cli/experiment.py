@@ -68,11 +68,12 @@ def report(
 
     if format not in ("markdown", "latex", "json"):
         raise CMFAHError(f"--format is {format!r}; choose markdown, latex or json.")
-    conditions = [condition.partition("=") for condition in where or []]
-    chosen = select(
-        read_results(results),
-        {name: int(value) if name in ("bits", "seed") else value for name, _, value in conditions},
-    )
+    conditions: dict[str, str | int] = {}
+    for name, _, value in (condition.partition("=") for condition in where or []):
+        if name in ("bits", "seed") and not value.isdecimal():
+            raise CMFAHError(f"--where {name} is {value!r}; give a whole number.")
+        conditions[name] = int(value) if name in ("bits", "seed") else value
+    chosen = select(read_results(results), conditions)
     if figure is not None:
         from cmfah_hf.experiments.figures import plot_results
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 # Inverse strengths of regularization among which the validation pairs choose, for each modality.
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-# A fit that has not converged after this many steps is near enough; so it is in every library's default.
+# A fit that has not converged after this many steps is used as it is.
 _MOST_STEPS = 1000
 _MODALITIES = ("image", "text")
 _DIRECTIONS = {"i2t": ("image", "text"), "t2i": ("text", "image")}

@@ -60,17 +60,8 @@ class Result:
     versions: str
 
 
-SCHEMA = pa.schema(
-    [
-        (
-            field.name,
-            {"bits": pa.int64(), "seed": pa.int64(), "value": pa.float64(), "seconds": pa.float64()}[field.name],
-        )
-        if field.name in ("bits", "seed", "value", "seconds")
-        else (field.name, pa.string())
-        for field in fields(Result)
-    ]
-)
+_TYPES = {"bits": pa.int64(), "seed": pa.int64(), "value": pa.float64(), "seconds": pa.float64()}
+SCHEMA = pa.schema([(field.name, _TYPES.get(field.name, pa.string())) for field in fields(Result)])
 
 
 def figures_of_queries(figures: Mapping[str, float], database: str, encoding: str = "single") -> list[dict[str, Any]]:
