@@ -49,10 +49,12 @@ format: $(VENV)/.installed-for-tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The reference and the file tables of docs/architecture.md, from the docstrings. Tests report stale ones.
+# The reference and the file tables of docs/architecture.md, from the docstrings; the tables of results, from docs/results.
+# Tests report stale ones.
 docs: $(VENV)/.installed-for-tests
 	$(BIN)/python docs/write_api.py
 	$(BIN)/python docs/write_architecture.py
+	$(BIN)/python docs/write_tables.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

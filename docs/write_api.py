@@ -24,6 +24,7 @@ PAGES = {
     ),
     "retrieval": ("Retrieval: codes, the index, the retriever", ("codes",)),
     "training": ("Training: arguments, trainer, runs", ("evaluate",)),
+    "experiments": ("Experiments: grids of runs, their results, tables and plots", ("figures", "reference")),
     "hub": ("The Hub: models, data sets and Spaces in one commit each", ()),
     "space": ("The Space: the search page", ()),
     "errors": ("Errors: what a user can get wrong", ()),

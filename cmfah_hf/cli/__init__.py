@@ -14,6 +14,7 @@ from cmfah_hf.cli.data import data_app
 from cmfah_hf.cli.demo import demo
 from cmfah_hf.cli.evaluate import evaluate
 from cmfah_hf.cli.expand import expand_app
+from cmfah_hf.cli.experiment import experiment_app
 from cmfah_hf.cli.export import export
 from cmfah_hf.cli.index import index
 from cmfah_hf.cli.output import say
@@ -69,6 +70,7 @@ app.command()(export)
 app.command()(push)
 app.add_typer(data_app, name="data")
 app.add_typer(expand_app)
+app.add_typer(experiment_app)
 
 
 class _Line(logging.Formatter):

@@ -80,7 +80,7 @@ def explain(
     if json:
         print_json(explanation.to_dict())
         return
-    print_table(" ".join(explanation.own), ["word", "source", "score", "because of"], explanation.rows())
+    print_table(" ".join(explanation.own), ["word", "from", "score", "because of"], explanation.rows())
     if explanation.unknown:
         say(f"unknown: {' '.join(explanation.unknown)}")
 

@@ -38,6 +38,37 @@ def train_validation_split(
     return dataset.select(np.sort(order[size:])), dataset.select(np.sort(order[:size]))
 
 
+def hold_out_databases(
+    train: Any, database: Any = None, fraction: float = 0.2, seed: int = 0
+) -> dict[str, Any]:
+    """Divide training pairs so that neither test nor validation queries are ranked against a pair that was trained on.
+
+    Args:
+        train: A `datasets.Dataset`, the training pairs with those that validate.
+        database: The data set's own database, of which only the items that are not in `train`, by `id`, are kept.
+            None: cut from `train`.
+        fraction: The part of `train` for each database that is cut from it.
+        seed: As in `train_validation_split`.
+
+    Returns:
+        `train`: what is left; `database`: what the test queries are ranked against; `validation_database`: what the
+        validation queries are ranked against.
+
+    Raises:
+        DataError: If a part would be empty.
+    """
+    if database is None:
+        train, database = train_validation_split(train, fraction, seed=seed)
+    else:
+        trained_on = set(train["id"])
+        rows = [row for row, name in enumerate(database["id"]) if name not in trained_on]
+        if not rows:
+            raise DataError("Every item of the database is a training pair; give --database_split none to cut one.")
+        database = database.select(rows)
+    train, validation_database = train_validation_split(train, fraction, seed=seed)
+    return {"train": train, "database": database, "validation_database": validation_database}
+
+
 def hash_split(dataset: Any, fraction: float = 0.1, seed: int = 0, id_column: str = "id") -> tuple[Any, Any]:
     """Splits a data set by hashes of its ids, so that the part of a row depends on its id and the seed only.
 

@@ -1,4 +1,4 @@
-"""Which regions of a picture and words of a text attend to each other. Shapes: `R` regions, `W` words."""
+"""Attention between the regions of an image and the words of its text. Shapes: `R` regions, `W` words."""
 
 from typing import Any
 
@@ -13,28 +13,29 @@ from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 def attention_of_words(
     model: CMFAHModel, processor: CMFAHProcessor, image: Any, text: str
 ) -> tuple[list[str], np.ndarray]:
-    """Which regions and words of a pair attend to each other.
+    """Attention weights between the regions and words of a pair.
 
-    Where both sides attend, a region's weight of a word (`[attention-v]`) times the word's weight of the region
-    (`[attention-t]`): the first tells the words of a region apart, the second the regions of a word.
+    If both sides attend, it is the product of two weights: the region's for the word (`[attention-v]`), which
+    distinguishes the words of a region, and the word's for the region (`[attention-t]`), which distinguishes the
+    regions of a word.
 
     Args:
         model: The towers.
         processor: Their processor.
-        image: The picture.
+        image: The image.
         text: Its text.
 
     Returns:
-        The `W` words of the text that the model knows, and their weights `(R, W)`.
+        The `W` words of the text that are in the model's vocabulary, and their weights `(R, W)`.
 
     Raises:
         QueryError: If the model has no attention, or no word is known.
     """
     if model.config.attention == "none":
-        raise QueryError("This model's attention is 'none': no word attends to a region; train with another.")
+        raise QueryError("This model's attention is 'none': no word attends to a region; use a model with attention.")
     words = processor.known_words(text)
     if not words:
-        raise QueryError(f"No word of {text!r} is known to the model, so there is no attention to see.")
+        raise QueryError(f"No word of {text!r} is known to the model, so there is no attention to show.")
     inputs = processor(images=[image], text=[" ".join(words)], return_tensors="pt").to(model.device)
     outputs = model(**inputs, output_attentions=True)
     weights_RW = torch.ones((), device=model.device)

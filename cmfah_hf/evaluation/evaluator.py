@@ -1,4 +1,4 @@
-"""Figures of cross-media retrieval from the hash values of both media: tables, and curves for plots.
+"""Evaluation of cross-media retrieval from the codes of both modalities: figures for tables, curves for plots.
 
 Shapes: `Q` queries, `N` database items, `K` bits, `C` classes, `L` levels of a ranking (see levels.py).
 """
@@ -24,11 +24,11 @@ from cmfah_hf.retrieval.codes import as_array, pack, round_for_aqd
 logger = logging.getLogger(__name__)
 
 RANKINGS = ("hamming", "aqd")
-# The hash values that ask, and those that are searched.
+# The codes of the queries, and those of the database.
 _SIDES = {"i2t": ("image_hash_q", "text_hash_db"), "t2i": ("text_hash_q", "image_hash_db")}
 DIRECTIONS = tuple(_SIDES)
 
-# Each with how it breaks ties, whether it has a depth, and the variant of MAP@k.
+# By metric: how ties are broken, whether there is a depth k, and the variant of MAP@k.
 _MAP_METRICS = {
     "map": ("expected", False, None),
     "map@k": ("expected", True, None),
@@ -44,12 +44,12 @@ class RetrievalEvaluator:
     """Measures image-to-text and text-to-image retrieval by shared labels.
 
     Args:
-        metrics: Which figures to give, of `METRICS`:
+        metrics: A selection of `METRICS`:
             `"map"`, the expected MAP over the whole database and over all orders of the ties;
-            `"map@k"`, the ranking cut after k items; `"map_dcmh@k"`, the first k *relevant* items (not MAP@k, though
-            some code calls it so); the same three as `"map_stable"`, `"map_stable@k"` and `"map_stable_dcmh@k"`, with
-            ties in the order of the database; `"precision@k"`, expected; `"random"`, the MAP of an order drawn at
-            random; `"constant"`, the expected MAP if every query had the code of the queries' mean.
+            `"map@k"`, the ranking cut after k items; `"map_dcmh@k"`, the first k *relevant* items (some published code
+            calls this MAP@k); the same three as `"map_stable"`, `"map_stable@k"` and `"map_stable_dcmh@k"`, with ties
+            in database order; `"precision@k"`, expected; `"random"`, the MAP of a random ranking; `"constant"`, the
+            expected MAP if every query had the code of the queries' mean.
         ks: The depths of the metrics at k.
         ranking: `"hamming"`, `"aqd"` (`<z_q, B_x>`, `[aqd]`, see docs/method.md), or both.
 
@@ -76,16 +76,16 @@ class RetrievalEvaluator:
     def __call__(
         self, image_hash_q: Any, text_hash_q: Any, image_hash_db: Any, text_hash_db: Any, labels_q: Any, labels_db: Any
     ) -> dict[str, float]:
-        """The figures by name, flat, as plain floats: `"hamming/i2t/map"`, `"aqd/t2i/precision@10"`, `"random/map"`,
+        """Figures by name as plain floats: `"hamming/i2t/map"`, `"aqd/t2i/precision@10"`, `"random/map"`,
         `"constant/i2t/map"` (by Hamming distance).
 
         `i2t` are image queries against the database's texts, `t2i` text queries against its images. A query with
-        nothing relevant counts 0 in every figure; how many there were is `"queries_without_relevant"`. The sizes stand
-        under `"queries"` and `"database"`; rows without a label, which nothing is relevant to, under
-        `"queries_without_labels"` and `"database_without_labels"`.
+        nothing relevant counts 0 in every figure; `"queries_without_relevant"` is their number. `"queries"` and
+        `"database"` are the sizes, `"queries_without_labels"` and `"database_without_labels"` the rows without a label,
+        which are relevant to nothing.
 
         Args:
-            image_hash_q: `(Q, K)` real hash values (or +-1) of the query images, NumPy or PyTorch, of any device.
+            image_hash_q: `(Q, K)` continuous codes, or +-1, of the query images; NumPy, or PyTorch on any device.
             text_hash_q: `(Q, K)`, of the query texts.
             image_hash_db: `(N, K)`, of the database's images.
             text_hash_db: `(N, K)`, of the database's texts.
@@ -125,11 +125,11 @@ class RetrievalEvaluator:
     def curves(
         self, image_hash_q: Any, text_hash_q: Any, image_hash_db: Any, text_hash_db: Any, labels_q: Any, labels_db: Any
     ) -> dict[str, dict[str, np.ndarray]]:
-        """Curves by `"hamming/i2t"` and the like, and `"random"`, as the functions of plots.py take them.
+        """Curves by name, such as `"hamming/i2t"`, and `"random"`, for the functions of plots.py.
 
-        Each holds `precision` and `recall`, `(points,)` each: within every Hamming radius 0..K where any query finds
-        something; for AQD, whose scores have no common levels, at every depth of `k`. Beside them stand `k`, up to 60
-        depths from 1 to `N` in even steps of the logarithm, and `precision_at_k`.
+        Each has `precision` and `recall`, `(points,)` each: within every Hamming radius 0..K that holds an item of any
+        query; for AQD, whose scores have no common levels, at every depth of `k`. `k` are up to 60 depths from 1 to
+        `N`, evenly spaced on a logarithmic scale, with `precision_at_k`.
 
         The arguments and errors are those of `__call__`.
         """
@@ -165,7 +165,7 @@ class RetrievalEvaluator:
         return curves
 
     def _per_query(self, problem: "_Problem", ranking: str, direction: str) -> dict[str, np.ndarray]:
-        """Every chosen figure of one table cell, `(Q,)` each."""
+        """The chosen figures of one ranking and direction, `(Q,)` each."""
         parts: dict[str, list[np.ndarray]] = {}
         for ties in ("expected", "stable"):
             wanted = [m for m in self.metrics if m in _MAP_METRICS and _MAP_METRICS[m][0] == ties]
@@ -185,7 +185,7 @@ class RetrievalEvaluator:
 
 
 class _Problem:
-    """The arguments of one evaluation, checked, as arrays that fit together."""
+    """The checked arguments of one evaluation, as arrays of matching shapes."""
 
     def __init__(
         self, image_hash_q: Any, text_hash_q: Any, image_hash_db: Any, text_hash_db: Any, labels_q: Any, labels_db: Any
@@ -203,7 +203,7 @@ class _Problem:
         for name, values in self._hashes.items():
             labels_name, labels = ("labels_q", self.labels_q) if name.endswith("_q") else ("labels_db", self.labels_db)
             if values.ndim != 2 or not values.size:
-                raise QueryError(f"{name} has the shape {values.shape}; give one row of hash values an item.")
+                raise QueryError(f"{name} has the shape {values.shape}; give one row of codes an item.")
             if len(values) != len(labels):
                 raise QueryError(f"{name} has the shape {values.shape}, but {labels_name} has {len(labels)} rows.")
             bits = bits or values.shape[1]
@@ -212,7 +212,7 @@ class _Problem:
         self._codes = {name: _naming(name, pack, values) for name, values in self._hashes.items()}
 
     def constant_levels(self, direction: str) -> tuple[np.ndarray, np.ndarray]:
-        """Counts per Hamming distance, `(Q, K + 1)` each, for queries that all have the code of their mean."""
+        """Counts per Hamming distance, `(Q, K + 1)` each, if all queries had the code of their mean."""
         query, item = _SIDES[direction]
         code = pack(np.where(self._hashes[query].mean(axis=0, dtype=np.float64) >= 0, 1.0, -1.0)[None])
         codes_q = np.repeat(code, len(self.labels_q), axis=0)
@@ -235,7 +235,7 @@ def _choices(name: str, chosen: str | Sequence[str], allowed: Sequence[str]) -> 
     chosen = (chosen,) if isinstance(chosen, str) else tuple(chosen)
     for choice in chosen:
         if choice not in allowed:
-            raise QueryError(f"{name} cannot be {choice!r}; take some of {', '.join(allowed)}.")
+            raise QueryError(f"{name} cannot be {choice!r}; choose from {', '.join(allowed)}.")
     if not chosen:
-        raise QueryError(f"{name} is empty; take some of {', '.join(allowed)}.")
+        raise QueryError(f"{name} is empty; choose from {', '.join(allowed)}.")
     return chosen

@@ -1,4 +1,4 @@
-"""The label graph of a trained model, to look at and to analyse."""
+"""The label graph of a trained model as a networkx graph."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     import networkx
 
 
-def read_label_graph(model: SCAHNForPreTraining | str | Path) -> "networkx.DiGraph":
-    """The graph that guided a training, `[label-graph]`.
+def read_label_graph(model: SCAHNForPreTraining | str | Path) -> "networkx.DiGraph[str]":
+    """The label graph that guided a training, `[label-graph]`.
 
     Args:
-        model: A model, or a folder or Hub id that holds what a training run has left.
+        model: A model, or the folder or Hub id of a training run's model.
 
     Returns:
-        Classes as nodes with their `count`, the training items that have the label. An edge from i to j, where j stands
-        beside i often enough, has their `count` together, `probability`, the P of the two, and `weight`, what the
-        convolutions multiply with. The loops that they have beside are not in it.
+        Classes as nodes with `count`, the number of training items that have the label. An edge from i to j, if j
+        co-occurs with i often enough, has `count`, the items that have both, `probability`, P(j | i), and `weight`, the
+        convolutions' weight. Self-loops are left out.
 
     Raises:
         CheckpointError: If the model was trained without a label graph, is of another method, or cannot be loaded.
@@ -45,7 +45,7 @@ def read_label_graph(model: SCAHNForPreTraining | str | Path) -> "networkx.DiGra
     probabilities_CC = conditional_probabilities(counts_CC)
     weights_CC = label_adjacency(counts_CC, kept.threshold, kept.share)
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
-    graph = networkx.DiGraph()
+    graph: networkx.DiGraph[str] = networkx.DiGraph()
     for name, count in zip(names, counts_CC.diagonal().tolist(), strict=True):
         graph.add_node(name, count=count)
     for i, j in edges_CC.nonzero().tolist():

@@ -1,4 +1,4 @@
-"""Labels in the forms that people hold them in, as multi-hot matrices.
+"""Labels of queries and database, names or multi-hot, as boolean matrices over the same classes.
 
 Shapes: `Q` queries, `N` database items, `C` classes.
 """
@@ -24,24 +24,23 @@ def encode_labels(labels_q: Any, labels_db: Any) -> tuple[np.ndarray, np.ndarray
         QueryError: If the two sides differ in kind or classes, have no rows, or hold something else. It names the
         argument.
     """
-    sides = {name: _rows_or_array(name, labels) for name, labels in (("labels_q", labels_q), ("labels_db", labels_db))}
-    for name, labels in sides.items():
+    given_q, given_db = _rows_or_array("labels_q", labels_q), _rows_or_array("labels_db", labels_db)
+    for name, labels in (("labels_q", given_q), ("labels_db", given_db)):
         if not len(labels):
             raise QueryError(f"{name} has no rows; there is nothing to evaluate.")
-    named = {name: isinstance(labels, list) for name, labels in sides.items()}
-    if named["labels_q"] != named["labels_db"]:
-        names, matrix = sorted(named, key=named.__getitem__, reverse=True)
+    if isinstance(given_q, list) and isinstance(given_db, list):
+        return _encode_names(given_q, given_db)
+    if isinstance(given_q, list) or isinstance(given_db, list):
+        names, matrix = ("labels_q", "labels_db") if isinstance(given_q, list) else ("labels_db", "labels_q")
         raise QueryError(f"{names} holds names and {matrix} a matrix; give both as names or both as multi-hot.")
-    if named["labels_q"]:
-        return _encode_names(sides["labels_q"], sides["labels_db"])
-    multi_hot_q, multi_hot_db = (_checked_multi_hot(name, labels) for name, labels in sides.items())
+    multi_hot_q, multi_hot_db = _checked_multi_hot("labels_q", given_q), _checked_multi_hot("labels_db", given_db)
     if multi_hot_q.shape[1] != multi_hot_db.shape[1]:
         raise QueryError(f"labels_q has the shape {multi_hot_q.shape}, labels_db {multi_hot_db.shape}: classes differ.")
     return multi_hot_q, multi_hot_db
 
 
 def _rows_or_array(name: str, labels: Any) -> list | np.ndarray:
-    """A list of rows where they hold names (or nothing at all), an array otherwise."""
+    """A list of rows if they hold names or nothing at all, otherwise an array."""
     try:
         if (isinstance(labels, np.ndarray) and labels.dtype != object) or hasattr(labels, "detach"):
             return np.atleast_1d(as_array(labels))
@@ -67,7 +66,7 @@ def _encode_names(rows_q: list, rows_db: list) -> tuple[np.ndarray, np.ndarray]:
     column = {entry: index for index, entry in enumerate(classes)}
     encoded = []
     for rows in (rows_q, rows_db):
-        # One column at least: rows without any label are still rows.
+        # At least one column, so that rows without any label keep their shape.
         multi_hot = np.zeros((len(rows), max(len(classes), 1)), bool)
         for number, row in enumerate(rows):
             multi_hot[number, [column[entry] for entry in row]] = True

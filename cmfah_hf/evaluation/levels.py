@@ -1,7 +1,7 @@
-"""From codes, scores and labels to counts per level of a ranking, which is all that the metrics need.
+"""Counts per level of a ranking, from codes, scores and labels: the input of all metrics.
 
-A level is a set of items that a ranking cannot tell apart: one Hamming distance, or one score. Its counts are `n`, how
-many items it holds, and `r`, how many of those are relevant.
+A level is a set of tied items: those of one Hamming distance, or of one score. `n` is the number of its items, `r` the
+number of relevant ones among them.
 
 Shapes: `Q` queries, `N` database items, `K` bits, `C` classes, `L` levels from the nearest to the farthest, `B` bytes
 of 8 classes each. Levels may be empty (`n = 0`), so counts of several queries can share a matrix.
@@ -14,7 +14,7 @@ import numpy as np
 from cmfah_hf.errors import QueryError
 from cmfah_hf.retrieval.codes import unpack
 
-# Scores of so many query-item pairs are held at once: 32 MB of float32.
+# Query-item pairs whose scores are held at once: 32 MB of float32.
 _PAIRS_AT_ONCE = 1 << 23
 
 
@@ -40,14 +40,14 @@ def relevance(labels_q: np.ndarray, labels_db: np.ndarray) -> np.ndarray:
 
 
 def count_relevant(labels_q: np.ndarray, labels_db: np.ndarray) -> np.ndarray:
-    """`(Q,)` int64: how many items share a label with each query."""
+    """`(Q,)` int64: the number of items that share a label with each query."""
     labels_BQ, labels_BN = pack_labels(labels_q), pack_labels(labels_db)
     counts = [np.count_nonzero(_relevant(query_B, labels_BN)) for query_B in labels_BQ.T]
     return np.array(counts, np.int64)
 
 
 def pack_labels(labels: np.ndarray) -> np.ndarray:
-    """Multi-hot `(N, C)` labels as bits: `(C / 8, N)` uint8, in which a shared label is one `&` away."""
+    """Multi-hot `(N, C)` labels as bits, `(C / 8, N)` uint8, so that `&` finds shared labels."""
     return np.packbits(np.asarray(labels).T > 0, axis=0)
 
 
@@ -85,7 +85,7 @@ def score_levels(
     Args:
         scores: `(N,)`, larger is nearer.
         relevant: `(N,)` bool.
-        tie_tolerance: Scores tie with their neighbour in the ranking when they differ by no more than this.
+        tie_tolerance: Scores tie with their neighbor in the ranking when they differ by no more than this.
         ties: `"expected"` keeps a tie together as one level; `"stable"` breaks it by position, into levels of one item.
     """
     if ties == "stable":
@@ -97,7 +97,7 @@ def score_levels(
         return np.ones(len(scores), np.int64), relevant[order].astype(np.int64)
     if ties != "expected":
         raise QueryError(f"Ties are broken as 'expected' or 'stable', not {ties!r}.")
-    # Two plain sorts and a search take a fraction of the time of one argsort.
+    # Two plain sorts and a search are several times faster than one argsort.
     ascending = np.sort(scores)
     starts = np.concatenate(([0], np.flatnonzero(np.diff(ascending) > tie_tolerance) + 1))
     level_of_relevant = np.searchsorted(ascending[starts], np.sort(scores[relevant]), side="right") - 1
@@ -114,11 +114,11 @@ def iterate_levels(
     labels_db: np.ndarray,
     ties: str = "expected",
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Counts `n` and `r`, `(queries, L)` each, for some queries after the others, in their order.
+    """Counts `n` and `r`, `(queries, L)` each, for one batch of queries after the other, in order.
 
     Args:
         ranking: `"hamming"`, or `"aqd"` for `<z_q, B_x>` (`[aqd]`, see docs/method.md).
-        queries: Packed codes `(Q, K / 8)` for Hamming, `(Q, K)` rounded float32 hash values for AQD.
+        queries: Packed codes `(Q, K / 8)` for Hamming, `(Q, K)` rounded float32 continuous codes for AQD.
         codes_db: `(N, K / 8)` packed codes.
         labels_q: `(Q, C)` multi-hot.
         labels_db: `(N, C)` multi-hot.

@@ -1,13 +1,15 @@
 """Retrieval metrics under ties, as pure functions on arrays.
 
-Hash codes tie heavily, and the order inside a tie is nobody's merit. Every figure here is therefore the expectation
-over all orders of the tied items, each order as likely as any other (McSherry and Najork, ECIR 2008), in closed form
-from the counts `(n, r)` per level of the ranking (see levels.py); an order of one's own is the case in which each
-level holds one item. Relevant = shares at least one label.
+Hash codes tie heavily, and the order inside a tie is arbitrary. Every figure is therefore the expectation over all
+orders of the tied items, each equally likely (McSherry and Najork, ECIR 2008), in closed form from the counts `(n, r)`
+per level of the ranking (see levels.py). A ranking without ties is the case of one item per level. An item is relevant
+if it shares at least one label with the query.
 
-Shapes: `Q` queries, `N` database items, `L` levels, nearest first. `n`, `r` are `(Q, L)` integers: how many items a
-level holds, and how many of those are relevant. All results are float64, in [0, 1].
+Shapes: `Q` queries, `N` database items, `L` levels, nearest first. `n`, `r` are `(Q, L)` integers: the items
+of a level, and the relevant ones among them. All results are float64, in [0, 1].
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,6 +29,8 @@ __all__ = [
 ]
 
 VARIANTS = (None, "dcmh")
+Counts = np.ndarray | int
+Depths = np.ndarray | Sequence[int]
 
 
 def mean_average_precision(
@@ -38,7 +42,7 @@ def mean_average_precision(
     variant: str | None = None,
     tie_tolerance: float = 0.0,
 ) -> float:
-    """The mean of `average_precision`, which see; a query with nothing relevant counts 0.
+    """The mean of `average_precision` over the queries; a query with nothing relevant counts 0.
 
     Example:
         >>> float(mean_average_precision(np.array([[3, 2, 2, 1]]), np.array([[True, False, True, False]])))
@@ -67,7 +71,7 @@ def average_precision(
             sort leaves it.
         k: See `expected_average_precision`.
         variant: See `expected_average_precision`.
-        tie_tolerance: Scores tie with their neighbour in the ranking when they differ by no more than this; 1e-6 suits
+        tie_tolerance: Scores tie with their neighbor in the ranking when they differ by no more than this; 1e-6 suits
             real-valued scores in float32.
 
     Raises:
@@ -91,16 +95,16 @@ def expected_average_precision(
     """The expected average precision of each query over all orders of its ties, `(Q,)`; 0 where nothing is relevant.
 
     `AP = 1/R * sum over relevant items of the precision at their rank`. Without `k` it runs over the whole database
-    (MAP@ALL). With `k` there are two customs, which differ by several points and must not be compared with each other:
+    (MAP@ALL). With `k` there are two conventions, which differ by several points and are not comparable:
 
     - `variant=None`: the ranking is cut after `k` items; the mean is over the relevant ones above the cut, however few
       (0 if there are none). Most hashing code and torchmetrics mean this by MAP@k.
-    - `variant="dcmh"`: the mean is over the first `k` *relevant* items, however deep they stand. DCMH's published code,
-      and much that was derived from it, calls this MAP@k.
+    - `variant="dcmh"`: the mean is over the first `k` *relevant* items, however deep. DCMH's published code, and much
+      code derived from it, calls this MAP@k.
 
     Args:
-        n: `(Q, L)`, how many items each level holds.
-        r: `(Q, L)`, how many of them are relevant.
+        n: `(Q, L)`, the number of items in each level.
+        r: `(Q, L)`, the number of relevant items in each level.
         k: The depth, or None for the whole database.
         variant: None or `"dcmh"`.
 
@@ -108,7 +112,7 @@ def expected_average_precision(
         QueryError: On an unknown variant, or a `k` below 1.
     """
     if variant not in VARIANTS:
-        raise QueryError(f"There is no variant {variant!r} of MAP@k; take None or 'dcmh'.")
+        raise QueryError(f"There is no variant {variant!r} of MAP@k; choose None or 'dcmh'.")
     n, r = np.asarray(n, dtype=np.int64), np.asarray(r, dtype=np.int64)
     before_n, before_r = np.cumsum(n, axis=1) - n, np.cumsum(r, axis=1) - r
     relevant_Q = r.sum(axis=1)
@@ -130,9 +134,9 @@ def expected_average_precision(
     # At most one level of a query is cut in two, where the ranking (or its count of relevant items) passes k.
     before, size = (before_n, n) if variant is None else (before_r, r)
     for query, level in np.argwhere((before < k) & (before + size > k) & (r > 0)):
-        at = (before_n[query, level], before_r[query, level], n[query, level], r[query, level])
+        at_n, at_r, size_n, size_r = (int(counts[query, level]) for counts in (before_n, before_r, n, r))
         cut = _cut_by_rank if variant is None else _cut_by_relevant
-        result[query] = cut(sums_Q[query], *map(int, at), k)
+        result[query] = cut(float(sums_Q[query]), at_n, at_r, size_n, size_r, k)
     return result
 
 
@@ -140,26 +144,26 @@ def random_ranking_map(relevant: np.ndarray, database_size: int) -> float:
     """The exact MAP@ALL of an order drawn at random: everything in one tie.
 
     Args:
-        relevant: `(Q,)`, how many of the database's items are relevant to each query.
+        relevant: `(Q,)`, the number of relevant items in the database for each query.
         database_size: `N`.
     """
     r = np.asarray(relevant, dtype=np.int64)[:, None]
     return float(expected_average_precision(np.full_like(r, database_size), r).mean())
 
 
-def precision_at_k(n: np.ndarray, r: np.ndarray, ks: np.ndarray) -> np.ndarray:
+def precision_at_k(n: np.ndarray, r: np.ndarray, ks: Depths) -> np.ndarray:
     """The expected share of relevant items among the first `k`, `(Q, len(ks))`; places beyond the database count as
     irrelevant.
 
     Args:
-        n: `(Q, L)`, how many items each level holds.
-        r: `(Q, L)`, how many of them are relevant.
+        n: `(Q, L)`, the number of items in each level.
+        r: `(Q, L)`, the number of relevant items in each level.
         ks: The depths.
     """
     return _expected_relevant(n, r, ks) / np.asarray(ks)
 
 
-def recall_at_k(n: np.ndarray, r: np.ndarray, ks: np.ndarray) -> np.ndarray:
+def recall_at_k(n: np.ndarray, r: np.ndarray, ks: Depths) -> np.ndarray:
     """The expected share of a query's relevant items among the first `k`, `(Q, len(ks))`; 0 if it has none.
 
     The arguments are those of `precision_at_k`.
@@ -182,13 +186,13 @@ def precision_recall_curve(n: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np
     return precision, recall
 
 
-def _expected_relevant(n: np.ndarray, r: np.ndarray, ks: np.ndarray) -> np.ndarray:
+def _expected_relevant(n: np.ndarray, r: np.ndarray, ks: Depths) -> np.ndarray:
     # Within a level the expectation grows by r / n an item: it is linear between the levels' ends.
     ends_n, ends_r = (np.pad(np.cumsum(counts, axis=1), ((0, 0), (1, 0))) for counts in (n, r))
     return np.stack([np.interp(ks, *ends) for ends in zip(ends_n, ends_r, strict=True)])
 
 
-def _precision_sum(before_n: np.ndarray, before_r: np.ndarray, n: np.ndarray, r: np.ndarray) -> np.ndarray:
+def _precision_sum(before_n: Counts, before_r: Counts, n: Counts, r: Counts) -> np.ndarray:
     """The expected sum of the precisions at the relevant items of one level.
 
     The level has `n` items, `r` of them relevant, and follows `before_n` items with `before_r` relevant.
@@ -206,7 +210,7 @@ _SERIES_FROM = 64
 _HARMONIC_NUMBERS = np.concatenate(([0.0], np.cumsum(1 / np.arange(1, _SERIES_FROM + 1))))
 
 
-def _harmonic_difference(start: np.ndarray, count: np.ndarray) -> np.ndarray:
+def _harmonic_difference(start: Counts, count: Counts) -> np.ndarray:
     """`sum of 1 / (start + i) over i = 1..count`, to float64's last digits.
 
     A difference of two harmonic numbers would lose the digits that a short level deep in a large database needs. So
@@ -271,7 +275,7 @@ def _fewer_probability(population: int, successes: int, wanted: int) -> np.ndarr
     return 1 - np.cumsum(chance) / chance.sum()
 
 
-def _log_choose(n: np.ndarray, k: np.ndarray) -> np.ndarray:
+def _log_choose(n: Counts, k: Counts) -> np.ndarray | np.float64:
     from scipy.special import gammaln
 
     return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)

@@ -1,7 +1,4 @@
-"""Plots for tables and model cards: precision and recall, precision at k, attention over a picture, a label graph.
-
-Drawn on Figure objects of one's own, never through pyplot, so no window, no global state, and any thread will do.
-"""
+"""Plots of results: precision-recall curves, precision at k, attention over an image, answers, a label graph."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from cmfah_hf.atomic import atomic_file
+from cmfah_hf.evaluation.drawing import COLORS, DASHES, INK, new_plot, style_axes, write_plot
 from cmfah_hf.evaluation.pointing import Boxes, boxes_by_word, region_weights
 from cmfah_hf.retrieval.codes import as_array
 
@@ -27,10 +24,6 @@ if TYPE_CHECKING:
 
 Curves = Mapping[str, Mapping[str, np.ndarray]]
 
-# Told apart with any kind of colour vision; the dashes tell neighbours apart in grey.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255")
-_DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 1.2)))
-_INK, _FAINT = "#22262B", "#D9DDE2"
 _LABELS = {"hamming": "Hamming", "aqd": "AQD", "i2t": "image → text", "t2i": "text → image", "random": "random order"}
 
 
@@ -38,12 +31,12 @@ def plot_precision_recall(curves: Curves, path: str | os.PathLike, title: str | 
     """Draws the precision-recall curves of `RetrievalEvaluator.curves` into a PNG (or whatever `path` ends in).
 
     Args:
-        curves: By name, each with `precision` and `recall`. The name `"random"` is drawn as the grey base line. Curves
-            of several methods can stand in one plot under names of one's own.
+        curves: By name, each with `precision` and `recall`. The name `"random"` is drawn as a gray baseline. Curves
+            of several methods can share a plot, under names of your own.
         path: The file; its folder is made.
         title: A line above the plot.
     """
-    figure, axes = _new_plot(title)
+    figure, axes = new_plot(title)
     for name, curve, style in _styled(curves):
         # One point alone (an exhaustive tie) would be no line at all.
         marker = "o" if len(curve["recall"]) == 1 else None
@@ -60,7 +53,7 @@ def plot_precision_at_k(curves: Curves, path: str | os.PathLike, title: str | No
         path: The file; its folder is made.
         title: A line above the plot.
     """
-    figure, axes = _new_plot(title)
+    figure, axes = new_plot(title)
     for name, curve, style in _styled(curves):
         axes.plot(curve["k"], curve["precision_at_k"], label=_label(name), **style)
     deepest = max((int(np.max(curve["k"])) for curve in curves.values()), default=1)
@@ -78,17 +71,17 @@ def plot_attention(
     boxes: Boxes | None = None,
     region_grid: tuple[int, int] | None = None,
 ) -> Path:
-    """Draws the picture beside one panel a word, in which the regions that the word attends to light up.
+    """Draws the image, and one panel per word in which the regions that the word attends to are highlighted.
 
-    All panels share one scale from 0, so a word that attends to nothing in particular looks so.
+    All panels share one scale from 0, so uniform attention looks uniform.
 
     Args:
-        image: The picture, which the region grid covers as a whole.
+        image: The image; the region grid covers all of it.
         weights: `(R, W)`, how much each word attends to each region (`[attention-t]`, see docs/method.md), or `(R,)` of
             one word.
         words: The `W` words.
         path: The file; its folder is made.
-        boxes: The boxes of the words' things, drawn where given; see `pointing.Boxes`.
+        boxes: The boxes of the objects that the words name, drawn if given; see `pointing.Boxes`.
         region_grid: Rows and columns of the grid; a square by default.
 
     Raises:
@@ -109,52 +102,52 @@ def plot_attention(
     for panel in axes:
         panel.set_axis_off()
     axes[0].imshow(image)
-    axes[0].set_title("picture", fontsize=11, color="#6B727A", style="italic")
+    axes[0].set_title("image", fontsize=11, color="#6B727A", style="italic")
     for panel, word, weights_R, its_boxes in zip(axes[1:], words, weights_RW.T, word_boxes, strict=False):
         heat = Image.fromarray(weights_R.reshape(grid).astype(np.float32)).resize(image.size, Image.Resampling.BICUBIC)
         heat = np.clip(np.asarray(heat), 0, scale.vmax)
         panel.imshow(image.convert("L"), cmap="gray", vmin=-90, vmax=285)
-        # Weak attention stays see-through, so that the picture can be read under it.
+        # Weak attention stays transparent, so that the image remains visible under it.
         panel.imshow(heat, cmap=colors, norm=scale, alpha=0.8 * np.sqrt(scale(heat)))
-        panel.set_title(word, fontsize=11, color=_INK, weight="bold", parse_math=False)
+        panel.set_title(word, fontsize=11, color=INK, weight="bold", parse_math=False)
         for left, top, right, bottom in its_boxes:
             for color, line in (("black", 3.2), ("#7CFFCB", 1.6)):
                 panel.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=color, lw=line))
     bar = figure.colorbar(ScalarMappable(scale, colors), ax=list(axes), shrink=0.8, aspect=28, pad=0.015)
-    bar.set_label("attention weight", fontsize=9, color=_INK)
-    bar.ax.tick_params(labelsize=8, colors=_INK)
+    bar.set_label("attention weight", fontsize=9, color=INK)
+    bar.ax.tick_params(labelsize=8, colors=INK)
     bar.outline.set_visible(False)
-    return _write(figure, path)
+    return write_plot(figure, path)
 
 
 def plot_results(
-    query: str | Image.Image, pictures: Sequence[Image.Image], titles: Sequence[str], path: str | os.PathLike
+    query: str | Image.Image, images: Sequence[Image.Image], titles: Sequence[str], path: str | os.PathLike
 ) -> Path:
-    """Draws the pictures that answer a query side by side, nearest first.
+    """Draws the images that answer a query side by side, nearest first.
 
     Args:
-        query: The text that was searched with, or the picture, which is drawn first.
-        pictures: The answers.
+        query: The text of the query, or its image, which is drawn first.
+        images: The answers.
         titles: A line above each answer, such as its score.
         path: The file; its folder is made.
     """
-    shown = list(zip(pictures, titles, strict=True))
+    shown = list(zip(images, titles, strict=True))
     if isinstance(query, Image.Image):
         shown.insert(0, (query, "query"))
     figure = Figure(figsize=(1.9 * len(shown) + 0.2, 2.5), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(shown), squeeze=False).ravel()
-    for panel, (picture, title) in zip(axes, shown, strict=True):
-        panel.imshow(picture.convert("RGB"))
+    for panel, (image, title) in zip(axes, shown, strict=True):
+        panel.imshow(image.convert("RGB"))
         panel.set_axis_off()
-        panel.set_title(title, fontsize=9, color=_INK, parse_math=False)
-    figure.suptitle(query if isinstance(query, str) else "nearest pictures", fontsize=12, color=_INK, weight="bold")
-    return _write(figure, path)
+        panel.set_title(title, fontsize=9, color=INK, parse_math=False)
+    figure.suptitle(query if isinstance(query, str) else "nearest images", fontsize=12, color=INK, weight="bold")
+    return write_plot(figure, path)
 
 
-def plot_label_graph(graph: "networkx.DiGraph", path: str | os.PathLike) -> Path:
-    """Draws a label graph as `read_label_graph` gives it: the labels on a circle, arrows to what stands beside them.
+def plot_label_graph(graph: "networkx.DiGraph[str]", path: str | os.PathLike) -> Path:
+    """Draws a label graph of `read_label_graph`: the labels on a circle, an arrow to each label that co-occurs.
 
-    A dot's area grows with how many items have the label, an arrow's strength with the probability.
+    A dot's area grows with the number of items that have the label, an arrow's width with the probability.
 
     Args:
         graph: Nodes with `count`, edges with `probability`.
@@ -168,13 +161,15 @@ def plot_label_graph(graph: "networkx.DiGraph", path: str | os.PathLike) -> Path
     axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
     places = {name: (float(np.cos(a)), float(np.sin(a))) for name, a in zip(names, angles, strict=True)}
-    colors, largest = colormaps["viridis_r"], max((count for _, count in graph.nodes(data="count")), default=1) or 1
-    for start, end, probability in graph.edges(data="probability"):
+    counts = {name: int(graph.nodes[name]["count"]) for name in names}
+    colors, largest = colormaps["viridis_r"], max(counts.values(), default=1) or 1
+    for start, end, edge in graph.edges(data=True):
+        probability = float(edge["probability"])
         arrow = {"arrowstyle": "-|>", "color": colors(probability), "lw": 0.6 + 1.6 * probability, "shrinkB": 7}
         axes.annotate("", places[end], places[start], arrowprops={**arrow, "connectionstyle": "arc3,rad=0.12"})
     for name, angle in zip(names, angles, strict=True):
         x, y = places[name]
-        axes.scatter([x], [y], s=12 + 150 * graph.nodes[name]["count"] / largest, color=_COLORS[0], zorder=3)
+        axes.scatter([x], [y], s=12 + 150 * counts[name] / largest, color=COLORS[0], zorder=3)
         turned = float(np.degrees(angle))
         is_left = 90 < turned < 270
         axes.text(
@@ -186,28 +181,20 @@ def plot_label_graph(graph: "networkx.DiGraph", path: str | os.PathLike) -> Path
             ha="right" if is_left else "left",
             va="center",
             fontsize=9 if len(names) < 60 else 6,
-            color=_INK,
+            color=INK,
             parse_math=False,
         )
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), colors), ax=axes, shrink=0.5, aspect=28, pad=0.01)
-    bar.set_label("probability of the label at the arrow's head", fontsize=9, color=_INK)
-    bar.ax.tick_params(labelsize=8, colors=_INK)
+    bar.set_label("probability of the label at the arrow's head", fontsize=9, color=INK)
+    bar.ax.tick_params(labelsize=8, colors=INK)
     bar.outline.set_visible(False)
-    return _write(figure, path)
-
-
-def _new_plot(title: str | None) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    if title:
-        axes.set_title(title, fontsize=12, color=_INK, loc="left", weight="bold", parse_math=False)
-    return figure, axes
+    return write_plot(figure, path)
 
 
 def _styled(curves: Curves) -> list[tuple[str, Mapping[str, np.ndarray], dict[str, Any]]]:
     named = [name for name in curves if name != "random"]
     styles: dict[str, dict[str, Any]] = {
-        name: {"color": _COLORS[i % len(_COLORS)], "linestyle": _DASHES[i % len(_DASHES)], "linewidth": 2}
+        name: {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i % len(DASHES)], "linewidth": 2}
         for i, name in enumerate(named)
     }
     styles["random"] = {"color": "#9AA1A9", "linestyle": (0, (2, 2)), "linewidth": 1.4, "zorder": 1}
@@ -220,17 +207,5 @@ def _label(name: str) -> str:
 
 def _finish(figure: Figure, axes: Axes, path: str | os.PathLike) -> Path:
     axes.set_ylim(0, 1)
-    axes.grid(color=_FAINT, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#8B929A")
-    axes.tick_params(colors=_INK, labelsize=9)
-    if axes.lines:
-        axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
-    return _write(figure, path)
-
-
-def _write(figure: Figure, path: str | os.PathLike) -> Path:
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format=Path(path).suffix[1:].lower() or "png", facecolor="white")
-    return Path(path)
+    style_axes(axes)
+    return write_plot(figure, path)

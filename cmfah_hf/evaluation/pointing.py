@@ -1,6 +1,6 @@
-"""The pointing game: does a word's attention point at the thing that the word names?
+"""Pointing game: whether a word's attention is strongest inside the box of the object that the word names.
 
-Shapes: `R` regions in row-major order over a grid that covers the whole picture, `W` words.
+Shapes: `R` regions in row-major order over a grid that covers the whole image, `W` words.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,20 +13,21 @@ from cmfah_hf.errors import QueryError
 from cmfah_hf.retrieval.codes import as_array
 
 Box = Sequence[float]
-"""Left, top, right, bottom, in pixels of the picture."""
+"""Left, top, right, bottom, in pixels of the image."""
 
 Boxes = Mapping[str, Sequence[Box]] | Sequence[Sequence[Box]]
-"""The boxes of each word's thing: by word, or a list for each word in their order. A word may have several or none."""
+"""The boxes of the objects that words name: by word, or one list a word in their order. A word may have several or
+none."""
 
 
 class PointingResult(NamedTuple):
-    """Sums of one picture; add them over pictures (`chance` weighted by `total`) before dividing.
+    """Sums of one image; add them over images (`chance` weighted by `total`) before dividing.
 
     Attributes:
-        hits: Words whose strongest region has its centre in one of the word's boxes. Regions that tie for the strongest
-            share the hit, so that attention which says nothing scores chance, wherever things stand.
+        hits: Words whose strongest region has its center in one of the word's boxes. Regions that tie for the strongest
+            share the hit, so that uniform attention scores chance.
         total: Words that have a box.
-        chance: The mean share of region centres that lie in the boxes: what pointing at random would hit. 0 if no word
+        chance: The mean share of region centers inside the boxes, the expected hits of random pointing. 0 if no word
             has a box.
     """
 
@@ -42,13 +43,13 @@ def pointing_game(
     image_size: tuple[int, int],
     region_grid: tuple[int, int] | None = None,
 ) -> PointingResult:
-    """Plays the pointing game on one picture.
+    """Plays the pointing game on one image.
 
     Args:
         weights_RW: `(R, W)`, how much each word attends to each region (`[attention-t]`, see docs/method.md).
         words: The `W` words. Those without a box are left out.
         boxes: See `Boxes`.
-        image_size: Width and height of the picture, in pixels.
+        image_size: Width and height of the image, in pixels.
         region_grid: Rows and columns of the grid; a square by default.
 
     Raises:
@@ -78,7 +79,7 @@ def region_weights(
     if weights_RW.ndim != 2 or weights_RW.shape[1] != len(words):
         raise QueryError(f"Weights of shape {weights_RW.shape} do not fit {len(words)} words; give (regions, words).")
     if not len(weights_RW) or np.isnan(weights_RW).any():
-        raise QueryError("The weights hold no region or a NaN; look at what the model was given.")
+        raise QueryError("The weights are empty or hold a NaN; check the model's input.")
     regions = len(weights_RW)
     grid = region_grid or (isqrt(regions), isqrt(regions))
     if grid[0] * grid[1] != regions:

@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback, set_seed
 
 from cmfah_hf.atomic import write_text
+from cmfah_hf.data.similarity import PairSimilarity
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.models import METHODS, CMFAHProcessor
@@ -50,8 +51,8 @@ def train(run: Run) -> dict[str, Any]:
     Returns:
         The content of `metrics.json`: `validation`, the best MAP on the validation pairs, its `epoch` and its
         similarity (`validation_relevance`); `query`, the figures of `RetrievalEvaluator`, if the data has a query split
-        with labels; and the method, bits, seed, numbers of pairs and `source` (`source_of`). Empty in all processes but
-        the main one.
+        with labels; `query_seen`, with `--protocol unseen`, the same queries against the training pairs; and the
+        method, bits, seed, numbers of pairs and `source` (`source_of`). Empty in all processes but the main one.
 
     Raises:
         CMFAHError: If the data, the weights, a setting or the checkpoint cannot be used, the disk is full, or the Hub
@@ -98,11 +99,10 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         "validation_relevance": prepared.measured.name,
         "epoch": epoch,
         "refit": run.data.refit,
+        "protocol": run.data.protocol,
         "seconds": round(time.monotonic() - start, 1),
     }
-    figures = _query_figures(prepared, trainer, output)
-    if figures is not None:
-        metrics["query"] = figures
+    metrics |= _query_figures(prepared, trainer, output)
     with disk_errors(output, "the figures"):
         write_settings(prepared.run, output)
         write_text(output / METRICS_NAME, json.dumps(metrics, indent=2) + "\n", CheckpointError)
@@ -124,6 +124,10 @@ def _trainer(prepared: PreparedRun, args: CMFAHTrainingArguments, train_pairs: A
         text_column=prepared.text_column,
         relevance=prepared.similarity,
         measured=prepared.measured,
+        # Pairs that are similar only to themselves are ranked among the validation pairs, which no training saw.
+        database=None
+        if isinstance(prepared.measured, PairSimilarity)
+        else prepared.pairs.splits.get("validation_database"),
         **kwargs,
     )
 
@@ -155,26 +159,31 @@ def _save_model(trainer: CMFAHTrainer, output: Path) -> None:
         trainer.save_model(str(output))
 
 
-def _query_figures(prepared: PreparedRun, trainer: CMFAHTrainer, output: Path) -> dict[str, float] | None:
-    """The figures on the test queries, with plots; None without query pairs and a database that have labels."""
+def _query_figures(prepared: PreparedRun, trainer: CMFAHTrainer, output: Path) -> dict[str, dict[str, float]]:
+    """The figures on the test queries, with plots: `query`, and with `--protocol unseen` also `query_seen`, against the
+    training pairs. Empty without query pairs and a database that have labels."""
     pairs, run = prepared.pairs, prepared.run
     queries, database = pairs.splits.get("query"), pairs.splits.get("database", pairs.all)
     if queries is None or not all("labels" in side.column_names for side in (queries, database)):
-        return None
+        return {}
     if trainer.is_fsdp_enabled:  # its weights are spread over processes that have ended their part
         towers = METHODS[run.method].model.from_pretrained(output).to(run.training.device)
     else:
         towers = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).cmfah
     processor = cast(CMFAHProcessor, trainer.processing_class)
-    figures = evaluate_pairs(
-        towers,
-        processor,
-        without_augmentation(queries),
-        without_augmentation(database),
-        prepared.text_column,
-        plots=output / "plots",
-        expander=prepared.expander,
-    )
+    databases = {"query": database} | ({"query_seen": pairs.all} if run.data.protocol == "unseen" else {})
+    figures = {
+        name: evaluate_pairs(
+            towers,
+            processor,
+            without_augmentation(queries),
+            without_augmentation(searched),
+            prepared.text_column,
+            plots=output / "plots" if name == "query" else None,
+            expander=prepared.expander,
+        )
+        for name, searched in databases.items()
+    }
     draw_attention(towers, processor, queries, run.data, output / "plots")
     return figures
 

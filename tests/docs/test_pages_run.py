@@ -17,6 +17,7 @@ from pages.workshop import Workshop
 ONLY_PARSED = {
     "pip install": "fetches some gigabytes",
     "accelerate launch": "starts processes; tests/training and tests/test_end_to_end.py do",
+    "cmfah experiment": "takes hours; tests/experiments runs small grids",
     "python benchmarks/": "takes minutes to hours; tests beside the code run most of them at a small size",
     "python spaces/ship_model.py": "replaces the model in the package",
     "python -m pytest": "these tests",

@@ -20,6 +20,7 @@ def test_nothing_else_is_shown_than_what_is_looked_at_here():
         ("docs/own-pictures.md", "text"),
         ("docs/data.md", "text"),  # looked at after the page has run, tests/pages/checks.py
         ("docs/training.md", "yaml"),
+        ("docs/evaluation.md", "yaml"),
     }
 
 
@@ -61,6 +62,14 @@ def test_a_configuration_extends_another_as_the_page_has_it(tmp_path):
     (tmp_path / "own.yaml").write_text(block.text, encoding="utf-8")
     run = parse_run(tmp_path / "own.yaml", ["--use_cpu"])
     assert (run.model["hash_bits"], run.training.num_train_epochs, run.model["image_pooling"]) == (32, 20, "max")
+
+
+def test_a_grid_as_the_page_has_it_asks_for_runs(tmp_path):
+    from cmfah_hf.experiments import read_grid
+
+    (grid,) = (block for block in SHOWN if (block.page, block.language) == ("docs/evaluation.md", "yaml"))
+    (tmp_path / "grid.yaml").write_text(grid.text, encoding="utf-8")
+    assert len(read_grid(tmp_path / "grid.yaml").runs) == 2 * 3 * 5 * 2
 
 
 @pytest.mark.slow

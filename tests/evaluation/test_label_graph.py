@@ -1,4 +1,4 @@
-"""The label graph of a model as a networkx graph, from the model and from its folder, and its picture."""
+"""The label graph of a model as a networkx graph, from the model and from its folder, and its plot."""
 
 import networkx
 import pytest
@@ -37,12 +37,12 @@ def folder(make_model, tmp_path_factory):
     return folder
 
 
-def test_nodes_and_edges_with_what_they_stand_for(make_model, folder):
+def test_nodes_and_edges_have_counts_and_probabilities(make_model, folder):
     for source in (make_model(), folder, str(folder)):
         graph = read_label_graph(source)
         assert isinstance(graph, networkx.DiGraph)
         assert dict(graph.nodes(data="count")) == dict(zip(NAMES, [4, 10, 4, 0], strict=True))
-        # 3 of 4 boats stand by the sea; of 10 seas, 4 have a tree, which is tau, and 3 have a boat, which is below.
+        # 3 of 4 boats are by the sea; of 10 seas, 4 have a tree, which is tau, and 3 have a boat, which is below.
         assert {(i, j): data["probability"] for i, j, data in graph.edges(data=True)} == pytest.approx(
             {("boat", "$sea$"): 0.75, ("$sea$", "дерево"): 0.4, ("дерево", "$sea$"): 1.0}
         )
@@ -60,10 +60,10 @@ def test_models_without_a_label_graph(make_model, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
-def test_the_picture_shows_edges_where_there_are_such(make_model, tmp_path):
+def test_the_plot_shows_edges_if_there_are_any(make_model, tmp_path):
     graph = read_label_graph(make_model())
     full = Image.open(plot_label_graph(graph, tmp_path / "made" / "labels.png")).convert("L")
     bare = Image.open(plot_label_graph(networkx.create_empty_copy(graph), tmp_path / "bare.png")).convert("L")
     assert full.size == bare.size
-    ink = [sum(picture.histogram()[:200]) for picture in (full, bare)]
+    ink = [sum(image.histogram()[:200]) for image in (full, bare)]
     assert ink[0] > 1.2 * ink[1] > 0

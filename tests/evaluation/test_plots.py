@@ -17,9 +17,9 @@ def pixels(path):
         return np.asarray(image.convert("RGB")).astype(int)
 
 
-def has_color(picture, color):
+def has_color(image, color):
     wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-    return (np.abs(picture - wanted).max(axis=2) < 8).sum() > 100
+    return (np.abs(image - wanted).max(axis=2) < 8).sum() > 100
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +33,18 @@ def curves():
 @pytest.mark.parametrize("plot", [plot_precision_recall, plot_precision_at_k])
 def test_every_curve_is_drawn(tmp_path, plot, curves):
     path = plot(curves, tmp_path / "plots" / "curves.png", title="A price: $5 or $6")
-    picture = pixels(path)
+    image = pixels(path)
     for color in ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#9AA1A9"):
-        assert has_color(picture, color)
+        assert has_color(image, color)
     one = pixels(plot({"hamming/i2t": curves["hamming/i2t"]}, tmp_path / "one.png"))
     assert has_color(one, "#0072B2")
     assert not has_color(one, "#D55E00")
 
 
-def heat_centre(picture, panel, panels):
-    """Where the bright yellow of the strongest attention stands, as shares of one panel's width and the height."""
-    width = picture.shape[1] * 0.88 / panels
-    part = picture[:, int(panel * width) : int((panel + 1) * width)]
+def heat_center(image, panel, panels):
+    """The center of the bright yellow of the strongest attention, as shares of one panel's width and the height."""
+    width = image.shape[1] * 0.88 / panels
+    part = image[:, int(panel * width) : int((panel + 1) * width)]
     bright = (part[..., 0] > 190) & (part[..., 1] > 140) & (part[..., 2] < 110)
     y, x = np.nonzero(bright)
     return x.mean() / part.shape[1], y.mean() / part.shape[0]
@@ -55,11 +55,11 @@ def test_attention_lights_up_where_the_word_looks(tmp_path):
     weights[1 * 7 + 1, 0] = weights[5 * 7 + 5, 1] = 0.9
     path = tmp_path / "attention.png"
     plot_attention(Image.new("RGB", (140, 140), (90, 90, 90)), weights, ["dog", "$x$"], path)
-    picture = pixels(path)
-    x, y = heat_centre(picture, 1, 3)
+    image = pixels(path)
+    x, y = heat_center(image, 1, 3)
     assert x < 0.4
     assert y < 0.5
-    x, y = heat_centre(picture, 2, 3)
+    x, y = heat_center(image, 2, 3)
     assert x > 0.6
     assert y > 0.6
 

@@ -27,8 +27,8 @@ def test_overlapping_boxes_count_once():
     assert pointing_game(peaks(0), ["dog"], [[LEFT, LEFT]], (100, 100)).chance == 0.5
 
 
-def test_grid_and_picture_need_not_be_square():
-    # 2 rows of 3 over 300 x 100: centres at x = 50, 150, 250 and y = 25, 75.
+def test_grid_and_image_need_not_be_square():
+    # 2 rows of 3 over 300 x 100: centers at x = 50, 150, 250 and y = 25, 75.
     box = (200, 50, 300, 100)
     for region in range(6):
         result = pointing_game(peaks(region, count=6), ["dog"], [[box]], (300, 100), region_grid=(2, 3))

@@ -12,6 +12,7 @@ import torch
 from cmfah_hf.data import collect_classes, load_image_text, train_validation_split
 from cmfah_hf.data.images import drop_unreadable
 from cmfah_hf.data.label_counts import LabelCounts
+from cmfah_hf.data.splits import hold_out_databases
 from cmfah_hf.errors import DataError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHConfig, CMFAHImageModel, CMFAHProcessor
@@ -37,7 +38,8 @@ class Pairs:
     """The pairs of a run, map-style or as streams.
 
     Attributes:
-        splits: `train` and `validation`, and where the data has them `query` and `database`.
+        splits: `train` and `validation`, and where the data has them `query`, `database` and `validation_database`, the
+            held-out database of the validation queries (`--protocol unseen`).
         stream_of_all: Of streams, the pairs of training and validation together.
         classes: The classes of `train` and of `validation`.
         texts: The texts that the vocabulary is fitted on.
@@ -58,10 +60,11 @@ class Pairs:
 
     @property
     def all(self) -> Any:
-        """The pairs of training and validation together."""
+        """The pairs of training and validation together, including the database of the validation queries."""
         if self.stream_of_all is not None:
             return self.stream_of_all
-        return datasets.concatenate_datasets([self.splits["train"], self.splits["validation"]])
+        parts = ("train", "validation", "validation_database")
+        return datasets.concatenate_datasets([self.splits[name] for name in parts if name in self.splits])
 
     @property
     def is_stream(self) -> bool:
@@ -223,8 +226,14 @@ def _check(data: DataArguments, loaded: Mapping[str, Any]) -> None:
 
 
 def _cut(data: DataArguments, loaded: Mapping[str, Any], divide: Callable) -> dict[str, Any]:
-    """The splits by role: `train`, `validation`, and where the data has them `query` and `database`."""
+    """The splits by role: `train`, `validation`, and where the data has them `query` and `database`.
+
+    With `--protocol unseen`, `database` and `validation_database` hold none of the training pairs.
+    """
     splits = {"train": loaded[data.train_split]}
+    if data.protocol == "unseen":
+        database = loaded[data.database_split] if data.database_split is not None else None
+        splits = hold_out_databases(splits["train"], database, data.database_fraction, data.validation_seed)
     if data.validation_split is not None:
         splits["validation"] = loaded[data.validation_split]
     else:
@@ -240,6 +249,6 @@ def _cut(data: DataArguments, loaded: Mapping[str, Any], divide: Callable) -> di
             data.query_split,
             ", ".join(loaded),
         )
-    if data.database_split is not None:
+    if data.database_split is not None and data.protocol == "seen":
         splits["database"] = loaded[data.database_split]
     return splits

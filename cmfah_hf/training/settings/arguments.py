@@ -16,6 +16,8 @@ from cmfah_hf.training.settings.ranges import OF_DATA, OF_TRAINING, check_finite
 
 # Figures of an evaluation, `CMFAHTrainer.evaluation_loop`.
 METRICS = ("map", "map_i2t", "map_t2i", "map_random")
+# The databases that queries can be ranked against: the training pairs, or pairs that no training saw.
+PROTOCOLS = ("seen", "unseen")
 
 
 @dataclass
@@ -39,6 +41,20 @@ class DataArguments:
         metadata={
             "help": "The split that is searched. Where the data has no split 'database', or with None: the training "
             "pairs, validation included."
+        },
+    )
+    protocol: str = field(
+        default="seen",
+        metadata={
+            "help": "'seen': the training pairs are among the database, as in the literature. 'unseen': no training "
+            "saw the database, neither that of the test queries nor that of the validation queries."
+        },
+    )
+    database_fraction: float = field(
+        default=0.2,
+        metadata={
+            "help": "Share of the training pairs that --protocol unseen holds out as the database of the validation "
+            "queries, and where the data has no split for it another share as that of the test queries."
         },
     )
     validation_split: str | None = field(
@@ -149,7 +165,8 @@ class DataArguments:
         check_ranges(self, OF_DATA)
         if not self.dataset.strip():
             raise CMFAHError("dataset is empty; give a folder, a Hub id or 'scenes'.")
-        for name, choices in (("similarity", SIMILARITIES), ("word_tokenizer", TOKENIZERS)):
+        choices_of = {"similarity": SIMILARITIES, "word_tokenizer": TOKENIZERS, "protocol": PROTOCOLS}
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise CMFAHError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
         for name in ("image_mean", "image_std"):
@@ -157,6 +174,11 @@ class DataArguments:
             if values is not None and (len(values) != 3 or (name == "image_std" and min(values) <= 0)):
                 what = "three numbers" if name == "image_mean" else "three numbers above 0"
                 raise CMFAHError(f"{name} is {values}; give {what}, for red, green and blue.")
+        if self.streaming and self.protocol == "unseen":
+            raise CMFAHError(
+                "protocol 'unseen' divides the training pairs by their number, which a stream does not have; give "
+                "--streaming false, or --protocol seen."
+            )
         if self.knowledge and not self.expand:
             raise CMFAHError(
                 "knowledge adds words in the expansion, which is off; give --expand true, or no knowledge."

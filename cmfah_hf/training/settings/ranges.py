@@ -22,6 +22,7 @@ STEPS_OR_NONE: Range = (lambda value: value == -1 or value >= 1, "1 or more, or 
 
 OF_DATA: dict[str, Range] = {
     "validation_fraction": PART,
+    "database_fraction": PART,
     "validation_seed": SEED,
     "walk_length": (lambda value: value >= 1 and value % 2 == 1, "an odd number"),
     "top_k": NOT_NEGATIVE,

@@ -1,0 +1,19 @@
+"""Experiments: grids of runs, their results as files, and tables, tests and plots of them."""
+
+from cmfah_hf.lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "Grid": "grid",
+        "GridRun": "grid",
+        "read_grid": "grid",
+        "run_grid": "running",
+        "Result": "results",
+        "read_results": "results",
+        "write_results": "results",
+        "compare": "report",
+        "summarize": "report",
+        "Table": "report",
+    },
+)

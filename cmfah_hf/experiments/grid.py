@@ -1,0 +1,198 @@
+"""Experiment grids: data sets x methods x variants x code lengths x protocols x seeds, read from a YAML file."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from cmfah_hf.documents import read_yaml
+from cmfah_hf.errors import CMFAHError
+from cmfah_hf.training import CMFAHTrainingArguments, bundled_configuration
+from cmfah_hf.training.arguments import PROTOCOLS, DataArguments
+from cmfah_hf.training.evaluate import PROTOCOLS as ENCODINGS
+
+# Methods that are not trained by `cmfah train`, by the value of `reference`.
+REFERENCES = ("linear",)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
+_KEYS = ("title", "data", "methods", "variants", "bits", "seeds", "protocols", "encodings", "settings")
+_OF_METHOD = ("title", "config", "reference", "variants", "settings")
+
+
+@dataclass(frozen=True)
+class GridRun:
+    """One run of a grid.
+
+    Attributes:
+        data, method, variant: Their names in the grid.
+        bits: The code length; None for a reference that has no codes.
+        protocol: `"seen"` or `"unseen"`, see `DataArguments`.
+        seed: The training's seed.
+        title: The method and variant in words, for tables.
+        config: The configuration that `cmfah train` would take.
+        settings: Settings that take precedence over it.
+        encodings: `"single"`, and `"paired"` where the queries are also encoded with their partners.
+        reference: None, or one of `REFERENCES` that takes the place of a training.
+    """
+
+    data: str
+    method: str
+    variant: str
+    bits: int | None
+    protocol: str
+    seed: int
+    title: str
+    config: Path
+    settings: Mapping[str, Any]
+    encodings: tuple[str, ...] = ("single",)
+    reference: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's folder below the grid's output, and what `--only` is matched against."""
+        size = "real" if self.bits is None else f"{self.bits}-bits"
+        return f"{self.data}/{self.method}/{self.variant}/{size}/{self.protocol}/seed-{self.seed}"
+
+    def arguments(self) -> list[str]:
+        """The settings as arguments of `cmfah train`."""
+        return as_arguments(self.settings)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid as it was read: its title and its runs, in the order of the file."""
+
+    title: str
+    runs: tuple[GridRun, ...]
+
+    def only(self, patterns: Sequence[str]) -> list[GridRun]:
+        """The runs whose names match one of the patterns, such as `*/scahn/*/seed-0`; all without a pattern.
+
+        Raises:
+            CMFAHError: If a pattern matches no run.
+        """
+        for pattern in patterns:
+            if not any(fnmatchcase(run.name, pattern) for run in self.runs):
+                raise CMFAHError(f"No run matches {pattern!r}; a run is named like {self.runs[0].name}.")
+        return [run for run in self.runs if not patterns or any(fnmatchcase(run.name, one) for one in patterns)]
+
+
+def read_grid(path: str | Path) -> Grid:
+    """Reads a grid.
+
+    A grid is a YAML file. `methods` are its only required key: by name, each with a `config` (a configuration of
+    `cmfah train`, next to the grid or bundled), or a `reference`, and optionally a `title`, `settings` and `variants`
+    of its own. `data` and `variants` map names to settings; a variant may have a `title`. `{data}` in a configuration's
+    name or in a setting is the name of the data set. `bits`, `seeds`, `protocols` and `encodings` are lists, `settings`
+    are those of all runs.
+
+    Raises:
+        CMFAHError: If the file cannot be read or is not such a grid. It names the file and the key.
+    """
+    path = Path(path)
+    raw = _mapping(path, "the grid", read_yaml(path))
+    _check_keys(path, "the grid", raw, _KEYS)
+    data = _named(path, "data", raw.get("data") or {"data": None})
+    methods = _named(path, "methods", raw.get("methods"))
+    bits = _list(path, raw, "bits", [64], lambda value: isinstance(value, int) and value > 0)
+    seeds = _list(path, raw, "seeds", [0, 1, 2, 3, 4], lambda value: isinstance(value, int) and value >= 0)
+    protocols = _list(path, raw, "protocols", ["seen"], lambda value: value in PROTOCOLS)
+    encodings = tuple(_list(path, raw, "encodings", ["single"], lambda value: value in ENCODINGS))
+    general = _mapping(path, "settings", raw.get("settings") or {})
+    runs = []
+    for (data_name, of_data), (method_name, method) in product(data.items(), methods.items()):
+        _check_keys(path, f"methods, {method_name}", method, _OF_METHOD)
+        reference = method.get("reference")
+        if reference not in (None, *REFERENCES):
+            raise CMFAHError(f"{path}: {method_name} has the reference {reference!r}; choose {', '.join(REFERENCES)}.")
+        config = _config(path, method_name, str(method.get("config", "")), data_name)
+        of_method = _mapping(path, f"{method_name}, settings", method.get("settings") or {})
+        variants = _named(path, "variants", method.get("variants") or raw.get("variants") or {"full": None})
+        if reference is not None:
+            variants = {"full": {}}
+        for variant, of_variant in variants.items():
+            title = of_variant.get("title") or _title(str(method.get("title") or method_name), variant, len(variants))
+            own = {name: value for name, value in of_variant.items() if name != "title"}
+            sizes: list[int | None] = [None] if reference is not None else [*bits]
+            for size, protocol, seed in product(sizes, protocols, seeds if reference is None else seeds[:1]):
+                settings = {**general, **of_data, **of_method, **own, "seed": seed, "protocol": protocol}
+                if size is not None:
+                    settings["hash_bits"] = size
+                settings = {name: _filled(value, data_name) for name, value in settings.items()}
+                runs.append(
+                    GridRun(
+                        *(data_name, method_name, variant, size, protocol, seed, title, config, settings),
+                        *(encodings, reference),
+                    )
+                )
+    return Grid(str(raw.get("title") or path.stem), tuple(runs))
+
+
+def as_arguments(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as arguments of `cmfah train`: `{"hash_bits": 32}` becomes `["--hash_bits", "32"]`."""
+    words_apart = {field.name for kind in (DataArguments, CMFAHTrainingArguments) for field in fields(kind)}
+    arguments: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, list) and name in words_apart:
+            arguments += [f"--{name}", *map(str, value)]
+        elif isinstance(value, (list, dict, bool)):
+            arguments += [f"--{name}", json.dumps(value)]
+        else:
+            arguments += [f"--{name}", "none" if value is None else str(value)]
+    return arguments
+
+
+def _title(method: str, variant: str, variants: int) -> str:
+    return method if variants == 1 else f"{method} ({variant})"
+
+
+def _config(path: Path, method: str, name: str, data: str) -> Path:
+    if not name:
+        raise CMFAHError(f"{path}: {method} names no config; give a configuration of `cmfah train`.")
+    name = name.replace("{data}", data)
+    sibling = path.parent / name
+    return sibling if sibling.is_file() else bundled_configuration(name)
+
+
+def _filled(value: Any, data: str) -> Any:
+    return value.replace("{data}", data) if isinstance(value, str) else value
+
+
+def _named(path: Path, key: str, value: Any) -> dict[str, dict[str, Any]]:
+    """A mapping of names to mappings, or a list of names; names can be folders."""
+    if isinstance(value, list):
+        value = dict.fromkeys(map(str, value))
+    named = {str(name): own for name, own in _mapping(path, key, value).items()}
+    for name in named:
+        if not _NAME.fullmatch(name):
+            raise CMFAHError(f"{path}: {key} has the name {name[:80]!r}; use letters, digits, '.', '_', '+' and '-'.")
+    if not named:
+        raise CMFAHError(f"{path}: {key} is empty; give at least one.")
+    return {name: _mapping(path, f"{key}, {name}", own or {}) for name, own in named.items()}
+
+
+def _mapping(path: Path, key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise CMFAHError(f"{path}: {key} is {type(value).__name__}; give a mapping of names to values.")
+    return value
+
+
+def _list(path: Path, raw: Mapping[str, Any], key: str, default: list, is_allowed: Any) -> list:
+    values = raw.get(key, default)
+    if not isinstance(values, list) or not values:
+        raise CMFAHError(f"{path}: {key} is {values!r}; give a list such as {default}.")
+    for value in values:
+        if isinstance(value, bool) or not is_allowed(value):
+            raise CMFAHError(f"{path}: {key} cannot hold {value!r}; give a list such as {default}.")
+    if len(set(values)) < len(values):
+        raise CMFAHError(f"{path}: {key} holds a value twice; leave one of them out.")
+    return values
+
+
+def _check_keys(path: Path, where: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in given:
+        if key not in known:
+            raise CMFAHError(f"{path}: {where} has no key {str(key)[:80]!r}; there are {', '.join(known)}.")

@@ -1,0 +1,170 @@
+"""Linear reference: real-valued logistic regression on frozen regions and words, its C chosen on validation pairs.
+
+Shapes: `N` items, `D` features, `C` classes, `Q` queries.
+"""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmfah_hf.data import encode_labels
+from cmfah_hf.errors import CMFAHError, DataError
+from cmfah_hf.evaluation.levels import count_relevant, relevance
+from cmfah_hf.evaluation.metrics import mean_average_precision, random_ranking_map
+from cmfah_hf.experiments.results import figures_of_queries, figures_of_validation
+from cmfah_hf.training.configuration import Run
+from cmfah_hf.training.preparation import read_pairs
+
+logger = logging.getLogger(__name__)
+
+# Inverse strengths of regularization among which the validation pairs choose, for each modality.
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+# A fit that has not converged after this many steps is used as it is.
+_MOST_STEPS = 1000
+_MODALITIES = ("image", "text")
+_DIRECTIONS = {"i2t": ("image", "text"), "t2i": ("text", "image")}
+
+
+@dataclass(frozen=True)
+class Items:
+    """Items as the reference reads them: features `(N, D)` by modality, and labels `(N, C)` bool."""
+
+    features: Mapping[str, Any]
+    labels: np.ndarray
+
+
+def linear_reference(run: Run, output: Path) -> list[dict[str, Any]]:
+    """The figures of the linear reference on the data of a run, as rows of results.
+
+    One logistic regression a class and modality; items are ranked by the cosine of their class posteriors, which are
+    not hashed. Images: the mean of their regions, of length 1. Texts: the binary words that two texts have, English
+    stop words left out. Of `STRENGTHS`, the validation queries choose one for each modality, ranked against the
+    database of the run's protocol; then all pairs but the held-out database are fitted.
+
+    Args:
+        run: A run with a frozen image backbone; only its data and backbone are used.
+        output: A folder for what reading the data leaves.
+
+    Raises:
+        DataError: If the backbone is not frozen, or a split has no labels.
+        CMFAHError: If scikit-learn is not installed.
+    """
+    pairs = read_pairs(run, output)
+    if "region_features" not in pairs.splits["train"].column_names or "query" not in pairs.splits:
+        raise DataError("The linear reference needs a frozen backbone with --keep_regions true, and a query split.")
+    splits = {**pairs.splits, "all": pairs.all}
+    items = read_items(splits, pairs.splits["train"])
+    database = items.get("validation_database", items["train"])
+    strengths, validation = choose_strengths(items["train"], items["validation"], database)
+    logger.info("C chosen on %d validation queries: %s", len(items["validation"].labels), strengths)
+    fitted = {name: fit(items["all"], name, strengths[name]) for name in _MODALITIES}
+    figures = figures_of_validation(validation, run.data.protocol)
+    databases = {run.data.protocol: items.get("database", items["all"])}
+    databases.setdefault("seen", items["all"])
+    for name, searched in databases.items():
+        figures += figures_of_queries(measure(fitted, items["query"], searched), name)
+    return figures
+
+
+def read_items(splits: Mapping[str, Any], train: Any) -> dict[str, Items]:
+    """Features and labels of data sets with `region_features`, `text` and `labels`; words are those of `train`."""
+    try:
+        from sklearn.feature_extraction.text import CountVectorizer
+    except ImportError as error:
+        raise CMFAHError('The linear reference needs scikit-learn: pip install "cmfah-hf[experiments]".') from error
+    counter = CountVectorizer(binary=True, min_df=2, stop_words="english").fit(train["text"])
+    classes = sorted({label for labels in train["labels"] for label in labels})
+    items = {}
+    for name, rows in splits.items():
+        means = np.concatenate(
+            [
+                np.asarray(batch["region_features"], dtype=np.float32).mean(axis=1)
+                for batch in rows.select_columns(["region_features"]).iter(batch_size=256)
+            ]
+        )
+        features = {"image": of_length_one(means), "text": counter.transform(rows["text"])}
+        items[name] = Items(features, encode_labels(rows["labels"], classes) > 0)
+    return items
+
+
+def choose_strengths(
+    train: Items, queries: Items, database: Items, strengths: Sequence[float] = STRENGTHS
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The strength for each modality whose MAP on validation queries is best in the mean of both directions.
+
+    Returns:
+        `C` by modality, and the figures with it, under the names that a trainer logs them by.
+    """
+    encoded = {
+        (modality, c): [posteriors(models, side, modality) for side in (queries, database)]
+        for modality, c in product(_MODALITIES, strengths)
+        for models in [fit(train, modality, c)]
+    }
+    relevant_QN = relevance(queries.labels, database.labels)
+    best: dict[str, float] = {}
+    chosen: dict[str, float] = {}
+    for pair in product(strengths, repeat=2):
+        c = dict(zip(_MODALITIES, pair, strict=True))
+        maps = {
+            direction: ranked_map(encoded[query, c[query]][0], encoded[found, c[found]][1], relevant_QN)
+            for direction, (query, found) in _DIRECTIONS.items()
+        }
+        mean = sum(maps.values()) / 2
+        if not best or mean > best["eval_map"]:
+            best = {"eval_map": mean, **{f"eval_map_{direction}": value for direction, value in maps.items()}}
+            chosen = c
+    counts = count_relevant(queries.labels, database.labels)
+    best["eval_map_random"] = random_ranking_map(counts, len(database.labels))
+    return chosen, best
+
+
+def measure(fitted: Mapping[str, list[Any]], queries: Items, database: Items) -> dict[str, float]:
+    """MAP of both directions by the cosine of the posteriors, and of a random ranking."""
+    relevant_QN = relevance(queries.labels, database.labels)
+    figures = {}
+    for direction, (query, found) in _DIRECTIONS.items():
+        asked, searched = posteriors(fitted[query], queries, query), posteriors(fitted[found], database, found)
+        figures[f"cosine/{direction}/map"] = ranked_map(asked, searched, relevant_QN)
+    counts = count_relevant(queries.labels, database.labels)
+    return {**figures, "random/map": random_ranking_map(counts, len(database.labels))}
+
+
+def fit(items: Items, modality: str, c: float) -> list[Any]:
+    """A classifier a class, or its constant probability where all items agree."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    models: list[Any] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for labels_N in items.labels.T:
+            if labels_N.all() or not labels_N.any():
+                models.append(float(labels_N[0]))
+            else:
+                models.append(LogisticRegression(C=c, max_iter=_MOST_STEPS).fit(items.features[modality], labels_N))
+    return models
+
+
+def posteriors(models: Sequence[Any], items: Items, modality: str) -> np.ndarray:
+    """Class posteriors `(N, C)` of length 1, so that their products are cosines."""
+    x = items.features[modality]
+    columns = [
+        np.full(x.shape[0], model) if isinstance(model, float) else model.predict_proba(x)[:, 1] for model in models
+    ]
+    return of_length_one(np.stack(columns, axis=1))
+
+
+def ranked_map(queries_QC: np.ndarray, database_NC: np.ndarray, relevant_QN: np.ndarray) -> float:
+    """MAP of a ranking by products; products that differ by rounding alone tie."""
+    return mean_average_precision(queries_QC @ database_NC.T, relevant_QN, tie_tolerance=1e-6)
+
+
+def of_length_one(x_ND: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1; zero rows stay."""
+    return x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)

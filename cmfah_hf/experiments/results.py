@@ -1,0 +1,182 @@
+"""Results of experiments: one row a figure, kept next to each run and together as a Parquet file."""
+
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cmfah_hf.atomic import atomic_file, write_text
+from cmfah_hf.documents import read_json
+from cmfah_hf.errors import CheckpointError, CMFAHError
+from cmfah_hf.experiments.grid import GridRun
+
+RUNS_NAME = "runs"
+RECORD_NAME = "experiment.json"
+RESULTS_NAME = "results.parquet"
+_LIBRARIES = ("torch", "transformers", "datasets", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One figure of one run.
+
+    Attributes:
+        run: The run's folder below the grid's output.
+        data, method, variant, title, bits, protocol, seed: Those of the `GridRun`.
+        split: Whose items are the queries: `"query"` or `"validation"`.
+        database: `"seen"` (the items of the training) or `"unseen"`.
+        encoding: `"single"`, or `"paired"` for items encoded with their partners.
+        ranking: `"hamming"`, `"aqd"`, `"cosine"` (of real values), `"random"` or `"constant"`.
+        direction: `"i2t"`, `"t2i"`, or `"mean"` of both.
+        metric: Such as `"map"` or `"precision@10"`.
+        value: The figure.
+        seconds: The duration of the run.
+        settings, versions: JSON objects: the run's settings over its configuration, and the libraries' versions.
+    """
+
+    run: str
+    data: str
+    method: str
+    variant: str
+    title: str
+    bits: int | None
+    protocol: str
+    seed: int
+    split: str
+    database: str
+    encoding: str
+    ranking: str
+    direction: str
+    metric: str
+    value: float
+    seconds: float
+    settings: str
+    versions: str
+
+
+_TYPES = {"bits": pa.int64(), "seed": pa.int64(), "value": pa.float64(), "seconds": pa.float64()}
+SCHEMA = pa.schema([(field.name, _TYPES.get(field.name, pa.string())) for field in fields(Result)])
+
+
+def figures_of_queries(figures: Mapping[str, float], database: str, encoding: str = "single") -> list[dict[str, Any]]:
+    """The figures of `RetrievalEvaluator` as rows, with the mean of both directions."""
+    rows = []
+    for name, value in figures.items():
+        parts = name.split("/")
+        if len(parts) == 3:
+            rows.append(dict(zip(("ranking", "direction", "metric"), parts, strict=True), value=value))
+            if parts[1] == "t2i" and (other := figures.get(f"{parts[0]}/i2t/{parts[2]}")) is not None:
+                rows.append({**rows[-1], "direction": "mean", "value": (value + other) / 2})
+        elif len(parts) == 2:  # the same in both directions
+            rows += [_row(parts[0], direction, parts[1], value) for direction in ("i2t", "t2i", "mean")]
+    return [{"split": "query", "database": database, "encoding": encoding, **row} for row in rows]
+
+
+def figures_of_validation(log: Mapping[str, float], database: str) -> list[dict[str, Any]]:
+    """The figures of the validation queries that a trainer logged, as rows."""
+    names = {"eval_map_i2t": "i2t", "eval_map_t2i": "t2i", "eval_map": "mean"}
+    rows = [_row("hamming", direction, "map", log[name]) for name, direction in names.items()]
+    rows += [_row("random", direction, "map", log["eval_map_random"]) for direction in names.values()]
+    return [{"split": "validation", "database": database, "encoding": "single", **row} for row in rows]
+
+
+def _row(ranking: str, direction: str, metric: str, value: float) -> dict[str, Any]:
+    return {"ranking": ranking, "direction": direction, "metric": metric, "value": float(value)}
+
+
+def write_record(folder: Path, run: GridRun, figures: list[dict[str, Any]] | None, seconds: float = 0.0) -> None:
+    """Writes what a run is, and its figures once it has finished, into its folder."""
+    shown = {name: value for name, value in asdict(run).items() if name not in ("config", "settings")}
+    record = {
+        "run": run.name,
+        **shown,
+        "config": run.config.name,
+        "settings": dict(run.settings),
+        "versions": versions(),
+        "seconds": round(seconds, 1),
+        "figures": figures,
+    }
+    write_text(folder / RECORD_NAME, json.dumps(record, indent=2) + "\n", CheckpointError)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """A run's record; None where it has none yet.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+    """
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        return None
+    record = read_json(path, CheckpointError)
+    if not isinstance(record, dict) or not {"run", "settings", "config", "figures"} <= record.keys():
+        raise CheckpointError(f"{path} is no record of an experiment; remove the folder to run it again.")
+    return record
+
+
+def write_results(output: str | Path) -> list[Result]:
+    """Collects the figures of all finished runs below a grid's output into its `results.parquet`.
+
+    Returns:
+        The rows of that file.
+    """
+    output = Path(output)
+    results = []
+    for path in sorted((output / RUNS_NAME).rglob(RECORD_NAME)):
+        record = read_record(path.parent)
+        if record is not None and record["figures"] is not None:
+            results += list(_results_of(path, record))
+    table = pa.Table.from_pylist([asdict(result) for result in results], schema=SCHEMA)
+    with atomic_file(output / RESULTS_NAME) as temporary:
+        pq.write_table(table, temporary)
+    return results
+
+
+def read_results(path: str | Path) -> list[Result]:
+    """The rows of a results file, or of a grid's output folder, whose finished runs are collected first.
+
+    Raises:
+        CMFAHError: If there is neither.
+    """
+    path = Path(path)
+    if (path / RUNS_NAME).is_dir():
+        return write_results(path)
+    if path.is_dir():
+        path = path / RESULTS_NAME
+    if not path.is_file():
+        raise CMFAHError(f"{path}: there are no results; give the output of `cmfah experiment run`, or a Parquet file.")
+    try:
+        table = pq.read_table(path, schema=SCHEMA)
+    except (pa.ArrowException, OSError) as error:
+        raise CMFAHError(
+            f"{path} holds no results ({' '.join(str(error).split())[:200]}); collect them anew."
+        ) from error
+    return [Result(**row) for row in table.to_pylist()]
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, of this package and of the libraries that figures depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("cmfah-hf", *_LIBRARIES):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout, or an extra that is not installed
+            continue
+    return found
+
+
+def _results_of(path: Path, record: Mapping[str, Any]) -> Iterable[Result]:
+    of_run = ("run", "data", "method", "variant", "title", "bits", "protocol", "seed", "seconds")
+    try:
+        own = {name: record[name] for name in of_run}
+        own |= {name: json.dumps(record[name]) for name in ("settings", "versions")}
+        for figure in record["figures"]:
+            yield Result(**own, **figure)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no record of an experiment ({error}); remove its folder.") from error

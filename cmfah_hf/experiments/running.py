@@ -1,0 +1,189 @@
+"""Running a grid: every run leaves a folder, resumes where it was interrupted, and fails alone."""
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from cmfah_hf.atomic import atomic_folder, locked
+from cmfah_hf.documents import read_json
+from cmfah_hf.errors import CheckpointError, CMFAHError
+from cmfah_hf.experiments.grid import Grid, GridRun
+from cmfah_hf.experiments.results import (
+    RUNS_NAME,
+    figures_of_queries,
+    figures_of_validation,
+    read_record,
+    write_record,
+    write_results,
+)
+from cmfah_hf.hub.model_folder import METRICS_NAME
+from cmfah_hf.training import parse_run, train
+from cmfah_hf.training.configuration import Run
+from cmfah_hf.training.evaluate import evaluate_folder
+from cmfah_hf.training.preparation import make_words, read_pairs
+
+logger = logging.getLogger(__name__)
+
+WORDS_NAME = "words"
+# Data settings on which the words do not depend.
+_WITHOUT_WORDS = {"refit", "mirror", "keep_regions", "backbone_weights", "image_column", "image_mean", "image_std"}
+_WITHOUT_WORDS |= {"similarity", "query_split", "words_from"}
+_WAITING_FOR_WORDS_S = 24 * 3600.0
+
+
+def run_grid(
+    grid: Grid,
+    output: str | Path,
+    only: Sequence[str] = (),
+    jobs: int = 1,
+    report: Callable[[str], None] = logger.info,
+) -> list[str]:
+    """Runs a grid. A run that has finished is not run again, one that was interrupted goes on from its last checkpoint.
+
+    All runs over the same texts with the same settings of words share one word graph and one table of word vectors, so
+    that variants and seeds are compared on the same words.
+
+    Args:
+        grid: The grid.
+        output: The folder of all runs: `runs/` holds a folder a run, `words/` the words, `results.parquet` the figures.
+        only: Patterns of names, as `Grid.only` takes them.
+        jobs: Processes that run at once.
+        report: Takes a line for each run that has ended.
+
+    Returns:
+        The names of the runs that failed. The others went on, and the next call tries these again.
+
+    Raises:
+        CMFAHError: If a pattern matches nothing, or the folder cannot be written.
+    """
+    runs, output = grid.only(only), Path(output)
+    if jobs < 1:
+        raise CMFAHError(f"jobs is {jobs}; give 1 or more.")
+    failed = []
+    try:
+        for count, (run, problem) in enumerate(_each(runs, output, jobs), start=1):
+            report(f"[{count}/{len(runs)}] {run.name}: {problem or 'finished'}")
+            if problem is not None:
+                failed.append(run.name)
+    finally:
+        write_results(output)
+    return failed
+
+
+def _each(runs: Sequence[GridRun], output: Path, jobs: int) -> Iterator[tuple[GridRun, str | None]]:
+    """Each run with the line that says why it failed, or None."""
+    if jobs == 1:
+        for run in runs:
+            yield run, _attempt(run, output)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_use_threads, initargs=(threads,)) as pool:
+        pending: dict[Future[str | None], GridRun] = {pool.submit(_attempt, run, output): run for run in runs}
+        try:
+            for future in as_completed(pending):
+                error = future.exception()  # of a process that died, since `_attempt` raises nothing
+                yield pending[future], future.result() if error is None else f"its process ended ({error})"
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _use_threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def _attempt(run: GridRun, output: Path) -> str | None:
+    """Runs one run; returns why it failed in one line, or None. The traceback of a bug goes to the log."""
+    try:
+        finish(run, output)
+    except CMFAHError as error:
+        return str(error)
+    except Exception as error:  # the other runs of a long grid do not end with this one
+        logger.exception("%s failed", run.name)
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return None
+
+
+def finish(run: GridRun, output: Path) -> None:
+    """Brings one run to its end, from wherever it is.
+
+    Raises:
+        CMFAHError: If its settings, data or weights cannot be used, or its folder holds a run with other settings.
+    """
+    folder = output / RUNS_NAME / run.name
+    record = read_record(folder)
+    if record is not None:
+        if (record["config"], record["settings"]) != (run.config.name, json.loads(json.dumps(dict(run.settings)))):
+            raise CheckpointError(f"{folder} holds a run with other settings; remove it, or name another output.")
+        if record["figures"] is not None:
+            return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_record(folder, run, None)
+    start = time.monotonic()
+    parsed = parse_run(run.config, [*run.arguments(), "--output_dir", str(folder)])
+    if run.reference == "linear":
+        from cmfah_hf.experiments.reference import linear_reference
+
+        figures = linear_reference(parsed, folder)
+        write_record(folder, run, figures, time.monotonic() - start)
+        return
+    metrics_file = folder / METRICS_NAME
+    if not metrics_file.is_file():
+        if parsed.data.words_from is None:
+            parsed.data.words_from = str(shared_words(parsed, output))
+        if record is not None and any(folder.glob("checkpoint-*")):
+            parsed.training.resume_from_checkpoint = "last"
+        train(parsed)
+    metrics: dict[str, Any] = read_json(metrics_file, CheckpointError)
+    write_record(folder, run, _figures(run, parsed, folder, metrics), float(metrics.get("seconds", 0.0)))
+    for checkpoint in folder.glob("checkpoint-*"):  # the best one is the model
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _figures(run: GridRun, parsed: Run, folder: Path, metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    state = read_json(folder / "trainer_state.json", CheckpointError)
+    logs = [log for log in state["log_history"] if "eval_map" in log]
+    figures = figures_of_validation(max(logs, key=lambda log: log["eval_map"]), run.protocol) if logs else []
+    if "query" not in metrics:
+        return figures
+    figures += figures_of_queries(metrics["query"], run.protocol)
+    if "query_seen" in metrics:
+        figures += figures_of_queries(metrics["query_seen"], "seen")
+    if "paired" in run.encodings and run.protocol == "seen":
+        data = parsed.data
+        database = data.database_split if data.database_split != "database" else None
+        found = evaluate_folder(str(folder), data.dataset, data.query_split or "query", database, protocol="paired")
+        figures += figures_of_queries(found, "seen", "paired")
+    return figures
+
+
+def shared_words(run: Run, output: Path) -> Path:
+    """The folder of the words for all runs over the same texts with the same settings; made where it is not there yet.
+
+    The seed of the word graph is 0, whichever run comes first.
+    """
+    settings = {name: value for name, value in asdict(run.data).items() if name not in _WITHOUT_WORDS}
+    key = json.dumps([settings, run.setting("word_dim")], sort_keys=True)
+    folder = (output / WORDS_NAME / sha256(key.encode()).hexdigest()[:16]).absolute()
+    with locked(folder.with_name(f"{folder.name}.making"), CheckpointError, _WAITING_FOR_WORDS_S):
+        if not folder.is_dir():
+            seed, run.training.seed = run.training.seed, 0
+            try:
+                texts = read_pairs(run, output).texts
+                with atomic_folder(folder, CheckpointError) as temporary:
+                    make_words(run, texts, temporary, None)
+            finally:
+                run.training.seed = seed
+    return folder

@@ -1,0 +1,63 @@
+"""Tables of results in README.md and docs/: written from docs/results/, whose figures a grid of the package gives."""
+
+import json
+import sys
+
+import pytest
+import yaml
+from pages.blocks import DOCS
+
+sys.path.insert(0, str(DOCS))
+try:
+    import write_tables
+finally:
+    sys.path.remove(str(DOCS))
+
+PAGES = {
+    page.relative_to(write_tables.ROOT).as_posix(): page.read_text(encoding="utf-8") for page in write_tables.PAGES
+}
+FILES = sorted(write_tables.RESULTS.glob("*.json"))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_tables_are_those_of_the_results(name):
+    assert write_tables.written(PAGES[name]) == PAGES[name], "run `make docs`"
+    # What looks like a table of results and has no marks is typed by hand.
+    unmarked = write_tables._MARKED.sub("", PAGES[name])
+    assert "<!-- table:" not in unmarked
+
+
+def test_every_table_is_shown_once_and_every_result_used():
+    shown = [table for text in PAGES.values() for table in write_tables.names(text)]
+    assert sorted(shown) == sorted(write_tables.tables())
+    layouts = yaml.safe_load(write_tables.LAYOUTS.read_text(encoding="utf-8"))
+    assert {results for layout in layouts.values() for results in layout["results"]} == {file.stem for file in FILES}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_results_are_small_and_say_where_they_come_from(file):
+    document = json.loads(file.read_text(encoding="utf-8"))
+    assert document["source"] in ("measured", "transcribed")
+    assert file.stat().st_size < 40_000
+    for figure in document["figures"]:
+        assert 0 <= figure["mean"] <= 1
+        assert figure["seeds"] >= 1
+        assert figure["std"] is None or figure["seeds"] > 1
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_grid_runs_what_the_results_show(file):
+    from cmfah_hf.experiments import read_grid
+
+    grid = read_grid(write_tables.ROOT / "hub_configs" / "experiments" / f"{file.stem}.yaml")
+    runs = {(run.data, run.method, run.variant) for run in grid.runs}
+    figures = write_tables.read_figures(file.stem)
+    assert {(figure["data"], figure["method"], figure["variant"]) for figure in figures} <= runs
+
+
+def test_a_figure_that_is_not_there_or_not_alone_is_named():
+    layout = {"results": ["scenes"], "head": [""], "columns": {"mean": {"direction": "mean"}}}
+    with pytest.raises(ValueError, match="no figure for"):
+        write_tables.table("gone", {**layout, "rows": [["x", {"variant": "nobody"}]]})
+    with pytest.raises(ValueError, match="2 figures"):
+        write_tables.table("both", {**layout, "rows": [["x", {"variant": "own"}]]})

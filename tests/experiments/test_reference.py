@@ -1,0 +1,72 @@
+"""The linear reference: C chosen on validation pairs, the queries never used for it."""
+
+import numpy as np
+import pytest
+
+from cmfah_hf.evaluation.levels import relevance
+from cmfah_hf.experiments import reference
+from cmfah_hf.experiments.reference import Items, choose_strengths, fit, measure, posteriors, ranked_map
+
+CLASSES, WIDTH = 5, 12
+
+
+@pytest.fixture(scope="module")
+def make_items():
+    """A function from a size and a seed to items whose features are noisy sums of their classes' directions."""
+    directions = np.random.default_rng(7).normal(size=(2, CLASSES, WIDTH))
+
+    def make(size: int, seed: int, noise: float = 2.0) -> Items:
+        rng = np.random.default_rng(seed)
+        labels = rng.random((size, CLASSES)) < 0.3
+        labels[np.arange(size), rng.integers(0, CLASSES, size)] = True
+        features = {
+            name: labels @ directions[side] + noise * rng.normal(size=(size, WIDTH))
+            for side, name in enumerate(("image", "text"))
+        }
+        return Items(features, labels)
+
+    return make
+
+
+def test_the_strengths_are_the_best_of_the_grid(make_items):
+    train, queries, database = make_items(120, 0), make_items(40, 1), make_items(80, 2)
+    grid = (1e-4, 0.01, 1.0)
+    chosen, best = choose_strengths(train, queries, database, grid)
+    relevant = relevance(queries.labels, database.labels)
+    means = {}
+    for image in grid:
+        for text in grid:
+            models = {"image": fit(train, "image", image), "text": fit(train, "text", text)}
+            maps = [
+                ranked_map(posteriors(models[q], queries, q), posteriors(models[d], database, d), relevant)
+                for q, d in (("image", "text"), ("text", "image"))
+            ]
+            means[image, text] = np.mean(maps)
+    assert max(means, key=means.get) == (chosen["image"], chosen["text"])
+    assert best["eval_map"] == pytest.approx(max(means.values()))
+    assert best["eval_map"] == pytest.approx((best["eval_map_i2t"] + best["eval_map_t2i"]) / 2)
+    assert best["eval_map_random"] < best["eval_map"]
+
+
+def test_posteriors_rank_better_than_chance_and_are_of_length_one(make_items):
+    train, queries = make_items(200, 0, 0.5), make_items(50, 1, 0.5)
+    fitted = {name: fit(train, name, 1.0) for name in ("image", "text")}
+    np.testing.assert_allclose(np.linalg.norm(posteriors(fitted["image"], queries, "image"), axis=1), 1)
+    figures = measure(fitted, queries, train)
+    assert min(figures["cosine/i2t/map"], figures["cosine/t2i/map"]) > 1.3 * figures["random/map"]
+
+
+def test_a_class_that_all_or_none_have_is_a_constant(make_items):
+    items = make_items(30, 0)
+    items.labels[:, 0], items.labels[:, 1] = True, False
+    models = fit(items, "image", 1.0)
+    assert models[:2] == [1.0, 0.0]
+    assert not np.isnan(posteriors(models, items, "image")).any()
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
+    with pytest.raises(ValueError, match=r"pip install \"cmfah-hf\[experiments\]\""):
+        reference.read_items({}, None)

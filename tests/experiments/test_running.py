@@ -1,0 +1,171 @@
+"""Grids on drawn scenes: results are what the runs' folders hold, nothing is run twice, a failure is one line."""
+
+import json
+import shutil
+import statistics
+
+import pytest
+
+from cmfah_hf.errors import CMFAHError
+from cmfah_hf.experiments import read_grid, read_results, run_grid, running
+from cmfah_hf.experiments.report import select, summarize
+from cmfah_hf.experiments.results import RESULTS_NAME
+from cmfah_hf.training.evaluate import evaluate_folder
+
+VARIANTS = {"both": {"attention": "both"}, "none": {"attention": "none"}}
+
+
+def snapshot(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.suffix != ".parquet"}
+
+
+@pytest.mark.slow
+def test_results_are_those_of_the_folders(write_grid, scenes_folder, tmp_path):
+    output, lines = tmp_path / "out", []
+    grid = read_grid(write_grid(variants=VARIANTS, encodings=["single", "paired"]))
+    assert run_grid(grid, output, report=lines.append) == []
+    assert lines[0] == "[1/4] scenes/cmfah/both/16-bits/seen/seed-0: finished"
+    folders = {run.name: output / "runs" / run.name for run in grid.runs}
+    results = read_results(output / RESULTS_NAME)
+    assert results == read_results(output)
+    for name, folder in folders.items():
+        assert json.loads((folder / "config.json").read_text())["attention"] == name.split("/")[2]
+        assert not list(folder.glob("checkpoint-*"))
+        metrics = json.loads((folder / "metrics.json").read_text())
+        own = select(results, {"run": name})
+        (validation,) = select(own, {"split": "validation", "direction": "mean", "ranking": "hamming"})
+        assert validation.value == pytest.approx(metrics["validation"])
+        for encoding in ("single", "paired"):
+            found = evaluate_folder(str(folder), str(scenes_folder), protocol=encoding)
+            of_queries = select(own, {"split": "query", "encoding": encoding})
+            for ranking, direction, metric in (("hamming", "i2t", "map"), ("aqd", "t2i", "precision@10")):
+                where = {"ranking": ranking, "direction": direction, "metric": metric}
+                (result,) = select(of_queries, where)
+                assert result.value == pytest.approx(found[f"{ranking}/{direction}/{metric}"])
+            directions = [found[f"hamming/{direction}/map"] for direction in ("i2t", "t2i")]
+            (mean,) = select(of_queries, {"ranking": "hamming", "metric": "map", "direction": "mean"})
+            assert mean.value == pytest.approx(statistics.mean(directions))
+            assert {one.value for one in select(of_queries, {"ranking": "random"})} == {found["random/map"]}
+    assert {len(one.values) for one in summarize(results)} == {2}
+    assert json.loads(results[0].versions)["torch"]
+    # All runs read the same texts with the same words.
+    assert len({(folder / "skip_gram.safetensors").read_bytes() for folder in folders.values()}) == 1
+    assert len(list((output / "words").iterdir())) == 1
+
+    # Once more: nothing is trained. What was lost after training is measured again, and no other file changes.
+    before = snapshot(output)
+    lost = output / "runs" / grid.runs[0].name / "experiment.json"
+    lost.unlink()
+    assert run_grid(grid, output) == []
+    assert {path for path, time in snapshot(output).items() if before[path] != time} == {lost}
+    assert read_results(output) == results
+
+
+@pytest.mark.slow
+def test_a_run_that_was_interrupted_goes_on(write_grid, tmp_path, monkeypatch):
+    grid = read_grid(write_grid(seeds=[0], settings={"num_train_epochs": 2, "save_total_limit": 3}))
+    assert run_grid(grid, tmp_path / "whole") == []
+    folder = tmp_path / "broken" / "runs" / grid.runs[0].name
+
+    def interrupted(run):
+        class Stop:
+            def on_epoch_end(self, args, state, control, **kwargs):
+                raise KeyboardInterrupt
+
+        from transformers import TrainerCallback
+
+        from cmfah_hf.training import trainer
+
+        class Stopping(TrainerCallback):
+            def on_save(self, args, state, control, **kwargs):
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            build = trainer.CMFAHTrainer.__init__
+
+            def with_stop(self, *arguments, **settings):
+                build(self, *arguments, **settings)
+                self.add_callback(Stopping())
+
+            patch.setattr(trainer.CMFAHTrainer, "__init__", with_stop)
+            return train(run)
+
+    train = running.train
+    monkeypatch.setattr(running, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(grid, tmp_path / "broken")
+    assert list(folder.glob("checkpoint-*"))
+    assert (tmp_path / "broken" / RESULTS_NAME).is_file()
+    begun_at = []
+    monkeypatch.setattr(
+        running, "train", lambda run: begun_at.append(run.training.resume_from_checkpoint) or train(run)
+    )
+    assert run_grid(grid, tmp_path / "broken") == []
+    assert begun_at == ["last"]
+    values = [[(one.split, one.ranking, one.direction, one.metric, one.value) for one in read_results(tmp_path / name)]
+              for name in ("whole", "broken")]  # fmt: skip
+    assert values[0] == values[1]
+
+
+def test_a_run_that_fails_is_one_line_and_the_others_go_on(write_grid, tmp_path, monkeypatch):
+    grid = read_grid(write_grid(seeds=[0, 1, 2]))
+    attempted = []
+
+    def finish(run, output):
+        attempted.append(run.seed)
+        if run.seed == 0:
+            raise CMFAHError("the disk is full.")
+        if run.seed == 1:
+            raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(running, "finish", finish)
+    lines = []
+    assert run_grid(grid, tmp_path / "out", report=lines.append) == [run.name for run in grid.runs[:2]]
+    assert attempted == [0, 1, 2]
+    assert [line.partition(": ")[2] for line in lines] == [
+        "the disk is full.",
+        "RuntimeError: out of memory",
+        "finished",
+    ]
+
+
+def test_other_settings_do_not_take_a_run_s_folder(write_grid, tmp_path, monkeypatch):
+    from cmfah_hf.experiments.results import write_record
+
+    (run, *_) = read_grid(write_grid()).runs
+    folder = tmp_path / "out" / "runs" / run.name
+    folder.mkdir(parents=True)
+    write_record(folder, run, [])
+    running.finish(run, tmp_path / "out")
+    (changed, *_) = read_grid(write_grid(settings={"num_train_epochs": 7})).runs
+    with pytest.raises(CMFAHError, match="holds a run with other settings"):
+        running.finish(changed, tmp_path / "out")
+    (folder / "experiment.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(CMFAHError, match="is no record of an experiment"):
+        running.finish(run, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_several_processes_and_both_protocols(write_grid, tmp_path, environment, monkeypatch):
+    methods = {
+        "cmfah": {"config": "tiny-{data}.yaml"},
+        "linear": {"config": "tiny-{data}.yaml", "reference": "linear"},
+    }
+    # The workers are new processes, which have a cache of their own.
+    monkeypatch.setenv("HF_HOME", environment["HF_HOME"])
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
+    grid = read_grid(write_grid(seeds=[0], methods=methods, protocols=["seen", "unseen"]))
+    lines = []
+    assert run_grid(grid, tmp_path / "out", jobs=2, report=lines.append) == [], lines
+    results = read_results(tmp_path / "out")
+    for method in ("cmfah", "linear"):
+        maps = select(results, {"method": method, "metric": "map", "direction": "mean", "split": "query"})
+        searched = {(one.protocol, one.database) for one in maps}
+        assert searched == {("seen", "seen"), ("unseen", "unseen"), ("unseen", "seen")}
+    sizes = json.loads((tmp_path / "out" / "runs" / "scenes/cmfah/full/16-bits/unseen/seed-0/metrics.json").read_text())
+    # Of 48 training scenes, 10 are the database, 8 of the rest that of the validation queries, 4 or so are queries.
+    assert sizes["query"]["database"] == 10
+    assert sizes["query_seen"]["database"] == 38
+    assert sizes["train_pairs"] + sizes["validation_pairs"] == 30
+    assert sizes["protocol"] == "unseen"
+    shutil.rmtree(tmp_path / "out" / "words")
