@@ -45,7 +45,7 @@ def inspect_pairs(
         loaded = load_image_text(source, split=split, streaming=True, **load_kwargs)
     except DataError as error:
         try:  # a data set may have no images
-            loaded = load_image_text(source, split=split, streaming=True, **{**load_kwargs, "pictures": False})
+            loaded = load_image_text(source, split=split, streaming=True, **{**load_kwargs, "images": False})
         except DataError:
             raise error from None
     parts = loaded if isinstance(loaded, dict) else {split or "train": loaded}
