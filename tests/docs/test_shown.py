@@ -55,7 +55,7 @@ def test_a_folder_laid_out_as_the_page_has_it_is_read_as_two_splits(tmp_path, da
 def test_a_grid_as_the_page_has_it_asks_for_runs(tmp_path):
     from cmfah_hf.experiments import read_grid
 
-    (grid,) = (block for block in SHOWN if block.language == "yaml")
+    (grid,) = (block for block in SHOWN if (block.page, block.language) == ("docs/evaluation.md", "yaml"))
     (tmp_path / "grid.yaml").write_text(grid.text, encoding="utf-8")
     assert len(read_grid(tmp_path / "grid.yaml").runs) == 2 * 3 * 5 * 2
 
