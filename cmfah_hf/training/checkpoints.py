@@ -284,7 +284,8 @@ def _time_in(path: Path, name: str) -> float | None:
     except CheckpointError:  # missing or damaged, which is reported elsewhere
         return None
     value = content.get(name) if isinstance(content, dict) else None
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None
 
 
 def _put_aside(folder: Path) -> Path:
