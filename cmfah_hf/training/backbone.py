@@ -124,7 +124,7 @@ def _hub_file(source: str) -> str:
 
 
 def _torchvision_weights(name: str | None) -> dict[str, torch.Tensor]:
-    import torchvision
+    import torchvision  # type: ignore[import-untyped]  # it has no stubs
 
     if name not in TORCHVISION_BACKBONES:
         raise CheckpointError(
