@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -84,7 +84,7 @@ def _transformers_weights(backbone: PreTrainedModel, source: str) -> dict[str, t
     # `transformers` would look for other files too. The report shows missing and unfit tensors, which would otherwise
     # be drawn at random.
     try:
-        found, report = type(backbone).from_pretrained(
+        loaded: Any = type(backbone).from_pretrained(  # its hint has no `output_loading_info`
             None,
             config=backbone.config,
             state_dict=read_weights(find_weights(source, None, {})),
@@ -95,6 +95,7 @@ def _transformers_weights(backbone: PreTrainedModel, source: str) -> dict[str, t
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise CheckpointError(f"{source}: no weights of a backbone can be loaded from there ({reason}).") from error
+    found, report = loaded
     for name, shape, wanted in sorted(report["mismatched_keys"]):
         raise _misfit(source, name, shape, wanted)
     return {name: tensor for name, tensor in found.state_dict().items() if name not in report["missing_keys"]}
