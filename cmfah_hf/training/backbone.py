@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from huggingface_hub import hf_hub_download
-from torch import nn
-from transformers import AutoBackbone
+from transformers import AutoBackbone, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
 from cmfah_hf.data import resolve_data_path
@@ -46,7 +46,7 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
     if source == "torchvision":
         weights = _torchvision_weights(image_model.config.backbone)
     elif backbone_config is not None and (not local.exists() or (local / CONFIG_NAME).is_file()):
-        weights = _transformers_weights(backbone, str(local) if local.exists() else source)
+        weights = _transformers_weights(cast(PreTrainedModel, backbone), str(local) if local.exists() else source)
     else:
         path = _local_file(source) or _hub_file(source)
         try:
@@ -76,7 +76,7 @@ def _local_file(source: str) -> Path | None:
         raise CheckpointError(str(error)) from error
 
 
-def _transformers_weights(backbone: nn.Module, source: str) -> dict[str, torch.Tensor]:
+def _transformers_weights(backbone: PreTrainedModel, source: str) -> dict[str, torch.Tensor]:
     """The tensors of the backbone in a folder or Hub id, also as a part of a larger model."""
     if backbone.config.model_type == "timm_backbone":
         return _timm_weights(backbone, source)
@@ -84,7 +84,7 @@ def _transformers_weights(backbone: nn.Module, source: str) -> dict[str, torch.T
     # `transformers` would look for other files too. The report shows missing and unfit tensors, which would otherwise
     # be drawn at random.
     try:
-        found, report = type(backbone).from_pretrained(
+        loaded: Any = type(backbone).from_pretrained(  # its hint has no `output_loading_info`
             None,
             config=backbone.config,
             state_dict=read_weights(find_weights(source, None, {})),
@@ -95,12 +95,13 @@ def _transformers_weights(backbone: nn.Module, source: str) -> dict[str, torch.T
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise CheckpointError(f"{source}: no weights of a backbone can be loaded from there ({reason}).") from error
+    found, report = loaded
     for name, shape, wanted in sorted(report["mismatched_keys"]):
         raise _misfit(source, name, shape, wanted)
     return {name: tensor for name, tensor in found.state_dict().items() if name not in report["missing_keys"]}
 
 
-def _timm_weights(backbone: nn.Module, source: str) -> dict[str, torch.Tensor]:
+def _timm_weights(backbone: PreTrainedModel, source: str) -> dict[str, torch.Tensor]:
     """The weights that timm publishes under a name: safetensors, else a pickle, read with `weights_only`."""
     import timm
 
@@ -124,7 +125,7 @@ def _hub_file(source: str) -> str:
 
 
 def _torchvision_weights(name: str | None) -> dict[str, torch.Tensor]:
-    import torchvision
+    import torchvision  # type: ignore[import-untyped]  # it has no stubs
 
     if name not in TORCHVISION_BACKBONES:
         raise CheckpointError(

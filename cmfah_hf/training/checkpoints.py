@@ -284,7 +284,9 @@ def _time_in(path: Path, name: str) -> float | None:
     except CheckpointError:  # missing or damaged, which is reported elsewhere
         return None
     value = content.get(name) if isinstance(content, dict) else None
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def _put_aside(folder: Path) -> Path:

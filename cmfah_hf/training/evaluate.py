@@ -83,7 +83,8 @@ def _encode(
     _check_protocol(protocol)
     was_training = model.training
     model.eval()
-    image_hashes, text_hashes, labels, words = [], [], [], WordCoverage()
+    image_hashes, text_hashes, words = [], [], WordCoverage()
+    labels: list[list[str]] = []
     collator = PairCollator(processor, None, text_column)
     # An unreadable image ends a stream that `datasets` decodes; a `PairStream` leaves it out.
     pairs = PairStream(pairs) if isinstance(pairs, datasets.IterableDataset) else pairs
@@ -227,8 +228,9 @@ def evaluate_folder(
             text_column = expander.output_column
             pairs = pairs.map(expander, batched=True, desc="Expansion")
         splits.append(pairs)
+    queries, database = splits
     return evaluate_pairs(
-        retriever.model, retriever.processor, *splits, text_column, protocol, plots=plots, expander=expander
+        retriever.model, retriever.processor, queries, database, text_column, protocol, plots=plots, expander=expander
     )
 
 

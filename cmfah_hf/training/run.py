@@ -76,7 +76,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         logging.getLogger("cmfah_hf.training.data.streams").setLevel(logging.WARNING)
     prepared = prepare(run, output, checkpoint)
     trainer = _trainer(prepared, args, prepared.pairs.splits["train"])
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     with disk_errors(output, "the state of the training"):
         trainer.save_state()
     best, epoch = trainer.state.best_metric, _best_epoch(trainer)
@@ -138,7 +138,8 @@ def _refit(prepared: PreparedRun, folder: Path, epoch: float, resumes: bool) -> 
     set_seed(args.seed)
     callbacks = [_StopAfter(epoch)]
     trainer = _trainer(prepared, _refit_arguments(args, folder), prepared.pairs.all, callbacks=callbacks)
-    trainer.train(resume_from_checkpoint=newest_checkpoint(folder) if resumes else None)
+    checkpoint = newest_checkpoint(folder) if resumes else None
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     return trainer
 
 
@@ -148,7 +149,8 @@ def _save_model(trainer: CMFAHTrainer, output: Path) -> None:
     Raises:
         CMFAHError: If its weights are not finite.
     """
-    if not all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters()):
+    parameters = trainer.model.parameters() if trainer.model is not None else ()
+    if not all(torch.isfinite(parameter).all() for parameter in parameters):
         raise CMFAHError(
             f"{output}: the training diverged, weights are not finite; give a lower learning_rate, or a max_grad_norm. "
             "No model was saved."

@@ -33,11 +33,11 @@ def make_words(
             return words
     if not args.should_save:
         return _load_words(data, output)
-    words = _load_words(data, resolve_data_path(data.words_from)) if data.words_from else None
+    given = _load_words(data, resolve_data_path(data.words_from)) if data.words_from else None
     # Files of an earlier run must not be taken for those of this one if it is interrupted before it writes its own.
     for path in (output / f"{stem}{ending}" for stem in WORDS_STEMS for ending in (".json", ".safetensors")):
         path.unlink(missing_ok=True)
-    words = words or _fit_words(run, texts)
+    words = given or _fit_words(run, texts)
     _save_words(output, *words)
     return words
 

@@ -240,7 +240,7 @@ def _cut(data: DataArguments, loaded: Mapping[str, Any], divide: Callable) -> di
         splits["train"], splits["validation"] = divide(
             splits["train"], data.validation_fraction, seed=data.validation_seed
         )
-    if data.query_split in loaded:
+    if data.query_split is not None and data.query_split in loaded:
         splits["query"] = loaded[data.query_split]
     elif data.query_split is not None:
         logger.warning(

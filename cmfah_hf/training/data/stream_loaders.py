@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import gather_object
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from cmfah_hf.errors import DataError
 from cmfah_hf.training.data.shards import count_rows
 from cmfah_hf.training.data.streams import PairStream, StreamPart, without_gaps
+from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
 
 
-def as_training_stream(dataset: Any, args: TrainingArguments) -> Any:
+def as_training_stream(dataset: Any, args: CMFAHTrainingArguments) -> Any:
     """A stream as a `PairStream` for training; anything else unchanged.
 
     Its rows are counted in a pass of their own, unless `max_steps` limits the training: without counts there are no
@@ -39,8 +40,8 @@ def as_stream(dataset: Any) -> Any:
     return PairStream(dataset) if isinstance(dataset, datasets.IterableDataset) else dataset
 
 
-def stream_loader(trainer: Trainer, stream: PairStream, training: bool) -> DataLoaderShard:
-    """The loader of this process's part of a stream.
+def stream_loader(trainer: Any, stream: PairStream, training: bool) -> DataLoaderShard:
+    """The loader of this process's part of a stream, for a `CMFAHTrainer`.
 
     Not by `Accelerator.prepare`: with it, either the first process reads for all, or each reads everything and discards
     the rows of the others.
@@ -91,7 +92,8 @@ def predict_stream(
         for column in zip(*everyones, strict=True)
     )
     num_samples = 0 if image_hash is None else len(image_hash)
-    return EvalLoopOutput(predictions=(image_hash, text_hash), label_ids=labels, metrics={}, num_samples=num_samples)
+    codes: Any = (image_hash, text_hash)  # the hint of `predictions` is a tuple of one
+    return EvalLoopOutput(predictions=codes, label_ids=labels, metrics={}, num_samples=num_samples)
 
 
 def _in_step(trainer: Trainer, batches: Iterator[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:
@@ -109,10 +111,13 @@ def _in_step(trainer: Trainer, batches: Iterator[dict[str, Any]]) -> Iterator[tu
         running = trainer.accelerator.reduce(torch.tensor(int(batch is not None), device=trainer.args.device))
         if not running:
             return
-        if batch is None and last is None:
+        if batch is not None:
+            last = batch
+            yield batch, True
+        elif last is not None:
+            yield last, False
+        else:
             raise DataError("A process has no pair of a stream to evaluate; take more data or fewer processes.")
-        yield (last, False) if batch is None else (batch, True)
-        last = last if batch is None else batch
 
 
 class StreamPlaceCallback(TrainerCallback):

@@ -118,7 +118,7 @@ def count_streams(
     narrow = splits
     if not has_regions:
         loaded = open_streams(data, pictures=False)
-        if whole is not None:
+        if data.validation_split is None:
             train, validation = split_stream(loaded[data.train_split], data.validation_fraction, data.validation_seed)
         else:
             train, validation = loaded[data.train_split], loaded[data.validation_split]
@@ -222,8 +222,8 @@ def read_notes(dataset: datasets.IterableDataset, source: str, texts: Path | Non
                 write([row["text"] for row in portion])
         repeated = ids.repeated()
     if repeated is not None:
-        ids = (row["id"] for shard in range(narrow.num_shards) for row in read_shard(narrow, shard))
-        name = next(name for name in ids if _digest(name) == repeated)
+        names = (row["id"] for shard in range(narrow.num_shards) for row in read_shard(narrow, shard))
+        name = next(name for name in names if _digest(name) == repeated)
         raise DataError(f"{source}: the id {name!r} occurs twice; make the ids unique.")
     return StreamNotes(fingerprint, counts, labels.classes, labels.to_dict())
 

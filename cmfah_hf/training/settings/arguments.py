@@ -233,9 +233,7 @@ class CMFAHTrainingArguments(TrainingArguments):
     )
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether a larger figure is better."})
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log the terms of the loss."})
-    remove_unused_columns: bool | None = field(
-        default=False, metadata={"help": "Kept off: the collator chooses its columns."}
-    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: the collator chooses its columns."})
     ddp_find_unused_parameters: bool | None = field(
         default=False,
         metadata={"help": "Kept off: the losses read the label layer after `forward`, so it would count as unused."},

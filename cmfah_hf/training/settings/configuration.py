@@ -74,7 +74,7 @@ class _Parser(HfArgumentParser):
         self._may_be_mappings = {
             name for name, hint in hints.items() if any(dict in (kind, get_origin(kind)) for kind in get_args(hint))
         }
-        super().__init__(types, allow_abbrev=False)
+        super().__init__(types, allow_abbrev=False)  # type: ignore[arg-type]  # its own hint is that of instances
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         # For `report_to`, "none" is a value and not None.

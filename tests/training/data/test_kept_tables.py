@@ -250,7 +250,7 @@ def test_random_frozen_weights_are_said_before_anything_is_computed(run_of, monk
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pairs_module, "load_image_text", stop)
+    monkeypatch.setattr(pairs_module, "keep_regions", stop)
     with pytest.raises(KeyboardInterrupt):
         train(run_of("--freeze_backbone", "true"))
     assert "The image backbone is frozen with weights drawn at random" in caplog.text
