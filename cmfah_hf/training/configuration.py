@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -12,40 +12,63 @@ from transformers import HfArgumentParser
 
 from cmfah_hf.documents import parse_yaml, read_yaml
 from cmfah_hf.errors import CMFAHError
-from cmfah_hf.models import METHODS, CMFAHConfig
+from cmfah_hf.methods import Objective, ObjectiveConfig, objective_class, registered_methods
+from cmfah_hf.models import MODELS, CMFAHConfig
 from cmfah_hf.training.arguments import CMFAHTrainingArguments, DataArguments
 from cmfah_hf.training.ranges import check_finite, short
 
-SECTIONS = ("model", "data", "training")
+SECTIONS = ("model", "method", "data", "training")
 # Of a number in a file; `int`s of thousands of digits cannot be written out.
 _MOST_BITS = 200
 # Made from the data, or the parent's own business; setting them by hand would only break the model.
 _NOT_FOR_HAND = {
     *("vocab_size", "pad_token_id", "unk_token_id", "id2label", "label2id", "problem_type", "architectures"),
     *("transformers_version", "return_dict", "dtype", "chunk_size_feed_forward", "is_encoder_decoder"),
-    "output_hidden_states",
+    *("output_hidden_states", "objective", "class_concepts"),
 }
 
 
 @dataclass
 class Run:
-    """What one training run is told: fields of the model's configuration, the data's arguments, the trainer's, and the
-    method, one of `METHODS`.
+    """The settings of one training run: fields of the model's configuration, the data's arguments, the trainer's, the
+    name of the method, and the settings of its objective.
     """
 
     model: dict[str, Any]
     data: DataArguments
     training: CMFAHTrainingArguments
     method: str = "cmfah"
+    objective: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def objective_class(self) -> type[Objective]:
+        """The method's objective."""
+        return objective_class(self.method)
 
     @property
     def config_class(self) -> type[CMFAHConfig]:
-        """The configuration that `model` holds fields of."""
-        return METHODS[self.method].config
+        """The configuration class of `model`."""
+        return MODELS[self.objective_class.model_type].config
+
+    def objective_config(self) -> ObjectiveConfig:
+        """The settings of the objective, given or by default.
+
+        Raises:
+            ValueError: If one cannot be used.
+        """
+        return self.objective_class.settings_class.from_section(self.objective)
 
     def setting(self, name: str) -> Any:
-        """A setting of the model, given or by default; None where the method has no such setting."""
-        return self.model.get(name, getattr(self.config_class, name, None))
+        """A setting of the model or the objective, given or by default; None where there is no such setting."""
+        for given, defaults in (
+            (self.objective, self.objective_class.settings_class),
+            (self.model, self.config_class),
+        ):
+            if name in given:
+                return given[name]
+            if hasattr(defaults, name):
+                return getattr(defaults, name)
+        return None
 
 
 class _Parser(HfArgumentParser):
@@ -108,10 +131,11 @@ def parse_run(config: str | Path | None, arguments: list[str] | None = None) -> 
     """Reads a run's settings.
 
     Args:
-        config: A YAML file with the sections `model`, `data` and `training`; None: the defaults alone. `model_type` in
-            `model` names the method; without it, it is `cmfah`.
+        config: A YAML file with the sections `model`, `method`, `data` and `training`; None: the defaults alone. `name`
+            in `method`, or `model_type` in `model`, names the method; without either, it is `cmfah`. The settings of
+            the objective are read from both sections.
         arguments: Of the command line, such as `["--hash_bits", "32", "--learning_rate=1e-3"]`. Any field of the
-            three sections can be given so, and the `--method`, and takes precedence over the file.
+            sections can be given so, and the `--method`, and takes precedence over the file.
 
     Raises:
         CMFAHError: If the file is missing or is not such a YAML, or a name or value is not known.
@@ -121,8 +145,13 @@ def parse_run(config: str | Path | None, arguments: list[str] | None = None) -> 
     parser = _Parser()
     data_names = {field.name for field in fields(DataArguments)}
     training_names = {field.name for field in fields(CMFAHTrainingArguments)}
-    model_names = _settings_of(method)
-    known = {"model": model_names, "data": data_names, "training": training_names}
+    objective_names, model_names = _settings_of(method)
+    known = {
+        "model": model_names | objective_names,
+        "method": objective_names,
+        "data": data_names,
+        "training": training_names,
+    }
     for section, values in settings.items():
         for name in values:
             if name not in known[section]:
@@ -141,9 +170,9 @@ def parse_run(config: str | Path | None, arguments: list[str] | None = None) -> 
         raise
     except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:  # of transformers' own checks
         raise CMFAHError(f"The settings of the training cannot be used: {' '.join(str(error).split())}") from error
-    model, given = dict(settings.get("model", {})), dict(_pairs(rest))
+    model, given = {**settings.get("model", {}), **settings.get("method", {})}, dict(_pairs(rest))
     for name in given:
-        if name not in model_names:
+        if name not in known["model"]:
             hint = _other_method(name) or _nearest(name, set().union(*known.values(), {"method"}))
             raise CMFAHError(f"There is no argument --{name}{hint}.")
     if "backbone" in given:  # the file's `backbone_config` would outrank it
@@ -151,7 +180,8 @@ def parse_run(config: str | Path | None, arguments: list[str] | None = None) -> 
     model.update(given)
     for name, value in model.items():
         check_finite(name, value)
-    return Run(model, data, training, method)
+    objective = {name: model.pop(name) for name in list(model) if name in objective_names}
+    return Run(model, data, training, method, objective)
 
 
 def _method(config: str | Path | None, settings: dict, arguments: list[str]) -> tuple[str, list[str]]:
@@ -159,28 +189,33 @@ def _method(config: str | Path | None, settings: dict, arguments: list[str]) -> 
     parser = _Methods(add_help=False, allow_abbrev=False)
     parser.add_argument("--method")
     given, rest = parser.parse_known_args(arguments)
-    where, method = "", given.method
-    in_file = settings.get("model", {}).pop("model_type", None)
-    if method is None and in_file is not None:
-        where, method = f"{config}: ", in_file
-    if method is not None and not (isinstance(method, str) and method in METHODS):
-        name = "model_type" if where else "--method"
+    where, name, method = "", "--method", given.method
+    in_file = {
+        key: settings.get(section, {}).pop(key, None) for section, key in (("method", "name"), ("model", "model_type"))
+    }
+    for key, value in in_file.items():
+        if method is None and value is not None:
+            where, name, method = f"{config}: ", key, value
+    if method is not None and not (isinstance(method, str) and method in registered_methods()):
         shown = repr(method) if isinstance(method, str) else f"a {type(method).__name__}"
-        raise CMFAHError(f"{where}{name} is {shown}; choose one of {', '.join(METHODS)}.")
+        raise CMFAHError(f"{where}{name} is {shown}; choose one of {', '.join(registered_methods())}.")
     return method or "cmfah", rest
 
 
 class _Methods(argparse.ArgumentParser):
     def error(self, message: str):
-        raise CMFAHError(f"{message[0].upper()}{message[1:]}; choose one of {', '.join(METHODS)}.")
+        raise CMFAHError(f"{message[0].upper()}{message[1:]}; choose one of {', '.join(registered_methods())}.")
 
 
-def _settings_of(method: str) -> set[str]:
-    return {field.name for field in fields(METHODS[method].config)} - _NOT_FOR_HAND
+def _settings_of(method: str) -> tuple[set[str], set[str]]:
+    """The names of the settings of a method's objective, and of its model."""
+    objective = objective_class(method)
+    of_model = {setting.name for setting in fields(MODELS[objective.model_type].config)} - _NOT_FOR_HAND
+    return objective.settings_class.names(), of_model - objective.settings_class.names()
 
 
 def _other_method(name: str) -> str:
-    having = [method for method in METHODS if name in _settings_of(method)]
+    having = [method for method in registered_methods() if name in set().union(*_settings_of(method))]
     return f", which is a setting of --method {having[0]}" if having else ""
 
 

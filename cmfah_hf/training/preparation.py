@@ -20,7 +20,8 @@ from cmfah_hf.data.streams import PairStream, split_stream
 from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding, WikipediaKnowledge
 from cmfah_hf.expansion.label_vectors import label_vectors
-from cmfah_hf.models import METHODS, CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.methods.pretraining import PRETRAINING_MODELS, CMFAHForPreTraining
+from cmfah_hf.models import CMFAHConfig, CMFAHImageModel, CMFAHProcessor
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
 from cmfah_hf.training.arguments import DataArguments
 from cmfah_hf.training.backbone import load_backbone_weights
@@ -165,7 +166,9 @@ def model_config(run: Run) -> CMFAHConfig:
         CMFAHError: If a setting of it cannot be used.
     """
     try:
-        return run.config_class(**run.model)
+        config = run.config_class(**run.model)
+        run.objective_config().apply_to(config)
+        return config
     except CMFAHError:
         raise
     # Of the settings of a backbone, each of which transformers checks in its own way.
@@ -355,24 +358,23 @@ def build_model(
         label_counts: How often labels stand together; of a method with a label graph.
     """
     vectors_VE = torch.from_numpy(embedding.vectors)
-    settings = {**run.model, "word_dim": vectors_VE.shape[1]}
     if not classes and run.setting("label_weight"):
         logger.info("Without labels there is no label guidance: label_weight is taken as 0.")
-        settings["label_weight"] = 0
+        run = replace(run, objective={**run.objective, "label_weight": 0})
     config = run.config_class(
-        **settings,
+        **{**run.model, "word_dim": vectors_VE.shape[1]},
         vocab_size=len(embedding.vocabulary) + len(SPECIAL_TOKENS),
         id2label=dict(enumerate(classes)),
         label2id={name: number for number, name in enumerate(classes)},
     )
-    model = METHODS[run.method].pretraining(config)
+    model = PRETRAINING_MODELS[config.model_type](config, run.objective_config(), run.method)
     table = model.get_input_embeddings().weight.data
     table.zero_()
     # Of one length, as the regions are: skip-gram's lengths tell how frequent a word is, and not what it means.
     table[len(SPECIAL_TOKENS) :] = torch.nn.functional.normalize(vectors_VE, dim=1) * vectors_VE.shape[1] ** 0.5
     if label_counts is not None:
         counts_CC = torch.from_numpy(label_counts.matrix(classes))
-        model.label_graph.fill(counts_CC, torch.from_numpy(label_vectors(classes, embedding)))
+        model.objective.label_graph.fill(counts_CC, torch.from_numpy(label_vectors(classes, embedding)))
     weights = backbone_weights(run.data, config)
     if backbone is not None:  # the one that made the regions, also where its weights were drawn at random
         model.cmfah.image_model.embeddings.backbone.load_state_dict(backbone.state_dict())

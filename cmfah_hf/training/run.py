@@ -16,7 +16,8 @@ from cmfah_hf.atomic import write_text
 from cmfah_hf.data.relevance import TagRelevance
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import METRICS_NAME
-from cmfah_hf.models import METHODS, CMFAHForPreTraining
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import MODELS
 from cmfah_hf.training.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.checkpoints import (
     begin_anew,
@@ -83,9 +84,9 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
             text_column = expander.output_column
             pairs = pairs.expanded(expander)
     relevance, measured = relevances(data, pairs, expander)
-    if isinstance(relevance, TagRelevance):
-        run = replace(run, model={"positive_overlap": relevance.threshold, **run.model})
-        relevance.threshold = run.model["positive_overlap"]
+    if isinstance(relevance, TagRelevance) and "positive_overlap" in run.objective_class.settings_class.names():
+        run = replace(run, objective={"positive_overlap": relevance.threshold, **run.objective})
+        relevance.threshold = run.objective["positive_overlap"]
     classes = pairs.classes["train"] if data.similarity == "labels" else []
     # Counted once: as the words, the label graph of a refit is that of the training pairs.
     label_counts = pairs.label_counts if run.setting("use_label_graph") else None
@@ -145,7 +146,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
     queries, database = pairs.splits.get("query"), pairs.splits.get("database", pairs.all)
     if queries is not None and all("labels" in side.column_names for side in (queries, database)):
         if trainer.is_fsdp_enabled:  # its weights are spread over processes that have done their part
-            towers = METHODS[run.method].model.from_pretrained(output).to(args.device)
+            towers = MODELS[model.config.model_type].model.from_pretrained(output).to(args.device)
         else:
             towers = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).cmfah
         metrics["query"] = evaluate_pairs(

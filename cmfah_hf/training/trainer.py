@@ -1,7 +1,7 @@
-"""CMFAH's alternating updates as a `Trainer`."""
+"""`CMFAHTrainer`: a `Trainer` for models with an objective, which may have several players."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback, get_scheduler
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
 
@@ -18,17 +18,18 @@ from cmfah_hf.data.relevance import PairRelevance, Relevance
 from cmfah_hf.data.streams import PairStream, StreamPart
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.evaluation import RetrievalEvaluator
-from cmfah_hf.models import CMFAHForPreTraining, CMFAHForPreTrainingOutput, CMFAHProcessor
-from cmfah_hf.models.losses import sign
+from cmfah_hf.methods import CMFAHForPreTraining, TrainingState
+from cmfah_hf.models import CMFAHProcessor
 from cmfah_hf.training.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.batch_norm import use_global_statistics
 from cmfah_hf.training.checkpoint_contents import check_optimizer, check_schedule, read_torch_file
 from cmfah_hf.training.hub_trainer import HubTrainer
+from cmfah_hf.training.players import PlayerUpdates
 from cmfah_hf.training.processes import (
-    average_gradients,
     broadcast_figures,
     broadcast_from_main,
-    gather_batch,
+    detached,
+    gather_outputs,
     share_batches,
 )
 from cmfah_hf.training.ranges import taken
@@ -44,9 +45,8 @@ from cmfah_hf.training.stream_loaders import (
 
 logger = logging.getLogger(__name__)
 
-DISCRIMINATOR_OPTIMIZER_NAME = "discriminator_optimizer.pt"
-DISCRIMINATOR_SCALER_NAME = "discriminator_scaler.pt"
-CODES_NAME = "codes.safetensors"
+# The tables of the objective's `TrainingState`, such as the binary codes of all training pairs.
+TABLES_NAME = "codes.safetensors"
 TRAINING_ARGS_NAME = "training_args.json"
 AUGMENTING_COLUMN = "region_features_mirrored"
 
@@ -79,18 +79,18 @@ class _Rows(torch.utils.data.Dataset):
 
 
 class CMFAHTrainer(HubTrainer):
-    """Trains a `CMFAHForPreTraining` by `[algorithm-1]`: for each batch the discriminators, then the towers.
+    """Trains the towers of a model with an objective, and the objective's players, `[algorithm-1]`.
 
-    The towers see a batch once; the discriminators learn from its features, detached, and with the discriminators as
-    they then are the towers' loss is computed and sent back. Each player has an optimizer and a schedule of its own,
-    and both are in the checkpoint, as is `B`, the codes of all training pairs. What is evaluated, and what decides
-    which model is best, is retrieval with each modality encoded alone: the evaluation pairs are the queries, the
-    training pairs (or `database`) are what is searched.
+    The towers encode a batch once. Each player of the objective takes a step on these outputs, detached; then the
+    towers' loss is computed with all players fixed, and the towers take theirs. Each player has an optimizer and a
+    schedule of its own, which are in the checkpoint, as are the objective's tables over the training pairs. Evaluation,
+    which selects the best model, is unimodal retrieval: the evaluation pairs are the queries, and the training pairs
+    (or `database`) are searched.
 
     On several processes each encodes its share of a batch, and the losses are those of the whole (docs/training.md).
 
     Args:
-        model: The towers with what trains them, a `CMFAHForPreTraining` or a `SCAHNForPreTraining`.
+        model: A model with an objective, such as a `CMFAHForPreTraining`.
         args: A `CMFAHTrainingArguments`.
         train_dataset: Rows as `PairCollator` reads them: a data set, map-style or a stream, of `datasets` or of torch,
             or a list. The rows of a stream of `datasets` are counted first, unless `max_steps` is given; a
@@ -100,8 +100,8 @@ class CMFAHTrainer(HubTrainer):
         text_column: The column that the texts are read from.
         database: The pairs that evaluation searches. None: the training pairs; where pairs are alike to nothing but
             themselves, the evaluation pairs.
-        relevance: What makes the training pairs alike. None: the labels of the model's classes.
-        measured: What makes pairs alike in evaluation. None: the same.
+        relevance: The similarity of training pairs. None: by the labels of the model's classes.
+        measured: The similarity of pairs in evaluation. None: the same.
         data_collator, callbacks, ...: As in `Trainer`.
     """
 
@@ -151,18 +151,15 @@ class CMFAHTrainer(HubTrainer):
         searches_own = database is None and isinstance(self.measured, PairRelevance)
         self.database = self.eval_dataset if searches_own else database
         self.evaluator = RetrievalEvaluator(metrics=("map", "random"), ranking="hamming")
-        self.codes: torch.Tensor | None = None  # B of [algorithm-1], int8 (N, K); None until the first epoch has ended
-        self.discriminator_optimizer = None
-        self.discriminator_scheduler = None
-        self.discriminator_scaler: torch.amp.GradScaler | None = None  # of float16 alone
+        self.training_state = TrainingState()
+        if self.learns_by_row:
+            self.training_state = TrainingState(len(self.train_dataset), encode=self._encode_training_pairs)
+        self.players = {player.name: PlayerUpdates(player, self) for player in self._pretraining.objective.players()}
         self._term_sums: dict[str, torch.Tensor] = {}
         self._term_count = 0
         self.loss_is_scaled_for_ga = False
-        # Outside their own step the discriminators are fixed. So the towers' optimizer does not hold them, and a
-        # distributed wrapper of the model does not wait for their gradients.
-        self._discriminators.requires_grad_(False)
         self._make_model_fit_for_processes()
-        self.add_callback(_CodesCallback(self))
+        self.add_callback(_ObjectiveCallback(self))
         self.add_callback(StreamPlaceCallback())
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
@@ -178,10 +175,12 @@ class CMFAHTrainer(HubTrainer):
         broadcast_from_main([*model.parameters(), *model.buffers()], self.args.device)
         if self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
-            # The discriminators stay whole in every process: their step is taken outside the sharded model's `forward`.
-            plugin.ignored_modules = list(self._discriminators)
+            # Players stay whole in every process: their steps are taken outside the sharded model's `forward`.
+            plugin.ignored_modules = [
+                module for updates in self.players.values() for module in updates.player.module.children()
+            ]
             if plugin.fsdp_version == 2:
-                # The losses read the label layer outside `forward` too, in float32; autocast sees to the rest.
+                # The objective reads its layers outside `forward` too, in float32; autocast sees to the rest.
                 plugin.mixed_precision_policy = None
 
     @property
@@ -190,10 +189,6 @@ class CMFAHTrainer(HubTrainer):
         if isinstance(self.model, CMFAHForPreTraining):  # most often; `unwrap_model` takes milliseconds to find it out
             return self.model
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-
-    @property
-    def _discriminators(self) -> nn.ModuleList:
-        return self._pretraining.discriminators
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """0: the parent's estimate is for models of tokens, and for it counts all parameters in every step."""
@@ -206,28 +201,15 @@ class CMFAHTrainer(HubTrainer):
     def create_optimizer(self, model=None):
         with taken(self.args, "optim", "optim_args"):
             optimizer = super().create_optimizer(model)
-        if self.discriminator_optimizer is None:
-            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            kwargs = {**kwargs, "lr": self.args.discriminator_learning_rate}
-            # Said for the group, as for the towers' groups: PyTorch's optimizers have defaults of their own.
-            group = {"params": list(self._discriminators.parameters()), "weight_decay": self.args.weight_decay}
-            self.discriminator_optimizer = optimizer_class([group], **kwargs)
-            # Neither optimizer nor scaler is accelerate's to prepare. Its one scaler would change the scale between the
-            # gradients of two micro batches, and an overflow of one player would hold the other's schedule up.
-            if self.accelerator.scaler is not None:
-                self.discriminator_scaler = torch.amp.GradScaler(self.args.device.type)
+        for updates in self.players.values():
+            updates.create_optimizer()
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         with taken(self.args, "lr_scheduler_type", "lr_scheduler_kwargs"):
             scheduler = super().create_scheduler(num_training_steps, optimizer)
-        self.discriminator_scheduler = get_scheduler(
-            self.args.lr_scheduler_type,
-            optimizer=self.discriminator_optimizer,
-            num_warmup_steps=self.args.get_warmup_steps(num_training_steps),
-            num_training_steps=num_training_steps,
-            scheduler_specific_kwargs=self.args.lr_scheduler_kwargs,
-        )
+        for updates in self.players.values():
+            updates.create_schedule(num_training_steps)
         return scheduler
 
     def get_train_dataloader(self):
@@ -277,55 +259,36 @@ class CMFAHTrainer(HubTrainer):
         if not (model.training and pretraining.training):  # evaluation sees the model without its wrapper
             model.train()
         inputs = self._prepare_inputs(inputs)
-        rows, labels = inputs.pop("row", None), inputs.pop("labels")
-        # By the update and not by the batch: all batches that one update gathers are seen alike, in all processes.
-        paired = self.state.global_step % self.args.paired_every == 0
+        rows, batch = inputs.pop("row", None), {"labels": inputs.pop("labels")}
+        objective = pretraining.objective
+        # By the update and not by the batch: all micro batches of an update have the same views, in all processes.
+        cross_modal = objective.needs_cross_modal and self.state.global_step % self.args.paired_every == 0
         with self.compute_loss_context_manager():
-            outputs = model(**inputs, paired=paired)
-        codes = self.codes[rows.cpu()].to(labels.device) if self.codes is not None and rows is not None else None
-        # From here on every process holds the whole batch, so both losses are the same in all of them.
-        outputs, labels, codes = gather_batch(outputs, labels, codes)
-        if pretraining.config.adversarial_weight:
-            self._discriminators_step(pretraining, outputs)
+            outputs = model(**inputs, paired=cross_modal)
+        if rows is not None:
+            for name, table in self.training_state.tables.items():
+                batch[name] = table[rows.cpu()].to(rows.device)
+        # From here on every process holds the whole batch, so all losses are the same in all of them.
+        outputs, batch = gather_outputs(outputs, batch)
+        if self.players:
+            fixed = detached(outputs)
+            for updates in self.players.values():
+                updates.step(fixed, self.compute_loss_context_manager())
         with self.compute_loss_context_manager():
-            loss, terms = pretraining.towers_losses(outputs, labels, codes)
-        for name, value in terms.items():
+            losses = objective(batch, outputs, self.training_state)
+        for name, value in losses.terms.items():
             self._term_sums[name] = self._term_sums.get(name, 0.0) + value.detach()
         self._term_count += 1
-        loss = loss / self.current_gradient_accumulation_steps
+        loss = losses.total / self.current_gradient_accumulation_steps
         self.accelerator.backward(loss)
         return loss.detach()
-
-    def _discriminators_step(self, pretraining: CMFAHForPreTraining, outputs) -> None:
-        """One update of the discriminators with the towers fixed, `[adversarial]`."""
-        discriminators = self._discriminators.requires_grad_(True)
-        names = ("image_features", "text_features", "image_hash", "text_hash")
-        detached = CMFAHForPreTrainingOutput(**{name: outputs[name].detach() for name in names})
-        with self.compute_loss_context_manager():
-            loss = sum(pretraining.adversarial_losses(detached).values())
-        loss, scaler = loss / self.current_gradient_accumulation_steps, self.discriminator_scaler
-        (loss if scaler is None else scaler.scale(loss)).backward()
-        discriminators.requires_grad_(False)
-        if self.accelerator.sync_gradients:
-            # The same in all processes already; averaged, so that rounding does not lead the copies apart.
-            average_gradients(discriminators.parameters())
-            if scaler is None:
-                self.discriminator_optimizer.step()
-            else:
-                scaler.step(self.discriminator_optimizer)
-                scaler.update()
-            self.discriminator_optimizer.zero_grad()
-
-    def _step_discriminators_schedule(self) -> None:
-        """Goes on by one where the towers' schedule does, so that no overflow leads the two apart."""
-        moves = self._pretraining.config.adversarial_weight and not self._schedules_by_metric
-        if moves and not self.accelerator.optimizer_step_was_skipped:
-            self.discriminator_scheduler.step()
 
     def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler: bool = False) -> dict[str, float]:
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         if self._schedules_by_metric and not skip_scheduler:
-            self.discriminator_scheduler.step(metrics[f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"])
+            metric = metrics[f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"]
+            for updates in self.players.values():
+                updates.step_schedule(metric)
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -335,28 +298,32 @@ class CMFAHTrainer(HubTrainer):
             self._term_sums, self._term_count = {}, 0
         super().log(logs, start_time)
 
-    def update_codes(self) -> None:
-        """`B = sgn(H_v + H_t)` over all training pairs, each pair seen together, `[algorithm-1]`."""
+    def end_epoch(self) -> None:
+        """Lets the objective update its tables over the training pairs."""
+        self._pretraining.objective.on_epoch_end(self.training_state)
+
+    def _encode_training_pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Rows and cross-modal continuous codes of all training pairs, as `TrainingState.encode`."""
         model = self._pretraining
         was_training = model.training
         model.eval()
-        codes = torch.empty(len(self.train_dataset), model.config.hash_bits, dtype=torch.int8)
-        for inputs in self.get_test_dataloader(self.plain_train_dataset):
-            inputs = self._prepare_inputs(inputs)
-            rows = inputs.pop("row")
-            inputs.pop("labels")
-            with torch.no_grad(), self.compute_loss_context_manager():
-                if self.is_fsdp_enabled:  # sharded weights are whole within the whole model's `forward` alone
-                    outputs = self.model(**inputs)
-                    values = outputs.image_model_output.hash_values, outputs.text_model_output.hash_values
-                else:
-                    outputs = model.cmfah(**inputs)
-                    values = outputs.image_hash, outputs.text_hash
-            batch_codes = sign(values[0].float() + values[1].float()).to(torch.int8)
-            rows, batch_codes = self.accelerator.gather_for_metrics((rows, batch_codes))
-            codes[rows.cpu()] = batch_codes.cpu()
-        self.codes = codes
-        model.train(was_training)
+        try:
+            for inputs in self.get_test_dataloader(self.plain_train_dataset):
+                inputs = self._prepare_inputs(inputs)
+                rows = inputs.pop("row")
+                inputs.pop("labels")
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    if self.is_fsdp_enabled:  # sharded weights are whole within the whole model's `forward` alone
+                        outputs = self.model(**inputs)
+                        values = outputs.image_model_output.hash_values, outputs.text_model_output.hash_values
+                    else:
+                        outputs = model.cmfah(**inputs)
+                        values = outputs.image_hash, outputs.text_hash
+                found = self.accelerator.gather_for_metrics((rows, values[0].float(), values[1].float()))
+                rows, image_BK, text_BK = (tensor.cpu() for tensor in found)
+                yield rows, image_BK, text_BK
+        finally:
+            model.train(was_training)
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys=None):
         """The hash values of each modality encoded alone, `((B, K), (B, K))`; no loss."""
@@ -364,7 +331,7 @@ class CMFAHTrainer(HubTrainer):
         labels = inputs.pop("labels", None)
         inputs.pop("row", None)
         with torch.no_grad(), self.compute_loss_context_manager():
-            if self.is_fsdp_enabled:  # as in `update_codes`
+            if self.is_fsdp_enabled:  # as in `_encode_training_pairs`
                 outputs = model(**inputs)
                 image_hash, text_hash = outputs.image_hash, outputs.text_hash
             else:
@@ -426,24 +393,22 @@ class CMFAHTrainer(HubTrainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if not self.args.should_save:
             return
-        state = {
-            "optimizer": self.discriminator_optimizer.state_dict(),
-            "scheduler": self.discriminator_scheduler.state_dict(),
-        }
-        torch.save(state, Path(output_dir) / DISCRIMINATOR_OPTIMIZER_NAME)
-        if self.codes is not None:
-            save_file({"codes": self.codes}, Path(output_dir) / CODES_NAME)
+        for updates in self.players.values():
+            updates.save(Path(output_dir))
+        if self.training_state.tables:
+            save_file(self.training_state.tables, Path(output_dir) / TABLES_NAME)
 
     def _save_scaler(self, output_dir: str) -> None:
         super()._save_scaler(output_dir)
-        if self.discriminator_scaler is not None and self.args.should_save:
-            torch.save(self.discriminator_scaler.state_dict(), Path(output_dir) / DISCRIMINATOR_SCALER_NAME)
+        if self.args.should_save:
+            for updates in self.players.values():
+                updates.save_scaler(Path(output_dir))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         super()._load_scaler(checkpoint)
-        if checkpoint is not None and self.discriminator_scaler is not None:
-            path = Path(checkpoint) / DISCRIMINATOR_SCALER_NAME
-            self.discriminator_scaler.load_state_dict(read_torch_file(path))
+        if checkpoint is not None:
+            for updates in self.players.values():
+                updates.load_scaler(Path(checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -451,24 +416,16 @@ class CMFAHTrainer(HubTrainer):
         if not self.is_fsdp_enabled:
             self._check_optimizer_and_scheduler(Path(checkpoint))
         super()._load_optimizer_and_scheduler(checkpoint)
-        path = Path(checkpoint) / DISCRIMINATOR_OPTIMIZER_NAME
-        if not path.is_file():
-            raise CheckpointError(
-                f"{path} is missing: the checkpoint holds a model alone (save_only_model), which no training goes on "
-                "from; go on from another."
-            )
-        state = read_torch_file(path)
-        check_optimizer(self.discriminator_optimizer, path, state["optimizer"])
-        check_schedule(self.discriminator_scheduler, path, state["scheduler"])
-        self.discriminator_optimizer.load_state_dict(state["optimizer"])
-        self.discriminator_scheduler.load_state_dict(state["scheduler"])
-        codes = Path(checkpoint) / CODES_NAME
-        self.codes = load_file(codes)["codes"] if codes.is_file() and self.learns_by_row else None
-        if self.codes is not None and len(self.codes) != len(self.train_dataset):
-            raise CheckpointError(
-                f"{codes} is of {len(self.codes)} training pairs, and there are {len(self.train_dataset)} now; go on "
-                "with the data that the run was begun with, or start in another folder."
-            )
+        for updates in self.players.values():
+            updates.load(Path(checkpoint))
+        path = Path(checkpoint) / TABLES_NAME
+        self.training_state.tables = load_file(path) if path.is_file() and self.learns_by_row else {}
+        for table in self.training_state.tables.values():
+            if len(table) != len(self.train_dataset):
+                raise CheckpointError(
+                    f"{path} is of {len(table)} training pairs, and there are {len(self.train_dataset)} now; go on "
+                    "with the data that the run was begun with, or start in another folder."
+                )
 
     def _check_optimizer_and_scheduler(self, checkpoint: Path) -> None:
         optimizer, schedule = checkpoint / OPTIMIZER_NAME, checkpoint / SCHEDULER_NAME
@@ -490,18 +447,20 @@ class CMFAHTrainer(HubTrainer):
         }
 
 
-class _CodesCallback(TrainerCallback):
-    """Makes `B` anew at the end of an epoch, before that epoch's checkpoint is written.
+class _ObjectiveCallback(TrainerCallback):
+    """Ends the objective's epochs, before their checkpoints are written, and advances the players' schedules.
 
-    And lets the discriminators' schedule go on with the towers'.
+    The schedules advance where the towers' does, so that no overflow leads them apart.
     """
 
     def __init__(self, trainer: CMFAHTrainer):
         self.trainer = trainer
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer._step_discriminators_schedule()
+        trainer = self.trainer
+        if not trainer._schedules_by_metric and not trainer.accelerator.optimizer_step_was_skipped:
+            for updates in trainer.players.values():
+                updates.step_schedule()
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.trainer.learns_by_row:
-            self.trainer.update_codes()
+        self.trainer.end_epoch()

@@ -130,10 +130,10 @@ def gathering(folder: Path, group: str) -> None:
     weights = torch.randn(5, 3, dtype=torch.float64)
     rows = slice(0, 5) if WORLD == 1 else (slice(0, 3), slice(3, 5))[RANK]
     share = whole[rows].clone().requires_grad_(True)
-    gathered, nothing, gathered_labels = gather_rows(share, None, labels[rows])
+    gathered, gathered_labels = gather_rows(share, labels[rows])
     ((gathered**3 * weights).sum() * gathered_labels.sum()).backward()
     gradient = share.grad / process_count()  # as a wrapper's mean over the processes does
-    found = {"rows": gathered.detach(), "nothing": nothing, "labels": gathered_labels, "gradient": gradient}
+    found = {"rows": gathered.detach(), "labels": gathered_labels, "gradient": gradient}
     torch.save({**found, "range": (rows.start, rows.stop)}, folder / f"{group}-gathering-{RANK}.pt")
 
 
