@@ -25,7 +25,8 @@ from transformers import PrinterCallback
 from cmfah_hf.data import load_image_text, make_scenes
 from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.data.streams import PairStream, count_rows, without_gaps
-from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHConfig, CMFAHImageModel, CMFAHProcessor
 from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments, keep_regions
 
 

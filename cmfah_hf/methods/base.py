@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from cmfah_hf.methods.losses import added
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
 from cmfah_hf.models.model_files import ModelFileError
@@ -97,6 +98,12 @@ class Losses:
 
     total: torch.Tensor
     terms: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def weighted(cls, terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> "Losses":
+        """The terms with their weighted sum, in the order of the weights. Terms may be missing."""
+        ordered = {name: terms[name] for name in weights if name in terms}
+        return cls(added(weights[name] * value for name, value in ordered.items()), ordered)
 
 
 # The tensors of a batch that are no inputs of the towers, a row for each pair: `labels`, and the rows of the tables of

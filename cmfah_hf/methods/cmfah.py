@@ -4,7 +4,6 @@ Shape suffixes: B pairs of a batch, C classes, K hash bits.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -234,7 +233,7 @@ class CMFAHObjective(Objective):
         )
         if self.settings.adversarial_weight:  # otherwise the discriminators are not trained
             terms |= self.adversarial_losses(outputs)
-        return _weighted(terms, self.weights)
+        return Losses.weighted(terms, self.weights)
 
     def on_epoch_end(self, state: TrainingState) -> None:
         """`B = sgn(H_v + H_t)` over all training pairs, in the cross-modal view, `[algorithm-1]`."""
@@ -244,8 +243,3 @@ class CMFAHObjective(Objective):
         for rows_B, image_BK, text_BK in state.encode():
             codes_NK[rows_B] = sign(image_BK + text_BK).to(torch.int8)
         state.tables[CODES] = codes_NK
-
-
-def _weighted(terms: dict[str, torch.Tensor], weights: Mapping[str, float]) -> Losses:
-    ordered = {name: terms[name] for name in weights if name in terms}
-    return Losses(added(weights[name] * value for name, value in ordered.items()), ordered)

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from cmfah_hf.errors import CheckpointError, DataError
-from cmfah_hf.models import CMFAHForPreTraining, CMFAHProcessor
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHProcessor
 from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments, kept_tables, parse_run
 from cmfah_hf.training.checkpoints import LIST_NAME, _checksum, find_checkpoint, newest_checkpoint
 from cmfah_hf.training.kept_tables import Note, damage, kept_table

@@ -54,7 +54,7 @@ def test_what_goes_up_and_what_stays(push_run, hub, trained, tmp_path):
         "expander.json", "expander.safetensors", "skip_gram.json", "skip_gram.safetensors", "run.yaml", "metrics.json",
         "plots/precision_at_k.png", "plots/precision_recall.png", "plots/attention.png",
         *(path.name for path in (ROOT / "cmfah_hf" / "models").glob("*_cmfah.py")),
-        "fused_cmfah.py", "losses.py", "image_modes.py", "safe_weights.py", "model_files.py",
+        "fused_cmfah.py", "image_modes.py", "safe_weights.py", "model_files.py",
         "configuration_files.py",
     }  # fmt: skip
     for name in ("expander.safetensors", "metrics.json", "plots/attention.png"):

@@ -18,10 +18,12 @@ from accelerate import DistributedType, PartialState
 
 # This file is a program, so its neighbours can be imported by name.
 from conftest import BACKBONE, CLASSES, TINY, VOCABULARY
+from settings import pretraining_model
 from test_alternating_updates import CONFIG_WEIGHTS
 from torch import distributed as dist
 
-from cmfah_hf.models import METHODS, CMFAHForPreTraining, CMFAHProcessor
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHProcessor
 from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments
 from cmfah_hf.training.processes import gather_rows, process_count
 
@@ -30,8 +32,7 @@ WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0
 
 def make_model(method: str = "cmfah", **settings) -> CMFAHForPreTraining:
     torch.manual_seed(RANK)  # no two processes begin with the same weights, and the first one's are to count
-    config = METHODS[method].config(**{**TINY, **CONFIG_WEIGHTS, "backbone_config": dict(BACKBONE), **settings})
-    model = METHODS[method].pretraining(config)
+    model = pretraining_model(method, **{**TINY, **CONFIG_WEIGHTS, "backbone_config": dict(BACKBONE), **settings})
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "concepts" in name or "embed_tokens" in name:
@@ -95,7 +96,7 @@ def train(folder: Path, name: str, model: CMFAHForPreTraining, train_pairs=None,
             {key: value for key, value in entry.items() if "loss" in key or "map" in key or key == "grad_norm"}
             for entry in trainer.state.log_history
         ],
-        "codes": trainer.codes,
+        "codes": trainer.training_state.tables.get("codes"),
         "steps": trainer.state.global_step,
         "find_unused": getattr(trainer.model_wrapped, "find_unused_parameters", None),
         "wrapper": type(trainer.model_wrapped).__name__,

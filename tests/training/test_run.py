@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoProcessor
 from cmfah_hf.data import load_image_text, make_scenes, train_validation_split, write_imagefolder
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
-from cmfah_hf.models import CMFAHForPreTraining, CMFAHModel, CMFAHProcessor
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training import run as run_module
 from cmfah_hf.training import train
