@@ -356,9 +356,8 @@ def test_code_that_travels_is_the_models_alone(model_folder):
 def test_checkpoints_of_earlier_versions_load(pretraining, pretraining_folder, silence, tmp_path):
     """Theirs have the objective's settings among the model's, and its tensors without `objective.`."""
     tensors = load_file(pretraining_folder / "model.safetensors")
-    save_file(
-        {name.removeprefix("objective."): value for name, value in tensors.items()}, tmp_path / "model.safetensors"
-    )
+    file = tmp_path / "model.safetensors"
+    save_file({name.removeprefix("objective."): value for name, value in tensors.items()}, file)
     config = json.loads((pretraining_folder / "config.json").read_text())
     section = config.pop("objective")
     assert section.pop("_name") == "cmfah"

@@ -113,7 +113,8 @@ def test_scahn_is_taken_apart_with_cmfah_beside_it(benchmark, scenes_folder, wri
     for name, settings in expected.items():
         folder = output / f"{name.rpartition('(')[2].strip(')')}-seed-0"
         kept = json.loads((folder / "config.json").read_text())
-        assert tuple(kept.get(key) for key in ("model_type", "use_label_graph", "adversarial")) == settings
+        kept = kept["objective"]
+        assert tuple(kept.get(key) for key in ("_name", "use_label_graph", "adversarial")) == settings
         best = json.loads((folder / "metrics.json").read_text())["validation"]
         assert rows[name][2] == f"{best:.3f}"
         # What this project adds to the papers' losses, and to SCAHN's from CMFAH's.

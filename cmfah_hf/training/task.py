@@ -1,0 +1,103 @@
+"""The retrieval task of a training: pairs, their similarity, and unimodal retrieval as its evaluation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers.trainer_utils import EvalLoopOutput, has_length
+
+from cmfah_hf.data.collator import PairCollator
+from cmfah_hf.data.relevance import PairRelevance, Relevance
+from cmfah_hf.data.streams import PairStream
+from cmfah_hf.evaluation import RetrievalEvaluator
+from cmfah_hf.training.stream_loaders import as_stream
+
+AUGMENTING_COLUMN = "region_features_mirrored"
+_FIGURES = ("hamming/i2t/map", "hamming/t2i/map", "random/map")
+
+
+class RetrievalTask:
+    """What a training learns from and is measured by.
+
+    Args:
+        collator: Makes batches of training pairs.
+        text_column: The column that the texts are read from.
+        database: The pairs that evaluation searches. None: the training pairs; where pairs are similar to nothing but
+            themselves, the evaluation pairs.
+        relevance: The similarity of training pairs. None: by the labels of the model's classes.
+        measured: The similarity of pairs in evaluation. None: the same.
+    """
+
+    def __init__(
+        self,
+        collator: Any,
+        text_column: str = "text",
+        database: Any = None,
+        relevance: Relevance | None = None,
+        measured: Relevance | None = None,
+    ):
+        self.collator = self.measuring_collator = collator
+        if measured is not None:
+            self.measuring_collator = PairCollator(collator.processor, None, text_column, measured)
+        self.database = as_stream(database)
+        self.measured = measured or relevance
+        self.evaluator = RetrievalEvaluator(metrics=("map", "random"), ranking="hamming")
+
+    def searched(self, train_dataset: Any, eval_dataset: Any) -> Any:
+        """The pairs that evaluation searches."""
+        if self.database is not None:
+            return self.database
+        # A partner is not among the training pairs: with nothing else to find, the evaluation pairs are searched.
+        return eval_dataset if isinstance(self.measured, PairRelevance) else without_augmentation(train_dataset)
+
+    def figures(self, queries: EvalLoopOutput, database: EvalLoopOutput) -> list[float]:
+        """MAP of images to texts, of texts to images, and of a random ranking."""
+        labels = queries.label_ids, database.label_ids
+        if self.measured is not None:
+            labels = self.measured.relevant(*labels)
+        found = self.evaluator(*queries.predictions, *database.predictions, *labels)
+        return [found[name] for name in _FIGURES]
+
+    @staticmethod
+    def metrics(figures: Sequence[float], prefix: str) -> dict[str, float]:
+        """The metrics of an evaluation, from `figures`."""
+        i2t, t2i, random = figures
+        maps = {"map": (i2t + t2i) / 2, "map_i2t": i2t, "map_t2i": t2i, "map_random": random}
+        return {f"{prefix}_{name}": value for name, value in maps.items()}
+
+
+FIGURE_COUNT = len(_FIGURES)
+
+
+def without_augmentation(pairs: Any) -> Any:
+    """A data set without the column of its mirrored images, for evaluation."""
+    if isinstance(pairs, PairStream):  # in evaluation it gives none
+        return pairs
+    if not hasattr(pairs, "column_names"):
+        return _Rows(pairs, augmented=False) if has_length(pairs) and not isinstance(pairs, Mapping) else pairs
+    return pairs.remove_columns(AUGMENTING_COLUMN) if AUGMENTING_COLUMN in (pairs.column_names or ()) else pairs
+
+
+def numbered(pairs: Any) -> Any:
+    """A map-style data set with the numbers of its rows under `row`."""
+    if not hasattr(pairs, "column_names"):
+        return _Rows(pairs, numbered=True)
+    return pairs if "row" in pairs.column_names else pairs.add_column("row", list(range(len(pairs))))
+
+
+class _Rows(torch.utils.data.Dataset):
+    """Rows of a list or of torch's own data sets, with their numbers under `row` or without mirrored images."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]], numbered: bool = False, augmented: bool = True):
+        self.rows, self.numbered, self.augmented = rows, numbered, augmented
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        row = dict(self.rows[number])
+        if self.numbered:
+            row["row"] = number
+        if not self.augmented:
+            row.pop(AUGMENTING_COLUMN, None)
+        return row
