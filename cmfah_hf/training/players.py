@@ -1,18 +1,21 @@
 """Optimizers, schedules and gradient scalers of an objective's players."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Trainer, get_scheduler
+from transformers import Trainer, TrainerCallback, get_scheduler
 
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.methods.base import Player
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.training.checkpoint_contents import check_optimizer, check_schedule, read_torch_file
 from cmfah_hf.training.processes import average_gradients
+
+if TYPE_CHECKING:
+    from cmfah_hf.training.trainer import CMFAHTrainer
 
 
 class PlayerUpdates:
@@ -96,17 +99,19 @@ class PlayerUpdates:
             self.schedule.step()
 
     def save(self, folder: Path) -> None:
-        """Writes the states of optimizer and schedule into a checkpoint."""
+        """Writes the states of optimizer, schedule and scaler into a checkpoint."""
         state = {"optimizer": self._optimizer.state_dict(), "scheduler": self.schedule.state_dict()}
-        torch.save(state, self._file(folder))
+        torch.save(state, self._file(folder, "optimizer"))
+        if self.scaler is not None:
+            torch.save(self.scaler.state_dict(), self._file(folder, "scaler"))
 
     def load(self, folder: Path) -> None:
-        """Reads the states of optimizer and schedule from a checkpoint.
+        """Reads the states of optimizer, schedule and scaler from a checkpoint.
 
         Raises:
             CheckpointError: If they are missing, damaged, or of another model.
         """
-        path = self._file(folder)
+        path = self._file(folder, "optimizer")
         if not path.is_file():
             raise CheckpointError(
                 f"{path} is missing: the checkpoint holds a model alone (save_only_model), which no training goes on "
@@ -117,22 +122,46 @@ class PlayerUpdates:
         check_schedule(self.schedule, path, state["scheduler"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["scheduler"])
-
-    def save_scaler(self, folder: Path) -> None:
-        """Writes the scaler's state into a checkpoint, if there is a scaler."""
         if self.scaler is not None:
-            torch.save(self.scaler.state_dict(), folder / f"{self.player.name}_scaler.pt")
+            self.scaler.load_state_dict(read_torch_file(self._file(folder, "scaler")))
 
-    def load_scaler(self, folder: Path) -> None:
-        """Reads the scaler's state from a checkpoint, if there is a scaler."""
-        if self.scaler is not None:
-            self.scaler.load_state_dict(read_torch_file(folder / f"{self.player.name}_scaler.pt"))
-
-    def _file(self, folder: Path) -> Path:
-        return folder / f"{self.player.name}_optimizer.pt"
+    def _file(self, folder: Path, part: str) -> Path:
+        return folder / f"{self.player.name}_{part}.pt"
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
         if self.optimizer is None:
             raise RuntimeError(f"The optimizer of {self.player.name!r} is made when the training begins.")
         return self.optimizer
+
+
+def keep_whole(players: Iterable[PlayerUpdates], plugin: Any) -> None:
+    """Leaves the players whole in every process of FSDP: their steps are taken outside the sharded model's `forward`.
+
+    Args:
+        players: All players.
+        plugin: The FSDP plugin of accelerate.
+    """
+    plugin.ignored_modules = [module for updates in players for module in updates.player.module.children()]
+    if plugin.fsdp_version == 2:
+        # The objective reads its layers outside `forward` too, in float32; autocast sees to the rest.
+        plugin.mixed_precision_policy = None
+
+
+class ObjectiveCallback(TrainerCallback):
+    """Ends the objective's epochs, before their checkpoints are written, and advances the players' schedules.
+
+    The schedules advance where the towers' does, so that no overflow leads them apart.
+    """
+
+    def __init__(self, trainer: "CMFAHTrainer"):
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        if not trainer.schedules_by_metric and not trainer.accelerator.optimizer_step_was_skipped:
+            for updates in trainer.players.values():
+                updates.step_schedule()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.trainer.end_epoch()

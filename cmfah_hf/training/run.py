@@ -33,7 +33,8 @@ from cmfah_hf.training.illustration import draw_attention
 from cmfah_hf.training.preparation import build_model, make_words, read_pairs, relevances
 from cmfah_hf.training.run_folder import held, make_output_folder
 from cmfah_hf.training.settings_file import write_settings
-from cmfah_hf.training.trainer import CMFAHTrainer, without_augmentation
+from cmfah_hf.training.task import without_augmentation
+from cmfah_hf.training.trainer import CMFAHTrainer
 
 REFIT_NAME = "refit"
 
@@ -164,7 +165,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         write_text(output / METRICS_NAME, json.dumps(metrics, indent=2) + "\n", CheckpointError)
     shutil.rmtree(output / REFIT_NAME, ignore_errors=True)  # all of it is in the model now
     if args.push_to_hub:
-        trainer.push_finished(output)
+        trainer.hub.push(output)
     return metrics
 
 

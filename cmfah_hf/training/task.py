@@ -21,6 +21,7 @@ class RetrievalTask:
 
     Args:
         collator: Makes batches of training pairs.
+        processor: The model's.
         text_column: The column that the texts are read from.
         database: The pairs that evaluation searches. None: the training pairs; where pairs are similar to nothing but
             themselves, the evaluation pairs.
@@ -31,6 +32,7 @@ class RetrievalTask:
     def __init__(
         self,
         collator: Any,
+        processor: Any = None,
         text_column: str = "text",
         database: Any = None,
         relevance: Relevance | None = None,
@@ -38,7 +40,7 @@ class RetrievalTask:
     ):
         self.collator = self.measuring_collator = collator
         if measured is not None:
-            self.measuring_collator = PairCollator(collator.processor, None, text_column, measured)
+            self.measuring_collator = PairCollator(processor, None, text_column, measured)
         self.database = as_stream(database)
         self.measured = measured or relevance
         self.evaluator = RetrievalEvaluator(metrics=("map", "random"), ranking="hamming")

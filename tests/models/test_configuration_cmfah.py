@@ -131,7 +131,9 @@ def test_another_architectures_configuration_is_refused(tmp_path):
 def test_settings_of_the_objective_in_older_files_move_to_their_section(tmp_path):
     CMFAHConfig(id2label={0: "beach", 1: "dog"}).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "label_weight": 8, "concept_weight": 0, "margin": 0.2}))
+    content = json.loads(file.read_text())
+    del content["class_concepts"]
+    file.write_text(json.dumps({**content, "label_weight": 8, "concept_weight": 0, "margin": 0.2}))
     config = CMFAHConfig.from_pretrained(tmp_path)
     assert config.objective == {"_name": "cmfah", "label_weight": 8, "concept_weight": 0, "margin": 0.2}
     assert (config.num_class_concepts, hasattr(config, "label_weight")) == (0, False)

@@ -248,7 +248,7 @@ def test_without_classes_the_contrasts_go_by_tags_or_by_pairs(make_scahn, batch,
     losses = model(**batch, labels=given).losses
     assert losses["cross_contrast"] > 0
     assert "graph" not in losses
-    assert losses["label"] == 0
+    assert "label" not in losses
 
 
 # Checkpoints

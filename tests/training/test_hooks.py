@@ -12,18 +12,8 @@ from cmfah_hf.training import CMFAHTrainer
 
 HOOKS = {
     "_evaluate": ["trial", "ignore_keys_for_eval", "skip_scheduler=False"],
-    "_get_dataloader": [
-        *("dataset", "description", "batch_size", "sampler_fn=None", "is_training=False", "dataloader_key=None"),
-    ],
     "_get_output_dir": ["trial"],
-    "_init_training_state": [
-        *("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"),
-    ],
-    "_load_callback_state": [],
-    "_load_from_checkpoint": ["resume_from_checkpoint", "model=None"],
     "_load_optimizer_and_scheduler": ["checkpoint"],
-    "_load_scaler": ["checkpoint"],
-    "_push_from_checkpoint": ["checkpoint_folder"],
     "_run_epoch": [
         *("model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
         *("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
@@ -32,8 +22,6 @@ HOOKS = {
     "_save": ["output_dir=None", "state_dict=None"],
     "_save_checkpoint": ["model", "trial"],
     "_save_optimizer_and_scheduler": ["output_dir"],
-    "_save_rng_state": ["output_dir"],
-    "_save_scaler": ["output_dir"],
 }
 
 

@@ -91,7 +91,9 @@ def test_both_scales_are_in_the_checkpoint(make_trainer, tmp_path):
     trainer.train()
     (checkpoint,) = (tmp_path / "out").glob("checkpoint-3")
     fresh = scaled(make_trainer(), 1.0, 1.0)
+    fresh.create_scheduler(3)
     fresh._load_scaler(str(checkpoint))
+    fresh.players["discriminator"].load(checkpoint)
     assert scales(fresh) == (2.0**12, 2.0**8)
 
 
@@ -186,7 +188,7 @@ def test_a_schedule_that_looks_at_the_metric_moves_both_players(make_trainer):
         lr_scheduler_kwargs={"mode": "max", "patience": 0, "factor": 0.1},
     )  # fmt: skip
     maps = iter([0.5, 0.4, 0.6, 0.3])
-    trainer.evaluator = lambda *_: dict.fromkeys(("hamming/i2t/map", "hamming/t2i/map", "random/map"), next(maps))
+    trainer.task.evaluator = lambda *_: dict.fromkeys(("hamming/i2t/map", "hamming/t2i/map", "random/map"), next(maps))
     trainer.train()
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.01)  # after the second and the fourth
     assert trainer.players["discriminator"].optimizer.param_groups[0]["lr"] == pytest.approx(0.05 * 0.01)

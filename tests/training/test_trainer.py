@@ -165,7 +165,7 @@ def test_evaluation_encodes_each_modality_alone(make_model, make_pairs, make_tra
     assert found["eval_map_random"] == pytest.approx(expected["random/map"], abs=1e-12)
     assert found["eval_map_i2t"] != pytest.approx(by_hand(train, paired=True)["hamming/i2t/map"], abs=1e-6)
 
-    trainer.database = other
+    trainer.task.database = other
     assert trainer.evaluate()["eval_map_t2i"] == pytest.approx(by_hand(other)["hamming/t2i/map"], abs=1e-12)
 
 
@@ -249,7 +249,7 @@ def test_the_best_epoch_is_what_remains(make_model, make_trainer, tmp_path):
         model, num_train_epochs=4, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
         metric_for_best_model="map", greater_is_better=True,
     )  # fmt: skip
-    trainer.evaluator = Script([0.3, 0.8, 0.5, 0.7])
+    trainer.task.evaluator = Script([0.3, 0.8, 0.5, 0.7])
     epochs = Recorder(lambda state: weights(model))
     trainer.add_callback(epochs)
     trainer.train()
@@ -265,7 +265,7 @@ def test_training_stops_where_it_no_longer_helps(make_trainer):
         num_train_epochs=9, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
         metric_for_best_model="map", greater_is_better=True, early_stopping_patience=2,
     )  # fmt: skip
-    trainer.evaluator = Script([0.3, 0.8, 0.5, 0.7, 0.9, 1.0])
+    trainer.task.evaluator = Script([0.3, 0.8, 0.5, 0.7, 0.9, 1.0])
     trainer.train()
     assert trainer.state.epoch == 4  # the best, and two without a better one
 
