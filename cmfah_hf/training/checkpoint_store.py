@@ -105,17 +105,17 @@ class CheckpointStore:
         save_file(progress, self._progress_file(folder))
 
     def check_state(self, folder: Path) -> None:
-        """Raises a `CheckpointError` if optimizer or schedule in a checkpoint are of another model."""
+        """Raises a `CheckpointError` if optimizer or schedule of a checkpoint are missing, or of another model."""
         optimizer, schedule = folder / OPTIMIZER_NAME, folder / SCHEDULER_NAME
-        if optimizer.is_file() and schedule.is_file():  # as `Trainer` asks
+        for path in (optimizer, schedule):
+            if not path.is_file():
+                raise CheckpointError(
+                    f"{path} is missing: the checkpoint holds a model alone (save_only_model), which no training goes "
+                    "on from; go on from another."
+                )
+        if self.trainer.optimizer is not None:
             check_optimizer(self.trainer.optimizer, optimizer, read_torch_file(optimizer))
             check_schedule(self.trainer.lr_scheduler, schedule, read_torch_file(schedule))
-        elif not self.trainer.is_fsdp_enabled:
-            missing = schedule if optimizer.is_file() else optimizer
-            raise CheckpointError(
-                f"{missing} is missing: the checkpoint holds a model alone (save_only_model), which no training goes "
-                "on from; go on from another."
-            )
 
     def load_state(self, folder: Path) -> None:
         """Reads the players and the objective's tables from a checkpoint.
@@ -156,8 +156,9 @@ class CheckpointStore:
         trainer = self.trainer
         if trainer.args.restore_callback_states_from_checkpoint:
             return
+        states: Any = trainer.state.stateful_callbacks  # annotated as a list, by name here
         for callback in trainer.callback_handler.callbacks:
-            kept = trainer.state.stateful_callbacks.get(type(callback).__name__)
+            kept = states.get(type(callback).__name__)
             if isinstance(callback, ExportableState) and isinstance(kept, dict):
                 for name, value in kept.get("attributes", {}).items():
                     if type(value) is type(getattr(callback, name, None)):  # a count

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import Trainer, TrainerCallback, get_scheduler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, get_scheduler
 
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.methods.base import Player
@@ -43,7 +43,8 @@ class PlayerUpdates:
         if self.optimizer is not None:
             return
         args = self.trainer.args
-        kind, options = self.trainer.get_optimizer_cls_and_kwargs(args, self.trainer.model)
+        model = cast(PreTrainedModel, self.trainer.model)
+        kind, options = self.trainer.get_optimizer_cls_and_kwargs(args, model)
         rate = getattr(args, f"{self.player.name}_learning_rate", args.learning_rate)
         # Set for the group, as for the towers' groups: PyTorch's optimizers have defaults of their own.
         group = {"params": list(self.player.module.parameters()), "weight_decay": args.weight_decay}
@@ -59,7 +60,7 @@ class PlayerUpdates:
             optimizer=self._optimizer,
             num_warmup_steps=args.get_warmup_steps(num_training_steps),
             num_training_steps=num_training_steps,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+            scheduler_specific_kwargs=cast(dict[str, Any] | None, args.lr_scheduler_kwargs),
         )
 
     def step(self, outputs: CMFAHForPreTrainingOutput, autocast: AbstractContextManager) -> None:

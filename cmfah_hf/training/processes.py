@@ -7,9 +7,9 @@ functions do nothing.
 Shape suffixes: B pairs of the whole batch, b pairs of this process's share, X columns of any kind.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed as dist
@@ -54,7 +54,7 @@ class BatchShare(BatchSampler):
             yield batch[start : start + each + (self.process_index < more)]
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.sampler), self.batch_size * self.num_processes)
+        full, rest = divmod(len(cast(Sized, self.sampler)), self.batch_size * self.num_processes)
         return full + (not self.drop_last and rest >= self.num_processes)
 
 
@@ -63,7 +63,7 @@ def share_batches(loader: DataLoader) -> DataLoader:
 
     Otherwise, it would pad the last batch with the epoch's first pairs. Streams have loaders of their own.
     """
-    shard = getattr(loader, "batch_sampler", None)
+    shard: Any = getattr(loader, "batch_sampler", None)
     if getattr(shard, "num_processes", 1) > 1 and not shard.split_batches:
         shard.batch_sampler = BatchShare(shard.batch_sampler, shard.num_processes, shard.process_index)
         # Its batches are shares already.
@@ -84,13 +84,13 @@ class _GatherRows(torch.autograd.Function):
         rank, world = dist.get_rank(), dist.get_world_size()
         sizes = [torch.zeros(1, dtype=torch.long, device=rows_bX.device) for _ in range(world)]
         dist.all_gather(sizes, torch.tensor([len(rows_bX)], device=rows_bX.device))
-        sizes = torch.cat(sizes).tolist()
-        padded = rows_bX.new_zeros(max(sizes), *rows_bX.shape[1:])
+        counts: list[int] = torch.cat(sizes).tolist()
+        padded = rows_bX.new_zeros(max(counts), *rows_bX.shape[1:])
         padded[: len(rows_bX)] = rows_bX
         parts = [torch.empty_like(padded) for _ in range(world)]
         dist.all_gather(parts, padded)
-        ctx.start, ctx.size, ctx.world = sum(sizes[:rank]), len(rows_bX), world
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        ctx.start, ctx.size, ctx.world = sum(counts[:rank]), len(rows_bX), world
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
     def backward(ctx, gradient_BX: torch.Tensor) -> torch.Tensor:
@@ -139,7 +139,7 @@ def detached(outputs: Outputs) -> Outputs:
     return _with_row_tensors(outputs, (tensor.detach() for tensor in _row_tensors(outputs)))
 
 
-def _row_tensors(outputs: ModelOutput) -> list[torch.Tensor]:
+def _row_tensors(outputs: Any) -> list[torch.Tensor]:
     found = []
     for part in fields(outputs):
         value = getattr(outputs, part.name)
@@ -152,7 +152,7 @@ def _row_tensors(outputs: ModelOutput) -> list[torch.Tensor]:
 
 def _with_row_tensors(outputs: Outputs, tensors: Iterator[torch.Tensor]) -> Outputs:
     kept: dict[str, Any] = {}
-    for part in fields(outputs):
+    for part in fields(cast(Any, outputs)):
         value = getattr(outputs, part.name)
         if isinstance(value, ModelOutput):
             kept[part.name] = _with_row_tensors(value, tensors)

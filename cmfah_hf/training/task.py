@@ -1,7 +1,7 @@
 """The retrieval task of a training: pairs, their similarity, and unimodal retrieval as its evaluation."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.trainer_utils import EvalLoopOutput, has_length
@@ -54,10 +54,14 @@ class RetrievalTask:
 
     def figures(self, queries: EvalLoopOutput, database: EvalLoopOutput) -> list[float]:
         """MAP of images to texts, of texts to images, and of a random ranking."""
-        labels = queries.label_ids, database.label_ids
+        # Annotated as arrays or tuples of arrays, for models of any outputs; here, images and texts.
+        labels_q: Any = queries.label_ids
+        labels_db: Any = database.label_ids
         if self.measured is not None:
-            labels = self.measured.relevant(*labels)
-        found = self.evaluator(*queries.predictions, *database.predictions, *labels)
+            labels_q, labels_db = self.measured.relevant(labels_q, labels_db)
+        hash_q: Any = queries.predictions
+        hash_db: Any = database.predictions
+        found = self.evaluator(hash_q[0], hash_q[1], hash_db[0], hash_db[1], labels_q, labels_db)
         return [found[name] for name in _FIGURES]
 
     @staticmethod
@@ -76,7 +80,8 @@ def without_augmentation(pairs: Any) -> Any:
     if isinstance(pairs, PairStream):  # in evaluation it gives none
         return pairs
     if not hasattr(pairs, "column_names"):
-        return _Rows(pairs, augmented=False) if has_length(pairs) and not isinstance(pairs, Mapping) else pairs
+        is_list = has_length(pairs) and not isinstance(pairs, Mapping)
+        return _Rows(cast(Sequence[dict[str, Any]], pairs), augmented=False) if is_list else pairs
     return pairs.remove_columns(AUGMENTING_COLUMN) if AUGMENTING_COLUMN in (pairs.column_names or ()) else pairs
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -50,14 +50,11 @@ class CMFAHTrainer(Trainer):
     """Trains the towers of a model with an objective, and the objective's players, `[algorithm-1]`.
 
     The towers encode a batch once. Each player of the objective takes a step on these outputs, detached; then the
-    towers' loss is computed with all players fixed, and the towers take theirs. Each player has an optimizer and a
-    schedule of its own, which are in the checkpoint, as are the objective's tables over the training pairs. Evaluation,
-    which selects the best model, is unimodal retrieval: the evaluation pairs are the queries, and the training pairs
-    (or `database`) are searched.
-
-    On several processes each encodes its share of a batch, and the losses are those of the whole (docs/training.md). An
-    interrupted training resumes bit-identically, from checkpoints that are whole. With `push_to_hub` in its arguments
-    the repository is created with the trainer, so that a token that may not write fails before the first step.
+    towers' loss is computed with all players fixed, and the towers take theirs. Evaluation, which selects the best
+    model, is unimodal retrieval: the evaluation pairs are the queries, and the training pairs (or `database`) are
+    searched. An interrupted training resumes bit-identically. On several processes each encodes its share of a batch,
+    and the losses are those of the whole (docs/training.md). With `push_to_hub` in the arguments the repository is
+    created with the trainer, so that a token that may not write fails before the first step.
 
     Args:
         model: A model with an objective, such as a `CMFAHForPreTraining`.
@@ -68,8 +65,8 @@ class CMFAHTrainer(Trainer):
         eval_dataset: The validation pairs. Never the test queries.
         processing_class: The model's `CMFAHProcessor`, saved with it.
         text_column: The column that the texts are read from.
-        database: The pairs that evaluation searches. None: the training pairs; where pairs are alike to nothing but
-            themselves, the evaluation pairs.
+        database: The pairs that evaluation searches. None: the training pairs; where pairs are similar to nothing
+            but themselves, the evaluation pairs.
         relevance: The similarity of training pairs. None: by the labels of the model's classes.
         measured: The similarity of pairs in evaluation. None: the same.
         data_collator, callbacks, ...: As in `Trainer`.
@@ -102,19 +99,21 @@ class CMFAHTrainer(Trainer):
         by_row = by_row and not isinstance(train_dataset, PairStream)
         if args.should_save:
             make_output_folder(args.output_dir)
+        if by_row:
+            train_dataset = numbered(train_dataset)
         super().__init__(
             model=model,
             args=args,
             data_collator=data_collator,
-            train_dataset=numbered(train_dataset) if by_row else train_dataset,
+            train_dataset=train_dataset,
             eval_dataset=without_augmentation(eval_dataset),
             processing_class=processing_class,
-            callbacks=callbacks,
+            callbacks=None if callbacks is None else list(callbacks),
             **kwargs,
         )
-        self.training_state = TrainingState()
-        if by_row:
-            self.training_state = TrainingState(len(self.train_dataset), encode=self._encode_training_pairs)
+        self.training_state = (
+            TrainingState(len(train_dataset), encode=self._encode_training_pairs) if by_row else TrainingState()
+        )
         self.players = {player.name: PlayerUpdates(player, self) for player in self.pretraining.objective.players()}
         self.loss_terms = LossTerms()
         self.loss_is_scaled_for_ga = False
@@ -229,7 +228,7 @@ class CMFAHTrainer(Trainer):
     def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler: bool = False) -> dict[str, float]:
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         if self.schedules_by_metric and not skip_scheduler:
-            metric = metrics[f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"]
+            metric = metrics[f"eval_{(self.args.metric_for_best_model or 'map').removeprefix('eval_')}"]
             for updates in self.players.values():
                 updates.step_schedule(metric)
         return metrics
@@ -248,7 +247,7 @@ class CMFAHTrainer(Trainer):
 
     def _encode_training_pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Rows and cross-modal continuous codes of all training pairs, as `TrainingState.encode`."""
-        model = self.pretraining
+        model, wrapped = self.pretraining, cast(nn.Module, self.model)
         was_training = model.training
         model.eval()
         try:
@@ -258,7 +257,7 @@ class CMFAHTrainer(Trainer):
                 inputs.pop("labels")
                 with torch.no_grad(), self.compute_loss_context_manager():
                     if self.is_fsdp_enabled:  # sharded weights are whole within the whole model's `forward` alone
-                        outputs = self.model(**inputs)
+                        outputs = wrapped(**inputs)
                         values = outputs.image_model_output.hash_values, outputs.text_model_output.hash_values
                     else:
                         outputs = model.cmfah(**inputs)
@@ -297,17 +296,18 @@ class CMFAHTrainer(Trainer):
         if description == "Evaluation":
             database = self.task.searched(self.train_dataset, self.eval_dataset)
             found = self._predictions(self.get_test_dataloader(database), "Database", ignore_keys, "database")
-            figures = self.task.figures(output, found) if self.is_world_process_zero() else None
+            own = self.task.figures(output, found) if self.is_world_process_zero() else None
             # The main process's, so that all choose the same best model and stop together.
-            figures = broadcast_figures(figures, FIGURE_COUNT, self.args.device)
-            output.metrics.update(self.task.metrics(figures, metric_key_prefix))
+            figures = broadcast_figures(own, FIGURE_COUNT, self.args.device)
+            metrics = self.task.metrics(figures, metric_key_prefix)
+            output = output._replace(metrics={**(output.metrics or {}), **metrics})
         return output
 
     def _predictions(self, dataloader, description: str, ignore_keys, prefix: str) -> EvalLoopOutput:
         if not isinstance(dataloader.dataset, StreamPart):
             return super().evaluation_loop(dataloader, description, False, ignore_keys, prefix)
-        self.model.eval()
-        return predict_stream(self, dataloader, lambda inputs: self.prediction_step(self.model, inputs, False)[1:])
+        model = cast(nn.Module, self.model).eval()
+        return predict_stream(self, dataloader, lambda inputs: self.prediction_step(model, inputs, False)[1:])
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         if not self.args.should_save:
@@ -381,14 +381,15 @@ class CMFAHTrainer(Trainer):
             HubError: If no id is given, or the Hub refuses it.
         """
         if self.is_world_process_zero():
-            self.hub_model_id, self.push_in_progress = self.hub.repo_id, None
+            self.hub_model_id = self.hub.repo_id  # type: ignore[assignment]  # the parent's begins as None
+            self.push_in_progress = None
             self.hub.make_repository(token, private)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the parent's, but nothing is pushed: `push_to_hub` does that."""
         super().save_model(output_dir, _internal_call=True)
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]  # it gives what `push_model` gives
         self, commit_message: str | None = None, blocking: bool = True, *args: Any, **kwargs: Any
     ) -> "PushedModel | Future[PushedModel] | None":
         """Saves the model to `output_dir` and pushes it, in one commit, with its card: `HubUploads.push_saved`."""
