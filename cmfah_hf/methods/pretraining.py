@@ -18,6 +18,7 @@ from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import objective_class
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
 from cmfah_hf.models.configuration_scahn import SCAHNConfig
+from cmfah_hf.models.model_files import ModelFileError
 from cmfah_hf.models.modeling_cmfah import CMFAHImageModel, CMFAHPreTrainedModel, CMFAHTextModel
 from cmfah_hf.models.modules_cmfah import Views
 from cmfah_hf.models.outputs_cmfah import CMFAHTowerOutput
@@ -59,6 +60,8 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
         super().__init__(config)
         section = config.objective or {}
         method = method or section.get(NAME_KEY) or config.model_type
+        if not isinstance(method, str):
+            raise ModelFileError(f"The objective's {NAME_KEY} is {str(method)[:80]!r}, and not the name of a method.")
         kind = objective_class(method)
         if kind.model_type != config.model_type:
             raise ValueError(
