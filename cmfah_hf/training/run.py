@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback, set_seed
 
 from cmfah_hf.atomic import write_text
-from cmfah_hf.data.relevance import TagRelevance
+from cmfah_hf.data.relevance import Relevance, TagRelevance
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.methods import CMFAHForPreTraining
@@ -85,9 +85,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
             text_column = expander.output_column
             pairs = pairs.expanded(expander)
     relevance, measured = relevances(data, pairs, expander)
-    if isinstance(relevance, TagRelevance) and "positive_overlap" in run.objective_class.settings_class.names():
-        run = replace(run, objective={"positive_overlap": relevance.threshold, **run.objective})
-        relevance.threshold = run.objective["positive_overlap"]
+    run = _with_threshold(run, relevance)
     classes = pairs.classes["train"] if data.similarity == "labels" else []
     # Counted once: as the words, the label graph of a refit is that of the training pairs.
     label_counts = pairs.label_counts if run.setting("use_label_graph") else None
@@ -167,6 +165,15 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
     if args.push_to_hub:
         trainer.hub.push(output)
     return metrics
+
+
+def _with_threshold(run: Run, relevance: Relevance) -> Run:
+    """The run with the threshold of similar tags as `positive_overlap`, where its objective has that setting."""
+    if not isinstance(relevance, TagRelevance) or "positive_overlap" not in run.objective_class.settings_class.names():
+        return run
+    run = replace(run, objective={"positive_overlap": relevance.threshold, **run.objective})
+    relevance.threshold = run.objective["positive_overlap"]
+    return run
 
 
 def _refit_arguments(args: CMFAHTrainingArguments, folder: Path) -> CMFAHTrainingArguments:
