@@ -7,6 +7,7 @@ import sys
 import pytest
 import yaml
 from hub_server.server import HubServer
+from hub_server.store import User
 from pages.blocks import DOCS, ROOT, blocks, commands
 
 PAGE = DOCS / "adding-a-method.md"
@@ -50,7 +51,7 @@ def test_the_method_is_short(written):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_commands_of_the_page(written, scenes_folder):
-    with HubServer() as hub:
+    with HubServer(users={"hf_writer": User("owner", ())}) as hub:
         environment = hub.environment(written / "home", "hf_writer")
         environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
