@@ -24,7 +24,8 @@ from transformers import PrinterCallback
 
 from cmfah_hf.data import load_image_text, make_scenes
 from cmfah_hf.data.collator import PairCollator
-from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHConfig, CMFAHImageModel, CMFAHProcessor
 from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments, keep_regions
 from cmfah_hf.training.data.shards import count_rows
 from cmfah_hf.training.data.streams import PairStream, without_gaps

@@ -28,12 +28,21 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, get_scheduler
 from transformers.utils import logging as transformers_logging
 
-from cmfah_hf import CMFAHConfig, CMFAHForPreTraining, CMFAHProcessor, CMFAHTrainer, CMFAHTrainingArguments
+from cmfah_hf import (
+    CMFAHConfig,
+    CMFAHForPreTraining,
+    CMFAHObjectiveConfig,
+    CMFAHProcessor,
+    CMFAHTrainer,
+    CMFAHTrainingArguments,
+)
 from cmfah_hf.data import collect_classes, load_image_text
 from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.data.scenes import make_scenes
+from cmfah_hf.methods import TrainingState
 from cmfah_hf.models.tokenization_cmfah import split_words
 from cmfah_hf.training import bundled_configuration
+from cmfah_hf.training.processes import detached
 from cmfah_hf.training.settings.yaml_files import read_settings
 
 PARTS = ("regions", "pixels", "stream", "attention", "epoch", "paper")
@@ -52,17 +61,19 @@ class Setting:
 
     def build(self, **settings: Any) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
         names = dict(enumerate(self.classes))
+        given = {**self.model, **settings}
+        objective = {name: given.pop(name) for name in CMFAHObjectiveConfig.names() & given.keys()}
         config = CMFAHConfig(
             **{
-                **self.model,
+                **given,
                 "vocab_size": len(self.vocabulary) + 2,
                 "id2label": names,
                 "label2id": {name: number for number, name in names.items()},
-                **settings,
             }
         )
         torch.manual_seed(0)
-        return CMFAHForPreTraining(config), CMFAHProcessor.from_vocabulary(config, self.vocabulary)
+        model = CMFAHForPreTraining(config, CMFAHObjectiveConfig(**objective))
+        return model, CMFAHProcessor.from_vocabulary(config, self.vocabulary)
 
     def arguments(self, folder: str, **settings: Any) -> CMFAHTrainingArguments:
         quiet = {"disable_tqdm": True, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
@@ -122,7 +133,7 @@ class PlainLoop:
             shuffle=not isinstance(pairs, datasets.IterableDataset),
             collate_fn=PairCollator(processor, classes),
         )
-        self.discriminators = torch.nn.ModuleList([model.image_discriminator, model.text_discriminator])
+        self.discriminators = model.objective.discriminators
         ours = {id(parameter) for parameter in self.discriminators.parameters()}
         self.towers = [p for p in model.parameters() if p.requires_grad and id(p) not in ours]
         self.optimizer = torch.optim.AdamW(self.towers, args.learning_rate, weight_decay=args.weight_decay)
@@ -151,17 +162,17 @@ class PlainLoop:
         autocast = torch.autocast(self.args.device.type, torch.bfloat16) if self.args.bf16 else nullcontext()
         with autocast:
             outputs = model(**batch, paired=paired)
-        if model.config.adversarial_weight:
+        if model.objective.settings.adversarial_weight:
             self.discriminators.requires_grad_(True)
             with autocast:
-                loss = model.discriminators_loss(outputs.image_features.detach(), outputs.text_features.detach())
+                loss = model.objective.players()[0].loss(detached(outputs))
             loss.backward()
             self.discriminators.requires_grad_(False)
             self.discriminator_optimizer.step()
             self.discriminator_optimizer.zero_grad()
             self.schedules[1].step()
         with autocast:
-            loss, _ = model.towers_losses(outputs, labels)
+            loss = model.objective({"labels": labels}, outputs, TrainingState()).total
         loss.backward()
         clip_grad_norm_(self.towers, self.args.max_grad_norm)
         self.optimizer.step()
@@ -206,8 +217,8 @@ class TimedTrainer(CMFAHTrainer):
         finally:
             self.beside[name] += time.perf_counter() - start
 
-    def update_codes(self, *args, **kwargs):
-        return self._timed("codes", super().update_codes, *args, **kwargs)
+    def end_epoch(self, *args, **kwargs):
+        return self._timed("codes", super().end_epoch, *args, **kwargs)
 
     def evaluate(self, *args, **kwargs):
         return self._timed("evaluation", super().evaluate, *args, **kwargs)

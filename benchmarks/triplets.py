@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cmfah_hf.models.losses import cosine_matrix, triplet_hinge, triplet_masks
+from cmfah_hf.methods.losses import cosine_matrix, triplet_hinge, triplet_masks
 
 MARGIN, BITS, CLASSES = 0.5, 64, 20
 MEGABYTE = 1e6

@@ -14,10 +14,11 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "CMFAHConfig": "models",
-        "CMFAHDiscriminator": "models",
-        "CMFAHForPreTraining": "models",
+        "CMFAHDiscriminator": "methods",
+        "CMFAHForPreTraining": "methods",
         "CMFAHImageModel": "models",
         "CMFAHModel": "models",
+        "CMFAHObjectiveConfig": "methods",
         "CMFAHProcessor": "models",
         "CMFAHTextModel": "models",
         "CMFAHTrainer": "training",
@@ -27,8 +28,9 @@ __getattr__, __dir__, __all__ = lazy_names(
         "HashIndex": "retrieval",
         "RetrievalEvaluator": "evaluation",
         "SCAHNConfig": "models",
-        "SCAHNForPreTraining": "models",
+        "SCAHNForPreTraining": "methods",
         "SCAHNModel": "models",
+        "SCAHNObjectiveConfig": "methods",
         "SkipGramEmbedding": "expansion",
         "WikipediaKnowledge": "expansion",
         "load_image_text": "data",
@@ -39,16 +41,20 @@ if TYPE_CHECKING:
     from cmfah_hf.data import load_image_text
     from cmfah_hf.evaluation import RetrievalEvaluator
     from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding, WikipediaKnowledge
-    from cmfah_hf.models import (
-        CMFAHConfig,
+    from cmfah_hf.methods import (
         CMFAHDiscriminator,
         CMFAHForPreTraining,
+        CMFAHObjectiveConfig,
+        SCAHNForPreTraining,
+        SCAHNObjectiveConfig,
+    )
+    from cmfah_hf.models import (
+        CMFAHConfig,
         CMFAHImageModel,
         CMFAHModel,
         CMFAHProcessor,
         CMFAHTextModel,
         SCAHNConfig,
-        SCAHNForPreTraining,
         SCAHNModel,
     )
     from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex

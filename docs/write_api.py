@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 # Page by package: what stands below its title, and further modules whose names people call.
 PAGES = {
     "models": ("The models, their configurations, their processor", ()),
+    "methods": ("Methods: objectives, their settings, and models with an objective", ()),
     "data": ("Data: loading, looking at it, preparing it, putting it into splits", ()),
     "expansion": ("Expansion: further words for sparse texts", ()),
     "evaluation": (

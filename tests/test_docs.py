@@ -150,30 +150,31 @@ def test_a_broken_link_path_or_function_is_found(tmp_path):
     page = tmp_path / "page.md"
     text = (
         "# One\n[a](gone.md) [b](#one) [c](#two) [[d]](#three) [e](https://x.y/z)\n"
-        "`models/losses.py:triplet_hinge` `models/losses.py:gone` `models/gone.py` `cmfah_hf/gone.py`\n"
+        "`methods/losses.py:triplet_hinge` `methods/losses.py:gone` `models/gone.py` `cmfah_hf/gone.py`\n"
         "```\ncmfah train hub_configs/gone.yaml\n```\n"
     )
     page.write_text(text)
     assert broken_links(page, text) == ["gone.md", "#two", "#three"]
     assert broken_paths(text) == [
-        "cmfah_hf/gone.py", "hub_configs/gone.yaml", "models/losses.py:gone", "models/gone.py", "cmfah_hf/gone.py",
+        "cmfah_hf/gone.py", "hub_configs/gone.yaml", "methods/losses.py:gone", "models/gone.py", "cmfah_hf/gone.py",
     ]  # fmt: skip
 
 
 def test_defaults_in_the_method_are_those_of_the_code():
+    from cmfah_hf.methods.cmfah import CMFAHObjectiveConfig
     from cmfah_hf.models.configuration_cmfah import CMFAHConfig
     from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments, DataArguments
 
-    config, data = CMFAHConfig(), DataArguments()
+    config, objective, data = CMFAHConfig(), CMFAHObjectiveConfig(), DataArguments()
     training = {name: field.default for name, field in CMFAHTrainingArguments.__dataclass_fields__.items()}
     paper = ["intra_feature", "intra_hash", "quantization", "inter_feature", "inter_hash", "adversarial"]
-    assert (config.backbone, config.word_dim, config.num_hidden_layers, config.margin) == ("vgg19", 1000, 1, 0.5)
-    assert {getattr(config, f"{name}_weight") for name in paper} == {1.0}
+    assert (config.backbone, config.word_dim, config.num_hidden_layers, objective.margin) == ("vgg19", 1000, 1, 0.5)
+    assert {getattr(objective, f"{name}_weight") for name in paper} == {1.0}
     assert (config.image_temperature, config.text_temperature, config.attention) == (10, 10, "both")
     assert (config.hidden_size, config.hash_bits, config.num_concepts, config.initializer_range) == (512, 64, 64, 0.02)
     assert (list(config.text_kernel_sizes), config.text_filters) == ([1, 3, 5], 256)
-    assert (config.label_weight, config.label_positive_weight, config.paired_weight) == (1, 1, 1)
-    assert (config.similarity_weight, config.normalize_features, config.dropout) == (0, False, 0)
+    assert (objective.label_weight, objective.label_positive_weight, objective.paired_weight) == (1, 1, 1)
+    assert (objective.similarity_weight, config.normalize_features, config.dropout) == (0, False, 0)
     assert config.normalize_regions
     assert config.use_lstm
     assert config.freeze_backbone

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmfah_hf.errors import CheckpointError
-from cmfah_hf.models import SCAHNForPreTraining
-from cmfah_hf.models.label_graph import conditional_probabilities, label_adjacency, label_edges
+from cmfah_hf.methods import SCAHNForPreTraining
+from cmfah_hf.methods.label_graph import conditional_probabilities, label_adjacency, label_edges
 
 if TYPE_CHECKING:
     import networkx
@@ -38,9 +38,10 @@ def read_label_graph(model: SCAHNForPreTraining | str | Path) -> "networkx.DiGra
             model = SCAHNForPreTraining.from_pretrained(where)
         except (OSError, ValueError) as error:
             raise CheckpointError(" ".join(str(error).split())) from error
-    if model.label_graph is None:
+    label_graph = getattr(model.objective, "label_graph", None)
+    if label_graph is None:
         raise CheckpointError(f"{where}: it was trained without a label graph (use_label_graph false).")
-    kept, counts_CC = model.label_graph, model.label_graph.counts.cpu()
+    kept, counts_CC = label_graph, label_graph.counts.cpu()
     edges_CC = label_edges(counts_CC, kept.threshold)
     probabilities_CC = conditional_probabilities(counts_CC)
     weights_CC = label_adjacency(counts_CC, kept.threshold, kept.share)

@@ -15,28 +15,6 @@ if TYPE_CHECKING:
 
 _RANKINGS = {"hamming": "Hamming", "aqd": "AQD"}
 _WAYS = {"i2t": "image to text", "t2i": "text to image"}
-# By `model_type`.
-_CITATIONS = {
-    "cmfah": """@article{liang2022cmfah,
-  title   = {Cross-Media Fine-Grained Representation Learning Based on Multi-modal Graph and Adversarial Hash Attention
-             Network},
-  author  = {Liang, Meiyu and Wang, Xiaoxiao and Du, Junping},
-  journal = {Pattern Recognition and Artificial Intelligence},
-  volume  = {35},
-  number  = {3},
-  pages   = {195--206},
-  year    = {2022},
-  doi     = {10.16451/j.cnki.issn1003-6059.202203001}
-}""",
-    "scahn": """@inproceedings{liang2022scahn,
-  title     = {Semantic Structure Enhanced Contrastive Adversarial Hash Network for Cross-media Representation
-               Learning},
-  author    = {Liang, Meiyu and Du, Junping and Cao, Xiaowen and Yu, Yang and Lu, Kangkang and Xue, Zhe and Zhang, Min},
-  booktitle = {Proceedings of the ACM International Conference on Multimedia},
-  year      = {2022},
-  doi       = {10.1145/3503161.3548391}
-}""",
-}
 
 
 def make_model_card(
@@ -69,7 +47,7 @@ def make_model_card(
 
     files = set(run.files if files is None else files)
     dataset_id = dataset_id or run.dataset_id
-    name, method = repo_id.rpartition("/")[2], run.config.get("model_type", "cmfah")
+    name, method = repo_id.rpartition("/")[2], method_of(run.config)
     head = ModelCardData(
         language=language,
         license=license,
@@ -91,11 +69,23 @@ def make_model_card(
         *_training(run, repo_id, revision),
         *_limits(run, files),
         *_licenses(run, license, data_license),
-        "## Citation",
-        f"```bibtex\n{_CITATIONS.get(method, _CITATIONS['cmfah'])}\n```",
+        *_citation(method),
     ]
     body = "\n\n".join(parts)
     return ModelCard(card_of(head.to_yaml(), body))
+
+
+def method_of(config: Mapping[str, Any]) -> str:
+    """The name of the method that trained a model, from its `config.json`."""
+    section = config.get("objective")
+    return str((section.get("_name") if isinstance(section, dict) else None) or config.get("model_type", "cmfah"))
+
+
+def _citation(method: str) -> list[str]:
+    from cmfah_hf.methods import objective_class, registered_methods
+
+    paper = objective_class(method).paper if method in registered_methods() else None
+    return [] if paper is None else ["## Citation", f"```bibtex\n{paper.bibtex}\n```"]
 
 
 def _eval_results(run: FinishedRun, dataset_id: str | None) -> "list[EvalResult] | None":

@@ -100,20 +100,22 @@ def is_ours(path: str) -> bool:
 
 def _load_model(folder: Path) -> tuple[Any, Any | None, Mapping[str, Any]]:
     """The towers, the pretraining model if present, and the loading report."""
-    from cmfah_hf.models import METHODS
+    from cmfah_hf.methods.pretraining import PRETRAINING_MODELS
+    from cmfah_hf.models import MODELS
+    from cmfah_hf.models.configuration_cmfah import FORMER_SETTINGS
 
     config_file = own_file(folder, "config.json")
     content = read_json(config_file, CheckpointError) if config_file is not None else None
     content = content if isinstance(content, dict) else {}
     name = content.get("model_type")
-    if not isinstance(name, str) or name not in METHODS:
-        raise CheckpointError(f"{folder}: config.json belongs to a model of type {name!r}, not {' or '.join(METHODS)}.")
-    method = METHODS[name]
-    known = {*method.config().to_dict(), "id2label", "label2id"} - {"transformers_version"}
-    config = method.config.from_dict(_own({key: value for key, value in content.items() if key in known}))
+    if not isinstance(name, str) or name not in MODELS:
+        raise CheckpointError(f"{folder}: config.json belongs to a model of type {name!r}, not {' or '.join(MODELS)}.")
+    towers = MODELS[name]
+    known = {*towers.config().to_dict(), *FORMER_SETTINGS, "id2label", "label2id"} - {"transformers_version"}
+    config = towers.config.from_dict(_own({key: value for key, value in content.items() if key in known}))
     was_pulled = own_file(folder, TRAINING_INDEX) is not None  # from the Hub, with separate files
     is_whole = was_pulled or str(content.get("architectures")).endswith("ForPreTraining']")
-    model, report = (method.pretraining if is_whole else method.model).from_pretrained(
+    model, report = (PRETRAINING_MODELS[name] if is_whole else towers.model).from_pretrained(
         folder, config=config, variant=TRAINING_VARIANT if was_pulled else None, output_loading_info=True
     )
     return (model.base_model, model, report) if is_whole else (model, None, report)

@@ -8,13 +8,9 @@ from importlib import import_module
 from typing import Any
 
 __all__ = [
-    "METHODS",
+    "MODELS",
     "CMFAHConfig",
-    "CMFAHDiscriminator",
-    "CMFAHForPreTraining",
-    "CMFAHForPreTrainingOutput",
     "CMFAHImageModel",
-    "CMFAHLosses",
     "CMFAHModel",
     "CMFAHOutput",
     "CMFAHPreTrainedModel",
@@ -22,14 +18,12 @@ __all__ = [
     "CMFAHTextModel",
     "CMFAHTowerOutput",
     "CrossModalRetrievalPipeline",
-    "Method",
     "SCAHNConfig",
-    "SCAHNForPreTraining",
     "SCAHNImageModel",
-    "SCAHNLosses",
     "SCAHNModel",
     "SCAHNPreTrainedModel",
     "SCAHNTextModel",
+    "Towers",
 ]
 
 

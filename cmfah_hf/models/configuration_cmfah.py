@@ -1,7 +1,7 @@
 """The configuration that every CMFAH model shares."""
 
-from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -16,6 +16,15 @@ ATTENTION_VARIANTS = ("both", "image", "text", "none")
 # What a partner may do, and the usual temperatures of the image tower and of the text tower for it.
 TEMPERATURES = {"select": (10.0, 10.0), "add": (4.0, 9.0)}
 POOLINGS = ("mean", "max", "mean_max")
+# Settings of the objective that files of earlier versions have among the model's own.
+FORMER_SETTINGS = {
+    *("margin", "positive_overlap", "intra_feature_weight", "intra_hash_weight", "quantization_weight"),
+    *("inter_feature_weight", "inter_hash_weight", "adversarial_weight", "label_weight", "label_positive_weight"),
+    *("similarity_weight", "concept_weight", "paired_weight", "use_label_graph", "label_graph_weight"),
+    *("label_graph_threshold", "label_graph_share", "label_graph_temperature", "use_cross_contrast"),
+    *("use_intra_contrast", "cross_contrast_weight", "intra_contrast_weight", "contrast_temperature", "queue_size"),
+    "adversarial",
+}
 
 
 def resolve_backbone(name: str, **config_overrides) -> PreTrainedConfig | None:
@@ -54,7 +63,7 @@ def resolve_backbone(name: str, **config_overrides) -> PreTrainedConfig | None:
 @strict
 class CMFAHConfig(PreTrainedConfig):
     r"""
-    What a CMFAH model is: both towers, their attention, the hash heads, and the weights of the loss.
+    What a CMFAH model is: both towers, their attention, and the hash heads.
 
     `num_labels` and `id2label` name the classes that guide the training; they are the classes of the training pairs.
 
@@ -96,8 +105,10 @@ class CMFAHConfig(PreTrainedConfig):
             How sharply the image tower and the text tower attend. None: 10 and 10 to select; to add 4 and 9, lambda_v
             and lambda_t of the paper.
         num_concepts (`int`, defaults to 64):
-            Learned vectors that stand in for an absent partner. There are at least as many as classes where
-            `[concept-guidance]` gives each class one of them.
+            Learned vectors that stand in for an absent partner. With `class_concepts` there are at least as many as
+            classes.
+        class_concepts (`bool`, defaults to `True`):
+            Whether each class has one of the concepts, for `[concept-guidance]`, where the guidance is `"select"`.
         use_lstm (`bool`, defaults to `True`):
             Whether an LSTM reads the attended sequence, `[lstm]`.
         dropout (`float`, defaults to 0.0):
@@ -109,29 +120,10 @@ class CMFAHConfig(PreTrainedConfig):
             Whether the pooled features are batch-normalised before the hash head, each view by statistics of its own.
         hash_bits (`int`, defaults to 64):
             Length `K` of a hash code; a multiple of 8.
-        margin (`float`, defaults to 0.5):
-            Margin of every triplet hinge.
-        positive_overlap (`float`, defaults to 0):
-            How alike two pairs are to be, as the cosine of their labels or tags, to be positives of each other. With 0,
-            one shared label is enough.
-        intra_feature_weight, intra_hash_weight, quantization_weight (`float`, default to 1):
-            alpha, beta and gamma of `[intra]`.
-        inter_feature_weight, inter_hash_weight (`float`, default to 1):
-            delta and phi of `[inter]`.
-        adversarial_weight (`float`, defaults to 1):
-            Weight of `[adversarial]` in the towers' loss.
-        label_weight (`float`, defaults to 1):
-            Weight of `[label-guidance]`.
-        label_positive_weight (`float`, defaults to 1):
-            How much more a present class counts than an absent one in `[label-guidance]`.
-        similarity_weight (`float`, defaults to 0):
-            Weight of `[label-similarity]`. The paper has no such term.
-        concept_weight (`float`, defaults to 1):
-            Weight of `[concept-guidance]`, where partners select. The paper has no such term.
-        paired_weight (`float`, defaults to 1):
-            Weight of the view in which both partners are present, beside the one in which each is alone.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of freshly drawn word vectors and concepts.
+        objective (`dict`, *optional*):
+            Of a trained model, its method (`_name`) and the settings of its objective. The towers do not read it.
 
     Raises:
         ValueError: If a value is outside its range, `hash_bits` not a multiple of 8 among them.
@@ -172,26 +164,15 @@ class CMFAHConfig(PreTrainedConfig):
     image_temperature: float | int | None = None
     text_temperature: float | int | None = None
     num_concepts: int = 64
+    class_concepts: bool = True
     use_lstm: bool = True
     dropout: float | int = 0.0
     image_pooling: str = "mean"
     text_pooling: str = "mean"
     normalize_features: bool = False
     hash_bits: int = 64
-    margin: float | int = 0.5
-    positive_overlap: float | int = 0.0
-    intra_feature_weight: float | int = 1.0
-    intra_hash_weight: float | int = 1.0
-    quantization_weight: float | int = 1.0
-    inter_feature_weight: float | int = 1.0
-    inter_hash_weight: float | int = 1.0
-    adversarial_weight: float | int = 1.0
-    label_weight: float | int = 1.0
-    label_positive_weight: float | int = 1.0
-    similarity_weight: float | int = 0.0
-    concept_weight: float | int = 1.0
-    paired_weight: float | int = 1.0
     initializer_range: float = 0.02
+    objective: dict | None = None
 
     def __post_init__(self, **kwargs):
         if self.image_feature_dim is not None:
@@ -204,6 +185,8 @@ class CMFAHConfig(PreTrainedConfig):
             kind = self.backbone_config.get("model_type")
             if kind not in CONFIG_MAPPING:
                 raise ValueError(f"backbone_config has the model_type {kind!r}, which transformers does not know.")
+        for name in FORMER_SETTINGS & kwargs.keys():
+            raise ValueError(f"{name} is a setting of the objective, not of the towers; give it to the objective's.")
         super().__post_init__(**kwargs)
         self.text_kernel_sizes = list(self.text_kernel_sizes)
         # `ValueError`s and not the validators of `@strict`, whose errors are of a type of their own.
@@ -218,11 +201,6 @@ class CMFAHConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more.")
         if self.image_feature_dim is not None and self.image_feature_dim < 1:
             raise ValueError(f"image_feature_dim is {self.image_feature_dim}; give 1 or more, or None.")
-        for name in (field.name for field in fields(self) if field.name.endswith("_weight")):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 0, which leaves it out, or more.")
-        if not 0 <= self.positive_overlap < 1:
-            raise ValueError(f"positive_overlap is {self.positive_overlap}; give a cosine from 0 to below 1.")
         for name in ("pad_token_id", "unk_token_id"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < self.vocab_size:
                 raise ValueError(f"{name} is {getattr(self, name)}; give one of the {self.vocab_size} rows, or None.")
@@ -272,14 +250,14 @@ class CMFAHConfig(PreTrainedConfig):
             ValueError: If a value is outside its range.
         """
         try:
-            return super().from_dict(checked_settings(config_dict, cls, CONFIG_NAME), **kwargs)
+            return super().from_dict(_with_objective(checked_settings(config_dict, cls, CONFIG_NAME)), **kwargs)
         except StrictDataclassError as error:
             raise ModelFileError(f"{CONFIG_NAME}: {' '.join(str(error).split())}") from error
 
     @property
     def num_class_concepts(self) -> int:
-        """How many of the concepts are classes', the first ones: all classes, or 0 without `[concept-guidance]`."""
-        return self.num_labels if self.guidance == "select" and self.concept_weight > 0 else 0
+        """How many of the concepts are classes', the first ones: all classes, or 0 without class concepts."""
+        return self.num_labels if self.guidance == "select" and self.class_concepts else 0
 
     @property
     def attends_image(self) -> bool:
@@ -290,6 +268,17 @@ class CMFAHConfig(PreTrainedConfig):
     def attends_text(self) -> bool:
         """Whether words are guided by regions (or by the concepts that stand in for them)."""
         return self.attention in ("both", "text")
+
+
+def _with_objective(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with those of the objective in a section of their own, as earlier versions did not have it."""
+    former = {name: value for name, value in settings.items() if name in FORMER_SETTINGS}
+    if not former:
+        return settings
+    kept = {name: value for name, value in settings.items() if name not in former}
+    kept.setdefault("class_concepts", bool(former.get("concept_weight", 1)))
+    kept["objective"] = {"_name": settings.get("model_type"), **former, **(settings.get("objective") or {})}
+    return kept
 
 
 __all__ = ["CMFAHConfig"]

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch.autograd.function import once_differentiable
 
-from .losses import EPSILON
+# Above what float16 can hold as a reciprocal, below any length that a feature has.
+EPSILON = 1e-6
 
 
 def _scale(x_BPD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,9 +4,6 @@ Shape suffixes: B pairs of a batch, R regions, W words, D feature width, K hash 
 Equations are cited by their tags in `docs/method.md`.
 """
 
-import math
-from functools import partial
-
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -19,32 +16,26 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cmfah import CMFAHConfig
-from .losses import label_guidance_loss, views_losses, weighted_total
 from .model_files import HUB_ARGUMENTS, find_file, hub_arguments, is_file, pinned
 from .modules_cmfah import (
     CMFAHCoAttention,
-    CMFAHConceptHead,
     CMFAHEncoder,
     CMFAHHashHead,
     CMFAHLayer,
     CMFAHRegionEmbeddings,
     CMFAHSelection,
     CMFAHWordEmbeddings,
-    Views,
 )
-from .outputs_cmfah import (
-    CMFAHDiscriminatorOutput,
-    CMFAHForPreTrainingOutput,
-    CMFAHLosses,
-    CMFAHOutput,
-    CMFAHTowerOutput,
-)
+from .outputs_cmfah import CMFAHOutput, CMFAHTowerOutput
 from .safe_weights import align_weights, building_for, check_fit, find_weights, read_weights
 
 # Arguments of `from_pretrained` that are about the weights, though a configuration has something of that name too.
 _OF_WEIGHTS = ("dtype", "torch_dtype", "quantization_config", "attn_implementation")
-# What the training checkpoint holds beside the towers.
-_TRAINING_KEYS = [r"^(image|text)_(discriminator|concept_head)\.", r"^label_head\."]
+# Tensors of the objective in a training checkpoint; the second pattern is that of earlier versions.
+_TRAINING_KEYS = [
+    r"^objective\.",
+    r"^((image|text)_((hash_)?discriminator|concept_head)|label_(head|graph)|contrast_queue)\.",
+]
 
 
 def _is_setting(config_class: type[CMFAHConfig], name: str) -> bool:
@@ -64,8 +55,6 @@ class CMFAHPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": CMFAHLayer, "attentions": [CMFAHCoAttention, CMFAHSelection]}
     # What the names of its tensors begin with in checkpoints of a larger model.
     _names_begin_with: tuple[str, ...] = ("cmfah.",)
-    # The terms of the loss; a model with terms of its own names a type with more of them.
-    losses_class = CMFAHLosses
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
@@ -93,7 +82,7 @@ class CMFAHPreTrainedModel(PreTrainedModel):
             where = source if config is None else config
             hub = pinned(source, None if is_file(source) else find_file(source, CONFIG_NAME, hub), hub)
             config = cls.config_class.from_pretrained(where, **hub, **settings)
-        tensors = read_weights(find_weights(source, options.pop("variant", None), hub))
+        tensors = cls._current_names(read_weights(find_weights(source, options.pop("variant", None), hub)))
         may_differ = options.get("ignore_mismatched_sizes", False)
         with building_for(cls, tensors, cls._names_begin_with, source, may_differ):
             loaded = super().from_pretrained(None, *model_args, config=config, state_dict=tensors, **options)
@@ -103,6 +92,11 @@ class CMFAHPreTrainedModel(PreTrainedModel):
             if isinstance(module, CMFAHPreTrainedModel):
                 module.config.name_or_path = str(source)
         return loaded
+
+    @classmethod
+    def _current_names(cls, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A checkpoint's tensors by their current names, for a class that has renamed some."""
+        return tensors
 
     def post_init(self):
         super().post_init()
@@ -118,28 +112,6 @@ class CMFAHPreTrainedModel(PreTrainedModel):
         elif isinstance(module, CMFAHEncoder) and module.concepts is not None:
             # Of what is added the length counts; of what selects only how slowly it turns.
             init.normal_(module.concepts, std=self.config.initializer_range if module.selection is None else 0.2)
-        elif isinstance(module, CMFAHConceptHead):
-            init.constant_(module.log_scale, math.log(10))
-            init.constant_(module.bias, 0.3)
-
-    def view_terms(
-        self, image: CMFAHTowerOutput, text: CMFAHTowerOutput, labels: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """The terms of one view beside those of `pair_losses`, by their names in `losses_class`: here none.
-
-        Args:
-            image, text: Hash values and features of the view.
-            labels: `(B, C)`, multi-hot, or what else `relevance` takes.
-        """
-        return {}
-
-    def weighted_total(self, losses: CMFAHLosses) -> torch.Tensor:
-        """What the towers minimise: the terms that are there, each times its weight in the configuration."""
-        return weighted_total(losses, self.config)
-
-    def _views_losses(self, alone, paired, labels: torch.Tensor, codes: torch.Tensor | None) -> CMFAHLosses:
-        extra = partial(self.view_terms, labels=labels)
-        return views_losses(self.config, alone, paired, labels, codes, extra, self.losses_class)
 
 
 class CMFAHImageModel(CMFAHPreTrainedModel):
@@ -364,10 +336,8 @@ class CMFAHModel(CMFAHPreTrainedModel):
         pixel_values: torch.FloatTensor | None = None,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
         region_features: torch.FloatTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        codes: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CMFAHOutput:
         """
@@ -375,8 +345,6 @@ class CMFAHModel(CMFAHPreTrainedModel):
             pixel_values: `(B, 3, H, W)`, or `region_features` `(B, R, C)`; may be missing altogether.
             input_ids: `(B, W)`, or `inputs_embeds` `(B, W, word_dim)`; may be missing altogether.
             attention_mask: `(B, W)`, 1 at the words that exist.
-            labels: `(B, C)`, multi-hot. With them, and with both modalities, the loss is computed.
-            codes: `(B, K)` of -1 and +1, the target of J3. None: `sgn(H_v + H_t)` of this batch.
         """
         kwargs["return_dict"] = True
         has_image = pixel_values is not None or region_features is not None
@@ -389,243 +357,15 @@ class CMFAHModel(CMFAHPreTrainedModel):
         )
         image = self.image_model.encode(regions_BRD, words_BWD, mask_BW, **kwargs) if has_image else CMFAHTowerOutput()
         text = self.text_model.encode(words_BWD, mask_BW, regions_BRD, **kwargs) if has_text else CMFAHTowerOutput()
-        loss = losses = None
-        if labels is not None and has_image and has_text:
-            alone = image, text
-            if self.config.attention != "none":
-                alone = self.image_model.encode(regions_BRD), self.text_model.encode(words_BWD, mask_BW)
-            losses = self._views_losses(alone, (image, text), labels, codes)
-            loss = self.weighted_total(losses)
         return CMFAHOutput(
-            loss=loss,
             image_hash=image.hash_values,
             text_hash=text.hash_values,
             image_features=image.features,
             text_features=text.features,
             attentions=((image.attentions or ()) + (text.attentions or ())) or None,
-            losses=losses,
             image_model_output=image if has_image else None,
             text_model_output=text if has_text else None,
         )
-
-
-class CMFAHDiscriminator(CMFAHPreTrainedModel):
-    """`[adversarial]`: a three-layer MLP that tells one modality's features from the other's.
-
-    Args:
-        config: The model's.
-        width: Of what it reads. None: the features' `hidden_size`.
-
-    Example:
-
-    ```python
-    >>> CMFAHDiscriminator(config)(features).logits  # (B,)
-    ```"""
-
-    main_input_name = "features"
-    supports_gradient_checkpointing = False
-    _can_record_outputs = None
-
-    def __init__(self, config: CMFAHConfig, width: int | None = None):
-        super().__init__(config)
-        width = config.hidden_size if width is None else width
-        widths = [max(1, width // divisor) for divisor in (2, 4)]
-        self.dense_in = nn.Linear(width, widths[0])
-        self.dense_hidden = nn.Linear(widths[0], widths[1])
-        self.dense_out = nn.Linear(widths[1], 1)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self, features: torch.FloatTensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
-    ) -> CMFAHDiscriminatorOutput:
-        """
-        Args:
-            features: `(B, D)`, of either modality.
-            labels: `(B,)`, 1 where the features are real and 0 where they are fake.
-        """
-        hidden = nn.functional.leaky_relu(self.dense_in(features), 0.2)
-        hidden = nn.functional.leaky_relu(self.dense_hidden(hidden), 0.2)
-        logits = self.dense_out(hidden).squeeze(-1)
-        loss = None
-        if labels is not None:
-            loss = nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        return CMFAHDiscriminatorOutput(loss=loss, logits=logits)
-
-
-def opponents_loss(
-    image_discriminator: CMFAHDiscriminator,
-    text_discriminator: CMFAHDiscriminator,
-    image_BX: torch.Tensor,
-    text_BX: torch.Tensor,
-) -> torch.Tensor:
-    """L_adv of `[adversarial]`: each discriminator calls its own modality real and the other fake."""
-    # Both modalities in one batch: half as many passes. Its loss is a mean, so twice that is the sum of both.
-    both_NX = torch.cat([image_BX, text_BX])
-    is_image_N = torch.arange(len(both_NX), device=both_NX.device) < len(image_BX)
-    image = image_discriminator(both_NX, labels=is_image_N).loss
-    return 2 * (image + text_discriminator(both_NX, labels=~is_image_N).loss)
-
-
-def _tower_outputs(
-    tower: CMFAHImageModel | CMFAHTextModel, views: Views
-) -> tuple[CMFAHTowerOutput | None, CMFAHTowerOutput]:
-    """A tower's output with the partner, where that view was taken, and the one without."""
-    paired_BD, alone_BD, answers_BQ = views
-    paired = None
-    if paired_BD is not None:
-        paired = CMFAHTowerOutput(hash_values=tower.hash_head(paired_BD, is_paired=True), features=paired_BD)
-    alone = CMFAHTowerOutput(hash_values=tower.hash_head(alone_BD), features=alone_BD, concept_cosines=answers_BQ)
-    return paired, alone
-
-
-class CMFAHForPreTraining(CMFAHPreTrainedModel):
-    """The towers with all that trains them: both discriminators and the label head.
-
-    Every batch is seen both ways, each item with its partner and each alone, so that the pair teaches the single.
-    The discriminators learn from `adversarial_losses`, in a step and with an optimizer of their own.
-    """
-
-    towers_class = CMFAHModel
-
-    def __init__(self, config: CMFAHConfig):
-        super().__init__(config)
-        self.cmfah = self.towers_class._from_config(config)
-        self.image_discriminator = CMFAHDiscriminator._from_config(config)
-        self.text_discriminator = CMFAHDiscriminator._from_config(config)
-        self.label_head = nn.Linear(config.hash_bits, config.num_labels) if config.num_labels else None
-        guided = config.num_class_concepts > 0
-        self.image_concept_head = CMFAHConceptHead(config) if guided and config.attends_image else None
-        self.text_concept_head = CMFAHConceptHead(config) if guided and config.attends_text else None
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.cmfah.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Embedding):
-        self.cmfah.set_input_embeddings(value)
-
-    def save_pretrained(self, save_directory, **kwargs):
-        """As the parent's; where the code is saved beside the weights, `AutoModel` finds the towers in it too."""
-        if self._auto_class is not None:
-            auto_map = getattr(self.config, "auto_map", None) or {}
-            module = self.towers_class.__module__.rpartition(".")[2]
-            self.config.auto_map = {"AutoModel": f"{module}.{self.towers_class.__name__}", **auto_map}
-        super().save_pretrained(save_directory, **kwargs)
-
-    @property
-    def discriminators(self) -> nn.ModuleList:
-        """All that learns in the discriminators' step."""
-        return nn.ModuleList([self.image_discriminator, self.text_discriminator])
-
-    def discriminators_loss(self, image_features_BD: torch.Tensor, text_features_BD: torch.Tensor) -> torch.Tensor:
-        """L_adv of `[adversarial]` on features."""
-        return opponents_loss(self.image_discriminator, self.text_discriminator, image_features_BD, text_features_BD)
-
-    def adversarial_losses(self, outputs: CMFAHForPreTrainingOutput) -> dict[str, torch.Tensor]:
-        """What the discriminators minimise and the towers maximise, by the names of the terms.
-
-        Args:
-            outputs: Of `forward`; detached for the discriminators' own step.
-        """
-        return {"adversarial": self.discriminators_loss(outputs.image_features, outputs.text_features)}
-
-    def view_terms(
-        self, image: CMFAHTowerOutput, text: CMFAHTowerOutput, labels: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """`[label-guidance]` and `[concept-guidance]`, where there are heads for them."""
-        terms = super().view_terms(image, text, labels)
-        if self.label_head is not None:
-            terms["label"] = sum(
-                label_guidance_loss(self.label_head(tower.hash_values), labels, self.config.label_positive_weight)
-                for tower in (image, text)
-            )
-        answered = [
-            label_guidance_loss(head(tower.concept_cosines[:, : self.config.num_labels]), labels)
-            for head, tower in ((self.image_concept_head, image), (self.text_concept_head, text))
-            if head is not None and tower.concept_cosines is not None  # concepts answer for an absent partner alone
-        ]
-        return {**terms, "concept": sum(answered)} if answered else terms
-
-    def towers_losses(
-        self, outputs: CMFAHForPreTrainingOutput, labels: torch.Tensor, codes: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, CMFAHLosses]:
-        """What the towers minimise with the discriminators as they are, and its terms, from what `forward` gave.
-
-        Args:
-            outputs: Of `forward`, with the graph.
-            labels: `(B, C)`, multi-hot; of a model without classes whatever `relevance` takes.
-            codes: `(B, K)` of -1 and +1, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of this batch.
-        """
-        alone = (
-            CMFAHTowerOutput(outputs.image_hash, outputs.image_features, concept_cosines=outputs.image_concept_cosines),
-            CMFAHTowerOutput(outputs.text_hash, outputs.text_features, concept_cosines=outputs.text_concept_cosines),
-        )
-        paired = None
-        if outputs.image_model_output is not None:
-            paired = outputs.image_model_output, outputs.text_model_output
-        losses = self._views_losses(alone, paired, labels, codes)
-        if self.config.adversarial_weight:  # else the discriminators are not trained, and their word is worth nothing
-            for name, value in self.adversarial_losses(outputs).items():
-                losses[name] = value
-        return self.weighted_total(losses), losses
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.FloatTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        region_features: torch.FloatTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        codes: torch.Tensor | None = None,
-        paired: bool = True,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> CMFAHForPreTrainingOutput:
-        """
-        Args:
-            pixel_values: `(B, 3, H, W)`, or `region_features` `(B, R, C)`.
-            input_ids: `(B, W)`, or `inputs_embeds` `(B, W, word_dim)`.
-            attention_mask: `(B, W)`, 1 at the words that exist.
-            labels: `(B, C)`, multi-hot. With them the loss is computed.
-            codes: `(B, K)` of -1 and +1, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of this batch.
-            paired: Whether the view with the partners is computed too. Without attention it is the other one.
-        """
-        image_model, text_model = self.cmfah.image_model, self.cmfah.text_model
-        kwargs["return_dict"] = True
-        regions_BRD = image_model.embeddings(pixel_values, region_features)
-        words_BWD, mask_BW = text_model.embed(input_ids, attention_mask, inputs_embeds)
-        attends, adds = self.config.attention != "none", self.config.guidance == "add"
-        recorded = any(kwargs.get(name) for name in ("output_attentions", "output_hidden_states"))
-        paired_image = paired_text = None
-        if attends and not adds and not recorded:
-            image_views, text_views = image_model.encoder.views(
-                regions_BRD, None, text_model.encoder, words_BWD, mask_BW, paired
-            )
-            paired_image, image = _tower_outputs(image_model, image_views)
-            paired_text, text = _tower_outputs(text_model, text_views)
-        else:
-            image = image_model.encode(regions_BRD, **kwargs)
-            text = text_model.encode(words_BWD, mask_BW, **kwargs)
-            if not attends:
-                paired_image, paired_text = image, text
-            elif paired:
-                paired_image = image_model.encode(regions_BRD, words_BWD, mask_BW, **kwargs)
-                paired_text = text_model.encode(words_BWD, mask_BW, regions_BRD, **kwargs)
-        outputs = CMFAHForPreTrainingOutput(
-            image_hash=image.hash_values,
-            text_hash=text.hash_values,
-            image_features=image.features,
-            text_features=text.features,
-            image_concept_cosines=image.concept_cosines,
-            text_concept_cosines=text.concept_cosines,
-            image_model_output=paired_image,
-            text_model_output=paired_text,
-        )
-        if labels is not None:
-            outputs.loss, outputs.losses = self.towers_losses(outputs, labels, codes)
-        return outputs
 
 
 def load_from_wholes(image_model_class: type[CMFAHImageModel], text_model_class: type[CMFAHTextModel]) -> None:
@@ -639,8 +379,6 @@ load_from_wholes(CMFAHImageModel, CMFAHTextModel)
 
 
 __all__ = [
-    "CMFAHDiscriminator",
-    "CMFAHForPreTraining",
     "CMFAHImageModel",
     "CMFAHModel",
     "CMFAHPreTrainedModel",

@@ -13,8 +13,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .backbones_cmfah import CMFAHGivenFeatures, CMFAHTorchvisionBackbone, build_backbone
 from .configuration_cmfah import CMFAHConfig
-from .fused_cmfah import cosines, largest, largest_cosines, selected, selected_by_each_other, selection_weights
-from .losses import EPSILON
+from .fused_cmfah import EPSILON, cosines, largest, largest_cosines, selected, selected_by_each_other, selection_weights
+
+
+def sign(hash_BK: torch.Tensor) -> torch.Tensor:
+    """Binary codes of -1 and +1, with `sgn(0) = +1`, `[hash]`."""
+    return torch.where(hash_BK >= 0, 1.0, -1.0).to(hash_BK.dtype)
 
 
 def _in_reading_order(
@@ -173,18 +177,6 @@ class CMFAHSelection(nn.Module):
         weights_B1PQ = weights_BPQ.to(cosines_BPQ.dtype)[:, None]
         selected_BD = (weights_B1PQ.sum(dim=-1) @ local_BPD).squeeze(1)
         return selected_BD, weights_B1PQ, largest_cosines(cosines_BPQ, mask_BP)
-
-
-class CMFAHConceptHead(nn.Module):
-    """`[concept-guidance]`: whether a class is there, from how well its concept is answered by a single position."""
-
-    def __init__(self, config: CMFAHConfig):
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.empty(1))
-        self.bias = nn.Parameter(torch.empty(config.num_labels))
-
-    def forward(self, cosines_BC: torch.Tensor) -> torch.Tensor:
-        return self.log_scale.exp() * (cosines_BC.to(torch.promote_types(cosines_BC.dtype, torch.float32)) - self.bias)
 
 
 class CMFAHLayer(GradientCheckpointingLayer):

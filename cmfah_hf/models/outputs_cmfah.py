@@ -31,36 +31,12 @@ class CMFAHTowerOutput(ModelOutput):
             Without a partner, and where concepts select: the largest cosine of each concept with a position.
     """
 
-    hash_values: torch.FloatTensor | None = None
-    features: torch.FloatTensor | None = None
-    last_hidden_state: torch.FloatTensor | None = None
+    hash_values: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
-    concept_cosines: torch.FloatTensor | None = None
-
-
-@dataclass
-class CMFAHLosses(ModelOutput):
-    """Every term of the loss before its weight, summed over modalities and, by `paired_weight`, over views; scalars.
-
-    Args:
-        intra_feature, intra_hash, quantization: J1, J2 and J3 of `[intra]`.
-        inter_feature, inter_hash: J4 and J5 of `[inter]`.
-        similarity: `[label-similarity]`.
-        label: `[label-guidance]`; `CMFAHForPreTraining` alone.
-        concept: `[concept-guidance]`; `CMFAHForPreTraining` alone.
-        adversarial: L_adv of `[adversarial]`; `CMFAHForPreTraining` alone.
-    """
-
-    intra_feature: torch.FloatTensor | None = None
-    intra_hash: torch.FloatTensor | None = None
-    quantization: torch.FloatTensor | None = None
-    inter_feature: torch.FloatTensor | None = None
-    inter_hash: torch.FloatTensor | None = None
-    similarity: torch.FloatTensor | None = None
-    label: torch.FloatTensor | None = None
-    concept: torch.FloatTensor | None = None
-    adversarial: torch.FloatTensor | None = None
+    concept_cosines: torch.Tensor | None = None
 
 
 @dataclass
@@ -71,66 +47,21 @@ class CMFAHOutput(ModelOutput):
     are not what a lone query has. `get_image_hash` and `get_text_hash` encode one modality alone.
 
     Args:
-        loss (`torch.FloatTensor`, *optional*, with `labels`): The weighted total of `losses`.
         image_hash, text_hash (`torch.FloatTensor` of shape `(B, K)`): H of `[hash]`, in (-1, 1).
         image_features, text_features (`torch.FloatTensor` of shape `(B, D)`): F of `[lstm]`.
         attentions (`tuple` of `torch.FloatTensor`): With `output_attentions=True`, each block's region x word weights
             `(B, 1, R, W)`, then each block's word x region weights `(B, 1, W, R)`; none of a side
             that does not attend.
-        losses (`CMFAHLosses`, *optional*, with `labels`): The terms, one by one.
         image_model_output, text_model_output (`CMFAHTowerOutput`): All that each tower gave, hidden states too.
     """
 
-    loss: torch.FloatTensor | None = None
-    image_hash: torch.FloatTensor | None = None
-    text_hash: torch.FloatTensor | None = None
-    image_features: torch.FloatTensor | None = None
-    text_features: torch.FloatTensor | None = None
+    image_hash: torch.Tensor | None = None
+    text_hash: torch.Tensor | None = None
+    image_features: torch.Tensor | None = None
+    text_features: torch.Tensor | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
-    losses: CMFAHLosses | None = None
     image_model_output: CMFAHTowerOutput | None = None
     text_model_output: CMFAHTowerOutput | None = None
 
     def to_tuple(self) -> tuple[Any, ...]:
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
-
-
-@dataclass
-class CMFAHForPreTrainingOutput(ModelOutput):
-    """A batch of pairs seen both ways: each item with its partner, and each alone.
-
-    Args:
-        loss (`torch.FloatTensor`, *optional*, with `labels`): What the towers minimise, L_gen - L_adv.
-        losses (`CMFAHLosses`, *optional*, with `labels`): The terms, one by one.
-        image_hash, text_hash (`torch.FloatTensor` of shape `(B, K)`): Hash values of the items alone, as in retrieval.
-        image_features, text_features (`torch.FloatTensor` of shape `(B, D)`): Features of the items alone.
-        image_concept_cosines, text_concept_cosines (`torch.FloatTensor` of shape `(B, Q)`): As in `CMFAHTowerOutput`.
-        image_model_output, text_model_output (`CMFAHTowerOutput`): All that each tower gave in the paired view.
-    """
-
-    loss: torch.FloatTensor | None = None
-    losses: CMFAHLosses | None = None
-    image_hash: torch.FloatTensor | None = None
-    text_hash: torch.FloatTensor | None = None
-    image_features: torch.FloatTensor | None = None
-    text_features: torch.FloatTensor | None = None
-    image_concept_cosines: torch.FloatTensor | None = None
-    text_concept_cosines: torch.FloatTensor | None = None
-    image_model_output: CMFAHTowerOutput | None = None
-    text_model_output: CMFAHTowerOutput | None = None
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
-
-
-@dataclass
-class CMFAHDiscriminatorOutput(ModelOutput):
-    """What a discriminator thinks of features.
-
-    Args:
-        loss (`torch.FloatTensor`, *optional*, with `labels`): Binary cross-entropy.
-        logits (`torch.FloatTensor` of shape `(B,)`): Above 0 where it takes the features for its own modality's.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None

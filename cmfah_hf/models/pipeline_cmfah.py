@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from transformers import Pipeline
 
-from .losses import sign
+from .modules_cmfah import sign
 
 # `[aqd]`: what a query is rounded to multiples of, so that every sum is exact, and items of one code tie.
 _AQD_STEP = 2.0**-14

@@ -2,67 +2,43 @@
 
 from typing import NamedTuple
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_cmfah import CMFAHConfig
 from .configuration_scahn import SCAHNConfig
-from .modeling_cmfah import (
-    CMFAHDiscriminator,
-    CMFAHForPreTraining,
-    CMFAHImageModel,
-    CMFAHModel,
-    CMFAHPreTrainedModel,
-    CMFAHTextModel,
-)
-from .modeling_scahn import (
-    SCAHNForPreTraining,
-    SCAHNImageModel,
-    SCAHNLosses,
-    SCAHNModel,
-    SCAHNPreTrainedModel,
-    SCAHNTextModel,
-)
-from .outputs_cmfah import CMFAHForPreTrainingOutput, CMFAHLosses, CMFAHOutput, CMFAHTowerOutput
+from .modeling_cmfah import CMFAHImageModel, CMFAHModel, CMFAHPreTrainedModel, CMFAHTextModel
+from .modeling_scahn import SCAHNImageModel, SCAHNModel, SCAHNPreTrainedModel, SCAHNTextModel
+from .outputs_cmfah import CMFAHOutput, CMFAHTowerOutput
 from .pipeline_cmfah import TASK, CrossModalRetrievalPipeline
 from .processing_cmfah import CMFAHProcessor
 
 
-class Method(NamedTuple):
-    """The classes of a method: its configuration, both towers, and the towers with what trains them."""
+class Towers(NamedTuple):
+    """The classes of an architecture: its configuration, and both towers."""
 
     config: type[CMFAHConfig]
     model: type[CMFAHModel]
-    pretraining: type[CMFAHForPreTraining]
 
 
 # By the `model_type` of their configurations. They share one processor.
-METHODS = {
-    "cmfah": Method(CMFAHConfig, CMFAHModel, CMFAHForPreTraining),
-    "scahn": Method(SCAHNConfig, SCAHNModel, SCAHNForPreTraining),
-}
+MODELS = {"cmfah": Towers(CMFAHConfig, CMFAHModel), "scahn": Towers(SCAHNConfig, SCAHNModel)}
 
-# Where the package is installed, the Auto classes know it; `save_pretrained` puts the code beside the weights for
+# Where the package is installed, the Auto classes know it; `save_pretrained` puts the code next to the weights for
 # where it is not.
-for _name, _method in METHODS.items():
-    AutoConfig.register(_name, _method.config)
-    AutoModel.register(_method.config, _method.model)
-    AutoModelForPreTraining.register(_method.config, _method.pretraining)
-    AutoProcessor.register(_method.config, CMFAHProcessor)
-    _method.config.register_for_auto_class()
-    _method.model.register_for_auto_class("AutoModel")
-    _method.pretraining.register_for_auto_class("AutoModelForPreTraining")
+for _name, _towers in MODELS.items():
+    AutoConfig.register(_name, _towers.config)
+    AutoModel.register(_towers.config, _towers.model)
+    AutoProcessor.register(_towers.config, CMFAHProcessor)
+    _towers.config.register_for_auto_class()
+    _towers.model.register_for_auto_class("AutoModel")
 CMFAHProcessor.register_for_auto_class("AutoProcessor")
 PIPELINE_REGISTRY.register_pipeline(TASK, CrossModalRetrievalPipeline, pt_model=AutoModel, type="multimodal")
 
 __all__ = [
-    "METHODS",
+    "MODELS",
     "CMFAHConfig",
-    "CMFAHDiscriminator",
-    "CMFAHForPreTraining",
-    "CMFAHForPreTrainingOutput",
     "CMFAHImageModel",
-    "CMFAHLosses",
     "CMFAHModel",
     "CMFAHOutput",
     "CMFAHPreTrainedModel",
@@ -70,12 +46,10 @@ __all__ = [
     "CMFAHTextModel",
     "CMFAHTowerOutput",
     "CrossModalRetrievalPipeline",
-    "Method",
     "SCAHNConfig",
-    "SCAHNForPreTraining",
     "SCAHNImageModel",
-    "SCAHNLosses",
     "SCAHNModel",
     "SCAHNPreTrainedModel",
     "SCAHNTextModel",
+    "Towers",
 ]

@@ -18,7 +18,7 @@ from cmfah_hf.documents import file_of
 from cmfah_hf.errors import CheckpointError, HubConnectionError, HubError, HubServerError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.hub_access import hub_errors, hub_file
-from cmfah_hf.models import METHODS, CMFAHModel, CMFAHProcessor
+from cmfah_hf.models import MODELS, CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.model_files import ModelFileError, hub_arguments, is_folder, pinned, read_object
 from cmfah_hf.models.model_files import find_file as model_file
 
@@ -166,7 +166,7 @@ def _towers_class(config_file: Path) -> type[CMFAHModel]:
         found = read_object(config_file).get("model_type")
     except (OSError, ModelFileError):
         found = None
-    return METHODS[found if isinstance(found, str) and found in METHODS else "cmfah"].model
+    return MODELS[found if isinstance(found, str) and found in MODELS else "cmfah"].model
 
 
 def _load(part: Any, source: str, kwargs: dict[str, Any]) -> Any:

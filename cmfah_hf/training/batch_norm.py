@@ -1,7 +1,7 @@
-"""Batch normalisation over the pairs of all processes.
+"""Batch normalization over the pairs of all processes.
 
-PyTorch's `SyncBatchNorm` runs on accelerators alone; this runs wherever the processes can send at all. It keeps the
-parameters, the buffers and their names, so a model that trained so is saved and loaded as any other.
+PyTorch's `SyncBatchNorm` runs on accelerators alone; this runs wherever the processes can communicate. It keeps the
+parameters, the buffers and their names, so a model trained with it is saved and loaded as any other.
 
 Shape suffixes: C channels.
 """
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum of all processes' tensors, in each; and of their gradients, since each process's part is in every sum."""
+    """The sum of all processes' tensors, in each process; the gradients are summed likewise."""
 
     @staticmethod
     def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
@@ -32,7 +32,7 @@ class _SumOverProcesses(torch.autograd.Function):
         return _SumOverProcesses.apply(gradient)
 
 
-class _GlobalStatistics:
+class _GlobalStatistics(_BatchNorm):
     """`forward` of a batch norm whose mean and variance are those of the whole batch."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ class _GlobalStatistics:
             return super().forward(features)
         if process_count() > 1:
             return self._normalize_over_processes(features)
-        if features.numel() == features.shape[1]:  # one value a channel has no spread to divide by
+        if features.numel() == features.shape[1]:  # one value per channel has no variance
             return nn.functional.batch_norm(
                 features, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
@@ -54,17 +54,18 @@ class _GlobalStatistics:
         totals = _SumOverProcesses.apply(torch.cat([wide.sum(dims), wide.new_tensor([count])]))
         count = totals[-1].detach()
         mean_C = totals[:-1] / count
-        # In a second pass: the mean of the squares less the square of the mean would lose what float32 has to lose.
-        centred = wide - mean_C.view(shape)
-        variance_C = _SumOverProcesses.apply(centred.square().sum(dims)) / count
-        if self.track_running_stats:
+        # In a second pass: the mean of the squares minus the square of the mean would lose digits in float32.
+        centered = wide - mean_C.view(shape)
+        variance_C = _SumOverProcesses.apply(centered.square().sum(dims)) / count
+        mean, variance, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        if mean is not None and variance is not None and batches is not None:
             with torch.no_grad():
-                self.num_batches_tracked += 1
-                momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-                self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), momentum)
+                batches += 1
+                momentum = self.momentum if self.momentum is not None else 1 / float(batches)
+                mean.lerp_(mean_C.to(mean.dtype), momentum)
                 unbiased_C = variance_C * count / (count - 1).clamp(min=1)
-                self.running_var.lerp_(unbiased_C.to(self.running_var.dtype), momentum)
-        normalized = centred * (variance_C + self.eps).rsqrt().view(shape)
+                variance.lerp_(unbiased_C.to(variance.dtype), momentum)
+        normalized = centered * (variance_C + self.eps).rsqrt().view(shape)
         if self.affine:
             normalized = normalized * self.weight.view(shape) + self.bias.view(shape)
         return normalized.to(features.dtype)
@@ -77,9 +78,9 @@ _GLOBAL = {
 
 
 def use_global_statistics(model: nn.Module) -> None:
-    """Lets every batch norm of a model train on the statistics of the whole batch, in place.
+    """Makes every batch norm of a model train on the statistics of the whole batch, in place.
 
-    A batch of one pair, which has none, is normalised by the running ones.
+    A batch of one pair, which has no variance, is normalized by the running statistics.
     """
     left = []
     for name, module in model.named_modules():
@@ -89,7 +90,7 @@ def use_global_statistics(model: nn.Module) -> None:
             left.append(name)
     if left and process_count() > 1 and any(p.requires_grad for p in model.get_submodule(left[0]).parameters()):
         logger.warning(
-            "%s and %d more normalise each process's share of a batch by itself: they are no plain BatchNorm.",
+            "%s and %d more normalize each process's share of a batch by itself: they are no plain BatchNorm.",
             left[0],
             len(left) - 1,
         )

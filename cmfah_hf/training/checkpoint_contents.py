@@ -24,7 +24,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError
-from cmfah_hf.models import METHODS
+from cmfah_hf.methods.pretraining import PRETRAINING_MODELS, current_name
 
 _WEIGHTS = "model.safetensors"
 _LOADABLE = (".pt", ".pth", ".bin", ".safetensors")
@@ -142,8 +142,9 @@ def _weights_damage(folder: Path) -> str | None:
         return f"{_WEIGHTS} is missing"
     try:
         with safe_open(folder / _WEIGHTS, "pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            kinds = {file.get_slice(name).get_dtype() for name in found}
+            names = list(file.keys())
+            found = {current_name(name): tuple(file.get_slice(name).get_shape()) for name in names}
+            kinds = {file.get_slice(name).get_dtype() for name in names}
     except (SafetensorError, OSError) as error:
         return f"{_WEIGHTS} is damaged ({_in_one_line(error)})"
     for name in sorted(expected.keys() | found.keys()):
@@ -158,13 +159,13 @@ def _tensors_of_model(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors of the model in `config.json`, without allocating them."""
     content = read_json(folder / "config.json", CheckpointError)
     kind = content.get("model_type") if isinstance(content, dict) else None
-    if not isinstance(kind, str) or kind not in METHODS:
+    if not isinstance(kind, str) or kind not in PRETRAINING_MODELS:
         raise CheckpointError("config.json is not that of a model of this package")
-    method = METHODS[kind]
+    model_class = PRETRAINING_MODELS[kind]
     try:
-        config = method.config.from_pretrained(folder)
+        config = model_class.config_class.from_pretrained(folder)
         with torch.device("meta"):
-            model = method.pretraining(config)
+            model = model_class(config)
     except (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError, StrictDataclassError) as error:
         raise CheckpointError(f"config.json makes no model ({_in_one_line(error)})") from error
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -335,12 +336,12 @@ def _in_one_line(error: Exception) -> str:
 _CHECKS: tuple[tuple[str, Callable[[Path], str | None]], ...] = (
     (r"optimizer\.pt", _torch_check(_is_optimizer)),
     (r"scheduler\.pt", _torch_check(_is_schedule)),
-    (r"discriminator_optimizer\.pt", _torch_check(_is_second_player)),
-    (r"(discriminator_)?scaler\.pt", _torch_check(_is_scaler)),
+    (r"[a-z]+_optimizer\.pt", _torch_check(_is_second_player)),
+    (r"([a-z]+_)?scaler\.pt", _torch_check(_is_scaler)),
     (r"rng_state(_\d+)?\.pth", _torch_check(_is_generators)),
     # FSDP names parameters instead of numbering them.
     (r"(optimizer|pytorch_model_fsdp)(_\d+)?\.bin", _torch_check(lambda content: isinstance(content, dict))),
     (r".*/\.metadata", _metadata_damage),
     (r"progress(_\d+)?\.safetensors", _safetensors_check(_is_progress)),
-    (r"codes\.safetensors", _safetensors_check(lambda shapes: list(map(len, shapes.values())) == [2])),
+    (r"codes\.safetensors", _safetensors_check(lambda shapes: bool(shapes) and all(shapes.values()))),
 )

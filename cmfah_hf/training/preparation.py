@@ -12,7 +12,8 @@ from cmfah_hf.data.label_counts import LabelCounts
 from cmfah_hf.data.similarity import LabelSimilarity, PairSimilarity, Similarity, TagSimilarity
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
 from cmfah_hf.expansion.label_vectors import label_vectors
-from cmfah_hf.models import METHODS, CMFAHForPreTraining, CMFAHProcessor
+from cmfah_hf.methods.pretraining import PRETRAINING_MODELS, CMFAHForPreTraining
+from cmfah_hf.models import CMFAHProcessor
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
 from cmfah_hf.training.backbone import backbone_weights, load_backbone_weights
 from cmfah_hf.training.data.pairs import Pairs, read_pairs
@@ -82,12 +83,20 @@ def prepare(run: Run, output: Path, checkpoint: Path | None) -> PreparedRun:
         if expander is not None:
             pairs = pairs.expanded(expander)
     similarity, measured = similarities(run.data, pairs, expander)
-    if isinstance(similarity, TagSimilarity):
-        run = replace(run, model={"positive_overlap": similarity.threshold, **run.model})
-        similarity.threshold = run.model["positive_overlap"]
+    run = _with_threshold(run, similarity)
     # Counted once: the label graph of a refit is that of the training pairs, as its vocabulary is.
     label_counts = pairs.label_counts if run.setting("use_label_graph") else None
     return PreparedRun(run, pairs, expander, embedding, similarity, measured, label_counts)
+
+
+def _with_threshold(run: Run, similarity: Similarity) -> Run:
+    """The run with the threshold of similar tags as `positive_overlap`, where its objective has that setting."""
+    names = run.objective_class.settings_class.names()
+    if not isinstance(similarity, TagSimilarity) or "positive_overlap" not in names:
+        return run
+    run = replace(run, objective={"positive_overlap": similarity.threshold, **run.objective})
+    similarity.threshold = run.objective["positive_overlap"]
+    return run
 
 
 class _ExpandedTexts:
@@ -145,21 +154,21 @@ def build_model(
         settings |= {"image_feature_dim": feature_dim, "backbone": None, "backbone_config": None}
     if not classes and run.setting("label_weight"):
         logger.info("Without labels there is no label guidance: label_weight is taken as 0.")
-        settings["label_weight"] = 0
+        run = replace(run, objective={**run.objective, "label_weight": 0})
     config = run.config_class(
         **settings,
         vocab_size=len(embedding.vocabulary) + len(SPECIAL_TOKENS),
         id2label=dict(enumerate(classes)),
         label2id={name: number for number, name in enumerate(classes)},
     )
-    model = METHODS[run.method].pretraining(config)
+    model = PRETRAINING_MODELS[config.model_type](config, run.objective_config(), run.method)
     table = model.get_input_embeddings().weight.data
     table.zero_()
     # Of one length, as the regions: the lengths of skip-gram's vectors show the frequency of a word, not its meaning.
     table[len(SPECIAL_TOKENS) :] = torch.nn.functional.normalize(vectors_VE, dim=1) * vectors_VE.shape[1] ** 0.5
     if label_counts is not None:
         counts_CC = torch.from_numpy(label_counts.matrix(classes))
-        model.label_graph.fill(counts_CC, torch.from_numpy(label_vectors(classes, embedding)))
+        model.objective.label_graph.fill(counts_CC, torch.from_numpy(label_vectors(classes, embedding)))
     weights = backbone_weights(run.data, config)
     if backbone is not None:  # the backbone of the regions, whose weights may be random
         model.cmfah.image_model.embeddings.backbone.load_state_dict(backbone.state_dict())

@@ -1,39 +1,40 @@
-"""What the processes of a training run do together: share out a batch, and see its loss over the whole batch.
+"""Data-parallel training with the loss of the whole batch in every process.
 
-Each process encodes its share of a batch, and all hold the loss of the whole: a pair's negatives come from everyone's
-pairs, and the figures are those of one process with the whole batch (docs/training.md). Without several processes,
-nothing here does anything.
+Each process encodes its share of a batch, and all compute the loss of the whole batch: a pair's negatives come from all
+processes, and the results are those of one process with the whole batch (docs/training.md). In a single process, these
+functions do nothing.
 
 Shape suffixes: B pairs of the whole batch, b pairs of this process's share, X columns of any kind.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import fields
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed as dist
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
+from transformers.utils import ModelOutput
 
-from cmfah_hf.models.outputs_cmfah import CMFAHForPreTrainingOutput, CMFAHTowerOutput
+Outputs = TypeVar("Outputs", bound=ModelOutput)
 
 
 def process_count() -> int:
-    """How many processes train together; 1 where `torch.distributed` is not in use."""
+    """The number of processes; 1 where `torch.distributed` is not in use."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 class BatchShare(BatchSampler):
-    """This process's share of every batch, a run of neighbours; the shares differ by one pair at most.
+    """This process's contiguous share of every batch; the shares differ by one pair at most.
 
-    The last batch of an epoch is shared out as it is, neither filled up with pairs that were seen before nor given to
-    one process alone. If it has fewer pairs than there are processes, nobody gets a share of it.
+    The last batch of an epoch is divided as it is: it is neither padded with earlier pairs nor given to one process. It
+    is dropped if it has fewer pairs than there are processes.
 
     Args:
         batches: Of one process's batch size; gives the order of the pairs, the same in all processes.
-        num_processes: How many share a batch, which holds so many times `batches.batch_size` pairs.
-        process_index: Whose share this is.
+        num_processes: A whole batch holds `num_processes * batches.batch_size` pairs.
+        process_index: Of this process.
     """
 
     def __init__(self, batches: BatchSampler, num_processes: int, process_index: int):
@@ -53,19 +54,19 @@ class BatchShare(BatchSampler):
             yield batch[start : start + each + (self.process_index < more)]
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.sampler), self.batch_size * self.num_processes)
+        full, rest = divmod(len(cast(Sized, self.sampler)), self.batch_size * self.num_processes)
         return full + (not self.drop_last and rest >= self.num_processes)
 
 
 def share_batches(loader: DataLoader) -> DataLoader:
     """Puts `BatchShare` into a loader that accelerate made for several processes.
 
-    Left alone, it would fill the last batch with pairs of the epoch's first. Streams have loaders of their own.
+    Otherwise, it would pad the last batch with the epoch's first pairs. Streams have loaders of their own.
     """
-    shard = getattr(loader, "batch_sampler", None)
+    shard: Any = getattr(loader, "batch_sampler", None)
     if getattr(shard, "num_processes", 1) > 1 and not shard.split_batches:
         shard.batch_sampler = BatchShare(shard.batch_sampler, shard.num_processes, shard.process_index)
-        # What it gives out is a share already.
+        # Its batches are shares already.
         shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
     return loader
 
@@ -73,9 +74,9 @@ def share_batches(loader: DataLoader) -> DataLoader:
 class _GatherRows(torch.autograd.Function):
     """The rows of all processes, in their order; the gradient of the own rows, times the number of processes.
 
-    Every process computes the same loss of all rows, so nothing need be sent back: the sum over the processes of what
-    their losses say of a row is so many times what its own says. The wrapper of the model averages gradients over the
-    processes, which divides by that number again.
+    Every process computes the same loss of all rows, so the gradients need no communication: a row's gradients summed
+    over the processes are its own times their number. The wrapper of the model averages gradients over the processes,
+    which divides by that number again.
     """
 
     @staticmethod
@@ -83,77 +84,85 @@ class _GatherRows(torch.autograd.Function):
         rank, world = dist.get_rank(), dist.get_world_size()
         sizes = [torch.zeros(1, dtype=torch.long, device=rows_bX.device) for _ in range(world)]
         dist.all_gather(sizes, torch.tensor([len(rows_bX)], device=rows_bX.device))
-        sizes = torch.cat(sizes).tolist()
-        padded = rows_bX.new_zeros(max(sizes), *rows_bX.shape[1:])
+        counts: list[int] = torch.cat(sizes).tolist()
+        padded = rows_bX.new_zeros(max(counts), *rows_bX.shape[1:])
         padded[: len(rows_bX)] = rows_bX
         parts = [torch.empty_like(padded) for _ in range(world)]
         dist.all_gather(parts, padded)
-        ctx.start, ctx.size, ctx.world = sum(sizes[:rank]), len(rows_bX), world
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        ctx.start, ctx.size, ctx.world = sum(counts[:rank]), len(rows_bX), world
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
     def backward(ctx, gradient_BX: torch.Tensor) -> torch.Tensor:
         return gradient_BX[ctx.start : ctx.start + ctx.size] * ctx.world
 
 
-def gather_rows(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
-    """Tensors `(b, X)` as `(B, X)`, the rows of all processes one below the other, with gradients.
+def gather_rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Tensors `(b, ...)` as `(B, ...)`, the rows of all processes in their order, with gradients.
 
-    All go in one message. `None` stays None, as a tensor of which none is asked of the others; it must be None in all
-    processes. Each keeps its type; what takes no gradient here takes none there.
+    All are sent in one message. Each keeps its type; what needs no gradient here needs none there.
     """
-    held = [tensor for tensor in tensors if tensor is not None]
-    if process_count() == 1 or not held:
+    if process_count() == 1 or not tensors:
         return list(tensors)
     wide = torch.float32
-    for tensor in held:
-        wide = torch.promote_types(wide, tensor.dtype)
-    rows = _GatherRows.apply(torch.cat([tensor.flatten(1).to(wide) for tensor in held], dim=1))
-    columns = iter(rows.split([tensor[0].numel() for tensor in held], dim=1))
-    gathered = []
     for tensor in tensors:
-        if tensor is not None:
-            part = next(columns).unflatten(1, tensor.shape[1:]).to(tensor.dtype)
-            gathered.append(part if tensor.requires_grad else part.detach())
-        else:
-            gathered.append(None)
+        wide = torch.promote_types(wide, tensor.dtype)
+    rows = _GatherRows.apply(torch.cat([tensor.reshape(len(tensor), -1).to(wide) for tensor in tensors], dim=1))
+    columns = rows.split([tensor[0].numel() for tensor in tensors], dim=1)
+    gathered = []
+    for tensor, part in zip(tensors, columns, strict=True):
+        part = part.reshape(-1, *tensor.shape[1:]).to(tensor.dtype)
+        gathered.append(part if tensor.requires_grad else part.detach())
     return gathered
 
 
-def gather_batch(outputs: CMFAHForPreTrainingOutput, *others: torch.Tensor | None) -> tuple[Any, ...]:
-    """The outputs for the whole batch, from those for this process's share: all that the losses pair up.
+def gather_outputs(outputs: Outputs, rows: Mapping[str, torch.Tensor]) -> tuple[Outputs, dict[str, torch.Tensor]]:
+    """The outputs for the whole batch, from those for this process's share.
+
+    All tensors `(b, X)` of the outputs are gathered, those of outputs within them too. Others are left out: what has a
+    dimension for positions, such as `last_hidden_state`, differs in length between processes.
 
     Args:
-        outputs: Of `CMFAHForPreTraining.forward`. What stands a position, such as `last_hidden_state`, is left out.
-        others: Further tensors of the share, a row a pair: labels, codes.
+        outputs: Of the model's `forward`.
+        rows: Further tensors of the share, a row for each pair, by name: labels, codes.
     """
     if process_count() == 1:
-        return outputs, *others
-    image, text = (
-        CMFAHTowerOutput() if tower is None else tower
-        for tower in (outputs.image_model_output, outputs.text_model_output)
-    )
-    own = (outputs.image_hash, outputs.text_hash, outputs.image_features, outputs.text_features)
-    concepts = (outputs.image_concept_cosines, outputs.text_concept_cosines)
-    paired = (image.hash_values, text.hash_values, image.features, text.features)
-    rows = gather_rows(*own, *paired, *concepts, *others)
-    is_paired = outputs.image_model_output is not None
-    whole = replace(
-        outputs,
-        image_hash=rows[0],
-        text_hash=rows[1],
-        image_features=rows[2],
-        text_features=rows[3],
-        image_concept_cosines=rows[8],
-        text_concept_cosines=rows[9],
-        image_model_output=CMFAHTowerOutput(hash_values=rows[4], features=rows[6]) if is_paired else None,
-        text_model_output=CMFAHTowerOutput(hash_values=rows[5], features=rows[7]) if is_paired else None,
-    )
-    return whole, *rows[10:]
+        return outputs, dict(rows)
+    found = _row_tensors(outputs)
+    gathered = iter(gather_rows(*found, *rows.values()))
+    whole = _with_row_tensors(outputs, gathered)
+    return whole, dict(zip(rows, gathered, strict=True))
+
+
+def detached(outputs: Outputs) -> Outputs:
+    """The tensors `(B, X)` of the outputs, without their graph."""
+    return _with_row_tensors(outputs, (tensor.detach() for tensor in _row_tensors(outputs)))
+
+
+def _row_tensors(outputs: Any) -> list[torch.Tensor]:
+    found = []
+    for part in fields(outputs):
+        value = getattr(outputs, part.name)
+        if isinstance(value, ModelOutput):
+            found += _row_tensors(value)
+        elif isinstance(value, torch.Tensor) and value.dim() == 2:
+            found.append(value)
+    return found
+
+
+def _with_row_tensors(outputs: Outputs, tensors: Iterator[torch.Tensor]) -> Outputs:
+    kept: dict[str, Any] = {}
+    for part in fields(cast(Any, outputs)):
+        value = getattr(outputs, part.name)
+        if isinstance(value, ModelOutput):
+            kept[part.name] = _with_row_tensors(value, tensors)
+        elif isinstance(value, torch.Tensor) and value.dim() == 2:
+            kept[part.name] = next(tensors)
+    return type(outputs)(**kept)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """The mean over the processes of the gradients of parameters that no wrapper looks after, in one message."""
+    """Averages over the processes the gradients of parameters outside the model's wrapper, in one message."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if process_count() == 1 or not gradients:
         return
@@ -166,7 +175,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def broadcast_from_main(tensors: Iterable[torch.Tensor], device: torch.device) -> None:
-    """Gives all processes the values of the first one's tensors, by way of `device`, which can send."""
+    """Copies the first process's tensors to all others, through `device`, which can send."""
     if process_count() == 1:
         return
     for tensor in tensors:
@@ -176,8 +185,8 @@ def broadcast_from_main(tensors: Iterable[torch.Tensor], device: torch.device) -
 
 
 def broadcast_figures(figures: Sequence[float] | None, count: int, device: torch.device) -> list[float]:
-    """The main process's figures, in all processes; the others give None and how many there are."""
-    if process_count() == 1:
+    """The main process's figures, in all processes; the others pass None and their count."""
+    if process_count() == 1 and figures is not None:
         return list(figures)
     dtype = torch.float32 if device.type == "mps" else torch.float64
     sent = torch.zeros(count, dtype=dtype) if figures is None else torch.tensor(figures, dtype=dtype)

@@ -16,7 +16,7 @@ from cmfah_hf.atomic import write_text
 from cmfah_hf.data.similarity import PairSimilarity
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import METRICS_NAME
-from cmfah_hf.models import METHODS, CMFAHProcessor
+from cmfah_hf.models import MODELS, CMFAHProcessor
 from cmfah_hf.training.checkpoints import (
     begin_anew,
     disk_errors,
@@ -32,7 +32,8 @@ from cmfah_hf.training.run_folder import held, make_output_folder
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.settings.configuration import Run
 from cmfah_hf.training.settings.run_yaml import write_settings
-from cmfah_hf.training.trainer import CMFAHTrainer, without_augmentation
+from cmfah_hf.training.task import without_augmentation
+from cmfah_hf.training.trainer import CMFAHTrainer
 
 REFIT_NAME = "refit"
 
@@ -108,7 +109,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         write_text(output / METRICS_NAME, json.dumps(metrics, indent=2) + "\n", CheckpointError)
     shutil.rmtree(output / REFIT_NAME, ignore_errors=True)  # the model holds its result
     if args.push_to_hub:
-        trainer.push_finished(output)
+        trainer.hub.push(output)
     return metrics
 
 
@@ -122,7 +123,7 @@ def _trainer(prepared: PreparedRun, args: CMFAHTrainingArguments, train_pairs: A
         prepared.pairs.splits["validation"],
         processing_class=processor,
         text_column=prepared.text_column,
-        relevance=prepared.similarity,
+        similarity=prepared.similarity,
         measured=prepared.measured,
         # Pairs that are similar only to themselves are ranked among the validation pairs, which no training saw.
         database=None
@@ -169,7 +170,7 @@ def _query_figures(prepared: PreparedRun, trainer: CMFAHTrainer, output: Path) -
     if queries is None or not all("labels" in side.column_names for side in (queries, database)):
         return {}
     if trainer.is_fsdp_enabled:  # its weights are spread over processes that have ended their part
-        towers = METHODS[run.method].model.from_pretrained(output).to(run.training.device)
+        towers = MODELS[run.objective_class.model_type].model.from_pretrained(output).to(run.training.device)
     else:
         towers = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).cmfah
     processor = cast(CMFAHProcessor, trainer.processing_class)

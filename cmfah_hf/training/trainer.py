@@ -1,26 +1,24 @@
-"""CMFAH's alternating updates as a `Trainer`."""
+"""`CMFAHTrainer`: a `Trainer` for models with an objective, which may have several players."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback, get_scheduler
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
 
 from cmfah_hf.data.collator import PairCollator
-from cmfah_hf.data.similarity import PairSimilarity, Similarity
-from cmfah_hf.errors import CheckpointError, DataError
-from cmfah_hf.evaluation import RetrievalEvaluator
-from cmfah_hf.models import CMFAHForPreTraining, CMFAHForPreTrainingOutput, CMFAHProcessor
-from cmfah_hf.models.losses import sign
+from cmfah_hf.data.similarity import Similarity
+from cmfah_hf.errors import DataError
+from cmfah_hf.methods import CMFAHForPreTraining, TrainingState
+from cmfah_hf.models import CMFAHProcessor
 from cmfah_hf.training.batch_norm import use_global_statistics
-from cmfah_hf.training.checkpoint_contents import check_optimizer, check_schedule, read_torch_file
+from cmfah_hf.training.checkpoint_store import CheckpointStore, check_same_model
+from cmfah_hf.training.checkpoints import begin_anew, find_checkpoint
 from cmfah_hf.training.data.stream_loaders import (
     StreamPlaceCallback,
     as_stream,
@@ -29,68 +27,37 @@ from cmfah_hf.training.data.stream_loaders import (
     stream_loader,
 )
 from cmfah_hf.training.data.streams import PairStream, StreamPart
-from cmfah_hf.training.hub_trainer import HubTrainer
-from cmfah_hf.training.processes import (
-    average_gradients,
-    broadcast_figures,
-    broadcast_from_main,
-    gather_batch,
-    share_batches,
-)
-from cmfah_hf.training.resuming import NO_BATCH
-from cmfah_hf.training.run_folder import replacing_files
+from cmfah_hf.training.hub_uploads import HubUploads
+from cmfah_hf.training.loss_terms import LossTerms
+from cmfah_hf.training.players import ObjectiveCallback, PlayerUpdates, keep_whole
+from cmfah_hf.training.processes import broadcast_figures, broadcast_from_main, detached, gather_outputs, share_batches
+from cmfah_hf.training.run_folder import held, make_output_folder, remove_unfinished, replacing_files
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.settings.ranges import taken
+from cmfah_hf.training.task import FIGURE_COUNT, RetrievalTask, numbered, without_augmentation
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from cmfah_hf.hub import PushedModel
 
-DISCRIMINATOR_OPTIMIZER_NAME = "discriminator_optimizer.pt"
-DISCRIMINATOR_SCALER_NAME = "discriminator_scaler.pt"
-CODES_NAME = "codes.safetensors"
 TRAINING_ARGS_NAME = "training_args.json"
-AUGMENTING_COLUMN = "region_features_mirrored"
+NO_BATCH = (
+    "There is not one batch to train on; take more pairs, a smaller per_device_train_batch_size, or "
+    "--dataloader_drop_last false."
+)
 
 
-def without_augmentation(pairs):
-    """A data set without the column that holds its pictures' mirror images, for whoever measures and does not train."""
-    if isinstance(pairs, PairStream):  # in evaluation it gives none
-        return pairs
-    if not hasattr(pairs, "column_names"):
-        return _Rows(pairs, augmented=False) if has_length(pairs) and not isinstance(pairs, Mapping) else pairs
-    return pairs.remove_columns(AUGMENTING_COLUMN) if AUGMENTING_COLUMN in (pairs.column_names or ()) else pairs
+class CMFAHTrainer(Trainer):
+    """Trains the towers of a model with an objective, and the objective's players, `[algorithm-1]`.
 
-
-class _Rows(torch.utils.data.Dataset):
-    """Rows of a list or of torch's own data sets, with their numbers under `row` or without what augments them."""
-
-    def __init__(self, rows: Sequence[dict[str, Any]], numbered: bool = False, augmented: bool = True):
-        self.rows, self.numbered, self.augmented = rows, numbered, augmented
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        row = dict(self.rows[number])
-        if self.numbered:
-            row["row"] = number
-        if not self.augmented:
-            row.pop(AUGMENTING_COLUMN, None)
-        return row
-
-
-class CMFAHTrainer(HubTrainer):
-    """Trains a `CMFAHForPreTraining` by `[algorithm-1]`: for each batch the discriminators, then the towers.
-
-    The towers see a batch once; the discriminators learn from its features, detached, and with the discriminators as
-    they then are the towers' loss is computed and sent back. Each player has an optimizer and a schedule of its own,
-    and both are in the checkpoint, as is `B`, the codes of all training pairs. What is evaluated, and what decides
-    which model is best, is retrieval with each modality encoded alone: the evaluation pairs are the queries, the
-    training pairs (or `database`) are what is searched.
-
-    On several processes each encodes its share of a batch, and the losses are those of the whole (docs/training.md).
+    The towers encode a batch once. Each player of the objective takes a step on these outputs, detached; then the
+    towers' loss is computed with all players fixed, and the towers take theirs. Evaluation, which selects the best
+    model, is unimodal retrieval: the evaluation pairs are the queries, and the training pairs (or `database`) are
+    searched. An interrupted training resumes bit-identically. On several processes each encodes its share of a batch,
+    and the losses are those of the whole (docs/training.md). With `push_to_hub` in the arguments the repository is
+    created with the trainer, so that a token that may not write fails before the first step.
 
     Args:
-        model: The towers with what trains them, a `CMFAHForPreTraining` or a `SCAHNForPreTraining`.
+        model: A model with an objective, such as a `CMFAHForPreTraining`.
         args: A `CMFAHTrainingArguments`.
         train_dataset: Rows as `PairCollator` reads them: a data set, map-style or a stream, of `datasets` or of torch,
             or a list. The rows of a stream of `datasets` are counted first, unless `max_steps` is given; a
@@ -98,10 +65,10 @@ class CMFAHTrainer(HubTrainer):
         eval_dataset: The validation pairs. Never the test queries.
         processing_class: The model's `CMFAHProcessor`, saved with it.
         text_column: The column that the texts are read from.
-        database: The pairs that evaluation searches. None: the training pairs; where pairs are alike to nothing but
-            themselves, the evaluation pairs.
-        similarity: Similarity of training pairs. None: the labels of the model's classes.
-        measured: What makes pairs alike in evaluation. None: the same.
+        database: The pairs that evaluation searches. None: the training pairs; where pairs are similar to nothing
+            but themselves, the evaluation pairs.
+        similarity: The similarity of training pairs. None: by the labels of the model's classes.
+        measured: The similarity of pairs in evaluation. None: the same.
         data_collator, callbacks, ...: As in `Trainer`.
     """
 
@@ -125,17 +92,15 @@ class CMFAHTrainer(HubTrainer):
         if data_collator is None:
             classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
             data_collator = PairCollator(processing_class, classes, text_column, similarity)
-        self.measuring_collator = data_collator
-        if measured is not None:
-            self.measuring_collator = PairCollator(processing_class, None, text_column, measured)
-        train_dataset = as_training_stream(train_dataset, args)
-        eval_dataset, database = as_stream(eval_dataset), as_stream(database)
-        self.learns_by_row = args.codes_update == "epoch" and train_dataset is not None and has_length(train_dataset)
-        self.learns_by_row = self.learns_by_row and not isinstance(train_dataset, PairStream)
-        if self.learns_by_row and not hasattr(train_dataset, "column_names"):
-            train_dataset = _Rows(train_dataset, numbered=True)
-        elif self.learns_by_row and "row" not in train_dataset.column_names:
-            train_dataset = train_dataset.add_column("row", list(range(len(train_dataset))))
+        self.task = RetrievalTask(data_collator, processing_class, text_column, database, similarity, measured)
+        self.hub = HubUploads(self)
+        train_dataset, eval_dataset = as_training_stream(train_dataset, args), as_stream(eval_dataset)
+        by_row = args.codes_update == "epoch" and train_dataset is not None and has_length(train_dataset)
+        by_row = by_row and not isinstance(train_dataset, PairStream)
+        if args.should_save:
+            make_output_folder(args.output_dir)
+        if by_row:
+            train_dataset = numbered(train_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -143,91 +108,57 @@ class CMFAHTrainer(HubTrainer):
             train_dataset=train_dataset,
             eval_dataset=without_augmentation(eval_dataset),
             processing_class=processing_class,
-            callbacks=callbacks,
+            callbacks=None if callbacks is None else list(callbacks),
             **kwargs,
         )
-        self.measured = measured or similarity
-        # A partner is not among the training pairs, so with nothing else to find, the evaluation pairs are searched.
-        searches_own = database is None and isinstance(self.measured, PairSimilarity)
-        self.database = self.eval_dataset if searches_own else database
-        self.evaluator = RetrievalEvaluator(metrics=("map", "random"), ranking="hamming")
-        self.codes: torch.Tensor | None = None  # B of [algorithm-1], int8 (N, K); None until the first epoch has ended
-        self.discriminator_optimizer = None
-        self.discriminator_scheduler = None
-        self.discriminator_scaler: torch.amp.GradScaler | None = None  # of float16 alone
-        self._term_sums: dict[str, torch.Tensor] = {}
-        self._term_count = 0
+        self.training_state = (
+            TrainingState(len(train_dataset), encode=self._encode_training_pairs) if by_row else TrainingState()
+        )
+        self.players = {player.name: PlayerUpdates(player, self) for player in self.pretraining.objective.players()}
+        self.loss_terms = LossTerms()
         self.loss_is_scaled_for_ga = False
-        # Outside their own step the discriminators are fixed. So the towers' optimizer does not hold them, and a
-        # distributed wrapper of the model does not wait for their gradients.
-        self._discriminators.requires_grad_(False)
         self._make_model_fit_for_processes()
-        self.add_callback(_CodesCallback(self))
+        self.store = CheckpointStore(self)
+        self.add_callback(ObjectiveCallback(self))
         self.add_callback(StreamPlaceCallback())
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
-    @property
-    def plain_train_dataset(self):
-        """The training pairs as they are, without what augments them."""
-        return without_augmentation(self.train_dataset)
-
     def _make_model_fit_for_processes(self) -> None:
-        model = self._pretraining
+        model = self.pretraining
         use_global_statistics(model)
         broadcast_from_main([*model.parameters(), *model.buffers()], self.args.device)
         if self.is_fsdp_enabled:
-            plugin = self.accelerator.state.fsdp_plugin
-            # The discriminators stay whole in every process: their step is taken outside the sharded model's `forward`.
-            plugin.ignored_modules = list(self._discriminators)
-            if plugin.fsdp_version == 2:
-                # The losses read the label layer outside `forward` too, in float32; autocast sees to the rest.
-                plugin.mixed_precision_policy = None
+            keep_whole(self.players.values(), self.accelerator.state.fsdp_plugin)
 
     @property
-    def _pretraining(self) -> CMFAHForPreTraining:
-        """The model without its wrappers. Not with `keep_torch_compile`, which tears a compiled model's wrapper off."""
+    def pretraining(self) -> CMFAHForPreTraining:
+        """The model without its wrappers."""
         if isinstance(self.model, CMFAHForPreTraining):  # most often; `unwrap_model` takes milliseconds to find it out
             return self.model
+        # `keep_torch_compile` would take a compiled model's wrapper off.
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
-    @property
-    def _discriminators(self) -> nn.ModuleList:
-        return self._pretraining.discriminators
-
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """0: the parent's estimate is for models of tokens, and for it counts all parameters in every step."""
-        return 0
+        return 0  # the parent's estimate is for models of tokens, and for it counts all parameters in every step
 
     @property
-    def _schedules_by_metric(self) -> bool:
+    def schedules_by_metric(self) -> bool:
+        """Whether the schedules follow the evaluations, and not the updates."""
         return self.args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
     def create_optimizer(self, model=None):
         with taken(self.args, "optim", "optim_args"):
             optimizer = super().create_optimizer(model)
-        if self.discriminator_optimizer is None:
-            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            kwargs = {**kwargs, "lr": self.args.discriminator_learning_rate}
-            # Said for the group, as for the towers' groups: PyTorch's optimizers have defaults of their own.
-            group = {"params": list(self._discriminators.parameters()), "weight_decay": self.args.weight_decay}
-            self.discriminator_optimizer = optimizer_class([group], **kwargs)
-            # Neither optimizer nor scaler is accelerate's to prepare. Its one scaler would change the scale between the
-            # gradients of two micro batches, and an overflow of one player would hold the other's schedule up.
-            if self.accelerator.scaler is not None:
-                self.discriminator_scaler = torch.amp.GradScaler(self.args.device.type)
+        for updates in self.players.values():
+            updates.create_optimizer()
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         with taken(self.args, "lr_scheduler_type", "lr_scheduler_kwargs"):
             scheduler = super().create_scheduler(num_training_steps, optimizer)
-        self.discriminator_scheduler = get_scheduler(
-            self.args.lr_scheduler_type,
-            optimizer=self.discriminator_optimizer,
-            num_warmup_steps=self.args.get_warmup_steps(num_training_steps),
-            num_training_steps=num_training_steps,
-            scheduler_specific_kwargs=self.args.lr_scheduler_kwargs,
-        )
+        for updates in self.players.values():
+            updates.create_schedule(num_training_steps)
         return scheduler
 
     def get_train_dataloader(self):
@@ -248,14 +179,6 @@ class CMFAHTrainer(HubTrainer):
         with self._every_pair():
             return super().get_eval_dataloader(eval_dataset)
 
-    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any):
-        training_collator = self.data_collator
-        self.data_collator = training_collator if is_training else self.measuring_collator
-        try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
-        finally:
-            self.data_collator = training_collator
-
     def get_test_dataloader(self, test_dataset):
         """As the parent's, but to the last pair, also with `dataloader_drop_last`: each has a code and is searched."""
         test_dataset = as_stream(test_dataset)
@@ -266,109 +189,96 @@ class CMFAHTrainer(HubTrainer):
 
     @contextmanager
     def _every_pair(self):
+        """Loaders made here give all pairs, by the similarity that evaluation measures."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        self.data_collator = self.task.measuring_collator
         try:
             yield
         finally:
             self.args.dataloader_drop_last = drop_last
+            self.data_collator = self.task.collator
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
-        pretraining = self._pretraining
+        pretraining = self.pretraining
         if not (model.training and pretraining.training):  # evaluation sees the model without its wrapper
             model.train()
         inputs = self._prepare_inputs(inputs)
-        rows, labels = inputs.pop("row", None), inputs.pop("labels")
-        # By the update and not by the batch: all batches that one update gathers are seen alike, in all processes.
-        paired = self.state.global_step % self.args.paired_every == 0
+        rows, batch = inputs.pop("row", None), {"labels": inputs.pop("labels")}
+        objective = pretraining.objective
+        # By the update and not by the batch: all micro batches of an update have the same views, in all processes.
+        cross_modal = objective.needs_cross_modal and self.state.global_step % self.args.paired_every == 0
         with self.compute_loss_context_manager():
-            outputs = model(**inputs, paired=paired)
-        codes = self.codes[rows.cpu()].to(labels.device) if self.codes is not None and rows is not None else None
-        # From here on every process holds the whole batch, so both losses are the same in all of them.
-        outputs, labels, codes = gather_batch(outputs, labels, codes)
-        if pretraining.config.adversarial_weight:
-            self._discriminators_step(pretraining, outputs)
+            outputs = model(**inputs, paired=cross_modal)
+        if rows is not None:
+            for name, table in self.training_state.tables.items():
+                batch[name] = table[rows.cpu()].to(rows.device)
+        # From here on every process holds the whole batch, so all losses are the same in all of them.
+        outputs, batch = gather_outputs(outputs, batch)
+        if self.players:
+            fixed = detached(outputs)
+            for updates in self.players.values():
+                updates.step(fixed, self.compute_loss_context_manager())
         with self.compute_loss_context_manager():
-            loss, terms = pretraining.towers_losses(outputs, labels, codes)
-        for name, value in terms.items():
-            self._term_sums[name] = self._term_sums.get(name, 0.0) + value.detach()
-        self._term_count += 1
-        loss = loss / self.current_gradient_accumulation_steps
+            losses = objective(batch, outputs, self.training_state)
+        self.loss_terms.add(losses.terms)
+        loss = losses.total / self.current_gradient_accumulation_steps
         self.accelerator.backward(loss)
         return loss.detach()
 
-    def _discriminators_step(self, pretraining: CMFAHForPreTraining, outputs) -> None:
-        """One update of the discriminators with the towers fixed, `[adversarial]`."""
-        discriminators = self._discriminators.requires_grad_(True)
-        names = ("image_features", "text_features", "image_hash", "text_hash")
-        detached = CMFAHForPreTrainingOutput(**{name: outputs[name].detach() for name in names})
-        with self.compute_loss_context_manager():
-            loss = sum(pretraining.adversarial_losses(detached).values())
-        loss, scaler = loss / self.current_gradient_accumulation_steps, self.discriminator_scaler
-        (loss if scaler is None else scaler.scale(loss)).backward()
-        discriminators.requires_grad_(False)
-        if self.accelerator.sync_gradients:
-            # The same in all processes already; averaged, so that rounding does not lead the copies apart.
-            average_gradients(discriminators.parameters())
-            if scaler is None:
-                self.discriminator_optimizer.step()
-            else:
-                scaler.step(self.discriminator_optimizer)
-                scaler.update()
-            self.discriminator_optimizer.zero_grad()
-
-    def _step_discriminators_schedule(self) -> None:
-        """Goes on by one where the towers' schedule does, so that no overflow leads the two apart."""
-        moves = self._pretraining.config.adversarial_weight and not self._schedules_by_metric
-        if moves and not self.accelerator.optimizer_step_was_skipped:
-            self.discriminator_scheduler.step()
-
     def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler: bool = False) -> dict[str, float]:
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        if self._schedules_by_metric and not skip_scheduler:
-            self.discriminator_scheduler.step(metrics[f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"])
+        if self.schedules_by_metric and not skip_scheduler:
+            metric = metrics[f"eval_{(self.args.metric_for_best_model or 'map').removeprefix('eval_')}"]
+            for updates in self.players.values():
+                updates.step_schedule(metric)
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the parent's, with the terms of the loss beside their total."""
-        if "loss" in logs and self._term_count:
-            logs.update({f"loss_{name}": (sum_ / self._term_count).item() for name, sum_ in self._term_sums.items()})
-            self._term_sums, self._term_count = {}, 0
+        """As the parent's, with the terms of the loss; the mean loss at the end is that of the whole run."""
+        if "loss" in logs and self.loss_terms.count:
+            logs.update(self.loss_terms.take_means())
+        if "train_loss" in logs:
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 0.001)
         super().log(logs, start_time)
 
-    def update_codes(self) -> None:
-        """`B = sgn(H_v + H_t)` over all training pairs, each pair seen together, `[algorithm-1]`."""
-        model = self._pretraining
+    def end_epoch(self) -> None:
+        """Lets the objective update its tables over the training pairs."""
+        self.pretraining.objective.on_epoch_end(self.training_state)
+
+    def _encode_training_pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Rows and cross-modal continuous codes of all training pairs, as `TrainingState.encode`."""
+        model, wrapped = self.pretraining, cast(nn.Module, self.model)
         was_training = model.training
         model.eval()
-        codes = torch.empty(len(self.train_dataset), model.config.hash_bits, dtype=torch.int8)
-        for inputs in self.get_test_dataloader(self.plain_train_dataset):
-            inputs = self._prepare_inputs(inputs)
-            rows = inputs.pop("row")
-            inputs.pop("labels")
-            with torch.no_grad(), self.compute_loss_context_manager():
-                if self.is_fsdp_enabled:  # sharded weights are whole within the whole model's `forward` alone
-                    outputs = self.model(**inputs)
-                    values = outputs.image_model_output.hash_values, outputs.text_model_output.hash_values
-                else:
-                    outputs = model.cmfah(**inputs)
-                    values = outputs.image_hash, outputs.text_hash
-            batch_codes = sign(values[0].float() + values[1].float()).to(torch.int8)
-            rows, batch_codes = self.accelerator.gather_for_metrics((rows, batch_codes))
-            codes[rows.cpu()] = batch_codes.cpu()
-        self.codes = codes
-        model.train(was_training)
+        try:
+            for inputs in self.get_test_dataloader(without_augmentation(self.train_dataset)):
+                inputs = self._prepare_inputs(inputs)
+                rows = inputs.pop("row")
+                inputs.pop("labels")
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    if self.is_fsdp_enabled:  # sharded weights are whole within the whole model's `forward` alone
+                        outputs = wrapped(**inputs)
+                        values = outputs.image_model_output.hash_values, outputs.text_model_output.hash_values
+                    else:
+                        outputs = model.cmfah(**inputs)
+                        values = outputs.image_hash, outputs.text_hash
+                found = self.accelerator.gather_for_metrics((rows, values[0].float(), values[1].float()))
+                rows, image_BK, text_BK = (tensor.cpu() for tensor in found)
+                yield rows, image_BK, text_BK
+        finally:
+            model.train(was_training)
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys=None):
-        """The hash values of each modality encoded alone, `((B, K), (B, K))`; no loss."""
+        """The unimodal continuous codes, `((B, K), (B, K))`; no loss."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels", None)
         inputs.pop("row", None)
         with torch.no_grad(), self.compute_loss_context_manager():
-            if self.is_fsdp_enabled:  # as in `update_codes`
+            if self.is_fsdp_enabled:  # as in `_encode_training_pairs`
                 outputs = model(**inputs)
                 image_hash, text_hash = outputs.image_hash, outputs.text_hash
             else:
-                towers = self._pretraining.cmfah
+                towers = self.pretraining.cmfah
                 image_hash = towers.get_image_hash(inputs.get("pixel_values"), inputs.get("region_features"))
                 text_hash = towers.get_text_hash(inputs["input_ids"], inputs["attention_mask"])
         return None, (image_hash.float(), text_hash.float()), labels
@@ -384,27 +294,20 @@ class CMFAHTrainer(HubTrainer):
         """As the parent's, and in an evaluation the MAP of both directions against the database."""
         output = self._predictions(dataloader, description, ignore_keys, metric_key_prefix)
         if description == "Evaluation":
-            database = self.plain_train_dataset if self.database is None else self.database
+            database = self.task.searched(self.train_dataset, self.eval_dataset)
             found = self._predictions(self.get_test_dataloader(database), "Database", ignore_keys, "database")
-            names = ("hamming/i2t/map", "hamming/t2i/map", "random/map")
-            figures = None
-            if self.is_world_process_zero():
-                labels = output.label_ids, found.label_ids
-                if self.measured is not None:
-                    labels = self.measured.relevant(*labels)
-                found_by_name = self.evaluator(*output.predictions, *found.predictions, *labels)
-                figures = [found_by_name[name] for name in names]
+            own = self.task.figures(output, found) if self.is_world_process_zero() else None
             # The main process's, so that all choose the same best model and stop together.
-            i2t, t2i, random = broadcast_figures(figures, len(names), self.args.device)
-            maps = {"map": (i2t + t2i) / 2, "map_i2t": i2t, "map_t2i": t2i, "map_random": random}
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in maps.items()})
+            figures = broadcast_figures(own, FIGURE_COUNT, self.args.device)
+            metrics = self.task.metrics(figures, metric_key_prefix)
+            output = output._replace(metrics={**(output.metrics or {}), **metrics})
         return output
 
     def _predictions(self, dataloader, description: str, ignore_keys, prefix: str) -> EvalLoopOutput:
         if not isinstance(dataloader.dataset, StreamPart):
             return super().evaluation_loop(dataloader, description, False, ignore_keys, prefix)
-        self.model.eval()
-        return predict_stream(self, dataloader, lambda inputs: self.prediction_step(self.model, inputs, False)[1:])
+        model = cast(nn.Module, self.model).eval()
+        return predict_stream(self, dataloader, lambda inputs: self.prediction_step(model, inputs, False)[1:])
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         if not self.args.should_save:
@@ -414,7 +317,7 @@ class CMFAHTrainer(HubTrainer):
         token, self.args.hub_token = self.args.hub_token, None
         try:
             # A checkpoint is staged as a whole.
-            with replacing_files(folder) if self._staging is None else nullcontext(folder) as written:
+            with replacing_files(folder) if self.store.staging is None else nullcontext(folder) as written:
                 super()._save(str(written), state_dict)
                 # The parent's copy of the arguments is a pickle; ours is text.
                 (written / "training_args.bin").unlink(missing_ok=True)
@@ -422,86 +325,76 @@ class CMFAHTrainer(HubTrainer):
         finally:
             self.args.hub_token = token
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
+        """As the parent's; what to resume from is as in `find_checkpoint`.
+
+        Raises:
+            CheckpointError: If the checkpoint is not whole, is of another model or other data, or cannot be written, or
+                if another training is at work in the output folder.
+            DataError: If there was not one batch to train on.
+        """
+        output = make_output_folder(self.args.output_dir)
+        # Of several processes the one that writes holds the folder. The others are ended with it, should it fail.
+        with held(output, "checkpoints") if self.args.should_save else nullcontext():
+            found = find_checkpoint(resume_from_checkpoint, output)
+            self.accelerator.wait_for_everyone()  # each process has looked before what is half-written goes
+            if self.args.should_save:
+                remove_unfinished(output)
+                if found is None:
+                    begin_anew(output)
+            if found is not None:
+                check_same_model(self.pretraining.config, found)
+            self.store.resumed_from = found
+            result = super().train(None if found is None else str(found), *args, **kwargs)
+        if not self.state.global_step:
+            raise DataError(NO_BATCH)
+        return result
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The parent asks only after a step, and a run that is over has none left.
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+    def _get_output_dir(self, trial) -> str:
+        return super()._get_output_dir(trial) if self.store.staging is None else str(self.store.staging)
+
+    def _save_checkpoint(self, model: nn.Module, trial) -> None:
+        parent_save = super()._save_checkpoint
+        self.store.save(lambda: parent_save(model, trial), Path(self._get_output_dir(trial)))
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if not self.args.should_save:
-            return
-        state = {
-            "optimizer": self.discriminator_optimizer.state_dict(),
-            "scheduler": self.discriminator_scheduler.state_dict(),
-        }
-        torch.save(state, Path(output_dir) / DISCRIMINATOR_OPTIMIZER_NAME)
-        if self.codes is not None:
-            save_file({"codes": self.codes}, Path(output_dir) / CODES_NAME)
-
-    def _save_scaler(self, output_dir: str) -> None:
-        super()._save_scaler(output_dir)
-        if self.discriminator_scaler is not None and self.args.should_save:
-            torch.save(self.discriminator_scaler.state_dict(), Path(output_dir) / DISCRIMINATOR_SCALER_NAME)
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        super()._load_scaler(checkpoint)
-        if checkpoint is not None and self.discriminator_scaler is not None:
-            path = Path(checkpoint) / DISCRIMINATOR_SCALER_NAME
-            self.discriminator_scaler.load_state_dict(read_torch_file(path))
+        self.store.save_state(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         if not self.is_fsdp_enabled:
-            self._check_optimizer_and_scheduler(Path(checkpoint))
+            self.store.check_state(Path(checkpoint))
         super()._load_optimizer_and_scheduler(checkpoint)
-        path = Path(checkpoint) / DISCRIMINATOR_OPTIMIZER_NAME
-        if not path.is_file():
-            raise CheckpointError(
-                f"{path} is missing: the checkpoint holds a model alone (save_only_model), which no training goes on "
-                "from; go on from another."
-            )
-        state = read_torch_file(path)
-        check_optimizer(self.discriminator_optimizer, path, state["optimizer"])
-        check_schedule(self.discriminator_scheduler, path, state["scheduler"])
-        self.discriminator_optimizer.load_state_dict(state["optimizer"])
-        self.discriminator_scheduler.load_state_dict(state["scheduler"])
-        codes = Path(checkpoint) / CODES_NAME
-        self.codes = load_file(codes)["codes"] if codes.is_file() and self.learns_by_row else None
-        if self.codes is not None and len(self.codes) != len(self.train_dataset):
-            raise CheckpointError(
-                f"{codes} is of {len(self.codes)} training pairs, and there are {len(self.train_dataset)} now; go on "
-                "with the data that the run was begun with, or start in another folder."
-            )
+        self.store.load_state(Path(checkpoint))
 
-    def _check_optimizer_and_scheduler(self, checkpoint: Path) -> None:
-        optimizer, schedule = checkpoint / OPTIMIZER_NAME, checkpoint / SCHEDULER_NAME
-        if optimizer.is_file() and schedule.is_file():  # as the parent asks
-            check_optimizer(self.optimizer, optimizer, read_torch_file(optimizer))
-            check_schedule(self.lr_scheduler, schedule, read_torch_file(schedule))
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Creates the repository `hub_model_id`, if it does not exist.
 
-    def _progress(self) -> dict[str, torch.Tensor]:
-        terms = {f"term/{name}": sum_.detach().clone() for name, sum_ in self._term_sums.items()}
-        return {**super()._progress(), **terms, "term_count": torch.tensor(self._term_count)}
+        Raises:
+            HubError: If no id is given, or the Hub refuses it.
+        """
+        if self.is_world_process_zero():
+            self.hub_model_id = self.hub.repo_id  # type: ignore[assignment]  # the parent's begins as None
+            self.push_in_progress = None
+            self.hub.make_repository(token, private)
 
-    def _set_progress(self, tensors: dict[str, torch.Tensor]) -> None:
-        super()._set_progress(tensors)
-        self._term_count = int(tensors["term_count"])
-        self._term_sums = {
-            name.removeprefix("term/"): sum_.to(self.args.device)
-            for name, sum_ in tensors.items()
-            if name.startswith("term/")
-        }
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the parent's, but nothing is pushed: `push_to_hub` does that."""
+        super().save_model(output_dir, _internal_call=True)
 
+    def push_to_hub(  # type: ignore[override]  # it gives what `push_model` gives
+        self, commit_message: str | None = None, blocking: bool = True, *args: Any, **kwargs: Any
+    ) -> "PushedModel | Future[PushedModel] | None":
+        """Saves the model to `output_dir` and pushes it, in one commit, with its card: `HubUploads.push_saved`."""
+        return self.hub.push_saved(commit_message, blocking, *args, **kwargs)
 
-class _CodesCallback(TrainerCallback):
-    """Makes `B` anew at the end of an epoch, before that epoch's checkpoint is written.
-
-    And lets the discriminators' schedule go on with the towers'.
-    """
-
-    def __init__(self, trainer: CMFAHTrainer):
-        self.trainer = trainer
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer._step_discriminators_schedule()
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if self.trainer.learns_by_row:
-            self.trainer.update_codes()
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the model's card into `output_dir`, where the model has been saved: `HubUploads.write_card`."""
+        self.hub.write_card(*args, **kwargs)

@@ -21,6 +21,7 @@ ONLY_PARSED = {
     "python benchmarks/": "takes minutes to hours; tests beside the code run most of them at a small size",
     "python spaces/ship_model.py": "replaces the model in the package",
     "python -m pytest": "these tests",
+    "python pairwise.py": "tests/docs/test_adding_a_method.py does",
     "ray start": "starts a cluster; `make test-cluster` does",
     "curl http://localhost": "needs Milvus; tests/retrieval/exporters looks at what it is given",
     "mc cp": "the same",
@@ -30,6 +31,7 @@ ONLY_PARSED = {
 }
 # Python that is only read: compiled, its imports of ours there, our functions called by arguments that they have.
 ONLY_READ = {
+    ("docs/adding-a-method.md", '"""Pairwise'): "a file of its own; tests/docs/test_adding_a_method.py runs it",
     ("docs/scaling.md", "import ray"): "needs a cluster",
     ("docs/scaling.md", "from pymilvus"): "needs Milvus",
     ("docs/scaling.md", "import json"): "needs Vespa",

@@ -4,12 +4,12 @@ import networkx
 import pytest
 import torch
 from PIL import Image
+from settings import pretraining_model
 from transformers import ResNetConfig
 
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.evaluation.label_graph import read_label_graph
 from cmfah_hf.evaluation.plots import plot_label_graph
-from cmfah_hf.models import SCAHNConfig, SCAHNForPreTraining
 
 NAMES = ["boat", "$sea$", "дерево", "nobody's"]
 
@@ -19,12 +19,11 @@ def make_model():
     def make(**settings):
         backbone = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
         tiny = {"image_size": 32, "vocab_size": 9, "word_dim": 6, "text_filters": 4, "hidden_size": 8, "hash_bits": 16}
-        model = SCAHNForPreTraining(
-            SCAHNConfig(backbone_config=backbone, id2label=dict(enumerate(NAMES)), **{**tiny, **settings})
-        )
-        if model.label_graph is not None:
+        tiny |= {"backbone_config": backbone, "id2label": dict(enumerate(NAMES))}
+        model = pretraining_model("scahn", **{**tiny, **settings})
+        if model.objective.label_graph is not None:
             counts = torch.tensor([[4, 3, 0, 0], [3, 10, 4, 0], [0, 4, 4, 0], [0, 0, 0, 0]])
-            model.label_graph.fill(counts, torch.randn(4, 6))
+            model.objective.label_graph.fill(counts, torch.randn(4, 6))
         return model
 
     return make

@@ -13,7 +13,8 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding, WikipediaKnowledge
-from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHModel, CMFAHProcessor, SCAHNConfig, SCAHNModel
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor, SCAHNConfig, SCAHNModel
 from cmfah_hf.retrieval import CrossMediaRetriever
 from fuzz.harness import ODD_VALUES, mutated, mutated_json
 

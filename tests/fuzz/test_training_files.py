@@ -10,13 +10,14 @@ import pytest
 import yaml
 
 from cmfah_hf.errors import CheckpointError, DataError
-from cmfah_hf.models import CMFAHForPreTraining, CMFAHProcessor
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHProcessor
 from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments, parse_run
+from cmfah_hf.training.checkpoint_store import _best_checkpoint
 from cmfah_hf.training.checkpoints import LIST_NAME, _checksum, find_checkpoint, newest_checkpoint
 from cmfah_hf.training.data import kept_tables
 from cmfah_hf.training.data.kept_tables import Note, damage, kept_table
 from cmfah_hf.training.data.streaming import NOTES_NAME, TEXTS_NAME, _kept_notes
-from cmfah_hf.training.resuming import _best_checkpoint
 from fuzz.harness import mutated, mutated_json
 
 

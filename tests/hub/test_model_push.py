@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from cmfah_hf.errors import CheckpointError, HashIndexError, HubError
 from cmfah_hf.hub import push_model
-from cmfah_hf.models import METHODS
+from cmfah_hf.methods.pretraining import PRETRAINING_MODELS
+from cmfah_hf.models import MODELS
 from cmfah_hf.retrieval import HashIndex
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,7 @@ def test_what_goes_up_and_what_stays(push_run, hub, trained, tmp_path):
         "expander.json", "expander.safetensors", "skip_gram.json", "skip_gram.safetensors", "run.yaml", "metrics.json",
         "plots/precision_at_k.png", "plots/precision_recall.png", "plots/attention.png",
         *(path.name for path in (ROOT / "cmfah_hf" / "models").glob("*_cmfah.py")),
-        "fused_cmfah.py", "losses.py", "image_modes.py", "safe_weights.py", "model_files.py",
+        "fused_cmfah.py", "image_modes.py", "safe_weights.py", "model_files.py",
         "configuration_files.py",
     }  # fmt: skip
     for name in ("expander.safetensors", "metrics.json", "plots/attention.png"):
@@ -82,19 +83,20 @@ def test_towers_and_what_trains_them_are_apart_and_whole_together(push_run, hub,
     towers, rest = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "pretraining.safetensors")
     assert {f"cmfah.{name}" for name in towers} | set(rest) == set(whole)
     own = {"label_graph", "contrast_queue", "image_hash_discriminator"} if method == "scahn" else set()
-    assert {name.split(".")[0] for name in rest} >= {"image_discriminator", "text_discriminator", "label_head", *own}
+    assert {name.split(".")[0] for name in rest} == {"objective"}
+    assert {name.split(".")[1] for name in rest} >= {"image_discriminator", "text_discriminator", "label_head", *own}
     assert all(torch.equal(tensor, whole[f"cmfah.{name}"]) for name, tensor in towers.items())
     assert all(torch.equal(tensor, whole[name]) for name, tensor in rest.items())
 
     hub.log.clear()
-    classes = METHODS[method]
-    model, report = classes.model.from_pretrained("org/model", output_loading_info=True)
+    model, report = MODELS[method].model.from_pretrained("org/model", output_loading_info=True)
     assert not any(report.values())
     sent = [request.path for request in hub.asked("GET", "/objects/", ok=True)]
     assert len(sent) == 1  # the towers alone were fetched
-    again, report = classes.pretraining.from_pretrained("org/model", variant="pretraining", output_loading_info=True)
+    whole_class = PRETRAINING_MODELS[method]
+    again, report = whole_class.from_pretrained("org/model", variant="pretraining", output_loading_info=True)
     assert not any(report.values())
-    expected = classes.pretraining.from_pretrained(trained.folder).state_dict()
+    expected = whole_class.from_pretrained(trained.folder).state_dict()
     assert again.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
     assert all(torch.equal(tensor, expected[f"cmfah.{name}"]) for name, tensor in model.state_dict().items())

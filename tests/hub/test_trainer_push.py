@@ -7,7 +7,8 @@ import torch
 from huggingface_hub import ModelCard
 
 from cmfah_hf.errors import HubError
-from cmfah_hf.models import CMFAHForPreTraining, CMFAHModel, CMFAHProcessor
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments, parse_run, train
 
 

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from settings import split
 from transformers import ResNetConfig
 
-from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHConfig
 
 TINY = {
     "image_size": 32,
@@ -52,7 +54,11 @@ def make_model(make_config):
 
     def make(cls, **settings):
         torch.manual_seed(0)
-        model = cls(make_config(**settings)).eval()
+        if issubclass(cls, CMFAHForPreTraining):
+            of_towers, objective = split(settings)
+            model = cls(make_config(**of_towers), objective).eval()
+        else:
+            model = cls(make_config(**settings)).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoBackbone, Dinov2Config, ResNetConfig, VitDetConfig
 
-from cmfah_hf.models import CMFAHForPreTraining, CMFAHImageModel, CMFAHModel
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHImageModel, CMFAHModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 

@@ -1,5 +1,8 @@
 """What a configuration accepts, resolves and says."""
 
+import json
+from unittest.mock import ANY
+
 import pytest
 from transformers import AutoConfig, BertConfig, Dinov2Config, ResNetConfig, TimmBackboneConfig
 
@@ -28,9 +31,6 @@ from cmfah_hf.models import CMFAHConfig
         ("word_dim", 0),
         ("vocab_size", 0),
         ("image_size", 0),
-        ("paired_weight", -1.0),
-        ("adversarial_weight", -0.01),
-        ("label_positive_weight", -2),
         ("backbone", None),
     ],
 )
@@ -46,8 +46,6 @@ def test_edges_of_the_ranges_are_inside():
     config = CMFAHConfig(
         hash_bits=8,
         dropout=0,
-        paired_weight=0,
-        label_weight=0,
         attention="none",
         num_concepts=0,
         text_kernel_sizes=(1,),
@@ -67,13 +65,10 @@ def test_which_side_attends(attention, image, text):
 def test_the_papers_settings_are_the_defaults():
     config = CMFAHConfig()
     assert (config.backbone, config.backbone_config) == ("vgg19", None)
-    assert (config.word_dim, config.hidden_size, config.hash_bits, config.margin) == (1000, 512, 64, 0.5)
+    assert (config.word_dim, config.hidden_size, config.hash_bits) == (1000, 512, 64)
     paper = CMFAHConfig(guidance="add")
     assert (paper.image_temperature, paper.text_temperature) == (4, 9)
     assert (config.guidance, config.image_temperature, config.text_temperature) == ("select", 10, 10)
-    weights = {name: value for name, value in config.to_dict().items() if name.endswith("_weight")}
-    assert weights.pop("similarity_weight") == 0  # no term of the paper's
-    assert set(weights.values()) == {1.0}
 
 
 def test_a_backbone_by_name_is_resolved_once(tmp_path):
@@ -103,7 +98,7 @@ def test_round_trip_keeps_everything(tmp_path, backbone_config):
         hash_bits=128,
         attention="image",
         text_kernel_sizes=(2, 4),
-        similarity_weight=0.25,
+        objective={"_name": "cmfah", "similarity_weight": 0.25},
         id2label={0: "beach", 1: "dog"},
     )
     config.save_pretrained(tmp_path)
@@ -131,3 +126,21 @@ def test_another_architectures_configuration_is_refused(tmp_path):
         CMFAHConfig.from_pretrained(tmp_path)
     assert str(tmp_path) in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_settings_of_the_objective_in_older_files_move_to_their_section(tmp_path):
+    CMFAHConfig(id2label={0: "beach", 1: "dog"}).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    del content["class_concepts"]
+    file.write_text(json.dumps({**content, "label_weight": 8, "concept_weight": 0, "margin": 0.2}))
+    config = CMFAHConfig.from_pretrained(tmp_path)
+    assert config.objective == {"_name": "cmfah", "label_weight": 8, "concept_weight": 0, "margin": 0.2}
+    assert (config.num_class_concepts, hasattr(config, "label_weight")) == (0, False)
+    config.save_pretrained(tmp_path / "again")
+    assert CMFAHConfig.from_pretrained(tmp_path / "again").to_dict() == {**config.to_dict(), "auto_map": ANY}
+
+
+def test_settings_of_the_objective_are_none_of_the_towers():
+    with pytest.raises(ValueError, match="label_weight is a setting of the objective"):
+        CMFAHConfig(label_weight=8)

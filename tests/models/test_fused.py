@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from cmfah_hf.methods.losses import cosine_matrix
 from cmfah_hf.models.fused_cmfah import cosines, largest, selected, selected_by_each_other
-from cmfah_hf.models.losses import cosine_matrix
 
 
 def positions(*shape, seed=0, dtype=torch.float64):

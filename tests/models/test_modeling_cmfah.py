@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from cmfah_hf.models import CMFAHDiscriminator, CMFAHForPreTraining, CMFAHImageModel, CMFAHModel, CMFAHTextModel
+from cmfah_hf.methods import CMFAHDiscriminator, CMFAHForPreTraining, CMFAHForPreTrainingOutput, TrainingState
+from cmfah_hf.models import CMFAHImageModel, CMFAHModel, CMFAHTextModel
 
 VARIANTS = ("both", "image", "text", "none")
 REGIONS, WORDS, BITS, CONCEPTS = 16, 6, 16, 7
@@ -135,7 +136,7 @@ def test_a_batch_can_be_seen_alone(make_model, batch, labels, guidance):
     close(found.text_hash, both.text_hash)
     assert "adversarial" not in found.losses  # of discriminators that nobody trains
     # Its terms are those of the view alone, and its codes too.
-    model.config.paired_weight = 0.0
+    model.objective.settings.paired_weight = 0.0
     codes = torch.where(found.image_hash + found.text_hash >= 0, 1.0, -1.0)
     for name, value in model(**batch, labels=labels, codes=codes).losses.items():
         close(found.losses[name], value)
@@ -361,22 +362,6 @@ WEIGHTS = {
 }
 
 
-def test_loss_of_the_pair_is_the_weighted_sum_of_its_terms(make_model, batch, labels):
-    model = make_model(CMFAHModel, **WEIGHTS)
-    assert model(**batch).loss is model(**batch).losses is None
-    assert model(pixel_values=batch["pixel_values"], labels=labels).loss is None
-    outputs = model(**batch, labels=labels)
-    assert set(outputs.losses) == {name.removesuffix("_weight") for name in WEIGHTS} - {
-        "label",
-        "concept",
-        "adversarial",
-    }
-    expected = sum(WEIGHTS[f"{name}_weight"] * value.item() for name, value in outputs.losses.items())
-    assert all(value > 0 for value in outputs.losses.values())
-    assert outputs.loss.item() == pytest.approx(expected, rel=1e-5)
-    assert model(**batch, labels=labels, return_dict=False)[0].item() == pytest.approx(expected, rel=1e-5)
-
-
 def cross_entropy(logits, truth):
     return -np.mean(truth * np.log(1 / (1 + np.exp(-logits))) + (1 - truth) * np.log(1 / (1 + np.exp(logits))))
 
@@ -395,8 +380,8 @@ def test_loss_of_training_is_the_weighted_sum_over_both_views(make_model, batch,
         WEIGHTS[f"{name}_weight"] * value * (-1) ** (name == "adversarial") for name, value in losses.items()
     )
     assert outputs.loss.item() == pytest.approx(expected, rel=1e-5)
-    loss, again = model.towers_losses(outputs, labels, codes)
-    assert (loss.item(), again.label.item()) == pytest.approx((outputs.loss.item(), losses["label"]))
+    again = model.objective({"labels": labels, "codes": codes}, outputs, TrainingState())
+    assert (again.total.item(), again.terms["label"].item()) == pytest.approx((outputs.loss.item(), losses["label"]))
 
     # The public hash values are those of each item alone; the paired ones stand in the towers' outputs.
     with torch.no_grad():
@@ -414,7 +399,7 @@ def test_loss_of_training_is_the_weighted_sum_over_both_views(make_model, batch,
     for weight, *tensors in views:
         image_hash, image, text_hash, text = (tensor.detach() for tensor in tensors)
         for values in (image_hash, text_hash):
-            logits = model.label_head(values).detach().double().numpy()
+            logits = model.objective.label_head(values).detach().double().numpy()
             element = -(
                 3.0 * truth * np.log(1 / (1 + np.exp(-logits))) + (1 - truth) * np.log(1 / (1 + np.exp(logits)))
             )
@@ -425,8 +410,8 @@ def test_loss_of_training_is_the_weighted_sum_over_both_views(make_model, batch,
     adversarial = sum(
         cross_entropy(discriminator(features).logits.detach().double().numpy(), truth)
         for discriminator, own, other in (
-            (model.image_discriminator, image, text),
-            (model.text_discriminator, text, image),
+            (model.objective.image_discriminator, image, text),
+            (model.objective.text_discriminator, text, image),
         )
         for features, truth in ((own, 1), (other, 0))
     )
@@ -438,7 +423,7 @@ def test_loss_of_training_is_the_weighted_sum_over_both_views(make_model, batch,
             (image(batch["pixel_values"]).last_hidden_state, torch.ones(4, REGIONS, dtype=torch.bool)),
             (text(batch["input_ids"]).last_hidden_state, batch["input_ids"] > 1),
         )
-        heads, expected = (model.image_concept_head, model.text_concept_head), 0.0
+        heads, expected = (model.objective.image_concept_head, model.objective.text_concept_head), 0.0
         for head, tower, (hidden, exists) in zip(heads, (image, text), states, strict=True):
             concepts = tower.encoder.concepts[:5].detach()
             cosines = torch.cosine_similarity(hidden.detach()[:, :, None], concepts[None, None], dim=-1)
@@ -465,16 +450,22 @@ def test_discriminators_learn_which_is_which(make_model):
     model = make_model(CMFAHForPreTraining)
     image, text = torch.randn(64, 16) + 0.7, torch.randn(64, 16) - 0.7
     optimizer = torch.optim.Adam(
-        [*model.image_discriminator.parameters(), *model.text_discriminator.parameters()], 1e-2
+        [*model.objective.image_discriminator.parameters(), *model.objective.text_discriminator.parameters()], 1e-2
     )
-    first = model.discriminators_loss(image, text).item()
+
+    def loss_of(model):
+        return model.objective.players()[0].loss(
+            CMFAHForPreTrainingOutput(image_hash=image, text_hash=text, image_features=image, text_features=text)
+        )
+
+    first = loss_of(model).item()
     for _ in range(60):
         optimizer.zero_grad()
-        model.discriminators_loss(image, text).backward()
+        loss_of(model).backward()
         optimizer.step()
-    assert model.discriminators_loss(image, text).item() < 0.2 * first
-    assert ((model.image_discriminator(image).logits > 0).float().mean()) > 0.95
-    assert ((model.text_discriminator(image).logits < 0).float().mean()) > 0.95
+    assert loss_of(model).item() < 0.2 * first
+    assert ((model.objective.image_discriminator(image).logits > 0).float().mean()) > 0.95
+    assert ((model.objective.text_discriminator(image).logits < 0).float().mean()) > 0.95
 
 
 # Gradients, and what is frozen

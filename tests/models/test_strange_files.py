@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.hub.model_folder import write_model
-from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHModel, CMFAHProcessor
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.model_files import ModelFileError
 from cmfah_hf.retrieval import CrossMediaRetriever
 

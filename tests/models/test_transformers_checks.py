@@ -8,15 +8,13 @@ import pytest
 import torch
 from transformers import ResNetConfig
 
+from cmfah_hf.methods import CMFAHDiscriminator, CMFAHForPreTraining, SCAHNForPreTraining
 from cmfah_hf.models import (
     CMFAHConfig,
-    CMFAHDiscriminator,
-    CMFAHForPreTraining,
     CMFAHImageModel,
     CMFAHModel,
     CMFAHTextModel,
     SCAHNConfig,
-    SCAHNForPreTraining,
     SCAHNImageModel,
     SCAHNModel,
     SCAHNTextModel,
@@ -78,7 +76,7 @@ class CMFAHModelTester:
 
 class SCAHNModelTester(CMFAHModelTester):
     config_class = SCAHNConfig
-    settings = {"queue_size": 4}
+    settings = {"objective": {"_name": "scahn", "queue_size": 4}}
 
 
 class _Checks(ModelTesterMixin):
@@ -138,7 +136,7 @@ class CMFAHModelChecks(_Checks, unittest.TestCase):
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
-        if return_labels:
+        if return_labels and issubclass(model_class, CMFAHForPreTraining):
             inputs["labels"] = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 1, 0]])
         return inputs
 

@@ -43,6 +43,10 @@ def _python(words: list[str], folder: Path) -> None:
     if words[:2] == ["-m", "pytest"]:
         assert all((ROOT / path).exists() for path in words[2:]), words
         return
+    if words[0] == "pairwise.py":  # of docs/adding-a-method.md, the command `cmfah` with one more method
+        if words[1] != "train":
+            parse_cmfah(words[1:])
+        return
     script = ROOT / words[0]
     assert script.is_file(), script
     parsers = {name: getattr(argparse.ArgumentParser, name) for name in ("parse_args", "parse_known_args")}

@@ -8,7 +8,8 @@ import torch
 
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.expansion import GraphExpander
-from cmfah_hf.models import CMFAHForPreTraining, CMFAHModel, CMFAHProcessor
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import EXPORTERS, CrossMediaRetriever, HashIndex
 
 

@@ -4,8 +4,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from settings import split
 
-from cmfah_hf.models import CMFAHConfig, CMFAHForPreTraining, CMFAHProcessor
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHConfig, CMFAHProcessor
 from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments, parse_run
 
 CLASSES = ["boat", "car", "cat", "tree"]
@@ -46,7 +48,7 @@ def make_config():
 
     def make(**settings) -> CMFAHConfig:
         backbone = None if "backbone" in settings else dict(BACKBONE)
-        return CMFAHConfig(**{**TINY, "backbone_config": backbone, "similarity_weight": 0.5, **settings})
+        return CMFAHConfig(**{**TINY, "backbone_config": backbone, **settings})
 
     return make
 
@@ -57,7 +59,8 @@ def make_model(make_config):
 
     def make(seed: int = 0, **settings) -> CMFAHForPreTraining:
         torch.manual_seed(seed)
-        model = CMFAHForPreTraining(make_config(**settings))
+        of_towers, objective = split({"similarity_weight": 0.5, **settings})
+        model = CMFAHForPreTraining(make_config(**of_towers), objective)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "concepts" in name or "embed_tokens" in name:

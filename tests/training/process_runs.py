@@ -18,10 +18,12 @@ from accelerate import DistributedType, PartialState
 
 # This file is a program, so its neighbours can be imported by name.
 from conftest import BACKBONE, CLASSES, TINY, VOCABULARY
+from settings import pretraining_model
 from test_alternating_updates import CONFIG_WEIGHTS
 from torch import distributed as dist
 
-from cmfah_hf.models import METHODS, CMFAHForPreTraining, CMFAHProcessor
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHProcessor
 from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments
 from cmfah_hf.training.processes import gather_rows, process_count
 
@@ -30,8 +32,7 @@ WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0
 
 def make_model(method: str = "cmfah", **settings) -> CMFAHForPreTraining:
     torch.manual_seed(RANK)  # no two processes begin with the same weights, and the first one's are to count
-    config = METHODS[method].config(**{**TINY, **CONFIG_WEIGHTS, "backbone_config": dict(BACKBONE), **settings})
-    model = METHODS[method].pretraining(config)
+    model = pretraining_model(method, **{**TINY, **CONFIG_WEIGHTS, "backbone_config": dict(BACKBONE), **settings})
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "concepts" in name or "embed_tokens" in name:
@@ -95,7 +96,7 @@ def train(folder: Path, name: str, model: CMFAHForPreTraining, train_pairs=None,
             {key: value for key, value in entry.items() if "loss" in key or "map" in key or key == "grad_norm"}
             for entry in trainer.state.log_history
         ],
-        "codes": trainer.codes,
+        "codes": trainer.training_state.tables.get("codes"),
         "steps": trainer.state.global_step,
         "find_unused": getattr(trainer.model_wrapped, "find_unused_parameters", None),
         "wrapper": type(trainer.model_wrapped).__name__,
@@ -130,10 +131,10 @@ def gathering(folder: Path, group: str) -> None:
     weights = torch.randn(5, 3, dtype=torch.float64)
     rows = slice(0, 5) if WORLD == 1 else (slice(0, 3), slice(3, 5))[RANK]
     share = whole[rows].clone().requires_grad_(True)
-    gathered, nothing, gathered_labels = gather_rows(share, None, labels[rows])
+    gathered, gathered_labels = gather_rows(share, labels[rows])
     ((gathered**3 * weights).sum() * gathered_labels.sum()).backward()
     gradient = share.grad / process_count()  # as a wrapper's mean over the processes does
-    found = {"rows": gathered.detach(), "nothing": nothing, "labels": gathered_labels, "gradient": gradient}
+    found = {"rows": gathered.detach(), "labels": gathered_labels, "gradient": gradient}
     torch.save({**found, "range": (rows.start, rows.stop)}, folder / f"{group}-gathering-{RANK}.pt")
 
 

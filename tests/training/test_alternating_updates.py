@@ -48,21 +48,21 @@ def discriminators_loss(model, image, text):
         return -(probability if real else 1 - probability).log().mean()
 
     return (
-        says(model.image_discriminator, image, True)
-        + says(model.image_discriminator, text, False)
-        + says(model.text_discriminator, text, True)
-        + says(model.text_discriminator, image, False)
+        says(model.objective.image_discriminator, image, True)
+        + says(model.objective.image_discriminator, text, False)
+        + says(model.objective.text_discriminator, text, True)
+        + says(model.objective.text_discriminator, image, False)
     )
 
 
-def view_loss(model, config, labels, codes, image_hash, text_hash, image_features, text_features):
+def view_loss(model, settings, labels, codes, image_hash, text_hash, image_features, text_features):
     share = labels @ labels.T > 0
-    intra = sum(hinge(cosines(x, x), share, True, config.margin) for x in (image_features, text_features))
-    intra_hash = sum(hinge(cosines(x, x), share, True, config.margin) for x in (image_hash, text_hash))
+    intra = sum(hinge(cosines(x, x), share, True, settings.margin) for x in (image_features, text_features))
+    intra_hash = sum(hinge(cosines(x, x), share, True, settings.margin) for x in (image_hash, text_hash))
 
     def inter(x, y):
         similarity = cosines(x, y)
-        return hinge(similarity, share, False, config.margin) + hinge(similarity.T, share, False, config.margin)
+        return hinge(similarity, share, False, settings.margin) + hinge(similarity.T, share, False, settings.margin)
 
     quantization = ((image_hash - codes) ** 2).mean() + ((text_hash - codes) ** 2).mean()
     target = cosines(labels, labels)
@@ -72,17 +72,17 @@ def view_loss(model, config, labels, codes, image_hash, text_hash, image_feature
     )
     guidance = 0
     for values in (image_hash, text_hash):
-        probability = 1 / (1 + torch.exp(-model.label_head(values)))
-        present = config.label_positive_weight * labels * probability.log()
+        probability = 1 / (1 + torch.exp(-model.objective.label_head(values)))
+        present = settings.label_positive_weight * labels * probability.log()
         guidance = guidance - (present + (1 - labels) * (1 - probability).log()).mean()
     return (
-        config.intra_feature_weight * intra
-        + config.intra_hash_weight * intra_hash
-        + config.quantization_weight * quantization
-        + config.inter_feature_weight * inter(image_features, text_features)
-        + config.inter_hash_weight * inter(image_hash, text_hash)
-        + config.similarity_weight * similarity
-        + config.label_weight * guidance
+        settings.intra_feature_weight * intra
+        + settings.intra_hash_weight * intra_hash
+        + settings.quantization_weight * quantization
+        + settings.inter_feature_weight * inter(image_features, text_features)
+        + settings.inter_hash_weight * inter(image_hash, text_hash)
+        + settings.similarity_weight * similarity
+        + settings.label_weight * guidance
     )
 
 
@@ -108,7 +108,7 @@ def step_by_hand(model, micro_batches, rate, discriminator_rate, target=None, lo
 
     The towers' gradient is cut to the length `longest`, where one is given. Without `paired` there is one view.
     """
-    config = model.config
+    config, settings = model.config, model.objective.settings
     players = split_players(model)
     model.requires_grad_(True)
     share = 1 / len(micro_batches)
@@ -131,17 +131,17 @@ def step_by_hand(model, micro_batches, rate, discriminator_rate, target=None, lo
             codes = sum(together[:2] if paired else alone[:2]).detach()
             codes = torch.where(codes >= 0, 1.0, -1.0).double()
         labels = batch["labels"].double()
-        loss = view_loss(model, config, labels, codes, *alone)
-        loss = loss - config.adversarial_weight * discriminators_loss(model, *alone[2:])
+        loss = view_loss(model, settings, labels, codes, *alone)
+        loss = loss - settings.adversarial_weight * discriminators_loss(model, *alone[2:])
         if config.attention != "none":  # without attention both views are the same
             if paired:
-                loss = loss + config.paired_weight * view_loss(model, config, labels, codes, *together)
+                loss = loss + settings.paired_weight * view_loss(model, settings, labels, codes, *together)
             for head, cosines in (
-                (model.image_concept_head, outputs.image_concept_cosines),
-                (model.text_concept_head, outputs.text_concept_cosines),
+                (model.objective.image_concept_head, outputs.image_concept_cosines),
+                (model.objective.text_concept_head, outputs.text_concept_cosines),
             ):
                 logits = head.log_scale.exp() * (cosines[:, : labels.shape[1]] - head.bias)
-                loss = loss + config.concept_weight * torch.nn.functional.binary_cross_entropy_with_logits(
+                loss = loss + settings.concept_weight * torch.nn.functional.binary_cross_entropy_with_logits(
                     logits, labels
                 )
         for name, gradient in gradients(share * loss, players["towers"]).items():
@@ -218,9 +218,9 @@ def test_three_epochs_are_algorithm_1_written_out(
         moved += not torch.equal(parameter, before[name])
     assert moved >= 20  # the towers, both discriminators and the label head have all been updated
     if codes_update == "epoch":
-        assert torch.equal(trainer.codes.long(), codes)
+        assert torch.equal(trainer.training_state.tables.get("codes").long(), codes)
     else:
-        assert trainer.codes is None
+        assert trainer.training_state.tables.get("codes") is None
 
 
 def test_the_towers_face_the_discriminators_of_this_step(make_model, make_pairs, make_trainer):
@@ -250,7 +250,7 @@ def test_gradients_are_gathered_over_micro_batches_for_both_players(make_model, 
     batches = spy_on_batches(trainer)
     steps = []
     trainer.create_optimizer_and_scheduler(2)
-    trainer.discriminator_optimizer.register_step_pre_hook(lambda *_: steps.append(len(batches)))
+    trainer.players["discriminator"].optimizer.register_step_pre_hook(lambda *_: steps.append(len(batches)))
     trainer.train()
 
     assert steps == [2, 4]  # the discriminators' updates come with the second micro batch, as the towers' do
@@ -283,15 +283,16 @@ def test_each_optimizer_holds_its_own_player_alone(make_trainer):
     trainer = make_trainer(optim="adamw_torch", weight_decay=0.07)
     trainer.train()
     model = trainer.model
+    second_optimizer = trainer.players["discriminator"].optimizer
     held = {
         player: {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for player, optimizer in (("towers", trainer.optimizer), ("discriminators", trainer.discriminator_optimizer))
+        for player, optimizer in (("towers", trainer.optimizer), ("discriminators", second_optimizer))
     }
     own = {player: {id(p) for p in parameters.values()} for player, parameters in split_players(model).items()}
     assert held == own
     assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.07, 0.0}
-    assert {group["weight_decay"] for group in trainer.discriminator_optimizer.param_groups} == {0.07}
-    assert {group["lr"] for group in trainer.discriminator_optimizer.param_groups} == {0.05}
+    assert {group["weight_decay"] for group in trainer.players["discriminator"].optimizer.param_groups} == {0.07}
+    assert {group["lr"] for group in trainer.players["discriminator"].optimizer.param_groups} == {0.05}
 
 
 @pytest.mark.parametrize("still", ["towers", "discriminators"])
@@ -327,7 +328,8 @@ def test_both_schedules_fall_together(make_trainer):
     step = trainer.training_step
 
     def training_step(*args, **kwargs):
-        rates.append((trainer.optimizer.param_groups[0]["lr"], trainer.discriminator_optimizer.param_groups[0]["lr"]))
+        optimizers = trainer.optimizer, trainer.players["discriminator"].optimizer
+        rates.append(tuple(optimizer.param_groups[0]["lr"] for optimizer in optimizers))
         return step(*args, **kwargs)
 
     trainer.training_step = training_step

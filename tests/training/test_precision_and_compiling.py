@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.amp import GradScaler
 
+from cmfah_hf.methods import TrainingState
 from cmfah_hf.training.batch_norm import use_global_statistics
+from cmfah_hf.training.processes import detached
 
 
 def by_player(model):
@@ -38,16 +40,16 @@ def test_bfloat16_trains_with_losses_and_weights_in_float32(make_model, make_tra
     model.cmfah.text_model.hash_head.dense.register_forward_hook(
         lambda module, inputs, output: seen["inside"].add(output.dtype) if model.training else None
     )
-    losses = model.towers_losses
+    losses = model.objective.forward
 
-    def towers_losses(outputs, labels, codes=None):
+    def forward(batch, outputs, state):
         paired = outputs.image_model_output, outputs.text_model_output
         tensors = (outputs.image_hash, outputs.text_features, *(tower.hash_values for tower in paired))
-        loss, terms = losses(outputs, labels, codes)
-        seen["losses"] |= {tensor.dtype for tensor in (*tensors, loss, *terms.values())}
-        return loss, terms
+        found = losses(batch, outputs, state)
+        seen["losses"] |= {tensor.dtype for tensor in (*tensors, found.total, *found.terms.values())}
+        return found
 
-    model.towers_losses = towers_losses
+    model.objective.forward = forward
     trainer.train()
     assert seen == {"inside": {torch.bfloat16}, "losses": {torch.float32}}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -58,12 +60,17 @@ def test_bfloat16_trains_with_losses_and_weights_in_float32(make_model, make_tra
     assert any("discriminator" in name for name in moved)
 
 
+def scales(trainer):
+    return trainer.accelerator.scaler.get_scale(), trainer.players["discriminator"].scaler.get_scale()
+
+
 def scaled(trainer, towers: float, discriminators: float, growth_interval: int = 2000):
     """Lets both players' losses be scaled as in float16, which accelerate leaves to accelerators."""
     trainer.accelerator.scaler = GradScaler("cpu", init_scale=towers, growth_interval=growth_interval)
     trainer.create_optimizer()
-    assert trainer.discriminator_scaler is not None
-    trainer.discriminator_scaler = GradScaler("cpu", init_scale=discriminators, growth_interval=growth_interval)
+    player = trainer.players["discriminator"]
+    assert player.scaler is not None
+    player.scaler = GradScaler("cpu", init_scale=discriminators, growth_interval=growth_interval)
     return trainer
 
 
@@ -76,7 +83,7 @@ def test_each_player_has_a_scale_of_its_own(make_model, make_pairs, make_trainer
     trainer.train()
     assert_close(by_player(plain)["towers"], by_player(model)["towers"], 1e-6)
     assert_close(by_player(plain)["discriminators"], by_player(model)["discriminators"], 1e-6)
-    assert (trainer.accelerator.scaler.get_scale(), trainer.discriminator_scaler.get_scale()) == (2.0**13, 2.0**9)
+    assert scales(trainer) == (2.0**13, 2.0**9)
 
 
 def test_both_scales_are_in_the_checkpoint(make_trainer, tmp_path):
@@ -84,8 +91,10 @@ def test_both_scales_are_in_the_checkpoint(make_trainer, tmp_path):
     trainer.train()
     (checkpoint,) = (tmp_path / "out").glob("checkpoint-3")
     fresh = scaled(make_trainer(), 1.0, 1.0)
+    fresh.create_scheduler(3)
     fresh._load_scaler(str(checkpoint))
-    assert (fresh.accelerator.scaler.get_scale(), fresh.discriminator_scaler.get_scale()) == (2.0**12, 2.0**8)
+    fresh.players["discriminator"].load(checkpoint)
+    assert scales(fresh) == (2.0**12, 2.0**8)
 
 
 @pytest.mark.parametrize("player", ["towers", "discriminators"])
@@ -93,7 +102,7 @@ def test_an_overflow_skips_the_step_of_one_player_alone(make_model, make_pairs, 
     model = make_model()
     trainer = make_trainer(model, make_pairs(24), lr_scheduler_type="linear")
     scaled(trainer, 2.0**9, 2.0**9)
-    module = model.label_head if player == "towers" else model.image_discriminator.dense_out
+    module = model.objective.label_head if player == "towers" else model.objective.image_discriminator.dense_out
     passes, states, rates = [], [by_player(model)], []
 
     def overflow(gradient):
@@ -106,7 +115,8 @@ def test_an_overflow_skips_the_step_of_one_player_alone(make_model, make_pairs, 
     step = trainer.training_step
 
     def training_step(*args, **kwargs):
-        rates.append((trainer.optimizer.param_groups[0]["lr"], trainer.discriminator_optimizer.param_groups[0]["lr"]))
+        optimizers = trainer.optimizer, trainer.players["discriminator"].optimizer
+        rates.append(tuple(optimizer.param_groups[0]["lr"] for optimizer in optimizers))
         return step(*args, **kwargs)
 
     trainer.training_step = training_step
@@ -124,7 +134,7 @@ def test_an_overflow_skips_the_step_of_one_player_alone(make_model, make_pairs, 
     assert skips == {player: [False, True, False], other: [False, False, False]}
     scales = {
         "towers": trainer.accelerator.scaler.get_scale(),
-        "discriminators": trainer.discriminator_scaler.get_scale(),
+        "discriminators": trainer.players["discriminator"].scaler.get_scale(),
     }
     assert scales == {player: 2.0**8, other: 2.0**9}
     # The two schedules have not come apart.
@@ -178,10 +188,10 @@ def test_a_schedule_that_looks_at_the_metric_moves_both_players(make_trainer):
         lr_scheduler_kwargs={"mode": "max", "patience": 0, "factor": 0.1},
     )  # fmt: skip
     maps = iter([0.5, 0.4, 0.6, 0.3])
-    trainer.evaluator = lambda *_: dict.fromkeys(("hamming/i2t/map", "hamming/t2i/map", "random/map"), next(maps))
+    trainer.task.evaluator = lambda *_: dict.fromkeys(("hamming/i2t/map", "hamming/t2i/map", "random/map"), next(maps))
     trainer.train()
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.01)  # after the second and the fourth
-    assert trainer.discriminator_optimizer.param_groups[0]["lr"] == pytest.approx(0.05 * 0.01)
+    assert trainer.players["discriminator"].optimizer.param_groups[0]["lr"] == pytest.approx(0.05 * 0.01)
 
 
 class TorchRows(torch.utils.data.Dataset):
@@ -205,7 +215,7 @@ def test_rows_of_any_kind_train_as_a_data_set(make_model, make_pairs, make_train
             model, make(make_pairs(20)), make(make_pairs(7, seed=1)), num_train_epochs=2, codes_update=codes_update
         )
         trainer.train()
-        found.append((by_player(model), trainer.codes, trainer.evaluate()["eval_map"]))
+        found.append((by_player(model), trainer.training_state.tables.get("codes"), trainer.evaluate()["eval_map"]))
     (expected, codes, value), (weights, own_codes, own_value) = found
     for player in expected:
         assert_close(expected[player], weights[player], 0.0)
@@ -222,8 +232,8 @@ def test_rows_of_a_list_are_measured_without_what_augments_them(make_model, make
     trainer.train()
     plain = make_trainer(trainer.model, make_pairs(10), make_pairs(10))
     assert trainer.evaluate()["eval_map"] == plain.evaluate()["eval_map"]
-    plain.update_codes()
-    assert torch.equal(trainer.codes, plain.codes)
+    plain.end_epoch()
+    assert torch.equal(trainer.training_state.tables.get("codes"), plain.training_state.tables.get("codes"))
     assert "row" not in pairs[0]
 
 
@@ -243,7 +253,7 @@ def test_the_last_incomplete_accumulation_is_the_mean_of_what_it_has(make_model,
         states.append(deepcopy(model.state_dict()))
 
     trainer.optimizer.register_step_pre_hook(record)
-    trainer.discriminator_optimizer.register_step_pre_hook(record)
+    trainer.players["discriminator"].optimizer.register_step_pre_hook(record)
     trainer.train()
     assert trainer.state.global_step == 3
     assert len(gradients) == 6  # each player's, the discriminators' first
@@ -258,14 +268,14 @@ def test_the_last_incomplete_accumulation_is_the_mean_of_what_it_has(make_model,
             names = ("region_features", "input_ids", "attention_mask")
             outputs = reference(**{name: batch[name] for name in names})
             players = {n: p for n, p in reference.named_parameters() if "_discriminator." in n}
-            loss = reference.discriminators_loss(outputs.image_features.detach(), outputs.text_features.detach())
+            loss = reference.objective.players()[0].loss(detached(outputs))
             found = dict(zip(players, torch.autograd.grad(loss, players.values()), strict=True))
             # The last micro batch's towers face the discriminators that have just made their step.
             if number == len(micro_batches) - 1:
                 with torch.no_grad():
                     for name, parameter in players.items():
                         parameter.copy_(towers_state[name])
-            loss, _ = reference.towers_losses(outputs, batch["labels"])
+            loss = reference.objective({"labels": batch["labels"]}, outputs, TrainingState()).total
             towers = {n: p for n, p in reference.named_parameters() if n not in players and p.requires_grad}
             found |= dict(zip(towers, torch.autograd.grad(loss, towers.values()), strict=True))
             for name, gradient in found.items():

@@ -115,7 +115,6 @@ def test_gathered_rows_and_their_gradients(runs):
         assert torch.equal(part["rows"], one["rows"])
         assert torch.equal(part["labels"], one["labels"])
         assert part["labels"].dtype == torch.int64
-        assert part["nothing"] is None
         start, stop = part["range"]
         assert torch.equal(part["gradient"], one["gradient"][start:stop])
     assert (first["range"], second["range"]) == ((0, 3), (3, 5))

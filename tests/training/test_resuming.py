@@ -292,7 +292,7 @@ def choosing_trainer(make_trainer, make_model):
             make_model(), eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
             metric_for_best_model="map", greater_is_better=True, num_train_epochs=9, **arguments,
         )  # fmt: skip
-        trainer.evaluator = Script(maps)
+        trainer.task.evaluator = Script(maps)
         return trainer
 
     return make

@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoProcessor
 from cmfah_hf.data import load_image_text, make_scenes, train_validation_split, write_imagefolder
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
-from cmfah_hf.models import CMFAHForPreTraining, CMFAHModel, CMFAHProcessor
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training import run as run_module
 from cmfah_hf.training import train
@@ -176,7 +177,7 @@ def test_the_same_run_twice_is_the_same_model(run_of, trained, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
     train(run_of("--output_dir", str(tmp_path / "seeded"), "--seed", "1"))
     three = load_file(tmp_path / "seeded" / "model.safetensors")
-    assert not torch.equal(one["label_head.weight"], three["label_head.weight"])
+    assert not torch.equal(one["objective.label_head.weight"], three["objective.label_head.weight"])
 
 
 def test_an_interrupted_run_goes_on_from_its_checkpoint(run_of, trained, tmp_path):

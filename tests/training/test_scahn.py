@@ -3,12 +3,15 @@
 import json
 import shutil
 from copy import deepcopy
+from dataclasses import replace
+from unittest.mock import ANY
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from settings import pretraining_model
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from cmfah_hf.cli import main
@@ -17,7 +20,8 @@ from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
 from cmfah_hf.evaluation.label_graph import read_label_graph
 from cmfah_hf.expansion import SkipGramEmbedding
 from cmfah_hf.expansion.label_vectors import label_vectors
-from cmfah_hf.models import SCAHNConfig, SCAHNForPreTraining, SCAHNModel
+from cmfah_hf.methods import SCAHNForPreTraining, TrainingState
+from cmfah_hf.models import SCAHNConfig, SCAHNModel
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training import bundled_configuration, parse_run, train
 from cmfah_hf.training.data.shards import split_stream
@@ -52,12 +56,12 @@ def test_the_graph_is_that_of_the_training_labels_and_words(trained_scahn):
     model = SCAHNForPreTraining.from_pretrained(folder)
     classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
     pairs, _ = train_validation_split(load_image_text(str(scenes))["train"], 0.1, seed=0)
-    assert model.label_graph.counts.tolist() == products(pairs["labels"], classes)
+    assert model.objective.label_graph.counts.tolist() == products(pairs["labels"], classes)
     expected = label_vectors(classes, SkipGramEmbedding.load(folder))
-    np.testing.assert_array_equal(model.label_graph.vectors.numpy(), expected)
+    np.testing.assert_array_equal(model.objective.label_graph.vectors.numpy(), expected)
     assert read_label_graph(folder).number_of_nodes() == len(classes)
     # The queue is full of labelled pairs by the end.
-    assert model.contrast_queue.labels.any(dim=1).all()
+    assert model.objective.contrast_queue.labels.any(dim=1).all()
     state = json.loads((folder / "trainer_state.json").read_text())
     terms = {name for log in state["log_history"] for name in log if name.startswith("loss_")}
     assert {"loss_graph", "loss_cross_contrast", "loss_intra_contrast", "loss_adversarial_hash"} < terms
@@ -122,7 +126,7 @@ def test_a_stream_and_labels_in_other_scripts(scenes_folder, write_config, tmp_p
     classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
     assert {"дом", "木", "qqq zzz"} <= set(classes)
     stream, _ = split_stream(load_image_text(str(tmp_path / "pairs"), streaming=True, images=False)["train"], 0.1, 0)
-    assert model.label_graph.counts.tolist() == products([row["labels"] for row in stream], classes)
+    assert model.objective.label_graph.counts.tolist() == products([row["labels"] for row in stream], classes)
 
 
 def test_the_notes_of_a_stream_count_what_stands_together(tmp_path):
@@ -154,7 +158,7 @@ def make_scahn(make_config):
         shared |= {"id2label": cmfah.id2label, "label2id": cmfah.label2id}
         backbone = cmfah.backbone_config.to_dict()
         torch.manual_seed(0)
-        model = SCAHNForPreTraining(SCAHNConfig(**{**shared, "backbone_config": backbone, **settings}))
+        model = pretraining_model("scahn", **{**shared, "backbone_config": backbone, **settings})
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "concepts" in name or "embed_tokens" in name:
@@ -167,7 +171,7 @@ def make_scahn(make_config):
 def disagreement(model, kind, image, text):
     total = 0.0
     for name, own, other in (("image", image, text), ("text", text, image)):
-        discriminator = getattr(model, f"{name}{kind}_discriminator")
+        discriminator = getattr(model.objective, f"{name}{kind}_discriminator")
         total = total - discriminator(own).logits.sigmoid().log().mean()
         total = total - (1 - discriminator(other).logits.sigmoid()).log().mean()
     return total
@@ -194,7 +198,7 @@ def test_one_update_of_both_players_by_hand(make_scahn, make_trainer, make_pairs
     if kinds:
         loss = sum(disagreement(expected, kind, *(x.detach() for x in values[kind])) for kind in kinds)
         step(loss, expected, lambda name: "discriminator" in name, 0.05)
-    loss, _ = expected.towers_losses(outputs, labels)
+    loss = expected.objective({"labels": labels}, outputs, TrainingState()).total
     step(loss, expected, lambda name: "discriminator" not in name, 0.1)
     for name, value in expected.named_parameters():
         torch.testing.assert_close(dict(model.named_parameters())[name], value, rtol=0, atol=1e-12, msg=name)
@@ -232,7 +236,11 @@ def test_the_method_is_the_file_s_or_over_it_the_command_line_s(tmp_path):
     file.write_text("model: {model_type: scahn, queue_size: 8, hash_bits: 32}")
     run = parse_run(file, ["--use_cpu", "--contrast_temperature", "0.5"])
     assert (run.method, run.config_class) == ("scahn", SCAHNConfig)
-    assert run.model == {"queue_size": 8, "hash_bits": 32, "contrast_temperature": 0.5}
+    assert run.model == {"hash_bits": 32}
+    assert run.objective == {"queue_size": 8, "contrast_temperature": 0.5}
+    file.write_text("model: {hash_bits: 32}\nmethod: {name: scahn, queue_size: 8}")
+    assert parse_run(file, ["--use_cpu", "--contrast_temperature", "0.5"]) == replace(run, training=ANY)
+    file.write_text("model: {model_type: scahn, queue_size: 8, hash_bits: 32}")
     assert (run.setting("use_label_graph"), run.setting("intra_hash_weight"), run.setting("nothing")) == (True, 0, None)
     assert parse_run(None, ["--use_cpu", "--method=scahn"]).method == "scahn"
     assert parse_run(None, ["--use_cpu"]).method == "cmfah"
@@ -283,7 +291,9 @@ def test_bundled_configurations_are_cmfah_s_but_for_the_method(name):
     assert [run.method for run in runs] == ["scahn", "cmfah"]
     # Which of CMFAH's hinges stay, and what SCAHN's own terms weigh.
     terms = ("feature_weight", "_hash_weight", "graph_weight", "contrast_weight")
-    assert {name: value for name, value in runs[0].model.items() if not name.endswith(terms)} == runs[1].model
+    assert runs[0].model == runs[1].model
+    shared = {name: value for name, value in runs[0].objective.items() if not name.endswith(terms)}
+    assert shared == runs[1].objective
     assert runs[0].data == runs[1].data
     assert runs[0].training.to_dict() == {**runs[1].training.to_dict(), **clock(runs[0])}
     if "scenes" in name:

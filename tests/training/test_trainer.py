@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from cmfah_hf.evaluation import RetrievalEvaluator
-from cmfah_hf.models import CMFAHForPreTraining, CMFAHModel, CMFAHProcessor
+from cmfah_hf.methods import CMFAHForPreTraining
+from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 
 NAMES = ("region_features", "input_ids", "attention_mask")
 
@@ -61,19 +62,20 @@ def test_codes_of_an_epoch_are_the_targets_of_the_next(make_model, make_pairs, m
     model = make_model(dropout=0.2)  # the codes are made without it
     pairs = make_pairs(20)
     trainer = make_trainer(model, pairs, num_train_epochs=3, per_device_train_batch_size=8)
-    recomputed = Recorder(lambda state: (paired_codes(model, trainer.data_collator, pairs), trainer.codes))
+    tables = trainer.training_state.tables
+    recomputed = Recorder(lambda state: (paired_codes(model, trainer.data_collator, pairs), tables["codes"]))
     trainer.add_callback(recomputed)
-    given, step, losses = [], trainer.training_step, model.towers_losses
+    given, step, losses = [], trainer.training_step, model.objective.forward
 
     def training_step(model, inputs, *args, **kwargs):
         given.append([inputs["row"].clone(), None])
         return step(model, inputs, *args, **kwargs)
 
-    def towers_losses(outputs, labels, codes=None):
-        given[-1][1] = codes
-        return losses(outputs, labels, codes)
+    def forward(batch, outputs, state):
+        given[-1][1] = batch.get("codes")
+        return losses(batch, outputs, state)
 
-    trainer.training_step, model.towers_losses = training_step, towers_losses
+    trainer.training_step, model.objective.forward = training_step, forward
     trainer.train()
 
     assert len(given) == 9
@@ -95,7 +97,7 @@ def test_every_pair_has_a_code_where_incomplete_batches_are_dropped(make_model, 
     )
     trainer.train()
     assert trainer.state.global_step == 2
-    assert torch.equal(trainer.codes, paired_codes(model, trainer.data_collator, pairs))
+    assert torch.equal(trainer.training_state.tables.get("codes"), paired_codes(model, trainer.data_collator, pairs))
 
 
 def test_mirrored_regions_are_trained_on_but_not_hashed(make_model, make_pairs, make_trainer):
@@ -113,7 +115,7 @@ def test_mirrored_regions_are_trained_on_but_not_hashed(make_model, make_pairs, 
     trainer.train()
     assert 8 < sum(seen[True]) < 32  # of 40 fair coins
     plain = make_pairs(10)
-    assert torch.equal(trainer.codes, paired_codes(model, trainer.data_collator, plain))
+    assert torch.equal(trainer.training_state.tables.get("codes"), paired_codes(model, trainer.data_collator, plain))
 
 
 def test_a_stream_takes_its_codes_per_batch(make_model, make_pairs, make_trainer):
@@ -123,7 +125,7 @@ def test_a_stream_takes_its_codes_per_batch(make_model, make_pairs, make_trainer
     trainer = make_trainer(model, stream, max_steps=4)
     trainer.train()
     assert trainer.state.global_step == 4
-    assert trainer.codes is None
+    assert trainer.training_state.tables.get("codes") is None
     changed = [name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])]
     assert any("text_model" in name for name in changed)
     assert any("image_discriminator" in name for name in changed)
@@ -163,7 +165,7 @@ def test_evaluation_encodes_each_modality_alone(make_model, make_pairs, make_tra
     assert found["eval_map_random"] == pytest.approx(expected["random/map"], abs=1e-12)
     assert found["eval_map_i2t"] != pytest.approx(by_hand(train, paired=True)["hamming/i2t/map"], abs=1e-6)
 
-    trainer.database = other
+    trainer.task.database = other
     assert trainer.evaluate()["eval_map_t2i"] == pytest.approx(by_hand(other)["hamming/t2i/map"], abs=1e-12)
 
 
@@ -208,15 +210,16 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(make_model, make_pairs, m
 
     assert resumed.state.global_step == unbroken.state.global_step == 12
     assert_same_weights(weights(resumed.model), weights(unbroken.model))
-    assert torch.equal(resumed.codes, unbroken.codes)
+    assert torch.equal(resumed.training_state.tables.get("codes"), unbroken.training_state.tables.get("codes"))
     for one, other in (
         (resumed.optimizer, unbroken.optimizer),
-        (resumed.discriminator_optimizer, unbroken.discriminator_optimizer),
+        (resumed.players["discriminator"].optimizer, unbroken.players["discriminator"].optimizer),
     ):
         for number, state in other.state_dict()["state"].items():
             for name, value in state.items():
                 assert torch.equal(torch.as_tensor(one.state_dict()["state"][number][name]), torch.as_tensor(value))
-    assert resumed.discriminator_scheduler.state_dict() == unbroken.discriminator_scheduler.state_dict()
+    schedules = [trainer.players["discriminator"].schedule.state_dict() for trainer in (resumed, unbroken)]
+    assert schedules[0] == schedules[1]
 
 
 def test_a_checkpoint_holds_both_players_and_the_codes(make_model, make_pairs, make_trainer, tmp_path):
@@ -224,7 +227,7 @@ def test_a_checkpoint_holds_both_players_and_the_codes(make_model, make_pairs, m
     trainer = make_trainer(
         model, num_train_epochs=2, save_strategy="epoch", save_total_limit=None, optim="adamw_torch", learning_rate=0.01
     )
-    codes = Recorder(lambda state: trainer.codes.clone())
+    codes = Recorder(lambda state: trainer.training_state.tables.get("codes").clone())
     trainer.add_callback(codes)
     trainer.train()
     for epoch, step in enumerate((3, 6)):
@@ -246,14 +249,15 @@ def test_the_best_epoch_is_what_remains(make_model, make_trainer, tmp_path):
         model, num_train_epochs=4, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
         metric_for_best_model="map", greater_is_better=True,
     )  # fmt: skip
-    trainer.evaluator = Script([0.3, 0.8, 0.5, 0.7])
+    trainer.task.evaluator = Script([0.3, 0.8, 0.5, 0.7])
     epochs = Recorder(lambda state: weights(model))
     trainer.add_callback(epochs)
     trainer.train()
     assert trainer.state.best_metric == 0.8
     assert trainer.state.epoch == 4
     assert_same_weights(weights(trainer.model), epochs.kept[1])
-    assert not torch.equal(weights(trainer.model)["label_head.weight"], epochs.kept[3]["label_head.weight"])
+    name = "objective.label_head.weight"
+    assert not torch.equal(weights(trainer.model)[name], epochs.kept[3][name])
 
 
 def test_training_stops_where_it_no_longer_helps(make_trainer):
@@ -261,7 +265,7 @@ def test_training_stops_where_it_no_longer_helps(make_trainer):
         num_train_epochs=9, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
         metric_for_best_model="map", greater_is_better=True, early_stopping_patience=2,
     )  # fmt: skip
-    trainer.evaluator = Script([0.3, 0.8, 0.5, 0.7, 0.9, 1.0])
+    trainer.task.evaluator = Script([0.3, 0.8, 0.5, 0.7, 0.9, 1.0])
     trainer.train()
     assert trainer.state.epoch == 4  # the best, and two without a better one
 
@@ -269,14 +273,14 @@ def test_training_stops_where_it_no_longer_helps(make_trainer):
 def test_every_term_of_the_loss_is_logged(make_model, make_trainer):
     model = make_model(label_weight=2.0, quantization_weight=0.5, adversarial_weight=0.3)
     trainer = make_trainer(model, num_train_epochs=2, logging_strategy="epoch")
-    seen, losses = [], model.towers_losses
+    seen, losses = [], model.objective.forward
 
-    def towers_losses(*args):
-        loss, terms = losses(*args)
-        seen.append({"total": loss.item(), **{name: value.item() for name, value in terms.items()}})
-        return loss, terms
+    def forward(*args):
+        found = losses(*args)
+        seen.append({"total": found.total.item(), **{name: value.item() for name, value in found.terms.items()}})
+        return found
 
-    model.towers_losses = towers_losses
+    model.objective.forward = forward
     trainer.train()
     logs = [log for log in trainer.state.log_history if "loss" in log]
     assert len(logs) == 2
@@ -288,14 +292,14 @@ def test_every_term_of_the_loss_is_logged(make_model, make_trainer):
         for name, value in logged.items():
             assert value == pytest.approx(np.mean([step[name] for step in steps]), abs=1e-5), name
         assert log["loss"] == pytest.approx(np.mean([step["total"] for step in steps]), abs=1e-4)
-        config = model.config
+        settings = model.objective.settings
         total = (
             sum(logged[name] for name in ("intra_feature", "intra_hash", "inter_feature", "inter_hash"))
-            + config.quantization_weight * logged["quantization"]
-            + config.similarity_weight * logged["similarity"]
-            + config.label_weight * logged["label"]
-            + config.concept_weight * logged["concept"]
-            - config.adversarial_weight * logged["adversarial"]
+            + settings.quantization_weight * logged["quantization"]
+            + settings.similarity_weight * logged["similarity"]
+            + settings.label_weight * logged["label"]
+            + settings.concept_weight * logged["concept"]
+            - settings.adversarial_weight * logged["adversarial"]
         )
         assert log["loss"] == pytest.approx(total, abs=1e-4)
 
@@ -315,7 +319,7 @@ def test_loss_is_logged_the_same_with_micro_batches(make_trainer):
     model = trainer.model
     ones = ("intra_feature", "intra_hash", "quantization", "inter_feature", "inter_hash", "label", "concept")
     total = sum(log[f"loss_{name}"] for name in ones) - log["loss_adversarial"]
-    total += model.config.similarity_weight * log["loss_similarity"]
+    total += model.objective.settings.similarity_weight * log["loss_similarity"]
     assert log["loss"] == pytest.approx(total, abs=1e-4)
 
 

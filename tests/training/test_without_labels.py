@@ -12,7 +12,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from cmfah_hf.data import load_image_text, load_scenes, train_validation_split, write_imagefolder
 from cmfah_hf.errors import DataError
 from cmfah_hf.expansion import GraphExpander
-from cmfah_hf.models import CMFAHForPreTraining
+from cmfah_hf.methods import CMFAHForPreTraining
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training import bundled_configuration, parse_run, train
 
@@ -57,8 +57,8 @@ def test_pairs_alone_are_measured_by_the_rank_of_the_partner(run_of, bare, tmp_p
     assert (metrics["similarity"], metrics["validation_relevance"]) == ("pairs", "pairs")
     assert "query" not in metrics
     model = CMFAHForPreTraining.from_pretrained(tmp_path / "out")
-    assert model.label_head is None
-    assert (model.config.num_labels, model.config.label_weight) == (0, 0)
+    assert model.objective.label_head is None
+    assert (model.config.num_labels, model.objective.settings.label_weight) == (0, 0)
     validation = train_validation_split(load_image_text(bare, split="train"), 0.3, seed=0)[1]
     image, text = codes(tmp_path / "out", validation)
     partner = np.eye(len(validation), dtype=bool)

@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -13,40 +13,65 @@ from transformers import HfArgumentParser
 
 from cmfah_hf.documents import parse_yaml
 from cmfah_hf.errors import CMFAHError
-from cmfah_hf.models import METHODS, CMFAHConfig
+from cmfah_hf.methods import Objective, ObjectiveConfig, objective_class, registered_methods
+from cmfah_hf.models import MODELS, CMFAHConfig
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments, DataArguments
 from cmfah_hf.training.settings.ranges import check_finite, short
 from cmfah_hf.training.settings.yaml_files import SettingsFile, merged, read_chain
 
 # Maximum size of a number in a file; an `int` of thousands of digits cannot be printed.
 _MOST_BITS = 200
+# The settings that name the method, by section; the first one that is given counts.
+_METHOD_NAMES = (("method", "name"), ("model", "model_type"))
 # Fields that are derived from the data or belong to the parent class; setting them would break the model.
 _NOT_FOR_HAND = {
     *("vocab_size", "pad_token_id", "unk_token_id", "id2label", "label2id", "problem_type", "architectures"),
     *("transformers_version", "return_dict", "dtype", "chunk_size_feed_forward", "is_encoder_decoder"),
-    "output_hidden_states",
+    *("output_hidden_states", "objective", "class_concepts"),
 }
 
 
 @dataclass
 class Run:
-    """The settings of a run: fields of the model's configuration, the arguments of the data and of the trainer, and the
-    method, one of `METHODS`.
+    """The settings of a run: fields of the model's configuration, the arguments of the data and of the trainer, the name
+    of the method, and the settings of its objective.
     """
 
     model: dict[str, Any]
     data: DataArguments
     training: CMFAHTrainingArguments
     method: str = "cmfah"
+    objective: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def objective_class(self) -> type[Objective]:
+        """The method's objective."""
+        return objective_class(self.method)
 
     @property
     def config_class(self) -> type[CMFAHConfig]:
         """The class of the model's configuration."""
-        return METHODS[self.method].config
+        return MODELS[self.objective_class.model_type].config
+
+    def objective_config(self) -> ObjectiveConfig:
+        """The settings of the objective, given or by default.
+
+        Raises:
+            ValueError: If one cannot be used.
+        """
+        return self.objective_class.settings_class.from_section(self.objective)
 
     def setting(self, name: str) -> Any:
-        """A setting of the model, given or by default; None where the method has no such setting."""
-        return self.model.get(name, getattr(self.config_class, name, None))
+        """A setting of the model or the objective, given or by default; None where there is no such setting."""
+        for given, defaults in (
+            (self.objective, self.objective_class.settings_class),
+            (self.model, self.config_class),
+        ):
+            if name in given:
+                return given[name]
+            if hasattr(defaults, name):
+                return getattr(defaults, name)
+        return None
 
     def model_config(self) -> CMFAHConfig:
         """The configuration of the model, before anything is known about the data.
@@ -55,7 +80,9 @@ class Run:
             CMFAHError: If a setting of it cannot be used.
         """
         try:
-            return self.config_class(**self.model)
+            config = self.config_class(**self.model)
+            self.objective_config().apply_to(config)
+            return config
         except CMFAHError:
             raise
         # Settings of a backbone, each of which transformers checks in its own way.
@@ -124,10 +151,11 @@ def parse_run(config: str | os.PathLike | None, arguments: list[str] | None = No
     """Reads a run's settings.
 
     Args:
-        config: A YAML file with the sections `model`, `data` and `training`; None: the defaults. With `extends:
-            base.yaml` it holds only what differs from that file, see `read_chain`. `model_type` in `model` names the
-            method; without it, it is `cmfah`.
-        arguments: Of the command line, such as `["--hash_bits", "32", "--learning_rate=1e-3"]`: any field of the three
+        config: A YAML file with the sections `model`, `method`, `data` and `training`; None: the defaults. With
+            `extends: base.yaml` it holds only what differs from that file, see `read_chain`. `name` in `method`, or
+            `model_type` in `model`, names the method; without either, it is `cmfah`. The settings of the objective are
+            read from both sections.
+        arguments: Of the command line, such as `["--hash_bits", "32", "--learning_rate=1e-3"]`: any field of the
             sections, and `--method`. They take precedence over the file.
 
     Raises:
@@ -150,24 +178,33 @@ def parse_run(config: str | os.PathLike | None, arguments: list[str] | None = No
         if name not in known["model"]:
             hint = _other_method(name) or _nearest(name, set().union(*known.values(), {"method"}))
             raise CMFAHError(f"There is no argument --{name}{hint}.")
-    model = merged([*chain, given])["model"]
-    model.pop("model_type", None)
+    model = merged([_one_section(file) for file in (*chain, given)])["model"]
     for name, value in model.items():
         check_finite(name, value)
-    return Run(model, data, training, method)
+    objective = {name: model.pop(name) for name in list(model) if name in known["method"]}
+    return Run(model, data, training, method, objective)
+
+
+def _one_section(file: SettingsFile) -> SettingsFile:
+    """The settings of model and objective, of both of which the section `model` may hold some, as one section."""
+    given = {**file.sections.get("model", {}), **file.sections.get("method", {})}
+    return SettingsFile(
+        file.path, {"model": {name: given[name] for name in given if name not in ("name", "model_type")}}
+    )
 
 
 def _known_names(method: str) -> dict[str, set[str]]:
     """The names of the settings of each section."""
     data, training = ({field.name for field in fields(kind)} for kind in (DataArguments, CMFAHTrainingArguments))
-    return {"model": _settings_of(method), "data": data, "training": training}
+    objective, model = _settings_of(method)
+    return {"model": model | objective, "method": objective, "data": data, "training": training}
 
 
 def _set_defaults(parser: "_Parser", file: SettingsFile, known: dict[str, set[str]]) -> None:
     """Makes a file's settings of data and training the defaults of the command line, and checks the names of all."""
     for section, values in file.sections.items():
         for name in values:
-            if name not in known[section] and (section, name) != ("model", "model_type"):
+            if name not in known[section] and (section, name) not in _METHOD_NAMES:
                 hint = _other_method(str(name)) or _nearest(str(name), known[section])
                 raise CMFAHError(f"{file.path}: {section} has no setting {short(name)}{hint}.")
     for section in ("data", "training"):
@@ -187,29 +224,33 @@ def _method(chain: list[SettingsFile], arguments: list[str]) -> tuple[str, list[
         _check_method("--method", given.method)
         return given.method, rest
     for file in reversed(chain):
-        if (named := file.sections.get("model", {}).get("model_type")) is not None:
-            _check_method(f"{file.path}: model_type", named)
-            return named, rest
+        for section, name in _METHOD_NAMES:
+            if (named := file.sections.get(section, {}).get(name)) is not None:
+                _check_method(f"{file.path}: {name}", named)
+                return named, rest
     return "cmfah", rest
 
 
 def _check_method(name: str, method: Any) -> None:
-    if not (isinstance(method, str) and method in METHODS):
+    if not (isinstance(method, str) and method in registered_methods()):
         shown = repr(method) if isinstance(method, str) else f"a {type(method).__name__}"
-        raise CMFAHError(f"{name} is {shown}; choose one of {', '.join(METHODS)}.")
+        raise CMFAHError(f"{name} is {shown}; choose one of {', '.join(registered_methods())}.")
 
 
 class _Methods(argparse.ArgumentParser):
     def error(self, message: str):
-        raise CMFAHError(f"{message[0].upper()}{message[1:]}; choose one of {', '.join(METHODS)}.")
+        raise CMFAHError(f"{message[0].upper()}{message[1:]}; choose one of {', '.join(registered_methods())}.")
 
 
-def _settings_of(method: str) -> set[str]:
-    return {field.name for field in fields(METHODS[method].config)} - _NOT_FOR_HAND
+def _settings_of(method: str) -> tuple[set[str], set[str]]:
+    """The names of the settings of a method's objective, and of its model."""
+    objective = objective_class(method)
+    of_model = {setting.name for setting in fields(MODELS[objective.model_type].config)} - _NOT_FOR_HAND
+    return objective.settings_class.names(), of_model - objective.settings_class.names()
 
 
 def _other_method(name: str) -> str:
-    having = [method for method in METHODS if name in _settings_of(method)]
+    having = [method for method in registered_methods() if name in set().union(*_settings_of(method))]
     return f", which is a setting of --method {having[0]}" if having else ""
 
 

@@ -30,7 +30,8 @@ def write_settings(run: Run, folder: Path) -> Path:
     token.
     """
     settings = {
-        "model": {"model_type": run.method, **{name: _plain(value) for name, value in run.model.items()}},
+        "model": {name: _plain(value) for name, value in run.model.items()},
+        "method": {"name": run.method, **{name: _plain(value) for name, value in run.objective.items()}},
         "data": {"dataset": run.data.dataset, **_given(run.data, DataArguments())},
         "training": _given(run.training, CMFAHTrainingArguments(use_cpu=run.training.use_cpu)),
     }

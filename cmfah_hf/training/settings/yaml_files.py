@@ -9,7 +9,7 @@ from cmfah_hf.documents import read_yaml
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.training.settings.ranges import short
 
-SECTIONS = ("model", "data", "training")
+SECTIONS = ("model", "method", "data", "training")
 EXTENDS = "extends"
 # Files in a chain of `extends`.
 MOST_FILES = 10

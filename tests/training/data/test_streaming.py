@@ -59,7 +59,7 @@ def test_epochs_of_a_stream_are_counted(make_pairs, make_trainer):
         orders.append([name for step in steps for name in step])
         assert sorted(orders[-1]) == expected
     assert len(set(map(tuple, orders))) == 3
-    assert trainer.codes is None
+    assert trainer.training_state.tables.get("codes") is None
 
 
 def test_steps_of_a_stream_need_no_count(make_pairs, make_trainer, monkeypatch):
@@ -249,7 +249,7 @@ Path(sys.argv[2], f"out-{trainer.args.process_index}.json").write_text(json.dump
 
 @pytest.mark.slow
 def test_two_processes_over_uneven_shards(make_pairs, make_model, make_trainer, tmp_path):
-    from cmfah_hf.models import CMFAHForPreTraining
+    from cmfah_hf.methods import CMFAHForPreTraining
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

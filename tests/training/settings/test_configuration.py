@@ -48,7 +48,7 @@ def test_without_a_file_the_defaults_are_the_paper_s():
     assert (training.learning_rate, training.discriminator_learning_rate) == (7e-4, 8e-4)
     assert (training.per_device_train_batch_size, training.num_train_epochs) == (128, 150)
     assert (training.optim, training.codes_update) == ("sgd", "epoch")
-    assert CMFAHConfig().margin == 0.5
+    assert (run.objective, run.setting("margin")) == ({}, 0.5)
 
 
 def test_the_command_line_wins(read):
@@ -83,15 +83,15 @@ def test_a_backbone_on_the_command_line_takes_the_place_of_the_file_s(read):
 )
 def test_numbers_as_people_write_them(read, text, value):
     if text.startswith("-"):
-        assert read(f"model: {{margin: {text}}}").model["margin"] == value
+        assert read(f"model: {{margin: {text}}}").objective["margin"] == value
         return
     found = read(f"model: {{margin: {text}}}\ntraining: {{learning_rate: {text}}}")
     assert found.training.learning_rate == value
     assert isinstance(found.training.learning_rate, float)
     if "'" not in text:
-        assert found.model["margin"] == value
+        assert found.objective["margin"] == value
         found = read("", "--margin", text, "--learning_rate", text)
-        assert (found.model["margin"], found.training.learning_rate) == (value, value)
+        assert (found.objective["margin"], found.training.learning_rate) == (value, value)
 
 
 def test_lists_booleans_and_nothing_in_a_file(read):
@@ -152,8 +152,8 @@ def test_lists_booleans_and_nothing_on_the_command_line(read):
         ("model: {learning_rate: 3}", [], "{file}: model has no setting 'learning_rate'"),
         ("data: {dataset: a, topk: 3}", [], "{file}: data has no setting 'topk'; did you mean 'top_k'."),
         ("model: {1: 2}", [], "{file}: model has no setting 1."),
-        ("modle: {}", [], "{file}: there is no section 'modle'; there are model, data, training."),
-        ("- a\n- b", [], "{file}: a configuration has the sections model, data, training, each with its settings."),
+        ("modle: {}", [], "{file}: there is no section 'modle'; there are model, method, data, training."),
+        ("- a\n- b", [], "{file}: a configuration has the sections model, method, data, training, each with its"),
         ("just words", [], "{file}: a configuration has the sections"),
         ("model: {a: [1, 2", [], "{file} is not valid YAML ("),
         ("model:\n\thash_bits: 2", [], "{file} is not valid YAML ("),
@@ -334,9 +334,11 @@ def test_bundled_configurations_hold_what_their_files_say(file):
         for name, value in settings.get(section, {}).items():
             found = getattr(part, name)
             assert getattr(found, "value", found) == value, name
-    config = run.config_class(**run.model)
+    config, objective = run.config_class(**run.model), run.objective_config()
     for name, value in settings.get("model", {}).items():
-        assert name == "backbone_config" or getattr(config, name) == value, name
+        if name not in ("backbone_config", "model_type"):
+            assert getattr(objective if name in run.objective else config, name) == value, name
+    assert run.method == settings.get("model", {}).get("model_type", "cmfah")
 
 
 def test_a_configuration_that_did_not_come_along():

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from cmfah_hf.models.losses import triplet_hinge
+from cmfah_hf.methods.losses import triplet_hinge
 
 PROGRAM = """
 import re, torch
 from pathlib import Path
-from cmfah_hf.models.losses import cosine_matrix, triplet_hinge, triplet_masks
+from cmfah_hf.methods.losses import cosine_matrix, triplet_hinge, triplet_masks
 
 def work(size):
     values = torch.randn(size, 64, generator=torch.Generator().manual_seed(0), requires_grad=True)

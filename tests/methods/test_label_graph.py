@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cmfah_hf.models.label_graph import LabelGraph, conditional_probabilities, label_adjacency, label_edges
+from cmfah_hf.methods.label_graph import LabelGraph, conditional_probabilities, label_adjacency, label_edges
 
 few = settings(max_examples=25)
 multi_hot = arrays(np.int64, st.tuples(st.integers(0, 8), st.integers(1, 5)), elements=st.integers(0, 1))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics.pairwise import cosine_similarity
 
-from cmfah_hf.models.losses_scahn import ContrastQueue, EarlierPairs, contrast_losses, contrastive_loss, graph_logits
+from cmfah_hf.methods.contrast import ContrastQueue, EarlierPairs, contrast_losses, contrastive_loss, graph_logits
 
 few = settings(max_examples=25)
 

@@ -1,4 +1,4 @@
-"""The terms that SCAHN adds to CMFAH's loss, and the hash values of earlier batches that they may be contrasted with.
+"""Supervised contrastive losses, and a queue of the codes of earlier batches.
 
 Shape suffixes: A anchors, N candidates, B pairs of the batch, Q pairs of the queue, D feature width, K hash bits,
 C classes.
@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .losses import cosine_matrix, relevance
+from cmfah_hf.methods.losses import added, cosine_matrix, pairwise_similarity
 
 
 class EarlierPairs(NamedTuple):
-    """Hash values `(Q, K)` of both modalities and labels `(Q, C)` of pairs of earlier batches; constants."""
+    """Continuous codes `(Q, K)` of both modalities and labels `(Q, C)` of pairs of earlier batches, detached."""
 
     image_hash: torch.Tensor
     text_hash: torch.Tensor
@@ -21,16 +21,21 @@ class EarlierPairs(NamedTuple):
 
 
 class ContrastQueue(nn.Module):
-    """The last pairs that were trained on, as a ring: each batch takes the place of the oldest pairs, `[contrastive]`.
+    """A ring buffer of the last training pairs: each batch replaces the oldest pairs, `[contrastive]`.
 
-    Its buffers are saved with the weights, so that a run that goes on contrasts with the same pairs. Places that were
-    never taken have no label, and pairs without a label take no part in a contrast.
+    Its buffers are saved with the weights, so that a resumed run contrasts with the same pairs. Unused rows have no
+    label, and unlabeled pairs take no part in a contrast.
 
     Args:
         size: Q.
         hash_bits: K.
         num_labels: C.
     """
+
+    image_hash: torch.Tensor
+    text_hash: torch.Tensor
+    labels: torch.Tensor
+    place: torch.Tensor
 
     def __init__(self, size: int, hash_bits: int, num_labels: int):
         super().__init__()
@@ -41,12 +46,12 @@ class ContrastQueue(nn.Module):
 
     @property
     def pairs(self) -> EarlierPairs:
-        # Copies: `push` writes into the buffers, maybe before a loss that holds these has been sent back.
+        # Copies: `push` may write into the buffers before the backward pass of a loss that holds these.
         return EarlierPairs(self.image_hash.clone(), self.text_hash.clone(), self.labels.clone())
 
     @torch.no_grad()
     def push(self, image_hash_BK: torch.Tensor, text_hash_BK: torch.Tensor, labels_BC: torch.Tensor) -> None:
-        """Takes a batch in; of one that is larger than the queue, its last pairs."""
+        """Appends a batch; of one that is larger than the queue, its last pairs."""
         size = len(self.labels)
         new = min(len(labels_BC), size)
         places = (self.place + torch.arange(new, device=self.place.device)) % size
@@ -68,8 +73,8 @@ def contrastive_loss(
 
     Args:
         cosines_AN: Cosines of anchors with candidates.
-        overlap_AN: How alike they are by their labels, 0 where not at all.
-        comparable_AN: Boolean; the candidates that take part in an anchor's contrast, positives and negatives.
+        overlap_AN: Their similarity by labels, 0 or more.
+        comparable_AN: Boolean; an anchor's candidates, positives and negatives.
         temperature: Above 0.
 
     Returns:
@@ -77,7 +82,7 @@ def contrastive_loss(
     """
     half = cosines_AN.dtype in (torch.float16, torch.bfloat16)
     scores_AN = (cosines_AN.float() if half else cosines_AN) / temperature
-    # Finite, so that an anchor with nothing to compare gives zeros and not NaN.
+    # Finite, so that an anchor without candidates gives zeros and not NaN.
     scores_AN = scores_AN.masked_fill(~comparable_AN, torch.finfo(scores_AN.dtype).min)
     weights_AN = (overlap_AN * comparable_AN).to(scores_AN.dtype)
     total_A1 = weights_AN.sum(dim=1, keepdim=True)
@@ -90,8 +95,8 @@ def contrastive_loss(
 def _overlap(
     labels_BC: torch.Tensor, earlier: torch.Tensor | None, threshold: float, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each pair of the batch with those of the batch and then of the queue: overlap, and who can be compared."""
-    overlap_BN, known_B = relevance(labels_BC, dtype)
+    """Similarity of the batch's pairs with those of the batch and of the queue, and a mask of comparable ones."""
+    overlap_BN, known_B = pairwise_similarity(labels_BC, dtype)
     known_N = known_B
     if earlier is not None:
         overlap_BN = torch.cat([overlap_BN, cosine_matrix(labels_BC.to(dtype), earlier.to(dtype))], dim=1)
@@ -109,34 +114,36 @@ def contrast_losses(
     positive_overlap: float = 0.0,
     earlier: EarlierPairs | None = None,
 ) -> dict[str, torch.Tensor]:
-    """`[contrastive]` on hash values: `cross_contrast`, both directions, and `intra_contrast`, both modalities.
+    """`[contrastive]` on continuous codes: `cross_contrast`, both directions, and `intra_contrast`, both modalities.
 
-    Positives share a label, or are more alike than `positive_overlap`; each weighs as its overlap says. Within a
-    modality an item is not compared with itself. Pairs without a label take no part.
+    Positives share a label, or are more similar than `positive_overlap`, and are weighted by their similarity. Within
+    a modality an item is not compared with itself. Unlabeled pairs take no part.
 
     Args:
         image_hash_BK, text_hash_BK: Of one view of the batch.
-        labels_BC: Labels, tags or numbers of the batch, as in `relevance`.
+        labels_BC: Labels, tags or numbers of the batch, as in `pairwise_similarity`.
         temperature: Above 0.
-        cross, intra: Which terms are wanted.
+        cross, intra: Whether to compute each term.
         positive_overlap: From 0 to below 1.
         earlier: Further candidates; their labels are multi-hot, as the batch's are then.
     """
     dtype = torch.promote_types(image_hash_BK.dtype, torch.float32)
-    overlap_BN, comparable_BN = _overlap(labels_BC, earlier and earlier.labels, positive_overlap, dtype)
+    overlap_BN, comparable_BN = _overlap(
+        labels_BC, None if earlier is None else earlier.labels, positive_overlap, dtype
+    )
     images_NK, texts_NK = image_hash_BK, text_hash_BK
     if earlier is not None:
         images_NK = torch.cat([images_NK, earlier.image_hash.to(images_NK.dtype)])
         texts_NK = torch.cat([texts_NK, earlier.text_hash.to(texts_NK.dtype)])
     terms = {}
     if cross:
-        terms["cross_contrast"] = sum(
+        terms["cross_contrast"] = added(
             contrastive_loss(cosine_matrix(anchors_BK, candidates_NK), overlap_BN, comparable_BN, temperature)
             for anchors_BK, candidates_NK in ((image_hash_BK, texts_NK), (text_hash_BK, images_NK))
         )
     if intra:
         itself_BN = torch.eye(*comparable_BN.shape, dtype=torch.bool, device=comparable_BN.device)
-        terms["intra_contrast"] = sum(
+        terms["intra_contrast"] = added(
             contrastive_loss(
                 cosine_matrix(anchors_BK, candidates_NK), overlap_BN, comparable_BN & ~itself_BN, temperature
             )

@@ -6,23 +6,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from settings import pretraining_model
 from sklearn.metrics import log_loss
 from sklearn.metrics.pairwise import cosine_similarity
 
-from cmfah_hf.models import CMFAHConfig, CMFAHLosses, CMFAHTowerOutput
-from cmfah_hf.models.losses import (
+from cmfah_hf.methods import Losses
+from cmfah_hf.methods.losses import (
     cosine_matrix,
     label_guidance_loss,
     label_similarity_loss,
     pair_losses,
+    pairwise_similarity,
     quantization_loss,
-    relevance,
-    sign,
     triplet_hinge,
     triplet_masks,
     views_losses,
-    weighted_total,
 )
+from cmfah_hf.methods.outputs import View
+from cmfah_hf.models.modules_cmfah import sign
 
 few = settings(max_examples=60)
 # Eighths: sums and differences of them are exact, so that ties are ties and a hinge of zero is zero.
@@ -135,7 +136,7 @@ def test_cosines_are_scikit_learns_and_zero_for_a_zero_row(x, y):
 )
 def test_masks_and_target_of_weighted_tags_are_scikit_learns_cosines(tags, overlap, within):
     cosines, known = cosine_similarity(tags), tags.any(axis=1)
-    target, found_known = relevance(torch.tensor(tags), torch.float64)
+    target, found_known = pairwise_similarity(torch.tensor(tags), torch.float64)
     np.testing.assert_allclose(target.numpy(), cosines, atol=1e-12)
     np.testing.assert_array_equal(found_known.numpy(), known)
     positive, negative = (mask.numpy() for mask in triplet_masks(torch.tensor(tags), within, overlap))
@@ -155,7 +156,7 @@ def test_of_numbers_only_equal_ones_are_positives():
     positive, negative = triplet_masks(numbers, within=True)
     assert not positive.any()
     assert negative.sum() == 6
-    assert torch.equal(relevance(numbers)[0], torch.eye(3))
+    assert torch.equal(pairwise_similarity(numbers)[0], torch.eye(3))
 
 
 def test_the_loss_of_pairs_alone_by_hand():
@@ -163,7 +164,7 @@ def test_the_loss_of_pairs_alone_by_hand():
     image, text = (np.tanh(rng.normal(size=(4, 8))) for _ in range(2))
     cosines = cosine_similarity(image, text)
     eye = np.eye(4, dtype=bool)
-    towers = [CMFAHTowerOutput(hash_values=torch.tensor(x), features=torch.tensor(x)) for x in (image, text)]
+    towers = [View(hash_values=torch.tensor(x), features=torch.tensor(x)) for x in (image, text)]
     found = pair_losses(*towers, torch.arange(4), torch.ones(4, 8), 0.5)
     expected = cubic_hinge(cosines, eye, ~eye, 0.5)[0] + cubic_hinge(cosines.T, eye, ~eye, 0.5)[0]
     assert found.inter_hash.item() == pytest.approx(expected, rel=1e-9)
@@ -238,7 +239,7 @@ def test_label_similarity_vanishes_where_cosines_are_those_of_the_labels():
 
 
 def tower(rng, size=5, requires_grad=False):
-    return CMFAHTowerOutput(
+    return View(
         hash_values=torch.tensor(np.tanh(rng.normal(size=(size, 8))), requires_grad=requires_grad),
         features=torch.tensor(rng.normal(size=(size, 6)), requires_grad=requires_grad),
     )
@@ -280,21 +281,19 @@ def test_terms_of_a_view():
 @pytest.mark.parametrize(("attention", "paired_weight"), [("both", 0.25), ("image", 1.0), ("both", 0.0), ("none", 3.0)])
 def test_views_are_summed_with_the_weight_of_the_pair(attention, paired_weight):
     rng = np.random.default_rng(3)
-    config = CMFAHConfig(attention=attention, paired_weight=paired_weight, margin=0.4)
     alone, paired = (tower(rng), tower(rng)), (tower(rng), tower(rng))
     paired[0].hash_values[0] = -paired[1].hash_values[0]  # a sum of zero all along: bits of +1
-    found = views_losses(
-        config,
-        alone,
-        paired,
-        torch.tensor(LABELS),
-        None,
-        extra=lambda image, text: {"label": image.features.sum(), "adversarial": text.features.sum()},
-    )
-    total = paired[0].hash_values + paired[1].hash_values
+
+    def terms(image, text, codes):
+        own = pair_losses(image, text, torch.tensor(LABELS), codes, 0.4)
+        return {**own, "label": image.features.sum(), "adversarial": text.features.sum()}
+
+    # Without attention the two views are one.
+    found = views_losses(alone, paired if attention != "none" else None, None, paired_weight, terms)
+    total = sum(tower.hash_values for tower in (paired if attention != "none" else alone))
     codes = np.where(total.numpy() >= 0, 1.0, -1.0)
-    assert (codes[0] == 1).all()
-    weight = 0 if attention == "none" else paired_weight  # without attention the two views are one
+    assert attention == "none" or (codes[0] == 1).all()
+    weight = 0 if attention == "none" else paired_weight
     first, second = (terms_of(*view, LABELS, codes, 0.4) for view in (alone, paired))
     for name in first:
         assert found[name].item() == pytest.approx(first[name] + weight * second[name], rel=1e-9), name
@@ -305,15 +304,18 @@ def test_views_are_summed_with_the_weight_of_the_pair(attention, paired_weight):
 
 def test_given_codes_are_the_target_and_drawn_ones_carry_no_gradient():
     rng = np.random.default_rng(4)
-    config = CMFAHConfig()
     alone = tower(rng, requires_grad=True), tower(rng, requires_grad=True)
     paired = tower(rng, requires_grad=True), tower(rng, requires_grad=True)
     codes = torch.tensor(rng.choice([-1, 1], (5, 8)))
-    found = views_losses(config, alone, paired, torch.tensor(LABELS), codes)
-    expected = sum(((t.hash_values - codes) ** 2).mean() for t in (*alone, *paired))
-    assert found.quantization.item() == pytest.approx(expected.item(), rel=1e-9)
 
-    views_losses(config, alone, paired, torch.tensor(LABELS), None).quantization.backward()
+    def terms(image, text, codes):
+        return pair_losses(image, text, torch.tensor(LABELS), codes, 0.5)
+
+    found = views_losses(alone, paired, codes, 1.0, terms)
+    expected = sum(((t.hash_values - codes) ** 2).mean() for t in (*alone, *paired))
+    assert found["quantization"].item() == pytest.approx(expected.item(), rel=1e-9)
+
+    views_losses(alone, paired, None, 1.0, terms)["quantization"].backward()
     drawn = sign(paired[0].hash_values + paired[1].hash_values).detach()
     for output in (*alone, *paired):
         gradient = 2 * (output.hash_values.detach() - drawn) / drawn.numel()
@@ -321,7 +323,7 @@ def test_given_codes_are_the_target_and_drawn_ones_carry_no_gradient():
 
 
 def test_total_weighs_every_term_and_the_towers_maximise_the_adversarial_one():
-    config = CMFAHConfig(
+    model = pretraining_model(
         intra_feature_weight=2,
         intra_hash_weight=3,
         quantization_weight=5,
@@ -329,8 +331,13 @@ def test_total_weighs_every_term_and_the_towers_maximise_the_adversarial_one():
         inter_hash_weight=11,
         similarity_weight=13,
         label_weight=17,
+        concept_weight=23,
         adversarial_weight=19,
+        hidden_size=8,
+        text_filters=8,
+        word_dim=8,
     )
+    total = model.objective.weights
     order = [
         "intra_feature",
         "intra_hash",
@@ -339,14 +346,16 @@ def test_total_weighs_every_term_and_the_towers_maximise_the_adversarial_one():
         "inter_hash",
         "similarity",
         "label",
+        "concept",
         "adversarial",
     ]
-    weights = [2, 3, 5, 7, 11, 13, 17, -19]
+    weights = [2, 3, 5, 7, 11, 13, 17, 23, -19]
+    assert list(total) == order
     for name, weight in zip(order, weights, strict=True):
-        assert weighted_total(CMFAHLosses(**{name: torch.tensor(0.5)}), config).item() == weight / 2
-    together = CMFAHLosses(**{name: torch.tensor(float(10**-i)) for i, name in enumerate(order)})
+        assert Losses.weighted({name: torch.tensor(0.5)}, total).total.item() == weight / 2
+    together = {name: torch.tensor(float(10**-i)) for i, name in enumerate(order)}
     expected = sum(weight * 10.0**-i for i, weight in enumerate(weights))
-    assert weighted_total(together, config).item() == pytest.approx(expected, rel=1e-6)
+    assert Losses.weighted(together, total).total.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_hinges_of_several_matrices_at_once_are_those_of_each():

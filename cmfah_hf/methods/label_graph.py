@@ -1,4 +1,4 @@
-"""Which labels stand together, as a graph, and the features that two graph convolutions make of it.
+"""Label co-occurrence graph, and label features from two graph convolutions over it.
 
 Shape suffixes: C classes, E width of word vectors, H hidden width, D feature width.
 """
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def conditional_probabilities(counts_CC: torch.Tensor, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """`P[i, j]`, how often label j stands beside label i: `count(i, j) / count(i)`, `[label-graph]`.
+    """`P[i, j]`, how often label j occurs together with label i: `count(i, j) / count(i)`, `[label-graph]`.
 
     Args:
         counts_CC: How many items have both labels; on the diagonal, how many have the one.
@@ -23,7 +23,7 @@ def conditional_probabilities(counts_CC: torch.Tensor, dtype: torch.dtype = torc
 
 
 def label_edges(counts_CC: torch.Tensor, threshold: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """`(C, C)` boolean: from label i to another label j, where `P[i, j] >= threshold`, `[label-graph]`."""
+    """`(C, C)` boolean, edges from label i to another label j where `P[i, j] >= threshold`, `[label-graph]`."""
     # A share that is the threshold by its digits is to count as one: 2 of 5 is 0.4.
     edges_CC = conditional_probabilities(counts_CC, dtype) >= threshold - 1e-6
     return edges_CC & ~torch.eye(len(counts_CC), dtype=torch.bool, device=counts_CC.device)
@@ -32,27 +32,27 @@ def label_edges(counts_CC: torch.Tensor, threshold: float, dtype: torch.dtype = 
 def label_adjacency(
     counts_CC: torch.Tensor, threshold: float, share: float, dtype: torch.dtype = torch.float64
 ) -> torch.Tensor:
-    """The normalised adjacency that the graph convolutions multiply with, `[label-graph]`.
+    """Normalized adjacency of the graph convolutions, `[label-graph]`.
 
-    A label's neighbours share `share` equally, it itself keeps the rest; then each entry is divided by the roots of
-    the sums of its row and of the row of its column's label. A label without neighbours keeps to itself.
+    A label's neighbors share `share` equally, and the label keeps the rest. Then each entry is divided by the square
+    roots of the row sums of its two labels. A label without neighbors has a self-loop alone.
 
     Returns:
         `(C, C)`, of `dtype`.
     """
     edges_CC = label_edges(counts_CC, threshold, dtype).to(dtype)
-    neighbours_C1 = edges_CC.sum(dim=1, keepdim=True)
-    weights_CC = share * edges_CC / neighbours_C1.clamp(min=1)
+    neighbors_C1 = edges_CC.sum(dim=1, keepdim=True)
+    weights_CC = share * edges_CC / neighbors_C1.clamp(min=1)
     weights_CC = weights_CC + (1 - share) * torch.eye(len(edges_CC), dtype=edges_CC.dtype, device=edges_CC.device)
     root_C = weights_CC.sum(dim=1).rsqrt()
     return root_C[:, None] * weights_CC * root_C[None, :]
 
 
 class LabelGraph(nn.Module):
-    """Label features `G` `(C, D)` out of word vectors of the label names, by two graph convolutions, `[label-graph]`.
+    """Label features `G` `(C, D)` from word vectors of the label names, by two graph convolutions, `[label-graph]`.
 
-    The counts and the vectors are buffers, saved with the weights. Until `fill` is called no labels stand together, and
-    the vectors are `first_vectors`.
+    The counts and the vectors are buffers, saved with the weights. Until `fill` is called no labels co-occur, and the
+    vectors are `first_vectors`.
 
     Args:
         num_labels: C.
@@ -61,11 +61,14 @@ class LabelGraph(nn.Module):
         threshold, share: tau and p.
     """
 
+    counts: torch.Tensor
+    vectors: torch.Tensor
+
     def __init__(self, num_labels: int, word_dim: int, hidden_size: int, threshold: float, share: float):
         super().__init__()
         self.threshold, self.share = threshold, share
         self.register_buffer("counts", torch.zeros(num_labels, num_labels, dtype=torch.long))
-        # A model that is built without memory, to be loaded, gets its vectors then.
+        # On the meta device, the vectors are loaded later.
         on_meta = self.counts.device.type == "meta"
         vectors_CE = torch.empty(num_labels, word_dim) if on_meta else self.first_vectors(num_labels, word_dim)
         self.register_buffer("vectors", vectors_CE)
@@ -74,13 +77,13 @@ class LabelGraph(nn.Module):
 
     @staticmethod
     def first_vectors(num_labels: int, word_dim: int) -> torch.Tensor:
-        """`(C, E)`, drawn at random, the same in every model; no two labels alike."""
+        """`(C, E)`, random, the same in every model; no two rows are equal."""
         drawn_CE = np.random.default_rng(0).standard_normal((num_labels, word_dim))
         return torch.tensor(drawn_CE, dtype=torch.get_default_dtype())
 
     @torch.no_grad()
     def fill(self, counts_CC: torch.Tensor, vectors_CE: torch.Tensor) -> None:
-        """Takes the counts of the training labels, and a vector for each label.
+        """Sets the counts of the training labels, and a vector for each label.
 
         Args:
             counts_CC: `(C, C)`, whole numbers: how many items have both labels, and on the diagonal the one.
@@ -96,8 +99,8 @@ class LabelGraph(nn.Module):
         most_CC = torch.minimum(diagonal_C[:, None], diagonal_C[None, :])
         if not torch.equal(counts_CC, counts_CC.T) or bool(((counts_CC < 0) | (counts_CC > most_CC)).any()):
             raise ValueError(
-                "The counts of the labels are not symmetric, or two labels stand together more often than either "
-                "stands; count each item once."
+                "The counts of the labels are not symmetric, or two labels occur together more often than either "
+                "occurs; count each item once."
             )
         self.counts.copy_(counts_CC)
         self.vectors.copy_(vectors_CE)

@@ -1,0 +1,190 @@
+"""Base classes of a training method: objective, settings, paper, players and training state.
+
+Shape suffixes: N training pairs, B pairs of a batch, K hash bits.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+
+from cmfah_hf.methods.losses import added
+from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
+from cmfah_hf.models.configuration_cmfah import CMFAHConfig
+from cmfah_hf.models.model_files import ModelFileError
+from cmfah_hf.models.modeling_cmfah import CMFAHPreTrainedModel
+
+# The key of the method's name in the section `objective` of a model's configuration.
+NAME_KEY = "_name"
+# The largest number of any setting. Beyond it, building the objective takes minutes.
+_LARGEST = 10**6
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The publication of a method, for model cards and docs."""
+
+    title: str
+    authors: str
+    year: int
+    venue: str
+    url: str
+    bibtex: str
+
+
+@dataclass
+class ObjectiveConfig:
+    """Settings of an objective: the weights of its terms and its other hyperparameters.
+
+    A subclass is a dataclass with defaults for all its fields. Names that end with `_weight` are weights and cannot be
+    negative.
+
+    Raises:
+        ValueError: If a value is outside its range.
+    """
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.name.endswith("_weight") and value < 0:
+                raise ValueError(f"{setting.name} is {value}; give 0, which leaves it out, or more.")
+
+    @classmethod
+    def names(cls) -> set[str]:
+        """The names of all settings."""
+        return {setting.name for setting in fields(cls)}
+
+    @classmethod
+    def from_section(cls, section: Mapping[str, Any]) -> "ObjectiveConfig":
+        """The settings in the section `objective` of a model's configuration, which may be a stranger's file.
+
+        Raises:
+            ModelFileError: If a setting is unknown, too large, or of another type.
+            ValueError: If a value is outside its range.
+        """
+        given = {name: value for name, value in section.items() if name != NAME_KEY}
+        for name, value in given.items():
+            if name not in cls.names():
+                raise ModelFileError(f"The objective has no setting {str(name)[:80]!r}; remove it.")
+            if isinstance(value, (int, float)) and not abs(value) <= _LARGEST:
+                raise ModelFileError(f"The objective's {name} is {str(value)[:40]}, and {_LARGEST:,} is the most.")
+        try:
+            return cls(**given)
+        except (StrictDataclassError, TypeError) as error:
+            raise ModelFileError(f"The settings of the objective: {' '.join(str(error).split())[:300]}") from error
+
+    def to_section(self, name: str) -> dict[str, Any]:
+        """The section `objective` of a model's configuration.
+
+        Args:
+            name: The method's.
+        """
+        return {NAME_KEY: name, **asdict(self)}
+
+    def apply_to(self, config: CMFAHConfig) -> None:
+        """Adapts the towers' configuration to this objective, in place. By default, nothing is adapted.
+
+        Raises:
+            ValueError: If the objective cannot train such towers.
+        """
+
+
+@dataclass
+class Losses:
+    """The loss of a batch: the total that is minimized, and its terms before their weights, by name; scalars."""
+
+    total: torch.Tensor
+    terms: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def weighted(cls, terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> "Losses":
+        """The terms with their weighted sum, in the order of the weights. Terms may be missing."""
+        ordered = {name: terms[name] for name in weights if name in terms}
+        return cls(added(weights[name] * value for name, value in ordered.items()), ordered)
+
+
+# The tensors of a batch that are no inputs of the towers, a row for each pair: `labels`, and the rows of the tables of
+# `TrainingState` by their names.
+Batch = Mapping[str, torch.Tensor]
+
+
+@dataclass
+class TrainingState:
+    """An objective's tables over all training pairs, such as their binary codes, and a pass over these pairs.
+
+    Args:
+        num_pairs: N; 0 where the pairs are not numbered.
+        tables: By name, tensors with a row for each training pair, on the CPU. They are saved with every checkpoint.
+        encode: Gives all training pairs once, in batches, as rows `(B,)` and the cross-modal continuous codes of
+            images and texts, `(B, K)` each, on the CPU. None where the pairs are not numbered, as those of a stream.
+    """
+
+    num_pairs: int = 0
+    tables: dict[str, torch.Tensor] = field(default_factory=dict)
+    encode: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] | None = None
+
+
+@dataclass(frozen=True)
+class Player:
+    """An adversary of the towers, with an optimizer and a schedule of its own.
+
+    For each batch every player takes one step with all others fixed; then the towers take theirs, together with the
+    parameters of the objective that belong to no player.
+
+    Args:
+        name: Names its files in a checkpoint, and its learning rate: the training argument `{name}_learning_rate` if
+            there is one, else the towers' `learning_rate`.
+        module: Holds its parameters.
+        loss: From the outputs for a batch, detached, to its loss.
+        is_active: False: it takes no steps.
+    """
+
+    name: str
+    module: nn.Module
+    loss: Callable[[CMFAHForPreTrainingOutput], torch.Tensor]
+    is_active: bool = True
+
+
+class Objective(CMFAHPreTrainedModel):
+    """What a training method minimizes. A subclass implements `forward`, and is registered with `register_method`.
+
+    An objective may have layers of its own, such as a label head. Its `__init__` then ends with `self.post_init()`,
+    which draws their initial weights. They are saved with the model under the names `objective.*`.
+
+    Args:
+        config: Of the towers.
+        settings: Of the objective.
+    """
+
+    settings_class: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
+    paper: ClassVar[Paper | None] = None
+    # Set by `register_method`.
+    name: ClassVar[str] = ""
+    # The `model_type` of the towers that the method trains.
+    model_type: ClassVar[str] = "cmfah"
+    # Whether the loss needs the cross-modal view in addition to the unimodal one.
+    needs_cross_modal: ClassVar[bool] = True
+
+    def __init__(self, config: CMFAHConfig, settings: ObjectiveConfig):
+        super().__init__(config)
+        self.settings = settings
+
+    def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
+        """The towers' loss of a whole batch, with all players fixed.
+
+        Args:
+            batch: `labels`, as `pairwise_similarity` takes them, and the batch's rows of the tables in `state`.
+            outputs: Of the model's `forward`, with the graph.
+            state: Over all training pairs.
+        """
+        raise NotImplementedError
+
+    def players(self) -> list[Player]:
+        """The adversaries of the towers. By default, there are none."""
+        return []
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Updates the tables of `state` after an epoch. By default, there are none."""

@@ -1,0 +1,245 @@
+"""CMFAH's objective: triplets, quantization, label guidance and discriminators over features.
+
+Shape suffixes: B pairs of a batch, C classes, K hash bits.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import initialization as init
+
+from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, Player, TrainingState
+from cmfah_hf.methods.discriminators import CMFAHDiscriminator, discriminator_loss
+from cmfah_hf.methods.losses import added, label_guidance_loss, pair_losses, views_losses
+from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput, View
+from cmfah_hf.methods.registry import register_method
+from cmfah_hf.models.configuration_cmfah import CMFAHConfig
+from cmfah_hf.models.modules_cmfah import sign
+
+_HINGES = ("intra_feature", "intra_hash", "inter_feature", "inter_hash")
+# The table of `TrainingState` with `B` of `[algorithm-1]`.
+CODES = "codes"
+
+
+@strict
+@dataclass
+class CMFAHObjectiveConfig(ObjectiveConfig):
+    """Settings of CMFAH's objective.
+
+    Args:
+        margin (`float`, defaults to 0.5):
+            Margin of every triplet hinge.
+        positive_overlap (`float`, defaults to 0):
+            Pairs are positives of each other where the cosine of their labels or tags is larger. With 0, one shared
+            label is enough.
+        intra_feature_weight, intra_hash_weight, quantization_weight (`float`, default to 1):
+            alpha, beta and gamma of `[intra]`.
+        inter_feature_weight, inter_hash_weight (`float`, default to 1):
+            delta and phi of `[inter]`.
+        adversarial_weight (`float`, defaults to 1):
+            Weight of `[adversarial]` in the towers' loss.
+        label_weight (`float`, defaults to 1):
+            Weight of `[label-guidance]`.
+        label_positive_weight (`float`, defaults to 1):
+            Weight of a present class relative to an absent one in `[label-guidance]`.
+        similarity_weight (`float`, defaults to 0):
+            Weight of `[label-similarity]`. The paper has no such term.
+        concept_weight (`float`, defaults to 1):
+            Weight of `[concept-guidance]`, where the guidance is "select". The paper has no such term.
+        paired_weight (`float`, defaults to 1):
+            Weight of the cross-modal view relative to the unimodal one.
+
+    Raises:
+        ValueError: If a value is outside its range.
+    """
+
+    margin: float | int = 0.5
+    positive_overlap: float | int = 0.0
+    intra_feature_weight: float | int = 1.0
+    intra_hash_weight: float | int = 1.0
+    quantization_weight: float | int = 1.0
+    inter_feature_weight: float | int = 1.0
+    inter_hash_weight: float | int = 1.0
+    adversarial_weight: float | int = 1.0
+    label_weight: float | int = 1.0
+    label_positive_weight: float | int = 1.0
+    similarity_weight: float | int = 0.0
+    concept_weight: float | int = 1.0
+    paired_weight: float | int = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.positive_overlap < 1:
+            raise ValueError(f"positive_overlap is {self.positive_overlap}; give a cosine from 0 to below 1.")
+
+    def apply_to(self, config: CMFAHConfig) -> None:
+        """Classes have concepts of their own only where `[concept-guidance]` trains these."""
+        if not self.concept_weight:
+            config.class_concepts = False
+
+
+class CMFAHConceptHead(nn.Module):
+    """`[concept-guidance]`: logits of the classes from the largest cosine of each class's concept with a position."""
+
+    def __init__(self, config: CMFAHConfig):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.empty(1))
+        self.bias = nn.Parameter(torch.empty(config.num_labels or 0))
+
+    def forward(self, cosines_BC: torch.Tensor) -> torch.Tensor:
+        return self.log_scale.exp() * (cosines_BC.to(torch.promote_types(cosines_BC.dtype, torch.float32)) - self.bias)
+
+
+@register_method("cmfah")
+class CMFAHObjective(Objective):
+    """CMFAH's objective, with both discriminators, the label head and the concept heads.
+
+    The terms, each summed over modalities or directions and, by `paired_weight`, over views:
+    `intra_feature`, `intra_hash`, `quantization`: J1, J2 and J3 of `[intra]`; `inter_feature`, `inter_hash`: J4 and J5
+    of `[inter]`; `similarity`: `[label-similarity]`; `label`: `[label-guidance]`; `concept`: `[concept-guidance]`;
+    `adversarial`: L_adv of `[adversarial]`, which the towers maximize.
+    """
+
+    settings_class = CMFAHObjectiveConfig
+    settings: CMFAHObjectiveConfig
+    paper = Paper(
+        title="Cross-Media Fine-Grained Representation Learning Based on Multi-modal Graph and Adversarial Hash "
+        "Attention Network",
+        authors="Meiyu Liang, Xiaoxiao Wang, Junping Du",
+        year=2022,
+        venue="Pattern Recognition and Artificial Intelligence 35(3), 195-206",
+        url="https://doi.org/10.16451/j.cnki.issn1003-6059.202203001",
+        bibtex="""@article{liang2022cmfah,
+  title   = {Cross-Media Fine-Grained Representation Learning Based on Multi-modal Graph and Adversarial Hash Attention
+             Network},
+  author  = {Liang, Meiyu and Wang, Xiaoxiao and Du, Junping},
+  journal = {Pattern Recognition and Artificial Intelligence},
+  volume  = {35},
+  number  = {3},
+  pages   = {195--206},
+  year    = {2022},
+  doi     = {10.16451/j.cnki.issn1003-6059.202203001}
+}""",
+    )
+
+    def __init__(self, config: CMFAHConfig, settings: CMFAHObjectiveConfig):
+        super().__init__(config, settings)
+        self.image_discriminator = CMFAHDiscriminator._from_config(config)
+        self.text_discriminator = CMFAHDiscriminator._from_config(config)
+        self.label_head = nn.Linear(config.hash_bits, config.num_labels) if config.num_labels else None
+        guided = config.num_class_concepts > 0
+        self.image_concept_head = CMFAHConceptHead(config) if guided and config.attends_image else None
+        self.text_concept_head = CMFAHConceptHead(config) if guided and config.attends_text else None
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, CMFAHConceptHead):
+            init.constant_(module.log_scale, math.log(10))
+            init.constant_(module.bias, 0.3)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of the terms in the total, in the order of summation: L_gen - L_adv."""
+        settings = self.settings
+        return {
+            "intra_feature": settings.intra_feature_weight,
+            "intra_hash": settings.intra_hash_weight,
+            "quantization": settings.quantization_weight,
+            "inter_feature": settings.inter_feature_weight,
+            "inter_hash": settings.inter_hash_weight,
+            "similarity": settings.similarity_weight,
+            "label": settings.label_weight,
+            "concept": settings.concept_weight,
+            "adversarial": -settings.adversarial_weight,
+        }
+
+    @property
+    def discriminators(self) -> nn.ModuleList:
+        """All discriminators."""
+        return nn.ModuleList([self.image_discriminator, self.text_discriminator])
+
+    def players(self) -> list[Player]:
+        """The discriminators together; they take no steps where `adversarial_weight` is 0."""
+        return [
+            Player(
+                "discriminator",
+                self.discriminators,
+                lambda outputs: added(self.adversarial_losses(outputs).values()),
+                bool(self.settings.adversarial_weight),
+            )
+        ]
+
+    def adversarial_losses(self, outputs: CMFAHForPreTrainingOutput) -> dict[str, torch.Tensor]:
+        """The terms that the discriminators minimize and the towers maximize, by name.
+
+        Args:
+            outputs: Of the model's `forward`; detached for the discriminators' own step.
+        """
+        image, text = outputs.unimodal
+        loss = discriminator_loss(self.image_discriminator, self.text_discriminator, image.features, text.features)
+        return {"adversarial": loss}
+
+    def view_terms(
+        self, image: View, text: View, labels: torch.Tensor, codes_BK: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The terms of one view: `pair_losses`, and `[label-guidance]` and `[concept-guidance]` if there are heads.
+
+        Args:
+            image, text: The outputs of one view.
+            labels: `(B, C)`, multi-hot, or whatever `pairwise_similarity` takes.
+            codes_BK: The binary codes of the pairs.
+        """
+        settings = self.settings
+        hinges = any(self.weights[name] for name in _HINGES)
+        terms = pair_losses(image, text, labels, codes_BK, settings.margin, settings.positive_overlap, hinges)
+        return {**terms, **self.guidance_terms(image, text, labels)}
+
+    def guidance_terms(self, image: View, text: View, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`[label-guidance]` and `[concept-guidance]` of one view, if there are heads."""
+        terms: dict[str, torch.Tensor] = {}
+        if self.label_head is not None:
+            terms["label"] = added(
+                label_guidance_loss(self.label_head(view.hash_values), labels, self.settings.label_positive_weight)
+                for view in (image, text)
+            )
+        answered = [
+            label_guidance_loss(head(view.concept_cosines[:, : self.config.num_labels]), labels)
+            for head, view in ((self.image_concept_head, image), (self.text_concept_head, text))
+            if head is not None and view.concept_cosines is not None  # of the unimodal view alone
+        ]
+        return {**terms, "concept": added(answered)} if answered else terms
+
+    def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
+        """L_gen - L_adv over both views.
+
+        Args:
+            batch: `labels`, `(B, C)`, multi-hot, or whatever `pairwise_similarity` takes; and `codes`, `(B, K)` of -1 and +1, `B`
+                of `[algorithm-1]`. Without codes: `sgn(H_v + H_t)` of this batch.
+            outputs: Of the model's `forward`, with the graph.
+            state: Not used.
+        """
+        labels = batch["labels"]
+        terms = views_losses(
+            outputs.unimodal,
+            outputs.cross_modal if self.config.attention != "none" else None,
+            batch.get(CODES),
+            self.settings.paired_weight,
+            lambda image, text, codes_BK: self.view_terms(image, text, labels, codes_BK),
+        )
+        if self.settings.adversarial_weight:  # otherwise the discriminators are not trained
+            terms |= self.adversarial_losses(outputs)
+        return Losses.weighted(terms, self.weights)
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """`B = sgn(H_v + H_t)` over all training pairs, in the cross-modal view, `[algorithm-1]`."""
+        if state.encode is None:
+            return
+        codes_NK = torch.empty(state.num_pairs, self.config.hash_bits, dtype=torch.int8)
+        for rows_B, image_BK, text_BK in state.encode():
+            codes_NK[rows_B] = sign(image_BK + text_BK).to(torch.int8)
+        state.tables[CODES] = codes_NK

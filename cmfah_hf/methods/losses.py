@@ -1,0 +1,221 @@
+"""Loss terms as pure functions of tensors, and their sums over both views.
+
+Shape suffixes: A anchors, N candidates, B pairs of the batch, D feature width, K hash bits, C classes.
+"""
+
+import operator
+from collections.abc import Callable, Iterable
+from functools import reduce
+
+import numpy as np
+import torch
+from torch import nn
+
+from cmfah_hf.methods.outputs import View
+from cmfah_hf.models.fused_cmfah import EPSILON
+from cmfah_hf.models.modules_cmfah import sign
+
+
+def cosine_matrix(x_AD: torch.Tensor, y_ND: torch.Tensor) -> torch.Tensor:
+    """Cosine of every row of `x_AD` with every row of `y_ND`: `(A, N)`; 0 where a row is zero."""
+    return nn.functional.normalize(x_AD, dim=-1, eps=EPSILON) @ nn.functional.normalize(y_ND, dim=-1, eps=EPSILON).mT
+
+
+def added(values: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum of one or more tensors, from left to right."""
+    return reduce(operator.add, values)
+
+
+def pairwise_similarity(
+    labels_BC: torch.Tensor, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairwise similarity and a mask of labeled pairs.
+
+    Args:
+        labels_BC: Multi-hot labels, or weights of tags: the similarity of two pairs is the cosine of their rows, and a
+            row of zeros is an unlabeled pair. Or `(B,)`, integers: the similarity is 1 for equal numbers, else 0.
+        dtype: Of the similarity.
+
+    Returns:
+        `(B, B)` in 0..1, and `(B,)` boolean.
+    """
+    if labels_BC.dim() == 1:
+        return (labels_BC[:, None] == labels_BC[None, :]).to(dtype), torch.ones_like(labels_BC, dtype=torch.bool)
+    labels_BC = labels_BC.to(dtype)
+    return cosine_matrix(labels_BC, labels_BC), labels_BC.sum(dim=1) > 0
+
+
+def triplet_masks(
+    labels_BC: torch.Tensor, within: bool, positive_overlap: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positive and negative masks for triplet mining.
+
+    Positives are more similar than `positive_overlap`; with multi-hot labels and 0, they share at least one class.
+    Negatives are all others. An unlabeled pair is neither.
+
+    Args:
+        labels_BC: Labels, tags or numbers of the batch, as in `pairwise_similarity`.
+        within: Whether anchors and candidates are of one modality, where no item is its own positive. Across the
+            modalities, item `i` of one is the partner of item `i` of the other, hence its positive.
+        positive_overlap: From 0 to below 1.
+
+    Returns:
+        Two boolean `(B, B)` masks.
+    """
+    overlap_BB, known_B = pairwise_similarity(labels_BC)
+    known_BB = known_B[:, None] & known_B[None, :]
+    share_BB = overlap_BB > positive_overlap
+    if within:
+        share_BB = share_BB & ~torch.eye(len(labels_BC), dtype=torch.bool, device=labels_BC.device)
+        known_BB = known_BB & ~torch.eye(len(labels_BC), dtype=torch.bool, device=labels_BC.device)
+    return share_BB, known_BB & ~share_BB
+
+
+def _sorted(x_AN: torch.Tensor) -> torch.Tensor:
+    # On a CPU, NumPy's vectorized sort takes a tenth of the time of PyTorch's.
+    return x_AN.sort().values if x_AN.device.type != "cpu" else torch.from_numpy(np.sort(x_AN.numpy()))
+
+
+def triplet_hinge(
+    similarity_AN: torch.Tensor, positive_AN: torch.Tensor, negative_AN: torch.Tensor, margin: float
+) -> torch.Tensor:
+    """Mean of `max(0, margin + s(a, n) - s(a, p))` over all triplets of anchor, positive and negative.
+
+    `[intra]`, `[inter]`. Every triplet of the batch counts. The sum over A x N x N triplets only adds up cosines, each
+    as often as triplets with it violate the margin. A binary search finds that count: for a positive among the anchor's
+    sorted negatives, for a negative among its sorted positives. The counts are the gradient too. Value and gradient
+    equal those of the cubic form.
+
+    Args:
+        similarity_AN: Cosines of anchors with candidates; leading dimensions are batch dimensions.
+        positive_AN: Boolean; true where the candidate is a positive of the anchor.
+        negative_AN: Boolean; true where the candidate is a negative of the anchor.
+        margin: The hinge's margin, in cosine.
+
+    Returns:
+        A scalar, or one per leading dimension; 0 where the batch holds no triplet.
+    """
+    similarity_AN = similarity_AN.float() if similarity_AN.dtype in (torch.float16, torch.bfloat16) else similarity_AN
+    constant_AN = similarity_AN.detach().contiguous()
+    threshold_AN = constant_AN - margin
+    # Non-negatives sort below every threshold, and non-positives' thresholds above every cosine: none is counted.
+    negatives_AN = _sorted(constant_AN.masked_fill(~negative_AN, -torch.inf))
+    thresholds_AN = _sorted(threshold_AN.masked_fill(~positive_AN, torch.inf))
+    above_AN = constant_AN.shape[-1] - torch.searchsorted(negatives_AN, threshold_AN, right=True, out_int32=True)
+    below_AN = torch.searchsorted(thresholds_AN, constant_AN, out_int32=True)
+    violations_AN = above_AN * positive_AN
+    slope_AN = (below_AN * negative_AN - violations_AN).to(constant_AN.dtype)
+    margins = margin * violations_AN.sum(dim=(-2, -1)).to(constant_AN.dtype)
+    hinge = (similarity_AN * slope_AN).sum(dim=(-2, -1)) + margins
+    triplets = (positive_AN.sum(dim=-1) * negative_AN.sum(dim=-1)).sum(dim=-1)
+    return hinge / triplets.clamp(min=1)
+
+
+def quantization_loss(hash_BK: torch.Tensor, codes_BK: torch.Tensor) -> torch.Tensor:
+    """J3 of `[intra]`, `[quantisation]`: mean squared distance of continuous codes from binary codes of -1 and +1."""
+    return nn.functional.mse_loss(hash_BK, codes_BK.to(hash_BK.dtype))
+
+
+def label_guidance_loss(logits_BC: torch.Tensor, labels_BC: torch.Tensor, positive_weight: float = 1.0) -> torch.Tensor:
+    """`[label-guidance]`: binary cross-entropy of the classes.
+
+    A present class counts `positive_weight` times as much as an absent one. Unlabeled pairs contribute nothing.
+    """
+    labeled_B1 = (labels_BC.sum(dim=1, keepdim=True) > 0).to(logits_BC.dtype)
+    loss_BC = nn.functional.binary_cross_entropy_with_logits(
+        logits_BC, labels_BC.to(logits_BC.dtype), reduction="none", pos_weight=logits_BC.new_tensor(positive_weight)
+    )
+    return (loss_BC * labeled_B1).sum() / (labeled_B1.sum() * logits_BC.shape[1]).clamp(min=1)
+
+
+def label_similarity_loss(
+    image_hash_BK: torch.Tensor, text_hash_BK: torch.Tensor, labels_BC: torch.Tensor
+) -> torch.Tensor:
+    """`[label-similarity]`: mean squared error between cosines of continuous codes and cosines of label vectors.
+
+    Across the modalities in full, within each by half; an item is not compared with itself. Unlabeled pairs contribute
+    nothing. `labels_BC` may also be tags or numbers, as in `pairwise_similarity`.
+    """
+    target_BB, known_B = pairwise_similarity(labels_BC, image_hash_BK.dtype)
+    known_BB = (known_B[:, None] & known_B[None, :]).to(target_BB.dtype)
+    others_BB = known_BB * (1 - torch.eye(len(labels_BC), dtype=target_BB.dtype, device=target_BB.device))
+
+    def error(x_BK: torch.Tensor, y_BK: torch.Tensor, weight_BB: torch.Tensor) -> torch.Tensor:
+        return ((cosine_matrix(x_BK, y_BK) - target_BB).square() * weight_BB).sum() / weight_BB.sum().clamp(min=1)
+
+    within = error(image_hash_BK, image_hash_BK, others_BB) + error(text_hash_BK, text_hash_BK, others_BB)
+    return error(image_hash_BK, text_hash_BK, known_BB) + within / 2
+
+
+def pair_losses(
+    image: View,
+    text: View,
+    labels_BC: torch.Tensor,
+    codes_BK: torch.Tensor,
+    margin: float,
+    positive_overlap: float = 0.0,
+    triplets: bool = True,
+) -> dict[str, torch.Tensor]:
+    """`[intra]`, `[inter]` and `[label-similarity]` of one view, each summed over modalities or directions.
+
+    Without `triplets` the four hinges are left out, and not computed.
+    """
+    losses = {
+        "quantization": quantization_loss(image.hash_values, codes_BK) + quantization_loss(text.hash_values, codes_BK),
+        "similarity": label_similarity_loss(image.hash_values, text.hash_values, labels_BC),
+    }
+    if not triplets:
+        return losses
+    within, across = (triplet_masks(labels_BC, within, positive_overlap) for within in (True, False))
+    # Four at once: images to images, images to texts, texts to images, texts to texts.
+    positive_22BB, negative_22BB = (
+        torch.stack([one_BB, other_BB, other_BB, one_BB]).unflatten(0, (2, 2))
+        for one_BB, other_BB in zip(within, across, strict=True)
+    )
+    feature_22BB = _cosines_of_both(image.features, text.features)
+    hash_22BB = _cosines_of_both(image.hash_values, text.hash_values)
+    feature_22 = triplet_hinge(feature_22BB, positive_22BB, negative_22BB, margin)
+    hash_22 = triplet_hinge(hash_22BB, positive_22BB, negative_22BB, margin)
+    return {
+        "intra_feature": feature_22[0, 0] + feature_22[1, 1],
+        "intra_hash": hash_22[0, 0] + hash_22[1, 1],
+        "inter_feature": feature_22[0, 1] + feature_22[1, 0],
+        "inter_hash": hash_22[0, 1] + hash_22[1, 0],
+        **losses,
+    }
+
+
+def _cosines_of_both(image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
+    """`(2, 2, B, B)`: images with images, images with texts, texts with images, texts with texts."""
+    both_ND = torch.cat([image_BD, text_BD])
+    return cosine_matrix(both_ND, both_ND).unflatten(1, (2, -1)).unflatten(0, (2, -1)).transpose(1, 2)
+
+
+def views_losses(
+    unimodal: tuple[View, View],
+    cross_modal: tuple[View, View] | None,
+    codes_BK: torch.Tensor | None,
+    cross_modal_weight: float,
+    terms_of: Callable[[View, View, torch.Tensor], dict[str, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
+    """The terms of both views of a batch, those of the cross-modal view times a weight.
+
+    Both views are trained towards one code, that of the pair: so the cross-modal view teaches the unimodal one.
+
+    Args:
+        unimodal, cross_modal: Image and text outputs of each view. None: a batch without a cross-modal view.
+        codes_BK: `(B, K)`, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of the cross-modal view, if there is one.
+        cross_modal_weight: Of the cross-modal view's terms; with 0 they are not computed.
+        terms_of: From image, text and codes of a view to its terms.
+    """
+    if codes_BK is None:
+        image, text = unimodal if cross_modal is None else cross_modal
+        codes_BK = sign(image.hash_values + text.hash_values).detach()
+    views = [(1.0, unimodal)]
+    if cross_modal is not None and cross_modal_weight > 0:
+        views.append((cross_modal_weight, cross_modal))
+    totals: dict[str, torch.Tensor] = {}
+    for weight, (image, text) in views:
+        for name, value in terms_of(image, text, codes_BK).items():
+            totals[name] = totals[name] + weight * value if name in totals else weight * value
+    return totals

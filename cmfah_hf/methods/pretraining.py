@@ -1,0 +1,194 @@
+"""Models with an objective: both towers, and everything that trains them."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForPreTraining
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from cmfah_hf.methods.base import NAME_KEY, ObjectiveConfig, TrainingState
+from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
+from cmfah_hf.methods.registry import objective_class
+from cmfah_hf.models.configuration_cmfah import CMFAHConfig
+from cmfah_hf.models.configuration_scahn import SCAHNConfig
+from cmfah_hf.models.model_files import ModelFileError
+from cmfah_hf.models.modeling_cmfah import CMFAHImageModel, CMFAHPreTrainedModel, CMFAHTextModel
+from cmfah_hf.models.modules_cmfah import Views
+from cmfah_hf.models.outputs_cmfah import CMFAHTowerOutput
+from cmfah_hf.models.registration import MODELS
+
+# Names of the objective's tensors in checkpoints of earlier versions, without `objective.`.
+_FORMER_NAMES = re.compile(
+    r"(image|text)_(hash_)?discriminator\.|(image|text)_concept_head\.|label_(head|graph)\.|contrast_queue\."
+)
+
+
+class CMFAHForPreTraining(CMFAHPreTrainedModel):
+    """Both towers with an objective, by default CMFAH's.
+
+    Every batch is seen in two views, unimodal and cross-modal. The objective is saved with the weights, its settings in
+    the section `objective` of the configuration; `CMFAHModel.from_pretrained` takes the towers alone from a checkpoint.
+
+    Args:
+        config: Of the towers.
+        objective: The settings of the objective. None: those in the section `objective` of the configuration, or the
+            defaults.
+        method: The name of the method. None: that of the section, or the `model_type` of the configuration.
+
+    Raises:
+        ValueError: If the method is unknown, a setting is not one of its own or outside its range, or the objective
+            cannot train such towers.
+
+    Example:
+
+    ```python
+    >>> from cmfah_hf import CMFAHConfig, CMFAHForPreTraining, CMFAHObjectiveConfig
+
+    >>> model = CMFAHForPreTraining(CMFAHConfig(hash_bits=32), CMFAHObjectiveConfig(label_weight=8))
+    >>> model.objective.settings.label_weight
+    8
+    ```"""
+
+    def __init__(self, config: CMFAHConfig, objective: ObjectiveConfig | None = None, method: str | None = None):
+        super().__init__(config)
+        section = config.objective or {}
+        method = method or section.get(NAME_KEY) or config.model_type
+        if not isinstance(method, str):
+            raise ModelFileError(f"The objective's {NAME_KEY} is {str(method)[:80]!r}, and not the name of a method.")
+        kind = objective_class(method)
+        if kind.model_type != config.model_type:
+            raise ValueError(
+                f"The method {method!r} trains a model of {kind.model_type!r}, not of {config.model_type!r}."
+            )
+        if objective is None:
+            objective = kind.settings_class.from_section(section if section.get(NAME_KEY, method) == method else {})
+        objective.apply_to(config)
+        config.objective = objective.to_section(method)
+        self.cmfah = MODELS[config.model_type].model._from_config(config)
+        self.objective = kind(config, objective)
+        self.register_load_state_dict_pre_hook(_rename_former)
+        self.post_init()
+
+    @classmethod
+    def _current_names(cls, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {current_name(name): tensor for name, tensor in tensors.items()}
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.cmfah.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.cmfah.set_input_embeddings(value)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As the parent's. The code of the towers is saved with the weights, so that `AutoModel` finds them."""
+        self.config.auto_map = {}
+        if is_main_process and not Path(save_directory).is_file():  # else the parent reports it
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            # The configuration is annotated as a dict.
+            custom_object_save(self.cmfah, save_directory, config=self.config)  # type: ignore[arg-type]
+        return super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        region_features: torch.FloatTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        codes: torch.Tensor | None = None,
+        paired: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CMFAHForPreTrainingOutput:
+        """
+        Args:
+            pixel_values: `(B, 3, H, W)`, or `region_features` `(B, R, C)`.
+            input_ids: `(B, W)`, or `inputs_embeds` `(B, W, word_dim)`.
+            attention_mask: `(B, W)`, 1 at the tokens that exist.
+            labels: `(B, C)`, multi-hot. With them the loss is computed.
+            codes: `(B, K)` of -1 and +1, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of this batch.
+            paired: Whether the cross-modal view is computed too. Without attention it equals the unimodal one.
+        """
+        image_model, text_model = self.cmfah.image_model, self.cmfah.text_model
+        kwargs["return_dict"] = True
+        regions_BRD = image_model.embeddings(pixel_values, region_features)
+        words_BWD, mask_BW = text_model.embed(input_ids, attention_mask, inputs_embeds)
+        attends, adds = self.config.attention != "none", self.config.guidance == "add"
+        recorded = any(kwargs.get(name) for name in ("output_attentions", "output_hidden_states"))
+        paired_image = paired_text = None
+        if attends and not adds and not recorded:
+            image_views, text_views = image_model.encoder.views(
+                regions_BRD, None, text_model.encoder, words_BWD, mask_BW, paired
+            )
+            paired_image, image = _tower_outputs(image_model, image_views)
+            paired_text, text = _tower_outputs(text_model, text_views)
+        else:
+            image = image_model.encode(regions_BRD, **kwargs)
+            text = text_model.encode(words_BWD, mask_BW, **kwargs)
+            if not attends:
+                paired_image, paired_text = image, text
+            elif paired:
+                paired_image = image_model.encode(regions_BRD, words_BWD, mask_BW, **kwargs)
+                paired_text = text_model.encode(words_BWD, mask_BW, regions_BRD, **kwargs)
+        outputs = CMFAHForPreTrainingOutput(
+            image_hash=image.hash_values,
+            text_hash=text.hash_values,
+            image_features=image.features,
+            text_features=text.features,
+            image_concept_cosines=image.concept_cosines,
+            text_concept_cosines=text.concept_cosines,
+            image_model_output=paired_image,
+            text_model_output=paired_text,
+        )
+        if labels is not None:
+            batch = {"labels": labels} if codes is None else {"labels": labels, "codes": codes}
+            losses = self.objective(batch, outputs, TrainingState())
+            outputs.loss, outputs.losses = losses.total, losses.terms
+        return outputs
+
+
+def _tower_outputs(
+    tower: CMFAHImageModel | CMFAHTextModel, views: Views
+) -> tuple[CMFAHTowerOutput | None, CMFAHTowerOutput]:
+    """A tower's outputs in the cross-modal view, if that was computed, and in the unimodal one."""
+    cross_BD, own_BD, answers_BQ = views
+    cross_modal = None
+    if cross_BD is not None:
+        cross_modal = CMFAHTowerOutput(hash_values=tower.hash_head(cross_BD, is_paired=True), features=cross_BD)
+    unimodal = CMFAHTowerOutput(hash_values=tower.hash_head(own_BD), features=own_BD, concept_cosines=answers_BQ)
+    return cross_modal, unimodal
+
+
+def current_name(name: str) -> str:
+    """The name of a tensor of a checkpoint, which may be of an earlier version, in the model of today."""
+    return f"objective.{name}" if _FORMER_NAMES.match(name) else name
+
+
+def _rename_former(module: nn.Module, tensors: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Lets `load_state_dict` take tensors by the names that they had in earlier versions."""
+    for name in [name for name in tensors if name.startswith(prefix)]:
+        tensors[prefix + current_name(name.removeprefix(prefix))] = tensors.pop(name)
+
+
+class SCAHNForPreTraining(CMFAHForPreTraining):
+    """SCAHN's towers with an objective, by default SCAHN's."""
+
+    config: SCAHNConfig
+    config_class = SCAHNConfig
+
+
+# By the `model_type` of their configurations.
+PRETRAINING_MODELS: dict[str, type[CMFAHForPreTraining]] = {"cmfah": CMFAHForPreTraining, "scahn": SCAHNForPreTraining}
+
+for _model in PRETRAINING_MODELS.values():
+    AutoModelForPreTraining.register(_model.config_class, _model, exist_ok=True)

@@ -1,0 +1,168 @@
+"""Optimizers, schedules and gradient scalers of an objective's players."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from transformers import PreTrainedModel, Trainer, TrainerCallback, get_scheduler
+
+from cmfah_hf.errors import CheckpointError
+from cmfah_hf.methods.base import Player
+from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
+from cmfah_hf.training.checkpoint_contents import check_optimizer, check_schedule, read_torch_file
+from cmfah_hf.training.processes import average_gradients
+
+if TYPE_CHECKING:
+    from cmfah_hf.training.trainer import CMFAHTrainer
+
+
+class PlayerUpdates:
+    """One player's updates: of the towers' kind of optimizer and schedule, with a learning rate of its own.
+
+    Neither optimizer nor scaler is prepared by accelerate. Its one scaler would change the scale between the gradients
+    of two micro batches, and an overflow of one player would delay the other's schedule.
+
+    Args:
+        player: The player. Outside its own step its parameters are fixed. So the towers' optimizer does not hold them,
+            and a distributed wrapper of the model does not wait for their gradients.
+        trainer: The trainer of the towers.
+    """
+
+    def __init__(self, player: Player, trainer: Trainer):
+        self.player = player
+        self.trainer = trainer
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.schedule: Any = None
+        self.scaler: torch.amp.GradScaler | None = None  # in float16 alone
+        player.module.requires_grad_(False)
+
+    def create_optimizer(self) -> None:
+        """Makes the optimizer and, in float16, the scaler."""
+        if self.optimizer is not None:
+            return
+        args = self.trainer.args
+        model = cast(PreTrainedModel, self.trainer.model)
+        kind, options = self.trainer.get_optimizer_cls_and_kwargs(args, model)
+        rate = getattr(args, f"{self.player.name}_learning_rate", args.learning_rate)
+        # Set for the group, as for the towers' groups: PyTorch's optimizers have defaults of their own.
+        group = {"params": list(self.player.module.parameters()), "weight_decay": args.weight_decay}
+        self.optimizer = kind([group], **{**options, "lr": rate})
+        if self.trainer.accelerator.scaler is not None:
+            self.scaler = torch.amp.GradScaler(args.device.type)
+
+    def create_schedule(self, num_training_steps: int) -> None:
+        """Makes the schedule."""
+        args = self.trainer.args
+        self.schedule = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=self._optimizer,
+            num_warmup_steps=args.get_warmup_steps(num_training_steps),
+            num_training_steps=num_training_steps,
+            scheduler_specific_kwargs=cast(dict[str, Any] | None, args.lr_scheduler_kwargs),
+        )
+
+    def step(self, outputs: CMFAHForPreTrainingOutput, autocast: AbstractContextManager) -> None:
+        """One update with the towers fixed, or one micro batch's gradients for it.
+
+        Args:
+            outputs: For the whole batch, detached.
+            autocast: The context in which losses are computed.
+        """
+        if not self.player.is_active:
+            return
+        module = self.player.module.requires_grad_(True)
+        with autocast:
+            loss = self.player.loss(outputs)
+        loss = loss / self.trainer.current_gradient_accumulation_steps
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        module.requires_grad_(False)
+        if self.trainer.accelerator.sync_gradients:
+            # The same in all processes already; averaged, so that rounding does not lead the copies apart.
+            average_gradients(module.parameters())
+            if self.scaler is None:
+                self._optimizer.step()
+            else:
+                self.scaler.step(self._optimizer)
+                self.scaler.update()
+            self._optimizer.zero_grad()
+
+    def step_schedule(self, metric: float | None = None) -> None:
+        """Advances the schedule by one.
+
+        Args:
+            metric: For a schedule that follows the evaluations.
+        """
+        if metric is not None:
+            self.schedule.step(metric)
+        elif self.player.is_active:
+            self.schedule.step()
+
+    def save(self, folder: Path) -> None:
+        """Writes the states of optimizer, schedule and scaler into a checkpoint."""
+        state = {"optimizer": self._optimizer.state_dict(), "scheduler": self.schedule.state_dict()}
+        torch.save(state, self._file(folder, "optimizer"))
+        if self.scaler is not None:
+            torch.save(self.scaler.state_dict(), self._file(folder, "scaler"))
+
+    def load(self, folder: Path) -> None:
+        """Reads the states of optimizer, schedule and scaler from a checkpoint.
+
+        Raises:
+            CheckpointError: If they are missing, damaged, or of another model.
+        """
+        path = self._file(folder, "optimizer")
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} is missing: the checkpoint holds a model alone (save_only_model), which no training goes on "
+                "from; go on from another."
+            )
+        state: Mapping[str, Any] = read_torch_file(path)
+        check_optimizer(self._optimizer, path, state["optimizer"])
+        check_schedule(self.schedule, path, state["scheduler"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["scheduler"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(read_torch_file(self._file(folder, "scaler")))
+
+    def _file(self, folder: Path, part: str) -> Path:
+        return folder / f"{self.player.name}_{part}.pt"
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            raise RuntimeError(f"The optimizer of {self.player.name!r} is made when the training begins.")
+        return self.optimizer
+
+
+def keep_whole(players: Iterable[PlayerUpdates], plugin: Any) -> None:
+    """Leaves the players whole in every process of FSDP: their steps are taken outside the sharded model's `forward`.
+
+    Args:
+        players: All players.
+        plugin: The FSDP plugin of accelerate.
+    """
+    plugin.ignored_modules = [module for updates in players for module in updates.player.module.children()]
+    if plugin.fsdp_version == 2:
+        # The objective reads its layers outside `forward` too, in float32; autocast sees to the rest.
+        plugin.mixed_precision_policy = None
+
+
+class ObjectiveCallback(TrainerCallback):
+    """Ends the objective's epochs, before their checkpoints are written, and advances the players' schedules.
+
+    The schedules advance where the towers' does, so that no overflow leads them apart.
+    """
+
+    def __init__(self, trainer: "CMFAHTrainer"):
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        if not trainer.schedules_by_metric and not trainer.accelerator.optimizer_step_was_skipped:
+            for updates in trainer.players.values():
+                updates.step_schedule()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.trainer.end_epoch()

@@ -1,0 +1,119 @@
+"""The registry of methods, the settings of objectives in files, and the models that have them."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from settings import pretraining_model
+
+from cmfah_hf.methods import (
+    CMFAHForPreTraining,
+    CMFAHObjectiveConfig,
+    Losses,
+    Objective,
+    ObjectiveConfig,
+    SCAHNForPreTraining,
+    SCAHNObjectiveConfig,
+    objective_class,
+    register_method,
+    registered_methods,
+)
+from cmfah_hf.methods.registry import _OBJECTIVES
+from cmfah_hf.models import CMFAHConfig, SCAHNConfig
+from cmfah_hf.models.model_files import ModelFileError
+
+TINY = {
+    "backbone_config": {"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1]},
+    **{"image_size": 32, "vocab_size": 9, "word_dim": 6, "text_filters": 4, "hidden_size": 8, "hash_bits": 16},
+}
+
+
+@dataclass
+class DistanceConfig(ObjectiveConfig):
+    power: float = 2.0
+    distance_weight: float = 1.0
+
+
+@pytest.fixture
+def distance():
+    """A method with a layer of its own, registered for one test."""
+
+    @register_method("distance")
+    class Distance(Objective):
+        settings_class = DistanceConfig
+        needs_cross_modal = False
+
+        def __init__(self, config, settings):
+            super().__init__(config, settings)
+            self.scale = torch.nn.Linear(config.hash_bits, 1)
+            self.post_init()
+
+        def forward(self, batch, outputs, state):
+            differences = self.scale(outputs.image_hash - outputs.text_hash).abs() ** self.settings.power
+            return Losses.weighted({"distance": differences.mean()}, {"distance": self.settings.distance_weight})
+
+    yield Distance
+    del _OBJECTIVES["distance"]
+
+
+def test_methods_of_the_package_and_of_others(distance):
+    assert registered_methods() == ["cmfah", "scahn", "distance"]
+    assert objective_class("distance") is distance
+    assert (distance.name, objective_class("scahn").name, objective_class("cmfah").paper.year) == (
+        *("distance", "scahn"),
+        2022,
+    )
+    for name in ("distance", "cmfah"):
+        with pytest.raises(ValueError, match=f"There is another method '{name}'; choose another name"):
+            register_method(name)(type("Other", (Objective,), {}))
+    with pytest.raises(ValueError, match="There is no method 'dcmh' but cmfah, scahn, distance; import the module"):
+        objective_class("dcmh")
+
+
+def test_another_method_s_model_is_saved_and_loaded(distance, tmp_path):
+    model = pretraining_model("distance", **TINY, power=1.5)
+    model.save_pretrained(tmp_path)
+    again, report = CMFAHForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert again.config.objective == {"_name": "distance", "power": 1.5, "distance_weight": 1.0}
+    assert type(again.objective) is distance
+    assert torch.equal(again.objective.scale.weight, model.objective.scale.weight)
+    assert again.objective.players() == []
+    with pytest.raises(ValueError, match="The method 'distance' trains a model of 'cmfah', not of 'scahn'"):
+        SCAHNForPreTraining(SCAHNConfig(**TINY), method="distance")
+
+
+@pytest.mark.parametrize(
+    ("section", "complaint"),
+    [
+        ({"_name": "cmfah", "label_wait": 1}, "has no setting 'label_wait'"),
+        ({"_name": "cmfah", "label_weight": "8"}, "label_weight"),
+        ({"_name": "cmfah", "label_weight": [8]}, "label_weight"),
+        ({"_name": "cmfah", "label_weight": 10**9}, "label_weight is 1000000000, and 1,000,000 is the most"),
+        ({"_name": "cmfah", "label_weight": float("nan")}, "label_weight is nan"),
+        ({"_name": ["cmfah"]}, "not the name of a method"),
+    ],
+)
+def test_sections_that_no_objective_has(section, complaint):
+    with pytest.raises(ModelFileError, match=complaint) as raised:
+        CMFAHForPreTraining(CMFAHConfig(**TINY, objective=section))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("paired_weight", -1.0), ("label_weight", -0.01), ("positive_overlap", 1)])
+def test_settings_out_of_range_are_named(name, value):
+    for kind in (CMFAHObjectiveConfig, SCAHNObjectiveConfig):
+        with pytest.raises(ValueError, match=f"{name} is {value}; give"):
+            kind(**{name: value})
+
+
+def test_the_papers_weights_are_the_defaults():
+    weights = {name: value for name, value in vars(CMFAHObjectiveConfig()).items() if name.endswith("_weight")}
+    assert weights.pop("similarity_weight") == 0  # no term of the paper's
+    assert set(weights.values()) == {1.0}
+
+
+def test_a_player_rests_where_its_weight_is_zero():
+    for weight, active in ((0.5, True), (0, False)):
+        (player,) = pretraining_model(**TINY, adversarial_weight=weight).objective.players()
+        assert (player.name, player.is_active, len(player.module)) == ("discriminator", active, 2)
