@@ -58,9 +58,9 @@ def demo(
     words = [len(tags.split()) for tags in splits["query"]["text"]]
     # Two things or more that are named, and few tags beside them: a picture that can be taken in at a glance.
     shown = splits["query"][min(range(len(named)), key=lambda row: (named[row] < 2, words[row]))]
-    words, weights = attention_of_words(retriever.model, retriever.processor, shown["image"], shown["text"])
+    words, weights, grid = attention_of_words(retriever.model, retriever.processor, shown["image"], shown["text"])
     boxes = {word: [box["box"] for box in shown["boxes"] if box["word"] == word] for word in words}
-    plot_attention(shown["image"], weights, words, output / "attention.png", boxes=boxes)
+    plot_attention(shown["image"], weights, words, output / "attention.png", boxes=boxes, region_grid=grid)
 
     found = {"text": by_text.ids[0].tolist(), "image": by_image.ids[0].tolist()}
     if json:

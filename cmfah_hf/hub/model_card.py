@@ -248,6 +248,8 @@ def _query_words(run: FinishedRun) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return "a dog on the beach"
     classes = [str(name).lower() for name in (run.config.get("id2label") or {}).values()]
+    if run.config.get("text_backbone_config"):
+        return " ".join(classes[:2]) or "a dog on the beach"
     known = [name for name in classes if name in vocabulary]
     rest = sorted((word for word in vocabulary if not word.startswith("[")), key=vocabulary.__getitem__)
     return " ".join((known or rest)[:2])
@@ -274,7 +276,8 @@ def _training(run: FinishedRun, repo_id: str, revision: str | None) -> list[str]
         "bits": run.config["hash_bits"],
         "attention": run.config.get("attention"),
         "image backbone": _backbone(run.config),
-        "words": run.config.get("vocab_size", 2) - 2,
+        "text backbone": _text_backbone(run.config),
+        "words": None if _text_backbone(run.config) else run.config.get("vocab_size", 2) - 2,
         "seed": run.metrics.get("seed"),
         "epoch": run.metrics.get("epoch"),
         "seconds": run.metrics.get("seconds"),
@@ -291,10 +294,24 @@ def _backbone(config: Mapping[str, Any]) -> str:
     return f"{name}, frozen" if config.get("freeze_backbone") else f"{name}, trained"
 
 
+def _text_backbone(config: Mapping[str, Any]) -> str | None:
+    """The kind of text backbone; None of a model over word vectors."""
+    inner = config.get("text_backbone_config")
+    if not inner:
+        return None
+    name = inner.get("_name_or_path") or inner.get("model_type", "?")
+    return f"{name}, frozen" if config.get("freeze_text_backbone", True) else f"{name}, trained"
+
+
 def _limits(run: FinishedRun, files: set[str]) -> list[str]:
-    lines = [
+    vocabulary = (
         f"It knows {run.config.get('vocab_size', 2) - 2:,} words, those of its training texts. A text without any of "
-        "them has a code that says nothing, and is refused as a query.",
+        "them has a code that says nothing, and is refused as a query."
+    )
+    if _text_backbone(run.config):
+        vocabulary = "It reads any text, cut to the length that its text backbone takes."
+    lines = [
+        vocabulary,
         "What is alike was taught by the labels and tags of the data above. On other pictures the figures do not hold, "
         "and what those labels leave out or get wrong the codes leave out and get wrong too.",
         "A code of few bits puts unlike things together at times. Nothing that matters to somebody should hang on one "

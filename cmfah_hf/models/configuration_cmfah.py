@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -11,11 +12,25 @@ from transformers.utils import CONFIG_NAME
 
 from .configuration_files import TORCHVISION_BACKBONES, checked_settings
 from .model_files import ModelFileError, find_file, hub_arguments, is_file, read_object
+from .value_checks import Check, Choice, Range, check_values
 
 ATTENTION_VARIANTS = ("both", "image", "text", "none")
-# What a partner may do, and the usual temperatures of the image tower and of the text tower for it.
+# The kinds of guidance, each with the default temperatures of the image tower and of the text tower.
 TEMPERATURES = {"select": (10.0, 10.0), "add": (4.0, 9.0)}
 POOLINGS = ("mean", "max", "mean_max")
+
+_SIZES = ("image_size", "vocab_size", "word_dim", "text_filters", "hidden_size", "num_hidden_layers")
+_CHECKS: dict[str, Check] = {
+    **dict.fromkeys(_SIZES, Range(1)),
+    "attention": Choice(ATTENTION_VARIANTS),
+    "guidance": Choice(tuple(TEMPERATURES)),
+    "image_pooling": Choice(POOLINGS),
+    "text_pooling": Choice(POOLINGS),
+    "dropout": Range(0, 1, "give a share from 0 to below 1"),
+}
+# Of the loss.
+_LOSS_CHECKS: dict[str, Check] = {"positive_overlap": Range(0, 1, "give a cosine from 0 to below 1")}
+_WEIGHT = Range(0, advice="give 0, which leaves it out, or more")
 
 
 def resolve_backbone(name: str, **config_overrides) -> PreTrainedConfig | None:
@@ -42,13 +57,20 @@ def resolve_backbone(name: str, **config_overrides) -> PreTrainedConfig | None:
             raise ValueError(f"The backbone {name!r} looks like a timm name; `pip install timm` to use it.") from error
         if timm.is_model(name):
             return TimmBackboneConfig(backbone=name, **config_overrides)
+    return _configuration_of(name, "backbone of torchvision, of timm", config_overrides)
+
+
+def _configuration_of(name: str, what: str, overrides: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration in a folder or on the Hub.
+
+    Raises:
+        OSError: If there is none; the message says that the name is no `what` either.
+    """
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False, **config_overrides)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, **overrides)
     except OSError as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise OSError(
-            f"{name!r} is no backbone of torchvision, of timm, in a folder or on the Hub ({reason})."
-        ) from error
+        raise OSError(f"{name!r} is no {what}, in a folder or on the Hub ({reason}).") from error
 
 
 @strict
@@ -144,7 +166,10 @@ class CMFAHConfig(PreTrainedConfig):
     ```"""
 
     model_type = "cmfah"
-    sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="resnet", optional=True)}
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(AutoConfig, model_type="resnet", optional=True),
+        "text_backbone_config": SubConfigSpec(AutoConfig, model_type="bert", optional=True),
+    }
     # One head a block: the attention weights are cosines of whole features.
     num_attention_heads = 1
 
@@ -157,6 +182,9 @@ class CMFAHConfig(PreTrainedConfig):
     vocab_size: int = 1388
     word_dim: int = 1000
     freeze_word_vectors: bool = False
+    text_backbone: str | None = None
+    text_backbone_config: dict | PreTrainedConfig | None = None
+    freeze_text_backbone: bool = True
     pad_token_id: int | None = 0
     unk_token_id: int | None = 1
     text_kernel_sizes: list[int] | tuple[int, ...] = (1, 3, 5)
@@ -194,12 +222,28 @@ class CMFAHConfig(PreTrainedConfig):
             self.backbone_config = resolve_backbone(self.backbone)
         if self.backbone_config is not None:
             self.backbone = None  # resolved: what is saved needs no second look-up
-        if isinstance(self.backbone_config, dict):
-            kind = self.backbone_config.get("model_type")
-            if kind not in CONFIG_MAPPING:
-                raise ValueError(f"backbone_config has the model_type {kind!r}, which transformers does not know.")
+        if self.text_backbone is not None and self.text_backbone_config is None:
+            self.text_backbone_config = _configuration_of(self.text_backbone, "text model", {})
+        self.text_backbone = None
+        for name in self.sub_configs_defaults:
+            sub_config = getattr(self, name)
+            if isinstance(sub_config, dict) and sub_config.get("model_type") not in CONFIG_MAPPING:
+                kind = sub_config.get("model_type")
+                raise ValueError(f"{name} has the model_type {kind!r}, which transformers does not know.")
         super().__post_init__(**kwargs)
+        if isinstance(self.text_backbone_config, PreTrainedConfig):
+            self._follow_text_backbone(self.text_backbone_config)
         self.text_kernel_sizes = list(self.text_kernel_sizes)
+        self._check()
+        self.image_temperature, self.text_temperature = self.temperatures
+
+    def _follow_text_backbone(self, backbone: PreTrainedConfig) -> None:
+        """The sizes and token ids of a text backbone, in place of those of a word table."""
+        text = backbone.get_text_config()
+        self.vocab_size, self.word_dim = text.vocab_size, text.hidden_size
+        self.pad_token_id, self.unk_token_id = text.pad_token_id, None
+
+    def _check(self) -> None:
         # `ValueError`s and not the validators of `@strict`, whose errors are of a type of their own.
         if self.hash_bits <= 0 or self.hash_bits % 8:
             raise ValueError(
@@ -207,33 +251,15 @@ class CMFAHConfig(PreTrainedConfig):
             )
         if self.backbone is None and self.backbone_config is None:
             raise ValueError("backbone and backbone_config are both None; name an image backbone in one of them.")
-        for name in ("image_size", "vocab_size", "word_dim", "text_filters", "hidden_size", "num_hidden_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more.")
-        for name in (field.name for field in fields(self) if field.name.endswith("_weight")):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 0, which leaves it out, or more.")
-        if not 0 <= self.positive_overlap < 1:
-            raise ValueError(f"positive_overlap is {self.positive_overlap}; give a cosine from 0 to below 1.")
-        for name in ("pad_token_id", "unk_token_id"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < self.vocab_size:
-                raise ValueError(f"{name} is {getattr(self, name)}; give one of the {self.vocab_size} rows, or None.")
-        if self.attention not in ATTENTION_VARIANTS:
-            raise ValueError(f"attention is {self.attention!r}; choose one of {', '.join(ATTENTION_VARIANTS)}.")
-        if self.guidance not in TEMPERATURES:
-            raise ValueError(f"guidance is {self.guidance!r}; choose one of {', '.join(TEMPERATURES)}.")
-        for name, usual in zip(("image_temperature", "text_temperature"), TEMPERATURES[self.guidance], strict=True):
-            if getattr(self, name) is None:
-                setattr(self, name, usual)
-        for name in ("image_pooling", "text_pooling"):
-            if getattr(self, name) not in POOLINGS:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(POOLINGS)}.")
+        row = Range(0, self.vocab_size, f"give one of the {self.vocab_size} rows, or None")
+        given = [name for name in ("pad_token_id", "unk_token_id") if getattr(self, name) is not None]
+        check_values(self, {**_CHECKS, **dict.fromkeys(given, row)})
         if not self.text_kernel_sizes or min(self.text_kernel_sizes) < 1:
             raise ValueError(f"text_kernel_sizes is {self.text_kernel_sizes}; give one or more widths of 1 or more.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; give a share from 0 to below 1.")
         if self.attention != "none" and self.num_concepts < 1:
-            raise ValueError(f"num_concepts is {self.num_concepts}; attention needs 1 or more where no partner is.")
+            raise ValueError(f"num_concepts is {self.num_concepts}; attention needs 1 or more, for missing modalities.")
+        weights = [field.name for field in fields(self) if field.name.endswith("_weight")]
+        check_values(self, {**_LOSS_CHECKS, **dict.fromkeys(weights, _WEIGHT)})
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -271,7 +297,16 @@ class CMFAHConfig(PreTrainedConfig):
     @property
     def num_class_concepts(self) -> int:
         """How many of the concepts are classes', the first ones: all classes, or 0 without `[concept-guidance]`."""
-        return self.num_labels if self.guidance == "select" and self.concept_weight > 0 else 0
+        return int(self.num_labels or 0) if self.guidance == "select" and self.concept_weight > 0 else 0
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """The temperatures of the image tower and of the text tower, given or the guidance's own."""
+        image, text = TEMPERATURES[self.guidance]
+        return (
+            image if self.image_temperature is None else self.image_temperature,
+            text if self.text_temperature is None else self.text_temperature,
+        )
 
     @property
     def attends_image(self) -> bool:

@@ -1,7 +1,7 @@
-"""What the models return, with its shapes.
+"""Outputs of the models, with their shapes.
 
-Shape suffixes: B pairs of a batch, R regions, W words, P positions of a sequence (regions or words), Q positions of its
-partner, D feature width, K hash bits.
+Shape suffixes: B pairs of a batch, R regions, W tokens, P positions of a sequence (regions or tokens), Q positions of
+its partner, D feature width, K hash bits.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class CMFAHTowerOutput(ModelOutput):
-    """What one tower makes of a batch.
+    """Output of one tower.
 
     Args:
         hash_values (`torch.FloatTensor` of shape `(B, K)`):
@@ -31,12 +31,12 @@ class CMFAHTowerOutput(ModelOutput):
             Without a partner, and where concepts select: the largest cosine of each concept with a position.
     """
 
-    hash_values: torch.FloatTensor | None = None
-    features: torch.FloatTensor | None = None
-    last_hidden_state: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    concept_cosines: torch.FloatTensor | None = None
+    hash_values: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    concept_cosines: torch.Tensor | None = None
 
 
 @dataclass
@@ -52,41 +52,51 @@ class CMFAHLosses(ModelOutput):
         adversarial: L_adv of `[adversarial]`; `CMFAHForPreTraining` alone.
     """
 
-    intra_feature: torch.FloatTensor | None = None
-    intra_hash: torch.FloatTensor | None = None
-    quantization: torch.FloatTensor | None = None
-    inter_feature: torch.FloatTensor | None = None
-    inter_hash: torch.FloatTensor | None = None
-    similarity: torch.FloatTensor | None = None
-    label: torch.FloatTensor | None = None
-    concept: torch.FloatTensor | None = None
-    adversarial: torch.FloatTensor | None = None
+    intra_feature: torch.Tensor | None = None
+    intra_hash: torch.Tensor | None = None
+    quantization: torch.Tensor | None = None
+    inter_feature: torch.Tensor | None = None
+    inter_hash: torch.Tensor | None = None
+    similarity: torch.Tensor | None = None
+    label: torch.Tensor | None = None
+    concept: torch.Tensor | None = None
+    adversarial: torch.Tensor | None = None
+
+
+@dataclass
+class CMFAHViews:
+    """Outputs of both towers in both views: each item alone, and each guided by its partner if that was asked for."""
+
+    image: CMFAHTowerOutput
+    text: CMFAHTowerOutput
+    cross_modal_image: CMFAHTowerOutput | None = None
+    cross_modal_text: CMFAHTowerOutput | None = None
 
 
 @dataclass
 class CMFAHOutput(ModelOutput):
-    """What the pair of towers makes of a batch of pairs.
+    """Output of both towers for a batch of pairs.
 
-    With both modalities given, each is guided by the other. These are *paired* values: they know their partner, and
-    are not what a lone query has. `get_image_hash` and `get_text_hash` encode one modality alone.
+    With both modalities given, each is guided by the other. These are *cross-modal* codes: they depend on the partner,
+    which a query does not have. `get_image_hash` and `get_text_hash` encode one modality alone.
 
     Args:
         loss (`torch.FloatTensor`, *optional*, with `labels`): The weighted total of `losses`.
         image_hash, text_hash (`torch.FloatTensor` of shape `(B, K)`): H of `[hash]`, in (-1, 1).
         image_features, text_features (`torch.FloatTensor` of shape `(B, D)`): F of `[lstm]`.
-        attentions (`tuple` of `torch.FloatTensor`): With `output_attentions=True`, each block's region x word weights
-            `(B, 1, R, W)`, then each block's word x region weights `(B, 1, W, R)`; none of a side
+        attentions (`tuple` of `torch.FloatTensor`): With `output_attentions=True`, each block's region x token weights
+            `(B, 1, R, W)`, then each block's token x region weights `(B, 1, W, R)`; none of a side
             that does not attend.
         losses (`CMFAHLosses`, *optional*, with `labels`): The terms, one by one.
-        image_model_output, text_model_output (`CMFAHTowerOutput`): All that each tower gave, hidden states too.
+        image_model_output, text_model_output (`CMFAHTowerOutput`): The outputs of each tower, hidden states too.
     """
 
-    loss: torch.FloatTensor | None = None
-    image_hash: torch.FloatTensor | None = None
-    text_hash: torch.FloatTensor | None = None
-    image_features: torch.FloatTensor | None = None
-    text_features: torch.FloatTensor | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    image_hash: torch.Tensor | None = None
+    text_hash: torch.Tensor | None = None
+    image_features: torch.Tensor | None = None
+    text_features: torch.Tensor | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
     losses: CMFAHLosses | None = None
     image_model_output: CMFAHTowerOutput | None = None
     text_model_output: CMFAHTowerOutput | None = None
@@ -108,14 +118,14 @@ class CMFAHForPreTrainingOutput(ModelOutput):
         image_model_output, text_model_output (`CMFAHTowerOutput`): All that each tower gave in the paired view.
     """
 
-    loss: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
     losses: CMFAHLosses | None = None
-    image_hash: torch.FloatTensor | None = None
-    text_hash: torch.FloatTensor | None = None
-    image_features: torch.FloatTensor | None = None
-    text_features: torch.FloatTensor | None = None
-    image_concept_cosines: torch.FloatTensor | None = None
-    text_concept_cosines: torch.FloatTensor | None = None
+    image_hash: torch.Tensor | None = None
+    text_hash: torch.Tensor | None = None
+    image_features: torch.Tensor | None = None
+    text_features: torch.Tensor | None = None
+    image_concept_cosines: torch.Tensor | None = None
+    text_concept_cosines: torch.Tensor | None = None
     image_model_output: CMFAHTowerOutput | None = None
     text_model_output: CMFAHTowerOutput | None = None
 
@@ -132,5 +142,5 @@ class CMFAHDiscriminatorOutput(ModelOutput):
         logits (`torch.FloatTensor` of shape `(B,)`): Above 0 where it takes the features for its own modality's.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None

@@ -8,10 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from transformers import Pipeline
 
-from .losses import sign
-
-# `[aqd]`: what a query is rounded to multiples of, so that every sum is exact, and items of one code tie.
-_AQD_STEP = 2.0**-14
+from .codes import AQD_STEP, sign
 
 TASK = "cross-modal-retrieval"
 METRICS = ("aqd", "hamming")
@@ -85,7 +82,7 @@ class CrossModalRetrievalPipeline(Pipeline):
                 raise ValueError(f"candidates is a {type(candidates).__name__}; give a list of texts and pictures.")
             candidates = [_item(candidate) for candidate in candidates]
         kind, value = _item(inputs)
-        if kind == "text" and not self.processor.known_words(value):
+        if kind == "text" and not self.processor.has_known_tokens(value):
             raise ValueError(
                 f"No word of {value!r} is among the {len(self.processor.tokenizer):,} that this model knows; use other "
                 "words."
@@ -120,7 +117,7 @@ class CrossModalRetrievalPipeline(Pipeline):
             return found
         signs_NK = sign(candidates_NK)
         if metric == "aqd":
-            scores_N = signs_NK @ (torch.round(query_K / _AQD_STEP) * _AQD_STEP)
+            scores_N = signs_NK @ (torch.round(query_K / AQD_STEP) * AQD_STEP)
             order_N = torch.argsort(scores_N, descending=True, stable=True)
         else:
             scores_N = (signs_NK != code_K).sum(dim=1)

@@ -42,7 +42,7 @@ class WordCoverage:
         self.texts += 1
         self.words += len(known)
         self.unknown += known.count(False)
-        self.without += not processor.known_words(expanded)
+        self.without += not processor.has_known_tokens(expanded)
 
     def figures(self, side: str) -> dict[str, float]:
         """The counts and shares by name, such as `queries_unknown_words_share`, for `side` of `queries`."""

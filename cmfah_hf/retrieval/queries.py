@@ -72,7 +72,7 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
 
 def _require_known_words(texts: Sequence[str], retriever: Encoder) -> None:
     for text, expanded in zip(texts, retriever.expand(texts), strict=True):
-        if not retriever.processor.known_words(expanded):
+        if not retriever.processor.has_known_tokens(expanded):
             raise QueryError(
                 f"No word of {text!r} is among the {len(retriever.processor.tokenizer):,} that this model knows; use "
                 "other words."

@@ -1,5 +1,6 @@
-"""Published weights for the image backbone."""
+"""Published weights for the backbones, and word vectors for the word table."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,14 @@ from transformers.utils import CONFIG_NAME
 
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.errors import CheckpointError
-from cmfah_hf.models import CMFAHImageModel
+from cmfah_hf.models import CMFAHImageModel, CMFAHTextModel
 from cmfah_hf.models.configuration_cmfah import TORCHVISION_BACKBONES
 from cmfah_hf.models.model_files import ModelFileError, find_file
 from cmfah_hf.models.safe_weights import find_weights, read_weights
+from cmfah_hf.models.text_encoder import CMFAHTextBackbone
+from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "model.safetensors"
 
@@ -56,6 +61,35 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
         if weights[name].shape != tensor.shape:
             raise _misfit(source, name, weights[name].shape, tensor.shape)
     backbone.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected})
+
+
+def fill_word_table(text_model: CMFAHTextModel, vectors_VE: torch.Tensor) -> None:
+    """Puts word vectors behind the rows of the special tokens.
+
+    They get one length, as the regions have: skip-gram's lengths tell how frequent a word is, and not what it means.
+    """
+    table_VE = text_model.get_input_embeddings().weight.data
+    table_VE.zero_()
+    table_VE[len(SPECIAL_TOKENS) :] = nn.functional.normalize(vectors_VE, dim=1) * vectors_VE.shape[1] ** 0.5
+
+
+def load_text_backbone_weights(text_model: CMFAHTextModel) -> None:
+    """Puts the published weights into the text backbone of a text tower, from where its configuration is from.
+
+    Raises:
+        CheckpointError: If there are none as safetensors, or they are not those of the backbone.
+    """
+    encoder = text_model.embeddings
+    assert isinstance(encoder, CMFAHTextBackbone)
+    backbone = encoder.backbone
+    place = backbone.config.name_or_path
+    if not place:
+        logger.warning("text_backbone_config does not name where its weights are: they are random; give text_backbone.")
+        return
+    weights = _transformers_weights(backbone, place)
+    if missing := sorted(set(backbone.state_dict()) - set(weights)):
+        raise CheckpointError(f"{place}: tensors of the text backbone are missing, {missing[0]!r} first.")
+    backbone.load_state_dict(weights)
 
 
 def _local_file(source: str) -> Path | None:

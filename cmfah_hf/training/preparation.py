@@ -23,7 +23,7 @@ from cmfah_hf.expansion.label_vectors import label_vectors
 from cmfah_hf.models import METHODS, CMFAHConfig, CMFAHForPreTraining, CMFAHImageModel, CMFAHProcessor
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
 from cmfah_hf.training.arguments import DataArguments
-from cmfah_hf.training.backbone import load_backbone_weights
+from cmfah_hf.training.backbone import fill_word_table, load_backbone_weights, load_text_backbone_weights
 from cmfah_hf.training.checkpoints import disk_errors, wants_to_resume
 from cmfah_hf.training.configuration import Run
 from cmfah_hf.training.data_source import source_of
@@ -230,24 +230,25 @@ def _cut(data: DataArguments, loaded: Mapping[str, Any], divide: Callable) -> di
 
 def make_words(
     run: Run, texts: Iterable[Any], output: Path, checkpoint: Path | None
-) -> tuple[GraphExpander | None, SkipGramEmbedding]:
+) -> tuple[GraphExpander | None, SkipGramEmbedding | None]:
     """The word graph and the word vectors: those of the run that goes on, else of the run that is named, else new.
 
-    Of several processes the main one makes and keeps them, and the others read what it kept.
+    A model with a text backbone has word vectors only for a label graph. Of several processes the main one makes and
+    keeps them, and the others read what it kept.
     """
     args, data = run.training, run.data
     if wants_to_resume(args.resume_from_checkpoint):
         for folder in (output, *([checkpoint.parent] if checkpoint is not None else [])):
             try:
-                words = _load_words(data, folder)
+                words = _load_words(run, folder)
             except CheckpointError:  # broken off before they were written
                 continue
             if folder != output and args.should_save:
                 _save_words(output, *words)
             return words
     if not args.should_save:
-        return _load_words(data, output)
-    words = _load_words(data, resolve_data_path(data.words_from)) if data.words_from else None
+        return _load_words(run, output)
+    words = _load_words(run, resolve_data_path(data.words_from)) if data.words_from else None
     # None of an earlier run may be taken for this one's, should it break off in between.
     for path in (output / f"{stem}{ending}" for stem in WORDS_STEMS for ending in (".json", ".safetensors")):
         path.unlink(missing_ok=True)
@@ -256,18 +257,25 @@ def make_words(
     return words
 
 
-def _load_words(data: DataArguments, folder: Path) -> tuple[GraphExpander | None, SkipGramEmbedding]:
-    return GraphExpander.load(folder) if data.expand else None, SkipGramEmbedding.load(folder)
+def _needs_word_vectors(run: Run) -> bool:
+    has_text_backbone = any(run.setting(name) is not None for name in ("text_backbone", "text_backbone_config"))
+    return not has_text_backbone or bool(run.setting("use_label_graph"))
 
 
-def _save_words(output: Path, expander: GraphExpander | None, embedding: SkipGramEmbedding) -> None:
+def _load_words(run: Run, folder: Path) -> tuple[GraphExpander | None, SkipGramEmbedding | None]:
+    expander = GraphExpander.load(folder) if run.data.expand else None
+    return expander, SkipGramEmbedding.load(folder) if _needs_word_vectors(run) else None
+
+
+def _save_words(output: Path, expander: GraphExpander | None, embedding: SkipGramEmbedding | None) -> None:
     with disk_errors(output, "the words"):
         if expander is not None:
             expander.save(output)
-        embedding.save(output)
+        if embedding is not None:
+            embedding.save(output)
 
 
-def _fit_words(run: Run, texts: Iterable[Any]) -> tuple[GraphExpander | None, SkipGramEmbedding]:
+def _fit_words(run: Run, texts: Iterable[Any]) -> tuple[GraphExpander | None, SkipGramEmbedding | None]:
     """The word graph of the training texts with its knowledge, and the word vectors."""
     data = run.data
     expander = None
@@ -289,8 +297,10 @@ def _fit_words(run: Run, texts: Iterable[Any]) -> tuple[GraphExpander | None, Sk
                 tokenizer=data.word_tokenizer,
             ).fit([resolve_data_path(source) for source in data.knowledge], expander.graph.vocabulary)
         corpus = expander.corpus(texts, num_walks=data.word_walks)
+    if not _needs_word_vectors(run):
+        return expander, None
     embedding = SkipGramEmbedding(
-        run.setting("word_dim"),
+        model_config(run).word_dim,
         epochs=data.word_epochs,
         window=data.word_window,
         seed=data.word_seed,
@@ -341,7 +351,7 @@ def backbone_weights(data: DataArguments, config: CMFAHConfig) -> str | None:
 def build_model(
     run: Run,
     classes: list[str],
-    embedding: SkipGramEmbedding,
+    embedding: SkipGramEmbedding | None,
     backbone: torch.nn.Module | None,
     label_counts: LabelCounts | None = None,
 ) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
@@ -354,23 +364,23 @@ def build_model(
         backbone: What made the regions, if they are kept.
         label_counts: How often labels stand together; of a method with a label graph.
     """
-    vectors_VE = torch.from_numpy(embedding.vectors)
-    settings = {**run.model, "word_dim": vectors_VE.shape[1]}
+    settings, vocabulary = dict(run.model), embedding.vocabulary if embedding is not None else []
+    if embedding is not None:  # a text backbone has sizes of its own, which take precedence
+        settings |= {"word_dim": embedding.vectors.shape[1], "vocab_size": len(vocabulary) + len(SPECIAL_TOKENS)}
     if not classes and run.setting("label_weight"):
         logger.info("Without labels there is no label guidance: label_weight is taken as 0.")
         settings["label_weight"] = 0
     config = run.config_class(
         **settings,
-        vocab_size=len(embedding.vocabulary) + len(SPECIAL_TOKENS),
         id2label=dict(enumerate(classes)),
         label2id={name: number for number, name in enumerate(classes)},
     )
     model = METHODS[run.method].pretraining(config)
-    table = model.get_input_embeddings().weight.data
-    table.zero_()
-    # Of one length, as the regions are: skip-gram's lengths tell how frequent a word is, and not what it means.
-    table[len(SPECIAL_TOKENS) :] = torch.nn.functional.normalize(vectors_VE, dim=1) * vectors_VE.shape[1] ** 0.5
-    if label_counts is not None:
+    if config.text_backbone_config is not None:
+        load_text_backbone_weights(model.cmfah.text_model)
+    elif embedding is not None:
+        fill_word_table(model.cmfah.text_model, torch.from_numpy(embedding.vectors))
+    if label_counts is not None and embedding is not None:
         counts_CC = torch.from_numpy(label_counts.matrix(classes))
         model.label_graph.fill(counts_CC, torch.from_numpy(label_vectors(classes, embedding)))
     weights = backbone_weights(run.data, config)
@@ -378,4 +388,7 @@ def build_model(
         model.cmfah.image_model.embeddings.backbone.load_state_dict(backbone.state_dict())
     elif weights:
         load_backbone_weights(model.cmfah.image_model, weights)
-    return model, CMFAHProcessor.from_vocabulary(config, embedding.vocabulary, run.data.image_mean, run.data.image_std)
+    statistics = run.data.image_mean, run.data.image_std
+    if config.text_backbone_config is not None:
+        return model, CMFAHProcessor.from_backbones(config, *statistics)
+    return model, CMFAHProcessor.from_vocabulary(config, vocabulary, *statistics)
