@@ -190,7 +190,7 @@ class CMFAHProcessor(ProcessorMixin):
         """Whether `text` says anything to the model. A text backbone knows any text that is not blank."""
         if self.word_level:
             return bool(self.known_words(text))
-        return bool(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return bool(self.tokenizer(text, add_special_tokens=False, truncation=True)["input_ids"])
 
     def word_spans(self, text: str) -> list[tuple[str, list[int]]]:
         """The known words of `text`, each with the positions of its tokens in `processor(text=[text])`."""

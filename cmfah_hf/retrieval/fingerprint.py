@@ -75,7 +75,8 @@ def fingerprint_of(model: CMFAHModel, processor: CMFAHProcessor, expander: "Grap
             for name, value in config.text_backbone_config.to_dict().items()
             if not name.startswith("_") and name not in ("dtype", "transformers_version", "architectures")
         }
-        described["words"] = [backend, tokenizer.model_max_length, tokenizer.padding_side]
+        parts = [backend[name] for name in ("normalizer", "pre_tokenizer", "model", "post_processor", "added_tokens")]
+        described["words"] = [*parts, tokenizer.model_max_length, tokenizer.padding_side]
     digest.update(json.dumps(described, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         values = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()

@@ -1,7 +1,7 @@
 """Published weights for the backbones, and word vectors for the word table."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -50,6 +50,11 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
             weights = read_weights([Path(path)])
         except ModelFileError as error:
             raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
+    _fill(backbone, weights, source)
+
+
+def _fill(backbone: nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
+    """Puts weights into a backbone, which has to be complete; tensors beyond it are ignored."""
     expected = backbone.state_dict()
     missing = sorted(set(expected) - set(weights))
     if missing:
@@ -86,10 +91,7 @@ def load_text_backbone_weights(text_model: CMFAHTextModel) -> None:
     if not place:
         logger.warning("text_backbone_config does not name where its weights are: they are random; give text_backbone.")
         return
-    weights = _transformers_weights(backbone, place)
-    if missing := sorted(set(backbone.state_dict()) - set(weights)):
-        raise CheckpointError(f"{place}: tensors of the text backbone are missing, {missing[0]!r} first.")
-    backbone.load_state_dict(weights)
+    _fill(backbone, _transformers_weights(backbone, place), place)
 
 
 def _local_file(source: str) -> Path | None:
