@@ -338,16 +338,18 @@ def test_new_process_gives_the_same_bits(travelled, tmp_path, mode):
 def test_code_that_travels_is_the_models_alone(model_folder):
     files = {path.name for path in model_folder.glob("*.py")}
     assert files == {
-        "backbones_cmfah.py",
         "configuration_cmfah.py",
         "configuration_files.py",
         "fused_cmfah.py",
+        "image_encoder.py",
         "losses.py",
         "model_files.py",
         "modeling_cmfah.py",
         "modules_cmfah.py",
         "outputs_cmfah.py",
         "safe_weights.py",
+        "text_encoder.py",
+        "value_checks.py",
     }
     for name in files:
         assert "cmfah_hf." not in "".join(

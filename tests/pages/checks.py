@@ -196,7 +196,8 @@ def _adding_an_encoder(shop: Workshop, hub: HubServer) -> None:
     spans = processor.word_spans("Sailboats, at night!")
     assert [word for word, _ in spans] == ["sailboats", "at", "night"]
     assert len(spans[0][1]) > 1
-    assert [place for _, places in spans for place in places] == list(range(1, 1 + sum(len(p) for _, p in spans)))
+    positions = [position for _, of_word in spans for position in of_word]
+    assert positions == sorted(set(positions))
     assert processor(text=["night " * 500], return_tensors="pt").input_ids.shape == (1, 22)
     codes = local.encode_texts(["", "\u6d77", "night", "night " * 500])
     assert np.isfinite(codes).all()
