@@ -1,4 +1,4 @@
-"""The configuration that every CMFAH model shares."""
+"""The configuration of the towers: encoders, attention, hash heads, and the weights of the loss."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -76,56 +76,63 @@ def _configuration_of(name: str, what: str, overrides: dict[str, Any]) -> PreTra
 @strict
 class CMFAHConfig(PreTrainedConfig):
     r"""
-    What a CMFAH model is: both towers, their attention, the hash heads, and the weights of the loss.
+    Settings of a CMFAH model: both towers, their attention, the hash heads, and the weights of the loss.
 
-    `num_labels` and `id2label` name the classes that guide the training; they are the classes of the training pairs.
+    `num_labels` and `id2label` name the classes of the training pairs.
 
     Args:
         backbone (`str`, defaults to `"vgg19"`):
             The image backbone: a VGG of torchvision (the paper's is VGG19), a timm name, or a folder or Hub id that
-            `AutoBackbone` can load. Whatever is not a VGG is resolved once, into `backbone_config`.
+            `AutoBackbone` can load. All but VGGs are resolved once, into `backbone_config`.
         backbone_config (`dict | PreTrainedConfig`, *optional*):
             The configuration of an `AutoBackbone`; it takes precedence over `backbone`.
         freeze_backbone (`bool`, defaults to `True`):
             Whether the backbone keeps its weights. A frozen one stays in evaluation mode, and its regions can be kept.
         image_size (`int`, defaults to 224):
-            Width and height of the input pictures, in pixels.
+            Width and height of the input images, in pixels.
         normalize_regions (`bool`, defaults to `True`):
-            Whether the regions of a picture are scaled together, to a root mean square length of `sqrt(channels)`.
+            Whether the regions of an image are scaled together, to a root mean square length of `sqrt(channels)`.
         vocab_size (`int`, defaults to 1388):
-            Words with a row in the word table, `[PAD]` and `[UNK]` among them.
+            Rows of the word table, `[PAD]` and `[UNK]` among them. With a text backbone, its own.
         word_dim (`int`, defaults to 1000):
-            Width of the word vectors, `[skip-gram]`.
+            Width of the word vectors, `[skip-gram]`. With a text backbone, of its input embeddings.
         freeze_word_vectors (`bool`, defaults to `False`):
             Whether the word table keeps its values in training.
+        text_backbone (`str`, *optional*):
+            A folder or Hub id of a text model of `transformers`, which replaces word table and TextCNN. It is resolved
+            once, into `text_backbone_config`.
+        text_backbone_config (`dict | PreTrainedConfig`, *optional*):
+            The configuration of a text model; it takes precedence over `text_backbone`.
+        freeze_text_backbone (`bool`, defaults to `True`):
+            Whether the text backbone keeps its weights.
         text_kernel_sizes (`list[int]`, defaults to `[1, 3, 5]`):
             Widths of the TextCNN's filters, in words, `[words]`.
         text_filters (`int`, defaults to 256):
             Filters of each width.
         hidden_size (`int`, defaults to 512):
-            Width `D` of regions, words and pooled features.
+            Width `D` of regions, tokens and pooled features.
         num_hidden_layers (`int`, defaults to 1):
             Blocks of co-attention and LSTM in each tower. The paper has one.
         attention (`str`, defaults to `"both"`):
             Which modality is guided by the other: `"both"`, `"image"`, `"text"` or `"none"`.
         guidance (`str`, defaults to `"select"`):
-            What a partner does: `"select"`, it says which positions count, `[selection]`; or `"add"`, what answers a
-            position in it is added to the position, `[attention-v]` and `[attention-t]`, as in the paper.
+            Whether the partner's positions select among those of the modality, `"select"`, `[selection]`; or are
+            added to those that they answer, `"add"`, `[attention-v]` and `[attention-t]`, as in the paper.
         image_temperature, text_temperature (`float`, *optional*):
-            How sharply the image tower and the text tower attend. None: 10 and 10 to select; to add 4 and 9, lambda_v
-            and lambda_t of the paper.
+            Temperatures of the attention of the image tower and the text tower. None: 10 and 10 to select; 4 and 9,
+            lambda_v and lambda_t of the paper, to add.
         num_concepts (`int`, defaults to 64):
-            Learned vectors that stand in for an absent partner. There are at least as many as classes where
+            Learned vectors that replace a missing modality. There are at least as many as classes where
             `[concept-guidance]` gives each class one of them.
         use_lstm (`bool`, defaults to `True`):
             Whether an LSTM reads the attended sequence, `[lstm]`.
         dropout (`float`, defaults to 0.0):
             Dropout on the TextCNN's filters and on pooled features.
         image_pooling, text_pooling (`str`, default to `"mean"`):
-            How the positions of a picture and of a text are pooled, `[lstm]`: `"mean"`, `"max"`, or `"mean_max"`, the
-            sum of both.
+            Pooling of the positions of an image and of a text, `[lstm]`: `"mean"`, `"max"`, or `"mean_max"`, the sum
+            of both.
         normalize_features (`bool`, defaults to `False`):
-            Whether the pooled features are batch-normalised before the hash head, each view by statistics of its own.
+            Whether the pooled features are batch-normalized before the hash head, with statistics for each view.
         hash_bits (`int`, defaults to 64):
             Length `K` of a hash code; a multiple of 8.
         margin (`float`, defaults to 0.5):
@@ -150,7 +157,7 @@ class CMFAHConfig(PreTrainedConfig):
         paired_weight (`float`, defaults to 1):
             Weight of the view in which both partners are present, beside the one in which each is alone.
         initializer_range (`float`, defaults to 0.02):
-            Standard deviation of freshly drawn word vectors and concepts.
+            Standard deviation of new word vectors and concepts.
 
     Raises:
         ValueError: If a value is outside its range, `hash_bits` not a multiple of 8 among them.
@@ -263,7 +270,7 @@ class CMFAHConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As the parent's, out of a file below the model's folder that is read with bounds.
+        """The settings in a file below the model's folder, which is read with limits.
 
         Raises:
             ModelFileError: If the file is damaged or leads elsewhere.
@@ -283,7 +290,7 @@ class CMFAHConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As the parent's, of settings that may be a stranger's: see `checked_settings`.
+        """The configuration of settings that may be a stranger's; see `checked_settings`.
 
         Raises:
             ModelFileError: If a setting is of another type, or none that this package writes.
@@ -296,7 +303,7 @@ class CMFAHConfig(PreTrainedConfig):
 
     @property
     def num_class_concepts(self) -> int:
-        """How many of the concepts are classes', the first ones: all classes, or 0 without `[concept-guidance]`."""
+        """The number of concepts that belong to classes, the first ones; 0 without `[concept-guidance]`."""
         return int(self.num_labels or 0) if self.guidance == "select" and self.concept_weight > 0 else 0
 
     @property
@@ -310,12 +317,12 @@ class CMFAHConfig(PreTrainedConfig):
 
     @property
     def attends_image(self) -> bool:
-        """Whether regions are guided by words (or by the concepts that stand in for them)."""
+        """Whether regions are guided by tokens (or by the concepts that replace them)."""
         return self.attention in ("both", "image")
 
     @property
     def attends_text(self) -> bool:
-        """Whether words are guided by regions (or by the concepts that stand in for them)."""
+        """Whether tokens are guided by regions (or by the concepts that replace them)."""
         return self.attention in ("both", "text")
 
 

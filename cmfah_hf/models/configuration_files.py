@@ -1,4 +1,4 @@
-"""Checks of `config.json`: it may not name another place, load code, or take minutes to build."""
+"""Checks of `config.json`: no other places, no code, no sizes that take minutes to build."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import (
 from .model_files import ModelFileError
 
 TORCHVISION_BACKBONES = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
-# Settings that lead `transformers` to further files, to code, or to other kinds of weights.
+# Settings by which `transformers` would read further files, code, or other kinds of weights.
 _FOREIGN = (
     "quantization_config",
     "configuration_files",
@@ -65,7 +65,7 @@ _BACKBONES: dict[str, tuple[Mapping[str, Any], str]] = {
     "text_backbone_config": ({**MODEL_MAPPING_NAMES, **MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES}, "text model"),
 }
 
-# What the constructors of `transformers` raise for values that do not fit each other. They have no one type for it.
+# Errors of the constructors of `transformers` for values that do not fit each other. They share no type.
 UNFIT = (
     ArithmeticError,
     AssertionError,
@@ -81,18 +81,17 @@ UNFIT = (
 def checked_settings(
     settings: dict[str, Any], config_class: type[PreTrainedConfig], where: str | os.PathLike
 ) -> dict[str, Any]:
-    """The settings of a model of this package as its configuration takes them, or an error.
+    """The settings of a model of this package, checked for its configuration.
 
-    What names code other than this package's (`auto_map`, `custom_pipelines`) or the place that a backbone was from is
-    left out.
+    Names of code other than this package's (`auto_map`, `custom_pipelines`) and of places of backbones are left out.
 
     Args:
-        settings: Of a `config.json`. They stay as they are.
+        settings: Of a `config.json`; not changed.
         config_class: The configuration's class.
-        where: What errors name.
+        where: The file, for error messages.
 
     Raises:
-        ModelFileError: If a setting is none of this package's, leads elsewhere, or is larger than any model's.
+        ModelFileError: If a setting is not one of this package's, leads elsewhere, or is larger than any model's.
     """
     if not isinstance(settings, dict):
         raise ModelFileError(f"{where} holds no settings but a {type(settings).__name__}.")
@@ -174,7 +173,7 @@ def _is_of(value: Any, types: tuple[type, ...]) -> bool:
 
 @cache
 def _own_types(config_class: type[PreTrainedConfig]) -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
-    """The types that each setting of this package may have, and those of its items where it is a list."""
+    """The types of each setting of this package, and those of its items if it is a list."""
     found: dict[str, tuple[tuple[type, ...], tuple[type, ...]]] = {}
     for kind in config_class.__mro__[: config_class.__mro__.index(PreTrainedConfig)]:
         for name, annotation in kind.__annotations__.items():
@@ -238,12 +237,12 @@ def _check_timm(name: Any, where: str | os.PathLike) -> None:
         import timm
     except ImportError as error:
         raise ModelFileError(f"{where}: its backbone is timm's; `pip install timm` to use it.") from error
-    if not isinstance(name, str) or not timm.is_model(name):  # timm takes places on the Hub and folders for names too
+    if not isinstance(name, str) or not timm.is_model(name):  # timm also accepts folders and Hub ids as names
         raise ModelFileError(f"{where}: timm has no model of the name {str(name)[:80]!r}.")
 
 
 def _own_code(named: Any) -> dict[str, Any]:
-    """Of what names code for a purpose, that of this package."""
+    """The entries that name code of this package."""
     if not isinstance(named, dict):
         return {}
     return {

@@ -19,9 +19,9 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cmfah import CMFAHConfig
+from .image_encoder import CMFAHImageEncoder
 from .losses import label_guidance_loss, views_losses, weighted_total
 from .model_files import HUB_ARGUMENTS, find_file, hub_arguments, is_file, pinned
-from .image_encoder import CMFAHImageEncoder
 from .modules_cmfah import (
     CMFAHCoAttention,
     CMFAHConceptHead,
@@ -270,10 +270,10 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
 def tower_output(hash_head: CMFAHHashHead, view: View, is_cross_modal: bool) -> CMFAHTowerOutput:
     """A tower's output, from its view of a batch."""
     return CMFAHTowerOutput(
-        hash_values=hash_head(view.features_BD, is_paired=is_cross_modal),
-        features=view.features_BD,
-        last_hidden_state=view.hidden_BPD,
-        concept_cosines=view.concept_cosines_BC,
+        hash_values=hash_head(view.features, is_paired=is_cross_modal),
+        features=view.features,
+        last_hidden_state=view.hidden_states,
+        concept_cosines=view.concept_cosines,
     )
 
 

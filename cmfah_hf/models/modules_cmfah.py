@@ -16,7 +16,7 @@ from .text_encoder import in_reading_order
 
 
 class CMFAHCoAttention(nn.Module):
-    """`[similarity]`, `[attention-v]`, `[attention-t]`: every position gathers the partner's positions that answer it."""
+    """`[similarity]`, `[attention-v]`, `[attention-t]`: positions gather those of the partner that answer them."""
 
     def __init__(self, temperature: float):
         super().__init__()
@@ -130,14 +130,14 @@ class View:
     """A modality in one view: with its partner (cross-modal), or with the concepts instead of one (unimodal).
 
     Attributes:
-        features_BD: The pooled feature.
-        hidden_BPD: The positions after the last block.
-        concept_cosines_BC: The `largest_cosines` of the concepts, in a unimodal view of an encoder that selects.
+        features: `(B, D)`, the pooled feature.
+        hidden_states: `(B, P, D)`, the positions after the last block.
+        concept_cosines: `(B, Q)`, the `largest_cosines` of the concepts, in a unimodal view of an encoder that selects.
     """
 
-    features_BD: torch.Tensor
-    hidden_BPD: torch.Tensor
-    concept_cosines_BC: torch.Tensor | None = None
+    features: torch.Tensor
+    hidden_states: torch.Tensor
+    concept_cosines: torch.Tensor | None = None
 
 
 # Positions `(B, P, D)` and their mask `(B, P)`; no mask where all exist.
@@ -145,7 +145,7 @@ Positions = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class CMFAHEncoder(nn.Module):
-    """A modality's positions to its pooled feature, guided by a partner or by the concepts that replace a missing one."""
+    """A modality's positions to its pooled feature, guided by a partner, or by concepts if it is missing."""
 
     def __init__(self, config: CMFAHConfig, attends: bool, temperature: float, pooling: str):
         super().__init__()

@@ -1,5 +1,6 @@
 """The processor: images and texts to the inputs of the towers."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,10 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import PROCESSOR_NAME
 
+from .backbone_tokenizer import load_backbone_tokenizer, tokenizer_of_backbone
 from .configuration_cmfah import TORCHVISION_BACKBONES, CMFAHConfig
 from .image_modes import to_rgb
 from .model_files import ModelFileError, find_file, hub_arguments, pinned, read_object
-from .backbone_tokenizer import load_backbone_tokenizer, tokenizer_of_backbone
 from .tokenization_cmfah import build_word_tokenizer, load_word_tokenizer, split_words, word_offsets
 
 _MOST_PIXELS_A_SIDE = 2_048
@@ -34,7 +35,7 @@ _UNUSED = ("auto_map", "processor_class", "image_processor_type", "feature_extra
 
 
 class CMFAHProcessorKwargs(ProcessingKwargs, total=False):
-    _defaults = {"text_kwargs": {"padding": True}}
+    _defaults = {"text_kwargs": {"padding": True}}  # type: ignore[misc]  # as in transformers' own processors
 
 
 def backbone_normalization(config: CMFAHConfig) -> tuple[Sequence[float], Sequence[float]]:
@@ -129,11 +130,13 @@ class CMFAHProcessor(ProcessorMixin):
         return cls(_new_image_processor(config, image_mean, image_std), tokenizer, word_level=False)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(  # type: ignore[override]  # the parent's arguments are keywords here
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> "CMFAHProcessor":
         """The processor that was saved in a folder or repository.
 
-        Only `processor_config.json`, `tokenizer.json` and `tokenizer_config.json` are read, and only the settings that a
-        processor of this kind has: no code, no templates.
+        Only `processor_config.json`, `tokenizer.json` and `tokenizer_config.json` are read, and only the settings that
+        a processor of this kind has: no code, no templates.
 
         Raises:
             ModelFileError: If a file is damaged, leads elsewhere, or is another kind of processor's.

@@ -1,12 +1,10 @@
-"""Makes the models and their processor known to the Auto classes of transformers."""
+"""Registration of the models and their processor with the Auto classes of `transformers`."""
 
 from typing import NamedTuple
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
+from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_cmfah import CMFAHConfig
-from .configuration_scahn import SCAHNConfig
 from .modeling_cmfah import (
     CMFAHDiscriminator,
     CMFAHForPreTraining,
@@ -26,6 +24,7 @@ from .modeling_scahn import (
 from .outputs_cmfah import CMFAHForPreTrainingOutput, CMFAHLosses, CMFAHOutput, CMFAHTowerOutput
 from .pipeline_cmfah import TASK, CrossModalRetrievalPipeline
 from .processing_cmfah import CMFAHProcessor
+from .registered_configurations import CMFAHConfig, SCAHNConfig
 
 
 class Method(NamedTuple):
@@ -42,14 +41,12 @@ METHODS = {
     "scahn": Method(SCAHNConfig, SCAHNModel, SCAHNForPreTraining),
 }
 
-# Where the package is installed, the Auto classes know it; `save_pretrained` puts the code beside the weights for
-# where it is not.
-for _name, _method in METHODS.items():
-    AutoConfig.register(_name, _method.config)
+# Where the package is installed, the Auto classes find it; `save_pretrained` saves the code with the weights for where
+# it is not.
+for _method in METHODS.values():
     AutoModel.register(_method.config, _method.model)
     AutoModelForPreTraining.register(_method.config, _method.pretraining)
     AutoProcessor.register(_method.config, CMFAHProcessor)
-    _method.config.register_for_auto_class()
     _method.model.register_for_auto_class("AutoModel")
     _method.pretraining.register_for_auto_class("AutoModelForPreTraining")
 CMFAHProcessor.register_for_auto_class("AutoProcessor")

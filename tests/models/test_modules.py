@@ -153,8 +153,8 @@ def test_encoder_pools_what_exists_and_has_concepts_for_a_partner(make_config, p
         mask = torch.tensor([[True, False, True], [False, False, False]])
         local = -torch.rand(2, 3, 16).double() * mask[..., None]  # below zero, which is what masked positions hold
         view = encoder(local, mask, None, None)
-        pooled, hidden = view.features_BD, view.hidden_BPD
-        same = encoder(local, mask, encoder.concepts.expand(2, -1, -1), None).features_BD
+        pooled, hidden = view.features, view.hidden_states
+        same = encoder(local, mask, encoder.concepts.expand(2, -1, -1), None).features
         concepts, words = encoder.concepts.numpy(), local[0, mask[0]].numpy()
         for _ in range(2):
             words = words + attend(words, concepts, np.ones(len(concepts), bool), 4.0)[0]
@@ -163,7 +163,7 @@ def test_encoder_pools_what_exists_and_has_concepts_for_a_partner(make_config, p
         assert not pooled[1].any()
         torch.testing.assert_close(pooled, same)
         view = encoder(local, None, None, None)
-        regions, hidden = view.features_BD, view.hidden_BPD
+        regions, hidden = view.features, view.hidden_states
         for i in range(2):
             torch.testing.assert_close(regions[i], torch.tensor(pool(hidden[i].numpy())))
 
