@@ -99,7 +99,7 @@ class _Cosines(torch.autograd.Function):
 def selection_weights(
     cosines_BPQ: torch.Tensor, mask_BP: torch.Tensor | None, partner_mask_BQ: torch.Tensor | None, temperature: float
 ) -> torch.Tensor:
-    """`[selection]`: the weights of positions and partner's positions, `(B, P, Q)`; they sum to 1, or to 0 without any."""
+    """`[selection]`: weights of positions and partner's positions, `(B, P, Q)`; they sum to 1, or to 0 without any."""
     scores_BPQ = temperature * cosines_BPQ.to(torch.promote_types(cosines_BPQ.dtype, torch.float32))
     exists_BPQ = None
     if mask_BP is not None:

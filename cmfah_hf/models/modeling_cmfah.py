@@ -29,7 +29,6 @@ from .modules_cmfah import (
     CMFAHHashHead,
     CMFAHLayer,
     CMFAHSelection,
-    View,
     fused_views,
 )
 from .outputs_cmfah import (
@@ -39,6 +38,7 @@ from .outputs_cmfah import (
     CMFAHOutput,
     CMFAHTowerOutput,
     CMFAHViews,
+    tower_output,
 )
 from .safe_weights import align_weights, building_for, check_fit, find_weights, read_weights
 from .text_encoder import build_text_encoder
@@ -265,16 +265,6 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
         """
         tokens_BWD, mask_BW = self.embeddings(input_ids, attention_mask, inputs_embeds)
         return self.encode(tokens_BWD, mask_BW, partner, **kwargs)
-
-
-def tower_output(hash_head: CMFAHHashHead, view: View, is_cross_modal: bool) -> CMFAHTowerOutput:
-    """A tower's output, from its view of a batch."""
-    return CMFAHTowerOutput(
-        hash_values=hash_head(view.features, is_paired=is_cross_modal),
-        features=view.features,
-        last_hidden_state=view.hidden_states,
-        concept_cosines=view.concept_cosines,
-    )
 
 
 class CMFAHModel(CMFAHPreTrainedModel):

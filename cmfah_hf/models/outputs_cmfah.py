@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers.utils import ModelOutput
 
+from .modules_cmfah import CMFAHHashHead, View
+
 
 @dataclass
 class CMFAHTowerOutput(ModelOutput):
@@ -37,6 +39,16 @@ class CMFAHTowerOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     concept_cosines: torch.Tensor | None = None
+
+
+def tower_output(hash_head: CMFAHHashHead, view: View, is_cross_modal: bool) -> CMFAHTowerOutput:
+    """A tower's output, from its view of a batch."""
+    return CMFAHTowerOutput(
+        hash_values=hash_head(view.features, is_paired=is_cross_modal),
+        features=view.features,
+        last_hidden_state=view.hidden_states,
+        concept_cosines=view.concept_cosines,
+    )
 
 
 @dataclass

@@ -166,7 +166,7 @@ def build_text_backbone(config: CMFAHConfig) -> PreTrainedModel:
     try:
         auto_class = AutoModelForTextEncoding if encodes else AutoModel
         model_class = auto_class._model_mapping[type(backbone_config)]
-        options = {}
+        options: dict[str, bool] = {}
         if isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class).parameters:
             options["add_pooling_layer"] = False
         return auto_class.from_config(backbone_config, **options)
