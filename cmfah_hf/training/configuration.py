@@ -146,9 +146,8 @@ def parse_run(config: str | Path | None, arguments: list[str] | None = None) -> 
         if name not in model_names:
             hint = _other_method(name) or _nearest(name, set().union(*known.values(), {"method"}))
             raise CMFAHError(f"There is no argument --{name}{hint}.")
-    for name in ("backbone", "text_backbone"):  # the file's `backbone_config` would outrank it
-        if name in given:
-            model.pop(f"{name}_config", None)
+    for name in {"backbone", "text_backbone"} & given.keys():  # the file's `backbone_config` would outrank it
+        model.pop(f"{name}_config", None)
     model.update(given)
     for name, value in model.items():
         check_finite(name, value)
