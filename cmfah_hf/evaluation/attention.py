@@ -1,6 +1,6 @@
-"""Attention between the regions of an image and the words of its text. Shapes: `R` regions, `W` words."""
+"""Attention between the regions of an image and the words of its text. Shapes: `R` regions, `W` words, `T` tokens."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,15 +9,27 @@ from cmfah_hf.errors import QueryError
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 
 
+class WordAttention(NamedTuple):
+    """Attention between the words of a text and the regions of an image.
+
+    Attributes:
+        words: The `W` words that the model knows, in their order.
+        weights: `(R, W)`.
+        grid: Rows and columns of the regions.
+    """
+
+    words: list[str]
+    weights: np.ndarray
+    grid: tuple[int, int]
+
+
 @torch.inference_mode()
-def attention_of_words(
-    model: CMFAHModel, processor: CMFAHProcessor, image: Any, text: str
-) -> tuple[list[str], np.ndarray]:
+def attention_of_words(model: CMFAHModel, processor: CMFAHProcessor, image: Any, text: str) -> WordAttention:
     """Attention weights between the regions and words of a pair.
 
     If both sides attend, it is the product of two weights: the region's for the word (`[attention-v]`), which
     distinguishes the words of a region, and the word's for the region (`[attention-t]`), which distinguishes the
-    regions of a word.
+    regions of a word. The weight of a word of several tokens is the sum of theirs.
 
     Args:
         model: The towers.
@@ -25,22 +37,21 @@ def attention_of_words(
         image: The image.
         text: Its text.
 
-    Returns:
-        The `W` words of the text that are in the model's vocabulary, and their weights `(R, W)`.
-
     Raises:
         QueryError: If the model has no attention, or no word is known.
     """
     if model.config.attention == "none":
         raise QueryError("This model's attention is 'none': no word attends to a region; use a model with attention.")
-    words = processor.known_words(text)
-    if not words:
+    spans = processor.word_spans(text)
+    if not spans:
         raise QueryError(f"No word of {text!r} is known to the model, so there is no attention to show.")
-    inputs = processor(images=[image], text=[" ".join(words)], return_tensors="pt").to(model.device)
+    inputs = processor(images=[image], text=[text], return_tensors="pt").to(model.device)
     outputs = model(**inputs, output_attentions=True)
-    weights_RW = torch.ones((), device=model.device)
+    weights_RT = torch.ones((), device=model.device)
     if model.config.attends_image:
-        weights_RW = weights_RW * outputs.image_model_output.attentions[-1][0, 0]
+        weights_RT = weights_RT * outputs.image_model_output.attentions[-1][0, 0]
     if model.config.attends_text:
-        weights_RW = weights_RW * outputs.text_model_output.attentions[-1][0, 0].T
-    return words, weights_RW.float().cpu().numpy()
+        weights_RT = weights_RT * outputs.text_model_output.attentions[-1][0, 0].T
+    weights_RW = torch.stack([weights_RT[:, tokens].sum(dim=1) for _, tokens in spans], dim=1)
+    grid = model.image_model.embeddings.region_grid(*inputs["pixel_values"].shape[2:])
+    return WordAttention([word for word, _ in spans], weights_RW.float().cpu().numpy(), grid)

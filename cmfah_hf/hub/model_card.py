@@ -242,6 +242,8 @@ def _query_words(run: FinishedRun) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return "a dog on the beach"
     classes = [str(name).lower() for name in (run.config.get("id2label") or {}).values()]
+    if run.config.get("text_backbone_config"):
+        return " ".join(classes[:2]) or "a dog on the beach"
     known = [name for name in classes if name in vocabulary]
     rest = sorted((word for word in vocabulary if not word.startswith("[")), key=vocabulary.__getitem__)
     return " ".join((known or rest)[:2])
@@ -268,7 +270,8 @@ def _training(run: FinishedRun, repo_id: str, revision: str | None) -> list[str]
         "bits": run.config["hash_bits"],
         "attention": run.config.get("attention"),
         "image backbone": _backbone(run.config),
-        "words": run.config.get("vocab_size", 2) - 2,
+        "text backbone": _text_backbone(run.config),
+        "words": None if _text_backbone(run.config) else run.config.get("vocab_size", 2) - 2,
         "seed": run.metrics.get("seed"),
         "epoch": run.metrics.get("epoch"),
         "seconds": run.metrics.get("seconds"),
@@ -285,10 +288,24 @@ def _backbone(config: Mapping[str, Any]) -> str:
     return f"{name}, frozen" if config.get("freeze_backbone") else f"{name}, trained"
 
 
+def _text_backbone(config: Mapping[str, Any]) -> str | None:
+    """The kind of text backbone; None of a model over word vectors."""
+    inner = config.get("text_backbone_config")
+    if not inner:
+        return None
+    name = inner.get("_name_or_path") or inner.get("model_type", "?")
+    return f"{name}, frozen" if config.get("freeze_text_backbone", True) else f"{name}, trained"
+
+
 def _limits(run: FinishedRun, files: set[str]) -> list[str]:
-    lines = [
+    vocabulary = (
         f"The vocabulary has {run.config.get('vocab_size', 2) - 2:,} words, those of the training texts. A query "
-        "without any of them is rejected, because its code carries no information.",
+        "without any of them is rejected, because its code carries no information."
+    )
+    if _text_backbone(run.config):
+        vocabulary = "Any text can be a query; texts are truncated to the maximum length of the text backbone."
+    lines = [
+        vocabulary,
         "Similarity was learned from the labels and tags of the data above. The metrics do not transfer to other "
         "images, and the codes repeat omissions and errors of those labels.",
         "Short codes sometimes place different things together. Do not base decisions about people on single results.",

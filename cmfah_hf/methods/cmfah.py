@@ -16,8 +16,8 @@ from cmfah_hf.methods.discriminators import CMFAHDiscriminator, discriminator_lo
 from cmfah_hf.methods.losses import added, label_guidance_loss, pair_losses, views_losses
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput, View
 from cmfah_hf.methods.registry import register_method
+from cmfah_hf.models.codes import sign
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
-from cmfah_hf.models.modules_cmfah import sign
 
 _HINGES = ("intra_feature", "intra_hash", "inter_feature", "inter_hash")
 # The table of `TrainingState` with `B` of `[algorithm-1]`.
@@ -218,8 +218,8 @@ class CMFAHObjective(Objective):
         """L_gen - L_adv over both views.
 
         Args:
-            batch: `labels`, `(B, C)`, multi-hot, or whatever `pairwise_similarity` takes; and `codes`, `(B, K)` of -1 and +1, `B`
-                of `[algorithm-1]`. Without codes: `sgn(H_v + H_t)` of this batch.
+            batch: `labels`, `(B, C)`, multi-hot, or whatever `pairwise_similarity` takes; and `codes`, `(B, K)` of -1
+                and +1, `B` of `[algorithm-1]`. Without codes: `sgn(H_v + H_t)` of this batch.
             outputs: Of the model's `forward`, with the graph.
             state: Not used.
         """

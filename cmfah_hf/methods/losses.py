@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from cmfah_hf.methods.outputs import View
+from cmfah_hf.models.codes import sign
 from cmfah_hf.models.fused_cmfah import EPSILON
-from cmfah_hf.models.modules_cmfah import sign
 
 
 def cosine_matrix(x_AD: torch.Tensor, y_ND: torch.Tensor) -> torch.Tensor:

@@ -19,9 +19,7 @@ from cmfah_hf.methods.registry import objective_class
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
 from cmfah_hf.models.configuration_scahn import SCAHNConfig
 from cmfah_hf.models.model_files import ModelFileError
-from cmfah_hf.models.modeling_cmfah import CMFAHImageModel, CMFAHPreTrainedModel, CMFAHTextModel
-from cmfah_hf.models.modules_cmfah import Views
-from cmfah_hf.models.outputs_cmfah import CMFAHTowerOutput
+from cmfah_hf.models.modeling_cmfah import CMFAHPreTrainedModel
 from cmfah_hf.models.registration import MODELS
 
 # Names of the objective's tensors in checkpoints of earlier versions, without `objective.`.
@@ -119,54 +117,24 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
             codes: `(B, K)` of -1 and +1, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of this batch.
             paired: Whether the cross-modal view is computed too. Without attention it equals the unimodal one.
         """
-        image_model, text_model = self.cmfah.image_model, self.cmfah.text_model
-        kwargs["return_dict"] = True
-        regions_BRD = image_model.embeddings(pixel_values, region_features)
-        words_BWD, mask_BW = text_model.embed(input_ids, attention_mask, inputs_embeds)
-        attends, adds = self.config.attention != "none", self.config.guidance == "add"
-        recorded = any(kwargs.get(name) for name in ("output_attentions", "output_hidden_states"))
-        paired_image = paired_text = None
-        if attends and not adds and not recorded:
-            image_views, text_views = image_model.encoder.views(
-                regions_BRD, None, text_model.encoder, words_BWD, mask_BW, paired
-            )
-            paired_image, image = _tower_outputs(image_model, image_views)
-            paired_text, text = _tower_outputs(text_model, text_views)
-        else:
-            image = image_model.encode(regions_BRD, **kwargs)
-            text = text_model.encode(words_BWD, mask_BW, **kwargs)
-            if not attends:
-                paired_image, paired_text = image, text
-            elif paired:
-                paired_image = image_model.encode(regions_BRD, words_BWD, mask_BW, **kwargs)
-                paired_text = text_model.encode(words_BWD, mask_BW, regions_BRD, **kwargs)
+        regions_BRD = self.cmfah.image_model.embeddings(pixel_values, region_features)
+        tokens_BWD, mask_BW = self.cmfah.text_model.embeddings(input_ids, attention_mask, inputs_embeds)
+        views = self.cmfah.encode_views(regions_BRD, tokens_BWD, mask_BW, cross_modal=paired, **kwargs)
         outputs = CMFAHForPreTrainingOutput(
-            image_hash=image.hash_values,
-            text_hash=text.hash_values,
-            image_features=image.features,
-            text_features=text.features,
-            image_concept_cosines=image.concept_cosines,
-            text_concept_cosines=text.concept_cosines,
-            image_model_output=paired_image,
-            text_model_output=paired_text,
+            image_hash=views.image.hash_values,
+            text_hash=views.text.hash_values,
+            image_features=views.image.features,
+            text_features=views.text.features,
+            image_concept_cosines=views.image.concept_cosines,
+            text_concept_cosines=views.text.concept_cosines,
+            image_model_output=views.cross_modal_image,
+            text_model_output=views.cross_modal_text,
         )
         if labels is not None:
             batch = {"labels": labels} if codes is None else {"labels": labels, "codes": codes}
             losses = self.objective(batch, outputs, TrainingState())
             outputs.loss, outputs.losses = losses.total, losses.terms
         return outputs
-
-
-def _tower_outputs(
-    tower: CMFAHImageModel | CMFAHTextModel, views: Views
-) -> tuple[CMFAHTowerOutput | None, CMFAHTowerOutput]:
-    """A tower's outputs in the cross-modal view, if that was computed, and in the unimodal one."""
-    cross_BD, own_BD, answers_BQ = views
-    cross_modal = None
-    if cross_BD is not None:
-        cross_modal = CMFAHTowerOutput(hash_values=tower.hash_head(cross_BD, is_paired=True), features=cross_BD)
-    unimodal = CMFAHTowerOutput(hash_values=tower.hash_head(own_BD), features=own_BD, concept_cosines=answers_BQ)
-    return cross_modal, unimodal
 
 
 def current_name(name: str) -> str:

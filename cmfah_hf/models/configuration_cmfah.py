@@ -1,4 +1,4 @@
-"""The configuration that every CMFAH model shares."""
+"""The configuration of the towers: encoders, attention, and hash heads"""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from transformers.utils import CONFIG_NAME
 
 from .configuration_files import TORCHVISION_BACKBONES, checked_settings
 from .model_files import ModelFileError, find_file, hub_arguments, is_file, read_object
+from .value_checks import Check, Choice, Range, check_values
 
 ATTENTION_VARIANTS = ("both", "image", "text", "none")
-# What a partner may do, and the usual temperatures of the image tower and of the text tower for it.
+# The kinds of guidance, each with the default temperatures of the image tower and of the text tower.
 TEMPERATURES = {"select": (10.0, 10.0), "add": (4.0, 9.0)}
 POOLINGS = ("mean", "max", "mean_max")
 # Settings of the objective that files of earlier versions have among the model's own.
@@ -24,6 +25,16 @@ FORMER_SETTINGS = {
     *("label_graph_threshold", "label_graph_share", "label_graph_temperature", "use_cross_contrast"),
     *("use_intra_contrast", "cross_contrast_weight", "intra_contrast_weight", "contrast_temperature", "queue_size"),
     "adversarial",
+}
+
+_SIZES = ("image_size", "vocab_size", "word_dim", "text_filters", "hidden_size", "num_hidden_layers")
+_CHECKS: dict[str, Check] = {
+    **dict.fromkeys(_SIZES, Range(1)),
+    "attention": Choice(ATTENTION_VARIANTS),
+    "guidance": Choice(tuple(TEMPERATURES)),
+    "image_pooling": Choice(POOLINGS),
+    "text_pooling": Choice(POOLINGS),
+    "dropout": Range(0, 1, "give a share from 0 to below 1"),
 }
 
 
@@ -51,26 +62,33 @@ def resolve_backbone(name: str, **config_overrides) -> PreTrainedConfig | None:
             raise ValueError(f"The backbone {name!r} looks like a timm name; `pip install timm` to use it.") from error
         if timm.is_model(name):
             return TimmBackboneConfig(backbone=name, **config_overrides)
+    return _configuration_of(name, "backbone of torchvision, of timm", config_overrides)
+
+
+def _configuration_of(name: str, what: str, overrides: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration in a folder or on the Hub.
+
+    Raises:
+        OSError: If there is none; the message says that the name is no `what` either.
+    """
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False, **config_overrides)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, **overrides)
     except OSError as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise OSError(
-            f"{name!r} is no backbone of torchvision, of timm, in a folder or on the Hub ({reason})."
-        ) from error
+        raise OSError(f"{name!r} is no {what}, in a folder or on the Hub ({reason}).") from error
 
 
 @strict
 class CMFAHConfig(PreTrainedConfig):
     r"""
-    What a CMFAH model is: both towers, their attention, and the hash heads.
+    Settings of the towers of a CMFAH model: encoders, attention, and the hash heads.
 
-    `num_labels` and `id2label` name the classes that guide the training; they are the classes of the training pairs.
+    `num_labels` and `id2label` name the classes of the training pairs.
 
     Args:
         backbone (`str`, defaults to `"vgg19"`):
             The image backbone: a VGG of torchvision (the paper's is VGG19), a timm name, or a folder or Hub id that
-            `AutoBackbone` can load. Whatever is not a VGG is resolved once, into `backbone_config`.
+            `AutoBackbone` can load. All but VGGs are resolved once, into `backbone_config`.
         backbone_config (`dict | PreTrainedConfig`, *optional*):
             The configuration of an `AutoBackbone`; it takes precedence over `backbone`.
         freeze_backbone (`bool`, defaults to `True`):
@@ -79,33 +97,40 @@ class CMFAHConfig(PreTrainedConfig):
             Width of image features that are given as `region_features` `(B, 1, image_feature_dim)`, for a model
             without a backbone. None: regions come from the backbone.
         image_size (`int`, defaults to 224):
-            Width and height of the input pictures, in pixels.
+            Width and height of the input images, in pixels.
         normalize_regions (`bool`, defaults to `True`):
-            Whether the regions of a picture are scaled together, to a root mean square length of `sqrt(channels)`.
+            Whether the regions of an image are scaled together, to a root mean square length of `sqrt(channels)`.
         vocab_size (`int`, defaults to 1388):
-            Words with a row in the word table, `[PAD]` and `[UNK]` among them.
+            Rows of the word table, `[PAD]` and `[UNK]` among them. With a text backbone, its own.
         word_dim (`int`, defaults to 1000):
-            Width of the word vectors, `[skip-gram]`.
+            Width of the word vectors, `[skip-gram]`. With a text backbone, of its input embeddings.
         freeze_word_vectors (`bool`, defaults to `False`):
             Whether the word table keeps its values in training.
+        text_backbone (`str`, *optional*):
+            A folder or Hub id of a text model of `transformers`, which replaces word table and TextCNN. It is resolved
+            once, into `text_backbone_config`.
+        text_backbone_config (`dict | PreTrainedConfig`, *optional*):
+            The configuration of a text model; it takes precedence over `text_backbone`.
+        freeze_text_backbone (`bool`, defaults to `True`):
+            Whether the text backbone keeps its weights.
         text_kernel_sizes (`list[int]`, defaults to `[1, 3, 5]`):
             Widths of the TextCNN's filters, in words, `[words]`.
         text_filters (`int`, defaults to 256):
             Filters of each width.
         hidden_size (`int`, defaults to 512):
-            Width `D` of regions, words and pooled features.
+            Width `D` of regions, tokens and pooled features.
         num_hidden_layers (`int`, defaults to 1):
             Blocks of co-attention and LSTM in each tower. The paper has one.
         attention (`str`, defaults to `"both"`):
             Which modality is guided by the other: `"both"`, `"image"`, `"text"` or `"none"`.
         guidance (`str`, defaults to `"select"`):
-            What a partner does: `"select"`, it says which positions count, `[selection]`; or `"add"`, what answers a
-            position in it is added to the position, `[attention-v]` and `[attention-t]`, as in the paper.
+            Whether the partner's positions select among those of the modality, `"select"`, `[selection]`; or are
+            added to those that they answer, `"add"`, `[attention-v]` and `[attention-t]`, as in the paper.
         image_temperature, text_temperature (`float`, *optional*):
-            How sharply the image tower and the text tower attend. None: 10 and 10 to select; to add 4 and 9, lambda_v
-            and lambda_t of the paper.
+            Temperatures of the attention of the image tower and the text tower. None: 10 and 10 to select; 4 and 9,
+            lambda_v and lambda_t of the paper, to add.
         num_concepts (`int`, defaults to 64):
-            Learned vectors that stand in for an absent partner. With `class_concepts` there are at least as many as
+            Learned vectors that replace a missing modality. With `class_concepts` there are at least as many as
             classes.
         class_concepts (`bool`, defaults to `True`):
             Whether each class has one of the concepts, for `[concept-guidance]`, where the guidance is `"select"`.
@@ -114,14 +139,14 @@ class CMFAHConfig(PreTrainedConfig):
         dropout (`float`, defaults to 0.0):
             Dropout on the TextCNN's filters and on pooled features.
         image_pooling, text_pooling (`str`, default to `"mean"`):
-            How the positions of a picture and of a text are pooled, `[lstm]`: `"mean"`, `"max"`, or `"mean_max"`, the
-            sum of both.
+            Pooling of the positions of an image and of a text, `[lstm]`: `"mean"`, `"max"`, or `"mean_max"`, the sum
+            of both.
         normalize_features (`bool`, defaults to `False`):
-            Whether the pooled features are batch-normalised before the hash head, each view by statistics of its own.
+            Whether the pooled features are batch-normalized before the hash head, with statistics for each view.
         hash_bits (`int`, defaults to 64):
             Length `K` of a hash code; a multiple of 8.
         initializer_range (`float`, defaults to 0.02):
-            Standard deviation of freshly drawn word vectors and concepts.
+            Standard deviation of new word vectors and concepts.
         objective (`dict`, *optional*):
             Of a trained model, its method (`_name`) and the settings of its objective. The towers do not read it.
 
@@ -139,7 +164,10 @@ class CMFAHConfig(PreTrainedConfig):
     ```"""
 
     model_type = "cmfah"
-    sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="resnet", optional=True)}
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(AutoConfig, model_type="resnet", optional=True),
+        "text_backbone_config": SubConfigSpec(AutoConfig, model_type="bert", optional=True),
+    }
     # One head a block: the attention weights are cosines of whole features.
     num_attention_heads = 1
 
@@ -153,6 +181,9 @@ class CMFAHConfig(PreTrainedConfig):
     vocab_size: int = 1388
     word_dim: int = 1000
     freeze_word_vectors: bool = False
+    text_backbone: str | None = None
+    text_backbone_config: dict | PreTrainedConfig | None = None
+    freeze_text_backbone: bool = True
     pad_token_id: int | None = 0
     unk_token_id: int | None = 1
     text_kernel_sizes: list[int] | tuple[int, ...] = (1, 3, 5)
@@ -181,14 +212,30 @@ class CMFAHConfig(PreTrainedConfig):
             self.backbone_config = resolve_backbone(self.backbone)
         if self.backbone_config is not None:
             self.backbone = None  # resolved: what is saved needs no second look-up
-        if isinstance(self.backbone_config, dict):
-            kind = self.backbone_config.get("model_type")
-            if kind not in CONFIG_MAPPING:
-                raise ValueError(f"backbone_config has the model_type {kind!r}, which transformers does not know.")
+        if self.text_backbone is not None and self.text_backbone_config is None:
+            self.text_backbone_config = _configuration_of(self.text_backbone, "text model", {})
+        self.text_backbone = None
+        for name in self.sub_configs_defaults:
+            sub_config = getattr(self, name)
+            if isinstance(sub_config, dict) and sub_config.get("model_type") not in CONFIG_MAPPING:
+                kind = sub_config.get("model_type")
+                raise ValueError(f"{name} has the model_type {kind!r}, which transformers does not know.")
         for name in FORMER_SETTINGS & kwargs.keys():
             raise ValueError(f"{name} is a setting of the objective, not of the towers; give it to the objective's.")
         super().__post_init__(**kwargs)
+        if isinstance(self.text_backbone_config, PreTrainedConfig):
+            self._follow_text_backbone(self.text_backbone_config)
         self.text_kernel_sizes = list(self.text_kernel_sizes)
+        self._check()
+        self.image_temperature, self.text_temperature = self.temperatures
+
+    def _follow_text_backbone(self, backbone: PreTrainedConfig) -> None:
+        """The sizes and token ids of a text backbone, in place of those of a word table."""
+        text = backbone.get_text_config()
+        self.vocab_size, self.word_dim = text.vocab_size, text.hidden_size
+        self.pad_token_id, self.unk_token_id = text.pad_token_id, None
+
+    def _check(self) -> None:
         # `ValueError`s and not the validators of `@strict`, whose errors are of a type of their own.
         if self.hash_bits <= 0 or self.hash_bits % 8:
             raise ValueError(
@@ -196,34 +243,20 @@ class CMFAHConfig(PreTrainedConfig):
             )
         if self.backbone is None and self.backbone_config is None and self.image_feature_dim is None:
             raise ValueError("backbone and backbone_config are both None; name an image backbone in one of them.")
-        for name in ("image_size", "vocab_size", "word_dim", "text_filters", "hidden_size", "num_hidden_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more.")
-        if self.image_feature_dim is not None and self.image_feature_dim < 1:
-            raise ValueError(f"image_feature_dim is {self.image_feature_dim}; give 1 or more, or None.")
-        for name in ("pad_token_id", "unk_token_id"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < self.vocab_size:
-                raise ValueError(f"{name} is {getattr(self, name)}; give one of the {self.vocab_size} rows, or None.")
-        if self.attention not in ATTENTION_VARIANTS:
-            raise ValueError(f"attention is {self.attention!r}; choose one of {', '.join(ATTENTION_VARIANTS)}.")
-        if self.guidance not in TEMPERATURES:
-            raise ValueError(f"guidance is {self.guidance!r}; choose one of {', '.join(TEMPERATURES)}.")
-        for name, usual in zip(("image_temperature", "text_temperature"), TEMPERATURES[self.guidance], strict=True):
-            if getattr(self, name) is None:
-                setattr(self, name, usual)
-        for name in ("image_pooling", "text_pooling"):
-            if getattr(self, name) not in POOLINGS:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(POOLINGS)}.")
+        row = Range(0, self.vocab_size, f"give one of the {self.vocab_size} rows, or None")
+        given = [name for name in ("pad_token_id", "unk_token_id") if getattr(self, name) is not None]
+        checks = {**_CHECKS, **dict.fromkeys(given, row)}
+        if self.image_feature_dim is not None:
+            checks["image_feature_dim"] = Range(1, advice="give 1 or more, or None")
+        check_values(self, checks)
         if not self.text_kernel_sizes or min(self.text_kernel_sizes) < 1:
             raise ValueError(f"text_kernel_sizes is {self.text_kernel_sizes}; give one or more widths of 1 or more.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; give a share from 0 to below 1.")
         if self.attention != "none" and self.num_concepts < 1:
-            raise ValueError(f"num_concepts is {self.num_concepts}; attention needs 1 or more where no partner is.")
+            raise ValueError(f"num_concepts is {self.num_concepts}; attention needs 1 or more, for missing modalities.")
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As the parent's, out of a file below the model's folder that is read with bounds.
+        """The settings in a file below the model's folder, which is read with limits.
 
         Raises:
             ModelFileError: If the file is damaged or leads elsewhere.
@@ -243,7 +276,7 @@ class CMFAHConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As the parent's, of settings that may be a stranger's: see `checked_settings`.
+        """The configuration of settings that may be a stranger's; see `checked_settings`.
 
         Raises:
             ModelFileError: If a setting is of another type, or none that this package writes.
@@ -256,17 +289,26 @@ class CMFAHConfig(PreTrainedConfig):
 
     @property
     def num_class_concepts(self) -> int:
-        """How many of the concepts are classes', the first ones: all classes, or 0 without class concepts."""
-        return self.num_labels if self.guidance == "select" and self.class_concepts else 0
+        """The number of concepts that belong to classes, the first ones; 0 without class concepts."""
+        return int(self.num_labels or 0) if self.guidance == "select" and self.class_concepts else 0
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """The temperatures of the image tower and of the text tower, given or the guidance's own."""
+        image, text = TEMPERATURES[self.guidance]
+        return (
+            image if self.image_temperature is None else self.image_temperature,
+            text if self.text_temperature is None else self.text_temperature,
+        )
 
     @property
     def attends_image(self) -> bool:
-        """Whether regions are guided by words (or by the concepts that stand in for them)."""
+        """Whether regions are guided by tokens (or by the concepts that replace them)."""
         return self.attention in ("both", "image")
 
     @property
     def attends_text(self) -> bool:
-        """Whether words are guided by regions (or by the concepts that stand in for them)."""
+        """Whether tokens are guided by regions (or by the concepts that replace them)."""
         return self.attention in ("both", "text")
 
 

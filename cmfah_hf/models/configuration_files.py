@@ -1,7 +1,8 @@
-"""Checks of `config.json`: it may not name another place, load code, or take minutes to build."""
+"""Checks of `config.json`: no other places, no code, no sizes that take minutes to build."""
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from types import NoneType
@@ -9,12 +10,16 @@ from typing import Any, get_args, get_origin
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_BACKBONE_MAPPING_NAMES,
+    MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
 from .model_files import ModelFileError
 
 TORCHVISION_BACKBONES = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
-# Settings that lead `transformers` to further files, to code, or to other kinds of weights.
+# Settings by which `transformers` would read further files, code, or other kinds of weights.
 _FOREIGN = (
     "quantization_config",
     "configuration_files",
@@ -46,10 +51,21 @@ _LARGEST = {
     "hidden_size": 10**6, "num_hidden_layers": _MOST_LAYERS, "num_concepts": 10**6, "num_labels": 10**5,
     "hash_bits": 65_536, "queue_size": 10**6, "image_temperature": 10**4, "text_temperature": 10**4,
 }  # fmt: skip
+# Settings of a backbone that may be mappings.
+_MAPPINGS = {
+    "backbone_config": ("id2label", "label2id"),
+    "text_backbone_config": ("id2label", "label2id", "rope_parameters"),
+}
 _LAYERS = re.compile("depth|layer|block|stage|repeat|group")
 _MOST_KERNELS = 100
 
-# What the constructors of `transformers` raise for values that do not fit each other. They have no one type for it.
+# The `model_type`s that each backbone may have, and what they are called in messages.
+_BACKBONES: dict[str, tuple[Mapping[str, Any], str]] = {
+    "backbone_config": (MODEL_FOR_BACKBONE_MAPPING_NAMES, "image backbone"),
+    "text_backbone_config": ({**MODEL_MAPPING_NAMES, **MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES}, "text model"),
+}
+
+# Errors of the constructors of `transformers` for values that do not fit each other. They share no type.
 UNFIT = (
     ArithmeticError,
     AssertionError,
@@ -65,18 +81,17 @@ UNFIT = (
 def checked_settings(
     settings: dict[str, Any], config_class: type[PreTrainedConfig], where: str | os.PathLike
 ) -> dict[str, Any]:
-    """The settings of a model of this package as its configuration takes them, or an error.
+    """The settings of a model of this package, checked for its configuration.
 
-    What names code other than this package's (`auto_map`, `custom_pipelines`) or the place that a backbone was from is
-    left out.
+    Names of code other than this package's (`auto_map`, `custom_pipelines`) and of places of backbones are left out.
 
     Args:
-        settings: Of a `config.json`. They stay as they are.
+        settings: Of a `config.json`; not changed.
         config_class: The configuration's class.
-        where: What errors name.
+        where: The file, for error messages.
 
     Raises:
-        ModelFileError: If a setting is none of this package's, leads elsewhere, or is larger than any model's.
+        ModelFileError: If a setting is not one of this package's, leads elsewhere, or is larger than any model's.
     """
     if not isinstance(settings, dict):
         raise ModelFileError(f"{where} holds no settings but a {type(settings).__name__}.")
@@ -93,13 +108,19 @@ def checked_settings(
     _check_types(kept, config_class, where)
     if "backbone" in kept:
         _check_backbone_name(kept["backbone"], kept.get("backbone_config"), where)
+    if kept.get("text_backbone") is not None:
+        raise ModelFileError(
+            f"{where}: its text_backbone {str(kept['text_backbone'])[:80]!r} would have to be looked up elsewhere; a "
+            "saved model has a text_backbone_config."
+        )
     if len(kept.get("text_kernel_sizes") or ()) > _MOST_KERNELS:
         raise ModelFileError(f"{where}: text_kernel_sizes has more than {_MOST_KERNELS} widths.")
     for name in ("auto_map", "custom_pipelines"):
         if name in kept:
             kept[name] = _own_code(kept[name])
-    if isinstance(kept.get("backbone_config"), dict):
-        kept["backbone_config"] = _backbone_config(kept["backbone_config"], where)
+    for name, kinds in _BACKBONES.items():
+        if isinstance(kept.get(name), dict):
+            kept[name] = _backbone_config(name, kept[name], kinds, where)
     return kept
 
 
@@ -125,7 +146,7 @@ def _check_size(name: str, value: Any, largest: int, where: str | os.PathLike) -
 
 def _check_types(settings: dict[str, Any], config_class: type[PreTrainedConfig], where: str | os.PathLike) -> None:
     """Refuses values of other types. The configuration checks them too, but only after it has computed with them."""
-    for name, (types, items) in _own_types(config_class).items():
+    for name, (types, items) in _own_types(config_class).items():  # type: ignore[arg-type]  # classes are hashable
         if name in settings:
             value = settings[name]
             fits = _is_of(value, types) and all(_is_of(item, items) for item in _items(value))
@@ -152,8 +173,8 @@ def _is_of(value: Any, types: tuple[type, ...]) -> bool:
 
 @cache
 def _own_types(config_class: type[PreTrainedConfig]) -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
-    """The types that each setting of this package may have, and those of its items where it is a list."""
-    found = {}
+    """The types of each setting of this package, and those of its items if it is a list."""
+    found: dict[str, tuple[tuple[type, ...], tuple[type, ...]]] = {}
     for kind in config_class.__mro__[: config_class.__mro__.index(PreTrainedConfig)]:
         for name, annotation in kind.__annotations__.items():
             types = get_args(annotation) or (annotation,)
@@ -170,27 +191,18 @@ def _check_backbone_name(name: Any, backbone_config: Any, where: str | os.PathLi
         )
 
 
-def _backbone_config(settings: dict[str, Any], where: str | os.PathLike) -> PreTrainedConfig:
-    kind = settings.get("model_type")
-    if not isinstance(kind, str) or kind not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
+def _backbone_config(
+    part: str, settings: dict[str, Any], kinds: tuple[Mapping[str, Any], str], where: str | os.PathLike
+) -> PreTrainedConfig:
+    """The configuration of a backbone; `part` is the setting that holds it."""
+    kind, (allowed, what) = settings.get("model_type"), kinds
+    if not isinstance(kind, str) or kind not in allowed:
         raise ModelFileError(
-            f"{where}: backbone_config has the model_type {str(kind)[:80]!r}, which is no image backbone that "
-            "transformers knows."
+            f"{where}: {part} has the model_type {str(kind)[:80]!r}, which is no {what} that transformers knows."
         )
     config_class = CONFIG_MAPPING[kind]
-    known = {field.name for field in fields(config_class)}
-    kept = {}
-    for name, value in settings.items():
-        _check_setting(name, value, where)
-        _check_size(name, value, _MOST_LAYERS if _LAYERS.search(str(name)) else _MOST, where)
-        if (isinstance(value, dict) and name not in ("id2label", "label2id")) or name == "backbone_config":
-            raise ModelFileError(f"{where}: {name} of its backbone_config holds further settings; remove it.")
-        if name not in known and (name.startswith("_") or name == "name_or_path"):
-            continue
-        if callable(getattr(config_class, name, None)):
-            raise ModelFileError(f"{where}: {name!r} is no setting of a backbone; remove it.")
-        kept[name] = value
-    if kept.get("num_channels", 3) != 3:
+    kept = _backbone_settings(part, settings, config_class, where)
+    if part == "backbone_config" and kept.get("num_channels", 3) != 3:
         raise ModelFileError(f"{where}: its backbone reads {kept['num_channels']} channels, and images have 3.")
     if kind == "timm_backbone":
         _check_timm(kept.get("backbone"), where)
@@ -198,9 +210,26 @@ def _backbone_config(settings: dict[str, Any], where: str | os.PathLike) -> PreT
         return AutoConfig.for_model(**kept)
     except UNFIT as error:
         reason = " ".join(str(error).split())[:200]
-        raise ModelFileError(
-            f"{where}: no {config_class.__name__} can be made of its backbone_config ({reason})."
-        ) from error
+        raise ModelFileError(f"{where}: no {config_class.__name__} can be made of its {part} ({reason}).") from error
+
+
+def _backbone_settings(
+    part: str, settings: dict[str, Any], config_class: type[PreTrainedConfig], where: str | os.PathLike
+) -> dict[str, Any]:
+    """The settings of a backbone, checked; names of places are left out."""
+    known = {field.name for field in fields(config_class)}
+    kept = {}
+    for name, value in settings.items():
+        _check_setting(name, value, where)
+        _check_size(name, value, _MOST_LAYERS if _LAYERS.search(str(name)) else _MOST, where)
+        if (isinstance(value, dict) and name not in _MAPPINGS[part]) or name == "backbone_config":
+            raise ModelFileError(f"{where}: {name} of its {part} holds further settings; remove it.")
+        if name not in known and (name.startswith("_") or name == "name_or_path"):
+            continue
+        if callable(getattr(config_class, name, None)):
+            raise ModelFileError(f"{where}: {name!r} is no setting of a backbone; remove it.")
+        kept[name] = value
+    return kept
 
 
 def _check_timm(name: Any, where: str | os.PathLike) -> None:
@@ -208,12 +237,12 @@ def _check_timm(name: Any, where: str | os.PathLike) -> None:
         import timm
     except ImportError as error:
         raise ModelFileError(f"{where}: its backbone is timm's; `pip install timm` to use it.") from error
-    if not isinstance(name, str) or not timm.is_model(name):  # timm takes places on the Hub and folders for names too
+    if not isinstance(name, str) or not timm.is_model(name):  # timm also accepts folders and Hub ids as names
         raise ModelFileError(f"{where}: timm has no model of the name {str(name)[:80]!r}.")
 
 
 def _own_code(named: Any) -> dict[str, Any]:
-    """Of what names code for a purpose, that of this package."""
+    """The entries that name code of this package."""
     if not isinstance(named, dict):
         return {}
     return {

@@ -1,10 +1,10 @@
-"""What reads whole sequences of positions, with gradients written out: the large tensors are read and written once.
+"""Fused attention kernels (cosine similarity, max pooling, selection) with hand-written gradients.
 
 PyTorch derives the same gradients, but divides, multiplies, masks and adds whole sequences of positions on the way. On
-a processor, where those do not fit the cache, that took most of the time of attention.
+a CPU, whose cache they do not fit, that took most of the time of attention. Here they are read and written once.
 
-Shape suffixes: B pairs of a batch, P positions of a sequence, Q positions of its partner, C concepts, V partners that
-ask, D feature width.
+Shape suffixes: B pairs of a batch, P positions of a sequence, Q positions of its partner, C concepts, V partners, D
+feature width.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ EPSILON = 1e-6
 
 
 def _scale(x_BPD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What makes a vector's length 1, in float32 or wider; and whether it is too long to be divided by a constant."""
+    """The factor that makes a vector's length 1, in float32 or wider; and whether the length is at least `EPSILON`."""
     wide = torch.promote_types(x_BPD.dtype, torch.float32)
     length_BP1 = torch.linalg.vector_norm(x_BPD, dim=-1, keepdim=True, dtype=wide)
     return 1 / length_BP1.clamp(min=EPSILON), length_BP1 >= EPSILON
 
 
 def _cosines(x_BPD: torch.Tensor, y_BQD: torch.Tensor, x_scale_BP1: torch.Tensor, y_scale_BQ1: torch.Tensor):
-    if torch.float16 in (x_BPD.dtype, y_BQD.dtype):  # whose products may be too large for it
+    if torch.float16 in (x_BPD.dtype, y_BQD.dtype):  # its range is too small for the products
         cosines_BPQ = (x_BPD * x_scale_BP1) @ (y_BQD * y_scale_BQ1).mT
     else:
         cosines_BPQ = x_BPD @ y_BQD.mT * x_scale_BP1 * y_scale_BQ1.mT
@@ -40,10 +40,12 @@ def _cosines_gradients(
     needed: Sequence[bool],
     x_gradient: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, ...]:
-    """The gradients of the positions, added to `x_gradient` in its place, and of each partner, where `needed`."""
+    """The gradients of the positions, added in place to `x_gradient`, and of each partner; where `needed`."""
     # d cos / d x = y / (|x| |y|) - cos x / |x|^2, and the same for y.
     (x_scale_BP1, x_free_BP1), *of_partners = scales
-    along_BP1, across, partners_gradients = 0.0, [], []
+    along_BP1: torch.Tensor | float = 0.0
+    across: list[tuple[torch.Tensor, torch.Tensor]] = []
+    partners_gradients: list[torch.Tensor | None] = []
     for y_BQD, (y_scale_BQ1, y_free_BQ1), cosines_BPQ, gradient_BPQ, is_needed in zip(
         partners, of_partners, found, gradients, needed[1:], strict=True
     ):
@@ -61,16 +63,16 @@ def _cosines_gradients(
         partners_gradients.append(_add_product(y_BQD * -along_BQ1.to(y_BQD.dtype), across_BPQ.mT, local_BPD))
     if not needed[0]:
         return None, *partners_gradients
-    along_BP1 = -(along_BP1 * x_scale_BP1.square() * x_free_BP1).to(x_BPD.dtype)
-    x_gradient = x_BPD * along_BP1 if x_gradient is None else x_gradient.addcmul_(x_BPD, along_BP1)
+    own_BP1 = -(along_BP1 * x_scale_BP1.square() * x_free_BP1).to(x_BPD.dtype)
+    x_gradient = x_BPD * own_BP1 if x_gradient is None else x_gradient.addcmul_(x_BPD, own_BP1)
     for across_BPQ, y_BQD in across:
         x_gradient = _add_product(x_gradient, across_BPQ, y_BQD)
     return x_gradient, *partners_gradients
 
 
 def _add_product(sum_BPD: torch.Tensor, x_BPQ: torch.Tensor, y_BQD: torch.Tensor) -> torch.Tensor:
-    """`sum + x @ y`, in the place of `sum`; `y` may be one for the whole batch."""
-    if sum_BPD.dtype != y_BQD.dtype:  # of what is trained in float32 under bfloat16
+    """`sum + x @ y`, in place in `sum`; `y` may be one matrix for the whole batch."""
+    if sum_BPD.dtype != y_BQD.dtype:  # float32 weights under bfloat16 autocast
         return sum_BPD + x_BPQ @ y_BQD
     if y_BQD.ndim == 3:
         return sum_BPD.baddbmm_(x_BPQ, y_BQD)
@@ -97,7 +99,7 @@ class _Cosines(torch.autograd.Function):
 def selection_weights(
     cosines_BPQ: torch.Tensor, mask_BP: torch.Tensor | None, partner_mask_BQ: torch.Tensor | None, temperature: float
 ) -> torch.Tensor:
-    """`[selection]`: the share of each position and position of the partner, `(B, P, Q)`; together 1, or 0 for none."""
+    """`[selection]`: weights of positions and partner's positions, `(B, P, Q)`; they sum to 1, or to 0 without any."""
     scores_BPQ = temperature * cosines_BPQ.to(torch.promote_types(cosines_BPQ.dtype, torch.float32))
     exists_BPQ = None
     if mask_BP is not None:
@@ -107,7 +109,7 @@ def selection_weights(
     if exists_BPQ is not None:
         scores_BPQ = scores_BPQ.masked_fill(~exists_BPQ, torch.finfo(scores_BPQ.dtype).min)
     weights_BPQ = scores_BPQ.flatten(1).softmax(dim=1).view_as(scores_BPQ)
-    if exists_BPQ is not None:  # nothing to select from, or nobody who selects
+    if exists_BPQ is not None:  # nothing to select from, or an empty partner
         weights_BPQ = weights_BPQ * exists_BPQ.to(weights_BPQ.dtype)
     return weights_BPQ
 
@@ -117,14 +119,14 @@ def _masked_largest(x_BPQ: torch.Tensor, mask_BP: torch.Tensor | None, least: fl
 
 
 def largest_cosines(cosines_BPQ: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
-    """How well each position of the partner is answered by the one that answers it best; -1 where there is none."""
+    """The largest cosine of each of the partner's positions over all positions, `(B, Q)`; -1 where there is none."""
     return _masked_largest(cosines_BPQ, mask_BP, -1.0)
 
 
 def _largest_gradient(
     gradient_BQ: torch.Tensor, largest_BQ: torch.Tensor, x_BPQ: torch.Tensor, mask_BP: torch.Tensor | None
 ) -> torch.Tensor:
-    """The gradient of the largest over the positions; those that tie share it, as in `amax`."""
+    """The gradient of the maximum over the positions; ties share it, as in `amax`."""
     share_BPQ = torch.eq(x_BPQ, largest_BQ[:, None], out=torch.empty_like(x_BPQ))
     if mask_BP is not None:
         share_BPQ = share_BPQ.mul_(mask_BP[..., None])
@@ -151,8 +153,8 @@ def _select(
     temperature: float,
     found: Sequence[torch.Tensor],
     masks: Sequence[torch.Tensor | None],
-) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """What `selected` returns, from the cosines with all who ask and their masks; and what its gradient needs."""
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]:
+    """The results of `selected`, from the cosines with each partner and its mask; and the tensors of its gradient."""
     weights = [
         selection_weights(cosines_BPQ, mask_BP, partner_mask_BQ, temperature)
         for cosines_BPQ, partner_mask_BQ in zip(found, masks, strict=True)
@@ -171,7 +173,7 @@ def _select_gradients(
     largest_gradient_BD: torch.Tensor | None,
     answers_gradient_BQ: torch.Tensor | None,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The gradients of the cosines, and that of the positions but for what comes by way of the cosines."""
+    """The gradients of the cosines, and that of the positions without the part that comes through the cosines."""
     local_BPD, mask_BP, shares_BVP, largest_BD, answers_BQ, *rest = saved
     found, weights = rest[: len(rest) // 2], rest[len(rest) // 2 :]
     if largest_gradient_BD is None:
@@ -181,9 +183,9 @@ def _select_gradients(
     if gradient_BVD is None:
         gradients = [torch.zeros_like(cosines_BPQ) for cosines_BPQ in found]
     else:
-        gradient_BVD = gradient_BVD.to(local_BPD.dtype)  # autocast may have made the sums of another
+        gradient_BVD = gradient_BVD.to(local_BPD.dtype)  # under autocast the sums may be of another
         gradient_BPD = _add_product(gradient_BPD, shares_BVP.to(local_BPD.dtype).mT, gradient_BVD)
-        # Through the softmax over positions and partner's positions together: all of a position's weights count alike.
+        # Through the softmax over positions and partner's positions together: all weights of a position count equally.
         turned_BVP = (gradient_BVD @ local_BPD.mT).to(shares_BVP.dtype)
         turned_BVP = turned_BVP - (turned_BVP * shares_BVP).sum(dim=-1, keepdim=True)
         gradients = [
@@ -210,7 +212,7 @@ class _Selected(torch.autograd.Function):
         results, saved = _select(local_BPD, mask_BP, temperature, found, masks)
         ctx.save_for_backward(*partners, *scale, *(tensor for pair in scales for tensor in pair), *saved)
         ctx.temperature, ctx.count = temperature, len(partners)
-        ctx.set_materialize_grads(False)  # a whole pass over the positions for zeros
+        ctx.set_materialize_grads(False)  # that would be a pass over the positions for zeros
         return results
 
     @staticmethod
@@ -258,7 +260,7 @@ class _SelectedByEachOther(torch.autograd.Function):
         of_x, x_gradient = _select_gradients(x_saved, ctx.temperatures[0], *result_gradients[:3])
         of_y, y_gradient = _select_gradients(y_saved, ctx.temperatures[1], *result_gradients[3:])
         between_BPQ = of_x[0] + of_y[0].mT  # the same cosines, read along both
-        x_gradient, _, of_x_concepts = _cosines_gradients(
+        of_x_positions, _, of_x_concepts = _cosines_gradients(
             x_saved[0],
             [y_saved[0], x_concepts_CD],
             [x_scale, y_scale, x_concepts_scale],
@@ -267,7 +269,7 @@ class _SelectedByEachOther(torch.autograd.Function):
             (ctx.needs_input_grad[0], False, ctx.needs_input_grad[2]),
             x_gradient,
         )
-        y_gradient, _, of_y_concepts = _cosines_gradients(
+        of_y_positions, _, of_y_concepts = _cosines_gradients(
             y_saved[0],
             [x_saved[0], y_concepts_CD],
             [y_scale, x_scale, y_concepts_scale],
@@ -276,7 +278,7 @@ class _SelectedByEachOther(torch.autograd.Function):
             (ctx.needs_input_grad[1], False, ctx.needs_input_grad[3]),
             y_gradient,
         )
-        return x_gradient, y_gradient, of_x_concepts, of_y_concepts, None, None, None
+        return of_x_positions, of_y_positions, of_x_concepts, of_y_concepts, None, None, None
 
 
 def _in_pairs(tensors: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -294,7 +296,7 @@ def cosines(x_BPD: torch.Tensor, y_BQD: torch.Tensor) -> torch.Tensor:
 
 
 def largest(x_BPD: torch.Tensor, mask_BP: torch.Tensor | None = None) -> torch.Tensor:
-    """Each feature's largest value over the positions that exist, `(B, D)`; the least number where none does."""
+    """Each feature's largest value over the existing positions, `(B, D)`; the least number where there is none."""
     return _Largest.apply(x_BPD, mask_BP)
 
 
@@ -302,32 +304,33 @@ def selected(
     local_BPD: torch.Tensor,
     mask_BP: torch.Tensor | None,
     temperature: float,
-    *asking: tuple[torch.Tensor, torch.Tensor | None],
+    *partners: tuple[torch.Tensor, torch.Tensor | None],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What each of those asking selects, `[selection]`, and what else is read of the positions, all in one pass.
+    """`[selection]` by each of several partners, with the maxima over the positions, all in one pass.
 
     Args:
-        local_BPD: The positions, and `mask_BP` which of them exist.
+        local_BPD: The positions.
+        mask_BP: Which of them exist.
         temperature: Of the selection.
-        asking: V partners `(B, Q, D)` or concepts `(Q, D)`, each with its mask.
+        *partners: V partners `(B, Q, D)`, or concepts `(Q, D)`, each with its mask.
 
     Returns:
-        The sums, `(B, V, D)`; `largest`, `(B, D)`; and the `largest_cosines` of the last one, `(B, Q)`.
+        The selected sums, `(B, V, D)`; `largest`, `(B, D)`; and the `largest_cosines` of the last partner, `(B, Q)`.
     """
-    partners, masks = zip(*asking, strict=True)
-    return _Selected.apply(local_BPD, mask_BP, temperature, masks, *partners)
+    tensors, masks = zip(*partners, strict=True)
+    return _Selected.apply(local_BPD, mask_BP, temperature, masks, *tensors)
 
 
 def selected_by_each_other(
     x: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, float],
     y: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, float],
 ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """`selected` of both sides, each asked by the other and then by its own concepts.
+    """`selected` of both sides, each with the other and then its own concepts as partners.
 
-    One table of cosines serves both.
+    Both use one table of cosines.
 
     Args:
-        x, y: The positions of each, `(B, P, D)` and `(B, Q, D)`, their mask, their concepts, and the temperature.
+        x, y: The positions of each side, `(B, P, D)` and `(B, Q, D)`, their mask, its concepts, and its temperature.
     """
     (x_BPD, x_mask_BP, x_concepts_CD, x_temperature), (y_BQD, y_mask_BQ, y_concepts_CD, y_temperature) = x, y
     temperatures = x_temperature, y_temperature

@@ -1,6 +1,6 @@
-"""CMFAH: an image tower and a text tower that meet in short hash codes.
+"""The towers: an image model and a text model with binary codes in one space, and both as one model.
 
-Shape suffixes: B pairs of a batch, R regions, W words, D feature width, K hash bits, C classes.
+Shape suffixes: B pairs of a batch, R regions, W tokens, D feature width, K hash bits.
 Equations are cited by their tags in `docs/method.md`.
 """
 
@@ -8,28 +8,20 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import PrefixChange
 from transformers.processing_utils import Unpack
 from transformers.utils import CONFIG_NAME, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cmfah import CMFAHConfig
+from .image_encoder import CMFAHImageEncoder
 from .model_files import HUB_ARGUMENTS, find_file, hub_arguments, is_file, pinned
-from .modules_cmfah import (
-    CMFAHCoAttention,
-    CMFAHEncoder,
-    CMFAHHashHead,
-    CMFAHLayer,
-    CMFAHRegionEmbeddings,
-    CMFAHSelection,
-    CMFAHWordEmbeddings,
-)
-from .outputs_cmfah import CMFAHOutput, CMFAHTowerOutput
-from .safe_weights import align_weights, building_for, check_fit, find_weights, read_weights
+from .modules_cmfah import CMFAHCoAttention, CMFAHEncoder, CMFAHHashHead, CMFAHLayer, CMFAHSelection, fused_views
+from .outputs_cmfah import CMFAHOutput, CMFAHTowerOutput, CMFAHViews, tower_output
+from .safe_weights import align_weights, building_for, check_fit, find_weights, load_from_wholes, read_weights
+from .text_encoder import build_text_encoder
 
-# Arguments of `from_pretrained` that are about the weights, though a configuration has something of that name too.
+# Arguments of `from_pretrained` for the weights, though a configuration has attributes of these names too.
 _OF_WEIGHTS = ("dtype", "torch_dtype", "quantization_config", "attn_implementation")
 # Tensors of the objective in a training checkpoint; the second pattern is that of earlier versions.
 _TRAINING_KEYS = [
@@ -43,25 +35,25 @@ def _is_setting(config_class: type[CMFAHConfig], name: str) -> bool:
 
 
 class CMFAHPreTrainedModel(PreTrainedModel):
-    """What all CMFAH models have in common: their configuration, their initial weights, what they can record."""
+    """Base class of all CMFAH models: configuration, initial weights, loading, recorded outputs."""
 
     config: CMFAHConfig
     config_class = CMFAHConfig
     base_model_prefix = "cmfah"
     main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
+    input_modalities: str | list[str] = ["image", "text"]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CMFAHLayer", "CMFAHTorchvisionBackbone", "CMFAHWordEmbeddings"]
+    _no_split_modules = ["CMFAHLayer", "CMFAHTorchvisionBackbone", "CMFAHTextCNN"]
     _can_record_outputs = {"hidden_states": CMFAHLayer, "attentions": [CMFAHCoAttention, CMFAHSelection]}
-    # What the names of its tensors begin with in checkpoints of a larger model.
+    # Prefixes of its tensors' names in checkpoints of a larger model.
     _names_begin_with: tuple[str, ...] = ("cmfah.",)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """As the parent's, from safetensors alone, which are checked before a model is built.
+        """Loads a model from safetensors, which are checked before the model is built.
 
-        Only `config.json` and the weights are read, from nowhere but below the folder or repository. The same weights
-        give the same bits, whichever file they are from.
+        Only `config.json` and the weights are read, both below the folder or repository. The same weights give the same
+        bits, whichever file they are from.
 
         Raises:
             ModelFileError: If a file is damaged, leads elsewhere, or does not fit the other.
@@ -110,12 +102,12 @@ class CMFAHPreTrainedModel(PreTrainedModel):
         elif isinstance(module, (nn.Linear, nn.Conv1d)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
         elif isinstance(module, CMFAHEncoder) and module.concepts is not None:
-            # Of what is added the length counts; of what selects only how slowly it turns.
+            # Concepts that are added count by their length; those that select only by their direction.
             init.normal_(module.concepts, std=self.config.initializer_range if module.selection is None else 0.2)
 
 
 class CMFAHImageModel(CMFAHPreTrainedModel):
-    """The image tower. Alone it encodes pictures without any text; `partner` is for `CMFAHModel`.
+    """The image tower. It encodes images alone; `partner` is for `CMFAHModel`.
 
     Example:
 
@@ -126,14 +118,15 @@ class CMFAHImageModel(CMFAHPreTrainedModel):
     >>> hash_values = tower(pixel_values=pixel_values).hash_values  # (B, K) in (-1, 1)
     ```"""
 
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     _names_begin_with = ("cmfah.", "image_model.")
     _keys_to_ignore_on_load_unexpected = [r"^(cmfah\.)?text_model\.", *_TRAINING_KEYS]
 
     def __init__(self, config: CMFAHConfig):
         super().__init__(config)
-        self.embeddings = CMFAHRegionEmbeddings(config)
-        self.encoder = CMFAHEncoder(config, config.attends_image, config.image_temperature, config.image_pooling)
+        self.embeddings = CMFAHImageEncoder(config)
+        temperature = config.temperatures[0]
+        self.encoder = CMFAHEncoder(config, config.attends_image, temperature, config.image_pooling)
         self.hash_head = CMFAHHashHead(config)
         self.post_init()
 
@@ -144,42 +137,37 @@ class CMFAHImageModel(CMFAHPreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     def encode(
         self,
-        regions_BRD: torch.FloatTensor,
-        partner: torch.FloatTensor | None = None,
-        partner_mask: torch.BoolTensor | None = None,
+        regions_BRD: torch.Tensor,
+        partner: torch.Tensor | None = None,
+        partner_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CMFAHTowerOutput:
         """As `forward`, from regions that are already embedded."""
-        features_BD, last_hidden_state_BRD, answers_BQ = self.encoder(regions_BRD, None, partner, partner_mask)
-        return CMFAHTowerOutput(
-            hash_values=self.hash_head(features_BD, is_paired=partner is not None),
-            features=features_BD,
-            last_hidden_state=last_hidden_state_BRD,
-            concept_cosines=answers_BQ,
-        )
+        view = self.encoder(regions_BRD, None, partner, partner_mask)
+        return tower_output(self.hash_head, view, is_cross_modal=partner is not None)
 
     def forward(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        region_features: torch.FloatTensor | None = None,
-        partner: torch.FloatTensor | None = None,
-        partner_mask: torch.BoolTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        region_features: torch.Tensor | None = None,
+        partner: torch.Tensor | None = None,
+        partner_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CMFAHTowerOutput:
         """
         Args:
             pixel_values: `(B, 3, H, W)`, as the processor makes them.
             region_features: `(B, R, C)`, the backbone's regions computed before; instead of `pixel_values`.
-            partner: `(B, W, D)`, the words of the picture's text. None: the concept bank stands in.
-            partner_mask: `(B, W)`, true at the words that exist.
+            partner: `(B, W, D)`, the tokens of the image's text. None: the concept bank replaces it.
+            partner_mask: `(B, W)`, true at the tokens that exist.
         """
         return self.encode(self.embeddings(pixel_values, region_features), partner, partner_mask, **kwargs)
 
 
 class CMFAHTextModel(CMFAHPreTrainedModel):
-    """The text tower. Alone it encodes texts without any picture; `partner` is for `CMFAHModel`.
+    """The text tower. It encodes texts alone; `partner` is for `CMFAHModel`.
 
-    Padding may stand on either side: masked and unknown words are as if they were not there.
+    Over word vectors padding may be on either side: masked and unknown words are as if they were not there.
 
     Example:
 
@@ -191,85 +179,58 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
     ```"""
 
     main_input_name = "input_ids"
-    input_modalities = ("text",)
+    input_modalities = ["text"]
     _names_begin_with = ("cmfah.", "text_model.")
     _keys_to_ignore_on_load_unexpected = [r"^(cmfah\.)?image_model\.", *_TRAINING_KEYS]
 
     def __init__(self, config: CMFAHConfig):
         super().__init__(config)
-        self.embeddings = CMFAHWordEmbeddings(config)
-        self.encoder = CMFAHEncoder(config, config.attends_text, config.text_temperature, config.text_pooling)
+        self.embeddings = build_text_encoder(config)
+        temperature = config.temperatures[1]
+        self.encoder = CMFAHEncoder(config, config.attends_text, temperature, config.text_pooling)
         self.hash_head = CMFAHHashHead(config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embeddings.embed_tokens
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Embedding):
-        self.embeddings.embed_tokens = value
-
-    def embed(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-    ) -> tuple[torch.FloatTensor, torch.BoolTensor]:
-        """The words `(B, W, D)` in their places, zero where masked, and the mask `(B, W)`."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give the text tower either input_ids or inputs_embeds.")
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        if attention_mask is None:
-            mask_BW = inputs_embeds.new_ones(inputs_embeds.shape[:2], dtype=torch.bool)
-            if input_ids is not None and self.config.pad_token_id is not None:
-                mask_BW = input_ids != self.config.pad_token_id
-        else:
-            mask_BW = attention_mask.bool()
-        if input_ids is not None and self.config.unk_token_id is not None:
-            mask_BW = mask_BW & (input_ids != self.config.unk_token_id)  # a word without a vector says nothing
-        if mask_BW.shape[1] == 0:  # texts without a word in a batch without a column: convolution and LSTM need one
-            inputs_embeds, mask_BW = nn.functional.pad(inputs_embeds, (0, 0, 0, 1)), nn.functional.pad(mask_BW, (0, 1))
-        return self.embeddings(inputs_embeds, mask_BW), mask_BW
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.set_input_embeddings(value)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def encode(
         self,
-        words_BWD: torch.FloatTensor,
-        mask_BW: torch.BoolTensor,
-        partner: torch.FloatTensor | None = None,
+        tokens_BWD: torch.Tensor,
+        mask_BW: torch.Tensor,
+        partner: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CMFAHTowerOutput:
-        """As `forward`, from words that are already embedded."""
-        features_BD, last_hidden_state_BWD, answers_BQ = self.encoder(words_BWD, mask_BW, partner, None)
-        return CMFAHTowerOutput(
-            hash_values=self.hash_head(features_BD, is_paired=partner is not None),
-            features=features_BD,
-            last_hidden_state=last_hidden_state_BWD,
-            concept_cosines=answers_BQ,
-        )
+        """As `forward`, from tokens that are already embedded."""
+        view = self.encoder(tokens_BWD, mask_BW, partner, None)
+        return tower_output(self.hash_head, view, is_cross_modal=partner is not None)
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        partner: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        partner: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CMFAHTowerOutput:
         """
         Args:
-            input_ids: `(B, W)`, rows of the word table.
-            attention_mask: `(B, W)`, 1 at the words that exist. None: all that are not `[PAD]`.
-            inputs_embeds: `(B, W, word_dim)`, word vectors; instead of `input_ids`.
-            partner: `(B, R, D)`, the regions of the text's picture. None: the concept bank stands in.
+            input_ids: `(B, W)`, tokens as the processor numbers them.
+            attention_mask: `(B, W)`, 1 at the tokens that exist. None: all that are not padding.
+            inputs_embeds: `(B, W, word_dim)`, input embeddings; instead of `input_ids`.
+            partner: `(B, R, D)`, the regions of the text's image. None: the concept bank replaces it.
         """
-        words_BWD, mask_BW = self.embed(input_ids, attention_mask, inputs_embeds)
-        return self.encode(words_BWD, mask_BW, partner, **kwargs)
+        tokens_BWD, mask_BW = self.embeddings(input_ids, attention_mask, inputs_embeds)
+        return self.encode(tokens_BWD, mask_BW, partner, **kwargs)
 
 
 class CMFAHModel(CMFAHPreTrainedModel):
-    """Both towers. Given pairs, each modality is guided by the other; given one modality, it is encoded alone.
+    """Both towers. Of pairs, each modality is guided by the other; a single modality is encoded alone.
 
     Example:
 
@@ -278,9 +239,9 @@ class CMFAHModel(CMFAHPreTrainedModel):
 
     >>> model = CMFAHModel.from_pretrained("path/to/checkpoint")
     >>> processor = CMFAHProcessor.from_pretrained("path/to/checkpoint")
-    >>> inputs = processor(images=[picture], text=["a dog on the beach"], return_tensors="pt")
-    >>> hash_values = model.get_text_hash(inputs.input_ids, inputs.attention_mask)  # the text alone, (1, K)
-    >>> region_by_word = model(**inputs, output_attentions=True).attentions[0][0, 0]  # (R, W)
+    >>> inputs = processor(images=[image], text=["a dog on the beach"], return_tensors="pt")
+    >>> hash_values = model.get_text_hash(**inputs)  # the text alone, (1, K)
+    >>> region_by_token = model(**inputs, output_attentions=True).attentions[0][0, 0]  # (R, W)
     ```"""
 
     _keys_to_ignore_on_load_unexpected = _TRAINING_KEYS
@@ -292,95 +253,146 @@ class CMFAHModel(CMFAHPreTrainedModel):
         self.image_model = self.image_model_class._from_config(config)
         self.text_model = self.text_model_class._from_config(config)
         self.post_init()
-        # Without what `post_init` gathers from the towers: each alone passes over the other's weights, both do not.
-        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected)
+        # Not what `post_init` gathers from the towers: each ignores the other's weights, and this model needs both.
+        own = set(type(self)._keys_to_ignore_on_load_unexpected or ())
+        self._keys_to_ignore_on_load_unexpected = own  # type: ignore[assignment]  # transformers makes it a set too
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Embedding):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.set_input_embeddings(value)
 
     def get_image_hash(
-        self, pixel_values: torch.FloatTensor | None = None, region_features: torch.FloatTensor | None = None
-    ) -> torch.FloatTensor:
-        """Hash values `(B, K)` in (-1, 1) of pictures alone, from pixels or from regions computed before, `[hash]`.
+        self,
+        pixel_values: torch.Tensor | None = None,
+        region_features: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Continuous codes `(B, K)` in (-1, 1) of images alone, `[hash]`.
 
         Args:
             pixel_values: `(B, 3, H, W)`, as the processor gives them.
-            region_features: `(B, R, C)` in their place: the backbone's regions, computed before.
-        """
+            region_features: `(B, R, C)`, the backbone's regions computed before; instead of `pixel_values`.
+            **kwargs: Further outputs of the processor, such as those of texts, are ignored.
+
+        Raises:
+            ValueError: If neither or both of `pixel_values` and `region_features` are given.
+
+        Example:
+
+        ```python
+        >>> model.get_image_hash(**processor(images=[image], return_tensors="pt")).shape
+        torch.Size([1, 64])
+        ```"""
         return self.image_model(pixel_values, region_features).hash_values
 
     def get_text_hash(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-    ) -> torch.FloatTensor:
-        """Hash values `(B, K)` in (-1, 1) of texts alone, `[hash]`.
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Continuous codes `(B, K)` in (-1, 1) of texts alone, `[hash]`.
 
         Args:
-            input_ids: `(B, W)`, words as the processor numbers them, padded on the right.
-            attention_mask: `(B, W)`, 1 at words and 0 at padding. None: what is not padding counts.
-            inputs_embeds: `(B, W, word_dim)` in the place of `input_ids`.
+            input_ids: `(B, W)`, tokens as the processor numbers them.
+            attention_mask: `(B, W)`, 1 at tokens and 0 at padding. None: all that are not padding.
+            inputs_embeds: `(B, W, word_dim)`, input embeddings; instead of `input_ids`.
+            **kwargs: Further outputs of the processor, such as those of images, are ignored.
 
         Raises:
             ValueError: If neither or both of `input_ids` and `inputs_embeds` are given.
-        """
+
+        Example:
+
+        ```python
+        >>> model.get_text_hash(**processor(text=["a dog", "the sea"], return_tensors="pt")).shape
+        torch.Size([2, 64])
+        ```"""
         return self.text_model(input_ids, attention_mask, inputs_embeds).hash_values
+
+    def encode_views(
+        self,
+        regions_BRD: torch.Tensor,
+        tokens_BWD: torch.Tensor,
+        mask_BW: torch.Tensor,
+        cross_modal: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CMFAHViews:
+        """Both views of embedded pairs: each item alone, and each guided by its partner.
+
+        Fused kernels compute them in one pass where partners select and nothing is recorded.
+
+        Args:
+            regions_BRD: The images, as `image_model.embeddings` gives them.
+            tokens_BWD, mask_BW: The texts, as `text_model.embeddings` gives them.
+            cross_modal: Whether to compute the cross-modal view. Without attention it is the unimodal one.
+        """
+        kwargs["return_dict"] = True
+        image, text = self.image_model, self.text_model
+        attends, adds = self.config.attention != "none", self.config.guidance == "add"
+        if attends and not adds and not (kwargs.get("output_attentions") or kwargs.get("output_hidden_states")):
+            encoders, positions = (image.encoder, text.encoder), ((regions_BRD, None), (tokens_BWD, mask_BW))
+            outputs = []
+            for tower, views in zip((image, text), fused_views(encoders, positions, cross_modal), strict=True):
+                crossed = [tower_output(tower.hash_head, view, is_cross_modal=True) for view in views[:-1]]
+                outputs.append([tower_output(tower.hash_head, views[-1], is_cross_modal=False), *crossed])
+            return CMFAHViews(*(output for both in zip(*outputs, strict=True) for output in both))
+        unimodal = image.encode(regions_BRD, **kwargs), text.encode(tokens_BWD, mask_BW, **kwargs)
+        if not attends:
+            return CMFAHViews(*unimodal, *unimodal)
+        if not cross_modal:
+            return CMFAHViews(*unimodal)
+        return CMFAHViews(
+            *unimodal,
+            image.encode(regions_BRD, tokens_BWD, mask_BW, **kwargs),
+            text.encode(tokens_BWD, mask_BW, regions_BRD, **kwargs),
+        )
 
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        region_features: torch.FloatTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        region_features: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CMFAHOutput:
         """
         Args:
             pixel_values: `(B, 3, H, W)`, or `region_features` `(B, R, C)`; may be missing altogether.
             input_ids: `(B, W)`, or `inputs_embeds` `(B, W, word_dim)`; may be missing altogether.
-            attention_mask: `(B, W)`, 1 at the words that exist.
+            attention_mask: `(B, W)`, 1 at the tokens that exist.
         """
         kwargs["return_dict"] = True
-        has_image = pixel_values is not None or region_features is not None
-        has_text = input_ids is not None or inputs_embeds is not None
-        if not has_image and not has_text:
-            raise ValueError("Give the model pictures (pixel_values), texts (input_ids), or both.")
-        regions_BRD = self.image_model.embeddings(pixel_values, region_features) if has_image else None
-        words_BWD, mask_BW = (
-            self.text_model.embed(input_ids, attention_mask, inputs_embeds) if has_text else (None, None)
-        )
-        image = self.image_model.encode(regions_BRD, words_BWD, mask_BW, **kwargs) if has_image else CMFAHTowerOutput()
-        text = self.text_model.encode(words_BWD, mask_BW, regions_BRD, **kwargs) if has_text else CMFAHTowerOutput()
-        return CMFAHOutput(
-            image_hash=image.hash_values,
-            text_hash=text.hash_values,
-            image_features=image.features,
-            text_features=text.features,
-            attentions=((image.attentions or ()) + (text.attentions or ())) or None,
-            image_model_output=image if has_image else None,
-            text_model_output=text if has_text else None,
-        )
-
-
-def load_from_wholes(image_model_class: type[CMFAHImageModel], text_model_class: type[CMFAHTextModel]) -> None:
-    """Lets towers load from a checkpoint of both, and of the training, where they stand below further names."""
-    for tower, name in ((image_model_class, "image_model"), (text_model_class, "text_model")):
-        prefixes = [PrefixChange(prefix_to_remove="cmfah"), PrefixChange(prefix_to_remove=name)]
-        register_checkpoint_conversion_mapping(tower.__name__, prefixes, overwrite=True)
+        regions_BRD = tokens_BWD = mask_BW = None
+        if pixel_values is not None or region_features is not None:
+            regions_BRD = self.image_model.embeddings(pixel_values, region_features)
+        if input_ids is not None or inputs_embeds is not None:
+            tokens_BWD, mask_BW = self.text_model.embeddings(input_ids, attention_mask, inputs_embeds)
+        if regions_BRD is None and tokens_BWD is None:
+            raise ValueError("Give the model images (pixel_values), texts (input_ids), or both.")
+        image = text = None
+        if regions_BRD is not None:
+            image = self.image_model.encode(regions_BRD, tokens_BWD, mask_BW, **kwargs)
+        if tokens_BWD is not None:
+            text = self.text_model.encode(tokens_BWD, mask_BW, regions_BRD, **kwargs)
+        outputs = CMFAHOutput(image_model_output=image, text_model_output=text)
+        attentions: tuple[torch.Tensor, ...] = ()
+        if image is not None:
+            outputs.image_hash, outputs.image_features = image.hash_values, image.features
+            attentions += image.attentions or ()
+        if text is not None:
+            outputs.text_hash, outputs.text_features = text.hash_values, text.features
+            attentions += text.attentions or ()
+        outputs.attentions = attentions or None
+        return outputs
 
 
 load_from_wholes(CMFAHImageModel, CMFAHTextModel)
 
 
-__all__ = [
-    "CMFAHImageModel",
-    "CMFAHModel",
-    "CMFAHPreTrainedModel",
-    "CMFAHTextModel",
-]
+__all__ = ["CMFAHImageModel", "CMFAHModel", "CMFAHPreTrainedModel", "CMFAHTextModel"]

@@ -4,7 +4,8 @@ In a checkpoint the towers' names begin with `cmfah`, as in CMFAH's own.
 """
 
 from .configuration_scahn import SCAHNConfig
-from .modeling_cmfah import CMFAHImageModel, CMFAHModel, CMFAHPreTrainedModel, CMFAHTextModel, load_from_wholes
+from .modeling_cmfah import CMFAHImageModel, CMFAHModel, CMFAHPreTrainedModel, CMFAHTextModel
+from .safe_weights import load_from_wholes
 
 
 class SCAHNPreTrainedModel(CMFAHPreTrainedModel):

@@ -1,7 +1,7 @@
-"""What the models return, with its shapes.
+"""Outputs of the models, with their shapes.
 
-Shape suffixes: B pairs of a batch, R regions, W words, P positions of a sequence (regions or words), Q positions of its
-partner, D feature width, K hash bits.
+Shape suffixes: B pairs of a batch, R regions, W tokens, P positions of a sequence (regions or tokens), Q positions of
+its partner, D feature width, K hash bits.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from transformers.utils import ModelOutput
 
+from .modules_cmfah import CMFAHHashHead, View
+
 
 @dataclass
 class CMFAHTowerOutput(ModelOutput):
-    """What one tower makes of a batch.
+    """Output of one tower.
 
     Args:
         hash_values (`torch.FloatTensor` of shape `(B, K)`):
@@ -34,32 +36,52 @@ class CMFAHTowerOutput(ModelOutput):
     hash_values: torch.Tensor | None = None
     features: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
     concept_cosines: torch.Tensor | None = None
+
+
+def tower_output(hash_head: CMFAHHashHead, view: View, is_cross_modal: bool) -> CMFAHTowerOutput:
+    """A tower's output, from its view of a batch."""
+    return CMFAHTowerOutput(
+        hash_values=hash_head(view.features, is_paired=is_cross_modal),
+        features=view.features,
+        last_hidden_state=view.hidden_states,
+        concept_cosines=view.concept_cosines,
+    )
+
+
+@dataclass
+class CMFAHViews:
+    """Outputs of both towers in both views: each item alone, and each guided by its partner if that was asked for."""
+
+    image: CMFAHTowerOutput
+    text: CMFAHTowerOutput
+    cross_modal_image: CMFAHTowerOutput | None = None
+    cross_modal_text: CMFAHTowerOutput | None = None
 
 
 @dataclass
 class CMFAHOutput(ModelOutput):
-    """What the pair of towers makes of a batch of pairs.
+    """Output of both towers for a batch of pairs.
 
-    With both modalities given, each is guided by the other. These are *paired* values: they know their partner, and
-    are not what a lone query has. `get_image_hash` and `get_text_hash` encode one modality alone.
+    With both modalities given, each is guided by the other. These are *cross-modal* codes: they depend on the partner,
+    which a query does not have. `get_image_hash` and `get_text_hash` encode one modality alone.
 
     Args:
         image_hash, text_hash (`torch.FloatTensor` of shape `(B, K)`): H of `[hash]`, in (-1, 1).
         image_features, text_features (`torch.FloatTensor` of shape `(B, D)`): F of `[lstm]`.
-        attentions (`tuple` of `torch.FloatTensor`): With `output_attentions=True`, each block's region x word weights
-            `(B, 1, R, W)`, then each block's word x region weights `(B, 1, W, R)`; none of a side
+        attentions (`tuple` of `torch.FloatTensor`): With `output_attentions=True`, each block's region x token weights
+            `(B, 1, R, W)`, then each block's token x region weights `(B, 1, W, R)`; none of a side
             that does not attend.
-        image_model_output, text_model_output (`CMFAHTowerOutput`): All that each tower gave, hidden states too.
+        image_model_output, text_model_output (`CMFAHTowerOutput`): The outputs of each tower, hidden states too.
     """
 
     image_hash: torch.Tensor | None = None
     text_hash: torch.Tensor | None = None
     image_features: torch.Tensor | None = None
     text_features: torch.Tensor | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
     image_model_output: CMFAHTowerOutput | None = None
     text_model_output: CMFAHTowerOutput | None = None
 

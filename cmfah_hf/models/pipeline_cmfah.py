@@ -1,17 +1,16 @@
-"""Retrieval as a task of `transformers.pipeline`, for wherever the model has travelled to."""
+"""Cross-modal retrieval as a task of `transformers.pipeline`."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image, ImageOps
 from transformers import Pipeline
 
-from .modules_cmfah import sign
-
-# `[aqd]`: what a query is rounded to multiples of, so that every sum is exact, and items of one code tie.
-_AQD_STEP = 2.0**-14
+from .codes import AQD_STEP, sign
+from .modeling_cmfah import CMFAHModel
+from .processing_cmfah import CMFAHProcessor
 
 TASK = "cross-modal-retrieval"
 METRICS = ("aqd", "hamming")
@@ -19,19 +18,19 @@ METRICS = ("aqd", "hamming")
 
 class CrossModalRetrievalPipeline(Pipeline):
     r"""
-    The hash values of a picture or of a text, and the order of candidates by how near they are to it.
+    Codes of images and texts, and candidates ranked by their distance to a query.
 
-    An item is a string, which is a text, a Pillow picture, `{"text": ...}` or `{"image": ...}` with a picture or its
-    path. A query is an item; with `candidates` in its mapping, items of either kind, these are ranked. A list is of
-    queries. Every item is encoded alone, and a text as it stands: the words that an expander adds in training are added
-    by `CrossMediaRetriever`, which is also what searches many items.
+    An item is a text, a Pillow image, `{"text": ...}` or `{"image": ...}` with an image or its path. A query is an
+    item; if its mapping has `candidates`, items of either kind, these are ranked. A list holds several queries. Every
+    item is encoded alone, and texts without the words that an expander added in training: `CrossMediaRetriever` adds
+    those, and searches many items.
 
     Args:
         metric (`str`, defaults to `"aqd"`):
-            `"aqd"`: candidates by `<z_q, B_x>`, most first, `[aqd]`. `"hamming"`: by how many bits differ, fewest
-            first.
+            `"aqd"`: candidates by `<z_q, B_x>`, largest first, `[aqd]`. `"hamming"`: by the number of different bits,
+            smallest first.
         top_k (`int`, *optional*):
-            How many candidates to give. None: all.
+            The number of candidates to return. None: all.
         batch_size (`int`, defaults to 32):
             Items encoded at once.
 
@@ -40,8 +39,8 @@ class CrossModalRetrievalPipeline(Pipeline):
         also `ranking`, the nearest first, equal ones in the order given: a list of `{"index": ..., "score": ...}`.
 
     Raises:
-        ValueError: If a query is none of these, a picture cannot be read, no word of a text is known, or there is no
-            such metric.
+        ValueError: If a query is none of these, an image cannot be read, a text has no known word, or there is no such
+            metric.
 
     Example:
 
@@ -53,16 +52,17 @@ class CrossModalRetrievalPipeline(Pipeline):
     >>> pipe({"image": "beach.jpg", "candidates": ["a dog on the beach", "a street at night"]})["ranking"]
     ```"""
 
-    _load_processor = True
-    _load_tokenizer = False
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_video_processor = False
+    # transformers declares them as None and reads them as these.
+    _load_processor = True  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_video_processor = False  # type: ignore[assignment]
 
-    def __call__(self, inputs: Any, batch_size: int | None = None, **kwargs: Any):
+    def __call__(self, inputs: Any, *args: Any, batch_size: int | None = None, **kwargs: Any) -> Any:
         if batch_size is not None:  # the parent's would put queries with different candidates into one batch
             kwargs["items_at_once"] = batch_size
-        return super().__call__(inputs, **kwargs)
+        return super().__call__(inputs, *args, **kwargs)
 
     def _sanitize_parameters(self, metric=None, top_k=None, items_at_once=None, **unknown):
         if unknown:
@@ -75,25 +75,36 @@ class CrossModalRetrievalPipeline(Pipeline):
         post = {name: value for name, value in (("metric", metric), ("top_k", top_k)) if value is not None}
         return {}, forward, post
 
-    def preprocess(self, inputs: Any) -> dict[str, Any]:
-        """The query, and the candidates where there are any, each as `("text", str)` or `("image", picture)`."""
+    @property
+    def _towers(self) -> CMFAHModel:
+        return cast(CMFAHModel, self.model)
+
+    @property
+    def _inputs(self) -> CMFAHProcessor:
+        return cast(CMFAHProcessor, self.processor)
+
+    def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
+        """The query, and the candidates if there are any, each as `("text", str)` or `("image", image)`."""
+        inputs = input_
         candidates = None
         if isinstance(inputs, Mapping) and "candidates" in inputs:
             candidates = inputs["candidates"]
             inputs = {name: value for name, value in inputs.items() if name != "candidates"}
             if isinstance(candidates, (str, Mapping)) or not hasattr(candidates, "__iter__"):
-                raise ValueError(f"candidates is a {type(candidates).__name__}; give a list of texts and pictures.")
+                raise ValueError(f"candidates is a {type(candidates).__name__}; give a list of texts and images.")
             candidates = [_item(candidate) for candidate in candidates]
         kind, value = _item(inputs)
-        if kind == "text" and not self.processor.known_words(value):
+        if kind == "text" and not self._inputs.has_known_tokens(value):
             raise ValueError(
-                f"No word of {value!r} is among the {len(self.processor.tokenizer):,} that this model knows; use other "
+                f"No word of {value!r} is among the {len(self._inputs.tokenizer):,} that this model knows; use other "
                 "words."
             )
         return {"query": (kind, value), "candidates": candidates}
 
-    def _forward(self, model_inputs: dict[str, Any], items_at_once: int = 32) -> dict[str, Any]:
-        candidates = model_inputs["candidates"]
+    def _forward(  # type: ignore[override]  # any dictionary will do for the parent
+        self, input_tensors: dict[str, Any], items_at_once: int = 32
+    ) -> dict[str, Any]:
+        candidates = input_tensors["candidates"]
         encoded = None
         if candidates is not None:
             encoded = torch.empty(len(candidates), self.model.config.hash_bits)
@@ -101,18 +112,23 @@ class CrossModalRetrievalPipeline(Pipeline):
                 places = [place for place, (its_kind, _) in enumerate(candidates) if its_kind == kind]
                 for part in _parts(places, items_at_once):
                     encoded[part] = self._encode(kind, [candidates[place][1] for place in part])
-        kind, value = model_inputs["query"]
+        kind, value = input_tensors["query"]
         return {"query": self._encode(kind, [value])[0], "candidates": encoded}
 
     def _encode(self, kind: str, values: list[Any]) -> torch.Tensor:
-        """Hash values `(N, K)`, float32."""
+        """Continuous codes `(N, K)`, float32."""
         if kind == "text":
-            inputs = self.processor(text=values, return_tensors="pt").to(self.device)
-            return self.model.get_text_hash(inputs["input_ids"], inputs["attention_mask"]).float().cpu()
-        pixel_values = self.processor(images=values, return_tensors="pt")["pixel_values"]
-        return self.model.get_image_hash(pixel_values.to(self.device, self.model.dtype)).float().cpu()
+            return (
+                self._towers.get_text_hash(**self._inputs(text=values, return_tensors="pt").to(self.device))
+                .float()
+                .cpu()
+            )
+        inputs = self._inputs(images=values, return_tensors="pt").to(self.device, self._towers.dtype)
+        return self._towers.get_image_hash(**inputs).float().cpu()
 
-    def postprocess(self, model_outputs: dict[str, Any], metric: str = "aqd", top_k: int | None = None):
+    def postprocess(  # type: ignore[override]  # the outputs are those of `_forward`
+        self, model_outputs: dict[str, Any], metric: str = "aqd", top_k: int | None = None
+    ) -> dict[str, Any]:
         query_K, candidates_NK = model_outputs["query"], model_outputs["candidates"]
         code_K = sign(query_K)
         found = {"hash_values": query_K.numpy(), "code": code_K.to(torch.int8).numpy()}
@@ -120,7 +136,7 @@ class CrossModalRetrievalPipeline(Pipeline):
             return found
         signs_NK = sign(candidates_NK)
         if metric == "aqd":
-            scores_N = signs_NK @ (torch.round(query_K / _AQD_STEP) * _AQD_STEP)
+            scores_N = signs_NK @ (torch.round(query_K / AQD_STEP) * AQD_STEP)
             order_N = torch.argsort(scores_N, descending=True, stable=True)
         else:
             scores_N = (signs_NK != code_K).sum(dim=1)
@@ -144,7 +160,7 @@ def _item(value: Any) -> tuple[str, Any]:
             return _item(_open(inner))
     what = f"a mapping of {', '.join(map(str, value))}" if isinstance(value, Mapping) else f"a {type(value).__name__}"
     raise ValueError(
-        f"An item is a text, a Pillow picture, {{'text': ...}} or {{'image': ...}} with a picture or its path, "
+        f"An item is a text, a Pillow image, {{'text': ...}} or {{'image': ...}} with an image or its path, "
         f"and not {what}."
     )
 
@@ -155,7 +171,7 @@ def _open(path: str | Path) -> Image.Image:
             image.load()
             return image
     except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a picture that can be read ({error}).") from error
+        raise ValueError(f"{path}: not an image that can be read ({error}).") from error
 
 
 def _parts(places: list[int], size: int) -> Iterator[list[int]]:

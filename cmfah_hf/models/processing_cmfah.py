@@ -1,5 +1,6 @@
-"""From pictures and texts as people have them to what the towers read."""
+"""The processor: images and texts to the inputs of the towers."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,15 +8,16 @@ from typing import Any
 
 import transformers
 from PIL import Image
-from transformers import BatchFeature
+from transformers import BatchFeature, PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import PROCESSOR_NAME
 
+from .backbone_tokenizer import load_backbone_tokenizer, tokenizer_of_backbone
 from .configuration_cmfah import CMFAHConfig
 from .image_modes import to_rgb
 from .model_files import ModelFileError, find_file, hub_arguments, pinned, read_object
-from .tokenization_cmfah import build_word_tokenizer, load_word_tokenizer, split_words
+from .tokenization_cmfah import build_word_tokenizer, load_word_tokenizer, split_words, word_offsets
 
 _MOST_PIXELS_A_SIDE = 2_048
 _SWITCHES = (
@@ -28,12 +30,12 @@ _SWITCHES = (
     "default_to_square",
 )
 _SIZES = ("size", "crop_size", "pad_size")
-# What says what a file is, and does not change an image.
+# Settings that name the kind of a file, and do not change an image.
 _UNUSED = ("auto_map", "processor_class", "image_processor_type", "feature_extractor_type", "model_input_names")
 
 
 class CMFAHProcessorKwargs(ProcessingKwargs, total=False):
-    _defaults = {"text_kwargs": {"padding": True}}
+    _defaults = {"text_kwargs": {"padding": True}}  # type: ignore[misc]  # as in transformers' own processors
 
 
 def backbone_normalization(config: CMFAHConfig) -> tuple[Sequence[float], Sequence[float]]:
@@ -42,33 +44,36 @@ def backbone_normalization(config: CMFAHConfig) -> tuple[Sequence[float], Sequen
 
     if config.backbone_config is None:  # a VGG of torchvision, or none
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    if config.backbone_config.model_type == "timm_backbone":
+    backbone_config = config.backbone_config
+    assert isinstance(backbone_config, PreTrainedConfig)
+    if backbone_config.model_type == "timm_backbone":
         try:
             import timm
         except ImportError as error:
             raise ValueError("This model's backbone is timm's; `pip install timm` to use it.") from error
-        pretrained = timm.get_pretrained_cfg(config.backbone_config.backbone)
+        pretrained = timm.get_pretrained_cfg(backbone_config.backbone)
         return (pretrained.mean, pretrained.std) if pretrained else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    if config.backbone_config.name_or_path:
+    if backbone_config.name_or_path:
         from transformers import AutoImageProcessor
 
-        place = config.backbone_config.name_or_path
-        image_processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+        image_processor = AutoImageProcessor.from_pretrained(backbone_config.name_or_path, trust_remote_code=False)
         return image_processor.image_mean, image_processor.image_std
     return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
 class CMFAHProcessor(ProcessorMixin):
     r"""
-    Pictures through an image processor of `transformers`, texts through a word-level tokenizer.
+    Images through an image processor of `transformers`, texts through the tokenizer of the text encoder.
 
-    Pictures of any mode are made RGB first (16 bits scaled, transparency over white), then resized to the model's
-    square without keeping their aspect, so that no thing at the border is cut off. Words that the vocabulary does not
-    hold become `[UNK]`, which the model passes over; a text without a word is valid.
+    Images of any mode are made RGB first (16 bits scaled, transparency over white), then resized to the model's
+    square without keeping their aspect ratio, so that nothing at the border is cut off. A word-level tokenizer turns
+    words outside its vocabulary into `[UNK]`, which the model ignores; a text without a word is valid. A text backbone
+    has its own tokenizer, which truncates longer texts.
 
     Args:
         image_processor: An image processor with the backbone's mean, standard deviation and size.
-        tokenizer: A fast tokenizer over the fitted vocabulary, such as `build_word_tokenizer` gives.
+        tokenizer: A fast tokenizer: that of `build_word_tokenizer`, or a text backbone's.
+        word_level: Whether it is the former.
 
     Example:
 
@@ -80,8 +85,9 @@ class CMFAHProcessor(ProcessorMixin):
 
     valid_processor_kwargs = CMFAHProcessorKwargs
 
-    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+    def __init__(self, image_processor=None, tokenizer=None, word_level: bool = True, **kwargs):
         super().__init__(image_processor, tokenizer, **kwargs)
+        self.word_level = word_level
 
     @classmethod
     def from_vocabulary(
@@ -91,32 +97,46 @@ class CMFAHProcessor(ProcessorMixin):
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
     ) -> "CMFAHProcessor":
-        """The processor of a new model.
+        """The processor of a new model over word vectors.
 
         Args:
-            config: The model's configuration: its backbone and picture size.
+            config: The model's configuration: its backbone and image size.
             vocabulary: The words of the word table, from row 2 on.
-            image_mean, image_std: Of red, green and blue in 0..1. None: what the backbone's published weights expect.
+            image_mean, image_std: Of red, green and blue in 0..1. None: those that the backbone's published weights
+                expect.
         """
-        from transformers import ViTImageProcessor
-
-        if image_mean is None or image_std is None:
-            default_mean, default_std = backbone_normalization(config)
-            image_mean, image_std = image_mean or default_mean, image_std or default_std
-        image_processor = ViTImageProcessor(
-            size={"height": config.image_size, "width": config.image_size},
-            resample=Image.Resampling.BICUBIC,
-            image_mean=list(image_mean),
-            image_std=list(image_std),
-        )
-        return cls(image_processor, build_word_tokenizer(vocabulary))
+        return cls(_new_image_processor(config, image_mean, image_std), build_word_tokenizer(vocabulary))
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_backbones(
+        cls,
+        config: CMFAHConfig,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+    ) -> "CMFAHProcessor":
+        """The processor of a new model with a text backbone, whose own tokenizer it holds.
+
+        Args:
+            config: The model's configuration, with the `text_backbone` given by folder or Hub id.
+            image_mean, image_std: As of `from_vocabulary`.
+
+        Raises:
+            ValueError: If there is no text backbone, or its tokenizer cannot be used.
+            OSError: If it has no tokenizer, or the Hub cannot be reached.
+        """
+        if not isinstance(config.text_backbone_config, PreTrainedConfig):
+            raise ValueError("This model has word vectors and no text backbone; use from_vocabulary.")
+        tokenizer = tokenizer_of_backbone(config.text_backbone_config)
+        return cls(_new_image_processor(config, image_mean, image_std), tokenizer, word_level=False)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # the parent's arguments are keywords here
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> "CMFAHProcessor":
         """The processor that was saved in a folder or repository.
 
-        Only `processor_config.json`, `tokenizer.json` and `tokenizer_config.json` are read, from nowhere but there, and
-        only what a processor of this kind has is taken from them: no code, no templates.
+        Only `processor_config.json`, `tokenizer.json` and `tokenizer_config.json` are read, and only the settings that
+        a processor of this kind has: no code, no templates.
 
         Raises:
             ModelFileError: If a file is damaged, leads elsewhere, or is another kind of processor's.
@@ -129,37 +149,94 @@ class CMFAHProcessor(ProcessorMixin):
             if found is None:
                 raise OSError(f"{source} has no {name}; save the processor again.")
             hub, files[name] = pinned(source, found, hub), found
-        settings = read_object(files[PROCESSOR_NAME]).get("image_processor")
-        image_processor = _load_image_processor(settings, files[PROCESSOR_NAME], kwargs)
-        tokenizer_settings = read_object(files["tokenizer_config.json"])
-        return cls(image_processor, load_word_tokenizer(files["tokenizer.json"], tokenizer_settings))
+        settings = read_object(files[PROCESSOR_NAME])
+        image_processor = _load_image_processor(settings.get("image_processor"), files[PROCESSOR_NAME], kwargs)
+        word_level = settings.get("word_level", True)
+        if not isinstance(word_level, bool):
+            raise ModelFileError(
+                f"{files[PROCESSOR_NAME]}: word_level is {str(word_level)[:40]!r}; give true or false."
+            )
+        load = load_word_tokenizer if word_level else load_backbone_tokenizer
+        tokenizer = load(files["tokenizer.json"], read_object(files["tokenizer_config.json"]))
+        return cls(image_processor, tokenizer, word_level)
 
     def __call__(self, images=None, text=None, **kwargs: Unpack[CMFAHProcessorKwargs]) -> BatchFeature:
         """
         Args:
-            images: A picture or a list of pictures (PIL of any mode, arrays or tensors).
+            images: An image or a list of images (PIL of any mode, arrays or tensors).
             text: A text or a list of texts.
 
         Returns:
-            `pixel_values` `(B, 3, H, W)` of pictures, `input_ids` and `attention_mask` `(B, W)` of texts.
+            `pixel_values` `(B, 3, H, W)` of images, `input_ids` and `attention_mask` `(B, W)` of texts.
         """
         if isinstance(images, Image.Image):
             images = to_rgb(images)
         elif isinstance(images, (list, tuple)):
             images = [to_rgb(image) if isinstance(image, Image.Image) else image for image in images]
         texts = [text] if isinstance(text, str) else text
-        if isinstance(texts, (list, tuple)) and not any(split_words(t) for t in texts if isinstance(t, str)):
-            kwargs = {**kwargs, "padding": "max_length", "max_length": 1}  # no word anywhere still makes a column
-        return super().__call__(images=images, text=text, **kwargs)
+        options: dict[str, Any] = {**kwargs}
+        if not self.word_level:
+            options.setdefault("truncation", True)
+        elif isinstance(texts, (list, tuple)) and not any(split_words(t) for t in texts if isinstance(t, str)):
+            options |= {"padding": "max_length", "max_length": 1}  # no word anywhere still makes a column
+        return super().__call__(images=images, text=text, **options)
 
     def known_words(self, text: str) -> list[str]:
-        """The words of `text` that the vocabulary holds, in their order."""
-        tokenizer = self.tokenizer
-        return [word for word in split_words(text) if tokenizer.convert_tokens_to_ids(word) != tokenizer.unk_token_id]
+        """The words of `text` that the model knows, in their order: those of its vocabulary, or all words."""
+        words = split_words(text)
+        if not self.word_level:
+            return words
+        unknown = self.tokenizer.unk_token_id
+        return [word for word in words if self.tokenizer.convert_tokens_to_ids(word) != unknown]
 
     def has_known_tokens(self, text: str) -> bool:
-        """Whether `text` says anything to the model: whether it knows any of its words."""
-        return bool(self.known_words(text))
+        """Whether `text` says anything to the model. A text backbone knows any text that is not blank."""
+        if self.word_level:
+            return bool(self.known_words(text))
+        return bool(self.tokenizer(text, add_special_tokens=False, truncation=True)["input_ids"])
+
+    def word_spans(self, text: str) -> list[tuple[str, list[int]]]:
+        """The known words of `text`, each with the positions of its tokens in `processor(text=[text])`."""
+        encoded = self.tokenizer(text, truncation=not self.word_level, return_offsets_mapping=True)
+        offsets = [
+            (position, first, end)
+            for position, (token, (first, end)) in enumerate(
+                zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            )
+            if first < end and not (self.word_level and token == self.tokenizer.unk_token_id)
+        ]
+        found = [
+            (word, [position for position, first, end in offsets if first < word_end and word_start < end])
+            for word, word_start, word_end in word_offsets(text)
+        ]
+        return [(word, positions) for word, positions in found if positions]
+
+    def check_model(self, config: CMFAHConfig) -> None:
+        """Checks that the tokens are those of a model.
+
+        Raises:
+            ValueError: If the tokenizer is not the one that the model was trained with.
+        """
+        rows, has_backbone = len(self.tokenizer), config.text_backbone_config is not None
+        fits = rows == config.vocab_size and self.tokenizer.pad_token_id == config.pad_token_id
+        if has_backbone == self.word_level or not (rows <= config.vocab_size if has_backbone else fits):
+            raise ValueError("its tokenizer is not the one that its model was trained with; save both again")
+
+
+def _new_image_processor(
+    config: CMFAHConfig, image_mean: Sequence[float] | None, image_std: Sequence[float] | None
+) -> ImageProcessingMixin:
+    from transformers import ViTImageProcessor
+
+    if image_mean is None or image_std is None:
+        default_mean, default_std = backbone_normalization(config)
+        image_mean, image_std = image_mean or default_mean, image_std or default_std
+    return ViTImageProcessor(
+        size={"height": config.image_size, "width": config.image_size},
+        resample=Image.Resampling.BICUBIC,
+        image_mean=list(image_mean),
+        image_std=list(image_std),
+    )
 
 
 def _load_image_processor(settings: Any, path: Path, options: dict[str, Any]) -> ImageProcessingMixin:

@@ -1,17 +1,16 @@
-"""Makes the models and their processor known to the Auto classes of transformers."""
+"""Registration of the models and their processor with the Auto classes of `transformers`."""
 
 from typing import NamedTuple
 
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_cmfah import CMFAHConfig
-from .configuration_scahn import SCAHNConfig
 from .modeling_cmfah import CMFAHImageModel, CMFAHModel, CMFAHPreTrainedModel, CMFAHTextModel
 from .modeling_scahn import SCAHNImageModel, SCAHNModel, SCAHNPreTrainedModel, SCAHNTextModel
 from .outputs_cmfah import CMFAHOutput, CMFAHTowerOutput
 from .pipeline_cmfah import TASK, CrossModalRetrievalPipeline
 from .processing_cmfah import CMFAHProcessor
+from .registered_configurations import CMFAHConfig, SCAHNConfig
 
 
 class Towers(NamedTuple):
@@ -24,13 +23,11 @@ class Towers(NamedTuple):
 # By the `model_type` of their configurations. They share one processor.
 MODELS = {"cmfah": Towers(CMFAHConfig, CMFAHModel), "scahn": Towers(SCAHNConfig, SCAHNModel)}
 
-# Where the package is installed, the Auto classes know it; `save_pretrained` puts the code next to the weights for
-# where it is not.
-for _name, _towers in MODELS.items():
-    AutoConfig.register(_name, _towers.config)
+# Where the package is installed, the Auto classes find it; `save_pretrained` saves the code with the weights for where
+# it is not.
+for _towers in MODELS.values():
     AutoModel.register(_towers.config, _towers.model)
     AutoProcessor.register(_towers.config, CMFAHProcessor)
-    _towers.config.register_for_auto_class()
     _towers.model.register_for_auto_class("AutoModel")
 CMFAHProcessor.register_for_auto_class("AutoProcessor")
 PIPELINE_REGISTRY.register_pipeline(TASK, CrossModalRetrievalPipeline, pt_model=AutoModel, type="multimodal")

@@ -18,6 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .model_files import ModelFileError, find_file, is_file, read_object
@@ -225,3 +228,13 @@ def _check_values(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
                     f"{file}: {name!r} holds numbers that are not finite; the training diverged, or the file is "
                     "damaged."
                 )
+
+
+def load_from_wholes(image_model_class: type[PreTrainedModel], text_model_class: type[PreTrainedModel]) -> None:
+    """Lets a tower load from a checkpoint of both towers, or of the training, where its names have further prefixes."""
+    for tower, name in ((image_model_class, "image_model"), (text_model_class, "text_model")):
+        prefixes: list[WeightConverter | WeightRenaming] = [
+            PrefixChange(prefix_to_remove="cmfah"),
+            PrefixChange(prefix_to_remove=name),
+        ]
+        register_checkpoint_conversion_mapping(tower.__name__, prefixes, overwrite=True)

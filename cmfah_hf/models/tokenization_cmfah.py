@@ -1,6 +1,6 @@
 """Words, and the word-level tokenizer over a fitted vocabulary.
 
-The one place that decides what a word is: the graph, the word vectors and the model all split text here.
+The graph, the word vectors and the model all split text into words here.
 """
 
 import json
@@ -17,12 +17,12 @@ from .model_files import ModelFileError, read_object
 PAD_TOKEN, UNKNOWN_TOKEN = "[PAD]", "[UNK]"
 SPECIAL_TOKENS = (PAD_TOKEN, UNKNOWN_TOKEN)
 
-# Letters carry their combining marks (Devanagari vowels, Arabic points), an apostrophe may stand inside a word, Han
+# Letters carry their combining marks (Devanagari vowels, Arabic points), an apostrophe may be inside a word, Han
 # characters are words of their own because nothing separates them, and so are pictographs. The rest separates.
 _WORD = (
     r"\p{Han}"
     r"|(?:(?!\p{Han})[\p{L}\p{N}])(?:(?!\p{Han})[\p{L}\p{M}\p{N}])*(?:['’](?:(?!\p{Han})[\p{L}\p{M}\p{N}])+)*"
-    r"|(?!\x{FFFD})\p{So}"  # U+FFFD stands where a decoder found no character
+    r"|(?!\x{FFFD})\p{So}"  # U+FFFD replaces what a decoder found to be no character
 )
 
 _NORMALIZER = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -38,13 +38,23 @@ def split_words(text: str) -> list[str]:
     return [word for word, _ in _PRE_TOKENIZER.pre_tokenize_str(_NORMALIZER.normalize_str(text))]
 
 
+def word_offsets(text: str) -> list[tuple[str, int, int]]:
+    """The words of `text`, each with its first character and the one after its last, as positions in `text`.
+
+    >>> word_offsets("New-York's")
+    [('new', 0, 3), ("york's", 4, 10)]
+    """
+    found = _PRE_TOKENIZER.pre_tokenize_str(text)
+    return [(word, start, end) for part, (start, end) in found for word in split_words(part)]
+
+
 def build_word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     """A fast tokenizer that gives `[PAD]` the id 0, `[UNK]` the id 1, and `vocabulary` the ids from 2 on, in its order.
 
     Row `i + 2` of the model's embedding table therefore belongs to `vocabulary[i]`.
 
     Raises:
-        ValueError: If a word stands in the vocabulary twice or is a special token.
+        ValueError: If the vocabulary holds a word twice or a special token.
     """
     ids = {word: i for i, word in enumerate([*SPECIAL_TOKENS, *vocabulary])}
     if len(ids) != len(vocabulary) + len(SPECIAL_TOKENS):
@@ -65,12 +75,12 @@ def build_word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
 def load_word_tokenizer(path: Path, settings: dict[str, Any]) -> PreTrainedTokenizerFast:
     """The tokenizer that `build_word_tokenizer` made, built again from the vocabulary in its file.
 
-    Of the file nothing but the vocabulary is used. Were it given to a library as it is, a pattern in it could take
-    exponential time, and a replacement turn a word into ten million.
+    Only the vocabulary of the file is used. In a library, a pattern of the file could take exponential time, and a
+    replacement could turn a word into ten million.
 
     Args:
         path: The `tokenizer.json`.
-        settings: Of its `tokenizer_config.json`: the side of the padding is taken from there.
+        settings: Of its `tokenizer_config.json`, for the side of the padding.
 
     Raises:
         ModelFileError: If the file is damaged, or holds another kind of tokenizer.
@@ -80,17 +90,11 @@ def load_word_tokenizer(path: Path, settings: dict[str, Any]) -> PreTrainedToken
         if content.get(part) not in (expected, None if part == "post_processor" else expected):
             raise _other_kind(path, part)
     model = content.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    model = model if isinstance(model, dict) else {}
+    vocabulary = model.get("vocab")
     if not isinstance(vocabulary, dict) or (model.get("type"), model.get("unk_token")) != ("WordLevel", UNKNOWN_TOKEN):
         raise _other_kind(path, "model")
-    words: list[str | None] = [None] * len(vocabulary)
-    for word, number in vocabulary.items():
-        if type(number) is not int or not 0 <= number < len(words) or words[number] is not None:
-            raise ModelFileError(
-                f"{path}: the number of {word[:40]!r} is {str(number)[:40]}; {len(words)} words have the numbers from "
-                f"0 to {len(words) - 1}, each once. Save the model again."
-            )
-        words[number] = word
+    words = _in_order(vocabulary, path)
     if tuple(words[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
         raise _other_kind(path, "model")
     side = settings.get("padding_side", "right")
@@ -102,6 +106,19 @@ def load_word_tokenizer(path: Path, settings: dict[str, Any]) -> PreTrainedToken
     tokenizer = build_word_tokenizer(words[len(SPECIAL_TOKENS) :])
     tokenizer.padding_side = side
     return tokenizer
+
+
+def _in_order(vocabulary: dict[str, Any], path: Path) -> list[str]:
+    """The words of a vocabulary in the order of their numbers."""
+    words: dict[int, str] = {}
+    for word, number in vocabulary.items():
+        if type(number) is not int or not 0 <= number < len(vocabulary) or number in words:
+            raise ModelFileError(
+                f"{path}: the number of {word[:40]!r} is {str(number)[:40]}; {len(vocabulary)} words have the numbers "
+                f"from 0 to {len(vocabulary) - 1}, each once. Save the model again."
+            )
+        words[number] = word
+    return [words[number] for number in range(len(words))]
 
 
 @cache

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from cmfah_hf.errors import HashIndexError
+from cmfah_hf.models.codes import AQD_STEP
 
 MAX_BITS = 1024
-AQD_STEP = 2.0**-14
 # float32 holds every multiple of AQD_STEP up to this magnitude, so no partial sum of a score below it is ever rounded.
 _AQD_LARGEST_SUM = 2.0**24 * AQD_STEP
 

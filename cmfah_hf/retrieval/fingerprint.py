@@ -70,6 +70,14 @@ def fingerprint_of(model: CMFAHModel, processor: CMFAHProcessor, expander: "Grap
         "words": [vocabulary, backend["normalizer"], backend["pre_tokenizer"], tokenizer.unk_token],
         "expander": None if expander is None else expander.digest,
     }
+    if config.text_backbone_config is not None:
+        described["text backbone"] = {
+            name: value
+            for name, value in config.text_backbone_config.to_dict().items()
+            if not name.startswith("_") and name not in ("dtype", "transformers_version", "architectures")
+        }
+        parts = [backend[name] for name in ("normalizer", "pre_tokenizer", "model", "post_processor", "added_tokens")]
+        described["words"] = [*parts, tokenizer.model_max_length, tokenizer.padding_side]
     digest.update(json.dumps(described, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         values = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()

@@ -59,11 +59,10 @@ def load_parts(
             f"{source}: {len(missing)} of the model's tensors are missing, {missing[0]!r} first; save it again."
         )
     processor = _load(CMFAHProcessor, source, kwargs)
-    tokenizer = processor.tokenizer
-    if len(tokenizer) != model.config.vocab_size or tokenizer.pad_token_id != model.config.pad_token_id:
-        raise CheckpointError(
-            f"{source}: its tokenizer is not the one that its model was trained with; save both again."
-        )
+    try:
+        processor.check_model(model.config)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}.") from error
     found = [find_file(source, f"expander.{end}", kwargs) for end in ("json", "safetensors")]
     if any(found):  # its knowledge files are read from the same folder
         for end in ("json", "safetensors"):

@@ -167,7 +167,7 @@ class Engine:
         text = _checked_text(text).strip()
         if not text:
             raise QueryError("The query is empty; type some words.")
-        if not self.retriever.processor.known_words(self.retriever.expand([text])[0]):
+        if not self.retriever.processor.has_known_tokens(self.retriever.expand([text])[0]):
             known = ", ".join(self.examples(3))
             raise QueryError(f"The model knows none of these words; try for example: {known}.")
         return self.retriever.encode_texts([text])
@@ -211,8 +211,8 @@ class Engine:
         """
         image = self.images.image(self.row(item_id))
         text = _checked_text(text)
-        words, weights_RW = attention_of_words(self.retriever.model, self.retriever.processor, image, text)
-        weights_RW, grid = region_weights(weights_RW, words, None)
+        words, weights_RW, grid = attention_of_words(self.retriever.model, self.retriever.processor, image, text)
+        weights_RW, grid = region_weights(weights_RW, words, grid)
         return Attention(words, weights_RW, grid)
 
     @cached_property

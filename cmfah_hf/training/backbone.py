@@ -1,21 +1,27 @@
-"""Published weights for the image backbone"""
+"""Published weights for the backbones, and word vectors for the word table"""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from huggingface_hub import hf_hub_download
+from torch import nn
 from transformers import AutoBackbone, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.errors import CheckpointError
-from cmfah_hf.models import CMFAHConfig, CMFAHImageModel
+from cmfah_hf.models import CMFAHConfig, CMFAHImageModel, CMFAHTextModel
 from cmfah_hf.models.configuration_cmfah import TORCHVISION_BACKBONES
 from cmfah_hf.models.model_files import ModelFileError, find_file
 from cmfah_hf.models.safe_weights import find_weights, read_weights
+from cmfah_hf.models.text_encoder import CMFAHTextBackbone
+from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
 from cmfah_hf.training.settings.arguments import DataArguments
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "model.safetensors"
 
@@ -53,6 +59,11 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
             weights = read_weights([Path(path)])
         except ModelFileError as error:
             raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
+    _fill(backbone, weights, source)
+
+
+def _fill(backbone: nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
+    """Puts weights into a backbone, which has to be complete; tensors beyond it are ignored."""
     expected = backbone.state_dict()
     missing = sorted(set(expected) - set(weights))
     if missing:
@@ -64,6 +75,32 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
         if weights[name].shape != tensor.shape:
             raise _misfit(source, name, weights[name].shape, tensor.shape)
     backbone.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected})
+
+
+def fill_word_table(text_model: CMFAHTextModel, vectors_VE: torch.Tensor) -> None:
+    """Puts word vectors behind the rows of the special tokens.
+
+    They get one length, as the regions have: skip-gram's lengths tell how frequent a word is, and not what it means.
+    """
+    table_VE = text_model.get_input_embeddings().weight.data
+    table_VE.zero_()
+    table_VE[len(SPECIAL_TOKENS) :] = nn.functional.normalize(vectors_VE, dim=1) * vectors_VE.shape[1] ** 0.5
+
+
+def load_text_backbone_weights(text_model: CMFAHTextModel) -> None:
+    """Puts the published weights into the text backbone of a text tower, from where its configuration is from.
+
+    Raises:
+        CheckpointError: If there are none as safetensors, or they are not those of the backbone.
+    """
+    encoder = text_model.embeddings
+    assert isinstance(encoder, CMFAHTextBackbone)
+    backbone = encoder.backbone
+    place = backbone.config.name_or_path
+    if not place:
+        logger.warning("text_backbone_config does not name where its weights are: they are random; give text_backbone.")
+        return
+    _fill(backbone, _transformers_weights(backbone, place), place)
 
 
 def _local_file(source: str) -> Path | None:

@@ -282,8 +282,8 @@ def pointing_accuracy(model: CMFAHModel, processor: CMFAHProcessor, pairs: Any) 
         if not set(boxes) & set(processor.known_words(pair["text"])):
             continue
         image = decode_image(pair["image"], name=f"row {row}")
-        words, weights_RW = attention_of_words(model, processor, image, pair["text"])
-        result = pointing_game(weights_RW, words, boxes, image.size)
+        words, weights_RW, grid = attention_of_words(model, processor, image, pair["text"])
+        result = pointing_game(weights_RW, words, boxes, image.size, grid)
         hits, total, chance = hits + result.hits, total + result.total, chance + result.chance * result.total
     if not total:
         raise QueryError("No pair has a box whose word is known to the model; there is nothing to point at.")

@@ -15,7 +15,12 @@ from cmfah_hf.expansion.label_vectors import label_vectors
 from cmfah_hf.methods.pretraining import PRETRAINING_MODELS, CMFAHForPreTraining
 from cmfah_hf.models import CMFAHProcessor
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
-from cmfah_hf.training.backbone import backbone_weights, load_backbone_weights
+from cmfah_hf.training.backbone import (
+    backbone_weights,
+    fill_word_table,
+    load_backbone_weights,
+    load_text_backbone_weights,
+)
 from cmfah_hf.training.data.pairs import Pairs, read_pairs
 from cmfah_hf.training.settings.arguments import DataArguments
 from cmfah_hf.training.settings.configuration import Run
@@ -34,7 +39,7 @@ class PreparedRun:
         run: The run's settings, with those that the data decides.
         pairs: Its pairs, with expanded texts where it expands them.
         expander: The word graph with its knowledge; None where texts are not expanded.
-        embedding: The word vectors.
+        embedding: The word vectors; None where a text backbone reads the texts, and no label graph needs them.
         similarity: The similarity of pairs in training.
         measured: The similarity of pairs in evaluation.
         label_counts: How often two labels occur together, for a method with a label graph.
@@ -43,7 +48,7 @@ class PreparedRun:
     run: Run
     pairs: Pairs
     expander: GraphExpander | None
-    embedding: SkipGramEmbedding
+    embedding: SkipGramEmbedding | None
     similarity: Similarity
     measured: Similarity
     label_counts: LabelCounts | None
@@ -133,7 +138,7 @@ def similarities(data: DataArguments, pairs: Pairs, expander: GraphExpander | No
 def build_model(
     run: Run,
     classes: list[str],
-    embedding: SkipGramEmbedding,
+    embedding: SkipGramEmbedding | None,
     backbone: torch.nn.Module | None,
     label_counts: LabelCounts | None = None,
     feature_dim: int | None = None,
@@ -143,13 +148,14 @@ def build_model(
     Args:
         run: The run.
         classes: The names of the classes; empty for a run without labels.
-        embedding: The word vectors.
+        embedding: The word vectors, if there are any.
         backbone: The backbone that computed the regions, if they are kept.
         label_counts: How often two labels occur together; for a method with a label graph.
         feature_dim: The width of the image features, where the data has these instead of images.
     """
-    vectors_VE = torch.from_numpy(embedding.vectors)
-    settings = {**run.model, "word_dim": vectors_VE.shape[1]}
+    settings, vocabulary = dict(run.model), embedding.vocabulary if embedding is not None else []
+    if embedding is not None:  # a text backbone has sizes of its own, which take precedence
+        settings |= {"word_dim": embedding.vectors.shape[1], "vocab_size": len(vocabulary) + len(SPECIAL_TOKENS)}
     if feature_dim is not None:
         settings |= {"image_feature_dim": feature_dim, "backbone": None, "backbone_config": None}
     if not classes and run.setting("label_weight"):
@@ -157,16 +163,15 @@ def build_model(
         run = replace(run, objective={**run.objective, "label_weight": 0})
     config = run.config_class(
         **settings,
-        vocab_size=len(embedding.vocabulary) + len(SPECIAL_TOKENS),
         id2label=dict(enumerate(classes)),
         label2id={name: number for number, name in enumerate(classes)},
     )
     model = PRETRAINING_MODELS[config.model_type](config, run.objective_config(), run.method)
-    table = model.get_input_embeddings().weight.data
-    table.zero_()
-    # Of one length, as the regions: the lengths of skip-gram's vectors show the frequency of a word, not its meaning.
-    table[len(SPECIAL_TOKENS) :] = torch.nn.functional.normalize(vectors_VE, dim=1) * vectors_VE.shape[1] ** 0.5
-    if label_counts is not None:
+    if config.text_backbone_config is not None:
+        load_text_backbone_weights(model.cmfah.text_model)
+    elif embedding is not None:
+        fill_word_table(model.cmfah.text_model, torch.from_numpy(embedding.vectors))
+    if label_counts is not None and embedding is not None:
         counts_CC = torch.from_numpy(label_counts.matrix(classes))
         model.objective.label_graph.fill(counts_CC, torch.from_numpy(label_vectors(classes, embedding)))
     weights = backbone_weights(run.data, config)
@@ -174,4 +179,7 @@ def build_model(
         model.cmfah.image_model.embeddings.backbone.load_state_dict(backbone.state_dict())
     elif weights and feature_dim is None:
         load_backbone_weights(model.cmfah.image_model, weights)
-    return model, CMFAHProcessor.from_vocabulary(config, embedding.vocabulary, run.data.image_mean, run.data.image_std)
+    statistics = run.data.image_mean, run.data.image_std
+    if config.text_backbone_config is not None:
+        return model, CMFAHProcessor.from_backbones(config, *statistics)
+    return model, CMFAHProcessor.from_vocabulary(config, vocabulary, *statistics)

@@ -8,7 +8,6 @@ from cmfah_hf.data import resolve_data_path
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding, WikipediaKnowledge
 from cmfah_hf.training.checkpoints import disk_errors, wants_to_resume
-from cmfah_hf.training.settings.arguments import DataArguments
 from cmfah_hf.training.settings.configuration import Run
 
 WORDS_STEMS = ("expander", "knowledge", "skip_gram")
@@ -16,24 +15,25 @@ WORDS_STEMS = ("expander", "knowledge", "skip_gram")
 
 def make_words(
     run: Run, texts: Iterable[Any], output: Path, checkpoint: Path | None
-) -> tuple[GraphExpander | None, SkipGramEmbedding]:
+) -> tuple[GraphExpander | None, SkipGramEmbedding | None]:
     """The word graph and the word vectors: those of the resumed run, else of `words_from`, else fitted on the texts.
 
-    With several processes, the main one fits and saves them, and the others read the files.
+    A model with a text backbone has word vectors only for a label graph. With several processes, the main one fits and
+    saves them, and the others read the files.
     """
     args, data = run.training, run.data
     if wants_to_resume(args.resume_from_checkpoint):
         for folder in (output, *([checkpoint.parent] if checkpoint is not None else [])):
             try:
-                words = _load_words(data, folder)
+                words = _load_words(run, folder)
             except CheckpointError:  # interrupted before they were written
                 continue
             if folder != output and args.should_save:
                 _save_words(output, *words)
             return words
     if not args.should_save:
-        return _load_words(data, output)
-    given = _load_words(data, resolve_data_path(data.words_from)) if data.words_from else None
+        return _load_words(run, output)
+    given = _load_words(run, resolve_data_path(data.words_from)) if data.words_from else None
     # Files of an earlier run must not be taken for those of this one if it is interrupted before it writes its own.
     for path in (output / f"{stem}{ending}" for stem in WORDS_STEMS for ending in (".json", ".safetensors")):
         path.unlink(missing_ok=True)
@@ -42,18 +42,25 @@ def make_words(
     return words
 
 
-def _load_words(data: DataArguments, folder: Path) -> tuple[GraphExpander | None, SkipGramEmbedding]:
-    return GraphExpander.load(folder) if data.expand else None, SkipGramEmbedding.load(folder)
+def _needs_word_vectors(run: Run) -> bool:
+    has_text_backbone = any(run.setting(name) is not None for name in ("text_backbone", "text_backbone_config"))
+    return not has_text_backbone or bool(run.setting("use_label_graph"))
 
 
-def _save_words(output: Path, expander: GraphExpander | None, embedding: SkipGramEmbedding) -> None:
+def _load_words(run: Run, folder: Path) -> tuple[GraphExpander | None, SkipGramEmbedding | None]:
+    expander = GraphExpander.load(folder) if run.data.expand else None
+    return expander, SkipGramEmbedding.load(folder) if _needs_word_vectors(run) else None
+
+
+def _save_words(output: Path, expander: GraphExpander | None, embedding: SkipGramEmbedding | None) -> None:
     with disk_errors(output, "the words"):
         if expander is not None:
             expander.save(output)
-        embedding.save(output)
+        if embedding is not None:
+            embedding.save(output)
 
 
-def _fit_words(run: Run, texts: Iterable[Any]) -> tuple[GraphExpander | None, SkipGramEmbedding]:
+def _fit_words(run: Run, texts: Iterable[Any]) -> tuple[GraphExpander | None, SkipGramEmbedding | None]:
     """The word graph of the training texts with its knowledge, and the word vectors."""
     data = run.data
     expander = None
@@ -75,8 +82,10 @@ def _fit_words(run: Run, texts: Iterable[Any]) -> tuple[GraphExpander | None, Sk
                 tokenizer=data.word_tokenizer,
             ).fit([resolve_data_path(source) for source in data.knowledge], expander.graph.vocabulary)
         corpus = expander.corpus(texts, num_walks=data.word_walks)
+    if not _needs_word_vectors(run):
+        return expander, None
     embedding = SkipGramEmbedding(
-        run.setting("word_dim"),
+        run.model_config().word_dim,
         epochs=data.word_epochs,
         window=data.word_window,
         seed=data.word_seed,

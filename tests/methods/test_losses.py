@@ -23,7 +23,7 @@ from cmfah_hf.methods.losses import (
     views_losses,
 )
 from cmfah_hf.methods.outputs import View
-from cmfah_hf.models.modules_cmfah import sign
+from cmfah_hf.models.codes import sign
 
 few = settings(max_examples=60)
 # Eighths: sums and differences of them are exact, so that ties are ties and a hinge of zero is zero.

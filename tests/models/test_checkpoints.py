@@ -263,7 +263,7 @@ save_file({name: value.contiguous() for name, value in found.items()}, here / f"
 
 @pytest.fixture(scope="module")
 def travelled(make_model, tmp_path_factory):
-    """A training model, a folder with its checkpoint and its towers', three pictures and texts, and the inputs."""
+    """A training model, a folder with its checkpoint and its towers', three images and texts, and the inputs."""
     pretraining = make_model(CMFAHForPreTraining)  # one of its own: what is saved also writes into its configuration
     here = tmp_path_factory.mktemp("travelled")
     vocabulary = ["beach", "dog", "海", "हिन्दी", "on", "the"]
@@ -337,15 +337,17 @@ def test_new_process_gives_the_same_bits(travelled, tmp_path, mode):
 def test_code_that_travels_is_the_models_alone(model_folder):
     files = {path.name for path in model_folder.glob("*.py")}
     assert files == {
-        "backbones_cmfah.py",
         "configuration_cmfah.py",
         "configuration_files.py",
         "fused_cmfah.py",
+        "image_encoder.py",
         "model_files.py",
         "modeling_cmfah.py",
         "modules_cmfah.py",
         "outputs_cmfah.py",
         "safe_weights.py",
+        "text_encoder.py",
+        "value_checks.py",
     }
     for name in files:
         assert "cmfah_hf." not in "".join(

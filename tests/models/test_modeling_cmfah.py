@@ -86,7 +86,7 @@ def test_what_is_selected_is_added_to_what_is_pooled(make_model, batch):
     for i in range(4):
         own = words[i][exists[i]]
         local_regions = model.image_model.embeddings(batch["pixel_values"])[i]
-        local_words = model.text_model.embed(batch["input_ids"], batch["attention_mask"])[0][i][exists[i]]
+        local_words = model.text_model.embeddings(batch["input_ids"], batch["attention_mask"])[0][i][exists[i]]
         for temperature, hidden, asking, pooled, features, weights in (
             (2.0, regions[i], local_words, regions[i].amax(dim=0), outputs.image_features[i], outputs.attentions[0][i]),
             (30.0, own, local_regions, own.sum(dim=0) / max(len(own), 1), outputs.text_features[i], None),

@@ -8,15 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cmfah_hf.models.modules_cmfah import (
-    CMFAHCoAttention,
-    CMFAHEncoder,
-    CMFAHHashHead,
-    CMFAHLayer,
-    CMFAHRegionEmbeddings,
-    CMFAHTorchvisionBackbone,
-    CMFAHWordEmbeddings,
-)
+from cmfah_hf.models.image_encoder import CMFAHImageEncoder, CMFAHTorchvisionBackbone
+from cmfah_hf.models.modules_cmfah import CMFAHCoAttention, CMFAHEncoder, CMFAHHashHead, CMFAHLayer
+from cmfah_hf.models.text_encoder import CMFAHTextCNN
 
 # Eighths are either zero or far from it, so no cosine depends on what stands in for the length of a tiny vector.
 vectors = st.integers(-8, 8).map(lambda value: value / 8)
@@ -98,10 +92,11 @@ def convolved(module, embeds):
 @given(arrays(bool, (3, 7)))
 def test_words_see_their_neighbours_and_not_the_padding(make_config, exists):
     torch.manual_seed(0)
-    module = CMFAHWordEmbeddings(make_config()).eval()
+    module = CMFAHTextCNN(make_config()).eval()
     embeds = torch.randn(3, 7, 12)
     with torch.no_grad():
-        found = module(embeds, torch.tensor(exists))
+        found, mask = module(inputs_embeds=embeds, attention_mask=torch.tensor(exists))
+    assert torch.equal(mask, torch.tensor(exists))
     assert not found[torch.tensor(~exists)].any()
     for i in range(3):
         if exists[i].any():
@@ -157,8 +152,9 @@ def test_encoder_pools_what_exists_and_has_concepts_for_a_partner(make_config, p
         encoder.concepts.normal_()
         mask = torch.tensor([[True, False, True], [False, False, False]])
         local = -torch.rand(2, 3, 16).double() * mask[..., None]  # below zero, which is what masked positions hold
-        pooled, hidden, _ = encoder(local, mask, None, None)
-        same = encoder(local, mask, encoder.concepts.expand(2, -1, -1), None)[0]
+        view = encoder(local, mask, None, None)
+        pooled, hidden = view.features, view.hidden_states
+        same = encoder(local, mask, encoder.concepts.expand(2, -1, -1), None).features
         concepts, words = encoder.concepts.numpy(), local[0, mask[0]].numpy()
         for _ in range(2):
             words = words + attend(words, concepts, np.ones(len(concepts), bool), 4.0)[0]
@@ -166,7 +162,8 @@ def test_encoder_pools_what_exists_and_has_concepts_for_a_partner(make_config, p
         torch.testing.assert_close(pooled[0], torch.tensor(pool(words)))
         assert not pooled[1].any()
         torch.testing.assert_close(pooled, same)
-        regions, hidden, _ = encoder(local, None, None, None)
+        view = encoder(local, None, None, None)
+        regions, hidden = view.features, view.hidden_states
         for i in range(2):
             torch.testing.assert_close(regions[i], torch.tensor(pool(hidden[i].numpy())))
 
@@ -205,9 +202,9 @@ def test_hash_head_has_one_norm_where_there_is_one_view(make_config):
     torch.testing.assert_close(head(features, is_paired=True), head(features))
 
 
-def test_torchvision_backbone_is_torchvisions(make_config):
+def test_torchvision_backbone_is_torchvisions():
     torch.manual_seed(0)
-    backbone = CMFAHTorchvisionBackbone(make_config(backbone="vgg11")).eval()
+    backbone = CMFAHTorchvisionBackbone("vgg11").eval()
     reference = torchvision.models.vgg11(weights=None, init_weights=False).eval()
     reference.features.load_state_dict({k.removeprefix("features."): v for k, v in backbone.state_dict().items()})
     pixels = torch.randn(2, 3, 32, 32)
@@ -216,21 +213,23 @@ def test_torchvision_backbone_is_torchvisions(make_config):
     assert backbone.channels == [512]
 
 
-def test_regions_are_read_row_by_row_and_scaled_picture_by_picture(make_config):
+def test_regions_are_read_row_by_row_and_scaled_image_by_image(make_config):
     torch.manual_seed(0)
     pixels = torch.randn(2, 3, 64, 32)  # a map of 8 x 4, so that rows are not columns
     for normalize in (True, False):
-        module = CMFAHRegionEmbeddings(make_config(normalize_regions=normalize)).eval()
+        module = CMFAHImageEncoder(make_config(normalize_regions=normalize)).eval()
         with torch.no_grad():
             feature_map = module.backbone(pixels).feature_maps[-1]
             regions = module.extract_regions(pixels)
             assert feature_map.shape == (2, 8, 8, 4)
+            assert module.region_grid(64, 32) == (8, 4)
+            assert module.region_grid() == (4, 4)  # of the images that the processor gives
             for row in range(8):
                 for column in range(4):
                     torch.testing.assert_close(regions[:, row * 4 + column], feature_map[:, :, row, column])
             scaled = regions
             if normalize:
-                # The mean square length of a picture's regions is the number of channels; what is strong stays strong.
+                # The mean square length of an image's regions is the number of channels; what is strong stays strong.
                 squares = regions.double().square().sum(dim=-1)
                 scaled = (regions * (8 / squares.mean(dim=1))[:, None, None].sqrt()).float()
             expected = scaled @ module.projection.weight.T + module.projection.bias

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -136,8 +138,76 @@ def _own_pictures(shop: Workshop, hub: HubServer) -> None:
     assert "README.md" in hub.files("owner/name", "model")
 
 
+_HIDDEN = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "cmfah_hf":
+            raise ImportError(f"{name} is hidden")
+
+sys.meta_path.insert(0, Hidden())
+BLOCK
+assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+print("CODES", hash_values.tolist())
+"""
+
+
+def _without_the_package(shop: Workshop, hub: HubServer) -> np.ndarray:
+    """The codes of the page's last block of Python, in a process that cannot import the package."""
+    block = [block.text for block in blocks(DOCS / "adding-an-encoder.md") if block.language == "python"][-1]
+    environment = hub.environment(shop.folder / "another-home", "hf_writer") | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _HIDDEN.replace("BLOCK", block)]
+    run = subprocess.run(command, env=environment, cwd=shop.folder, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    return np.asarray(json.loads(run.stdout.rpartition("CODES")[2]), np.float32)
+
+
+def _adding_an_encoder(shop: Workshop, hub: HubServer) -> None:
+    """The text model was trained, searched, pushed and loaded back, here and without the package, as one model."""
+    import transformers
+
+    from cmfah_hf import CMFAHModel, CMFAHProcessor, CrossMediaRetriever
+
+    trained, pushed = CMFAHModel.from_pretrained("my-bert"), shop.names["retriever"].model
+    assert type(pushed.text_model.embeddings.backbone) is transformers.BertModel
+    before = transformers.BertModel.from_pretrained("my-text-model", add_pooling_layer=False).state_dict()
+    learned = trained.text_model.embeddings.backbone.state_dict()
+    assert set(before) == set(learned)
+    assert any(not torch.equal(before[name], learned[name]) for name in before)  # freeze_text_backbone: false
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(tensor, pushed.state_dict()[name]), name
+    assert not list((shop.folder / "my-bert").glob("skip_gram.*"))
+
+    # One model, here, on the Hub and by the code in the repository: the same codes, the same answers.
+    text = "some sailboats, at night"
+    local = CrossMediaRetriever.from_pretrained("my-bert")
+    expected = local.encode_texts([text])
+    assert np.array_equal(shop.names["retriever"].encode_texts([text]), expected)
+    assert np.array_equal(shop.names["hash_values"].detach().numpy(), expected)
+    assert np.array_equal(_without_the_package(shop, hub), expected)
+    assert local.fingerprint == shop.names["retriever"].fingerprint
+    hits = json.loads(shop.printed[next(name for name in shop.printed if name.startswith("cmfah search my-bert"))])
+    found = shop.names["retriever"].search(text=text, k=10)
+    assert [hit["id"] for hit in hits["results"]] == found.ids[0].tolist()
+
+    # Subwords belong to whole words; texts of any length and of any characters have a code of their own.
+    processor = CMFAHProcessor.from_pretrained("my-bert")
+    spans = processor.word_spans("Sailboats, at night!")
+    assert [word for word, _ in spans] == ["sailboats", "at", "night"]
+    assert len(spans[0][1]) > 1
+    positions = [position for _, of_word in spans for position in of_word]
+    assert positions == sorted(set(positions))
+    assert processor(text=["night " * 500], return_tensors="pt").input_ids.shape == (1, 22)
+    codes = local.encode_texts(["", "\u6d77", "night", "night " * 500])
+    assert np.isfinite(codes).all()
+    assert not processor.has_known_tokens(" ")
+    assert processor.has_known_tokens("\u6d77")
+
+
 CHECKS: dict[str, Callable[[Workshop, HubServer], None]] = {
     "README.md": _readme,
+    "docs/adding-an-encoder.md": _adding_an_encoder,
     "docs/data.md": _data,
     "docs/evaluation.md": _evaluation,
     "docs/expansion.md": _expansion,

@@ -36,7 +36,8 @@ def parse_cmfah(words: list[str], folder: Path | None = None) -> None:
     context = command.make_context(name, words)
     if context.info_name == "train":
         # The launch files and data need not be there; the settings have to.
-        parse_run(ROOT / context.params["config"], list(context.args))
+        own = Path(context.params["config"])  # of the page, or of the project
+        parse_run(own if own.is_file() else ROOT / own, list(context.args))
 
 
 def _python(words: list[str], folder: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hub_server import HubServer
 from PIL import Image
 
-from pages.blocks import ROOT
+from pages.blocks import DOCS, ROOT, blocks
 from pages.workshop import Workshop
 
 _WORDS = ("dog beach sea", "dog sea waves", "cat sofa", "beach sea sand", "boat sea sun", "house tree sun")
@@ -166,7 +166,14 @@ def _training(shop: Workshop, hub: HubServer) -> None:
     push_dataset("my-pictures", "owner/name", progress=False)
 
 
+def _adding_an_encoder(shop: Workshop, hub: HubServer) -> None:
+    """The settings that the page shows, in the file that it names."""
+    (shown,) = (block.text for block in blocks(DOCS / "adding-an-encoder.md") if block.language == "yaml")
+    (shop.folder / "my-run.yaml").write_text(shown, encoding="utf-8")
+
+
 _SETUPS: dict[str, Callable[[Workshop, HubServer], None]] = {
+    "docs/adding-an-encoder.md": _adding_an_encoder,
     "docs/expansion.md": _expansion,
     "docs/hub.md": _hub,
     "docs/method.md": _method,

@@ -33,8 +33,8 @@ _NOT_FOR_HAND = {
 
 @dataclass
 class Run:
-    """The settings of a run: fields of the model's configuration, the arguments of the data and of the trainer, the name
-    of the method, and the settings of its objective.
+    """The settings of a run: fields of the model's configuration, arguments of the data and of the trainer, the name of
+    the method, and the settings of its objective.
     """
 
     model: dict[str, Any]

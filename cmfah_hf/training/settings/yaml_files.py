@@ -53,8 +53,11 @@ def merged(chain: list[SettingsFile]) -> Sections:
     for file in chain:
         for section, values in file.sections.items():
             so_far = settings.setdefault(section, {})
-            if "backbone" in values:  # a `backbone_config` of the base would outrank it
-                so_far.pop("backbone_config", None)
+            for name in {
+                "backbone",
+                "text_backbone",
+            } & values.keys():  # a `backbone_config` of the base would outrank it
+                so_far.pop(f"{name}_config", None)
             so_far.update(values)
     return settings
 

@@ -1,0 +1,157 @@
+"""Image encoders: the regions of images, from a torchvision VGG or any `AutoBackbone` of `transformers`.
+
+An image encoder gives each image `R` regions on a grid of rows and columns, from the top left row by row. Shape
+suffixes: B images, R regions, D feature width, C channels of the backbone.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.utils.checkpoint
+from torch import nn
+from transformers import PreTrainedConfig
+
+from .configuration_cmfah import CMFAHConfig
+from .configuration_files import UNFIT
+from .fused_cmfah import EPSILON
+from .model_files import ModelFileError
+
+
+class CMFAHTorchvisionBackbone(nn.Module):
+    """The convolutional part of a torchvision VGG, under torchvision's own names (`features.0.weight`, ...)."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        import torchvision  # type: ignore[import-untyped]  # it has no stubs
+
+        self.features = getattr(torchvision.models, name)(weights=None, init_weights=False).features
+        self.channels = [next(m.out_channels for m in reversed(self.features) if isinstance(m, nn.Conv2d))]
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., torch.Tensor] = torch.utils.checkpoint.checkpoint
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if not (self.gradient_checkpointing and self.training):
+            return self.features(pixel_values)
+        stage: list[nn.Module] = []
+        for module in self.features:  # a stage ends where its pooling shrinks the map, so little is kept between them
+            stage.append(module)
+            if isinstance(module, nn.MaxPool2d):
+                pixel_values = self._gradient_checkpointing_func(nn.Sequential(*stage).__call__, pixel_values)
+                stage = []
+        return pixel_values
+
+
+class CMFAHGivenFeatures(nn.Module):
+    """The backbone of a model whose image features are given: it has no weights and reads no images."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = [channels]
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        raise ValueError(
+            f"This model has no image backbone; give region_features of {self.channels[-1]} channels instead of images."
+        )
+
+
+def _build_backbone(config: CMFAHConfig) -> tuple[nn.Module, int]:
+    """The image backbone of a configuration, with random weights, and its number of channels.
+
+    Raises:
+        ValueError: If `backbone_config` does not make a backbone, or a package that it needs is not installed.
+    """
+    if config.image_feature_dim is not None:
+        return CMFAHGivenFeatures(config.image_feature_dim), config.image_feature_dim
+    if not isinstance(config.backbone_config, PreTrainedConfig):
+        vgg = CMFAHTorchvisionBackbone(str(config.backbone))
+        return vgg, vgg.channels[-1]
+    from transformers import AutoBackbone
+
+    try:
+        backbone = AutoBackbone.from_config(config=config.backbone_config)
+        return backbone, backbone.channels[-1]
+    except ModelFileError:
+        raise
+    except (*UNFIT, ImportError) as error:
+        kind, reason = config.backbone_config.model_type, " ".join(str(error).split())[:200]
+        raise ValueError(f"No {kind} backbone can be built of its backbone_config ({reason}).") from error
+
+
+class CMFAHImageEncoder(nn.Module):
+    """`[regions]`: the last feature map of a backbone, one vector of width `D` for each region."""
+
+    def __init__(self, config: CMFAHConfig):
+        super().__init__()
+        self.config = config
+        self.backbone, channels = _build_backbone(config)
+        self._freeze()
+        self.projection = nn.Linear(channels, config.hidden_size)
+        self._grids: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def _freeze(self) -> None:
+        if self.config.freeze_backbone:  # its dropout and batch statistics with its weights
+            self.backbone.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "CMFAHImageEncoder":
+        super().train(mode)
+        self._freeze()  # weights too: `from_pretrained`, which ends in `eval()`, makes parameters that are not frozen
+        return self
+
+    def _feature_map(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        # A frozen backbone needs no graph; the caller's setting holds otherwise.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_backbone):
+            output = self.backbone(pixel_values.to(self.projection.weight.dtype))
+        return output if isinstance(output, torch.Tensor) else output.feature_maps[-1]
+
+    def extract_regions(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The backbone's own regions, `(B, R, C)`, row by row from the top left: what `region_features` may hold."""
+        return self._feature_map(pixel_values).flatten(2).transpose(1, 2)
+
+    @torch.no_grad()
+    def region_grid(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """Rows and columns of the regions, for images of a size in pixels.
+
+        The first call for a size encodes a black image.
+
+        Args:
+            height, width: Of the images. None: those that the processor gives.
+        """
+        size = height or self.config.image_size, width or self.config.image_size
+        if size not in self._grids:
+            was_training = self.training
+            weight = self.projection.weight
+            black = torch.zeros(1, self.config.num_channels, *size, device=weight.device, dtype=weight.dtype)
+            rows, columns = self.eval()._feature_map(black).shape[2:]
+            self.train(was_training)
+            self._grids[size] = rows, columns
+        return self._grids[size]
+
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, region_features: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The regions `(B, R, D)`.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`.
+            region_features: `(B, R, C)`, as `extract_regions` returns them; instead of `pixel_values`.
+
+        Raises:
+            ValueError: If neither or both are given, or the regions have another number of channels.
+        """
+        if region_features is None and pixel_values is not None:
+            region_features = self.extract_regions(pixel_values)
+        elif region_features is None or pixel_values is not None:
+            raise ValueError("Give the image tower either pixel_values or region_features.")
+        regions_BRC = region_features.to(self.projection.weight.dtype)
+        if regions_BRC.shape[-1] != self.projection.in_features:
+            raise ValueError(
+                f"region_features have {regions_BRC.shape[-1]} channels and the backbone gives "
+                f"{self.projection.in_features}; extract them again with this model's backbone."
+            )
+        if self.config.normalize_regions:
+            # One scale an image: a region's response relative to its neighbors tells things from background.
+            wide = torch.promote_types(regions_BRC.dtype, torch.float32)
+            lengths_BR1 = torch.linalg.vector_norm(regions_BRC, dim=-1, keepdim=True, dtype=wide)
+            scale_B11 = lengths_BR1.square().mean(dim=1, keepdim=True).sqrt().clamp(min=EPSILON)
+            regions_BRC = regions_BRC * (regions_BRC.shape[-1] ** 0.5 / scale_B11).to(regions_BRC.dtype)
+        return self.projection(regions_BRC)

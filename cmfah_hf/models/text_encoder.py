@@ -1,0 +1,218 @@
+"""Text encoders: the tokens of texts, from a TextCNN over word vectors or any text model of `transformers`.
+
+A text encoder gives each text `W` tokens and a mask of those that exist. Shape suffixes: B texts, W tokens, D feature
+width, E width of an input embedding, F filters, H hidden size of the backbone.
+"""
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+
+from .configuration_cmfah import CMFAHConfig
+from .configuration_files import UNFIT
+from .model_files import ModelFileError
+
+
+def build_text_encoder(config: CMFAHConfig) -> "CMFAHTextEncoder":
+    """The text encoder of a configuration, with random weights.
+
+    Raises:
+        ValueError: If `text_backbone_config` does not make a text model.
+    """
+    return CMFAHTextCNN(config) if config.text_backbone_config is None else CMFAHTextBackbone(config)
+
+
+class CMFAHTextEncoder(nn.Module):
+    """The interface of text encoders."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding table of `input_ids`."""
+        raise NotImplementedError
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens `(B, W, D)` in their places, zero where masked, and the mask `(B, W)`.
+
+        Args:
+            input_ids: `(B, W)`, rows of the embedding table.
+            attention_mask: `(B, W)`, 1 at the tokens that exist. None: all that are not padding.
+            inputs_embeds: `(B, W, E)`, input embeddings; instead of `input_ids`.
+
+        Raises:
+            ValueError: If neither or both of `input_ids` and `inputs_embeds` are given.
+        """
+        raise NotImplementedError
+
+
+class CMFAHTextCNN(CMFAHTextEncoder):
+    """`[words]`: a table of word vectors, a TextCNN of several widths, and a fully connected layer."""
+
+    def __init__(self, config: CMFAHConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.word_dim, padding_idx=config.pad_token_id)
+        self._freeze()
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(config.word_dim, config.text_filters, width, padding="same") for width in config.text_kernel_sizes
+        )
+        self.projection = nn.Linear(config.text_filters * len(config.text_kernel_sizes), config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def _freeze(self) -> None:
+        if self.config.freeze_word_vectors:
+            self.embed_tokens.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "CMFAHTextCNN":
+        super().train(mode)
+        self._freeze()  # a table that was loaded is a new parameter
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embed_tokens = value  # type: ignore[assignment]  # transformers' signature allows any module
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        embeds_BWE = _one_of(input_ids, inputs_embeds, self.embed_tokens)
+        mask_BW = _mask(embeds_BWE, input_ids, attention_mask, self.config.pad_token_id)
+        if input_ids is not None and self.config.unk_token_id is not None:
+            mask_BW = mask_BW & (input_ids != self.config.unk_token_id)  # a word without a vector says nothing
+        embeds_BWE, mask_BW = _with_a_column(embeds_BWE, mask_BW)
+        # Masked tokens are zeros, as the convolution's own padding is: how far a text is padded changes nothing.
+        exists_BW1 = mask_BW[..., None].to(embeds_BWE.dtype)
+        filters_BWF = in_reading_order(self._convolve, embeds_BWE * exists_BW1, mask_BW)
+        return self.projection(self.dropout(filters_BWF)) * exists_BW1, mask_BW
+
+    def _convolve(self, embeds_BWE: torch.Tensor) -> torch.Tensor:
+        embeds_BEW = embeds_BWE.mT
+        return torch.cat([convolution(embeds_BEW).relu() for convolution in self.convolutions], dim=1).mT
+
+
+class CMFAHTextBackbone(CMFAHTextEncoder):
+    """Any text model of `transformers`: its `last_hidden_state`, projected to `D`.
+
+    Padding belongs on the side that the model was trained with: most count positions from the left.
+    """
+
+    def __init__(self, config: CMFAHConfig):
+        super().__init__()
+        self.config = config
+        self.backbone = build_text_backbone(config)
+        self._freeze()
+        self.projection = nn.Linear(self.backbone.config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def _freeze(self) -> None:
+        if self.config.freeze_text_backbone:
+            self.backbone.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "CMFAHTextBackbone":
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        embeds_BWE = _one_of(input_ids, inputs_embeds, self.get_input_embeddings())
+        mask_BW = _mask(embeds_BWE, input_ids, attention_mask, self.config.pad_token_id)
+        embeds_BWE, mask_BW = _with_a_column(embeds_BWE, mask_BW)
+        # Attention over no position at all is not a number, so a text without a token attends to its padding.
+        attended_BW = mask_BW | ~mask_BW.any(dim=1, keepdim=True)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text_backbone):
+            if input_ids is not None and input_ids.shape[1]:  # some models add more than a table's rows to them
+                output = self.backbone(input_ids=input_ids, attention_mask=attended_BW.long())
+            else:
+                output = self.backbone(inputs_embeds=embeds_BWE, attention_mask=attended_BW.long())
+        hidden_BWH = output.last_hidden_state.to(self.projection.weight.dtype)
+        return self.projection(self.dropout(hidden_BWH)) * mask_BW[..., None].to(hidden_BWH.dtype), mask_BW
+
+
+def build_text_backbone(config: CMFAHConfig) -> PreTrainedModel:
+    """The text model of `text_backbone_config`, with random weights and without a pooler.
+
+    Raises:
+        ValueError: If no text model can be built.
+    """
+    backbone_config = config.text_backbone_config
+    assert isinstance(backbone_config, PreTrainedConfig)
+    encodes = backbone_config.model_type in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES  # of T5, the encoder alone
+    try:
+        auto_class = AutoModelForTextEncoding if encodes else AutoModel
+        model_class = auto_class._model_mapping[type(backbone_config)]
+        options: dict[str, bool] = {}
+        if isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class).parameters:
+            options["add_pooling_layer"] = False
+        return auto_class.from_config(backbone_config, **options)
+    except ModelFileError:
+        raise
+    except (*UNFIT, ImportError) as error:
+        kind, reason = backbone_config.model_type, " ".join(str(error).split())[:200]
+        raise ValueError(f"No {kind} text model can be built of its text_backbone_config ({reason}).") from error
+
+
+def in_reading_order(
+    module: Callable[[torch.Tensor], torch.Tensor], tokens_BWD: torch.Tensor, mask_BW: torch.Tensor
+) -> torch.Tensor:
+    """Applies `module` to the existing tokens, moved together in their order; each result goes to its token's place.
+
+    A module that looks at neighbors, a convolution or an LSTM, then sees the text and not how it is padded.
+    """
+    order_BW1 = (~mask_BW).long().argsort(dim=1, stable=True)[..., None]
+    output_BWD = module(tokens_BWD.take_along_dim(order_BW1, dim=1))
+    return output_BWD.take_along_dim(order_BW1.argsort(dim=1), dim=1)
+
+
+def _one_of(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, table: nn.Module) -> torch.Tensor:
+    """The input embeddings `(B, W, E)`, given or looked up."""
+    if inputs_embeds is not None and input_ids is None:
+        return inputs_embeds
+    if input_ids is not None and inputs_embeds is None:
+        return table(input_ids)
+    raise ValueError("Give the text tower either input_ids or inputs_embeds.")
+
+
+def _mask(
+    embeds_BWE: torch.Tensor,
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    pad_token_id: int | None,
+) -> torch.Tensor:
+    if attention_mask is not None:
+        return attention_mask.bool()
+    if input_ids is not None and pad_token_id is not None:
+        return input_ids != pad_token_id
+    return embeds_BWE.new_ones(embeds_BWE.shape[:2], dtype=torch.bool)
+
+
+def _with_a_column(embeds_BWE: torch.Tensor, mask_BW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A masked column where there is none: convolution, attention and LSTM need one."""
+    if mask_BW.shape[1]:
+        return embeds_BWE, mask_BW
+    return nn.functional.pad(embeds_BWE, (0, 0, 0, 1)), nn.functional.pad(mask_BW, (0, 1))
