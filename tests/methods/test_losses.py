@@ -167,11 +167,11 @@ def test_the_loss_of_pairs_alone_by_hand():
     towers = [View(hash_values=torch.tensor(x), features=torch.tensor(x)) for x in (image, text)]
     found = pair_losses(*towers, torch.arange(4), torch.ones(4, 8), 0.5)
     expected = cubic_hinge(cosines, eye, ~eye, 0.5)[0] + cubic_hinge(cosines.T, eye, ~eye, 0.5)[0]
-    assert found.inter_hash.item() == pytest.approx(expected, rel=1e-9)
-    assert found.intra_hash.item() == 0
+    assert found["inter_hash"].item() == pytest.approx(expected, rel=1e-9)
+    assert found["intra_hash"].item() == 0
     within = [((cosine_similarity(x)[~eye]) ** 2).mean() for x in (image, text)]
     target = ((cosines - np.eye(4)) ** 2).mean() + sum(within) / 2
-    assert found.similarity.item() == pytest.approx(target, rel=1e-9)
+    assert found["similarity"].item() == pytest.approx(target, rel=1e-9)
 
 
 def test_sign_of_zero_is_plus_one():

@@ -53,10 +53,7 @@ def merged(chain: list[SettingsFile]) -> Sections:
     for file in chain:
         for section, values in file.sections.items():
             so_far = settings.setdefault(section, {})
-            for name in {
-                "backbone",
-                "text_backbone",
-            } & values.keys():  # a `backbone_config` of the base would outrank it
+            for name in {"backbone", "text_backbone"} & values.keys():  # the base's `backbone_config` would outrank it
                 so_far.pop(f"{name}_config", None)
             so_far.update(values)
     return settings

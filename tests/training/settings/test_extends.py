@@ -93,10 +93,19 @@ def test_the_base_is_relative_to_the_file_that_names_it(tmp_path, monkeypatch):
 def test_the_method_comes_from_the_file_that_names_one_last(tmp_path):
     base = write(tmp_path / "base.yaml", {"model": {"model_type": "scahn", "queue_size": 8}})
     run = parse_run(write(tmp_path / "run.yaml", {"model": {"hash_bits": 16}}, base), ["--use_cpu"])
-    assert (run.method, run.model) == ("scahn", {"queue_size": 8, "hash_bits": 16})
+    assert (run.method, run.model, run.objective) == ("scahn", {"hash_bits": 16}, {"queue_size": 8})
     other = write(tmp_path / "other.yaml", {"model": {"model_type": "cmfah"}}, base)
     with pytest.raises(CMFAHError, match=r"base\.yaml: model has no setting 'queue_size', which is .* --method scahn"):
         parse_run(other, ["--use_cpu"])
+
+
+def test_settings_of_the_objective_in_either_section_of_a_chain(tmp_path):
+    base = write(tmp_path / "base.yaml", {"model": {"model_type": "cmfah"}, "method": {"margin": 0.1}})
+    run = parse_run(write(tmp_path / "one.yaml", {"model": {"margin": 0.2}}, base), ["--use_cpu"])
+    assert (run.method, run.model, run.objective) == ("cmfah", {}, {"margin": 0.2})
+    other = write(tmp_path / "other.yaml", {"method": {"name": "scahn", "queue_size": 8}}, base)
+    run = parse_run(other, ["--use_cpu", "--margin", "0.3"])
+    assert (run.method, run.model, run.objective) == ("scahn", {}, {"margin": 0.3, "queue_size": 8})
 
 
 def test_run_yaml_holds_the_resolved_settings(tmp_path):
@@ -105,7 +114,8 @@ def test_run_yaml_holds_the_resolved_settings(tmp_path):
     (tmp_path / "out").mkdir()
     written = write_settings(run, tmp_path / "out")
     assert yaml.safe_load(written.read_text(encoding="utf-8")) == {
-        "model": {"model_type": "cmfah", "hash_bits": 32},
+        "model": {"hash_bits": 32},
+        "method": {"name": "cmfah"},
         "data": {"dataset": "scenes", "top_k": 3},
         "training": {"learning_rate": 0.25},
     }

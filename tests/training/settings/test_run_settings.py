@@ -177,7 +177,7 @@ def test_rows_without_labels_or_text_and_unreadable_pictures(run_of, scenes_fold
     assert metrics["train_pairs"] + metrics["validation_pairs"] == 46
     assert metrics["query"]["queries_without_relevant"] == 1
     assert metrics["query"]["database_without_labels"] == 8
-    assert "Left out 2 of 48 pictures" in caplog.text
+    assert "Left out 2 of 48 images" in caplog.text
     assert rows[2]["id"] in caplog.text
     assert rows[3]["id"] in caplog.text
     tensors = load_file(tmp_path / "out" / "model.safetensors")
