@@ -191,12 +191,12 @@ class CMFAHTrainer(Trainer):
     def _every_pair(self):
         """Loaders made here give all pairs, by the similarity that evaluation measures."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        self.data_collator = self.task.measuring_collator
+        collator, self.data_collator = self.data_collator, self.task.measuring_collator
         try:
             yield
         finally:
             self.args.dataloader_drop_last = drop_last
-            self.data_collator = self.task.collator
+            self.data_collator = collator
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
         pretraining = self.pretraining

@@ -248,4 +248,4 @@ def test_launch_files_are_what_accelerate_reads(path):
 
 def test_launch_files_are_all_there_and_installed():
     assert {path.stem for path in LAUNCH_FILES} == {"cpu", "one_gpu", "several_gpus", "fsdp2", "several_nodes"}
-    assert '"accelerate/*.yaml"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert '"hub_configs" = "cmfah_hf/hub_configs"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ TOKEN = "hf_" + "AbCdEfGh" * 4
 def test_what_is_no_folder_is_refused_before_anything_is_computed(run_of, make_trainer, tmp_path, kind, monkeypatch):
     from cmfah_hf.training import run as run_module
 
-    monkeypatch.setattr(run_module, "read_pairs", lambda *args: pytest.fail("the data is read"))
+    monkeypatch.setattr(run_module, "prepare", lambda *args: pytest.fail("the data is read"))
     place = tmp_path / "place"
     os.mkfifo(place) if kind == "pipe" else place.write_text("kept")
     output = {"below a file": place / "out", "name": tmp_path / ("x" * 300)}.get(kind, place)

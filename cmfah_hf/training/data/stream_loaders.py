@@ -55,7 +55,7 @@ def stream_loader(trainer: Any, stream: PairStream, training: bool) -> DataLoade
         part,
         device=accelerator.device,
         batch_size=batch_size,
-        collate_fn=without_gaps(trainer.task.collator if training else trainer.task.measuring_collator),
+        collate_fn=without_gaps(trainer.data_collator if training else trainer.task.measuring_collator),
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory,
         persistent_workers=args.dataloader_persistent_workers and training,

@@ -140,7 +140,7 @@ for name, (settings, step, _) in json.loads(sys.argv[3]).items():
 
 def run_program(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", program, str(Path(__file__).with_name("conftest.py")), *arguments],
+        [sys.executable, "-c", program, str(Path(__file__).parents[1] / "conftest.py"), *arguments],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), **environment},
         capture_output=True,
         text=True,
@@ -255,7 +255,7 @@ def test_two_processes_over_uneven_shards(make_pairs, make_model, make_trainer, 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-c", TWO_PROCESSES, str(Path(__file__).with_name("conftest.py")), str(tmp_path)]
+    command = [sys.executable, "-c", TWO_PROCESSES, str(Path(__file__).parents[1] / "conftest.py"), str(tmp_path)]
     environment = {**os.environ, **common, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(

@@ -323,7 +323,8 @@ def test_an_empty_file_is_the_defaults(read):
 
 
 CONFIGURATIONS = ROOT / "hub_configs"
-BUNDLED = sorted(path for path in CONFIGURATIONS.rglob("*.yaml") if path.parent.name not in ("accelerate", "experiments"))
+OTHERS = ("accelerate", "experiments")
+BUNDLED = sorted(path for path in CONFIGURATIONS.rglob("*.yaml") if path.parent.name not in OTHERS)
 
 
 @pytest.mark.parametrize("file", BUNDLED, ids=lambda path: path.stem)
