@@ -12,6 +12,7 @@ from cmfah_hf.data.label_counts import LabelCounts
 from cmfah_hf.data.similarity import LabelSimilarity, PairSimilarity, Similarity, TagSimilarity
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
 from cmfah_hf.expansion.label_vectors import label_vectors
+from cmfah_hf.methods.label_graph import LabelGraph
 from cmfah_hf.methods.pretraining import PRETRAINING_MODELS, CMFAHForPreTraining
 from cmfah_hf.models import CMFAHProcessor
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
@@ -171,9 +172,10 @@ def build_model(
         load_text_backbone_weights(model.cmfah.text_model)
     elif embedding is not None:
         fill_word_table(model.cmfah.text_model, torch.from_numpy(embedding.vectors))
-    if label_counts is not None and embedding is not None:
+    graph = getattr(model.objective, "label_graph", None)
+    if isinstance(graph, LabelGraph) and label_counts is not None and embedding is not None:
         counts_CC = torch.from_numpy(label_counts.matrix(classes))
-        model.objective.label_graph.fill(counts_CC, torch.from_numpy(label_vectors(classes, embedding)))
+        graph.fill(counts_CC, torch.from_numpy(label_vectors(classes, embedding)))
     weights = backbone_weights(run.data, config)
     if backbone is not None:  # the backbone of the regions, whose weights may be random
         model.cmfah.image_model.embeddings.backbone.load_state_dict(backbone.state_dict())

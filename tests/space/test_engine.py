@@ -117,7 +117,7 @@ def test_attention_is_laid_over_every_region(engine, pairs):
 def test_memory_and_figures_are_those_of_the_model(engine, run):
     shown = charts.memory(engine)
     bits, width = engine.bits, engine.retriever.model.config.hidden_size
-    assert [int(size) for size in re.findall(r"([\d,]+) bytes an image", shown)] == [bits // 8, 4 * bits, 4 * width]
+    assert [int(size) for size in re.findall(r"([\d,]+) bytes per image", shown)] == [bits // 8, 4 * bits, 4 * width]
     figures = run.metrics["query"]
     assert engine.metrics["query"] == pytest.approx(figures)
     table = re.findall(r"<td>([\d.]+)</td>", charts.quality(engine.metrics))
@@ -132,19 +132,19 @@ def test_memory_and_figures_are_those_of_the_model(engine, run):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({}, "no words to search with"),
-        ({"text": "  "}, "no words to search with"),
+        ({}, "The query is empty"),
+        ({"text": "  "}, "The query is empty"),
         ({"text": "zzz qqq"}, "The model knows none of these words"),
         ({"text": "x" * 301}, "at most 300"),
-        ({"text": "sun", "k": 0}, "from 1 to 24"),
-        ({"text": "sun", "k": 25}, "from 1 to 24"),
-        ({"text": "sun", "k": 2.5}, "from 1 to 24"),
-        ({"text": "sun", "k": float("nan")}, "from 1 to 24"),
-        ({"text": "sun", "k": "3"}, "from 1 to 24"),
-        ({"text": "sun", "k": None}, "from 1 to 24"),
-        ({"text": "sun", "k": 10**400}, "from 1 to 24"),
-        ({"text": ["sun"]}, "are not a text"),
-        ({"text": 3}, "are not a text"),
+        ({"text": "sun", "k": 0}, "must be between 1 and 24"),
+        ({"text": "sun", "k": 25}, "must be between 1 and 24"),
+        ({"text": "sun", "k": 2.5}, "must be between 1 and 24"),
+        ({"text": "sun", "k": float("nan")}, "must be between 1 and 24"),
+        ({"text": "sun", "k": "3"}, "must be between 1 and 24"),
+        ({"text": "sun", "k": None}, "must be between 1 and 24"),
+        ({"text": "sun", "k": 10**400}, "must be between 1 and 24"),
+        ({"text": ["sun"]}, "is not a string"),
+        ({"text": 3}, "is not a string"),
     ],
 )
 def test_queries_without_an_answer_are_refused(engine, arguments, reason):
