@@ -7,7 +7,7 @@ epoch whose last step was saved, and runs that had already stopped.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,9 +22,6 @@ from cmfah_hf.training.checkpoint_contents import check_optimizer, check_schedul
 from cmfah_hf.training.checkpoints import check_whole, disk_errors, finish_checkpoint, rotate
 from cmfah_hf.training.run_folder import UNFINISHED_NAME, remove_unfinished
 
-if TYPE_CHECKING:
-    from cmfah_hf.training.trainer import CMFAHTrainer
-
 PROGRESS_NAME = "progress"
 # The tables of the objective's `TrainingState`, such as the binary codes of all training pairs.
 TABLES_NAME = "codes.safetensors"
@@ -37,7 +34,7 @@ class CheckpointStore:
         trainer: The trainer, which calls the store from its hooks.
     """
 
-    def __init__(self, trainer: "CMFAHTrainer"):
+    def __init__(self, trainer: Any):
         self.trainer = trainer
         self.staging: Path | None = None  # the run's folder while a checkpoint is written
         self.resumed_from: Path | None = None

@@ -9,7 +9,6 @@ from cmfah_hf.errors import HubError
 
 if TYPE_CHECKING:
     from cmfah_hf.hub import PushedModel
-    from cmfah_hf.training.trainer import CMFAHTrainer
 
 
 class HubUploads:
@@ -19,7 +18,7 @@ class HubUploads:
         trainer: The trainer, whose arguments name the repository, token, branch and privacy.
     """
 
-    def __init__(self, trainer: "CMFAHTrainer"):
+    def __init__(self, trainer: Any):
         self.trainer = trainer
 
     @property

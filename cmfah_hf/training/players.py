@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, get_scheduler
@@ -13,9 +13,6 @@ from cmfah_hf.methods.base import Player
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.training.checkpoint_contents import check_optimizer, check_schedule, read_torch_file
 from cmfah_hf.training.processes import average_gradients
-
-if TYPE_CHECKING:
-    from cmfah_hf.training.trainer import CMFAHTrainer
 
 
 class PlayerUpdates:
@@ -155,7 +152,7 @@ class ObjectiveCallback(TrainerCallback):
     The schedules advance where the towers' does, so that no overflow leads them apart.
     """
 
-    def __init__(self, trainer: "CMFAHTrainer"):
+    def __init__(self, trainer: Any):
         self.trainer = trainer
 
     def on_optimizer_step(self, args, state, control, **kwargs):
