@@ -141,7 +141,11 @@ for name, (settings, step, _) in json.loads(sys.argv[3]).items():
 def run_program(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", program, str(Path(__file__).parents[1] / "conftest.py"), *arguments],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), **environment},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[up]) for up in (3, 2)),
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=200,
@@ -256,7 +260,12 @@ def test_two_processes_over_uneven_shards(make_pairs, make_model, make_trainer, 
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-c", TWO_PROCESSES, str(Path(__file__).parents[1] / "conftest.py"), str(tmp_path)]
-    environment = {**os.environ, **common, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        **common,
+        "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[up]) for up in (3, 2)),
+        "OMP_NUM_THREADS": "1",
+    }
     processes = [
         subprocess.Popen(
             command,
@@ -434,7 +443,7 @@ def test_a_long_stream_takes_no_more_memory_than_a_short_one(tmp_path):
     folders = [str(tmp_path / kind) for kind in ("parquet", "arrow")]
     result = subprocess.run(
         [sys.executable, "-c", MEMORY, *folders],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[up]) for up in (3, 2))},
         capture_output=True,
         text=True,
         timeout=250,
