@@ -180,7 +180,7 @@ def test_a_flaky_hub_is_borne(push_run, hub, trained):
 @pytest.mark.parametrize(
     ("token", "part"),
     [
-        ("hf_wrong", "the Hub does not know the token"),
+        ("hf_wrong", "the Hub rejects the token"),
         ("hf_stranger", "the token may not write there"),
         ("hf_reader", "the token may not write there"),
     ],
@@ -221,9 +221,13 @@ def test_folders_and_indexes_that_do_not_fit_are_refused_before_anything_is_sent
     with pytest.raises(CheckpointError, match=r"a folder without config\.json"):
         push_run(tmp_path)
     for name, change, part in (
-        ("weights", lambda f: (f / "model.safetensors").write_bytes(b"\0" * 9), "no model and processor can be loaded"),
+        (
+            "weights",
+            lambda f: (f / "model.safetensors").write_bytes(b"\0" * 9),
+            "the model or processor cannot be loaded",
+        ),
         ("pickle", as_pickle, "no weights as safetensors"),
-        ("words", lambda f: (f / "tokenizer.json").unlink(), "no model and processor can be loaded"),
+        ("words", lambda f: (f / "tokenizer.json").unlink(), "the model or processor cannot be loaded"),
         ("figures", lambda f: (f / "metrics.json").write_text("{"), "metrics.json is not valid JSON"),
         ("settings", lambda f: (f / "run.yaml").write_text("a: [\n"), "run.yaml is not valid YAML"),
     ):

@@ -27,6 +27,10 @@ def stream_of(pairs, shards: int = 4) -> datasets.IterableDataset:
     return pairs.with_format(None).to_iterable_dataset(shards)
 
 
+# Of a program that loads a conftest: the package and the tests' settings.
+PATHS = os.pathsep.join(str(Path(__file__).parents[up]) for up in (3, 2))
+
+
 class Seen(TrainerCallback):
     """The ids that were trained on, a list a step."""
 
@@ -143,7 +147,7 @@ def run_program(program: str, *arguments: str, **environment: str) -> subprocess
         [sys.executable, "-c", program, str(Path(__file__).parents[1] / "conftest.py"), *arguments],
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[up]) for up in (3, 2)),
+            "PYTHONPATH": PATHS,
             **environment,
         },
         capture_output=True,
@@ -263,7 +267,7 @@ def test_two_processes_over_uneven_shards(make_pairs, make_model, make_trainer, 
     environment = {
         **os.environ,
         **common,
-        "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[up]) for up in (3, 2)),
+        "PYTHONPATH": PATHS,
         "OMP_NUM_THREADS": "1",
     }
     processes = [
@@ -443,7 +447,7 @@ def test_a_long_stream_takes_no_more_memory_than_a_short_one(tmp_path):
     folders = [str(tmp_path / kind) for kind in ("parquet", "arrow")]
     result = subprocess.run(
         [sys.executable, "-c", MEMORY, *folders],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[up]) for up in (3, 2))},
+        env={**os.environ, "PYTHONPATH": PATHS},
         capture_output=True,
         text=True,
         timeout=250,
