@@ -38,9 +38,7 @@ def train_validation_split(
     return dataset.select(np.sort(order[size:])), dataset.select(np.sort(order[:size]))
 
 
-def hold_out_databases(
-    train: Any, database: Any = None, fraction: float = 0.2, seed: int = 0
-) -> dict[str, Any]:
+def hold_out_databases(train: Any, database: Any = None, fraction: float = 0.2, seed: int = 0) -> dict[str, Any]:
     """Divide training pairs so that neither test nor validation queries are ranked against a pair that was trained on.
 
     Args:

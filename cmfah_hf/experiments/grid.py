@@ -12,8 +12,8 @@ from typing import Any
 from cmfah_hf.documents import read_yaml
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.training import CMFAHTrainingArguments, bundled_configuration
-from cmfah_hf.training.settings.arguments import PROTOCOLS, DataArguments
 from cmfah_hf.training.evaluate import PROTOCOLS as ENCODINGS
+from cmfah_hf.training.settings.arguments import PROTOCOLS, DataArguments
 
 # Methods that are not trained by `cmfah train`, by the value of `reference`.
 REFERENCES = ("linear",)

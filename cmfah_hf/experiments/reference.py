@@ -18,8 +18,8 @@ from cmfah_hf.errors import CMFAHError, DataError
 from cmfah_hf.evaluation.levels import count_relevant, relevance
 from cmfah_hf.evaluation.metrics import mean_average_precision, random_ranking_map
 from cmfah_hf.experiments.results import figures_of_queries, figures_of_validation
-from cmfah_hf.training.settings.configuration import Run
 from cmfah_hf.training.preparation import read_pairs
+from cmfah_hf.training.settings.configuration import Run
 
 logger = logging.getLogger(__name__)
 

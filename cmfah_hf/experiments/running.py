@@ -27,9 +27,9 @@ from cmfah_hf.experiments.results import (
 )
 from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.training import parse_run, train
-from cmfah_hf.training.settings.configuration import Run
 from cmfah_hf.training.evaluate import evaluate_folder
 from cmfah_hf.training.preparation import make_words, read_pairs
+from cmfah_hf.training.settings.configuration import Run
 
 logger = logging.getLogger(__name__)
 

@@ -151,9 +151,7 @@ def test_index_of_mere_images_with_damaged_ones_inside(cmfah, trained, odd_image
         "transparent.webp",
     ]  # fmt: skip
     left_out = outcome.document["left_out"]
-    assert [reason.partition(": ")[0] for reason in left_out] == [
-        str(odd_images / n) for n in ("cut.jpg", "none.png")
-    ]
+    assert [reason.partition(": ")[0] for reason in left_out] == [str(odd_images / n) for n in ("cut.jpg", "none.png")]
     assert "cut short" in left_out[0]
     assert "not an image" in left_out[1]
     assert all(f"Left out: {reason}" in caplog.text for reason in left_out)

@@ -228,8 +228,7 @@ def test_a_query_of_undecodable_bytes_is_refused(cmfah, trained, hostile_index):
     outcome = cmfah("search", trained.folder, hostile_index, "--text", "boat \udce9")
     assert outcome.code == 2
     assert (
-        outcome.err
-        == "cmfah: The text 'boat \\udce9' contains a lone surrogate, not a character; give it as UTF-8.\n"
+        outcome.err == "cmfah: The text 'boat \\udce9' contains a lone surrogate, not a character; give it as UTF-8.\n"
     )
 
 

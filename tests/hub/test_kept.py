@@ -103,14 +103,10 @@ def test_a_card_that_cannot_be_added_to_stays_to_the_byte(pushed, hub, theirs):
 def test_a_file_that_a_person_replaced_is_not_replaced_unasked(pushed, hub, trained, tmp_path):
     pushed()
     before = hub.files("org/model", "model")
-    hub.add(
-        "org/model", {"config.json": b"{}", "images.index": b"mine", "plots/precision_at_k.png": b"mine"}, "model"
-    )
+    hub.add("org/model", {"config.json": b"{}", "images.index": b"mine", "plots/precision_at_k.png": b"mine"}, "model")
     there = hub.files("org/model", "model")
     folder = shutil.copytree(trained.folder, tmp_path / "run")
-    with pytest.raises(
-        HubError, match=r"config\.json.* changed on the Hub .* nothing was published"
-    ) as raised:
+    with pytest.raises(HubError, match=r"config\.json.* changed on the Hub .* nothing was published") as raised:
         pushed(folder)
     assert "\n" not in str(raised.value)
     assert hub.files("org/model", "model") == there
