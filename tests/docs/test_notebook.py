@@ -74,4 +74,4 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert set(alike) <= ids
     assert "40 pictures, 320 bytes of codes" in printed(cell_with(notebook, "codes.nbytes"))
     assert "Nothing was pushed" in printed(notebook.cells[-1])
-    assert Path(tmp_path, "search-your-pictures", "model", "pictures.index").is_file()
+    assert Path(tmp_path, "search-your-pictures", "model", "images.index").is_file()

@@ -77,7 +77,7 @@ def _hub(shop: Workshop, hub: HubServer) -> None:
     pushed, own = shop.names["model"].state_dict(), CMFAHModel.from_pretrained("my-model").state_dict()
     assert set(pushed) == set(own)
     assert all(torch.equal(tensor, own[name]) for name, tensor in pushed.items())
-    assert files["pictures.index"] == (shop.folder / "my.index").read_bytes()
+    assert files["images.index"] == (shop.folder / "my.index").read_bytes()
     assert "owner/trained" in {name for kind, name in hub.store.repositories if kind == "model"}
     code = np.asarray(shop.names["pipe"]("boat sun")["code"]).ravel()
     assert code.dtype == np.int8

@@ -149,7 +149,7 @@ def _scaling(shop: Workshop, hub: HubServer) -> None:
     index = HashIndex(bits=64)
     columns = {"year": [2015 + n % 10 for n in range(300)], "caption": [f"picture {n}" for n in range(300)]}
     index.add(values, ids=[f"p{n}" for n in range(300)], metadata=columns)
-    index.save("pictures.index")
+    index.save("images.index")
     shop.names["hash_values"] = values[:2]
 
 
