@@ -122,7 +122,7 @@ def _trainer(prepared: PreparedRun, args: CMFAHTrainingArguments, train_pairs: A
         prepared.pairs.splits["validation"],
         processing_class=processor,
         text_column=prepared.text_column,
-        relevance=prepared.similarity,
+        similarity=prepared.similarity,
         measured=prepared.measured,
         # Pairs that are similar only to themselves are ranked among the validation pairs, which no training saw.
         database=None
