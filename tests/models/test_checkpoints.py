@@ -266,7 +266,7 @@ save_file({name: value.contiguous() for name, value in found.items()}, here / f"
 
 @pytest.fixture(scope="module")
 def travelled(make_model, tmp_path_factory):
-    """A training model, a folder with its checkpoint and its towers', three pictures and texts, and the inputs."""
+    """A training model, a folder with its checkpoint and its towers', three images and texts, and the inputs."""
     pretraining = make_model(CMFAHForPreTraining)  # one of its own: what is saved also writes into its configuration
     here = tmp_path_factory.mktemp("travelled")
     vocabulary = ["beach", "dog", "海", "हिन्दी", "on", "the"]

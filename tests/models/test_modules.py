@@ -216,7 +216,7 @@ def test_torchvision_backbone_is_torchvisions(make_config):
     assert backbone.channels == [512]
 
 
-def test_regions_are_read_row_by_row_and_scaled_picture_by_picture(make_config):
+def test_regions_are_read_row_by_row_and_scaled_image_by_image(make_config):
     torch.manual_seed(0)
     pixels = torch.randn(2, 3, 64, 32)  # a map of 8 x 4, so that rows are not columns
     for normalize in (True, False):
@@ -230,7 +230,7 @@ def test_regions_are_read_row_by_row_and_scaled_picture_by_picture(make_config):
                     torch.testing.assert_close(regions[:, row * 4 + column], feature_map[:, :, row, column])
             scaled = regions
             if normalize:
-                # The mean square length of a picture's regions is the number of channels; what is strong stays strong.
+                # The mean square length of an image's regions is the number of channels; what is strong stays strong.
                 squares = regions.double().square().sum(dim=-1)
                 scaled = (regions * (8 / squares.mean(dim=1))[:, None, None].sqrt()).float()
             expected = scaled @ module.projection.weight.T + module.projection.bias

@@ -17,12 +17,12 @@ def parts(make_model):
     model = make_model(CMFAHModel)
     processor = CMFAHProcessor.from_vocabulary(model.config, WORDS, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
     rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 256, (40, 30 + i, 3)).astype(np.uint8)) for i in range(5)]
-    return pipeline("cross-modal-retrieval", model=model, processor=processor, device="cpu"), pictures
+    images = [Image.fromarray(rng.integers(0, 256, (40, 30 + i, 3)).astype(np.uint8)) for i in range(5)]
+    return pipeline("cross-modal-retrieval", model=model, processor=processor, device="cpu"), images
 
 
-def image_hash(pipe, picture) -> np.ndarray:
-    pixel_values = pipe.processor(images=[picture], return_tensors="pt")["pixel_values"]
+def image_hash(pipe, image) -> np.ndarray:
+    pixel_values = pipe.processor(images=[image], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         return pipe.model.get_image_hash(pixel_values)[0].numpy()
 
@@ -34,12 +34,12 @@ def text_hash(pipe, text) -> np.ndarray:
 
 
 def test_hash_values_and_code(parts):
-    pipe, pictures = parts
+    pipe, images = parts
     for query, expected in (
         ("a dog", text_hash(pipe, "a dog")),
         ({"text": "a dog"}, text_hash(pipe, "a dog")),
-        (pictures[1], image_hash(pipe, pictures[1])),
-        ({"image": pictures[1]}, image_hash(pipe, pictures[1])),
+        (images[1], image_hash(pipe, images[1])),
+        ({"image": images[1]}, image_hash(pipe, images[1])),
     ):
         found = pipe(query)
         assert np.array_equal(found["hash_values"], expected)
@@ -51,13 +51,13 @@ def test_hash_values_and_code(parts):
 @pytest.mark.parametrize("metric", ["aqd", "hamming"])
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_candidates_of_both_kinds_are_ranked(parts, metric, batch_size):
-    pipe, pictures = parts
-    candidates = [TEXTS[0], pictures[0], {"text": TEXTS[1]}, {"image": pictures[2]}, TEXTS[2], pictures[0]]
+    pipe, images = parts
+    candidates = [TEXTS[0], images[0], {"text": TEXTS[1]}, {"image": images[2]}, TEXTS[2], images[0]]
     hashes = [
-        text_hash(pipe, TEXTS[0]), image_hash(pipe, pictures[0]), text_hash(pipe, TEXTS[1]),
-        image_hash(pipe, pictures[2]), text_hash(pipe, TEXTS[2]), image_hash(pipe, pictures[0]),
+        text_hash(pipe, TEXTS[0]), image_hash(pipe, images[0]), text_hash(pipe, TEXTS[1]),
+        image_hash(pipe, images[2]), text_hash(pipe, TEXTS[2]), image_hash(pipe, images[0]),
     ]  # fmt: skip
-    query = image_hash(pipe, pictures[4])
+    query = image_hash(pipe, images[4])
     signs = np.where(np.array(hashes) >= 0, 1, -1)
     if metric == "aqd":
         scores = (signs * np.rint(query.astype(np.float64) * 2**14) / 2**14).sum(axis=1)
@@ -65,30 +65,30 @@ def test_candidates_of_both_kinds_are_ranked(parts, metric, batch_size):
     else:
         scores = (signs != np.where(query >= 0, 1, -1)).sum(axis=1)
         order = sorted(range(6), key=lambda place: (scores[place], place))
-    found = pipe({"image": pictures[4], "candidates": candidates}, metric=metric, batch_size=batch_size)["ranking"]
+    found = pipe({"image": images[4], "candidates": candidates}, metric=metric, batch_size=batch_size)["ranking"]
     assert [hit["index"] for hit in found] == order
     assert [hit["score"] for hit in found] == pytest.approx([float(scores[place]) for place in order], abs=1e-4)
-    assert pipe({"image": pictures[4], "candidates": candidates}, metric=metric, top_k=2)["ranking"] == found[:2]
+    assert pipe({"image": images[4], "candidates": candidates}, metric=metric, top_k=2)["ranking"] == found[:2]
 
 
 def test_a_list_is_of_queries(parts):
-    pipe, pictures = parts
-    found = pipe(["a dog", pictures[0], {"text": "sea", "candidates": []}], batch_size=2)
+    pipe, images = parts
+    found = pipe(["a dog", images[0], {"text": "sea", "candidates": []}], batch_size=2)
     assert np.array_equal(found[0]["hash_values"], text_hash(pipe, "a dog"))
-    assert np.array_equal(found[1]["hash_values"], image_hash(pipe, pictures[0]))
+    assert np.array_equal(found[1]["hash_values"], image_hash(pipe, images[0]))
     assert found[2]["ranking"] == []
 
 
-def test_a_picture_in_a_file_is_upright_and_keeps_its_mode(parts, tmp_path):
-    pipe, pictures = parts
+def test_a_image_in_a_file_is_upright_and_keeps_its_mode(parts, tmp_path):
+    pipe, images = parts
     rotated, clear = tmp_path / "rotated.png", tmp_path / "clear.png"
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
-    pictures[0].save(rotated, exif=exif)
-    see_through = pictures[0].convert("RGBA")
+    images[0].save(rotated, exif=exif)
+    see_through = images[0].convert("RGBA")
     see_through.putalpha(100)
     see_through.save(clear)
-    upright = pictures[0].transpose(Image.Transpose.ROTATE_270)
+    upright = images[0].transpose(Image.Transpose.ROTATE_270)
     assert np.array_equal(pipe({"image": str(rotated)})["hash_values"], image_hash(pipe, upright))
     assert np.array_equal(pipe({"image": clear})["hash_values"], image_hash(pipe, see_through))
 
@@ -97,7 +97,7 @@ def test_a_picture_in_a_file_is_upright_and_keeps_its_mode(parts, tmp_path):
     ("query", "settings", "part"),
     [
         ("nothing known", {}, "No word of 'nothing known' is among the 6"),
-        ({"image": "/nowhere.png"}, {}, "/nowhere.png: not a picture"),
+        ({"image": "/nowhere.png"}, {}, "/nowhere.png: not an image"),
         ({"words": "a dog"}, {}, "not a mapping of words"),
         ({"text": "a dog", "image": "x.png"}, {}, "not a mapping of text, image"),
         (3, {}, "not a int"),

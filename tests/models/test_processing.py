@@ -1,4 +1,4 @@
-"""Pictures and texts as the towers read them, against Pillow, torchvision and NumPy."""
+"""Images and texts as the towers read them, against Pillow, torchvision and NumPy."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def bytes_of(pixel_values):
     return (values * STD + MEAN) * 255
 
 
-def test_a_picture_of_the_models_size_is_only_normalised(processor):
+def test_a_image_of_the_models_size_is_only_normalised(processor):
     values = noise((32, 32))
     found = processor(images=Image.fromarray(values), return_tensors="pt").pixel_values
     assert (found.shape, found.dtype) == ((1, 3, 32, 32), torch.float32)
@@ -95,7 +95,7 @@ def test_palettes(processor):
     np.testing.assert_allclose(found[:, 16:], np.broadcast_to([10, 200, 10], (32, 16, 3)), atol=0.01)
 
 
-def test_arrays_and_tensors_are_pictures_too(processor):
+def test_arrays_and_tensors_are_images_too(processor):
     values = noise((32, 32))
     expected = processor(images=Image.fromarray(values), return_tensors="pt").pixel_values
     for images in (values, torch.from_numpy(values).permute(2, 0, 1), [values]):

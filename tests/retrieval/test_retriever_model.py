@@ -163,7 +163,7 @@ def test_an_index_next_to_the_model_is_checked(trained, other_model, retriever, 
     assert len(CrossMediaRetriever.from_pretrained(tmp_path / "run", index=True).images) == 3
     for name in ("model.safetensors", "config.json"):
         shutil.copy(other_model / name, tmp_path / "run" / name)
-    with pytest.raises(HashIndexError, match=r"pictures\.index holds codes of another model"):
+    with pytest.raises(HashIndexError, match=r"images\.index holds codes of another model"):
         CrossMediaRetriever.from_pretrained(tmp_path / "run", index=True)
     assert len(CrossMediaRetriever.from_pretrained(tmp_path / "run", index=True, any_model=True).images) == 3
 
