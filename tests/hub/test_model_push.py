@@ -178,7 +178,7 @@ def test_a_flaky_hub_is_borne(push_run, hub, trained):
 @pytest.mark.parametrize(
     ("token", "part"),
     [
-        ("hf_wrong", "the Hub does not know the token"),
+        ("hf_wrong", "the Hub rejects the token"),
         ("hf_stranger", "the token may not write there"),
         ("hf_reader", "the token may not write there"),
     ],

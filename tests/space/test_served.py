@@ -121,9 +121,9 @@ def test_wrong_calls_are_told_so_in_one_line(client, arguments, reason):
 def test_wrong_files_are_refused_in_one_line(http, served):
     bomb = png(Image.new("1", (10_000, 10_000)))
     refused = {
-        b"nonsense": "no image that can be read",
+        b"nonsense": "not a readable image",
         bomb: "10,000 x 10,000 pixels",
-        b"%PDF-1.7": "no image that can be read",
+        b"%PDF-1.7": "not a readable image",
     }
     before = served.resident
     for content, reason in refused.items():
