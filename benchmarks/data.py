@@ -3,7 +3,7 @@
     python benchmarks/data.py
     python benchmarks/data.py --rows 20000 --json
 
-Makes a synthetic NUS-WIDE release without pictures (269,648 rows, 195,834 of them with one of the 21 classes, 5,018
+Makes a synthetic NUS-WIDE release without images (269,648 rows, 195,834 of them with one of the 21 classes, 5,018
 tags with a long tail, 81 concepts) in a temporary folder, prepares it with either list of tags, streams the second of
 these, fits a `GraphExpander` on the stream and expands texts of it, 5,000 unless told otherwise. Each stage runs in a
 process of its own; its seconds are those of the work and of imports on first use, its memory is that process's largest

@@ -1,7 +1,7 @@
 """What knowledge from an encyclopedia costs, what it relates, and whether it finds words that a text is missing.
 
     python benchmarks/knowledge.py text/wikipedia-vital-articles.jsonl data/coco-pairs
-    python benchmarks/knowledge.py enwiki-pages-articles.xml.bz2 my-pictures --words dog beach --tune
+    python benchmarks/knowledge.py enwiki-pages-articles.xml.bz2 my-images --words dog beach --tune
 
 The graph is fitted on every other text of the data set's `train` split, the knowledge for the graph's words. Of each of
 the other texts every word in turn is hidden, stop words aside, and the rest expanded: counted is how often the hidden

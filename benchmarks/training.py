@@ -4,7 +4,7 @@
     python benchmarks/training.py --only attention --repeats 15
 
 Whatever is compared runs in turns in one process, so that what else the machine does falls on all alike; given are
-medians, and ratios within a turn. Nothing is downloaded: pictures are drawn, regions, texts and labels random. Where
+medians, and ratios within a turn. Nothing is downloaded: images are drawn, regions, texts and labels random. Where
 there is a GPU the paper's setting is measured too: VGG19 at 224 pixels, frozen and fine-tuned, in float32 and bfloat16.
 """
 
@@ -295,7 +295,7 @@ def attention(repeats: int, small: bool, folder: str) -> Table:
         table.add_column(column, justify="left" if column in ("pairs from", "what is trained") else "right")
     batch, steps = (8, 2) if small else (128, 8)
     settings = {"kept regions": (kept_regions(batch * steps, folder), batch, repeats)}
-    # Without a GPU VGG19 takes a second for a few pictures, so a batch of a few shows what the backbone costs.
+    # Without a GPU VGG19 takes a second for a few images, so a batch of a few shows what the backbone costs.
     vgg = {"backbone": "vgg19", "backbone_config": None, "image_size": 224, "freeze_backbone": True}
     wide, _ = configuration("cmfah-coco-pairs")
     count = 2 if small else 8

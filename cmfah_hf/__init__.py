@@ -1,4 +1,4 @@
-"""Cross-media hashing for the Hugging Face ecosystem: pictures and texts in one space of short hash codes.
+"""Cross-media hashing for the Hugging Face ecosystem: images and texts as short binary codes in one space.
 
 The names load on first use, so `import cmfah_hf` takes no time. Importing any of the models registers them with the
 Auto classes of transformers.

@@ -1,8 +1,8 @@
-"""Draws docs/images/overview.png: a sentence, its 64 bits, and the pictures that lie nearest to it.
+"""Draws docs/images/overview.png: a sentence, its 64 bits, and the images that lie nearest to it.
 
     python docs/draw_overview.py [FILE]
 
-The model is the one that comes with the package, the pictures are drawn scenes that it was not trained on.
+The model is the one that comes with the package, the images are drawn scenes that it was not trained on.
 """
 
 import sys
@@ -50,7 +50,7 @@ def main(path: Path) -> None:
     text = {"color": INK, "ha": "center", "va": "center"}
     axes.add_patch(FancyBboxPatch((0.3, 1.65), 1.5, 0.5, boxstyle="round,pad=0.08", fc="#F4F6F8", ec=SOFT, lw=1))
     axes.text(1.05, 1.9, f'"{QUERY}"', fontsize=14, weight="bold", **text)
-    axes.text(1.05, 2.62, "a sentence, or a picture", fontsize=10, **{**text, "color": SOFT})
+    axes.text(1.05, 2.62, "a sentence, or an image", fontsize=10, **{**text, "color": SOFT})
     draw_bits(axes, query, 2.65, 1.25, 1.3)
     axes.text(3.3, 2.82, "64 bits, 8 bytes", fontsize=10, **{**text, "color": SOFT})
     axes.text(3.3, 0.95, "real values too,\nto break ties", fontsize=8.5, **{**text, "color": SOFT})
@@ -61,7 +61,7 @@ def main(path: Path) -> None:
     axes.text(
         7.85,
         3.1,
-        "the pictures whose bits differ least, exactly, out of millions",
+        "the images whose bits differ least, exactly, out of millions",
         fontsize=10,
         **{**text, "color": SOFT},
     )

@@ -86,7 +86,7 @@ def datasets_cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def scenes_folder(tmp_path_factory, datasets_cache) -> Path:
-    """48 training and 16 query scenes as a folder of pictures with metadata."""
+    """48 training and 16 query scenes as a folder of images with metadata."""
     from cmfah_hf.data import load_scenes, write_imagefolder
 
     return write_imagefolder(load_scenes(48, 16, image_size=48), tmp_path_factory.mktemp("drawn") / "pairs")

@@ -19,7 +19,7 @@ PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.
 _TAG = re.compile(r"(?:`\[([a-z]+(?:-[a-z0-9]+)*)\]`|(?<![\w\"'\])=`])\[([a-z]+(?:-[a-z0-9]+)*)\](?=[\s.,;:)]|$))")
 _FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-# Links to pictures and pages alike; a title after the address is passed over.
+# Links to images and pages alike; a title after the address is passed over.
 _LINK = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]\(([^)\s]+)[^)]*\)")
 _FILE_SPAN = re.compile(r"([\w./-]+\.py)(?::([\w.]+))?")
 

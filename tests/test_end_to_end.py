@@ -35,17 +35,17 @@ def run(arguments, environment, folder) -> str:
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory):
-    """A folder of one's own pictures, and beside it whatever the commands leave."""
+    """A folder of one's own images, and beside it whatever the commands leave."""
     folder = tmp_path_factory.mktemp("road")
-    write_imagefolder(load_scenes(240, 60), folder / "my-pictures")
+    write_imagefolder(load_scenes(240, 60), folder / "my-images")
     return folder
 
 
-def test_from_pictures_to_answers(road, environment):
+def test_from_images_to_answers(road, environment):
     launch = ["-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1, "--cpu"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    settings = ["--dataset", "my-pictures", "--output_dir", "my-model", "--num_train_epochs", 6, "--use_cpu", "true"]
-    # From the repository's root, as the README has it, but for where the pictures and the model lie.
+    settings = ["--dataset", "my-images", "--output_dir", "my-model", "--num_train_epochs", 6, "--use_cpu", "true"]
+    # From the repository's root, as the README has it, but for where the images and the model lie.
     settings = [road / word if str(word).startswith("my-") else word for word in settings]
     run([*launch, "train.py", "hub_configs/cmfah-scenes.yaml", *settings], environment, ROOT)
     metrics = json.loads((road / "my-model" / "metrics.json").read_text(encoding="utf-8"))
@@ -54,14 +54,14 @@ def test_from_pictures_to_answers(road, environment):
     for way in ("i2t", "t2i"):
         assert metrics["query"][f"hamming/{way}/map"] > 1.5 * metrics["query"]["random/map"]
 
-    # A picture finds itself by its bits, and things of its own kinds more often than chance would.
-    pairs = load_image_text(road / "my-pictures")["train"]
+    # An image finds itself by its bits, and things of its own kinds more often than chance would.
+    pairs = load_image_text(road / "my-images")["train"]
     labels = {f"train/{row['id']}": set(row["labels"]) for row in pairs.select_columns(["id", "labels"])}
     name = next(name for name, own in labels.items() if len(own) == 1)
-    file = f"my-pictures/{name}.png"
+    file = f"my-images/{name}.png"
     commands = [
-        ["evaluate", "my-model", "my-pictures", "--json"],
-        ["index", "my-model", "my-pictures", "--output", "my.index"],
+        ["evaluate", "my-model", "my-images", "--json"],
+        ["index", "my-model", "my-images", "--output", "my.index"],
         ["search", "my-model", "my.index", "--text", "a boat on the sea", "--json"],
         ["search", "my-model", "my.index", "--image", file, "--metric", "hamming", "-k", "20", "--json"],
     ]

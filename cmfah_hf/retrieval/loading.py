@@ -25,7 +25,7 @@ from cmfah_hf.models.model_files import find_file as model_file
 logger = logging.getLogger(__name__)
 
 # The index files of a model, in its folder or repository.
-IMAGES_INDEX, TEXTS_INDEX = "pictures.index", "texts.index"
+IMAGES_INDEX, TEXTS_INDEX = "images.index", "texts.index"
 
 # Seconds before each further attempt if the Hub is reachable but busy.
 _WAITS = (1, 2)

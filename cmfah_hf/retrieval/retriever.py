@@ -81,7 +81,7 @@ class CrossMediaRetriever:
         Args:
             repo_or_folder: A folder or a Hub id.
             device: As for the class.
-            index: Also load the indexes that were pushed with the model (`pictures.index`, `texts.index`).
+            index: Also load the indexes that were pushed with the model (`images.index`, `texts.index`).
             any_model: As for the class.
             **kwargs: For `from_pretrained`, such as `revision`, `token` or `dtype`.
 

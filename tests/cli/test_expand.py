@@ -27,7 +27,7 @@ def test_fit_explain_and_plot(cmfah, scenes_folder, tmp_path):
     assert outcome.document == json.loads(json.dumps(expected.explain(f"{first} quokka").to_dict()))
     outcome = cmfah("expand", "explain", folder, f"{first} quokka")
     assert all(word in outcome.out for word in expected.expand(f"{first} quokka"))
-    assert outcome.out.splitlines()[-1] == "not known: quokka"
+    assert outcome.out.splitlines()[-1] == "unknown: quokka"
 
     image = tmp_path / "image.png"
     assert cmfah("expand", "plot", folder, first, "--output", image, "--json").document["file"] == str(image)

@@ -111,7 +111,7 @@ def test_float_grey_of_unit_range_and_not_finite():
 
 @settings(max_examples=40)
 @given(arrays(np.float32, (2, 4), elements=st.floats(width=32, allow_nan=True)))
-def test_any_float_picture_keeps_the_order_of_its_values(values):
+def test_any_float_image_keeps_the_order_of_its_values(values):
     found = pixels(to_rgb(Image.fromarray(values)))[..., 0].ravel()
     flat = np.where(np.isfinite(values), values, 0).ravel()
     order = np.argsort(flat, kind="stable")

@@ -46,7 +46,7 @@ def folder(make_folder):
     buffer = io.BytesIO()
     image.resize((60, 60)).save(buffer, "JPEG")
     (train / "broken.jpg").write_bytes(buffer.getvalue()[:300])
-    (train / "none.png").write_text("no picture")
+    (train / "none.png").write_text("no image")
     image.save(root / "query" / "leaked.png", optimize=True)
     return root
 

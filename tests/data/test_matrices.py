@@ -23,7 +23,7 @@ COUNT, TAGS, CLASSES = 9, 14, 5
 
 @pytest.fixture(scope="module")
 def arrays():
-    """Pictures `(N, H, W, C)` that are no squares, features, tags and labels."""
+    """Images `(N, H, W, C)` that are no squares, features, tags and labels."""
     rng = np.random.default_rng(0)
     return {
         "images": rng.integers(0, 256, (COUNT, 6, 8, 3), dtype=np.uint8),

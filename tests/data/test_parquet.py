@@ -49,7 +49,7 @@ def test_rows_are_numbered_across_files_in_any_worker(files, rows_of):
 
 def test_every_column_as_of_a_data_set(tmp_path, rows_of):
     features = {
-        "picture": datasets.Image(),
+        "image": datasets.Image(),
         "caption": datasets.List(datasets.Value("string")),
         "label": datasets.ClassLabel(names=["cat", "dog"]),
         "id": datasets.Value("int64"),
@@ -58,7 +58,7 @@ def test_every_column_as_of_a_data_set(tmp_path, rows_of):
     }
     images = make_scenes(4, image_size=32)["image"]
     rows = {
-        "picture": list(images),
+        "image": list(images),
         "caption": [["a", "b"], [], None, ["c"]],
         "label": [0, 1, -1, 1],
         "id": [7, 8, 9, 10],

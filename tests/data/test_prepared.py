@@ -450,7 +450,7 @@ def test_the_command(replica, tmp_path, capsys, monkeypatch):
     assert checked["rows"] == {"train": 14, "query": 8, "database": 35}
     code, out, err = run("--out", str(tmp_path / "out"), "--seed", "5", "--split", "paper", "--rows-per-shard", "10")
     assert code == 0, err
-    assert "24 classes, 106 labels, 114 tags, 0 empty texts, 0 rows left out, with pictures." in out
+    assert "24 classes, 106 labels, 114 tags, 0 empty texts, 0 rows left out, with images." in out
     line = next(
         line for line in (tmp_path / "out" / "README.md").read_text().splitlines() if line.startswith("cmfah d")
     )

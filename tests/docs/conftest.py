@@ -1,4 +1,4 @@
-"""One small model and one folder of pictures for all pages, and for each page a folder and a Hub of its own."""
+"""One small model and one folder of images for all pages, and for each page a folder and a Hub of its own."""
 
 from pathlib import Path
 
@@ -14,24 +14,24 @@ _QUERIES = ("a dog on the beach", "a cat at night", "boat sun", "house tree moon
 
 
 @pytest.fixture(scope="session")
-def my_pictures(tmp_path_factory, datasets_cache) -> Path:
-    """40 training and 12 query scenes as a folder of pictures with metadata. Not to be changed; copy it."""
+def my_images(tmp_path_factory, datasets_cache) -> Path:
+    """40 training and 12 query scenes as a folder of images with metadata. Not to be changed; copy it."""
     from cmfah_hf.data import load_scenes, write_imagefolder
 
     def with_words_of_the_pages(row: dict, number: int) -> dict:
         return {"text": f"{row['text']} {_QUERIES[number % len(_QUERIES)]}"}
 
     scenes = load_scenes(40, 12, image_size=64).map(with_words_of_the_pages, with_indices=True)
-    return write_imagefolder(scenes, tmp_path_factory.mktemp("docs") / "my-pictures")
+    return write_imagefolder(scenes, tmp_path_factory.mktemp("docs") / "my-images")
 
 
 @pytest.fixture(scope="session")
-def my_model(my_pictures, tmp_path_factory) -> Path:
+def my_model(my_images, tmp_path_factory) -> Path:
     """The demo's model of 64 bits after an epoch over them. Not to be changed; copy it."""
     from cmfah_hf.training import parse_run, train
 
     folder = tmp_path_factory.mktemp("docs") / "my-model"
-    small = ["--dataset", str(my_pictures), "--output_dir", str(folder), "--num_train_epochs", "1", "--refit", "false"]
+    small = ["--dataset", str(my_images), "--output_dir", str(folder), "--num_train_epochs", "1", "--refit", "false"]
     train(
         parse_run(ROOT / "hub_configs" / "cmfah-scenes.yaml", [*small, "--use_cpu", "true", "--disable_tqdm", "true"])
     )
@@ -46,8 +46,8 @@ def hub():
 
 
 @pytest.fixture
-def workshop(tmp_path, my_model, my_pictures, hub, monkeypatch) -> Workshop:
-    """A folder with the model and the pictures, in which this process works, with the Hub at hand."""
+def workshop(tmp_path, my_model, my_images, hub, monkeypatch) -> Workshop:
+    """A folder with the model and the images, in which this process works, with the Hub at hand."""
     from transformers import dynamic_module_utils
 
     use_hub(hub, tmp_path / "home", monkeypatch)
@@ -56,6 +56,6 @@ def workshop(tmp_path, my_model, my_pictures, hub, monkeypatch) -> Workshop:
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "home" / "modules"))
     shop = Workshop(tmp_path / "page")
     shop.folder.mkdir()
-    shop.prepare(my_model, my_pictures)
+    shop.prepare(my_model, my_images)
     monkeypatch.chdir(shop.folder)
     return shop

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from pages.blocks import ROOT
 
-NOTEBOOK = ROOT / "examples" / "search_your_pictures.ipynb"
+NOTEBOOK = ROOT / "examples" / "search_your_images.ipynb"
 SMALL = "TRAIN_SCENES, QUERY_SCENES, EPOCHS = 120, 40, 4"
 
 
@@ -64,7 +64,7 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     figures = maps(notebook)
     # Four epochs over 120 scenes: little, and more than nothing.
     assert figures["text to image"] > 1.1 * figures["at random"] > 0.1
-    ids = {path.stem for path in (tmp_path / "search-your-pictures" / "pictures" / "query").glob("*.png")}
+    ids = {path.stem for path in (tmp_path / "search-your-images" / "images" / "query").glob("*.png")}
     assert len(ids) == 40
     found = [line.split()[0] for line in printed(cell_with(notebook, "search(text=QUERY, k=6)\nfor")).splitlines()]
     assert len(found) == 6
@@ -72,6 +72,6 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     alike = printed(cell_with(notebook, "search(image=")).strip().split(", ")
     assert len(set(alike)) == 5
     assert set(alike) <= ids
-    assert "40 pictures, 320 bytes of codes" in printed(cell_with(notebook, "codes.nbytes"))
+    assert "40 images, 320 bytes of codes" in printed(cell_with(notebook, "codes.nbytes"))
     assert "Nothing was pushed" in printed(notebook.cells[-1])
-    assert Path(tmp_path, "search-your-pictures", "model", "pictures.index").is_file()
+    assert Path(tmp_path, "search-your-images", "model", "images.index").is_file()

@@ -25,7 +25,7 @@ ONLY_PARSED = {
     "ray start": "starts a cluster; `make test-cluster` does",
     "curl http://localhost": "needs Milvus; tests/retrieval/exporters looks at what it is given",
     "mc cp": "the same",
-    "cp pictures-vespa": "needs Vespa, likewise",
+    "cp images-vespa": "needs Vespa, likewise",
     "vespa": "the same",
     "psql": "needs PostgreSQL with pgvector, likewise",
 }
@@ -117,7 +117,7 @@ def test_nothing_stands_in_the_lists_in_vain():
         "python benchmarks/gone.py",
         "python -m pytest tests/gone",
         "pip install cmfah-hf[gone]",
-        "psql --file pictures-pgvector/gone.sql",
+        "psql --file images-pgvector/gone.sql",
         "unheard-of --help",
     ],
 )

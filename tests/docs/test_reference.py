@@ -87,7 +87,13 @@ def test_the_examples_of_the_docstrings_run_and_print_what_they_say(workshop, wr
     public = {name: importlib.import_module(home) for area in writer.PAGES for name, home in writer.public_names(area)}
     given = {name: getattr(module, name) for name, module in public.items()}
     config = given["CMFAHConfig"].from_pretrained("my-model")
-    given |= {"np": np, "torch": torch, "picture": Image.open("beach.jpg"), "config": config}
+    given |= {
+        "np": np,
+        "torch": torch,
+        "picture": Image.open("beach.jpg"),
+        "image": Image.open("beach.jpg"),
+        "config": config,
+    }
     given |= {"processor": CMFAHProcessor.from_pretrained("my-model"), "pixel_values": torch.zeros(2, 3, 64, 64)}
     given |= {"features": torch.zeros(2, config.hidden_size)}
     every, said = examples(), []

@@ -1,4 +1,4 @@
-"""What pages only show: rows of JSON, lists of files, the picture at the top of the README."""
+"""What pages only show: rows of JSON, lists of files, the image at the top of the README."""
 
 import importlib.util
 import json
@@ -17,8 +17,8 @@ def test_nothing_else_is_shown_than_what_is_looked_at_here():
     assert {(block.page, block.language) for block in SHOWN} == {
         ("README.md", "json"),
         ("docs/adding-a-method.md", "yaml"),  # tests/docs/test_adding_a_method.py trains with it
-        ("docs/own-pictures.md", "json"),
-        ("docs/own-pictures.md", "text"),
+        ("docs/own-images.md", "json"),
+        ("docs/own-images.md", "text"),
         ("docs/data.md", "text"),  # looked at after the page has run, tests/pages/checks.py
         ("docs/training.md", "yaml"),
         ("docs/evaluation.md", "yaml"),
@@ -42,7 +42,7 @@ def test_a_row_of_metadata_is_read_as_the_page_has_it(block, tmp_path, datasets_
 def test_a_folder_laid_out_as_the_page_has_it_is_read_as_two_splits(tmp_path, datasets_cache):
     from cmfah_hf.data import load_image_text
 
-    (layout,) = (block for block in SHOWN if block.page == "docs/own-pictures.md" and block.language == "text")
+    (layout,) = (block for block in SHOWN if block.page == "docs/own-images.md" and block.language == "text")
     names = layout.text.split()
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def test_a_folder_laid_out_as_the_page_has_it_is_read_as_two_splits(tmp_path, da
             row = {"file_name": name.rsplit("/", 1)[1], "text": "sea", "labels": ["sea"]}
             (tmp_path / name).with_name("metadata.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     assert all((tmp_path / name).is_file() for name in names)
-    read = load_image_text(tmp_path / "my-pictures")
+    read = load_image_text(tmp_path / "my-images")
     assert {split: len(rows) for split, rows in read.items()} == {"train": 1, "query": 1}
 
 
@@ -74,7 +74,7 @@ def test_a_grid_as_the_page_has_it_asks_for_runs(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_picture_of_the_readme_is_what_its_script_draws(tmp_path):
+def test_the_image_of_the_readme_is_what_its_script_draws(tmp_path):
     spec = importlib.util.spec_from_file_location("draw_overview", DOCS / "draw_overview.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -84,7 +84,7 @@ def test_the_picture_of_the_readme_is_what_its_script_draws(tmp_path):
         for path in (tmp_path / "overview.png", DOCS / "images" / "overview.png")
     )
     assert drawn.shape == committed.shape
-    # Fonts differ from machine to machine; bits and pictures do not.
+    # Fonts differ from machine to machine; bits and images do not.
     assert np.abs(drawn - committed).mean() < 3
     readme = PAGES[0].read_text(encoding="utf-8")
     assert re.search(r"!\[[^\]]+\]\(docs/images/overview\.png\)", readme)

@@ -65,7 +65,7 @@ def test_tag_lists_are_texts_too():
 @pytest.mark.parametrize("streaming", [False, True])
 def test_images_are_not_decoded(streaming):
     features = Features({"image": Image(), "text": Value("string")})
-    dataset = Dataset.from_dict({"image": [{"bytes": b"no picture", "path": None}], "text": ["dog"]}, features=features)
+    dataset = Dataset.from_dict({"image": [{"bytes": b"no image", "path": None}], "text": ["dog"]}, features=features)
     with pytest.raises(Exception, match="cannot identify image"):
         dataset[0]
     assert list(iterate_words(dataset.to_iterable_dataset() if streaming else dataset)) == [["dog"]]

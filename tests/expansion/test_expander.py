@@ -172,7 +172,7 @@ def test_walks_depend_on_the_seed_and_the_tags_alone(captions):
 def test_map_on_data_sets_and_streams(captions):
     features = Features({"id": Value("string"), "image": Image(), "text": Value("string")})
     rows = {"id": [*map(str, range(12))], "image": [{"bytes": b"x", "path": None}] * 12, "text": captions}
-    dataset = Dataset.from_dict(rows, features=features)  # Pictures that cannot be decoded, so nobody may try.
+    dataset = Dataset.from_dict(rows, features=features)  # Images that cannot be decoded, so nobody may try.
     stream = dataset.to_iterable_dataset(num_shards=3)
     expander = GraphExpander(top_k=3).fit(dataset)
     assert Hasher.hash(GraphExpander(top_k=3).fit(stream)) == Hasher.hash(expander)

@@ -20,7 +20,7 @@ from cmfah_hf.space import SpaceSettings, serve
 from cmfah_hf.space.settings import bundled_space
 from fuzz.harness import ODD_VALUES, Canary, mutated, mutated_json
 
-ENDPOINTS = ("search_text", "search_picture", "explain")
+ENDPOINTS = ("search_text", "search_image", "explain")
 IS_FILE = {"_type": "gradio.FileData"}
 
 
@@ -106,7 +106,7 @@ def templates(server: Server) -> list[tuple[Callable[[bytes], Any], dict[str, An
     file = {"path": server.upload(image_bytes()), "orig_name": "x.png", "url": None, "size": 9, "meta": IS_FILE}
     bodies: list[tuple[Callable[[bytes], Any], dict[str, Any]]] = [
         (lambda body: server.call("search_text", body), {"data": ["boat zebra", 3]}),
-        (lambda body: server.call("search_picture", body), {"data": [file, 3], "session_hash": "own"}),
+        (lambda body: server.call("search_image", body), {"data": [file, 3], "session_hash": "own"}),
         (lambda body: server.call("explain", body), {"data": ["boat", "scene-900001"]}),
         (
             lambda body: server.ask("POST", "/gradio_api/cancel", content=body),
@@ -175,7 +175,7 @@ def test_uploads(server, fuzzer):
         if rng.random() < 0.4:
             body = mutated(rng, body)
         name = server.ask("POST", "/gradio_api/upload", content=body, headers=form).json()[0]
-        server.call("search_picture", json.dumps({"data": [{"path": name}, 3]}).encode())
+        server.call("search_image", json.dumps({"data": [{"path": name}, 3]}).encode())
 
     fuzzer(share=0.03).run(attempt)
     assert not server.raised

@@ -49,7 +49,7 @@ def test_what_is_there_and_what_is_not(model, hub):
     assert hub_file("org/model", "expander.json") is None
     assert "no such repository" in refused(HubNotFoundError, "org/none", "config.json")
     assert "no such revision" in refused(HubNotFoundError, "org/model", "config.json", revision="v9")
-    assert "does not know the token" in refused(HubAccessError, "org/model", "x.json", token="hf_wrong")
+    assert "rejects the token" in refused(HubAccessError, "org/model", "x.json", token="hf_wrong")
     hub.store.repositories["model", "org/model"].gated = True
     assert "gated" in refused(HubAccessError, "org/model", "other.json")
     refused(HubNotFoundError, "no id at all", "config.json")
@@ -79,15 +79,15 @@ def test_without_network_the_cache_serves_and_the_rest_is_said(model, hub, monke
     [
         (lambda hub: hub.fail("", status=503, times=None), HubServerError, "HTTP 503"),
         (lambda hub: hub.fail("", status=500, times=None), HubServerError, "HTTP 500"),
-        (lambda hub: hub.fail("", status=429, times=None, retry_after=100_000), HubServerError, "wait for 100,000 s"),
+        (lambda hub: hub.fail("", status=429, times=None, retry_after=100_000), HubServerError, "wait of 100,000 s"),
         (lambda hub: hub.fail("", status=429, times=None, retry_after="9" * 5000), HubServerError, "HTTP 429"),
-        (lambda hub: hub.fail("", status=503, times=None, retry_after=3600), HubServerError, "wait for 3,600 s"),
+        (lambda hub: hub.fail("", status=503, times=None, retry_after=3600), HubServerError, "wait of 3,600 s"),
         (lambda hub: hub.mute(""), HubConnectionError, "no connection"),
         (lambda hub: hub.cut("", times=None), HubConnectionError, "no connection"),
-        (lambda hub: hub.reply("", b"<html>"), HubServerError, "no Hub"),
-        (lambda hub: hub.endless("GET "), HubServerError, "does not end"),
+        (lambda hub: hub.reply("", b"<html>"), HubServerError, "not a Hub"),
+        (lambda hub: hub.endless("GET "), HubServerError, "has more than"),
         (lambda hub: hub.slow("GET ", seconds=0.4, chunk=1), HubConnectionError, "bytes in"),
-        (lambda hub: hub.reply("", b"", 302, {"Location": "http://127.0.0.1:9/x"}), HubServerError, "no Hub"),
+        (lambda hub: hub.reply("", b"", 302, {"Location": "http://127.0.0.1:9/x"}), HubServerError, "not a Hub"),
         (lambda hub: hub.reply("", b"", 302, {"Location": "/x"}), HubConnectionError, "TooManyRedirects"),
     ],
     ids=["503", "500", "429", "429 huge", "503 later", "mute", "cut", "html", "endless", "drip", "astray", "circle"],

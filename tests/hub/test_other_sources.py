@@ -76,7 +76,7 @@ def test_the_scenes_and_single_parquet_files_go_too(here, hub, tmp_path):
 def test_a_source_with_an_id_twice_is_refused(here, hub, tmp_path):
     scenes = make_scenes(2, image_size=32)
     datasets.concatenate_datasets([scenes, scenes]).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(DataError, match=r"row 2 .* was there before"):
+    with pytest.raises(DataError, match=r"row 2 .* occurs twice"):
         push_dataset(tmp_path / "train.parquet", "org/twice", token="hf_writer")
     assert hub.store.repositories == {}
 

@@ -162,8 +162,8 @@ def test_of_two_pushes_at_once_each_is_whole_or_nothing(push, hub, prepared, tmp
 @pytest.mark.parametrize(
     ("token", "part"),
     [
-        (None, "There is no token for the Hub"),
-        ("hf_wrong", "the Hub does not know the token"),
+        (None, "No token for the Hub"),
+        ("hf_wrong", "the Hub rejects the token"),
         ("hf_stranger", "the token may not write there"),
         ("hf_reader", "the token may not write there"),
     ],
@@ -182,7 +182,7 @@ def test_what_others_may_see_is_decided_by_who_owns_it(push_here, hub, prepared)
     hub.store.users["hf_member"] = User("member", ("org",), may_write=False)
     hub.add("org/open", {"README.md": b"x"})
     one_line(push_here(prepared.folder, "--repo-id", "org/open", token="hf_member"), "the token may not write there")
-    one_line(push_here(prepared.folder, "--repo-id", "org/open", "--private"), "is there already and public")
+    one_line(push_here(prepared.folder, "--repo-id", "org/open", "--private"), "exists and is public")
     assert hub.history("org/open") == ["Add files", "initial commit"]
     assert not hub.asked("PUT")
     done = json.loads(push_here(prepared.folder, "--repo-id", "org/new", "--private", "--json").stdout)
@@ -208,7 +208,7 @@ def test_a_branch_of_its_own_leaves_the_main_one_alone(push_here, hub, prepared)
         (lambda folder: (folder / "data/query-00000-of-00001.parquet").unlink(), "query-*.parquet"),
         (lambda folder: cut(folder / "data/train-00001-of-00002.parquet"), "write or fetch it again"),
         (lambda folder: shutil.copy(folder / "data/query-00000-of-00001.parquet", folder / "x.parquet"), "no split of"),
-        (lambda folder: without(folder / "data/train-00001-of-00002.parquet", "tags"), "has other columns than"),
+        (lambda folder: without(folder / "data/train-00001-of-00002.parquet", "tags"), "has different columns than"),
         (lambda folder: without(folder / "data/query-00000-of-00001.parquet", "id"), "has no column 'id'"),
     ],
 )
@@ -247,7 +247,7 @@ def test_a_hub_that_is_not_there_is_named_as_such(push_here, prepared, monkeypat
     from cmfah_hf.hub import publishing
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    one_line(push_here(prepared.folder, "--repo-id", "org/scenes"), "HF_HUB_OFFLINE forbids to ask the Hub")
+    one_line(push_here(prepared.folder, "--repo-id", "org/scenes"), "HF_HUB_OFFLINE is set")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(publishing, "_WAITS", ())

@@ -76,7 +76,7 @@ def test_a_hub_that_fails_or_keeps_silent_at_any_step(push, hub, step, fault):
 def test_a_reply_of_another_shape(push, hub, step, content):
     hub.reply(STEPS[step], content)
     if (step, content) not in {("card", b"{}"), ("tree", b"[]")}:
-        assert "answers what cannot be used" in one_line(push, HubServerError)
+        assert "sent an invalid reply" in one_line(push, HubServerError)
 
 
 @pytest.mark.parametrize(
@@ -131,19 +131,19 @@ def test_a_listing_without_an_end(push, hub, monkeypatch):
     monkeypatch.setattr(hub_requests, "_MOST_PAGES", 20)
     link = {"Link": f'<{hub.endpoint}/api/models/org/model/tree/main?recursive=true>; rel="next"'}
     hub.change(TREE, lambda answer: Answer(answer.content, answer.status, answer.headers | link))
-    assert "does not end" in one_line(push, HubServerError)
+    assert "is endless" in one_line(push, HubServerError)
 
 
 @pytest.mark.parametrize("step", ["create", "tree", "commit"])
 def test_a_body_without_an_end(push, hub, step):
     hub.endless(STEPS[step])
-    assert "does not end" in one_line(push, HubServerError)
+    assert "has more than" in one_line(push, HubServerError)
 
 
 @pytest.mark.parametrize(("status", "asked"), [(429, 100_000), (503, 100_000), (429, "9" * 5000), (429, 2)])
 def test_the_hub_is_not_waited_for_longer_than_there_is_patience(push, hub, status, asked):
     hub.fail(MODES, status=status, times=None, retry_after=asked)
-    assert "it asks to wait for" in one_line(push, HubServerError)
+    assert "it requests a wait of" in one_line(push, HubServerError)
     hub.faults.clear()
     limit = {"RateLimit": '"api";r=0;t=99999', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}
     hub.reply(MODES, b"{}", 429, limit)
@@ -166,7 +166,7 @@ def test_waiting_is_shown(push, hub, monkeypatch, caplog):
         assert push().changed
     said = [record.getMessage() for record in caplog.records]
     assert "Waiting for a reply of the Hub." in said
-    assert "The Hub does not answer as it should (HTTP 503 Service Unavailable)." in said
+    assert "The Hub is failing (HTTP 503 Service Unavailable)." in said
 
 
 def test_no_log_holds_the_address_of_an_upload(push, hub, caplog, monkeypatch):

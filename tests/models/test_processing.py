@@ -1,4 +1,4 @@
-"""Pictures and texts as the towers read them, against Pillow, torchvision and NumPy."""
+"""Images and texts as the towers read them, against Pillow, torchvision and NumPy."""
 
 import numpy as np
 import pytest

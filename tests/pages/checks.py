@@ -15,19 +15,19 @@ from pages.workshop import Workshop
 
 
 def _readme(shop: Workshop, hub: HubServer) -> None:
-    ids = {path.stem for path in (shop.folder / "my-pictures").rglob("*.png")}
+    ids = {path.stem for path in (shop.folder / "my-images").rglob("*.png")}
     found = shop.names["retriever"].search(text="a dog on the beach", k=10)
     assert {name.rsplit("/", 1)[-1] for name in found.ids[0]} <= ids
     assert shop.names["hash_values"].shape == (1, 64)
     assert shop.names["index"].codes.nbytes == 8
-    by_picture = json.loads(shop.printed["cmfah search my-model my.index --image beach.jpg --json"])["results"]
-    scores = [hit["score"] for hit in by_picture]
+    by_image = json.loads(shop.printed["cmfah search my-model my.index --image beach.jpg --json"])["results"]
+    scores = [hit["score"] for hit in by_image]
     assert len(scores) == 10
     assert scores == sorted(scores, reverse=True)
 
 
 def _data(shop: Workshop, hub: HubServer) -> None:
-    # The files that the page shows, but for how many shards a release of 60 pictures takes.
+    # The files that the page shows, but for how many shards a release of 60 images takes.
     (shown,) = (block.text for block in blocks(DOCS / "data.md") if block.language == "text")
     names = [re.sub(r"-of-\d+", "-of-*", line.split()[0]) for line in shown.splitlines()]
     assert len(names) == 4
@@ -55,8 +55,8 @@ def _evaluation(shop: Workshop, hub: HubServer) -> None:
     assert np.isclose(
         names["mean_average_precision"](scores, relevant), average_precision_score(relevant[0], scores[0])
     )
-    printed = json.loads(shop.printed["cmfah evaluate my-model my-pictures --plots figures --json"])
-    again = names["evaluate_folder"]("my-model", "my-pictures")
+    printed = json.loads(shop.printed["cmfah evaluate my-model my-images --plots figures --json"])
+    again = names["evaluate_folder"]("my-model", "my-images")
     assert printed["hamming/t2i/map"] == again["hamming/t2i/map"]
     assert (shop.folder / "figures" / "precision_recall.png").is_file()
     assert 0 < names["pointing"]["chance"] < 1
@@ -79,7 +79,7 @@ def _hub(shop: Workshop, hub: HubServer) -> None:
     pushed, own = shop.names["model"].state_dict(), CMFAHModel.from_pretrained("my-model").state_dict()
     assert set(pushed) == set(own)
     assert all(torch.equal(tensor, own[name]) for name, tensor in pushed.items())
-    assert files["pictures.index"] == (shop.folder / "my.index").read_bytes()
+    assert files["images.index"] == (shop.folder / "my.index").read_bytes()
     assert "owner/trained" in {name for kind, name in hub.store.repositories if kind == "model"}
     code = np.asarray(shop.names["pipe"]("boat sun")["code"]).ravel()
     assert code.dtype == np.int8
@@ -97,7 +97,7 @@ def _method(shop: Workshop, hub: HubServer) -> None:
 def _scaling(shop: Workshop, hub: HubServer) -> None:
     exact = shop.names["index"].search(shop.names["hash_values"], k=10, metric="aqd")
     assert exact.ids[:, 0].tolist() == ["p0", "p1"]
-    lines = (shop.folder / "pictures-vespa" / "feed.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (shop.folder / "images-vespa" / "feed.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 300
 
 
@@ -110,7 +110,7 @@ def _search(shop: Workshop, hub: HubServer) -> None:
     years = same.metadata.append_column("id", [same.ids.tolist()]).to_pylist()
     assert {"year": 2031, "id": "beach-8.jpg"} in years
     of_2024 = next(text for command, text in shop.printed.items() if command.endswith("--where year=2024"))
-    assert of_2024.count("2024") >= 5  # four pictures of the folder and one of the Hub
+    assert of_2024.count("2024") >= 5  # four images of the folder and one of the Hub
 
 
 def _space(shop: Workshop, hub: HubServer) -> None:
@@ -127,7 +127,7 @@ def _training(shop: Workshop, hub: HubServer) -> None:
     assert tags["label_weight"] == 0 or "positive_overlap" in tags
 
 
-def _own_pictures(shop: Workshop, hub: HubServer) -> None:
+def _own_images(shop: Workshop, hub: HubServer) -> None:
     figures = shop.names["metrics"]["query"]
     assert 0 < figures["random/map"] < figures["hamming/t2i/map"] < 1
     assert json.loads((shop.folder / "runs" / "first" / "config.json").read_text(encoding="utf-8"))["hash_bits"] == 32
@@ -213,7 +213,7 @@ CHECKS: dict[str, Callable[[Workshop, HubServer], None]] = {
     "docs/expansion.md": _expansion,
     "docs/hub.md": _hub,
     "docs/method.md": _method,
-    "docs/own-pictures.md": _own_pictures,
+    "docs/own-images.md": _own_images,
     "docs/scaling.md": _scaling,
     "docs/search.md": _search,
     "docs/space.md": _space,

@@ -111,7 +111,7 @@ def _ray(words: list[str], folder: Path) -> None:
 def _foreign(words: list[str], folder: Path) -> None:
     """Of programs that are not here, the files of ours that they read have to be."""
     for word in words:
-        if (named := re.fullmatch(r"@?(pictures-[\w*./-]+)", word)) and not list(folder.glob(named[1])):
+        if (named := re.fullmatch(r"@?(images-[\w*./-]+)", word)) and not list(folder.glob(named[1])):
             raise AssertionError(f"{word}: no such file after the commands before it")
 
 

@@ -28,8 +28,8 @@ def set_up(page: str, shop: Workshop, hub: HubServer, patch: pytest.MonkeyPatch)
         _SETUPS[page](shop, hub)
 
 
-def _write_pictures(folder: Path, split: str = "train", count: int = 12, **columns: Any) -> None:
-    """A folder of small pictures with captions, labels and further columns."""
+def _write_images(folder: Path, split: str = "train", count: int = 12, **columns: Any) -> None:
+    """A folder of small images with captions, labels and further columns."""
     (folder / split).mkdir(parents=True)
     rng = np.random.default_rng(len(folder.name))
     with (folder / split / "metadata.jsonl").open("w", encoding="utf-8") as lines:
@@ -44,7 +44,7 @@ def _write_pictures(folder: Path, split: str = "train", count: int = 12, **colum
 
 
 def _on_the_hub(hub: HubServer, name: str) -> None:
-    """A data set with pictures, tags and years, as Parquet with a card."""
+    """A data set with images, tags and years, as Parquet with a card."""
     import datasets
 
     pixels = np.random.default_rng(1).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)
@@ -103,8 +103,8 @@ def _data(shop: Workshop, patch: pytest.MonkeyPatch) -> None:
 
 
 def _expansion(shop: Workshop, hub: HubServer) -> None:
-    """Captions of pictures, a corpus file, and a dump in MediaWiki's format."""
-    _write_pictures(shop.folder / "data" / "coco-pairs")
+    """Captions of images, a corpus file, and a dump in MediaWiki's format."""
+    _write_images(shop.folder / "data" / "coco-pairs")
     texts = ["A dog barks at a cat.", "Waves roll over the sand of the beach.", "The sun is over the sea."] * 4
     (shop.folder / "text").mkdir()
     corpus = "".join(json.dumps({"title": f"T{n}", "text": text}) + "\n" for n, text in enumerate(texts))
@@ -137,7 +137,7 @@ def _method(shop: Workshop, hub: HubServer) -> None:
     from cmfah_hf.training import parse_run, train
 
     shutil.rmtree("my-model")
-    small = ["--dataset", "my-pictures", "--output_dir", "my-model", "--num_train_epochs", "1", "--refit", "false"]
+    small = ["--dataset", "my-images", "--output_dir", "my-model", "--num_train_epochs", "1", "--refit", "false"]
     train(parse_run(ROOT / "hub_configs" / "scahn-scenes.yaml", [*small, "--use_cpu", "true"]))
 
 
@@ -147,23 +147,23 @@ def _scaling(shop: Workshop, hub: HubServer) -> None:
 
     values = np.tanh(np.random.default_rng(0).normal(size=(300, 64)))
     index = HashIndex(bits=64)
-    columns = {"year": [2015 + n % 10 for n in range(300)], "caption": [f"picture {n}" for n in range(300)]}
+    columns = {"year": [2015 + n % 10 for n in range(300)], "caption": [f"image {n}" for n in range(300)]}
     index.add(values, ids=[f"p{n}" for n in range(300)], metadata=columns)
-    index.save("pictures.index")
+    index.save("images.index")
     shop.names["hash_values"] = values[:2]
 
 
 def _search(shop: Workshop, hub: HubServer) -> None:
-    _on_the_hub(hub, "my-name/my-pictures")
+    _on_the_hub(hub, "my-name/my-images")
     _on_the_hub(hub, "my-name/my-data-set")
-    _write_pictures(shop.folder / "photos-2024", "train", 4, year=[2024] * 4)
-    _write_pictures(shop.folder / "more-photos", "train", 4, year=[2025] * 4)
+    _write_images(shop.folder / "photos-2024", "train", 4, year=[2024] * 4)
+    _write_images(shop.folder / "more-photos", "train", 4, year=[2025] * 4)
 
 
 def _training(shop: Workshop, hub: HubServer) -> None:
     from cmfah_hf.hub import push_dataset
 
-    push_dataset("my-pictures", "owner/name", progress=False)
+    push_dataset("my-images", "owner/name", progress=False)
 
 
 def _adding_an_encoder(shop: Workshop, hub: HubServer) -> None:

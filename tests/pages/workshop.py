@@ -21,12 +21,12 @@ SMALLER = {
     "cmfah demo": "--train-scenes 32 --query-scenes 8 --epochs 1",
 }
 # What a command is given where it does not say so itself.
-DEFAULTS = {"cmfah train": ("--dataset", "my-pictures")}
+DEFAULTS = {"cmfah train": ("--dataset", "my-images")}
 # Words of commands in whose place others stand, and why.
 INSTEAD = {
     "hub_configs/cmfah-photographs.yaml": "hub_configs/cmfah-scenes.yaml",  # VGG19's weights would be fetched
     "hub_configs/paper/cmfah-mirflickr.yaml": "hub_configs/cmfah-scenes.yaml",  # the same, and Wikipedia
-    "scenes": "my-pictures",  # 2,300 pictures to draw
+    "scenes": "my-images",  # 2,300 images to draw
     "2000": "8",  # queries
     "10000": "14",  # training pairs
 }
@@ -34,7 +34,7 @@ INSTEAD = {
 INSTEAD_IN_PYTHON = {
     "num_queries=2000, num_train=10000": "num_queries=8, num_train=14",
     "load_scenes(600, 150, ": "load_scenes(24, 8, ",
-    "20015": "96",  # pictures of 256 x 256
+    "20015": "96",  # images of 256 x 256
 }
 
 
@@ -47,13 +47,13 @@ class Workshop:
     printed: dict[str, str] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)
 
-    def prepare(self, model: Path, pictures: Path) -> None:
-        """`my-model`, `my-pictures` and pictures to search with, beside what stands at the top of the project."""
+    def prepare(self, model: Path, images: Path) -> None:
+        """`my-model`, `my-images` and images to search with, beside what stands at the top of the project."""
         shutil.copytree(model, self.folder / "my-model", ignore=shutil.ignore_patterns("checkpoint-*"))
-        shutil.copytree(pictures, self.folder / "my-pictures")
+        shutil.copytree(images, self.folder / "my-images")
         for name in ("hub_configs", "train.py"):
             (self.folder / name).symlink_to(ROOT / name)
-        drawn = sorted((pictures / "query").glob("*.png"))
+        drawn = sorted((images / "query").glob("*.png"))
         from PIL import Image
 
         for name, source in zip(("beach.jpg", "street.jpg", "holiday.jpg"), drawn, strict=False):

@@ -123,7 +123,7 @@ def test_texts_can_be_searched_too(retriever, parts, image_paths):
     assert retriever.search(image=image_paths[0], k=4, target="texts").ids.shape == (1, 4)
 
 
-def test_a_image_and_a_text_together(retriever, parts, image_paths, image_hash):
+def test_an_image_and_a_text_together(retriever, parts, image_paths, image_hash):
     """The hash values are mixed by their weights; the ends are the one and the other alone."""
     retriever.add_images(image_paths)
     names = [str(path) for path in image_paths]

@@ -160,11 +160,11 @@ def test_indexes_made_by_hand_stay_as_they_are(retriever, image_paths, tmp_path)
 def test_an_index_next_to_the_model_is_checked(trained, other_model, retriever, image_paths, tmp_path):
     shutil.copytree(trained.folder, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*", "plots"))
     retriever.add_images(image_paths[:3])
-    retriever.images.save(tmp_path / "run" / "pictures.index")
+    retriever.images.save(tmp_path / "run" / "images.index")
     assert len(CrossMediaRetriever.from_pretrained(tmp_path / "run", index=True).images) == 3
     for name in ("model.safetensors", "config.json"):
         shutil.copy(other_model / name, tmp_path / "run" / name)
-    with pytest.raises(HashIndexError, match=r"pictures\.index holds codes of another model"):
+    with pytest.raises(HashIndexError, match=r"images\.index holds codes of another model"):
         CrossMediaRetriever.from_pretrained(tmp_path / "run", index=True)
     assert len(CrossMediaRetriever.from_pretrained(tmp_path / "run", index=True, any_model=True).images) == 3
 

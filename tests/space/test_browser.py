@@ -118,7 +118,7 @@ def test_a_wrong_file_is_told_in_one_line_and_the_page_goes_on(page, tmp_path):
     page.set_input_files("#image input[type=file]", path)
     message = page.get_by_test_id("toast-body")
     message.wait_for()
-    assert "no image that can be read" in message.inner_text()
+    assert "not a readable image" in message.inner_text()
     assert str(tmp_path) not in page.content()
     search(page, "star")
     assert len(ids(page)) == 6

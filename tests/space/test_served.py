@@ -95,7 +95,7 @@ def test_the_endpoints_are_documented_and_answer(client):
     assert np.shape(why["weights"]) == (why["grid"][0] * why["grid"][1], 2)
 
 
-def test_a_image_finds_itself_and_texts(client, tmp_path):
+def test_an_image_finds_itself_and_texts(client, tmp_path):
     scene = draw_scene(FIRST_QUERY + 17)
     path = tmp_path / "scene.png"
     scene.image.save(path)
@@ -121,9 +121,9 @@ def test_wrong_calls_are_told_so_in_one_line(client, arguments, reason):
 def test_wrong_files_are_refused_in_one_line(http, served):
     bomb = png(Image.new("1", (10_000, 10_000)))
     refused = {
-        b"nonsense": "no image that can be read",
+        b"nonsense": "not a readable image",
         bomb: "10,000 x 10,000 pixels",
-        b"%PDF-1.7": "no image that can be read",
+        b"%PDF-1.7": "not a readable image",
     }
     before = served.resident
     for content, reason in refused.items():

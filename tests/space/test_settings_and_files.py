@@ -45,9 +45,9 @@ def test_the_embedded_space_is_the_one_that_is_served():
         ('{"limit": ' + "9" * 5000 + "}", "is not valid JSON"),
         ('{"limit": 1e400}', "from 1 to 20,000"),
         ('{"limit": 3, "limit": 4}', "twice"),
-        ('"text"', "holds other settings than"),
-        ("[]", "holds other settings than"),
-        ('{"colour": "red"}', "holds other settings than data, examples, hosts, limit, model, split, title"),
+        ('"text"', "has settings other than"),
+        ("[]", "has settings other than"),
+        ('{"colour": "red"}', "has settings other than data, examples, hosts, limit, model, split, title"),
         ('{"limit": 0}', "from 1 to 20,000"),
         ('{"limit": true}', "from 1 to 20,000"),
         ('{"model": ""}', "is a text"),
@@ -56,7 +56,7 @@ def test_the_embedded_space_is_the_one_that_is_served():
         ('{"examples": {"boat": 1}}', "a list of texts"),
         ('{"examples": [["boat"]]}', "a list of texts"),
         ('{"hosts": "localhost"}', "a list of texts"),
-        ('{"hosts": ["http://localhost"]}', "is no host"),
+        ('{"hosts": ["http://localhost"]}', "is not a host"),
         ('{"title": ["x"]}', "is a text"),
         ('{"model": {}}', "is a text"),
         ('{"data": 3}', "is a text"),
@@ -177,5 +177,5 @@ def test_further_hosts_are_given_on_the_command_line_or_in_the_settings(monkeypa
     space(allow_host=["search.home", "10.0.0.3"])
     space()
     assert [settings.hosts for settings in served] == [("search.home", "10.0.0.3"), ()]
-    with pytest.raises(CMFAHError, match="is no host"):
+    with pytest.raises(CMFAHError, match="is not a host"):
         space(allow_host=["http://search.home"])

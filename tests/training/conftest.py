@@ -1,4 +1,4 @@
-"""A tiny model that trains, and pairs for it whose regions are given, so that no test waits for pictures."""
+"""A tiny model that trains, and pairs for it whose regions are given, so that no test waits for images."""
 
 import datasets
 import numpy as np

@@ -40,7 +40,7 @@ def make_model(method: str = "cmfah", **settings) -> CMFAHForPreTraining:
     return model
 
 
-def make_pairs(count: int, seed: int = 0, pictures: bool = False) -> list[dict]:
+def make_pairs(count: int, seed: int = 0, images: bool = False) -> list[dict]:
     rng = np.random.default_rng(seed)
     pairs = []
     for number in range(count):
@@ -49,7 +49,7 @@ def make_pairs(count: int, seed: int = 0, pictures: bool = False) -> list[dict]:
         regions[0, [CLASSES.index(name) for name in labels]] += 3
         text = " ".join([*labels, *rng.choice(VOCABULARY, rng.integers(0, 2))])
         pair = {"id": f"{seed}-{number}", "text": text, "labels": labels}
-        if pictures:
+        if images:
             from PIL import Image
 
             pair["image"] = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
@@ -117,8 +117,8 @@ def equalities(folder: Path, group: str) -> None:
     train(folder, f"{group}-accumulation", make_model().double(), gradient_accumulation_steps=2, paired_every=2)
     # 17 pairs: the last batch is a single one, which two processes cannot share.
     train(folder, f"{group}-single", make_model().double(), make_pairs(17), dataloader_drop_last=WORLD == 1)
-    # Pictures through a backbone that learns, whose own batch norms take part.
-    pairs = make_pairs(16, pictures=True)
+    # Images through a backbone that learns, whose own batch norms take part.
+    pairs = make_pairs(16, images=True)
     model = make_model(freeze_backbone=False)
     train(folder, f"{group}-backbone", model, pairs, eval_strategy="no", learning_rate=0.02)
 

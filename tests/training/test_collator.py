@@ -13,7 +13,7 @@ from cmfah_hf.errors import ImageError
 CLASSES = ["boat", "car", "cat", "tree"]
 
 
-def picture(seed: int, size=(40, 28), mode="RGB") -> Image.Image:
+def image(seed: int, size=(40, 28), mode="RGB") -> Image.Image:
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
 
@@ -24,17 +24,17 @@ def as_png(image: Image.Image) -> dict:
     return {"path": None, "bytes": buffer.getvalue()}
 
 
-def test_pictures_texts_labels_and_rows(processor):
-    pictures = [picture(0), picture(1, (17, 50)), picture(2, mode="L")]
+def test_images_texts_labels_and_rows(processor):
+    images = [image(0), image(1, (17, 50)), image(2, mode="L")]
     rows = [
-        {"id": "a", "image": pictures[0], "text": "red boat", "labels": ["tree", "boat"], "row": 5},
-        {"id": "b", "image": as_png(pictures[1]), "text": "", "labels": [], "row": 0},
-        {"id": "c", "image": pictures[2], "text": "Cat, unheard of", "labels": None, "row": 2},
+        {"id": "a", "image": images[0], "text": "red boat", "labels": ["tree", "boat"], "row": 5},
+        {"id": "b", "image": as_png(images[1]), "text": "", "labels": [], "row": 0},
+        {"id": "c", "image": images[2], "text": "Cat, unheard of", "labels": None, "row": 2},
     ]
     batch = PairCollator(processor, CLASSES)(rows)
     assert batch.keys() == {"pixel_values", "input_ids", "attention_mask", "labels", "row"}
 
-    by_hand = [processor(images=[image.convert("RGB")], return_tensors="pt")["pixel_values"] for image in pictures]
+    by_hand = [processor(images=[image.convert("RGB")], return_tensors="pt")["pixel_values"] for image in images]
     torch.testing.assert_close(batch["pixel_values"], torch.cat(by_hand), rtol=0, atol=0)
     texts = processor(text=["red boat", "", "Cat, unheard of"], return_tensors="pt")
     assert torch.equal(batch["input_ids"], texts["input_ids"])
@@ -47,32 +47,32 @@ def test_pictures_texts_labels_and_rows(processor):
 
 
 def test_without_classes_or_rows_a_batch_has_neither(processor):
-    batch = PairCollator(processor)([{"id": "a", "image": picture(0), "text": "boat", "labels": ["boat"]}])
+    batch = PairCollator(processor)([{"id": "a", "image": image(0), "text": "boat", "labels": ["boat"]}])
     assert batch.keys() == {"pixel_values", "input_ids", "attention_mask"}
 
 
 def test_rows_without_a_labels_column_have_no_class(processor):
-    batch = PairCollator(processor, CLASSES)([{"id": "a", "image": picture(0), "text": "boat"}])
+    batch = PairCollator(processor, CLASSES)([{"id": "a", "image": image(0), "text": "boat"}])
     assert batch["labels"].tolist() == [[0, 0, 0, 0]]
 
 
 def test_an_unknown_label_is_left_out_and_named(processor, caplog):
-    batch = PairCollator(processor, CLASSES)([{"image": picture(0), "text": "", "labels": ["zebra", "cat"]}])
+    batch = PairCollator(processor, CLASSES)([{"image": image(0), "text": "", "labels": ["zebra", "cat"]}])
     assert batch["labels"].tolist() == [[0, 0, 1, 0]]
     assert "'zebra'" in caplog.text
 
 
 def test_the_text_column_and_its_stand_in(processor):
     rows = [
-        {"image": picture(0), "text": "boat", "expanded_text": "boat sea"},
-        {"image": picture(1), "text": "tree"},  # was never expanded
+        {"image": image(0), "text": "boat", "expanded_text": "boat sea"},
+        {"image": image(1), "text": "tree"},  # was never expanded
     ]
     ids = PairCollator(processor, text_column="expanded_text")(rows)["input_ids"].tolist()
     boat, sea, tree = processor.tokenizer.convert_tokens_to_ids(["boat", "sea", "tree"])
     assert ids == [[boat, sea], [tree, 0]]
 
 
-def test_kept_regions_take_the_place_of_pictures(processor):
+def test_kept_regions_take_the_place_of_images(processor):
     regions = np.random.default_rng(0).normal(size=(3, 4, 16)).astype(np.float16)
     rows = [{"text": "boat", "region_features": own} for own in regions]
     batch = PairCollator(processor)(rows)
@@ -92,7 +92,7 @@ def test_the_mirror_image_is_taken_as_often_as_not_where_there_is_one(processor)
     assert not alone.any()
 
 
-def test_a_damaged_picture_is_named_by_its_row(processor):
-    cut = {"path": None, "bytes": as_png(picture(0))["bytes"][:600]}
+def test_a_damaged_image_is_named_by_its_row(processor):
+    cut = {"path": None, "bytes": as_png(image(0))["bytes"][:600]}
     with pytest.raises(ImageError, match=r"^im7: damaged or cut short"):
         PairCollator(processor)([{"id": "im7", "image": cut, "text": ""}])

@@ -71,7 +71,7 @@ class SpooledTexts:
                 yield from batch.column(0).to_pylist()
 
 
-def open_streams(data: DataArguments, pictures: bool = True) -> Streams:
+def open_streams(data: DataArguments, images: bool = True) -> Streams:
     """The splits as streams; without images, the rows and shards are the same."""
     return load_image_text(
         data.dataset,
@@ -79,7 +79,7 @@ def open_streams(data: DataArguments, pictures: bool = True) -> Streams:
         image_column=data.image_column,
         text_column=data.text_column,
         labels_column=data.labels_column,
-        images=pictures,
+        images=images,
     )
 
 
@@ -117,7 +117,7 @@ def count_streams(
     data, args = run.data, run.training
     narrow = splits
     if not has_regions:
-        loaded = open_streams(data, pictures=False)
+        loaded = open_streams(data, images=False)
         if data.validation_split is None:
             train, validation = split_stream(loaded[data.train_split], data.validation_fraction, data.validation_seed)
         else:

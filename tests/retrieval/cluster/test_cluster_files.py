@@ -165,7 +165,7 @@ def test_only_what_the_manifest_does_not_name_is_removed(saved):
     folder, manifest = saved
     for name in ("shard-00000-r3-ab.index", ".shard-00000-r3-ab.index.9-ff.tmp", ".shard-00000-r3-ab.index.lock"):
         (folder / name).touch()
-    kept = {"notes.txt", "shard-1.index", "pictures.index"}
+    kept = {"notes.txt", "shard-1.index", "images.index"}
     for name in kept:
         (folder / name).touch()
     remove_old_files(folder, manifest)

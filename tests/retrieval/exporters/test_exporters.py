@@ -75,9 +75,9 @@ def test_queries_are_the_same_from_values_and_from_packed_codes():
     assert pgvector_query(hash_values[1]) == [bits[1]]
     assert milvus_query(hash_values) == milvus_query(packed) == [row.tobytes() for row in packed]
     assert vespa_query(hash_values, k=7) == vespa_query(packed, k=7)
-    query = vespa_query(hash_values[2], k=7, name="pictures")[0]
+    query = vespa_query(hash_values[2], k=7, name="images")[0]
     assert query == {
-        "yql": "select * from pictures where {targetHits: 7, approximate: false}nearestNeighbor(code, code)",
+        "yql": "select * from images where {targetHits: 7, approximate: false}nearestNeighbor(code, code)",
         "hits": 7,
         "ranking": "hamming",
         "input.query(code)": packed[2].view(np.int8).tolist(),
@@ -117,9 +117,9 @@ def test_the_rank_profiles_of_vespa_compute_what_the_index_does(odd_index, tmp_p
 
 
 def test_the_schema_of_vespa_has_a_field_for_every_column(odd_index, tmp_path):
-    EXPORTERS["vespa"](odd_index(bits=128), tmp_path / "out", name="pictures")
-    schema = (tmp_path / "out" / "pictures.sd").read_text(encoding="utf-8")
-    assert schema.startswith("schema pictures {\n    document pictures {\n")
+    EXPORTERS["vespa"](odd_index(bits=128), tmp_path / "out", name="images")
+    schema = (tmp_path / "out" / "images.sd").read_text(encoding="utf-8")
+    assert schema.startswith("schema images {\n    document images {\n")
     assert schema.count("{") == schema.count("}")
     assert dict(re.findall(r"field (\w+) type (\S+) \{", schema)) == {
         "id": "string",
@@ -138,7 +138,7 @@ def test_the_schema_of_vespa_has_a_field_for_every_column(odd_index, tmp_path):
     inside = schema[: schema.index("    # The relevance")]
     assert "distance-metric: hamming" in inside
     first = json.loads((tmp_path / "out" / "feed.jsonl").read_text(encoding="utf-8").split("\n")[0])
-    assert first["put"].startswith("id:pictures:pictures::")
+    assert first["put"].startswith("id:images:images::")
 
 
 @pytest.mark.parametrize("strings", [True, False])
@@ -157,9 +157,9 @@ def test_metadata_comes_back_from_parquet_and_json(odd_index, tmp_path, strings,
 
 def test_the_collection_of_milvus_describes_its_files(odd_index, tmp_path):
     exported = odd_index()
-    EXPORTERS["milvus"](exported, tmp_path / "out", name="pictures")
+    EXPORTERS["milvus"](exported, tmp_path / "out", name="images")
     collection = json.loads((tmp_path / "out" / "collection.json").read_text())
-    assert collection["collectionName"] == "pictures"
+    assert collection["collectionName"] == "images"
     assert collection["indexParams"] == [
         {"fieldName": "code", "indexName": "code", "indexType": "BIN_FLAT", "metricType": "HAMMING"}
     ]
@@ -227,11 +227,11 @@ def test_milvus_own_writer_makes_files_of_the_same_types(odd_index, tmp_path, re
 
 def test_statements_for_postgres(odd_index, tmp_path, read_export):
     exported = odd_index(bits=16)
-    EXPORTERS["pgvector"](exported, tmp_path / "out", name="pictures")
+    EXPORTERS["pgvector"](exported, tmp_path / "out", name="images")
     load = (tmp_path / "out" / "load.sql").read_text(encoding="utf-8")
     assert '"id" text COLLATE "C" NOT NULL,\n    "code" bit(16) NOT NULL,\n    "caption" text,' in load
     assert '"weight" real,\n    "seen" boolean,\n    "tags" text[],\n    "boxes" bigint[],' in load
-    assert load.endswith('\\.\n\nALTER TABLE "pictures" ADD PRIMARY KEY ("id");\nCOMMIT;\nANALYZE "pictures";\n')
+    assert load.endswith('\\.\n\nALTER TABLE "images" ADD PRIMARY KEY ("id");\nCOMMIT;\nANALYZE "images";\n')
     rows = read_export("pgvector", tmp_path / "out")
     expected = exported.metadata.to_pylist()
     for name, convert in {"caption": str, "kind": str, "year": int, "views": int, "score": float}.items():
@@ -241,7 +241,7 @@ def test_statements_for_postgres(odd_index, tmp_path, read_export):
     assert (rows[1]["tags"], rows[4]["tags"], rows[5]["tags"]) == ('{"it\'s"}', "{}", None)
     assert rows[6]["tags"] == '{"back\\\\slash","\\\\N"}'
     assert (rows[3]["boxes"], rows[5]["flags"]) == ("{3,-3}", "{true,false}")
-    assert 'CREATE INDEX ON "pictures" USING hnsw ("code" bit_hamming_ops);' in (tmp_path / "out/index.sql").read_text()
+    assert 'CREATE INDEX ON "images" USING hnsw ("code" bit_hamming_ops);' in (tmp_path / "out/index.sql").read_text()
     bits = "".join(str(byte >> i & 1) for byte in exported.codes[0].tolist() for i in range(8))
     assert f"""ORDER BY ("code" <~> B'{bits}'), "id"\nLIMIT 10;""" in (tmp_path / "out/query.sql").read_text()
 

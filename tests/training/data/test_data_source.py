@@ -42,11 +42,11 @@ def test_an_address_of_the_hub():
 @pytest.mark.parametrize(
     ("folder", "given"),
     [
-        ("data/my-pictures", "data/my-pictures"),
-        ("pictures", "pictures/"),
-        ("pictures", "./pictures/."),
+        ("data/my-images", "data/my-images"),
+        ("images", "images/"),
+        ("images", "./images/."),
         ("mine", "../here/mine"),
-        (r"C:\pictures", r"C:\pictures"),
+        (r"C:\images", r"C:\images"),
         ("here", "."),
     ],
 )

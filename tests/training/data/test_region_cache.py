@@ -24,7 +24,7 @@ def png(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def picture_pairs(contents: list[bytes]) -> datasets.Dataset:
+def image_pairs(contents: list[bytes]) -> datasets.Dataset:
     features = {"id": datasets.Value("string"), "image": datasets.Image(), "text": datasets.Value("string")}
     rows = {
         "id": [f"im{i}" for i in range(len(contents))],
@@ -63,12 +63,12 @@ def count_calls(monkeypatch):
 def test_regions_are_the_backbone_s_own(tower, processor):
     contents = [png(i) for i in range(5)]
     tower.train()
-    kept = keep_regions(picture_pairs(contents), tower, processor, mirrored=True, batch_size=2)
+    kept = keep_regions(image_pairs(contents), tower, processor, mirrored=True, batch_size=2)
     assert kept["id"][:] == [f"im{i}" for i in range(5)]
     assert kept.features["region_features"] == datasets.Array2D((16, 16), "float16")
 
-    pictures = [Image.open(io.BytesIO(content)) for content in contents]
-    pixel_values = processor(images=pictures, return_tensors="pt")["pixel_values"]
+    images = [Image.open(io.BytesIO(content)) for content in contents]
+    pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         backbone = tower.embeddings.backbone.eval()
         for column, values in (("region_features", pixel_values), ("region_features_mirrored", pixel_values.flip(-1))):
@@ -78,14 +78,14 @@ def test_regions_are_the_backbone_s_own(tower, processor):
             assert not (found.astype(np.float16) - found).any()  # half precision is what is kept
             np.testing.assert_allclose(found, expected, rtol=2**-10, atol=1e-6)
             assert np.ptp(expected) > 1
-    # The picture's own column decodes as it did, and a batch of regions comes as one array.
-    assert kept[0]["image"].tobytes() == pictures[0].tobytes()
+    # The image's own column decodes as it did, and a batch of regions comes as one array.
+    assert kept[0]["image"].tobytes() == images[0].tobytes()
     assert kept[:3]["region_features"].shape == (3, 16, 16)
 
 
-def test_the_tower_encodes_kept_regions_as_it_encodes_pictures(tower, processor):
+def test_the_tower_encodes_kept_regions_as_it_encodes_images(tower, processor):
     contents = [png(i) for i in range(3)]
-    kept = keep_regions(picture_pairs(contents), tower, processor)
+    kept = keep_regions(image_pairs(contents), tower, processor)
     pixel_values = processor(images=[Image.open(io.BytesIO(c)) for c in contents], return_tensors="pt")["pixel_values"]
     tower.eval()
     with torch.no_grad():
@@ -100,13 +100,13 @@ def test_values_beyond_float16_are_cut_and_not_infinite(tower, processor):
         for module in last.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.weight.fill_(1e6)
-    kept = keep_regions(picture_pairs([png(0)]), tower, processor)[0]["region_features"]
+    kept = keep_regions(image_pairs([png(0)]), tower, processor)[0]["region_features"]
     assert np.isfinite(kept).all()
     assert kept.max() == np.float16(65504)
 
 
-def test_they_are_found_again_with_the_same_backbone_and_pictures(tower, processor, make_config, count_calls):
-    pairs = picture_pairs([png(10), png(11), png(12)])
+def test_they_are_found_again_with_the_same_backbone_and_images(tower, processor, make_config, count_calls):
+    pairs = image_pairs([png(10), png(11), png(12)])
     first = keep_regions(pairs, tower, processor)
     assert count_calls == [3]
     # What has no part in the regions may change: the tower's head, the words, the mode.
@@ -140,15 +140,15 @@ def changed_std(tower, processor, pairs):
     return pairs, tower, processor
 
 
-def changed_picture(tower, processor, pairs):
-    return picture_pairs([png(20), png(21), png(23)]), tower, processor
+def changed_image(tower, processor, pairs):
+    return image_pairs([png(20), png(21), png(23)]), tower, processor
 
 
-@pytest.mark.parametrize("change", [changed_weight, changed_statistics, changed_mean, changed_std, changed_picture])
+@pytest.mark.parametrize("change", [changed_weight, changed_statistics, changed_mean, changed_std, changed_image])
 def test_they_are_computed_anew_where_something_has_changed(tower, make_config, count_calls, change):
     processor = CMFAHProcessor.from_vocabulary(make_config(), ["boat"])
     # Of this test alone, so that no other one has kept it.
-    pairs = picture_pairs([png(20), png(21), hashlib.sha256(change.__name__.encode()).digest(), png(22)])
+    pairs = image_pairs([png(20), png(21), hashlib.sha256(change.__name__.encode()).digest(), png(22)])
     before = keep_regions(pairs, tower, processor)[:]["region_features"]
     assert count_calls == [4]
     after = keep_regions(*change(tower, processor, pairs))[:]["region_features"]
@@ -157,7 +157,7 @@ def test_they_are_computed_anew_where_something_has_changed(tower, make_config, 
 
 
 def test_mirrored_and_plain_are_kept_apart(tower, processor, count_calls):
-    pairs = picture_pairs([png(30), png(31)])
+    pairs = image_pairs([png(30), png(31)])
     plain = keep_regions(pairs, tower, processor)
     both = keep_regions(pairs, tower, processor, mirrored=True)
     assert count_calls == [2, 2]
@@ -166,21 +166,21 @@ def test_mirrored_and_plain_are_kept_apart(tower, processor, count_calls):
     assert not np.array_equal(both[:]["region_features_mirrored"], both[:]["region_features"])
 
 
-def test_unreadable_pictures_are_left_out_and_named(tower, processor, caplog):
+def test_unreadable_images_are_left_out_and_named(tower, processor, caplog):
     whole = png(40)
-    kept = keep_regions(picture_pairs([b"not a picture", whole, whole[:500], png(41)]), tower, processor)
+    kept = keep_regions(image_pairs([b"not an image", whole, whole[:500], png(41)]), tower, processor)
     assert kept["id"][:] == ["im1", "im3"]
-    alone = keep_regions(picture_pairs([whole]), tower, processor)
-    # To the last digit of float16: a convolution of one picture may add up in another order than one of four.
+    alone = keep_regions(image_pairs([whole]), tower, processor)
+    # To the last digit of float16: a convolution of one image may add up in another order than one of four.
     np.testing.assert_allclose(kept[0]["region_features"], alone[0]["region_features"], rtol=2e-3, atol=1e-3)
     assert "im0: not an image in a format that Pillow knows" in caplog.text
     assert "im2: damaged or cut short" in caplog.text
     assert "Left out 2 of 4 images" in caplog.text
 
 
-def test_not_one_readable_picture_is_an_error(tower, processor):
+def test_not_one_readable_image_is_an_error(tower, processor):
     with pytest.raises(DataError, match=r"^None of the 2 images can be read"):
-        keep_regions(picture_pairs([b"no", b"neither"]), tower, processor)
+        keep_regions(image_pairs([b"no", b"neither"]), tower, processor)
 
 
 PROGRAM = """
@@ -202,7 +202,7 @@ np.save(sys.argv[3], kept[:]["region_features"])
 def test_they_are_found_again_in_a_new_process(tower, processor, tmp_path, environment, datasets_cache):
     tower.save_pretrained(tmp_path / "tower")
     processor.save_pretrained(tmp_path / "tower")
-    picture_pairs([png(50), png(51)]).to_parquet(tmp_path / "pairs.parquet")
+    image_pairs([png(50), png(51)]).to_parquet(tmp_path / "pairs.parquet")
     kept = keep_regions(datasets.Dataset.from_parquet(str(tmp_path / "pairs.parquet")), tower, processor)
     arguments = [str(tmp_path / name) for name in ("tower", "pairs.parquet", "found.npy")]
     process = subprocess.run(
@@ -218,13 +218,13 @@ def test_they_are_found_again_in_a_new_process(tower, processor, tmp_path, envir
 
 
 def stream_of(contents: list[bytes], shards: int) -> datasets.IterableDataset:
-    return picture_pairs(contents).to_iterable_dataset(shards)
+    return image_pairs(contents).to_iterable_dataset(shards)
 
 
 def test_regions_of_a_stream_are_those_of_the_data_set(tower, processor, count_calls, caplog):
     contents = [png(i) for i in range(60, 67)]
     contents[3] = contents[3][:500]
-    expected = keep_regions(picture_pairs(contents), tower, processor, mirrored=True)
+    expected = keep_regions(image_pairs(contents), tower, processor, mirrored=True)
     count_calls.clear()
     kept = keep_regions(stream_of(contents, 3), tower, processor, mirrored=True, batch_size=2)
     assert isinstance(kept, datasets.IterableDataset)
@@ -264,7 +264,7 @@ def test_regions_of_a_stream_go_on_where_they_broke_off(tower, processor, monkey
     kept = keep_regions(stream_of(contents, 2), tower, processor, batch_size=2)
     # Two shards of 10 rows, in pieces of 4, 4 and 2: of the second shard one piece was whole.
     assert seen[before + 1] == "im14"
-    expected = keep_regions(picture_pairs(contents), tower, processor, batch_size=2)
+    expected = keep_regions(image_pairs(contents), tower, processor, batch_size=2)
     rows = list(kept.with_format("numpy"))
     assert [row["id"] for row in rows] == [f"im{i}" for i in range(20)]
     np.testing.assert_array_equal(np.stack([row["region_features"] for row in rows]), expected[:]["region_features"])
@@ -289,7 +289,7 @@ def test_processes_share_the_shards_of_a_stream(tower, processor, count_calls):
         assert [row["id"] for row in part] == [f"im{i}" for i in range(6)]
 
 
-def test_a_stream_without_one_readable_picture_is_an_error(tower, processor):
+def test_a_stream_without_one_readable_image_is_an_error(tower, processor):
     with pytest.raises(DataError, match=r"^None of the 3 images can be read"):
         keep_regions(stream_of([b"no", b"neither", b"nor this"], 2), tower, processor)
 
@@ -298,6 +298,6 @@ def test_the_extractor_is_a_stage_of_a_stream(tower, processor):
     contents = [png(i) for i in range(3)]
     raw = stream_of(contents, 2).decode(False)
     rows = list(raw.map(RegionExtractor(tower, processor), batched=True, batch_size=3, remove_columns=["image"]))
-    expected = keep_regions(picture_pairs(contents), tower, processor)[:]["region_features"]
+    expected = keep_regions(image_pairs(contents), tower, processor)[:]["region_features"]
     np.testing.assert_array_equal(np.stack([row["region_features"] for row in rows]), expected)
     assert all(row["readable"] for row in rows)

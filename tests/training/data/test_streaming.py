@@ -384,13 +384,13 @@ def test_an_id_that_stands_twice_is_named(parquet, run_of, tmp_path):
 
 
 def test_ids_are_compared_over_files(tmp_path):
-    names = [f"picture {number}" for number in range(3000)]
+    names = [f"image {number}" for number in range(3000)]
     ids = streaming._Ids(tmp_path)
     for first in range(0, 3000, 700):
         ids.add(names[first : first + 700])
     assert ids.repeated() is None
-    ids.add(["picture 1234"])
-    assert ids.repeated() == streaming._digest("picture 1234")
+    ids.add(["image 1234"])
+    assert ids.repeated() == streaming._digest("image 1234")
 
 
 MEMORY = """

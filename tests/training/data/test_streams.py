@@ -229,13 +229,13 @@ def test_rows_that_are_gone_leave_gaps_and_are_named(caplog):
     assert "3 rows fewer than were counted" in caplog.text
 
 
-def picture(seed: int) -> bytes:
+def image(seed: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def pictures(contents: list[bytes], shards: int) -> datasets.IterableDataset:
+def images(contents: list[bytes], shards: int) -> datasets.IterableDataset:
     features = {"id": datasets.Value("string"), "image": datasets.Image(), "text": datasets.Value("string")}
     rows = {
         "id": [f"im{i}" for i in range(len(contents))],
@@ -245,11 +245,11 @@ def pictures(contents: list[bytes], shards: int) -> datasets.IterableDataset:
     return Dataset.from_dict(rows, features=datasets.Features(features)).to_iterable_dataset(shards)
 
 
-def test_unreadable_pictures_leave_gaps_and_are_named(caplog):
-    contents = [picture(i) for i in range(9)]
+def test_unreadable_images_leave_gaps_and_are_named(caplog):
+    contents = [image(i) for i in range(9)]
     contents[2] = contents[2][:-40]
-    contents[7] = b"no picture"
-    stream = pictures(contents, 3)
+    contents[7] = b"no image"
+    stream = images(contents, 3)
     # After another stage too: nothing is decoded before the rows are shuffled.
     stream = add_text_column(stream, lambda batch: {"longer": [f"{text} c" for text in batch["text"]]}, "longer")
     part = PairStream(stream, [3, 3, 3], 5).part(2)
@@ -265,13 +265,13 @@ def test_unreadable_pictures_leave_gaps_and_are_named(caplog):
     assert len(list(PairStream(stream))) == 7
 
 
-def test_no_batch_is_empty_for_want_of_readable_pictures():
-    contents = [b"no", b"no", picture(0), picture(1), b"no", b"no"]
-    part = PairStream(pictures(contents, 1), [6], 0).part(2)
+def test_no_batch_is_empty_for_want_of_readable_images():
+    contents = [b"no", b"no", image(0), image(1), b"no", b"no"]
+    part = PairStream(images(contents, 1), [6], 0).part(2)
     found = [[row and row["id"] for row in b] for b in DataLoader(part, batch_size=2, collate_fn=as_list)]
     assert [sum(name is not None for name in batch) >= 1 for batch in found] == [True] * len(found)
     with pytest.raises(DataError, match="No image of a batch"):
-        list(PairStream(pictures([b"no"] * 4, 1), [4], 0).part(2))
+        list(PairStream(images([b"no"] * 4, 1), [4], 0).part(2))
 
 
 def test_a_collator_without_gaps():

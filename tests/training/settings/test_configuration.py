@@ -32,11 +32,11 @@ def read(tmp_path):
 def test_every_section_reaches_its_own_part(read):
     run = read("""
 model: {hash_bits: 32, attention: image}
-data: {dataset: pictures, walk_length: 3}
+data: {dataset: images, walk_length: 3}
 training: {learning_rate: 0.25, codes_update: batch}
 """)
     assert run.model == {"hash_bits": 32, "attention": "image"}
-    assert (run.data.dataset, run.data.walk_length) == ("pictures", 3)
+    assert (run.data.dataset, run.data.walk_length) == ("images", 3)
     assert (run.training.learning_rate, run.training.codes_update) == (0.25, "batch")
     # What is not named keeps its default.
     assert (run.data.top_k, run.training.discriminator_learning_rate) == (10, 8e-4)

@@ -156,7 +156,7 @@ def test_a_second_model_on_all_pairs(run_of, tmp_path):
     )
 
 
-def test_rows_without_labels_or_text_and_unreadable_pictures(run_of, scenes_folder, tmp_path, caplog):
+def test_rows_without_labels_or_text_and_unreadable_images(run_of, scenes_folder, tmp_path, caplog):
     folder = tmp_path / "rough"
     shutil.copytree(scenes_folder, folder)
     rows = metadata_of(folder, "train")
@@ -166,7 +166,7 @@ def test_rows_without_labels_or_text_and_unreadable_pictures(run_of, scenes_fold
         if number % 6 == 1:
             row["text"] = ""
     write_metadata(folder, "train", rows)
-    (folder / "train" / rows[2]["file_name"]).write_bytes(b"no picture")
+    (folder / "train" / rows[2]["file_name"]).write_bytes(b"no image")
     whole = (folder / "train" / rows[3]["file_name"]).read_bytes()
     (folder / "train" / rows[3]["file_name"]).write_bytes(whole[: len(whole) // 2])
     queries = metadata_of(folder, "query")
@@ -186,14 +186,14 @@ def test_rows_without_labels_or_text_and_unreadable_pictures(run_of, scenes_fold
 
 
 @pytest.mark.parametrize("frozen", ["true", "false"])
-def test_no_labels_is_said_before_any_picture_is_read(run_of, scenes_folder, tmp_path, monkeypatch, frozen):
+def test_no_labels_is_said_before_any_image_is_read(run_of, scenes_folder, tmp_path, monkeypatch, frozen):
     folder = tmp_path / "bare"
     shutil.copytree(scenes_folder, folder)
     rows = [{name: row[name] for name in ("file_name", "text")} for row in metadata_of(folder, "train")]
     write_metadata(folder, "train", rows)
 
     def read(*args, **kwargs):
-        raise AssertionError("the pictures are read")
+        raise AssertionError("the images are read")
 
     monkeypatch.setattr(pairs_module, "keep_regions", read)
     monkeypatch.setattr(pairs_module, "drop_unreadable", read)
