@@ -184,7 +184,7 @@ def test_index_of_several_sources_with_columns_then_more(cmfah, trained, odd_ima
     assert text.split()[0] in cmfah("search", trained.folder, path, "--text", "boat", "--where", f"text={text}").out
 
 
-def test_search_by_words_and_a_image_together(cmfah, trained, index_file, odd_images):
+def test_search_by_words_and_an_image_together(cmfah, trained, index_file, odd_images):
     retriever = CrossMediaRetriever.from_pretrained(trained.folder)
     retriever.images = HashIndex.load(index_file)
     image = odd_images / "plain.png"

@@ -181,7 +181,7 @@ def test_any_column_is_indexed_in_one_call(retriever, trained, image_paths):
     ]
 
 
-def test_a_column_of_one_s_own_beside_a_image_that_is_left_out(retriever, image_paths):
+def test_a_column_of_one_s_own_beside_an_image_that_is_left_out(retriever, image_paths):
     retriever.add_images([image_paths[0], b"no image", image_paths[1]], ids=["a", "b", "c"], metadata={"n": [1, 2, 3]})
     assert retriever.images.ids.tolist() == ["a", "c"]
     assert retriever.images.metadata["n"].to_pylist() == [1, 3]
