@@ -138,6 +138,12 @@ class CMFAHProcessor(ProcessorMixin):
         Only `processor_config.json`, `tokenizer.json` and `tokenizer_config.json` are read, and only the settings that
         a processor of this kind has: no code, no templates.
 
+        Args:
+            pretrained_model_name_or_path: The folder or Hub id.
+            kwargs: Where on the Hub, as `transformers` takes it. `image_processor` and `tokenizer` take the place of
+                the saved ones. Settings of the image processor (`do_normalize=False`) and special tokens
+                (`cls_token="[CLS]"`) take precedence over the saved ones.
+
         Raises:
             ModelFileError: If a file is damaged, leads elsewhere, or is another kind of processor's.
             OSError: If a file is missing, or the Hub cannot be reached.
@@ -150,15 +156,34 @@ class CMFAHProcessor(ProcessorMixin):
                 raise OSError(f"{source} has no {name}; save the processor again.")
             hub, files[name] = pinned(source, found, hub), found
         settings = read_object(files[PROCESSOR_NAME])
-        image_processor = _load_image_processor(settings.get("image_processor"), files[PROCESSOR_NAME], kwargs)
+        image_processor = kwargs.get("image_processor") or _load_image_processor(
+            settings.get("image_processor"), files[PROCESSOR_NAME], kwargs
+        )
         word_level = settings.get("word_level", True)
         if not isinstance(word_level, bool):
             raise ModelFileError(
                 f"{files[PROCESSOR_NAME]}: word_level is {str(word_level)[:40]!r}; give true or false."
             )
-        load = load_word_tokenizer if word_level else load_backbone_tokenizer
-        tokenizer = load(files["tokenizer.json"], read_object(files["tokenizer_config.json"]))
+        tokenizer = kwargs.get("tokenizer")
+        if tokenizer is None:
+            load = load_word_tokenizer if word_level else load_backbone_tokenizer
+            tokenizer = load(files["tokenizer.json"], read_object(files["tokenizer_config.json"]))
+        for name in kwargs.keys() & set(tokenizer.SPECIAL_TOKENS_ATTRIBUTES):
+            setattr(tokenizer, name, kwargs[name])
         return cls(image_processor, tokenizer, word_level)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as `processor_config.json` holds them."""
+        settings = super().to_dict()
+        settings["image_processor"].pop("auto_map", None)  # the class in the repository is the processor's
+        return settings
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """As `transformers` saves a processor; saving does not change it."""
+        files = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        for part in (self, self.image_processor):
+            vars(part).pop("auto_map", None)
+        return files
 
     def __call__(self, images=None, text=None, **kwargs: Unpack[CMFAHProcessorKwargs]) -> BatchFeature:
         """

@@ -7,19 +7,21 @@ from unittest import mock
 
 import pytest
 import torch
-from transformers import ResNetConfig
+from transformers import ResNetConfig, ViTImageProcessor
 
 from cmfah_hf.methods import CMFAHDiscriminator, CMFAHForPreTraining, SCAHNForPreTraining
 from cmfah_hf.models import (
     CMFAHConfig,
     CMFAHImageModel,
     CMFAHModel,
+    CMFAHProcessor,
     CMFAHTextModel,
     SCAHNConfig,
     SCAHNImageModel,
     SCAHNModel,
     SCAHNTextModel,
 )
+from cmfah_hf.models.tokenization_cmfah import build_word_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 import common_checks
@@ -31,6 +33,7 @@ if not common_checks.AVAILABLE:
 
 ConfigTester = common_checks.load("test_configuration_common").ConfigTester
 ModelTesterMixin = common_checks.load("test_modeling_common").ModelTesterMixin
+ProcessorTesterMixin = common_checks.load("test_processing_common").ProcessorTesterMixin
 
 
 class CMFAHModelTester:
@@ -202,4 +205,16 @@ class CMFAHDiscriminatorChecks(_Checks, unittest.TestCase):
         pass
 
 
-del _Checks, ModelTesterMixin  # abstract: pytest must not collect them
+class CMFAHProcessorChecks(ProcessorTesterMixin, unittest.TestCase):
+    processor_class = CMFAHProcessor
+
+    @classmethod
+    def _setup_image_processor(cls):
+        return ViTImageProcessor(size={"height": 32, "width": 32})
+
+    @classmethod
+    def _setup_tokenizer(cls):
+        return build_word_tokenizer(["lower", "newer", "upper", "older", "longer", "string"])
+
+
+del _Checks, ModelTesterMixin, ProcessorTesterMixin  # abstract: pytest must not collect them
