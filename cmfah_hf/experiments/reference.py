@@ -64,7 +64,7 @@ def linear_reference(run: Run, output: Path) -> list[dict[str, Any]]:
     strengths, validation = choose_strengths(items["train"], items["validation"], database)
     logger.info("C chosen on %d validation queries: %s", len(items["validation"].labels), strengths)
     fitted = {name: fit(items["all"], name, strengths[name]) for name in _MODALITIES}
-    figures = figures_of_validation(validation, run.data.protocol)
+    figures = figures_of_validation(validation, run.data.protocol, "cosine")
     databases = {run.data.protocol: items.get("database", items["all"])}
     databases.setdefault("seen", items["all"])
     for name, searched in databases.items():

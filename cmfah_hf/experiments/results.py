@@ -78,10 +78,10 @@ def figures_of_queries(figures: Mapping[str, float], database: str, encoding: st
     return [{"split": "query", "database": database, "encoding": encoding, **row} for row in rows]
 
 
-def figures_of_validation(log: Mapping[str, float], database: str) -> list[dict[str, Any]]:
-    """The figures of the validation queries that a trainer logged, as rows."""
+def figures_of_validation(log: Mapping[str, float], database: str, ranking: str = "hamming") -> list[dict[str, Any]]:
+    """The figures of the validation queries, under the names that a trainer logs them by, as rows."""
     names = {"eval_map_i2t": "i2t", "eval_map_t2i": "t2i", "eval_map": "mean"}
-    rows = [_row("hamming", direction, "map", log[name]) for name, direction in names.items()]
+    rows = [_row(ranking, direction, "map", log[name]) for name, direction in names.items()]
     rows += [_row("random", direction, "map", log["eval_map_random"]) for direction in names.values()]
     return [{"split": "validation", "database": database, "encoding": "single", **row} for row in rows]
 

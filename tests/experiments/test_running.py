@@ -161,7 +161,9 @@ def test_several_processes_and_both_protocols(write_grid, tmp_path, environment,
     for method in ("cmfah", "linear"):
         maps = select(results, {"method": method, "metric": "map", "direction": "mean", "split": "query"})
         searched = {(one.protocol, one.database) for one in maps}
+        chosen = select(results, {"method": method, "direction": "mean", "split": "validation"})
         assert searched == {("seen", "seen"), ("unseen", "unseen"), ("unseen", "seen")}
+        assert {one.ranking for one in chosen} == {"hamming" if method == "cmfah" else "cosine", "random"}
     sizes = json.loads((tmp_path / "out" / "runs" / "scenes/cmfah/full/16-bits/unseen/seed-0/metrics.json").read_text())
     # Of 48 training scenes, 10 are the database, 8 of the rest that of the validation queries, 4 or so are queries.
     assert sizes["query"]["database"] == 10
