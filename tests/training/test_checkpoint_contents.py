@@ -1,4 +1,4 @@
-"""Checkpoints whose files are not what their names say, though the list was made again: passed over, or named."""
+"""Checkpoints with unusable files but a matching file list: skipped, or reported."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def saved(kept, make_trainer, make_model, tmp_path):
 
 
 def list_anew(folder: Path) -> None:
-    """The list of files as if they had been written as they are."""
+    """Rewrites the file list to match the current files."""
     written = json.loads((folder / "checkpoint.json").read_text())["written"]
     files = {
         path.relative_to(folder).as_posix(): [path.stat().st_size, checkpoints._checksum(path)]
@@ -111,7 +111,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_files_that_cannot_be_used_are_known_though_the_list_fits(saved, kind, caplog):
+def test_unusable_files_are_detected_despite_a_matching_list(saved, kind, caplog):
     damage, words = DAMAGES[kind]
     last = saved / "checkpoint-6"
     damage(last)
@@ -145,14 +145,14 @@ LISTS = {
 
 
 @pytest.mark.parametrize("kind", LISTS)
-def test_lists_that_are_none(saved, kind, caplog):
+def test_invalid_lists(saved, kind, caplog):
     LISTS[kind](saved / "checkpoint-6")
     assert find_checkpoint("last", saved) == saved / "checkpoint-3"
     with pytest.raises(CheckpointError, match=r"^[^\n]*checkpoint-6: [^\n]*; this checkpoint cannot be used"):
         find_checkpoint(str(saved / "checkpoint-6"), saved)
 
 
-def test_a_run_goes_on_from_the_one_before_the_damaged_one(saved, make_trainer, make_model, caplog):
+def test_a_run_resumes_from_the_checkpoint_before_the_damaged_one(saved, make_trainer, make_model, caplog):
     (saved / "checkpoint-6" / "rng_state.pth").write_bytes(b"nothing")
     list_anew(saved / "checkpoint-6")
     trainer = make_trainer(make_model(), num_train_epochs=2, save_strategy="epoch", optim="adamw_torch")
@@ -171,7 +171,7 @@ def test_another_optimizer_or_schedule_is_refused(saved, make_trainer, make_mode
         trainer.train("last")
 
 
-def test_the_metadata_of_a_sharded_checkpoint_names_nothing_but_data(tmp_path):
+def test_metadata_of_a_sharded_checkpoint_unpickles_only_data(tmp_path):
     """PyTorch reads it by `pickle.load`."""
     import torch.distributed.checkpoint as sharded
 
