@@ -1,4 +1,4 @@
-"""Preparation of NUS-WIDE: a small exact replica, and the error for each kind of defect."""
+"""Preparation of NUS-WIDE: a small replica, and the error for each kind of defect."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ PREFIX = "C:\\ImageData\\Flickr\\"
 
 @pytest.fixture
 def bare(replicas, tmp_path):
-    """Without images, in folders, to be damaged."""
+    """A replica without images, in folders, to be damaged by tests."""
     return replicas.make_nus_wide(tmp_path / "release", images=False)
 
 
@@ -36,7 +36,7 @@ FORMS = [
 
 @pytest.mark.parametrize("form", FORMS, ids=["folders", "archives", "archives, Windows"])
 @pytest.mark.parametrize(("classes", "needs_tag"), [(21, False), (21, True), (10, False), (81, True)])
-def test_rows_are_those_of_the_files(replicas, tmp_path, form, classes, needs_tag):
+def test_rows_match_the_files(replicas, tmp_path, form, classes, needs_tag):
     replica = replicas.make_nus_wide(tmp_path / "release", images=classes == 10, **form)
     (variant,) = [number for number, needs in replica.release.variants[classes].items() if needs is needs_tag]
     report = prepare_nus_wide(replica.root, tmp_path / "out", variant=variant, classes=classes, release=replica.release)
@@ -76,7 +76,7 @@ def test_5018_tags_are_those_of_the_row_in_its_order(bare, tmp_path):
     assert sum("are Latin-1" in line for line in report.corrections) == 1
 
 
-def test_tagged_rows_are_the_same_whichever_tags_are_taken(bare, tmp_path):
+def test_tagged_rows_do_not_depend_on_the_tag_list(bare, tmp_path):
     variant = next(number for number, needs in bare.release.variants[21].items() if needs)
     reports = [
         prepare_nus_wide(bare.root, tmp_path / tags, variant=variant, tags=tags, release=bare.release)
@@ -86,7 +86,7 @@ def test_tagged_rows_are_the_same_whichever_tags_are_taken(bare, tmp_path):
     assert reports[0].tag_ones < reports[1].tag_ones
 
 
-def test_corrections_are_once_in_the_log_and_on_the_card(replicas, tmp_path, caplog):
+def test_corrections_are_reported_once_in_the_log_and_on_the_card(replicas, tmp_path, caplog):
     replica = replicas.make_nus_wide(tmp_path / "release", images=False, prefix=PREFIX)
     report = prepare_nus_wide(replica.root, tmp_path / "out", release=replica.release)
     assert [record.getMessage() for record in caplog.records] == report.corrections
@@ -180,13 +180,13 @@ def test_defects_are_named(bare, defect, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_of_all_tags_that_belong_to_other_images(bare):
+def test_rows_of_all_tags_for_other_images(bare):
     change(bare.root / "NUS_WID_Tags/All_Tags.txt", b"100037 ", b"100038 ")
     with pytest.raises(DataError, match=r"All_Tags\.txt, line 2: photo id '100038' instead of 100037, as line 2 of Im"):
         prepare_nus_wide(bare.root, None, tags="5018", release=bare.release)
 
 
-def test_arguments_that_cannot_be(bare):
+def test_invalid_arguments(bare):
     for arguments, message in (
         ({"classes": 20}, "classes=20 is not known; give one of 10, 21, 81"),
         ({"tags": "5k"}, "tags='5k' is not known; give one of 1k, 5018"),
@@ -202,7 +202,7 @@ def test_arguments_that_cannot_be(bare):
 
 @settings(max_examples=60)
 @given(data=st.data(), chunk=st.integers(1, 40), width=st.integers(1, 5), rows=st.integers(1, 12))
-def test_matrices_of_ones_in_any_spacing_and_any_pieces(tmp_path_factory, data, chunk, width, rows):
+def test_binary_matrices_with_any_spacing_and_block_size(tmp_path_factory, data, chunk, width, rows):
     values = np.array(data.draw(st.lists(st.integers(0, 1), min_size=rows * width, max_size=rows * width)))
     values = values.reshape(rows, width)
     blank, end = data.draw(st.sampled_from([" ", "\t", "  "])), data.draw(st.sampled_from(["\n", "\r\n", "\t\r\n"]))

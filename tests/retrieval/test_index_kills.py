@@ -1,4 +1,4 @@
-"""A process that is killed at any line of a save: nothing is lost, and the next save leaves nothing behind."""
+"""Saves killed at any line: nothing is lost, and the next save removes the leftovers."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are fo
 
 
 def killed_at(step, act):
-    """Calls `act` in a child that is killed at the given line of the package. Whether it ended before that line."""
+    """Calls `act` in a child that is killed at the given line of the package. Returns whether it ended before that."""
     child = os.fork()
     if not child:
         left = step
@@ -44,7 +44,7 @@ def killed_at(step, act):
 
 
 def kills(act, stride):
-    """Kills a save every few lines, then lets it end."""
+    """Kills a save every few lines, then lets one finish."""
     for step in range(0, 5000, stride):
         if killed_at(step, act):
             return
@@ -84,7 +84,7 @@ def test_an_export(tmp_path, target):
         step = killed * 37 % 800
         if not killed_at(step, lambda: export(new, path, overwrite=True)):
             killed += 1
-        # Between two renames the folder is away; the next export puts it back before it does anything.
+        # Between two renames the folder is missing; the next export first restores it.
         assert not path.exists() or {file.name: file.read_bytes() for file in path.iterdir()} in wholes
         export(old, path, overwrite=True)
         assert [file.name for file in tmp_path.iterdir()] == ["export"]
@@ -97,7 +97,7 @@ def test_a_sharded_index(tmp_path):
     from cmfah_hf.retrieval.cluster.shards import Shard
 
     def save(number):
-        """As `ShardedHashIndex.save`, of one shard that has got one more item."""
+        """Like `ShardedHashIndex.save`, for one shard with one more item."""
         known = manifests.read_manifest(tmp_path)
         before = known.shards[0].revision if known else manifests.Revision(0, "ab")
         after = manifests.Revision(before.changes + 1, f"{number:x}")
