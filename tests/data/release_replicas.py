@@ -124,7 +124,7 @@ def make_mirflickr(root: Path, num_rows: int = 60, archives: bool = False, image
 def make_nus_wide(
     root: Path, num_rows: int = 90, archives: bool = False, images: bool = True, prefix: str = "", end: str = "\r\n"
 ) -> Replica:
-    """NUS-WIDE: backslashes, a file that is not a label, two repeated photo ids, and `AllTags1k` unlike `All_Tags`."""
+    """NUS-WIDE: backslashes, an invalid label value, two repeated photo ids, and `AllTags1k` unlike `All_Tags`."""
     rng = np.random.default_rng(1)
     rates = np.where(np.isin(CONCEPTS, MOST_FREQUENT[21]), 0.05, 0.005)
     labels = (rng.random((num_rows, len(CONCEPTS))) < rates).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Models back from the Hub: by the package, by transformers alone, offline, and what is refused."""
+"""Models loaded from the Hub: by the package, by transformers alone, offline; and refused repositories."""
 
 import json
 import re
@@ -57,9 +57,9 @@ def hashes(model, processor, text: str):
         )
 
 
-def test_the_card_says_what_the_run_found(at_published):
+def test_card_reports_the_results_of_the_run(at_published):
     card = ModelCard.load("org/model")
-    card.validate(repo_type="model")  # asks the Hub
+    card.validate(repo_type="model")  # makes a request to the Hub
     figures = at_published.run.metrics["query"]
     name, results = model_index_to_eval_results(card.data.to_dict()["model-index"])
     assert name == "model"
@@ -86,7 +86,7 @@ def test_the_card_says_what_the_run_found(at_published):
         assert "None" not in line
 
 
-def test_what_the_card_cites_is_what_the_project_cites(published):
+def test_card_and_project_cite_the_same_papers(published):
     import yaml
 
     citation = yaml.safe_load((Path(__file__).parents[2] / "CITATION.cff").read_text(encoding="utf-8"))
@@ -95,7 +95,7 @@ def test_what_the_card_cites_is_what_the_project_cites(published):
     assert cited["title"] in " ".join(published.card.split())
 
 
-def test_its_code_with_the_package_runs_as_pasted(at_published, capsys):
+def test_code_of_the_card_runs_with_the_package(at_published, capsys):
     with_package = [block for block in blocks(at_published.card) if "trust_remote_code" not in block]
     assert len(with_package) == 2
     names: dict = {}
@@ -103,15 +103,15 @@ def test_its_code_with_the_package_runs_as_pasted(at_published, capsys):
         exec(compile(block, "card", "exec"), names)
     assert set(names["results"].ids[0]) == {"red.jpg", "sea.jpg"}
     assert len(names["retriever"].images) == 16
-    # Of the Hub all parts came from one commit.
+    # All parts came from one commit.
     asked = [request.path for request in at_published.hub.asked("HEAD", "/resolve/")]
     revisions = {path.split("/resolve/")[1].split("/")[0] for path in asked if "config.json" not in path}
     assert revisions == {at_published.done.commit}
 
 
 @pytest.mark.slow
-def test_its_code_without_the_package_runs_as_pasted(published, tmp_path):
-    """In a process in which the package cannot be imported; then again without any network."""
+def test_code_of_the_card_runs_without_the_package(published, tmp_path):
+    """In a process that cannot import the package; then again without network."""
     (pasted,) = (block for block in blocks(published.card) if "trust_remote_code" in block)
     text = json.loads(re.search(r"text=\[(\".*?\")\]", pasted)[1])
     script = WITHOUT_THE_PACKAGE.replace("PASTED", pasted).replace("TEXT", repr(text))
@@ -135,11 +135,11 @@ def test_its_code_without_the_package_runs_as_pasted(published, tmp_path):
         assert torch.equal(found["image"], expected[0])
         assert torch.equal(found["text"], expected[1])
         assert torch.equal(found["pipe.text"], expected[1])
-        torch.testing.assert_close(found["pipe.sea"], expected[0][1:])  # alone, and not in a batch of two
+        torch.testing.assert_close(found["pipe.sea"], expected[0][1:])  # single inputs, not a batch of two
 
 
-def test_the_settings_can_be_fetched_as_the_card_says(at_published, tmp_path):
-    """By the client's own command."""
+def test_settings_are_downloaded_as_the_card_describes(at_published, tmp_path):
+    """With the client's own command."""
     from cmfah_hf.training import parse_run
 
     fetch, again = re.search(r"```bash\nhf (download .*?)\ncmfah (train .*?)\n```", at_published.card).groups()
@@ -152,7 +152,7 @@ def test_the_settings_can_be_fetched_as_the_card_says(at_published, tmp_path):
     assert (run.model["hash_bits"], run.training.output_dir) == (16, "again")
 
 
-def test_the_same_bits_come_back_from_main_from_a_commit_and_from_the_cache(at_published, monkeypatch):
+def test_main_a_commit_and_the_cache_give_the_same_bits(at_published, monkeypatch):
     here = AutoModel.from_pretrained(at_published.run.folder), CMFAHProcessor.from_pretrained(at_published.run.folder)
     expected = hashes(*here, "sun tree")
     commit = at_published.done.commit
@@ -174,7 +174,7 @@ def test_the_same_bits_come_back_from_main_from_a_commit_and_from_the_cache(at_p
     assert at_published.hub.asked("GET") == at_published.hub.asked("HEAD") == []
 
 
-def test_who_may_not_see_it_is_told_so(at_published, monkeypatch):
+def test_missing_permission_is_reported(at_published, monkeypatch):
     for token in ("hf_stranger", False):
         with pytest.raises(CheckpointError) as raised:
             CrossMediaRetriever.from_pretrained("org/model", token=token)
@@ -195,7 +195,7 @@ def run_here(capsys, *arguments):
     return left.value.code or 0, streams.out, streams.err
 
 
-def test_commands_take_it_from_the_hub(at_published, capsys):
+def test_commands_load_from_the_hub(at_published, capsys):
     run = at_published.run
     code, out, err = run_here(capsys, "search", "org/model", "--text", "sun tree", "-k", "3", "--json")
     assert code == 0, err
@@ -209,7 +209,7 @@ def test_commands_take_it_from_the_hub(at_published, capsys):
     assert "no index came with it" in err
 
 
-def test_an_index_is_that_of_the_model(at_published):
+def test_an_index_belongs_to_its_model(at_published):
     retriever = CrossMediaRetriever.from_pretrained("org/model", index=True)
     assert len(CrossMediaRetriever.from_pretrained("org/model").images) == 0
     local = HashIndex.load(at_published.index)
@@ -221,7 +221,7 @@ def test_an_index_is_that_of_the_model(at_published):
         CrossMediaRetriever.from_pretrained(at_published.run.folder, index=True)
 
 
-# What a repository must not be able to do
+# Capabilities that a repository must not have
 
 
 def files_of(published) -> dict[str, bytes]:
@@ -245,8 +245,8 @@ def test_no_pickle_is_loaded(at_published, tmp_path):
         assert "\n" not in str(raised.value)
     with pytest.raises(ValueError, match="never loaded"):
         AutoModel.from_pretrained("org/pickle", use_safetensors=False)
-    assert not at_published.hub.asked("GET", "pytorch_model.bin")  # not even fetched
-    # A folder likewise.
+    assert not at_published.hub.asked("GET", "pytorch_model.bin")  # not even downloaded
+    # The same from a folder.
     folder = tmp_path / "folder"
     folder.mkdir()
     for name, content in files.items():
@@ -258,7 +258,7 @@ def test_no_pickle_is_loaded(at_published, tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_no_name_leads_out_of_the_cache(at_published, tmp_path):
+def test_file_names_cannot_leave_the_cache(at_published, tmp_path):
     from huggingface_hub import snapshot_download
 
     files = files_of(at_published)

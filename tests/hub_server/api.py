@@ -1,4 +1,4 @@
-"""The Hub's own listener: accounts, repositories, trees, commits, uploads and downloads."""
+"""The listener of the Hub: accounts, repositories, trees, commits, uploads and downloads."""
 
 import base64
 import binascii
@@ -112,7 +112,7 @@ class ApiHandler(Handler):
         return json_answer({"errors": [], "warnings": []})
 
     def _named(self) -> tuple[str, str]:
-        """The kind and the full id that a request about a repository names; without a namespace it is the user's."""
+        """The kind and the full id of the repository in a request; without a namespace it is the user's."""
         asked = self._json
         kind = asked.get("type") or "model"
         if kind not in KINDS:
@@ -295,7 +295,7 @@ class ApiHandler(Handler):
 
     def _commit(self, repository: Repository, branch: str) -> Answer:
         if branch not in repository.branches:
-            repository.commit_of(branch)  # of what is not there at all this says so
+            repository.commit_of(branch)  # error for a missing repository
             raise HubError(400, f"{branch} is no branch, so nothing can be committed to it")
         head = repository.commit_of(branch)
         lines = [json.loads(line) for line in self.body.splitlines() if line.strip()]
