@@ -1,4 +1,4 @@
-"""What a user can get wrong: exit code 2, nothing on standard output, and one line that says what and what to do."""
+"""User errors: exit code 2, nothing on standard output, and one line with the error and its remedy."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 
 @dataclass
 class Bench:
-    """Sound and broken things to call commands with, by name."""
+    """Valid and broken files for commands, by name."""
 
     paths: dict[str, str] = field(default_factory=dict)
 
@@ -81,7 +81,7 @@ def bench(trained, tmp_path_factory, write_config):
     return Bench({name: str(path) for name, path in paths.items()})
 
 
-# A command, and what its one line has to hold.
+# A command, and a pattern for its one line.
 CASES = {
     "search: no such index": (
         "search {model} {root}/absent.index --text boat",
@@ -344,7 +344,7 @@ CASES = {
         ["num=0: scenes need 1 or more."],
     ),
 }
-# What can only be known after some work: bars and the names of images may stand above the line.
+# Known only after some work: progress bars and image names may precede the line.
 AFTER_WORK = {
     "index: a column that is not there",
     "index: no such split",
@@ -368,7 +368,7 @@ def outcomes(bench, run_in_a_new_process, tmp_path_factory, datasets_cache):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_line_that_names_it(case, outcomes, bench):
+def test_error_is_one_line_that_names_it(case, outcomes, bench):
     outcome = outcomes[case]
     assert outcome.code == 2, outcome
     *before, error = outcome.err.splitlines()
@@ -379,18 +379,18 @@ def test_one_line_that_names_it(case, outcomes, bench):
         assert all("Left out" in line or "it/s]" in line or "examples/s]" in line for line in before if line), before
     else:
         assert before == []
-    if not case.startswith("demo"):  # which says what it does as it goes
+    if not case.startswith("demo"):  # it reports its progress
         assert outcome.out == ""
 
 
-def test_an_unknown_command_or_option_shows_the_usage(cmfah):
+def test_unknown_commands_and_options_show_the_usage(cmfah):
     for arguments in (["explode"], ["search", "--explode"], ["search", "model", "index", "-k", "many"]):
         outcome = cmfah(*arguments)
         assert (outcome.code, outcome.out) == (2, "")
         assert "Usage: " in outcome.err
 
 
-def test_with_debugging_the_traceback_is_shown(monkeypatch, datasets_cache):
+def test_debugging_shows_the_traceback(monkeypatch, datasets_cache):
     monkeypatch.setenv("CMFAH_DEBUG", "1")
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
     with pytest.raises(CMFAHError, match="there is no such configuration"):
@@ -398,7 +398,7 @@ def test_with_debugging_the_traceback_is_shown(monkeypatch, datasets_cache):
 
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, ValueError, KeyError])
-def test_a_bug_is_reported_as_one_and_not_as_the_users_mistake(cmfah, monkeypatch, capsys, kind):
+def test_a_bug_is_not_reported_as_a_user_error(cmfah, monkeypatch, capsys, kind):
     def broken(*args, **kwargs):
         raise kind("a defect")
 

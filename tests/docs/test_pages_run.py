@@ -1,4 +1,4 @@
-"""Every block of README.md and of docs/: run from the top of its page to the bottom, or in a list that says why not."""
+"""Every block of README.md and of docs/ is run in order, or is listed with the reason why not."""
 
 import ast
 import importlib
@@ -13,7 +13,7 @@ from pages.parsing import parse
 from pages.setups import set_up
 from pages.workshop import Workshop
 
-# What commands begin with that are only parsed, each option by its program's own parser, and why they are not run.
+# Commands that are only parsed, each option by its program's parser, by their first words, and why they are not run.
 ONLY_PARSED = {
     "pip install": "fetches some gigabytes",
     "accelerate launch": "starts processes; tests/training and tests/test_end_to_end.py do",
@@ -29,7 +29,7 @@ ONLY_PARSED = {
     "vespa": "the same",
     "psql": "needs PostgreSQL with pgvector, likewise",
 }
-# Python that is only read: compiled, its imports of ours there, our functions called by arguments that they have.
+# Python that is only checked: it compiles, our imports exist, our functions accept the arguments.
 ONLY_READ = {
     ("docs/adding-a-method.md", '"""Pairwise'): "a file of its own; tests/docs/test_adding_a_method.py runs it",
     ("docs/scaling.md", "import ray"): "needs a cluster",
@@ -38,7 +38,7 @@ ONLY_READ = {
     ("docs/scaling.md", "import psycopg"): "needs PostgreSQL",
     ("docs/scaling.md", "import numpy"): "goes on with what Milvus answered",
 }
-# It goes on until it is ended. On other pages than its own it is only parsed.
+# It runs until it is stopped. On other pages it is only parsed.
 SERVERS = "cmfah space"
 
 
@@ -90,7 +90,7 @@ def test_the_page_runs_from_top_to_bottom(page, workshop, hub, monkeypatch):
     CHECKS.get(name, lambda shop, hub: None)(workshop, hub)
 
 
-def test_nothing_stands_in_the_lists_in_vain():
+def test_the_lists_have_no_unused_entries():
     every = [
         str(command)
         for page in PAGES
@@ -121,11 +121,11 @@ def test_nothing_stands_in_the_lists_in_vain():
         "unheard-of --help",
     ],
 )
-def test_a_command_that_its_program_would_refuse_is_found(line, tmp_path, capsys):
+def test_an_invalid_command_is_detected(line, tmp_path, capsys):
     with pytest.raises((Exception, SystemExit)):
         parse(Command("here", line.split()), tmp_path)
 
 
-def test_a_command_that_nobody_lists_is_not_passed_over(tmp_path):
+def test_an_unlisted_command_is_detected(tmp_path):
     with pytest.raises(AssertionError, match="neither run nor in the list"):
         Workshop(tmp_path).command(Command("here", ["docker", "run", "image"]))

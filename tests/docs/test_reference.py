@@ -1,4 +1,4 @@
-"""docs/api/: not stale, every public name in it, its links whole, and the examples of its docstrings run."""
+"""docs/api/: up to date, complete, without broken links, and with examples that run."""
 
 import doctest
 import importlib.util
@@ -19,7 +19,7 @@ def writer():
     return module
 
 
-def test_it_is_what_the_docstrings_say_now(writer, tmp_path):
+def test_the_reference_matches_the_docstrings(writer, tmp_path):
     written = {path.name: path.read_text(encoding="utf-8") for path in writer.write(tmp_path)}
     committed = {path.name: path.read_text(encoding="utf-8") for path in REFERENCE}
     assert sorted(written) == sorted(committed)
@@ -27,7 +27,7 @@ def test_it_is_what_the_docstrings_say_now(writer, tmp_path):
     assert stale == [], "run `make docs`"
 
 
-def test_every_public_name_has_its_entry_and_every_argument_is_told(writer):
+def test_every_public_name_and_argument_is_documented(writer):
     import cmfah_hf
 
     text = "\n".join(path.read_text(encoding="utf-8") for path in REFERENCE)
@@ -49,12 +49,12 @@ NOT_RUN = {
     "models.CrossModalRetrievalPipeline": "needs a model on the Hub; docs/hub.md calls it on one",
     "retrieval.ShardedHashIndex": "needs a cluster; `make test-cluster` has one",
 }
-# Run, but what comes out is another model's.
+# Run, but with another model, so the output differs.
 OTHER_VALUES = {"retrieval.CrossMediaRetriever"}
 
 
 def examples() -> dict[str, str]:
-    """The examples of every entry and method, its blocks one below the other."""
+    """The examples of every entry and method, with all blocks of an entry in sequence."""
     found: dict[str, str] = {}
     for page in REFERENCE:
         heading = ""
@@ -67,7 +67,7 @@ def examples() -> dict[str, str]:
 
 
 class _Ran(doctest.OutputChecker):
-    """Takes any output: that it ran is enough."""
+    """Accepts any output: only errors count."""
 
     def check_output(self, want: str, got: str, optionflags: int) -> bool:
         return bool(want) == bool(got)
@@ -75,7 +75,7 @@ class _Ran(doctest.OutputChecker):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_examples_of_the_docstrings_run_and_print_what_they_say(workshop, writer):
+def test_examples_of_the_docstrings_run_with_the_documented_output(workshop, writer):
     import numpy as np
     import torch
     from PIL import Image
@@ -101,7 +101,7 @@ def test_the_examples_of_the_docstrings_run_and_print_what_they_say(workshop, wr
     for name, text in every.items():
         if name in NOT_RUN:
             continue
-        # What is shown without its value, such as a tensor, is not looked at; else the values are.
+        # Outputs shown without a value, such as a tensor, are ignored; others are compared.
         checker = _Ran() if name in OTHER_VALUES else None
         test = doctest.DocTestParser().get_doctest(text, given, name, None, 0)
         for example in test.examples:

@@ -41,7 +41,7 @@ def test_nodes_and_edges_have_counts_and_probabilities(make_model, folder):
         graph = read_label_graph(source)
         assert isinstance(graph, networkx.DiGraph)
         assert dict(graph.nodes(data="count")) == dict(zip(NAMES, [4, 10, 4, 0], strict=True))
-        # 3 of 4 boats are by the sea; of 10 seas, 4 have a tree, which is tau, and 3 have a boat, which is below.
+        # 3 of 4 boats are by the sea; of 10 seas, 4 have a tree (= tau) and 3 have a boat (below tau).
         assert {(i, j): data["probability"] for i, j, data in graph.edges(data=True)} == pytest.approx(
             {("boat", "$sea$"): 0.75, ("$sea$", "дерево"): 0.4, ("дерево", "$sea$"): 1.0}
         )

@@ -1,4 +1,4 @@
-"""Expected visits against powers of dense matrices, sampled walks against expected visits."""
+"""Expected visits against powers of dense matrices, and sampled walks against expected visits."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_visit_frequencies_converge_to_the_expected_visits():
         drawn = walk.sample(start, num_walks, [np.random.default_rng(row) for row in range(3)])
         visits = np.stack([np.bincount(row.ravel(), minlength=9) / num_walks for row in drawn])
         errors.append(np.abs(visits - expected).max())
-    # A word's count of visits on one walk varies by less than 1.5^2, so 5 sigma of the mean are below this.
+    # The number of visits on one walk has a variance below 1.5^2, so 5 sigma of the mean are below this.
     assert errors[1] < 5 * 1.5 / np.sqrt(40_000)
     assert errors[1] < errors[0] / 4
 
@@ -57,7 +57,7 @@ def test_each_step_is_drawn_from_its_row():
     np.testing.assert_allclose(np.bincount(drawn[:, 1], minlength=3) / 20_000, [0.0, 0.25, 0.75], atol=0.02)
 
 
-def test_a_draw_at_the_very_end_stays_in_its_row():
+def test_a_draw_at_the_upper_end_stays_in_its_row():
     class Last:
         def random(self, shape):
             return np.full(shape, np.nextafter(1.0, 0.0))
@@ -84,6 +84,6 @@ def test_a_walk_does_not_depend_on_the_other_rows():
 
 
 @pytest.mark.parametrize("walk_length", [0, 2, -1])
-def test_a_walk_length_without_a_last_word_is_refused(walk_length):
+def test_a_walk_without_an_end_is_refused(walk_length):
     with pytest.raises(CMFAHError, match="is not odd"):
         RandomWalk(sparse.csr_array(np.eye(2)), walk_length)

@@ -21,7 +21,7 @@ from typing import Any
 
 from cmfah_hf.errors import CMFAHError
 
-# Values that readers stumble over, for any place in a document.
+# Values that often break readers, for any place in a document.
 ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**40, 0.0, -0.0, 1e308, -1e-320,
     float("nan"), float("inf"), float("-inf"), "", "x", "\0", "\n", "é", "e\u0301", "\u202e", "[red]", "../x",
@@ -32,7 +32,7 @@ _IN_ACCESS, _IN_OPEN, _IN_NONBLOCK = 0x1, 0x20, 0o4000
 
 
 class InputTimeoutError(BaseException):
-    """An input took more time than it may. No reader catches it by accident."""
+    """An input exceeded the time limit. Not an `Exception`, so no reader catches it by accident."""
 
 
 class Canary:
@@ -86,7 +86,7 @@ class Canary:
         self._server.server_close()
 
     def names(self) -> tuple[str, ...]:
-        """Names of the file and of the server's answer, in the ways that libraries take them."""
+        """Names of the file and of the server's response, in the notations of several libraries."""
         path = str(self.path)
         up = "../" * 12 + path.lstrip("/")
         return path, up, f"file://{path}", f"local://{path}", f"simplecache::file://{path}", self.url
@@ -130,12 +130,12 @@ class Fuzzer:
                     self._fail(number, f"a message of several lines: {error!r}")
             except InputTimeoutError:
                 self._fail(number, f"took more than {self.limit_s:g} s")
-            except Exception as error:  # the point of it: to find out what is raised
+            except Exception as error:  # any exception is a finding
                 self._fail(number, f"{type(error).__module__}.{type(error).__name__}: {str(error)[:300]}")
             if touched := self.canary.touched():
                 self._fail(number, touched)
         self.note.unlink()
-        print(f"{dict(self.outcomes)}")  # noqa: T201 - shown with -s, and where a test fails
+        print(f"{dict(self.outcomes)}")  # noqa: T201 - shown with -s, and when a test fails
         assert not self.failures, f"{len(self.failures)} of {self.count}:\n" + "\n".join(self.failures[:10])
 
     def _fail(self, number: int, reason: str) -> None:
@@ -144,13 +144,13 @@ class Fuzzer:
 
 
 def encodable(text: str) -> str:
-    """A text that UTF-8 can hold, with escapes for what it cannot."""
+    """The text with escapes for characters that UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises an `InputTimeoutError` in the block after so much time. In the main thread alone."""
+    """Raises an `InputTimeoutError` in the block after this time. Only in the main thread."""
 
     def stop(*_: object) -> None:
         raise InputTimeoutError
@@ -165,7 +165,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def mutated(rng: random.Random, content: bytes) -> bytes:
-    """A content with one to four changes: bits, bytes, numbers, pieces removed, doubled, moved, cut off, put in."""
+    """The content with one to four changes: bits, bytes, numbers, pieces removed, repeated, truncated, inserted."""
     result = bytearray(content)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         at = rng.randrange(len(result) + 1)
@@ -195,7 +195,7 @@ def mutated(rng: random.Random, content: bytes) -> bytes:
 
 
 def mutated_json(rng: random.Random, value: Any, odd_values: tuple[Any, ...] = ODD_VALUES) -> Any:
-    """A copy of a JSON value with one to three places changed, removed, added, doubled or exchanged.
+    """A copy of a JSON value with one to three entries changed, removed, added, nested or exchanged.
 
     Args:
         rng: The generator.
@@ -230,7 +230,7 @@ def mutated_json(rng: random.Random, value: Any, odd_values: tuple[Any, ...] = O
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every place below a value, as its holder and its key there."""
+    """Every entry below a value, as its container and its key."""
     keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in list(keys):
         yield value, key

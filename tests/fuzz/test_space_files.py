@@ -1,4 +1,4 @@
-"""Files that a Space reads next to its app: its settings, and the figures of its model."""
+"""Files that a Space reads: its settings, and the metrics of its model."""
 
 import json
 

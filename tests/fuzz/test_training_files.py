@@ -1,4 +1,4 @@
-"""Files that a training reads: checkpoints, settings, kept regions and the notes of a stream."""
+"""Files that a training reads: checkpoints, settings, cached regions and the notes of a stream."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from fuzz.harness import mutated, mutated_json
 
 @pytest.fixture(scope="module")
 def trainer(trained, tmp_path_factory):
-    """One that is as far as to go on from a checkpoint of the tiny run."""
+    """A trainer that can resume from a checkpoint of the tiny run."""
     rows = [{"id": str(i), "text": "boat", "labels": [], "region_features": np.zeros((4, 16))} for i in range(43)]
     arguments = {"optim": "adamw_torch", "eval_strategy": "no", "load_best_model_at_end": False, "use_cpu": True}
     made = CMFAHTrainer(
@@ -37,7 +37,7 @@ def trainer(trained, tmp_path_factory):
 
 
 def go_on(trainer: CMFAHTrainer, checkpoint: str) -> None:
-    """All that is read from a checkpoint, without a step."""
+    """Reads everything from a checkpoint, without a step."""
     trainer._load_from_checkpoint(checkpoint, trainer.model)
     trainer._init_training_state(10, 3, 4, checkpoint, None)
     trainer._load_optimizer_and_scheduler(checkpoint)
@@ -50,7 +50,7 @@ def go_on(trainer: CMFAHTrainer, checkpoint: str) -> None:
 
 
 def change(rng, path: Path) -> None:
-    """One file changed: as bytes, or as the JSON that it is."""
+    """Changes one file: as bytes, or as JSON if it is JSON."""
     content = path.read_bytes()
     path.unlink()  # it may be a hard link
     if path.suffix == ".json" and rng.random() < 0.7:
@@ -128,7 +128,7 @@ def test_settings(fuzzer, tmp_path, canary):
             file.write_bytes(text)
             arguments = [f"--{rng.choice(names)}={rng.choice((*oddities, canary.url))}"]
         run = parse_run(file, arguments)
-        run.model.pop("backbone", None)  # a name would be looked for on the Hub
+        run.model.pop("backbone", None)  # a name would be looked up on the Hub
         run.model_config()
 
     fuzzer(share=0.025).run(attempt)
@@ -198,7 +198,7 @@ def test_notes_of_a_stream(fuzzer, tmp_path):
     fuzzer(share=0.01, limit_s=2).run(attempt)
 
 
-def test_lists_of_checkpoints_lead_nowhere(fuzzer, trained, tmp_path, canary):
+def test_file_lists_of_checkpoints_cannot_point_elsewhere(fuzzer, trained, tmp_path, canary):
     source = newest_checkpoint(trained.folder)
     folder = tmp_path / source.name
     shutil.copytree(source, folder)

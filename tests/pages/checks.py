@@ -1,4 +1,4 @@
-"""What has to hold after a page has run: values, against what was there before or against another way to them."""
+"""Expected state after a page has run: values compared with earlier ones or with another computation."""
 
 import json
 import re
@@ -27,13 +27,13 @@ def _readme(shop: Workshop, hub: HubServer) -> None:
 
 
 def _data(shop: Workshop, hub: HubServer) -> None:
-    # The files that the page shows, but for how many shards a release of 60 images takes.
+    # The files shown on the page, except for the number of shards, which differs for a release of 60 images.
     (shown,) = (block.text for block in blocks(DOCS / "data.md") if block.language == "text")
     names = [re.sub(r"-of-\d+", "-of-*", line.split()[0]) for line in shown.splitlines()]
     assert len(names) == 4
     assert [name for name in names if not list(shop.folder.glob(name))] == []
     assert shop.names["found"].duplicates.leaks == {}
-    # How much memory it took is the machine's; what was read is not.
+    # The memory depends on the machine; the matrix does not.
     assert [text for text in shop.printed.values() if text.startswith("<96 rows of IAll (uint8, 96 x 3 x 256 x 256)")]
     assert hub.store.repositories["dataset", "owner/my-own"].private
     assert not hub.store.repositories["dataset", "owner/name"].private
@@ -45,12 +45,12 @@ def _evaluation(shop: Workshop, hub: HubServer) -> None:
     from sklearn.metrics import average_precision_score
 
     names = shop.names
-    # The four orders that two ties of two items allow.
+    # The four orders consistent with two ties of two items.
     assert np.isclose(names["expected"], np.mean([5 / 6, 3 / 4, 7 / 12, 1 / 2]))
     assert np.isclose(names["lucky"], np.mean([1, 2 / 3]))
     figures = names["figures"]
     assert figures["hamming/i2t/map"] > 2 * figures["random/map"] > 0
-    # Without ties the figure is everybody's.
+    # Without ties all definitions agree.
     scores, relevant = np.array([[4.0, 3, 2, 1]]), np.array([[0, 1, 0, 1]])
     assert np.isclose(
         names["mean_average_precision"](scores, relevant), average_precision_score(relevant[0], scores[0])
@@ -90,7 +90,7 @@ def _hub(shop: Workshop, hub: HubServer) -> None:
 
 def _method(shop: Workshop, hub: HubServer) -> None:
     graph = shop.names["graph"]
-    assert len(graph) == 16  # the drawn things
+    assert len(graph) == 16  # the object classes of the scenes
     assert (shop.folder / "labels.png").is_file()
 
 
@@ -110,7 +110,7 @@ def _search(shop: Workshop, hub: HubServer) -> None:
     years = same.metadata.append_column("id", [same.ids.tolist()]).to_pylist()
     assert {"year": 2031, "id": "beach-8.jpg"} in years
     of_2024 = next(text for command, text in shop.printed.items() if command.endswith("--where year=2024"))
-    assert of_2024.count("2024") >= 5  # four images of the folder and one of the Hub
+    assert of_2024.count("2024") >= 5  # four images of the folder and one from the Hub
 
 
 def _space(shop: Workshop, hub: HubServer) -> None:
@@ -154,7 +154,7 @@ print("CODES", hash_values.tolist())
 
 
 def _without_the_package(shop: Workshop, hub: HubServer) -> np.ndarray:
-    """The codes of the page's last block of Python, in a process that cannot import the package."""
+    """The codes of the page's last Python block, in a process that cannot import the package."""
     block = [block.text for block in blocks(DOCS / "adding-an-encoder.md") if block.language == "python"][-1]
     environment = hub.environment(shop.folder / "another-home", "hf_writer") | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", _HIDDEN.replace("BLOCK", block)]
@@ -164,7 +164,7 @@ def _without_the_package(shop: Workshop, hub: HubServer) -> np.ndarray:
 
 
 def _adding_an_encoder(shop: Workshop, hub: HubServer) -> None:
-    """The text model was trained, searched, pushed and loaded back, here and without the package, as one model."""
+    """The text model was trained, searched, pushed and reloaded, with and without the package, as one model."""
     import transformers
 
     from cmfah_hf import CMFAHModel, CMFAHProcessor, CrossMediaRetriever
@@ -179,7 +179,7 @@ def _adding_an_encoder(shop: Workshop, hub: HubServer) -> None:
         assert torch.equal(tensor, pushed.state_dict()[name]), name
     assert not list((shop.folder / "my-bert").glob("skip_gram.*"))
 
-    # One model, here, on the Hub and by the code in the repository: the same codes, the same answers.
+    # The same model locally, on the Hub and by the code in the repository: the same codes, the same results.
     text = "some sailboats, at night"
     local = CrossMediaRetriever.from_pretrained("my-bert")
     expected = local.encode_texts([text])
@@ -191,7 +191,7 @@ def _adding_an_encoder(shop: Workshop, hub: HubServer) -> None:
     found = shop.names["retriever"].search(text=text, k=10)
     assert [hit["id"] for hit in hits["results"]] == found.ids[0].tolist()
 
-    # Subwords belong to whole words; texts of any length and of any characters have a code of their own.
+    # Subwords belong to whole words; texts of any length and with any characters have distinct codes.
     processor = CMFAHProcessor.from_pretrained("my-bert")
     spans = processor.word_spans("Sailboats, at night!")
     assert [word for word, _ in spans] == ["sailboats", "at", "night"]

@@ -1,4 +1,4 @@
-"""What a page has on the reader's disk, on the Hub, or in Python before its first block."""
+"""Prerequisites of a page: files on the reader's disk, repositories on the Hub, names in Python."""
 
 import bz2
 import importlib.util
@@ -21,7 +21,7 @@ _CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\
 
 
 def set_up(page: str, shop: Workshop, hub: HubServer, patch: pytest.MonkeyPatch) -> None:
-    """Puts there what the page takes as given."""
+    """Creates the prerequisites of the page."""
     if page == "docs/data.md":
         _data(shop, patch)
     elif page in _SETUPS:
@@ -29,7 +29,7 @@ def set_up(page: str, shop: Workshop, hub: HubServer, patch: pytest.MonkeyPatch)
 
 
 def _write_images(folder: Path, split: str = "train", count: int = 12, **columns: Any) -> None:
-    """A folder of small images with captions, labels and further columns."""
+    """A folder of small images with captions, labels and additional columns."""
     (folder / split).mkdir(parents=True)
     rng = np.random.default_rng(len(folder.name))
     with (folder / split / "metadata.jsonl").open("w", encoding="utf-8") as lines:
@@ -72,12 +72,12 @@ def _on_the_hub(hub: HubServer, name: str) -> None:
 
 
 def _data(shop: Workshop, patch: pytest.MonkeyPatch) -> None:
-    """Replicas of both releases, with their counts; matrices as research code passes them around."""
+    """Replicas of both releases, with their counts; matrices in the usual research layout."""
     from cmfah_hf.data import prepare_mirflickr25k, prepare_nus_wide
 
     spec = importlib.util.spec_from_file_location("release_replicas", ROOT / "tests" / "data" / "release_replicas.py")
     replicas = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = replicas  # dataclasses look their module up
+    sys.modules[spec.name] = replicas  # dataclasses look up their module
     spec.loader.exec_module(replicas)
     downloads = shop.folder / "downloads"
     (downloads / "mirflickr").mkdir(parents=True)
@@ -119,7 +119,7 @@ def _expansion(shop: Workshop, hub: HubServer) -> None:
 
 
 def _hub(shop: Workshop, hub: HubServer) -> None:
-    """A trainer that has come to its end."""
+    """A trainer that has finished."""
     from cmfah_hf import CMFAHForPreTraining, CMFAHProcessor, CMFAHTrainer, CMFAHTrainingArguments
 
     args = CMFAHTrainingArguments(
@@ -131,7 +131,7 @@ def _hub(shop: Workshop, hub: HubServer) -> None:
 
 
 def _method(shop: Workshop, hub: HubServer) -> None:
-    """`my-model` is one of SCAHN's there."""
+    """`my-model` is a SCAHN model there."""
     import shutil
 
     from cmfah_hf.training import parse_run, train
@@ -142,7 +142,7 @@ def _method(shop: Workshop, hub: HubServer) -> None:
 
 
 def _scaling(shop: Workshop, hub: HubServer) -> None:
-    """An index with columns, and the hash values of two queries."""
+    """An index with columns, and the continuous codes of two queries."""
     from cmfah_hf import HashIndex
 
     values = np.tanh(np.random.default_rng(0).normal(size=(300, 64)))
@@ -167,7 +167,7 @@ def _training(shop: Workshop, hub: HubServer) -> None:
 
 
 def _adding_an_encoder(shop: Workshop, hub: HubServer) -> None:
-    """The settings that the page shows, in the file that it names."""
+    """The settings shown on the page, in the file named there."""
     (shown,) = (block.text for block in blocks(DOCS / "adding-an-encoder.md") if block.language == "yaml")
     (shop.folder / "my-run.yaml").write_text(shown, encoding="utf-8")
 

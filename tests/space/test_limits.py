@@ -1,4 +1,4 @@
-"""The server's outermost layer, called as a server calls it."""
+"""The outermost ASGI layer, called as a server calls it."""
 
 import asyncio
 import json
@@ -54,7 +54,7 @@ def guarded(app, uploads) -> Limits:
 
 @pytest.fixture
 def ask(guarded):
-    """A function that gives the status and the body of an answer to one request."""
+    """A function that returns the status and the body of the response to one request."""
 
     def asked(
         path="/", method="GET", chunks=(b"",), headers=(), host=b"localhost:7860", query=b""
@@ -83,7 +83,7 @@ def call_of(size: int) -> bytes:
     return body + b" " * (size - len(body))
 
 
-def test_a_body_passes_up_to_the_limit_and_is_written_anew(ask):
+def test_a_body_passes_up_to_the_limit_and_is_rewritten(ask):
     whole = call_of(MAX_BODY)
     status, told = ask(CALL, "POST", (whole[:60], whole[60:]), [(b"content-length", str(MAX_BODY).encode())])
     assert status == 200
@@ -94,8 +94,8 @@ def test_a_body_passes_up_to_the_limit_and_is_written_anew(ask):
     "request_of",
     [
         {"headers": [(b"content-length", str(MAX_BODY + 1).encode())]},
-        {"chunks": (call_of(MAX_BODY), b" ")},  # it does not say how long it is
-        {"chunks": (call_of(MAX_BODY), b" "), "headers": [(b"content-length", b"10")]},  # it lies
+        {"chunks": (call_of(MAX_BODY), b" ")},  # no content length
+        {"chunks": (call_of(MAX_BODY), b" "), "headers": [(b"content-length", b"10")]},  # a false content length
         {"headers": [(b"content-length", b"-1")]},
         {"headers": [(b"content-length", b"9" * 5000)]},
         {"headers": [(b"content-length", "²".encode("latin-1"))]},
@@ -108,7 +108,7 @@ def test_a_longer_body_is_refused(ask, request_of):
     assert json.loads(body) == {"detail": "A request has at most 65,536 bytes here."}
 
 
-def test_a_body_that_does_not_arrive_is_not_waited_for(ask, guarded, monkeypatch):
+def test_a_stalled_body_times_out(ask, guarded, monkeypatch):
     monkeypatch.setattr(limits, "BODY_SECONDS", 0.05)
 
     async def stalled():
@@ -138,7 +138,7 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(ask, guarded, monkeypatch
         "/gradio_api/file/etc/passwd",
     ],
 )
-def test_files_and_addresses_of_elsewhere_are_refused(ask, path):
+def test_foreign_files_and_addresses_are_refused(ask, path):
     assert ask(path) == (403, b'{"detail":"Only what was uploaded here can be asked for."}')
 
 
@@ -169,11 +169,11 @@ def test_files_and_addresses_of_elsewhere_are_refused(ask, path):
         ("POST", "/login"),
     ],
 )
-def test_there_is_nothing_at_addresses_that_the_page_does_not_need(ask, method, path):
+def test_addresses_not_used_by_the_page_are_not_found(ask, method, path):
     assert ask(path, method, (call_of(30),))[0] == 404
 
 
-def test_what_the_page_needs_passes_without_queries_that_it_does_not(ask):
+def test_requests_of_the_page_pass_without_unused_query_parameters(ask):
     for path in ("/", "/config", "/assets/index-Ab_1.js", "/gradio_api/heartbeat/abc", "/gradio_api/info"):
         status, told = ask(path, query=b"deep_link=x&session_hash=y")
         assert status == 200, path
@@ -203,14 +203,14 @@ def test_other_hosts_and_origins_are_refused_for_every_request(ask):
     assert ask(CALL, "OPTIONS", headers=preflight)[0] == 403
 
 
-def test_a_client_cannot_tell_the_server_another_address(ask):
+def test_a_client_cannot_override_the_address_of_the_server(ask):
     headers = [(b"X-Forwarded-Host", b"evil.example"), (b"x-gradio-server", b"http://evil.example")]
     assert json.loads(ask(headers=headers)[1])["headers"] == ["host"]
     proxied = [(b"x-forwarded-host", b"localhost")]
     assert json.loads(ask(headers=proxied)[1])["headers"] == ["host", "x-forwarded-host"]
 
 
-def test_an_upload_is_kept_under_a_random_name_and_given_out_by_it(ask, uploads):
+def test_an_upload_is_stored_and_served_under_a_random_name(ask, uploads):
     names = set()
     for content in (b"\x89PNG one", b"<script>", b""):
         status, told = ask("/gradio_api/upload", "POST", (FORM % content,), [IS_FORM])
@@ -236,20 +236,20 @@ def test_an_upload_is_kept_under_a_random_name_and_given_out_by_it(ask, uploads)
     ],
     ids=["empty", "no boundary", "no form", "other boundary", "cut", "other field", "no file", "two files"],
 )
-def test_malformed_uploads_are_refused_and_leave_nothing(ask, uploads, body, kind):
+def test_malformed_uploads_are_refused_and_leave_no_files(ask, uploads, body, kind):
     status, told = ask("/gradio_api/upload", "POST", (body,), [(b"content-type", kind)])
     assert status == 400
     assert "\n" not in json.loads(told)["detail"]
     assert not uploads.folder.exists()
 
 
-def test_an_upload_that_is_too_large_leaves_nothing(ask, uploads):
+def test_a_too_large_upload_leaves_no_files(ask, uploads):
     large = FORM % (b"x" * (8 * 2**20 + 1))
     assert ask("/gradio_api/upload", "POST", (large,), [IS_FORM])[0] == 413
     assert not uploads.folder.exists()
 
 
-def test_no_more_requests_are_open_than_may_be(ask, monkeypatch):
+def test_number_of_open_requests_is_limited(ask, monkeypatch):
     monkeypatch.setattr(limits, "MOST_OPEN", 0)
     assert ask()[0] == 503
 
