@@ -28,7 +28,7 @@ CONCEPTS = _CONCEPTS.split()
 class Replica:
     """A release on disk.
 
-    `ids`, `tags` `(N, V)` and `labels` `(N, C)` are what is in it; `release` is what a preparation is to expect.
+    `ids`, `tags` `(N, V)` and `labels` `(N, C)` are its content; `release` holds the counts that a preparation expects.
     """
 
     root: Path

@@ -34,7 +34,7 @@ def arrays():
 
 
 def write_mat73(path: Path, values: dict, extra=None) -> Path:
-    """An HDF5 file as MATLAB's `save -v7.3` writes it: a user block, classes as attributes, axes in reverse, sparse
+    """Writes an HDF5 file like MATLAB's `save -v7.3`: a user block, classes as attributes, reversed axes, sparse
     matrices as groups of compressed columns."""
     with h5py.File(path, "w", userblock_size=512) as file:
         for name, value in values.items():

@@ -7,7 +7,7 @@ from hub_server import HubServer
 from hub_server.client import use_hub
 from hub_server.store import User
 from pages.blocks import ROOT
-from pages.workshop import Workshop
+from pages.session import PageSession
 
 # Words in the queries of the pages, so that the model knows them.
 _QUERIES = ("a dog on the beach", "a cat at night", "boat sun", "house tree moon", "a boat on the sea")
@@ -46,7 +46,7 @@ def hub():
 
 
 @pytest.fixture
-def workshop(tmp_path, my_model, my_images, hub, monkeypatch) -> Workshop:
+def session(tmp_path, my_model, my_images, hub, monkeypatch) -> PageSession:
     """A folder with the model and the images as the working folder of this process, and a Hub."""
     from transformers import dynamic_module_utils
 
@@ -54,8 +54,8 @@ def workshop(tmp_path, my_model, my_images, hub, monkeypatch) -> Workshop:
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
     # The code of models on the Hub is cached here.
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "home" / "modules"))
-    shop = Workshop(tmp_path / "page")
-    shop.folder.mkdir()
-    shop.prepare(my_model, my_images)
-    monkeypatch.chdir(shop.folder)
-    return shop
+    session = PageSession(tmp_path / "page")
+    session.folder.mkdir()
+    session.prepare(my_model, my_images)
+    monkeypatch.chdir(session.folder)
+    return session

@@ -10,8 +10,8 @@ import pytest
 from pages.blocks import LANGUAGES, PAGES, ROOT, Block, Command, blocks, commands
 from pages.checks import CHECKS
 from pages.parsing import parse
+from pages.session import PageSession
 from pages.setups import set_up
-from pages.workshop import Workshop
 
 # Commands that are only parsed, each option by its program's parser, by their first words, and why they are not run.
 ONLY_PARSED = {
@@ -42,26 +42,26 @@ ONLY_READ = {
 SERVERS = "cmfah space"
 
 
-def _run_page(page: Path, shop: Workshop, servers: ExitStack) -> None:
+def _run_page(page: Path, session: PageSession, servers: ExitStack) -> None:
     for block in blocks(page):
         assert block.language in LANGUAGES, f"{block.place}: {block.language!r}"
         if block.language == "python":
             if any(name == block.page and block.text.startswith(start) for name, start in ONLY_READ):
                 _read(block)
             else:
-                shop.python(block)
+                session.python(block)
         for command in commands(block) if block.language == "bash" else ():
             text = str(command)
             if any(text.startswith(start) for start in ONLY_PARSED):
-                parse(command, shop.folder)
+                parse(command, session.folder)
             elif text.startswith(SERVERS):
-                parse(command, shop.folder)
+                parse(command, session.folder)
                 if block.page == "docs/space.md":
                     apps: list = []
-                    shop.serve(command, apps)
+                    session.serve(command, apps)
                     servers.callback(apps[0].close, verbose=False)
             else:
-                shop.command(command)
+                session.command(command)
 
 
 def _read(block: Block) -> None:
@@ -82,12 +82,12 @@ RUN = [page for page in PAGES if any(block.language in ("python", "bash") for bl
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
-def test_the_page_runs_from_top_to_bottom(page, workshop, hub, monkeypatch):
+def test_the_page_runs_from_top_to_bottom(page, session, hub, monkeypatch):
     name = page.relative_to(ROOT).as_posix()
-    set_up(name, workshop, hub, monkeypatch)
+    set_up(name, session, hub, monkeypatch)
     with ExitStack() as servers:
-        _run_page(page, workshop, servers)
-    CHECKS.get(name, lambda shop, hub: None)(workshop, hub)
+        _run_page(page, session, servers)
+    CHECKS.get(name, lambda session, hub: None)(session, hub)
 
 
 def test_the_lists_have_no_unused_entries():
@@ -128,4 +128,4 @@ def test_an_invalid_command_is_detected(line, tmp_path, capsys):
 
 def test_an_unlisted_command_is_detected(tmp_path):
     with pytest.raises(AssertionError, match="neither run nor in the list"):
-        Workshop(tmp_path).command(Command("here", ["docker", "run", "image"]))
+        PageSession(tmp_path).command(Command("here", ["docker", "run", "image"]))

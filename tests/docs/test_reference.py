@@ -75,15 +75,15 @@ class _Ran(doctest.OutputChecker):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_examples_of_the_docstrings_run_with_the_documented_output(workshop, writer):
+def test_examples_of_the_docstrings_run_with_the_documented_output(session, writer):
     import numpy as np
     import torch
     from PIL import Image
 
     from cmfah_hf import CMFAHProcessor
 
-    (workshop.folder / "path" / "to").mkdir(parents=True)
-    (workshop.folder / "path" / "to" / "checkpoint").symlink_to(workshop.folder / "my-model")
+    (session.folder / "path" / "to").mkdir(parents=True)
+    (session.folder / "path" / "to" / "checkpoint").symlink_to(session.folder / "my-model")
     public = {name: importlib.import_module(home) for area in writer.PAGES for name, home in writer.public_names(area)}
     given = {name: getattr(module, name) for name, module in public.items()}
     config = given["CMFAHConfig"].from_pretrained("my-model")

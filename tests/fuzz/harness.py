@@ -1,8 +1,8 @@
-"""Seeded mutation of files and messages, and what counts as a failure of whoever reads them.
+"""Seeded mutation of files and messages, and the failures of their readers.
 
 A reader may accept an input or refuse it with a `CMFAHError` of one line. Everything else is a failure: another error,
-a message of several lines, more time than the limit, a canary that was touched. A crash of the process fails the test
-that ran in it; its name and the number of the input, which is written down first, give the input again.
+a message of several lines, a timeout, access to the canary. A crash of the process fails its test; the name of the
+test and the number of the input, which is saved first, reproduce the input.
 """
 
 import contextlib
@@ -36,11 +36,11 @@ class InputTimeoutError(BaseException):
 
 
 class Canary:
-    """A file outside of every root, and a server: nothing that is read may lead there.
+    """A file outside every root, and a server; no reader may access either.
 
     Args:
-        folder: Where the file is made.
-        content: Of the file: an image, say, so that a reader that gets there is content with it.
+        folder: The folder of the file.
+        content: Content of the file, for example an image, so that a reader would accept it.
     """
 
     def __init__(self, folder: Path, content: bytes):
@@ -93,13 +93,13 @@ class Canary:
 
 
 class Fuzzer:
-    """Feeds inputs to a reader, and counts what comes of them.
+    """Passes inputs to a reader and counts the outcomes.
 
     Args:
-        count: How many inputs there are.
-        canary: What must not be touched.
-        note: A file in which the number of the input at work is kept, should the process die of it.
-        limit_s: Seconds that one input may take.
+        count: Number of inputs.
+        canary: The file and server that must not be accessed.
+        note: A file with the number of the current input, in case the process crashes.
+        limit_s: Time limit of one input in seconds.
     """
 
     def __init__(self, count: int, canary: Canary, note: Path, limit_s: float = 10.0):
@@ -111,9 +111,9 @@ class Fuzzer:
         """Makes and reads `count` inputs.
 
         Args:
-            attempt: Makes an input out of a generator and reads it. Called with the same generator state for the same
-                number of an input, whatever came before.
-            allowed: Further errors by which an input may be refused.
+            attempt: Makes an input from a generator and reads it. The generator state depends only on the number of
+                the input.
+            allowed: Additional errors that count as a refusal.
 
         Raises:
             AssertionError: If there were failures; it names the first ones with their numbers.
@@ -199,8 +199,8 @@ def mutated_json(rng: random.Random, value: Any, odd_values: tuple[Any, ...] = O
 
     Args:
         rng: The generator.
-        value: What `json.loads` gives.
-        odd_values: What is put in; the canary's names, say, beside the usual ones.
+        value: A result of `json.loads`.
+        odd_values: Inserted values, for example the canary's names in addition to the usual ones.
     """
     root = {"root": copy.deepcopy(value)}
     for _ in range(rng.choice((1, 1, 2, 3))):

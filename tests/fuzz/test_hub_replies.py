@@ -46,7 +46,7 @@ def hub(tmp_path, monkeypatch):
 def changed(rng: random.Random, answer: Answer, canary) -> Answer:
     """A response with its body, a header or its status changed.
 
-    Addresses of the canary are put into bodies alone: a redirect leads to wherever the Hub stores its files.
+    Addresses of the canary are inserted only into bodies: redirects may lead anywhere, as the Hub chooses its storage.
     """
     content, status, headers = answer.content, answer.status, dict(answer.headers)
     kind = rng.randrange(6)

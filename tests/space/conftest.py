@@ -51,7 +51,7 @@ def start(command: list[str], folder: Path, log: Path, environment: dict[str, st
 def wait_for(log: Path, pattern: str, process: subprocess.Popen, seconds: float = 200) -> re.Match[str]:
     """The match of a pattern in the log of a process, as soon as it appears.
 
-    Of a process that takes too long, the log ends with what each of its threads was doing.
+    On a timeout, the log ends with the stack of each thread.
     """
     end = time.monotonic() + seconds
     while not (match := re.search(pattern, log.read_text(encoding="utf-8"), re.MULTILINE)):

@@ -1,6 +1,6 @@
 """The page in Debian's Chromium: with mouse, keyboard, a phone and dark mode.
 
-With `CMFAH_SCREENSHOTS` naming a folder, images of the tabs are left there; those of docs/images/ were made so.
+`CMFAH_SCREENSHOTS` names a folder for screenshots of the tabs; docs/images/ was made this way.
 """
 
 import json

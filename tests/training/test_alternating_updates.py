@@ -1,6 +1,6 @@
 """`CMFAHTrainer` against `[algorithm-1]` written out: cubic triplet sums, plain gradients, plain SGD, B by hand.
 
-Both run in float64, so that they agree to rounding. Letters: B pairs of the batch, D feature width, K bits, C classes.
+Both run in float64, so they agree up to rounding. Letters: B pairs of the batch, D feature width, K bits, C classes.
 """
 
 from copy import deepcopy

@@ -1,6 +1,6 @@
 """Indexes with unusual content, and real databases to export them to, each in its own folder.
 
-Tests that want a database that is missing are skipped.
+Tests are skipped if their database is missing.
 """
 
 import json

@@ -39,7 +39,7 @@ INSTEAD_IN_PYTHON = {
 
 
 @dataclass
-class Workshop:
+class PageSession:
     """The execution of a page: its folder, the names defined by its Python, and the output of each command."""
 
     folder: Path
