@@ -63,7 +63,7 @@ TINY_RUN = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: where its model lies, the scenes it was trained on, its figures and its configuration file."""
+    """A finished run: its model folder, the scenes it was trained on, its metrics and its configuration file."""
 
     folder: Path
     scenes: Path

@@ -90,7 +90,7 @@ def convolved(module, embeds):
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @settings(max_examples=25)
 @given(arrays(bool, (3, 7)))
-def test_convolution_reads_neighbouring_words_and_no_padding(make_config, exists):
+def test_convolution_reads_neighboring_words_and_no_padding(make_config, exists):
     torch.manual_seed(0)
     module = CMFAHTextCNN(make_config()).eval()
     embeds = torch.randn(3, 7, 12)

@@ -218,7 +218,7 @@ def test_run_killed_before_its_words_were_written(run_of, unbroken, tmp_path, ca
 
 
 def test_run_killed_after_its_last_step_only_finishes(run_of, unbroken, monkeypatch, tmp_path):
-    """Between the refit's last checkpoint and the figures: nothing is left to train."""
+    """Killed between the refit's last checkpoint and the metrics: nothing is left to train."""
     whole, _ = unbroken("epoch")
     out = tmp_path / "out"
 
