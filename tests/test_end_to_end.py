@@ -51,8 +51,8 @@ def test_from_images_to_search_results(workspace, environment):
     metrics = json.loads((workspace / "my-model" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["train_pairs"] + metrics["validation_pairs"] == 240
     # It has learned: about twice the random ranking in both directions, without query pairs.
-    for way in ("i2t", "t2i"):
-        assert metrics["query"][f"hamming/{way}/map"] > 1.5 * metrics["query"]["random/map"]
+    for direction in ("i2t", "t2i"):
+        assert metrics["query"][f"hamming/{direction}/map"] > 1.5 * metrics["query"]["random/map"]
 
     # An image finds itself by its bits, and things of its own classes more often than chance.
     pairs = load_image_text(workspace / "my-images")["train"]

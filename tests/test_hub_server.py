@@ -219,12 +219,12 @@ def test_permissions(api, hub, tmp_path):
     hub.add("org/secret", {"a.txt": b"a"})
     hub.add("me/gated", {"a.txt": b"a"}, kind="model")
     api.update_repo_settings("me/gated", gated="manual")
-    anonymous, stranger, reader, wrong = (
+    anonymous, other_user, reader, wrong = (
         HfApi(endpoint=hub.endpoint, token=token) for token in (False, "hf_stranger", "hf_reader", "hf_wrong")
     )
     assert api.whoami()["name"] == "me"
     api.auth_check("org/secret", repo_type="dataset", write=True)
-    for other in (anonymous, stranger):
+    for other in (anonymous, other_user):
         with pytest.raises(RepositoryNotFoundError):
             other.dataset_info("org/secret")
         with pytest.raises(GatedRepoError):
@@ -232,7 +232,7 @@ def test_permissions(api, hub, tmp_path):
     assert reader.dataset_info("org/secret").private
     for call in (
         lambda: reader.create_repo("me/new"),
-        lambda: stranger.create_repo("me/new"),
+        lambda: other_user.create_repo("me/new"),
         lambda: reader.create_commit("me/gated", [add("b.txt", b"b")], commit_message="No"),
         lambda: reader.auth_check("org/secret", repo_type="dataset", write=True),
     ):

@@ -17,7 +17,7 @@ from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 
 
 @dataclass
-class Bench:
+class Files:
     """Valid and broken files for commands, by name."""
 
     paths: dict[str, str] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(trained, tmp_path_factory, write_config):
+def files(trained, tmp_path_factory, write_config):
     root = tmp_path_factory.mktemp("bench")
     paths = {"model": trained.folder, "scenes": trained.scenes, "config": trained.config, "root": root}
 
@@ -78,7 +78,7 @@ def bench(trained, tmp_path_factory, write_config):
     (root / "bad.yaml").write_text("model: {hash_bits: [1,")
     write_config(root / "unknown.yaml", model={"hash_bit": 16})
     paths |= {path.name: path for path in root.iterdir()}
-    return Bench({name: str(path) for name, path in paths.items()})
+    return Files({name: str(path) for name, path in paths.items()})
 
 
 # A command, and a pattern for its one line.
@@ -356,9 +356,9 @@ AFTER_WORK = {
 
 
 @pytest.fixture(scope="module")
-def outcomes(bench, run_in_a_new_process, tmp_path_factory, datasets_cache):
+def outcomes(files, run_in_a_new_process, tmp_path_factory, datasets_cache):
     commands = [
-        [bench.fill(word) for word in command.replace("{out}", "--output_dir {root}/out --use_cpu").split()]
+        [files.fill(word) for word in command.replace("{out}", "--output_dir {root}/out --use_cpu").split()]
         for command, _ in CASES.values()
     ]
     home = tmp_path_factory.mktemp("home")
@@ -368,13 +368,13 @@ def outcomes(bench, run_in_a_new_process, tmp_path_factory, datasets_cache):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_error_is_one_line_that_names_it(case, outcomes, bench):
+def test_error_is_one_line_that_names_it(case, outcomes, files):
     outcome = outcomes[case]
     assert outcome.code == 2, outcome
     *before, error = outcome.err.splitlines()
     assert error.startswith("cmfah: ")
     for part in CASES[case][1]:
-        assert bench.fill(part) in error
+        assert files.fill(part) in error
     if case in AFTER_WORK:
         assert all("Left out" in line or "it/s]" in line or "examples/s]" in line for line in before if line), before
     else:

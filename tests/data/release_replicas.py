@@ -41,12 +41,12 @@ class Replica:
     images: list[Path]
 
 
-def jpeg(seed: int, grey: bool = False) -> bytes:
+def jpeg(seed: int, gray: bool = False) -> bytes:
     """A different image for each seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     image = Image.fromarray(pixels).resize((32, 24))
     buffer = io.BytesIO()
-    (image.convert("L") if grey else image).save(buffer, "JPEG")
+    (image.convert("L") if gray else image).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -95,7 +95,7 @@ def make_mirflickr(root: Path, num_rows: int = 60, archives: bool = False, image
         write(meta / f"meta/license/license{row + 1}.txt", b"Attribution License\n")
         paths.append(meta / f"im{row + 1}.jpg")
         if images:
-            write(paths[-1], jpeg(row, grey=row == 7))
+            write(paths[-1], jpeg(row, gray=row == 7))
     annotations = root / "mirflickr25k_annotations_v080"
     for number, name in enumerate(CLASSES):
         rows = np.flatnonzero(labels[:, number]) + 1
@@ -107,13 +107,13 @@ def make_mirflickr(root: Path, num_rows: int = 60, archives: bool = False, image
     if archives:
         pack(root, ["mirflickr"], "mirflickr25k.zip")
         pack(root, ["mirflickr25k_annotations_v080"], "mirflickr25k_annotations_v080.zip")
-    labelled = labels.any(1)
+    labeled = labels.any(1)
     release = MIRFlickrRelease(
         num_rows=num_rows,
         num_tags=len(names),
         tag_ones=int(tags.sum()),
         label_ones=int(labels.sum()),
-        variants={int((labelled & tags.any(1)).sum()): True, int(labelled.sum()): False},
+        variants={int((labeled & tags.any(1)).sum()): True, int(labeled.sum()): False},
         queries=8,
         train=14,
     )
@@ -170,7 +170,7 @@ def make_nus_wide(
     paths = [root / "Flickr" / f"{row_id}.jpg" for row_id in ids]
     if images:
         for row, path in enumerate(paths):
-            write(path, jpeg(row, grey=row == 9))
+            write(path, jpeg(row, gray=row == 9))
     if archives:
         for name in ("Groundtruth", "ConceptsList", "NUS_WID_Tags", "ImageList"):
             pack(root, [name], f"{name}.zip")
@@ -179,8 +179,8 @@ def make_nus_wide(
 
     def counts(classes: list[str]) -> tuple[int, dict[int, bool]]:
         chosen = labels[:, [CONCEPTS.index(name) for name in classes]]
-        labelled = chosen.any(1)
-        return int(chosen.sum()), {int(labelled.sum()): False, int((labelled & tags.any(1)).sum()): True}
+        labeled = chosen.any(1)
+        return int(chosen.sum()), {int(labeled.sum()): False, int((labeled & tags.any(1)).sum()): True}
 
     by_number = {10: list(MOST_FREQUENT[10]), 21: list(MOST_FREQUENT[21]), 81: CONCEPTS}
     release = NUSWideRelease(

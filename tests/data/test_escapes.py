@@ -171,8 +171,12 @@ def test_links_of_the_hub_cache_to_its_blobs_are_followed(own, tmp_path):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_addresses_are_fetched_on_request(own, canary, streaming, caplog):
     folder, content = own
-    gone = canary.url.rpartition(":")[0] + ":9/none.png"
-    values = [{"bytes": content, "path": None}, {"bytes": None, "path": canary.url}, {"bytes": None, "path": gone}]
+    unreachable = canary.url.rpartition(":")[0] + ":9/none.png"
+    values = [
+        {"bytes": content, "path": None},
+        {"bytes": None, "path": canary.url},
+        {"bytes": None, "path": unreachable},
+    ]
     write(folder / "train.parquet", image=files_of(values))
     with pytest.raises(DataError, match=r"row 1: .*http://127.*allow_urls=True"):
         read_all(folder, streaming)

@@ -40,9 +40,9 @@ def test_images_are_found_and_other_files_counted(folder):
         "hidden": 7, ".heic": 2, ".mp4": 2, ".cr2": 1, ".h5": 1, ".pdf": 1, ".svg": 1, ".txt": 1, "no ending": 1,
     }  # fmt: skip
     assert next(iter(found.skipped)) == "hidden"  # most frequent first
-    told = describe_skipped(found.skipped)
-    assert ".heic 2" in told
-    assert told.endswith("pip install pillow-heif to read HEIC")
+    description = describe_skipped(found.skipped)
+    assert ".heic 2" in description
+    assert description.endswith("pip install pillow-heif to read HEIC")
     assert "pillow-heif" not in describe_skipped({".mp4": 3})
 
 

@@ -21,9 +21,9 @@ def test_transparency_is_composited_on_white(values):
     alpha = values[..., 3:] / 255
     expected = values[..., :3] * alpha + 255 * (1 - alpha)
     assert np.abs(pixels(to_rgb(Image.fromarray(values))) - expected).max() <= 1
-    grey = Image.fromarray(values[..., [0, 3]])
-    assert grey.mode == "LA"
-    assert np.abs(pixels(to_rgb(grey)) - expected[..., :1]).max() <= 1
+    gray = Image.fromarray(values[..., [0, 3]])
+    assert gray.mode == "LA"
+    assert np.abs(pixels(to_rgb(gray)) - expected[..., :1]).max() <= 1
 
 
 def test_rgb_without_transparency_is_returned_as_is():

@@ -77,11 +77,11 @@ def test_texts_are_read_without_the_images(files, monkeypatch):
     wide = load_image_text(files, split="train", streaming=True)
     read, iter_batches = [], pq.ParquetFile.iter_batches
 
-    def noting(self, *arguments, columns=None, **kwargs):
+    def recording(self, *arguments, columns=None, **kwargs):
         read.append(columns)
         return iter_batches(self, *arguments, columns=columns, **kwargs)
 
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noting)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", recording)
     narrow = load_image_text(files, split="train", streaming=True, images=False)
     read.clear()  # the first row shows whether rows name their images
     rows = list(narrow)

@@ -219,8 +219,8 @@ def test_a_damaged_finished_shard_is_rewritten(replica, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         prepare_mirflickr25k(replica.root, tmp_path / "out", **how)
     monkeypatch.undo()
-    harmed = sorted((tmp_path / "out" / "data").iterdir())[2]
-    harmed.write_bytes(harmed.read_bytes()[:100])
+    damaged = sorted((tmp_path / "out" / "data").iterdir())[2]
+    damaged.write_bytes(damaged.read_bytes()[:100])
     report = prepare_mirflickr25k(replica.root, tmp_path / "out", **how)
     assert report.shards_kept == report.shards - 1
     assert content(tmp_path / "out") == content(tmp_path / "whole")

@@ -69,9 +69,9 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     found = [line.split()[0] for line in printed(cell_with(notebook, "search(text=QUERY, k=6)\nfor")).splitlines()]
     assert len(found) == 6
     assert set(found) <= ids
-    alike = printed(cell_with(notebook, "search(image=")).strip().split(", ")
-    assert len(set(alike)) == 5
-    assert set(alike) <= ids
+    similar = printed(cell_with(notebook, "search(image=")).strip().split(", ")
+    assert len(set(similar)) == 5
+    assert set(similar) <= ids
     assert "40 images, 320 bytes of codes" in printed(cell_with(notebook, "codes.nbytes"))
     assert "Nothing was pushed" in printed(notebook.cells[-1])
     assert Path(tmp_path, "search-your-images", "model", "images.index").is_file()

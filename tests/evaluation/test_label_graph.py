@@ -64,5 +64,5 @@ def test_the_plot_shows_edges_if_there_are_any(make_model, tmp_path):
     full = Image.open(plot_label_graph(graph, tmp_path / "made" / "labels.png")).convert("L")
     bare = Image.open(plot_label_graph(networkx.create_empty_copy(graph), tmp_path / "bare.png")).convert("L")
     assert full.size == bare.size
-    ink = [sum(image.histogram()[:200]) for image in (full, bare)]
-    assert ink[0] > 1.2 * ink[1] > 0
+    dark_pixels = [sum(image.histogram()[:200]) for image in (full, bare)]
+    assert dark_pixels[0] > 1.2 * dark_pixels[1] > 0

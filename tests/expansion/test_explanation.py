@@ -69,8 +69,8 @@ def test_visits_match_walks_on_a_plain_graph(tags):
         for step in range(5):
             after = {}
             for node, share in at.items():
-                for neighbour in graph[node]:
-                    after[neighbour] = after.get(neighbour, 0.0) + share / graph.degree[node]
+                for neighbor in graph[node]:
+                    after[neighbor] = after.get(neighbor, 0.0) + share / graph.degree[node]
             at = after
             if step % 2 == 0:
                 visits = {word: visits.get(word, 0.0) + at.get(word, 0.0) for word in {*visits, *at}}

@@ -103,13 +103,13 @@ def test_expected_visits_are_powers_of_the_full_bipartite_walk(captions, dense_r
 def test_sampled_walks_match_the_expected_visits(captions):
     graph = ImageWordGraph().fit(captions)
     bipartite = graph.to_networkx(captions)
-    neighbours = {node: list(bipartite[node]) for node in bipartite}
+    neighbors = {node: list(bipartite[node]) for node in bipartite}
     generator, num_walks, row = random.Random(0), 20_000, 1
     visits = Counter()
     for _ in range(num_walks):
         node = ("image", row)
         for step in range(1, 6):
-            node = generator.choice(neighbours[node])
+            node = generator.choice(neighbors[node])
             if step % 2:
                 visits[node[1]] += 1
     frequencies = [visits[word] / num_walks for word in graph.vocabulary]

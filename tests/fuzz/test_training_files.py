@@ -36,7 +36,7 @@ def trainer(trained, tmp_path_factory):
     return made
 
 
-def go_on(trainer: CMFAHTrainer, checkpoint: str) -> None:
+def resume(trainer: CMFAHTrainer, checkpoint: str) -> None:
     """Reads everything from a checkpoint, without a step."""
     trainer._load_from_checkpoint(checkpoint, trainer.model)
     trainer._init_training_state(10, 3, 4, checkpoint, None)
@@ -59,7 +59,7 @@ def change(rng, path: Path) -> None:
         path.write_bytes(mutated(rng, content))
 
 
-def list_anew(folder: Path) -> None:
+def rewrite_file_list(folder: Path) -> None:
     listed = json.loads((folder / LIST_NAME).read_text())
     listed["files"] = {
         name: [(folder / name).stat().st_size, _checksum(folder / name)]
@@ -81,8 +81,8 @@ def test_checkpoints(fuzzer, trained, trainer, tmp_path):
         name = rng.choice(names)
         change(rng, folder / name)
         if name != LIST_NAME and rng.random() < 0.8:
-            list_anew(folder)
-        go_on(trainer, str(find_checkpoint(rng.choice((str(folder), "last")), tmp_path)))
+            rewrite_file_list(folder)
+        resume(trainer, str(find_checkpoint(rng.choice((str(folder), "last")), tmp_path)))
 
     fuzzer(share=0.025).run(attempt)
 

@@ -168,7 +168,7 @@ def published(request, tmp_path_factory) -> Published:
 
 
 @pytest.fixture
-def at_published(published, tmp_path, monkeypatch) -> Published:
+def published_here(published, tmp_path, monkeypatch) -> Published:
     """The same, with this process set up to use it: its own cache and the token of an owner."""
     use_hub(published.hub, tmp_path, monkeypatch)
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
@@ -190,11 +190,11 @@ def push_here(here, capsys, monkeypatch) -> Callable[..., Outcome]:
             monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
         else:
             monkeypatch.setenv("HF_TOKEN", token)
-        were_off = are_progress_bars_disabled()
+        were_disabled = are_progress_bars_disabled()
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             main(["data", "push", *map(str, arguments)])
-        assert are_progress_bars_disabled() == were_off
+        assert are_progress_bars_disabled() == were_disabled
         streams = capsys.readouterr()
         return Outcome(left.value.code or 0, streams.out, streams.err)
 

@@ -19,7 +19,7 @@ from cmfah_hf.hub_requests import Limits
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
+def short_timeouts(monkeypatch):
     """Short timeouts for these tests."""
     monkeypatch.setattr(hub_requests, "READING", Limits(answer_s=1.0, patience_s=2.0))
     monkeypatch.setattr(hub_requests, "WRITING", Limits(answer_s=1.0, patience_s=2.0))

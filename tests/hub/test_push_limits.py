@@ -15,7 +15,7 @@ from cmfah_hf.hub_requests import Limits
 
 
 @pytest.fixture(autouse=True)
-def impatient(here, monkeypatch):
+def short_timeouts(here, monkeypatch):
     monkeypatch.setattr(hub_requests, "WRITING", Limits(answer_s=0.4, patience_s=0.6))
     monkeypatch.setattr(publishing, "_WAITS", (0.1, 0.3, 0.6))
 
@@ -164,9 +164,9 @@ def test_waiting_is_reported(push, hub, monkeypatch, caplog):
     hub.fail(INFO, times=1)
     with caplog.at_level(logging.WARNING):
         assert push().changed
-    said = [record.getMessage() for record in caplog.records]
-    assert "Waiting for a reply of the Hub." in said
-    assert "The Hub is failing (HTTP 503 Service Unavailable)." in said
+    messages = [record.getMessage() for record in caplog.records]
+    assert "Waiting for a reply of the Hub." in messages
+    assert "The Hub is failing (HTTP 503 Service Unavailable)." in messages
 
 
 def test_no_log_contains_an_upload_address(push, hub, caplog, monkeypatch):

@@ -23,7 +23,7 @@ def test_no_code_template_or_pickle_of_a_folder_is_uploaded(push_run, hub, train
     """Such code is not run, and the user is not asked to trust it."""
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
     folder = shutil.copytree(trained.folder, tmp_path / "hostile")
-    trap = f"from pathlib import Path\nPath({str(tmp_path / 'sprung')!r}).touch()\nclass Trap: pass\n"
+    trap = f"from pathlib import Path\nPath({str(tmp_path / 'executed')!r}).touch()\nclass Trap: pass\n"
     for name in ("trap.py", "modeling_cmfah.py", "processing_cmfah.py", "configuration_cmfah.py"):
         (folder / name).write_text(trap)
     (folder / "chat_template.jinja").write_text("{{ trap }}")
@@ -51,7 +51,7 @@ def test_no_code_template_or_pickle_of_a_folder_is_uploaded(push_run, hub, train
                 content[part]["auto_map"] = dict.fromkeys(own, "trap.Trap")
         (folder / name).write_text(json.dumps(content))
     push_run(folder)
-    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "executed").exists()
     for name, content in hub.files("org/model", "model").items():
         assert b"trap" not in content.lower(), name
     push_run(trained.folder, "org/plain")
@@ -158,8 +158,8 @@ def test_the_card_links_to_the_hub_only_what_was_loaded_from_there(
     assert ("huggingface.co/datasets" in str(card)) == (on_the_hub is not None)
     assert "No licence was given to the model" in card.text
     write_settings(run, tmp_path, None)
-    told = yaml.safe_load((tmp_path / "run.yaml").read_text())["data"]["dataset"]
-    assert told == (dataset if on_the_hub else Path(dataset.replace("\\", "/")).name.replace("..", "") or "data")
+    recorded = yaml.safe_load((tmp_path / "run.yaml").read_text())["data"]["dataset"]
+    assert recorded == (dataset if on_the_hub else Path(dataset.replace("\\", "/")).name.replace("..", "") or "data")
 
 
 def test_no_personal_or_machine_specific_data_is_uploaded(push_run, hub, trained, tmp_path):

@@ -18,12 +18,12 @@ few = settings(max_examples=25)
 def by_loops(anchors, candidates, labels, candidate_labels, temperature, within, threshold=0.0):
     """-sum_j w_ij log softmax_j per anchor; if `within`, the candidate of the same index is the anchor itself."""
     losses = []
-    cosines, alike = cosine_similarity(anchors, candidates), cosine_similarity(labels, candidate_labels)
+    cosines, similarity = cosine_similarity(anchors, candidates), cosine_similarity(labels, candidate_labels)
     for i in range(len(anchors)):
         if not labels[i].any():
             continue
         others = [j for j in range(len(candidates)) if candidate_labels[j].any() and not (within and j == i)]
-        overlap = {j: alike[i, j] if alike[i, j] > threshold else 0.0 for j in others}
+        overlap = {j: similarity[i, j] if similarity[i, j] > threshold else 0.0 for j in others}
         total = sum(overlap.values())
         if total == 0:
             continue

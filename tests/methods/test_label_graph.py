@@ -135,13 +135,13 @@ def nx_steps(edges, start, end):
 def test_fill_refuses_invalid_counts():
     graph = LabelGraph(2, 3, 4, 0.4, 0.2)
     vectors = torch.zeros(2, 3)
-    for counts, complaint in (
+    for counts, message in (
         (torch.zeros(3, 3, dtype=torch.long), r"counts of the labels are \(3, 3\), not \(2, 2\)"),
         (torch.tensor([[2, 1], [0, 2]]), "not symmetric"),
         (torch.tensor([[2, 3], [3, 2]]), "more often than either"),
         (torch.tensor([[2, -1], [-1, 2]]), "not symmetric"),
     ):
-        with pytest.raises(ValueError, match=complaint):
+        with pytest.raises(ValueError, match=message):
             graph.fill(counts, vectors)
     with pytest.raises(ValueError, match=r"vectors of the labels are \(2, 4\), not \(2, 3\)"):
         graph.fill(torch.eye(2, dtype=torch.long), torch.zeros(2, 4))

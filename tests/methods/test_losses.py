@@ -197,16 +197,16 @@ def test_label_guidance_is_the_weighted_log_loss_of_labeled_rows(logits, labels,
     tensor = torch.tensor(logits, requires_grad=True)
     found = label_guidance_loss(tensor, torch.tensor(labels), positive_weight)
     found.backward()
-    labelled = labels.any(axis=1)
-    truth, chance = labels[labelled].ravel(), 1 / (1 + np.exp(-logits[labelled].ravel()))
-    if not labelled.any():
+    labeled = labels.any(axis=1)
+    truth, chance = labels[labeled].ravel(), 1 / (1 + np.exp(-logits[labeled].ravel()))
+    if not labeled.any():
         assert found.item() == 0
     else:
         weights = np.where(truth == 1, positive_weight, 1.0)
         mean = log_loss(truth, chance, sample_weight=weights, labels=[0, 1]) * weights.sum() / len(truth)
         assert found.item() == pytest.approx(mean, rel=1e-9)
-    assert not tensor.grad[~torch.tensor(labelled)].any()
-    assert tensor.grad[torch.tensor(labelled)].abs().all()
+    assert not tensor.grad[~torch.tensor(labeled)].any()
+    assert tensor.grad[torch.tensor(labeled)].abs().all()
 
 
 def loop_similarity(image, text, labels):

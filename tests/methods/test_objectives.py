@@ -84,7 +84,7 @@ def test_a_model_of_another_method_round_trips(distance, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("section", "complaint"),
+    ("section", "message"),
     [
         ({"_name": "cmfah", "label_wait": 1}, "has no setting 'label_wait'"),
         ({"_name": "cmfah", "label_weight": "8"}, "label_weight"),
@@ -94,8 +94,8 @@ def test_a_model_of_another_method_round_trips(distance, tmp_path):
         ({"_name": ["cmfah"]}, "not the name of a method"),
     ],
 )
-def test_unknown_sections(section, complaint):
-    with pytest.raises(ModelFileError, match=complaint) as raised:
+def test_unknown_sections(section, message):
+    with pytest.raises(ModelFileError, match=message) as raised:
         CMFAHForPreTraining(CMFAHConfig(**TINY, objective=section))
     assert "\n" not in str(raised.value)
 

@@ -30,7 +30,7 @@ def load(module: str) -> types.ModuleType:
         package = types.ModuleType("transformers_checks")
         package.__path__ = [str(SOURCE / "tests")]
         sys.modules["transformers_checks"] = package
-        stand_ins = {
+        stubs = {
             "exporters": {},
             "exporters.test_export": {"ExportTesterMixin": object},
             "generation": {},
@@ -40,11 +40,11 @@ def load(module: str) -> types.ModuleType:
                 "config_common_kwargs": {"return_dict": False, "output_hidden_states": True, "dtype": "float16"}
             },
         }
-        for name, attributes in stand_ins.items():
-            stand_in = types.ModuleType(f"transformers_checks.{name}")
-            stand_in.__path__ = []
-            vars(stand_in).update(attributes)
-            sys.modules[stand_in.__name__] = stand_in
+        for name, attributes in stubs.items():
+            stub = types.ModuleType(f"transformers_checks.{name}")
+            stub.__path__ = []
+            vars(stub).update(attributes)
+            sys.modules[stub.__name__] = stub
     return importlib.import_module(f"transformers_checks.{module}")
 
 

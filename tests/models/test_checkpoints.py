@@ -262,10 +262,10 @@ save_file({name: value.contiguous() for name, value in found.items()}, here / f"
 
 
 @pytest.fixture(scope="module")
-def travelled(make_model, tmp_path_factory):
+def saved_with_code(make_model, tmp_path_factory):
     """A training model, the folder of its checkpoint and of its towers', three images and texts, and the inputs."""
     pretraining = make_model(CMFAHForPreTraining)  # a separate configuration: saving also writes to it
-    here = tmp_path_factory.mktemp("travelled")
+    here = tmp_path_factory.mktemp("saved")
     vocabulary = ["beach", "dog", "海", "हिन्दी", "on", "the"]
     processor = CMFAHProcessor.from_vocabulary(pretraining.config, vocabulary, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
     pretraining.save_pretrained(here / "pretraining")
@@ -287,9 +287,9 @@ def travelled(make_model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("mode", ["installed", "hidden"])
-def test_new_process_computes_the_same_bits(travelled, tmp_path, mode):
+def test_new_process_computes_the_same_bits(saved_with_code, tmp_path, mode):
     """Also where `cmfah_hf` cannot be imported: the code saved next to the weights is enough."""
-    pretraining, here, inputs = travelled
+    pretraining, here, inputs = saved_with_code
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if mode == "installed":
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])

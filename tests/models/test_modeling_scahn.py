@@ -86,7 +86,7 @@ def test_defaults_inherited_from_cmfah_and_replaced():
 
 
 @pytest.mark.parametrize(
-    ("settings", "complaint"),
+    ("settings", "message"),
     [
         ({"adversarial": "all"}, "adversarial is 'all'; choose one of none, features, hash, both"),
         ({"label_graph_threshold": 0}, "label_graph_threshold is 0"),
@@ -100,8 +100,8 @@ def test_defaults_inherited_from_cmfah_and_replaced():
         ({"hash_bits": 12}, "hash_bits is 12"),
     ],
 )
-def test_invalid_configurations_are_reported_in_one_line(settings, complaint):
-    with pytest.raises(ValueError, match=complaint) as raised:
+def test_invalid_configurations_are_reported_in_one_line(settings, message):
+    with pytest.raises(ValueError, match=message) as raised:
         pretraining_model("scahn", **settings)
     assert "\n" not in str(raised.value)
 
@@ -111,7 +111,7 @@ def test_invalid_configurations_are_reported_in_one_line(settings, complaint):
 
 @torch.no_grad()
 def test_towers_are_those_of_cmfah(scahn, batch):
-    plain = CMFAHModel(CMFAHForPreTraining.config_class(**of_cmfah(scahn.config))).eval()
+    plain = CMFAHModel(CMFAHForPreTraining.config_class(**cmfah_settings(scahn.config))).eval()
     plain.load_state_dict(scahn.cmfah.state_dict())
     assert type(scahn.cmfah) is SCAHNModel
     assert [type(part) for part in (scahn.cmfah.image_model, scahn.cmfah.text_model)] == [
@@ -124,7 +124,7 @@ def test_towers_are_those_of_cmfah(scahn, batch):
     assert torch.equal(scahn.cmfah.get_image_hash(batch["pixel_values"]), plain.get_image_hash(batch["pixel_values"]))
 
 
-def of_cmfah(config):
+def cmfah_settings(config):
     known = set(CMFAHForPreTraining.config_class.__dataclass_fields__)
     return {name: value for name, value in config.to_dict().items() if name in known - {"objective"}}
 
@@ -133,7 +133,7 @@ def test_a_seed_draws_the_same_towers_as_in_cmfah(scahn):
     models = []
     for cls, config in (
         (SCAHNForPreTraining, scahn.config),
-        (CMFAHForPreTraining, CMFAHForPreTraining.config_class(**of_cmfah(scahn.config))),
+        (CMFAHForPreTraining, CMFAHForPreTraining.config_class(**cmfah_settings(scahn.config))),
     ):
         torch.manual_seed(5)
         models.append(cls(config))

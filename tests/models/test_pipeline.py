@@ -85,12 +85,12 @@ def test_image_file_is_rotated_upright_and_keeps_its_mode(parts, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # EXIF: rotate by 90 degrees
     images[0].save(rotated, exif=exif)
-    see_through = images[0].convert("RGBA")
-    see_through.putalpha(100)
-    see_through.save(clear)
+    transparent = images[0].convert("RGBA")
+    transparent.putalpha(100)
+    transparent.save(clear)
     upright = images[0].transpose(Image.Transpose.ROTATE_270)
     assert np.array_equal(pipe({"image": str(rotated)})["hash_values"], image_hash(pipe, upright))
-    assert np.array_equal(pipe({"image": clear})["hash_values"], image_hash(pipe, see_through))
+    assert np.array_equal(pipe({"image": clear})["hash_values"], image_hash(pipe, transparent))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ WORDS = ["beach", "dog", "sea", "sky"]
 
 
 @pytest.fixture(scope="module")
-def whole(make_model, tmp_path_factory) -> Path:
+def intact_folder(make_model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     model = make_model(CMFAHForPreTraining, vocab_size=len(WORDS) + 2)
     model.save_pretrained(folder)
@@ -32,8 +32,8 @@ def whole(make_model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def folder(whole, tmp_path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "model"))
+def folder(intact_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(intact_folder, tmp_path / "model"))
 
 
 def edit(path: Path, **changes) -> None:
@@ -135,17 +135,17 @@ def test_paths_in_a_backbone_are_refused(folder):
 
 
 class Trap:
-    def __init__(self, sprung: Path):
-        self.sprung = sprung
+    def __init__(self, executed: Path):
+        self.executed = executed
 
     def __reduce__(self):
-        return Path.touch, (self.sprung,)
+        return Path.touch, (self.executed,)
 
 
 def test_an_index_cannot_name_a_pickle(folder, tmp_path):
     names = list(load_file(folder / "model.safetensors"))
     (folder / "model.safetensors").unlink()
-    torch.save({"weights": Trap(tmp_path / "sprung")}, folder / "x.bin")
+    torch.save({"weights": Trap(tmp_path / "executed")}, folder / "x.bin")
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "x.bin")}), "utf-8")
     assert "x.bin" in refusal(folder)
     (folder / INDEX).unlink()
@@ -154,7 +154,7 @@ def test_an_index_cannot_name_a_pickle(folder, tmp_path):
         CMFAHModel.from_pretrained(folder / "pytorch_model.bin", config=CMFAHConfig.from_pretrained(folder))
     with pytest.raises(ValueError, match="never loaded"):
         CMFAHModel.from_pretrained(folder, gguf_file="pytorch_model.bin")
-    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "executed").exists()
 
 
 # No code from the folder
@@ -163,7 +163,7 @@ def test_an_index_cannot_name_a_pickle(folder, tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json"])
 def test_code_of_the_folder_never_runs(folder, tmp_path, monkeypatch, name):
     """As `yes | cmfah search` would answer. References to code are not saved again either."""
-    (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'sprung')!r}).touch()\n", "utf-8")
+    (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'executed')!r}).touch()\n", "utf-8")
     classes = (
         "AutoConfig",
         "AutoModel",
@@ -184,7 +184,7 @@ def test_code_of_the_folder_never_runs(folder, tmp_path, monkeypatch, name):
     assert CrossMediaRetriever.from_pretrained(folder).encode_texts(["a dog"]).shape == (1, 16)
     (tmp_path / "pushed").mkdir()
     write_model(folder, tmp_path / "pushed")
-    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "executed").exists()
     assert sys.stdin.read() == "yes\n" * 100
     for path in (tmp_path / "pushed").iterdir():
         assert "evil" not in path.name

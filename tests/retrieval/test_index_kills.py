@@ -74,10 +74,10 @@ def test_an_index(tmp_path):
 def test_an_export(tmp_path, target):
     path, old, new = tmp_path / "export", index_of(3), index_of(4)
     export = EXPORTERS[target]
-    wholes = []
+    complete = []
     for index in (old, new):
         export(index, path, overwrite=True)
-        wholes.append({file.name: file.read_bytes() for file in path.iterdir()})
+        complete.append({file.name: file.read_bytes() for file in path.iterdir()})
     export(old, path, overwrite=True)
     killed = 0
     for _ in range(0, 20):
@@ -85,7 +85,7 @@ def test_an_export(tmp_path, target):
         if not killed_at(step, lambda: export(new, path, overwrite=True)):
             killed += 1
         # Between two renames the folder is missing; the next export first restores it.
-        assert not path.exists() or {file.name: file.read_bytes() for file in path.iterdir()} in wholes
+        assert not path.exists() or {file.name: file.read_bytes() for file in path.iterdir()} in complete
         export(old, path, overwrite=True)
         assert [file.name for file in tmp_path.iterdir()] == ["export"]
     assert killed > 5

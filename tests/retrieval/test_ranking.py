@@ -134,13 +134,13 @@ def test_bounds_hold_for_all_codes_left_out(hamming, bits):
         queries = Queries.for_hamming(pack(values)) if hamming else Queries.for_aqd(values)
         scanned = (PostingLists if bits == 16 else FastScan)(codes)
         found = scanned.candidates(queries, 50, 20)
-        truly = exact_distances(queries, codes)
+        true_distances = exact_distances(queries, codes)
         for query in range(8):
             real = np.isfinite(found.distances[query])
             rows = found.rows[query][real]
             assert len(set(rows.tolist())) == len(rows) >= 50
-            np.testing.assert_array_equal(found.distances[query][real], truly[query, rows])
-            assert np.delete(truly[query], rows).min() >= found.bounds[query]
+            np.testing.assert_array_equal(found.distances[query][real], true_distances[query, rows])
+            assert np.delete(true_distances[query], rows).min() >= found.bounds[query]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -158,15 +158,15 @@ def test_exact_ivf_finds_all_codes_up_to_the_kth_distance(bits, hamming, threads
         near = np.unpackbits(codes[:12], axis=1, bitorder="little") * 2.0 - 1
         values = round_for_aqd(np.where(rng.random(values.shape) < 0.9, np.abs(values) * near, values))
         queries = Queries.for_hamming(pack(values)) if hamming else Queries.for_aqd(values)
-        truly = exact_distances(queries, codes).astype(np.float64)
+        true_distances = exact_distances(queries, codes).astype(np.float64)
         found = lists.candidates(queries, 80, 10)
         for query in range(12):
             real = np.isfinite(found.distances[query])
             rows = found.rows[query][real]
             assert len(set(rows.tolist())) == len(rows) >= 10
-            np.testing.assert_array_equal(found.distances[query][real], truly[query, rows])
-            left_out = np.delete(truly[query], rows).min(initial=np.inf)
-            assert np.sort(truly[query])[9] < found.bounds[query] <= left_out
+            np.testing.assert_array_equal(found.distances[query][real], true_distances[query, rows])
+            left_out = np.delete(true_distances[query], rows).min(initial=np.inf)
+            assert np.sort(true_distances[query])[9] < found.bounds[query] <= left_out
 
 
 def test_more_ties_than_candidates_leave_the_answer_open(monkeypatch):
@@ -191,10 +191,10 @@ def test_exact_ivf_reads_few_clustered_codes(metric, monkeypatch):
     index = HashIndex(64)
     index.add(codes)
     index.optimize()
-    read, really = [], exact_ivf.read_lists
+    read, original = [], exact_ivf.read_lists
 
     def noted(*arguments):
-        really(*arguments)
+        original(*arguments)
         read.extend(arguments[-1].tolist())
 
     monkeypatch.setattr(exact_ivf, "read_lists", noted)
@@ -267,12 +267,12 @@ def test_exact_ivf_is_built_only_after_many_scanned_codes_that_cluster(monkeypat
 
 @pytest.mark.slow
 def test_compiled_code_without_a_cache(monkeypatch):
-    really = numba.njit
+    original = numba.njit
 
     def njit(*arguments, cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
-        return really(*arguments, **options)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(numba, "njit", njit)
     again = runpy.run_path(exact_ivf_kernel.__file__)

@@ -46,8 +46,8 @@ def test_no_queries_and_no_results(index):
     assert (len(nothing), list(nothing)) == (0, [])
     with pytest.raises(IndexError, match="no query 0 among the results of 0"):
         nothing.hits()
-    (unmet,) = index.search(QUERIES[:1], 2, where={"year": 1999})
-    assert (len(unmet), unmet.hits()) == (0, [])
+    (no_match,) = index.search(QUERIES[:1], 2, where={"year": 1999})
+    assert (len(no_match), no_match.hits()) == (0, [])
 
 
 def test_without_metadata(index):

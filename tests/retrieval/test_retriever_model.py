@@ -126,12 +126,12 @@ def test_an_index_of_another_model_is_refused_on_search_and_add(retriever, forei
     for name in ("images", "texts"):
         with pytest.raises(HashIndexError, match="codes of another model"):
             setattr(retriever, name, HashIndex.load(foreign_index))
-    knowing = CrossMediaRetriever(retriever.model, retriever.processor, retriever.expander, any_model=True)
-    knowing.images = knowing.load_index(foreign_index)
-    knowing.add_images(image_paths[4:6])
-    assert len(knowing.images) == 6
-    assert knowing.images.model == foreign
-    assert knowing.search(text="boat", k=2).ids.shape == (1, 2)
+    permissive = CrossMediaRetriever(retriever.model, retriever.processor, retriever.expander, any_model=True)
+    permissive.images = permissive.load_index(foreign_index)
+    permissive.add_images(image_paths[4:6])
+    assert len(permissive.images) == 6
+    assert permissive.images.model == foreign
+    assert permissive.search(text="boat", k=2).ids.shape == (1, 2)
 
 
 def test_further_training_changes_the_fingerprint(retriever, image_paths):

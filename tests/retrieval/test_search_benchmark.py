@@ -78,11 +78,11 @@ def drawn(modules, own, queries=None):
 def test_codes_and_queries_scatter_around_their_centers(modules):
     make = modules.contests.Codes
     one = make(64, "clustered", clusters=1, seed=3)
-    centre = unpack(one.centres)[0]
+    center = unpack(one.centres)[0]
     codes, values = one.items(20_000), one.queries(5000)
     assert (codes.shape, codes.dtype, values.dtype) == ((20_000, 8), np.uint8, np.float32)
-    assert np.mean(unpack(codes) != centre) == pytest.approx(1 / 8, abs=0.002)
-    wrong = np.sign(values) != centre
+    assert np.mean(unpack(codes) != center) == pytest.approx(1 / 8, abs=0.002)
+    wrong = np.sign(values) != center
     assert wrong.mean() == pytest.approx(1 / 8, abs=0.005)
     assert np.abs(values)[wrong].mean() < np.abs(values)[~wrong].mean() / 1.5
     assert np.abs(values).min() > 0
@@ -101,8 +101,8 @@ def test_turns_alternate_and_the_first_is_warm_up(modules, monkeypatch):
     assert "".join(order) == "ba" + "ab" + "ba" + "ab"
     assert seconds == {"a": [1, 1, 1], "b": [2, 2, 2]}
     # A sleeping process uses no CPU time.
-    asleep = {"a": lambda: time.sleep(0.2)}
-    assert modules.contests.in_turns(asleep, repeats=1, clock="cpu")["a"][0] < 0.1
+    sleepers = {"a": lambda: time.sleep(0.2)}
+    assert modules.contests.in_turns(sleepers, repeats=1, clock="cpu")["a"][0] < 0.1
 
 
 def test_a_row_compares_with_the_fastest_competitor(modules, monkeypatch):
@@ -265,8 +265,8 @@ def test_float_rows_report_sizes_and_recall(modules, settings, seen):
             assert (theirs, row.remark.split()[-1]) == (2048, "100.0%")
             np.testing.assert_allclose(np.linalg.norm(contestants["IndexFlatIP"].queries, axis=1), 1, rtol=1e-5)
         else:
-            of_flat, of_hnsw = seen[0 if row.at_once == 1 else 1][2]["IndexFlatIP"][0], answers["IndexHNSWFlat"][0]
-            share = np.mean([np.isin(found, exact) for found, exact in zip(of_hnsw, of_flat, strict=True)])
+            flat_ids, hnsw_ids = seen[0 if row.at_once == 1 else 1][2]["IndexFlatIP"][0], answers["IndexHNSWFlat"][0]
+            share = np.mean([np.isin(found, exact) for found, exact in zip(hnsw_ids, flat_ids, strict=True)])
             assert f"finds {share:.1%}" in row.remark
 
 

@@ -77,7 +77,7 @@ def space_environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         return httpx.get(url, timeout=30).status_code == 200
     except httpx.HTTPError:
@@ -95,7 +95,7 @@ def served(tmp_path_factory) -> Iterator[Served]:
     begin = time.monotonic()
     process = start(command, folder, log, space_environment(folder) | {"PYTHONPATH": str(ROOT)})
     try:
-        while not _answers(f"http://127.0.0.1:{port}/"):
+        while not _responds(f"http://127.0.0.1:{port}/"):
             assert process.poll() is None, log.read_text(encoding="utf-8")
             assert time.monotonic() < begin + 90, log.read_text(encoding="utf-8")
             time.sleep(0.05)

@@ -67,8 +67,8 @@ def test_answers_match_brute_force(engine, pairs):
 def test_the_map_matches_classical_scaling(engine):
     codes = np.unpackbits(engine.retriever.images.codes, axis=1, bitorder="little")
     squared = 4.0 * (codes[:, None] != codes[None]).sum(axis=2)  # for codes of +-1
-    centring = np.eye(40) - 1 / 40
-    scalar_products = -0.5 * centring @ squared @ centring
+    centering = np.eye(40) - 1 / 40
+    scalar_products = -0.5 * centering @ squared @ centering
     values, vectors = np.linalg.eigh(scalar_products)
     reference = vectors[:, -2:] * np.sqrt(values[-2:])
 
@@ -244,7 +244,7 @@ def test_a_missing_engine_is_reported_without_paths(tmp_path, caplog):
     loader = EngineLoader(SpaceSettings(model=str(tmp_path / "gone")), tmp_path)
     with pytest.raises(CMFAHError, match=str(tmp_path)):
         loader.load()
-    with pytest.raises(CMFAHError) as told:
+    with pytest.raises(CMFAHError) as raised:
         loader.get()
-    assert str(told.value).startswith("gone: neither a folder nor")
-    assert str(tmp_path) not in str(told.value)
+    assert str(raised.value).startswith("gone: neither a folder nor")
+    assert str(tmp_path) not in str(raised.value)

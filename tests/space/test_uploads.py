@@ -127,9 +127,9 @@ def test_only_regular_files_are_opened_with_one_message_for_all_refusals(uploads
     assert time.monotonic() - begin < 1
     with pytest.raises(ImageError) as foreign:
         uploads.read(outside)
-    with pytest.raises(ImageError) as absent:
+    with pytest.raises(ImageError) as missing:
         uploads.read(tmp_path / "no-such-file.png")
-    assert str(refused.value) == str(foreign.value) == str(absent.value)
+    assert str(refused.value) == str(foreign.value) == str(missing.value)
     uploads.discard(outside)
     assert outside.exists()
 

@@ -293,14 +293,14 @@ def test_each_optimizer_holds_only_its_own_player(make_trainer):
     assert {group["lr"] for group in trainer.players["discriminator"].optimizer.param_groups} == {0.05}
 
 
-@pytest.mark.parametrize("still", ["towers", "discriminators"])
-def test_rate_zero_freezes_one_player(make_model, make_trainer, still):
+@pytest.mark.parametrize("frozen", ["towers", "discriminators"])
+def test_rate_zero_freezes_one_player(make_model, make_trainer, frozen):
     model = make_model()
     before = {player: {n: p.clone() for n, p in own.items()} for player, own in split_players(model).items()}
-    make_trainer(model, **{"learning_rate" if still == "towers" else "discriminator_learning_rate": 0.0}).train()
+    make_trainer(model, **{"learning_rate" if frozen == "towers" else "discriminator_learning_rate": 0.0}).train()
     for player, own in split_players(model).items():
         changed = {name for name, parameter in own.items() if not torch.equal(parameter, before[player][name])}
-        assert (changed == set()) == (player == still), (player, changed)
+        assert (changed == set()) == (player == frozen), (player, changed)
 
 
 def test_weight_zero_disables_the_discriminators(make_model, make_trainer):

@@ -33,7 +33,7 @@ def saved(kept, make_trainer, make_model, tmp_path):
     return tmp_path / "out"
 
 
-def list_anew(folder: Path) -> None:
+def rewrite_file_list(folder: Path) -> None:
     """Rewrites the file list to match the current files."""
     written = json.loads((folder / "checkpoint.json").read_text())["written"]
     files = {
@@ -115,7 +115,7 @@ def test_unusable_files_are_detected_despite_a_matching_list(saved, kind, caplog
     damage, words = DAMAGES[kind]
     last = saved / "checkpoint-6"
     damage(last)
-    list_anew(last)
+    rewrite_file_list(last)
     assert find_checkpoint("last", saved) == saved / "checkpoint-3"
     assert f"Passed over {last}: " in caplog.text
     assert words in caplog.text
@@ -154,7 +154,7 @@ def test_invalid_lists(saved, kind, caplog):
 
 def test_a_run_resumes_from_the_checkpoint_before_the_damaged_one(saved, make_trainer, make_model, caplog):
     (saved / "checkpoint-6" / "rng_state.pth").write_bytes(b"nothing")
-    list_anew(saved / "checkpoint-6")
+    rewrite_file_list(saved / "checkpoint-6")
     trainer = make_trainer(make_model(), num_train_epochs=2, save_strategy="epoch", optim="adamw_torch")
     trainer.train(resume_from_checkpoint="last")
     assert trainer.state.global_step == 6
@@ -186,7 +186,7 @@ def test_metadata_of_a_sharded_checkpoint_unpickles_only_data(tmp_path):
     for content in (pickle.dumps(Evil()), b"cos\nsystem\n(S'true'\ntR.", b"", b"garbage"):
         file.write_bytes(content)
         assert _metadata_damage(file).startswith("is damaged, or holds more than metadata")
-    by_way = b"\x80\x04\x8c\x27torch.distributed.checkpoint.filesystem\x8c\x09os.system\x93\x8c\x04true\x85R."
-    file.write_bytes(by_way)
+    pickled = b"\x80\x04\x8c\x27torch.distributed.checkpoint.filesystem\x8c\x09os.system\x93\x8c\x04true\x85R."
+    file.write_bytes(pickled)
     assert "more than metadata" in _metadata_damage(file)
     assert not Path("/tmp/cmfah-was-here").exists()

@@ -45,8 +45,8 @@ def run(folder: Path, group: str, processes: int, **variables: str) -> None:
     finally:
         for process in running:
             process.kill()
-    said = [(folder / f"{group}-{rank}.log").read_text()[-3000:] for rank in range(processes)]
-    assert codes == [0] * processes, "\n".join(said)
+    logs = [(folder / f"{group}-{rank}.log").read_text()[-3000:] for rank in range(processes)]
+    assert codes == [0] * processes, "\n".join(logs)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from cmfah_hf.training.trainer import CMFAHTrainer
 
 logger = logging.getLogger(__name__)  # printed by a failing test
 
-OF_THE_CLOCK = {
+TIMING_KEYS = {
     f"{part}_{name}" for part in ("train", "eval") for name in ("runtime", "samples_per_second", "steps_per_second")
 }
 # 43 of 48 pairs make 6 steps per epoch, so saving every 4 steps falls within epochs and on their ends; the refit
@@ -58,7 +58,7 @@ def settings():
 def logs(folder):
     """The log without its times."""
     history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    return [{name: value for name, value in log.items() if name not in OF_THE_CLOCK} for log in history]
+    return [{name: value for name, value in log.items() if name not in TIMING_KEYS} for log in history]
 
 
 def figures(folder):
@@ -100,11 +100,11 @@ def kill_at(call_number, owner, name):
 
 
 @pytest.fixture(scope="module")
-def unbroken(scenes_folder, write_config, tmp_path_factory):
+def uninterrupted(scenes_folder, write_config, tmp_path_factory):
     """A function from a strategy to the folder of its uninterrupted run."""
     from cmfah_hf.training import parse_run
 
-    root, done = tmp_path_factory.mktemp("unbroken"), {}
+    root, done = tmp_path_factory.mktemp("uninterrupted"), {}
 
     def make(strategy):
         if strategy not in done:
@@ -131,9 +131,9 @@ def unbroken(scenes_folder, write_config, tmp_path_factory):
 @pytest.mark.parametrize("part", ["first model", "refit"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_run_killed_at_any_step_ends_like_the_uninterrupted_one(
-    run_of, unbroken, strategy, part, monkeypatch, tmp_path, caplog
+    run_of, uninterrupted, strategy, part, monkeypatch, tmp_path, caplog
 ):
-    whole, steps = unbroken(strategy)
+    whole, steps = uninterrupted(strategy)
     first = sum(not folder.endswith("refit") for folder in steps)
     seed = random.SystemRandom().randrange(1 << 30)
     chosen = random.Random(seed).randint(*((1, first) if part == "first model" else (first + 1, len(steps))))
@@ -163,7 +163,7 @@ def test_run_killed_at_any_step_ends_like_the_uninterrupted_one(
     assert not (out / "refit").exists()
 
 
-def kill_between_renaming_and_removing():
+def kill_between_rename_and_removal():
     put_aside = checkpoints._put_aside
 
     def renamed(folder):
@@ -176,13 +176,13 @@ def kill_between_renaming_and_removing():
 MOMENTS = {
     "while it is written": lambda: kill_at(2, CMFAHTrainer, "_save_rng_state"),
     "while it is flushed": lambda: kill_at(30, checkpoints, "flush"),
-    "while an older one is removed": kill_between_renaming_and_removing,
+    "while an older one is removed": kill_between_rename_and_removal,
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_run_killed_while_a_checkpoint_is_written(run_of, unbroken, moment, tmp_path, caplog):
-    whole, _ = unbroken("epoch")
+def test_run_killed_while_a_checkpoint_is_written(run_of, uninterrupted, moment, tmp_path, caplog):
+    whole, _ = uninterrupted("epoch")
     out = tmp_path / "out"
 
     def work():
@@ -201,8 +201,8 @@ def test_run_killed_while_a_checkpoint_is_written(run_of, unbroken, moment, tmp_
     assert_same_outcome(out, whole)
 
 
-def test_run_killed_before_its_words_were_written(run_of, unbroken, tmp_path, caplog):
-    whole, _ = unbroken("epoch")
+def test_run_killed_before_its_words_were_written(run_of, uninterrupted, tmp_path, caplog):
+    whole, _ = uninterrupted("epoch")
     out = tmp_path / "out"
 
     def work():
@@ -217,9 +217,9 @@ def test_run_killed_before_its_words_were_written(run_of, unbroken, tmp_path, ca
     assert_same_outcome(out, whole)
 
 
-def test_run_killed_after_its_last_step_only_finishes(run_of, unbroken, monkeypatch, tmp_path):
+def test_run_killed_after_its_last_step_only_finishes(run_of, uninterrupted, monkeypatch, tmp_path):
     """Killed between the refit's last checkpoint and the metrics: nothing is left to train."""
-    whole, _ = unbroken("epoch")
+    whole, _ = uninterrupted("epoch")
     out = tmp_path / "out"
 
     def work():
@@ -250,8 +250,10 @@ def test_words_of_an_earlier_run_in_the_folder_are_not_reused(run_of, scenes_fol
 
 
 @pytest.mark.slow
-def test_command_killed_from_outside_at_a_random_moment(scenes_folder, write_config, unbroken, tmp_path, environment):
-    whole, _ = unbroken("steps")
+def test_command_killed_from_outside_at_a_random_moment(
+    scenes_folder, write_config, uninterrupted, tmp_path, environment
+):
+    whole, _ = uninterrupted("steps")
     out = tmp_path / "out"
     changes = settings()
     changes["data"]["dataset"] = str(scenes_folder)
@@ -273,7 +275,7 @@ def test_command_killed_from_outside_at_a_random_moment(scenes_folder, write_con
     assert_same_outcome(out, whole)
 
 
-class Script:
+class ScriptedEvaluator:
     """An evaluator with predefined MAPs."""
 
     def __init__(self, maps):
@@ -290,7 +292,7 @@ def choosing_trainer(make_trainer, make_model):
             make_model(), eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
             metric_for_best_model="map", greater_is_better=True, num_train_epochs=9, **arguments,
         )  # fmt: skip
-        trainer.task.evaluator = Script(maps)
+        trainer.task.evaluator = ScriptedEvaluator(maps)
         return trainer
 
     return make

@@ -81,11 +81,11 @@ def test_resumed_run_ends_like_the_uninterrupted_one(trained_scahn, tmp_path):
     train(parse_run(config, ["--method", "scahn", *arguments]))
     assert (tmp_path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     # Changed settings of either kind are named, and a CMFAH run does not resume from it.
-    for name, value, complaint in (
+    for name, value, message in (
         ("contrast_temperature", "0.5", "whose contrast_temperature is 0.2 and not 0.5"),
         ("num_concepts", "5", "whose num_concepts is 4 and not 5"),
     ):
-        with pytest.raises(CheckpointError, match=complaint):
+        with pytest.raises(CheckpointError, match=message):
             train(parse_run(config, ["--method", "scahn", *arguments, f"--{name}", value]))
 
 
@@ -249,12 +249,12 @@ def test_method_of_the_command_line_overrides_that_of_the_file(tmp_path):
         parse_run(file, ["--method", "cmfah"])
     with pytest.raises(CMFAHError, match="no argument --use_label_graph, which is a setting of --method scahn"):
         parse_run(None, ["--use_label_graph", "false"])
-    for arguments, complaint in (
+    for arguments, message in (
         (["--method", "dcmh"], "^--method is 'dcmh'; choose one of cmfah, scahn"),
         (["--method"], "expected one argument; choose one of cmfah, scahn"),
         (["--metod", "scahn"], "no argument --metod; did you mean 'method'"),
     ):
-        with pytest.raises(CMFAHError, match=complaint):
+        with pytest.raises(CMFAHError, match=message):
             parse_run(None, arguments)
     file.write_text("model: {model_type: bert}")
     with pytest.raises(CMFAHError, match=r"run.yaml: model_type is 'bert'; choose one of cmfah, scahn"):
@@ -262,7 +262,7 @@ def test_method_of_the_command_line_overrides_that_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "message"),
     [
         (["--similarity", "tags"], "scahn makes its label graph of labels, and --similarity tags goes without them"),
         (
@@ -271,9 +271,9 @@ def test_method_of_the_command_line_overrides_that_of_the_file(tmp_path):
         ),
     ],
 )
-def test_missing_labels_are_reported_in_one_line_before_any_read(run_of, monkeypatch, arguments, complaint):
+def test_missing_labels_are_reported_in_one_line_before_any_read(run_of, monkeypatch, arguments, message):
     monkeypatch.setattr("cmfah_hf.training.data.pairs.load_image_text", lambda *args, **kwargs: pytest.fail("read"))
-    with pytest.raises(DataError, match=complaint) as raised:
+    with pytest.raises(DataError, match=message) as raised:
         train(run_of("--method", "scahn", *arguments))
     assert "\n" not in str(raised.value)
 

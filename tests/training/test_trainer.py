@@ -47,7 +47,7 @@ class Recorder(TrainerCallback):
         self.kept.append(self.record(state))
 
 
-class Script:
+class ScriptedEvaluator:
     """An evaluator with predefined MAPs."""
 
     def __init__(self, maps):
@@ -200,25 +200,25 @@ def test_resumed_run_matches_the_uninterrupted_one(make_model, make_pairs, make_
         ),
     }
     settings = {"dropout": 0.3, "normalize_features": True}
-    unbroken = make_trainer(make_model(**settings), output_dir=str(tmp_path / "whole"), **arguments)
-    unbroken.train()
+    uninterrupted = make_trainer(make_model(**settings), output_dir=str(tmp_path / "whole"), **arguments)
+    uninterrupted.train()
     step = 6 if checkpoint == "between epochs" else 5
 
     torch.manual_seed(99)  # any generator state in the new process
     resumed = make_trainer(make_model(seed=5, **settings), output_dir=str(tmp_path / "resumed"), **arguments)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
 
-    assert resumed.state.global_step == unbroken.state.global_step == 12
-    assert_same_weights(weights(resumed.model), weights(unbroken.model))
-    assert torch.equal(resumed.training_state.tables.get("codes"), unbroken.training_state.tables.get("codes"))
+    assert resumed.state.global_step == uninterrupted.state.global_step == 12
+    assert_same_weights(weights(resumed.model), weights(uninterrupted.model))
+    assert torch.equal(resumed.training_state.tables.get("codes"), uninterrupted.training_state.tables.get("codes"))
     for one, other in (
-        (resumed.optimizer, unbroken.optimizer),
-        (resumed.players["discriminator"].optimizer, unbroken.players["discriminator"].optimizer),
+        (resumed.optimizer, uninterrupted.optimizer),
+        (resumed.players["discriminator"].optimizer, uninterrupted.players["discriminator"].optimizer),
     ):
         for number, state in other.state_dict()["state"].items():
             for name, value in state.items():
                 assert torch.equal(torch.as_tensor(one.state_dict()["state"][number][name]), torch.as_tensor(value))
-    schedules = [trainer.players["discriminator"].schedule.state_dict() for trainer in (resumed, unbroken)]
+    schedules = [trainer.players["discriminator"].schedule.state_dict() for trainer in (resumed, uninterrupted)]
     assert schedules[0] == schedules[1]
 
 
@@ -249,7 +249,7 @@ def test_best_epoch_is_saved(make_model, make_trainer, tmp_path):
         model, num_train_epochs=4, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
         metric_for_best_model="map", greater_is_better=True,
     )  # fmt: skip
-    trainer.task.evaluator = Script([0.3, 0.8, 0.5, 0.7])
+    trainer.task.evaluator = ScriptedEvaluator([0.3, 0.8, 0.5, 0.7])
     epochs = Recorder(lambda state: weights(model))
     trainer.add_callback(epochs)
     trainer.train()
@@ -265,7 +265,7 @@ def test_early_stopping(make_trainer):
         num_train_epochs=9, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
         metric_for_best_model="map", greater_is_better=True, early_stopping_patience=2,
     )  # fmt: skip
-    trainer.task.evaluator = Script([0.3, 0.8, 0.5, 0.7, 0.9, 1.0])
+    trainer.task.evaluator = ScriptedEvaluator([0.3, 0.8, 0.5, 0.7, 0.9, 1.0])
     trainer.train()
     assert trainer.state.epoch == 4  # the best, and two without improvement
 

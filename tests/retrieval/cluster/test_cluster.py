@@ -251,12 +251,12 @@ def test_refused_calls_match_the_single_index_and_change_nothing(emptied, rng, c
         lambda each: each.remove(np.array("abc")),
     ]
     for act in refused:
-        said = []
+        refusals = []
         for each in (single, index):
             with pytest.raises((HashIndexError, QueryError)) as caught:
                 act(each)
-            said.append((caught.type, str(caught.value)))
-        assert said[0] == said[1]
+            refusals.append((caught.type, str(caught.value)))
+        assert refusals[0] == refusals[1]
     assert index._state.revisions == revisions
     assert_answers_as(index, single, rng, ks=(30,))
     with caplog.at_level(logging.WARNING):
@@ -343,9 +343,9 @@ def test_searches_during_changes_see_whole_changes(emptied, rng):
 @pytest.mark.slow
 def test_optimized_shards_match_the_single_index(ray_cluster, tmp_path, rng):
     """With enough codes for inverted lists in both shards."""
-    centres = rng.integers(0, 256, (300, 8), dtype=np.uint8)
+    centers = rng.integers(0, 256, (300, 8), dtype=np.uint8)
     flips = np.packbits(rng.random((1_100_000, 8, 8)) < 0.1, axis=2)[:, :, 0]
-    codes = centres[rng.integers(300, size=len(flips))] ^ flips
+    codes = centers[rng.integers(300, size=len(flips))] ^ flips
     queries = np.tanh(unpack(codes[:5]) + rng.normal(size=(5, 64)))
     single = HashIndex(64)
     single.add(codes)
@@ -463,7 +463,7 @@ def test_removing_a_node_under_load_loses_no_answer(ray_cluster, node_options, p
 
         thread = threading.Thread(target=search_repeatedly)
         thread.start()
-        gone = kill_node(index, 0)
+        removed_node = kill_node(index, 0)
         before = len(answers)
         deadline = time.monotonic() + 60
         while len(answers) < before + 5 and not failures and time.monotonic() < deadline:
@@ -474,7 +474,7 @@ def test_removing_a_node_under_load_loses_no_answer(ray_cluster, node_options, p
         assert len(answers) >= before + 5
         for answer in answers:
             assert_same(answer, expected)
-        assert gone not in {process_of(index, shard)[1] for shard in range(2)}
+        assert removed_node not in {process_of(index, shard)[1] for shard in range(2)}
         assert_answers_as(index, single, rng)
 
 

@@ -31,18 +31,18 @@ def stream_of(pairs, shards: int = 4) -> datasets.IterableDataset:
 PATHS = os.pathsep.join(str(Path(__file__).parents[up]) for up in (3, 2))
 
 
-class Seen(TrainerCallback):
+class IdRecorder(TrainerCallback):
     """The ids that were trained on, one list per step."""
 
     def __init__(self, trainer: CMFAHTrainer):
         self.steps: list[list[str]] = []
         collate = trainer.data_collator
 
-        def noting(rows):
+        def recording(rows):
             self.steps.append([row["id"] for row in rows])
             return collate(rows)
 
-        trainer.data_collator = noting
+        trainer.data_collator = recording
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:
@@ -51,7 +51,7 @@ def weights(trainer) -> dict[str, torch.Tensor]:
 
 def test_epochs_of_a_stream_are_counted(make_pairs, make_trainer):
     trainer = make_trainer(train=stream_of(make_pairs(27)), num_train_epochs=3)
-    seen = Seen(trainer)
+    seen = IdRecorder(trainer)
     trainer.train()
     assert trainer.state.global_step == 12
     assert trainer.state.epoch == 3
@@ -74,7 +74,7 @@ def test_max_steps_need_no_count(make_pairs, make_trainer, monkeypatch):
 
     monkeypatch.setattr(stream_loaders, "count_rows", fail)
     trainer = make_trainer(train=stream_of(make_pairs(20)), max_steps=7)
-    seen = Seen(trainer)
+    seen = IdRecorder(trainer)
     trainer.train()
     assert trainer.state.global_step == 7
     assert len({name for step in seen.steps[:2] for name in step}) == 16
@@ -83,7 +83,7 @@ def test_max_steps_need_no_count(make_pairs, make_trainer, monkeypatch):
 
 def test_shuffling_of_a_stream_follows_the_settings(make_pairs, make_trainer):
     trainer = make_trainer(train=stream_of(make_pairs(24)), shuffle_buffer=0)
-    seen = Seen(trainer)
+    seen = IdRecorder(trainer)
     trainer.train()
     assert [name for step in seen.steps for name in step] == make_pairs(24)["id"][:]
 
