@@ -162,7 +162,7 @@ def test_no_cycles_between_packages_or_files():
 @pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=lambda path: path.name)
 def test_models_import_only_their_siblings_and_only_relatively(path):
     for module, level in inner_imports(path):
-        assert level == 1, f"{path.name} imports {module}, which is not beside it where the model's files travel to"
+        assert level == 1, f"{path.name} imports {module}, which is not saved with the model's files"
         assert (PACKAGE / "models" / f"{module.split('.')[-1]}.py").is_file(), module
 
 

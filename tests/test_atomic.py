@@ -161,13 +161,12 @@ def test_a_lock_names_its_holder_and_is_removed_on_release(tmp_path):
 
 
 def test_concurrent_writers_take_turns(tmp_path):
-    path, together = tmp_path / "a", []
+    path = tmp_path / "a"
 
     def add(number: int) -> None:
         with locked(path):
             held = set(path.read_text().split()) if path.exists() else set()
             path.write_text(" ".join(held | {str(number)}))
-            together.append(number)
 
     threads = [threading.Thread(target=add, args=(number,)) for number in range(20)]
     for thread in threads:

@@ -274,10 +274,10 @@ def test_faults_occur_the_requested_number_of_times(api, hub, monkeypatch):
 def test_one_of_several_concurrent_commits_with_one_parent_succeeds(api, hub):
     api.create_repo("me/thing")
     head = api.model_info("me/thing").sha
-    together = threading.Barrier(4)
+    barrier = threading.Barrier(4)
 
     def commit(number: int) -> int:
-        together.wait()
+        barrier.wait()
         try:
             api.create_commit("me/thing", [add("a.txt", b"%d" % number)], commit_message="x", parent_commit=head)
         except HfHubHTTPError as error:

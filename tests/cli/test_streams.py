@@ -233,7 +233,7 @@ def test_a_query_of_undecodable_bytes_is_refused(cmfah, trained, hostile_index):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(pty, "openpty"), reason="no terminals here")
+@pytest.mark.skipif(not hasattr(pty, "openpty"), reason="needs pseudo-terminals")
 def test_a_real_terminal_gets_no_escapes_from_names(trained, hostile_index, environment):
     ours, theirs = pty.openpty()
     command = [*PROGRAM, "search", str(trained.folder), str(hostile_index), "--text", "boat", "-k", "20"]

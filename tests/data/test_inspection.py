@@ -73,8 +73,8 @@ def test_counts_match_manual_counts(folder):
     assert found.labels.shares == {name: count / 10 for name, count in counts.items()}
     assert found.labels.mean_per_item == pytest.approx(sum(map(len, labels)) / 10)
     assert found.labels.per_item == dict(sorted(Counter(map(len, labels)).items()))
-    together = Counter(pair for names in labels for pair in combinations(sorted(names), 2))
-    assert {(first, second): count for first, second, count in found.labels.pairs} == together
+    pair_counts = Counter(pair for names in labels for pair in combinations(sorted(names), 2))
+    assert {(first, second): count for first, second, count in found.labels.pairs} == pair_counts
     assert found.labels.by_split == {"train": {"dog": 3, "sea": 3, "sky": 3}, "query": {"sea": 1, "sky": 1}}
 
     assert found.images.sizes == {"12x9": 4, "6x4": 2, "7x5": 2}

@@ -272,7 +272,7 @@ def test_damaged_and_empty_parquet(tmp_path):
 
 @pytest.mark.parametrize("name", ["no/such/folder", "./missing", "/nowhere/at/all", "with space", "missing.parquet"])
 def test_missing_paths_never_reach_the_network(name, monkeypatch):
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: pytest.fail("asked the Hub"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: pytest.fail("sent a request to the Hub"))
     with pytest.raises(DataError, match="there is no such folder or file") as caught:
         load_image_text(name)
     assert name in str(caught.value)

@@ -226,7 +226,7 @@ def test_a_damaged_finished_shard_is_rewritten(replica, tmp_path, monkeypatch):
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk takes root on Linux")
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk requires root on Linux")
 def test_a_full_disk(replica, tmp_path):
     how = {"release": replica.release, "writing": Writing(rows_per_shard=6)}
     prepare_mirflickr25k(replica.root, tmp_path / "whole", **how)

@@ -90,7 +90,7 @@ def test_boxes_are_tight(monkeypatch):
         return Image.new("RGB", (side, side), key)
 
     monkeypatch.setattr(scenes, "draw_background", blank)
-    alone = 0
+    unoccluded = 0
     for i in range(60):
         scene = draw_scene(i, seed=1, image_size=96)
         drawn = (np.asarray(scene.image) != key).any(axis=-1)
@@ -106,8 +106,8 @@ def test_boxes_are_tight(monkeypatch):
             # An edge pixel may be nearly transparent and keep the background color.
             tight = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
             assert np.abs(np.subtract(tight, scene.boxes[0]["box"])).max() <= 1
-            alone += 1
-    assert alone >= 5
+            unoccluded += 1
+    assert unoccluded >= 5
 
 
 def test_labels_boxes_and_words_agree(many):
@@ -201,12 +201,12 @@ def test_other_sizes(size):
 
 def test_clutter_changes_images_and_sizes_but_not_texts_and_labels(monkeypatch):
     plain = [draw_scene(i, image_size=96) for i in range(12)]
-    strewn = []
+    shards = []
     original = scenes.draw_shard
-    monkeypatch.setattr(scenes, "draw_shard", lambda height, rng: strewn.append(original(height, rng)) or strewn[-1])
+    monkeypatch.setattr(scenes, "draw_shard", lambda height, rng: shards.append(original(height, rng)) or shards[-1])
     cluttered = [draw_scene(i, image_size=96, clutter=24) for i in range(12)]
-    assert len(strewn) == 12 * 24
-    assert max(max(layer.size) for layer in strewn) <= round(0.24 * 96)
+    assert len(shards) == 12 * 24
+    assert max(max(layer.size) for layer in shards) <= round(0.24 * 96)
     for one, other in zip(plain, cluttered, strict=True):
         assert one.labels == other.labels
         assert not np.array_equal(np.asarray(one.image), np.asarray(other.image))

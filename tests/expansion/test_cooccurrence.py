@@ -94,6 +94,6 @@ def test_error_of_dropped_counts_is_bounded(seed):
     for word, count in occurrences.items():
         assert max(0, count - counts.lost_occurrences) <= found.get(word, 0) <= count
     for a, first in enumerate(vocabulary):
-        assert found[first] == occurrences[first], "words of the vocabulary are never forgotten"
+        assert found[first] == occurrences[first], "vocabulary words are never dropped"
         for b, second in enumerate(words[:12]):
             assert expected[first, second] - counts.lost_pairs <= dense[a, b] <= expected[first, second]

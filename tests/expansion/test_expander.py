@@ -207,7 +207,7 @@ def test_equal_fits_have_equal_fingerprints(captions, tmp_path):
     fingerprint = Hasher.hash(expander)
     expander({"text": captions})
     expander.save(tmp_path)
-    assert Hasher.hash(expander) == fingerprint, "use changed it"
+    assert Hasher.hash(expander) == fingerprint, "changed by use"
     assert Hasher.hash(make()) == fingerprint
     assert Hasher.hash(GraphExpander.load(tmp_path)) == fingerprint
     assert Hasher.hash(pickle.loads(pickle.dumps(expander))) == fingerprint
@@ -244,7 +244,7 @@ def test_corpus_is_the_expanded_texts_and_their_walks(captions):
     expander = GraphExpander(top_k=2).fit(captions)
     corpus = expander.corpus(Dataset.from_dict({"text": [*captions, "zebra"]}), num_walks=4)
     sentences = list(corpus)
-    assert sentences == list(corpus), "it can be read again"
+    assert sentences == list(corpus), "can be iterated again"
     index = 0
     m = expander.graph.transitions
     number = expander.graph.word_numbers

@@ -29,9 +29,9 @@ def test_expected_visits_are_the_sum_of_powers(kept_words, seed, walk_length, nu
         patch.setattr(walks, "_BLOCK_ELEMENTS", 2 * num_words)  # Several blocks on the sparse path.
         walk = RandomWalk(sparse.csr_array(m), walk_length)
         visits = walk.expected_visits(sparse.csr_array(start))
-        alone = [walk.expected_visits(sparse.csr_array(start[row : row + 1]))[0] for row in range(7)]
+        single = [walk.expected_visits(sparse.csr_array(start[row : row + 1]))[0] for row in range(7)]
     np.testing.assert_allclose(visits, expected, atol=1e-12)
-    np.testing.assert_array_equal(visits, alone)
+    np.testing.assert_array_equal(visits, single)
     np.testing.assert_allclose(visits.sum(axis=1), [0 if row == 3 else (walk_length + 1) / 2 for row in range(7)])
 
 
@@ -76,8 +76,8 @@ def test_a_walk_does_not_depend_on_the_other_rows():
     together = walk.sample(sparse.csr_array(start), 50, [np.random.default_rng(row) for row in range(4)])
     assert (together[1] == -1).all()
     for row in (0, 2, 3):
-        alone = walk.sample(sparse.csr_array(start[row : row + 1]), 50, [np.random.default_rng(row)])
-        np.testing.assert_array_equal(together[row], alone[0])
+        single = walk.sample(sparse.csr_array(start[row : row + 1]), 50, [np.random.default_rng(row)])
+        np.testing.assert_array_equal(together[row], single[0])
     empty = walk.sample(sparse.csr_array((2, 6)), 3, [np.random.default_rng(0)] * 2)
     assert empty.shape == (2, 3, 3)
     assert (empty == -1).all()

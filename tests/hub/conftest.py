@@ -127,6 +127,15 @@ def here(hub, tmp_path, monkeypatch) -> None:
     use_hub(hub, tmp_path, monkeypatch)
 
 
+@pytest.fixture
+def push_run(here, monkeypatch) -> Callable[..., Any]:
+    """A function that pushes a run from this process."""
+    from cmfah_hf.hub import push_model
+
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    return lambda folder, repo_id="org/model", **settings: push_model(folder, repo_id, progress=False, **settings)
+
+
 @dataclass(frozen=True)
 class Published:
     """A Hub with a private model uploaded by `push_model`, and the run of that model."""

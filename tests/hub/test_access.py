@@ -90,7 +90,20 @@ def test_without_network_the_cache_is_used_and_missing_files_are_reported(model,
         (lambda hub: hub.reply("", b"", 302, {"Location": "http://127.0.0.1:9/x"}), HubServerError, "not a Hub"),
         (lambda hub: hub.reply("", b"", 302, {"Location": "/x"}), HubConnectionError, "TooManyRedirects"),
     ],
-    ids=["503", "500", "429", "429 huge", "503 later", "mute", "cut", "html", "endless", "drip", "astray", "circle"],
+    ids=[
+        "503",
+        "500",
+        "429",
+        "429 huge",
+        "503 later",
+        "mute",
+        "cut",
+        "html",
+        "endless",
+        "slow",
+        "redirect",
+        "redirect loop",
+    ],
 )
 def test_a_failing_hub_is_distinguished_from_a_missing_model(model, hub, fault, kind, part, monkeypatch):
     monkeypatch.setattr(hub_requests, "_LARGEST_UNSIZED", 2**20)

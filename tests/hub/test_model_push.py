@@ -18,19 +18,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cmfah_hf.errors import CheckpointError, HashIndexError, HubError
-from cmfah_hf.hub import push_model
 from cmfah_hf.methods.pretraining import PRETRAINING_MODELS
 from cmfah_hf.models import MODELS
 from cmfah_hf.retrieval import HashIndex
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def push_run(here, monkeypatch):
-    """A function that pushes a run from this process."""
-    monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    return lambda folder, repo_id="org/model", **settings: push_model(folder, repo_id, progress=False, **settings)
 
 
 def sha256_of(path: Path) -> str:
@@ -40,7 +32,7 @@ def sha256_of(path: Path) -> str:
 def wait_until(condition, seconds: float = 240.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.02)
 
 

@@ -1,4 +1,4 @@
-"""`cmfah data push` against the Hub on the loopback, in processes of their own."""
+"""`cmfah data push` against the Hub on the loopback, in new processes."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def sha256_of(path: Path) -> str:
 def wait_until(condition, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.01)
 
 

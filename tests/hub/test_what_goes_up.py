@@ -9,19 +9,11 @@ import pytest
 import yaml
 
 from cmfah_hf.errors import CheckpointError
-from cmfah_hf.hub import push_model
-
-
-@pytest.fixture
-def push_run(here, monkeypatch):
-    """A function that pushes a run from this process."""
-    monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    return lambda folder, repo_id="org/model", **settings: push_model(folder, repo_id, progress=False, **settings)
 
 
 def test_no_code_template_or_pickle_of_a_folder_is_uploaded(push_run, hub, trained, tmp_path, monkeypatch):
     """Such code is not run, and the user is not asked to trust it."""
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a prompt was shown"))
     folder = shutil.copytree(trained.folder, tmp_path / "hostile")
     trap = f"from pathlib import Path\nPath({str(tmp_path / 'executed')!r}).touch()\nclass Trap: pass\n"
     for name in ("trap.py", "modeling_cmfah.py", "processing_cmfah.py", "configuration_cmfah.py"):

@@ -74,7 +74,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             if fault is not None and fault.status is not None:
                 retry = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-                raise HubError(fault.status, "The server was told to fail", headers=retry)
+                raise HubError(fault.status, "A requested fault", headers=retry)
             return self.answer()
         except HubError as error:
             headers = {"X-Error-Message": error.message} | ({"X-Error-Code": error.code} if error.code else {})

@@ -114,7 +114,7 @@ def test_gradients(labels):
         assert torch.autograd.gradcheck(partial(terms, queue), values)
 
 
-@pytest.mark.parametrize("labels", [[[0, 0], [0, 0]], [[1, 0], [0, 1]]], ids=["no labels", "never together"])
+@pytest.mark.parametrize("labels", [[[0, 0], [0, 0]], [[1, 0], [0, 1]]], ids=["no labels", "no co-occurrence"])
 def test_without_positives_loss_and_gradient_are_zero(labels):
     values = [torch.rand(2, 4, requires_grad=True) for _ in range(2)]
     terms = contrast_losses(*values, torch.tensor(labels), 0.2)

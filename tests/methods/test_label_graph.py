@@ -28,9 +28,9 @@ def by_loops(labels, threshold, share):
     for i in range(size):
         with_i = [row for row in labels if row[i]]
         for j in range(size):
-            together = sum(int(row[j]) for row in with_i)
-            probability[i, j] = together / len(with_i) if with_i else 0
-            if i != j and with_i and round(10 * together) >= round(10 * threshold * len(with_i), 9):
+            joint_count = sum(int(row[j]) for row in with_i)
+            probability[i, j] = joint_count / len(with_i) if with_i else 0
+            if i != j and with_i and round(10 * joint_count) >= round(10 * threshold * len(with_i), 9):
                 graph.add_edge(i, j)
     weights = np.zeros((size, size))
     for i in range(size):
@@ -80,7 +80,7 @@ def test_order_of_labels_and_an_unused_label_change_nothing(labels, threshold, r
 @pytest.mark.parametrize(
     "labels",
     [[[1]], [[1, 0], [1, 0]], [[1, 0], [0, 1]], [[0, 0]]],
-    ids=["one class", "one never occurs", "never together", "nobody has any"],
+    ids=["one class", "one unused class", "no co-occurrence", "no labels"],
 )
 def test_labels_without_neighbors_keep_their_vectors(labels):
     counts = counts_of(np.array(labels))

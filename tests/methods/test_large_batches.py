@@ -33,7 +33,7 @@ print(*work(4096), held("VmHWM") - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak is counted in other units elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems report the peak in other units")
 def test_a_batch_of_4096_takes_less_than_two_gigabytes(environment, tmp_path):
     """In the naive form its hinges alone would take 275 GB."""
     run = subprocess.run(

@@ -281,43 +281,43 @@ def test_terms_of_a_view_match_numpy():
 @pytest.mark.parametrize(("attention", "paired_weight"), [("both", 0.25), ("image", 1.0), ("both", 0.0), ("none", 3.0)])
 def test_views_are_summed_with_the_weight_of_the_pair(attention, paired_weight):
     rng = np.random.default_rng(3)
-    alone, paired = (tower(rng), tower(rng)), (tower(rng), tower(rng))
-    paired[0].hash_values[0] = -paired[1].hash_values[0]  # the sums stay zero: bits of +1
+    unimodal, cross_modal = (tower(rng), tower(rng)), (tower(rng), tower(rng))
+    cross_modal[0].hash_values[0] = -cross_modal[1].hash_values[0]  # the sums stay zero: bits of +1
 
     def terms(image, text, codes):
         own = pair_losses(image, text, torch.tensor(LABELS), codes, 0.4)
         return {**own, "label": image.features.sum(), "adversarial": text.features.sum()}
 
     # Without attention both views are equal.
-    found = views_losses(alone, paired if attention != "none" else None, None, paired_weight, terms)
-    total = sum(tower.hash_values for tower in (paired if attention != "none" else alone))
+    found = views_losses(unimodal, cross_modal if attention != "none" else None, None, paired_weight, terms)
+    total = sum(tower.hash_values for tower in (cross_modal if attention != "none" else unimodal))
     codes = np.where(total.numpy() >= 0, 1.0, -1.0)
     assert attention == "none" or (codes[0] == 1).all()
     weight = 0 if attention == "none" else paired_weight
-    first, second = (terms_of(*view, LABELS, codes, 0.4) for view in (alone, paired))
+    first, second = (terms_of(*view, LABELS, codes, 0.4) for view in (unimodal, cross_modal))
     for name in first:
         assert found[name].item() == pytest.approx(first[name] + weight * second[name], rel=1e-9), name
     for name, side in (("label", 0), ("adversarial", 1)):
-        sums = [view[side].features.sum().item() for view in (alone, paired)]
+        sums = [view[side].features.sum().item() for view in (unimodal, cross_modal)]
         assert found[name].item() == pytest.approx(sums[0] + weight * sums[1], rel=1e-9)
 
 
 def test_codes_are_the_given_target_or_computed_without_gradient():
     rng = np.random.default_rng(4)
-    alone = tower(rng, requires_grad=True), tower(rng, requires_grad=True)
-    paired = tower(rng, requires_grad=True), tower(rng, requires_grad=True)
+    unimodal = tower(rng, requires_grad=True), tower(rng, requires_grad=True)
+    cross_modal = tower(rng, requires_grad=True), tower(rng, requires_grad=True)
     codes = torch.tensor(rng.choice([-1, 1], (5, 8)))
 
     def terms(image, text, codes):
         return pair_losses(image, text, torch.tensor(LABELS), codes, 0.5)
 
-    found = views_losses(alone, paired, codes, 1.0, terms)
-    expected = sum(((t.hash_values - codes) ** 2).mean() for t in (*alone, *paired))
+    found = views_losses(unimodal, cross_modal, codes, 1.0, terms)
+    expected = sum(((t.hash_values - codes) ** 2).mean() for t in (*unimodal, *cross_modal))
     assert found["quantization"].item() == pytest.approx(expected.item(), rel=1e-9)
 
-    views_losses(alone, paired, None, 1.0, terms)["quantization"].backward()
-    drawn = sign(paired[0].hash_values + paired[1].hash_values).detach()
-    for output in (*alone, *paired):
+    views_losses(unimodal, cross_modal, None, 1.0, terms)["quantization"].backward()
+    drawn = sign(cross_modal[0].hash_values + cross_modal[1].hash_values).detach()
+    for output in (*unimodal, *cross_modal):
         gradient = 2 * (output.hash_values.detach() - drawn) / drawn.numel()
         torch.testing.assert_close(output.hash_values.grad, gradient)
 
@@ -353,9 +353,9 @@ def test_total_weights_every_term_and_the_towers_maximize_the_adversarial_one():
     assert list(total) == order
     for name, weight in zip(order, weights, strict=True):
         assert Losses.weighted({name: torch.tensor(0.5)}, total).total.item() == weight / 2
-    together = {name: torch.tensor(float(10**-i)) for i, name in enumerate(order)}
+    terms_by_name = {name: torch.tensor(float(10**-i)) for i, name in enumerate(order)}
     expected = sum(weight * 10.0**-i for i, weight in enumerate(weights))
-    assert Losses.weighted(together, total).total.item() == pytest.approx(expected, rel=1e-6)
+    assert Losses.weighted(terms_by_name, total).total.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_hinges_of_several_matrices_match_single_ones():

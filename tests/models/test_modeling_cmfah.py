@@ -44,14 +44,14 @@ def test_attention_direction_of_each_variant(make_model, batch, attention, guida
             assert weights.transpose(1, 3)[batch["input_ids"] > 1].all()
 
     # Guidance changes the features of a guided side; an unguided side keeps its unimodal features.
-    alone = model.get_image_hash(batch["pixel_values"]), model.get_text_hash(batch["input_ids"])
+    unimodal = model.get_image_hash(batch["pixel_values"]), model.get_text_hash(batch["input_ids"])
     words = (batch["input_ids"] > 1).any(dim=1)
-    assert ((outputs.image_hash - alone[0]).abs().amax(dim=1) > 1e-3)[words].all() == image
-    assert ((outputs.text_hash - alone[1]).abs().amax(dim=1) > 1e-3)[words].all() == text
+    assert ((outputs.image_hash - unimodal[0]).abs().amax(dim=1) > 1e-3)[words].all() == image
+    assert ((outputs.text_hash - unimodal[1]).abs().amax(dim=1) > 1e-3)[words].all() == text
     if not image:
-        close(outputs.image_hash, alone[0])
+        close(outputs.image_hash, unimodal[0])
     if not text:
-        close(outputs.text_hash, alone[1])
+        close(outputs.text_hash, unimodal[1])
     assert (model.image_model.encoder.concepts is not None, model.text_model.encoder.concepts is not None) == (
         image,
         text,
@@ -81,7 +81,7 @@ def test_selected_features_are_added_to_pooled_ones(make_model, batch):
     exists = batch["input_ids"] > 1
     regions = outputs.image_model_output.last_hidden_state
     words = outputs.text_model_output.last_hidden_state
-    alone = model.image_model(batch["pixel_values"]), model.text_model(batch["input_ids"], batch["attention_mask"])
+    unimodal = model.image_model(batch["pixel_values"]), model.text_model(batch["input_ids"], batch["attention_mask"])
     concepts = model.image_model.encoder.concepts, model.text_model.encoder.concepts
     for i in range(4):
         own = words[i][exists[i]]
@@ -90,13 +90,13 @@ def test_selected_features_are_added_to_pooled_ones(make_model, batch):
         for temperature, hidden, asking, pooled, features, weights in (
             (2.0, regions[i], local_words, regions[i].amax(dim=0), outputs.image_features[i], outputs.attentions[0][i]),
             (30.0, own, local_regions, own.sum(dim=0) / max(len(own), 1), outputs.text_features[i], None),
-            (2.0, regions[i], concepts[0], regions[i].amax(dim=0), alone[0].features[i], None),
+            (2.0, regions[i], concepts[0], regions[i].amax(dim=0), unimodal[0].features[i], None),
             (
                 30.0,
                 own,
                 model.text_model.encoder.concepts,
                 own.sum(dim=0) / max(len(own), 1),
-                alone[1].features[i],
+                unimodal[1].features[i],
                 None,
             ),
         ):

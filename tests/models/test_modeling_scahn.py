@@ -180,11 +180,11 @@ def test_each_loss_term_over_both_views(make_scahn, batch, labels, adversarial):
     outputs = model(**batch, labels=labels)
     losses, image, text = outputs.losses, outputs.image_model_output, outputs.text_model_output
     assert "intra_hash" not in losses  # all hinge weights are zero, so no hinge is computed
-    alone = outputs.image_hash, outputs.text_hash, outputs.image_features, outputs.text_features
+    unimodal = outputs.image_hash, outputs.text_hash, outputs.image_features, outputs.text_features
     paired = image.hash_values, text.hash_values, image.features, text.features
     graph = model.objective.label_graph()
     expected = dict.fromkeys(("cross_contrast", "intra_contrast", "graph"), 0.0)
-    for weight, (image_hash, text_hash, *features) in ((1.0, alone), (0.5, paired)):
+    for weight, (image_hash, text_hash, *features) in ((1.0, unimodal), (0.5, paired)):
         pairs = EarlierPairs(*earlier, earlier_labels)
         for name, value in contrast_losses(image_hash, text_hash, labels, 0.2, earlier=pairs).items():
             expected[name] += weight * value.item()
@@ -193,7 +193,7 @@ def test_each_loss_term_over_both_views(make_scahn, batch, labels, adversarial):
         assert losses[name].item() == pytest.approx(value, rel=1e-9), name
     total = 0.75 * expected["intra_contrast"] + 3 * expected["cross_contrast"] + 2 * expected["graph"]
     total += losses["quantization"] + 0.5 * losses["similarity"] + losses["label"] + losses["concept"]
-    for name, kind, values in (("adversarial", "", alone[2:]), ("adversarial_hash", "_hash", alone[:2])):
+    for name, kind, values in (("adversarial", "", unimodal[2:]), ("adversarial_hash", "_hash", unimodal[:2])):
         wanted = adversarial in ("both", "hash" if kind else "features")
         assert (name in losses) == wanted
         if wanted:

@@ -181,12 +181,12 @@ def test_hash_head_is_tanh_of_a_linear_layer(make_config):
 def test_each_view_has_its_own_normalization_statistics(make_config):
     torch.manual_seed(0)
     head = CMFAHHashHead(make_config(normalize_features=True)).train()
-    alone, paired = torch.randn(64, 16) * 3 + 1, torch.randn(64, 16) - 2
+    unimodal, cross_modal = torch.randn(64, 16) * 3 + 1, torch.randn(64, 16) - 2
     for _ in range(200):
-        head(alone), head(paired, is_paired=True)
+        head(unimodal), head(cross_modal, is_paired=True)
     head.eval()
     weight, bias = head.dense.weight, head.dense.bias
-    for features, is_paired in ((alone, False), (paired, True)):
+    for features, is_paired in ((unimodal, False), (cross_modal, True)):
         whitened = (features - features.mean(dim=0)) / (features.var(dim=0) + 1e-5).sqrt()
         expected = (whitened @ weight.T + bias).tanh()
         torch.testing.assert_close(head(features, is_paired), expected, atol=1e-4, rtol=1e-4)

@@ -79,11 +79,11 @@ def test_any_size_is_resized_without_cropping(processor, size):
 )
 def test_every_pillow_mode(processor, mode, color, expected):
     image = Image.new(mode, (6, 4), color)
-    alone = processor(images=image, return_tensors="pt").pixel_values
+    single = processor(images=image, return_tensors="pt").pixel_values
     listed = processor(images=[image, Image.new("RGB", (3, 9))], return_tensors="pt").pixel_values
-    assert alone.shape == (1, 3, 32, 32)
-    assert torch.equal(alone[0], listed[0])
-    assert np.abs(bytes_of(alone[0]) - expected).max() <= 1.01
+    assert single.shape == (1, 3, 32, 32)
+    assert torch.equal(single[0], listed[0])
+    assert np.abs(bytes_of(single[0]) - expected).max() <= 1.01
 
 
 def test_palettes(processor):

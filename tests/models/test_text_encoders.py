@@ -76,9 +76,9 @@ def test_texts_of_any_length_are_encoded_and_long_ones_truncated(processor, mode
 @torch.no_grad()
 def test_padding_and_other_items_of_the_batch_change_nothing(processor, model, batch):
     texts = ["dogs on the sea", "a dog", ""]
-    together = model.get_text_hash(**processor(text=texts, return_tensors="pt"))
-    alone = torch.cat([model.get_text_hash(**processor(text=[text], return_tensors="pt")) for text in texts])
-    torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
+    batched = model.get_text_hash(**processor(text=texts, return_tensors="pt"))
+    single = torch.cat([model.get_text_hash(**processor(text=[text], return_tensors="pt")) for text in texts])
+    torch.testing.assert_close(batched, single, atol=1e-6, rtol=1e-5)
     empty = model.get_text_hash(torch.zeros(2, 0, dtype=torch.long))
     torch.testing.assert_close(empty, model.text_model.hash_head.dense.bias.tanh().expand(2, -1))
     inputs = processor(text=texts[:2], return_tensors="pt")

@@ -20,7 +20,7 @@ class _ParsedError(Exception):
 def parse(command: Command, folder: Path) -> None:
     """Raises unless the command's program accepts all words, or the named files and targets exist."""
     program, *words = command.words
-    assert program in _PARSERS, f"{command.place}: nothing here knows how to parse {program!r}"
+    assert program in _PARSERS, f"{command.place}: no parser for {program!r}"
     _PARSERS[program](words, folder)
 
 
@@ -112,7 +112,7 @@ def _foreign(words: list[str], folder: Path) -> None:
     """For programs that are not installed, the files of ours that they read must exist."""
     for word in words:
         if (named := re.fullmatch(r"@?(images-[\w*./-]+)", word)) and not list(folder.glob(named[1])):
-            raise AssertionError(f"{word}: no such file after the commands before it")
+            raise AssertionError(f"{word}: no such file after the previous commands")
 
 
 _PARSERS = {

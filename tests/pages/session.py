@@ -79,7 +79,7 @@ class PageSession:
             exec(compile(self.smaller(command.words[2]), command.place, "exec"), {})
             return ""
         program, *words = command.words
-        assert program == "cmfah", f"{command.place}: {program} is neither run nor in the list of what is only parsed"
+        assert program == "cmfah", f"{command.place}: {program} is neither run nor in the list of parsed commands"
         parse_cmfah(words)  # the original words, before they are replaced
         words = [INSTEAD.get(word, word) for word in words]
         for start, (option, value) in DEFAULTS.items():

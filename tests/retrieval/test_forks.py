@@ -13,7 +13,7 @@ import pytest
 
 from cmfah_hf.retrieval.index import HashIndex
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked here")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 # Each in a separate process: OpenMP reads its settings once, and a hang must not block the tests.
 _SCRIPT = """

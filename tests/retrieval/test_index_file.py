@@ -362,7 +362,7 @@ def test_two_processes_saving_to_one_file_leave_one_of_the_results(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["index"]
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk takes root on Linux")
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk requires root on Linux")
 def test_a_full_disk(tmp_path):
     small = tmp_path / "small"
     small.mkdir()

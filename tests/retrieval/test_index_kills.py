@@ -13,7 +13,7 @@ from cmfah_hf.retrieval.exporters import EXPORTERS
 from cmfah_hf.retrieval.index import HashIndex
 
 WRITERS = tuple(str(Path(cmfah_hf.__file__).parent / part) for part in ("atomic.py", "retrieval"))
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked here")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
 def killed_at(step, act):
@@ -49,7 +49,7 @@ def kills(act, stride):
         if killed_at(step, act):
             return
         yield step
-    raise AssertionError("it never ended")
+    raise AssertionError("the save never finished")
 
 
 def index_of(count):

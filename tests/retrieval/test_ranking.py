@@ -338,11 +338,11 @@ def test_more_queries_than_one_group_match_single_queries(monkeypatch):
     index = HashIndex(64)
     index.add(drawn(rng, 5000, 64, "clustered"))
     queries = drawn_queries(rng, 40, 64, "model")
-    together = index.search(queries, k=9, metric="aqd")
+    batched = index.search(queries, k=9, metric="aqd")
     monkeypatch.setattr(ranking, "_UNPACKED", 3 * 73 * 64)
-    apart = index.search(queries, k=9, metric="aqd")
-    np.testing.assert_array_equal(together.ids, apart.ids)
-    np.testing.assert_array_equal(together.scores, apart.scores)
+    singly = index.search(queries, k=9, metric="aqd")
+    np.testing.assert_array_equal(batched.ids, singly.ids)
+    np.testing.assert_array_equal(batched.scores, singly.scores)
 
 
 def test_segments_searched_in_parallel_match_one_index(monkeypatch):

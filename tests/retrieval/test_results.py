@@ -22,11 +22,11 @@ def test_the_result_of_one_query_matches_a_search_for_it(index, metric):
     results = index.search(QUERIES, 2, metric)
     assert len(results) == 3
     for query, (result, own) in enumerate(zip(results, QUERIES, strict=True)):
-        alone = index.search(own, 2, metric)
-        assert result.ids.tolist() == alone.ids[0].tolist()
-        assert result.scores.tobytes() == alone.scores.tobytes()
-        assert result.metadata.equals(alone.metadata)
-        assert result.hits() == list(result) == results.hits(query) == alone.hits()
+        single = index.search(own, 2, metric)
+        assert result.ids.tolist() == single.ids[0].tolist()
+        assert result.scores.tobytes() == single.scores.tobytes()
+        assert result.metadata.equals(single.metadata)
+        assert result.hits() == list(result) == results.hits(query) == single.hits()
         assert len(result) == 2
 
 

@@ -193,8 +193,8 @@ def test_several_queries_match_single_ones(retriever, image_paths):
     many = retriever.search(text=texts, k=5)
     assert many.ids.shape == many.scores.shape == (3, 5)
     for row, text in enumerate(texts):
-        alone = retriever.search(text=text, k=5)
-        np.testing.assert_allclose(many.scores[row], alone.scores[0], atol=2e-3)
+        single = retriever.search(text=text, k=5)
+        np.testing.assert_allclose(many.scores[row], single.scores[0], atol=2e-3)
     images = retriever.search(image=[image_paths[5], Image.open(image_paths[7])], k=3)
     assert images.ids.shape == (2, 3)
     assert images.ids[1].tolist() == retriever.search(image=image_paths[7], k=3).ids[0].tolist()

@@ -195,13 +195,13 @@ def test_users_do_not_see_each_others_results(open_page):
         page.wait_for_selector(".cm-card")
     search(one, "tree")
     search(other, "fish")
-    alone = ids(one), ids(other)
-    assert alone[0] != alone[1]
+    own_results = ids(one), ids(other)
+    assert own_results[0] != own_results[1]
     # Simultaneous queries each get their own result.
     for page, words in ((one, "fish"), (other, "tree")):
         page.get_by_label("Words", exact=True).first.fill(words)
         page.locator("#search-words").click()
-    for page, expected in ((one, alone[1]), (other, alone[0])):
+    for page, expected in ((one, own_results[1]), (other, own_results[0])):
         page.wait_for_function("id => document.querySelector('[data-metric=aqd] .cm-card').dataset.id == id",
                                arg=expected[0])  # fmt: skip
         assert ids(page) == expected

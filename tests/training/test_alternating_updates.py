@@ -123,19 +123,19 @@ def step_by_hand(model, micro_batches, rate, discriminator_rate, target=None, lo
             with torch.no_grad():
                 for name, parameter in players["discriminators"].items():
                     parameter -= discriminator_rate * discriminator_sums[name]
-        alone = outputs.image_hash, outputs.text_hash, outputs.image_features, outputs.text_features
+        unimodal = outputs.image_hash, outputs.text_hash, outputs.image_features, outputs.text_features
         image, text = outputs.image_model_output, outputs.text_model_output
-        together = image.hash_values, text.hash_values, image.features, text.features
+        cross_modal = image.hash_values, text.hash_values, image.features, text.features
         codes = target
         if codes is None:
-            codes = sum(together[:2] if paired else alone[:2]).detach()
+            codes = sum(cross_modal[:2] if paired else unimodal[:2]).detach()
             codes = torch.where(codes >= 0, 1.0, -1.0).double()
         labels = batch["labels"].double()
-        loss = view_loss(model, settings, labels, codes, *alone)
-        loss = loss - settings.adversarial_weight * discriminators_loss(model, *alone[2:])
+        loss = view_loss(model, settings, labels, codes, *unimodal)
+        loss = loss - settings.adversarial_weight * discriminators_loss(model, *unimodal[2:])
         if config.attention != "none":  # without attention both views are equal
             if paired:
-                loss = loss + settings.paired_weight * view_loss(model, settings, labels, codes, *together)
+                loss = loss + settings.paired_weight * view_loss(model, settings, labels, codes, *cross_modal)
             for head, cosines in (
                 (model.objective.image_concept_head, outputs.image_concept_cosines),
                 (model.objective.text_concept_head, outputs.text_concept_cosines),

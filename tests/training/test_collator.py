@@ -88,8 +88,8 @@ def test_mirror_image_is_drawn_with_probability_one_half(processor):
     taken = PairCollator(processor)(both)["region_features"].float().mean(dim=(1, 2))
     assert set(taken.tolist()) == {0.0, 1.0}
     assert 70 <= taken.sum() <= 130  # 200 fair coin flips leave this range with probability 1 / 60,000
-    alone = PairCollator(processor)([{"text": "", "region_features": plain}] * 50)["region_features"]
-    assert not alone.any()
+    unmirrored = PairCollator(processor)([{"text": "", "region_features": plain}] * 50)["region_features"]
+    assert not unmirrored.any()
 
 
 def test_damaged_image_is_named_by_its_row(processor):

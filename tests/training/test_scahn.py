@@ -217,7 +217,7 @@ def step(loss, model, chosen, rate):
                 parameter -= rate * gradient
 
 
-@pytest.mark.parametrize("labels", [["boat"], ["boat", "cat"]], ids=["one class", "never together"])
+@pytest.mark.parametrize("labels", [["boat"], ["boat", "cat"]], ids=["one class", "no co-occurrence"])
 def test_uninformative_labels_train_to_finite_weights(make_scahn, make_trainer, make_pairs, labels):
     pairs = make_pairs(8)
     rows = [{**pairs[row], "labels": [labels[row % len(labels)]]} for row in range(8)]

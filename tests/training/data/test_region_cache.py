@@ -170,9 +170,9 @@ def test_unreadable_images_are_skipped_and_named(tower, processor, caplog):
     whole = png(40)
     kept = keep_regions(image_pairs([b"not an image", whole, whole[:500], png(41)]), tower, processor)
     assert kept["id"][:] == ["im1", "im3"]
-    alone = keep_regions(image_pairs([whole]), tower, processor)
+    single = keep_regions(image_pairs([whole]), tower, processor)
     # Within float16 rounding: the convolution of one image may sum in another order than that of four.
-    np.testing.assert_allclose(kept[0]["region_features"], alone[0]["region_features"], rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(kept[0]["region_features"], single[0]["region_features"], rtol=2e-3, atol=1e-3)
     assert "im0: not an image in a format that Pillow knows" in caplog.text
     assert "im2: damaged or cut short" in caplog.text
     assert "Left out 2 of 4 images" in caplog.text
