@@ -36,7 +36,7 @@ def results(make_results, tmp_path):
     return path
 
 
-def test_a_plan_starts_nothing(call, write_grid, tmp_path):
+def test_a_plan_starts_no_runs(call, write_grid, tmp_path):
     code, out, _ = call("run", write_grid(), "--output", tmp_path / "out", "--plan", "--only", "*/seed-1")
     assert (code, out) == (0, "scenes/cmfah/full/16-bits/seen/seed-1\n")
     assert not (tmp_path / "out").exists()

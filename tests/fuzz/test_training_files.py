@@ -144,7 +144,7 @@ FEATURES = datasets.Features(
 LENGTHS = {"region_features": (4, 8)}
 
 
-def test_kept_regions(fuzzer, tmp_path):
+def test_cached_regions(fuzzer, tmp_path):
     rng = np.random.default_rng(0)
     rows = {"region_features": rng.normal(size=(40, 4, 8)).astype(np.float16), "readable": [True] * 40,
             "text": [f"café {i}" for i in range(40)]}  # fmt: skip

@@ -148,7 +148,7 @@ def test_other_text_models(make_model, backbone):
         ("post_processor", {"type": "BertProcessing"}),
     ],
 )
-def test_tokenizers_with_strange_parts_are_refused(processor, tmp_path, part, change):
+def test_tokenizers_with_unsupported_parts_are_refused(processor, tmp_path, part, change):
     processor.save_pretrained(tmp_path)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), part: change}))
@@ -162,7 +162,7 @@ def test_tokenizers_with_strange_parts_are_refused(processor, tmp_path, part, ch
     ("name", "value"),
     [("model_max_length", 10**30), ("model_max_length", None), ("padding_side", "top"), ("sep_token", "gone")],
 )
-def test_strange_settings_of_tokenizers_are_refused(processor, tmp_path, name, value):
+def test_unsupported_settings_of_tokenizers_are_refused(processor, tmp_path, name, value):
     processor.save_pretrained(tmp_path)
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
@@ -190,7 +190,7 @@ def test_patterns_of_known_tokenizers_pass(processor, tmp_path):
         ({"text_backbone_config": {"model_type": "bert", "num_hidden_layers": 10**9}}, "is the most"),
     ],
 )
-def test_strange_configurations_are_refused(settings, part):
+def test_unsupported_configurations_are_refused(settings, part):
     with pytest.raises(ModelFileError, match=part):
         checked_settings(settings, CMFAHConfig, "config.json")
 

@@ -32,7 +32,7 @@ from cmfah_hf.models.tokenization_cmfah import build_word_tokenizer, split_words
         (" \t\n ...!? -- \u200b \x00", []),
     ],
 )
-def test_words(text, words):
+def test_word_splitting(text, words):
     assert split_words(text) == words
 
 

@@ -31,7 +31,7 @@ def test_words_split_by_the_graph_count_by_their_parts(processor):
     assert unknown_words("日落 斑", processor, expander) == ["斑"]
 
 
-def test_a_retriever_names_them_once_in_their_order(trained):
+def test_a_retriever_reports_unknown_words_once_in_order(trained):
     retriever = CrossMediaRetriever.from_pretrained(trained.folder)
     assert retriever.ignored_words("Zebra boat quixotic zebra plugh") == ["zebra", "quixotic", "plugh"]
     assert retriever.ignored_words("boat") == []

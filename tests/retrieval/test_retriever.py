@@ -92,7 +92,7 @@ def test_texts_are_expanded_and_encoded_without_images(retriever, parts):
     assert retriever.encode_texts([]).shape == (0, 16)
 
 
-def test_a_text_finds_images(retriever, parts, image_paths, image_hash):
+def test_a_text_query_finds_images(retriever, parts, image_paths, image_hash):
     assert retriever.add_images(image_paths, batch_size=5) == []
     results = retriever.search(text="boat sun", k=4)
     ids, scores = ranking(text_hash(parts, ["boat sun"])[0], image_hash, [str(path) for path in image_paths])

@@ -35,7 +35,7 @@ def test_settings_match_the_paper(name, paper_run):
     assert (config.attention, config.guidance, run.setting("margin")) == ("both", "add", 0.5)
     for term in ("intra_feature", "intra_hash", "quantization", "inter_feature", "inter_hash", "adversarial", "paired"):
         assert run.setting(f"{term}_weight") == 1
-    for term in ("label", "concept", "similarity"):  # not in the paper
+    for term in ("label", "concept", "similarity"):  # not reported in the paper
         assert run.setting(f"{term}_weight") == 0
     assert not config.normalize_regions
     assert not config.normalize_features

@@ -342,7 +342,7 @@ def test_saved_files_are_the_model_its_processor_and_text(make_model, make_train
     assert processor.known_words("A red CAR, unheard of") == ["red", "car"]
 
 
-def test_wrong_arguments_are_named(make_trainer):
+def test_invalid_arguments_are_named(make_trainer):
     with pytest.raises(ValueError, match=r"paired_every is 0; give 1 or more\."):
         make_trainer(paired_every=0)
     with pytest.raises(ValueError, match=r"codes_update is 'never'; choose 'epoch' or 'batch'\."):

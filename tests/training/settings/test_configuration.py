@@ -135,7 +135,7 @@ def test_lists_booleans_and_null_on_the_command_line(read):
     assert (run.data.backbone_weights, run.data.query_split) == (None, None)
     assert run.training.early_stopping_patience is None
     assert read("", "--text_kernel_sizes=[1, 5]").model["text_kernel_sizes"] == [1, 5]
-    assert read("", "--attention", "none").model["attention"] == "none"  # a value of its own there
+    assert read("", "--attention", "none").model["attention"] == "none"  # here a valid value, not null
     assert read("", "--report_to", "none").training.report_to == []
 
 
