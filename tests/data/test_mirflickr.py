@@ -95,7 +95,7 @@ DEFECTS = {
         lambda root: (root / "mirflickr/doc/common_tags.txt").unlink(),
         r"doc/common_tags\.txt \(the common tags, in mirflickr25k\.zip\) is missing",
     ),
-    "no tags of a image": (
+    "no tags of an image": (
         lambda root: (root / "mirflickr/meta/tags/tags33.txt").unlink(),
         r"meta/tags/tags33\.txt \(the tags of image 33 of 60, .*present are: mirflickr/meta/tags/tags1\.txt",
     ),
@@ -107,11 +107,11 @@ DEFECTS = {
         lambda root: spoil(root / "mirflickr25k_annotations_v080/dog.txt", b"im3\n"),
         r"dog\.txt, line 1: 'im3' is not the number of an image",
     ),
-    "an annotation too few": (
+    "a missing annotation": (
         lambda root: spoil(root / "mirflickr25k_annotations_v080/dog.txt", b""),
         r"annotations: \d+ labels over all rows instead of 121; .*--allow-other-counts",
     ),
-    "a common tag too few": (
+    "a missing common tag": (
         lambda root: spoil(root / "mirflickr/doc/common_tags.txt", b"nikon 20\r\nexplore 20\r\n"),
         r"common_tags\.txt: 2 tags instead of 10",
     ),
@@ -119,11 +119,11 @@ DEFECTS = {
         lambda root: spoil(root / "mirflickr/doc/common_tags.txt", b"nikon 20\nexplore\n"),
         r"common_tags\.txt, line 2: 'explore' is not a tag with its count",
     ),
-    "a tag twice": (
+    "a repeated tag": (
         lambda root: spoil(root / "mirflickr/doc/common_tags.txt", b"nikon 20\nnikon 3\n"),
         r"common_tags\.txt, line 2: 'nikon' occurs twice",
     ),
-    "a tag more": (
+    "an extra tag": (
         lambda root: spoil(root / "mirflickr/meta/tags/tags1.txt", b"nikon"),
         r"meta/tags: 136 common tags over all rows instead of 135",
     ),

@@ -123,15 +123,15 @@ DEFECTS = {
         lambda root: (root / "Groundtruth/AllLabels/Labels_sky.txt").rename(root / "Groundtruth/AllLabels/sky.txt"),
         r"AllLabels/Labels_sky\.txt \(the labels of 'sky', in Groundtruth\.zip as Groundtruth/AllLabels\) is missing",
     ),
-    "no list": (
+    "no list file": (
         lambda root: (root / "ImageList/Imagelist.txt").unlink(),
         r"Imagelist\.txt \(the list of images, in ImageList\.zip\) is missing.*NUS-WIDE-urls\.rar cannot be read",
     ),
-    "a label that is none": (
+    "an invalid label": (
         lambda root: change(root / "Groundtruth/AllLabels/Labels_lake.txt", b"0\r\n", b"-1130179\r\n"),
         r"AllLabels/Labels_lake\.txt, line 1: '-1130179' is neither 0 nor 1",
     ),
-    "a line too few": (
+    "a missing line": (
         lambda root: change(root / "Groundtruth/AllLabels/Labels_lake.txt", b"0\r\n", b""),
         r"Labels_lake\.txt: 89 lines instead of 90, as in Imagelist\.txt",
     ),
@@ -143,19 +143,19 @@ DEFECTS = {
         lambda root: change(root / "NUS_WID_Tags/AllTags1k.txt", b"0\t", b"1\t"),
         r"AllTags1k\.txt: 96 ones instead of 95",
     ),
-    "two values run together": (
+    "two joined values": (
         lambda root: change(root / "NUS_WID_Tags/AllTags1k.txt", b"0\t0\t", b"00\t"),
         r"AllTags1k\.txt, line 1: '00' is neither 0 nor 1",
     ),
-    "a value too few": (
+    "a missing value": (
         lambda root: change(root / "NUS_WID_Tags/AllTags1k.txt", b"0\t", b""),
         r"AllTags1k\.txt, line 1: 6 values instead of 7",
     ),
-    "a path of another kind": (
+    "another path format": (
         lambda root: change(root / "ImageList/Imagelist.txt", b"actor\\0001_", b"actor\\photo"),
         r"Imagelist\.txt, line 2: 'actor\\\\photo\d+\.jpg' is not <folder>/<n>_<photo id>\.jpg",
     ),
-    "a path twice": (
+    "a repeated path": (
         lambda root: change(root / "ImageList/Imagelist.txt", b"actor\\0001_100037", b"actor\\0000_100000"),
         r"Imagelist\.txt: the path actor/0000_100000\.jpg occurs twice",
     ),
@@ -163,7 +163,7 @@ DEFECTS = {
         lambda root: change(root / "ConceptsList/Concepts81.txt", b"sky\r\n", b"heaven\r\n"),
         r"Concepts81\.txt: the concept 'sky' is not listed",
     ),
-    "a tag twice in the list": (
+    "a repeated tag in the list": (
         lambda root: change(root / "NUS_WID_Tags/TagList1k.txt", b"tag1\r\n", b"tag3\r\n"),
         r"TagList1k\.txt: the tag 'tag3' occurs twice",
     ),

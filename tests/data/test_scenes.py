@@ -210,7 +210,7 @@ def test_clutter_changes_images_and_sizes_but_not_texts_and_labels(monkeypatch):
     for one, other in zip(plain, cluttered, strict=True):
         assert one.labels == other.labels
         assert not np.array_equal(np.asarray(one.image), np.asarray(other.image))
-        assert [box["label"] for box in other.boxes] == other.labels  # no flocks
+        assert [box["label"] for box in other.boxes] == other.labels  # clutter adds no labeled boxes
         heights = [bottom - top for _, top, _, bottom in (box["box"] for box in other.boxes)]
         assert max(heights) <= 1.5 * 0.26 * 96  # rotated things are higher than upright ones
     assert [scene.image.tobytes() for scene in cluttered] == [

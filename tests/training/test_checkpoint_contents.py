@@ -86,7 +86,7 @@ DAMAGES = {
     ),
     "unknown key": (lambda f: change_json(f / "trainer_state.json", what=1), "trainer_state.json is not the state"),
     "optimizer": (lambda f: (f / "optimizer.pt").write_bytes(b"x" * 999), "optimizer.pt is damaged"),
-    "optimizer cut": (lambda f: os.truncate(f / "optimizer.pt", 700), "optimizer.pt is damaged"),
+    "truncated optimizer": (lambda f: os.truncate(f / "optimizer.pt", 700), "optimizer.pt is damaged"),
     "optimizer of a list": (lambda f: torch.save([1], f / "optimizer.pt"), "optimizer.pt does not hold what its name"),
     "compressed": (lambda f: compressed(f / "optimizer.pt"), "optimizer.pt is damaged, it is compressed"),
     "code": (lambda f: torch.save(Evil(), f / "optimizer.pt"), "optimizer.pt is damaged, or holds more than tensors"),
@@ -106,7 +106,7 @@ DAMAGES = {
     "tensor": (lambda f: rename_a_tensor(f / "model.safetensors"), "model.safetensors is of another model"),
     "progress": (lambda f: save_file({"x": torch.zeros(1)}, f / "progress.safetensors"), "progress.safetensors does"),
     "codes": (lambda f: (f / "codes.safetensors").write_bytes(b""), "codes.safetensors is damaged"),
-    "a pickle alone": (only_a_pickle, "pytorch_model.bin is a pickle, and weights are loaded from model.safetensors"),
+    "only a pickle": (only_a_pickle, "pytorch_model.bin is a pickle, and weights are loaded from model.safetensors"),
 }
 
 

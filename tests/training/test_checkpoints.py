@@ -53,7 +53,7 @@ DAMAGES = {
         lambda folder: (folder / "checkpoint.json").unlink(),
         "checkpoint.json, written last, is missing",
     ),
-    "list cut": (lambda folder: os.truncate(folder / "checkpoint.json", 40), "checkpoint.json is damaged"),
+    "truncated list": (lambda folder: os.truncate(folder / "checkpoint.json", 40), "checkpoint.json is damaged"),
 }
 
 
