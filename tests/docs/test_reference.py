@@ -66,7 +66,7 @@ def examples() -> dict[str, str]:
     return found
 
 
-class _Ran(doctest.OutputChecker):
+class _AnyOutput(doctest.OutputChecker):
     """Accepts any output: only errors count."""
 
     def check_output(self, want: str, got: str, optionflags: int) -> bool:
@@ -102,7 +102,7 @@ def test_examples_of_the_docstrings_run_with_the_documented_output(session, writ
         if name in NOT_RUN:
             continue
         # Outputs shown without a value, such as a tensor, are ignored; others are compared.
-        checker = _Ran() if name in OTHER_VALUES else None
+        checker = _AnyOutput() if name in OTHER_VALUES else None
         test = doctest.DocTestParser().get_doctest(text, given, name, None, 0)
         for example in test.examples:
             if not example.want and "# (" in example.source:

@@ -58,14 +58,14 @@ def test_each_step_is_drawn_from_its_row():
 
 
 def test_a_draw_at_the_upper_end_stays_in_its_row():
-    class Last:
+    class UpperEnd:
         def random(self, shape):
             return np.full(shape, np.nextafter(1.0, 0.0))
 
     size = 5_000
     m = sparse.csr_array(sparse.diags_array(np.ones(size)))
     start = sparse.csr_array((np.ones(1), ([0], [size - 2])), shape=(1, size))
-    assert (RandomWalk(m, 5).sample(start, 4, [Last()]) == size - 2).all()
+    assert (RandomWalk(m, 5).sample(start, 4, [UpperEnd()]) == size - 2).all()
 
 
 def test_a_walk_does_not_depend_on_the_other_rows():

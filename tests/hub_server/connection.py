@@ -54,7 +54,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 raise ConnectionCutError
             if fault is not None and fault.change is not None:
                 answer = fault.change(answer)
-            status = self._send(answer, sent) if fault is None or not fault.endless else self._send_for_ever(answer)
+            status = self._send(answer, sent) if fault is None or not fault.endless else self._send_endlessly(answer)
         except (ConnectionCutError, ConnectionError):
             status, self.close_connection = 0, True
         finally:
@@ -123,7 +123,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             meter.passed(len(allowed))
         return status
 
-    def _send_for_ever(self, answer: Answer) -> int:
+    def _send_endlessly(self, answer: Answer) -> int:
         self.send_response(answer.status)
         for name, value in {**answer.headers, "Transfer-Encoding": "chunked"}.items():
             self.send_header(name, value)

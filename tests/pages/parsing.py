@@ -56,7 +56,7 @@ def _python(words: list[str], folder: Path) -> None:
         return
     modules = set(sys.modules)
 
-    def and_stop(read: Callable) -> Callable:
+    def stop_after(read: Callable) -> Callable:
         def stopped(*arguments, **settings):
             raise _ParsedError(read(*arguments, **settings))
 
@@ -67,7 +67,7 @@ def _python(words: list[str], folder: Path) -> None:
         patch.syspath_prepend(str(script.parent))
         # `parse_args` calls `parse_known_args`: only the function named by the script may stop it.
         used = "parse_known_args" if "parse_known_args" in script.read_text(encoding="utf-8") else "parse_args"
-        patch.setattr(argparse.ArgumentParser, used, and_stop(parsers[used]))
+        patch.setattr(argparse.ArgumentParser, used, stop_after(parsers[used]))
         with pytest.raises(_ParsedError) as parsed:
             runpy.run_path(str(script), run_name="__main__")
     for name in set(sys.modules) - modules:  # scripts import each other by bare names

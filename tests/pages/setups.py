@@ -43,7 +43,7 @@ def _write_images(folder: Path, split: str = "train", count: int = 12, **columns
             lines.write(json.dumps(row) + "\n")
 
 
-def _on_the_hub(hub: HubServer, name: str) -> None:
+def _add_to_hub(hub: HubServer, name: str) -> None:
     """A data set with images, tags and years, as Parquet with a card."""
     import datasets
 
@@ -154,8 +154,8 @@ def _scaling(session: PageSession, hub: HubServer) -> None:
 
 
 def _search(session: PageSession, hub: HubServer) -> None:
-    _on_the_hub(hub, "my-name/my-images")
-    _on_the_hub(hub, "my-name/my-data-set")
+    _add_to_hub(hub, "my-name/my-images")
+    _add_to_hub(hub, "my-name/my-data-set")
     _write_images(session.folder / "photos-2024", "train", 4, year=[2024] * 4)
     _write_images(session.folder / "more-photos", "train", 4, year=[2025] * 4)
 

@@ -261,14 +261,14 @@ def test_invalid_conditions_are_reported_in_one_line(described, where):
     refused(QueryError, ".", lambda: described.search(np.ones(16), where=where))
 
 
-def _deep(levels):
+def _nested(levels):
     value = []
     for _ in range(levels):
         value = [value]
     return value
 
 
-def _itself():
+def _recursive():
     value = []
     value.append(value)
     return [value] * 5
@@ -283,8 +283,8 @@ def _itself():
         (lambda: {"a": [10**40] * 5}, "'a' cannot be stored"),
         (lambda: {"a": [-1, 2**64 - 1, 0, 0, 0]}, "'a' cannot be stored"),
         (lambda: {"a": 5}, "'a' cannot be stored"),
-        (lambda: {"a": [_deep(100_000)] * 5}, "'a' cannot be stored .*nested"),
-        (lambda: {"a": _itself()}, "'a' cannot be stored .*nested"),
+        (lambda: {"a": [_nested(100_000)] * 5}, "'a' cannot be stored .*nested"),
+        (lambda: {"a": _recursive()}, "'a' cannot be stored .*nested"),
         (lambda: {"a\nb": [object()] * 5}, r"'a\\nb' cannot be stored"),
         (lambda: {"a": torch.ones(5, device="meta")}, "meta"),
         (lambda: {"a": torch.ones(5).to_sparse()}, "sparse"),

@@ -30,7 +30,7 @@ def open_page(chromium, served):
         page = context.new_page()
         page.set_default_timeout(WAIT)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: wrong.append(request.url) if _is_elsewhere(request.url) else None)
+        page.on("request", lambda request: wrong.append(request.url) if _is_external(request.url) else None)
         page.goto(url)
         return page
 
@@ -47,7 +47,7 @@ def page(open_page):
     return page
 
 
-def _is_elsewhere(address: str) -> bool:
+def _is_external(address: str) -> bool:
     return not re.match(r"http://(127\.0\.0\.1|localhost):|data:|blob:", address)
 
 

@@ -43,15 +43,15 @@ def hinge(similarity, share, within, margin):
 def discriminators_loss(model, image, text):
     """Each discriminator labels its own modality 1 and the other 0: four cross-entropies by their formula."""
 
-    def says(discriminator, features, real):
+    def log_loss(discriminator, features, real):
         probability = 1 / (1 + torch.exp(-discriminator(features).logits))
         return -(probability if real else 1 - probability).log().mean()
 
     return (
-        says(model.objective.image_discriminator, image, True)
-        + says(model.objective.image_discriminator, text, False)
-        + says(model.objective.text_discriminator, text, True)
-        + says(model.objective.text_discriminator, image, False)
+        log_loss(model.objective.image_discriminator, image, True)
+        + log_loss(model.objective.image_discriminator, text, False)
+        + log_loss(model.objective.text_discriminator, text, True)
+        + log_loss(model.objective.text_discriminator, image, False)
     )
 
 
@@ -167,7 +167,7 @@ def codes_by_hand(model, collator, pairs):
     return torch.tensor(codes)
 
 
-def spy_on_batches(trainer):
+def record_batches(trainer):
     """Records the batches of the training steps, as passed to the trainer."""
     batches, step = [], trainer.training_step
 
@@ -193,7 +193,7 @@ def test_three_epochs_match_algorithm_1(make_model, make_pairs, make_trainer, co
         codes_update=codes_update,
         paired_every=paired_every,
     )
-    batches = spy_on_batches(trainer)
+    batches = record_batches(trainer)
     trainer.train()
 
     assert len(batches) == 6
@@ -226,7 +226,7 @@ def test_towers_train_against_the_updated_discriminators(make_model, make_pairs,
     model = make_model(**CONFIG_WEIGHTS).double()
     stale, fresh = deepcopy(model), deepcopy(model)
     trainer = make_trainer(model, make_pairs(6), per_device_train_batch_size=6, discriminator_learning_rate=0.5)
-    batches = spy_on_batches(trainer)
+    batches = record_batches(trainer)
     trainer.train()
     step_by_hand(fresh, batches, 0.1, 0.5)
     step_by_hand(stale, batches, 0.1, 0.0)
@@ -245,7 +245,7 @@ def test_gradients_accumulate_over_micro_batches_for_both_players(make_model, ma
     trainer = make_trainer(
         model, make_pairs(16), per_device_train_batch_size=4, gradient_accumulation_steps=2, codes_update="batch"
     )
-    batches = spy_on_batches(trainer)
+    batches = record_batches(trainer)
     steps = []
     trainer.create_optimizer_and_scheduler(2)
     trainer.players["discriminator"].optimizer.register_step_pre_hook(lambda *_: steps.append(len(batches)))
@@ -267,7 +267,7 @@ def test_gradient_clipping_of_the_towers_uses_only_their_norm(make_model, make_p
     model = make_model(**CONFIG_WEIGHTS).double()
     reference = deepcopy(model)
     trainer = make_trainer(model, make_pairs(6), per_device_train_batch_size=6, max_grad_norm=0.5)
-    batches = spy_on_batches(trainer)
+    batches = record_batches(trainer)
     trainer.train()
     reference.train()
     step_by_hand(reference, batches, 0.1, 0.05, longest=0.5)

@@ -50,7 +50,7 @@ def assert_same(found, expected):
         assert found.metadata.equals(expected.metadata)
 
 
-def assert_answers_as(index, single, rng, ks=(1, 7), wheres=(None,)):
+def assert_same_answers(index, single, rng, ks=(1, 7), wheres=(None,)):
     queries = tied_values(rng, 3)
     assert len(index) == len(single)
     for metric in ("hamming", "aqd"):
@@ -96,7 +96,7 @@ def empty(index):
     index.remove(index.ids)
 
 
-def assert_contents_as(index, single):
+def assert_same_contents(index, single):
     """Compares the contents with the single index, in ascending order of the ids."""
     order = np.argsort(single.ids, kind="stable")
     assert index.id_type == single.id_type
@@ -152,9 +152,9 @@ def test_any_sequence_of_changes_matches_the_single_index_bit_for_bit(shared, da
     assert len(shared) == len(single) == len(held)
     probes = [*held[:3], name(77_777), 1.5, None, True]
     assert [item in shared for item in probes] == [item in single for item in probes]
-    assert_contents_as(shared, single)
+    assert_same_contents(shared, single)
     for k in (1, int(rng.integers(1, 30)), len(held), len(held) + 5) if held else ():
-        assert_answers_as(shared, single, rng, (k,), [any_condition(single, rng)])
+        assert_same_answers(shared, single, rng, (k,), [any_condition(single, rng)])
 
 
 def any_condition(single, rng):
@@ -177,7 +177,7 @@ def test_assigned_ids_ascend_over_all_shards(emptied, rng):
         each.add(np.ones((2, BITS)), range(500, 502))
         each.add(np.ones((2, BITS)))
     assert index.next_id == single.next_id
-    assert_answers_as(index, single, rng, ks=(len(single),))
+    assert_same_answers(index, single, rng, ks=(len(single),))
 
 
 def test_one_tie_over_all_shards_is_cut_in_the_order_of_ids(emptied):
@@ -258,7 +258,7 @@ def test_refused_calls_match_the_single_index_and_change_nothing(emptied, rng, c
             refusals.append((caught.type, str(caught.value)))
         assert refusals[0] == refusals[1]
     assert index._state.revisions == revisions
-    assert_answers_as(index, single, rng, ks=(30,))
+    assert_same_answers(index, single, rng, ks=(30,))
     with caplog.at_level(logging.WARNING):
         index.search(values, k=31)
     assert "k = 31 was asked of an index of 30 items" in caplog.text
@@ -289,7 +289,7 @@ def test_unusual_queries_match_the_single_index(emptied, rng):
         *({"name": value} for value in ("n1", "\ud800", [], ["n1", "n2"])),
         *({"share": value} for value in (0.0, -0.0, 0)),
     ]
-    assert_answers_as(index, single, rng, ks=(1, 30), wheres=wheres)
+    assert_same_answers(index, single, rng, ks=(1, 30), wheres=wheres)
     for where in (None, {"year": 3}, {"year": None}):
         nothing = np.empty((0, BITS))
         assert_same(index.search(nothing, 7, where=where), single.search(nothing, 7, where=where))
@@ -301,7 +301,7 @@ def test_columns_of_nulls_get_their_type_later(emptied, rng):
         each.add(np.ones((12, BITS)), ids=range(12), metadata={"size": [None] * 12})
         each.add(np.ones((1, BITS)), ids=[12], metadata={"size": [2.5]})
     index.save()
-    assert_answers_as(index, single, rng, ks=(13,), wheres=(None, {"size": 2.5}))
+    assert_same_answers(index, single, rng, ks=(13,), wheres=(None, {"size": 2.5}))
 
 
 def test_integer_ids_have_the_bounds_of_the_single_index(ray_cluster, tmp_path):
@@ -379,7 +379,7 @@ def test_a_killed_shard_restarts_between_queries_and_under_load(ray_cluster, kil
     index, single = filled(tmp_path / "index", rng)
     with index:
         kill_shard(index, 0)
-        assert_answers_as(index, single, rng)
+        assert_same_answers(index, single, rng)
 
         queries = tied_values(rng, 4)
         expected = single.search(queries, 9, "aqd")
@@ -413,7 +413,7 @@ def test_a_killed_shard_restarts_between_queries_and_under_load(ray_cluster, kil
             each.remove([3])
         index.save()
         kill_shard(index, 1)
-        assert_answers_as(index, single, rng)
+        assert_same_answers(index, single, rng)
 
 
 def test_lost_unsaved_changes_are_named(ray_cluster, kill_shard, tmp_path, rng):
@@ -435,14 +435,14 @@ def test_lost_unsaved_changes_are_named(ray_cluster, kill_shard, tmp_path, rng):
     with pytest.raises(HashIndexError, match="is closed; load it"):
         index.search(np.ones(BITS))
     with ShardedHashIndex.load(folder, bits=BITS, num_cpus=0.5, autosave=True) as index:
-        assert_answers_as(index, single, rng)
+        assert_same_answers(index, single, rng)
         # Changes that are saved at once are never lost.
         values = tied_values(rng, 20)
         for each in (index, single):
             each.add(values)
         kill_shard(index, 0)
         kill_shard(index, 1)
-        assert_answers_as(index, single, rng)
+        assert_same_answers(index, single, rng)
 
 
 def test_removing_a_node_under_load_loses_no_answer(ray_cluster, node_options, process_of, kill_node, tmp_path, rng):
@@ -475,7 +475,7 @@ def test_removing_a_node_under_load_loses_no_answer(ray_cluster, node_options, p
         for answer in answers:
             assert_same(answer, expected)
         assert removed_node not in {process_of(index, shard)[1] for shard in range(2)}
-        assert_answers_as(index, single, rng)
+        assert_same_answers(index, single, rng)
 
 
 def test_a_permanently_lost_shard_is_named_within_the_timeout(ray_cluster, node_options, kill_node, tmp_path, rng):
@@ -508,7 +508,7 @@ def test_a_missing_file_of_a_restarting_shard_is_named(ray_cluster, kill_shard, 
         with pytest.raises(HashIndexError, match=rf"{file}, the file of shard 1, is damaged"):
             index.search(np.ones(BITS))
         file.write_bytes(content)
-        assert_answers_as(index, single, rng)
+        assert_same_answers(index, single, rng)
         # A conflicting save by another program is detected and not overwritten.
         with ShardedHashIndex.load(folder, num_cpus=0.5) as other:
             other.add(np.ones((5, BITS)))
@@ -557,7 +557,7 @@ def test_a_killed_save_leaves_the_old_or_the_new_state(ray_cluster, tmp_path, rn
             single.add(np.ones((7, BITS)))
             single.remove([0, 1])
     with ShardedHashIndex.load(folder, num_cpus=0.5) as index:
-        assert_answers_as(index, single, rng, ks=(len(single),))
+        assert_same_answers(index, single, rng, ks=(len(single),))
         index.add(np.ones((30, BITS)))
         index.save()
         files = {path.name for path in folder.iterdir()}

@@ -197,15 +197,15 @@ def test_killed_while_regions_are_written(folder, cache, tower, processor, momen
     child = os.fork()
     if child == 0:
 
-        def die(*args):
+        def kill_process(*args):
             os.kill(os.getpid(), 9)
 
         if moment == "flush":
-            atomic.flush = die
+            atomic.flush = kill_process
         elif moment == "sha256_of":
-            kept_tables.sha256_of = region_shards.sha256_of = die
+            kept_tables.sha256_of = region_shards.sha256_of = kill_process
         else:
-            Note.write = die
+            Note.write = kill_process
         keep_regions(load_image_text(folder, split="train", streaming=streaming), tower, processor)
         os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == 9
