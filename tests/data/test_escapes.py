@@ -279,7 +279,7 @@ for name in sys.argv[1:]:
             part = load_image_text(name, split="train", streaming=streaming)
             found = [row["image"].size for row in part]
             found += [decode_image(row["image"]).size for row in decoding_off(part)]
-        except ValueError as error:  # ours, or that of the builder of `datasets`
+        except ValueError as error:  # from this package or from the builder of `datasets`
             found = str(error)
         print(repr((name, streaming, found)))
 """

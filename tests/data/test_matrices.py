@@ -274,7 +274,7 @@ MEMORY = """
 import sys
 import numpy as np
 from cmfah_hf.data import open_matrices
-def peak():  # not ru_maxrss, which a new process has from the one that started it
+def peak():  # not ru_maxrss, which a new process inherits from its parent
     status = open("/proc/self/status").read()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 matrices = open_matrices(sys.argv[1])

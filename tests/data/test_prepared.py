@@ -160,7 +160,7 @@ KILLED = """
 import signal, sys, time
 from cmfah_hf.data.releases import mirflickr, shards
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell switches off for what runs in its background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell disables it for background processes
 
 wait_at, seen = int(sys.argv[3]), 0
 iterate = shards.iterate_images

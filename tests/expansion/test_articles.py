@@ -95,7 +95,7 @@ def test_memory_of_reading_a_dump_does_not_grow_with_its_pages(tmp_path):
 import re, sys
 from pathlib import Path
 from cmfah_hf.expansion.articles import _iterate_pages
-def peak():  # in KiB, of this program; getrusage counts what started it as well
+def peak():  # in KiB, of this program; getrusage includes its parent
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 for path in (Path(sys.argv[1]), Path(sys.argv[2])):
     print(sum(1 for _ in _iterate_pages(path)), peak())

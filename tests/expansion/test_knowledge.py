@@ -129,7 +129,7 @@ def test_memory_does_not_grow_with_the_stream():
 import re
 import numpy as np
 from cmfah_hf.expansion import WikipediaKnowledge, cooccurrence
-def peak():  # in KiB, of this program; getrusage counts what started it as well
+def peak():  # in KiB, of this program; getrusage includes its parent
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 def texts(count):
     generator = np.random.default_rng(0)

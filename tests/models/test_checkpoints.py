@@ -241,7 +241,7 @@ inputs = processor(
 found = dict(inputs)
 with torch.no_grad():
     pairs = [("model", AutoModel), ("pretraining", AutoModel), ("pretraining", AutoModelForPreTraining)]
-    for name, auto in pairs[:2] if mode == "hidden" else pairs:  # the code of training does not travel
+    for name, auto in pairs[:2] if mode == "hidden" else pairs:  # training code is not saved
         model = auto.from_pretrained(here / name, **options)
         base = model.cmfah if hasattr(model, "cmfah") else model
         module = sys.modules[type(base).__module__]
