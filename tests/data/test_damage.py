@@ -192,7 +192,7 @@ def test_images_that_start_a_program_are_refused(tmp_path):
         decode_image(content.getvalue(), "program")
 
 
-def test_unbounded_corpora(tmp_path):
+def test_oversized_and_damaged_corpora(tmp_path):
     (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b'{"text": "' + b"x" * (2**26 + 100) + b'"}', 1))
     with pytest.raises(DataError, match=r"line 1, has more than .* characters"):
         list(iterate_files(tmp_path / "x.jsonl.gz"))

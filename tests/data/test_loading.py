@@ -121,7 +121,7 @@ def test_alternative_column_names(make_folder):
         load_image_text(folder, text_column="nope")
 
 
-def test_a_metadata_file_stands_for_its_folder(make_folder):
+def test_a_metadata_file_selects_its_folder(make_folder):
     assert uniform(load_image_text(make_folder(PAIRS) / "metadata.jsonl", split="train")) == EXPECTED
 
 

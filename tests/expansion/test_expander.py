@@ -123,7 +123,7 @@ def test_rounding_does_not_break_ties(monkeypatch):
     assert list(expander.expected_visits("x")) == ["x", "a", "b"]
 
 
-def test_texts_without_known_words_and_with_all_words():
+def test_empty_texts_unknown_words_and_single_rows():
     expander = GraphExpander().fit(["dog beach", "dog park"])
     batch = ["", None, "!?", "zebra Giraffe", "Zebra dog zebra", ["park", "Zebra dog"]]
     assert expander({"text": batch})["expanded_text"] == [

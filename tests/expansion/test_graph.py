@@ -183,7 +183,7 @@ def test_a_source_without_words_is_refused(source):
         ImageWordGraph().fit(source)
 
 
-def test_a_too_long_caption_is_refused(monkeypatch):
+def test_too_many_words_in_a_row_are_refused(monkeypatch):
     monkeypatch.setattr(graph_module, "_MAX_WORDS", 3)
     with pytest.raises(DataError, match=r"Row 1, column 'text', holds 4 different words"):
         ImageWordGraph().fit(["a b c c c", "a b c d"])

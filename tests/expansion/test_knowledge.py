@@ -149,7 +149,7 @@ for count in (800, 4_000):
     assert large - small < 10_000, "KiB; without bounds it is twice that"
 
 
-def test_stop_words_do_not_apply_to_titles(knowledge):
+def test_content_words_are_not_stop_words(knowledge):
     assert "computer" not in knowledge.settings["stop_words"]
     assert "the" in knowledge.settings["stop_words"]
     texts = ["the fire burns", "the fire burns"]

@@ -84,6 +84,6 @@ def test_a_walk_does_not_depend_on_the_other_rows():
 
 
 @pytest.mark.parametrize("walk_length", [0, 2, -1])
-def test_a_walk_without_an_end_is_refused(walk_length):
+def test_even_walk_lengths_are_refused(walk_length):
     with pytest.raises(CMFAHError, match="is not odd"):
         RandomWalk(sparse.csr_array(np.eye(2)), walk_length)

@@ -260,7 +260,7 @@ def test_a_server_for_a_local_network_answers_to_its_addresses_and_named_hosts(t
         app.close(verbose=False)
 
 
-def test_only_the_needs_of_the_page_are_described(http):
+def test_unused_endpoints_are_not_found(http):
     for path in (
         "/openapi.json",
         "/gradio_api/openapi.json",

@@ -215,7 +215,7 @@ def test_killed_while_regions_are_written(folder, cache, tower, processor, momen
     assert left == []
 
 
-def test_damaged_images_are_reported_from_the_changed_files(folder, tmp_path):
+def test_changed_images_are_reported_as_damage(folder, tmp_path):
     from cmfah_hf.data.file_state import file_states
 
     file, note = tmp_path / "x.arrow", tmp_path / "x.json"
