@@ -304,7 +304,7 @@ def test_large_unsigned_integers_are_stored():
     assert index.metadata["big"].to_pylist() == [2**64 - 1, 0, None, 5, 2**63]
 
 
-def test_arrow_types_without_a_python_type_are_named():
+def test_values_without_a_python_type_are_named():
     index = filled(metadata=pa.table({"day": pa.array([10**6 * 365] * 5, pa.int32()).cast(pa.date32())}))
     found = index.search(np.ones(16), k=1)
     assert found.metadata.num_rows == 1
