@@ -1,4 +1,4 @@
-"""What several folders of tests share: scenes in a folder, a tiny model trained on them, and an environment."""
+"""Fixtures shared by several test folders: scenes on disk, tiny trained models, environments for new processes."""
 
 import os
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Before torch is imported: for models this small, handing work to a second thread takes longer than the work.
+# Before torch is imported: for models this small, a second thread costs more than it saves.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -15,7 +15,7 @@ import pytest
 import yaml
 from hypothesis import settings
 
-# How long an example takes says more about what else the machine does than about the code.
+# The time of an example depends on the load of the machine more than on the code.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-# Kept as they are by the tests; copies are changed.
+# Tests must not modify this; they change copies.
 TINY_RUN = {
     "model": {
         "hash_bits": 16,
@@ -63,7 +63,7 @@ TINY_RUN = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: where its model lies, the scenes it was trained on, its figures and its configuration file."""
+    """A finished run: its model folder, the scenes it was trained on, its metrics and its configuration file."""
 
     folder: Path
     scenes: Path
@@ -73,7 +73,7 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def datasets_cache(tmp_path_factory) -> Path:
-    """The cache of `datasets` for this test run alone."""
+    """The cache of `datasets` for this test run only."""
     import datasets
 
     folder = tmp_path_factory.mktemp("cache-of-datasets")
@@ -94,7 +94,7 @@ def scenes_folder(tmp_path_factory, datasets_cache) -> Path:
 
 @pytest.fixture(scope="session")
 def write_config() -> Callable[..., Path]:
-    """A function that writes the tiny run's configuration, with changes by section, and gives the file."""
+    """A function that writes the tiny run's configuration, with changes by section, and returns the file."""
 
     def write(path: Path, **changes: dict[str, Any]) -> Path:
         settings = deepcopy(TINY_RUN)
@@ -108,7 +108,7 @@ def write_config() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def trained(scenes_folder, write_config, tmp_path_factory) -> Trained:
-    """A tiny model that a real run left in a folder, two epochs over the scenes. Not to be changed; copy it."""
+    """A tiny model trained by a real run, two epochs over the scenes. Read-only: tests change copies."""
     from cmfah_hf.training import parse_run, train
 
     root = tmp_path_factory.mktemp("trained")
@@ -119,7 +119,7 @@ def trained(scenes_folder, write_config, tmp_path_factory) -> Trained:
 
 @pytest.fixture(scope="session")
 def trained_scahn(scenes_folder, write_config, tmp_path_factory) -> Trained:
-    """The same by SCAHN with a queue, and with all its checkpoints. Not to be changed; copy it."""
+    """The same for SCAHN with a queue and all checkpoints. Read-only: tests change copies."""
     from cmfah_hf.training import parse_run, train
 
     root = tmp_path_factory.mktemp("trained-scahn")
@@ -135,7 +135,7 @@ def trained_scahn(scenes_folder, write_config, tmp_path_factory) -> Trained:
 
 @pytest.fixture
 def environment(tmp_path) -> dict[str, str]:
-    """The environment of a new process: caches of its own, no network, this package importable from anywhere."""
+    """The environment of a new process: its own caches, no network, this package importable from anywhere."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     return own | {
         "HF_HOME": str(tmp_path / "hf-home"),

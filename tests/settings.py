@@ -1,4 +1,4 @@
-"""Models with an objective from settings of both, as tests give them together."""
+"""Models with an objective, from settings of both in one dict."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The layers of docs/architecture.md against the imports that the files hold."""
+"""The layers of docs/architecture.md against the imports of the files."""
 
 import ast
 import re
@@ -17,22 +17,22 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 MOST_LINES = 400
 HEAVY = {"torch", "torchvision", "transformers", "datasets", "faiss", "gensim", "matplotlib", "networkx", "scipy"}
 HEAVY |= {"ray", "h5py", "gradio", "numba"}
-# Whoever has `datasets` has these, in the versions that it needs.
+# `datasets` depends on these and chooses their versions.
 WITH_DATASETS = {"fsspec"}
-# And of whoever has `gradio`: the framework that it serves with.
+# `gradio` depends on it: its web framework.
 WITH_GRADIO = {"starlette"}
 MODULE_OF = {"faiss-cpu": "faiss", "pillow": "PIL", "pyyaml": "yaml"}
 
 
 def section(title: str) -> str:
-    """The lines below the heading of this title, down to the next heading of its rank or of a higher one."""
+    """The lines below the heading of this title, up to the next heading of the same or a higher level."""
     match = re.search(rf"^(#+) {re.escape(title)}\n(.*?)(?=^#{{1,2}} |\Z)", PAGE, re.DOTALL | re.MULTILINE)
     assert match, f"docs/architecture.md has no section {title!r}"
     return match[2]
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of every row of the tables in a text, without heads and rules."""
+    """The cells of every row of the tables in a text, without headers and rules."""
     lines = [line.strip().strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
     rule = {i for i, cells in enumerate(lines) if set("".join(cells)) <= set("-: ")}
     return [[cell.strip() for cell in cells] for i, cells in enumerate(lines) if i not in rule and i + 1 not in rule]
@@ -50,7 +50,7 @@ LAYERS = {
 
 
 def imports(path: Path) -> list[tuple[str, int]]:
-    """The full names of all modules that a file imports, anywhere in it, each with the level of a relative import."""
+    """The full names of all modules that a file imports, each with the level of a relative import."""
     package = path.relative_to(ROOT).parts[:-1]
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -59,7 +59,7 @@ def imports(path: Path) -> list[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else ()
             stem = ".".join([*above, *([node.module] if node.module else [])])
-            # `from package import name`: the name may be a module of its own.
+            # `from package import name`: the name may itself be a module.
             for alias in node.names:
                 is_module = (ROOT / Path(*stem.split("."), f"{alias.name}.py")).is_file()
                 is_package = (ROOT / Path(*stem.split("."), alias.name, "__init__.py")).is_file()
@@ -68,7 +68,7 @@ def imports(path: Path) -> list[tuple[str, int]]:
 
 
 def part(module: str) -> str:
-    """`errors`, `models`, ...: the folder or the file right below the package; empty for the package itself."""
+    """`errors`, `models`, ...: the folder or file directly below the package; empty for the package itself."""
     return [*module.split("."), ""][1]
 
 
@@ -80,7 +80,7 @@ def own_part(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def test_import_finder_sees_every_form(tmp_path, monkeypatch):
+def test_imports_finds_every_form(tmp_path, monkeypatch):
     folder = tmp_path / "cmfah_hf" / "low"
     folder.mkdir(parents=True)
     (folder.parent / "high").mkdir()
@@ -102,14 +102,14 @@ def test_import_finder_sees_every_form(tmp_path, monkeypatch):
     ]
 
 
-def test_layers_of_the_page_are_the_folders_and_files_that_are_there():
+def test_layers_of_the_page_match_the_folders_and_files():
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
     assert set(LAYERS) == folders | files
     assert sorted(set(LAYERS.values())) == list(range(max(LAYERS.values()) + 1))
 
 
-def test_file_tables_of_the_page_are_those_of_the_docstrings():
+def test_file_tables_of_the_page_match_the_docstrings():
     sys.path.insert(0, str(ROOT / "docs"))
     try:
         from write_architecture import written
@@ -120,11 +120,11 @@ def test_file_tables_of_the_page_are_those_of_the_docstrings():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_a_file_fits_in_one_head(path):
+def test_files_are_short(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
-def test_public_names_of_the_page_are_those_of_the_package():
+def test_public_names_of_the_page_match_the_package():
     import cmfah_hf
 
     listed = {
@@ -136,8 +136,8 @@ def test_public_names_of_the_page_are_those_of_the_package():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_no_import_runs_up_a_layer(path):
-    layer = LAYERS.get(own_part(path), max(LAYERS.values()) + 1)  # the package's own `__init__` may name all
+def test_no_layer_imports_a_higher_one(path):
+    layer = LAYERS.get(own_part(path), max(LAYERS.values()) + 1)  # the package's own `__init__` may import all
     for module, _ in inner_imports(path):
         if part(module):
             assert LAYERS[part(module)] <= layer, f"{path.relative_to(ROOT)} imports {module} from a higher layer"
@@ -160,13 +160,13 @@ def test_no_cycles_between_packages_or_files():
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=lambda path: path.name)
-def test_models_import_only_their_siblings_and_those_relatively(path):
+def test_models_import_only_their_siblings_and_only_relatively(path):
     for module, level in inner_imports(path):
-        assert level == 1, f"{path.name} imports {module}, which is not beside it where the model's files travel to"
+        assert level == 1, f"{path.name} imports {module}, which is not saved with the model's files"
         assert (PACKAGE / "models" / f"{module.split('.')[-1]}.py").is_file(), module
 
 
-def test_dependencies_of_the_page_are_those_of_the_package_and_of_the_imports():
+def test_dependencies_of_the_page_match_the_package_and_the_imports():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     block = re.search(r"^dependencies = \[\n(.*?)^\]", text, re.DOTALL | re.MULTILINE)[1]
     declared = set(re.findall(r'^\s*"([\w-]+)', block, re.MULTILINE))
@@ -179,7 +179,7 @@ def test_dependencies_of_the_page_are_those_of_the_package_and_of_the_imports():
 
 
 def loaded_by(code: str) -> tuple[set[str], str]:
-    """The modules that a new process has loaded after this code, and what the code printed."""
+    """The modules loaded in a new process by this code, and its output."""
     script = f"{code}\nimport sys; print('MODULES', *sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert run.returncode == 0, run.stderr
@@ -188,7 +188,7 @@ def loaded_by(code: str) -> tuple[set[str], str]:
 
 
 @pytest.mark.parametrize("package", ["", *(f".{path.parent.name}" for path in sorted(PACKAGE.glob("*/__init__.py")))])
-def test_importing_a_package_loads_no_deep_learning(package):
+def test_importing_a_package_is_light(package):
     light = {"scipy"} | (
         {"transformers"} if package == ".expansion" else set()
     )  # `split_words` builds on its tokenizers
@@ -197,7 +197,7 @@ def test_importing_a_package_loads_no_deep_learning(package):
     assert not modules & (HEAVY - light)
 
 
-def test_bare_import_loads_the_standard_library_alone():
+def test_bare_import_loads_only_the_standard_library():
     modules, _ = loaded_by("import sys; before = set(sys.modules)\nimport cmfah_hf, cmfah_hf.models, cmfah_hf.data")
     outside = modules & (HEAVY | {"numpy", "PIL", "yaml", "typer", "rich", "tokenizers", "pyarrow", "huggingface_hub"})
     assert not outside
@@ -214,7 +214,7 @@ CALLS += [[group, command] for group, commands in GROUPS.items() for command in 
 
 
 @pytest.mark.parametrize("arguments", [[], *CALLS], ids=lambda arguments: " ".join(arguments) or "cmfah")
-def test_help_is_quick_because_it_loads_no_deep_learning(arguments):
+def test_help_is_quick_and_imports_no_deep_learning(arguments):
     code = (
         "from cmfah_hf.cli import main\n"
         f"try:\n    main([*{arguments!r}, '--help'])\nexcept SystemExit as end:\n    assert not end.code, end.code"
@@ -226,6 +226,6 @@ def test_help_is_quick_because_it_loads_no_deep_learning(arguments):
     assert not modules & HEAVY
 
 
-def test_layer_numbers_fall_from_row_to_row():
+def test_layer_numbers_decrease_from_row_to_row():
     numbers = [int(number) for number, _, _ in rows(section("Layers"))]
     assert all(upper - lower == 1 for upper, lower in pairwise(numbers))

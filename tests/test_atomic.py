@@ -1,4 +1,4 @@
-"""Atomic writing of files and folders."""
+"""Atomic writes of files and folders."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_appears_whole_and_nothing_stays_next_to_it(tmp_path):
+def test_a_file_appears_complete_and_without_leftovers(tmp_path):
     with atomic_file(tmp_path / "new" / "a.txt") as temporary:
         temporary.write_text("half")
         assert not (tmp_path / "new" / "a.txt").exists()
@@ -27,7 +27,7 @@ def test_a_file_appears_whole_and_nothing_stays_next_to_it(tmp_path):
     assert names(tmp_path / "new") == ["a.txt"]
 
 
-def test_what_was_there_stays_when_writing_fails(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "before")
     with pytest.raises(KeyError), atomic_file(path) as temporary:
@@ -37,7 +37,7 @@ def test_what_was_there_stays_when_writing_fails(tmp_path):
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
-def test_the_mode_of_a_new_file_follows_the_umask_and_that_of_an_old_one_stays(tmp_path, umask):
+def test_a_new_file_follows_the_umask_and_an_old_one_keeps_its_mode(tmp_path, umask):
     code = (
         "import os, sys; os.umask(int(sys.argv[2], 8))\n"
         "from safetensors.numpy import save_file; import numpy as np\n"
@@ -52,7 +52,7 @@ def test_the_mode_of_a_new_file_follows_the_umask_and_that_of_an_old_one_stays(t
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-def test_links_are_written_through(tmp_path):
+def test_links_are_followed(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     target, link = tmp_path / "elsewhere" / "target", tmp_path / "link"
     target.write_text("before")
@@ -64,7 +64,7 @@ def test_links_are_written_through(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device", "loop"])
-def test_what_is_no_regular_file_is_left_alone(tmp_path, kind):
+def test_paths_that_are_not_regular_files_are_refused(tmp_path, kind):
     path = tmp_path / "special"
     if kind == "pipe":
         os.mkfifo(path)
@@ -83,7 +83,7 @@ def test_what_is_no_regular_file_is_left_alone(tmp_path, kind):
 
 @pytest.mark.timeout(20)
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no /proc")
-def test_a_folder_that_takes_no_files_is_refused_at_once():
+def test_an_unwritable_folder_is_refused_at_once():
     with pytest.raises(CMFAHError, match="/proc/x could not be written"):
         write_text("/proc/x", "text")
 
@@ -140,7 +140,7 @@ def test_a_killed_writer_of_a_folder_loses_nothing(tmp_path, name):
     assert names(tmp_path) == ["folder"]
 
 
-def test_a_folder_between_its_two_renames_is_put_back(tmp_path):
+def test_a_folder_between_its_two_renames_is_restored(tmp_path):
     path = tmp_path / "folder"
     with atomic_folder(path) as temporary:
         (temporary / "a").write_text("before")
@@ -151,7 +151,7 @@ def test_a_folder_between_its_two_renames_is_put_back(tmp_path):
     assert names(tmp_path) == ["folder"]
 
 
-def test_a_lock_names_its_holder_and_is_gone_when_it_is_released(tmp_path):
+def test_a_lock_names_its_holder_and_is_removed_on_release(tmp_path):
     path = tmp_path / "a"
     with locked(path):
         with pytest.raises(CMFAHError, match=rf"process {os.getpid()} on "), locked(path, timeout_s=0):
@@ -160,14 +160,13 @@ def test_a_lock_names_its_holder_and_is_gone_when_it_is_released(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_many_writers_at_once_take_turns(tmp_path):
-    path, together = tmp_path / "a", []
+def test_concurrent_writers_take_turns(tmp_path):
+    path = tmp_path / "a"
 
     def add(number: int) -> None:
         with locked(path):
             held = set(path.read_text().split()) if path.exists() else set()
             path.write_text(" ".join(held | {str(number)}))
-            together.append(number)
 
     threads = [threading.Thread(target=add, args=(number,)) for number in range(20)]
     for thread in threads:

@@ -1,4 +1,4 @@
-"""The documentation against the code: tags of equations, links, paths, functions, and how to cite the project."""
+"""The documentation against the code: equation tags, links, paths, functions, and the citation."""
 
 import ast
 import io
@@ -15,11 +15,11 @@ PACKAGE = ROOT / "cmfah_hf"
 METHOD = ROOT / "docs" / "method.md"
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.is_file()]
 
-# A tag is cited as `[tag]` in backticks, or bare between blanks and punctuation; code such as rows[name] is neither.
+# A tag is cited as `[tag]` in backticks, or bare between spaces and punctuation; code such as rows[name] is not a tag.
 _TAG = re.compile(r"(?:`\[([a-z]+(?:-[a-z0-9]+)*)\]`|(?<![\w\"'\])=`])\[([a-z]+(?:-[a-z0-9]+)*)\](?=[\s.,;:)]|$))")
 _FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-# Links to images and pages alike; a title after the address is passed over.
+# Links to images and pages; a title after the address is ignored.
 _LINK = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]\(([^)\s]+)[^)]*\)")
 _FILE_SPAN = re.compile(r"([\w./-]+\.py)(?::([\w.]+))?")
 
@@ -29,7 +29,7 @@ def cited_tags(text: str) -> set[str]:
 
 
 def prose_of(path: Path) -> str:
-    """The docstrings, other strings and comments of a Python file, one below the other."""
+    """The docstrings, other strings and comments of a Python file, joined by newlines."""
     source = path.read_text(encoding="utf-8")
     strings = [
         node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant) and type(node.value) is str
@@ -47,7 +47,7 @@ def tags_of_headings(text: str) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that the headings of a page get: lower case, punctuation dropped, blanks as hyphens."""
+    """The anchors of a page's headings: lower case, punctuation removed, spaces as hyphens."""
     titles = _HEADING.findall(_FENCE.sub("", text))
     return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}
 
@@ -77,7 +77,7 @@ def broken_links(page: Path, text: str) -> list[str]:
 
 
 def broken_paths(text: str) -> list[str]:
-    """Paths below the project's own folders, Python files and functions in them that a text names in vain."""
+    """Paths below the project's folders, Python files and their functions that a text names but do not exist."""
     own = re.compile(r"(cmfah|docs|hub_|tests)\w*$")
     tops = "|".join(sorted(path.name for path in ROOT.iterdir() if path.is_dir() and own.match(path.name)))
     broken = [
@@ -85,7 +85,7 @@ def broken_paths(text: str) -> list[str]:
     ]
     for span in re.findall(r"`([^`\n]+)`", _FENCE.sub("", text)):
         match = _FILE_SPAN.fullmatch(span)
-        # A bare name may be anyone's file; with a folder or a function it is meant to be ours.
+        # A bare name may be any file; with a folder or a function it refers to ours.
         if match and ("/" in match[1] or match[2]):
             file = next((below / match[1] for below in (ROOT, PACKAGE) if (below / match[1]).is_file()), None)
             if file is None or (match[2] and match[2] not in definitions(file)):
@@ -93,14 +93,14 @@ def broken_paths(text: str) -> list[str]:
     return broken
 
 
-def test_tags_are_told_from_code():
+def test_tags_are_distinguished_from_code():
     text = (
         "See `[aqd]`, [intra] and ([label-guidance]). Not rows[name], ids[0][row], `[a in i]`, [PAD], =[image], [x](y)."
     )
     assert cited_tags(text) == {"aqd", "intra", "label-guidance"}
 
 
-def test_every_tag_cited_in_the_code_has_its_equation_and_every_equation_is_cited():
+def test_every_cited_tag_has_an_equation_and_every_equation_is_cited():
     files = sorted(PACKAGE.rglob("*.py"))
     cited = {tag: path for path in files for tag in cited_tags(prose_of(path))}
     explained = tags_of_headings(METHOD.read_text(encoding="utf-8"))
@@ -116,9 +116,9 @@ def test_pages_cite_only_tags_that_have_an_equation(page):
     assert cited_tags(text) <= set(tags_of_headings(METHOD.read_text(encoding="utf-8")))
 
 
-def test_each_equation_says_where_it_is_in_the_code():
+def test_each_equation_names_its_code():
     text = METHOD.read_text(encoding="utf-8")
-    # Two equations of one function stand in a row and name it once.
+    # Two equations of one function follow each other and name it once.
     for tag in set(tags_of_headings(text)) - {"attention-v"}:
         body = re.search(rf"^### \[{tag}\].*?(?=^##|\Z)", text, re.DOTALL | re.MULTILINE)[0]
         code = body[body.rindex("\nCode") :]
@@ -126,11 +126,11 @@ def test_each_equation_says_where_it_is_in_the_code():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     assert broken_links(page, page.read_text(encoding="utf-8")) == []
 
 
-def test_the_index_names_every_page_and_the_readme_every_task():
+def test_the_index_lists_every_page_and_the_readme_every_task():
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
     index, readme = (
         set(_LINK.findall(path.read_text(encoding="utf-8")))
@@ -146,7 +146,7 @@ def test_named_paths_and_functions_exist(page):
     assert broken_paths(page.read_text(encoding="utf-8")) == []
 
 
-def test_a_broken_link_path_or_function_is_found(tmp_path):
+def test_a_broken_link_path_or_function_is_detected(tmp_path):
     page = tmp_path / "page.md"
     text = (
         "# One\n[a](gone.md) [b](#one) [c](#two) [[d]](#three) [e](https://x.y/z)\n"
@@ -160,7 +160,7 @@ def test_a_broken_link_path_or_function_is_found(tmp_path):
     ]  # fmt: skip
 
 
-def test_defaults_in_the_method_are_those_of_the_code():
+def test_defaults_of_the_method_page_match_the_code():
     from cmfah_hf.methods.cmfah import CMFAHObjectiveConfig
     from cmfah_hf.models.configuration_cmfah import CMFAHConfig
     from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments, DataArguments
@@ -192,7 +192,7 @@ def test_defaults_in_the_method_are_those_of_the_code():
     assert training["lr_scheduler_type"] == "linear"
 
 
-def test_citation_agrees_with_the_package():
+def test_citation_matches_the_package():
     import cmfah_hf
 
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
@@ -201,7 +201,7 @@ def test_citation_agrees_with_the_package():
     assert citation["version"] == cmfah_hf.__version__ == re.search(r'^version = "(.+)"', project, re.MULTILINE)[1]
     assert citation["license"] == re.search(r'^license = "(.+)"', project, re.MULTILINE)[1] == "Apache-2.0"
     assert {key for key in ("message", "title", "authors") if not citation.get(key)} == set()
-    # The papers that the method page names are those to cite.
+    # The papers named on the method page are those to cite.
     cited = {reference["doi"]: reference for reference in citation["references"]}
     named = re.findall(r"https://doi\.org/([^)\s]+)", METHOD.read_text(encoding="utf-8"))
     text = re.sub(r"\s+", " ", METHOD.read_text(encoding="utf-8"))
@@ -209,7 +209,7 @@ def test_citation_agrees_with_the_package():
     assert all(reference["title"] in text for reference in cited.values())
 
 
-def test_licence_is_the_whole_of_apache_2():
+def test_license_is_the_full_text_of_apache_2():
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Version 2.0, January 2004" in text
     assert [int(number) for number in re.findall(r"^ {3}(\d)\. [A-Z]", text, re.MULTILINE)] == list(range(1, 10))

@@ -31,13 +31,13 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     ],
     ids=str,
 )
-def test_json_that_is_no_document_is_refused_in_one_line(text):
+def test_invalid_json_is_refused_in_one_line(text):
     with pytest.raises(DataError, match=r"^a\.json, line 3 ") as error:
         parse_json(text, "a.json, line 3", DataError)
     assert "\n" not in str(error.value)
 
 
-def test_json_is_what_json_says():
+def test_valid_json():
     value = {"a": [1, 2.5, None, True, "café \U0001f600"], "b": {"c": []}}
     assert parse_json(json.dumps(value), "x") == value
     assert parse_json(b"\xef\xbb\xbf" + json.dumps(value, ensure_ascii=False).encode(), "x") == value
@@ -60,7 +60,7 @@ def test_json_is_what_json_says():
         ("a: \x00", "not valid YAML"),
     ],
 )
-def test_yaml_that_is_no_document_is_refused_in_one_line(text, named):
+def test_invalid_yaml_is_refused_in_one_line(text, named):
     start = time.process_time()
     with pytest.raises(CMFAHError, match=named) as error:
         parse_yaml(text, "run.yaml")
@@ -69,7 +69,7 @@ def test_yaml_that_is_no_document_is_refused_in_one_line(text, named):
     assert time.process_time() - start < 5
 
 
-def test_yaml_is_what_yaml_says():
+def test_valid_yaml():
     text = "a: 1e-4\nb: &b [1, .5, null]\nc: *b\nd: {1: x, '1': y}\ne: yes"
     assert parse_yaml(text, "x") == {
         "a": 1e-4, "b": [1, 0.5, None], "c": [1, 0.5, None], "d": {1: "x", "1": "y"}, "e": True
@@ -79,7 +79,7 @@ def test_yaml_is_what_yaml_says():
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("read", [read_bytes, read_json, read_yaml])
-def test_only_regular_files_of_some_size_are_read(tmp_path, read):
+def test_only_regular_files_of_limited_size_are_read(tmp_path, read):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "big").write_bytes(b"1" * 101)
     (tmp_path / "empty").touch()
@@ -90,7 +90,7 @@ def test_only_regular_files_of_some_size_are_read(tmp_path, read):
     assert read_bytes(tmp_path / "empty") == b""
 
 
-def test_a_name_that_no_file_can_have_is_no_file(tmp_path):
+def test_an_impossible_file_name_is_no_file(tmp_path):
     (tmp_path / "a").touch()
     assert file_of(tmp_path / "a") == tmp_path / "a"
     assert [file_of(tmp_path / name) for name in ("b", ".", "n" * 5000, "a\0b")] == [None] * 4

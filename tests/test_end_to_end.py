@@ -1,4 +1,4 @@
-"""The road of the README in processes of its own: train under accelerate, evaluate, index, search, and the library."""
+"""The workflow of the README in new processes: train under accelerate, evaluate, index, search, and the library."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from cmfah_hf.data import load_image_text, load_scenes, write_imagefolder
 
 ROOT = Path(__file__).parents[1]
-# Several commands in one process, because starting one takes longer than most of them.
+# Several commands in one process, because startup takes longer than most commands.
 COMMANDS = """
 import contextlib, io, json, sys
 from cmfah_hf.cli import main
@@ -34,28 +34,28 @@ def run(arguments, environment, folder) -> str:
 
 
 @pytest.fixture(scope="module")
-def road(tmp_path_factory):
-    """A folder of one's own images, and beside it whatever the commands leave."""
-    folder = tmp_path_factory.mktemp("road")
+def workspace(tmp_path_factory):
+    """A folder of images, which also receives the output of the commands."""
+    folder = tmp_path_factory.mktemp("workspace")
     write_imagefolder(load_scenes(240, 60), folder / "my-images")
     return folder
 
 
-def test_from_images_to_answers(road, environment):
+def test_from_images_to_search_results(workspace, environment):
     launch = ["-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1, "--cpu"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     settings = ["--dataset", "my-images", "--output_dir", "my-model", "--num_train_epochs", 6, "--use_cpu", "true"]
-    # From the repository's root, as the README has it, but for where the images and the model lie.
-    settings = [road / word if str(word).startswith("my-") else word for word in settings]
+    # From the repository's root, as in the README, except for the paths of the images and the model.
+    settings = [workspace / word if str(word).startswith("my-") else word for word in settings]
     run([*launch, "train.py", "hub_configs/cmfah-scenes.yaml", *settings], environment, ROOT)
-    metrics = json.loads((road / "my-model" / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((workspace / "my-model" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["train_pairs"] + metrics["validation_pairs"] == 240
-    # It has learnt: about twice the random ranking in either direction, and never seen a query.
-    for way in ("i2t", "t2i"):
-        assert metrics["query"][f"hamming/{way}/map"] > 1.5 * metrics["query"]["random/map"]
+    # It has learned: about twice the random ranking in both directions, without query pairs.
+    for direction in ("i2t", "t2i"):
+        assert metrics["query"][f"hamming/{direction}/map"] > 1.5 * metrics["query"]["random/map"]
 
-    # An image finds itself by its bits, and things of its own kinds more often than chance would.
-    pairs = load_image_text(road / "my-images")["train"]
+    # An image finds itself by its bits, and things of its own classes more often than chance.
+    pairs = load_image_text(workspace / "my-images")["train"]
     labels = {f"train/{row['id']}": set(row["labels"]) for row in pairs.select_columns(["id", "labels"])}
     name = next(name for name, own in labels.items() if len(own) == 1)
     file = f"my-images/{name}.png"
@@ -65,8 +65,10 @@ def test_from_images_to_answers(road, environment):
         ["search", "my-model", "my.index", "--text", "a boat on the sea", "--json"],
         ["search", "my-model", "my.index", "--image", file, "--metric", "hamming", "-k", "20", "--json"],
     ]
-    figures, indexed, by_text, by_image = json.loads(run(["-c", COMMANDS, json.dumps(commands)], environment, road))
-    # `evaluate` searches the split `train`, as the run did at its end: training and validation pairs.
+    figures, indexed, by_text, by_image = json.loads(
+        run(["-c", COMMANDS, json.dumps(commands)], environment, workspace)
+    )
+    # `evaluate` searches the split `train`, like the run at its end: training and validation pairs.
     assert json.loads(figures)["aqd/t2i/map"] == pytest.approx(metrics["query"]["aqd/t2i/map"], abs=1e-6)
     assert "300 items, 2,400 bytes of codes" in indexed
     scores = [hit["score"] for hit in json.loads(by_text)["results"]]

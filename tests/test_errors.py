@@ -1,4 +1,4 @@
-"""The form of all errors: one line, with any name in it."""
+"""The form of all errors: one printable line, with any name in it."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""The Hub on the loopback, held against what `huggingface_hub`'s own client and Git make of it."""
+"""The Hub on the loopback against the client of `huggingface_hub` and Git."""
 
 import hashlib
 import os
@@ -42,7 +42,7 @@ def add(path: str, content: bytes) -> CommitOperationAdd:
 
 
 @pytest.mark.parametrize("kind", ["model", "dataset", "space"])
-def test_a_repository_of_each_kind_goes_round(api, hub, kind, tmp_path):
+def test_each_kind_of_repository_round_trips(api, hub, kind, tmp_path):
     url = api.create_repo("me/thing", repo_type=kind, space_sdk="gradio" if kind == "space" else None)
     assert (url.repo_id, url.repo_type) == ("me/thing", kind)
     operations = [add("README.md", b"---\nlicense: mit\n---\n"), add("a/b/big.bin", LARGE), add("a/c.txt", b"small")]
@@ -64,7 +64,7 @@ def test_a_repository_of_each_kind_goes_round(api, hub, kind, tmp_path):
     assert not api.repo_exists("org/thing", repo_type=kind)
 
 
-def test_ids_are_those_of_git(api, hub, tmp_path):
+def test_ids_match_git(api, hub, tmp_path):
     files = {"README.md": b"hello\n", "a/x.txt": b"x", "a.b/y.txt": b"", "a/b/z.txt": b"z" * 100}
     api.create_repo("me/thing")
     api.create_commit("me/thing", [add(path, content) for path, content in files.items()], commit_message="All")
@@ -98,7 +98,7 @@ def test_ids_are_those_of_git(api, hub, tmp_path):
     assert {node.path: getattr(node, "blob_id", None) or node.tree_id for node in nodes} == listed
 
 
-def test_a_tree_comes_in_pages(api, hub):
+def test_a_tree_is_paginated(api, hub):
     hub.page_size = 7
     hub.add("me/many", {f"data/{number:03d}.txt": b"x" for number in range(40)})
     paths = [node.path for node in api.list_repo_tree("me/many", recursive=True, repo_type="dataset")]
@@ -107,7 +107,7 @@ def test_a_tree_comes_in_pages(api, hub):
     assert len(list(api.list_repo_tree("me/many", "data", repo_type="dataset"))) == 40
 
 
-def test_a_request_is_in_the_log_once_its_answer_is_read(api, hub, monkeypatch):
+def test_a_request_is_logged_once_its_answer_is_read(api, hub, monkeypatch):
     end = hub.record.end
 
     def late(*request):
@@ -146,7 +146,7 @@ def test_branches_tags_and_commits_name_states(api, hub):
     assert "b.txt" not in hub.files("me/thing", "model")
 
 
-def test_commits_are_whole_and_know_their_parent(api, hub):
+def test_commits_are_atomic_and_have_parents(api, hub):
     api.create_repo("me/thing")
     first = api.create_commit("me/thing", [add("a/x.txt", b"1"), add("a/y.txt", b"2")], commit_message="First").oid
     api.create_commit("me/thing", [add("b.txt", b"3")], commit_message="Second", parent_commit=first)
@@ -163,20 +163,20 @@ def test_commits_are_whole_and_know_their_parent(api, hub):
 
 
 @pytest.mark.parametrize(("part", "puts"), [(None, 1), (100_000, 4)])
-def test_large_objects_are_sent_once(api, hub, part, puts):
+def test_large_objects_are_uploaded_once(api, hub, part, puts):
     hub.multipart_size = part
     for repository in ("me/one", "me/two"):
         api.create_repo(repository)
         operation = add("big.bin", LARGE)
         api.preupload_lfs_files(repository, [operation])
-        assert hub.history(repository, "model") == ["initial commit"]  # stored, and seen by nobody
+        assert hub.history(repository, "model") == ["initial commit"]  # stored, but part of no commit
         api.create_commit(repository, [operation], commit_message="Big")
     assert hub.files("me/two", "model")["big.bin"] == LARGE
     assert [request.status for request in hub.asked("PUT")] == [200] * puts
 
 
-def test_a_download_goes_on_where_it_was_cut_and_is_not_repeated(api, hub, monkeypatch):
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what the client has read whole is what it keeps
+def test_a_download_resumes_where_it_was_cut(api, hub, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # the client keeps only complete chunks
     hub.add("me/thing", {"big.bin": LARGE, "small.txt": b"small"}, kind="model")
     hub.cut("GET /objects/", after=100_000)
     assert Path(api.hf_hub_download("me/thing", "big.bin")).read_bytes() == LARGE
@@ -191,7 +191,7 @@ def test_a_download_goes_on_where_it_was_cut_and_is_not_repeated(api, hub, monke
     assert not any(request.sent for request in hub.log[before:])
 
 
-def test_ranges_are_those_of_http(api, hub):
+def test_ranges_follow_http(api, hub):
     from huggingface_hub.utils import get_session
 
     hub.add("me/thing", {"small.txt": b"0123456789", "big.bin": LARGE}, kind="model")
@@ -214,17 +214,17 @@ def test_ranges_are_those_of_http(api, hub):
     )
 
 
-def test_who_may_do_what(api, hub, tmp_path):
+def test_permissions(api, hub, tmp_path):
     api.create_repo("org/secret", private=True, repo_type="dataset")
     hub.add("org/secret", {"a.txt": b"a"})
     hub.add("me/gated", {"a.txt": b"a"}, kind="model")
     api.update_repo_settings("me/gated", gated="manual")
-    anonymous, stranger, reader, wrong = (
+    anonymous, other_user, reader, wrong = (
         HfApi(endpoint=hub.endpoint, token=token) for token in (False, "hf_stranger", "hf_reader", "hf_wrong")
     )
     assert api.whoami()["name"] == "me"
     api.auth_check("org/secret", repo_type="dataset", write=True)
-    for other in (anonymous, stranger):
+    for other in (anonymous, other_user):
         with pytest.raises(RepositoryNotFoundError):
             other.dataset_info("org/secret")
         with pytest.raises(GatedRepoError):
@@ -232,7 +232,7 @@ def test_who_may_do_what(api, hub, tmp_path):
     assert reader.dataset_info("org/secret").private
     for call in (
         lambda: reader.create_repo("me/new"),
-        lambda: stranger.create_repo("me/new"),
+        lambda: other_user.create_repo("me/new"),
         lambda: reader.create_commit("me/gated", [add("b.txt", b"b")], commit_message="No"),
         lambda: reader.auth_check("org/secret", repo_type="dataset", write=True),
     ):
@@ -249,7 +249,7 @@ def test_who_may_do_what(api, hub, tmp_path):
     assert ("model", "me/new") not in hub.store.repositories
 
 
-def test_faults_happen_as_often_as_they_were_asked_for(api, hub, monkeypatch):
+def test_faults_occur_the_requested_number_of_times(api, hub, monkeypatch):
     slept = []
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", slept.append)
     api.create_repo("me/thing")
@@ -271,13 +271,13 @@ def test_faults_happen_as_often_as_they_were_asked_for(api, hub, monkeypatch):
     assert hub.history("me/thing", "model") == ["Unheard", "Big", "initial commit"]
 
 
-def test_of_commits_at_once_with_one_parent_one_is_made(api, hub):
+def test_one_of_several_concurrent_commits_with_one_parent_succeeds(api, hub):
     api.create_repo("me/thing")
     head = api.model_info("me/thing").sha
-    together = threading.Barrier(4)
+    barrier = threading.Barrier(4)
 
     def commit(number: int) -> int:
-        together.wait()
+        barrier.wait()
         try:
             api.create_commit("me/thing", [add("a.txt", b"%d" % number)], commit_message="x", parent_commit=head)
         except HfHubHTTPError as error:
@@ -289,7 +289,7 @@ def test_of_commits_at_once_with_one_parent_one_is_made(api, hub):
     assert len(hub.history("me/thing", "model")) == 2
 
 
-def test_the_storage_wants_a_signature_and_no_token(api, hub):
+def test_the_storage_requires_a_signature_and_no_token(api, hub):
     from huggingface_hub.utils import get_session
 
     hub.add("me/thing", {"big.bin": LARGE}, kind="model")

@@ -1,4 +1,4 @@
-"""The wheel: every module, and the data that the commands need, where they look for it."""
+"""The wheel: every module, and the data files of the commands, where they look for them."""
 
 import zipfile
 from pathlib import Path
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> dict[str, bytes]:
-    """The content of a wheel's files by their paths."""
+    """The contents of a wheel's files by their paths."""
     from hatchling.builders.wheel import WheelBuilder
 
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path_factory.mktemp("wheel")), versions=["standard"])
@@ -28,12 +28,12 @@ def below(folder: str) -> dict[str, bytes]:
     ("folder", "place"),
     [("cmfah_hf", ""), ("hub_configs", "hub_configs/"), ("spaces/cmfah-search", "space_files/")],
 )
-def test_the_wheel_holds_every_file(installed, folder, place):
+def test_the_wheel_contains_every_file(installed, folder, place):
     expected = below(folder)
     assert len(expected) > 5
     assert {name: installed.get(f"cmfah_hf/{place}{name}") for name in expected} == expected
 
 
-def test_the_wheel_holds_nothing_else(installed):
+def test_the_wheel_contains_nothing_else(installed):
     tops = {name.partition("/")[0] for name in installed}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"cmfah_hf"}

@@ -1,4 +1,4 @@
-"""Commands, called in this process or all together in one other."""
+"""Commands, run in this process or several in one new process."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from cmfah_hf.cli import main
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind: its exit code, standard output, and standard error."""
+    """The result of a command: exit code, standard output, and standard error."""
 
     code: int
     out: str
@@ -27,7 +27,7 @@ class Outcome:
 @pytest.fixture
 def cmfah(capsys, monkeypatch, datasets_cache):
     """A function that runs a command in this process."""
-    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")  # `main` leaves what is set as it is
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")  # `main` keeps values that are already set
     monkeypatch.setenv("COLUMNS", "160")
 
     def run(*arguments) -> Outcome:
@@ -40,7 +40,7 @@ def cmfah(capsys, monkeypatch, datasets_cache):
     return run
 
 
-# Standard error of each command as a user sees it: real logging, real progress bars, nothing captured by pytest.
+# Standard error as a user sees it: real logging, real progress bars, nothing captured by pytest.
 PROGRAM = """
 import json, os, sys
 from cmfah_hf.cli import main
@@ -68,7 +68,7 @@ json.dump(outcomes, open(sys.argv[2], "w"))
 
 @pytest.fixture(scope="session")
 def run_in_a_new_process(tmp_path_factory):
-    """A function that runs commands one after the other in a new process, and gives what each left behind."""
+    """A function that runs commands one after the other in a new process and returns their results."""
 
     def run(commands: list[list[str]], environment: dict[str, str]) -> list[Outcome]:
         folder = tmp_path_factory.mktemp("commands")

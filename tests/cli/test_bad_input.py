@@ -1,4 +1,4 @@
-"""What a user can get wrong: exit code 2, nothing on standard output, and one line that says what and what to do."""
+"""User errors: exit code 2, nothing on standard output, and one line with the error and its remedy."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 
 
 @dataclass
-class Bench:
-    """Sound and broken things to call commands with, by name."""
+class Files:
+    """Valid and broken files for commands, by name."""
 
     paths: dict[str, str] = field(default_factory=dict)
 
@@ -29,7 +29,7 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(trained, tmp_path_factory, write_config):
+def files(trained, tmp_path_factory, write_config):
     root = tmp_path_factory.mktemp("bench")
     paths = {"model": trained.folder, "scenes": trained.scenes, "config": trained.config, "root": root}
 
@@ -78,10 +78,10 @@ def bench(trained, tmp_path_factory, write_config):
     (root / "bad.yaml").write_text("model: {hash_bits: [1,")
     write_config(root / "unknown.yaml", model={"hash_bit": 16})
     paths |= {path.name: path for path in root.iterdir()}
-    return Bench({name: str(path) for name, path in paths.items()})
+    return Files({name: str(path) for name, path in paths.items()})
 
 
-# A command, and what its one line has to hold.
+# A command, and a pattern for its one line.
 CASES = {
     "search: no such index": (
         "search {model} {root}/absent.index --text boat",
@@ -344,7 +344,7 @@ CASES = {
         ["num=0: scenes need 1 or more."],
     ),
 }
-# What can only be known after some work: bars and the names of images may stand above the line.
+# Known only after some work: progress bars and image names may precede the line.
 AFTER_WORK = {
     "index: a column that is not there",
     "index: no such split",
@@ -356,9 +356,9 @@ AFTER_WORK = {
 
 
 @pytest.fixture(scope="module")
-def outcomes(bench, run_in_a_new_process, tmp_path_factory, datasets_cache):
+def outcomes(files, run_in_a_new_process, tmp_path_factory, datasets_cache):
     commands = [
-        [bench.fill(word) for word in command.replace("{out}", "--output_dir {root}/out --use_cpu").split()]
+        [files.fill(word) for word in command.replace("{out}", "--output_dir {root}/out --use_cpu").split()]
         for command, _ in CASES.values()
     ]
     home = tmp_path_factory.mktemp("home")
@@ -368,29 +368,29 @@ def outcomes(bench, run_in_a_new_process, tmp_path_factory, datasets_cache):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_line_that_names_it(case, outcomes, bench):
+def test_error_is_one_line_that_names_it(case, outcomes, files):
     outcome = outcomes[case]
     assert outcome.code == 2, outcome
     *before, error = outcome.err.splitlines()
     assert error.startswith("cmfah: ")
     for part in CASES[case][1]:
-        assert bench.fill(part) in error
+        assert files.fill(part) in error
     if case in AFTER_WORK:
         assert all("Left out" in line or "it/s]" in line or "examples/s]" in line for line in before if line), before
     else:
         assert before == []
-    if not case.startswith("demo"):  # which says what it does as it goes
+    if not case.startswith("demo"):  # it reports its progress
         assert outcome.out == ""
 
 
-def test_an_unknown_command_or_option_shows_the_usage(cmfah):
+def test_unknown_commands_and_options_show_the_usage(cmfah):
     for arguments in (["explode"], ["search", "--explode"], ["search", "model", "index", "-k", "many"]):
         outcome = cmfah(*arguments)
         assert (outcome.code, outcome.out) == (2, "")
         assert "Usage: " in outcome.err
 
 
-def test_with_debugging_the_traceback_is_shown(monkeypatch, datasets_cache):
+def test_debugging_shows_the_traceback(monkeypatch, datasets_cache):
     monkeypatch.setenv("CMFAH_DEBUG", "1")
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
     with pytest.raises(CMFAHError, match="there is no such configuration"):
@@ -398,7 +398,7 @@ def test_with_debugging_the_traceback_is_shown(monkeypatch, datasets_cache):
 
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, ValueError, KeyError])
-def test_a_bug_is_reported_as_one_and_not_as_the_users_mistake(cmfah, monkeypatch, capsys, kind):
+def test_a_bug_is_not_reported_as_a_user_error(cmfah, monkeypatch, capsys, kind):
     def broken(*args, **kwargs):
         raise kind("a defect")
 

@@ -1,4 +1,4 @@
-"""The commands on sound input, and on the odd things that people have: what they print, write and leave out."""
+"""The commands on valid and on unusual input: printed, written and skipped parts."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from cmfah_hf.training.evaluate import evaluate_folder
 
 @pytest.fixture(scope="module")
 def index_file(trained, tmp_path_factory):
-    """The query scenes' images, indexed through the library."""
+    """The images of the query scenes, indexed through the library."""
     retriever = CrossMediaRetriever.from_pretrained(trained.folder)
     retriever.add_source(trained.scenes, split="query")
     path = tmp_path_factory.mktemp("index") / "query.index"
@@ -28,7 +28,7 @@ def index_file(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def odd_images(trained, tmp_path_factory):
-    """Images without metadata, of every kind that people have, one cut short and one that is none."""
+    """Images without metadata in all common kinds, one truncated and one not an image."""
     folder = tmp_path_factory.mktemp("odd") / "images"
     (folder / "deep" / "er").mkdir(parents=True)
     image = Image.open(sorted((trained.scenes / "train").glob("*.png"))[0]).convert("RGB")
@@ -75,7 +75,7 @@ def test_help_of_the_program_and_of_each_command(cmfah):
             assert option in outcome.out.lower(), (command, option)
 
 
-def test_train_leaves_a_model_and_prints_its_figures(cmfah, trained, tmp_path):
+def test_train_writes_a_model_and_prints_its_metrics(cmfah, trained, tmp_path):
     arguments = ["--output_dir", tmp_path / "out", "--num_train_epochs", "1", "--hash_bits", "8", "--seed=5"]
     outcome = cmfah("train", trained.config, *arguments, "--json")
     assert outcome.code == 0, outcome.err
@@ -91,14 +91,14 @@ def test_train_leaves_a_model_and_prints_its_figures(cmfah, trained, tmp_path):
     assert "Test queries" not in outcome.out
 
 
-def test_train_without_a_file_takes_its_arguments_from_the_command_line(cmfah, tmp_path):
-    """The first argument is not taken for the file's name."""
+def test_train_without_a_file_uses_the_command_line(cmfah, tmp_path):
+    """The first argument is not mistaken for a file name."""
     outcome = cmfah("train", "--dataset", tmp_path / "absent" / "folder", "--output_dir", tmp_path / "out")
     assert outcome.code == 2
     assert f"{tmp_path / 'absent' / 'folder'}: there is no such folder" in outcome.err
 
 
-def test_evaluate_prints_what_the_library_gives(cmfah, trained, tmp_path):
+def test_evaluate_matches_the_library(cmfah, trained, tmp_path):
     expected = evaluate_folder(str(trained.folder), str(trained.scenes))
     outcome = cmfah("evaluate", trained.folder, trained.scenes, "--json", "--plots", tmp_path / "plots")
     assert outcome.code == 0, outcome.err
@@ -140,7 +140,7 @@ def test_index_of_a_data_set_with_splits(cmfah, trained, tmp_path):
     np.testing.assert_array_equal(index.codes, np.packbits(values >= 0, axis=1, bitorder="little"))
 
 
-def test_index_of_mere_images_with_damaged_ones_inside(cmfah, trained, odd_images, tmp_path, caplog):
+def test_index_of_images_without_metadata_and_with_damaged_files(cmfah, trained, odd_images, tmp_path, caplog):
     outcome = cmfah(
         "index", trained.folder, odd_images, "-o", tmp_path / "new" / "odd.index", "--json", "--batch-size", 3
     )
@@ -155,13 +155,13 @@ def test_index_of_mere_images_with_damaged_ones_inside(cmfah, trained, odd_image
     assert "cut short" in left_out[0]
     assert "not an image" in left_out[1]
     assert all(f"Left out: {reason}" in caplog.text for reason in left_out)
-    # An opaque image is what its copy with a transparency band is, and the first frame of a moving one stands for it.
+    # An opaque image equals its copy with an alpha band, and an animation is represented by its first frame.
     codes = dict(zip(index.ids.tolist(), index.codes.tolist(), strict=True))
     assert codes["plain.png"] == codes["transparent.webp"]
 
 
-def test_index_of_several_sources_with_columns_then_more(cmfah, trained, odd_images, tmp_path):
-    """One image, a folder and a data set, each id with its source; more is added to the file that is there."""
+def test_index_of_several_sources_with_columns_and_additions(cmfah, trained, odd_images, tmp_path):
+    """One image, a folder and a data set, each id with its source; then more items are added to the file."""
     image, bare = odd_images / "plain.png", tmp_path / "bare"
     bare.mkdir()
     (bare / "own.png").write_bytes(image.read_bytes())
@@ -184,7 +184,7 @@ def test_index_of_several_sources_with_columns_then_more(cmfah, trained, odd_ima
     assert text.split()[0] in cmfah("search", trained.folder, path, "--text", "boat", "--where", f"text={text}").out
 
 
-def test_search_by_words_and_an_image_together(cmfah, trained, index_file, odd_images):
+def test_search_by_words_and_an_image(cmfah, trained, index_file, odd_images):
     retriever = CrossMediaRetriever.from_pretrained(trained.folder)
     retriever.images = HashIndex.load(index_file)
     image = odd_images / "plain.png"
@@ -226,7 +226,7 @@ def test_search_by_text_by_image_and_by_bits(cmfah, trained, index_file):
         assert [row[0] for row in rows] == ["1", "2", "3", "4"]
 
 
-def test_a_k_larger_than_the_index_gives_all_with_a_word(cmfah, trained, index_file, caplog):
+def test_k_above_the_number_of_items_returns_all_with_a_note(cmfah, trained, index_file, caplog):
     outcome = cmfah("search", trained.folder, index_file, "--text", "boat", "-k", 99, "--json")
     assert outcome.code == 0
     assert len(outcome.document["results"]) == 16
@@ -242,7 +242,7 @@ def test_search_by_every_kind_of_image(cmfah, trained, index_file, odd_images):
     assert found["plain.png"] == found["transparent.webp"]
 
 
-def test_export_writes_what_the_library_does(cmfah, index_file, tmp_path):
+def test_export_matches_the_library(cmfah, index_file, tmp_path):
     index = HashIndex.load(index_file)
     for to, exporter in EXPORTERS.items():
         written = exporter(index, tmp_path / "library" / to, name="images")
@@ -263,7 +263,7 @@ def test_export_writes_what_the_library_does(cmfah, index_file, tmp_path):
 
 
 def test_standard_input_and_clean_output_in_a_new_process(trained, index_file, odd_images, environment, tmp_path):
-    """`cat image | cmfah search ... --image - --json | jq`: nothing but the document comes out of the pipe."""
+    """`cat image | cmfah search ... --image - --json | jq`: standard output contains only the document."""
     program = "import sys; from cmfah_hf.cli import main; main(sys.argv[1:])"
     arguments = ["search", trained.folder, index_file, "--image", "-", "-k", "3", "--json"]
     process = subprocess.run(
@@ -284,8 +284,8 @@ def test_standard_input_and_clean_output_in_a_new_process(trained, index_file, o
     assert process.stderr == b""
 
 
-def test_rough_data_trains_and_says_what_was_left_out(cmfah, trained, tmp_path, caplog):
-    """Empty texts, rows without labels, a label that training never saw, and an image that is cut short."""
+def test_incomplete_data_trains_and_skipped_parts_are_reported(cmfah, trained, tmp_path, caplog):
+    """Empty texts, rows without labels, a label unknown to training, and a truncated image."""
     folder = tmp_path / "rough"
     shutil.copytree(trained.scenes, folder)
     for split in ("train", "query"):
@@ -316,13 +316,13 @@ def test_rough_data_trains_and_says_what_was_left_out(cmfah, trained, tmp_path, 
     assert figures["query"]["queries_without_relevant"] >= 2
     assert figures["query"]["queries_without_labels"] == 1
     assert "Left out 1 of 48 images" in caplog.text
-    # A text without words is encoded like any other, and nothing is asked of it.
+    # A text without words is encoded like any other, without a prompt.
     outcome = cmfah("index", tmp_path / "out", folder, "--texts", "-o", tmp_path / "texts.index", "--json")
     assert outcome.document["items"] == 64
 
 
 @pytest.mark.slow
-def test_the_demo_walks_the_whole_road(cmfah, tmp_path):
+def test_the_demo_runs_end_to_end(cmfah, tmp_path):
     sizes = ["--train-scenes", 60, "--query-scenes", 20, "--epochs", 1]
     outcome = cmfah("demo", "--output", tmp_path / "demo", *sizes, "--json", "--text", "tree house")
     assert outcome.code == 0, outcome.err
@@ -333,7 +333,7 @@ def test_the_demo_walks_the_whole_road(cmfah, tmp_path):
     for name in ("attention", "search_by_text", "search_by_image"):
         with Image.open(tmp_path / "demo" / f"{name}.png") as plot:
             assert min(plot.size) > 100
-    # What it proposes to go on with works on what it left.
+    # The commands that it suggests work on its output.
     again = cmfah(
         "search",
         tmp_path / "demo" / "model",
@@ -346,7 +346,7 @@ def test_the_demo_walks_the_whole_road(cmfah, tmp_path):
     )
     assert [hit["id"] for hit in again.document["results"]] == document["found"]["text"]
     assert "Drawing 60 + 20 scenes" in outcome.err
-    # A second time it begins anew, and gives the same.
+    # A second run starts over and gives the same result.
     twice = cmfah("demo", "--output", tmp_path / "demo", *sizes, "--json", "--text", "tree house")
     assert twice.code == 0, twice.err
     assert twice.document["metrics"]["query"] == document["metrics"]["query"]

@@ -1,4 +1,4 @@
-"""`cmfah data convert`: what it prints, writes, and refuses."""
+"""`cmfah data convert`: output, written files, and refused input."""
 
 import datasets
 import h5py
@@ -55,7 +55,7 @@ def test_convert(cmfah, files, tmp_path):
         (["--axes", "tags=NDD"], "the axes 'NDD' do not fit tags"),
     ],
 )
-def test_what_convert_refuses(cmfah, files, tmp_path, options, message):
+def test_refused_input_of_convert(cmfah, files, tmp_path, options, message):
     outcome = cmfah("data", "convert", *files[1], "--out", tmp_path / "out", *options)
     assert (outcome.code, outcome.out) == (2, "")
     assert message in outcome.err

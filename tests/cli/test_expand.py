@@ -1,4 +1,4 @@
-"""`cmfah expand`: fitted by the command, it is what the library fits; explained and drawn."""
+"""`cmfah expand`: fitting as in the library, explanations and plots."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_fit_on_a_corpus_file(cmfah, tmp_path):
     assert GraphExpander.load(tmp_path / "words").expand("dog") == ["dog", "beach"]
 
 
-def test_what_is_wrong_is_one_line(cmfah, tmp_path):
+def test_errors_are_one_line(cmfah, tmp_path):
     (tmp_path / "tags.txt").write_text("dog beach\n")
     (tmp_path / "articles.txt").write_text("ein Hund am Strand\n")
     cmfah("expand", "fit", tmp_path / "tags.txt", "--output", tmp_path / "words")

@@ -30,7 +30,7 @@ CONTROLS = ["\x1b[2J.jpg", "\x1b]0;title\x07.jpg", "two\nlines.jpg", "tab\t.jpg"
 
 @pytest.fixture(scope="module")
 def hostile_index(trained, tmp_path_factory):
-    """Images under names that mean something to rich or to a terminal, indexed from their folder."""
+    """Images with names that have a meaning in rich or in a terminal, indexed from their folder."""
     root = tmp_path_factory.mktemp("hostile")
     (root / "images").mkdir()
     for number, name in enumerate(MARKUP + CONTROLS):
@@ -45,7 +45,7 @@ def hostile_index(trained, tmp_path_factory):
 
 
 def in_terminal(monkeypatch, tmp_path, width):
-    """Has tables believe that they are printed on a terminal."""
+    """Makes tables assume that they are printed on a terminal."""
     file = (tmp_path / "screen").open("w+", encoding="utf-8")
     monkeypatch.setattr(
         output, "Console", lambda: Console(file=file, force_terminal=True, width=width, color_system=None)
@@ -53,7 +53,7 @@ def in_terminal(monkeypatch, tmp_path, width):
     return file
 
 
-def test_ids_come_out_as_they_are_in_a_pipe(cmfah, trained, hostile_index):
+def test_ids_are_unchanged_in_a_pipe(cmfah, trained, hostile_index):
     outcome = cmfah("search", trained.folder, hostile_index, "--text", "boat", "-k", 20)
     assert outcome.code == 0, outcome.err
     for name in MARKUP:
@@ -65,7 +65,7 @@ def test_ids_come_out_as_they_are_in_a_pipe(cmfah, trained, hostile_index):
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", found.out)
 
 
-def test_and_on_a_terminal(cmfah, trained, hostile_index, monkeypatch, tmp_path):
+def test_ids_are_unchanged_on_a_terminal(cmfah, trained, hostile_index, monkeypatch, tmp_path):
     screen = in_terminal(monkeypatch, tmp_path, 160)
     assert cmfah("search", trained.folder, hostile_index, "--text", "boat", "-k", 20).code == 0
     screen.seek(0)
@@ -77,7 +77,7 @@ def test_and_on_a_terminal(cmfah, trained, hostile_index, monkeypatch, tmp_path)
     assert "\x1b]0;" not in shown
 
 
-def test_long_ids_are_whole_in_a_pipe_and_folded_on_a_terminal(capsys, monkeypatch, tmp_path):
+def test_long_ids_are_complete_in_a_pipe_and_folded_on_a_terminal(capsys, monkeypatch, tmp_path):
     name = "below/" * 60 + "宽" * 40 + ".jpg"
     output.print_table(
         "A title that is longer than the table, which rich would wrap", ["n", "id"], [[1, name], [20, "b"]]
@@ -91,7 +91,7 @@ def test_long_ids_are_whole_in_a_pipe_and_folded_on_a_terminal(capsys, monkeypat
     assert "".join(row.strip("│").partition("│")[2].strip() for row in rows) == name
 
 
-def test_titles_columns_and_bars_are_no_markup(capsys, monkeypatch, tmp_path):
+def test_titles_columns_and_bars_are_not_markup(capsys, monkeypatch, tmp_path):
     screen = in_terminal(monkeypatch, tmp_path, 100)
     output.print_table("[red]title[/none]", ["[blue]column", "\x1b[1m"], [["[green]cell", "[/]"]])
     screen.seek(0)
@@ -170,7 +170,7 @@ def test_an_index_of_another_model_needs_a_flag(cmfah, trained, trained_scahn, h
     assert outcome.document["items"] == len(MARKUP + CONTROLS) + 1
 
 
-def test_evaluate_shows_what_knows_nothing_and_what_is_not_known(cmfah, trained):
+def test_evaluate_reports_uninformative_and_unknown_parts(cmfah, trained):
     lines = cmfah("evaluate", trained.folder, trained.scenes).out.splitlines()
     assert any(re.match(r"constant query +map +0\.\d{3} +0\.\d{3}$", line) for line in lines)
     assert any(re.match(r"queries +\d+ +\d+ +\d\.\d{3} +\d+ +\d\.\d{3}$", line) for line in lines)
@@ -179,22 +179,22 @@ def test_evaluate_shows_what_knows_nothing_and_what_is_not_known(cmfah, trained)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--json"]], ids=["help", "json"])
-def test_a_pipe_that_closes_ends_the_command_quietly(trained, hostile_index, environment, arguments):
+def test_a_closed_pipe_ends_the_command_quietly(trained, hostile_index, environment, arguments):
     command = [*PROGRAM, "search", str(trained.folder), str(hostile_index), "--text", "boat", *arguments]
-    environment.pop("PYTHONUNBUFFERED", None)  # by which nothing is left to be written at the end
+    environment.pop("PYTHONUNBUFFERED", None)  # so that no output is left at the end
     read, write = os.pipe()
-    os.close(read)  # as `| head -0` leaves it
+    os.close(read)  # as with `| head -0`
     ended = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(write)
     assert ended.stderr == ""
     assert ended.returncode == 1
 
 
-def test_control_c_is_one_line_and_130(trained, environment, tmp_path):
+def test_control_c_exits_with_one_line_and_130(trained, environment, tmp_path):
     command = [*PROGRAM, "search", str(trained.folder), str(tmp_path / "x.index"), "--image", "-", "--text", "boat"]
     program = (
         "import signal, sys, time, cmfah_hf.retrieval as r\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell switches off in its background
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell disables it for background processes
         "class Slow:\n"
         "    def from_pretrained(*_, **__):\n"
         "        print('started', file=sys.stderr, flush=True); time.sleep(60)\n"
@@ -233,8 +233,8 @@ def test_a_query_of_undecodable_bytes_is_refused(cmfah, trained, hostile_index):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(pty, "openpty"), reason="no terminals here")
-def test_a_real_terminal_gets_no_foreign_escape(trained, hostile_index, environment):
+@pytest.mark.skipif(not hasattr(pty, "openpty"), reason="needs pseudo-terminals")
+def test_a_real_terminal_gets_no_escapes_from_names(trained, hostile_index, environment):
     ours, theirs = pty.openpty()
     command = [*PROGRAM, "search", str(trained.folder), str(hostile_index), "--text", "boat", "-k", "20"]
     process = subprocess.Popen(
@@ -245,7 +245,7 @@ def test_a_real_terminal_gets_no_foreign_escape(trained, hostile_index, environm
     while True:
         try:
             block = os.read(ours, 65536)
-        except OSError:  # Linux's end of a terminal
+        except OSError:  # how Linux reports the end of a terminal
             break
         if not block:
             break

@@ -11,7 +11,7 @@ from PIL import Image
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(datasets_cache):
-    """All tests here load data sets."""
+    """All tests here load data sets, so all use the cache of the test run."""
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def rows_of():
 
 @pytest.fixture(scope="session")
 def replicas():
-    """The module that makes small replicas of the released data sets."""
+    """The module that builds small replicas of the released data sets."""
     spec = spec_from_file_location("release_replicas", Path(__file__).with_name("release_replicas.py"))
     module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module

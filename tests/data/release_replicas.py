@@ -1,4 +1,4 @@
-"""Small exact replicas of the two releases, every file and the defects too, with what is in them as NumPy matrices."""
+"""Small replicas of the two releases with every file and defect, and their content as NumPy matrices."""
 
 import io
 import shutil
@@ -28,7 +28,7 @@ CONCEPTS = _CONCEPTS.split()
 class Replica:
     """A release on disk.
 
-    `ids`, `tags` `(N, V)` and `labels` `(N, C)` are what is in it; `release` is what a preparation is to expect.
+    `ids`, `tags` `(N, V)` and `labels` `(N, C)` are its content; `release` holds the counts that a preparation expects.
     """
 
     root: Path
@@ -41,12 +41,12 @@ class Replica:
     images: list[Path]
 
 
-def jpeg(seed: int, grey: bool = False) -> bytes:
-    """A image of its own for each seed."""
+def jpeg(seed: int, gray: bool = False) -> bytes:
+    """A different image for each seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     image = Image.fromarray(pixels).resize((32, 24))
     buffer = io.BytesIO()
-    (image.convert("L") if grey else image).save(buffer, "JPEG")
+    (image.convert("L") if gray else image).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -56,7 +56,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def pack(root: Path, names: list[str], archive: str) -> None:
-    """Move folders or files below `root` into an archive next to them."""
+    """Moves folders or files below `root` into an archive next to them."""
     target = root / archive
     files = [file for name in names for file in sorted((root / name).rglob("*")) if file.is_file()]
     files += [root / name for name in names if (root / name).is_file()]
@@ -73,7 +73,7 @@ def pack(root: Path, names: list[str], archive: str) -> None:
 
 
 def make_mirflickr(root: Path, num_rows: int = 60, archives: bool = False, images: bool = True) -> Replica:
-    """MIRFlickr: Windows line ends here and there, Latin-1 tags, tags with commas and pictographs, `*_r1.txt`."""
+    """MIRFlickr: some Windows line ends, Latin-1 tags, tags with commas and emoji, `*_r1.txt`."""
     rng = np.random.default_rng(0)
     names = ["nikon", "explore", "rock,roll", "🌅", "café", "2008", "null", "new-york", "bw", "a&b"]
     tags = (rng.random((num_rows, len(names))) < 0.25).astype(np.uint8)
@@ -87,7 +87,7 @@ def make_mirflickr(root: Path, num_rows: int = 60, archives: bool = False, image
     paths = []
     for row in range(num_rows):
         own = [names[number] for number in np.flatnonzero(tags[row])]
-        lines = [*rng.permutation(own + rare[: row % 4]), *own[:1]]  # one of them twice
+        lines = [*rng.permutation(own + rare[: row % 4]), *own[:1]]  # one of them repeated
         text = ("\r\n" if row % 3 == 0 else "\n").join(lines) + ("\n" if row % 2 else "")
         encoding = "latin-1" if row % 5 == 0 and "🌅" not in own else "utf-8"
         write(meta / f"meta/tags/tags{row + 1}.txt", text.encode(encoding))
@@ -95,7 +95,7 @@ def make_mirflickr(root: Path, num_rows: int = 60, archives: bool = False, image
         write(meta / f"meta/license/license{row + 1}.txt", b"Attribution License\n")
         paths.append(meta / f"im{row + 1}.jpg")
         if images:
-            write(paths[-1], jpeg(row, grey=row == 7))
+            write(paths[-1], jpeg(row, gray=row == 7))
     annotations = root / "mirflickr25k_annotations_v080"
     for number, name in enumerate(CLASSES):
         rows = np.flatnonzero(labels[:, number]) + 1
@@ -107,13 +107,13 @@ def make_mirflickr(root: Path, num_rows: int = 60, archives: bool = False, image
     if archives:
         pack(root, ["mirflickr"], "mirflickr25k.zip")
         pack(root, ["mirflickr25k_annotations_v080"], "mirflickr25k_annotations_v080.zip")
-    labelled = labels.any(1)
+    labeled = labels.any(1)
     release = MIRFlickrRelease(
         num_rows=num_rows,
         num_tags=len(names),
         tag_ones=int(tags.sum()),
         label_ones=int(labels.sum()),
-        variants={int((labelled & tags.any(1)).sum()): True, int(labelled.sum()): False},
+        variants={int((labeled & tags.any(1)).sum()): True, int(labeled.sum()): False},
         queries=8,
         train=14,
     )
@@ -124,7 +124,7 @@ def make_mirflickr(root: Path, num_rows: int = 60, archives: bool = False, image
 def make_nus_wide(
     root: Path, num_rows: int = 90, archives: bool = False, images: bool = True, prefix: str = "", end: str = "\r\n"
 ) -> Replica:
-    """NUS-WIDE: backslashes, a label that is none, two photo ids twice, and `AllTags1k` unlike `All_Tags`."""
+    """NUS-WIDE: backslashes, an invalid label value, two repeated photo ids, and `AllTags1k` unlike `All_Tags`."""
     rng = np.random.default_rng(1)
     rates = np.where(np.isin(CONCEPTS, MOST_FREQUENT[21]), 0.05, 0.005)
     labels = (rng.random((num_rows, len(CONCEPTS))) < rates).astype(np.uint8)
@@ -134,7 +134,7 @@ def make_nus_wide(
     tags = every[:, [final.index(name) for name in names]].copy()
     tags[:5] = 0
     every[:3] = 0
-    tags[10, 2], every[10, final.index("tag3")] = 0, 1  # the one place where the two differ, apart from rows 3 and 4
+    tags[10, 2], every[10, final.index("tag3")] = 0, 1  # the only difference between the two, apart from rows 3 and 4
     labels[:2, CONCEPTS.index("sky")] = 1
     folders = ["actor", "albatross", "lake", "zebra"]
     photos = [100_000 + 37 * row for row in range(num_rows)]
@@ -170,7 +170,7 @@ def make_nus_wide(
     paths = [root / "Flickr" / f"{row_id}.jpg" for row_id in ids]
     if images:
         for row, path in enumerate(paths):
-            write(path, jpeg(row, grey=row == 9))
+            write(path, jpeg(row, gray=row == 9))
     if archives:
         for name in ("Groundtruth", "ConceptsList", "NUS_WID_Tags", "ImageList"):
             pack(root, [name], f"{name}.zip")
@@ -179,8 +179,8 @@ def make_nus_wide(
 
     def counts(classes: list[str]) -> tuple[int, dict[int, bool]]:
         chosen = labels[:, [CONCEPTS.index(name) for name in classes]]
-        labelled = chosen.any(1)
-        return int(chosen.sum()), {int(labelled.sum()): False, int((labelled & tags.any(1)).sum()): True}
+        labeled = chosen.any(1)
+        return int(chosen.sum()), {int(labeled.sum()): False, int((labeled & tags.any(1)).sum()): True}
 
     by_number = {10: list(MOST_FREQUENT[10]), 21: list(MOST_FREQUENT[21]), 81: CONCEPTS}
     release = NUSWideRelease(

@@ -16,7 +16,7 @@ names = st.text(st.characters(whitelist_categories=["L", "N"]), min_size=1, max_
 
 
 @given(st.lists(names, max_size=5))
-def test_a_list_written_in_any_way_gives_the_same_names(labels):
+def test_list_notations_give_the_same_names(labels):
     expected = list(dict.fromkeys(labels))
     assert labels_of(labels) == expected
     assert labels_of(tuple(labels)) == expected
@@ -71,7 +71,7 @@ def test_texts(value, expected):
     assert text_of(value) == expected
 
 
-def test_usual_names_in_order_of_preference():
+def test_common_column_names_in_order_of_preference():
     found = find_columns(["Label", "tags", "ID", "Caption", "img"], "here")
     assert (found.image, found.text, found.labels, found.id) == ("img", "Caption", "Label", "ID")
     found = find_columns(["pic", "text"], "here", image_columns=["pic"])
@@ -81,7 +81,7 @@ def test_usual_names_in_order_of_preference():
     assert find_columns(["id", "image", "text"], "here", RequestedColumns(id=False)).id is None
 
 
-def test_importing_is_light():
+def test_import_is_light():
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import cmfah_hf.data as data\n"

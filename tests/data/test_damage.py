@@ -1,4 +1,4 @@
-"""Damaged and malicious files of data sets, one of each kind that once crashed, hung, or was accepted."""
+"""Damaged and malicious data files, one per kind that once crashed, hung, or was accepted."""
 
 import gzip
 import io
@@ -40,7 +40,7 @@ GOOD = '{"file_name": "a.png", "text": "a dog"}'
         ('{"file_name": "b.png\\nx", "text": "x"}', "does not exist"),
     ],
 )
-def test_lines_of_metadata(make_folder, line, problem):
+def test_invalid_metadata_lines(make_folder, line, problem):
     folder = make_folder(f"{GOOD}\n{line}\n", images=["a.png", "b.png"])
     with pytest.raises(DataError, match=rf"metadata\.jsonl, line 2\b.*{problem}") as caught:
         load_image_text(folder, streaming=True)
@@ -57,14 +57,14 @@ def test_lines_of_metadata(make_folder, line, problem):
         (b"file_name,text\na.png," + b"x" * (2**24 + 1), "line 2: has more than"),
     ],
 )
-def test_metadata_as_csv(make_folder, content, problem):
+def test_invalid_metadata_in_csv(make_folder, content, problem):
     folder = make_folder("", name="metadata.csv", images=["a.png"])
     (folder / "metadata.csv").write_bytes(content)
     with pytest.raises(DataError, match=problem):
         load_image_text(folder, streaming=True)
 
 
-def test_metadata_that_is_a_pipe_is_not_waited_for(make_folder):
+def test_metadata_pipe_is_not_read(make_folder):
     folder = make_folder([json.loads(GOOD)])
     (folder / "metadata.jsonl").unlink()
     os.mkfifo(folder / "metadata.jsonl")
@@ -72,7 +72,7 @@ def test_metadata_that_is_a_pipe_is_not_waited_for(make_folder):
         load_image_text(folder)
 
 
-def test_names_that_no_file_can_have():
+def test_impossible_file_names():
     for name in ("x" * 5000, "/" + "x/" * 3000, "nul\0l"):
         with pytest.raises(DataError, match="no such folder or file"):
             load_image_text(name)
@@ -88,7 +88,7 @@ def test_texts_in_parquet_that_are_not_utf8_name_the_file(tmp_path, streaming):
         list(load_image_text(tmp_path / "x.parquet", split="train", streaming=streaming))
 
 
-def test_parquet_columns_of_odd_names(tmp_path):
+def test_parquet_columns_with_unusual_names(tmp_path):
     content = io.BytesIO()
     Image.new("RGB", (2, 2)).save(content, "PNG")
     columns = {"3": [1], "text": ["x"], "image": [content.getvalue()], "": [2], "a\nb": [3], "\u202e": [4]}
@@ -99,7 +99,7 @@ def test_parquet_columns_of_odd_names(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["link", "soft link through one", "external storage", "virtual", "in a sparse group"])
-def test_hdf5_reads_no_other_file(tmp_path, how):
+def test_hdf5_links_to_other_files_are_not_read(tmp_path, how):
     with h5py.File(tmp_path / "secret.h5", "w") as secret:
         secret["values"] = np.ones((4, 3))
         secret.create_group("g")["values"] = np.ones((4, 3))
@@ -125,8 +125,8 @@ def test_hdf5_reads_no_other_file(tmp_path, how):
 
 
 @pytest.mark.parametrize("kind", ["mat", "h5"])
-def test_sparse_matrices_whose_places_lie_outside_are_refused(tmp_path, kind):
-    """scipy computes with them as they are, and takes the process down."""
+def test_sparse_matrices_with_indices_out_of_range_are_refused(tmp_path, kind):
+    """scipy does not check the indices and crashes the process."""
     tags = csc_matrix((np.random.default_rng(0).random((50, 9)) > 0.5).astype(float))
     file = tmp_path / f"x.{kind}"
     if kind == "mat":
@@ -145,7 +145,7 @@ def test_sparse_matrices_whose_places_lie_outside_are_refused(tmp_path, kind):
         list(open_matrices(file, axes={"labels": "ND", "tags": "ND"}).to_dataset())
 
 
-def test_bombs_in_archives_and_pipes_as_members(tmp_path):
+def test_archive_bombs_and_pipes_as_members(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_LZMA) as opened:
         opened.writestr("im1.jpg", b"\0" * 2**25)
         opened.writestr("tags1.txt", "x")
@@ -175,7 +175,7 @@ def png_of(width: int, height: int, packed: bytes, *more: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + rest + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 
 
-def test_bombs_in_images():
+def test_image_bombs():
     zeros = zlib.compress(b"\0" * 2**26)
     with pytest.raises(ImageError, match="too large to be read safely"):
         decode_image(png_of(40_000, 40_000, zeros), "bomb")
@@ -192,7 +192,7 @@ def test_images_that_start_a_program_are_refused(tmp_path):
         decode_image(content.getvalue(), "program")
 
 
-def test_corpora_without_an_end(tmp_path):
+def test_oversized_and_damaged_corpora(tmp_path):
     (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b'{"text": "' + b"x" * (2**26 + 100) + b'"}', 1))
     with pytest.raises(DataError, match=r"line 1, has more than .* characters"):
         list(iterate_files(tmp_path / "x.jsonl.gz"))
@@ -212,8 +212,8 @@ def test_corpora_without_an_end(tmp_path):
 
 @pytest.mark.parametrize("forms", [("caf\u00e9", "cafe\u0301"), ("cafe\u0301", "caf\u00e9")])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_names_are_found_in_any_form_of_unicode(tmp_path, forms, streaming):
-    """Metadata hold `\u00e9` as one character and the disk as two, as in every archive from a Mac; or the reverse."""
+def test_file_names_match_in_any_unicode_form(tmp_path, forms, streaming):
+    """Metadata may hold `é` as one character and the disk as two, as in archives from a Mac; or the reverse."""
     named, spelled = forms
     (tmp_path / spelled).mkdir()
     for name in (f"{spelled}.png", f"{spelled}/{spelled}.png", "plain.png"):
@@ -229,7 +229,7 @@ def test_names_are_found_in_any_form_of_unicode(tmp_path, forms, streaming):
     assert [row["id"] for row in part] == names
 
 
-def test_the_exact_name_goes_first_and_two_others_are_an_error(tmp_path):
+def test_an_exact_file_name_wins_and_two_equivalent_ones_are_an_error(tmp_path):
     composed, decomposed, third = "\u1e9b\u0323", "\u017f\u0323\u0307", "\u017f\u0307\u0323"
     for name, color in ((composed, "red"), (third, "blue")):
         Image.new("RGB", (3, 2), color).save(tmp_path / f"{name}.png")
@@ -244,8 +244,8 @@ def test_the_exact_name_goes_first_and_two_others_are_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["images", "parquet"])
-def test_images_that_were_overwritten_are_seen(tmp_path, kind):
-    """Results computed from a data set are cached by its fingerprint; metadata and names are unchanged here."""
+def test_overwritten_images_are_detected(tmp_path, kind):
+    """Results are cached by the data set's fingerprint; metadata and names are unchanged here."""
     image = tmp_path / "a.png"
     Image.new("RGB", (3, 2), (200, 0, 0)).save(image)
     state = image.stat()
@@ -269,7 +269,7 @@ def test_images_that_were_overwritten_are_seen(tmp_path, kind):
     assert stream_fingerprint(load_image_text(tmp_path, split="train", streaming=True)) != before
 
 
-def test_matrices_that_were_overwritten_are_seen(tmp_path):
+def test_overwritten_matrices_are_detected(tmp_path):
     def write(value):
         savemat(tmp_path / "x.mat", {"YAll": np.full((5, 3), value, np.uint8), "LAll": np.ones((5, 2), np.uint8)})
 

@@ -1,4 +1,4 @@
-"""A data set reads nothing outside its own root, whatever its rows name: no file, no link, no address."""
+"""A data set reads no file, link or address outside its own root, whatever its rows contain."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def canary(tmp_path_factory):
 
 @pytest.fixture
 def own(tmp_path, canary):
-    """A folder with one image, which is not the canary's, and its bytes."""
+    """A folder with one image, which differs from the canary, and its bytes."""
     canary.touched()
     folder = tmp_path / "own"
     folder.mkdir()
@@ -67,7 +67,7 @@ def read_all(folder: Path, streaming: bool, **kwargs) -> list:
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["file", "path", "mask", "list", "other"])
-def test_no_path_in_parquet_leads_outside(own, canary, streaming, kind):
+def test_parquet_paths_outside_the_folder_are_refused(own, canary, streaming, kind):
     folder, content = own
     good = {"bytes": content, "path": None}
     for name in (*canary.names(), f"zip://x.png::{canary.path}", "hf://datasets/me/private@main/x.png", "C:\\x.png"):
@@ -98,7 +98,7 @@ def test_no_path_in_parquet_leads_outside(own, canary, streaming, kind):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_path_next_to_bytes_is_never_opened(own, canary, streaming, monkeypatch):
+def test_a_path_with_embedded_bytes_is_never_opened(own, canary, streaming, monkeypatch):
     folder, content = own
     monkeypatch.chdir(canary.path.parent)
     names = [*canary.names(), "canary.png"]
@@ -109,7 +109,7 @@ def test_a_path_next_to_bytes_is_never_opened(own, canary, streaming, monkeypatc
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_files_of_the_data_set_itself_are_read(own, streaming):
+def test_files_of_the_data_set_are_read(own, streaming):
     folder, content = own
     (folder / "sub").mkdir()
     shutil.copy(folder / "red.png", folder / "sub" / "a.png")
@@ -121,7 +121,7 @@ def test_files_of_the_data_set_itself_are_read(own, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_links_in_a_folder_of_images(own, canary, streaming):
+def test_links_in_an_image_folder(own, canary, streaming):
     folder, _ = own
     (folder / "link.png").symlink_to(canary.path)
     (folder / "outside").symlink_to(canary.path.parent)
@@ -135,7 +135,7 @@ def test_links_in_a_folder_of_images(own, canary, streaming):
         assert canary.touched()
 
 
-def test_metadata_and_tables_that_are_links(own, canary, tmp_path):
+def test_linked_metadata_and_tables(own, canary, tmp_path):
     folder, _ = own
     secret = tmp_path / "secret.jsonl"
     secret.write_text(json.dumps({"file_name": "red.png", "text": "x"}))
@@ -156,7 +156,7 @@ def test_metadata_and_tables_that_are_links(own, canary, tmp_path):
             load_image_text(folder)
 
 
-def test_the_cache_of_the_hub_is_links_into_its_own_blobs(own, tmp_path):
+def test_links_of_the_hub_cache_to_its_blobs_are_followed(own, tmp_path):
     folder, _ = own
     repo = tmp_path / "datasets--me--own"
     snapshot = repo / "snapshots" / ("0" * 40)
@@ -169,10 +169,14 @@ def test_the_cache_of_the_hub_is_links_into_its_own_blobs(own, tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_addresses_are_fetched_where_that_is_asked_for(own, canary, streaming, caplog):
+def test_addresses_are_fetched_on_request(own, canary, streaming, caplog):
     folder, content = own
-    gone = canary.url.rpartition(":")[0] + ":9/none.png"
-    values = [{"bytes": content, "path": None}, {"bytes": None, "path": canary.url}, {"bytes": None, "path": gone}]
+    unreachable = canary.url.rpartition(":")[0] + ":9/none.png"
+    values = [
+        {"bytes": content, "path": None},
+        {"bytes": None, "path": canary.url},
+        {"bytes": None, "path": unreachable},
+    ]
     write(folder / "train.parquet", image=files_of(values))
     with pytest.raises(DataError, match=r"row 1: .*http://127.*allow_urls=True"):
         read_all(folder, streaming)
@@ -194,7 +198,7 @@ def slow_server(tmp_path):
     server.close()
 
 
-def test_what_is_fetched_has_limits(slow_server, monkeypatch):
+def test_fetching_is_limited(slow_server, monkeypatch):
     from cmfah_hf.data.rows import files
 
     monkeypatch.setattr(files, "FETCH_BYTES", 10)
@@ -206,7 +210,7 @@ def test_what_is_fetched_has_limits(slow_server, monkeypatch):
         files.fetch(slow_server.url)
 
 
-def test_a_file_that_became_a_link_is_refused_though_all_is_cached(own, canary):
+def test_a_file_replaced_by_a_link_is_refused_despite_the_cache(own, canary):
     folder, _ = own
     write(folder / "train.parquet", image=["red.png"])
     (folder / "metadata").mkdir()
@@ -220,7 +224,7 @@ def test_a_file_that_became_a_link_is_refused_though_all_is_cached(own, canary):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_pipes_and_devices_are_neither_waited_for_nor_read(own, streaming):
+def test_pipes_and_devices_are_not_read(own, streaming):
     folder, _ = own
     os.mkfifo(folder / "pipe.png")
     (folder / "zero.png").symlink_to("/dev/zero")
@@ -257,7 +261,7 @@ def test_texts_are_never_opened_as_files(own, canary):
     assert canary.touched() is None
 
 
-def test_what_lies_at_an_address(canary):
+def test_contents_of_addresses(canary):
     root = DataRoot.of_address("hf://datasets/me/own@abc/data/x.parquet")
     assert root.place("im/1.png") == "hf://datasets/me/own@abc/im/1.png"
     assert root.place("hf://datasets/me/own@abc/im/1.png") == "hf://datasets/me/own@abc/im/1.png"
@@ -283,14 +287,14 @@ for name in sys.argv[1:]:
             part = load_image_text(name, split="train", streaming=streaming)
             found = [row["image"].size for row in part]
             found += [decode_image(row["image"]).size for row in decoding_off(part)]
-        except ValueError as error:  # ours, or that of the builder of `datasets`
+        except ValueError as error:  # from this package or from the builder of `datasets`
             found = str(error)
         print(repr((name, streaming, found)))
 """
 
 
 @pytest.mark.slow
-def test_no_row_of_a_data_set_on_the_hub_leads_outside(own, canary, tmp_path):
+def test_no_row_of_a_hub_data_set_reads_outside(own, canary, tmp_path):
     folder, _ = own
     card = (
         "---\ndataset_info:\n  features:\n  - name: image\n    dtype: image\n  - name: text\n    dtype: string\n---\n"

@@ -1,4 +1,4 @@
-"""States of files: changes are found even with equal times, and unchanged files are not reported."""
+"""File states: changes are detected even with equal times, and unchanged files are not reported."""
 
 import os
 import time
@@ -21,7 +21,7 @@ def overwrite(path, content, times):
     os.utime(path, ns=times)
 
 
-def test_another_content_of_the_same_size_and_time_is_seen_at_once(file):
+def test_another_content_of_the_same_size_and_time_is_detected(file):
     old = (10**18, 10**18)
     overwrite(file, b"first", old)
     for content in (b"other", b"again", b"third"):
@@ -33,7 +33,7 @@ def test_another_content_of_the_same_size_and_time_is_seen_at_once(file):
         assert digest_of(file_states([file])) != digest_of(before)
 
 
-def test_a_file_that_has_only_grown_older_is_the_same(file):
+def test_an_unchanged_older_file_is_not_reported(file):
     before = file_states([file])
     time.sleep(0.1)
     assert file_states([file]) == before
@@ -41,7 +41,7 @@ def test_a_file_that_has_only_grown_older_is_the_same(file):
 
 
 @pytest.mark.parametrize("clock", ["whole seconds", "the future"])
-def test_where_times_prove_nothing_the_content_does(file, monkeypatch, clock):
+def test_content_decides_when_times_are_inconclusive(file, monkeypatch, clock):
     now = time.time_ns() // 10**9 * 10**9
     shown = now - 10**9 if clock == "whole seconds" else now + 10**15
     monkeypatch.setattr(file_state, "_changed_at", lambda found: shown)
@@ -54,7 +54,7 @@ def test_where_times_prove_nothing_the_content_does(file, monkeypatch, clock):
     assert digest_of(file_states([file])) != digest_of(before)
 
 
-def test_what_is_no_file_has_a_state_and_can_become_one(tmp_path, file):
+def test_missing_files_have_a_state_that_changes_when_they_appear(tmp_path, file):
     os.mkfifo(tmp_path / "pipe")
     paths = [tmp_path / "none", tmp_path / "pipe", tmp_path, "hf://datasets/a/b@0/x.png", "nul\0l", "x" * 5000]
     states = file_states(paths)

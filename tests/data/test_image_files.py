@@ -1,4 +1,4 @@
-"""Image files below a folder, and the counts of skipped ones."""
+"""Image files below a folder, and the counts of skipped files."""
 
 import os
 import sys
@@ -33,26 +33,26 @@ def names_of(found, root):
     return [path.relative_to(root).as_posix() for path in found.files]
 
 
-def test_images_are_taken_and_the_rest_is_counted(folder):
+def test_images_are_found_and_other_files_counted(folder):
     found = find_image_files(folder)
     assert names_of(found, folder) == ["a.jpg", "b.JPEG", "deep/c.png", "deep/d.webp"]
     assert found.skipped == {
         "hidden": 7, ".heic": 2, ".mp4": 2, ".cr2": 1, ".h5": 1, ".pdf": 1, ".svg": 1, ".txt": 1, "no ending": 1,
     }  # fmt: skip
-    assert next(iter(found.skipped)) == "hidden"  # the most frequent first
-    told = describe_skipped(found.skipped)
-    assert ".heic 2" in told
-    assert told.endswith("pip install pillow-heif to read HEIC")
+    assert next(iter(found.skipped)) == "hidden"  # most frequent first
+    description = describe_skipped(found.skipped)
+    assert ".heic 2" in description
+    assert description.endswith("pip install pillow-heif to read HEIC")
     assert "pillow-heif" not in describe_skipped({".mp4": 3})
 
 
-def test_hidden_ones_on_demand(folder):
+def test_hidden_files_on_request(folder):
     found = find_image_files(folder, hidden=True)
     assert {".hidden.jpg", "._a.jpg", ".thumbnails/t.jpg", "@eaDir/a.jpg/thumb.jpg", "__MACOSX/._b.jpg"} < set(
         names_of(found, folder)
     )
     assert found.skipped[".db"] == 1
-    # Whoever names a hidden folder means it.
+    # A hidden folder is read if it is named explicitly.
     assert names_of(find_image_files(folder / ".thumbnails"), folder) == [".thumbnails/t.jpg"]
 
 
@@ -70,10 +70,10 @@ def test_links_and_special_files(folder, tmp_path):
     assert names_of(found, folder) == ["a.jpg", "b.JPEG", "deep/c.png", "deep/d.webp", "in.png"]
     assert found.skipped["linked folders"] == 2
     assert found.skipped["links that leave the folder"] == 1
-    assert found.skipped["special files"] == 2  # the pipe, and the link to nothing
+    assert found.skipped["special files"] == 2  # the pipe and the dangling link
 
 
-def test_a_folder_without_images_says_what_is_there_instead(folder, tmp_path):
+def test_a_folder_without_images_reports_its_content(folder, tmp_path):
     (tmp_path / "apple").mkdir()
     for number in range(3):
         (tmp_path / "apple" / f"{number}.heic").write_bytes(b"x")
@@ -81,7 +81,7 @@ def test_a_folder_without_images_says_what_is_there_instead(folder, tmp_path):
         find_image_files(tmp_path / "apple")
 
 
-def test_heic_is_taken_where_it_can_be_read(folder, monkeypatch):
+def test_heic_is_found_if_supported(folder, monkeypatch):
     def register():
         Image.register_open("HEIF", None, None)
         Image.register_extension("HEIF", ".heic")
@@ -103,7 +103,7 @@ def test_heic_is_taken_where_it_can_be_read(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "x" * 300 + ".png", "a\0b.png", "two\nlines.png", "/dev/zero"])
-def test_sources_that_no_file_can_be_are_refused_in_one_line(name):
+def test_impossible_paths_are_refused_in_one_line(name):
     with pytest.raises(DataError) as caught:
         list(values_of_source(name, None, "images", (), "", False, None))
     assert len(str(caught.value).splitlines()) == 1

@@ -17,16 +17,16 @@ def pixels(image):
 
 @settings(max_examples=30)
 @given(arrays(np.uint8, (3, 4, 4)))
-def test_transparency_lies_over_white(values):
+def test_transparency_is_composited_on_white(values):
     alpha = values[..., 3:] / 255
     expected = values[..., :3] * alpha + 255 * (1 - alpha)
     assert np.abs(pixels(to_rgb(Image.fromarray(values))) - expected).max() <= 1
-    grey = Image.fromarray(values[..., [0, 3]])
-    assert grey.mode == "LA"
-    assert np.abs(pixels(to_rgb(grey)) - expected[..., :1]).max() <= 1
+    gray = Image.fromarray(values[..., [0, 3]])
+    assert gray.mode == "LA"
+    assert np.abs(pixels(to_rgb(gray)) - expected[..., :1]).max() <= 1
 
 
-def test_plain_rgb_is_the_same_object():
+def test_rgb_without_transparency_is_returned_as_is():
     image = Image.new("RGB", (2, 2), (1, 2, 3))
     assert to_rgb(image) is image
 
@@ -64,7 +64,7 @@ def test_palettes_with_and_without_transparency(tmp_path):
             assert pixels(to_rgb(opened)).tolist() == [[[200, 10, 10], [255, 255, 255]]], name
 
 
-def test_colour_key_transparency_of_rgb_and_grey(tmp_path):
+def test_color_key_transparency_of_rgb_and_gray(tmp_path):
     for mode, colors in (("RGB", [(1, 2, 3), (9, 9, 9)]), ("L", [5, 9])):
         image = Image.new(mode, (2, 1), colors[0])
         image.putpixel((1, 0), colors[1])
@@ -77,7 +77,7 @@ def test_colour_key_transparency_of_rgb_and_grey(tmp_path):
 
 @settings(max_examples=30)
 @given(arrays(np.uint16, (2, 3)))
-def test_16_bit_grey_is_scaled_and_not_clipped(values):
+def test_16_bit_gray_is_scaled_and_not_clipped(values):
     expected = np.rint(values / 257)
     for mode, kind in (("I;16", "<u2"), ("I;16B", ">u2")):
         image = Image.frombytes(mode, (3, 2), values.astype(kind).tobytes())
@@ -97,14 +97,14 @@ def test_16_bit_grey_is_scaled_and_not_clipped(values):
     ],
 )
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_32_bit_grey_by_its_range(mode, values, expected):
+def test_32_bit_gray_is_scaled_by_its_range(mode, values, expected):
     array = np.array([values], dtype=np.int32 if mode == "I" else np.float32)
     image = Image.fromarray(array)
     assert image.mode == mode
     assert pixels(to_rgb(image))[0, :, 0].tolist() == expected
 
 
-def test_float_grey_of_unit_range_and_not_finite():
+def test_float_gray_in_unit_range_and_with_non_finite_values():
     image = Image.fromarray(np.array([[0.0, 0.5, 1.0, np.nan, np.inf]], dtype=np.float32))
     assert pixels(to_rgb(image))[0, :, 2].tolist() == [0, 128, 255, 0, 0]
 

@@ -1,4 +1,4 @@
-"""Metadata files: mistakes are errors of one line before any image is opened; and writing of folders."""
+"""Metadata files: errors of one line before any image is opened; and writing of folders."""
 
 import json
 
@@ -77,14 +77,14 @@ def test_bad_csv(case, make_folder):
     assert str(caught.value).startswith(str(folder / "metadata.csv"))
 
 
-def test_not_utf8(make_folder):
+def test_metadata_that_is_not_utf8(make_folder):
     folder = make_folder([PAIR])
     (folder / "metadata.jsonl").write_bytes('{"file_name": "a.png", "text": "caf\xe9"}'.encode("latin-1"))
     with pytest.raises(DataError, match=r"metadata\.jsonl: is not UTF-8"):
         load_image_text(folder)
 
 
-def test_nothing_is_silently_left_out(make_folder, tmp_path):
+def test_ambiguous_folders_are_refused(make_folder, tmp_path):
     make_folder([PAIR], "two")
     make_folder("file_name,text\n", "two", "metadata.csv", [])
     with pytest.raises(DataError, match=r"holds both metadata\.jsonl and metadata\.csv"):
@@ -115,7 +115,7 @@ def test_rows_without_labels_texts_or_boxes(make_folder):
     assert loaded["boxes"][:] == [None, None, [{"label": "x", "box": [1, 2]}], [{"label": "y", "box": None}]]
 
 
-def test_types_are_inferred_over_the_whole_file(make_folder, monkeypatch):
+def test_types_are_inferred_from_the_whole_file(make_folder, monkeypatch):
     monkeypatch.setattr("cmfah_hf.data.sources.metadata._PIECE", 2)
     numbers = [None, None, 1, 2, 2.5, None, None]
     rows = [{"file_name": f"{i}.png", "text": "x", "n": n, "many": [] if i < 5 else [i]} for i, n in enumerate(numbers)]
@@ -155,7 +155,7 @@ def test_scenes_written_and_read_back_are_equal(streaming, tmp_path, rows_of):
     )
 )
 def test_any_ids_texts_and_labels_survive_writing(tmp_path_factory, rows):
-    """Ids may hold slashes, differ only by case or by what file names do not know; texts may hold anything."""
+    """Ids may contain slashes, differ only by case or have characters invalid in file names; texts may be any."""
     rows = [
         (f"x{name}", text, list(dict.fromkeys(s.strip() for s in labels if s.strip()))) for name, text, labels in rows
     ]
@@ -194,7 +194,7 @@ def test_writing_keeps_pixels_of_every_mode(tmp_path):
     assert loaded[-1]["image"].mode == "RGB"
 
 
-def test_a_failed_or_second_writing_leaves_no_false_metadata(tmp_path):
+def test_a_failed_or_repeated_write_leaves_no_wrong_metadata(tmp_path):
     data = datasets.Dataset.from_dict({"id": ["a"], "image": [str(tmp_path / "gone.png")], "text": ["x"]})
     data = data.cast_column("image", datasets.Image())
     with pytest.raises(ImageError, match=r"row 0 \(a\).*no such file"):

@@ -1,4 +1,4 @@
-"""Reading of single images: every kind of source, and every kind of bad file."""
+"""Reading single images: every kind of source, and every kind of damaged file."""
 
 import io
 import logging
@@ -28,7 +28,7 @@ def encoded(image, kind, **options):
 
 
 class Pipe(io.RawIOBase):
-    """Binary input that cannot be rewound, as standard input is."""
+    """Binary input that cannot seek, like standard input."""
 
     def __init__(self, content):
         self.content = content
@@ -67,7 +67,7 @@ def test_every_kind_of_source_gives_the_same_image(noise, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [*LOSSLESS, "JPEG", "WEBP"])
-def test_files_cut_short(kind, noise, tmp_path):
+def test_truncated_files(kind, noise, tmp_path):
     content = encoded(noise, kind)
     path = tmp_path / f"cut.{kind.lower()}"
     for part in (0.3, 0.6, 0.8):
@@ -78,7 +78,7 @@ def test_files_cut_short(kind, noise, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_an_image_names_the_file(tmp_path):
+def test_errors_name_files_that_are_no_images(tmp_path):
     (tmp_path / "text.jpg").write_text("this is not an image")
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "folder.jpg").mkdir()
@@ -102,8 +102,8 @@ def test_what_is_not_an_image_names_the_file(tmp_path):
         decode_image(io.StringIO("text"))
 
 
-def test_random_damage_either_reads_or_is_an_image_error(noise):
-    """Pillow's parsers raise many types of errors on garbage; only one type is passed on."""
+def test_random_damage_reads_or_raises_an_image_error(noise):
+    """Pillow's parsers raise many exception types on damaged data; only one type reaches the caller."""
     chance = random.Random(0)
     outcomes = {True: 0, False: 0}
     for kind in [*LOSSLESS, "JPEG", "WEBP", "ICO", "TGA", "PCX", "SGI"]:
@@ -132,7 +132,7 @@ def test_a_decompression_bomb_is_refused(noise, monkeypatch):
 def test_exif_orientation_is_applied_once(orientation, tmp_path):
     upright = Image.new("RGB", (32, 16), "blue")
     upright.paste("red", (0, 0, 16, 8))
-    # How a camera stores the image that should appear as `upright`.
+    # The pixels as a camera stores them for an image to be displayed as `upright`.
     stored = {
         1: lambda x: x,
         2: lambda x: x.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -152,12 +152,12 @@ def test_exif_orientation_is_applied_once(orientation, tmp_path):
     assert decode_image(once).tobytes() == upright.tobytes()
 
 
-def test_damaged_exif_does_not_cost_the_image(noise):
+def test_an_image_with_damaged_exif_is_read(noise):
     content = encoded(noise, "PNG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\xff\x01\x12")
     assert decode_image(content).tobytes() == noise.tobytes()
 
 
-def test_animation_gives_its_first_frame(tmp_path):
+def test_an_animation_gives_its_first_frame(tmp_path):
     frames = [Image.new("P", (4, 4), i) for i in range(3)]
     for frame in frames:
         frame.putpalette([0, 0, 0, 250, 0, 0, 0, 250, 0])
@@ -169,12 +169,12 @@ def test_animation_gives_its_first_frame(tmp_path):
     assert decode_image(opened).convert("RGB").getpixel((0, 0)) == (250, 0, 0)
     image = decode_image(path)
     path.unlink()
-    assert image.copy().size == (4, 4)  # needs no file any more
+    assert image.copy().size == (4, 4)  # no longer needs the file
 
 
 @pytest.fixture
 def partly_bad(tmp_path):
-    """Six images, of which 1 is text, 3 is cut short, and 4 is missing."""
+    """Six images: 1 is a text, 3 is truncated, and 4 is missing."""
     scenes = make_scenes(6, image_size=32)
     paths = [tmp_path / f"{i}.png" for i in range(6)]
     for scene, path in zip(scenes, paths, strict=True):
@@ -218,12 +218,12 @@ def test_drop_unreadable_from_streams(partly_bad, caplog):
     messages = [record.getMessage() for record in caplog.records]
     assert [message.rsplit(". ", 1)[-1] for message in messages] == [f"{n} unreadable so far." for n in (1, 2, 3)]
     assert "p4" in messages[-1]
-    # Decoding is still something the user can turn off and stages can follow.
+    # Users can still disable decoding, and further stages can follow.
     assert [row["image"].keys() for row in kept.decode(False)] == [{"bytes": None, "path": None}.keys()] * 3
     assert [row["size"] for row in kept.map(lambda row: {"size": row["image"].width})] == [32] * 3
 
 
-def test_nothing_to_drop_changes_nothing(caplog):
+def test_dropping_nothing_changes_nothing(caplog):
     scenes = make_scenes(3, image_size=32)
     with caplog.at_level(logging.WARNING):
         assert drop_unreadable(scenes) is scenes

@@ -1,4 +1,4 @@
-"""Counts of an inspection, against a folder with every kind of defect, counted by hand."""
+"""Counts of an inspection, against manual counts of a folder with every kind of defect."""
 
 import io
 import json
@@ -18,10 +18,10 @@ TRAIN = [
     ("a.png", "a dog on the beach", ["dog", "sea"]),
     ("b.png", "", ["dog"]),
     ("copy-of-a.png", "A Dog", ["dog", "sea", "sky"]),  # the same file
-    ("again-a.png", "dog dog", []),  # the same pixels, encoded otherwise
+    ("again-a.png", "dog dog", []),  # the same pixels in another encoding
     ("broken.jpg", "night", ["sky"]),
     ("grey.png", "fog", None),
-    ("grey-as-colour.png", "fog, sea!", ["sea"]),  # the same pixels once it is RGB
+    ("grey-as-colour.png", "fog, sea!", ["sea"]),  # the same pixels after conversion to RGB
     ("none.png", None, ["sky"]),
 ]
 QUERY = [("q.png", "beach", ["sea"]), ("leaked.png", "somewhere else", ["sky"])]
@@ -36,13 +36,13 @@ def folder(make_folder):
     make_folder(rows(QUERY), "pairs/query")
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
-    grey = Image.fromarray(rng.integers(0, 256, (5, 7), dtype=np.uint8))
+    gray = Image.fromarray(rng.integers(0, 256, (5, 7), dtype=np.uint8))
     train = root / "train"
     image.save(train / "a.png")
     (train / "copy-of-a.png").write_bytes((train / "a.png").read_bytes())
     image.save(train / "again-a.png", compress_level=0)
-    grey.save(train / "grey.png")
-    grey.convert("RGB").save(train / "grey-as-colour.png")
+    gray.save(train / "grey.png")
+    gray.convert("RGB").save(train / "grey-as-colour.png")
     buffer = io.BytesIO()
     image.resize((60, 60)).save(buffer, "JPEG")
     (train / "broken.jpg").write_bytes(buffer.getvalue()[:300])
@@ -51,7 +51,7 @@ def folder(make_folder):
     return root
 
 
-def test_counts_are_those_made_by_hand(folder):
+def test_counts_match_manual_counts(folder):
     found = inspect_pairs(folder)
     rows = [*TRAIN, *QUERY]
     assert (found.splits, found.items) == ({"train": 8, "query": 2}, 10)
@@ -73,8 +73,8 @@ def test_counts_are_those_made_by_hand(folder):
     assert found.labels.shares == {name: count / 10 for name, count in counts.items()}
     assert found.labels.mean_per_item == pytest.approx(sum(map(len, labels)) / 10)
     assert found.labels.per_item == dict(sorted(Counter(map(len, labels)).items()))
-    together = Counter(pair for names in labels for pair in combinations(sorted(names), 2))
-    assert {(first, second): count for first, second, count in found.labels.pairs} == together
+    pair_counts = Counter(pair for names in labels for pair in combinations(sorted(names), 2))
+    assert {(first, second): count for first, second, count in found.labels.pairs} == pair_counts
     assert found.labels.by_split == {"train": {"dog": 3, "sea": 3, "sky": 3}, "query": {"sea": 1, "sky": 1}}
 
     assert found.images.sizes == {"12x9": 4, "6x4": 2, "7x5": 2}
@@ -108,14 +108,14 @@ def test_duplicates_and_leakage(folder):
     assert inspect_pairs(folder, split="query").duplicates.leaks == {}
 
 
-def test_a_database_that_holds_the_training_pairs(tmp_path):
+def test_a_database_that_contains_the_training_pairs(tmp_path):
     """A prepared research split: no leakage between train and database, and no pair counts twice."""
     import h5py
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (10, 6, 6, 3), dtype=np.uint8)
-    images[9] = images[0]  # a query's image is in the rest
-    images[8] = images[7]  # and a training pair's
+    images[9] = images[0]  # a query's image is in the remainder
+    images[8] = images[7]  # and a training pair's image
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.update({"images": images, "tags": np.eye(10, 4), "labels": np.ones((10, 2))})
     split = {"queries": "first", "num_queries": 2, "num_train": 6}
@@ -123,7 +123,7 @@ def test_a_database_that_holds_the_training_pairs(tmp_path):
     assert (found.splits, found.items) == ({"train": 6, "query": 2, "database": 8}, 10)
     assert found.labels.counts == {"class00": 10, "class01": 10}
     assert found.labels.by_split["database"] == {"class00": 8, "class01": 8}
-    # Row 7 is a training pair, and 8 of the database: the database has the image twice.
+    # Row 7 is a training pair and 8 a database pair: the database has the image twice.
     assert found.duplicates.same_bytes == [["train/7", "database/8"]]
     assert found.duplicates.extra_bytes == 1
     assert found.duplicates.leaks == {"query & database": 1}
@@ -156,7 +156,7 @@ def test_tables_prepared_without_images(replicas, tmp_path):
     assert sum(found.labels.by_split["query"].values()) >= report.rows["query"]
 
 
-def test_ids_that_occur_twice(tmp_path):
+def test_duplicate_ids(tmp_path):
     scenes = load_scenes(4, 2, image_size=32)["train"]
     rows = scenes.remove_columns("id").add_column("id", ["x", "y", "x", "x"])
     rows.to_parquet(tmp_path / "train.parquet")
@@ -165,7 +165,7 @@ def test_ids_that_occur_twice(tmp_path):
     assert "ids that occur more than once in their split: 1" in found.warnings
 
 
-def test_nothing_there(tmp_path):
+def test_empty_folder(tmp_path):
     with pytest.raises(DataError, match="there is no such folder"):
         inspect_pairs(tmp_path / "gone")
 
@@ -180,7 +180,7 @@ def test_plots_of_the_counts(folder, tmp_path):
         assert 0.02 < blue < 0.6, file
 
 
-def test_lengths_of_bars_are_the_counts(folder, tmp_path, monkeypatch):
+def test_bar_lengths_are_the_counts(folder, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     figures = []
@@ -195,7 +195,7 @@ def test_lengths_of_bars_are_the_counts(folder, tmp_path, monkeypatch):
     assert sum(bar.get_height() for bar in lengths.patches) == found.items
 
 
-def test_the_command_prints_writes_and_speaks_json(folder, tmp_path, capsys, monkeypatch):
+def test_the_command_prints_writes_and_outputs_json(folder, tmp_path, capsys, monkeypatch):
     from cmfah_hf.cli import main
 
     monkeypatch.setenv("COLUMNS", "160")

@@ -25,7 +25,7 @@ def products(rows, classes):
 
 @few
 @given(rows_of_labels)
-def test_counts_are_the_product_of_the_multi_hot_matrix_with_itself(rows):
+def test_counts_are_the_gram_matrix_of_the_multi_hot_labels(rows):
     counts = LabelCounts()
     for row in rows:
         counts.add(row)
@@ -35,13 +35,13 @@ def test_counts_are_the_product_of_the_multi_hot_matrix_with_itself(rows):
     assert counts.matrix(classes).dtype == np.int64
     again = LabelCounts(json.loads(json.dumps(counts.to_dict())))
     np.testing.assert_array_equal(again.matrix(classes), counts.matrix(classes))
-    # The order of the classes is the order of the rows and columns, and nothing else.
+    # The order of the classes only permutes rows and columns.
     order = np.random.default_rng(len(rows)).permutation(len(classes))
     permuted = counts.matrix([classes[i] for i in order])
     np.testing.assert_array_equal(permuted, counts.matrix(classes)[np.ix_(order, order)])
 
 
-def test_a_stream_is_read_once_and_gives_what_the_data_set_gives():
+def test_a_stream_is_read_once_and_matches_the_data_set():
     rows = [["sea", "sun"], None, ["sun"], ["sea", "sun", "sun"], []]
     passes = []
 
@@ -57,13 +57,13 @@ def test_a_stream_is_read_once_and_gives_what_the_data_set_gives():
     assert passes == [True]
 
 
-def test_classes_that_are_not_asked_for_are_left_out():
+def test_other_classes_are_ignored():
     counts = LabelCounts({"a": {"a": 2, "b": 1}, "b": {"a": 1, "b": 5}})
     assert counts.matrix(["b"]).tolist() == [[5]]
     assert LabelCounts().matrix([]).shape == (0, 0)
 
 
-def test_what_are_no_labels():
+def test_invalid_labels():
     with pytest.raises(DataError, match="no column 'labels', which the label graph needs; present are: n"):
         LabelCounts.of(datasets.Dataset.from_dict({"n": [1]}))
     with pytest.raises(DataError, match="the string 'sea'; give a list"):

@@ -1,4 +1,4 @@
-"""Class names and multi-hot labels, against a matrix filled cell by cell."""
+"""Class names and multi-hot labels, against a matrix filled in a loop."""
 
 import logging
 
@@ -16,7 +16,7 @@ CLASSES = ["a", "b", "c", "d"]
 
 
 @given(st.lists(st.lists(st.sampled_from(CLASSES), max_size=6), min_size=1, max_size=8))
-def test_encoding_equals_scikit_learns(rows):
+def test_encoding_matches_scikit_learn(rows):
     encoded = encode_labels(rows, CLASSES)
     assert encoded.dtype == np.float32
     assert (encoded == MultiLabelBinarizer(classes=CLASSES).fit_transform(rows)).all()
@@ -29,7 +29,7 @@ def test_order_of_classes_and_type():
     assert encode_labels([], CLASSES).shape == (0, 4)
 
 
-def test_strangers_are_named_in_one_warning(caplog):
+def test_unknown_labels_are_named_in_one_warning(caplog):
     with caplog.at_level(logging.WARNING):
         encoded = encode_labels([["a", "x"], ["y", "x"], ["b"]], CLASSES)
     assert encoded.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
@@ -39,7 +39,7 @@ def test_strangers_are_named_in_one_warning(caplog):
         encode_labels([["a"], ["y"]], CLASSES, unknown="error")
 
 
-def test_mistakes():
+def test_invalid_arguments():
     with pytest.raises(DataError, match="classes occur twice: 'a'"):
         encode_labels([["a"]], ["a", "b", "a"])
     with pytest.raises(DataError, match="row 0: the labels are the string 'ab'"):
@@ -59,6 +59,6 @@ def test_collect_classes(streaming):
         collect_classes(data.remove_columns("labels"))
 
 
-def test_no_row_has_a_label():
+def test_rows_without_labels():
     with pytest.raises(DataError, match="no row has a label"):
         collect_classes(datasets.Dataset.from_dict({"labels": [[], []]}))

@@ -38,7 +38,7 @@ def test_flat_folder(make_folder):
     assert [row["image"].getpixel((0, 0)) for row in loaded["train"]] == [(0, 90, 30), (1, 90, 30), (2, 90, 30)]
 
 
-def test_split_folders_of_any_name_and_with_different_columns(make_folder, tmp_path):
+def test_split_folders_with_any_names_and_different_columns(make_folder, tmp_path):
     make_folder(PAIRS, "root/query")
     make_folder([{"file_name": "a.png", "text": "x", "rating": 3}], "root/database")
     make_folder(PAIRS[:1], "root/train")
@@ -51,7 +51,7 @@ def test_split_folders_of_any_name_and_with_different_columns(make_folder, tmp_p
     assert uniform(load_image_text(tmp_path / "root", split="query")) == EXPECTED
 
 
-def test_stream_gives_the_same_rows_and_can_be_shared_by_workers(make_folder, rows_of):
+def test_a_stream_gives_the_same_rows_and_is_shared_by_workers(make_folder, rows_of):
     folder = make_folder([{"file_name": f"{i}.png", "text": f"t{i}", "boxes": [{"x": i}]} for i in range(40)])
     table = load_image_text(folder, split="train")
     stream = load_image_text(folder, split="train", streaming=True)
@@ -73,15 +73,15 @@ def test_slices_and_sums_of_splits(make_folder, tmp_path):
             load(split="test", streaming=streaming)
 
 
-def test_changed_metadata_is_read_anew(make_folder):
+def test_changed_metadata_is_reloaded(make_folder):
     folder = make_folder([{"file_name": "a.png", "text": "before"}])
     assert load_image_text(folder, split="train")["text"][:] == ["before"]
     make_folder([{"file_name": "a.png", "text": "after!"}])
     assert load_image_text(folder, split="train")["text"][:] == ["after!"]
 
 
-def test_values_stay_as_written(make_folder):
-    """Ids with leading zeros, tags that look like numbers, dates or nothing: type inference would change each."""
+def test_values_are_not_converted(make_folder):
+    """Leading zeros in ids, tags that look like numbers, dates or nulls: type inference would change them all."""
     texts = ["2019", "2019-05-01", "null", "NA"]
     rows = [{"file_name": f"{i}.png", "id": f"00{i}", "text": text} for i, text in enumerate(texts)]
     csv = "file_name,id,text\n" + "".join(f"{row['file_name']},{row['id']},{row['text']}\n" for row in rows)
@@ -108,7 +108,7 @@ def test_metadata_in_parquet(make_folder, tmp_path):
     assert uniform(load_image_text(folder, split="train")) == [("a.png", "x y", None)]
 
 
-def test_other_names_of_columns(make_folder):
+def test_alternative_column_names(make_folder):
     rows = [
         {"file_name": "a.png", "text": "long", "headline": "short", "labels": ["x"], "topic": "news;sport", "key": 7}
     ]
@@ -121,18 +121,18 @@ def test_other_names_of_columns(make_folder):
         load_image_text(folder, text_column="nope")
 
 
-def test_metadata_file_itself_names_its_folder(make_folder):
+def test_a_metadata_file_selects_its_folder(make_folder):
     assert uniform(load_image_text(make_folder(PAIRS) / "metadata.jsonl", split="train")) == EXPECTED
 
 
-def test_data_variable_is_tried_for_relative_paths_only(make_folder, tmp_path, monkeypatch):
+def test_data_variable_applies_to_relative_paths_only(make_folder, tmp_path, monkeypatch):
     make_folder(PAIRS, "store/pairs")
     monkeypatch.setenv("CMFAH_DATA", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
     assert resolve_data_path("pairs") == tmp_path / "store" / "pairs"
     assert uniform(load_image_text("pairs", split="train")) == EXPECTED
     make_folder(PAIRS[:1])
-    assert resolve_data_path("pairs").absolute() == tmp_path / "pairs"  # what is here goes first
+    assert resolve_data_path("pairs").absolute() == tmp_path / "pairs"  # a path in the current folder wins
     assert str(resolve_data_path("/nowhere/pairs")) == "/nowhere/pairs"
     assert str(resolve_data_path("nothing")) == "nothing"
 
@@ -183,7 +183,7 @@ def test_a_missing_library_is_named(monkeypatch):
         load_image_text("http://x/y.parquet")
 
 
-def test_foreign_parquet_with_class_numbers_paths_and_no_ids(tmp_path):
+def test_parquet_of_others_with_class_numbers_paths_and_no_ids(tmp_path):
     """A typical data set on the Hub: `img`, lists of captions, `ClassLabel`, embedded images without names."""
     Image.new("RGB", (3, 3), "red").save(tmp_path / "red.png")
     png = (tmp_path / "red.png").read_bytes()
@@ -235,7 +235,7 @@ def write_parquet(path, **columns):
     return path
 
 
-def test_parquet_without_a_column_names_those_present(tmp_path):
+def test_parquet_without_a_required_column_names_the_others(tmp_path):
     file = write_parquet(tmp_path / "x.parquet", words=["a"], views=[1])
     for streaming in (False, True):
         with pytest.raises(
@@ -247,14 +247,14 @@ def test_parquet_without_a_column_names_those_present(tmp_path):
     assert load_image_text(file, text_column="words", split="train")["text"][:] == ["a"]
 
 
-def test_parquet_with_one_id_twice_names_both_rows(tmp_path):
+def test_parquet_with_a_duplicate_id_names_both_rows(tmp_path):
     file = write_parquet(tmp_path / "x.parquet", text=["a", "b", "c"], id=[4, 5, 4])
     with pytest.raises(DataError, match=r"rows 0 and 2 .* same id '4'.*id_column=False"):
         load_image_text(file)
     assert load_image_text(file, id_column=False, split="train")["id"][:] == ["0", "1", "2"]
 
 
-def test_labels_of_no_use_name_their_row(tmp_path):
+def test_invalid_labels_name_their_row(tmp_path):
     file = write_parquet(tmp_path / "x.parquet", text=["a", "b"], labels=[None, {"name": "x"}])
     with pytest.raises(DataError, match="row 1: labels must be names, not a dict"):
         load_image_text(file)
@@ -271,15 +271,15 @@ def test_damaged_and_empty_parquet(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "./missing", "/nowhere/at/all", "with space", "missing.parquet"])
-def test_what_does_not_exist_never_reaches_the_network(name, monkeypatch):
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: pytest.fail("asked the Hub"))
+def test_missing_paths_never_reach_the_network(name, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: pytest.fail("sent a request to the Hub"))
     with pytest.raises(DataError, match="there is no such folder or file") as caught:
         load_image_text(name)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_folder_without_metadata_says_what_to_write(tmp_path):
+def test_a_folder_without_metadata_reports_what_to_write(tmp_path):
     (tmp_path / "train").mkdir()
     Image.new("RGB", (2, 2)).save(tmp_path / "train" / "a.png")
     with pytest.raises(DataError, match=r'write a metadata\.jsonl .*\{"file_name": "im1\.jpg"') as caught:
@@ -287,7 +287,7 @@ def test_folder_without_metadata_says_what_to_write(tmp_path):
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_file_that_is_neither(tmp_path):
+def test_unsupported_file_type(tmp_path):
     (tmp_path / "pairs.zip").write_bytes(b"")
     with pytest.raises(DataError, match=r"pairs\.zip: neither a folder nor a Parquet file"):
         load_image_text(tmp_path / "pairs.zip")

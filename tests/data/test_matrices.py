@@ -1,4 +1,4 @@
-"""Matrices of research code in all layouts, against the arrays that they were written from."""
+"""Research matrices in all layouts, against the arrays that were written."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ COUNT, TAGS, CLASSES = 9, 14, 5
 
 @pytest.fixture(scope="module")
 def arrays():
-    """Images `(N, H, W, C)` that are no squares, features, tags and labels."""
+    """Images `(N, H, W, C)` that are not square, features, tags and labels."""
     rng = np.random.default_rng(0)
     return {
         "images": rng.integers(0, 256, (COUNT, 6, 8, 3), dtype=np.uint8),
@@ -34,7 +34,7 @@ def arrays():
 
 
 def write_mat73(path: Path, values: dict, extra=None) -> Path:
-    """An HDF5 file as MATLAB's `save -v7.3` writes it: a user block, classes as attributes, axes in reverse, sparse
+    """Writes an HDF5 file like MATLAB's `save -v7.3`: a user block, classes as attributes, reversed axes, sparse
     matrices as groups of compressed columns."""
     with h5py.File(path, "w", userblock_size=512) as file:
         for name, value in values.items():
@@ -95,7 +95,7 @@ def test_matlab_5(tmp_path, arrays, names, sparse, compressed):
     assert matrices.axes == {"images": "HWCN", "tags": "ND", "labels": "ND"}
     listed = {variable.name: (variable.shape, variable.kind) for variable in list_variables(tmp_path / "all.mat")}
     expected = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(tmp_path / "all.mat")}
-    # scipy calls a sparse logical matrix logical.
+    # scipy uses the type logical for a sparse logical matrix.
     assert {name: shape for name, (shape, _) in listed.items()} == {
         name: shape for name, (shape, _) in expected.items()
     }
@@ -120,7 +120,7 @@ def test_any_type_and_byte_order(tmp_path, arrays, dtype, order, compressed):
 
 
 def test_big_endian_file(tmp_path):
-    """Written by hand, since scipy writes this machine's order alone: one double matrix of 2 x 3."""
+    """Written by hand, since scipy only writes the native byte order: one double matrix of 2 x 3."""
     import struct
 
     values = np.arange(6, dtype=">f8")
@@ -138,7 +138,7 @@ def test_big_endian_file(tmp_path):
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_matlab_73_counts_axes_in_reverse(tmp_path, arrays, sparse):
+def test_matlab_73_axes_are_reversed(tmp_path, arrays, sparse):
     values = {
         "IAll": arrays["images"].transpose(1, 2, 3, 0),  # H x W x C x N in MATLAB, N x C x W x H in h5py
         "YAll": scipy.sparse.csc_matrix(arrays["tags"]) if sparse else arrays["tags"],
@@ -150,7 +150,7 @@ def test_matlab_73_counts_axes_in_reverse(tmp_path, arrays, sparse):
     assert "IAll (uint8, 9 x 3 x 8 x 6), read as N x C x W x H" in matrices.describe()[0]
 
 
-def test_a_sparse_group_without_any_value(tmp_path, arrays):
+def test_a_sparse_group_without_values(tmp_path, arrays):
     values = {"YAll": scipy.sparse.csc_matrix((COUNT, TAGS)), "LAll": arrays["labels"]}
     matrices = open_matrices(write_mat73(tmp_path / "x.mat", values))
     assert matrices.tags[:].shape == (COUNT, TAGS)
@@ -160,7 +160,7 @@ def test_a_sparse_group_without_any_value(tmp_path, arrays):
 @pytest.mark.parametrize(("axes", "order"), [("NCHW", (0, 3, 1, 2)), ("NHWC", (0, 1, 2, 3)), ("WHCN", (2, 1, 3, 0))])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("chunks", [None, True])
-def test_hdf5_of_python(tmp_path, arrays, axes, order, transposed, chunks):
+def test_hdf5_written_by_python(tmp_path, arrays, axes, order, transposed, chunks):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.create_dataset("images", data=arrays["images"].transpose(order), chunks=chunks)
         file["tags"] = arrays["tags"].T if transposed else arrays["tags"]
@@ -171,7 +171,7 @@ def test_hdf5_of_python(tmp_path, arrays, axes, order, transposed, chunks):
 
 
 def test_three_files_of_two_formats_in_a_folder(tmp_path, arrays):
-    """The usual download: images as HDF5, the rest as MATLAB 5, and a file of the images' names in cells."""
+    """The usual download: images as HDF5, the rest as MATLAB 5, and a file with the image names in cells."""
     folder = tmp_path / "mirflickr"
     for name in ("IAll", "YAll", "LAll", "FAll"):
         (folder / name).mkdir(parents=True)
@@ -187,7 +187,7 @@ def test_three_files_of_two_formats_in_a_folder(tmp_path, arrays):
     np.testing.assert_array_equal(np.asarray(rows[4]["image"]), arrays["images"][4])
 
 
-def test_axes_given_win(tmp_path, arrays):
+def test_given_axes_override_detection(tmp_path, arrays):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["images"] = arrays["images"].transpose(0, 3, 2, 1)
         file["tags"] = arrays["tags"]
@@ -214,7 +214,7 @@ def test_gray_images_and_features(tmp_path, arrays):
 
 @settings(max_examples=40)
 @given(data=st.data())
-def test_rows_of_any_layout_are_those_of_the_array(tmp_path_factory, data):
+def test_rows_of_any_layout_match_the_array(tmp_path_factory, data):
     """Blocks, slices and single rows through small blocks, of MATLAB 5 and of chunked HDF5, along either axis."""
 
     shape = data.draw(st.tuples(st.integers(2, 12), st.integers(13, 20)))
@@ -256,7 +256,7 @@ def test_rows_of_any_layout_are_those_of_the_array(tmp_path_factory, data):
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("compression", [None, "gzip"])
 @pytest.mark.parametrize("userblock", [0, 1024])
-def test_one_huge_chunk_is_inflated_without_h5py(tmp_path, monkeypatch, shuffle, compression, userblock):
+def test_one_large_chunk_is_decompressed_without_h5py(tmp_path, monkeypatch, shuffle, compression, userblock):
 
     values = np.random.default_rng(1).normal(size=(50, 3, 4, 5)).astype(np.float32)
     with h5py.File(tmp_path / "x.h5", "w", userblock_size=userblock) as file:
@@ -274,7 +274,7 @@ MEMORY = """
 import sys
 import numpy as np
 from cmfah_hf.data import open_matrices
-def peak():  # not ru_maxrss, which a new process has from the one that started it
+def peak():  # not ru_maxrss, which a new process inherits from its parent
     status = open("/proc/self/status").read()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 matrices = open_matrices(sys.argv[1])
@@ -304,8 +304,8 @@ def run_alone(environment, *arguments) -> list[list[float]]:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
 @pytest.mark.slow
-def test_four_gigabytes_of_hdf5_in_a_fraction_of_them(tmp_path, environment):
-    """20,015 images of 256 x 256, of which the file holds one; the rest are its fill value."""
+def test_four_gigabytes_of_hdf5_take_a_fraction_of_the_memory(tmp_path, environment):
+    """20,015 images of 256 x 256; the file stores one of them, and the rest is its fill value."""
     with h5py.File(tmp_path / "x.h5", "w") as file:
         images = file.create_dataset("IAll", (20015, 3, 256, 256), "u1", chunks=(64, 3, 256, 256), compression="gzip")
         images[0] = 7
@@ -318,11 +318,11 @@ def test_four_gigabytes_of_hdf5_in_a_fraction_of_them(tmp_path, environment):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
-def test_compressed_matlab_5_is_not_unpacked_in_memory(tmp_path, environment):
+def test_compressed_matlab_5_is_not_decompressed_into_memory(tmp_path, environment):
     count = 3500
     values = {"YAll": np.eye(count, 12), "LAll": np.ones((count, 2))}
     scipy.io.savemat(tmp_path / "rest.mat", values)
-    # Written piece by piece, since scipy would hold the matrix several times.
+    # Written in pieces, since scipy would hold several copies of the matrix.
     write_compressed_zeros(tmp_path / "images.mat", "IAll", (224, 224, 3, count))
     run = run_alone(environment, tmp_path)
     rows, total, tags, peak = run[0]

@@ -1,4 +1,4 @@
-"""Matrices as data sets: columns, research splits, what is refused, and Parquet that `datasets` opens alone."""
+"""Matrices as data sets: columns, research splits, refused input, and Parquet readable by `datasets` alone."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ COUNT = 12
 def arrays():
     rng = np.random.default_rng(3)
     tags = (rng.random((COUNT, 6)) < 0.4).astype(np.uint8)
-    tags[5] = 0  # a pair without a text
+    tags[5] = 0  # a pair without text
     return {
         "images": rng.integers(0, 256, (COUNT, 5, 4, 3), dtype=np.uint8),
         "tags": tags,
@@ -63,8 +63,8 @@ def check_rows(found, arrays, rows):
 @pytest.mark.parametrize(
     ("queries", "query", "train", "database"),
     [
-        ("first", range(2), range(2, 7), range(2, 12)),  # as DCMH and AGAH have it
-        ("last", range(10, 12), range(5), range(10)),  # as DADH and UCCH do
+        ("first", range(2), range(2, 7), range(2, 12)),  # as in DCMH and AGAH
+        ("last", range(10, 12), range(5), range(10)),  # as in DADH and UCCH
     ],
 )
 def test_research_split(file, arrays, streaming, queries, query, train, database):
@@ -79,7 +79,7 @@ def test_research_split(file, arrays, streaming, queries, query, train, database
     assert part.features["labels"] == datasets.List(datasets.Value("string"))
 
 
-def test_names_without_lists_and_from_files(file, arrays, tmp_path):
+def test_names_from_lists_and_files(file, arrays, tmp_path):
     row = next(iter(open_matrices(file).to_dataset()))
     numbers = np.flatnonzero(arrays["tags"][0])
     assert row["tags"] == [f"tag{number:02d}" for number in numbers]
@@ -105,7 +105,7 @@ def test_one_column_of_class_numbers(tmp_path, arrays, first, column):
     assert open_matrices(tmp_path / "x.h5").label_names == [f"class{i + first:02d}" for i in range(3)]
 
 
-def test_a_stream_is_divided_among_workers_and_read_without_images(file, arrays):
+def test_a_stream_is_split_among_workers_and_read_without_images(file, arrays):
     from torch.utils.data import DataLoader
 
     stream = load_image_text(file, split="train", streaming=True, images=False)
@@ -124,15 +124,15 @@ def test_images_of_other_types(tmp_path, arrays, dtype, scale):
         np.testing.assert_array_equal(np.asarray(row["image"]), image)
 
 
-def test_values_that_are_no_images(tmp_path, arrays):
+def test_values_that_are_not_images(tmp_path, arrays):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.update({"images": arrays["images"].astype("f4") - 120, "tags": arrays["tags"]})
     with pytest.raises(DataError, match=r"images, row 0: values from -\d+ to \d+ are outside the range of images"):
         list(open_matrices(tmp_path / "x.h5").to_dataset())
 
 
-def test_images_on_their_side_give_a_warning(tmp_path, caplog):
-    """Light above, dark below, noise everywhere: 140 of them, stored the other way round."""
+def test_transposed_images_give_a_warning(tmp_path, caplog):
+    """Light at the top, dark at the bottom, noise everywhere: 140 images, stored transposed."""
     rng = np.random.default_rng(0)
     images = np.linspace(200, 80, 16)[None, :, None, None] + rng.normal(0, 30, (140, 16, 16, 3))
     upright = images.clip(0, 255).astype(np.uint8)
@@ -194,8 +194,8 @@ def test_converted_matrices_open_without_this_package(file, arrays, tmp_path, en
         convert_matrices(open_matrices(file), out)
 
 
-def test_a_killed_conversion_goes_on_where_it_was(file, arrays, tmp_path, environment):
-    """Killed within the third shard: the two before it are kept as they are, the third is written whole."""
+def test_a_killed_conversion_resumes(file, arrays, tmp_path, environment):
+    """Killed in the third shard: the first two are kept as they are, the third is rewritten."""
     out = tmp_path / "out"
     code = (
         "import sys, time\n"
@@ -273,7 +273,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "values", "message"), REFUSED)
-def test_what_is_refused_when_opened(tmp_path, name, values, message):
+def test_invalid_files_are_refused_when_opened(tmp_path, name, values, message):
     with pytest.raises(DataError, match=message) as error:
         open_matrices(write(tmp_path, values, name))
     assert "\n" not in str(error.value)
@@ -292,7 +292,7 @@ def test_nan_in_tags_or_labels(tmp_path, value, role, name):
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
-def test_cut_matlab_5(tmp_path, arrays, compressed, kept):
+def test_truncated_matlab_5(tmp_path, arrays, compressed, kept):
     values = {"YAll": arrays["tags"], "IAll": arrays["images"].transpose(1, 2, 3, 0)}
     content = write(tmp_path, values, "x.mat", do_compression=compressed).read_bytes()
     (tmp_path / "cut.mat").write_bytes(content[: int(kept * len(content))])
@@ -310,7 +310,7 @@ def test_damaged_compressed_values(tmp_path, arrays):
         list(open_matrices(path).to_dataset())
 
 
-def test_what_is_no_file_of_matrices(tmp_path, file):
+def test_files_that_are_not_matrices(tmp_path, file):
     content = file.read_bytes()
     (tmp_path / "cut.h5").write_bytes(content[: len(content) // 2])
     scipy.io.savemat(tmp_path / "four.mat", {"YAll": np.ones((3, 2))}, format="4")
@@ -330,7 +330,7 @@ def test_what_is_no_file_of_matrices(tmp_path, file):
         assert str(tmp_path / path) in str(error.value)
 
 
-def test_variables_of_other_names(tmp_path, arrays):
+def test_other_variable_names(tmp_path, arrays):
     values = {"I_all": arrays["images"], "T_all": arrays["tags"], "labels": arrays["labels"], "tags": np.ones((3, 3))}
     path = write(tmp_path, values)
     with pytest.raises(DataError, match="3 pairs fit ND and DN"):
@@ -362,7 +362,7 @@ def test_variables_of_other_names(tmp_path, arrays):
         ),
     ],
 )
-def test_splits_that_do_not_fit(file, split, message):
+def test_invalid_splits(file, split, message):
     with pytest.raises(DataError, match=message):
         load_image_text(file, streaming=True, **split)
 
@@ -376,7 +376,7 @@ def test_arguments_that_matrices_do_not_accept(file, tmp_path, arrays):
         open_matrices(write(tmp_path, {"images": arrays["images"], "labels": arrays["labels"]})).to_dataset()
 
 
-def test_a_folder_of_matrices_is_a_data_set_and_one_of_images_is_not(file, make_folder):
+def test_a_folder_of_matrices_is_recognized_and_an_image_folder_is_not(file, make_folder):
     from cmfah_hf.data.loading import is_data_set
 
     assert is_data_set(file.parent)
@@ -386,7 +386,7 @@ def test_a_folder_of_matrices_is_a_data_set_and_one_of_images_is_not(file, make_
     assert not is_data_set(images)
 
 
-def test_another_working_folder_changes_nothing(file, arrays, monkeypatch):
+def test_changing_the_working_folder_changes_nothing(file, arrays, monkeypatch):
     monkeypatch.chdir(file.parent)
     stream = load_image_text(file.name, split="train", streaming=True, tag_names=TAG_NAMES, label_names=CLASS_NAMES)
     monkeypatch.chdir("/")

@@ -1,4 +1,4 @@
-"""Preparation of MIRFlickr: a small exact replica, and the error for each kind of defect."""
+"""Preparation of MIRFlickr: a small replica, and the error for each kind of defect."""
 
 import re
 import zipfile
@@ -20,7 +20,7 @@ def replica(request, replicas, tmp_path):
 
 @pytest.fixture
 def bare(replicas, tmp_path):
-    """Without images, in folders, to be damaged."""
+    """A replica without images, in folders, to be damaged by tests."""
     return replicas.make_mirflickr(tmp_path / "release", images=False)
 
 
@@ -30,7 +30,7 @@ def matrix(lists, width):
     return dense
 
 
-def test_tables_are_those_of_the_files(replica):
+def test_tables_match_the_files(replica):
     with ReleaseFiles(replica.root) as files:
         corrections = Corrections(files)
         table = read_mirflickr(files, replica.release, CountChecks(False, corrections))
@@ -44,7 +44,7 @@ def test_tables_are_those_of_the_files(replica):
 
 
 @pytest.mark.parametrize("needs_tag", [True, False])
-def test_variants_are_the_rows_with_a_label_and_a_tag_or_a_label(replica, tmp_path, needs_tag):
+def test_variants_select_rows_by_labels_and_tags(replica, tmp_path, needs_tag):
     (variant,) = [number for number, needs in replica.release.variants.items() if needs is needs_tag]
     report = prepare_mirflickr25k(replica.root, tmp_path / "out", variant=variant, release=replica.release)
     chosen = replica.labels.any(1) & (replica.tags.any(1) | (not needs_tag))
@@ -64,7 +64,7 @@ def test_variants_are_the_rows_with_a_label_and_a_tag_or_a_label(replica, tmp_pa
             assert row["image"].mode == ("L" if number == 7 else "RGB")
 
 
-def test_tags_stand_in_the_order_of_the_photographer(replica, tmp_path):
+def test_tags_keep_the_order_of_the_photographer(replica, tmp_path):
     bytes_ = {}
     with ReleaseFiles(replica.root) as files:
         for number in range(60):
@@ -95,7 +95,7 @@ DEFECTS = {
         lambda root: (root / "mirflickr/doc/common_tags.txt").unlink(),
         r"doc/common_tags\.txt \(the common tags, in mirflickr25k\.zip\) is missing",
     ),
-    "no tags of a image": (
+    "no tags of an image": (
         lambda root: (root / "mirflickr/meta/tags/tags33.txt").unlink(),
         r"meta/tags/tags33\.txt \(the tags of image 33 of 60, .*present are: mirflickr/meta/tags/tags1\.txt",
     ),
@@ -107,11 +107,11 @@ DEFECTS = {
         lambda root: spoil(root / "mirflickr25k_annotations_v080/dog.txt", b"im3\n"),
         r"dog\.txt, line 1: 'im3' is not the number of an image",
     ),
-    "an annotation too few": (
+    "a missing annotation": (
         lambda root: spoil(root / "mirflickr25k_annotations_v080/dog.txt", b""),
         r"annotations: \d+ labels over all rows instead of 121; .*--allow-other-counts",
     ),
-    "a common tag too few": (
+    "a missing common tag": (
         lambda root: spoil(root / "mirflickr/doc/common_tags.txt", b"nikon 20\r\nexplore 20\r\n"),
         r"common_tags\.txt: 2 tags instead of 10",
     ),
@@ -119,11 +119,11 @@ DEFECTS = {
         lambda root: spoil(root / "mirflickr/doc/common_tags.txt", b"nikon 20\nexplore\n"),
         r"common_tags\.txt, line 2: 'explore' is not a tag with its count",
     ),
-    "a tag twice": (
+    "a repeated tag": (
         lambda root: spoil(root / "mirflickr/doc/common_tags.txt", b"nikon 20\nnikon 3\n"),
         r"common_tags\.txt, line 2: 'nikon' occurs twice",
     ),
-    "a tag more": (
+    "an extra tag": (
         lambda root: spoil(root / "mirflickr/meta/tags/tags1.txt", b"nikon"),
         r"meta/tags: 136 common tags over all rows instead of 135",
     ),
@@ -144,7 +144,7 @@ def test_defects_are_named(bare, defect, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_other_counts_can_be_allowed_and_are_listed_on_the_card(bare, tmp_path):
+def test_other_counts_are_allowed_on_request_and_listed_on_the_card(bare, tmp_path):
     (bare.root / "mirflickr25k_annotations_v080/dog.txt").write_bytes(b"1\n")
     report = prepare_mirflickr25k(bare.root, tmp_path / "out", allow_other_counts=True, release=bare.release)
     lines = [line for line in report.corrections if "this copy differs from the release" in line]
@@ -155,7 +155,7 @@ def test_other_counts_can_be_allowed_and_are_listed_on_the_card(bare, tmp_path):
     assert str(tmp_path) not in card
 
 
-def test_arguments_that_cannot_be(bare):
+def test_invalid_arguments(bare):
     with pytest.raises(DataError, match=r"variant=20014 is not known; give one of 43, 53"):
         prepare_mirflickr25k(bare.root, None, variant=20014, release=bare.release)
     with pytest.raises(DataError, match=r"split='random' is not known; give one of paper, dcmh, dadh"):
@@ -166,13 +166,13 @@ def test_arguments_that_cannot_be(bare):
         prepare_mirflickr25k(bare.root / "nowhere", None)
 
 
-def test_the_whole_release_is_what_is_expected_without_further_words(bare):
+def test_the_full_release_is_expected_by_default(bare):
     with pytest.raises(DataError, match=r"common_tags\.txt: 10 tags instead of 1,386"):
         prepare_mirflickr25k(bare.root, None)
     assert MIRFLICKR25K.variants == {20_015: True, 24_581: False}
 
 
-def test_of_a_folder_and_an_archive_the_folder_is_read(replicas, tmp_path):
+def test_a_folder_is_preferred_to_an_archive(replicas, tmp_path):
     replica = replicas.make_mirflickr(tmp_path / "release", images=False)
     with zipfile.ZipFile(replica.root / "old.zip", "w") as archive:
         archive.writestr("dog.txt", "rubbish")

@@ -1,4 +1,4 @@
-"""Preparation of NUS-WIDE: a small exact replica, and the error for each kind of defect."""
+"""Preparation of NUS-WIDE: a small replica, and the error for each kind of defect."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ PREFIX = "C:\\ImageData\\Flickr\\"
 
 @pytest.fixture
 def bare(replicas, tmp_path):
-    """Without images, in folders, to be damaged."""
+    """A replica without images, in folders, to be damaged by tests."""
     return replicas.make_nus_wide(tmp_path / "release", images=False)
 
 
@@ -36,7 +36,7 @@ FORMS = [
 
 @pytest.mark.parametrize("form", FORMS, ids=["folders", "archives", "archives, Windows"])
 @pytest.mark.parametrize(("classes", "needs_tag"), [(21, False), (21, True), (10, False), (81, True)])
-def test_rows_are_those_of_the_files(replicas, tmp_path, form, classes, needs_tag):
+def test_rows_match_the_files(replicas, tmp_path, form, classes, needs_tag):
     replica = replicas.make_nus_wide(tmp_path / "release", images=classes == 10, **form)
     (variant,) = [number for number, needs in replica.release.variants[classes].items() if needs is needs_tag]
     report = prepare_nus_wide(replica.root, tmp_path / "out", variant=variant, classes=classes, release=replica.release)
@@ -76,7 +76,7 @@ def test_5018_tags_are_those_of_the_row_in_its_order(bare, tmp_path):
     assert sum("are Latin-1" in line for line in report.corrections) == 1
 
 
-def test_tagged_rows_are_the_same_whichever_tags_are_taken(bare, tmp_path):
+def test_tagged_rows_do_not_depend_on_the_tag_list(bare, tmp_path):
     variant = next(number for number, needs in bare.release.variants[21].items() if needs)
     reports = [
         prepare_nus_wide(bare.root, tmp_path / tags, variant=variant, tags=tags, release=bare.release)
@@ -86,7 +86,7 @@ def test_tagged_rows_are_the_same_whichever_tags_are_taken(bare, tmp_path):
     assert reports[0].tag_ones < reports[1].tag_ones
 
 
-def test_corrections_are_once_in_the_log_and_on_the_card(replicas, tmp_path, caplog):
+def test_corrections_are_reported_once_in_the_log_and_on_the_card(replicas, tmp_path, caplog):
     replica = replicas.make_nus_wide(tmp_path / "release", images=False, prefix=PREFIX)
     report = prepare_nus_wide(replica.root, tmp_path / "out", release=replica.release)
     assert [record.getMessage() for record in caplog.records] == report.corrections
@@ -123,15 +123,15 @@ DEFECTS = {
         lambda root: (root / "Groundtruth/AllLabels/Labels_sky.txt").rename(root / "Groundtruth/AllLabels/sky.txt"),
         r"AllLabels/Labels_sky\.txt \(the labels of 'sky', in Groundtruth\.zip as Groundtruth/AllLabels\) is missing",
     ),
-    "no list": (
+    "no list file": (
         lambda root: (root / "ImageList/Imagelist.txt").unlink(),
         r"Imagelist\.txt \(the list of images, in ImageList\.zip\) is missing.*NUS-WIDE-urls\.rar cannot be read",
     ),
-    "a label that is none": (
+    "an invalid label": (
         lambda root: change(root / "Groundtruth/AllLabels/Labels_lake.txt", b"0\r\n", b"-1130179\r\n"),
         r"AllLabels/Labels_lake\.txt, line 1: '-1130179' is neither 0 nor 1",
     ),
-    "a line too few": (
+    "a missing line": (
         lambda root: change(root / "Groundtruth/AllLabels/Labels_lake.txt", b"0\r\n", b""),
         r"Labels_lake\.txt: 89 lines instead of 90, as in Imagelist\.txt",
     ),
@@ -143,19 +143,19 @@ DEFECTS = {
         lambda root: change(root / "NUS_WID_Tags/AllTags1k.txt", b"0\t", b"1\t"),
         r"AllTags1k\.txt: 96 ones instead of 95",
     ),
-    "two values run together": (
+    "two joined values": (
         lambda root: change(root / "NUS_WID_Tags/AllTags1k.txt", b"0\t0\t", b"00\t"),
         r"AllTags1k\.txt, line 1: '00' is neither 0 nor 1",
     ),
-    "a value too few": (
+    "a missing value": (
         lambda root: change(root / "NUS_WID_Tags/AllTags1k.txt", b"0\t", b""),
         r"AllTags1k\.txt, line 1: 6 values instead of 7",
     ),
-    "a path of another kind": (
+    "another path format": (
         lambda root: change(root / "ImageList/Imagelist.txt", b"actor\\0001_", b"actor\\photo"),
         r"Imagelist\.txt, line 2: 'actor\\\\photo\d+\.jpg' is not <folder>/<n>_<photo id>\.jpg",
     ),
-    "a path twice": (
+    "a repeated path": (
         lambda root: change(root / "ImageList/Imagelist.txt", b"actor\\0001_100037", b"actor\\0000_100000"),
         r"Imagelist\.txt: the path actor/0000_100000\.jpg occurs twice",
     ),
@@ -163,7 +163,7 @@ DEFECTS = {
         lambda root: change(root / "ConceptsList/Concepts81.txt", b"sky\r\n", b"heaven\r\n"),
         r"Concepts81\.txt: the concept 'sky' is not listed",
     ),
-    "a tag twice in the list": (
+    "a repeated tag in the list": (
         lambda root: change(root / "NUS_WID_Tags/TagList1k.txt", b"tag1\r\n", b"tag3\r\n"),
         r"TagList1k\.txt: the tag 'tag3' occurs twice",
     ),
@@ -180,13 +180,13 @@ def test_defects_are_named(bare, defect, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_of_all_tags_that_belong_to_other_images(bare):
+def test_rows_of_all_tags_for_other_images(bare):
     change(bare.root / "NUS_WID_Tags/All_Tags.txt", b"100037 ", b"100038 ")
     with pytest.raises(DataError, match=r"All_Tags\.txt, line 2: photo id '100038' instead of 100037, as line 2 of Im"):
         prepare_nus_wide(bare.root, None, tags="5018", release=bare.release)
 
 
-def test_arguments_that_cannot_be(bare):
+def test_invalid_arguments(bare):
     for arguments, message in (
         ({"classes": 20}, "classes=20 is not known; give one of 10, 21, 81"),
         ({"tags": "5k"}, "tags='5k' is not known; give one of 1k, 5018"),
@@ -202,7 +202,7 @@ def test_arguments_that_cannot_be(bare):
 
 @settings(max_examples=60)
 @given(data=st.data(), chunk=st.integers(1, 40), width=st.integers(1, 5), rows=st.integers(1, 12))
-def test_matrices_of_ones_in_any_spacing_and_any_pieces(tmp_path_factory, data, chunk, width, rows):
+def test_binary_matrices_with_any_spacing_and_block_size(tmp_path_factory, data, chunk, width, rows):
     values = np.array(data.draw(st.lists(st.integers(0, 1), min_size=rows * width, max_size=rows * width)))
     values = values.reshape(rows, width)
     blank, end = data.draw(st.sampled_from([" ", "\t", "  "])), data.draw(st.sampled_from(["\n", "\r\n", "\t\r\n"]))

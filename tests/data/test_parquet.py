@@ -1,4 +1,4 @@
-"""Streamed Parquet compared with the same files as a data set: rows, numbers across files, columns not read."""
+"""Streamed Parquet against the same files as a data set: rows, row numbers across files, unread columns."""
 
 import datasets
 import numpy as np
@@ -18,7 +18,7 @@ from cmfah_hf.training.data.streams import PairStream
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """13 scenes without ids in three files of two row groups and more."""
+    """13 scenes without ids in three files of at least two row groups."""
     folder = tmp_path_factory.mktemp("parquet")
     scenes = make_scenes(13, image_size=32).remove_columns("id")
     for number, (start, stop) in enumerate([(0, 5), (5, 7), (7, 13)]):
@@ -39,7 +39,7 @@ def test_rows_are_numbered_across_files_in_any_worker(files, rows_of):
     assert stream.features == table.features
     assert rows_of(stream) == rows_of(table)
     assert table["id"][:] == [str(number) for number in range(13)]
-    # A shard a row group, and in a worker's hands its rows keep their numbers.
+    # One shard per row group; its rows keep their numbers in a worker.
     assert stream.num_shards == 7
     loader = DataLoader(stream.remove_columns("image"), batch_size=4, num_workers=2, collate_fn=as_list)
     texts = {row["id"]: row["text"] for batch in loader for row in batch}
@@ -47,7 +47,7 @@ def test_rows_are_numbered_across_files_in_any_worker(files, rows_of):
     assert count_rows(stream) == [2, 2, 1, 2, 2, 2, 2]
 
 
-def test_every_column_as_of_a_data_set(tmp_path, rows_of):
+def test_every_column_matches_the_data_set(tmp_path, rows_of):
     features = {
         "image": datasets.Image(),
         "caption": datasets.List(datasets.Value("string")),
@@ -77,13 +77,13 @@ def test_texts_are_read_without_the_images(files, monkeypatch):
     wide = load_image_text(files, split="train", streaming=True)
     read, iter_batches = [], pq.ParquetFile.iter_batches
 
-    def noting(self, *arguments, columns=None, **kwargs):
+    def recording(self, *arguments, columns=None, **kwargs):
         read.append(columns)
         return iter_batches(self, *arguments, columns=columns, **kwargs)
 
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noting)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", recording)
     narrow = load_image_text(files, split="train", streaming=True, images=False)
-    read.clear()  # the first row tells whether rows name their images
+    read.clear()  # the first row shows whether rows name their images
     rows = list(narrow)
     assert read
     assert all("image" not in columns for columns in read)
@@ -94,7 +94,7 @@ def test_texts_are_read_without_the_images(files, monkeypatch):
         load_image_text(files, images=False)
 
 
-def test_the_rows_of_other_sources_without_images(make_folder):
+def test_rows_of_other_sources_without_images(make_folder):
     folder = make_folder([{"file_name": f"{i}.png", "text": f"t{i}", "labels": ["a"]} for i in range(3)])
     narrow = load_image_text(folder, split="train", streaming=True, images=False)
     assert list(narrow) == [{"id": f"{i}.png", "text": f"t{i}", "labels": ["a"]} for i in range(3)]
@@ -112,7 +112,7 @@ def test_files_with_other_columns_and_empty_ones_are_named(tmp_path):
         load_image_text(tmp_path / "none", split="train", streaming=True)
 
 
-def test_pairs_without_id_or_number_are_told_apart_by_content(tmp_path):
+def test_pairs_without_id_or_number_are_identified_by_content(tmp_path):
     import json
 
     pixels = [np.full((2, 2, 3), number).tolist() for number in range(4)]

@@ -1,4 +1,4 @@
-"""Prepared data sets on disk: splits, other readers, interruptions, broken images."""
+"""Prepared data sets on disk: splits, other readers, interruptions, unreadable images."""
 
 import errno
 import hashlib
@@ -38,7 +38,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @settings(max_examples=50)
 @given(data=st.data(), count=st.integers(2, 60), seed=st.integers(0, 5))
-def test_splits_against_numpy(data, count, seed):
+def test_splits_match_numpy(data, count, seed):
     queries = data.draw(st.integers(1, count - 1))
     train = data.draw(st.integers(1, count - queries))
     ids = [f"im{number}" for number in range(count)]
@@ -55,11 +55,11 @@ def test_splits_against_numpy(data, count, seed):
             np.testing.assert_array_equal(found, wanted)
 
 
-def test_the_draw_is_uniform_and_hangs_on_the_seed():
+def test_the_draw_is_uniform_and_depends_on_the_seed():
     ids = [f"im{number}" for number in range(1000)]
     chosen = np.stack([np.isin(np.arange(1000), split_rows(ids, "paper", 200, 500, seed).query) for seed in range(100)])
     assert (chosen.sum(1) == 200).all()
-    # Of 100 draws of a fifth, each row is chosen 20 times, give or take 4 standard deviations.
+    # In 100 draws of one fifth, each row is drawn 20 times, within 4 standard deviations.
     assert np.abs(chosen.sum(0) - 20).max() <= 4 * 4 + 1
     assert np.corrcoef(chosen[0], chosen[1])[0, 1] < 0.15
 
@@ -82,7 +82,7 @@ print(json.dumps(out))
 """
 
 
-def test_plain_datasets_reads_it_with_the_right_types(replica, tmp_path, environment):
+def test_datasets_alone_reads_it_with_the_right_types(replica, tmp_path, environment):
     report = prepare_mirflickr25k(
         replica.root, tmp_path / "out", release=replica.release, writing=Writing(rows_per_shard=5)
     )
@@ -114,7 +114,7 @@ def test_plain_datasets_reads_it_with_the_right_types(replica, tmp_path, environ
         assert row["image"] == [[32, 24], "L" if number == 7 else "RGB"]
 
 
-def test_no_row_is_stored_twice_and_bytes_are_the_released_ones(replica, tmp_path):
+def test_no_row_is_stored_twice_and_bytes_match_the_release(replica, tmp_path):
     import pyarrow.parquet as pq
 
     prepare_mirflickr25k(replica.root, tmp_path / "out", release=replica.release, writing=Writing(rows_per_shard=5))
@@ -160,7 +160,7 @@ KILLED = """
 import signal, sys, time
 from cmfah_hf.data.releases import mirflickr, shards
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell switches off for what runs in its background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell disables it for background processes
 
 wait_at, seen = int(sys.argv[3]), 0
 iterate = shards.iterate_images
@@ -184,7 +184,7 @@ mirflickr.prepare_mirflickr25k(
 @pytest.mark.parametrize(
     ("by", "wait_at"), [(signal.SIGKILL, 1), (signal.SIGKILL, 20), (signal.SIGKILL, 43), (signal.SIGINT, 20)]
 )
-def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(replica, tmp_path, environment, by, wait_at):
+def test_an_interrupted_run_resumes_to_the_same_bytes(replica, tmp_path, environment, by, wait_at):
     how = {"release": replica.release, "writing": Writing(rows_per_shard=6)}
     prepare_mirflickr25k(replica.root, tmp_path / "whole", **how)
     out = tmp_path / "out"
@@ -212,22 +212,22 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(replica, tmp_path, 
     assert content(out) == content(tmp_path / "whole")
 
 
-def test_a_finished_shard_that_was_harmed_is_written_again(replica, tmp_path, monkeypatch):
+def test_a_damaged_finished_shard_is_rewritten(replica, tmp_path, monkeypatch):
     how = {"release": replica.release, "writing": Writing(rows_per_shard=6)}
     prepare_mirflickr25k(replica.root, tmp_path / "whole", **how)
     monkeypatch.setattr(preparation, "make_card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare_mirflickr25k(replica.root, tmp_path / "out", **how)
     monkeypatch.undo()
-    harmed = sorted((tmp_path / "out" / "data").iterdir())[2]
-    harmed.write_bytes(harmed.read_bytes()[:100])
+    damaged = sorted((tmp_path / "out" / "data").iterdir())[2]
+    damaged.write_bytes(damaged.read_bytes()[:100])
     report = prepare_mirflickr25k(replica.root, tmp_path / "out", **how)
     assert report.shards_kept == report.shards - 1
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk takes root on Linux")
-def test_a_disk_that_is_really_full(replica, tmp_path):
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk requires root on Linux")
+def test_a_full_disk(replica, tmp_path):
     how = {"release": replica.release, "writing": Writing(rows_per_shard=6)}
     prepare_mirflickr25k(replica.root, tmp_path / "whole", **how)
     small = tmp_path / "small"
@@ -248,7 +248,7 @@ def test_a_disk_that_is_really_full(replica, tmp_path):
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_a_disk_that_says_it_is_full(replica, tmp_path, monkeypatch):
+def test_a_full_disk_reported_by_the_system(replica, tmp_path, monkeypatch):
     how = {"release": replica.release, "writing": Writing(rows_per_shard=6)}
     sync, calls = os.fsync, []
 
@@ -265,7 +265,7 @@ def test_a_disk_that_says_it_is_full(replica, tmp_path, monkeypatch):
     assert prepare_mirflickr25k(replica.root, tmp_path / "out", **how).shards_kept == 2
 
 
-def test_what_is_in_the_folder_is_not_lost(replica, tmp_path):
+def test_existing_files_in_the_folder_are_not_lost(replica, tmp_path):
     out = tmp_path / "out"
     prepare_mirflickr25k(replica.root, out, release=replica.release, writing=Writing(rows_per_shard=3))
     before = content(out)
@@ -302,7 +302,7 @@ def test_what_is_in_the_folder_is_not_lost(replica, tmp_path):
         prepare_mirflickr25k(replica.root, tmp_path / "file", release=replica.release)
 
 
-def test_two_processes_do_not_write_one_folder(replica, tmp_path):
+def test_two_processes_cannot_write_to_one_folder(replica, tmp_path):
     with (
         locked(tmp_path / "out" / "data"),
         pytest.raises(DataError, match=rf"out/data is being written already by process {os.getpid()} on "),
@@ -312,7 +312,7 @@ def test_two_processes_do_not_write_one_folder(replica, tmp_path):
 
 @pytest.fixture
 def broken(replica):
-    """Two images that cannot be decoded, of rows 4 and 20, and the rows that have a label and a tag."""
+    """Two undecodable images, in rows 4 and 20, and the rows that have a label and a tag."""
     replica.images[4].write_bytes(replica.images[4].read_bytes()[:400])
     rows = np.flatnonzero(replica.labels.any(1) & replica.tags.any(1))
     other = int(rows[rows >= 20][0])
@@ -325,7 +325,7 @@ def ids_of(folder):
     return {name: [row["id"] for row in part] for name, part in parts.items()}
 
 
-def test_broken_images_are_left_out_and_listed(replica, broken, tmp_path, caplog):
+def test_broken_images_are_skipped_and_listed(replica, broken, tmp_path, caplog):
     names, every = broken
     report = prepare_mirflickr25k(replica.root, tmp_path / "out", release=replica.release)
     ids = ids_of(tmp_path / "out")
@@ -342,7 +342,7 @@ def test_broken_images_are_left_out_and_listed(replica, broken, tmp_path, caplog
         assert hashlib.sha256("\n".join(part).encode()).hexdigest() == report.ids_sha256[name]
 
 
-def test_broken_images_change_no_other_row_s_side(replica, broken, replicas, tmp_path):
+def test_broken_images_do_not_move_other_rows_between_splits(replica, broken, replicas, tmp_path):
     sound = replicas.make_mirflickr(tmp_path / "sound")
     prepare_mirflickr25k(sound.root, tmp_path / "all", release=sound.release)
     prepare_mirflickr25k(replica.root, tmp_path / "some", release=replica.release)
@@ -350,7 +350,7 @@ def test_broken_images_change_no_other_row_s_side(replica, broken, replicas, tmp
         assert part == [row_id for row_id in ids_of(tmp_path / "all")[name] if row_id not in broken[0]]
 
 
-def test_broken_images_can_be_kept(replica, broken, tmp_path):
+def test_broken_images_are_kept_on_request(replica, broken, tmp_path):
     import pyarrow.parquet as pq
 
     kept = prepare_mirflickr25k(
@@ -367,7 +367,7 @@ def test_broken_images_can_be_kept(replica, broken, tmp_path):
         assert all(len(row["image"]["bytes"]) == 400 for row in rows if row["id"] == "im5")
 
 
-def test_only_checked(replica, broken, tmp_path):
+def test_check_only(replica, broken, tmp_path):
     checked = prepare_mirflickr25k(replica.root, None, release=replica.release)
     written = prepare_mirflickr25k(replica.root, tmp_path / "out", release=replica.release)
     assert checked.as_dict() | {"out": written.out} == written.as_dict()
@@ -391,7 +391,7 @@ def test_missing_images_are_counted_with_examples(replicas, tmp_path):
     assert any("4 of 60 images are missing" in line for line in report.corrections)
 
 
-def test_without_any_images_the_tables_are_prepared(replicas, tmp_path, caplog):
+def test_tables_are_prepared_without_images(replicas, tmp_path, caplog):
     replica = replicas.make_nus_wide(tmp_path / "release", images=False)
     (replica.root / "Flickr.tar.gz").write_bytes(b"closed")
     report = prepare_nus_wide(replica.root, tmp_path / "out", release=replica.release)
@@ -404,7 +404,7 @@ def test_without_any_images_the_tables_are_prepared(replicas, tmp_path, caplog):
         load_image_text(tmp_path / "out")
 
 
-def test_where_all_is_trained_on_the_database_is_that(replicas, tmp_path):
+def test_without_a_remainder_the_database_is_the_training_split(replicas, tmp_path):
     replica = replicas.make_nus_wide(tmp_path / "release", images=False)
     prepare_nus_wide(replica.root, tmp_path / "out", queries=10, train=50, release=replica.release)
     ids = ids_of(tmp_path / "out")
@@ -454,7 +454,7 @@ def test_the_command(replica, tmp_path, capsys, monkeypatch):
     line = next(
         line for line in (tmp_path / "out" / "README.md").read_text().splitlines() if line.startswith("cmfah d")
     )
-    # The command on the card makes the same data set.
+    # The command on the card produces the same data set.
     before = content(tmp_path / "out")
     words = line.replace("RELEASE", str(replica.root)).replace("FOLDER", str(tmp_path / "again")).split()[1:]
     with pytest.raises(SystemExit):

@@ -56,11 +56,11 @@ def test_a_new_process_draws_the_same_pixels_and_words():
     assert fingerprint((0, 1, 2, 77), seed=1) != result.stdout.strip()
 
 
-def test_a_scene_does_not_depend_on_how_many_there_are(rows_of):
+def test_a_scene_does_not_depend_on_their_number(rows_of):
     assert rows_of(make_scenes(6, image_size=32).select(range(4, 6))) == rows_of(make_scenes(2, image_size=32, start=4))
 
 
-def test_what_is_done_to_one_drawing_is_not_done_to_the_next():
+def test_changes_to_one_drawing_do_not_affect_the_next():
     first, second = make_scenes(3, image_size=48), make_scenes(3, image_size=48)
     first.set_format("numpy", columns=["text"])
     assert set(first[0]) == {"text"}
@@ -71,7 +71,7 @@ def test_what_is_done_to_one_drawing_is_not_done_to_the_next():
         make_scenes(0, image_size=48)
 
 
-def test_train_and_query_never_meet(rows_of):
+def test_train_and_query_scenes_differ(rows_of):
     small, large = load_scenes(3, 4, image_size=32), load_scenes(8, 4, image_size=32)
     assert rows_of(small["query"]) == rows_of(large["query"])
     assert not set(large["train"]["id"]) & set(large["query"]["id"])
@@ -80,17 +80,17 @@ def test_train_and_query_never_meet(rows_of):
         load_scenes(900_001)
 
 
-def test_boxes_hold_all_drawn_pixels_and_nothing_more(monkeypatch):
-    """On a background of one colour that nothing else has, what is drawn is what differs from it."""
+def test_boxes_are_tight(monkeypatch):
+    """On a background of a unique color, the drawn pixels are those that differ from it."""
     key = (1, 254, 3)
     original = scenes.draw_background
 
     def blank(name, side, rng):
-        original(name, side, rng)  # takes the same numbers from the source of chance
+        original(name, side, rng)  # uses as many random numbers
         return Image.new("RGB", (side, side), key)
 
     monkeypatch.setattr(scenes, "draw_background", blank)
-    alone = 0
+    unoccluded = 0
     for i in range(60):
         scene = draw_scene(i, seed=1, image_size=96)
         drawn = (np.asarray(scene.image) != key).any(axis=-1)
@@ -103,11 +103,11 @@ def test_boxes_hold_all_drawn_pixels_and_nothing_more(monkeypatch):
         assert not (drawn & ~inside).any()
         if len(scene.boxes) == 1:
             rows, columns = np.flatnonzero(drawn.any(axis=1)), np.flatnonzero(drawn.any(axis=0))
-            # An edge pixel may be so nearly transparent that it leaves the background's colour as it is.
+            # An edge pixel may be nearly transparent and keep the background color.
             tight = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
             assert np.abs(np.subtract(tight, scene.boxes[0]["box"])).max() <= 1
-            alone += 1
-    assert alone >= 5
+            unoccluded += 1
+    assert unoccluded >= 5
 
 
 def test_labels_boxes_and_words_agree(many):
@@ -122,7 +122,7 @@ def test_labels_boxes_and_words_agree(many):
         assert scene.image.mode == "RGB"
 
 
-def test_things_overlap_little(many):
+def test_overlap_of_things_is_small(many):
     pairs = [(a["box"], b["box"]) for scene in many for i, a in enumerate(scene.boxes) for b in scene.boxes[:i]]
     overlaps = []
     for one, other in pairs:
@@ -134,26 +134,26 @@ def test_things_overlap_little(many):
     assert max(overlaps) < 0.75
 
 
-def test_tags_are_as_noisy_as_people_are(many):
+def test_tags_are_as_noisy_as_those_of_people(many):
     known = {kind: set(KINDS[kind].words) for kind in KINDS}
     words = [(box["label"], box["word"]) for scene in many for box in scene.boxes]
     named = [(label, word) for label, word in words if word]
-    assert 0.03 < 1 - len(named) / len(words) < 0.3  # some things go unnamed,
-    assert 0.25 < np.mean([word != label for label, word in named]) < 0.7  # many under another name,
-    assert 0.01 < np.mean([word not in known[label] for label, word in named]) < 0.2  # some misspelt,
+    assert 0.03 < 1 - len(named) / len(words) < 0.3  # some things are not named,
+    assert 0.25 < np.mean([word != label for label, word in named]) < 0.7  # many have another name,
+    assert 0.01 < np.mean([word not in known[label] for label, word in named]) < 0.2  # some are misspelled,
     all_known = set().union(*known.values(), *(b.words for b in BACKGROUNDS.values()))
     assert np.mean([any(tag in scenes._CHATTER for tag in scene.text.split()) for scene in many]) > 0.5
     assert not all_known & set(scenes._CHATTER)
 
 
-def test_every_class_occurs_about_as_often(many):
+def test_classes_are_balanced(many):
     counts = [sum(name in scene.labels for scene in many) for name in SCENE_CLASSES]
     assert len(SCENE_CLASSES) >= 10
     assert min(counts) > 0.25 * np.mean(counts)
     assert max(counts) < 2.5 * np.mean(counts)
 
 
-def test_no_word_belongs_to_two_things():
+def test_words_of_things_are_disjoint():
     words = [word for kind in KINDS.values() for word in kind.words] + [
         w for b in BACKGROUNDS.values() for w in b.words
     ]
@@ -186,7 +186,7 @@ def test_a_thing_fills_its_layer_and_differs_from_the_others(kind):
         ({"num": 1, "start": -1}, "start=-1"),
     ],
 )
-def test_numbers_out_of_range(arguments, message):
+def test_out_of_range_arguments(arguments, message):
     with pytest.raises(DataError, match=message):
         make_scenes(**arguments)
 
@@ -199,26 +199,26 @@ def test_other_sizes(size):
         assert all(max(box["box"]) <= size and min(box["box"]) >= 0 for box in scene.boxes)
 
 
-def test_clutter_changes_the_image_and_the_sizes_but_not_text_and_labels(monkeypatch):
+def test_clutter_changes_images_and_sizes_but_not_texts_and_labels(monkeypatch):
     plain = [draw_scene(i, image_size=96) for i in range(12)]
-    strewn = []
+    shards = []
     original = scenes.draw_shard
-    monkeypatch.setattr(scenes, "draw_shard", lambda height, rng: strewn.append(original(height, rng)) or strewn[-1])
+    monkeypatch.setattr(scenes, "draw_shard", lambda height, rng: shards.append(original(height, rng)) or shards[-1])
     cluttered = [draw_scene(i, image_size=96, clutter=24) for i in range(12)]
-    assert len(strewn) == 12 * 24
-    assert max(max(layer.size) for layer in strewn) <= round(0.24 * 96)
+    assert len(shards) == 12 * 24
+    assert max(max(layer.size) for layer in shards) <= round(0.24 * 96)
     for one, other in zip(plain, cluttered, strict=True):
         assert one.labels == other.labels
         assert not np.array_equal(np.asarray(one.image), np.asarray(other.image))
-        assert [box["label"] for box in other.boxes] == other.labels  # no flocks
+        assert [box["label"] for box in other.boxes] == other.labels  # clutter adds no labeled boxes
         heights = [bottom - top for _, top, _, bottom in (box["box"] for box in other.boxes)]
-        assert max(heights) <= 1.5 * 0.26 * 96  # leaning things are higher than they stand
+        assert max(heights) <= 1.5 * 0.26 * 96  # rotated things are higher than upright ones
     assert [scene.image.tobytes() for scene in cluttered] == [
         draw_scene(i, image_size=96, clutter=24).image.tobytes() for i in range(12)
     ]
 
 
-def test_the_cluttered_scenes_have_a_name(rows_of):
+def test_cluttered_scenes_by_name(rows_of):
     found = load_image_text("cluttered-scenes", split="query", num_train=1, num_query=2, image_size=32)
     assert rows_of(found) == rows_of(make_scenes(2, image_size=32, start=900_000, clutter=24))
     with pytest.raises(DataError, match="clutter=-1: scenes need 0 or more"):

@@ -1,4 +1,4 @@
-"""Similarity of training pairs, against scikit-learn, brute force and values computed by hand."""
+"""Similarity of training pairs, against scikit-learn, brute force and manually computed values."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def rows_of(similarity, texts):
     return similarity([{}] * len(texts), texts)
 
 
-def test_tags_are_the_weighted_words_that_some_texts_share():
+def test_tags_are_the_weighted_words_shared_by_some_texts():
     tags = TagSimilarity.fit(TEXTS)
     counts = CountVectorizer(binary=True)
     matrix = counts.fit_transform(TEXTS).toarray()
@@ -31,7 +31,7 @@ def test_tags_are_the_weighted_words_that_some_texts_share():
     assert not rows_of(tags, ["zebra", ""]).any()
 
 
-def test_a_word_of_every_text_is_left_out():
+def test_a_word_in_every_text_is_ignored():
     tags = TagSimilarity.fit(["photo boat sea", "photo boat", "photo car", "photo car sea"])
     assert tags.words == ["boat", "car", "sea"]
     one, other = rows_of(tags, ["photo boat", "photo car"])
@@ -43,13 +43,13 @@ def test_a_word_of_every_text_is_left_out():
 def test_the_threshold_has_minimum_within_class_variance(values):
     values = np.array(values)
 
-    def within(threshold):
+    def variance_within(threshold):
         parts = values[values <= threshold], values[values > threshold]
         return sum(((part - part.mean()) ** 2).sum() for part in parts if len(part))
 
     threshold = otsu_threshold(values)
-    best = min(within(candidate) for candidate in np.unique(values))
-    assert within(threshold) == pytest.approx(best, abs=2e-3 * len(values))  # bins of a thousandth
+    best = min(variance_within(candidate) for candidate in np.unique(values))
+    assert variance_within(threshold) == pytest.approx(best, abs=2e-3 * len(values))  # bins of width 0.001
 
 
 def test_the_threshold_is_midway_between_two_clusters():
@@ -63,7 +63,7 @@ def test_texts_without_a_shared_tag_are_refused():
         TagSimilarity.fit(["red boat", "green car"])
 
 
-def test_relevance_by_tags():
+def test_similarity_by_tags():
     tags = TagSimilarity.fit(TEXTS)
     queries, database = rows_of(tags, ["boat sea", "red"]), rows_of(tags, TEXTS)
     found_q, found_db = tags.relevant(queries, database)

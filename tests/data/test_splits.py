@@ -16,7 +16,7 @@ def numbers(count):
 
 @settings(max_examples=25)
 @given(st.integers(2, 60), st.floats(0.01, 0.99), st.integers(0, 5))
-def test_the_parts_are_a_partition_in_order(count, fraction, seed):
+def test_the_parts_are_an_ordered_partition(count, fraction, seed):
     data = numbers(count)
     size = max(1, round(fraction * count))
     if size == count:
@@ -32,7 +32,7 @@ def test_the_parts_are_a_partition_in_order(count, fraction, seed):
     assert again["n"][:] == train["n"][:]
 
 
-def test_another_seed_divides_differently():
+def test_another_seed_gives_another_split():
     parts = [train_validation_split(numbers(50), size=10, seed=seed)[1]["n"][:] for seed in range(3)]
     assert parts[0] != parts[1] != parts[2]
     assert any(part != list(range(10)) for part in parts)
@@ -42,7 +42,7 @@ def test_another_seed_divides_differently():
     ("count", "options"),
     [(1, {}), (0, {}), (5, {"size": 5}), (5, {"size": 0}), (5, {"fraction": 0.0}), (5, {"fraction": 1})],
 )
-def test_too_small_or_out_of_range(count, options):
+def test_too_small_or_out_of_range_fractions(count, options):
     with pytest.raises(DataError):
         train_validation_split(numbers(count), **options)
 
@@ -55,15 +55,15 @@ def test_hash_split_is_the_same_for_tables_and_streams_in_any_order():
     streams = hash_split(data.shuffle(seed=1).to_iterable_dataset(4), 0.2, seed=4)
     assert sorted(row["n"] for row in streams[0]) == train["n"][:]
     assert sorted(row["n"] for row in streams[1]) == validation["n"][:]
-    # A row's side does not change when others come.
+    # New rows do not move a row to the other side.
     more = hash_split(numbers(500), 0.2, seed=4)[1]
     assert [n for n in more["n"] if n < 300] == validation["n"][:]
     assert hash_split(data, 0.2, seed=5)[1]["n"][:] != validation["n"][:]
-    # A larger part holds the smaller one.
+    # A larger part contains the smaller one.
     assert set(validation["n"]) <= set(hash_split(data, 0.5, seed=4)[1]["n"])
 
 
-def test_the_hash_stays_what_it_is():
+def test_the_hash_function_is_stable():
     """Fixed values: a new release must not move rows between training and validation."""
     sides = [in_validation(f"row-{i}", 0.3, seed=7) for i in range(12)]
     assert [i for i, side in enumerate(sides) if side] == [1, 4, 5, 6, 7]

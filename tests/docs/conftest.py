@@ -1,4 +1,4 @@
-"""One small model and one folder of images for all pages, and for each page a folder and a Hub of its own."""
+"""One small model and one folder of images for all pages, and a folder and a Hub for each page."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from hub_server import HubServer
 from hub_server.client import use_hub
 from hub_server.store import User
 from pages.blocks import ROOT
-from pages.workshop import Workshop
+from pages.session import PageSession
 
-# What the pages ask for, so that the model knows the words.
+# Words in the queries of the pages, so that the model knows them.
 _QUERIES = ("a dog on the beach", "a cat at night", "boat sun", "house tree moon", "a boat on the sea")
 
 
 @pytest.fixture(scope="session")
 def my_images(tmp_path_factory, datasets_cache) -> Path:
-    """40 training and 12 query scenes as a folder of images with metadata. Not to be changed; copy it."""
+    """40 training and 12 query scenes as a folder of images with metadata. Read-only: tests change copies."""
     from cmfah_hf.data import load_scenes, write_imagefolder
 
     def with_words_of_the_pages(row: dict, number: int) -> dict:
@@ -27,7 +27,7 @@ def my_images(tmp_path_factory, datasets_cache) -> Path:
 
 @pytest.fixture(scope="session")
 def my_model(my_images, tmp_path_factory) -> Path:
-    """The demo's model of 64 bits after an epoch over them. Not to be changed; copy it."""
+    """The demo's model of 64 bits after one epoch on them. Read-only: tests change copies."""
     from cmfah_hf.training import parse_run, train
 
     folder = tmp_path_factory.mktemp("docs") / "my-model"
@@ -40,22 +40,22 @@ def my_model(my_images, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def hub():
-    """A Hub on the loopback, on which the pages' `owner` and `my-name` are one and the same reader."""
+    """A Hub on the loopback where `owner` and `my-name` of the pages are the same reader."""
     with HubServer(users={"hf_writer": User("owner", ("my-name",))}) as server:
         yield server
 
 
 @pytest.fixture
-def workshop(tmp_path, my_model, my_images, hub, monkeypatch) -> Workshop:
-    """A folder with the model and the images, in which this process works, with the Hub at hand."""
+def session(tmp_path, my_model, my_images, hub, monkeypatch) -> PageSession:
+    """A folder with the model and the images as the working folder of this process, and a Hub."""
     from transformers import dynamic_module_utils
 
     use_hub(hub, tmp_path / "home", monkeypatch)
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    # Where the code of models on the Hub goes.
+    # The code of models on the Hub is cached here.
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "home" / "modules"))
-    shop = Workshop(tmp_path / "page")
-    shop.folder.mkdir()
-    shop.prepare(my_model, my_images)
-    monkeypatch.chdir(shop.folder)
-    return shop
+    session = PageSession(tmp_path / "page")
+    session.folder.mkdir()
+    session.prepare(my_model, my_images)
+    monkeypatch.chdir(session.folder)
+    return session

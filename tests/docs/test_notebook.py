@@ -1,4 +1,4 @@
-"""The notebook of examples/: as it is committed, and executed by a real kernel at a small size."""
+"""The notebook of examples/: the committed version, and its execution by a real kernel at a small size."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def maps(notebook) -> dict[str, float]:
     return {name: float(value) for name, value in (re.split(r":\s+", line) for line in lines)}
 
 
-def test_the_committed_notebook_has_its_outputs_and_nothing_of_a_machine():
+def test_the_committed_notebook_has_outputs_and_no_machine_specific_data():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     assert NOTEBOOK.stat().st_size < 400_000
@@ -62,16 +62,16 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     NotebookClient(notebook, timeout=550, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
 
     figures = maps(notebook)
-    # Four epochs over 120 scenes: little, and more than nothing.
+    # Four epochs over 120 scenes: better than random, if not by much.
     assert figures["text to image"] > 1.1 * figures["at random"] > 0.1
     ids = {path.stem for path in (tmp_path / "search-your-images" / "images" / "query").glob("*.png")}
     assert len(ids) == 40
     found = [line.split()[0] for line in printed(cell_with(notebook, "search(text=QUERY, k=6)\nfor")).splitlines()]
     assert len(found) == 6
     assert set(found) <= ids
-    alike = printed(cell_with(notebook, "search(image=")).strip().split(", ")
-    assert len(set(alike)) == 5
-    assert set(alike) <= ids
+    similar = printed(cell_with(notebook, "search(image=")).strip().split(", ")
+    assert len(set(similar)) == 5
+    assert set(similar) <= ids
     assert "40 images, 320 bytes of codes" in printed(cell_with(notebook, "codes.nbytes"))
     assert "Nothing was pushed" in printed(notebook.cells[-1])
     assert Path(tmp_path, "search-your-images", "model", "images.index").is_file()

@@ -1,4 +1,4 @@
-"""Every block of README.md and of docs/: run from the top of its page to the bottom, or in a list that says why not."""
+"""Every block of README.md and of docs/ is run in order, or is listed with the reason why not."""
 
 import ast
 import importlib
@@ -10,10 +10,10 @@ import pytest
 from pages.blocks import LANGUAGES, PAGES, ROOT, Block, Command, blocks, commands
 from pages.checks import CHECKS
 from pages.parsing import parse
+from pages.session import PageSession
 from pages.setups import set_up
-from pages.workshop import Workshop
 
-# What commands begin with that are only parsed, each option by its program's own parser, and why they are not run.
+# Commands that are only parsed, each option by its program's parser, by their first words, and why they are not run.
 ONLY_PARSED = {
     "pip install": "fetches some gigabytes",
     "accelerate launch": "starts processes; tests/training and tests/test_end_to_end.py do",
@@ -29,7 +29,7 @@ ONLY_PARSED = {
     "vespa": "the same",
     "psql": "needs PostgreSQL with pgvector, likewise",
 }
-# Python that is only read: compiled, its imports of ours there, our functions called by arguments that they have.
+# Python that is only checked: it compiles, our imports exist, our functions accept the arguments.
 ONLY_READ = {
     ("docs/adding-a-method.md", '"""Pairwise'): "a file of its own; tests/docs/test_adding_a_method.py runs it",
     ("docs/scaling.md", "import ray"): "needs a cluster",
@@ -38,30 +38,30 @@ ONLY_READ = {
     ("docs/scaling.md", "import psycopg"): "needs PostgreSQL",
     ("docs/scaling.md", "import numpy"): "goes on with what Milvus answered",
 }
-# It goes on until it is ended. On other pages than its own it is only parsed.
+# It runs until it is stopped. On other pages it is only parsed.
 SERVERS = "cmfah space"
 
 
-def _run_page(page: Path, shop: Workshop, servers: ExitStack) -> None:
+def _run_page(page: Path, session: PageSession, servers: ExitStack) -> None:
     for block in blocks(page):
         assert block.language in LANGUAGES, f"{block.place}: {block.language!r}"
         if block.language == "python":
             if any(name == block.page and block.text.startswith(start) for name, start in ONLY_READ):
                 _read(block)
             else:
-                shop.python(block)
+                session.python(block)
         for command in commands(block) if block.language == "bash" else ():
             text = str(command)
             if any(text.startswith(start) for start in ONLY_PARSED):
-                parse(command, shop.folder)
+                parse(command, session.folder)
             elif text.startswith(SERVERS):
-                parse(command, shop.folder)
+                parse(command, session.folder)
                 if block.page == "docs/space.md":
                     apps: list = []
-                    shop.serve(command, apps)
+                    session.serve(command, apps)
                     servers.callback(apps[0].close, verbose=False)
             else:
-                shop.command(command)
+                session.command(command)
 
 
 def _read(block: Block) -> None:
@@ -82,15 +82,15 @@ RUN = [page for page in PAGES if any(block.language in ("python", "bash") for bl
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
-def test_the_page_runs_from_top_to_bottom(page, workshop, hub, monkeypatch):
+def test_the_page_runs_from_top_to_bottom(page, session, hub, monkeypatch):
     name = page.relative_to(ROOT).as_posix()
-    set_up(name, workshop, hub, monkeypatch)
+    set_up(name, session, hub, monkeypatch)
     with ExitStack() as servers:
-        _run_page(page, workshop, servers)
-    CHECKS.get(name, lambda shop, hub: None)(workshop, hub)
+        _run_page(page, session, servers)
+    CHECKS.get(name, lambda session, hub: None)(session, hub)
 
 
-def test_nothing_stands_in_the_lists_in_vain():
+def test_the_lists_have_no_unused_entries():
     every = [
         str(command)
         for page in PAGES
@@ -121,11 +121,11 @@ def test_nothing_stands_in_the_lists_in_vain():
         "unheard-of --help",
     ],
 )
-def test_a_command_that_its_program_would_refuse_is_found(line, tmp_path, capsys):
+def test_an_invalid_command_is_detected(line, tmp_path, capsys):
     with pytest.raises((Exception, SystemExit)):
         parse(Command("here", line.split()), tmp_path)
 
 
-def test_a_command_that_nobody_lists_is_not_passed_over(tmp_path):
+def test_an_unlisted_command_is_detected(tmp_path):
     with pytest.raises(AssertionError, match="neither run nor in the list"):
-        Workshop(tmp_path).command(Command("here", ["docker", "run", "image"]))
+        PageSession(tmp_path).command(Command("here", ["docker", "run", "image"]))

@@ -1,4 +1,4 @@
-"""docs/api/: not stale, every public name in it, its links whole, and the examples of its docstrings run."""
+"""docs/api/: up to date, complete, without broken links, and with examples that run."""
 
 import doctest
 import importlib.util
@@ -19,7 +19,7 @@ def writer():
     return module
 
 
-def test_it_is_what_the_docstrings_say_now(writer, tmp_path):
+def test_the_reference_matches_the_docstrings(writer, tmp_path):
     written = {path.name: path.read_text(encoding="utf-8") for path in writer.write(tmp_path)}
     committed = {path.name: path.read_text(encoding="utf-8") for path in REFERENCE}
     assert sorted(written) == sorted(committed)
@@ -27,7 +27,7 @@ def test_it_is_what_the_docstrings_say_now(writer, tmp_path):
     assert stale == [], "run `make docs`"
 
 
-def test_every_public_name_has_its_entry_and_every_argument_is_told(writer):
+def test_every_public_name_and_argument_is_documented(writer):
     import cmfah_hf
 
     text = "\n".join(path.read_text(encoding="utf-8") for path in REFERENCE)
@@ -49,12 +49,12 @@ NOT_RUN = {
     "models.CrossModalRetrievalPipeline": "needs a model on the Hub; docs/hub.md calls it on one",
     "retrieval.ShardedHashIndex": "needs a cluster; `make test-cluster` has one",
 }
-# Run, but what comes out is another model's.
+# Run, but with another model, so the output differs.
 OTHER_VALUES = {"retrieval.CrossMediaRetriever"}
 
 
 def examples() -> dict[str, str]:
-    """The examples of every entry and method, its blocks one below the other."""
+    """The examples of every entry and method, with all blocks of an entry in sequence."""
     found: dict[str, str] = {}
     for page in REFERENCE:
         heading = ""
@@ -66,8 +66,8 @@ def examples() -> dict[str, str]:
     return found
 
 
-class _Ran(doctest.OutputChecker):
-    """Takes any output: that it ran is enough."""
+class _AnyOutput(doctest.OutputChecker):
+    """Accepts any output: only errors count."""
 
     def check_output(self, want: str, got: str, optionflags: int) -> bool:
         return bool(want) == bool(got)
@@ -75,15 +75,15 @@ class _Ran(doctest.OutputChecker):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_examples_of_the_docstrings_run_and_print_what_they_say(workshop, writer):
+def test_examples_of_the_docstrings_run_with_the_documented_output(session, writer):
     import numpy as np
     import torch
     from PIL import Image
 
     from cmfah_hf import CMFAHProcessor
 
-    (workshop.folder / "path" / "to").mkdir(parents=True)
-    (workshop.folder / "path" / "to" / "checkpoint").symlink_to(workshop.folder / "my-model")
+    (session.folder / "path" / "to").mkdir(parents=True)
+    (session.folder / "path" / "to" / "checkpoint").symlink_to(session.folder / "my-model")
     public = {name: importlib.import_module(home) for area in writer.PAGES for name, home in writer.public_names(area)}
     given = {name: getattr(module, name) for name, module in public.items()}
     config = given["CMFAHConfig"].from_pretrained("my-model")
@@ -101,8 +101,8 @@ def test_the_examples_of_the_docstrings_run_and_print_what_they_say(workshop, wr
     for name, text in every.items():
         if name in NOT_RUN:
             continue
-        # What is shown without its value, such as a tensor, is not looked at; else the values are.
-        checker = _Ran() if name in OTHER_VALUES else None
+        # Outputs shown without a value, such as a tensor, are ignored; others are compared.
+        checker = _AnyOutput() if name in OTHER_VALUES else None
         test = doctest.DocTestParser().get_doctest(text, given, name, None, 0)
         for example in test.examples:
             if not example.want and "# (" in example.source:

@@ -1,4 +1,4 @@
-"""Tables of results in README.md and docs/: written from docs/results/, whose figures a grid of the package gives."""
+"""Tables of results in README.md and docs/: written from docs/results/, which a grid of the package produces."""
 
 import json
 import sys
@@ -20,9 +20,9 @@ FILES = sorted(write_tables.RESULTS.glob("*.json"))
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_tables_are_those_of_the_results(name):
+def test_tables_match_the_results(name):
     assert write_tables.written(PAGES[name]) == PAGES[name], "run `make docs`"
-    # What looks like a table of results and has no marks is typed by hand.
+    # Tables of numbers without markers are typed by hand, which is not allowed.
     unmarked = write_tables._MARKED.sub("", PAGES[name])
     assert "<!-- table:" not in unmarked
 
@@ -35,7 +35,7 @@ def test_every_table_is_shown_once_and_every_result_used():
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_results_are_small_and_say_where_they_come_from(file):
+def test_results_are_small_and_name_their_source(file):
     document = json.loads(file.read_text(encoding="utf-8"))
     assert document["source"] in ("measured", "transcribed")
     assert file.stat().st_size < 40_000
@@ -46,7 +46,7 @@ def test_results_are_small_and_say_where_they_come_from(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_grid_runs_what_the_results_show(file):
+def test_grids_run_the_shown_results(file):
     from cmfah_hf.experiments import read_grid
 
     grid = read_grid(write_tables.ROOT / "hub_configs" / "experiments" / f"{file.stem}.yaml")
@@ -55,7 +55,7 @@ def test_a_grid_runs_what_the_results_show(file):
     assert {(figure["data"], figure["method"], figure["variant"]) for figure in figures} <= runs
 
 
-def test_a_figure_that_is_not_there_or_not_alone_is_named():
+def test_missing_or_ambiguous_results_are_named():
     layout = {"results": ["scenes"], "head": [""], "columns": {"mean": {"direction": "mean"}}}
     with pytest.raises(ValueError, match="no figure for"):
         write_tables.table("gone", {**layout, "rows": [["x", {"variant": "nobody"}]]})

@@ -14,7 +14,7 @@ CLASSES = ["bird", "car", "dog", "sea", "tree"]
 
 
 def problem(queries=7, database=60, bits=16, seed=0):
-    """Codes that follow the labels, coarse enough to tie, and two rows without a label."""
+    """Codes correlated with the labels, coarse enough to tie, and two rows without a label."""
     rng = np.random.default_rng(seed)
     directions = rng.normal(size=(len(CLASSES), bits))
     sides = []
@@ -37,7 +37,7 @@ def scores(hash_q, hash_db, ranking):
 
 
 @pytest.mark.parametrize("ranking", ["hamming", "aqd"])
-def test_every_figure_equals_the_metric_on_the_full_score_matrix(ranking):
+def test_every_metric_matches_the_full_score_matrix(ranking):
     image_q, text_q, image_db, text_db, labels_q, labels_db = arguments = problem()
     results = RetrievalEvaluator(metrics=METRICS, ks=(1, 5, 80), ranking=ranking)(*arguments)
     shared = (labels_q[:, None] & labels_db[None]).any(axis=2)
@@ -77,8 +77,8 @@ def test_every_figure_equals_the_metric_on_the_full_score_matrix(ranking):
     }
 
 
-def test_the_directions_use_the_right_sides():
-    """Text queries that match the images' codes, image queries that are the opposite of the texts' codes."""
+def test_directions_use_the_right_sides():
+    """Text queries that match the images' codes, and image queries opposite to the texts' codes."""
     eye = np.kron(np.eye(4), np.ones(4)) * 2 - 1
     labels = np.eye(4, dtype=int)
     results = RetrievalEvaluator(metrics=("map",))(-eye, eye, eye, eye, labels, labels)
@@ -87,7 +87,7 @@ def test_the_directions_use_the_right_sides():
         assert results[f"{ranking}/i2t/map"] == 0.25
 
 
-def test_names_and_tensors_give_the_same_as_multi_hot_arrays():
+def test_names_and_tensors_match_multi_hot_arrays():
     *hashes, labels_q, labels_db = problem()
     evaluator = RetrievalEvaluator(metrics=METRICS)
     expected = evaluator(*hashes, labels_q, labels_db)
@@ -97,14 +97,14 @@ def test_names_and_tensors_give_the_same_as_multi_hot_arrays():
     assert evaluator(*tensors, torch.tensor(labels_q), torch.tensor(labels_db)) == expected
 
 
-def test_the_results_are_plain_json(caplog):
+def test_results_are_plain_json(caplog):
     results = RetrievalEvaluator()(*problem())
     assert all(type(value) is float for value in results.values())
     assert json.loads(json.dumps(results)) == results
     assert "share no label with any item of the database" in caplog.text
 
 
-def test_the_order_of_the_database_changes_only_stable_figures():
+def test_database_order_affects_only_stable_metrics():
     image_q, text_q, image_db, text_db, labels_q, labels_db = problem()
     by_label = np.lexsort(labels_db.T)
     evaluator = RetrievalEvaluator(metrics=("map", "map@k", "map_stable", "precision@k"), ranking="hamming")
@@ -114,19 +114,19 @@ def test_the_order_of_the_database_changes_only_stable_figures():
         assert (there[name] == pytest.approx(value, abs=1e-12)) == ("stable" not in name)
 
 
-def test_only_what_was_asked_for_is_given():
+def test_only_requested_metrics_are_returned():
     results = RetrievalEvaluator(metrics="map", ranking="aqd")(*problem())
     assert {name for name in results if "/" in name} == {"aqd/i2t/map", "aqd/t2i/map"}
 
 
-def test_rows_without_any_label_at_all():
+def test_rows_without_any_label():
     hashes = problem()[:4]
     results = RetrievalEvaluator(metrics=("map", "random"))(*hashes, [[]] * 7, [[]] * 60)
     assert results["hamming/i2t/map"] == results["random/map"] == 0
     assert results["queries_without_relevant"] == results["queries_without_labels"] == 7
 
 
-def test_curves_agree_with_the_figures():
+def test_curves_agree_with_the_metrics():
     arguments = problem()
     evaluator = RetrievalEvaluator(metrics=("precision@k",), ks=(1, 10, 60))
     results, curves = evaluator(*arguments), evaluator.curves(*arguments)
@@ -139,7 +139,7 @@ def test_curves_agree_with_the_figures():
             )
         assert (np.diff(curve["recall"]) >= 0).all()
         assert curve["recall"][-1] == pytest.approx(1)
-        # Everything is retrieved at the end, so every curve ends in the share of relevant items.
+        # All items are retrieved at the end, so every curve ends at the share of relevant items.
         assert curve["precision"][-1] == pytest.approx(curves["random"]["precision"][0])
 
 
@@ -203,7 +203,7 @@ def test_unknown_settings_are_refused(options, message):
         RetrievalEvaluator(**options)
 
 
-def test_importing_the_evaluator_loads_nothing_heavy():
+def test_importing_the_evaluator_is_light():
     script = (
         "import sys, cmfah_hf.evaluation\n"
         "print([m for m in ('torch', 'faiss', 'matplotlib', 'scipy', 'transformers') if m in sys.modules])"
@@ -214,7 +214,7 @@ def test_importing_the_evaluator_loads_nothing_heavy():
 
 @pytest.mark.parametrize("dtype", ["int64", "int8", "float32", "bool", "uint8"])
 @pytest.mark.parametrize("place", range(4))
-def test_codes_of_zero_and_one_are_refused_by_name(dtype, place):
+def test_zero_one_codes_are_refused_by_name(dtype, place):
     arguments = list(problem())
     name = ("image_hash_q", "text_hash_q", "image_hash_db", "text_hash_db")[place]
     arguments[place] = (arguments[place] > 0).astype(dtype)
@@ -239,7 +239,7 @@ def test_codes_of_zero_and_one_are_refused_by_name(dtype, place):
         (4, np.array([["a"] * 5] * 7), "labels_q"),
     ],
 )
-def test_what_is_no_matrix_is_refused_by_name(place, value, message):
+def test_invalid_matrices_are_refused_by_name(place, value, message):
     arguments = list(problem())
     arguments[place] = value
     with pytest.raises(QueryError, match=message) as refused:

@@ -41,7 +41,7 @@ def test_nodes_and_edges_have_counts_and_probabilities(make_model, folder):
         graph = read_label_graph(source)
         assert isinstance(graph, networkx.DiGraph)
         assert dict(graph.nodes(data="count")) == dict(zip(NAMES, [4, 10, 4, 0], strict=True))
-        # 3 of 4 boats are by the sea; of 10 seas, 4 have a tree, which is tau, and 3 have a boat, which is below.
+        # 3 of 4 boats are by the sea; of 10 seas, 4 have a tree (= tau) and 3 have a boat (below tau).
         assert {(i, j): data["probability"] for i, j, data in graph.edges(data=True)} == pytest.approx(
             {("boat", "$sea$"): 0.75, ("$sea$", "дерево"): 0.4, ("дерево", "$sea$"): 1.0}
         )
@@ -64,5 +64,5 @@ def test_the_plot_shows_edges_if_there_are_any(make_model, tmp_path):
     full = Image.open(plot_label_graph(graph, tmp_path / "made" / "labels.png")).convert("L")
     bare = Image.open(plot_label_graph(networkx.create_empty_copy(graph), tmp_path / "bare.png")).convert("L")
     assert full.size == bare.size
-    ink = [sum(image.histogram()[:200]) for image in (full, bare)]
-    assert ink[0] > 1.2 * ink[1] > 0
+    dark_pixels = [sum(image.histogram()[:200]) for image in (full, bare)]
+    assert dark_pixels[0] > 1.2 * dark_pixels[1] > 0

@@ -34,7 +34,7 @@ def plain_average_precision(relevant, k=None, variant=None):
 
 
 def all_orders(scores, relevant):
-    """Every order that a ranking by these scores could come out in."""
+    """Every order that is consistent with these scores."""
     ties = [[i for i, s in enumerate(scores) if s == level] for level in sorted(set(scores), reverse=True)]
     for parts in itertools.product(*(itertools.permutations(tie) for tie in ties)):
         yield [relevant[i] for part in parts for i in part]
@@ -74,7 +74,7 @@ def test_precision_and_recall_at_k_are_means_over_all_orders(ranking, k):
     assert recall_at_k(n, r, [k])[0, 0] == pytest.approx(expected / max(sum(relevant), 1))
 
 
-def test_without_ties_it_is_scikit_learns():
+def test_without_ties_it_matches_scikit_learn():
     rng = np.random.default_rng(0)
     scores, relevant = rng.normal(size=(20, 500)), rng.random((20, 500)) < 0.2
     expected = [average_precision_score(r, s) for r, s in zip(relevant, scores, strict=True)]
@@ -101,8 +101,8 @@ def test_large_ties_agree_with_sampled_orders(k, variant):
     )
 
 
-def test_deep_in_a_large_database_no_digits_are_lost():
-    """Two levels of two items each, a million items down: the exact value from fractions."""
+def test_no_digits_are_lost_deep_in_a_large_database():
+    """Two tied groups of two items each after a million items: the exact value from fractions."""
     depth, before = 10**6, 1000
     n = np.array([[depth, 2, 1, 2]])
     r = np.array([[before, 1, 1, 2]])
@@ -139,13 +139,13 @@ def test_empty_levels_and_split_irrelevant_levels_change_nothing():
         assert expected_average_precision(n, r, k, variant) == expected_average_precision(split_n, split_r, k, variant)
 
 
-def test_the_two_customs_of_map_at_k_differ():
+def test_the_two_definitions_of_map_at_k_differ():
     scores, relevant = np.array([[4, 3, 2, 1]]), np.array([[True, False, False, True]])
     assert mean_average_precision(scores, relevant, k=2) == 1.0
     assert mean_average_precision(scores, relevant, k=2, variant="dcmh") == 0.75
 
 
-def test_a_query_with_nothing_relevant_counts_zero():
+def test_a_query_without_relevant_items_counts_zero():
     scores, relevant = np.ones((2, 4)), np.array([[True] * 4, [False] * 4])
     np.testing.assert_array_equal(average_precision(scores, relevant), [1, 0])
     assert mean_average_precision(scores, relevant) == 0.5
@@ -171,7 +171,7 @@ def test_random_ranking_map_is_the_mean_over_all_orders():
 
 
 @pytest.mark.parametrize("bits", [8, 16, 24, 32, 64, 128, 136])
-def test_hamming_distances_and_levels_equal_a_plain_count(bits):
+def test_hamming_distances_and_levels_match_a_plain_count(bits):
     rng = np.random.default_rng(bits)
     hash_q, hash_db = rng.normal(size=(6, bits)), rng.normal(size=(90, bits))
     hash_q[0], hash_db[0], hash_db[1] = 1, 1, -1
@@ -189,7 +189,7 @@ def test_hamming_distances_and_levels_equal_a_plain_count(bits):
     np.testing.assert_allclose(expected_average_precision(n, r), average_precision(-distances, shared), rtol=1e-12)
 
 
-def test_many_classes_are_compared_whole():
+def test_many_classes_are_compared_completely():
     rng = np.random.default_rng(0)
     labels_q, labels_db = rng.random((5, 700)) < 0.01, rng.random((60, 700)) < 0.01
     np.testing.assert_array_equal(relevance(labels_q, labels_db), (labels_q.astype(int) @ labels_db.T.astype(int)) > 0)
@@ -197,7 +197,7 @@ def test_many_classes_are_compared_whole():
 
 @pytest.mark.parametrize("ranking", ["hamming", "aqd"])
 @pytest.mark.parametrize("ties", ["expected", "stable"])
-def test_iterated_levels_are_those_of_the_full_score_matrix(ranking, ties, monkeypatch):
+def test_iterated_levels_match_the_full_score_matrix(ranking, ties, monkeypatch):
     monkeypatch.setattr("cmfah_hf.evaluation.levels._PAIRS_AT_ONCE", 200)  # two queries at a time, and one at the end
     rng = np.random.default_rng(0)
     z_q, hash_db = np.round(rng.normal(size=(5, 16))) / 4, np.round(rng.normal(size=(80, 16)))
@@ -229,12 +229,12 @@ def test_precision_recall_curve_by_radius():
         ({"scores": np.ones((1, 1)), "relevant": np.ones((1, 1)), "ties": "best"}, "'best'"),
     ],
 )
-def test_errors_name_what_was_wrong(arguments, message):
+def test_errors_name_the_argument(arguments, message):
     with pytest.raises(QueryError, match=message):
         mean_average_precision(**arguments)
 
 
-def test_sides_that_do_not_fit_are_named():
+def test_sides_that_do_not_match_are_named():
     with pytest.raises(QueryError, match="16 bits, the database has 8"):
         hamming_distances(np.zeros((1, 2), np.uint8), np.zeros((1, 1), np.uint8))
     with pytest.raises(QueryError, match="3 classes, the database has 4"):

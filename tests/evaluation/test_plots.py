@@ -42,7 +42,7 @@ def test_every_curve_is_drawn(tmp_path, plot, curves):
 
 
 def heat_center(image, panel, panels):
-    """The center of the bright yellow of the strongest attention, as shares of one panel's width and the height."""
+    """The center of the strongest attention (bright yellow), as fractions of one panel's width and the height."""
     width = image.shape[1] * 0.88 / panels
     part = image[:, int(panel * width) : int((panel + 1) * width)]
     bright = (part[..., 0] > 190) & (part[..., 1] > 140) & (part[..., 2] < 110)
@@ -50,7 +50,7 @@ def heat_center(image, panel, panels):
     return x.mean() / part.shape[1], y.mean() / part.shape[0]
 
 
-def test_attention_lights_up_where_the_word_looks(tmp_path):
+def test_attention_is_drawn_at_the_attended_region(tmp_path):
     weights = np.full((49, 2), 0.001)
     weights[1 * 7 + 1, 0] = weights[5 * 7 + 5, 1] = 0.9
     path = tmp_path / "attention.png"
@@ -64,7 +64,7 @@ def test_attention_lights_up_where_the_word_looks(tmp_path):
     assert y > 0.6
 
 
-def test_boxes_are_drawn_only_where_given(tmp_path):
+def test_boxes_are_drawn_only_if_given(tmp_path):
     image, weights = Image.new("L", (80, 60), 120), np.full(6, 1 / 6)
     options = {"words": ["dog"], "region_grid": (2, 3)}
     plot_attention(image, weights, path=tmp_path / "plain.png", **options)
@@ -73,21 +73,21 @@ def test_boxes_are_drawn_only_where_given(tmp_path):
     assert has_color(pixels(tmp_path / "boxes.png"), "#7CFFCB")
 
 
-def test_weights_that_do_not_fit_are_refused(tmp_path):
+def test_weights_of_a_wrong_shape_are_refused(tmp_path):
     with pytest.raises(QueryError, match="48 regions"):
         plot_attention(Image.new("RGB", (8, 8)), np.ones((48, 1)), ["dog"], tmp_path / "never.png")
     assert not (tmp_path / "never.png").exists()
 
 
 @pytest.mark.timeout(60)
-def test_a_plot_never_takes_the_place_of_a_pipe(tmp_path):
+def test_a_plot_never_replaces_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(CMFAHError, match="a pipe"):
         plot_precision_at_k({"x": {"k": [1, 2], "precision_at_k": [1, 0.5]}}, tmp_path / "pipe.png")
     assert (tmp_path / "pipe.png").is_fifo()
 
 
-def test_pyplot_stays_out_of_it(tmp_path):
+def test_pyplot_is_not_imported(tmp_path):
     script = (
         "import sys\n"
         "from cmfah_hf.evaluation.plots import plot_precision_at_k\n"

@@ -14,7 +14,7 @@ def peaks(*regions, count=16):
     return weights
 
 
-def test_the_strongest_region_must_lie_in_a_box_of_the_word():
+def test_the_strongest_region_must_be_in_a_box_of_the_word():
     # A 4 x 4 grid over 100 x 100: region 4 is row 1, column 0; region 7 is row 1, column 3.
     result = pointing_game(peaks(4, 7, 7), ["dog", "car", "the"], {"dog": [LEFT], "car": [LEFT]}, (100, 100))
     assert result == (1, 2, 0.5)
@@ -35,12 +35,12 @@ def test_grid_and_image_need_not_be_square():
         assert result == (float(region == 5), 1, pytest.approx(1 / 6))
 
 
-def test_attention_that_says_nothing_scores_chance():
+def test_uniform_attention_scores_chance():
     result = pointing_game(torch.full((16, 2), 1 / 16), ["a", "b"], [[LEFT], [RIGHT_TOP]], (100, 100))
     assert result.hits == pytest.approx(result.chance * result.total)
 
 
-def test_random_pointing_hits_at_chance():
+def test_random_pointing_scores_chance():
     rng = np.random.default_rng(0)
     hits = chance = 0.0
     for _ in range(1500):
@@ -50,7 +50,7 @@ def test_random_pointing_hits_at_chance():
     assert abs(hits - chance) < 4 * np.sqrt(chance)
 
 
-def test_words_without_a_box_are_left_out():
+def test_words_without_a_box_are_skipped():
     assert pointing_game(peaks(4), ["the"], {"dog": [LEFT]}, (100, 100)) == (0, 0, 0)
     assert pointing_game(peaks(4), ["the"], {"the": []}, (100, 100)) == (0, 0, 0)
 
@@ -65,6 +65,6 @@ def test_words_without_a_box_are_left_out():
         ((peaks(1), ["dog"], {"dog": LEFT}, (9, 9)), "A box of 'dog' is 0"),
     ],
 )
-def test_errors_name_what_does_not_fit(arguments, message):
+def test_errors_name_the_mismatch(arguments, message):
     with pytest.raises(QueryError, match=message):
         pointing_game(*arguments)

@@ -1,4 +1,4 @@
-"""Small texts to check by hand, and dense reference matrices for sparse ones."""
+"""Small texts with results computed by hand, and dense reference matrices for sparse ones."""
 
 import numpy as np
 import pytest

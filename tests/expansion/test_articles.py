@@ -70,10 +70,10 @@ def test_every_source_gives_the_same_articles(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".xml", ".xml.bz2", ".xml.gz"])
-def test_a_dump_gives_its_articles_without_markup_redirects_and_other_pages(tmp_path, ending):
+def test_a_dump_gives_articles_without_markup_redirects_and_other_pages(tmp_path, ending):
     path = tmp_path / f"xwiki-pages-articles{ending}"
     text = (HEAD + "".join(PAGES) + "</mediawiki>").encode()
-    # A dump in parts is several streams of bz2 in a row.
+    # A multipart dump is several consecutive bz2 streams.
     pack = {
         ".xml": bytes,
         ".xml.bz2": lambda b: bz2.compress(b[:200]) + bz2.compress(b[200:]),
@@ -85,7 +85,7 @@ def test_a_dump_gives_its_articles_without_markup_redirects_and_other_pages(tmp_
     assert articles(path, links=True) == [(words, ["dog"], ["cat", "red", "sea"]), ([], ["sea"], [])]
 
 
-def test_reading_a_dump_takes_no_more_memory_for_more_pages(tmp_path):
+def test_memory_of_reading_a_dump_does_not_grow_with_its_pages(tmp_path):
     for name, pages in (("small", 500), ("large", 30_000)):
         with bz2.open(tmp_path / f"{name}.xml.bz2", "wt", compresslevel=1) as file:
             file.write(HEAD)
@@ -95,7 +95,7 @@ def test_reading_a_dump_takes_no_more_memory_for_more_pages(tmp_path):
 import re, sys
 from pathlib import Path
 from cmfah_hf.expansion.articles import _iterate_pages
-def peak():  # in KiB, of this program; getrusage counts what started it as well
+def peak():  # in KiB, of this program; getrusage includes its parent
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 for path in (Path(sys.argv[1]), Path(sys.argv[2])):
     print(sum(1 for _ in _iterate_pages(path)), peak())
@@ -121,7 +121,7 @@ for path in (Path(sys.argv[1]), Path(sys.argv[2])):
         ("a.doc", b"dog", "a corpus is a .jsonl, .txt or .parquet file"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
+def test_unreadable_sources_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as error:
         articles(tmp_path / name)
@@ -131,7 +131,7 @@ def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
 
 
 def test_missing_files_and_columns_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # not to wait for a Hub
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # do not contact the Hub
     for path in (tmp_path / "gone.xml.bz2", tmp_path / "gone.jsonl"):
         with pytest.raises(DataError, match="there is no such file"):
             articles(path)

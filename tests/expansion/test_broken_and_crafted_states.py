@@ -47,7 +47,7 @@ def save(folder: Path, texts: list[str], steps: int) -> subprocess.CompletedProc
 
 
 @pytest.mark.slow
-def test_a_killed_save_leaves_the_state_before_it(tmp_path):
+def test_a_killed_save_keeps_the_previous_state(tmp_path):
     whole = save(tmp_path, OLD, 1_000)
     assert whole.returncode == 0, whole.stderr
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -60,7 +60,7 @@ def test_a_killed_save_leaves_the_state_before_it(tmp_path):
         new = "river" in found.graph.vocabulary
         assert found.graph.vocabulary == old.graph.vocabulary or new
         assert found.knowledge.digest == old.knowledge.digest or new
-        assert not new or steps == renames - 1  # all was in place, but what was there before not yet removed
+        assert not new or steps == renames - 1  # the new files were in place, but the old ones not yet removed
         assert save(tmp_path, OLD, 1_000).returncode == 0
         assert sorted(path.name for path in tmp_path.iterdir()) == names
 
@@ -76,7 +76,7 @@ def folder(tmp_path) -> Path:
 
 
 def craft(folder: Path, stem: str, content: dict | None = None, **arrays) -> None:
-    """Changes the arrays and the JSON of a state, with a checksum that fits."""
+    """Changes the arrays and the JSON of a state and updates its checksum."""
     path = folder / f"{stem}.safetensors"
     tensors = load_file(path)
     save_file(tensors | {name: change(tensors[name].copy()) for name, change in arrays.items()}, path)
@@ -147,7 +147,7 @@ def test_settings_and_words_are_checked(folder, stem, kind, content, arrays):
 
 
 @pytest.mark.parametrize("name", ["expander.json", "expander.safetensors", "knowledge.json"])
-def test_links_do_not_leave_the_folder(folder, tmp_path_factory, name):
+def test_links_out_of_the_folder_are_refused(folder, tmp_path_factory, name):
     outside = tmp_path_factory.mktemp("outside") / name
     (folder / name).rename(outside)
     (folder / name).symlink_to(outside)
@@ -155,7 +155,7 @@ def test_links_do_not_leave_the_folder(folder, tmp_path_factory, name):
         GraphExpander.load(folder)
 
 
-def test_a_state_nested_deeply_is_refused(folder):
+def test_a_deeply_nested_state_is_refused(folder):
     (folder / "expander.json").write_text('{"a":' * 100_000, "utf-8")
     with pytest.raises(CheckpointError, match=r"expander\.json"):
         GraphExpander.load(folder)

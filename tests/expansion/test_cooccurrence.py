@@ -15,7 +15,7 @@ TEXTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=12), max_size=6)
 
 
 def brute_force(texts, titles, window, stop_words, opening):
-    """`near` of all words, by looking at each place and each place near it."""
+    """`near` of all words, by visiting each position and each position in its window."""
     near, occurrences = Counter(), Counter()
     for text, title in zip(texts, titles, strict=True):
         words = [word for word in text if word not in stop_words]
@@ -39,7 +39,7 @@ def counted(texts, titles, vocabulary, window, stop_words, opening, within=False
 
 
 @given(texts=TEXTS, window=st.integers(1, 4), opening=st.integers(0, 4), within=st.booleans(), data=st.data())
-def test_counts_are_those_of_nested_loops(texts, window, opening, within, data):
+def test_counts_match_nested_loops(texts, window, opening, within, data):
     vocabulary = data.draw(st.lists(st.sampled_from(WORDS), unique=True, min_size=1))
     stop_words = set(data.draw(st.lists(st.sampled_from(WORDS), max_size=2)))
     titles = [data.draw(st.sampled_from([None, *vocabulary])) for _ in texts]
@@ -63,7 +63,7 @@ def test_counts_are_those_of_nested_loops(texts, window, opening, within, data):
     assert (counts.lost_occurrences, counts.lost_pairs) == (0, 0)
 
 
-def test_a_title_that_is_not_one_word_of_the_vocabulary_is_near_nothing():
+def test_a_title_that_is_not_one_vocabulary_word_has_no_neighbors():
     _, (words, _, totals_W, _) = counted([["b", "c"]], [None], ["a"], 1, set(), 5)
     counts = WindowCounts(["a"], 1, set(), False, 100, 100)
     counts.add(["b", "c"], ["hot", "a"], 5)
@@ -71,13 +71,13 @@ def test_a_title_that_is_not_one_word_of_the_vocabulary_is_near_nothing():
     counts.add([], ["a"], 5, ["c"])
     same_words, _, same_totals_W, near_VW = counts.totals()
     assert same_words == words
-    assert same_totals_W.tolist() == [1, *(totals_W[1:] * 2 + [0, 1]).tolist()]  # the link alone came to it
+    assert same_totals_W.tolist() == [1, *(totals_W[1:] * 2 + [0, 1]).tolist()]  # only through the link
     assert near_VW.toarray().tolist() == [[0, 0, 1]]
 
 
 @settings(max_examples=20)
 @given(seed=st.integers(0, 10_000))
-def test_what_the_bounds_forget_is_bounded(seed):
+def test_error_of_dropped_counts_is_bounded(seed):
     generator = np.random.default_rng(seed)
     names = [f"w{number}" for number in range(60)]
     texts = [[names[n] for n in np.minimum(generator.geometric(0.07, 30) - 1, 59)] for _ in range(40)]
@@ -94,6 +94,6 @@ def test_what_the_bounds_forget_is_bounded(seed):
     for word, count in occurrences.items():
         assert max(0, count - counts.lost_occurrences) <= found.get(word, 0) <= count
     for a, first in enumerate(vocabulary):
-        assert found[first] == occurrences[first], "words of the vocabulary are never forgotten"
+        assert found[first] == occurrences[first], "vocabulary words are never dropped"
         for b, second in enumerate(words[:12]):
             assert expected[first, second] - counts.lost_pairs <= dense[a, b] <= expected[first, second]

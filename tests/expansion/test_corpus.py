@@ -16,18 +16,18 @@ TEXTS = ["A dog, a DOG", "", None, "New-York's café"]
 WORDS = [["a", "dog", "a", "dog"], [], [], ["new", "york's", "café"]]
 
 
-def test_words_of_tags_are_the_words_of_the_joined_tags():
+def test_words_of_tags_match_the_joined_tags():
     assert words_of(["New York", None, "sunset!"]) == ["new", "york", "sunset"]
     assert words_of(np.array(["b", "a"], dtype=object)) == ["b", "a"]
 
 
-def test_halves_of_surrogate_pairs_do_not_break_a_text():
+def test_lone_surrogates_in_a_text():
     assert words_of("dog \ud800 cat") == ["dog", "cat"]
     assert words_of("\ud83d\ude00 dog") == ["\U0001f600", "dog"]
 
 
 @pytest.mark.parametrize("value", [5, 1.5, {"text": {"a": 1}}, [["a"]], [1]])
-def test_what_is_no_text_is_named(value):
+def test_values_that_are_not_texts_are_named(value):
     with pytest.raises(DataError, match=r"Row 1, column 'text', holds .*a text is a string or a list of tags"):
         list(iterate_words(["a", value]))
 
@@ -56,7 +56,7 @@ def test_every_source_gives_the_same_words(name, source):
     assert list(iterate_words(source)) == WORDS
 
 
-def test_tag_lists_are_texts_too():
+def test_tag_lists_as_texts():
     dataset = Dataset.from_dict({"tags": [["dog", "New York"], []]}, features=Features({"tags": List(Value("string"))}))
     for source in (dataset, dataset.to_iterable_dataset(), [["dog", "New York"], []]):
         assert list(iterate_words(source, "tags")) == [["dog", "new", "york"], []]
@@ -72,18 +72,18 @@ def test_images_are_not_decoded(streaming):
 
 
 @pytest.mark.parametrize("build", [Dataset.from_list, lambda rows: Dataset.from_list(rows).to_iterable_dataset(), list])
-def test_a_missing_column_is_named_with_those_present(build):
+def test_a_missing_column_is_named_with_the_existing_ones(build):
     with pytest.raises(DataError, match=r"no column 'caption', only 'id', 'text'"):
         list(iterate_words(build([{"id": "1", "text": "a"}]), "caption"))
 
 
 @pytest.mark.parametrize("source", ["a dog", b"a dog", 5, DatasetDict(train=Dataset.from_dict({"text": ["a"]}))])
-def test_what_is_no_data_set_is_refused(source):
+def test_objects_that_are_no_data_set_are_refused(source):
     with pytest.raises(DataError):
         list(iterate_words(source))
 
 
-def test_a_list_of_strings_is_a_batch_unless_another_column_says_otherwise():
+def test_a_list_of_strings_is_a_batch_unless_another_column_is_named():
     assert not is_one_row({"text": ["dog", "beach"]}, "text")
     assert not is_one_row({"text": ["dog", "beach"], "id": ["1", "2"]}, "text")
     assert not is_one_row({"text": [["dog"], ["beach"]], "id": "1"}, "text")

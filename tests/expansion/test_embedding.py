@@ -1,4 +1,4 @@
-"""Word vectors against gensim, deterministic across processes and sources."""
+"""Word vectors against gensim, and their determinism across processes and sources."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ SMALL = {"vector_size": 12, "epochs": 3, "sample": 0}
 
 @pytest.fixture(scope="module")
 def sentences() -> list[str]:
-    """Two worlds of words that never meet, each word with a count of its own."""
+    """Two disjoint groups of words, each word with a unique count."""
     generator = np.random.default_rng(0)
     worlds = [["dog", "beach", "sand", "wave"], ["sofa", "lamp", "rug", "desk"]]
     texts = [" ".join(generator.permutation(worlds[row % 2])) for row in range(300)]
@@ -30,7 +30,7 @@ def embedding(sentences) -> SkipGramEmbedding:
     return SkipGramEmbedding(**SMALL).fit(sentences)
 
 
-def test_vectors_are_those_of_gensim(sentences, embedding):
+def test_vectors_match_gensim(sentences, embedding):
     split = [split_words(text) for text in sentences]
     reference = Word2Vec(
         split, vector_size=12, epochs=3, sample=0, sg=1, hs=1, negative=0, min_count=1, seed=0, workers=1, window=5
@@ -43,7 +43,7 @@ def test_vectors_are_those_of_gensim(sentences, embedding):
         assert cosine == pytest.approx(reference.wv.similarity("dog", word), abs=1e-6)
 
 
-def test_words_that_meet_are_near(sentences):
+def test_co_occurring_words_are_near(sentences):
     embedding = SkipGramEmbedding(vector_size=12, epochs=15, sample=0).fit(sentences)
     assert {word for word, _ in embedding.most_similar("dog", 3)} == {"beach", "sand", "wave"}
     assert {word for word, _ in embedding.most_similar("rug", 3)} == {"sofa", "lamp", "desk"}
@@ -56,7 +56,7 @@ def test_vocabulary_is_ordered_by_count_then_word():
     assert SkipGramEmbedding(**SMALL, min_count=2).fit(["e e d", "b c a", "b d"]).vocabulary == ["b", "d", "e"]
 
 
-def test_the_seed_counts(sentences, embedding):
+def test_vectors_depend_on_the_seed(sentences, embedding):
     assert not np.array_equal(SkipGramEmbedding(**SMALL, seed=1).fit(sentences).vectors, embedding.vectors)
 
 
@@ -80,7 +80,7 @@ def test_every_source_gives_the_same_vectors_and_is_read_once(sentences, embeddi
     assert reads == [1]
 
 
-def test_extra_corpus_comes_after_the_sentences(sentences, embedding, tmp_path):
+def test_extra_corpus_follows_the_sentences(sentences, embedding, tmp_path):
     half = len(sentences) // 2
     (tmp_path / "a.txt").write_text("\n".join(sentences[half : half + 50]), "utf-8")
     lines = "\n".join(json.dumps({"title": "no", "text": text}) for text in sentences[half + 50 :])
@@ -95,7 +95,7 @@ def test_extra_corpus_comes_after_the_sentences(sentences, embedding, tmp_path):
         SkipGramEmbedding(**SMALL).fit(sentences, extra_corpus=tmp_path / "nothing.txt")
 
 
-def test_the_end_of_a_long_text_is_not_cut_off(caplog):
+def test_long_texts_are_not_truncated(caplog):
     text = " ".join(["dog beach"] * 5_000 + ["cat sofa"] * 2_000)
     start = SkipGramEmbedding(4, epochs=1, sample=0, alpha=0).fit([text])
     with caplog.at_level(logging.WARNING, logger="gensim"):
@@ -106,7 +106,7 @@ def test_the_end_of_a_long_text_is_not_cut_off(caplog):
     assert moved.min() > 0.01, dict(zip(fitted.vocabulary, moved, strict=True))
 
 
-def test_walks_and_expanded_texts_are_a_corpus(captions):
+def test_walks_and_expanded_texts_as_a_corpus(captions):
     expander = GraphExpander(top_k=3).fit(captions)
     fitted = SkipGramEmbedding(**SMALL).fit(expander.corpus(captions, num_walks=2))
     again = SkipGramEmbedding(**SMALL).fit(expander.corpus(captions, num_walks=2))
@@ -121,7 +121,7 @@ def test_a_single_word_has_a_vector():
     assert fitted.most_similar("dog") == []
 
 
-def test_looking_up_words(embedding):
+def test_word_lookup(embedding):
     assert "Dog" in embedding
     assert "zebra" not in embedding
     assert len(embedding) == 8
@@ -153,7 +153,7 @@ def test_a_damaged_folder_is_named(embedding, tmp_path, name, damage):
 
 
 @pytest.mark.parametrize("source", [[], ["", "..."]])
-def test_a_corpus_without_a_word_is_refused(source):
+def test_a_corpus_without_words_is_refused(source):
     with pytest.raises(DataError, match="leaves no word"):
         SkipGramEmbedding(**SMALL).fit(source)
 
@@ -170,13 +170,13 @@ def test_a_corpus_without_a_word_is_refused(source):
         {"sample": -1.0},
     ],
 )
-def test_settings_that_make_no_sense_are_named(arguments):
+def test_invalid_settings_are_named(arguments):
     ((name, value),) = arguments.items()
     with pytest.raises(CMFAHError, match=f"{name}={value}"):
         SkipGramEmbedding(**arguments)
 
 
-def test_an_unfitted_embedding_says_so(tmp_path):
+def test_an_unfitted_embedding_is_reported(tmp_path):
     empty = SkipGramEmbedding()
     for use in (
         lambda: empty.vocabulary,

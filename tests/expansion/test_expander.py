@@ -1,4 +1,4 @@
-"""Expanded texts against a plain ranking of dense visits; data sets, streams, fingerprints and the disk."""
+"""Expanded texts against a plain ranking of dense visits; data sets, streams, fingerprints, saved states."""
 
 import json
 import pickle
@@ -43,7 +43,7 @@ def _ranked(shares: dict[str, float], own: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("kept_words", [0, 8_192])
 @given(text=st.lists(words, min_size=1, max_size=6), fitted=st.lists(st.lists(words, max_size=5), max_size=10))
-def test_added_words_are_those_of_largest_visits(kept_words, text, fitted, dense_reference):
+def test_added_words_have_the_largest_visits(kept_words, text, fitted, dense_reference):
     fitted = [[word for word in row if word != "unknown"] for row in fitted] + [["a", "b"]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(walks, "_KEPT_WORDS", kept_words)
@@ -67,7 +67,7 @@ def test_added_words_are_those_of_largest_visits(kept_words, text, fitted, dense
 
 
 @given(settings=settings, batch=texts)
-def test_own_words_come_first_and_a_batch_changes_nothing(settings, batch):
+def test_own_words_come_first_and_batching_changes_nothing(settings, batch):
     expander = GraphExpander(**settings).fit(FIT)
     expanded = expander({"text": batch})["expanded_text"]
     assert expanded == [expander({"text": text})["expanded_text"] for text in batch]
@@ -97,8 +97,8 @@ def test_texts_of_many_blocks(monkeypatch):
     assert expander({"text": batch}) == whole
 
 
-def test_equal_words_come_by_word_not_by_count():
-    # A hop from x lands on a and on b with probability 1/4 each; b has more images.
+def test_ties_are_broken_by_word_not_by_count():
+    # A hop from x reaches a and b with probability 1/4 each; b has more images.
     expander = GraphExpander(walk_length=3).fit(["x b", "x a", "b"])
     assert expander.graph.vocabulary == ["b", "x", "a"]
     assert expander.expand("x") == ["x", "a", "b"]
@@ -106,13 +106,13 @@ def test_equal_words_come_by_word_not_by_count():
     assert GraphExpander(walk_length=3, top_k=1).fit(["x b", "x a", "b"]).expand("x") == ["x", "a"]
 
 
-def test_the_floor_itself_is_enough():
+def test_the_floor_is_inclusive():
     fitted = ["x b", "x a", "b"]  # The share of a and b on a walk of two words is 1/8.
     assert GraphExpander(walk_length=3, min_probability=0.125).fit(fitted).expand("x") == ["x", "a", "b"]
     assert GraphExpander(walk_length=3, min_probability=0.126).fit(fitted).expand("x") == ["x"]
 
 
-def test_rounding_does_not_break_a_tie(monkeypatch):
+def test_rounding_does_not_break_ties(monkeypatch):
     expander = GraphExpander(top_k=1).fit(["a b x"])
     assert 0.1 + 0.2 > 0.3
     visits = {"a": 0.3, "b": 0.1 + 0.2, "x": 2.4}
@@ -123,7 +123,7 @@ def test_rounding_does_not_break_a_tie(monkeypatch):
     assert list(expander.expected_visits("x")) == ["x", "a", "b"]
 
 
-def test_edges_of_a_text():
+def test_empty_texts_unknown_words_and_single_rows():
     expander = GraphExpander().fit(["dog beach", "dog park"])
     batch = ["", None, "!?", "zebra Giraffe", "Zebra dog zebra", ["park", "Zebra dog"]]
     assert expander({"text": batch})["expanded_text"] == [
@@ -135,7 +135,7 @@ def test_edges_of_a_text():
     assert expander({"text": ["dog", "park"], "id": "one row"}) == {"expanded_text": "dog park beach"}
 
 
-def test_idf_weights_the_first_word_and_every_landing(captions):
+def test_idf_weights_the_first_word_and_every_visit(captions):
     expander = GraphExpander(word_weights="idf", top_k=None).fit(captions)
     graph = expander.graph
     idf = np.log((1 + len(captions)) / (1 + graph.counts)) + 1
@@ -162,7 +162,7 @@ def test_sampled_walks_converge_to_the_closed_form(captions):
     assert errors[1] < errors[0] / 3
 
 
-def test_walks_depend_on_the_seed_and_the_tags_alone(captions):
+def test_walks_depend_only_on_the_seed_and_the_tags(captions):
     fits = [GraphExpander(mode="walk", num_walks=20, seed=seed).fit(captions) for seed in (0, 0, 1)]
     visits = [expander.expected_visits("a dog at sea") for expander in fits]
     assert visits[0] == visits[1] == fits[0].expected_visits("sea, DOG a zebra at dog")
@@ -172,7 +172,7 @@ def test_walks_depend_on_the_seed_and_the_tags_alone(captions):
 def test_map_on_data_sets_and_streams(captions):
     features = Features({"id": Value("string"), "image": Image(), "text": Value("string")})
     rows = {"id": [*map(str, range(12))], "image": [{"bytes": b"x", "path": None}] * 12, "text": captions}
-    dataset = Dataset.from_dict(rows, features=features)  # Images that cannot be decoded, so nobody may try.
+    dataset = Dataset.from_dict(rows, features=features)  # Undecodable images: decoding one would fail.
     stream = dataset.to_iterable_dataset(num_shards=3)
     expander = GraphExpander(top_k=3).fit(dataset)
     assert Hasher.hash(GraphExpander(top_k=3).fit(stream)) == Hasher.hash(expander)
@@ -207,7 +207,7 @@ def test_equal_fits_have_equal_fingerprints(captions, tmp_path):
     fingerprint = Hasher.hash(expander)
     expander({"text": captions})
     expander.save(tmp_path)
-    assert Hasher.hash(expander) == fingerprint, "use changed it"
+    assert Hasher.hash(expander) == fingerprint, "changed by use"
     assert Hasher.hash(make()) == fingerprint
     assert Hasher.hash(GraphExpander.load(tmp_path)) == fingerprint
     assert Hasher.hash(pickle.loads(pickle.dumps(expander))) == fingerprint
@@ -217,7 +217,7 @@ def test_equal_fits_have_equal_fingerprints(captions, tmp_path):
     assert first._fingerprint == second._fingerprint
 
 
-def test_a_setting_changed_after_use_counts(captions):
+def test_a_setting_changed_after_use_takes_effect(captions):
     expander = GraphExpander().fit(captions)
     expander.expand("sofa")
     for name, value in (("walk_length", 3), ("word_weights", "idf"), ("top_k", 2)):
@@ -225,7 +225,7 @@ def test_a_setting_changed_after_use_counts(captions):
     assert expander.expand("sofa") == GraphExpander(3, word_weights="idf", top_k=2).fit(captions).expand("sofa")
 
 
-def test_fit_reads_once_and_forgets_the_last_fit():
+def test_fit_reads_once_and_discards_the_last_fit():
     passes = []
 
     class Source:
@@ -240,11 +240,11 @@ def test_fit_reads_once_and_forgets_the_last_fit():
     assert expander.expand("cat dog") == ["cat", "dog", "beach", "park"]
 
 
-def test_corpus_is_the_expanded_texts_and_walks_from_them(captions):
+def test_corpus_is_the_expanded_texts_and_their_walks(captions):
     expander = GraphExpander(top_k=2).fit(captions)
     corpus = expander.corpus(Dataset.from_dict({"text": [*captions, "zebra"]}), num_walks=4)
     sentences = list(corpus)
-    assert sentences == list(corpus), "it can be read again"
+    assert sentences == list(corpus), "can be iterated again"
     index = 0
     m = expander.graph.transitions
     number = expander.graph.word_numbers
@@ -292,13 +292,13 @@ def test_walks_of_the_corpus_have_the_frequencies_of_the_graph(captions):
         {"stop_words": "klingon"},
     ],
 )
-def test_settings_that_make_no_sense_are_named(arguments):
+def test_invalid_settings_are_named(arguments):
     ((name, value),) = arguments.items()
     with pytest.raises(CMFAHError, match=rf"{name}={value!r}"):
         GraphExpander(**arguments)
 
 
-def test_an_unfitted_expander_says_so(captions, tmp_path):
+def test_an_unfitted_expander_is_reported(captions, tmp_path):
     expander = GraphExpander()
     for use in (expander.expand, expander.expected_visits, lambda text: expander({"text": [text]}), expander.corpus):
         with pytest.raises(CMFAHError, match=r"call fit\(dataset\) first"):
@@ -308,7 +308,7 @@ def test_an_unfitted_expander_says_so(captions, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_batch_without_the_column_names_those_present(captions):
+def test_a_batch_without_the_column_names_the_existing_ones(captions):
     expander = GraphExpander().fit(captions)
     with pytest.raises(DataError, match=r"no column 'text', only 'id', 'caption'"):
         expander({"id": ["1"], "caption": ["dog"]})

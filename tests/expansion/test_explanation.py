@@ -26,7 +26,7 @@ def expander_with_knowledge(**settings):
 
 
 def walks_to(expander, own, target, num_hops):
-    """What each own word contributes to the visits of a word, and by which word before it: every walk, one by one."""
+    """Contribution of each own word to the visits of a word, by predecessor, from an enumeration of all walks."""
     m, numbers = expander.transitions.toarray(), expander.graph.word_numbers
     start = expander._walk().start([own]).toarray()[0]
     found = {}
@@ -41,7 +41,7 @@ def walks_to(expander, own, target, num_hops):
 
 
 @given(tags=TAGS.filter(lambda tags: any(tags)), walk_length=st.sampled_from([1, 3, 5, 7]), idf=st.booleans())
-def test_the_parts_of_a_share_are_its_walks(tags, walk_length, idf):
+def test_contributions_match_the_enumerated_walks(tags, walk_length, idf):
     expander = GraphExpander(walk_length, top_k=3, word_weights="idf" if idf else "binary").fit(tags)
     text = next(text for text in tags if text)
     visits, hops = expander.expected_visits(text), (walk_length - 1) // 2
@@ -58,7 +58,7 @@ def test_the_parts_of_a_share_are_its_walks(tags, walk_length, idf):
 
 
 @given(tags=TAGS.filter(lambda tags: any(tags)))
-def test_visits_are_those_of_following_a_plain_graph(tags):
+def test_visits_match_walks_on_a_plain_graph(tags):
     graph = networkx.Graph()
     for image, text in enumerate(tags):
         graph.add_node(image)
@@ -69,15 +69,15 @@ def test_visits_are_those_of_following_a_plain_graph(tags):
         for step in range(5):
             after = {}
             for node, share in at.items():
-                for neighbour in graph[node]:
-                    after[neighbour] = after.get(neighbour, 0.0) + share / graph.degree[node]
+                for neighbor in graph[node]:
+                    after[neighbor] = after.get(neighbor, 0.0) + share / graph.degree[node]
             at = after
             if step % 2 == 0:
                 visits = {word: visits.get(word, 0.0) + at.get(word, 0.0) for word in {*visits, *at}}
         assert expander.expected_visits(text) == pytest.approx(visits, abs=1e-12)
 
 
-def test_words_of_the_knowledge_are_told_by_their_own_words():
+def test_words_from_the_knowledge_name_their_own_words():
     expander = expander_with_knowledge(top_k=1)
     explanation = expander.explain("Dog waves sheep dog")
     assert explanation.own == ["dog", "waves", "sheep", "dog"]
@@ -102,7 +102,7 @@ def test_an_explanation_prints_as_a_table():
     assert str(GraphExpander().fit(["dog"]).explain("")).splitlines()[1:] == ["word  from  score  because of"]
 
 
-def test_few_ways_are_kept_and_the_sums_stay_whole():
+def test_paths_are_limited_and_sums_complete():
     expander = expander_with_knowledge()
     whole, cut = expander.explain("dog sea", ways=None), expander.explain("dog sea", ways=1)
     for all_ways, one in zip(whole.added, cut.added, strict=True):

@@ -55,7 +55,7 @@ def test_the_walk_is_reversible(texts):
 
 
 @given(texts=some_words, chunk=st.integers(1, 40))
-def test_chunks_do_not_show(texts, chunk):
+def test_chunk_size_does_not_matter(texts, chunk):
     whole = ImageWordGraph().fit(texts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graph_module, "_CHUNK_PAIRS", chunk)
@@ -66,7 +66,7 @@ def test_chunks_do_not_show(texts, chunk):
 
 
 @given(texts=some_words, min_count=st.integers(1, 3))
-def test_rare_words_are_cut_out_of_the_hops(texts, min_count, dense_reference):
+def test_rare_words_are_removed_from_the_hops(texts, min_count, dense_reference):
     whole = ImageWordGraph().fit(texts)
     kept = [word for word, count in zip(whole.vocabulary, whole.counts, strict=True) if count >= min_count]
     if not kept:
@@ -80,7 +80,7 @@ def test_rare_words_are_cut_out_of_the_hops(texts, min_count, dense_reference):
     np.testing.assert_allclose(graph.transitions.toarray(), hops / hops.sum(axis=1, keepdims=True), atol=1e-12)
 
 
-def test_stop_words_are_gone_before_anything_is_counted(captions, dense_reference):
+def test_stop_words_are_removed_before_counting(captions, dense_reference):
     graph = ImageWordGraph(stop_words=["The", "a", "on"]).fit(captions)
     texts = [[word for word in split_words(text) if word not in ("the", "a", "on")] for text in captions]
     p_iw, p_wi = dense_reference(texts, graph.vocabulary)
@@ -91,7 +91,7 @@ def test_stop_words_are_gone_before_anything_is_counted(captions, dense_referenc
     assert {"dog", "beach", "sunset"} <= set(english)
 
 
-def test_expected_visits_are_powers_of_the_whole_bipartite_walk(captions, dense_reference):
+def test_expected_visits_are_powers_of_the_full_bipartite_walk(captions, dense_reference):
     graph = ImageWordGraph().fit(captions)
     p_iw, p_wi = dense_reference([split_words(text) for text in captions], graph.vocabulary)
     num_images, num_words = p_iw.shape
@@ -100,16 +100,16 @@ def test_expected_visits_are_powers_of_the_whole_bipartite_walk(captions, dense_
     np.testing.assert_allclose(graph.expected_visits(captions), expected, atol=1e-12)
 
 
-def test_walks_on_the_bipartite_graph_visit_what_is_expected(captions):
+def test_sampled_walks_match_the_expected_visits(captions):
     graph = ImageWordGraph().fit(captions)
     bipartite = graph.to_networkx(captions)
-    neighbours = {node: list(bipartite[node]) for node in bipartite}
+    neighbors = {node: list(bipartite[node]) for node in bipartite}
     generator, num_walks, row = random.Random(0), 20_000, 1
     visits = Counter()
     for _ in range(num_walks):
         node = ("image", row)
         for step in range(1, 6):
-            node = generator.choice(neighbours[node])
+            node = generator.choice(neighbors[node])
             if step % 2:
                 visits[node[1]] += 1
     frequencies = [visits[word] / num_walks for word in graph.vocabulary]
@@ -133,7 +133,7 @@ def test_networkx_holds_the_bipartite_graph(captions):
     )
 
 
-def test_word_graph_holds_m(captions):
+def test_word_graph_has_the_weights_of_m(captions):
     graph = ImageWordGraph().fit(captions)
     matrix = networkx.to_numpy_array(graph.to_word_graph(), nodelist=graph.vocabulary)
     np.testing.assert_array_equal(matrix, graph.transitions.toarray())
@@ -147,7 +147,7 @@ def test_a_stream_gives_the_same_bytes_as_the_data_set(captions):
     assert len({pickle.dumps(graph) for graph in fits}) == 1
 
 
-def test_pickle_keeps_everything(captions):
+def test_pickle_round_trip(captions):
     graph = ImageWordGraph(min_count=2, stop_words=["a"]).fit(captions)
     copy = pickle.loads(pickle.dumps(graph))
     assert (copy.vocabulary, copy.stop_words, copy.min_count, copy.num_images) == (
@@ -174,16 +174,16 @@ def test_memory_does_not_grow_with_the_images(monkeypatch):
     peak(100)  # Imports and caches of the first fit.
     small, large = peak(5_000), peak(20_000)
     assert large < 1.25 * small
-    assert large < 20_000 * len(words)  # Less than a byte for each cell of images x words.
+    assert large < 20_000 * len(words)  # Less than one byte per cell of images x words.
 
 
 @pytest.mark.parametrize("source", [[], ["", None, "..."], [[]]])
-def test_a_source_without_a_word_is_refused(source):
+def test_a_source_without_words_is_refused(source):
     with pytest.raises(DataError, match="leaves no word"):
         ImageWordGraph().fit(source)
 
 
-def test_a_book_is_no_caption(monkeypatch):
+def test_too_many_words_in_a_row_are_refused(monkeypatch):
     monkeypatch.setattr(graph_module, "_MAX_WORDS", 3)
     with pytest.raises(DataError, match=r"Row 1, column 'text', holds 4 different words"):
         ImageWordGraph().fit(["a b c c c", "a b c d"])
@@ -195,7 +195,7 @@ def test_unknown_settings_are_refused(arguments):
         ImageWordGraph(**arguments)
 
 
-def test_an_unfitted_graph_says_so(captions):
+def test_an_unfitted_graph_is_reported(captions):
     for use in (
         lambda graph: graph.vocabulary,
         lambda graph: graph.expected_visits(captions),

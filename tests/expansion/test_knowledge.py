@@ -1,4 +1,4 @@
-"""Knowledge against mutual information computed by hand; its single pass, its files, and its use in the expander."""
+"""Knowledge against manually computed mutual information; a single pass, saved states, and use in the expander."""
 
 import json
 import math
@@ -66,7 +66,7 @@ def pmi_by_hand(texts, vocabulary, window, smoothing, min_count, min_pair_count)
     window=st.integers(1, 4), smoothing=st.sampled_from([0.0, 0.5, 0.75, 1.0]), min_count=st.integers(1, 3),
     min_pair_count=st.integers(1, 3), within=st.booleans(),
 )  # fmt: skip
-def test_scores_are_those_of_nested_loops(texts, window, smoothing, min_count, min_pair_count, within):
+def test_scores_match_nested_loops(texts, window, smoothing, min_count, min_pair_count, within):
     vocabulary = sorted({texts[0].split()[0], "c", "e", "z"})
     knowledge = WikipediaKnowledge(
         window=window, smoothing=smoothing, min_count=min_count, min_pair_count=min_pair_count, stop_words=None,
@@ -87,7 +87,7 @@ def test_scores_are_those_of_nested_loops(texts, window, smoothing, min_count, m
     assert dict(knowledge.related_to(own)) == pytest.approx(dict(sums), abs=1e-9)
 
 
-def test_top_k_keeps_the_largest_and_equal_ones_by_word():
+def test_top_k_keeps_the_largest_with_ties_by_word():
     texts = ["a z", "a y", "a x", "a b", "a b", "q b"]
     for k in (1, 2, 3, 4):
         knowledge = WikipediaKnowledge(window=1, smoothing=1, top_k=k, within_vocabulary=False, **LOOSE).fit(
@@ -96,7 +96,7 @@ def test_top_k_keeps_the_largest_and_equal_ones_by_word():
         assert [word for word, _ in knowledge.related("a")] == ["x", "y", "z", "b"][:k]
 
 
-def test_a_title_relates_to_its_opening_wherever_the_words_stand():
+def test_a_title_relates_to_its_opening_at_any_distance():
     text = "sheep " + "filler " * 30 + "dog"
     fit = {"source": [{"title": "Wolf", "text": text}], "vocabulary": ["wolf", "sheep", "dog"]}
     settings = {"window": 1, "smoothing": 1.0, **LOOSE}
@@ -105,7 +105,7 @@ def test_a_title_relates_to_its_opening_wherever_the_words_stand():
     assert [w for w, _ in WikipediaKnowledge(opening_words=31, **settings).fit(**fit).related("wolf")] == ["sheep"]
 
 
-def test_the_stream_passes_by_once_and_a_row_at_a_time():
+def test_a_stream_is_read_once_and_row_by_row():
     alive = Counter()
 
     class Text(str):
@@ -129,7 +129,7 @@ def test_memory_does_not_grow_with_the_stream():
 import re
 import numpy as np
 from cmfah_hf.expansion import WikipediaKnowledge, cooccurrence
-def peak():  # in KiB, of this program; getrusage counts what started it as well
+def peak():  # in KiB, of this program; getrusage includes its parent
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 def texts(count):
     generator = np.random.default_rng(0)
@@ -149,14 +149,14 @@ for count in (800, 4_000):
     assert large - small < 10_000, "KiB; without bounds it is twice that"
 
 
-def test_stop_words_leave_the_names_of_things(knowledge):
+def test_content_words_are_not_stop_words(knowledge):
     assert "computer" not in knowledge.settings["stop_words"]
     assert "the" in knowledge.settings["stop_words"]
     texts = ["the fire burns", "the fire burns"]
     assert WikipediaKnowledge(min_count=1).fit(texts, ["fire", "burns"]).related("fire")[0][0] == "burns"
 
 
-def test_expanded_are_own_words_then_the_graph_then_the_knowledge(knowledge):
+def test_expanded_texts_are_own_words_then_graph_then_knowledge(knowledge):
     expander = GraphExpander(top_k=2).fit(TAGS)
     graph_words = expander.expand("A dog!")
     expander.knowledge, expander.knowledge_top_k = knowledge, None
@@ -177,7 +177,7 @@ def test_expanded_are_own_words_then_the_graph_then_the_knowledge(knowledge):
     assert expander({"text": rows})["expanded_text"] == [" ".join(expander.expand(row)) for row in rows]
 
 
-def test_knowledge_survives_the_disk(knowledge, tmp_path):
+def test_saved_knowledge_round_trips(knowledge, tmp_path):
     knowledge.save(tmp_path)
     loaded = WikipediaKnowledge.load(tmp_path)
     assert (loaded.vocabulary, loaded.words, loaded.settings) == (
@@ -190,7 +190,7 @@ def test_knowledge_survives_the_disk(knowledge, tmp_path):
     assert Hasher.hash(loaded) == Hasher.hash(knowledge)
 
 
-def test_an_expander_takes_its_knowledge_along(knowledge, tmp_path):
+def test_an_expander_is_saved_with_its_knowledge(knowledge, tmp_path):
     expander = GraphExpander(top_k=2, knowledge=knowledge, knowledge_top_k=3).fit(TAGS)
     expander.save(tmp_path)
     code = """
@@ -214,7 +214,7 @@ print(json.dumps([[e({"text": tags})["expanded_text"], Hasher.hash(e)] for e in 
     without = GraphExpander(top_k=2).fit(TAGS)
     assert Hasher.hash(without) != Hasher.hash(expander)
     assert Hasher.hash(without) == Hasher.hash(GraphExpander(top_k=2, knowledge_top_k=5).fit(TAGS))
-    # Saved to the same folder without knowledge, it has none when it is loaded.
+    # Saved again to the same folder without knowledge, it loads without knowledge.
     without.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["expander.json", "expander.safetensors"]
     assert GraphExpander.load(tmp_path).knowledge is None
@@ -224,7 +224,7 @@ def _edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes), "utf-8")
 
 
-def test_damage_is_found_and_the_file_named(knowledge, tmp_path):
+def test_damage_is_detected_and_the_file_named(knowledge, tmp_path):
     expander = GraphExpander(knowledge=knowledge).fit(TAGS)
     for name, change, message in [
         ("safetensors", lambda path: path.write_bytes(path.read_bytes()[:-8]), "checksum"),
@@ -243,7 +243,7 @@ def test_damage_is_found_and_the_file_named(knowledge, tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_chinese_tags_are_expanded_by_whole_words_and_read_by_the_model_as_characters():
+def test_chinese_tags_are_expanded_by_words_and_read_by_the_model_as_characters():
     tags = ["海滩 狗", "海滩 日落", "沙发 猫", "日落"]
     articles = ["日落时分的海滩,沙子和海浪", "一只狗在海滩上奔跑", "猫在沙发上睡觉", "狗追着猫"] * 2
     expander = GraphExpander(tokenizer="chinese", top_k=1).fit(tags)
@@ -296,7 +296,7 @@ def test_settings_out_of_range_are_named(setting, message):
         WikipediaKnowledge(**setting)
 
 
-def test_what_cannot_be_fitted_or_asked_is_named(knowledge):
+def test_invalid_sources_and_queries_are_named(knowledge):
     with pytest.raises(DataError, match="The 0 texts hold no word and none of the 1 words of the vocabulary"):
         WikipediaKnowledge().fit([], ["dog"])
     with pytest.raises(DataError, match="The 1 texts hold 2 words and none of the 1 words of the vocabulary"):

@@ -33,7 +33,7 @@ def test_one_word_several_words_other_scripts(embedding, caplog):
         np.testing.assert_allclose(vectors[row], unit(mean) * np.sqrt(8), rtol=1e-5)
 
 
-def test_unknown_names_have_vectors_of_their_own_in_any_process_and_order(embedding, caplog):
+def test_unknown_names_have_fixed_vectors_in_any_process_and_order(embedding, caplog):
     names = ["zebra", "🦓!", "...", "qua gga"]
     vectors = label_vectors(names, embedding)
     assert "4 of 4 labels have no word with a vector" in caplog.text
@@ -50,5 +50,5 @@ def test_unknown_names_have_vectors_of_their_own_in_any_process_and_order(embedd
     np.testing.assert_allclose([float(number) for number in printed.split()], vectors[0], rtol=1e-6)
 
 
-def test_no_classes_no_vectors(embedding):
+def test_no_classes_give_no_vectors(embedding):
     assert label_vectors([], embedding).shape == (0, 8)

@@ -50,7 +50,7 @@ def here(captions):
 
 @pytest.fixture(scope="module")
 def answers(here, captions, tmp_path_factory):
-    """What each process found, all of them asked at once."""
+    """The results of each process, all started at once."""
     folder = tmp_path_factory.mktemp("saved")
     for name, expander in here[0].items():
         expander.save(folder / name)
@@ -72,7 +72,7 @@ def answers(here, captions, tmp_path_factory):
     return [json.loads(output) for output in outputs]
 
 
-def test_loaded_expanders_expand_alike(here, answers, captions):
+def test_loaded_expanders_give_equal_expansions(here, answers, captions):
     for answer in answers:
         assert answer["expanded"] == {name: expander({"caption": captions}) for name, expander in here[0].items()}
 
@@ -82,14 +82,14 @@ def test_fitted_and_loaded_expanders_have_the_same_fingerprint(here, answers):
         assert answer["fingerprints"] == {name: [Hasher.hash(expander)] * 2 for name, expander in here[0].items()}
 
 
-def test_equal_fits_visit_alike(here, answers):
+def test_equal_fits_give_equal_visits(here, answers):
     for answer in answers:
         assert answer["visits"] == {
             name: expander.expected_visits("a dog at sea") for name, expander in here[0].items()
         }
 
 
-def test_loaded_vectors_are_the_saved_ones(here, answers):
+def test_loaded_vectors_match_the_saved_ones(here, answers):
     embedding = here[1]
     for answer in answers:
         vocabulary, vectors, counts, settings = answer["loaded vectors"]

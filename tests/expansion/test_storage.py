@@ -47,7 +47,7 @@ def _edit(**changes):
         ("x.json", _edit(format_version=99)),
     ],
 )
-def test_damage_is_found_and_the_file_named(folder, name, damage):
+def test_damage_is_detected_and_the_file_named(folder, name, damage):
     damage(folder / name)
     with pytest.raises(CheckpointError) as error:
         load_state(folder, "x", "Thing")
@@ -55,7 +55,7 @@ def test_damage_is_found_and_the_file_named(folder, name, damage):
     assert "\n" not in str(error.value)
 
 
-def test_halves_of_two_saves_do_not_pass_for_one(folder, tmp_path_factory):
+def test_parts_of_two_saves_are_rejected(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     save_state(other, "x", "Thing", {"a": np.ones((3, 2))}, {"words": ["é", "漢"]})
     (other / "x.safetensors").replace(folder / "x.safetensors")
@@ -63,7 +63,7 @@ def test_halves_of_two_saves_do_not_pass_for_one(folder, tmp_path_factory):
         load_state(folder, "x", "Thing")
 
 
-def test_a_file_that_is_no_safetensors_is_damaged_even_with_its_checksum(folder):
+def test_an_invalid_safetensors_file_is_rejected_despite_its_checksum(folder):
     import hashlib
 
     (folder / "x.safetensors").write_bytes(b"nonsense")
@@ -72,7 +72,7 @@ def test_a_file_that_is_no_safetensors_is_damaged_even_with_its_checksum(folder)
         load_state(folder, "x", "Thing")
 
 
-def test_a_failed_save_leaves_the_old_state(folder):
+def test_a_failed_save_keeps_the_old_state(folder):
     with pytest.raises(TypeError):
         save_state(folder, "x", "Thing", {"a": np.arange(6.0).reshape(2, 3).T}, {"words": object()})
     assert load_state(folder, "x", "Thing")[1]["words"] == ["é", "漢"]

@@ -1,4 +1,4 @@
-"""Expected visits against powers of dense matrices, sampled walks against expected visits."""
+"""Expected visits against powers of dense matrices, and sampled walks against expected visits."""
 
 import numpy as np
 import pytest
@@ -29,9 +29,9 @@ def test_expected_visits_are_the_sum_of_powers(kept_words, seed, walk_length, nu
         patch.setattr(walks, "_BLOCK_ELEMENTS", 2 * num_words)  # Several blocks on the sparse path.
         walk = RandomWalk(sparse.csr_array(m), walk_length)
         visits = walk.expected_visits(sparse.csr_array(start))
-        alone = [walk.expected_visits(sparse.csr_array(start[row : row + 1]))[0] for row in range(7)]
+        single = [walk.expected_visits(sparse.csr_array(start[row : row + 1]))[0] for row in range(7)]
     np.testing.assert_allclose(visits, expected, atol=1e-12)
-    np.testing.assert_array_equal(visits, alone)
+    np.testing.assert_array_equal(visits, single)
     np.testing.assert_allclose(visits.sum(axis=1), [0 if row == 3 else (walk_length + 1) / 2 for row in range(7)])
 
 
@@ -45,7 +45,7 @@ def test_visit_frequencies_converge_to_the_expected_visits():
         drawn = walk.sample(start, num_walks, [np.random.default_rng(row) for row in range(3)])
         visits = np.stack([np.bincount(row.ravel(), minlength=9) / num_walks for row in drawn])
         errors.append(np.abs(visits - expected).max())
-    # A word's count of visits on one walk varies by less than 1.5^2, so 5 sigma of the mean are below this.
+    # The number of visits on one walk has a variance below 1.5^2, so 5 sigma of the mean are below this.
     assert errors[1] < 5 * 1.5 / np.sqrt(40_000)
     assert errors[1] < errors[0] / 4
 
@@ -57,15 +57,15 @@ def test_each_step_is_drawn_from_its_row():
     np.testing.assert_allclose(np.bincount(drawn[:, 1], minlength=3) / 20_000, [0.0, 0.25, 0.75], atol=0.02)
 
 
-def test_a_draw_at_the_very_end_stays_in_its_row():
-    class Last:
+def test_a_draw_at_the_upper_end_stays_in_its_row():
+    class UpperEnd:
         def random(self, shape):
             return np.full(shape, np.nextafter(1.0, 0.0))
 
     size = 5_000
     m = sparse.csr_array(sparse.diags_array(np.ones(size)))
     start = sparse.csr_array((np.ones(1), ([0], [size - 2])), shape=(1, size))
-    assert (RandomWalk(m, 5).sample(start, 4, [Last()]) == size - 2).all()
+    assert (RandomWalk(m, 5).sample(start, 4, [UpperEnd()]) == size - 2).all()
 
 
 def test_a_walk_does_not_depend_on_the_other_rows():
@@ -76,14 +76,14 @@ def test_a_walk_does_not_depend_on_the_other_rows():
     together = walk.sample(sparse.csr_array(start), 50, [np.random.default_rng(row) for row in range(4)])
     assert (together[1] == -1).all()
     for row in (0, 2, 3):
-        alone = walk.sample(sparse.csr_array(start[row : row + 1]), 50, [np.random.default_rng(row)])
-        np.testing.assert_array_equal(together[row], alone[0])
+        single = walk.sample(sparse.csr_array(start[row : row + 1]), 50, [np.random.default_rng(row)])
+        np.testing.assert_array_equal(together[row], single[0])
     empty = walk.sample(sparse.csr_array((2, 6)), 3, [np.random.default_rng(0)] * 2)
     assert empty.shape == (2, 3, 3)
     assert (empty == -1).all()
 
 
 @pytest.mark.parametrize("walk_length", [0, 2, -1])
-def test_a_walk_length_without_a_last_word_is_refused(walk_length):
+def test_even_walk_lengths_are_refused(walk_length):
     with pytest.raises(CMFAHError, match="is not odd"):
         RandomWalk(sparse.csr_array(np.eye(2)), walk_length)

@@ -13,7 +13,7 @@ from cmfah_hf.expansion.word_splitters import word_splitter
 from cmfah_hf.models.tokenization_cmfah import split_words
 
 
-def test_runs_of_han_characters_are_cut_and_the_rest_is_split_as_ever():
+def test_han_characters_are_segmented_and_other_text_is_split_as_before():
     split = word_splitter("chinese")
     assert split("一只狗在海滩上 New-York's ＳＵＮＳＥＴ！日落,😀狗") == [
         *rjieba.cut("一只狗在海滩上"), "new", "york's", "sunset", "日落", "😀", "狗",
@@ -23,14 +23,14 @@ def test_runs_of_han_characters_are_cut_and_the_rest_is_split_as_ever():
 
 
 @given(st.text(st.characters(blacklist_categories=("Cs",)), max_size=30))
-def test_chinese_words_are_made_of_the_words_that_the_model_reads(text):
-    """Joined by blanks and split again, the words are those of the text itself: nothing is lost on the way."""
+def test_chinese_words_consist_of_the_words_of_the_model(text):
+    """Joined by spaces and split again, the words are those of the text: nothing is lost."""
     words = word_splitter("chinese")(text)
     assert split_words(" ".join(words)) == split_words(text)
     assert all(word and not any(character.isspace() for character in word) for word in words)
 
 
-def test_a_function_is_taken_at_its_word_if_its_words_hold_no_blanks():
+def test_a_function_is_used_as_is_if_its_words_have_no_spaces():
     assert word_splitter(str.split)("Dog Beach") == ["Dog", "Beach"]
     for wrong in (lambda text: [text], lambda text: text, lambda text: [1], lambda text: [""]):
         with pytest.raises(CMFAHError, match="return words without spaces in a list"):

@@ -1,4 +1,4 @@
-"""A grid of tiny trainings, and results without any."""
+"""A grid of tiny trainings, and results without trainings."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from cmfah_hf.experiments.results import Result
 
 @pytest.fixture
 def write_grid(scenes_folder, write_config, tmp_path):
-    """A function that writes a grid of one-epoch runs of a frozen backbone, with changes by key."""
+    """A function that writes a grid of one-epoch runs with a frozen backbone, with changes by key."""
 
     def write(**changes) -> Path:
         write_config(
@@ -38,7 +38,7 @@ def write_grid(scenes_folder, write_config, tmp_path):
 
 @pytest.fixture
 def make_results():
-    """A function from values by variant, one a seed, to results, MAP of both directions in the mean."""
+    """A function from values by variant, one per seed, to results with this mean MAP of both directions."""
     base = Result(
         *("run", "coco", "cmfah", "both", "CMFAH", 64, "seen", 0, "query", "seen", "single", "hamming", "mean", "map"),
         *(0.0, 1.0, json.dumps({}), json.dumps({})),

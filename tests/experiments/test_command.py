@@ -15,7 +15,7 @@ VALUES = {"both": [0.70, 0.72, 0.71], "none": [0.69, 0.705, 0.70]}
 
 @pytest.fixture
 def call(capsys):
-    """A function that runs the command and gives its exit code, output and errors."""
+    """A function that runs the command and returns its exit code, output and errors."""
 
     def run(*arguments):
         code = 0
@@ -36,13 +36,13 @@ def results(make_results, tmp_path):
     return path
 
 
-def test_a_plan_starts_nothing(call, write_grid, tmp_path):
+def test_a_plan_starts_no_runs(call, write_grid, tmp_path):
     code, out, _ = call("run", write_grid(), "--output", tmp_path / "out", "--plan", "--only", "*/seed-1")
     assert (code, out) == (0, "scenes/cmfah/full/16-bits/seen/seed-1\n")
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_that_fail_are_named_and_counted(call, write_grid, tmp_path):
+def test_failed_runs_are_named_and_counted(call, write_grid, tmp_path):
     grid = write_grid(data={"scenes": {"dataset": str(tmp_path / "nowhere")}})
     code, out, err = call("run", grid, "--output", tmp_path / "out", "--json")
     assert code == 2
@@ -79,7 +79,7 @@ def test_reports(call, results, tmp_path):
         (["--against", "scahn/full"], "no row 'scahn/full' to compare with"),
     ],
 )
-def test_reports_that_cannot_be_given(call, results, arguments, message):
+def test_impossible_reports(call, results, arguments, message):
     code, _, err = call("report", results, *arguments)
     assert code == 2
     assert message in err

@@ -1,4 +1,4 @@
-"""Grids: the runs that a file asks for, their arguments, and files that are no grid."""
+"""Grids: the runs of a file, their arguments, and invalid files."""
 
 import pytest
 import yaml
@@ -41,7 +41,7 @@ def test_runs_are_the_product_of_the_axes(write_grid, tmp_path):
         grid.only(["*", "scahn"])
 
 
-def test_settings_as_arguments_are_read_as_they_were(tmp_path):
+def test_settings_as_arguments_round_trip(tmp_path):
     settings = {
         "text_kernel_sizes": [1],
         "backbone_config": {"model_type": "resnet", "depths": [1, 1]},
@@ -79,7 +79,7 @@ def test_settings_as_arguments_are_read_as_they_were(tmp_path):
         ({"encodings": ["both"]}, "encodings cannot hold 'both'"),
     ],
 )
-def test_files_that_are_no_grid(write_grid, changes, message):
+def test_invalid_grids(write_grid, changes, message):
     path = write_grid(**changes)
     with pytest.raises(CMFAHError, match=message.replace("(", r"\(")) as caught:
         read_grid(path)
@@ -90,7 +90,7 @@ def test_files_that_are_no_grid(write_grid, changes, message):
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_grids_of_the_package_ask_for_settings_that_there_are(path, tmp_path):
+def test_bundled_grids_use_existing_settings(path, tmp_path):
     grid = read_grid(path)
     assert grid.runs
     seen = set()

@@ -1,4 +1,4 @@
-"""The protocols `seen` and `unseen`: which pairs are trained on, and which queries are ranked against."""
+"""The protocols `seen` and `unseen`: training pairs, and the database of the queries."""
 
 import datasets
 import pytest
@@ -13,7 +13,7 @@ def pairs_of(numbers):
     return datasets.Dataset.from_dict({"id": [f"item-{number}" for number in numbers]})
 
 
-def test_no_pair_is_in_two_parts():
+def test_parts_are_disjoint():
     parts = hold_out_databases(pairs_of(range(50)), fraction=0.2, seed=3)
     ids = {name: part["id"] for name, part in parts.items()}
     assert {name: len(own) for name, own in ids.items()} == {"train": 32, "database": 10, "validation_database": 8}
@@ -24,7 +24,7 @@ def test_no_pair_is_in_two_parts():
     assert other["database"]["id"] != ids["database"]
 
 
-def test_the_data_set_s_own_database_is_kept_without_the_training_pairs():
+def test_own_database_of_a_data_set_is_kept_without_the_training_pairs():
     parts = hold_out_databases(pairs_of(range(20)), pairs_of(range(10, 30)), fraction=0.25)
     assert parts["database"]["id"] == [f"item-{number}" for number in range(20, 30)]
     assert len(parts["train"]) + len(parts["validation_database"]) == 20
@@ -40,12 +40,12 @@ def test_the_data_set_s_own_database_is_kept_without_the_training_pairs():
         ({"database_fraction": 1.0}, "database_fraction is 1.0"),
     ],
 )
-def test_settings_that_do_not_go_together(settings, message):
+def test_incompatible_settings(settings, message):
     with pytest.raises(CMFAHError, match=message):
         DataArguments(**settings)
 
 
-def test_the_parts_of_a_run(scenes_folder, write_config, tmp_path):
+def test_parts_of_a_run(scenes_folder, write_config, tmp_path):
     config = write_config(tmp_path / "run.yaml", data={"dataset": str(scenes_folder)})
     parts = {}
     for protocol in ("seen", "unseen"):

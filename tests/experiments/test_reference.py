@@ -1,4 +1,4 @@
-"""The linear reference: C chosen on validation pairs, the queries never used for it."""
+"""The linear reference: C is chosen on validation pairs and never on queries."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ CLASSES, WIDTH = 5, 12
 
 @pytest.fixture(scope="module")
 def make_items():
-    """A function from a size and a seed to items whose features are noisy sums of their classes' directions."""
+    """A function from a size and a seed to items whose features are noisy sums of class directions."""
     directions = np.random.default_rng(7).normal(size=(2, CLASSES, WIDTH))
 
     def make(size: int, seed: int, noise: float = 2.0) -> Items:
@@ -28,7 +28,7 @@ def make_items():
     return make
 
 
-def test_the_strengths_are_the_best_of_the_grid(make_items):
+def test_the_chosen_strengths_are_the_best_of_the_grid(make_items):
     train, queries, database = make_items(120, 0), make_items(40, 1), make_items(80, 2)
     grid = (1e-4, 0.01, 1.0)
     chosen, best = choose_strengths(train, queries, database, grid)
@@ -48,7 +48,7 @@ def test_the_strengths_are_the_best_of_the_grid(make_items):
     assert best["eval_map_random"] < best["eval_map"]
 
 
-def test_posteriors_rank_better_than_chance_and_are_of_length_one(make_items):
+def test_posteriors_rank_better_than_chance_and_have_unit_length(make_items):
     train, queries = make_items(200, 0, 0.5), make_items(50, 1, 0.5)
     fitted = {name: fit(train, name, 1.0) for name in ("image", "text")}
     np.testing.assert_allclose(np.linalg.norm(posteriors(fitted["image"], queries, "image"), axis=1), 1)
@@ -56,7 +56,7 @@ def test_posteriors_rank_better_than_chance_and_are_of_length_one(make_items):
     assert min(figures["cosine/i2t/map"], figures["cosine/t2i/map"]) > 1.3 * figures["random/map"]
 
 
-def test_a_class_that_all_or_none_have_is_a_constant(make_items):
+def test_a_class_of_all_or_no_items_is_a_constant(make_items):
     items = make_items(30, 0)
     items.labels[:, 0], items.labels[:, 1] = True, False
     models = fit(items, "image", 1.0)
@@ -64,7 +64,7 @@ def test_a_class_that_all_or_none_have_is_a_constant(make_items):
     assert not np.isnan(posteriors(models, items, "image")).any()
 
 
-def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+def test_a_missing_scikit_learn_names_the_extra(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)

@@ -1,4 +1,4 @@
-"""Reports: tables, spreads and paired tests of results, checked by hand and against SciPy and statistics."""
+"""Reports: tables, spreads and paired tests of results, against manual values, SciPy and statistics."""
 
 import statistics
 
@@ -23,7 +23,7 @@ from cmfah_hf.experiments.report import (
 VALUES = {"both": [0.70, 0.72, 0.71], "none": [0.69, 0.705, 0.70], "text": [0.68]}
 
 
-def test_means_and_spreads_over_seeds(make_results):
+def test_means_and_standard_deviations_over_seeds(make_results):
     both, none, text = summarize(make_results(VALUES))
     assert both.values == {0: 0.70, 1: 0.72, 2: 0.71}
     assert both.mean == pytest.approx(0.71)
@@ -34,12 +34,12 @@ def test_means_and_spreads_over_seeds(make_results):
     assert shown_mean(1.0, None) == "1.000"
 
 
-def test_one_value_a_seed(make_results):
+def test_one_value_per_seed(make_results):
     with pytest.raises(CMFAHError, match="two values of map for seed 0"):
         summarize([*make_results(VALUES), *make_results({"both": [0.5]})])
 
 
-def test_rows_name_what_differs(make_results):
+def test_rows_name_the_varied_settings(make_results):
     results = make_results(VALUES) + make_results(VALUES, direction="i2t") + make_results(VALUES, split="validation")
     table = table_of(results)
     assert list(table.head) == ["title", "image to text", "text to image", "mean", "seeds"]
@@ -51,7 +51,7 @@ def test_rows_name_what_differs(make_results):
         table_of(results, metric="recall@1")
 
 
-def test_results_are_chosen_by_column(make_results):
+def test_results_are_selected_by_column(make_results):
     results = make_results(VALUES)
     assert {result.variant for result in select(results, {"variant": "both", "bits": 64})} == {"both"}
     with pytest.raises(CMFAHError, match="no column 'colour'"):
@@ -66,7 +66,7 @@ def test_markdown_and_latex():
     assert r"50\% $\pm$ 1 & y \\" in table.latex()
 
 
-def test_paired_tests_are_those_of_scipy(make_results):
+def test_paired_tests_match_scipy(make_results):
     none, text = compare(make_results(VALUES), "cmfah/both")
     assert none.difference == pytest.approx(statistics.mean(VALUES["none"]) - 0.71)
     assert (none.wins, none.seeds) == (0, 3)

@@ -1,4 +1,4 @@
-"""Grids on drawn scenes: results are what the runs' folders hold, nothing is run twice, a failure is one line."""
+"""Grids on synthetic scenes: results from run folders, no repeated runs, one-line failures."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def snapshot(folder):
 
 
 @pytest.mark.slow
-def test_results_are_those_of_the_folders(write_grid, scenes_folder, tmp_path):
+def test_results_match_the_run_folders(write_grid, scenes_folder, tmp_path):
     output, lines = tmp_path / "out", []
     grid = read_grid(write_grid(variants=VARIANTS, encodings=["single", "paired"]))
     assert run_grid(grid, output, report=lines.append) == []
@@ -52,7 +52,7 @@ def test_results_are_those_of_the_folders(write_grid, scenes_folder, tmp_path):
     assert len({(folder / "skip_gram.safetensors").read_bytes() for folder in folders.values()}) == 1
     assert len(list((output / "words").iterdir())) == 1
 
-    # Once more: nothing is trained. What was lost after training is measured again, and no other file changes.
+    # Run again: nothing is trained. Deleted results are evaluated again, and no other file changes.
     before = snapshot(output)
     lost = output / "runs" / grid.runs[0].name / "experiment.json"
     lost.unlink()
@@ -62,7 +62,7 @@ def test_results_are_those_of_the_folders(write_grid, scenes_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_interrupted_goes_on(write_grid, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes(write_grid, tmp_path, monkeypatch):
     grid = read_grid(write_grid(seeds=[0], settings={"num_train_epochs": 2, "save_total_limit": 3}))
     assert run_grid(grid, tmp_path / "whole") == []
     folder = tmp_path / "broken" / "runs" / grid.runs[0].name
@@ -107,7 +107,7 @@ def test_a_run_that_was_interrupted_goes_on(write_grid, tmp_path, monkeypatch):
     assert values[0] == values[1]
 
 
-def test_a_run_that_fails_is_one_line_and_the_others_go_on(write_grid, tmp_path, monkeypatch):
+def test_a_failed_run_is_one_line_and_the_others_continue(write_grid, tmp_path, monkeypatch):
     grid = read_grid(write_grid(seeds=[0, 1, 2]))
     attempted = []
 
@@ -129,7 +129,7 @@ def test_a_run_that_fails_is_one_line_and_the_others_go_on(write_grid, tmp_path,
     ]
 
 
-def test_other_settings_do_not_take_a_run_s_folder(write_grid, tmp_path, monkeypatch):
+def test_a_run_with_other_settings_does_not_reuse_the_folder(write_grid, tmp_path, monkeypatch):
     from cmfah_hf.experiments.results import write_record
 
     (run, *_) = read_grid(write_grid()).runs
@@ -151,7 +151,7 @@ def test_several_processes_and_both_protocols(write_grid, tmp_path, environment,
         "cmfah": {"config": "tiny-{data}.yaml"},
         "linear": {"config": "tiny-{data}.yaml", "reference": "linear"},
     }
-    # The workers are new processes, which have a cache of their own.
+    # The workers are new processes with their own cache.
     monkeypatch.setenv("HF_HOME", environment["HF_HOME"])
     monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
     grid = read_grid(write_grid(seeds=[0], methods=methods, protocols=["seen", "unseen"]))
@@ -165,7 +165,7 @@ def test_several_processes_and_both_protocols(write_grid, tmp_path, environment,
         assert searched == {("seen", "seen"), ("unseen", "unseen"), ("unseen", "seen")}
         assert {one.ranking for one in chosen} == {"hamming" if method == "cmfah" else "cosine", "random"}
     sizes = json.loads((tmp_path / "out" / "runs" / "scenes/cmfah/full/16-bits/unseen/seed-0/metrics.json").read_text())
-    # Of 48 training scenes, 10 are the database, 8 of the rest that of the validation queries, 4 or so are queries.
+    # Of 48 training scenes, 10 are the database, 8 of the rest that of the validation queries, about 4 are queries.
     assert sizes["query"]["database"] == 10
     assert sizes["query_seen"]["database"] == 38
     assert sizes["train_pairs"] + sizes["validation_pairs"] == 30

@@ -1,4 +1,4 @@
-"""`benchmarks/sparse_texts.py` on a few scenes: only the texts change, and variants differ only in the expansion."""
+"""`benchmarks/sparse_texts.py` on a few scenes: only the texts change; variants differ only in the expansion."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Fixtures of the mutation tests: how many inputs there are, and what they must not reach."""
+"""Fixtures of the mutation tests: the number of inputs, and the canary that no reader may touch."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -42,6 +42,6 @@ def fuzzer(
 
 @pytest.fixture(autouse=True)
 def reports_without_surrogates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A half of a surrogate pair in a captured log line would end the test process that has to report it."""
+    """A lone surrogate in a captured log line would crash the test process when it is reported."""
     handler = request.config.pluginmanager.get_plugin("logging-plugin").report_handler
     monkeypatch.setattr(handler, "format", lambda record, plain=handler.format: encodable(plain(record)))

@@ -1,8 +1,8 @@
-"""Seeded mutation of files and messages, and what counts as a failure of whoever reads them.
+"""Seeded mutation of files and messages, and the failures of their readers.
 
 A reader may accept an input or refuse it with a `CMFAHError` of one line. Everything else is a failure: another error,
-a message of several lines, more time than the limit, a canary that was touched. A crash of the process fails the test
-that ran in it; its name and the number of the input, which is written down first, give the input again.
+a message of several lines, a timeout, access to the canary. A crash of the process fails its test; the name of the
+test and the number of the input, which is saved first, reproduce the input.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import Any
 
 from cmfah_hf.errors import CMFAHError
 
-# Values that readers stumble over, for any place in a document.
+# Values that often break readers, for any place in a document.
 ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**40, 0.0, -0.0, 1e308, -1e-320,
     float("nan"), float("inf"), float("-inf"), "", "x", "\0", "\n", "é", "e\u0301", "\u202e", "[red]", "../x",
@@ -32,15 +32,15 @@ _IN_ACCESS, _IN_OPEN, _IN_NONBLOCK = 0x1, 0x20, 0o4000
 
 
 class InputTimeoutError(BaseException):
-    """An input took more time than it may. No reader catches it by accident."""
+    """An input exceeded the time limit. Not an `Exception`, so no reader catches it by accident."""
 
 
 class Canary:
-    """A file outside of every root, and a server: nothing that is read may lead there.
+    """A file outside every root, and a server; no reader may access either.
 
     Args:
-        folder: Where the file is made.
-        content: Of the file: an image, say, so that a reader that gets there is content with it.
+        folder: The folder of the file.
+        content: Content of the file, for example an image, so that a reader would accept it.
     """
 
     def __init__(self, folder: Path, content: bytes):
@@ -86,20 +86,20 @@ class Canary:
         self._server.server_close()
 
     def names(self) -> tuple[str, ...]:
-        """Names of the file and of the server's answer, in the ways that libraries take them."""
+        """Names of the file and of the server's response, in the notations of several libraries."""
         path = str(self.path)
         up = "../" * 12 + path.lstrip("/")
         return path, up, f"file://{path}", f"local://{path}", f"simplecache::file://{path}", self.url
 
 
 class Fuzzer:
-    """Feeds inputs to a reader, and counts what comes of them.
+    """Passes inputs to a reader and counts the outcomes.
 
     Args:
-        count: How many inputs there are.
-        canary: What must not be touched.
-        note: A file in which the number of the input at work is kept, should the process die of it.
-        limit_s: Seconds that one input may take.
+        count: Number of inputs.
+        canary: The file and server that must not be accessed.
+        note: A file with the number of the current input, in case the process crashes.
+        limit_s: Time limit of one input in seconds.
     """
 
     def __init__(self, count: int, canary: Canary, note: Path, limit_s: float = 10.0):
@@ -111,9 +111,9 @@ class Fuzzer:
         """Makes and reads `count` inputs.
 
         Args:
-            attempt: Makes an input out of a generator and reads it. Called with the same generator state for the same
-                number of an input, whatever came before.
-            allowed: Further errors by which an input may be refused.
+            attempt: Makes an input from a generator and reads it. The generator state depends only on the number of
+                the input.
+            allowed: Additional errors that count as a refusal.
 
         Raises:
             AssertionError: If there were failures; it names the first ones with their numbers.
@@ -130,12 +130,12 @@ class Fuzzer:
                     self._fail(number, f"a message of several lines: {error!r}")
             except InputTimeoutError:
                 self._fail(number, f"took more than {self.limit_s:g} s")
-            except Exception as error:  # the point of it: to find out what is raised
+            except Exception as error:  # any exception is a finding
                 self._fail(number, f"{type(error).__module__}.{type(error).__name__}: {str(error)[:300]}")
             if touched := self.canary.touched():
                 self._fail(number, touched)
         self.note.unlink()
-        print(f"{dict(self.outcomes)}")  # noqa: T201 - shown with -s, and where a test fails
+        print(f"{dict(self.outcomes)}")  # noqa: T201 - shown with -s, and when a test fails
         assert not self.failures, f"{len(self.failures)} of {self.count}:\n" + "\n".join(self.failures[:10])
 
     def _fail(self, number: int, reason: str) -> None:
@@ -144,13 +144,13 @@ class Fuzzer:
 
 
 def encodable(text: str) -> str:
-    """A text that UTF-8 can hold, with escapes for what it cannot."""
+    """The text with escapes for characters that UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises an `InputTimeoutError` in the block after so much time. In the main thread alone."""
+    """Raises an `InputTimeoutError` in the block after this time. Only in the main thread."""
 
     def stop(*_: object) -> None:
         raise InputTimeoutError
@@ -165,7 +165,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def mutated(rng: random.Random, content: bytes) -> bytes:
-    """A content with one to four changes: bits, bytes, numbers, pieces removed, doubled, moved, cut off, put in."""
+    """The content with one to four changes: bits, bytes, numbers, pieces removed, repeated, truncated, inserted."""
     result = bytearray(content)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         at = rng.randrange(len(result) + 1)
@@ -195,12 +195,12 @@ def mutated(rng: random.Random, content: bytes) -> bytes:
 
 
 def mutated_json(rng: random.Random, value: Any, odd_values: tuple[Any, ...] = ODD_VALUES) -> Any:
-    """A copy of a JSON value with one to three places changed, removed, added, doubled or exchanged.
+    """A copy of a JSON value with one to three entries changed, removed, added, nested or exchanged.
 
     Args:
         rng: The generator.
-        value: What `json.loads` gives.
-        odd_values: What is put in; the canary's names, say, beside the usual ones.
+        value: A result of `json.loads`.
+        odd_values: Inserted values, for example the canary's names in addition to the usual ones.
     """
     root = {"root": copy.deepcopy(value)}
     for _ in range(rng.choice((1, 1, 2, 3))):
@@ -230,7 +230,7 @@ def mutated_json(rng: random.Random, value: Any, odd_values: tuple[Any, ...] = O
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every place below a value, as its holder and its key there."""
+    """Every entry below a value, as its container and its key."""
     keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in list(keys):
         yield value, key

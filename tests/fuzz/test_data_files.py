@@ -1,4 +1,4 @@
-"""Files of data sets, damaged and hostile: metadata, tables, matrices, cards, releases, images."""
+"""Damaged and malicious data files: metadata, tables, matrices, cards, releases, images."""
 
 import bz2
 import gzip
@@ -39,7 +39,7 @@ ROWS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def libraries():
-    """Loads the modules that the first row needs, which takes longer than an input may."""
+    """Imports the modules for the first row, which takes longer than the time limit of an input."""
     for _ in load_image_text("scenes", streaming=True, split="query", num_train=1, num_query=1, image_size=32):
         pass
 
@@ -63,7 +63,7 @@ def folder(tmp_path) -> Path:
 
 
 def read(folder: Path, **kwargs) -> None:
-    """Every row, its image decoded too."""
+    """Reads every row and decodes its image."""
     for part in load_image_text(folder, streaming=True, **kwargs).values():
         for row in decoding_off(part):
             if row.get("image") is not None:
@@ -140,7 +140,7 @@ def test_parquet(fuzzer, folder, canary, streaming, share):
             row["image"].load()
         return None
 
-    on_access = () if streaming else (OSError, ValueError, SyntaxError)  # of `datasets` and Pillow
+    on_access = () if streaming else (OSError, ValueError, SyntaxError)  # from `datasets` and Pillow
     fuzzer(share=share).run(attempt, on_access)
 
 

@@ -1,4 +1,4 @@
-"""JSON and YAML as `documents.py` reads them."""
+"""JSON and YAML through `documents.py`."""
 
 import json
 

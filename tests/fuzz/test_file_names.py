@@ -1,4 +1,4 @@
-"""Hostile names and queries through ids, tables, JSON and errors: as they are, and never as markup or controls."""
+"""Malicious names and queries through ids, tables, JSON and errors: unchanged, without markup or control characters."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def hostile(rng: random.Random, longest: int = 12) -> str:
 
 
 def refused_in_one_line(capsys, arguments) -> None:
-    """Runs a command; fails with what the `Fuzzer` counts as a failure if it does anything but succeed or refuse."""
+    """Runs a command; fails like the `Fuzzer` unless the command succeeds or refuses in one line."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as left:
         main(arguments)
@@ -44,7 +44,7 @@ def refused_in_one_line(capsys, arguments) -> None:
 
 @pytest.fixture(scope="module")
 def index_file(trained, tmp_path_factory):
-    """An index whose ids and metadata are hostile."""
+    """An index with malicious ids and metadata."""
     rng = random.Random(1)
     names = sorted({hostile(rng).encode("utf-8", "ignore").decode() or "x" for _ in range(40)})
     index = HashIndex(16)

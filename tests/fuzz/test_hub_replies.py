@@ -1,4 +1,4 @@
-"""Mutated replies of a Hub, and mutated cards and records on it, while a model is fetched and pushed."""
+"""Mutated replies of a Hub, and mutated cards and records on it, during downloads and pushes."""
 
 import json
 import random
@@ -33,7 +33,7 @@ STATUSES = (200, 201, 204, 206, 301, 302, 304, 307, 400, 401, 402, 403, 404, 409
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A Hub, used by this process with no patience at all."""
+    """A Hub, used by this process with minimal timeouts."""
     monkeypatch.setattr(hub_requests, "READING", Limits(answer_s=0.5, patience_s=0.0))
     monkeypatch.setattr(hub_requests, "WRITING", Limits(answer_s=0.5, patience_s=0.0))
     monkeypatch.setattr(hub_requests, "_UPLOAD_FACTOR", 1)
@@ -44,9 +44,9 @@ def hub(tmp_path, monkeypatch):
 
 
 def changed(rng: random.Random, answer: Answer, canary) -> Answer:
-    """An answer with its body, a header or its status changed.
+    """A response with its body, a header or its status changed.
 
-    Addresses of the canary are put into bodies alone: a redirect leads to wherever the Hub stores its files.
+    Addresses of the canary are inserted only into bodies: redirects may lead anywhere, as the Hub chooses its storage.
     """
     content, status, headers = answer.content, answer.status, dict(answer.headers)
     kind = rng.randrange(6)
@@ -89,7 +89,7 @@ def test_replies_to_a_push(hub, fuzzer, tmp_path, canary):
     try:
         fuzzer(share=0.014, limit_s=8).run(attempt)
     finally:
-        hub.errors.clear()  # a status without a body that had one, for instance
+        hub.errors.clear()  # for instance, a status without a body where there was one
 
 
 def test_replies_to_a_download(hub, fuzzer, tmp_path, canary):

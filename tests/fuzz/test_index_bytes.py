@@ -1,4 +1,4 @@
-"""Index files and manifests of sharded indexes, damaged by accident and by those who can make a checksum."""
+"""Index files and manifests of sharded indexes, damaged at random or crafted with a valid checksum."""
 
 import datetime
 import json
@@ -55,13 +55,13 @@ def parts(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
 
 
 def write(path: Path, header: dict[str, str], tensors: dict[str, np.ndarray]) -> None:
-    """As `safetensors` does, with a checksum that is right."""
+    """Like `safetensors`, with a valid checksum."""
     header = {**header, "checksum": index_file.checksum(header, tensors)}
     safetensors.numpy.save_file({name: np.ascontiguousarray(part) for name, part in tensors.items()}, path, header)
 
 
 def use(path: Path, rng: random.Random) -> None:
-    """Whatever can be done with an index that was accepted."""
+    """Uses every operation of an accepted index."""
     index = HashIndex.load(path, mmap=rng.random() < 0.5)
     if len(index):
         queries = np.random.default_rng(1).normal(size=(2, index.bits))
@@ -79,7 +79,7 @@ def use(path: Path, rng: random.Random) -> None:
     assert len(HashIndex.load(path)) == len(index)
 
 
-def test_bytes_changed(fuzzer, files, tmp_path):
+def test_changed_bytes(fuzzer, files, tmp_path):
     contents, path = [file.read_bytes() for file in files], tmp_path / "x.index"
 
     def attempt(rng):
@@ -89,7 +89,7 @@ def test_bytes_changed(fuzzer, files, tmp_path):
     fuzzer(share=0.04, limit_s=5).run(attempt)
 
 
-def test_data_changed_with_a_right_checksum(fuzzer, files, tmp_path):
+def test_changed_data_with_a_valid_checksum(fuzzer, files, tmp_path):
     known, path = [parts(file) for file in files], tmp_path / "x.index"
 
     def attempt(rng):
@@ -97,7 +97,7 @@ def test_data_changed_with_a_right_checksum(fuzzer, files, tmp_path):
         name = rng.choice(list(tensors))
         part = tensors[name]
         content = bytearray(mutated(rng, part.tobytes()))
-        if rng.random() < 0.8:  # of the length that the header has
+        if rng.random() < 0.8:  # of the same length as the header
             content = content[: part.nbytes].ljust(part.nbytes, b"\0")
             changed = np.frombuffer(content, part.dtype).reshape(part.shape)
         else:
@@ -113,7 +113,7 @@ def test_data_changed_with_a_right_checksum(fuzzer, files, tmp_path):
     fuzzer(share=0.07, limit_s=5).run(attempt)
 
 
-def test_table_changed_with_a_right_checksum(fuzzer, files, tmp_path):
+def test_changed_table_with_a_valid_checksum(fuzzer, files, tmp_path):
     known, path = [parts(file) for file in files if "table" in parts(file)[1]], tmp_path / "x.index"
 
     def attempt(rng):
@@ -126,7 +126,7 @@ def test_table_changed_with_a_right_checksum(fuzzer, files, tmp_path):
     fuzzer(share=0.08, limit_s=5).run(attempt)
 
 
-def test_header_changed(fuzzer, files, tmp_path):
+def test_changed_header(fuzzer, files, tmp_path):
     contents, path = [file.read_bytes() for file in files], tmp_path / "x.index"
     odd = (*ODD_VALUES, "U8", "I64", "F32", "str", "int", "2", [0, 8], [12, 8], {"dtype": "U8", "shape": [0]})
 
@@ -145,7 +145,7 @@ def test_header_changed(fuzzer, files, tmp_path):
 
 
 def _with_checksum(layout: Any, data: bytes) -> Any:
-    """The layout with the checksum that its reader will compute, where there can be one."""
+    """The layout with the checksum that its reader will compute, if there is one."""
     try:
         header = layout["__metadata__"]
         tensors = {

@@ -1,4 +1,4 @@
-"""Models, processors, word graphs and their knowledge whose files were changed: loaded and used, or refused."""
+"""Models, processors, word graphs and knowledge with changed files: loaded and used, or refused."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """Models of both methods, with all that may lie next to them; one is in shards."""
+    """Models of both methods with all optional files; one is sharded."""
     torch.manual_seed(0)
     knowledge = WikipediaKnowledge(window=2, min_count=1, min_pair_count=1).fit(TEXTS, WORDS)
     made = {}
@@ -72,7 +72,7 @@ def quiet():
 
 @torch.inference_mode()
 def use(folder: Path) -> None:
-    """All that loads a model, and one text and one image through it."""
+    """Loads the model in every way, and encodes one text and one image."""
     retriever = CrossMediaRetriever.from_pretrained(folder, device="cpu")
     image = Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3))
     for values in (retriever.encode_images([image]), retriever.encode_texts(["a dog at the sea"])):
@@ -81,7 +81,7 @@ def use(folder: Path) -> None:
 
 
 def changed(folder: Path, at: Path, name: str) -> Path:
-    """The model of `folder` at `at`, by links, but for a file of it that may be changed."""
+    """The model of `folder` at `at`, as links, except for a copy of one file to change."""
     shutil.rmtree(at, ignore_errors=True)
     at.mkdir()
     for path in folder.iterdir():
@@ -127,7 +127,7 @@ def test_json_files(fuzzer, folders, canary, tmp_path):
     assert fuzz.outcomes["accepted"]
 
 
-def test_an_index_of_weights(fuzzer, folders, canary, tmp_path):
+def test_index_of_weights(fuzzer, folders, canary, tmp_path):
     name = "model.safetensors.index.json"
     odd_values = (*odd(canary), "pytorch_model.bin", "x.safetensors", "../cmfah0/model.safetensors")
 
@@ -166,8 +166,8 @@ LOADERS = {
 }
 
 
-def test_states_of_the_expansion(fuzzer, folders, canary, tmp_path):
-    """With and without the right checksum: a checksum that fits is no proof of sense."""
+def test_states_of_the_expander(fuzzer, folders, canary, tmp_path):
+    """With and without a valid checksum: a valid checksum does not prove valid content."""
     odd_values = odd(canary)
 
     def attempt(rng: random.Random) -> None:

@@ -1,4 +1,4 @@
-"""Files that a Space reads next to its app: its settings, and the figures of its model."""
+"""Files that a Space reads: its settings, and the metrics of its model."""
 
 import json
 
@@ -19,7 +19,7 @@ def test_settings(fuzzer, tmp_path):
     fuzzer(share=0.02, limit_s=2).run(attempt)
 
 
-def test_figures(fuzzer):
+def test_metrics(fuzzer):
     metrics = json.loads((bundled_space() / "model" / "metrics.json").read_text(encoding="utf-8"))
 
     odd = ("<script>", 10**300, [], {}, None, float("nan"), -1, "5", 64)

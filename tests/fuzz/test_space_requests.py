@@ -1,4 +1,4 @@
-"""The Space's requests: JSON bodies, uploads, and what stands around them, against the app as it is served."""
+"""Requests to the Space: JSON bodies, uploads, and raw HTTP, against the served app."""
 
 import io
 import json
@@ -26,7 +26,7 @@ IS_FILE = {"_type": "gradio.FileData"}
 
 @dataclass
 class Server:
-    """A served app: its address, its functions by the number of their inputs' kinds, and what it reported."""
+    """A served app: its address, its functions by their input types, and its error reports."""
 
     url: str
     http: httpx.Client
@@ -34,7 +34,7 @@ class Server:
     raised: list[str] = field(default_factory=list)
 
     def ask(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """An answer below 500; a refusal is raised."""
+        """Sends a request and returns a response below 500; a refusal is raised."""
         answer = self.http.request(method, path, **request)
         assert answer.status_code < 500, (answer.status_code, path, answer.text[:300])
         if answer.status_code >= 400:
@@ -45,14 +45,14 @@ class Server:
         return self.ask("POST", "/gradio_api/upload", files={"files": ("x.png", content)}).json()[0]
 
     def call(self, endpoint: str, body: bytes) -> Any:
-        """What a call ends with; a refusal is raised."""
+        """The result of an API call; a refusal is raised."""
         event = self.ask("POST", f"/gradio_api/call/{endpoint}", content=body).json()["event_id"]
         lines = [line for line in self.ask("GET", f"/gradio_api/call/{endpoint}/{event}").text.splitlines() if line]
         assert lines[-2] in ("event: complete", "event: error"), lines
         return self._ended(lines[-2].endswith("complete"), json.loads(lines[-1].removeprefix("data: ")))
 
     def join(self, body: bytes) -> Any:
-        """What a call of the page ends with; a refusal is raised."""
+        """The result of a call from the page; a refusal is raised."""
         self.ask("POST", "/gradio_api/queue/join", content=body)
         session = json.loads(body)["session_hash"]
         stream = self.ask("GET", "/gradio_api/queue/data", params={"session_hash": session}).text
@@ -63,14 +63,14 @@ class Server:
     def _ended(self, success: bool, output: Any) -> Any:
         assert not self.raised, self.raised.pop()
         if not success:
-            assert isinstance(output["error"], str), output  # of what nobody foresaw there is no message
+            assert isinstance(output["error"], str), output  # unexpected errors have no message
             raise QueryError(output["error"])
         return output
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
-    """The embedded Space over few scenes, in this process."""
+    """The embedded Space with a few scenes, in this process."""
     patch = pytest.MonkeyPatch()
     patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
     patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
@@ -82,7 +82,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
         joins.append({"data": data, "fn_index": number, "session_hash": "s", "event_data": {"id": "x", "region": 1}})
     with httpx.Client(base_url=app.local_url.rstrip("/"), timeout=30) as http:
         server = Server(app.local_url, http, joins)
-        # Gradio prints what a function raises and was not told to keep to itself, and the server what an app does.
+        # Gradio prints exceptions of functions, and the server prints those of the app.
         patch.setattr(traceback, "print_exc", lambda *_, **__: server.raised.append(traceback.format_exc()))
         handler = logging.Handler()
         handler.setLevel(logging.ERROR)
@@ -117,7 +117,7 @@ def templates(server: Server) -> list[tuple[Callable[[bytes], Any], dict[str, An
     return bodies + [(server.join, join) for join in server.joins]
 
 
-def test_the_bodies_are_accepted_as_they_are(server):
+def test_unchanged_bodies_are_accepted(server):
     for send, body in templates(server):
         if body.get("data") != [None, 3] and None not in body.get("data", []):
             send(json.dumps(body).encode())
@@ -137,7 +137,7 @@ def test_bodies(server, fuzzer, canary):
     assert not server.raised
 
 
-def test_a_private_path_is_neither_opened_nor_told_from_a_missing_one(server, canary):
+def test_a_private_path_is_not_opened_and_looks_like_a_missing_one(server, canary):
     missing, rng = str(canary.path.with_name("missing.png")), random.Random(1)
     uploaded = server.upload(image_bytes())
     forms: list[Callable[[str], Any]] = [
@@ -160,7 +160,7 @@ def test_a_private_path_is_neither_opened_nor_told_from_a_missing_one(server, ca
                     except QueryError as error:
                         answers.add(str(error))
                     assert canary.touched() is None, changed
-                if not (place is not None and isinstance(form(missing), str)):  # words that differ are answered so
+                if not (place is not None and isinstance(form(missing), str)):  # the message for different words
                     assert len(answers) == 1, (key, place, answers)
 
 

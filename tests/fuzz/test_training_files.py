@@ -1,4 +1,4 @@
-"""Files that a training reads: checkpoints, settings, kept regions and the notes of a stream."""
+"""Files that a training reads: checkpoints, settings, cached regions and the notes of a stream."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from fuzz.harness import mutated, mutated_json
 
 @pytest.fixture(scope="module")
 def trainer(trained, tmp_path_factory):
-    """One that is as far as to go on from a checkpoint of the tiny run."""
+    """A trainer that can resume from a checkpoint of the tiny run."""
     rows = [{"id": str(i), "text": "boat", "labels": [], "region_features": np.zeros((4, 16))} for i in range(43)]
     arguments = {"optim": "adamw_torch", "eval_strategy": "no", "load_best_model_at_end": False, "use_cpu": True}
     made = CMFAHTrainer(
@@ -36,8 +36,8 @@ def trainer(trained, tmp_path_factory):
     return made
 
 
-def go_on(trainer: CMFAHTrainer, checkpoint: str) -> None:
-    """All that is read from a checkpoint, without a step."""
+def resume(trainer: CMFAHTrainer, checkpoint: str) -> None:
+    """Reads everything from a checkpoint, without a step."""
     trainer._load_from_checkpoint(checkpoint, trainer.model)
     trainer._init_training_state(10, 3, 4, checkpoint, None)
     trainer._load_optimizer_and_scheduler(checkpoint)
@@ -50,7 +50,7 @@ def go_on(trainer: CMFAHTrainer, checkpoint: str) -> None:
 
 
 def change(rng, path: Path) -> None:
-    """One file changed: as bytes, or as the JSON that it is."""
+    """Changes one file: as bytes, or as JSON if it is JSON."""
     content = path.read_bytes()
     path.unlink()  # it may be a hard link
     if path.suffix == ".json" and rng.random() < 0.7:
@@ -59,7 +59,7 @@ def change(rng, path: Path) -> None:
         path.write_bytes(mutated(rng, content))
 
 
-def list_anew(folder: Path) -> None:
+def rewrite_file_list(folder: Path) -> None:
     listed = json.loads((folder / LIST_NAME).read_text())
     listed["files"] = {
         name: [(folder / name).stat().st_size, _checksum(folder / name)]
@@ -81,8 +81,8 @@ def test_checkpoints(fuzzer, trained, trainer, tmp_path):
         name = rng.choice(names)
         change(rng, folder / name)
         if name != LIST_NAME and rng.random() < 0.8:
-            list_anew(folder)
-        go_on(trainer, str(find_checkpoint(rng.choice((str(folder), "last")), tmp_path)))
+            rewrite_file_list(folder)
+        resume(trainer, str(find_checkpoint(rng.choice((str(folder), "last")), tmp_path)))
 
     fuzzer(share=0.025).run(attempt)
 
@@ -128,7 +128,7 @@ def test_settings(fuzzer, tmp_path, canary):
             file.write_bytes(text)
             arguments = [f"--{rng.choice(names)}={rng.choice((*oddities, canary.url))}"]
         run = parse_run(file, arguments)
-        run.model.pop("backbone", None)  # a name would be looked for on the Hub
+        run.model.pop("backbone", None)  # a name would be looked up on the Hub
         run.model_config()
 
     fuzzer(share=0.025).run(attempt)
@@ -144,7 +144,7 @@ FEATURES = datasets.Features(
 LENGTHS = {"region_features": (4, 8)}
 
 
-def test_kept_regions(fuzzer, tmp_path):
+def test_cached_regions(fuzzer, tmp_path):
     rng = np.random.default_rng(0)
     rows = {"region_features": rng.normal(size=(40, 4, 8)).astype(np.float16), "readable": [True] * 40,
             "text": [f"café {i}" for i in range(40)]}  # fmt: skip
@@ -198,7 +198,7 @@ def test_notes_of_a_stream(fuzzer, tmp_path):
     fuzzer(share=0.01, limit_s=2).run(attempt)
 
 
-def test_lists_of_checkpoints_lead_nowhere(fuzzer, trained, tmp_path, canary):
+def test_file_lists_of_checkpoints_cannot_point_elsewhere(fuzzer, trained, tmp_path, canary):
     source = newest_checkpoint(trained.folder)
     folder = tmp_path / source.name
     shutil.copytree(source, folder)

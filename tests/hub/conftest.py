@@ -35,7 +35,7 @@ configs:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The folder, its class names, and what each split holds: id, text, tags, names of labels, digest of the pixels."""
+    """The folder, its class names, and the content of each split: id, text, tags, label names, digest of the pixels."""
 
     folder: Path
     classes: list[str]
@@ -48,7 +48,7 @@ def digest(image: Any) -> str:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory, datasets_cache) -> Prepared:
-    """22 scenes: 12 to train on, 4 queries, 6 more in the database. Not to be changed; copy it."""
+    """22 scenes: 12 training pairs, 4 queries, 6 more in the database. Read-only: tests change copies."""
     from cmfah_hf.data import collect_classes, make_scenes
 
     folder = tmp_path_factory.mktemp("prepared") / "scenes"
@@ -95,7 +95,7 @@ def hub():
 
 @pytest.fixture
 def push(hub, tmp_path) -> Callable[..., subprocess.CompletedProcess]:
-    """A function that runs `cmfah data push` in a new process; with `start=True` it does not wait for its end."""
+    """A function that runs `cmfah data push` in a new process; with `start=True` it does not wait for the result."""
 
     def run(
         *arguments: Any, token: str | None = "hf_writer", start: bool = False, home: str = "home", **variables: str
@@ -114,7 +114,7 @@ def push(hub, tmp_path) -> Callable[..., subprocess.CompletedProcess]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """As of a process that has ended."""
+    """The result, like that of a finished process."""
 
     returncode: int
     stdout: str
@@ -123,13 +123,22 @@ class Outcome:
 
 @pytest.fixture
 def here(hub, tmp_path, monkeypatch) -> None:
-    """Lets this process use the Hub."""
+    """Makes this process use the Hub."""
     use_hub(hub, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def push_run(here, monkeypatch) -> Callable[..., Any]:
+    """A function that pushes a run from this process."""
+    from cmfah_hf.hub import push_model
+
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    return lambda folder, repo_id="org/model", **settings: push_model(folder, repo_id, progress=False, **settings)
 
 
 @dataclass(frozen=True)
 class Published:
-    """A Hub with a model on it, private, as `push_model` brought it there, and the run that it comes from."""
+    """A Hub with a private model uploaded by `push_model`, and the run of that model."""
 
     hub: HubServer
     done: Any
@@ -168,8 +177,8 @@ def published(request, tmp_path_factory) -> Published:
 
 
 @pytest.fixture
-def at_published(published, tmp_path, monkeypatch) -> Published:
-    """The same, used by this process with a cache of its own and the token of an owner."""
+def published_here(published, tmp_path, monkeypatch) -> Published:
+    """The same, with this process set up to use it: its own cache and the token of an owner."""
     use_hub(published.hub, tmp_path, monkeypatch)
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
     published.hub.log.clear()
@@ -178,7 +187,7 @@ def at_published(published, tmp_path, monkeypatch) -> Published:
 
 @pytest.fixture
 def push_here(here, capsys, monkeypatch) -> Callable[..., Outcome]:
-    """As `push`, in this process, which takes no time to start."""
+    """Like `push`, but in this process, without startup time."""
     from huggingface_hub import constants
     from huggingface_hub.utils import are_progress_bars_disabled
 
@@ -190,11 +199,11 @@ def push_here(here, capsys, monkeypatch) -> Callable[..., Outcome]:
             monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
         else:
             monkeypatch.setenv("HF_TOKEN", token)
-        were_off = are_progress_bars_disabled()
+        were_disabled = are_progress_bars_disabled()
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             main(["data", "push", *map(str, arguments)])
-        assert are_progress_bars_disabled() == were_off
+        assert are_progress_bars_disabled() == were_disabled
         streams = capsys.readouterr()
         return Outcome(left.value.code or 0, streams.out, streams.err)
 

@@ -1,4 +1,4 @@
-"""Requests to a Hub that fails, is slow, or answers nonsense end in one line of the right kind, in bounded time."""
+"""Requests to a Hub that fails, is slow, or sends invalid replies: one-line errors in bounded time."""
 
 import time
 from pathlib import Path
@@ -19,8 +19,8 @@ from cmfah_hf.hub_requests import Limits
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    """The waiting times of these tests."""
+def short_timeouts(monkeypatch):
+    """Short timeouts for these tests."""
     monkeypatch.setattr(hub_requests, "READING", Limits(answer_s=1.0, patience_s=2.0))
     monkeypatch.setattr(hub_requests, "WRITING", Limits(answer_s=1.0, patience_s=2.0))
 
@@ -43,7 +43,7 @@ def refused(kind, *arguments, within=6.0, **options) -> str:
     return message
 
 
-def test_what_is_there_and_what_is_not(model, hub):
+def test_existing_and_missing_files(model, hub):
     assert Path(hub_file("org/model", "config.json")).read_text() == "{}"
     assert Path(hub_file("org/model", "model.safetensors")).read_text() == "weights"
     assert hub_file("org/model", "expander.json") is None
@@ -56,7 +56,7 @@ def test_what_is_there_and_what_is_not(model, hub):
     refused(CheckpointError, "org/none", "config.json", error=CheckpointError)
 
 
-def test_without_network_the_cache_serves_and_the_rest_is_said(model, hub, monkeypatch):
+def test_without_network_the_cache_is_used_and_missing_files_are_reported(model, hub, monkeypatch):
     from huggingface_hub import constants
 
     hub_file("org/model", "config.json")
@@ -90,16 +90,29 @@ def test_without_network_the_cache_serves_and_the_rest_is_said(model, hub, monke
         (lambda hub: hub.reply("", b"", 302, {"Location": "http://127.0.0.1:9/x"}), HubServerError, "not a Hub"),
         (lambda hub: hub.reply("", b"", 302, {"Location": "/x"}), HubConnectionError, "TooManyRedirects"),
     ],
-    ids=["503", "500", "429", "429 huge", "503 later", "mute", "cut", "html", "endless", "drip", "astray", "circle"],
+    ids=[
+        "503",
+        "500",
+        "429",
+        "429 huge",
+        "503 later",
+        "mute",
+        "cut",
+        "html",
+        "endless",
+        "slow",
+        "redirect",
+        "redirect loop",
+    ],
 )
-def test_a_failing_hub_is_told_from_a_missing_model(model, hub, fault, kind, part, monkeypatch):
+def test_a_failing_hub_is_distinguished_from_a_missing_model(model, hub, fault, kind, part, monkeypatch):
     monkeypatch.setattr(hub_requests, "_LARGEST_UNSIZED", 2**20)
     hub.add("org/model", {"vocab.json": b"[" + b" " * 40 + b"]"}, "model")
     fault(hub)
     assert part in refused(kind, "org/model", "vocab.json")
 
 
-def test_a_busy_hub_is_waited_for(model, hub):
+def test_a_busy_hub_is_retried(model, hub):
     hub.fail("HEAD ", status=503, times=1)
     assert hub_file("org/model", "config.json")
     with hub_errors("org/model"):
@@ -107,7 +120,7 @@ def test_a_busy_hub_is_waited_for(model, hub):
 
 
 @pytest.mark.parametrize("name", ["ETag", "X-Repo-Commit"])
-def test_no_header_of_a_reply_becomes_a_path(model, hub, tmp_path, name):
+def test_headers_of_a_reply_are_not_used_as_paths(model, hub, tmp_path, name):
     def elsewhere(answer: Answer) -> Answer:
         return Answer(answer.content, answer.status, answer.headers | {name: "../../../../escaped"}, answer.ranges)
 
@@ -116,7 +129,7 @@ def test_no_header_of_a_reply_becomes_a_path(model, hub, tmp_path, name):
     assert not list(tmp_path.rglob("escaped*"))
 
 
-def test_outside_of_it_nothing_is_watched(model, hub):
+def test_requests_outside_the_context_are_not_watched(model, hub):
     from huggingface_hub import hf_hub_download
 
     with hub_errors("org/model"):

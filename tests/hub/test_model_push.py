@@ -1,4 +1,4 @@
-"""`cmfah push` against the Hub on the loopback: what goes up, in one commit, also after a break."""
+"""`cmfah push` against the Hub on the loopback: uploaded files, a single commit, resumed uploads."""
 
 import hashlib
 import json
@@ -18,19 +18,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cmfah_hf.errors import CheckpointError, HashIndexError, HubError
-from cmfah_hf.hub import push_model
 from cmfah_hf.methods.pretraining import PRETRAINING_MODELS
 from cmfah_hf.models import MODELS
 from cmfah_hf.retrieval import HashIndex
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def push_run(here, monkeypatch):
-    """A function that pushes a run from this process."""
-    monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    return lambda folder, repo_id="org/model", **settings: push_model(folder, repo_id, progress=False, **settings)
 
 
 def sha256_of(path: Path) -> str:
@@ -40,11 +32,11 @@ def sha256_of(path: Path) -> str:
 def wait_until(condition, seconds: float = 240.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.02)
 
 
-def test_what_goes_up_and_what_stays(push_run, hub, trained, tmp_path):
+def test_uploaded_and_skipped_files(push_run, hub, trained, tmp_path):
     done = push_run(trained.folder)
     files = hub.files("org/model", "model")
     assert hub.history("org/model", "model") == ["Upload the model", "initial commit"]
@@ -61,13 +53,13 @@ def test_what_goes_up_and_what_stays(push_run, hub, trained, tmp_path):
     }  # fmt: skip
     for name in ("expander.safetensors", "metrics.json", "plots/attention.png"):
         assert files[name] == (trained.folder / name).read_bytes()
-    # Nothing of this machine, and no pickle.
+    # No paths of this machine, and no pickle.
     for name, content in files.items():
         assert str(trained.folder.parent).encode() not in content, name
         assert str(trained.scenes.parent).encode() not in content, name
-        assert not content.startswith(b"PK\x03\x04"), name  # as torch.save begins
+        assert not content.startswith(b"PK\x03\x04"), name  # the first bytes of a file from torch.save
     assert {Path(name).suffix for name in done.files} == {".md", ".json", ".safetensors", ".yaml", ".py", ".png"}
-    assert not list((tmp_path / "assets").rglob("*.safetensors"))  # what was made ready is cleared away
+    assert not list((tmp_path / "assets").rglob("*.safetensors"))  # the staging folder is removed
     assert not (trained.folder / "README.md").exists()
 
     again = push_run(trained.folder)
@@ -75,7 +67,7 @@ def test_what_goes_up_and_what_stays(push_run, hub, trained, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["cmfah", "scahn"])
-def test_towers_and_what_trains_them_are_apart_and_whole_together(push_run, hub, request, tmp_path, method):
+def test_towers_and_objective_are_separate_files_and_load_together(push_run, hub, request, tmp_path, method):
     trained = request.getfixturevalue({"cmfah": "trained", "scahn": "trained_scahn"}[method])
     push_run(trained.folder)
     whole = load_file(trained.folder / "model.safetensors")
@@ -93,7 +85,7 @@ def test_towers_and_what_trains_them_are_apart_and_whole_together(push_run, hub,
     model, report = MODELS[method].model.from_pretrained("org/model", output_loading_info=True)
     assert not any(report.values())
     sent = [request.path for request in hub.asked("GET", "/objects/", ok=True)]
-    assert len(sent) == 1  # the towers alone were fetched
+    assert len(sent) == 1  # only the towers were downloaded
     whole_class = PRETRAINING_MODELS[method]
     again, report = whole_class.from_pretrained("org/model", variant="pretraining", output_loading_info=True)
     assert not any(report.values())
@@ -103,7 +95,7 @@ def test_towers_and_what_trains_them_are_apart_and_whole_together(push_run, hub,
     assert all(torch.equal(tensor, expected[f"cmfah.{name}"]) for name, tensor in model.state_dict().items())
 
 
-def test_a_model_that_was_pulled_can_be_pushed_again(push_run, hub, trained, tmp_path):
+def test_a_downloaded_model_can_be_pushed_again(push_run, hub, trained, tmp_path):
     from huggingface_hub import snapshot_download
 
     push_run(trained.folder)
@@ -113,7 +105,7 @@ def test_a_model_that_was_pulled_can_be_pushed_again(push_run, hub, trained, tmp
     assert {name for name in own if own[name] != copy.get(name)} == set()
 
 
-def test_the_settings_make_another_run_like_it(push_run, hub, trained, tmp_path):
+def test_a_run_is_reproduced_from_the_pushed_settings(push_run, hub, trained, tmp_path):
     from cmfah_hf.training import parse_run
 
     push_run(trained.folder, dataset_id="org/scenes")
@@ -141,7 +133,7 @@ def test_the_token_is_in_no_settings(scenes_folder, write_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_it_goes_on_with_what_is_missing(hub, trained, push_run, tmp_path):
+def test_a_killed_push_resumes_with_the_missing_files(hub, trained, push_run, tmp_path):
     hub.add("org/model", {"config.json": b"the former state", "images.index": b"former"}, "model")
     before = hub.files("org/model", "model")
     stalled = f"/objects/{sha256_of(trained.folder / 'skip_gram.safetensors')}"
@@ -155,7 +147,7 @@ def test_killed_in_the_middle_it_goes_on_with_what_is_missing(hub, trained, push
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert process.returncode == -9
-    assert hub.files("org/model", "model") == before  # a reader sees what was there
+    assert hub.files("org/model", "model") == before  # readers still see the previous state
 
     sent = {request.path for request in hub.asked("PUT", ok=True)}
     hub.faults.clear()
@@ -163,12 +155,15 @@ def test_killed_in_the_middle_it_goes_on_with_what_is_missing(hub, trained, push
     done = push_run(trained.folder)
     asked = {request.path for request in hub.asked("PUT")}
     assert stalled in asked
-    assert not asked & sent  # only what was missing
+    assert not asked & sent  # only the missing files
     assert hub.history("org/model", "model") == ["Upload the model", "Add files", "initial commit"]
-    assert set(hub.files("org/model", "model")) == {*done.files, ".gitattributes"}  # the former index went with it
+    assert set(hub.files("org/model", "model")) == {
+        *done.files,
+        ".gitattributes",
+    }  # the previous index was removed in the same commit
 
 
-def test_a_flaky_hub_is_borne(push_run, hub, trained):
+def test_an_unreliable_hub_is_retried(push_run, hub, trained):
     hub.fail("POST /api/repos/create", status=502)
     hub.fail("PUT /objects/", status=503)
     hub.cut("PUT /objects/", after=700)
@@ -186,7 +181,7 @@ def test_a_flaky_hub_is_borne(push_run, hub, trained):
         ("hf_reader", "the token may not write there"),
     ],
 )
-def test_who_may_not_push_is_told_so(push_run, hub, trained, token, part):
+def test_missing_permission_is_reported(push_run, hub, trained, token, part):
     with pytest.raises(HubError, match=part) as raised:
         push_run(trained.folder, token=token)
     assert token not in str(raised.value)
@@ -204,7 +199,7 @@ def test_private_and_branches(push_run, hub, trained):
     assert "hf download org/model run.yaml --local-dir . --revision v2" in card
 
 
-def test_folders_and_indexes_that_do_not_fit_are_refused_before_anything_is_sent(push_run, hub, trained, tmp_path):
+def test_unusable_folders_and_indexes_are_refused_before_any_upload(push_run, hub, trained, tmp_path):
     index = HashIndex(bits=32)
     index.add(torch.ones(1, 32), ids=["a"])
     index.save(tmp_path / "wide.index")
@@ -247,7 +242,7 @@ def as_pickle(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-def test_an_own_card_goes_up_as_it_stands(push_run, hub, trained, tmp_path):
+def test_a_custom_card_is_uploaded_unchanged(push_run, hub, trained, tmp_path):
     folder = shutil.copytree(trained.folder, tmp_path / "own")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
     push_run(folder, attention_image=False)
@@ -256,7 +251,7 @@ def test_an_own_card_goes_up_as_it_stands(push_run, hub, trained, tmp_path):
     assert "plots/attention.png" not in files
 
 
-def test_by_the_command(hub, trained, here, capsys, monkeypatch):
+def test_the_command(hub, trained, here, capsys, monkeypatch):
     from cmfah_hf.cli import main
 
     monkeypatch.setenv("HF_TOKEN", "hf_writer")

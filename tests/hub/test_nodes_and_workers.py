@@ -1,4 +1,4 @@
-"""A stream of each kind of source over nodes and workers: every row once, and on with the next row after a break."""
+"""Streams of each kind of source over nodes and workers: every row once, and resuming at the next row."""
 
 import json
 import shutil
@@ -19,8 +19,8 @@ from cmfah_hf.training.data.shards import count_rows
 from cmfah_hf.training.data.streams import PairStream
 
 ROOT = Path(__file__).parents[2]
-# One node of several: its ids by way of `datasets` and of `PairStream`, each with two workers; then what is left of the
-# streams whose states are in a file.
+# One of several nodes: its ids from `datasets` and from `PairStream`, each with two workers; then the remaining rows of
+# the streams with saved states.
 NODE = """
 import json, sys
 from datasets.distributed import split_dataset_by_node
@@ -54,7 +54,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def start(hub, tmp_path):
-    """A function that starts a program against the Hub, and one that waits for what it printed."""
+    """A function that starts a program against the Hub and returns a function that waits for its output."""
 
     def run(program: str, *arguments: str) -> subprocess.Popen:
         file = tmp_path / f"program-{len(program)}.py"
@@ -80,7 +80,7 @@ def printed(process: subprocess.Popen):
 
 @pytest.fixture
 def pushed(hub, prepared, tmp_path):
-    """The data set on the Hub, with a further split of one shard of one row group: fewer than there are readers."""
+    """The data set on the Hub, with an additional split of one shard and one row group: fewer than readers."""
     folder = shutil.copytree(prepared.folder, tmp_path / "scenes")
     table = pq.read_table(folder / "data/train-00000-of-00002.parquet")
     pq.write_table(table, folder / "data/single-00000-of-00001.parquet", row_group_size=len(table))
@@ -94,7 +94,7 @@ def pushed(hub, prepared, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_nodes_with_two_workers_read_each_row_once_and_go_on_after_a_break(here, pushed, start, tmp_path):
+def test_two_nodes_with_two_workers_read_each_row_once_and_resume(here, pushed, start, tmp_path):
     before = {}
     for node in (None, 0, 1):
         stream = load_image_text("org/scenes", split="database", streaming=True)
@@ -111,7 +111,7 @@ def test_two_nodes_with_two_workers_read_each_row_once_and_go_on_after_a_break(h
         for way in ("datasets", "counted", "uncounted"):
             read = [node[split][way] for node in nodes]
             assert sorted(read[0] + read[1]) == sorted(expected), (split, way)
-        # With counts the parts are runs of rows, of one length but for one row, however few the shards.
+        # With counts the parts are runs of rows whose lengths differ by at most one, for any number of shards.
         counted = [node[split]["counted"] for node in nodes]
         assert abs(len(counted[0]) - len(counted[1])) <= 1
     for after in left:
@@ -120,7 +120,7 @@ def test_two_nodes_with_two_workers_read_each_row_once_and_go_on_after_a_break(h
         assert sorted(halves[0] + halves[1]) == sorted(pushed["database"])
 
 
-def test_a_stream_outlives_a_flaky_hub(here, hub, pushed):
+def test_a_stream_survives_an_unreliable_hub(here, hub, pushed):
     stream = load_image_text("org/scenes", split="database", streaming=True)
     hub.fail("GET /objects/", status=503)
     hub.cut("GET /objects/", after=5_000)
@@ -143,7 +143,7 @@ def stream(request, prepared, tmp_path, datasets_cache) -> datasets.IterableData
     return load_image_text(tmp_path / "train.parquet", split="train", streaming=True)
 
 
-def test_every_kind_of_source_is_shared_out_and_taken_up_again(stream):
+def test_every_kind_of_source_is_divided_and_resumed(stream):
     assert isinstance(stream, datasets.IterableDataset)
     expected = [row["id"] for row in stream]
     assert len(set(expected)) == len(expected)
@@ -155,7 +155,7 @@ def test_every_kind_of_source_is_shared_out_and_taken_up_again(stream):
     assert sorted(ids(nodes[0].select_columns(["id"])) + ids(nodes[1].select_columns(["id"]))) == sorted(expected)
     pairs = PairStream(stream, count_rows(stream))
     half = len(expected) // 2
-    for rank, run in enumerate((expected[:half], expected[half:])):  # the workers of a loader take turns
+    for rank, run in enumerate((expected[:half], expected[half:])):  # the workers of a loader alternate
         assert sorted(ids(pairs.part(num_processes=2, process_index=rank, training=False))) == sorted(run)
     for stop in (1, 4, len(expected) - 1):
         begun, resumed = deepcopy(stream), deepcopy(stream)

@@ -1,4 +1,4 @@
-"""Sources that are no prepared folder: written in the layout, pushed, and read back."""
+"""Sources other than prepared folders: written in the layout, pushed, and loaded again."""
 
 import errno
 
@@ -21,7 +21,7 @@ def undecoded(dataset: datasets.Dataset) -> list[dict]:
     return list(dataset.cast_column("image", datasets.Image(decode=False)))
 
 
-def test_an_imagefolder_becomes_shards_with_its_own_bytes(here, hub, imagefolder, tmp_path, monkeypatch):
+def test_an_imagefolder_becomes_shards_with_its_original_bytes(here, hub, imagefolder, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset_folder, "_ROWS_OF_GROUP", 2)
     monkeypatch.setattr(dataset_folder, "_BYTES_OF_SHARD", 8_000)
     done = push_dataset(imagefolder, "org/own", token="hf_writer", progress=False)
@@ -45,7 +45,7 @@ def test_an_imagefolder_becomes_shards_with_its_own_bytes(here, hub, imagefolder
     assert [row["image"]["bytes"] for row in got] == [row["image"]["bytes"] for row in expected]
     assert [[names[number] for number in row["labels"]] for row in got] == [row["labels"] for row in expected]
     assert [(row["id"], row["text"]) for row in got] == [(row["id"], row["text"]) for row in expected]
-    # By this package, the same as the source itself.
+    # By this package: equal to the source.
     for split in ("train", "query"):
         ours, source = (list(load_image_text(f, split=split)) for f in (tmp_path / "got", imagefolder))
         assert [{k: row[k] for k in ("id", "text", "labels")} for row in ours] == [
@@ -53,7 +53,7 @@ def test_an_imagefolder_becomes_shards_with_its_own_bytes(here, hub, imagefolder
         ]
 
 
-def test_what_was_written_is_the_same_again_and_leaves_nothing_behind(here, hub, imagefolder, datasets_cache):
+def test_an_unchanged_source_is_not_uploaded_again_and_leaves_no_files(here, hub, imagefolder, datasets_cache):
     push_dataset(imagefolder, "org/own", token="hf_writer", progress=False)
     assert len(hub.asked("PUT")) == 2
     assert not push_dataset(imagefolder, "org/own", token="hf_writer", progress=False).changed
@@ -63,7 +63,7 @@ def test_what_was_written_is_the_same_again_and_leaves_nothing_behind(here, hub,
     assert left == []
 
 
-def test_the_scenes_and_single_parquet_files_go_too(here, hub, tmp_path):
+def test_scenes_and_single_parquet_files_are_pushed(here, hub, tmp_path):
     make_scenes(4, image_size=32).to_parquet(tmp_path / "query.parquet")
     assert push_dataset(tmp_path / "query.parquet", "org/one", token="hf_writer", progress=False).splits == {"train": 4}
     scenes = make_scenes(3, image_size=32).remove_columns("labels")
@@ -73,7 +73,7 @@ def test_the_scenes_and_single_parquet_files_go_too(here, hub, tmp_path):
     assert "data/query-00000-of-00001.parquet" in hub.files("org/bare")
 
 
-def test_a_source_with_an_id_twice_is_refused(here, hub, tmp_path):
+def test_a_source_with_duplicate_ids_is_refused(here, hub, tmp_path):
     scenes = make_scenes(2, image_size=32)
     datasets.concatenate_datasets([scenes, scenes]).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(DataError, match=r"row 2 .* occurs twice"):
@@ -81,7 +81,7 @@ def test_a_source_with_an_id_twice_is_refused(here, hub, tmp_path):
     assert hub.store.repositories == {}
 
 
-def test_one_push_at_a_time_writes_a_source(here, hub, imagefolder, datasets_cache, monkeypatch):
+def test_only_one_push_at_a_time_writes_a_source(here, hub, imagefolder, datasets_cache, monkeypatch):
     def nested(*arguments, **settings):
         push_dataset(imagefolder, "org/own", token="hf_writer", progress=False)
 
@@ -90,7 +90,7 @@ def test_one_push_at_a_time_writes_a_source(here, hub, imagefolder, datasets_cac
         push_dataset(imagefolder, "org/own", token="hf_writer", progress=False)
 
 
-def test_a_full_disk_is_named_and_nothing_is_left_on_it(here, hub, imagefolder, datasets_cache, monkeypatch):
+def test_a_full_disk_is_named_and_leaves_no_files(here, hub, imagefolder, datasets_cache, monkeypatch):
     def full(*arguments, **settings):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""`cmfah data push` against the Hub on the loopback, in processes of their own."""
+"""`cmfah data push` against the Hub on the loopback, in new processes."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def published(hub, id: str = "org/scenes", **where: str) -> dict[str, bytes]:
-    """What is on the Hub, without what every repository has and without the record of the push."""
+    """The files on the Hub, except for those of every repository and the record of the push."""
     files = hub.files(id, **where)
     assert files.pop(".gitattributes")
     assert files.pop(".cmfah-hf.json")
@@ -32,12 +32,12 @@ def sha256_of(path: Path) -> str:
 def wait_until(condition, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.01)
 
 
 def one_line(result, part: str) -> None:
-    """The command ended as a refusal does: exit code 2, nothing on standard output, one line that has this in it."""
+    """Checks that the command was refused: exit code 2, nothing on standard output, one line that contains `part`."""
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""
     lines = [line for line in result.stderr.splitlines() if line.startswith("cmfah: ")]
@@ -47,7 +47,7 @@ def one_line(result, part: str) -> None:
     assert "hf_" not in result.stderr
 
 
-def test_a_prepared_folder_goes_up_as_it_is_in_one_commit(push, push_here, hub, prepared):
+def test_a_prepared_folder_is_uploaded_unchanged_in_one_commit(push, push_here, hub, prepared):
     result = push(prepared.folder, "--repo-id", "org/scenes", "--json")
     assert result.returncode == 0, result.stderr
     done = json.loads(result.stdout)
@@ -73,14 +73,14 @@ def test_a_prepared_folder_goes_up_as_it_is_in_one_commit(push, push_here, hub, 
         "size": sum(map(len, files.values())) + len(hub.files("org/scenes")[".cmfah-hf.json"]),
         "kept": [],
     }
-    assert len(hub.asked("PUT")) == 4  # each shard once, also those that two splits share
+    assert len(hub.asked("PUT")) == 4  # each shard once, also those shared by two splits
 
     again = json.loads(push_here(prepared.folder, "--repo-id", "org/scenes", "--json").stdout)
     assert (again["changed"], again["commit"]) == (False, done["commit"])
     assert len(hub.asked("PUT")) == 4
 
 
-def test_killed_in_the_middle_it_goes_on_with_what_is_missing(push, push_here, hub, prepared):
+def test_a_killed_push_resumes_with_the_missing_files(push, push_here, hub, prepared):
     hub.add("org/scenes", {"notes.txt": b"the former state", "data/train-00000-of-00001.parquet": b"former"})
     before = hub.files("org/scenes")
     stalled = {f"/objects/{sha256_of(prepared.folder / 'data' / name)}" for name in (QUERY, REST)}
@@ -91,7 +91,7 @@ def test_killed_in_the_middle_it_goes_on_with_what_is_missing(push, push_here, h
     process.kill()
     process.communicate()
     assert process.returncode == -9
-    assert hub.files("org/scenes") == before  # a reader sees what was there
+    assert hub.files("org/scenes") == before  # readers still see the previous state
 
     hub.faults.clear()
     hub.log.clear()
@@ -100,11 +100,11 @@ def test_killed_in_the_middle_it_goes_on_with_what_is_missing(push, push_here, h
     assert {request.path for request in hub.asked("PUT")} == stalled
     assert len(hub.asked("PUT")) == 2
     assert hub.history("org/scenes")[:2] == ["Upload the data set", "Add files"]
-    # The shard of the former state is gone with the same commit; `train` would have had its rows too.
+    # The same commit removes the previous shard; otherwise `train` would include its rows.
     assert published(hub) == content_of(prepared.folder) | {"notes.txt": b"the former state"}
 
 
-def test_a_flaky_hub_is_borne(push_here, hub, prepared):
+def test_an_unreliable_hub_is_retried(push_here, hub, prepared):
     hub.fail("POST /api/repos/create", status=502)
     hub.fail("PUT /objects/", status=503)
     hub.cut("PUT /objects/", after=700)
@@ -113,13 +113,13 @@ def test_a_flaky_hub_is_borne(push_here, hub, prepared):
     result = push_here(prepared.folder, "--repo-id", "org/scenes")
     assert result.returncode == 0, result.stderr
     assert sorted(request.status for request in hub.asked("PUT")) == [0, 200, 200, 200, 200, 503]
-    # The commit whose answer was lost is known again, and not made twice.
+    # The commit whose response was lost is recognized and not repeated.
     assert hub.history("org/scenes") == ["Upload the data set", "initial commit"]
     assert [request.status for request in hub.asked("POST", "/commit/")] == [0, 412]
     assert published(hub) == content_of(prepared.folder)
 
 
-def test_a_full_disk_ends_it_and_what_was_sent_stays(push_here, hub, prepared):
+def test_a_full_disk_ends_the_push_and_keeps_the_uploaded_files(push_here, hub, prepared):
     full = sha256_of(prepared.folder / "data" / REST)
     hub.fail(f"PUT /objects/{full}", status=507, times=None)
     one_line(push_here(prepared.folder, "--repo-id", "org/scenes"), "HTTP 507 Insufficient Storage")
@@ -131,7 +131,7 @@ def test_a_full_disk_ends_it_and_what_was_sent_stays(push_here, hub, prepared):
     assert len(hub.asked("PUT")) < 4
 
 
-def test_a_commit_by_somebody_else_is_not_written_over(push, hub, prepared):
+def test_a_concurrent_commit_is_not_overwritten(push, hub, prepared):
     hub.add("org/scenes", {"README.md": b"former"})
     hub.slow("PUT /objects/", seconds=0.3, times=4)
     process = push(prepared.folder, "--repo-id", "org/scenes", start=True)
@@ -144,7 +144,7 @@ def test_a_commit_by_somebody_else_is_not_written_over(push, hub, prepared):
     assert set(hub.files("org/scenes")) == {".gitattributes", "README.md", "data/theirs.parquet"}
 
 
-def test_of_two_pushes_at_once_each_is_whole_or_nothing(push, hub, prepared, tmp_path):
+def test_two_concurrent_pushes_are_each_atomic(push, hub, prepared, tmp_path):
     other = shutil.copytree(prepared.folder, tmp_path / "other")
     (other / "notes.txt").write_text("The other one.")
     hub.add("org/scenes", {"notes.txt": b"former"})
@@ -168,13 +168,13 @@ def test_of_two_pushes_at_once_each_is_whole_or_nothing(push, hub, prepared, tmp
         ("hf_reader", "the token may not write there"),
     ],
 )
-def test_who_may_not_push_is_told_so(push_here, hub, prepared, token, part):
+def test_missing_permission_is_reported(push_here, hub, prepared, token, part):
     one_line(push_here(prepared.folder, "--repo-id", "org/scenes", token=token), part)
     assert hub.store.repositories == {}
     assert hub.store.objects == {}
 
 
-def test_what_others_may_see_is_decided_by_who_owns_it(push_here, hub, prepared):
+def test_visibility_is_set_by_the_owner(push_here, hub, prepared):
     hub.add("org/theirs", {"README.md": b"x"}, private=True)
     one_line(
         push_here(prepared.folder, "--repo-id", "org/theirs", token="hf_stranger"), "the token may not write there"
@@ -190,7 +190,7 @@ def test_what_others_may_see_is_decided_by_who_owns_it(push_here, hub, prepared)
     assert hub.store.repositories["dataset", "org/new"].private
 
 
-def test_a_branch_of_its_own_leaves_the_main_one_alone(push_here, hub, prepared):
+def test_pushing_to_a_branch_keeps_main(push_here, hub, prepared):
     hub.add("org/scenes", {"notes.txt": b"former", "data/train-00000-of-00001.parquet": b"former"})
     before = hub.files("org/scenes")
     assert push_here(prepared.folder, "--repo-id", "org/scenes", "--revision", "v2/all").returncode == 0
@@ -212,7 +212,7 @@ def test_a_branch_of_its_own_leaves_the_main_one_alone(push_here, hub, prepared)
         (lambda folder: without(folder / "data/query-00000-of-00001.parquet", "id"), "has no column 'id'"),
     ],
 )
-def test_a_folder_that_nobody_could_read_is_not_sent(change, part, prepared, tmp_path):
+def test_an_unreadable_folder_is_not_uploaded(change, part, prepared, tmp_path):
     from cmfah_hf.errors import DataError
     from cmfah_hf.hub import push_dataset
 
@@ -233,7 +233,7 @@ def without(path: Path, column: str) -> None:
 
 
 @pytest.mark.parametrize("repo_id", ["scenes", "org/sce nes", "a/b/c", "org/-x-", ""])
-def test_an_id_that_cannot_be_is_refused_before_anything_is_read(repo_id):
+def test_an_invalid_id_is_refused_before_anything_is_read(repo_id):
     from cmfah_hf.errors import HubError
     from cmfah_hf.hub import push_dataset
 
@@ -241,7 +241,7 @@ def test_an_id_that_cannot_be_is_refused_before_anything_is_read(repo_id):
         push_dataset("/nowhere", repo_id, token="hf_writer")
 
 
-def test_a_hub_that_is_not_there_is_named_as_such(push_here, prepared, monkeypatch):
+def test_an_unreachable_hub_is_named(push_here, prepared, monkeypatch):
     from huggingface_hub import constants
 
     from cmfah_hf.hub import publishing
@@ -258,7 +258,7 @@ def test_a_hub_that_is_not_there_is_named_as_such(push_here, prepared, monkeypat
 
 
 def test_no_message_holds_the_token(hub, here, prepared, monkeypatch):
-    """Not even one that quotes what the server, or the network, said."""
+    """Not even one that quotes the server or the network error."""
     from huggingface_hub import HfApi
 
     from cmfah_hf.errors import HubError

@@ -1,4 +1,4 @@
-"""A push to a Hub that fails, keeps silent, or answers nonsense: one line that says so, in bounded time."""
+"""Pushes to a Hub that fails, does not respond, or sends invalid replies: one-line errors in bounded time."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from cmfah_hf.hub_requests import Limits
 
 
 @pytest.fixture(autouse=True)
-def impatient(here, monkeypatch):
+def short_timeouts(here, monkeypatch):
     monkeypatch.setattr(hub_requests, "WRITING", Limits(answer_s=0.4, patience_s=0.6))
     monkeypatch.setattr(publishing, "_WAITS", (0.1, 0.3, 0.6))
 
@@ -54,7 +54,7 @@ STEPS = {"create": CREATE, "info": INFO, "tree": TREE, "modes": MODES, "batch": 
 @pytest.mark.parametrize(
     ("step", "fault"), [("info", "503"), ("batch", "503"), ("commit", "503"), ("create", "mute"), ("put", "mute")]
 )
-def test_a_hub_that_fails_or_keeps_silent_at_any_step(push, hub, step, fault):
+def test_a_hub_that_fails_or_does_not_respond_at_any_step(push, hub, step, fault):
     pattern = {**STEPS, "put": PUT}[step]
     if fault == "503":
         hub.fail(pattern, times=None)
@@ -73,7 +73,7 @@ def test_a_hub_that_fails_or_keeps_silent_at_any_step(push, hub, step, fault):
      b'{"files": [{}], "objects": [{}], "errors": {}, "warnings": 5, "url": 5, "commitOid": "x", "sha": "../x"}'],
     ids=range(11),
 )  # fmt: skip
-def test_a_reply_of_another_shape(push, hub, step, content):
+def test_replies_with_another_structure(push, hub, step, content):
     hub.reply(STEPS[step], content)
     if (step, content) not in {("card", b"{}"), ("tree", b"[]")}:
         assert "sent an invalid reply" in one_line(push, HubServerError)
@@ -96,7 +96,7 @@ def test_a_reply_of_another_shape(push, hub, step, content):
         (TREE, lambda it: it[0].update(lfs=5)),
     ],
 )
-def test_a_value_of_a_reply_that_cannot_be(push, hub, step, change):
+def test_replies_with_invalid_values(push, hub, step, change):
     def changed(answer: Answer) -> Answer:
         content = json.loads(answer.content)
         change(content)
@@ -106,8 +106,8 @@ def test_a_value_of_a_reply_that_cannot_be(push, hub, step, change):
     one_line(push, HubServerError)
 
 
-def test_the_token_goes_nowhere_else(push, hub):
-    """Not to a next page, nor to where an upload is to be verified; redirects are the client's matter."""
+def test_the_token_is_sent_only_to_the_hub(push, hub):
+    """Not to a next page or to the verification address of an upload; the client handles redirects."""
     with HubServer() as elsewhere:
 
         def verify_there(answer: Answer) -> Answer:
@@ -127,7 +127,7 @@ def test_the_token_goes_nowhere_else(push, hub):
         assert elsewhere.log == []
 
 
-def test_a_listing_without_an_end(push, hub, monkeypatch):
+def test_an_endless_listing(push, hub, monkeypatch):
     monkeypatch.setattr(hub_requests, "_MOST_PAGES", 20)
     link = {"Link": f'<{hub.endpoint}/api/models/org/model/tree/main?recursive=true>; rel="next"'}
     hub.change(TREE, lambda answer: Answer(answer.content, answer.status, answer.headers | link))
@@ -135,13 +135,13 @@ def test_a_listing_without_an_end(push, hub, monkeypatch):
 
 
 @pytest.mark.parametrize("step", ["create", "tree", "commit"])
-def test_a_body_without_an_end(push, hub, step):
+def test_an_endless_body(push, hub, step):
     hub.endless(STEPS[step])
     assert "has more than" in one_line(push, HubServerError)
 
 
 @pytest.mark.parametrize(("status", "asked"), [(429, 100_000), (503, 100_000), (429, "9" * 5000), (429, 2)])
-def test_the_hub_is_not_waited_for_longer_than_there_is_patience(push, hub, status, asked):
+def test_waiting_for_the_hub_is_limited(push, hub, status, asked):
     hub.fail(MODES, status=status, times=None, retry_after=asked)
     assert "it requests a wait of" in one_line(push, HubServerError)
     hub.faults.clear()
@@ -150,26 +150,26 @@ def test_the_hub_is_not_waited_for_longer_than_there_is_patience(push, hub, stat
     assert "requests a wait of 99,999 s" in one_line(push, HubServerError)
 
 
-def test_an_upload_takes_as_long_as_it_makes_progress(push, hub, tmp_path, monkeypatch):
+def test_an_upload_may_take_long_as_long_as_it_progresses(push, hub, tmp_path, monkeypatch):
     (tmp_path / "weights.safetensors").write_bytes(bytes(600_000))
     hub.slow(PUT, seconds=0.1, chunk=2**16)
     start = time.monotonic()
     assert push().changed
-    assert time.monotonic() - start > 0.8  # twice what one reply may take
+    assert time.monotonic() - start > 0.8  # twice the limit of one reply
 
 
-def test_waiting_is_shown(push, hub, monkeypatch, caplog):
+def test_waiting_is_reported(push, hub, monkeypatch, caplog):
     monkeypatch.setattr(hub_requests, "_NOTICE_S", 0.1)
     hub.slow(MODES, seconds=0.3, times=1)
     hub.fail(INFO, times=1)
     with caplog.at_level(logging.WARNING):
         assert push().changed
-    said = [record.getMessage() for record in caplog.records]
-    assert "Waiting for a reply of the Hub." in said
-    assert "The Hub is failing (HTTP 503 Service Unavailable)." in said
+    messages = [record.getMessage() for record in caplog.records]
+    assert "Waiting for a reply of the Hub." in messages
+    assert "The Hub is failing (HTTP 503 Service Unavailable)." in messages
 
 
-def test_no_log_holds_the_address_of_an_upload(push, hub, caplog, monkeypatch):
+def test_no_log_contains_an_upload_address(push, hub, caplog, monkeypatch):
     monkeypatch.setattr(hub_requests, "WRITING", Limits(answer_s=1, patience_s=5))
     hub.fail(PUT, times=1)
     with caplog.at_level(logging.WARNING):
@@ -178,7 +178,7 @@ def test_no_log_holds_the_address_of_an_upload(push, hub, caplog, monkeypatch):
     assert not [record for record in caplog.records if "X-Signature" in record.getMessage()]
 
 
-def test_a_token_that_no_header_can_hold(tmp_path):
+def test_a_token_that_is_invalid_in_a_header(tmp_path):
     (tmp_path / "x").touch()
     with pytest.raises(HubError, match="contains invalid characters") as raised:
         publish({"x": tmp_path / "x"}, "org/model", "model", "Mine", token="hf_secret\nx")

@@ -20,7 +20,7 @@ from cmfah_hf.space.settings import bundled_space
 
 @pytest.fixture
 def push_the_space(here, monkeypatch):
-    """`push_space`, with the token of somebody who may write."""
+    """`push_space` with the token of a user who may write."""
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
 
     def push(**settings):
@@ -29,7 +29,7 @@ def push_the_space(here, monkeypatch):
     return push
 
 
-def test_the_embedded_space_goes_up_whole_in_one_commit(push_the_space, hub):
+def test_the_embedded_space_is_uploaded_completely_in_one_commit(push_the_space, hub):
     done = push_the_space()
     files = hub.files("org/search", "space")
     assert files.pop(".gitattributes")
@@ -49,7 +49,7 @@ def test_the_embedded_space_goes_up_whole_in_one_commit(push_the_space, hub):
     assert (again.changed, again.commit) == (False, done.commit)
 
 
-def test_another_model_replaces_what_was_there_and_nothing_else(push_the_space, hub, trained, tmp_path):
+def test_another_model_replaces_only_the_previous_model(push_the_space, hub, trained, tmp_path):
     hub.add("org/search", {"model/old.bin": b"old", "cmfah_hf/gone.py": b"", "banner.txt": b"mine"}, "space")
     push_the_space(model=trained.folder, data="org/images", split="database", limit=50, title="Mine")
     files = hub.files("org/search", "space")
@@ -64,14 +64,14 @@ def test_another_model_replaces_what_was_there_and_nothing_else(push_the_space, 
     (tmp_path / "space.json").write_bytes(files["space.json"])
     assert SpaceSettings.load(tmp_path) == SpaceSettings("model", "org/images", "database", 50, "Mine", ())
 
-    # A model on the Hub is loaded from there.
+    # A model on the Hub is loaded from the Hub.
     push_the_space(model="org/my-model", data="org/images")
     files = hub.files("org/search", "space")
     assert json.loads(files["space.json"])["model"] == "org/my-model"
     assert not [name for name in files if name.startswith("model/")]
 
 
-def test_what_could_not_run_is_refused_before_anything_is_sent(push_the_space, hub, trained, tmp_path):
+def test_an_unusable_space_is_refused_before_any_upload(push_the_space, hub, trained, tmp_path):
     refused = [
         ({"model": trained.folder}, HubError, "needs images to search"),
         ({"data": str(trained.scenes)}, HubError, "push it with `cmfah data push`"),
@@ -108,7 +108,7 @@ def test_the_command(hub, here, monkeypatch, capsys):
         (["my-model", "--space"], "my-model: this model needs images to search; name a data set on the Hub."),
     ],
 )
-def test_the_command_says_in_one_line_what_does_not_fit(hub, here, monkeypatch, capsys, arguments, reason):
+def test_the_command_reports_conflicts_in_one_line(hub, here, monkeypatch, capsys, arguments, reason):
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
     with pytest.raises(SystemExit) as exit_of:
         main(["push", *arguments, "--repo-id", "org/search"])
@@ -118,8 +118,8 @@ def test_the_command_says_in_one_line_what_does_not_fit(hub, here, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_a_pushed_space_starts_by_itself(push_the_space, hub, tmp_path):
-    """As the Hub starts it: the repository's files, its own copy of the package, nothing of this checkout."""
+def test_a_pushed_space_starts_on_its_own(push_the_space, hub, tmp_path):
+    """As on the Hub: the repository's files and its own copy of the package, nothing from this checkout."""
     push_the_space(limit=12)
     folder = tmp_path / "space"
     for name, content in hub.files("org/search", "space").items():
@@ -146,7 +146,7 @@ def test_a_pushed_space_starts_by_itself(push_the_space, hub, tmp_path):
         assert "the copy of the Space" in log.read_text()
         event = httpx.post(f"{url}/gradio_api/call/search_text", json={"data": ["boat sun", 12]}).json()["event_id"]
         answer = httpx.get(f"{url}/gradio_api/call/search_text/{event}", timeout=60).text
-        assert answer.count("scene-9000") == 24  # twelve by either distance
+        assert answer.count("scene-9000") == 24  # twelve by either metric
     finally:
         process.terminate()
         process.wait(30)

@@ -1,4 +1,4 @@
-"""Where a push is made ready: pushes that were killed at any moment leave nothing once the next one is done."""
+"""The staging folder of a push: the next complete push removes the files of killed ones."""
 
 import os
 import signal
@@ -40,14 +40,14 @@ print("done", steps)
 """
 
 
-def test_it_is_empty_private_and_gone_afterwards(tmp_path):
+def test_staging_folder_is_empty_private_and_removed_afterwards(tmp_path):
     with staging(tmp_path / "cache", "run", "org/model") as stage:
         assert list(stage.iterdir()) == []
         assert stage.stat().st_mode & 0o077 == 0
         (stage / "x").write_text("x")
         with pytest.raises(HubError, match="another process is pushing it"), staging(stage.parent, "run", "org/model"):
             pass
-        with staging(stage.parent, "run", "org/other") as other:  # does not take what is at work for left over
+        with staging(stage.parent, "run", "org/other") as other:  # folders in use are not treated as leftovers
             assert other != stage
         assert (stage / "x").exists()
     assert list((tmp_path / "cache").iterdir()) == []
@@ -56,7 +56,7 @@ def test_it_is_empty_private_and_gone_afterwards(tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written_to_is_named(tmp_path):
+def test_an_unwritable_cache_is_named(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(HubError, match=r"run: cannot be prepared in .*file/cache") as raised,
@@ -66,7 +66,7 @@ def test_a_cache_that_cannot_be_written_to_is_named(tmp_path):
     assert "\n" not in str(raised.value)
 
 
-def test_what_belongs_to_others_stays(tmp_path):
+def test_files_of_others_are_kept(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "0123456789abcdef.txt").touch()
     with staging(tmp_path, "run", "org/model"):
@@ -75,7 +75,7 @@ def test_what_belongs_to_others_stays(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_any_step_nothing_is_left_after_the_next_push(tmp_path):
+def test_the_next_push_removes_the_files_of_a_push_killed_at_any_step(tmp_path):
     def run(stop: int) -> subprocess.CompletedProcess:
         command = [sys.executable, "-c", PUSH, str(tmp_path / "cache"), str(stop)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -92,8 +92,8 @@ def test_killed_at_any_step_nothing_is_left_after_the_next_push(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_push_of_a_data_set_leaves_nothing_after_the_next_one(push, hub, tmp_path):
-    """Of another source, so that it is not the same folder that is used again."""
+def test_the_next_push_removes_the_files_of_a_killed_push_of_a_data_set(push, hub, tmp_path):
+    """Of another source, so that the staging folder is not simply reused."""
     make_scenes(4, image_size=32).to_parquet(tmp_path / "query.parquet")
     hub.mute("PUT /objects/")
     process = push(tmp_path / "query.parquet", "--repo-id", "org/scenes", start=True)

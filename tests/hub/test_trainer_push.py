@@ -14,7 +14,7 @@ from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments, parse_run, t
 
 @pytest.fixture
 def trainer(trained, here, tmp_path, monkeypatch):
-    """One over the tiny model, which has never trained; its folder is empty."""
+    """A trainer of the untrained tiny model with an empty folder."""
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
     args = CMFAHTrainingArguments(
         output_dir=str(tmp_path / "out"), use_cpu=True, hub_model_id="org/model", disable_tqdm=True, eval_strategy="no",
@@ -41,7 +41,7 @@ def test_push_to_hub_saves_and_pushes(trainer, hub, trained):
     assert set(hub.files("org/model", "model", "v2")) == set(files)
 
 
-def test_create_model_card_writes_it_beside_the_model(trainer, tmp_path):
+def test_create_model_card_writes_it_next_to_the_model(trainer, tmp_path):
     trainer.save_model()
     trainer.create_model_card(license="mit", dataset="org/scenes", tags="tried", language="en")
     card = ModelCard.load(tmp_path / "out" / "README.md")
@@ -60,7 +60,7 @@ def settings(trained, folder, *further):
     return parse_run(trained.config, [*one_epoch, *further])
 
 
-def test_a_run_pushes_what_it_has_finished(trained, hub, here, tmp_path, monkeypatch):
+def test_a_run_pushes_its_result(trained, hub, here, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     given = ["--hub_model_id", "org/run", "--hub_token", "hf_writer", "--hub_private_repo", "true"]
     metrics = train(settings(trained, tmp_path / "run", *given))
@@ -73,7 +73,7 @@ def test_a_run_pushes_what_it_has_finished(trained, hub, here, tmp_path, monkeyp
         assert b"hf_writer" not in content
 
 
-def test_a_token_that_may_not_write_is_known_before_the_first_step(trained, hub, here, tmp_path):
+def test_a_read_only_token_is_refused_before_the_first_step(trained, hub, here, tmp_path):
     with pytest.raises(HubError, match="the token may not write there"):
         train(settings(trained, tmp_path / "run", "--hub_model_id", "org/run", "--hub_token", "hf_stranger"))
     with pytest.raises(HubError, match="give --hub_model_id"):

@@ -1,4 +1,4 @@
-"""The Hub's own listener: accounts, repositories, trees, commits, uploads and downloads."""
+"""The listener of the Hub: accounts, repositories, trees, commits, uploads and downloads."""
 
 import base64
 import binascii
@@ -112,11 +112,11 @@ class ApiHandler(Handler):
         return json_answer({"errors": [], "warnings": []})
 
     def _named(self) -> tuple[str, str]:
-        """The kind and the full id that a request about a repository names; without a namespace it is the user's."""
+        """The kind and the full id of the repository in a request; without a namespace it is the user's."""
         asked = self._json
         kind = asked.get("type") or "model"
         if kind not in KINDS:
-            raise HubError(400, f"{kind!r} is no kind of repository")
+            raise HubError(400, f"{kind!r} is not a kind of repository")
         namespace = asked.get("organization") or (self.user.name if self.user else "")
         self.hub.store.require_writer(namespace, self.user)
         return kind, f"{namespace}/{asked['name']}"
@@ -283,20 +283,20 @@ class ApiHandler(Handler):
         parts = self.hub.store.uploads.pop(self.query["upload"][0], None)
         asked = self._json
         if parts is None or [part["partNumber"] for part in asked["parts"]] != sorted(parts):
-            raise HubError(400, "InvalidPart: not all parts of the upload are there")
+            raise HubError(400, "InvalidPart: parts of the upload are missing")
         self.hub.store.put_object(asked["oid"], b"".join(parts[number] for number in sorted(parts)))
         return json_answer({})
 
     def _verify(self) -> Answer:
         asked = self._json
         if len(self.hub.store.objects.get(asked["oid"], b"")) != asked["size"]:
-            raise HubError(400, "The object is not there, or has another size")
+            raise HubError(400, "The object is missing or has another size")
         return json_answer({"message": "ok"})
 
     def _commit(self, repository: Repository, branch: str) -> Answer:
         if branch not in repository.branches:
-            repository.commit_of(branch)  # of what is not there at all this says so
-            raise HubError(400, f"{branch} is no branch, so nothing can be committed to it")
+            repository.commit_of(branch)  # error for a missing repository
+            raise HubError(400, f"{branch} is not a branch and cannot be committed to")
         head = repository.commit_of(branch)
         lines = [json.loads(line) for line in self.body.splitlines() if line.strip()]
         header = next(line["value"] for line in lines if line["key"] == "header")
@@ -335,7 +335,7 @@ class ApiHandler(Handler):
         elif what in ("deletedFile", "deletedFolder"):
             raise HubError(404, "A file with this name doesn't exist", "EntryNotFound")
         else:
-            raise HubError(400, f"{what!r} is no operation of a commit")
+            raise HubError(400, f"{what!r} is not a commit operation")
 
     # Downloads
 

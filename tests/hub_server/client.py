@@ -1,4 +1,4 @@
-"""The way of this process to a Hub, as `HubServer.environment` is that of a new one."""
+"""Connects this process to a Hub, as `HubServer.environment` does for a new process."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from hub_server.server import HubServer
 
 
 def use_hub(server: HubServer, folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Lets this process use a Hub, with its caches below a folder, as the environment does for a new one."""
+    """Makes this process use a Hub, with its caches below a folder, as the environment does for a new one."""
     from huggingface_hub import constants
     from huggingface_hub.utils import _cache_assets
     from transformers.utils import hub
@@ -20,7 +20,7 @@ def use_hub(server: HubServer, folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(constants, "ENDPOINT", server.endpoint)
     template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    patch.setattr(hub, "_hf_api", None)  # it keeps the address that it was made with
+    patch.setattr(hub, "_hf_api", None)  # it stores the address from its creation
     patch.setattr(_cache_assets, "HF_ASSETS_CACHE", str(folder / "assets"))
     patch.setattr(datasets.config, "HF_ENDPOINT", server.endpoint)
     patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)

@@ -1,4 +1,4 @@
-"""What both listeners share: reading bodies, ranges, answers, faults, and the record of it all."""
+"""Common parts of both listeners: bodies, ranges, answers, faults, and the request log."""
 
 import http.server
 import json
@@ -13,7 +13,7 @@ from hub_server.store import HubError
 
 @dataclass
 class Answer:
-    """A status, headers and a body; `ranges` says that a part of the body may be asked for."""
+    """A status, headers and a body; `ranges` allows partial requests of the body."""
 
     content: bytes = b""
     status: int = 200
@@ -26,10 +26,10 @@ def json_answer(value: Any, headers: dict[str, str] | None = None, status: int =
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """One connection; `answer` is what a listener fills in."""
+    """One connection; subclasses implement `answer`."""
 
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else each body waits 40 ms behind its headers
+    disable_nagle_algorithm = True  # otherwise each body waits 40 ms after its headers
     listener = ""
     hub: Any  # the HubServer
 
@@ -45,7 +45,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             waits = fault is not None and fault.seconds and not fault.chunk
             if waits and self.hub.stopped.wait(fault.seconds):
                 raise ConnectionCutError
-            # Read also where the answer is a refusal, or the next request on this connection would begin in its body.
+            # Read also before an error response, or the next request on this connection would begin inside this body.
             self.body = self._read(received)
             answer = self._answer_or_fault(fault)
             if fault is not None and fault.mute:
@@ -54,7 +54,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 raise ConnectionCutError
             if fault is not None and fault.change is not None:
                 answer = fault.change(answer)
-            status = self._send(answer, sent) if fault is None or not fault.endless else self._send_for_ever(answer)
+            status = self._send(answer, sent) if fault is None or not fault.endless else self._send_endlessly(answer)
         except (ConnectionCutError, ConnectionError):
             status, self.close_connection = 0, True
         finally:
@@ -68,13 +68,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         raise NotImplementedError
 
     def log_message(self, *args: Any) -> None:
-        """Nothing is printed."""
+        """Disables the log on standard error."""
 
     def _answer_or_fault(self, fault: Fault | None) -> Answer:
         try:
             if fault is not None and fault.status is not None:
                 retry = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-                raise HubError(fault.status, "The server was told to fail", headers=retry)
+                raise HubError(fault.status, "A requested fault", headers=retry)
             return self.answer()
         except HubError as error:
             headers = {"X-Error-Message": error.message} | ({"X-Error-Code": error.code} if error.code else {})
@@ -123,7 +123,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             meter.passed(len(allowed))
         return status
 
-    def _send_for_ever(self, answer: Answer) -> int:
+    def _send_endlessly(self, answer: Answer) -> int:
         self.send_response(answer.status)
         for name, value in {**answer.headers, "Transfer-Encoding": "chunked"}.items():
             self.send_header(name, value)

@@ -1,4 +1,4 @@
-"""The storage behind the Hub: objects under their SHA-256, by addresses that the Hub has signed."""
+"""The storage behind the Hub: objects under their SHA-256, at addresses signed by the Hub."""
 
 import hashlib
 import hmac
@@ -11,7 +11,7 @@ from hub_server.store import HubError
 
 
 class Signer:
-    """Signs a method and a path, so that no token is needed where the address is."""
+    """Signs a method and a path, so that the address works without a token."""
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(16)

@@ -1,4 +1,4 @@
-"""What the Hub holds: users, repositories with their history, and large objects."""
+"""The state of the Hub: users, repositories with their history, and large objects."""
 
 import hashlib
 import threading
@@ -7,15 +7,15 @@ from datetime import datetime, timezone
 
 KINDS = ("model", "dataset", "space")
 MAIN = "main"
-# What a new repository begins with; its patterns decide, as on the Hub, what is stored as a large object.
+# The initial content of a repository; as on the Hub, its patterns select the large objects.
 LARGE_SUFFIXES = ("arrow", "bin", "gz", "jpg", "npy", "parquet", "png", "safetensors", "tar", "zip")
 GIT_ATTRIBUTES = "".join(f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LARGE_SUFFIXES).encode()
-# Any file larger than this is a large object, whatever its name.
+# Larger files are large objects, whatever their name.
 LARGE_SIZE = 10 * 2**20
 
 
 class HubError(Exception):
-    """An answer that is not a success: status, the code by which the client tells errors apart, and a message."""
+    """An error response: status, the error code for the client, and a message."""
 
     def __init__(self, status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None):
         super().__init__(message)
@@ -24,7 +24,7 @@ class HubError(Exception):
 
 @dataclass(frozen=True)
 class User:
-    """Who a token belongs to; writes below the own name and those of `organizations`, unless the token only reads."""
+    """The owner of a token; may write below the own name and those of `organizations`, unless it is read-only."""
 
     name: str
     organizations: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class User:
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of a commit: its Git id, its size in bytes, and its content or, of a large object, its SHA-256."""
+    """A file of a commit: its Git id, its size in bytes, and its content or, for a large object, its SHA-256."""
 
     oid: str
     size: int
@@ -60,7 +60,7 @@ class Commit:
     date: str
 
     def folders(self) -> dict[str, str]:
-        """The Git ids of all folders; that of the root is under the empty name."""
+        """The Git ids of all folders; the root has an empty name."""
         return _trees(self.files)
 
 
@@ -80,7 +80,7 @@ class Repository:
         return self.id.partition("/")[0]
 
     def commit_of(self, revision: str) -> Commit:
-        """The commit that a branch, a tag or a commit's id names."""
+        """The commit of a branch, a tag or a commit id."""
         oid = self.branches.get(revision) or self.tags.get(revision) or revision
         if oid not in self.commits:
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -105,7 +105,7 @@ class Repository:
 
 
 class Store:
-    """All of it; `lock` is held by whoever changes repositories."""
+    """The complete state; `lock` protects changes of repositories."""
 
     def __init__(self, users: dict[str, User]):
         self.users = users
@@ -123,9 +123,9 @@ class Store:
         return user
 
     def repository(self, kind: str, id: str, user: User | None, write: bool = False) -> Repository:
-        """A repository that this user may read, and write if asked for.
+        """A repository that this user may read, and write if requested.
 
-        One that may not be seen is answered like one that is not there, and who has no token is told to bring one.
+        An inaccessible repository gives the same response as a missing one; without a token the response is 401.
         """
         found = self.repositories.get((kind, id))
         if found is None or (found.private and not (user and user.owns(found.namespace))):
@@ -190,7 +190,7 @@ def _trees(files: dict[str, Entry]) -> dict[str, str]:
         for other, oid in oids.items():
             if other.startswith(depth) and "/" not in other[len(depth) :]:
                 children[other[len(depth) :]] = (b"40000", oid)
-        # Git compares a folder's name as if it ended with a slash.
+        # Git sorts a folder's name as if it ended with a slash.
         in_order = sorted(children, key=lambda name: f"{name}/" if children[name][0] == b"40000" else name)
         lines = [b"%s %s\0%s" % (children[n][0], n.encode(), bytes.fromhex(children[n][1])) for n in in_order]
         oids[folder] = git_oid("tree", b"".join(lines))

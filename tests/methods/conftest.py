@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """For tensors this small, handing work to a second thread takes longer than the work."""
+    """For tensors this small, a second thread costs more than it saves."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""SCAHN's terms of the loss against their formulas in loops of float64, their gradients, and the queue."""
+"""SCAHN's loss terms against float64 loops, their gradients, and the queue."""
 
 from functools import partial
 
@@ -16,14 +16,14 @@ few = settings(max_examples=25)
 
 
 def by_loops(anchors, candidates, labels, candidate_labels, temperature, within, threshold=0.0):
-    """-sum_j w_ij log softmax_j, anchor by anchor; a candidate of the same number is the anchor itself, if within."""
+    """-sum_j w_ij log softmax_j per anchor; if `within`, the candidate of the same index is the anchor itself."""
     losses = []
-    cosines, alike = cosine_similarity(anchors, candidates), cosine_similarity(labels, candidate_labels)
+    cosines, similarity = cosine_similarity(anchors, candidates), cosine_similarity(labels, candidate_labels)
     for i in range(len(anchors)):
         if not labels[i].any():
             continue
         others = [j for j in range(len(candidates)) if candidate_labels[j].any() and not (within and j == i)]
-        overlap = {j: alike[i, j] if alike[i, j] > threshold else 0.0 for j in others}
+        overlap = {j: similarity[i, j] if similarity[i, j] > threshold else 0.0 for j in others}
         total = sum(overlap.values())
         if total == 0:
             continue
@@ -65,12 +65,12 @@ def found(images, texts, labels, temperature=0.3, **options):
 
 @few
 @given(batches(), st.sampled_from([0.07, 0.5]), st.sampled_from([0.0, 0.6]))
-def test_contrasts_anchor_by_anchor(batch, temperature, threshold):
+def test_contrasts_match_loops_over_anchors(batch, temperature, threshold):
     expected = all_by_loops(*batch, temperature, threshold=threshold)
     assert found(*batch, temperature, positive_overlap=threshold) == pytest.approx(expected, abs=1e-9)
 
 
-def test_switches_leave_a_term_out():
+def test_switches_disable_a_term():
     rng = np.random.default_rng(0)
     batch = rng.normal(size=(3, 4)), rng.normal(size=(3, 4)), np.array([[1, 0], [1, 1], [0, 1]])
     both = found(*batch)
@@ -81,7 +81,7 @@ def test_switches_leave_a_term_out():
 
 @few
 @given(batches(), st.randoms(use_true_random=False))
-def test_order_of_pairs_order_of_labels_and_a_class_that_nobody_has_change_nothing(batch, random):
+def test_order_of_pairs_and_labels_and_an_empty_class_change_nothing(batch, random):
     images, texts, labels = batch
     expected = pytest.approx(found(images, texts, labels), abs=1e-9)
     rows, columns = list(range(len(images))), list(range(labels.shape[1]))
@@ -90,12 +90,12 @@ def test_order_of_pairs_order_of_labels_and_a_class_that_nobody_has_change_nothi
     assert found(images[rows], texts[rows], labels[rows]) == expected
     assert found(images, texts, labels[:, columns]) == expected
     assert found(images, texts, np.pad(labels, ((0, 0), (0, 2)))) == expected
-    # Pairs without a label are as if they were not there.
+    # Pairs without a label are ignored.
     more = [np.concatenate([values, values[:1] * 0.5]) for values in (images, texts)]
     assert found(*more, np.concatenate([labels, 0 * labels[:1]])) == expected
 
 
-def test_both_sides_swapped_are_the_same():
+def test_swapping_both_sides_changes_nothing():
     rng = np.random.default_rng(0)
     images, texts, labels = rng.normal(size=(4, 6)), rng.normal(size=(4, 6)), rng.integers(0, 2, (4, 3))
     assert found(texts, images, labels) == pytest.approx(found(images, texts, labels), abs=1e-12)
@@ -114,8 +114,8 @@ def test_gradients(labels):
         assert torch.autograd.gradcheck(partial(terms, queue), values)
 
 
-@pytest.mark.parametrize("labels", [[[0, 0], [0, 0]], [[1, 0], [0, 1]]], ids=["no labels", "never together"])
-def test_without_a_positive_there_is_nothing_to_learn(labels):
+@pytest.mark.parametrize("labels", [[[0, 0], [0, 0]], [[1, 0], [0, 1]]], ids=["no labels", "no co-occurrence"])
+def test_without_positives_loss_and_gradient_are_zero(labels):
     values = [torch.rand(2, 4, requires_grad=True) for _ in range(2)]
     terms = contrast_losses(*values, torch.tensor(labels), 0.2)
     within = terms["intra_contrast"]
@@ -124,16 +124,16 @@ def test_without_a_positive_there_is_nothing_to_learn(labels):
     if not np.any(labels):
         assert terms["cross_contrast"].item() == 0
     assert all(not value.grad.any() for value in values)
-    # Across the modalities a labelled item's partner is its positive.
+    # In the cross-modal term the partner of a labeled item is its positive.
     assert (terms["cross_contrast"].item() > 0) == bool(np.any(labels))
 
 
-def test_one_pair_alone_is_finite():
+def test_a_single_pair_is_finite():
     for labels in ([[1]], [[0]]):
         assert found(np.ones((1, 3)), np.ones((1, 3)), np.array(labels)) == {"cross_contrast": 0, "intra_contrast": 0}
 
 
-def test_pairs_by_number_are_alike_to_their_partners_alone():
+def test_pairs_by_id_are_similar_only_to_their_partners():
     rng = np.random.default_rng(2)
     images, texts = rng.normal(size=(2, 4, 6))
     terms = found(images, texts, np.array([7, 3, 9, 1]))
@@ -142,7 +142,7 @@ def test_pairs_by_number_are_alike_to_their_partners_alone():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_halves_are_summed_in_full(dtype):
+def test_half_precision_is_summed_in_float32(dtype):
     rng = np.random.default_rng(3)
     labels = torch.tensor(rng.integers(0, 2, (32, 3)))
     cosines = torch.tensor(rng.uniform(-1, 1, (32, 32)), dtype=dtype)
@@ -165,7 +165,7 @@ def test_graph_logits_are_cosines_over_the_temperature():
     )
 
 
-# The queue
+# Queue
 
 
 def random_batch(rng, size, classes=3):
@@ -174,7 +174,7 @@ def random_batch(rng, size, classes=3):
 
 @few
 @given(st.integers(1, 9), st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(0, 99))
-def test_the_queue_holds_the_last_pairs_as_a_list_would(size, sizes, seed):
+def test_the_queue_holds_the_last_pairs(size, sizes, seed):
     rng = np.random.default_rng(seed)
     queue, kept = ContrastQueue(size, 6, 3).double(), []
     for batch_size in sizes:
@@ -192,20 +192,20 @@ def test_the_queue_holds_the_last_pairs_as_a_list_would(size, sizes, seed):
 
 @few
 @given(st.integers(0, 99), st.integers(1, 5), st.integers(1, 5))
-def test_a_batch_with_the_queue_is_contrasted_with_both_written_out(seed, size, earlier_size):
+def test_contrast_with_the_queue_matches_concatenation(seed, size, earlier_size):
     rng = np.random.default_rng(seed)
     batch, earlier = random_batch(rng, size), random_batch(rng, earlier_size)
-    queue = ContrastQueue(earlier_size + 3, 6, 3).double()  # three places stay empty, and say nothing
+    queue = ContrastQueue(earlier_size + 3, 6, 3).double()  # three slots stay empty and are ignored
     queue.push(*(torch.tensor(part) for part in earlier))
     assert found(*batch, earlier=queue.pairs) == pytest.approx(all_by_loops(*batch, 0.3, earlier), abs=1e-9)
 
 
-def test_what_was_taken_from_the_queue_stays_as_it_was():
+def test_tensors_taken_from_the_queue_do_not_change():
     queue = ContrastQueue(2, 3, 2)
     queue.push(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 2))
     values = torch.rand(2, 3, requires_grad=True)
     terms = contrast_losses(values, values, torch.ones(2, 2), 0.2, earlier=queue.pairs)
     queue.push(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 2))
-    sum(terms.values()).backward()  # autograd would refuse had what it holds been written over
+    sum(terms.values()).backward()  # autograd would raise if the saved tensors had been overwritten
     assert values.grad.isfinite().all()
     assert not queue.image_hash.requires_grad

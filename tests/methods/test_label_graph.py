@@ -1,4 +1,4 @@
-"""The label graph against networkx and loops of float64: probabilities, edges, weights, convolutions."""
+"""The label graph against networkx and float64 loops: probabilities, edges, weights, convolutions."""
 
 import networkx
 import numpy as np
@@ -21,16 +21,16 @@ def counts_of(labels):
 
 
 def by_loops(labels, threshold, share):
-    """P, the graph and the normalised adjacency from the items one by one; whole numbers are compared as such."""
+    """P, the graph and the normalized adjacency from a loop over the items, compared as integers."""
     size = labels.shape[1]
     graph, probability = networkx.DiGraph(), np.zeros((size, size))
     graph.add_nodes_from(range(size))
     for i in range(size):
         with_i = [row for row in labels if row[i]]
         for j in range(size):
-            together = sum(int(row[j]) for row in with_i)
-            probability[i, j] = together / len(with_i) if with_i else 0
-            if i != j and with_i and round(10 * together) >= round(10 * threshold * len(with_i), 9):
+            joint_count = sum(int(row[j]) for row in with_i)
+            probability[i, j] = joint_count / len(with_i) if with_i else 0
+            if i != j and with_i and round(10 * joint_count) >= round(10 * threshold * len(with_i), 9):
                 graph.add_edge(i, j)
     weights = np.zeros((size, size))
     for i in range(size):
@@ -45,7 +45,7 @@ def by_loops(labels, threshold, share):
 
 @few
 @given(multi_hot, thresholds, shares)
-def test_probabilities_edges_and_weights_item_by_item(labels, threshold, share):
+def test_probabilities_edges_and_weights_match_loops(labels, threshold, share):
     probability, graph, adjacency = by_loops(labels, threshold, share)
     counts = counts_of(labels)
     np.testing.assert_allclose(conditional_probabilities(counts).numpy(), probability, atol=1e-15)
@@ -65,7 +65,7 @@ def test_a_share_of_exactly_tau_is_an_edge():
 
 @few
 @given(multi_hot, thresholds, st.randoms(use_true_random=False))
-def test_order_of_labels_and_a_label_that_never_occurs_change_nothing(labels, threshold, random):
+def test_order_of_labels_and_an_unused_label_change_nothing(labels, threshold, random):
     adjacency = label_adjacency(counts_of(labels), threshold, 0.2).numpy()
     order = list(range(labels.shape[1]))
     random.shuffle(order)
@@ -80,9 +80,9 @@ def test_order_of_labels_and_a_label_that_never_occurs_change_nothing(labels, th
 @pytest.mark.parametrize(
     "labels",
     [[[1]], [[1, 0], [1, 0]], [[1, 0], [0, 1]], [[0, 0]]],
-    ids=["one class", "one never occurs", "never together", "nobody has any"],
+    ids=["one class", "one unused class", "no co-occurrence", "no labels"],
 )
-def test_labels_without_neighbours_keep_to_themselves(labels):
+def test_labels_without_neighbors_keep_their_vectors(labels):
     counts = counts_of(np.array(labels))
     found = label_adjacency(counts, 0.4, 0.2)
     torch.testing.assert_close(found, torch.eye(len(counts), dtype=torch.float64), rtol=0, atol=1e-15)
@@ -97,7 +97,7 @@ def graph():
     return graph, labels
 
 
-def test_convolutions_one_product_at_a_time(graph):
+def test_convolutions_match_plain_products(graph):
     graph, labels = graph
     adjacency = by_loops(labels, 0.4, 0.2)[2]
     vectors = graph.vectors.numpy()
@@ -117,7 +117,7 @@ def test_gradients_of_both_convolutions(graph):
     assert torch.autograd.gradcheck(lambda *w: features(*w), weights)
 
 
-def test_a_neighbour_s_vector_reaches_a_label_and_a_stranger_s_does_not(graph):
+def test_a_neighbor_vector_affects_a_label_and_others_do_not(graph):
     graph, labels = graph
     before = graph().detach().clone()
     graph.vectors[1] += 1.0
@@ -132,23 +132,23 @@ def nx_steps(edges, start, end):
     return networkx.shortest_path_length(edges, start, end)
 
 
-def test_fill_refuses_what_cannot_be_counts():
+def test_fill_refuses_invalid_counts():
     graph = LabelGraph(2, 3, 4, 0.4, 0.2)
     vectors = torch.zeros(2, 3)
-    for counts, complaint in (
+    for counts, message in (
         (torch.zeros(3, 3, dtype=torch.long), r"counts of the labels are \(3, 3\), not \(2, 2\)"),
         (torch.tensor([[2, 1], [0, 2]]), "not symmetric"),
         (torch.tensor([[2, 3], [3, 2]]), "more often than either"),
         (torch.tensor([[2, -1], [-1, 2]]), "not symmetric"),
     ):
-        with pytest.raises(ValueError, match=complaint):
+        with pytest.raises(ValueError, match=message):
             graph.fill(counts, vectors)
     with pytest.raises(ValueError, match=r"vectors of the labels are \(2, 4\), not \(2, 3\)"):
         graph.fill(torch.eye(2, dtype=torch.long), torch.zeros(2, 4))
     assert not graph.counts.any()
 
 
-def test_a_graph_without_memory_takes_none():
+def test_a_graph_without_memory_allocates_none():
     with torch.device("meta"):
         graph = LabelGraph(10**5, 10**6, 8, 0.4, 0.2)
     assert graph.vectors.shape == (10**5, 10**6)

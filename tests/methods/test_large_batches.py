@@ -1,4 +1,4 @@
-"""The hinge over all triplets of a large batch: its memory, and its digits in float32."""
+"""The hinge over all triplets of a large batch: memory, and precision in float32."""
 
 import subprocess
 import sys
@@ -33,9 +33,9 @@ print(*work(4096), held("VmHWM") - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak is counted in other units elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems report the peak in other units")
 def test_a_batch_of_4096_takes_less_than_two_gigabytes(environment, tmp_path):
-    """Written out, its hinges alone would be 275 GB."""
+    """In the naive form its hinges alone would take 275 GB."""
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=250
     )
@@ -46,7 +46,7 @@ def test_a_batch_of_4096_takes_less_than_two_gigabytes(environment, tmp_path):
     assert 100e6 < peak < 2e9
 
 
-def test_long_rows_keep_their_digits_in_float32():
+def test_long_rows_keep_their_precision_in_float32():
     """4,096 candidates of some anchors, against all their triplets in float64."""
     rng = np.random.default_rng(0)
     anchors, candidates = 12, 4096

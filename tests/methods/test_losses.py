@@ -1,4 +1,4 @@
-"""Every term of the loss against its formula, written out in loops of float64."""
+"""Every loss term against its formula in float64 loops."""
 
 import numpy as np
 import pytest
@@ -26,12 +26,12 @@ from cmfah_hf.methods.outputs import View
 from cmfah_hf.models.codes import sign
 
 few = settings(max_examples=60)
-# Eighths: sums and differences of them are exact, so that ties are ties and a hinge of zero is zero.
+# Multiples of 1/8: their sums and differences are exact, so ties are exact and a zero hinge is zero.
 eighths = st.integers(-8, 8).map(lambda value: value / 8)
 
 
 def cubic_hinge(similarity, positive, negative, margin):
-    """Value and gradient of the mean hinge over all triplets, as it is written."""
+    """Value and gradient of the mean hinge over all triplets, by the formula."""
     value, count, gradient = 0.0, 0, np.zeros(np.shape(similarity))
     for a in range(len(similarity)):
         for p in np.flatnonzero(positive[a]):
@@ -46,7 +46,7 @@ def cubic_hinge(similarity, positive, negative, margin):
 
 
 def masks(labels, within):
-    """Who shares a class with whom, from sets."""
+    """Masks of pairs with and without a shared class, from sets."""
     classes = [set(np.flatnonzero(row)) for row in labels]
     size = len(classes)
     positive, negative = np.zeros((size, size), bool), np.zeros((size, size), bool)
@@ -67,7 +67,7 @@ def hinges(draw):
 
 @few
 @given(hinges(), st.sampled_from([0.0, 0.125, 0.5, 2.0]))
-def test_hinge_is_the_cubic_form_in_value_and_gradient_where_values_tie(drawn, margin):
+def test_hinge_matches_the_cubic_form_in_value_and_gradient_with_ties(drawn, margin):
     similarity, positive, negative = drawn
     tensor = torch.tensor(similarity, requires_grad=True)
     value = triplet_hinge(tensor, torch.tensor(positive), torch.tensor(negative), margin)
@@ -78,7 +78,7 @@ def test_hinge_is_the_cubic_form_in_value_and_gradient_where_values_tie(drawn, m
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_hinge_of_a_training_batch_keeps_its_digits(dtype):
+def test_hinge_of_a_training_batch_keeps_its_precision(dtype):
     rng = np.random.default_rng(0)
     similarity = torch.tensor(rng.uniform(-1, 1, (128, 128)), dtype=dtype)
     role = rng.integers(0, 3, (128, 128))
@@ -91,7 +91,7 @@ def test_hinge_of_a_training_batch_keeps_its_digits(dtype):
 
 
 @pytest.mark.parametrize("kept", ["positive", "negative", "neither"])
-def test_batch_without_a_triplet_is_zero_and_teaches_nothing(kept):
+def test_a_batch_without_triplets_has_zero_loss_and_gradient(kept):
     similarity = torch.rand(4, 4, requires_grad=True)
     masks_AN = [torch.full((4, 4), kept == name) for name in ("positive", "negative")]
     value = triplet_hinge(similarity, *masks_AN, 0.5)
@@ -102,19 +102,19 @@ def test_batch_without_a_triplet_is_zero_and_teaches_nothing(kept):
 
 @few
 @given(arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 4)), elements=st.integers(0, 1)), st.booleans())
-def test_masks_are_those_of_the_label_sets(labels, within):
+def test_masks_match_the_label_sets(labels, within):
     found = triplet_masks(torch.tensor(labels), within)
     for mask, expected in zip(found, masks(labels, within), strict=True):
         np.testing.assert_array_equal(mask.numpy(), expected)
 
 
-def test_masks_of_partners_and_of_unlabelled_rows():
+def test_masks_of_partners_and_of_unlabeled_rows():
     labels = torch.tensor([[1, 0], [0, 1], [0, 0]])
     positive, negative = triplet_masks(labels, within=False)
     assert positive.tolist() == [[True, False, False], [False, True, False], [False, False, False]]
     assert negative.tolist() == [[False, True, False], [True, False, False], [False, False, False]]
     positive, _ = triplet_masks(labels, within=True)
-    assert not positive.any()  # nobody is its own positive
+    assert not positive.any()  # no item is its own positive
 
 
 @few
@@ -122,7 +122,7 @@ def test_masks_of_partners_and_of_unlabelled_rows():
     arrays(np.float64, (3, 4), elements=st.floats(-2, 2).map(lambda x: round(x, 3))),
     arrays(np.float64, (5, 4), elements=st.floats(-2, 2).map(lambda x: round(x, 3))),
 )
-def test_cosines_are_scikit_learns_and_zero_for_a_zero_row(x, y):
+def test_cosines_match_scikit_learn_and_zero_rows_give_zero(x, y):
     found = cosine_matrix(torch.tensor(x), torch.tensor(y)).numpy()
     np.testing.assert_allclose(found, cosine_similarity(x, y), atol=1e-12)
     assert not found[~x.any(axis=1)].any()
@@ -134,21 +134,21 @@ def test_cosines_are_scikit_learns_and_zero_for_a_zero_row(x, y):
     st.sampled_from([0.0, 0.25, 0.6]),
     st.booleans(),
 )
-def test_masks_and_target_of_weighted_tags_are_scikit_learns_cosines(tags, overlap, within):
+def test_masks_and_target_of_weighted_tags_match_scikit_learn(tags, overlap, within):
     cosines, known = cosine_similarity(tags), tags.any(axis=1)
     target, found_known = pairwise_similarity(torch.tensor(tags), torch.float64)
     np.testing.assert_allclose(target.numpy(), cosines, atol=1e-12)
     np.testing.assert_array_equal(found_known.numpy(), known)
     positive, negative = (mask.numpy() for mask in triplet_masks(torch.tensor(tags), within, overlap))
-    clear = np.abs(cosines - overlap) > 1e-6  # float32 decides the rest
+    clear = np.abs(cosines - overlap) > 1e-6  # the rest depends on float32 rounding
     others = ~np.eye(len(tags), dtype=bool) if within else np.ones_like(clear)
     both = known[:, None] & known[None, :]
     np.testing.assert_array_equal(positive[clear], (others & both & (cosines > overlap))[clear])
     np.testing.assert_array_equal(negative[clear], (others & both & (cosines <= overlap))[clear])
 
 
-def test_of_numbers_only_equal_ones_are_positives():
-    """As pairs have them: nobody else's, and large ones are told apart to the last digit."""
+def test_only_equal_ids_are_positives():
+    """As for pairs without labels: ids are unique, and large ones are compared exactly."""
     numbers = torch.tensor([2**62 + 1, 7, 2**62])
     positive, negative = triplet_masks(numbers, within=False)
     assert positive.tolist() == torch.eye(3, dtype=torch.bool).tolist()
@@ -159,7 +159,7 @@ def test_of_numbers_only_equal_ones_are_positives():
     assert torch.equal(pairwise_similarity(numbers)[0], torch.eye(3))
 
 
-def test_the_loss_of_pairs_alone_by_hand():
+def test_the_loss_of_pairs_matches_a_manual_computation():
     rng = np.random.default_rng(3)
     image, text = (np.tanh(rng.normal(size=(4, 8))) for _ in range(2))
     cosines = cosine_similarity(image, text)
@@ -193,20 +193,20 @@ def test_quantization_is_the_mean_square():
     arrays(np.int64, (4, 3), elements=st.integers(0, 1)),
     st.sampled_from([0.5, 1.0, 8.0]),
 )
-def test_label_guidance_is_the_weighted_log_loss_of_labelled_rows(logits, labels, positive_weight):
+def test_label_guidance_is_the_weighted_log_loss_of_labeled_rows(logits, labels, positive_weight):
     tensor = torch.tensor(logits, requires_grad=True)
     found = label_guidance_loss(tensor, torch.tensor(labels), positive_weight)
     found.backward()
-    labelled = labels.any(axis=1)
-    truth, chance = labels[labelled].ravel(), 1 / (1 + np.exp(-logits[labelled].ravel()))
-    if not labelled.any():
+    labeled = labels.any(axis=1)
+    truth, chance = labels[labeled].ravel(), 1 / (1 + np.exp(-logits[labeled].ravel()))
+    if not labeled.any():
         assert found.item() == 0
     else:
         weights = np.where(truth == 1, positive_weight, 1.0)
         mean = log_loss(truth, chance, sample_weight=weights, labels=[0, 1]) * weights.sum() / len(truth)
         assert found.item() == pytest.approx(mean, rel=1e-9)
-    assert not tensor.grad[~torch.tensor(labelled)].any()
-    assert tensor.grad[torch.tensor(labelled)].abs().all()
+    assert not tensor.grad[~torch.tensor(labeled)].any()
+    assert tensor.grad[torch.tensor(labeled)].abs().all()
 
 
 def loop_similarity(image, text, labels):
@@ -231,7 +231,7 @@ def test_label_similarity_pair_by_pair(labels, seed):
     assert found.item() == pytest.approx(loop_similarity(image, text, labels), rel=1e-9, abs=1e-12)
 
 
-def test_label_similarity_vanishes_where_cosines_are_those_of_the_labels():
+def test_label_similarity_vanishes_if_cosines_match_the_labels():
     labels = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 0, 1]])
     values = torch.cat([labels, torch.zeros(3, 5)], dim=1) * 0.5
     assert label_similarity_loss(values, values, labels).item() == pytest.approx(0, abs=1e-12)
@@ -246,7 +246,7 @@ def tower(rng, size=5, requires_grad=False):
 
 
 def terms_of(image, text, labels, codes, margin):
-    """All of `[intra]`, `[inter]` and `[label-similarity]`, from NumPy alone."""
+    """All of `[intra]`, `[inter]` and `[label-similarity]`, in NumPy."""
 
     def hinge(x, y, within):
         return cubic_hinge(cosine_similarity(x, y), *masks(labels, within), margin)[0]
@@ -266,7 +266,7 @@ def terms_of(image, text, labels, codes, margin):
 LABELS = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0], [0, 1, 0]])
 
 
-def test_terms_of_a_view():
+def test_terms_of_a_view_match_numpy():
     rng = np.random.default_rng(2)
     image, text = tower(rng), tower(rng)
     codes = rng.choice([-1.0, 1.0], (5, 8))
@@ -281,48 +281,48 @@ def test_terms_of_a_view():
 @pytest.mark.parametrize(("attention", "paired_weight"), [("both", 0.25), ("image", 1.0), ("both", 0.0), ("none", 3.0)])
 def test_views_are_summed_with_the_weight_of_the_pair(attention, paired_weight):
     rng = np.random.default_rng(3)
-    alone, paired = (tower(rng), tower(rng)), (tower(rng), tower(rng))
-    paired[0].hash_values[0] = -paired[1].hash_values[0]  # a sum of zero all along: bits of +1
+    unimodal, cross_modal = (tower(rng), tower(rng)), (tower(rng), tower(rng))
+    cross_modal[0].hash_values[0] = -cross_modal[1].hash_values[0]  # the sums stay zero: bits of +1
 
     def terms(image, text, codes):
         own = pair_losses(image, text, torch.tensor(LABELS), codes, 0.4)
         return {**own, "label": image.features.sum(), "adversarial": text.features.sum()}
 
-    # Without attention the two views are one.
-    found = views_losses(alone, paired if attention != "none" else None, None, paired_weight, terms)
-    total = sum(tower.hash_values for tower in (paired if attention != "none" else alone))
+    # Without attention both views are equal.
+    found = views_losses(unimodal, cross_modal if attention != "none" else None, None, paired_weight, terms)
+    total = sum(tower.hash_values for tower in (cross_modal if attention != "none" else unimodal))
     codes = np.where(total.numpy() >= 0, 1.0, -1.0)
     assert attention == "none" or (codes[0] == 1).all()
     weight = 0 if attention == "none" else paired_weight
-    first, second = (terms_of(*view, LABELS, codes, 0.4) for view in (alone, paired))
+    first, second = (terms_of(*view, LABELS, codes, 0.4) for view in (unimodal, cross_modal))
     for name in first:
         assert found[name].item() == pytest.approx(first[name] + weight * second[name], rel=1e-9), name
     for name, side in (("label", 0), ("adversarial", 1)):
-        sums = [view[side].features.sum().item() for view in (alone, paired)]
+        sums = [view[side].features.sum().item() for view in (unimodal, cross_modal)]
         assert found[name].item() == pytest.approx(sums[0] + weight * sums[1], rel=1e-9)
 
 
-def test_given_codes_are_the_target_and_drawn_ones_carry_no_gradient():
+def test_codes_are_the_given_target_or_computed_without_gradient():
     rng = np.random.default_rng(4)
-    alone = tower(rng, requires_grad=True), tower(rng, requires_grad=True)
-    paired = tower(rng, requires_grad=True), tower(rng, requires_grad=True)
+    unimodal = tower(rng, requires_grad=True), tower(rng, requires_grad=True)
+    cross_modal = tower(rng, requires_grad=True), tower(rng, requires_grad=True)
     codes = torch.tensor(rng.choice([-1, 1], (5, 8)))
 
     def terms(image, text, codes):
         return pair_losses(image, text, torch.tensor(LABELS), codes, 0.5)
 
-    found = views_losses(alone, paired, codes, 1.0, terms)
-    expected = sum(((t.hash_values - codes) ** 2).mean() for t in (*alone, *paired))
+    found = views_losses(unimodal, cross_modal, codes, 1.0, terms)
+    expected = sum(((t.hash_values - codes) ** 2).mean() for t in (*unimodal, *cross_modal))
     assert found["quantization"].item() == pytest.approx(expected.item(), rel=1e-9)
 
-    views_losses(alone, paired, None, 1.0, terms)["quantization"].backward()
-    drawn = sign(paired[0].hash_values + paired[1].hash_values).detach()
-    for output in (*alone, *paired):
+    views_losses(unimodal, cross_modal, None, 1.0, terms)["quantization"].backward()
+    drawn = sign(cross_modal[0].hash_values + cross_modal[1].hash_values).detach()
+    for output in (*unimodal, *cross_modal):
         gradient = 2 * (output.hash_values.detach() - drawn) / drawn.numel()
         torch.testing.assert_close(output.hash_values.grad, gradient)
 
 
-def test_total_weighs_every_term_and_the_towers_maximise_the_adversarial_one():
+def test_total_weights_every_term_and_the_towers_maximize_the_adversarial_one():
     model = pretraining_model(
         intra_feature_weight=2,
         intra_hash_weight=3,
@@ -353,12 +353,12 @@ def test_total_weighs_every_term_and_the_towers_maximise_the_adversarial_one():
     assert list(total) == order
     for name, weight in zip(order, weights, strict=True):
         assert Losses.weighted({name: torch.tensor(0.5)}, total).total.item() == weight / 2
-    together = {name: torch.tensor(float(10**-i)) for i, name in enumerate(order)}
+    terms_by_name = {name: torch.tensor(float(10**-i)) for i, name in enumerate(order)}
     expected = sum(weight * 10.0**-i for i, weight in enumerate(weights))
-    assert Losses.weighted(together, total).total.item() == pytest.approx(expected, rel=1e-6)
+    assert Losses.weighted(terms_by_name, total).total.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_hinges_of_several_matrices_at_once_are_those_of_each():
+def test_hinges_of_several_matrices_match_single_ones():
     rng = np.random.default_rng(5)
     similarity, role = rng.uniform(-1, 1, (2, 3, 6, 6)), rng.integers(0, 3, (2, 3, 6, 6))
     tensor = torch.tensor(similarity, requires_grad=True)

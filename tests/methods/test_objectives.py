@@ -1,4 +1,4 @@
-"""The registry of methods, the settings of objectives in files, and the models that have them."""
+"""The registry of methods, objective settings in files, and models with them."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ class DistanceConfig(ObjectiveConfig):
 
 @pytest.fixture
 def distance():
-    """A method with a layer of its own, registered for one test."""
+    """A method with its own layer, registered for one test."""
 
     @register_method("distance")
     class Distance(Objective):
@@ -56,7 +56,7 @@ def distance():
     del _OBJECTIVES["distance"]
 
 
-def test_methods_of_the_package_and_of_others(distance):
+def test_methods_of_the_package_and_registered_ones(distance):
     assert registered_methods() == ["cmfah", "scahn", "distance"]
     assert objective_class("distance") is distance
     assert (distance.name, objective_class("scahn").name, objective_class("cmfah").paper.year) == (
@@ -70,7 +70,7 @@ def test_methods_of_the_package_and_of_others(distance):
         objective_class("dcmh")
 
 
-def test_another_method_s_model_is_saved_and_loaded(distance, tmp_path):
+def test_a_model_of_another_method_round_trips(distance, tmp_path):
     model = pretraining_model("distance", **TINY, power=1.5)
     model.save_pretrained(tmp_path)
     again, report = CMFAHForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
@@ -84,7 +84,7 @@ def test_another_method_s_model_is_saved_and_loaded(distance, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("section", "complaint"),
+    ("section", "message"),
     [
         ({"_name": "cmfah", "label_wait": 1}, "has no setting 'label_wait'"),
         ({"_name": "cmfah", "label_weight": "8"}, "label_weight"),
@@ -94,26 +94,26 @@ def test_another_method_s_model_is_saved_and_loaded(distance, tmp_path):
         ({"_name": ["cmfah"]}, "not the name of a method"),
     ],
 )
-def test_sections_that_no_objective_has(section, complaint):
-    with pytest.raises(ModelFileError, match=complaint) as raised:
+def test_unknown_sections(section, message):
+    with pytest.raises(ModelFileError, match=message) as raised:
         CMFAHForPreTraining(CMFAHConfig(**TINY, objective=section))
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(("name", "value"), [("paired_weight", -1.0), ("label_weight", -0.01), ("positive_overlap", 1)])
-def test_settings_out_of_range_are_named(name, value):
+def test_out_of_range_settings_are_named(name, value):
     for kind in (CMFAHObjectiveConfig, SCAHNObjectiveConfig):
         with pytest.raises(ValueError, match=f"{name} is {value}; give"):
             kind(**{name: value})
 
 
-def test_the_papers_weights_are_the_defaults():
+def test_defaults_are_the_weights_of_the_paper():
     weights = {name: value for name, value in vars(CMFAHObjectiveConfig()).items() if name.endswith("_weight")}
-    assert weights.pop("similarity_weight") == 0  # no term of the paper's
+    assert weights.pop("similarity_weight") == 0  # not a term of the paper
     assert set(weights.values()) == {1.0}
 
 
-def test_a_player_rests_where_its_weight_is_zero():
+def test_a_player_with_weight_zero_is_inactive():
     for weight, active in ((0.5, True), (0, False)):
         (player,) = pretraining_model(**TINY, adversarial_weight=weight).objective.players()
         assert (player.name, player.is_active, len(player.module)) == ("discriminator", active, 2)

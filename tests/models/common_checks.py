@@ -1,8 +1,8 @@
 """The checks that transformers runs on its own models, out of its source distribution.
 
-They are no part of the installed package. `make test` runs this file, which fetches the source distribution of the
-installed version; imported, its `tests` folder becomes the package `transformers_checks`, with stand-ins for those of
-its modules that are not distributed and that have nothing to say about models like ours (text generation, exporters).
+They are not part of the installed package. `make test` runs this file, which downloads the source distribution of the
+installed version. On import, its `tests` folder becomes the package `transformers_checks`, with stubs for modules that
+are not distributed and do not concern models like ours (text generation, exporters).
 """
 
 import importlib
@@ -25,12 +25,12 @@ AVAILABLE = (SOURCE / "tests" / "test_modeling_common.py").is_file()
 
 
 def load(module: str) -> types.ModuleType:
-    """One of transformers' test modules, such as `test_modeling_common`."""
+    """One of the test modules of transformers, such as `test_modeling_common`."""
     if "transformers_checks" not in sys.modules:
         package = types.ModuleType("transformers_checks")
         package.__path__ = [str(SOURCE / "tests")]
         sys.modules["transformers_checks"] = package
-        stand_ins = {
+        stubs = {
             "exporters": {},
             "exporters.test_export": {"ExportTesterMixin": object},
             "generation": {},
@@ -40,11 +40,11 @@ def load(module: str) -> types.ModuleType:
                 "config_common_kwargs": {"return_dict": False, "output_hidden_states": True, "dtype": "float16"}
             },
         }
-        for name, attributes in stand_ins.items():
-            stand_in = types.ModuleType(f"transformers_checks.{name}")
-            stand_in.__path__ = []
-            vars(stand_in).update(attributes)
-            sys.modules[stand_in.__name__] = stand_in
+        for name, attributes in stubs.items():
+            stub = types.ModuleType(f"transformers_checks.{name}")
+            stub.__path__ = []
+            vars(stub).update(attributes)
+            sys.modules[stub.__name__] = stub
         fetching = types.ModuleType("fetch_hub_objects_for_ci")
         fetching.url_to_local_path = lambda url: url
         sys.modules.setdefault(fetching.__name__, fetching)
@@ -52,7 +52,7 @@ def load(module: str) -> types.ModuleType:
 
 
 def fetch() -> None:
-    """Puts the `tests` folder of the installed version's source distribution where `SOURCE` is."""
+    """Downloads the `tests` folder of the installed version's source distribution to `SOURCE`."""
     requirement = f"transformers=={transformers.__version__}"
     with tempfile.TemporaryDirectory() as folder:
         command = ["download", "--quiet", "--no-deps", "--no-binary", "transformers", "--dest", folder, requirement]
@@ -61,7 +61,7 @@ def fetch() -> None:
         with tarfile.open(archive) as tar:
             members = [member for member in tar if member.name.partition("/")[2].startswith("tests/")]
             tar.extractall(SOURCE.parent, members=members, filter="data")
-    (SOURCE / "tests" / "__init__.py").touch()  # some of them import their own folder by its path
+    (SOURCE / "tests" / "__init__.py").touch()  # some of them import their own folder by path
 
 
 if __name__ == "__main__" and not AVAILABLE:

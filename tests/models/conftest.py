@@ -1,4 +1,4 @@
-"""Models of a few thousand weights, batches for them, and an ear for what transformers says while it loads one."""
+"""Models of a few thousand weights, batches for them, and a fixture that fails when transformers logs or warns."""
 
 import gc
 import logging
@@ -28,7 +28,7 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """For models this small, handing work to a second thread takes longer than the work."""
+    """For models this small, a second thread costs more than it saves."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -37,7 +37,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def make_config():
-    """A function from settings to a tiny configuration: a ResNet of 4 x 4 regions, 16 bits, all kinds of kernels."""
+    """A function from settings to a tiny configuration: ResNet, 4 x 4 regions, 16 bits, two kinds of kernels."""
 
     def make(**settings):
         if "backbone" not in settings:
@@ -50,7 +50,7 @@ def make_config():
 
 @pytest.fixture(scope="session")
 def make_model(make_config):
-    """A function from a class and settings to a tiny model, whose weights are all in play (norms and biases too)."""
+    """A function from a class and settings to a tiny model in which every weight matters (norms and biases too)."""
 
     def make(cls, **settings):
         torch.manual_seed(0)
@@ -110,7 +110,7 @@ def model_folder(pretraining, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def silence():
-    """A context that fails where a warning is given or a line is logged."""
+    """A context that fails on any warning or logged line."""
 
     @contextmanager
     def listen():
@@ -120,7 +120,7 @@ def silence():
         loggers = logging.getLogger(), logging.getLogger("transformers")
         for logger in loggers:
             logger.addHandler(handler)
-        with warnings.catch_warnings():  # of what earlier tests left to the garbage collector
+        with warnings.catch_warnings():  # collect garbage of earlier tests first
             warnings.simplefilter("ignore")
             gc.collect()
         try:

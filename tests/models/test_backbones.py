@@ -1,4 +1,4 @@
-"""Image backbones that are not VGGs: timm's by name, those of transformers by configuration or folder."""
+"""Image backbones other than VGG: timm models by name, transformers models by configuration or folder."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 
 
 def check(model, folder, silence, pixels, channels):
-    """Regions in reading order, gradients beside the backbone and not in it, and a silent round trip."""
+    """Regions in reading order, gradients only outside the backbone, and a silent round trip."""
     embeddings = model.embeddings
     with torch.no_grad():
         feature_map = embeddings.backbone(pixels).feature_maps[-1]
@@ -33,7 +33,7 @@ def check(model, folder, silence, pixels, channels):
         again = CMFAHImageModel.from_pretrained(folder)
     assert again.config.backbone is None
     settings = [config.backbone_config.to_dict() for config in (again.config, model.config)]
-    # A saved model does not say where its backbone was from: nothing in a file leads elsewhere.
+    # A saved model does not record the origin of its backbone: no file points elsewhere.
     assert settings[0]["_name_or_path"] == ""
     left_out = {"dtype": None, "_name_or_path": None}
     assert {**settings[0], **left_out} == {**settings[1], **left_out}
@@ -50,12 +50,12 @@ def test_timm_by_name(make_model, silence, tmp_path):
     assert check(model, tmp_path, silence, torch.randn(2, 3, 64, 64), channels=512).shape == (2, 4, 512)
 
 
-def test_resnet_by_its_features(make_model, silence, tmp_path):
+def test_resnet_by_its_feature_maps(make_model, silence, tmp_path):
     backbone = ResNetConfig(
         embedding_size=4, hidden_sizes=[4, 8, 12], depths=[1, 1, 1], layer_type="basic", out_features=["stage2"]
     )
     model = make_model(CMFAHImageModel, backbone_config=backbone)
-    # The map before the last: more regions, fewer channels.
+    # The second-to-last map: more regions, fewer channels.
     assert check(model, tmp_path, silence, torch.randn(2, 3, 32, 32), channels=8).shape == (2, 16, 8)
 
 
@@ -71,19 +71,19 @@ def test_resnet_by_its_features(make_model, silence, tmp_path):
     ],
     ids=lambda backbone: backbone.model_type,
 )
-def test_transformers_of_patches(make_model, silence, tmp_path, backbone):
+def test_vision_transformers(make_model, silence, tmp_path, backbone):
     model = make_model(CMFAHImageModel, backbone_config=backbone)
     assert check(model, tmp_path, silence, torch.randn(2, 3, 28, 28), channels=8).shape == (2, 4, 8)
 
 
-def test_by_folder(make_model, silence, tmp_path):
+def test_backbone_from_a_folder(make_model, silence, tmp_path):
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic")
     AutoBackbone.from_config(config).save_pretrained(tmp_path / "backbone")
     model = make_model(CMFAHImageModel, backbone=str(tmp_path / "backbone"))
     check(model, tmp_path / "tower", silence, torch.randn(2, 3, 32, 32), channels=6)
 
 
-def test_pairs_with_a_timm_backbone_are_trained(make_model, batch, labels, silence, tmp_path):
+def test_training_with_a_timm_backbone(make_model, batch, labels, silence, tmp_path):
     pytest.importorskip("timm")
     model = make_model(CMFAHForPreTraining, backbone="resnet10t", freeze_backbone=False).train()
     model(**batch, labels=labels).loss.backward()

@@ -1,4 +1,4 @@
-"""Models saved and loaded: whole, in shards, in halves, by towers, in another process, and where the package is not."""
+"""Saving and loading: single file, shards, half precision, single towers, a new process, and without the package."""
 
 import json
 import os
@@ -57,8 +57,8 @@ def test_round_trip_is_bit_equal_and_silent(make_model, silence, tmp_path, cls, 
     assert_equal_weights(again, model)
 
 
-def test_tensors_lie_alike_whatever_stands_before_them_in_their_file(make_model, tmp_path):
-    """The header of a file shifts what follows; some processors then round otherwise."""
+def test_tensor_alignment_does_not_depend_on_the_file_header(make_model, tmp_path):
+    """The header of a file shifts the tensors after it; some processors then round differently."""
     model = make_model(CMFAHModel)
     model.save_pretrained(tmp_path)
     path, starts = tmp_path / "model.safetensors", set()
@@ -74,7 +74,7 @@ def test_tensors_lie_alike_whatever_stands_before_them_in_their_file(make_model,
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @torch.no_grad()
-def test_halves(pretraining, pretraining_folder, batch, silence, tmp_path, dtype):
+def test_half_precision(pretraining, pretraining_folder, batch, silence, tmp_path, dtype):
     with silence():
         model = CMFAHModel.from_pretrained(pretraining_folder, dtype=dtype)
     for name, value in pretraining.cmfah.state_dict().items():
@@ -86,12 +86,12 @@ def test_halves(pretraining, pretraining_folder, batch, silence, tmp_path, dtype
         assert (outputs[name].float() - exact[name]).abs().max() < (0.01 if dtype == torch.float16 else 0.06), name
         assert outputs[name].isfinite().all()
     model.save_pretrained(tmp_path)
-    assert_equal_weights(CMFAHModel.from_pretrained(tmp_path), model)  # a checkpoint knows its dtype
+    assert_equal_weights(CMFAHModel.from_pretrained(tmp_path), model)  # a checkpoint records its dtype
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_models_can_be_built_without_memory(make_config, make_model, cls):
+def test_models_built_on_the_meta_device_take_their_weights(make_config, make_model, cls):
     with torch.device("meta"):
         model = cls(make_config(normalize_features=True))
     tensors = [*model.parameters(), *model.buffers()]
@@ -102,7 +102,7 @@ def test_models_can_be_built_without_memory(make_config, make_model, cls):
     assert_equal_weights(model, expected)
 
 
-def test_fresh_weights_are_drawn_by_the_configuration(make_config):
+def test_fresh_weights_follow_the_configuration(make_config):
     torch.manual_seed(0)
     model = CMFAHModel(make_config(word_dim=200, vocab_size=200, initializer_range=0.5, hidden_size=64, guidance="add"))
     for weights in (model.text_model.embeddings.embed_tokens.weight[1:], model.image_model.encoder.concepts):
@@ -113,16 +113,16 @@ def test_fresh_weights_are_drawn_by_the_configuration(make_config):
         assert parameter.isfinite().all()
 
 
-# One checkpoint, many classes
+# One checkpoint, several classes
 
 
-def test_towers_of_the_training_checkpoint(pretraining, pretraining_folder, silence):
+def test_towers_of_a_training_checkpoint(pretraining, pretraining_folder, silence):
     with silence():
         model = CMFAHModel.from_pretrained(pretraining_folder)
     assert_equal_weights(model, pretraining.cmfah)
 
 
-def test_training_goes_on_from_a_model(pretraining, model_folder):
+def test_training_continues_from_a_model(pretraining, model_folder):
     model, report = CMFAHForPreTraining.from_pretrained(model_folder, output_loading_info=True)
     assert_equal_weights(model.cmfah, pretraining.cmfah)
     assert {name.split(".")[0] for name in report["missing_keys"]} == {"objective"}
@@ -147,7 +147,7 @@ def test_one_tower_of_a_checkpoint(request, pretraining, batch, silence, tmp_pat
     values = batch[tower.main_input_name]
     with torch.no_grad():
         assert torch.equal(tower(values).hash_values, expected(values).hash_values)
-    # What was taken out of a checkpoint can be kept, by itself and as a part of both towers.
+    # A tower taken from a checkpoint can be saved, by itself and as a part of a model with both towers.
     tower.save_pretrained(tmp_path)
     with silence():
         assert_equal_weights(cls.from_pretrained(tmp_path), expected)
@@ -156,8 +156,8 @@ def test_one_tower_of_a_checkpoint(request, pretraining, batch, silence, tmp_pat
     assert {key.split(".")[0] for key in report["missing_keys"]} == {"image_model", "text_model"} - {name}
 
 
-def test_weights_that_have_no_place_are_reported(pretraining_folder, model_folder):
-    """A tower passes over the other one's weights; a model of both must not pass over any."""
+def test_unexpected_weights_are_reported(pretraining_folder, model_folder):
+    """A tower ignores the other tower's weights; a model with both towers must not ignore any."""
     for cls, folder in ((CMFAHModel, model_folder), (CMFAHForPreTraining, pretraining_folder)):
         _, report = cls.from_pretrained(folder, use_lstm=False, output_loading_info=True)
         prefix = "cmfah." if cls is CMFAHForPreTraining else ""
@@ -179,7 +179,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, cls):
         assert "\n" not in str(raised.value)
 
 
-def test_auto_classes_know_the_models(pretraining, pretraining_folder, model_folder, silence):
+def test_auto_classes_load_the_models(pretraining, pretraining_folder, model_folder, silence):
     with silence():
         config = AutoConfig.from_pretrained(pretraining_folder)
         model = AutoModel.from_pretrained(pretraining_folder)
@@ -198,7 +198,7 @@ def test_auto_classes_know_the_models(pretraining, pretraining_folder, model_fol
     assert type(AutoModelForPreTraining.from_config(config)) is CMFAHForPreTraining
 
 
-# In a process of its own
+# In a new process
 
 SCRIPT = """
 import sys
@@ -241,7 +241,7 @@ inputs = processor(
 found = dict(inputs)
 with torch.no_grad():
     pairs = [("model", AutoModel), ("pretraining", AutoModel), ("pretraining", AutoModelForPreTraining)]
-    for name, auto in pairs[:2] if mode == "hidden" else pairs:  # the code of training does not travel
+    for name, auto in pairs[:2] if mode == "hidden" else pairs:  # training code is not saved
         model = auto.from_pretrained(here / name, **options)
         base = model.cmfah if hasattr(model, "cmfah") else model
         module = sys.modules[type(base).__module__]
@@ -262,10 +262,10 @@ save_file({name: value.contiguous() for name, value in found.items()}, here / f"
 
 
 @pytest.fixture(scope="module")
-def travelled(make_model, tmp_path_factory):
-    """A training model, a folder with its checkpoint and its towers', three images and texts, and the inputs."""
-    pretraining = make_model(CMFAHForPreTraining)  # one of its own: what is saved also writes into its configuration
-    here = tmp_path_factory.mktemp("travelled")
+def saved_with_code(make_model, tmp_path_factory):
+    """A training model, the folder of its checkpoint and of its towers', three images and texts, and the inputs."""
+    pretraining = make_model(CMFAHForPreTraining)  # a separate configuration: saving also writes to it
+    here = tmp_path_factory.mktemp("saved")
     vocabulary = ["beach", "dog", "海", "हिन्दी", "on", "the"]
     processor = CMFAHProcessor.from_vocabulary(pretraining.config, vocabulary, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
     pretraining.save_pretrained(here / "pretraining")
@@ -287,9 +287,9 @@ def travelled(make_model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("mode", ["installed", "hidden"])
-def test_new_process_gives_the_same_bits(travelled, tmp_path, mode):
-    """Also where `cmfah_hf` cannot be imported: then the code beside the weights does it all."""
-    pretraining, here, inputs = travelled
+def test_new_process_computes_the_same_bits(saved_with_code, tmp_path, mode):
+    """Also where `cmfah_hf` cannot be imported: the code saved next to the weights is enough."""
+    pretraining, here, inputs = saved_with_code
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if mode == "installed":
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])
@@ -324,7 +324,7 @@ def test_new_process_gives_the_same_bits(travelled, tmp_path, mode):
     for name, value in found.items():
         assert torch.equal(value, expected[name.rpartition(".")[2]]), name
 
-    # What that process saved is the same checkpoint here.
+    # The checkpoint saved by that process is the same here.
     if mode == "installed":
         assert_equal_weights(CMFAHForPreTraining.from_pretrained(here / mode), pretraining)
     assert_equal_weights(CMFAHModel.from_pretrained(here / mode), pretraining.cmfah)
@@ -334,7 +334,7 @@ def test_new_process_gives_the_same_bits(travelled, tmp_path, mode):
     assert set(auto_map) == {"AutoConfig", "AutoModel"}
 
 
-def test_code_that_travels_is_the_models_alone(model_folder):
+def test_saved_code_is_that_of_the_models_only(model_folder):
     files = {path.name for path in model_folder.glob("*.py")}
     assert files == {
         "configuration_cmfah.py",
@@ -357,7 +357,7 @@ def test_code_that_travels_is_the_models_alone(model_folder):
 
 @torch.no_grad()
 def test_checkpoints_of_earlier_versions_load(pretraining, pretraining_folder, silence, tmp_path):
-    """Theirs have the objective's settings among the model's, and its tensors without `objective.`."""
+    """Earlier versions kept the objective's settings among the model's, and its tensors had no `objective.` prefix."""
     tensors = load_file(pretraining_folder / "model.safetensors")
     file = tmp_path / "model.safetensors"
     save_file({name.removeprefix("objective."): value for name, value in tensors.items()}, file)
@@ -378,7 +378,7 @@ def test_checkpoints_of_earlier_versions_load(pretraining, pretraining_folder, s
     assert_equal_weights(again, pretraining)
 
 
-def test_code_of_another_method_is_named(pretraining_folder, tmp_path):
+def test_code_of_another_method_is_reported(pretraining_folder, tmp_path):
     copytree(pretraining_folder, tmp_path / "other")
     file = tmp_path / "other" / "config.json"
     config = json.loads(file.read_text())
@@ -386,4 +386,4 @@ def test_code_of_another_method_is_named(pretraining_folder, tmp_path):
     file.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"There is no method 'theirs' but cmfah, scahn.*; import the module"):
         CMFAHForPreTraining.from_pretrained(tmp_path / "other")
-    CMFAHModel.from_pretrained(tmp_path / "other")  # the towers need no method
+    CMFAHModel.from_pretrained(tmp_path / "other")  # the towers do not depend on the method

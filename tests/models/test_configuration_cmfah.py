@@ -1,4 +1,4 @@
-"""What a configuration accepts, resolves and says."""
+"""Configurations: accepted values, resolved backbones, error messages."""
 
 import json
 from unittest.mock import ANY
@@ -34,7 +34,7 @@ from cmfah_hf.models import CMFAHConfig
         ("backbone", None),
     ],
 )
-def test_value_out_of_range_is_one_line_that_names_it(name, value):
+def test_out_of_range_values_are_named_in_one_line(name, value):
     with pytest.raises(ValueError, match=name) as raised:
         CMFAHConfig(**{name: value})
     assert "\n" not in str(raised.value)
@@ -42,7 +42,7 @@ def test_value_out_of_range_is_one_line_that_names_it(name, value):
         assert str(value) in str(raised.value)
 
 
-def test_edges_of_the_ranges_are_inside():
+def test_bounds_of_ranges_are_inclusive():
     config = CMFAHConfig(
         hash_bits=8,
         dropout=0,
@@ -57,12 +57,12 @@ def test_edges_of_the_ranges_are_inside():
     ("attention", "image", "text"),
     [("both", True, True), ("image", True, False), ("text", False, True), ("none", False, False)],
 )
-def test_which_side_attends(attention, image, text):
+def test_attention_side(attention, image, text):
     config = CMFAHConfig(attention=attention)
     assert (config.attends_image, config.attends_text) == (image, text)
 
 
-def test_the_papers_settings_are_the_defaults():
+def test_defaults_are_the_settings_of_the_paper():
     config = CMFAHConfig()
     assert (config.backbone, config.backbone_config) == ("vgg19", None)
     assert (config.word_dim, config.hidden_size, config.hash_bits) == (1000, 512, 64)
@@ -92,7 +92,7 @@ def test_a_backbone_by_folder_is_resolved_once(tmp_path):
 
 
 @pytest.mark.parametrize("backbone_config", [ResNetConfig(depths=[1, 1], hidden_sizes=[4, 8]), Dinov2Config()])
-def test_round_trip_keeps_everything(tmp_path, backbone_config):
+def test_round_trip_keeps_all_settings(tmp_path, backbone_config):
     config = CMFAHConfig(
         backbone_config=backbone_config,
         hash_bits=128,
@@ -113,14 +113,14 @@ def test_round_trip_keeps_everything(tmp_path, backbone_config):
         assert ours == theirs
 
 
-def test_a_dict_is_a_backbone_config_too():
+def test_dict_as_backbone_config():
     settings = {"model_type": "resnet", "depths": [1, 1], "hidden_sizes": [4, 8]}
     config = CMFAHConfig(backbone_config=settings)
     assert isinstance(config.backbone_config, ResNetConfig)
     assert (config.backbone, config.backbone_config.hidden_sizes) == (None, [4, 8])
 
 
-def test_another_architectures_configuration_is_refused(tmp_path):
+def test_configuration_of_another_architecture_is_refused(tmp_path):
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a checkpoint of 'bert', not of 'cmfah'") as raised:
         CMFAHConfig.from_pretrained(tmp_path)
@@ -128,7 +128,7 @@ def test_another_architectures_configuration_is_refused(tmp_path):
     assert "\n" not in str(raised.value)
 
 
-def test_settings_of_the_objective_in_older_files_move_to_their_section(tmp_path):
+def test_objective_settings_of_older_files_move_to_their_section(tmp_path):
     CMFAHConfig(id2label={0: "beach", 1: "dog"}).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     content = json.loads(file.read_text())
@@ -141,6 +141,6 @@ def test_settings_of_the_objective_in_older_files_move_to_their_section(tmp_path
     assert CMFAHConfig.from_pretrained(tmp_path / "again").to_dict() == {**config.to_dict(), "auto_map": ANY}
 
 
-def test_settings_of_the_objective_are_none_of_the_towers():
+def test_towers_have_no_objective_settings():
     with pytest.raises(ValueError, match="label_weight is a setting of the objective"):
         CMFAHConfig(label_weight=8)

@@ -1,4 +1,4 @@
-"""The written-out gradients against those that PyTorch derives from the plain formulas, in float64."""
+"""Hand-written gradients of the fused kernels against PyTorch's autograd on the plain formulas, in float64."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def positions(*shape, seed=0, dtype=torch.float64):
 
 
 def drawn(partner_shape, dtype=torch.float64):
-    """Positions and partners of which some are zero and some below the length at which a constant divides."""
+    """Positions and partners, some of them zero and some shorter than the epsilon of the division."""
     x, y = positions(3, 4, 8, dtype=dtype), positions(*partner_shape, seed=1, dtype=dtype)
     with torch.no_grad():
         x[0, 1], y[..., 2, :] = 0, 0
@@ -22,7 +22,7 @@ def drawn(partner_shape, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("partner_shape", [(3, 5, 8), (5, 8)], ids=["a partner each", "one partner"])
-def test_cosines_and_their_gradients_are_those_of_the_formula(partner_shape):
+def test_cosines_and_gradients_match_the_formula(partner_shape):
     x, y = drawn(partner_shape)
     gradient = positions(3, 4, 5, seed=2)
     found, expected = cosines(x, y), cosine_matrix(x, y.expand(3, 5, 8))
@@ -34,7 +34,7 @@ def test_cosines_and_their_gradients_are_those_of_the_formula(partner_shape):
 
 
 def selected_by_formula(local, mask, temperature, *asking):
-    """`selected`, an item, a partner and a position at a time."""
+    """Reference for `selected`, computed one item, partner and position at a time."""
     sums, largest_values, answers = [], [], []
     for item in range(len(local)):
         positions = local[item] if mask is None else local[item][mask[item]]
@@ -53,9 +53,9 @@ def selected_by_formula(local, mask, temperature, *asking):
 
 @pytest.mark.parametrize("is_masked", [False, True])
 @pytest.mark.parametrize("is_paired", [False, True])
-def test_what_is_selected_and_its_gradients_are_those_of_the_formula(is_paired, is_masked):
+def test_selection_and_gradients_match_the_formula(is_paired, is_masked):
     local, partner, concepts = positions(4, 5, 8), positions(4, 3, 8, seed=1), positions(6, 8, seed=2)
-    local[0, 2] = local[0, 1]  # these tie
+    local[0, 2] = local[0, 1]  # ties
     mask = partner_mask = None
     if is_masked:
         mask, partner_mask = torch.ones(4, 5, dtype=torch.bool), torch.ones(4, 3, dtype=torch.bool)
@@ -69,8 +69,8 @@ def test_what_is_selected_and_its_gradients_are_those_of_the_formula(is_paired, 
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
     gradients = [positions(*tensor.shape, seed=3) for tensor in found]
     if is_masked:
-        gradients[1][2] = 0  # what stands for the largest of nothing leads nowhere
-    for kept in ((0, 1, 2), (0,), (1,), (2,)):  # whoever uses one of the results alone
+        gradients[1][2] = 0  # the placeholder for an empty maximum has no gradient
+    for kept in ((0, 1, 2), (0,), (1,), (2,)):  # only one of the results is used
         ours, theirs = (
             torch.autograd.grad(
                 [results[i] for i in kept],
@@ -87,7 +87,7 @@ def test_what_is_selected_and_its_gradients_are_those_of_the_formula(is_paired, 
 
 
 @pytest.mark.parametrize("is_masked", [False, True])
-def test_two_that_select_from_each_other_do_what_each_would_alone(is_masked):
+def test_mutual_selection_matches_two_single_selections(is_masked):
     inputs = [positions(*shape, seed=seed) for seed, shape in enumerate([(4, 5, 8), (4, 3, 8), (6, 8), (2, 8)])]
     x, y, x_concepts, y_concepts = (tensor.requires_grad_() for tensor in inputs)
     x_mask, y_mask = None, torch.ones(4, 3, dtype=torch.bool)
@@ -110,7 +110,7 @@ def test_two_that_select_from_each_other_do_what_each_would_alone(is_masked):
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_a_side_that_needs_no_gradient_gets_none(frozen):
+def test_inputs_without_gradient_get_none(frozen):
     sides = list(drawn((3, 5, 8)))
     expected = torch.autograd.grad(cosine_matrix(*sides).square().sum(), sides)
     sides[frozen] = sides[frozen].detach()
@@ -121,7 +121,7 @@ def test_a_side_that_needs_no_gradient_gets_none(frozen):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_cosines_of_long_vectors_stay_finite_in_half_precision(dtype):
-    x, y = (300 * positions(2, 3, 64, seed=seed) for seed in (0, 1))  # whose products float16 cannot hold
+    x, y = (300 * positions(2, 3, 64, seed=seed) for seed in (0, 1))  # products that overflow float16
     expected = cosine_matrix(x, y)
     found = cosines(x.to(dtype), y.to(dtype))
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.02)
@@ -136,7 +136,7 @@ def test_gradients_under_autocast():
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             made = layer(x)
             loss = cosines(made, concepts).float().square().sum()
-            for local in (made, made.float()):  # of either kind, what is made under autocast is bfloat16
+            for local in (made, made.float()):  # under autocast both inputs give bfloat16
                 loss = loss + sum(part.float().square().sum() for part in selected(local, None, 5.0, (concepts, None)))
         return torch.autograd.grad(loss, [concepts, layer.weight])
 
@@ -145,7 +145,7 @@ def test_gradients_under_autocast():
         torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * expected.abs().max().item())
 
 
-def test_largest_value_shares_its_gradient_among_those_that_tie():
+def test_ties_share_the_gradient_of_the_maximum():
     x = torch.randint(0, 4, (3, 6, 8), generator=torch.Generator().manual_seed(0)).double().requires_grad_()
     gradient = positions(3, 8)
     assert torch.equal(largest(x), x.amax(dim=1))

@@ -1,4 +1,4 @@
-"""What the towers, the pair of them, and the training model compute; what they refuse."""
+"""Towers, the two-tower model and the training model: outputs, losses, gradients, refused inputs."""
 
 import numpy as np
 import pytest
@@ -19,13 +19,13 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
-# The pair, and who is guided by whom
+# The two-tower model and the direction of guidance
 
 
 @pytest.mark.parametrize("guidance", ["select", "add"])
 @pytest.mark.parametrize("attention", VARIANTS)
 @torch.no_grad()
-def test_each_variant_attends_where_it_says(make_model, batch, attention, guidance):
+def test_attention_direction_of_each_variant(make_model, batch, attention, guidance):
     model = make_model(CMFAHModel, attention=attention, guidance=guidance)
     outputs = model(**batch, output_attentions=True, output_hidden_states=True)
     image, text = attention in ("both", "image"), attention in ("both", "text")
@@ -34,24 +34,24 @@ def test_each_variant_attends_where_it_says(make_model, batch, attention, guidan
     for weights in outputs.attentions or ():
         is_image = weights.shape[-1] == WORDS
         exists = (batch["input_ids"] > 1).any(dim=1) if is_image else torch.ones(4, dtype=torch.bool)
-        if guidance == "add":  # each position's own
+        if guidance == "add":  # one weight vector per position
             close(weights.sum(dim=-1), exists[:, None, None].float().expand(weights.shape[:3]))
-        else:  # all of them together; a text without words neither selects nor has what could be selected
+        else:  # pooled over all positions; a text without words neither selects nor can be selected from
             words = (batch["input_ids"] > 1).any(dim=1)
             close(weights.sum(dim=(1, 2, 3)), words.float())
         if is_image:
             assert not weights.transpose(1, 3)[batch["input_ids"] < 2].any()
             assert weights.transpose(1, 3)[batch["input_ids"] > 1].all()
 
-    # A guided side is another one with its partner than alone; a side that is not guided is the same.
-    alone = model.get_image_hash(batch["pixel_values"]), model.get_text_hash(batch["input_ids"])
+    # Guidance changes the features of a guided side; an unguided side keeps its unimodal features.
+    unimodal = model.get_image_hash(batch["pixel_values"]), model.get_text_hash(batch["input_ids"])
     words = (batch["input_ids"] > 1).any(dim=1)
-    assert ((outputs.image_hash - alone[0]).abs().amax(dim=1) > 1e-3)[words].all() == image
-    assert ((outputs.text_hash - alone[1]).abs().amax(dim=1) > 1e-3)[words].all() == text
+    assert ((outputs.image_hash - unimodal[0]).abs().amax(dim=1) > 1e-3)[words].all() == image
+    assert ((outputs.text_hash - unimodal[1]).abs().amax(dim=1) > 1e-3)[words].all() == text
     if not image:
-        close(outputs.image_hash, alone[0])
+        close(outputs.image_hash, unimodal[0])
     if not text:
-        close(outputs.text_hash, alone[1])
+        close(outputs.text_hash, unimodal[1])
     assert (model.image_model.encoder.concepts is not None, model.text_model.encoder.concepts is not None) == (
         image,
         text,
@@ -59,7 +59,7 @@ def test_each_variant_attends_where_it_says(make_model, batch, attention, guidan
 
 
 @torch.no_grad()
-def test_each_side_has_its_temperature(make_model, batch):
+def test_each_side_has_its_own_temperature(make_model, batch):
     model = make_model(CMFAHModel, guidance="add", image_temperature=2.0, text_temperature=30.0)
     outputs = model(**batch, output_attentions=True, output_hidden_states=True)
     regions = outputs.image_model_output.hidden_states[0][0].double()
@@ -74,14 +74,14 @@ def test_each_side_has_its_temperature(make_model, batch):
 
 
 @torch.no_grad()
-def test_what_is_selected_is_added_to_what_is_pooled(make_model, batch):
-    """`[selection]`, each formula written out in float64, with a partner and with the concepts."""
+def test_selected_features_are_added_to_pooled_ones(make_model, batch):
+    """`[selection]`, each formula written out in float64, for the cross-modal view and for the concepts."""
     model = make_model(CMFAHModel, image_temperature=2.0, text_temperature=30.0, image_pooling="max").double()
     outputs = model(**batch, output_attentions=True)
     exists = batch["input_ids"] > 1
     regions = outputs.image_model_output.last_hidden_state
     words = outputs.text_model_output.last_hidden_state
-    alone = model.image_model(batch["pixel_values"]), model.text_model(batch["input_ids"], batch["attention_mask"])
+    unimodal = model.image_model(batch["pixel_values"]), model.text_model(batch["input_ids"], batch["attention_mask"])
     concepts = model.image_model.encoder.concepts, model.text_model.encoder.concepts
     for i in range(4):
         own = words[i][exists[i]]
@@ -90,13 +90,13 @@ def test_what_is_selected_is_added_to_what_is_pooled(make_model, batch):
         for temperature, hidden, asking, pooled, features, weights in (
             (2.0, regions[i], local_words, regions[i].amax(dim=0), outputs.image_features[i], outputs.attentions[0][i]),
             (30.0, own, local_regions, own.sum(dim=0) / max(len(own), 1), outputs.text_features[i], None),
-            (2.0, regions[i], concepts[0], regions[i].amax(dim=0), alone[0].features[i], None),
+            (2.0, regions[i], concepts[0], regions[i].amax(dim=0), unimodal[0].features[i], None),
             (
                 30.0,
                 own,
                 model.text_model.encoder.concepts,
                 own.sum(dim=0) / max(len(own), 1),
-                alone[1].features[i],
+                unimodal[1].features[i],
                 None,
             ),
         ):
@@ -113,11 +113,11 @@ def test_what_is_selected_is_added_to_what_is_pooled(make_model, batch):
 @pytest.mark.parametrize("attention", ["both", "image", "text"])
 @pytest.mark.parametrize("use_lstm", [True, False])
 @pytest.mark.parametrize("paired", [True, False])
-def test_both_views_at_once_are_the_two_views(make_model, batch, labels, attention, use_lstm, paired):
+def test_both_views_in_one_pass_match_two_passes(make_model, batch, labels, attention, use_lstm, paired):
     model = make_model(CMFAHForPreTraining, attention=attention, use_lstm=use_lstm, **WEIGHTS).double()
     codes = torch.where(torch.rand(4, BITS) < 0.5, -1.0, 1.0).double()
     gradients = []
-    for recorded in ({}, {"output_attentions": True}):  # what is recorded comes of two calls
+    for recorded in ({}, {"output_attentions": True}):  # attention weights are recorded in two calls
         outputs = model(**batch, labels=labels.double(), codes=codes, paired=paired, **recorded)
         assert (outputs.image_model_output is not None) == (outputs.text_model_output is not None) == paired
         learning = [p for p in model.parameters() if p.requires_grad]
@@ -129,13 +129,13 @@ def test_both_views_at_once_are_the_two_views(make_model, batch, labels, attenti
 
 
 @pytest.mark.parametrize("guidance", ["select", "add"])
-def test_a_batch_can_be_seen_alone(make_model, batch, labels, guidance):
+def test_unimodal_view_only(make_model, batch, labels, guidance):
     model = make_model(CMFAHForPreTraining, guidance=guidance, **{**WEIGHTS, "adversarial_weight": 0.0})
     found, both = (model(**batch, labels=labels, paired=paired) for paired in (False, True))
     close(found.image_hash, both.image_hash)
     close(found.text_hash, both.text_hash)
-    assert "adversarial" not in found.losses  # of discriminators that nobody trains
-    # Its terms are those of the view alone, and its codes too.
+    assert "adversarial" not in found.losses  # of discriminators that are not trained
+    # Its losses are those of the unimodal view, and so are its codes.
     model.objective.settings.paired_weight = 0.0
     codes = torch.where(found.image_hash + found.text_hash >= 0, 1.0, -1.0)
     for name, value in model(**batch, labels=labels, codes=codes).losses.items():
@@ -143,7 +143,7 @@ def test_a_batch_can_be_seen_alone(make_model, batch, labels, guidance):
 
 
 @torch.no_grad()
-def test_each_side_has_its_pooling(make_model, batch):
+def test_each_side_has_its_own_pooling(make_model, batch):
     outputs = make_model(CMFAHModel, guidance="add", image_pooling="max", text_pooling="mean_max")(**batch)
     close(outputs.image_features, outputs.image_model_output.last_hidden_state.amax(dim=1))
     words = outputs.text_model_output.last_hidden_state[0][batch["input_ids"][0] > 1]
@@ -151,7 +151,7 @@ def test_each_side_has_its_pooling(make_model, batch):
 
 
 @torch.no_grad()
-def test_dropout_is_of_training_alone(make_model, batch):
+def test_dropout_only_in_training_mode(make_model, batch):
     model = make_model(CMFAHModel, dropout=0.5)
     once = model(**batch)
     close(model(**batch).image_hash, once.image_hash)
@@ -182,7 +182,7 @@ def test_hidden_states_are_the_positions_before_and_after_each_block(make_model,
 
 
 @torch.no_grad()
-def test_a_tower_alone_attends_to_its_concepts_and_knows_no_partner(make_model, batch):
+def test_single_tower_attends_to_its_concepts_without_a_partner(make_model, batch):
     model = make_model(CMFAHModel)
     image = model.image_model(batch["pixel_values"], output_attentions=True)
     text = model.text_model(batch["input_ids"], batch["attention_mask"], output_attentions=True)
@@ -201,11 +201,11 @@ def test_a_tower_alone_attends_to_its_concepts_and_knows_no_partner(make_model, 
         assert values.abs().max() < 1
 
 
-# Padding, unknown words, companions, empty texts
+# Padding, unknown words, other items of the batch, empty texts
 
 
 def spread(rows, width, side):
-    """Texts as a batch: padded on a side, or with unknown words strewn in between."""
+    """Texts as a batch: padded on one side, or with unknown words inserted."""
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     for i, row in enumerate(rows):
         if side == "inside":
@@ -227,7 +227,7 @@ def spread(rows, width, side):
     ],
 )
 @torch.no_grad()
-def test_padding_and_companions_change_nothing(make_model, batch, settings):
+def test_padding_and_other_items_of_the_batch_change_nothing(make_model, batch, settings):
     model = make_model(CMFAHModel, **settings)
     rows = [[5, 9, 3, 7], [4], [8, 8], []]
     pixels = batch["pixel_values"]
@@ -245,14 +245,14 @@ def test_padding_and_companions_change_nothing(make_model, batch, settings):
         close(outputs.text_hash, torch.cat([pair.text_hash for pair in pairs]))
         order = [2, 0, 3, 1]
         close(model(pixels[order], ids[order]).text_hash, outputs.text_hash[order])
-    # The order of words does matter, so the model is not merely blind.
+    # The order of words does matter, so the model does not ignore its input.
     if settings.get("use_lstm", True) or settings.get("attention") == "none":
         swapped = model.get_text_hash(torch.tensor([[7, 3, 9, 5]]))
         assert (swapped - lone_text[:1]).abs().max() > 1e-3
 
 
 @torch.no_grad()
-def test_masked_words_are_as_if_they_were_not_there(make_model):
+def test_masked_words_are_ignored(make_model):
     model = make_model(CMFAHTextModel)
     ids, mask = torch.tensor([[5, 9, 3, 7]]), torch.tensor([[1, 0, 1, 0]])
     close(model(ids, mask).hash_values, model(torch.tensor([[5, 3]])).hash_values)
@@ -260,7 +260,7 @@ def test_masked_words_are_as_if_they_were_not_there(make_model):
 
 @pytest.mark.parametrize(("attention", "pooling"), [("both", "mean"), ("none", "max"), ("both", "mean_max")])
 @torch.no_grad()
-def test_text_of_no_or_of_unknown_words_is_the_empty_text(make_model, batch, attention, pooling):
+def test_texts_without_known_words_equal_the_empty_text(make_model, batch, attention, pooling):
     model = make_model(CMFAHModel, attention=attention, text_pooling=pooling)
     empty = model.get_text_hash(torch.tensor([[0]]), torch.tensor([[0]]))
     close(empty, model.text_model.hash_head.dense.bias.tanh()[None])  # a feature of zero
@@ -277,7 +277,7 @@ def test_text_of_no_or_of_unknown_words_is_the_empty_text(make_model, batch, att
 
 
 @torch.no_grad()
-def test_batch_without_a_column_holds_empty_texts(make_model, batch):
+def test_batch_without_columns_holds_empty_texts(make_model, batch):
     model = make_model(CMFAHModel)
     ids, mask = torch.zeros(4, 0, dtype=torch.long), torch.zeros(4, 0, dtype=torch.long)
     empty = model.get_text_hash(torch.zeros(4, 1, dtype=torch.long))
@@ -290,7 +290,7 @@ def test_batch_without_a_column_holds_empty_texts(make_model, batch):
 
 
 @torch.no_grad()
-def test_word_vectors_may_be_given_for_words(make_model, batch):
+def test_word_vectors_in_place_of_words(make_model, batch):
     model = make_model(CMFAHModel)
     ids = torch.tensor([[5, 9, 3], [4, 0, 0]])
     embeds, mask = model.get_input_embeddings()(ids), ids != 0
@@ -300,11 +300,11 @@ def test_word_vectors_may_be_given_for_words(make_model, batch):
     close(outputs.image_hash, model(pixels, ids).image_hash)
 
 
-# Regions, and what is refused
+# Precomputed regions, and refused inputs
 
 
 @torch.no_grad()
-def test_regions_computed_before_are_as_good_as_pixels(make_model, batch):
+def test_precomputed_regions_replace_pixels(make_model, batch):
     model = make_model(CMFAHModel)
     regions = model.image_model.embeddings.extract_regions(batch["pixel_values"])
     assert regions.shape == (4, REGIONS, 8)
@@ -321,7 +321,7 @@ def test_regions_of_another_backbone_are_refused(make_model):
 
 
 @pytest.mark.parametrize("cls", [CMFAHModel, CMFAHForPreTraining])
-def test_neither_or_both_kinds_of_an_input_are_refused(make_model, batch, cls):
+def test_exactly_one_form_of_each_input_is_required(make_model, batch, cls):
     model = make_model(cls)
     regions, embeds = torch.zeros(4, 2, 8), torch.zeros(4, 6, 12)
     with pytest.raises(ValueError, match="pixel_values"):
@@ -367,7 +367,7 @@ def cross_entropy(logits, truth):
 
 
 @pytest.mark.parametrize(("attention", "paired_weight"), [("both", 0.5), ("none", 0.5), ("both", 0.0)])
-def test_loss_of_training_is_the_weighted_sum_over_both_views(make_model, batch, labels, attention, paired_weight):
+def test_training_loss_is_the_weighted_sum_over_both_views(make_model, batch, labels, attention, paired_weight):
     model = make_model(
         CMFAHForPreTraining, attention=attention, paired_weight=paired_weight, label_positive_weight=3.0, **WEIGHTS
     )
@@ -383,7 +383,7 @@ def test_loss_of_training_is_the_weighted_sum_over_both_views(make_model, batch,
     again = model.objective({"labels": labels, "codes": codes}, outputs, TrainingState())
     assert (again.total.item(), again.terms["label"].item()) == pytest.approx((outputs.loss.item(), losses["label"]))
 
-    # The public hash values are those of each item alone; the paired ones stand in the towers' outputs.
+    # The public continuous codes are unimodal; the cross-modal codes are in the outputs of the towers.
     with torch.no_grad():
         paired = model.cmfah(**batch)
         close(outputs.image_hash, model.cmfah.get_image_hash(batch["pixel_values"]))
@@ -406,7 +406,7 @@ def test_loss_of_training_is_the_weighted_sum_over_both_views(make_model, batch,
             label += weight * element.mean()
             quantization += weight * (values - codes).square().mean().item()
     assert losses["label"] == pytest.approx(label, rel=1e-4)
-    image, text = outputs.image_features, outputs.text_features  # of the items alone, as the discriminators learn them
+    image, text = outputs.image_features, outputs.text_features  # of the unimodal view, as in the discriminator loss
     adversarial = sum(
         cross_entropy(discriminator(features).logits.detach().double().numpy(), truth)
         for discriminator, own, other in (
@@ -417,7 +417,7 @@ def test_loss_of_training_is_the_weighted_sum_over_both_views(make_model, batch,
     )
     assert losses["adversarial"] == pytest.approx(adversarial, rel=1e-4)
     assert losses["quantization"] == pytest.approx(quantization, rel=1e-4)
-    if attention != "none":  # the best region or word of each class's concept says whether the class is there
+    if attention != "none":  # the best region or word for each class's concept predicts whether the class is present
         image, text = model.cmfah.image_model, model.cmfah.text_model
         states = (
             (image(batch["pixel_values"]).last_hidden_state, torch.ones(4, REGIONS, dtype=torch.bool)),
@@ -446,7 +446,7 @@ def test_discriminator_is_a_three_layer_mlp(make_model):
     assert outputs.loss.item() == pytest.approx(cross_entropy(hidden[:, 0], truth.numpy()), rel=1e-5)
 
 
-def test_discriminators_learn_which_is_which(make_model):
+def test_discriminators_learn_to_separate_the_modalities(make_model):
     model = make_model(CMFAHForPreTraining)
     image, text = torch.randn(64, 16) + 0.7, torch.randn(64, 16) - 0.7
     optimizer = torch.optim.Adam(
@@ -468,10 +468,10 @@ def test_discriminators_learn_which_is_which(make_model):
     assert ((model.objective.text_discriminator(image).logits < 0).float().mean()) > 0.95
 
 
-# Gradients, and what is frozen
+# Gradients and frozen parts
 
 
-def test_every_parameter_of_training_gets_a_gradient(make_model, batch, labels):
+def test_every_training_parameter_gets_a_gradient(make_model, batch, labels):
     model = make_model(CMFAHForPreTraining, freeze_backbone=False, normalize_features=True, num_hidden_layers=2).train()
     model(**batch, labels=labels).loss.backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
@@ -480,7 +480,7 @@ def test_every_parameter_of_training_gets_a_gradient(make_model, batch, labels):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-def test_frozen_backbone_neither_learns_nor_moves(make_model, batch, labels, pretraining_folder):
+def test_frozen_backbone_does_not_change(make_model, batch, labels, pretraining_folder):
     for model in (make_model(CMFAHForPreTraining), CMFAHForPreTraining.from_pretrained(pretraining_folder)):
         backbone = model.cmfah.image_model.embeddings.backbone
         before = {name: value.clone() for name, value in backbone.state_dict().items()}
@@ -498,12 +498,12 @@ def test_frozen_backbone_neither_learns_nor_moves(make_model, batch, labels, pre
 
 
 def test_fresh_model_has_its_frozen_backbone_in_evaluation_mode(make_config):
-    model = CMFAHImageModel(make_config())  # as PyTorch makes it: in training mode, without a call of train()
+    model = CMFAHImageModel(make_config())  # PyTorch's initial mode: training, without a call of train()
     assert model.training
     assert not any(module.training for module in model.embeddings.backbone.modules())
 
 
-def test_backbone_that_is_not_frozen_learns_and_moves(make_model, batch, labels):
+def test_unfrozen_backbone_changes(make_model, batch, labels):
     model = make_model(CMFAHForPreTraining, freeze_backbone=False).train()
     backbone = model.cmfah.image_model.embeddings.backbone
     before = {name: value.clone() for name, value in backbone.state_dict().items() if name.endswith("running_mean")}
@@ -513,7 +513,7 @@ def test_backbone_that_is_not_frozen_learns_and_moves(make_model, batch, labels)
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_word_vectors_are_frozen_or_not(make_model, batch, labels, tmp_path, frozen):
+def test_frozen_and_trainable_word_vectors(make_model, batch, labels, tmp_path, frozen):
     model = make_model(CMFAHForPreTraining, freeze_word_vectors=frozen)
     model.save_pretrained(tmp_path)
     for each in (model, CMFAHForPreTraining.from_pretrained(tmp_path)):
@@ -539,13 +539,13 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_model, batch, labe
                 wrapped = layer._gradient_checkpointing_func
                 layer._gradient_checkpointing_func = lambda *args, f=wrapped, seen=calls: (seen.append(1), f(*args))[1]
         model(**batch, labels=labels).loss.backward()
-        assert len(calls) == (4 * views if checkpointing else 0)  # two blocks, two towers; selecting needs one pass
+        assert len(calls) == (4 * views if checkpointing else 0)  # two blocks, two towers; the selection needs one pass
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     for name, gradient in gradients[0].items():
         close(gradients[1][name], gradient)
 
 
-def test_vgg_is_checkpointed_stage_by_stage(make_model, batch):
+def test_vgg_is_checkpointed_by_stage(make_model, batch):
     model = make_model(CMFAHImageModel, backbone="vgg11", freeze_backbone=False).train()
     model(batch["pixel_values"][:2]).hash_values.sum().backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}

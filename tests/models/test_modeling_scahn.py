@@ -1,4 +1,4 @@
-"""SCAHN's models: its configuration, CMFAH's towers in them, their loss term by term, and their checkpoints."""
+"""SCAHN models: configuration, CMFAH's towers in them, each term of the loss, and checkpoints."""
 
 import json
 import os
@@ -31,7 +31,7 @@ COUNTS = torch.tensor([[4, 1, 0, 0, 3], [1, 2, 0, 0, 1], [0, 0, 0, 0, 0], [0, 0,
 
 @pytest.fixture(scope="module")
 def make_scahn(make_config):
-    """A function from settings to a tiny model for training, in float64, with a filled graph and drawn weights."""
+    """A function from settings to a tiny training model in float64, with a filled label graph and random weights."""
 
     def make(**settings):
         backbone = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
@@ -69,10 +69,10 @@ def assert_equal_weights(found, expected):
         assert torch.equal(found[name], value), name
 
 
-# The configuration
+# Configuration
 
 
-def test_what_stays_of_cmfah_by_default_and_what_takes_its_place():
+def test_defaults_inherited_from_cmfah_and_replaced():
     config = SCAHNObjectiveConfig()
     hinges = ("intra_feature", "intra_hash", "inter_feature", "inter_hash")
     assert {getattr(config, f"{name}_weight") for name in hinges} == {0}
@@ -86,7 +86,7 @@ def test_what_stays_of_cmfah_by_default_and_what_takes_its_place():
 
 
 @pytest.mark.parametrize(
-    ("settings", "complaint"),
+    ("settings", "message"),
     [
         ({"adversarial": "all"}, "adversarial is 'all'; choose one of none, features, hash, both"),
         ({"label_graph_threshold": 0}, "label_graph_threshold is 0"),
@@ -100,18 +100,18 @@ def test_what_stays_of_cmfah_by_default_and_what_takes_its_place():
         ({"hash_bits": 12}, "hash_bits is 12"),
     ],
 )
-def test_what_no_configuration_can_be_is_said_in_one_line(settings, complaint):
-    with pytest.raises(ValueError, match=complaint) as raised:
+def test_invalid_configurations_are_reported_in_one_line(settings, message):
+    with pytest.raises(ValueError, match=message) as raised:
         pretraining_model("scahn", **settings)
     assert "\n" not in str(raised.value)
 
 
-# The models
+# Models
 
 
 @torch.no_grad()
-def test_the_towers_are_cmfah_s(scahn, batch):
-    plain = CMFAHModel(CMFAHForPreTraining.config_class(**of_cmfah(scahn.config))).eval()
+def test_towers_are_those_of_cmfah(scahn, batch):
+    plain = CMFAHModel(CMFAHForPreTraining.config_class(**cmfah_settings(scahn.config))).eval()
     plain.load_state_dict(scahn.cmfah.state_dict())
     assert type(scahn.cmfah) is SCAHNModel
     assert [type(part) for part in (scahn.cmfah.image_model, scahn.cmfah.text_model)] == [
@@ -124,16 +124,16 @@ def test_the_towers_are_cmfah_s(scahn, batch):
     assert torch.equal(scahn.cmfah.get_image_hash(batch["pixel_values"]), plain.get_image_hash(batch["pixel_values"]))
 
 
-def of_cmfah(config):
+def cmfah_settings(config):
     known = set(CMFAHForPreTraining.config_class.__dataclass_fields__)
     return {name: value for name, value in config.to_dict().items() if name in known - {"objective"}}
 
 
-def test_the_same_seed_draws_the_same_towers_as_cmfah(scahn):
+def test_a_seed_draws_the_same_towers_as_in_cmfah(scahn):
     models = []
     for cls, config in (
         (SCAHNForPreTraining, scahn.config),
-        (CMFAHForPreTraining, CMFAHForPreTraining.config_class(**of_cmfah(scahn.config))),
+        (CMFAHForPreTraining, CMFAHForPreTraining.config_class(**cmfah_settings(scahn.config))),
     ):
         torch.manual_seed(5)
         models.append(cls(config))
@@ -142,8 +142,8 @@ def test_the_same_seed_draws_the_same_towers_as_cmfah(scahn):
     assert models[0].objective.label_graph.vectors.std() > 0.5
 
 
-def opponents(model, kind, image, text):
-    """Four cross-entropies by their formula."""
+def discriminator_loss_by_formula(model, kind, image, text):
+    """Four cross-entropies, by their formula."""
     total = 0.0
     for name, own, other in (("image", image, text), ("text", text, image)):
         discriminator = getattr(model.objective, f"{name}{kind}_discriminator")
@@ -161,7 +161,7 @@ def guided(features, graph, labels, temperature):
 
 @pytest.mark.parametrize("adversarial", ["none", "features", "hash", "both"])
 @torch.no_grad()
-def test_the_loss_term_by_term_over_both_views(make_scahn, batch, labels, adversarial):
+def test_each_loss_term_over_both_views(make_scahn, batch, labels, adversarial):
     model = make_scahn(
         adversarial=adversarial,
         adversarial_weight=0.25,
@@ -179,12 +179,12 @@ def test_the_loss_term_by_term_over_both_views(make_scahn, batch, labels, advers
     model.objective.contrast_queue.push(*earlier, earlier_labels)
     outputs = model(**batch, labels=labels)
     losses, image, text = outputs.losses, outputs.image_model_output, outputs.text_model_output
-    assert "intra_hash" not in losses  # no hinge weighs anything, so none is computed
-    alone = outputs.image_hash, outputs.text_hash, outputs.image_features, outputs.text_features
+    assert "intra_hash" not in losses  # all hinge weights are zero, so no hinge is computed
+    unimodal = outputs.image_hash, outputs.text_hash, outputs.image_features, outputs.text_features
     paired = image.hash_values, text.hash_values, image.features, text.features
     graph = model.objective.label_graph()
     expected = dict.fromkeys(("cross_contrast", "intra_contrast", "graph"), 0.0)
-    for weight, (image_hash, text_hash, *features) in ((1.0, alone), (0.5, paired)):
+    for weight, (image_hash, text_hash, *features) in ((1.0, unimodal), (0.5, paired)):
         pairs = EarlierPairs(*earlier, earlier_labels)
         for name, value in contrast_losses(image_hash, text_hash, labels, 0.2, earlier=pairs).items():
             expected[name] += weight * value.item()
@@ -193,20 +193,20 @@ def test_the_loss_term_by_term_over_both_views(make_scahn, batch, labels, advers
         assert losses[name].item() == pytest.approx(value, rel=1e-9), name
     total = 0.75 * expected["intra_contrast"] + 3 * expected["cross_contrast"] + 2 * expected["graph"]
     total += losses["quantization"] + 0.5 * losses["similarity"] + losses["label"] + losses["concept"]
-    for name, kind, values in (("adversarial", "", alone[2:]), ("adversarial_hash", "_hash", alone[:2])):
+    for name, kind, values in (("adversarial", "", unimodal[2:]), ("adversarial_hash", "_hash", unimodal[:2])):
         wanted = adversarial in ("both", "hash" if kind else "features")
         assert (name in losses) == wanted
         if wanted:
-            assert losses[name].item() == pytest.approx(opponents(model, kind, *values), rel=1e-9)
+            assert losses[name].item() == pytest.approx(discriminator_loss_by_formula(model, kind, *values), rel=1e-9)
             total -= 0.25 * losses[name]
     assert outputs.loss.item() == pytest.approx(total.item(), rel=1e-9)
-    # Who is in training and who is not, by what is there.
+    # Training and evaluation mode, by the inputs that are given.
     assert (model.objective.image_hash_discriminator is not None) == (adversarial in ("hash", "both"))
     assert len(model.objective.discriminators) == (4 if adversarial in ("hash", "both") else 2)
 
 
 @torch.no_grad()
-def test_switches_take_their_parts_out(make_scahn, batch, labels):
+def test_switches_disable_their_parts(make_scahn, batch, labels):
     switches = {"use_label_graph": False, "use_cross_contrast": False, "use_intra_contrast": False}
     model = make_scahn(**switches, queue_size=4, adversarial="none")
     objective = model.objective
@@ -216,7 +216,7 @@ def test_switches_take_their_parts_out(make_scahn, batch, labels):
     assert set(make_scahn(**switches, intra_hash_weight=1)(**batch, labels=labels).losses) > {"intra_hash"}
 
 
-def test_every_part_that_learns_gets_a_gradient_and_only_training_fills_the_queue(make_scahn, batch, labels):
+def test_trainable_parts_get_gradients_and_only_training_fills_the_queue(make_scahn, batch, labels):
     model = make_scahn(queue_size=6, freeze_backbone=False)
     model(**batch, labels=labels)
     assert not model.objective.contrast_queue.labels.any()
@@ -227,11 +227,11 @@ def test_every_part_that_learns_gets_a_gradient_and_only_training_fills_the_queu
     assert torch.equal(model.objective.contrast_queue.labels[:4], labels.float())
     assert torch.equal(model.objective.contrast_queue.image_hash[:4], outputs.image_hash.detach())
     again = model(**batch, labels=labels)
-    # Now the batch meets itself in the queue.
+    # Now the batch finds its own items in the queue.
     assert again.losses["cross_contrast"] > outputs.losses["cross_contrast"]
 
 
-def test_batches_that_teach_nothing_are_finite(make_scahn, batch):
+def test_batches_without_similar_pairs_are_finite(make_scahn, batch):
     model = make_scahn(queue_size=2).train()
     for rows in (slice(0, 1), slice(0, 4)):
         part = {name: value[rows] for name, value in batch.items()}
@@ -242,7 +242,7 @@ def test_batches_that_teach_nothing_are_finite(make_scahn, batch):
 
 
 @pytest.mark.parametrize("similarity", ["tags", "pairs"])
-def test_without_classes_the_contrasts_go_by_tags_or_by_pairs(make_scahn, batch, similarity):
+def test_contrast_without_classes_uses_tags_or_pairs(make_scahn, batch, similarity):
     model = make_scahn(id2label={}, use_label_graph=False, label_weight=0)
     given = torch.rand(4, 9) if similarity == "tags" else torch.tensor([4, 8, 1, 2])
     losses = model(**batch, labels=given).losses
@@ -270,7 +270,7 @@ def test_round_trip_with_graph_and_queue(scahn, folder, silence):
     assert half.objective.label_graph().dtype == torch.bfloat16
 
 
-def test_towers_of_the_training_checkpoint(scahn, folder, silence, tmp_path):
+def test_towers_of_a_training_checkpoint(scahn, folder, silence, tmp_path):
     for cls, expected in (
         (SCAHNModel, scahn.cmfah),
         (SCAHNImageModel, scahn.cmfah.image_model),
@@ -292,7 +292,7 @@ def test_towers_of_the_training_checkpoint(scahn, folder, silence, tmp_path):
     assert again.objective.label_graph.vectors.isfinite().all()
 
 
-def test_neither_method_takes_the_other_s_checkpoint(folder, pretraining_folder):
+def test_each_method_rejects_the_checkpoint_of_the_other(folder, pretraining_folder):
     with pytest.raises(ValueError, match="a checkpoint of 'scahn', not of 'cmfah'"):
         CMFAHModel.from_pretrained(folder)
     for cls in (SCAHNModel, SCAHNForPreTraining, SCAHNImageModel):
@@ -300,7 +300,7 @@ def test_neither_method_takes_the_other_s_checkpoint(folder, pretraining_folder)
             cls.from_pretrained(pretraining_folder)
 
 
-def test_auto_classes_tell_the_methods_apart(folder, pretraining_folder):
+def test_auto_classes_distinguish_the_methods(folder, pretraining_folder):
     for where, name in ((folder, "SCAHN"), (pretraining_folder, "CMFAH")):
         found = [auto.from_pretrained(where) for auto in (AutoConfig, AutoModel, AutoModelForPreTraining)]
         assert [type(each).__name__ for each in found] == [f"{name}Config", f"{name}Model", f"{name}ForPreTraining"]
@@ -335,7 +335,7 @@ save_file({name: value.contiguous() for name, value in found.items()}, here / "f
 
 @torch.no_grad()
 @pytest.mark.slow
-def test_new_process_without_the_package_gives_the_same_bits(make_scahn, batch, tmp_path):
+def test_new_process_without_the_package_computes_the_same_bits(make_scahn, batch, tmp_path):
     model, here = make_scahn(queue_size=3), tmp_path / "model"
     model.save_pretrained(here)
     CMFAHProcessor.from_vocabulary(model.config, ["boat", "dog"]).save_pretrained(here)

@@ -12,7 +12,7 @@ from cmfah_hf.models.image_encoder import CMFAHImageEncoder, CMFAHTorchvisionBac
 from cmfah_hf.models.modules_cmfah import CMFAHCoAttention, CMFAHEncoder, CMFAHHashHead, CMFAHLayer
 from cmfah_hf.models.text_encoder import CMFAHTextCNN
 
-# Eighths are either zero or far from it, so no cosine depends on what stands in for the length of a tiny vector.
+# Multiples of 1/8 are zero or far from zero, so no cosine depends on the epsilon for short vectors.
 vectors = st.integers(-8, 8).map(lambda value: value / 8)
 
 
@@ -37,7 +37,7 @@ def attend(local, partner, exists, temperature):
     arrays(bool, (2, 5)),
     st.sampled_from([4.0, 9.0]),
 )
-def test_attention_is_the_papers(local, partner, exists, temperature):
+def test_attention_matches_the_paper(local, partner, exists, temperature):
     attended, weights = CMFAHCoAttention(temperature)(torch.tensor(local), torch.tensor(partner), torch.tensor(exists))
     assert weights.shape == (2, 1, 3, 5)
     for i in range(2):
@@ -48,7 +48,7 @@ def test_attention_is_the_papers(local, partner, exists, temperature):
         assert not weights[i, 0][:, torch.tensor(~exists[i])].any()
 
 
-def test_attention_without_a_mask_is_attention_to_all():
+def test_attention_without_a_mask_covers_all_positions():
     torch.manual_seed(0)
     local, partner = torch.randn(2, 3, 4).double(), torch.randn(2, 5, 4).double()
     attention = CMFAHCoAttention(4.0)
@@ -58,19 +58,19 @@ def test_attention_without_a_mask_is_attention_to_all():
         torch.testing.assert_close(x, y)
 
 
-def test_attention_finds_the_one_answer():
-    """A region that one word answers, among words that answer other regions, gets that word's feature."""
+def test_attention_selects_the_one_match():
+    """A region that matches one word, among words that match other regions, gets that word's feature."""
     local, words = torch.eye(4)[None, :3], torch.eye(4)[None, [2, 0, 1, 3]]
     _, weights = CMFAHCoAttention(60.0)(local, words, None)
     assert weights[0, 0].argmax(dim=1).tolist() == [1, 2, 0]
     assert weights[0, 0].amax(dim=1).min() > 0.999
-    # Opposites are no answer: a negative cosine counts as none, like a right angle.
+    # Opposite vectors are no match: a negative cosine counts as zero, like a right angle.
     _, weights = CMFAHCoAttention(60.0)(local, torch.cat([-local, local[:, :1]], dim=1), None)
     torch.testing.assert_close(weights[0, 0, 1], torch.full((4,), 0.25))
 
 
 def convolved(module, embeds):
-    """One text through a TextCNN of 'same' padding and the layer after it, window by window."""
+    """One text through a TextCNN with 'same' padding and the layer after it, window by window."""
     filters = []
     for convolution in module.convolutions:
         weight, bias = convolution.weight.detach().double(), convolution.bias.detach().double()
@@ -90,7 +90,7 @@ def convolved(module, embeds):
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @settings(max_examples=25)
 @given(arrays(bool, (3, 7)))
-def test_words_see_their_neighbours_and_not_the_padding(make_config, exists):
+def test_convolution_reads_neighboring_words_and_no_padding(make_config, exists):
     torch.manual_seed(0)
     module = CMFAHTextCNN(make_config()).eval()
     embeds = torch.randn(3, 7, 12)
@@ -106,7 +106,7 @@ def test_words_see_their_neighbours_and_not_the_padding(make_config, exists):
 
 @settings(max_examples=20)
 @given(arrays(bool, (2, 6)))
-def test_layer_reads_existing_positions_in_their_order(make_config, exists):
+def test_layer_pools_existing_positions_in_order(make_config, exists):
     torch.manual_seed(0)
     layer = CMFAHLayer(make_config(), attends=True, temperature=9.0).double()
     mask = torch.tensor(exists)
@@ -139,7 +139,7 @@ def test_layer_without_one_of_its_parts(make_config, attends, use_lstm):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "mean_max"])
-def test_encoder_pools_what_exists_and_has_concepts_for_a_partner(make_config, pooling):
+def test_encoder_pools_existing_positions_and_attends_to_concepts(make_config, pooling):
     torch.manual_seed(0)
     pool = {
         "mean": lambda x: x.mean(axis=0),
@@ -151,7 +151,7 @@ def test_encoder_pools_what_exists_and_has_concepts_for_a_partner(make_config, p
     with torch.no_grad():
         encoder.concepts.normal_()
         mask = torch.tensor([[True, False, True], [False, False, False]])
-        local = -torch.rand(2, 3, 16).double() * mask[..., None]  # below zero, which is what masked positions hold
+        local = -torch.rand(2, 3, 16).double() * mask[..., None]  # below zero, the value of masked positions
         view = encoder(local, mask, None, None)
         pooled, hidden = view.features, view.hidden_states
         same = encoder(local, mask, encoder.concepts.expand(2, -1, -1), None).features
@@ -178,21 +178,21 @@ def test_hash_head_is_tanh_of_a_linear_layer(make_config):
         np.testing.assert_allclose(head(features, is_paired).detach().numpy(), expected, rtol=1e-9)
 
 
-def test_each_view_is_normalised_by_its_own_statistics(make_config):
+def test_each_view_has_its_own_normalization_statistics(make_config):
     torch.manual_seed(0)
     head = CMFAHHashHead(make_config(normalize_features=True)).train()
-    alone, paired = torch.randn(64, 16) * 3 + 1, torch.randn(64, 16) - 2
+    unimodal, cross_modal = torch.randn(64, 16) * 3 + 1, torch.randn(64, 16) - 2
     for _ in range(200):
-        head(alone), head(paired, is_paired=True)
+        head(unimodal), head(cross_modal, is_paired=True)
     head.eval()
     weight, bias = head.dense.weight, head.dense.bias
-    for features, is_paired in ((alone, False), (paired, True)):
+    for features, is_paired in ((unimodal, False), (cross_modal, True)):
         whitened = (features - features.mean(dim=0)) / (features.var(dim=0) + 1e-5).sqrt()
         expected = (whitened @ weight.T + bias).tanh()
         torch.testing.assert_close(head(features, is_paired), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_hash_head_has_one_norm_where_there_is_one_view(make_config):
+def test_hash_head_with_one_view_has_one_norm(make_config):
     torch.manual_seed(0)
     head = CMFAHHashHead(make_config(normalize_features=True, attention="none")).train()
     features = torch.randn(8, 16) * 2 + 1
@@ -202,7 +202,7 @@ def test_hash_head_has_one_norm_where_there_is_one_view(make_config):
     torch.testing.assert_close(head(features, is_paired=True), head(features))
 
 
-def test_torchvision_backbone_is_torchvisions():
+def test_torchvision_backbone_matches_torchvision():
     torch.manual_seed(0)
     backbone = CMFAHTorchvisionBackbone("vgg11").eval()
     reference = torchvision.models.vgg11(weights=None, init_weights=False).eval()
@@ -213,9 +213,9 @@ def test_torchvision_backbone_is_torchvisions():
     assert backbone.channels == [512]
 
 
-def test_regions_are_read_row_by_row_and_scaled_image_by_image(make_config):
+def test_regions_are_in_row_order_and_scaled_per_image(make_config):
     torch.manual_seed(0)
-    pixels = torch.randn(2, 3, 64, 32)  # a map of 8 x 4, so that rows are not columns
+    pixels = torch.randn(2, 3, 64, 32)  # an 8 x 4 map, so that rows and columns differ
     for normalize in (True, False):
         module = CMFAHImageEncoder(make_config(normalize_regions=normalize)).eval()
         with torch.no_grad():
@@ -223,13 +223,13 @@ def test_regions_are_read_row_by_row_and_scaled_image_by_image(make_config):
             regions = module.extract_regions(pixels)
             assert feature_map.shape == (2, 8, 8, 4)
             assert module.region_grid(64, 32) == (8, 4)
-            assert module.region_grid() == (4, 4)  # of the images that the processor gives
+            assert module.region_grid() == (4, 4)  # of the images from the processor
             for row in range(8):
                 for column in range(4):
                     torch.testing.assert_close(regions[:, row * 4 + column], feature_map[:, :, row, column])
             scaled = regions
             if normalize:
-                # The mean square length of an image's regions is the number of channels; what is strong stays strong.
+                # The mean square length of an image's regions is the number of channels; relative lengths are kept.
                 squares = regions.double().square().sum(dim=-1)
                 scaled = (regions * (8 / squares.mean(dim=1))[:, None, None].sqrt()).float()
             expected = scaled @ module.projection.weight.T + module.projection.bias
@@ -238,8 +238,8 @@ def test_regions_are_read_row_by_row_and_scaled_image_by_image(make_config):
             torch.testing.assert_close(module(region_features=regions.half()), expected, atol=5e-3, rtol=5e-3)
 
 
-def test_an_lstm_under_autocast_on_a_cpu_is_computed_in_full(make_config):
-    """Not every processor can do it in halves, and those that can would give other values."""
+def test_lstm_under_autocast_on_cpu_runs_in_float32(make_config):
+    """Some processors do not support half precision here, and the others would give different values."""
     layer = CMFAHLayer(make_config(use_lstm=True), attends=False, temperature=1.0)
     positions = torch.randn(2, 3, layer.lstm.input_size, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):

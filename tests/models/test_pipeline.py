@@ -1,4 +1,4 @@
-"""The pipeline `cross-modal-retrieval` beside numpy, the processor and the model themselves."""
+"""The pipeline `cross-modal-retrieval` against NumPy, the processor and the model."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def text_hash(pipe, text) -> np.ndarray:
         return pipe.model.get_text_hash(inputs["input_ids"], inputs["attention_mask"])[0].numpy()
 
 
-def test_hash_values_and_code(parts):
+def test_continuous_and_binary_codes(parts):
     pipe, images = parts
     for query, expected in (
         ("a dog", text_hash(pipe, "a dog")),
@@ -50,7 +50,7 @@ def test_hash_values_and_code(parts):
 
 @pytest.mark.parametrize("metric", ["aqd", "hamming"])
 @pytest.mark.parametrize("batch_size", [None, 2])
-def test_candidates_of_both_kinds_are_ranked(parts, metric, batch_size):
+def test_candidates_of_both_modalities_are_ranked(parts, metric, batch_size):
     pipe, images = parts
     candidates = [TEXTS[0], images[0], {"text": TEXTS[1]}, {"image": images[2]}, TEXTS[2], images[0]]
     hashes = [
@@ -71,7 +71,7 @@ def test_candidates_of_both_kinds_are_ranked(parts, metric, batch_size):
     assert pipe({"image": images[4], "candidates": candidates}, metric=metric, top_k=2)["ranking"] == found[:2]
 
 
-def test_a_list_is_of_queries(parts):
+def test_a_list_holds_queries(parts):
     pipe, images = parts
     found = pipe(["a dog", images[0], {"text": "sea", "candidates": []}], batch_size=2)
     assert np.array_equal(found[0]["hash_values"], text_hash(pipe, "a dog"))
@@ -79,18 +79,18 @@ def test_a_list_is_of_queries(parts):
     assert found[2]["ranking"] == []
 
 
-def test_an_image_in_a_file_is_upright_and_keeps_its_mode(parts, tmp_path):
+def test_image_file_is_rotated_upright_and_keeps_its_mode(parts, tmp_path):
     pipe, images = parts
     rotated, clear = tmp_path / "rotated.png", tmp_path / "clear.png"
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # EXIF: rotate by 90 degrees
     images[0].save(rotated, exif=exif)
-    see_through = images[0].convert("RGBA")
-    see_through.putalpha(100)
-    see_through.save(clear)
+    transparent = images[0].convert("RGBA")
+    transparent.putalpha(100)
+    transparent.save(clear)
     upright = images[0].transpose(Image.Transpose.ROTATE_270)
     assert np.array_equal(pipe({"image": str(rotated)})["hash_values"], image_hash(pipe, upright))
-    assert np.array_equal(pipe({"image": clear})["hash_values"], image_hash(pipe, see_through))
+    assert np.array_equal(pipe({"image": clear})["hash_values"], image_hash(pipe, transparent))
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_an_image_in_a_file_is_upright_and_keeps_its_mode(parts, tmp_path):
         ("a dog", {"limit": 3}, "no setting 'limit'"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(parts, query, settings, part):
-    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the text is looked at below
+def test_invalid_inputs_are_reported_in_one_line(parts, query, settings, part):
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the message is checked below
         parts[0](query, **settings)
     assert part in str(raised.value)
     assert "\n" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""Images and texts as the towers read them, against Pillow, torchvision and NumPy."""
+"""Images and texts as inputs of the towers, against Pillow, torchvision and NumPy."""
 
 import numpy as np
 import pytest
@@ -25,12 +25,12 @@ def noise(size, seed=0, channels=3):
 
 
 def bytes_of(pixel_values):
-    """Red, green and blue in 0..255 again, height by width by three."""
+    """Red, green and blue in 0..255, as a (height, width, 3) array."""
     values = pixel_values.double().numpy().transpose(1, 2, 0)
     return (values * STD + MEAN) * 255
 
 
-def test_an_image_of_the_models_size_is_only_normalized(processor):
+def test_image_of_the_model_size_is_only_normalized(processor):
     values = noise((32, 32))
     found = processor(images=Image.fromarray(values), return_tensors="pt").pixel_values
     assert (found.shape, found.dtype) == ((1, 3, 32, 32), torch.float32)
@@ -39,7 +39,7 @@ def test_an_image_of_the_models_size_is_only_normalized(processor):
 
 
 @pytest.mark.parametrize("size", [(50, 50), (64, 20), (7, 90), (1, 1), (31, 33)])
-def test_any_size_is_resized_whole(processor, size):
+def test_any_size_is_resized_without_cropping(processor, size):
     coarse = Image.fromarray(noise((max(1, size[0] // 3), max(1, size[1] // 3)))).resize(size[::-1])
     found = bytes_of(processor(images=[coarse], return_tensors="pt").pixel_values[0])
     by_pillow = np.asarray(coarse.resize((32, 32), Image.Resampling.BICUBIC)).astype(float)
@@ -49,7 +49,7 @@ def test_any_size_is_resized_whole(processor, size):
         torchvision.transforms.InterpolationMode.BICUBIC,
         antialias=True,
     )
-    assert np.abs(found - by_pillow).max() <= 2.01  # each rounds twice, to whole grey levels
+    assert np.abs(found - by_pillow).max() <= 2.01  # each rounds twice, to integer gray levels
     np.testing.assert_allclose(found, by_torchvision.permute(1, 2, 0).double().numpy(), atol=1e-2)
 
 
@@ -77,13 +77,13 @@ def test_any_size_is_resized_whole(processor, size):
         ("I;16B", 257 * 40, (40, 40, 40)),
     ],
 )
-def test_every_mode_of_pillow(processor, mode, color, expected):
+def test_every_pillow_mode(processor, mode, color, expected):
     image = Image.new(mode, (6, 4), color)
-    alone = processor(images=image, return_tensors="pt").pixel_values
+    single = processor(images=image, return_tensors="pt").pixel_values
     listed = processor(images=[image, Image.new("RGB", (3, 9))], return_tensors="pt").pixel_values
-    assert alone.shape == (1, 3, 32, 32)
-    assert torch.equal(alone[0], listed[0])
-    assert np.abs(bytes_of(alone[0]) - expected).max() <= 1.01
+    assert single.shape == (1, 3, 32, 32)
+    assert torch.equal(single[0], listed[0])
+    assert np.abs(bytes_of(single[0]) - expected).max() <= 1.01
 
 
 def test_palettes(processor):
@@ -95,7 +95,7 @@ def test_palettes(processor):
     np.testing.assert_allclose(found[:, 16:], np.broadcast_to([10, 200, 10], (32, 16, 3)), atol=0.01)
 
 
-def test_arrays_and_tensors_are_images_too(processor):
+def test_arrays_and_tensors_as_images(processor):
     values = noise((32, 32))
     expected = processor(images=Image.fromarray(values), return_tensors="pt").pixel_values
     for images in (values, torch.from_numpy(values).permute(2, 0, 1), [values]):
@@ -113,21 +113,21 @@ def test_arrays_and_tensors_are_images_too(processor):
         ("[PAD] dog", [1, 3]),
     ],
 )
-def test_words_are_rows_and_unknown_ones_are_one(processor, text, rows):
+def test_word_ids_and_unknown_words(processor, text, rows):
     inputs = processor(text=text, return_tensors="pt")
     assert inputs.input_ids.tolist() == [rows]
     assert inputs.attention_mask.tolist() == [[1] * len(rows)]
     assert set(inputs) == {"input_ids", "attention_mask"}
 
 
-def test_padding_is_masked_whatever_stands_in_the_batch(processor):
+def test_padding_is_masked_at_any_value(processor):
     inputs = processor(text=["dog", "", "beach dog 海", "?!"], return_tensors="pt")
     assert inputs.input_ids.tolist() == [[3, 0, 0], [0, 0, 0], [2, 3, 4], [0, 0, 0]]
     assert inputs.attention_mask.tolist() == [[1, 0, 0], [0, 0, 0], [1, 1, 1], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("text", ["", "...", ["", ""], ["", "\ufffd", " \n"]])
-def test_texts_without_a_word_make_one_masked_column(processor, text):
+def test_texts_without_words_give_one_masked_column(processor, text):
     inputs = processor(text=text, return_tensors="pt")
     size = 1 if isinstance(text, str) else len(text)
     for values in (inputs.input_ids, inputs.attention_mask):
@@ -135,7 +135,7 @@ def test_texts_without_a_word_make_one_masked_column(processor, text):
         assert values.tolist() == [[0]] * size
 
 
-def test_pairs_and_nothing_at_all(processor):
+def test_pairs_and_empty_input(processor):
     inputs = processor(images=[Image.new("L", (5, 5))] * 2, text=["dog", "dog beach"], return_tensors="pt")
     assert {name: tuple(values.shape) for name, values in inputs.items()} == {
         "pixel_values": (2, 3, 32, 32),
@@ -151,7 +151,7 @@ def test_known_words(processor):
     assert processor.known_words("[UNK] [PAD] \ufffd") == []
 
 
-def test_saved_processor_is_the_same(processor, tmp_path):
+def test_saved_processor_round_trip(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     images, text = [Image.fromarray(noise((20, 50), seed)) for seed in (1, 2)], ["a dog!", "海 [PAD]"]
     expected = processor(images=images, text=text, return_tensors="pt")
@@ -165,7 +165,7 @@ def test_saved_processor_is_the_same(processor, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"backbone": "vgg11"}, {}])
-def test_backbones_of_no_known_origin_expect_imagenets_statistics(make_config, settings):
+def test_backbones_of_unknown_origin_use_imagenet_statistics(make_config, settings):
     config = make_config(**settings)
     assert [list(values) for values in backbone_normalization(config)] == [IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD]
     image_processor = CMFAHProcessor.from_vocabulary(config, ["dog"]).image_processor
@@ -173,16 +173,16 @@ def test_backbones_of_no_known_origin_expect_imagenets_statistics(make_config, s
     assert list(image_processor.image_std) == IMAGENET_DEFAULT_STD
 
 
-def test_a_timm_backbone_expects_its_own_statistics(make_config):
+def test_timm_backbone_uses_its_own_statistics(make_config):
     timm = pytest.importorskip("timm")
-    name = "vit_small_patch16_224"  # half and half, unlike ImageNet's
+    name = "vit_small_patch16_224"  # all 0.5, unlike ImageNet's
     mean, std = backbone_normalization(make_config(backbone=name))
     pretrained = timm.get_pretrained_cfg(name)
     assert (list(mean), list(std)) == (list(pretrained.mean), list(pretrained.std))
     assert list(mean) != IMAGENET_DEFAULT_MEAN
 
 
-def test_a_backbone_of_a_folder_expects_what_its_processor_says(make_config, tmp_path):
+def test_backbone_from_a_folder_uses_the_settings_of_its_processor(make_config, tmp_path):
     ResNetConfig(depths=[1, 1], hidden_sizes=[4, 8]).save_pretrained(tmp_path)
     ViTImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(tmp_path)
     config = make_config(backbone=str(tmp_path))

@@ -1,4 +1,4 @@
-"""Text encoders: any text model of transformers in the place of word vectors, its tokenizer, and what is refused."""
+"""Text encoders: a text model of transformers in place of word vectors, its tokenizer, and refused files."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def processor(model):
     return CMFAHProcessor.from_backbones(model.config)
 
 
-def test_the_text_model_is_resolved_once_and_sets_the_sizes(model):
+def test_text_model_is_resolved_once_and_sets_the_sizes(model):
     config = model.config
     assert config.text_backbone is None
     assert isinstance(config.text_backbone_config, BertConfig)
@@ -49,7 +49,7 @@ def test_the_text_model_is_resolved_once_and_sets_the_sizes(model):
     assert not any("pooler" in name for name in model.state_dict())
 
 
-def test_words_are_found_by_their_characters(processor):
+def test_words_are_located_by_character_offsets(processor):
     inputs = processor(text=["The dogs, on the beach"], return_tensors="pt")
     assert inputs.input_ids.tolist() == [[2, 9, 4, 5, 10, 8, 9, 11, 12, 3]]
     assert processor.word_spans("The dogs, on the beach") == [
@@ -62,7 +62,7 @@ def test_words_are_found_by_their_characters(processor):
     assert set(processor(text="dog", return_tensors="pt")) == {"input_ids", "attention_mask"}
 
 
-def test_any_text_says_something_and_long_ones_are_truncated(processor, model):
+def test_texts_of_any_length_are_encoded_and_long_ones_truncated(processor, model):
     assert processor.has_known_tokens("zebra")
     assert not processor.has_known_tokens("  ")
     assert processor.known_words("A zebra!") == ["a", "zebra"]
@@ -74,11 +74,11 @@ def test_any_text_says_something_and_long_ones_are_truncated(processor, model):
 
 
 @torch.no_grad()
-def test_padding_and_companions_change_nothing(processor, model, batch):
+def test_padding_and_other_items_of_the_batch_change_nothing(processor, model, batch):
     texts = ["dogs on the sea", "a dog", ""]
-    together = model.get_text_hash(**processor(text=texts, return_tensors="pt"))
-    alone = torch.cat([model.get_text_hash(**processor(text=[text], return_tensors="pt")) for text in texts])
-    torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
+    batched = model.get_text_hash(**processor(text=texts, return_tensors="pt"))
+    single = torch.cat([model.get_text_hash(**processor(text=[text], return_tensors="pt")) for text in texts])
+    torch.testing.assert_close(batched, single, atol=1e-6, rtol=1e-5)
     empty = model.get_text_hash(torch.zeros(2, 0, dtype=torch.long))
     torch.testing.assert_close(empty, model.text_model.hash_head.dense.bias.tanh().expand(2, -1))
     inputs = processor(text=texts[:2], return_tensors="pt")
@@ -86,7 +86,7 @@ def test_padding_and_companions_change_nothing(processor, model, batch):
     assert [weights.shape[2:] for weights in pairs.attentions] == [(16, 7), (7, 16)]
 
 
-def test_a_frozen_text_model_learns_nothing(make_model, text_folder, batch, labels, processor):
+def test_frozen_text_model_does_not_change(make_model, text_folder, batch, labels, processor):
     inputs = processor(text=["a dog", "the sea", "dogs", "beach"], return_tensors="pt")
     for freeze in (True, False):
         whole = make_model(CMFAHForPreTraining, text_backbone=str(text_folder), freeze_text_backbone=freeze).train()
@@ -99,7 +99,7 @@ def test_a_frozen_text_model_learns_nothing(make_model, text_folder, batch, labe
         assert encoder.backbone.training is not freeze
 
 
-def test_round_trip_is_silent_and_names_no_other_place(processor, model, silence, tmp_path):
+def test_round_trip_is_silent_and_names_no_other_source(processor, model, silence, tmp_path):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     with silence():
@@ -148,7 +148,7 @@ def test_other_text_models(make_model, backbone):
         ("post_processor", {"type": "BertProcessing"}),
     ],
 )
-def test_tokenizers_with_strange_parts_are_refused(processor, tmp_path, part, change):
+def test_tokenizers_with_unsupported_parts_are_refused(processor, tmp_path, part, change):
     processor.save_pretrained(tmp_path)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), part: change}))
@@ -162,7 +162,7 @@ def test_tokenizers_with_strange_parts_are_refused(processor, tmp_path, part, ch
     ("name", "value"),
     [("model_max_length", 10**30), ("model_max_length", None), ("padding_side", "top"), ("sep_token", "gone")],
 )
-def test_strange_settings_of_tokenizers_are_refused(processor, tmp_path, name, value):
+def test_unsupported_settings_of_tokenizers_are_refused(processor, tmp_path, name, value):
     processor.save_pretrained(tmp_path)
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
@@ -190,26 +190,26 @@ def test_patterns_of_known_tokenizers_pass(processor, tmp_path):
         ({"text_backbone_config": {"model_type": "bert", "num_hidden_layers": 10**9}}, "is the most"),
     ],
 )
-def test_strange_configurations_are_refused(settings, part):
+def test_unsupported_configurations_are_refused(settings, part):
     with pytest.raises(ModelFileError, match=part):
         checked_settings(settings, CMFAHConfig, "config.json")
 
 
-def test_a_model_without_a_text_model_has_no_tokenizer_of_one(make_config):
+def test_model_without_text_model_has_no_such_tokenizer(make_config):
     with pytest.raises(ValueError, match="use from_vocabulary"):
         CMFAHProcessor.from_backbones(make_config())
     with pytest.raises(OSError, match="is no text model, in a folder or on the Hub"):
         CMFAHConfig(text_backbone="/nowhere/at-all")
 
 
-def test_a_configuration_alone_loads_no_model():
+def test_configuration_alone_loads_no_model():
     code = "from cmfah_hf import CMFAHConfig; import sys; print([m for m in sys.modules if 'modeling_cmfah' in m])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.stdout.strip() == "[]", run.stderr
 
 
 @torch.no_grad()
-def test_codes_of_either_modality_from_the_whole_output_of_the_processor(make_model, batch):
+def test_codes_of_either_modality_from_the_full_output_of_the_processor(make_model, batch):
     word_model = make_model(CMFAHModel)
     assert torch.equal(word_model.get_image_hash(**batch), word_model.get_image_hash(batch["pixel_values"]))
     text = word_model.get_text_hash(batch["input_ids"], batch["attention_mask"])

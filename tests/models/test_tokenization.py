@@ -1,4 +1,4 @@
-"""What a word is, in any script, and the tokenizer that agrees."""
+"""Word splitting in any script, and the tokenizer that agrees with it."""
 
 import unicodedata
 
@@ -26,17 +26,17 @@ from cmfah_hf.models.tokenization_cmfah import build_word_tokenizer, split_words
         ("שלום עולם", ["שלום", "עולם"]),
         ("한국어 텍스트", ["한국어", "텍스트"]),
         ("😀dog🐶🐶 ♥", ["😀", "dog", "🐶", "🐶", "♥"]),
-        ("caf\ufffd \ufffd\ufffd latte", ["caf", "latte"]),  # a decoder's mark for what it could not read
+        ("caf\ufffd \ufffd\ufffd latte", ["caf", "latte"]),  # the replacement character of a decoder
         ("[PAD] [UNK]", ["pad", "unk"]),
         ("", []),
         (" \t\n ...!? -- \u200b \x00", []),
     ],
 )
-def test_words(text, words):
+def test_word_splitting(text, words):
     assert split_words(text) == words
 
 
-# Characters that all Unicode tables in use know alike.
+# Characters with the same category in all Unicode versions in use.
 old_characters = st.characters(max_codepoint=0xFFFF, exclude_categories=("Cs", "Cn", "Co")).filter(
     lambda character: unicodedata.ucd_3_2_0.category(character) != "Cn"
 )
@@ -57,7 +57,7 @@ def test_every_letter_and_digit_is_in_a_word_and_no_separator_is(text):
 
 @settings(max_examples=200)
 @given(st.text(max_size=30))
-def test_words_of_words_are_the_words(text):
+def test_splitting_is_idempotent(text):
     words = split_words(text)
     assert split_words(" ".join(words)) == words
     assert all(split_words(word) == [word] for word in words)
@@ -65,7 +65,7 @@ def test_words_of_words_are_the_words(text):
 
 @settings(max_examples=60)
 @given(st.lists(st.text(max_size=12), max_size=5), st.text(max_size=20))
-def test_tokenizer_gives_the_rows_of_the_words(fitted, text):
+def test_tokenizer_ids_match_the_word_ids(fitted, text):
     vocabulary = list(dict.fromkeys(word for seen in fitted for word in split_words(seen)))
     row = {word: 2 + i for i, word in enumerate(vocabulary)}
     tokenizer = build_word_tokenizer(vocabulary)
@@ -74,7 +74,7 @@ def test_tokenizer_gives_the_rows_of_the_words(fitted, text):
     assert tokenizer(seen)["input_ids"] == [row[word] for word in split_words(seen)]
 
 
-def test_special_tokens_are_words_where_somebody_writes_them(tmp_path):
+def test_special_tokens_in_a_text_are_words(tmp_path):
     tokenizer = build_word_tokenizer(["dog", "pad"])
     tokenizer.save_pretrained(tmp_path)
     for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
@@ -83,6 +83,6 @@ def test_special_tokens_are_words_where_somebody_writes_them(tmp_path):
 
 
 @pytest.mark.parametrize("vocabulary", [["dog", "cat", "dog"], ["[PAD]"], ["dog", "[UNK]"]])
-def test_a_word_that_stands_twice_is_refused(vocabulary):
+def test_duplicate_words_are_refused(vocabulary):
     with pytest.raises(ValueError, match="twice"):
         build_word_tokenizer(vocabulary)

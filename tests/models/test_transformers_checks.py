@@ -1,4 +1,4 @@
-"""transformers' common model and configuration tests, run on every model class of this package."""
+"""The common model and configuration tests of transformers, run on every model class of this package."""
 
 import sys
 import unittest
@@ -37,7 +37,7 @@ ProcessorTesterMixin = common_checks.load("test_processing_common").ProcessorTes
 
 
 class CMFAHModelTester:
-    """A model of a few thousand weights with a backbone of its own, and a batch for it."""
+    """A model of a few thousand weights with its own backbone, and a batch for it."""
 
     input_names = ("pixel_values", "input_ids", "attention_mask")
     config_class = CMFAHConfig
@@ -113,7 +113,7 @@ class CMFAHImageModelChecks(_Checks, unittest.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.model_tester.is_training = False  # a tower alone has no loss
+        self.model_tester.is_training = False  # a single tower has no loss
         self.model_tester.seq_length = 16  # regions: a 4 x 4 map
         self.model_tester.key_length = self.model_tester.num_concepts
 
@@ -129,7 +129,7 @@ class CMFAHTextModelChecks(_Checks, unittest.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.model_tester.is_training = False  # a tower alone has no loss
+        self.model_tester.is_training = False  # a single tower has no loss
         self.model_tester.key_length = self.model_tester.num_concepts
 
 

@@ -1,1 +1,1 @@
-"""Pages of the documentation as something to run: their blocks, their commands, and a folder in which both work."""
+"""Executable pages of the documentation: their blocks, their commands, and a folder to run both."""

@@ -7,10 +7,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-# The reference is written from docstrings, whose examples are run as what they are.
+# The reference is generated from docstrings, whose examples are run separately.
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 REFERENCE = sorted((DOCS / "api").glob("*.md"))
-# `text` is what is only looked at; `math` is what GitHub sets.
+# `text` blocks are only shown; `math` blocks are typeset by GitHub.
 LANGUAGES = {"bash", "python", "json", "yaml", "text", "math"}
 _FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
@@ -40,7 +40,7 @@ def blocks(page: Path) -> list[Block]:
 
 @dataclass(frozen=True)
 class Command:
-    """One command: its words as a shell would hand them over, and the file that is piped into it."""
+    """One command: its words as split by a shell, and the file piped into it."""
 
     place: str
     words: list[str]
@@ -51,7 +51,7 @@ class Command:
 
 
 def commands(block: Block) -> list[Command]:
-    """The commands of a block, a line each; a backslash at the end of a line goes on with the next one."""
+    """The commands of a block, one per line; a backslash at the end of a line continues it."""
     found = []
     for line in block.text.replace("\\\n", " ").splitlines():
         words, stdin = shlex.split(line, comments=True), None

@@ -1,4 +1,4 @@
-"""What has to hold after a page has run: values, against what was there before or against another way to them."""
+"""Expected state after a page has run: values compared with earlier ones or with another computation."""
 
 import json
 import re
@@ -11,130 +11,134 @@ import torch
 from hub_server import HubServer
 
 from pages.blocks import DOCS, blocks
-from pages.workshop import Workshop
+from pages.session import PageSession
 
 
-def _readme(shop: Workshop, hub: HubServer) -> None:
-    ids = {path.stem for path in (shop.folder / "my-images").rglob("*.png")}
-    found = shop.names["retriever"].search(text="a dog on the beach", k=10)
+def _readme(session: PageSession, hub: HubServer) -> None:
+    ids = {path.stem for path in (session.folder / "my-images").rglob("*.png")}
+    found = session.names["retriever"].search(text="a dog on the beach", k=10)
     assert {name.rsplit("/", 1)[-1] for name in found.ids[0]} <= ids
-    assert shop.names["hash_values"].shape == (1, 64)
-    assert shop.names["index"].codes.nbytes == 8
-    by_image = json.loads(shop.printed["cmfah search my-model my.index --image beach.jpg --json"])["results"]
+    assert session.names["hash_values"].shape == (1, 64)
+    assert session.names["index"].codes.nbytes == 8
+    by_image = json.loads(session.printed["cmfah search my-model my.index --image beach.jpg --json"])["results"]
     scores = [hit["score"] for hit in by_image]
     assert len(scores) == 10
     assert scores == sorted(scores, reverse=True)
 
 
-def _data(shop: Workshop, hub: HubServer) -> None:
-    # The files that the page shows, but for how many shards a release of 60 images takes.
+def _data(session: PageSession, hub: HubServer) -> None:
+    # The files shown on the page, except for the number of shards, which differs for a release of 60 images.
     (shown,) = (block.text for block in blocks(DOCS / "data.md") if block.language == "text")
     names = [re.sub(r"-of-\d+", "-of-*", line.split()[0]) for line in shown.splitlines()]
     assert len(names) == 4
-    assert [name for name in names if not list(shop.folder.glob(name))] == []
-    assert shop.names["found"].duplicates.leaks == {}
-    # How much memory it took is the machine's; what was read is not.
-    assert [text for text in shop.printed.values() if text.startswith("<96 rows of IAll (uint8, 96 x 3 x 256 x 256)")]
+    assert [name for name in names if not list(session.folder.glob(name))] == []
+    assert session.names["found"].duplicates.leaks == {}
+    # The memory depends on the machine; the matrix does not.
+    assert [
+        text for text in session.printed.values() if text.startswith("<96 rows of IAll (uint8, 96 x 3 x 256 x 256)")
+    ]
     assert hub.store.repositories["dataset", "owner/my-own"].private
     assert not hub.store.repositories["dataset", "owner/name"].private
-    assert len(list(shop.names["loader"])) == 20  # half of 40, on one of two nodes
-    assert json.loads((shop.folder / "seen" / "inspection.json").read_text(encoding="utf-8"))["items"] == 52
+    assert len(list(session.names["loader"])) == 20  # half of 40, on one of two nodes
+    assert json.loads((session.folder / "seen" / "inspection.json").read_text(encoding="utf-8"))["items"] == 52
 
 
-def _evaluation(shop: Workshop, hub: HubServer) -> None:
+def _evaluation(session: PageSession, hub: HubServer) -> None:
     from sklearn.metrics import average_precision_score
 
-    names = shop.names
-    # The four orders that two ties of two items allow.
+    names = session.names
+    # The four orders consistent with two ties of two items.
     assert np.isclose(names["expected"], np.mean([5 / 6, 3 / 4, 7 / 12, 1 / 2]))
     assert np.isclose(names["lucky"], np.mean([1, 2 / 3]))
     figures = names["figures"]
     assert figures["hamming/i2t/map"] > 2 * figures["random/map"] > 0
-    # Without ties the figure is everybody's.
+    # Without ties all definitions agree.
     scores, relevant = np.array([[4.0, 3, 2, 1]]), np.array([[0, 1, 0, 1]])
     assert np.isclose(
         names["mean_average_precision"](scores, relevant), average_precision_score(relevant[0], scores[0])
     )
-    printed = json.loads(shop.printed["cmfah evaluate my-model my-images --plots figures --json"])
+    printed = json.loads(session.printed["cmfah evaluate my-model my-images --plots figures --json"])
     again = names["evaluate_folder"]("my-model", "my-images")
     assert printed["hamming/t2i/map"] == again["hamming/t2i/map"]
-    assert (shop.folder / "figures" / "precision_recall.png").is_file()
+    assert (session.folder / "figures" / "precision_recall.png").is_file()
     assert 0 < names["pointing"]["chance"] < 1
 
 
-def _expansion(shop: Workshop, hub: HubServer) -> None:
-    assert shop.names["expanded"] == ["a", "dog", "beach", "sea", "cat", "sofa"]
-    (explained,) = (text for place, text in shop.printed.items() if place.startswith("docs/expansion.md"))
+def _expansion(session: PageSession, hub: HubServer) -> None:
+    assert session.names["expanded"] == ["a", "dog", "beach", "sea", "cat", "sofa"]
+    (explained,) = (text for place, text in session.printed.items() if place.startswith("docs/expansion.md"))
     rows = [line.split()[:2] for line in explained.splitlines()[2:5]]
     assert rows == [["beach", "graph"], ["sea", "graph"], ["cat", "knowledge"]]
-    assert "beach" in shop.printed["cmfah expand explain words dog beach"]
-    assert (shop.folder / "dog.png").is_file()
-    assert (shop.folder / "my-model" / "knowledge.json").is_file()
+    assert "beach" in session.printed["cmfah expand explain words dog beach"]
+    assert (session.folder / "dog.png").is_file()
+    assert (session.folder / "my-model" / "knowledge.json").is_file()
 
 
-def _hub(shop: Workshop, hub: HubServer) -> None:
+def _hub(session: PageSession, hub: HubServer) -> None:
     from cmfah_hf import CMFAHModel
 
     files = hub.files("owner/name", "model")
-    pushed, own = shop.names["model"].state_dict(), CMFAHModel.from_pretrained("my-model").state_dict()
+    pushed, own = session.names["model"].state_dict(), CMFAHModel.from_pretrained("my-model").state_dict()
     assert set(pushed) == set(own)
     assert all(torch.equal(tensor, own[name]) for name, tensor in pushed.items())
-    assert files["images.index"] == (shop.folder / "my.index").read_bytes()
+    assert files["images.index"] == (session.folder / "my.index").read_bytes()
     assert "owner/trained" in {name for kind, name in hub.store.repositories if kind == "model"}
-    code = np.asarray(shop.names["pipe"]("boat sun")["code"]).ravel()
+    code = np.asarray(session.names["pipe"]("boat sun")["code"]).ravel()
     assert code.dtype == np.int8
     assert set(code.tolist()) <= {-1, 1}
     assert len(code) == 64
-    assert len(shop.names["retriever"].images) == 52
+    assert len(session.names["retriever"].images) == 52
 
 
-def _method(shop: Workshop, hub: HubServer) -> None:
-    graph = shop.names["graph"]
-    assert len(graph) == 16  # the drawn things
-    assert (shop.folder / "labels.png").is_file()
+def _method(session: PageSession, hub: HubServer) -> None:
+    graph = session.names["graph"]
+    assert len(graph) == 16  # the object classes of the scenes
+    assert (session.folder / "labels.png").is_file()
 
 
-def _scaling(shop: Workshop, hub: HubServer) -> None:
-    exact = shop.names["index"].search(shop.names["hash_values"], k=10, metric="aqd")
+def _scaling(session: PageSession, hub: HubServer) -> None:
+    exact = session.names["index"].search(session.names["hash_values"], k=10, metric="aqd")
     assert exact.ids[:, 0].tolist() == ["p0", "p1"]
-    lines = (shop.folder / "images-vespa" / "feed.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (session.folder / "images-vespa" / "feed.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 300
 
 
-def _search(shop: Workshop, hub: HubServer) -> None:
-    index, same = shop.names["index"], shop.names["same"]
+def _search(session: PageSession, hub: HubServer) -> None:
+    index, same = session.names["index"], session.names["same"]
     assert len(index) == 1000
     assert "beach-7.jpg" not in index
     assert "new.jpg" in same
-    assert shop.names["results"].ids[:, 0].tolist() == ["beach-0.jpg", "beach-1.jpg"]
+    assert session.names["results"].ids[:, 0].tolist() == ["beach-0.jpg", "beach-1.jpg"]
     years = same.metadata.append_column("id", [same.ids.tolist()]).to_pylist()
     assert {"year": 2031, "id": "beach-8.jpg"} in years
-    of_2024 = next(text for command, text in shop.printed.items() if command.endswith("--where year=2024"))
-    assert of_2024.count("2024") >= 5  # four images of the folder and one of the Hub
+    of_2024 = next(text for command, text in session.printed.items() if command.endswith("--where year=2024"))
+    assert of_2024.count("2024") >= 5  # four images of the folder and one from the Hub
 
 
-def _space(shop: Workshop, hub: HubServer) -> None:
-    best = shop.names["found"]["images"]["aqd"]["hits"][0]
+def _space(session: PageSession, hub: HubServer) -> None:
+    best = session.names["found"]["images"]["aqd"]["hits"][0]
     assert (best["id"], best["text"]) == ("scene-900309", "sunny 2021 sailboat 2019")
     assert round(best["score"], 1) == 50.4
     assert {name for kind, name in hub.store.repositories if kind == "space"} == {"owner/my-search"}
 
 
-def _training(shop: Workshop, hub: HubServer) -> None:
-    runs = {path.parent.name for path in (shop.folder / "runs").glob("*/metrics.json")}
+def _training(session: PageSession, hub: HubServer) -> None:
+    runs = {path.parent.name for path in (session.folder / "runs").glob("*/metrics.json")}
     assert runs == {"paper", "scenes", "stream", "tags"}
-    tags = json.loads((shop.folder / "runs" / "tags" / "config.json").read_text(encoding="utf-8"))
+    tags = json.loads((session.folder / "runs" / "tags" / "config.json").read_text(encoding="utf-8"))
     assert tags["label_weight"] == 0 or "positive_overlap" in tags
 
 
-def _own_images(shop: Workshop, hub: HubServer) -> None:
-    figures = shop.names["metrics"]["query"]
+def _own_images(session: PageSession, hub: HubServer) -> None:
+    figures = session.names["metrics"]["query"]
     assert 0 < figures["random/map"] < figures["hamming/t2i/map"] < 1
-    assert json.loads((shop.folder / "runs" / "first" / "config.json").read_text(encoding="utf-8"))["hash_bits"] == 32
-    mixed = shop.printed["cmfah search my-model my.index --text at night --image beach.jpg --json"]
+    assert (
+        json.loads((session.folder / "runs" / "first" / "config.json").read_text(encoding="utf-8"))["hash_bits"] == 32
+    )
+    mixed = session.printed["cmfah search my-model my.index --text at night --image beach.jpg --json"]
     local = [hit["id"] for hit in json.loads(mixed)["results"]]
     assert len(local) == 10
-    assert len(shop.names["retriever"].images) == 52
+    assert len(session.names["retriever"].images) == 52
     assert "README.md" in hub.files("owner/name", "model")
 
 
@@ -153,23 +157,23 @@ print("CODES", hash_values.tolist())
 """
 
 
-def _without_the_package(shop: Workshop, hub: HubServer) -> np.ndarray:
-    """The codes of the page's last block of Python, in a process that cannot import the package."""
+def _without_the_package(session: PageSession, hub: HubServer) -> np.ndarray:
+    """The codes of the page's last Python block, in a process that cannot import the package."""
     block = [block.text for block in blocks(DOCS / "adding-an-encoder.md") if block.language == "python"][-1]
-    environment = hub.environment(shop.folder / "another-home", "hf_writer") | {"OMP_NUM_THREADS": "1"}
+    environment = hub.environment(session.folder / "another-home", "hf_writer") | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", _HIDDEN.replace("BLOCK", block)]
-    run = subprocess.run(command, env=environment, cwd=shop.folder, capture_output=True, text=True, timeout=200)
+    run = subprocess.run(command, env=environment, cwd=session.folder, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
     return np.asarray(json.loads(run.stdout.rpartition("CODES")[2]), np.float32)
 
 
-def _adding_an_encoder(shop: Workshop, hub: HubServer) -> None:
-    """The text model was trained, searched, pushed and loaded back, here and without the package, as one model."""
+def _adding_an_encoder(session: PageSession, hub: HubServer) -> None:
+    """The text model was trained, searched, pushed and reloaded, with and without the package, as one model."""
     import transformers
 
     from cmfah_hf import CMFAHModel, CMFAHProcessor, CrossMediaRetriever
 
-    trained, pushed = CMFAHModel.from_pretrained("my-bert"), shop.names["retriever"].model
+    trained, pushed = CMFAHModel.from_pretrained("my-bert"), session.names["retriever"].model
     assert type(pushed.text_model.embeddings.backbone) is transformers.BertModel
     before = transformers.BertModel.from_pretrained("my-text-model", add_pooling_layer=False).state_dict()
     learned = trained.text_model.embeddings.backbone.state_dict()
@@ -177,21 +181,23 @@ def _adding_an_encoder(shop: Workshop, hub: HubServer) -> None:
     assert any(not torch.equal(before[name], learned[name]) for name in before)  # freeze_text_backbone: false
     for name, tensor in trained.state_dict().items():
         assert torch.equal(tensor, pushed.state_dict()[name]), name
-    assert not list((shop.folder / "my-bert").glob("skip_gram.*"))
+    assert not list((session.folder / "my-bert").glob("skip_gram.*"))
 
-    # One model, here, on the Hub and by the code in the repository: the same codes, the same answers.
+    # The same model locally, on the Hub and by the code in the repository: the same codes, the same results.
     text = "some sailboats, at night"
     local = CrossMediaRetriever.from_pretrained("my-bert")
     expected = local.encode_texts([text])
-    assert np.array_equal(shop.names["retriever"].encode_texts([text]), expected)
-    assert np.array_equal(shop.names["hash_values"].detach().numpy(), expected)
-    assert np.array_equal(_without_the_package(shop, hub), expected)
-    assert local.fingerprint == shop.names["retriever"].fingerprint
-    hits = json.loads(shop.printed[next(name for name in shop.printed if name.startswith("cmfah search my-bert"))])
-    found = shop.names["retriever"].search(text=text, k=10)
+    assert np.array_equal(session.names["retriever"].encode_texts([text]), expected)
+    assert np.array_equal(session.names["hash_values"].detach().numpy(), expected)
+    assert np.array_equal(_without_the_package(session, hub), expected)
+    assert local.fingerprint == session.names["retriever"].fingerprint
+    hits = json.loads(
+        session.printed[next(name for name in session.printed if name.startswith("cmfah search my-bert"))]
+    )
+    found = session.names["retriever"].search(text=text, k=10)
     assert [hit["id"] for hit in hits["results"]] == found.ids[0].tolist()
 
-    # Subwords belong to whole words; texts of any length and of any characters have a code of their own.
+    # Subwords belong to whole words; texts of any length and with any characters have distinct codes.
     processor = CMFAHProcessor.from_pretrained("my-bert")
     spans = processor.word_spans("Sailboats, at night!")
     assert [word for word, _ in spans] == ["sailboats", "at", "night"]
@@ -205,7 +211,7 @@ def _adding_an_encoder(shop: Workshop, hub: HubServer) -> None:
     assert processor.has_known_tokens("\u6d77")
 
 
-CHECKS: dict[str, Callable[[Workshop, HubServer], None]] = {
+CHECKS: dict[str, Callable[[PageSession, HubServer], None]] = {
     "README.md": _readme,
     "docs/adding-an-encoder.md": _adding_an_encoder,
     "docs/data.md": _data,

@@ -1,4 +1,4 @@
-"""Commands that are parsed and not run: each by the parser of the program itself, so that every option has to exist."""
+"""Commands that are parsed but not run, each by the parser of its program, so every option must exist."""
 
 import argparse
 import re
@@ -14,18 +14,18 @@ from pages.blocks import ROOT, Command
 
 
 class _ParsedError(Exception):
-    """Ends a script as soon as it has read its arguments."""
+    """Stops a script once it has parsed its arguments."""
 
 
 def parse(command: Command, folder: Path) -> None:
-    """Raises unless the command's program knows all of its words, or the files and targets it names are there."""
+    """Raises unless the command's program accepts all words, or the named files and targets exist."""
     program, *words = command.words
-    assert program in _PARSERS, f"{command.place}: nothing here knows how to parse {program!r}"
+    assert program in _PARSERS, f"{command.place}: no parser for {program!r}"
     _PARSERS[program](words, folder)
 
 
 def parse_cmfah(words: list[str], folder: Path | None = None) -> None:
-    """By the application's own parser, down to the subcommand; what is left of `train` by that of a run."""
+    """Parses with the application down to the subcommand; the remaining words of `train` with the parser of a run."""
     from cmfah_hf.cli import app
     from cmfah_hf.training import parse_run
 
@@ -35,7 +35,7 @@ def parse_cmfah(words: list[str], folder: Path | None = None) -> None:
         command = command.commands[name]
     context = command.make_context(name, words)
     if context.info_name == "train":
-        # The launch files and data need not be there; the settings have to.
+        # The launch files and data need not exist; the settings must.
         own = Path(context.params["config"])  # of the page, or of the project
         parse_run(own if own.is_file() else ROOT / own, list(context.args))
 
@@ -44,7 +44,7 @@ def _python(words: list[str], folder: Path) -> None:
     if words[:2] == ["-m", "pytest"]:
         assert all((ROOT / path).exists() for path in words[2:]), words
         return
-    if words[0] == "pairwise.py":  # of docs/adding-a-method.md, the command `cmfah` with one more method
+    if words[0] == "pairwise.py":  # of docs/adding-a-method.md: the command `cmfah` with one additional method
         if words[1] != "train":
             parse_cmfah(words[1:])
         return
@@ -56,7 +56,7 @@ def _python(words: list[str], folder: Path) -> None:
         return
     modules = set(sys.modules)
 
-    def and_stop(read: Callable) -> Callable:
+    def stop_after(read: Callable) -> Callable:
         def stopped(*arguments, **settings):
             raise _ParsedError(read(*arguments, **settings))
 
@@ -65,9 +65,9 @@ def _python(words: list[str], folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(script), *words[1:]])
         patch.syspath_prepend(str(script.parent))
-        # `parse_args` calls `parse_known_args`: only the one that the script names may stop it.
+        # `parse_args` calls `parse_known_args`: only the function named by the script may stop it.
         used = "parse_known_args" if "parse_known_args" in script.read_text(encoding="utf-8") else "parse_args"
-        patch.setattr(argparse.ArgumentParser, used, and_stop(parsers[used]))
+        patch.setattr(argparse.ArgumentParser, used, stop_after(parsers[used]))
         with pytest.raises(_ParsedError) as parsed:
             runpy.run_path(str(script), run_name="__main__")
     for name in set(sys.modules) - modules:  # scripts import each other by bare names
@@ -109,10 +109,10 @@ def _ray(words: list[str], folder: Path) -> None:
 
 
 def _foreign(words: list[str], folder: Path) -> None:
-    """Of programs that are not here, the files of ours that they read have to be."""
+    """For programs that are not installed, the files of ours that they read must exist."""
     for word in words:
         if (named := re.fullmatch(r"@?(images-[\w*./-]+)", word)) and not list(folder.glob(named[1])):
-            raise AssertionError(f"{word}: no such file after the commands before it")
+            raise AssertionError(f"{word}: no such file after the previous commands")
 
 
 _PARSERS = {

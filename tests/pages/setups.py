@@ -1,4 +1,4 @@
-"""What a page has on the reader's disk, on the Hub, or in Python before its first block."""
+"""Prerequisites of a page: files on the reader's disk, repositories on the Hub, names in Python."""
 
 import bz2
 import importlib.util
@@ -14,22 +14,22 @@ from hub_server import HubServer
 from PIL import Image
 
 from pages.blocks import DOCS, ROOT, blocks
-from pages.workshop import Workshop
+from pages.session import PageSession
 
 _WORDS = ("dog beach sea", "dog sea waves", "cat sofa", "beach sea sand", "boat sea sun", "house tree sun")
 _CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*.parquet\n---\n"
 
 
-def set_up(page: str, shop: Workshop, hub: HubServer, patch: pytest.MonkeyPatch) -> None:
-    """Puts there what the page takes as given."""
+def set_up(page: str, session: PageSession, hub: HubServer, patch: pytest.MonkeyPatch) -> None:
+    """Creates the prerequisites of the page."""
     if page == "docs/data.md":
-        _data(shop, patch)
+        _data(session, patch)
     elif page in _SETUPS:
-        _SETUPS[page](shop, hub)
+        _SETUPS[page](session, hub)
 
 
 def _write_images(folder: Path, split: str = "train", count: int = 12, **columns: Any) -> None:
-    """A folder of small images with captions, labels and further columns."""
+    """A folder of small images with captions, labels and additional columns."""
     (folder / split).mkdir(parents=True)
     rng = np.random.default_rng(len(folder.name))
     with (folder / split / "metadata.jsonl").open("w", encoding="utf-8") as lines:
@@ -43,7 +43,7 @@ def _write_images(folder: Path, split: str = "train", count: int = 12, **columns
             lines.write(json.dumps(row) + "\n")
 
 
-def _on_the_hub(hub: HubServer, name: str) -> None:
+def _add_to_hub(hub: HubServer, name: str) -> None:
     """A data set with images, tags and years, as Parquet with a card."""
     import datasets
 
@@ -71,15 +71,15 @@ def _on_the_hub(hub: HubServer, name: str) -> None:
     buffer.unlink()
 
 
-def _data(shop: Workshop, patch: pytest.MonkeyPatch) -> None:
-    """Replicas of both releases, with their counts; matrices as research code passes them around."""
+def _data(session: PageSession, patch: pytest.MonkeyPatch) -> None:
+    """Replicas of both releases, with their counts; matrices in the usual research layout."""
     from cmfah_hf.data import prepare_mirflickr25k, prepare_nus_wide
 
     spec = importlib.util.spec_from_file_location("release_replicas", ROOT / "tests" / "data" / "release_replicas.py")
     replicas = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = replicas  # dataclasses look their module up
+    sys.modules[spec.name] = replicas  # dataclasses look up their module
     spec.loader.exec_module(replicas)
-    downloads = shop.folder / "downloads"
+    downloads = session.folder / "downloads"
     (downloads / "mirflickr").mkdir(parents=True)
     (downloads / "nus-wide").mkdir()
     for make, prepare in (
@@ -102,24 +102,24 @@ def _data(shop: Workshop, patch: pytest.MonkeyPatch) -> None:
     (downloads / "common_tags.txt").write_text(names, encoding="utf-8")
 
 
-def _expansion(shop: Workshop, hub: HubServer) -> None:
+def _expansion(session: PageSession, hub: HubServer) -> None:
     """Captions of images, a corpus file, and a dump in MediaWiki's format."""
-    _write_images(shop.folder / "data" / "coco-pairs")
+    _write_images(session.folder / "data" / "coco-pairs")
     texts = ["A dog barks at a cat.", "Waves roll over the sand of the beach.", "The sun is over the sea."] * 4
-    (shop.folder / "text").mkdir()
+    (session.folder / "text").mkdir()
     corpus = "".join(json.dumps({"title": f"T{n}", "text": text}) + "\n" for n, text in enumerate(texts))
-    (shop.folder / "text" / "wikipedia-vital-articles.jsonl").write_text(corpus, encoding="utf-8")
+    (session.folder / "text" / "wikipedia-vital-articles.jsonl").write_text(corpus, encoding="utf-8")
     articles = "".join(
         f"<page><title>T{n}</title><ns>0</ns><id>{n}</id><revision><text>{text}</text></revision></page>"
         for n, text in enumerate(texts)
     )
     head = '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="en">'
     dump = f"{head}<siteinfo></siteinfo>{articles}</mediawiki>".encode()
-    (shop.folder / "enwiki-pages-articles.xml.bz2").write_bytes(bz2.compress(dump))
+    (session.folder / "enwiki-pages-articles.xml.bz2").write_bytes(bz2.compress(dump))
 
 
-def _hub(shop: Workshop, hub: HubServer) -> None:
-    """A trainer that has come to its end."""
+def _hub(session: PageSession, hub: HubServer) -> None:
+    """A trainer that has finished."""
     from cmfah_hf import CMFAHForPreTraining, CMFAHProcessor, CMFAHTrainer, CMFAHTrainingArguments
 
     args = CMFAHTrainingArguments(
@@ -127,11 +127,11 @@ def _hub(shop: Workshop, hub: HubServer) -> None:
         load_best_model_at_end=False,
     )  # fmt: skip
     model = CMFAHForPreTraining.from_pretrained("my-model")
-    shop.names["trainer"] = CMFAHTrainer(model, args, processing_class=CMFAHProcessor.from_pretrained("my-model"))
+    session.names["trainer"] = CMFAHTrainer(model, args, processing_class=CMFAHProcessor.from_pretrained("my-model"))
 
 
-def _method(shop: Workshop, hub: HubServer) -> None:
-    """`my-model` is one of SCAHN's there."""
+def _method(session: PageSession, hub: HubServer) -> None:
+    """`my-model` is a SCAHN model there."""
     import shutil
 
     from cmfah_hf.training import parse_run, train
@@ -141,8 +141,8 @@ def _method(shop: Workshop, hub: HubServer) -> None:
     train(parse_run(ROOT / "hub_configs" / "scahn-scenes.yaml", [*small, "--use_cpu", "true"]))
 
 
-def _scaling(shop: Workshop, hub: HubServer) -> None:
-    """An index with columns, and the hash values of two queries."""
+def _scaling(session: PageSession, hub: HubServer) -> None:
+    """An index with columns, and the continuous codes of two queries."""
     from cmfah_hf import HashIndex
 
     values = np.tanh(np.random.default_rng(0).normal(size=(300, 64)))
@@ -150,29 +150,29 @@ def _scaling(shop: Workshop, hub: HubServer) -> None:
     columns = {"year": [2015 + n % 10 for n in range(300)], "caption": [f"image {n}" for n in range(300)]}
     index.add(values, ids=[f"p{n}" for n in range(300)], metadata=columns)
     index.save("images.index")
-    shop.names["hash_values"] = values[:2]
+    session.names["hash_values"] = values[:2]
 
 
-def _search(shop: Workshop, hub: HubServer) -> None:
-    _on_the_hub(hub, "my-name/my-images")
-    _on_the_hub(hub, "my-name/my-data-set")
-    _write_images(shop.folder / "photos-2024", "train", 4, year=[2024] * 4)
-    _write_images(shop.folder / "more-photos", "train", 4, year=[2025] * 4)
+def _search(session: PageSession, hub: HubServer) -> None:
+    _add_to_hub(hub, "my-name/my-images")
+    _add_to_hub(hub, "my-name/my-data-set")
+    _write_images(session.folder / "photos-2024", "train", 4, year=[2024] * 4)
+    _write_images(session.folder / "more-photos", "train", 4, year=[2025] * 4)
 
 
-def _training(shop: Workshop, hub: HubServer) -> None:
+def _training(session: PageSession, hub: HubServer) -> None:
     from cmfah_hf.hub import push_dataset
 
     push_dataset("my-images", "owner/name", progress=False)
 
 
-def _adding_an_encoder(shop: Workshop, hub: HubServer) -> None:
-    """The settings that the page shows, in the file that it names."""
+def _adding_an_encoder(session: PageSession, hub: HubServer) -> None:
+    """The settings shown on the page, in the file named there."""
     (shown,) = (block.text for block in blocks(DOCS / "adding-an-encoder.md") if block.language == "yaml")
-    (shop.folder / "my-run.yaml").write_text(shown, encoding="utf-8")
+    (session.folder / "my-run.yaml").write_text(shown, encoding="utf-8")
 
 
-_SETUPS: dict[str, Callable[[Workshop, HubServer], None]] = {
+_SETUPS: dict[str, Callable[[PageSession, HubServer], None]] = {
     "docs/adding-an-encoder.md": _adding_an_encoder,
     "docs/expansion.md": _expansion,
     "docs/hub.md": _hub,

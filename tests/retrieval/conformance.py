@@ -56,7 +56,7 @@ class IndexConformance:
 
     @pytest.fixture
     def reload(self) -> Callable[[BaseHashIndex], BaseHashIndex]:
-        """A function that saves an index and returns it as it is loaded again."""
+        """A function that saves an index, loads it again and returns the loaded index."""
         raise NotImplementedError
 
     @pytest.fixture
@@ -108,7 +108,7 @@ class IndexConformance:
         assert one.scores.tolist() == expected.scores[1:2].tolist()
         assert one.metadata is None
 
-    def test_approximate_search_finds_what_is_near(self, index):
+    def test_approximate_search_finds_near_items(self, index):
         rng = np.random.default_rng(6)
         index.add(tied_values(rng, 200), range(200))
         queries = tied_values(rng, 5)
@@ -117,12 +117,12 @@ class IndexConformance:
         assert index.measure_recall(queries, 10, probes=200) == 1
         assert 0 <= index.measure_recall(queries, 10, "aqd", probes=1) <= 1
 
-    def test_optimizing_changes_no_answer(self, filled):
+    def test_optimizing_changes_no_results(self, filled):
         before = filled.search(np.ones(BITS), 3)
         filled.optimize()
         assert filled.search(np.ones(BITS), 3).ids.tolist() == before.ids.tolist()
 
-    def test_changes_reach_every_view_of_the_items(self, index):
+    def test_changes_are_visible_in_every_view_of_the_items(self, index):
         ones, minus = tuple(pack(np.ones((1, BITS)))[0].tolist()), tuple(pack(-np.ones((1, BITS)))[0].tolist())
         index.add(np.ones((4, BITS)), ["a", "b", "c", "d"], {"year": [1, 2, 3, 4], "place": ["p"] * 4})
         assert index.id_type == "str"
@@ -140,7 +140,7 @@ class IndexConformance:
         assert index.holds(["a", "b", "e"]).tolist() == [False, True, True]
         assert ["a" in index, "d" in index, 4 in index, None in index] == [False, True, False, False]
 
-    def test_ids_are_made_up_and_never_come_back(self, index):
+    def test_assigned_ids_are_never_reused(self, index):
         first = index.next_id
         index.add(np.ones((3, BITS)))
         assert sorted(index.ids.tolist()) == [first, first + 1, first + 2]
@@ -151,14 +151,14 @@ class IndexConformance:
         assert sorted(index.ids.tolist()) == [first, first + 3, first + 40, first + 41]
         assert index.next_id == first + 42
 
-    def test_string_ids_are_not_made_up_mixed_or_repeated(self, index):
+    def test_string_ids_are_not_assigned_mixed_or_duplicated(self, index):
         index.add(np.ones((3, BITS)), ["a", "b", "c"])
         for ids, message in ((["d", "a"], "id 'a' already"), ([1, 2], "strings, id 1 is not"), (None, "give `ids`")):
             with pytest.raises(HashIndexError, match=message):
                 index.add(np.ones((2, BITS)), ids)
         assert sorted(index.ids.tolist()) == ["a", "b", "c"]
 
-    def test_an_emptied_index_takes_the_other_type_of_id_and_other_columns(self, index):
+    def test_an_emptied_index_accepts_another_id_type_and_other_columns(self, index):
         index.add(np.ones((2, BITS)), ["a", "b"], {"year": [1, 2]})
         index.remove(["a", "b"])
         assert (len(index), index.id_type, index.metadata) == (0, None, None)
@@ -169,7 +169,7 @@ class IndexConformance:
         assert "a" not in index
         assert contents(index)[7][1] == {"year": "text"}
 
-    def test_a_reloaded_index_is_the_same(self, index, reload):
+    def test_reloaded_index_is_equal(self, index, reload):
         rng = np.random.default_rng(9)
         index.add(tied_values(rng, 30), range(30), {"year": list(range(30))})
         index.remove([4, 9])
@@ -186,7 +186,7 @@ class IndexConformance:
             assert after.metadata.equals(before.metadata)
 
     @pytest.mark.parametrize("name", ["ids", "codes"])
-    def test_arrays_of_the_index_cannot_be_written(self, filled, name):
+    def test_arrays_of_the_index_are_read_only(self, filled, name):
         with pytest.raises(ValueError, match="read-only"):
             getattr(filled, name)[0] = 5
 
@@ -228,7 +228,7 @@ class IndexConformance:
             (lambda index: index.search(3.0, metric="aqd"), "shape"),
         ],
     )
-    def test_a_refused_call_names_what_is_wrong_and_changes_nothing(self, filled, act, message):
+    def test_a_refused_call_names_the_error_and_changes_nothing(self, filled, act, message):
         before = contents(filled), filled.next_id
         with pytest.raises(HashIndexError, match=message):
             act(filled)
@@ -248,7 +248,7 @@ class IndexConformance:
             ({"where": 3}, "A condition is"),
         ],
     )
-    def test_a_query_without_meaning_is_rejected(self, filled, arguments, message):
+    def test_a_zero_query_is_rejected(self, filled, arguments, message):
         with pytest.raises(QueryError, match=message):
             filled.search(np.ones((1, BITS)), **arguments)
 
@@ -261,7 +261,7 @@ class IndexConformance:
         with pytest.raises(QueryError, match="at least one query"):
             filled.measure_recall(np.empty((0, BITS)))
 
-    def test_more_answers_than_items_are_all_items_and_a_warning(self, filled, caplog):
+    def test_k_above_the_number_of_items_returns_all_with_a_warning(self, filled, caplog):
         with caplog.at_level("WARNING"):
             assert filled.search(np.ones(BITS), 10).ids.tolist() == [[0, 1, 2]]
         assert "k = 10" in caplog.text

@@ -49,19 +49,19 @@ BITS = np.array([[1] * 8, [0, 1, 1, 0, 0, 1, 0, 1]])
 
 @pytest.mark.parametrize("dtype", ["int64", "int8", "float32", "float64", "bool", "uint8", "uint16"])
 @pytest.mark.parametrize("act", [pack, sign, round_for_aqd])
-def test_codes_of_zero_and_one_are_refused_with_what_to_do(act, dtype):
+def test_zero_one_codes_are_refused_with_advice(act, dtype):
     for values in (BITS.astype(dtype), BITS[1:].astype(dtype), torch.from_numpy(BITS.astype(dtype))):
         with pytest.raises(HashIndexError, match=r"only 0 and 1.*`2 \* codes - 1`.*numpy\.packbits"):
             act(values)
 
 
-def test_what_that_advice_gives_is_one_code():
+def test_the_advised_conversions_agree():
     packed = np.packbits(BITS > 0, axis=1, bitorder="little")
     np.testing.assert_array_equal(pack(2 * BITS - 1), packed)
     np.testing.assert_array_equal(sign(2 * BITS - 1), unpack(packed))
 
 
-def test_signs_and_real_zeros_are_no_codes_of_zero_and_one():
+def test_signs_and_real_zeros_are_not_taken_for_zero_one_codes():
     assert pack(np.ones((1, 8), int)).tolist() == [[255]]  # a code of +-1
     assert pack(np.zeros((2, 8))).tolist() == [[255], [255]]  # sgn(0) = +1
     assert round_for_aqd(np.zeros((1, 8))).tolist() == [[0.0] * 8]
@@ -86,7 +86,7 @@ def test_signs_and_real_zeros_are_no_codes_of_zero_and_one():
         (None, r"shape \(\)"),
     ],
 )
-def test_what_is_no_matrix_of_numbers_is_refused_in_one_line(values, message):
+def test_values_that_are_no_numeric_matrix_are_refused_in_one_line(values, message):
     for act in (pack, sign, round_for_aqd):
         with pytest.raises(HashIndexError, match=message) as refused:
             act(values)
@@ -100,7 +100,7 @@ def test_quantized_tensors_are_refused():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_torch_values_give_the_codes_of_numpy_ones(dtype):
+def test_torch_values_match_numpy(dtype):
     values = torch.randn(5, 24, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     np.testing.assert_array_equal(pack(values), pack(values.detach().double().numpy()))
     np.testing.assert_array_equal(pack(torch.from_numpy(sign(values))), pack(values))
@@ -146,12 +146,12 @@ def test_rounded_sums_are_exact_in_any_order():
         (torch.tensor([[0.0] * 8] * 2 + [[float("nan")] * 8]), "Row 2 .* NaN"),
     ],
 )
-def test_pack_says_what_is_wrong(values, message):
+def test_errors_of_pack(values, message):
     with pytest.raises(HashIndexError, match=message):
         pack(values)
 
 
-def test_unpack_says_what_is_wrong():
+def test_errors_of_unpack():
     with pytest.raises(HashIndexError, match=r"16 bits, where 64"):
         unpack(np.zeros((3, 2), np.uint8), bits=64)
     with pytest.raises(HashIndexError, match="int64"):
@@ -159,12 +159,12 @@ def test_unpack_says_what_is_wrong():
 
 
 @pytest.mark.parametrize("large", [1e30, 2000.0])
-def test_values_that_could_not_be_summed_exactly_are_refused(large):
+def test_values_without_exact_sums_are_refused(large):
     values = np.zeros((3, 8))
     values[1, 4] = large
     with pytest.raises(HashIndexError, match=r"Row 1 .*\[-1, 1\]"):
         round_for_aqd(values)
 
 
-def test_as_array_takes_lists():
+def test_as_array_accepts_lists():
     assert as_array([[1, 2], [3, 4]]).shape == (2, 2)

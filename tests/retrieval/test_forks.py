@@ -1,4 +1,4 @@
-"""Searches in forked children of a process that has searched with several threads."""
+"""Searches in forked children of a process that searched with several threads before."""
 
 import contextlib
 import os
@@ -13,9 +13,9 @@ import pytest
 
 from cmfah_hf.retrieval.index import HashIndex
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked here")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
-# Each in a process of its own: OpenMP reads its settings once, and what hangs must not hang the tests.
+# Each in a separate process: OpenMP reads its settings once, and a hang must not block the tests.
 _SCRIPT = """
 import multiprocessing, os, sys, threading
 import faiss
@@ -69,7 +69,7 @@ if __name__ == "__main__":
 """
 
 
-def test_children_search_as_their_parent_does(tmp_path):
+def test_children_search_like_their_parent(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT)
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
@@ -80,10 +80,10 @@ def test_children_search_as_their_parent_does(tmp_path):
         assert process.communicate(timeout=100)[0] == f"{[True] * 6}\n"
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its children too, which may be waiting forever
+            os.killpg(process.pid, signal.SIGKILL)  # its children too, which may wait forever
 
 
-def test_a_lock_that_another_thread_holds_is_free_in_a_child():
+def test_a_lock_held_by_another_thread_is_free_in_a_child():
     index = HashIndex(16)
     index.add(np.zeros((3, 2), np.uint8))
     held, release = threading.Event(), threading.Event()

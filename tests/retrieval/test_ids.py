@@ -1,4 +1,4 @@
-"""Ids by row, and rows by id, against lists and dictionaries."""
+"""Lookup of ids by row and rows by id, against lists and dictionaries."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ words = st.lists(st.text(max_size=4) | st.sampled_from(["\udcff", "Ã©\x00", "ðŸŒ
 
 
 @given(st.lists(words, max_size=6))
-def test_strings_come_back_as_they_were(blocks):
+def test_string_ids_round_trip(blocks):
     column, everything = empty(strings=True), []
     for block in blocks:
         before = column
@@ -26,7 +26,7 @@ def test_strings_come_back_as_they_were(blocks):
         if block:
             column = column.extended(id_array(block))
             everything += block
-        assert before.take(np.arange(len(before))).tolist() == held  # an earlier column stays as it was
+        assert before.take(np.arange(len(before))).tolist() == held  # an earlier column does not change
     assert len(column) == len(everything)
     assert column.array().tolist() == everything
     rows = np.arange(len(everything))[::-1].reshape(-1, 1)
@@ -53,8 +53,8 @@ changes = st.lists(st.tuples(st.booleans(), st.integers(0, 40)), max_size=60)
 
 @given(changes, st.booleans(), st.booleans())
 @settings(max_examples=150)
-def test_rows_are_found_by_id_through_any_history(history, strings, collide):
-    """With few newest rows, so that the sorted ones are often rebuilt; also if all strings have the same hash."""
+def test_rows_are_found_by_id_after_any_changes(history, strings, collide):
+    """With a small buffer of new rows, so that the sorted rows are rebuilt often; also if all strings have one hash."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(IdLookup, "_FEW", 3)
         if collide and strings:

@@ -26,7 +26,7 @@ def reference(hash_db, hash_q, metric, keys):
 
 
 def tied_values(rng, rows, bits):
-    """Few patterns, many times over, and query values on a coarse grid: ties everywhere."""
+    """Continuous codes of few sign patterns, on a coarse grid, so that scores tie everywhere."""
     patterns = rng.normal(size=(max(2, rows // 4), bits))
     values = patterns[rng.integers(len(patterns), size=rows)]
     return np.clip(np.round(values * 2) / 4, -1, 1)
@@ -65,7 +65,7 @@ def test_one_tie_over_the_whole_index_is_cut_in_the_order_of_ids():
         assert index.search(np.ones(16), k=4, metric=metric).ids.tolist() == [[0, 3, 6, 9]]
 
 
-def test_packed_and_torch_inputs_are_the_same_search():
+def test_packed_and_torch_inputs_give_the_same_results():
     rng = np.random.default_rng(0)
     hash_db, hash_q = rng.normal(size=(80, 32)) / 8, rng.normal(size=(5, 32)) / 8
     plain, packed, tensors = HashIndex(32), HashIndex(32), HashIndex(32)
@@ -83,7 +83,7 @@ def test_packed_and_torch_inputs_are_the_same_search():
     np.testing.assert_array_equal(one.ids, expected.ids[3:4])
 
 
-def test_the_index_keeps_a_copy_of_the_codes():
+def test_the_index_copies_the_codes():
     codes = pack(np.ones((1, 16)))
     index = HashIndex(16)
     index.add(codes)
@@ -99,7 +99,7 @@ operations = st.lists(
 
 @given(operations, st.booleans(), st.booleans())
 @settings(max_examples=60)
-def test_any_history_leaves_what_a_dict_would_hold(tmp_path_factory, history, strings, mmap):
+def test_any_sequence_of_changes_matches_a_dict(tmp_path_factory, history, strings, mmap):
     path = tmp_path_factory.mktemp("index") / "index.safetensors"
     name = str if strings else int
     index, model = HashIndex(8), {}
@@ -138,6 +138,6 @@ def test_any_history_leaves_what_a_dict_would_hold(tmp_path_factory, history, st
 
 
 @pytest.mark.parametrize("bits", [0, 12])
-def test_bits_that_no_code_has_are_named(bits):
+def test_invalid_bits_are_named(bits):
     with pytest.raises(HashIndexError, match=f"{bits} bits"):
         HashIndex(bits)

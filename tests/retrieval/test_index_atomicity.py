@@ -1,4 +1,4 @@
-"""Atomicity of changes to an index, whichever line raises."""
+"""Atomicity of changes to an index, at whichever line an exception is raised."""
 
 import linecache
 import sys
@@ -91,7 +91,7 @@ CHANGES = {
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("strings", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_interrupted_at_any_line_is_whole_or_nothing(tmp_path, monkeypatch, change, strings, mapped):
+def test_a_change_interrupted_at_any_line_is_atomic(tmp_path, monkeypatch, change, strings, mapped):
     monkeypatch.setattr(rows, "_FEW_CHANGED", 2)  # these changes rewrite the rows
     monkeypatch.setattr(IdLookup, "_FEW", 3)
 
@@ -116,7 +116,7 @@ def test_a_change_interrupted_at_any_line_is_whole_or_nothing(tmp_path, monkeypa
             break
         outcomes.append(now := state(index, names))
         assert now in (before, after)
-        if now == after:  # it was broken off on the way back
+        if now == after:  # it was interrupted on return
             index = made(strings, path, mapped)
     assert outcomes.count(before) > 20
     assert state(index, names) == after
@@ -125,7 +125,7 @@ def test_a_change_interrupted_at_any_line_is_whole_or_nothing(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("mapped", [False, True])
-def test_the_empty_string_is_an_id_like_others(tmp_path, mapped):
+def test_empty_string_is_a_valid_id(tmp_path, mapped):
     index = HashIndex(16)
     if mapped:
         index.save(tmp_path / "index")
@@ -136,8 +136,8 @@ def test_the_empty_string_is_an_id_like_others(tmp_path, mapped):
     assert index.holds(["", "a", "b"]).tolist() == [True, True, False]
 
 
-def test_what_a_failed_change_wrote_never_comes_back(monkeypatch):
-    """Arrow rejects the metadata after everything else is ready, or memory runs out on the way."""
+def test_rows_of_a_failed_change_never_reappear(monkeypatch):
+    """Arrow rejects the metadata after all other parts are ready, or memory runs out before that."""
     index = made(False, None, mapped=False)
     before = state(index, [9])
     for _ in range(3):

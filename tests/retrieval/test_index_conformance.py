@@ -1,4 +1,4 @@
-"""`HashIndex` against the tests of every index."""
+"""Runs `IndexConformance` on `HashIndex`."""
 
 import pytest
 from retrieval.conformance import BITS, IndexConformance

@@ -28,7 +28,7 @@ def numbers_of(stream):
 
 
 def crafted(path, tensors=None, **header):
-    """An index of three items with these parts of it exchanged, and a right checksum."""
+    """An index of three items with some tensors replaced and a correct checksum."""
     index = HashIndex(16)
     index.add(np.zeros((3, 2), np.uint8), ids=None if header.get("id_type") != "str" else ["a", "b", "c"])
     index.save(path)
@@ -51,7 +51,7 @@ def refused(path, message="damaged"):
 
 @pytest.mark.parametrize("column", [["x" * 10**6] * 3, pa.array(["x" * 10**6] * 3).dictionary_encode()])
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
-def test_tables_that_unpack_to_more_than_they_are(tmp_path, column, codec):
+def test_decompression_bombs(tmp_path, column, codec):
     table = pa.table({"s": column})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
@@ -59,7 +59,7 @@ def test_tables_that_unpack_to_more_than_they_are(tmp_path, column, codec):
     refused(crafted(tmp_path / "x", {"table": numbers_of(sink.getvalue().to_pybytes())}), "is compressed")
 
 
-def test_lists_of_more_nulls_than_there_is_memory_for(tmp_path):
+def test_lists_with_more_nulls_than_memory(tmp_path):
     nulls = pa.Array.from_buffers(pa.null(), 2**31 - 1, [None])
     lists = pa.LargeListArray.from_arrays(pa.array([0, 0, 0, 2**31 - 1]), nulls)
     for table in (pa.table({"s": lists}), pa.table({"s": pa.StructArray.from_arrays([lists], ["inner"])})):
@@ -98,7 +98,7 @@ def test_indices_beyond_the_dictionary(tmp_path):
         (stream_of(pa.table({"s": pa.Array.from_buffers(pa.null(), 2**31 - 1, [None])})), "rows"),
     ],
 )
-def test_tables_that_are_none(tmp_path, stream, message):
+def test_invalid_tables(tmp_path, stream, message):
     refused(crafted(tmp_path / "x", {"table": numbers_of(stream)}), message)
 
 
@@ -115,7 +115,7 @@ def test_tables_that_are_none(tmp_path, stream, message):
         (b"a", [0, 0, 1], "id '' twice"),
     ],
 )
-def test_ids_that_are_no_strings(tmp_path, text, ends, message):
+def test_ids_that_are_not_strings(tmp_path, text, ends, message):
     tensors = {"id_bytes": np.frombuffer(text, np.uint8), "id_ends": np.array(ends)}
     refused(crafted(tmp_path / "x", tensors, id_type="str"), message)
 
@@ -174,20 +174,20 @@ def placed(layout, name, **entry):
         (lambda layout, data: (layout, data[:-1]), "is not where"),
     ],
 )
-def test_layouts_that_lead_elsewhere(tmp_path, change, message):
+def test_layouts_that_point_elsewhere(tmp_path, change, message):
     started = time.monotonic()
     refused(rewritten(tmp_path / "x", change), f"x is damaged.*{message}")
     assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("length", [0, 2**20, 2**62, 2**64 - 1])
-def test_header_lengths_that_are_none(tmp_path, length):
+def test_invalid_header_lengths(tmp_path, length):
     path = crafted(tmp_path / "x")
     path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
     refused(path, "has no such length")
 
 
-def test_many_ids_are_compared_quickly_and_well():
+def test_many_ids_are_compared_quickly_and_correctly():
     names = [f"n{i}" for i in range(70_000)] + ["é\udcff", "", "x" * 100_000, "x" * 100_001]
 
     def strings(items):

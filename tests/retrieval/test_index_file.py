@@ -1,4 +1,4 @@
-"""An index on disk: what comes back in another process, and what no damage, no full disk and no rival may do to it."""
+"""An index on disk: loading in another process, damaged files, full disks, and concurrent writers."""
 
 import functools
 import json
@@ -31,7 +31,7 @@ HEADER = {
 
 
 def tied_values(rng, rows, bits):
-    """Few patterns, many times over: ties everywhere."""
+    """Continuous codes of few sign patterns, so that scores tie everywhere."""
     patterns = rng.normal(size=(max(2, rows // 4), bits))
     return np.clip(np.round(patterns[rng.integers(len(patterns), size=rows)] * 2) / 4, -1, 1)
 
@@ -133,7 +133,7 @@ def saved(tmp_path, **changes):
 
 
 @pytest.mark.parametrize("mmap", [True, False])
-def test_any_changed_byte_of_the_data_is_noticed(tmp_path, mmap):
+def test_any_changed_byte_of_the_data_is_detected(tmp_path, mmap):
     path = saved(tmp_path)
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
@@ -145,7 +145,7 @@ def test_any_changed_byte_of_the_data_is_noticed(tmp_path, mmap):
 
 
 @pytest.mark.parametrize("length", [0, 5, 40, -1])
-def test_a_file_that_was_cut_short_is_noticed(tmp_path, length):
+def test_a_truncated_file_is_detected(tmp_path, length):
     path = saved(tmp_path)
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(HashIndexError, match=r"broken\.index is damaged"):
@@ -163,13 +163,13 @@ def test_a_file_that_was_cut_short_is_noticed(tmp_path, length):
         ({"next_id": "x"}, r"broken\.index is damaged"),
     ],
 )
-def test_a_changed_header_is_noticed(tmp_path, changes, message):
+def test_a_changed_header_is_detected(tmp_path, changes, message):
     with pytest.raises(HashIndexError, match=message):
         HashIndex.load(saved(tmp_path, **changes))
 
 
-def test_a_header_that_promises_more_than_there_is_is_noticed(tmp_path):
-    """The checksum is right, as anyone can make it; the kernels would read past the end of the codes."""
+def test_a_header_with_too_many_codes_is_detected(tmp_path):
+    """The checksum is correct, as anyone can compute it; the kernels would read past the end of the codes."""
     path = tmp_path / "crafted"
     for header, codes in (({"bits": "64"}, (3, 2)), ({"count": "9"}, (3, 2)), ({"id_type": "str"}, (3, 2)), ({}, (6,))):
         index = filled()
@@ -204,7 +204,7 @@ def test_the_expected_bits_are_checked(tmp_path):
         HashIndex.load(saved(tmp_path), bits=64)
 
 
-def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = saved(tmp_path)
     before = path.read_bytes()
 
@@ -220,7 +220,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_an_index_of_the_first_version_is_read(tmp_path):
-    """As it was written before there were stamps and metadata."""
+    """Its format has no stamps and no metadata."""
     ids = ["b", "", "é"]
     text = "".join(ids).encode()
     tensors = {
@@ -247,7 +247,7 @@ def test_an_index_of_the_first_version_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("ends", [[2, 1, 3], [1, 1, 9], [-1, 1, 3]])
-def test_ends_of_ids_that_lead_out_of_the_file_are_noticed(tmp_path, ends):
+def test_id_offsets_beyond_the_file_are_detected(tmp_path, ends):
     tensors = {
         "codes": np.zeros((3, 2), np.uint8),
         "id_bytes": np.frombuffer(b"abc", np.uint8),
@@ -267,13 +267,13 @@ def test_ends_of_ids_that_lead_out_of_the_file_are_noticed(tmp_path, ends):
         HashIndex.load(tmp_path / "crafted")
 
 
-def test_changes_of_somebody_else_are_not_overwritten(tmp_path):
+def test_changes_of_another_writer_are_not_overwritten(tmp_path):
     path = tmp_path / "index"
     filled().save(path)
     mine, theirs = HashIndex.load(path), HashIndex.load(path)
     theirs.add(np.ones((1, 16)), ids=[77])
     theirs.save(path)
-    theirs.save(path)  # one's own saves are no rivals
+    theirs.save(path)  # saving the same index again is no conflict
     mine.remove([0])
     with pytest.raises(HashIndexError, match=r"index was saved by another program .* pass overwrite=True"):
         mine.save(path)
@@ -281,7 +281,7 @@ def test_changes_of_somebody_else_are_not_overwritten(tmp_path):
     mine.save(tmp_path / "other")
     mine.save(path, overwrite=True)
     assert HashIndex.load(path).ids.tolist() == [1, 2]
-    filled().save(path)  # what was never loaded from there replaces it
+    filled().save(path)  # an index that was not loaded from the file replaces it
     assert len(HashIndex.load(path)) == 3
 
 
@@ -291,7 +291,7 @@ def _hold_the_lock(path, ready):
         time.sleep(60)
 
 
-def test_a_file_that_another_process_is_writing_is_waited_for(tmp_path, monkeypatch):
+def test_saving_waits_for_another_writing_process(tmp_path, monkeypatch):
     path = tmp_path / "index"
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
@@ -307,7 +307,7 @@ def test_a_file_that_another_process_is_writing_is_waited_for(tmp_path, monkeypa
     finally:
         rival.kill()
         rival.join()
-    filled().save(path)  # the lock of a dead process is no lock
+    filled().save(path)  # the lock of a dead process is released
     assert len(HashIndex.load(path)) == 3
 
 
@@ -325,7 +325,7 @@ while True:
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
+def test_a_kill_at_any_moment_leaves_a_valid_file(tmp_path):
     path = tmp_path / "index"
     for delay in (0.0, 0.003, 0.01, 0.02, 0.05):
         process = subprocess.Popen([sys.executable, "-c", _SAVING, path], stdout=subprocess.PIPE, text=True)
@@ -349,7 +349,7 @@ def _save_many(path, number):
 
 
 @pytest.mark.slow
-def test_two_processes_on_one_file_leave_one_of_theirs(tmp_path):
+def test_two_processes_saving_to_one_file_leave_one_of_the_results(tmp_path):
     path = tmp_path / "index"
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_save_many, args=(path, number)) for number in (1, 2)]
@@ -362,8 +362,8 @@ def test_two_processes_on_one_file_leave_one_of_theirs(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["index"]
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk takes root on Linux")
-def test_a_disk_that_is_really_full(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk requires root on Linux")
+def test_a_full_disk(tmp_path):
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)]
@@ -378,13 +378,13 @@ def test_a_disk_that_is_really_full(tmp_path):
             large.save(path)
         assert len(HashIndex.load(path)) == 3
         assert {file.name for file in small.iterdir()} == {"index"}
-        large.save(tmp_path / "elsewhere")  # nothing of it is lost
+        large.save(tmp_path / "elsewhere")  # nothing is lost
         assert len(HashIndex.load(tmp_path / "elsewhere")) == 50_003
     finally:
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_the_fingerprint_of_a_model_is_kept(tmp_path):
+def test_the_fingerprint_of_a_model_is_saved(tmp_path):
     index = filled()
     index.model = "sha256:ab"
     index.save(tmp_path / "index")
@@ -395,7 +395,7 @@ def test_the_fingerprint_of_a_model_is_kept(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="modes, links and pipes of POSIX")
-def test_the_umask_is_followed_links_are_written_through_and_pipes_left_alone(tmp_path):
+def test_umask_links_and_pipes(tmp_path):
     path, link, pipe = tmp_path / "index", tmp_path / "link", tmp_path / "pipe"
     before = os.umask(0o027)
     try:
@@ -411,7 +411,7 @@ def test_the_umask_is_followed_links_are_written_through_and_pipes_left_alone(tm
     assert len(HashIndex.load(path)) == 4
     theirs = HashIndex.load(path)
     larger.save(path)
-    with pytest.raises(HashIndexError, match="saved by another program"):  # also under its other name
+    with pytest.raises(HashIndexError, match="saved by another program"):  # also under the other name
         theirs.save(link)
     os.mkfifo(pipe)
     for act in (filled().save, HashIndex.load):

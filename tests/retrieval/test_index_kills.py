@@ -1,4 +1,4 @@
-"""A process that is killed at any line of a save: nothing is lost, and the next save leaves nothing behind."""
+"""Saves killed at any line: nothing is lost, and the next save removes the leftovers."""
 
 import os
 import signal
@@ -13,11 +13,11 @@ from cmfah_hf.retrieval.exporters import EXPORTERS
 from cmfah_hf.retrieval.index import HashIndex
 
 WRITERS = tuple(str(Path(cmfah_hf.__file__).parent / part) for part in ("atomic.py", "retrieval"))
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked here")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
 def killed_at(step, act):
-    """Calls `act` in a child that is killed at the given line of the package. Whether it ended before that line."""
+    """Calls `act` in a child that is killed at the given line of the package. Returns whether it ended before that."""
     child = os.fork()
     if not child:
         left = step
@@ -44,12 +44,12 @@ def killed_at(step, act):
 
 
 def kills(act, stride):
-    """Kills a save every few lines, then lets it end."""
+    """Kills a save every few lines, then lets one finish."""
     for step in range(0, 5000, stride):
         if killed_at(step, act):
             return
         yield step
-    raise AssertionError("it never ended")
+    raise AssertionError("the save never finished")
 
 
 def index_of(count):
@@ -74,18 +74,18 @@ def test_an_index(tmp_path):
 def test_an_export(tmp_path, target):
     path, old, new = tmp_path / "export", index_of(3), index_of(4)
     export = EXPORTERS[target]
-    wholes = []
+    complete = []
     for index in (old, new):
         export(index, path, overwrite=True)
-        wholes.append({file.name: file.read_bytes() for file in path.iterdir()})
+        complete.append({file.name: file.read_bytes() for file in path.iterdir()})
     export(old, path, overwrite=True)
     killed = 0
     for _ in range(0, 20):
         step = killed * 37 % 800
         if not killed_at(step, lambda: export(new, path, overwrite=True)):
             killed += 1
-        # Between two renames the folder is away; the next export puts it back before it does anything.
-        assert not path.exists() or {file.name: file.read_bytes() for file in path.iterdir()} in wholes
+        # Between two renames the folder is missing; the next export first restores it.
+        assert not path.exists() or {file.name: file.read_bytes() for file in path.iterdir()} in complete
         export(old, path, overwrite=True)
         assert [file.name for file in tmp_path.iterdir()] == ["export"]
     assert killed > 5
@@ -97,7 +97,7 @@ def test_a_sharded_index(tmp_path):
     from cmfah_hf.retrieval.cluster.shards import Shard
 
     def save(number):
-        """As `ShardedHashIndex.save`, of one shard that has got one more item."""
+        """Like `ShardedHashIndex.save`, for one shard with one more item."""
         known = manifests.read_manifest(tmp_path)
         before = known.shards[0].revision if known else manifests.Revision(0, "ab")
         after = manifests.Revision(before.changes + 1, f"{number:x}")

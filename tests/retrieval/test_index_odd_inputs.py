@@ -1,4 +1,4 @@
-"""Common mistakes in calls of an index: an error of one line with a remedy, or the right answer."""
+"""Common mistakes in calls of an index: a one-line error with a remedy, or the right answer."""
 
 import datetime
 import decimal
@@ -36,7 +36,7 @@ def queries_of_databases(given):
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int8", "float32", "bool", "uint8", "uint16"])
-def test_codes_of_zero_and_one_are_refused_everywhere(dtype):
+def test_zero_one_codes_are_refused_everywhere(dtype):
     index, codes = filled(), BITS.astype(dtype)
     for given in (codes, torch.from_numpy(codes), codes.tolist()):
         for act in (
@@ -47,7 +47,7 @@ def test_codes_of_zero_and_one_are_refused_everywhere(dtype):
             lambda given=given: index.search(given[0]),
             lambda given=given: index.search(given, exact=False),
             lambda given=given: index.measure_recall(given),
-            *(() if dtype == "uint8" else queries_of_databases(given)),  # packed codes for these
+            *(() if dtype == "uint8" else queries_of_databases(given)),  # interpreted as packed codes
         ):
             refused(HashIndexError, r"only 0 and 1.*`2 \* codes - 1`.*packbits", act)
     if dtype != "uint8":
@@ -55,7 +55,7 @@ def test_codes_of_zero_and_one_are_refused_everywhere(dtype):
     assert len(index) == 5
 
 
-def test_packed_codes_of_few_bits_and_signs_are_taken_as_they_are():
+def test_short_packed_codes_and_signs_are_accepted():
     index = HashIndex(8)
     index.add(np.array([[0], [1]], np.uint8))
     index.add(np.ones((1, 8), int))
@@ -65,7 +65,7 @@ def test_packed_codes_of_few_bits_and_signs_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize("where", [None, {"x": 1}, {"x": 9}])
-def test_no_queries_have_no_answers(where):
+def test_an_empty_batch_of_queries_gives_no_results(where):
     index = filled(ids=list("abcde"), metadata={"x": [1] * 5})
     for queries in (np.empty((0, 16)), torch.empty(0, 16), np.empty((0, 2), np.uint8)):
         for options in ({}, {"exact": False}):
@@ -93,7 +93,7 @@ def test_no_queries_have_no_answers(where):
         (lambda: np.full((1, 16), 1e300), "sum to"),
     ],
 )
-def test_what_is_no_matrix_of_hash_values(make, message):
+def test_values_that_are_no_matrix_of_codes(make, message):
     index = filled()
     refused(HashIndexError, message, lambda: index.search(make(), metric="aqd"))
     if "sum" not in message:
@@ -122,12 +122,12 @@ def test_what_is_no_matrix_of_hash_values(make, message):
         (["x" * 10**6], "no id"),
     ],
 )
-def test_what_is_no_id(ids, message):
+def test_invalid_ids(ids, message):
     index = filled(ids=list("abcde"))
     refused(HashIndexError, message, lambda: index.remove(ids))
 
 
-def test_ids_at_the_end_of_the_integers(tmp_path):
+def test_ids_at_the_integer_bounds(tmp_path):
     index = filled()
     index.add(2 * BITS[:1] - 1, ids=[2**63 - 2])
     index.add(2 * BITS[:1] - 1)
@@ -212,7 +212,7 @@ def described():
 
 @pytest.mark.parametrize(("column", "value", "rows"), CONDITIONS, ids=lambda value: str(type(value)))
 @pytest.mark.parametrize("snapshot", [False, True])
-def test_conditions_compare_as_python_does(described, tmp_path, column, value, rows, snapshot):
+def test_conditions_compare_like_python(described, tmp_path, column, value, rows, snapshot):
     index = described
     if snapshot:  # in a file, next to a deleted row
         described.save(tmp_path / "index")
@@ -257,18 +257,18 @@ def test_conditions_compare_as_python_does(described, tmp_path, column, value, r
     ],
     ids=lambda where: type(where).__name__,
 )
-def test_conditions_without_meaning_are_one_line(described, where):
+def test_invalid_conditions_are_reported_in_one_line(described, where):
     refused(QueryError, ".", lambda: described.search(np.ones(16), where=where))
 
 
-def _deep(levels):
+def _nested(levels):
     value = []
     for _ in range(levels):
         value = [value]
     return value
 
 
-def _itself():
+def _recursive():
     value = []
     value.append(value)
     return [value] * 5
@@ -283,8 +283,8 @@ def _itself():
         (lambda: {"a": [10**40] * 5}, "'a' cannot be stored"),
         (lambda: {"a": [-1, 2**64 - 1, 0, 0, 0]}, "'a' cannot be stored"),
         (lambda: {"a": 5}, "'a' cannot be stored"),
-        (lambda: {"a": [_deep(100_000)] * 5}, "'a' cannot be stored .*nested"),
-        (lambda: {"a": _itself()}, "'a' cannot be stored .*nested"),
+        (lambda: {"a": [_nested(100_000)] * 5}, "'a' cannot be stored .*nested"),
+        (lambda: {"a": _recursive()}, "'a' cannot be stored .*nested"),
         (lambda: {"a\nb": [object()] * 5}, r"'a\\nb' cannot be stored"),
         (lambda: {"a": torch.ones(5, device="meta")}, "meta"),
         (lambda: {"a": torch.ones(5).to_sparse()}, "sparse"),
@@ -292,7 +292,7 @@ def _itself():
         (lambda: {"a": [datetime.datetime.max] * 4 + ["x"]}, "'a' cannot be stored"),
     ],
 )
-def test_columns_that_cannot_be_stored_are_one_line(make, message):
+def test_unsupported_columns_are_reported_in_one_line(make, message):
     index = HashIndex(16)
     refused(HashIndexError, message, lambda: index.add(2 * BITS - 1, metadata=make()))
     assert len(index) == 0
@@ -304,7 +304,7 @@ def test_large_unsigned_integers_are_stored():
     assert index.metadata["big"].to_pylist() == [2**64 - 1, 0, None, 5, 2**63]
 
 
-def test_values_that_python_has_no_type_for_are_said_to_be():
+def test_values_without_a_python_type_are_named():
     index = filled(metadata=pa.table({"day": pa.array([10**6 * 365] * 5, pa.int32()).cast(pa.date32())}))
     found = index.search(np.ones(16), k=1)
     assert found.metadata.num_rows == 1
@@ -312,7 +312,7 @@ def test_values_that_python_has_no_type_for_are_said_to_be():
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a/" * 3000, "no\0thing", "new\nline", "\udcff"])
-def test_paths_that_are_none(tmp_path, name):
+def test_invalid_paths(tmp_path, name):
     path = f"{tmp_path}/{name}"
     refused(HashIndexError, ".", lambda: HashIndex.load(path))
     if len(name) > 1000 or "\0" in name:
@@ -323,6 +323,6 @@ def test_paths_that_are_none(tmp_path, name):
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/zero", "/proc/x.index", "/dev/stdin"])
-def test_devices_are_left_alone(path):
+def test_device_files_are_not_overwritten(path):
     refused(HashIndexError, path, lambda: filled().save(path))
     refused(HashIndexError, path, lambda: HashIndex.load(path))

@@ -9,7 +9,7 @@ from cmfah_hf.retrieval.index import HashIndex
 
 
 def run_all(workers):
-    """Runs the workers side by side; what one raises is raised here."""
+    """Runs the workers concurrently and raises their exceptions here."""
     errors = []
 
     def guarded(worker):
@@ -29,7 +29,7 @@ def run_all(workers):
 
 @pytest.mark.parametrize("metric", ["hamming", "aqd"])
 def test_a_search_sees_whole_changes(metric):
-    """Ids come in pairs with one code: whoever finds one of a pair finds both, whatever is going on."""
+    """Ids come in pairs with one code: a search that finds one of a pair finds both, at any time."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 256, (4000, 8), dtype=np.uint8)
     index = HashIndex(64)
@@ -61,7 +61,7 @@ def test_a_search_sees_whole_changes(metric):
             assert names[0] % 2 == 0
             assert found.scores[0, 0] == found.scores[0, 1]
             assert found.metadata["pair"].to_pylist() == [names[0] // 2] * 2
-            if pair < 1000:  # never touched
+            if pair < 1000:  # never changed
                 assert names[0] == 2 * pair
 
     run_all([change, look, look, look])

@@ -17,27 +17,27 @@ def processor():
     return CMFAHProcessor.from_vocabulary(CMFAHConfig(), ["boat", "sea", "red", "海", "滩"])
 
 
-def test_unknown_is_what_neither_vocabulary_nor_graph_knows(processor):
+def test_words_outside_vocabulary_and_graph_are_unknown(processor):
     assert unknown_words("A red BOAT, zebra! zebra", processor) == ["a", "zebra", "zebra"]
     assert unknown_words("", processor) == []
     assert unknown_words("?! ...", processor) == []
-    expander = GraphExpander().fit(["yacht boat", "sail sea"])  # words from which the walk comes to known ones
+    expander = GraphExpander().fit(["yacht boat", "sail sea"])  # words from which the random walk reaches known ones
     assert unknown_words("yacht zebra", processor, expander) == ["zebra"]
     assert unknown_words("海滩 林", processor) == ["林"]
 
 
-def test_words_of_the_graph_s_own_cut_count_by_their_parts(processor):
+def test_words_split_by_the_graph_count_by_their_parts(processor):
     expander = GraphExpander(tokenizer=lambda text: text.split()).fit(["日落 boat", "日落 sea"])
     assert unknown_words("日落 斑", processor, expander) == ["斑"]
 
 
-def test_a_retriever_names_them_once_in_their_order(trained):
+def test_a_retriever_reports_unknown_words_once_in_order(trained):
     retriever = CrossMediaRetriever.from_pretrained(trained.folder)
     assert retriever.ignored_words("Zebra boat quixotic zebra plugh") == ["zebra", "quixotic", "plugh"]
     assert retriever.ignored_words("boat") == []
 
 
-def test_figures_come_with_what_is_not_known(trained, caplog):
+def test_metrics_report_unknown_words(trained, caplog):
     retriever = CrossMediaRetriever.from_pretrained(trained.folder)
     pairs = load_image_text(trained.scenes, split="query")
     parts = retriever.model, retriever.processor
@@ -59,13 +59,13 @@ def test_figures_come_with_what_is_not_known(trained, caplog):
     assert "8 of 16 texts hold no word that it knows" in caplog.text
     for name in ("constant/i2t/map", "constant/t2i/map", "random/map"):
         assert 0 < figures[name] < 1
-    # A model that gives one code to all texts has the figure of the constant query.
+    # A model with one code for all texts scores like the constant query.
     silent = pairs.remove_columns("text").add_column("text", ["xyzzy"] * len(pairs))
     figures = evaluate_pairs(*parts, silent, pairs)
     assert figures["hamming/t2i/map"] == pytest.approx(figures["constant/t2i/map"])
 
 
-def test_counting_adds_up(processor):
+def test_counts_add_up(processor):
     words = WordCoverage()
     words.count("red boat", "red boat", processor)
     words.count("zebra", "zebra", processor)

@@ -42,7 +42,7 @@ def distances(codes, query):
         (pc.list_value_length(pc.field("tags")) == 2, lambda year, tags, place: len(tags) == 2),
     ],
 )
-def test_conditions_let_through_what_python_would(where, keep):
+def test_conditions_match_python(where, keep):
     index, codes, columns = filled()
     wanted = [i for i, row in enumerate(zip(*columns.values(), strict=True)) if keep(*row)]
     query = codes[17]
@@ -53,7 +53,7 @@ def test_conditions_let_through_what_python_would(where, keep):
         assert found.metadata.to_pylist() == [{name: columns[name][i] for name in columns} for i in order[:k]]
 
 
-def test_answers_carry_their_columns_query_by_query():
+def test_results_carry_their_columns_per_query():
     index, codes, columns = filled()
     found = index.search(codes[[4, 90]], k=3)
     for query in (0, 1):
@@ -70,14 +70,14 @@ def test_answers_carry_their_columns_query_by_query():
     assert bare.search(codes[:1], k=1).hits() == [{"id": 0, "score": 0, "metadata": {}}]
 
 
-def test_a_condition_that_nothing_meets_gives_no_answers():
+def test_a_condition_without_matches_gives_no_results():
     index, codes, _ = filled()
     found = index.search(codes[:3], k=5, where={"place": "nowhere"})
     assert found.ids.shape == found.scores.shape == (3, 0)
     assert found.hits(2) == []
 
 
-def test_many_items_and_a_condition_of_every_selectivity():
+def test_conditions_of_every_selectivity_on_many_items():
     """Few matching items are scored directly; many come from deeper searches."""
     rng = np.random.default_rng(1)
     codes = rng.integers(0, 256, (30_000, 8), dtype=np.uint8)
@@ -106,7 +106,7 @@ history = st.lists(
 
 @given(history, st.booleans(), st.booleans())
 @settings(max_examples=80)
-def test_any_history_of_items_with_columns(tmp_path_factory, history, strings, mmap):
+def test_any_sequence_of_changes_with_columns(tmp_path_factory, history, strings, mmap):
     path = tmp_path_factory.mktemp("index") / "index"
     index, model = HashIndex(24), {}
     for verb, numbers, seed in history:
@@ -156,7 +156,7 @@ def test_any_history_of_items_with_columns(tmp_path_factory, history, strings, m
         assert found.ids[0].tolist() == by_hand
 
 
-def test_every_form_of_columns_is_the_same_table():
+def test_every_form_of_columns_gives_the_same_table():
     codes = np.zeros((3, 2), np.uint8)
     columns = {"n": [1, 2, 3], "t": ["a", None, "c"], "when": [datetime.date(2020, 1, day) for day in (1, 2, 3)]}
     forms = [
@@ -204,7 +204,7 @@ def test_columns_are_saved_with_the_codes(tmp_path, mmap):
         ({"year": ["x", "y", "z"]}, "does not fit what the index holds"),
     ],
 )
-def test_columns_that_cannot_be_kept_change_nothing(metadata, message):
+def test_refused_columns_change_nothing(metadata, message):
     index, _, _ = filled()
     before = index.metadata
     with pytest.raises(HashIndexError, match=message):
@@ -226,7 +226,7 @@ def test_columns_that_cannot_be_kept_change_nothing(metadata, message):
         ({"year": len}, "no meaning for the columns year, tags, place"),
     ],
 )
-def test_conditions_without_meaning_are_refused(where, message):
+def test_invalid_conditions_are_refused(where, message):
     index, codes, _ = filled()
     with pytest.raises(QueryError, match=message):
         index.search(codes[:1], where=where)

@@ -1,4 +1,4 @@
-"""`HashIndex.search` against float64 algebra over every item, where FAISS's rounding and its ties could go wrong."""
+"""`HashIndex.search` against float64 algebra over all items, in cases prone to rounding errors and ties in FAISS."""
 
 import runpy
 from itertools import pairwise
@@ -38,7 +38,7 @@ def expected(codes, queries, ids, k, metric, allowed=None):
 
 
 def drawn(rng, items, bits, kind):
-    """Packed codes: uniform, around a few centers, or few patterns many times over."""
+    """Packed codes: uniform, around a few centers, or few patterns repeated many times."""
     if kind == "uniform":
         return rng.integers(0, 256, (items, bits // 8), dtype=np.uint8)
     centers = rng.integers(0, 256, (max(1, items // 50), bits // 8), dtype=np.uint8)
@@ -49,7 +49,7 @@ def drawn(rng, items, bits, kind):
 
 
 def drawn_queries(rng, queries, bits, kind):
-    """Values as a model gives them, coarse ones that tie, near zero, saturated, all zero, or one that outweighs all."""
+    """Continuous codes: as from a model, coarse with ties, near zero, saturated, all zero, or one dominant value."""
     values = rng.normal(size=(queries, bits))
     return {
         "model": np.tanh(values),
@@ -76,8 +76,8 @@ def drawn_queries(rng, queries, bits, kind):
 )
 @settings(max_examples=600, derandomize=True)
 @pytest.mark.slow
-def test_no_answer_is_ever_wrong(seed, bits, items, kind, asked, metric, removed, pieces, lists, places):
-    """By FastScan, posting lists and exact IVF, whether or not it is worth it and ties fit in."""
+def test_search_is_always_exact(seed, bits, items, kind, asked, metric, removed, pieces, lists, places):
+    """With FastScan, posting lists and exact IVF, whether or not they are faster and the ties fit in."""
     with pytest.MonkeyPatch.context() as patch:
         if lists:
             patch.setattr(segments, "IVF_CODES", 1)
@@ -111,7 +111,7 @@ def check_answers(seed, bits, items, kind, asked, metric, removed, pieces):
 @pytest.mark.parametrize("bits", [64, 512, 1024])
 @pytest.mark.parametrize("metric", ["hamming", "aqd"])
 def test_the_widest_codes(bits, metric):
-    """At 1,024 bits the 256 tables of FastScan fill its 16-bit sums to the last."""
+    """At 1,024 bits the 256 tables of FastScan fill its 16-bit sums to the maximum."""
     rng = np.random.default_rng(bits)
     codes = drawn(rng, 5000, bits, "uniform")
     codes[:3] = [[0], [255], [85]]
@@ -134,19 +134,19 @@ def test_bounds_hold_for_all_codes_left_out(hamming, bits):
         queries = Queries.for_hamming(pack(values)) if hamming else Queries.for_aqd(values)
         scanned = (PostingLists if bits == 16 else FastScan)(codes)
         found = scanned.candidates(queries, 50, 20)
-        truly = exact_distances(queries, codes)
+        true_distances = exact_distances(queries, codes)
         for query in range(8):
             real = np.isfinite(found.distances[query])
             rows = found.rows[query][real]
             assert len(set(rows.tolist())) == len(rows) >= 50
-            np.testing.assert_array_equal(found.distances[query][real], truly[query, rows])
-            assert np.delete(truly[query], rows).min() >= found.bounds[query]
+            np.testing.assert_array_equal(found.distances[query][real], true_distances[query, rows])
+            assert np.delete(true_distances[query], rows).min() >= found.bounds[query]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("hamming", [True, False])
 @pytest.mark.parametrize("bits", [24, 64, 512, 1024])
-def test_exact_ivf_finds_all_codes_as_near_as_the_last_wanted(bits, hamming, threads, monkeypatch):
+def test_exact_ivf_finds_all_codes_up_to_the_kth_distance(bits, hamming, threads, monkeypatch):
     monkeypatch.setattr(faiss, "omp_get_max_threads", lambda: threads)
     monkeypatch.setattr(exact_ivf, "_LARGEST_SHARE", np.inf)
     rng = np.random.default_rng(bits)
@@ -158,18 +158,18 @@ def test_exact_ivf_finds_all_codes_as_near_as_the_last_wanted(bits, hamming, thr
         near = np.unpackbits(codes[:12], axis=1, bitorder="little") * 2.0 - 1
         values = round_for_aqd(np.where(rng.random(values.shape) < 0.9, np.abs(values) * near, values))
         queries = Queries.for_hamming(pack(values)) if hamming else Queries.for_aqd(values)
-        truly = exact_distances(queries, codes).astype(np.float64)
+        true_distances = exact_distances(queries, codes).astype(np.float64)
         found = lists.candidates(queries, 80, 10)
         for query in range(12):
             real = np.isfinite(found.distances[query])
             rows = found.rows[query][real]
             assert len(set(rows.tolist())) == len(rows) >= 10
-            np.testing.assert_array_equal(found.distances[query][real], truly[query, rows])
-            left_out = np.delete(truly[query], rows).min(initial=np.inf)
-            assert np.sort(truly[query])[9] < found.bounds[query] <= left_out
+            np.testing.assert_array_equal(found.distances[query][real], true_distances[query, rows])
+            left_out = np.delete(true_distances[query], rows).min(initial=np.inf)
+            assert np.sort(true_distances[query])[9] < found.bounds[query] <= left_out
 
 
-def test_more_ties_than_places_leave_the_answer_open(monkeypatch):
+def test_more_ties_than_candidates_leave_the_answer_open(monkeypatch):
     monkeypatch.setattr(exact_ivf, "_LARGEST_SHARE", np.inf)
     rng = np.random.default_rng(4)
     codes = drawn(rng, 12_000, 64, "clustered")
@@ -183,7 +183,7 @@ def test_more_ties_than_places_leave_the_answer_open(monkeypatch):
 
 
 @pytest.mark.parametrize("metric", ["hamming", "aqd"])
-def test_exact_ivf_reads_few_codes_that_cluster(metric, monkeypatch):
+def test_exact_ivf_reads_few_clustered_codes(metric, monkeypatch):
     monkeypatch.setattr(exact_ivf, "_ANSWERS", 10)
     rng = np.random.default_rng(0)
     codes = drawn(rng, 20_000, 64, "clustered")
@@ -191,10 +191,10 @@ def test_exact_ivf_reads_few_codes_that_cluster(metric, monkeypatch):
     index = HashIndex(64)
     index.add(codes)
     index.optimize()
-    read, really = [], exact_ivf.read_lists
+    read, original = [], exact_ivf.read_lists
 
     def noted(*arguments):
-        really(*arguments)
+        original(*arguments)
         read.extend(arguments[-1].tolist())
 
     monkeypatch.setattr(exact_ivf, "read_lists", noted)
@@ -209,8 +209,8 @@ def test_exact_ivf_reads_few_codes_that_cluster(metric, monkeypatch):
 
 
 @pytest.mark.parametrize("enough", [True, False], ids=["enough codes", "too few codes"])
-def test_more_centers_are_trained_if_few_leave_much_to_read(enough, monkeypatch):
-    """With 120 clusters of codes, each of 16 centers is among several; 256 need some codes for each."""
+def test_more_centers_are_trained_if_few_prune_too_little(enough, monkeypatch):
+    """With 120 clusters and 16 centers, each center covers several clusters; 256 centers need enough codes each."""
     items = 6000
     monkeypatch.setattr(exact_ivf, "_LISTS", (16, 256))
     monkeypatch.setattr(exact_ivf, "_SAMPLE", 16 * 256)
@@ -227,8 +227,8 @@ def test_more_centers_are_trained_if_few_leave_much_to_read(enough, monkeypatch)
         assert made is None
 
 
-def test_the_estimated_share_is_what_is_read(monkeypatch):
-    """With codes as queries for a number of others, as the estimate assumes."""
+def test_the_estimated_share_matches_the_codes_read(monkeypatch):
+    """With codes as queries for several k, as the estimate assumes."""
     codes = drawn(np.random.default_rng(3), 20_000, 64, "clustered")
     monkeypatch.setattr(exact_ivf, "_ANSWERS", 9)
     centers = exact_ivf._centers(codes, 256, 0)
@@ -239,7 +239,7 @@ def test_the_estimated_share_is_what_is_read(monkeypatch):
     to_centers = (bits[:, None] != center_bits[None]).sum(axis=2, dtype=np.int16)
     lists, radii = to_centers.argmin(axis=1), to_centers.min(axis=1)
     from_judges = (judges[:, None] != center_bits[None]).sum(axis=2)
-    within = [np.sort((bits != judge).sum(axis=1))[9] for judge in judges]  # at 0 the judge itself
+    within = [np.sort((bits != judge).sum(axis=1))[9] for judge in judges]  # at 0 the code itself
     read = [
         np.count_nonzero(radii >= np.maximum(from_judge[lists] - own, 0))
         for from_judge, own in zip(from_judges, within, strict=True)
@@ -247,7 +247,7 @@ def test_the_estimated_share_is_what_is_read(monkeypatch):
     assert expected_share == pytest.approx(np.mean(read) / len(codes), rel=1e-6)
 
 
-def test_exact_ivf_is_built_after_many_scanned_codes_and_only_if_codes_cluster(monkeypatch):
+def test_exact_ivf_is_built_only_after_many_scanned_codes_that_cluster(monkeypatch):
     monkeypatch.setattr(exact_ivf, "_ANSWERS", 10)
     monkeypatch.setattr(segments, "IVF_CODES", 5000)
     monkeypatch.setattr(segments, "SCANNED_FIRST", 50_000)
@@ -266,13 +266,13 @@ def test_exact_ivf_is_built_after_many_scanned_codes_and_only_if_codes_cluster(m
 
 
 @pytest.mark.slow
-def test_compiled_code_that_cannot_be_cached_is_used(monkeypatch):
-    really = numba.njit
+def test_compiled_code_without_a_cache(monkeypatch):
+    original = numba.njit
 
     def njit(*arguments, cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
-        return really(*arguments, **options)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(numba, "njit", njit)
     again = runpy.run_path(exact_ivf_kernel.__file__)
@@ -296,8 +296,8 @@ def test_all_ways_of_scoring_agree():
             np.testing.assert_array_equal(sets[query], distances[query, 7 * query : 7 * query + 7])
 
 
-def test_a_tie_deeper_than_the_candidates_is_followed_to_its_end(monkeypatch):
-    """7,000 items with the same code and falling ids: FastScan proposes any of them, the answer has the least ids."""
+def test_a_tie_deeper_than_the_candidates_is_resolved(monkeypatch):
+    """7,000 items with one code and descending ids: FastScan proposes any of them, the answer has the smallest ids."""
     rng = np.random.default_rng(0)
     codes = drawn(rng, 60_000, 64, "uniform")
     codes[20_000:27_000] = codes[5]
@@ -311,13 +311,13 @@ def test_a_tie_deeper_than_the_candidates_is_followed_to_its_end(monkeypatch):
     found = index.search(query, k=10)
     assert found.ids[0].tolist() == list(range(33_000, 33_010))
     assert found.scores[0].tolist() == [0] * 10
-    assert depths == [74, 296, 1184, 4736]  # and then every code is scored
+    assert depths == [74, 296, 1184, 4736]  # then every code is scored
     depths.clear()
     assert index.search(query + 0.25 * rng.normal(size=(1, 64)), k=10, metric="aqd").ids.shape == (1, 10)
 
 
 @pytest.mark.parametrize("strings", [True, False])
-def test_ties_come_in_the_order_of_ids_not_of_insertion(strings):
+def test_ties_are_in_the_order_of_ids_not_of_insertion(strings):
     rng = np.random.default_rng(4)
     codes = drawn(rng, 3000, 32, "repeated")
     numbers = rng.permutation(3000)
@@ -333,20 +333,20 @@ def test_ties_come_in_the_order_of_ids_not_of_insertion(strings):
             np.testing.assert_array_equal(found.scores, scores)
 
 
-def test_more_queries_than_a_group_are_each_as_alone(monkeypatch):
+def test_more_queries_than_one_group_match_single_queries(monkeypatch):
     rng = np.random.default_rng(5)
     index = HashIndex(64)
     index.add(drawn(rng, 5000, 64, "clustered"))
     queries = drawn_queries(rng, 40, 64, "model")
-    together = index.search(queries, k=9, metric="aqd")
+    batched = index.search(queries, k=9, metric="aqd")
     monkeypatch.setattr(ranking, "_UNPACKED", 3 * 73 * 64)
-    apart = index.search(queries, k=9, metric="aqd")
-    np.testing.assert_array_equal(together.ids, apart.ids)
-    np.testing.assert_array_equal(together.scores, apart.scores)
+    singly = index.search(queries, k=9, metric="aqd")
+    np.testing.assert_array_equal(batched.ids, singly.ids)
+    np.testing.assert_array_equal(batched.scores, singly.scores)
 
 
-def test_segments_searched_in_parallel_are_one_index(monkeypatch):
-    """One query searches several large segments, each in a thread."""
+def test_segments_searched_in_parallel_match_one_index(monkeypatch):
+    """One query searches several large segments, one thread each."""
     monkeypatch.setattr(row_storage, "_LARGEST_SEGMENT", 3000)
     monkeypatch.setattr(ranking.faiss, "omp_get_max_threads", lambda: 3)
     rng = np.random.default_rng(6)
@@ -362,7 +362,7 @@ def test_segments_searched_in_parallel_are_one_index(monkeypatch):
             np.testing.assert_array_equal(found.scores[0], scores[query])
 
 
-def test_segments_stay_few_and_are_not_built_before_a_search():
+def test_segments_stay_few_and_are_built_lazily():
     rng = np.random.default_rng(7)
     index = HashIndex(32)
     for start in range(0, 20_000, 50):
@@ -374,7 +374,7 @@ def test_segments_stay_few_and_are_not_built_before_a_search():
     assert all(segment._searcher is None for segment in segments)
 
 
-def test_approximate_search_and_what_it_misses():
+def test_recall_of_approximate_search():
     rng = np.random.default_rng(8)
     codes = drawn(rng, 20_000, 64, "clustered")
     values = np.unpackbits(codes[rng.integers(20_000, size=50)], axis=1, bitorder="little") * 2.0 - 1
@@ -383,14 +383,14 @@ def test_approximate_search_and_what_it_misses():
     index.add(codes)
     exact, found = index.search(queries, k=10), index.search(queries, k=10, exact=False, probes=8)
     assert found.ids.shape == (50, 10)
-    assert (found.scores >= exact.scores).all()  # it can only miss
+    assert (found.scores >= exact.scores).all()  # approximate search can only miss items
     hits = [np.count_nonzero(own <= best[-1]) / 10 for own, best in zip(found.scores, exact.scores, strict=True)]
     assert index.measure_recall(queries, k=10, probes=8) == pytest.approx(np.mean(hits))
     assert np.mean(hits) > 0.8
-    assert index.measure_recall(queries, k=10, probes=10_000) == 1  # all lists are all items
+    assert index.measure_recall(queries, k=10, probes=10_000) == 1  # all lists cover all items
     assert index.measure_recall(np.tanh(values), k=10, metric="aqd", probes=10_000) > 0.95
 
-    # Later additions and removals count too.
+    # Later additions and removals are covered too.
     index.add(queries[:1], ids=[10**6])
     assert index.search(queries[:1], k=1, exact=False).ids.tolist() in ([[10**6]], [[exact.ids[0, 0]]])
     index.remove([exact.ids[1, 0]])
@@ -400,7 +400,7 @@ def test_approximate_search_and_what_it_misses():
     assert len(index._rows.now.caches.inverted[0].codes) == 29_001
 
 
-def test_a_condition_that_few_items_meet_is_still_answered_in_full_without_exactness():
+def test_a_selective_condition_is_answered_in_full_by_approximate_search():
     rng = np.random.default_rng(9)
     index = HashIndex(64)
     index.add(drawn(rng, 9000, 64, "uniform"), metadata={"rare": np.arange(9000) % 3000 == 0})

@@ -1,4 +1,4 @@
-"""Search results of several queries as a sequence of the results of one query."""
+"""Results of several queries as a sequence of the results of single queries."""
 
 import json
 
@@ -18,19 +18,19 @@ def index():
 
 
 @pytest.mark.parametrize("metric", ["hamming", "aqd"])
-def test_one_query_s_results_are_those_of_a_search_for_it(index, metric):
+def test_the_result_of_one_query_matches_a_search_for_it(index, metric):
     results = index.search(QUERIES, 2, metric)
     assert len(results) == 3
     for query, (result, own) in enumerate(zip(results, QUERIES, strict=True)):
-        alone = index.search(own, 2, metric)
-        assert result.ids.tolist() == alone.ids[0].tolist()
-        assert result.scores.tobytes() == alone.scores.tobytes()
-        assert result.metadata.equals(alone.metadata)
-        assert result.hits() == list(result) == results.hits(query) == alone.hits()
+        single = index.search(own, 2, metric)
+        assert result.ids.tolist() == single.ids[0].tolist()
+        assert result.scores.tobytes() == single.scores.tobytes()
+        assert result.metadata.equals(single.metadata)
+        assert result.hits() == list(result) == results.hits(query) == single.hits()
         assert len(result) == 2
 
 
-def test_queries_are_counted_from_either_end(index):
+def test_negative_positions(index):
     results = index.search(QUERIES, 1)
     assert [results[query].hits()[0]["id"] for query in (0, -1, np.int64(1))] == ["sea", "dog", "car"]
     for query in (3, -4):
@@ -41,13 +41,13 @@ def test_queries_are_counted_from_either_end(index):
             results[query]
 
 
-def test_no_query_and_no_answer(index):
+def test_no_queries_and_no_results(index):
     nothing = index.search(np.empty((0, 8)), 2)
     assert (len(nothing), list(nothing)) == (0, [])
     with pytest.raises(IndexError, match="no query 0 among the results of 0"):
         nothing.hits()
-    (unmet,) = index.search(QUERIES[:1], 2, where={"year": 1999})
-    assert (len(unmet), unmet.hits()) == (0, [])
+    (no_match,) = index.search(QUERIES[:1], 2, where={"year": 1999})
+    assert (len(no_match), no_match.hits()) == (0, [])
 
 
 def test_without_metadata(index):

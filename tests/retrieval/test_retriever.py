@@ -1,4 +1,4 @@
-"""`CrossMediaRetriever` against its parts called by hand: towers, processor, expander, and a brute-force ranking."""
+"""`CrossMediaRetriever` against its parts called directly (towers, processor, expander) and a brute-force ranking."""
 
 import io
 
@@ -47,7 +47,7 @@ def image_hash(parts, image_paths):
 
 
 def text_hash(parts, texts):
-    """Of texts that were expanded by hand, one at a time."""
+    """Continuous codes of texts expanded one at a time."""
     model, processor, expander = parts
     rows = []
     for text in texts:
@@ -58,14 +58,14 @@ def text_hash(parts, texts):
 
 
 def ranking(query, database, ids):
-    """Ids by `<z_q, B_x>`, the largest first and equal ones in their order, with their scores."""
+    """Ids by descending `<z_q, B_x>`, ties in insertion order, with their scores."""
     codes = np.where(database >= 0, 1, -1)
     scores = codes @ (np.rint(query.astype(np.float64) * 2**14) / 2**14)
     order = np.argsort(-scores, kind="stable")
     return [ids[i] for i in order], scores[order]
 
 
-def test_images_are_encoded_alone(retriever, image_paths, image_hash):
+def test_images_are_encoded_without_texts(retriever, image_paths, image_hash):
     np.testing.assert_allclose(retriever.encode_images(image_paths, batch_size=5), image_hash, atol=1e-6)
     forms = [
         image_paths[0].read_bytes(),
@@ -77,11 +77,11 @@ def test_images_are_encoded_alone(retriever, image_paths, image_hash):
     assert retriever.encode_images([]).shape == (0, 16)
 
 
-def test_texts_are_expanded_and_encoded_alone(retriever, parts):
+def test_texts_are_expanded_and_encoded_without_images(retriever, parts):
     texts = ["boat sun", "", "A red CAR, beside the tree!", "xyzzy", "house"]
     expected = text_hash(parts, texts)
     np.testing.assert_allclose(retriever.encode_texts(texts, batch_size=2), expected, atol=1e-6)
-    # The expansion matters, and unknown words are as no words.
+    # Expansion matters, and unknown words are ignored.
     model, processor, expander = parts
     plain = processor(text=["boat sun"], return_tensors="pt")
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_texts_are_expanded_and_encoded_alone(retriever, parts):
     assert retriever.encode_texts([]).shape == (0, 16)
 
 
-def test_a_text_finds_images(retriever, parts, image_paths, image_hash):
+def test_a_text_query_finds_images(retriever, parts, image_paths, image_hash):
     assert retriever.add_images(image_paths, batch_size=5) == []
     results = retriever.search(text="boat sun", k=4)
     ids, scores = ranking(text_hash(parts, ["boat sun"])[0], image_hash, [str(path) for path in image_paths])
@@ -100,7 +100,7 @@ def test_a_text_finds_images(retriever, parts, image_paths, image_hash):
     np.testing.assert_allclose(results.scores[0], scores[:4], atol=1e-3)
 
 
-def test_an_image_finds_images_and_itself_first_by_hamming(retriever, image_paths, image_hash):
+def test_an_image_query_finds_images_and_itself_first_by_hamming(retriever, image_paths, image_hash):
     retriever.add_images(image_paths)
     results = retriever.search(image=image_paths[3], k=12)
     ids, scores = ranking(image_hash[3], image_hash, [str(path) for path in image_paths])
@@ -112,7 +112,7 @@ def test_an_image_finds_images_and_itself_first_by_hamming(retriever, image_path
     assert by_bits.scores[0][0] == 0
 
 
-def test_texts_can_be_searched_too(retriever, parts, image_paths):
+def test_texts_are_searched_on_request_or_if_there_are_no_images(retriever, parts, image_paths):
     texts = ["boat sea", "red car", "cat on a sofa", "tree house"]
     retriever.add_texts(texts)
     expected, _ = ranking(text_hash(parts, ["boat"])[0], text_hash(parts, texts), [0, 1, 2, 3])
@@ -123,8 +123,8 @@ def test_texts_can_be_searched_too(retriever, parts, image_paths):
     assert retriever.search(image=image_paths[0], k=4, target="texts").ids.shape == (1, 4)
 
 
-def test_an_image_and_a_text_together(retriever, parts, image_paths, image_hash):
-    """The hash values are mixed by their weights; the ends are the one and the other alone."""
+def test_a_query_of_an_image_and_a_text(retriever, parts, image_paths, image_hash):
+    """The continuous codes are mixed by their weights; at the end points only one of them counts."""
     retriever.add_images(image_paths)
     names = [str(path) for path in image_paths]
     words = text_hash(parts, ["boat sun", "red car"])
@@ -141,7 +141,7 @@ def test_an_image_and_a_text_together(retriever, parts, image_paths, image_hash)
         assert one_text.ids[row].tolist() == ranking((words[0] + image_hash[4 + row]) / 2, image_hash, names)[0][:3]
 
 
-def test_columns_of_a_data_set_come_back_with_the_answers(retriever, trained, caplog):
+def test_columns_of_a_data_set_are_returned_with_the_results(retriever, trained, caplog):
     pairs = load_image_text(trained.scenes, split="query")
     rows = {row["id"]: row for row in pairs.remove_columns("image")}
     broken = pairs.select(range(5)).map(lambda row: {"place": None if row["id"] == pairs[1]["id"] else "here"})
@@ -154,7 +154,7 @@ def test_columns_of_a_data_set_come_back_with_the_answers(retriever, trained, ca
         for hit in found.hits():
             assert hit["metadata"] == {"text": rows[hit["id"]]["text"], "labels": rows[hit["id"]]["labels"]}
     retriever.images = HashIndex(16)
-    retriever.add_images(broken, batch_size=1, metadata=["place"])  # a batch of nulls alone is no other type
+    retriever.add_images(broken, batch_size=1, metadata=["place"])  # a batch of only nulls is not another type
     assert retriever.images.metadata["place"].to_pylist() == ["here", None, "here", "here", "here"]
     assert len(retriever.search(text="boat", k=9, where={"place": "here"}).ids[0]) == 4
     with pytest.raises(DataError, match="no column 'year'; it has "):
@@ -181,26 +181,26 @@ def test_any_column_is_indexed_in_one_call(retriever, trained, image_paths):
     ]
 
 
-def test_a_column_of_one_s_own_beside_an_image_that_is_left_out(retriever, image_paths):
+def test_an_additional_column_with_a_skipped_image(retriever, image_paths):
     retriever.add_images([image_paths[0], b"no image", image_paths[1]], ids=["a", "b", "c"], metadata={"n": [1, 2, 3]})
     assert retriever.images.ids.tolist() == ["a", "c"]
     assert retriever.images.metadata["n"].to_pylist() == [1, 3]
 
 
-def test_several_queries_at_once_are_each_as_alone(retriever, image_paths):
+def test_several_queries_match_single_ones(retriever, image_paths):
     retriever.add_images(image_paths)
     texts = ["boat sun", "car", "tree house"]
     many = retriever.search(text=texts, k=5)
     assert many.ids.shape == many.scores.shape == (3, 5)
     for row, text in enumerate(texts):
-        alone = retriever.search(text=text, k=5)
-        np.testing.assert_allclose(many.scores[row], alone.scores[0], atol=2e-3)
+        single = retriever.search(text=text, k=5)
+        np.testing.assert_allclose(many.scores[row], single.scores[0], atol=2e-3)
     images = retriever.search(image=[image_paths[5], Image.open(image_paths[7])], k=3)
     assert images.ids.shape == (2, 3)
     assert images.ids[1].tolist() == retriever.search(image=image_paths[7], k=3).ids[0].tolist()
 
 
-def test_ids_are_the_data_set_s_the_paths_or_numbers(retriever, trained, image_paths):
+def test_ids_come_from_the_data_set_the_paths_or_row_numbers(retriever, trained, image_paths):
     pairs = load_image_text(trained.scenes, split="query").select(range(3))
     retriever.add_images(pairs)
     assert retriever.images.ids.tolist() == pairs["id"][:]
@@ -228,7 +228,7 @@ def test_a_stream_of_images(retriever, trained):
     np.testing.assert_array_equal(retriever.images.codes, expected)
 
 
-def test_unreadable_images_are_named_and_left_out(retriever, image_paths, image_hash, tmp_path, caplog):
+def test_unreadable_images_are_named_and_skipped(retriever, image_paths, image_hash, tmp_path, caplog):
     broken = tmp_path / "broken.png"
     broken.write_bytes(image_paths[0].read_bytes()[:300])
     given = [image_paths[0], broken, image_paths[1], tmp_path / "absent.png", image_paths[2]]
@@ -242,7 +242,7 @@ def test_unreadable_images_are_named_and_left_out(retriever, image_paths, image_
     assert all(f"Left out: {reason}" in caplog.text for reason in unreadable)
 
 
-def test_a_number_stays_with_its_image_where_one_is_left_out(retriever, image_paths, image_hash):
+def test_row_numbers_stay_with_their_images_when_one_is_skipped(retriever, image_paths, image_hash):
     given = [image_paths[0].read_bytes(), b"no image", image_paths[1].read_bytes()]
     assert len(retriever.add_images(given)) == 1
     assert retriever.images.ids.tolist() == [0, 2]
@@ -251,7 +251,7 @@ def test_a_number_stays_with_its_image_where_one_is_left_out(retriever, image_pa
     assert retriever.images.ids.tolist() == [0, 2, 3]
 
 
-def test_not_one_readable_image_leaves_the_index_empty(retriever):
+def test_no_readable_image_leaves_the_index_empty(retriever):
     assert len(retriever.add_images([b"no", b"neither"])) == 2
     assert len(retriever.images) == 0
 
@@ -263,8 +263,8 @@ def test_every_image_needs_its_id(retriever, image_paths, ids):
     assert len(retriever.images) == 0
 
 
-def test_images_of_every_mode_are_searched_by(retriever, image_paths, tmp_path):
-    """A query may be grey, transparent, CMYK, of 16 bits or animated; a grey one is what its RGB copy is."""
+def test_image_queries_of_every_mode(retriever, image_paths, tmp_path):
+    """A query may be gray, transparent, CMYK, 16-bit or animated; a gray image equals its RGB copy."""
     retriever.add_images(image_paths)
     image = Image.open(image_paths[0])
     for mode, ending in (("L", "png"), ("P", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("I;16", "png"), ("1", "png")):
@@ -282,7 +282,7 @@ def test_images_of_every_mode_are_searched_by(retriever, image_paths, tmp_path):
     np.testing.assert_allclose(first, retriever.encode_images([tmp_path / "still.gif"]), atol=1e-6)
 
 
-def test_questions_that_cannot_be_answered(retriever, image_paths, tmp_path):
+def test_queries_that_cannot_be_answered(retriever, image_paths, tmp_path):
     with pytest.raises(HashIndexError, match="The index is empty"):
         retriever.search(text="boat")
     retriever.add_images(image_paths[:3])
@@ -309,7 +309,7 @@ def test_questions_that_cannot_be_answered(retriever, image_paths, tmp_path):
         retriever.search(image=tmp_path / "absent.jpg")
 
 
-def test_more_answers_than_items_are_all_items(retriever, image_paths, caplog):
+def test_k_above_the_number_of_items_returns_all(retriever, image_paths, caplog):
     retriever.add_images(image_paths[:3])
     assert sorted(retriever.search(text="boat", k=10).ids[0]) == sorted(str(path) for path in image_paths[:3])
     assert "k = 10 was asked of an index of 3 items" in caplog.text
@@ -326,7 +326,7 @@ def test_an_index_of_another_length_is_refused(retriever, tmp_path):
         retriever.search(text="boat")
 
 
-def test_pairs_know_their_partner_and_only_the_paired_protocol_uses_them(
+def test_encoded_pairs_use_their_partner_only_in_the_paired_protocol(
     retriever, trained, image_paths, parts, monkeypatch
 ):
     model, processor, expander = parts
@@ -343,7 +343,7 @@ def test_pairs_know_their_partner_and_only_the_paired_protocol_uses_them(
     np.testing.assert_allclose(text_values, outputs.text_hash.numpy(), atol=1e-6)
     assert np.abs(image_values - retriever.encode_images(image_paths[:3])).max() > 1e-3
     assert np.abs(text_values - retriever.encode_texts(texts)).max() > 1e-3
-    # Another partner is another value: this is the leak.
+    # Another partner changes the code: this is the leak.
     swapped, _ = retriever.encode_pairs(image_paths[:3], texts[::-1])
     assert np.abs(swapped[0] - image_values[0]).max() > 1e-4
     assert [values.shape for values in retriever.encode_pairs([], [])] == [(0, 16), (0, 16)]
@@ -355,7 +355,7 @@ def test_pairs_know_their_partner_and_only_the_paired_protocol_uses_them(
     assert figures["single"]["aqd/i2t/map"] != figures["paired"]["aqd/i2t/map"]
     calls = []
     monkeypatch.setattr(model, "forward", lambda **inputs: calls.append(inputs))
-    evaluate_pairs(model, processor, pairs, pairs)  # the default never shows the towers a pair
+    evaluate_pairs(model, processor, pairs, pairs)  # by default the towers never see a pair
     retriever.add_images(image_paths[:2])
     retriever.search(text="boat", k=1)
     assert calls == []
@@ -363,7 +363,7 @@ def test_pairs_know_their_partner_and_only_the_paired_protocol_uses_them(
         evaluate_pairs(model, processor, pairs, pairs, protocol="both")
 
 
-def test_a_source_is_a_data_set_or_a_folder_of_images(retriever, trained, tmp_path):
+def test_sources_are_data_sets_or_image_folders(retriever, trained, tmp_path):
     pairs = load_image_text(trained.scenes)
     assert retriever.add_source(trained.scenes, split="query") == []
     assert retriever.images.ids.tolist() == pairs["query"]["id"][:]

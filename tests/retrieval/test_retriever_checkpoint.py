@@ -1,4 +1,4 @@
-"""Incomplete and inconsistent checkpoints: errors of `CrossMediaRetriever.from_pretrained` in one line."""
+"""Incomplete and inconsistent checkpoints: one-line errors of `CrossMediaRetriever.from_pretrained`."""
 
 import json
 import shutil
@@ -74,7 +74,7 @@ def half_of(name: str):
         half_of("expander.safetensors"),
     ],
 )
-def test_a_folder_that_is_no_whole_checkpoint_is_refused(trained, tmp_path, damage, message):
+def test_an_incomplete_checkpoint_is_refused(trained, tmp_path, damage, message):
     folder = tmp_path / "damaged"
     shutil.copytree(trained.folder, folder, ignore=shutil.ignore_patterns("checkpoint-*", "plots"))
     damage(folder)
@@ -86,7 +86,7 @@ def test_a_folder_that_is_no_whole_checkpoint_is_refused(trained, tmp_path, dama
 
 
 @pytest.mark.parametrize("source", ["nowhere", "./nowhere/at/all", "not a name"])
-def test_a_source_that_is_not_there_is_named(source, tmp_path, monkeypatch):
+def test_a_missing_source_is_named(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError) as caught:

@@ -1,4 +1,4 @@
-"""Mistyped model names, and a Hub that is unreachable or fails: quick errors in one line."""
+"""Mistyped model names, and a Hub that is unreachable or fails: quick one-line errors."""
 
 import shutil
 import time
@@ -38,19 +38,19 @@ def refused(source, within, **options) -> str:
     ["./runs/model", "../model", "/nowhere/model", "~/model", "runs/first/model", "C:\\models\\one", "model", "a b/c",
      "", "owner/..", "o\0/n", "o\nn/x", "x" * 5000, "owner/" + "y" * 300, "/dev/zero", "/dev/fd/0"],
 )  # fmt: skip
-def test_what_looks_like_a_path_is_not_asked_of_the_hub(hub, source, tmp_path, monkeypatch):
+def test_paths_are_not_requested_from_the_hub(hub, source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     message = refused(source, within=2)
     assert "neither a folder nor the id of a model on the Hub, which is 'owner/name'; check the path." in message
     assert hub.log == []
 
 
-def test_a_file_in_the_place_of_a_folder_is_named_so(trained):
+def test_a_file_in_place_of_a_folder_is_named(trained):
     path = trained.folder / "model.safetensors"
     assert refused(path, within=2) == f"{path}: this is a file; give the folder of a training run."
 
 
-def test_what_the_hub_says_is_told_apart(hub):
+def test_errors_of_the_hub_are_distinguished(hub):
     assert "no such repository on the Hub" in refused("org/modle", within=5)
     assert "no such revision" in refused("org/model", within=5, revision="v9")
     hub.add("org/empty", {"README.md": b"nothing"}, "model")
@@ -62,7 +62,7 @@ def test_what_the_hub_says_is_told_apart(hub):
     assert "no such repository" not in message
 
 
-def test_a_mute_hub_and_no_network_end_soon(hub, monkeypatch):
+def test_a_silent_hub_and_no_network_fail_quickly(hub, monkeypatch):
     from huggingface_hub import constants
 
     hub.mute("HEAD /org/.*")
@@ -74,7 +74,7 @@ def test_a_mute_hub_and_no_network_end_soon(hub, monkeypatch):
     assert "offline the Hub is not asked" in refused("runs/first", within=2)
 
 
-def test_without_network_a_model_of_the_cache_is_used_at_once(hub, monkeypatch, caplog, trained):
+def test_without_network_a_cached_model_loads_at_once(hub, monkeypatch, caplog, trained):
     from huggingface_hub import constants
 
     before = CrossMediaRetriever.from_pretrained("org/model")
@@ -90,7 +90,7 @@ def test_without_network_a_model_of_the_cache_is_used_at_once(hub, monkeypatch, 
     assert CrossMediaRetriever.from_pretrained("org/model").fingerprint == before.fingerprint
 
 
-def test_a_folder_s_code_is_neither_run_nor_asked_about(trained, tmp_path):
+def test_code_in_a_folder_is_neither_run_nor_prompted_for(trained, tmp_path):
     folder = tmp_path / "hostile"
     shutil.copytree(trained.folder, folder, ignore=shutil.ignore_patterns("checkpoint-*", "plots"))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Tokenizer: pass\n")

@@ -25,7 +25,7 @@ def retriever(trained):
 
 @pytest.fixture(scope="module")
 def other_model(trained, tmp_path_factory):
-    """The same model with other weights in one layer, which only the codes show."""
+    """The same model with other weights in one layer, visible only in the codes."""
     folder = tmp_path_factory.mktemp("other") / "model"
     shutil.copytree(trained.folder, folder, ignore=shutil.ignore_patterns("checkpoint-*", "plots"))
     model = CMFAHForPreTraining.from_pretrained(folder)
@@ -44,14 +44,14 @@ def foreign_index(other_model, image_paths, tmp_path):
     return tmp_path / "foreign.index"
 
 
-def test_the_fingerprint_is_that_of_what_makes_the_codes(trained, retriever, tmp_path):
-    """Not of file names, of what only training needs, or of the precision of the arithmetic."""
+def test_the_fingerprint_covers_what_determines_the_codes(trained, retriever, tmp_path):
+    """Not file names, training-only parts, or the precision of the arithmetic."""
     shutil.copytree(trained.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint-*", "plots"))
     moved = CrossMediaRetriever.from_pretrained(tmp_path / "copy")
     assert moved.fingerprint == retriever.fingerprint
     assert len(retriever.fingerprint) == 32
     (tmp_path / "copy" / "model.safetensors").unlink()
-    retriever.model.save_pretrained(tmp_path / "copy", max_shard_size="10KB")  # the towers alone, in several files
+    retriever.model.save_pretrained(tmp_path / "copy", max_shard_size="10KB")  # only the towers, in several files
     assert len(list((tmp_path / "copy").glob("model-*.safetensors"))) > 1
     assert CrossMediaRetriever.from_pretrained(tmp_path / "copy").fingerprint == retriever.fingerprint
     wide = CrossMediaRetriever.from_pretrained(trained.folder, dtype=torch.float64)
@@ -64,7 +64,7 @@ def test_the_fingerprint_is_that_of_what_makes_the_codes(trained, retriever, tmp
 
 
 @pytest.mark.parametrize("part", ["a weight", "mean", "size", "words", "expander", "its setting", "temperature"])
-def test_whatever_changes_the_codes_changes_the_fingerprint(retriever, part):
+def test_changes_of_the_codes_change_the_fingerprint(retriever, part):
     before, processor = retriever.fingerprint, retriever.processor
     if part == "a weight":
         with torch.no_grad():
@@ -93,7 +93,7 @@ def _vocabulary(processor):
     return [word for word, _ in entries[2:]]
 
 
-def test_an_equal_processor_is_the_same(retriever):
+def test_equal_processors_have_equal_fingerprints(retriever):
     before, image_processor = retriever.fingerprint, retriever.processor.image_processor
     retriever.processor = CMFAHProcessor.from_vocabulary(
         retriever.model.config,
@@ -104,7 +104,7 @@ def test_an_equal_processor_is_the_same(retriever):
     assert retriever.fingerprint == before
 
 
-def test_it_is_computed_once_and_only_when_an_index_is_filled(retriever, image_paths, monkeypatch):
+def test_the_fingerprint_is_computed_once_and_only_when_an_index_is_filled(retriever, image_paths, monkeypatch):
     calls = []
     compute = CMFAHModel.state_dict
     monkeypatch.setattr(CMFAHModel, "state_dict", lambda *args: calls.append(1) or compute(*args))
@@ -126,15 +126,15 @@ def test_an_index_of_another_model_is_refused_on_search_and_add(retriever, forei
     for name in ("images", "texts"):
         with pytest.raises(HashIndexError, match="codes of another model"):
             setattr(retriever, name, HashIndex.load(foreign_index))
-    knowing = CrossMediaRetriever(retriever.model, retriever.processor, retriever.expander, any_model=True)
-    knowing.images = knowing.load_index(foreign_index)
-    knowing.add_images(image_paths[4:6])
-    assert len(knowing.images) == 6
-    assert knowing.images.model == foreign
-    assert knowing.search(text="boat", k=2).ids.shape == (1, 2)
+    permissive = CrossMediaRetriever(retriever.model, retriever.processor, retriever.expander, any_model=True)
+    permissive.images = permissive.load_index(foreign_index)
+    permissive.add_images(image_paths[4:6])
+    assert len(permissive.images) == 6
+    assert permissive.images.model == foreign
+    assert permissive.search(text="boat", k=2).ids.shape == (1, 2)
 
 
-def test_weights_that_were_trained_on_are_another_model(retriever, image_paths):
+def test_further_training_changes_the_fingerprint(retriever, image_paths):
     retriever.add_images(image_paths[:3])
     with torch.no_grad():
         next(retriever.model.image_model.hash_head.parameters()).mul_(-1)
@@ -143,7 +143,7 @@ def test_weights_that_were_trained_on_are_another_model(retriever, image_paths):
             use()
 
 
-def test_indexes_made_by_hand_stay_as_they_are(retriever, image_paths, tmp_path):
+def test_manually_built_indexes_have_no_fingerprint(retriever, image_paths, tmp_path):
     by_hand = HashIndex(16)
     by_hand.add(np.ones((3, 16)), ids=["a", "b", "c"])
     by_hand.save(tmp_path / "hand.index")
@@ -151,7 +151,7 @@ def test_indexes_made_by_hand_stay_as_they_are(retriever, image_paths, tmp_path)
     retriever.add_images(image_paths[:2])
     assert retriever.images.model is None
     assert retriever.search(text="boat", k=5).ids.shape == (1, 5)
-    retriever.images = HashIndex(16)  # an empty one belongs to whoever fills it
+    retriever.images = HashIndex(16)  # an empty index takes the fingerprint of the model that fills it
     retriever.add_images(image_paths[:2])
     retriever.images.save(tmp_path / "own.index")
     assert HashIndex.load(tmp_path / "own.index").model == retriever.fingerprint
@@ -170,7 +170,7 @@ def test_an_index_next_to_the_model_is_checked(trained, other_model, retriever, 
 
 
 @pytest.mark.parametrize("to", sorted(EXPORTERS))
-def test_an_export_says_which_model_its_queries_need(retriever, image_paths, tmp_path, to):
+def test_an_export_names_the_model_for_its_queries(retriever, image_paths, tmp_path, to):
     retriever.add_images(image_paths[:3])
     files = EXPORTERS[to](retriever.images, tmp_path / to)
     described = [file.name for file in files if retriever.fingerprint in file.read_bytes().decode("utf-8", "replace")]

@@ -1,4 +1,4 @@
-"""`benchmarks/search.py`, on few codes: that what it compares answers alike, and that it counts and reports rightly."""
+"""`benchmarks/search.py` on few codes: correct answers of all contestants, correct counts and reports."""
 
 import json
 import math
@@ -23,7 +23,7 @@ ITEMS = 20_000
 
 @pytest.fixture(scope="module")
 def modules():
-    """`search.py` and what it is built on, imported as when it is run as a script."""
+    """`search.py` and its modules, imported as if it ran as a script."""
     names = ("search", "contests", "contestants")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
@@ -47,7 +47,7 @@ def settings(modules):
 
 @pytest.fixture
 def seen(modules, monkeypatch):
-    """The answers of every row's contestants: `(row, contestants, answers)`, kept as the rows are made."""
+    """Records the answers of every row's contestants: `(row, contestants, answers)`."""
     kept, inner = [], modules.contests.contest
 
     def contest(own, contestants, check, **row):
@@ -75,38 +75,38 @@ def drawn(modules, own, queries=None):
     return codes, values
 
 
-def test_codes_scatter_around_their_centres_and_queries_do_too(modules):
+def test_codes_and_queries_scatter_around_their_centers(modules):
     make = modules.contests.Codes
     one = make(64, "clustered", clusters=1, seed=3)
-    centre = unpack(one.centres)[0]
+    center = unpack(one.centres)[0]
     codes, values = one.items(20_000), one.queries(5000)
     assert (codes.shape, codes.dtype, values.dtype) == ((20_000, 8), np.uint8, np.float32)
-    assert np.mean(unpack(codes) != centre) == pytest.approx(1 / 8, abs=0.002)
-    wrong = np.sign(values) != centre
+    assert np.mean(unpack(codes) != center) == pytest.approx(1 / 8, abs=0.002)
+    wrong = np.sign(values) != center
     assert wrong.mean() == pytest.approx(1 / 8, abs=0.005)
     assert np.abs(values)[wrong].mean() < np.abs(values)[~wrong].mean() / 1.5
     assert np.abs(values).min() > 0
     assert np.array_equal(values * 2**14, np.rint(values * 2**14))
     assert np.array_equal(make(64, "clustered", clusters=1, seed=3).items(20_000), codes)
-    # Uniform bits: half are set, and no two agree more often than by chance.
+    # Uniform bits: half are set, and no two bits agree more often than by chance.
     signs = unpack(make(32, "uniform", clusters=1, seed=0).items(20_000)).astype(np.float64)
     assert np.abs(signs.T @ signs / len(signs) - np.eye(32)).max() < 0.03
 
 
-def test_turns_alternate_and_the_first_does_not_count(modules, monkeypatch):
+def test_turns_alternate_and_the_first_is_warm_up(modules, monkeypatch):
     order, clock = [], count()
     monkeypatch.setitem(modules.contests.CLOCKS, "wall", lambda: next(clock))
     runs = {"a": lambda: order.append("a"), "b": lambda: order.append("b") or next(clock)}
     seconds = modules.contests.in_turns(runs, repeats=3)
     assert "".join(order) == "ba" + "ab" + "ba" + "ab"
     assert seconds == {"a": [1, 1, 1], "b": [2, 2, 2]}
-    # A process that sleeps does not work.
-    asleep = {"a": lambda: time.sleep(0.2)}
-    assert modules.contests.in_turns(asleep, repeats=1, clock="cpu")["a"][0] < 0.1
+    # A sleeping process uses no CPU time.
+    sleepers = {"a": lambda: time.sleep(0.2)}
+    assert modules.contests.in_turns(sleepers, repeats=1, clock="cpu")["a"][0] < 0.1
 
 
-def test_a_row_is_against_the_fastest_of_the_others(modules, monkeypatch):
-    """Ratios are of one turn each, and rates of the queries that a turn has."""
+def test_a_row_compares_with_the_fastest_competitor(modules, monkeypatch):
+    """Ratios are per turn, and rates use the number of queries in a turn."""
     turns = {"ours": [1, 2, 4], "quick": [3, 4, 20], "slow": [30, 40, 50]}
     monkeypatch.setattr(modules.contests, "in_turns", lambda runs, repeats, clock: turns)
     asked = {name: [] for name in turns}
@@ -138,7 +138,7 @@ def test_a_row_is_against_the_fastest_of_the_others(modules, monkeypatch):
 
 
 @pytest.mark.parametrize("metric", ["hamming", "aqd"])
-def test_wrong_answers_do_not_pass(modules, settings, metric):
+def test_wrong_answers_are_rejected(modules, settings, metric):
     own = settings("--items", 300)
     codes, values = drawn(modules, own)
     index = modules.contests.indexed(codes)
@@ -153,7 +153,7 @@ def test_wrong_answers_do_not_pass(modules, settings, metric):
         check(codes, values, metric, {"one": (ids, scores), "other": (ids, off)})
     with pytest.raises(AssertionError, match="other: its items score otherwise"):
         check(codes, values, metric, {"one": (ids, scores), "other": (np.roll(ids, 1, axis=0), scores)})
-    if metric == "hamming":  # among items that tie, one can stand in for another, but not twice
+    if metric == "hamming":  # tied items are interchangeable, but must not repeat
         row, place = np.argwhere(np.diff(scores, axis=1) == 0)[0]
         twice, swapped = ids.copy(), ids.copy()
         twice[row, place + 1] = twice[row, place]
@@ -180,7 +180,7 @@ def test_products_give_the_exact_top(modules, settings, kind):
 
 
 @pytest.mark.parametrize("bits", [64, 128])
-def test_kernels_count_what_lies_within_a_distance(modules, settings, bits):
+def test_kernels_count_codes_within_a_distance(modules, settings, bits):
     codes, values = drawn(modules, settings("--bits", bits))
     for query in values[:2]:
         distances = (bits - np.sign(query.astype(np.float64)) @ unpack(codes).T) / 2
@@ -192,8 +192,8 @@ def test_kernels_count_what_lies_within_a_distance(modules, settings, bits):
             assert counts == dict.fromkeys(["kernel, numba", "hamming_count_thres", "kernel, NumPy"], expected)
 
 
-def test_the_rescored_search_is_that_of_the_same_codes(modules, settings):
-    """Where the candidates are all items, it finds the exact top: its bits are in the order that it expects."""
+def test_rescored_search_uses_the_same_codes(modules, settings):
+    """If all items are candidates it finds the exact top, so the bit order is as expected."""
     pytest.importorskip("sentence_transformers")
     import faiss
 
@@ -209,7 +209,7 @@ def test_the_rescored_search_is_that_of_the_same_codes(modules, settings):
 
 @pytest.mark.parametrize("kind", ["clustered", "uniform"])
 @pytest.mark.parametrize("section", ["aqd", "hamming"])
-def test_exact_rows_answer_alike(modules, settings, seen, section, kind):
+def test_exact_rows_have_equal_answers(modules, settings, seen, section, kind):
     own = settings("--codes", kind, *(["--large", 30_000] if section == "hamming" else []))
     rows = list(getattr(modules.search, section)(own))
     sizes = [ITEMS] if section == "aqd" else [ITEMS, 30_000]
@@ -253,7 +253,7 @@ def test_limit_and_rescoring_rows(modules, settings, seen):
         assert row.remark == f"finds 100.0% against {share:.1%}"
 
 
-def test_float_rows_say_sizes_and_what_is_found(modules, settings, seen):
+def test_float_rows_report_sizes_and_recall(modules, settings, seen):
     rows = list(modules.search.floats(settings("--float-items", 2000)))
     names = [(name, at_once) for name in ("IndexFlatIP", "IndexHNSWFlat") for at_once in (1, 8)]
     assert [(row.contestant, row.at_once) for row in rows] == names
@@ -265,8 +265,8 @@ def test_float_rows_say_sizes_and_what_is_found(modules, settings, seen):
             assert (theirs, row.remark.split()[-1]) == (2048, "100.0%")
             np.testing.assert_allclose(np.linalg.norm(contestants["IndexFlatIP"].queries, axis=1), 1, rtol=1e-5)
         else:
-            of_flat, of_hnsw = seen[0 if row.at_once == 1 else 1][2]["IndexFlatIP"][0], answers["IndexHNSWFlat"][0]
-            share = np.mean([np.isin(found, exact) for found, exact in zip(of_hnsw, of_flat, strict=True)])
+            flat_ids, hnsw_ids = seen[0 if row.at_once == 1 else 1][2]["IndexFlatIP"][0], answers["IndexHNSWFlat"][0]
+            share = np.mean([np.isin(found, exact) for found, exact in zip(hnsw_ids, flat_ids, strict=True)])
             assert f"finds {share:.1%}" in row.remark
 
 
@@ -282,12 +282,12 @@ def test_approximate_rows_print_the_recall(modules, settings, seen):
             metric = row.what.lower()
             expected = best_scores(codes, values, row.k, metric)
             assert np.array_equal(answers["exact"][1], expected)
-            scores, last = answers["approximate"][1], expected[:, -1:]  # by score: another of those that tie will do
+            scores, last = answers["approximate"][1], expected[:, -1:]  # by score: tied items are interchangeable
             recall = np.mean(scores <= last if metric == "hamming" else scores >= last)
             assert re.fullmatch(rf"recall {recall:.1%}, lists built in [\d.]+ s", row.remark)
 
 
-def test_bars_stand_where_they_are_meant(modules, settings):
+def test_bars_apply_to_the_intended_sizes(modules, settings):
     bar, own = modules.search.bar, settings()
     assert [bar(own, 1.7, items) for items in (999_999, 1_000_000)] == [None, 1.7]
     assert [bar(own, 1.5, items, 10_000_000) for items in (1_000_000, 10_000_000)] == [None, 1.5]
@@ -295,7 +295,7 @@ def test_bars_stand_where_they_are_meant(modules, settings):
 
 
 def test_threads_are_set_before_the_libraries_are_loaded(modules, monkeypatch):
-    """Where the environment says otherwise the script starts anew, with the same arguments."""
+    """If the environment differs, the script restarts itself with the same arguments."""
     found = []
 
     def execve(path, arguments, environment):
@@ -314,7 +314,7 @@ def test_threads_are_set_before_the_libraries_are_loaded(modules, monkeypatch):
 
 
 class Missing:
-    """An import hook to which some packages are not installed."""
+    """An import hook that hides some packages."""
 
     def __init__(self, names):
         self.names = names
@@ -324,7 +324,7 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def test_a_section_without_its_library_is_skipped_by_name(modules, monkeypatch, capsys):
+def test_a_section_without_its_library_is_skipped_and_named(modules, monkeypatch, capsys):
     threads = torch.get_num_threads()
     for name in modules.search.THREAD_SETTINGS:
         monkeypatch.setenv(name, str(threads))
@@ -381,8 +381,8 @@ def test_the_script_prints_tables_and_json(tmp_path):
 
 
 @pytest.mark.slow
-def test_shards_rows_say_milliseconds(tmp_path):
-    """The script itself ends where the shards' answers are not those of the one index."""
+def test_shards_rows_report_milliseconds(tmp_path):
+    """The script fails if the answers of the shards differ from those of the single index."""
     pytest.importorskip("ray")
     found, _ = run_script(tmp_path, "--only", "shards", "--items", str(ITEMS), "--shard-batch", "6")
     rows = found["sections"]["shards"]
@@ -394,5 +394,5 @@ def test_shards_rows_say_milliseconds(tmp_path):
         assert call == f"a call: {ours:.2f} ms against {theirs:.2f}, {ours - theirs:+.2f}"
         assert bool(most) == (row["at_once"] > 1)
         if most:
-            # How much it is nobody can say: one turn of a few microseconds, beside whatever else is at work.
+            # The ratio is not predictable: one turn of a few microseconds on a shared machine.
             assert re.fullmatch(r"2 processes do \d+\.\d\d times the work of one here", most)

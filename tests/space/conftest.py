@@ -1,4 +1,4 @@
-"""The embedded Space in a process of its own, and Debian's Chromium before it."""
+"""The embedded Space in a new process, and Debian's Chromium as its client."""
 
 import os
 import re
@@ -21,7 +21,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @dataclass(frozen=True)
 class Served:
-    """A Space that answers: its address, its process, its log, where uploads go, and the seconds until it was ready."""
+    """A running Space: address, process, log, upload folder, and the seconds until it was ready."""
 
     url: str
     process: subprocess.Popen
@@ -33,7 +33,7 @@ class Served:
 
     @property
     def resident(self) -> int:
-        """Bytes of memory that the process holds now."""
+        """Bytes of memory that the process currently uses."""
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
         return 1024 * int(re.search(r"VmRSS:\s+(\d+) kB", status)[1])
 
@@ -49,9 +49,9 @@ def start(command: list[str], folder: Path, log: Path, environment: dict[str, st
 
 
 def wait_for(log: Path, pattern: str, process: subprocess.Popen, seconds: float = 200) -> re.Match[str]:
-    """The match of a pattern in the log of a process, as soon as it is there.
+    """The match of a pattern in the log of a process, as soon as it appears.
 
-    Of a process that takes too long, the log ends with what each of its threads was doing.
+    On a timeout, the log ends with the stack of each thread.
     """
     end = time.monotonic() + seconds
     while not (match := re.search(pattern, log.read_text(encoding="utf-8"), re.MULTILINE)):
@@ -65,7 +65,7 @@ def wait_for(log: Path, pattern: str, process: subprocess.Popen, seconds: float 
 
 
 def space_environment(folder: Path) -> dict[str, str]:
-    """Of a process that serves: uploads below a folder, no network, nothing of this test run's own."""
+    """Environment of a server process: uploads below a folder, no network, no settings of this test run."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "GRADIO_", "PYTHONPATH"))}
     return own | {
         "HF_HOME": str(folder / "hf-home"),
@@ -77,7 +77,7 @@ def space_environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         return httpx.get(url, timeout=30).status_code == 200
     except httpx.HTTPError:
@@ -86,7 +86,7 @@ def _answers(url: str) -> bool:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory) -> Iterator[Served]:
-    """`cmfah space`, as a user starts it, ready to answer."""
+    """`cmfah space` as a user starts it, ready to answer."""
     folder = tmp_path_factory.mktemp("space")
     log = folder / "log"
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -95,7 +95,7 @@ def served(tmp_path_factory) -> Iterator[Served]:
     begin = time.monotonic()
     process = start(command, folder, log, space_environment(folder) | {"PYTHONPATH": str(ROOT)})
     try:
-        while not _answers(f"http://127.0.0.1:{port}/"):
+        while not _responds(f"http://127.0.0.1:{port}/"):
             assert process.poll() is None, log.read_text(encoding="utf-8")
             assert time.monotonic() < begin + 90, log.read_text(encoding="utf-8")
             time.sleep(0.05)
@@ -107,9 +107,9 @@ def served(tmp_path_factory) -> Iterator[Served]:
         process.wait(30)
 
 
-@pytest.fixture(scope="module")  # as long as it is there, no other event loop can run in this process
+@pytest.fixture(scope="module")  # while it is active, no other event loop can run in this process
 def chromium():
-    """The browser; what needs it is skipped where there is none."""
+    """The browser; tests that need it are skipped if it is missing."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine; Debian's package chromium has it")

@@ -1,4 +1,4 @@
-"""What a request's JSON may hold, and what reaches Gradio of it."""
+"""Validation of JSON request bodies, and the values passed on to Gradio."""
 
 import json
 
@@ -53,19 +53,19 @@ def join(bodies: Bodies, data: list, **more) -> dict:
         False,
     ],
 )
-def test_what_names_no_upload_leads_to_the_one_place_where_nothing_lies(bodies, given, tmp_path):
+def test_values_that_name_no_upload_become_one_unused_path(bodies, given, tmp_path):
     nowhere = {"path": str(tmp_path / ("0" * 64)), "meta": {"_type": "gradio.FileData"}}
     assert join(bodies, ["", given, 3, None])["data"][1] == nowhere
 
 
-def test_an_upload_is_named_and_nothing_else_of_it_passes(bodies, tmp_path):
+def test_an_upload_keeps_only_its_path(bodies, tmp_path):
     given = {"path": NAME, "url": "http://example.com", "is_stream": True, "meta": {"_type": "x"}, "size": -1}
     data = join(bodies, ["boat", given, 3, {"path": "/etc/passwd"}])["data"]
     assert data == ["boat", {"path": str(tmp_path / NAME), "meta": {"_type": "gradio.FileData"}}, 3, None]
     assert join(bodies, [None, None, 3, None])["data"] == [None, None, 3, None]
 
 
-def test_only_keys_that_are_checked_pass(bodies):
+def test_unchecked_keys_are_removed(bodies):
     more = {"batched": True, "simple_format": True, "event_id": "x", "trigger_id": 10**9, "oauth_token": "t"}
     assert set(join(bodies, ["", None, 3, None], **more)) == {"data", "fn_index", "session_hash"}
     event = {"id": "a", "region": 3, "value": {"path": "/etc/passwd"}}
@@ -117,7 +117,7 @@ def test_malformed_bodies_are_refused_in_one_line(bodies, body):
         assert len(str(refused.value)) < 400
 
 
-def test_endpoints_are_called_by_their_public_names_alone(bodies, app):
+def test_endpoints_are_called_only_by_their_public_names(bodies, app):
     body = b'{"data": ["x", 3]}'
     assert json.loads(bodies.call("find", body)) == {"data": ["x", 3]}
     private = app.fns[0].api_name

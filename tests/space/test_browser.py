@@ -1,6 +1,6 @@
-"""The page in Debian's Chromium, as people use it: by mouse, by keys, on a phone, in the dark.
+"""The page in Debian's Chromium: with mouse, keyboard, a phone and dark mode.
 
-With `CMFAH_SCREENSHOTS` naming a folder, images of the tabs are left there; those of docs/images/ were made so.
+`CMFAH_SCREENSHOTS` names a folder for screenshots of the tabs; docs/images/ was made this way.
 """
 
 import json
@@ -21,7 +21,7 @@ WAIT = 60_000
 
 @pytest.fixture
 def open_page(chromium, served):
-    """A function that opens the page as a new user; whatever goes wrong in the browser fails the test."""
+    """A function that opens the page as a new user; any error in the browser fails the test."""
     contexts, wrong = [], []
 
     def opened(url: str = served.url, **settings):
@@ -30,7 +30,7 @@ def open_page(chromium, served):
         page = context.new_page()
         page.set_default_timeout(WAIT)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: wrong.append(request.url) if _is_elsewhere(request.url) else None)
+        page.on("request", lambda request: wrong.append(request.url) if _is_external(request.url) else None)
         page.goto(url)
         return page
 
@@ -47,7 +47,7 @@ def page(open_page):
     return page
 
 
-def _is_elsewhere(address: str) -> bool:
+def _is_external(address: str) -> bool:
     return not re.match(r"http://(127\.0\.0\.1|localhost):|data:|blob:", address)
 
 
@@ -62,7 +62,7 @@ def tab(page, name: str) -> None:
 
 def search(page, words: str) -> None:
     page.get_by_label("Words", exact=True).first.fill(words)
-    # The answer alone: around it the seconds are shown that it takes.
+    # Only the answer: the elapsed seconds next to it change.
     shown = "[...document.querySelectorAll('#answer section')].map(each => each.outerHTML).join()"
     before = page.evaluate(shown)
     page.locator("#search-words").click()
@@ -72,15 +72,15 @@ def search(page, words: str) -> None:
 def keep_screenshot(page, name: str) -> None:
     if folder := os.environ.get("CMFAH_SCREENSHOTS"):
         page.mouse.move(0, 0)
-        page.set_viewport_size({"width": 1200, "height": 500})  # no taller than what is there
-        page.wait_for_timeout(700)  # what fades in has done so
+        page.set_viewport_size({"width": 1200, "height": 500})  # no taller than the content
+        page.wait_for_timeout(700)  # wait for fade-in animations
         path = Path(folder) / f"{name}.png"
         page.screenshot(path=path, full_page=True)
         Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def test_words_find_images_by_both_distances(page, served):
-    # The page is not empty before anything is typed.
+def test_text_query_finds_images_by_both_metrics(page, served):
+    # The page shows results before a query is entered.
     assert len(ids(page)) == 6
     search(page, "house moon")
     assert len(ids(page, "hamming")) == len(ids(page, "aqd")) == 6
@@ -89,12 +89,12 @@ def test_words_find_images_by_both_distances(page, served):
     assert distances == sorted(distances)
     assert len(page.locator(".cm-time").all_inner_texts()) == 2
     assert all(re.fullmatch(r"\d+\.\d\d ms", time) for time in page.locator(".cm-time").all_inner_texts())
-    # Every image is really drawn.
+    # Every image is loaded.
     assert page.locator(".cm-card img").evaluate_all("all => all.every(image => image.naturalWidth > 0)")
     keep_screenshot(page, "space-search")
 
 
-def test_an_example_is_a_press_away(page):
+def test_an_example_is_searched_on_click(page):
     from playwright.sync_api import expect
 
     before = ids(page)
@@ -112,7 +112,7 @@ def test_an_uploaded_image_finds_images_and_texts(page, tmp_path):
     assert len(page.locator("section[data-target=texts][data-metric=aqd] li").all()) == 6
 
 
-def test_a_wrong_file_is_told_in_one_line_and_the_page_goes_on(page, tmp_path):
+def test_an_invalid_file_is_reported_in_one_line_and_the_page_still_works(page, tmp_path):
     path = tmp_path / "notes.png"
     path.write_text("no image at all")
     page.set_input_files("#image input[type=file]", path)
@@ -124,7 +124,7 @@ def test_a_wrong_file_is_told_in_one_line_and_the_page_goes_on(page, tmp_path):
     assert len(ids(page)) == 6
 
 
-def test_words_that_are_not_known_are_named_and_nothing_typed_becomes_markup(page):
+def test_unknown_words_are_named_and_input_is_escaped(page):
     search(page, "quixotic boat <b>zzq</b>")
     assert "ignored: quixotic, b, zzq." in page.locator("#answer").inner_text()
     tab(page, "Why")
@@ -137,7 +137,7 @@ def test_words_that_are_not_known_are_named_and_nothing_typed_becomes_markup(pag
     assert page.locator("#typed").count() == 0
 
 
-def test_an_answer_is_explained_by_words_regions_and_bits(page):
+def test_a_result_is_explained_by_words_regions_and_bits(page):
     search(page, "boat sun")
     first = page.locator("section[data-metric=hamming] .cm-card").first
     distance = int(first.locator(".cm-score").inner_text().removesuffix(" bits"))
@@ -149,7 +149,7 @@ def test_an_answer_is_explained_by_words_regions_and_bits(page):
     assert len(page.locator("#why-codes .cm-differs").all()) == 2 * distance
     assert len(page.locator("#overlay [data-region]").all()) == 64
 
-    # Another word looks elsewhere.
+    # Another word attends to another region.
     def strongest() -> str:
         return page.locator(".cm-strongest").get_attribute("data-region")
 
@@ -166,7 +166,7 @@ def test_an_answer_is_explained_by_words_regions_and_bits(page):
     keep_screenshot(page, "space-why")
 
 
-def test_codes_are_mapped_and_words_placed_among_them(page):
+def test_codes_are_mapped_and_words_are_placed_on_the_map(page):
     tab(page, "Codes")
     page.wait_for_selector(".cm-plane img")
     assert page.locator(".cm-plane img, .cm-plane i").count() == 320
@@ -178,7 +178,7 @@ def test_codes_are_mapped_and_words_placed_among_them(page):
     keep_screenshot(page, "space-codes")
 
 
-def test_quality_is_the_runs_own(page):
+def test_quality_tab_shows_the_metrics_of_the_run(page):
     tab(page, "Quality")
     table = page.locator(".cm-table")
     table.wait_for()
@@ -189,26 +189,26 @@ def test_quality_is_the_runs_own(page):
     keep_screenshot(page, "space-quality")
 
 
-def test_two_users_do_not_see_each_others_answers(open_page):
+def test_users_do_not_see_each_others_results(open_page):
     one, other = open_page(), open_page()
     for page in (one, other):
         page.wait_for_selector(".cm-card")
     search(one, "tree")
     search(other, "fish")
-    alone = ids(one), ids(other)
-    assert alone[0] != alone[1]
-    # Asked at the same time, each gets the own answer again.
+    own_results = ids(one), ids(other)
+    assert own_results[0] != own_results[1]
+    # Simultaneous queries each get their own result.
     for page, words in ((one, "fish"), (other, "tree")):
         page.get_by_label("Words", exact=True).first.fill(words)
         page.locator("#search-words").click()
-    for page, expected in ((one, alone[1]), (other, alone[0])):
+    for page, expected in ((one, own_results[1]), (other, own_results[0])):
         page.wait_for_function("id => document.querySelector('[data-metric=aqd] .cm-card').dataset.id == id",
                                arg=expected[0])  # fmt: skip
         assert ids(page) == expected
 
 
-def test_by_keys_alone(page):
-    """Tab leads to the words, Enter searches; from an answer Enter leads to why, and arrows over its regions."""
+def test_keyboard_only(page):
+    """Tab moves to the words, Enter searches; Enter on a result opens its explanation, arrows move over its regions."""
 
     def press_until(selector: str, most: int = 30) -> None:
         for _ in range(most):
@@ -225,7 +225,7 @@ def test_by_keys_alone(page):
     page.wait_for_function("before => document.querySelector('#answer').innerHTML != before", arg=before)
     press_until(".cm-card", 40)
     ring = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-    assert ring == "solid"  # it is seen where one is
+    assert ring == "solid"  # the focus is visible
     page.keyboard.press("Enter")
     page.wait_for_selector("#overlay [data-region]")
     page.locator("#overlay [tabindex='0']").focus()
@@ -239,7 +239,7 @@ def test_by_keys_alone(page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone_nothing_is_cut_off_and_all_is_read(open_page, scheme):
+def test_phone_layout_is_not_clipped_and_is_readable(open_page, scheme):
     page = open_page(viewport={"width": 375, "height": 812}, is_mobile=True, has_touch=True, color_scheme=scheme)
     page.wait_for_selector(".cm-card")
     for name in ("Search", "Why", "Codes", "Quality"):
@@ -249,7 +249,7 @@ def test_on_a_phone_nothing_is_cut_off_and_all_is_read(open_page, scheme):
         assert page.evaluate("document.documentElement.scrollWidth") <= 375, name
         ratios = page.evaluate(CONTRASTS)
         assert ratios
-        # WCAG AA for text of this size.
+        # WCAG AA for text of this size
         assert min(ratio for ratio, _ in ratios) >= 4.5, sorted(ratios)[:3]
     if scheme == "dark":
         tab(page, "Search")
@@ -262,7 +262,7 @@ def test_on_a_phone_nothing_is_cut_off_and_all_is_read(open_page, scheme):
             page.screenshot(path=Path(folder) / "space-phone.png")
 
 
-# The contrast of every visible text with the nearest ground that is opaque, both as the browser computes them.
+# The contrast of every visible text with the nearest opaque background, both as computed by the browser.
 CONTRASTS = """() => {
   const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
   const rgba = color => {
@@ -285,7 +285,7 @@ CONTRASTS = """() => {
 }"""
 
 
-def test_a_space_without_its_model_says_so(open_page, tmp_path):
+def test_a_space_without_its_model_reports_it(open_page, tmp_path):
     problem = CMFAHError(f"{tmp_path}/space.json: there is no such file; a Space needs it beside its app.py.")
     app = serve(SpaceSettings(), tmp_path, keep_on_error=True, problem=problem, block=False)
     try:

@@ -1,4 +1,4 @@
-"""What the page shows, against the same computed another way."""
+"""Contents of the page against independent computations."""
 
 import html as standard_html
 import json
@@ -31,7 +31,7 @@ def pairs(run):
     return load_image_text(run.scenes, split="train").select(range(40))
 
 
-def test_the_images_are_the_first_ones_of_the_split_and_small(engine, pairs):
+def test_images_are_the_first_of_the_split_as_thumbnails(engine, pairs):
     assert engine.images.ids == pairs["id"]
     assert engine.images.texts == pairs["text"]
     kept, original = engine.images.image(3), pairs[3]["image"]
@@ -41,7 +41,7 @@ def test_the_images_are_the_first_ones_of_the_split_and_small(engine, pairs):
     assert len(engine.images.address(3, 16)) < len(engine.images.address(3))
 
 
-def test_answers_are_those_of_brute_force(engine, pairs):
+def test_answers_match_brute_force(engine, pairs):
     word = engine.retriever.processor.known_words(pairs[0]["text"])[0]
     values = engine.retriever.encode_texts([word])[0]
     image_bits = engine.retriever.encode_images([row["image"] for row in pairs]) >= 0
@@ -55,7 +55,7 @@ def test_answers_are_those_of_brute_force(engine, pairs):
 
     by_image = engine.search(image=pairs[5]["image"], k=3)
     assert set(by_image.rankings) == {"images", "texts"}
-    # An image finds itself, or one of the same bits and a smaller number.
+    # An image finds itself, or one with the same bits and a smaller id.
     assert by_image.rankings["images"]["hamming"].scores[0] == 0
     document = engine.document(by_image)
     assert [hit["id"] for hit in document["images"]["aqd"]["hits"]] == [
@@ -64,11 +64,11 @@ def test_answers_are_those_of_brute_force(engine, pairs):
     assert json.loads(json.dumps(document)) == document
 
 
-def test_the_map_keeps_distances_as_classical_scaling_does(engine):
+def test_the_map_matches_classical_scaling(engine):
     codes = np.unpackbits(engine.retriever.images.codes, axis=1, bitorder="little")
-    squared = 4.0 * (codes[:, None] != codes[None]).sum(axis=2)  # of codes of +-1
-    centring = np.eye(40) - 1 / 40
-    scalar_products = -0.5 * centring @ squared @ centring
+    squared = 4.0 * (codes[:, None] != codes[None]).sum(axis=2)  # for codes of +-1
+    centering = np.eye(40) - 1 / 40
+    scalar_products = -0.5 * centering @ squared @ centering
     values, vectors = np.linalg.eigh(scalar_products)
     reference = vectors[:, -2:] * np.sqrt(values[-2:])
 
@@ -94,7 +94,7 @@ def test_codes_are_shown_bit_by_bit(engine, pairs):
     assert [index for index, (_, mark) in enumerate(cells[: engine.bits]) if mark] == differ.tolist()
 
 
-def test_attention_is_laid_over_every_region(engine, pairs):
+def test_attention_covers_every_region(engine, pairs):
     from cmfah_hf.evaluation.attention import attention_of_words
 
     item_id, text = engine.images.ids[0], engine.images.texts[0]
@@ -114,7 +114,7 @@ def test_attention_is_laid_over_every_region(engine, pairs):
     assert listed == [words[index] for index in np.argsort(-weights[2], kind="stable")]
 
 
-def test_memory_and_figures_are_those_of_the_model(engine, run):
+def test_memory_and_metrics_match_the_model(engine, run):
     shown = charts.memory(engine)
     bits, width = engine.bits, engine.retriever.model.config.hidden_size
     assert [int(size) for size in re.findall(r"([\d,]+) bytes per image", shown)] == [bits // 8, 4 * bits, 4 * width]
@@ -147,12 +147,12 @@ def test_memory_and_figures_are_those_of_the_model(engine, run):
         ({"text": 3}, "is not a string"),
     ],
 )
-def test_queries_without_an_answer_are_refused(engine, arguments, reason):
+def test_unanswerable_queries_are_refused(engine, arguments, reason):
     with pytest.raises(QueryError, match=reason):
         engine.search(**arguments)
 
 
-def test_foreign_images_and_splits_are_refused(engine, run):
+def test_unknown_images_and_splits_are_refused(engine, run):
     with pytest.raises(QueryError, match=r"Unknown image '\.\./etc/passwd'"):
         engine.code_of_image("../etc/passwd")
     for odd in (None, ["x"], {}, 3):
@@ -162,19 +162,19 @@ def test_foreign_images_and_splits_are_refused(engine, run):
         Engine(SpaceSettings(str(run.folder), str(run.scenes), "gone"), run.folder)
 
 
-def test_nothing_from_outside_becomes_markup():
+def test_external_text_is_escaped_in_html():
     assert escaped('<b onclick="x">{{y}} ${z} `w` &amp;') == (
         "&lt;b onclick=&quot;x&quot;&gt;&#123;&#123;y&#125;&#125; &#36;&#123;z&#125; &#96;w&#96; &amp;amp;"
     )
 
 
-def test_nothing_from_outside_becomes_markdown():
+def test_external_text_is_escaped_in_markdown():
     shown = html.markdown("# [x](http://a.b) ![](y) <b> `c` $d$ *e* ~f~ www.g.h\n\n- i")
     assert re.sub(r"&#\d+;", "", shown).replace(" ", "").isalnum()
     assert standard_html.unescape(shown) == "# [x](http://a.b) ![](y) <b> `c` $d$ *e* ~f~ www.g.h - i"
 
 
-def test_words_that_are_not_known_are_reported(engine, pairs):
+def test_unknown_words_are_reported(engine, pairs):
     known = engine.retriever.processor.known_words(pairs[0]["text"])[0]
     query = f"Quixotic {known} <i>ufrz</i> quixotic"
     found = engine.search(text=query, k=2)
@@ -189,14 +189,14 @@ def test_words_that_are_not_known_are_reported(engine, pairs):
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000, '"x"', '{"query": {"a": "\\ud800"}}'])
-def test_damaged_figures_are_one_line(engine, tmp_path, monkeypatch, content):
+def test_damaged_metrics_are_reported_in_one_line(engine, tmp_path, monkeypatch, content):
     (tmp_path / "metrics.json").write_text(content, encoding="utf-8")
     monkeypatch.setattr(engine, "source", str(tmp_path))
     monkeypatch.delitem(engine.__dict__, "metrics", raising=False)
     with pytest.raises(CheckpointError, match=r"metrics\.json") as refused:
-        engine.metrics  # noqa: B018 - read for its error
+        engine.metrics  # noqa: B018 - the property raises
     assert "\n" not in str(refused.value)
-    # The rest of the page is there.
+    # The rest of the page is available.
     loader = EngineLoader(engine.settings, tmp_path)
     loader._engine = engine
     loader._loaded.set()
@@ -215,14 +215,14 @@ def test_damaged_figures_are_one_line(engine, tmp_path, monkeypatch, content):
         {"hamming/i2t/map": 0.5, "queries": 10**400, "database": [], "random/map": "<b>"},
     ],
 )  # fmt: skip
-def test_figures_of_wrong_types_are_left_out(query):
+def test_metrics_of_wrong_types_are_ignored(query):
     for bits in ("<script>", None, [], 1e400, 64):
         shown = charts.quality({"query": query, "hash_bits": bits})
         assert "<script>" not in shown
         assert "nan" not in shown
 
 
-def test_an_error_is_text_on_the_page_and_for_programs(engine, tmp_path):
+def test_an_error_is_shown_on_the_page_and_returned_to_programs(engine, tmp_path):
     loader = EngineLoader(engine.settings, tmp_path)
     loader._engine = engine
     loader._loaded.set()
@@ -240,11 +240,11 @@ def test_an_error_is_text_on_the_page_and_for_programs(engine, tmp_path):
             page.choose_example(number)
 
 
-def test_whoever_asks_is_told_why_there_is_no_engine_and_no_path(tmp_path, caplog):
+def test_a_missing_engine_is_reported_without_paths(tmp_path, caplog):
     loader = EngineLoader(SpaceSettings(model=str(tmp_path / "gone")), tmp_path)
     with pytest.raises(CMFAHError, match=str(tmp_path)):
         loader.load()
-    with pytest.raises(CMFAHError) as told:
+    with pytest.raises(CMFAHError) as raised:
         loader.get()
-    assert str(told.value).startswith("gone: neither a folder nor")
-    assert str(tmp_path) not in str(told.value)
+    assert str(raised.value).startswith("gone: neither a folder nor")
+    assert str(tmp_path) not in str(raised.value)

@@ -1,4 +1,4 @@
-"""Which hosts are answered."""
+"""Allowed hosts of the server."""
 
 import pytest
 
@@ -32,17 +32,17 @@ from cmfah_hf.space.hosts import AllowedHosts, host_name
         ("box.home", "box.home:80", True),
     ],
 )
-def test_names_are_listed_and_addresses_are_where_the_server_listens_at_all(bound, host, answered):
+def test_names_are_allowed_by_list_and_addresses_by_the_listening_address(bound, host, answered):
     assert AllowedHosts(bound).answers(host) is answered
 
 
-def test_further_hosts_and_the_space_of_the_hub_are_answered(monkeypatch):
+def test_additional_hosts_and_the_hub_space_are_allowed(monkeypatch):
     monkeypatch.setenv("SPACE_HOST", "Owner-Search.hf.space")
     hosts = AllowedHosts("0.0.0.0", ["search.example.org"])
     for host in ("owner-search.hf.space", "search.example.org:443", "10.1.2.3:7860"):
         assert hosts.answers(host)
     assert not hosts.answers("other.hf.space")
-    # Their pages may call this server behind a proxy, which gives it another host.
+    # Their pages may call this server behind a proxy, which sets another host.
     assert hosts.answers("10.1.2.3", "https://owner-search.hf.space")
     assert hosts.answers("localhost:7860", "https://search.example.org")
 
@@ -66,7 +66,7 @@ def test_pages_of_other_hosts_may_not_call(host, origin, answered):
 
 
 @pytest.mark.parametrize("name", ["http://x", "x:80", "", "a b", "*", "x/y", "é"])
-def test_what_is_no_host_is_refused_in_one_line(name):
+def test_invalid_hosts_are_refused_in_one_line(name):
     with pytest.raises(CMFAHError, match="is not a host; give a name") as refused:
         host_name(name)
     assert "\n" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""The server's outermost layer, called as a server calls it."""
+"""The outermost ASGI layer, called as a server calls it."""
 
 import asyncio
 import json
@@ -27,9 +27,9 @@ async def echo(scope, receive, send) -> None:
         message = await receive()
         body, more = body + message["body"], message["more_body"]
     names = sorted(name.decode() for name, _ in scope["headers"])
-    told = {"query": scope["query_string"].decode(), "body": body.decode(), "headers": names}
+    answer = {"query": scope["query_string"].decode(), "body": body.decode(), "headers": names}
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": json.dumps(told).encode()})
+    await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +48,13 @@ def uploads(tmp_path) -> Uploads:
 
 
 @pytest.fixture
-def guarded(app, uploads) -> Limits:
+def limits_app(app, uploads) -> Limits:
     return Limits(echo, AllowedHosts("127.0.0.1"), Bodies(app, uploads), uploads, lambda name: name == "known")
 
 
 @pytest.fixture
-def ask(guarded):
-    """A function that gives the status and the body of an answer to one request."""
+def ask(limits_app):
+    """A function that returns the status and the body of the response to one request."""
 
     def asked(
         path="/", method="GET", chunks=(b"",), headers=(), host=b"localhost:7860", query=b""
@@ -71,7 +71,7 @@ def ask(guarded):
 
         every = [(b"host", host), *headers] if host is not None else list(headers)
         scope = {"type": "http", "method": method, "path": path, "query_string": query, "headers": every}
-        asyncio.run(guarded(scope, receive, send))
+        asyncio.run(limits_app(scope, receive, send))
         assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
         return sent[0]["status"], sent[1]["body"]
 
@@ -83,19 +83,19 @@ def call_of(size: int) -> bytes:
     return body + b" " * (size - len(body))
 
 
-def test_a_body_passes_up_to_the_limit_and_is_written_anew(ask):
+def test_a_body_passes_up_to_the_limit_and_is_rewritten(ask):
     whole = call_of(MAX_BODY)
-    status, told = ask(CALL, "POST", (whole[:60], whole[60:]), [(b"content-length", str(MAX_BODY).encode())])
+    status, answer = ask(CALL, "POST", (whole[:60], whole[60:]), [(b"content-length", str(MAX_BODY).encode())])
     assert status == 200
-    assert json.loads(told)["body"] == '{"data": ["x", 3]}'
+    assert json.loads(answer)["body"] == '{"data": ["x", 3]}'
 
 
 @pytest.mark.parametrize(
     "request_of",
     [
         {"headers": [(b"content-length", str(MAX_BODY + 1).encode())]},
-        {"chunks": (call_of(MAX_BODY), b" ")},  # it does not say how long it is
-        {"chunks": (call_of(MAX_BODY), b" "), "headers": [(b"content-length", b"10")]},  # it lies
+        {"chunks": (call_of(MAX_BODY), b" ")},  # no content length
+        {"chunks": (call_of(MAX_BODY), b" "), "headers": [(b"content-length", b"10")]},  # a false content length
         {"headers": [(b"content-length", b"-1")]},
         {"headers": [(b"content-length", b"9" * 5000)]},
         {"headers": [(b"content-length", "²".encode("latin-1"))]},
@@ -108,7 +108,7 @@ def test_a_longer_body_is_refused(ask, request_of):
     assert json.loads(body) == {"detail": "A request has at most 65,536 bytes here."}
 
 
-def test_a_body_that_does_not_arrive_is_not_waited_for(ask, guarded, monkeypatch):
+def test_a_stalled_body_times_out(ask, limits_app, monkeypatch):
     monkeypatch.setattr(limits, "BODY_SECONDS", 0.05)
 
     async def stalled():
@@ -120,7 +120,7 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(ask, guarded, monkeypatch
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": CALL, "query_string": b"", "headers": [(b"host", b"localhost")]}
-    asyncio.run(guarded(scope, stalled, send))
+    asyncio.run(limits_app(scope, stalled, send))
     assert sent[0]["status"] == 408
 
 
@@ -138,7 +138,7 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(ask, guarded, monkeypatch
         "/gradio_api/file/etc/passwd",
     ],
 )
-def test_files_and_addresses_of_elsewhere_are_refused(ask, path):
+def test_foreign_files_and_addresses_are_refused(ask, path):
     assert ask(path) == (403, b'{"detail":"Only what was uploaded here can be asked for."}')
 
 
@@ -169,19 +169,19 @@ def test_files_and_addresses_of_elsewhere_are_refused(ask, path):
         ("POST", "/login"),
     ],
 )
-def test_there_is_nothing_at_addresses_that_the_page_does_not_need(ask, method, path):
+def test_addresses_not_used_by_the_page_are_not_found(ask, method, path):
     assert ask(path, method, (call_of(30),))[0] == 404
 
 
-def test_what_the_page_needs_passes_without_queries_that_it_does_not(ask):
+def test_requests_of_the_page_pass_without_unused_query_parameters(ask):
     for path in ("/", "/config", "/assets/index-Ab_1.js", "/gradio_api/heartbeat/abc", "/gradio_api/info"):
-        status, told = ask(path, query=b"deep_link=x&session_hash=y")
+        status, answer = ask(path, query=b"deep_link=x&session_hash=y")
         assert status == 200, path
-        assert json.loads(told)["query"] == ""
-    status, told = ask("/gradio_api/info", query=b"serialize=False&x=1")
-    assert json.loads(told)["query"] == "serialize=False"
-    status, told = ask("/gradio_api/queue/data", query=b"session_hash=known&x=1")
-    assert json.loads(told)["query"] == "session_hash=known"
+        assert json.loads(answer)["query"] == ""
+    status, answer = ask("/gradio_api/info", query=b"serialize=False&x=1")
+    assert json.loads(answer)["query"] == "serialize=False"
+    status, answer = ask("/gradio_api/queue/data", query=b"session_hash=known&x=1")
+    assert json.loads(answer)["query"] == "session_hash=known"
     assert ask("/gradio_api/queue/data", query=b"session_hash=unknown")[0] == 404
     assert ask("/", "DELETE")[0] == 405
 
@@ -196,26 +196,26 @@ def test_other_hosts_and_origins_are_refused_for_every_request(ask):
         {"host": None},
     ):
         for method, path in (("GET", "/"), ("POST", CALL), ("POST", "/gradio_api/upload"), ("GET", "/nowhere")):
-            status, told = ask(path, method, **request)
+            status, answer = ask(path, method, **request)
             assert status == 403
-            assert b"--allow-host" in told
+            assert b"--allow-host" in answer
     preflight = [(b"origin", b"http://evil.example"), (b"access-control-request-method", b"POST")]
     assert ask(CALL, "OPTIONS", headers=preflight)[0] == 403
 
 
-def test_a_client_cannot_tell_the_server_another_address(ask):
+def test_a_client_cannot_override_the_address_of_the_server(ask):
     headers = [(b"X-Forwarded-Host", b"evil.example"), (b"x-gradio-server", b"http://evil.example")]
     assert json.loads(ask(headers=headers)[1])["headers"] == ["host"]
     proxied = [(b"x-forwarded-host", b"localhost")]
     assert json.loads(ask(headers=proxied)[1])["headers"] == ["host", "x-forwarded-host"]
 
 
-def test_an_upload_is_kept_under_a_random_name_and_given_out_by_it(ask, uploads):
+def test_an_upload_is_stored_and_served_under_a_random_name(ask, uploads):
     names = set()
     for content in (b"\x89PNG one", b"<script>", b""):
-        status, told = ask("/gradio_api/upload", "POST", (FORM % content,), [IS_FORM])
+        status, answer = ask("/gradio_api/upload", "POST", (FORM % content,), [IS_FORM])
         assert status == 200
-        (name,) = json.loads(told)
+        (name,) = json.loads(answer)
         names.add(name)
         assert ask(f"/gradio_api/file={name}") == (200, content)
     assert {path.name for path in uploads.folder.iterdir()} == names
@@ -236,20 +236,20 @@ def test_an_upload_is_kept_under_a_random_name_and_given_out_by_it(ask, uploads)
     ],
     ids=["empty", "no boundary", "no form", "other boundary", "cut", "other field", "no file", "two files"],
 )
-def test_malformed_uploads_are_refused_and_leave_nothing(ask, uploads, body, kind):
-    status, told = ask("/gradio_api/upload", "POST", (body,), [(b"content-type", kind)])
+def test_malformed_uploads_are_refused_and_leave_no_files(ask, uploads, body, kind):
+    status, answer = ask("/gradio_api/upload", "POST", (body,), [(b"content-type", kind)])
     assert status == 400
-    assert "\n" not in json.loads(told)["detail"]
+    assert "\n" not in json.loads(answer)["detail"]
     assert not uploads.folder.exists()
 
 
-def test_an_upload_that_is_too_large_leaves_nothing(ask, uploads):
+def test_a_too_large_upload_leaves_no_files(ask, uploads):
     large = FORM % (b"x" * (8 * 2**20 + 1))
     assert ask("/gradio_api/upload", "POST", (large,), [IS_FORM])[0] == 413
     assert not uploads.folder.exists()
 
 
-def test_no_more_requests_are_open_than_may_be(ask, monkeypatch):
+def test_number_of_open_requests_is_limited(ask, monkeypatch):
     monkeypatch.setattr(limits, "MOST_OPEN", 0)
     assert ask()[0] == 503
 
@@ -266,7 +266,7 @@ def test_other_protocols():
     async def send(message):
         seen.append(message)
 
-    guarded = Limits(app, AllowedHosts(""), None, None, bool)
-    asyncio.run(guarded({"type": "lifespan"}, None, None))
-    asyncio.run(guarded({"type": "websocket"}, receive, send))
+    limits_app = Limits(app, AllowedHosts(""), None, None, bool)
+    asyncio.run(limits_app({"type": "lifespan"}, None, None))
+    asyncio.run(limits_app({"type": "websocket"}, receive, send))
     assert seen == ["lifespan", {"type": "websocket.close", "code": 1008}]

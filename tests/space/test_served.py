@@ -1,4 +1,4 @@
-"""The running Space as programs meet it: its endpoints, its refusals, its memory under a crowd."""
+"""The running Space as an API: endpoints, refused requests, memory under load."""
 
 import io
 import itertools
@@ -70,8 +70,8 @@ def image_of(path: str) -> dict:
     return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
-def test_the_page_stands_soon_and_the_model_follows(served):
-    # Seconds of a processor, which other programs beside this one do not lengthen.
+def test_the_page_is_available_soon_and_the_model_follows(served):
+    # CPU seconds, which do not depend on other processes.
     assert served.page_cpu_seconds < 10
     assert served.page_seconds <= served.ready_seconds
 
@@ -113,12 +113,12 @@ def test_an_image_finds_itself_and_texts(client, tmp_path):
         ({"text": "boat", "image": "../../etc/passwd", "api_name": "/explain"}, "Unknown image"),
     ],
 )
-def test_wrong_calls_are_told_so_in_one_line(client, arguments, reason):
+def test_invalid_calls_are_refused_in_one_line(client, arguments, reason):
     with pytest.raises(AppError, match=reason):
         client.predict(**arguments)
 
 
-def test_wrong_files_are_refused_in_one_line(http, served):
+def test_invalid_files_are_refused_in_one_line(http, served):
     bomb = png(Image.new("1", (10_000, 10_000)))
     refused = {
         b"nonsense": "not a readable image",
@@ -130,7 +130,7 @@ def test_wrong_files_are_refused_in_one_line(http, served):
         event, data = call(http, "search_image", image_of(upload(http, content)), 3)
         assert event == "error"
         assert reason in data["error"]
-    assert served.resident - before < 60 * 2**20  # the bomb is 100 MB and more where it is decoded
+    assert served.resident - before < 60 * 2**20  # the bomb takes at least 100 MB if it is decoded
     too_long = http.post("/gradio_api/upload", files={"files": ("x.png", b"x" * (9 * 2**20), "image/png")})
     assert too_long.status_code == 413
 
@@ -159,7 +159,7 @@ def test_no_file_of_the_machine_can_be_read(http, served, path):
         assert str(ROOT) not in json.dumps(data)
 
 
-def test_nothing_is_fetched_for_others(http):
+def test_the_server_fetches_no_addresses(http):
     asked = []
 
     class Listener(threading.Thread):
@@ -183,7 +183,7 @@ def test_nothing_is_fetched_for_others(http):
     assert asked == []
 
 
-def test_no_answer_of_the_server_names_a_folder_of_it(http):
+def test_no_response_contains_a_path_of_the_server(http):
     for path in ("/", "/config", "/gradio_api/info", "/gradio_api/startup-events", "/gradio_api/openapi.json"):
         answer = http.get(path)
         assert str(ROOT) not in answer.text, path
@@ -191,7 +191,7 @@ def test_no_answer_of_the_server_names_a_folder_of_it(http):
     assert http.get("/monitoring").status_code in (403, 404)
 
 
-def test_a_private_file_is_neither_searched_with_nor_told_from_a_missing_one(http, tmp_path):
+def test_a_private_file_is_not_searched_and_looks_like_a_missing_one(http, tmp_path):
     private, pipe = tmp_path / "private.png", tmp_path / "pipe.png"
     draw_scene(3).image.save(private)
     os.mkfifo(pipe)
@@ -207,7 +207,7 @@ def test_a_private_file_is_neither_searched_with_nor_told_from_a_missing_one(htt
     assert time.monotonic() - begin < 20
 
 
-def test_uploads_have_bounds_and_refused_ones_are_deleted(http, served):
+def test_uploads_are_bounded_and_refused_ones_deleted(http, served):
     kept = served.uploads / "cmfah-space"
     for number in range(20):
         upload(http, bytes([number]) * MAX_BYTES)
@@ -217,7 +217,7 @@ def test_uploads_have_bounds_and_refused_ones_are_deleted(http, served):
     assert (kept / name).exists()
     assert call(http, "search_image", image_of(name), 2)[0] == "error"
     assert not (kept / name).exists()
-    # Nothing lies anywhere else, also after an upload that was cut off.
+    # No files are left elsewhere, also after an interrupted upload.
     with socket.create_connection((http.base_url.host, http.base_url.port)) as connection:
         head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {http.base_url.netloc.decode()}\r\n"
         form = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 5000000\r\n\r\n--x\r\n"
@@ -229,7 +229,7 @@ def test_uploads_have_bounds_and_refused_ones_are_deleted(http, served):
     assert {path.stat().st_size for path in files} == {MAX_BYTES}
 
 
-def test_other_hosts_get_nothing(http):
+def test_other_hosts_are_refused(http):
     for host in ("evil.example", "evil.example:7860", "127.0.0.1.evil.example"):
         answer = http.get("/config", headers={"Host": host, "Origin": f"http://{host}"})
         assert answer.status_code == 403
@@ -245,7 +245,7 @@ def test_other_hosts_get_nothing(http):
     ).rstrip("/")
 
 
-def test_a_server_for_a_home_network_answers_to_its_addresses_and_named_hosts(tmp_path):
+def test_a_server_for_a_local_network_answers_to_its_addresses_and_named_hosts(tmp_path):
     settings = SpaceSettings(hosts=("search.home",))
     app = serve(settings, tmp_path, "0.0.0.0", keep_on_error=True, problem=CMFAHError("x"), block=False)
     try:
@@ -260,7 +260,7 @@ def test_a_server_for_a_home_network_answers_to_its_addresses_and_named_hosts(tm
         app.close(verbose=False)
 
 
-def test_nothing_describes_the_server_but_what_its_page_needs(http):
+def test_unused_endpoints_are_not_found(http):
     for path in (
         "/openapi.json",
         "/gradio_api/openapi.json",
@@ -274,13 +274,13 @@ def test_nothing_describes_the_server_but_what_its_page_needs(http):
         assert http.post(path, json={"data": ["boat", 3]}).status_code == 404, path
 
 
-def test_words_that_are_not_known_are_reported(client):
+def test_unknown_words_are_reported(client):
     found = client.predict(text="boat quixotic zebra", k=3, api_name="/search_text")
     assert found["ignored_words"] == ["quixotic", "zebra"]
 
 
 class Crowd:
-    """People who search, and programs that send malformed requests meanwhile."""
+    """Users who search, and clients that send malformed requests at the same time."""
 
     def __init__(self, served, http: httpx.Client):
         self.served = served
@@ -298,7 +298,7 @@ class Crowd:
             self.images.append(bytes(content))
 
     def run(self, seconds: float, users: int = 50) -> Counter[str]:
-        """How often what came of it; a wrong answer or a failure is raised."""
+        """Counts the outcomes; a wrong answer or a failure is raised."""
         end, ends = time.monotonic() + seconds, Counter()
         with ThreadPoolExecutor(users + 4) as pool:
             tasks = [pool.submit(self._user, number, end) for number in range(users)]
@@ -350,13 +350,13 @@ class Crowd:
 
     @cached_property
     def private(self) -> int:
-        """The number of the function behind the button that searches."""
+        """The id of the function behind the search button."""
         config = httpx.get(f"{self.served.url}config", timeout=60).json()
         return next(each["id"] for each in config["dependencies"] if len(each["inputs"]) == 2 == len(each["outputs"]))
 
     def held(self) -> dict[str, int]:
-        """What the server holds: bytes of memory, bytes on the disk, open files."""
-        time.sleep(3)  # connections are closed
+        """Resources of the server: bytes of memory, bytes on disk, open files."""
+        time.sleep(3)  # connections close
         files = [path.stat().st_size for path in self.served.uploads.rglob("*") if path.is_file()]
         return {
             "memory": self.served.resident,
@@ -367,7 +367,7 @@ class Crowd:
 
 
 @pytest.mark.timeout(420)
-def test_fifty_users_for_a_minute_beside_malformed_requests_leave_answers_right_and_nothing_growing(http, served):
+def test_load_with_malformed_requests_keeps_results_correct_and_memory_bounded(http, served):
     crowd = Crowd(served, http)
     # Buffers, sessions and uploads grow to their bounds once.
     for _ in range(MAX_FILES):

@@ -1,4 +1,4 @@
-"""What a Space is made of: its settings, the embedded model, the pins, the files that go onto the Hub."""
+"""Parts of a Space: settings, embedded model, pinned versions, files for the Hub."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def pins() -> dict[str, str]:
     return dict(line.split("==") for line in lines if not line.startswith("#"))
 
 
-def test_the_embedded_space_is_the_one_that_is_served():
+def test_the_embedded_space_is_the_served_one():
     assert bundled_space() == SPACE
     settings = SpaceSettings.load(SPACE)
     assert (settings.model, settings.data, settings.limit) == ("model", "scenes", 320)
@@ -63,7 +63,7 @@ def test_the_embedded_space_is_the_one_that_is_served():
         ('{"split": 3}', "the name of a split"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_in_one_line(tmp_path, content, reason):
+def test_invalid_settings_are_refused_in_one_line(tmp_path, content, reason):
     if content is not None:
         (tmp_path / "space.json").write_text(content, encoding="utf-8")
     with pytest.raises(CMFAHError, match=reason) as refused:
@@ -89,7 +89,7 @@ def test_the_embedded_model_is_small_and_its_files_load():
     assert "sailboat" in retriever.processor.known_words("a sailboat")
 
 
-def test_the_pins_are_installed_and_within_what_the_package_asks_for():
+def test_pinned_versions_are_installed_and_satisfy_the_package():
     from packaging.requirements import Requirement
 
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -105,7 +105,7 @@ def test_the_pins_are_installed_and_within_what_the_package_asks_for():
     assert version("gradio").split(".")[0] == pins()["gradio"].split(".")[0]
 
 
-def test_the_files_of_a_space_hold_the_package_and_the_model():
+def test_files_of_a_space_include_the_package_and_the_model():
     files = space_files(SPACE / "model")
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cmfah_hf").rglob("*.py")}
     assert package <= set(files)
@@ -119,7 +119,7 @@ def test_the_files_of_a_space_hold_the_package_and_the_model():
     assert "model/config.json" not in space_files()
 
 
-def test_a_runs_folder_is_shipped_without_its_checkpoints(trained, tmp_path):
+def test_a_run_folder_is_included_without_its_checkpoints(trained, tmp_path):
     copy_model(trained.folder, tmp_path / "model")
     shipped = sorted(path.name for path in (tmp_path / "model").iterdir())
     assert shipped == [
@@ -147,7 +147,7 @@ def test_the_page_is_built_without_torch():
     assert run.stdout.strip() == ""
 
 
-def test_a_model_is_shipped_whole_or_not_at_all(trained, tmp_path, monkeypatch):
+def test_a_model_is_copied_atomically(trained, tmp_path, monkeypatch):
     there = tmp_path / "notes.txt"
     there.write_text("mine", encoding="utf-8")
     with pytest.raises(CheckpointError, match="a folder") as refused:
@@ -169,7 +169,7 @@ def test_a_model_is_shipped_whole_or_not_at_all(trained, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "notes.txt"]
 
 
-def test_further_hosts_are_given_on_the_command_line_or_in_the_settings(monkeypatch):
+def test_additional_hosts_come_from_the_command_line_or_the_settings(monkeypatch):
     from cmfah_hf.cli.space import space
 
     served = []

@@ -1,4 +1,4 @@
-"""Where uploads are kept, what is made of them, and what is refused before it is decoded."""
+"""Uploads: storage, thumbnails, and files refused before decoding."""
 
 import io
 import os
@@ -34,7 +34,7 @@ def upload(uploads):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_each_format_is_read_by_its_content(upload, kind):
+def test_formats_are_detected_by_content(upload, kind):
     colors = np.zeros((40, 60, 3), np.uint8)
     colors[:, :30] = (200, 30, 40)
     image = upload(encoded(Image.fromarray(colors), kind))
@@ -44,17 +44,17 @@ def test_each_format_is_read_by_its_content(upload, kind):
     assert right.max() < 12
 
 
-def test_a_photograph_is_turned_upright_and_made_small(upload):
+def test_a_photograph_is_rotated_upright_and_reduced(upload):
     image = Image.new("RGB", (3000, 2000), "blue")
     exif = image.getexif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # EXIF: rotate by 90 degrees
     image = upload(encoded(image, "JPEG", exif=exif))
     assert max(image.size) <= 1024
     assert image.height / image.width == pytest.approx(1.5, abs=0.01)
 
 
-def test_a_bomb_is_refused_by_its_header_alone(upload):
-    side = 10_000  # 100 megapixels, of which a bit each: 12 kB as a file
+def test_a_bomb_is_refused_by_its_header(upload):
+    side = 10_000  # 100 megapixels of one bit each: 12 kB as a file
     bomb = encoded(Image.new("1", (side, side)), "PNG")
     assert len(bomb) < 50_000
     tracemalloc.start()
@@ -63,7 +63,7 @@ def test_a_bomb_is_refused_by_its_header_alone(upload):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20
-    # Beyond twice Pillow's own limit it is Pillow that refuses to open it.
+    # Beyond twice Pillow's own limit, Pillow itself refuses to open it.
     with pytest.raises(ImageError, match=r"at most 25 megapixels"):
         upload(encoded(Image.new("1", (30_000, 10_000)), "PNG"))
     assert side * side > MAX_PIXELS
@@ -81,13 +81,13 @@ def test_a_bomb_is_refused_by_its_header_alone(upload):
     ],
     ids=["empty", "text", "svg", "tiff", "cut", "long"],
 )
-def test_anything_else_is_refused_without_a_path(upload, content, reason, tmp_path):
+def test_other_contents_are_refused_without_a_path(upload, content, reason, tmp_path):
     with pytest.raises(ImageError, match=reason) as refused:
         upload(content)
     assert str(tmp_path) not in str(refused.value)
 
 
-def test_fuzzed_images_are_read_or_refused_and_nothing_else(upload):
+def test_fuzzed_images_are_read_or_refused(upload):
     rng = np.random.default_rng(7)
     whole = {kind: encoded(Image.effect_noise((64, 48), 60).convert("RGB"), kind) for kind in FORMATS}
     refused = 0
@@ -97,13 +97,13 @@ def test_fuzzed_images_are_read_or_refused_and_nothing_else(upload):
             content[at] = rng.integers(256)
         try:
             assert upload(bytes(content)).mode == "RGB"
-        except ImageError:  # and nothing else
+        except ImageError:  # no other exception
             refused += 1
     assert 5 < refused < 150
 
 
 def planted(uploads: Uploads, kind: str, outside) -> str:
-    """Something other than an upload, under a name as uploads have it."""
+    """Something other than an upload, under a name of the form of uploads."""
     path = uploads.folder / ("cd" * 32)
     if kind == "link":
         path.symlink_to(outside)
@@ -117,7 +117,7 @@ def planted(uploads: Uploads, kind: str, outside) -> str:
 
 
 @pytest.mark.parametrize("kind", ["missing", "link", "link to a device", "pipe", "folder"])
-def test_only_regular_files_are_opened_and_every_refusal_reads_the_same(uploads, tmp_path, kind):
+def test_only_regular_files_are_opened_with_one_message_for_all_refusals(uploads, tmp_path, kind):
     outside = tmp_path / "private.png"
     outside.write_bytes(encoded(Image.new("RGB", (8, 8)), "PNG"))
     uploads.keep(b"x")
@@ -127,14 +127,14 @@ def test_only_regular_files_are_opened_and_every_refusal_reads_the_same(uploads,
     assert time.monotonic() - begin < 1
     with pytest.raises(ImageError) as foreign:
         uploads.read(outside)
-    with pytest.raises(ImageError) as absent:
+    with pytest.raises(ImageError) as missing:
         uploads.read(tmp_path / "no-such-file.png")
-    assert str(refused.value) == str(foreign.value) == str(absent.value)
+    assert str(refused.value) == str(foreign.value) == str(missing.value)
     uploads.discard(outside)
     assert outside.exists()
 
 
-def test_a_folder_that_became_a_link_is_not_followed(uploads, tmp_path):
+def test_a_folder_replaced_by_a_link_is_not_followed(uploads, tmp_path):
     name = uploads.keep(b"x")
     uploads.folder.rename(tmp_path / "moved")
     uploads.folder.symlink_to(tmp_path / "moved")
@@ -142,13 +142,13 @@ def test_a_folder_that_became_a_link_is_not_followed(uploads, tmp_path):
         uploads.read(uploads.path_of(name))
 
 
-def test_names_are_random_and_paths_are_none(uploads):
+def test_names_are_random_and_paths_are_refused(uploads):
     assert uploads.keep(b"x") != uploads.keep(b"x")
     for name in ("/etc/passwd", "../x", "", None, 3, ["a"], "A" * 64, "a" * 63, "a" * 65, "a" * 64 + "\n"):
         assert uploads.path_of(name) == uploads.path_of("0" * 64)
 
 
-def test_all_uploads_together_have_bounds_and_the_oldest_go_first(tmp_path):
+def test_total_size_is_bounded_and_the_oldest_uploads_are_deleted_first(tmp_path):
     uploads = Uploads(tmp_path / "uploads", max_total_bytes=1000, max_files=5)
     names = []
     for number in range(12):
@@ -163,7 +163,7 @@ def test_all_uploads_together_have_bounds_and_the_oldest_go_first(tmp_path):
     assert sum(path.stat().st_size for path in uploads.folder.iterdir()) <= 1000
 
 
-def test_uploads_are_deleted_after_a_while_and_other_files_never(uploads):
+def test_uploads_expire_and_other_files_are_kept(uploads):
     old, new = uploads.keep(b"x"), uploads.keep(b"y")
     (uploads.folder / "notes.txt").write_text("mine")
     before = time.time() - KEPT_SECONDS - 1
@@ -173,7 +173,7 @@ def test_uploads_are_deleted_after_a_while_and_other_files_never(uploads):
     assert {path.name for path in uploads.folder.iterdir()} == {new, "notes.txt"}
 
 
-def test_a_full_disk_leaves_no_half_of_an_upload(uploads, monkeypatch):
+def test_a_full_disk_leaves_no_partial_upload(uploads, monkeypatch):
     real = type(uploads.folder).open
     monkeypatch.setattr(type(uploads.folder), "open", lambda path, mode: _Full(real(path, mode)))
     with pytest.raises(OSError, match="No space left"):

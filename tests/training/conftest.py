@@ -1,4 +1,4 @@
-"""A tiny model that trains, and pairs for it whose regions are given, so that no test waits for images."""
+"""A tiny trainable model and pairs with precomputed regions, so that no test decodes images."""
 
 import datasets
 import numpy as np
@@ -20,7 +20,7 @@ BACKBONE = {
     "hidden_sizes": [8, CHANNELS],
     "depths": [1, 1],
 }
-# 16 bits, 4 classes; also for the runs in processes of their own, `process_runs.py`.
+# 16 bits, 4 classes; `process_runs.py` uses it in its own processes too.
 TINY = {
     "backbone_config": BACKBONE,
     "hash_bits": 16,
@@ -39,7 +39,7 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def own_cache_of_datasets(datasets_cache):
-    """No test of this folder finds anything in the user's own cache, or leaves anything there."""
+    """Tests of this folder neither read nor write the user's own cache."""
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +55,7 @@ def make_config():
 
 @pytest.fixture(scope="session")
 def make_model(make_config):
-    """A function from settings to a tiny model with word vectors and concepts of length one, the same for each seed."""
+    """A function from settings to a tiny model with unit-length word vectors and concepts, the same for each seed."""
 
     def make(seed: int = 0, **settings) -> CMFAHForPreTraining:
         torch.manual_seed(seed)
@@ -77,7 +77,7 @@ def processor(make_config) -> CMFAHProcessor:
 
 @pytest.fixture(scope="session")
 def make_pairs():
-    """A function to pairs as a data set: regions that lean towards their classes, one or two labels, a few words."""
+    """A function to pairs as a data set: regions near their class means, one or two labels, a few words."""
 
     def make(count: int, seed: int = 0, **columns) -> datasets.Dataset:
         rng = np.random.default_rng(seed)
@@ -104,7 +104,7 @@ def make_pairs():
 
 @pytest.fixture
 def make_trainer(make_model, make_pairs, processor, tmp_path):
-    """A function from training arguments to a trainer of a tiny model; model and pairs can be given."""
+    """A function from training arguments to a trainer of a tiny model; model and pairs are optional arguments."""
 
     def make(model=None, train=None, validation=None, callbacks=None, database=None, **arguments) -> CMFAHTrainer:
         settings = {
@@ -136,7 +136,7 @@ def make_trainer(make_model, make_pairs, processor, tmp_path):
 
 @pytest.fixture
 def run_of(scenes_folder, write_config, tmp_path):
-    """A function that reads the tiny run with changes by section; one epoch unless said otherwise."""
+    """A function that reads the tiny run with changes by section; one epoch by default."""
 
     def make(*arguments: str, **changes):
         changes.setdefault("data", {}).setdefault("dataset", str(scenes_folder))

@@ -1,4 +1,4 @@
-"""A loopback stand-in for the Hub's models: serves the folders `owner/name` below a root over real HTTP."""
+"""A loopback stub of the Hub's models: serves the folders `owner/name` below a root over real HTTP."""
 
 import hashlib
 import http.server
@@ -35,7 +35,7 @@ class ModelHandler(http.server.BaseHTTPRequestHandler):
         if match is None or not (self.root / match[1]).is_dir():
             return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         repo = self.root / match[1]
-        if "/tree/" in path:  # of a folder below the root, and there is none
+        if "/tree/" in path:  # for a folder below the root, and none exists
             return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
         if listing:
             siblings = [{"rfilename": entry.name} for entry in sorted(repo.iterdir())]
@@ -58,7 +58,7 @@ class ModelHandler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(root: Path):
-    """The address of a server over `root`, and the list of what it was asked for."""
+    """The address of a server over `root`, and the list of its requests."""
     handler = type("Handler", (ModelHandler,), {"root": root, "asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -2,8 +2,8 @@
 
     python process_runs.py FOLDER GROUP
 
-Every run leaves `FOLDER/GROUP-NAME-RANK.pt`: its weights, losses, codes and figures. Which process this is, and of how
-many, stands in the environment, as `torch.distributed` reads it.
+Every run saves `FOLDER/GROUP-NAME-RANK.pt` with its weights, losses, codes and metrics. The rank and the number of
+processes come from the environment, as for `torch.distributed`.
 """
 
 import os
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import DistributedType, PartialState
 
-# This file is a program, so its neighbours can be imported by name.
+# This file is a program, so modules next to it can be imported by name.
 from conftest import BACKBONE, CLASSES, TINY, VOCABULARY
 from settings import pretraining_model
 from test_alternating_updates import CONFIG_WEIGHTS
@@ -31,7 +31,7 @@ WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0
 
 
 def make_model(method: str = "cmfah", **settings) -> CMFAHForPreTraining:
-    torch.manual_seed(RANK)  # no two processes begin with the same weights, and the first one's are to count
+    torch.manual_seed(RANK)  # each process starts from other weights, and those of the first must win
     model = pretraining_model(method, **{**TINY, **CONFIG_WEIGHTS, "backbone_config": dict(BACKBONE), **settings})
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -60,7 +60,7 @@ def make_pairs(count: int, seed: int = 0, images: bool = False) -> list[dict]:
 
 
 def train(folder: Path, name: str, model: CMFAHForPreTraining, train_pairs=None, **arguments) -> CMFAHTrainer:
-    """Trains with batches of 8 pairs, whatever the number of processes, and writes down what came out."""
+    """Trains with batches of 8 pairs, for any number of processes, and saves the results."""
     settings = {
         "output_dir": str(folder / name),
         "use_cpu": True,
@@ -79,7 +79,7 @@ def train(folder: Path, name: str, model: CMFAHForPreTraining, train_pairs=None,
     }
     arguments = CMFAHTrainingArguments(**{**settings, **arguments})
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        # accelerate shards on accelerators alone, though PyTorch does so on a CPU too; so these pass for some.
+        # accelerate shards only on accelerators, though PyTorch can on a CPU; so CPUs are reported as accelerators.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer = CMFAHTrainer(
         model,
@@ -108,23 +108,23 @@ def train(folder: Path, name: str, model: CMFAHForPreTraining, train_pairs=None,
 def equalities(folder: Path, group: str) -> None:
     for attention in ("both", "none"):
         train(folder, f"{group}-{attention}", make_model(attention=attention, normalize_features=True).double())
-    # Contrasts over the whole batch, a queue that is the same in all processes, opponents on features and hash values.
+    # Contrasts over the global batch, a queue shared by all processes, discriminators on features and codes.
     train(folder, f"{group}-scahn", make_model("scahn", queue_size=13, normalize_features=True).double())
-    # Every second update without the paired view: no parameter goes unused; the codes are those of the whole batch.
+    # Every second update without the cross-modal view: no parameter is unused; codes are those of the global batch.
     adam = {"optim": "adamw_torch", "learning_rate": 1e-3}
     model = make_model(normalize_features=True)
     train(folder, f"{group}-batch", model, codes_update="batch", paired_every=2, **adam)
     train(folder, f"{group}-accumulation", make_model().double(), gradient_accumulation_steps=2, paired_every=2)
-    # 17 pairs: the last batch is a single one, which two processes cannot share.
+    # 17 pairs: the last batch has one pair, which two processes cannot share.
     train(folder, f"{group}-single", make_model().double(), make_pairs(17), dataloader_drop_last=WORLD == 1)
-    # Images through a backbone that learns, whose own batch norms take part.
+    # Images through a trainable backbone with its own batch norms.
     pairs = make_pairs(16, images=True)
     model = make_model(freeze_backbone=False)
     train(folder, f"{group}-backbone", model, pairs, eval_strategy="no", learning_rate=0.02)
 
 
 def gathering(folder: Path, group: str) -> None:
-    """Rows of different numbers in the processes, with gradients, beside what needs none."""
+    """Gathers different numbers of rows per process, with gradients, and tensors without gradients."""
     torch.manual_seed(3)
     whole = torch.randn(5, 3, dtype=torch.float64)
     labels = torch.arange(5)[:, None] % 2
@@ -133,13 +133,13 @@ def gathering(folder: Path, group: str) -> None:
     share = whole[rows].clone().requires_grad_(True)
     gathered, gathered_labels = gather_rows(share, labels[rows])
     ((gathered**3 * weights).sum() * gathered_labels.sum()).backward()
-    gradient = share.grad / process_count()  # as a wrapper's mean over the processes does
+    gradient = share.grad / process_count()  # as the gradient average of the wrapper
     found = {"rows": gathered.detach(), "labels": gathered_labels, "gradient": gradient}
     torch.save({**found, "range": (rows.start, rows.stop)}, folder / f"{group}-gathering-{RANK}.pt")
 
 
 def sharded(folder: Path, group: str) -> None:
-    """As the processes of FSDP2, with the batch norms' statistics, and with what is saved and loaded again."""
+    """Runs under FSDP2, with the batch norms' statistics and with saving and loading."""
     train(folder, f"{group}-accumulation", make_model().double(), gradient_accumulation_steps=2, paired_every=2)
     train(folder, f"{group}-scahn", make_model("scahn", queue_size=13, normalize_features=True).double())
     model = make_model(normalize_features=True)

@@ -1,6 +1,6 @@
 """`CMFAHTrainer` against `[algorithm-1]` written out: cubic triplet sums, plain gradients, plain SGD, B by hand.
 
-Both run in float64, so that they agree to rounding. Letters: B pairs of the batch, D feature width, K bits, C classes.
+Both run in float64, so they agree up to rounding. Letters: B pairs of the batch, D feature width, K bits, C classes.
 """
 
 from copy import deepcopy
@@ -29,7 +29,7 @@ def cosines(x, y):
 
 
 def hinge(similarity, share, within, margin):
-    """The mean over all triplets, one by one: anchor a, positive p, negative n."""
+    """The mean over all triplets, in a loop: anchor a, positive p, negative n."""
     size = len(similarity)
     losses = []
     for a in range(size):
@@ -41,17 +41,17 @@ def hinge(similarity, share, within, margin):
 
 
 def discriminators_loss(model, image, text):
-    """Each discriminator says 1 to its own modality and 0 to the other: four cross-entropies by their formula."""
+    """Each discriminator labels its own modality 1 and the other 0: four cross-entropies by their formula."""
 
-    def says(discriminator, features, real):
+    def log_loss(discriminator, features, real):
         probability = 1 / (1 + torch.exp(-discriminator(features).logits))
         return -(probability if real else 1 - probability).log().mean()
 
     return (
-        says(model.objective.image_discriminator, image, True)
-        + says(model.objective.image_discriminator, text, False)
-        + says(model.objective.text_discriminator, text, True)
-        + says(model.objective.text_discriminator, image, False)
+        log_loss(model.objective.image_discriminator, image, True)
+        + log_loss(model.objective.image_discriminator, text, False)
+        + log_loss(model.objective.text_discriminator, text, True)
+        + log_loss(model.objective.text_discriminator, image, False)
     )
 
 
@@ -106,7 +106,7 @@ def gradients(loss, parameters):
 def step_by_hand(model, micro_batches, rate, discriminator_rate, target=None, longest=None, paired=True):
     """One update of both players from the micro batches of a batch. `target` of J3; None: the codes of each batch.
 
-    The towers' gradient is cut to the length `longest`, where one is given. Without `paired` there is one view.
+    `longest` is the norm to which the towers' gradient is clipped. Without `paired` only the unimodal view is used.
     """
     config, settings = model.config, model.objective.settings
     players = split_players(model)
@@ -123,19 +123,19 @@ def step_by_hand(model, micro_batches, rate, discriminator_rate, target=None, lo
             with torch.no_grad():
                 for name, parameter in players["discriminators"].items():
                     parameter -= discriminator_rate * discriminator_sums[name]
-        alone = outputs.image_hash, outputs.text_hash, outputs.image_features, outputs.text_features
+        unimodal = outputs.image_hash, outputs.text_hash, outputs.image_features, outputs.text_features
         image, text = outputs.image_model_output, outputs.text_model_output
-        together = image.hash_values, text.hash_values, image.features, text.features
+        cross_modal = image.hash_values, text.hash_values, image.features, text.features
         codes = target
         if codes is None:
-            codes = sum(together[:2] if paired else alone[:2]).detach()
+            codes = sum(cross_modal[:2] if paired else unimodal[:2]).detach()
             codes = torch.where(codes >= 0, 1.0, -1.0).double()
         labels = batch["labels"].double()
-        loss = view_loss(model, settings, labels, codes, *alone)
-        loss = loss - settings.adversarial_weight * discriminators_loss(model, *alone[2:])
-        if config.attention != "none":  # without attention both views are the same
+        loss = view_loss(model, settings, labels, codes, *unimodal)
+        loss = loss - settings.adversarial_weight * discriminators_loss(model, *unimodal[2:])
+        if config.attention != "none":  # without attention both views are equal
             if paired:
-                loss = loss + settings.paired_weight * view_loss(model, settings, labels, codes, *together)
+                loss = loss + settings.paired_weight * view_loss(model, settings, labels, codes, *cross_modal)
             for head, cosines in (
                 (model.objective.image_concept_head, outputs.image_concept_cosines),
                 (model.objective.text_concept_head, outputs.text_concept_cosines),
@@ -154,7 +154,7 @@ def step_by_hand(model, micro_batches, rate, discriminator_rate, target=None, lo
 
 
 def codes_by_hand(model, collator, pairs):
-    """B over all pairs, a pair at a time."""
+    """B over all pairs, one pair at a time."""
     model.eval()
     codes = []
     with torch.no_grad():
@@ -167,8 +167,8 @@ def codes_by_hand(model, collator, pairs):
     return torch.tensor(codes)
 
 
-def spy_on_batches(trainer):
-    """The batches of the training steps, as the trainer gets to see them."""
+def record_batches(trainer):
+    """Records the batches of the training steps, as passed to the trainer."""
     batches, step = [], trainer.training_step
 
     def training_step(model, inputs, *args, **kwargs):
@@ -181,9 +181,7 @@ def spy_on_batches(trainer):
 
 @pytest.mark.parametrize(("attention", "paired_every"), [("both", 1), ("both", 2), ("none", 1)])
 @pytest.mark.parametrize("codes_update", ["epoch", "batch"])
-def test_three_epochs_are_algorithm_1_written_out(
-    make_model, make_pairs, make_trainer, codes_update, attention, paired_every
-):
+def test_three_epochs_match_algorithm_1(make_model, make_pairs, make_trainer, codes_update, attention, paired_every):
     model = make_model(attention=attention, **CONFIG_WEIGHTS).double()
     reference = deepcopy(model)
     pairs = make_pairs(12)
@@ -195,7 +193,7 @@ def test_three_epochs_are_algorithm_1_written_out(
         codes_update=codes_update,
         paired_every=paired_every,
     )
-    batches = spy_on_batches(trainer)
+    batches = record_batches(trainer)
     trainer.train()
 
     assert len(batches) == 6
@@ -223,12 +221,12 @@ def test_three_epochs_are_algorithm_1_written_out(
         assert trainer.training_state.tables.get("codes") is None
 
 
-def test_the_towers_face_the_discriminators_of_this_step(make_model, make_pairs, make_trainer):
-    """The order of the players shows: towers that face the discriminators of the step before end up elsewhere."""
+def test_towers_train_against_the_updated_discriminators(make_model, make_pairs, make_trainer):
+    """The order of the updates matters: towers trained against the previous discriminators differ."""
     model = make_model(**CONFIG_WEIGHTS).double()
     stale, fresh = deepcopy(model), deepcopy(model)
     trainer = make_trainer(model, make_pairs(6), per_device_train_batch_size=6, discriminator_learning_rate=0.5)
-    batches = spy_on_batches(trainer)
+    batches = record_batches(trainer)
     trainer.train()
     step_by_hand(fresh, batches, 0.1, 0.5)
     step_by_hand(stale, batches, 0.1, 0.0)
@@ -241,19 +239,19 @@ def test_the_towers_face_the_discriminators_of_this_step(make_model, make_pairs,
     assert distance(stale) > 1e-5
 
 
-def test_gradients_are_gathered_over_micro_batches_for_both_players(make_model, make_pairs, make_trainer):
+def test_gradients_accumulate_over_micro_batches_for_both_players(make_model, make_pairs, make_trainer):
     model = make_model(**CONFIG_WEIGHTS).double()
     reference = deepcopy(model)
     trainer = make_trainer(
         model, make_pairs(16), per_device_train_batch_size=4, gradient_accumulation_steps=2, codes_update="batch"
     )
-    batches = spy_on_batches(trainer)
+    batches = record_batches(trainer)
     steps = []
     trainer.create_optimizer_and_scheduler(2)
     trainer.players["discriminator"].optimizer.register_step_pre_hook(lambda *_: steps.append(len(batches)))
     trainer.train()
 
-    assert steps == [2, 4]  # the discriminators' updates come with the second micro batch, as the towers' do
+    assert steps == [2, 4]  # the discriminators' updates come with the second micro batch, like the towers'
     assert trainer.state.global_step == 2
     reference.train()
     step_by_hand(reference, batches[:2], 0.1, 0.05)
@@ -264,12 +262,12 @@ def test_gradients_are_gathered_over_micro_batches_for_both_players(make_model, 
         )
 
 
-def test_the_towers_gradient_is_cut_by_its_own_length(make_model, make_pairs, make_trainer):
-    """The discriminators' gradients are neither cut nor a part of the length."""
+def test_gradient_clipping_of_the_towers_uses_only_their_norm(make_model, make_pairs, make_trainer):
+    """The discriminators' gradients are neither clipped nor part of the norm."""
     model = make_model(**CONFIG_WEIGHTS).double()
     reference = deepcopy(model)
     trainer = make_trainer(model, make_pairs(6), per_device_train_batch_size=6, max_grad_norm=0.5)
-    batches = spy_on_batches(trainer)
+    batches = record_batches(trainer)
     trainer.train()
     reference.train()
     step_by_hand(reference, batches, 0.1, 0.05, longest=0.5)
@@ -279,7 +277,7 @@ def test_the_towers_gradient_is_cut_by_its_own_length(make_model, make_pairs, ma
         )
 
 
-def test_each_optimizer_holds_its_own_player_alone(make_trainer):
+def test_each_optimizer_holds_only_its_own_player(make_trainer):
     trainer = make_trainer(optim="adamw_torch", weight_decay=0.07)
     trainer.train()
     model = trainer.model
@@ -295,17 +293,17 @@ def test_each_optimizer_holds_its_own_player_alone(make_trainer):
     assert {group["lr"] for group in trainer.players["discriminator"].optimizer.param_groups} == {0.05}
 
 
-@pytest.mark.parametrize("still", ["towers", "discriminators"])
-def test_one_player_can_stand_still(make_model, make_trainer, still):
+@pytest.mark.parametrize("frozen", ["towers", "discriminators"])
+def test_rate_zero_freezes_one_player(make_model, make_trainer, frozen):
     model = make_model()
     before = {player: {n: p.clone() for n, p in own.items()} for player, own in split_players(model).items()}
-    make_trainer(model, **{"learning_rate" if still == "towers" else "discriminator_learning_rate": 0.0}).train()
+    make_trainer(model, **{"learning_rate" if frozen == "towers" else "discriminator_learning_rate": 0.0}).train()
     for player, own in split_players(model).items():
         changed = {name for name, parameter in own.items() if not torch.equal(parameter, before[player][name])}
-        assert (changed == set()) == (player == still), (player, changed)
+        assert (changed == set()) == (player == frozen), (player, changed)
 
 
-def test_weight_zero_leaves_the_discriminators_out(make_model, make_trainer):
+def test_weight_zero_disables_the_discriminators(make_model, make_trainer):
     model = make_model(adversarial_weight=0.0)
     before = {player: {n: p.clone() for n, p in own.items()} for player, own in split_players(model).items()}
     trainer = make_trainer(model, num_train_epochs=2)
@@ -313,7 +311,7 @@ def test_weight_zero_leaves_the_discriminators_out(make_model, make_trainer):
     now = split_players(model)
     assert all(torch.equal(p, before["discriminators"][n]) for n, p in now["discriminators"].items())
     assert not all(torch.equal(p, before["towers"][n]) for n, p in now["towers"].items())
-    # The towers' own gradient is theirs alone too: the same run with another discriminator gives the same towers.
+    # The towers' gradient does not depend on the discriminators: other discriminators give the same towers.
     other = make_model(adversarial_weight=0.0)
     with torch.no_grad():
         for parameter in split_players(other)["discriminators"].values():
@@ -322,7 +320,7 @@ def test_weight_zero_leaves_the_discriminators_out(make_model, make_trainer):
     assert all(torch.equal(p, now["towers"][n]) for n, p in split_players(other)["towers"].items())
 
 
-def test_both_schedules_fall_together(make_trainer):
+def test_both_schedules_decay_together(make_trainer):
     trainer = make_trainer(num_train_epochs=2, lr_scheduler_type="linear", warmup_steps=2)
     rates = []
     step = trainer.training_step

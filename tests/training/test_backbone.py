@@ -1,4 +1,4 @@
-"""Published weights for the backbone: files, folders, a Hub over loopback HTTP, torchvision's own."""
+"""Published backbone weights: files, folders, a Hub over loopback HTTP, torchvision."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ def tower(make_config):
 
 @pytest.fixture(scope="module")
 def vgg_features():
-    """Features of a VGG11 under torchvision's names, in half precision, with a classifier's tensor beside them."""
+    """Features of a VGG11 under torchvision's names, in half precision, plus a tensor of the classifier."""
     torch.manual_seed(3)
     vgg = torchvision.models.vgg11(weights=None, init_weights=False)
     features = {name: tensor.half() for name, tensor in vgg.features.state_dict(prefix="features.").items()}
@@ -36,7 +36,7 @@ def vgg_features():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Folders as `transformers` saves them: a backbone, a classifier, a wider one, another architecture."""
+    """Folders saved by `transformers`: a backbone, a classifier, a wider one, another architecture."""
     root = tmp_path_factory.mktemp("hub") / "me"
     torch.manual_seed(4)
     ResNetBackbone(ResNetConfig(**PARTS)).save_pretrained(root / "backbone")
@@ -58,7 +58,7 @@ def assert_loaded(tower, expected):
 
 
 @pytest.mark.parametrize("given", ["folder", "file"])
-def test_an_auto_backbone_from_a_folder_or_file(tower, saved, given):
+def test_auto_backbone_from_a_folder_or_file(tower, saved, given):
     before = backbone_of(tower)
     load_backbone_weights(tower, str(saved / "backbone" if given == "folder" else saved / "backbone/model.safetensors"))
     expected = load_file(saved / "backbone" / "model.safetensors")
@@ -66,19 +66,19 @@ def test_an_auto_backbone_from_a_folder_or_file(tower, saved, given):
     assert not all(torch.equal(before[name], expected[name]) for name in before)
 
 
-def test_a_backbone_inside_a_saved_classifier(tower, saved):
+def test_backbone_inside_a_saved_classifier(tower, saved):
     load_backbone_weights(tower, str(saved / "classifier"))
     whole = load_file(saved / "classifier" / "model.safetensors")
     assert_loaded(tower, {name.removeprefix("resnet."): tensor for name, tensor in whole.items()})
 
 
-def test_a_vgg_from_torchvision_s_names(make_config, vgg_features, tmp_path):
+def test_vgg_with_torchvision_names(make_config, vgg_features, tmp_path):
     save_file(vgg_features, tmp_path / "model.safetensors")
     tower = CMFAHImageModel(make_config(backbone="vgg11"))
     load_backbone_weights(tower, str(tmp_path))
     assert_loaded(tower, vgg_features)
     assert next(tower.embeddings.backbone.parameters()).dtype == torch.float32
-    # The regions are those of torchvision's own network with these weights.
+    # The regions match those of torchvision's network with these weights.
     vgg = torchvision.models.vgg11(weights=None, init_weights=False).features.eval()
     vgg.load_state_dict({n.removeprefix("features."): t for n, t in vgg_features.items() if n.startswith("features.")})
     pixel_values = torch.randn(2, 3, 64, 64)
@@ -88,7 +88,7 @@ def test_a_vgg_from_torchvision_s_names(make_config, vgg_features, tmp_path):
     assert expected.shape == (2, 4, 512)
 
 
-def test_a_path_below_cmfah_data(tower, saved, monkeypatch):
+def test_path_below_cmfah_data(tower, saved, monkeypatch):
     monkeypatch.setenv("CMFAH_DATA", str(saved))
     load_backbone_weights(tower, "backbone/model.safetensors")
     assert_loaded(tower, load_file(saved / "backbone" / "model.safetensors"))
@@ -127,7 +127,7 @@ def not_tensors(path: Path, target: Path) -> Path:
         (reshaped, "has the shape (4, 3, 5, 5), the backbone's is (4, 3, 7, 7)"),
     ],
 )
-def test_a_file_that_does_not_fit_changes_nothing(tower, saved, tmp_path, damage, message):
+def test_unusable_file_changes_nothing(tower, saved, tmp_path, damage, message):
     before = backbone_of(tower)
     file = damage(saved / "backbone" / "model.safetensors", tmp_path / "weights.safetensors")
     with pytest.raises(CheckpointError) as caught:
@@ -142,7 +142,7 @@ def test_a_file_that_does_not_fit_changes_nothing(tower, saved, tmp_path, damage
     ("folder", "message"),
     [("convnext", "42 of the backbone's 42 tensors are missing"), ("wider", "has the shape (24, 8, 3, 3)")],
 )
-def test_a_folder_of_another_backbone_is_refused(tower, saved, folder, message):
+def test_folder_of_another_backbone_is_refused(tower, saved, folder, message):
     before = backbone_of(tower)
     with pytest.raises(CheckpointError) as caught:
         load_backbone_weights(tower, str(saved / folder))
@@ -158,7 +158,7 @@ def test_vgg_weights_for_another_backbone_are_refused(tower, vgg_features, tmp_p
 
 @pytest.mark.parametrize("source", ["./nowhere", "not a name", "nowhere/at/all.safetensors"])
 @pytest.mark.parametrize("backbone", ["vgg11", None])
-def test_a_source_that_is_not_there_is_named(make_config, source, backbone, tmp_path, monkeypatch):
+def test_missing_source_is_named(make_config, source, backbone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tower = CMFAHImageModel(make_config(**({"backbone": backbone} if backbone else {})))
     with pytest.raises(CheckpointError) as caught:
@@ -167,8 +167,8 @@ def test_a_source_that_is_not_there_is_named(make_config, source, backbone, tmp_
     assert "\n" not in str(caught.value)
 
 
-def test_torchvision_s_own_weights(make_config, vgg_features, tmp_path, monkeypatch):
-    """The file that torchvision would fetch, found where its downloads lie."""
+def test_torchvision_weights(make_config, vgg_features, tmp_path, monkeypatch):
+    """The file that torchvision would download, placed in its download folder."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     file = Path(torchvision.models.VGG11_Weights.IMAGENET1K_V1.url).name
     (tmp_path / "checkpoints").mkdir()
@@ -178,7 +178,7 @@ def test_torchvision_s_own_weights(make_config, vgg_features, tmp_path, monkeypa
     assert_loaded(tower, vgg_features)
 
 
-def test_torchvision_has_none_for_another_backbone(tower):
+def test_torchvision_has_no_weights_for_other_backbones(tower):
     with pytest.raises(CheckpointError, match="'torchvision' has weights for its VGGs alone"):
         load_backbone_weights(tower, "torchvision")
 

@@ -1,4 +1,4 @@
-"""`benchmarks/training.py`, at the size of a few pairs: its tables, and that what it compares is the same."""
+"""`benchmarks/training.py` on a few pairs: its tables, and that the compared loops compute the same."""
 
 import importlib.util
 import re
@@ -16,16 +16,16 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "training.py"
 def benchmark():
     spec = importlib.util.spec_from_file_location("benchmark_of_training", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
+    sys.modules[spec.name] = module  # dataclasses look it up there
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
 
 
-def test_the_plain_loop_takes_the_trainers_steps(benchmark, tmp_path):
-    """From the same weights both end with the same ones, so one is not quicker by doing less."""
+def test_plain_loop_takes_the_same_steps_as_the_trainer(benchmark, tmp_path):
+    """Both end with the same weights, so neither is faster because it does less."""
     setting = benchmark.kept_regions(8, str(tmp_path), words=50)
-    # One batch, in which the order of the pairs does not matter; without what is drawn in a step.
+    # One batch, so the order of the pairs does not matter; no randomness within a step.
     small = {"word_dim": 8, "text_filters": 4, "hidden_size": 16, "dropout": 0.0, "attention": "both"}
     args = setting.arguments(
         str(tmp_path), per_device_train_batch_size=8, use_cpu=True, lr_scheduler_type="constant", weight_decay=0.0
@@ -42,7 +42,7 @@ def test_the_plain_loop_takes_the_trainers_steps(benchmark, tmp_path):
     assert moved > 20
 
 
-def test_turns_alternate_and_the_first_does_not_count(benchmark):
+def test_turns_alternate_and_the_first_is_warm_up(benchmark):
     order = []
     seconds = benchmark.in_turns({name: lambda n=name: order.append(n) or len(order) for name in "ab"}, repeats=3)
     assert "".join(order) == "ab" + "ab" + "ba" + "ab"
@@ -65,7 +65,7 @@ def test_all_tables_are_printed(tmp_path):
     for name in ("kept regions", "pixels", "Parquet stream", "pixels, VGG19", "both", "none", "frozen", "fine-tuned"):
         assert rows[name], found.stdout
         assert min(rows[name]) >= 0
-    assert rows["both"][2] > 0  # evaluating takes time
+    assert rows["both"][2] > 0  # evaluation takes time
     lines = [line.split("│") for line in found.stdout.splitlines() if line.count("│") == 6]
     compared = [cells[2].strip() for cells in lines if cells[1].strip() in ("kept regions", "pixels, VGG19")]
     kinds = ["neither", "attention", "attention and discriminators"]

@@ -1,4 +1,4 @@
-"""Checkpoints whose files are not what their names say, though the list was made again: passed over, or named."""
+"""Checkpoints with unusable files but a matching file list: skipped, or reported."""
 
 import io
 import json
@@ -33,8 +33,8 @@ def saved(kept, make_trainer, make_model, tmp_path):
     return tmp_path / "out"
 
 
-def list_anew(folder: Path) -> None:
-    """The list of files as if they had been written as they are."""
+def rewrite_file_list(folder: Path) -> None:
+    """Rewrites the file list to match the current files."""
     written = json.loads((folder / "checkpoint.json").read_text())["written"]
     files = {
         path.relative_to(folder).as_posix(): [path.stat().st_size, checkpoints._checksum(path)]
@@ -86,7 +86,7 @@ DAMAGES = {
     ),
     "unknown key": (lambda f: change_json(f / "trainer_state.json", what=1), "trainer_state.json is not the state"),
     "optimizer": (lambda f: (f / "optimizer.pt").write_bytes(b"x" * 999), "optimizer.pt is damaged"),
-    "optimizer cut": (lambda f: os.truncate(f / "optimizer.pt", 700), "optimizer.pt is damaged"),
+    "truncated optimizer": (lambda f: os.truncate(f / "optimizer.pt", 700), "optimizer.pt is damaged"),
     "optimizer of a list": (lambda f: torch.save([1], f / "optimizer.pt"), "optimizer.pt does not hold what its name"),
     "compressed": (lambda f: compressed(f / "optimizer.pt"), "optimizer.pt is damaged, it is compressed"),
     "code": (lambda f: torch.save(Evil(), f / "optimizer.pt"), "optimizer.pt is damaged, or holds more than tensors"),
@@ -106,16 +106,16 @@ DAMAGES = {
     "tensor": (lambda f: rename_a_tensor(f / "model.safetensors"), "model.safetensors is of another model"),
     "progress": (lambda f: save_file({"x": torch.zeros(1)}, f / "progress.safetensors"), "progress.safetensors does"),
     "codes": (lambda f: (f / "codes.safetensors").write_bytes(b""), "codes.safetensors is damaged"),
-    "a pickle alone": (only_a_pickle, "pytorch_model.bin is a pickle, and weights are loaded from model.safetensors"),
+    "only a pickle": (only_a_pickle, "pytorch_model.bin is a pickle, and weights are loaded from model.safetensors"),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_files_that_cannot_be_used_are_known_though_the_list_fits(saved, kind, caplog):
+def test_unusable_files_are_detected_despite_a_matching_list(saved, kind, caplog):
     damage, words = DAMAGES[kind]
     last = saved / "checkpoint-6"
     damage(last)
-    list_anew(last)
+    rewrite_file_list(last)
     assert find_checkpoint("last", saved) == saved / "checkpoint-3"
     assert f"Passed over {last}: " in caplog.text
     assert words in caplog.text
@@ -145,16 +145,16 @@ LISTS = {
 
 
 @pytest.mark.parametrize("kind", LISTS)
-def test_lists_that_are_none(saved, kind, caplog):
+def test_invalid_lists(saved, kind, caplog):
     LISTS[kind](saved / "checkpoint-6")
     assert find_checkpoint("last", saved) == saved / "checkpoint-3"
     with pytest.raises(CheckpointError, match=r"^[^\n]*checkpoint-6: [^\n]*; this checkpoint cannot be used"):
         find_checkpoint(str(saved / "checkpoint-6"), saved)
 
 
-def test_a_run_goes_on_from_the_one_before_the_damaged_one(saved, make_trainer, make_model, caplog):
+def test_a_run_resumes_from_the_checkpoint_before_the_damaged_one(saved, make_trainer, make_model, caplog):
     (saved / "checkpoint-6" / "rng_state.pth").write_bytes(b"nothing")
-    list_anew(saved / "checkpoint-6")
+    rewrite_file_list(saved / "checkpoint-6")
     trainer = make_trainer(make_model(), num_train_epochs=2, save_strategy="epoch", optim="adamw_torch")
     trainer.train(resume_from_checkpoint="last")
     assert trainer.state.global_step == 6
@@ -171,7 +171,7 @@ def test_another_optimizer_or_schedule_is_refused(saved, make_trainer, make_mode
         trainer.train("last")
 
 
-def test_the_metadata_of_a_sharded_checkpoint_names_nothing_but_data(tmp_path):
+def test_metadata_of_a_sharded_checkpoint_unpickles_only_data(tmp_path):
     """PyTorch reads it by `pickle.load`."""
     import torch.distributed.checkpoint as sharded
 
@@ -186,7 +186,7 @@ def test_the_metadata_of_a_sharded_checkpoint_names_nothing_but_data(tmp_path):
     for content in (pickle.dumps(Evil()), b"cos\nsystem\n(S'true'\ntR.", b"", b"garbage"):
         file.write_bytes(content)
         assert _metadata_damage(file).startswith("is damaged, or holds more than metadata")
-    by_way = b"\x80\x04\x8c\x27torch.distributed.checkpoint.filesystem\x8c\x09os.system\x93\x8c\x04true\x85R."
-    file.write_bytes(by_way)
+    pickled = b"\x80\x04\x8c\x27torch.distributed.checkpoint.filesystem\x8c\x09os.system\x93\x8c\x04true\x85R."
+    file.write_bytes(pickled)
     assert "more than metadata" in _metadata_damage(file)
     assert not Path("/tmp/cmfah-was-here").exists()

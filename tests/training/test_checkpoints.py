@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, checked before they are taken, rotated, and what a full disk leaves."""
+"""Checkpoints on disk: atomic, verified before use, rotated; and the state after a full disk."""
 
 import errno
 import json
@@ -53,12 +53,12 @@ DAMAGES = {
         lambda folder: (folder / "checkpoint.json").unlink(),
         "checkpoint.json, written last, is missing",
     ),
-    "list cut": (lambda folder: os.truncate(folder / "checkpoint.json", 40), "checkpoint.json is damaged"),
+    "truncated list": (lambda folder: os.truncate(folder / "checkpoint.json", 40), "checkpoint.json is damaged"),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(saved, kind, caplog):
+def test_damaged_checkpoint_is_named_and_the_previous_one_used(saved, kind, caplog):
     assert [damage_of(saved / name) for name in names(saved)] == [None] * 3
     damage, words = DAMAGES[kind]
     last = saved / "checkpoint-9"
@@ -69,10 +69,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(saved, kind, 
         find_checkpoint(str(last), saved)
     assert str(caught.value).startswith(f"{last}: {words}")
     assert "\n" not in str(caught.value)
-    assert last.is_dir()  # left to look at
+    assert last.is_dir()  # kept for inspection
 
 
-def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_a_beginning(saved, tmp_path, caplog):
+def test_no_valid_checkpoint_is_an_error_and_no_checkpoint_a_fresh_start(saved, tmp_path, caplog):
     for name in names(saved):
         os.truncate(saved / name / "model.safetensors", 10)
     with pytest.raises(CheckpointError, match=r"checkpoint-9: model\.safetensors has 10 bytes .* start again"):
@@ -84,16 +84,16 @@ def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_a_beginning(saved, t
 
 
 @pytest.mark.parametrize("wanted", [None, False, "false", "False", "none", ""])
-def test_what_asks_for_no_checkpoint(saved, wanted):
+def test_values_that_disable_resuming(saved, wanted):
     assert find_checkpoint(wanted, saved) is None
 
 
 @pytest.mark.parametrize("wanted", [True, "true", "True", "last"])
-def test_what_asks_for_the_last_one(saved, wanted):
+def test_values_that_select_the_last_checkpoint(saved, wanted):
     assert find_checkpoint(wanted, saved) == saved / "checkpoint-9"
 
 
-def test_a_checkpoint_or_a_run_by_its_folder(saved, tmp_path):
+def test_checkpoint_or_run_by_its_folder(saved, tmp_path):
     assert find_checkpoint(saved / "checkpoint-3", tmp_path) == saved / "checkpoint-3"
     assert find_checkpoint(str(saved), tmp_path) == saved / "checkpoint-9"
     with pytest.raises(CheckpointError, match=r"gone: there is no such folder to go on from"):
@@ -103,8 +103,8 @@ def test_a_checkpoint_or_a_run_by_its_folder(saved, tmp_path):
         find_checkpoint(str(tmp_path / "bare"), saved)
 
 
-def test_the_newest_is_the_one_written_last_also_after_a_longer_run(saved, make_trainer, make_model):
-    """A second run in the folder of a first one that came further."""
+def test_newest_checkpoint_is_the_last_written(saved, make_trainer, make_model):
+    """A second run in the folder of a longer first run."""
     make_trainer(make_model(), num_train_epochs=1, save_strategy="epoch", save_total_limit=None).train()
     assert names(saved) == ["checkpoint-3", "checkpoint-6", "checkpoint-9"]
     assert newest_checkpoint(saved) == saved / "checkpoint-3"
@@ -112,7 +112,7 @@ def test_the_newest_is_the_one_written_last_also_after_a_longer_run(saved, make_
     assert names(saved) == ["checkpoint-3", "checkpoint-6"]
 
 
-def test_none_is_removed_before_the_new_one_is_whole(make_trainer, make_model, monkeypatch, tmp_path):
+def test_old_checkpoints_are_removed_after_the_new_one_is_complete(make_trainer, make_model, monkeypatch, tmp_path):
     out, seen = tmp_path / "out", []
     put_aside = checkpoints._put_aside
 
@@ -132,7 +132,7 @@ def test_none_is_removed_before_the_new_one_is_whole(make_trainer, make_model, m
     assert not (out / "unfinished").exists()
 
 
-def test_the_best_one_stays(make_trainer, make_model, tmp_path):
+def test_best_checkpoint_is_not_removed(make_trainer, make_model, tmp_path):
     trainer = make_trainer(
         make_model(), num_train_epochs=5, eval_strategy="epoch", save_strategy="epoch", save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model="map", greater_is_better=True,
@@ -155,14 +155,14 @@ FULL = {
     "safetensors": lambda: fill_by_hand(
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     ),
-    # It takes nothing, so what is raised is what PyTorch raises.
+    # It accepts no data, so the exception is PyTorch's own.
     "torch": lambda: torch.save({"x": torch.zeros(100_000)}, "/dev/full"),
     "torch, little": lambda: torch.save({"x": 1}, "/dev/full"),
 }
 
 
 @pytest.mark.parametrize("library", FULL)
-def test_a_full_disk_leaves_the_last_one_whole_and_one_line(make_trainer, make_model, tmp_path, library):
+def test_full_disk_keeps_the_last_checkpoint_and_reports_one_line(make_trainer, make_model, tmp_path, library):
     trainer = make_trainer(make_model(), num_train_epochs=3, save_strategy="epoch", save_total_limit=1)
     rng = trainer._save_rng_state
 
@@ -182,7 +182,7 @@ def test_a_full_disk_leaves_the_last_one_whole_and_one_line(make_trainer, make_m
     assert not (tmp_path / "out" / "unfinished").exists()
 
 
-def test_other_errors_are_not_taken_for_the_disk(make_trainer, make_model, tmp_path):
+def test_other_errors_are_not_reported_as_a_full_disk(make_trainer, make_model, tmp_path):
     trainer = make_trainer(make_model(), save_strategy="epoch")
 
     def broken(folder):
@@ -199,8 +199,8 @@ PROGRAM = "from cmfah_hf.cli import main; main()"
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can mount a small disk")
-def test_a_disk_that_is_really_full(scenes_folder, write_config, tmp_path, environment):
-    """The command on a disk with room for the words and a few checkpoints: exit code 2, one line, the last whole."""
+def test_command_on_a_full_disk(scenes_folder, write_config, tmp_path, environment):
+    """A disk with room for the words and a few checkpoints: exit code 2, one line, the last checkpoint valid."""
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)]
@@ -226,7 +226,7 @@ def test_a_disk_that_is_really_full(scenes_folder, write_config, tmp_path, envir
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_a_checkpoint_of_another_model_is_refused(saved, make_trainer, make_model):
+def test_checkpoint_of_another_model_is_refused(saved, make_trainer, make_model):
     with pytest.raises(CheckpointError) as caught:
         make_trainer(make_model(hash_bits=32), num_train_epochs=4).train(resume_from_checkpoint="last")
     assert "checkpoint-9: a checkpoint of another model, whose hash_bits is 16 and not 32;" in str(caught.value)
@@ -237,19 +237,19 @@ def test_a_checkpoint_of_another_model_is_refused(saved, make_trainer, make_mode
         make_trainer(make_model(id2label=classes, label2id={name: i for i, name in classes.items()})).train("last")
 
 
-def test_a_checkpoint_of_other_data_is_refused(saved, make_trainer, make_model, make_pairs):
+def test_checkpoint_of_other_data_is_refused(saved, make_trainer, make_model, make_pairs):
     trainer = make_trainer(make_model(), make_pairs(30), num_train_epochs=5)
     with pytest.raises(CheckpointError, match=r"codes\.safetensors is of 24 training pairs, and there are 30 now"):
         trainer.train(resume_from_checkpoint=True)
 
 
-def test_a_model_alone_is_nothing_to_go_on_from(make_trainer, make_model):
+def test_model_without_trainer_state_cannot_be_resumed(make_trainer, make_model):
     make_trainer(make_model(), save_strategy="epoch", save_only_model=True).train()
     with pytest.raises(CheckpointError, match=r"/optimizer\.pt is missing: the checkpoint holds a model"):
         make_trainer(make_model(), num_train_epochs=2).train(resume_from_checkpoint=True)
 
 
-def test_the_best_model_has_to_be_there_and_whole(make_trainer, make_model, tmp_path):
+def test_the_best_model_must_exist_and_be_valid(make_trainer, make_model, tmp_path):
     choosing = {
         "eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True,
         "metric_for_best_model": "map", "greater_is_better": True,
@@ -285,8 +285,8 @@ def test_every_file_is_listed_with_its_size(saved):
     )
 
 
-def test_a_checksum_is_of_all_of_a_large_file(tmp_path):
-    """More than what is read at once, changed at either end."""
+def test_checksum_covers_all_of_a_large_file(tmp_path):
+    """Larger than one read block, changed at either end."""
     save_file({"x": torch.zeros(600_000)}, tmp_path / "x.safetensors")
     before = checkpoints._checksum(tmp_path / "x.safetensors")
     content = bytearray((tmp_path / "x.safetensors").read_bytes())

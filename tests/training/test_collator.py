@@ -1,4 +1,4 @@
-"""`PairCollator` against the processor called by hand and labels written out."""
+"""`PairCollator` against direct calls of the processor and hand-written labels."""
 
 import io
 
@@ -46,7 +46,7 @@ def test_images_texts_labels_and_rows(processor):
     assert batch["row"].tolist() == [5, 0, 2]
 
 
-def test_without_classes_or_rows_a_batch_has_neither(processor):
+def test_no_classes_and_no_row_column(processor):
     batch = PairCollator(processor)([{"id": "a", "image": image(0), "text": "boat", "labels": ["boat"]}])
     assert batch.keys() == {"pixel_values", "input_ids", "attention_mask"}
 
@@ -56,23 +56,23 @@ def test_rows_without_a_labels_column_have_no_class(processor):
     assert batch["labels"].tolist() == [[0, 0, 0, 0]]
 
 
-def test_an_unknown_label_is_left_out_and_named(processor, caplog):
+def test_unknown_labels_are_ignored_and_named(processor, caplog):
     batch = PairCollator(processor, CLASSES)([{"image": image(0), "text": "", "labels": ["zebra", "cat"]}])
     assert batch["labels"].tolist() == [[0, 0, 1, 0]]
     assert "'zebra'" in caplog.text
 
 
-def test_the_text_column_and_its_stand_in(processor):
+def test_text_column_and_its_fallback(processor):
     rows = [
         {"image": image(0), "text": "boat", "expanded_text": "boat sea"},
-        {"image": image(1), "text": "tree"},  # was never expanded
+        {"image": image(1), "text": "tree"},  # not expanded
     ]
     ids = PairCollator(processor, text_column="expanded_text")(rows)["input_ids"].tolist()
     boat, sea, tree = processor.tokenizer.convert_tokens_to_ids(["boat", "sea", "tree"])
     assert ids == [[boat, sea], [tree, 0]]
 
 
-def test_kept_regions_take_the_place_of_images(processor):
+def test_cached_regions_replace_images(processor):
     regions = np.random.default_rng(0).normal(size=(3, 4, 16)).astype(np.float16)
     rows = [{"text": "boat", "region_features": own} for own in regions]
     batch = PairCollator(processor)(rows)
@@ -81,18 +81,18 @@ def test_kept_regions_take_the_place_of_images(processor):
     assert torch.equal(batch["region_features"], torch.from_numpy(regions))
 
 
-def test_the_mirror_image_is_taken_as_often_as_not_where_there_is_one(processor):
+def test_mirror_image_is_drawn_with_probability_one_half(processor):
     plain, mirrored = np.zeros((4, 16), np.float16), np.ones((4, 16), np.float16)
     torch.manual_seed(0)
     both = [{"text": "", "region_features": plain, "region_features_mirrored": mirrored}] * 200
     taken = PairCollator(processor)(both)["region_features"].float().mean(dim=(1, 2))
     assert set(taken.tolist()) == {0.0, 1.0}
-    assert 70 <= taken.sum() <= 130  # 200 fair coins leave this range once in 60,000 times
-    alone = PairCollator(processor)([{"text": "", "region_features": plain}] * 50)["region_features"]
-    assert not alone.any()
+    assert 70 <= taken.sum() <= 130  # 200 fair coin flips leave this range with probability 1 / 60,000
+    unmirrored = PairCollator(processor)([{"text": "", "region_features": plain}] * 50)["region_features"]
+    assert not unmirrored.any()
 
 
-def test_a_damaged_image_is_named_by_its_row(processor):
+def test_damaged_image_is_named_by_its_row(processor):
     cut = {"path": None, "bytes": as_png(image(0))["bytes"][:600]}
     with pytest.raises(ImageError, match=r"^im7: damaged or cut short"):
         PairCollator(processor)([{"id": "im7", "image": cut, "text": ""}])

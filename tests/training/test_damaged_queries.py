@@ -1,4 +1,4 @@
-"""Query pairs whose images cannot be read, where single images are drawn or pointed at."""
+"""Unreadable query images in the attention plot and in the pointing game."""
 
 import shutil
 
@@ -19,7 +19,7 @@ def towers(trained):
 
 @pytest.fixture
 def pairs(trained, tmp_path):
-    """The folder of query pairs, to be changed."""
+    """The folder of query pairs, which tests modify."""
     return shutil.copytree(trained.scenes, tmp_path / "pairs")
 
 
@@ -28,10 +28,10 @@ def cut_short(paths):
         path.write_bytes(path.read_bytes()[:40])
 
 
-def test_the_attention_of_the_first_image_that_can_be_read_is_drawn(towers, pairs, tmp_path):
+def test_attention_plot_uses_the_first_readable_image(towers, pairs, tmp_path):
     images = sorted((pairs / "query").glob("*.png"))
     known = [len(set(towers[1].known_words(text))) for text in load_image_text(pairs, split="query")["text"]]
-    kept = max(range(len(known)), key=known.__getitem__)  # the last that is looked at
+    kept = max(range(len(known)), key=known.__getitem__)  # the last one that is tried
     cut_short(path for number, path in enumerate(images) if number != kept)
     drawn = draw_attention(*towers, load_image_text(pairs, split="query"), DataArguments(), tmp_path)
     assert drawn is not None
@@ -40,7 +40,7 @@ def test_the_attention_of_the_first_image_that_can_be_read_is_drawn(towers, pair
     assert draw_attention(*towers, load_image_text(pairs, split="query"), DataArguments(), tmp_path) is None
 
 
-def test_a_damaged_image_is_named_by_the_pointing_game(towers, pairs):
+def test_pointing_game_names_a_damaged_image(towers, pairs):
     cut_short((pairs / "query").glob("*.png"))
     with pytest.raises(ImageError, match=r"^row 0: not an image"):
         pointing_accuracy(*towers, load_image_text(pairs, split="query"))

@@ -1,4 +1,4 @@
-"""Private hooks of `Trainer` that the trainer overrides: their signatures, which may change with any minor version."""
+"""Private hooks of `Trainer` that are overridden: their signatures, which may change with any minor version."""
 
 import inspect
 import re
@@ -30,7 +30,7 @@ def parameters(function) -> list[str]:
     return [each.name if each.default is each.empty else f"{each.name}={each.default!r}" for each in found]
 
 
-def test_the_overridden_hooks_are_those_of_the_list():
+def test_list_of_overridden_hooks_is_complete():
     overridden = {
         name
         for name in dir(Trainer)
@@ -43,11 +43,11 @@ def test_the_overridden_hooks_are_those_of_the_list():
 
 
 @pytest.mark.parametrize("name", HOOKS)
-def test_a_hook_is_called_as_it_was_when_it_was_overridden(name):
+def test_signatures_of_hooks_are_unchanged(name):
     assert parameters(getattr(Trainer, name)) == HOOKS[name]
 
 
-def test_the_version_of_transformers_is_one_of_those_that_this_was_checked_on():
+def test_installed_transformers_is_a_checked_version():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     least, below = re.search(r'"transformers>=(\d+\.\d+),<(\d+\.\d+)"', text).groups()
     installed = tuple(map(int, version("transformers").split(".")[:2]))

@@ -1,4 +1,4 @@
-"""A run whose expansion draws on an encyclopedia: what it leaves expands alike wherever it is loaded."""
+"""A run whose expansion uses an encyclopedia: its output expands identically wherever it is loaded."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ print(json.dumps([[retriever.expand(texts), retriever.encode_texts(["boat"]).tol
 
 @pytest.fixture
 def articles(tmp_path, scenes_folder) -> Path:
-    """Articles that each bring two words of the scenes together which the other ones do not."""
+    """Articles that each connect two words of the scenes which no other article connects."""
     graph = GraphExpander().fit(load_image_text(scenes_folder)["train"]).graph
     words = graph.vocabulary[:12]
     path = tmp_path / "articles.jsonl"
@@ -37,7 +37,7 @@ def articles(tmp_path, scenes_folder) -> Path:
 
 
 @pytest.mark.slow
-def test_the_model_of_a_run_with_knowledge_expands_with_it(run_of, articles, environment, tmp_path):
+def test_model_trained_with_knowledge_expands_with_it(run_of, articles, environment, tmp_path):
     run = run_of("--knowledge_top_k", "1", data={"knowledge": [str(articles)], "top_k": 1})
     train(run)
     output = tmp_path / "out"
@@ -70,7 +70,7 @@ def test_the_model_of_a_run_with_knowledge_expands_with_it(run_of, articles, env
         assert expanded == expected
         assert others == pytest.approx(values)
 
-    # Going on takes the knowledge that is there, and a new run without any leaves none behind.
+    # A resumed run uses the existing knowledge; a new run without knowledge removes it.
     before = {path.name: path.read_bytes() for path in output.glob("knowledge.*")}
     articles.unlink()
     train(run_of("--resume_from_checkpoint", "last", data={"knowledge": [str(articles)], "top_k": 1}))
@@ -80,7 +80,7 @@ def test_the_model_of_a_run_with_knowledge_expands_with_it(run_of, articles, env
     assert CrossMediaRetriever.from_pretrained(output).expander.knowledge is None
 
 
-def test_knowledge_that_cannot_be_had_is_named(run_of, tmp_path):
+def test_unavailable_knowledge_is_named(run_of, tmp_path):
     with pytest.raises(ValueError, match="knowledge adds words in the expansion, which is off"):
         run_of("--expand", "false", data={"knowledge": ["x.jsonl"]})
     with pytest.raises(DataError, match=r"gone\.jsonl: there is no such file"):

@@ -1,4 +1,4 @@
-"""The configurations of the paper: every setting that it gives, and short runs on replicas of both releases."""
+"""Configurations of the paper: every setting that it reports, and short runs on replicas of both releases."""
 
 import json
 
@@ -10,12 +10,12 @@ from cmfah_hf.data.releases.nus_wide import prepare_nus_wide
 from cmfah_hf.training import bundled_configuration, parse_run, train
 
 NAMES = ["cmfah-mirflickr", "cmfah-nus-wide"]
-# Sizes and lengths alone; and files of this machine in the place of those that would be fetched.
+# Overrides only sizes and lengths, and uses local files instead of downloads.
 SMALL = [
     *("--image_size", "64", "--hidden_size", "16", "--word_dim", "12", "--text_filters", "4", "--hash_bits", "16"),
     *("--num_concepts", "4", "--num_train_epochs", "1", "--per_device_train_batch_size", "8", "--word_epochs", "1"),
     *("--backbone_weights", "none", "--use_cpu", "--disable_tqdm", "true"),
-    # VGG19 takes 80 MB in each checkpoint.
+    # VGG19 adds 80 MB to each checkpoint.
     *("--save_strategy", "no", "--load_best_model_at_end", "false"),
 ]
 
@@ -27,7 +27,7 @@ def paper_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_settings_are_the_paper_s(name, paper_run):
+def test_settings_match_the_paper(name, paper_run):
     run = paper_run(name)
     config = run.model_config()
     assert (run.method, config.backbone, config.freeze_backbone, config.image_size) == ("cmfah", "vgg19", True, 224)
@@ -35,7 +35,7 @@ def test_settings_are_the_paper_s(name, paper_run):
     assert (config.attention, config.guidance, run.setting("margin")) == ("both", "add", 0.5)
     for term in ("intra_feature", "intra_hash", "quantization", "inter_feature", "inter_hash", "adversarial", "paired"):
         assert run.setting(f"{term}_weight") == 1
-    for term in ("label", "concept", "similarity"):  # not in the paper
+    for term in ("label", "concept", "similarity"):  # not reported in the paper
         assert run.setting(f"{term}_weight") == 0
     assert not config.normalize_regions
     assert not config.normalize_features
@@ -49,7 +49,7 @@ def test_settings_are_the_paper_s(name, paper_run):
     assert (training.lr_scheduler_type, training.max_grad_norm, training.warmup_steps) == ("constant", 0, 0)
 
 
-def test_the_two_differ_in_their_data_alone(paper_run):
+def test_the_two_configurations_differ_only_in_their_data(paper_run):
     first, second = (paper_run(name) for name in NAMES)
     assert (first.data.dataset, second.data.dataset) == ("mirflickr25k", "nus-wide")
     second.data.dataset = first.data.dataset
@@ -64,7 +64,7 @@ def test_the_two_differ_in_their_data_alone(paper_run):
         ("cmfah-nus-wide", make_nus_wide, prepare_nus_wide, "müll tag3 tag1"),
     ],
 )
-def test_one_command_trains_on_what_was_prepared(name, make, prepare, words, paper_run, tmp_path):
+def test_one_command_trains_on_prepared_data(name, make, prepare, words, paper_run, tmp_path):
     replica = make(tmp_path / "release")
     prepare(replica.root, tmp_path / "prepared", release=replica.release)
     articles = tmp_path / "articles.txt"

@@ -1,4 +1,4 @@
-"""Photographs and published weights, where the environment variable CMFAH_DATA names the folder that holds them."""
+"""Photographs and published weights from the folder named by the environment variable CMFAH_DATA."""
 
 import json
 import os
@@ -29,7 +29,7 @@ pytestmark = [
         reason="CMFAH_DATA names no folder with data/coco-pairs and weights/vgg19-imagenet",
     ),
 ]
-# What the weights expect: 0..255 less these, in the order red, green, blue.
+# Expected by the weights: 0..255 minus these means, in the order red, green, blue.
 CHANNEL_MEANS = np.array([123.68, 116.779, 103.939])
 
 
@@ -45,7 +45,7 @@ def tower(settings):
     return tower
 
 
-def test_regions_are_those_of_torchvision_s_vgg19_on_the_same_pixels(settings, tower):
+def test_regions_match_torchvision_vgg19_on_the_same_pixels(settings, tower):
     config = tower.config
     processor = CMFAHProcessor.from_vocabulary(config, [], settings.data.image_mean, settings.data.image_std)
     image = Image.open(sorted((PAIRS / "train").glob("*.jpg"))[0]).convert("RGB")
@@ -88,7 +88,7 @@ def test_a_run_over_a_few_photographs(settings, tower, tmp_path):
     backbone = tower.embeddings.backbone.state_dict()
     for name, tensor in saved.image_model.embeddings.backbone.state_dict().items():
         assert torch.equal(tensor, backbone[name]), name
-    # The kept regions, in half precision, say what the pixels say.
+    # The cached regions, in half precision, give the same results as the pixels.
     retriever = CrossMediaRetriever.from_pretrained(tmp_path / "model")
     queries = load_image_text(tmp_path / "few", split="query")
     kept = keep_regions(queries, retriever.model.image_model, retriever.processor).remove_columns("image")

@@ -1,4 +1,4 @@
-"""Low precision, its scalers, compiled towers, schedules that look at a metric, rows of any kind, accumulation."""
+"""Low precision and loss scaling, compiled towers, metric-driven schedules, row types, gradient accumulation."""
 
 from copy import deepcopy
 
@@ -65,7 +65,7 @@ def scales(trainer):
 
 
 def scaled(trainer, towers: float, discriminators: float, growth_interval: int = 2000):
-    """Lets both players' losses be scaled as in float16, which accelerate leaves to accelerators."""
+    """Enables loss scaling for both players, as for float16, which accelerate restricts to accelerators."""
     trainer.accelerator.scaler = GradScaler("cpu", init_scale=towers, growth_interval=growth_interval)
     trainer.create_optimizer()
     player = trainer.players["discriminator"]
@@ -74,8 +74,8 @@ def scaled(trainer, towers: float, discriminators: float, growth_interval: int =
     return trainer
 
 
-def test_each_player_has_a_scale_of_its_own(make_model, make_pairs, make_trainer):
-    """Scales that are powers of two change no digit, also where they grow after each step of two micro batches."""
+def test_each_player_has_its_own_scale(make_model, make_pairs, make_trainer):
+    """Powers of two change no digit, also when they grow after each step of two micro batches."""
     arguments = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
     plain, model = make_model(), make_model()
     make_trainer(plain, make_pairs(16), **arguments).train()
@@ -98,7 +98,7 @@ def test_both_scales_are_in_the_checkpoint(make_trainer, tmp_path):
 
 
 @pytest.mark.parametrize("player", ["towers", "discriminators"])
-def test_an_overflow_skips_the_step_of_one_player_alone(make_model, make_pairs, make_trainer, player):
+def test_overflow_skips_the_step_of_one_player_only(make_model, make_pairs, make_trainer, player):
     model = make_model()
     trainer = make_trainer(model, make_pairs(24), lr_scheduler_type="linear")
     scaled(trainer, 2.0**9, 2.0**9)
@@ -137,7 +137,7 @@ def test_an_overflow_skips_the_step_of_one_player_alone(make_model, make_pairs, 
         "discriminators": trainer.players["discriminator"].scaler.get_scale(),
     }
     assert scales == {player: 2.0**8, other: 2.0**9}
-    # The two schedules have not come apart.
+    # Both schedules are still in step.
     assert [towers / discriminators for towers, discriminators in rates] == pytest.approx([2.0] * 3)
     third = 1 / 3 if player == "discriminators" else 2 / 3
     assert [towers for towers, _ in rates] == pytest.approx([0.1, 0.1 * 2 / 3, 0.1 * third])
@@ -146,7 +146,7 @@ def test_an_overflow_skips_the_step_of_one_player_alone(make_model, make_pairs, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["recorded", "inductor"])
-def test_compiled_towers_train_as_plain_ones(make_model, make_pairs, make_trainer, backend, monkeypatch):
+def test_compiled_towers_match_plain_ones(make_model, make_pairs, make_trainer, backend, monkeypatch):
     arguments = {"per_device_train_batch_size": 6, "logging_strategy": "steps", "logging_steps": 1}
     settings = {"attention": "none", "dropout": 0.0, "num_concepts": 2}
     plain = make_trainer(make_model(**settings).double(), make_pairs(18), **arguments)
@@ -175,14 +175,14 @@ def test_compiled_towers_train_as_plain_ones(make_model, make_pairs, make_traine
     assert_close(plain.model.state_dict(), model.state_dict(), 1e-10)
     assert type(trainer.model_wrapped).__name__ == "OptimizedModule"
     if backend == "recorded":
-        # Each of the three steps went through a graph that holds the towers, down to their hash values.
+        # Each of the three steps ran a compiled graph that contains the towers up to their continuous codes.
         assert len(calls) == 3 * len(set(map(frozenset, graphs)))
         assert all(calls)
         assert any("conv1d" in name for graph in graphs for name in graph)
         assert any("tanh" in name for graph in graphs for name in graph)
 
 
-def test_a_schedule_that_looks_at_the_metric_moves_both_players(make_trainer):
+def test_plateau_schedule_updates_both_players(make_trainer):
     trainer = make_trainer(
         num_train_epochs=4, eval_strategy="epoch", lr_scheduler_type="reduce_lr_on_plateau",
         lr_scheduler_kwargs={"mode": "max", "patience": 0, "factor": 0.1},
@@ -207,7 +207,7 @@ class TorchRows(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("kind", [list, TorchRows])
 @pytest.mark.parametrize("codes_update", ["epoch", "batch"])
-def test_rows_of_any_kind_train_as_a_data_set(make_model, make_pairs, make_trainer, kind, codes_update):
+def test_any_row_container_trains_like_a_data_set(make_model, make_pairs, make_trainer, kind, codes_update):
     found = []
     for make in (lambda rows: rows, lambda rows: kind(list(rows))):
         model = make_model()
@@ -224,7 +224,7 @@ def test_rows_of_any_kind_train_as_a_data_set(make_model, make_pairs, make_train
     assert own_value == value
 
 
-def test_rows_of_a_list_are_measured_without_what_augments_them(make_model, make_pairs, make_trainer):
+def test_rows_of_a_list_are_evaluated_without_augmentation(make_model, make_pairs, make_trainer):
     import numpy as np
 
     pairs = list(make_pairs(10, region_features_mirrored=np.full((10, 4, 16), 7.0, np.float32)))
@@ -237,8 +237,8 @@ def test_rows_of_a_list_are_measured_without_what_augments_them(make_model, make
     assert "row" not in pairs[0]
 
 
-def test_the_last_incomplete_accumulation_is_the_mean_of_what_it_has(make_model, make_pairs, make_trainer):
-    """Five micro batches by twos: the fifth makes a step of its own, with its gradients whole, for both players."""
+def test_last_incomplete_accumulation_averages_its_micro_batches(make_model, make_pairs, make_trainer):
+    """Five micro batches in twos: the fifth is a step of its own with its full gradients, for both players."""
     model = make_model().double()
     trainer = make_trainer(
         model, make_pairs(20), per_device_train_batch_size=4, gradient_accumulation_steps=2, codes_update="batch"
@@ -256,10 +256,10 @@ def test_the_last_incomplete_accumulation_is_the_mean_of_what_it_has(make_model,
     trainer.players["discriminator"].optimizer.register_step_pre_hook(record)
     trainer.train()
     assert trainer.state.global_step == 3
-    assert len(gradients) == 6  # each player's, the discriminators' first
+    assert len(gradients) == 6  # of each player, discriminators first
 
     def expected(state, towers_state, micro_batches):
-        """Means over the micro batches of the gradients of each player, by plain autograd."""
+        """Mean gradients of each player over the micro batches, by plain autograd."""
         sums = {}
         for number, batch in enumerate(micro_batches):
             reference = make_model().double()
@@ -270,7 +270,7 @@ def test_the_last_incomplete_accumulation_is_the_mean_of_what_it_has(make_model,
             players = {n: p for n, p in reference.named_parameters() if "_discriminator." in n}
             loss = reference.objective.players()[0].loss(detached(outputs))
             found = dict(zip(players, torch.autograd.grad(loss, players.values()), strict=True))
-            # The last micro batch's towers face the discriminators that have just made their step.
+            # The towers of the last micro batch train against the discriminators just updated.
             if number == len(micro_batches) - 1:
                 with torch.no_grad():
                     for name, parameter in players.items():
@@ -291,7 +291,7 @@ def test_the_last_incomplete_accumulation_is_the_mean_of_what_it_has(make_model,
         assert set(sums) == set(found) | set(discriminators)
 
 
-def test_a_batch_of_one_pair_is_normalised_by_the_running_statistics(make_model, make_pairs, make_trainer):
+def test_batch_of_one_pair_is_normalized_by_the_running_statistics(make_model, make_pairs, make_trainer):
     model = make_model(normalize_features=True)
     trainer = make_trainer(model, make_pairs(9), per_device_train_batch_size=4)  # the last batch is a single pair
     trainer.train()
@@ -300,7 +300,7 @@ def test_a_batch_of_one_pair_is_normalised_by_the_running_statistics(make_model,
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
 
 
-def test_global_statistics_of_one_process_are_the_plain_ones():
+def test_global_statistics_of_one_process_match_the_local_ones():
     torch.manual_seed(0)
     for plain, shape in ((torch.nn.BatchNorm1d(3), (6, 3)), (torch.nn.BatchNorm2d(3), (4, 3, 2, 2))):
         own = deepcopy(plain)
@@ -316,7 +316,7 @@ def test_global_statistics_of_one_process_are_the_plain_ones():
         assert isinstance(own, type(plain))
 
 
-def test_unused_parameters_are_not_looked_for(make_trainer):
+def test_find_unused_parameters_is_off(make_trainer):
     assert make_trainer().args.ddp_find_unused_parameters is False
     with pytest.raises(ValueError, match="ddp_find_unused_parameters"):
         make_trainer(ddp_find_unused_parameters=True)

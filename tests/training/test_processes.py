@@ -1,4 +1,4 @@
-"""Several processes against one: the same losses, weights, codes and figures, by DDP and by FSDP2, over loopback."""
+"""Several processes against one: the same losses, weights, codes and metrics, with DDP and FSDP2, over loopback."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 
 def run(folder: Path, group: str, processes: int, **variables: str) -> None:
-    """`process_runs.py` in so many processes at once; what one of them has to complain of is shown."""
+    """Runs `process_runs.py` in this number of processes; a failing process prints its error."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "FSDP_"))}
     port = str(free_port())
     running = []
@@ -45,13 +45,13 @@ def run(folder: Path, group: str, processes: int, **variables: str) -> None:
     finally:
         for process in running:
             process.kill()
-    said = [(folder / f"{group}-{rank}.log").read_text()[-3000:] for rank in range(processes)]
-    assert codes == [0] * processes, "\n".join(said)
+    logs = [(folder / f"{group}-{rank}.log").read_text()[-3000:] for rank in range(processes)]
+    assert codes == [0] * processes, "\n".join(logs)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A function from a run's name to what it found in one process and in each of two."""
+    """A function from a run's name to its results in one process and in each of two."""
     folder = tmp_path_factory.mktemp("processes")
     run(folder, "one", 1)
     run(folder, "two", 2)
@@ -81,7 +81,7 @@ def assert_same_run(one, other, tolerance: float) -> None:
 @pytest.mark.parametrize(
     ("name", "steps", "tolerance"),
     [
-        # 21 pairs in batches of 8: the last share is of 3 pairs and of 2. Two epochs: codes of the first in the second.
+        # 21 pairs in batches of 8: the last share has 3 pairs and 2. Two epochs: the second uses codes of the first.
         ("both", 6, 1e-11),
         ("none", 6, 1e-11),
         ("scahn", 6, 1e-11),
@@ -91,18 +91,18 @@ def assert_same_run(one, other, tolerance: float) -> None:
         ("backbone", 4, 1e-4),
     ],
 )
-def test_two_processes_train_as_one_with_the_whole_batch(runs, name, steps, tolerance):
+def test_two_processes_train_like_one_with_the_global_batch(runs, name, steps, tolerance):
     one, first, second = runs(name)
     assert one["steps"] == steps
     assert_same_run(one, first, tolerance)
     losses = [entry["loss"] for entry in one["log"] if "loss" in entry]
     assert len(losses) == steps
-    assert len(set(losses)) == steps  # they have trained
+    assert len(set(losses)) == steps  # training changed them
     if name != "backbone":
         maps = [entry["eval_map"] for entry in one["log"] if "eval_map" in entry]
         assert [entry["eval_map"] for entry in first["log"] if "eval_map" in entry] == maps
         assert len(maps) == 2
-    # Nothing has led the copies apart, not even by rounding, though they began with weights of their own.
+    # The copies are bit-equal, though they started from different weights.
     assert all(torch.equal(tensor, second["weights"][key]) for key, tensor in first["weights"].items())
     assert first["wrapper"] == "DistributedDataParallel"
     assert first["find_unused"] is False
@@ -121,7 +121,7 @@ def test_gathered_rows_and_their_gradients(runs):
 
 
 @pytest.mark.slow
-def test_sharded_weights_train_as_whole_ones(tmp_path):
+def test_sharded_weights_train_like_whole_ones(tmp_path):
     run(tmp_path, "one-sharded", 1)
     run(
         tmp_path, "two-sharded", 2, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_AUTO_WRAP_POLICY="NO_WRAP",
@@ -135,7 +135,7 @@ def test_sharded_weights_train_as_whole_ones(tmp_path):
     assert_same_run(one[3], two[3], 1e-11)
     assert_same_run(one[1], two[1], 1e-3)
     assert two[2]["log"][0]["loss"] == pytest.approx(one[2]["log"][0]["loss"], rel=0.02)
-    # The best model was loaded at the end, and what lies in the folder is that model, in one piece.
+    # The best model was loaded at the end, and the folder holds that model in one file.
     expected = load_file(tmp_path / "one-sharded-model" / "model.safetensors")
     found = load_file(tmp_path / "two-sharded-model" / "model.safetensors")
     assert found.keys() == expected.keys()
@@ -145,7 +145,7 @@ def test_sharded_weights_train_as_whole_ones(tmp_path):
     CMFAHModel.from_pretrained(tmp_path / "two-sharded-model")
 
 
-# Says which process made what, then is `train.py`.
+# Records which process wrote which file, then runs `train.py`.
 COUNTING = """
 import os, runpy, sys
 from pathlib import Path
@@ -172,7 +172,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.slow
-def test_a_launched_run_makes_everything_once(scenes_folder, write_config, tmp_path, environment):
+def test_launched_run_writes_everything_once(scenes_folder, write_config, tmp_path, environment):
     config = write_config(
         tmp_path / "run.yaml",
         model={"freeze_backbone": True}, data={"dataset": str(scenes_folder), "refit": True},
@@ -192,7 +192,7 @@ def test_a_launched_run_makes_everything_once(scenes_folder, write_config, tmp_p
         timeout=240,
     )
     assert launched.returncode == 0, launched.stderr[-3000:]
-    metrics = json.loads(launched.stdout)  # printed by one process alone
+    metrics = json.loads(launched.stdout)  # printed by one process only
     assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["query"]["queries"] == 16
     assert metrics["refit"]
@@ -202,11 +202,11 @@ def test_a_launched_run_makes_everything_once(scenes_folder, write_config, tmp_p
         "GraphExpander.save-0", "GraphExpander.__call__-0", "RegionExtractor.__call__-0", "run.evaluate_pairs-0",
     }  # fmt: skip
     assert (notes / "run.evaluate_pairs-0").read_text() == "."
-    assert (tmp_path / "out" / "checkpoint-3" / "rng_state_1.pth").is_file()  # 43 pairs in batches of 16: by two
+    assert (tmp_path / "out" / "checkpoint-3" / "rng_state_1.pth").is_file()  # 43 pairs in batches of 16: in twos
     CMFAHModel.from_pretrained(tmp_path / "out")
 
 
-def test_shares_of_a_batch_make_the_batch():
+def test_shares_of_a_batch_form_the_batch():
     for count in (1, 2, 3, 16, 17, 18, 21, 24, 31):
         for world in (1, 2, 3):
             for drop_last in (False, True):
@@ -222,12 +222,12 @@ def test_shares_of_a_batch_make_the_batch():
 
 
 @pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.stem)
-def test_launch_files_are_what_accelerate_reads(path):
+def test_launch_files_are_read_by_accelerate(path):
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_multi_gpu_env
 
-    config = load_config_from_file(str(path))  # refuses keys that it does not know
+    config = load_config_from_file(str(path))  # rejects unknown keys
     assert config.num_processes % config.num_machines == 0
     assert config.num_processes > 1 or path.stem == "one_gpu"
     port = ["--main_process_port", str(free_port())]
@@ -246,6 +246,6 @@ def test_launch_files_are_what_accelerate_reads(path):
         assert (arguments.nnodes, arguments.nproc_per_node, arguments.node_rank) == ("2", "8", 0)
 
 
-def test_launch_files_are_all_there_and_installed():
+def test_launch_files_are_complete_and_installed():
     assert {path.stem for path in LAUNCH_FILES} == {"cpu", "one_gpu", "several_gpus", "fsdp2", "several_nodes"}
     assert '"hub_configs" = "cmfah_hf/hub_configs"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Runs that are killed and go on: their logs, weights and figures are those of the run that was left alone."""
+"""Killed and resumed runs: their logs, weights and metrics match those of the uninterrupted run."""
 
 import inspect
 import json
@@ -23,13 +23,13 @@ from cmfah_hf.training import run as run_module
 from cmfah_hf.training.checkpoints import newest_checkpoint
 from cmfah_hf.training.trainer import CMFAHTrainer
 
-logger = logging.getLogger(__name__)  # what a failing test shows
+logger = logging.getLogger(__name__)  # printed by a failing test
 
-OF_THE_CLOCK = {
+TIMING_KEYS = {
     f"{part}_{name}" for part in ("train", "eval") for name in ("runtime", "samples_per_second", "steps_per_second")
 }
-# 43 of 48 pairs make 6 steps an epoch, so that saving every 4 steps falls within epochs and on their ends; the refit
-# has 6 too. Dropout, mirrored regions and shuffling draw at random, warm-up and cosine move both rates.
+# 43 of 48 pairs make 6 steps per epoch, so saving every 4 steps falls within epochs and on their ends; the refit
+# has 6 too. Dropout, mirrored regions and shuffling are random; warm-up and cosine change both learning rates.
 SETTINGS = {
     "model": {"freeze_backbone": True, "dropout": 0.3, "normalize_features": True},
     "data": {"mirror": True, "refit": True, "query_split": None},
@@ -56,9 +56,9 @@ def settings():
 
 
 def logs(folder):
-    """The logs but for the clock."""
+    """The log without its times."""
     history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    return [{name: value for name, value in log.items() if name not in OF_THE_CLOCK} for log in history]
+    return [{name: value for name, value in log.items() if name not in TIMING_KEYS} for log in history]
 
 
 def figures(folder):
@@ -73,7 +73,7 @@ def assert_same_outcome(one, other):
 
 
 def killed(work) -> None:
-    """Does the work in a process that is to die by SIGKILL on the way."""
+    """Runs the work in a process that must die by SIGKILL."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -88,7 +88,7 @@ def killed(work) -> None:
 
 
 def kill_at(call_number, owner, name):
-    """Has the process kill itself at the n-th call of a method, before it does anything."""
+    """Makes the process kill itself at the n-th call of a method, before the call does anything."""
     method, calls = getattr(owner, name), iter(range(1, 10_000))
 
     def counted(*args, **kwargs):
@@ -100,11 +100,11 @@ def kill_at(call_number, owner, name):
 
 
 @pytest.fixture(scope="module")
-def unbroken(scenes_folder, write_config, tmp_path_factory):
-    """A function from a strategy to the folder of its run that was left alone."""
+def uninterrupted(scenes_folder, write_config, tmp_path_factory):
+    """A function from a strategy to the folder of its uninterrupted run."""
     from cmfah_hf.training import parse_run
 
-    root, done = tmp_path_factory.mktemp("unbroken"), {}
+    root, done = tmp_path_factory.mktemp("uninterrupted"), {}
 
     def make(strategy):
         if strategy not in done:
@@ -130,10 +130,10 @@ def unbroken(scenes_folder, write_config, tmp_path_factory):
 
 @pytest.mark.parametrize("part", ["first model", "refit"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_run_killed_at_any_step_ends_as_the_unbroken_one(
-    run_of, unbroken, strategy, part, monkeypatch, tmp_path, caplog
+def test_run_killed_at_any_step_ends_like_the_uninterrupted_one(
+    run_of, uninterrupted, strategy, part, monkeypatch, tmp_path, caplog
 ):
-    whole, steps = unbroken(strategy)
+    whole, steps = uninterrupted(strategy)
     first = sum(not folder.endswith("refit") for folder in steps)
     seed = random.SystemRandom().randrange(1 << 30)
     chosen = random.Random(seed).randint(*((1, first) if part == "first model" else (first + 1, len(steps))))
@@ -156,14 +156,14 @@ def test_a_run_killed_at_any_step_ends_as_the_unbroken_one(
 
     assert_same_outcome(out, whole)
     assert {path: path.stat().st_mtime_ns for path in words} == words
-    # At most what lies between two checkpoints is done again.
+    # At most the steps since the last checkpoint are repeated.
     assert len(taken) <= len(steps) - chosen + 1 + 6
     if part == "refit":
         assert {Path(trainer.args.output_dir).name for trainer in taken} == {"refit"}
     assert not (out / "refit").exists()
 
 
-def kill_between_renaming_and_removing():
+def kill_between_rename_and_removal():
     put_aside = checkpoints._put_aside
 
     def renamed(folder):
@@ -176,13 +176,13 @@ def kill_between_renaming_and_removing():
 MOMENTS = {
     "while it is written": lambda: kill_at(2, CMFAHTrainer, "_save_rng_state"),
     "while it is flushed": lambda: kill_at(45, checkpoints, "flush"),  # of the second one: each has some 30 files
-    "while an older one is removed": kill_between_renaming_and_removing,
+    "while an older one is removed": kill_between_rename_and_removal,
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_run_killed_while_a_checkpoint_is_written(run_of, unbroken, moment, tmp_path, caplog):
-    whole, _ = unbroken("epoch")
+def test_run_killed_while_a_checkpoint_is_written(run_of, uninterrupted, moment, tmp_path, caplog):
+    whole, _ = uninterrupted("epoch")
     out = tmp_path / "out"
 
     def work():
@@ -201,8 +201,8 @@ def test_a_run_killed_while_a_checkpoint_is_written(run_of, unbroken, moment, tm
     assert_same_outcome(out, whole)
 
 
-def test_a_run_killed_before_its_words_were_written(run_of, unbroken, tmp_path, caplog):
-    whole, _ = unbroken("epoch")
+def test_run_killed_before_its_words_were_written(run_of, uninterrupted, tmp_path, caplog):
+    whole, _ = uninterrupted("epoch")
     out = tmp_path / "out"
 
     def work():
@@ -217,9 +217,9 @@ def test_a_run_killed_before_its_words_were_written(run_of, unbroken, tmp_path, 
     assert_same_outcome(out, whole)
 
 
-def test_a_run_killed_after_its_last_step_only_ends(run_of, unbroken, monkeypatch, tmp_path):
-    """Between the refit's last checkpoint and the figures: nothing is left to train."""
-    whole, _ = unbroken("epoch")
+def test_run_killed_after_its_last_step_only_finishes(run_of, uninterrupted, monkeypatch, tmp_path):
+    """Killed between the refit's last checkpoint and the metrics: nothing is left to train."""
+    whole, _ = uninterrupted("epoch")
     out = tmp_path / "out"
 
     def work():
@@ -232,8 +232,8 @@ def test_a_run_killed_after_its_last_step_only_ends(run_of, unbroken, monkeypatc
     assert_same_outcome(out, whole)
 
 
-def test_words_of_an_earlier_run_in_the_folder_are_not_taken_for_its_own(run_of, scenes_folder, tmp_path):
-    """Killed between the two, a run would otherwise go on with one's graph and the other's vectors."""
+def test_words_of_an_earlier_run_in_the_folder_are_not_reused(run_of, scenes_folder, tmp_path):
+    """Otherwise a run killed between the two would resume with one run's graph and the other's vectors."""
     out = tmp_path / "out"
     train(run_of("--output_dir", str(out), data={"dataset": str(scenes_folder), "word_epochs": 3}))
     (out / "model.safetensors").unlink()
@@ -250,10 +250,10 @@ def test_words_of_an_earlier_run_in_the_folder_are_not_taken_for_its_own(run_of,
 
 
 @pytest.mark.slow
-def test_the_command_killed_from_outside_at_a_random_moment(
-    scenes_folder, write_config, unbroken, tmp_path, environment
+def test_command_killed_from_outside_at_a_random_moment(
+    scenes_folder, write_config, uninterrupted, tmp_path, environment
 ):
-    whole, _ = unbroken("steps")
+    whole, _ = uninterrupted("steps")
     out = tmp_path / "out"
     changes = settings()
     changes["data"]["dataset"] = str(scenes_folder)
@@ -275,8 +275,8 @@ def test_the_command_killed_from_outside_at_a_random_moment(
     assert_same_outcome(out, whole)
 
 
-class Script:
-    """An evaluator whose MAPs are written down beforehand."""
+class ScriptedEvaluator:
+    """An evaluator with predefined MAPs."""
 
     def __init__(self, maps):
         self.maps = iter(maps)
@@ -292,13 +292,13 @@ def choosing_trainer(make_trainer, make_model):
             make_model(), eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
             metric_for_best_model="map", greater_is_better=True, num_train_epochs=9, **arguments,
         )  # fmt: skip
-        trainer.task.evaluator = Script(maps)
+        trainer.task.evaluator = ScriptedEvaluator(maps)
         return trainer
 
     return make
 
 
-def test_a_run_that_had_stopped_stays_stopped_until_it_may_go_further(choosing_trainer, tmp_path):
+def test_an_early_stopped_run_stays_stopped_until_patience_is_raised(choosing_trainer, tmp_path):
     stopped = choosing_trainer([0.5, 0.4, 0.3], early_stopping_patience=2)
     stopped.train()
     assert stopped.state.global_step == 9
@@ -307,10 +307,10 @@ def test_a_run_that_had_stopped_stays_stopped_until_it_may_go_further(choosing_t
     assert (again.state.global_step, again.state.best_metric) == (9, 0.5)
     further = choosing_trainer([0.45, 0.4], early_stopping_patience=4)
     further.train(resume_from_checkpoint=True)
-    assert further.state.global_step == 15  # 0.4 and 0.3 before it, 0.45 and 0.4 after it
+    assert further.state.global_step == 15  # preceded by 0.4 and 0.3, then 0.45 and 0.4
 
 
-def test_steps_that_end_within_an_epoch_are_not_overstepped(make_trainer, make_model):
+def test_max_steps_within_an_epoch_are_not_exceeded(make_trainer, make_model):
     arguments = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     make_trainer(make_model(), **arguments).train()
     again = make_trainer(make_model(), **arguments)
@@ -318,7 +318,7 @@ def test_steps_that_end_within_an_epoch_are_not_overstepped(make_trainer, make_m
     assert again.state.global_step == 4
 
 
-def test_a_checkpoint_of_an_epochs_last_step_holds_the_epochs_end(make_trainer, make_model, tmp_path):
+def test_checkpoint_of_the_last_step_of_an_epoch_includes_its_end(make_trainer, make_model, tmp_path):
     """Its log and its codes, though steps decide when to save."""
     trainer = make_trainer(
         make_model(), num_train_epochs=2, save_strategy="steps", save_steps=3, save_total_limit=None,
@@ -332,7 +332,7 @@ def test_a_checkpoint_of_an_epochs_last_step_holds_the_epochs_end(make_trainer, 
         assert [log["step"] for log in history if "loss" in log] == list(range(3, step + 1, 3))
 
 
-def test_best_and_last_are_found_where_the_run_was_moved_to(choosing_trainer, tmp_path):
+def test_best_and_last_checkpoints_are_found_after_the_run_was_moved(choosing_trainer, tmp_path):
     choosing_trainer([0.2, 0.9, 0.3, 0.4], max_steps=12).train()
     shutil.move(tmp_path / "out", tmp_path / "moved")
     moved = choosing_trainer([0.5], max_steps=15, output_dir=str(tmp_path / "moved"))
@@ -341,7 +341,7 @@ def test_best_and_last_are_found_where_the_run_was_moved_to(choosing_trainer, tm
     assert moved.state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-6")
 
 
-def test_mirror_images_hang_on_the_batch_and_not_on_the_generator(processor):
+def test_mirroring_depends_on_the_batch_and_not_on_the_generator(processor):
     plain, mirrored = np.zeros((4, 16), np.float16), np.ones((4, 16), np.float16)
     both = {"region_features": plain, "region_features_mirrored": mirrored}
     rows = [{"id": f"p{i}", "text": "", **both} for i in range(64)]
@@ -353,12 +353,12 @@ def test_mirror_images_hang_on_the_batch_and_not_on_the_generator(processor):
     torch.manual_seed(1)
     assert torch.equal(collator(rows)["region_features"], first)
     others = [collator(rows[start:] + rows[:start])["region_features"].mean(dim=(1, 2)) for start in range(1, 40)]
-    assert len({tuple(other.tolist()) for other in others}) == 39  # another order, other coins
+    assert len({tuple(other.tolist()) for other in others}) == 39  # another order, other draws
     assert 0.45 < torch.stack(others).float().mean() < 0.55
 
 
-def test_the_parent_still_writes_where_it_says_it_does():
-    """Should `Trainer` begin to stage checkpoints, or to ask elsewhere for the folder, ours has to change."""
+def test_trainer_still_writes_checkpoints_to_its_own_folder():
+    """If `Trainer` begins to stage checkpoints or to choose the folder elsewhere, ours must change."""
     source = inspect.getsource(Trainer._save_checkpoint)
     assert source.count("self._get_output_dir(") == 1
     assert not any(word in source for word in ("staging", "tmp-", "rename"))

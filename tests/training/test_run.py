@@ -1,4 +1,4 @@
-"""A whole run, from a configuration to a folder that loads, and what it may not look at."""
+"""A whole run, from a configuration to a folder that loads; query pairs take no part in training."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def hashes(model, processor, scenes_folder):
         )
 
 
-def test_the_folder_holds_all_that_was_made(trained):
+def test_folder_of_a_run_is_complete(trained):
     present = {path.name for path in trained.folder.iterdir() if path.is_file()}
     assert present >= {
         "config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "expander.json",
@@ -53,7 +53,7 @@ def test_the_folder_holds_all_that_was_made(trained):
             assert min(image.size) > 200
 
 
-def test_its_parts_load_and_fit_together(trained):
+def test_parts_of_the_folder_load_and_agree(trained):
     towers = CMFAHModel.from_pretrained(trained.folder)
     pretraining = CMFAHForPreTraining.from_pretrained(trained.folder)
     processor = CMFAHProcessor.from_pretrained(trained.folder)
@@ -61,28 +61,28 @@ def test_its_parts_load_and_fit_together(trained):
     assert towers.config.hash_bits == 16
     for name, tensor in towers.state_dict().items():
         assert torch.equal(tensor, pretraining.cmfah.state_dict()[name]), name
-    # The vocabulary is that of the word vectors, the classes are those of the training part, sorted.
+    # The vocabulary is that of the word vectors; the classes are those of the training split, sorted.
     vocabulary = processor.tokenizer.get_vocab()
     assert [vocabulary[word] for word in embedding.vocabulary] == list(range(2, 2 + len(embedding)))
     assert towers.config.vocab_size == len(embedding) + 2
     part = train_validation_split(load_image_text(trained.scenes, split="train"), 0.1, seed=0)[0]
     classes = sorted({name for labels in part["labels"] for name in labels})
     assert [towers.config.id2label[i] for i in range(towers.config.num_labels)] == classes
-    # The expander knows the training part's words and no others.
+    # The expander contains exactly the words of the training split.
     words = {word for text in part["text"] for word in text.lower().split()}
     assert set(GraphExpander.load(trained.folder).graph.vocabulary) == words
     assert isinstance(AutoModel.from_pretrained(trained.folder), CMFAHModel)
     assert isinstance(AutoProcessor.from_pretrained(trained.folder), CMFAHProcessor)
 
 
-def test_its_figures_are_those_of_the_saved_model(trained):
+def test_metrics_match_the_saved_model(trained):
     written = json.loads((trained.folder / "metrics.json").read_text(encoding="utf-8"))
     assert written == trained.metrics
     assert (written["hash_bits"], written["train_pairs"], written["validation_pairs"]) == (16, 43, 5)
 
     retriever = CrossMediaRetriever.from_pretrained(trained.folder)
     sides = []
-    for split in ("query", "train"):  # the database: the training pairs, validation among them
+    for split in ("query", "train"):  # the database: the training pairs, including validation pairs
         pairs = load_image_text(trained.scenes, split=split)
         sides.append((retriever.encode_images(pairs["image"]), retriever.encode_texts(pairs["text"]), pairs["labels"]))
     (image_q, text_q, labels_q), (image_db, text_db, labels_db) = sides
@@ -114,7 +114,7 @@ np.savez(sys.argv[3], images=images.numpy(), texts=texts.numpy())
 """
 
 
-def test_a_new_process_gives_the_same_hash_values_bit_for_bit(trained, tmp_path, environment):
+def test_new_process_computes_the_same_codes_bit_for_bit(trained, tmp_path, environment):
     towers, processor = CMFAHModel.from_pretrained(trained.folder), CMFAHProcessor.from_pretrained(trained.folder)
     images, texts = hashes(towers, processor, trained.scenes)
     process = subprocess.run(
@@ -128,8 +128,8 @@ def test_a_new_process_gives_the_same_hash_values_bit_for_bit(trained, tmp_path,
     assert images.std() > 0.01
 
 
-def test_the_queries_have_no_part_in_the_training(run_of, scenes_folder, tmp_path):
-    """Two runs whose query splits have nothing in common leave the same model, to the last bit."""
+def test_query_pairs_do_not_affect_training(run_of, scenes_folder, tmp_path):
+    """Two runs with disjoint query splits produce bit-equal models."""
     other = tmp_path / "other"
     shutil.copytree(scenes_folder, other)
     shutil.rmtree(other / "query")
@@ -146,18 +146,18 @@ def test_the_queries_have_no_part_in_the_training(run_of, scenes_folder, tmp_pat
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert "zyzzyva" not in SkipGramEmbedding.load(tmp_path / "two")
     assert metrics["query"]["queries"] == metrics["query"]["queries_without_relevant"] == 5
-    # The validation split is another matter: it chooses, and the training part alone makes the words.
+    # The validation split does matter: it selects the epoch; only the training split provides the words.
     assert metrics["train_pairs"] + metrics["validation_pairs"] == 48
 
 
-def test_queries_are_looked_at_once_and_after_the_training(run_of, monkeypatch):
+def test_queries_are_read_once_and_after_training(run_of, monkeypatch):
     order = []
     fit, evaluate = run_module.CMFAHTrainer.train, evaluate_pairs
 
     def training(self, *args, **kwargs):
         order.append("training")
         ids = set(self.train_dataset["id"]) | set(self.eval_dataset["id"])
-        assert not [name for name in ids if name.startswith("scene-9")]  # as the query scenes are called
+        assert not [name for name in ids if name.startswith("scene-9")]  # names of the query scenes
         return fit(self, *args, **kwargs)
 
     def evaluating(towers, processor, queries, *args, **kwargs):
@@ -171,7 +171,7 @@ def test_queries_are_looked_at_once_and_after_the_training(run_of, monkeypatch):
     assert order == ["training", "queries"]
 
 
-def test_the_same_run_twice_is_the_same_model(run_of, trained, tmp_path):
+def test_same_run_twice_gives_the_same_model(run_of, trained, tmp_path):
     train(run_of("--output_dir", str(tmp_path / "again"), training={"num_train_epochs": 2}))
     one, two = load_file(trained.folder / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -180,8 +180,8 @@ def test_the_same_run_twice_is_the_same_model(run_of, trained, tmp_path):
     assert not torch.equal(one["objective.label_head.weight"], three["objective.label_head.weight"])
 
 
-def test_an_interrupted_run_goes_on_from_its_checkpoint(run_of, trained, tmp_path):
-    """The words are those of the run that is resumed, and the outcome is that of the unbroken run."""
+def test_interrupted_run_resumes_from_its_checkpoint(run_of, trained, tmp_path):
+    """The words are those of the resumed run, and the result is that of the uninterrupted run."""
     folder = tmp_path / "broken"
     shutil.copytree(trained.folder, folder)
     (folder / "model.safetensors").unlink()

@@ -1,4 +1,4 @@
-"""The folder of a run: what may not be one, one training at a time, and files that are replaced whole."""
+"""The folder of a run: refused paths, one training at a time, and atomic file replacement."""
 
 import json
 import multiprocessing
@@ -23,7 +23,7 @@ TOKEN = "hf_" + "AbCdEfGh" * 4
 
 
 @pytest.mark.parametrize("kind", ["file", "pipe", "below a file", "name"])
-def test_what_is_no_folder_is_refused_before_anything_is_computed(run_of, make_trainer, tmp_path, kind, monkeypatch):
+def test_unusable_folders_are_refused_before_any_computation(run_of, make_trainer, tmp_path, kind, monkeypatch):
     from cmfah_hf.training import run as run_module
 
     monkeypatch.setattr(run_module, "prepare", lambda *args: pytest.fail("the data is read"))
@@ -39,7 +39,7 @@ def test_what_is_no_folder_is_refused_before_anything_is_computed(run_of, make_t
     assert kind == "pipe" or place.read_text() == "kept"
 
 
-def test_devices_are_no_folders(run_of):
+def test_devices_are_refused_as_folders(run_of):
     with pytest.raises(CheckpointError, match=r"^/dev/null: something other than a folder is there"):
         train(run_of("--output_dir", "/dev/null"))
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
@@ -69,7 +69,7 @@ def test_two_trainings_in_one_folder(run_of, make_trainer, tmp_path, environment
         assert f"by process {holder.pid} on {socket.gethostname()}" in str(caught.value)
         assert "\n" not in str(caught.value)
         holder.kill()
-    # What the dead process left is no obstacle, and does not stay.
+    # The lock of the dead process does not block the next run, and is removed.
     train(run_of()) if name == "training" else make_trainer(output_dir=str(out)).train()
     assert not [path.name for path in out.rglob(".*") if path.name.endswith(".lock")]
 
@@ -78,12 +78,12 @@ def _hold(folder, counter, errors):
     try:
         for _ in range(20):
             with held(folder, "training"):
-                counter.value += 1  # not atomic, unless the lock holds
+                counter.value += 1  # not atomic without the lock
     except CheckpointError as error:
         errors.put(str(error))
 
 
-def test_the_lock_holds(tmp_path):
+def test_lock_is_exclusive(tmp_path):
     context = multiprocessing.get_context("fork")
     counter, errors = context.Value("i", 0, lock=False), context.Queue()
     processes = [context.Process(target=_hold, args=(tmp_path, counter, errors)) for _ in range(3)]
@@ -95,15 +95,15 @@ def test_the_lock_holds(tmp_path):
     assert counter.value == 60
 
 
-def test_not_one_batch_is_no_training(make_trainer, make_pairs):
-    """Fewer pairs than a batch has, and the last batch left out: an untrained model would be saved."""
+def test_training_without_a_batch_is_an_error(make_trainer, make_pairs):
+    """Fewer pairs than one batch with drop_last: an untrained model would be saved."""
     trainer = make_trainer(train=make_pairs(5), dataloader_drop_last=True)
     with pytest.raises(DataError, match="There is not one batch to train on"):
         trainer.train()
 
 
 @pytest.mark.parametrize("validates", [False, True])
-def test_a_training_that_diverged_saves_no_model(run_of, tmp_path, validates):
+def test_diverged_training_saves_no_model(run_of, tmp_path, validates):
     off = () if validates else ("--eval_strategy=no", "--save_strategy=no", "--load_best_model_at_end=false")
     with pytest.raises(CMFAHError):
         train(run_of("--learning_rate=1e38", "--optim=sgd", "--max_grad_norm=0", "--num_train_epochs=3", *off))
@@ -112,7 +112,7 @@ def test_a_training_that_diverged_saves_no_model(run_of, tmp_path, validates):
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_files_are_replaced_whole_or_not_at_all(tmp_path, broken):
+def test_files_are_replaced_atomically(tmp_path, broken):
     (tmp_path / "a").write_text("old")
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "mine").write_text("kept")
@@ -130,7 +130,7 @@ def test_files_are_replaced_whole_or_not_at_all(tmp_path, broken):
     assert sorted(path.name for path in (tmp_path / "unfinished").iterdir()) == ["mine"]
 
 
-def test_links_are_written_through_and_the_umask_is_followed(run_of, tmp_path):
+def test_links_are_followed_and_the_umask_applies(run_of, tmp_path):
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     out.mkdir()
     elsewhere.mkdir()
@@ -154,8 +154,8 @@ def test_links_are_written_through_and_the_umask_is_followed(run_of, tmp_path):
     assert not (out / "unfinished").exists()
 
 
-def test_nothing_that_a_training_writes_holds_the_token(make_trainer, make_model, tmp_path, monkeypatch):
-    """Not even for a moment: the parent's pickle of the arguments is there when the process may be killed."""
+def test_no_file_of_a_training_holds_the_token(make_trainer, make_model, tmp_path, monkeypatch):
+    """Not even briefly: the process may be killed while the parent's pickle of the arguments exists."""
     seen, save = [], torch.save
 
     def recording(value, path, *args, **kwargs):
@@ -174,7 +174,7 @@ def test_nothing_that_a_training_writes_holds_the_token(make_trainer, make_model
     ]
 
 
-def test_a_run_killed_while_its_model_is_written_leaves_the_earlier_one(make_trainer, make_model, tmp_path):
+def test_run_killed_while_its_model_is_written_keeps_the_earlier_one(make_trainer, make_model, tmp_path):
     out = tmp_path / "out"
     make_trainer(make_model()).save_model()
     before = {path.name: path.read_bytes() for path in out.iterdir()}

@@ -1,4 +1,4 @@
-"""SCAHN through the trainer and through whole runs: its updates by hand, its folder, resuming, streams, bad input."""
+"""SCAHN through the trainer and whole runs: updates by hand, saved folder, resuming, streams, invalid input."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def products(rows, classes):
 
 
 @pytest.mark.slow
-def test_the_folder_is_read_by_whatever_reads_cmfah_s(trained_scahn, tmp_path, capsys):
+def test_folder_is_read_by_the_same_tools_as_cmfah(trained_scahn, tmp_path, capsys):
     folder, scenes = trained_scahn.folder, trained_scahn.scenes
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["method"] == "scahn"
@@ -51,7 +51,7 @@ def test_the_folder_is_read_by_whatever_reads_cmfah_s(trained_scahn, tmp_path, c
 
 
 @pytest.mark.slow
-def test_the_graph_is_that_of_the_training_labels_and_words(trained_scahn):
+def test_graph_is_that_of_the_training_labels_and_words(trained_scahn):
     folder, scenes = trained_scahn.folder, trained_scahn.scenes
     model = SCAHNForPreTraining.from_pretrained(folder)
     classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
@@ -60,7 +60,7 @@ def test_the_graph_is_that_of_the_training_labels_and_words(trained_scahn):
     expected = label_vectors(classes, SkipGramEmbedding.load(folder))
     np.testing.assert_array_equal(model.objective.label_graph.vectors.numpy(), expected)
     assert read_label_graph(folder).number_of_nodes() == len(classes)
-    # The queue is full of labelled pairs by the end.
+    # The queue is full of labeled pairs at the end.
     assert model.objective.contrast_queue.labels.any(dim=1).all()
     state = json.loads((folder / "trainer_state.json").read_text())
     terms = {name for log in state["log_history"] for name in log if name.startswith("loss_")}
@@ -69,7 +69,7 @@ def test_the_graph_is_that_of_the_training_labels_and_words(trained_scahn):
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_ends_as_the_unbroken_one(trained_scahn, tmp_path):
+def test_resumed_run_ends_like_the_uninterrupted_one(trained_scahn, tmp_path):
     folder, config = trained_scahn.folder, trained_scahn.config
     first = min(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     assert (load_file(first / "model.safetensors")["contrast_queue.labels"] != 0).any()
@@ -80,12 +80,12 @@ def test_a_run_that_goes_on_ends_as_the_unbroken_one(trained_scahn, tmp_path):
     arguments = ["--output_dir", str(tmp_path), "--resume_from_checkpoint", "last"]
     train(parse_run(config, ["--method", "scahn", *arguments]))
     assert (tmp_path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-    # Settings of either kind that differ are named, and a run of CMFAH does not go on from it.
-    for name, value, complaint in (
+    # Changed settings of either kind are named, and a CMFAH run does not resume from it.
+    for name, value, message in (
         ("contrast_temperature", "0.5", "whose contrast_temperature is 0.2 and not 0.5"),
         ("num_concepts", "5", "whose num_concepts is 4 and not 5"),
     ):
-        with pytest.raises(CheckpointError, match=complaint):
+        with pytest.raises(CheckpointError, match=message):
             train(parse_run(config, ["--method", "scahn", *arguments, f"--{name}", value]))
 
 
@@ -129,7 +129,7 @@ def test_a_stream_and_labels_in_other_scripts(scenes_folder, write_config, tmp_p
     assert model.objective.label_graph.counts.tolist() == products([row["labels"] for row in stream], classes)
 
 
-def test_the_notes_of_a_stream_count_what_stands_together(tmp_path):
+def test_notes_of_a_stream_count_co_occurrences(tmp_path):
     rows = [{"id": str(n), "text": "a", "labels": labels} for n, labels in enumerate([["b", "a"], ["a"], [], ["b"]])]
     features = datasets.Features(
         {
@@ -143,7 +143,7 @@ def test_the_notes_of_a_stream_count_what_stands_together(tmp_path):
     assert notes.together == {"a": {"a": 2, "b": 1}, "b": {"a": 1, "b": 2}}
 
 
-# The trainer
+# Trainer
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_one_update_of_both_players_by_hand(make_scahn, make_trainer, make_pairs
     trainer.train()
 
     expected.train()
-    batch = trainer.data_collator([pairs[row] for row in range(8)])  # one batch: its order changes nothing
+    batch = trainer.data_collator([pairs[row] for row in range(8)])  # one batch: the order does not matter
     batch.pop("row", None)
     labels = batch.pop("labels")
     outputs = expected(**batch)
@@ -217,8 +217,8 @@ def step(loss, model, chosen, rate):
                 parameter -= rate * gradient
 
 
-@pytest.mark.parametrize("labels", [["boat"], ["boat", "cat"]], ids=["one class", "never together"])
-def test_labels_that_say_little_train_to_finite_weights(make_scahn, make_trainer, make_pairs, labels):
+@pytest.mark.parametrize("labels", [["boat"], ["boat", "cat"]], ids=["one class", "no co-occurrence"])
+def test_uninformative_labels_train_to_finite_weights(make_scahn, make_trainer, make_pairs, labels):
     pairs = make_pairs(8)
     rows = [{**pairs[row], "labels": [labels[row % len(labels)]]} for row in range(8)]
     model = make_scahn(id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)})
@@ -228,10 +228,10 @@ def test_labels_that_say_little_train_to_finite_weights(make_scahn, make_trainer
     assert trainer.evaluate()["eval_map"] > 0
 
 
-# What a user can get wrong
+# Invalid input
 
 
-def test_the_method_is_the_file_s_or_over_it_the_command_line_s(tmp_path):
+def test_method_of_the_command_line_overrides_that_of_the_file(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("model: {model_type: scahn, queue_size: 8, hash_bits: 32}")
     run = parse_run(file, ["--use_cpu", "--contrast_temperature", "0.5"])
@@ -249,12 +249,12 @@ def test_the_method_is_the_file_s_or_over_it_the_command_line_s(tmp_path):
         parse_run(file, ["--method", "cmfah"])
     with pytest.raises(CMFAHError, match="no argument --use_label_graph, which is a setting of --method scahn"):
         parse_run(None, ["--use_label_graph", "false"])
-    for arguments, complaint in (
+    for arguments, message in (
         (["--method", "dcmh"], "^--method is 'dcmh'; choose one of cmfah, scahn"),
         (["--method"], "expected one argument; choose one of cmfah, scahn"),
         (["--metod", "scahn"], "no argument --metod; did you mean 'method'"),
     ):
-        with pytest.raises(CMFAHError, match=complaint):
+        with pytest.raises(CMFAHError, match=message):
             parse_run(None, arguments)
     file.write_text("model: {model_type: bert}")
     with pytest.raises(CMFAHError, match=r"run.yaml: model_type is 'bert'; choose one of cmfah, scahn"):
@@ -262,7 +262,7 @@ def test_the_method_is_the_file_s_or_over_it_the_command_line_s(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "message"),
     [
         (["--similarity", "tags"], "scahn makes its label graph of labels, and --similarity tags goes without them"),
         (
@@ -271,25 +271,25 @@ def test_the_method_is_the_file_s_or_over_it_the_command_line_s(tmp_path):
         ),
     ],
 )
-def test_without_labels_there_is_one_line_before_anything_is_read(run_of, monkeypatch, arguments, complaint):
+def test_missing_labels_are_reported_in_one_line_before_any_read(run_of, monkeypatch, arguments, message):
     monkeypatch.setattr("cmfah_hf.training.data.pairs.load_image_text", lambda *args, **kwargs: pytest.fail("read"))
-    with pytest.raises(DataError, match=complaint) as raised:
+    with pytest.raises(DataError, match=message) as raised:
         train(run_of("--method", "scahn", *arguments))
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.slow
-def test_without_labels_and_without_the_graph_it_trains_on_tags(run_of, tmp_path):
+def test_without_labels_and_graph_it_trains_on_tags(run_of, tmp_path):
     metrics = train(run_of("--method", "scahn", "--similarity", "tags", "--use_label_graph", "false"))
     assert metrics["similarity"] == "tags"
     assert evaluate_folder(str(tmp_path / "out"), run_of().data.dataset)["hamming/i2t/map"] > 0
 
 
 @pytest.mark.parametrize("name", ["scenes", "cluttered-scenes", "coco-pairs"])
-def test_bundled_configurations_are_cmfah_s_but_for_the_method(name):
+def test_bundled_configurations_match_cmfah_except_for_the_method(name):
     runs = [parse_run(bundled_configuration(f"{method}-{name}.yaml"), ["--use_cpu"]) for method in ("scahn", "cmfah")]
     assert [run.method for run in runs] == ["scahn", "cmfah"]
-    # Which of CMFAH's hinges stay, and what SCAHN's own terms weigh.
+    # The hinges kept from CMFAH, and the weights of SCAHN's own terms.
     terms = ("feature_weight", "_hash_weight", "graph_weight", "contrast_weight")
     assert runs[0].model == runs[1].model
     shared = {name: value for name, value in runs[0].objective.items() if not name.endswith(terms)}

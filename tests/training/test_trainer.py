@@ -1,4 +1,4 @@
-"""What `CMFAHTrainer` makes of a run: B, checkpoints, resuming, the choice of the best model, logs, files."""
+"""`CMFAHTrainer`: B, checkpoints, resuming, model selection, logs, saved files."""
 
 import json
 
@@ -17,7 +17,7 @@ NAMES = ("region_features", "input_ids", "attention_mask")
 
 
 def paired_codes(model, collator, pairs):
-    """`sgn(H_v + H_t)` of each pair, encoded by itself in evaluation mode."""
+    """`sgn(H_v + H_t)` of each pair, each encoded separately in evaluation mode."""
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -38,7 +38,7 @@ def assert_same_weights(one, other):
 
 
 class Recorder(TrainerCallback):
-    """Keeps what `record(state)` gives at the end of every epoch."""
+    """Keeps the result of `record(state)` at the end of every epoch."""
 
     def __init__(self, record):
         self.record, self.kept = record, []
@@ -47,8 +47,8 @@ class Recorder(TrainerCallback):
         self.kept.append(self.record(state))
 
 
-class Script:
-    """An evaluator whose MAPs are written down beforehand."""
+class ScriptedEvaluator:
+    """An evaluator with predefined MAPs."""
 
     def __init__(self, maps):
         self.maps = iter(maps)
@@ -59,7 +59,7 @@ class Script:
 
 
 def test_codes_of_an_epoch_are_the_targets_of_the_next(make_model, make_pairs, make_trainer):
-    model = make_model(dropout=0.2)  # the codes are made without it
+    model = make_model(dropout=0.2)  # the codes are computed without dropout
     pairs = make_pairs(20)
     trainer = make_trainer(model, pairs, num_train_epochs=3, per_device_train_batch_size=8)
     tables = trainer.training_state.tables
@@ -82,7 +82,7 @@ def test_codes_of_an_epoch_are_the_targets_of_the_next(make_model, make_pairs, m
     assert len(recomputed.kept) == 3
     for by_hand, kept in recomputed.kept:
         assert torch.equal(by_hand, kept)
-    assert not torch.equal(recomputed.kept[0][0], recomputed.kept[2][0])  # else an old B would pass for a new one
+    assert not torch.equal(recomputed.kept[0][0], recomputed.kept[2][0])  # otherwise an old B would pass as a new one
     for number, (rows, codes) in enumerate(given):
         if number < 3:
             assert codes is None
@@ -90,7 +90,7 @@ def test_codes_of_an_epoch_are_the_targets_of_the_next(make_model, make_pairs, m
             assert torch.equal(codes, recomputed.kept[number // 3 - 1][0][rows])
 
 
-def test_every_pair_has_a_code_where_incomplete_batches_are_dropped(make_model, make_pairs, make_trainer):
+def test_every_pair_has_a_code_with_drop_last(make_model, make_pairs, make_trainer):
     model, pairs = make_model(), make_pairs(11)
     trainer = make_trainer(
         model, pairs, dataloader_drop_last=True, per_device_train_batch_size=4, per_device_eval_batch_size=4
@@ -100,7 +100,7 @@ def test_every_pair_has_a_code_where_incomplete_batches_are_dropped(make_model, 
     assert torch.equal(trainer.training_state.tables.get("codes"), paired_codes(model, trainer.data_collator, pairs))
 
 
-def test_mirrored_regions_are_trained_on_but_not_hashed(make_model, make_pairs, make_trainer):
+def test_mirrored_regions_are_used_for_training_but_not_hashed(make_model, make_pairs, make_trainer):
     mirrored = np.full((10, 4, 16), 7.0, np.float32)
     pairs = make_pairs(10, region_features_mirrored=mirrored)
     model = make_model()
@@ -113,12 +113,12 @@ def test_mirrored_regions_are_trained_on_but_not_hashed(make_model, make_pairs, 
 
     model.forward = spy
     trainer.train()
-    assert 8 < sum(seen[True]) < 32  # of 40 fair coins
+    assert 8 < sum(seen[True]) < 32  # of 40 fair coin flips
     plain = make_pairs(10)
     assert torch.equal(trainer.training_state.tables.get("codes"), paired_codes(model, trainer.data_collator, plain))
 
 
-def test_a_stream_takes_its_codes_per_batch(make_model, make_pairs, make_trainer):
+def test_streams_take_their_codes_per_batch(make_model, make_pairs, make_trainer):
     stream = make_pairs(24).with_format(None).to_iterable_dataset()
     model = make_model()
     before = weights(model)
@@ -169,7 +169,7 @@ def test_evaluation_encodes_each_modality_alone(make_model, make_pairs, make_tra
     assert trainer.evaluate()["eval_map_t2i"] == pytest.approx(by_hand(other)["hamming/t2i/map"], abs=1e-12)
 
 
-def test_a_class_of_the_validation_pairs_alone_is_passed_over(make_pairs, make_trainer, caplog):
+def test_class_only_in_the_validation_pairs_is_ignored(make_pairs, make_trainer, caplog):
     validation = make_pairs(6, seed=1)
     labels = [[*own, "zebra"] if row == 2 else own for row, own in enumerate(validation["labels"])]
     features = validation.features
@@ -181,7 +181,7 @@ def test_a_class_of_the_validation_pairs_alone_is_passed_over(make_pairs, make_t
 
 
 @pytest.mark.parametrize("checkpoint", ["between epochs", "within an epoch"])
-def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(make_model, make_pairs, make_trainer, tmp_path, checkpoint):
+def test_resumed_run_matches_the_uninterrupted_one(make_model, make_pairs, make_trainer, tmp_path, checkpoint):
     arguments = {
         "num_train_epochs": 4,
         "optim": "adamw_torch",
@@ -200,25 +200,25 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(make_model, make_pairs, m
         ),
     }
     settings = {"dropout": 0.3, "normalize_features": True}
-    unbroken = make_trainer(make_model(**settings), output_dir=str(tmp_path / "whole"), **arguments)
-    unbroken.train()
+    uninterrupted = make_trainer(make_model(**settings), output_dir=str(tmp_path / "whole"), **arguments)
+    uninterrupted.train()
     step = 6 if checkpoint == "between epochs" else 5
 
-    torch.manual_seed(99)  # wherever the generator stands in the new process
+    torch.manual_seed(99)  # any generator state in the new process
     resumed = make_trainer(make_model(seed=5, **settings), output_dir=str(tmp_path / "resumed"), **arguments)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
 
-    assert resumed.state.global_step == unbroken.state.global_step == 12
-    assert_same_weights(weights(resumed.model), weights(unbroken.model))
-    assert torch.equal(resumed.training_state.tables.get("codes"), unbroken.training_state.tables.get("codes"))
+    assert resumed.state.global_step == uninterrupted.state.global_step == 12
+    assert_same_weights(weights(resumed.model), weights(uninterrupted.model))
+    assert torch.equal(resumed.training_state.tables.get("codes"), uninterrupted.training_state.tables.get("codes"))
     for one, other in (
-        (resumed.optimizer, unbroken.optimizer),
-        (resumed.players["discriminator"].optimizer, unbroken.players["discriminator"].optimizer),
+        (resumed.optimizer, uninterrupted.optimizer),
+        (resumed.players["discriminator"].optimizer, uninterrupted.players["discriminator"].optimizer),
     ):
         for number, state in other.state_dict()["state"].items():
             for name, value in state.items():
                 assert torch.equal(torch.as_tensor(one.state_dict()["state"][number][name]), torch.as_tensor(value))
-    schedules = [trainer.players["discriminator"].schedule.state_dict() for trainer in (resumed, unbroken)]
+    schedules = [trainer.players["discriminator"].schedule.state_dict() for trainer in (resumed, uninterrupted)]
     assert schedules[0] == schedules[1]
 
 
@@ -243,13 +243,13 @@ def test_a_checkpoint_holds_both_players_and_the_codes(make_model, make_pairs, m
     assert_same_weights(weights(kept), weights(model))
 
 
-def test_the_best_epoch_is_what_remains(make_model, make_trainer, tmp_path):
+def test_best_epoch_is_saved(make_model, make_trainer, tmp_path):
     model = make_model()
     trainer = make_trainer(
         model, num_train_epochs=4, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
         metric_for_best_model="map", greater_is_better=True,
     )  # fmt: skip
-    trainer.task.evaluator = Script([0.3, 0.8, 0.5, 0.7])
+    trainer.task.evaluator = ScriptedEvaluator([0.3, 0.8, 0.5, 0.7])
     epochs = Recorder(lambda state: weights(model))
     trainer.add_callback(epochs)
     trainer.train()
@@ -260,14 +260,14 @@ def test_the_best_epoch_is_what_remains(make_model, make_trainer, tmp_path):
     assert not torch.equal(weights(trainer.model)[name], epochs.kept[3][name])
 
 
-def test_training_stops_where_it_no_longer_helps(make_trainer):
+def test_early_stopping(make_trainer):
     trainer = make_trainer(
         num_train_epochs=9, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
         metric_for_best_model="map", greater_is_better=True, early_stopping_patience=2,
     )  # fmt: skip
-    trainer.task.evaluator = Script([0.3, 0.8, 0.5, 0.7, 0.9, 1.0])
+    trainer.task.evaluator = ScriptedEvaluator([0.3, 0.8, 0.5, 0.7, 0.9, 1.0])
     trainer.train()
-    assert trainer.state.epoch == 4  # the best, and two without a better one
+    assert trainer.state.epoch == 4  # the best, and two without improvement
 
 
 def test_every_term_of_the_loss_is_logged(make_model, make_trainer):
@@ -304,8 +304,8 @@ def test_every_term_of_the_loss_is_logged(make_model, make_trainer):
         assert log["loss"] == pytest.approx(total, abs=1e-4)
 
 
-def test_loss_is_logged_the_same_with_micro_batches(make_trainer):
-    """The mean over the batches, and not a sum over the micro batches of each."""
+def test_logged_loss_does_not_depend_on_micro_batches(make_trainer):
+    """The mean over the batches, not a sum over the micro batches of each."""
     trainer = make_trainer(
         learning_rate=0.0,
         discriminator_learning_rate=0.0,
@@ -323,7 +323,7 @@ def test_loss_is_logged_the_same_with_micro_batches(make_trainer):
     assert log["loss"] == pytest.approx(total, abs=1e-4)
 
 
-def test_what_is_saved_is_the_model_its_processor_and_text(make_model, make_trainer, tmp_path):
+def test_saved_files_are_the_model_its_processor_and_text(make_model, make_trainer, tmp_path):
     model = make_model()
     trainer = make_trainer(model, save_strategy="epoch", learning_rate=0.025)
     trainer.train()
@@ -342,14 +342,14 @@ def test_what_is_saved_is_the_model_its_processor_and_text(make_model, make_trai
     assert processor.known_words("A red CAR, unheard of") == ["red", "car"]
 
 
-def test_wrong_arguments_are_named(make_trainer):
+def test_invalid_arguments_are_named(make_trainer):
     with pytest.raises(ValueError, match=r"paired_every is 0; give 1 or more\."):
         make_trainer(paired_every=0)
     with pytest.raises(ValueError, match=r"codes_update is 'never'; choose 'epoch' or 'batch'\."):
         make_trainer(codes_update="never")
 
 
-def test_pairs_in_memory_and_pairs_on_disk_train_alike(make_model, make_pairs, make_trainer, tmp_path):
+def test_pairs_in_memory_and_on_disk_train_identically(make_model, make_pairs, make_trainer, tmp_path):
     pairs = make_pairs(16)
     pairs.save_to_disk(str(tmp_path / "pairs"))
     on_disk = datasets.load_from_disk(str(tmp_path / "pairs"))

@@ -1,4 +1,4 @@
-"""Training by the overlap of tags and by pairs alone, on data with labels and without any."""
+"""Training by tag overlap and by pairs only, on data with and without labels."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def change_rows(folder, split, change):
 
 @pytest.fixture
 def bare(scenes_folder, tmp_path):
-    """The scenes without their labels, in training and queries alike."""
+    """The scenes without their labels, in both the training and the query split."""
     folder = tmp_path / "bare"
     shutil.copytree(scenes_folder, folder)
     for split in ("train", "query"):
@@ -34,7 +34,7 @@ def bare(scenes_folder, tmp_path):
 
 
 def average_precisions(similarity, relevant):
-    """Of each row, with ties in expectation: the mean over many orders drawn at random."""
+    """Average precision of each row, with ties in expectation: the mean over many random orders."""
     rng, found = np.random.default_rng(0), []
     for scores, own in zip(similarity, relevant, strict=True):
         values = []
@@ -52,7 +52,7 @@ def codes(folder, pairs):
     return [np.where(np.asarray(value) >= 0, 1.0, -1.0) for value in values]
 
 
-def test_pairs_alone_are_measured_by_the_rank_of_the_partner(run_of, bare, tmp_path):
+def test_pairs_are_evaluated_by_the_rank_of_the_partner(run_of, bare, tmp_path):
     metrics = train(run_of("--similarity", "pairs", data={"dataset": str(bare), "validation_fraction": 0.3}))
     assert (metrics["similarity"], metrics["validation_relevance"]) == ("pairs", "pairs")
     assert "query" not in metrics
@@ -66,7 +66,7 @@ def test_pairs_alone_are_measured_by_the_rank_of_the_partner(run_of, bare, tmp_p
     assert metrics["validation"] == pytest.approx(by_hand, abs=0.02)
 
 
-def test_tags_are_measured_by_the_overlap_of_expanded_texts(run_of, bare, tmp_path):
+def test_tags_are_evaluated_by_the_overlap_of_expanded_texts(run_of, bare, tmp_path):
     metrics = train(run_of("--similarity", "tags", data={"dataset": str(bare), "validation_fraction": 0.3}))
     assert (metrics["similarity"], metrics["validation_relevance"]) == ("tags", "tags")
     threshold = CMFAHForPreTraining.from_pretrained(tmp_path / "out").config.objective["positive_overlap"]
@@ -88,8 +88,8 @@ def test_tags_are_measured_by_the_overlap_of_expanded_texts(run_of, bare, tmp_pa
 
 
 @pytest.mark.parametrize("similarity", ["tags", "pairs"])
-def test_labels_measure_but_teach_nothing(run_of, scenes_folder, tmp_path, similarity):
-    """With other labels on the training pairs another epoch may be the best one; the model of the last is the same."""
+def test_labels_affect_evaluation_but_not_training(run_of, scenes_folder, tmp_path, similarity):
+    """Other labels on the training pairs may select another epoch; the model of the last epoch is the same."""
     other = tmp_path / "other"
     shutil.copytree(scenes_folder, other)
     change_rows(other, "train", lambda number, row: {**row, "labels": ["odd" if number % 2 else "even"]})
@@ -105,21 +105,21 @@ def test_labels_measure_but_teach_nothing(run_of, scenes_folder, tmp_path, simil
     assert first != second
 
 
-def test_labels_that_are_missing_are_named_with_what_works_without(run_of, bare):
+def test_missing_labels_are_reported_with_the_alternatives(run_of, bare):
     with pytest.raises(DataError, match="give --similarity tags or --similarity pairs, which need none"):
         train(run_of(data={"dataset": str(bare)}))
     with pytest.raises(ValueError, match="similarity is 'words'; choose one of labels, tags, pairs"):
         run_of("--similarity", "words")
 
 
-def test_a_threshold_of_ones_own(run_of, bare, tmp_path):
+def test_custom_threshold(run_of, bare, tmp_path):
     train(run_of("--similarity", "tags", "--positive_overlap", "0.75", data={"dataset": str(bare)}))
     assert CMFAHForPreTraining.from_pretrained(tmp_path / "out").config.objective["positive_overlap"] == 0.75
     with pytest.raises(ValueError, match="positive_overlap is 1; give a cosine from 0 to below 1"):
         train(run_of("--positive_overlap", "1"))
 
 
-def test_a_resumed_run_by_tags_is_the_unbroken_one(run_of, bare, tmp_path):
+def test_resumed_run_by_tags_matches_the_uninterrupted_one(run_of, bare, tmp_path):
     arguments = ["--similarity", "tags", "--num_train_epochs", "2"]
     train(run_of(*arguments, "--output_dir", str(tmp_path / "whole"), data={"dataset": str(bare)}))
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
@@ -133,7 +133,7 @@ def test_a_resumed_run_by_tags_is_the_unbroken_one(run_of, bare, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("similarity", ["tags", "pairs"])
-def test_without_labels_the_scenes_are_found_far_better_than_at_random(tmp_path, datasets_cache, similarity):
+def test_without_labels_scenes_are_retrieved_far_better_than_at_random(tmp_path, datasets_cache, similarity):
     folder = write_imagefolder(load_scenes(300, 100, image_size=48), tmp_path / "scenes")
     metrics = train(
         parse_run(

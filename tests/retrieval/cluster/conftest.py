@@ -9,27 +9,27 @@ from typing import Any
 
 import pytest
 
-# A node here is a process of its own with so many CPUs that need not exist.
+# Each node is a separate process; its CPUs are declared and need not exist.
 NODE = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 
 
 @pytest.fixture(scope="session")
 def node_options() -> dict[str, Any]:
-    """What the cluster's nodes are started with."""
+    """Options of the cluster's nodes."""
     return NODE
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
-    """A head and two nodes; this process is connected to the head, which hosts nothing."""
+    """A head and two nodes; this process connects to the head, which runs no shards."""
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    # On a machine that does other things too, the processes of lowest priority would hardly ever get to start.
+    # On a busy machine, processes of the lowest priority would hardly ever start.
     patch.setenv("RAY_worker_niceness", "0")
-    # The nodes' processes inherit it, and their workers from them.
+    # The nodes' processes inherit it, and so do their workers.
     patch.setenv("PYTHONPATH", str(Path(__file__).parents[3]), prepend=os.pathsep)
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
     for _ in range(2):
@@ -43,7 +43,7 @@ def ray_cluster() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def process_of(ray_cluster) -> Callable[[Any, int], tuple[int, str]]:
-    """A function that gives the process id and the node id of a shard of an index, once it runs."""
+    """A function that returns the process id and the node id of a shard, once it runs."""
     from ray._private.state import actors
 
     def find(index: Any, shard: int) -> tuple[int, str]:
@@ -60,7 +60,7 @@ def process_of(ray_cluster) -> Callable[[Any, int], tuple[int, str]]:
 
 @pytest.fixture(scope="session")
 def kill_shard(process_of) -> Callable[[Any, int], None]:
-    """A function that kills the process of a shard, and returns when it is gone."""
+    """A function that kills the process of a shard and returns once it is dead."""
 
     def kill(index: Any, shard: int) -> None:
         _kill(process_of(index, shard)[0])
@@ -70,14 +70,14 @@ def kill_shard(process_of) -> Callable[[Any, int], None]:
 
 @pytest.fixture(scope="session")
 def kill_node(ray_cluster, process_of) -> Callable[[Any, int], str]:
-    """A function that takes away the node of a shard, with all shards on it, and gives the node's id."""
+    """A function that removes the node of a shard, with all shards on it, and returns the node's id."""
 
     def kill(index: Any, shard: int) -> str:
         where = [process_of(index, other) for other in range(index.shards)]
         node_id = where[shard][1]
         node = next(node for node in ray_cluster.worker_nodes if node.node_id == node_id)
         ray_cluster.remove_node(node, allow_graceful=False)
-        # On one machine they outlive the node's own processes for a while.
+        # On one machine the workers outlive the node's own processes for a while.
         for pid, other_id in where:
             if other_id == node_id:
                 _kill(pid)

@@ -1,4 +1,4 @@
-"""`ShardedHashIndex` against `HashIndex`, on a cluster whose processes and nodes are killed."""
+"""`ShardedHashIndex` against `HashIndex`, on a cluster with killed processes and nodes."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ BITS = 16
 
 
 def tied_values(rng, rows):
-    """Few patterns, many times over, and query values on a coarse grid: ties everywhere."""
+    """Continuous codes of few sign patterns, on a coarse grid, so that scores tie everywhere."""
     patterns = rng.normal(size=(max(2, rows // 6), BITS))
     return np.clip(np.round(patterns[rng.integers(len(patterns), size=rows)] * 2) / 4, -1, 1)
 
@@ -40,7 +40,7 @@ def columns(rng, rows):
 
 
 def assert_same(found, expected):
-    """To the bit: ids, scores, their types, metadata."""
+    """Bit-equal: ids, scores, their types, metadata."""
     assert found.ids.dtype == expected.ids.dtype
     assert found.ids.tolist() == expected.ids.tolist()
     assert found.scores.dtype == expected.scores.dtype
@@ -50,7 +50,7 @@ def assert_same(found, expected):
         assert found.metadata.equals(expected.metadata)
 
 
-def assert_answers_as(index, single, rng, ks=(1, 7), wheres=(None,)):
+def assert_same_answers(index, single, rng, ks=(1, 7), wheres=(None,)):
     queries = tied_values(rng, 3)
     assert len(index) == len(single)
     for metric in ("hamming", "aqd"):
@@ -60,7 +60,7 @@ def assert_answers_as(index, single, rng, ks=(1, 7), wheres=(None,)):
 
 
 def filled(folder, rng, rows=60, **kwargs):
-    """A saved index of two shards, and the single one of the same items."""
+    """A saved index of two shards, and a single index with the same items."""
     index, single = ShardedHashIndex(BITS, 2, folder=folder, num_cpus=0.5, **kwargs), HashIndex(BITS)
     values = tied_values(rng, rows)
     for each in (index, single):
@@ -76,7 +76,7 @@ def rng():
 
 @pytest.fixture(scope="module")
 def shared(ray_cluster, tmp_path_factory):
-    """One index of three shards for all tests that leave its processes alone; each begins by emptying it."""
+    """One index of three shards for all tests that do not kill its processes; each test starts by emptying it."""
     with ShardedHashIndex(BITS, 3, folder=tmp_path_factory.mktemp("shared"), num_cpus=0.5) as index:
         yield index
 
@@ -85,7 +85,7 @@ def shared(ray_cluster, tmp_path_factory):
 def emptied(shared):
     single = HashIndex(BITS)
     empty(shared)
-    # Numbers that were given once are not given again.
+    # Ids are not assigned twice.
     if shared.next_id:
         single.add(np.ones((1, BITS)), [shared.next_id - 1])
         single.remove([shared.next_id - 1])
@@ -96,8 +96,8 @@ def empty(index):
     index.remove(index.ids)
 
 
-def assert_contents_as(index, single):
-    """The contents of the single index, in ascending order of the ids."""
+def assert_same_contents(index, single):
+    """Compares the contents with the single index, in ascending order of the ids."""
     order = np.argsort(single.ids, kind="stable")
     assert index.id_type == single.id_type
     assert index.ids.tolist() == single.ids[order].tolist()
@@ -108,7 +108,7 @@ def assert_contents_as(index, single):
 
 @given(st.data())
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_history_gives_the_answers_of_the_single_index_to_the_bit(shared, data):
+def test_any_sequence_of_changes_matches_the_single_index_bit_for_bit(shared, data):
     empty(shared)
     single = HashIndex(BITS)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32), "seed"))
@@ -152,9 +152,9 @@ def test_any_history_gives_the_answers_of_the_single_index_to_the_bit(shared, da
     assert len(shared) == len(single) == len(held)
     probes = [*held[:3], name(77_777), 1.5, None, True]
     assert [item in shared for item in probes] == [item in single for item in probes]
-    assert_contents_as(shared, single)
+    assert_same_contents(shared, single)
     for k in (1, int(rng.integers(1, 30)), len(held), len(held) + 5) if held else ():
-        assert_answers_as(shared, single, rng, (k,), [any_condition(single, rng)])
+        assert_same_answers(shared, single, rng, (k,), [any_condition(single, rng)])
 
 
 def any_condition(single, rng):
@@ -166,7 +166,7 @@ def any_condition(single, rng):
     return wheres[int(rng.integers(len(wheres)))]
 
 
-def test_made_up_ids_rise_over_the_whole_index(emptied, rng):
+def test_assigned_ids_ascend_over_all_shards(emptied, rng):
     index, single = emptied
     for rows in (5, 1, 8):
         values = tied_values(rng, rows)
@@ -177,7 +177,7 @@ def test_made_up_ids_rise_over_the_whole_index(emptied, rng):
         each.add(np.ones((2, BITS)), range(500, 502))
         each.add(np.ones((2, BITS)))
     assert index.next_id == single.next_id
-    assert_answers_as(index, single, rng, ks=(len(single),))
+    assert_same_answers(index, single, rng, ks=(len(single),))
 
 
 def test_one_tie_over_all_shards_is_cut_in_the_order_of_ids(emptied):
@@ -187,7 +187,7 @@ def test_one_tie_over_all_shards_is_cut_in_the_order_of_ids(emptied):
         assert index.search(np.ones(BITS), k=4, metric=metric).ids.tolist() == [[0, 3, 6, 9]]
 
 
-def test_columns_that_come_later_and_shards_that_lack_them(emptied, rng):
+def test_later_columns_and_shards_without_them(emptied, rng):
     index, single = emptied
     for each in (index, single):
         each.add(np.ones((20, BITS)), ids=range(20))
@@ -199,7 +199,7 @@ def test_columns_that_come_later_and_shards_that_lack_them(emptied, rng):
         )
 
 
-def test_refusals_are_those_of_the_single_index_and_change_nothing(emptied, rng, caplog):
+def test_refused_calls_match_the_single_index_and_change_nothing(emptied, rng, caplog):
     index, single = emptied
     values = tied_values(rng, 30)
     for each in (index, single):
@@ -251,14 +251,14 @@ def test_refusals_are_those_of_the_single_index_and_change_nothing(emptied, rng,
         lambda each: each.remove(np.array("abc")),
     ]
     for act in refused:
-        said = []
+        refusals = []
         for each in (single, index):
             with pytest.raises((HashIndexError, QueryError)) as caught:
                 act(each)
-            said.append((caught.type, str(caught.value)))
-        assert said[0] == said[1]
+            refusals.append((caught.type, str(caught.value)))
+        assert refusals[0] == refusals[1]
     assert index._state.revisions == revisions
-    assert_answers_as(index, single, rng, ks=(30,))
+    assert_same_answers(index, single, rng, ks=(30,))
     with caplog.at_level(logging.WARNING):
         index.search(values, k=31)
     assert "k = 31 was asked of an index of 30 items" in caplog.text
@@ -270,7 +270,7 @@ def test_refusals_are_those_of_the_single_index_and_change_nothing(emptied, rng,
             index.search(values, k, metric)
 
 
-def test_odd_questions_have_the_answers_of_the_single_index(emptied, rng):
+def test_unusual_queries_match_the_single_index(emptied, rng):
     index, single = emptied
     values = tied_values(rng, 30)
     table = pa.table(
@@ -289,7 +289,7 @@ def test_odd_questions_have_the_answers_of_the_single_index(emptied, rng):
         *({"name": value} for value in ("n1", "\ud800", [], ["n1", "n2"])),
         *({"share": value} for value in (0.0, -0.0, 0)),
     ]
-    assert_answers_as(index, single, rng, ks=(1, 30), wheres=wheres)
+    assert_same_answers(index, single, rng, ks=(1, 30), wheres=wheres)
     for where in (None, {"year": 3}, {"year": None}):
         nothing = np.empty((0, BITS))
         assert_same(index.search(nothing, 7, where=where), single.search(nothing, 7, where=where))
@@ -301,10 +301,10 @@ def test_columns_of_nulls_get_their_type_later(emptied, rng):
         each.add(np.ones((12, BITS)), ids=range(12), metadata={"size": [None] * 12})
         each.add(np.ones((1, BITS)), ids=[12], metadata={"size": [2.5]})
     index.save()
-    assert_answers_as(index, single, rng, ks=(13,), wheres=(None, {"size": 2.5}))
+    assert_same_answers(index, single, rng, ks=(13,), wheres=(None, {"size": 2.5}))
 
 
-def test_integer_ids_end_where_those_of_the_single_index_end(ray_cluster, tmp_path):
+def test_integer_ids_have_the_bounds_of_the_single_index(ray_cluster, tmp_path):
     with ShardedHashIndex(BITS, 2, folder=tmp_path, num_cpus=0.5) as index:
         index.add(np.ones((1, BITS)), ids=[2**63 - 2])
         index.add(np.ones((1, BITS)))
@@ -317,17 +317,17 @@ def test_integer_ids_end_where_those_of_the_single_index_end(ray_cluster, tmp_pa
         assert (again.next_id, len(again), again.model) == (2**63, 2, "sha256:ab")
 
 
-def test_searches_beside_changes_see_one_state_or_the_next(emptied, rng):
-    """Every change is of several shards; a search that saw it on some alone would count neither."""
+def test_searches_during_changes_see_whole_changes(emptied, rng):
+    """Every change affects several shards; a search that saw part of it would return neither count."""
     index, _ = emptied
     index.add(np.ones((10, BITS)), ids=range(10))
     seen, stop = set(), threading.Event()
 
-    def ask():
+    def search_repeatedly():
         while not stop.is_set():
             seen.add(index.search(np.ones(BITS), k=1000).ids.shape[1])
 
-    threads = [threading.Thread(target=ask) for _ in range(2)]
+    threads = [threading.Thread(target=search_repeatedly) for _ in range(2)]
     for thread in threads:
         thread.start()
     for step in range(1, 8):
@@ -341,11 +341,11 @@ def test_searches_beside_changes_see_one_state_or_the_next(emptied, rng):
 
 
 @pytest.mark.slow
-def test_optimized_shards_give_the_answers_of_the_single_index(ray_cluster, tmp_path, rng):
-    """Of codes enough for lists around centres in both shards."""
-    centres = rng.integers(0, 256, (300, 8), dtype=np.uint8)
+def test_optimized_shards_match_the_single_index(ray_cluster, tmp_path, rng):
+    """With enough codes for inverted lists in both shards."""
+    centers = rng.integers(0, 256, (300, 8), dtype=np.uint8)
     flips = np.packbits(rng.random((1_100_000, 8, 8)) < 0.1, axis=2)[:, :, 0]
-    codes = centres[rng.integers(300, size=len(flips))] ^ flips
+    codes = centers[rng.integers(300, size=len(flips))] ^ flips
     queries = np.tanh(unpack(codes[:5]) + rng.normal(size=(5, 64)))
     single = HashIndex(64)
     single.add(codes)
@@ -356,7 +356,7 @@ def test_optimized_shards_give_the_answers_of_the_single_index(ray_cluster, tmp_
             assert_same(index.search(queries, 30, metric), single.search(queries, 30, metric))
 
 
-def test_the_shard_of_an_id_is_a_matter_of_its_value():
+def test_the_shard_of_an_id_depends_on_its_value_only():
     def splitmix(number):
         number %= 2**64
         number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 % 2**64
@@ -369,30 +369,30 @@ def test_the_shard_of_an_id_is_a_matter_of_its_value():
     digests = [hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest() for name in names]
     expected = [int.from_bytes(digest, "little") % 5 for digest in digests]
     assert shard_of(np.array(names, object), 5).tolist() == expected
-    # Ids that are all multiples of the number of shards still fill every shard alike.
+    # Ids that are all multiples of the number of shards still fill the shards evenly.
     sizes = np.bincount(shard_of(np.arange(0, 80_000, 8), 8), minlength=8)
     assert sizes.min() > 1100
     assert sizes.max() < 1400
 
 
-def test_a_killed_shard_comes_back_between_queries_and_under_load(ray_cluster, kill_shard, tmp_path, rng):
+def test_a_killed_shard_restarts_between_queries_and_under_load(ray_cluster, kill_shard, tmp_path, rng):
     index, single = filled(tmp_path / "index", rng)
     with index:
         kill_shard(index, 0)
-        assert_answers_as(index, single, rng)
+        assert_same_answers(index, single, rng)
 
         queries = tied_values(rng, 4)
         expected = single.search(queries, 9, "aqd")
         answers, failures, stop = [], [], threading.Event()
 
-        def ask():
+        def search_repeatedly():
             while not stop.is_set():
                 try:
                     answers.append(index.search(queries, 9, "aqd"))
                 except Exception as error:
                     failures.append(error)
 
-        threads = [threading.Thread(target=ask) for _ in range(2)]
+        threads = [threading.Thread(target=search_repeatedly) for _ in range(2)]
         for thread in threads:
             thread.start()
         for shard in (0, 1):
@@ -408,15 +408,15 @@ def test_a_killed_shard_comes_back_between_queries_and_under_load(ray_cluster, k
         assert len(answers) > 10
         for answer in answers:
             assert_same(answer, expected)
-        # The index goes on: changes find their shards, and are saved.
+        # The index continues to work: changes go to the right shards and are saved.
         for each in (index, single):
             each.remove([3])
         index.save()
         kill_shard(index, 1)
-        assert_answers_as(index, single, rng)
+        assert_same_answers(index, single, rng)
 
 
-def test_changes_that_were_not_saved_and_are_lost_are_named(ray_cluster, kill_shard, tmp_path, rng):
+def test_lost_unsaved_changes_are_named(ray_cluster, kill_shard, tmp_path, rng):
     folder = tmp_path / "index"
     index, single = filled(folder, rng)
     with index:
@@ -435,18 +435,18 @@ def test_changes_that_were_not_saved_and_are_lost_are_named(ray_cluster, kill_sh
     with pytest.raises(HashIndexError, match="is closed; load it"):
         index.search(np.ones(BITS))
     with ShardedHashIndex.load(folder, bits=BITS, num_cpus=0.5, autosave=True) as index:
-        assert_answers_as(index, single, rng)
-        # What is saved with every change is never lost.
+        assert_same_answers(index, single, rng)
+        # Changes that are saved at once are never lost.
         values = tied_values(rng, 20)
         for each in (index, single):
             each.add(values)
         kill_shard(index, 0)
         kill_shard(index, 1)
-        assert_answers_as(index, single, rng)
+        assert_same_answers(index, single, rng)
 
 
-def test_a_node_removed_under_load_costs_no_answer(ray_cluster, node_options, process_of, kill_node, tmp_path, rng):
-    ray_cluster.add_node(**node_options)  # the cluster's two stay for the tests after this one
+def test_removing_a_node_under_load_loses_no_answer(ray_cluster, node_options, process_of, kill_node, tmp_path, rng):
+    ray_cluster.add_node(**node_options)  # the cluster keeps its two nodes for later tests
     index, single = filled(tmp_path / "index", rng)
     with index:
         assert len({process_of(index, shard)[1] for shard in range(2)}) == 2, "the shards are spread over nodes"
@@ -454,16 +454,16 @@ def test_a_node_removed_under_load_costs_no_answer(ray_cluster, node_options, pr
         expected = single.search(queries, 60, "hamming")
         answers, failures, stop = [], [], threading.Event()
 
-        def ask():
+        def search_repeatedly():
             while not stop.is_set():
                 try:
                     answers.append(index.search(queries, 60))
                 except Exception as error:
                     failures.append(error)
 
-        thread = threading.Thread(target=ask)
+        thread = threading.Thread(target=search_repeatedly)
         thread.start()
-        gone = kill_node(index, 0)
+        removed_node = kill_node(index, 0)
         before = len(answers)
         deadline = time.monotonic() + 60
         while len(answers) < before + 5 and not failures and time.monotonic() < deadline:
@@ -474,11 +474,11 @@ def test_a_node_removed_under_load_costs_no_answer(ray_cluster, node_options, pr
         assert len(answers) >= before + 5
         for answer in answers:
             assert_same(answer, expected)
-        assert gone not in {process_of(index, shard)[1] for shard in range(2)}
-        assert_answers_as(index, single, rng)
+        assert removed_node not in {process_of(index, shard)[1] for shard in range(2)}
+        assert_same_answers(index, single, rng)
 
 
-def test_a_shard_that_is_gone_for_good_is_named_in_time(ray_cluster, node_options, kill_node, tmp_path, rng):
+def test_a_permanently_lost_shard_is_named_within_the_timeout(ray_cluster, node_options, kill_node, tmp_path, rng):
     ray_cluster.add_node(**{**node_options, "num_cpus": 12})
     folder = tmp_path / "index"
     index = ShardedHashIndex(BITS, 1, folder=folder, num_cpus=9, timeout=60)
@@ -494,7 +494,7 @@ def test_a_shard_that_is_gone_for_good_is_named_in_time(ray_cluster, node_option
         assert time.monotonic() - start < 12
 
 
-def test_a_file_that_is_missing_when_its_shard_comes_back_is_named(ray_cluster, kill_shard, tmp_path, rng):
+def test_a_missing_file_of_a_restarting_shard_is_named(ray_cluster, kill_shard, tmp_path, rng):
     folder = tmp_path / "index"
     index, single = filled(folder, rng)
     with index:
@@ -508,8 +508,8 @@ def test_a_file_that_is_missing_when_its_shard_comes_back_is_named(ray_cluster, 
         with pytest.raises(HashIndexError, match=rf"{file}, the file of shard 1, is damaged"):
             index.search(np.ones(BITS))
         file.write_bytes(content)
-        assert_answers_as(index, single, rng)
-        # Another program that goes on from the same save is noticed before it is overwritten.
+        assert_same_answers(index, single, rng)
+        # A conflicting save by another program is detected and not overwritten.
         with ShardedHashIndex.load(folder, num_cpus=0.5) as other:
             other.add(np.ones((5, BITS)))
             other.save()
@@ -537,7 +537,7 @@ index.save()
 """
 
 
-def test_a_save_that_is_killed_leaves_one_state_or_the_other(ray_cluster, tmp_path, rng):
+def test_a_killed_save_leaves_the_old_or_the_new_state(ray_cluster, tmp_path, rng):
     folder = tmp_path / "index"
     index, single = filled(folder, rng)
     index.close()
@@ -547,17 +547,17 @@ def test_a_save_that_is_killed_leaves_one_state_or_the_other(ray_cluster, tmp_pa
         command = [sys.executable, "-c", SAVING, ray_cluster.address, folder, tmp_path / "queries.npy", step]
         run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
         assert run.returncode == -signal.SIGKILL, run.stderr
-        # What the new process found is what was saved.
+        # The new process reads the saved state.
         ids, scores, next_id = json.loads(run.stdout.splitlines()[-1])
         expected = single.search(queries, 12, "aqd")
         assert (ids, scores, next_id) == (expected.ids.tolist(), expected.scores.tolist(), single.next_id)
-        # Those of the state before, and what each killed save had written.
+        # Files of the previous state and those written by killed saves.
         assert len(list(folder.glob("shard-*.index"))) == (6 if saved else 4)
         if saved:
             single.add(np.ones((7, BITS)))
             single.remove([0, 1])
     with ShardedHashIndex.load(folder, num_cpus=0.5) as index:
-        assert_answers_as(index, single, rng, ks=(len(single),))
+        assert_same_answers(index, single, rng, ks=(len(single),))
         index.add(np.ones((30, BITS)))
         index.save()
         files = {path.name for path in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""`ShardedHashIndex` against the tests of every index."""
+"""Runs `IndexConformance` on `ShardedHashIndex`."""
 
 import pytest
 from retrieval.conformance import BITS, IndexConformance

@@ -1,4 +1,4 @@
-"""Encoding in processes of Ray against the retriever in this process."""
+"""Encoding in Ray processes against the retriever in this process."""
 
 import datasets
 import numpy as np
@@ -19,7 +19,7 @@ def retriever(trained):
 
 @pytest.fixture(scope="module")
 def pairs(trained):
-    """24 images with ids, texts and years; two cannot be read, one has no bytes at all."""
+    """24 images with ids, texts and years; two are unreadable, one has no bytes."""
     paths = sorted((trained.scenes / "train").glob("*.png"))[:24]
     images = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
     images[3]["bytes"] = b"no image"
@@ -35,13 +35,13 @@ def pairs(trained):
 
 
 def own(retriever, pairs, ids):
-    """The index that the retriever itself makes of the images, and the reasons of those left out."""
+    """The index that the retriever itself builds from the images, and the reasons for skipped images."""
     retriever.images = HashIndex(retriever.model.config.hash_bits)
     left_out = retriever.add_images(pairs if ids else pairs.remove_columns("id"), batch_size=5)
     return retriever.images, left_out
 
 
-def test_images_of_a_data_set_with_metadata_into_shards(ray_cluster, trained, retriever, pairs, tmp_path, caplog):
+def test_images_and_metadata_of_a_data_set_into_shards(ray_cluster, trained, retriever, pairs, tmp_path, caplog):
     expected, left_out = own(retriever, pairs, ids=True)
     with ShardedHashIndex(16, 2, folder=tmp_path / "index", num_cpus=0.5) as index:
         found = encode_with_ray(
@@ -93,7 +93,7 @@ def test_numbered_images_and_texts_of_parquet_files(ray_cluster, trained, retrie
     np.testing.assert_array_equal(index.codes, retriever.texts.codes)
 
 
-def test_what_cannot_be_encoded_is_named(ray_cluster, trained, pairs, tmp_path):
+def test_unencodable_input_is_named(ray_cluster, trained, pairs, tmp_path):
     index = HashIndex(16)
     for error, message, act in (
         (DataError, "no column 'image'; it has id, image", lambda: encode(pairs, column="image")),
@@ -114,7 +114,7 @@ def test_what_cannot_be_encoded_is_named(ray_cluster, trained, pairs, tmp_path):
     assert len(index) == 0
 
 
-def test_codes_of_another_model_are_not_mixed_in(ray_cluster, trained, retriever, pairs):
+def test_codes_of_another_model_are_refused(ray_cluster, trained, retriever, pairs):
     index = HashIndex(16, model="0" * 32)
     index.add(np.ones((1, 16)), ids=["theirs"])
     with pytest.raises(HashIndexError, match="The index holds codes of another model"):
@@ -122,7 +122,7 @@ def test_codes_of_another_model_are_not_mixed_in(ray_cluster, trained, retriever
     assert index.ids.tolist() == ["theirs"]
     encode_with_ray(pairs, trained.folder, index, any_model=True)
     assert (len(index), index.model) == (22, "0" * 32)
-    index = HashIndex(16)  # by hand
+    index = HashIndex(16)  # encoded by hand
     index.add(np.ones((1, 16)), ids=["by hand"])
     encode_with_ray(pairs, trained.folder, index)
     assert (len(index), index.model) == (22, None)

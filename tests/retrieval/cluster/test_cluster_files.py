@@ -1,4 +1,4 @@
-"""Manifest and shard files of a sharded index, without processes of Ray."""
+"""Manifest and shard files of a sharded index, without Ray processes."""
 
 import json
 import pickle
@@ -32,7 +32,7 @@ SCHEMA = pa.schema([("place", pa.string()), ("year", pa.int64())])
 
 @pytest.fixture
 def saved(tmp_path):
-    """Two shards of 8 bits, saved as an index saves them."""
+    """Two shards of 8 bits, saved in the format of an index."""
     files = []
     for number in range(2):
         index = HashIndex(8)
@@ -50,7 +50,7 @@ def shard(folder, number=0, shards=2, bits=8):
     return Shard(str(folder), number, shards, bits, "birth", 1)
 
 
-def test_a_manifest_comes_back_as_it_was(saved):
+def test_manifest_round_trip(saved):
     folder, manifest = saved
     assert read_manifest(folder) == manifest
     assert schema_of_text(manifest.schema).equals(SCHEMA)
@@ -60,14 +60,14 @@ def test_a_manifest_comes_back_as_it_was(saved):
     assert read_manifest(folder / "elsewhere") is None
 
 
-def test_any_changed_character_of_a_manifest_is_noticed(saved):
+def test_any_changed_character_of_a_manifest_is_detected(saved):
     folder, manifest = saved
     path = folder / "manifest.json"
     content = path.read_text()
     for at in range(len(content)):
         path.write_text(content[:at] + chr(ord(content[at]) ^ 1) + content[at + 1 :])
         try:
-            assert read_manifest(folder) == manifest  # a blank between two entries has no meaning
+            assert read_manifest(folder) == manifest  # whitespace between two entries has no meaning
             assert content[at].isspace()
         except HashIndexError as error:
             assert str(path) in str(error)  # noqa: PT017
@@ -86,7 +86,7 @@ def test_any_changed_character_of_a_manifest_is_noticed(saved):
         ({"format": "cmfah-sharded-hash-index", "version": "1"}, "does not match its checksum"),
     ],
 )
-def test_a_foreign_manifest_is_named(tmp_path, document, message):
+def test_invalid_manifest_is_named(tmp_path, document, message):
     (tmp_path / "manifest.json").write_text(json.dumps(document))
     with pytest.raises(HashIndexError, match=rf"manifest\.json .*{message}"):
         read_manifest(tmp_path)
@@ -100,7 +100,7 @@ def test_a_shard_opens_its_own_file_at_the_revision_of_the_manifest(saved):
     assert shard(folder / "new").count(Revision(0, "birth")) == (Revision(0, "birth"), 0, None)
 
 
-def test_a_shard_that_is_behind_answers_nothing(saved):
+def test_an_outdated_shard_refuses_to_answer(saved):
     folder, manifest = saved
     revision = manifest.shards[0].revision
     later = Revision(6, "1a7e")
@@ -115,19 +115,19 @@ def test_a_shard_that_is_behind_answers_nothing(saved):
     assert pickle.loads(shard(folder).search(question, np.ones((1, 8)))) == (revision, None, None)
 
 
-def test_a_change_is_carried_out_once_however_often_it_is_asked_for(saved):
+def test_a_repeated_change_is_applied_once(saved):
     folder, manifest = saved
     one, revision = shard(folder), manifest.shards[0].revision
     after = Revision(5, "af7e")
     for _ in range(2):
         reply = one.change(revision, after, "add", {"codes": np.ones((1, 8)), "ids": [99]})
         assert reply == (after, 4, None)
-    # A call that comes late, for a state that was saved, does not take the shard back to it.
+    # A late call for an already saved state does not revert the shard.
     assert one.count(revision) == (after, None, None)
     assert one.count(after).answer == 4
 
 
-def test_a_save_that_has_gone_by_is_caught_up_with(saved):
+def test_a_shard_catches_up_with_a_missed_save(saved):
     folder, manifest = saved
     behind = shard(folder)
     behind.count(manifest.shards[0].revision)
@@ -155,13 +155,13 @@ def test_a_damaged_file_is_named_with_its_shard(saved, damage):
     assert f"{path}, the file of shard 0, is {'missing' if damage == 'missing' else 'damaged'}" in str(reply.error)
 
 
-def test_another_index_in_the_folder_is_noticed(saved):
+def test_another_index_in_the_folder_is_detected(saved):
     folder, manifest = saved
     reply = shard(folder, shards=3).count(manifest.shards[0].revision)
     assert "holds 2 shards of 8 bits by now, where 3 of 8 were expected" in str(reply.error)
 
 
-def test_only_what_the_manifest_does_not_name_is_removed(saved):
+def test_only_files_not_in_the_manifest_are_removed(saved):
     folder, manifest = saved
     for name in ("shard-00000-r3-ab.index", ".shard-00000-r3-ab.index.9-ff.tmp", ".shard-00000-r3-ab.index.lock"):
         (folder / name).touch()
@@ -175,7 +175,7 @@ def test_only_what_the_manifest_does_not_name_is_removed(saved):
 
 @pytest.mark.parametrize("strings", [True, False])
 @pytest.mark.parametrize("metric", ["hamming", "aqd"])
-def test_merging_is_sorting(strings, metric):
+def test_merging_equals_sorting(strings, metric):
     rng = np.random.default_rng(0)
     numbers = rng.permutation(60) - 30
     names = [f"é{number}-\udcff" for number in numbers] if strings else numbers.tolist()

@@ -1,6 +1,6 @@
 """Indexes with unusual content, and real databases to export them to, each in its own folder.
 
-Tests that want a database that is missing are skipped.
+Tests are skipped if their database is missing.
 """
 
 import json
@@ -20,7 +20,7 @@ import pytest
 
 from cmfah_hf.retrieval import HashIndex
 
-# What breaks formats that are written by hand; no control characters but tab and line ends.
+# Breaks hand-written formats; no control characters except tab and line ends.
 ODD_TEXTS = [
     "plain", "it's", 'say "hi"', "tab\there", "line\nbreak", "\r\n", "back\\slash", "\\N", "\\.", "\n\\.\n", "NULL",
     "{a,b}", "a,b", " lead and trail ", "%s; DROP TABLE", "id:a:b::c", "é", "e\u0301", "🙂", "漢字", "\u2028", "\ufeff",
@@ -35,7 +35,7 @@ def odd_texts() -> list[str]:
 
 @pytest.fixture(scope="session")
 def odd_index() -> Callable[..., HashIndex]:
-    """A function that makes an index of random codes, with ids and columns that are hard to write and to read."""
+    """A function that builds an index of random codes, with ids and columns that are hard to write and to read."""
 
     def make(rows: int = 300, bits: int = 64, strings: bool = True, plain: bool = False) -> HashIndex:
         rng = np.random.default_rng(rows + bits)
@@ -64,7 +64,7 @@ def odd_index() -> Callable[..., HashIndex]:
 
 @pytest.fixture(scope="session")
 def index_with() -> Callable[..., HashIndex]:
-    """A function that makes an index of 8 bits with these ids and columns."""
+    """A function that builds an index of 8 bits with these ids and columns."""
 
     def make(ids: list, **columns: pa.Array) -> HashIndex:
         return _described(HashIndex(8), np.zeros((len(ids), 1), np.uint8), ids, pa.table(columns) if columns else None)
@@ -79,7 +79,7 @@ def _described(index: HashIndex, codes: np.ndarray, ids: list, metadata: pa.Tabl
 
 @pytest.fixture(scope="session")
 def read_export() -> Callable[[str, Path], list[dict]]:
-    """A function that reads an export back by other code; ids, codes as bytes, and columns, a dict an item."""
+    """A function that reads an export with independent code: ids, codes as bytes, and columns, one dict per item."""
     readers = {"milvus": _read_milvus, "vespa": _read_vespa, "pgvector": _read_pgvector}
     return lambda target, folder: readers[target](folder)
 
@@ -99,7 +99,7 @@ def _read_vespa(folder):
 
 
 def _read_pgvector(folder):
-    """The lines between COPY and its end, each cell a text or None."""
+    """The lines of the COPY statement, each cell a text or None."""
     text = (folder / "load.sql").read_text(encoding="utf-8")
     head, _, rest = text.partition(" FROM stdin;\n")
     names = re.findall(r'"([^"]+)"', head[head.index("COPY ") :])[1:]
@@ -125,7 +125,7 @@ class Postgres:
         self.programs, self.folder = programs, folder
 
     def run(self, *arguments: str) -> str:
-        """What psql prints; it stops at the first error."""
+        """The output of psql, which stops at the first error."""
         command = [self.programs / "psql", "--no-psqlrc", "--set", "ON_ERROR_STOP=1", "--host", self.folder]
         command += ["--username", "owner", "--dbname", "postgres", "--quiet", "--no-align", "--tuples-only", *arguments]
         outcome = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
@@ -133,13 +133,13 @@ class Postgres:
         return outcome.stdout
 
     def rows(self, query: str) -> list[dict]:
-        """The rows of a query, as JSON makes them."""
+        """The rows of a query, serialized by JSON."""
         text = self.run("--command", f"SELECT coalesce(json_agg(row_to_json(asked)), '[]') FROM ({query}) AS asked")
         return json.loads(text)
 
 
 def _programs_of_postgres() -> Path | None:
-    """The folder of the programs of a PostgreSQL that has pgvector."""
+    """The program folder of a PostgreSQL that has pgvector."""
     found = shutil.which("postgres")
     folders = [Path(os.environ["CMFAH_POSTGRES_BIN"])] if "CMFAH_POSTGRES_BIN" in os.environ else []
     folders += [Path(found).resolve().parent] if found else []
@@ -158,7 +158,7 @@ def postgres():
     programs = _programs_of_postgres()
     if programs is None:
         pytest.skip("no PostgreSQL with pgvector; name the folder of its programs in CMFAH_POSTGRES_BIN")
-    # Its own account where the tests run as root, which the server refuses; and a short path, for the socket.
+    # A separate account, because the server refuses root; and a short path, for the socket.
     account = {"user": "nobody"} if os.getuid() == 0 else {}
     folder = Path(tempfile.mkdtemp(prefix="cmfah-pg-"))
     if account:

@@ -12,7 +12,7 @@ from cmfah_hf.retrieval.exporters import blocks as export_blocks
 
 
 def canonical(exported, hash_values, k):
-    """The `k` nearest by Hamming distance, then by id, from plain algebra: `(id, distance)` each, a list a query."""
+    """The `k` nearest by Hamming distance, then by id, by plain algebra: one list of `(id, distance)` per query."""
     bits = np.unpackbits(exported.codes, axis=1, bitorder="little")
     found = []
     for query in hash_values:
@@ -47,13 +47,13 @@ def test_postgres_answers_in_the_canonical_order(postgres, odd_index, tmp_path, 
     postgres.run("--file", str(tmp_path / "out" / "index.sql"))
     plan = postgres.run("--command", f"SET enable_seqscan TO off; EXPLAIN {nearest}")
     assert f"{name}_code_idx" in plan
-    # A second load finds the table there, and changes nothing.
+    # A second load finds the existing table and changes nothing.
     with pytest.raises(AssertionError, match="already exists"):
         postgres.run("--file", str(tmp_path / "out" / "load.sql"))
     assert len(postgres.rows(f'SELECT id FROM "{name}"')) == len(exported)
 
 
-def test_postgres_takes_what_is_odd_for_it(postgres, index_with, tmp_path):
+def test_postgres_accepts_unusual_values(postgres, index_with, tmp_path):
     import pyarrow as pa
 
     columns = {
@@ -79,7 +79,7 @@ def test_milvus_finds_the_same_distances(milvus, odd_index, tmp_path, monkeypatc
     import pymilvus
 
     monkeypatch.setattr(export_blocks, "BLOCK_ROWS", 128)
-    # Milvus Lite knows no nulls, and fails where it is to return a binary vector.
+    # Milvus Lite does not support nulls, and fails when it returns a binary vector.
     exported = odd_index(strings=strings, plain=True)
     EXPORTERS["milvus"](exported, tmp_path / "out")
     collection = json.loads((tmp_path / "out" / "collection.json").read_text())

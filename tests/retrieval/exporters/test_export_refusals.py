@@ -17,7 +17,9 @@ def small_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize("target", FORMATS)
-def test_a_folder_appears_whole_and_is_replaced_only_on_request(odd_index, index_with, tmp_path, target, read_export):
+def test_a_folder_is_written_atomically_and_replaced_only_on_request(
+    odd_index, index_with, tmp_path, target, read_export
+):
     folder = tmp_path / "deep" / "out"
     EXPORTERS[target](odd_index(rows=200), folder)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -85,7 +87,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_a_database_cannot_hold_is_named(index_with, tmp_path, case, read_export):
+def test_values_that_a_database_cannot_hold_are_named(index_with, tmp_path, case, read_export):
     targets, columns, message = REFUSED[case]
     columns = dict(columns)
     ids = columns.pop("ids")
@@ -97,13 +99,13 @@ def test_what_a_database_cannot_hold_is_named(index_with, tmp_path, case, read_e
             assert "\n" not in str(error.value)
             assert list(tmp_path.glob(f".{target}*")) == []
             assert not (tmp_path / target).exists()
-        else:  # and nothing is refused without need
+        else:  # values within the limits are accepted
             EXPORTERS[target](index_with(ids, **columns), tmp_path / target)
             assert [str(row["id"]) for row in read_export(target, tmp_path / target)] == [str(item) for item in ids]
 
 
 @pytest.mark.parametrize("target", FORMATS)
-def test_empty_indexes_and_odd_names_are_refused(index_with, tmp_path, target):
+def test_empty_indexes_and_invalid_names_are_refused(index_with, tmp_path, target):
     with pytest.raises(HashIndexError, match="The index is empty"):
         EXPORTERS[target](HashIndex(8), tmp_path / "out")
     for name in ("", "a b", 'a"; DROP', "9a", "a-b", "ä", "a" * 49, "a\n"):

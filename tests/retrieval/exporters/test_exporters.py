@@ -1,4 +1,4 @@
-"""Exports read by other code: pyarrow, json, and a second implementation of PostgreSQL's COPY format."""
+"""Exports read by independent code: pyarrow, json, and a second implementation of PostgreSQL's COPY format."""
 
 import json
 import re
@@ -25,14 +25,14 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Every export here is of several blocks, the last of them not full."""
+    """Every export here has several blocks; the last one is not full."""
     monkeypatch.setattr(export_blocks, "BLOCK_ROWS", 128)
 
 
 @pytest.mark.parametrize("strings", [True, False])
 @pytest.mark.parametrize("bits", [8, 64, 1024])
 @pytest.mark.parametrize("target", FORMATS)
-def test_ids_and_codes_are_those_of_the_index_in_its_order(odd_index, tmp_path, target, bits, strings, read_export):
+def test_ids_and_codes_keep_the_order_of_the_index(odd_index, tmp_path, target, bits, strings, read_export):
     exported = odd_index(bits=bits, strings=strings, plain=True)
     files = EXPORTERS[target](exported, tmp_path / "out")
     assert files == [tmp_path / "out" / name for name in FILES[target]]
@@ -44,9 +44,7 @@ def test_ids_and_codes_are_those_of_the_index_in_its_order(odd_index, tmp_path, 
 
 
 @pytest.mark.parametrize("target", FORMATS)
-def test_hamming_distances_of_exported_codes_and_queries_are_those_of_the_index(
-    odd_index, tmp_path, target, read_export
-):
+def test_hamming_distances_of_exported_codes_match_the_index(odd_index, tmp_path, target, read_export):
     exported = odd_index(strings=False, plain=True)
     EXPORTERS[target](exported, tmp_path / "out")
     rows = read_export(target, tmp_path / "out")
@@ -67,7 +65,7 @@ def test_hamming_distances_of_exported_codes_and_queries_are_those_of_the_index(
         assert [(query ^ codes[item_id]).bit_count() for item_id in ids] == distances
 
 
-def test_queries_are_the_same_from_values_and_from_packed_codes():
+def test_queries_from_values_and_from_packed_codes_are_equal():
     hash_values = np.random.default_rng(0).normal(size=(3, 16))
     packed = np.packbits(hash_values >= 0, axis=1, bitorder="little")
     bits = ["".join(str(int(value >= 0)) for value in row) for row in hash_values]
@@ -95,8 +93,8 @@ def test_queries_are_the_same_from_values_and_from_packed_codes():
         vespa_query(packed, metric="aqd")
 
 
-def test_the_rank_profiles_of_vespa_compute_what_the_index_does(odd_index, tmp_path, read_export):
-    """The expressions of the schema, evaluated by NumPy over the feed."""
+def test_rank_profiles_of_vespa_match_the_index(odd_index, tmp_path, read_export):
+    """The expressions of the schema, evaluated with NumPy over the feed."""
     exported = odd_index(strings=False)
     EXPORTERS["vespa"](exported, tmp_path / "out")
     schema = (tmp_path / "out" / "cmfah.sd").read_text(encoding="utf-8")
@@ -142,7 +140,7 @@ def test_the_schema_of_vespa_has_a_field_for_every_column(odd_index, tmp_path):
 
 
 @pytest.mark.parametrize("strings", [True, False])
-def test_metadata_comes_back_from_parquet_and_json(odd_index, tmp_path, strings, read_export):
+def test_metadata_round_trips_through_parquet_and_json(odd_index, tmp_path, strings, read_export):
     exported = odd_index(strings=strings)
     expected = exported.metadata.to_pylist()
     EXPORTERS["milvus"](exported, tmp_path / "milvus")
@@ -155,7 +153,7 @@ def test_metadata_comes_back_from_parquet_and_json(odd_index, tmp_path, strings,
         assert {name: value for name, value in row.items() if name not in ("id", "code")} == given
 
 
-def test_the_collection_of_milvus_describes_its_files(odd_index, tmp_path):
+def test_milvus_collection_describes_its_files(odd_index, tmp_path):
     exported = odd_index()
     EXPORTERS["milvus"](exported, tmp_path / "out", name="images")
     collection = json.loads((tmp_path / "out" / "collection.json").read_text())
@@ -188,7 +186,7 @@ def test_the_collection_of_milvus_describes_its_files(odd_index, tmp_path):
             assert schema.field(name).type == types[field["dataType"]]
 
 
-def test_many_items_go_into_several_files_for_milvus(odd_index, tmp_path, monkeypatch, read_export):
+def test_many_items_are_split_into_several_files_for_milvus(odd_index, tmp_path, monkeypatch, read_export):
     monkeypatch.setattr(milvus, "FILE_ROWS", 256)
     exported = odd_index(rows=600, plain=True)
     files = EXPORTERS["milvus"](exported, tmp_path / "out")
@@ -197,7 +195,7 @@ def test_many_items_go_into_several_files_for_milvus(odd_index, tmp_path, monkey
     assert [row["id"] for row in read_export("milvus", tmp_path / "out")] == exported.ids.tolist()
 
 
-def test_milvus_own_writer_makes_files_of_the_same_types(odd_index, tmp_path, read_export):
+def test_milvus_writer_gives_files_of_the_same_types(odd_index, tmp_path, read_export):
     pymilvus = pytest.importorskip("pymilvus", reason="no pymilvus")
     writers = pytest.importorskip("pymilvus.bulk_writer", reason="no pymilvus[bulk_writer]")
     exported = odd_index(rows=20)
@@ -219,7 +217,7 @@ def test_milvus_own_writer_makes_files_of_the_same_types(odd_index, tmp_path, re
     writer.commit()
     (theirs,) = (tmp_path / "theirs").rglob("*.parquet")
     theirs, ours = pq.read_table(theirs), pq.read_table(tmp_path / "out" / "part-00000.parquet")
-    # Which of Arrow's two strings theirs are depends on the version of pandas beside it.
+    # Which of Arrow's two string types it uses depends on the installed version of pandas.
     types = {field.name: str(field.type).replace("large_string", "string") for field in theirs.schema}
     assert {field.name: str(field.type) for field in ours.schema} == types
     assert ours.to_pylist() == theirs.to_pylist()
@@ -258,9 +256,9 @@ def test_memory_does_not_grow_with_the_items(odd_index, tmp_path, monkeypatch, t
 
     def peaks(rows):
         """The peak memory of Python and, column by column, of Arrow, without the index."""
-        # Integer ids, because an index makes a Python object of each string id.
+        # Integer ids, because an index creates a Python object for each string id.
         exported = odd_index(rows=rows, strings=False)
-        assert exported.ids.size == len(exported.codes) == rows  # the index's own arrays, first
+        assert exported.ids.size == len(exported.codes) == rows  # first create the index's own arrays
         before = pa.total_allocated_bytes()
         held.clear()
         tracemalloc.start()
@@ -269,14 +267,14 @@ def test_memory_does_not_grow_with_the_items(odd_index, tmp_path, monkeypatch, t
         tracemalloc.stop()
         return python, max(held) - before
 
-    peaks(512)  # what is loaded on first use
+    peaks(512)  # load lazily imported modules
     few, many = peaks(1024), peaks(8192)
-    # 7,168 items more, of some 200 bytes each.
+    # 7,168 more items of about 200 bytes each.
     assert many[0] - few[0] < 100_000, (few, many)
     assert many[1] - few[1] < 100_000, (few, many)
 
 
-def test_a_column_without_a_value_is_strings(index_with, tmp_path, read_export):
+def test_a_column_of_nulls_is_exported_as_strings(index_with, tmp_path, read_export):
     exported = index_with([1, 2], nothing=pa.nulls(2))
     EXPORTERS["milvus"](exported, tmp_path / "milvus")
     assert pq.read_table(tmp_path / "milvus" / "part-00000.parquet")["nothing"].to_pylist() == [None, None]
@@ -287,7 +285,7 @@ def test_a_column_without_a_value_is_strings(index_with, tmp_path, read_export):
     assert all("nothing" not in row for row in read_export("vespa", tmp_path / "vespa"))
 
 
-def test_what_postgres_alone_can_hold(index_with, tmp_path):
+def test_values_that_only_postgres_can_hold(index_with, tmp_path):
     exported = index_with(
         ["", "b"],
         **{
@@ -302,8 +300,8 @@ def test_what_postgres_alone_can_hold(index_with, tmp_path):
     assert '\n\t00000000\tnan\t{"x",NULL}\t0.5\nb\t00000000\t-inf\t{NULL}\t1\n\\.\n' in text
 
 
-def test_the_exporters_take_what_the_index_says(odd_index):
-    """Every ranking of the index has a query, and every format a function for it."""
+def test_exporters_support_every_ranking_of_the_index(odd_index):
+    """Every ranking of the index has a query, and every format has a function for it."""
     assert set(index.METRICS) == {"hamming", "aqd"}
     for metric in index.METRICS:
         assert vespa_query(np.ones((1, 8)), metric=metric)[0]["ranking"] == metric

@@ -1,4 +1,4 @@
-"""Where a run's data came from: a Hub id only where the Hub was asked, and never a path."""
+"""The recorded source of a run's data: a Hub id only for data loaded from the Hub, never a path."""
 
 import json
 
@@ -24,7 +24,7 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_hub_id_is_one_that_the_hub_was_asked_for(hub, streaming):
+def test_hub_id_is_recorded_for_data_from_the_hub(hub, streaming):
     from huggingface_hub import HfApi
 
     source = source_of("me/pairs", load_image_text("me/pairs", streaming=streaming))
@@ -32,7 +32,7 @@ def test_a_hub_id_is_one_that_the_hub_was_asked_for(hub, streaming):
     assert len(source["revision"]) == 40
 
 
-def test_an_address_of_the_hub():
+def test_hub_address():
     file = "data/train.parquet"
     expected = {"kind": "hub", "name": "me/pairs", "revision": None}
     assert source_of(f"hf://datasets/me/pairs/{file}", {}) == expected
@@ -50,7 +50,7 @@ def test_an_address_of_the_hub():
         ("here", "."),
     ],
 )
-def test_a_local_folder_is_its_last_name(tmp_path, monkeypatch, folder, given):
+def test_local_folder_gives_its_last_name(tmp_path, monkeypatch, folder, given):
     here = tmp_path / "here"
     (here / folder).mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(here)
@@ -58,12 +58,12 @@ def test_a_local_folder_is_its_last_name(tmp_path, monkeypatch, folder, given):
     assert source_of(given, {}) == {"kind": "local", "name": "here" if given == "." else name, "revision": None}
 
 
-def test_another_address_is_the_name_of_its_file():
+def test_other_address_gives_its_file_name():
     source = source_of("https://example.org/secret/pairs.parquet?token=x", {})
     assert source == {"kind": "local", "name": "pairs.parquet", "revision": None}
 
 
-def test_the_figures_hold_it(trained, scenes_folder, run_of, tmp_path):
+def test_metrics_hold_the_data_source(trained, scenes_folder, run_of, tmp_path):
     assert trained.metrics["source"] == {"kind": "local", "name": scenes_folder.name, "revision": None}
     assert source_of("cluttered-scenes", {})["kind"] == "scenes"
     written = json.loads((trained.folder / "metrics.json").read_text(encoding="utf-8"))

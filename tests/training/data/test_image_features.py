@@ -1,4 +1,4 @@
-"""Matrices with features of images, `(N, D)`, in place of images: one region each, in training and evaluation."""
+"""Matrices of image features `(N, D)` in place of images: one region each, in training and evaluation."""
 
 import json
 
@@ -20,7 +20,7 @@ WIDTH = 24
 
 @pytest.fixture(scope="module")
 def matrices(tmp_path_factory):
-    """A `.mat` file of 60 pairs, whose features lean towards their classes."""
+    """A `.mat` file of 60 pairs with features near their class means."""
     rng = np.random.default_rng(0)
     labels = (rng.random((60, 4)) < 0.4).astype(np.uint8)
     labels[np.arange(60), rng.integers(0, 4, 60)] = 1
@@ -42,7 +42,7 @@ def train_on(matrices, write_config, folder, *arguments):
 
 @pytest.fixture(scope="module")
 def trained_on_features(write_config, matrices, tmp_path_factory):
-    """The folder of a model that a run trained on the features, and the figures of the run."""
+    """The folder of a model trained on the features, and the metrics of the run."""
     folder = tmp_path_factory.mktemp("features")
     metrics = train_on(matrices, write_config, folder)
     return folder / "out", metrics
@@ -93,7 +93,7 @@ def test_features_are_the_one_region_of_an_image(matrices):
     np.testing.assert_array_equal(batch["region_features"][:, 0].numpy(), values[:5])
 
 
-def test_a_model_of_features_is_checked(tmp_path):
+def test_matrix_of_features_is_validated(tmp_path):
     with pytest.raises(ValueError, match="image_feature_dim is 0; give 1 or more, or None"):
         CMFAHConfig(image_feature_dim=0)
     config = CMFAHConfig(image_feature_dim=7)

@@ -1,4 +1,4 @@
-"""Kept regions against the backbone called directly, and when they are computed anew."""
+"""Cached regions against direct calls of the backbone, and the changes that cause recomputation."""
 
 import hashlib
 import io
@@ -38,7 +38,7 @@ def image_pairs(contents: list[bytes]) -> datasets.Dataset:
 def tower(make_config):
     torch.manual_seed(0)
     model = CMFAHImageModel(make_config())
-    # Fresh batch norms pass everything through; these have something to say.
+    # Fresh batch norms are the identity; give these real statistics.
     for name, buffer in model.named_buffers():
         if "running_mean" in name:
             buffer.uniform_(-0.2, 0.2)
@@ -49,7 +49,7 @@ def tower(make_config):
 
 @pytest.fixture
 def count_calls(monkeypatch):
-    """How many batches the extractor has seen so far."""
+    """Counts the batches that the extractor has processed."""
     calls, extract = [], RegionExtractor.__call__
 
     def counted(self, batch):
@@ -60,7 +60,7 @@ def count_calls(monkeypatch):
     return calls
 
 
-def test_regions_are_the_backbone_s_own(tower, processor):
+def test_regions_match_the_backbone(tower, processor):
     contents = [png(i) for i in range(5)]
     tower.train()
     kept = keep_regions(image_pairs(contents), tower, processor, mirrored=True, batch_size=2)
@@ -75,15 +75,15 @@ def test_regions_are_the_backbone_s_own(tower, processor):
             maps = backbone(values).feature_maps[-1]
             expected = maps.permute(0, 2, 3, 1).reshape(5, -1, 16).numpy()
             found = np.stack([kept[row][column] for row in range(5)])
-            assert not (found.astype(np.float16) - found).any()  # half precision is what is kept
+            assert not (found.astype(np.float16) - found).any()  # the cache holds half precision
             np.testing.assert_allclose(found, expected, rtol=2**-10, atol=1e-6)
             assert np.ptp(expected) > 1
-    # The image's own column decodes as it did, and a batch of regions comes as one array.
+    # The image column decodes as before, and a batch of regions comes as one array.
     assert kept[0]["image"].tobytes() == images[0].tobytes()
     assert kept[:3]["region_features"].shape == (3, 16, 16)
 
 
-def test_the_tower_encodes_kept_regions_as_it_encodes_images(tower, processor):
+def test_cached_regions_give_the_same_encodings_as_images(tower, processor):
     contents = [png(i) for i in range(3)]
     kept = keep_regions(image_pairs(contents), tower, processor)
     pixel_values = processor(images=[Image.open(io.BytesIO(c)) for c in contents], return_tensors="pt")["pixel_values"]
@@ -94,7 +94,7 @@ def test_the_tower_encodes_kept_regions_as_it_encodes_images(tower, processor):
     torch.testing.assert_close(from_kept, direct, rtol=0, atol=2e-3)
 
 
-def test_values_beyond_float16_are_cut_and_not_infinite(tower, processor):
+def test_values_beyond_float16_are_clipped(tower, processor):
     with torch.no_grad():
         last = tower.embeddings.backbone.encoder.stages[-1].layers[-1]
         for module in last.modules():
@@ -105,11 +105,11 @@ def test_values_beyond_float16_are_cut_and_not_infinite(tower, processor):
     assert kept.max() == np.float16(65504)
 
 
-def test_they_are_found_again_with_the_same_backbone_and_images(tower, processor, make_config, count_calls):
+def test_cache_is_reused_for_the_same_backbone_and_images(tower, processor, make_config, count_calls):
     pairs = image_pairs([png(10), png(11), png(12)])
     first = keep_regions(pairs, tower, processor)
     assert count_calls == [3]
-    # What has no part in the regions may change: the tower's head, the words, the mode.
+    # The regions do not depend on the tower's head, the words or the mode.
     torch.manual_seed(1)
     other = CMFAHImageModel(make_config(hash_bits=32))
     other.embeddings.backbone.load_state_dict(tower.embeddings.backbone.state_dict())
@@ -145,9 +145,9 @@ def changed_image(tower, processor, pairs):
 
 
 @pytest.mark.parametrize("change", [changed_weight, changed_statistics, changed_mean, changed_std, changed_image])
-def test_they_are_computed_anew_where_something_has_changed(tower, make_config, count_calls, change):
+def test_cache_is_recomputed_after_a_change(tower, make_config, count_calls, change):
     processor = CMFAHProcessor.from_vocabulary(make_config(), ["boat"])
-    # Of this test alone, so that no other one has kept it.
+    # Unique to this test, so that no other test has cached it.
     pairs = image_pairs([png(20), png(21), hashlib.sha256(change.__name__.encode()).digest(), png(22)])
     before = keep_regions(pairs, tower, processor)[:]["region_features"]
     assert count_calls == [4]
@@ -156,7 +156,7 @@ def test_they_are_computed_anew_where_something_has_changed(tower, make_config, 
     assert not np.array_equal(before, after)
 
 
-def test_mirrored_and_plain_are_kept_apart(tower, processor, count_calls):
+def test_mirrored_and_plain_regions_are_cached_separately(tower, processor, count_calls):
     pairs = image_pairs([png(30), png(31)])
     plain = keep_regions(pairs, tower, processor)
     both = keep_regions(pairs, tower, processor, mirrored=True)
@@ -166,19 +166,19 @@ def test_mirrored_and_plain_are_kept_apart(tower, processor, count_calls):
     assert not np.array_equal(both[:]["region_features_mirrored"], both[:]["region_features"])
 
 
-def test_unreadable_images_are_left_out_and_named(tower, processor, caplog):
+def test_unreadable_images_are_skipped_and_named(tower, processor, caplog):
     whole = png(40)
     kept = keep_regions(image_pairs([b"not an image", whole, whole[:500], png(41)]), tower, processor)
     assert kept["id"][:] == ["im1", "im3"]
-    alone = keep_regions(image_pairs([whole]), tower, processor)
-    # To the last digit of float16: a convolution of one image may add up in another order than one of four.
-    np.testing.assert_allclose(kept[0]["region_features"], alone[0]["region_features"], rtol=2e-3, atol=1e-3)
+    single = keep_regions(image_pairs([whole]), tower, processor)
+    # Within float16 rounding: the convolution of one image may sum in another order than that of four.
+    np.testing.assert_allclose(kept[0]["region_features"], single[0]["region_features"], rtol=2e-3, atol=1e-3)
     assert "im0: not an image in a format that Pillow knows" in caplog.text
     assert "im2: damaged or cut short" in caplog.text
     assert "Left out 2 of 4 images" in caplog.text
 
 
-def test_not_one_readable_image_is_an_error(tower, processor):
+def test_no_readable_image_is_an_error(tower, processor):
     with pytest.raises(DataError, match=r"^None of the 2 images can be read"):
         keep_regions(image_pairs([b"no", b"neither"]), tower, processor)
 
@@ -199,7 +199,7 @@ np.save(sys.argv[3], kept[:]["region_features"])
 
 
 @pytest.mark.slow
-def test_they_are_found_again_in_a_new_process(tower, processor, tmp_path, environment, datasets_cache):
+def test_cache_is_reused_in_a_new_process(tower, processor, tmp_path, environment, datasets_cache):
     tower.save_pretrained(tmp_path / "tower")
     processor.save_pretrained(tmp_path / "tower")
     image_pairs([png(50), png(51)]).to_parquet(tmp_path / "pairs.parquet")
@@ -221,7 +221,7 @@ def stream_of(contents: list[bytes], shards: int) -> datasets.IterableDataset:
     return image_pairs(contents).to_iterable_dataset(shards)
 
 
-def test_regions_of_a_stream_are_those_of_the_data_set(tower, processor, count_calls, caplog):
+def test_regions_of_a_stream_match_the_data_set(tower, processor, count_calls, caplog):
     contents = [png(i) for i in range(60, 67)]
     contents[3] = contents[3][:500]
     expected = keep_regions(image_pairs(contents), tower, processor, mirrored=True)
@@ -235,7 +235,7 @@ def test_regions_of_a_stream_are_those_of_the_data_set(tower, processor, count_c
     assert [row["id"] for row in rows] == expected["id"][:]
     for name in ("region_features", "region_features_mirrored"):
         found = np.stack([row[name] for row in rows])
-        # In batches of another size a convolution may round differently.
+        # With another batch size a convolution may round differently.
         np.testing.assert_allclose(found, expected[:][name], rtol=2e-3, atol=1e-5)
     calls = len(count_calls)
     again = keep_regions(stream_of(contents, 3), tower, processor, mirrored=True)
@@ -243,7 +243,7 @@ def test_regions_of_a_stream_are_those_of_the_data_set(tower, processor, count_c
     np.testing.assert_array_equal(next(iter(again.with_format("numpy")))["region_features"], rows[0]["region_features"])
 
 
-def test_regions_of_a_stream_go_on_where_they_broke_off(tower, processor, monkeypatch, count_calls):
+def test_regions_of_a_stream_resume_after_an_interruption(tower, processor, monkeypatch, count_calls):
     from cmfah_hf.training.data import region_shards
 
     monkeypatch.setattr(region_shards, "_PIECE", 4)
@@ -262,7 +262,7 @@ def test_regions_of_a_stream_go_on_where_they_broke_off(tower, processor, monkey
         keep_regions(stream_of(contents, 2), tower, processor, batch_size=2)
     before = seen.index("broken")
     kept = keep_regions(stream_of(contents, 2), tower, processor, batch_size=2)
-    # Two shards of 10 rows, in pieces of 4, 4 and 2: of the second shard one piece was whole.
+    # Two shards of 10 rows, in pieces of 4, 4 and 2: one piece of the second shard was complete.
     assert seen[before + 1] == "im14"
     expected = keep_regions(image_pairs(contents), tower, processor, batch_size=2)
     rows = list(kept.with_format("numpy"))
@@ -289,12 +289,12 @@ def test_processes_share_the_shards_of_a_stream(tower, processor, count_calls):
         assert [row["id"] for row in part] == [f"im{i}" for i in range(6)]
 
 
-def test_a_stream_without_one_readable_image_is_an_error(tower, processor):
+def test_stream_without_readable_images_is_an_error(tower, processor):
     with pytest.raises(DataError, match=r"^None of the 3 images can be read"):
         keep_regions(stream_of([b"no", b"neither", b"nor this"], 2), tower, processor)
 
 
-def test_the_extractor_is_a_stage_of_a_stream(tower, processor):
+def test_extractor_as_a_stage_of_a_stream(tower, processor):
     contents = [png(i) for i in range(3)]
     raw = stream_of(contents, 2).decode(False)
     rows = list(raw.map(RegionExtractor(tower, processor), batched=True, batch_size=3, remove_columns=["image"]))

@@ -1,4 +1,4 @@
-"""Training on streams: epochs without a length, going on after a kill, two real processes, figures as of a data set."""
+"""Training on streams: epochs without a length, resuming after a kill, two real processes, evaluation."""
 
 import json
 import os
@@ -27,22 +27,22 @@ def stream_of(pairs, shards: int = 4) -> datasets.IterableDataset:
     return pairs.with_format(None).to_iterable_dataset(shards)
 
 
-# Of a program that loads a conftest: the package and the tests' settings.
+# Preamble of a program that loads a conftest: the package and the tests' settings.
 PATHS = os.pathsep.join(str(Path(__file__).parents[up]) for up in (3, 2))
 
 
-class Seen(TrainerCallback):
-    """The ids that were trained on, a list a step."""
+class IdRecorder(TrainerCallback):
+    """The ids that were trained on, one list per step."""
 
     def __init__(self, trainer: CMFAHTrainer):
         self.steps: list[list[str]] = []
         collate = trainer.data_collator
 
-        def noting(rows):
+        def recording(rows):
             self.steps.append([row["id"] for row in rows])
             return collate(rows)
 
-        trainer.data_collator = noting
+        trainer.data_collator = recording
 
 
 def weights(trainer) -> dict[str, torch.Tensor]:
@@ -51,7 +51,7 @@ def weights(trainer) -> dict[str, torch.Tensor]:
 
 def test_epochs_of_a_stream_are_counted(make_pairs, make_trainer):
     trainer = make_trainer(train=stream_of(make_pairs(27)), num_train_epochs=3)
-    seen = Seen(trainer)
+    seen = IdRecorder(trainer)
     trainer.train()
     assert trainer.state.global_step == 12
     assert trainer.state.epoch == 3
@@ -66,7 +66,7 @@ def test_epochs_of_a_stream_are_counted(make_pairs, make_trainer):
     assert trainer.training_state.tables.get("codes") is None
 
 
-def test_steps_of_a_stream_need_no_count(make_pairs, make_trainer, monkeypatch):
+def test_max_steps_need_no_count(make_pairs, make_trainer, monkeypatch):
     from cmfah_hf.training.data import stream_loaders
 
     def fail(*args):
@@ -74,21 +74,21 @@ def test_steps_of_a_stream_need_no_count(make_pairs, make_trainer, monkeypatch):
 
     monkeypatch.setattr(stream_loaders, "count_rows", fail)
     trainer = make_trainer(train=stream_of(make_pairs(20)), max_steps=7)
-    seen = Seen(trainer)
+    seen = IdRecorder(trainer)
     trainer.train()
     assert trainer.state.global_step == 7
     assert len({name for step in seen.steps[:2] for name in step}) == 16
     assert {name for step in seen.steps for name in step} == set(make_pairs(20)["id"])
 
 
-def test_a_stream_is_shuffled_as_said(make_pairs, make_trainer):
+def test_shuffling_of_a_stream_follows_the_settings(make_pairs, make_trainer):
     trainer = make_trainer(train=stream_of(make_pairs(24)), shuffle_buffer=0)
-    seen = Seen(trainer)
+    seen = IdRecorder(trainer)
     trainer.train()
     assert [name for step in seen.steps for name in step] == make_pairs(24)["id"][:]
 
 
-def test_evaluation_on_streams_gives_the_figures_of_data_sets(make_model, make_pairs, make_trainer):
+def test_metrics_of_streams_match_those_of_data_sets(make_model, make_pairs, make_trainer):
     train, validation, other = make_pairs(24), make_pairs(9, seed=1), make_pairs(13, seed=2)
     for database in (None, other):
         expected = make_trainer(make_model(), train, validation, database=database).evaluate()
@@ -156,7 +156,7 @@ def run_program(program: str, *arguments: str, **environment: str) -> subprocess
     )
 
 
-# By name: the settings, the step at which a run is killed, and the checkpoint, inside an epoch, that it goes on from.
+# By name: settings, the step at which a run is killed, and the mid-epoch checkpoint from which it resumes.
 SETTINGS = {
     "epochs": ({"num_train_epochs": 4}, 8, 6),
     "workers": (
@@ -175,7 +175,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory) -> Path:
-    """A folder with what each of these runs left when it was killed."""
+    """A folder with the output of each of these runs when it was killed."""
     folder = tmp_path_factory.mktemp("killed")
     result = run_program(KILLED, str(folder), json.dumps(SETTINGS))
     assert result.returncode == 0, result.stderr
@@ -183,7 +183,7 @@ def killed(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_killed_run_goes_on_at_the_same_place(name, killed, make_model, make_pairs, make_trainer, tmp_path):
+def test_killed_run_resumes_at_the_same_place(name, killed, make_model, make_pairs, make_trainer, tmp_path):
     settings, step, last = SETTINGS[name]
     checkpoint = killed / name / f"checkpoint-{last}"
     assert not (killed / name / f"checkpoint-{last + 3}").exists()
@@ -191,7 +191,7 @@ def test_a_killed_run_goes_on_at_the_same_place(name, killed, make_model, make_p
     def trainer_of(folder):
         train = make_pairs(28, region_features_mirrored=make_pairs(28, seed=7)["region_features"])
         model = make_model(dropout=0.3)
-        # Other draws before the run do not matter: a checkpoint brings the state of all that is drawn from.
+        # Random draws before the run do not matter: a checkpoint restores all generators.
         torch.manual_seed(99 if folder == "resumed" else 0)
         return make_trainer(
             model,
@@ -294,16 +294,16 @@ def test_two_processes_over_uneven_shards(make_pairs, make_model, make_trainer, 
         assert set(seen) <= set(range(45))
     assert first["weights"] == second["weights"]
     assert first["map"] == second["map"]
-    # What both measured together is what one measures alone.
+    # The joint metrics of both processes are those of a single process.
     model = CMFAHForPreTraining.from_pretrained(tmp_path / "saved")
-    alone = make_trainer(model, make_pairs(45), make_pairs(11, seed=1)).evaluate()
-    assert alone["eval_map"] == pytest.approx(first["map"][-1], abs=1e-9)
-    assert alone["eval_map_random"] == pytest.approx(first["samples"], abs=1e-9)
+    expected_metrics = make_trainer(model, make_pairs(45), make_pairs(11, seed=1)).evaluate()
+    assert expected_metrics["eval_map"] == pytest.approx(first["map"][-1], abs=1e-9)
+    assert expected_metrics["eval_map_random"] == pytest.approx(first["samples"], abs=1e-9)
 
 
 @pytest.fixture(scope="module")
 def parquet(scenes_folder, tmp_path_factory) -> Path:
-    """The scenes as Parquet, images included: the training pairs in three files, the queries in one."""
+    """The scenes as Parquet files with images: training pairs in three files, queries in one."""
     folder = tmp_path_factory.mktemp("parquet")
     loaded = {
         name: pairs.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)
@@ -331,16 +331,16 @@ def test_a_run_on_streams(kind, parquet, scenes_folder, run_of, tmp_path):
     validation = sum(in_validation(name, 0.3, 0) for name in ids)
     assert (metrics["train_pairs"], metrics["validation_pairs"]) == (48 - validation, validation)
     assert 0 < metrics["validation"] < 1
-    # The model measured on the same data, not streamed.
+    # The model evaluated on the same data, not streamed.
     expected = evaluate_folder(str(tmp_path / "out"), str(dataset))
     assert expected["queries"] == 16
     assert expected["database"] == 48
     for name, value in metrics["query"].items():
-        # Kept regions are half precision, and a bit on the edge may fall on either side.
+        # Cached regions are half precision, so a bit near the threshold may flip.
         assert value == pytest.approx(expected[name], abs=2e-2 if frozen else 1e-9), name
 
 
-def test_words_and_classes_of_a_stream_are_those_of_the_data_set(parquet, run_of, tmp_path):
+def test_words_and_classes_of_a_stream_match_the_data_set(parquet, run_of, tmp_path):
     found = []
     for value in ("true", "false"):
         changes = {"dataset": str(parquet), "validation_split": "query"}
@@ -355,8 +355,8 @@ def test_words_and_classes_of_a_stream_are_those_of_the_data_set(parquet, run_of
     assert (graph != own_graph).nnz == 0
 
 
-def test_a_resumed_run_does_not_read_the_texts_again(parquet, run_of, tmp_path, monkeypatch):
-    # All checkpoints are kept: the best one before the one that is resumed has to be there.
+def test_resumed_run_does_not_read_the_texts_again(parquet, run_of, tmp_path, monkeypatch):
+    # All checkpoints are kept: the best one before the resumed one must exist.
     training = {"num_train_epochs": 3, "save_total_limit": 3}
     settings = {"data": {"dataset": str(parquet)}, "training": training}
     expected = train(run_of("--streaming", "true", "--output_dir", str(tmp_path / "whole"), **settings))
@@ -372,7 +372,7 @@ def test_a_resumed_run_does_not_read_the_texts_again(parquet, run_of, tmp_path, 
     assert resumed["query"] == expected["query"]
 
 
-def test_an_id_that_stands_twice_is_named(parquet, run_of, tmp_path):
+def test_duplicate_ids_are_named(parquet, run_of, tmp_path):
     rows = load_image_text(parquet, split="train")
     names = rows["id"][:]
     names[40] = names[3]
@@ -383,7 +383,7 @@ def test_an_id_that_stands_twice_is_named(parquet, run_of, tmp_path):
         train(run_of("--streaming", "true", data={"dataset": str(tmp_path / "twice"), "query_split": None}))
 
 
-def test_ids_are_compared_over_files(tmp_path):
+def test_ids_are_compared_across_files(tmp_path):
     names = [f"image {number}" for number in range(3000)]
     ids = streaming._Ids(tmp_path)
     for first in range(0, 3000, 700):
@@ -422,7 +422,7 @@ for folder in sys.argv[1:]:
 
 
 @pytest.mark.slow
-def test_a_long_stream_takes_no_more_memory_than_a_short_one(tmp_path):
+def test_memory_does_not_grow_with_the_length_of_a_stream(tmp_path):
     from datasets.arrow_writer import ArrowWriter
 
     from cmfah_hf.data import make_scenes
@@ -456,6 +456,6 @@ def test_a_long_stream_takes_no_more_memory_than_a_short_one(tmp_path):
     found = [[float(value) for value in line.split()] for line in result.stdout.splitlines()]
     assert [rows for rows, _ in found] == [400, 2400, 400, 2400]
     (_, short), (_, long), _, (_, longest) = found
-    # 200 MB more of each were read; what a buffer and eight open shards hold was held by the short one too.
+    # 200 MB more of each were read; the short stream already filled the buffer and the eight open shards.
     assert long - short < 40
     assert longest - long < 80

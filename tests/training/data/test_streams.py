@@ -1,4 +1,4 @@
-"""Streams for training: parts of processes and workers, orders, resuming, gaps; compared with plain lists."""
+"""Training streams against plain lists: process and worker parts, order, resuming, gaps."""
 
 import io
 import json
@@ -68,7 +68,7 @@ def epoch_of(stream, batch_size, num_processes, workers=0, epoch=0, skipped=0):
 @pytest.mark.parametrize("sizes", [[10, 10, 10, 10], [40], [37, 1, 2], [3, 0, 30, 7], [1] * 40])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("shuffle_buffer", [0, 9])
-def test_two_processes_see_each_pair_once_in_as_many_batches(sizes, workers, shuffle_buffer):
+def test_two_processes_cover_each_pair_once_in_equal_batches(sizes, workers, shuffle_buffer):
     stream = PairStream(numbers(sizes), sizes, shuffle_buffer)
     for epoch in (0, 1):
         first, second = epoch_of(stream, 6, 2, workers, epoch)
@@ -85,7 +85,7 @@ def test_two_processes_see_each_pair_once_in_as_many_batches(sizes, workers, shu
     shuffle_buffer=st.integers(0, 20),
     epoch=st.integers(0, 3),
 )
-def test_no_pair_twice_and_fewer_lost_than_there_are_processes(sizes, batch_size, num_processes, shuffle_buffer, epoch):
+def test_no_duplicates_and_fewer_losses_than_processes(sizes, batch_size, num_processes, shuffle_buffer, epoch):
     stream = PairStream(numbers(sizes), sizes, shuffle_buffer, seed=5)
     found = epoch_of(stream, batch_size, num_processes, epoch=epoch)
     seen = [name for process in found for batch in process for name in batch]
@@ -105,7 +105,7 @@ def test_no_pair_twice_and_fewer_lost_than_there_are_processes(sizes, batch_size
     skipped=st.integers(0, 12),
     epoch=st.integers(0, 1),
 )
-def test_a_stream_goes_on_with_the_same_batches(sizes, shuffle_buffer, skipped, epoch):
+def test_a_stream_resumes_with_the_same_batches(sizes, shuffle_buffer, skipped, epoch):
     stream = PairStream(numbers(sizes), sizes, shuffle_buffer, seed=5)
     for number, whole in enumerate(epoch_of(stream, 3, 2, epoch=epoch)):
         part = stream.part(3, 2, number)
@@ -115,12 +115,12 @@ def test_a_stream_goes_on_with_the_same_batches(sizes, shuffle_buffer, skipped, 
         assert list(map(len, rest)) == list(map(len, whole))
         assert rest[skipped:] == whole[skipped:]
         assert all(name is None for batch in rest[:skipped] for name in batch)
-        part.set_epoch(epoch + 1)  # where nothing is passed over
+        part.set_epoch(epoch + 1)  # the skipped batches
         assert batches(part) == epoch_of(stream, 3, 2, epoch=epoch + 1)[number]
 
 
 @pytest.mark.parametrize("counted", [True, False])
-def test_a_stream_goes_on_with_the_same_batches_in_workers(counted):
+def test_a_stream_resumes_with_the_same_batches_in_workers(counted):
     sizes = [11, 20, 2, 15]
     stream = PairStream(numbers(sizes), sizes if counted else None, 8)
 
@@ -135,7 +135,7 @@ def test_a_stream_goes_on_with_the_same_batches_in_workers(counted):
     assert all(name is None for batch in rest[:5] for name in batch)
 
 
-def test_what_was_passed_over_is_not_read(monkeypatch):
+def test_skipped_rows_are_not_read(monkeypatch):
     from cmfah_hf.training.data import shards
 
     sizes = [100] * 20
@@ -150,11 +150,11 @@ def test_what_was_passed_over_is_not_read(monkeypatch):
     part = PairStream(numbers(sizes), sizes, 80).part(10)
     part.start_at(0, 150)
     assert len([name for batch in batches(part) for name in batch if name]) == 500
-    # The rest, what is left of the block in which it stopped, and what was read ahead of those shards' portions.
+    # The rest, the remainder of the partial block, and the read-ahead in those shards.
     assert len(read) < 500 + 80 + 8 * 64
 
 
-def test_orders_are_new_in_each_epoch_and_the_same_for_a_seed():
+def test_order_depends_on_epoch_and_seed():
     sizes = [30, 30, 30, 30]
 
     def order(seed, epoch):
@@ -165,18 +165,18 @@ def test_orders_are_new_in_each_epoch_and_the_same_for_a_seed():
     assert len({tuple(names) for names in orders}) == 3
     for names in orders:
         assert sorted(map(int, names)) == list(range(120))
-        # From several shards at once, so that a batch is no run of one file.
+        # Several shards at once, so that a batch is not a run of one file.
         assert all(len({int(name) // 30 for name in names[first : first + 10]}) > 1 for first in range(0, 80, 10))
 
 
-def test_without_a_buffer_the_order_is_the_stream_s_own():
+def test_without_a_buffer_the_order_is_that_of_the_stream():
     sizes = [4, 0, 7]
     found = epoch_of(PairStream(numbers(sizes), sizes, 0), 3, 1, epoch=2)[0]
     assert names_of(found) == [str(number) for number in range(11)]
 
 
 @pytest.mark.parametrize("sizes", [[5, 3, 4, 8], [20]])
-def test_without_counts_every_part_begins_anew_at_its_end(sizes):
+def test_without_counts_every_part_restarts_at_its_end(sizes):
     stream = PairStream(numbers(sizes), None, 4)
     with pytest.raises(TypeError):
         len(stream)
@@ -185,12 +185,12 @@ def test_without_counts_every_part_begins_anew_at_its_end(sizes):
         loader = iter(DataLoader(stream.part(2, 2, process), batch_size=2, num_workers=2, collate_fn=as_list))
         found.append({row["id"] for _ in range(40) for row in next(loader)})
     assert found[0] | found[1] == set(map(str, range(20)))
-    assert not found[0] & found[1] or len(sizes) > 1  # whole shards change hands in a new order
+    assert not found[0] & found[1] or len(sizes) > 1  # whole shards move to other parts in the new order
 
 
 @pytest.mark.parametrize("counted", [True, False])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_in_evaluation_every_row_comes_once(counted, workers):
+def test_evaluation_yields_every_row_once(counted, workers):
     sizes = [5, 0, 16]
     stream = PairStream(numbers(sizes), sizes if counted else None)
     found = [name for p in range(3) for b in batches(stream.part(4, 3, p, training=False), workers) for name in b]
@@ -198,7 +198,7 @@ def test_in_evaluation_every_row_comes_once(counted, workers):
     assert [row["id"] for row in stream] == [str(number) for number in range(21)]
 
 
-def test_streams_that_follow_one_another():
+def test_concatenated_streams():
     one, two = PairStream(numbers([3, 4]), [3, 4], 5), PairStream(numbers([6], first=7), [6])
     both = one.followed_by(two)
     assert len(both) == 13
@@ -222,7 +222,7 @@ def test_wrong_counts_and_too_few_pairs_are_named():
         PairStream(numbers([3]), [3]).part(1, 4, 0)
 
 
-def test_rows_that_are_gone_leave_gaps_and_are_named(caplog):
+def test_missing_rows_leave_gaps_and_are_named(caplog):
     found = epoch_of(PairStream(numbers([5, 6]), [8, 6], 0), 4, 1)[0]
     assert [name for batch in found for name in batch if name] == [str(number) for number in range(11)]
     assert [len(batch) for batch in found] == [4, 4, 4, 2]
@@ -250,7 +250,7 @@ def test_unreadable_images_leave_gaps_and_are_named(caplog):
     contents[2] = contents[2][:-40]
     contents[7] = b"no image"
     stream = images(contents, 3)
-    # After another stage too: nothing is decoded before the rows are shuffled.
+    # After a further stage too: nothing is decoded before the rows are shuffled.
     stream = add_text_column(stream, lambda batch: {"longer": [f"{text} c" for text in batch["text"]]}, "longer")
     part = PairStream(stream, [3, 3, 3], 5).part(2)
     rows = [row for batch in DataLoader(part, batch_size=2, collate_fn=as_list) for row in batch]
@@ -265,7 +265,7 @@ def test_unreadable_images_leave_gaps_and_are_named(caplog):
     assert len(list(PairStream(stream))) == 7
 
 
-def test_no_batch_is_empty_for_want_of_readable_images():
+def test_unreadable_images_leave_no_batch_empty():
     contents = [b"no", b"no", image(0), image(1), b"no", b"no"]
     part = PairStream(images(contents, 1), [6], 0).part(2)
     found = [[row and row["id"] for row in b] for b in DataLoader(part, batch_size=2, collate_fn=as_list)]
@@ -295,7 +295,7 @@ def regions(count: int, shards: int) -> datasets.IterableDataset:
     return Dataset.from_dict(columns, features=features).to_iterable_dataset(shards)
 
 
-def test_training_sees_regions_of_either_side_and_evaluation_one():
+def test_training_draws_either_mirror_side_and_evaluation_one():
     stream = PairStream(regions(80, 4), [20] * 4, 16)
 
     def seen(skipped):
@@ -309,13 +309,13 @@ def test_training_sees_regions_of_either_side_and_evaluation_one():
         np.testing.assert_array_equal(row["region_features"], expected)
         np.testing.assert_array_equal(row["region_features_mirrored"], -expected)
         assert row["region_features"].dtype == row["region_features_mirrored"].dtype == np.float16
-    # The batches are the same after a break, by which the collator draws one of the two.
+    # The collator draws the same sides after an interruption.
     assert [[row["id"] for row in batch] for batch in whole[4:]] == [[row["id"] for row in batch] for batch in rest[4:]]
-    # What is evaluated is never mirrored.
+    # Evaluation is never mirrored.
     assert all((row["region_features"] >= 0).all() and len(row) == 3 for row in stream)
 
 
-def test_a_further_column_leaves_tables_as_they_are():
+def test_an_additional_column_leaves_tables_unchanged():
     stream = add_text_column(regions(5, 2), lambda batch: {"longer": [f"{t}!" for t in batch["text"]]}, "longer")
     assert is_arrow(stream)
     assert stream.features["longer"] == datasets.Value("string")
@@ -326,7 +326,7 @@ def test_a_further_column_leaves_tables_as_they_are():
 
 
 @pytest.mark.parametrize("make", [lambda: regions(60, 3), lambda: numbers([20, 40])])
-def test_sides_are_those_of_the_split_by_hash(make):
+def test_sides_match_the_split_by_hash(make):
     table = Dataset.from_dict({"id": [str(number) for number in range(60)]})
     expected = [part["id"][:] for part in hash_split(table, 0.3, seed=2)]
     assert [[row["id"] for row in PairStream(side)] for side in split_stream(make(), 0.3, 2)] == expected
@@ -346,7 +346,7 @@ for folder in sys.argv[1:]:
 
 
 @pytest.mark.slow
-def test_a_stream_s_fingerprint_is_its_content_s(tmp_path):
+def test_fingerprint_of_a_stream_depends_on_its_content(tmp_path):
     from cmfah_hf.data import load_image_text
 
     def prints(folder):

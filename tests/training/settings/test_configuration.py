@@ -1,4 +1,4 @@
-"""A run's settings: a YAML file, the command line over it, their types, and what is wrong with them in one line."""
+"""A run's settings: YAML file, command-line overrides, types, and one-line error messages."""
 
 import os
 import time
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def read(tmp_path):
-    """A function that parses a file's text and further arguments."""
+    """A function that parses the text of a file and additional arguments."""
 
     def parse(text: str = "", *arguments: str):
         file = tmp_path / "run.yaml"
@@ -29,7 +29,7 @@ def read(tmp_path):
     return parse
 
 
-def test_every_section_reaches_its_own_part(read):
+def test_every_section_is_parsed(read):
     run = read("""
 model: {hash_bits: 32, attention: image}
 data: {dataset: images, walk_length: 3}
@@ -38,11 +38,11 @@ training: {learning_rate: 0.25, codes_update: batch}
     assert run.model == {"hash_bits": 32, "attention": "image"}
     assert (run.data.dataset, run.data.walk_length) == ("images", 3)
     assert (run.training.learning_rate, run.training.codes_update) == (0.25, "batch")
-    # What is not named keeps its default.
+    # Settings that are not given keep their defaults.
     assert (run.data.top_k, run.training.discriminator_learning_rate) == (10, 8e-4)
 
 
-def test_without_a_file_the_defaults_are_the_paper_s():
+def test_defaults_are_those_of_the_paper():
     run = parse_run(None, ["--use_cpu"])
     training = run.training
     assert run.model == {}
@@ -52,7 +52,7 @@ def test_without_a_file_the_defaults_are_the_paper_s():
     assert (run.objective, run.setting("margin")) == ({}, 0.5)
 
 
-def test_the_command_line_wins(read):
+def test_the_command_line_overrides_the_file(read):
     run = read(
         "model: {hash_bits: 32, dropout: 0.1}\ndata: {top_k: 4, dataset: a}\ntraining: {learning_rate: 0.5, seed: 3}\n",
         "--hash_bits", "16", "--top_k=7", "--learning-rate", "1e-3",
@@ -62,7 +62,7 @@ def test_the_command_line_wins(read):
     assert (run.training.learning_rate, run.training.seed) == (1e-3, 3)
 
 
-def test_a_backbone_on_the_command_line_takes_the_place_of_the_file_s(read):
+def test_backbone_on_the_command_line_replaces_that_of_the_file(read):
     file = "model: {backbone_config: {model_type: resnet, depths: [1]}}"
     assert read(file, "--backbone", "vgg11").model == {"backbone": "vgg11"}
     other = read(file, "--backbone_config", "{model_type: convnext}").model
@@ -82,7 +82,7 @@ def test_a_backbone_on_the_command_line_takes_the_place_of_the_file_s(read):
         ("'0.125'", 0.125),
     ],
 )
-def test_numbers_as_people_write_them(read, text, value):
+def test_number_formats(read, text, value):
     if text.startswith("-"):
         assert read(f"model: {{margin: {text}}}").objective["margin"] == value
         return
@@ -95,7 +95,7 @@ def test_numbers_as_people_write_them(read, text, value):
         assert (found.objective["margin"], found.training.learning_rate) == (value, value)
 
 
-def test_lists_booleans_and_nothing_in_a_file(read):
+def test_lists_booleans_and_null_in_a_file(read):
     run = read("""
 model: {text_kernel_sizes: [1, 3], use_lstm: false, backbone_config: {model_type: resnet, depths: [1]}}
 data: {word_corpus: [a.txt, b.jsonl], image_mean: [0.1, 2e-1, 1], mirror: true, query_split: null, expand: no}
@@ -117,7 +117,7 @@ def test_one_value_for_a_list_is_a_list_of_one(read):
     assert read("", "--word_corpus", "text/all.jsonl").data.word_corpus == ["text/all.jsonl"]
 
 
-def test_lists_booleans_and_nothing_on_the_command_line(read):
+def test_lists_booleans_and_null_on_the_command_line(read):
     run = read(
         "data: {backbone_weights: somewhere, query_split: query}\ntraining: {early_stopping_patience: 3}",
         "--text_kernel_sizes", "1", "3", "--use_lstm", "false", "--freeze_word_vectors", "--dropout=0.25",
@@ -135,7 +135,7 @@ def test_lists_booleans_and_nothing_on_the_command_line(read):
     assert (run.data.backbone_weights, run.data.query_split) == (None, None)
     assert run.training.early_stopping_patience is None
     assert read("", "--text_kernel_sizes=[1, 5]").model["text_kernel_sizes"] == [1, 5]
-    assert read("", "--attention", "none").model["attention"] == "none"  # a value of its own there
+    assert read("", "--attention", "none").model["attention"] == "none"  # here a valid value, not null
     assert read("", "--report_to", "none").training.report_to == []
 
 
@@ -193,14 +193,14 @@ def test_lists_booleans_and_nothing_on_the_command_line(read):
         ),
     ],
 )
-def test_what_is_wrong_is_one_line_that_names_it(read, tmp_path, text, arguments, message):
+def test_errors_are_one_line_that_names_the_setting(read, tmp_path, text, arguments, message):
     with pytest.raises(CMFAHError) as caught:
         read(text, *arguments)
     assert message.replace("{file}", str(tmp_path / "run.yaml")) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-# A number that a run could not train with, or with which it would not do what was asked.
+# Numbers with which a run could not train, or would not do as requested.
 OUT_OF_RANGE = {
     "num_train_epochs": (0, -3, "nan", "inf"),
     "max_steps": (0, -2),
@@ -240,12 +240,12 @@ OUT_OF_RANGE = {
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in OUT_OF_RANGE.items() for value in values]
 )
-def test_a_number_out_of_its_range_is_refused(read, name, value):
+def test_out_of_range_numbers_are_refused(read, name, value):
     with pytest.raises(CMFAHError, match=rf"^{name} is .*; give [^\n]*\.$"):
         read("", f"--{name}={value}")
 
 
-def test_numbers_of_python_code_are_checked_too():
+def test_numbers_from_python_code_are_checked_too():
     for settings in ({"learning_rate": "3e-4"}, {"seed": 1.5}, {"per_device_train_batch_size": True}):
         with pytest.raises(CMFAHError, match=f"^{next(iter(settings))} is "):
             CMFAHTrainingArguments(use_cpu=True, **settings)
@@ -292,7 +292,7 @@ def test_no_text_of_the_settings_holds_the_token(read, tmp_path):
         assert TOKEN not in text
 
 
-def test_an_alias_bomb_is_refused_at_once(read):
+def test_alias_bomb_is_refused_quickly(read):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
     text = "model:\n  " + "\n  ".join(lines) + "\ntraining: {learning_rate: *a8}\n"
@@ -302,7 +302,7 @@ def test_an_alias_bomb_is_refused_at_once(read):
     assert time.monotonic() - start < 5
 
 
-def test_a_file_that_is_missing_or_no_text(tmp_path):
+def test_missing_or_binary_file(tmp_path):
     missing = tmp_path / "absent.yaml"
     with pytest.raises(CMFAHError, match=r"absent\.yaml: there is no such configuration; hub_configs/ holds some"):
         parse_run(missing)
@@ -317,7 +317,7 @@ def test_a_file_that_is_missing_or_no_text(tmp_path):
         parse_run(missing)
 
 
-def test_an_empty_file_is_the_defaults(read):
+def test_empty_file_gives_the_defaults(read):
     assert read("").model == {}
     assert read("# only a comment\n").data.dataset == "scenes"
 
@@ -328,7 +328,7 @@ BUNDLED = sorted(path for path in CONFIGURATIONS.rglob("*.yaml") if path.parent.
 
 
 @pytest.mark.parametrize("file", BUNDLED, ids=lambda path: path.stem)
-def test_bundled_configurations_hold_what_their_files_say(file):
+def test_bundled_configurations_match_their_files(file):
     assert bundled_configuration(file.relative_to(CONFIGURATIONS).as_posix()) == file
     run = parse_run(file, ["--use_cpu"])
     settings = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -343,6 +343,6 @@ def test_bundled_configurations_hold_what_their_files_say(file):
     assert run.method == read_settings(file).get("model", {}).get("model_type", "cmfah")
 
 
-def test_a_configuration_that_did_not_come_along():
+def test_missing_bundled_configuration():
     with pytest.raises(CMFAHError, match=r"nothing\.yaml: this configuration did not come with the package"):
         bundled_configuration("nothing.yaml")

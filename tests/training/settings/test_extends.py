@@ -1,4 +1,4 @@
-"""Settings files that extend others: the values of a chain, and what is refused."""
+"""Settings files that extend others: merged values, and refused files."""
 
 import os
 from pathlib import Path
@@ -51,7 +51,7 @@ def values_of(run):
 
 
 def chained(files: list[dict], folder: Path) -> tuple[Path, dict]:
-    """The last file of a chain, and the settings of all in one."""
+    """The last file of a chain, and the settings of the whole chain merged."""
     last, whole = None, {}
     for number, sections in enumerate(files):
         last = write(folder / f"folder{number % 2}" / f"{number}.yaml", sections, base=last)
@@ -65,14 +65,14 @@ def chained(files: list[dict], folder: Path) -> tuple[Path, dict]:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=st.lists(SECTIONS, min_size=1, max_size=4))
-def test_a_chain_is_one_file_with_the_later_values(files, tmp_path):
+def test_later_files_of_a_chain_override_earlier_ones(files, tmp_path):
     last, whole = chained(files, tmp_path)
     assert read_settings(last) == read_settings(write(tmp_path / "single.yaml", whole)) == whole
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=st.lists(SECTIONS, min_size=2, max_size=3))
-def test_a_run_of_a_chain_is_that_of_one_file(files, tmp_path):
+def test_run_of_a_chain_matches_that_of_one_file(files, tmp_path):
     last, whole = chained(files, tmp_path)
     runs = [parse_run(path, ["--use_cpu"]) for path in (last, write(tmp_path / "single.yaml", whole))]
     assert values_of(runs[0]) == values_of(runs[1])
@@ -90,7 +90,7 @@ def test_the_base_is_relative_to_the_file_that_names_it(tmp_path, monkeypatch):
     assert read_settings(last)["data"] == {"top_k": 3, "walk_length": 3}
 
 
-def test_the_method_comes_from_the_file_that_names_one_last(tmp_path):
+def test_the_last_method_of_a_chain_wins(tmp_path):
     base = write(tmp_path / "base.yaml", {"model": {"model_type": "scahn", "queue_size": 8}})
     run = parse_run(write(tmp_path / "run.yaml", {"model": {"hash_bits": 16}}, base), ["--use_cpu"])
     assert (run.method, run.model, run.objective) == ("scahn", {"hash_bits": 16}, {"queue_size": 8})
@@ -99,7 +99,7 @@ def test_the_method_comes_from_the_file_that_names_one_last(tmp_path):
         parse_run(other, ["--use_cpu"])
 
 
-def test_settings_of_the_objective_in_either_section_of_a_chain(tmp_path):
+def test_objective_settings_in_either_section_of_a_chain(tmp_path):
     base = write(tmp_path / "base.yaml", {"model": {"model_type": "cmfah"}, "method": {"margin": 0.1}})
     run = parse_run(write(tmp_path / "one.yaml", {"model": {"margin": 0.2}}, base), ["--use_cpu"])
     assert (run.method, run.model, run.objective) == ("cmfah", {}, {"margin": 0.2})
@@ -151,7 +151,7 @@ def test_refusals_name_the_file_in_one_line(files, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_chain_has_a_bounded_length(tmp_path):
+def test_length_of_a_chain_is_bounded(tmp_path):
     last = None
     for number in range(MOST_FILES + 1):
         last = write(tmp_path / f"{number}.yaml", {"data": {"top_k": number}}, last)

@@ -1,4 +1,4 @@
-"""What the settings of a run change: backbones, words, splits, refitting; and rough or unusable data."""
+"""Effects of a run's settings (backbones, words, splits, refitting), and incomplete or unusable data."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def write_metadata(folder: Path, split: str, rows: list[dict]) -> None:
     (folder / split / "metadata.jsonl").write_text(text, encoding="utf-8")
 
 
-def test_a_frozen_backbone_trains_on_kept_regions(run_of, monkeypatch, tmp_path, caplog):
+def test_frozen_backbone_trains_on_cached_regions(run_of, monkeypatch, tmp_path, caplog):
     seen = []
     monkeypatch.setattr(
         pairs_module, "keep_regions", lambda pairs, *args: seen.append((len(pairs), args[-1])) or kept(pairs, *args)
@@ -41,16 +41,16 @@ def test_a_frozen_backbone_trains_on_kept_regions(run_of, monkeypatch, tmp_path,
 
     run = run_of("--freeze_backbone", "true", "--mirror", "true")
     metrics = train(run)
-    assert sorted(seen) == [(16, False), (48, True)]  # queries as they are, training pairs mirrored too
+    assert sorted(seen) == [(16, False), (48, True)]  # queries plain only, training pairs mirrored too
     assert "frozen with weights drawn at random" in caplog.text
-    # The regions that were trained on are those that the saved model's own backbone gives.
+    # The training regions match the output of the saved model's backbone.
     assert evaluate_folder(str(tmp_path / "out"), run.data.dataset) == pytest.approx(metrics["query"], abs=1e-6)
     without = run_of("--freeze_backbone", "true", "--no_keep_regions", "--output_dir", str(tmp_path / "plain"))
     assert train(without)["query"]["hamming/i2t/map"] > 0
     assert sorted(seen) == [(16, False), (48, True)]
 
 
-def test_a_backbone_given_by_folder_brings_its_weights(run_of, tmp_path):
+def test_backbone_folder_provides_its_weights(run_of, tmp_path):
     from transformers import ResNetBackbone, ResNetConfig
 
     torch.manual_seed(8)
@@ -68,7 +68,7 @@ def test_a_backbone_given_by_folder_brings_its_weights(run_of, tmp_path):
     assert list(CMFAHProcessor.from_pretrained(tmp_path / "out").image_processor.image_mean) == [0.5] * 3
 
 
-def test_weights_means_and_deviations_that_are_named(run_of, tmp_path):
+def test_weights_with_named_mean_and_std(run_of, tmp_path):
     from transformers import ResNetBackbone, ResNetConfig
 
     parts = {"layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
@@ -83,7 +83,7 @@ def test_weights_means_and_deviations_that_are_named(run_of, tmp_path):
     assert (list(processor.image_mean), list(processor.image_std)) == ([0.1, 0.2, 0.3], [0.4] * 3)
 
 
-def test_words_of_an_earlier_run_and_texts_from_elsewhere(run_of, trained, tmp_path):
+def test_words_of_an_earlier_run_and_texts_from_other_files(run_of, trained, tmp_path):
     (tmp_path / "more.txt").write_text("the quokka sits beside the boat\n" * 3, encoding="utf-8")
     train(run_of(data={"word_corpus": [str(tmp_path / "more.txt")]}))
     processor = CMFAHProcessor.from_pretrained(tmp_path / "out")
@@ -97,7 +97,7 @@ def test_words_of_an_earlier_run_and_texts_from_elsewhere(run_of, trained, tmp_p
         train(run_of(data={"words_from": str(tmp_path / "nothing")}))
 
 
-def test_without_expansion_there_is_no_expander(run_of, tmp_path):
+def test_without_expansion_no_expander_is_saved(run_of, tmp_path):
     train(run_of("--expand", "false"))
     assert not (tmp_path / "out" / "expander.json").exists()
     retriever = CrossMediaRetriever.from_pretrained(tmp_path / "out")
@@ -105,7 +105,7 @@ def test_without_expansion_there_is_no_expander(run_of, tmp_path):
     assert retriever.expand(["A boat."]) == ["A boat."]
 
 
-def test_the_word_table_holds_the_skip_gram_vectors_at_one_length(run_of, tmp_path):
+def test_word_table_holds_unit_length_skip_gram_vectors(run_of, tmp_path):
     train(run_of("--freeze_word_vectors", "true"))
     embedding = SkipGramEmbedding.load(tmp_path / "out")
     table = load_file(tmp_path / "out" / "model.safetensors")["cmfah.text_model.embeddings.embed_tokens.weight"].numpy()
@@ -129,7 +129,7 @@ def test_splits_by_name(run_of, scenes_folder, tmp_path):
     assert "query" not in metrics
 
 
-def test_the_split_database_is_searched_where_there_is_one(run_of, scenes_folder, tmp_path):
+def test_a_database_split_is_searched_when_present(run_of, scenes_folder, tmp_path):
     folder = tmp_path / "with-database"
     shutil.copytree(scenes_folder, folder)
     write_imagefolder(make_scenes(7, seed=3, image_size=48), folder / "database")
@@ -140,8 +140,8 @@ def test_the_split_database_is_searched_where_there_is_one(run_of, scenes_folder
     assert train(run_of("--database_split", "none", data={"dataset": str(folder)}))["query"]["database"] == 48
 
 
-def test_a_second_model_on_all_pairs(run_of, tmp_path):
-    """`refit` starts anew on all 48 pairs, for as many epochs as the validation pairs chose."""
+def test_refit_on_all_pairs(run_of, tmp_path):
+    """`refit` restarts on all 48 pairs, for the number of epochs that the validation pairs selected."""
     metrics = train(run_of("--refit", "true", training={"num_train_epochs": 3, "learning_rate": 0.05}))
     assert metrics["refit"] is True
     assert metrics["train_pairs"] == 43
@@ -186,7 +186,7 @@ def test_rows_without_labels_or_text_and_unreadable_images(run_of, scenes_folder
 
 
 @pytest.mark.parametrize("frozen", ["true", "false"])
-def test_no_labels_is_said_before_any_image_is_read(run_of, scenes_folder, tmp_path, monkeypatch, frozen):
+def test_missing_labels_are_reported_before_any_image_is_read(run_of, scenes_folder, tmp_path, monkeypatch, frozen):
     folder = tmp_path / "bare"
     shutil.copytree(scenes_folder, folder)
     rows = [{name: row[name] for name in ("file_name", "text")} for row in metadata_of(folder, "train")]
@@ -219,14 +219,14 @@ def test_no_labels_is_said_before_any_image_is_read(run_of, scenes_folder, tmp_p
         (["--word_corpus", "absent.txt"], DataError, "absent.txt"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(run_of, arguments, error, message):
+def test_unusable_data_is_reported_in_one_line(run_of, arguments, error, message):
     with pytest.raises(error) as caught:
         train(run_of(*arguments))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value).strip()
 
 
-def test_a_word_from_the_graph_is_added_to_the_training_texts(run_of, monkeypatch):
+def test_words_from_the_graph_are_added_to_the_training_texts(run_of, monkeypatch):
     texts = []
     fit = run_module.CMFAHTrainer.train
 
@@ -241,8 +241,8 @@ def test_a_word_from_the_graph_is_added_to_the_training_texts(run_of, monkeypatc
     assert sum(len(expanded.split()) - len(text.split()) for text, expanded in texts) > len(texts)
 
 
-def test_the_scenes_are_readable_as_they_were_drawn(scenes_folder):
-    """The folder that these tests train on is sound: what is left out above is left out for its damage."""
+def test_undamaged_scenes_are_all_readable(scenes_folder):
+    """The folder of these tests is intact before it is damaged: rows are skipped above only for their damage."""
     pairs = load_image_text(scenes_folder)
     assert {name: len(drop_unreadable(part)) for name, part in pairs.items()} == {"train": 48, "query": 16}
     assert isinstance(pairs["train"], datasets.Dataset)
@@ -257,6 +257,6 @@ def test_the_scenes_are_readable_as_they_were_drawn(scenes_folder):
         ({"optim_args": "betas"}, "optim_args='betas'"),
     ],
 )
-def test_settings_that_pytorch_does_not_take_are_named(run_of, settings, named):
+def test_settings_that_pytorch_rejects_are_named(run_of, settings, named):
     with pytest.raises(CMFAHError, match=named):
         train(run_of(training=settings))

@@ -1,4 +1,4 @@
-"""Folders that somebody crafted: nothing outside of them is read, no code runs, and nothing large is built."""
+"""Crafted model folders: no file outside the folder is read, no code runs, and nothing large is allocated."""
 
 import io
 import json
@@ -23,7 +23,7 @@ WORDS = ["beach", "dog", "sea", "sky"]
 
 
 @pytest.fixture(scope="module")
-def whole(make_model, tmp_path_factory) -> Path:
+def intact_folder(make_model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     model = make_model(CMFAHForPreTraining, vocab_size=len(WORDS) + 2)
     model.save_pretrained(folder)
@@ -32,8 +32,8 @@ def whole(make_model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def folder(whole, tmp_path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "model"))
+def folder(intact_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(intact_folder, tmp_path / "model"))
 
 
 def edit(path: Path, **changes) -> None:
@@ -54,15 +54,15 @@ def refusal(folder: Path, limit_s: float = 5) -> str:
     return str(raised.value)
 
 
-def test_a_whole_folder_is_loaded(folder):
+def test_an_intact_folder_is_loaded(folder):
     assert CrossMediaRetriever.from_pretrained(folder).encode_texts(["a dog"]).shape == (1, 16)
 
 
-# Nothing outside of the folder
+# No file outside the folder
 
 
 @pytest.mark.parametrize("place", ["../outside.safetensors", "absolute", "below/x.safetensors", "link"])
-def test_weights_are_read_below_the_folder_alone(folder, tmp_path, place):
+def test_weights_are_read_only_below_the_folder(folder, tmp_path, place):
     outside = tmp_path / "outside.safetensors"
     names = list(load_file(folder / "model.safetensors"))
     (folder / "model.safetensors").rename(outside)
@@ -77,13 +77,13 @@ def test_weights_are_read_below_the_folder_alone(folder, tmp_path, place):
 @pytest.mark.parametrize(
     "name", ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
 )
-def test_links_do_not_leave_the_folder(folder, tmp_path, name):
+def test_links_out_of_the_folder_are_refused(folder, tmp_path, name):
     (folder / name).rename(tmp_path / name)
     (folder / name).symlink_to(tmp_path / name)
     assert "leads out of" in refusal(folder)
 
 
-def test_a_snapshot_of_the_cache_is_links_to_its_blobs(folder, tmp_path):
+def test_cache_snapshots_may_link_to_their_blobs(folder, tmp_path):
     repository = tmp_path / "models--owner--name"
     snapshot = repository / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
@@ -95,7 +95,7 @@ def test_a_snapshot_of_the_cache_is_links_to_its_blobs(folder, tmp_path):
     assert len(CMFAHProcessor.from_pretrained(snapshot).tokenizer) == len(WORDS) + 2
 
 
-def test_arguments_do_not_leave_the_folder(folder):
+def test_arguments_out_of_the_folder_are_refused(folder):
     with pytest.raises(ModelFileError, match="without slashes"):
         CMFAHModel.from_pretrained(folder, variant="x/../../outside")
     (folder / "below").mkdir()
@@ -117,12 +117,12 @@ def test_arguments_do_not_leave_the_folder(folder):
         ({"from_pretrained": "x"}, "is no setting"),
     ],
 )
-def test_a_configuration_leads_nowhere(folder, changes, reason):
+def test_paths_in_a_configuration_are_refused(folder, changes, reason):
     edit(folder / "config.json", **changes)
     assert reason in refusal(folder)
 
 
-def test_a_backbone_leads_nowhere(folder):
+def test_paths_in_a_backbone_are_refused(folder):
     edit_backbone(folder, _name_or_path="/etc")
     assert CMFAHModel.from_pretrained(folder).config.backbone_config.name_or_path == ""
     edit(folder / "config.json", backbone_config={"model_type": "timm_backbone", "backbone": "hf-hub:owner/name"})
@@ -135,17 +135,17 @@ def test_a_backbone_leads_nowhere(folder):
 
 
 class Trap:
-    def __init__(self, sprung: Path):
-        self.sprung = sprung
+    def __init__(self, executed: Path):
+        self.executed = executed
 
     def __reduce__(self):
-        return Path.touch, (self.sprung,)
+        return Path.touch, (self.executed,)
 
 
-def test_an_index_does_not_lead_to_a_pickle(folder, tmp_path):
+def test_an_index_cannot_name_a_pickle(folder, tmp_path):
     names = list(load_file(folder / "model.safetensors"))
     (folder / "model.safetensors").unlink()
-    torch.save({"weights": Trap(tmp_path / "sprung")}, folder / "x.bin")
+    torch.save({"weights": Trap(tmp_path / "executed")}, folder / "x.bin")
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "x.bin")}), "utf-8")
     assert "x.bin" in refusal(folder)
     (folder / INDEX).unlink()
@@ -154,16 +154,16 @@ def test_an_index_does_not_lead_to_a_pickle(folder, tmp_path):
         CMFAHModel.from_pretrained(folder / "pytorch_model.bin", config=CMFAHConfig.from_pretrained(folder))
     with pytest.raises(ValueError, match="never loaded"):
         CMFAHModel.from_pretrained(folder, gguf_file="pytorch_model.bin")
-    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "executed").exists()
 
 
-# No code of the folder's
+# No code from the folder
 
 
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json"])
-def test_no_code_of_the_folder_runs_whatever_is_answered(folder, tmp_path, monkeypatch, name):
-    """As `yes | cmfah search` answers. What the folder says of code is not kept either."""
-    (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'sprung')!r}).touch()\n", "utf-8")
+def test_code_of_the_folder_never_runs(folder, tmp_path, monkeypatch, name):
+    """As `yes | cmfah search` would answer. References to code are not saved again either."""
+    (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'executed')!r}).touch()\n", "utf-8")
     classes = (
         "AutoConfig",
         "AutoModel",
@@ -184,7 +184,7 @@ def test_no_code_of_the_folder_runs_whatever_is_answered(folder, tmp_path, monke
     assert CrossMediaRetriever.from_pretrained(folder).encode_texts(["a dog"]).shape == (1, 16)
     (tmp_path / "pushed").mkdir()
     write_model(folder, tmp_path / "pushed")
-    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "executed").exists()
     assert sys.stdin.read() == "yes\n" * 100
     for path in (tmp_path / "pushed").iterdir():
         assert "evil" not in path.name
@@ -192,7 +192,7 @@ def test_no_code_of_the_folder_runs_whatever_is_answered(folder, tmp_path, monke
         assert path.suffix != ".json" or "evil" not in path.read_text("utf-8")
 
 
-# Nothing large, nothing deep, nothing of another type
+# Nothing large, nothing deeply nested, no unexpected type
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_configuration_is_refused_before_anything_is_built(folder, change):
         {"image_processor_type": None},
     ],
 )
-def test_settings_of_images_are_checked(folder, changes):
+def test_image_settings_are_checked(folder, changes):
     path = folder / "processor_config.json"
     edit(path, image_processor=json.loads(path.read_text("utf-8"))["image_processor"] | changes)
     assert "processor_config.json" in refusal(folder)
@@ -300,7 +300,7 @@ def test_weights_that_are_not_finite_are_named(folder, value):
     assert "not finite" in reason
 
 
-def test_weights_whose_sum_overflows_are_finite(folder):
+def test_finite_weights_with_an_overflowing_sum_are_accepted(folder):
     tensors = load_file(folder / "model.safetensors")
     tensors["cmfah.text_model.hash_head.dense.weight"][:] = 3e38
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

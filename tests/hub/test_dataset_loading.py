@@ -1,4 +1,4 @@
-"""What was pushed, read in processes of their own: by this package, by `datasets` alone, by nodes and workers."""
+"""Pushed data sets loaded in new processes: by this package and by `datasets` alone."""
 
 import json
 import subprocess
@@ -78,12 +78,12 @@ def run(hub, tmp_path, program: str, token: str | None = None, **variables: str)
 
 
 @pytest.mark.slow
-def test_this_package_reads_the_same_rows_back(hub, prepared, tmp_path):
+def test_this_package_loads_the_same_rows(hub, prepared, tmp_path):
     hub.add("org/scenes", {}, private=True)
     repository = hub.store.repositories["dataset", "org/scenes"]
     hub.add_folder("org/scenes", prepared.folder)
     repository.tags["v1"] = repository.branches["main"]
-    # A later state, in which the queries are gone.
+    # A later state without the queries.
     later = {path: content for path, content in hub.files("org/scenes").items() if "query" not in path}
     card = later["README.md"].replace(b"  - split: query\n    path: data/query-*.parquet\n", b"")
     entries = {path: entry for path, entry in repository.commit_of("main").files.items() if path in later}
@@ -107,7 +107,7 @@ def test_this_package_reads_the_same_rows_back(hub, prepared, tmp_path):
     assert hub.asked("GET", "/objects/")
 
 
-def test_datasets_alone_reads_it_too(hub, prepared, tmp_path):
+def test_datasets_alone_loads_them_too(hub, prepared, tmp_path):
     hub.add_folder("org/scenes", prepared.folder)
     result = run(hub, tmp_path, PLAIN)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""What pages only show: rows of JSON, lists of files, the image at the top of the README."""
+"""Content that pages only show: rows of JSON, lists of files, the image at the top of the README."""
 
 import importlib.util
 import json
@@ -13,14 +13,14 @@ from PIL import Image
 SHOWN = [block for page in PAGES for block in blocks(page) if block.language in ("json", "text", "yaml")]
 
 
-def test_nothing_else_is_shown_than_what_is_looked_at_here():
+def test_every_shown_block_is_checked():
     assert {(block.page, block.language) for block in SHOWN} == {
         ("README.md", "json"),
         ("docs/adding-a-method.md", "yaml"),  # tests/docs/test_adding_a_method.py trains with it
         ("docs/adding-an-encoder.md", "yaml"),  # tests/docs/test_pages_run.py trains with it
         ("docs/own-images.md", "json"),
         ("docs/own-images.md", "text"),
-        ("docs/data.md", "text"),  # looked at after the page has run, tests/pages/checks.py
+        ("docs/data.md", "text"),  # checked after the page has run, tests/pages/checks.py
         ("docs/training.md", "yaml"),
         ("docs/evaluation.md", "yaml"),
     }
@@ -29,7 +29,7 @@ def test_nothing_else_is_shown_than_what_is_looked_at_here():
 @pytest.mark.parametrize(
     "block", [block for block in SHOWN if block.language == "json"], ids=lambda block: block.page.replace("/", "-")
 )
-def test_a_row_of_metadata_is_read_as_the_page_has_it(block, tmp_path, datasets_cache):
+def test_metadata_rows_of_the_page_are_read(block, tmp_path, datasets_cache):
     from cmfah_hf.data import load_image_text
 
     row = json.loads(block.text)
@@ -40,7 +40,7 @@ def test_a_row_of_metadata_is_read_as_the_page_has_it(block, tmp_path, datasets_
     assert (read["text"], read["labels"]) == (row["text"], row["labels"])
 
 
-def test_a_folder_laid_out_as_the_page_has_it_is_read_as_two_splits(tmp_path, datasets_cache):
+def test_the_folder_of_the_page_is_read_as_two_splits(tmp_path, datasets_cache):
     from cmfah_hf.data import load_image_text
 
     (layout,) = (block for block in SHOWN if block.page == "docs/own-images.md" and block.language == "text")
@@ -56,7 +56,7 @@ def test_a_folder_laid_out_as_the_page_has_it_is_read_as_two_splits(tmp_path, da
     assert {split: len(rows) for split, rows in read.items()} == {"train": 1, "query": 1}
 
 
-def test_a_configuration_extends_another_as_the_page_has_it(tmp_path):
+def test_the_extended_configuration_of_the_page(tmp_path):
     from cmfah_hf.training import bundled_configuration, parse_run
 
     (block,) = (block for block in SHOWN if (block.page, block.language) == ("docs/training.md", "yaml"))
@@ -66,7 +66,7 @@ def test_a_configuration_extends_another_as_the_page_has_it(tmp_path):
     assert (run.model["hash_bits"], run.training.num_train_epochs, run.model["image_pooling"]) == (32, 20, "max")
 
 
-def test_a_grid_as_the_page_has_it_asks_for_runs(tmp_path):
+def test_the_grid_of_the_page(tmp_path):
     from cmfah_hf.experiments import read_grid
 
     (grid,) = (block for block in SHOWN if (block.page, block.language) == ("docs/evaluation.md", "yaml"))
@@ -75,7 +75,7 @@ def test_a_grid_as_the_page_has_it_asks_for_runs(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_image_of_the_readme_is_what_its_script_draws(tmp_path):
+def test_the_image_of_the_readme_matches_its_script(tmp_path):
     spec = importlib.util.spec_from_file_location("draw_overview", DOCS / "draw_overview.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -85,7 +85,7 @@ def test_the_image_of_the_readme_is_what_its_script_draws(tmp_path):
         for path in (tmp_path / "overview.png", DOCS / "images" / "overview.png")
     )
     assert drawn.shape == committed.shape
-    # Fonts differ from machine to machine; bits and images do not.
+    # Fonts depend on the machine; bits and images do not.
     assert np.abs(drawn - committed).mean() < 3
     readme = PAGES[0].read_text(encoding="utf-8")
     assert re.search(r"!\[[^\]]+\]\(docs/images/overview\.png\)", readme)

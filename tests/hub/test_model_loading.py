@@ -1,4 +1,4 @@
-"""Models back from the Hub: by the package, by transformers alone, offline, and what is refused."""
+"""Models loaded from the Hub: by the package, by transformers alone, offline; and refused repositories."""
 
 import json
 import re
@@ -57,28 +57,28 @@ def hashes(model, processor, text: str):
         )
 
 
-def test_the_card_says_what_the_run_found(at_published):
+def test_card_reports_the_results_of_the_run(published_here):
     card = ModelCard.load("org/model")
-    card.validate(repo_type="model")  # asks the Hub
-    figures = at_published.run.metrics["query"]
+    card.validate(repo_type="model")  # makes a request to the Hub
+    figures = published_here.run.metrics["query"]
     name, results = model_index_to_eval_results(card.data.to_dict()["model-index"])
     assert name == "model"
     found = {(r.metric_args["ranking"], r.metric_args["direction"]): r for r in results}
-    assert set(found) == {(ranking, way) for ranking in ("hamming", "aqd") for way in ("i2t", "t2i")}
-    for (ranking, way), result in found.items():
-        assert result.metric_value == pytest.approx(figures[f"{ranking}/{way}/map"], abs=1e-6)
-        assert (result.dataset_name, result.dataset_split) == (at_published.run.scenes.name, "query")
+    assert set(found) == {(ranking, direction) for ranking in ("hamming", "aqd") for direction in ("i2t", "t2i")}
+    for (ranking, direction), result in found.items():
+        assert result.metric_value == pytest.approx(figures[f"{ranking}/{direction}/map"], abs=1e-6)
+        assert (result.dataset_name, result.dataset_split) == (published_here.run.scenes.name, "query")
     assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")
     for ranking, title in (("hamming", "Hamming"), ("aqd", "AQD")):
         row = re.search(rf"^\| MAP, {title} \| (\S+) \| (\S+) \|$", card.text, re.MULTILINE)
         assert [float(value) for value in row.groups()] == [
-            pytest.approx(figures[f"{ranking}/{way}/map"], abs=6e-4) for way in ("i2t", "t2i")
+            pytest.approx(figures[f"{ranking}/{direction}/map"], abs=6e-4) for direction in ("i2t", "t2i")
         ]
     random = re.search(r"^\| MAP of a random ranking \| (\S+) \|", card.text, re.MULTILINE)
     assert float(random[1]) == pytest.approx(figures["random/map"], abs=6e-4)
     assert f"{int(figures['queries'])} held-out queries" in card.text
     assert f"against a database of {int(figures['database'])} pairs" in card.text
-    files = at_published.hub.files("org/model", "model")
+    files = published_here.hub.files("org/model", "model")
     images = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card.text)
     assert images == ["plots/precision_at_k.png", "plots/attention.png"]
     assert set(images) <= set(files)
@@ -86,7 +86,7 @@ def test_the_card_says_what_the_run_found(at_published):
         assert "None" not in line
 
 
-def test_what_the_card_cites_is_what_the_project_cites(published):
+def test_card_and_project_cite_the_same_papers(published):
     import yaml
 
     citation = yaml.safe_load((Path(__file__).parents[2] / "CITATION.cff").read_text(encoding="utf-8"))
@@ -95,23 +95,23 @@ def test_what_the_card_cites_is_what_the_project_cites(published):
     assert cited["title"] in " ".join(published.card.split())
 
 
-def test_its_code_with_the_package_runs_as_pasted(at_published, capsys):
-    with_package = [block for block in blocks(at_published.card) if "trust_remote_code" not in block]
+def test_code_of_the_card_runs_with_the_package(published_here, capsys):
+    with_package = [block for block in blocks(published_here.card) if "trust_remote_code" not in block]
     assert len(with_package) == 2
     names: dict = {}
     for block in with_package:
         exec(compile(block, "card", "exec"), names)
     assert set(names["results"].ids[0]) == {"red.jpg", "sea.jpg"}
     assert len(names["retriever"].images) == 16
-    # Of the Hub all parts came from one commit.
-    asked = [request.path for request in at_published.hub.asked("HEAD", "/resolve/")]
+    # All parts came from one commit.
+    asked = [request.path for request in published_here.hub.asked("HEAD", "/resolve/")]
     revisions = {path.split("/resolve/")[1].split("/")[0] for path in asked if "config.json" not in path}
-    assert revisions == {at_published.done.commit}
+    assert revisions == {published_here.done.commit}
 
 
 @pytest.mark.slow
-def test_its_code_without_the_package_runs_as_pasted(published, tmp_path):
-    """In a process in which the package cannot be imported; then again without any network."""
+def test_code_of_the_card_runs_without_the_package(published, tmp_path):
+    """In a process that cannot import the package; then again without network."""
     (pasted,) = (block for block in blocks(published.card) if "trust_remote_code" in block)
     text = json.loads(re.search(r"text=\[(\".*?\")\]", pasted)[1])
     script = WITHOUT_THE_PACKAGE.replace("PASTED", pasted).replace("TEXT", repr(text))
@@ -135,16 +135,16 @@ def test_its_code_without_the_package_runs_as_pasted(published, tmp_path):
         assert torch.equal(found["image"], expected[0])
         assert torch.equal(found["text"], expected[1])
         assert torch.equal(found["pipe.text"], expected[1])
-        torch.testing.assert_close(found["pipe.sea"], expected[0][1:])  # alone, and not in a batch of two
+        torch.testing.assert_close(found["pipe.sea"], expected[0][1:])  # single inputs, not a batch of two
 
 
-def test_the_settings_can_be_fetched_as_the_card_says(at_published, tmp_path):
-    """By the client's own command."""
+def test_settings_are_downloaded_as_the_card_describes(published_here, tmp_path):
+    """With the client's own command."""
     from cmfah_hf.training import parse_run
 
-    fetch, again = re.search(r"```bash\nhf (download .*?)\ncmfah (train .*?)\n```", at_published.card).groups()
+    fetch, again = re.search(r"```bash\nhf (download .*?)\ncmfah (train .*?)\n```", published_here.card).groups()
     command = [sys.executable, "-m", "huggingface_hub.cli.hf", *fetch.split()]
-    environment = at_published.hub.environment(tmp_path / "home", "hf_reader")
+    environment = published_here.hub.environment(tmp_path / "home", "hf_reader")
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     _, config, *arguments = again.split()
@@ -152,10 +152,13 @@ def test_the_settings_can_be_fetched_as_the_card_says(at_published, tmp_path):
     assert (run.model["hash_bits"], run.training.output_dir) == (16, "again")
 
 
-def test_the_same_bits_come_back_from_main_from_a_commit_and_from_the_cache(at_published, monkeypatch):
-    here = AutoModel.from_pretrained(at_published.run.folder), CMFAHProcessor.from_pretrained(at_published.run.folder)
+def test_main_a_commit_and_the_cache_give_the_same_bits(published_here, monkeypatch):
+    here = (
+        AutoModel.from_pretrained(published_here.run.folder),
+        CMFAHProcessor.from_pretrained(published_here.run.folder),
+    )
     expected = hashes(*here, "sun tree")
-    commit = at_published.done.commit
+    commit = published_here.done.commit
     for settings in ({}, {"revision": commit}, {"token": "hf_reader"}, {"local_files_only": True}):
         found = hashes(
             AutoModel.from_pretrained("org/model", **settings),
@@ -163,18 +166,18 @@ def test_the_same_bits_come_back_from_main_from_a_commit_and_from_the_cache(at_p
             "sun tree",
         )
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), settings
-    at_published.hub.log.clear()
+    published_here.hub.log.clear()
     retriever = CrossMediaRetriever.from_pretrained("org/model")
-    local = CrossMediaRetriever.from_pretrained(at_published.run.folder)
+    local = CrossMediaRetriever.from_pretrained(published_here.run.folder)
     assert retriever.expander.expand("sun") == local.expander.expand("sun")
     assert np.array_equal(retriever.encode_texts(["sun tree"]), local.encode_texts(["sun tree"]))
-    at_published.hub.log.clear()
+    published_here.hub.log.clear()
     retriever = CrossMediaRetriever.from_pretrained("org/model", local_files_only=True)
     assert np.array_equal(retriever.encode_texts(["sun tree"]), local.encode_texts(["sun tree"]))
-    assert at_published.hub.asked("GET") == at_published.hub.asked("HEAD") == []
+    assert published_here.hub.asked("GET") == published_here.hub.asked("HEAD") == []
 
 
-def test_who_may_not_see_it_is_told_so(at_published, monkeypatch):
+def test_missing_permission_is_reported(published_here, monkeypatch):
     for token in ("hf_stranger", False):
         with pytest.raises(CheckpointError) as raised:
             CrossMediaRetriever.from_pretrained("org/model", token=token)
@@ -195,11 +198,11 @@ def run_here(capsys, *arguments):
     return left.value.code or 0, streams.out, streams.err
 
 
-def test_commands_take_it_from_the_hub(at_published, capsys):
-    run = at_published.run
+def test_commands_load_from_the_hub(published_here, capsys):
+    run = published_here.run
     code, out, err = run_here(capsys, "search", "org/model", "--text", "sun tree", "-k", "3", "--json")
     assert code == 0, err
-    local = run_here(capsys, "search", run.folder, at_published.index, "--text", "sun tree", "-k", "3", "--json")
+    local = run_here(capsys, "search", run.folder, published_here.index, "--text", "sun tree", "-k", "3", "--json")
     assert json.loads(out) == json.loads(local[1])
     code, out, err = run_here(capsys, "evaluate", "org/model", run.scenes, "--json")
     assert code == 0, err
@@ -209,19 +212,19 @@ def test_commands_take_it_from_the_hub(at_published, capsys):
     assert "no index came with it" in err
 
 
-def test_an_index_is_that_of_the_model(at_published):
+def test_an_index_belongs_to_its_model(published_here):
     retriever = CrossMediaRetriever.from_pretrained("org/model", index=True)
     assert len(CrossMediaRetriever.from_pretrained("org/model").images) == 0
-    local = HashIndex.load(at_published.index)
+    local = HashIndex.load(published_here.index)
     assert np.array_equal(retriever.images.codes, local.codes)
-    query = load_image_text(at_published.run.scenes, split="query")[0]
+    query = load_image_text(published_here.run.scenes, split="query")[0]
     found = retriever.search(image=query["image"], k=1, metric="hamming")
     assert found.scores[0, 0] == 0
     with pytest.raises(HashIndexError, match="no index came with it"):
-        CrossMediaRetriever.from_pretrained(at_published.run.folder, index=True)
+        CrossMediaRetriever.from_pretrained(published_here.run.folder, index=True)
 
 
-# What a repository must not be able to do
+# Capabilities that a repository must not have
 
 
 def files_of(published) -> dict[str, bytes]:
@@ -230,23 +233,23 @@ def files_of(published) -> dict[str, bytes]:
     return files
 
 
-def test_no_pickle_is_loaded(at_published, tmp_path):
+def test_no_pickle_is_loaded(published_here, tmp_path):
     class Trap:
         def __reduce__(self):
-            return Path.touch, (tmp_path / "sprung",)
+            return Path.touch, (tmp_path / "executed",)
 
     torch.save({"weights": Trap()}, tmp_path / "trap.bin")
-    files = files_of(at_published)
+    files = files_of(published_here)
     del files["model.safetensors"]
-    at_published.hub.add("org/pickle", {**files, "pytorch_model.bin": (tmp_path / "trap.bin").read_bytes()}, "model")
+    published_here.hub.add("org/pickle", {**files, "pytorch_model.bin": (tmp_path / "trap.bin").read_bytes()}, "model")
     for load in (AutoModel.from_pretrained, CrossMediaRetriever.from_pretrained):
         with pytest.raises((OSError, CheckpointError), match="no weights as safetensors") as raised:
             load("org/pickle")
         assert "\n" not in str(raised.value)
     with pytest.raises(ValueError, match="never loaded"):
         AutoModel.from_pretrained("org/pickle", use_safetensors=False)
-    assert not at_published.hub.asked("GET", "pytorch_model.bin")  # not even fetched
-    # A folder likewise.
+    assert not published_here.hub.asked("GET", "pytorch_model.bin")  # not even downloaded
+    # The same from a folder.
     folder = tmp_path / "folder"
     folder.mkdir()
     for name, content in files.items():
@@ -255,19 +258,19 @@ def test_no_pickle_is_loaded(at_published, tmp_path):
     (tmp_path / "trap.bin").rename(folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="no weights as safetensors"):
         CrossMediaRetriever.from_pretrained(folder)
-    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "executed").exists()
 
 
-def test_no_name_leads_out_of_the_cache(at_published, tmp_path):
+def test_file_names_cannot_leave_the_cache(published_here, tmp_path):
     from huggingface_hub import snapshot_download
 
-    files = files_of(at_published)
+    files = files_of(published_here)
     weights = files.pop("model.safetensors")
     tensors = json.loads(files["model.safetensors.index.pretraining.json"])["weight_map"]
     for number, name in enumerate(("../x.safetensors", "../../../x.safetensors", "a/../../x.safetensors")):
         index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, name)}
         content = {**files, "model.safetensors.index.json": json.dumps(index).encode(), name: weights}
-        at_published.hub.add(f"org/escape-{number}", content, "model")
+        published_here.hub.add(f"org/escape-{number}", content, "model")
         with pytest.raises(CheckpointError) as raised:
             CrossMediaRetriever.from_pretrained(f"org/escape-{number}")
         assert "\n" not in str(raised.value)

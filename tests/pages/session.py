@@ -1,4 +1,4 @@
-"""A folder in which the commands and the Python of a page run one after the other, at a small size."""
+"""A folder in which the commands and the Python blocks of a page run one after the other, at a small size."""
 
 import contextlib
 import io
@@ -15,22 +15,22 @@ import pytest
 from pages.blocks import ROOT, Block, Command
 from pages.parsing import parse_cmfah
 
-# Words that are put behind a command, so that it takes a second and not an hour.
+# Words appended to a command, so that it takes a second and not an hour.
 SMALLER = {
     "cmfah train": "--num_train_epochs 1 --refit false --use_cpu true --disable_tqdm true",
     "cmfah demo": "--train-scenes 32 --query-scenes 8 --epochs 1",
 }
-# What a command is given where it does not say so itself.
+# Default options of a command.
 DEFAULTS = {"cmfah train": ("--dataset", "my-images")}
-# Words of commands in whose place others stand, and why.
+# Replaced words of commands, and why.
 INSTEAD = {
-    "hub_configs/cmfah-photographs.yaml": "hub_configs/cmfah-scenes.yaml",  # VGG19's weights would be fetched
+    "hub_configs/cmfah-photographs.yaml": "hub_configs/cmfah-scenes.yaml",  # would download VGG19's weights
     "hub_configs/paper/cmfah-mirflickr.yaml": "hub_configs/cmfah-scenes.yaml",  # the same, and Wikipedia
-    "scenes": "my-images",  # 2,300 images to draw
+    "scenes": "my-images",  # would draw 2,300 images
     "2000": "8",  # queries
     "10000": "14",  # training pairs
 }
-# The same of Python.
+# Replacements in Python blocks.
 INSTEAD_IN_PYTHON = {
     "num_queries=2000, num_train=10000": "num_queries=8, num_train=14",
     "load_scenes(600, 150, ": "load_scenes(24, 8, ",
@@ -39,8 +39,8 @@ INSTEAD_IN_PYTHON = {
 
 
 @dataclass
-class Workshop:
-    """A page at work: its folder, the names that its Python has made, and what each command printed."""
+class PageSession:
+    """The execution of a page: its folder, the names defined by its Python, and the output of each command."""
 
     folder: Path
     names: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Workshop:
     addresses: dict[str, str] = field(default_factory=dict)
 
     def prepare(self, model: Path, images: Path) -> None:
-        """`my-model`, `my-images` and images to search with, beside what stands at the top of the project."""
+        """Creates `my-model`, `my-images` and query images, and links to files at the project's root."""
         shutil.copytree(model, self.folder / "my-model", ignore=shutil.ignore_patterns("checkpoint-*"))
         shutil.copytree(images, self.folder / "my-images")
         for name in ("hub_configs", "train.py"):
@@ -65,7 +65,7 @@ class Workshop:
         return code
 
     def python(self, block: Block) -> None:
-        """Runs a block in the names of those before it; its output counts as that of its place."""
+        """Runs a block with the names of the previous blocks, and records its output."""
         out = io.StringIO()
         code = "\n" * block.line + self.smaller(block.text)
         with contextlib.redirect_stdout(out):
@@ -73,14 +73,14 @@ class Workshop:
         self.printed[block.place] = out.getvalue()
 
     def command(self, command: Command) -> str:
-        """Runs `cmfah ...` or `python -c ...` in this process; gives what it printed, after checking its exit."""
+        """Runs `cmfah ...` or `python -c ...` in this process, checks its exit code and returns its output."""
         text = str(command)
         if command.words[:2] == ["python", "-c"]:
             exec(compile(self.smaller(command.words[2]), command.place, "exec"), {})
             return ""
         program, *words = command.words
-        assert program == "cmfah", f"{command.place}: {program} is neither run nor in the list of what is only parsed"
-        parse_cmfah(words)  # as it stands, before it is made smaller
+        assert program == "cmfah", f"{command.place}: {program} is neither run nor in the list of parsed commands"
+        parse_cmfah(words)  # the original words, before they are replaced
         words = [INSTEAD.get(word, word) for word in words]
         for start, (option, value) in DEFAULTS.items():
             if text.startswith(start) and option not in words:
@@ -105,12 +105,12 @@ class Workshop:
             left = stack.enter_context(pytest.raises(SystemExit))
             main(words)
         os.environ.clear()
-        os.environ.update(environment)  # what a command sets for its process is not to last
+        os.environ.update(environment)  # changes of the environment must not outlast the command
         assert not left.value.code, f"{command.place}: {command}\n{err.getvalue()}"
         return out.getvalue()
 
     def serve(self, command: Command, apps: list[Any]) -> None:
-        """Runs `cmfah space ...` at a free port, where the Python that follows finds it, until the app is closed."""
+        """Runs `cmfah space ...` at a free port until the app is closed; later Python blocks use that port."""
         import gradio
 
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -123,7 +123,7 @@ class Workshop:
         else:
             words += ["--port", port]
         with pytest.MonkeyPatch.context() as patch:
-            # Else the command goes on until Ctrl-C.
+            # Otherwise the command runs until Ctrl-C.
             patch.setattr(gradio.Blocks, "block_thread", lambda app: apps.append(app))
             self.printed[str(command)] = self._main(words, command)
         self.addresses[f":{named}"] = f":{port}"

@@ -1,4 +1,4 @@
-"""What a person has written or changed on the Hub, and what the next push does with it."""
+"""Changes that users made on the Hub, and their treatment by the next push."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ THEIRS = b"---\n# by hand\nlicense: mit\ntags: [mine]\n---\n\n# My model\n\nI wr
 
 @pytest.fixture
 def pushed(here, hub, trained, monkeypatch):
-    """A function that pushes the run, or a copy of it with changes, and gives what is on the Hub then."""
+    """A function that pushes the run, or a modified copy, and returns the files on the Hub afterwards."""
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
 
     def push(folder=trained.folder, **settings):
@@ -30,7 +30,7 @@ def head_and_body(card: bytes) -> tuple[dict, str]:
     return yaml.safe_load(head), body
 
 
-def test_a_card_that_a_person_wrote_stays(pushed, hub):
+def test_a_card_written_by_a_user_is_kept(pushed, hub):
     hub.add("org/model", {"README.md": THEIRS, "notes.txt": b"mine"}, "model")
     done, files = pushed(license="apache-2.0")
     head, body = head_and_body(files["README.md"])
@@ -49,7 +49,7 @@ def test_a_card_that_a_person_wrote_stays(pushed, hub):
     assert (done.kept, "README.cmfah-hf.md" in files) == ((), False)
 
 
-def test_what_a_person_adds_around_a_pushed_card_stays(pushed, hub):
+def test_additions_to_a_pushed_card_are_kept(pushed, hub):
     _, files = pushed(license="mit")
     own = files["README.md"].replace(b"<!-- cmfah-hf: begin", b"Read this first.\n\n<!-- cmfah-hf: begin", 1)
     own = own.replace(b"license: mit\n", b"license: mit\nlanguage: de\n", 1) + b"\nAnd this last.\n"
@@ -63,14 +63,14 @@ def test_what_a_person_adds_around_a_pushed_card_stays(pushed, hub):
     assert (head["license"], head["language"]) == ("apache-2.0", "de")
     assert "new" in head["tags"]
     assert (done.kept, "README.cmfah-hf.md" in files) == ((), False)
-    # Figures that a person corrected are theirs from then on.
+    # Values corrected by a user are kept from then on.
     hub.add("org/model", {"README.md": files["README.md"].replace(b"license: apache-2.0", b"license: other")}, "model")
     _, files = pushed(license="mit")
     assert head_and_body(files["README.md"])[0]["license"] == "other"
     assert "The model: mit." in files["README.md"].decode()
 
 
-def test_what_a_person_changes_in_a_pushed_card_stays(pushed, hub):
+def test_changes_within_a_pushed_card_are_kept(pushed, hub):
     _, files = pushed()
     changed = files["README.md"].replace(b"## Limitations", b"## Limitations (mine)")
     hub.add("org/model", {"README.md": changed}, "model")
@@ -92,7 +92,7 @@ def test_what_a_person_changes_in_a_pushed_card_stays(pushed, hub):
         b"---\na: 1\na: 2\n---\nmine\n",
     ],
 )
-def test_a_card_that_cannot_be_added_to_stays_to_the_byte(pushed, hub, theirs):
+def test_a_card_that_cannot_be_merged_is_kept_byte_for_byte(pushed, hub, theirs):
     hub.add("org/model", {"README.md": theirs}, "model")
     done, files = pushed()
     assert files["README.md"] == theirs
@@ -100,7 +100,7 @@ def test_a_card_that_cannot_be_added_to_stays_to_the_byte(pushed, hub, theirs):
     assert done.kept == ("README.md",)
 
 
-def test_a_file_that_a_person_replaced_is_not_replaced_unasked(pushed, hub, trained, tmp_path):
+def test_a_replaced_file_is_overwritten_only_on_request(pushed, hub, trained, tmp_path):
     pushed()
     before = hub.files("org/model", "model")
     hub.add("org/model", {"config.json": b"{}", "images.index": b"mine", "plots/precision_at_k.png": b"mine"}, "model")
@@ -112,14 +112,14 @@ def test_a_file_that_a_person_replaced_is_not_replaced_unasked(pushed, hub, trai
     assert hub.files("org/model", "model") == there
     _, files = pushed(folder, overwrite=True)
     assert files == before | {"images.index": b"mine"}
-    # A plot that the next push no longer has, and that a person has replaced, stays.
+    # A replaced plot that the next push no longer contains is kept.
     hub.add("org/model", {"plots/attention.png": b"mine"}, "model")
     done, files = pushed(attention_image=False)
     assert files["plots/attention.png"] == b"mine"
     assert done.kept == ("plots/attention.png",)
 
 
-def test_a_damaged_record_is_said_and_nothing_is_lost(pushed, hub):
+def test_a_damaged_record_is_reported_and_nothing_is_lost(pushed, hub):
     pushed()
     for content in (b"{", b"[]", b'{"files": {"a": 1}, "card": {}, "format_version": 1}', b'{"files": {}, "card": {}}'):
         hub.add("org/model", {".cmfah-hf.json": content}, "model")
@@ -142,12 +142,12 @@ def test_a_data_set_keeps_its_card_and_its_splits(here, hub, prepared):
     hub.add("org/scenes", {"README.md": files["README.md"].replace(b"split: query", b"split: test")})
     with pytest.raises(HubError, match=r"'configs' in the header of README\.md on the Hub"):
         push_dataset(prepared.folder, "org/scenes", token="hf_writer", progress=False)
-    # Shards that somebody else has added are no push's to remove.
+    # A push does not remove shards that others added.
     hub.add("org/scenes", {"README.md": files["README.md"], "data/more.parquet": b"mine"})
     assert not push_dataset(prepared.folder, "org/scenes", token="hf_writer", progress=False).changed
 
 
-def test_the_command_says_what_it_kept(push_here, hub, prepared):
+def test_the_command_reports_kept_files(push_here, hub, prepared):
     hub.add("org/scenes", {"README.md": b"Mine."})
     result = push_here(prepared.folder, "--repo-id", "org/scenes")
     assert result.returncode == 0, result.stderr
@@ -158,10 +158,10 @@ def test_the_command_says_what_it_kept(push_here, hub, prepared):
     assert hub.files("org/scenes")["README.md"] == (prepared.folder / "README.md").read_bytes()
 
 
-def test_a_space_keeps_what_a_person_has_changed(here, hub):
+def test_changes_to_a_space_are_kept(here, hub):
     template = b"---\ntitle: Search\nsdk: gradio\nsdk_version: 5.0.0\napp_file: app.py\n---\n\n"
     template += b"Check out the configuration reference at https://huggingface.co/docs/hub/spaces-config-reference\n"
-    hub.add("org/search", {"README.md": template}, "space")  # as the Hub itself makes it
+    hub.add("org/search", {"README.md": template}, "space")  # as created by the Hub itself
 
     def push(**settings):
         return push_space("org/search", token="hf_writer", progress=False, **settings)
@@ -182,7 +182,7 @@ def test_a_space_keeps_what_a_person_has_changed(here, hub):
         push()
 
 
-def test_merging_is_stable_and_exact():
+def test_merging_is_idempotent_and_exact():
     ours = card_of("license: mit\ntags:\n- a\n", "# One\n\ntext")
     theirs = ours.replace("tags:\n- a\n", "tags:\n- a   # why\nx: 1 # end\n").encode()
     new = card_of("license: apache-2.0\ntags:\n- b\nbase_model: z\n", "# Two")
@@ -192,7 +192,7 @@ def test_merging_is_stable_and_exact():
     assert "x: 1 # end" in result.text
     assert marked("# Two") in result.text
     assert merged(result.text.encode(), new, {"license": "apache-2.0", "tags": ["b"], "base_model": "z"}) == result
-    # Without a head, with Windows' line ends, with the section twice.
+    # No head, Windows line ends, a repeated section.
     assert merged(b"Mine.", new, None).text.endswith("---\nMine.")
     assert merged(b"", new, None) == merged(b"\n", new, None)
     windows = ours.replace("\n", "\r\n").encode()

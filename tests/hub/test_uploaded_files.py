@@ -1,4 +1,4 @@
-"""What of a run's folder goes up, whatever lies in it: nothing foreign, nothing of a person or a machine."""
+"""Files of a run's folder that are uploaded: no unknown files, no personal or machine-specific data."""
 
 import json
 import os
@@ -9,21 +9,13 @@ import pytest
 import yaml
 
 from cmfah_hf.errors import CheckpointError
-from cmfah_hf.hub import push_model
 
 
-@pytest.fixture
-def push_run(here, monkeypatch):
-    """A function that pushes a run from this process."""
-    monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    return lambda folder, repo_id="org/model", **settings: push_model(folder, repo_id, progress=False, **settings)
-
-
-def test_no_code_template_or_pickle_of_a_folder_goes_up(push_run, hub, trained, tmp_path, monkeypatch):
-    """Neither runs it, nor is anybody asked whether it may run."""
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+def test_no_code_template_or_pickle_of_a_folder_is_uploaded(push_run, hub, trained, tmp_path, monkeypatch):
+    """Such code is not run, and the user is not asked to trust it."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a prompt was shown"))
     folder = shutil.copytree(trained.folder, tmp_path / "hostile")
-    trap = f"from pathlib import Path\nPath({str(tmp_path / 'sprung')!r}).touch()\nclass Trap: pass\n"
+    trap = f"from pathlib import Path\nPath({str(tmp_path / 'executed')!r}).touch()\nclass Trap: pass\n"
     for name in ("trap.py", "modeling_cmfah.py", "processing_cmfah.py", "configuration_cmfah.py"):
         (folder / name).write_text(trap)
     (folder / "chat_template.jinja").write_text("{{ trap }}")
@@ -51,7 +43,7 @@ def test_no_code_template_or_pickle_of_a_folder_goes_up(push_run, hub, trained, 
                 content[part]["auto_map"] = dict.fromkeys(own, "trap.Trap")
         (folder / name).write_text(json.dumps(content))
     push_run(folder)
-    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "executed").exists()
     for name, content in hub.files("org/model", "model").items():
         assert b"trap" not in content.lower(), name
     push_run(trained.folder, "org/plain")
@@ -64,7 +56,7 @@ def test_no_code_template_or_pickle_of_a_folder_goes_up(push_run, hub, trained, 
     "name", ["config.json", "model.safetensors", "plots/attention.png", "expander.json", "README.md", "run.yaml"]
 )
 @pytest.mark.parametrize("kind", ["link", "pipe", "device"])
-def test_only_regular_files_below_the_folder_go_up(push_run, hub, trained, tmp_path, name, kind):
+def test_only_regular_files_below_the_folder_are_uploaded(push_run, hub, trained, tmp_path, name, kind):
     folder = shutil.copytree(trained.folder, tmp_path / "run")
     outside = shutil.copytree(trained.folder, tmp_path / "outside")
     (outside / "README.md").write_text("outside")
@@ -81,7 +73,7 @@ def test_only_regular_files_below_the_folder_go_up(push_run, hub, trained, tmp_p
     assert hub.store.repositories == {}
 
 
-def test_what_is_foreign_in_a_folder_stays_there(push_run, hub, trained, tmp_path):
+def test_unknown_files_of_a_folder_are_not_uploaded(push_run, hub, trained, tmp_path):
     folder = shutil.copytree(trained.folder, tmp_path / "run")
     (folder / "notes.txt").write_text("mine")
     (folder / "id_rsa").symlink_to("/etc/passwd")
@@ -116,7 +108,7 @@ def test_what_is_foreign_in_a_folder_stays_there(push_run, hub, trained, tmp_pat
         ),
         ("data/pairs", ("local", "pairs"), "Data: `pairs`", "The data: cc-by-4.0.", None),
         ("data/pairs", None, "Data: `pairs`", "The data: cc-by-4.0.", None),
-        # What a run of before the record was told says nothing of where it was found, nor does a false record.
+        # Older runs do not record the source of their data, and an invalid record is ignored.
         ("org/pairs", None, "The run does not name its data.", "The data's license is unknown", None),
         ("data/my-images", None, "The run does not name its data.", "The data's license is unknown", None),
         ("data/my-images", ("local", "my-images"), "Data: `my-images`", "The data's license is unknown", None),
@@ -130,10 +122,10 @@ def test_what_is_foreign_in_a_folder_stays_there(push_run, hub, trained, tmp_pat
         ("..", ("local", ".."), "The run does not name its data.", "The data's license is unknown", None),
     ],
 )
-def test_the_card_links_to_the_hub_what_was_loaded_from_there_and_nothing_else(
+def test_the_card_links_to_the_hub_only_what_was_loaded_from_there(
     trained, tmp_path, monkeypatch, dataset, source, named, license, on_the_hub
 ):
-    """`data/pairs` looks like a Hub id, and is a folder below CMFAH_DATA with a card of its own."""
+    """`data/pairs` looks like a Hub id, but is a folder below CMFAH_DATA with its own card."""
     from cmfah_hf.hub import make_model_card
     from cmfah_hf.hub.finished_run import read_run
     from cmfah_hf.hub.model_folder import write_settings
@@ -158,11 +150,11 @@ def test_the_card_links_to_the_hub_what_was_loaded_from_there_and_nothing_else(
     assert ("huggingface.co/datasets" in str(card)) == (on_the_hub is not None)
     assert "The model has no license" in card.text
     write_settings(run, tmp_path, None)
-    told = yaml.safe_load((tmp_path / "run.yaml").read_text())["data"]["dataset"]
-    assert told == (dataset if on_the_hub else Path(dataset.replace("\\", "/")).name.replace("..", "") or "data")
+    recorded = yaml.safe_load((tmp_path / "run.yaml").read_text())["data"]["dataset"]
+    assert recorded == (dataset if on_the_hub else Path(dataset.replace("\\", "/")).name.replace("..", "") or "data")
 
 
-def test_nothing_of_a_person_or_a_machine_goes_up(push_run, hub, trained, tmp_path):
+def test_no_personal_or_machine_specific_data_is_uploaded(push_run, hub, trained, tmp_path):
     secret = "hf_" + "Abcdefgh" * 4
     folder = shutil.copytree(trained.folder, tmp_path / "jane-doe")
     settings = yaml.safe_load((folder / "run.yaml").read_text())

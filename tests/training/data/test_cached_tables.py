@@ -1,4 +1,4 @@
-"""Kept regions and texts: of the images as they are now, whole, or made anew with a word."""
+"""Cached regions and texts follow the current images, are complete, or are recomputed with a warning."""
 
 import io
 import json
@@ -31,14 +31,14 @@ def tower(make_config):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """A cache of `datasets` of this test alone."""
+    """A cache of `datasets` for this test only."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How many batches the backbone has seen."""
+    """Counts the batches that the backbone has processed."""
     found, extract = [], RegionExtractor.__call__
 
     def counted(self, batch):
@@ -51,12 +51,12 @@ def calls(monkeypatch):
 
 def write_image(path: Path, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, format="BMP")  # of the same size, whatever it shows
+    Image.fromarray(pixels).save(path, format="BMP")  # always of the same size, whatever the content
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Six images beside metadata."""
+    """Six images with metadata."""
     folder = tmp_path / "pairs"
     folder.mkdir()
     for i in range(6):
@@ -72,7 +72,7 @@ def regions_of(source, tower, processor) -> np.ndarray:
 
 
 def by_paths(folder: Path, streaming: bool):
-    """A data set that holds the paths of its images alone, which say nothing of their content."""
+    """A data set that holds only the paths of its images, which do not depend on their content."""
     rows = {"id": [str(i) for i in range(6)], "image": [str(folder / f"{i}.bmp") for i in range(6)]}
     made = datasets.Dataset.from_dict(rows | {"text": ["boat"] * 6}).cast_column("image", datasets.Image())
     return made.to_iterable_dataset(2) if streaming else made
@@ -80,7 +80,7 @@ def by_paths(folder: Path, streaming: bool):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["folder", "paths"])
-def test_images_that_were_overwritten_under_their_names(folder, cache, tower, processor, calls, kind, streaming):
+def test_images_overwritten_under_the_same_names(folder, cache, tower, processor, calls, kind, streaming):
     def load():
         if kind == "folder":
             return load_image_text(folder, split="train", streaming=streaming)
@@ -89,7 +89,7 @@ def test_images_that_were_overwritten_under_their_names(folder, cache, tower, pr
     before = regions_of(load(), tower, processor)
     seen = len(calls)
     np.testing.assert_array_equal(regions_of(load(), tower, processor), before)
-    assert len(calls) == seen  # kept
+    assert len(calls) == seen  # cached
     stat = (folder / "3.bmp").stat()
     write_image(folder / "3.bmp", 99)
     os.utime(folder / "3.bmp", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a copy that preserves times
@@ -116,7 +116,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_cache_is_made_anew_and_named(folder, cache, tower, processor, calls, caplog, kind, streaming):
+def test_damaged_cache_is_recomputed_and_named(folder, cache, tower, processor, calls, caplog, kind, streaming):
     before = regions_of(load_image_text(folder, split="train", streaming=streaming), tower, processor)
     seen = len(calls)
     file = next((cache / "cmfah-regions").glob("*/*.arrow"))
@@ -132,7 +132,7 @@ def test_a_damaged_cache_is_made_anew_and_named(folder, cache, tower, processor,
 @pytest.mark.parametrize(
     "content", ["", "[]", "[" * 90_000, "{}", '{"read": 1, "kept": 2, "sha256": "", "sources": []}']
 )
-def test_a_damaged_note_is_no_obstacle(folder, cache, tower, processor, caplog, content, streaming):
+def test_damaged_note_is_recomputed(folder, cache, tower, processor, caplog, content, streaming):
     before = regions_of(load_image_text(folder, split="train", streaming=streaming), tower, processor)
     note = sorted((cache / "cmfah-regions").glob("*/*.json"))[0]
     note.write_text(content)
@@ -143,7 +143,7 @@ def test_a_damaged_note_is_no_obstacle(folder, cache, tower, processor, caplog, 
 
 
 def crafted(file: Path, change) -> None:
-    """A changed table with its checksum made again."""
+    """A changed table with a recomputed checksum."""
     with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
         table = change(reader.read_all().combine_chunks())
         sink = io.BytesIO()
@@ -179,7 +179,7 @@ CRAFTED = {
 
 
 @pytest.mark.parametrize("kind", CRAFTED)
-def test_a_crafted_table_is_not_read(folder, cache, tower, processor, caplog, kind):
+def test_crafted_table_is_not_read(folder, cache, tower, processor, caplog, kind):
     before = regions_of(load_image_text(folder, split="train"), tower, processor)
     file = next((cache / "cmfah-regions").glob("*/table.arrow"))
     crafted(file, CRAFTED[kind])
@@ -197,15 +197,15 @@ def test_killed_while_regions_are_written(folder, cache, tower, processor, momen
     child = os.fork()
     if child == 0:
 
-        def die(*args):
+        def kill_process(*args):
             os.kill(os.getpid(), 9)
 
         if moment == "flush":
-            atomic.flush = die
+            atomic.flush = kill_process
         elif moment == "sha256_of":
-            kept_tables.sha256_of = region_shards.sha256_of = die
+            kept_tables.sha256_of = region_shards.sha256_of = kill_process
         else:
-            Note.write = die
+            Note.write = kill_process
         keep_regions(load_image_text(folder, split="train", streaming=streaming), tower, processor)
         os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == 9
@@ -215,7 +215,7 @@ def test_killed_while_regions_are_written(folder, cache, tower, processor, momen
     assert left == []
 
 
-def test_damage_names_images_that_have_changed(folder, tmp_path):
+def test_changed_images_are_reported_as_damage(folder, tmp_path):
     from cmfah_hf.data.file_state import file_states
 
     file, note = tmp_path / "x.arrow", tmp_path / "x.json"
@@ -226,7 +226,7 @@ def test_damage_names_images_that_have_changed(folder, tmp_path):
     assert f"{folder / '1.bmp'} the first of 1" in damage(file, note, features)
 
 
-def test_nobody_waits_for_ever_for_another_process(folder, cache, tower, processor, monkeypatch):
+def test_wait_for_another_process_is_bounded(folder, cache, tower, processor, monkeypatch):
     from cmfah_hf.training.data import region_shards
 
     monkeypatch.setattr(region_shards, "_STALLED_S", 0.5)
@@ -235,7 +235,7 @@ def test_nobody_waits_for_ever_for_another_process(folder, cache, tower, process
         keep_regions(stream, tower, processor, num_processes=2, process_index=1)
 
 
-def test_expanded_texts_that_were_damaged_are_made_anew(run_of, scenes_folder, cache, tmp_path, caplog):
+def test_damaged_expanded_texts_are_recomputed(run_of, scenes_folder, cache, tmp_path, caplog):
     metrics = train(run_of())
     file = next((cache / "cmfah-expanded").glob("*/table.arrow"))
     file.write_bytes(zeros_in_the_middle(file.read_bytes()))
@@ -246,7 +246,7 @@ def test_expanded_texts_that_were_damaged_are_made_anew(run_of, scenes_folder, c
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_random_frozen_weights_are_said_before_anything_is_computed(run_of, monkeypatch, caplog):
+def test_random_frozen_weights_are_reported_before_any_computation(run_of, monkeypatch, caplog):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -257,7 +257,7 @@ def test_random_frozen_weights_are_said_before_anything_is_computed(run_of, monk
 
 
 @pytest.mark.parametrize("kind", ["note", "texts", "list"])
-def test_damaged_notes_of_a_stream_are_counted_anew(run_of, tmp_path, caplog, kind):
+def test_damaged_notes_of_a_stream_are_recounted(run_of, tmp_path, caplog, kind):
     run = ("--streaming", "true", "--expand", "false")
     metrics = train(run_of(*run))
     out = tmp_path / "out"
