@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.training import checkpoints
-from cmfah_hf.training.checkpoint_contents import _metadata_damage
+from cmfah_hf.training.checkpoint_contents import _check_metadata
 from cmfah_hf.training.checkpoints import damage_of, find_checkpoint
 
 
@@ -182,11 +182,13 @@ def test_the_metadata_of_a_sharded_checkpoint_names_nothing_but_data(tmp_path):
     states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     sharded.save(states, checkpoint_id=tmp_path, no_dist=True)
     file = tmp_path / ".metadata"
-    assert _metadata_damage(file) is None
+    _check_metadata(file)
     for content in (pickle.dumps(Evil()), b"cos\nsystem\n(S'true'\ntR.", b"", b"garbage"):
         file.write_bytes(content)
-        assert _metadata_damage(file).startswith("is damaged, or holds more than metadata")
+        with pytest.raises(CheckpointError, match=r"^is damaged, or holds more than metadata"):
+            _check_metadata(file)
     by_way = b"\x80\x04\x8c\x27torch.distributed.checkpoint.filesystem\x8c\x09os.system\x93\x8c\x04true\x85R."
     file.write_bytes(by_way)
-    assert "more than metadata" in _metadata_damage(file)
+    with pytest.raises(CheckpointError, match="more than metadata"):
+        _check_metadata(file)
     assert not Path("/tmp/cmfah-was-here").exists()

@@ -98,7 +98,7 @@ def test_the_lock_holds(tmp_path):
 def test_not_one_batch_is_no_training(make_trainer, make_pairs):
     """Fewer pairs than a batch has, and the last batch left out: an untrained model would be saved."""
     trainer = make_trainer(train=make_pairs(5), dataloader_drop_last=True)
-    with pytest.raises(DataError, match="There is not one batch to train on"):
+    with pytest.raises(DataError, match="There is no batch to train on"):
         trainer.train()
 
 

@@ -1,6 +1,6 @@
-"""Regions of a frozen backbone, computed once and kept on disk
+"""Regions of a frozen backbone, computed once and kept on disk.
 
-A frozen backbone returns the same regions in every epoch, and takes nearly all of the time: with its regions on disk,
+A frozen backbone computes the same regions in every epoch and takes nearly all of the time. With its regions on disk,
 an epoch on a CPU takes seconds.
 """
 
@@ -17,9 +17,9 @@ import torch
 
 from cmfah_hf.data.file_state import digest_of
 from cmfah_hf.data.images import decode_image, decoding_off
+from cmfah_hf.data.internals import fingerprint_of
 from cmfah_hf.errors import DataError, ImageError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
-from cmfah_hf.training.data.datasets_internals import fingerprint
 from cmfah_hf.training.data.kept_tables import image_states, kept_folder, kept_table
 from cmfah_hf.training.data.region_shards import keep_streamed_regions
 
@@ -29,13 +29,8 @@ logger = logging.getLogger(__name__)
 class RegionExtractor:
     """A stage for `datasets.map(batched=True)`: from `image` to `region_features`, float16 `(R, C)` in each row.
 
-    With `mirrored=True` it adds `region_features_mirrored`, the regions of the mirror image. An unreadable image gets
-    zeros and `readable` False.
-
-    Args:
-        image_model: The image tower; only its backbone is used.
-        processor: The model's processor.
-        mirrored: Whether to encode the mirror images too.
+    With `mirrored=True` it adds `region_features_mirrored`, the regions of the mirror image. For an unreadable image,
+    the regions are zeros and `readable` is False. Only the backbone of the image tower is used.
     """
 
     def __init__(self, image_model: CMFAHImageModel, processor: CMFAHProcessor, mirrored: bool = False):
@@ -47,7 +42,7 @@ class RegionExtractor:
         """A digest of the weights of the backbone and the preprocessing of the images."""
         preparation = self.processor.image_processor.to_dict()
         used = ("size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-        # As JSON, which is the same for a new processor and a loaded one.
+        # As JSON, which is equal for a new processor and a loaded one.
         digest = hashlib.sha256(json.dumps([*(preparation.get(name) for name in used), self.mirrored]).encode())
         for name, tensor in self.embeddings.backbone.state_dict().items():
             digest.update(name.encode())
@@ -93,11 +88,11 @@ def keep_regions(
 ) -> datasets.Dataset | datasets.IterableDataset:
     """The data set with a column `region_features` (and `region_features_mirrored`), without unreadable rows.
 
-    The columns are kept in the cache of `datasets`: a second call with the same images, backbone and preprocessing, in
-    this process or a later one, reads them from there. 49 regions of 512 channels take 50 kB an image. Regions of
-    changed image files, and damaged files of the cache, are computed again, with a warning that names the file.
+    The columns are kept in the cache of `datasets`, and later calls with the same images, backbone and preprocessing
+    read them from there. 49 regions of 512 channels take 50 kB per image. If image files have changed or files of the
+    cache are damaged, the regions are computed again, with a warning that names the file.
 
-    A stream is read once, and its regions are kept in files that are streamed in turn, without its images: they may be
+    A stream is read once, and its regions are kept in files that are streamed in turn, without the images. They may be
     larger than memory, but not than the disk. If that pass is interrupted, the next call resumes it.
 
     Args:
@@ -105,9 +100,9 @@ def keep_regions(
         image_model: The image tower with its backbone's weights.
         processor: The model's processor.
         mirrored: Whether to keep the regions of the mirror images too.
-        batch_size: Images that the backbone reads at once.
-        num_processes, process_index: For a stream, the number of processes that share its shards, and the index of
-            this one.
+        batch_size: Images in a batch of the backbone.
+        num_processes, process_index: The number of processes that share the shards of a stream, and the index of this
+            one.
 
     Raises:
         DataError: If no image can be read.
@@ -120,8 +115,8 @@ def keep_regions(
         return keep_streamed_regions(dataset, extractor, columns, batch_size, num_processes, process_index)
     raw = decoding_off(dataset)
     states = image_states(raw)
-    # The states are in the key too: a source that changes back finds its regions again.
-    key = f"{fingerprint(dataset)} {digest_of(states)} {extractor.fingerprint()}"
+    # The key includes the states: a source that is changed back finds its regions again.
+    key = f"{fingerprint_of(dataset)} {digest_of(states)} {extractor.fingerprint()}"
     added = datasets.Features({**columns, "readable": datasets.Value("bool")})
 
     def make(file: Path) -> None:
@@ -147,8 +142,8 @@ def keep_regions(
         logger.warning("Left out %d of %d images, because they cannot be read.", np.sum(~readable), len(raw))
         raw = raw.select(np.flatnonzero(readable))
     raw = raw.remove_columns("readable").cast_column("image", dataset.features["image"])
-    # In this format a batch of regions is read in milliseconds; as lists it takes seconds. The type keeps NumPy from
-    # converting them to float32, row by row.
+    # In this format a batch of regions is read in milliseconds, as lists in seconds. The type prevents NumPy from
+    # converting them to float32 row by row.
     return raw.with_format("numpy", columns=_region_columns(mirrored), output_all_columns=True, dtype=np.float16)
 
 

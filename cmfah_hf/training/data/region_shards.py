@@ -1,7 +1,7 @@
-"""Regions of the images of a stream, computed in one pass and kept in files that are streamed in turn
+"""Regions of the images of a stream, computed in one pass and kept in files that are streamed in turn.
 
-The files are Arrow tables, as in the cache of `datasets`. They are mapped into memory, which is fourteen times as fast
-as reading the same arrays from Parquet, whose nested lists are decoded value by value.
+The files are Arrow tables, as in the cache of `datasets`. They are memory-mapped, which is 14 times as fast as reading
+the same arrays from Parquet, whose nested lists are decoded value by value.
 """
 
 import logging
@@ -15,17 +15,17 @@ import datasets
 
 from cmfah_hf.atomic import atomic_file, locked, sha256_of
 from cmfah_hf.data.file_state import FileState, file_states
+from cmfah_hf.data.internals import ArrowWriter, stream_arrow, stream_fingerprint
 from cmfah_hf.errors import DataError
-from cmfah_hf.training.data.datasets_internals import ArrowWriter, stream_arrow, stream_fingerprint
 from cmfah_hf.training.data.kept_tables import WAIT_S, Note, damage, image_files, kept_folder
 from cmfah_hf.training.data.shards import read_shard
 
 logger = logging.getLogger(__name__)
 
-# Rows of the source in one file, which an interrupted pass may lose. 49 x 512 regions: 100 MB.
+# Rows of the source in one file, which an interrupted pass may lose: 100 MB with 49 x 512 regions.
 _PIECE = 2048
 _TABLE_ROWS = 64
-# Seconds without a new file after which the process that computes them counts as dead.
+# Seconds without a new file after which the process that computes them is considered dead.
 _STALLED_S = 4 * 3600.0
 
 
@@ -37,16 +37,15 @@ def keep_streamed_regions(
     num_processes: int = 1,
     process_index: int = 0,
 ) -> datasets.IterableDataset:
-    """The stream with regions instead of images, from files below the cache of `datasets`.
+    """The stream with regions instead of images, from files below the cache of `datasets`; see `keep_regions`.
 
-    An interrupted pass resumes. Several processes share the shards, on a common disk, and wait for each other at the
-    end.
+    Several processes share the shards, on a common disk, and wait for each other at the end.
 
     Args:
         dataset: The stream, with a column `image`.
         extractor: A `RegionExtractor`.
-        columns: The features that it adds.
-        batch_size: Images that the backbone reads at once.
+        columns: The features that the extractor adds.
+        batch_size: Images in a batch of the backbone.
         num_processes, process_index: The number of processes that compute regions, and the index of this one.
 
     Raises:
@@ -71,7 +70,7 @@ def keep_streamed_regions(
         for number, note in enumerate(notes)
         if note.kept
     ]
-    return stream_arrow(files, features, dataset.split)
+    return stream_arrow(files, features, str(dataset.split) if dataset.split is not None else None)
 
 
 def _keep_shard(
@@ -83,7 +82,7 @@ def _keep_shard(
     folder: Path,
     batch_size: int,
 ) -> None:
-    """Writes the missing and damaged files of a shard. The note of the last one has no rows."""
+    """Writes the missing and damaged files of a shard. The last note has no rows."""
     number = start = 0
     rows: Iterator[dict[str, Any]] | None = None  # at the end of the last file that was written
     while True:
@@ -104,11 +103,7 @@ def _keep_shard(
 
 
 def _wait_for(folder: Path, shard: int, features: datasets.Features, lengths: dict[str, tuple[int, int]]) -> list[Note]:
-    """The notes of a shard, once all of its files are complete; another process may be writing them.
-
-    Raises:
-        DataError: If no file appears for hours.
-    """
+    """Waits until all files of a shard are complete, which another process may be writing; returns their notes."""
     notes: list[Note] = []
     deadline = time.monotonic() + _STALLED_S
     while True:
@@ -128,7 +123,7 @@ def _wait_for(folder: Path, shard: int, features: datasets.Features, lengths: di
 def _write_piece(
     rows: Iterator[dict[str, Any]], extractor: Any, features: datasets.Features, path: Path, batch_size: int
 ) -> Note:
-    """Writes the rows with a readable image; no file if there are none."""
+    """Writes the rows with a readable image; without any, there is no file."""
     read = kept = 0
     sources: list[FileState] = []
     with atomic_file(path, DataError) as unfinished:

@@ -1,4 +1,4 @@
-"""Settings of a run from YAML files and the command line"""
+"""Settings of a run from YAML files and the command line."""
 
 import argparse
 import difflib
@@ -19,7 +19,7 @@ from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments, DataArg
 from cmfah_hf.training.settings.ranges import check_finite, short
 from cmfah_hf.training.settings.yaml_files import SettingsFile, merged, read_chain
 
-# Maximum size of a number in a file; an `int` of thousands of digits cannot be printed.
+# Maximum size of a number in a file; Python does not print an `int` of thousands of digits.
 _MOST_BITS = 200
 # The settings that name the method, by section; the first one that is given counts.
 _METHOD_NAMES = (("method", "name"), ("model", "model_type"))
@@ -33,9 +33,7 @@ _NOT_FOR_HAND = {
 
 @dataclass
 class Run:
-    """The settings of a run: fields of the model's configuration, arguments of the data and of the trainer, the name of
-    the method, and the settings of its objective.
-    """
+    """The settings of a run: of its model, data, training, method and objective."""
 
     model: dict[str, Any]
     data: DataArguments
@@ -62,11 +60,8 @@ class Run:
         return self.objective_class.settings_class.from_section(self.objective)
 
     def setting(self, name: str) -> Any:
-        """A setting of the model or the objective, given or by default; None where there is no such setting."""
-        for given, defaults in (
-            (self.objective, self.objective_class.settings_class),
-            (self.model, self.config_class),
-        ):
+        """A setting of the objective or the model, given or by default; None if there is no such setting."""
+        for given, defaults in ((self.objective, self.objective_class.settings_class), (self.model, self.config_class)):
             if name in given:
                 return given[name]
             if hasattr(defaults, name):
@@ -74,10 +69,10 @@ class Run:
         return None
 
     def model_config(self) -> CMFAHConfig:
-        """The configuration of the model, before anything is known about the data.
+        """The configuration of the model, without the settings that depend on the data.
 
         Raises:
-            CMFAHError: If a setting of it cannot be used.
+            CMFAHError: If a setting cannot be used.
         """
         try:
             config = self.config_class(**self.model)
@@ -85,14 +80,14 @@ class Run:
             return config
         except CMFAHError:
             raise
-        # Settings of a backbone, each of which transformers checks in its own way.
+        # transformers checks the settings of backbones in many ways.
         except (ValueError, TypeError, KeyError, AttributeError, OSError, ImportError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise CMFAHError(f"The settings of the model cannot be used: {reason}") from error
 
 
 class _Parser(HfArgumentParser):
-    """The parser of the command line; `typed` gives values of a file the same types."""
+    """The parser of the command line; `typed` converts values of a file to the same types."""
 
     def __init__(self):
         types = (DataArguments, CMFAHTrainingArguments)
@@ -110,7 +105,7 @@ class _Parser(HfArgumentParser):
         return super()._get_value(action, arg_string)
 
     def typed(self, name: str, value: Any) -> Any:
-        """A value of a file in the type of its field. Errors name the field and not the value, which may be a token."""
+        """A value of a file in the type of its field. Errors do not show the value, which may be a token."""
         action = next(action for action in self._actions if action.dest == name)
         if value is None:
             if name not in self._may_be_none:
@@ -152,14 +147,14 @@ def parse_run(config: str | os.PathLike | None, arguments: list[str] | None = No
 
     Args:
         config: A YAML file with the sections `model`, `method`, `data` and `training`; None: the defaults. With
-            `extends: base.yaml` it holds only what differs from that file, see `read_chain`. `name` in `method`, or
-            `model_type` in `model`, names the method; without either, it is `cmfah`. The settings of the objective are
-            read from both sections.
-        arguments: Of the command line, such as `["--hash_bits", "32", "--learning_rate=1e-3"]`: any field of the
-            sections, and `--method`. They take precedence over the file.
+            `extends: base.yaml` it holds only differences from that file, see `read_chain`. `name` in `method`, or
+            `model_type` in `model`, names the method; the default is `cmfah`. The settings of the objective are read
+            from both sections.
+        arguments: Arguments of the command line, such as `["--hash_bits", "32", "--learning_rate=1e-3"]`: any field of
+            the sections, and `--method`. They take precedence over the file.
 
     Raises:
-        CMFAHError: If a file is missing or is not such a YAML file, or a name or value is not known.
+        CMFAHError: If a file is missing or not such a YAML file, or a name or value is unknown.
     """
     chain = read_chain(config) if config is not None else []
     method, arguments = _method(chain, arguments or [])
@@ -171,7 +166,7 @@ def parse_run(config: str | os.PathLike | None, arguments: list[str] | None = No
         data, training, rest = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
     except CMFAHError:
         raise
-    except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:  # of transformers' own checks
+    except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:  # from transformers
         raise CMFAHError(f"The settings of the training cannot be used: {' '.join(str(error).split())}") from error
     given = SettingsFile(Path("command line"), {"model": dict(_pairs(rest))})
     for name in given.sections["model"]:
@@ -186,7 +181,7 @@ def parse_run(config: str | os.PathLike | None, arguments: list[str] | None = No
 
 
 def _one_section(file: SettingsFile) -> SettingsFile:
-    """The settings of model and objective, of both of which the section `model` may hold some, as one section."""
+    """The settings of model and objective as one section, because the section `model` may hold both."""
     given = {**file.sections.get("model", {}), **file.sections.get("method", {})}
     return SettingsFile(
         file.path, {"model": {name: given[name] for name in given if name not in ("name", "model_type")}}
@@ -201,7 +196,7 @@ def _known_names(method: str) -> dict[str, set[str]]:
 
 
 def _set_defaults(parser: "_Parser", file: SettingsFile, known: dict[str, set[str]]) -> None:
-    """Makes a file's settings of data and training the defaults of the command line, and checks the names of all."""
+    """Checks the names of a file's settings, and makes those of data and training defaults of the command line."""
     for section, values in file.sections.items():
         for name in values:
             if name not in known[section] and (section, name) not in _METHOD_NAMES:
@@ -216,7 +211,7 @@ def _set_defaults(parser: "_Parser", file: SettingsFile, known: dict[str, set[st
 
 
 def _method(chain: list[SettingsFile], arguments: list[str]) -> tuple[str, list[str]]:
-    """The method that the files or, over them, the command line names; and the arguments that are left."""
+    """The method named on the command line or else in the files, and the remaining arguments."""
     parser = _Methods(add_help=False, allow_abbrev=False)
     parser.add_argument("--method")
     given, rest = parser.parse_known_args(arguments)

@@ -1,4 +1,4 @@
-"""`run.yaml`: the resolved settings of a run, from which the run can be repeated"""
+"""`run.yaml`: the resolved settings of a run, from which it can be repeated."""
 
 from dataclasses import fields
 from enum import Enum
@@ -13,7 +13,7 @@ from cmfah_hf.hub.model_folder import SETTINGS_NAME
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments, DataArguments
 from cmfah_hf.training.settings.configuration import Run
 
-# Settings of one run only: its folders, its reports, its machine.
+# Settings of a single run: its folders, its reports, its machine.
 _OWN_TO_A_RUN = {
     *("output_dir", "resume_from_checkpoint", "restore_callback_states_from_checkpoint", "use_cpu", "local_rank"),
     *("report_to", "run_name", "project", "disable_tqdm", "log_level", "log_level_replica", "ddp_backend"),
@@ -26,8 +26,7 @@ _PREFIXES_OWN_TO_A_RUN = ("hub_", "trackio_")
 def write_settings(run: Run, folder: Path) -> Path:
     """Writes the settings of a run that differ from the defaults to `run.yaml`; `parse_run` reads it.
 
-    Left out are settings of this run only: folders, logs, the machine, and everything about the Hub, above all its
-    token.
+    Settings of this run only are left out: folders, logs, the machine, and everything about the Hub, such as its token.
     """
     settings = {
         "model": {name: _plain(value) for name, value in run.model.items()},
@@ -63,9 +62,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, (str, int, float, bool)) else _plain_object(value)
-
-
-def _plain_object(value: Any) -> Any:
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
     to_dict = getattr(value, "to_dict", None)
     return _plain(to_dict()) if to_dict is not None else str(value)

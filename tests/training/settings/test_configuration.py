@@ -12,7 +12,7 @@ from cmfah_hf.models import CMFAHConfig
 from cmfah_hf.training import CMFAHTrainingArguments, bundled_configuration, parse_run
 from cmfah_hf.training.settings.arguments import DataArguments
 from cmfah_hf.training.settings.run_yaml import write_settings
-from cmfah_hf.training.settings.yaml_files import read_settings
+from cmfah_hf.training.settings.yaml_files import merged, read_chain
 
 ROOT = Path(__file__).parents[3]
 
@@ -340,7 +340,7 @@ def test_bundled_configurations_hold_what_their_files_say(file):
     for name, value in settings.get("model", {}).items():
         if name not in ("backbone_config", "model_type"):
             assert getattr(objective if name in run.objective else config, name) == value, name
-    assert run.method == read_settings(file).get("model", {}).get("model_type", "cmfah")
+    assert run.method == merged(read_chain(file)).get("model", {}).get("model_type", "cmfah")
 
 
 def test_a_configuration_that_did_not_come_along():

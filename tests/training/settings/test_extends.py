@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.training import parse_run
 from cmfah_hf.training.settings.run_yaml import write_settings
-from cmfah_hf.training.settings.yaml_files import MOST_FILES, read_settings
+from cmfah_hf.training.settings.yaml_files import MOST_FILES, merged, read_chain
 
 VALUES = {
     "model": {
@@ -67,7 +67,7 @@ def chained(files: list[dict], folder: Path) -> tuple[Path, dict]:
 @given(files=st.lists(SECTIONS, min_size=1, max_size=4))
 def test_a_chain_is_one_file_with_the_later_values(files, tmp_path):
     last, whole = chained(files, tmp_path)
-    assert read_settings(last) == read_settings(write(tmp_path / "single.yaml", whole)) == whole
+    assert merged(read_chain(last)) == merged(read_chain(write(tmp_path / "single.yaml", whole))) == whole
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -87,7 +87,7 @@ def test_the_base_is_relative_to_the_file_that_names_it(tmp_path, monkeypatch):
     run = parse_run("../run.yaml", ["--use_cpu", "--top_k", "4"])
     assert run.model == {"hash_bits": 32, "dropout": 0.2}
     assert (run.data.walk_length, run.data.top_k) == (3, 4)
-    assert read_settings(last)["data"] == {"top_k": 3, "walk_length": 3}
+    assert merged(read_chain(last))["data"] == {"top_k": 3, "walk_length": 3}
 
 
 def test_the_method_comes_from_the_file_that_names_one_last(tmp_path):
@@ -155,6 +155,6 @@ def test_a_chain_has_a_bounded_length(tmp_path):
     last = None
     for number in range(MOST_FILES + 1):
         last = write(tmp_path / f"{number}.yaml", {"data": {"top_k": number}}, last)
-    assert read_settings(tmp_path / f"{MOST_FILES - 1}.yaml")["data"] == {"top_k": MOST_FILES - 1}
+    assert merged(read_chain(tmp_path / f"{MOST_FILES - 1}.yaml"))["data"] == {"top_k": MOST_FILES - 1}
     with pytest.raises(CMFAHError, match=f"extends a chain of more than {MOST_FILES} files; shorten it"):
-        read_settings(last)
+        merged(read_chain(last))
