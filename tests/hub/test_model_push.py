@@ -57,7 +57,7 @@ def test_what_goes_up_and_what_stays(push_run, hub, trained, tmp_path):
         *(path.name for path in (ROOT / "cmfah_hf" / "models").glob("*_cmfah.py")),
         "fused_cmfah.py", "image_modes.py", "safe_weights.py", "model_files.py",
         "configuration_files.py",
-        "backbone_tokenizer.py", "codes.py", "image_encoder.py", "text_encoder.py", "value_checks.py",
+        "backbone_tokenizer.py", "codes.py", "image_encoder.py", "text_encoder.py",
     }  # fmt: skip
     for name in ("expander.safetensors", "metrics.json", "plots/attention.png"):
         assert files[name] == (trained.folder / name).read_bytes()

@@ -347,7 +347,6 @@ def test_code_that_travels_is_the_models_alone(model_folder):
         "outputs_cmfah.py",
         "safe_weights.py",
         "text_encoder.py",
-        "value_checks.py",
     }
     for name in files:
         assert "cmfah_hf." not in "".join(
