@@ -42,7 +42,7 @@ def tokenizer_of_backbone(backbone: PreTrainedConfig) -> PreTrainedTokenizerFast
 
     place = backbone.name_or_path
     if not place:
-        raise ValueError("text_backbone_config does not name where its tokenizer is; give text_backbone.")
+        raise ValueError("text_backbone_config names no source of a tokenizer; give text_backbone.")
     found = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     if not isinstance(found, PreTrainedTokenizerFast):
         raise ValueError(f"{place}: its tokenizer has no tokenizer.json; convert it to a fast one.")
@@ -120,7 +120,7 @@ def _check_part(part: Any, name: str, kinds: set[str], where: str | Path) -> Non
         return
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str) or kind not in kinds:
-        raise ModelFileError(f"{where}: its {name} is a {str(kind)[:40]!r}, which no tokenizer here has.")
+        raise ModelFileError(f"{where}: its {name} is a {str(kind)[:40]!r}, which is not supported.")
     for key, inner in part.items():
         nested = inner if isinstance(inner, list) else []
         if kind == "Sequence" and key.endswith(("tokenizers", "ers", "ors")):

@@ -81,7 +81,7 @@ def require_below(path: str | os.PathLike, folder: str | os.PathLike) -> None:
             root = parent.parent.parent
             break
     if not Path(os.path.realpath(path)).is_relative_to(root):
-        raise ModelFileError(f"{path} leads out of {folder}; a model reads the files of its own folder alone.")
+        raise ModelFileError(f"{path} leads out of {folder}; a model only reads files of its own folder.")
 
 
 def read_object(path: str | os.PathLike) -> dict[str, Any]:

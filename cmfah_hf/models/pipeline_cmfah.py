@@ -100,7 +100,7 @@ class CrossModalRetrievalPipeline(Pipeline):
             )
         return {"query": (kind, value), "candidates": candidates}
 
-    def _forward(  # type: ignore[override]  # any dictionary will do for the parent
+    def _forward(  # type: ignore[override]  # the parent accepts any dictionary
         self, input_tensors: dict[str, Any], items_at_once: int = 32
     ) -> dict[str, Any]:
         candidates = input_tensors["candidates"]

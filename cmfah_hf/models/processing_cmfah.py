@@ -237,7 +237,7 @@ def _load_image_processor(settings: Any, path: Path, options: dict[str, Any]) ->
     kept = {key: value for key, value in settings.items() if value is not None and key not in _UNUSED}
     for key, value in kept.items():
         if not _is_valid(key, value):
-            raise ModelFileError(f"{path}: {str(key)[:40]} is {str(value)[:60]!r}, which no image processor here has.")
+            raise ModelFileError(f"{path}: {str(key)[:40]} is {str(value)[:60]!r}, which is not supported.")
     return found.from_dict(kept, **{key: value for key, value in options.items() if key in kept})
 
 

@@ -79,7 +79,7 @@ def shard_names(index: Path) -> list[str]:
     for name in weight_map.values():
         if not isinstance(name, str) or not name.endswith(".safetensors") or "/" in name or "\\" in name:
             raise ModelFileError(
-                f"{index} names {str(name)[:80]!r}; weights are read from safetensors files next to it alone."
+                f"{index} names {str(name)[:80]!r}; weights are only read from safetensors files next to it."
             )
     return sorted(set(weight_map.values()))
 
@@ -206,7 +206,7 @@ def _without(name: str, prefixes: tuple[str, ...]) -> str:
 def _check_values(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype not in _TYPES:
-            raise ModelFileError(f"{file}: {name!r} is of the type {tensor.dtype}, which no model here has.")
+            raise ModelFileError(f"{file}: {name!r} is of the type {tensor.dtype}, which is not supported.")
     floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     # A sum with infinite or NaN summands is not finite. It may also overflow, so all numbers are checked then.
     sums = [tensor.sum(dtype=torch.float32) for tensor in floats.values()]

@@ -27,9 +27,12 @@ def build_text_encoder(config: CMFAHConfig) -> "CMFAHTextEncoder":
 class CMFAHTextEncoder(nn.Module):
     """Base class of text encoders, parts of which may be frozen."""
 
+    projection: nn.Linear
+
     def __init__(self, config: CMFAHConfig):
         super().__init__()
         self.config = config
+        self.dropout = nn.Dropout(config.dropout)
 
     def _freeze(self) -> None:
         raise NotImplementedError
@@ -62,6 +65,19 @@ class CMFAHTextEncoder(nn.Module):
         Raises:
             ValueError: If neither or both of `input_ids` and `inputs_embeds` are given.
         """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give the text tower either input_ids or inputs_embeds.")
+        embeds_BWE = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        mask_BW = _mask(embeds_BWE, input_ids, attention_mask, self.config.pad_token_id)
+        if input_ids is not None and self.config.unk_token_id is not None:
+            mask_BW = mask_BW & (input_ids != self.config.unk_token_id)  # words without vectors are ignored
+        if not mask_BW.shape[1]:  # convolution, attention and LSTM need a column
+            embeds_BWE, mask_BW = nn.functional.pad(embeds_BWE, (0, 0, 0, 1)), nn.functional.pad(mask_BW, (0, 1))
+        hidden_BWH = self._encode(input_ids, embeds_BWE, mask_BW)
+        return self.projection(self.dropout(hidden_BWH)) * mask_BW[..., None].to(self.projection.weight.dtype), mask_BW
+
+    def _encode(self, input_ids: torch.Tensor | None, embeds_BWE: torch.Tensor, mask_BW: torch.Tensor) -> torch.Tensor:
+        """The hidden states `(B, W, H)`; `input_ids` are None if embeddings were given."""
         raise NotImplementedError
 
 
@@ -76,7 +92,6 @@ class CMFAHTextCNN(CMFAHTextEncoder):
             nn.Conv1d(config.word_dim, config.text_filters, width, padding="same") for width in config.text_kernel_sizes
         )
         self.projection = nn.Linear(config.text_filters * len(config.text_kernel_sizes), config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
 
     def _freeze(self) -> None:
         if self.config.freeze_word_vectors:
@@ -88,21 +103,9 @@ class CMFAHTextCNN(CMFAHTextEncoder):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.embed_tokens = value  # type: ignore[assignment]  # transformers' signature allows any module
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        embeds_BWE = _one_of(input_ids, inputs_embeds, self.embed_tokens)
-        mask_BW = _mask(embeds_BWE, input_ids, attention_mask, self.config.pad_token_id)
-        if input_ids is not None and self.config.unk_token_id is not None:
-            mask_BW = mask_BW & (input_ids != self.config.unk_token_id)  # words without vectors are ignored
-        embeds_BWE, mask_BW = _with_a_column(embeds_BWE, mask_BW)
+    def _encode(self, input_ids: torch.Tensor | None, embeds_BWE: torch.Tensor, mask_BW: torch.Tensor) -> torch.Tensor:
         # Masked tokens are zeros, like the padding of the convolution, so the amount of padding has no effect.
-        exists_BW1 = mask_BW[..., None].to(embeds_BWE.dtype)
-        filters_BWF = in_reading_order(self._convolve, embeds_BWE * exists_BW1, mask_BW)
-        return self.projection(self.dropout(filters_BWF)) * exists_BW1, mask_BW
+        return in_reading_order(self._convolve, embeds_BWE * mask_BW[..., None].to(embeds_BWE.dtype), mask_BW)
 
     def _convolve(self, embeds_BWE: torch.Tensor) -> torch.Tensor:
         embeds_BEW = embeds_BWE.mT
@@ -120,7 +123,6 @@ class CMFAHTextBackbone(CMFAHTextEncoder):
         self.backbone = build_text_backbone(config)
         self._freeze()
         self.projection = nn.Linear(self.backbone.config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
 
     def _freeze(self) -> None:
         if self.config.freeze_text_backbone:
@@ -132,15 +134,7 @@ class CMFAHTextBackbone(CMFAHTextEncoder):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.set_input_embeddings(value)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        embeds_BWE = _one_of(input_ids, inputs_embeds, self.get_input_embeddings())
-        mask_BW = _mask(embeds_BWE, input_ids, attention_mask, self.config.pad_token_id)
-        embeds_BWE, mask_BW = _with_a_column(embeds_BWE, mask_BW)
+    def _encode(self, input_ids: torch.Tensor | None, embeds_BWE: torch.Tensor, mask_BW: torch.Tensor) -> torch.Tensor:
         # Attention over no positions is NaN, so a text without tokens attends to its padding.
         attended_BW = mask_BW | ~mask_BW.any(dim=1, keepdim=True)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text_backbone):
@@ -148,8 +142,7 @@ class CMFAHTextBackbone(CMFAHTextEncoder):
                 output = self.backbone(input_ids=input_ids, attention_mask=attended_BW.long())
             else:
                 output = self.backbone(inputs_embeds=embeds_BWE, attention_mask=attended_BW.long())
-        hidden_BWH = output.last_hidden_state.to(self.projection.weight.dtype)
-        return self.projection(self.dropout(hidden_BWH)) * mask_BW[..., None].to(hidden_BWH.dtype), mask_BW
+        return output.last_hidden_state.to(self.projection.weight.dtype)
 
 
 def build_text_backbone(config: CMFAHConfig) -> PreTrainedModel:
@@ -187,15 +180,6 @@ def in_reading_order(
     return output_BWD.take_along_dim(order_BW1.argsort(dim=1), dim=1)
 
 
-def _one_of(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, table: nn.Module) -> torch.Tensor:
-    """The input embeddings `(B, W, E)`, given or looked up."""
-    if inputs_embeds is not None and input_ids is None:
-        return inputs_embeds
-    if input_ids is not None and inputs_embeds is None:
-        return table(input_ids)
-    raise ValueError("Give the text tower either input_ids or inputs_embeds.")
-
-
 def _mask(
     embeds_BWE: torch.Tensor,
     input_ids: torch.Tensor | None,
@@ -207,10 +191,3 @@ def _mask(
     if input_ids is not None and pad_token_id is not None:
         return input_ids != pad_token_id
     return embeds_BWE.new_ones(embeds_BWE.shape[:2], dtype=torch.bool)
-
-
-def _with_a_column(embeds_BWE: torch.Tensor, mask_BW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Adds a masked column to empty inputs, because convolution, attention and LSTM need one."""
-    if mask_BW.shape[1]:
-        return embeds_BWE, mask_BW
-    return nn.functional.pad(embeds_BWE, (0, 0, 0, 1)), nn.functional.pad(mask_BW, (0, 1))

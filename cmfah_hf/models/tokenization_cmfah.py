@@ -127,6 +127,5 @@ def _parts() -> dict[str, Any]:
 
 def _other_kind(path: Path, part: str) -> ModelFileError:
     return ModelFileError(
-        f"{path}: its {part} is not that of a word tokenizer of this package, which is the only kind that a model of "
-        "it reads."
+        f"{path}: its {part} is not that of a word tokenizer of this package; no other tokenizer is supported here."
     )

@@ -98,7 +98,7 @@ def load_text_backbone_weights(text_model: CMFAHTextModel) -> None:
     backbone = encoder.backbone
     place = backbone.config.name_or_path
     if not place:
-        logger.warning("text_backbone_config does not name where its weights are: they are random; give text_backbone.")
+        logger.warning("text_backbone_config names no source of its weights, so they are random; give text_backbone.")
         return
     _fill(backbone, _transformers_weights(backbone, place), place)
 
@@ -165,9 +165,7 @@ def _torchvision_weights(name: str | None) -> dict[str, torch.Tensor]:
     import torchvision  # type: ignore[import-untyped]  # it has no stubs
 
     if name not in TORCHVISION_BACKBONES:
-        raise CheckpointError(
-            "'torchvision' has weights for its VGGs alone; name a file or a Hub id for this backbone."
-        )
+        raise CheckpointError("'torchvision' only has weights for its VGGs; name a file or a Hub id for this backbone.")
     # The only published format is a pickle: its checksum is checked, and `torch.load` reads it with `weights_only`.
     weights = torchvision.models.get_model_weights(name).DEFAULT
     return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)

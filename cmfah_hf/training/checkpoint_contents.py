@@ -84,7 +84,7 @@ def check_schedule(schedule: Any, path: Path, content: Any) -> None:
         for name, value in ours.items()
     )
     if not fits:
-        raise CheckpointError(f"{path}: the schedule of another lr_scheduler_type; go on with that one.")
+        raise CheckpointError(f"{path}: the schedule of another lr_scheduler_type; resume with that one.")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, path: Path, content: Any) -> None:
@@ -105,7 +105,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, path: Path, content: Any) 
             if isinstance(value, torch.Tensor)
         )
     if not fits:
-        raise CheckpointError(f"{path}: the state of another optimizer or model; go on with the `optim` of that run.")
+        raise CheckpointError(f"{path}: the state of another optimizer or model; resume with the `optim` of that run.")
 
 
 @contextmanager

@@ -102,8 +102,8 @@ class CheckpointStore(TrainerCallback):
         for path in (optimizer, schedule):
             if not path.is_file():
                 raise CheckpointError(
-                    f"{path} is missing: the checkpoint holds a model alone (save_only_model), which no training goes "
-                    "on from; go on from another."
+                    f"{path} is missing: the checkpoint only holds a model (save_only_model), from which no training "
+                    "resumes; give another."
                 )
         if self.trainer.optimizer is not None:
             check_optimizer(self.trainer.optimizer, optimizer, read_torch_file(optimizer))
@@ -123,8 +123,8 @@ class CheckpointStore(TrainerCallback):
         for table in trainer.training_state.tables.values():
             if len(table) != count:
                 raise CheckpointError(
-                    f"{path} is of {len(table)} training pairs, and there are {count} now; go on with the data that "
-                    "the run was begun with, or start in another folder."
+                    f"{path} is of {len(table)} training pairs, and there are {count} now; resume with the data of the "
+                    "run, or start in another folder."
                 )
 
     def _progress_file(self, folder: Path) -> Path:
@@ -194,8 +194,8 @@ def check_same_model(config: CMFAHConfig, checkpoint: Path) -> None:
         if ours.get(name) != theirs.get(name):
             raise CheckpointError(
                 f"{checkpoint}: a checkpoint of another model, whose {name.removeprefix('objective.')} is "
-                f"{_short(theirs.get(name))} and not {_short(ours.get(name))}; go on with the settings that it was "
-                "begun with, or start in another folder."
+                f"{_short(theirs.get(name))} and not {_short(ours.get(name))}; resume with its settings, "
+                "or start in another folder."
             )
 
 
@@ -231,7 +231,7 @@ def _best_checkpoint(checkpoint: Path) -> str | None:
     best = neighbor if neighbor.is_dir() else Path(recorded)
     if not best.is_dir():
         raise CheckpointError(
-            f"{best}: the best model so far is gone from there, so the run cannot end with it; put it back, or go on "
+            f"{best}: the best model so far is missing, so the run cannot end with it; restore it, or resume "
             "with --load_best_model_at_end false."
         )
     check_whole(best)

@@ -62,15 +62,15 @@ def find_checkpoint(wanted: str | bool | Path | None, output: str | Path) -> Pat
     if str(wanted).lower() in _LAST:
         found = newest_checkpoint(output)
         if found is None:
-            logger.warning("%s: no checkpoint was written there yet; the training starts from its beginning.", output)
+            logger.warning("%s: it has no checkpoint yet; the training starts from the beginning.", output)
         return found
     folder = Path(str(wanted))
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: there is no such folder to go on from; give a checkpoint's, or 'last'.")
+        raise CheckpointError(f"{folder}: this folder does not exist; give the folder of a checkpoint, or 'last'.")
     if not _NAME.match(folder.name) and not (folder / LIST_NAME).is_file():
         found = newest_checkpoint(folder)
         if found is None:
-            raise CheckpointError(f"{folder}: neither a checkpoint nor a folder with any; give a checkpoint's folder.")
+            raise CheckpointError(f"{folder}: neither a checkpoint nor a folder with checkpoints.")
         return found
     check_whole(folder)
     return folder
@@ -84,7 +84,7 @@ def newest_checkpoint(output: str | Path) -> Path | None:
     """
     output = Path(output)
     for folder in _numbered(output / UNFINISHED_NAME):
-        logger.warning("Passed over %s: its writing was broken off.", folder)
+        logger.warning("Skipped %s: its writing was interrupted.", folder)
     damages: dict[Path, str] = {}
     begun = _time_in(output / EARLIER_NAME, "begun") or 0.0
     # By time and not by step: an earlier run in the same folder may have more steps.
@@ -93,15 +93,14 @@ def newest_checkpoint(output: str | Path) -> Path | None:
             continue
         damage = damage_of(folder)
         if damage is None:
-            for passed, reason in damages.items():
-                logger.warning("Passed over %s: %s.", passed, reason)
+            for skipped, reason in damages.items():
+                logger.warning("Skipped %s: %s.", skipped, reason)
             return folder
         damages[folder] = damage
     if damages:
         folder, damage = next(iter(damages.items()))
         raise CheckpointError(
-            f"{folder}: {damage}, and {output} has no checkpoint that is whole; start again without "
-            "resume_from_checkpoint."
+            f"{folder}: {damage}, and {output} has no complete checkpoint; start again without resume_from_checkpoint."
         )
     return None
 
@@ -115,8 +114,8 @@ def begin_anew(output: str | Path) -> None:
     earlier = _numbered(output)
     if earlier:
         logger.warning(
-            "%s holds checkpoints of an earlier run. This one starts anew, and its own will take their place; to go on "
-            "with the earlier one, give --resume_from_checkpoint %s",
+            "%s holds checkpoints of an earlier run. This one starts from the beginning and replaces them; to "
+            "resume the earlier one, give --resume_from_checkpoint %s",
             output,
             max(earlier, key=_written),
         )
@@ -126,14 +125,14 @@ def begin_anew(output: str | Path) -> None:
 def check_whole(folder: str | Path) -> None:
     """Raises a `CheckpointError` that names the file, if a checkpoint is not complete."""
     if (damage := damage_of(folder)) is not None:
-        raise CheckpointError(f"{folder}: {damage}; this checkpoint cannot be used, go on from another.")
+        raise CheckpointError(f"{folder}: {damage}; this checkpoint cannot be used; resume from another.")
 
 
 def damage_of(folder: str | Path) -> str | None:
     """The fault of a checkpoint, with the name of the file; None if it is intact."""
     folder = Path(folder)
     if not (folder / LIST_NAME).exists():
-        return f"{LIST_NAME}, written last, is missing, so its writing was broken off"
+        return f"{LIST_NAME}, written last, is missing, so its writing was interrupted"
     try:
         files = _listed_files(folder)
         for name, (size, checksum) in files.items():
@@ -233,7 +232,7 @@ def _cannot_write(output: Path, what: str, reason: str) -> str:
     needed = sum(path.stat().st_size for path in whole[0].rglob("*") if path.is_file())
     return (
         f"{output}: {what} could not be written ({reason}; {free}, a checkpoint takes {_megabytes(needed)}). "
-        f"{whole[0].name} is whole: make room, then go on with --resume_from_checkpoint last."
+        f"{whole[0].name} is complete: make room, then resume with --resume_from_checkpoint last."
     )
 
 

@@ -130,9 +130,7 @@ def evaluate_pairs(
     """
     for name, pairs in (("queries", queries), ("database", database)):
         if "labels" not in pairs.column_names:
-            raise QueryError(
-                f"The {name} have no labels, and without them nothing is relevant to anything; add labels."
-            )
+            raise QueryError(f"The {name} have no labels, which define relevance; add labels.")
     evaluator = evaluator or RetrievalEvaluator()
     sides = [encode_pairs(model, processor, pairs, text_column, protocol, expander) for pairs in (queries, database)]
     hashes = [values for side in sides for values in (side.images, side.texts)]
@@ -196,9 +194,7 @@ def evaluate_folder(
         if name not in loaded:
             raise DataError(f"{dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
         if "labels" not in loaded[name].column_names:
-            raise DataError(
-                f"{dataset}: the split {name!r} has no labels, without which nothing is relevant to anything; add them."
-            )
+            raise DataError(f"{dataset}: the split {name!r} has no labels, which define relevance; add them.")
     sides = [_fit_for(retriever, loaded[name], dataset) for name in (query_split, database_split)]
     text_column = "text"
     if expander is not None:
@@ -261,5 +257,5 @@ def pointing_accuracy(model: CMFAHModel, processor: CMFAHProcessor, pairs: Any) 
         result = pointing_game(weights_RW, words, boxes, image.size, grid)
         hits, total, chance = hits + result.hits, total + result.total, chance + result.chance * result.total
     if not total:
-        raise QueryError("No pair has a box whose word is known to the model; there is nothing to point at.")
+        raise QueryError("No pair has a box whose word the model knows.")
     return {"accuracy": hits / total, "chance": chance / total, "words": float(total)}

@@ -32,7 +32,7 @@ class HubTrainer(Trainer):
 
     def _repo_id(self) -> str:
         if self.args.hub_model_id is None:
-            raise HubError("push_to_hub needs to know where to: give --hub_model_id owner/name.")
+            raise HubError("push_to_hub needs a repository; give --hub_model_id owner/name.")
         return self.args.hub_model_id
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -108,8 +108,8 @@ class PlayerUpdates:
         path = self._file(folder, "optimizer")
         if not path.is_file():
             raise CheckpointError(
-                f"{path} is missing: the checkpoint holds a model alone (save_only_model), which no training goes on "
-                "from; go on from another."
+                f"{path} is missing: the checkpoint only holds a model (save_only_model), from which no training "
+                "resumes; give another."
             )
         state: Mapping[str, Any] = read_torch_file(path)
         check_optimizer(self._optimizer, path, state["optimizer"])
@@ -148,7 +148,7 @@ class ObjectiveCallback(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         trainer = self.trainer
-        if not trainer.schedules_by_metric and not trainer.accelerator.optimizer_step_was_skipped:
+        if not trainer.args.schedules_by_metric and not trainer.accelerator.optimizer_step_was_skipped:
             for updates in trainer.players.values():
                 updates.step_schedule()
 

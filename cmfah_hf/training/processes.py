@@ -7,7 +7,7 @@ process, these functions do nothing.
 Shape suffixes: B pairs of the whole batch, b pairs of this process's share, X columns of any kind.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
@@ -178,14 +178,3 @@ def broadcast_from_main(tensors: Iterable[torch.Tensor], device: torch.device) -
         sent = tensor.detach().to(device, copy=True).contiguous()
         dist.broadcast(sent, src=0)
         tensor.copy_(sent)
-
-
-def broadcast_figures(figures: Sequence[float] | None, count: int, device: torch.device) -> list[float]:
-    """Sends the figures of the main process to all processes; the others pass None and the count."""
-    if process_count() == 1 and figures is not None:
-        return list(figures)
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    sent = torch.zeros(count, dtype=dtype) if figures is None else torch.tensor(figures, dtype=dtype)
-    sent = sent.to(device)
-    dist.broadcast(sent, src=0)
-    return sent.tolist()

@@ -30,8 +30,7 @@ from cmfah_hf.training.illustration import draw_attention
 from cmfah_hf.training.preparation import PreparedRun, prepare
 from cmfah_hf.training.run_folder import held, make_output_folder
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
-from cmfah_hf.training.settings.configuration import Run
-from cmfah_hf.training.settings.run_yaml import write_settings
+from cmfah_hf.training.settings.configuration import Run, write_settings
 from cmfah_hf.training.task import without_augmentation
 from cmfah_hf.training.trainer import CMFAHTrainer
 

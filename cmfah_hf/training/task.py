@@ -13,7 +13,6 @@ from cmfah_hf.training.data.stream_loaders import as_stream
 from cmfah_hf.training.data.streams import PairStream
 
 AUGMENTING_COLUMN = "region_features_mirrored"
-_FIGURES = ("hamming/i2t/map", "hamming/t2i/map", "random/map")
 
 
 class RetrievalTask:
@@ -47,8 +46,8 @@ class RetrievalTask:
         # Pairs that are similar only to themselves have no similar training pairs, so evaluation pairs are searched.
         return eval_dataset if isinstance(self.measured, PairSimilarity) else without_augmentation(train_dataset)
 
-    def figures(self, queries: EvalLoopOutput, database: EvalLoopOutput) -> list[float]:
-        """MAP of images to texts, of texts to images, and of a random ranking."""
+    def metrics(self, queries: EvalLoopOutput, database: EvalLoopOutput, prefix: str) -> dict[str, float]:
+        """MAP in the mean of both directions, from images to texts, from texts to images, and of a random ranking."""
         # transformers annotates these as arrays or tuples of arrays; here, they are images and texts.
         labels_q: Any = queries.label_ids
         labels_db: Any = database.label_ids
@@ -57,17 +56,9 @@ class RetrievalTask:
         hash_q: Any = queries.predictions
         hash_db: Any = database.predictions
         found = self.evaluator(hash_q[0], hash_q[1], hash_db[0], hash_db[1], labels_q, labels_db)
-        return [found[name] for name in _FIGURES]
-
-    @staticmethod
-    def metrics(figures: Sequence[float], prefix: str) -> dict[str, float]:
-        """The metrics of an evaluation, from `figures`."""
-        i2t, t2i, random = figures
-        maps = {"map": (i2t + t2i) / 2, "map_i2t": i2t, "map_t2i": t2i, "map_random": random}
+        i2t, t2i = found["hamming/i2t/map"], found["hamming/t2i/map"]
+        maps = {"map": (i2t + t2i) / 2, "map_i2t": i2t, "map_t2i": t2i, "map_random": found["random/map"]}
         return {f"{prefix}_{name}": value for name, value in maps.items()}
-
-
-FIGURE_COUNT = len(_FIGURES)
 
 
 def without_augmentation(pairs: Any) -> Any:

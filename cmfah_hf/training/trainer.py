@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.data.similarity import Similarity
@@ -29,11 +30,11 @@ from cmfah_hf.training.data.streams import PairStream, StreamPart
 from cmfah_hf.training.hub_uploads import HubTrainer
 from cmfah_hf.training.loss_terms import LossTerms
 from cmfah_hf.training.players import ObjectiveCallback, PlayerUpdates, keep_whole
-from cmfah_hf.training.processes import broadcast_figures, broadcast_from_main, detached, gather_outputs, share_batches
+from cmfah_hf.training.processes import broadcast_from_main, detached, gather_outputs, share_batches
 from cmfah_hf.training.run_folder import held, make_output_folder, remove_unfinished, replacing_files
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.settings.ranges import taken
-from cmfah_hf.training.task import FIGURE_COUNT, RetrievalTask, numbered, without_augmentation
+from cmfah_hf.training.task import RetrievalTask, numbered, without_augmentation
 
 TRAINING_ARGS_NAME = "training_args.json"
 NO_BATCH = (
@@ -112,20 +113,16 @@ class CMFAHTrainer(HubTrainer):
         self.players = {player.name: PlayerUpdates(player, self) for player in self.pretraining.objective.players()}
         self.loss_terms = LossTerms()
         self.loss_is_scaled_for_ga = False
-        self._make_model_fit_for_processes()
+        use_global_statistics(self.pretraining)
+        broadcast_from_main([*self.pretraining.parameters(), *self.pretraining.buffers()], self.args.device)
+        if self.is_fsdp_enabled:
+            keep_whole(self.players.values(), self.accelerator.state.fsdp_plugin)
         self.store = CheckpointStore(self)
         self.add_callback(self.store)
         self.add_callback(ObjectiveCallback(self))
         self.add_callback(StreamPlaceCallback())
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
-
-    def _make_model_fit_for_processes(self) -> None:
-        model = self.pretraining
-        use_global_statistics(model)
-        broadcast_from_main([*model.parameters(), *model.buffers()], self.args.device)
-        if self.is_fsdp_enabled:
-            keep_whole(self.players.values(), self.accelerator.state.fsdp_plugin)
 
     @property
     def pretraining(self) -> CMFAHForPreTraining:
@@ -137,11 +134,6 @@ class CMFAHTrainer(HubTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # the parent's estimate is for language models, and counts all parameters in every step
-
-    @property
-    def schedules_by_metric(self) -> bool:
-        """Whether the schedules advance with the evaluations instead of the updates."""
-        return self.args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
     def create_optimizer(self, model=None):
         with taken(self.args, "optim", "optim_args"):
@@ -223,7 +215,7 @@ class CMFAHTrainer(HubTrainer):
 
     def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler: bool = False) -> dict[str, float]:
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        if self.schedules_by_metric and not skip_scheduler:
+        if self.args.schedules_by_metric and not skip_scheduler:
             metric = metrics[f"eval_{(self.args.metric_for_best_model or 'map').removeprefix('eval_')}"]
             for updates in self.players.values():
                 updates.step_schedule(metric)
@@ -292,11 +284,10 @@ class CMFAHTrainer(HubTrainer):
         if description == "Evaluation":
             database = self.task.searched(self.train_dataset, self.eval_dataset)
             found = self._predictions(self.get_test_dataloader(database), "Database", ignore_keys, "database")
-            own = self.task.figures(output, found) if self.is_world_process_zero() else None
+            metrics = [self.task.metrics(output, found, metric_key_prefix) if self.is_world_process_zero() else {}]
             # From the main process, so that all processes choose the same best model and stop together.
-            figures = broadcast_figures(own, FIGURE_COUNT, self.args.device)
-            metrics = self.task.metrics(figures, metric_key_prefix)
-            output = output._replace(metrics={**(output.metrics or {}), **metrics})
+            broadcast_object_list(metrics)
+            output = output._replace(metrics={**(output.metrics or {}), **metrics[0]})
         return output
 
     def _predictions(self, dataloader, description: str, ignore_keys, prefix: str) -> EvalLoopOutput:

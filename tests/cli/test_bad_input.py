@@ -253,7 +253,7 @@ CASES = {
     ),
     "train: no such configuration": (
         "train {root}/absent.yaml",
-        ["{root}/absent.yaml: there is no such configuration"],
+        ["{root}/absent.yaml: this configuration does not exist"],
     ),
     "train: malformed YAML": (
         "train {bad.yaml}",
@@ -393,7 +393,7 @@ def test_an_unknown_command_or_option_shows_the_usage(cmfah):
 def test_with_debugging_the_traceback_is_shown(monkeypatch, datasets_cache):
     monkeypatch.setenv("CMFAH_DEBUG", "1")
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
-    with pytest.raises(CMFAHError, match="there is no such configuration"):
+    with pytest.raises(CMFAHError, match="this configuration does not exist"):
         main(["train", "absent.yaml"])
 
 

@@ -130,7 +130,7 @@ def test_the_settings_make_another_run_like_it(push_run, hub, trained, tmp_path)
 
 def test_the_token_is_in_no_settings(scenes_folder, write_config, tmp_path):
     from cmfah_hf.training import parse_run
-    from cmfah_hf.training.settings.run_yaml import write_settings
+    from cmfah_hf.training.settings.configuration import write_settings
 
     given = ["--hub_token", "hf_secret", "--hub_model_id", "org/secret", "--report_to", "none", "--seed", "7"]
     run = parse_run(write_config(tmp_path / "c.yaml", data={"dataset": "scenes"}), [*given, "--output_dir", "/my/disk"])

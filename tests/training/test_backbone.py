@@ -179,7 +179,7 @@ def test_torchvision_s_own_weights(make_config, vgg_features, tmp_path, monkeypa
 
 
 def test_torchvision_has_none_for_another_backbone(tower):
-    with pytest.raises(CheckpointError, match="'torchvision' has weights for its VGGs alone"):
+    with pytest.raises(CheckpointError, match="'torchvision' only has weights for its VGGs"):
         load_backbone_weights(tower, "torchvision")
 
 

@@ -117,7 +117,7 @@ def test_files_that_cannot_be_used_are_known_though_the_list_fits(saved, kind, c
     damage(last)
     list_anew(last)
     assert find_checkpoint("last", saved) == saved / "checkpoint-3"
-    assert f"Passed over {last}: " in caplog.text
+    assert f"Skipped {last}: " in caplog.text
     assert words in caplog.text
     with pytest.raises(CheckpointError) as caught:
         find_checkpoint(str(last), saved)
@@ -158,7 +158,7 @@ def test_a_run_goes_on_from_the_one_before_the_damaged_one(saved, make_trainer, 
     trainer = make_trainer(make_model(), num_train_epochs=2, save_strategy="epoch", optim="adamw_torch")
     trainer.train(resume_from_checkpoint="last")
     assert trainer.state.global_step == 6
-    assert "Passed over" in caplog.text
+    assert "Skipped" in caplog.text
     assert damage_of(saved / "checkpoint-6") is None
 
 

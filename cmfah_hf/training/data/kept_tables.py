@@ -102,7 +102,7 @@ def kept_table(
             problem = damage(file, note, features, lengths)
             if problem is None:
                 return open_arrow(file, features, folder.name)
-            logger.warning("%s; it is made anew.", problem)
+            logger.warning("%s; it is computed again.", problem)
         with atomic_folder(folder, DataError) as temporary:
             make(temporary / _TABLE_NAME)
             Note(rows, rows, sha256_of(temporary / _TABLE_NAME), tuple(sources)).write(temporary / _NOTE_NAME)

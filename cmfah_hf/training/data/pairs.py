@@ -208,7 +208,7 @@ def _check_method(run: Run) -> None:
         if run.setting(name):
             off = "false" if name == "use_label_graph" else "0"
             raise DataError(
-                f"{run.method} makes its {what} of labels, and --similarity {run.data.similarity} goes without them; "
+                f"{run.method} builds its {what} from labels, which --similarity {run.data.similarity} does not use; "
                 f"give --similarity labels, --{name} {off}, or --method cmfah."
             )
 

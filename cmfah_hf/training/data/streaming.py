@@ -147,11 +147,11 @@ def _notes(narrow: Streams, is_resumed: bool, source: str, output: Path) -> dict
         try:
             kept = _kept_notes(path, texts)
         except DataError as error:
-            logger.warning("%s The rows are counted anew.", error)
+            logger.warning("%s The rows are counted again.", error)
         else:
             if {name: own.fingerprint for name, own in kept.items()} == names:
                 return kept
-            logger.warning("%s has changed since the run that is resumed; its rows are counted anew.", source)
+            logger.warning("%s has changed since the run that is resumed; its rows are counted again.", source)
     notes = {
         name: read_notes(narrow[name], source, texts if name == "train" else None) for name in ("train", "validation")
     }

@@ -216,7 +216,7 @@ class StreamPart(torch.utils.data.IterableDataset):
                 if passed_here < len(block):
                     yield block[passed_here:]
             if not found:
-                raise DataError("The stream gave no row to one of its readers; take more data or fewer workers.")
+                raise DataError("One reader of the stream has no rows; take more data or fewer workers.")
             turn += 1
 
     def _rows_in_order(self, worker: int, workers: int) -> Iterator[Row]:

@@ -265,12 +265,16 @@ class CMFAHTrainingArguments(TrainingArguments):
         if self.codes_update not in ("epoch", "batch"):
             raise CMFAHError(f"codes_update is {self.codes_update!r}; choose 'epoch' or 'batch'.")
 
+    @property
+    def schedules_by_metric(self) -> bool:
+        """Whether the schedules advance with the evaluations instead of the updates."""
+        return self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+
     def _check_choosing(self) -> None:
         """Rejects a choice by figures that no evaluation computes; the run would fail after its first epoch."""
-        by_metric = self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise CMFAHError("early_stopping_patience counts evaluations; give an eval_strategy other than 'no'.")
-        if not (self.load_best_model_at_end or by_metric or self.early_stopping_patience is not None):
+        if not (self.load_best_model_at_end or self.schedules_by_metric or self.early_stopping_patience is not None):
             return
         if (self.metric_for_best_model or "").removeprefix("eval_") not in METRICS:
             raise CMFAHError(

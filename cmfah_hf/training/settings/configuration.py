@@ -1,18 +1,22 @@
-"""Settings of a run from YAML files and the command line."""
+"""Settings of a run: read from YAML files and the command line, written to `run.yaml`, which repeats the run."""
 
 import argparse
 import difflib
 import os
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
+from cmfah_hf.atomic import write_text
 from cmfah_hf.documents import parse_yaml
-from cmfah_hf.errors import CMFAHError
+from cmfah_hf.errors import CheckpointError, CMFAHError
+from cmfah_hf.hub.model_folder import SETTINGS_NAME
 from cmfah_hf.methods import Objective, ObjectiveConfig, objective_class, registered_methods
 from cmfah_hf.models import MODELS, CMFAHConfig
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments, DataArguments
@@ -29,6 +33,14 @@ _NOT_FOR_HAND = {
     *("transformers_version", "return_dict", "dtype", "chunk_size_feed_forward", "is_encoder_decoder"),
     *("output_hidden_states", "objective", "class_concepts"),
 }
+# Settings of a single run: its folders, its reports, its machine.
+_OWN_TO_A_RUN = {
+    *("output_dir", "resume_from_checkpoint", "restore_callback_states_from_checkpoint", "use_cpu", "local_rank"),
+    *("report_to", "run_name", "project", "disable_tqdm", "log_level", "log_level_replica", "ddp_backend"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "push_to_hub"),
+    *("dataloader_persistent_workers", "do_train", "do_eval", "do_predict", "logging_dir"),
+}
+_PREFIXES_OWN_TO_A_RUN = ("hub_", "trackio_")
 
 
 @dataclass
@@ -255,7 +267,7 @@ def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
         first = rest.pop(0)
         if not first.startswith("--"):
             shown = "a value that may be a token" if first.startswith("hf_") else repr(first)
-            raise CMFAHError(f"{shown} is no argument; they are given as --name value.")
+            raise CMFAHError(f"{shown} is not an argument; give arguments as --name value.")
         name, equals, value = first.removeprefix("--").partition("=")
         if not equals:
             values = []
@@ -269,3 +281,49 @@ def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
 def _nearest(name: str, known: set[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}" if near else ""
+
+
+def write_settings(run: Run, folder: Path) -> Path:
+    """Writes the settings of a run that differ from the defaults to `run.yaml`; `parse_run` reads it.
+
+    Settings of this run only are left out: folders, logs, the machine, and everything about the Hub, such as its token.
+    """
+    settings = {
+        "model": {name: _plain(value) for name, value in run.model.items()},
+        "method": {"name": run.method, **{name: _plain(value) for name, value in run.objective.items()}},
+        "data": {"dataset": run.data.dataset, **_given(run.data, DataArguments())},
+        "training": _given(run.training, CMFAHTrainingArguments(use_cpu=run.training.use_cpu)),
+    }
+    path = folder / SETTINGS_NAME
+    text = yaml.safe_dump({name: values for name, values in settings.items() if values}, sort_keys=False)
+    head = f"# The settings of this model; to train it again: cmfah train {SETTINGS_NAME} --output_dir again"
+    write_text(path, f"{head}\n{text}", CheckpointError)
+    return path
+
+
+def _given(arguments: Any, defaults: Any) -> dict[str, Any]:
+    """The arguments that differ from the defaults and are not specific to one run."""
+    values = {argument.name: _plain(getattr(arguments, argument.name)) for argument in fields(arguments)}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in _OWN_TO_A_RUN
+        and not name.startswith(_PREFIXES_OWN_TO_A_RUN)
+        and value != _plain(getattr(defaults, name))
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A value as plain YAML."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    to_dict = getattr(value, "to_dict", None)
+    return _plain(to_dict()) if to_dict is not None else str(value)

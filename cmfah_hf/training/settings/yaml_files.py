@@ -37,7 +37,7 @@ def read_chain(path: str | os.PathLike) -> list[SettingsFile]:
     next_path: Path | None = Path(path)
     while next_path is not None:
         if any(os.path.realpath(file.path) == os.path.realpath(next_path) for file in chain):
-            raise CMFAHError(f"{next_path} extends itself, by way of {chain[-1].path}; remove one `{EXTENDS}`.")
+            raise CMFAHError(f"{next_path} extends itself, through {chain[-1].path}; remove one `{EXTENDS}`.")
         if len(chain) == MOST_FILES:
             raise CMFAHError(f"{path} extends a chain of more than {MOST_FILES} files; shorten it.")
         content = _read(next_path)
@@ -62,7 +62,7 @@ def merged(chain: list[SettingsFile]) -> Sections:
 def _read(path: Path) -> dict[str, Any]:
     """The content of one file: its sections, and `extends` if it is given."""
     if not os.path.exists(path):  # noqa: PTH110 - that of `Path` raises an error for a name that is too long
-        raise CMFAHError(f"{path}: there is no such configuration; hub_configs/ holds some to start from.")
+        raise CMFAHError(f"{path}: this configuration does not exist; there are examples in hub_configs/.")
     content = read_yaml(path) or {}
     if not isinstance(content, dict):
         raise CMFAHError(f"{path}: a configuration has the sections {', '.join(SECTIONS)}, each with its settings.")
@@ -82,5 +82,5 @@ def _base_of(path: Path, base: Any) -> Path:
         raise CMFAHError(f"{path}: {EXTENDS} is {short(base)}; give the path of one YAML file, relative to this file.")
     found = path.parent / base
     if not os.path.exists(found):  # noqa: PTH110 - as above
-        raise CMFAHError(f"{path} extends {short(base)}, and there is no such file; correct the path.")
+        raise CMFAHError(f"{path} extends {short(base)}, which does not exist; correct the path.")
     return found

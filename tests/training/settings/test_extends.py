@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.training import parse_run
-from cmfah_hf.training.settings.run_yaml import write_settings
+from cmfah_hf.training.settings.configuration import write_settings
 from cmfah_hf.training.settings.yaml_files import MOST_FILES, merged, read_chain
 
 VALUES = {
@@ -124,15 +124,15 @@ def test_run_yaml_holds_the_resolved_settings(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"run": "extends: run.yaml"}, "run.yaml extends itself, by way of"),
+        ({"run": "extends: run.yaml"}, "run.yaml extends itself, through"),
         ({"run": "extends: a.yaml", "a": "extends: b.yaml", "b": "extends: ./../here/a.yaml"}, "a.yaml extends itself"),
-        ({"run": "extends: gone.yaml"}, "run.yaml extends 'gone.yaml', and there is no such file"),
+        ({"run": "extends: gone.yaml"}, "run.yaml extends 'gone.yaml', which does not exist"),
         ({"run": "extends: a.yaml", "a": "extends: b/gone.yaml"}, "a.yaml extends 'b/gone.yaml', and there is no such"),
         ({"run": "extends: [a.yaml, b.yaml]"}, "run.yaml: extends is list; give the path of one YAML file"),
         ({"run": "extends:"}, "run.yaml: extends is None; give the path of one YAML file"),
         ({"run": "extends: /etc/passwd"}, "run.yaml: extends is '/etc/passwd'; give the path of one YAML file, rel"),
-        ({"run": 'extends: "a\\0b"'}, "run.yaml extends 'a\\\\x00b', and there is no such file"),
-        ({"run": f"extends: {'x' * 5000}"}, "and there is no such file"),
+        ({"run": 'extends: "a\\0b"'}, "run.yaml extends 'a\\\\x00b', which does not exist"),
+        ({"run": f"extends: {'x' * 5000}"}, "which does not exist"),
         ({"run": "extends: ."}, "is a folder; give a file"),
         ({"run": "extends: a.yaml", "a": "model: {hash_bit: 8}"}, "a.yaml: model has no setting 'hash_bit'; did you"),
         ({"run": "extends: a.yaml", "a": "data: {top_k: many}"}, "a.yaml, section data: argument --top_k"),
