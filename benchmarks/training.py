@@ -43,7 +43,7 @@ from cmfah_hf.methods import TrainingState
 from cmfah_hf.models.tokenization_cmfah import split_words
 from cmfah_hf.training import bundled_configuration
 from cmfah_hf.training.processes import detached
-from cmfah_hf.training.settings.yaml_files import read_settings
+from cmfah_hf.training.settings.yaml_files import merged, read_chain
 
 PARTS = ("regions", "pixels", "stream", "attention", "epoch", "paper")
 REGIONS, CHANNELS, CLASSES = 49, 512, 17  # of VGG19 at 224 pixels; of the COCO-derived pairs
@@ -84,7 +84,7 @@ class Setting:
 
 def configuration(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sections `model` and `training` of a configuration that comes with the package."""
-    settings = read_settings(bundled_configuration(f"{name}.yaml"))
+    settings = merged(read_chain(bundled_configuration(f"{name}.yaml")))
     return settings["model"], settings["training"]
 
 

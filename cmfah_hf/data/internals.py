@@ -1,21 +1,64 @@
-"""Private names of `datasets` that loading needs, all in one place."""
+"""Undocumented parts of `datasets`, in one place.
+
+`pyproject.toml` bounds `datasets` by the versions that these parts were tested with.
+"""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+from datasets.arrow_writer import ArrowWriter as ArrowWriter
+from datasets.features.features import _ArrayXDExtensionType
+from datasets.fingerprint import Hasher
 from datasets.iterable_dataset import ArrowExamplesIterable, _BaseExamplesIterable
+from datasets.table import MemoryMappedTable
+
+
+def is_arrow(dataset: datasets.IterableDataset) -> bool:
+    """Whether a stream consists of tables, so that reading them as tables needs no conversion."""
+    return dataset._ex_iterable.iter_arrow is not None
+
+
+def is_array(kind: pa.DataType) -> bool:
+    """Whether the type of a column is that of `Array2D` and its like."""
+    return isinstance(kind, _ArrayXDExtensionType)
 
 
 def fingerprint_of(dataset: datasets.Dataset) -> str:
-    """The name under which `datasets` caches what is computed from a data set."""
+    """The fingerprint of a map-style data set: its source and all operations on it."""
     return dataset._fingerprint
 
 
+def stream_fingerprint(dataset: datasets.IterableDataset) -> str:
+    """The fingerprint of a stream: its files and stages, not its position. It is the same in every process."""
+    return Hasher.hash([_described(dataset._ex_iterable), dataset.split])
+
+
+def _described(stage: Any) -> Any:
+    if isinstance(stage, (list, tuple)):
+        return [_described(part) for part in stage]
+    owner = getattr(stage, "__self__", None)
+    if isinstance(owner, datasets.DatasetBuilder):  # it also holds the path of its cache
+        return [type(owner).__name__, stage.__name__, getattr(owner.config, "generator", None)]
+    if not isinstance(stage, _BaseExamplesIterable):
+        return stage
+    # Names with an underscore are state, and the thread pool is not content.
+    values = {k: v for k, v in vars(stage).items() if not k.startswith("_") and k != "decoding_pool"}
+    return [type(stage).__name__, {name: _described(value) for name, value in values.items()}]
+
+
+def open_arrow(file: Path, features: datasets.Features, name: str) -> datasets.Dataset:
+    """An Arrow file as a memory-mapped data set, with `name` as its fingerprint."""
+    table = MemoryMappedTable.from_file(str(file)).replace_schema_metadata(None)
+    return datasets.Dataset(table, datasets.DatasetInfo(features=features), fingerprint=name)
+
+
 def resolved_features(dataset: datasets.IterableDataset) -> datasets.IterableDataset:
-    """The stream with its features; where none are declared, they are inferred from the first rows."""
+    """The stream with its features, which are inferred from the first rows if none are declared."""
     return dataset if dataset.features is not None else dataset._resolve_features()
 
 
@@ -31,6 +74,18 @@ def stream_of_tables(
         info=datasets.DatasetInfo(features=features),
         split=datasets.NamedSplit(split) if split else None,
     )
+
+
+def stream_arrow(files: list[str], features: datasets.Features, split: str | None = None) -> datasets.IterableDataset:
+    """A stream over Arrow files, one shard per file."""
+    return stream_of_tables(_read_arrow_files, {"file": files}, features, split)
+
+
+def _read_arrow_files(file: list[str]) -> Iterator[tuple[str, pa.Table]]:
+    for name in file:
+        with pa.memory_map(name) as source, pa.ipc.open_stream(source) as reader:
+            for number, batch in enumerate(reader):
+                yield f"{name} {number}", pa.Table.from_batches([batch])
 
 
 Guard = Callable[[Callable[[], Any]], Any]

@@ -1,4 +1,4 @@
-"""Metrics under ties, the evaluator of cross-media retrieval, plots, and the pointing game."""
+"""Retrieval metrics under ties, the evaluator of cross-media retrieval, plots, and the pointing game."""
 
 from cmfah_hf.evaluation.evaluator import METRICS, RANKINGS, RetrievalEvaluator
 

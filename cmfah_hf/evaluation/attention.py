@@ -13,7 +13,7 @@ class WordAttention(NamedTuple):
     """Attention between the words of a text and the regions of an image.
 
     Attributes:
-        words: The `W` words that the model knows, in their order.
+        words: The `W` known words, in their order.
         weights: `(R, W)`.
         grid: Rows and columns of the regions.
     """
@@ -27,15 +27,9 @@ class WordAttention(NamedTuple):
 def attention_of_words(model: CMFAHModel, processor: CMFAHProcessor, image: Any, text: str) -> WordAttention:
     """Attention weights between the regions and words of a pair.
 
-    If both sides attend, it is the product of two weights: the region's for the word (`[attention-v]`), which
-    distinguishes the words of a region, and the word's for the region (`[attention-t]`), which distinguishes the
-    regions of a word. The weight of a word of several tokens is the sum of theirs.
-
-    Args:
-        model: The towers.
-        processor: Their processor.
-        image: The image.
-        text: Its text.
+    If both modalities attend, they are products of two weights: of the region for the word (`[attention-v]`), which
+    distinguishes the words of a region, and of the word for the region (`[attention-t]`), which distinguishes the
+    regions of a word. The weight of a word of several tokens is the sum of their weights.
 
     Raises:
         QueryError: If the model has no attention, or no word is known.

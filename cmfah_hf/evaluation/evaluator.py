@@ -1,4 +1,4 @@
-"""Evaluation of cross-media retrieval from the codes of both modalities: figures for tables, curves for plots.
+"""Evaluation of cross-media retrieval from codes of both modalities: figures for tables, curves for plots.
 
 Shapes: `Q` queries, `N` database items, `K` bits, `C` classes, `L` levels of a ranking (see levels.py).
 """
@@ -24,11 +24,11 @@ from cmfah_hf.retrieval.codes import as_array, pack, round_for_aqd
 logger = logging.getLogger(__name__)
 
 RANKINGS = ("hamming", "aqd")
-# The codes of the queries, and those of the database.
+# The codes of queries and database, by direction.
 _SIDES = {"i2t": ("image_hash_q", "text_hash_db"), "t2i": ("text_hash_q", "image_hash_db")}
 DIRECTIONS = tuple(_SIDES)
 
-# By metric: how ties are broken, whether there is a depth k, and the variant of MAP@k.
+# The handling of ties, whether there is a depth k, and the variant of MAP@k, by metric.
 _MAP_METRICS = {
     "map": ("expected", False, None),
     "map@k": ("expected", True, None),
@@ -44,12 +44,11 @@ class RetrievalEvaluator:
     """Measures image-to-text and text-to-image retrieval by shared labels.
 
     Args:
-        metrics: A selection of `METRICS`:
-            `"map"`, the expected MAP over the whole database and over all orders of the ties;
-            `"map@k"`, the ranking cut after k items; `"map_dcmh@k"`, the first k *relevant* items (some published code
-            calls this MAP@k); the same three as `"map_stable"`, `"map_stable@k"` and `"map_stable_dcmh@k"`, with ties
-            in database order; `"precision@k"`, expected; `"random"`, the MAP of a random ranking; `"constant"`, the
-            expected MAP if every query had the code of the queries' mean.
+        metrics: A selection of `METRICS`: `"map"`, the expected MAP over the whole database and all orders of ties;
+            `"map@k"`, over the first k items; `"map_dcmh@k"`, over the first k *relevant* items (some published code
+            calls this MAP@k); `"map_stable"`, `"map_stable@k"` and `"map_stable_dcmh@k"`, the same with ties in
+            database order; `"precision@k"`, expected; `"random"`, the MAP of a random ranking; `"constant"`, the
+            expected MAP if every query had the code of the mean of all queries.
         ks: The depths of the metrics at k.
         ranking: `"hamming"`, `"aqd"` (`<z_q, B_x>`, `[aqd]`, see docs/method.md), or both.
 
@@ -76,25 +75,22 @@ class RetrievalEvaluator:
     def __call__(
         self, image_hash_q: Any, text_hash_q: Any, image_hash_db: Any, text_hash_db: Any, labels_q: Any, labels_db: Any
     ) -> dict[str, float]:
-        """Figures by name as plain floats: `"hamming/i2t/map"`, `"aqd/t2i/precision@10"`, `"random/map"`,
+        """Figures by name, such as `"hamming/i2t/map"`, `"aqd/t2i/precision@10"`, `"random/map"`, and
         `"constant/i2t/map"` (by Hamming distance).
 
-        `i2t` are image queries against the database's texts, `t2i` text queries against its images. A query with
-        nothing relevant counts 0 in every figure; `"queries_without_relevant"` is their number. `"queries"` and
-        `"database"` are the sizes, `"queries_without_labels"` and `"database_without_labels"` the rows without a label,
-        which are relevant to nothing.
+        `i2t` ranks the database's texts for image queries, `t2i` its images for text queries. Queries without relevant
+        items count as 0 in all figures; `"queries_without_relevant"` is their number. `"queries"` and `"database"` are
+        the sizes, `"queries_without_labels"` and `"database_without_labels"` the numbers of rows without labels.
 
         Args:
-            image_hash_q: `(Q, K)` continuous codes, or +-1, of the query images; NumPy, or PyTorch on any device.
-            text_hash_q: `(Q, K)`, of the query texts.
-            image_hash_db: `(N, K)`, of the database's images.
-            text_hash_db: `(N, K)`, of the database's texts.
-            labels_q: Multi-hot `(Q, C)`, or a list of label names for each row.
-            labels_db: Multi-hot `(N, C)`, or a list of label names for each row; the same kind as `labels_q`.
+            image_hash_q, text_hash_q: `(Q, K)` continuous codes, or +-1, of the queries; NumPy, or PyTorch on any
+                device.
+            image_hash_db, text_hash_db: `(N, K)`, of the database.
+            labels_q, labels_db: Multi-hot `(Q, C)` and `(N, C)`, or lists of label names for each row.
 
         Raises:
-            QueryError: On shapes or bits that do not fit together, codes of 0 and 1, a NaN, or no queries or database.
-                It names the argument.
+            QueryError: If shapes or bits do not fit, codes are 0 and 1 or NaN, or queries or database are empty. It
+                names the argument.
         """
         problem = _Problem(image_hash_q, text_hash_q, image_hash_db, text_hash_db, labels_q, labels_db)
         results: dict[str, float] = {}
@@ -125,13 +121,11 @@ class RetrievalEvaluator:
     def curves(
         self, image_hash_q: Any, text_hash_q: Any, image_hash_db: Any, text_hash_db: Any, labels_q: Any, labels_db: Any
     ) -> dict[str, dict[str, np.ndarray]]:
-        """Curves by name, such as `"hamming/i2t"`, and `"random"`, for the functions of plots.py.
+        """Curves by name, such as `"hamming/i2t"` and `"random"`, for the functions of plots.py.
 
-        Each has `precision` and `recall`, `(points,)` each: within every Hamming radius 0..K that holds an item of any
-        query; for AQD, whose scores have no common levels, at every depth of `k`. `k` are up to 60 depths from 1 to
-        `N`, evenly spaced on a logarithmic scale, with `precision_at_k`.
-
-        The arguments and errors are those of `__call__`.
+        Each has `precision` and `recall`, `(points,)` each: within every Hamming radius 0..K that contains an item; for
+        AQD, whose scores have no common levels, at every depth of `k`. `k` are up to 60 depths from 1 to `N`, evenly
+        spaced on a logarithmic scale, with `precision_at_k`. Arguments and errors are those of `__call__`.
         """
         problem = _Problem(image_hash_q, text_hash_q, image_hash_db, text_hash_db, labels_q, labels_db)
         size = len(problem.labels_db)
@@ -165,7 +159,7 @@ class RetrievalEvaluator:
         return curves
 
     def _per_query(self, problem: "_Problem", ranking: str, direction: str) -> dict[str, np.ndarray]:
-        """The chosen figures of one ranking and direction, `(Q,)` each."""
+        """The selected figures of one ranking and direction, `(Q,)` each."""
         parts: dict[str, list[np.ndarray]] = {}
         for ties in ("expected", "stable"):
             wanted = [m for m in self.metrics if m in _MAP_METRICS and _MAP_METRICS[m][0] == ties]

@@ -18,9 +18,9 @@ def read_label_graph(model: SCAHNForPreTraining | str | Path) -> "networkx.DiGra
         model: A model, or the folder or Hub id of a training run's model.
 
     Returns:
-        Classes as nodes with `count`, the number of training items that have the label. An edge from i to j, if j
-        co-occurs with i often enough, has `count`, the items that have both, `probability`, P(j | i), and `weight`, the
-        convolutions' weight. Self-loops are left out.
+        Classes as nodes with `count`, the number of training items with the label. Edges from i to j, if j co-occurs
+        with i often enough, have `count`, the number of items with both labels, `probability`, P(j | i), and `weight`,
+        that of the convolutions. Self-loops are left out.
 
     Raises:
         CheckpointError: If the model was trained without a label graph, is of another method, or cannot be loaded.

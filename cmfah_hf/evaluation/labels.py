@@ -1,4 +1,4 @@
-"""Labels of queries and database, names or multi-hot, as boolean matrices over the same classes.
+"""Conversion of labels, names or multi-hot, to boolean matrices over the same classes.
 
 Shapes: `Q` queries, `N` database items, `C` classes.
 """
@@ -8,21 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from cmfah_hf.data.labels import encode_labels as multi_hot
 from cmfah_hf.errors import HashIndexError, QueryError
 from cmfah_hf.retrieval.codes import as_array
 
 
 def encode_labels(labels_q: Any, labels_db: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides' labels as `(Q, C)` and `(N, C)` bool over the same classes.
+    """The labels of queries and database as `(Q, C)` and `(N, C)` bool over the same classes.
 
-    Args:
-        labels_q: Either a multi-hot matrix of 0 and 1 (NumPy, PyTorch, lists), or a list of label names for each row;
-            then the classes are the names of both sides, sorted. A row may have none.
-        labels_db: The same kind as `labels_q`.
+    Both are either multi-hot matrices of 0 and 1 (NumPy, PyTorch, lists), or lists of label names for each row, whose
+    sorted names are then the classes. Rows may be empty.
 
     Raises:
-        QueryError: If the two sides differ in kind or classes, have no rows, or hold something else. It names the
-        argument.
+        QueryError: If the two differ in type or classes, have no rows, or are neither. It names the argument.
     """
     given_q, given_db = _rows_or_array("labels_q", labels_q), _rows_or_array("labels_db", labels_db)
     for name, labels in (("labels_q", given_q), ("labels_db", given_db)):
@@ -40,7 +38,7 @@ def encode_labels(labels_q: Any, labels_db: Any) -> tuple[np.ndarray, np.ndarray
 
 
 def _rows_or_array(name: str, labels: Any) -> list | np.ndarray:
-    """A list of rows if they hold names or nothing at all, otherwise an array."""
+    """A list of rows if they contain names or are all empty, otherwise an array."""
     try:
         if (isinstance(labels, np.ndarray) and labels.dtype != object) or hasattr(labels, "detach"):
             return np.atleast_1d(as_array(labels))
@@ -62,16 +60,9 @@ def _encode_names(rows_q: list, rows_db: list) -> tuple[np.ndarray, np.ndarray]:
                 or not all(isinstance(entry, str) for entry in row)
             ):
                 raise QueryError(f"Row {number} of {name} is {row!r}; give a list of label names for every row.")
-    classes = sorted({entry for rows in (rows_q, rows_db) for row in rows for entry in row})
-    column = {entry: index for index, entry in enumerate(classes)}
-    encoded = []
-    for rows in (rows_q, rows_db):
-        # At least one column, so that rows without any label keep their shape.
-        multi_hot = np.zeros((len(rows), max(len(classes), 1)), bool)
-        for number, row in enumerate(rows):
-            multi_hot[number, [column[entry] for entry in row]] = True
-        encoded.append(multi_hot)
-    return encoded[0], encoded[1]
+    # At least one class, so that rows without labels keep their shape.
+    classes = sorted({entry for rows in (rows_q, rows_db) for row in rows for entry in row}) or [""]
+    return multi_hot(rows_q, classes, dtype=bool), multi_hot(rows_db, classes, dtype=bool)
 
 
 def _checked_multi_hot(name: str, labels: np.ndarray) -> np.ndarray:

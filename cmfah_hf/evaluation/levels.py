@@ -1,10 +1,10 @@
 """Counts per level of a ranking, from codes, scores and labels: the input of all metrics.
 
-A level is a set of tied items: those of one Hamming distance, or of one score. `n` is the number of its items, `r` the
-number of relevant ones among them.
+A level is a set of tied items, with one Hamming distance or score. `n` is the number of its items, `r` the number of
+relevant ones. Levels may be empty (`n = 0`), so the counts of several queries can share a matrix.
 
 Shapes: `Q` queries, `N` database items, `K` bits, `C` classes, `L` levels from the nearest to the farthest, `B` bytes
-of 8 classes each. Levels may be empty (`n = 0`), so counts of several queries can share a matrix.
+of 8 classes each. Packed codes are `(Q, K / 8)` and `(N, K / 8)` uint8, labels multi-hot `(Q, C)` and `(N, C)`.
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ import numpy as np
 from cmfah_hf.errors import QueryError
 from cmfah_hf.retrieval.codes import unpack
 
-# Query-item pairs whose scores are held at once: 32 MB of float32.
+# Maximum number of scores in memory: 32 MB of float32.
 _PAIRS_AT_ONCE = 1 << 23
 
 
 def hamming_distances(codes_q: np.ndarray, codes_db: np.ndarray) -> np.ndarray:
-    """`(Q, N)` int16 Hamming distances between packed codes, `(Q, K / 8)` and `(N, K / 8)` uint8."""
+    """`(Q, N)` int16 Hamming distances between packed codes."""
     _check_same_width(codes_q, codes_db)
     words_q, words_db = _words(codes_q), _words(codes_db)
     distances_QN = np.zeros((len(codes_q), len(codes_db)), np.int16)
@@ -29,7 +29,7 @@ def hamming_distances(codes_q: np.ndarray, codes_db: np.ndarray) -> np.ndarray:
 
 
 def relevance(labels_q: np.ndarray, labels_db: np.ndarray) -> np.ndarray:
-    """`(Q, N)` bool: whether query and item share at least one label. Labels are multi-hot, `(Q, C)` and `(N, C)`."""
+    """`(Q, N)` bool: whether query and item share at least one label."""
     if labels_q.shape[1] != labels_db.shape[1]:
         raise QueryError(f"The queries have {labels_q.shape[1]} classes, the database has {labels_db.shape[1]}.")
     labels_BQ, labels_BN = pack_labels(labels_q), pack_labels(labels_db)
@@ -54,20 +54,13 @@ def pack_labels(labels: np.ndarray) -> np.ndarray:
 def hamming_levels(
     codes_q: np.ndarray, codes_db: np.ndarray, labels_q: np.ndarray, labels_db: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Counts per Hamming distance 0..K: `n` and `r`, `(Q, K + 1)` int64 each. Holds one query's distances at a time.
-
-    Args:
-        codes_q: `(Q, K / 8)` packed codes.
-        codes_db: `(N, K / 8)` packed codes.
-        labels_q: `(Q, C)` multi-hot.
-        labels_db: `(N, C)` multi-hot.
-    """
+    """Counts `n` and `r` per Hamming distance 0..K of packed codes, `(Q, K + 1)` int64 each."""
     _check_same_width(codes_q, codes_db)
     labels_BQ, labels_BN = pack_labels(labels_q), pack_labels(labels_db)
     code_words_q, code_words_db = _words(codes_q), _words(codes_db)
     levels = codes_q.shape[1] * 8 + 1
     counts = np.empty((len(codes_q), 2, levels), np.int64)
-    # One histogram serves both counts: a relevant item's distance is shifted by the number of levels.
+    # One histogram for both counts: distances of relevant items are shifted by the number of levels.
     small = np.uint8 if 2 * levels <= 256 else np.uint16
     for query in range(len(codes_q)):
         keys_N = np.multiply(_relevant(labels_BQ[:, query], labels_BN), levels, dtype=small)
@@ -85,8 +78,8 @@ def score_levels(
     Args:
         scores: `(N,)`, larger is nearer.
         relevant: `(N,)` bool.
-        tie_tolerance: Scores tie with their neighbor in the ranking when they differ by no more than this.
-        ties: `"expected"` keeps a tie together as one level; `"stable"` breaks it by position, into levels of one item.
+        tie_tolerance: Maximum difference of tied neighbors in the ranking.
+        ties: `"expected"` counts a tie as one level; `"stable"` breaks it by position, into levels of one item.
     """
     if ties == "stable":
         order = np.argsort(-scores, kind="stable")
@@ -97,7 +90,7 @@ def score_levels(
         return np.ones(len(scores), np.int64), relevant[order].astype(np.int64)
     if ties != "expected":
         raise QueryError(f"Ties are broken as 'expected' or 'stable', not {ties!r}.")
-    # Two plain sorts and a search are several times faster than one argsort.
+    # Two sorts and a search are several times as fast as one argsort.
     ascending = np.sort(scores)
     starts = np.concatenate(([0], np.flatnonzero(np.diff(ascending) > tie_tolerance) + 1))
     level_of_relevant = np.searchsorted(ascending[starts], np.sort(scores[relevant]), side="right") - 1
@@ -114,15 +107,13 @@ def iterate_levels(
     labels_db: np.ndarray,
     ties: str = "expected",
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Counts `n` and `r`, `(queries, L)` each, for one batch of queries after the other, in order.
+    """Counts `n` and `r`, `(queries, L)` each, for successive batches of queries.
 
     Args:
         ranking: `"hamming"`, or `"aqd"` for `<z_q, B_x>` (`[aqd]`, see docs/method.md).
-        queries: Packed codes `(Q, K / 8)` for Hamming, `(Q, K)` rounded float32 continuous codes for AQD.
-        codes_db: `(N, K / 8)` packed codes.
-        labels_q: `(Q, C)` multi-hot.
-        labels_db: `(N, C)` multi-hot.
-        ties: See `score_levels`; distances and scores are exact here, so a tie is an equality.
+        queries: Packed codes for Hamming, `(Q, K)` rounded float32 continuous codes for AQD.
+        codes_db, labels_q, labels_db: As in `hamming_levels`.
+        ties: As in `score_levels`. Distances and scores are exact, so ties are equal.
     """
     if ranking == "hamming" and ties == "expected":
         yield hamming_levels(queries, codes_db, labels_q, labels_db)
@@ -139,7 +130,7 @@ def iterate_levels(
 
 
 def _relevant(query_B: np.ndarray, labels_BN: np.ndarray) -> np.ndarray:
-    # A query has few labels, so most bytes need no look: thousands of classes cost no more than a few.
+    # A query has few labels, so most bytes are skipped: the time does not grow with the number of classes.
     shared_N = np.zeros(labels_BN.shape[1], np.uint8)
     for byte in np.flatnonzero(query_B):
         shared_N |= labels_BN[byte] & query_B[byte]
@@ -147,7 +138,7 @@ def _relevant(query_B: np.ndarray, labels_BN: np.ndarray) -> np.ndarray:
 
 
 def _words(codes: np.ndarray) -> list[np.ndarray]:
-    """Packed codes cut into columns of the widest integers that fit, each `(N,)` and contiguous."""
+    """Packed codes as contiguous columns `(N,)` of the widest integers that fit."""
     size = next(size for size in (8, 4, 2, 1) if codes.shape[1] % size == 0)
     words = np.ascontiguousarray(codes).view(f"u{size}")
     return [np.ascontiguousarray(words[:, column]) for column in range(words.shape[1])]

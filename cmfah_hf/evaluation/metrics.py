@@ -1,12 +1,12 @@
 """Retrieval metrics under ties, as pure functions on arrays.
 
-Hash codes tie heavily, and the order inside a tie is arbitrary. Every figure is therefore the expectation over all
-orders of the tied items, each equally likely (McSherry and Najork, ECIR 2008), in closed form from the counts `(n, r)`
-per level of the ranking (see levels.py). A ranking without ties is the case of one item per level. An item is relevant
-if it shares at least one label with the query.
+Hash codes have many ties, and the order within a tie is arbitrary. Every figure is therefore the expectation over all
+orders of tied items with equal probabilities (McSherry and Najork, ECIR 2008), in closed form from the counts `(n, r)`
+per level of the ranking (see levels.py). A ranking without ties has one item per level. An item is relevant if it
+shares at least one label with the query.
 
-Shapes: `Q` queries, `N` database items, `L` levels, nearest first. `n`, `r` are `(Q, L)` integers: the items
-of a level, and the relevant ones among them. All results are float64, in [0, 1].
+Shapes: `Q` queries, `N` database items, `L` levels, nearest first. `n` and `r` are `(Q, L)` integers: the numbers of
+items and of relevant items in a level. All results are float64, in [0, 1].
 """
 
 from collections.abc import Sequence
@@ -14,19 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cmfah_hf.errors import QueryError
-from cmfah_hf.evaluation.levels import hamming_distances, relevance, score_levels
-
-__all__ = [
-    "average_precision",
-    "expected_average_precision",
-    "hamming_distances",
-    "mean_average_precision",
-    "precision_at_k",
-    "precision_recall_curve",
-    "random_ranking_map",
-    "recall_at_k",
-    "relevance",
-]
+from cmfah_hf.evaluation.levels import score_levels
 
 VARIANTS = (None, "dcmh")
 Counts = np.ndarray | int
@@ -42,15 +30,14 @@ def mean_average_precision(
     variant: str | None = None,
     tie_tolerance: float = 0.0,
 ) -> float:
-    """The mean of `average_precision` over the queries; a query with nothing relevant counts 0.
+    """The mean of `average_precision` over the queries; 0 for queries without relevant items.
 
     Example:
         >>> float(mean_average_precision(np.array([[3, 2, 2, 1]]), np.array([[True, False, True, False]])))
         0.9166666666666666
     """
-    return float(
-        average_precision(scores, relevant, ties=ties, k=k, variant=variant, tie_tolerance=tie_tolerance).mean()
-    )
+    precisions = average_precision(scores, relevant, ties=ties, k=k, variant=variant, tie_tolerance=tie_tolerance)
+    return float(precisions.mean())
 
 
 def average_precision(
@@ -65,17 +52,14 @@ def average_precision(
     """The average precision of each query, `(Q,)`.
 
     Args:
-        scores: `(Q, N)`, larger is nearer; of distances, give the negative (not of an unsigned type).
+        scores: `(Q, N)`, larger is nearer; negative distances (not of an unsigned type).
         relevant: `(Q, N)` bool.
-        ties: `"expected"` over all orders of the ties, or `"stable"`: a tie in the order of the database, as a stable
-            sort leaves it.
-        k: See `expected_average_precision`.
-        variant: See `expected_average_precision`.
-        tie_tolerance: Scores tie with their neighbor in the ranking when they differ by no more than this; 1e-6 suits
-            real-valued scores in float32.
+        ties: `"expected"`, over all orders of ties, or `"stable"`, with ties in database order.
+        k, variant: As in `expected_average_precision`.
+        tie_tolerance: Maximum difference of tied neighbors in the ranking; 1e-6 suits real-valued scores in float32.
 
     Raises:
-        QueryError: On differing shapes, an empty database, or a NaN.
+        QueryError: If the shapes differ, the database is empty, or a score is NaN.
     """
     scores, relevant = np.asarray(scores), np.asarray(relevant, dtype=bool)
     if scores.ndim != 2 or scores.shape != relevant.shape or not scores.size:
@@ -92,24 +76,18 @@ def average_precision(
 def expected_average_precision(
     n: np.ndarray, r: np.ndarray, k: int | None = None, variant: str | None = None
 ) -> np.ndarray:
-    """The expected average precision of each query over all orders of its ties, `(Q,)`; 0 where nothing is relevant.
+    """The expected average precision of each query over all orders of its ties, `(Q,)`; 0 without relevant items.
 
-    `AP = 1/R * sum over relevant items of the precision at their rank`. Without `k` it runs over the whole database
-    (MAP@ALL). With `k` there are two conventions, which differ by several points and are not comparable:
+    `AP = 1/R * sum over relevant items of the precision at their rank`. Without `k`, the sum is over the whole database
+    (MAP@ALL). For MAP@k there are two conventions, which differ by several points and are not comparable:
 
-    - `variant=None`: the ranking is cut after `k` items; the mean is over the relevant ones above the cut, however few
-      (0 if there are none). Most hashing code and torchmetrics mean this by MAP@k.
-    - `variant="dcmh"`: the mean is over the first `k` *relevant* items, however deep. DCMH's published code, and much
-      code derived from it, calls this MAP@k.
-
-    Args:
-        n: `(Q, L)`, the number of items in each level.
-        r: `(Q, L)`, the number of relevant items in each level.
-        k: The depth, or None for the whole database.
-        variant: None or `"dcmh"`.
+    - `variant=None`: the mean over the relevant items among the first `k` (0 without any), as in most hashing code and
+      torchmetrics.
+    - `variant="dcmh"`: the mean over the first `k` *relevant* items at any depth, as in the published code of DCMH and
+      code derived from it.
 
     Raises:
-        QueryError: On an unknown variant, or a `k` below 1.
+        QueryError: If the variant is unknown, or `k` is below 1.
     """
     if variant not in VARIANTS:
         raise QueryError(f"There is no variant {variant!r} of MAP@k; choose None or 'dcmh'.")
@@ -131,7 +109,7 @@ def expected_average_precision(
     if k is None:
         return sums_Q / np.maximum(relevant_Q, 1)
     result = sums_Q / np.maximum(np.where(whole, r, 0).sum(axis=1), 1)
-    # At most one level of a query is cut in two, where the ranking (or its count of relevant items) passes k.
+    # At most one level of a query is divided, in which the rank (or the number of relevant items) passes k.
     before, size = (before_n, n) if variant is None else (before_r, r)
     for query, level in np.argwhere((before < k) & (before + size > k) & (r > 0)):
         at_n, at_r, size_n, size_r = (int(counts[query, level]) for counts in (before_n, before_r, n, r))
@@ -141,41 +119,26 @@ def expected_average_precision(
 
 
 def random_ranking_map(relevant: np.ndarray, database_size: int) -> float:
-    """The exact MAP@ALL of an order drawn at random: everything in one tie.
-
-    Args:
-        relevant: `(Q,)`, the number of relevant items in the database for each query.
-        database_size: `N`.
-    """
+    """The expected MAP@ALL of a random order, for the numbers of relevant items `(Q,)` and a database of `N` items."""
     r = np.asarray(relevant, dtype=np.int64)[:, None]
     return float(expected_average_precision(np.full_like(r, database_size), r).mean())
 
 
 def precision_at_k(n: np.ndarray, r: np.ndarray, ks: Depths) -> np.ndarray:
-    """The expected share of relevant items among the first `k`, `(Q, len(ks))`; places beyond the database count as
-    irrelevant.
-
-    Args:
-        n: `(Q, L)`, the number of items in each level.
-        r: `(Q, L)`, the number of relevant items in each level.
-        ks: The depths.
-    """
+    """The expected precision of the first `k` items, `(Q, len(ks))`; ranks beyond the database count as irrelevant."""
     return _expected_relevant(n, r, ks) / np.asarray(ks)
 
 
 def recall_at_k(n: np.ndarray, r: np.ndarray, ks: Depths) -> np.ndarray:
-    """The expected share of a query's relevant items among the first `k`, `(Q, len(ks))`; 0 if it has none.
-
-    The arguments are those of `precision_at_k`.
-    """
+    """The expected recall of the first `k` items, `(Q, len(ks))`; 0 for queries without relevant items."""
     return _expected_relevant(n, r, ks) / np.maximum(np.sum(r, axis=1), 1)[:, None]
 
 
 def precision_recall_curve(n: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall of taking everything down to each level, `(L,)` each: for Hamming, within each radius.
+    """Precision and recall of all items up to each level, `(L,)` each: for Hamming, within each radius.
 
-    Levels must mean the same for all queries. Precision is the mean over the queries that find anything within the
-    level (NaN where none does), recall that over the queries that have anything relevant.
+    Levels must have the same meaning for all queries. Precision is the mean over queries with items up to the level
+    (NaN without any), recall the mean over queries with relevant items.
     """
     found_n, found_r = np.cumsum(n, axis=1), np.cumsum(r, axis=1)
     finds = found_n > 0
@@ -187,20 +150,19 @@ def precision_recall_curve(n: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _expected_relevant(n: np.ndarray, r: np.ndarray, ks: Depths) -> np.ndarray:
-    # Within a level the expectation grows by r / n an item: it is linear between the levels' ends.
+    # Within a level, the expectation increases by r / n per item: it is linear between the ends of levels.
     ends_n, ends_r = (np.pad(np.cumsum(counts, axis=1), ((0, 0), (1, 0))) for counts in (n, r))
     return np.stack([np.interp(ks, *ends) for ends in zip(ends_n, ends_r, strict=True)])
 
 
 def _precision_sum(before_n: Counts, before_r: Counts, n: Counts, r: Counts) -> np.ndarray:
-    """The expected sum of the precisions at the relevant items of one level.
+    """The expected sum of the precisions at the relevant items of a level of `n` items, `r` of them relevant.
 
-    The level has `n` items, `r` of them relevant, and follows `before_n` items with `before_r` relevant.
-
-    The item at place i of the level is relevant with r / n, and if so, (i - 1)(r - 1) / (n - 1) relevant ones of its
-    level are expected before it. Summed over i, only the harmonic difference `sum 1 / (before_n + i)` remains.
+    The level follows `before_n` items with `before_r` relevant. Its i-th item is relevant with probability r / n, and
+    then (i - 1)(r - 1) / (n - 1) relevant items of its level are expected before it. In the sum over i, only the
+    harmonic difference `sum 1 / (before_n + i)` remains.
     """
-    # One item alone has its precision exactly, so that an order without ties gives round figures.
+    # The precision of a single item is exact, so that rankings without ties have exact figures.
     harmonic = np.where(n == 1, 1 / (before_n + 1), _harmonic_difference(before_n, n))
     others = (r - 1) / np.maximum(n - 1, 1)
     return r / n * ((before_r + 1) * harmonic + others * (n - (before_n + 1) * harmonic))
@@ -211,11 +173,10 @@ _HARMONIC_NUMBERS = np.concatenate(([0.0], np.cumsum(1 / np.arange(1, _SERIES_FR
 
 
 def _harmonic_difference(start: Counts, count: Counts) -> np.ndarray:
-    """`sum of 1 / (start + i) over i = 1..count`, to float64's last digits.
+    """The sum of `1 / (start + i)` over i = 1..count, to the last digits of float64.
 
-    A difference of two harmonic numbers would lose the digits that a short level deep in a large database needs. So
-    only the first 64 come from a table; from there on, the logarithms of the asymptotic series are subtracted in
-    closed form.
+    The difference of two harmonic numbers would lose digits for short levels deep in large databases. Only the first 64
+    are therefore from a table; beyond, the logarithms of the asymptotic series are subtracted in closed form.
     """
     start = np.asarray(start)
     end = start + count
@@ -231,10 +192,10 @@ def _series_rest(x: np.ndarray) -> np.ndarray:
 
 
 def _cut_by_rank(precisions: float, before_n: int, before_r: int, n: int, r: int, k: int) -> float:
-    """AP@k where the ranking is cut inside a level, given the sum of precisions above that level.
+    """AP@k if the cut is within a level, given the sum of precisions before that level.
 
-    How many relevant items of the level stand above the cut is hypergeometric; given their number, their places are
-    uniform, so each case is a whole level of its own.
+    The number of relevant items before the cut is hypergeometric. Given this number, their positions are uniform, so
+    each case is equivalent to a complete level.
     """
     places = k - before_n
     found = np.arange(max(0, places - (n - r)), min(places, r) + 1)
@@ -244,11 +205,11 @@ def _cut_by_rank(precisions: float, before_n: int, before_r: int, n: int, r: int
 
 
 def _cut_by_relevant(precisions: float, before_n: int, before_r: int, n: int, r: int, k: int) -> float:
-    """AP over the first `k` relevant items, the k-th inside a level, given the sum of precisions above that level.
+    """AP over the first `k` relevant items, the k-th within a level, given the sum of precisions before that level.
 
-    The item at place i counts if it is relevant and fewer than `wanted` relevant ones of its level stand before it.
-    With X of those, its precision is (before_r + 1 + X) / (before_n + i), and `E[X; X < wanted]` is the expectation of
-    X times a probability of the same kind for a population that is smaller by one.
+    The i-th item counts if it is relevant and fewer than `wanted` relevant items of its level precede it. If X precede
+    it, its precision is (before_r + 1 + X) / (before_n + i), and `E[X; X < wanted]` is the expectation of X times a
+    probability of the same form for a population that is smaller by one.
     """
     wanted = k - before_r
     i = np.arange(1, n + 1)
@@ -259,9 +220,9 @@ def _cut_by_relevant(precisions: float, before_n: int, before_r: int, n: int, r:
 
 
 def _fewer_probability(population: int, successes: int, wanted: int) -> np.ndarray:
-    """The chance of fewer than `wanted` (<= `successes`) successes in 0, 1, ..., `population` draws.
+    """The probability of fewer than `wanted` (<= `successes`) successes in 0, 1, ..., `population` draws.
 
-    Nothing is put back, so that is the chance that the last wanted one comes later than those draws.
+    Draws are without replacement, so it is the probability that the last wanted success comes after them.
     """
     if wanted == 0:
         return np.zeros(population + 1)

@@ -1,4 +1,7 @@
-"""Plots of results: precision-recall curves, precision at k, attention over an image, answers, a label graph."""
+"""Plots of results: precision-recall curves, precision at k, attention over an image, search results, label graphs.
+
+Figures are matplotlib `Figure` objects instead of pyplot's: without windows or global state, and usable in any thread.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from cmfah_hf.evaluation.drawing import COLORS, DASHES, INK, new_plot, style_axes, write_plot
+from cmfah_hf.atomic import atomic_file
 from cmfah_hf.evaluation.pointing import Boxes, boxes_by_word, region_weights
 from cmfah_hf.retrieval.codes import as_array
 
@@ -24,21 +27,52 @@ if TYPE_CHECKING:
 
 Curves = Mapping[str, Mapping[str, np.ndarray]]
 
+# Distinguishable with any color vision (Okabe and Ito); the dashes distinguish neighbors in grayscale.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255")
+DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 1.2)))
+INK, FAINT = "#22262B", "#D9DDE2"
 _LABELS = {"hamming": "Hamming", "aqd": "AQD", "i2t": "image → text", "t2i": "text → image", "random": "random order"}
 
 
+def new_plot(title: str | None = None) -> tuple[Figure, Axes]:
+    """An empty plot with one pair of axes and a title."""
+    figure = Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    if title:
+        axes.set_title(title, fontsize=12, color=INK, loc="left", weight="bold", parse_math=False)
+    return figure, axes
+
+
+def style_axes(axes: Axes) -> None:
+    """Applies the common style to grid, spines and legend."""
+    axes.grid(color=FAINT, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#8B929A")
+    axes.tick_params(colors=INK, labelsize=9)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+
+
+def write_plot(figure: Figure, path: str | os.PathLike) -> Path:
+    """Writes a figure atomically, in the format of the path's suffix, by default PNG."""
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix[1:].lower() or "png", facecolor="white")
+    return Path(path)
+
+
 def plot_precision_recall(curves: Curves, path: str | os.PathLike, title: str | None = None) -> Path:
-    """Draws the precision-recall curves of `RetrievalEvaluator.curves` into a PNG (or whatever `path` ends in).
+    """Plots the precision-recall curves of `RetrievalEvaluator.curves`.
 
     Args:
-        curves: By name, each with `precision` and `recall`. The name `"random"` is drawn as a gray baseline. Curves
-            of several methods can share a plot, under names of your own.
-        path: The file; its folder is made.
+        curves: By name, each with `precision` and `recall`; `"random"` is drawn as a gray baseline. Curves of several
+            methods can share a plot, under any names.
+        path: The file, in the format of its suffix; its folder is created.
         title: A line above the plot.
     """
     figure, axes = new_plot(title)
     for name, curve, style in _styled(curves):
-        # One point alone (an exhaustive tie) would be no line at all.
+        # A single point, as of one tie of all items, would not be visible as a line.
         marker = "o" if len(curve["recall"]) == 1 else None
         axes.plot(curve["recall"], curve["precision"], marker=marker, label=_label(name), **style)
     axes.set(xlabel="Recall", ylabel="Precision", xlim=(0, 1))
@@ -46,12 +80,9 @@ def plot_precision_recall(curves: Curves, path: str | os.PathLike, title: str | 
 
 
 def plot_precision_at_k(curves: Curves, path: str | os.PathLike, title: str | None = None) -> Path:
-    """Draws precision over the number of retrieved items, on a logarithmic axis.
+    """Plots precision over the number of retrieved items, on a logarithmic axis; see `plot_precision_recall`.
 
-    Args:
-        curves: By name, each with `k` and `precision_at_k`; see `plot_precision_recall`.
-        path: The file; its folder is made.
-        title: A line above the plot.
+    Each of the curves has `k` and `precision_at_k`.
     """
     figure, axes = new_plot(title)
     for name, curve, style in _styled(curves):
@@ -71,17 +102,15 @@ def plot_attention(
     boxes: Boxes | None = None,
     region_grid: tuple[int, int] | None = None,
 ) -> Path:
-    """Draws the image, and one panel per word in which the regions that the word attends to are highlighted.
-
-    All panels share one scale from 0, so uniform attention looks uniform.
+    """Plots the image, and one panel per word with its attention to the regions, on a common scale from 0.
 
     Args:
-        image: The image; the region grid covers all of it.
-        weights: `(R, W)`, how much each word attends to each region (`[attention-t]`, see docs/method.md), or `(R,)` of
+        image: The image, which the region grid covers completely.
+        weights: `(R, W)`, attention of each word to each region (`[attention-t]`, see docs/method.md), or `(R,)` of
             one word.
         words: The `W` words.
-        path: The file; its folder is made.
-        boxes: The boxes of the objects that the words name, drawn if given; see `pointing.Boxes`.
+        path: The file; its folder is created.
+        boxes: Boxes of the objects that the words name, which are drawn; see `pointing.Boxes`.
         region_grid: Rows and columns of the grid; a square by default.
 
     Raises:
@@ -107,7 +136,7 @@ def plot_attention(
         heat = Image.fromarray(weights_R.reshape(grid).astype(np.float32)).resize(image.size, Image.Resampling.BICUBIC)
         heat = np.clip(np.asarray(heat), 0, scale.vmax)
         panel.imshow(image.convert("L"), cmap="gray", vmin=-90, vmax=285)
-        # Weak attention stays transparent, so that the image remains visible under it.
+        # Weak attention is transparent, so that the image is visible.
         panel.imshow(heat, cmap=colors, norm=scale, alpha=0.8 * np.sqrt(scale(heat)))
         panel.set_title(word, fontsize=11, color=INK, weight="bold", parse_math=False)
         for left, top, right, bottom in its_boxes:
@@ -123,13 +152,13 @@ def plot_attention(
 def plot_results(
     query: str | Image.Image, images: Sequence[Image.Image], titles: Sequence[str], path: str | os.PathLike
 ) -> Path:
-    """Draws the images that answer a query side by side, nearest first.
+    """Plots the images that a search found side by side, nearest first.
 
     Args:
-        query: The text of the query, or its image, which is drawn first.
-        images: The answers.
-        titles: A line above each answer, such as its score.
-        path: The file; its folder is made.
+        query: The text or image of the query. An image is drawn first.
+        images: The results.
+        titles: A line above each result, such as its score.
+        path: The file; its folder is created.
     """
     shown = list(zip(images, titles, strict=True))
     if isinstance(query, Image.Image):
@@ -145,13 +174,9 @@ def plot_results(
 
 
 def plot_label_graph(graph: "networkx.DiGraph[str]", path: str | os.PathLike) -> Path:
-    """Draws a label graph of `read_label_graph`: the labels on a circle, an arrow to each label that co-occurs.
+    """Plots a graph of `read_label_graph`: labels on a circle, with arrows to labels that co-occur with them.
 
-    A dot's area grows with the number of items that have the label, an arrow's width with the probability.
-
-    Args:
-        graph: Nodes with `count`, edges with `probability`.
-        path: The file; its folder is made.
+    The area of a dot grows with the number of items with the label, the width of an arrow with the probability.
     """
     names = list(graph)
     size = min(14.0, 5.0 + 0.07 * len(names))

@@ -1,4 +1,4 @@
-"""Pointing game: whether a word's attention is strongest inside the box of the object that the word names.
+"""Pointing game: whether the attention of a word is strongest within the box of the object that it names.
 
 Shapes: `R` regions in row-major order over a grid that covers the whole image, `W` words.
 """
@@ -16,19 +16,17 @@ Box = Sequence[float]
 """Left, top, right, bottom, in pixels of the image."""
 
 Boxes = Mapping[str, Sequence[Box]] | Sequence[Sequence[Box]]
-"""The boxes of the objects that words name: by word, or one list a word in their order. A word may have several or
-none."""
+"""Boxes of the objects that words name, by word or as one list per word. A word may have several boxes or none."""
 
 
 class PointingResult(NamedTuple):
     """Sums of one image; add them over images (`chance` weighted by `total`) before dividing.
 
     Attributes:
-        hits: Words whose strongest region has its center in one of the word's boxes. Regions that tie for the strongest
-            share the hit, so that uniform attention scores chance.
-        total: Words that have a box.
-        chance: The mean share of region centers inside the boxes, the expected hits of random pointing. 0 if no word
-            has a box.
+        hits: The number of words whose strongest region has its center in one of their boxes. A tie counts as the mean
+            of its regions, so that uniform attention has the score of chance.
+        total: The number of words with a box.
+        chance: The mean share of region centers within the boxes: the score of random regions; 0 without boxes.
     """
 
     hits: float
@@ -46,9 +44,9 @@ def pointing_game(
     """Plays the pointing game on one image.
 
     Args:
-        weights_RW: `(R, W)`, how much each word attends to each region (`[attention-t]`, see docs/method.md).
+        weights_RW: `(R, W)`, attention of each word to each region (`[attention-t]`, see docs/method.md).
         words: The `W` words. Those without a box are left out.
-        boxes: See `Boxes`.
+        boxes: As in `Boxes`.
         image_size: Width and height of the image, in pixels.
         region_grid: Rows and columns of the grid; a square by default.
 
@@ -88,7 +86,7 @@ def region_weights(
 
 
 def boxes_by_word(words: Sequence[str], boxes: Boxes) -> list[list[Box]]:
-    """One list of boxes a word, in the words' order."""
+    """One list of boxes per word."""
     found = [boxes.get(word, ()) for word in words] if isinstance(boxes, Mapping) else list(boxes)
     if len(found) != len(words):
         raise QueryError(

@@ -1,4 +1,4 @@
-"""Experiments: grids of runs, their results as files, and tables, tests and plots of them."""
+"""Experiments: grids of runs, files of results, and tables, significance tests and plots."""
 
 from cmfah_hf.lazy import lazy_names
 

@@ -15,7 +15,7 @@ from cmfah_hf.training import CMFAHTrainingArguments, bundled_configuration
 from cmfah_hf.training.evaluate import PROTOCOLS as ENCODINGS
 from cmfah_hf.training.settings.arguments import PROTOCOLS, DataArguments
 
-# Methods that are not trained by `cmfah train`, by the value of `reference`.
+# Values of `reference`: methods that `cmfah train` does not train.
 REFERENCES = ("linear",)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 _KEYS = ("title", "data", "methods", "variants", "bits", "seeds", "protocols", "encodings", "settings")
@@ -28,14 +28,14 @@ class GridRun:
 
     Attributes:
         data, method, variant: Their names in the grid.
-        bits: The code length; None for a reference that has no codes.
+        bits: The code length; None for a reference without codes.
         protocol: `"seen"` or `"unseen"`, see `DataArguments`.
-        seed: The training's seed.
-        title: The method and variant in words, for tables.
-        config: The configuration that `cmfah train` would take.
-        settings: Settings that take precedence over it.
-        encodings: `"single"`, and `"paired"` where the queries are also encoded with their partners.
-        reference: None, or one of `REFERENCES` that takes the place of a training.
+        seed: The seed of the training.
+        title: The name of method and variant in tables.
+        config: The configuration for `cmfah train`.
+        settings: Settings that take precedence over the configuration.
+        encodings: `"single"`, and `"paired"` if queries are also encoded with their partners.
+        reference: None, or one of `REFERENCES` instead of a training.
     """
 
     data: str
@@ -52,7 +52,7 @@ class GridRun:
 
     @property
     def name(self) -> str:
-        """The run's folder below the grid's output, and what `--only` is matched against."""
+        """The folder of the run below the grid's output; `--only` matches it."""
         size = "real" if self.bits is None else f"{self.bits}-bits"
         return f"{self.data}/{self.method}/{self.variant}/{size}/{self.protocol}/seed-{self.seed}"
 
@@ -63,13 +63,13 @@ class GridRun:
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid as it was read: its title and its runs, in the order of the file."""
+    """The title of a grid and its runs, in the order of its file."""
 
     title: str
     runs: tuple[GridRun, ...]
 
     def only(self, patterns: Sequence[str]) -> list[GridRun]:
-        """The runs whose names match one of the patterns, such as `*/scahn/*/seed-0`; all without a pattern.
+        """The runs whose names match one of the patterns, such as `*/scahn/*/seed-0`; all runs without patterns.
 
         Raises:
             CMFAHError: If a pattern matches no run.
@@ -83,11 +83,11 @@ class Grid:
 def read_grid(path: str | Path) -> Grid:
     """Reads a grid.
 
-    A grid is a YAML file. `methods` are its only required key: by name, each with a `config` (a configuration of
-    `cmfah train`, next to the grid or bundled), or a `reference`, and optionally a `title`, `settings` and `variants`
-    of its own. `data` and `variants` map names to settings; a variant may have a `title`. `{data}` in a configuration's
-    name or in a setting is the name of the data set. `bits`, `seeds`, `protocols` and `encodings` are lists, `settings`
-    are those of all runs.
+    A grid is a YAML file. Its only required key is `methods`: by name, each with a `config` (a configuration of
+    `cmfah train`, next to the grid or bundled) and optionally its own `reference`, `title`, `settings` and `variants`.
+    `data` and `variants` map names to settings; a variant may have a `title`. `{data}` in the name of a configuration
+    or in a setting is replaced by the name of the data set. `bits`, `seeds`, `protocols` and `encodings` are lists, and
+    `settings` apply to all runs.
 
     Raises:
         CMFAHError: If the file cannot be read or is not such a grid. It names the file and the key.
@@ -114,14 +114,18 @@ def read_grid(path: str | Path) -> Grid:
         if reference is not None:
             variants = {"full": {}}
         for variant, of_variant in variants.items():
-            title = of_variant.get("title") or _title(str(method.get("title") or method_name), variant, len(variants))
+            plain = str(method.get("title") or method_name)
+            title = of_variant.get("title") or (plain if len(variants) == 1 else f"{plain} ({variant})")
             own = {name: value for name, value in of_variant.items() if name != "title"}
             sizes: list[int | None] = [None] if reference is not None else [*bits]
             for size, protocol, seed in product(sizes, protocols, seeds if reference is None else seeds[:1]):
                 settings = {**general, **of_data, **of_method, **own, "seed": seed, "protocol": protocol}
                 if size is not None:
                     settings["hash_bits"] = size
-                settings = {name: _filled(value, data_name) for name, value in settings.items()}
+                settings = {
+                    name: value.replace("{data}", data_name) if isinstance(value, str) else value
+                    for name, value in settings.items()
+                }
                 runs.append(
                     GridRun(
                         *(data_name, method_name, variant, size, protocol, seed, title, config, settings),
@@ -145,10 +149,6 @@ def as_arguments(settings: Mapping[str, Any]) -> list[str]:
     return arguments
 
 
-def _title(method: str, variant: str, variants: int) -> str:
-    return method if variants == 1 else f"{method} ({variant})"
-
-
 def _config(path: Path, method: str, name: str, data: str) -> Path:
     if not name:
         raise CMFAHError(f"{path}: {method} names no config; give a configuration of `cmfah train`.")
@@ -157,12 +157,8 @@ def _config(path: Path, method: str, name: str, data: str) -> Path:
     return sibling if sibling.is_file() else bundled_configuration(name)
 
 
-def _filled(value: Any, data: str) -> Any:
-    return value.replace("{data}", data) if isinstance(value, str) else value
-
-
 def _named(path: Path, key: str, value: Any) -> dict[str, dict[str, Any]]:
-    """A mapping of names to mappings, or a list of names; names can be folders."""
+    """A mapping of names to mappings, or a list of names. Names must be valid folder names."""
     if isinstance(value, list):
         value = dict.fromkeys(map(str, value))
     named = {str(name): own for name, own in _mapping(path, key, value).items()}

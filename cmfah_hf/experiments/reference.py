@@ -1,4 +1,4 @@
-"""Linear reference: real-valued logistic regression on frozen regions and words, its C chosen on validation pairs.
+"""Linear reference: logistic regression on frozen regions and words, whose C is chosen on validation pairs.
 
 Shapes: `N` items, `D` features, `C` classes, `Q` queries.
 """
@@ -23,9 +23,9 @@ from cmfah_hf.training.settings.configuration import Run
 
 logger = logging.getLogger(__name__)
 
-# Inverse strengths of regularization among which the validation pairs choose, for each modality.
+# Candidates of the inverse regularization strength of each modality.
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-# A fit that has not converged after this many steps is used as it is.
+# Maximum steps of a fit, which is then used even if it has not converged.
 _MOST_STEPS = 1000
 _MODALITIES = ("image", "text")
 _DIRECTIONS = {"i2t": ("image", "text"), "t2i": ("text", "image")}
@@ -33,7 +33,7 @@ _DIRECTIONS = {"i2t": ("image", "text"), "t2i": ("text", "image")}
 
 @dataclass(frozen=True)
 class Items:
-    """Items as the reference reads them: features `(N, D)` by modality, and labels `(N, C)` bool."""
+    """Features `(N, D)` by modality, and labels `(N, C)` bool."""
 
     features: Mapping[str, Any]
     labels: np.ndarray
@@ -42,14 +42,15 @@ class Items:
 def linear_reference(run: Run, output: Path) -> list[dict[str, Any]]:
     """The figures of the linear reference on the data of a run, as rows of results.
 
-    One logistic regression a class and modality; items are ranked by the cosine of their class posteriors, which are
-    not hashed. Images: the mean of their regions, of length 1. Texts: the binary words that two texts have, English
-    stop words left out. Of `STRENGTHS`, the validation queries choose one for each modality, ranked against the
-    database of the run's protocol; then all pairs but the held-out database are fitted.
+    There is one logistic regression per class and modality, and items are ranked by the cosine of their class
+    posteriors, without hashing. Features of images are the normalized mean of their regions; features of texts are
+    binary words that occur in at least two texts, without English stop words. The validation queries choose one of
+    `STRENGTHS` for each modality, ranked against the database of the run's protocol. All pairs except the held-out
+    database are then fitted.
 
     Args:
         run: A run with a frozen image backbone; only its data and backbone are used.
-        output: A folder for what reading the data leaves.
+        output: A folder for files that reading the data creates.
 
     Raises:
         DataError: If the backbone is not frozen, or a split has no labels.
@@ -73,7 +74,7 @@ def linear_reference(run: Run, output: Path) -> list[dict[str, Any]]:
 
 
 def read_items(splits: Mapping[str, Any], train: Any) -> dict[str, Items]:
-    """Features and labels of data sets with `region_features`, `text` and `labels`; words are those of `train`."""
+    """Features and labels of data sets with `region_features`, `text` and `labels`, with the words of `train`."""
     try:
         from sklearn.feature_extraction.text import CountVectorizer
     except ImportError as error:
@@ -96,10 +97,10 @@ def read_items(splits: Mapping[str, Any], train: Any) -> dict[str, Items]:
 def choose_strengths(
     train: Items, queries: Items, database: Items, strengths: Sequence[float] = STRENGTHS
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The strength for each modality whose MAP on validation queries is best in the mean of both directions.
+    """Chooses the strengths with the best MAP on validation queries, in the mean of both directions.
 
     Returns:
-        `C` by modality, and the figures with it, under the names that a trainer logs them by.
+        `C` by modality, and the figures by the names of a trainer's log.
     """
     encoded = {
         (modality, c): [posteriors(models, side, modality) for side in (queries, database)]
@@ -136,7 +137,7 @@ def measure(fitted: Mapping[str, list[Any]], queries: Items, database: Items) ->
 
 
 def fit(items: Items, modality: str, c: float) -> list[Any]:
-    """A classifier a class, or its constant probability where all items agree."""
+    """One classifier per class, or a constant probability if all items have the same label."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -161,10 +162,10 @@ def posteriors(models: Sequence[Any], items: Items, modality: str) -> np.ndarray
 
 
 def ranked_map(queries_QC: np.ndarray, database_NC: np.ndarray, relevant_QN: np.ndarray) -> float:
-    """MAP of a ranking by products; products that differ by rounding alone tie."""
+    """MAP of a ranking by inner products, which tie if they differ only by rounding."""
     return mean_average_precision(queries_QC @ database_NC.T, relevant_QN, tie_tolerance=1e-6)
 
 
 def of_length_one(x_ND: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1; zero rows stay."""
+    """Rows scaled to length 1, except for zero rows."""
     return x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)

@@ -10,7 +10,7 @@ from typing import Any
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.experiments.results import Result
 
-# The columns that identify a figure; the seeds are what it is averaged over.
+# The columns that identify a figure, which is averaged over seeds.
 GROUPS = (
     *("data", "method", "variant", "title", "bits", "protocol"),
     *("split", "database", "encoding", "ranking", "direction", "metric"),
@@ -22,7 +22,7 @@ _SPECIAL |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\tex
 
 @dataclass(frozen=True)
 class Summary:
-    """A figure over seeds: what it is of (`GROUPS`), and the values by seed."""
+    """A figure over seeds: its columns `GROUPS`, and its values by seed."""
 
     of: Mapping[str, Any]
     values: Mapping[int, float]
@@ -33,24 +33,24 @@ class Summary:
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation over the seeds; None of a single one."""
+        """The standard deviation over the seeds; None for a single seed."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data: the groups, `mean`, `std` and `seeds`, their number; to four decimals."""
+        """The groups, `mean` and `std` with four decimals, and the number of `seeds`."""
         spread = None if self.spread is None else round(self.spread, 4)
         return {**self.of, "mean": round(self.mean, 4), "std": spread, "seeds": len(self.values)}
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts: its head and rows of as many cells."""
+    """A table of texts: its header and its rows."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """The table in Markdown, as GitHub reads it."""
+        """The table in GitHub's Markdown."""
         lines = [
             "".join(f"| {cell} " if cell else "| " for cell in (cell.replace("|", "\\|") for cell in row)) + "|"
             for row in (self.head, *self.rows)
@@ -67,9 +67,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two rows of a table over the seeds that both have: the mean difference, how often it is positive, and `p`.
+    """Comparison of two rows of a table over their common seeds: mean difference, number of wins, and p-value.
 
-    `p` is that of a two-sided paired t-test; None with fewer than two seeds, or where all differences are the same.
+    `p` is from a two-sided paired t-test; None with fewer than two seeds, or if all differences are equal.
     """
 
     of: Mapping[str, Any]
@@ -84,7 +84,7 @@ def select(results: Sequence[Result], where: Mapping[str, Any]) -> list[Result]:
     """The results whose columns have these values.
 
     Raises:
-        CMFAHError: If there is no such column, or no result is left; it names the values that the column has.
+        CMFAHError: If a column is unknown, or no result is left; it names the values of the column.
     """
     names = {field.name for field in fields(Result)}
     chosen = list(results)
@@ -100,10 +100,10 @@ def select(results: Sequence[Result], where: Mapping[str, Any]) -> list[Result]:
 
 
 def summarize(results: Sequence[Result]) -> list[Summary]:
-    """The results over seeds, in the order in which they first come.
+    """The results over seeds, in the order of their first occurrence.
 
     Raises:
-        CMFAHError: If a seed comes twice with different values: results of several grids that say different things.
+        CMFAHError: If a seed has two different values, as in contradictory results of several grids.
     """
     found: dict[tuple, dict[int, float]] = {}
     for result in results:
@@ -116,7 +116,7 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
 
 
 def document_of(summaries: Sequence[Summary]) -> str:
-    """Summaries as JSON for a documentation to commit: one a line, `common` holding what is the same in all."""
+    """Summaries as JSON for documentation, one per line, with the columns that are equal in all under `common`."""
     figures = [one.to_dict() for one in summaries]
     common = {name: figures[0][name] for name in GROUPS if len({one[name] for one in figures}) == 1}
     lines = [json.dumps({name: value for name, value in one.items() if name not in common}) for one in figures]
@@ -124,7 +124,7 @@ def document_of(summaries: Sequence[Summary]) -> str:
 
 
 def table_of(results: Sequence[Result], metric: str = "map", split: str = "query") -> Table:
-    """Directions as columns, the rest as rows; what is the same in all rows is left out.
+    """A table with directions as columns, without columns that are equal in all rows.
 
     Raises:
         CMFAHError: If there is no such figure.
@@ -139,7 +139,11 @@ def table_of(results: Sequence[Result], metric: str = "map", split: str = "query
     cells = []
     for key, row in rows.items():
         seeds = max(len(one.values) for one in row.values())
-        cells.append([*key, *(shown_figure(row.get(direction)) for direction in DIRECTIONS), str(seeds)])
+        shown_figures = [
+            shown_mean(one.mean, one.spread) if (one := row.get(direction)) is not None else ""
+            for direction in DIRECTIONS
+        ]
+        cells.append([*key, *shown_figures, str(seeds)])
     return Table([*differing, *DIRECTIONS.values(), "seeds"], cells)
 
 
@@ -150,7 +154,7 @@ def compare(
 
     Args:
         results: The results.
-        against: The row to compare with, as `METHOD/VARIANT`; the other groups have to be equal.
+        against: The row to compare with, as `METHOD/VARIANT`; all other groups must be equal.
         metric, split, direction: The figure.
 
     Raises:
@@ -175,7 +179,7 @@ def compare(
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
-    """The p-value of a two-sided paired t-test, of the differences of its pairs; None where it is not defined."""
+    """The p-value of a two-sided paired t-test from the differences of the pairs; None if it is undefined."""
     from scipy import stats
 
     if len(differences) < 2 or max(differences) - min(differences) < 1e-12:
@@ -186,26 +190,21 @@ def paired_p(differences: Sequence[float]) -> float | None:
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """Comparisons as a table."""
+    head = ["data", "title", "bits", "protocol", "database", "ranking"]
     rows = [
         [
-            *(str(one.of[name]) for name in ("data", "title", "bits", "protocol", "database", "ranking")),
+            *(str(one.of[name]) for name in head),
             f"{one.difference:+.3f}".replace("0.", ".", 1),
             f"{one.wins} of {one.seeds}",
             "" if one.p is None else f"{one.p:.3f}".removeprefix("0"),
         ]
         for one in comparisons
     ]
-    head = ["data", "title", "bits", "protocol", "database", "ranking"]
     return Table([*head, "difference", "better with", "p (paired t-test)"], rows)
 
 
-def shown_figure(one: Summary | None) -> str:
-    """A figure as `.688 ± .006`; an empty cell where there is none."""
-    return "" if one is None else shown_mean(one.mean, one.spread)
-
-
 def shown_mean(mean: float, spread: float | None) -> str:
-    """A mean and its spread with three decimals and no leading zeros; a spread of nothing is not shown."""
+    """A mean and its spread as `.688 ± .006`; without a spread of zero or None."""
     texts = [f"{value:.3f}".removeprefix("0") for value in (mean, *([spread] if spread else []))]
     return " ± ".join(texts)
 

@@ -1,4 +1,4 @@
-"""Results of experiments: one row a figure, kept next to each run and together as a Parquet file."""
+"""Results of experiments: one row per figure, saved in the folder of each run and together as a Parquet file."""
 
 import json
 import platform
@@ -27,17 +27,17 @@ class Result:
     """One figure of one run.
 
     Attributes:
-        run: The run's folder below the grid's output.
-        data, method, variant, title, bits, protocol, seed: Those of the `GridRun`.
-        split: Whose items are the queries: `"query"` or `"validation"`.
-        database: `"seen"` (the items of the training) or `"unseen"`.
+        run: The folder of the run below the grid's output.
+        data, method, variant, title, bits, protocol, seed: As in `GridRun`.
+        split: The split of the queries: `"query"` or `"validation"`.
+        database: `"seen"` (including the training pairs) or `"unseen"`.
         encoding: `"single"`, or `"paired"` for items encoded with their partners.
         ranking: `"hamming"`, `"aqd"`, `"cosine"` (of real values), `"random"` or `"constant"`.
         direction: `"i2t"`, `"t2i"`, or `"mean"` of both.
-        metric: Such as `"map"` or `"precision@10"`.
+        metric: For example `"map"` or `"precision@10"`.
         value: The figure.
         seconds: The duration of the run.
-        settings, versions: JSON objects: the run's settings over its configuration, and the libraries' versions.
+        settings, versions: JSON objects: settings in addition to the configuration, and versions of libraries.
     """
 
     run: str
@@ -73,13 +73,13 @@ def figures_of_queries(figures: Mapping[str, float], database: str, encoding: st
             rows.append(dict(zip(("ranking", "direction", "metric"), parts, strict=True), value=value))
             if parts[1] == "t2i" and (other := figures.get(f"{parts[0]}/i2t/{parts[2]}")) is not None:
                 rows.append({**rows[-1], "direction": "mean", "value": (value + other) / 2})
-        elif len(parts) == 2:  # the same in both directions
+        elif len(parts) == 2:  # equal in both directions
             rows += [_row(parts[0], direction, parts[1], value) for direction in ("i2t", "t2i", "mean")]
     return [{"split": "query", "database": database, "encoding": encoding, **row} for row in rows]
 
 
 def figures_of_validation(log: Mapping[str, float], database: str, ranking: str = "hamming") -> list[dict[str, Any]]:
-    """The figures of the validation queries, under the names that a trainer logs them by, as rows."""
+    """The figures of the validation queries in a trainer's log, as rows."""
     names = {"eval_map_i2t": "i2t", "eval_map_t2i": "t2i", "eval_map": "mean"}
     rows = [_row(ranking, direction, "map", log[name]) for name, direction in names.items()]
     rows += [_row("random", direction, "map", log["eval_map_random"]) for direction in names.values()]
@@ -91,7 +91,7 @@ def _row(ranking: str, direction: str, metric: str, value: float) -> dict[str, A
 
 
 def write_record(folder: Path, run: GridRun, figures: list[dict[str, Any]] | None, seconds: float = 0.0) -> None:
-    """Writes what a run is, and its figures once it has finished, into its folder."""
+    """Writes the description of a run and, if it has finished, its figures into its folder."""
     shown = {name: value for name, value in asdict(run).items() if name not in ("config", "settings")}
     record = {
         "run": run.name,
@@ -106,11 +106,7 @@ def write_record(folder: Path, run: GridRun, figures: list[dict[str, Any]] | Non
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """A run's record; None where it has none yet.
-
-    Raises:
-        CheckpointError: If the file is damaged.
-    """
+    """The record of a run, if it exists; raises a `CheckpointError` if it is damaged."""
     path = folder / RECORD_NAME
     if not path.is_file():
         return None
@@ -121,11 +117,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def write_results(output: str | Path) -> list[Result]:
-    """Collects the figures of all finished runs below a grid's output into its `results.parquet`.
-
-    Returns:
-        The rows of that file.
-    """
+    """Collects the figures of all finished runs of a grid into its `results.parquet`, and returns the rows."""
     output = Path(output)
     results = []
     for path in sorted((output / RUNS_NAME).rglob(RECORD_NAME)):
@@ -142,7 +134,7 @@ def read_results(path: str | Path) -> list[Result]:
     """The rows of a results file, or of a grid's output folder, whose finished runs are collected first.
 
     Raises:
-        CMFAHError: If there is neither.
+        CMFAHError: If the path is neither.
     """
     path = Path(path)
     if (path / RUNS_NAME).is_dir():
@@ -155,7 +147,7 @@ def read_results(path: str | Path) -> list[Result]:
         table = pq.read_table(path, schema=SCHEMA)
     except (pa.ArrowException, OSError) as error:
         raise CMFAHError(
-            f"{path} holds no results ({' '.join(str(error).split())[:200]}); collect them anew."
+            f"{path} holds no results ({' '.join(str(error).split())[:200]}); collect them again."
         ) from error
     return [Result(**row) for row in table.to_pylist()]
 
@@ -166,7 +158,7 @@ def versions() -> dict[str, str]:
     for name in ("cmfah-hf", *_LIBRARIES):
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # run from a checkout, or an extra that is not installed
+        except PackageNotFoundError:  # the package in a checkout, or an extra that is not installed
             continue
     return found
 

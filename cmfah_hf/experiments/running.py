@@ -1,4 +1,4 @@
-"""Running a grid: every run leaves a folder, resumes where it was interrupted, and fails alone."""
+"""Running of grids: every run has a folder, resumes after an interruption, and fails without stopping others."""
 
 import json
 import logging
@@ -34,33 +34,29 @@ from cmfah_hf.training.settings.configuration import Run
 logger = logging.getLogger(__name__)
 
 WORDS_NAME = "words"
-# Data settings on which the words do not depend.
+# Data settings that do not affect the words.
 _WITHOUT_WORDS = {"refit", "mirror", "keep_regions", "backbone_weights", "image_column", "image_mean", "image_std"}
 _WITHOUT_WORDS |= {"similarity", "query_split", "words_from"}
 _WAITING_FOR_WORDS_S = 24 * 3600.0
 
 
 def run_grid(
-    grid: Grid,
-    output: str | Path,
-    only: Sequence[str] = (),
-    jobs: int = 1,
-    report: Callable[[str], None] = logger.info,
+    grid: Grid, output: str | Path, only: Sequence[str] = (), jobs: int = 1, report: Callable[[str], None] = logger.info
 ) -> list[str]:
-    """Runs a grid. A run that has finished is not run again, one that was interrupted goes on from its last checkpoint.
+    """Runs a grid. Finished runs are not repeated, and interrupted ones resume from their last checkpoint.
 
-    All runs over the same texts with the same settings of words share one word graph and one table of word vectors, so
-    that variants and seeds are compared on the same words.
+    All runs over the same texts with the same word settings share one word graph and one table of word vectors, so that
+    variants and seeds are compared on the same words.
 
     Args:
         grid: The grid.
-        output: The folder of all runs: `runs/` holds a folder a run, `words/` the words, `results.parquet` the figures.
-        only: Patterns of names, as `Grid.only` takes them.
-        jobs: Processes that run at once.
-        report: Takes a line for each run that has ended.
+        output: The folder of the grid: `runs/` with a folder per run, `words/`, and `results.parquet` with the figures.
+        only: Patterns of names, as in `Grid.only`.
+        jobs: The number of parallel processes.
+        report: Called with one line for each run that has ended.
 
     Returns:
-        The names of the runs that failed. The others went on, and the next call tries these again.
+        The names of failed runs, which the next call repeats.
 
     Raises:
         CMFAHError: If a pattern matches nothing, or the folder cannot be written.
@@ -80,7 +76,7 @@ def run_grid(
 
 
 def _each(runs: Sequence[GridRun], output: Path, jobs: int) -> Iterator[tuple[GridRun, str | None]]:
-    """Each run with the line that says why it failed, or None."""
+    """Each run with the reason of its failure in one line, or None."""
     if jobs == 1:
         for run in runs:
             yield run, _attempt(run, output)
@@ -91,7 +87,7 @@ def _each(runs: Sequence[GridRun], output: Path, jobs: int) -> Iterator[tuple[Gr
         pending: dict[Future[str | None], GridRun] = {pool.submit(_attempt, run, output): run for run in runs}
         try:
             for future in as_completed(pending):
-                error = future.exception()  # of a process that died, since `_attempt` raises nothing
+                error = future.exception()  # only if the process died, because `_attempt` raises nothing
                 yield pending[future], future.result() if error is None else f"its process ended ({error})"
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -105,19 +101,19 @@ def _use_threads(count: int) -> None:
 
 
 def _attempt(run: GridRun, output: Path) -> str | None:
-    """Runs one run; returns why it failed in one line, or None. The traceback of a bug goes to the log."""
+    """Finishes one run; returns the reason of its failure in one line, or None. Tracebacks of bugs are logged."""
     try:
         finish(run, output)
     except CMFAHError as error:
         return str(error)
-    except Exception as error:  # the other runs of a long grid do not end with this one
+    except Exception as error:  # a bug in one run does not stop the others
         logger.exception("%s failed", run.name)
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
 
 
 def finish(run: GridRun, output: Path) -> None:
-    """Brings one run to its end, from wherever it is.
+    """Finishes one run, whatever its state.
 
     Raises:
         CMFAHError: If its settings, data or weights cannot be used, or its folder holds a run with other settings.
@@ -148,7 +144,7 @@ def finish(run: GridRun, output: Path) -> None:
         train(parsed)
     metrics: dict[str, Any] = read_json(metrics_file, CheckpointError)
     write_record(folder, run, _figures(run, parsed, folder, metrics), float(metrics.get("seconds", 0.0)))
-    for checkpoint in folder.glob("checkpoint-*"):  # the best one is the model
+    for checkpoint in folder.glob("checkpoint-*"):  # the model is the best one
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
@@ -170,9 +166,9 @@ def _figures(run: GridRun, parsed: Run, folder: Path, metrics: dict[str, Any]) -
 
 
 def shared_words(run: Run, output: Path) -> Path:
-    """The folder of the words for all runs over the same texts with the same settings; made where it is not there yet.
+    """The folder of the words for all runs over the same texts with the same settings, which is created if missing.
 
-    The seed of the word graph is 0, whichever run comes first.
+    The seed of the word graph is 0, so that the words do not depend on the order of the runs.
     """
     settings = {name: value for name, value in asdict(run.data).items() if name not in _WITHOUT_WORDS}
     key = json.dumps([settings, run.setting("word_dim")], sort_keys=True)

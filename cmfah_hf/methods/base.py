@@ -19,7 +19,7 @@ from cmfah_hf.models.modeling_cmfah import CMFAHPreTrainedModel
 
 # The key of the method's name in the section `objective` of a model's configuration.
 NAME_KEY = "_name"
-# The largest number of any setting. Beyond it, building the objective takes minutes.
+# Maximum of any setting. Beyond it, building the objective takes minutes.
 _LARGEST = 10**6
 
 
@@ -39,8 +39,7 @@ class Paper:
 class ObjectiveConfig:
     """Settings of an objective: the weights of its terms and its other hyperparameters.
 
-    A subclass is a dataclass with defaults for all its fields. Names that end with `_weight` are weights and cannot be
-    negative.
+    A subclass is a dataclass with defaults for all fields. Fields whose names end with `_weight` cannot be negative.
 
     Raises:
         ValueError: If a value is outside its range.
@@ -59,7 +58,7 @@ class ObjectiveConfig:
 
     @classmethod
     def from_section(cls, section: Mapping[str, Any]) -> "ObjectiveConfig":
-        """The settings in the section `objective` of a model's configuration, which may be a stranger's file.
+        """The settings from the section `objective` of a model's configuration, which may be untrusted.
 
         Raises:
             ModelFileError: If a setting is unknown, too large, or of another type.
@@ -77,15 +76,11 @@ class ObjectiveConfig:
             raise ModelFileError(f"The settings of the objective: {' '.join(str(error).split())[:300]}") from error
 
     def to_section(self, name: str) -> dict[str, Any]:
-        """The section `objective` of a model's configuration.
-
-        Args:
-            name: The method's.
-        """
+        """The section `objective` of a model's configuration, with the name of the method."""
         return {NAME_KEY: name, **asdict(self)}
 
     def apply_to(self, config: CMFAHConfig) -> None:
-        """Adapts the towers' configuration to this objective, in place. By default, nothing is adapted.
+        """Adapts the configuration of the towers to this objective, in place. By default, nothing is changed.
 
         Raises:
             ValueError: If the objective cannot train such towers.
@@ -94,20 +89,20 @@ class ObjectiveConfig:
 
 @dataclass
 class Losses:
-    """The loss of a batch: the total that is minimized, and its terms before their weights, by name; scalars."""
+    """The loss of a batch: the total, which is minimized, and its unweighted terms by name; scalars."""
 
     total: torch.Tensor
     terms: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def weighted(cls, terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> "Losses":
-        """The terms with their weighted sum, in the order of the weights. Terms may be missing."""
+        """The terms and their weighted sum, in the order of the weights. Terms may be missing."""
         ordered = {name: terms[name] for name in weights if name in terms}
         return cls(added(weights[name] * value for name, value in ordered.items()), ordered)
 
 
-# The tensors of a batch that are no inputs of the towers, a row for each pair: `labels`, and the rows of the tables of
-# `TrainingState` by their names.
+# Tensors of a batch that are not inputs of the towers, with one row per pair: `labels`, and rows of the tables of
+# `TrainingState`, by name.
 Batch = Mapping[str, torch.Tensor]
 
 
@@ -116,10 +111,10 @@ class TrainingState:
     """An objective's tables over all training pairs, such as their binary codes, and a pass over these pairs.
 
     Args:
-        num_pairs: N; 0 where the pairs are not numbered.
-        tables: By name, tensors with a row for each training pair, on the CPU. They are saved with every checkpoint.
-        encode: Gives all training pairs once, in batches, as rows `(B,)` and the cross-modal continuous codes of
-            images and texts, `(B, K)` each, on the CPU. None where the pairs are not numbered, as those of a stream.
+        num_pairs: N; 0 if the pairs are not numbered, as those of a stream.
+        tables: Tensors by name with one row per training pair, on the CPU. They are saved with every checkpoint.
+        encode: Yields all training pairs once, in batches of row numbers `(B,)` and cross-modal continuous codes of
+            images and texts, `(B, K)` each, on the CPU. None if the pairs are not numbered.
     """
 
     num_pairs: int = 0
@@ -131,15 +126,15 @@ class TrainingState:
 class Player:
     """An adversary of the towers, with an optimizer and a schedule of its own.
 
-    For each batch every player takes one step with all others fixed; then the towers take theirs, together with the
+    For each batch, every player takes one step with all others fixed. Then the towers take a step, together with the
     parameters of the objective that belong to no player.
 
     Args:
-        name: Names its files in a checkpoint, and its learning rate: the training argument `{name}_learning_rate` if
-            there is one, else the towers' `learning_rate`.
-        module: Holds its parameters.
-        loss: From the outputs for a batch, detached, to its loss.
-        is_active: False: it takes no steps.
+        name: Prefix of its files in a checkpoint, and of its learning rate: the training argument
+            `{name}_learning_rate` if it exists, else `learning_rate`.
+        module: The module with its parameters.
+        loss: From the detached outputs for a batch to its loss.
+        is_active: Whether it takes steps.
     """
 
     name: str
@@ -149,14 +144,14 @@ class Player:
 
 
 class Objective(CMFAHPreTrainedModel):
-    """What a training method minimizes. A subclass implements `forward`, and is registered with `register_method`.
+    """Base class of objectives. A subclass implements `forward`, and is registered with `register_method`.
 
     An objective may have layers of its own, such as a label head. Its `__init__` then ends with `self.post_init()`,
-    which draws their initial weights. They are saved with the model under the names `objective.*`.
+    which initializes their weights. They are saved with the model under the names `objective.*`.
 
     Args:
-        config: Of the towers.
-        settings: Of the objective.
+        config: The configuration of the towers.
+        settings: The settings of the objective.
     """
 
     settings_class: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
@@ -173,12 +168,12 @@ class Objective(CMFAHPreTrainedModel):
         self.settings = settings
 
     def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
-        """The towers' loss of a whole batch, with all players fixed.
+        """The loss of the towers for a whole batch, with all players fixed.
 
         Args:
-            batch: `labels`, as `pairwise_similarity` takes them, and the batch's rows of the tables in `state`.
-            outputs: Of the model's `forward`, with the graph.
-            state: Over all training pairs.
+            batch: `labels`, as in `pairwise_similarity`, and the batch's rows of the tables in `state`.
+            outputs: The outputs of the model's `forward`, with the graph.
+            state: The tables over all training pairs.
         """
         raise NotImplementedError
 

@@ -20,6 +20,8 @@ from cmfah_hf.models.codes import sign
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
 
 _HINGES = ("intra_feature", "intra_hash", "inter_feature", "inter_hash")
+# In the order of summation.
+_TERMS = (*_HINGES[:2], "quantization", *_HINGES[2:], "similarity", "label", "concept")
 # The table of `TrainingState` with `B` of `[algorithm-1]`.
 CODES = "codes"
 
@@ -33,8 +35,8 @@ class CMFAHObjectiveConfig(ObjectiveConfig):
         margin (`float`, defaults to 0.5):
             Margin of every triplet hinge.
         positive_overlap (`float`, defaults to 0):
-            Pairs are positives of each other where the cosine of their labels or tags is larger. With 0, one shared
-            label is enough.
+            Pairs are positives of each other if the cosine of their labels or tags is larger. With 0, one shared label
+            is enough.
         intra_feature_weight, intra_hash_weight, quantization_weight (`float`, default to 1):
             alpha, beta and gamma of `[intra]`.
         inter_feature_weight, inter_hash_weight (`float`, default to 1):
@@ -48,7 +50,7 @@ class CMFAHObjectiveConfig(ObjectiveConfig):
         similarity_weight (`float`, defaults to 0):
             Weight of `[label-similarity]`. The paper has no such term.
         concept_weight (`float`, defaults to 1):
-            Weight of `[concept-guidance]`, where the guidance is "select". The paper has no such term.
+            Weight of `[concept-guidance]`, if the guidance is "select". The paper has no such term.
         paired_weight (`float`, defaults to 1):
             Weight of the cross-modal view relative to the unimodal one.
 
@@ -76,13 +78,13 @@ class CMFAHObjectiveConfig(ObjectiveConfig):
             raise ValueError(f"positive_overlap is {self.positive_overlap}; give a cosine from 0 to below 1.")
 
     def apply_to(self, config: CMFAHConfig) -> None:
-        """Classes have concepts of their own only where `[concept-guidance]` trains these."""
+        """Removes the concepts of classes if `[concept-guidance]` does not train them."""
         if not self.concept_weight:
             config.class_concepts = False
 
 
 class CMFAHConceptHead(nn.Module):
-    """`[concept-guidance]`: logits of the classes from the largest cosine of each class's concept with a position."""
+    """`[concept-guidance]`: class logits from the largest cosine of each class's concept with a position."""
 
     def __init__(self, config: CMFAHConfig):
         super().__init__()
@@ -97,7 +99,7 @@ class CMFAHConceptHead(nn.Module):
 class CMFAHObjective(Objective):
     """CMFAH's objective, with both discriminators, the label head and the concept heads.
 
-    The terms, each summed over modalities or directions and, by `paired_weight`, over views:
+    Its terms are summed over modalities or directions and, with `paired_weight`, over views:
     `intra_feature`, `intra_hash`, `quantization`: J1, J2 and J3 of `[intra]`; `inter_feature`, `inter_hash`: J4 and J5
     of `[inter]`; `similarity`: `[label-similarity]`; `label`: `[label-guidance]`; `concept`: `[concept-guidance]`;
     `adversarial`: L_adv of `[adversarial]`, which the towers maximize.
@@ -145,18 +147,8 @@ class CMFAHObjective(Objective):
     @property
     def weights(self) -> dict[str, float]:
         """The weights of the terms in the total, in the order of summation: L_gen - L_adv."""
-        settings = self.settings
-        return {
-            "intra_feature": settings.intra_feature_weight,
-            "intra_hash": settings.intra_hash_weight,
-            "quantization": settings.quantization_weight,
-            "inter_feature": settings.inter_feature_weight,
-            "inter_hash": settings.inter_hash_weight,
-            "similarity": settings.similarity_weight,
-            "label": settings.label_weight,
-            "concept": settings.concept_weight,
-            "adversarial": -settings.adversarial_weight,
-        }
+        weights = {name: getattr(self.settings, f"{name}_weight") for name in _TERMS}
+        return {**weights, "adversarial": -self.settings.adversarial_weight}
 
     @property
     def discriminators(self) -> nn.ModuleList:
@@ -164,7 +156,7 @@ class CMFAHObjective(Objective):
         return nn.ModuleList([self.image_discriminator, self.text_discriminator])
 
     def players(self) -> list[Player]:
-        """The discriminators together; they take no steps where `adversarial_weight` is 0."""
+        """All discriminators as one player, which is inactive if `adversarial_weight` is 0."""
         return [
             Player(
                 "discriminator",
@@ -177,8 +169,7 @@ class CMFAHObjective(Objective):
     def adversarial_losses(self, outputs: CMFAHForPreTrainingOutput) -> dict[str, torch.Tensor]:
         """The terms that the discriminators minimize and the towers maximize, by name.
 
-        Args:
-            outputs: Of the model's `forward`; detached for the discriminators' own step.
+        For the step of the discriminators, the outputs are detached.
         """
         image, text = outputs.unimodal
         loss = discriminator_loss(self.image_discriminator, self.text_discriminator, image.features, text.features)
@@ -187,20 +178,14 @@ class CMFAHObjective(Objective):
     def view_terms(
         self, image: View, text: View, labels: torch.Tensor, codes_BK: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The terms of one view: `pair_losses`, and `[label-guidance]` and `[concept-guidance]` if there are heads.
-
-        Args:
-            image, text: The outputs of one view.
-            labels: `(B, C)`, multi-hot, or whatever `pairwise_similarity` takes.
-            codes_BK: The binary codes of the pairs.
-        """
+        """The terms of one view, for labels as in `pairwise_similarity`: `pair_losses` and `guidance_terms`."""
         settings = self.settings
         hinges = any(self.weights[name] for name in _HINGES)
         terms = pair_losses(image, text, labels, codes_BK, settings.margin, settings.positive_overlap, hinges)
         return {**terms, **self.guidance_terms(image, text, labels)}
 
     def guidance_terms(self, image: View, text: View, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """`[label-guidance]` and `[concept-guidance]` of one view, if there are heads."""
+        """`[label-guidance]` and `[concept-guidance]` of one view, if the objective has their heads."""
         terms: dict[str, torch.Tensor] = {}
         if self.label_head is not None:
             terms["label"] = added(
@@ -210,7 +195,7 @@ class CMFAHObjective(Objective):
         answered = [
             label_guidance_loss(head(view.concept_cosines[:, : self.config.num_labels]), labels)
             for head, view in ((self.image_concept_head, image), (self.text_concept_head, text))
-            if head is not None and view.concept_cosines is not None  # of the unimodal view alone
+            if head is not None and view.concept_cosines is not None  # only in the unimodal view
         ]
         return {**terms, "concept": added(answered)} if answered else terms
 
@@ -218,9 +203,9 @@ class CMFAHObjective(Objective):
         """L_gen - L_adv over both views.
 
         Args:
-            batch: `labels`, `(B, C)`, multi-hot, or whatever `pairwise_similarity` takes; and `codes`, `(B, K)` of -1
-                and +1, `B` of `[algorithm-1]`. Without codes: `sgn(H_v + H_t)` of this batch.
-            outputs: Of the model's `forward`, with the graph.
+            batch: `labels`, as in `pairwise_similarity`, and `codes`, `(B, K)` of -1 and +1, `B` of `[algorithm-1]`.
+                Without codes, they are `sgn(H_v + H_t)` of this batch.
+            outputs: The outputs of the model's `forward`, with the graph.
             state: Not used.
         """
         labels = batch["labels"]

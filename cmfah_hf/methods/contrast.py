@@ -1,4 +1,4 @@
-"""Supervised contrastive losses, and a queue of the codes of earlier batches.
+"""Supervised contrastive losses, and a queue of codes of earlier batches.
 
 Shape suffixes: A anchors, N candidates, B pairs of the batch, Q pairs of the queue, D feature width, K hash bits,
 C classes.
@@ -13,7 +13,7 @@ from cmfah_hf.methods.losses import added, cosine_matrix, pairwise_similarity
 
 
 class EarlierPairs(NamedTuple):
-    """Continuous codes `(Q, K)` of both modalities and labels `(Q, C)` of pairs of earlier batches, detached."""
+    """Detached continuous codes `(Q, K)` of both modalities and labels `(Q, C)` of pairs of earlier batches."""
 
     image_hash: torch.Tensor
     text_hash: torch.Tensor
@@ -23,8 +23,8 @@ class EarlierPairs(NamedTuple):
 class ContrastQueue(nn.Module):
     """A ring buffer of the last training pairs: each batch replaces the oldest pairs, `[contrastive]`.
 
-    Its buffers are saved with the weights, so that a resumed run contrasts with the same pairs. Unused rows have no
-    label, and unlabeled pairs take no part in a contrast.
+    Its buffers are saved with the weights, so a resumed run contrasts with the same pairs. Unused rows have no labels,
+    and unlabeled pairs are not contrasted.
 
     Args:
         size: Q.
@@ -46,20 +46,16 @@ class ContrastQueue(nn.Module):
 
     @property
     def pairs(self) -> EarlierPairs:
-        # Copies: `push` may write into the buffers before the backward pass of a loss that holds these.
+        # Copies, because `push` may write into the buffers before the backward pass.
         return EarlierPairs(self.image_hash.clone(), self.text_hash.clone(), self.labels.clone())
 
     @torch.no_grad()
     def push(self, image_hash_BK: torch.Tensor, text_hash_BK: torch.Tensor, labels_BC: torch.Tensor) -> None:
-        """Appends a batch; of one that is larger than the queue, its last pairs."""
+        """Appends a batch, or only its last pairs if it is larger than the queue."""
         size = len(self.labels)
         new = min(len(labels_BC), size)
         places = (self.place + torch.arange(new, device=self.place.device)) % size
-        for kept, given in (
-            (self.image_hash, image_hash_BK),
-            (self.text_hash, text_hash_BK),
-            (self.labels, labels_BC),
-        ):
+        for kept, given in ((self.image_hash, image_hash_BK), (self.text_hash, text_hash_BK), (self.labels, labels_BC)):
             kept[places] = given[len(given) - new :].detach().to(kept.dtype)
         self.place.copy_((self.place + new) % size)
 
@@ -67,22 +63,22 @@ class ContrastQueue(nn.Module):
 def contrastive_loss(
     cosines_AN: torch.Tensor, overlap_AN: torch.Tensor, comparable_AN: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """`-sum_j w_ij log softmax_j(cos_ij / temperature)`, the mean over the anchors i that have a positive.
+    """`[contrastive]`: the mean of `-sum_j w_ij log softmax_j(cos_ij / temperature)` over anchors i with a positive.
 
-    `[contrastive]`. `w` is the overlap with its rows scaled to the sum 1.
+    The rows of `w` are those of the overlap, scaled to the sum 1.
 
     Args:
         cosines_AN: Cosines of anchors with candidates.
-        overlap_AN: Their similarity by labels, 0 or more.
-        comparable_AN: Boolean; an anchor's candidates, positives and negatives.
+        overlap_AN: Similarity by labels, 0 or more.
+        comparable_AN: Boolean mask of an anchor's candidates, positives and negatives.
         temperature: Above 0.
 
     Returns:
-        A scalar; 0 where no anchor has a positive.
+        A scalar; 0 if no anchor has a positive.
     """
     half = cosines_AN.dtype in (torch.float16, torch.bfloat16)
     scores_AN = (cosines_AN.float() if half else cosines_AN) / temperature
-    # Finite, so that an anchor without candidates gives zeros and not NaN.
+    # Finite, so that an anchor without candidates gives zeros instead of NaN.
     scores_AN = scores_AN.masked_fill(~comparable_AN, torch.finfo(scores_AN.dtype).min)
     weights_AN = (overlap_AN * comparable_AN).to(scores_AN.dtype)
     total_A1 = weights_AN.sum(dim=1, keepdim=True)
@@ -95,7 +91,7 @@ def contrastive_loss(
 def _overlap(
     labels_BC: torch.Tensor, earlier: torch.Tensor | None, threshold: float, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Similarity of the batch's pairs with those of the batch and of the queue, and a mask of comparable ones."""
+    """Similarity of the batch's pairs with those of the batch and the queue, and a mask of comparable ones."""
     overlap_BN, known_B = pairwise_similarity(labels_BC, dtype)
     known_N = known_B
     if earlier is not None:
@@ -116,16 +112,16 @@ def contrast_losses(
 ) -> dict[str, torch.Tensor]:
     """`[contrastive]` on continuous codes: `cross_contrast`, both directions, and `intra_contrast`, both modalities.
 
-    Positives share a label, or are more similar than `positive_overlap`, and are weighted by their similarity. Within
-    a modality an item is not compared with itself. Unlabeled pairs take no part.
+    Positives are more similar than `positive_overlap`, and are weighted by their similarity. Within a modality, an item
+    is not compared with itself. Unlabeled pairs are left out.
 
     Args:
-        image_hash_BK, text_hash_BK: Of one view of the batch.
+        image_hash_BK, text_hash_BK: Codes of one view of the batch.
         labels_BC: Labels, tags or numbers of the batch, as in `pairwise_similarity`.
         temperature: Above 0.
         cross, intra: Whether to compute each term.
         positive_overlap: From 0 to below 1.
-        earlier: Further candidates; their labels are multi-hot, as the batch's are then.
+        earlier: Further candidates, for which all labels must be multi-hot.
     """
     dtype = torch.promote_types(image_hash_BK.dtype, torch.float32)
     overlap_BN, comparable_BN = _overlap(
@@ -153,5 +149,5 @@ def contrast_losses(
 
 
 def graph_logits(features_BD: torch.Tensor, label_features_CD: torch.Tensor, temperature: float) -> torch.Tensor:
-    """`[graph-guidance]`: `cos(F, G) / temperature`, `(B, C)`; above 0 where a class is in the item."""
+    """`[graph-guidance]`: `cos(F, G) / temperature`, `(B, C)`; positive for classes of the item."""
     return cosine_matrix(features_BD, label_features_CD) / temperature

@@ -15,11 +15,11 @@ from cmfah_hf.models.modeling_cmfah import CMFAHPreTrainedModel
 
 
 class CMFAHDiscriminator(CMFAHPreTrainedModel):
-    """`[adversarial]`: a three-layer MLP that tells one modality's features from the other's.
+    """`[adversarial]`: a three-layer MLP that distinguishes features of one modality from those of the other.
 
     Args:
-        config: The towers'.
-        width: Of its input. None: the features' `hidden_size`.
+        config: The configuration of the towers.
+        width: The width of its input. None: the `hidden_size` of features.
 
     Example:
 
@@ -47,7 +47,7 @@ class CMFAHDiscriminator(CMFAHPreTrainedModel):
         """
         Args:
             features: `(B, D)`, of either modality.
-            labels: `(B,)`, 1 where the features are real and 0 where they are fake.
+            labels: `(B,)`, 1 for real features and 0 for fake ones.
         """
         hidden = nn.functional.leaky_relu(self.dense_in(features), 0.2)
         hidden = nn.functional.leaky_relu(self.dense_hidden(hidden), 0.2)
@@ -65,7 +65,7 @@ def discriminator_loss(
     text_BX: torch.Tensor,
 ) -> torch.Tensor:
     """L_adv of `[adversarial]`: each discriminator labels its own modality 1 and the other 0."""
-    # Both modalities in one batch: half as many passes. Its loss is a mean, so twice that is the sum of both.
+    # Both modalities in one batch, for half as many passes. The loss is a mean over both, hence the factor 2.
     both_NX = torch.cat([image_BX, text_BX])
     is_image_N = torch.arange(len(both_NX), device=both_NX.device) < len(image_BX)
     image = image_discriminator(both_NX, labels=is_image_N).loss

@@ -9,14 +9,14 @@ from torch import nn
 
 
 def conditional_probabilities(counts_CC: torch.Tensor, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """`P[i, j]`, how often label j occurs together with label i: `count(i, j) / count(i)`, `[label-graph]`.
+    """Conditional probabilities `P[i, j] = count(i, j) / count(i)` of label j given label i, `[label-graph]`.
 
     Args:
-        counts_CC: How many items have both labels; on the diagonal, how many have the one.
-        dtype: Of the result.
+        counts_CC: The number of items with both labels, and on the diagonal with each label.
+        dtype: The type of the result.
 
     Returns:
-        `(C, C)`, ones on the diagonal; a label that no item has gives a row and a column of zeros.
+        `(C, C)`, ones on the diagonal; rows and columns of unused labels are zeros.
     """
     counts_CC = counts_CC.to(dtype)
     return counts_CC / counts_CC.diagonal()[:, None].clamp(min=1)
@@ -24,7 +24,7 @@ def conditional_probabilities(counts_CC: torch.Tensor, dtype: torch.dtype = torc
 
 def label_edges(counts_CC: torch.Tensor, threshold: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """`(C, C)` boolean, edges from label i to another label j where `P[i, j] >= threshold`, `[label-graph]`."""
-    # A share that is the threshold by its digits is to count as one: 2 of 5 is 0.4.
+    # Includes shares that equal the threshold up to rounding: 2 of 5 is 0.4.
     edges_CC = conditional_probabilities(counts_CC, dtype) >= threshold - 1e-6
     return edges_CC & ~torch.eye(len(counts_CC), dtype=torch.bool, device=counts_CC.device)
 
@@ -34,11 +34,8 @@ def label_adjacency(
 ) -> torch.Tensor:
     """Normalized adjacency of the graph convolutions, `[label-graph]`.
 
-    A label's neighbors share `share` equally, and the label keeps the rest. Then each entry is divided by the square
-    roots of the row sums of its two labels. A label without neighbors has a self-loop alone.
-
-    Returns:
-        `(C, C)`, of `dtype`.
+    The neighbors of a label share the weight `share` equally, and the label has the rest. Each entry is divided by the
+    square roots of the row sums of its two labels. A label without neighbors only has a self-loop.
     """
     edges_CC = label_edges(counts_CC, threshold, dtype).to(dtype)
     neighbors_C1 = edges_CC.sum(dim=1, keepdim=True)
@@ -51,13 +48,13 @@ def label_adjacency(
 class LabelGraph(nn.Module):
     """Label features `G` `(C, D)` from word vectors of the label names, by two graph convolutions, `[label-graph]`.
 
-    The counts and the vectors are buffers, saved with the weights. Until `fill` is called no labels co-occur, and the
+    The counts and the vectors are buffers, saved with the weights. Before `fill` is called, no labels co-occur, and the
     vectors are `first_vectors`.
 
     Args:
         num_labels: C.
         word_dim: E, width of the labels' vectors.
-        hidden_size: D, of the label features and of the layer between.
+        hidden_size: D, width of label features and of the hidden layer.
         threshold, share: tau and p.
     """
 
@@ -77,20 +74,16 @@ class LabelGraph(nn.Module):
 
     @staticmethod
     def first_vectors(num_labels: int, word_dim: int) -> torch.Tensor:
-        """`(C, E)`, random, the same in every model; no two rows are equal."""
+        """Random distinct vectors `(C, E)`, equal in all models."""
         drawn_CE = np.random.default_rng(0).standard_normal((num_labels, word_dim))
         return torch.tensor(drawn_CE, dtype=torch.get_default_dtype())
 
     @torch.no_grad()
     def fill(self, counts_CC: torch.Tensor, vectors_CE: torch.Tensor) -> None:
-        """Sets the counts of the training labels, and a vector for each label.
-
-        Args:
-            counts_CC: `(C, C)`, whole numbers: how many items have both labels, and on the diagonal the one.
-            vectors_CE: `(C, E)`.
+        """Sets the counts of the training labels, as in `conditional_probabilities`, and the vectors of the labels.
 
         Raises:
-            ValueError: If the shapes are not those of the classes, or the counts not those of any items.
+            ValueError: If the shapes do not fit the classes, or the counts are inconsistent.
         """
         for name, given, kept in (("counts", counts_CC, self.counts), ("vectors", vectors_CE, self.vectors)):
             if given.shape != kept.shape:

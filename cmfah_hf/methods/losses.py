@@ -17,7 +17,7 @@ from cmfah_hf.models.fused_cmfah import EPSILON
 
 
 def cosine_matrix(x_AD: torch.Tensor, y_ND: torch.Tensor) -> torch.Tensor:
-    """Cosine of every row of `x_AD` with every row of `y_ND`: `(A, N)`; 0 where a row is zero."""
+    """Cosine of every row of `x_AD` with every row of `y_ND`, `(A, N)`; 0 for zero rows."""
     return nn.functional.normalize(x_AD, dim=-1, eps=EPSILON) @ nn.functional.normalize(y_ND, dim=-1, eps=EPSILON).mT
 
 
@@ -34,7 +34,7 @@ def pairwise_similarity(
     Args:
         labels_BC: Multi-hot labels, or weights of tags: the similarity of two pairs is the cosine of their rows, and a
             row of zeros is an unlabeled pair. Or `(B,)`, integers: the similarity is 1 for equal numbers, else 0.
-        dtype: Of the similarity.
+        dtype: The type of the similarity.
 
     Returns:
         `(B, B)` in 0..1, and `(B,)` boolean.
@@ -50,13 +50,13 @@ def triplet_masks(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Positive and negative masks for triplet mining.
 
-    Positives are more similar than `positive_overlap`; with multi-hot labels and 0, they share at least one class.
-    Negatives are all others. An unlabeled pair is neither.
+    Positives are more similar than `positive_overlap`; with multi-hot labels and 0, they share at least one class. All
+    others are negatives. Unlabeled pairs are neither.
 
     Args:
         labels_BC: Labels, tags or numbers of the batch, as in `pairwise_similarity`.
-        within: Whether anchors and candidates are of one modality, where no item is its own positive. Across the
-            modalities, item `i` of one is the partner of item `i` of the other, hence its positive.
+        within: Whether anchors and candidates are of one modality, in which no item is its own positive. Across
+            modalities, item `i` of one is the partner of item `i` of the other, and therefore its positive.
         positive_overlap: From 0 to below 1.
 
     Returns:
@@ -81,24 +81,23 @@ def triplet_hinge(
 ) -> torch.Tensor:
     """Mean of `max(0, margin + s(a, n) - s(a, p))` over all triplets of anchor, positive and negative.
 
-    `[intra]`, `[inter]`. Every triplet of the batch counts. The sum over A x N x N triplets only adds up cosines, each
-    as often as triplets with it violate the margin. A binary search finds that count: for a positive among the anchor's
-    sorted negatives, for a negative among its sorted positives. The counts are the gradient too. Value and gradient
-    equal those of the cubic form.
+    `[intra]`, `[inter]`. The sum over A x N x N triplets is a sum of cosines, each times the number of its triplets
+    that violate the margin. A binary search finds this number: for a positive among the anchor's sorted negatives, for
+    a negative among its sorted positives. The numbers are also the gradient. Value and gradient equal those of the
+    cubic form.
 
     Args:
         similarity_AN: Cosines of anchors with candidates; leading dimensions are batch dimensions.
-        positive_AN: Boolean; true where the candidate is a positive of the anchor.
-        negative_AN: Boolean; true where the candidate is a negative of the anchor.
-        margin: The hinge's margin, in cosine.
+        positive_AN, negative_AN: Boolean masks of the positives and negatives of each anchor.
+        margin: The margin of the hinge, in cosine.
 
     Returns:
-        A scalar, or one per leading dimension; 0 where the batch holds no triplet.
+        A scalar, or one per leading dimension; 0 without triplets.
     """
     similarity_AN = similarity_AN.float() if similarity_AN.dtype in (torch.float16, torch.bfloat16) else similarity_AN
     constant_AN = similarity_AN.detach().contiguous()
     threshold_AN = constant_AN - margin
-    # Non-negatives sort below every threshold, and non-positives' thresholds above every cosine: none is counted.
+    # All but negatives sort below every threshold, all but positives above every cosine: none is counted.
     negatives_AN = _sorted(constant_AN.masked_fill(~negative_AN, -torch.inf))
     thresholds_AN = _sorted(threshold_AN.masked_fill(~positive_AN, torch.inf))
     above_AN = constant_AN.shape[-1] - torch.searchsorted(negatives_AN, threshold_AN, right=True, out_int32=True)
@@ -119,7 +118,7 @@ def quantization_loss(hash_BK: torch.Tensor, codes_BK: torch.Tensor) -> torch.Te
 def label_guidance_loss(logits_BC: torch.Tensor, labels_BC: torch.Tensor, positive_weight: float = 1.0) -> torch.Tensor:
     """`[label-guidance]`: binary cross-entropy of the classes.
 
-    A present class counts `positive_weight` times as much as an absent one. Unlabeled pairs contribute nothing.
+    A present class has `positive_weight` times the weight of an absent one. Unlabeled pairs are left out.
     """
     labeled_B1 = (labels_BC.sum(dim=1, keepdim=True) > 0).to(logits_BC.dtype)
     loss_BC = nn.functional.binary_cross_entropy_with_logits(
@@ -133,8 +132,8 @@ def label_similarity_loss(
 ) -> torch.Tensor:
     """`[label-similarity]`: mean squared error between cosines of continuous codes and cosines of label vectors.
 
-    Across the modalities in full, within each by half; an item is not compared with itself. Unlabeled pairs contribute
-    nothing. `labels_BC` may also be tags or numbers, as in `pairwise_similarity`.
+    The weight is 1 across modalities and 1/2 within each; an item is not compared with itself. Unlabeled pairs are left
+    out. `labels_BC` may also be tags or numbers, as in `pairwise_similarity`.
     """
     target_BB, known_B = pairwise_similarity(labels_BC, image_hash_BK.dtype)
     known_BB = (known_B[:, None] & known_B[None, :]).to(target_BB.dtype)
@@ -158,7 +157,7 @@ def pair_losses(
 ) -> dict[str, torch.Tensor]:
     """`[intra]`, `[inter]` and `[label-similarity]` of one view, each summed over modalities or directions.
 
-    Without `triplets` the four hinges are left out, and not computed.
+    Without `triplets`, the four hinges are not computed.
     """
     losses = {
         "quantization": quantization_loss(image.hash_values, codes_BK) + quantization_loss(text.hash_values, codes_BK),
@@ -167,7 +166,7 @@ def pair_losses(
     if not triplets:
         return losses
     within, across = (triplet_masks(labels_BC, within, positive_overlap) for within in (True, False))
-    # Four at once: images to images, images to texts, texts to images, texts to texts.
+    # All four combinations at once, as in `_cosines_of_both`.
     positive_22BB, negative_22BB = (
         torch.stack([one_BB, other_BB, other_BB, one_BB]).unflatten(0, (2, 2))
         for one_BB, other_BB in zip(within, across, strict=True)
@@ -198,14 +197,14 @@ def views_losses(
     cross_modal_weight: float,
     terms_of: Callable[[View, View, torch.Tensor], dict[str, torch.Tensor]],
 ) -> dict[str, torch.Tensor]:
-    """The terms of both views of a batch, those of the cross-modal view times a weight.
+    """The sums of the terms of both views of a batch.
 
-    Both views are trained towards one code, that of the pair: so the cross-modal view teaches the unimodal one.
+    Both views are trained towards the code of the pair, so the cross-modal view teaches the unimodal one.
 
     Args:
-        unimodal, cross_modal: Image and text outputs of each view. None: a batch without a cross-modal view.
-        codes_BK: `(B, K)`, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of the cross-modal view, if there is one.
-        cross_modal_weight: Of the cross-modal view's terms; with 0 they are not computed.
+        unimodal, cross_modal: Image and text outputs of each view; the cross-modal view may be None.
+        codes_BK: `(B, K)`, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of the cross-modal view, if it exists.
+        cross_modal_weight: The weight of the terms of the cross-modal view; with 0 they are not computed.
         terms_of: From image, text and codes of a view to its terms.
     """
     if codes_BK is None:

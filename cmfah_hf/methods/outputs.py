@@ -1,4 +1,4 @@
-"""Outputs of the models for training.
+"""Outputs of models with an objective.
 
 Shape suffixes: B pairs of a batch, Q positions of a missing modality (concepts), D feature width, K hash bits.
 """
@@ -22,12 +22,12 @@ class View(NamedTuple):
 
 @dataclass
 class CMFAHForPreTrainingOutput(ModelOutput):
-    """A batch of pairs in both views: unimodal, each item without its partner, and cross-modal.
+    """Outputs for a batch of pairs in the unimodal and the cross-modal view.
 
     Args:
-        loss (`torch.FloatTensor`, *optional*, with `labels`): The total that the towers minimize.
-        losses (`dict[str, torch.FloatTensor]`, *optional*, with `labels`): Its terms before their weights, by name.
-        image_hash, text_hash (`torch.FloatTensor` of shape `(B, K)`): Unimodal continuous codes, as in retrieval.
+        loss (`torch.FloatTensor`, *optional*, with `labels`): The total, which the towers minimize.
+        losses (`dict[str, torch.FloatTensor]`, *optional*, with `labels`): Its unweighted terms by name.
+        image_hash, text_hash (`torch.FloatTensor` of shape `(B, K)`): Unimodal continuous codes.
         image_features, text_features (`torch.FloatTensor` of shape `(B, D)`): Unimodal features.
         image_concept_cosines, text_concept_cosines (`torch.FloatTensor` of shape `(B, Q)`): As in `CMFAHTowerOutput`.
         image_model_output, text_model_output (`CMFAHTowerOutput`): The towers' outputs in the cross-modal view.
@@ -54,7 +54,7 @@ class CMFAHForPreTrainingOutput(ModelOutput):
 
     @property
     def cross_modal(self) -> tuple[View, View] | None:
-        """Images and texts, each with its partner; None where this view was not computed."""
+        """Images and texts, each with its partner; None if this view was not computed."""
         image, text = self.image_model_output, self.text_model_output
         if image is None or text is None:
             return None
@@ -82,11 +82,11 @@ def _required(tensor: torch.Tensor | None) -> torch.Tensor:
 
 @dataclass
 class CMFAHDiscriminatorOutput(ModelOutput):
-    """A discriminator's output for features.
+    """Output of a discriminator.
 
     Args:
         loss (`torch.FloatTensor`, *optional*, with `labels`): Binary cross-entropy.
-        logits (`torch.FloatTensor` of shape `(B,)`): Above 0 where the features look like its own modality's.
+        logits (`torch.FloatTensor` of shape `(B,)`): Positive for features of its own modality.
     """
 
     loss: torch.Tensor | None = None

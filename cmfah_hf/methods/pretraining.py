@@ -1,4 +1,4 @@
-"""Models with an objective: both towers, and everything that trains them."""
+"""Models with an objective: both towers, and the layers that are only used in training."""
 
 import os
 import re
@@ -22,7 +22,7 @@ from cmfah_hf.models.model_files import ModelFileError
 from cmfah_hf.models.modeling_cmfah import CMFAHPreTrainedModel
 from cmfah_hf.models.registration import MODELS
 
-# Names of the objective's tensors in checkpoints of earlier versions, without `objective.`.
+# Names of the objective's tensors in checkpoints of earlier versions, without the prefix `objective.`.
 _FORMER_NAMES = re.compile(
     r"(image|text)_(hash_)?discriminator\.|(image|text)_concept_head\.|label_(head|graph)\.|contrast_queue\."
 )
@@ -31,18 +31,18 @@ _FORMER_NAMES = re.compile(
 class CMFAHForPreTraining(CMFAHPreTrainedModel):
     """Both towers with an objective, by default CMFAH's.
 
-    Every batch is seen in two views, unimodal and cross-modal. The objective is saved with the weights, its settings in
-    the section `objective` of the configuration; `CMFAHModel.from_pretrained` takes the towers alone from a checkpoint.
+    Every batch is encoded in two views, unimodal and cross-modal. The objective is saved with the weights, and its
+    settings in the section `objective` of the configuration. `CMFAHModel.from_pretrained` loads only the towers.
 
     Args:
-        config: Of the towers.
+        config: The configuration of the towers.
         objective: The settings of the objective. None: those in the section `objective` of the configuration, or the
             defaults.
         method: The name of the method. None: that of the section, or the `model_type` of the configuration.
 
     Raises:
-        ValueError: If the method is unknown, a setting is not one of its own or outside its range, or the objective
-            cannot train such towers.
+        ValueError: If the method is unknown, a setting is unknown or outside its range, or the objective cannot train
+            such towers.
 
     Example:
 
@@ -87,9 +87,9 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> Any:
-        """As the parent's. The code of the towers is saved with the weights, so that `AutoModel` finds them."""
+        """As the parent's, and saves the code of the towers for `AutoModel`."""
         self.config.auto_map = {}
-        if is_main_process and not Path(save_directory).is_file():  # else the parent reports it
+        if is_main_process and not Path(save_directory).is_file():  # which the parent reports
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             # The configuration is annotated as a dict.
             custom_object_save(self.cmfah, save_directory, config=self.config)  # type: ignore[arg-type]
@@ -113,9 +113,9 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
             pixel_values: `(B, 3, H, W)`, or `region_features` `(B, R, C)`.
             input_ids: `(B, W)`, or `inputs_embeds` `(B, W, word_dim)`.
             attention_mask: `(B, W)`, 1 at the tokens that exist.
-            labels: `(B, C)`, multi-hot. With them the loss is computed.
+            labels: `(B, C)`, multi-hot. If given, the loss is computed.
             codes: `(B, K)` of -1 and +1, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of this batch.
-            paired: Whether the cross-modal view is computed too. Without attention it equals the unimodal one.
+            paired: Whether to compute the cross-modal view. Without attention it equals the unimodal one.
         """
         regions_BRD = self.cmfah.image_model.embeddings(pixel_values, region_features)
         tokens_BWD, mask_BW = self.cmfah.text_model.embeddings(input_ids, attention_mask, inputs_embeds)
@@ -138,12 +138,12 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
 
 
 def current_name(name: str) -> str:
-    """The name of a tensor of a checkpoint, which may be of an earlier version, in the model of today."""
+    """The current name of a tensor in a checkpoint, which may be of an earlier version."""
     return f"objective.{name}" if _FORMER_NAMES.match(name) else name
 
 
 def _rename_former(module: nn.Module, tensors: dict[str, Any], prefix: str, *args: Any) -> None:
-    """Lets `load_state_dict` take tensors by the names that they had in earlier versions."""
+    """Renames tensors of earlier versions for `load_state_dict`."""
     for name in [name for name in tensors if name.startswith(prefix)]:
         tensors[prefix + current_name(name.removeprefix(prefix))] = tensors.pop(name)
 

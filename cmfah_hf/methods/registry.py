@@ -18,7 +18,7 @@ def register_method(name: str) -> Callable[[ObjectiveType], ObjectiveType]:
     """A decorator that registers a subclass of `Objective` as a training method.
 
     Args:
-        name: Selects the method: `cmfah train --method NAME`.
+        name: The name of the method, as in `cmfah train --method NAME`.
 
     Raises:
         ValueError: If another class has the name.
@@ -36,7 +36,7 @@ def register_method(name: str) -> Callable[[ObjectiveType], ObjectiveType]:
     def register(objective: ObjectiveType) -> ObjectiveType:
         other = _OBJECTIVES.get(name)
         is_new = other is None and (name not in _MODULES or _MODULES[name] == objective.__module__)
-        # A module that runs again, as in a notebook, replaces its own class.
+        # A class that is defined again, as in a notebook, replaces the earlier one.
         if not is_new and (other is None or other.__qualname__ != objective.__qualname__):
             raise ValueError(f"There is another method {name!r}; choose another name.")
         objective.name = name

@@ -1,4 +1,4 @@
-"""SCAHN's objective: CMFAH's, and label graph guidance, contrasts, and discriminators over codes.
+"""SCAHN's objective: that of CMFAH with label graph guidance, contrasts, and discriminators over codes.
 
 Shape suffixes: B pairs of a batch, D feature width, K hash bits, C classes.
 """
@@ -26,29 +26,29 @@ ADVERSARIAL = ("none", "features", "hash", "both")
 @strict
 @dataclass
 class SCAHNObjectiveConfig(CMFAHObjectiveConfig):
-    """Settings of SCAHN's objective: CMFAH's and those below.
+    """Settings of SCAHN's objective, in addition to those of CMFAH's.
 
-    The weights of the four triplet hinges are 0 by default: the contrasts order pairs instead.
+    The weights of the four triplet hinges are 0 by default, because the contrasts replace them.
 
     Args:
         use_label_graph (`bool`, defaults to `True`):
-            Whether features are guided by the label graph, `[graph-guidance]`. It needs classes.
+            Whether features are guided by the label graph, `[graph-guidance]`, which needs classes.
         label_graph_weight (`float`, defaults to 1):
             Weight of `[graph-guidance]`.
         label_graph_threshold (`float`, defaults to 0.4):
-            tau of `[label-graph]`: the least conditional probability of one label given another for an edge.
+            tau of `[label-graph]`: minimum conditional probability of one label given another for an edge.
         label_graph_share (`float`, defaults to 0.2):
-            p of `[label-graph]`: the share of a label's own row that its neighbors get together.
+            p of `[label-graph]`: the total weight of a label's neighbors relative to the label itself.
         label_graph_temperature (`float`, defaults to 0.1):
             Divides the cosines of features and label features.
         use_cross_contrast, use_intra_contrast (`bool`, default to `True`):
-            Whether pairs are contrasted across the modalities, and within each of them, `[contrastive]`.
+            Whether pairs are contrasted across modalities, and within each modality, `[contrastive]`.
         cross_contrast_weight, intra_contrast_weight (`float`, default to 1):
             Weights of the two.
         contrast_temperature (`float`, defaults to 0.2):
             Divides the cosines of continuous codes.
         queue_size (`int`, defaults to 0):
-            Pairs of earlier batches that are contrasted too. 0: those of the batch alone.
+            Pairs of earlier batches that are also contrasted. 0: only those of the batch.
         adversarial (`str`, defaults to `"both"`):
             Input of the discriminators, `[dual-adversarial]`: `"features"`, as in CMFAH, `"hash"` for continuous codes,
             `"both"`, or `"none"`, which takes `adversarial_weight` as 0.
@@ -93,11 +93,7 @@ class SCAHNObjectiveConfig(CMFAHObjectiveConfig):
             raise ValueError(f"queue_size is {self.queue_size}; give a number of pairs, or 0 for none.")
 
     def apply_to(self, config: CMFAHConfig) -> None:
-        """As CMFAH's.
-
-        Raises:
-            ValueError: If the label graph or the queue is used without classes.
-        """
+        """As CMFAH's; raises a `ValueError` if the label graph or the queue is used without classes."""
         super().apply_to(config)
         if not config.num_labels and self.use_label_graph:
             raise ValueError("The label graph is made of labels, and there are no classes; set use_label_graph false.")
@@ -109,10 +105,10 @@ class SCAHNObjectiveConfig(CMFAHObjectiveConfig):
 class SCAHNObjective(CMFAHObjective):
     """SCAHN's objective, with the label graph, the queue, and discriminators over features and over codes.
 
-    The graph is that of the training labels once `label_graph.fill` was called. In training mode each computed loss
-    appends its batch to the queue.
+    `label_graph.fill` sets the graph of the training labels. In training mode, each computed loss appends its batch to
+    the queue.
 
-    Further terms: `cross_contrast`, `intra_contrast`: `[contrastive]` across the modalities and within each; `graph`:
+    Further terms: `cross_contrast`, `intra_contrast`: `[contrastive]` across modalities and within each; `graph`:
     `[graph-guidance]`; `adversarial_hash`: L_adv of `[dual-adversarial]` over continuous codes.
     """
 
@@ -220,7 +216,7 @@ class SCAHNObjective(CMFAHObjective):
         return terms
 
     def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
-        """As CMFAH's; in training mode the batch's unimodal codes are then appended to the queue."""
+        """As CMFAH's; in training mode, the batch's unimodal codes are then appended to the queue."""
         found = super().forward(batch, outputs, state)
         if self.training and self.contrast_queue is not None:
             image, text = outputs.unimodal

@@ -1,7 +1,7 @@
-"""The models and their processor, which are saved with the weights. Nothing here imports from the rest of the package.
+"""The models and their processor, whose code is saved with the weights and imports nothing from other folders.
 
 Names load on first use. A configuration is registered with `AutoConfig` when it loads; the first of all other names
-registers the models, the processor and the pipeline. Words and image modes load without them, and without torch.
+registers the models, the processor and the pipeline. Word splitting and image modes load without these and torch.
 """
 
 from importlib import import_module
@@ -9,25 +9,12 @@ from typing import Any
 
 _HOME = {
     **dict.fromkeys(("CMFAHConfig", "SCAHNConfig"), "registered_configurations"),
-    **dict.fromkeys(
-        (
-            "MODELS",
-            "CMFAHImageModel",
-            "CMFAHModel",
-            "CMFAHOutput",
-            "CMFAHPreTrainedModel",
-            "CMFAHProcessor",
-            "CMFAHTextModel",
-            "CMFAHTowerOutput",
-            "CrossModalRetrievalPipeline",
-            "SCAHNImageModel",
-            "SCAHNModel",
-            "SCAHNPreTrainedModel",
-            "SCAHNTextModel",
-            "Towers",
-        ),
-        "registration",
-    ),
+    **dict.fromkeys(("MODELS", "Towers"), "registration"),
+    **dict.fromkeys(("CMFAHImageModel", "CMFAHModel", "CMFAHPreTrainedModel", "CMFAHTextModel"), "modeling_cmfah"),
+    **dict.fromkeys(("SCAHNImageModel", "SCAHNModel", "SCAHNPreTrainedModel", "SCAHNTextModel"), "modeling_scahn"),
+    **dict.fromkeys(("CMFAHOutput", "CMFAHTowerOutput"), "outputs_cmfah"),
+    "CMFAHProcessor": "processing_cmfah",
+    "CrossModalRetrievalPipeline": "pipeline_cmfah",
 }
 
 __all__ = sorted(_HOME)
@@ -36,4 +23,6 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _HOME[name] != "registered_configurations":
+        import_module(f"{__name__}.registration")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,4 +1,4 @@
-"""Tokenizers of text backbones: the model's own, cut to its number of positions, and checked when read from a file."""
+"""Tokenizers of text backbones, with the length limit of their model, and checked when they are read from a file."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from .model_files import ModelFileError, read_object
 
-# The kinds of each part of a `tokenizer.json`. None of them runs code or adds more than a few characters or tokens.
+# Allowed types of each part of a `tokenizer.json`. None runs code or adds more than a few characters or tokens.
 _KINDS = {
     "normalizer": {
         *("BertNormalizer", "ByteLevel", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Prepend"),
@@ -23,7 +23,7 @@ _KINDS = {
     "model": {"BPE", "Unigram", "WordLevel", "WordPiece"},
     "post_processor": {"BertProcessing", "ByteLevel", "RobertaProcessing", "Sequence", "TemplateProcessing"},
     "decoder": {
-        *("BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Sequence", "Strip", "WordPiece"),
+        *("BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Sequence", "Strip", "WordPiece")
     },
 }
 _SPECIAL_TOKENS = ("unk_token", "pad_token", "cls_token", "sep_token", "mask_token", "bos_token", "eos_token")
@@ -32,27 +32,24 @@ _MOST_POSITIONS = 2**17
 
 
 def tokenizer_of_backbone(backbone: PreTrainedConfig) -> PreTrainedTokenizerFast:
-    """The tokenizer in the folder or repository that a text backbone is from. Longer texts are truncated.
-
-    Args:
-        backbone: The text backbone's configuration, loaded from there.
+    """The tokenizer of a text backbone, from the folder or repository of its configuration. It truncates long texts.
 
     Raises:
-        ValueError: If the configuration is from nowhere, or the tokenizer there cannot be used.
+        ValueError: If the source of the configuration is unknown, or the tokenizer cannot be used.
         OSError: If there is no tokenizer, or the Hub cannot be reached.
     """
     from transformers import AutoTokenizer
 
     place = backbone.name_or_path
     if not place:
-        raise ValueError("text_backbone_config does not name where its tokenizer is; give text_backbone.")
+        raise ValueError("text_backbone_config names no source of a tokenizer; give text_backbone.")
     found = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     if not isinstance(found, PreTrainedTokenizerFast):
         raise ValueError(f"{place}: its tokenizer has no tokenizer.json; convert it to a fast one.")
     text = backbone.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or _MOST_POSITIONS
     length = int(found.model_max_length)
-    if length > positions:  # unknown; some models leave the first positions to padding
+    if length > positions:  # unknown; some models reserve the first positions for padding
         length = positions - (text.pad_token_id or 0) - 2
     settings = {"padding_side": found.padding_side, "model_max_length": length}
     settings |= {name: str(token) for name in _SPECIAL_TOKENS if (token := getattr(found, name)) is not None}
@@ -65,10 +62,10 @@ def load_backbone_tokenizer(path: Path, settings: dict[str, Any]) -> PreTrainedT
 
     Args:
         path: The `tokenizer.json`.
-        settings: Of its `tokenizer_config.json`: the special tokens, the longest text, the side of the padding.
+        settings: The `tokenizer_config.json`: special tokens, maximum length, padding side.
 
     Raises:
-        ModelFileError: If the file is damaged, or the tokenizer has parts of another kind.
+        ModelFileError: If the file is damaged, or the tokenizer has parts of an unknown type.
     """
     return _build(read_object(path), settings, path)
 
@@ -96,13 +93,13 @@ def _build(content: dict[str, Any], settings: dict[str, Any], where: str | Path)
         model_max_length=length,
         padding_side=side,
         model_input_names=["input_ids", "attention_mask"],
-        split_special_tokens=True,  # "[SEP]" in a text is a word and no separator
+        split_special_tokens=True,  # "[SEP]" in a text is a word, not a separator
         clean_up_tokenization_spaces=False,
     )
 
 
 def _special_tokens(backend: Tokenizer, settings: dict[str, Any], where: str | Path) -> dict[str, str]:
-    """The special tokens, each of them in the vocabulary. The padding is masked, so any token will do for it."""
+    """The special tokens, all of which must be in the vocabulary. Padding is masked, so it can be any token."""
     tokens = {}
     for name in _SPECIAL_TOKENS:
         token = settings.get(name)
@@ -118,12 +115,12 @@ def _special_tokens(backend: Tokenizer, settings: dict[str, Any], where: str | P
 
 
 def _check_part(part: Any, name: str, kinds: set[str], where: str | Path) -> None:
-    """Refuses parts of other kinds, slow patterns, and long insertions; all of them nested anywhere in the part."""
+    """Rejects unknown types, slow patterns and long insertions, anywhere within a part."""
     if part is None and name != "model":
         return
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str) or kind not in kinds:
-        raise ModelFileError(f"{where}: its {name} is a {str(kind)[:40]!r}, which no tokenizer here has.")
+        raise ModelFileError(f"{where}: its {name} is a {str(kind)[:40]!r}, which is not supported.")
     for key, inner in part.items():
         nested = inner if isinstance(inner, list) else []
         if kind == "Sequence" and key.endswith(("tokenizers", "ers", "ors")):
@@ -140,7 +137,7 @@ def _check_part(part: Any, name: str, kinds: set[str], where: str | Path) -> Non
 
 
 def _check_pattern(pattern: Any, name: str, where: str | Path) -> None:
-    """Refuses expressions whose time may grow exponentially: repeated groups, back references, many repetitions."""
+    """Rejects patterns that may take exponential time: repeated groups, back references, many repetitions."""
     expression = pattern.get("Regex") if isinstance(pattern, dict) else pattern
     if expression is None:
         return

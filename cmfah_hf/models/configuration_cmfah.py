@@ -1,4 +1,4 @@
-"""The configuration of the towers: encoders, attention, and hash heads"""
+"""The configuration of the towers: encoders, attention, and hash heads."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,12 @@ from transformers.utils import CONFIG_NAME
 
 from .configuration_files import TORCHVISION_BACKBONES, checked_settings
 from .model_files import ModelFileError, find_file, hub_arguments, is_file, read_object
-from .value_checks import Check, Choice, Range, check_values
 
 ATTENTION_VARIANTS = ("both", "image", "text", "none")
-# The kinds of guidance, each with the default temperatures of the image tower and of the text tower.
+# The types of guidance, with the default temperatures of the image tower and the text tower.
 TEMPERATURES = {"select": (10.0, 10.0), "add": (4.0, 9.0)}
 POOLINGS = ("mean", "max", "mean_max")
-# Settings of the objective that files of earlier versions have among the model's own.
+# Settings of the objective that earlier versions saved among those of the model.
 FORMER_SETTINGS = {
     *("margin", "positive_overlap", "intra_feature_weight", "intra_hash_weight", "quantization_weight"),
     *("inter_feature_weight", "inter_hash_weight", "adversarial_weight", "label_weight", "label_positive_weight"),
@@ -28,25 +27,23 @@ FORMER_SETTINGS = {
 }
 
 _SIZES = ("image_size", "vocab_size", "word_dim", "text_filters", "hidden_size", "num_hidden_layers")
-_CHECKS: dict[str, Check] = {
-    **dict.fromkeys(_SIZES, Range(1)),
-    "attention": Choice(ATTENTION_VARIANTS),
-    "guidance": Choice(tuple(TEMPERATURES)),
-    "image_pooling": Choice(POOLINGS),
-    "text_pooling": Choice(POOLINGS),
-    "dropout": Range(0, 1, "give a share from 0 to below 1"),
+_CHOICES = {
+    "attention": ATTENTION_VARIANTS,
+    "guidance": tuple(TEMPERATURES),
+    "image_pooling": POOLINGS,
+    "text_pooling": POOLINGS,
 }
 
 
 def resolve_backbone(name: str, **config_overrides) -> PreTrainedConfig | None:
-    """The configuration of an image backbone that is given by name.
+    """The configuration of an image backbone given by name.
 
     Args:
         name: One of torchvision's VGGs, a timm model name, or a folder or Hub id with a `transformers` backbone.
         config_overrides: Fields of the backbone's configuration to set, such as `out_indices`.
 
     Returns:
-        None for torchvision's VGGs, which have no configuration of their own.
+        None for torchvision's VGGs, which have no configuration.
 
     Raises:
         OSError: If the name is none of these, or the Hub cannot be reached.
@@ -66,11 +63,7 @@ def resolve_backbone(name: str, **config_overrides) -> PreTrainedConfig | None:
 
 
 def _configuration_of(name: str, what: str, overrides: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration in a folder or on the Hub.
-
-    Raises:
-        OSError: If there is none; the message says that the name is no `what` either.
-    """
+    """The configuration in a folder or on the Hub; raises an `OSError` if there is none."""
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **overrides)
     except OSError as error:
@@ -92,27 +85,27 @@ class CMFAHConfig(PreTrainedConfig):
         backbone_config (`dict | PreTrainedConfig`, *optional*):
             The configuration of an `AutoBackbone`; it takes precedence over `backbone`.
         freeze_backbone (`bool`, defaults to `True`):
-            Whether the backbone keeps its weights. A frozen one stays in evaluation mode, and its regions can be kept.
+            Whether the backbone is not trained. A frozen one stays in evaluation mode, and its regions can be kept.
         image_feature_dim (`int`, *optional*):
-            Width of image features that are given as `region_features` `(B, 1, image_feature_dim)`, for a model
-            without a backbone. None: regions come from the backbone.
+            Width of image features given as `region_features` `(B, 1, image_feature_dim)`, for a model without a
+            backbone. None: regions come from the backbone.
         image_size (`int`, defaults to 224):
             Width and height of the input images, in pixels.
         normalize_regions (`bool`, defaults to `True`):
             Whether the regions of an image are scaled together, to a root mean square length of `sqrt(channels)`.
         vocab_size (`int`, defaults to 1388):
-            Rows of the word table, `[PAD]` and `[UNK]` among them. With a text backbone, its own.
+            Rows of the word table, including `[PAD]` and `[UNK]`. Replaced by that of a text backbone.
         word_dim (`int`, defaults to 1000):
-            Width of the word vectors, `[skip-gram]`. With a text backbone, of its input embeddings.
+            Width of the word vectors, `[skip-gram]`, or of the input embeddings of a text backbone.
         freeze_word_vectors (`bool`, defaults to `False`):
-            Whether the word table keeps its values in training.
+            Whether the word table is not trained.
         text_backbone (`str`, *optional*):
             A folder or Hub id of a text model of `transformers`, which replaces word table and TextCNN. It is resolved
             once, into `text_backbone_config`.
         text_backbone_config (`dict | PreTrainedConfig`, *optional*):
             The configuration of a text model; it takes precedence over `text_backbone`.
         freeze_text_backbone (`bool`, defaults to `True`):
-            Whether the text backbone keeps its weights.
+            Whether the text backbone is not trained.
         text_kernel_sizes (`list[int]`, defaults to `[1, 3, 5]`):
             Widths of the TextCNN's filters, in words, `[words]`.
         text_filters (`int`, defaults to 256):
@@ -124,23 +117,21 @@ class CMFAHConfig(PreTrainedConfig):
         attention (`str`, defaults to `"both"`):
             Which modality is guided by the other: `"both"`, `"image"`, `"text"` or `"none"`.
         guidance (`str`, defaults to `"select"`):
-            Whether the partner's positions select among those of the modality, `"select"`, `[selection]`; or are
-            added to those that they answer, `"add"`, `[attention-v]` and `[attention-t]`, as in the paper.
+            `"select"`: the partner's positions select among those of the modality, `[selection]`. `"add"`: they are
+            added to the positions that they match, `[attention-v]` and `[attention-t]`, as in the paper.
         image_temperature, text_temperature (`float`, *optional*):
-            Temperatures of the attention of the image tower and the text tower. None: 10 and 10 to select; 4 and 9,
-            lambda_v and lambda_t of the paper, to add.
+            Temperatures of the attention of the image tower and the text tower. None: 10 and 10 for `"select"`; 4 and
+            9, lambda_v and lambda_t of the paper, for `"add"`.
         num_concepts (`int`, defaults to 64):
-            Learned vectors that replace a missing modality. With `class_concepts` there are at least as many as
-            classes.
+            Learned vectors that replace a missing modality. With `class_concepts`, at least one per class.
         class_concepts (`bool`, defaults to `True`):
-            Whether each class has one of the concepts, for `[concept-guidance]`, where the guidance is `"select"`.
+            Whether each class has one of the concepts, for `[concept-guidance]`, if the guidance is `"select"`.
         use_lstm (`bool`, defaults to `True`):
             Whether an LSTM reads the attended sequence, `[lstm]`.
         dropout (`float`, defaults to 0.0):
             Dropout on the TextCNN's filters and on pooled features.
         image_pooling, text_pooling (`str`, default to `"mean"`):
-            Pooling of the positions of an image and of a text, `[lstm]`: `"mean"`, `"max"`, or `"mean_max"`, the sum
-            of both.
+            Pooling of the positions of an image and a text, `[lstm]`: `"mean"`, `"max"`, or the sum `"mean_max"`.
         normalize_features (`bool`, defaults to `False`):
             Whether the pooled features are batch-normalized before the hash head, with statistics for each view.
         hash_bits (`int`, defaults to 64):
@@ -148,10 +139,10 @@ class CMFAHConfig(PreTrainedConfig):
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of new word vectors and concepts.
         objective (`dict`, *optional*):
-            Of a trained model, its method (`_name`) and the settings of its objective. The towers do not read it.
+            The method (`_name`) and the settings of the objective of a trained model. The towers do not read it.
 
     Raises:
-        ValueError: If a value is outside its range, `hash_bits` not a multiple of 8 among them.
+        ValueError: If a value is outside its range, or `hash_bits` is not a multiple of 8.
 
     Example:
 
@@ -168,7 +159,7 @@ class CMFAHConfig(PreTrainedConfig):
         "backbone_config": SubConfigSpec(AutoConfig, model_type="resnet", optional=True),
         "text_backbone_config": SubConfigSpec(AutoConfig, model_type="bert", optional=True),
     }
-    # One head a block: the attention weights are cosines of whole features.
+    # One head per block: the attention weights are cosines of whole features.
     num_attention_heads = 1
 
     backbone: str | None = "vgg19"
@@ -211,7 +202,7 @@ class CMFAHConfig(PreTrainedConfig):
         if self.backbone is not None and self.backbone_config is None:
             self.backbone_config = resolve_backbone(self.backbone)
         if self.backbone_config is not None:
-            self.backbone = None  # resolved: what is saved needs no second look-up
+            self.backbone = None  # resolved, so that a saved configuration needs no second look-up
         if self.text_backbone is not None and self.text_backbone_config is None:
             self.text_backbone_config = _configuration_of(self.text_backbone, "text model", {})
         self.text_backbone = None
@@ -230,37 +221,47 @@ class CMFAHConfig(PreTrainedConfig):
         self.image_temperature, self.text_temperature = self.temperatures
 
     def _follow_text_backbone(self, backbone: PreTrainedConfig) -> None:
-        """The sizes and token ids of a text backbone, in place of those of a word table."""
+        """Sets the sizes and token ids of a text backbone instead of those of a word table."""
         text = backbone.get_text_config()
         self.vocab_size, self.word_dim = text.vocab_size, text.hidden_size
         self.pad_token_id, self.unk_token_id = text.pad_token_id, None
 
     def _check(self) -> None:
-        # `ValueError`s and not the validators of `@strict`, whose errors are of a type of their own.
+        # As `ValueError`s; the validators of `@strict` raise errors of another type.
         if self.hash_bits <= 0 or self.hash_bits % 8:
             raise ValueError(
                 f"hash_bits is {self.hash_bits}; a code is stored in whole bytes, so give a multiple of 8."
             )
         if self.backbone is None and self.backbone_config is None and self.image_feature_dim is None:
             raise ValueError("backbone and backbone_config are both None; name an image backbone in one of them.")
-        row = Range(0, self.vocab_size, f"give one of the {self.vocab_size} rows, or None")
-        given = [name for name in ("pad_token_id", "unk_token_id") if getattr(self, name) is not None]
-        checks = {**_CHECKS, **dict.fromkeys(given, row)}
-        if self.image_feature_dim is not None:
-            checks["image_feature_dim"] = Range(1, advice="give 1 or more, or None")
-        check_values(self, checks)
-        if not self.text_kernel_sizes or min(self.text_kernel_sizes) < 1:
-            raise ValueError(f"text_kernel_sizes is {self.text_kernel_sizes}; give one or more widths of 1 or more.")
+        self._check_sizes()
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; give a share from 0 to below 1.")
         if self.attention != "none" and self.num_concepts < 1:
             raise ValueError(f"num_concepts is {self.num_concepts}; attention needs 1 or more, for missing modalities.")
 
+    def _check_sizes(self) -> None:
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more.")
+        for name in ("pad_token_id", "unk_token_id"):
+            if not 0 <= (getattr(self, name) or 0) < self.vocab_size:
+                raise ValueError(f"{name} is {getattr(self, name)}; give one of the {self.vocab_size} rows, or None.")
+        if self.image_feature_dim is not None and self.image_feature_dim < 1:
+            raise ValueError(f"image_feature_dim is {self.image_feature_dim}; give 1 or more, or None.")
+        if not self.text_kernel_sizes or min(self.text_kernel_sizes) < 1:
+            raise ValueError(f"text_kernel_sizes is {self.text_kernel_sizes}; give one or more widths of 1 or more.")
+
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """The settings in a file below the model's folder, which is read with limits.
+        """The settings in the file of a model, which is read with limits.
 
         Raises:
-            ModelFileError: If the file is damaged or leads elsewhere.
-            ValueError: If the configuration there is of another `model_type`.
+            ModelFileError: If the file is damaged or outside the folder of the model.
+            ValueError: If the configuration has another `model_type`.
         """
         source = pretrained_model_name_or_path
         file = source if is_file(source) else find_file(source, CONFIG_NAME, hub_arguments(kwargs))
@@ -276,10 +277,10 @@ class CMFAHConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """The configuration of settings that may be a stranger's; see `checked_settings`.
+        """The configuration from settings that may be untrusted; see `checked_settings`.
 
         Raises:
-            ModelFileError: If a setting is of another type, or none that this package writes.
+            ModelFileError: If a setting has another type, or is not one that this package writes.
             ValueError: If a value is outside its range.
         """
         try:
@@ -289,12 +290,12 @@ class CMFAHConfig(PreTrainedConfig):
 
     @property
     def num_class_concepts(self) -> int:
-        """The number of concepts that belong to classes, the first ones; 0 without class concepts."""
+        """The number of concepts that belong to classes, which come first; 0 without class concepts."""
         return int(self.num_labels or 0) if self.guidance == "select" and self.class_concepts else 0
 
     @property
     def temperatures(self) -> tuple[float, float]:
-        """The temperatures of the image tower and of the text tower, given or the guidance's own."""
+        """The temperatures of the image tower and the text tower, given or the defaults of the guidance."""
         image, text = TEMPERATURES[self.guidance]
         return (
             image if self.image_temperature is None else self.image_temperature,
@@ -303,17 +304,17 @@ class CMFAHConfig(PreTrainedConfig):
 
     @property
     def attends_image(self) -> bool:
-        """Whether regions are guided by tokens (or by the concepts that replace them)."""
+        """Whether regions are guided by tokens or by the concepts that replace them."""
         return self.attention in ("both", "image")
 
     @property
     def attends_text(self) -> bool:
-        """Whether tokens are guided by regions (or by the concepts that replace them)."""
+        """Whether tokens are guided by regions or by the concepts that replace them."""
         return self.attention in ("both", "text")
 
 
 def _with_objective(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with those of the objective in a section of their own, as earlier versions did not have it."""
+    """Settings of earlier versions with those of the objective moved into their own section."""
     former = {name: value for name, value in settings.items() if name in FORMER_SETTINGS}
     if not former:
         return settings

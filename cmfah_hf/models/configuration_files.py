@@ -1,4 +1,4 @@
-"""Checks of `config.json`: no other places, no code, no sizes that take minutes to build."""
+"""Checks of `config.json`: no references to other places or code, no sizes that take minutes to build."""
 
 import os
 import re
@@ -19,31 +19,21 @@ from transformers.models.auto.modeling_auto import (
 from .model_files import ModelFileError
 
 TORCHVISION_BACKBONES = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
-# Settings by which `transformers` would read further files, code, or other kinds of weights.
+# Settings that make `transformers` read further files, code, or other types of weights.
 _FOREIGN = (
-    "quantization_config",
-    "configuration_files",
-    "transformers_weights",
-    "fusion_config",
-    "distributed_config",
-    "per_layer_config",
-    "kernel_config",
-    "use_pretrained_backbone",
-    "backbone_kwargs",
+    *("quantization_config", "configuration_files", "transformers_weights", "fusion_config", "distributed_config"),
+    *("per_layer_config", "kernel_config", "use_pretrained_backbone", "backbone_kwargs"),
 )
-# Implementations of attention. Others are fetched as code from the Hub, or have to be installed.
+# Settings that name an implementation of attention. Others than those below may be code on the Hub.
 _IMPLEMENTATIONS = (
-    "_attn_implementation",
-    "_attn_implementation_internal",
-    "attn_implementation",
-    "_experts_implementation",
-    "experts_implementation",
+    *("_attn_implementation", "_attn_implementation_internal", "attn_implementation"),
+    *("_experts_implementation", "experts_implementation"),
 )
 _OWN_IMPLEMENTATIONS = (None, "eager", "sdpa")
 _DTYPES = (None, "auto", "float32", "float16", "bfloat16", "float64")
 _OWN_CODE = re.compile(r"[a-z]+_(cmfah|scahn)\.(CMFAH|SCAHN|CrossModal)\w+")
 
-# The largest values. Beyond them building a model takes minutes, or its sizes overflow.
+# Maximum values. Beyond them, building a model takes minutes, or sizes overflow.
 _MOST = 10**7
 _MOST_LAYERS = 4_096
 _LARGEST = {
@@ -59,39 +49,33 @@ _MAPPINGS = {
 _LAYERS = re.compile("depth|layer|block|stage|repeat|group")
 _MOST_KERNELS = 100
 
-# The `model_type`s that each backbone may have, and what they are called in messages.
+# Allowed `model_type`s of each backbone, and their name in messages.
 _BACKBONES: dict[str, tuple[Mapping[str, Any], str]] = {
     "backbone_config": (MODEL_FOR_BACKBONE_MAPPING_NAMES, "image backbone"),
     "text_backbone_config": ({**MODEL_MAPPING_NAMES, **MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES}, "text model"),
 }
 
-# Errors of the constructors of `transformers` for values that do not fit each other. They share no type.
+# Errors of the constructors of `transformers` for inconsistent values. They share no type.
 UNFIT = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    StrictDataclassError,
-    TypeError,
-    ValueError,
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError),
+    *(StrictDataclassError, TypeError, ValueError),
 )
 
 
 def checked_settings(
     settings: dict[str, Any], config_class: type[PreTrainedConfig], where: str | os.PathLike
 ) -> dict[str, Any]:
-    """The settings of a model of this package, checked for its configuration.
+    """The checked settings of a model of this package.
 
-    Names of code other than this package's (`auto_map`, `custom_pipelines`) and of places of backbones are left out.
+    Names of other packages' code (`auto_map`, `custom_pipelines`) and sources of backbones are left out.
 
     Args:
-        settings: Of a `config.json`; not changed.
-        config_class: The configuration's class.
+        settings: The content of a `config.json`.
+        config_class: The class of the configuration.
         where: The file, for error messages.
 
     Raises:
-        ModelFileError: If a setting is not one of this package's, leads elsewhere, or is larger than any model's.
+        ModelFileError: If a setting is unknown, refers to another place, or is too large.
     """
     if not isinstance(settings, dict):
         raise ModelFileError(f"{where} holds no settings but a {type(settings).__name__}.")
@@ -106,8 +90,12 @@ def checked_settings(
             raise ModelFileError(f"{where}: {name!r} is no setting; remove it.")
         kept[name] = value
     _check_types(kept, config_class, where)
-    if "backbone" in kept:
-        _check_backbone_name(kept["backbone"], kept.get("backbone_config"), where)
+    name = kept.get("backbone")
+    if name is not None and kept.get("backbone_config") is None and name not in TORCHVISION_BACKBONES:
+        raise ModelFileError(
+            f"{where}: its backbone {str(name)[:80]!r} would have to be looked up elsewhere; a saved model has a "
+            "VGG of torchvision there, or a backbone_config."
+        )
     if kept.get("text_backbone") is not None:
         raise ModelFileError(
             f"{where}: its text_backbone {str(kept['text_backbone'])[:80]!r} would have to be looked up elsewhere; a "
@@ -138,14 +126,14 @@ def _check_setting(name: str, value: Any, where: str | os.PathLike) -> None:
 
 
 def _check_size(name: str, value: Any, largest: int, where: str | os.PathLike) -> None:
-    """Refuses numbers, also within lists, that are larger than any model's."""
+    """Rejects numbers that are too large, also within lists."""
     for each in _items(value) or (value,):
         if isinstance(each, (int, float)) and not abs(each) <= largest:
             raise ModelFileError(f"{where}: {name} is {str(each)[:40]}, and {largest:,} is the most.")
 
 
 def _check_types(settings: dict[str, Any], config_class: type[PreTrainedConfig], where: str | os.PathLike) -> None:
-    """Refuses values of other types. The configuration checks them too, but only after it has computed with them."""
+    """Rejects values of other types. The configuration checks types too, but computes with the values first."""
     for name, (types, items) in _own_types(config_class).items():  # type: ignore[arg-type]  # classes are hashable
         if name in settings:
             value = settings[name]
@@ -173,7 +161,7 @@ def _is_of(value: Any, types: tuple[type, ...]) -> bool:
 
 @cache
 def _own_types(config_class: type[PreTrainedConfig]) -> dict[str, tuple[tuple[type, ...], tuple[type, ...]]]:
-    """The types of each setting of this package, and those of its items if it is a list."""
+    """The types of each setting of this package, and of its items if it is a list."""
     found: dict[str, tuple[tuple[type, ...], tuple[type, ...]]] = {}
     for kind in config_class.__mro__[: config_class.__mro__.index(PreTrainedConfig)]:
         for name, annotation in kind.__annotations__.items():
@@ -183,18 +171,10 @@ def _own_types(config_class: type[PreTrainedConfig]) -> dict[str, tuple[tuple[ty
     return found
 
 
-def _check_backbone_name(name: Any, backbone_config: Any, where: str | os.PathLike) -> None:
-    if name is not None and backbone_config is None and name not in TORCHVISION_BACKBONES:
-        raise ModelFileError(
-            f"{where}: its backbone {str(name)[:80]!r} would have to be looked up elsewhere; a saved model has a "
-            "VGG of torchvision there, or a backbone_config."
-        )
-
-
 def _backbone_config(
     part: str, settings: dict[str, Any], kinds: tuple[Mapping[str, Any], str], where: str | os.PathLike
 ) -> PreTrainedConfig:
-    """The configuration of a backbone; `part` is the setting that holds it."""
+    """The configuration of a backbone from the setting `part`."""
     kind, (allowed, what) = settings.get("model_type"), kinds
     if not isinstance(kind, str) or kind not in allowed:
         raise ModelFileError(
@@ -216,7 +196,7 @@ def _backbone_config(
 def _backbone_settings(
     part: str, settings: dict[str, Any], config_class: type[PreTrainedConfig], where: str | os.PathLike
 ) -> dict[str, Any]:
-    """The settings of a backbone, checked; names of places are left out."""
+    """The checked settings of a backbone, without names of places."""
     known = {field.name for field in fields(config_class)}
     kept = {}
     for name, value in settings.items():
@@ -242,7 +222,7 @@ def _check_timm(name: Any, where: str | os.PathLike) -> None:
 
 
 def _own_code(named: Any) -> dict[str, Any]:
-    """The entries that name code of this package."""
+    """The entries that refer to code of this package."""
     if not isinstance(named, dict):
         return {}
     return {

@@ -1,4 +1,4 @@
-"""The configuration of SCAHN's towers: CMFAH's, under a `model_type` of its own."""
+"""The configuration of SCAHN's towers: that of CMFAH, with its own `model_type`."""
 
 from huggingface_hub.dataclasses import strict
 
@@ -8,7 +8,7 @@ from .configuration_cmfah import CMFAHConfig
 @strict
 class SCAHNConfig(CMFAHConfig):
     r"""
-    The configuration of SCAHN's towers, which are CMFAH's. The methods differ in their objectives.
+    Settings of the towers of a SCAHN model, which are those of CMFAH. The methods differ in their objectives.
 
     Example:
 

@@ -1,7 +1,7 @@
 """Fused attention kernels (cosine similarity, max pooling, selection) with hand-written gradients.
 
-PyTorch derives the same gradients, but divides, multiplies, masks and adds whole sequences of positions on the way. On
-a CPU, whose cache they do not fit, that took most of the time of attention. Here they are read and written once.
+Autograd computes the same gradients, but divides, multiplies, masks and adds whole sequences of positions in separate
+passes. On a CPU, whose cache they exceed, these took most of the time of attention. Here each is read and written once.
 
 Shape suffixes: B pairs of a batch, P positions of a sequence, Q positions of its partner, C concepts, V partners, D
 feature width.
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch.autograd.function import once_differentiable
 
-# Above what float16 can hold as a reciprocal, below any length that a feature has.
+# Minimum length in normalizations: representable in float16, and below the length of any feature.
 EPSILON = 1e-6
 
 
 def _scale(x_BPD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The factor that makes a vector's length 1, in float32 or wider; and whether the length is at least `EPSILON`."""
+    """The reciprocal length of each vector, in float32 or wider, and whether the length is at least `EPSILON`."""
     wide = torch.promote_types(x_BPD.dtype, torch.float32)
     length_BP1 = torch.linalg.vector_norm(x_BPD, dim=-1, keepdim=True, dtype=wide)
     return 1 / length_BP1.clamp(min=EPSILON), length_BP1 >= EPSILON
@@ -40,7 +40,7 @@ def _cosines_gradients(
     needed: Sequence[bool],
     x_gradient: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, ...]:
-    """The gradients of the positions, added in place to `x_gradient`, and of each partner; where `needed`."""
+    """The gradients of the positions, added in place to `x_gradient`, and of each partner, if `needed`."""
     # d cos / d x = y / (|x| |y|) - cos x / |x|^2, and the same for y.
     (x_scale_BP1, x_free_BP1), *of_partners = scales
     along_BP1: torch.Tensor | float = 0.0
@@ -99,7 +99,7 @@ class _Cosines(torch.autograd.Function):
 def selection_weights(
     cosines_BPQ: torch.Tensor, mask_BP: torch.Tensor | None, partner_mask_BQ: torch.Tensor | None, temperature: float
 ) -> torch.Tensor:
-    """`[selection]`: weights of positions and partner's positions, `(B, P, Q)`; they sum to 1, or to 0 without any."""
+    """`[selection]`: weights `(B, P, Q)`, which sum to 1, or to 0 if no position exists."""
     scores_BPQ = temperature * cosines_BPQ.to(torch.promote_types(cosines_BPQ.dtype, torch.float32))
     exists_BPQ = None
     if mask_BP is not None:
@@ -109,7 +109,7 @@ def selection_weights(
     if exists_BPQ is not None:
         scores_BPQ = scores_BPQ.masked_fill(~exists_BPQ, torch.finfo(scores_BPQ.dtype).min)
     weights_BPQ = scores_BPQ.flatten(1).softmax(dim=1).view_as(scores_BPQ)
-    if exists_BPQ is not None:  # nothing to select from, or an empty partner
+    if exists_BPQ is not None:  # no positions to select, or an empty partner
         weights_BPQ = weights_BPQ * exists_BPQ.to(weights_BPQ.dtype)
     return weights_BPQ
 
@@ -119,14 +119,14 @@ def _masked_largest(x_BPQ: torch.Tensor, mask_BP: torch.Tensor | None, least: fl
 
 
 def largest_cosines(cosines_BPQ: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
-    """The largest cosine of each of the partner's positions over all positions, `(B, Q)`; -1 where there is none."""
+    """The largest cosine of each of the partner's positions over all positions, `(B, Q)`; -1 without positions."""
     return _masked_largest(cosines_BPQ, mask_BP, -1.0)
 
 
 def _largest_gradient(
     gradient_BQ: torch.Tensor, largest_BQ: torch.Tensor, x_BPQ: torch.Tensor, mask_BP: torch.Tensor | None
 ) -> torch.Tensor:
-    """The gradient of the maximum over the positions; ties share it, as in `amax`."""
+    """The gradient of the maximum over the positions, divided among ties as by `amax`."""
     share_BPQ = torch.eq(x_BPQ, largest_BQ[:, None], out=torch.empty_like(x_BPQ))
     if mask_BP is not None:
         share_BPQ = share_BPQ.mul_(mask_BP[..., None])
@@ -154,7 +154,7 @@ def _select(
     found: Sequence[torch.Tensor],
     masks: Sequence[torch.Tensor | None],
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]:
-    """The results of `selected`, from the cosines with each partner and its mask; and the tensors of its gradient."""
+    """The results of `selected`, from the cosines with each partner and its mask, and tensors for the gradient."""
     weights = [
         selection_weights(cosines_BPQ, mask_BP, partner_mask_BQ, temperature)
         for cosines_BPQ, partner_mask_BQ in zip(found, masks, strict=True)
@@ -173,7 +173,7 @@ def _select_gradients(
     largest_gradient_BD: torch.Tensor | None,
     answers_gradient_BQ: torch.Tensor | None,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The gradients of the cosines, and that of the positions without the part that comes through the cosines."""
+    """The gradients of the cosines, and of the positions except through the cosines."""
     local_BPD, mask_BP, shares_BVP, largest_BD, answers_BQ, *rest = saved
     found, weights = rest[: len(rest) // 2], rest[len(rest) // 2 :]
     if largest_gradient_BD is None:
@@ -183,9 +183,9 @@ def _select_gradients(
     if gradient_BVD is None:
         gradients = [torch.zeros_like(cosines_BPQ) for cosines_BPQ in found]
     else:
-        gradient_BVD = gradient_BVD.to(local_BPD.dtype)  # under autocast the sums may be of another
+        gradient_BVD = gradient_BVD.to(local_BPD.dtype)  # under autocast, the type of the sums may differ
         gradient_BPD = _add_product(gradient_BPD, shares_BVP.to(local_BPD.dtype).mT, gradient_BVD)
-        # Through the softmax over positions and partner's positions together: all weights of a position count equally.
+        # Through the softmax over all pairs of positions: all weights of a position count equally.
         turned_BVP = (gradient_BVD @ local_BPD.mT).to(shares_BVP.dtype)
         turned_BVP = turned_BVP - (turned_BVP * shares_BVP).sum(dim=-1, keepdim=True)
         gradients = [
@@ -212,7 +212,7 @@ class _Selected(torch.autograd.Function):
         results, saved = _select(local_BPD, mask_BP, temperature, found, masks)
         ctx.save_for_backward(*partners, *scale, *(tensor for pair in scales for tensor in pair), *saved)
         ctx.temperature, ctx.count = temperature, len(partners)
-        ctx.set_materialize_grads(False)  # that would be a pass over the positions for zeros
+        ctx.set_materialize_grads(False)  # avoids a pass over the positions for zeros
         return results
 
     @staticmethod
@@ -259,7 +259,7 @@ class _SelectedByEachOther(torch.autograd.Function):
         x_saved, y_saved = rest[8:17], rest[17:]
         of_x, x_gradient = _select_gradients(x_saved, ctx.temperatures[0], *result_gradients[:3])
         of_y, y_gradient = _select_gradients(y_saved, ctx.temperatures[1], *result_gradients[3:])
-        between_BPQ = of_x[0] + of_y[0].mT  # the same cosines, read along both
+        between_BPQ = of_x[0] + of_y[0].mT  # both towers use the same cosines
         of_x_positions, _, of_x_concepts = _cosines_gradients(
             x_saved[0],
             [y_saved[0], x_concepts_CD],
@@ -286,17 +286,15 @@ def _in_pairs(tensors: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch
 
 
 def cosines(x_BPD: torch.Tensor, y_BQD: torch.Tensor) -> torch.Tensor:
-    """Cosine of every position with every position of its partner, `(B, P, Q)`; 0 where one is zero.
+    """Cosine of every position with every position of its partner, `(B, P, Q)`; 0 if either is zero.
 
-    Args:
-        x_BPD: Positions.
-        y_BQD: The partners' positions; `(Q, D)` if all share one partner.
+    The partner's positions may be `(Q, D)` for the whole batch.
     """
     return _Cosines.apply(x_BPD, y_BQD)
 
 
 def largest(x_BPD: torch.Tensor, mask_BP: torch.Tensor | None = None) -> torch.Tensor:
-    """Each feature's largest value over the existing positions, `(B, D)`; the least number where there is none."""
+    """The maximum of each feature over the existing positions, `(B, D)`; the least number of the type without any."""
     return _Largest.apply(x_BPD, mask_BP)
 
 
@@ -306,13 +304,7 @@ def selected(
     temperature: float,
     *partners: tuple[torch.Tensor, torch.Tensor | None],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`[selection]` by each of several partners, with the maxima over the positions, all in one pass.
-
-    Args:
-        local_BPD: The positions.
-        mask_BP: Which of them exist.
-        temperature: Of the selection.
-        *partners: V partners `(B, Q, D)`, or concepts `(Q, D)`, each with its mask.
+    """`[selection]` by V partners `(B, Q, D)` or concepts `(Q, D)`, each with its mask, in one pass.
 
     Returns:
         The selected sums, `(B, V, D)`; `largest`, `(B, D)`; and the `largest_cosines` of the last partner, `(B, Q)`.
@@ -325,12 +317,10 @@ def selected_by_each_other(
     x: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, float],
     y: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, float],
 ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """`selected` of both sides, each with the other and then its own concepts as partners.
-
-    Both use one table of cosines.
+    """`selected` of both modalities, each by the other and then by its own concepts; both share one table of cosines.
 
     Args:
-        x, y: The positions of each side, `(B, P, D)` and `(B, Q, D)`, their mask, its concepts, and its temperature.
+        x, y: Positions of each modality, `(B, P, D)` and `(B, Q, D)`, their mask, its concepts, and its temperature.
     """
     (x_BPD, x_mask_BP, x_concepts_CD, x_temperature), (y_BQD, y_mask_BQ, y_concepts_CD, y_temperature) = x, y
     temperatures = x_temperature, y_temperature

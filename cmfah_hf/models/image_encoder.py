@@ -1,7 +1,8 @@
 """Image encoders: the regions of images, from a torchvision VGG or any `AutoBackbone` of `transformers`.
 
-An image encoder gives each image `R` regions on a grid of rows and columns, from the top left row by row. Shape
-suffixes: B images, R regions, D feature width, C channels of the backbone.
+An image encoder computes `R` regions of each image on a grid, in row-major order from the top left.
+
+Shape suffixes: B images, R regions, D feature width, C channels of the backbone.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ class CMFAHTorchvisionBackbone(nn.Module):
         if not (self.gradient_checkpointing and self.training):
             return self.features(pixel_values)
         stage: list[nn.Module] = []
-        for module in self.features:  # a stage ends where its pooling shrinks the map, so little is kept between them
+        for module in self.features:  # stages end with poolings, whose small outputs are kept
             stage.append(module)
             if isinstance(module, nn.MaxPool2d):
                 pixel_values = self._gradient_checkpointing_func(nn.Sequential(*stage).__call__, pixel_values)
@@ -42,7 +43,7 @@ class CMFAHTorchvisionBackbone(nn.Module):
 
 
 class CMFAHGivenFeatures(nn.Module):
-    """The backbone of a model whose image features are given: it has no weights and reads no images."""
+    """Placeholder for the backbone of a model whose image features are given; it has no weights."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -58,7 +59,7 @@ def _build_backbone(config: CMFAHConfig) -> tuple[nn.Module, int]:
     """The image backbone of a configuration, with random weights, and its number of channels.
 
     Raises:
-        ValueError: If `backbone_config` does not make a backbone, or a package that it needs is not installed.
+        ValueError: If the backbone cannot be built, for example without a package that it needs.
     """
     if config.image_feature_dim is not None:
         return CMFAHGivenFeatures(config.image_feature_dim), config.image_feature_dim
@@ -78,7 +79,7 @@ def _build_backbone(config: CMFAHConfig) -> tuple[nn.Module, int]:
 
 
 class CMFAHImageEncoder(nn.Module):
-    """`[regions]`: the last feature map of a backbone, one vector of width `D` for each region."""
+    """`[regions]`: the last feature map of a backbone, projected to one vector of width `D` per region."""
 
     def __init__(self, config: CMFAHConfig):
         super().__init__()
@@ -89,32 +90,29 @@ class CMFAHImageEncoder(nn.Module):
         self._grids: dict[tuple[int, int], tuple[int, int]] = {}
 
     def _freeze(self) -> None:
-        if self.config.freeze_backbone:  # its dropout and batch statistics with its weights
+        if self.config.freeze_backbone:  # including dropout and batch statistics
             self.backbone.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "CMFAHImageEncoder":
         super().train(mode)
-        self._freeze()  # weights too: `from_pretrained`, which ends in `eval()`, makes parameters that are not frozen
+        self._freeze()  # `from_pretrained`, which ends with `eval()`, creates parameters that are not frozen
         return self
 
     def _feature_map(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        # A frozen backbone needs no graph; the caller's setting holds otherwise.
+        # A frozen backbone needs no graph.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_backbone):
             output = self.backbone(pixel_values.to(self.projection.weight.dtype))
         return output if isinstance(output, torch.Tensor) else output.feature_maps[-1]
 
     def extract_regions(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The backbone's own regions, `(B, R, C)`, row by row from the top left: what `region_features` may hold."""
+        """The regions of the backbone, `(B, R, C)`, in row-major order, which can be given as `region_features`."""
         return self._feature_map(pixel_values).flatten(2).transpose(1, 2)
 
     @torch.no_grad()
     def region_grid(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        """Rows and columns of the regions, for images of a size in pixels.
+        """Rows and columns of the regions, for images of a size in pixels; None: the size that the processor makes.
 
         The first call for a size encodes a black image.
-
-        Args:
-            height, width: Of the images. None: those that the processor gives.
         """
         size = height or self.config.image_size, width or self.config.image_size
         if size not in self._grids:
@@ -133,7 +131,7 @@ class CMFAHImageEncoder(nn.Module):
 
         Args:
             pixel_values: `(B, 3, H, W)`.
-            region_features: `(B, R, C)`, as `extract_regions` returns them; instead of `pixel_values`.
+            region_features: `(B, R, C)`, as `extract_regions` returns them, instead of `pixel_values`.
 
         Raises:
             ValueError: If neither or both are given, or the regions have another number of channels.
@@ -149,7 +147,7 @@ class CMFAHImageEncoder(nn.Module):
                 f"{self.projection.in_features}; extract them again with this model's backbone."
             )
         if self.config.normalize_regions:
-            # One scale an image: a region's response relative to its neighbors tells things from background.
+            # One scale per image: the relative lengths of regions separate objects from background.
             wide = torch.promote_types(regions_BRC.dtype, torch.float32)
             lengths_BR1 = torch.linalg.vector_norm(regions_BRC, dim=-1, keepdim=True, dtype=wide)
             scale_B11 = lengths_BR1.square().mean(dim=1, keepdim=True).sqrt().clamp(min=EPSILON)

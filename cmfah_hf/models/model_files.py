@@ -1,6 +1,6 @@
-"""The files of a model, in a folder or on the Hub: found below the model's own root, and read with bounds.
+"""Files of a model in a folder or on the Hub: found only below its root, and read with limits.
 
-The rest of the package has `documents.py` for this; what travels with the weights needs its own.
+The rest of the package uses `documents.py`; code that is saved with the weights cannot import it.
 """
 
 import json
@@ -13,46 +13,46 @@ from typing import Any
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-# What `from_pretrained` takes to say where in the Hub, or in the cache, a file is.
+# Arguments of `from_pretrained` for the location of a file on the Hub or in the cache.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
-_MOST_BYTES = 64 * 2**20  # a vocabulary of two million words
+_MOST_BYTES = 64 * 2**20  # enough for a vocabulary of two million words
 _MOST_DEPTH = 32
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class ModelFileError(ValueError):
-    """A file of a model that is damaged, leads out of the model's folder, or is not what this package writes.
+    """A file of a model that is damaged, outside the model's folder, or not of a form that this package writes.
 
-    The message is one line. The package's own errors cannot be used here, because this file travels without them.
+    The message is one line. The errors of the package are not available to code that is saved with the weights.
     """
 
 
 def hub_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of `from_pretrained`'s arguments that say where a file is."""
+    """The arguments of `from_pretrained` for the location of a file."""
     return {name: options[name] for name in HUB_ARGUMENTS if options.get(name) is not None}
 
 
 def is_folder(source: Any) -> bool:
-    """Whether there is such a folder; also for names that no folder can have, at which `Path.is_dir` raises."""
+    """Whether a folder exists; False for invalid names, for which `Path.is_dir` raises an error."""
     return os.path.isdir(source)  # noqa: PTH112
 
 
 def is_file(source: Any) -> bool:
-    """As `is_folder`, of a file."""
+    """Whether a file exists; False for invalid names."""
     return os.path.isfile(source)  # noqa: PTH113
 
 
 def find_file(source: Any, name: str, hub: dict[str, Any]) -> Path | None:
-    """The path of a file of a model, downloaded if need be, or None if there is no such file.
+    """The path of a file of a model, downloaded if necessary; None if it does not exist.
 
     Args:
         source: A folder or a Hub id.
         name: The file, relative to the folder or repository.
-        hub: As `hub_arguments` gives them.
+        hub: As `hub_arguments` returns them.
 
     Raises:
-        ModelFileError: If the file is no regular one, or leads out of the folder, by its name or by a link.
+        ModelFileError: If it is not a regular file, or its name or a link leads out of the folder.
         OSError: If the Hub or the repository cannot be reached.
     """
     if not is_folder(source):
@@ -61,39 +61,35 @@ def find_file(source: Any, name: str, hub: dict[str, Any]) -> Path | None:
     path = Path(source, hub.get("subfolder") or "", name)
     if not os.path.lexists(path):
         return None
-    if not is_file(path):  # a pipe or a device would be waited for
+    if not is_file(path):  # reading a pipe or a device could block
         raise ModelFileError(f"{path} is not a regular file; put the model's file there.")
     require_below(path, source)
     return path
 
 
 def pinned(source: Any, found: Path | None, hub: dict[str, Any]) -> dict[str, Any]:
-    """`hub` with the commit that a file was found in, so that further files are of the same one."""
+    """`hub` with the commit of a file that was found, so that further files are from the same commit."""
     commit = extract_commit_hash(str(found), None) if found is not None and not is_folder(source) else None
     return hub if commit is None else {**hub, "revision": commit}
 
 
 def require_below(path: str | os.PathLike, folder: str | os.PathLike) -> None:
-    """Refuses a path that leads out of a model's folder. In the Hub's cache the root is that of the repository.
-
-    Raises:
-        ModelFileError: If it does.
-    """
+    """Raises a `ModelFileError` if a path leads out of a model's folder, or in the Hub's cache, of its repository."""
     root = Path(os.path.realpath(folder))
-    for parent in (root, *root.parents):  # the files of a snapshot are links to blobs next to it
+    for parent in (root, *root.parents):  # files of a snapshot are links to blobs next to it
         if parent.parent.name == "snapshots" and (parent.parent.parent / "blobs").is_dir():
             root = parent.parent.parent
             break
     if not Path(os.path.realpath(path)).is_relative_to(root):
-        raise ModelFileError(f"{path} leads out of {folder}; a model reads the files of its own folder alone.")
+        raise ModelFileError(f"{path} leads out of {folder}; a model only reads files of its own folder.")
 
 
 def read_object(path: str | os.PathLike) -> dict[str, Any]:
     """The content of a JSON file that holds an object.
 
     Raises:
-        ModelFileError: If it is too large, no JSON, no object, nested deeply, or holds NaN, an infinite number or half
-            of a surrogate pair.
+        ModelFileError: If the file is too large, not JSON, not an object, nested too deeply, or contains NaN, infinite
+            numbers or unpaired surrogates.
     """
     with Path(path).open("rb") as file:
         content = file.read(_MOST_BYTES + 1)
@@ -104,7 +100,7 @@ def read_object(path: str | os.PathLike) -> dict[str, Any]:
         value = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise ModelFileError(f"{path} is nested too deeply; restore it, or save the model again.") from None
-    except ValueError as error:  # no UTF-8, no JSON, an integer of thousands of digits
+    except ValueError as error:  # not UTF-8, not JSON, or an integer of thousands of digits
         reason = " ".join(str(error).split())[:200]
         raise ModelFileError(f"{path} is not valid JSON ({reason}); restore it, or save the model again.") from error
     if not isinstance(value, dict):

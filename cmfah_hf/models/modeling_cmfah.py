@@ -21,7 +21,7 @@ from .outputs_cmfah import CMFAHOutput, CMFAHTowerOutput, CMFAHViews, tower_outp
 from .safe_weights import align_weights, building_for, check_fit, find_weights, load_from_wholes, read_weights
 from .text_encoder import build_text_encoder
 
-# Arguments of `from_pretrained` for the weights, though a configuration has attributes of these names too.
+# Arguments of `from_pretrained` for the weights, although configurations also have these attributes.
 _OF_WEIGHTS = ("dtype", "torch_dtype", "quantization_config", "attn_implementation")
 # Tensors of the objective in a training checkpoint; the second pattern is that of earlier versions.
 _TRAINING_KEYS = [
@@ -45,20 +45,20 @@ class CMFAHPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["CMFAHLayer", "CMFAHTorchvisionBackbone", "CMFAHTextCNN"]
     _can_record_outputs = {"hidden_states": CMFAHLayer, "attentions": [CMFAHCoAttention, CMFAHSelection]}
-    # Prefixes of its tensors' names in checkpoints of a larger model.
+    # Prefixes of tensor names in checkpoints of a larger model.
     _names_begin_with: tuple[str, ...] = ("cmfah.",)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """Loads a model from safetensors, which are checked before the model is built.
 
-        Only `config.json` and the weights are read, both below the folder or repository. The same weights give the same
-        bits, whichever file they are from.
+        Only `config.json` and the weights are read, both within the folder or repository. Results do not depend on the
+        layout of the files.
 
         Raises:
-            ModelFileError: If a file is damaged, leads elsewhere, or does not fit the other.
-            ValueError: If weights of another kind are asked for, or the checkpoint is another architecture's.
-            OSError: If there are no weights as safetensors, or the Hub cannot be reached.
+            ModelFileError: If a file is damaged or outside the folder, or the files do not fit together.
+            ValueError: If another weight format is requested, or the checkpoint is of another architecture.
+            OSError: If there are no safetensors, or the Hub cannot be reached.
         """
         source = pretrained_model_name_or_path
         if kwargs.pop("use_safetensors", None) is False or kwargs.get("gguf_file") is not None:
@@ -97,17 +97,17 @@ class CMFAHPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, nn.Conv2d):  # a VGG that is trained from scratch would fade out under a narrow normal
+        if isinstance(module, nn.Conv2d):  # with a narrow normal, activations of a new VGG would vanish
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, (nn.Linear, nn.Conv1d)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
         elif isinstance(module, CMFAHEncoder) and module.concepts is not None:
-            # Concepts that are added count by their length; those that select only by their direction.
+            # The length of concepts only matters if they are added.
             init.normal_(module.concepts, std=self.config.initializer_range if module.selection is None else 0.2)
 
 
 class CMFAHImageModel(CMFAHPreTrainedModel):
-    """The image tower. It encodes images alone; `partner` is for `CMFAHModel`.
+    """The image tower. It encodes images alone; `CMFAHModel` passes a `partner`.
 
     Example:
 
@@ -142,7 +142,7 @@ class CMFAHImageModel(CMFAHPreTrainedModel):
         partner_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CMFAHTowerOutput:
-        """As `forward`, from regions that are already embedded."""
+        """As `forward`, from embedded regions."""
         view = self.encoder(regions_BRD, None, partner, partner_mask)
         return tower_output(self.hash_head, view, is_cross_modal=partner is not None)
 
@@ -157,17 +157,17 @@ class CMFAHImageModel(CMFAHPreTrainedModel):
         """
         Args:
             pixel_values: `(B, 3, H, W)`, as the processor makes them.
-            region_features: `(B, R, C)`, the backbone's regions computed before; instead of `pixel_values`.
-            partner: `(B, W, D)`, the tokens of the image's text. None: the concept bank replaces it.
+            region_features: `(B, R, C)`, precomputed regions of the backbone, instead of `pixel_values`.
+            partner: `(B, W, D)`, the tokens of the image's text. None: the concepts replace them.
             partner_mask: `(B, W)`, true at the tokens that exist.
         """
         return self.encode(self.embeddings(pixel_values, region_features), partner, partner_mask, **kwargs)
 
 
 class CMFAHTextModel(CMFAHPreTrainedModel):
-    """The text tower. It encodes texts alone; `partner` is for `CMFAHModel`.
+    """The text tower. It encodes texts alone; `CMFAHModel` passes a `partner`.
 
-    Over word vectors padding may be on either side: masked and unknown words are as if they were not there.
+    With word vectors, masked and unknown words are ignored, and padding may be on either side.
 
     Example:
 
@@ -206,7 +206,7 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
         partner: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CMFAHTowerOutput:
-        """As `forward`, from tokens that are already embedded."""
+        """As `forward`, from embedded tokens."""
         view = self.encoder(tokens_BWD, mask_BW, partner, None)
         return tower_output(self.hash_head, view, is_cross_modal=partner is not None)
 
@@ -222,15 +222,15 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
         Args:
             input_ids: `(B, W)`, tokens as the processor numbers them.
             attention_mask: `(B, W)`, 1 at the tokens that exist. None: all that are not padding.
-            inputs_embeds: `(B, W, word_dim)`, input embeddings; instead of `input_ids`.
-            partner: `(B, R, D)`, the regions of the text's image. None: the concept bank replaces it.
+            inputs_embeds: `(B, W, word_dim)`, input embeddings, instead of `input_ids`.
+            partner: `(B, R, D)`, the regions of the text's image. None: the concepts replace them.
         """
         tokens_BWD, mask_BW = self.embeddings(input_ids, attention_mask, inputs_embeds)
         return self.encode(tokens_BWD, mask_BW, partner, **kwargs)
 
 
 class CMFAHModel(CMFAHPreTrainedModel):
-    """Both towers. Of pairs, each modality is guided by the other; a single modality is encoded alone.
+    """Both towers. In pairs, each modality is guided by the other; a single modality is encoded alone.
 
     Example:
 
@@ -253,7 +253,7 @@ class CMFAHModel(CMFAHPreTrainedModel):
         self.image_model = self.image_model_class._from_config(config)
         self.text_model = self.text_model_class._from_config(config)
         self.post_init()
-        # Not what `post_init` gathers from the towers: each ignores the other's weights, and this model needs both.
+        # `post_init` merges the keys of the towers, which ignore each other's weights; this model needs both.
         own = set(type(self)._keys_to_ignore_on_load_unexpected or ())
         self._keys_to_ignore_on_load_unexpected = own  # type: ignore[assignment]  # transformers makes it a set too
 
@@ -272,9 +272,9 @@ class CMFAHModel(CMFAHPreTrainedModel):
         """Continuous codes `(B, K)` in (-1, 1) of images alone, `[hash]`.
 
         Args:
-            pixel_values: `(B, 3, H, W)`, as the processor gives them.
-            region_features: `(B, R, C)`, the backbone's regions computed before; instead of `pixel_values`.
-            **kwargs: Further outputs of the processor, such as those of texts, are ignored.
+            pixel_values: `(B, 3, H, W)`, as the processor makes them.
+            region_features: `(B, R, C)`, precomputed regions of the backbone, instead of `pixel_values`.
+            **kwargs: Ignored, such as the processor's outputs for texts.
 
         Raises:
             ValueError: If neither or both of `pixel_values` and `region_features` are given.
@@ -299,8 +299,8 @@ class CMFAHModel(CMFAHPreTrainedModel):
         Args:
             input_ids: `(B, W)`, tokens as the processor numbers them.
             attention_mask: `(B, W)`, 1 at tokens and 0 at padding. None: all that are not padding.
-            inputs_embeds: `(B, W, word_dim)`, input embeddings; instead of `input_ids`.
-            **kwargs: Further outputs of the processor, such as those of images, are ignored.
+            inputs_embeds: `(B, W, word_dim)`, input embeddings, instead of `input_ids`.
+            **kwargs: Ignored, such as the processor's outputs for images.
 
         Raises:
             ValueError: If neither or both of `input_ids` and `inputs_embeds` are given.
@@ -321,13 +321,13 @@ class CMFAHModel(CMFAHPreTrainedModel):
         cross_modal: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CMFAHViews:
-        """Both views of embedded pairs: each item alone, and each guided by its partner.
+        """The unimodal and cross-modal view of embedded pairs.
 
-        Fused kernels compute them in one pass where partners select and nothing is recorded.
+        Fused kernels compute both in one pass if partners select and no intermediate outputs are recorded.
 
         Args:
-            regions_BRD: The images, as `image_model.embeddings` gives them.
-            tokens_BWD, mask_BW: The texts, as `text_model.embeddings` gives them.
+            regions_BRD: The images, from `image_model.embeddings`.
+            tokens_BWD, mask_BW: The texts, from `text_model.embeddings`.
             cross_modal: Whether to compute the cross-modal view. Without attention it is the unimodal one.
         """
         kwargs["return_dict"] = True
@@ -363,8 +363,8 @@ class CMFAHModel(CMFAHPreTrainedModel):
     ) -> CMFAHOutput:
         """
         Args:
-            pixel_values: `(B, 3, H, W)`, or `region_features` `(B, R, C)`; may be missing altogether.
-            input_ids: `(B, W)`, or `inputs_embeds` `(B, W, word_dim)`; may be missing altogether.
+            pixel_values: `(B, 3, H, W)`, or `region_features` `(B, R, C)`; both may be missing.
+            input_ids: `(B, W)`, or `inputs_embeds` `(B, W, word_dim)`; both may be missing.
             attention_mask: `(B, W)`, 1 at the tokens that exist.
         """
         kwargs["return_dict"] = True

@@ -1,7 +1,4 @@
-"""SCAHN's towers, which are CMFAH's under a `model_type` of their own.
-
-In a checkpoint the towers' names begin with `cmfah`, as in CMFAH's own.
-"""
+"""SCAHN's towers: those of CMFAH, with their own `model_type` and the same tensor names in checkpoints."""
 
 from .configuration_scahn import SCAHNConfig
 from .modeling_cmfah import CMFAHImageModel, CMFAHModel, CMFAHPreTrainedModel, CMFAHTextModel

@@ -1,4 +1,4 @@
-"""Co-attention, selection, pooling and the hash head: the parts of both towers after their encoders.
+"""Co-attention, selection, pooling and the hash head: the layers of both towers after their encoders.
 
 Shape suffixes: B pairs of a batch, P positions of a sequence (regions or tokens), Q positions of its partner (tokens,
 regions or concepts), V views, D feature width, K hash bits. Equations are cited by their tags in `docs/method.md`.
@@ -16,7 +16,7 @@ from .text_encoder import in_reading_order
 
 
 class CMFAHCoAttention(nn.Module):
-    """`[similarity]`, `[attention-v]`, `[attention-t]`: positions gather those of the partner that answer them."""
+    """`[similarity]`, `[attention-v]`, `[attention-t]`: attention of each position to the partner's positions."""
 
     def __init__(self, temperature: float):
         super().__init__()
@@ -29,14 +29,14 @@ class CMFAHCoAttention(nn.Module):
         partner_mask_BQ: torch.Tensor | None,
         adds_local: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What each position gathers, `(B, P, D)`, plus the position itself if `adds_local`; and the weights."""
+        """The attended sums `(B, P, D)`, plus the positions themselves if `adds_local`, and the weights."""
         similarity_BPQ = cosines(local_BPD, partner_BQD).clamp(min=0)
         similarity_BPQ = nn.functional.normalize(similarity_BPQ, dim=1, eps=EPSILON)
         scores_BPQ = self.temperature * similarity_BPQ
         if partner_mask_BQ is not None:
             scores_BPQ = scores_BPQ.masked_fill(~partner_mask_BQ[:, None], torch.finfo(scores_BPQ.dtype).min)
         weights_BPQ = scores_BPQ.softmax(dim=-1)
-        if partner_mask_BQ is not None:  # a partner without a single position answers nothing
+        if partner_mask_BQ is not None:  # a partner without positions contributes nothing
             weights_BPQ = weights_BPQ * partner_mask_BQ[:, None].to(weights_BPQ.dtype)
         weights_B1PQ = weights_BPQ[:, None]  # one head, in the layout of attention weights
         weights_BPQ = weights_B1PQ[:, 0]  # a view of these, so that they have gradients
@@ -49,9 +49,9 @@ class CMFAHCoAttention(nn.Module):
 
 
 class CMFAHSelection(nn.Module):
-    """`[selection]`: the positions, summed by how well each answers the partner.
+    """`[selection]`: the sum of the positions, weighted by their similarity to the partner's positions.
 
-    The partner decides where to look, and adds nothing to what is seen there.
+    The partner only determines the weights.
     """
 
     def __init__(self, temperature: float):
@@ -65,7 +65,7 @@ class CMFAHSelection(nn.Module):
         partner_BQD: torch.Tensor,
         partner_mask_BQ: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The selected positions' sum, `(B, D)`; the weights, `(B, 1, P, Q)`; the `largest_cosines`, `(B, Q)`."""
+        """The selected sum `(B, D)`, the weights `(B, 1, P, Q)`, and the `largest_cosines` `(B, Q)`."""
         cosines_BPQ = cosines(local_BPD, partner_BQD)
         weights_BPQ = selection_weights(cosines_BPQ, mask_BP, partner_mask_BQ, self.temperature)
         weights_B1PQ = weights_BPQ.to(cosines_BPQ.dtype)[:, None]
@@ -74,7 +74,7 @@ class CMFAHSelection(nn.Module):
 
 
 class CMFAHLayer(GradientCheckpointingLayer):
-    """`[lstm]`: co-attention, an LSTM over the attended positions, and the plain positions added."""
+    """`[lstm]`: co-attention, an LSTM over the attended positions, and a residual connection."""
 
     def __init__(self, config: CMFAHConfig, attends: bool, temperature: float):
         super().__init__()
@@ -101,11 +101,11 @@ class CMFAHLayer(GradientCheckpointingLayer):
 
 
 def _read(lstm: nn.LSTM, sequence_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
-    """The LSTM's outputs at the positions that exist, read in their order."""
+    """The outputs of the LSTM over the existing positions, in their order."""
 
     def read(positions_BPD: torch.Tensor) -> torch.Tensor:
         if positions_BPD.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            # Not every processor's oneDNN has an LSTM in half precision.
+            # oneDNN does not have an LSTM in half precision for all processors.
             with torch.autocast("cpu", enabled=False):
                 return lstm(positions_BPD.to(lstm.weight_ih_l0.dtype))[0].to(positions_BPD.dtype)  # type: ignore[arg-type]
         return lstm(positions_BPD)[0]
@@ -115,12 +115,12 @@ def _read(lstm: nn.LSTM, sequence_BPD: torch.Tensor, mask_BP: torch.Tensor | Non
 
 @dataclass
 class View:
-    """A modality in one view: with its partner (cross-modal), or with the concepts instead of one (unimodal).
+    """A modality in one view: with its partner (cross-modal) or with concepts instead (unimodal).
 
     Attributes:
         features: `(B, D)`, the pooled feature.
         hidden_states: `(B, P, D)`, the positions after the last block.
-        concept_cosines: `(B, Q)`, the `largest_cosines` of the concepts, in a unimodal view of an encoder that selects.
+        concept_cosines: `(B, Q)`, the `largest_cosines` of concepts that select, in the unimodal view.
     """
 
     features: torch.Tensor
@@ -128,19 +128,19 @@ class View:
     concept_cosines: torch.Tensor | None = None
 
 
-# Positions `(B, P, D)` and their mask `(B, P)`; no mask where all exist.
+# Positions `(B, P, D)` and their mask `(B, P)`; None if all exist.
 Positions = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class CMFAHEncoder(nn.Module):
-    """A modality's positions to its pooled feature, guided by a partner, or by concepts if it is missing."""
+    """Pools the positions of a modality, guided by a partner or, if it is missing, by concepts."""
 
     def __init__(self, config: CMFAHConfig, attends: bool, temperature: float, pooling: str):
         super().__init__()
         self.pooling = pooling
         self.selection = CMFAHSelection(temperature) if attends and config.guidance == "select" else None
-        # The concept bank replaces a missing modality, "One modality at a time" of `docs/method.md`. Its first concepts
-        # are those of the classes, where `[concept-guidance]` trains them.
+        # Concepts replace a missing modality, "One modality at a time" of `docs/method.md`. The first ones belong to
+        # the classes if `[concept-guidance]` trains them.
         num_concepts = max(config.num_concepts, config.num_class_concepts)
         self.concepts = nn.Parameter(torch.empty(num_concepts, config.hidden_size)) if attends else None
         adds = attends and self.selection is None
@@ -153,10 +153,10 @@ class CMFAHEncoder(nn.Module):
         partner_BQD: torch.Tensor | None,
         partner_mask_BQ: torch.Tensor | None,
     ) -> View:
-        """The cross-modal view, or without a partner the unimodal one."""
+        """The cross-modal view or, without a partner, the unimodal view."""
         is_unimodal = partner_BQD is None
         if partner_BQD is None:
-            partner_BQD, partner_mask_BQ = self.concepts, None  # (C, D): the same for each item of the batch
+            partner_BQD, partner_mask_BQ = self.concepts, None  # (C, D), shared by the batch
         hidden_BPD = self._read(local_BPD, mask_BP, partner_BQD, partner_mask_BQ)
         features_BD = self._pool(hidden_BPD, mask_BP)
         if self.selection is None or partner_BQD is None:
@@ -182,7 +182,7 @@ class CMFAHEncoder(nn.Module):
         if self.pooling == "mean" and mean_BD is not None:
             return mean_BD
         largest_BD = largest(hidden_BPD, mask_BP) if largest_BD is None else largest_BD
-        if mask_BP is not None:  # of no position at all: nothing
+        if mask_BP is not None:  # zeros without positions
             largest_BD = largest_BD.masked_fill(~mask_BP.any(dim=1, keepdim=True), 0.0)
         return largest_BD if mean_BD is None else mean_BD + largest_BD
 
@@ -190,23 +190,18 @@ class CMFAHEncoder(nn.Module):
 def fused_views(
     encoders: tuple[CMFAHEncoder, CMFAHEncoder], positions: tuple[Positions, Positions], cross_modal: bool
 ) -> tuple[list[View], list[View]]:
-    """The unimodal and, if asked for, the cross-modal view of both modalities, in one pass over the positions.
+    """The unimodal and, on request, cross-modal view of both modalities, in one pass over the positions.
 
-    The same values as from calls of the encoders, up to rounding, in less time. Not for partners that are added.
-
-    Args:
-        encoders: Of both modalities.
-        positions: Of both.
-        cross_modal: Whether to compute the cross-modal views.
+    The values equal those of the encoders up to rounding. Partners that are added are not supported.
 
     Returns:
-        For either modality the cross-modal view, if asked for, and the unimodal one.
+        For each modality, the cross-modal view if requested, and the unimodal view.
     """
     read = [
         (encoder._read(local_BPD, mask_BP), mask_BP)
         for encoder, (local_BPD, mask_BP) in zip(encoders, positions, strict=True)
     ]
-    # Positions that no LSTM has read are those that the partner looks at: one table of cosines serves both.
+    # Without an LSTM, both modalities compare the same positions, so they share one table of cosines.
     is_shared = all(hidden[0] is local[0] for hidden, local in zip(read, positions, strict=True))
     asking = [
         (encoder.concepts, encoder.selection.temperature)
@@ -229,14 +224,14 @@ Selected = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _select(encoder: CMFAHEncoder, own: Positions, partners: list[Positions]) -> Selected | None:
-    """What each partner selects, and then the concepts; None of an encoder that does not select."""
+    """`selected` by each partner and by the concepts; None for an encoder that does not select."""
     if encoder.selection is None or encoder.concepts is None:
         return None
     return selected(*own, encoder.selection.temperature, *partners, (encoder.concepts, None))
 
 
 def _views(encoder: CMFAHEncoder, own: Positions, found: Selected | None, cross_modal: bool = True) -> list[View]:
-    """The cross-modal view, if there is one, and the unimodal one, from what was selected for each."""
+    """The cross-modal view, if requested, and the unimodal view, from the selected sums of each."""
     hidden_BPD, mask_BP = own
     if found is None:
         view = View(encoder._pool(hidden_BPD, mask_BP), hidden_BPD)
@@ -249,7 +244,8 @@ def _views(encoder: CMFAHEncoder, own: Positions, found: Selected | None, cross_
 def _masked_mean(hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
     if mask_BP is None:
         return hidden_BPD.sum(dim=1) / hidden_BPD.shape[1]
-    return hidden_BPD.sum(dim=1) / mask_BP.sum(dim=1, keepdim=True).clamp(min=1).to(hidden_BPD.dtype)  # masked are 0
+    # Masked positions are 0.
+    return hidden_BPD.sum(dim=1) / mask_BP.sum(dim=1, keepdim=True).clamp(min=1).to(hidden_BPD.dtype)
 
 
 class CMFAHHashHead(nn.Module):
@@ -258,7 +254,7 @@ class CMFAHHashHead(nn.Module):
     def __init__(self, config: CMFAHConfig):
         super().__init__()
         self.norm = nn.BatchNorm1d(config.hidden_size) if config.normalize_features else None
-        # Features of the two views are distributed differently: statistics of their own, one scale for both.
+        # The features of the views are distributed differently: separate statistics, one scale for both.
         has_two = config.normalize_features and config.attention != "none"
         self.paired_norm = nn.BatchNorm1d(config.hidden_size, affine=False) if has_two else None
         self.dropout = nn.Dropout(config.dropout)

@@ -25,12 +25,12 @@ class CMFAHTowerOutput(ModelOutput):
         last_hidden_state (`torch.FloatTensor` of shape `(B, P, D)`):
             The positions after the last block; zero where masked.
         hidden_states (`tuple` of `torch.FloatTensor` of shape `(B, P, D)`):
-            The positions before the first block and after each; with `output_hidden_states=True`.
+            The positions before the first block and after each block; with `output_hidden_states=True`.
         attentions (`tuple` of `torch.FloatTensor` of shape `(B, 1, P, Q)`):
-            Weights of the positions and the partner's positions, of each block that adds or of the one selection; with
-            `output_attentions=True`, and where the side attends.
+            Weights of the positions and the partner's positions, of each block or of the selection; with
+            `output_attentions=True`, if the modality attends.
         concept_cosines (`torch.FloatTensor` of shape `(B, Q)`):
-            Without a partner, and where concepts select: the largest cosine of each concept with a position.
+            The largest cosine of each concept with a position, in the unimodal view of a tower that selects.
     """
 
     hash_values: torch.Tensor | None = None
@@ -42,7 +42,7 @@ class CMFAHTowerOutput(ModelOutput):
 
 
 def tower_output(hash_head: CMFAHHashHead, view: View, is_cross_modal: bool) -> CMFAHTowerOutput:
-    """A tower's output, from its view of a batch."""
+    """The output of a tower for one view of a batch."""
     return CMFAHTowerOutput(
         hash_values=hash_head(view.features, is_paired=is_cross_modal),
         features=view.features,
@@ -53,7 +53,7 @@ def tower_output(hash_head: CMFAHHashHead, view: View, is_cross_modal: bool) -> 
 
 @dataclass
 class CMFAHViews:
-    """Outputs of both towers in both views: each item alone, and each guided by its partner if that was asked for."""
+    """Outputs of both towers in the unimodal view and, on request, the cross-modal view."""
 
     image: CMFAHTowerOutput
     text: CMFAHTowerOutput
@@ -65,16 +65,15 @@ class CMFAHViews:
 class CMFAHOutput(ModelOutput):
     """Output of both towers for a batch of pairs.
 
-    With both modalities given, each is guided by the other. These are *cross-modal* codes: they depend on the partner,
-    which a query does not have. `get_image_hash` and `get_text_hash` encode one modality alone.
+    If both modalities are given, each is guided by the other. These *cross-modal* codes depend on the partner, which a
+    query does not have. `get_image_hash` and `get_text_hash` encode one modality alone.
 
     Args:
         image_hash, text_hash (`torch.FloatTensor` of shape `(B, K)`): H of `[hash]`, in (-1, 1).
         image_features, text_features (`torch.FloatTensor` of shape `(B, D)`): F of `[lstm]`.
         attentions (`tuple` of `torch.FloatTensor`): With `output_attentions=True`, each block's region x token weights
-            `(B, 1, R, W)`, then each block's token x region weights `(B, 1, W, R)`; none of a side
-            that does not attend.
-        image_model_output, text_model_output (`CMFAHTowerOutput`): The outputs of each tower, hidden states too.
+            `(B, 1, R, W)`, then each block's token x region weights `(B, 1, W, R)`, for modalities that attend.
+        image_model_output, text_model_output (`CMFAHTowerOutput`): The outputs of each tower.
     """
 
     image_hash: torch.Tensor | None = None

@@ -1,6 +1,6 @@
 """Cross-modal retrieval as a task of `transformers.pipeline`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,17 +18,17 @@ METRICS = ("aqd", "hamming")
 
 class CrossModalRetrievalPipeline(Pipeline):
     r"""
-    Codes of images and texts, and candidates ranked by their distance to a query.
+    Computes codes of images and texts, and ranks candidates by their distance to a query.
 
     An item is a text, a Pillow image, `{"text": ...}` or `{"image": ...}` with an image or its path. A query is an
     item; if its mapping has `candidates`, items of either kind, these are ranked. A list holds several queries. Every
-    item is encoded alone, and texts without the words that an expander added in training: `CrossMediaRetriever` adds
-    those, and searches many items.
+    item is encoded alone, and texts are not expanded as in training: `CrossMediaRetriever` expands them, and searches
+    many items.
 
     Args:
         metric (`str`, defaults to `"aqd"`):
-            `"aqd"`: candidates by `<z_q, B_x>`, largest first, `[aqd]`. `"hamming"`: by the number of different bits,
-            smallest first.
+            `"aqd"`: ranks candidates by `<z_q, B_x>`, largest first, `[aqd]`. `"hamming"`: by the number of different
+            bits, smallest first.
         top_k (`int`, *optional*):
             The number of candidates to return. None: all.
         batch_size (`int`, defaults to 32):
@@ -36,11 +36,11 @@ class CrossModalRetrievalPipeline(Pipeline):
 
     Returns:
         For each query `hash_values`, `(K,)` in (-1, 1), and `code`, their signs as -1 and +1, int8. With candidates
-        also `ranking`, the nearest first, equal ones in the order given: a list of `{"index": ..., "score": ...}`.
+        also `ranking`, a list of `{"index": ..., "score": ...}`, nearest first, ties in the given order.
 
     Raises:
-        ValueError: If a query is none of these, an image cannot be read, a text has no known word, or there is no such
-            metric.
+        ValueError: If a query is not an item, an image cannot be read, a text has no known word, or the metric is
+            unknown.
 
     Example:
 
@@ -52,7 +52,7 @@ class CrossModalRetrievalPipeline(Pipeline):
     >>> pipe({"image": "beach.jpg", "candidates": ["a dog on the beach", "a street at night"]})["ranking"]
     ```"""
 
-    # transformers declares them as None and reads them as these.
+    # transformers declares them as None.
     _load_processor = True  # type: ignore[assignment]
     _load_tokenizer = False  # type: ignore[assignment]
     _load_image_processor = False  # type: ignore[assignment]
@@ -60,7 +60,7 @@ class CrossModalRetrievalPipeline(Pipeline):
     _load_video_processor = False  # type: ignore[assignment]
 
     def __call__(self, inputs: Any, *args: Any, batch_size: int | None = None, **kwargs: Any) -> Any:
-        if batch_size is not None:  # the parent's would put queries with different candidates into one batch
+        if batch_size is not None:  # the parent would batch queries, whose candidates differ
             kwargs["items_at_once"] = batch_size
         return super().__call__(inputs, *args, **kwargs)
 
@@ -84,16 +84,15 @@ class CrossModalRetrievalPipeline(Pipeline):
         return cast(CMFAHProcessor, self.processor)
 
     def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
-        """The query, and the candidates if there are any, each as `("text", str)` or `("image", image)`."""
-        inputs = input_
+        """The query and its candidates, if any, each as `("text", str)` or `("image", image)`."""
         candidates = None
-        if isinstance(inputs, Mapping) and "candidates" in inputs:
-            candidates = inputs["candidates"]
-            inputs = {name: value for name, value in inputs.items() if name != "candidates"}
+        if isinstance(input_, Mapping) and "candidates" in input_:
+            candidates = input_["candidates"]
+            input_ = {name: value for name, value in input_.items() if name != "candidates"}
             if isinstance(candidates, (str, Mapping)) or not hasattr(candidates, "__iter__"):
                 raise ValueError(f"candidates is a {type(candidates).__name__}; give a list of texts and images.")
             candidates = [_item(candidate) for candidate in candidates]
-        kind, value = _item(inputs)
+        kind, value = _item(input_)
         if kind == "text" and not self._inputs.has_known_tokens(value):
             raise ValueError(
                 f"No word of {value!r} is among the {len(self._inputs.tokenizer):,} that this model knows; use other "
@@ -101,7 +100,7 @@ class CrossModalRetrievalPipeline(Pipeline):
             )
         return {"query": (kind, value), "candidates": candidates}
 
-    def _forward(  # type: ignore[override]  # any dictionary will do for the parent
+    def _forward(  # type: ignore[override]  # the parent accepts any dictionary
         self, input_tensors: dict[str, Any], items_at_once: int = 32
     ) -> dict[str, Any]:
         candidates = input_tensors["candidates"]
@@ -110,7 +109,8 @@ class CrossModalRetrievalPipeline(Pipeline):
             encoded = torch.empty(len(candidates), self.model.config.hash_bits)
             for kind in ("text", "image"):
                 places = [place for place, (its_kind, _) in enumerate(candidates) if its_kind == kind]
-                for part in _parts(places, items_at_once):
+                for start in range(0, len(places), items_at_once):
+                    part = places[start : start + items_at_once]
                     encoded[part] = self._encode(kind, [candidates[place][1] for place in part])
         kind, value = input_tensors["query"]
         return {"query": self._encode(kind, [value])[0], "candidates": encoded}
@@ -118,11 +118,8 @@ class CrossModalRetrievalPipeline(Pipeline):
     def _encode(self, kind: str, values: list[Any]) -> torch.Tensor:
         """Continuous codes `(N, K)`, float32."""
         if kind == "text":
-            return (
-                self._towers.get_text_hash(**self._inputs(text=values, return_tensors="pt").to(self.device))
-                .float()
-                .cpu()
-            )
+            inputs = self._inputs(text=values, return_tensors="pt").to(self.device)
+            return self._towers.get_text_hash(**inputs).float().cpu()
         inputs = self._inputs(images=values, return_tensors="pt").to(self.device, self._towers.dtype)
         return self._towers.get_image_hash(**inputs).float().cpu()
 
@@ -172,11 +169,6 @@ def _open(path: str | Path) -> Image.Image:
             return image
     except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not an image that can be read ({error}).") from error
-
-
-def _parts(places: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(places), size):
-        yield places[start : start + size]
 
 
 __all__ = ["CrossModalRetrievalPipeline"]

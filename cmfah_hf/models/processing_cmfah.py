@@ -1,4 +1,4 @@
-"""The processor: images and texts to the inputs of the towers."""
+"""The processor, which converts images and texts to inputs of the towers."""
 
 import os
 import re
@@ -21,16 +21,11 @@ from .tokenization_cmfah import build_word_tokenizer, load_word_tokenizer, split
 
 _MOST_PIXELS_A_SIDE = 2_048
 _SWITCHES = (
-    "do_resize",
-    "do_rescale",
-    "do_normalize",
-    "do_convert_rgb",
-    "do_center_crop",
-    "do_pad",
+    *("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_center_crop", "do_pad"),
     "default_to_square",
 )
 _SIZES = ("size", "crop_size", "pad_size")
-# Settings that name the kind of a file, and do not change an image.
+# Settings that name the type of a file and do not affect images.
 _UNUSED = ("auto_map", "processor_class", "image_processor_type", "feature_extractor_type", "model_input_names")
 
 
@@ -39,10 +34,10 @@ class CMFAHProcessorKwargs(ProcessingKwargs, total=False):
 
 
 def backbone_normalization(config: CMFAHConfig) -> tuple[Sequence[float], Sequence[float]]:
-    """The mean and standard deviation, of red, green and blue in 0..1, that a backbone's published weights expect."""
+    """Mean and standard deviation of red, green and blue in 0..1 that the published weights of a backbone expect."""
     from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-    if config.backbone_config is None:  # a VGG of torchvision, or none
+    if config.backbone_config is None:  # a VGG of torchvision, or no backbone
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     backbone_config = config.backbone_config
     assert isinstance(backbone_config, PreTrainedConfig)
@@ -63,17 +58,17 @@ def backbone_normalization(config: CMFAHConfig) -> tuple[Sequence[float], Sequen
 
 class CMFAHProcessor(ProcessorMixin):
     r"""
-    Images through an image processor of `transformers`, texts through the tokenizer of the text encoder.
+    Prepares images with an image processor of `transformers`, and texts with the tokenizer of the text encoder.
 
-    Images of any mode are made RGB first (16 bits scaled, transparency over white), then resized to the model's
-    square without keeping their aspect ratio, so that nothing at the border is cut off. A word-level tokenizer turns
-    words outside its vocabulary into `[UNK]`, which the model ignores; a text without a word is valid. A text backbone
-    has its own tokenizer, which truncates longer texts.
+    Images of any mode are converted to RGB (16 bits scaled, transparency over white), then resized to a square without
+    keeping their aspect ratio, so that nothing is cropped. A word-level tokenizer maps words outside its vocabulary to
+    `[UNK]`, which the model ignores; a text without words is valid. A text backbone has its own tokenizer, which
+    truncates long texts.
 
     Args:
-        image_processor: An image processor with the backbone's mean, standard deviation and size.
-        tokenizer: A fast tokenizer: that of `build_word_tokenizer`, or a text backbone's.
-        word_level: Whether it is the former.
+        image_processor: An image processor with the mean, standard deviation and size of the backbone.
+        tokenizer: A fast tokenizer, from `build_word_tokenizer` or of a text backbone.
+        word_level: Whether the tokenizer is from `build_word_tokenizer`.
 
     Example:
 
@@ -97,28 +92,25 @@ class CMFAHProcessor(ProcessorMixin):
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
     ) -> "CMFAHProcessor":
-        """The processor of a new model over word vectors.
+        """The processor of a new model with word vectors.
 
         Args:
-            config: The model's configuration: its backbone and image size.
+            config: The model's configuration, for its backbone and image size.
             vocabulary: The words of the word table, from row 2 on.
-            image_mean, image_std: Of red, green and blue in 0..1. None: those that the backbone's published weights
-                expect.
+            image_mean, image_std: Of red, green and blue in 0..1. None: those that the published weights of the
+                backbone expect.
         """
         return cls(_new_image_processor(config, image_mean, image_std), build_word_tokenizer(vocabulary))
 
     @classmethod
     def from_backbones(
-        cls,
-        config: CMFAHConfig,
-        image_mean: Sequence[float] | None = None,
-        image_std: Sequence[float] | None = None,
+        cls, config: CMFAHConfig, image_mean: Sequence[float] | None = None, image_std: Sequence[float] | None = None
     ) -> "CMFAHProcessor":
-        """The processor of a new model with a text backbone, whose own tokenizer it holds.
+        """The processor of a new model with a text backbone, with the tokenizer of the backbone.
 
         Args:
             config: The model's configuration, with the `text_backbone` given by folder or Hub id.
-            image_mean, image_std: As of `from_vocabulary`.
+            image_mean, image_std: As in `from_vocabulary`.
 
         Raises:
             ValueError: If there is no text backbone, or its tokenizer cannot be used.
@@ -133,10 +125,9 @@ class CMFAHProcessor(ProcessorMixin):
     def from_pretrained(  # type: ignore[override]  # the parent's arguments are keywords here
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> "CMFAHProcessor":
-        """The processor that was saved in a folder or repository.
+        """Loads a processor from a folder or repository.
 
-        Only `processor_config.json`, `tokenizer.json` and `tokenizer_config.json` are read, and only the settings that
-        a processor of this kind has: no code, no templates.
+        Only `processor_config.json`, `tokenizer.json` and `tokenizer_config.json` are read, without code or templates.
 
         Args:
             pretrained_model_name_or_path: The folder or Hub id.
@@ -145,7 +136,7 @@ class CMFAHProcessor(ProcessorMixin):
                 (`cls_token="[CLS]"`) take precedence over the saved ones.
 
         Raises:
-            ModelFileError: If a file is damaged, leads elsewhere, or is another kind of processor's.
+            ModelFileError: If a file is damaged, outside the folder, or of another type of processor.
             OSError: If a file is missing, or the Hub cannot be reached.
         """
         source, hub = pretrained_model_name_or_path, hub_arguments(kwargs)
@@ -203,11 +194,11 @@ class CMFAHProcessor(ProcessorMixin):
         if not self.word_level:
             options.setdefault("truncation", True)
         elif isinstance(texts, (list, tuple)) and not any(split_words(t) for t in texts if isinstance(t, str)):
-            options |= {"padding": "max_length", "max_length": 1}  # no word anywhere still makes a column
+            options |= {"padding": "max_length", "max_length": 1}  # one column even without any word
         return super().__call__(images=images, text=text, **options)
 
     def known_words(self, text: str) -> list[str]:
-        """The words of `text` that the model knows, in their order: those of its vocabulary, or all words."""
+        """The words of `text` in the vocabulary, in their order; all words with a text backbone."""
         words = split_words(text)
         if not self.word_level:
             return words
@@ -215,13 +206,13 @@ class CMFAHProcessor(ProcessorMixin):
         return [word for word in words if self.tokenizer.convert_tokens_to_ids(word) != unknown]
 
     def has_known_tokens(self, text: str) -> bool:
-        """Whether `text` says anything to the model. A text backbone knows any text that is not blank."""
+        """Whether the model knows any token of `text`; with a text backbone, whether the text is not blank."""
         if self.word_level:
             return bool(self.known_words(text))
         return bool(self.tokenizer(text, add_special_tokens=False, truncation=True)["input_ids"])
 
     def word_spans(self, text: str) -> list[tuple[str, list[int]]]:
-        """The known words of `text`, each with the positions of its tokens in `processor(text=[text])`."""
+        """The known words of `text`, each with its token positions in `processor(text=[text])`."""
         encoded = self.tokenizer(text, truncation=not self.word_level, return_offsets_mapping=True)
         offsets = [
             (position, first, end)
@@ -237,11 +228,7 @@ class CMFAHProcessor(ProcessorMixin):
         return [(word, positions) for word, positions in found if positions]
 
     def check_model(self, config: CMFAHConfig) -> None:
-        """Checks that the tokens are those of a model.
-
-        Raises:
-            ValueError: If the tokenizer is not the one that the model was trained with.
-        """
+        """Raises a `ValueError` if the tokenizer is not the one that the model was trained with."""
         rows, has_backbone = len(self.tokenizer), config.text_backbone_config is not None
         fits = rows == config.vocab_size and self.tokenizer.pad_token_id == config.pad_token_id
         if has_backbone == self.word_level or not (rows <= config.vocab_size if has_backbone else fits):
@@ -265,7 +252,7 @@ def _new_image_processor(
 
 
 def _load_image_processor(settings: Any, path: Path, options: dict[str, Any]) -> ImageProcessingMixin:
-    """An image processor of `transformers` out of the settings that it saved, each of which is checked."""
+    """An image processor of `transformers` from its saved settings, each of which is checked."""
     name = settings.get("image_processor_type") if isinstance(settings, dict) else None
     if not isinstance(name, str) or not re.fullmatch(r"\w+ImageProcessor(Pil|Fast)?", name):
         raise ModelFileError(f"{path} names no image processor; save the processor again.")
@@ -275,7 +262,7 @@ def _load_image_processor(settings: Any, path: Path, options: dict[str, Any]) ->
     kept = {key: value for key, value in settings.items() if value is not None and key not in _UNUSED}
     for key, value in kept.items():
         if not _is_valid(key, value):
-            raise ModelFileError(f"{path}: {str(key)[:40]} is {str(value)[:60]!r}, which no image processor here has.")
+            raise ModelFileError(f"{path}: {str(key)[:40]} is {str(value)[:60]!r}, which is not supported.")
     return found.from_dict(kept, **{key: value for key, value in options.items() if key in kept})
 
 

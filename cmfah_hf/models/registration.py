@@ -5,16 +5,15 @@ from typing import NamedTuple
 from transformers import AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .modeling_cmfah import CMFAHImageModel, CMFAHModel, CMFAHPreTrainedModel, CMFAHTextModel
-from .modeling_scahn import SCAHNImageModel, SCAHNModel, SCAHNPreTrainedModel, SCAHNTextModel
-from .outputs_cmfah import CMFAHOutput, CMFAHTowerOutput
+from .modeling_cmfah import CMFAHModel
+from .modeling_scahn import SCAHNModel
 from .pipeline_cmfah import TASK, CrossModalRetrievalPipeline
 from .processing_cmfah import CMFAHProcessor
 from .registered_configurations import CMFAHConfig, SCAHNConfig
 
 
 class Towers(NamedTuple):
-    """The classes of an architecture: its configuration, and both towers."""
+    """The classes of an architecture: its configuration and its model of both towers."""
 
     config: type[CMFAHConfig]
     model: type[CMFAHModel]
@@ -23,30 +22,10 @@ class Towers(NamedTuple):
 # By the `model_type` of their configurations. They share one processor.
 MODELS = {"cmfah": Towers(CMFAHConfig, CMFAHModel), "scahn": Towers(SCAHNConfig, SCAHNModel)}
 
-# Where the package is installed, the Auto classes find it; `save_pretrained` saves the code with the weights for where
-# it is not.
+# The Auto classes find the installed package; for other machines, `save_pretrained` saves the code with the weights.
 for _towers in MODELS.values():
     AutoModel.register(_towers.config, _towers.model)
     AutoProcessor.register(_towers.config, CMFAHProcessor)
     _towers.model.register_for_auto_class("AutoModel")
 CMFAHProcessor.register_for_auto_class("AutoProcessor")
 PIPELINE_REGISTRY.register_pipeline(TASK, CrossModalRetrievalPipeline, pt_model=AutoModel, type="multimodal")
-
-__all__ = [
-    "MODELS",
-    "CMFAHConfig",
-    "CMFAHImageModel",
-    "CMFAHModel",
-    "CMFAHOutput",
-    "CMFAHPreTrainedModel",
-    "CMFAHProcessor",
-    "CMFAHTextModel",
-    "CMFAHTowerOutput",
-    "CrossModalRetrievalPipeline",
-    "SCAHNConfig",
-    "SCAHNImageModel",
-    "SCAHNModel",
-    "SCAHNPreTrainedModel",
-    "SCAHNTextModel",
-    "Towers",
-]

@@ -1,7 +1,7 @@
-"""Weights out of safetensors files alone, checked before a model is built for them.
+"""Loading of weights from safetensors, with checks before the model is built.
 
-A pickle can run code when it is loaded, so none is. `transformers` is given the tensors and not the folder, so nothing
-else that lies there is looked at: adapters, quantized or distributed checkpoints, files that a configuration names.
+Pickles are never loaded, because they can run code. `transformers` gets the tensors instead of the folder, so it does
+not read other files there: adapters, quantized or distributed checkpoints, files that a configuration names.
 """
 
 import threading
@@ -25,22 +25,22 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .model_files import ModelFileError, find_file, is_file, read_object
 
-# Bytes at whose multiples PyTorch begins its own tensors on a CPU.
+# Alignment in bytes of tensors that PyTorch allocates on a CPU.
 _ALIGNMENT = 64
-# A model that is loaded may have modules without a tensor, and parts that its checkpoint lacks, but not without end.
+# Limits of modules without tensors and of parameters that are not in the checkpoint.
 _MODULES_A_TENSOR, _FURTHER_MODULES = 5, 2_000
 _FURTHER_ELEMENTS = 2**27
-# Types of weights and of counts. Others would have to be converted by rules that no file states.
+# Types of weights and counts. The conversion of others is not defined by the file.
 _TYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.bool}
 
 
 def find_weights(source: Any, variant: str | None, hub: dict[str, Any]) -> list[Path]:
-    """The safetensors files that hold a model's weights.
+    """The safetensors files with the weights of a model.
 
     Args:
-        source: A folder, a Hub id, or one safetensors file.
-        variant: As of `from_pretrained`.
-        hub: Where on the Hub, as `hub_arguments` gives it.
+        source: A folder, a Hub id, or a safetensors file.
+        variant: As in `from_pretrained`.
+        hub: As `hub_arguments` returns them.
 
     Raises:
         ModelFileError: If the index of the files is damaged, or names anything but safetensors next to it.
@@ -72,28 +72,20 @@ def find_weights(source: Any, variant: str | None, hub: dict[str, Any]) -> list[
 
 
 def shard_names(index: Path) -> list[str]:
-    """The files that an index of weights names, each once.
-
-    Raises:
-        ModelFileError: If the index is damaged, or names anything but safetensors files next to it.
-    """
+    """The sorted files of an index of weights. Raises a `ModelFileError` if they are not safetensors next to it."""
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFileError(f"{index} has no weight_map of tensors; restore it, or save the model again.")
     for name in weight_map.values():
         if not isinstance(name, str) or not name.endswith(".safetensors") or "/" in name or "\\" in name:
             raise ModelFileError(
-                f"{index} names {str(name)[:80]!r}; weights are read from safetensors files next to it alone."
+                f"{index} names {str(name)[:80]!r}; weights are only read from safetensors files next to it."
             )
     return sorted(set(weight_map.values()))
 
 
 def read_weights(files: list[Path]) -> dict[str, torch.Tensor]:
-    """The tensors of safetensors files, by name.
-
-    Raises:
-        ModelFileError: If a file is damaged, or a weight is not a finite number.
-    """
+    """The tensors of safetensors files, by name. Raises a `ModelFileError` if one is damaged or not finite."""
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         try:
@@ -126,19 +118,16 @@ def building_for(
     source: Any,
     may_differ: bool,
 ) -> Iterator[None]:
-    """While a model is built in the block, ends it as soon as the model does not fit its weights.
+    """Raises a `ModelFileError` in the block, in which a model is built, as soon as it does not fit its weights.
 
-    A configuration of a few bytes can ask for a model that takes minutes to build and more memory than there is.
+    A configuration of a few bytes can describe a model that takes minutes to build, or more memory than available.
 
     Args:
-        model_class: Of the model.
-        tensors: Its weights, as `read_weights` gives them.
-        prefixes: What their names may begin with in checkpoints of a larger model, the outermost first.
-        source: Where they are from, for messages.
+        model_class: The class of the model.
+        tensors: Its weights, as `read_weights` returns them.
+        prefixes: Possible prefixes of their names in checkpoints of a larger model, the outermost first.
+        source: The source of the weights, for messages.
         may_differ: Whether shapes may differ (`ignore_mismatched_sizes`).
-
-    Raises:
-        ModelFileError: From within the block.
     """
     thread, modules = threading.get_ident(), 0
     most = _MODULES_A_TENSOR * len(tensors) + _FURTHER_MODULES
@@ -164,10 +153,10 @@ def building_for(
 
 
 def check_fit(model: nn.Module) -> None:
-    """Within `building_for`: refuses the model that was built, if its weights do not fit. It has no memory yet.
+    """Checks a model built within `building_for`, before its memory is allocated.
 
     Raises:
-        ModelFileError: If a tensor has another shape or kind, or far more is missing than is there.
+        ModelFileError: If a tensor has another shape or type, or most weights are missing.
     """
     loading = _loading.get()
     if loading is None or type(model) is not loading.model_class:
@@ -193,10 +182,10 @@ def check_fit(model: nn.Module) -> None:
 
 
 def align_weights(model: nn.Module) -> None:
-    """Moves tensors from wherever they lie in a mapped file to where PyTorch puts its own.
+    """Copies tensors that are not aligned in a memory-mapped file to aligned memory.
 
-    On some processors matrix products round otherwise by where their factors begin, which in a file depends on its
-    header: so the same weights out of two files would not give the same bits.
+    On some processors, rounding of matrix products depends on the alignment of the factors, which in a file depends on
+    its header. The same weights from two files would otherwise give different bits.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
@@ -217,9 +206,9 @@ def _without(name: str, prefixes: tuple[str, ...]) -> str:
 def _check_values(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype not in _TYPES:
-            raise ModelFileError(f"{file}: {name!r} is of the type {tensor.dtype}, which no model here has.")
+            raise ModelFileError(f"{file}: {name!r} is of the type {tensor.dtype}, which is not supported.")
     floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-    # A sum is not finite where a summand is not. It may overflow too, so each number is looked at then.
+    # A sum with infinite or NaN summands is not finite. It may also overflow, so all numbers are checked then.
     sums = [tensor.sum(dtype=torch.float32) for tensor in floats.values()]
     if sums and not torch.stack(sums).isfinite().all():
         for name, tensor in floats.items():
@@ -231,7 +220,7 @@ def _check_values(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
 
 
 def load_from_wholes(image_model_class: type[PreTrainedModel], text_model_class: type[PreTrainedModel]) -> None:
-    """Lets a tower load from a checkpoint of both towers, or of the training, where its names have further prefixes."""
+    """Lets each tower load from checkpoints of both towers or of a training, in which its names have prefixes."""
     for tower, name in ((image_model_class, "image_model"), (text_model_class, "text_model")):
         prefixes: list[WeightConverter | WeightRenaming] = [
             PrefixChange(prefix_to_remove="cmfah"),

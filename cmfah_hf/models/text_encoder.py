@@ -1,7 +1,9 @@
 """Text encoders: the tokens of texts, from a TextCNN over word vectors or any text model of `transformers`.
 
-A text encoder gives each text `W` tokens and a mask of those that exist. Shape suffixes: B texts, W tokens, D feature
-width, E width of an input embedding, F filters, H hidden size of the backbone.
+A text encoder computes `W` tokens of each text and a mask of those that exist.
+
+Shape suffixes: B texts, W tokens, D feature width, E width of an input embedding, F filters, H hidden size of the
+backbone.
 """
 
 import inspect
@@ -18,16 +20,27 @@ from .model_files import ModelFileError
 
 
 def build_text_encoder(config: CMFAHConfig) -> "CMFAHTextEncoder":
-    """The text encoder of a configuration, with random weights.
-
-    Raises:
-        ValueError: If `text_backbone_config` does not make a text model.
-    """
+    """The text encoder of a configuration, with random weights."""
     return CMFAHTextCNN(config) if config.text_backbone_config is None else CMFAHTextBackbone(config)
 
 
 class CMFAHTextEncoder(nn.Module):
-    """The interface of text encoders."""
+    """Base class of text encoders, parts of which may be frozen."""
+
+    projection: nn.Linear
+
+    def __init__(self, config: CMFAHConfig):
+        super().__init__()
+        self.config = config
+        self.dropout = nn.Dropout(config.dropout)
+
+    def _freeze(self) -> None:
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> "CMFAHTextEncoder":
+        super().train(mode)
+        self._freeze()  # loaded weights are new parameters
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding table of `input_ids`."""
@@ -42,16 +55,29 @@ class CMFAHTextEncoder(nn.Module):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tokens `(B, W, D)` in their places, zero where masked, and the mask `(B, W)`.
+        """The tokens `(B, W, D)`, zero where masked, and the mask `(B, W)`.
 
         Args:
             input_ids: `(B, W)`, rows of the embedding table.
             attention_mask: `(B, W)`, 1 at the tokens that exist. None: all that are not padding.
-            inputs_embeds: `(B, W, E)`, input embeddings; instead of `input_ids`.
+            inputs_embeds: `(B, W, E)`, input embeddings, instead of `input_ids`.
 
         Raises:
             ValueError: If neither or both of `input_ids` and `inputs_embeds` are given.
         """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give the text tower either input_ids or inputs_embeds.")
+        embeds_BWE = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        mask_BW = _mask(embeds_BWE, input_ids, attention_mask, self.config.pad_token_id)
+        if input_ids is not None and self.config.unk_token_id is not None:
+            mask_BW = mask_BW & (input_ids != self.config.unk_token_id)  # words without vectors are ignored
+        if not mask_BW.shape[1]:  # convolution, attention and LSTM need a column
+            embeds_BWE, mask_BW = nn.functional.pad(embeds_BWE, (0, 0, 0, 1)), nn.functional.pad(mask_BW, (0, 1))
+        hidden_BWH = self._encode(input_ids, embeds_BWE, mask_BW)
+        return self.projection(self.dropout(hidden_BWH)) * mask_BW[..., None].to(self.projection.weight.dtype), mask_BW
+
+    def _encode(self, input_ids: torch.Tensor | None, embeds_BWE: torch.Tensor, mask_BW: torch.Tensor) -> torch.Tensor:
+        """The hidden states `(B, W, H)`; `input_ids` are None if embeddings were given."""
         raise NotImplementedError
 
 
@@ -59,24 +85,17 @@ class CMFAHTextCNN(CMFAHTextEncoder):
     """`[words]`: a table of word vectors, a TextCNN of several widths, and a fully connected layer."""
 
     def __init__(self, config: CMFAHConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.word_dim, padding_idx=config.pad_token_id)
         self._freeze()
         self.convolutions = nn.ModuleList(
             nn.Conv1d(config.word_dim, config.text_filters, width, padding="same") for width in config.text_kernel_sizes
         )
         self.projection = nn.Linear(config.text_filters * len(config.text_kernel_sizes), config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
 
     def _freeze(self) -> None:
         if self.config.freeze_word_vectors:
             self.embed_tokens.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "CMFAHTextCNN":
-        super().train(mode)
-        self._freeze()  # a table that was loaded is a new parameter
-        return self
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_tokens
@@ -84,21 +103,9 @@ class CMFAHTextCNN(CMFAHTextEncoder):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.embed_tokens = value  # type: ignore[assignment]  # transformers' signature allows any module
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        embeds_BWE = _one_of(input_ids, inputs_embeds, self.embed_tokens)
-        mask_BW = _mask(embeds_BWE, input_ids, attention_mask, self.config.pad_token_id)
-        if input_ids is not None and self.config.unk_token_id is not None:
-            mask_BW = mask_BW & (input_ids != self.config.unk_token_id)  # a word without a vector says nothing
-        embeds_BWE, mask_BW = _with_a_column(embeds_BWE, mask_BW)
-        # Masked tokens are zeros, as the convolution's own padding is: how far a text is padded changes nothing.
-        exists_BW1 = mask_BW[..., None].to(embeds_BWE.dtype)
-        filters_BWF = in_reading_order(self._convolve, embeds_BWE * exists_BW1, mask_BW)
-        return self.projection(self.dropout(filters_BWF)) * exists_BW1, mask_BW
+    def _encode(self, input_ids: torch.Tensor | None, embeds_BWE: torch.Tensor, mask_BW: torch.Tensor) -> torch.Tensor:
+        # Masked tokens are zeros, like the padding of the convolution, so the amount of padding has no effect.
+        return in_reading_order(self._convolve, embeds_BWE * mask_BW[..., None].to(embeds_BWE.dtype), mask_BW)
 
     def _convolve(self, embeds_BWE: torch.Tensor) -> torch.Tensor:
         embeds_BEW = embeds_BWE.mT
@@ -108,25 +115,18 @@ class CMFAHTextCNN(CMFAHTextEncoder):
 class CMFAHTextBackbone(CMFAHTextEncoder):
     """Any text model of `transformers`: its `last_hidden_state`, projected to `D`.
 
-    Padding belongs on the side that the model was trained with: most count positions from the left.
+    Padding must be on the side that the model was trained with; most models count positions from the left.
     """
 
     def __init__(self, config: CMFAHConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.backbone = build_text_backbone(config)
         self._freeze()
         self.projection = nn.Linear(self.backbone.config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
 
     def _freeze(self) -> None:
         if self.config.freeze_text_backbone:
             self.backbone.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "CMFAHTextBackbone":
-        super().train(mode)
-        self._freeze()
-        return self
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -134,24 +134,15 @@ class CMFAHTextBackbone(CMFAHTextEncoder):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.set_input_embeddings(value)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        embeds_BWE = _one_of(input_ids, inputs_embeds, self.get_input_embeddings())
-        mask_BW = _mask(embeds_BWE, input_ids, attention_mask, self.config.pad_token_id)
-        embeds_BWE, mask_BW = _with_a_column(embeds_BWE, mask_BW)
-        # Attention over no position at all is not a number, so a text without a token attends to its padding.
+    def _encode(self, input_ids: torch.Tensor | None, embeds_BWE: torch.Tensor, mask_BW: torch.Tensor) -> torch.Tensor:
+        # Attention over no positions is NaN, so a text without tokens attends to its padding.
         attended_BW = mask_BW | ~mask_BW.any(dim=1, keepdim=True)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text_backbone):
-            if input_ids is not None and input_ids.shape[1]:  # some models add more than a table's rows to them
+            if input_ids is not None and input_ids.shape[1]:  # some models add more than the embeddings
                 output = self.backbone(input_ids=input_ids, attention_mask=attended_BW.long())
             else:
                 output = self.backbone(inputs_embeds=embeds_BWE, attention_mask=attended_BW.long())
-        hidden_BWH = output.last_hidden_state.to(self.projection.weight.dtype)
-        return self.projection(self.dropout(hidden_BWH)) * mask_BW[..., None].to(hidden_BWH.dtype), mask_BW
+        return output.last_hidden_state.to(self.projection.weight.dtype)
 
 
 def build_text_backbone(config: CMFAHConfig) -> PreTrainedModel:
@@ -162,7 +153,7 @@ def build_text_backbone(config: CMFAHConfig) -> PreTrainedModel:
     """
     backbone_config = config.text_backbone_config
     assert isinstance(backbone_config, PreTrainedConfig)
-    encodes = backbone_config.model_type in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES  # of T5, the encoder alone
+    encodes = backbone_config.model_type in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES  # only the encoder, as of T5
     try:
         auto_class = AutoModelForTextEncoding if encodes else AutoModel
         model_class = auto_class._model_mapping[type(backbone_config)]
@@ -180,22 +171,13 @@ def build_text_backbone(config: CMFAHConfig) -> PreTrainedModel:
 def in_reading_order(
     module: Callable[[torch.Tensor], torch.Tensor], tokens_BWD: torch.Tensor, mask_BW: torch.Tensor
 ) -> torch.Tensor:
-    """Applies `module` to the existing tokens, moved together in their order; each result goes to its token's place.
+    """Applies `module` to the existing tokens, in order and without gaps; the results return to the tokens' positions.
 
-    A module that looks at neighbors, a convolution or an LSTM, then sees the text and not how it is padded.
+    The results of convolutions and LSTMs, which read neighbors, then do not depend on padding.
     """
     order_BW1 = (~mask_BW).long().argsort(dim=1, stable=True)[..., None]
     output_BWD = module(tokens_BWD.take_along_dim(order_BW1, dim=1))
     return output_BWD.take_along_dim(order_BW1.argsort(dim=1), dim=1)
-
-
-def _one_of(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, table: nn.Module) -> torch.Tensor:
-    """The input embeddings `(B, W, E)`, given or looked up."""
-    if inputs_embeds is not None and input_ids is None:
-        return inputs_embeds
-    if input_ids is not None and inputs_embeds is None:
-        return table(input_ids)
-    raise ValueError("Give the text tower either input_ids or inputs_embeds.")
 
 
 def _mask(
@@ -209,10 +191,3 @@ def _mask(
     if input_ids is not None and pad_token_id is not None:
         return input_ids != pad_token_id
     return embeds_BWE.new_ones(embeds_BWE.shape[:2], dtype=torch.bool)
-
-
-def _with_a_column(embeds_BWE: torch.Tensor, mask_BW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A masked column where there is none: convolution, attention and LSTM need one."""
-    if mask_BW.shape[1]:
-        return embeds_BWE, mask_BW
-    return nn.functional.pad(embeds_BWE, (0, 0, 0, 1)), nn.functional.pad(mask_BW, (0, 1))

@@ -1,7 +1,4 @@
-"""Words, and the word-level tokenizer over a fitted vocabulary.
-
-The graph, the word vectors and the model all split text into words here.
-"""
+"""Word splitting, shared by word graph, word vectors and models, and the word-level tokenizer of a vocabulary."""
 
 import json
 from collections.abc import Sequence
@@ -17,12 +14,12 @@ from .model_files import ModelFileError, read_object
 PAD_TOKEN, UNKNOWN_TOKEN = "[PAD]", "[UNK]"
 SPECIAL_TOKENS = (PAD_TOKEN, UNKNOWN_TOKEN)
 
-# Letters carry their combining marks (Devanagari vowels, Arabic points), an apostrophe may be inside a word, Han
-# characters are words of their own because nothing separates them, and so are pictographs. The rest separates.
+# Combining marks belong to their letters (Devanagari vowels, Arabic points), and apostrophes may be inside a word. Each
+# Han character is a word, because nothing separates them, and so is each pictograph. All other characters separate.
 _WORD = (
     r"\p{Han}"
     r"|(?:(?!\p{Han})[\p{L}\p{N}])(?:(?!\p{Han})[\p{L}\p{M}\p{N}])*(?:['’](?:(?!\p{Han})[\p{L}\p{M}\p{N}])+)*"
-    r"|(?!\x{FFFD})\p{So}"  # U+FFFD replaces what a decoder found to be no character
+    r"|(?!\x{FFFD})\p{So}"  # U+FFFD replaces invalid bytes
 )
 
 _NORMALIZER = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -30,7 +27,7 @@ _PRE_TOKENIZER = pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=T
 
 
 def split_words(text: str) -> list[str]:
-    """The words of `text` in their order: NFKC, lower case, punctuation dropped, any script.
+    """The words of `text` of any script, in their order: NFKC, lower case, without punctuation.
 
     >>> split_words("New-York's café, #Sunset!")
     ['new', "york's", 'café', 'sunset']
@@ -39,7 +36,7 @@ def split_words(text: str) -> list[str]:
 
 
 def word_offsets(text: str) -> list[tuple[str, int, int]]:
-    """The words of `text`, each with its first character and the one after its last, as positions in `text`.
+    """The words of `text`, each with its start and end position in `text`.
 
     >>> word_offsets("New-York's")
     [('new', 0, 3), ("york's", 4, 10)]
@@ -49,9 +46,7 @@ def word_offsets(text: str) -> list[tuple[str, int, int]]:
 
 
 def build_word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A fast tokenizer that gives `[PAD]` the id 0, `[UNK]` the id 1, and `vocabulary` the ids from 2 on, in its order.
-
-    Row `i + 2` of the model's embedding table therefore belongs to `vocabulary[i]`.
+    """A fast tokenizer with the ids 0 for `[PAD]`, 1 for `[UNK]`, and `i + 2` for `vocabulary[i]`.
 
     Raises:
         ValueError: If the vocabulary holds a word twice or a special token.
@@ -67,23 +62,23 @@ def build_word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
         pad_token=PAD_TOKEN,
         unk_token=UNKNOWN_TOKEN,
         model_input_names=["input_ids", "attention_mask"],
-        split_special_tokens=True,  # "[PAD]" in somebody's text is the word "pad"
+        split_special_tokens=True,  # "[PAD]" in a text is the word "pad"
         clean_up_tokenization_spaces=False,
     )
 
 
 def load_word_tokenizer(path: Path, settings: dict[str, Any]) -> PreTrainedTokenizerFast:
-    """The tokenizer that `build_word_tokenizer` made, built again from the vocabulary in its file.
+    """A tokenizer of `build_word_tokenizer`, built again from the vocabulary in its file.
 
-    Only the vocabulary of the file is used. In a library, a pattern of the file could take exponential time, and a
-    replacement could turn a word into ten million.
+    Other parts of the file are not used: a pattern could take exponential time, and a replacement could turn a word
+    into ten million.
 
     Args:
         path: The `tokenizer.json`.
-        settings: Of its `tokenizer_config.json`, for the side of the padding.
+        settings: The `tokenizer_config.json`, for the padding side.
 
     Raises:
-        ModelFileError: If the file is damaged, or holds another kind of tokenizer.
+        ModelFileError: If the file is damaged, or holds another type of tokenizer.
     """
     content = read_object(path)
     for part, expected in _parts().items():
@@ -109,7 +104,7 @@ def load_word_tokenizer(path: Path, settings: dict[str, Any]) -> PreTrainedToken
 
 
 def _in_order(vocabulary: dict[str, Any], path: Path) -> list[str]:
-    """The words of a vocabulary in the order of their numbers."""
+    """The words of a vocabulary, ordered by their ids."""
     words: dict[int, str] = {}
     for word, number in vocabulary.items():
         if type(number) is not int or not 0 <= number < len(vocabulary) or number in words:
@@ -123,7 +118,7 @@ def _in_order(vocabulary: dict[str, Any], path: Path) -> list[str]:
 
 @cache
 def _parts() -> dict[str, Any]:
-    """The part of the tokenizer's file that does not depend on its vocabulary."""
+    """The parts of a tokenizer file that do not depend on the vocabulary."""
     written = json.loads(build_word_tokenizer([]).backend_tokenizer.to_str())
     return {
         name: written[name] for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens")
@@ -132,6 +127,5 @@ def _parts() -> dict[str, Any]:
 
 def _other_kind(path: Path, part: str) -> ModelFileError:
     return ModelFileError(
-        f"{path}: its {part} is not that of a word tokenizer of this package, which is the only kind that a model of "
-        "it reads."
+        f"{path}: its {part} is not that of a word tokenizer of this package; no other tokenizer is supported here."
     )

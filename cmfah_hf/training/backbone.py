@@ -1,4 +1,4 @@
-"""Published weights for the backbones, and word vectors for the word table"""
+"""Published weights of the backbones, and word vectors for the word table."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ WEIGHTS_NAME = "model.safetensors"
 
 
 def backbone_weights(data: DataArguments, config: CMFAHConfig) -> str | None:
-    """The source of the backbone's weights, if any; a backbone given by Hub id or folder has weights of its own."""
+    """The source of the image backbone's weights, if any: the setting, else the backbone's folder or Hub id."""
     return data.backbone_weights or (
         config.backbone_config.name_or_path if config.backbone_config is not None else None
     )
@@ -38,14 +38,13 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
 
     Args:
         image_model: The tower; its configuration names the backbone.
-        source: `"torchvision"` for torchvision's own weights of a VGG, a pickle whose checksum is checked and which is
-            read with `weights_only=True`. A safetensors file with the names of the backbone (`features.0.weight`, ...
-            for a VGG; a classifier is ignored), a folder with such a `model.safetensors`, or a Hub id. For an
-            `AutoBackbone`, a folder or Hub id with any model of its architecture that `transformers` saved as
-            safetensors; for a backbone of timm, the name of its model.
+        source: `"torchvision"` for the weights that torchvision publishes for a VGG. A safetensors file with the names
+            of the backbone (`features.0.weight`, ... for a VGG; a classifier is ignored), a folder with such a
+            `model.safetensors`, or a Hub id. For an `AutoBackbone`, a folder or Hub id with any model of its
+            architecture that `transformers` saved as safetensors; for a backbone of timm, the name of its model.
 
     Raises:
-        CheckpointError: If there is no such file, or its tensors are not those of the backbone.
+        CheckpointError: If the file does not exist, or its tensors do not fit the backbone.
     """
     backbone, backbone_config = image_model.embeddings.backbone, image_model.config.backbone_config
     local = resolve_data_path(source)
@@ -63,7 +62,7 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
 
 
 def _fill(backbone: nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
-    """Puts weights into a backbone, which has to be complete; tensors beyond it are ignored."""
+    """Loads weights into a backbone. All of its tensors must be given; other tensors are ignored."""
     expected = backbone.state_dict()
     missing = sorted(set(expected) - set(weights))
     if missing:
@@ -78,9 +77,10 @@ def _fill(backbone: nn.Module, weights: Mapping[str, torch.Tensor], source: str)
 
 
 def fill_word_table(text_model: CMFAHTextModel, vectors_VE: torch.Tensor) -> None:
-    """Puts word vectors behind the rows of the special tokens.
+    """Fills the word table with word vectors, after the rows of the special tokens.
 
-    They get one length, as the regions have: skip-gram's lengths tell how frequent a word is, and not what it means.
+    All are scaled to one length, as regions are: the length of a skip-gram vector depends on the word's frequency, not
+    on its meaning.
     """
     table_VE = text_model.get_input_embeddings().weight.data
     table_VE.zero_()
@@ -88,17 +88,17 @@ def fill_word_table(text_model: CMFAHTextModel, vectors_VE: torch.Tensor) -> Non
 
 
 def load_text_backbone_weights(text_model: CMFAHTextModel) -> None:
-    """Puts the published weights into the text backbone of a text tower, from where its configuration is from.
+    """Loads published weights into the text backbone of a text tower, from the source of its configuration.
 
     Raises:
-        CheckpointError: If there are none as safetensors, or they are not those of the backbone.
+        CheckpointError: If there are no safetensors, or they do not fit the backbone.
     """
     encoder = text_model.embeddings
     assert isinstance(encoder, CMFAHTextBackbone)
     backbone = encoder.backbone
     place = backbone.config.name_or_path
     if not place:
-        logger.warning("text_backbone_config does not name where its weights are: they are random; give text_backbone.")
+        logger.warning("text_backbone_config names no source of its weights, so they are random; give text_backbone.")
         return
     _fill(backbone, _transformers_weights(backbone, place), place)
 
@@ -114,12 +114,12 @@ def _local_file(source: str) -> Path | None:
 
 
 def _transformers_weights(backbone: PreTrainedModel, source: str) -> dict[str, torch.Tensor]:
-    """The tensors of the backbone in a folder or Hub id, also as a part of a larger model."""
+    """The tensors of a backbone in a folder or on the Hub, where it may be part of a larger model."""
     if backbone.config.model_type == "timm_backbone":
         return _timm_weights(backbone, source)
-    # Not by `AutoBackbone`, which asks timm where the Hub does not answer, and not by the folder's name, by which
-    # `transformers` would look for other files too. The report shows missing and unfit tensors, which would otherwise
-    # be drawn at random.
+    # Not with `AutoBackbone`, which asks timm if the Hub does not answer, and not by the name of the folder, in which
+    # `transformers` would look for other files. The report lists missing and mismatched tensors, which would otherwise
+    # be random.
     try:
         loaded: Any = type(backbone).from_pretrained(  # its hint has no `output_loading_info`
             None,
@@ -139,10 +139,10 @@ def _transformers_weights(backbone: PreTrainedModel, source: str) -> dict[str, t
 
 
 def _timm_weights(backbone: PreTrainedModel, source: str) -> dict[str, torch.Tensor]:
-    """The weights that timm publishes under a name: safetensors, else a pickle, read with `weights_only`."""
+    """The weights that timm publishes under a name: safetensors, or a pickle read with `weights_only`."""
     import timm
 
-    if not timm.is_model(source):  # timm also takes a folder or any repository for a name
+    if not timm.is_model(source):  # timm also accepts folders and repositories as names
         raise CheckpointError(f"{source}: timm publishes no weights of that name; give the name of one of its models.")
     return AutoBackbone.from_pretrained(source, config=backbone.config).state_dict()
 
@@ -165,9 +165,7 @@ def _torchvision_weights(name: str | None) -> dict[str, torch.Tensor]:
     import torchvision  # type: ignore[import-untyped]  # it has no stubs
 
     if name not in TORCHVISION_BACKBONES:
-        raise CheckpointError(
-            "'torchvision' has weights for its VGGs alone; name a file or a Hub id for this backbone."
-        )
-    # A pickle, the only published format: its checksum is checked, and `torch.load` reads it with `weights_only`.
+        raise CheckpointError("'torchvision' only has weights for its VGGs; name a file or a Hub id for this backbone.")
+    # The only published format is a pickle: its checksum is checked, and `torch.load` reads it with `weights_only`.
     weights = torchvision.models.get_model_weights(name).DEFAULT
     return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)

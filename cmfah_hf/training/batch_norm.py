@@ -1,7 +1,7 @@
 """Batch normalization over the pairs of all processes.
 
-PyTorch's `SyncBatchNorm` runs on accelerators alone; this runs wherever the processes can communicate. It keeps the
-parameters, the buffers and their names, so a model trained with it is saved and loaded as any other.
+PyTorch's `SyncBatchNorm` only runs on accelerators; this runs wherever the processes can communicate. It keeps the
+parameters, the buffers and their names, so the model is saved and loaded like any other.
 
 Shape suffixes: C channels.
 """
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum of all processes' tensors, in each process; the gradients are summed likewise."""
+    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
@@ -33,7 +33,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class _GlobalStatistics(_BatchNorm):
-    """`forward` of a batch norm whose mean and variance are those of the whole batch."""
+    """The `forward` of a batch norm with the mean and variance of the whole batch."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -54,7 +54,7 @@ class _GlobalStatistics(_BatchNorm):
         totals = _SumOverProcesses.apply(torch.cat([wide.sum(dims), wide.new_tensor([count])]))
         count = totals[-1].detach()
         mean_C = totals[:-1] / count
-        # In a second pass: the mean of the squares minus the square of the mean would lose digits in float32.
+        # In a second pass, because the mean of squares minus the square of the mean would lose digits in float32.
         centered = wide - mean_C.view(shape)
         variance_C = _SumOverProcesses.apply(centered.square().sum(dims)) / count
         mean, variance, batches = self.running_mean, self.running_var, self.num_batches_tracked

@@ -1,7 +1,7 @@
-"""Checks of the files of a checkpoint before `Trainer` reads them, without loading code that they name
+"""Checks of a checkpoint's files before `Trainer` reads them, without running code that they name.
 
-A checksum shows that a file fits its list, and not that the list is right. So each file is read here as the trainer
-will read it: JSON by its types, safetensors by the names and shapes of the model's tensors, and PyTorch's own files
+A checksum shows that a file matches the list, but not that the list is right. Each file is therefore read here as the
+trainer reads it: JSON by its types, safetensors by the names and shapes of the model's tensors, and PyTorch's own files
 (optimizers, schedules, scalers, random generators) with `weights_only=True`.
 """
 
@@ -10,9 +10,11 @@ import random
 import re
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -31,30 +33,16 @@ _LOADABLE = (".pt", ".pth", ".bin", ".safetensors")
 # Keys by which optimizers differ; other keys depend on the version of PyTorch.
 _OPTIMIZER_KEYS = ("betas", "momentum", "alpha", "rho", "lr_decay")
 # The fields of transformers' `TrainerState`.
-_NUMBER, _MAYBE_NUMBER = (int, float), (int, float, type(None))
 _STATE_TYPES: dict[str, tuple[type, ...]] = {
-    "epoch": _NUMBER,
-    "global_step": (int,),
-    "max_steps": (int,),
-    "logging_steps": _NUMBER,
-    "eval_steps": _MAYBE_NUMBER,
-    "save_steps": _NUMBER,
-    "train_batch_size": (int, type(None)),
-    "num_train_epochs": _NUMBER,
-    "num_input_tokens_seen": _NUMBER,
-    "total_flos": _NUMBER,
-    "log_history": (list,),
-    "best_metric": _MAYBE_NUMBER,
-    "best_global_step": (int, type(None)),
-    "best_model_checkpoint": (str, type(None)),
-    "is_local_process_zero": (bool,),
-    "is_world_process_zero": (bool,),
-    "is_hyper_param_search": (bool,),
-    "trial_name": (str, type(None)),
-    "trial_params": (dict, type(None)),
-    "stateful_callbacks": (dict,),
+    **dict.fromkeys(("epoch", "logging_steps", "save_steps", "num_train_epochs", "total_flos"), (int, float)),
+    **dict.fromkeys(("global_step", "max_steps", "num_input_tokens_seen"), (int,)),
+    **dict.fromkeys(("eval_steps", "best_metric"), (int, float, NoneType)),
+    **dict.fromkeys(("train_batch_size", "best_global_step"), (int, NoneType)),
+    **dict.fromkeys(("best_model_checkpoint", "trial_name"), (str, NoneType)),
+    **dict.fromkeys(("is_local_process_zero", "is_world_process_zero", "is_hyper_param_search"), (bool,)),
+    **{"log_history": (list,), "trial_params": (dict, NoneType), "stateful_callbacks": (dict,)},
 }
-# Errors of an unpickler of tensors and plain values on other bytes.
+# Errors of an unpickler of tensors and plain values when it reads other bytes.
 _UNPICKLING_ERRORS = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
     *(AssertionError, OverflowError, OSError, struct.error),
@@ -62,8 +50,8 @@ _UNPICKLING_ERRORS = (
 _ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, EOFError, struct.error, RuntimeError)
 
 
-def content_damage(folder: Path, step: int, listed: set[str]) -> str | None:
-    """The fault of a checkpoint whose files match its list but cannot be loaded, naming the file; else None.
+def check_contents(folder: Path, step: int, listed: set[str]) -> None:
+    """Raises a `CheckpointError` that names the file, if a checkpoint matches its list but cannot be loaded.
 
     Args:
         folder: The checkpoint.
@@ -73,21 +61,20 @@ def content_damage(folder: Path, step: int, listed: set[str]) -> str | None:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and path.suffix in _LOADABLE and name not in listed:
-            return f"{name} is not in its list of files"
-    weights = _weights_damage(folder)
-    if weights is not None:
-        return weights
+            raise CheckpointError(f"{name} is not in its list of files")
+    _check_weights(folder)
     for name in sorted(listed):
-        check = _check_for(name)
-        if check is not None and (damage := check(folder / name)) is not None:
-            return f"{name} {damage}"
-    return _state_damage(folder / TRAINER_STATE_NAME, step)
+        check = next((check for pattern, check in _CHECKS if re.fullmatch(pattern, name)), None)
+        if check is not None:
+            with _naming(name):
+                check(folder / name)
+    _check_state(folder / TRAINER_STATE_NAME, step)
 
 
 def check_schedule(schedule: Any, path: Path, content: Any) -> None:
-    """Raises a `CheckpointError` unless a saved schedule is of the same type as the present one.
+    """Raises a `CheckpointError` unless a saved schedule has the type of the present one.
 
-    PyTorch sets everything in a schedule's state as attributes.
+    PyTorch sets all entries of a schedule's state as attributes.
     """
     ours = schedule.state_dict()
     fits = isinstance(content, dict) and content.keys() == ours.keys()
@@ -97,7 +84,7 @@ def check_schedule(schedule: Any, path: Path, content: Any) -> None:
         for name, value in ours.items()
     )
     if not fits:
-        raise CheckpointError(f"{path}: the schedule of another lr_scheduler_type; go on with that one.")
+        raise CheckpointError(f"{path}: the schedule of another lr_scheduler_type; resume with that one.")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, path: Path, content: Any) -> None:
@@ -118,41 +105,44 @@ def check_optimizer(optimizer: torch.optim.Optimizer, path: Path, content: Any) 
             if isinstance(value, torch.Tensor)
         )
     if not fits:
-        raise CheckpointError(f"{path}: the state of another optimizer or model; go on with the `optim` of that run.")
+        raise CheckpointError(f"{path}: the state of another optimizer or model; resume with the `optim` of that run.")
 
 
-def _check_for(name: str) -> Callable[[Path], str | None] | None:
-    for pattern, check in _CHECKS:
-        if re.fullmatch(pattern, name):
-            return check
-    return None
-
-
-def _weights_damage(folder: Path) -> str | None:
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
     try:
-        expected = _tensors_of_model(folder)
+        yield
     except CheckpointError as error:
-        return str(error)
-    if not (folder / _WEIGHTS).is_file():
-        if any(folder.glob("pytorch_model_fsdp*")):  # shared out over processes
-            return None
-        pickles = sorted(path.name for path in folder.glob("*.bin"))
-        if pickles:
-            return f"{pickles[0]} is a pickle, and weights are loaded from {_WEIGHTS} alone"
-        return f"{_WEIGHTS} is missing"
+        raise CheckpointError(f"{file} {error}") from error
+
+
+def _tensors_in(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of each tensor of a safetensors file."""
     try:
-        with safe_open(folder / _WEIGHTS, "pt") as file:
-            names = list(file.keys())
-            found = {current_name(name): tuple(file.get_slice(name).get_shape()) for name in names}
-            kinds = {file.get_slice(name).get_dtype() for name in names}
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        return f"{_WEIGHTS} is damaged ({_in_one_line(error)})"
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            return f"{_WEIGHTS} is of another model, its tensor {name[:80]!r} is {found.get(name, 'missing')}"
-    if not kinds <= {"F16", "BF16", "F32", "F64", "I64"}:
-        return f"{_WEIGHTS} holds numbers that are no weights, {sorted(kinds)[0]}"
-    return None
+        raise CheckpointError(f"is damaged ({_in_one_line(error)})") from error
+
+
+def _check_weights(folder: Path) -> None:
+    expected = _tensors_of_model(folder)
+    if not (folder / _WEIGHTS).is_file():
+        if any(folder.glob("pytorch_model_fsdp*")):  # sharded over processes
+            return
+        if pickles := sorted(path.name for path in folder.glob("*.bin")):
+            raise CheckpointError(f"{pickles[0]} is a pickle, and weights are loaded from {_WEIGHTS} alone")
+        raise CheckpointError(f"{_WEIGHTS} is missing")
+    with _naming(_WEIGHTS):
+        tensors = _tensors_in(folder / _WEIGHTS)
+        found = {current_name(name): shape for name, (shape, _) in tensors.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise CheckpointError(f"is of another model, its tensor {name[:80]!r} is {found.get(name, 'missing')}")
+        others = sorted({kind for _, kind in tensors.values()} - {"F16", "BF16", "F32", "F64", "I64"})
+        if others:
+            raise CheckpointError(f"holds numbers that are no weights, {others[0]}")
 
 
 def _tensors_of_model(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -172,7 +162,7 @@ def _tensors_of_model(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_torch_file(path: Path) -> Any:
-    """The content of a file of PyTorch: tensors and plain values.
+    """The content of a PyTorch file: tensors and plain values.
 
     Raises:
         CheckpointError: If the file is damaged, or holds anything else.
@@ -195,13 +185,10 @@ def read_torch_file(path: Path) -> Any:
         raise CheckpointError(f"is damaged, or holds more than tensors ({_in_one_line(error)})") from error
 
 
-def _torch_check(is_sound: Callable[[Any], bool]) -> Callable[[Path], str | None]:
-    def check(path: Path) -> str | None:
-        try:
-            content = read_torch_file(path)
-        except CheckpointError as error:
-            return str(error)
-        return None if is_sound(content) else "does not hold what its name says"
+def _torch_check(is_sound: Callable[[Any], bool]) -> Callable[[Path], None]:
+    def check(path: Path) -> None:
+        if not is_sound(read_torch_file(path)):
+            raise CheckpointError("does not hold what its name says")
 
     return check
 
@@ -234,10 +221,10 @@ def _is_scaler(content: Any) -> bool:
     return isinstance(content, dict) and all(isinstance(value, (int, float)) for value in content.values())
 
 
-def _is_second_player(content: Any) -> bool:
-    return (
-        isinstance(content, dict) and _is_optimizer(content.get("optimizer")) and _is_schedule(content.get("scheduler"))
-    )
+def _is_player(content: Any) -> bool:
+    if not isinstance(content, dict):
+        return False
+    return _is_optimizer(content.get("optimizer")) and _is_schedule(content.get("scheduler"))
 
 
 def _is_generators(content: Any) -> bool:
@@ -253,14 +240,10 @@ def _is_generators(content: Any) -> bool:
     return True
 
 
-def _safetensors_check(is_sound: Callable[[dict[str, tuple[int, ...]]], bool]) -> Callable[[Path], str | None]:
-    def check(path: Path) -> str | None:
-        try:
-            with safe_open(path, "pt") as file:
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            return f"is damaged ({_in_one_line(error)})"
-        return None if is_sound(shapes) else "does not hold what its name says"
+def _safetensors_check(is_sound: Callable[[dict[str, tuple[int, ...]]], bool]) -> Callable[[Path], None]:
+    def check(path: Path) -> None:
+        if not is_sound({name: shape for name, (shape, _) in _tensors_in(path).items()}):
+            raise CheckpointError("does not hold what its name says")
 
     return check
 
@@ -270,30 +253,26 @@ def _is_progress(shapes: dict[str, tuple[int, ...]]) -> bool:
     return needed <= shapes.keys() and not any(shapes.values())  # all of them single numbers
 
 
-def _state_damage(path: Path, step: int) -> str | None:
-    try:
-        state = read_json(path, CheckpointError)
-    except CheckpointError as error:
-        return str(error).rstrip(".")
-    name = TRAINER_STATE_NAME
-    if not isinstance(state, dict) or not state.keys() <= _STATE_TYPES.keys():
-        return f"{name} is not the state of a training"
-    for key, kinds in _STATE_TYPES.items():
-        value = state.get(key)
-        if key not in state or not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            return f"{name} has no sound {key!r}"
-    if state["global_step"] < 0 or (step >= 0 and state["global_step"] != step):
-        return f"{name} is of step {state['global_step']}"
-    if not all(isinstance(log, dict) and {"step", "epoch"} <= log.keys() for log in state["log_history"]):
-        return f"{name} has no sound 'log_history'"
-    logged = {log["step"] for log in state["log_history"] if isinstance(log["step"], int)}
-    if state["best_global_step"] is not None and state["best_global_step"] not in logged:
-        return f"{name} has no sound 'best_global_step'"
-    for kept in state["stateful_callbacks"].values():
-        for own in kept if isinstance(kept, list) else [kept]:
+def _check_state(path: Path, step: int) -> None:
+    state = read_json(path, CheckpointError)
+    with _naming(path.name):
+        if not isinstance(state, dict) or not state.keys() <= _STATE_TYPES.keys():
+            raise CheckpointError("is not the state of a training")
+        for key, kinds in _STATE_TYPES.items():
+            value = state.get(key)
+            if key not in state or not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise CheckpointError(f"has no sound {key!r}")
+        if state["global_step"] < 0 or (step >= 0 and state["global_step"] != step):
+            raise CheckpointError(f"is of step {state['global_step']}")
+        if not all(isinstance(log, dict) and {"step", "epoch"} <= log.keys() for log in state["log_history"]):
+            raise CheckpointError("has no sound 'log_history'")
+        logged = {log["step"] for log in state["log_history"] if isinstance(log["step"], int)}
+        if state["best_global_step"] is not None and state["best_global_step"] not in logged:
+            raise CheckpointError("has no sound 'best_global_step'")
+        callbacks = state["stateful_callbacks"].values()
+        for own in (own for kept in callbacks for own in (kept if isinstance(kept, list) else [kept])):
             if not isinstance(own, dict) or not all(isinstance(own.get(part), dict) for part in ("args", "attributes")):
-                return f"{name} has no sound 'stateful_callbacks'"
-    return None
+                raise CheckpointError("has no sound 'stateful_callbacks'")
 
 
 _PLAIN_NAMES = {
@@ -305,7 +284,7 @@ _PLAIN_NAMES = {
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Refuses everything but the types in the metadata of a sharded checkpoint."""
+    """Unpickles only the types in the metadata of a sharded checkpoint."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"):
@@ -320,28 +299,27 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}"[:120])
 
 
-def _metadata_damage(path: Path) -> str | None:
+def _check_metadata(path: Path) -> None:
     try:
         with path.open("rb") as file:
             _PlainUnpickler(file).load()
     except _UNPICKLING_ERRORS as error:
-        return f"is damaged, or holds more than metadata ({_in_one_line(error)})"
-    return None
+        raise CheckpointError(f"is damaged, or holds more than metadata ({_in_one_line(error)})") from error
 
 
 def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-_CHECKS: tuple[tuple[str, Callable[[Path], str | None]], ...] = (
+_CHECKS: tuple[tuple[str, Callable[[Path], None]], ...] = (
     (r"optimizer\.pt", _torch_check(_is_optimizer)),
     (r"scheduler\.pt", _torch_check(_is_schedule)),
-    (r"[a-z]+_optimizer\.pt", _torch_check(_is_second_player)),
+    (r"[a-z]+_optimizer\.pt", _torch_check(_is_player)),
     (r"([a-z]+_)?scaler\.pt", _torch_check(_is_scaler)),
     (r"rng_state(_\d+)?\.pth", _torch_check(_is_generators)),
     # FSDP names parameters instead of numbering them.
     (r"(optimizer|pytorch_model_fsdp)(_\d+)?\.bin", _torch_check(lambda content: isinstance(content, dict))),
-    (r".*/\.metadata", _metadata_damage),
+    (r".*/\.metadata", _check_metadata),
     (r"progress(_\d+)?\.safetensors", _safetensors_check(_is_progress)),
     (r"codes\.safetensors", _safetensors_check(lambda shapes: bool(shapes) and all(shapes.values()))),
 )

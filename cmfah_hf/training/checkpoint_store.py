@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written as a whole, and resumed bit-identically.
+"""Checkpoints of a trainer: written atomically and resumed bit-identically.
 
 `Trainer` restores weights, optimizer, schedule, the position in the data and the random generators. The store restores
 the rest: the players and the objective's tables, sums between two logs, the count of early stopping, the end of an
@@ -27,12 +27,8 @@ PROGRESS_NAME = "progress"
 TABLES_NAME = "codes.safetensors"
 
 
-class CheckpointStore:
-    """Saves and restores a trainer's checkpoints.
-
-    Args:
-        trainer: The trainer, which calls the store from its hooks.
-    """
+class CheckpointStore(TrainerCallback):
+    """Saves and restores the checkpoints of a trainer, which calls it from its hooks."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
@@ -40,16 +36,15 @@ class CheckpointStore:
         self.resumed_from: Path | None = None
         self._epoch_has_ended = False
         self._save_at_epoch_end = False
-        trainer.add_callback(_ResumeCallback(self))
 
     def save(self, write: Callable[[], None], run_dir: Path) -> None:
         """Writes a checkpoint below `unfinished/`, renames it, and only then removes older ones.
 
-        The checkpoint of an epoch's last step waits for the epoch's end: a run that resumes from it begins with the
-        next epoch, so the epoch's log, evaluation and tables have to be in it.
+        The checkpoint of an epoch's last step is postponed to the end of the epoch: a run that resumes from it begins
+        with the next epoch, so it must hold the epoch's log, evaluation and tables.
 
         Args:
-            write: Writes it as `Trainer` does, below `staging`.
+            write: Writes the checkpoint as `Trainer` does, below `staging`.
             run_dir: The run's folder.
         """
         trainer, state = self.trainer, self.trainer.state
@@ -85,7 +80,7 @@ class CheckpointStore:
         trainer.accelerator.wait_for_everyone()
 
     def save_state(self, folder: Path) -> None:
-        """Writes what `Trainer` leaves out of a checkpoint."""
+        """Writes the part of a checkpoint that `Trainer` leaves out."""
         trainer = self.trainer
         if trainer.args.should_save:
             for updates in trainer.players.values():
@@ -107,8 +102,8 @@ class CheckpointStore:
         for path in (optimizer, schedule):
             if not path.is_file():
                 raise CheckpointError(
-                    f"{path} is missing: the checkpoint holds a model alone (save_only_model), which no training goes "
-                    "on from; go on from another."
+                    f"{path} is missing: the checkpoint only holds a model (save_only_model), from which no training "
+                    "resumes; give another."
                 )
         if self.trainer.optimizer is not None:
             check_optimizer(self.trainer.optimizer, optimizer, read_torch_file(optimizer))
@@ -128,12 +123,12 @@ class CheckpointStore:
         for table in trainer.training_state.tables.values():
             if len(table) != count:
                 raise CheckpointError(
-                    f"{path} is of {len(table)} training pairs, and there are {count} now; go on with the data that "
-                    "the run was begun with, or start in another folder."
+                    f"{path} is of {len(table)} training pairs, and there are {count} now; resume with the data of the "
+                    "run, or start in another folder."
                 )
 
     def _progress_file(self, folder: Path) -> Path:
-        # Each process has its own, as its random generators.
+        # One file per process, as for the random generators.
         args = self.trainer.args
         rank = f"_{args.process_index}" if args.world_size > 1 else ""
         return folder / f"{PROGRESS_NAME}{rank}.safetensors"
@@ -149,7 +144,7 @@ class CheckpointStore:
         trainer.loss_terms.load_state(tensors, trainer.args.device)
 
     def _restore_counts(self) -> None:
-        """Where `Trainer` restores no callbacks, they still get their counts, with their new limits."""
+        """Restores the counts of callbacks, but not their limits, where `Trainer` does not restore callbacks."""
         trainer = self.trainer
         if trainer.args.restore_callback_states_from_checkpoint:
             return
@@ -161,12 +156,12 @@ class CheckpointStore:
                     if type(value) is type(getattr(callback, name, None)):  # a count
                         setattr(callback, name, value)
 
-    def begin(self) -> bool:
-        """Restores, before the first step, what `Trainer` has reset; gives whether the run is over already."""
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Restores what `Trainer` has reset, and stops a run that is already over."""
         trainer, folder = self.trainer, self.resumed_from
         self._epoch_has_ended = self._save_at_epoch_end = False
         if folder is None:
-            return False
+            return
         if trainer.args.load_best_model_at_end:
             trainer.state.best_model_checkpoint = _best_checkpoint(folder)
         self._restore_counts()
@@ -176,50 +171,31 @@ class CheckpointStore:
             for callback in trainer.callback_handler.callbacks
             if isinstance(callback, EarlyStoppingCallback)
         )
-        return stopped or trainer.state.global_step >= trainer.state.max_steps
-
-    def begin_step(self) -> None:
-        """Notes that an epoch is not over."""
-        self._epoch_has_ended = False
-
-    def end_epoch(self) -> bool:
-        """Notes that an epoch is over; gives whether a checkpoint has waited for that."""
-        self._epoch_has_ended = True
-        waiting, self._save_at_epoch_end = self._save_at_epoch_end, False
-        return waiting
-
-
-class _ResumeCallback(TrainerCallback):
-    """Calls the store at the begin of a training, of a step, and at the end of an epoch."""
-
-    def __init__(self, store: CheckpointStore):
-        self.store = store
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if self.store.begin():
+        if stopped or trainer.state.global_step >= trainer.state.max_steps:
             control.should_training_stop = True
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.store.begin_step()
+        self._epoch_has_ended = False
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_save = self.store.end_epoch() or control.should_save
+        self._epoch_has_ended = True
+        control.should_save = self._save_at_epoch_end or control.should_save
+        self._save_at_epoch_end = False
 
 
 def check_same_model(config: CMFAHConfig, checkpoint: Path) -> None:
     """Raises a `CheckpointError` that names the first setting in which a checkpoint's model is another one."""
     theirs = _settings(type(config).from_pretrained(checkpoint))
     ours = _settings(config)
-    # The classes first: where they differ, the data is another. Without the parent's settings, of which `Trainer` sets
-    # some.
+    # The classes first: if they differ, the data differs. The parent's settings are left out; `Trainer` sets some.
     own = [name for kind in type(config).__mro__ if issubclass(kind, CMFAHConfig) for name in kind.__annotations__]
     objective = [name for name in {**ours, **theirs} if name.startswith("objective.")]
     for name in ("id2label", *own, *objective):
         if ours.get(name) != theirs.get(name):
             raise CheckpointError(
                 f"{checkpoint}: a checkpoint of another model, whose {name.removeprefix('objective.')} is "
-                f"{_short(theirs.get(name))} and not {_short(ours.get(name))}; go on with the settings that it was "
-                "begun with, or start in another folder."
+                f"{_short(theirs.get(name))} and not {_short(ours.get(name))}; resume with its settings, "
+                "or start in another folder."
             )
 
 
@@ -230,7 +206,7 @@ def _settings(config: CMFAHConfig) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON has it: keys are strings, sequences lists. The version that wrote it is left out."""
+    """A setting with JSON types, without the entries that depend on versions and places."""
     if isinstance(value, dict):
         left_out = ("transformers_version", "dtype", "_name_or_path")
         return {str(key): _plain(item) for key, item in value.items() if key not in left_out}
@@ -243,10 +219,10 @@ def _short(value: Any) -> str:
 
 
 def _best_checkpoint(checkpoint: Path) -> str | None:
-    """The folder of the best model so far: next to the checkpoint, also where the run was moved.
+    """The folder of the best model so far: next to the checkpoint, even if the run was moved.
 
     Raises:
-        CheckpointError: If it is gone or damaged; the run could not end with its best model.
+        CheckpointError: If it is missing or damaged, so that the run could not end with its best model.
     """
     recorded = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).best_model_checkpoint
     if recorded is None:
@@ -255,7 +231,7 @@ def _best_checkpoint(checkpoint: Path) -> str | None:
     best = neighbor if neighbor.is_dir() else Path(recorded)
     if not best.is_dir():
         raise CheckpointError(
-            f"{best}: the best model so far is gone from there, so the run cannot end with it; put it back, or go on "
+            f"{best}: the best model so far is missing, so the run cannot end with it; restore it, or resume "
             "with --load_best_model_at_end false."
         )
     check_whole(best)

@@ -1,7 +1,7 @@
-"""Checkpoints on disk: written atomically, checked before use, older ones removed
+"""Checkpoints on disk: written atomically, checked before use, older ones removed.
 
-A checkpoint is written below `unfinished/`, gets a list of its files with their sizes and checksums, is flushed to the
-disk, and then renamed to `checkpoint-<step>`. So a folder of that name was complete once, and the list shows later
+A checkpoint is written below `unfinished/`, gets a list of its files with sizes and checksums, is flushed to disk, and
+is then renamed to `checkpoint-<step>`. A folder of that name was therefore complete once, and the list shows later
 damage.
 """
 
@@ -25,7 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from cmfah_hf.atomic import flush, flush_folder, write_text
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError
-from cmfah_hf.training.checkpoint_contents import content_damage
+from cmfah_hf.training.checkpoint_contents import check_contents
 from cmfah_hf.training.run_folder import UNFINISHED_NAME, open_to_others, remove_unfinished
 
 logger = logging.getLogger(__name__)
@@ -62,15 +62,15 @@ def find_checkpoint(wanted: str | bool | Path | None, output: str | Path) -> Pat
     if str(wanted).lower() in _LAST:
         found = newest_checkpoint(output)
         if found is None:
-            logger.warning("%s: no checkpoint was written there yet; the training starts from its beginning.", output)
+            logger.warning("%s: it has no checkpoint yet; the training starts from the beginning.", output)
         return found
     folder = Path(str(wanted))
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: there is no such folder to go on from; give a checkpoint's, or 'last'.")
+        raise CheckpointError(f"{folder}: this folder does not exist; give the folder of a checkpoint, or 'last'.")
     if not _NAME.match(folder.name) and not (folder / LIST_NAME).is_file():
         found = newest_checkpoint(folder)
         if found is None:
-            raise CheckpointError(f"{folder}: neither a checkpoint nor a folder with any; give a checkpoint's folder.")
+            raise CheckpointError(f"{folder}: neither a checkpoint nor a folder with checkpoints.")
         return found
     check_whole(folder)
     return folder
@@ -84,7 +84,7 @@ def newest_checkpoint(output: str | Path) -> Path | None:
     """
     output = Path(output)
     for folder in _numbered(output / UNFINISHED_NAME):
-        logger.warning("Passed over %s: its writing was broken off.", folder)
+        logger.warning("Skipped %s: its writing was interrupted.", folder)
     damages: dict[Path, str] = {}
     begun = _time_in(output / EARLIER_NAME, "begun") or 0.0
     # By time and not by step: an earlier run in the same folder may have more steps.
@@ -93,15 +93,14 @@ def newest_checkpoint(output: str | Path) -> Path | None:
             continue
         damage = damage_of(folder)
         if damage is None:
-            for passed, reason in damages.items():
-                logger.warning("Passed over %s: %s.", passed, reason)
+            for skipped, reason in damages.items():
+                logger.warning("Skipped %s: %s.", skipped, reason)
             return folder
         damages[folder] = damage
     if damages:
         folder, damage = next(iter(damages.items()))
         raise CheckpointError(
-            f"{folder}: {damage}, and {output} has no checkpoint that is whole; start again without "
-            "resume_from_checkpoint."
+            f"{folder}: {damage}, and {output} has no complete checkpoint; start again without resume_from_checkpoint."
         )
     return None
 
@@ -115,8 +114,8 @@ def begin_anew(output: str | Path) -> None:
     earlier = _numbered(output)
     if earlier:
         logger.warning(
-            "%s holds checkpoints of an earlier run. This one starts anew, and its own will take their place; to go on "
-            "with the earlier one, give --resume_from_checkpoint %s",
+            "%s holds checkpoints of an earlier run. This one starts from the beginning and replaces them; to "
+            "resume the earlier one, give --resume_from_checkpoint %s",
             output,
             max(earlier, key=_written),
         )
@@ -125,29 +124,29 @@ def begin_anew(output: str | Path) -> None:
 
 def check_whole(folder: str | Path) -> None:
     """Raises a `CheckpointError` that names the file, if a checkpoint is not complete."""
-    damage = damage_of(folder)
-    if damage is not None:
-        raise CheckpointError(f"{folder}: {damage}; this checkpoint cannot be used, go on from another.")
+    if (damage := damage_of(folder)) is not None:
+        raise CheckpointError(f"{folder}: {damage}; this checkpoint cannot be used; resume from another.")
 
 
 def damage_of(folder: str | Path) -> str | None:
-    """The fault of a checkpoint, with the name of the file; None if it is as it was written."""
+    """The fault of a checkpoint, with the name of the file; None if it is intact."""
     folder = Path(folder)
     if not (folder / LIST_NAME).exists():
-        return f"{LIST_NAME}, written last, is missing, so its writing was broken off"
+        return f"{LIST_NAME}, written last, is missing, so its writing was interrupted"
     try:
         files = _listed_files(folder)
+        for name, (size, checksum) in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes instead of {size}"
+            if _checksum(path) != checksum:
+                return f"{name} is damaged, its checksum is another"
+        check_contents(folder, step_of(folder), set(files))
     except CheckpointError as error:
-        return str(error)
-    for name, (size, checksum) in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if _checksum(path) != checksum:
-            return f"{name} is damaged, its checksum is another"
-    return content_damage(folder, step_of(folder), set(files))
+        return str(error).rstrip(".")
+    return None
 
 
 def _listed_files(folder: Path) -> dict[str, list[int]]:
@@ -156,16 +155,13 @@ def _listed_files(folder: Path) -> dict[str, list[int]]:
     Raises:
         CheckpointError: If the list is damaged, or names a file elsewhere.
     """
-    damaged = f"{LIST_NAME} is damaged"
     try:
-        content = read_json(folder / LIST_NAME, CheckpointError)
-    except CheckpointError as error:
-        raise CheckpointError(damaged) from error
-    files = content.get("files") if isinstance(content, dict) else None
-    if not isinstance(files, dict) or not all(
-        isinstance(entry, list) and list(map(type, entry)) == [int, int] for entry in files.values()
-    ):
-        raise CheckpointError(damaged)
+        files = read_json(folder / LIST_NAME, CheckpointError)["files"]
+        sound = all(list(map(type, entry)) == [int, int] for entry in files.values())
+    except (CheckpointError, LookupError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise CheckpointError(f"{LIST_NAME} is damaged")
     for name in files:
         parts = PurePosixPath(name).parts
         if not parts or parts[0] == "/" or ".." in parts or "\0" in name or "\\" in name:
@@ -180,9 +176,9 @@ def step_of(folder: str | Path) -> int:
 
 
 def finish_checkpoint(staged: Path, final: Path) -> None:
-    """Turns the folder `staged` into the checkpoint `final`: lists its files, flushes them to the disk, renames it.
+    """Turns the folder `staged` into the checkpoint `final`, which is replaced if an earlier run left it.
 
-    A checkpoint of that name, of an earlier run, is replaced.
+    Lists the files, flushes them to disk and renames the folder.
     """
     files = {
         path.relative_to(staged).as_posix(): [path.stat().st_size, _checksum(path)]
@@ -194,9 +190,7 @@ def finish_checkpoint(staged: Path, final: Path) -> None:
     open_to_others([staged / name for name in files])
     for path in (*staged.rglob("*"), staged):
         flush(path)
-    old = None
-    if final.exists():
-        old = _put_aside(final)
+    old = _put_aside(final) if final.exists() else None
     staged.rename(final)
     flush_folder(final.parent)
     if old is not None:
@@ -212,19 +206,14 @@ def rotate(output: str | Path, limit: int | None, newest: Path, best: str | Path
     folders = sorted(_numbered(Path(output)), key=_written)
     surplus = len(folders) - max(limit, len(protected))
     for folder in [folder for folder in folders if folder.resolve() not in protected][: max(surplus, 0)]:
-        # Renamed first, so that the rest of an interrupted removal is no checkpoint.
+        # Renamed first: the remainder of an interrupted removal is then not a checkpoint.
         shutil.rmtree(_put_aside(folder), ignore_errors=True)
         remove_unfinished(output)
 
 
 @contextmanager
 def disk_errors(output: str | Path, what: str) -> Iterator[None]:
-    """Turns the errors of libraries on a full or failing disk into a `CheckpointError` of one line.
-
-    Args:
-        output: The folder of the run.
-        what: A name for the files that are written.
-    """
+    """Turns errors of a full or failing disk while `what` is written into a one-line `CheckpointError`."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -243,7 +232,7 @@ def _cannot_write(output: Path, what: str, reason: str) -> str:
     needed = sum(path.stat().st_size for path in whole[0].rglob("*") if path.is_file())
     return (
         f"{output}: {what} could not be written ({reason}; {free}, a checkpoint takes {_megabytes(needed)}). "
-        f"{whole[0].name} is whole: make room, then go on with --resume_from_checkpoint last."
+        f"{whole[0].name} is complete: make room, then resume with --resume_from_checkpoint last."
     )
 
 
@@ -255,7 +244,7 @@ def _disk_reason(error: Exception) -> str | None:
     if isinstance(error, SafetensorError):
         found = re.search(r"os error (\d+)", message)
         return os.strerror(int(found[1])) if found else message
-    # PyTorch's writer has many messages for a failed write, none with a reason.
+    # PyTorch's writer has many messages for a failed write; none gives a reason.
     frames = traceback.extract_tb(error.__traceback__)
     if frames and Path(frames[-1].filename).parts[-2:] == ("torch", "serialization.py"):
         return f"{os.strerror(errno.ENOSPC)}, or the disk fails"
@@ -267,11 +256,9 @@ def _megabytes(size: int) -> str:
 
 
 def _numbered(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_numbered(path)), key=step_of)
-
-
-def _is_numbered(path: Path) -> bool:
-    return bool(_NAME.match(path.name)) and path.is_dir()
+    """The folders of checkpoints in a folder, by step."""
+    found = (path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _NAME.match(path.name) and path.is_dir())
+    return sorted(found, key=step_of)
 
 
 def _written(folder: Path) -> tuple[float, int]:
@@ -297,7 +284,7 @@ def _put_aside(folder: Path) -> Path:
 
 
 def _checksum(path: Path) -> int:
-    # Against damage and not tampering; a fast one, since weights are large.
+    # It detects damage, not tampering; CRC-32 is fast, and weights are large.
     checksum = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):

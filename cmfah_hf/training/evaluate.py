@@ -1,4 +1,4 @@
-"""Figures of a trained model on a data set: queries and database are encoded, then measured"""
+"""Evaluation of a trained model on a data set: queries and database are encoded, then measured."""
 
 import logging
 from collections import defaultdict
@@ -33,34 +33,8 @@ PROTOCOLS = ("single", "paired")
 _MANY_UNKNOWN_WORDS, _MANY_TEXTS_WITHOUT = 0.2, 0.05
 
 
-def encode_pairs(
-    model: CMFAHModel,
-    processor: CMFAHProcessor,
-    pairs: Any,
-    text_column: str,
-    protocol: str = "single",
-    batch_size: int = 64,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The continuous codes `(N, K)` of all images and of all texts of a data set.
-
-    Args:
-        model: The towers.
-        processor: Their processor.
-        pairs: Rows as `PairCollator` reads them.
-        text_column: The column that the texts are read from.
-        protocol: `"single"`: the unimodal view, as for a query. `"paired"`: the cross-modal view, which gives each
-            query its answer; only for comparison with publications that do so.
-        batch_size: Pairs that are encoded at once.
-
-    Raises:
-        QueryError: If there is no such protocol.
-    """
-    encoded = _encode(model, processor, pairs, text_column, protocol, batch_size)
-    return encoded.images, encoded.texts
-
-
 @dataclass(frozen=True)
-class _Encoded:
+class EncodedPairs:
     """The continuous codes of images and texts, `(N, K)` each, their labels, and the coverage of their words."""
 
     images: np.ndarray
@@ -70,16 +44,28 @@ class _Encoded:
 
 
 @torch.inference_mode()
-def _encode(
+def encode_pairs(
     model: CMFAHModel,
     processor: CMFAHProcessor,
     pairs: Any,
     text_column: str,
-    protocol: str,
-    batch_size: int = 64,
+    protocol: str = "single",
     expander: GraphExpander | None = None,
-) -> _Encoded:
-    """`encode_pairs` with the labels and words of the same rows, so that a stream is read once."""
+) -> EncodedPairs:
+    """The codes, labels and words of a data set, which is read once.
+
+    Args:
+        model: The towers.
+        processor: Their processor.
+        pairs: Rows as `PairCollator` reads them.
+        text_column: The column of the texts.
+        protocol: `"single"`: the unimodal view, as for a query. `"paired"`: the cross-modal view, in which each query
+            sees its answer; only for comparison with publications that do so.
+        expander: The expander of `text_column`, if any. A word in its graph counts as known.
+
+    Raises:
+        QueryError: If the protocol is unknown, or there are no pairs.
+    """
     _check_protocol(protocol)
     was_training = model.training
     model.eval()
@@ -96,7 +82,7 @@ def _encode(
             words.count(str(row.get("text", expanded)), expanded, processor, expander)
         return collator(rows)
 
-    for batch in DataLoader(pairs, batch_size=batch_size, collate_fn=collate):
+    for batch in DataLoader(pairs, batch_size=64, collate_fn=collate):
         batch = {name: values.to(model.device) for name, values in batch.items() if name != "row"}
         if protocol == "single":
             image_hash = model.get_image_hash(batch.get("pixel_values"), batch.get("region_features"))
@@ -109,7 +95,7 @@ def _encode(
     model.train(was_training)
     if not labels:
         raise QueryError("There is no pair to encode; give some.")
-    return _Encoded(np.concatenate(image_hashes), np.concatenate(text_hashes), labels, words)
+    return EncodedPairs(np.concatenate(image_hashes), np.concatenate(text_hashes), labels, words)
 
 
 def _check_protocol(protocol: str) -> None:
@@ -128,34 +114,25 @@ def evaluate_pairs(
     plots: Path | None = None,
     expander: GraphExpander | None = None,
 ) -> dict[str, float]:
-    """The figures of `RetrievalEvaluator` for pairs of a data set, and the words that the model does not know.
+    """The figures of `RetrievalEvaluator` for labeled pairs of a data set, and the coverage of their words.
 
     For queries and database, names such as `queries_unknown_words` give the number of words, the number of unknown
     words and of texts without a known word, and the shares of both.
 
     Args:
-        model: The towers.
-        processor: Their processor.
-        queries: The query pairs, with labels.
-        database: The pairs that are searched, with labels.
-        text_column: The column that the texts are read from.
-        protocol: As in `encode_pairs`.
+        model, processor, text_column, protocol, expander: As in `encode_pairs`.
+        queries, database: The query pairs, and the pairs that are searched.
         evaluator: The evaluator. None: all figures of the default one.
         plots: A folder for the precision-recall and precision@k curves as PNG.
-        expander: The expander of `text_column`, if any. A word that it knows is not unknown.
 
     Raises:
-        QueryError: If there is no such protocol, or queries or database have no labels.
+        QueryError: If the protocol is unknown, or queries or database have no labels.
     """
     for name, pairs in (("queries", queries), ("database", database)):
         if "labels" not in pairs.column_names:
-            raise QueryError(
-                f"The {name} have no labels, and without them nothing is relevant to anything; add labels."
-            )
+            raise QueryError(f"The {name} have no labels, which define relevance; add labels.")
     evaluator = evaluator or RetrievalEvaluator()
-    sides = [
-        _encode(model, processor, pairs, text_column, protocol, expander=expander) for pairs in (queries, database)
-    ]
+    sides = [encode_pairs(model, processor, pairs, text_column, protocol, expander) for pairs in (queries, database)]
     hashes = [values for side in sides for values in (side.images, side.texts)]
     labels = [side.labels for side in sides]
     if plots is not None:
@@ -195,7 +172,7 @@ def evaluate_folder(
 ) -> dict[str, float]:
     """The figures of a saved model on a data set, as in `evaluate_pairs`.
 
-    With a frozen backbone, the regions of the images are kept for the next time.
+    With a frozen backbone, the regions of the images are kept on disk for later calls.
 
     Args:
         model: A folder or a Hub id.
@@ -206,36 +183,30 @@ def evaluate_folder(
         plots: A folder for the curves as PNG.
 
     Raises:
-        CMFAHError: If the model or the data cannot be used, or the data has no such split or no labels.
+        CMFAHError: If the model or the data cannot be used, or a split or its labels are missing.
     """
     _check_protocol(protocol)
     retriever = CrossMediaRetriever.from_pretrained(model)
     expander = retriever.expander
     loaded = load_image_text(dataset)
     database_split = database_split or ("database" if "database" in loaded else "train")
-    text_column = "text"
-    splits = []
     for name in (query_split, database_split):
         if name not in loaded:
             raise DataError(f"{dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
         if "labels" not in loaded[name].column_names:
-            raise DataError(
-                f"{dataset}: the split {name!r} has no labels, without which nothing is relevant to anything; add them."
-            )
-    for name in (query_split, database_split):
-        pairs = _fit_for(retriever, loaded[name], dataset)
-        if expander is not None:
-            text_column = expander.output_column
-            pairs = pairs.map(expander, batched=True, desc="Expansion")
-        splits.append(pairs)
-    queries, database = splits
+            raise DataError(f"{dataset}: the split {name!r} has no labels, which define relevance; add them.")
+    sides = [_fit_for(retriever, loaded[name], dataset) for name in (query_split, database_split)]
+    text_column = "text"
+    if expander is not None:
+        text_column = expander.output_column
+        sides = [pairs.map(expander, batched=True, desc="Expansion") for pairs in sides]
     return evaluate_pairs(
-        retriever.model, retriever.processor, queries, database, text_column, protocol, plots=plots, expander=expander
+        retriever.model, retriever.processor, *sides, text_column, protocol, plots=plots, expander=expander
     )
 
 
 def _fit_for(retriever: CrossMediaRetriever, pairs: datasets.Dataset, dataset: str) -> datasets.Dataset:
-    """The pairs as the model reads them: regions of a frozen backbone, readable images, or given features."""
+    """The pairs in the form that the model reads: regions of a frozen backbone, readable images, or given features."""
     model = retriever.model
     width = model.config.image_feature_dim
     if "image" in pairs.column_names and width is None:
@@ -286,5 +257,5 @@ def pointing_accuracy(model: CMFAHModel, processor: CMFAHProcessor, pairs: Any) 
         result = pointing_game(weights_RW, words, boxes, image.size, grid)
         hits, total, chance = hits + result.hits, total + result.total, chance + result.chance * result.total
     if not total:
-        raise QueryError("No pair has a box whose word is known to the model; there is nothing to point at.")
+        raise QueryError("No pair has a box whose word the model knows.")
     return {"accuracy": hits / total, "chance": chance / total, "words": float(total)}

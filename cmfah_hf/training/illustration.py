@@ -1,4 +1,4 @@
-"""A plot of a trained model's attention, for its card"""
+"""A plot of the attention of a trained model, for its card."""
 
 from itertools import islice
 from pathlib import Path
@@ -16,24 +16,19 @@ from cmfah_hf.training.settings.arguments import DataArguments
 
 ATTENTION_NAME = "attention.png"
 # Query pairs that are searched for one with few words, and the maximum number of words drawn.
-_LOOKED_AT, _MOST_WORDS = 100, 6
+_CANDIDATES, _MOST_WORDS = 100, 6
 
 
 def draw_attention(
     model: CMFAHModel, processor: CMFAHProcessor, queries: Any, data: DataArguments, folder: Path
 ) -> Path | None:
-    """Plots the attention of the words of one query pair, as `attention.png`.
+    """Plots the attention of the words of one query pair as `attention.png` in a folder.
 
-    Args:
-        model: The towers.
-        processor: Their processor.
-        queries: The query pairs. Where they hold regions and no images, the images are read from the data set.
-        data: The arguments that they were read by.
-        folder: The folder for the plot.
+    If the queries hold regions instead of images, the images are read from the data set by the arguments `data`.
 
     Returns:
-        None where there is nothing to plot: no attention, a stream, a data set without images, or no pair with two
-        words that the model knows and a readable image.
+        None without anything to plot: no attention, a stream, a data set without images, or no pair with two words that
+        the model knows and a readable image.
     """
     if model.config.attention == "none" or model.config.image_feature_dim or isinstance(queries, PairStream):
         return None
@@ -45,7 +40,7 @@ def draw_attention(
             text_column=data.text_column,
             labels_column=data.labels_column,
         )
-    texts = list(islice(queries["text"], _LOOKED_AT))
+    texts = list(islice(queries["text"], _CANDIDATES))
     known = {row: len(dict.fromkeys(processor.known_words(text))) for row, text in enumerate(texts)}
     fitting = sorted((row for row, words in known.items() if words >= 2), key=known.__getitem__)
     raw = decoding_off(queries)

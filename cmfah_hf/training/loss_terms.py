@@ -7,7 +7,7 @@ _COUNT = "term_count"
 
 
 class LossTerms:
-    """Sums of the terms of the loss, by name, since the last log."""
+    """Sums of the loss terms since the last log, by name."""
 
     def __init__(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
@@ -20,7 +20,7 @@ class LossTerms:
         self.count += 1
 
     def take_means(self) -> dict[str, float]:
-        """The means by their names in a log, and begins anew."""
+        """The means by their names in a log; resets the sums."""
         means = {f"loss_{name}": (total / self.count).item() for name, total in self.sums.items()}
         self.sums, self.count = {}, 0
         return means

@@ -1,4 +1,4 @@
-"""Optimizers, schedules and gradient scalers of an objective's players."""
+"""Optimizers, schedules and gradient scalers of the players of an objective."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -16,13 +16,13 @@ from cmfah_hf.training.processes import average_gradients
 
 
 class PlayerUpdates:
-    """One player's updates: of the towers' kind of optimizer and schedule, with a learning rate of its own.
+    """The updates of one player, with the towers' type of optimizer and schedule and a learning rate of its own.
 
-    Neither optimizer nor scaler is prepared by accelerate. Its one scaler would change the scale between the gradients
-    of two micro batches, and an overflow of one player would delay the other's schedule.
+    Accelerate prepares neither optimizer nor scaler. Its single scaler would change the scale between the gradients of
+    two micro batches, and an overflow of one player would delay the schedule of another.
 
     Args:
-        player: The player. Outside its own step its parameters are fixed. So the towers' optimizer does not hold them,
+        player: The player. Its parameters are fixed outside its own step, so the towers' optimizer does not hold them,
             and a distributed wrapper of the model does not wait for their gradients.
         trainer: The trainer of the towers.
     """
@@ -32,7 +32,7 @@ class PlayerUpdates:
         self.trainer = trainer
         self.optimizer: torch.optim.Optimizer | None = None
         self.schedule: Any = None
-        self.scaler: torch.amp.GradScaler | None = None  # in float16 alone
+        self.scaler: torch.amp.GradScaler | None = None  # only in float16
         player.module.requires_grad_(False)
 
     def create_optimizer(self) -> None:
@@ -43,7 +43,7 @@ class PlayerUpdates:
         model = cast(PreTrainedModel, self.trainer.model)
         kind, options = self.trainer.get_optimizer_cls_and_kwargs(args, model)
         rate = getattr(args, f"{self.player.name}_learning_rate", args.learning_rate)
-        # Set for the group, as for the towers' groups: PyTorch's optimizers have defaults of their own.
+        # Set for the group, as for the towers: PyTorch's optimizers have other defaults.
         group = {"params": list(self.player.module.parameters()), "weight_decay": args.weight_decay}
         self.optimizer = kind([group], **{**options, "lr": rate})
         if self.trainer.accelerator.scaler is not None:
@@ -61,10 +61,10 @@ class PlayerUpdates:
         )
 
     def step(self, outputs: CMFAHForPreTrainingOutput, autocast: AbstractContextManager) -> None:
-        """One update with the towers fixed, or one micro batch's gradients for it.
+        """Takes a step with the towers fixed, or accumulates the gradients of one micro batch for it.
 
         Args:
-            outputs: For the whole batch, detached.
+            outputs: The outputs for the whole batch, detached.
             autocast: The context in which losses are computed.
         """
         if not self.player.is_active:
@@ -76,7 +76,7 @@ class PlayerUpdates:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         module.requires_grad_(False)
         if self.trainer.accelerator.sync_gradients:
-            # The same in all processes already; averaged, so that rounding does not lead the copies apart.
+            # Equal in all processes up to rounding; the average keeps the copies identical.
             average_gradients(module.parameters())
             if self.scaler is None:
                 self._optimizer.step()
@@ -86,11 +86,7 @@ class PlayerUpdates:
             self._optimizer.zero_grad()
 
     def step_schedule(self, metric: float | None = None) -> None:
-        """Advances the schedule by one.
-
-        Args:
-            metric: For a schedule that follows the evaluations.
-        """
+        """Advances the schedule by one step; with a metric, if it follows the evaluations."""
         if metric is not None:
             self.schedule.step(metric)
         elif self.player.is_active:
@@ -112,8 +108,8 @@ class PlayerUpdates:
         path = self._file(folder, "optimizer")
         if not path.is_file():
             raise CheckpointError(
-                f"{path} is missing: the checkpoint holds a model alone (save_only_model), which no training goes on "
-                "from; go on from another."
+                f"{path} is missing: the checkpoint only holds a model (save_only_model), from which no training "
+                "resumes; give another."
             )
         state: Mapping[str, Any] = read_torch_file(path)
         check_optimizer(self._optimizer, path, state["optimizer"])
@@ -134,22 +130,17 @@ class PlayerUpdates:
 
 
 def keep_whole(players: Iterable[PlayerUpdates], plugin: Any) -> None:
-    """Leaves the players whole in every process of FSDP: their steps are taken outside the sharded model's `forward`.
-
-    Args:
-        players: All players.
-        plugin: The FSDP plugin of accelerate.
-    """
+    """Excludes the players from FSDP's sharding, because they take steps outside the `forward` of the sharded model."""
     plugin.ignored_modules = [module for updates in players for module in updates.player.module.children()]
     if plugin.fsdp_version == 2:
-        # The objective reads its layers outside `forward` too, in float32; autocast sees to the rest.
+        # The objective reads its layers outside `forward`, in float32; autocast handles the rest.
         plugin.mixed_precision_policy = None
 
 
 class ObjectiveCallback(TrainerCallback):
-    """Ends the objective's epochs, before their checkpoints are written, and advances the players' schedules.
+    """Ends the epochs of the objective before their checkpoints are written, and advances the players' schedules.
 
-    The schedules advance where the towers' does, so that no overflow leads them apart.
+    These advance with the schedule of the towers, so that an overflow does not separate them.
     """
 
     def __init__(self, trainer: Any):
@@ -157,7 +148,7 @@ class ObjectiveCallback(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         trainer = self.trainer
-        if not trainer.schedules_by_metric and not trainer.accelerator.optimizer_step_was_skipped:
+        if not trainer.args.schedules_by_metric and not trainer.accelerator.optimizer_step_was_skipped:
             for updates in trainer.players.values():
                 updates.step_schedule()
 

@@ -1,4 +1,4 @@
-"""Preparation of a run: data, vocabulary, similarity, model"""
+"""Preparation of a run: data, vocabulary, similarity, model."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -37,13 +37,13 @@ class PreparedRun:
     """Everything that a run needs before its first step.
 
     Attributes:
-        run: The run's settings, with those that the data decides.
-        pairs: Its pairs, with expanded texts where it expands them.
-        expander: The word graph with its knowledge; None where texts are not expanded.
-        embedding: The word vectors; None where a text backbone reads the texts, and no label graph needs them.
+        run: The settings of the run, including those that depend on the data.
+        pairs: The pairs of the run, with expanded texts if it expands them.
+        expander: The word graph with its knowledge; None if texts are not expanded.
+        embedding: The word vectors; None with a text backbone, unless a label graph needs them.
         similarity: The similarity of pairs in training.
         measured: The similarity of pairs in evaluation.
-        label_counts: How often two labels occur together, for a method with a label graph.
+        label_counts: The co-occurrences of labels, for a method with a label graph.
     """
 
     run: Run
@@ -61,23 +61,52 @@ class PreparedRun:
 
     @property
     def classes(self) -> list[str]:
-        """The classes that guide the training; none where it goes without labels."""
+        """The classes that guide the training; none without labels."""
         return self.pairs.classes["train"] if self.run.data.similarity == "labels" else []
 
     def build_model(self) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
-        """A new model, with random weights where none are given, and its processor."""
-        return build_model(
-            self.run, self.classes, self.embedding, self.pairs.backbone, self.label_counts, self.pairs.feature_dim
+        """A new model with the word vectors, the backbone's weights and the label graph, and its processor."""
+        run, classes, embedding, feature_dim = self.run, self.classes, self.embedding, self.pairs.feature_dim
+        settings, vocabulary = dict(run.model), embedding.vocabulary if embedding is not None else []
+        if embedding is not None:  # a text backbone has sizes of its own, which take precedence
+            settings |= {"word_dim": embedding.vectors.shape[1], "vocab_size": len(vocabulary) + len(SPECIAL_TOKENS)}
+        if feature_dim is not None:
+            settings |= {"image_feature_dim": feature_dim, "backbone": None, "backbone_config": None}
+        if not classes and run.setting("label_weight"):
+            logger.info("Without labels there is no label guidance: label_weight is taken as 0.")
+            run = replace(run, objective={**run.objective, "label_weight": 0})
+        config = run.config_class(
+            **settings,
+            id2label=dict(enumerate(classes)),
+            label2id={name: number for number, name in enumerate(classes)},
         )
+        model = PRETRAINING_MODELS[config.model_type](config, run.objective_config(), run.method)
+        if config.text_backbone_config is not None:
+            load_text_backbone_weights(model.cmfah.text_model)
+        elif embedding is not None:
+            fill_word_table(model.cmfah.text_model, torch.from_numpy(embedding.vectors))
+        graph = getattr(model.objective, "label_graph", None)
+        if isinstance(graph, LabelGraph) and self.label_counts is not None and embedding is not None:
+            counts_CC = torch.from_numpy(self.label_counts.matrix(classes))
+            graph.fill(counts_CC, torch.from_numpy(label_vectors(classes, embedding)))
+        weights = backbone_weights(run.data, config)
+        if self.pairs.backbone is not None:  # it computed the regions, perhaps with random weights
+            model.cmfah.image_model.embeddings.backbone.load_state_dict(self.pairs.backbone.state_dict())
+        elif weights and feature_dim is None:
+            load_backbone_weights(model.cmfah.image_model, weights)
+        statistics = run.data.image_mean, run.data.image_std
+        if config.text_backbone_config is not None:
+            return model, CMFAHProcessor.from_backbones(config, *statistics)
+        return model, CMFAHProcessor.from_vocabulary(config, vocabulary, *statistics)
 
 
 def prepare(run: Run, output: Path, checkpoint: Path | None) -> PreparedRun:
-    """Prepares a run: data, vocabulary, similarity.
+    """Reads and expands the pairs of a run, and fits its vocabulary and similarity.
 
     Args:
-        run: The run.
-        output: Its folder; the vocabulary goes there.
-        checkpoint: The checkpoint that it resumes from, if any; the vocabulary next to it is used again.
+        run: The settings of the run.
+        output: The folder of the run, for its vocabulary.
+        checkpoint: The checkpoint that it resumes from, if any, with a vocabulary next to it.
 
     Raises:
         CMFAHError: If the data or a setting cannot be used.
@@ -90,13 +119,13 @@ def prepare(run: Run, output: Path, checkpoint: Path | None) -> PreparedRun:
             pairs = pairs.expanded(expander)
     similarity, measured = similarities(run.data, pairs, expander)
     run = _with_threshold(run, similarity)
-    # Counted once: the label graph of a refit is that of the training pairs, as its vocabulary is.
+    # The label graph of a refit is that of the training pairs, as its vocabulary is.
     label_counts = pairs.label_counts if run.setting("use_label_graph") else None
     return PreparedRun(run, pairs, expander, embedding, similarity, measured, label_counts)
 
 
 def _with_threshold(run: Run, similarity: Similarity) -> Run:
-    """The run with the threshold of similar tags as `positive_overlap`, where its objective has that setting."""
+    """The run with the threshold of similar tags as `positive_overlap`, if its objective has that setting."""
     names = run.objective_class.settings_class.names()
     if not isinstance(similarity, TagSimilarity) or "positive_overlap" not in names:
         return run
@@ -106,7 +135,7 @@ def _with_threshold(run: Run, similarity: Similarity) -> Run:
 
 
 class _ExpandedTexts:
-    """Texts with the words that the graph adds; can be iterated over again."""
+    """Texts with the words that the graph adds; can be iterated repeatedly."""
 
     def __init__(self, texts: Iterable[str], expander: GraphExpander):
         self.texts, self.expander = texts, expander
@@ -134,54 +163,3 @@ def similarities(data: DataArguments, pairs: Pairs, expander: GraphExpander | No
     if not found or not all("labels" in side.column_names for side in sides):
         return similarity, similarity
     return similarity, LabelSimilarity(found)
-
-
-def build_model(
-    run: Run,
-    classes: list[str],
-    embedding: SkipGramEmbedding | None,
-    backbone: torch.nn.Module | None,
-    label_counts: LabelCounts | None = None,
-    feature_dim: int | None = None,
-) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
-    """A model with the word vectors, the backbone's weights and the label graph, and its processor.
-
-    Args:
-        run: The run.
-        classes: The names of the classes; empty for a run without labels.
-        embedding: The word vectors, if there are any.
-        backbone: The backbone that computed the regions, if they are kept.
-        label_counts: How often two labels occur together; for a method with a label graph.
-        feature_dim: The width of the image features, where the data has these instead of images.
-    """
-    settings, vocabulary = dict(run.model), embedding.vocabulary if embedding is not None else []
-    if embedding is not None:  # a text backbone has sizes of its own, which take precedence
-        settings |= {"word_dim": embedding.vectors.shape[1], "vocab_size": len(vocabulary) + len(SPECIAL_TOKENS)}
-    if feature_dim is not None:
-        settings |= {"image_feature_dim": feature_dim, "backbone": None, "backbone_config": None}
-    if not classes and run.setting("label_weight"):
-        logger.info("Without labels there is no label guidance: label_weight is taken as 0.")
-        run = replace(run, objective={**run.objective, "label_weight": 0})
-    config = run.config_class(
-        **settings,
-        id2label=dict(enumerate(classes)),
-        label2id={name: number for number, name in enumerate(classes)},
-    )
-    model = PRETRAINING_MODELS[config.model_type](config, run.objective_config(), run.method)
-    if config.text_backbone_config is not None:
-        load_text_backbone_weights(model.cmfah.text_model)
-    elif embedding is not None:
-        fill_word_table(model.cmfah.text_model, torch.from_numpy(embedding.vectors))
-    graph = getattr(model.objective, "label_graph", None)
-    if isinstance(graph, LabelGraph) and label_counts is not None and embedding is not None:
-        counts_CC = torch.from_numpy(label_counts.matrix(classes))
-        graph.fill(counts_CC, torch.from_numpy(label_vectors(classes, embedding)))
-    weights = backbone_weights(run.data, config)
-    if backbone is not None:  # the backbone of the regions, whose weights may be random
-        model.cmfah.image_model.embeddings.backbone.load_state_dict(backbone.state_dict())
-    elif weights and feature_dim is None:
-        load_backbone_weights(model.cmfah.image_model, weights)
-    statistics = run.data.image_mean, run.data.image_std
-    if config.text_backbone_config is not None:
-        return model, CMFAHProcessor.from_backbones(config, *statistics)
-    return model, CMFAHProcessor.from_vocabulary(config, vocabulary, *statistics)

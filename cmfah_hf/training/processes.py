@@ -1,13 +1,13 @@
 """Data-parallel training with the loss of the whole batch in every process.
 
-Each process encodes its share of a batch, and all compute the loss of the whole batch: a pair's negatives come from all
-processes, and the results are those of one process with the whole batch (docs/training.md). In a single process, these
-functions do nothing.
+Each process encodes its share of a batch, and all compute the loss of the whole batch. The negatives of a pair come
+from all processes, and the results equal those of one process with the whole batch (docs/training.md). In a single
+process, these functions do nothing.
 
 Shape suffixes: B pairs of the whole batch, b pairs of this process's share, X columns of any kind.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
@@ -21,20 +21,19 @@ Outputs = TypeVar("Outputs", bound=ModelOutput)
 
 
 def process_count() -> int:
-    """The number of processes; 1 where `torch.distributed` is not in use."""
+    """The number of processes; 1 if `torch.distributed` is not in use."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 class BatchShare(BatchSampler):
     """This process's contiguous share of every batch; the shares differ by one pair at most.
 
-    The last batch of an epoch is divided as it is: it is neither padded with earlier pairs nor given to one process. It
-    is dropped if it has fewer pairs than there are processes.
+    The last batch of an epoch is divided without padding. It is dropped if it has fewer pairs than there are processes.
 
     Args:
-        batches: Of one process's batch size; gives the order of the pairs, the same in all processes.
-        num_processes: A whole batch holds `num_processes * batches.batch_size` pairs.
-        process_index: Of this process.
+        batches: The sampler of one process's batch size, with the same order of pairs in all processes.
+        num_processes: The number of processes; a whole batch holds `num_processes * batches.batch_size` pairs.
+        process_index: The index of this process.
     """
 
     def __init__(self, batches: BatchSampler, num_processes: int, process_index: int):
@@ -59,9 +58,9 @@ class BatchShare(BatchSampler):
 
 
 def share_batches(loader: DataLoader) -> DataLoader:
-    """Puts `BatchShare` into a loader that accelerate made for several processes.
+    """Replaces the batch sampler of a loader that accelerate made for several processes by `BatchShare`.
 
-    Otherwise, it would pad the last batch with the epoch's first pairs. Streams have loaders of their own.
+    Accelerate's own would pad the last batch with the first pairs of the epoch. Streams have loaders of their own.
     """
     shard: Any = getattr(loader, "batch_sampler", None)
     if getattr(shard, "num_processes", 1) > 1 and not shard.split_batches:
@@ -72,11 +71,11 @@ def share_batches(loader: DataLoader) -> DataLoader:
 
 
 class _GatherRows(torch.autograd.Function):
-    """The rows of all processes, in their order; the gradient of the own rows, times the number of processes.
+    """Gathers the rows of all processes, in their order; backward multiplies by the number of processes.
 
-    Every process computes the same loss of all rows, so the gradients need no communication: a row's gradients summed
-    over the processes are its own times their number. The wrapper of the model averages gradients over the processes,
-    which divides by that number again.
+    Every process computes the same loss of all rows, so gradients need no communication: the sum of a row's gradients
+    over the processes is its own gradient times their number. The wrapper of the model averages gradients over the
+    processes, which divides by that number again.
     """
 
     @staticmethod
@@ -98,10 +97,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """Tensors `(b, ...)` as `(B, ...)`, the rows of all processes in their order, with gradients.
-
-    All are sent in one message. Each keeps its type; what needs no gradient here needs none there.
-    """
+    """Tensors `(b, ...)` as `(B, ...)`, the rows of all processes in their order, with gradients, in one message."""
     if process_count() == 1 or not tensors:
         return list(tensors)
     wide = torch.float32
@@ -119,11 +115,11 @@ def gather_rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
 def gather_outputs(outputs: Outputs, rows: Mapping[str, torch.Tensor]) -> tuple[Outputs, dict[str, torch.Tensor]]:
     """The outputs for the whole batch, from those for this process's share.
 
-    All tensors `(b, X)` of the outputs are gathered, those of outputs within them too. Others are left out: what has a
-    dimension for positions, such as `last_hidden_state`, differs in length between processes.
+    All tensors `(b, X)` are gathered, including those of nested outputs. Others are left out: tensors with a dimension
+    for positions, such as `last_hidden_state`, differ in length between processes.
 
     Args:
-        outputs: Of the model's `forward`.
+        outputs: The outputs of the model's `forward`.
         rows: Further tensors of the share, a row for each pair, by name: labels, codes.
     """
     if process_count() == 1:
@@ -135,7 +131,7 @@ def gather_outputs(outputs: Outputs, rows: Mapping[str, torch.Tensor]) -> tuple[
 
 
 def detached(outputs: Outputs) -> Outputs:
-    """The tensors `(B, X)` of the outputs, without their graph."""
+    """The outputs with only their tensors `(B, X)`, detached from the graph."""
     return _with_row_tensors(outputs, (tensor.detach() for tensor in _row_tensors(outputs)))
 
 
@@ -162,7 +158,7 @@ def _with_row_tensors(outputs: Outputs, tensors: Iterator[torch.Tensor]) -> Outp
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Averages over the processes the gradients of parameters outside the model's wrapper, in one message."""
+    """Averages gradients of parameters outside the model's wrapper over the processes, in one message."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if process_count() == 1 or not gradients:
         return
@@ -175,21 +171,10 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def broadcast_from_main(tensors: Iterable[torch.Tensor], device: torch.device) -> None:
-    """Copies the first process's tensors to all others, through `device`, which can send."""
+    """Copies the tensors of the first process to all others, through a device that can communicate."""
     if process_count() == 1:
         return
     for tensor in tensors:
         sent = tensor.detach().to(device, copy=True).contiguous()
         dist.broadcast(sent, src=0)
         tensor.copy_(sent)
-
-
-def broadcast_figures(figures: Sequence[float] | None, count: int, device: torch.device) -> list[float]:
-    """The main process's figures, in all processes; the others pass None and their count."""
-    if process_count() == 1 and figures is not None:
-        return list(figures)
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    sent = torch.zeros(count, dtype=dtype) if figures is None else torch.tensor(figures, dtype=dtype)
-    sent = sent.to(device)
-    dist.broadcast(sent, src=0)
-    return sent.tolist()

@@ -1,4 +1,4 @@
-"""A training run, from its settings to a folder that `from_pretrained` loads"""
+"""A training run, from its settings to a folder that `from_pretrained` loads."""
 
 import json
 import logging
@@ -30,8 +30,7 @@ from cmfah_hf.training.illustration import draw_attention
 from cmfah_hf.training.preparation import PreparedRun, prepare
 from cmfah_hf.training.run_folder import held, make_output_folder
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
-from cmfah_hf.training.settings.configuration import Run
-from cmfah_hf.training.settings.run_yaml import write_settings
+from cmfah_hf.training.settings.configuration import Run, write_settings
 from cmfah_hf.training.task import without_augmentation
 from cmfah_hf.training.trainer import CMFAHTrainer
 
@@ -41,13 +40,12 @@ REFIT_NAME = "refit"
 def train(run: Run) -> dict[str, Any]:
     """Trains a model and saves it, its processor, its vocabulary and its figures in `run.training.output_dir`.
 
-    The validation pairs choose the epoch. With `refit`, a second model is then trained from the start on all pairs,
+    The validation pairs choose the epoch. With `refit`, a second model is then trained from scratch on all pairs,
     validation included, up to that epoch of the same schedule. The test queries are measured once, at the end.
 
-    An interrupted run resumes with `resume_from_checkpoint` (see `find_checkpoint`), also in the refit, and ends as an
-    uninterrupted one; its vocabulary is not fitted again.
-
-    With `push_to_hub`, the finished folder then goes to `hub_model_id`, as by `cmfah push`.
+    An interrupted run resumes with `resume_from_checkpoint` (see `find_checkpoint`), even within the refit, and ends
+    like an uninterrupted one. Its vocabulary is not fitted again. With `push_to_hub`, the finished folder is pushed to
+    `hub_model_id`, as by `cmfah push`.
 
     Returns:
         The content of `metrics.json`: `validation`, the best MAP on the validation pairs, its `epoch` and its
@@ -57,10 +55,10 @@ def train(run: Run) -> dict[str, Any]:
 
     Raises:
         CMFAHError: If the data, the weights, a setting or the checkpoint cannot be used, the disk is full, or the Hub
-            refuses the model; in the last case the folder is complete, and `cmfah push` takes it.
+            refuses the model. In the last case the folder is complete and can be pushed with `cmfah push`.
     """
     output = make_output_folder(run.training.output_dir)
-    # With several processes, the one that writes holds the lock. If it fails, the others are ended with it.
+    # The process that writes holds the lock of the folder. If it fails, the other processes end with it.
     with held(output, "training") if run.training.should_save else nullcontext():
         return _train(run, output)
 
@@ -72,7 +70,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output)
     if args.should_save and not wants_to_resume(args.resume_from_checkpoint):
         begin_anew(output)
-    if not args.should_save:  # the main process reports all warnings but those of images that it does not read
+    if not args.should_save:  # the main process reports all warnings, except for images that it does not read
         logging.getLogger("cmfah_hf").setLevel(logging.ERROR)
         logging.getLogger("cmfah_hf.training.data.streams").setLevel(logging.WARNING)
     prepared = prepare(run, output, checkpoint)
@@ -82,7 +80,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         trainer.save_state()
     best, epoch = trainer.state.best_metric, _best_epoch(trainer)
     if run.data.refit:
-        # Checkpoints of a refit belong to this run only if nothing was left to do before it.
+        # Checkpoints of a refit belong to this run only if the training before it was complete.
         resumes = checkpoint is not None and trainer.state.global_step == step_of(checkpoint)
         trainer = _refit(prepared, output / REFIT_NAME, epoch, resumes)
     _save_model(trainer, output)
@@ -109,7 +107,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         write_text(output / METRICS_NAME, json.dumps(metrics, indent=2) + "\n", CheckpointError)
     shutil.rmtree(output / REFIT_NAME, ignore_errors=True)  # the model holds its result
     if args.push_to_hub:
-        trainer.hub.push(output)
+        trainer.push_folder(output)
     return metrics
 
 
@@ -125,7 +123,7 @@ def _trainer(prepared: PreparedRun, args: CMFAHTrainingArguments, train_pairs: A
         text_column=prepared.text_column,
         similarity=prepared.similarity,
         measured=prepared.measured,
-        # Pairs that are similar only to themselves are ranked among the validation pairs, which no training saw.
+        # Pairs that are similar only to themselves are searched among the validation pairs, which are unseen.
         database=None
         if isinstance(prepared.measured, PairSimilarity)
         else prepared.pairs.splits.get("validation_database"),
@@ -138,7 +136,18 @@ def _refit(prepared: PreparedRun, folder: Path, epoch: float, resumes: bool) -> 
     args = prepared.run.training
     set_seed(args.seed)
     callbacks = [_StopAfter(epoch)]
-    trainer = _trainer(prepared, _refit_arguments(args, folder), prepared.pairs.all, callbacks=callbacks)
+    # No evaluation; the last checkpoint is kept to resume from.
+    refit_args = replace(
+        args,
+        output_dir=str(folder),
+        eval_strategy="no",
+        save_strategy="epoch" if args.save_strategy == "best" else args.save_strategy,
+        save_total_limit=1,
+        load_best_model_at_end=False,
+        push_to_hub=False,
+        early_stopping_patience=None,
+    )
+    trainer = _trainer(prepared, refit_args, prepared.pairs.all, callbacks=callbacks)
     checkpoint = newest_checkpoint(folder) if resumes else None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     return trainer
@@ -156,7 +165,7 @@ def _save_model(trainer: CMFAHTrainer, output: Path) -> None:
             f"{output}: the training diverged, weights are not finite; give a lower learning_rate, or a max_grad_norm. "
             "No model was saved."
         )
-    if trainer.is_fsdp_enabled:  # also where the checkpoints are sharded
+    if trainer.is_fsdp_enabled:  # even if the checkpoints are sharded
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     with disk_errors(output, "the model"):
         trainer.save_model(str(output))
@@ -169,7 +178,7 @@ def _query_figures(prepared: PreparedRun, trainer: CMFAHTrainer, output: Path) -
     queries, database = pairs.splits.get("query"), pairs.splits.get("database", pairs.all)
     if queries is None or not all("labels" in side.column_names for side in (queries, database)):
         return {}
-    if trainer.is_fsdp_enabled:  # its weights are spread over processes that have ended their part
+    if trainer.is_fsdp_enabled:  # the other processes, which hold parts of the weights, have finished
         towers = MODELS[run.objective_class.model_type].model.from_pretrained(output).to(run.training.device)
     else:
         towers = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).cmfah
@@ -191,22 +200,8 @@ def _query_figures(prepared: PreparedRun, trainer: CMFAHTrainer, output: Path) -
     return figures
 
 
-def _refit_arguments(args: CMFAHTrainingArguments, folder: Path) -> CMFAHTrainingArguments:
-    """Arguments of the second model, which is not evaluated and keeps its last checkpoint to resume from."""
-    return replace(
-        args,
-        output_dir=str(folder),
-        eval_strategy="no",
-        save_strategy="epoch" if args.save_strategy == "best" else args.save_strategy,
-        save_total_limit=1,
-        load_best_model_at_end=False,
-        push_to_hub=False,
-        early_stopping_patience=None,
-    )
-
-
 def _best_epoch(trainer: CMFAHTrainer) -> float:
-    """The epoch of the best evaluation; the last one where none was kept."""
+    """The epoch of the best evaluation, or the last epoch."""
     state = trainer.state
     if state.best_global_step is None:
         return state.epoch
@@ -214,7 +209,7 @@ def _best_epoch(trainer: CMFAHTrainer) -> float:
 
 
 class _StopAfter(TrainerCallback):
-    """Ends a training after a number of epochs of its schedule."""
+    """Stops a training after a number of epochs of its schedule."""
 
     def __init__(self, epochs: float):
         self.epochs = epochs

@@ -1,4 +1,4 @@
-"""The retrieval task of a training: pairs, their similarity, and unimodal retrieval as its evaluation."""
+"""The retrieval task of a trainer: pairs, their similarity, and evaluation by unimodal retrieval."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -13,20 +13,14 @@ from cmfah_hf.training.data.stream_loaders import as_stream
 from cmfah_hf.training.data.streams import PairStream
 
 AUGMENTING_COLUMN = "region_features_mirrored"
-_FIGURES = ("hamming/i2t/map", "hamming/t2i/map", "random/map")
 
 
 class RetrievalTask:
-    """What a training learns from and is measured by.
+    """Collators of the training pairs and the evaluation pairs, and the evaluation itself.
 
     Args:
         collator: Makes batches of training pairs.
-        processor: The model's.
-        text_column: The column that the texts are read from.
-        database: The pairs that evaluation searches. None: the training pairs; where pairs are similar to nothing but
-            themselves, the evaluation pairs.
-        similarity: The similarity of training pairs. None: by the labels of the model's classes.
-        measured: The similarity of pairs in evaluation. None: the same.
+        processor, text_column, database, similarity, measured: As in `CMFAHTrainer`.
     """
 
     def __init__(
@@ -49,12 +43,12 @@ class RetrievalTask:
         """The pairs that evaluation searches."""
         if self.database is not None:
             return self.database
-        # A partner is not among the training pairs: with nothing else to find, the evaluation pairs are searched.
+        # Pairs that are similar only to themselves have no similar training pairs, so evaluation pairs are searched.
         return eval_dataset if isinstance(self.measured, PairSimilarity) else without_augmentation(train_dataset)
 
-    def figures(self, queries: EvalLoopOutput, database: EvalLoopOutput) -> list[float]:
-        """MAP of images to texts, of texts to images, and of a random ranking."""
-        # Annotated as arrays or tuples of arrays, for models of any outputs; here, images and texts.
+    def metrics(self, queries: EvalLoopOutput, database: EvalLoopOutput, prefix: str) -> dict[str, float]:
+        """MAP in the mean of both directions, from images to texts, from texts to images, and of a random ranking."""
+        # transformers annotates these as arrays or tuples of arrays; here, they are images and texts.
         labels_q: Any = queries.label_ids
         labels_db: Any = database.label_ids
         if self.measured is not None:
@@ -62,22 +56,14 @@ class RetrievalTask:
         hash_q: Any = queries.predictions
         hash_db: Any = database.predictions
         found = self.evaluator(hash_q[0], hash_q[1], hash_db[0], hash_db[1], labels_q, labels_db)
-        return [found[name] for name in _FIGURES]
-
-    @staticmethod
-    def metrics(figures: Sequence[float], prefix: str) -> dict[str, float]:
-        """The metrics of an evaluation, from `figures`."""
-        i2t, t2i, random = figures
-        maps = {"map": (i2t + t2i) / 2, "map_i2t": i2t, "map_t2i": t2i, "map_random": random}
+        i2t, t2i = found["hamming/i2t/map"], found["hamming/t2i/map"]
+        maps = {"map": (i2t + t2i) / 2, "map_i2t": i2t, "map_t2i": t2i, "map_random": found["random/map"]}
         return {f"{prefix}_{name}": value for name, value in maps.items()}
 
 
-FIGURE_COUNT = len(_FIGURES)
-
-
 def without_augmentation(pairs: Any) -> Any:
-    """A data set without the column of its mirrored images, for evaluation."""
-    if isinstance(pairs, PairStream):  # in evaluation it gives none
+    """A data set without the column of mirrored images, for evaluation."""
+    if isinstance(pairs, PairStream):  # in evaluation it yields none
         return pairs
     if not hasattr(pairs, "column_names"):
         is_list = has_length(pairs) and not isinstance(pairs, Mapping)
@@ -86,14 +72,14 @@ def without_augmentation(pairs: Any) -> Any:
 
 
 def numbered(pairs: Any) -> Any:
-    """A map-style data set with the numbers of its rows under `row`."""
+    """A map-style data set with its row numbers under `row`."""
     if not hasattr(pairs, "column_names"):
         return _Rows(pairs, numbered=True)
     return pairs if "row" in pairs.column_names else pairs.add_column("row", list(range(len(pairs))))
 
 
 class _Rows(torch.utils.data.Dataset):
-    """Rows of a list or of torch's own data sets, with their numbers under `row` or without mirrored images."""
+    """Rows of a list or of a torch data set, with their numbers under `row` or without mirrored images."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], numbered: bool = False, augmented: bool = True):
         self.rows, self.numbered, self.augmented = rows, numbered, augmented

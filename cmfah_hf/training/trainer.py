@@ -1,15 +1,15 @@
-"""`CMFAHTrainer`: a `Trainer` for models with an objective, which may have several players."""
+"""`CMFAHTrainer`: a `Trainer` of alternating updates, for models with an objective that may have players."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.data.similarity import Similarity
@@ -27,46 +27,43 @@ from cmfah_hf.training.data.stream_loaders import (
     stream_loader,
 )
 from cmfah_hf.training.data.streams import PairStream, StreamPart
-from cmfah_hf.training.hub_uploads import HubUploads
+from cmfah_hf.training.hub_uploads import HubTrainer
 from cmfah_hf.training.loss_terms import LossTerms
 from cmfah_hf.training.players import ObjectiveCallback, PlayerUpdates, keep_whole
-from cmfah_hf.training.processes import broadcast_figures, broadcast_from_main, detached, gather_outputs, share_batches
+from cmfah_hf.training.processes import broadcast_from_main, detached, gather_outputs, share_batches
 from cmfah_hf.training.run_folder import held, make_output_folder, remove_unfinished, replacing_files
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.settings.ranges import taken
-from cmfah_hf.training.task import FIGURE_COUNT, RetrievalTask, numbered, without_augmentation
-
-if TYPE_CHECKING:
-    from cmfah_hf.hub import PushedModel
+from cmfah_hf.training.task import RetrievalTask, numbered, without_augmentation
 
 TRAINING_ARGS_NAME = "training_args.json"
 NO_BATCH = (
-    "There is not one batch to train on; take more pairs, a smaller per_device_train_batch_size, or "
+    "There is no batch to train on; take more pairs, a smaller per_device_train_batch_size, or "
     "--dataloader_drop_last false."
 )
 
 
-class CMFAHTrainer(Trainer):
-    """Trains the towers of a model with an objective, and the objective's players, `[algorithm-1]`.
+class CMFAHTrainer(HubTrainer):
+    """Trains the towers of a model with an objective, and the players of the objective, `[algorithm-1]`.
 
-    The towers encode a batch once. Each player of the objective takes a step on these outputs, detached; then the
-    towers' loss is computed with all players fixed, and the towers take theirs. Evaluation, which selects the best
-    model, is unimodal retrieval: the evaluation pairs are the queries, and the training pairs (or `database`) are
-    searched. An interrupted training resumes bit-identically. On several processes each encodes its share of a batch,
-    and the losses are those of the whole (docs/training.md). With `push_to_hub` in the arguments the repository is
-    created with the trainer, so that a token that may not write fails before the first step.
+    The towers encode a batch once. Each player takes a step on these outputs, detached. Then the loss of the towers is
+    computed with all players fixed, and the towers take a step. Evaluation selects the best model by unimodal
+    retrieval: the evaluation pairs are the queries, and the training pairs (or `database`) are searched. An interrupted
+    training resumes bit-identically. With several processes, each encodes its share of a batch, and the losses are
+    those of the whole batch (docs/training.md). With `push_to_hub`, the repository is created with the trainer, so a
+    token without write permission fails before the first step.
 
     Args:
         model: A model with an objective, such as a `CMFAHForPreTraining`.
         args: A `CMFAHTrainingArguments`.
-        train_dataset: Rows as `PairCollator` reads them: a data set, map-style or a stream, of `datasets` or of torch,
-            or a list. The rows of a stream of `datasets` are counted first, unless `max_steps` is given; a
-            `PairStream` may bring its counts.
+        train_dataset: Rows as `PairCollator` reads them: a data set of `datasets` or torch, map-style or a stream, or a
+            list. The rows of a stream of `datasets` are counted first, unless `max_steps` is given or a `PairStream`
+            has counts.
         eval_dataset: The validation pairs. Never the test queries.
         processing_class: The model's `CMFAHProcessor`, saved with it.
-        text_column: The column that the texts are read from.
-        database: The pairs that evaluation searches. None: the training pairs; where pairs are similar to nothing
-            but themselves, the evaluation pairs.
+        text_column: The column of the texts.
+        database: The pairs that evaluation searches. None: the training pairs; if pairs are similar only to
+            themselves, the evaluation pairs.
         similarity: The similarity of training pairs. None: by the labels of the model's classes.
         measured: The similarity of pairs in evaluation. None: the same.
         data_collator, callbacks, ...: As in `Trainer`.
@@ -93,7 +90,6 @@ class CMFAHTrainer(Trainer):
             classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
             data_collator = PairCollator(processing_class, classes, text_column, similarity)
         self.task = RetrievalTask(data_collator, processing_class, text_column, database, similarity, measured)
-        self.hub = HubUploads(self)
         train_dataset, eval_dataset = as_training_stream(train_dataset, args), as_stream(eval_dataset)
         by_row = args.codes_update == "epoch" and train_dataset is not None and has_length(train_dataset)
         by_row = by_row and not isinstance(train_dataset, PairStream)
@@ -117,35 +113,27 @@ class CMFAHTrainer(Trainer):
         self.players = {player.name: PlayerUpdates(player, self) for player in self.pretraining.objective.players()}
         self.loss_terms = LossTerms()
         self.loss_is_scaled_for_ga = False
-        self._make_model_fit_for_processes()
+        use_global_statistics(self.pretraining)
+        broadcast_from_main([*self.pretraining.parameters(), *self.pretraining.buffers()], self.args.device)
+        if self.is_fsdp_enabled:
+            keep_whole(self.players.values(), self.accelerator.state.fsdp_plugin)
         self.store = CheckpointStore(self)
+        self.add_callback(self.store)
         self.add_callback(ObjectiveCallback(self))
         self.add_callback(StreamPlaceCallback())
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
-    def _make_model_fit_for_processes(self) -> None:
-        model = self.pretraining
-        use_global_statistics(model)
-        broadcast_from_main([*model.parameters(), *model.buffers()], self.args.device)
-        if self.is_fsdp_enabled:
-            keep_whole(self.players.values(), self.accelerator.state.fsdp_plugin)
-
     @property
     def pretraining(self) -> CMFAHForPreTraining:
         """The model without its wrappers."""
-        if isinstance(self.model, CMFAHForPreTraining):  # most often; `unwrap_model` takes milliseconds to find it out
+        if isinstance(self.model, CMFAHForPreTraining):  # the usual case, in which `unwrap_model` takes milliseconds
             return self.model
         # `keep_torch_compile` would take a compiled model's wrapper off.
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return 0  # the parent's estimate is for models of tokens, and for it counts all parameters in every step
-
-    @property
-    def schedules_by_metric(self) -> bool:
-        """Whether the schedules follow the evaluations, and not the updates."""
-        return self.args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+        return 0  # the parent's estimate is for language models, and counts all parameters in every step
 
     def create_optimizer(self, model=None):
         with taken(self.args, "optim", "optim_args"):
@@ -162,7 +150,7 @@ class CMFAHTrainer(Trainer):
         return scheduler
 
     def get_train_dataloader(self):
-        """As the parent's; of several processes each gets its share of every batch, the last one of an epoch too."""
+        """As the parent's; each process gets its share of every batch, including the last one of an epoch."""
         if isinstance(self.train_dataset, PairStream):
             loader = stream_loader(self, self.train_dataset, training=True)
         else:
@@ -172,7 +160,7 @@ class CMFAHTrainer(Trainer):
         return loader
 
     def get_eval_dataloader(self, eval_dataset=None):
-        """As the parent's, but to the last pair, also with `dataloader_drop_last`: each is a query."""
+        """As the parent's, with all pairs even if `dataloader_drop_last` is set, because each is a query."""
         chosen = as_stream(self.eval_dataset if eval_dataset is None else eval_dataset)
         if isinstance(chosen, PairStream):
             return stream_loader(self, chosen, training=False)
@@ -180,7 +168,7 @@ class CMFAHTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset):
-        """As the parent's, but to the last pair, also with `dataloader_drop_last`: each has a code and is searched."""
+        """As the parent's, with all pairs even if `dataloader_drop_last` is set, because each is searched."""
         test_dataset = as_stream(test_dataset)
         if isinstance(test_dataset, PairStream):
             return stream_loader(self, test_dataset, training=False)
@@ -189,7 +177,7 @@ class CMFAHTrainer(Trainer):
 
     @contextmanager
     def _every_pair(self):
-        """Loaders made here give all pairs, by the similarity that evaluation measures."""
+        """Loaders made in the block yield all pairs, collated for the similarity of evaluation."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         collator, self.data_collator = self.data_collator, self.task.measuring_collator
         try:
@@ -200,19 +188,19 @@ class CMFAHTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
         pretraining = self.pretraining
-        if not (model.training and pretraining.training):  # evaluation sees the model without its wrapper
+        if not (model.training and pretraining.training):  # evaluation changes the mode of the unwrapped model
             model.train()
         inputs = self._prepare_inputs(inputs)
         rows, batch = inputs.pop("row", None), {"labels": inputs.pop("labels")}
         objective = pretraining.objective
-        # By the update and not by the batch: all micro batches of an update have the same views, in all processes.
+        # By update, not by batch: all micro batches of an update have the same views, in all processes.
         cross_modal = objective.needs_cross_modal and self.state.global_step % self.args.paired_every == 0
         with self.compute_loss_context_manager():
             outputs = model(**inputs, paired=cross_modal)
         if rows is not None:
             for name, table in self.training_state.tables.items():
                 batch[name] = table[rows.cpu()].to(rows.device)
-        # From here on every process holds the whole batch, so all losses are the same in all of them.
+        # From here on every process holds the whole batch, so the losses are equal in all processes.
         outputs, batch = gather_outputs(outputs, batch)
         if self.players:
             fixed = detached(outputs)
@@ -227,14 +215,14 @@ class CMFAHTrainer(Trainer):
 
     def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler: bool = False) -> dict[str, float]:
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        if self.schedules_by_metric and not skip_scheduler:
+        if self.args.schedules_by_metric and not skip_scheduler:
             metric = metrics[f"eval_{(self.args.metric_for_best_model or 'map').removeprefix('eval_')}"]
             for updates in self.players.values():
                 updates.step_schedule(metric)
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the parent's, with the terms of the loss; the mean loss at the end is that of the whole run."""
+        """As the parent's, with the terms of the loss; the final mean loss covers the whole run."""
         if "loss" in logs and self.loss_terms.count:
             logs.update(self.loss_terms.take_means())
         if "train_loss" in logs:
@@ -242,7 +230,7 @@ class CMFAHTrainer(Trainer):
         super().log(logs, start_time)
 
     def end_epoch(self) -> None:
-        """Lets the objective update its tables over the training pairs."""
+        """Updates the objective's tables over the training pairs."""
         self.pretraining.objective.on_epoch_end(self.training_state)
 
     def _encode_training_pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -256,7 +244,7 @@ class CMFAHTrainer(Trainer):
                 rows = inputs.pop("row")
                 inputs.pop("labels")
                 with torch.no_grad(), self.compute_loss_context_manager():
-                    if self.is_fsdp_enabled:  # sharded weights are whole within the whole model's `forward` alone
+                    if self.is_fsdp_enabled:  # sharded weights are gathered only in the `forward` of the whole model
                         outputs = wrapped(**inputs)
                         values = outputs.image_model_output.hash_values, outputs.text_model_output.hash_values
                     else:
@@ -291,16 +279,15 @@ class CMFAHTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As the parent's, and in an evaluation the MAP of both directions against the database."""
+        """As the parent's; an evaluation adds the MAP of both directions against the database."""
         output = self._predictions(dataloader, description, ignore_keys, metric_key_prefix)
         if description == "Evaluation":
             database = self.task.searched(self.train_dataset, self.eval_dataset)
             found = self._predictions(self.get_test_dataloader(database), "Database", ignore_keys, "database")
-            own = self.task.figures(output, found) if self.is_world_process_zero() else None
-            # The main process's, so that all choose the same best model and stop together.
-            figures = broadcast_figures(own, FIGURE_COUNT, self.args.device)
-            metrics = self.task.metrics(figures, metric_key_prefix)
-            output = output._replace(metrics={**(output.metrics or {}), **metrics})
+            metrics = [self.task.metrics(output, found, metric_key_prefix) if self.is_world_process_zero() else {}]
+            # From the main process, so that all processes choose the same best model and stop together.
+            broadcast_object_list(metrics)
+            output = output._replace(metrics={**(output.metrics or {}), **metrics[0]})
         return output
 
     def _predictions(self, dataloader, description: str, ignore_keys, prefix: str) -> EvalLoopOutput:
@@ -316,7 +303,7 @@ class CMFAHTrainer(Trainer):
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         token, self.args.hub_token = self.args.hub_token, None
         try:
-            # A checkpoint is staged as a whole.
+            # A checkpoint is staged as a whole by the store.
             with replacing_files(folder) if self.store.staging is None else nullcontext(folder) as written:
                 super()._save(str(written), state_dict)
                 # The parent's copy of the arguments is a pickle; ours is text.
@@ -326,18 +313,18 @@ class CMFAHTrainer(Trainer):
             self.args.hub_token = token
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
-        """As the parent's; what to resume from is as in `find_checkpoint`.
+        """As the parent's; `resume_from_checkpoint` is as in `find_checkpoint`.
 
         Raises:
-            CheckpointError: If the checkpoint is not whole, is of another model or other data, or cannot be written, or
-                if another training is at work in the output folder.
-            DataError: If there was not one batch to train on.
+            CheckpointError: If the checkpoint is incomplete, of another model or other data, or cannot be written, or
+                if another training uses the output folder.
+            DataError: If there was no batch to train on.
         """
         output = make_output_folder(self.args.output_dir)
-        # Of several processes the one that writes holds the folder. The others are ended with it, should it fail.
+        # The process that writes holds the lock of the folder. If it fails, the other processes end with it.
         with held(output, "checkpoints") if self.args.should_save else nullcontext():
             found = find_checkpoint(resume_from_checkpoint, output)
-            self.accelerator.wait_for_everyone()  # each process has looked before what is half-written goes
+            self.accelerator.wait_for_everyone()  # all processes have looked before unfinished checkpoints are removed
             if self.args.should_save:
                 remove_unfinished(output)
                 if found is None:
@@ -351,7 +338,7 @@ class CMFAHTrainer(Trainer):
         return result
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # The parent asks only after a step, and a run that is over has none left.
+        # The parent checks only after a step, and a finished run has no step left.
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
@@ -373,28 +360,3 @@ class CMFAHTrainer(Trainer):
             self.store.check_state(Path(checkpoint))
         super()._load_optimizer_and_scheduler(checkpoint)
         self.store.load_state(Path(checkpoint))
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Creates the repository `hub_model_id`, if it does not exist.
-
-        Raises:
-            HubError: If no id is given, or the Hub refuses it.
-        """
-        if self.is_world_process_zero():
-            self.hub_model_id = self.hub.repo_id  # type: ignore[assignment]  # the parent's begins as None
-            self.push_in_progress = None
-            self.hub.make_repository(token, private)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the parent's, but nothing is pushed: `push_to_hub` does that."""
-        super().save_model(output_dir, _internal_call=True)
-
-    def push_to_hub(  # type: ignore[override]  # it gives what `push_model` gives
-        self, commit_message: str | None = None, blocking: bool = True, *args: Any, **kwargs: Any
-    ) -> "PushedModel | Future[PushedModel] | None":
-        """Saves the model to `output_dir` and pushes it, in one commit, with its card: `HubUploads.push_saved`."""
-        return self.hub.push_saved(commit_message, blocking, *args, **kwargs)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes the model's card into `output_dir`, where the model has been saved: `HubUploads.write_card`."""
-        self.hub.write_card(*args, **kwargs)

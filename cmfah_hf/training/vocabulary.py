@@ -1,4 +1,4 @@
-"""The word graph and the word vectors of a run: fitted once, or those of an earlier run"""
+"""The word graph and the word vectors of a run: fitted once, or loaded from an earlier run."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,10 +16,10 @@ WORDS_STEMS = ("expander", "knowledge", "skip_gram")
 def make_words(
     run: Run, texts: Iterable[Any], output: Path, checkpoint: Path | None
 ) -> tuple[GraphExpander | None, SkipGramEmbedding | None]:
-    """The word graph and the word vectors: those of the resumed run, else of `words_from`, else fitted on the texts.
+    """The word graph and the word vectors: of the resumed run, else of `words_from`, else fitted on the texts.
 
-    A model with a text backbone has word vectors only for a label graph. With several processes, the main one fits and
-    saves them, and the others read the files.
+    With a text backbone, word vectors are only made for a label graph. The main process fits and saves both, and the
+    other processes read the files.
     """
     args, data = run.training, run.data
     if wants_to_resume(args.resume_from_checkpoint):
@@ -34,7 +34,7 @@ def make_words(
     if not args.should_save:
         return _load_words(run, output)
     given = _load_words(run, resolve_data_path(data.words_from)) if data.words_from else None
-    # Files of an earlier run must not be taken for those of this one if it is interrupted before it writes its own.
+    # If this run is interrupted before it writes its own files, those of an earlier run must not be mistaken for them.
     for path in (output / f"{stem}{ending}" for stem in WORDS_STEMS for ending in (".json", ".safetensors")):
         path.unlink(missing_ok=True)
     words = given or _fit_words(run, texts)

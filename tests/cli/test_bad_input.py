@@ -253,7 +253,7 @@ CASES = {
     ),
     "train: no such configuration": (
         "train {root}/absent.yaml",
-        ["{root}/absent.yaml: there is no such configuration"],
+        ["{root}/absent.yaml: this configuration does not exist"],
     ),
     "train: malformed YAML": (
         "train {bad.yaml}",
@@ -393,7 +393,7 @@ def test_unknown_commands_and_options_show_the_usage(cmfah):
 def test_debugging_shows_the_traceback(monkeypatch, datasets_cache):
     monkeypatch.setenv("CMFAH_DEBUG", "1")
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
-    with pytest.raises(CMFAHError, match="there is no such configuration"):
+    with pytest.raises(CMFAHError, match="this configuration does not exist"):
         main(["train", "absent.yaml"])
 
 

@@ -18,11 +18,11 @@ from scipy.sparse import csc_matrix
 
 from cmfah_hf.data import decode_image, load_image_text, open_matrices
 from cmfah_hf.data.file_state import changed_files, file_states
+from cmfah_hf.data.internals import stream_fingerprint
 from cmfah_hf.data.releases.files import ReleaseFiles
 from cmfah_hf.errors import DataError, ImageError
 from cmfah_hf.expansion.articles import iterate_articles
 from cmfah_hf.expansion.corpus import iterate_files
-from cmfah_hf.training.data.datasets_internals import stream_fingerprint
 
 GOOD = '{"file_name": "a.png", "text": "a dog"}'
 

@@ -8,10 +8,10 @@ from torch.utils.data import DataLoader
 
 from cmfah_hf.data import load_image_text, make_scenes
 from cmfah_hf.data.data_root import DataRoot
+from cmfah_hf.data.internals import is_arrow
 from cmfah_hf.data.rows.columns import USUAL_NAMES
 from cmfah_hf.data.rows.uniform import uniform
 from cmfah_hf.errors import DataError
-from cmfah_hf.training.data.datasets_internals import is_arrow
 from cmfah_hf.training.data.shards import count_rows
 from cmfah_hf.training.data.streams import PairStream
 

@@ -9,18 +9,23 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from cmfah_hf.errors import QueryError
-from cmfah_hf.evaluation.levels import count_relevant, hamming_levels, iterate_levels, score_levels
+from cmfah_hf.evaluation.levels import (
+    count_relevant,
+    hamming_distances,
+    hamming_levels,
+    iterate_levels,
+    relevance,
+    score_levels,
+)
 from cmfah_hf.evaluation.metrics import (
     _harmonic_difference,
     average_precision,
     expected_average_precision,
-    hamming_distances,
     mean_average_precision,
     precision_at_k,
     precision_recall_curve,
     random_ranking_map,
     recall_at_k,
-    relevance,
 )
 from cmfah_hf.retrieval.codes import pack, round_for_aqd
 

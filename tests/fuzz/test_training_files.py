@@ -43,9 +43,7 @@ def resume(trainer: CMFAHTrainer, checkpoint: str) -> None:
     trainer._load_optimizer_and_scheduler(checkpoint)
     trainer._load_rng_state(checkpoint)
     trainer._checkpoint = checkpoint
-    for callback in trainer.callback_handler.callbacks:
-        if type(callback).__name__ == "_ResumeCallback":
-            callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+    trainer.store.on_train_begin(trainer.args, trainer.state, trainer.control)
     _best_checkpoint(Path(checkpoint))
 
 

@@ -49,7 +49,7 @@ def test_uploaded_and_skipped_files(push_run, hub, trained, tmp_path):
         *(path.name for path in (ROOT / "cmfah_hf" / "models").glob("*_cmfah.py")),
         "fused_cmfah.py", "image_modes.py", "safe_weights.py", "model_files.py",
         "configuration_files.py",
-        "backbone_tokenizer.py", "codes.py", "image_encoder.py", "text_encoder.py", "value_checks.py",
+        "backbone_tokenizer.py", "codes.py", "image_encoder.py", "text_encoder.py",
     }  # fmt: skip
     for name in ("expander.safetensors", "metrics.json", "plots/attention.png"):
         assert files[name] == (trained.folder / name).read_bytes()
@@ -122,7 +122,7 @@ def test_a_run_is_reproduced_from_the_pushed_settings(push_run, hub, trained, tm
 
 def test_the_token_is_in_no_settings(scenes_folder, write_config, tmp_path):
     from cmfah_hf.training import parse_run
-    from cmfah_hf.training.settings.run_yaml import write_settings
+    from cmfah_hf.training.settings.configuration import write_settings
 
     given = ["--hub_token", "hf_secret", "--hub_model_id", "org/secret", "--report_to", "none", "--seed", "7"]
     run = parse_run(write_config(tmp_path / "c.yaml", data={"dataset": "scenes"}), [*given, "--output_dir", "/my/disk"])

@@ -347,7 +347,6 @@ def test_saved_code_is_that_of_the_models_only(model_folder):
         "outputs_cmfah.py",
         "safe_weights.py",
         "text_encoder.py",
-        "value_checks.py",
     }
     for name in files:
         assert "cmfah_hf." not in "".join(

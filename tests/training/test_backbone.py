@@ -179,7 +179,7 @@ def test_torchvision_weights(make_config, vgg_features, tmp_path, monkeypatch):
 
 
 def test_torchvision_has_no_weights_for_other_backbones(tower):
-    with pytest.raises(CheckpointError, match="'torchvision' has weights for its VGGs alone"):
+    with pytest.raises(CheckpointError, match="'torchvision' only has weights for its VGGs"):
         load_backbone_weights(tower, "torchvision")
 
 

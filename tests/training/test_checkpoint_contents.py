@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.training import checkpoints
-from cmfah_hf.training.checkpoint_contents import _metadata_damage
+from cmfah_hf.training.checkpoint_contents import _check_metadata
 from cmfah_hf.training.checkpoints import damage_of, find_checkpoint
 
 
@@ -117,7 +117,7 @@ def test_unusable_files_are_detected_despite_a_matching_list(saved, kind, caplog
     damage(last)
     rewrite_file_list(last)
     assert find_checkpoint("last", saved) == saved / "checkpoint-3"
-    assert f"Passed over {last}: " in caplog.text
+    assert f"Skipped {last}: " in caplog.text
     assert words in caplog.text
     with pytest.raises(CheckpointError) as caught:
         find_checkpoint(str(last), saved)
@@ -158,7 +158,7 @@ def test_a_run_resumes_from_the_checkpoint_before_the_damaged_one(saved, make_tr
     trainer = make_trainer(make_model(), num_train_epochs=2, save_strategy="epoch", optim="adamw_torch")
     trainer.train(resume_from_checkpoint="last")
     assert trainer.state.global_step == 6
-    assert "Passed over" in caplog.text
+    assert "Skipped" in caplog.text
     assert damage_of(saved / "checkpoint-6") is None
 
 
@@ -182,11 +182,13 @@ def test_metadata_of_a_sharded_checkpoint_unpickles_only_data(tmp_path):
     states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     sharded.save(states, checkpoint_id=tmp_path, no_dist=True)
     file = tmp_path / ".metadata"
-    assert _metadata_damage(file) is None
+    _check_metadata(file)
     for content in (pickle.dumps(Evil()), b"cos\nsystem\n(S'true'\ntR.", b"", b"garbage"):
         file.write_bytes(content)
-        assert _metadata_damage(file).startswith("is damaged, or holds more than metadata")
+        with pytest.raises(CheckpointError, match=r"^is damaged, or holds more than metadata"):
+            _check_metadata(file)
     pickled = b"\x80\x04\x8c\x27torch.distributed.checkpoint.filesystem\x8c\x09os.system\x93\x8c\x04true\x85R."
     file.write_bytes(pickled)
-    assert "more than metadata" in _metadata_damage(file)
+    with pytest.raises(CheckpointError, match="more than metadata"):
+        _check_metadata(file)
     assert not Path("/tmp/cmfah-was-here").exists()

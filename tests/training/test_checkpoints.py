@@ -64,7 +64,7 @@ def test_damaged_checkpoint_is_named_and_the_previous_one_used(saved, kind, capl
     last = saved / "checkpoint-9"
     damage(last)
     assert find_checkpoint("true", saved) == saved / "checkpoint-6"
-    assert f"Passed over {last}: {words}" in caplog.text
+    assert f"Skipped {last}: {words}" in caplog.text
     with pytest.raises(CheckpointError) as caught:
         find_checkpoint(str(last), saved)
     assert str(caught.value).startswith(f"{last}: {words}")
@@ -80,7 +80,7 @@ def test_no_valid_checkpoint_is_an_error_and_no_checkpoint_a_fresh_start(saved, 
     empty = tmp_path / "empty"
     empty.mkdir()
     assert find_checkpoint("last", empty) is None
-    assert f"{empty}: no checkpoint was written there yet; the training starts from its beginning." in caplog.text
+    assert f"{empty}: it has no checkpoint yet; the training starts from the beginning." in caplog.text
 
 
 @pytest.mark.parametrize("wanted", [None, False, "false", "False", "none", ""])
@@ -96,10 +96,10 @@ def test_values_that_select_the_last_checkpoint(saved, wanted):
 def test_checkpoint_or_run_by_its_folder(saved, tmp_path):
     assert find_checkpoint(saved / "checkpoint-3", tmp_path) == saved / "checkpoint-3"
     assert find_checkpoint(str(saved), tmp_path) == saved / "checkpoint-9"
-    with pytest.raises(CheckpointError, match=r"gone: there is no such folder to go on from"):
+    with pytest.raises(CheckpointError, match=r"gone: this folder does not exist"):
         find_checkpoint(str(tmp_path / "gone"), saved)
     (tmp_path / "bare").mkdir()
-    with pytest.raises(CheckpointError, match=r"bare: neither a checkpoint nor a folder with any"):
+    with pytest.raises(CheckpointError, match=r"bare: neither a checkpoint nor a folder with checkpoints"):
         find_checkpoint(str(tmp_path / "bare"), saved)
 
 
@@ -175,7 +175,7 @@ def test_full_disk_keeps_the_last_checkpoint_and_reports_one_line(make_trainer, 
         trainer.train()
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'out'}: the checkpoint of step 6 could not be written (No space left on ")
-    assert "checkpoint-3 is whole: make room, then go on with --resume_from_checkpoint last." in message
+    assert "checkpoint-3 is complete: make room, then resume with --resume_from_checkpoint last." in message
     assert "\n" not in message
     assert names(tmp_path / "out") == ["checkpoint-3"]
     assert damage_of(tmp_path / "out" / "checkpoint-3") is None
@@ -216,7 +216,7 @@ def test_command_on_a_full_disk(scenes_folder, write_config, tmp_path, environme
         assert run.returncode == 2, run.stderr
         line = run.stderr.strip().splitlines()[-1]
         assert line.startswith(f"cmfah: {small / 'out'}: the checkpoint of step ")
-        assert "is whole: make room, then go on with --resume_from_checkpoint last." in line
+        assert "is complete: make room, then resume with --resume_from_checkpoint last." in line
         assert "Traceback" not in run.stderr
         assert not (small / "out" / "unfinished").exists()
         last = newest_checkpoint(small / "out")

@@ -92,7 +92,8 @@ def test_a_run_over_a_few_photographs(settings, tower, tmp_path):
     retriever = CrossMediaRetriever.from_pretrained(tmp_path / "model")
     queries = load_image_text(tmp_path / "few", split="query")
     kept = keep_regions(queries, retriever.model.image_model, retriever.processor).remove_columns("image")
-    image_hash, text_hash = encode_pairs(retriever.model, retriever.processor, kept, "text")
+    encoded = encode_pairs(retriever.model, retriever.processor, kept, "text")
+    image_hash, text_hash = encoded.images, encoded.texts
     np.testing.assert_allclose(retriever.encode_images(queries["image"]), image_hash, atol=5e-3)
     assert np.abs(image_hash - image_hash[0]).max() > 0.01
     assert text_hash.shape == (8, 64)

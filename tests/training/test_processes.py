@@ -18,6 +18,7 @@ from cmfah_hf.models import CMFAHModel
 from cmfah_hf.training.processes import BatchShare
 
 ROOT = Path(__file__).parents[2]
+IMPORTS = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
 PROGRAM = Path(__file__).with_name("process_runs.py")
 LAUNCH_FILES = sorted((ROOT / "hub_configs" / "accelerate").glob("*.yaml"))
 
@@ -35,10 +36,10 @@ def run(folder: Path, group: str, processes: int, **variables: str) -> None:
     running = []
     for rank in range(processes):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT), **variables}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": IMPORTS, **variables}
         with (folder / f"{group}-{rank}.log").open("w") as log:
             command = [sys.executable, str(PROGRAM), str(folder), group]
-            env = own | (place if processes > 1 else {"PYTHONPATH": str(ROOT)})
+            env = own | (place if processes > 1 else {"PYTHONPATH": IMPORTS})
             running.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT))
     try:
         codes = [process.wait(timeout=240) for process in running]

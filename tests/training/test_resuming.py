@@ -195,7 +195,7 @@ def test_run_killed_while_a_checkpoint_is_written(run_of, uninterrupted, moment,
     last = newest_checkpoint(out)
     train(run_of(*arguments_of("epoch", out), "--resume_from_checkpoint", "last", **settings()))
     if left[0].startswith("checkpoint"):
-        assert f"Passed over {out / 'unfinished' / left[0]}: its writing was broken off." in caplog.text
+        assert f"Skipped {out / 'unfinished' / left[0]}: its writing was interrupted." in caplog.text
         assert last.name != left[0]
     assert not (out / "unfinished").exists()
     assert_same_outcome(out, whole)
@@ -213,7 +213,7 @@ def test_run_killed_before_its_words_were_written(run_of, uninterrupted, tmp_pat
     assert (out / "expander.json").is_file()
     assert not (out / "skip_gram.json").exists()
     train(run_of(*arguments_of("epoch", out), "--resume_from_checkpoint", "true", **settings()))
-    assert "no checkpoint was written there yet; the training starts from its beginning" in caplog.text
+    assert "it has no checkpoint yet; the training starts from the beginning" in caplog.text
     assert_same_outcome(out, whole)
 
 

@@ -98,7 +98,7 @@ def test_lock_is_exclusive(tmp_path):
 def test_training_without_a_batch_is_an_error(make_trainer, make_pairs):
     """Fewer pairs than one batch with drop_last: an untrained model would be saved."""
     trainer = make_trainer(train=make_pairs(5), dataloader_drop_last=True)
-    with pytest.raises(DataError, match="There is not one batch to train on"):
+    with pytest.raises(DataError, match="There is no batch to train on"):
         trainer.train()
 
 

@@ -264,10 +264,10 @@ def test_method_of_the_command_line_overrides_that_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--similarity", "tags"], "scahn makes its label graph of labels, and --similarity tags goes without them"),
+        (["--similarity", "tags"], "scahn builds its label graph from labels, which --similarity tags does not use"),
         (
             ["--similarity", "pairs", "--use_label_graph", "false", "--queue_size", "4"],
-            "scahn makes its queue of labels, and --similarity pairs goes without them",
+            "scahn builds its queue from labels, which --similarity pairs does not use",
         ),
     ],
 )

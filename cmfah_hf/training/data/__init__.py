@@ -1,1 +1,1 @@
-"""Training data: streams of pairs, and columns computed once and kept"""
+"""Training data: the pairs of a run, streams, and computed columns that are kept on disk."""

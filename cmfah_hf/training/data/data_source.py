@@ -1,4 +1,4 @@
-"""The origin of a run's data, in words that may be published"""
+"""The origin of a run's data, in a form that may be published."""
 
 import re
 from pathlib import Path
@@ -15,11 +15,7 @@ _HUB_ADDRESS = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?/")
 
 
 def source_of(dataset: str, loaded: Loaded) -> dict[str, str | None]:
-    """The entry `source` of `metrics.json`: never a path, and a Hub id only if the data came from the Hub.
-
-    Args:
-        dataset: The argument of `load_image_text`.
-        loaded: Its result.
+    """The entry `source` of `metrics.json`, without paths, for the argument and the result of `load_image_text`.
 
     Returns:
         `kind`: `"scenes"` (drawn by code), `"local"` or `"hub"`; `name`: the scenes' name, the last part of a local
@@ -32,13 +28,13 @@ def source_of(dataset: str, loaded: Loaded) -> dict[str, str | None]:
     path = Path(dataset.partition("?")[0]) if "://" in dataset else resolve_data_path(dataset)
     if "://" in dataset or path.exists():
         name = path.name if path.name not in ("", "..") else path.resolve().name
-        name = name.rstrip("\\").rpartition("\\")[2]  # it may have been written on Windows
+        name = name.rstrip("\\").rpartition("\\")[2]  # a path of Windows
         return {"kind": "local", "name": name or "data", "revision": None}
     return {"kind": "hub", "name": dataset, "revision": _prepared_from(loaded) or _newest_commit(dataset)}
 
 
 def _prepared_from(loaded: Loaded) -> str | None:
-    """The commit of a map-style data set, from the names of its files in the cache."""
+    """The commit of a map-style data set, from the paths of its cached files."""
     files = [file["filename"] for part in loaded.values() for file in getattr(part, "cache_files", ())]
     found = {match[1] for match in map(_COMMIT.search, files) if match}
     return found.pop() if len(found) == 1 else None

@@ -1,4 +1,4 @@
-"""Computed columns, kept as Arrow files with checksums"""
+"""Computed columns, kept as Arrow files with checksums."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from cmfah_hf.atomic import atomic_folder, locked, sha256_of, write_text
 from cmfah_hf.data.file_state import FileState, changed_files, file_states
+from cmfah_hf.data.internals import open_arrow
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import DataError
-from cmfah_hf.training.data.datasets_internals import open_arrow
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Note:
     Args:
         read: Rows of the source.
         kept: Rows of the file.
-        sha256: Of the file; empty where no row was kept, so there is no file.
+        sha256: The checksum of the file; empty if no row was kept, and then there is no file.
         sources: The image files that were read.
     """
 
@@ -48,11 +48,7 @@ class Note:
 
     @classmethod
     def read_from(cls, path: Path) -> "Note":
-        """Reads a note.
-
-        Raises:
-            DataError: If the file is no such note.
-        """
+        """Reads a note; raises a `DataError` if the file is not one."""
         content = read_json(path, DataError)
         fields = {"read": int, "kept": int, "sha256": str, "sources": list}
         sound = isinstance(content, dict) and content.keys() == fields.keys()
@@ -73,7 +69,7 @@ def _state(path: Path, content: Any) -> FileState:
 
 
 def kept_folder(kind: str, key: str) -> Path:
-    """The folder for the content that `key` describes, below the cache of `datasets`."""
+    """The folder for content with this key, below the cache of `datasets`."""
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     return Path(datasets.config.HF_DATASETS_CACHE) / f"cmfah-{kind}" / name
 
@@ -86,15 +82,15 @@ def kept_table(
     sources: Sequence[FileState] = (),
     lengths: dict[str, tuple[int, int]] | None = None,
 ) -> datasets.Dataset:
-    """Columns from a file in `folder`, which is made if it is missing, damaged or out of date.
+    """Columns from a file in `folder`, which is computed if it is missing, damaged or out of date.
 
     Args:
-        folder: The folder of this file only, named by the inputs of the computation.
+        folder: The folder of this file, named by the inputs of the computation.
         features: The columns.
         rows: The number of rows.
         make: Writes the Arrow file to a path.
         sources: The files that the columns are computed from.
-        lengths: Rows and columns of each value of an array column, by its name.
+        lengths: The shapes of array columns, by name.
 
     Raises:
         DataError: If the file cannot be written.
@@ -106,7 +102,7 @@ def kept_table(
             problem = damage(file, note, features, lengths)
             if problem is None:
                 return open_arrow(file, features, folder.name)
-            logger.warning("%s; it is made anew.", problem)
+            logger.warning("%s; it is computed again.", problem)
         with atomic_folder(folder, DataError) as temporary:
             make(temporary / _TABLE_NAME)
             Note(rows, rows, sha256_of(temporary / _TABLE_NAME), tuple(sources)).write(temporary / _NOTE_NAME)
@@ -116,7 +112,7 @@ def kept_table(
 def damage(
     file: Path, note_file: Path, features: datasets.Features, lengths: dict[str, tuple[int, int]] | None = None
 ) -> str | None:
-    """Why a kept file cannot be used, in words that name it; None where it is as it was written and up to date."""
+    """The fault of a kept file, with its path; None if it is intact and up to date."""
     try:
         note = Note.read_from(note_file)
     except DataError as error:
@@ -137,19 +133,19 @@ def damage(
                 rows += len(batch)
                 if not _has_lengths(batch, lengths or {}):
                     return f"{file} is damaged, its arrays have other shapes"
-    except (pa.ArrowException, OSError, ValueError, TypeError) as error:  # the last two: of the array types' own texts
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:  # also of array types
         return f"{file} is damaged ({' '.join(str(error).split())[:200]})"
     return None if rows == note.kept else f"{file} is damaged, it has {rows} rows instead of {note.kept}"
 
 
 def image_files(values: Iterable[dict[str, Any] | None]) -> list[str]:
-    """The local files that undecoded images name and do not hold."""
+    """The local files of undecoded images whose content is not in the table."""
     paths = (value["path"] for value in values if value and value.get("bytes") is None)
     return [path for path in paths if path and "://" not in path]
 
 
 def image_states(raw: datasets.Dataset) -> list[FileState]:
-    """The states of the files that a data set's images are in; none of those that are in its table."""
+    """The states of the image files of a data set, without images whose content is in its table."""
     image = raw.select_columns(["image"]).flatten().with_format("arrow")
     paths = []
     for table in image.iter(_ROWS):

@@ -1,4 +1,4 @@
-"""Pairs of a run: loaded, checked, split into training and validation, expanded"""
+"""Pairs of a run: loaded, checked, split into training and validation, expanded."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +11,7 @@ import torch
 
 from cmfah_hf.data import collect_classes, load_image_text, train_validation_split
 from cmfah_hf.data.images import drop_unreadable
+from cmfah_hf.data.internals import Hasher, fingerprint_of
 from cmfah_hf.data.label_counts import LabelCounts
 from cmfah_hf.data.splits import hold_out_databases
 from cmfah_hf.errors import DataError
@@ -18,7 +19,6 @@ from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHConfig, CMFAHImageModel, CMFAHProcessor
 from cmfah_hf.training.backbone import backbone_weights, load_backbone_weights
 from cmfah_hf.training.data.data_source import source_of
-from cmfah_hf.training.data.datasets_internals import Hasher, fingerprint
 from cmfah_hf.training.data.kept_tables import kept_folder, kept_table
 from cmfah_hf.training.data.region_cache import keep_regions
 from cmfah_hf.training.data.shards import split_stream
@@ -29,7 +29,7 @@ from cmfah_hf.training.settings.configuration import Run
 
 logger = logging.getLogger(__name__)
 
-# Features of images that a data set brings along, `(D,)` for each image: one region.
+# Given image features, `(D,)` for each image, which count as one region.
 FEATURES_COLUMN = "image_features"
 
 
@@ -38,15 +38,15 @@ class Pairs:
     """The pairs of a run, map-style or as streams.
 
     Attributes:
-        splits: `train` and `validation`, and where the data has them `query`, `database` and `validation_database`, the
+        splits: `train` and `validation`, and if the data has them `query`, `database` and `validation_database`, the
             held-out database of the validation queries (`--protocol unseen`).
-        stream_of_all: Of streams, the pairs of training and validation together.
+        stream_of_all: The pairs of training and validation together, if they are streams.
         classes: The classes of `train` and of `validation`.
         texts: The texts that the vocabulary is fitted on.
-        together: Of streams, how often two labels occur together in `train`.
+        together: The co-occurrences of labels in `train`, if the pairs are streams.
         backbone: The backbone that computed the regions, if they are kept.
         source: The origin of the data (`source_of`).
-        feature_dim: The width of `image_features`, where the data has these instead of images.
+        feature_dim: The width of `image_features`, if the data has these instead of images.
     """
 
     splits: dict[str, Any]
@@ -72,7 +72,7 @@ class Pairs:
 
     @property
     def label_counts(self) -> LabelCounts:
-        """How often two labels occur together in the training pairs, `[label-graph]`."""
+        """The co-occurrences of labels in the training pairs, `[label-graph]`."""
         return LabelCounts.of(self.splits["train"]) if self.together is None else self.together
 
     def expanded(self, expander: GraphExpander) -> "Pairs":
@@ -97,7 +97,7 @@ def _expanded(pairs: datasets.Dataset, expander: GraphExpander) -> datasets.Data
             desc="Expansion",
         )
 
-    folder = kept_folder("expanded", f"{fingerprint(pairs)} {Hasher.hash(expander)}")
+    folder = kept_folder("expanded", f"{fingerprint_of(pairs)} {Hasher.hash(expander)}")
     column = kept_table(folder, features, len(pairs), make)
     layout = pairs.format
     joined = datasets.concatenate_datasets([pairs.with_format(None), column], axis=1)
@@ -107,10 +107,10 @@ def _expanded(pairs: datasets.Dataset, expander: GraphExpander) -> datasets.Data
 
 
 def read_pairs(run: Run, output: Path) -> Pairs:
-    """The pairs of a run without unreadable images; with a frozen backbone whose regions are kept, their regions.
+    """The pairs of a run without unreadable images, with regions instead of images if these are kept.
 
     Raises:
-        DataError: If the data lacks what the run needs.
+        DataError: If the data lacks labels, images or a split that the run needs.
     """
     data, config = run.data, run.model_config()
     _check_method(run)
@@ -129,7 +129,7 @@ def read_pairs(run: Run, output: Path) -> Pairs:
     loaded = {name: pairs for name, pairs in loaded.items() if name in wanted}
     feature_dim = _feature_dim(data, loaded[data.train_split])
     has_images = feature_dim is None
-    # Before hours of computing regions.
+    # Before the regions are computed, which may take hours.
     if has_images and config.freeze_backbone and not backbone_weights(data, config):
         logger.warning(
             "The image backbone is frozen with weights drawn at random; give --backbone_weights, or "
@@ -164,7 +164,7 @@ def _region_tower(run: Run, config: CMFAHConfig) -> tuple[CMFAHImageModel, CMFAH
 def _readable(
     data: DataArguments, name: str, pairs: datasets.Dataset, tower: tuple[CMFAHImageModel, CMFAHProcessor] | None
 ) -> datasets.Dataset:
-    """A split without unreadable images, with regions in their place if a tower is given."""
+    """A split without unreadable images, with regions instead if a tower is given."""
     if "image" not in pairs.column_names:
         return as_arrays(pairs)
     if tower is None:
@@ -174,15 +174,15 @@ def _readable(
 
 
 def as_arrays(pairs: datasets.Dataset) -> datasets.Dataset:
-    """A data set with `image_features`, which are read as arrays and not as lists of numbers."""
+    """A data set whose `image_features` are read as arrays instead of lists."""
     return pairs.with_format("numpy", columns=[FEATURES_COLUMN], output_all_columns=True)
 
 
 def _feature_dim(data: DataArguments, train: Any) -> int | None:
-    """The width of the image features of a data set without images; None where it has images.
+    """The width of the image features of a data set without images; None if it has images.
 
     Raises:
-        DataError: If there are neither.
+        DataError: If it has neither.
     """
     if "image" in train.column_names:
         return None
@@ -201,20 +201,20 @@ def _labels_of(pairs: datasets.Dataset) -> list[str]:
 
 
 def _check_method(run: Run) -> None:
-    """Refuses a method that needs labels in a run without them."""
+    """Rejects a method that needs labels in a run without them."""
     if run.data.similarity == "labels":
         return
     for name, what in (("use_label_graph", "label graph"), ("queue_size", "queue")):
         if run.setting(name):
             off = "false" if name == "use_label_graph" else "0"
             raise DataError(
-                f"{run.method} makes its {what} of labels, and --similarity {run.data.similarity} goes without them; "
+                f"{run.method} builds its {what} from labels, which --similarity {run.data.similarity} does not use; "
                 f"give --similarity labels, --{name} {off}, or --method cmfah."
             )
 
 
 def _check(data: DataArguments, loaded: Mapping[str, Any]) -> None:
-    """Refuses data that lacks something before the backbone reads an image, which may take hours."""
+    """Rejects data without the required splits or labels, before the backbone reads images, which may take hours."""
     for name in (data.train_split, data.validation_split, data.database_split):
         if name is not None and name not in loaded:
             raise DataError(f"{data.dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
@@ -226,9 +226,9 @@ def _check(data: DataArguments, loaded: Mapping[str, Any]) -> None:
 
 
 def _cut(data: DataArguments, loaded: Mapping[str, Any], divide: Callable) -> dict[str, Any]:
-    """The splits by role: `train`, `validation`, and where the data has them `query` and `database`.
+    """The splits by role: `train`, `validation`, and if the data has them `query` and `database`.
 
-    With `--protocol unseen`, `database` and `validation_database` hold none of the training pairs.
+    With `--protocol unseen`, `database` and `validation_database` hold no training pairs.
     """
     splits = {"train": loaded[data.train_split]}
     if data.protocol == "unseen":

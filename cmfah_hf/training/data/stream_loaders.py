@@ -1,4 +1,4 @@
-"""Data loaders of streams for `CMFAHTrainer`: training, evaluation, resuming"""
+"""Data loaders of streams for `CMFAHTrainer`: training, evaluation, resuming."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -19,10 +19,9 @@ from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
 
 
 def as_training_stream(dataset: Any, args: CMFAHTrainingArguments) -> Any:
-    """A stream as a `PairStream` for training; anything else unchanged.
+    """A stream of `datasets` as a `PairStream` for training; anything else unchanged.
 
-    Its rows are counted in a pass of their own, unless `max_steps` limits the training: without counts there are no
-    epochs. A `PairStream` keeps its counts, if it has any.
+    Its rows are counted in a separate pass, because epochs need counts, unless `max_steps` is given.
     """
     if not isinstance(dataset, datasets.IterableDataset):
         return dataset
@@ -43,8 +42,8 @@ def as_stream(dataset: Any) -> Any:
 def stream_loader(trainer: Any, stream: PairStream, training: bool) -> DataLoaderShard:
     """The loader of this process's part of a stream, for a `CMFAHTrainer`.
 
-    Not by `Accelerator.prepare`: with it, either the first process reads for all, or each reads everything and discards
-    the rows of the others.
+    `Accelerator.prepare` is not used: either its first process reads for all, or each process reads everything and
+    discards the rows of the others.
     """
     args, accelerator = trainer.args, trainer.accelerator
     batch_size = trainer._train_batch_size if training else args.eval_batch_size
@@ -66,10 +65,9 @@ def stream_loader(trainer: Any, stream: PairStream, training: bool) -> DataLoade
 def predict_stream(
     trainer: Trainer, dataloader: DataLoaderShard, predict: Callable[[dict[str, Any]], tuple[tuple, Any]]
 ) -> EvalLoopOutput:
-    """The predictions for every pair of a stream, of all processes together.
+    """The predictions for all pairs of a stream, from all processes.
 
-    The processes gather at the end of their parts: these may have different lengths, no pair is counted twice, and only
-    continuous codes and labels are held.
+    The processes gather at the end of their parts, which may have different lengths. No pair is counted twice.
 
     Args:
         trainer: The trainer, whose callbacks are called for each batch.
@@ -97,10 +95,10 @@ def predict_stream(
 
 
 def _in_step(trainer: Trainer, batches: Iterator[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:
-    """The batches, each with True; a repeated batch with False.
+    """The batches, each with True, or with False if it is repeated.
 
-    Sharded weights are gathered in every step, so with them a process at its end repeats its last batch until all
-    processes are done.
+    Processes with sharded weights gather them in every step. A process without further batches therefore repeats its
+    last one until all processes are done.
     """
     if not trainer.is_fsdp_enabled:
         yield from ((batch, True) for batch in batches)
@@ -121,7 +119,7 @@ def _in_step(trainer: Trainer, batches: Iterator[dict[str, Any]]) -> Iterator[tu
 
 
 class StreamPlaceCallback(TrainerCallback):
-    """Moves a stream to the place where a run resumes, so that it does not read earlier pairs again."""
+    """Moves a stream to the position at which a run resumes, so that earlier pairs are not read again."""
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         part = getattr(train_dataloader, "dataset", None)

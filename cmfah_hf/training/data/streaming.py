@@ -1,4 +1,4 @@
-"""Splits of a run as streams, with their rows, classes and texts from one pass before the first step"""
+"""Splits of a run as streams, with row counts, classes and texts from one pass before the first step."""
 
 import hashlib
 import json
@@ -19,11 +19,11 @@ from accelerate.utils import broadcast_object_list
 from cmfah_hf.atomic import atomic_file, sha256_of, write_text
 from cmfah_hf.data import load_image_text
 from cmfah_hf.data.images import decoding_off
+from cmfah_hf.data.internals import is_arrow, stream_fingerprint
 from cmfah_hf.data.label_counts import LabelCounts
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import DataError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
-from cmfah_hf.training.data.datasets_internals import is_arrow, stream_fingerprint
 from cmfah_hf.training.data.region_cache import keep_regions
 from cmfah_hf.training.data.shards import read_shard, split_stream
 from cmfah_hf.training.data.streams import PairStream
@@ -32,7 +32,7 @@ from cmfah_hf.training.settings.configuration import Run
 
 NOTES_NAME = "stream.json"
 TEXTS_NAME = "stream-texts.parquet"
-# Files that the ids are distributed to for comparison, each small enough to be sorted in memory.
+# Number of files over which the ids are distributed, so that each can be sorted in memory.
 _ID_FILES = 64
 _ID_BYTES = 16
 _TEXT_ROWS = 10_000
@@ -44,14 +44,7 @@ Streams = dict[str, datasets.IterableDataset]
 
 @dataclass
 class StreamNotes:
-    """Results of one pass over the ids, texts and labels of a stream.
-
-    Attributes:
-        fingerprint: The fingerprint of the stream.
-        counts: The number of rows of each shard.
-        classes: The classes.
-        together: How often two labels occur together, as `LabelCounts.to_dict` returns it.
-    """
+    """Results of one pass over a stream: its fingerprint, rows of each shard, classes, and co-occurrences of labels."""
 
     fingerprint: str
     counts: list[int]
@@ -60,7 +53,7 @@ class StreamNotes:
 
 
 class SpooledTexts:
-    """The texts of a file that `read_notes` wrote, in order; can be iterated over again."""
+    """The texts of a file that `read_notes` wrote, in order; can be iterated repeatedly."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -72,7 +65,7 @@ class SpooledTexts:
 
 
 def open_streams(data: DataArguments, images: bool = True) -> Streams:
-    """The splits as streams; without images, the rows and shards are the same."""
+    """The splits as streams, with or without images; rows and shards are the same."""
     return load_image_text(
         data.dataset,
         streaming=True,
@@ -84,7 +77,7 @@ def open_streams(data: DataArguments, images: bool = True) -> Streams:
 
 
 def stream_regions(run: Run, loaded: Streams, image_model: CMFAHImageModel, processor: CMFAHProcessor) -> Streams:
-    """The splits with regions instead of images; all processes compute them together."""
+    """The splits with regions instead of images, which all processes compute together."""
     mirrored = {run.data.train_split, run.data.validation_split} if run.data.mirror else set()
     processes = {"num_processes": run.training.world_size, "process_index": run.training.process_index}
     return {
@@ -97,19 +90,19 @@ def count_streams(
 ) -> tuple[dict[str, PairStream], PairStream, dict[str, list[str]], SpooledTexts, LabelCounts]:
     """The streams of a run, with counts from one pass over ids, texts and labels.
 
-    For Parquet, that pass reads no other column. The main process makes it and sends the result to the others; a
-    resumed run does not repeat it.
+    For Parquet, the pass reads no other column. The main process makes it and sends the result to the others. A resumed
+    run does not repeat it.
 
     Args:
-        run: The run.
-        splits: `train`, `validation`, and where the data has them `query` and `database`.
+        run: The settings of the run.
+        splits: `train`, `validation`, and if the data has them `query` and `database`.
         whole: The split that train and validation are parts of; None if each is a split of its own.
         has_regions: Whether the streams have regions instead of images.
-        output: The run's folder.
+        output: The folder of the run.
 
     Returns:
-        The splits, the pairs of training and validation together, the classes of both, the training texts, and how
-        often two training labels occur together.
+        The splits, the pairs of training and validation together, the classes of both, the training texts, and the
+        co-occurrences of training labels.
 
     Raises:
         DataError: If an id occurs twice, or no row has a label.
@@ -147,18 +140,18 @@ def count_streams(
 
 
 def _notes(narrow: Streams, is_resumed: bool, source: str, output: Path) -> dict[str, StreamNotes]:
-    """The notes of train and validation: those of the resumed run, or new ones."""
+    """The notes of train and validation, from the resumed run or from a new pass."""
     path, texts = output / NOTES_NAME, output / TEXTS_NAME
     names = {name: stream_fingerprint(narrow[name]) for name in ("train", "validation")}
     if is_resumed and path.is_file():
         try:
             kept = _kept_notes(path, texts)
         except DataError as error:
-            logger.warning("%s The rows are counted anew.", error)
+            logger.warning("%s The rows are counted again.", error)
         else:
             if {name: own.fingerprint for name, own in kept.items()} == names:
                 return kept
-            logger.warning("%s has changed since the run that is resumed; its rows are counted anew.", source)
+            logger.warning("%s has changed since the run that is resumed; its rows are counted again.", source)
     notes = {
         name: read_notes(narrow[name], source, texts if name == "train" else None) for name in ("train", "validation")
     }
@@ -169,11 +162,7 @@ def _notes(narrow: Streams, is_resumed: bool, source: str, output: Path) -> dict
 
 
 def _kept_notes(path: Path, texts: Path) -> dict[str, StreamNotes]:
-    """The notes of the resumed run.
-
-    Raises:
-        DataError: If they, or the texts, are damaged.
-    """
+    """The notes of the resumed run; raises a `DataError` if they or the texts are damaged."""
     content = read_json(path, DataError)
     try:
         notes = {name: StreamNotes(**content["notes"][name]) for name in ("train", "validation")}
@@ -197,16 +186,16 @@ def read_notes(dataset: datasets.IterableDataset, source: str, texts: Path | Non
     """Reads the ids, texts and labels of a stream once, without holding them in memory.
 
     Args:
-        dataset: The stream; without its images it is faster.
-        source: Its name in an error.
-        texts: A Parquet file to write the texts to.
+        dataset: The stream.
+        source: The name of the data for error messages.
+        texts: The Parquet file that the texts are written to, if any.
 
     Raises:
         DataError: If an id occurs twice.
     """
     fingerprint = stream_fingerprint(dataset)
     narrow = decoding_off(dataset)
-    if is_arrow(narrow):  # where no column needs a conversion to be left out
+    if is_arrow(narrow):  # only tables drop columns before they are read
         narrow = narrow.select_columns([name for name in ("id", "text", "labels") if name in narrow.column_names])
     counts = [0] * narrow.num_shards
     labels = LabelCounts()
@@ -230,7 +219,7 @@ def read_notes(dataset: datasets.IterableDataset, source: str, texts: Path | Non
 
 @contextmanager
 def _text_writer(path: Path | None) -> Iterator[Callable[[list[str]], None]]:
-    """A function that writes texts to a Parquet file, which appears when it is complete; no file without a path."""
+    """A function that writes texts to a Parquet file, which appears when it is complete; nothing without a path."""
     if path is None:
         yield lambda texts: None
         return
@@ -240,7 +229,7 @@ def _text_writer(path: Path | None) -> Iterator[Callable[[list[str]], None]]:
 
 
 class _Ids:
-    """Digests of ids, distributed to files, to find repeated ones with one file in memory at a time."""
+    """Digests of ids, distributed over files, to find duplicates with one file in memory at a time."""
 
     def __init__(self, folder: Path):
         self.files = [folder / str(number) for number in range(_ID_FILES)]
@@ -255,7 +244,7 @@ class _Ids:
                 opened.write(b"".join(digests))
 
     def repeated(self) -> bytes | None:
-        """The digest of a repeated id, or `None`."""
+        """The digest of a duplicate id, or `None`."""
         for file in self.files:
             if not file.exists():
                 continue

@@ -1,9 +1,9 @@
-"""Streams of pairs for training: shared among processes and workers, shuffled, resumable
+"""Streams of pairs for training: shared among processes and workers, shuffled, resumable.
 
-`datasets` reads a stream shard by shard. A training run needs more: the same number of batches in every process,
-whatever the sizes of the shards; every pair once in an epoch; and the same batches when it resumes, also from within
-the shuffle buffer. All three follow from the number of rows of each shard: the order of an epoch is then a function of
-these counts, the seed and the epoch, and is computed without reading a row.
+`datasets` reads a stream shard by shard. A training run also needs the same number of batches in every process for any
+sizes of shards, every pair once per epoch, and the same batches when it resumes, even within the shuffle buffer. All
+three follow from the number of rows of each shard: the order of an epoch is a function of these counts, the seed and
+the epoch, and is computed without reading a row.
 """
 
 import logging
@@ -25,27 +25,27 @@ from cmfah_hf.training.data.shards import PORTION, Row, Segment, add_text_column
 
 logger = logging.getLogger(__name__)
 
-# Shards that are read in turn, so that neighbors in a file are not neighbors in a batch.
+# Shards that are read in turn, so that neighbors in a file are rarely neighbors in a batch.
 _OPEN_SHARDS = 8
-# Rows of a block where nothing is shuffled; a resumed run reads the rest of one block again.
+# Rows of a block without shuffling; a resumed run may read one block again.
 _UNSHUFFLED_BLOCK = 256
 
 
 class PairStream(torch.utils.data.IterableDataset):
-    """Pairs that are read row by row, in epochs where the rows of the shards have been counted.
+    """Pairs that are read row by row, in epochs if the rows of the shards have been counted.
 
-    A counted stream has a length, and each process and each worker of a data loader reads a part of its own: a
-    contiguous range of rows over the shards, which are in a new order in every epoch. Only a shard in which one part
-    ends and the next begins is read by both. Without counts there are no epochs: each part starts again at its end, so
-    the number of steps must be given.
+    A counted stream has a length. Each process and each worker of a data loader reads its own contiguous range of rows
+    over the shards, whose order changes with every epoch. A shard is read by two of them only if the boundary of their
+    ranges is in it. Without counts there are no epochs: each range restarts at its end, and the number of steps must be
+    given.
 
     Args:
-        dataset: An `IterableDataset`, or several that follow one another. Leave images undecoded (`decoding_off`):
-            they are decoded after the shuffling, and unreadable ones are left out.
+        dataset: An `IterableDataset`, or several that follow one another. Leave images undecoded (`decoding_off`): they
+            are decoded after shuffling, and unreadable ones are left out.
         counts: The rows of every shard, as `count_rows` returns them. None: unknown.
-        shuffle_buffer: Rows that are shuffled together, from up to 8 shards in turn; the order of the shards is
+        shuffle_buffer: Rows that are shuffled together, from up to 8 shards in turn. The order of the shards is
             shuffled too. 0: the stream's own order.
-        seed: Seed of both orders. The same seed gives the same order in the same epoch.
+        seed: Seed of both orders. The order depends only on seed and epoch.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PairStream(torch.utils.data.IterableDataset):
         return sum(self.counts)
 
     def __iter__(self) -> Iterator[Row]:
-        """All rows once, in the stream's own order, without those whose image cannot be read."""
+        """All rows once, in the stream's own order, without unreadable images."""
         return (row for row in self.part(training=False) if row is not None)
 
     @property
@@ -86,12 +86,7 @@ class PairStream(torch.utils.data.IterableDataset):
         return PairStream(self.sources + other.sources, counts, self.shuffle_buffer, self.seed)
 
     def map(self, expander: GraphExpander, **kwargs: Any) -> "PairStream":
-        """The stream with the column of expanded texts, `expander.output_column`.
-
-        Args:
-            expander: The expander; it reads batches.
-            kwargs: As in `datasets`, without effect here.
-        """
+        """The stream with the column of expanded texts, `expander.output_column`; further arguments are ignored."""
         sources = [add_text_column(source, expander, expander.output_column) for source in self.sources]
         return PairStream(sources, self.counts, self.shuffle_buffer, self.seed)
 
@@ -109,8 +104,8 @@ class PairStream(torch.utils.data.IterableDataset):
             batch_size: Rows of a batch.
             num_processes, process_index: The number of processes that read the stream, and the index of this one.
             drop_last: Whether to leave out an incomplete last batch.
-            training: Shuffled, epoch after epoch, with the same number of batches in every process; else every row
-                once, in order.
+            training: Whether to shuffle, with the same number of batches in every process; else every row comes once,
+                in order.
         """
         return StreamPart(self, batch_size, num_processes, process_index, drop_last, training)
 
@@ -119,8 +114,7 @@ class StreamPart(torch.utils.data.IterableDataset):
     """One process's share of a `PairStream`, made by its `part`.
 
     In training it yields `None` for batches that a resumed run skips and for unreadable images, so that every batch
-    stays in its place; a collator of `without_gaps` leaves these out. Its length is the number of rows that it yields
-    in an epoch.
+    keeps its position. A collator of `without_gaps` leaves these out. Its length is the number of rows in an epoch.
     """
 
     def __init__(
@@ -137,8 +131,8 @@ class StreamPart(torch.utils.data.IterableDataset):
         self.num_processes = num_processes
         self.process_index = process_index
         self.training = training
-        # The epoch, and the epoch and batch to resume at. In shared memory, because workers that outlive an epoch hold
-        # copies of everything else.
+        # The epoch, and the epoch and batch to resume at. In shared memory, because persistent workers hold copies of
+        # everything else.
         self._place = torch.tensor([0, -1, 0]).share_memory_()
         if stream.counts is not None:
             total = len(stream)
@@ -164,10 +158,10 @@ class StreamPart(torch.utils.data.IterableDataset):
         self._place[0] = epoch
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Resumes within an epoch: the first `batch` batches of this process are empty in it.
+        """Resumes within an epoch, in which the first `batch` batches of this process are then empty.
 
-        Of a counted stream, the skipped rows are not read again, except for the rest of one block in each worker; of
-        one without counts, they are read and not decoded.
+        The skipped rows of a counted stream are not read again, except for the rest of one block in each worker. Those
+        of a stream without counts are read but not decoded.
         """
         self._place[1], self._place[2] = epoch, batch
 
@@ -177,7 +171,7 @@ class StreamPart(torch.utils.data.IterableDataset):
         if info is not None:
             import fsspec
 
-            fsspec.asyn.reset_lock()  # nobody would release a lock of the parent process here
+            fsspec.asyn.reset_lock()  # a lock of the parent process would never be released here
         if not self.training:
             for row in self._rows_in_order(worker, workers):
                 row.pop("region_features_mirrored", None)
@@ -185,7 +179,7 @@ class StreamPart(torch.utils.data.IterableDataset):
                     yield row
             return
         epoch, start_epoch, start_batch = self._place.tolist()
-        # Workers deliver in turn, so these of the skipped batches are this worker's.
+        # Workers deliver batches in turn; this is the worker's share of the skipped ones.
         skipped = max(0, -(-(start_batch - worker) // workers)) if epoch == start_epoch else 0
         if self.stream.counts is not None:
             yield from self._epoch(epoch, worker, workers, skipped)
@@ -193,7 +187,7 @@ class StreamPart(torch.utils.data.IterableDataset):
             yield from self._endless(worker, workers, skipped)
 
     def _epoch(self, epoch: int, worker: int, workers: int, skipped: int) -> Iterator[Row | None]:
-        """This worker's rows of an epoch: whole batches, so that their number does not depend on the workers'."""
+        """This worker's rows of an epoch, in whole batches: their number does not depend on the workers."""
         share, rest = divmod(self.num_batches, workers)
         first_batch = worker * share + min(worker, rest)
         stop_batch = first_batch + share + (worker < rest)
@@ -222,7 +216,7 @@ class StreamPart(torch.utils.data.IterableDataset):
                 if passed_here < len(block):
                     yield block[passed_here:]
             if not found:
-                raise DataError("The stream gave no row to one of its readers; take more data or fewer workers.")
+                raise DataError("One reader of the stream has no rows; take more data or fewer workers.")
             turn += 1
 
     def _rows_in_order(self, worker: int, workers: int) -> Iterator[Row]:
@@ -244,7 +238,7 @@ class StreamPart(torch.utils.data.IterableDataset):
         return np.random.default_rng((self.stream.seed, epoch)).permutation(len(self.stream.shards)).tolist()
 
     def _segments(self, order: Iterable[int], first: int, stop: int, epoch: int) -> list[Segment]:
-        """The rows from `first` to `stop` of all shards in this order, one shard after the other."""
+        """The rows from `first` to `stop` of the concatenation of all shards in this order."""
         segments, begin = [], 0
         counts = self.stream.counts or []
         for number in order:
@@ -256,7 +250,7 @@ class StreamPart(torch.utils.data.IterableDataset):
         return segments
 
     def _uncounted_segments(self, order: Iterable[int], part: int, parts: int, epoch: int) -> list[Segment]:
-        """Whole shards in turn; with fewer shards than parts, each reads all of them and takes its turn's rows."""
+        """Every `parts`-th shard; with fewer shards than parts, every `parts`-th row of all shards."""
         shards = [self.stream.shards[number] for number in order]
         if len(shards) >= parts:
             return [Segment(*shard, epoch) for shard in shards[part::parts]]
@@ -265,7 +259,7 @@ class StreamPart(torch.utils.data.IterableDataset):
     def _blocks(self, segments: Iterable[Segment], passed: int, key: tuple[int, ...]) -> Iterator[list[Row | None]]:
         """Blocks of shuffled rows, from several segments in turn, without the first `passed` rows.
 
-        Blocks that are skipped whole are not read, which needs the lengths of the segments.
+        Blocks that are skipped completely are not read, for which the lengths of the segments must be known.
         """
         size, width = self.stream.shuffle_buffer, _OPEN_SHARDS
         if not size:
@@ -308,26 +302,26 @@ class StreamPart(torch.utils.data.IterableDataset):
         return [block[index] for index in order]
 
     def _batches(self, blocks: Iterable[list[Row | None]]) -> Iterator[Row | None]:
-        """The rows of the blocks with decoded images, `None` for those that cannot be read.
+        """The rows of the blocks with decoded images, or `None` for unreadable ones.
 
-        A batch without a readable image gets an earlier pair, so that no process waits for the batch of another.
+        A batch without readable images gets an earlier pair, so that no process waits for another.
         """
         rows = (row for block in blocks for row in block)
-        stand_in = None
+        substitute = None
         while batch := list(islice(rows, self.batch_size)):
             batch = [row if row is not None and _decoded(row) else None for row in batch]
             readable = next((row for row in batch if row is not None), None)
             if readable is None:
-                readable = stand_in or next((row for row in rows if row is not None and _decoded(row)), None)
+                readable = substitute or next((row for row in rows if row is not None and _decoded(row)), None)
                 if readable is None:
                     raise DataError("No image of a batch can be read, nor any after it; see the warnings above.")
                 batch[0] = dict(readable)
-            stand_in = readable
+            substitute = readable
             yield from batch
 
 
 def without_gaps(collator: Callable[[list[Row]], dict[str, Any]]) -> Callable[[list[Row | None]], dict[str, Any]]:
-    """The collator for rows of which some are `None`: it leaves these out, and a batch without other rows is empty."""
+    """A collator that leaves out rows that are `None`; a batch without other rows is empty."""
     return partial(_collate_present, collator)
 
 

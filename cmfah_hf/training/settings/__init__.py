@@ -1,1 +1,1 @@
-"""Settings of a run: arguments, their ranges, YAML files that extend one another, and the command line"""
+"""Settings of a run: arguments, their ranges, YAML files that extend one another, and the command line."""

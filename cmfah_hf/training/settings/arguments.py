@@ -1,4 +1,4 @@
-"""Arguments of a run that are not the model's: its data and its training"""
+"""Arguments of the data and the training of a run."""
 
 import os
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from cmfah_hf.training.settings.ranges import OF_DATA, OF_TRAINING, check_finite
 
 # Figures of an evaluation, `CMFAHTrainer.evaluation_loop`.
 METRICS = ("map", "map_i2t", "map_t2i", "map_random")
-# The databases that queries can be ranked against: the training pairs, or pairs that no training saw.
+# The database of the queries: it includes the training pairs, or only pairs that are not trained on.
 PROTOCOLS = ("seen", "unseen")
 
 
@@ -28,33 +28,32 @@ class DataArguments:
         default="scenes",
         metadata={
             "help": "A folder of images with metadata, Parquet, matrices, a Hub id, or 'scenes', drawn by code. A "
-            "relative path that does not exist is looked for below the environment variable CMFAH_DATA."
+            "relative path that does not exist is looked up below the environment variable CMFAH_DATA."
         },
     )
     train_split: str = field(default="train", metadata={"help": "The split to train on."})
     query_split: str | None = field(
-        default="query",
-        metadata={"help": "The split of the test queries, which are measured once, at the end."},
+        default="query", metadata={"help": "The split of the test queries, which are measured once, at the end."}
     )
     database_split: str | None = field(
         default="database",
         metadata={
-            "help": "The split that is searched. Where the data has no split 'database', or with None: the training "
-            "pairs, validation included."
+            "help": "The split that is searched. None, or if the data has no split 'database': the training pairs, "
+            "validation included."
         },
     )
     protocol: str = field(
         default="seen",
         metadata={
-            "help": "'seen': the training pairs are among the database, as in the literature. 'unseen': no training "
-            "saw the database, neither that of the test queries nor that of the validation queries."
+            "help": "'seen': the database includes the training pairs, as in the literature. 'unseen': the databases "
+            "of the test queries and of the validation queries are not trained on."
         },
     )
     database_fraction: float = field(
         default=0.2,
         metadata={
             "help": "Share of the training pairs that --protocol unseen holds out as the database of the validation "
-            "queries, and where the data has no split for it another share as that of the test queries."
+            "queries, and once more as that of the test queries if the data has no split for it."
         },
     )
     validation_split: str | None = field(
@@ -65,12 +64,12 @@ class DataArguments:
     )
     validation_seed: int = field(
         default=0,
-        metadata={"help": "Seed of the held-out pairs, apart from `seed`: all seeds hold out the same pairs."},
+        metadata={"help": "Seed of the held-out pairs, independent of `seed`: all seeds hold out the same pairs."},
     )
     refit: bool = field(
         default=False,
         metadata={
-            "help": "When the validation pairs have chosen the epoch, train a second model on all pairs, validation "
+            "help": "After the validation pairs have chosen the epoch, train a second model on all pairs, validation "
             "included, up to that epoch."
         },
     )
@@ -102,12 +101,12 @@ class DataArguments:
         metadata={"help": "Compute the regions of a frozen backbone once and keep them, float16, on disk."},
     )
     mirror: bool = field(
-        default=False, metadata={"help": "Keep the regions of mirrored training images too, and train on either."}
+        default=False, metadata={"help": "Keep the regions of mirrored training images too, and train on both."}
     )
     expand: bool = field(
         default=False,
         metadata={
-            "help": "Expand texts over the image-word graph, [graph]. The measurements speak against it "
+            "help": "Expand texts over the image-word graph, [graph]. It does not improve the measured figures "
             "(docs/expansion.md)."
         },
     )
@@ -133,8 +132,7 @@ class DataArguments:
         },
     )
     knowledge_top_k: int = field(
-        default=10,
-        metadata={"help": "Maximum words that the knowledge adds to a text, after those of the graph."},
+        default=10, metadata={"help": "Maximum words that the knowledge adds to a text, after those of the graph."}
     )
     knowledge_window: int = field(
         default=5, metadata={"help": "Maximum distance of two related words in an article, in words."}
@@ -185,7 +183,7 @@ class DataArguments:
             )
 
 
-@dataclass(repr=False)  # the parent's keeps the token of the Hub to itself
+@dataclass(repr=False)  # the parent's does not show the token of the Hub
 class CMFAHTrainingArguments(TrainingArguments):
     """The arguments of `CMFAHTrainer`.
 
@@ -228,7 +226,7 @@ class CMFAHTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(
         default="map",
         metadata={
-            "help": "Figure that chooses the best model: 'map' is the mean of both directions, by the unimodal views."
+            "help": "Figure that chooses the best model: 'map' is the mean of both directions, in the unimodal view."
         },
     )
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether a larger figure is better."})
@@ -267,12 +265,16 @@ class CMFAHTrainingArguments(TrainingArguments):
         if self.codes_update not in ("epoch", "batch"):
             raise CMFAHError(f"codes_update is {self.codes_update!r}; choose 'epoch' or 'batch'.")
 
+    @property
+    def schedules_by_metric(self) -> bool:
+        """Whether the schedules advance with the evaluations instead of the updates."""
+        return self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+
     def _check_choosing(self) -> None:
-        """Refuses to choose by figures that no evaluation has; the run would fail after its first epoch."""
-        by_metric = self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+        """Rejects a choice by figures that no evaluation computes; the run would fail after its first epoch."""
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise CMFAHError("early_stopping_patience counts evaluations; give an eval_strategy other than 'no'.")
-        if not (self.load_best_model_at_end or by_metric or self.early_stopping_patience is not None):
+        if not (self.load_best_model_at_end or self.schedules_by_metric or self.early_stopping_patience is not None):
             return
         if (self.metric_for_best_model or "").removeprefix("eval_") not in METRICS:
             raise CMFAHError(
@@ -281,7 +283,7 @@ class CMFAHTrainingArguments(TrainingArguments):
 
 
 def _mapping(name: str, value: Any) -> Any:
-    """A setting that is a mapping, also as JSON or the path of a JSON file, which `transformers` would not check."""
+    """A setting that is a mapping, JSON or the path of a JSON file; `transformers` would not check it."""
     if isinstance(value, str):
         value = parse_json(value, name) if value.lstrip().startswith("{") else read_json(value)
         if not isinstance(value, dict):

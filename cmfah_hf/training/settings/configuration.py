@@ -1,25 +1,29 @@
-"""Settings of a run from YAML files and the command line"""
+"""Settings of a run: read from YAML files and the command line, written to `run.yaml`, which repeats the run."""
 
 import argparse
 import difflib
 import os
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
+from cmfah_hf.atomic import write_text
 from cmfah_hf.documents import parse_yaml
-from cmfah_hf.errors import CMFAHError
+from cmfah_hf.errors import CheckpointError, CMFAHError
+from cmfah_hf.hub.model_folder import SETTINGS_NAME
 from cmfah_hf.methods import Objective, ObjectiveConfig, objective_class, registered_methods
 from cmfah_hf.models import MODELS, CMFAHConfig
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments, DataArguments
 from cmfah_hf.training.settings.ranges import check_finite, short
 from cmfah_hf.training.settings.yaml_files import SettingsFile, merged, read_chain
 
-# Maximum size of a number in a file; an `int` of thousands of digits cannot be printed.
+# Maximum size of a number in a file; Python does not print an `int` of thousands of digits.
 _MOST_BITS = 200
 # The settings that name the method, by section; the first one that is given counts.
 _METHOD_NAMES = (("method", "name"), ("model", "model_type"))
@@ -29,13 +33,19 @@ _NOT_FOR_HAND = {
     *("transformers_version", "return_dict", "dtype", "chunk_size_feed_forward", "is_encoder_decoder"),
     *("output_hidden_states", "objective", "class_concepts"),
 }
+# Settings of a single run: its folders, its reports, its machine.
+_OWN_TO_A_RUN = {
+    *("output_dir", "resume_from_checkpoint", "restore_callback_states_from_checkpoint", "use_cpu", "local_rank"),
+    *("report_to", "run_name", "project", "disable_tqdm", "log_level", "log_level_replica", "ddp_backend"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "push_to_hub"),
+    *("dataloader_persistent_workers", "do_train", "do_eval", "do_predict", "logging_dir"),
+}
+_PREFIXES_OWN_TO_A_RUN = ("hub_", "trackio_")
 
 
 @dataclass
 class Run:
-    """The settings of a run: fields of the model's configuration, arguments of the data and of the trainer, the name of
-    the method, and the settings of its objective.
-    """
+    """The settings of a run: of its model, data, training, method and objective."""
 
     model: dict[str, Any]
     data: DataArguments
@@ -62,11 +72,8 @@ class Run:
         return self.objective_class.settings_class.from_section(self.objective)
 
     def setting(self, name: str) -> Any:
-        """A setting of the model or the objective, given or by default; None where there is no such setting."""
-        for given, defaults in (
-            (self.objective, self.objective_class.settings_class),
-            (self.model, self.config_class),
-        ):
+        """A setting of the objective or the model, given or by default; None if there is no such setting."""
+        for given, defaults in ((self.objective, self.objective_class.settings_class), (self.model, self.config_class)):
             if name in given:
                 return given[name]
             if hasattr(defaults, name):
@@ -74,10 +81,10 @@ class Run:
         return None
 
     def model_config(self) -> CMFAHConfig:
-        """The configuration of the model, before anything is known about the data.
+        """The configuration of the model, without the settings that depend on the data.
 
         Raises:
-            CMFAHError: If a setting of it cannot be used.
+            CMFAHError: If a setting cannot be used.
         """
         try:
             config = self.config_class(**self.model)
@@ -85,14 +92,14 @@ class Run:
             return config
         except CMFAHError:
             raise
-        # Settings of a backbone, each of which transformers checks in its own way.
+        # transformers checks the settings of backbones in many ways.
         except (ValueError, TypeError, KeyError, AttributeError, OSError, ImportError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise CMFAHError(f"The settings of the model cannot be used: {reason}") from error
 
 
 class _Parser(HfArgumentParser):
-    """The parser of the command line; `typed` gives values of a file the same types."""
+    """The parser of the command line; `typed` converts values of a file to the same types."""
 
     def __init__(self):
         types = (DataArguments, CMFAHTrainingArguments)
@@ -110,7 +117,7 @@ class _Parser(HfArgumentParser):
         return super()._get_value(action, arg_string)
 
     def typed(self, name: str, value: Any) -> Any:
-        """A value of a file in the type of its field. Errors name the field and not the value, which may be a token."""
+        """A value of a file in the type of its field. Errors do not show the value, which may be a token."""
         action = next(action for action in self._actions if action.dest == name)
         if value is None:
             if name not in self._may_be_none:
@@ -152,14 +159,14 @@ def parse_run(config: str | os.PathLike | None, arguments: list[str] | None = No
 
     Args:
         config: A YAML file with the sections `model`, `method`, `data` and `training`; None: the defaults. With
-            `extends: base.yaml` it holds only what differs from that file, see `read_chain`. `name` in `method`, or
-            `model_type` in `model`, names the method; without either, it is `cmfah`. The settings of the objective are
-            read from both sections.
-        arguments: Of the command line, such as `["--hash_bits", "32", "--learning_rate=1e-3"]`: any field of the
-            sections, and `--method`. They take precedence over the file.
+            `extends: base.yaml` it holds only differences from that file, see `read_chain`. `name` in `method`, or
+            `model_type` in `model`, names the method; the default is `cmfah`. The settings of the objective are read
+            from both sections.
+        arguments: Arguments of the command line, such as `["--hash_bits", "32", "--learning_rate=1e-3"]`: any field of
+            the sections, and `--method`. They take precedence over the file.
 
     Raises:
-        CMFAHError: If a file is missing or is not such a YAML file, or a name or value is not known.
+        CMFAHError: If a file is missing or not such a YAML file, or a name or value is unknown.
     """
     chain = read_chain(config) if config is not None else []
     method, arguments = _method(chain, arguments or [])
@@ -171,7 +178,7 @@ def parse_run(config: str | os.PathLike | None, arguments: list[str] | None = No
         data, training, rest = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
     except CMFAHError:
         raise
-    except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:  # of transformers' own checks
+    except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:  # from transformers
         raise CMFAHError(f"The settings of the training cannot be used: {' '.join(str(error).split())}") from error
     given = SettingsFile(Path("command line"), {"model": dict(_pairs(rest))})
     for name in given.sections["model"]:
@@ -186,7 +193,7 @@ def parse_run(config: str | os.PathLike | None, arguments: list[str] | None = No
 
 
 def _one_section(file: SettingsFile) -> SettingsFile:
-    """The settings of model and objective, of both of which the section `model` may hold some, as one section."""
+    """The settings of model and objective as one section, because the section `model` may hold both."""
     given = {**file.sections.get("model", {}), **file.sections.get("method", {})}
     return SettingsFile(
         file.path, {"model": {name: given[name] for name in given if name not in ("name", "model_type")}}
@@ -201,7 +208,7 @@ def _known_names(method: str) -> dict[str, set[str]]:
 
 
 def _set_defaults(parser: "_Parser", file: SettingsFile, known: dict[str, set[str]]) -> None:
-    """Makes a file's settings of data and training the defaults of the command line, and checks the names of all."""
+    """Checks the names of a file's settings, and makes those of data and training defaults of the command line."""
     for section, values in file.sections.items():
         for name in values:
             if name not in known[section] and (section, name) not in _METHOD_NAMES:
@@ -216,7 +223,7 @@ def _set_defaults(parser: "_Parser", file: SettingsFile, known: dict[str, set[st
 
 
 def _method(chain: list[SettingsFile], arguments: list[str]) -> tuple[str, list[str]]:
-    """The method that the files or, over them, the command line names; and the arguments that are left."""
+    """The method named on the command line or else in the files, and the remaining arguments."""
     parser = _Methods(add_help=False, allow_abbrev=False)
     parser.add_argument("--method")
     given, rest = parser.parse_known_args(arguments)
@@ -260,7 +267,7 @@ def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
         first = rest.pop(0)
         if not first.startswith("--"):
             shown = "a value that may be a token" if first.startswith("hf_") else repr(first)
-            raise CMFAHError(f"{shown} is no argument; they are given as --name value.")
+            raise CMFAHError(f"{shown} is not an argument; give arguments as --name value.")
         name, equals, value = first.removeprefix("--").partition("=")
         if not equals:
             values = []
@@ -274,3 +281,49 @@ def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
 def _nearest(name: str, known: set[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}" if near else ""
+
+
+def write_settings(run: Run, folder: Path) -> Path:
+    """Writes the settings of a run that differ from the defaults to `run.yaml`; `parse_run` reads it.
+
+    Settings of this run only are left out: folders, logs, the machine, and everything about the Hub, such as its token.
+    """
+    settings = {
+        "model": {name: _plain(value) for name, value in run.model.items()},
+        "method": {"name": run.method, **{name: _plain(value) for name, value in run.objective.items()}},
+        "data": {"dataset": run.data.dataset, **_given(run.data, DataArguments())},
+        "training": _given(run.training, CMFAHTrainingArguments(use_cpu=run.training.use_cpu)),
+    }
+    path = folder / SETTINGS_NAME
+    text = yaml.safe_dump({name: values for name, values in settings.items() if values}, sort_keys=False)
+    head = f"# The settings of this model; to train it again: cmfah train {SETTINGS_NAME} --output_dir again"
+    write_text(path, f"{head}\n{text}", CheckpointError)
+    return path
+
+
+def _given(arguments: Any, defaults: Any) -> dict[str, Any]:
+    """The arguments that differ from the defaults and are not specific to one run."""
+    values = {argument.name: _plain(getattr(arguments, argument.name)) for argument in fields(arguments)}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in _OWN_TO_A_RUN
+        and not name.startswith(_PREFIXES_OWN_TO_A_RUN)
+        and value != _plain(getattr(defaults, name))
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A value as plain YAML."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    to_dict = getattr(value, "to_dict", None)
+    return _plain(to_dict()) if to_dict is not None else str(value)

@@ -1,4 +1,4 @@
-"""Ranges of the numbers in a run's settings"""
+"""Ranges of the numbers in the settings of a run."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,7 @@ NOT_NEGATIVE: Range = (lambda value: value >= 0, "0 or more")
 POSITIVE: Range = (lambda value: value > 0, "a number above 0")
 SHARE: Range = (lambda value: 0 <= value < 1, "a share from 0 to below 1")
 PART: Range = (lambda value: 0 < value < 1, "a share between 0 and 1")
-# The range of NumPy's generator, which is seeded too.
+# The range of seeds of NumPy's generator.
 SEED: Range = (lambda value: 0 <= value < 2**32, f"a number from 0 to {2**32 - 1}")
 STEPS_OR_NONE: Range = (lambda value: value == -1 or value >= 1, "1 or more, or -1 to count in epochs")
 
@@ -73,14 +73,10 @@ OF_TRAINING: dict[str, Range] = {
 
 
 def check_ranges(arguments: Any, ranges: Mapping[str, Range]) -> None:
-    """Refuses numbers that are out of range.
-
-    Args:
-        arguments: A dataclass of settings.
-        ranges: The ranges of its fields, by name. An optional field may be `None`.
+    """Checks the numbers of a dataclass of settings by the ranges of its fields. Optional fields may be `None`.
 
     Raises:
-        CMFAHError: If a number is out of its range, not finite, or not a whole one where that is needed.
+        CMFAHError: If a number is outside its range, not finite, or not whole although it has to be.
     """
     hints = get_type_hints(type(arguments))
     for name in (field.name for field in fields(arguments)):
@@ -102,11 +98,7 @@ def check_ranges(arguments: Any, ranges: Mapping[str, Range]) -> None:
 
 
 def check_finite(name: str, value: Any) -> None:
-    """Refuses a number that is not finite, also within lists and mappings.
-
-    Raises:
-        CMFAHError: If there is one.
-    """
+    """Raises a `CMFAHError` if a setting is not finite or contains a number that is not."""
     if isinstance(value, float) and not math.isfinite(value):
         raise CMFAHError(f"{name} is {value}; give a finite number.")
     if isinstance(value, Mapping):
@@ -118,7 +110,7 @@ def check_finite(name: str, value: Any) -> None:
 
 
 def short(value: Any) -> str:
-    """A setting's value or name for an error, in one line; for a mapping or a list only its type."""
+    """The value or name of a setting for an error message, in one line; of mappings and lists only the type."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of {value.bit_length()} bits"  # Python refuses to print much longer ones
     plain = value is None or isinstance(value, (int, float, str))
@@ -128,11 +120,7 @@ def short(value: Any) -> str:
 
 @contextmanager
 def taken(settings: Any, *names: str) -> Iterator[None]:
-    """Turns a library's error about settings into one that names them.
-
-    Raises:
-        CMFAHError: Instead of the library's error.
-    """
+    """Turns errors of a library about settings into a `CMFAHError` that names these."""
     try:
         yield
     except CMFAHError:

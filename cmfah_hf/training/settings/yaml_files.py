@@ -1,4 +1,4 @@
-"""YAML files of settings, and the files that they extend"""
+"""YAML files of settings, and the files that they extend."""
 
 import os
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from cmfah_hf.training.settings.ranges import short
 
 SECTIONS = ("model", "method", "data", "training")
 EXTENDS = "extends"
-# Files in a chain of `extends`.
+# Maximum number of files in a chain of `extends`.
 MOST_FILES = 10
 
 Sections = dict[str, dict[str, Any]]
@@ -28,16 +28,16 @@ class SettingsFile:
 def read_chain(path: str | os.PathLike) -> list[SettingsFile]:
     """Reads a file and the files that it extends, the base first.
 
-    `extends: base.yaml` at the top of a file names another one, relative to the folder of the file that names it.
+    `extends: base.yaml` at the top of a file names another one, relative to its own folder.
 
     Raises:
-        CMFAHError: If a file is missing or is not a YAML file with these sections, or a file extends itself.
+        CMFAHError: If a file is missing, is not a YAML file with these sections, or extends itself.
     """
     chain: list[SettingsFile] = []
     next_path: Path | None = Path(path)
     while next_path is not None:
-        if any(_is_same(file.path, next_path) for file in chain):
-            raise CMFAHError(f"{next_path} extends itself, by way of {chain[-1].path}; remove one `{EXTENDS}`.")
+        if any(os.path.realpath(file.path) == os.path.realpath(next_path) for file in chain):
+            raise CMFAHError(f"{next_path} extends itself, through {chain[-1].path}; remove one `{EXTENDS}`.")
         if len(chain) == MOST_FILES:
             raise CMFAHError(f"{path} extends a chain of more than {MOST_FILES} files; shorten it.")
         content = _read(next_path)
@@ -48,30 +48,21 @@ def read_chain(path: str | os.PathLike) -> list[SettingsFile]:
 
 
 def merged(chain: list[SettingsFile]) -> Sections:
-    """The settings of a chain, those of later files over those of earlier ones, key by key within each section."""
+    """The settings of a chain. Within each section, keys of later files replace those of earlier ones."""
     settings: Sections = {}
     for file in chain:
         for section, values in file.sections.items():
             so_far = settings.setdefault(section, {})
-            for name in {"backbone", "text_backbone"} & values.keys():  # the base's `backbone_config` would outrank it
+            for name in {"backbone", "text_backbone"} & values.keys():  # else the base's would take precedence
                 so_far.pop(f"{name}_config", None)
             so_far.update(values)
     return settings
 
 
-def read_settings(path: str | os.PathLike) -> Sections:
-    """The sections of a file, with the settings of the files that it extends.
-
-    Raises:
-        CMFAHError: As `read_chain`.
-    """
-    return merged(read_chain(path))
-
-
 def _read(path: Path) -> dict[str, Any]:
-    """The top level of one file: its sections, and perhaps `extends`."""
+    """The content of one file: its sections, and `extends` if it is given."""
     if not os.path.exists(path):  # noqa: PTH110 - that of `Path` raises an error for a name that is too long
-        raise CMFAHError(f"{path}: there is no such configuration; hub_configs/ holds some to start from.")
+        raise CMFAHError(f"{path}: this configuration does not exist; there are examples in hub_configs/.")
     content = read_yaml(path) or {}
     if not isinstance(content, dict):
         raise CMFAHError(f"{path}: a configuration has the sections {', '.join(SECTIONS)}, each with its settings.")
@@ -81,7 +72,7 @@ def _read(path: Path) -> dict[str, Any]:
         if name not in SECTIONS:
             raise CMFAHError(f"{path}: there is no section {short(name)}; there are {', '.join(SECTIONS)}.")
         if not isinstance(values, dict):
-            kind = type(values).__name__  # and not the value, which may be a token
+            kind = type(values).__name__  # not the value, which may be a token
             raise CMFAHError(f"{path}: the section {name} is a {kind}; give it settings, or leave it out.")
     return content
 
@@ -91,9 +82,5 @@ def _base_of(path: Path, base: Any) -> Path:
         raise CMFAHError(f"{path}: {EXTENDS} is {short(base)}; give the path of one YAML file, relative to this file.")
     found = path.parent / base
     if not os.path.exists(found):  # noqa: PTH110 - as above
-        raise CMFAHError(f"{path} extends {short(base)}, and there is no such file; correct the path.")
+        raise CMFAHError(f"{path} extends {short(base)}, which does not exist; correct the path.")
     return found
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)

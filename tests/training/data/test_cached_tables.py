@@ -124,7 +124,7 @@ def test_damaged_cache_is_recomputed_and_named(folder, cache, tower, processor, 
     again = regions_of(load_image_text(folder, split="train", streaming=streaming), tower, processor)
     np.testing.assert_array_equal(again, before)
     assert len(calls) > seen
-    assert f"{file} is damaged, its checksum is another; it is made anew." in caplog.text
+    assert f"{file} is damaged, its checksum is another; it is computed again." in caplog.text
     assert len(regions_of(load_image_text(folder, split="train", streaming=streaming), tower, processor)) == 6
 
 
@@ -139,7 +139,7 @@ def test_damaged_note_is_recomputed(folder, cache, tower, processor, caplog, con
     again = regions_of(load_image_text(folder, split="train", streaming=streaming), tower, processor)
     np.testing.assert_array_equal(again, before)
     assert f"{note}" in caplog.text
-    assert "made anew" in caplog.text
+    assert "computed again" in caplog.text
 
 
 def crafted(file: Path, change) -> None:
@@ -192,7 +192,7 @@ def test_crafted_table_is_not_read(folder, cache, tower, processor, caplog, kind
 @pytest.mark.parametrize("moment", ["flush", "sha256_of", "Note.write"])
 def test_killed_while_regions_are_written(folder, cache, tower, processor, moment, streaming):
     from cmfah_hf import atomic
-    from cmfah_hf.training.data import region_shards
+    from cmfah_hf.training.data import region_cache
 
     child = os.fork()
     if child == 0:
@@ -203,7 +203,7 @@ def test_killed_while_regions_are_written(folder, cache, tower, processor, momen
         if moment == "flush":
             atomic.flush = kill_process
         elif moment == "sha256_of":
-            kept_tables.sha256_of = region_shards.sha256_of = kill_process
+            kept_tables.sha256_of = region_cache.sha256_of = kill_process
         else:
             Note.write = kill_process
         keep_regions(load_image_text(folder, split="train", streaming=streaming), tower, processor)
@@ -227,9 +227,9 @@ def test_changed_images_are_reported_as_damage(folder, tmp_path):
 
 
 def test_wait_for_another_process_is_bounded(folder, cache, tower, processor, monkeypatch):
-    from cmfah_hf.training.data import region_shards
+    from cmfah_hf.training.data import region_cache
 
-    monkeypatch.setattr(region_shards, "_STALLED_S", 0.5)
+    monkeypatch.setattr(region_cache, "_STALLED_S", 0.5)
     stream = load_image_text(folder, split="train", streaming=True)
     with pytest.raises(DataError, match=r"is missing, and no process has made it for 0\.5 seconds; start again\."):
         keep_regions(stream, tower, processor, num_processes=2, process_index=1)
@@ -267,5 +267,5 @@ def test_damaged_notes_of_a_stream_are_recounted(run_of, tmp_path, caplog, kind)
     else:
         (out / "stream.json").write_text("[]" if kind == "list" else '{"notes": {"train": 3}}')
     again = train(run_of(*run, "--resume_from_checkpoint", "last"))
-    assert "The rows are counted anew." in caplog.text
+    assert "The rows are counted again." in caplog.text
     assert {**again, "seconds": 0} == {**metrics, "seconds": 0}

@@ -58,7 +58,7 @@ def test_a_run_trains_on_features(trained_on_features, matrices):
     with pytest.raises(ValueError, match=f"no image backbone; give region_features of {WIDTH} channels"):
         model.get_image_hash(pixel_values=torch.zeros(1, 3, 32, 32))
     pairs = load_image_text(matrices)["train"]
-    images, _ = encode_pairs(model, CMFAHProcessor.from_pretrained(folder), pairs, "text")
+    images = encode_pairs(model, CMFAHProcessor.from_pretrained(folder), pairs, "text").images
     regions_N1D = torch.from_numpy(scipy.io.loadmat(matrices)["XAll"])[:, None]
     with torch.inference_mode():
         expected = model.eval().get_image_hash(region_features=regions_N1D).numpy()

@@ -244,9 +244,9 @@ def test_regions_of_a_stream_match_the_data_set(tower, processor, count_calls, c
 
 
 def test_regions_of_a_stream_resume_after_an_interruption(tower, processor, monkeypatch, count_calls):
-    from cmfah_hf.training.data import region_shards
+    from cmfah_hf.training.data import region_cache
 
-    monkeypatch.setattr(region_shards, "_PIECE", 4)
+    monkeypatch.setattr(region_cache, "_PIECE", 4)
     contents = [png(i) for i in range(70, 90)]
     extract, seen = RegionExtractor.__call__, []
 

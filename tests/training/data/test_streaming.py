@@ -396,7 +396,7 @@ def test_ids_are_compared_across_files(tmp_path):
 MEMORY = """
 import resource, sys
 from cmfah_hf.data import load_image_text
-from cmfah_hf.training.data.datasets_internals import stream_arrow
+from cmfah_hf.data.internals import stream_arrow
 from cmfah_hf.training.data.shards import count_rows
 from cmfah_hf.training.data.streams import PairStream
 import datasets

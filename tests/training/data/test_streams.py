@@ -17,8 +17,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from cmfah_hf.data import hash_split
+from cmfah_hf.data.internals import is_arrow, stream_fingerprint
 from cmfah_hf.errors import DataError
-from cmfah_hf.training.data.datasets_internals import is_arrow, stream_fingerprint
 from cmfah_hf.training.data.shards import count_rows, read_shard, split_stream
 from cmfah_hf.training.data.streams import (
     PairStream,
@@ -336,7 +336,7 @@ def test_sides_match_the_split_by_hash(make):
 PROGRAM = """
 import sys
 from cmfah_hf.data import load_image_text
-from cmfah_hf.training.data.datasets_internals import stream_fingerprint
+from cmfah_hf.data.internals import stream_fingerprint
 from cmfah_hf.training.data.shards import split_stream
 for folder in sys.argv[1:]:
     stream = load_image_text(folder, split="train", streaming=True, image_folders=sys.argv[1:2])

@@ -11,8 +11,8 @@ from cmfah_hf.errors import CMFAHError
 from cmfah_hf.models import CMFAHConfig
 from cmfah_hf.training import CMFAHTrainingArguments, bundled_configuration, parse_run
 from cmfah_hf.training.settings.arguments import DataArguments
-from cmfah_hf.training.settings.run_yaml import write_settings
-from cmfah_hf.training.settings.yaml_files import read_settings
+from cmfah_hf.training.settings.configuration import write_settings
+from cmfah_hf.training.settings.yaml_files import merged, read_chain
 
 ROOT = Path(__file__).parents[3]
 
@@ -146,7 +146,7 @@ def test_lists_booleans_and_null_on_the_command_line(read):
         ("", ["--learning_rat=1"], "There is no argument --learning_rat; did you mean 'learning_rate'."),
         ("", ["--qwertyuiop", "1"], "There is no argument --qwertyuiop."),
         ("", ["--vocab_size", "9"], "There is no argument --vocab_size"),
-        ("", ["--seed", "1", "stray"], "'stray' is no argument; they are given as --name value."),
+        ("", ["--seed", "1", "stray"], "'stray' is not an argument; give arguments as --name value."),
         ("", ["--seed", "one"], "--seed: invalid int value: 'one'"),
         ("", ["--seed"], "--seed: expected one argument"),
         ("model: {hash_bit: 3}", [], "{file}: model has no setting 'hash_bit'; did you mean 'hash_bits'."),
@@ -304,9 +304,9 @@ def test_alias_bomb_is_refused_quickly(read):
 
 def test_missing_or_binary_file(tmp_path):
     missing = tmp_path / "absent.yaml"
-    with pytest.raises(CMFAHError, match=r"absent\.yaml: there is no such configuration; hub_configs/ holds some"):
+    with pytest.raises(CMFAHError, match=r"absent\.yaml: this configuration does not exist; there are examples"):
         parse_run(missing)
-    with pytest.raises(CMFAHError, match="there is no such configuration"):
+    with pytest.raises(CMFAHError, match="this configuration does not exist"):
         parse_run("x" * 5000)
     fifo = tmp_path / "fifo.yaml"
     os.mkfifo(fifo)
@@ -340,7 +340,7 @@ def test_bundled_configurations_match_their_files(file):
     for name, value in settings.get("model", {}).items():
         if name not in ("backbone_config", "model_type"):
             assert getattr(objective if name in run.objective else config, name) == value, name
-    assert run.method == read_settings(file).get("model", {}).get("model_type", "cmfah")
+    assert run.method == merged(read_chain(file)).get("model", {}).get("model_type", "cmfah")
 
 
 def test_missing_bundled_configuration():

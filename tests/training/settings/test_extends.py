@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.training import parse_run
-from cmfah_hf.training.settings.run_yaml import write_settings
-from cmfah_hf.training.settings.yaml_files import MOST_FILES, read_settings
+from cmfah_hf.training.settings.configuration import write_settings
+from cmfah_hf.training.settings.yaml_files import MOST_FILES, merged, read_chain
 
 VALUES = {
     "model": {
@@ -67,7 +67,7 @@ def chained(files: list[dict], folder: Path) -> tuple[Path, dict]:
 @given(files=st.lists(SECTIONS, min_size=1, max_size=4))
 def test_later_files_of_a_chain_override_earlier_ones(files, tmp_path):
     last, whole = chained(files, tmp_path)
-    assert read_settings(last) == read_settings(write(tmp_path / "single.yaml", whole)) == whole
+    assert merged(read_chain(last)) == merged(read_chain(write(tmp_path / "single.yaml", whole))) == whole
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -87,7 +87,7 @@ def test_the_base_is_relative_to_the_file_that_names_it(tmp_path, monkeypatch):
     run = parse_run("../run.yaml", ["--use_cpu", "--top_k", "4"])
     assert run.model == {"hash_bits": 32, "dropout": 0.2}
     assert (run.data.walk_length, run.data.top_k) == (3, 4)
-    assert read_settings(last)["data"] == {"top_k": 3, "walk_length": 3}
+    assert merged(read_chain(last))["data"] == {"top_k": 3, "walk_length": 3}
 
 
 def test_the_last_method_of_a_chain_wins(tmp_path):
@@ -124,15 +124,15 @@ def test_run_yaml_holds_the_resolved_settings(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"run": "extends: run.yaml"}, "run.yaml extends itself, by way of"),
+        ({"run": "extends: run.yaml"}, "run.yaml extends itself, through"),
         ({"run": "extends: a.yaml", "a": "extends: b.yaml", "b": "extends: ./../here/a.yaml"}, "a.yaml extends itself"),
-        ({"run": "extends: gone.yaml"}, "run.yaml extends 'gone.yaml', and there is no such file"),
+        ({"run": "extends: gone.yaml"}, "run.yaml extends 'gone.yaml', which does not exist"),
         ({"run": "extends: a.yaml", "a": "extends: b/gone.yaml"}, "a.yaml extends 'b/gone.yaml', and there is no such"),
         ({"run": "extends: [a.yaml, b.yaml]"}, "run.yaml: extends is list; give the path of one YAML file"),
         ({"run": "extends:"}, "run.yaml: extends is None; give the path of one YAML file"),
         ({"run": "extends: /etc/passwd"}, "run.yaml: extends is '/etc/passwd'; give the path of one YAML file, rel"),
-        ({"run": 'extends: "a\\0b"'}, "run.yaml extends 'a\\\\x00b', and there is no such file"),
-        ({"run": f"extends: {'x' * 5000}"}, "and there is no such file"),
+        ({"run": 'extends: "a\\0b"'}, "run.yaml extends 'a\\\\x00b', which does not exist"),
+        ({"run": f"extends: {'x' * 5000}"}, "which does not exist"),
         ({"run": "extends: ."}, "is a folder; give a file"),
         ({"run": "extends: a.yaml", "a": "model: {hash_bit: 8}"}, "a.yaml: model has no setting 'hash_bit'; did you"),
         ({"run": "extends: a.yaml", "a": "data: {top_k: many}"}, "a.yaml, section data: argument --top_k"),
@@ -155,6 +155,6 @@ def test_length_of_a_chain_is_bounded(tmp_path):
     last = None
     for number in range(MOST_FILES + 1):
         last = write(tmp_path / f"{number}.yaml", {"data": {"top_k": number}}, last)
-    assert read_settings(tmp_path / f"{MOST_FILES - 1}.yaml")["data"] == {"top_k": MOST_FILES - 1}
+    assert merged(read_chain(tmp_path / f"{MOST_FILES - 1}.yaml"))["data"] == {"top_k": MOST_FILES - 1}
     with pytest.raises(CMFAHError, match=f"extends a chain of more than {MOST_FILES} files; shorten it"):
-        read_settings(last)
+        merged(read_chain(last))
