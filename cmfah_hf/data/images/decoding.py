@@ -109,12 +109,7 @@ def _name_of(value: Any) -> str:
 
 
 def read_image_bytes(value: Any, name: str) -> bytes:
-    """The bytes of an image file, from any `ImageSource` but a Pillow image.
-
-    Raises:
-        ImageError: If the file is missing, empty, not a regular one or cannot be read; or if the value is a row's (a
-            mapping) and names an address that is not fetched for rows.
-    """
+    """The bytes of an image file, from any `ImageSource` but a Pillow image. Of rows, few addresses are fetched."""
     if isinstance(value, dict):
         content = value.get("bytes")
         value = _path_of_row(value.get("path"), name) if content is None else content

@@ -86,11 +86,7 @@ def matrix_files_below(folder: Path) -> list[Path]:
 
 
 def list_variables(path: Path) -> list[Variable]:
-    """All variables of a file, of any name.
-
-    Raises:
-        DataError: If it is neither MATLAB 5 nor HDF5, or cut short.
-    """
+    """All variables of a file, of any name."""
     with path.open("rb") as file:
         head = file.read(128)
     if is_mat5(head):

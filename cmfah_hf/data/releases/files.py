@@ -87,11 +87,7 @@ class ReleaseFiles:
         return self._key(min(found, key=lambda place: (place.archive is not None, len(place.path), place.path)))
 
     def need(self, name: str, what: str) -> str:
-        """The key of a required file.
-
-        Raises:
-            DataError: If it is missing; the error lists files that are present.
-        """
+        """The key of a required file; the error for a missing one lists files that are present."""
         key = self.find(name)
         if key is None:
             raise DataError(
@@ -101,11 +97,7 @@ class ReleaseFiles:
         return key
 
     def read(self, key: str) -> bytes:
-        """The content of a file.
-
-        Raises:
-            OSError: If it cannot be read, or is damaged in its archive.
-        """
+        """The content of a file; `OSError` if it cannot be read, or is damaged in its archive."""
         archive, _, path = key.partition("\0")
         if not archive:
             with self._open(path) as file:
@@ -126,11 +118,7 @@ class ReleaseFiles:
         return content
 
     def chunks(self, key: str, size: int) -> Iterator[bytes]:
-        """The content of a file in pieces of at most `size` bytes.
-
-        Raises:
-            DataError: If it cannot be read.
-        """
+        """The content of a file in pieces of at most `size` bytes; `DataError` if it cannot be read."""
         archive, _, path = key.partition("\0")
         try:
             if not archive:
@@ -206,11 +194,7 @@ class ReleaseFiles:
                     self._keep(_Place(member.name, file, member.offset_data, member.size))
 
     def _open(self, path: str | os.PathLike) -> BinaryIO:
-        """Opens a regular file of the release; does not block on a pipe.
-
-        Raises:
-            OSError: If it is not a regular file, or a link that leads outside the release.
-        """
+        """Opens a regular file of the release without blocking on a pipe; refuses links that lead outside."""
         real = os.path.realpath(path)
         if real != self._real_root and not real.startswith(self._real_root.rstrip(os.sep) + os.sep):
             raise OSError(f"{path}: is a link that leads outside {self.root}")

@@ -127,11 +127,7 @@ def prepare_mirflickr25k(
 
 
 def read_mirflickr(files: ReleaseFiles, release: MIRFlickrRelease, checks: CountChecks) -> ReleaseTable:
-    """Reads and checks tags and annotations of all rows; row i is the image `im<i + 1>.jpg`.
-
-    Raises:
-        DataError: If a file is missing, a line has another format, or a count differs.
-    """
+    """Reads and checks tags and annotations of all rows; row i is the image `im<i + 1>.jpg`."""
     correct = checks.corrections.add
     key = files.need("doc/common_tags.txt", "the common tags, in mirflickr25k.zip")
     names = list(_common_tags(files, key))

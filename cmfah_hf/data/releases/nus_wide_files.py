@@ -69,18 +69,9 @@ class NUSWideRelease:
 def read_nus_wide(
     files: ReleaseFiles, release: NUSWideRelease, checks: CountChecks, classes: int, tags: str, selects_by_tag: bool
 ) -> ReleaseTable:
-    """Reads and checks list, tags and labels of all rows.
+    """Reads and checks list, tags (`"1k"` or `"5018"`) and labels of all rows.
 
-    Args:
-        files: The release.
-        release: Expected counts.
-        checks: Compares counts.
-        classes: Number of concepts.
-        tags: `"1k"` or `"5018"`.
-        selects_by_tag: Whether the tags of `AllTags1k.txt` select rows, so that it is read for any `tags`.
-
-    Raises:
-        DataError: If a file is missing, a line has another format, or a count differs.
+    `selects_by_tag`: the tags of `AllTags1k.txt` select rows, so that it is read for any `tags`.
     """
     corrections = checks.corrections
     for name in files.unread_archives():

@@ -25,16 +25,7 @@ class Split:
 
 
 def choose_variant(variants: Mapping[int, bool], variant: int | str | None, condition: str = "") -> tuple[int, bool]:
-    """The number of pairs of a variant, and whether its pairs need a tag in addition to a label.
-
-    Args:
-        variants: That by the number of pairs; the first is the default.
-        variant: The number of pairs. None: the default.
-        condition: Settings that restrict the variants, for the error.
-
-    Raises:
-        DataError: If there is no such variant.
-    """
+    """The number of pairs of a variant (None: the first), and whether its pairs need a tag besides a label."""
     pairs = next(iter(variants)) if variant is None else int(variant)
     if pairs not in variants:
         raise DataError(f"variant={variant} is not known{condition}; give one of {', '.join(map(str, variants))}.")

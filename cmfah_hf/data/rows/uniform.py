@@ -32,18 +32,7 @@ _HUB_ROOT = re.compile(r"^(hf://datasets/[^@]+@[^/]+/|.*/snapshots/[0-9a-f]{40}/
 
 
 def uniform(loaded: Loaded, source: str, requested: RequestedColumns, root: DataRoot, is_hub: bool = False) -> Loaded:
-    """A loaded data set with the uniform columns, and with all files that rows name placed below `root`.
-
-    Args:
-        loaded: One data set, or a dictionary of splits.
-        source: For errors.
-        requested: The column names that the caller gave.
-        root: Where files that rows name may be.
-        is_hub: Whether it came from the Hub.
-
-    Raises:
-        DataError: In one line, if a column is missing, a value cannot be used, or a path leads outside.
-    """
+    """A loaded data set or splits with the uniform columns, and with all files that rows name placed below `root`."""
     if isinstance(loaded, dict):
         return type(loaded)(
             {name: uniform(part, f"{source}, split {name}", requested, root, is_hub) for name, part in loaded.items()}
@@ -146,17 +135,7 @@ def own_values(
     class_names: Sequence[str] | None,
     other_id: Callable[[], str],
 ) -> dict[str, Any]:
-    """The `id`, `text` and `labels` of a row.
-
-    Args:
-        example: The row as its source has it.
-        columns: The source's names of the columns.
-        class_names: The names of class numbers.
-        other_id: Gives the id of a row without a value in the id column.
-
-    Raises:
-        DataError: If the text or the labels cannot be used.
-    """
+    """The `id`, `text` and `labels` of a source's row; `other_id` gives the id of a row without one."""
     given = example.get(columns.id) if columns.id else None
     values: dict[str, Any] = {"id": other_id() if given is None or given == "" else str(given)}
     values["text"] = text_of(example.get(columns.text))

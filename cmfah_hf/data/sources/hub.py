@@ -21,11 +21,7 @@ def matches(request: LoadRequest) -> bool:
 
 
 def load(request: LoadRequest) -> Loaded:
-    """The data set of this id; `kwargs` of the request are those of `datasets.load_dataset`.
-
-    Raises:
-        DataError: If the name cannot be that of a data set on the Hub, or it cannot be loaded from there.
-    """
+    """The data set of this id; `kwargs` of the request are those of `datasets.load_dataset`."""
     name, kwargs = request.source, request.kwargs
     _check_id(name)
     if request.streaming and (files := guarded(partial(_parquet_files, request), name, is_hub=True)):

@@ -23,11 +23,7 @@ def are_matrices(path: Path) -> bool:
 
 
 def load(request: LoadRequest) -> Loaded:
-    """The pairs of the matrices; `kwargs` of the request are those of `open_matrices` and of a research split.
-
-    Raises:
-        DataError: If columns are named, an argument does not belong to matrices, or the files cannot be used.
-    """
+    """The pairs of the matrices; `kwargs` of the request are those of `open_matrices` and of a research split."""
     columns = request.columns
     if columns.image or columns.text or columns.labels or columns.id:
         raise DataError(
