@@ -135,11 +135,7 @@ def locked(
 ) -> Iterator[None]:
     """Holds the lock of `path`, a hidden file next to it that is removed afterwards.
 
-    The lock of a process that died is free. It is not reentrant.
-
-    Raises:
-        CMFAHError: Of type `error`, if another process, which the message names, holds it for `timeout_s` seconds, or
-            the folder cannot be written to.
+    The lock of a process that died is free. It is not reentrant. After `timeout_s` seconds, the error names the holder.
     """
     target = _resolved(path, error)
     lock = target.with_name(f"{_hidden(target)}{_LOCK}")
@@ -161,11 +157,7 @@ def locked(
 
 
 def regular_target(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError) -> Path:
-    """The path with its links followed, where a file of this name is written.
-
-    Raises:
-        CMFAHError: Of type `error`, if the path is anything but a regular file.
-    """
+    """The path with its links followed, where a file of this name is written; an error if it is anything else."""
     target = _resolved(path, error)
     _refuse_other_than(stat.S_IFREG, target, path, error)
     return target

@@ -67,23 +67,11 @@ def hub_errors(
 def hub_file(
     repo_id: str, name: str, kind: str = "model", error: type[CMFAHError] | None = None, **options: Any
 ) -> str | None:
-    """Downloads a file of a repository into the cache and returns its path.
+    """The path of a repository's file in the cache, downloaded if need be; a cached one if the Hub cannot be reached.
 
-    A cached file is used if the Hub cannot be reached.
-
-    Args:
-        repo_id: `owner/name`.
-        name: Path of the file in the repository.
-        kind: `model`, `dataset` or `space`.
-        error: See `hub_errors`.
-        **options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` or `subfolder` of
-            `hf_hub_download`.
-
-    Returns:
-        None if the repository has no such file, or offline, if other files of the revision are cached but not this one.
-
-    Raises:
-        HubError: See `hub_errors`.
+    None if the repository has no such file, or offline, if other files of the revision are cached but not this one.
+    `options` are `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` or `subfolder` of
+    `hf_hub_download`; errors are those of `hub_errors`.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.constants import is_offline_mode
@@ -109,15 +97,9 @@ def hub_file(
 def hub_failure(
     error: BaseException, messages: Mapping[int, str] | None = None, again: str = "try again later"
 ) -> HubError | None:
-    """The Hub failure behind an exception, with a message without its subject.
+    """The Hub failure behind an exception of any library, with a message without its subject; None if there is none.
 
-    Args:
-        error: An exception of any library.
-        messages: Messages by HTTP status, instead of the default ones.
-        again: Advice if the Hub fails or cannot be reached.
-
-    Returns:
-        None if neither the exception nor its causes originate from a request to the Hub.
+    `messages` and `again` are those of `hub_errors`.
     """
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 

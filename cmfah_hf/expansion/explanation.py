@@ -89,19 +89,11 @@ def walk_causes(
     words: Sequence[str],
     ways: int | None,
 ) -> list[Cause]:
-    """The contribution of each word of the text to the expected share of one word on a walk.
+    """The contribution of each word of the text to the expected share of one word on a walk, with `ways` ways to it.
 
     With `b` this word, `a` a word of the text of share `x_a`, and `c` the word before the last hop, the share of `b` is
 
         u_b / (H + 1) = sum over a of x_a M_ab / (H + 1) + sum over a, c of x_a (M + ... + M^(H-1))_ac M_cb / (H + 1)
-
-    Args:
-        transitions_VV: M.
-        start: Indices and shares of the words of the text.
-        num_hops: H, at least 1.
-        target: Index of the word `b`.
-        words: V words.
-        ways: Number of ways to keep for each word of the text; `None` for all.
     """
     numbers, shares = start
     into = transitions_VV[:, [target]].tocoo()

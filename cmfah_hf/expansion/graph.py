@@ -338,11 +338,7 @@ def _flat(rows: list[list[int]]) -> Iterator[int]:
 
 
 def normalized_stop_words(stop_words: str | Iterable[str] | None, split: Splitter) -> tuple[str, ...]:
-    """Sorted stop words, split by `split`: those of an iterable, `"english"`, or none.
-
-    Raises:
-        CMFAHError: If it is another string.
-    """
+    """Sorted stop words, split by `split`: those of an iterable, `"english"`, or none."""
     if stop_words is None:
         return ()
     if isinstance(stop_words, str):

@@ -30,17 +30,10 @@ _FOREIGN_KEYS = ("auto_map", "custom_pipelines", "chat_template", "quantization_
 
 
 def write_model(folder: Path, target: Path) -> None:
-    """Writes towers, training weights, processor, pipeline and their code in the Hub's layout.
+    """Writes towers, training weights, processor, pipeline and their code in the Hub's layout into an empty folder.
 
     Nothing is copied: this package's classes load configuration, weights and vocabulary and save them again. Code,
     templates and pickles in the folder are not read.
-
-    Args:
-        folder: The run's folder.
-        target: An empty folder.
-
-    Raises:
-        CheckpointError: If the model or its processor cannot be loaded.
     """
     from safetensors import SafetensorError
 

@@ -81,18 +81,9 @@ def plan(
 ) -> Plan:
     """The changes of a push, file by file; no edit made on the Hub is lost.
 
-    Args:
-        repo_id: For messages.
-        files: Local files by path in the repository.
-        there: The files of the repository, as `list_repo_tree` returns them.
-        read: Returns the content of a file of the repository.
-        replaces: Selects files to remove from a repository without a record.
-        may_stay: Paths whose edited version works with everything else that is pushed.
-        required: Keys of the card's metadata that readers of the repository depend on.
-        overwrite: Replace files edited on the Hub.
-
-    Raises:
-        HubError: If an edited file conflicts with the push, or the record is damaged.
+    `there` are the files of the repository, as `list_repo_tree` returns them, and `read` returns the content of one.
+    The
+    other arguments are those of `publish`.
     """
     record = Record.parse(read(RECORD_NAME), repo_id) if RECORD_NAME in there else None
     remote = _Remote(there, record, overwrite)

@@ -63,11 +63,7 @@ def _as_expression(where: Mapping, schema: pa.Schema) -> pa.compute.Expression:
 
 
 def _value_set(values: list, kind: pa.DataType) -> pa.Array:
-    """The values that a column of this type can hold, compared as Python compares them.
-
-    Raises:
-        TypeError: If a value is of another kind than the column's.
-    """
+    """The values that a column of this type can hold, compared as Python compares them."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     values = [value.item() if isinstance(value, np.generic) else value for value in values if value is not None]
     if any(isinstance(value, (list, tuple, dict, set, frozenset)) for value in values):

@@ -51,11 +51,6 @@ def fingerprint_of(model: CMFAHModel, processor: CMFAHProcessor, expander: "Grap
 
     Floating-point weights count as float32, so a wider `dtype` at loading changes nothing; a narrower one rounds the
     weights, which makes another model.
-
-    Args:
-        model: The towers.
-        processor: Their processor.
-        expander: The expander of texts, if there is one.
     """
     digest = hashlib.blake2b(digest_size=16)
     config, tokenizer = model.config, processor.tokenizer
@@ -94,16 +89,7 @@ def state_of(model: CMFAHModel, *parts: Any) -> tuple:
 
 
 def check_same_model(made_by: str | None, ours: str, index: str) -> None:
-    """Rejects an index whose codes another model made. An index without a fingerprint is accepted.
-
-    Args:
-        made_by: The fingerprint of the index.
-        ours: The fingerprint of the model.
-        index: The name of the index in the error.
-
-    Raises:
-        HashIndexError: If the fingerprints differ.
-    """
+    """Rejects an index whose codes another model made. An index without a fingerprint is accepted."""
     if made_by is not None and made_by != ours:
         raise HashIndexError(
             f"{index} holds codes of another model (fingerprint {made_by[:8]}; this model: {ours[:8]}), and codes of "

@@ -26,13 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A batch of items.
-
-    Attributes:
-        values: Images (encoded or not) or texts.
-        ids: One id for each value.
-        metadata: One row for each value, or None.
-    """
+    """A batch of items: images (encoded or not) or texts, an id for each, and a row of metadata for each, or None."""
 
     values: list[Any]
     ids: list[Any]
@@ -133,11 +127,7 @@ def values_of_source(
     hidden: bool,
     skipped: MutableMapping[str, int] | None,
 ) -> Iterator[tuple[Any, list[str]]]:
-    """The images or texts of a source with their ids, split by split; the arguments are those of `add_source`.
-
-    Raises:
-        DataError: If the source cannot be used, or has no columns and some are to be kept.
-    """
+    """The images or texts of a source with their ids, split by split; the arguments are those of `add_source`."""
     path = resolve_data_path(source)
     images = None
     if what == "images" and is_image_file(path):

@@ -35,17 +35,11 @@ _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_dow
 def load_parts(
     source: str, kwargs: dict[str, Any]
 ) -> tuple[CMFAHModel, CMFAHProcessor, GraphExpander | None, dict[str, Any]]:
-    """The towers, their processor and their expander; from the Hub, all of one commit.
+    """The towers, their processor and their expander, from a folder or a Hub id; from the Hub, all of one commit.
 
-    Args:
-        source: A folder or a Hub id.
-        kwargs: The keyword arguments of `from_pretrained`.
-
-    Returns:
-        The three parts, and the keyword arguments that lead to further files of the same commit.
-
-    Raises:
-        CheckpointError: If there is no model, a part is missing, or the Hub cannot be reached.
+    Also returns the keyword arguments of `from_pretrained` that lead to further files of the same commit. Whatever is
+    wrong
+    is a `CheckpointError`.
     """
     kwargs = check_source(source, kwargs)
     config_file = find_file(source, CONFIG_NAME, kwargs)
@@ -74,11 +68,7 @@ def load_parts(
 def check_source(source: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Checks by one request that the source is a folder or a model on the Hub, before any file is requested.
 
-    Returns:
-        The keyword arguments, with `local_files_only` if the Hub cannot be reached and the cache has the model.
-
-    Raises:
-        CheckpointError: If there is no such folder and no such model, or the Hub cannot be reached.
+    Returns the keyword arguments, with `local_files_only` if the Hub cannot be reached and the cache has the model.
     """
     if is_folder(source):
         return kwargs
@@ -106,11 +96,7 @@ def check_source(source: str, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_file(source: str, name: str, kwargs: dict[str, Any]) -> Path | None:
-    """The path of one file of a model, downloaded if need be. None if the model has no such file.
-
-    Raises:
-        CheckpointError: If it cannot be downloaded, or leads out of the model's folder.
-    """
+    """The path of one file of a model, downloaded if need be. None if the model has no such file."""
     if is_folder(source):
         try:
             return model_file(source, name, hub_arguments(kwargs))

@@ -25,13 +25,7 @@ class Encoder(Protocol):
 
 
 def query_values(retriever: Encoder, text: str | Sequence[str] | None, image: Any, image_weight: float) -> np.ndarray:
-    """The continuous codes `(Q, K)` of queries; the arguments are those of `CrossMediaRetriever.search`.
-
-    Raises:
-        QueryError: If there is neither text nor image, their numbers differ, the weight is not in 0..1, or the model
-            knows no word of a text.
-        ImageError: If an image cannot be read.
-    """
+    """The continuous codes `(Q, K)` of queries; arguments and errors are those of `CrossMediaRetriever.search`."""
     if text is None and image is None:
         raise QueryError("Give a text or an image to search with, or both.")
     if not 0 <= image_weight <= 1:
@@ -56,11 +50,7 @@ def query_values(retriever: Encoder, text: str | Sequence[str] | None, image: An
 
 
 def checked_texts(texts: Iterable[str]) -> list[str]:
-    """The texts as a list.
-
-    Raises:
-        QueryError: If one is not a string, or contains a lone surrogate, as undecodable command-line bytes do.
-    """
+    """The texts as a list; rejects other types and lone surrogates, as undecodable command-line bytes have."""
     texts = list(texts)
     for text in texts:
         if not isinstance(text, str):

@@ -30,11 +30,7 @@ _DEPTH = re.compile("[1-9][0-9]{0,8}")
 
 
 def code_map(engine: "Engine", text: str | None = None) -> str:
-    """The images at the positions of their codes, optionally with the position of a text's code.
-
-    Raises:
-        QueryError: If no word of the text is known.
-    """
+    """The images at the positions of their codes, optionally with the position of a text's code."""
     places = engine.map
     asked = engine.places(engine.code(text)[None].astype(np.float64)) if text else None
     every = places if asked is None else np.vstack([places, asked])

@@ -40,17 +40,11 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Answer:
-    """A query's answer.
+    """A query's answer."""
 
-    Args:
-        rankings: By target (`"images"`, `"texts"`) and metric.
-        encoding: Milliseconds of encoding the query.
-        ignored_words: Its words that neither the model's vocabulary nor its word graph holds.
-    """
-
-    rankings: dict[str, dict[str, Ranking]]
-    encoding: float
-    ignored_words: list[str]
+    rankings: dict[str, dict[str, Ranking]]  # by target (`images`, `texts`) and metric
+    encoding: float  # milliseconds
+    ignored_words: list[str]  # words that neither the vocabulary nor the word graph holds
 
 
 @dataclass(frozen=True)
@@ -265,11 +259,7 @@ class Engine:
 
 
 def _checked_text(text: Any) -> str:
-    """Checks a query text; None becomes empty.
-
-    Raises:
-        QueryError: If it is not a string, or too long.
-    """
+    """Checks type and length of a query text; None becomes empty."""
     text = "" if text is None else text
     if not isinstance(text, str):
         raise QueryError("The query is not a string; send a string.")

@@ -28,11 +28,7 @@ _PACKAGE_SUFFIXES = (".py", ".css", ".typed")
 
 
 def model_files(folder: Path) -> dict[str, Path]:
-    """The files of a run's folder that a Space needs, by name.
-
-    Raises:
-        CheckpointError: If a required file is missing.
-    """
+    """The files of a run's folder that a Space needs, by name; `CheckpointError` if a required one is missing."""
     for name in _MODEL_FILES:
         if file_of(folder / name) is None:
             raise CheckpointError(f"{folder}: has no {name}; give the output folder of a training run.")

@@ -58,12 +58,7 @@ _KINDS = {
 class Limits:
     """ASGI middleware, outside of all of Gradio's.
 
-    Args:
-        app: The ASGI app behind it.
-        hosts: The allowed hosts.
-        bodies: Checks what calls hold.
-        uploads: Where uploads are kept.
-        is_awaited: Whether somebody may wait for the events of a session, or for an event by its id.
+    `is_awaited`: whether somebody may wait for the events of a session, or for an event by its id.
     """
 
     def __init__(

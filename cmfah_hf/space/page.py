@@ -48,11 +48,7 @@ def _reported(handler: Handler) -> Handler:
 
 
 class Page:
-    """The event handlers of one app.
-
-    Args:
-        loader: Of the engine; the first events wait for it.
-    """
+    """The event handlers of one app; the first events wait for the engine."""
 
     def __init__(self, loader: EngineLoader):
         self._loader = loader

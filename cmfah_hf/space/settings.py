@@ -82,11 +82,7 @@ class SpaceSettings:
 
 
 def bundled_space() -> Path:
-    """The folder of the embedded Space: in the package if installed, next to it in a checkout.
-
-    Raises:
-        CMFAHError: If it is missing.
-    """
+    """The folder of the embedded Space: in the package if installed, next to it in a checkout."""
     package = Path(__file__).parents[1]
     for folder in (package / "space_files", package.parent / "spaces" / "cmfah-search"):
         if (folder / SETTINGS_NAME).is_file():

@@ -9,13 +9,7 @@ from cmfah_hf.retrieval.searchers.base import Candidates, Queries, exact_distanc
 
 
 class InvertedLists:
-    """Codes in inverted lists, one for each cell of a k-means clustering.
-
-    Args:
-        codes: `(N, K / 8)`.
-        lists: The number of lists. None: about four times the root of `N`, at most 4,096.
-        seed: Seed of the clustering.
-    """
+    """Codes in inverted lists of a k-means clustering, by default about four times the root of `N`, at most 4,096."""
 
     # Training codes per list.
     _POINTS = 48

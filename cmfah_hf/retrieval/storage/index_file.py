@@ -46,20 +46,11 @@ def write_index(
     expected_stamp: str | None,
     model: str | None = None,
 ) -> str:
-    """Writes an index and returns its new stamp.
+    """Replaces an index file in one step and returns its new stamp.
 
-    Args:
-        path: The file; it is replaced in one step.
-        codes: `(N, K / 8)`.
-        ids: `N` ids.
-        table: Of `N` rows, or None.
-        next_id: The integer id of the next item that comes without one.
-        expected_stamp: The stamp of the file to replace. None: replace any file.
-        model: Fingerprint of the model that made the codes. None for codes made elsewhere.
-
-    Raises:
-        HashIndexError: If the file has another stamp, another process keeps its lock, the path is not a file, or the
-            disk is full or read-only. The old file is unchanged then.
+    If `expected_stamp` is given and the file has another one, or it cannot be written, the old file stays and a
+    `HashIndexError` is raised. `next_id` is the integer id of the next item that comes without one, `model` the
+    fingerprint.
     """
     tensors = {"codes": np.ascontiguousarray(codes)}
     if isinstance(ids, StringIds):
@@ -92,11 +83,7 @@ def write_index(
 
 
 def read_index(path: Path, mmap: bool) -> tuple[dict[str, str], np.ndarray, Ids, pa.Table | None]:
-    """The checked header, codes, ids and metadata of an index file, mapped from it or copied to memory.
-
-    Raises:
-        HashIndexError: If the file is missing, damaged, of another format or of another version.
-    """
+    """The checked header, codes, ids and metadata of an index file, mapped from it or copied to memory."""
     content = _content(path, mmap)
     header, layout, start = _layout(content, path)
     if header.get("format") != FORMAT:

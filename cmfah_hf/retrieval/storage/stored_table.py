@@ -29,15 +29,7 @@ def numbers_of_table(table: pa.Table) -> np.ndarray:
 
 
 def table_of_numbers(numbers: np.ndarray, count: int) -> pa.Table:
-    """The table of such a stream, checked down to each string and each dictionary index.
-
-    Args:
-        numbers: The stream.
-        count: The expected number of rows.
-
-    Raises:
-        HashIndexError: If they are not such a stream, or unpack to far more than their size. It says what is wrong.
-    """
+    """The table of such a stream of `count` rows, checked down to each string and each dictionary index."""
     buffer = pa.py_buffer(numbers)
     try:
         if any(_is_compressed(message) for message in _messages(buffer)):
