@@ -141,8 +141,7 @@ class LocalFiles:
     """Regular files below some folders, found by the names in rows. Each folder is listed once.
 
     Relative names are below the first folder. A name is found as written, or else by its normal form in Unicode:
-    archives
-    made on a Mac hold `é` as two characters where people write one.
+    archives made on a Mac hold `é` as two characters where people write one.
     """
 
     def __init__(self, folders: Sequence[str]):

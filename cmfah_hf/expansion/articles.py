@@ -39,8 +39,8 @@ def iterate_articles(
 
     A source is a path or several (`Path`, or one `str`): a MediaWiki dump (`.xml`, `.xml.bz2`, `.xml.gz`, read page by
     page), a corpus file with a column `text`, or a data set's id on the Hub, `owner/name` or
-    `owner/name:configuration`,
-    whose `train` split is streamed. Or it is any data set, stream or iterable of texts. Reading links doubles the time.
+    `owner/name:configuration`, whose `train` split is streamed. Or it is any data set, stream or iterable of texts.
+    Reading links doubles the time.
     """
     for where, text, title, linked in _iterate(source, text_column, title_column, links):
         words = words_of(text, where, split)

@@ -52,8 +52,7 @@ def iterate_words(
     """The word lists of all rows of `source`, in order, in one pass.
 
     A source is a `Dataset` or `IterableDataset`, of which only the text column is read, one batch (a mapping of
-    columns), or
-    any iterable of texts: strings, lists of tags, or rows that are mappings with `text_column`.
+    columns), or any iterable of texts: strings, lists of tags, or rows that are mappings with `text_column`.
     """
     for number, (value, _) in enumerate(iterate_values(source, text_column)):
         yield words_of(value, f"Row {number}, column {text_column!r},", split)
@@ -90,8 +89,7 @@ def iterate_files(paths: str | Path | Sequence[str | Path]) -> Iterator[list[str
     """The word lists of all texts in corpus files.
 
     These are `.jsonl` and `.parquet` with a column `text`, and `.txt` with one text per line; `.jsonl` and `.txt` may
-    be
-    gzipped (`.gz`).
+    be gzipped (`.gz`).
     """
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         for where, text, _ in iterate_file(path):

@@ -19,8 +19,7 @@ def label_vectors(classes: Sequence[str], embedding: SkipGramEmbedding) -> np.nd
     """Vectors of C label names, `(C, E)` float32, with the norm `sqrt(E)` of the model's word vectors, `[skip-gram]`.
 
     A name is the mean of its words' normalized vectors, without unknown words. A name without a known word gets a
-    random
-    vector seeded by the name, which does not depend on the process or the other labels.
+    random vector seeded by the name, which does not depend on the process or the other labels.
     """
     width = embedding.vectors.shape[1]
     vectors_CE = np.zeros((len(classes), width), dtype=np.float32)

@@ -25,8 +25,7 @@ def plot_neighborhood(
 
     They are around the word clockwise, the first at the top. The width of a line grows with the probability of the hop;
     between two other words, only the most probable hop of each is drawn. Dashed lines are those of the knowledge. At
-    most
-    `words` words of the graph and `related` of the knowledge are drawn.
+    most `words` words of the graph and `related` of the knowledge are drawn.
     """
     from matplotlib import font_manager
     from matplotlib.figure import Figure

@@ -75,8 +75,7 @@ class RandomWalk:
         """Samples S walks from each row, step by step: `(N, S, H + 1)` int64 word indices, -1 for an empty start row.
 
         One hop word -> image -> word is one draw from the word's row of M, which sums over the images. Each row has its
-        own
-        generator, so that its walks do not depend on the other rows.
+        own generator, so that its walks do not depend on the other rows.
         """
         num_rows = start_NV.shape[0]
         walks = np.full((num_rows, num_walks, self.num_hops + 1), -1, dtype=np.int64)

@@ -82,8 +82,7 @@ def plan(
     """The changes of a push, file by file; no edit made on the Hub is lost.
 
     `there` are the files of the repository, as `list_repo_tree` returns them, and `read` returns the content of one.
-    The
-    other arguments are those of `publish`.
+    The other arguments are those of `publish`.
     """
     record = Record.parse(read(RECORD_NAME), repo_id) if RECORD_NAME in there else None
     remote = _Remote(there, record, overwrite)

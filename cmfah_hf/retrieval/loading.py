@@ -38,8 +38,7 @@ def load_parts(
     """The towers, their processor and their expander, from a folder or a Hub id; from the Hub, all of one commit.
 
     Also returns the keyword arguments of `from_pretrained` that lead to further files of the same commit. Whatever is
-    wrong
-    is a `CheckpointError`.
+    wrong is a `CheckpointError`.
     """
     kwargs = check_source(source, kwargs)
     config_file = find_file(source, CONFIG_NAME, kwargs)

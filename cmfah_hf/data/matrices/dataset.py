@@ -138,8 +138,7 @@ def research_split(
     """Ranges (start, stop) of `train`, `query` and `rest`; the database is `train` and `rest`.
 
     `queries` is `"first"` for the order queries, training pairs, rest, `"last"` for training pairs, rest, queries, or
-    None
-    for training pairs alone.
+    None for training pairs alone.
     """
     if queries is None:
         if num_queries is not None or num_train is not None:

@@ -39,8 +39,7 @@ def make_card(
     """The text of a card.
 
     `facts` and `notes` are lists of sentences, `data_files` patterns by split, `class_names` in the order of their
-    numbers,
-    and `left_out` ids and reasons of the rows that were removed because of their images.
+    numbers, and `left_out` ids and reasons of the rows that were removed because of their images.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 

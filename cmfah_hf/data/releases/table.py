@@ -157,8 +157,7 @@ def read_ones(files: ReleaseFiles, key: str, width: int) -> Iterator[tuple[int, 
     """Pieces `(rows, ones)` of a text file with a matrix of 0 and 1, `width` values a line.
 
     `ones` are the positions `row * width + column` in the piece. Values are separated by spaces or tabs; a line may end
-    with
-    a tab, and with CR LF.
+    with a tab, and with CR LF.
     """
     first, rest = 1, b""
     for chunk in files.chunks(key, _CHUNK_BYTES):

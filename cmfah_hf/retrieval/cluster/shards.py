@@ -37,8 +37,7 @@ def shard_of(ids: np.ndarray, shards: int) -> np.ndarray:
     """The shard of each id, `(N,)` from 0 to `shards - 1`: the same on every machine and in every release.
 
     Integers are hashed by the finalizer of SplitMix64, so that ids that are all multiples of something fill every
-    shard;
-    strings by BLAKE2b of their UTF-8 bytes.
+    shard; strings by BLAKE2b of their UTF-8 bytes.
     """
     if ids.dtype == object:
         digests = (hashlib.blake2b(item_id.encode("utf-8", "surrogatepass"), digest_size=8).digest() for item_id in ids)
@@ -61,8 +60,8 @@ class Shard:
     """The process of one shard: a `HashIndex` and its revision.
 
     Every call names the revision that it is meant for. A restarted process is at the revision of the last save; to a
-    call
-    for a later one it replies with its own revision alone. `birth` is the stamp of the index before its first change.
+    call for a later one it replies with its own revision alone. `birth` is the stamp of the index before its first
+    change.
     """
 
     def __init__(self, folder: str, shard: int, shards: int, bits: int, birth: str, num_threads: int):
@@ -110,8 +109,7 @@ class Shard:
         """A pickled `Reply`: the `k` nearest items of this shard, with metadata of the whole index's schema.
 
         `question` is made by `calls.as_question`. One bytes object each way: Ray serializes each argument and each part
-        of a
-        reply on its own, which for few queries takes longer than the search.
+        of a reply on its own, which for few queries takes longer than the search.
         """
         import faiss
 

@@ -41,10 +41,8 @@ def export_vespa(
     """Writes an index for Vespa: `feed.jsonl`, a `put` a line, and the schema `<name>.sd` for `schemas/`.
 
     The schema ranks by Hamming distance (`hamming`) and by AQD (`aqd`, see `[aqd]` in docs/method.md), both exactly.
-    Vespa
-    does not distinguish a missing value from an empty string or list, or a missing boolean from false. Booleans in
-    lists
-    become 0 and 1. See `EXPORTERS` for the arguments.
+    Vespa does not distinguish a missing value from an empty string or list, or a missing boolean from false. Booleans
+    in lists become 0 and 1. See `EXPORTERS` for the arguments.
     """
     check_name(name)
     columns = columns_of(index, _TARGET)

@@ -42,8 +42,7 @@ class FastScan:
     """FAISS's `IndexPQFastScan` over all codes, `(N, K / 8)` uint8.
 
     Hamming distances come out exact, because their tables are whole numbers. AQD candidates are scored again, and the
-    bound
-    allows for the rounding.
+    bound allows for the rounding.
     """
 
     def __init__(self, codes: np.ndarray):
