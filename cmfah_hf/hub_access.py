@@ -45,7 +45,7 @@ def hub_errors(
         HubServerError: If the Hub fails, is busy, or sends an invalid reply.
         HubError: If it refuses for another reason.
     """
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HTTPError
 
     from cmfah_hf.hub_requests import READING, WRITING, limited
 
@@ -55,7 +55,7 @@ def hub_errors(
     except CMFAHError:
         raise
     # The types of the client's errors, and of other libraries' errors that wrap them.
-    except (_http_error(), EntryNotFoundError, OSError, RuntimeError, ValueError) as found:
+    except (HTTPError, EntryNotFoundError, OSError, RuntimeError, ValueError) as found:
         failure = hub_failure(found, messages, again)
         if failure is None:
             raise
@@ -101,7 +101,7 @@ def hub_failure(
 
     `messages` and `again` are those of `hub_errors`.
     """
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     from cmfah_hf.hub_replies import BadReplyError
     from cmfah_hf.hub_requests import BusyError, UnreachableError, reason_of
@@ -111,7 +111,7 @@ def hub_failure(
         if isinstance(cause, (HfHubHTTPError, OfflineModeIsEnabled, BadReplyError, BusyError, UnreachableError)):
             found = cause
             break
-        if isinstance(cause, _http_error()):
+        if isinstance(cause, HTTPError):
             found = cause
     if found is None:
         return _without_request(error)
@@ -144,7 +144,8 @@ def _refused(error: Any, messages: Mapping[int, str], again: str) -> HubError:
     kinds = {401: HubAccessError, 403: HubAccessError, 404: HubNotFoundError}
     if status in messages:
         return kinds.get(status, HubError)(messages[status])
-    if status == 401 and error.response.headers.get("X-Error-Code") != "RepoNotFound" and _brought_token(error):
+    has_token = "authorization" in error.response.request.headers
+    if status == 401 and error.response.headers.get("X-Error-Code") != "RepoNotFound" and has_token:
         return HubAccessError("the Hub rejects the token; log in again with `hf auth login`, or correct HF_TOKEN.")
     if status in (401, 404):
         return HubNotFoundError(
@@ -174,19 +175,9 @@ def _without_request(error: BaseException) -> HubError | None:
     return None
 
 
-def _brought_token(error: Any) -> bool:
-    return "authorization" in error.response.request.headers
-
-
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def _http_error() -> type[Exception]:
-    from huggingface_hub.errors import HTTPError
-
-    return HTTPError

@@ -17,7 +17,7 @@ import numpy as np
 
 from cmfah_hf.atomic import atomic_file, atomic_folder, locked, sha256_of, write_text
 from cmfah_hf.documents import read_json
-from cmfah_hf.errors import CheckpointError
+from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.models.model_files import ModelFileError, require_below
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,26 @@ _ENDINGS = (".json", ".safetensors")
 _ARRAY_TYPES = (np.float64, np.float32, np.int64, np.int32)
 
 _State = TypeVar("_State")
+
+
+class Fitted:
+    """A state that `fit` or `load` fills. What a fitted object has is an error before."""
+
+    _vocabulary: list[str] | None = None
+    _UNFITTED: str  # the error
+
+    @property
+    def is_fitted(self) -> bool:
+        return self._vocabulary is not None
+
+    @property
+    def vocabulary(self) -> list[str]:
+        if self._vocabulary is None:
+            raise CMFAHError(self._UNFITTED)
+        return self._vocabulary
+
+    def _check_fitted(self) -> None:
+        self.vocabulary  # noqa: B018 - raises the error
 
 
 def save_state(

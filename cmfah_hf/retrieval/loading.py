@@ -2,7 +2,8 @@
 
 import logging
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -154,21 +155,23 @@ def _towers_class(config_file: Path) -> type[CMFAHModel]:
 
 
 def _load(part: Any, source: str, kwargs: dict[str, Any]) -> Any:
-    # A progress bar for a few dozen tensors is noise, most of all around the one line of an error.
-    hook = transformers_logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
     try:
-        with nullcontext() if is_folder(source) else hub_errors(source, CheckpointError):
+        with no_bars(), nullcontext() if is_folder(source) else hub_errors(source, CheckpointError):
             return part.from_pretrained(source, **kwargs)
     except CheckpointError:
         raise
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        reason = _reason(error)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise CheckpointError(f"{source}: no {part.__name__} can be loaded from there ({reason}).") from error
     except RuntimeError as error:
         raise CheckpointError(f"{source}: the shapes of its tensors are not those of its {CONFIG_NAME}.") from error
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Disables transformers' progress bars: for a few dozen tensors they are noise, most of all around an error."""
+    hook = transformers_logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
+    try:
+        yield
     finally:
         transformers_logging.set_tqdm_hook(hook)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -81,7 +81,8 @@ class ReleaseFiles:
     def find(self, name: str) -> str | None:
         """The key of the file whose path ends with `name` (`"tags/tags1.txt"`), for `read` and `describe`."""
         wanted = _normal(name)
-        found = [place for place in self._places.get(_base(wanted), ()) if _ends_with(_normal(place.path), wanted)]
+        named = self._places.get(_base(wanted), ())
+        found = [place for place in named if f"/{_normal(place.path)}".endswith(f"/{wanted}")]
         if not found:
             return None
         return self._key(min(found, key=lambda place: (place.archive is not None, len(place.path), place.path)))
@@ -101,7 +102,10 @@ class ReleaseFiles:
         archive, _, path = key.partition("\0")
         if not archive:
             with self._open(path) as file:
-                return _bounded(file.read(MOST_BYTES + 1))
+                content = file.read(MOST_BYTES + 1)
+            if len(content) > MOST_BYTES:
+                raise OSError(f"has more than {MOST_BYTES:,} bytes")
+            return content
         try:
             if Path(archive) in self._zips:
                 with self._open_member(archive, path, MOST_BYTES) as file:
@@ -250,16 +254,6 @@ def _normal(path: str) -> str:
 
 def _base(path: str) -> str:
     return path.rpartition("/")[2]
-
-
-def _ends_with(path: str, wanted: str) -> bool:
-    return path == wanted or path.endswith(f"/{wanted}")
-
-
-def _bounded(content: bytes) -> bytes:
-    if len(content) > MOST_BYTES:
-        raise OSError(f"has more than {MOST_BYTES:,} bytes")
-    return content
 
 
 def _some(names: Iterable[str]) -> str:

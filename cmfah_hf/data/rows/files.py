@@ -91,10 +91,11 @@ def placed_array(array: pa.Array, feature: Any, root: DataRoot, first_row: int) 
     return _as_files(contents, pa.array(paths, pa.string()), array)
 
 
-def one_array(column: pa.ChunkedArray) -> pa.Array:
+def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """A column as one array; `combine_chunks` of an extension type may give a chunked one again."""
-    array = column.combine_chunks()
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    while isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    return column
 
 
 def _as_files(contents: pa.Array, paths: pa.Array, array: pa.Array) -> pa.Array:

@@ -69,7 +69,8 @@ def _uniform_table(
         rest = placed_table(rest.cast_column(columns.image, datasets.Image()), root)
     except DataError as error:
         raise DataError(f"{source}, {error}") from error
-    rest = rest.rename_columns(_renaming(rest.column_names, columns))
+    names = {name: "image" if name == columns.image else columns.kept_as(name) for name in rest.column_names}
+    rest = rest.rename_columns({name: new for name, new in names.items() if name != new})
     joined = datasets.concatenate_datasets([own, rest], axis=1)
     return joined.select_columns(in_order(joined.column_names))
 
@@ -194,11 +195,6 @@ def _check_unique(ids: Sequence[str], source: str, column: str | None) -> None:
                 f"{source}: rows {first} and {row} (from 0) have the same id {name!r}; make them unique, name another "
                 f"column with id_column=, or ignore {column!r} with id_column=False."
             )
-
-
-def _renaming(present: Sequence[str], columns: ColumnNames) -> dict[str, str]:
-    wanted = {name: "image" if name == columns.image else columns.kept_as(name) for name in present}
-    return {name: new for name, new in wanted.items() if name != new}
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -72,11 +72,6 @@ def _find_metadata(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def missing_metadata(folder: Path) -> DataError:
-    """The error for a folder without anything that a source reads."""
-    return DataError(f"{folder}: holds neither a metadata file nor Parquet files; {EXAMPLE}")
-
-
 def _rows(metadata: CheckedMetadata, split: str, streaming: bool, **kwargs: Any) -> Any:
     """The rows of a checked metadata file as a `Dataset` or `IterableDataset`."""
     num_ranges = min(MAX_SHARDS, metadata.num_rows) if streaming else 1

@@ -161,7 +161,7 @@ class _Reader:
                 own[columns.kept_as(name)] = self._placed(table[name], self.features[name], first_row)
         schema = self.uniform_features.arrow_schema
         arrays = [
-            own[name] if own[name].type == kind else _cast(own[name], kind)
+            own[name] if own[name].type == kind else array_cast(one_array(own[name]), kind)
             for name, kind in zip(schema.names, schema.types, strict=True)
         ]
         return pa.table(arrays, schema=schema)
@@ -193,7 +193,3 @@ class _Reader:
             return column
         array = one_array(column)
         return placed_array(feature.cast_storage(array) if is_file(feature) else array, feature, self.root, first_row)
-
-
-def _cast(values: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
-    return array_cast(values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values, kind)

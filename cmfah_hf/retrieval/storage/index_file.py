@@ -72,8 +72,8 @@ def write_index(
         header["model"] = model
     header["checksum"] = checksum(header, tensors)
     with atomic_file(path, HashIndexError) as temporary:
-        held = expected_stamp if expected_stamp is None or file_of(path) is None else _stamp(path)
-        if held != expected_stamp:
+        is_expected = expected_stamp is None or file_of(path) is None
+        if not is_expected and _layout(_content(path, mmap=True), path)[0].get("stamp") != expected_stamp:
             raise HashIndexError(
                 f"{path} was saved by another program since this index was loaded from it or saved to it; load it "
                 "again and repeat the changes, save to another file, or pass overwrite=True."
@@ -119,10 +119,6 @@ def checksum(header: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
 
 def _damaged(path: Path, what: str) -> HashIndexError:
     return HashIndexError(f"{path} is damaged: {what}; save the index anew.")
-
-
-def _stamp(path: Path) -> str | None:
-    return _layout(_content(path, mmap=True), path)[0].get("stamp")
 
 
 def _content(path: Path, mmap: bool) -> np.ndarray:
