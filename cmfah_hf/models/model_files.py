@@ -62,7 +62,7 @@ def find_file(source: Any, name: str, hub: dict[str, Any]) -> Path | None:
     if not os.path.lexists(path):
         return None
     if not is_file(path):  # a pipe or a device would be waited for
-        raise ModelFileError(f"{path} is no regular file; put that of the model there.")
+        raise ModelFileError(f"{path} is not a regular file; put the model's file there.")
     require_below(path, source)
     return path
 

@@ -217,7 +217,7 @@ CASES = {
     ),
     "export: an unknown database": (
         "export {sound.index} --to oracle -o {root}/exported",
-        ["There is no export to 'oracle'; take one of milvus, vespa, pgvector."],
+        ["'oracle' is not a known database; use one of milvus, vespa, pgvector."],
     ),
     "export: into a folder of images": (
         "export {sound.index} --to pgvector -o {bare} --overwrite",

@@ -133,7 +133,7 @@ def test_index_of_a_data_set_with_splits(cmfah, trained, tmp_path):
     outcome = cmfah(
         "index", trained.folder, trained.scenes, "-o", tmp_path / "texts.index", "--texts", "--split", "query"
     )
-    assert outcome.out == f"{tmp_path / 'texts.index'}: 16 items, 32 bytes of codes, 0 left out.\n"
+    assert outcome.out == f"{tmp_path / 'texts.index'}: 16 items, 32 bytes of codes, 0 skipped.\n"
     index = HashIndex.load(tmp_path / "texts.index")
     assert index.ids.tolist() == pairs["query"]["id"][:]
     values = retriever.encode_texts(pairs["query"]["text"])

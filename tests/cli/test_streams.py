@@ -129,7 +129,7 @@ def test_ignored_words_are_reported(cmfah, trained, hostile_index):
     outcome = cmfah("search", trained.folder, hostile_index, "--text", "boat quixotic zebra, Zebra", "-k", 1, "--json")
     assert outcome.document["ignored_words"] == ["quixotic", "zebra"]
     assert outcome.err.splitlines()[-1] == (
-        "Searched without 2 of the words, which the model does not know: quixotic, zebra"
+        "Ignored 2 words that the model does not know: quixotic, zebra"
     )
     outcome = cmfah("search", trained.folder, hostile_index, "--text", "boat", "-k", 1, "--json")
     assert (outcome.document["ignored_words"], outcome.err) == ([], "")

@@ -186,16 +186,24 @@ def test_addresses_are_fetched_where_that_is_asked_for(own, canary, streaming, c
     assert "none.png: cannot be fetched" in caplog.text
 
 
-def test_what_is_fetched_has_limits(canary, monkeypatch):
+@pytest.fixture
+def slow_server(tmp_path):
+    """A server of its own: a request that is given up reaches it later, in the middle of another test."""
+    server = Canary(tmp_path, bytes(100))
+    yield server
+    server.close()
+
+
+def test_what_is_fetched_has_limits(slow_server, monkeypatch):
     from cmfah_hf.data.rows import files
 
     monkeypatch.setattr(files, "FETCH_BYTES", 10)
     with pytest.raises(ImageError, match="has more than 10 bytes"):
-        files.fetch(canary.url)
+        files.fetch(slow_server.url)
     monkeypatch.setattr(files, "FETCH_BYTES", 10**6)
     monkeypatch.setattr(files, "FETCH_SECONDS", 1e-9)
     with pytest.raises(ImageError):
-        files.fetch(canary.url)
+        files.fetch(slow_server.url)
 
 
 def test_a_file_that_became_a_link_is_refused_though_all_is_cached(own, canary):

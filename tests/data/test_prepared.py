@@ -463,7 +463,7 @@ def test_the_command(replica, tmp_path, capsys, monkeypatch):
     capsys.readouterr()
 
     for arguments, message in (
-        ([], "There is no folder to write to; name one with --out"),
+        ([], "No output folder; give --out"),
         (["--check-only", "--classes", "10"], "--classes is for nus-wide"),
         (["--check-only", "--variant", "3"], "variant=3 is not known; give one of 43, 53"),
         (["--out", str(tmp_path / "out")], "holds a data set already"),
@@ -475,4 +475,4 @@ def test_the_command(replica, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         main(["data", "prepare", "coco", "--root", "x", "--check-only"])
     assert end.value.code == 2
-    assert "There is no preparation of 'coco'; take mirflickr25k or nus-wide." in capsys.readouterr().err
+    assert "'coco' is not a known release; use mirflickr25k or nus-wide." in capsys.readouterr().err

@@ -17,6 +17,7 @@ def test_nothing_else_is_shown_than_what_is_looked_at_here():
     assert {(block.page, block.language) for block in SHOWN} == {
         ("README.md", "json"),
         ("docs/adding-a-method.md", "yaml"),  # tests/docs/test_adding_a_method.py trains with it
+        ("docs/adding-an-encoder.md", "yaml"),  # tests/docs/test_pages_run.py trains with it
         ("docs/own-images.md", "json"),
         ("docs/own-images.md", "text"),
         ("docs/data.md", "text"),  # looked at after the page has run, tests/pages/checks.py

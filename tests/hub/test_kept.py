@@ -72,10 +72,10 @@ def test_what_a_person_adds_around_a_pushed_card_stays(pushed, hub):
 
 def test_what_a_person_changes_in_a_pushed_card_stays(pushed, hub):
     _, files = pushed()
-    changed = files["README.md"].replace(b"## Limits", b"## Limits (mine)")
+    changed = files["README.md"].replace(b"## Limitations", b"## Limitations (mine)")
     hub.add("org/model", {"README.md": changed}, "model")
     done, files = pushed(license="mit")
-    assert b"## Limits (mine)" in files["README.md"]
+    assert b"## Limitations (mine)" in files["README.md"]
     assert b"The model: mit." in files["README.cmfah-hf.md"]
     assert done.kept == ("README.md",)
 
@@ -151,7 +151,7 @@ def test_the_command_says_what_it_kept(push_here, hub, prepared):
     hub.add("org/scenes", {"README.md": b"Mine."})
     result = push_here(prepared.folder, "--repo-id", "org/scenes")
     assert result.returncode == 0, result.stderr
-    assert "Kept the text of README.md on the Hub" in result.stdout.splitlines()[1]
+    assert "Kept the text of README.md, which was written on the Hub" in result.stdout.splitlines()[1]
     assert "README.cmfah-hf.md" in result.stdout
     result = push_here(prepared.folder, "--repo-id", "org/scenes", "--overwrite", "--json")
     assert json.loads(result.stdout)["kept"] == []

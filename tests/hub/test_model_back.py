@@ -77,7 +77,7 @@ def test_the_card_says_what_the_run_found(at_published):
     random = re.search(r"^\| MAP of a random ranking \| (\S+) \|", card.text, re.MULTILINE)
     assert float(random[1]) == pytest.approx(figures["random/map"], abs=6e-4)
     assert f"{int(figures['queries'])} held-out queries" in card.text
-    assert f"searched in {int(figures['database'])} pairs" in card.text
+    assert f"against a database of {int(figures['database'])} pairs" in card.text
     files = at_published.hub.files("org/model", "model")
     images = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card.text)
     assert images == ["plots/precision_at_k.png", "plots/attention.png"]

@@ -253,7 +253,7 @@ def test_a_hub_that_is_not_there_is_named_as_such(push_here, prepared, monkeypat
     monkeypatch.setattr(publishing, "_WAITS", ())
     one_line(
         push_here(prepared.folder, "--repo-id", "org/scenes"),
-        "org/scenes: there is no connection to the Hub (ConnectError",
+        "org/scenes: no connection to the Hub (ConnectError",
     )
 
 

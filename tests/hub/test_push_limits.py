@@ -118,7 +118,7 @@ def test_the_token_goes_nowhere_else(push, hub):
         assert "requests the token for another server" in one_line(push, HubServerError)
         link = {"Link": f'<{elsewhere.endpoint}/api/models/org/model/tree/x>; rel="next"'}
         hub.change(TREE, lambda answer: Answer(answer.content, answer.status, answer.headers | link), times=1)
-        assert "next page elsewhere" in one_line(push, HubServerError)
+        assert "next page is on another server" in one_line(push, HubServerError)
         hub.add("org/model", {"x.safetensors": b"x"}, "model")
         xet = {"X-Xet-Hash": "0" * 64, "X-Xet-Refresh-Route": f"{elsewhere.endpoint}/api/token"}
         hub.change("/resolve/", lambda answer: Answer(answer.content, answer.status, answer.headers | xet))
@@ -147,7 +147,7 @@ def test_the_hub_is_not_waited_for_longer_than_there_is_patience(push, hub, stat
     hub.faults.clear()
     limit = {"RateLimit": '"api";r=0;t=99999', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}
     hub.reply(MODES, b"{}", 429, limit)
-    assert "wait for 99,999 s" in one_line(push, HubServerError)
+    assert "requests a wait of 99,999 s" in one_line(push, HubServerError)
 
 
 def test_an_upload_takes_as_long_as_it_makes_progress(push, hub, tmp_path, monkeypatch):

@@ -73,9 +73,9 @@ def test_another_model_replaces_what_was_there_and_nothing_else(push_the_space, 
 
 def test_what_could_not_run_is_refused_before_anything_is_sent(push_the_space, hub, trained, tmp_path):
     refused = [
-        ({"model": trained.folder}, HubError, "name the images"),
-        ({"data": str(trained.scenes)}, HubError, "put it on the Hub with `cmfah data push`"),
-        ({"data": "images"}, HubError, "put it on the Hub"),
+        ({"model": trained.folder}, HubError, "needs images to search"),
+        ({"data": str(trained.scenes)}, HubError, "push it with `cmfah data push`"),
+        ({"data": "images"}, HubError, "push it with"),
         ({"model": tmp_path, "data": "org/images"}, CheckpointError, r"a folder without config\.json"),
     ]
     for settings, kind, reason in refused:

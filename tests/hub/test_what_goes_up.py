@@ -75,7 +75,7 @@ def test_only_regular_files_below_the_folder_go_up(push_run, hub, trained, tmp_p
         os.mkfifo(folder / name)
     else:
         (folder / name).symlink_to("/dev/zero")
-    with pytest.raises(CheckpointError, match=r"leads out of |is no regular file|has no ") as raised:
+    with pytest.raises(CheckpointError, match=r"leads out of |is not a regular file|has no ") as raised:
         push_run(folder)
     assert str(folder / name) in str(raised.value)
     assert hub.store.repositories == {}
@@ -103,31 +103,31 @@ def test_what_is_foreign_in_a_folder_stays_there(push_run, hub, trained, tmp_pat
             "scenes",
             ("scenes", "scenes"),
             "Data: `scenes`, drawn by code",
-            "none to mind, they are drawn by code.",
+            "The data: not needed (synthetic scenes).",
             None,
         ),
-        ("scenes", None, "Data: `scenes`, drawn by code", "The data: none to mind, they are drawn by code.", None),
+        ("scenes", None, "Data: `scenes`, drawn by code", "The data: not needed (synthetic scenes).", None),
         (
             "org/pairs",
             ("hub", "org/pairs"),
             "Data: [org/pairs](",
-            "The data's licence is not known here",
+            "The data's license is unknown",
             ["org/pairs"],
         ),
         ("data/pairs", ("local", "pairs"), "Data: `pairs`", "The data: cc-by-4.0.", None),
         ("data/pairs", None, "Data: `pairs`", "The data: cc-by-4.0.", None),
         # What a run of before the record was told says nothing of where it was found, nor does a false record.
-        ("org/pairs", None, "The run does not name its data.", "The data's licence is not known here", None),
-        ("data/my-images", None, "The run does not name its data.", "not known here", None),
-        ("data/my-images", ("local", "my-images"), "Data: `my-images`", "not known here", None),
-        ("../images/mine", ("local", "mine"), "Data: `mine`", "not known here", None),
-        ("../images/mine", None, "Data: `mine`", "not known here", None),
-        ("C:\\images", ("local", "C:\\images"), "Data: `images`", "not known here", None),
-        ("C:\\images", None, "Data: `images`", "not known here", None),
-        ("images/", ("local", "images"), "Data: `images`", "not known here", None),
-        ("images/", ("hub", "images/"), "The run does not name its data.", "not known here", None),
-        ("../x", ("hub", "../x"), "The run does not name its data.", "not known here", None),
-        ("..", ("local", ".."), "The run does not name its data.", "not known here", None),
+        ("org/pairs", None, "The run does not name its data.", "The data's license is unknown", None),
+        ("data/my-images", None, "The run does not name its data.", "The data's license is unknown", None),
+        ("data/my-images", ("local", "my-images"), "Data: `my-images`", "The data's license is unknown", None),
+        ("../images/mine", ("local", "mine"), "Data: `mine`", "The data's license is unknown", None),
+        ("../images/mine", None, "Data: `mine`", "The data's license is unknown", None),
+        ("C:\\images", ("local", "C:\\images"), "Data: `images`", "The data's license is unknown", None),
+        ("C:\\images", None, "Data: `images`", "The data's license is unknown", None),
+        ("images/", ("local", "images"), "Data: `images`", "The data's license is unknown", None),
+        ("images/", ("hub", "images/"), "The run does not name its data.", "The data's license is unknown", None),
+        ("../x", ("hub", "../x"), "The run does not name its data.", "The data's license is unknown", None),
+        ("..", ("local", ".."), "The run does not name its data.", "The data's license is unknown", None),
     ],
 )
 def test_the_card_links_to_the_hub_what_was_loaded_from_there_and_nothing_else(
@@ -156,7 +156,7 @@ def test_the_card_links_to_the_hub_what_was_loaded_from_there_and_nothing_else(
     assert license in card.text
     assert card.data.datasets == on_the_hub
     assert ("huggingface.co/datasets" in str(card)) == (on_the_hub is not None)
-    assert "No licence was given to the model" in card.text
+    assert "The model has no license" in card.text
     write_settings(run, tmp_path, None)
     told = yaml.safe_load((tmp_path / "run.yaml").read_text())["data"]["dataset"]
     assert told == (dataset if on_the_hub else Path(dataset.replace("\\", "/")).name.replace("..", "") or "data")

@@ -69,7 +69,7 @@ def test_a_mute_hub_and_no_network_end_soon(hub, monkeypatch):
     assert "no connection to the Hub" in refused("org/model", within=8)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
     message = refused("runs/first", within=5)
-    assert message.startswith("runs/first: no folder of this name here, and there is no connection to the Hub")
+    assert message.startswith("runs/first: no folder of this name here, and no connection to the Hub")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "offline the Hub is not asked" in refused("runs/first", within=2)
 

@@ -138,8 +138,8 @@ def test_the_best_one_stays(make_trainer, make_model, tmp_path):
         load_best_model_at_end=True, metric_for_best_model="map", greater_is_better=True,
     )  # fmt: skip
     maps = iter([0.1, 0.9, 0.3, 0.4, 0.5])
-    names = ("hamming/i2t/map", "hamming/t2i/map", "random/map")
-    trainer.task.evaluator = lambda *args: dict.fromkeys(names, next(maps))
+    figures = ("hamming/i2t/map", "hamming/t2i/map", "random/map")
+    trainer.task.evaluator = lambda *args: dict.fromkeys(figures, next(maps))
     trainer.train()
     assert names(tmp_path / "out") == ["checkpoint-6", "checkpoint-15"]
     state = json.loads((tmp_path / "out" / "checkpoint-6" / "trainer_state.json").read_text())

@@ -69,7 +69,7 @@ def test_pairs_alone_are_measured_by_the_rank_of_the_partner(run_of, bare, tmp_p
 def test_tags_are_measured_by_the_overlap_of_expanded_texts(run_of, bare, tmp_path):
     metrics = train(run_of("--similarity", "tags", data={"dataset": str(bare), "validation_fraction": 0.3}))
     assert (metrics["similarity"], metrics["validation_relevance"]) == ("tags", "tags")
-    threshold = CMFAHForPreTraining.from_pretrained(tmp_path / "out").config.positive_overlap
+    threshold = CMFAHForPreTraining.from_pretrained(tmp_path / "out").config.objective["positive_overlap"]
     assert 0 < threshold < 1
     part, validation = train_validation_split(load_image_text(bare, split="train"), 0.3, seed=0)
     expander = GraphExpander.load(tmp_path / "out")
@@ -114,7 +114,7 @@ def test_labels_that_are_missing_are_named_with_what_works_without(run_of, bare)
 
 def test_a_threshold_of_ones_own(run_of, bare, tmp_path):
     train(run_of("--similarity", "tags", "--positive_overlap", "0.75", data={"dataset": str(bare)}))
-    assert CMFAHForPreTraining.from_pretrained(tmp_path / "out").config.positive_overlap == 0.75
+    assert CMFAHForPreTraining.from_pretrained(tmp_path / "out").config.objective["positive_overlap"] == 0.75
     with pytest.raises(ValueError, match="positive_overlap is 1; give a cosine from 0 to below 1"):
         train(run_of("--positive_overlap", "1"))
 
