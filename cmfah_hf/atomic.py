@@ -44,21 +44,10 @@ def atomic_file(
 ) -> Iterator[Path]:
     """Writes a new file, which replaces `path` in one step at the end of the block, or not at all.
 
-    Links are followed, so the target of a link is replaced. The new file has the permissions of the one it replaces, or
-    those of the umask.
-
-    Args:
-        path: The file to write. Missing parent folders are created.
-        error: The type of the errors.
-        timeout_s: Seconds to wait for another process that is writing it.
-
-    Yields:
-        An empty file in the folder of the target. The block should only write: an `OSError` or a `SafetensorError` in
-        it is reported as a failure to write.
-
-    Raises:
-        CMFAHError: Of type `error`, if `path` is anything but a regular file, another process keeps writing it, or the
-            file system fails. The previous content is unchanged.
+    Yields an empty file in the folder of the target, which is created if needed. Links are followed. The new file has
+    the permissions of the one it replaces, or those of the umask. `timeout_s` is the time to wait for another process
+    that is writing it. The block should only write: an `OSError` or a `SafetensorError` in it is reported as a failure
+    to write.
     """
     target = regular_target(path, error)
     with _writing(path, error), locked(target, error, timeout_s):
@@ -88,19 +77,9 @@ def write_text(path: str | os.PathLike, text: str, error: type[CMFAHError] = CMF
 def atomic_folder(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError) -> Iterator[Path]:
     """Fills a new folder, which replaces `path` at the end of the block, or not at all.
 
-    An existing folder is replaced with all its content; the caller decides before whether that is allowed. This takes
-    two renames: if a process died between them, the next call first restores the previous folder.
-
-    Args:
-        path: The folder to write. Links are followed; missing parent folders are created.
-        error: The type of the errors.
-
-    Yields:
-        An empty folder next to the target.
-
-    Raises:
-        CMFAHError: Of type `error`, if `path` is anything but a folder, another process keeps writing it, or the file
-            system fails. The previous content is unchanged.
+    Yields an empty folder next to the target. An existing folder is replaced with all its content; the caller decides
+    before whether that is allowed. This takes two renames: if a process died between them, the next call first restores
+    the previous folder.
     """
     target = _resolved(path, error)
     with _writing(path, error), locked(target, error):

@@ -5,14 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cmfah_hf.errors import (
-    CMFAHError,
-    HubAccessError,
-    HubConnectionError,
-    HubError,
-    HubNotFoundError,
-    HubServerError,
-)
+from cmfah_hf.errors import CMFAHError, HubAccessError, HubConnectionError, HubError, HubNotFoundError, HubServerError
 
 
 @contextmanager
@@ -31,19 +24,12 @@ def hub_errors(
 
     Args:
         what: Beginning of the message, such as the repository's id.
-        error: The type to raise. None: one of `HubNotFoundError`, `HubAccessError`, `HubConnectionError`,
-            `HubServerError`, or `HubError` for the rest.
+        error: The type to raise. None: `HubNotFoundError`, `HubAccessError`, `HubConnectionError`, `HubServerError`, or
+            `HubError` for the rest.
         token: A token to mask in messages.
         writes: True for uploads, which get longer limits.
         messages: Messages by HTTP status, instead of the default ones.
         again: Advice if the Hub fails or cannot be reached.
-
-    Raises:
-        HubNotFoundError: If the token sees no such repository, revision or file.
-        HubAccessError: If the token is invalid or lacks permission.
-        HubConnectionError: If there is no network, offline mode is set, or the Hub does not reply.
-        HubServerError: If the Hub fails, is busy, or sends an invalid reply.
-        HubError: If it refuses for another reason.
     """
     from huggingface_hub.errors import EntryNotFoundError, HTTPError
 

@@ -9,8 +9,7 @@ import typer
 def push(
     repo_id: Annotated[str, typer.Option("--repo-id", help="The target repository, as owner/name.")],
     run: Annotated[
-        str | None,
-        typer.Argument(help="The output folder of a training run; with --space also a Hub id, or omitted."),
+        str | None, typer.Argument(help="The output folder of a training run; with --space also a Hub id, or omitted.")
     ] = None,
     space: Annotated[
         bool, typer.Option("--space", help="Push the search page as a Space that includes the model.")

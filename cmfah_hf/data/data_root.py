@@ -19,7 +19,7 @@ from urllib.parse import quote
 from cmfah_hf.errors import DataError
 
 # Archives that `datasets` reads in place, as `zip://name::archive`.
-_ARCHIVES = frozenset({"zip", "gzip", "bz2", "xz", "zstd", "lz4"})
+ARCHIVES = frozenset({"zip", "gzip", "bz2", "xz", "zstd", "lz4"})
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
@@ -101,7 +101,7 @@ class DataRoot:
                 )
             return path
         *archives, last = path.split("::")
-        if any(protocol not in _ARCHIVES for protocol in (part.partition("://")[0] for part in archives)):
+        if any(protocol not in ARCHIVES for protocol in (part.partition("://")[0] for part in archives)):
             raise self._outside(path)
         return "::".join([*archives, self._place(last, path)])
 

@@ -87,10 +87,7 @@ class SkipGramEmbedding(Fitted):
         self.settings = settings
 
     def fit(
-        self,
-        sentences: Any,
-        text_column: str = "text",
-        extra_corpus: str | Path | Sequence[str | Path] | None = None,
+        self, sentences: Any, text_column: str = "text", extra_corpus: str | Path | Sequence[str | Path] | None = None
     ) -> "SkipGramEmbedding":
         """Trains on the texts in order, each as one sentence; an earlier fit is discarded.
 

@@ -15,36 +15,25 @@ _COLUMNS = ("word", "from", "score", "because of")
 
 @dataclass(frozen=True)
 class Cause:
-    """The contribution of one word of the text to an added word.
+    """The contribution of one word of the text to an added word."""
 
-    Attributes:
-        own: The word of the text.
-        score: Its part of the added word's score.
-        ways: For a word of the graph, the largest contributions by the previous word of the walk, and their parts of
-            `score`; `None` for the first hop, directly from `own`.
-    """
-
-    own: str
-    score: float
-    ways: list[tuple[str | None, float]]
+    own: str  # the word of the text
+    score: float  # its part of the added word's score
+    ways: list[tuple[str | None, float]]  # by the previous word of the walk, largest first; None: directly
 
 
 @dataclass(frozen=True)
 class AddedWord:
     """An added word.
 
-    Attributes:
-        word: The word.
-        source: `"graph"` or `"knowledge"`.
-        score: For the graph: its expected share of a walk's words. For the knowledge: the sum of its positive pointwise
-            mutual information with the words of the text.
-        causes: The words of the text that contribute to it, largest first; their scores sum to `score`.
+    The score of a word of the graph is its expected share of a walk's words, that of a word of the knowledge the sum of
+    its positive pointwise mutual information with the words of the text.
     """
 
     word: str
-    source: str
+    source: str  # `graph` or `knowledge`
     score: float
-    causes: list[Cause]
+    causes: list[Cause]  # largest first; their scores sum to `score`
 
 
 @dataclass(frozen=True)

@@ -122,11 +122,7 @@ class WikipediaKnowledge(Fitted):
                 raise CMFAHError(f"{name}={self.settings[name]} is below {lowest}; give {name} >= {lowest}.")
 
     def fit(
-        self,
-        source: Any,
-        vocabulary: Iterable[str],
-        text_column: str = "text",
-        title_column: str | None = "title",
+        self, source: Any, vocabulary: Iterable[str], text_column: str = "text", title_column: str | None = "title"
     ) -> "WikipediaKnowledge":
         """Fits on the articles in one pass; an earlier fit is discarded.
 

@@ -21,28 +21,13 @@ if TYPE_CHECKING:
 
 # Settings that change the codes of equal weights. All others change the tensors' names and shapes, or only training.
 _MODEL_SETTINGS = (
-    "normalize_regions",
-    "attention",
-    "guidance",
-    "image_temperature",
-    "text_temperature",
-    "use_lstm",
-    "image_pooling",
-    "text_pooling",
-    "normalize_features",
-)
+    "normalize_regions", "attention", "guidance", "image_temperature", "text_temperature", "use_lstm", "image_pooling",
+    "text_pooling", "normalize_features",
+)  # fmt: skip
 _IMAGE_SETTINGS = (
-    "do_resize",
-    "size",
-    "resample",
-    "do_center_crop",
-    "crop_size",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-)
+    "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
+    "image_mean", "image_std",
+)  # fmt: skip
 _BACKBONE_SETTINGS = ("model_type", "hidden_act", "out_features")
 
 

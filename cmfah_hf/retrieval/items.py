@@ -39,18 +39,10 @@ class Batch:
 
 
 class Items:
-    """Images or texts with their ids and metadata.
+    """Images or texts with their ids and metadata; `what` names them in errors and on the progress bar.
 
-    Args:
-        source: A data set or a stream with `column`, or an iterable of values.
-        column: The data set's column of images or texts (a list of words is one text).
-        ids: One id for each value. None: the data set's column `id` if it has one, else numbers.
-        metadata: For a data set, the names of columns to keep. Otherwise as for `HashIndex.add`.
-        what: The name of the values in errors and on the progress bar, such as `"images"`.
-
-    Raises:
-        DataError: If a column is missing.
-        HashIndexError: If the number of ids or rows of metadata is not that of the values.
+    The source is a data set or a stream with `column`, of which `metadata` names columns to keep, or an iterable of
+    values. Without `ids`, the data set's column `id` is used if it has one, else numbers.
     """
 
     def __init__(

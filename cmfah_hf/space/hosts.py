@@ -15,16 +15,10 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 class AllowedHosts:
     """Accepts or refuses requests by their `Host` and `Origin` headers.
 
-    Allowed are this machine's own name, `localhost`; the address that the server listens at, where that is all of them
-    any IP address; on the Hub the Space's own host (`SPACE_HOST`); and the further ones. An attacker can let any name
-    point to this machine, but no IP address, so addresses are safe where names are not.
-
-    Args:
-        bound: The address that the server listens at.
-        further: Further host names or addresses, without scheme and port.
-
-    Raises:
-        CMFAHError: If one of `further` is not a host.
+    Allowed are this machine's own name, `localhost`; the address `bound` that the server listens at, where that is all
+    of them any IP address; on the Hub the Space's own host (`SPACE_HOST`); and the `further` ones, without scheme and
+    port. An attacker can let any name point to this machine, but no IP address, so addresses are safe where names are
+    not.
     """
 
     def __init__(self, bound: str, further: Iterable[str] = ()):

@@ -6,11 +6,9 @@ import os
 import re
 import secrets
 import stat
-import struct
 import threading
 import time
 import warnings
-import zlib
 from pathlib import Path
 
 from PIL import Image
@@ -28,18 +26,6 @@ MAX_FILES = 512
 KEPT_SECONDS = 900.0
 # Longer side of a decoded image, larger than any model's input.
 _SIDE = 1024
-# Errors of Pillow's parsers on malformed headers, their own and those of the numbers and tables in the file.
-_DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    ArithmeticError,
-    struct.error,
-    zlib.error,
-)
 _NAME = re.compile(r"[0-9a-f]{64}")
 # A name that no upload has, for requests that name anything else.
 _NOBODYS = "0" * 64
@@ -131,7 +117,7 @@ class Uploads:
 
 def read_upload(content: bytes) -> Image.Image:
     """An uploaded file as an upright RGB image, at most 1024 pixels long."""
-    from cmfah_hf.data.images import decode_image
+    from cmfah_hf.data.images.decoding import DAMAGED, decode_image
     from cmfah_hf.models.image_modes import to_rgb
 
     try:
@@ -142,7 +128,7 @@ def read_upload(content: bytes) -> Image.Image:
             width, height = header.size
     except Image.DecompressionBombError as error:
         raise ImageError(_too_many_pixels()) from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         kinds = ", ".join(FORMATS[:-1])
         raise ImageError(f"This file is not a readable image; send {kinds} or {FORMATS[-1]}.") from error
     if width * height > MAX_PIXELS:

@@ -65,13 +65,7 @@ class RawArray:
     """A contiguous array in a file open for reading, as `BlockReader`; in order `"F"` the first axis varies fastest."""
 
     def __init__(
-        self,
-        file: BinaryIO,
-        offset: int,
-        shape: tuple[int, ...],
-        dtype: np.dtype,
-        order: Literal["C", "F"],
-        name: str,
+        self, file: BinaryIO, offset: int, shape: tuple[int, ...], dtype: np.dtype, order: Literal["C", "F"], name: str
     ):
         self.file, self.offset, self.shape, self.dtype, self.order, self.name = file, offset, shape, dtype, order, name
 

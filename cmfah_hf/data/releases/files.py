@@ -45,16 +45,10 @@ class _Place:
 
 
 class ReleaseFiles:
-    """Finds files of a release anywhere below `root`, by the end of their path.
+    """Finds files of a release anywhere below a folder (or in one archive), by the end of their path.
 
-    Folders take precedence over archives, and shorter paths over longer ones. Case and the kind of slash are ignored.
-    Archives are not unpacked. Reading is thread-safe.
-
-    Args:
-        root: A folder with folders, zip files or uncompressed tar files, or one such archive.
-
-    Raises:
-        DataError: If `root` does not exist, or an archive in it is damaged.
+    Zip files and uncompressed tar files are read without unpacking them. Folders take precedence over archives, and
+    shorter paths over longer ones. Case and the kind of slash are ignored. Reading is thread-safe.
     """
 
     def __init__(self, root: str | os.PathLike):

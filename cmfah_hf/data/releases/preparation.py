@@ -25,14 +25,7 @@ from cmfah_hf.data.releases.card import Provenance, make_card
 from cmfah_hf.data.releases.files import ReleaseFiles
 from cmfah_hf.data.releases.images import ReleasedImages, find_images, iterate_images
 from cmfah_hf.data.releases.protocols import Split
-from cmfah_hf.data.releases.shards import (
-    PARTS,
-    STATE_NAME,
-    Shard,
-    Writing,
-    enter_folder,
-    write_shard,
-)
+from cmfah_hf.data.releases.shards import PARTS, STATE_NAME, Shard, Writing, enter_folder, write_shard
 from cmfah_hf.data.releases.table import Corrections, ReleaseTable
 from cmfah_hf.errors import DataError
 

@@ -78,25 +78,15 @@ class Corrections:
 
 @dataclass
 class ReleaseTable:
-    """The rows of a release, without the image files.
+    """The N rows of a release, without the image files."""
 
-    Args:
-        ids: N unique ids.
-        images: The end of the path of each row's image, for `ReleaseFiles.find`.
-        tag_names: V names.
-        tags: N lists of tag numbers.
-        class_names: C names.
-        labels: N lists of class numbers.
-        selecting_tags: `(N,)`, the number of tags that decides whether a row counts as tagged, if not that of `tags`.
-    """
-
-    ids: list[str]
-    images: list[str]
-    tag_names: list[str]
-    tags: Lists
-    class_names: list[str]
-    labels: Lists
-    selecting_tags: np.ndarray | None = None
+    ids: list[str]  # unique
+    images: list[str]  # the end of the path of each image, for `ReleaseFiles.find`
+    tag_names: list[str]  # V names
+    tags: Lists  # N lists of tag numbers
+    class_names: list[str]  # C names
+    labels: Lists  # N lists of class numbers
+    selecting_tags: np.ndarray | None = None  # `(N,)` the tags by which a row counts as tagged; None: `tags`
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -12,14 +12,7 @@ import datasets
 from cmfah_hf.data.data_root import DataRoot
 from cmfah_hf.data.images.streams import decoding_off, decoding_on
 from cmfah_hf.data.internals import resolved_features
-from cmfah_hf.data.rows.columns import (
-    UNIFORM_COLUMNS,
-    ColumnNames,
-    RequestedColumns,
-    find_columns,
-    labels_of,
-    text_of,
-)
+from cmfah_hf.data.rows.columns import UNIFORM_COLUMNS, ColumnNames, RequestedColumns, find_columns, labels_of, text_of
 from cmfah_hf.data.rows.errors import guarded, guarded_stream, in_row
 from cmfah_hf.data.rows.files import holds_files, placed_table, placed_value
 from cmfah_hf.errors import DataError
@@ -131,10 +124,7 @@ def own_features(columns: ColumnNames) -> dict[str, Any]:
 
 
 def own_values(
-    example: Mapping[str, Any],
-    columns: ColumnNames,
-    class_names: Sequence[str] | None,
-    other_id: Callable[[], str],
+    example: Mapping[str, Any], columns: ColumnNames, class_names: Sequence[str] | None, other_id: Callable[[], str]
 ) -> dict[str, Any]:
     """The `id`, `text` and `labels` of a source's row; `other_id` gives the id of a row without one."""
     given = example.get(columns.id) if columns.id else None

@@ -239,10 +239,7 @@ def _sun(pen: Pen) -> None:
     start = float(pen.rng.integers(30))
     for i in range(12):
         angle = start + 30 * i
-        tip, *base = (
-            *_circle(0.5, 0.5, 0.49, [angle]),
-            *_circle(0.5, 0.5, 0.3, [angle - 12, angle + 12]),
-        )
+        tip, *base = (*_circle(0.5, 0.5, 0.49, [angle]), *_circle(0.5, 0.5, 0.3, [angle - 12, angle + 12]))
         pen.polygon([tip, *base], (248, 160, 40))
     pen.ellipse(0.21, 0.21, 0.79, 0.79, (255, 212, 58))
 

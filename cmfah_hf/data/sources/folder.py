@@ -95,11 +95,7 @@ def _rows(metadata: CheckedMetadata, split: str, streaming: bool, **kwargs: Any)
 
 
 def generate_rows(
-    path: str,
-    columns: ColumnNames,
-    version: str,
-    spellings: tuple[tuple[str, str], ...],
-    ranges: list[tuple[int, int]],
+    path: str, columns: ColumnNames, version: str, spellings: tuple[tuple[str, str], ...], ranges: list[tuple[int, int]]
 ) -> Iterator[dict[str, Any]]:
     """The uniform rows in `ranges` (start, stop) of a metadata file; `version` only identifies its state."""
     folder, spelled = str(Path(path).parent), dict(spellings)
