@@ -285,7 +285,7 @@ def memory(own: argparse.Namespace) -> Rows:
                 command = [sys.executable, script, what, Path(folder) / "codes.index", f"--items={items}", *settings]
                 run = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
                 found |= {f"{what}/{name}": value for name, value in json.loads(run.stdout).items()}
-        unit, most = "bytes an item", bar(own, 1.0, items, 10 * MILLION)
+        unit, most = "bytes per item", bar(own, 1.0, items, 10 * MILLION)
         yield Figure("codes", items, found["add/codes"], unit)
         yield Figure("file", items, found["add/file"], unit)
         yield Figure("process, after adding and a Hamming search", items, found["add/resident_hamming"], unit)

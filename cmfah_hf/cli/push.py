@@ -71,7 +71,7 @@ def push(
     for option, value in (of_a_model if space else of_a_space).items():
         if value is not None:
             raise HubError(
-                f"{option} is of a model; leave it out." if space else f"{option} is of a Space; add --space."
+                f"{option} is for models; leave it out." if space else f"{option} is for Spaces; add --space."
             )
     common = {
         "private": private,

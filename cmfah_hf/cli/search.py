@@ -20,7 +20,7 @@ def search(
     image: Annotated[str | None, typer.Option("--image", "-i", help="An image to search with, or '-'.")] = None,
     image_weight: Annotated[float, typer.Option(help="With words and an image: the image's share, 0 to 1.")] = 0.5,
     k: Annotated[int, typer.Option("-k", help="How many items to show.")] = 10,
-    metric: Annotated[str, typer.Option(help="'aqd': by real hash values; 'hamming': by bits.")] = "aqd",
+    metric: Annotated[str, typer.Option(help="'aqd': by the query's continuous code; 'hamming': by bits.")] = "aqd",
     where: Annotated[
         list[str] | None, typer.Option(help="'column=value': only such items; may be repeated, all have to hold.")
     ] = None,

@@ -19,7 +19,7 @@ from cmfah_hf.documents import parse_yaml
 from cmfah_hf.errors import HubError
 
 # The file for a push's card if the card on the Hub is a person's.
-BESIDE_NAME = "README.cmfah-hf.md"
+SEPARATE_NAME = "README.cmfah-hf.md"
 
 _END = "<!-- cmfah-hf: end -->"
 _SECTION = re.compile(rf"<!-- cmfah-hf: begin ([0-9a-f]{{16}})\b[^>]*-->(.*?){_END}", re.DOTALL)
@@ -32,11 +32,11 @@ _TEMPLATE = re.compile(r"\s*Check out the configuration reference at https://\S+
 class Merged:
     """Args:
     text: The merged card. None: the card on the Hub stays unchanged.
-    beside: True if the pushed section is not in it and goes into a separate file.
+    is_separate: True if the pushed section is not in it and goes into a separate file.
     """
 
     text: str | None
-    beside: bool
+    is_separate: bool
 
 
 def marked(body: str) -> str:

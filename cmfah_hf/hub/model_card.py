@@ -317,8 +317,8 @@ def _limits(run: FinishedRun, files: set[str]) -> list[str]:
 def _licenses(run: FinishedRun, license: str | None, data_license: str | None) -> list[str]:
     model = f"The model: {license}." if license else "The model has no license; ask its owner."
     data = data_license or run.data_license
-    said = f"The data: {data}." if data else "The data's license is unknown; see its source."
-    return ["## License", f"{model} {said} The code that cmfah-hf added to this repository: Apache-2.0."]
+    of_data = f"The data: {data}." if data else "The data's license is unknown; see its source."
+    return ["## License", f"{model} {of_data} The code that cmfah-hf added to this repository: Apache-2.0."]
 
 
 def _figure(value: float | None) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cmfah_hf.atomic import locked
 from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.errors import CMFAHError, HubError
-from cmfah_hf.hub.cards import BESIDE_NAME
+from cmfah_hf.hub.cards import SEPARATE_NAME
 from cmfah_hf.hub.records import Plan, digests_of, is_same, plan
 from cmfah_hf.hub_access import hub_errors, hub_failure
 
@@ -70,7 +70,7 @@ class Published:
         """One line per file that was kept."""
         lines = [f"Kept {path}, which was edited on the Hub." for path in self.kept if path != CARD_NAME]
         if CARD_NAME in self.kept:
-            where = f"; the card of this push is in {BESIDE_NAME}" if BESIDE_NAME in self.files else ""
+            where = f"; the card of this push is in {SEPARATE_NAME}" if SEPARATE_NAME in self.files else ""
             lines.append(f"Kept the text of {CARD_NAME}, which was written on the Hub{where}.")
         return lines
 

@@ -14,7 +14,7 @@ from typing import Any
 from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.documents import parse_json, read_bytes
 from cmfah_hf.errors import HubError
-from cmfah_hf.hub.cards import BESIDE_NAME, merged, metadata_of
+from cmfah_hf.hub.cards import SEPARATE_NAME, merged, metadata_of
 
 RECORD_NAME = ".cmfah-hf.json"
 _VERSION = 1
@@ -104,10 +104,10 @@ def plan(
             _check_required(repo_id, theirs if card.text is None else card.text.encode(), ours, required)
             if card.text is not None:
                 add[CARD_NAME] = file if card.text == ours else card.text.encode()
-            if card.beside:
+            if card.is_separate:
                 kept.append(CARD_NAME)
-                if not remote.is_edited(BESIDE_NAME, file):
-                    add[BESIDE_NAME] = file
+                if not remote.is_edited(SEPARATE_NAME, file):
+                    add[SEPARATE_NAME] = file
         else:
             add[CARD_NAME] = file
     remove, stay = remote.leftovers({*files, *add, RECORD_NAME}, replaces)

@@ -89,7 +89,7 @@ def _search_tab(page: Page, uploads: Uploads) -> tuple[gr.HTML, gr.State, gr.Tex
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=280):
             words = gr.Textbox(
-                label="Words", placeholder="what the images are to show", max_length=LONGEST_QUERY, elem_id="words"
+                label="Words", placeholder="what the images show", max_length=LONGEST_QUERY, elem_id="words"
             )
             examples = gr.Dataset(
                 components=[gr.Textbox(visible=False)], samples=[], label="For example", visible=False, type="index"

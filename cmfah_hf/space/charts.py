@@ -1,6 +1,6 @@
 """Charts of the page in HTML and SVG: the map of codes, memory, curves of the run's metrics.
 
-They take the page's own colours, so they are read in light and in dark.
+They use the page's own colors, so they are readable in light and dark mode.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cmfah_hf.space.html import escaped, labelled_lines, note
+from cmfah_hf.space.html import escaped, labeled_lines, note
 
 if TYPE_CHECKING:
     from cmfah_hf.space.engine import Engine
@@ -75,7 +75,7 @@ def memory(engine: "Engine") -> str:
     ]
     here = len(engine.images) * engine.bits // 8
     line = f"The codes of all {len(engine.images):,} images here take {here:,} bytes."
-    return f'<div class="cm-memory"><h3>Memory</h3>{labelled_lines(rows)}{note(line)}</div>'
+    return f'<div class="cm-memory"><h3>Memory</h3>{labeled_lines(rows)}{note(line)}</div>'
 
 
 def _amount(size: float) -> str:

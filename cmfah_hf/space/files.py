@@ -42,7 +42,7 @@ def space_files(model: Path | None = None) -> dict[str, Path]:
     The package is included so that the Space runs the code that it was made with.
 
     Args:
-        model: The folder of the run whose model goes along. None: none does.
+        model: The folder of the run whose model is included. None: no model.
 
     Raises:
         CMFAHError: If the embedded Space did not come with the package, or the model lacks a file.

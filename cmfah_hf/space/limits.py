@@ -137,7 +137,7 @@ class Limits:
         if len(hosts) != 1 or len(origins) > 1 or not self._hosts.answers(hosts[0], *origins):
             raise _RefusedError(
                 403,
-                "This host is not answered. Whoever serves this page can name further ones with --allow-host, or as "
+                "This host is not allowed. The owner of this page can allow it with --allow-host, or as "
                 "hosts in space.json.",
             )
 
@@ -193,10 +193,10 @@ class Limits:
         found = _FILE.fullmatch(path)
         try:
             if found is None or method not in ("GET", "HEAD"):
-                raise _RefusedError(403, "Only what was uploaded here can be asked for.")
+                raise _RefusedError(403, "Only uploads can be requested.")
             content = await asyncio.to_thread(self._uploads.read, self._uploads.path_of(found["name"]))
         except ImageError as error:
-            raise _RefusedError(403, "Only what was uploaded here can be asked for.") from error
+            raise _RefusedError(403, "Only uploads can be requested.") from error
         kinds = (kind for start, kind in _KINDS.items() if content.startswith(start))
         headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=600"}
         return Response(content, media_type=next(kinds, "application/octet-stream"), headers=headers)

@@ -230,7 +230,7 @@ def test_a_k_larger_than_the_index_gives_all_with_a_word(cmfah, trained, index_f
     outcome = cmfah("search", trained.folder, index_file, "--text", "boat", "-k", 99, "--json")
     assert outcome.code == 0
     assert len(outcome.document["results"]) == 16
-    assert "k = 99 was asked of an index of 16 items; all of them are returned." in caplog.text
+    assert "k = 99 exceeds the 16 items of the index; all of them are returned." in caplog.text
 
 
 def test_search_by_every_kind_of_image(cmfah, trained, index_file, odd_images):

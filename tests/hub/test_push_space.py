@@ -103,8 +103,8 @@ def test_the_command(hub, here, monkeypatch, capsys):
     ("arguments", "reason"),
     [
         ([], "Nothing to push: name the folder that a training run has left, or add --space."),
-        (["my-model", "--limit", "5"], "--limit is of a Space; add --space."),
-        (["--space", "--license", "mit"], "--license is of a model; leave it out."),
+        (["my-model", "--limit", "5"], "--limit is for Spaces; add --space."),
+        (["--space", "--license", "mit"], "--license is for models; leave it out."),
         (["my-model", "--space"], "my-model: this model needs images to search; name a data set on the Hub."),
     ],
 )

@@ -139,7 +139,7 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(ask, guarded, monkeypatch
     ],
 )
 def test_files_and_addresses_of_elsewhere_are_refused(ask, path):
-    assert ask(path) == (403, b'{"detail":"Only what was uploaded here can be asked for."}')
+    assert ask(path) == (403, b'{"detail":"Only uploads can be requested."}')
 
 
 @pytest.mark.parametrize(

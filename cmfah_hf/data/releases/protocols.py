@@ -25,7 +25,7 @@ class Split:
 
 
 def choose_variant(variants: Mapping[int, bool], variant: int | str | None, condition: str = "") -> tuple[int, bool]:
-    """The number of pairs of a variant (None: the first), and whether its pairs need a tag besides a label."""
+    """The number of pairs of a variant (None: the first), and whether its pairs need a label and a tag."""
     pairs = next(iter(variants)) if variant is None else int(variant)
     if pairs not in variants:
         raise DataError(f"variant={variant} is not known{condition}; give one of {', '.join(map(str, variants))}.")

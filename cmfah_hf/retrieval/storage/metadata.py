@@ -33,7 +33,7 @@ def as_table(metadata: Any, items: int) -> pa.Table:
             f"Metadata is a mapping from names to columns, a data set or an Arrow table, not {type(metadata).__name__}."
         )
     if metadata.num_columns and metadata.num_rows != items:
-        raise HashIndexError(f"The metadata has {metadata.num_rows} rows for {items} items; give one row an item.")
+        raise HashIndexError(f"The metadata has {metadata.num_rows} rows for {items} items; give one row per item.")
     # Notes of a data set in its schema have no meaning here.
     return storable(metadata).replace_schema_metadata(None)
 
