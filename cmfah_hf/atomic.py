@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -217,14 +218,8 @@ def _next_to(target: Path, ending: str) -> Path:
 
 
 def _left(target: Path, ending: str) -> list[Path]:
-    start, middle = f"{_hidden(target)}.", 16
-    return [
-        path
-        for path in target.parent.iterdir()
-        if path.name.startswith(start)
-        and path.name.endswith(ending)
-        and len(path.name) == len(start) + middle + len(ending)
-    ]
+    name = re.compile(rf"{re.escape(_hidden(target))}\.[0-9a-f]{{16}}{re.escape(ending)}")
+    return [path for path in target.parent.iterdir() if name.fullmatch(path.name)]
 
 
 def _remove_leftovers(target: Path) -> None:
@@ -238,11 +233,8 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _restore_replaced(target: Path) -> None:
-    if target.exists():
-        return
-    for path in _left(target, _REPLACED):
-        path.rename(target)
-        return
+    if not target.exists() and (left := _left(target, _REPLACED)):
+        left[0].rename(target)
 
 
 def _sign(descriptor: int) -> None:

@@ -43,8 +43,8 @@ def checked_batches(
     parquet: Any, size: int, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
 ) -> Iterator[Any]:
     """The record batches of some columns and row groups, validated: offsets within values, texts in UTF-8."""
-    kwargs = {} if row_groups is None else {"row_groups": list(row_groups)}
-    for batch in parquet.iter_batches(size, columns=columns, use_threads=False, **kwargs):
+    groups = None if row_groups is None else list(row_groups)
+    for batch in parquet.iter_batches(size, groups, columns, use_threads=False):
         batch.validate(full=True)
         yield batch
 

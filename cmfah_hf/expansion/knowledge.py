@@ -15,9 +15,8 @@ from scipy import sparse
 
 from cmfah_hf.errors import CheckpointError, CMFAHError, DataError, QueryError
 from cmfah_hf.expansion.articles import iterate_articles
-from cmfah_hf.expansion.cooccurrence import WindowCounts
+from cmfah_hf.expansion.cooccurrence import DECIMALS, WindowCounts, largest_scores, positive_pmi
 from cmfah_hf.expansion.graph import normalized_stop_words
-from cmfah_hf.expansion.pmi import DECIMALS, largest_scores, positive_pmi
 from cmfah_hf.expansion.storage import (
     Fitted,
     damaged,

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +108,10 @@ def find_file(source: str, name: str, kwargs: dict[str, Any]) -> Path | None:
 
 
 def _require_hub_id(source: str) -> None:
-    looks_like_path = source.startswith((".", "/", "~")) or "\\" in source or source.count("/") != 1
-    try:
+    with suppress(HFValidationError):
         validate_repo_id(source)
-    except HFValidationError:
-        looks_like_path = True
-    if not looks_like_path:
-        return
+        if "/" in source:
+            return
     if file_of(source) is not None:
         raise CheckpointError(f"{source}: this is a file; give the folder of a training run.")
     raise CheckpointError(

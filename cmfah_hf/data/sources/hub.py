@@ -45,11 +45,9 @@ def _parquet_files(request: LoadRequest) -> dict[str, list[str]]:
 
 def _check_id(given: str) -> None:
     """Refuses a name that cannot be an id on the Hub, before any request."""
-    looks_like_path = (
-        given.startswith((".", "/", "~")) or "\\" in given or Path(given).suffix in (".parquet", ".csv", ".jsonl")
-    )
     try:
         validate_repo_id(given)
+        looks_like_path = Path(given).suffix in (".parquet", ".csv", ".jsonl")
     except HFValidationError:
         looks_like_path = True
     if looks_like_path:
