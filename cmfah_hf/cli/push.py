@@ -83,7 +83,7 @@ def push(
     if space:
         done = push_space(repo_id, run, data, split, limit, title, **common)
     elif run is None:
-        raise HubError("Nothing to push: name the folder that a training run has left, or add --space.")
+        raise HubError("Nothing to push: give the output folder of a training run, or add --space.")
     else:
         done = push_model(
             Path(run),

@@ -117,7 +117,7 @@ class Limits:
         if method == "POST":
             return await self._post(scope, headers, receive)
         if method not in ("GET", "HEAD"):
-            raise _RefusedError(405, "This method is not answered here.")
+            raise _RefusedError(405, "This method is not allowed here.")
         if path == f"{_API}/upload_progress":
             return Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")
         if path == f"{_API}/queue/data":
@@ -152,7 +152,7 @@ class Limits:
 
     def _check_awaited(self, name: str) -> None:
         if SESSION.fullmatch(name) is None or not self._is_awaited(name):
-            raise _RefusedError(404, "Nobody waits for an answer under this name.")
+            raise _RefusedError(404, "There is no call of this name.")
 
     async def _post(self, scope: Message, headers: Headers, receive: Receive) -> Response | tuple[Message, Receive]:
         path = scope["path"]

@@ -93,6 +93,6 @@ def _listing(variables: Mapping[str, Variable]) -> str:
 def _ambiguous(variables: Mapping[str, Variable], what: str, possible: Mapping[str, Sequence[str]]) -> DataError:
     role = next(iter(variables))
     return DataError(
-        f'of {_listing(variables)}, {what}; say which axis is which, as axes={{"{role}": "{possible[role][0]}"}} '
+        f'of {_listing(variables)}, {what}; name the axes, as axes={{"{role}": "{possible[role][0]}"}} '
         f"(on the command line --axes {role}={possible[role][0]})."
     )

@@ -14,7 +14,7 @@ from cmfah_hf.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-# Number of images whose mean tells the orientation, and cells of this mean along each axis.
+# Number of images whose mean shows the orientation, and cells of this mean along each axis.
 _NUM_CHECKED, _CELLS = 128, 8
 
 

@@ -117,10 +117,7 @@ class CountChecks:
     corrections: Corrections
 
     def check(self, where: str, what: str, found: int, expected: int | None) -> None:
-        """
-        Raises:
-            DataError: If the counts differ and that is not allowed.
-        """
+        """Compares a count; a difference is a correction, or a `DataError`."""
         if expected is None or found == expected:
             return
         line = f"{where}: {found:,} {what} instead of {expected:,}"
