@@ -98,7 +98,7 @@ class _Counting:
         if "labels" in example:
             self.labels_by_split.setdefault(split, Counter()).update(labels)
         if self._is_training_pair(split, name, example):
-            self.duplicates.twins.add(name)
+            self.duplicates.in_database.add(name)
             return
         self._text(example)
         if "labels" in example:
@@ -150,7 +150,7 @@ class _Counting:
         self.duplicates.add_image((split, name), file_digest, pixel_digest)
 
     def finished(self, source: str) -> Inspection:
-        items = sum(self.splits.values()) - len(self.duplicates.twins)
+        items = sum(self.splits.values()) - len(self.duplicates.in_database)
         return Inspection(
             source=source,
             splits=dict(self.splits),

@@ -18,11 +18,11 @@ class DuplicateSearch:
     """Finds items with the same image, and ids that occur more than once.
 
     Attributes:
-        twins: Ids of training pairs that the database contains too; each is one item.
+        in_database: Ids of training pairs that the database contains too; each is one item.
     """
 
     def __init__(self) -> None:
-        self.twins: set[str] = set()
+        self.in_database: set[str] = set()
         self._ids: Counter[Item] = Counter()
         self._by_bytes = _Groups()
         self._by_pixels = _Groups()
@@ -60,7 +60,7 @@ class DuplicateSearch:
         """The groups of which a split has more than one item, and the number of superfluous items."""
         found, extra = [], 0
         for group in groups.repeated.values():
-            homes = {"database" if self._is_twin(item) else item[0] for item, _ in group}  # it has the training pairs
+            homes = {"database" if self._in_both(item) else item[0] for item, _ in group}  # it has the training pairs
             extra += len(group) - len(homes)
             if len(group) > len(homes):
                 found.append(group)
@@ -68,7 +68,7 @@ class DuplicateSearch:
 
     def _leaks(self, group: list[Item]) -> Iterable[tuple[str, str, list[Item], Item]]:
         """Pairs of splits with the same image: their names, the items of the first, and an item of the second."""
-        homes = [*group, *(("database", item[1]) for item in group if self._is_twin(item))]
+        homes = [*group, *(("database", item[1]) for item in group if self._in_both(item))]
         for first, second in combinations(dict.fromkeys(split for split, _ in homes), 2):
             if "train" in (first, second) and set(WITH_TRAINING) & {first, second}:
                 continue
@@ -77,8 +77,8 @@ class DuplicateSearch:
             own = [item for item in homes if item[0] == first]
             yield first, second, own, next(item for item in homes if item[0] == second)
 
-    def _is_twin(self, item: Item) -> bool:
-        return item[0] == "train" and item[1] in self.twins
+    def _in_both(self, item: Item) -> bool:
+        return item[0] == "train" and item[1] in self.in_database
 
 
 class _Groups:

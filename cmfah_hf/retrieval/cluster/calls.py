@@ -71,7 +71,7 @@ class ShardActors:
         return _Calls(self, requests).replies_of_all()
 
     def ask(self, revisions: Sequence[Revision], requests: Mapping[int, tuple]) -> dict[int, Any]:
-        """The answers alone of shards that must be at these revisions; otherwise as `call`."""
+        """The answers of shards that must be at these revisions; otherwise as `call`."""
         replies = self.call({shard: (method, revisions[shard], *rest) for shard, (method, *rest) in requests.items()})
         self.check_revisions(revisions, replies)
         return {shard: reply.answer for shard, reply in replies.items()}
