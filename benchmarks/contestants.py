@@ -1,4 +1,4 @@
-"""Contestants of `search.py` that no library has ready: products with a top k, a rescored search, kernels that count.
+"""Contestants of `search.py` that no library provides: products with a top k, a rescored search, counting kernels.
 
 Shapes: `N` items, `Q` queries, `K` bits, `k` answers a query.
 """
@@ -29,7 +29,7 @@ def product_by_numpy(signs: np.ndarray, k: int, queries: np.ndarray) -> Answers:
 
 @torch.inference_mode()
 def product_by_torch(signs: torch.Tensor, k: int, queries: torch.Tensor) -> Answers:
-    """The same by PyTorch."""
+    """The same with PyTorch."""
     scores, ids = torch.topk(queries @ signs.T, k)
     return ids.numpy(), scores.numpy()
 
@@ -37,15 +37,12 @@ def product_by_torch(signs: torch.Tensor, k: int, queries: torch.Tensor) -> Answ
 def rescored_search() -> Callable[[Any, int, np.ndarray], Answers]:
     """sentence-transformers' search of binary codes: `(index, k, queries)` to ids and scores.
 
-    It takes the 4 `k` nearest by Hamming distance, and of these the `k` best by the product with bits of 0 and 1. The
-    codes of its index have the order of bits that NumPy packs by default, from the most significant.
-
-    Raises:
-        ImportError: If sentence-transformers is missing.
+    It rescores the 4 `k` nearest by Hamming distance with bits of 0 and 1. The codes of its index have NumPy's default
+    bit order, most significant first. Raises an `ImportError` if sentence-transformers is missing.
     """
     try:
         from sentence_transformers.util.quantization import semantic_search_faiss
-    except ImportError:  # the place of earlier releases; if it is not there either, this names what is missing
+    except ImportError:  # the module of earlier releases
         from sentence_transformers.quantization import semantic_search_faiss
 
     def search(index: faiss.IndexBinary, k: int, queries: np.ndarray) -> Answers:
@@ -58,7 +55,7 @@ def rescored_search() -> Callable[[Any, int, np.ndarray], Answers]:
 
 
 def counting_kernels(codes: np.ndarray, within: int) -> dict[str, Callable[[np.ndarray], int]]:
-    """By name: how many codes lie within a distance of a packed query. Each code is read, its bits counted, no more."""
+    """By name, kernels that only count the codes within a distance of a packed query."""
     words = codes.shape[1] // 8
     words_of_codes, buffer = codes.view(np.uint64), np.empty((len(codes), words), np.uint64)
 
@@ -67,8 +64,7 @@ def counting_kernels(codes: np.ndarray, within: int) -> dict[str, Callable[[np.n
         found = np.uint64(0)
         for item in range(codes.shape[0]):
             distance = np.uint64(0)
-            # To the compiler `words` is a constant. It unrolls the loop, knows what is below for a popcount, and counts
-            # several codes in one instruction.
+            # `words` is a constant: the compiler unrolls the loop, recognizes the popcount, and vectorizes it.
             for word in range(words):
                 x = codes[item, word] ^ query[word]
                 x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
@@ -95,7 +91,7 @@ def counting_kernels(codes: np.ndarray, within: int) -> dict[str, Callable[[np.n
 
 
 def gain_of_processes(count: int, codes: np.ndarray, queries: np.ndarray, k: int, repeats: int) -> float:
-    """How many times the work of one process so many do at once that share nothing, each with its part of the codes.
+    """Speedup of `count` independent processes over one, each with its part of the codes.
 
     Cores share memory, caches and clock, so it may be less than `count`, and no shards can gain more.
     """
@@ -108,7 +104,7 @@ def gain_of_processes(count: int, codes: np.ndarray, queries: np.ndarray, k: int
             process = ProcessPoolExecutor(1, mp_context=spawn, initializer=_hold, initargs=own)
             processes.append(stack.enter_context(process))
         for process in processes:
-            process.submit(_seconds_of_a_search).result()  # builds what a first search builds
+            process.submit(_seconds_of_a_search).result()  # builds lazy structures
         alone, together = [], []
         for _ in range(repeats):
             alone.append(processes[0].submit(_seconds_of_a_search).result())

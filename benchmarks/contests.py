@@ -1,7 +1,7 @@
-"""What the contests of `search.py` are made of: codes and queries to draw, turns to time, answers to check.
+"""Building blocks of the contests in `search.py`: random codes and queries, timed turns, checked answers.
 
 Shapes: `N` items, `Q` queries, `K` bits, `k` answers a query. Codes are packed as in `cmfah_hf/retrieval/codes.py`,
-queries are hash values that `round_for_aqd` has rounded.
+queries are continuous codes rounded by `round_for_aqd`.
 """
 
 import os
@@ -31,45 +31,45 @@ Answers = tuple[np.ndarray, np.ndarray]  # ids and scores, `(Q, k)` each
 
 
 class Skipped(Exception):  # noqa: N818
-    """A section that cannot be run here, and why."""
+    """A section that cannot be run here, with the reason."""
 
 
 class Codes:
     """Codes and queries of one distribution, drawn from a seed.
 
-    Clustered: centres of uniform bits, of which an item flips each with a chance of 1/8. A query is the tanh of its
-    centre plus normal noise that flips as many, so that the bits which are wrong tend to be those it is unsure of.
-    Uniform: bits that know nothing of each other, queries that are the tanh of normal noise.
+    Clustered: centers of uniform bits, of which an item flips each with probability 1/8. A query is the tanh of its
+    center plus normal noise that flips the same share, so that wrong bits tend to have small values. Uniform:
+    independent bits; queries are the tanh of normal noise.
     """
 
     def __init__(self, bits: int, kind: str, clusters: int, seed: int):
         self.bits, self.kind = bits, kind
         self.rng = np.random.default_rng(seed)
-        self.centres = self._uniform(clusters)
+        self.centers = self._uniform(clusters)
 
     def items(self, count: int) -> np.ndarray:
         """`(count, K / 8)` packed codes."""
         if self.kind == "uniform":
             return self._uniform(count)
-        return self._some_centres(count) ^ (self._uniform(count) & self._uniform(count) & self._uniform(count))
+        return self._some_centers(count) ^ (self._uniform(count) & self._uniform(count) & self._uniform(count))
 
     def queries(self, count: int) -> np.ndarray:
-        """`(count, K)` hash values, none of them 0, the sign of which is not the same to everyone."""
+        """`(count, K)` continuous codes without zeros, whose sign differs between libraries."""
         latent = self.rng.standard_normal((count, self.bits))
         if self.kind == "clustered":
-            latent = unpack(self._some_centres(count)) + QUERY_NOISE * latent
+            latent = unpack(self._some_centers(count)) + QUERY_NOISE * latent
         values = round_for_aqd(np.tanh(latent))
         return np.where(values == 0, np.float32(AQD_STEP), values)
 
     def _uniform(self, count: int) -> np.ndarray:
         return np.frombuffer(self.rng.bytes(count * self.bits // 8), np.uint8).reshape(count, -1)
 
-    def _some_centres(self, count: int) -> np.ndarray:
-        return self.centres[self.rng.integers(len(self.centres), size=count)]
+    def _some_centers(self, count: int) -> np.ndarray:
+        return self.centers[self.rng.integers(len(self.centers), size=count)]
 
 
 class Contestant(NamedTuple):
-    """A search of a batch of queries, and all queries in the form that it takes: making that form is not timed."""
+    """A search of a batch of queries, and all queries in the form that it takes; the conversion is not timed."""
 
     search: Callable[[Any], Answers]
     queries: Any
@@ -77,30 +77,17 @@ class Contestant(NamedTuple):
 
 @dataclass
 class Comparison:
-    """Ours against the fastest of the others.
+    """Ours against the fastest of the others; rates are queries per second."""
 
-    Attributes:
-        what: Which search of ours.
-        items: `N`.
-        at_once: How many queries a call.
-        k: How many answers a query.
-        contestant: The fastest of the others.
-        ours: Queries a second, the median of the turns.
-        theirs: The same of the contestant.
-        ratios: Of the contestant's seconds to ours, one a turn.
-        bar: What the median ratio is to reach.
-        remark: What the row says beside that.
-    """
-
-    what: str
-    items: int
-    at_once: int
+    what: str  # the search of ours
+    items: int  # `N`
+    at_once: int  # queries per call
     k: int
-    contestant: str
-    ours: float
-    theirs: float
-    ratios: list[float]
-    bar: float | None = None
+    contestant: str  # the fastest of the others
+    ours: float  # median of the turns
+    theirs: float  # of the contestant
+    ratios: list[float]  # the contestant's seconds over ours, one per turn
+    bar: float | None = None  # the target of the median ratio
     remark: str = ""
 
     @property
@@ -120,7 +107,7 @@ class Comparison:
 
 @dataclass
 class Figure:
-    """What is measured without a contestant; `bar` is the most that it is to be."""
+    """A measurement without a contestant; `bar` is its maximum."""
 
     what: str
     items: int
@@ -139,7 +126,7 @@ class Figure:
 
 
 def in_turns(runs: dict[str, Callable[[], Any]], repeats: int, clock: str = "wall") -> dict[str, list[float]]:
-    """The seconds of each run, `repeats` times, after one that is not counted; every second turn goes backwards."""
+    """The seconds of each run, `repeats` times after a warm-up; every second turn runs in reverse order."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(-1, repeats):
         for name in list(runs)[:: -1 if turn % 2 else 1]:
@@ -155,11 +142,9 @@ def contest(
 ) -> Comparison:
     """The first contestant against the fastest of the others.
 
-    Args:
-        own: `singles`, the queries of a turn that takes one at a time; `repeats`, the turns that are counted; `clock`.
-        contestants: By name.
-        check: Sees everyone's answers to all queries of a turn before any is timed, and may make a remark.
-        row: `what`, `items`, `at_once`, `k` and `bar` of the comparison.
+    `own` has `singles` (queries of a turn of single queries), `repeats` (counted turns) and `clock`; `row` has `what`,
+    `items`, `at_once`, `k` and `bar` of the comparison. `check` gets all answers of a turn before any is timed, and may
+    return a remark.
     """
     runs, count = {}, own.singles if row["at_once"] == 1 else row["at_once"]
     for name, (search, queries) in contestants.items():
@@ -177,18 +162,14 @@ def contest(
 
 
 def scores_anew(codes: np.ndarray, values: np.ndarray, ids: np.ndarray, metric: str) -> np.ndarray:
-    """What the items of these ids score for their queries: `(Q, k)`, by float64 algebra on the unpacked codes."""
+    """The scores of the items with these ids for their queries, `(Q, k)`, by float64 algebra on unpacked codes."""
     queries = np.where(values >= 0, 1.0, -1.0) if metric == "hamming" else values.astype(np.float64)
     products = np.stack([unpack(codes[row]) @ query for row, query in zip(ids, queries, strict=True)])
     return (values.shape[1] - products) / 2 if metric == "hamming" else products
 
 
 def check_equal(codes: np.ndarray, values: np.ndarray, metric: str, answers: dict[str, Answers]) -> None:
-    """That all found the same scores, to the bit, each by as many different items that do score so.
-
-    Raises:
-        AssertionError: If not, with the contestant's name.
-    """
+    """Asserts that all found the same scores, to the bit, with distinct items that have these scores."""
     (_, expected), *_ = answers.values()
     for name, (ids, scores) in answers.items():
         np.testing.assert_array_equal(scores, expected, err_msg=f"{name}: other scores")
@@ -199,11 +180,7 @@ def check_equal(codes: np.ndarray, values: np.ndarray, metric: str, answers: dic
 
 
 def check_same_items(codes: np.ndarray, values: np.ndarray, metric: str, answers: dict[str, Answers]) -> None:
-    """The same, and that the items are the same in the same order.
-
-    Raises:
-        AssertionError: If not.
-    """
+    """Asserts that all found the same items in the same order, in addition to `check_equal`."""
     check_equal(codes, values, metric, answers)
     (expected, _), *others = answers.values()
     for ids, _ in others:
@@ -220,7 +197,7 @@ def exact_top(codes: np.ndarray, values: np.ndarray, k: int) -> np.ndarray:
 
 
 def environment(own: Namespace) -> dict[str, Any]:
-    """What the figures depend on beside the code."""
+    """Machine and library settings that the figures depend on."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -241,14 +218,14 @@ def environment(own: Namespace) -> dict[str, Any]:
 
 
 def indexed(codes: np.ndarray) -> HashIndex:
-    """A `HashIndex` that holds these codes, their places as ids."""
+    """A `HashIndex` of these codes, with their positions as ids."""
     index = HashIndex(codes.shape[1] * 8)
     index.add(codes)
     return index
 
 
 def searching(index: Any, k: int, metric: str, **settings: Any) -> Callable[[np.ndarray], Answers]:
-    """The search of an index with the verbs of `HashIndex`, as contestants have it."""
+    """The search of an index with the methods of `HashIndex`, as contestants have it."""
 
     def search(queries: np.ndarray) -> Answers:
         results = index.search(queries, k=k, metric=metric, **settings)

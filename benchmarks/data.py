@@ -1,13 +1,12 @@
-"""From a released data set to expanded texts: the time and the memory of each stage, at full size.
+"""Time and memory of each stage from a released data set to expanded texts, at full size.
 
     python benchmarks/data.py
     python benchmarks/data.py --rows 20000 --json
 
 Makes a synthetic NUS-WIDE release without images (269,648 rows, 195,834 of them with one of the 21 classes, 5,018
-tags with a long tail, 81 concepts) in a temporary folder, prepares it with either list of tags, streams the second of
-these, fits a `GraphExpander` on the stream and expands texts of it, 5,000 unless told otherwise. Each stage runs in a
-process of its own; its seconds are those of the work and of imports on first use, its memory is that process's largest
-resident set.
+tags with a long tail, 81 concepts) in a temporary folder, prepares it with either list of tags, streams the second one,
+fits a `GraphExpander` on the stream and expands some of its texts. Each stage runs in its own process; its seconds
+include imports on first use, its memory is the largest resident set of that process.
 """
 
 import argparse

@@ -1,14 +1,14 @@
-"""The image-word graph at the size of NUS-WIDE: the closed form beside walks on a plain networkx graph, and its memory.
+"""The image-word graph at the size of NUS-WIDE: the closed form against walks on a plain networkx graph; memory.
 
     python benchmarks/expansion.py
     python benchmarks/expansion.py --images 20000 --graph-images 2000 --json
 
-The tags are drawn: 5,018 of them, long-tailed, 8 an image in the mean, each image about a few topics. All ways read the
-same images. "Plain" is a `networkx.Graph` of images and tags: expected visits by following every neighbour, and as many
-sampled walks as `mode="walk"` draws. The plain ways and `mode="walk"` are timed on the graph of the first
-`--graph-images`, for a few images of it, since all would take days; the closed form on the same small graph and on the
-whole, fitting included, which it is not for the others. Images a second count splitting texts and ranking words.
-Memory is the peak of a process of its own that reads the images as a stream (Linux).
+The tags are synthetic: 5,018 long-tailed tags, 8 per image on average, each image about a few topics. All methods read
+the same images. "Plain" is a `networkx.Graph` of images and tags: expected visits by following every neighbor, and as
+many sampled walks as `mode="walk"` draws. The plain methods and `mode="walk"` are timed on the graph of the first
+`--graph-images`, for a few of its images, since all would take days; the closed form on the same small graph and on the
+whole, including fitting, which the others exclude. Images per second include splitting texts and ranking words. Memory
+is the peak of a separate process that reads the images as a stream (Linux).
 """
 
 import argparse
@@ -36,12 +36,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=195_834)
     parser.add_argument("--tags", type=int, default=5_018)
-    parser.add_argument("--mean", type=float, default=8.0, help="tags of an image, in the mean")
+    parser.add_argument("--mean", type=float, default=8.0, help="mean number of tags per image")
     parser.add_argument("--graph-images", type=int, default=20_000, help="images of the plain graph")
     parser.add_argument("--plain-images", type=int, default=20, help="images expanded on the plain graph")
     parser.add_argument("--walks", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--memory", action="store_true", help="only expand the stream and print this process's peak")
+    parser.add_argument("--memory", action="store_true", help="only expand the stream and print the peak memory")
     parser.add_argument("--json", action="store_true")
     own = parser.parse_args()
     if own.memory:
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def tag_texts(own: argparse.Namespace, images: int | None = None) -> Iterator[str]:
-    """Tags of an image, one image after the other: half of them of its three topics, long-tailed within and without."""
+    """The tags of one image after the other: half of them of its three topics, long-tailed within and across topics."""
     generator = np.random.default_rng(own.seed)
     names = np.array([f"tag{number}" for number in range(own.tags)])
     cumulative = np.cumsum(1.0 / np.arange(1, own.tags + 1))
@@ -103,7 +103,7 @@ def sampled(own: argparse.Namespace, graph_rows: list[str], rows: list[str]) -> 
 
 
 def plain(own: argparse.Namespace, rows: list[str], sample: list[int]) -> dict[str, dict[str, float]]:
-    """Both plain ways, and how far apart their visits are from those of the closed form."""
+    """Both plain methods, and the largest difference of their visits from the closed form's."""
     start = time.perf_counter()
     graph = plain_graph(rows)
     built = time.perf_counter() - start
@@ -147,16 +147,16 @@ def plain_graph(rows: list[str]) -> networkx.Graph:
 
 
 def follow(graph: networkx.Graph, image: int, hops: int = 2) -> dict[str, float]:
-    """Expected visits of a walk of length 5 from an image, by following every neighbour."""
+    """Expected visits of a walk of length 5 from an image, by following every neighbor."""
     visits: Counter = Counter()
     at: dict = {image: 1.0}
     for step in range(2 * hops + 1):
         after: dict = {}
         for node, share in at.items():
-            neighbours = graph[node]
-            part = share / len(neighbours) if neighbours else 0.0
-            for neighbour in neighbours:
-                after[neighbour] = after.get(neighbour, 0.0) + part
+            neighbors = graph[node]
+            part = share / len(neighbors) if neighbors else 0.0
+            for neighbor in neighbors:
+                after[neighbor] = after.get(neighbor, 0.0) + part
         at = after
         if step % 2 == 0:
             visits.update(at)
@@ -164,7 +164,7 @@ def follow(graph: networkx.Graph, image: int, hops: int = 2) -> dict[str, float]
 
 
 def walk(graph: networkx.Graph, image: int, walks: int, chance: random.Random) -> dict[str, float]:
-    """Visits of sampled walks of length 5; the neighbours of a node are listed once."""
+    """Visits of sampled walks of length 5; the neighbors of a node are listed once."""
     visits: Counter = Counter()
     listed: dict = {}
     for _ in range(walks):
@@ -182,9 +182,8 @@ def walk(graph: networkx.Graph, image: int, walks: int, chance: random.Random) -
 
 def top_words(visits: dict[str, float], row: str, k: int = 10) -> list[str]:
     own = set(row.split())
-    return sorted((word for word in visits if word not in own), key=lambda word: (-round(visits[word] / 3, 12), word))[
-        :k
-    ]
+    added = (word for word in visits if word not in own)
+    return sorted(added, key=lambda word: (-round(visits[word] / 3, 12), word))[:k]
 
 
 def memory(own: argparse.Namespace) -> dict[str, float]:
@@ -200,7 +199,7 @@ def memory(own: argparse.Namespace) -> dict[str, float]:
 
 
 def peak_mb() -> float:
-    """Of this program; `getrusage` would count what started it as well."""
+    """Peak memory of this process; `getrusage` would include its parent's."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
 
@@ -222,7 +221,7 @@ def show(own: argparse.Namespace, found: dict) -> None:
     table.add_row("closed form, both", f"{own.images:,}", f"{whole['images_per_second']:,.0f}", "")
     table.add_row("closed form, both", f"{small['images']:,}", f"{fast:,.0f}", "")
     for name, key, rate in (
-        ("plain graph, every neighbour", "plain_exact", "images_per_second"),
+        ("plain graph, every neighbor", "plain_exact", "images_per_second"),
         (f"plain graph, {own.walks} walks", "plain_walks", "images_per_second"),
         (f'mode="walk", {own.walks} walks', "walks", "expand_images_per_second"),
     ):

@@ -1,11 +1,10 @@
-"""What one `HashIndex` costs a process of its own, as JSON: memory, or the time to load it; `search.py` runs this.
+"""Memory of one `HashIndex` in its own process, or the time to load it, as JSON; `search.py` runs this.
 
     python benchmarks/index_memory.py add my.index --items 10000000
     python benchmarks/index_memory.py load my.index
 
-`add` fills an index, searches it once by either ranking, and saves it; `load` maps that file and searches it once.
-Bytes are the growth of the process's resident memory. The codes stand ready before, as the caller's, and do not count,
-nor does what a small index has loaded of the libraries.
+`add` fills an index, searches it once by each ranking, and saves it; `load` maps that file and searches it once. Bytes
+are the growth of the process's resident memory, without the caller's codes and the libraries.
 """
 
 import argparse
@@ -41,7 +40,7 @@ def main() -> None:
 
 
 def add(own: argparse.Namespace, drawn: Codes, values) -> dict[str, float]:
-    """Resident bytes an item after the addition, the searches and `optimize`; bytes of what the index gives back."""
+    """Resident bytes per item after adding, the searches and `optimize`, and bytes of the saved file and the codes."""
     codes, process = drawn.items(own.items), psutil.Process()
     before, found = process.memory_info().rss, {}
     start = time.perf_counter()
@@ -61,7 +60,7 @@ def add(own: argparse.Namespace, drawn: Codes, values) -> dict[str, float]:
 
 
 def load(own: argparse.Namespace, drawn: Codes, values) -> dict[str, float]:
-    """Seconds to load the file, and until each ranking has answered for the first time."""
+    """Seconds to load the file, and until each ranking has returned its first answer."""
     start, found = time.perf_counter(), {}
     before = psutil.Process().memory_info().rss
     index = HashIndex.load(own.path, mmap=True)

@@ -1,12 +1,11 @@
-"""What knowledge from an encyclopedia costs, what it relates, and whether it finds words that a text is missing.
+"""Cost and content of the knowledge from an encyclopedia, and its recall of words that are missing in a text.
 
     python benchmarks/knowledge.py text/wikipedia-vital-articles.jsonl data/coco-pairs
     python benchmarks/knowledge.py enwiki-pages-articles.xml.bz2 my-images --words dog beach --tune
 
-The graph is fitted on every other text of the data set's `train` split, the knowledge for the graph's words. Of each of
-the other texts every word in turn is hidden, stop words aside, and the rest expanded: counted is how often the hidden
-word is among the ten that are added first. Paths are looked for below CMFAH_DATA too. Memory is this program's peak
-(Linux).
+The graph is fitted on every other text of the data set's `train` split, the knowledge for the graph's words. In each of
+the other texts every word except stop words is hidden in turn, and the rest expanded: counted is how often the hidden
+word is among the first ten added words. Paths may be below CMFAH_DATA. Memory is the peak of this process (Linux).
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""`HashIndex` beside what else searches the same codes, side by side in one run; docs/benchmarks.md says what and why.
+"""`HashIndex` against other searches of the same codes, in one run; see docs/benchmarks.md.
 
     python benchmarks/search.py
     python benchmarks/search.py --large --approximate --repeats 9
     python benchmarks/search.py --only hamming limit --codes uniform --json
 
-Whatever is compared runs in turns in one process, so that what else the machine does falls on all alike; given are
-medians of the turns, and ratios within a turn. Before anything is timed its answers are checked, against each other's
-and against scores computed anew from the codes. Nothing is downloaded.
+All contestants run in turns in one process, so that other load on the machine affects them equally. The results are
+medians of the turns, and ratios within a turn. Answers are checked before anything is timed, against each other and
+against scores computed from the codes. Nothing is downloaded.
 """
 
 import argparse
@@ -55,21 +55,21 @@ MILLION = 1_000_000
 EMBEDDING_WIDTH = 512
 SHARDS = 2
 NAMES = {"hamming": "Hamming", "aqd": "AQD"}
-# BLAS and OpenMP read these when they are loaded, and not again.
+# BLAS and OpenMP read these only when they are loaded.
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 OPTIONAL = {"sentence_transformers": "sentence-transformers", "ray": "ray"}
 Rows = Iterator[Comparison | Figure]
 
 
 def draw(own: argparse.Namespace, items: int, queries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Packed codes, the hash values of queries, and these packed."""
+    """Packed codes, the continuous codes of queries, and the packed queries."""
     drawn = Codes(own.bits, own.codes, own.clusters, own.seed)
     codes, values = drawn.items(items), drawn.queries(queries)
     return codes, values, pack(values)
 
 
 def ready(own: argparse.Namespace, codes: np.ndarray) -> HashIndex:
-    """An index of these codes, with its lists made unless `--plain` says not to."""
+    """An index of these codes, with its inverted lists built unless `--plain` is given."""
     index = indexed(codes)
     if not own.plain:
         index.optimize()
@@ -81,12 +81,12 @@ def sizes(own: argparse.Namespace) -> list[int]:
 
 
 def batches(own: argparse.Namespace) -> list[tuple[int, int]]:
-    """How many queries at once, and k."""
+    """Queries at once, and k."""
     return [(at_once, k) for at_once in (1, own.batch) for k in KS]
 
 
 def bar(own: argparse.Namespace, value: float, items: int, since: int = MILLION) -> float | None:
-    """A bar, where the codes are as wide, and at least as many, as it is meant for."""
+    """The target ratio, where width and number of codes are those that it is defined for."""
     return value if own.bits == 64 and items >= since else None
 
 
@@ -149,14 +149,14 @@ def rescoring(own: argparse.Namespace) -> Rows:
     for items in (own.small, own.items):
         codes, values, _ = draw(own, items, own.batch)
         index, flat = ready(own, codes), faiss.IndexBinaryFlat(own.bits)
-        flat.add(np.packbits(unpack(codes) > 0, axis=1))  # its bits go from the most significant, NumPy's default
+        flat.add(np.packbits(unpack(codes) > 0, axis=1))  # most significant bit first, NumPy's default
         exact = exact_top(codes, values, max(KS))
 
         def check(k: int, answers: dict[str, Answers], codes=codes, values=values, exact=exact) -> str:
             ours, others = answers.values()
             queries, expected = values[: len(ours[0])], exact[: len(ours[0]), :k]
             check_equal(codes, queries, "aqd", {"HashIndex": ours, "the sorted product": (ours[0], expected)})
-            # By score, so that another choice among items that tie is no miss.
+            # By score, so that another choice among ties is no miss.
             shares = (np.mean(scores_anew(codes, queries, ids, "aqd") >= expected[:, -1:]) for ids, _ in (ours, others))
             return "finds {:.1%} against {:.1%}".format(*shares)
 
@@ -171,12 +171,12 @@ def rescoring(own: argparse.Namespace) -> Rows:
 
 def floats(own: argparse.Namespace) -> Rows:
     rng, k = np.random.default_rng(own.seed), KS[0]
-    centres = rng.standard_normal((own.clusters, EMBEDDING_WIDTH), np.float32)
+    centers = rng.standard_normal((own.clusters, EMBEDDING_WIDTH), np.float32)
     count = own.float_items + own.batch
     embeddings = rng.standard_normal((count, EMBEDDING_WIDTH), np.float32)
-    embeddings += centres[rng.integers(own.clusters, size=count)]
+    embeddings += centers[rng.integers(own.clusters, size=count)]
     faiss.normalize_L2(embeddings)
-    # The signs of random projections: codes of the same items, though not such as training would make.
+    # The signs of random projections: codes of the same items, without training.
     projected = embeddings @ rng.standard_normal((EMBEDDING_WIDTH, own.bits), np.float32)
     values = np.tanh(projected[own.float_items :] / projected.std())
     codes, queries, embeddings = pack(projected), embeddings[own.float_items :], embeddings[: own.float_items]
@@ -212,18 +212,18 @@ def shards(own: argparse.Namespace) -> Rows:
     if own.plain:
         raise Skipped("each shard makes its lists by itself after some turns")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray makes its workers give way to all others, which this process does not do.
+    # Ray lowers the priority of its workers, but not that of this process.
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     from cmfah_hf.retrieval.cluster import ShardedHashIndex
 
-    own = argparse.Namespace(**vars(own) | {"clock": "wall"})  # the work is done by other processes
+    own = argparse.Namespace(**vars(own) | {"clock": "wall"})  # other processes do the work
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     ray.init("local", num_cpus=SHARDS, **quiet)
     try:
         for items in sizes(own):
-            # Of one call to other processes a larger batch has more.
+            # A larger batch amortizes the call to other processes.
             batches = own.batch, own.shard_batch
             codes, values, packed = draw(own, items, max(batches))
             index, k = ready(own, codes), KS[0]
@@ -285,7 +285,7 @@ def memory(own: argparse.Namespace) -> Rows:
                 command = [sys.executable, script, what, Path(folder) / "codes.index", f"--items={items}", *settings]
                 run = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
                 found |= {f"{what}/{name}": value for name, value in json.loads(run.stdout).items()}
-        unit, most = "bytes an item", bar(own, 1.0, items, 10 * MILLION)
+        unit, most = "bytes per item", bar(own, 1.0, items, 10 * MILLION)
         yield Figure("codes", items, found["add/codes"], unit)
         yield Figure("file", items, found["add/file"], unit)
         yield Figure("process, after adding and a Hamming search", items, found["add/resident_hamming"], unit)
@@ -310,17 +310,17 @@ SECTIONS: dict[str, tuple[Callable[[argparse.Namespace], Rows], str, str]] = {
     "rescoring": (
         rescoring,
         "AQD, against sentence-transformers' binary search with rescoring, four times k",
-        "Found are items of the exact top k: those whose exact score is at least the exact k-th one.",
+        "Found: items of the exact top k, by exact score.",
     ),
     "floats": (
         floats,
         f"Hamming, against float embeddings of {EMBEDDING_WIDTH} dimensions",
-        "Speed and size alone: an embedding holds more of an item than its code does, and finds other items. "
-        "Bytes are those of the saved index an item, ids included; found are items of IndexFlatIP's top k.",
+        "Speed and size alone: embeddings hold more information than codes, and find other items. Bytes are those of "
+        "the saved index per item, ids included; found: items of IndexFlatIP's top k.",
     ),
     "shards": (shards, "Over Ray on this machine, against one HashIndex", "A shard is a process; items are the same."),
     "approximate": (approximate, "exact=False, against the exact search", ""),
-    "memory": (memory, "What an index takes", "A fresh process each; the file is in the page cache when it is loaded."),
+    "memory": (memory, "Memory of an index", "A fresh process each; the file is in the page cache when it is loaded."),
 }
 
 
@@ -344,8 +344,8 @@ def print_section(console: Console, name: str, rows: list[Comparison | Figure]) 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="Some sections; all but `approximate` otherwise.")
-    parser.add_argument("--approximate", action="store_true", help="The section `approximate` as well.")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="Sections to run. Default: all but `approximate`.")
+    parser.add_argument("--approximate", action="store_true", help="Add the section `approximate`.")
     parser.add_argument("--items", type=int, default=MILLION)
     parser.add_argument(
         "--large", type=int, nargs="?", const=10 * MILLION, default=0, metavar="ITEMS",
@@ -355,28 +355,28 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--float-items", type=int, default=100_000, help="Items of the section `floats`.")
     parser.add_argument("--bits", type=int, default=64)
     parser.add_argument("--codes", choices=("clustered", "uniform"), default="clustered")
-    parser.add_argument("--clusters", type=int, default=1000, help="Centres that clustered codes scatter around.")
-    parser.add_argument("--singles", type=int, default=32, help="Queries of a turn that takes one at a time.")
-    parser.add_argument("--batch", type=int, default=256, help="Queries of a turn that takes all at once.")
+    parser.add_argument("--clusters", type=int, default=1000, help="Centers of clustered codes.")
+    parser.add_argument("--singles", type=int, default=32, help="Queries of a turn of single queries.")
+    parser.add_argument("--batch", type=int, default=256, help="Queries of a turn with one batch.")
     parser.add_argument("--shard-batch", type=int, default=4096, help="The larger batch of the section `shards`.")
-    parser.add_argument("--repeats", type=int, default=5, help="Turns that are counted.")
-    parser.add_argument("--threads", type=int, default=1, help="Of every contestant; a Ray shard has one of its own.")
+    parser.add_argument("--repeats", type=int, default=5, help="Counted turns.")
+    parser.add_argument("--threads", type=int, default=1, help="Threads of every contestant; a Ray shard has one.")
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall",
-        help="What a second is: of the clock, or of the process's work, where others work on the same cores.",
+        help="Wall time, or CPU time of the process, for machines with other load.",
     )  # fmt: skip
-    parser.add_argument("--plain", action="store_true", help="Without optimize(), as an index is at first.")
+    parser.add_argument("--plain", action="store_true", help="Without optimize().")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="JSON on the standard output; the tables go to the other.")
+    parser.add_argument("--json", action="store_true", help="JSON to standard output, tables to standard error.")
     own = parser.parse_args(arguments)
     if own.only is None:
         own.only = [name for name in SECTIONS if name != "approximate"]
     if own.approximate and "approximate" not in own.only:
         own.only.append("approximate")
     if own.clock == "cpu" and own.threads > 1:
-        parser.error("--clock cpu adds up the seconds of all threads; give --threads 1 with it.")
+        parser.error("--clock cpu sums the seconds of all threads; give --threads 1 with it.")
     if own.singles > own.batch:
-        parser.error(f"--singles {own.singles} are drawn from the queries of --batch {own.batch}; give fewer.")
+        parser.error(f"--singles {own.singles} is more than the queries of --batch {own.batch}; give fewer.")
     return own
 
 
@@ -388,7 +388,7 @@ def main() -> None:
     faiss.omp_set_num_threads(own.threads)
     torch.set_num_threads(own.threads)
     if own.plain:
-        segments.SCANNED_FIRST = math.inf  # an index that is searched so often would make its lists by itself
+        segments.SCANNED_FIRST = math.inf  # else the index would build its lists after many searches
     console = Console(width=160, stderr=own.json)
     found = {"environment": environment(own), "sections": {}, "skipped": {}}
     console.print(", ".join(f"{name} {value}" for name, value in found["environment"].items()))

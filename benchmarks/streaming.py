@@ -1,10 +1,10 @@
-"""Streamed against map-style training: pairs per second on the same data, side by side in one run.
+"""Streamed against map-style training: pairs per second on the same data, in one run.
 
     python benchmarks/streaming.py
     python benchmarks/streaming.py --pairs 2000 --workers 2 --json
 
-Both train the same model on the same drawn scenes for the same steps; kept regions and pixels, each read as a stream
-and as a data set, in alternating order. What is printed are medians; "reading" is the loader alone, without the model.
+Both train the same model on the same synthetic scenes for the same steps; kept regions and pixels, each read as a
+stream and as a data set, in alternating order. Printed are medians; "reading" is the loader alone, without the model.
 """
 
 import argparse
@@ -47,14 +47,14 @@ def main() -> None:
         datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"
         cases = _cases(own, Path(folder))
         rates: dict[tuple[str, str], list[float]] = {}
-        # Small models, so that what is compared is not hidden behind what both have in common.
+        # Small models, so that the shared cost does not hide the difference.
         for repeat in range(own.repeats + 1):
             for name, (kinds, model, processor, classes) in cases.items():
                 order = list(kinds)[:: 1 if repeat % 2 else -1]
                 for kind in order:
                     for what, measure in (("reading", _read), ("training", _train)):
                         rate = measure(own, kinds[kind], model, processor, classes, Path(folder))
-                        if repeat:  # the first one warms the caches
+                        if repeat:  # the first one is a warm-up
                             rates.setdefault((f"{name}, {what}", kind), []).append(rate)
     table = Table(title=f"Pairs per second, medians of {own.repeats}, {own.workers} workers")
     for column in ("", "data set", "stream", "ratio"):
@@ -97,7 +97,7 @@ def _cases(own: argparse.Namespace, folder: Path) -> dict:
         )
         return config, CMFAHForPreTraining(config), CMFAHProcessor.from_vocabulary(config, words)
 
-    # 49 regions of 512 channels, as VGG19 gives of 224 pixels, from a backbone that takes no time.
+    # 49 regions of 512 channels, as VGG19 gives of 224 pixels, from a cheap backbone.
     small = {"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16, 32, 512]}
     small |= {"depths": [1, 1, 1, 1], "downsample_in_first_stage": False}
     config, model, processor = parts(backbone_config=small, freeze_backbone=True, image_size=224)
@@ -126,7 +126,7 @@ def _read(own, pairs, model, processor, classes, folder) -> float:
 
 
 def _train(own, pairs, model, processor, classes, folder) -> float:
-    """Of one epoch after the first step, so that neither start-up nor counting is in it."""
+    """Of one epoch after the first step, without start-up and counting."""
     args = CMFAHTrainingArguments(
         output_dir=str(folder / "out"),
         num_train_epochs=1,

@@ -1,11 +1,11 @@
-"""Pairs per second of training, beside a plain PyTorch loop that takes the same steps, and where an epoch's time goes.
+"""Training pairs per second, against a plain PyTorch loop with the same steps, and the parts of an epoch's time.
 
     python benchmarks/training.py
     python benchmarks/training.py --only attention --repeats 15
 
-Whatever is compared runs in turns in one process, so that what else the machine does falls on all alike; given are
-medians, and ratios within a turn. Nothing is downloaded: images are drawn, regions, texts and labels random. Where
-there is a GPU the paper's setting is measured too: VGG19 at 224 pixels, frozen and fine-tuned, in float32 and bfloat16.
+All variants run in turns in one process, so that other load on the machine affects them equally. The results are
+medians, and ratios within a turn. Nothing is downloaded: images, regions, texts and labels are synthetic. With a GPU,
+the paper's setting is measured too: VGG19 at 224 pixels, frozen and fine-tuned, in float32 and bfloat16.
 """
 
 import argparse
@@ -51,7 +51,7 @@ REGIONS, CHANNELS, CLASSES = 49, 512, 17  # of VGG19 at 224 pixels; of the COCO-
 
 @dataclass
 class Setting:
-    """A data set, and everything that a model of it is made of."""
+    """A data set, and the settings of a model for it."""
 
     pairs: Any
     model: dict[str, Any]  # fields of `CMFAHConfig`
@@ -83,13 +83,13 @@ class Setting:
 
 
 def configuration(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The sections `model` and `training` of a configuration that comes with the package."""
+    """The sections `model` and `training` of a bundled configuration."""
     settings = merged(read_chain(bundled_configuration(f"{name}.yaml")))
     return settings["model"], settings["training"]
 
 
 def kept_regions(count: int, folder: str, words: int = 17_769) -> Setting:
-    """Random regions in float16 and random words, of the shapes of the COCO-derived pairs, as a run keeps them."""
+    """Random regions in float16 and random words, in the shapes of the COCO-derived pairs."""
     classes, vocabulary = [f"class{i}" for i in range(CLASSES)], [f"word{i}" for i in range(words)]
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -114,7 +114,7 @@ def kept_regions(count: int, folder: str, words: int = 17_769) -> Setting:
 
 
 def scenes(count: int, **model: Any) -> Setting:
-    """Drawn scenes and the model of the demo, which trains its backbone."""
+    """Synthetic scenes and the model of the demo, which trains its backbone."""
     pairs = make_scenes(count)
     vocabulary = sorted({word for text in pairs["text"] for word in split_words(text)})
     settings, training = configuration("cmfah-scenes")
@@ -122,7 +122,7 @@ def scenes(count: int, **model: Any) -> Setting:
 
 
 class PlainLoop:
-    """What the Trainer does in a step, written out: what somebody would write who has no Trainer."""
+    """The Trainer's training step as a plain PyTorch loop."""
 
     def __init__(self, model: CMFAHForPreTraining, pairs: Any, processor: CMFAHProcessor, args, steps: int):
         self.model, self.args, self.steps = model.to(args.device), args, steps
@@ -146,7 +146,7 @@ class PlainLoop:
         ]
 
     def train(self) -> float:
-        """Seconds that an epoch took."""
+        """Trains an epoch and returns its seconds."""
         synchronize()
         start = time.perf_counter()
         self.model.train()
@@ -182,7 +182,7 @@ class PlainLoop:
 
 
 class Clock(TrainerCallback):
-    """When a training's first step began, and when its last one had ended."""
+    """Start time of a training's first step, and end time of its last one."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         synchronize()
@@ -194,17 +194,17 @@ class Clock(TrainerCallback):
 
 
 class TimedTrainer(CMFAHTrainer):
-    """A trainer that knows the seconds of its epoch, of its start, and of what it does beside training."""
+    """A trainer that times its epoch, its start-up, and its other work."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.clock = Clock()
         self.add_callback(self.clock)
         self.remove_callback(PrinterCallback)
-        self.beside = {"codes": 0.0, "evaluation": 0.0, "saving": 0.0}
+        self.other_work = {"codes": 0.0, "evaluation": 0.0, "saving": 0.0}
 
     def seconds(self) -> float:
-        """Trains, and gives the seconds from the first step's begin to the last one's end."""
+        """Trains and returns the seconds from the start of the first step to the end of the last one."""
         start = time.perf_counter()
         self.train()
         self.start_up = self.clock.begin - start
@@ -215,7 +215,7 @@ class TimedTrainer(CMFAHTrainer):
         try:
             return function(*args, **kwargs)
         finally:
-            self.beside[name] += time.perf_counter() - start
+            self.other_work[name] += time.perf_counter() - start
 
     def end_epoch(self, *args, **kwargs):
         return self._timed("codes", super().end_epoch, *args, **kwargs)
@@ -233,7 +233,7 @@ def synchronize() -> None:
 
 
 def in_turns(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """The seconds of each run, `repeats` times, after one that is not counted; every second turn goes backwards."""
+    """The seconds of each run, `repeats` times after a warm-up; every second turn runs in reverse order."""
     for run in runs.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -248,7 +248,7 @@ def ratio(upper: list[float], lower: list[float]) -> float:
 
 
 def against_plain(setting: Setting, pairs: Any, steps: int, repeats: int, folder: str, **arguments: Any):
-    """Pairs a second of `CMFAHTrainer` and of the plain loop, and the first over the second."""
+    """Pairs per second of `CMFAHTrainer` and of the plain loop, and their ratio."""
     args = setting.arguments(folder, **arguments)
     model, processor = setting.build()
     trainer = TimedTrainer(model, args, pairs, processing_class=processor)
@@ -295,7 +295,7 @@ def attention(repeats: int, small: bool, folder: str) -> Table:
         table.add_column(column, justify="left" if column in ("pairs from", "what is trained") else "right")
     batch, steps = (8, 2) if small else (128, 8)
     settings = {"kept regions": (kept_regions(batch * steps, folder), batch, repeats)}
-    # Without a GPU VGG19 takes a second for a few images, so a batch of a few shows what the backbone costs.
+    # Without a GPU, VGG19 takes a second for a few images, so a small batch suffices.
     vgg = {"backbone": "vgg19", "backbone_config": None, "image_size": 224, "freeze_backbone": True}
     wide, _ = configuration("cmfah-coco-pairs")
     count = 2 if small else 8
@@ -310,7 +310,7 @@ def attention(repeats: int, small: bool, folder: str) -> Table:
             "attention and discriminators": ("both", weight, every),
         }
         if every > 1:
-            kinds["the same, partners in every update"] = ("both", weight, 1)
+            kinds["the same, cross-modal in every update"] = ("both", weight, 1)
         runs = {}
         for kind, (variant, adversarial, paired_every) in kinds.items():
             model, processor = setting.build(attention=variant, adversarial_weight=adversarial)
@@ -324,7 +324,7 @@ def attention(repeats: int, small: bool, folder: str) -> Table:
 
 
 def epoch(small: bool, folder: str) -> Table:
-    """Where the time of an epoch goes: 1,170 pairs with kept regions, a tenth of them for validation."""
+    """The parts of an epoch's time: 1,170 pairs with kept regions, a tenth of them for validation."""
     table = Table(title="Seconds of an epoch, kept regions: 1,053 pairs train, 117 validate")
     for column in ("attention", "train", "codes", "evaluation", "saving", "start-up, once"):
         table.add_column(column, justify="left" if column == "attention" else "right")
@@ -338,8 +338,8 @@ def epoch(small: bool, folder: str) -> Table:
         )
         trainer = TimedTrainer(model, args, parts["train"], parts["test"], processing_class=processor)
         total = trainer.seconds() / epochs
-        beside = {name: seconds / epochs for name, seconds in trainer.beside.items()}
-        seconds = (total - sum(beside.values()), *beside.values(), trainer.start_up)
+        other = {name: seconds / epochs for name, seconds in trainer.other_work.items()}
+        seconds = (total - sum(other.values()), *other.values(), trainer.start_up)
         table.add_row(kind, *(f"{value:.2f}" for value in seconds))
     return table
 
@@ -354,7 +354,7 @@ def paper(repeats: int, small: bool, folder: str) -> Table:
     on_gpu = torch.cuda.is_available()
     for frozen in (True, False):
         setting = scenes(batch * steps)
-        setting.model = {**size, "freeze_backbone": frozen}  # for the rest, the defaults are the paper's
+        setting.model = {**size, "freeze_backbone": frozen}  # the other defaults are the paper's
         runs: dict[str, TimedTrainer] = {}
         for numbers in ("float32", "bfloat16"):
             model, processor = setting.build()
@@ -362,7 +362,7 @@ def paper(repeats: int, small: bool, folder: str) -> Table:
                 folder,
                 per_device_train_batch_size=batch,
                 bf16=numbers == "bfloat16",
-                # Decoding must not be what is measured.
+                # Decoding must not be the bottleneck.
                 dataloader_num_workers=8 if on_gpu else 0,
                 dataloader_persistent_workers=on_gpu,
             )
@@ -390,10 +390,10 @@ def paper(repeats: int, small: bool, folder: str) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="Some parts; all that fit the machine if not given.")
-    parser.add_argument("--repeats", type=int, default=5, help="Turns that are counted.")
-    parser.add_argument("--paper-setting", action="store_true", help="The paper's setting, also without a GPU.")
-    parser.add_argument("--small", action="store_true", help="A few pairs, to see that everything runs.")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="Parts to run. Default: all that fit the machine.")
+    parser.add_argument("--repeats", type=int, default=5, help="Counted turns.")
+    parser.add_argument("--paper-setting", action="store_true", help="Add the paper's setting without a GPU.")
+    parser.add_argument("--small", action="store_true", help="A few pairs, as a smoke test.")
     own = parser.parse_args()
     parts = list(own.only or [part for part in PARTS if part != "paper" or torch.cuda.is_available()])
     if own.paper_setting and "paper" not in parts:

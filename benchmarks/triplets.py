@@ -1,12 +1,13 @@
-"""The hinge over all triplets of a batch beside its cubic form: time and memory of value and gradient, in one run.
+"""The hinge over all triplets of a batch against its cubic form: time and memory of value and gradient, in one run.
 
     python benchmarks/triplets.py
+    python benchmarks/triplets.py --threads 1 --anchors 64
 
-Both forms see the same cosines and masks. The cubic form writes out batch x batch x batch hinges; where they do not fit
-into `--hold` megabytes it goes over the anchors in portions, with a gradient step each, so its memory is that of a
-portion, and what it would need at once stands beside it. With `--anchors` it is timed on so many anchors alone, and the
-time is scaled to all of them, which cost the same; a `~` says so. Each figure is of a process of its own: the memory is
-the growth of its peak over that before, the time the best of some runs after a first one on a small batch.
+Both forms get the same cosines and masks. The cubic form writes out batch x batch x batch hinges; where they do not fit
+into `--hold` megabytes it processes the anchors in portions, with a gradient step each, so its memory is that of a
+portion; the memory without portions is printed next to it. With `--anchors`, it is timed on that number of anchors, and
+the time is scaled to all of them, marked by `~`. Each form is measured in its own process: the memory is the growth of
+its peak, the time the best of some runs after a warm-up on a small batch.
 """
 
 import argparse
@@ -29,7 +30,7 @@ MEGABYTE = 1e6
 
 
 def problem(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Cosines `(N, N)` of random hash values, and the masks of labels of which each pair has two or so."""
+    """Cosines `(N, N)` of random continuous codes, and masks of random labels, about two per pair."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(size, BITS, generator=generator).tanh()
     masks = triplet_masks((torch.rand(size, CLASSES, generator=generator) < 0.1).float(), within=True)
@@ -45,7 +46,7 @@ def sorted_form(size: int, hold: float, anchors: int) -> torch.Tensor:
 
 
 def cubic_form(size: int, hold: float, anchors: int) -> torch.Tensor:
-    """The same, written out."""
+    """The same, with all hinges written out."""
     similarity, positive, negative = problem(size)
     similarity.requires_grad_()
     triplets = (positive.sum(dim=1) * negative.sum(dim=1)).sum()
@@ -61,9 +62,9 @@ FORMS = {"sorted": sorted_form, "cubic": cubic_form}
 
 
 def held_at_most(anew: bool = False) -> int:
-    """The most that this process has held, in bytes; with `anew` the peak begins from what it holds now."""
+    """The peak memory of this process in bytes; `anew` restarts the peak from the current memory."""
     status = Path("/proc/self/status")
-    if not status.is_file():  # not a Linux: the peak since the process began, that of its imports too
+    if not status.is_file():  # not Linux: the peak since the start of the process
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if anew:
         Path("/proc/self/clear_refs").write_text("5")
@@ -71,7 +72,7 @@ def held_at_most(anew: bool = False) -> int:
 
 
 def measure(form: str, size: int, hold: float, anchors: int, repeats: int) -> dict[str, float]:
-    """Seconds, growth of the peak in bytes, and length and largest value of the gradient, of this process."""
+    """Seconds, growth of the peak in bytes, and norm and projection of the gradient, in this process."""
     FORMS[form](16, hold, 16)
     before = held_at_most(anew=True)
     seconds = []
@@ -90,9 +91,9 @@ def measure(form: str, size: int, hold: float, anchors: int, repeats: int) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 512, 2048])
-    parser.add_argument("--hold", type=float, default=600, help="Megabytes that the cubic form's hinges may take.")
-    parser.add_argument("--anchors", type=int, default=None, help="Time the cubic form on so many. None: on all.")
-    parser.add_argument("--threads", type=int, default=None, help="Of PyTorch. None: its own choice.")
+    parser.add_argument("--hold", type=float, default=600, help="Maximum megabytes of the cubic form's hinges.")
+    parser.add_argument("--anchors", type=int, default=None, help="Anchors to time the cubic form on. None: all.")
+    parser.add_argument("--threads", type=int, default=None, help="Threads of PyTorch. None: its default.")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.threads is not None:
@@ -104,24 +105,14 @@ def main() -> None:
         return
 
     table = Table(title=f"All triplets of a batch, value and gradient, {torch.get_num_threads()} threads")
-    names = (
-        "pairs",
-        "sorted: s",
-        "MB",
-        "cubic: s",
-        "MB",
-        "MB if held at once",
-        "time",
-        "memory",
-        "gradients differ by",
-    )
-    for name in names:
+    names = ("pairs", "sorted: s", "MB", "cubic: s", "MB", "MB without portions", "time", "memory")
+    for name in (*names, "gradients differ by"):
         table.add_column(name, justify="right")
     for size in arguments.sizes:
         found = {form: _in_a_process(form, size, arguments) for form in FORMS}
         ours, cubic = found["sorted"], found["cubic"]
         hinges = 4 * size**3
-        # Three of such size are there at once: the differences, the hinges, and one of them masked or its gradient.
+        # Three such arrays exist at once: the differences, the hinges, and the masked hinges or the gradient.
         needed = max(cubic["peak"], 3 * hinges)
         differ = max(abs(ours[name] - cubic[name]) for name in ("length", "slope")) / cubic["length"]
         about = "~" if arguments.anchors is not None and arguments.anchors < size else ""

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -44,21 +45,10 @@ def atomic_file(
 ) -> Iterator[Path]:
     """Writes a new file, which replaces `path` in one step at the end of the block, or not at all.
 
-    Links are followed, so the target of a link is replaced. The new file has the permissions of the one it replaces, or
-    those of the umask.
-
-    Args:
-        path: The file to write. Missing parent folders are created.
-        error: The type of the errors.
-        timeout_s: Seconds to wait for another process that is writing it.
-
-    Yields:
-        An empty file in the folder of the target. The block should only write: an `OSError` or a `SafetensorError` in
-        it is reported as a failure to write.
-
-    Raises:
-        CMFAHError: Of type `error`, if `path` is anything but a regular file, another process keeps writing it, or the
-            file system fails. The previous content is unchanged.
+    Yields an empty file in the folder of the target, which is created if needed. Links are followed. The new file has
+    the permissions of the one it replaces, or those of the umask. `timeout_s` is the time to wait for another process
+    that is writing it. The block should only write: an `OSError` or a `SafetensorError` in it is reported as a failure
+    to write.
     """
     target = regular_target(path, error)
     with _writing(path, error), locked(target, error, timeout_s):
@@ -88,19 +78,9 @@ def write_text(path: str | os.PathLike, text: str, error: type[CMFAHError] = CMF
 def atomic_folder(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError) -> Iterator[Path]:
     """Fills a new folder, which replaces `path` at the end of the block, or not at all.
 
-    An existing folder is replaced with all its content; the caller decides before whether that is allowed. This takes
-    two renames: if a process died between them, the next call first restores the previous folder.
-
-    Args:
-        path: The folder to write. Links are followed; missing parent folders are created.
-        error: The type of the errors.
-
-    Yields:
-        An empty folder next to the target.
-
-    Raises:
-        CMFAHError: Of type `error`, if `path` is anything but a folder, another process keeps writing it, or the file
-            system fails. The previous content is unchanged.
+    Yields an empty folder next to the target. An existing folder is replaced with all its content; the caller decides
+    before whether that is allowed. This takes two renames: if a process died between them, the next call first restores
+    the previous folder.
     """
     target = _resolved(path, error)
     with _writing(path, error), locked(target, error):
@@ -135,11 +115,7 @@ def locked(
 ) -> Iterator[None]:
     """Holds the lock of `path`, a hidden file next to it that is removed afterwards.
 
-    The lock of a process that died is free. It is not reentrant.
-
-    Raises:
-        CMFAHError: Of type `error`, if another process, which the message names, holds it for `timeout_s` seconds, or
-            the folder cannot be written to.
+    The lock of a process that died is free. It is not reentrant. After `timeout_s` seconds, the error names the holder.
     """
     target = _resolved(path, error)
     lock = target.with_name(f"{_hidden(target)}{_LOCK}")
@@ -161,11 +137,7 @@ def locked(
 
 
 def regular_target(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError) -> Path:
-    """The path with its links followed, where a file of this name is written.
-
-    Raises:
-        CMFAHError: Of type `error`, if the path is anything but a regular file.
-    """
+    """The path with its links followed, where a file of this name is written; an error if it is anything else."""
     target = _resolved(path, error)
     _refuse_other_than(stat.S_IFREG, target, path, error)
     return target
@@ -246,14 +218,8 @@ def _next_to(target: Path, ending: str) -> Path:
 
 
 def _left(target: Path, ending: str) -> list[Path]:
-    start, middle = f"{_hidden(target)}.", 16
-    return [
-        path
-        for path in target.parent.iterdir()
-        if path.name.startswith(start)
-        and path.name.endswith(ending)
-        and len(path.name) == len(start) + middle + len(ending)
-    ]
+    name = re.compile(rf"{re.escape(_hidden(target))}\.[0-9a-f]{{16}}{re.escape(ending)}")
+    return [path for path in target.parent.iterdir() if name.fullmatch(path.name)]
 
 
 def _remove_leftovers(target: Path) -> None:
@@ -267,11 +233,8 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _restore_replaced(target: Path) -> None:
-    if target.exists():
-        return
-    for path in _left(target, _REPLACED):
-        path.rename(target)
-        return
+    if not target.exists() and (left := _left(target, _REPLACED)):
+        left[0].rename(target)
 
 
 def _sign(descriptor: int) -> None:

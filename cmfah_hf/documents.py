@@ -21,10 +21,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def file_of(path: str | os.PathLike) -> Path | None:
-    """`path` if it is a regular file, else `None`; also for invalid names.
-
-    `Path.is_file` raises an error for a name that is too long.
-    """
+    """`path` if it is a regular file, else `None`; also for invalid names, where `Path.is_file` raises an error."""
     try:
         return Path(path) if Path(path).is_file() else None
     except (OSError, ValueError):
@@ -32,16 +29,7 @@ def file_of(path: str | os.PathLike) -> Path | None:
 
 
 def read_bytes(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError, most_bytes: int = MOST_BYTES) -> bytes:
-    """The content of a regular file.
-
-    Args:
-        path: The file. Pipes and devices, which may never end, are refused without waiting for content.
-        error: The type of the errors.
-        most_bytes: A longer file is refused.
-
-    Raises:
-        CMFAHError: Of type `error`, if it is missing, not a regular file, too long, or cannot be read.
-    """
+    """The content of a regular file; pipes and devices, which may never end, are refused without waiting."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
@@ -62,25 +50,15 @@ def read_bytes(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError, mo
 
 
 def read_json(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError, most_bytes: int = MOST_BYTES) -> Any:
-    """The value of a JSON file, as `parse_json` checks it.
-
-    Raises:
-        CMFAHError: Of type `error`, if `read_bytes` or `parse_json` refuse it.
-    """
+    """The value of a JSON file, as `parse_json` checks it."""
     return parse_json(read_bytes(path, error, most_bytes), str(path), error)
 
 
 def parse_json(text: str | bytes, where: str, error: type[CMFAHError] = CMFAHError) -> Any:
-    """The value of a JSON text.
+    """The value of a JSON text; `where` is its file, or its file and line, in errors.
 
-    Args:
-        text: UTF-8, if it is bytes.
-        where: The file, or the file and a line, for the error.
-        error: The type of the errors.
-
-    Raises:
-        CMFAHError: Of type `error`, if it is not JSON, repeats a key, is nested more than `MOST_DEPTH` deep, or holds
-            half of a surrogate pair, which no file can store as text.
+    Refused are repeated keys, nesting beyond `MOST_DEPTH`, and half of a surrogate pair, which no file can store as
+    text.
     """
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
@@ -97,28 +75,16 @@ def parse_json(text: str | bytes, where: str, error: type[CMFAHError] = CMFAHErr
     return value
 
 
-def read_yaml(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError, most_bytes: int = 2**20) -> Any:
-    """The value of a YAML file, as `parse_yaml` checks it.
-
-    Raises:
-        CMFAHError: Of type `error`, if `read_bytes` or `parse_yaml` refuse it.
-    """
-    return parse_yaml(read_bytes(path, error, most_bytes), str(path), error)
+def read_yaml(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError) -> Any:
+    """The value of a YAML file, as `parse_yaml` checks it."""
+    return parse_yaml(read_bytes(path, error, most_bytes=2**20), str(path), error)
 
 
 def parse_yaml(text: str | bytes, where: str, error: type[CMFAHError] = CMFAHError) -> Any:
     """The value of a YAML text with plain values only, without tags for objects of a language.
 
-    `1e-4` is a number, as in YAML 1.2; PyYAML alone reads it as text.
-
-    Args:
-        text: UTF-8, if it is bytes.
-        where: The file, for the error.
-        error: The type of the errors.
-
-    Raises:
-        CMFAHError: Of type `error`, if it is not YAML, a mapping repeats a key or has a list or mapping as a key, a
-            value contains itself, or the document is nested too deep or, with aliases expanded, too large.
+    `1e-4` is a number, as in YAML 1.2; PyYAML alone reads it as text. Refused are repeated keys, keys that are lists or
+    mappings, values that contain themselves, and documents that are too deep or, with aliases expanded, too large.
     """
     try:
         return yaml.load(text.decode("utf-8-sig") if isinstance(text, bytes) else text, Loader=_Loader)

@@ -5,14 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cmfah_hf.errors import (
-    CMFAHError,
-    HubAccessError,
-    HubConnectionError,
-    HubError,
-    HubNotFoundError,
-    HubServerError,
-)
+from cmfah_hf.errors import CMFAHError, HubAccessError, HubConnectionError, HubError, HubNotFoundError, HubServerError
 
 
 @contextmanager
@@ -31,21 +24,14 @@ def hub_errors(
 
     Args:
         what: Beginning of the message, such as the repository's id.
-        error: The type to raise. None: one of `HubNotFoundError`, `HubAccessError`, `HubConnectionError`,
-            `HubServerError`, or `HubError` for the rest.
+        error: The type to raise. None: `HubNotFoundError`, `HubAccessError`, `HubConnectionError`, `HubServerError`, or
+            `HubError` for the rest.
         token: A token to mask in messages.
         writes: True for uploads, which get longer limits.
         messages: Messages by HTTP status, instead of the default ones.
         again: Advice if the Hub fails or cannot be reached.
-
-    Raises:
-        HubNotFoundError: If the token sees no such repository, revision or file.
-        HubAccessError: If the token is invalid or lacks permission.
-        HubConnectionError: If there is no network, offline mode is set, or the Hub does not reply.
-        HubServerError: If the Hub fails, is busy, or sends an invalid reply.
-        HubError: If it refuses for another reason.
     """
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HTTPError
 
     from cmfah_hf.hub_requests import READING, WRITING, limited
 
@@ -55,7 +41,7 @@ def hub_errors(
     except CMFAHError:
         raise
     # The types of the client's errors, and of other libraries' errors that wrap them.
-    except (_http_error(), EntryNotFoundError, OSError, RuntimeError, ValueError) as found:
+    except (HTTPError, EntryNotFoundError, OSError, RuntimeError, ValueError) as found:
         failure = hub_failure(found, messages, again)
         if failure is None:
             raise
@@ -67,23 +53,11 @@ def hub_errors(
 def hub_file(
     repo_id: str, name: str, kind: str = "model", error: type[CMFAHError] | None = None, **options: Any
 ) -> str | None:
-    """Downloads a file of a repository into the cache and returns its path.
+    """The path of a repository's file in the cache, downloaded if need be; a cached one if the Hub cannot be reached.
 
-    A cached file is used if the Hub cannot be reached.
-
-    Args:
-        repo_id: `owner/name`.
-        name: Path of the file in the repository.
-        kind: `model`, `dataset` or `space`.
-        error: See `hub_errors`.
-        **options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` or `subfolder` of
-            `hf_hub_download`.
-
-    Returns:
-        None if the repository has no such file, or offline, if other files of the revision are cached but not this one.
-
-    Raises:
-        HubError: See `hub_errors`.
+    None if the repository has no such file, or offline, if other files of the revision are cached but not this one.
+    `options` are `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` or `subfolder` of
+    `hf_hub_download`; errors are those of `hub_errors`.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.constants import is_offline_mode
@@ -109,17 +83,11 @@ def hub_file(
 def hub_failure(
     error: BaseException, messages: Mapping[int, str] | None = None, again: str = "try again later"
 ) -> HubError | None:
-    """The Hub failure behind an exception, with a message without its subject.
+    """The Hub failure behind an exception of any library, with a message without its subject; None if there is none.
 
-    Args:
-        error: An exception of any library.
-        messages: Messages by HTTP status, instead of the default ones.
-        again: Advice if the Hub fails or cannot be reached.
-
-    Returns:
-        None if neither the exception nor its causes originate from a request to the Hub.
+    `messages` and `again` are those of `hub_errors`.
     """
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     from cmfah_hf.hub_replies import BadReplyError
     from cmfah_hf.hub_requests import BusyError, UnreachableError, reason_of
@@ -129,7 +97,7 @@ def hub_failure(
         if isinstance(cause, (HfHubHTTPError, OfflineModeIsEnabled, BadReplyError, BusyError, UnreachableError)):
             found = cause
             break
-        if isinstance(cause, _http_error()):
+        if isinstance(cause, HTTPError):
             found = cause
     if found is None:
         return _without_request(error)
@@ -162,7 +130,8 @@ def _refused(error: Any, messages: Mapping[int, str], again: str) -> HubError:
     kinds = {401: HubAccessError, 403: HubAccessError, 404: HubNotFoundError}
     if status in messages:
         return kinds.get(status, HubError)(messages[status])
-    if status == 401 and error.response.headers.get("X-Error-Code") != "RepoNotFound" and _brought_token(error):
+    has_token = "authorization" in error.response.request.headers
+    if status == 401 and error.response.headers.get("X-Error-Code") != "RepoNotFound" and has_token:
         return HubAccessError("the Hub rejects the token; log in again with `hf auth login`, or correct HF_TOKEN.")
     if status in (401, 404):
         return HubNotFoundError(
@@ -192,19 +161,9 @@ def _without_request(error: BaseException) -> HubError | None:
     return None
 
 
-def _brought_token(error: Any) -> bool:
-    return "authorization" in error.response.request.headers
-
-
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def _http_error() -> type[Exception]:
-    from huggingface_hub.errors import HTTPError
-
-    return HTTPError

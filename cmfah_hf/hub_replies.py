@@ -65,11 +65,7 @@ def is_api(request: Any) -> bool:
 
 
 def check_reply(request: Any, response: Any, is_stream: bool) -> None:
-    """Validates a successful reply.
-
-    Raises:
-        BadReplyError: If it is not a valid reply to this request.
-    """
+    """Validates a successful reply."""
     path = request.url.path
     if response.is_error and _READ_IN_ERRORS.get(path) != response.status_code:
         return

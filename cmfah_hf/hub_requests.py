@@ -182,17 +182,14 @@ class _Watch:
 
 def _wait_asked_for(response: Any) -> float:
     """Seconds that the client would sleep."""
-    limit = _http.parse_ratelimit_headers(response.headers) if _is_plain(response.headers.get("ratelimit")) else None
+    is_plain = re.search(r"\d{10}", response.headers.get("ratelimit", "")) is None  # without huge numbers
+    limit = _http.parse_ratelimit_headers(response.headers) if is_plain else None
     if response.status_code == 429 and limit is not None and limit.remaining == 0:
         return limit.reset_in_seconds
     asked = response.headers.get("Retry-After", "").strip()
     if not asked.isdigit():
         return 0.0
     return float(asked) if re.fullmatch(r"[0-9]{1,9}", asked) else 1e9
-
-
-def _is_plain(header: str | None) -> bool:
-    return header is not None and re.search(r"\d{10}", header) is None
 
 
 def reason_of(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Puts what a search needs of a run into the embedded Space: `python spaces/ship_model.py demo/model`."""
+"""Copies the files of a run that search needs into the embedded Space: `python spaces/ship_model.py demo/model`."""
 
 import sys
 from pathlib import Path

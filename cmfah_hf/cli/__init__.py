@@ -58,7 +58,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="Cross-media hashing: search images by words in 8 bytes an item.",
+    help="Cross-media hashing: search images by words in 8 bytes per item.",
 )
 app.command()(demo)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)

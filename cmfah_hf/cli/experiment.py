@@ -21,7 +21,7 @@ def run(
     plan: Annotated[bool, typer.Option("--plan", help="List the runs, and start none.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    """Run a grid. What has finished is not run again, what was interrupted goes on, what fails is one line."""
+    """Run a grid. Finished runs are skipped, interrupted ones resume, and failures are one line each."""
     import sys
     from contextlib import nullcontext, redirect_stdout
 

@@ -9,8 +9,7 @@ import typer
 def index(
     model: Annotated[str, typer.Argument(help="A trained model: a folder or a Hub id.")],
     sources: Annotated[
-        list[str],
-        typer.Argument(help="Images, folders of them, or data sets with images: folders, files, Hub ids."),
+        list[str], typer.Argument(help="Images, folders of them, or data sets with images: folders, files, Hub ids.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The index file to write.")] = Path("images.index"),
     split: Annotated[

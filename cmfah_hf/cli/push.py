@@ -9,8 +9,7 @@ import typer
 def push(
     repo_id: Annotated[str, typer.Option("--repo-id", help="The target repository, as owner/name.")],
     run: Annotated[
-        str | None,
-        typer.Argument(help="The output folder of a training run; with --space also a Hub id, or omitted."),
+        str | None, typer.Argument(help="The output folder of a training run; with --space also a Hub id, or omitted.")
     ] = None,
     space: Annotated[
         bool, typer.Option("--space", help="Push the search page as a Space that includes the model.")
@@ -72,7 +71,7 @@ def push(
     for option, value in (of_a_model if space else of_a_space).items():
         if value is not None:
             raise HubError(
-                f"{option} is of a model; leave it out." if space else f"{option} is of a Space; add --space."
+                f"{option} is for models; leave it out." if space else f"{option} is for Spaces; add --space."
             )
     common = {
         "private": private,
@@ -84,7 +83,7 @@ def push(
     if space:
         done = push_space(repo_id, run, data, split, limit, title, **common)
     elif run is None:
-        raise HubError("Nothing to push: name the folder that a training run has left, or add --space.")
+        raise HubError("Nothing to push: give the output folder of a training run, or add --space.")
     else:
         done = push_model(
             Path(run),

@@ -14,17 +14,17 @@ def search(
     model: Annotated[str, typer.Argument(help="The model that the index was made with: a folder or a Hub id.")],
     index: Annotated[
         Path | None,
-        typer.Argument(help="An index file of `cmfah index`. Default: that which was pushed with the model."),
+        typer.Argument(help="An index file of `cmfah index`. Default: the index pushed with the model."),
     ] = None,
     text: Annotated[str | None, typer.Option("--text", "-t", help="Words to search with.")] = None,
     image: Annotated[str | None, typer.Option("--image", "-i", help="An image to search with, or '-'.")] = None,
     image_weight: Annotated[float, typer.Option(help="With words and an image: the image's share, 0 to 1.")] = 0.5,
-    k: Annotated[int, typer.Option("-k", help="How many items to show.")] = 10,
-    metric: Annotated[str, typer.Option(help="'aqd': by real hash values; 'hamming': by bits.")] = "aqd",
+    k: Annotated[int, typer.Option("-k", help="Number of items to show.")] = 10,
+    metric: Annotated[str, typer.Option(help="'aqd': by the query's continuous code; 'hamming': by bits.")] = "aqd",
     where: Annotated[
-        list[str] | None, typer.Option(help="'column=value': only such items; may be repeated, all have to hold.")
+        list[str] | None, typer.Option(help="'column=value': only such items; may be repeated, and all must hold.")
     ] = None,
-    approximate: Annotated[bool, typer.Option("--approximate", help="Look only near the query.")] = False,
+    approximate: Annotated[bool, typer.Option("--approximate", help="Search only near the query.")] = False,
     any_model: Annotated[
         bool, typer.Option("--any-model", help="Also search an index whose codes another model made.")
     ] = False,
@@ -32,7 +32,7 @@ def search(
 ) -> None:
     """Search an index by words, by an image, or by both; `--image -` reads the image from standard input.
 
-    Words that the model does not know are named, and the search goes on without them.
+    Words that the model does not know are listed and ignored.
     """
     from cmfah_hf.cli.output import print_json, print_table, say
     from cmfah_hf.retrieval import CrossMediaRetriever

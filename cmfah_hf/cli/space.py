@@ -14,10 +14,10 @@ def space(
         str | None, typer.Option(help="The images: a folder, Parquet, a Hub id, 'scenes'. Default: drawn scenes.")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Of the data. Default: `database` if there is one, else `train`.")
+        str | None, typer.Option(help="The split to search. Default: `database` if present, else `train`.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="The most images that are shown. Default: 320.")] = None,
-    title: Annotated[str | None, typer.Option(help="Above the page.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Maximum number of images. Default: 320.")] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
     host: Annotated[
         str | None, typer.Option(help="The address to listen on; 0.0.0.0 for all interfaces. Default: localhost.")
     ] = None,

@@ -12,14 +12,14 @@ def train(
     context: typer.Context,
     config: Annotated[Path | None, typer.Argument(help="A YAML file, such as hub_configs/cmfah-scenes.yaml.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="'cmfah' or 'scahn'; without it what the file names, or 'cmfah'.")
+        str | None, typer.Option(help="'cmfah' or 'scahn'. Default: the method of the file, else 'cmfah'.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Train a model and leave it in a folder.
+    """Train a model and save it to a folder.
 
-    Any field of the model's configuration, of the data's and of the trainer's arguments can follow, as `--hash_bits 32`
-    or `--output_dir runs/first`, and takes precedence over the file.
+    Any field of the model's configuration, the data arguments and the training arguments can follow, as
+    `--hash_bits 32` or `--output_dir runs/first`, and overrides the file.
     """
     from cmfah_hf.cli.output import print_figures, print_json, print_table
     from cmfah_hf.training import parse_run

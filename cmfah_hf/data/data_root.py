@@ -19,7 +19,7 @@ from urllib.parse import quote
 from cmfah_hf.errors import DataError
 
 # Archives that `datasets` reads in place, as `zip://name::archive`.
-_ARCHIVES = frozenset({"zip", "gzip", "bz2", "xz", "zstd", "lz4"})
+ARCHIVES = frozenset({"zip", "gzip", "bz2", "xz", "zstd", "lz4"})
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
@@ -40,10 +40,7 @@ class DataRoot:
 
     @classmethod
     def of_folder(cls, folder: str | os.PathLike) -> "DataRoot":
-        """The root of a local folder.
-
-        A folder in the Hub's cache consists of links into the blobs of its repository, so these belong to it.
-        """
+        """The root of a local folder; of one in the Hub's cache, whose files are links, also its repository's blobs."""
         real = Path(folder).resolve()
         folders = [real]
         for inner in (real, *real.parents):
@@ -104,7 +101,7 @@ class DataRoot:
                 )
             return path
         *archives, last = path.split("::")
-        if any(protocol not in _ARCHIVES for protocol in (part.partition("://")[0] for part in archives)):
+        if any(protocol not in ARCHIVES for protocol in (part.partition("://")[0] for part in archives)):
             raise self._outside(path)
         return "::".join([*archives, self._place(last, path)])
 
@@ -143,11 +140,8 @@ class OutsideError(DataError):
 class LocalFiles:
     """Regular files below some folders, found by the names in rows. Each folder is listed once.
 
-    A name is found as written, or else by its normal form in Unicode: archives made on a Mac hold `é` as two characters
-    where people write one.
-
-    Args:
-        folders: The allowed folders, links followed; relative names are below the first.
+    Relative names are below the first folder. A name is found as written, or else by its normal form in Unicode:
+    archives made on a Mac hold `é` as two characters where people write one.
     """
 
     def __init__(self, folders: Sequence[str]):
@@ -158,12 +152,7 @@ class LocalFiles:
         self._reals: dict[str, str] = {}
 
     def find(self, name: str) -> str | None:
-        """The path of a file, in its folder as named; `None` if there is no such file.
-
-        Raises:
-            OutsideError: If it is outside the folders.
-            DataError: If it is not a regular file, or two files have this name in different forms of Unicode.
-        """
+        """The path of a file, in its folder as named; `None` if it is missing, `OutsideError` if it is elsewhere."""
         path = posixpath.normpath(posixpath.join(self._folders[0], name.replace("\\", "/")))
         folder, base = posixpath.split(path)
         found = self._folder(folder)
@@ -236,11 +225,7 @@ class LocalFiles:
 
 
 def refuse_links_outside(root: Path, paths: Iterable[Path]) -> None:
-    """Refuses files of a folder that are links to a place outside it.
-
-    Raises:
-        DataError: Naming the first path that leads outside `root`.
-    """
+    """Raises a `DataError` that names the first of these paths that leads outside `root`."""
     files = LocalFiles(DataRoot.of_folder(root).folders)
     for path in paths:
         try:

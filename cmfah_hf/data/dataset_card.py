@@ -19,26 +19,16 @@ _FORM = 'give "path", or entries with "split" and "path"'
 
 
 def check_split_name(name: Any, where: str = "") -> None:
-    """Refuses a name that `datasets` does not accept for a split.
-
-    Args:
-        name: The name.
-        where: The file or folder that gives it, for the error.
-    """
+    """Refuses a name that `datasets` does not accept for a split; `where` names its file in the error."""
     if not isinstance(name, str) or _SPLIT_NAME.fullmatch(name) is None:
         prefix = f"{where}: " if where else ""
         raise DataError(f"{prefix}{str(name)[:80]!r} cannot be a split's name (letters, digits and '_'); rename it.")
 
 
 def card_splits(folder: Path) -> dict[str, list[str]] | None:
-    """The Parquet files of each split, as the `configs` of a folder's card name them.
+    """The Parquet files of each split, by the default (else the first) of the `configs` in a folder's card.
 
-    Returns:
-        Split names with files, of the default configuration or else of the first. `None` if there is no card, it names
-        no files, or it names other files than Parquet.
-
-    Raises:
-        DataError: If the head of the card cannot be read, or a pattern matches no file or one outside the folder.
+    `None` if there is no card, or it names no files or other files than Parquet.
     """
     card = file_of(folder / CARD_NAME)
     if card is None:

@@ -23,29 +23,17 @@ _TICK_NS, _COARSE_NS = 20 * 10**6, 2 * 10**9
 
 @dataclass(frozen=True)
 class FileState:
-    """The state of one file.
-
-    Args:
-        path: As it was given.
-        size: In bytes; -1 for an address (`hf://...` contains its commit), a missing file, or anything but a file.
-        mtime_ns: Modification time of the content.
-        ctime_ns: Change time of the inode, which a copy does not keep.
-        sha256: Hash of the content, if the times are not reliable; else `None`.
-    """
+    """The state of one file; `size` is -1 for an address (`hf://...` contains its commit) and anything but a file."""
 
     path: str
     size: int
     mtime_ns: int = 0
-    ctime_ns: int = 0
-    sha256: str | None = None
+    ctime_ns: int = 0  # change time of the inode, which a copy does not keep
+    sha256: str | None = None  # of the content, if the times are not reliable
 
 
 def file_states(paths: Iterable[str | os.PathLike]) -> list[FileState]:
-    """The states of files, in their order; a missing file and an address have a state too.
-
-    Raises:
-        DataError: If a file whose content has to be hashed cannot be read.
-    """
+    """The states of files, in their order; a missing file and an address have a state too."""
     return [_state(os.fspath(path)) for path in paths]
 
 

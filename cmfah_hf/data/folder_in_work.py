@@ -15,14 +15,7 @@ _LEFT = re.compile(r"\.(.+\.parquet|README\.md|.+\.json)(\.[0-9a-f]{16}\.tmp|\.l
 
 @contextmanager
 def folder_in_work(folder: Path) -> Iterator[None]:
-    """Locks a folder for writing, and removes files that killed writers left.
-
-    Args:
-        folder: The folder, created if it is missing, with `data` in it.
-
-    Raises:
-        DataError: If it is not a folder, another process is writing it, or it cannot be written to.
-    """
+    """Locks a folder for writing, creates it with `data` in it, and removes files that killed writers left."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: is a file; name a folder.")
     with locked(folder / DATA, DataError, timeout_s=0):

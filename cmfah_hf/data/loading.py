@@ -3,29 +3,20 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any
 
 from cmfah_hf.data.images.decoding import is_image_file
 from cmfah_hf.data.matrices.opening import matrix_files_below
 from cmfah_hf.data.rows.columns import RequestedColumns
 from cmfah_hf.data.rows.uniform import Loaded
 from cmfah_hf.data.sources import folder, hub, matrices, parquet, scenes
+from cmfah_hf.data.sources.metadata import EXAMPLE
 from cmfah_hf.data.sources.request import LoadRequest
 from cmfah_hf.errors import DataError
 
-
-class Source(Protocol):
-    """A source of image-text pairs; the modules of `cmfah_hf.data.sources` are such."""
-
-    def matches(self, request: LoadRequest) -> bool:
-        """Whether this source can load what is requested. Reads names, not content."""
-
-    def load(self, request: LoadRequest) -> Loaded:
-        """The data set, or a dictionary of splits, with the uniform columns."""
-
-
 # The first that matches loads: a folder of images may hold matrices, but a folder of matrices holds no metadata.
-SOURCES: Sequence[Source] = (scenes, folder, parquet, matrices, hub)
+SOURCES: Sequence[ModuleType] = (scenes, folder, parquet, matrices, hub)
 
 
 def load_image_text(
@@ -121,7 +112,7 @@ def _unknown_source(request: LoadRequest) -> DataError:
     if request.is_address:
         return DataError(f"{request.name}: only addresses of Parquet files can be loaded; give one or a Hub id.")
     if request.path.is_dir():
-        return folder.missing_metadata(request.path)
+        return DataError(f"{request.path}: holds neither a metadata file nor Parquet files; {EXAMPLE}")
     return DataError(
         f"{request.name}: neither a folder nor a Parquet file; give the folder that holds the metadata file."
     )

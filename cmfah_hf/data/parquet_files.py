@@ -15,15 +15,7 @@ _FOOTER_THREADS = 16
 
 @contextmanager
 def parquet_file(file: str, token: str | bool | None = None) -> Iterator[Any]:
-    """A `pyarrow.parquet.ParquetFile`; errors while it is read are a `DataError` in one line.
-
-    Args:
-        file: A path or an address.
-        token: For the Hub.
-
-    Raises:
-        DataError: If it is not a regular file, or damaged.
-    """
+    """A `pyarrow.parquet.ParquetFile` of a path or an address; errors while it is read are a `DataError`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -50,33 +42,20 @@ def parquet_file(file: str, token: str | bool | None = None) -> Iterator[Any]:
 def checked_batches(
     parquet: Any, size: int, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
 ) -> Iterator[Any]:
-    """The record batches of a file, each validated: offsets within their values, texts in UTF-8.
-
-    Args:
-        parquet: The file that `parquet_file` opened.
-        size: Rows of a batch.
-        columns: Only these.
-        row_groups: Only these.
-    """
-    kwargs = {} if row_groups is None else {"row_groups": list(row_groups)}
-    for batch in parquet.iter_batches(size, columns=columns, use_threads=False, **kwargs):
+    """The record batches of some columns and row groups, validated: offsets within values, texts in UTF-8."""
+    groups = None if row_groups is None else list(row_groups)
+    for batch in parquet.iter_batches(size, groups, columns, use_threads=False):
         batch.validate(full=True)
         yield batch
 
 
 @dataclass(frozen=True)
 class ParquetFooters:
-    """The footers of a split's files.
+    """The footers of a split's files."""
 
-    Args:
-        schema: That of the first file.
-        row_groups: The rows of each row group of each file.
-        versions: A name for the state of each local file; `None` for an address, which names its commit on the Hub.
-    """
-
-    schema: Any
-    row_groups: list[list[int]]
-    versions: list[str | None]
+    schema: Any  # of the first file
+    row_groups: list[list[int]]  # the rows of each row group of each file
+    versions: list[str | None]  # states of local files; an address names its commit on the Hub
 
     @property
     def num_rows(self) -> int:

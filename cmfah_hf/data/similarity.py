@@ -22,11 +22,7 @@ _BINS = 1_000
 
 
 class LabelSimilarity:
-    """Pairs that share a label are similar. Calling it gives multi-hot labels, `(B, C)` float32.
-
-    Args:
-        classes: The class names, in the order of the columns.
-    """
+    """Pairs that share a label are similar. Calling it gives multi-hot labels, `(B, C)` float32."""
 
     name = "labels"
 
@@ -65,11 +61,7 @@ class TagSimilarity:
 
     @classmethod
     def fit(cls, texts: Iterable[str]) -> "TagSimilarity":
-        """Fits weights and threshold on the training pairs' expanded texts, which are read twice.
-
-        Raises:
-            DataError: If no word occurs in at least two of the texts but not in all.
-        """
+        """Fits weights and threshold on the training pairs' expanded texts, which are read twice."""
         counts: Counter[str] = Counter()
         size = 0
         for text in texts:
@@ -124,10 +116,7 @@ Similarity = LabelSimilarity | TagSimilarity | PairSimilarity
 
 
 def otsu_threshold(values: np.ndarray) -> float:
-    """Otsu's threshold: the value that divides numbers in 0..1 into two classes with minimum within-class variance.
-
-    If several thresholds are equally good, the middle of the first and the last; 0 if all numbers are equal.
-    """
+    """Otsu's threshold of numbers in 0..1; of equally good ones the middle, 0 if all numbers are equal."""
     if not len(values):
         return 0.0
     counts, edges = np.histogram(np.clip(values, 0.0, 1.0), bins=_BINS, range=(0.0, 1.0))

@@ -39,21 +39,17 @@ def train_validation_split(
 
 
 def hold_out_databases(train: Any, database: Any = None, fraction: float = 0.2, seed: int = 0) -> dict[str, Any]:
-    """Divide training pairs so that neither test nor validation queries are ranked against a pair that was trained on.
+    """Splits training pairs so that neither test nor validation queries are ranked against a trained pair.
 
     Args:
         train: A `datasets.Dataset`, the training pairs with those that validate.
-        database: The data set's own database, of which only the items that are not in `train`, by `id`, are kept.
-            None: cut from `train`.
-        fraction: The part of `train` for each database that is cut from it.
+        database: The data set's own database, without the items of `train`, by `id`. None: cut from `train`.
+        fraction: The fraction of `train` for each database that is cut from it.
         seed: As in `train_validation_split`.
 
     Returns:
-        `train`: what is left; `database`: what the test queries are ranked against; `validation_database`: what the
-        validation queries are ranked against.
-
-    Raises:
-        DataError: If a part would be empty.
+        The rest of `train`, and the databases of the test queries (`database`) and of the validation queries
+        (`validation_database`).
     """
     if database is None:
         train, database = train_validation_split(train, fraction, seed=seed)

@@ -37,17 +37,10 @@ def iterate_articles(
 ) -> Iterator[Article]:
     """The articles of `source` in order, in one pass; only those of a dump have links.
 
-    Args:
-        source: A path or several (`Path`, or one `str`): a MediaWiki dump (`.xml`, `.xml.bz2`, `.xml.gz`, read page by
-            page), a corpus file with a column `text`, or a data set's id on the Hub, `owner/name` or
-            `owner/name:configuration`, whose `train` split is streamed. Or any data set, stream or iterable of texts.
-        text_column: The column of the texts of a data set.
-        title_column: The column of titles in a data set or corpus file, if any.
-        split: Splits a string into words.
-        links: Whether to read the links of a dump, which doubles the time.
-
-    Raises:
-        DataError: If the source cannot be read or a row is not a text.
+    A source is a path or several (`Path`, or one `str`): a MediaWiki dump (`.xml`, `.xml.bz2`, `.xml.gz`, read page by
+    page), a corpus file with a column `text`, or a data set's id on the Hub, `owner/name` or
+    `owner/name:configuration`, whose `train` split is streamed. Or it is any data set, stream or iterable of texts.
+    Reading links doubles the time.
     """
     for where, text, title, linked in _iterate(source, text_column, title_column, links):
         words = words_of(text, where, split)

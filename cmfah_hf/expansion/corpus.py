@@ -27,15 +27,7 @@ _LONGEST_LINE = 2**26
 def words_of(value: Any, where: str = "The text", split: Callable[[str], list[str]] = split_words) -> list[str]:
     """The words of one text: a string, a list of tags, or `None`, which has no words.
 
-    A tag of several words ("new york") gives several words, as in the joined text.
-
-    Args:
-        value: The text in a data set.
-        where: The subject of an error message, e.g. `"Row 3, column 'text'"`.
-        split: Splits a string into words.
-
-    Raises:
-        DataError: If the value is something else.
+    A tag of several words ("new york") gives several words, as in the joined text. `where` is the subject of errors.
     """
     if value is None:
         return []
@@ -59,15 +51,8 @@ def iterate_words(
 ) -> Iterator[list[str]]:
     """The word lists of all rows of `source`, in order, in one pass.
 
-    Args:
-        source: A `datasets.Dataset` or `IterableDataset`, one batch (a mapping of columns), or any iterable of texts:
-            strings, lists of tags, or rows that are mappings with `text_column`. Only the text column of a data set
-            is read, so images are not decoded.
-        text_column: The name of the column with the texts.
-        split: Splits a string into words.
-
-    Raises:
-        DataError: If the column is missing or a row is not a text.
+    A source is a `Dataset` or `IterableDataset`, of which only the text column is read, one batch (a mapping of
+    columns), or any iterable of texts: strings, lists of tags, or rows that are mappings with `text_column`.
     """
     for number, (value, _) in enumerate(iterate_values(source, text_column)):
         yield words_of(value, f"Row {number}, column {text_column!r},", split)
@@ -105,9 +90,6 @@ def iterate_files(paths: str | Path | Sequence[str | Path]) -> Iterator[list[str
 
     These are `.jsonl` and `.parquet` with a column `text`, and `.txt` with one text per line; `.jsonl` and `.txt` may
     be gzipped (`.gz`).
-
-    Raises:
-        DataError: If a file is missing, of another kind, or holds a row that is not a text.
     """
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         for where, text, _ in iterate_file(path):
@@ -115,15 +97,7 @@ def iterate_files(paths: str | Path | Sequence[str | Path]) -> Iterator[list[str
 
 
 def iterate_file(path: str | Path, title_column: str | None = None) -> Iterator[tuple[str, Any, Any]]:
-    """The texts of a corpus file: for each its position for errors, the text, and its title or None.
-
-    Args:
-        path: A file as in `iterate_files`.
-        title_column: The column of the titles. None: titles are not read.
-
-    Raises:
-        DataError: If the file is missing, of another kind, or damaged.
-    """
+    """The texts of a corpus file (see `iterate_files`): position for errors, text, and title or None."""
     path = Path(path)
     if file_of(path) is None:
         raise DataError(f"{path}: there is no such file; give the path of a .jsonl, .txt or .parquet corpus.")
@@ -138,11 +112,7 @@ def iterate_file(path: str | Path, title_column: str | None = None) -> Iterator[
 
 
 def iterate_values(source: Any, text_column: str, title_column: str | None = None) -> Iterator[tuple[Any, Any]]:
-    """Text and title of every row, unchanged; the title is None without `title_column`.
-
-    Raises:
-        DataError: If the column of the texts is missing, or the source is not a data set.
-    """
+    """Text and title of every row, unchanged; the title is None without `title_column`."""
     if isinstance(source, (str, bytes)):
         raise DataError(f"One text was given where many are expected: {_shown(source)}; put it into a list.")
     if isinstance(source, Mapping):

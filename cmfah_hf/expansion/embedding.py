@@ -6,7 +6,7 @@ Shapes: V words, E vector size.
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from cmfah_hf.errors import CMFAHError, DataError, QueryError
 from cmfah_hf.expansion.corpus import iterate_files, iterate_words
-from cmfah_hf.expansion.storage import damaged, load_state, load_whole, replacing, require_words, save_state
+from cmfah_hf.expansion.storage import Fitted, damaged, load_state, load_whole, replacing, require_words, save_state
 from cmfah_hf.models.tokenization_cmfah import split_words
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _STEM = "skip_gram"
 _MAX_SENTENCE = 10_000
 
 
-class SkipGramEmbedding:
+class SkipGramEmbedding(Fitted):
     """Word vectors of a corpus, trained by gensim's `Word2Vec(sg=1, hs=1, negative=0)` ([skip-gram]).
 
     The corpus is read once and written to a temporary file of the size of its text, which the epochs read. So a stream
@@ -56,6 +56,8 @@ class SkipGramEmbedding:
         (5, 8)
     """
 
+    _UNFITTED = "The embedding holds no words yet; call fit(sentences) or load(folder) first."
+
     def __init__(
         self,
         vector_size: int = 1000,
@@ -83,13 +85,9 @@ class SkipGramEmbedding:
             if not value >= lowest:
                 raise CMFAHError(f"{name}={value} is below {lowest}; give {name} >= {lowest}.")
         self.settings = settings
-        self._vocabulary: list[str] | None = None
 
     def fit(
-        self,
-        sentences: Any,
-        text_column: str = "text",
-        extra_corpus: str | Path | Sequence[str | Path] | None = None,
+        self, sentences: Any, text_column: str = "text", extra_corpus: str | Path | Sequence[str | Path] | None = None
     ) -> "SkipGramEmbedding":
         """Trains on the texts in order, each as one sentence; an earlier fit is discarded.
 
@@ -140,16 +138,6 @@ class SkipGramEmbedding:
         if list(counts) != model.wv.index_to_key:
             raise CMFAHError("gensim changed the order of the words; install gensim 4.x.")
         return model.wv.vectors.astype(np.float32)
-
-    @property
-    def is_fitted(self) -> bool:
-        return self._vocabulary is not None
-
-    @property
-    def vocabulary(self) -> list[str]:
-        if self._vocabulary is None:
-            raise CMFAHError("The embedding holds no words yet; call fit(sentences) or load(folder) first.")
-        return self._vocabulary
 
     @property
     def vectors(self) -> np.ndarray:
@@ -239,23 +227,15 @@ class SkipGramEmbedding:
             raise QueryError(f"{word!r} has no vector; it is not among the {len(self)} words of the vocabulary.")
         return number
 
-    def _check_fitted(self) -> None:
-        self.vocabulary  # noqa: B018 - raises the error
-
 
 def _spool(corpus: Iterable[list[str]], path: Path) -> tuple[Counter, int]:
     """Writes one sentence per line; returns the count of each word and the number of sentences."""
     counts: Counter = Counter()
     num_sentences = 0
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for sentence in _cut(corpus):
-            counts.update(sentence)
-            file.write(" ".join(sentence) + "\n")
-            num_sentences += 1
+        for words in corpus:
+            counts.update(words)
+            for first in range(0, len(words), _MAX_SENTENCE):
+                file.write(" ".join(words[first : first + _MAX_SENTENCE]) + "\n")
+                num_sentences += 1
     return counts, num_sentences
-
-
-def _cut(corpus: Iterable[list[str]]) -> Iterator[list[str]]:
-    for words in corpus:
-        for first in range(0, len(words), _MAX_SENTENCE):
-            yield words[first : first + _MAX_SENTENCE]

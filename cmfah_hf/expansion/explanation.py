@@ -15,36 +15,25 @@ _COLUMNS = ("word", "from", "score", "because of")
 
 @dataclass(frozen=True)
 class Cause:
-    """The contribution of one word of the text to an added word.
+    """The contribution of one word of the text to an added word."""
 
-    Attributes:
-        own: The word of the text.
-        score: Its part of the added word's score.
-        ways: For a word of the graph, the largest contributions by the previous word of the walk, and their parts of
-            `score`; `None` for the first hop, directly from `own`.
-    """
-
-    own: str
-    score: float
-    ways: list[tuple[str | None, float]]
+    own: str  # the word of the text
+    score: float  # its part of the added word's score
+    ways: list[tuple[str | None, float]]  # by the previous word of the walk, largest first; None: directly
 
 
 @dataclass(frozen=True)
 class AddedWord:
     """An added word.
 
-    Attributes:
-        word: The word.
-        source: `"graph"` or `"knowledge"`.
-        score: For the graph: its expected share of a walk's words. For the knowledge: the sum of its positive pointwise
-            mutual information with the words of the text.
-        causes: The words of the text that contribute to it, largest first; their scores sum to `score`.
+    The score of a word of the graph is its expected share of a walk's words, that of a word of the knowledge the sum of
+    its positive pointwise mutual information with the words of the text.
     """
 
     word: str
-    source: str
+    source: str  # `graph` or `knowledge`
     score: float
-    causes: list[Cause]
+    causes: list[Cause]  # largest first; their scores sum to `score`
 
 
 @dataclass(frozen=True)
@@ -89,19 +78,11 @@ def walk_causes(
     words: Sequence[str],
     ways: int | None,
 ) -> list[Cause]:
-    """The contribution of each word of the text to the expected share of one word on a walk.
+    """The contribution of each word of the text to the expected share of one word on a walk, with `ways` ways to it.
 
     With `b` this word, `a` a word of the text of share `x_a`, and `c` the word before the last hop, the share of `b` is
 
         u_b / (H + 1) = sum over a of x_a M_ab / (H + 1) + sum over a, c of x_a (M + ... + M^(H-1))_ac M_cb / (H + 1)
-
-    Args:
-        transitions_VV: M.
-        start: Indices and shares of the words of the text.
-        num_hops: H, at least 1.
-        target: Index of the word `b`.
-        words: V words.
-        ways: Number of ways to keep for each word of the text; `None` for all.
     """
     numbers, shares = start
     into = transitions_VV[:, [target]].tocoo()

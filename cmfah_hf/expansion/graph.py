@@ -4,8 +4,8 @@ Shapes: N images (texts), V words.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from scipy import sparse
 
 from cmfah_hf.errors import CMFAHError, DataError
 from cmfah_hf.expansion.corpus import iterate_words, words_of
-from cmfah_hf.expansion.storage import require_words, sparse_rows
+from cmfah_hf.expansion.storage import Fitted, require_words, sparse_rows
 from cmfah_hf.expansion.walks import RandomWalk
 from cmfah_hf.expansion.word_splitters import Splitter, Tokenizer, word_splitter
 
@@ -28,7 +28,7 @@ _CHUNK_PAIRS = 1 << 20
 _MAX_WORDS = 10_000
 
 
-class ImageWordGraph:
+class ImageWordGraph(Fitted):
     """Graph of images and words, as transitions word -> image -> word ([graph], see docs/method.md).
 
     An image and a word have an edge if the word occurs in the image's text, once or more often. With `P_iw` the
@@ -51,6 +51,8 @@ class ImageWordGraph:
         transitions: `(V, V)` float64 `scipy.sparse.csr_array`, M. Every row sums to 1.
     """
 
+    _UNFITTED = "The graph holds no words yet; call fit(dataset) first."
+
     def __init__(
         self, min_count: int = 1, stop_words: str | Iterable[str] | None = None, tokenizer: Tokenizer = "words"
     ):
@@ -60,7 +62,6 @@ class ImageWordGraph:
         self.tokenizer = tokenizer
         self.split = word_splitter(tokenizer)
         self.stop_words = normalized_stop_words(stop_words, self.split)
-        self._vocabulary: list[str] | None = None
 
     def fit(self, source: Any, text_column: str = "text") -> "ImageWordGraph":
         """Fits on the texts in one pass; an earlier fit is discarded.
@@ -101,16 +102,6 @@ class ImageWordGraph:
         self._set_state([names[number] for number in order], counts[order], num_images, transitions)
         logger.info("Graph of %d images and %d words, %d word pairs.", num_images, len(order), transitions.nnz)
         return self
-
-    @property
-    def is_fitted(self) -> bool:
-        return self._vocabulary is not None
-
-    @property
-    def vocabulary(self) -> list[str]:
-        if self._vocabulary is None:
-            raise CMFAHError("The graph holds no words yet; call fit(dataset) first.")
-        return self._vocabulary
 
     @property
     def counts(self) -> np.ndarray:
@@ -252,9 +243,6 @@ class ImageWordGraph:
     def _words_of(self, texts: Sequence[Any]) -> list[list[str]]:
         return [words_of(text, split=self.split) for text in texts]
 
-    def _check_fitted(self) -> None:
-        self.vocabulary  # noqa: B018 - raises the error
-
     def __getstate__(self) -> dict[str, Any]:
         # Plain strings and bytes, whose pickle, and so the fingerprint of a data set, depends on their content alone.
         state: dict[str, Any] = {"min_count": self.min_count, "stop_words": "\n".join(self.stop_words)}
@@ -271,7 +259,6 @@ class ImageWordGraph:
         self.stop_words = tuple(state["stop_words"].split("\n")) if state["stop_words"] else ()
         self.tokenizer = state.get("tokenizer", "words")
         self.split = word_splitter(self.tokenizer)
-        self._vocabulary = None
         if "vocabulary" in state:
             tensors = {name: np.frombuffer(raw, dtype).copy() for name, (dtype, raw) in state["tensors"].items()}
             self.set_state(state["vocabulary"].split("\n"), state["num_images"], tensors)
@@ -312,7 +299,7 @@ class _PairSums:
 
     def _multiply(self) -> None:
         lengths = np.array([len(row) for row in self._rows], dtype=np.int64)
-        columns = np.fromiter(_flat(self._rows), dtype=np.int32, count=int(lengths.sum()))
+        columns = np.fromiter(chain.from_iterable(self._rows), dtype=np.int32, count=int(lengths.sum()))
         indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         shape = (len(lengths), self._num_words)
         member_NV = sparse.csr_array((np.ones(len(columns)), columns, indptr), shape=shape)
@@ -333,16 +320,8 @@ class _PairSums:
         self._waiting = []
 
 
-def _flat(rows: list[list[int]]) -> Iterator[int]:
-    return (number for row in rows for number in row)
-
-
 def normalized_stop_words(stop_words: str | Iterable[str] | None, split: Splitter) -> tuple[str, ...]:
-    """Sorted stop words, split by `split`: those of an iterable, `"english"`, or none.
-
-    Raises:
-        CMFAHError: If it is another string.
-    """
+    """Sorted stop words, split by `split`: those of an iterable, `"english"`, or none."""
     if stop_words is None:
         return ()
     if isinstance(stop_words, str):

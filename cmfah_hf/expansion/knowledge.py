@@ -15,10 +15,10 @@ from scipy import sparse
 
 from cmfah_hf.errors import CheckpointError, CMFAHError, DataError, QueryError
 from cmfah_hf.expansion.articles import iterate_articles
-from cmfah_hf.expansion.cooccurrence import WindowCounts
+from cmfah_hf.expansion.cooccurrence import DECIMALS, WindowCounts, largest_scores, positive_pmi
 from cmfah_hf.expansion.graph import normalized_stop_words
-from cmfah_hf.expansion.pmi import DECIMALS, largest_scores, positive_pmi
 from cmfah_hf.expansion.storage import (
+    Fitted,
     damaged,
     load_state,
     load_whole,
@@ -43,7 +43,7 @@ _NO_STOP_WORDS = frozenset(
 )
 
 
-class WikipediaKnowledge:
+class WikipediaKnowledge(Fitted):
     """Related words from an encyclopedia or any other texts ([knowledge]).
 
     One pass over the articles counts the words near each word of a vocabulary. The `top_k` words with the largest
@@ -83,6 +83,8 @@ class WikipediaKnowledge:
         ['barks']
     """
 
+    _UNFITTED = "The knowledge holds no words yet; call fit(source, vocabulary) or load(folder) first."
+
     def __init__(
         self,
         *,
@@ -117,14 +119,9 @@ class WikipediaKnowledge:
         for name, lowest in _LOWEST.items():
             if not self.settings[name] >= lowest:
                 raise CMFAHError(f"{name}={self.settings[name]} is below {lowest}; give {name} >= {lowest}.")
-        self._vocabulary: list[str] | None = None
 
     def fit(
-        self,
-        source: Any,
-        vocabulary: Iterable[str],
-        text_column: str = "text",
-        title_column: str | None = "title",
+        self, source: Any, vocabulary: Iterable[str], text_column: str = "text", title_column: str | None = "title"
     ) -> "WikipediaKnowledge":
         """Fits on the articles in one pass; an earlier fit is discarded.
 
@@ -162,7 +159,9 @@ class WikipediaKnowledge:
                 "check the column, the language and the tokenizer."
             )
         scores_VW = positive_pmi(near_VW, totals_W, occurrences_W, settings)
-        self._keep(vocabulary, words, largest_scores(scores_VW, words, settings["top_k"]))
+        scores_VW = largest_scores(scores_VW, words, settings["top_k"])
+        used = sorted(np.unique(scores_VW.indices).tolist(), key=words.__getitem__)
+        self._set_state(vocabulary, [words[number] for number in used], scores_VW[:, used])
         logger.info(
             "Knowledge from %d articles, %d words: %d of %d words have related words; at most %d occurrences of a "
             "word and %d of a pair were dropped.",
@@ -174,16 +173,6 @@ class WikipediaKnowledge:
             counts.lost_pairs,
         )
         return self
-
-    @property
-    def is_fitted(self) -> bool:
-        return self._vocabulary is not None
-
-    @property
-    def vocabulary(self) -> list[str]:
-        if self._vocabulary is None:
-            raise CMFAHError("The knowledge holds no words yet; call fit(source, vocabulary) or load(folder) first.")
-        return self._vocabulary
 
     @property
     def words(self) -> list[str]:
@@ -294,11 +283,6 @@ class WikipediaKnowledge:
         knowledge._set_state(vocabulary, words, scores_VC)
         return knowledge
 
-    def _keep(self, vocabulary: list[str], words: list[str], scores_VW: sparse.csr_array) -> None:
-        """Keeps the scores of the words that have any, in alphabetical order."""
-        used = sorted(np.unique(scores_VW.indices).tolist(), key=words.__getitem__)
-        self._set_state(vocabulary, [words[number] for number in used], scores_VW[:, used])
-
     def _set_state(self, vocabulary: list[str], words: list[str], scores_VC: sparse.csr_array) -> None:
         scores_VC.sort_indices()
         # A fixed integer type, so that equal fits are equal bytes.
@@ -316,9 +300,6 @@ class WikipediaKnowledge:
     def _tensors(self) -> dict[str, np.ndarray]:
         m = self.scores
         return {"data": m.data, "indices": m.indices, "indptr": m.indptr}
-
-    def _check_fitted(self) -> None:
-        self.vocabulary  # noqa: B018 - raises the error
 
     def __getstate__(self) -> dict[str, Any]:
         # Plain strings and bytes, whose pickle, and so the fingerprint of a data set, depends on their content alone.

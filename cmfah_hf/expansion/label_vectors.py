@@ -16,17 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 def label_vectors(classes: Sequence[str], embedding: SkipGramEmbedding) -> np.ndarray:
-    """Vectors of label names, with the norm of the model's word vectors, `[skip-gram]`.
+    """Vectors of C label names, `(C, E)` float32, with the norm `sqrt(E)` of the model's word vectors, `[skip-gram]`.
 
     A name is the mean of its words' normalized vectors, without unknown words. A name without a known word gets a
     random vector seeded by the name, which does not depend on the process or the other labels.
-
-    Args:
-        classes: C names.
-        embedding: The word vectors.
-
-    Returns:
-        `(C, E)` float32, rows of norm `sqrt(E)`.
     """
     width = embedding.vectors.shape[1]
     vectors_CE = np.zeros((len(classes), width), dtype=np.float32)

@@ -24,17 +24,8 @@ def plot_neighborhood(
     """Draws a word, the words that a walk from it visits most, and its related words in the knowledge.
 
     They are around the word clockwise, the first at the top. The width of a line grows with the probability of the hop;
-    between two other words, only the most probable hop of each is drawn. Dashed lines are those of the knowledge.
-
-    Args:
-        expander: A fitted expander.
-        word: A word of its graph or of its knowledge.
-        path: The file, PNG or the format of its extension; its folder is created.
-        words: Maximum number of words of the graph.
-        related: Maximum number of words of the knowledge.
-
-    Raises:
-        QueryError: If it is not a single word of the graph or of the knowledge.
+    between two other words, only the most probable hop of each is drawn. Dashed lines are those of the knowledge. At
+    most `words` words of the graph and `related` of the knowledge are drawn.
     """
     from matplotlib import font_manager
     from matplotlib.figure import Figure

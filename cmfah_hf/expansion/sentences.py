@@ -12,14 +12,7 @@ _BLOCK_TEXTS = 1_024
 
 
 class ExpandedCorpus:
-    """Expanded texts and walks as word lists, computed lazily; every iteration gives the same.
-
-    Args:
-        expander: A fitted `GraphExpander`.
-        source: A data set or any iterable of texts.
-        text_column: The column of the texts.
-        num_walks: Walks from each text that has a known word.
-    """
+    """Expanded texts, each with `num_walks` walks, as word lists; lazy, and the same in every iteration."""
 
     def __init__(self, expander: Any, source: Any, text_column: str, num_walks: int):
         self._expander = expander

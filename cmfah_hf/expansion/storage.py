@@ -17,7 +17,7 @@ import numpy as np
 
 from cmfah_hf.atomic import atomic_file, atomic_folder, locked, sha256_of, write_text
 from cmfah_hf.documents import read_json
-from cmfah_hf.errors import CheckpointError
+from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.models.model_files import ModelFileError, require_below
 
 logger = logging.getLogger(__name__)
@@ -29,22 +29,32 @@ _ARRAY_TYPES = (np.float64, np.float32, np.int64, np.int32)
 _State = TypeVar("_State")
 
 
+class Fitted:
+    """A state that `fit` or `load` fills. What a fitted object has is an error before."""
+
+    _vocabulary: list[str] | None = None
+    _UNFITTED: str  # the error
+
+    @property
+    def is_fitted(self) -> bool:
+        return self._vocabulary is not None
+
+    @property
+    def vocabulary(self) -> list[str]:
+        if self._vocabulary is None:
+            raise CMFAHError(self._UNFITTED)
+        return self._vocabulary
+
+    def _check_fitted(self) -> None:
+        self.vocabulary  # noqa: B018 - raises the error
+
+
 def save_state(
     folder: str | Path, stem: str, kind: str, tensors: Mapping[str, np.ndarray], content: Mapping[str, Any]
 ) -> None:
-    """Writes both files of a state, each atomically.
+    """Writes both files of a state of the class `kind`, each atomically.
 
     Must be called within `replacing`, which keeps the earlier files until the last one is replaced.
-
-    Args:
-        folder: Created if it does not exist.
-        stem: The name of both files without extension.
-        kind: The saved class; `load_state` rejects any other.
-        tensors: The arrays.
-        content: Settings and vocabulary, as JSON values.
-
-    Raises:
-        CheckpointError: If a file cannot be written.
     """
     from safetensors.numpy import save_file
 
@@ -68,15 +78,8 @@ def remove_state(folder: str | Path, stem: str) -> None:
 def replacing(folder: str | Path, stems: Sequence[str]) -> Iterator[None]:
     """Keeps the earlier files of states that belong together until all of them are replaced.
 
-    While the block writes them, the earlier files are in a hidden folder next to them. If the process dies, they stay
-    there, and `load_whole` reads them.
-
-    Args:
-        folder: The folder of the states. Created if it does not exist.
-        stems: The stems of their files. The first one names the hidden folder.
-
-    Raises:
-        CheckpointError: If a file cannot be written, or another process is writing these states.
+    While the block writes them, the earlier files are in a hidden folder next to them, named by the first stem. If the
+    process dies, they stay there, and `load_whole` reads them.
     """
     folder = Path(folder)
     previous, done = _previous(folder, stems[0])
@@ -96,11 +99,7 @@ def replacing(folder: str | Path, stems: Sequence[str]) -> Iterator[None]:
 
 
 def load_whole(folder: str | Path, stem: str, load: Callable[[Path], _State]) -> _State:
-    """The result of `load` for a folder; if a process died while replacing its states, of the earlier ones.
-
-    Raises:
-        CheckpointError: If neither can be loaded.
-    """
+    """The result of `load` for a folder; if a process died while replacing its states, of the earlier ones."""
     folder = Path(folder)
     previous, _ = _previous(folder, stem)
     try:
@@ -114,11 +113,7 @@ def load_whole(folder: str | Path, stem: str, load: Callable[[Path], _State]) ->
 
 
 def load_state(folder: str | Path, stem: str, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Reads both files of a state: the arrays by name and the JSON's content.
-
-    Raises:
-        CheckpointError: If a file is missing or damaged, links outside the folder, or holds another class than `kind`.
-    """
+    """Reads both files of a state of the class `kind`: the arrays by name and the JSON's content."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -169,11 +164,7 @@ def damaged(folder: str | Path, stem: str, reason: object) -> CheckpointError:
 
 
 def require_words(words: Any) -> list[str]:
-    """Checks a saved vocabulary.
-
-    Raises:
-        ValueError: If it is not a list of distinct words.
-    """
+    """Checks a saved vocabulary; `ValueError` if it is not a list of distinct words."""
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ValueError("the vocabulary is not a list of words")
     if len(set(words)) != len(words):
@@ -182,12 +173,7 @@ def require_words(words: Any) -> list[str]:
 
 
 def sparse_rows(tensors: Mapping[str, np.ndarray], shape: tuple[int, int]) -> Any:
-    """A CSR matrix of `data`, `indices` and `indptr`, fully checked, since compiled code trusts them.
-
-    Raises:
-        ValueError: If the arrays are inconsistent.
-        KeyError: If one is missing.
-    """
+    """A CSR matrix of `data`, `indices` and `indptr`, fully checked, since compiled code trusts them."""
     from scipy import sparse
 
     data, indices, indptr = (tensors[name] for name in ("data", "indices", "indptr"))

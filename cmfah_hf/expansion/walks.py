@@ -20,15 +20,7 @@ _LONGEST_WALK = 1_001
 
 
 class RandomWalk:
-    """Random walks with transitions from word to word.
-
-    Args:
-        transitions_VV: Row-stochastic matrix `M = P_wi P_iw`.
-        walk_length: Number of steps from the image, odd: a walk of length 5 visits words at steps 1, 3 and 5.
-
-    Raises:
-        CMFAHError: If `walk_length` is even or below 1.
-    """
+    """Random walks by a row-stochastic matrix `M = P_wi P_iw`, with an odd number of steps from the image."""
 
     def __init__(self, transitions_VV: sparse.csr_array, walk_length: int = 5):
         self.num_hops = num_hops(walk_length)
@@ -37,15 +29,10 @@ class RandomWalk:
         self._cumulative: np.ndarray | None = None
 
     def expected_visits(self, start_NV: sparse.csr_array) -> np.ndarray:
-        """`x1 + x1 M + x1 M^2 + ...` for every row x1, one term for each word on the walk.
+        """`x1 + x1 M + x1 M^2 + ...` for every row x1, one term for each word on the walk: `(N, V)` float64.
 
-        The result of a row does not depend on the other rows.
-
-        Args:
-            start_NV: Distributions over the words at step 1, or empty rows.
-
-        Returns:
-            `(N, V)` float64. A row sums to H + 1, the number of words on a walk, or to 0 if its start is empty.
+        A row sums to H + 1, the number of words on a walk, or to 0 if its start is empty. It does not depend on other
+        rows.
         """
         num_words = self.transitions_VV.shape[0]
         if num_words <= _KEPT_WORDS:
@@ -85,17 +72,10 @@ class RandomWalk:
     def sample(
         self, start_NV: sparse.csr_array, num_walks: int, generators: Sequence[np.random.Generator]
     ) -> np.ndarray:
-        """Samples walks step by step.
+        """Samples S walks from each row, step by step: `(N, S, H + 1)` int64 word indices, -1 for an empty start row.
 
-        One hop word -> image -> word is one draw from the word's row of M, which sums over the images.
-
-        Args:
-            start_NV: Distributions over the words at step 1, or empty rows.
-            num_walks: S, number of walks from each row.
-            generators: One for each row, so that a row's walks do not depend on the other rows.
-
-        Returns:
-            `(N, S, H + 1)` int64, the word indices along each walk; -1 throughout for an empty start row.
+        One hop word -> image -> word is one draw from the word's row of M, which sums over the images. Each row has its
+        own generator, so that its walks do not depend on the other rows.
         """
         num_rows = start_NV.shape[0]
         walks = np.full((num_rows, num_walks, self.num_hops + 1), -1, dtype=np.int64)
@@ -138,14 +118,9 @@ def num_hops(walk_length: int) -> int:
 def largest_shares(
     shares_NV: np.ndarray, alphabet_V: np.ndarray, top_k: int | None, min_share: float, decimals: int
 ) -> list[np.ndarray]:
-    """For each text the indices of the words with the largest shares, ties alphabetically.
+    """For each text the indices of the words with the largest rounded shares, ties alphabetically.
 
-    Args:
-        shares_NV: The shares; 0 for words to exclude.
-        alphabet_V: The alphabetical rank of each word.
-        top_k: Maximum number of words; `None` for no limit.
-        min_share: Minimum share after rounding; words of share 0 are never taken.
-        decimals: Shares are compared after rounding to this number of decimals.
+    Words of share 0 are never taken; `alphabet_V` are the alphabetical ranks, and `top_k` may be `None` for no limit.
     """
     num_words = shares_NV.shape[1]
     k = num_words if top_k is None else min(top_k, num_words)

@@ -13,17 +13,7 @@ from cmfah_hf.expansion.walks import RandomWalk
 
 
 class WeightedWalk:
-    """Walks on a graph whose words are weighted.
-
-    Args:
-        graph: A fitted graph.
-        walk_length: Number of steps from the image, odd.
-        word_weights: `"binary"` or `"idf"`, see `GraphExpander`.
-
-    Attributes:
-        walk: The walk, with the weights in its transitions.
-        alphabet_V: The alphabetical rank of each word.
-    """
+    """Walks on a graph whose words are weighted, `"binary"` or `"idf"`; `alphabet_V` are alphabetical ranks."""
 
     def __init__(self, graph: ImageWordGraph, walk_length: int, word_weights: str):
         self._graph = graph

@@ -21,15 +21,7 @@ CUSTOM = "custom"
 
 
 def word_splitter(tokenizer: Tokenizer) -> Splitter:
-    """The function from a text to its words.
-
-    Args:
-        tokenizer: `"words"`: `split_words`, Han characters singly. `"chinese"`: the same, but runs of Han characters
-            are cut into words by rjieba. Or a function from a text to a list of words without spaces.
-
-    Raises:
-        CMFAHError: If there is no such tokenizer, or rjieba is not installed.
-    """
+    """The function from a text to its words: `split_words`, `split_chinese`, or the given one, checked."""
     if callable(tokenizer):
         return _Checked(tokenizer)
     if tokenizer == "words":
@@ -63,11 +55,7 @@ def tokenizer_name(tokenizer: Tokenizer) -> str:
 
 
 def saved_tokenizer(name: str, given: Tokenizer | None, folder: str | Path, kind: str) -> Tokenizer:
-    """The tokenizer of a saved state: the one of that name, or `given` if it was a function.
-
-    Raises:
-        CheckpointError: If it was a function and none is given.
-    """
+    """The tokenizer of a saved state: the one of that name, or `given` if it was a function."""
     if name != CUSTOM:
         return name
     if given is None:

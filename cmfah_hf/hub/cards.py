@@ -19,7 +19,7 @@ from cmfah_hf.documents import parse_yaml
 from cmfah_hf.errors import HubError
 
 # The file for a push's card if the card on the Hub is a person's.
-BESIDE_NAME = "README.cmfah-hf.md"
+SEPARATE_NAME = "README.cmfah-hf.md"
 
 _END = "<!-- cmfah-hf: end -->"
 _SECTION = re.compile(rf"<!-- cmfah-hf: begin ([0-9a-f]{{16}})\b[^>]*-->(.*?){_END}", re.DOTALL)
@@ -32,11 +32,11 @@ _TEMPLATE = re.compile(r"\s*Check out the configuration reference at https://\S+
 class Merged:
     """Args:
     text: The merged card. None: the card on the Hub stays unchanged.
-    beside: True if the pushed section is not in it and goes into a separate file.
+    is_separate: True if the pushed section is not in it and goes into a separate file.
     """
 
     text: str | None
-    beside: bool
+    is_separate: bool
 
 
 def marked(body: str) -> str:
@@ -49,21 +49,12 @@ def marked(body: str) -> str:
 
 
 def card_of(head: str, body: str) -> str:
-    """The card written by a push.
-
-    Args:
-        head: Metadata as YAML.
-        body: Text.
-    """
+    """The card written by a push: metadata as YAML, and a body."""
     return f"---\n{head.strip()}\n---\n\n{marked(body)}"
 
 
 def metadata_of(card: str, where: str = CARD_NAME) -> dict[str, Any]:
-    """The metadata in the header of a card; empty without a header.
-
-    Raises:
-        HubError: If they are not YAML with plain values.
-    """
+    """The metadata in the header of a card; empty without a header, `HubError` if they are not plain YAML."""
     match = _HEAD.match(card)
     found = parse_yaml(match[1], where, HubError) if match else None
     if found is not None and not isinstance(found, dict):
@@ -72,13 +63,7 @@ def metadata_of(card: str, where: str = CARD_NAME) -> dict[str, Any]:
 
 
 def merged(theirs: bytes, ours: str, former: Mapping[str, Any] | None) -> Merged:
-    """Merges the pushed card into a card on the Hub that a person wrote or edited.
-
-    Args:
-        theirs: The card on the Hub.
-        ours: The card to push.
-        former: The metadata that the last push wrote, if known.
-    """
+    """Merges the pushed card into an edited one on the Hub; `former` is the metadata of the last push, if known."""
     try:
         text = theirs.decode("utf-8")
         has = metadata_of(text)
@@ -111,8 +96,7 @@ def _digest(body: str) -> str:
 def _merged_head(text: str, has: Mapping[str, Any], wanted: Mapping[str, Any], former: Mapping[str, Any]) -> str | None:
     """A person's header with missing keys added and the last push's own values updated, the rest byte for byte.
 
-    Returns:
-        None if the header cannot be updated textually.
+    None if the header cannot be updated textually.
     """
     own = {name for name in former if name in has and _plain(has[name]) == _plain(former[name])}
     expected = {name: value for name, value in has.items() if name not in own} | {

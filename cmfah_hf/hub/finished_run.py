@@ -34,39 +34,20 @@ _LARGEST_PLOT = 32 * 2**20
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run: the files to push and the content of its card.
-
-    Args:
-        folder: The run's folder.
-        settings: The sections of `run.yaml` without local paths; empty if the file is missing.
-        metrics: The content of `metrics.json` without local paths.
-        config: The content of `config.json`.
-        files: Files to push unchanged, by path in the repository.
-        dataset: The training data: a Hub id, one of `DRAWN`, or the last part of its path. None if unknown.
-        dataset_id: Its Hub id, if it was loaded from the Hub.
-        data_license: The license in the card of a local data folder.
-    """
+    """A finished run: the files to push and the content of its card. Settings and metrics have no local paths."""
 
     folder: Path
-    settings: dict[str, dict[str, Any]]
+    settings: dict[str, dict[str, Any]]  # the sections of `run.yaml`
     metrics: dict[str, Any]
     config: dict[str, Any]
-    files: dict[str, Path] = field(default_factory=dict)
-    dataset: str | None = None
-    dataset_id: str | None = None
-    data_license: str | None = None
+    files: dict[str, Path] = field(default_factory=dict)  # to push unchanged, by path in the repository
+    dataset: str | None = None  # a Hub id, one of `DRAWN`, or the last part of a path
+    dataset_id: str | None = None  # its Hub id, if it was loaded from the Hub
+    data_license: str | None = None  # from the card of a local data folder
 
 
 def read_run(folder: Path, metrics: Mapping[str, Any] | None = None) -> FinishedRun:
-    """Reads the folder of a run without loading its model.
-
-    Args:
-        folder: The output folder of a run or a trainer.
-        metrics: Metrics to use if the folder has none.
-
-    Raises:
-        CheckpointError: If it holds no model, or a file is unreadable or outside the folder.
-    """
+    """Reads the folder of a run without loading its model; `metrics` are used if the folder has none."""
     config_file = own_file(folder, "config.json")
     if config_file is None:
         where = "a folder without config.json" if folder.is_dir() else "no such folder"
@@ -90,11 +71,7 @@ def read_run(folder: Path, metrics: Mapping[str, Any] | None = None) -> Finished
 
 
 def own_file(folder: Path, name: str) -> Path | None:
-    """A regular file below a folder; None if it does not exist.
-
-    Raises:
-        CheckpointError: If the name is a link that leaves the folder, a pipe or a device.
-    """
+    """A regular file below a folder; None if it does not exist, an error for links that leave it, pipes and devices."""
     path = folder / name
     try:
         mode = path.lstat().st_mode

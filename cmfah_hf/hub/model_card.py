@@ -91,7 +91,7 @@ def _citation(method: str) -> list[str]:
 def _eval_results(run: FinishedRun, dataset_id: str | None) -> "list[EvalResult] | None":
     from huggingface_hub import EvalResult
 
-    found = run.metrics.get("query") or {}
+    found, dataset = run.metrics.get("query") or {}, dataset_id or run.dataset or "unknown"
     results = []
     for ranking, its_name in _RANKINGS.items():
         for way, direction in _WAYS.items():
@@ -101,8 +101,8 @@ def _eval_results(run: FinishedRun, dataset_id: str | None) -> "list[EvalResult]
                     EvalResult(
                         task_type="cross-modal-retrieval",
                         task_name="Cross-modal retrieval",
-                        dataset_type=dataset_id or run.dataset or "unknown",
-                        dataset_name=_data_name(run, dataset_id),
+                        dataset_type=dataset,
+                        dataset_name=dataset.rpartition("/")[2],
                         dataset_split=run.settings.get("data", {}).get("query_split", "query"),
                         metric_type="mean_average_precision",
                         metric_name=f"MAP, {its_name}, {direction}",
@@ -111,10 +111,6 @@ def _eval_results(run: FinishedRun, dataset_id: str | None) -> "list[EvalResult]
                     )
                 )
     return results or None
-
-
-def _data_name(run: FinishedRun, dataset_id: str | None) -> str:
-    return (dataset_id or run.dataset or "unknown").rpartition("/")[2]
 
 
 def _code(name: str | None) -> str:
@@ -321,8 +317,8 @@ def _limits(run: FinishedRun, files: set[str]) -> list[str]:
 def _licenses(run: FinishedRun, license: str | None, data_license: str | None) -> list[str]:
     model = f"The model: {license}." if license else "The model has no license; ask its owner."
     data = data_license or run.data_license
-    said = f"The data: {data}." if data else "The data's license is unknown; see its source."
-    return ["## License", f"{model} {said} The code that cmfah-hf added to this repository: Apache-2.0."]
+    of_data = f"The data: {data}." if data else "The data's license is unknown; see its source."
+    return ["## License", f"{model} {of_data} The code that cmfah-hf added to this repository: Apache-2.0."]
 
 
 def _figure(value: float | None) -> str:

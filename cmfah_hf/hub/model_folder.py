@@ -12,15 +12,14 @@ images.index, texts.index               the indexes, if given
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.hub.finished_run import METRICS_NAME, PLOTS, SETTINGS_NAME, WORDS, FinishedRun, own_file, without_places
-from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX
+from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX, no_bars
 
 TRAINING_VARIANT = "pretraining"
 TRAINING_WEIGHTS = "pretraining.safetensors"
@@ -30,31 +29,25 @@ _FOREIGN_KEYS = ("auto_map", "custom_pipelines", "chat_template", "quantization_
 
 
 def write_model(folder: Path, target: Path) -> None:
-    """Writes towers, training weights, processor, pipeline and their code in the Hub's layout.
+    """Writes towers, training weights, processor, pipeline and their code in the Hub's layout into an empty folder.
 
     Nothing is copied: this package's classes load configuration, weights and vocabulary and save them again. Code,
     templates and pickles in the folder are not read.
-
-    Args:
-        folder: The run's folder.
-        target: An empty folder.
-
-    Raises:
-        CheckpointError: If the model or its processor cannot be loaded.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     from cmfah_hf.models import CMFAHProcessor, CrossModalRetrievalPipeline
 
-    expected: tuple[type[Exception], ...]
-    expected = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, *_setting_errors())
-    with _no_bars():
+    with no_bars():
         try:
             towers, whole, report = _load_model(folder)
             processor = CMFAHProcessor.from_pretrained(folder)
         except CheckpointError:
             raise
-        except expected as error:
+        except (
+            OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError
+        ) as error:  # fmt: skip
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise CheckpointError(f"{folder}: the model or processor cannot be loaded ({reason}).") from error
         if report["missing_keys"]:
@@ -126,24 +119,6 @@ def _own(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _own(inner) for key, inner in value.items() if key not in _FOREIGN_KEYS}
     return [_own(inner) for inner in value] if isinstance(value, list) else without_places(value)
-
-
-def _setting_errors() -> tuple[type[Exception], ...]:
-    from huggingface_hub.errors import StrictDataclassError
-
-    return (StrictDataclassError,)
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Disables transformers' progress bars, which are noise for small files."""
-    from transformers.utils import logging as transformers_logging
-
-    hook = transformers_logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
-    try:
-        yield
-    finally:
-        transformers_logging.set_tqdm_hook(hook)
 
 
 def _write_training_weights(whole: Any, target: Path) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cmfah_hf.atomic import locked
 from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.errors import CMFAHError, HubError
-from cmfah_hf.hub.cards import BESIDE_NAME
+from cmfah_hf.hub.cards import SEPARATE_NAME
 from cmfah_hf.hub.records import Plan, digests_of, is_same, plan
 from cmfah_hf.hub_access import hub_errors, hub_failure
 
@@ -70,7 +70,7 @@ class Published:
         """One line per file that was kept."""
         lines = [f"Kept {path}, which was edited on the Hub." for path in self.kept if path != CARD_NAME]
         if CARD_NAME in self.kept:
-            where = f"; the card of this push is in {BESIDE_NAME}" if BESIDE_NAME in self.files else ""
+            where = f"; the card of this push is in {SEPARATE_NAME}" if SEPARATE_NAME in self.files else ""
             lines.append(f"Kept the text of {CARD_NAME}, which was written on the Hub{where}.")
         return lines
 
@@ -78,11 +78,7 @@ class Published:
 def check_target(repo_id: str, token: str | None = None) -> str:
     """Checks the repository id and the token before anything is read or sent.
 
-    Returns:
-        The token: the given one, else that of `HF_TOKEN` or `hf auth login`.
-
-    Raises:
-        HubError: If the id is not `owner/name`, or there is no token.
+    Returns the token: the given one, else that of `HF_TOKEN` or `hf auth login`.
     """
     from huggingface_hub import get_token
     from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -103,19 +99,9 @@ def check_target(repo_id: str, token: str | None = None) -> str:
 
 
 def make_repository(repo_id: str, kind: str, private: bool = False, token: str | None = None) -> str:
-    """Creates a repository if needed, which shows that the token may write.
+    """Creates a repository of a kind if needed, which shows that the token may write, and returns its address.
 
-    Args:
-        repo_id: `owner/name`.
-        kind: `model`, `dataset` or `space`.
-        private: Create a private repository. An existing one keeps its visibility.
-        token: Default: the token of `HF_TOKEN` or `hf auth login`.
-
-    Returns:
-        Its address.
-
-    Raises:
-        HubError: If the Hub refuses or cannot be reached, or the repository exists and is public, not private.
+    An existing one keeps its visibility; one that is public, not `private`, is an error.
     """
     from huggingface_hub import HfApi
 
@@ -207,12 +193,9 @@ def publish(
 
 @contextmanager
 def staging(parent: Path, source: str, repo_id: str) -> Iterator[Path]:
-    """An empty folder to prepare a push in, for the duration of the context.
+    """An empty folder to prepare a push in, one per source and target, for the duration of the context.
 
-    There is one per source and target. Leftovers of killed pushes next to it are removed.
-
-    Raises:
-        HubError: If another process is pushing the same source to the same target, or the folder cannot be created.
+    Leftovers of killed pushes next to it are removed. If another process is pushing the same, that is a `HubError`.
     """
     name = hashlib.blake2b(f"{Path(source).absolute()} {repo_id}".encode(), digest_size=8).hexdigest()
     folder = parent / name
@@ -310,10 +293,7 @@ def _commit(
 
 
 def _with_retries(request: Callable[[], T]) -> T:
-    """Calls `request()`, with retries while the Hub is busy or the connection breaks.
-
-    The client itself retries only uploads and downloads.
-    """
+    """Calls `request()`, with retries while the Hub is busy, which the client itself has only for transfers."""
     from huggingface_hub.errors import HfHubHTTPError
 
     from cmfah_hf.hub_requests import BUSY_STATUSES, TransportError

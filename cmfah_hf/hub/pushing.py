@@ -1,11 +1,10 @@
 """`push_dataset`: atomic push of a data set."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cmfah_hf.data import load_image_text, resolve_data_path
 from cmfah_hf.data.sources.scenes import SCENES
@@ -95,21 +94,17 @@ def _as_folder(source: str, repo_id: str) -> Iterator[Path]:
     with _reading(source, path):
         streams = load_image_text(source, streaming=True)
     with staging(Path(datasets.config.HF_DATASETS_CACHE) / "cmfah-push", str(path), repo_id) as folder:
-        with _reading(source, path):
-            _write(streams, folder, source, repo_id)
+        try:
+            with _reading(source, path):
+                write_folder(streams, folder, title=repo_id.partition("/")[2])
+        except OSError as error:
+            raise HubError(
+                f"{source}: cannot be written as shards to {folder} ({error.strerror or error}); free space there, or "
+                "set HF_DATASETS_CACHE to another folder."
+            ) from error
         yield folder
 
 
 def _reading(source: str, path: Path) -> AbstractContextManager[None]:
     """A context that limits and reports failures of the Hub, for sources on the Hub."""
     return nullcontext() if path.exists() or source in SCENES else hub_errors(source, DataError)
-
-
-def _write(streams: Mapping[str, Any], folder: Path, source: str, repo_id: str) -> None:
-    try:
-        write_folder(streams, folder, title=repo_id.partition("/")[2])
-    except OSError as error:
-        raise HubError(
-            f"{source}: cannot be written as shards to {folder} ({error.strerror or error}); free space there, or set "
-            "HF_DATASETS_CACHE to another folder."
-        ) from error

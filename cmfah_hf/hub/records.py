@@ -14,7 +14,7 @@ from typing import Any
 from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.documents import parse_json, read_bytes
 from cmfah_hf.errors import HubError
-from cmfah_hf.hub.cards import BESIDE_NAME, merged, metadata_of
+from cmfah_hf.hub.cards import SEPARATE_NAME, merged, metadata_of
 
 RECORD_NAME = ".cmfah-hf.json"
 _VERSION = 1
@@ -81,18 +81,8 @@ def plan(
 ) -> Plan:
     """The changes of a push, file by file; no edit made on the Hub is lost.
 
-    Args:
-        repo_id: For messages.
-        files: Local files by path in the repository.
-        there: The files of the repository, as `list_repo_tree` returns them.
-        read: Returns the content of a file of the repository.
-        replaces: Selects files to remove from a repository without a record.
-        may_stay: Paths whose edited version works with everything else that is pushed.
-        required: Keys of the card's metadata that readers of the repository depend on.
-        overwrite: Replace files edited on the Hub.
-
-    Raises:
-        HubError: If an edited file conflicts with the push, or the record is damaged.
+    `there` are the files of the repository, as `list_repo_tree` returns them, and `read` returns the content of one.
+    The other arguments are those of `publish`.
     """
     record = Record.parse(read(RECORD_NAME), repo_id) if RECORD_NAME in there else None
     remote = _Remote(there, record, overwrite)
@@ -114,10 +104,10 @@ def plan(
             _check_required(repo_id, theirs if card.text is None else card.text.encode(), ours, required)
             if card.text is not None:
                 add[CARD_NAME] = file if card.text == ours else card.text.encode()
-            if card.beside:
+            if card.is_separate:
                 kept.append(CARD_NAME)
-                if not remote.is_edited(BESIDE_NAME, file):
-                    add[BESIDE_NAME] = file
+                if not remote.is_edited(SEPARATE_NAME, file):
+                    add[SEPARATE_NAME] = file
         else:
             add[CARD_NAME] = file
     remove, stay = remote.leftovers({*files, *add, RECORD_NAME}, replaces)

@@ -176,18 +176,18 @@ def round_for_aqd(hash_values: Any) -> np.ndarray:
 def _real_matrix(hash_values: Any) -> np.ndarray:
     values = as_array(hash_values)
     if values.ndim != 2:
-        raise HashIndexError(f"Hash values are an (N, K) matrix, not an array of shape {values.shape}.")
+        raise HashIndexError(f"Continuous codes are an (N, K) matrix, not an array of shape {values.shape}.")
     # Unsigned and boolean values are bits or packed bytes: `>= 0` would set every bit.
     if values.dtype.kind in "bu" and (values <= 1).all():
         raise HashIndexError(_ZEROS_AND_ONES.format(values.dtype))
     if values.dtype.kind not in "if":
-        raise HashIndexError(f"Hash values are real or +-1, not {values.dtype}; unpack or convert them first.")
+        raise HashIndexError(f"Continuous codes are real or +-1, not {values.dtype}; unpack or convert them first.")
     if values.dtype.kind == "f":
         finite = np.isfinite(values)
         if not finite.all():
             row = np.flatnonzero(~finite.all(axis=1))[0]
             wrong = "a NaN" if np.isnan(values[row]).any() else "an infinity"
-            raise HashIndexError(f"Row {row} of the hash values holds {wrong}; check the model's input there.")
+            raise HashIndexError(f"Row {row} of the continuous codes holds {wrong}; check the model's input there.")
     return values
 
 

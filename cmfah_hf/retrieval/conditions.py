@@ -14,17 +14,11 @@ from cmfah_hf.retrieval.storage.metadata import is_utf8
 
 
 def rows_allowed(table: pa.Table | None, where: Any) -> np.ndarray:
-    """Mask `(N,)` bool of the rows that meet a condition. A null never meets a mapping, but may meet an expression.
+    """Mask `(N,)` bool of the rows that meet a condition, a mapping or a `pyarrow.compute.Expression`.
 
-    No row meets a value that the column's type cannot hold (2^70 in a column of 64-bit integers). A value of another
-    kind (text for a column of numbers) is rejected. 0.0 and -0.0 are equal.
-
-    Args:
-        table: The metadata.
-        where: `{"column": value, "other": [values]}`, all of which must hold, or a `pyarrow.compute.Expression`.
-
-    Raises:
-        QueryError: If a column is unknown, or the condition does not fit its type.
+    A null never meets a mapping, but may meet an expression. No row meets a value that the column's type cannot hold
+    (2^70 in a column of 64-bit integers). A value of another kind (text for a column of numbers) is rejected. 0.0 and
+    -0.0 are equal.
     """
     columns = [] if table is None else table.column_names
     if isinstance(where, Mapping):
@@ -63,11 +57,7 @@ def _as_expression(where: Mapping, schema: pa.Schema) -> pa.compute.Expression:
 
 
 def _value_set(values: list, kind: pa.DataType) -> pa.Array:
-    """The values that a column of this type can hold, compared as Python compares them.
-
-    Raises:
-        TypeError: If a value is of another kind than the column's.
-    """
+    """The values that a column of this type can hold, compared as Python compares them."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     values = [value.item() if isinstance(value, np.generic) else value for value in values if value is not None]
     if any(isinstance(value, (list, tuple, dict, set, frozenset)) for value in values):
@@ -101,11 +91,7 @@ def _as_float(value: int) -> float | None:
 
 
 def parse_conditions(conditions: Sequence[str], table: pa.Table | None) -> dict[str, Any]:
-    """A mapping for `rows_allowed` from `column=value` texts, with values of the columns' types.
-
-    Raises:
-        QueryError: If a text has no `=`, a column is unknown, or a value does not fit its column's type.
-    """
+    """A mapping for `rows_allowed` from `column=value` texts, with values of the columns' types."""
     schema = pa.schema([]) if table is None else table.schema
     parsed = {}
     for condition in conditions:

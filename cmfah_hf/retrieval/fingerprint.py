@@ -21,28 +21,13 @@ if TYPE_CHECKING:
 
 # Settings that change the codes of equal weights. All others change the tensors' names and shapes, or only training.
 _MODEL_SETTINGS = (
-    "normalize_regions",
-    "attention",
-    "guidance",
-    "image_temperature",
-    "text_temperature",
-    "use_lstm",
-    "image_pooling",
-    "text_pooling",
-    "normalize_features",
-)
+    "normalize_regions", "attention", "guidance", "image_temperature", "text_temperature", "use_lstm", "image_pooling",
+    "text_pooling", "normalize_features",
+)  # fmt: skip
 _IMAGE_SETTINGS = (
-    "do_resize",
-    "size",
-    "resample",
-    "do_center_crop",
-    "crop_size",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-)
+    "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
+    "image_mean", "image_std",
+)  # fmt: skip
 _BACKBONE_SETTINGS = ("model_type", "hidden_act", "out_features")
 
 
@@ -51,11 +36,6 @@ def fingerprint_of(model: CMFAHModel, processor: CMFAHProcessor, expander: "Grap
 
     Floating-point weights count as float32, so a wider `dtype` at loading changes nothing; a narrower one rounds the
     weights, which makes another model.
-
-    Args:
-        model: The towers.
-        processor: Their processor.
-        expander: The expander of texts, if there is one.
     """
     digest = hashlib.blake2b(digest_size=16)
     config, tokenizer = model.config, processor.tokenizer
@@ -94,16 +74,7 @@ def state_of(model: CMFAHModel, *parts: Any) -> tuple:
 
 
 def check_same_model(made_by: str | None, ours: str, index: str) -> None:
-    """Rejects an index whose codes another model made. An index without a fingerprint is accepted.
-
-    Args:
-        made_by: The fingerprint of the index.
-        ours: The fingerprint of the model.
-        index: The name of the index in the error.
-
-    Raises:
-        HashIndexError: If the fingerprints differ.
-    """
+    """Rejects an index whose codes another model made. An index without a fingerprint is accepted."""
     if made_by is not None and made_by != ours:
         raise HashIndexError(
             f"{index} holds codes of another model (fingerprint {made_by[:8]}; this model: {ours[:8]}), and codes of "

@@ -125,7 +125,7 @@ class HashIndex(BaseHashIndex):
         packed = None if codes is None else packed_codes(codes, self._bits, "The codes")
         table = None if metadata is None else as_table(metadata, len(wanted))
         if packed is not None and len(packed) != len(wanted):
-            raise HashIndexError(f"{len(packed)} codes came with {len(wanted)} ids; give one code an id.")
+            raise HashIndexError(f"{len(packed)} codes came with {len(wanted)} ids; give one code per id.")
         with self._changing:
             if len(wanted):
                 self._rows.replace(self._held_rows(wanted, "updated"), wanted, packed, table)
@@ -172,7 +172,7 @@ class HashIndex(BaseHashIndex):
             allowed = allowed if now.live is None else allowed & now.live
             count = int(np.count_nonzero(allowed))
         elif k > count:
-            logger.warning("k = %s was asked of an index of %d items; all of them are returned.", shortened(k), count)
+            logger.warning("k = %s exceeds the %d items of the index; all of them are returned.", shortened(k), count)
         k = min(int(k), count)
         if k and len(queries):
             distances, rows = nearest(queries, k, now.codes, now.ids, searchers, allowed, count)
@@ -247,7 +247,7 @@ class HashIndex(BaseHashIndex):
         """The given ids, if there is one per item and they are of the index's type."""
         now = self._rows.now
         if len(ids) != items:
-            raise HashIndexError(f"{items} codes came with {len(ids)} ids; give one id a code.")
+            raise HashIndexError(f"{items} codes came with {len(ids)} ids; give one id per code.")
         if items and now.count and (ids.dtype == object) != now.has_strings:
             held = "strings" if now.has_strings else "integers"
             raise HashIndexError(

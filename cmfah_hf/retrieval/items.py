@@ -26,13 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A batch of items.
-
-    Attributes:
-        values: Images (encoded or not) or texts.
-        ids: One id for each value.
-        metadata: One row for each value, or None.
-    """
+    """A batch of items: images (encoded or not) or texts, an id for each, and a row of metadata for each, or None."""
 
     values: list[Any]
     ids: list[Any]
@@ -45,18 +39,10 @@ class Batch:
 
 
 class Items:
-    """Images or texts with their ids and metadata.
+    """Images or texts with their ids and metadata; `what` names them in errors and on the progress bar.
 
-    Args:
-        source: A data set or a stream with `column`, or an iterable of values.
-        column: The data set's column of images or texts (a list of words is one text).
-        ids: One id for each value. None: the data set's column `id` if it has one, else numbers.
-        metadata: For a data set, the names of columns to keep. Otherwise as for `HashIndex.add`.
-        what: The name of the values in errors and on the progress bar, such as `"images"`.
-
-    Raises:
-        DataError: If a column is missing.
-        HashIndexError: If the number of ids or rows of metadata is not that of the values.
+    The source is a data set or a stream with `column`, of which `metadata` names columns to keep, or an iterable of
+    values. Without `ids`, the data set's column `id` is used if it has one, else numbers.
     """
 
     def __init__(
@@ -133,11 +119,7 @@ def values_of_source(
     hidden: bool,
     skipped: MutableMapping[str, int] | None,
 ) -> Iterator[tuple[Any, list[str]]]:
-    """The images or texts of a source with their ids, split by split; the arguments are those of `add_source`.
-
-    Raises:
-        DataError: If the source cannot be used, or has no columns and some are to be kept.
-    """
+    """The images or texts of a source with their ids, split by split; the arguments are those of `add_source`."""
     path = resolve_data_path(source)
     images = None
     if what == "images" and is_image_file(path):

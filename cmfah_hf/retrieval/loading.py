@@ -2,7 +2,8 @@
 
 import logging
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,10 @@ _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_dow
 def load_parts(
     source: str, kwargs: dict[str, Any]
 ) -> tuple[CMFAHModel, CMFAHProcessor, GraphExpander | None, dict[str, Any]]:
-    """The towers, their processor and their expander; from the Hub, all of one commit.
+    """The towers, their processor and their expander, from a folder or a Hub id; from the Hub, all of one commit.
 
-    Args:
-        source: A folder or a Hub id.
-        kwargs: The keyword arguments of `from_pretrained`.
-
-    Returns:
-        The three parts, and the keyword arguments that lead to further files of the same commit.
-
-    Raises:
-        CheckpointError: If there is no model, a part is missing, or the Hub cannot be reached.
+    Also returns the keyword arguments of `from_pretrained` that lead to further files of the same commit. Whatever is
+    wrong is a `CheckpointError`.
     """
     kwargs = check_source(source, kwargs)
     config_file = find_file(source, CONFIG_NAME, kwargs)
@@ -74,11 +68,7 @@ def load_parts(
 def check_source(source: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Checks by one request that the source is a folder or a model on the Hub, before any file is requested.
 
-    Returns:
-        The keyword arguments, with `local_files_only` if the Hub cannot be reached and the cache has the model.
-
-    Raises:
-        CheckpointError: If there is no such folder and no such model, or the Hub cannot be reached.
+    Returns the keyword arguments, with `local_files_only` if the Hub cannot be reached and the cache has the model.
     """
     if is_folder(source):
         return kwargs
@@ -106,11 +96,7 @@ def check_source(source: str, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_file(source: str, name: str, kwargs: dict[str, Any]) -> Path | None:
-    """The path of one file of a model, downloaded if need be. None if the model has no such file.
-
-    Raises:
-        CheckpointError: If it cannot be downloaded, or leads out of the model's folder.
-    """
+    """The path of one file of a model, downloaded if need be. None if the model has no such file."""
     if is_folder(source):
         try:
             return model_file(source, name, hub_arguments(kwargs))
@@ -122,13 +108,10 @@ def find_file(source: str, name: str, kwargs: dict[str, Any]) -> Path | None:
 
 
 def _require_hub_id(source: str) -> None:
-    looks_like_path = source.startswith((".", "/", "~")) or "\\" in source or source.count("/") != 1
-    try:
+    with suppress(HFValidationError):
         validate_repo_id(source)
-    except HFValidationError:
-        looks_like_path = True
-    if not looks_like_path:
-        return
+        if "/" in source:
+            return
     if file_of(source) is not None:
         raise CheckpointError(f"{source}: this is a file; give the folder of a training run.")
     raise CheckpointError(
@@ -169,21 +152,23 @@ def _towers_class(config_file: Path) -> type[CMFAHModel]:
 
 
 def _load(part: Any, source: str, kwargs: dict[str, Any]) -> Any:
-    # A progress bar for a few dozen tensors is noise, most of all around the one line of an error.
-    hook = transformers_logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
     try:
-        with nullcontext() if is_folder(source) else hub_errors(source, CheckpointError):
+        with no_bars(), nullcontext() if is_folder(source) else hub_errors(source, CheckpointError):
             return part.from_pretrained(source, **kwargs)
     except CheckpointError:
         raise
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        reason = _reason(error)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise CheckpointError(f"{source}: no {part.__name__} can be loaded from there ({reason}).") from error
     except RuntimeError as error:
         raise CheckpointError(f"{source}: the shapes of its tensors are not those of its {CONFIG_NAME}.") from error
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Disables transformers' progress bars: for a few dozen tensors they are noise, most of all around an error."""
+    hook = transformers_logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
+    try:
+        yield
     finally:
         transformers_logging.set_tqdm_hook(hook)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -35,16 +35,9 @@ def nearest(
     allowed: np.ndarray | None = None,
     count: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances and rows of the `k` nearest allowed codes of each query, `(Q, k)` each.
+    """Distances and rows of the `k` nearest allowed codes of each query, `(Q, k)` each; ids decide ties.
 
-    Args:
-        queries: The queries.
-        k: The number of answers, at most that of the allowed codes.
-        codes: `(N, K / 8)`, all codes.
-        ids: Of all rows; they decide ties.
-        searchers: Searchers that together cover all rows.
-        allowed: `(N,)` bool. None: all.
-        count: The number of allowed codes, if it is known.
+    The searchers together cover all rows. `allowed` is `(N,)` bool or None for all, and `count` their number, if known.
     """
     wanted, depth = k, max(2 * k, k + 64)
     deepest = len(codes) * _DEEPEST if len(codes) > _FEW_CODES else max(depth, len(codes) * 4)

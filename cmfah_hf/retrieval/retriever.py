@@ -152,7 +152,7 @@ class CrossMediaRetriever:
         if modality not in self._indexes:
             self._indexes[modality] = HashIndex(self.model.config.hash_bits)
         index = self._checked(self._indexes[modality], f"The index of {modality}")  # the weights may have changed
-        return cast(HashIndex, index)  # whoever sets another class knows how it is saved
+        return cast(HashIndex, index)  # a caller that sets another class saves it by its own methods
 
     def _checked(self, index: BaseHashIndex, name: str) -> BaseHashIndex:
         if not len(index):

@@ -89,10 +89,7 @@ def _search_tab(page: Page, uploads: Uploads) -> tuple[gr.HTML, gr.State, gr.Tex
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=280):
             words = gr.Textbox(
-                label="Words",
-                placeholder="what the images are to show",
-                max_length=LONGEST_QUERY,
-                elem_id="words",
+                label="Words", placeholder="what the images show", max_length=LONGEST_QUERY, elem_id="words"
             )
             examples = gr.Dataset(
                 components=[gr.Textbox(visible=False)], samples=[], label="For example", visible=False, type="index"
@@ -119,13 +116,7 @@ def _search_tab(page: Page, uploads: Uploads) -> tuple[gr.HTML, gr.State, gr.Tex
     examples.click(page.choose_example, examples, words, api_visibility="private", show_progress="hidden").then(
         page.answer_words, **by_words
     )
-    gr.on(
-        [image.input, with_image.click],
-        page.answer_image,
-        [image, count],
-        [answer, asked],
-        api_visibility="private",
-    )
+    gr.on([image.input, with_image.click], page.answer_image, [image, count], [answer, asked], api_visibility="private")
     # The API endpoint: the same inputs, plain values as output.
     gr.Button(visible=False).click(
         page.api_search_image,
@@ -165,13 +156,7 @@ def _codes_tab(page: Page, tab: gr.Tab) -> None:
         button = gr.Button("Place", variant="primary", scale=1, min_width=120, elem_id="place")
     drawing = gr.HTML(html.note(_WAIT), elem_id="map")
     memory = gr.HTML(elem_id="memory")
-    gr.on(
-        [tab.select, words.submit, button.click],
-        page.draw_codes,
-        words,
-        [drawing, memory],
-        api_visibility="private",
-    )
+    gr.on([tab.select, words.submit, button.click], page.draw_codes, words, [drawing, memory], api_visibility="private")
 
 
 def _guard(image: gr.Image, uploads: Uploads) -> None:

@@ -22,11 +22,9 @@ _EVENT_KEYS = ("id", "region")
 
 
 class Bodies:
-    """Validates request bodies of one app.
+    """Validates request bodies of one app, whose functions and input components define valid calls.
 
-    Args:
-        app: The app, whose functions and input components define valid calls.
-        uploads: The store of the files that calls name.
+    A malformed body is a `QueryError`.
     """
 
     def __init__(self, app: gr.Blocks, uploads: Uploads):
@@ -43,11 +41,7 @@ class Bodies:
         }
 
     def join(self, body: bytes) -> bytes:
-        """The body of a call from the page, by the number of a function.
-
-        Raises:
-            QueryError: If it is malformed.
-        """
+        """The body of a call from the page, by the number of a function."""
         given = _mapping(body)
         number = self._number_of_function(given)
         checked = self._call(self._app.fns[number], given)
@@ -56,11 +50,7 @@ class Bodies:
         return json.dumps(checked | {"fn_index": number}).encode()
 
     def call(self, name: str, body: bytes) -> bytes:
-        """The body of a call from a program, by the name of an endpoint.
-
-        Raises:
-            QueryError: If it is malformed, or the endpoint does not exist.
-        """
+        """The body of a call from a program, by the name of an endpoint."""
         functions = (fn for fn in self._app.fns.values() if fn.api_name == name and fn.api_visibility == "public")
         function = next(functions, None)
         if function is None:
@@ -68,21 +58,13 @@ class Bodies:
         return json.dumps(self._call(function, _mapping(body))).encode()
 
     def cancel(self, body: bytes) -> bytes:
-        """The body of a request to cancel a call.
-
-        Raises:
-            QueryError: If it is malformed.
-        """
+        """The body of a request to cancel a call."""
         given = _mapping(body)
         names = {key: _name(given.get(key)) for key in ("session_hash", "event_id")}
         return json.dumps(names | {"fn_index": self._number_of_function(given)}).encode()
 
     def reset(self, body: bytes) -> bytes:
-        """The body of a request to reset a call.
-
-        Raises:
-            QueryError: If it is malformed.
-        """
+        """The body of a request to reset a call."""
         return json.dumps({"event_id": _name(_mapping(body).get("event_id"))}).encode()
 
     def _number_of_function(self, given: dict[str, Any]) -> int:

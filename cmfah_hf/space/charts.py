@@ -1,6 +1,6 @@
 """Charts of the page in HTML and SVG: the map of codes, memory, curves of the run's metrics.
 
-They take the page's own colours, so they are read in light and in dark.
+They use the page's own colors, so they are readable in light and dark mode.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cmfah_hf.space.html import escaped, labelled_lines, note
+from cmfah_hf.space.html import escaped, labeled_lines, note
 
 if TYPE_CHECKING:
     from cmfah_hf.space.engine import Engine
@@ -30,11 +30,7 @@ _DEPTH = re.compile("[1-9][0-9]{0,8}")
 
 
 def code_map(engine: "Engine", text: str | None = None) -> str:
-    """The images at the positions of their codes, optionally with the position of a text's code.
-
-    Raises:
-        QueryError: If no word of the text is known.
-    """
+    """The images at the positions of their codes, optionally with the position of a text's code."""
     places = engine.map
     asked = engine.places(engine.code(text)[None].astype(np.float64)) if text else None
     every = places if asked is None else np.vstack([places, asked])
@@ -79,7 +75,7 @@ def memory(engine: "Engine") -> str:
     ]
     here = len(engine.images) * engine.bits // 8
     line = f"The codes of all {len(engine.images):,} images here take {here:,} bytes."
-    return f'<div class="cm-memory"><h3>Memory</h3>{labelled_lines(rows)}{note(line)}</div>'
+    return f'<div class="cm-memory"><h3>Memory</h3>{labeled_lines(rows)}{note(line)}</div>'
 
 
 def _amount(size: float) -> str:

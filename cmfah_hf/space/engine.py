@@ -4,6 +4,7 @@ Shapes: N images, K bits, R regions, W words.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,6 @@ from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError, DataError, QueryError
 from cmfah_hf.evaluation.attention import attention_of_words
 from cmfah_hf.evaluation.pointing import region_weights
-from cmfah_hf.models.tokenization_cmfah import split_words
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.codes import sign, unpack
 from cmfah_hf.retrieval.index import METRICS
@@ -40,17 +40,11 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Answer:
-    """A query's answer.
+    """A query's answer."""
 
-    Args:
-        rankings: By target (`"images"`, `"texts"`) and metric.
-        encoding: Milliseconds of encoding the query.
-        ignored_words: Its words that neither the model's vocabulary nor its word graph holds.
-    """
-
-    rankings: dict[str, dict[str, Ranking]]
-    encoding: float
-    ignored_words: list[str]
+    rankings: dict[str, dict[str, Ranking]]  # by target (`images`, `texts`) and metric
+    encoding: float  # milliseconds
+    ignored_words: list[str]  # words that neither the vocabulary nor the word graph holds
 
 
 @dataclass(frozen=True)
@@ -77,24 +71,19 @@ class Engine:
         self.settings, self.source = settings, settings.model_source(folder)
         self.retriever = CrossMediaRetriever.from_pretrained(self.source)
         self.images = Images()
-        batch: list[Image.Image] = []
-        for item_id, image, text in read_pairs(settings):
-            self.images.add(item_id, image, text)
-            batch.append(image)
-            if len(batch) == _BATCH:
-                self._add_images(batch)
-        self._add_images(batch)
+        codes_NK = self.retriever.encode_images(self._keep_pairs(), _BATCH)
         if not len(self.images):
             raise DataError(f"{settings.data}: not one of its images can be read; see the warnings above.")
+        self.retriever.images.add(codes_NK, ids=range(len(self.images)))
         self._row_of = {item_id: row for row, item_id in enumerate(self.images.ids)}
         self.retriever.add_texts(self.images.texts, ids=range(len(self.images)))
         self.search(image=self.images.image(0), k=1)  # builds lazy structures before the first user
 
-    def _add_images(self, batch: list[Image.Image]) -> None:
-        first = len(self.images) - len(batch)
-        if batch:
-            self.retriever.images.add(self.retriever.encode_images(batch), ids=range(first, len(self.images)))
-        batch.clear()
+    def _keep_pairs(self) -> Iterator[Image.Image]:
+        """Keeps a thumbnail and the text of each pair, and yields the image at full size."""
+        for item_id, image, text in read_pairs(self.settings):
+            self.images.add(item_id, image, text)
+            yield image
 
     @property
     def bits(self) -> int:
@@ -173,18 +162,8 @@ class Engine:
         return self.retriever.encode_texts([text])
 
     def ignored_words(self, text: str | None) -> list[str]:
-        """The distinct words of a text that are neither in the vocabulary nor in the word graph, in order."""
-        processor, expander = self.retriever.processor, self.retriever.expander
-
-        def is_known(word: str) -> bool:
-            if processor.known_words(word):
-                return True
-            if expander is None:
-                return False
-            related = set(expander.knowledge.words) if expander.knowledge is not None else set()
-            return any(part in expander.graph.word_numbers or part in related for part in expander.graph.split(word))
-
-        return [word for word in dict.fromkeys(split_words(text or "")) if not is_known(word)]
+        """The distinct words of a text that neither the vocabulary nor the expander has, in order."""
+        return self.retriever.ignored_words(text or "")
 
     def code(self, text: str) -> np.ndarray:
         """`(K,)` int8 of +-1: the code of a text.
@@ -265,11 +244,7 @@ class Engine:
 
 
 def _checked_text(text: Any) -> str:
-    """Checks a query text; None becomes empty.
-
-    Raises:
-        QueryError: If it is not a string, or too long.
-    """
+    """Checks type and length of a query text; None becomes empty."""
     text = "" if text is None else text
     if not isinstance(text, str):
         raise QueryError("The query is not a string; send a string.")

@@ -9,30 +9,14 @@ from cmfah_hf.errors import CheckpointError
 from cmfah_hf.space.settings import SETTINGS_NAME, bundled_space
 
 # Files of a run that search needs; not its checkpoints, plots and word vectors.
-_MODEL_FILES = (
-    "config.json",
-    "model.safetensors",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
-_FURTHER_FILES = (
-    "expander.json",
-    "expander.safetensors",
-    "knowledge.json",
-    "knowledge.safetensors",
-    "metrics.json",
-)
+_MODEL_FILES = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+_FURTHER_FILES = ("expander.json", "expander.safetensors", "knowledge.json", "knowledge.safetensors", "metrics.json")
 _APP_FILES = ("app.py", "README.md", "requirements.txt")
 _PACKAGE_SUFFIXES = (".py", ".css", ".typed")
 
 
 def model_files(folder: Path) -> dict[str, Path]:
-    """The files of a run's folder that a Space needs, by name.
-
-    Raises:
-        CheckpointError: If a required file is missing.
-    """
+    """The files of a run's folder that a Space needs, by name; `CheckpointError` if a required one is missing."""
     for name in _MODEL_FILES:
         if file_of(folder / name) is None:
             raise CheckpointError(f"{folder}: has no {name}; give the output folder of a training run.")
@@ -58,7 +42,7 @@ def space_files(model: Path | None = None) -> dict[str, Path]:
     The package is included so that the Space runs the code that it was made with.
 
     Args:
-        model: The folder of the run whose model goes along. None: none does.
+        model: The folder of the run whose model is included. None: no model.
 
     Raises:
         CMFAHError: If the embedded Space did not come with the package, or the model lacks a file.

@@ -15,16 +15,10 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 class AllowedHosts:
     """Accepts or refuses requests by their `Host` and `Origin` headers.
 
-    Allowed are this machine's own name, `localhost`; the address that the server listens at, where that is all of them
-    any IP address; on the Hub the Space's own host (`SPACE_HOST`); and the further ones. An attacker can let any name
-    point to this machine, but no IP address, so addresses are safe where names are not.
-
-    Args:
-        bound: The address that the server listens at.
-        further: Further host names or addresses, without scheme and port.
-
-    Raises:
-        CMFAHError: If one of `further` is not a host.
+    Allowed are this machine's own name, `localhost`; the address `bound` that the server listens at, where that is all
+    of them any IP address; on the Hub the Space's own host (`SPACE_HOST`); and the `further` ones, without scheme and
+    port. An attacker can let any name point to this machine, but no IP address, so addresses are safe where names are
+    not.
     """
 
     def __init__(self, bound: str, further: Iterable[str] = ()):
@@ -36,12 +30,9 @@ class AllowedHosts:
         self._any_address = bound == "" or (address is not None and address.is_unspecified)
 
     def answers(self, host: str | None, origin: str | None = None) -> bool:
-        """True if a request is accepted.
+        """True if a request with these `Host` and `Origin` headers is accepted.
 
-        Args:
-            host: Its `Host` header.
-            origin: Its `Origin` header, which browsers send where a page calls: allowed is a page of this server or of
-                a host that was named.
+        Browsers send an origin where a page calls: allowed is a page of this server or of a host that was named.
         """
         found = _HOST.fullmatch(host or "")
         if found is None:
@@ -56,11 +47,7 @@ class AllowedHosts:
 
 
 def host_name(value: str) -> str:
-    """A normalized host name or IP address.
-
-    Raises:
-        CMFAHError: If it is neither.
-    """
+    """A normalized host name or IP address; `CMFAHError` if it is neither."""
     name = _plain(value.strip())
     if _address(name) is None and re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", name) is None:
         raise CMFAHError(f"{value[:80]!r} is not a host; give a name or an IP address, without scheme and port.")

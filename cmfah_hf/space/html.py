@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the page is served before torch is loaded
 _METRIC_NAMES = {"hamming": "Hamming distance", "aqd": "Asymmetric distance (AQD)"}
 _METRIC_NOTES = {
     "hamming": "bits that differ; fewer is nearer",
-    "aqd": "the query's real values against bits; more is nearer",
+    "aqd": "the query's continuous code against bits; more is nearer",
 }
 _TARGET_NAMES = {"images": "Images", "texts": "Texts"}
 
@@ -51,8 +51,8 @@ def answer(engine: "Engine", found: "Answer") -> str:
         f"Encoded in {found.encoding:.1f} ms; {items:,} codes of {engine.bits} bits searched, "
         f"{items * engine.bits // 8:,} bytes."
     )
-    told = f'<p class="cm-note" role="status">{line}</p>{ignored(found.ignored_words)}'
-    return f'<div class="cm-answer">{told}{"".join(sections)}</div>'
+    status = f'<p class="cm-note" role="status">{line}</p>{ignored(found.ignored_words)}'
+    return f'<div class="cm-answer">{status}{"".join(sections)}</div>'
 
 
 def ignored(words: Sequence[str]) -> str:
@@ -158,7 +158,7 @@ def bits(query: np.ndarray, item: np.ndarray, query_name: str, item_name: str) -
     )
 
 
-def labelled_lines(rows: Sequence[tuple[str, str, float]]) -> str:
+def labeled_lines(rows: Sequence[tuple[str, str, float]]) -> str:
     """Bars from tuples of name, value text, and relative length in 0..1."""
     lines = "".join(
         f'<li><span>{escaped(name)}</span><span class="cm-bar">'

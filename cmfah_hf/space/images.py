@@ -22,13 +22,7 @@ _QUALITY = 88
 
 @dataclass
 class Images:
-    """Pairs in the order of their rows.
-
-    Args:
-        ids: The images' names.
-        texts: Their texts.
-        thumbnails: JPEG files in memory.
-    """
+    """Names, texts and thumbnails (JPEG files in memory) of pairs, in the order of their rows."""
 
     ids: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -64,11 +58,7 @@ class Images:
 
 
 def read_pairs(settings: SpaceSettings) -> Iterator[tuple[str, Image.Image, str]]:
-    """Yields id, decoded RGB image and text of each pair; skips unreadable images with a warning.
-
-    Raises:
-        DataError: If the data cannot be used, or the split does not exist.
-    """
+    """Yields id, decoded RGB image and text of each pair; skips unreadable images with a warning."""
     if settings.data == SCENES:
         yield from _scenes(settings.limit)
         return

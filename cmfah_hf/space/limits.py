@@ -58,12 +58,7 @@ _KINDS = {
 class Limits:
     """ASGI middleware, outside of all of Gradio's.
 
-    Args:
-        app: The ASGI app behind it.
-        hosts: The allowed hosts.
-        bodies: Checks what calls hold.
-        uploads: Where uploads are kept.
-        is_awaited: Whether somebody may wait for the events of a session, or for an event by its id.
+    `is_awaited`: whether somebody may wait for the events of a session, or for an event by its id.
     """
 
     def __init__(
@@ -122,7 +117,7 @@ class Limits:
         if method == "POST":
             return await self._post(scope, headers, receive)
         if method not in ("GET", "HEAD"):
-            raise _RefusedError(405, "This method is not answered here.")
+            raise _RefusedError(405, "This method is not allowed here.")
         if path == f"{_API}/upload_progress":
             return Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")
         if path == f"{_API}/queue/data":
@@ -142,7 +137,7 @@ class Limits:
         if len(hosts) != 1 or len(origins) > 1 or not self._hosts.answers(hosts[0], *origins):
             raise _RefusedError(
                 403,
-                "This host is not answered. Whoever serves this page can name further ones with --allow-host, or as "
+                "This host is not allowed. The owner of this page can allow it with --allow-host, or as "
                 "hosts in space.json.",
             )
 
@@ -157,7 +152,7 @@ class Limits:
 
     def _check_awaited(self, name: str) -> None:
         if SESSION.fullmatch(name) is None or not self._is_awaited(name):
-            raise _RefusedError(404, "Nobody waits for an answer under this name.")
+            raise _RefusedError(404, "There is no call of this name.")
 
     async def _post(self, scope: Message, headers: Headers, receive: Receive) -> Response | tuple[Message, Receive]:
         path = scope["path"]
@@ -198,10 +193,10 @@ class Limits:
         found = _FILE.fullmatch(path)
         try:
             if found is None or method not in ("GET", "HEAD"):
-                raise _RefusedError(403, "Only what was uploaded here can be asked for.")
+                raise _RefusedError(403, "Only uploads can be requested.")
             content = await asyncio.to_thread(self._uploads.read, self._uploads.path_of(found["name"]))
         except ImageError as error:
-            raise _RefusedError(403, "Only what was uploaded here can be asked for.") from error
+            raise _RefusedError(403, "Only uploads can be requested.") from error
         kinds = (kind for start, kind in _KINDS.items() if content.startswith(start))
         headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=600"}
         return Response(content, media_type=next(kinds, "application/octet-stream"), headers=headers)

@@ -18,13 +18,7 @@ _PATIENCE = 600.0
 
 
 class EngineLoader:
-    """Loads an engine once and provides it to all requests.
-
-    Args:
-        settings: The model and the data to load.
-        folder: Of the Space.
-        problem: A known error; nothing is loaded then, and `load` raises it.
-    """
+    """Loads an engine once and provides it to all requests; a known `problem` is raised instead."""
 
     def __init__(self, settings: SpaceSettings, folder: Path, problem: CMFAHError | None = None):
         self.settings, self.folder, self._problem = settings, folder, problem
@@ -33,12 +27,7 @@ class EngineLoader:
         self._error: CMFAHError | None = None
 
     def load(self) -> None:
-        """Loads the engine in the calling thread.
-
-        Raises:
-            CMFAHError: If the model or the data cannot be used. Whoever asks for the engine gets the same, without
-                the paths of this machine.
-        """
+        """Loads the engine in the calling thread. Its errors reach all requests, without the paths of this machine."""
         try:
             if self._problem is not None:
                 raise self._problem
@@ -52,11 +41,7 @@ class EngineLoader:
             self._loaded.set()
 
     def get(self) -> "Engine":
-        """Waits for the engine.
-
-        Raises:
-            CMFAHError: If loading failed, or takes longer than ten minutes.
-        """
+        """Waits for the engine; `CMFAHError` if loading failed, or takes longer than ten minutes."""
         if not self._loaded.wait(_PATIENCE):
             raise CMFAHError("The model is still being loaded; come back in a few minutes.")
         if self._engine is None:

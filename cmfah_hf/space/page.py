@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 import gradio as gr
@@ -21,38 +21,25 @@ DEFAULT_K = 6
 _NO_REGION = "Press a region of the image to see the words that it attends to."
 
 
-def _shown(handler: Handler) -> Handler:
-    """Shows user errors on the page as HTML; for other errors Gradio reports only that one occurred."""
+def _with_errors(to_text: Callable[[str], str], handler: Handler) -> Handler:
+    """Reports user errors as Gradio does; for other errors Gradio reports only that one occurred."""
 
     @wraps(handler)
     def call(*arguments: Any, **named: Any) -> Any:
         try:
             return handler(*arguments, **named)
         except CMFAHError as error:
-            raise gr.Error(html.escaped(str(error)), duration=8, print_exception=False) from error
+            raise gr.Error(to_text(str(error)), duration=8, print_exception=False) from error
 
     return call  # type: ignore[return-value]
 
 
-def _reported(handler: Handler) -> Handler:
-    """Reports user errors to a program as plain text."""
-
-    @wraps(handler)
-    def call(*arguments: Any, **named: Any) -> Any:
-        try:
-            return handler(*arguments, **named)
-        except CMFAHError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    return call  # type: ignore[return-value]
+# On the page as HTML, to programs as plain text.
+_shown, _reported = partial(_with_errors, html.escaped), partial(_with_errors, str)
 
 
 class Page:
-    """The event handlers of one app.
-
-    Args:
-        loader: Of the engine; the first events wait for it.
-    """
+    """The event handlers of one app; the first events wait for the engine."""
 
     def __init__(self, loader: EngineLoader):
         self._loader = loader

@@ -53,10 +53,10 @@ def serve(
         port: None: that of `GRADIO_SERVER_PORT`, else the first free one from 7860.
         keep_on_error: If the model or the data cannot be used, keep serving a page that reports it.
         problem: A known error of the settings.
-        block: Until the process is interrupted.
+        block: Whether to serve until the process is interrupted.
 
     Returns:
-        The Gradio app, which is serving where `block` is false.
+        The Gradio app.
 
     Raises:
         CMFAHError: If the model or the data cannot be used, or the port is taken.

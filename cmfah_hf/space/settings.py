@@ -23,12 +23,12 @@ class SpaceSettings:
     """The settings in a Space's `space.json`.
 
     Args:
-        model: A folder, relative ones below the Space's own; or a Hub id.
-        data: What `load_image_text` takes; `"scenes"` draws those that the embedded model was not trained on.
-        split: Of the data. None: `database` where there is one, else `train`, else the first.
-        limit: The most images that are shown; the first ones of the split.
-        title: Above the page.
-        examples: Queries to begin with. Empty: texts of the images.
+        model: A folder (relative ones below the Space's own), or a Hub id.
+        data: A source of `load_image_text`; `"scenes"` are those that the embedded model was not trained on.
+        split: Of the data. None: `database` if present, else `train`, else the first.
+        limit: Maximum number of images, the first ones of the split.
+        title: Title of the page.
+        examples: Example queries. Empty: texts of the images.
         hosts: Further host names or addresses under which the page is reached, beyond this machine's own, the address
             that the server listens at, and the Space's host on the Hub.
     """
@@ -82,11 +82,7 @@ class SpaceSettings:
 
 
 def bundled_space() -> Path:
-    """The folder of the embedded Space: in the package if installed, next to it in a checkout.
-
-    Raises:
-        CMFAHError: If it is missing.
-    """
+    """The folder of the embedded Space: in the package if installed, next to it in a checkout."""
     package = Path(__file__).parents[1]
     for folder in (package / "space_files", package.parent / "spaces" / "cmfah-search"):
         if (folder / SETTINGS_NAME).is_file():

@@ -6,11 +6,9 @@ import os
 import re
 import secrets
 import stat
-import struct
 import threading
 import time
 import warnings
-import zlib
 from pathlib import Path
 
 from PIL import Image
@@ -28,18 +26,6 @@ MAX_FILES = 512
 KEPT_SECONDS = 900.0
 # Longer side of a decoded image, larger than any model's input.
 _SIDE = 1024
-# Errors of Pillow's parsers on malformed headers, their own and those of the numbers and tables in the file.
-_DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    ArithmeticError,
-    struct.error,
-    zlib.error,
-)
 _NAME = re.compile(r"[0-9a-f]{64}")
 # A name that no upload has, for requests that name anything else.
 _NOBODYS = "0" * 64
@@ -47,27 +33,14 @@ _NOT_HERE = "This is not an image that was uploaded here, or it has been deleted
 
 
 class Uploads:
-    """The folder of uploads. Clients refer to files by random names, never by paths.
-
-    Args:
-        folder: Created if missing; files with other names in it are not touched.
-        max_total_bytes: Of all files together.
-        max_files: Maximum number of files.
-    """
+    """The folder of uploads. Clients refer to files by random names, never by paths; other files are not touched."""
 
     def __init__(self, folder: Path, max_total_bytes: int = MAX_TOTAL_BYTES, max_files: int = MAX_FILES):
         self.folder, self.max_total_bytes, self.max_files = folder, max_total_bytes, max_files
         self._lock = threading.Lock()
 
     def keep(self, content: bytes) -> str:
-        """Stores an upload under a new random name, deleting the oldest ones if necessary.
-
-        Returns:
-            The name.
-
-        Raises:
-            OSError: If it cannot be written.
-        """
+        """Stores an upload under a new random name, which it returns, deleting the oldest ones if necessary."""
         path = self.folder / secrets.token_hex(32)
         with self._lock:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -85,14 +58,10 @@ class Uploads:
         return self.folder / (name if isinstance(name, str) and _NAME.fullmatch(name) else _NOBODYS)
 
     def read(self, path: Path) -> bytes:
-        """The content of an upload.
+        """The content of an upload, at a path of `path_of`.
 
-        Args:
-            path: What `path_of` gave.
-
-        Raises:
-            ImageError: If it is missing, outside the folder, or not a regular file, with one message for all of these;
-                or if it is larger than `MAX_BYTES`.
+        A file that is missing, outside the folder, or not a regular one is an `ImageError`, with one message for all of
+        these.
         """
         if path.parent != self.folder or not _NAME.fullmatch(path.name):
             raise ImageError(_NOT_HERE)
@@ -147,12 +116,8 @@ class Uploads:
 
 
 def read_upload(content: bytes) -> Image.Image:
-    """An uploaded file as an upright RGB image, at most 1024 pixels long.
-
-    Raises:
-        ImageError: If it is larger than `MAX_PIXELS`, in none of `FORMATS`, damaged or cut short.
-    """
-    from cmfah_hf.data.images import decode_image
+    """An uploaded file as an upright RGB image, at most 1024 pixels long."""
+    from cmfah_hf.data.images.decoding import DAMAGED, decode_image
     from cmfah_hf.models.image_modes import to_rgb
 
     try:
@@ -163,7 +128,7 @@ def read_upload(content: bytes) -> Image.Image:
             width, height = header.size
     except Image.DecompressionBombError as error:
         raise ImageError(_too_many_pixels()) from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         kinds = ", ".join(FORMATS[:-1])
         raise ImageError(f"This file is not a readable image; send {kinds} or {FORMATS[-1]}.") from error
     if width * height > MAX_PIXELS:

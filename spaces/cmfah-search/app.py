@@ -1,4 +1,4 @@
-"""The Space: the page lives in `cmfah_hf.space`; `space.json` says what it shows."""
+"""The Space: the page of `cmfah_hf.space` with the settings in `space.json`."""
 
 from pathlib import Path
 

@@ -230,7 +230,7 @@ def test_k_above_the_number_of_items_returns_all_with_a_note(cmfah, trained, ind
     outcome = cmfah("search", trained.folder, index_file, "--text", "boat", "-k", 99, "--json")
     assert outcome.code == 0
     assert len(outcome.document["results"]) == 16
-    assert "k = 99 was asked of an index of 16 items; all of them are returned." in caplog.text
+    assert "k = 99 exceeds the 16 items of the index; all of them are returned." in caplog.text
 
 
 def test_search_by_every_kind_of_image(cmfah, trained, index_file, odd_images):

@@ -102,9 +102,9 @@ def test_the_command(hub, here, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "Nothing to push: name the folder that a training run has left, or add --space."),
-        (["my-model", "--limit", "5"], "--limit is of a Space; add --space."),
-        (["--space", "--license", "mit"], "--license is of a model; leave it out."),
+        ([], "Nothing to push: give the output folder of a training run, or add --space."),
+        (["my-model", "--limit", "5"], "--limit is for Spaces; add --space."),
+        (["--space", "--license", "mit"], "--license is for models; leave it out."),
         (["my-model", "--space"], "my-model: this model needs images to search; name a data set on the Hub."),
     ],
 )

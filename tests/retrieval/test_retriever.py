@@ -312,7 +312,7 @@ def test_queries_that_cannot_be_answered(retriever, image_paths, tmp_path):
 def test_k_above_the_number_of_items_returns_all(retriever, image_paths, caplog):
     retriever.add_images(image_paths[:3])
     assert sorted(retriever.search(text="boat", k=10).ids[0]) == sorted(str(path) for path in image_paths[:3])
-    assert "k = 10 was asked of an index of 3 items" in caplog.text
+    assert "k = 10 exceeds the 3 items of the index" in caplog.text
 
 
 def test_an_index_of_another_length_is_refused(retriever, tmp_path):

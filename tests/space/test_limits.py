@@ -139,7 +139,7 @@ def test_a_stalled_body_times_out(ask, limits_app, monkeypatch):
     ],
 )
 def test_foreign_files_and_addresses_are_refused(ask, path):
-    assert ask(path) == (403, b'{"detail":"Only what was uploaded here can be asked for."}')
+    assert ask(path) == (403, b'{"detail":"Only uploads can be requested."}')
 
 
 @pytest.mark.parametrize(

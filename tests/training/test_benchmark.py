@@ -69,4 +69,4 @@ def test_all_tables_are_printed(tmp_path):
     lines = [line.split("│") for line in found.stdout.splitlines() if line.count("│") == 6]
     compared = [cells[2].strip() for cells in lines if cells[1].strip() in ("kept regions", "pixels, VGG19")]
     kinds = ["neither", "attention", "attention and discriminators"]
-    assert compared == [*kinds, "the same, partners in every update", *kinds], found.stdout
+    assert compared == [*kinds, "the same, cross-modal in every update", *kinds], found.stdout

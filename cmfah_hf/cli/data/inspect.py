@@ -70,16 +70,16 @@ def _print(found: "Inspection") -> None:
             [name, count, labels.shares[name], *(labels.by_split[split].get(name, 0) for split in splits)]
             for name, count in labels.counts.items()
         ]
-        print_table(f"Labels: {labels.mean_per_item:.2f} an item", ["class", "items", "share", *splits], rows)
+        print_table(f"Labels: {labels.mean_per_item:.2f} per item", ["class", "items", "share", *splits], rows)
         rows = [[number, count] for number, count in labels.per_item.items()]
-        print_table("Labels an item", ["labels", "items"], rows)
+        print_table("Labels per item", ["labels", "items"], rows)
         if labels.pairs:
             print_table("Classes together", ["class", "and", "items"], [list(pair) for pair in labels.pairs[:10]])
     kind = "words" if words.source == "text" else "tags"
     rows = [[name, count] for name, count in words.most_frequent.items()]
     print_table(f"Most frequent {kind}", [kind, "items"], rows)
     print_table(f"All {kind}", ["different", "of them in one item"], [[words.distinct, words.once]])
-    print_table(f"{kind.capitalize()} an item", [*words.per_item], [[*words.per_item.values()]])
+    print_table(f"{kind.capitalize()} per item", [*words.per_item], [[*words.per_item.values()]])
     if images is not None:
         print_table("Modes", ["mode", "images"], [[name, count] for name, count in images.modes.items()])
         rows = [[name, count] for name, count in list(images.sizes.items())[:10]]

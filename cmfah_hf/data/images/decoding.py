@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image, ImageOps
 
+from cmfah_hf.data.data_root import ARCHIVES
 from cmfah_hf.documents import file_of
 from cmfah_hf.errors import ImageError
 
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 MOST_BYTES = 2**30
 # Errors of Pillow's parsers on damaged files: its own are `OSError`, `SyntaxError` and `ValueError`, the others come
 # from unchecked numbers and tables in the file.
-_DAMAGED = (
+DAMAGED = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError, OverflowError,
     ArithmeticError, AssertionError, MemoryError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
@@ -32,7 +33,6 @@ _DAMAGED = (
 _BY_PROGRAM = frozenset({"EPS"})
 # Stores in which rows may name files. An http address in a row is never fetched here.
 _STORES = frozenset({"hf", "s3", "gs", "gcs", "az", "abfs"})
-_ARCHIVES = frozenset({"zip", "gzip", "bz2", "xz", "zstd", "lz4"})
 # Formats whose endings Pillow knows and that it cannot decode by itself.
 _UNDECODABLE = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"})
 
@@ -68,7 +68,7 @@ def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
         raise ImageError(f"{name}: not an image in a format that Pillow knows; replace or remove it.") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: too large to be read safely ({error}); make the image smaller.") from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise ImageError(f"{name}: damaged or cut short ({_first_line(error)}); replace or remove it.") from error
     return _upright(image)
 
@@ -109,12 +109,7 @@ def _name_of(value: Any) -> str:
 
 
 def read_image_bytes(value: Any, name: str) -> bytes:
-    """The bytes of an image file, from any `ImageSource` but a Pillow image.
-
-    Raises:
-        ImageError: If the file is missing, empty, not a regular one or cannot be read; or if the value is a row's (a
-            mapping) and names an address that is not fetched for rows.
-    """
+    """The bytes of an image file, from any `ImageSource` but a Pillow image. Of rows, few addresses are fetched."""
     if isinstance(value, dict):
         content = value.get("bytes")
         value = _path_of_row(value.get("path"), name) if content is None else content
@@ -166,7 +161,7 @@ def _path_of_row(path: Any, name: str) -> str | None:
         return path
     *archives, last = str(path).split("::")
     store = last.partition("://")[0] if "://" in last else "hf"
-    if store not in _STORES or any(archive.partition("://")[0] not in _ARCHIVES for archive in archives):
+    if store not in _STORES or any(archive.partition("://")[0] not in ARCHIVES for archive in archives):
         raise ImageError(f"{name}: its row names the address {path}, and those are not fetched; download the image.")
     return str(path)
 
@@ -193,7 +188,7 @@ def _upright(image: Image.Image) -> Image.Image:
         if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
             return image.copy() if getattr(image, "n_frames", 1) > 1 else image
         return ImageOps.exif_transpose(image)
-    except _DAMAGED as error:  # a damaged EXIF block is no reason to refuse a sound image
+    except DAMAGED as error:  # a damaged EXIF block is no reason to refuse a sound image
         logger.debug("The EXIF data of an image cannot be read, so it is not turned: %s", error)
         image = image.copy()
         image.info.pop("exif", None)

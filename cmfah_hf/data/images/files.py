@@ -22,28 +22,17 @@ _HEIF_ENDINGS = frozenset((".heic", ".heif", ".heics", ".heifs", ".hif"))
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files, and counts of the skipped ones.
-
-    Attributes:
-        files: In the order of their paths.
-        skipped: The number of skipped files by their ending in lower case, such as `.heic`, or by the reason.
-    """
+    """Image files by path, and the numbers of skipped files by ending in lower case (`.heic`) or by reason."""
 
     files: list[Path]
     skipped: Mapping[str, int] = field(default_factory=dict)
 
 
 def find_image_files(folder: Path, hidden: bool = False) -> ImageFiles:
-    """The files below a folder that are images by their ending.
+    """The files below a folder that are images by their ending; `DataError` if there is none.
 
-    Links to folders are not followed. A link to a file is followed if the file is below the folder.
-
-    Args:
-        folder: Where to search.
-        hidden: Whether to include hidden files and folders, and those of thumbnails and of deleted files.
-
-    Raises:
-        DataError: If there is no image.
+    Links to folders are not followed, links to files only to those below the folder. `hidden` includes hidden files and
+    folders, and those of thumbnails and of deleted files.
     """
     files: list[Path] = []
     skipped: Counter[str] = Counter()

@@ -11,6 +11,8 @@ from contextlib import suppress
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+
 from cmfah_hf.data.images import decode_image, decoding_off, read_image_bytes
 from cmfah_hf.data.inspection.duplicates import DIGEST_BYTES, WITH_TRAINING, DuplicateSearch
 from cmfah_hf.data.inspection.report import ImageCounts, Inspection, LabelCounts, WordCounts
@@ -96,7 +98,7 @@ class _Counting:
         if "labels" in example:
             self.labels_by_split.setdefault(split, Counter()).update(labels)
         if self._is_training_pair(split, name, example):
-            self.duplicates.twins.add(name)
+            self.duplicates.in_database.add(name)
             return
         self._text(example)
         if "labels" in example:
@@ -148,7 +150,7 @@ class _Counting:
         self.duplicates.add_image((split, name), file_digest, pixel_digest)
 
     def finished(self, source: str) -> Inspection:
-        items = sum(self.splits.values()) - len(self.duplicates.twins)
+        items = sum(self.splits.values()) - len(self.duplicates.in_database)
         return Inspection(
             source=source,
             splits=dict(self.splits),
@@ -194,23 +196,8 @@ def _most_frequent(counts: Counter, most: int | None = None) -> list[tuple[Any, 
 
 
 def _summary(lengths: Counter[int]) -> dict[str, float]:
-    total = lengths.total()
-    if not total:
+    if not lengths.total():
         return {}
-    middle = [_at(lengths, (total - 1) // 2), _at(lengths, total // 2)]
-    return {
-        "min": min(lengths),
-        "median": sum(middle) / 2,
-        "mean": sum(length * count for length, count in lengths.items()) / total,
-        "max": max(lengths),
-        "empty": lengths[0],
-    }
-
-
-def _at(lengths: Counter[int], place: int) -> int:
-    """The length at this position of the sorted lengths."""
-    for length in sorted(lengths):
-        place -= lengths[length]
-        if place < 0:
-            return length
-    raise IndexError(place)
+    values = np.fromiter(lengths.elements(), np.int64, lengths.total())
+    middle, mean = float(np.median(values)), float(values.mean())
+    return {"min": min(lengths), "median": middle, "mean": mean, "max": max(lengths), "empty": lengths[0]}

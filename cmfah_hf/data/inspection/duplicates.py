@@ -18,11 +18,11 @@ class DuplicateSearch:
     """Finds items with the same image, and ids that occur more than once.
 
     Attributes:
-        twins: Ids of training pairs that the database contains too; each is one item.
+        in_database: Ids of training pairs that the database contains too; each is one item.
     """
 
     def __init__(self) -> None:
-        self.twins: set[str] = set()
+        self.in_database: set[str] = set()
         self._ids: Counter[Item] = Counter()
         self._by_bytes = _Groups()
         self._by_pixels = _Groups()
@@ -42,33 +42,33 @@ class DuplicateSearch:
         same_bytes, found.extra_bytes = self._repeated(self._by_bytes)
         same_pixels, found.extra_pixels = self._repeated(self._by_pixels)
         # Groups of equal files are not listed again as groups of equal pixels.
-        same_pixels = [group for group in same_pixels if self._by_pixels.has_other_files(group)]
+        same_pixels = [group for group in same_pixels if len({file for _, file in group}) > 1]
         found.same_bytes, found.same_pixels = (
-            [[f"{split}/{name}" for split, name in group] for group in groups[:named]]
+            [[f"{split}/{name}" for (split, name), _ in group] for group in groups[:named]]
             for groups in (same_bytes, same_pixels)
         )
         leaks: Counter[tuple[str, str]] = Counter()
-        for group in self._by_pixels.groups():
-            for first, second, own, other in self._leaks(group):
+        for group in self._by_pixels.repeated.values():
+            for first, second, own, other in self._leaks([item for item, _ in group]):
                 leaks[first, second] += len(own)
                 found.leaking += [("/".join(item), "/".join(other)) for item in own]
         found.leaking = found.leaking[:named]
         found.leaks = {" & ".join(pair): count for pair, count in sorted(leaks.items())}
         return found
 
-    def _repeated(self, groups: "_Groups") -> tuple[list[list[Item]], int]:
+    def _repeated(self, groups: "_Groups") -> tuple[list[list[tuple[Item, bytes]]], int]:
         """The groups of which a split has more than one item, and the number of superfluous items."""
-        extra = [(group, self._num_extra(group)) for group in groups.groups()]
-        return [group for group, count in extra if count], sum(count for _, count in extra)
-
-    def _num_extra(self, group: list[Item]) -> int:
-        """The number of items to remove so that each split has the image once; the database has the training pairs."""
-        homes = Counter("database" if self._is_twin(item) else item[0] for item in group)
-        return sum(count - 1 for count in homes.values())
+        found, extra = [], 0
+        for group in groups.repeated.values():
+            homes = {"database" if self._in_both(item) else item[0] for item, _ in group}  # it has the training pairs
+            extra += len(group) - len(homes)
+            if len(group) > len(homes):
+                found.append(group)
+        return found, extra
 
     def _leaks(self, group: list[Item]) -> Iterable[tuple[str, str, list[Item], Item]]:
         """Pairs of splits with the same image: their names, the items of the first, and an item of the second."""
-        homes = [*group, *(("database", item[1]) for item in group if self._is_twin(item))]
+        homes = [*group, *(("database", item[1]) for item in group if self._in_both(item))]
         for first, second in combinations(dict.fromkeys(split for split, _ in homes), 2):
             if "train" in (first, second) and set(WITH_TRAINING) & {first, second}:
                 continue
@@ -77,33 +77,19 @@ class DuplicateSearch:
             own = [item for item in homes if item[0] == first]
             yield first, second, own, next(item for item in homes if item[0] == second)
 
-    def _is_twin(self, item: Item) -> bool:
-        return item[0] == "train" and item[1] in self.twins
+    def _in_both(self, item: Item) -> bool:
+        return item[0] == "train" and item[1] in self.in_database
 
 
 class _Groups:
-    """Items by a digest of their content; for a unique item only the item and its file's digest are kept."""
+    """Items by a digest of their content, each with the digest of its file."""
 
     def __init__(self) -> None:
-        self._first: dict[bytes, Item] = {}
-        self._repeated: dict[bytes, list[Item]] = {}
-        self._file_digests: dict[Item, bytes] = {}
-        self._first_file_digests: dict[bytes, bytes] = {}
+        self._first: dict[bytes, tuple[Item, bytes]] = {}
+        self.repeated: dict[bytes, list[tuple[Item, bytes]]] = {}
 
     def add(self, digest: bytes, item: Item, file_digest: bytes = b"") -> None:
-        if digest not in self._first:
-            self._first[digest] = item
-            if file_digest:
-                self._first_file_digests[digest] = file_digest
-            return
-        group = self._repeated.setdefault(digest, [self._first[digest]])
-        group.append(item)
-        if file_digest:
-            self._file_digests[self._first[digest]] = self._first_file_digests[digest]
-            self._file_digests[item] = file_digest
-
-    def groups(self) -> Iterable[list[Item]]:
-        return self._repeated.values()
-
-    def has_other_files(self, group: list[Item]) -> bool:
-        return len({self._file_digests[item] for item in group}) > 1
+        if digest in self._first:
+            self.repeated.setdefault(digest, [self._first[digest]]).append((item, file_digest))
+        else:
+            self._first[digest] = item, file_digest

@@ -23,12 +23,7 @@ _LONGEST_NAME = 28
 
 
 def plot_inspection(inspection: Inspection, folder: str | os.PathLike) -> list[Path]:
-    """Draws the plots of an inspection into a folder.
-
-    Returns:
-        The files: `labels.png` (items per class; if there are labels), `words.png` (the most frequent words or
-        tags) and `words_per_item.png`.
-    """
+    """Draws `labels.png` (if there are labels), `words.png` and `words_per_item.png` into a folder."""
     folder = Path(folder)
     files = []
     if inspection.labels is not None and inspection.labels.counts:

@@ -37,15 +37,7 @@ def possible_axes(variable: Variable, role: str) -> list[str]:
 
 
 def decide_axes(variables: Mapping[str, Variable], given: Mapping[str, str]) -> dict[str, str]:
-    """The axes of each role's variable, such that all have the same number of pairs.
-
-    Args:
-        variables: By role: `images`, `features`, `tags`, `labels`.
-        given: Axes by role that the user named.
-
-    Raises:
-        DataError: If no reading of the axes fits all variables, or more than one.
-    """
+    """The axes of each role's variable, such that all have the same number of pairs; `given` are the user's."""
     possible: dict[str, list[str]] = {}
     for role, variable in variables.items():
         possible[role] = [_checked(given[role], variable, role)] if role in given else possible_axes(variable, role)
@@ -101,6 +93,6 @@ def _listing(variables: Mapping[str, Variable]) -> str:
 def _ambiguous(variables: Mapping[str, Variable], what: str, possible: Mapping[str, Sequence[str]]) -> DataError:
     role = next(iter(variables))
     return DataError(
-        f'of {_listing(variables)}, {what}; say which axis is which, as axes={{"{role}": "{possible[role][0]}"}} '
+        f'of {_listing(variables)}, {what}; name the axes, as axes={{"{role}": "{possible[role][0]}"}} '
         f"(on the command line --axes {role}={possible[role][0]})."
     )

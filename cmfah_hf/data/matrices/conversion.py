@@ -31,7 +31,7 @@ def convert_matrices(
     rows_per_shard: int = 5000,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, Any]:
-    """Write matrices as Parquet shards and a dataset card.
+    """Writes matrices as Parquet shards and a dataset card.
 
     Shards are written atomically, and the card last. An interrupted conversion that is called again for the same files
     and settings writes the missing shards only.

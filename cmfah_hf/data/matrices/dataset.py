@@ -135,19 +135,10 @@ class Matrices:
 def research_split(
     count: int, queries: str | None, num_queries: int | None, num_train: int | None
 ) -> dict[str, Ranges]:
-    """The rows of each split: queries first or last, the training pairs next to them or at the start.
+    """Ranges (start, stop) of `train`, `query` and `rest`; the database is `train` and `rest`.
 
-    Args:
-        count: The number of rows.
-        queries: `"first"`, as in DCMH and AGAH: queries, training pairs, the rest. `"last"`, as in DADH and UCCH:
-            training pairs, the rest, queries. None: all rows are `train`.
-        num_queries, num_train: Numbers of rows.
-
-    Returns:
-        Ranges (start, stop) of `train`, `query` and `rest`; the database is `train` and `rest`.
-
-    Raises:
-        DataError: If a number is missing, or there are too few rows.
+    `queries` is `"first"` for the order queries, training pairs, rest, `"last"` for training pairs, rest, queries, or
+    None for training pairs alone.
     """
     if queries is None:
         if num_queries is not None or num_train is not None:

@@ -55,11 +55,7 @@ class Hdf5Variable(Variable):
 
 
 def list_hdf5(path: Path) -> list[Variable]:
-    """The variables of an HDF5 file, which are its top-level data sets and groups; no value is read.
-
-    Raises:
-        DataError: If the file is cut short or damaged.
-    """
+    """The variables of an HDF5 file, which are its top-level data sets and groups; no value is read."""
     with _opened(path) as file:
         with path.open("rb") as start:
             is_matlab = file.userblock_size > 0 and start.read(6) == b"MATLAB"
@@ -92,11 +88,7 @@ def _described(file: Any, name: str, path: Path, is_matlab: bool) -> Variable | 
 
 
 def _own(group: Any, name: str, path: Path) -> Any:
-    """A member of a group whose values are in this file.
-
-    Raises:
-        DataError: If it is a link or has its values in other files, since it could name any file of this machine.
-    """
+    """A member of a group whose values are in this file; a link could name any file of this machine."""
     import h5py
 
     link = group.get(name, getlink=True)
@@ -109,11 +101,7 @@ def _own(group: Any, name: str, path: Path) -> Any:
 
 
 def open_dataset(dataset: Any, name: str) -> BlockReader:
-    """A data set as blocks of rows; a single huge chunk is inflated into a temporary file.
-
-    Raises:
-        DataError: If its compression ratio is too high for any data.
-    """
+    """A data set as blocks of rows; a single huge chunk is inflated into a temporary file."""
     size, stored = prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
     if size > _LARGEST_UNPROVEN and size > _MOST_RATIO * stored:
         raise DataError(

@@ -14,7 +14,7 @@ from cmfah_hf.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-# Number of images whose mean tells the orientation, and cells of this mean along each axis.
+# Number of images whose mean shows the orientation, and cells of this mean along each axis.
 _NUM_CHECKED, _CELLS = 128, 8
 
 
@@ -42,11 +42,7 @@ class PngEncoder:
             )  # fmt: skip
 
     def __call__(self, values: np.ndarray, row: int) -> dict[str, Any]:
-        """The image `(H, W, C)` of this row, as a value of an image column.
-
-        Raises:
-            DataError: If values are not between 0 and 255, or 0 and 1.
-        """
+        """The image `(H, W, C)` of a row, as a value of an image column; `DataError` for values out of range."""
         if values.dtype != np.uint8:
             scaled = np.asarray(values, np.float64) * self.scale
             if not (np.isfinite(scaled).all() and scaled.min() >= 0 and scaled.max() <= 255):

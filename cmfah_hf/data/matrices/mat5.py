@@ -112,11 +112,7 @@ class Mat5Variable(Variable):
 
 
 def list_mat5(path: Path) -> list[Variable]:
-    """The variables of a MATLAB 5 file; only headers are read.
-
-    Raises:
-        DataError: If the file is cut short or damaged.
-    """
+    """The variables of a MATLAB 5 file; only headers are read."""
     variables: list[Variable] = []
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -166,13 +162,7 @@ def _described(path: Path, header: _Header, element: tuple[int, int, bool, str])
 
 
 class _Source:
-    """A stream of data elements.
-
-    Args:
-        pieces: The bytes.
-        order: Byte order, `<` or `>`.
-        name: Of file and variable, for errors.
-    """
+    """A stream of data elements in a byte order (`<` or `>`); `name` is that of file and variable, for errors."""
 
     def __init__(self, pieces: Iterator[bytes], order: str, name: str):
         self.order, self.name, self.passed = order, name, 0

@@ -32,13 +32,13 @@ def open_matrices(
     tag_names: Names | None = None,
     label_names: Names | None = None,
 ) -> Matrices:
-    """Open `.mat` and `.h5` files of one data set; only headers are read.
+    """Opens `.mat` and `.h5` files of one data set; only headers are read.
 
     Args:
         paths: A file, several, or a folder with them, such as `FLICKR-25K.mat`, or `mirflickr25k-iall.mat`,
             `-yall.mat` and `-lall.mat`.
-        axes: Axes by role in NumPy's order, such as `{"images": "NCWH", "tags": "DN"}`, where shapes do not tell, or
-            images are rotated.
+        axes: Axes by role in NumPy's order, such as `{"images": "NCWH", "tags": "DN"}`, where the shapes are ambiguous,
+            or images are rotated.
         variables: Variables by role (`images`, `features`, `tags`, `labels`), where they are not called `IAll`, `XAll`,
             `images` or `FAll` (images or features), `YAll`, `tags`, `TAll` or `text` (tags), `LAll`, `labels`,
             `label` or `category` (labels), in any case.
@@ -86,11 +86,7 @@ def matrix_files_below(folder: Path) -> list[Path]:
 
 
 def list_variables(path: Path) -> list[Variable]:
-    """All variables of a file, of any name.
-
-    Raises:
-        DataError: If it is neither MATLAB 5 nor HDF5, or cut short.
-    """
+    """All variables of a file, of any name."""
     with path.open("rb") as file:
         head = file.read(128)
     if is_mat5(head):

@@ -121,11 +121,7 @@ class SparseRows:
 
     @cached_property
     def class_numbers(self) -> tuple[int, int]:
-        """The first and the last class number; MATLAB counts from 1, Python from 0.
-
-        Raises:
-            DataError: If the values are not class numbers.
-        """
+        """The first and the last class number; MATLAB counts from 1, Python from 0."""
         numbers = self.matrix.data
         if numbers.min() < 0 or (numbers % 1 != 0).any():
             raise DataError(

@@ -39,23 +39,13 @@ class BlockReader(Protocol):
 
 @dataclass(frozen=True)
 class Variable:
-    """One variable of a file, described by its header.
-
-    Args:
-        file: The file.
-        name: The variable's name.
-        shape: As NumPy shows it; for HDF5 files written by MATLAB, MATLAB's axes in reverse.
-        kind: Its type, in the file's own words.
-        writer: Format and program of the file, which decide the order of axes.
-        is_numeric: Whether it holds real numbers.
-        is_sparse: Whether it is a sparse matrix.
-    """
+    """One variable of a file, described by its header."""
 
     file: Path
     name: str
-    shape: tuple[int, ...]
-    kind: str
-    writer: Writer
+    shape: tuple[int, ...]  # as NumPy shows it; for HDF5 files written by MATLAB, MATLAB's axes in reverse
+    kind: str  # in the file's own words
+    writer: Writer  # decides the order of axes
     is_numeric: bool = True
     is_sparse: bool = False
 
@@ -72,25 +62,10 @@ class Variable:
 
 
 class RawArray:
-    """A contiguous array in an open file, as `BlockReader`.
-
-    Args:
-        file: Open for reading in binary mode.
-        offset: Of the first value, in bytes.
-        shape: Of the array.
-        dtype: Of the values, including the byte order.
-        order: `"C"`: the last axis varies fastest; `"F"`: the first.
-        name: Of file and variable, for errors.
-    """
+    """A contiguous array in a file open for reading, as `BlockReader`; in order `"F"` the first axis varies fastest."""
 
     def __init__(
-        self,
-        file: BinaryIO,
-        offset: int,
-        shape: tuple[int, ...],
-        dtype: np.dtype,
-        order: Literal["C", "F"],
-        name: str,
+        self, file: BinaryIO, offset: int, shape: tuple[int, ...], dtype: np.dtype, order: Literal["C", "F"], name: str
     ):
         self.file, self.offset, self.shape, self.dtype, self.order, self.name = file, offset, shape, dtype, order, name
 
@@ -135,11 +110,7 @@ class InMemory:
 
 
 def inflate(file: BinaryIO, length: int, name: str) -> Iterator[bytes]:
-    """The content of `length` bytes of zlib data at the file's position, in pieces of a megabyte.
-
-    Raises:
-        DataError: If the data are truncated or damaged.
-    """
+    """The content of `length` bytes of zlib data at the file's position, in pieces of a megabyte."""
     unpacker = zlib.decompressobj()
     pending = b""
     try:
@@ -158,11 +129,7 @@ def inflate(file: BinaryIO, length: int, name: str) -> Iterator[bytes]:
 
 
 def spool(pieces: Iterator[bytes], length: int, name: str) -> BinaryIO:
-    """The first `length` bytes of these pieces in a temporary file, which is deleted when it is closed.
-
-    Raises:
-        DataError: If there are fewer, or the disk of temporary files is full.
-    """
+    """The first `length` bytes of these pieces in a temporary file, which is deleted when it is closed."""
     file = tempfile.TemporaryFile(prefix="cmfah-")  # noqa: SIM115 - the array that reads it keeps it open
     left = length
     try:

@@ -12,16 +12,7 @@ _LISTED = 20
 
 @dataclass(frozen=True)
 class Provenance:
-    """Source and license of a data set.
-
-    Args:
-        name: Name of the data set.
-        sources: Addresses of the official pages.
-        license_name: A short name for the Hub.
-        license_link: Address of the terms.
-        license: The terms in a few sentences.
-        citation: BibTeX.
-    """
+    """Source and license of a data set; `license` states the terms, `citation` is BibTeX."""
 
     name: str
     sources: tuple[str, ...]
@@ -47,19 +38,8 @@ def make_card(
 ) -> str:
     """The text of a card.
 
-    Args:
-        provenance: Source and license.
-        settings: The settings of the preparation, including `split`, `seed`, `queries` and `train`.
-        facts: The content, a sentence in each line.
-        notes: Corrections and differences, likewise.
-        rows: Number of rows of each split.
-        ids_sha256: Digest of each split's ids.
-        data_files: Patterns of files of each split.
-        class_names: In the order of their numbers.
-        images: Whether there are images.
-        left_out: Ids and reasons of the rows that were removed because of their images.
-        command: The command that made it.
-        version: Version of this package.
+    `facts` and `notes` are lists of sentences, `data_files` patterns by split, `class_names` in the order of their
+    numbers, and `left_out` ids and reasons of the rows that were removed because of their images.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 

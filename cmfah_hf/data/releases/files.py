@@ -45,16 +45,10 @@ class _Place:
 
 
 class ReleaseFiles:
-    """Finds files of a release anywhere below `root`, by the end of their path.
+    """Finds files of a release anywhere below a folder (or in one archive), by the end of their path.
 
-    Folders take precedence over archives, and shorter paths over longer ones. Case and the kind of slash are ignored.
-    Archives are not unpacked. Reading is thread-safe.
-
-    Args:
-        root: A folder with folders, zip files or uncompressed tar files, or one such archive.
-
-    Raises:
-        DataError: If `root` does not exist, or an archive in it is damaged.
+    Zip files and uncompressed tar files are read without unpacking them. Folders take precedence over archives, and
+    shorter paths over longer ones. Case and the kind of slash are ignored. Reading is thread-safe.
     """
 
     def __init__(self, root: str | os.PathLike):
@@ -81,17 +75,14 @@ class ReleaseFiles:
     def find(self, name: str) -> str | None:
         """The key of the file whose path ends with `name` (`"tags/tags1.txt"`), for `read` and `describe`."""
         wanted = _normal(name)
-        found = [place for place in self._places.get(_base(wanted), ()) if _ends_with(_normal(place.path), wanted)]
+        named = self._places.get(_base(wanted), ())
+        found = [place for place in named if f"/{_normal(place.path)}".endswith(f"/{wanted}")]
         if not found:
             return None
         return self._key(min(found, key=lambda place: (place.archive is not None, len(place.path), place.path)))
 
     def need(self, name: str, what: str) -> str:
-        """The key of a required file.
-
-        Raises:
-            DataError: If it is missing; the error lists files that are present.
-        """
+        """The key of a required file; the error for a missing one lists files that are present."""
         key = self.find(name)
         if key is None:
             raise DataError(
@@ -101,15 +92,14 @@ class ReleaseFiles:
         return key
 
     def read(self, key: str) -> bytes:
-        """The content of a file.
-
-        Raises:
-            OSError: If it cannot be read, or is damaged in its archive.
-        """
+        """The content of a file; `OSError` if it cannot be read, or is damaged in its archive."""
         archive, _, path = key.partition("\0")
         if not archive:
             with self._open(path) as file:
-                return _bounded(file.read(MOST_BYTES + 1))
+                content = file.read(MOST_BYTES + 1)
+            if len(content) > MOST_BYTES:
+                raise OSError(f"has more than {MOST_BYTES:,} bytes")
+            return content
         try:
             if Path(archive) in self._zips:
                 with self._open_member(archive, path, MOST_BYTES) as file:
@@ -126,11 +116,7 @@ class ReleaseFiles:
         return content
 
     def chunks(self, key: str, size: int) -> Iterator[bytes]:
-        """The content of a file in pieces of at most `size` bytes.
-
-        Raises:
-            DataError: If it cannot be read.
-        """
+        """The content of a file in pieces of at most `size` bytes; `DataError` if it cannot be read."""
         archive, _, path = key.partition("\0")
         try:
             if not archive:
@@ -206,11 +192,7 @@ class ReleaseFiles:
                     self._keep(_Place(member.name, file, member.offset_data, member.size))
 
     def _open(self, path: str | os.PathLike) -> BinaryIO:
-        """Opens a regular file of the release; does not block on a pipe.
-
-        Raises:
-            OSError: If it is not a regular file, or a link that leads outside the release.
-        """
+        """Opens a regular file of the release without blocking on a pipe; refuses links that lead outside."""
         real = os.path.realpath(path)
         if real != self._real_root and not real.startswith(self._real_root.rstrip(os.sep) + os.sep):
             raise OSError(f"{path}: is a link that leads outside {self.root}")
@@ -266,16 +248,6 @@ def _normal(path: str) -> str:
 
 def _base(path: str) -> str:
     return path.rpartition("/")[2]
-
-
-def _ends_with(path: str, wanted: str) -> bool:
-    return path == wanted or path.endswith(f"/{wanted}")
-
-
-def _bounded(content: bytes) -> bytes:
-    if len(content) > MOST_BYTES:
-        raise OSError(f"has more than {MOST_BYTES:,} bytes")
-    return content
 
 
 def _some(names: Iterable[str]) -> str:

@@ -31,13 +31,7 @@ class ReleasedImage:
 
 @dataclass(frozen=True)
 class ReleasedImages:
-    """The images of a release.
-
-    Args:
-        files: The release.
-        keys: The key of each row's image in `files`.
-        verify: Whether each image is decoded as a check; otherwise only unreadable files have a reason.
-    """
+    """The images of a release by row; with `verify`, each is decoded as a check."""
 
     files: ReleaseFiles
     keys: Mapping[int, str]
@@ -47,14 +41,7 @@ class ReleasedImages:
 def find_images(
     files: ReleaseFiles, table: ReleaseTable, rows: np.ndarray, skip_missing: bool, corrections: Corrections
 ) -> tuple[dict[int, str], bool, np.ndarray]:
-    """Finds the image of each row.
-
-    Returns:
-        The keys of the images by row; whether there are any images; and the rows whose image is missing.
-
-    Raises:
-        DataError: If some images are present and others are missing, and these are not to be skipped.
-    """
+    """The keys of the images by row, whether there are any, and the rows whose image is missing."""
     keys = {int(row): key for row in rows if (key := files.find(table.images[row])) is not None}
     if not keys:
         closed = ", ".join(files.unread_archives())

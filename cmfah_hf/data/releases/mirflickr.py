@@ -29,35 +29,24 @@ CLASSES = (
 class MIRFlickrRelease:
     """Known counts of a release of MIRFlickr; the defaults are those of MIRFlickr-25k.
 
-    Args:
-        num_rows: Number of images, which are numbered from 1.
-        num_tags: Number of tags in `common_tags.txt`.
-        tag_ones: Number of common tags over all rows.
-        label_ones: Number of labels over all rows.
-        variants: By the number of pairs: whether a pair needs a common tag in addition to a label.
-        queries: Number of queries in the published protocol.
-        train: Number of training pairs, likewise.
-        classes: Names of the classes; their annotation files are `<class>.txt`.
+    A variant is a number of pairs, with whether these need a common tag in addition to a label.
     """
 
-    num_rows: int = 25_000
-    num_tags: int = 1_386
-    tag_ones: int = 94_281
-    label_ones: int = 92_902
+    num_rows: int = 25_000  # images, which are numbered from 1
+    num_tags: int = 1_386  # in `common_tags.txt`
+    tag_ones: int = 94_281  # common tags over all rows
+    label_ones: int = 92_902  # labels over all rows
     variants: dict[int, bool] = field(default_factory=lambda: {20_015: True, 24_581: False})
-    queries: int = 2_000
-    train: int = 10_000
-    classes: tuple[str, ...] = CLASSES
+    queries: int = 2_000  # of the published protocol
+    train: int = 10_000  # likewise
+    classes: tuple[str, ...] = CLASSES  # their annotation files are `<class>.txt`
 
 
 MIRFLICKR25K = MIRFlickrRelease()
 
 _PROVENANCE = Provenance(
     name="MIRFlickr-25k",
-    sources=(
-        "https://press.liacs.nl/mirflickr/",
-        "https://press.liacs.nl/mirflickr/mirdownload.html",
-    ),
+    sources=("https://press.liacs.nl/mirflickr/", "https://press.liacs.nl/mirflickr/mirdownload.html"),
     license_name="flickr-creative-commons",
     license_link="https://press.liacs.nl/mirflickr/",
     license=(
@@ -127,11 +116,7 @@ def prepare_mirflickr25k(
 
 
 def read_mirflickr(files: ReleaseFiles, release: MIRFlickrRelease, checks: CountChecks) -> ReleaseTable:
-    """Reads and checks tags and annotations of all rows; row i is the image `im<i + 1>.jpg`.
-
-    Raises:
-        DataError: If a file is missing, a line has another format, or a count differs.
-    """
+    """Reads and checks tags and annotations of all rows; row i is the image `im<i + 1>.jpg`."""
     correct = checks.corrections.add
     key = files.need("doc/common_tags.txt", "the common tags, in mirflickr25k.zip")
     names = list(_common_tags(files, key))

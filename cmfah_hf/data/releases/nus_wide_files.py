@@ -35,24 +35,15 @@ _IMAGE_PATH = re.compile(r"(?:.*[/\\])?([^/\\]+)[/\\](\d+_(\d+)\.jpg)", re.IGNOR
 class NUSWideRelease:
     """Known counts of a release of NUS-WIDE; the defaults are those of the whole data set.
 
-    Args:
-        num_rows: Number of lines in `Imagelist.txt` and every other file.
-        num_concepts: Number of lines in `Concepts81.txt`.
-        num_tags: Number of tags for `--tags 1k` (of `AllTags1k.txt`) and `--tags 5018` (of `Final_Tag_List.txt`).
-        tag_ones: Number of ones in `AllTags1k.txt`.
-        repeated_photos: Number of photo ids that occur in two lines.
-        class_names: The concepts by the number of classes; None for all.
-        label_ones: Their ones over all rows by the number of classes; None if not known.
-        variants: By the number of classes and the number of pairs: whether a pair needs a tag in addition to a label.
-        queries: Number of queries in the paper's protocol.
-        train: Number of training pairs, likewise.
+    Concepts (None: all), their ones over all rows (None: unknown) and variants are by the number of classes. A variant
+    is a number of pairs, with whether these need a tag in addition to a label.
     """
 
-    num_rows: int = 269_648
-    num_concepts: int = 81
+    num_rows: int = 269_648  # lines in `Imagelist.txt` and every other file
+    num_concepts: int = 81  # lines in `Concepts81.txt`
     num_tags: dict[str, int] = field(default_factory=lambda: {"1k": 1_000, "5018": 5_018})
-    tag_ones: int = 1_559_464
-    repeated_photos: int = 6
+    tag_ones: int = 1_559_464  # ones in `AllTags1k.txt`
+    repeated_photos: int = 6  # photo ids that occur in two lines
     class_names: dict[int, tuple[str, ...] | None] = field(default_factory=lambda: {**MOST_FREQUENT, 81: None})
     label_ones: dict[int, int | None] = field(default_factory=lambda: {10: 332_189, 21: 411_438, 81: None})
     variants: dict[int, dict[int, bool]] = field(
@@ -62,25 +53,16 @@ class NUSWideRelease:
             81: {209_347: False},
         }
     )
-    queries: int = 2_100
-    train: int = 10_500
+    queries: int = 2_100  # of the paper's protocol
+    train: int = 10_500  # likewise
 
 
 def read_nus_wide(
     files: ReleaseFiles, release: NUSWideRelease, checks: CountChecks, classes: int, tags: str, selects_by_tag: bool
 ) -> ReleaseTable:
-    """Reads and checks list, tags and labels of all rows.
+    """Reads and checks list, tags (`"1k"` or `"5018"`) and labels of all rows.
 
-    Args:
-        files: The release.
-        release: Expected counts.
-        checks: Compares counts.
-        classes: Number of concepts.
-        tags: `"1k"` or `"5018"`.
-        selects_by_tag: Whether the tags of `AllTags1k.txt` select rows, so that it is read for any `tags`.
-
-    Raises:
-        DataError: If a file is missing, a line has another format, or a count differs.
+    `selects_by_tag`: the tags of `AllTags1k.txt` select rows, so that it is read for any `tags`.
     """
     corrections = checks.corrections
     for name in files.unread_archives():

@@ -25,14 +25,7 @@ from cmfah_hf.data.releases.card import Provenance, make_card
 from cmfah_hf.data.releases.files import ReleaseFiles
 from cmfah_hf.data.releases.images import ReleasedImages, find_images, iterate_images
 from cmfah_hf.data.releases.protocols import Split
-from cmfah_hf.data.releases.shards import (
-    PARTS,
-    STATE_NAME,
-    Shard,
-    Writing,
-    enter_folder,
-    write_shard,
-)
+from cmfah_hf.data.releases.shards import PARTS, STATE_NAME, Shard, Writing, enter_folder, write_shard
 from cmfah_hf.data.releases.table import Corrections, ReleaseTable
 from cmfah_hf.errors import DataError
 
@@ -42,39 +35,22 @@ _ROWS_PER_SHARD = {True: 2_000, False: 50_000}
 
 @dataclass(frozen=True)
 class PreparedReport:
-    """Result of a preparation.
+    """Result of a preparation."""
 
-    Args:
-        dataset: `mirflickr25k` or `nus-wide`.
-        out: The folder; None if the release was only checked.
-        images: Whether there is a column `image`.
-        rows: Numbers of rows of `train`, `query` and `database`.
-        ids_sha256: Digest of each split's ids, one per line.
-        classes: Number of classes.
-        tag_ones: Number of tags over all selected rows.
-        label_ones: Number of labels, likewise.
-        empty_texts: Selected rows without a tag.
-        missing: Rows that were left out because their image is missing.
-        unreadable: Ids and reasons of the rows whose image cannot be read.
-        corrections: Corrections and notes.
-        shards: Number of files.
-        shards_kept: How many of them an interrupted run had finished before.
-    """
-
-    dataset: str
-    out: str | None
+    dataset: str  # `mirflickr25k` or `nus-wide`
+    out: str | None  # None if the release was only checked
     images: bool
-    rows: dict[str, int]
-    ids_sha256: dict[str, str]
+    rows: dict[str, int]  # of `train`, `query` and `database`
+    ids_sha256: dict[str, str]  # of each split's ids, one per line
     classes: int
-    tag_ones: int
+    tag_ones: int  # tags over all selected rows
     label_ones: int
     empty_texts: int
-    missing: int
-    unreadable: list[tuple[str, str]]
+    missing: int  # rows left out because their image is missing
+    unreadable: list[tuple[str, str]]  # ids and reasons
     corrections: list[str]
     shards: int
-    shards_kept: int
+    shards_kept: int  # finished by an interrupted run before
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -97,20 +73,14 @@ def prepare(
     The split does not depend on the images, so that a missing one does not move other rows.
 
     Args:
-        files: The release.
-        table: Its table.
+        files, table: The release.
         rows: The numbers of the selected rows, in the release's order.
         parts: Their split; its numbers are positions in `rows`.
         out: The folder. None: everything is checked and nothing is written.
-        provenance: For the card.
         settings: The arguments that decide what is written; for the card, and to recognize an interrupted run.
-        facts: For the card.
+        provenance, facts: For the card.
         corrections: Those so far; more are added here.
         writing: Options of writing.
-
-    Raises:
-        DataError: If images are missing, the folder holds something else, or it cannot be written to. Finished shards
-            are kept, and the same call continues after them.
     """
     writing = writing or Writing()
     if writing.rows_per_shard is not None and writing.rows_per_shard < 1:

@@ -25,16 +25,7 @@ class Split:
 
 
 def choose_variant(variants: Mapping[int, bool], variant: int | str | None, condition: str = "") -> tuple[int, bool]:
-    """The number of pairs of a variant, and whether its pairs need a tag in addition to a label.
-
-    Args:
-        variants: That by the number of pairs; the first is the default.
-        variant: The number of pairs. None: the default.
-        condition: Settings that restrict the variants, for the error.
-
-    Raises:
-        DataError: If there is no such variant.
-    """
+    """The number of pairs of a variant (None: the first), and whether its pairs need a label and a tag."""
     pairs = next(iter(variants)) if variant is None else int(variant)
     if pairs not in variants:
         raise DataError(f"variant={variant} is not known{condition}; give one of {', '.join(map(str, variants))}.")
@@ -42,20 +33,10 @@ def choose_variant(variants: Mapping[int, bool], variant: int | str | None, cond
 
 
 def split_rows(ids: Sequence[str], name: str, num_queries: int, num_train: int, seed: int = 0) -> Split:
-    """Divides rows by a protocol of the literature.
+    """Splits rows, by their unique ids in the release's order, by a protocol of the literature (see `SPLITS`).
 
     `"paper"` sorts by the BLAKE2b hash of seed and id, so the split depends on nothing else: not on the process, the
     machine or versions of libraries.
-
-    Args:
-        ids: Unique ids of all rows, in the release's order.
-        name: `"paper"`, `"dcmh"` or `"dadh"`, as in `SPLITS`.
-        num_queries: Number of queries.
-        num_train: Number of training pairs among the other rows.
-        seed: Seed of `"paper"`.
-
-    Raises:
-        DataError: If the protocol is unknown, or there are too few rows.
     """
     if name not in SPLITS:
         raise DataError(f"split={name!r} is not known; give one of {', '.join(SPLITS)}.")

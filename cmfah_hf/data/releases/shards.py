@@ -55,12 +55,7 @@ class Shard:
 def write_shard(
     folder: Path, table: ReleaseTable, shard: Shard, images: ReleasedImages | None, keep_broken: bool, bar: Any
 ) -> dict[str, Any]:
-    """Writes one file atomically.
-
-    Returns:
-        Its entry in the state: the number of rows that it was planned with, its size, and ids and reasons of the images
-        that cannot be read.
-    """
+    """Writes one file atomically; returns its entry in the state."""
     import pyarrow.parquet as pq
 
     path = folder / DATA / shard.name

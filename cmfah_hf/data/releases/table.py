@@ -65,11 +65,7 @@ class Lists:
 
 @dataclass
 class Corrections:
-    """Corrections and notes about a release: logged as warnings, and listed on the card.
-
-    Args:
-        files: The release. Its path is removed from the lines, since a card is published.
-    """
+    """Corrections and notes about a release, without its path: logged as warnings, and listed on the card."""
 
     files: ReleaseFiles
     lines: list[str] = field(default_factory=list)
@@ -82,25 +78,15 @@ class Corrections:
 
 @dataclass
 class ReleaseTable:
-    """The rows of a release, without the image files.
+    """The N rows of a release, without the image files."""
 
-    Args:
-        ids: N unique ids.
-        images: The end of the path of each row's image, for `ReleaseFiles.find`.
-        tag_names: V names.
-        tags: N lists of tag numbers.
-        class_names: C names.
-        labels: N lists of class numbers.
-        selecting_tags: `(N,)`, the number of tags that decides whether a row counts as tagged, if not that of `tags`.
-    """
-
-    ids: list[str]
-    images: list[str]
-    tag_names: list[str]
-    tags: Lists
-    class_names: list[str]
-    labels: Lists
-    selecting_tags: np.ndarray | None = None
+    ids: list[str]  # unique
+    images: list[str]  # the end of the path of each image, for `ReleaseFiles.find`
+    tag_names: list[str]  # V names
+    tags: Lists  # N lists of tag numbers
+    class_names: list[str]  # C names
+    labels: Lists  # N lists of class numbers
+    selecting_tags: np.ndarray | None = None  # `(N,)` the tags by which a row counts as tagged; None: `tags`
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -125,21 +111,13 @@ class ReleaseTable:
 
 @dataclass(frozen=True)
 class CountChecks:
-    """Compares counts with the known counts of a release.
-
-    Args:
-        allow_other: Whether a different count is a correction instead of an error.
-        corrections: The corrections.
-    """
+    """Compares counts with those of a release; `allow_other` makes a difference a correction, not an error."""
 
     allow_other: bool
     corrections: Corrections
 
     def check(self, where: str, what: str, found: int, expected: int | None) -> None:
-        """
-        Raises:
-            DataError: If the counts differ and that is not allowed.
-        """
+        """Compares a count; a difference is a correction, or a `DataError`."""
         if expected is None or found == expected:
             return
         line = f"{where}: {found:,} {what} instead of {expected:,}"
@@ -163,20 +141,10 @@ def read_names(files: ReleaseFiles, key: str) -> list[str]:
 
 
 def read_ones(files: ReleaseFiles, key: str, width: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The positions of the ones in a text file with a matrix of 0 and 1, in consecutive pieces.
+    """Pieces `(rows, ones)` of a text file with a matrix of 0 and 1, `width` values a line.
 
-    Rows are lines, and values are separated by spaces or tabs; a line may end with a tab, and with CR LF.
-
-    Args:
-        files: The release.
-        key: The key of the file.
-        width: Number of values in a line.
-
-    Yields:
-        `(rows, ones)` of each piece: its number of rows, and the positions `row * width + column` in it.
-
-    Raises:
-        DataError: If a line holds something else, or another number of values.
+    `ones` are the positions `row * width + column` in the piece. Values are separated by spaces or tabs; a line may end
+    with a tab, and with CR LF.
     """
     first, rest = 1, b""
     for chunk in files.chunks(key, _CHUNK_BYTES):
@@ -214,10 +182,7 @@ def _ones_of_lines(text: bytes, width: int, first: int, name: str) -> tuple[int,
 
 
 def _evenly_spaced(bytes_: np.ndarray, line: int, width: int) -> np.ndarray | None:
-    """The values, `(rows, width)`, if every line has `line` bytes and every second byte is a value; else None.
-
-    Released matrices have this form, which is much faster to parse.
-    """
+    """The values `(rows, width)`, if every second byte of equal lines is one: a fast path; released files are so."""
     if len(bytes_) % line or line < 2 * width:
         return None
     lines = bytes_.reshape(-1, line)

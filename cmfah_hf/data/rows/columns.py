@@ -40,14 +40,7 @@ class ColumnNames:
 
 @dataclass(frozen=True)
 class RequestedColumns:
-    """The names that a caller gave for the uniform columns; `None`: the usual names are tried.
-
-    Args:
-        image: The column of images.
-        text: The column of texts.
-        labels: The column of labels.
-        id: The column of ids; `False`: no column is the id, whatever its name.
-    """
+    """The names that a caller gave for the uniform columns; `None`: usual names; `id=False`: no column is the id."""
 
     image: str | None = None
     text: str | None = None
@@ -67,15 +60,7 @@ def find_columns(
 ) -> ColumnNames:
     """Finds the uniform columns among those present, by the names requested or by the usual ones.
 
-    Args:
-        present: The names of all columns.
-        source: The file or data set, for errors.
-        requested: The names that the caller gave.
-        image_columns: Columns known to hold images; if no usual name fits and there is just one, it is the image.
-        image_needed: Whether a missing image column is an error.
-
-    Raises:
-        DataError: If a requested column is missing, or no column fits the image or the text.
+    If no usual name fits and there is just one of `image_columns`, it is the image. `source` names the data in errors.
     """
     present = list(present)
     listing = ", ".join(present) or "none"

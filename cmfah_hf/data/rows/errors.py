@@ -15,11 +15,7 @@ _ABOUT_DATA = (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeEr
 
 
 def guarded(load: Callable[[], _Result], source: str, is_hub: bool = False) -> _Result:
-    """The result of `load()`.
-
-    Raises:
-        DataError: In one line, for any error that `datasets` raises about the data.
-    """
+    """The result of `load()`; any error that `datasets` raises about the data becomes a `DataError` of one line."""
     try:
         return load()
     except DataError:

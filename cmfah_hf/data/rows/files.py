@@ -50,11 +50,7 @@ def holds_files(feature: Any) -> bool:
 
 
 def placed_value(value: Any, feature: Any, root: DataRoot) -> Any:
-    """A value of a row with all its files placed or fetched.
-
-    Raises:
-        DataError: If a path leads outside the root.
-    """
+    """A value of a row with all its files placed or fetched; `DataError` if a path leads outside the root."""
     if value is None:
         return None
     if is_file(feature):
@@ -67,11 +63,7 @@ def placed_value(value: Any, feature: Any, root: DataRoot) -> Any:
 
 
 def placed_array(array: pa.Array, feature: Any, root: DataRoot, first_row: int) -> pa.Array:
-    """A column of a table with all its files placed or fetched; the bytes of a plain column of files are not copied.
-
-    Raises:
-        DataError: Naming the row, if a path leads outside the root.
-    """
+    """A column of a table with all its files placed or fetched; the bytes of a plain column are not copied."""
     if not is_file(feature):
         values = [
             in_row(first_row + number, placed_value, value, feature, root)
@@ -99,10 +91,11 @@ def placed_array(array: pa.Array, feature: Any, root: DataRoot, first_row: int) 
     return _as_files(contents, pa.array(paths, pa.string()), array)
 
 
-def one_array(column: pa.ChunkedArray) -> pa.Array:
+def one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """A column as one array; `combine_chunks` of an extension type may give a chunked one again."""
-    array = column.combine_chunks()
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    while isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    return column
 
 
 def _as_files(contents: pa.Array, paths: pa.Array, array: pa.Array) -> pa.Array:
@@ -110,13 +103,7 @@ def _as_files(contents: pa.Array, paths: pa.Array, array: pa.Array) -> pa.Array:
 
 
 def placed_table(dataset: datasets.Dataset, root: DataRoot) -> datasets.Dataset:
-    """A map-style data set with all its files placed or fetched.
-
-    A column whose rows all hold their bytes stays on disk unchanged; only the paths are left out.
-
-    Raises:
-        DataError: Naming the row, if a path leads outside the root.
-    """
+    """A map-style data set with all its files placed or fetched; a column of bytes alone stays on disk."""
     for name, feature in list(dataset.features.items()):
         if not holds_files(feature):
             continue
@@ -191,11 +178,7 @@ def _placed_file(value: Any, root: DataRoot) -> dict[str, Any]:
 
 
 def fetch(url: str) -> bytes:
-    """The content at an `http` or `https` address, within `FETCH_BYTES` and `FETCH_SECONDS`.
-
-    Raises:
-        ImageError: If it cannot be fetched.
-    """
+    """The content at an `http` or `https` address, within `FETCH_BYTES` and `FETCH_SECONDS`."""
     opener = urllib.request.OpenerDirector()
     for handler in _HANDLERS:  # no others, so that a redirect cannot lead to a local file
         opener.add_handler(handler())

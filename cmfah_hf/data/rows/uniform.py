@@ -12,14 +12,7 @@ import datasets
 from cmfah_hf.data.data_root import DataRoot
 from cmfah_hf.data.images.streams import decoding_off, decoding_on
 from cmfah_hf.data.internals import resolved_features
-from cmfah_hf.data.rows.columns import (
-    UNIFORM_COLUMNS,
-    ColumnNames,
-    RequestedColumns,
-    find_columns,
-    labels_of,
-    text_of,
-)
+from cmfah_hf.data.rows.columns import UNIFORM_COLUMNS, ColumnNames, RequestedColumns, find_columns, labels_of, text_of
 from cmfah_hf.data.rows.errors import guarded, guarded_stream, in_row
 from cmfah_hf.data.rows.files import holds_files, placed_table, placed_value
 from cmfah_hf.errors import DataError
@@ -32,18 +25,7 @@ _HUB_ROOT = re.compile(r"^(hf://datasets/[^@]+@[^/]+/|.*/snapshots/[0-9a-f]{40}/
 
 
 def uniform(loaded: Loaded, source: str, requested: RequestedColumns, root: DataRoot, is_hub: bool = False) -> Loaded:
-    """A loaded data set with the uniform columns, and with all files that rows name placed below `root`.
-
-    Args:
-        loaded: One data set, or a dictionary of splits.
-        source: For errors.
-        requested: The column names that the caller gave.
-        root: Where files that rows name may be.
-        is_hub: Whether it came from the Hub.
-
-    Raises:
-        DataError: In one line, if a column is missing, a value cannot be used, or a path leads outside.
-    """
+    """A loaded data set or splits with the uniform columns, and with all files that rows name placed below `root`."""
     if isinstance(loaded, dict):
         return type(loaded)(
             {name: uniform(part, f"{source}, split {name}", requested, root, is_hub) for name, part in loaded.items()}
@@ -80,7 +62,8 @@ def _uniform_table(
         rest = placed_table(rest.cast_column(columns.image, datasets.Image()), root)
     except DataError as error:
         raise DataError(f"{source}, {error}") from error
-    rest = rest.rename_columns(_renaming(rest.column_names, columns))
+    names = {name: "image" if name == columns.image else columns.kept_as(name) for name in rest.column_names}
+    rest = rest.rename_columns({name: new for name, new in names.items() if name != new})
     joined = datasets.concatenate_datasets([own, rest], axis=1)
     return joined.select_columns(in_order(joined.column_names))
 
@@ -141,22 +124,9 @@ def own_features(columns: ColumnNames) -> dict[str, Any]:
 
 
 def own_values(
-    example: Mapping[str, Any],
-    columns: ColumnNames,
-    class_names: Sequence[str] | None,
-    other_id: Callable[[], str],
+    example: Mapping[str, Any], columns: ColumnNames, class_names: Sequence[str] | None, other_id: Callable[[], str]
 ) -> dict[str, Any]:
-    """The `id`, `text` and `labels` of a row.
-
-    Args:
-        example: The row as its source has it.
-        columns: The source's names of the columns.
-        class_names: The names of class numbers.
-        other_id: Gives the id of a row without a value in the id column.
-
-    Raises:
-        DataError: If the text or the labels cannot be used.
-    """
+    """The `id`, `text` and `labels` of a source's row; `other_id` gives the id of a row without one."""
     given = example.get(columns.id) if columns.id else None
     values: dict[str, Any] = {"id": other_id() if given is None or given == "" else str(given)}
     values["text"] = text_of(example.get(columns.text))
@@ -215,11 +185,6 @@ def _check_unique(ids: Sequence[str], source: str, column: str | None) -> None:
                 f"{source}: rows {first} and {row} (from 0) have the same id {name!r}; make them unique, name another "
                 f"column with id_column=, or ignore {column!r} with id_column=False."
             )
-
-
-def _renaming(present: Sequence[str], columns: ColumnNames) -> dict[str, str]:
-    wanted = {name: "image" if name == columns.image else columns.kept_as(name) for name in present}
-    return {name: new for name, new in wanted.items() if name != new}
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -239,10 +239,7 @@ def _sun(pen: Pen) -> None:
     start = float(pen.rng.integers(30))
     for i in range(12):
         angle = start + 30 * i
-        tip, *base = (
-            *_circle(0.5, 0.5, 0.49, [angle]),
-            *_circle(0.5, 0.5, 0.3, [angle - 12, angle + 12]),
-        )
+        tip, *base = (*_circle(0.5, 0.5, 0.49, [angle]), *_circle(0.5, 0.5, 0.3, [angle - 12, angle + 12]))
         pen.polygon([tip, *base], (248, 160, 40))
     pen.ellipse(0.21, 0.21, 0.79, 0.79, (255, 212, 58))
 
@@ -273,25 +270,15 @@ def _umbrella(pen: Pen) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of thing.
-
-    Args:
-        draw: Draws it.
-        words: Its name and synonyms.
-        homes: Backgrounds on which it is common.
-        heights: Range of its center's vertical position, as fractions of the image's height.
-        aspect: Width divided by height.
-        in_flocks: Whether several may appear in one scene.
-        turn: Maximum rotation in degrees.
-    """
+    """A kind of thing."""
 
     draw: Callable[[Pen], None]
-    words: tuple[str, ...]
-    homes: frozenset[str]
-    heights: tuple[float, float]
-    aspect: float = 1.0
-    in_flocks: bool = False
-    turn: int = 0
+    words: tuple[str, ...]  # its name and synonyms
+    homes: frozenset[str]  # backgrounds on which it is common
+    heights: tuple[float, float]  # range of its center, as fractions of the image's height
+    aspect: float = 1.0  # width divided by height
+    in_flocks: bool = False  # whether several may appear in one scene
+    turn: int = 0  # maximum rotation in degrees
 
 
 def _kind(draw: Callable[[Pen], None], words: str, homes: str, heights: tuple[float, float], **options: Any) -> Kind:
@@ -330,10 +317,7 @@ def draw_shard(height: int, rng: np.random.Generator) -> Image.Image:
 
 
 def draw_thing(kind: str, height: int, rng: np.random.Generator) -> Image.Image:
-    """One thing on a transparent layer cropped to its visible pixels, RGBA, about `height` pixels high.
-
-    Wide things are drawn smaller, so that no side is longer than 1.4 times `height`.
-    """
+    """One thing on a transparent RGBA layer cropped to its visible pixels; no side exceeds 1.4 times `height`."""
     what = KINDS[kind]
     width = min(height * what.aspect, 1.4 * height)
     pen = Pen(max(6, round(width)), max(6, round(width / what.aspect)), rng)

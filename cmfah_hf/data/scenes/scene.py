@@ -55,7 +55,7 @@ class Scene:
 
 
 def draw_scene(index: int, seed: int = 0, image_size: int = 128, clutter: int = 0) -> Scene:
-    """Draw scene number `index`.
+    """Draws scene number `index`.
 
     With `clutter` the things are small, and that number of shards in the same colors and sizes is added, so that only
     a few regions of the image show its labels.

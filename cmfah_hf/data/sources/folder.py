@@ -30,11 +30,7 @@ def matches(request: LoadRequest) -> bool:
 
 
 def load(request: LoadRequest) -> Loaded:
-    """The rows of the metadata files, all checked first; `kwargs` of the request are those of `from_generator`.
-
-    Raises:
-        DataError: If a metadata file or a row of it cannot be used, or names an image that is missing or outside.
-    """
+    """The rows of the metadata files, all checked first; `kwargs` of the request are those of `from_generator`."""
     path, columns = request.path, request.columns
     if columns.image not in (None, "file_name", "image"):
         raise DataError(f"{path}: a folder names its images in 'file_name', not in {columns.image!r}.")
@@ -49,14 +45,9 @@ def load(request: LoadRequest) -> Loaded:
 
 
 def find_splits(folder: Path) -> dict[str, Path]:
-    """The metadata file of each split: those of the subfolders, or the folder's own as `train`.
+    """The metadata file of each split, the usual splits first: those of the subfolders, or the folder's own as `train`.
 
-    Returns:
-        Split names with metadata files, the usual splits first; empty if there is no metadata anywhere.
-
-    Raises:
-        DataError: If a split would be lost: metadata both here and in a subfolder, a split folder without any, or a
-            folder whose name cannot be a split's.
+    Raises a `DataError` if a split would be lost: metadata here and in a subfolder, or a split folder without any.
     """
     subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     splits = {entry.name: path for entry in subfolders if (path := _find_metadata(entry)) is not None}
@@ -79,11 +70,6 @@ def _find_metadata(folder: Path) -> Path | None:
     if len(found) > 1:
         raise DataError(f"{folder}: holds both {found[0].name} and {found[1].name}; keep one.")
     return found[0] if found else None
-
-
-def missing_metadata(folder: Path) -> DataError:
-    """The error for a folder without anything that a source reads."""
-    return DataError(f"{folder}: holds neither a metadata file nor Parquet files; {EXAMPLE}")
 
 
 def _rows(metadata: CheckedMetadata, split: str, streaming: bool, **kwargs: Any) -> Any:
@@ -109,11 +95,7 @@ def _rows(metadata: CheckedMetadata, split: str, streaming: bool, **kwargs: Any)
 
 
 def generate_rows(
-    path: str,
-    columns: ColumnNames,
-    version: str,
-    spellings: tuple[tuple[str, str], ...],
-    ranges: list[tuple[int, int]],
+    path: str, columns: ColumnNames, version: str, spellings: tuple[tuple[str, str], ...], ranges: list[tuple[int, int]]
 ) -> Iterator[dict[str, Any]]:
     """The uniform rows in `ranges` (start, stop) of a metadata file; `version` only identifies its state."""
     folder, spelled = str(Path(path).parent), dict(spellings)

@@ -21,11 +21,7 @@ def matches(request: LoadRequest) -> bool:
 
 
 def load(request: LoadRequest) -> Loaded:
-    """The data set of this id; `kwargs` of the request are those of `datasets.load_dataset`.
-
-    Raises:
-        DataError: If the name cannot be that of a data set on the Hub, or it cannot be loaded from there.
-    """
+    """The data set of this id; `kwargs` of the request are those of `datasets.load_dataset`."""
     name, kwargs = request.source, request.kwargs
     _check_id(name)
     if request.streaming and (files := guarded(partial(_parquet_files, request), name, is_hub=True)):
@@ -49,11 +45,9 @@ def _parquet_files(request: LoadRequest) -> dict[str, list[str]]:
 
 def _check_id(given: str) -> None:
     """Refuses a name that cannot be an id on the Hub, before any request."""
-    looks_like_path = (
-        given.startswith((".", "/", "~")) or "\\" in given or Path(given).suffix in (".parquet", ".csv", ".jsonl")
-    )
     try:
         validate_repo_id(given)
+        looks_like_path = Path(given).suffix in (".parquet", ".csv", ".jsonl")
     except HFValidationError:
         looks_like_path = True
     if looks_like_path:

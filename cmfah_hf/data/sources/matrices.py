@@ -1,7 +1,6 @@
 """The source of matrices of research code: `.mat` and `.h5` files."""
 
 from functools import partial
-from pathlib import Path
 
 from cmfah_hf.data.matrices.opening import MATRIX_SUFFIXES, matrix_files_below, open_matrices
 from cmfah_hf.data.rows.errors import guarded
@@ -14,20 +13,14 @@ _OF_OPENING = ("axes", "variables", "tag_names", "label_names")
 
 
 def matches(request: LoadRequest) -> bool:
-    return request.exists and are_matrices(request.path)
-
-
-def are_matrices(path: Path) -> bool:
-    """Whether a path is a file of matrices, or a folder with such files."""
+    if not request.exists:
+        return False
+    path = request.path
     return bool(matrix_files_below(path)) if path.is_dir() else path.suffix.lower() in MATRIX_SUFFIXES
 
 
 def load(request: LoadRequest) -> Loaded:
-    """The pairs of the matrices; `kwargs` of the request are those of `open_matrices` and of a research split.
-
-    Raises:
-        DataError: If columns are named, an argument does not belong to matrices, or the files cannot be used.
-    """
+    """The pairs of the matrices; `kwargs` of the request are those of `open_matrices` and of a research split."""
     columns = request.columns
     if columns.image or columns.text or columns.labels or columns.id:
         raise DataError(

@@ -29,37 +29,18 @@ _PIECE = 10_000
 
 @dataclass(frozen=True)
 class CheckedMetadata:
-    """A metadata file that was checked, with everything that reading it needs.
-
-    Args:
-        path: The metadata file.
-        columns: Its names of the uniform columns.
-        features: Of the rows.
-        num_rows: The number of rows.
-        version: Identifies the state of this file and of all images.
-        spellings: File names that the disk spells in another form of Unicode, with that form.
-    """
+    """A metadata file that was checked, with everything that reading it needs."""
 
     path: Path
     columns: ColumnNames
     features: datasets.Features
     num_rows: int
-    version: str
-    spellings: tuple[tuple[str, str], ...] = ()
+    version: str  # identifies the state of this file and of all images
+    spellings: tuple[tuple[str, str], ...] = ()  # file names that the disk spells in another form of Unicode
 
 
 def check_metadata(path: Path, requested: RequestedColumns, root: DataRoot) -> CheckedMetadata:
-    """Checks every row of a metadata file without opening an image.
-
-    Args:
-        path: The `metadata.jsonl`, `.csv` or `.parquet`.
-        requested: The column names that the caller gave; that of the image is not read.
-        root: Where images may be, links followed.
-
-    Raises:
-        DataError: For the first row that cannot be read, names no image, names one that is missing or outside the root,
-            or has the id of an earlier row. The message names the file and the line.
-    """
+    """Checks every row of a metadata file without opening an image; the error names the file and the line."""
     refuse_links_outside(Path(root.folders[0]), [path])
     present, num_rows, images, spellings = _check_files(path, root)
     version = digest_of(file_states([path, *images]))

@@ -15,11 +15,7 @@ _LONGEST_LINE = 2**24
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The line number (from 1; for Parquet the row number) and the content of every row of a metadata file.
-
-    Raises:
-        DataError: With file and line, if a line does not follow the format.
-    """
+    """The line number (from 1; for Parquet the row number) and the content of every row of a metadata file."""
     try:
         if path.suffix == ".jsonl":
             yield from _read_json_lines(path)

@@ -32,11 +32,7 @@ def _files(request: LoadRequest) -> dict[str, list[str]]:
 
 
 def load(request: LoadRequest) -> Loaded:
-    """The rows of the files; `kwargs` of the request are those of `datasets.load_dataset`.
-
-    Raises:
-        DataError: If a file cannot be read, a column is missing, or a path leads outside.
-    """
+    """The rows of the files; `kwargs` of the request are those of `datasets.load_dataset`."""
     files = _files(request)
     if request.is_address:
         root = DataRoot.of_address(request.source)

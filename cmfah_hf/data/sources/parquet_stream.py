@@ -39,20 +39,7 @@ def stream_parquet(
     images: bool = True,
     token: str | bool | None = None,
 ) -> datasets.IterableDataset:
-    """A stream with the uniform columns over Parquet files, which stays in tables.
-
-    Args:
-        files: Paths or addresses.
-        source: For errors.
-        split: The split's name.
-        requested: The column names that the caller gave.
-        root: Where files that rows name may be.
-        images: Whether to read the images; without them the stream has no column `image`.
-        token: For the Hub.
-
-    Raises:
-        DataError: If a file cannot be read, there are no rows, or a column is missing.
-    """
+    """A stream with the uniform columns over Parquet files (paths or addresses), which stays in tables."""
     footers = read_footers(files, token)
     if not footers.num_rows:
         raise DataError(f"{source}: holds no rows.")
@@ -132,26 +119,14 @@ def _generate_tables(
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads row groups as tables with the uniform columns.
+    """Reads row groups as tables with the uniform columns."""
 
-    Args:
-        columns: The files' names of the uniform columns.
-        uniform_features: The features of the stream, in order.
-        features: The files' own features.
-        class_names: The names of class numbers in the labels.
-        wanted: The columns to read.
-        by_path: Whether the path of an image is its id.
-        split: The split's name.
-        root: Where files that rows name may be.
-        token: For the Hub.
-    """
-
-    columns: ColumnNames
-    uniform_features: datasets.Features
-    features: datasets.Features
-    class_names: Sequence[str] | None
-    wanted: tuple[str, ...]
-    by_path: bool
+    columns: ColumnNames  # the files' names of the uniform columns
+    uniform_features: datasets.Features  # of the stream, in order
+    features: datasets.Features  # the files' own
+    class_names: Sequence[str] | None  # of class numbers in the labels
+    wanted: tuple[str, ...]  # the columns to read
+    by_path: bool  # whether the path of an image is its id
     split: str
     root: DataRoot
     token: str | bool | None
@@ -186,7 +161,7 @@ class _Reader:
                 own[columns.kept_as(name)] = self._placed(table[name], self.features[name], first_row)
         schema = self.uniform_features.arrow_schema
         arrays = [
-            own[name] if own[name].type == kind else _cast(own[name], kind)
+            own[name] if own[name].type == kind else array_cast(one_array(own[name]), kind)
             for name, kind in zip(schema.names, schema.types, strict=True)
         ]
         return pa.table(arrays, schema=schema)
@@ -218,7 +193,3 @@ class _Reader:
             return column
         array = one_array(column)
         return placed_array(feature.cast_storage(array) if is_file(feature) else array, feature, self.root, first_row)
-
-
-def _cast(values: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
-    return array_cast(values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values, kind)

@@ -24,18 +24,7 @@ MAX_SHARDS = 16
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """The data to load and how: the arguments of `load_image_text`.
-
-    Args:
-        source: The path, address, Hub id or name of a built-in data set, as given.
-        split: One split instead of all.
-        streaming: Whether to read row by row.
-        columns: The column names that the caller gave.
-        images: Whether to read images.
-        allow_urls: Whether to fetch images that rows name by `http(s)` addresses.
-        image_folders: Further folders in which rows may name images.
-        kwargs: Further arguments, whose meaning depends on the source.
-    """
+    """The arguments of `load_image_text`; `kwargs` are the further ones, whose meaning depends on the source."""
 
     source: str
     split: str | None = None
@@ -71,11 +60,7 @@ class LoadRequest:
         return root.allowing(self.allow_urls, self.image_folders)
 
     def wanted(self, present: Iterable[str]) -> list[str]:
-        """The names of the splits to read: the one requested, or all of them, also for a slice such as `train[:10%]`.
-
-        Raises:
-            DataError: If a stream is requested of a split that is not there.
-        """
+        """The names of the splits to read: the one requested, or all, also for a slice such as `train[:10%]`."""
         present = list(present)
         if self.split in present:
             return [str(self.split)]
@@ -84,11 +69,7 @@ class LoadRequest:
         return present
 
     def select(self, splits: Mapping[str, Any]) -> Loaded:
-        """All splits, the one requested, or of map-style ones a slice in the syntax of `datasets`.
-
-        Raises:
-            DataError: If there is no such split.
-        """
+        """All splits, the one requested, or of map-style ones a slice in the syntax of `datasets`."""
         if self.split is None:
             return splits
         if self.split in splits:

@@ -46,16 +46,11 @@ def as_question(at: Revision, k: int, metric: str, options: dict[str, Any], sche
 class ShardActors:
     """The shards' processes, as Ray actors spread over the nodes.
 
-    When a process or its node dies, Ray restarts the process on any node with room and repeats the calls in flight.
-    The shards take care that no change is made twice (see `Shard.change`).
+    When a process or its node dies, Ray restarts the process on any node with room and repeats the calls in flight. The
+    shards take care that no change is made twice (see `Shard.change`).
 
-    Args:
-        folder: The folder where the index is saved.
-        shards: The number of shards.
-        bits: `K`, the bits of a code.
-        birth: The stamp of the index before its first change.
-        num_cpus: CPUs that Ray reserves for each shard.
-        timeout: Seconds without a sign of life after which a shard is given up.
+    `birth` is the stamp of the index before its first change, `num_cpus` the CPUs that Ray reserves for each shard, and
+    `timeout` the seconds without a sign of life after which a shard is given up.
     """
 
     def __init__(self, folder: Path, shards: int, bits: int, birth: str, num_cpus: float, timeout: float):
@@ -69,16 +64,14 @@ class ShardActors:
         self._handles = [self._start(shard) for shard in range(shards)]
 
     def call(self, requests: Mapping[int, tuple]) -> dict[int, Reply]:
-        """The replies of the shards to these calls, each `(method, *arguments)`.
+        """The replies of the shards to calls `(method, *arguments)`; errors of a shard's `HashIndex` pass unchanged.
 
-        Raises:
-            HashIndexError: If a shard gives no sign of life for `timeout` seconds, or cannot read its file.
-            CMFAHError: Any other error of a shard's `HashIndex`, unchanged.
+        A shard without a sign of life for `timeout` seconds is a `HashIndexError`.
         """
         return _Calls(self, requests).replies_of_all()
 
     def ask(self, revisions: Sequence[Revision], requests: Mapping[int, tuple]) -> dict[int, Any]:
-        """The answers alone of shards that must be at these revisions; otherwise as `call`."""
+        """The answers of shards that must be at these revisions; otherwise as `call`."""
         replies = self.call({shard: (method, revisions[shard], *rest) for shard, (method, *rest) in requests.items()})
         self.check_revisions(revisions, replies)
         return {shard: reply.answer for shard, reply in replies.items()}
@@ -91,11 +84,7 @@ class ShardActors:
         return found
 
     def check_revisions(self, revisions: Sequence[Revision], replies: Mapping[int, Reply]) -> None:
-        """Checks that the shards which replied are at these revisions.
-
-        Raises:
-            HashIndexError: If one is not. It names the shard and the number of lost changes.
-        """
+        """Rejects replies of shards at other revisions; the error names the shard and the number of lost changes."""
         for shard, reply in sorted(replies.items()):
             lost = revisions[shard].changes - reply.revision.changes
             if lost > 0:
@@ -117,11 +106,7 @@ class ShardActors:
             ray.kill(handle, no_restart=True)
 
     def check_running(self) -> None:
-        """Checks that `stop` has not been called.
-
-        Raises:
-            HashIndexError: If it has.
-        """
+        """Raises a `HashIndexError` if `stop` has been called."""
         if self._stopped:
             raise HashIndexError(f"The index of {self.folder} was closed meanwhile; load it from its folder.")
 

@@ -65,14 +65,8 @@ def trial_index(
     """A small index of the items that a change names, with codes of zeros and metadata of nulls, to try the change on.
 
     It rejects whatever `HashIndex` rejects, in the same words, before any shard has changed. One more item represents
-    all others: the type of their ids and the columns of their metadata.
-
-    Args:
-        bits: `K`.
-        held: Those of `ids` that the whole index holds, without repetitions.
-        ids: All ids that the change names.
-        strings: Whether the ids of the whole index are strings.
-        schema: The schema of its metadata, if it has any.
+    all others: the type of their ids and the columns of their metadata. `held` are those of `ids` that the whole index
+    holds; `strings` and `schema` describe its ids and metadata.
     """
     taken = set(ids.tolist())
     names = (f"\0{number}" for number in count()) if strings else count(-(2**63))

@@ -95,11 +95,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder. None if nothing was saved there yet.
-
-    Raises:
-        HashIndexError: If the manifest is damaged, of another kind, or of another version.
-    """
+    """The manifest of a folder; None if nothing was saved there yet."""
     path = folder / MANIFEST_NAME
     if not os.path.lexists(path):
         return None

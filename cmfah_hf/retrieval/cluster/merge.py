@@ -16,15 +16,9 @@ from cmfah_hf.retrieval.results import SearchResults
 def merge(
     parts: Sequence[SearchResults], k: int, metric: Metric, schema: pyarrow.Schema | None = None
 ) -> SearchResults:
-    """The `k` nearest of all shards, by score and then by id.
+    """The `k` nearest of all shards, by score and then by id, from the answers `(Q, k_s)` of each.
 
     Each shard returns the first of its own items in an order without ties, so the first of all items are among those.
-
-    Args:
-        parts: The answers of each shard, `(Q, k_s)`, in the canonical order.
-        k: The number of answers; all, where there are fewer.
-        metric: The metric that they are ranked by.
-        schema: The schema of the metadata; None where there is none.
     """
     ids_QC = np.concatenate([part.ids for part in parts], axis=1)
     scores_QC = np.concatenate([part.scores for part in parts], axis=1)
@@ -41,12 +35,7 @@ def merge(
 
 
 def gathered(parts: Sequence[tuple[np.ndarray, Any]], schema: pyarrow.Schema | None = None) -> Any:
-    """The ids of all shards, or one of their properties, in ascending order of the ids.
-
-    Args:
-        parts: Of each shard, the ids `(N_s,)` and codes `(N_s, K / 8)`, metadata of `N_s` rows, or None for ids alone.
-        schema: The schema of the metadata.
-    """
+    """The ids of all shards (if the values are None) or their codes or metadata, in ascending order of the ids."""
     ids = np.concatenate([own for own, _ in parts])
     order = np.argsort(ids, kind="stable")
     values = [value for _, value in parts]

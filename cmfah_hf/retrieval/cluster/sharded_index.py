@@ -282,7 +282,7 @@ class ShardedHashIndex(BaseHashIndex):
                     self._actors.check_revisions(state.revisions, replies)
         items = sum(state.counts)
         if where is None and k > items:
-            logger.warning("k = %s was asked of an index of %d items; all of them are returned.", shortened(k), items)
+            logger.warning("k = %s exceeds the %d items of the index; all of them are returned.", shortened(k), items)
         return merge([replies[shard].answer for shard in state.filled], int(k), metric, state.schema)
 
     def optimize(self) -> None:

@@ -38,10 +38,6 @@ def shard_of(ids: np.ndarray, shards: int) -> np.ndarray:
 
     Integers are hashed by the finalizer of SplitMix64, so that ids that are all multiples of something fill every
     shard; strings by BLAKE2b of their UTF-8 bytes.
-
-    Args:
-        ids: `(N,)`, int64 or an object array of str.
-        shards: The number of shards.
     """
     if ids.dtype == object:
         digests = (hashlib.blake2b(item_id.encode("utf-8", "surrogatepass"), digest_size=8).digest() for item_id in ids)
@@ -64,15 +60,8 @@ class Shard:
     """The process of one shard: a `HashIndex` and its revision.
 
     Every call names the revision that it is meant for. A restarted process is at the revision of the last save; to a
-    call for a later one it replies with its own revision alone.
-
-    Args:
-        folder: The folder where the index is saved.
-        shard: The number of this shard.
-        shards: The number of shards.
-        bits: `K`, the bits of a code.
-        birth: The stamp of the index before its first change.
-        num_threads: Threads that FAISS may use.
+    call for a later one it replies with its own revision alone. `birth` is the stamp of the index before its first
+    change.
     """
 
     def __init__(self, folder: str, shard: int, shards: int, bits: int, birth: str, num_threads: int):
@@ -117,17 +106,10 @@ class Shard:
         return self._reply(after, len) if self._revision == after else self._reply(at, apply)
 
     def search(self, question: bytes, queries: np.ndarray) -> bytes:
-        """The `k` nearest items of this shard, with metadata of the whole index's schema.
+        """A pickled `Reply`: the `k` nearest items of this shard, with metadata of the whole index's schema.
 
-        One bytes object each way: Ray serializes each argument and each part of a reply on its own, which for few
-        queries takes longer than the search.
-
-        Args:
-            question: The pickled arguments, made by `calls.as_question`.
-            queries: `(Q, K)` or packed, as `HashIndex.search` takes them.
-
-        Returns:
-            A pickled `Reply`.
+        `question` is made by `calls.as_question`. One bytes object each way: Ray serializes each argument and each part
+        of a reply on its own, which for few queries takes longer than the search.
         """
         import faiss
 

@@ -13,7 +13,8 @@ from cmfah_hf.retrieval.exporters.vespa import export_vespa, vespa_query
 
 __all__ = ["EXPORTERS", "milvus_query", "pgvector_query", "vespa_query"]
 
-# Called as `(index, path, name="cmfah", overwrite=False)`.
+# Called as `(index, path, name="cmfah", overwrite=False)`, with a name for the collection, table or document type. The
+# folder appears completely or not at all; `overwrite` replaces one that holds an earlier export and nothing else.
 EXPORTERS: dict[str, Callable[..., list[Path]]] = {
     "milvus": export_milvus,
     "vespa": export_vespa,

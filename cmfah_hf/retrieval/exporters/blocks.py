@@ -21,13 +21,7 @@ BLOCK_ROWS = 16_384
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive items.
-
-    Attributes:
-        ids: `(n,)` int64 or string.
-        codes: `(n, K / 8)` uint8, bit 0 first.
-        metadata: `(n,)` for each column.
-    """
+    """Consecutive items: ids `(n,)` int64 or string, codes `(n, K / 8)` uint8, and the columns of metadata."""
 
     ids: pa.Array
     codes: np.ndarray
@@ -35,11 +29,7 @@ class Block:
 
 
 def columns_of(index: BaseHashIndex, target: Target) -> list[Column]:
-    """The columns of an index's metadata in the types that databases share.
-
-    Raises:
-        HashIndexError: If the index is empty, or the database cannot have a column of a name or type.
-    """
+    """The columns of an index's metadata in the types that databases share; an empty index is an error."""
     if not len(index):
         raise HashIndexError("The index is empty; add items before exporting it.")
     metadata = index.metadata
@@ -47,11 +37,7 @@ def columns_of(index: BaseHashIndex, target: Target) -> list[Column]:
 
 
 def blocks_of(index: BaseHashIndex, target: Target, columns: list[Column]) -> Iterator[Block]:
-    """The items in the order of `index.ids`.
-
-    Raises:
-        HashIndexError: At an item that the database cannot hold.
-    """
+    """The items in the order of `index.ids`; `HashIndexError` at one that the database cannot hold."""
     ids, codes, metadata = index.ids, index.codes, index.metadata
     for start in range(0, len(ids), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
@@ -70,11 +56,7 @@ def query_rows(hash_values: Any) -> np.ndarray:
 
 
 def packed_queries(hash_values: Any) -> np.ndarray:
-    """Queries, `(Q, K)` or `(K,)` continuous codes or packed codes, as `(Q, K / 8)` uint8.
-
-    Raises:
-        HashIndexError: If they are neither.
-    """
+    """Queries, `(Q, K)` or `(K,)` continuous codes or packed codes, as `(Q, K / 8)` uint8."""
     values = query_rows(hash_values)
     if values.dtype != np.uint8:
         return pack(values)

@@ -19,14 +19,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,47}")
 def export_folder(path: str | os.PathLike, overwrite: bool, own_files: str) -> Iterator[Path]:
     """A new folder to write to, which replaces `path` in one step at the end of the block.
 
-    Args:
-        path: The export's folder. What it held is deleted.
-        overwrite: Whether a folder that holds files may be replaced.
-        own_files: A regular expression of the names of an export's files. A folder that holds anything else is never
-            replaced.
-
-    Raises:
-        HashIndexError: If `path` is a file or a folder that may not be replaced, or cannot be written.
+    With `overwrite`, a folder is replaced if the names of all its files match the regular expression `own_files`.
     """
     _check_replaceable(path, overwrite, own_files)
     with atomic_folder(path, HashIndexError) as folder:
@@ -35,11 +28,7 @@ def export_folder(path: str | os.PathLike, overwrite: bool, own_files: str) -> I
 
 
 def check_name(name: str) -> str:
-    """`name` itself if every database can have a collection, a table or a document type of this name.
-
-    Raises:
-        HashIndexError: If it is not a word of at most 48 letters, digits and underscores.
-    """
+    """`name` itself if every database can have a collection, a table or a document type of this name."""
     if not _NAME.fullmatch(name):
         raise HashIndexError(
             f"The name {name!r} does not fit; take up to 48 letters, digits and underscores, no digit at the start."

@@ -48,19 +48,7 @@ def export_milvus(
     """Writes an index for Milvus: `part-*.parquet` for its bulk import, `collection.json` to create the collection.
 
     The Parquet files have the types of pymilvus' bulk writer; the JSON is the body of a request to
-    `/v2/vectordb/collections/create`, with an exact index (`BIN_FLAT`, `HAMMING`).
-
-    Args:
-        index: The index.
-        path: The folder to write. It appears completely or not at all.
-        name: The name of the collection.
-        overwrite: Replace the folder if it holds an earlier export and nothing else.
-
-    Returns:
-        The files.
-
-    Raises:
-        HashIndexError: If the index is empty, the folder may not be replaced, or Milvus cannot hold an item.
+    `/v2/vectordb/collections/create`, with an exact index (`BIN_FLAT`, `HAMMING`). See `EXPORTERS` for the arguments.
     """
     check_name(name)
     columns = columns_of(index, _TARGET)

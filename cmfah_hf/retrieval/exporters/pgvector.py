@@ -40,19 +40,8 @@ def export_pgvector(
     """Writes an index for PostgreSQL with pgvector 0.7 or later: `load.sql`, `index.sql` and `query.sql`.
 
     `load.sql` creates the table and copies the items into it, in one transaction; searching it is exact. `index.sql`
-    adds an approximate index, `query.sql` is an example. Codes are `bit(K)`, bit 0 first.
-
-    Args:
-        index: The index.
-        path: The folder to write. It appears completely or not at all.
-        name: The name of the table.
-        overwrite: Replace the folder if it holds an earlier export and nothing else.
-
-    Returns:
-        The files.
-
-    Raises:
-        HashIndexError: If the index is empty, the folder may not be replaced, or PostgreSQL cannot hold an item.
+    adds an approximate index, `query.sql` is an example. Codes are `bit(K)`, bit 0 first. See `EXPORTERS` for the
+    arguments.
     """
     check_name(name)
     columns = columns_of(index, _TARGET)

@@ -34,36 +34,20 @@ class Column:
 
 @dataclass(frozen=True)
 class Target:
-    """The limits of a database.
+    """The limits of a database; lengths are bytes of UTF-8, and 0 is no limit."""
 
-    Attributes:
-        title: The name of the database in messages.
-        column_names: A regular expression that matches all names a column can have.
-        column_bytes: The maximum length of a column's name, in bytes of UTF-8.
-        id_bytes: The maximum length of a string id, in bytes of UTF-8.
-        text_bytes: The maximum length of any other string; 0 for no limit.
-        wrong_characters: A regular expression (RE2) of characters that strings cannot contain; empty for none.
-        only_finite: Whether NaN and the infinities are rejected.
-        null_elements: Whether a list can contain nulls.
-        list_length: The maximum length of a list; 0 for no limit.
-    """
-
-    title: str
-    column_names: re.Pattern
+    title: str  # in messages
+    column_names: re.Pattern  # matches all names a column can have
     column_bytes: int
     id_bytes: int
-    text_bytes: int = 0
-    wrong_characters: str = ""
-    only_finite: bool = True
-    null_elements: bool = False
+    text_bytes: int = 0  # of strings other than ids
+    wrong_characters: str = ""  # a regular expression (RE2); empty for none
+    only_finite: bool = True  # whether NaN and the infinities are rejected
+    null_elements: bool = False  # whether a list can contain nulls
     list_length: int = 0
 
     def column(self, name: str, values: pa.ChunkedArray) -> Column:
-        """The column of this name in the types that all databases share.
-
-        Raises:
-            HashIndexError: If the database cannot have a column of this name or type.
-        """
+        """The column of this name in the types that all databases share."""
         fits = self.column_names.fullmatch(name) and len(name.encode()) <= self.column_bytes
         if not fits or name.lower() in (ID, CODE):
             raise HashIndexError(
@@ -78,11 +62,7 @@ class Target:
         return Column(name, shared, bool(values.null_count))
 
     def checked_ids(self, ids: np.ndarray) -> pa.Array:
-        """The ids as an Arrow array.
-
-        Raises:
-            HashIndexError: At an id that the database cannot hold.
-        """
+        """The ids as an Arrow array; `HashIndexError` at one that the database cannot hold."""
         if ids.dtype != object:
             return pa.array(ids)
         advice = "give the item another id"
@@ -98,11 +78,7 @@ class Target:
         return texts
 
     def checked_values(self, column: Column, values: pa.Array, ids: pa.Array) -> pa.Array:
-        """The values of a column in its shared type; `ids` name their items in errors.
-
-        Raises:
-            HashIndexError: At a value that the database cannot hold.
-        """
+        """The values of a column in its shared type; `ids` name their items in errors."""
 
         def reject(what: str, row: int | None) -> None:
             if row is not None:

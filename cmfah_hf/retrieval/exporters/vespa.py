@@ -42,19 +42,7 @@ def export_vespa(
 
     The schema ranks by Hamming distance (`hamming`) and by AQD (`aqd`, see `[aqd]` in docs/method.md), both exactly.
     Vespa does not distinguish a missing value from an empty string or list, or a missing boolean from false. Booleans
-    in lists become 0 and 1.
-
-    Args:
-        index: The index.
-        path: The folder to write. It appears completely or not at all.
-        name: The name of the schema, the document type and the namespace.
-        overwrite: Replace the folder if it holds an earlier export and nothing else.
-
-    Returns:
-        The files.
-
-    Raises:
-        HashIndexError: If the index is empty, the folder may not be replaced, or Vespa cannot hold an item.
+    in lists become 0 and 1. See `EXPORTERS` for the arguments.
     """
     check_name(name)
     columns = columns_of(index, _TARGET)

@@ -20,16 +20,10 @@ _BYTES = np.arange(256, dtype=np.uint8)[:, None]
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """Queries in both forms that searchers need.
+    """Queries in both forms that searchers need."""
 
-    Attributes:
-        values: `(Q, K)` float32: +-1 for Hamming, else rounded by `round_for_aqd`, which makes every sum exact.
-        packed: `(Q, K / 8)` uint8, the signs of the values.
-        hamming: Whether the ranking is Hamming distance.
-    """
-
-    values: np.ndarray
-    packed: np.ndarray
+    values: np.ndarray  # `(Q, K)` float32: +-1 or rounded by `round_for_aqd`, which makes every sum exact
+    packed: np.ndarray  # `(Q, K / 8)` uint8, the signs of the values
     hamming: bool
 
     @classmethod
@@ -53,17 +47,11 @@ class Queries:
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The candidates that a searcher proposes.
+    """The candidates that a searcher proposes."""
 
-    Attributes:
-        distances: `(Q, D)` float32, exact, in any order; infinite where `rows` is padding.
-        rows: `(Q, D)` int64.
-        bounds: `(Q,)` float32: no code that is left out is nearer. Infinite if no code is left out.
-    """
-
-    distances: np.ndarray
-    rows: np.ndarray
-    bounds: np.ndarray
+    distances: np.ndarray  # `(Q, D)` float32, exact, in any order; infinite where `rows` is padding
+    rows: np.ndarray  # `(Q, D)` int64
+    bounds: np.ndarray  # `(Q,)` float32: no code that is left out is nearer; infinite if none is left out
 
 
 class Searcher(Protocol):

@@ -39,9 +39,7 @@ _QUERIES_PER_THREAD = 4
 class ExactIVF:
     """Codes in inverted lists, each sorted by falling radius (distance from the cell's center).
 
-    Args:
-        codes: `(N, K / 8)` uint8.
-        centers_LK: `(L, K)` float32 of +-1. They decide how much is read, never what is found.
+    The centers, `(L, K)` float32 of +-1, decide how much is read, never what is found.
     """
 
     def __init__(self, codes: np.ndarray, centers_LK: np.ndarray):

@@ -17,17 +17,11 @@ _HAMMING_STRETCH = np.float32(255 / 252)
 
 @dataclass(frozen=True, eq=False)
 class _AQDRounding:
-    """The error that FastScan's 8-bit look-up tables can cause (`[certificate]`).
+    """The error that FastScan's 8-bit look-up tables can cause (`[certificate]`)."""
 
-    Attributes:
-        errors: `(Q,)`, by how much the difference of two rounded scores can be off.
-        spans: `(Q,)`, the difference of the highest and the lowest possible score.
-        zero: `(Q,)` bool, queries of zeros alone, for which all codes tie.
-    """
-
-    errors: np.ndarray
-    spans: np.ndarray
-    zero: np.ndarray
+    errors: np.ndarray  # `(Q,)`, by how much the difference of two rounded scores can be off
+    spans: np.ndarray  # `(Q,)`, the difference of the highest and the lowest possible score
+    zero: np.ndarray  # `(Q,)` bool, queries of zeros alone, for which all codes tie
 
     @classmethod
     def of(cls, queries: Queries) -> "_AQDRounding":
@@ -45,13 +39,10 @@ def signs_codebook(bits: int) -> np.ndarray:
 
 
 class FastScan:
-    """FAISS's `IndexPQFastScan` over all codes.
+    """FAISS's `IndexPQFastScan` over all codes, `(N, K / 8)` uint8.
 
     Hamming distances come out exact, because their tables are whole numbers. AQD candidates are scored again, and the
     bound allows for the rounding.
-
-    Args:
-        codes: `(N, K / 8)` uint8.
     """
 
     def __init__(self, codes: np.ndarray):

@@ -9,26 +9,20 @@ from cmfah_hf.retrieval.searchers.base import Candidates, Queries, exact_distanc
 
 
 class InvertedLists:
-    """Codes in inverted lists, one for each cell of a k-means clustering.
-
-    Args:
-        codes: `(N, K / 8)`.
-        lists: The number of lists. None: about four times the root of `N`, at most 4,096.
-        seed: Seed of the clustering.
-    """
+    """Codes in the inverted lists of a k-means clustering: about `4 sqrt(N)` lists, at most 4,096."""
 
     # Training codes per list.
     _POINTS = 48
 
-    def __init__(self, codes: np.ndarray, lists: int | None = None, seed: int = 0):
+    def __init__(self, codes: np.ndarray):
         self.codes = codes
         bits = codes.shape[1] * 8
-        self.lists = lists or int(min(4096, max(1, 4 * len(codes) ** 0.5), max(1, len(codes) // self._POINTS)))
+        self.lists = int(min(4096, max(1, 4 * len(codes) ** 0.5), max(1, len(codes) // self._POINTS)))
         quantizer = faiss.IndexBinaryFlat(bits)
         self._quantizer, self._index = quantizer, faiss.IndexBinaryIVF(quantizer, bits, self.lists)
         clustering = self._index.cp
         clustering.niter = 4  # more rounds take longer and improve nothing
-        clustering.seed, clustering.min_points_per_centroid, clustering.max_points_per_centroid = seed, 1, self._POINTS
+        clustering.seed, clustering.min_points_per_centroid, clustering.max_points_per_centroid = 0, 1, self._POINTS
         codes = np.ascontiguousarray(codes)
         self._index.train(codes)
         self._index.add(codes)

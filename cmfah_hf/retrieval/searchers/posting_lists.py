@@ -6,11 +6,7 @@ from cmfah_hf.retrieval.searchers.base import Candidates, Queries, exact_distanc
 
 
 class PostingLists:
-    """Scores every code that occurs once, and returns all rows of the nearest codes.
-
-    Args:
-        codes: `(N, 1)` or `(N, 2)` uint8.
-    """
+    """Scores every code, `(N, 1)` or `(N, 2)` uint8, that occurs once; returns all rows of the nearest codes."""
 
     def __init__(self, codes: np.ndarray):
         numbers = codes[:, 0].astype(np.int64)

@@ -20,13 +20,7 @@ class IdLookup:
         self._state: tuple[np.ndarray, np.ndarray, dict[int | str, int], int] = nothing, nothing, {}, 0
 
     def rows_of(self, wanted: np.ndarray, ids: Ids, live: np.ndarray | None) -> np.ndarray:
-        """The live row of each wanted id: `(N,)` int64, -1 for unknown ids.
-
-        Args:
-            wanted: Ids as `id_array` returns them, of the type of `ids`.
-            ids: Of all rows.
-            live: Mask of the live rows. None if all are.
-        """
+        """The live row of each wanted id: `(N,)` int64, -1 for unknown ids; `live` is None if all rows are."""
         self._cover(ids, live)
         sorted_keys, sorted_rows, newest_rows, _ = self._state
         keys = keys_of(wanted)

@@ -87,10 +87,7 @@ class IntegerIds:
 
 @dataclass(frozen=True, eq=False)
 class StringIds:
-    """String ids as concatenated UTF-8 and the end of each.
-
-    Lone surrogates, which occur in file names that are not UTF-8, are kept.
-    """
+    """String ids as concatenated UTF-8 and the end of each; lone surrogates, as in some file names, are kept."""
 
     text_buffer: GrowingArray
     ends_buffer: GrowingArray
@@ -181,11 +178,7 @@ def no_ids_left(items: int, next_id: int) -> str:
 
 
 def reject_repeated(ids: np.ndarray) -> None:
-    """Checks that no id is repeated.
-
-    Raises:
-        HashIndexError: If one is.
-    """
+    """Raises a `HashIndexError` if an id is repeated."""
     if len(ids) == len(np.unique(ids)):
         return
     seen = set()

@@ -46,20 +46,11 @@ def write_index(
     expected_stamp: str | None,
     model: str | None = None,
 ) -> str:
-    """Writes an index and returns its new stamp.
+    """Replaces an index file in one step and returns its new stamp.
 
-    Args:
-        path: The file; it is replaced in one step.
-        codes: `(N, K / 8)`.
-        ids: `N` ids.
-        table: Of `N` rows, or None.
-        next_id: The integer id of the next item that comes without one.
-        expected_stamp: The stamp of the file to replace. None: replace any file.
-        model: Fingerprint of the model that made the codes. None for codes made elsewhere.
-
-    Raises:
-        HashIndexError: If the file has another stamp, another process keeps its lock, the path is not a file, or the
-            disk is full or read-only. The old file is unchanged then.
+    If `expected_stamp` is given and the file has another one, or it cannot be written, the old file stays and a
+    `HashIndexError` is raised. `next_id` is the integer id of the next item that comes without one, `model` the
+    fingerprint.
     """
     tensors = {"codes": np.ascontiguousarray(codes)}
     if isinstance(ids, StringIds):
@@ -81,8 +72,8 @@ def write_index(
         header["model"] = model
     header["checksum"] = checksum(header, tensors)
     with atomic_file(path, HashIndexError) as temporary:
-        held = expected_stamp if expected_stamp is None or file_of(path) is None else _stamp(path)
-        if held != expected_stamp:
+        is_expected = expected_stamp is None or file_of(path) is None
+        if not is_expected and _layout(_content(path, mmap=True), path)[0].get("stamp") != expected_stamp:
             raise HashIndexError(
                 f"{path} was saved by another program since this index was loaded from it or saved to it; load it "
                 "again and repeat the changes, save to another file, or pass overwrite=True."
@@ -92,11 +83,7 @@ def write_index(
 
 
 def read_index(path: Path, mmap: bool) -> tuple[dict[str, str], np.ndarray, Ids, pa.Table | None]:
-    """The checked header, codes, ids and metadata of an index file, mapped from it or copied to memory.
-
-    Raises:
-        HashIndexError: If the file is missing, damaged, of another format or of another version.
-    """
+    """The checked header, codes, ids and metadata of an index file, mapped from it or copied to memory."""
     content = _content(path, mmap)
     header, layout, start = _layout(content, path)
     if header.get("format") != FORMAT:
@@ -132,10 +119,6 @@ def checksum(header: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
 
 def _damaged(path: Path, what: str) -> HashIndexError:
     return HashIndexError(f"{path} is damaged: {what}; save the index anew.")
-
-
-def _stamp(path: Path) -> str | None:
-    return _layout(_content(path, mmap=True), path)[0].get("stamp")
 
 
 def _content(path: Path, mmap: bool) -> np.ndarray:

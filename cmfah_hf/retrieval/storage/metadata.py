@@ -17,11 +17,7 @@ _MOST_NESTED = 60
 
 
 def as_table(metadata: Any, items: int) -> pa.Table:
-    """Columns as an Arrow table: an Arrow table, a `datasets.Dataset`, or a mapping from names to columns.
-
-    Raises:
-        HashIndexError: If it is none of these, a column cannot be stored, or the number of rows is not `items`.
-    """
+    """Columns as an Arrow table: an Arrow table, a `datasets.Dataset`, or a mapping from names to columns."""
     if hasattr(metadata, "with_format") and hasattr(
         metadata, "column_names"
     ):  # a data set, with its own selection of rows
@@ -37,17 +33,13 @@ def as_table(metadata: Any, items: int) -> pa.Table:
             f"Metadata is a mapping from names to columns, a data set or an Arrow table, not {type(metadata).__name__}."
         )
     if metadata.num_columns and metadata.num_rows != items:
-        raise HashIndexError(f"The metadata has {metadata.num_rows} rows for {items} items; give one row an item.")
+        raise HashIndexError(f"The metadata has {metadata.num_rows} rows for {items} items; give one row per item.")
     # Notes of a data set in its schema have no meaning here.
     return storable(metadata).replace_schema_metadata(None)
 
 
 def storable(table: pa.Table) -> pa.Table:
-    """The table with types that a search can take rows of: plain ones instead of views and run-end encoding.
-
-    Raises:
-        HashIndexError: If two columns have the same name, or the values of a column do not fit such a type.
-    """
+    """The table with types that a search can take rows of: plain ones instead of views and run-end encoding."""
     names = table.column_names
     if len(names) != len(set(names)):
         raise HashIndexError(f"Two metadata columns have one name: {shortened(names)}.")
@@ -144,11 +136,7 @@ def is_utf8(text: str) -> bool:
 
 
 def appended(table: pa.Table | None, held: int, new: pa.Table | None, items: int) -> pa.Table | None:
-    """The `held` rows of `table` followed by those of `new`, with nulls where one lacks a column of the other.
-
-    Raises:
-        HashIndexError: If the type of a column does not fit that of the same column before.
-    """
+    """The `held` rows of `table` followed by those of `new`, with nulls where one lacks a column of the other."""
     if table is None and (new is None or not new.num_columns):
         return None
     parts = [_filled(table, held, new), _filled(new, items, table)]

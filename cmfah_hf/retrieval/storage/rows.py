@@ -28,12 +28,7 @@ _FEW_CHANGED = 1024
 
 
 class Caches:
-    """Structures derived from the rows, which can be built again.
-
-    Attributes:
-        lookup: From ids to rows.
-        inverted: Inverted lists, and segments of the rows added later. None until they are needed.
-    """
+    """Structures derived from the rows, which can be built again."""
 
     def __init__(self) -> None:
         self.lookup = IdLookup()
@@ -42,25 +37,15 @@ class Caches:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The rows between two changes.
-
-    Attributes:
-        code_rows: The codes of all rows, deleted ones included.
-        ids: Their ids.
-        live: `(N,)` bool. None if no row is deleted.
-        segments: Segments that cover all rows.
-        table: The metadata, `N` rows, or None.
-        next_id: The integer id of the next item that comes without one.
-        caches: Shared by all snapshots with the same row numbers.
-    """
+    """The rows between two changes, deleted ones included."""
 
     code_rows: GrowingArray
     ids: Ids
-    live: np.ndarray | None
-    segments: tuple[Segment, ...]
+    live: np.ndarray | None  # `(N,)` bool; None if no row is deleted
+    segments: tuple[Segment, ...]  # cover all rows
     table: pa.Table | None
-    next_id: int
-    caches: Caches = field(default_factory=Caches)
+    next_id: int  # the integer id of the next item that comes without one
+    caches: Caches = field(default_factory=Caches)  # shared by all snapshots with the same row numbers
 
     @classmethod
     def of(cls, codes: np.ndarray, ids: Ids, table: pa.Table | None, next_id: int) -> "Snapshot":
@@ -92,17 +77,7 @@ class Snapshot:
 
 
 class Rows:
-    """The current snapshot and the changes to it. The caller holds the index's lock.
-
-    Args:
-        codes: `(N, K / 8)` uint8.
-        ids: `N` ids.
-        table: Metadata of `N` rows, or None.
-        next_id: The integer id of the next item that comes without one.
-
-    Attributes:
-        now: The current snapshot. Changes replace nothing else.
-    """
+    """The current snapshot `now` and the changes, which replace nothing else. The caller holds the index's lock."""
 
     def __init__(self, codes: np.ndarray, ids: Ids, table: pa.Table | None, next_id: int = 0):
         self.now = Snapshot.of(codes, ids, table, next_id)
@@ -117,11 +92,7 @@ class Rows:
     def append(
         self, codes: np.ndarray, ids: np.ndarray, table: pa.Table | None, instead_of: np.ndarray | None = None
     ) -> None:
-        """Appends rows and deletes those of `instead_of`, in one change.
-
-        Raises:
-            HashIndexError: If the metadata does not fit.
-        """
+        """Appends rows and deletes those of `instead_of`, in one change."""
         now, strings = self.now, ids.dtype == object
         if not now.count and now.has_strings != strings:  # an empty index takes the other type of id
             now, instead_of = Snapshot.of(now.codes[:0], ids_of(ids[:0]), None, now.next_id), None

@@ -19,13 +19,7 @@ IVF_CODES, SCANNED_FIRST = 2**17, 2**32
 
 
 class Segment:
-    """Rows of an index. The search structure is built by the first search that needs it, and never changes.
-
-    Args:
-        codes: `(N, K / 8)` the packed codes of all rows; the segment keeps those from `start` to `end`.
-        start: Its first row.
-        end: One past its last row.
-    """
+    """Rows `start` to `end` of an index. The search structure is built by the first search that needs it."""
 
     def __init__(self, codes: np.ndarray, start: int, end: int):
         self.start, self.end = start, end

@@ -4,7 +4,6 @@ Arrow follows any offset and length in a stream, so all of them are checked firs
 """
 
 import struct
-from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -29,18 +28,11 @@ def numbers_of_table(table: pa.Table) -> np.ndarray:
 
 
 def table_of_numbers(numbers: np.ndarray, count: int) -> pa.Table:
-    """The table of such a stream, checked down to each string and each dictionary index.
-
-    Args:
-        numbers: The stream.
-        count: The expected number of rows.
-
-    Raises:
-        HashIndexError: If they are not such a stream, or unpack to far more than their size. It says what is wrong.
-    """
+    """The table of such a stream of `count` rows, checked down to each string and each dictionary index."""
     buffer = pa.py_buffer(numbers)
     try:
-        if any(_is_compressed(message) for message in _messages(buffer)):
+        messages = pa.ipc.MessageReader.open_stream(pa.BufferReader(buffer))
+        if any(_is_compressed(message.metadata.to_pybytes()) for message in messages):
             raise pa.ArrowInvalid("it is compressed, which no index is")
         source = pa.BufferReader(buffer)
         options = pa.ipc.IpcReadOptions(ensure_alignment=pa.ipc.Alignment.DataTypeSpecific)
@@ -56,12 +48,6 @@ def table_of_numbers(numbers: np.ndarray, count: int) -> pa.Table:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise HashIndexError(f"its metadata cannot be read ({reason})") from error
     raise HashIndexError(f"its metadata has {table.num_rows} rows, and {len(rest)} bytes behind them")
-
-
-def _messages(buffer: pa.Buffer) -> Iterator[bytes]:
-    """The description of each batch of a stream."""
-    for message in pa.ipc.MessageReader.open_stream(pa.BufferReader(buffer)):
-        yield message.metadata.to_pybytes()
 
 
 def _is_compressed(message: bytes) -> bool:

@@ -261,7 +261,7 @@ def test_refused_calls_match_the_single_index_and_change_nothing(emptied, rng, c
     assert_same_answers(index, single, rng, ks=(30,))
     with caplog.at_level(logging.WARNING):
         index.search(values, k=31)
-    assert "k = 31 was asked of an index of 30 items" in caplog.text
+    assert "k = 31 exceeds the 30 items of the index" in caplog.text
     empty(index)
     for metric, k in (("hamming", 3), ("aqd", 0)):
         with pytest.raises((HashIndexError, QueryError)) as caught:
