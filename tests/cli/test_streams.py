@@ -128,9 +128,7 @@ def test_errors_and_warnings_are_one_printable_line(cmfah, trained, hostile_inde
 def test_ignored_words_are_reported(cmfah, trained, hostile_index):
     outcome = cmfah("search", trained.folder, hostile_index, "--text", "boat quixotic zebra, Zebra", "-k", 1, "--json")
     assert outcome.document["ignored_words"] == ["quixotic", "zebra"]
-    assert outcome.err.splitlines()[-1] == (
-        "Ignored 2 words that the model does not know: quixotic, zebra"
-    )
+    assert outcome.err.splitlines()[-1] == ("Ignored 2 words that the model does not know: quixotic, zebra")
     outcome = cmfah("search", trained.folder, hostile_index, "--text", "boat", "-k", 1, "--json")
     assert (outcome.document["ignored_words"], outcome.err) == ([], "")
 
