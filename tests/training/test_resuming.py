@@ -175,7 +175,9 @@ def kill_between_rename_and_removal():
 
 MOMENTS = {
     "while it is written": lambda: kill_at(2, CMFAHTrainer, "_save_rng_state"),
-    "while it is flushed": lambda: kill_at(30, checkpoints, "flush"),
+    "while it is flushed": lambda: kill_at(
+        45, checkpoints, "flush"
+    ),  # within the second checkpoint: each has about 30 files
     "while an older one is removed": kill_between_rename_and_removal,
 }
 
