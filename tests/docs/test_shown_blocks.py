@@ -17,7 +17,7 @@ def test_every_shown_block_is_checked():
     assert {(block.page, block.language) for block in SHOWN} == {
         ("README.md", "json"),
         ("docs/adding-a-method.md", "yaml"),  # tests/docs/test_adding_a_method.py trains with it
-        ("docs/adding-an-encoder.md", "yaml"),  # tests/pages/setups.py writes it for the commands of the page
+        ("docs/adding-an-encoder.md", "yaml"),  # tests/docs/test_pages_run.py trains with it
         ("docs/own-images.md", "json"),
         ("docs/own-images.md", "text"),
         ("docs/data.md", "text"),  # checked after the page has run, tests/pages/checks.py

@@ -175,9 +175,7 @@ def kill_between_rename_and_removal():
 
 MOMENTS = {
     "while it is written": lambda: kill_at(2, CMFAHTrainer, "_save_rng_state"),
-    "while it is flushed": lambda: kill_at(
-        45, checkpoints, "flush"
-    ),  # within the second checkpoint: each has about 30 files
+    "while it is flushed": lambda: kill_at(45, checkpoints, "flush"),  # of the second one: each has some 30 files
     "while an older one is removed": kill_between_rename_and_removal,
 }
 
