@@ -126,7 +126,7 @@ def _training(session: PageSession, hub: HubServer) -> None:
     runs = {path.parent.name for path in (session.folder / "runs").glob("*/metrics.json")}
     assert runs == {"paper", "scenes", "stream", "tags"}
     tags = json.loads((session.folder / "runs" / "tags" / "config.json").read_text(encoding="utf-8"))
-    assert tags["label_weight"] == 0 or "positive_overlap" in tags
+    assert tags["objective"]["positive_overlap"] > 0
 
 
 def _own_images(session: PageSession, hub: HubServer) -> None:
