@@ -49,8 +49,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 
 
 def print_figures(title: str, figures: Mapping[str, float]) -> None:
-    """The figures of `RetrievalEvaluator` as a table, both directions side by side, then the
-    baselines: a random ranking and one constant query. Below them counts of unknown words, if present."""
+    """Prints the figures of `RetrievalEvaluator` as a table, both directions side by side.
+
+    The baselines follow, a random ranking and one constant query, and counts of unknown words, if present.
+    """
     rows: list[list[Any]] = []
     for name, value in figures.items():
         ranking, _, rest = name.partition("/")
@@ -65,11 +67,10 @@ def print_figures(title: str, figures: Mapping[str, float]) -> None:
     sides = [side for side in ("queries", "database") if f"{side}_words" in figures]
     if sides:
         names = ("words", "unknown_words", "unknown_words_share", "without_known_words", "without_known_words_share")
-        counted = [[figures[f"{side}_{name}"] for name in names] for side in sides]
-        rows = [
-            [side, *(value if name.endswith("share") else int(value) for name, value in zip(names, own, strict=True))]
-            for side, own in zip(sides, counted, strict=True)
-        ]
+        rows = []
+        for side in sides:
+            counted = {name: figures[f"{side}_{name}"] for name in names}
+            rows.append([side, *(value if name.endswith("share") else int(value) for name, value in counted.items())])
         columns = ["texts of the", "words", "unknown", "share", "texts without a known word", "share"]
         print_table("Words that the model does not know", columns, rows)
 

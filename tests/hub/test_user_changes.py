@@ -187,7 +187,7 @@ def test_merging_is_idempotent_and_exact():
     theirs = ours.replace("tags:\n- a\n", "tags:\n- a   # why\nx: 1 # end\n").encode()
     new = card_of("license: apache-2.0\ntags:\n- b\nbase_model: z\n", "# Two")
     result = merged(theirs, new, {"license": "mit", "tags": ["a"]})
-    assert not result.beside
+    assert not result.is_separate
     assert metadata_of(result.text) == {"license": "apache-2.0", "tags": ["b"], "x": 1, "base_model": "z"}
     assert "x: 1 # end" in result.text
     assert marked("# Two") in result.text
@@ -196,6 +196,6 @@ def test_merging_is_idempotent_and_exact():
     assert merged(b"Mine.", new, None).text.endswith("---\nMine.")
     assert merged(b"", new, None) == merged(b"\n", new, None)
     windows = ours.replace("\n", "\r\n").encode()
-    assert not merged(windows, new, None).beside
-    assert merged((ours + ours).encode(), new, None).beside
+    assert not merged(windows, new, None).is_separate
+    assert merged((ours + ours).encode(), new, None).is_separate
     assert merged(b"---\n{license: x}\n---\nMine.", new, None).text == "---\n{license: x}\n---\nMine."

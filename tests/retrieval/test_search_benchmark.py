@@ -78,7 +78,7 @@ def drawn(modules, own, queries=None):
 def test_codes_and_queries_scatter_around_their_centers(modules):
     make = modules.contests.Codes
     one = make(64, "clustered", clusters=1, seed=3)
-    center = unpack(one.centres)[0]
+    center = unpack(one.centers)[0]
     codes, values = one.items(20_000), one.queries(5000)
     assert (codes.shape, codes.dtype, values.dtype) == ((20_000, 8), np.uint8, np.float32)
     assert np.mean(unpack(codes) != center) == pytest.approx(1 / 8, abs=0.002)

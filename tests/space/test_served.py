@@ -109,7 +109,7 @@ def test_an_image_finds_itself_and_texts(client, tmp_path):
     ("arguments", "reason"),
     [
         ({"text": "zzz", "k": 3, "api_name": "/search_text"}, "The model knows none of these words"),
-        ({"text": "boat", "k": 99, "api_name": "/search_text"}, "from 1 to 24"),
+        ({"text": "boat", "k": 99, "api_name": "/search_text"}, "between 1 and 24"),
         ({"text": "boat", "image": "../../etc/passwd", "api_name": "/explain"}, "Unknown image"),
     ],
 )

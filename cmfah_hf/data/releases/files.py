@@ -19,7 +19,6 @@ from cmfah_hf.data.images import MOST_BYTES
 from cmfah_hf.documents import file_of
 from cmfah_hf.errors import DataError
 
-_TAR_ENDINGS = (".tar",)
 # Archives without random access, which are not read.
 _CLOSED_ENDINGS = (".rar", ".7z", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _LISTED = 6
@@ -161,7 +160,7 @@ class ReleaseFiles:
         lower = file.name.lower()
         if lower.endswith(".zip"):
             self._add_archive(file, self._add_zip)
-        elif lower.endswith(_TAR_ENDINGS):
+        elif lower.endswith(".tar"):
             self._add_archive(file, self._add_tar)
         elif lower.endswith(_CLOSED_ENDINGS):
             self._closed.append(file.name)

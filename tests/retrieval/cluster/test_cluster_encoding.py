@@ -96,7 +96,7 @@ def test_numbered_images_and_texts_of_parquet_files(ray_cluster, trained, retrie
 def test_unencodable_input_is_named(ray_cluster, trained, pairs, tmp_path):
     index = HashIndex(16)
     for error, message, act in (
-        (DataError, "no column 'image'; it has id, image", lambda: encode(pairs, column="image")),
+        (DataError, "no column 'photo'; it has id, image", lambda: encode(pairs, column="photo")),
         (DataError, "no column 'place'", lambda: encode(pairs, metadata=["place"])),
         (DataError, "no such file", lambda: encode(tmp_path / "none.parquet")),
         (DataError, "A DatasetDict cannot .* one split", lambda: encode(datasets.DatasetDict(train=pairs))),
