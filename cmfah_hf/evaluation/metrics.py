@@ -10,6 +10,7 @@ items and of relevant items in a level. All results are float64, in [0, 1].
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,23 +22,14 @@ Counts = np.ndarray | int
 Depths = np.ndarray | Sequence[int]
 
 
-def mean_average_precision(
-    scores: np.ndarray,
-    relevant: np.ndarray,
-    *,
-    ties: str = "expected",
-    k: int | None = None,
-    variant: str | None = None,
-    tie_tolerance: float = 0.0,
-) -> float:
-    """The mean of `average_precision` over the queries; 0 for queries without relevant items.
+def mean_average_precision(scores: np.ndarray, relevant: np.ndarray, **options: Any) -> float:
+    """The mean of `average_precision`, with its options, over the queries; 0 for queries without relevant items.
 
     Example:
         >>> float(mean_average_precision(np.array([[3, 2, 2, 1]]), np.array([[True, False, True, False]])))
         0.9166666666666666
     """
-    precisions = average_precision(scores, relevant, ties=ties, k=k, variant=variant, tie_tolerance=tie_tolerance)
-    return float(precisions.mean())
+    return float(average_precision(scores, relevant, **options).mean())
 
 
 def average_precision(

@@ -140,7 +140,7 @@ def table_of(results: Sequence[Result], metric: str = "map", split: str = "query
     for key, row in rows.items():
         seeds = max(len(one.values) for one in row.values())
         shown_figures = [
-            shown_mean(one.mean, one.spread) if (one := row.get(direction)) is not None else ""
+            shown_mean(row[direction].mean, row[direction].spread) if direction in row else ""
             for direction in DIRECTIONS
         ]
         cells.append([*key, *shown_figures, str(seeds)])

@@ -90,10 +90,10 @@ def checked_settings(
             raise ModelFileError(f"{where}: {name!r} is no setting; remove it.")
         kept[name] = value
     _check_types(kept, config_class, where)
-    name = kept.get("backbone")
-    if name is not None and kept.get("backbone_config") is None and name not in TORCHVISION_BACKBONES:
+    backbone = kept.get("backbone")
+    if backbone is not None and kept.get("backbone_config") is None and backbone not in TORCHVISION_BACKBONES:
         raise ModelFileError(
-            f"{where}: its backbone {str(name)[:80]!r} would have to be looked up elsewhere; a saved model has a "
+            f"{where}: its backbone {str(backbone)[:80]!r} would have to be looked up elsewhere; a saved model has a "
             "VGG of torchvision there, or a backbone_config."
         )
     if kept.get("text_backbone") is not None:

@@ -261,18 +261,18 @@ def _check_state(path: Path, step: int) -> None:
         for key, kinds in _STATE_TYPES.items():
             value = state.get(key)
             if key not in state or not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                raise CheckpointError(f"has no sound {key!r}")
+                raise CheckpointError(f"has an invalid {key!r}")
         if state["global_step"] < 0 or (step >= 0 and state["global_step"] != step):
             raise CheckpointError(f"is of step {state['global_step']}")
         if not all(isinstance(log, dict) and {"step", "epoch"} <= log.keys() for log in state["log_history"]):
-            raise CheckpointError("has no sound 'log_history'")
+            raise CheckpointError("has an invalid 'log_history'")
         logged = {log["step"] for log in state["log_history"] if isinstance(log["step"], int)}
         if state["best_global_step"] is not None and state["best_global_step"] not in logged:
-            raise CheckpointError("has no sound 'best_global_step'")
+            raise CheckpointError("has an invalid 'best_global_step'")
         callbacks = state["stateful_callbacks"].values()
         for own in (own for kept in callbacks for own in (kept if isinstance(kept, list) else [kept])):
             if not isinstance(own, dict) or not all(isinstance(own.get(part), dict) for part in ("args", "attributes")):
-                raise CheckpointError("has no sound 'stateful_callbacks'")
+                raise CheckpointError("has an invalid 'stateful_callbacks'")
 
 
 _PLAIN_NAMES = {

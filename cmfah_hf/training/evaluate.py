@@ -195,13 +195,13 @@ def evaluate_folder(
             raise DataError(f"{dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
         if "labels" not in loaded[name].column_names:
             raise DataError(f"{dataset}: the split {name!r} has no labels, which define relevance; add them.")
-    sides = [_fit_for(retriever, loaded[name], dataset) for name in (query_split, database_split)]
+    queries, database = (_fit_for(retriever, loaded[name], dataset) for name in (query_split, database_split))
     text_column = "text"
     if expander is not None:
         text_column = expander.output_column
-        sides = [pairs.map(expander, batched=True, desc="Expansion") for pairs in sides]
+        queries, database = (pairs.map(expander, batched=True, desc="Expansion") for pairs in (queries, database))
     return evaluate_pairs(
-        retriever.model, retriever.processor, *sides, text_column, protocol, plots=plots, expander=expander
+        retriever.model, retriever.processor, queries, database, text_column, protocol, plots=plots, expander=expander
     )
 
 

@@ -127,7 +127,7 @@ def test_run_yaml_holds_the_resolved_settings(tmp_path):
         ({"run": "extends: run.yaml"}, "run.yaml extends itself, through"),
         ({"run": "extends: a.yaml", "a": "extends: b.yaml", "b": "extends: ./../here/a.yaml"}, "a.yaml extends itself"),
         ({"run": "extends: gone.yaml"}, "run.yaml extends 'gone.yaml', which does not exist"),
-        ({"run": "extends: a.yaml", "a": "extends: b/gone.yaml"}, "a.yaml extends 'b/gone.yaml', and there is no such"),
+        ({"run": "extends: a.yaml", "a": "extends: b/gone.yaml"}, "a.yaml extends 'b/gone.yaml', which does not exist"),
         ({"run": "extends: [a.yaml, b.yaml]"}, "run.yaml: extends is list; give the path of one YAML file"),
         ({"run": "extends:"}, "run.yaml: extends is None; give the path of one YAML file"),
         ({"run": "extends: /etc/passwd"}, "run.yaml: extends is '/etc/passwd'; give the path of one YAML file, rel"),
