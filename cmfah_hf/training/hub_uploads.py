@@ -4,8 +4,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import Trainer
-
 from cmfah_hf.atomic import write_text
 from cmfah_hf.errors import HubError
 
@@ -13,33 +11,41 @@ if TYPE_CHECKING:
     from cmfah_hf.hub import PushedModel
 
 
-class HubTrainer(Trainer):
-    """A `Trainer` that creates repositories, writes model cards and pushes as the rest of the package does."""
+class HubUploads:
+    """The repository of a trainer's model, its card and its pushes.
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Creates the repository `hub_model_id`, if it does not exist.
+    Args:
+        trainer: The trainer, whose arguments name the repository, token, branch and privacy.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    @property
+    def repo_id(self) -> str:
+        """The repository, as `owner/name`.
+
+        Raises:
+            HubError: If the arguments name none.
+        """
+        repo_id = self.trainer.args.hub_model_id
+        if repo_id is None:
+            raise HubError("push_to_hub needs a repository; give --hub_model_id owner/name.")
+        return repo_id
+
+    def make_repository(self, token: str | None, private: bool | None) -> None:
+        """Creates the repository, if it does not exist.
 
         Raises:
             HubError: If no id is given, or the Hub refuses it.
         """
         from cmfah_hf.hub.publishing import make_repository
 
-        if self.is_world_process_zero():
-            self.hub_model_id = self._repo_id()  # type: ignore[assignment]  # the parent's begins as None
-            self.push_in_progress = None
-            private = self.args.hub_private_repo if private is None else private
-            make_repository(self._repo_id(), "model", bool(private), token or self.args.hub_token)
+        args = self.trainer.args
+        private = args.hub_private_repo if private is None else private
+        make_repository(self.repo_id, "model", bool(private), token or args.hub_token)
 
-    def _repo_id(self) -> str:
-        if self.args.hub_model_id is None:
-            raise HubError("push_to_hub needs a repository; give --hub_model_id owner/name.")
-        return self.args.hub_model_id
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the parent's, but nothing is pushed: `push_to_hub` does that."""
-        super().save_model(output_dir, _internal_call=True)
-
-    def push_folder(self, folder: Path, **kwargs: Any) -> "PushedModel":
+    def push(self, folder: Path, **kwargs: Any) -> "PushedModel":
         """Pushes a finished folder. Defaults of arguments that are missing or None come from the training arguments.
 
         Raises:
@@ -47,25 +53,34 @@ class HubTrainer(Trainer):
         """
         from cmfah_hf.hub import push_model
 
-        defaults = {
-            "token": self.args.hub_token,
-            "revision": self.args.hub_revision,
-            "private": bool(self.args.hub_private_repo),
-            "progress": not self.args.disable_tqdm,
-        }
+        args = self.trainer.args
         given = {name: value for name, value in kwargs.items() if value is not None}
-        return push_model(folder, self._repo_id(), **{**defaults, **given})
+        defaults = {
+            "token": args.hub_token,
+            "revision": args.hub_revision,
+            "private": bool(args.hub_private_repo),
+            "progress": not args.disable_tqdm,
+        }
+        return push_model(folder, self.repo_id, **{**defaults, **given})
 
-    def push_to_hub(  # type: ignore[override]  # it returns what `push_model` returns
-        self, commit_message: str | None = None, blocking: bool = True, **kwargs: Any
+    def push_saved(
+        self,
+        commit_message: str | None = None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
     ) -> "PushedModel | Future[PushedModel] | None":
-        """Saves the model to `output_dir` and pushes it, in one commit, with its card.
+        """Saves the trainer's model to its `output_dir` and pushes it, in one commit, with its card.
 
         Args:
             commit_message: The title of the commit.
             blocking: False: pushes in a thread and returns a future.
-            **kwargs: Further arguments of `push_model`, such as `license` or `images_index`. Defaults of `token`,
-                `revision` and `private`: `hub_token`, `hub_revision` and `hub_private_repo`.
+            token: Default: `hub_token`, else the token of `HF_TOKEN` or `hf auth login`.
+            revision: The branch. Default: `hub_revision`, else `main`.
+            private: Whether to create a private repository. Default: `hub_private_repo`.
+            **kwargs: Further arguments of `push_model`, such as `license` or `images_index`.
 
         Returns:
             The result of `push_model`; None in all processes but the main one.
@@ -73,19 +88,21 @@ class HubTrainer(Trainer):
         Raises:
             HubError: As `push_model`.
         """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model()
-        if not self.is_world_process_zero():
+        trainer = self.trainer
+        trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)
+        trainer.save_model()
+        if not trainer.is_world_process_zero():
             return None
-        settings = {"metrics": self._figures(), **kwargs, "message": commit_message}
-        folder = Path(str(self.args.output_dir))
+        kwargs = {"metrics": self.figures(), **kwargs}
+        settings = {"message": commit_message, "token": token, "revision": revision, "private": private, **kwargs}
+        folder = Path(str(trainer.args.output_dir))
         if blocking:
-            return self.push_folder(folder, **settings)
+            return self.push(folder, **settings)
         from huggingface_hub import HfApi
 
-        return HfApi().run_as_future(self.push_folder, folder, **settings)
+        return HfApi().run_as_future(self.push, folder, **settings)
 
-    def create_model_card(
+    def write_card(
         self,
         language: str | None = None,
         license: str | None = None,
@@ -99,20 +116,21 @@ class HubTrainer(Trainer):
     ) -> None:
         """Writes the model card as `README.md` into `output_dir`, where the model has been saved.
 
-        A push does not change an existing card. `tasks`, `dataset_tags` and `dataset_args` are not used: the card names
-        its task, and takes the data from the run.
+        A push does not change an existing card. The arguments are those of `Trainer.create_model_card`; `tasks`,
+        `dataset_tags` and `dataset_args` are not used: the card names its task, and takes the data from the run.
         """
-        if not self.is_world_process_zero():
+        if not self.trainer.is_world_process_zero():
             return
         from cmfah_hf.data.dataset_card import CARD_NAME
         from cmfah_hf.hub.finished_run import read_run
         from cmfah_hf.hub.model_card import make_model_card
 
-        folder = Path(str(self.args.output_dir))
+        args = self.trainer.args
+        folder = Path(str(args.output_dir))
         given = dataset[0] if isinstance(dataset, list) and dataset else dataset
         card = make_model_card(
-            read_run(folder, metrics=self._figures()),
-            self.args.hub_model_id or model_name or folder.name,
+            read_run(folder, metrics=self.figures()),
+            args.hub_model_id or model_name or folder.name,
             dataset_id=given if isinstance(given, str) and given else None,
             tags=[tags] if isinstance(tags, str) else tags or (),
             license=license,
@@ -121,12 +139,13 @@ class HubTrainer(Trainer):
         )
         write_text(folder / CARD_NAME, str(card), HubError)
 
-    def _figures(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """The figures of the run so far, for a folder without `metrics.json`."""
+        trainer = self.trainer
         known = {
-            "hash_bits": getattr(self.accelerator.unwrap_model(self.model).config, "hash_bits", None),
-            "seed": self.args.seed,
-            "validation": self.state.best_metric,
-            "epoch": self.state.epoch,
+            "hash_bits": trainer.pretraining.config.hash_bits,
+            "seed": trainer.args.seed,
+            "validation": trainer.state.best_metric,
+            "epoch": trainer.state.epoch,
         }
         return {name: value for name, value in known.items() if value is not None}

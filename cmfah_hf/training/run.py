@@ -107,7 +107,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         write_text(output / METRICS_NAME, json.dumps(metrics, indent=2) + "\n", CheckpointError)
     shutil.rmtree(output / REFIT_NAME, ignore_errors=True)  # the model holds its result
     if args.push_to_hub:
-        trainer.push_folder(output)
+        trainer.hub.push(output)
     return metrics
 
 

@@ -1,14 +1,15 @@
 """`CMFAHTrainer`: a `Trainer` of alternating updates, for models with an objective that may have players."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from cmfah_hf.data.collator import PairCollator
@@ -27,7 +28,7 @@ from cmfah_hf.training.data.stream_loaders import (
     stream_loader,
 )
 from cmfah_hf.training.data.streams import PairStream, StreamPart
-from cmfah_hf.training.hub_uploads import HubTrainer
+from cmfah_hf.training.hub_uploads import HubUploads
 from cmfah_hf.training.loss_terms import LossTerms
 from cmfah_hf.training.players import ObjectiveCallback, PlayerUpdates, keep_whole
 from cmfah_hf.training.processes import broadcast_from_main, detached, gather_outputs, share_batches
@@ -36,6 +37,9 @@ from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.settings.ranges import taken
 from cmfah_hf.training.task import RetrievalTask, numbered, without_augmentation
 
+if TYPE_CHECKING:
+    from cmfah_hf.hub import PushedModel
+
 TRAINING_ARGS_NAME = "training_args.json"
 NO_BATCH = (
     "There is no batch to train on; take more pairs, a smaller per_device_train_batch_size, or "
@@ -43,7 +47,7 @@ NO_BATCH = (
 )
 
 
-class CMFAHTrainer(HubTrainer):
+class CMFAHTrainer(Trainer):
     """Trains the towers of a model with an objective, and the players of the objective, `[algorithm-1]`.
 
     The towers encode a batch once. Each player takes a step on these outputs, detached. Then the loss of the towers is
@@ -90,6 +94,7 @@ class CMFAHTrainer(HubTrainer):
             classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
             data_collator = PairCollator(processing_class, classes, text_column, similarity)
         self.task = RetrievalTask(data_collator, processing_class, text_column, database, similarity, measured)
+        self.hub = HubUploads(self)
         train_dataset, eval_dataset = as_training_stream(train_dataset, args), as_stream(eval_dataset)
         by_row = args.codes_update == "epoch" and train_dataset is not None and has_length(train_dataset)
         by_row = by_row and not isinstance(train_dataset, PairStream)
@@ -360,3 +365,28 @@ class CMFAHTrainer(HubTrainer):
             self.store.check_state(Path(checkpoint))
         super()._load_optimizer_and_scheduler(checkpoint)
         self.store.load_state(Path(checkpoint))
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Creates the repository `hub_model_id`, if it does not exist.
+
+        Raises:
+            HubError: If no id is given, or the Hub refuses it.
+        """
+        if self.is_world_process_zero():
+            self.hub_model_id = self.hub.repo_id  # type: ignore[assignment]  # the parent's begins as None
+            self.push_in_progress = None
+            self.hub.make_repository(token, private)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the parent's, but nothing is pushed: `push_to_hub` does that."""
+        super().save_model(output_dir, _internal_call=True)
+
+    def push_to_hub(  # type: ignore[override]  # it returns what `push_model` returns
+        self, commit_message: str | None = None, blocking: bool = True, *args: Any, **kwargs: Any
+    ) -> "PushedModel | Future[PushedModel] | None":
+        """Saves the model to `output_dir` and pushes it, in one commit, with its card: `HubUploads.push_saved`."""
+        return self.hub.push_saved(commit_message, blocking, *args, **kwargs)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the model card into `output_dir`, where the model has been saved: `HubUploads.write_card`."""
+        self.hub.write_card(*args, **kwargs)

@@ -90,7 +90,6 @@ def test_examples_of_the_docstrings_run_with_the_documented_output(session, writ
     given |= {
         "np": np,
         "torch": torch,
-        "picture": Image.open("beach.jpg"),
         "image": Image.open("beach.jpg"),
         "config": config,
     }

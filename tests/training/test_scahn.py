@@ -72,7 +72,7 @@ def test_graph_is_that_of_the_training_labels_and_words(trained_scahn):
 def test_resumed_run_ends_like_the_uninterrupted_one(trained_scahn, tmp_path):
     folder, config = trained_scahn.folder, trained_scahn.config
     first = min(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    assert (load_file(first / "model.safetensors")["contrast_queue.labels"] != 0).any()
+    assert (load_file(first / "model.safetensors")["objective.contrast_queue.labels"] != 0).any()
     shutil.copytree(first, tmp_path / first.name)
     for name in ("expander", "skip_gram"):
         for path in folder.glob(f"{name}.*"):
