@@ -75,9 +75,9 @@ def parse_json(text: str | bytes, where: str, error: type[CMFAHError] = CMFAHErr
     return value
 
 
-def read_yaml(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError) -> Any:
+def read_yaml(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError, most_bytes: int = 2**20) -> Any:
     """The value of a YAML file, as `parse_yaml` checks it."""
-    return parse_yaml(read_bytes(path, error, most_bytes=2**20), str(path), error)
+    return parse_yaml(read_bytes(path, error, most_bytes), str(path), error)
 
 
 def parse_yaml(text: str | bytes, where: str, error: type[CMFAHError] = CMFAHError) -> Any:

@@ -44,7 +44,7 @@ def checked_batches(
 ) -> Iterator[Any]:
     """The record batches of some columns and row groups, validated: offsets within values, texts in UTF-8."""
     groups = None if row_groups is None else list(row_groups)
-    for batch in parquet.iter_batches(size, groups, columns, use_threads=False):
+    for batch in parquet.iter_batches(size, row_groups=groups, columns=columns, use_threads=False):
         batch.validate(full=True)
         yield batch
 

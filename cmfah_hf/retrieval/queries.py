@@ -4,20 +4,34 @@ Shape suffixes: Q queries, K hash bits.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from cmfah_hf.errors import QueryError
-
-if TYPE_CHECKING:
-    from cmfah_hf.retrieval.retriever import CrossMediaRetriever
+from cmfah_hf.models import CMFAHProcessor
 
 
-def query_values(
-    retriever: "CrossMediaRetriever", text: str | Sequence[str] | None, image: Any, image_weight: float
-) -> np.ndarray:
-    """The continuous codes `(Q, K)` of queries; arguments and errors are those of `CrossMediaRetriever.search`."""
+class Encoder(Protocol):
+    """The part of `CrossMediaRetriever` that queries need."""
+
+    processor: CMFAHProcessor
+
+    def expand(self, texts: Sequence[str]) -> list[str]: ...
+
+    def encode_texts(self, texts: Iterable[str]) -> np.ndarray: ...
+
+    def encode_images(self, images: Iterable[Any]) -> np.ndarray: ...
+
+
+def query_values(retriever: Encoder, text: str | Sequence[str] | None, image: Any, image_weight: float) -> np.ndarray:
+    """The continuous codes `(Q, K)` of queries; the arguments are those of `CrossMediaRetriever.search`.
+
+    Raises:
+        QueryError: If there is neither text nor image, their numbers differ, the weight is not in 0..1, or the model
+            knows no word of a text.
+        ImageError: If an image cannot be read.
+    """
     if text is None and image is None:
         raise QueryError("Give a text or an image to search with, or both.")
     if not 0 <= image_weight <= 1:
@@ -25,9 +39,7 @@ def query_values(
     sides = []
     if text is not None:
         texts = [text] if isinstance(text, str) else list(text)
-        for given, expanded in zip(texts, retriever.expand(texts), strict=True):
-            if not retriever.processor.has_known_tokens(expanded):
-                raise QueryError(f"No word of {given!r} is known to the model; use other words.")
+        _require_known_tokens(texts, retriever)
         sides.append((1 - image_weight, retriever.encode_texts(texts)))
     if image is not None:
         images = list(image) if isinstance(image, (list, tuple)) else [image]
@@ -44,7 +56,11 @@ def query_values(
 
 
 def checked_texts(texts: Iterable[str]) -> list[str]:
-    """The texts as a list; rejects other types and lone surrogates, as undecodable command-line bytes have."""
+    """The texts as a list.
+
+    Raises:
+        QueryError: If one is not a string, or contains a lone surrogate, as undecodable command-line bytes do.
+    """
     texts = list(texts)
     for text in texts:
         if not isinstance(text, str):
@@ -52,3 +68,9 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise QueryError(f"The text {text[:80]!r} contains a lone surrogate, not a character; give it as UTF-8.")
     return texts
+
+
+def _require_known_tokens(texts: Sequence[str], retriever: Encoder) -> None:
+    for text, expanded in zip(texts, retriever.expand(texts), strict=True):
+        if not retriever.processor.has_known_tokens(expanded):
+            raise QueryError(f"No word of {text!r} is known to the model; use other words.")

@@ -251,8 +251,8 @@ REFUSED = [
     ("x.mat", {"I_tr": ONES, "V": np.ones(2)}, r"holds no variable such as IAll.*I_tr \(double, 4 x 3\), V"),
     ("x.h5", {"I_tr": ONES}, r"x.h5: holds no variable .* present are: I_tr \(float64, 4 x 3\)"),
     ("x.mat", {"YAll": ONES, "LAll": np.ones((5, 2))}, r"rows do not agree: tags = YAll .* LAll .*5 x 2"),
-    ("x.mat", {"YAll": np.ones((4, 4)), "LAll": TWO}, r'4 pairs fit ND and DN; say .* as axes=\{"tags": "ND"\}'),
-    ("x.mat", {"YAll": ONES}, r"the number of pairs could be 3 or 4; say which axis"),
+    ("x.mat", {"YAll": np.ones((4, 4)), "LAll": TWO}, r'4 pairs fit ND and DN; name .* as axes=\{"tags": "ND"\}'),
+    ("x.mat", {"YAll": ONES}, r"the number of pairs could be 3 or 4; name the axes"),
     (
         "x.mat",
         {"YAll": ONES, "LAll": np.array([["a"]], object)},
