@@ -176,6 +176,7 @@ def test_evaluate_reports_uninformative_and_unknown_parts(cmfah, trained):
     assert {"constant/i2t/map", "constant/t2i/map", "queries_unknown_words_share"} < set(document)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["--json"]], ids=["help", "json"])
 def test_a_closed_pipe_ends_the_command_quietly(trained, hostile_index, environment, arguments):
     command = [*PROGRAM, "search", str(trained.folder), str(hostile_index), "--text", "boat", *arguments]

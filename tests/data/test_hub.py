@@ -68,6 +68,7 @@ def printed_by(program: str, server: HubServer, folder: Path, *arguments: str) -
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_hub_data_sets_map_style_and_streaming(hub, tmp_path):
     server, scenes = hub
     out = printed_by(PROGRAM, server, tmp_path)
@@ -105,6 +106,7 @@ print(json.dumps(out))
 """
 
 
+@pytest.mark.slow
 def test_what_a_builder_refuses_while_a_stream_is_read_is_one_line(tmp_path):
     """`datasets` reads the metadata of a folder on the Hub row by row, and finds only then what is wrong with it."""
     scenes = make_scenes(3, image_size=32)

@@ -286,6 +286,7 @@ def saved_with_code(make_model, tmp_path_factory):
     return pretraining, here, processor(images=images, text=texts, return_tensors="pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["installed", "hidden"])
 def test_new_process_computes_the_same_bits(saved_with_code, tmp_path, mode):
     """Also where `cmfah_hf` cannot be imported: the code saved next to the weights is enough."""

@@ -58,6 +58,7 @@ def index_of(count):
     return index
 
 
+@pytest.mark.slow
 def test_an_index(tmp_path):
     path, old, new = tmp_path / "my.index", index_of(3), index_of(4)
     old.save(path)
@@ -91,6 +92,7 @@ def test_an_export(tmp_path, target):
     assert killed > 5
 
 
+@pytest.mark.slow
 def test_a_sharded_index(tmp_path):
     pytest.importorskip("ray")
     from cmfah_hf.retrieval.cluster import manifest as manifests

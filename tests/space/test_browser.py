@@ -18,6 +18,8 @@ from cmfah_hf.space.settings import bundled_space
 
 WAIT = 60_000
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def open_page(chromium, served):

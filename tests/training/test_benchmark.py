@@ -22,6 +22,7 @@ def benchmark():
     del sys.modules[spec.name]
 
 
+@pytest.mark.slow
 def test_plain_loop_takes_the_same_steps_as_the_trainer(benchmark, tmp_path):
     """Both end with the same weights, so neither is faster because it does less."""
     setting = benchmark.kept_regions(8, str(tmp_path), words=50)

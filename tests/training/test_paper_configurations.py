@@ -61,7 +61,7 @@ def test_the_two_configurations_differ_only_in_their_data(paper_run):
     ("name", "make", "prepare", "words"),
     [
         ("cmfah-mirflickr", make_mirflickr, prepare_mirflickr25k, "nikon explore café"),
-        ("cmfah-nus-wide", make_nus_wide, prepare_nus_wide, "müll tag3 tag1"),
+        pytest.param("cmfah-nus-wide", make_nus_wide, prepare_nus_wide, "müll tag3 tag1", marks=pytest.mark.slow),
     ],
 )
 def test_one_command_trains_on_prepared_data(name, make, prepare, words, paper_run, tmp_path):

@@ -128,7 +128,7 @@ def uninterrupted(scenes_folder, write_config, tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("part", ["first model", "refit"])
+@pytest.mark.parametrize("part", ["first model", pytest.param("refit", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_run_killed_at_any_step_ends_like_the_uninterrupted_one(
     run_of, uninterrupted, strategy, part, monkeypatch, tmp_path, caplog

@@ -114,6 +114,7 @@ np.savez(sys.argv[3], images=images.numpy(), texts=texts.numpy())
 """
 
 
+@pytest.mark.slow
 def test_new_process_computes_the_same_codes_bit_for_bit(trained, tmp_path, environment):
     towers, processor = CMFAHModel.from_pretrained(trained.folder), CMFAHProcessor.from_pretrained(trained.folder)
     images, texts = hashes(towers, processor, trained.scenes)
