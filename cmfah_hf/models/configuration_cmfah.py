@@ -121,7 +121,7 @@ class CMFAHConfig(PreTrainedConfig):
             added to the positions that they match, `[attention-v]` and `[attention-t]`, as in the paper.
         image_temperature, text_temperature (`float`, *optional*):
             Temperatures of the attention of the image tower and the text tower. None: 10 and 10 for `"select"`; 4 and
-            9, lambda_v and lambda_t of the paper, for `"add"`.
+            9, those of SCAN, for `"add"`.
         num_concepts (`int`, defaults to 64):
             Learned vectors that replace a missing modality. With `class_concepts`, at least one per class.
         class_concepts (`bool`, defaults to `True`):
