@@ -37,9 +37,9 @@ class Summary:
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The groups, `mean` and `std` with four decimals, and the number of `seeds`."""
-        spread = None if self.spread is None else round(self.spread, 4)
-        return {**self.of, "mean": round(self.mean, 4), "std": spread, "seeds": len(self.values)}
+        """The groups, `mean` and `std` with six decimals, and the number of `seeds`."""
+        spread = None if self.spread is None else round(self.spread, 6)
+        return {**self.of, "mean": round(self.mean, 6), "std": spread, "seeds": len(self.values)}
 
 
 @dataclass(frozen=True)

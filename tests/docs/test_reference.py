@@ -87,12 +87,8 @@ def test_examples_of_the_docstrings_run_with_the_documented_output(session, writ
     public = {name: importlib.import_module(home) for area in writer.PAGES for name, home in writer.public_names(area)}
     given = {name: getattr(module, name) for name, module in public.items()}
     config = given["CMFAHConfig"].from_pretrained("my-model")
-    given |= {
-        "np": np,
-        "torch": torch,
-        "image": Image.open("beach.jpg"),
-        "config": config,
-    }
+    given |= {"np": np, "torch": torch, "image": Image.open("beach.jpg"), "config": config}
+    given |= {"model": given["CMFAHModel"].from_pretrained("my-model")}
     given |= {"processor": CMFAHProcessor.from_pretrained("my-model"), "pixel_values": torch.zeros(2, 3, 64, 64)}
     given |= {"features": torch.zeros(2, config.hidden_size)}
     every, said = examples(), []

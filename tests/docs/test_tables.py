@@ -40,6 +40,7 @@ def test_results_are_small_and_name_their_source(file):
     assert document["source"] in ("measured", "transcribed")
     assert file.stat().st_size < 40_000
     for figure in document["figures"]:
+        assert figure.get("source", "measured") == "measured"  # since the file was transcribed
         assert 0 <= figure["mean"] <= 1
         assert figure["seeds"] >= 1
         assert figure["std"] is None or figure["seeds"] > 1
