@@ -111,8 +111,7 @@ def load_image_text(
         - `id` (string, unique within the split): the id column, else the picture's file name below the split's
           folder, else the row number; of streams from the Hub that are not Parquet and come in several files, a digest
           of text and picture in the place of the row number, which a stream cannot know;
-        - `image` (`datasets.Image`, decoded to Pillow images on access by `datasets`, whose own error reports one that
-          cannot be read; `drop_unreadable` leaves those out, `decode_image` names them);
+        - `image` (`datasets.Image`, decoded by `datasets` with errors of its own; see `drop_unreadable`);
         - `text` (string; a list is joined with spaces, nothing becomes the empty string);
         - `labels` (list of strings, empty where a row has none), unless the source has no labels at all;
         - all further columns as they are, renamed to `original_...` where their name is one of these four.
@@ -264,8 +263,7 @@ def _load_matrices(
 
 
 def _parquet_splits(folder: Path) -> dict[str, list[str]]:
-    """The Parquet files below `folder` by split: as its card says, or told by the subfolder, the shard pattern, or a
-    usual split's name."""
+    """The Parquet files below `folder` by split: by its card, else by subfolder, shard pattern, or split name."""
     if (named := card_splits(folder)) is not None:
         return {name: named[name] for name in sorted(named, key=usual_order)}
     splits: dict[str, list[str]] = {}

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_server import HubServer
@@ -58,14 +59,18 @@ def hub(tmp_path):
         yield server, scenes
 
 
+def printed_by(program: str, server: HubServer, folder: Path, *arguments: str) -> Any:
+    """The JSON document that a program prints in a new process that uses this Hub."""
+    environment = server.environment(folder / "home") | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", program, *arguments]
+    result = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
 def test_hub_data_sets_map_style_and_streaming(hub, tmp_path):
     server, scenes = hub
-    environment = server.environment(tmp_path / "home") | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-    out = json.loads(result.stdout.splitlines()[-1])
+    out = printed_by(PROGRAM, server, tmp_path)
     # The pictures came over the wire, not from some cache.
     assert server.asked("GET", "/datasets/me/parquet/resolve/")
     assert sum(request.sent for request in server.log if request.listener == "storage") > 0
@@ -115,13 +120,8 @@ def test_what_a_builder_refuses_while_a_stream_is_read_is_one_line(tmp_path):
             server.add_folder(f"me/{name}", tmp_path / name)
         server.add("me/rows", {"train.jsonl": b'{"image": null, "text": "a"}\n{"image": [1'})
         names = [*(f"me/{name}" for name in lines), "me/rows"]
-        environment = server.environment(tmp_path / "home") | {"PYTHONPATH": str(Path(__file__).parents[2])}
-        result = subprocess.run(
-            [sys.executable, "-c", REFUSED, *names],
-            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
-    for name, error in zip(names, json.loads(result.stdout.splitlines()[-1]), strict=True):
+        errors = printed_by(REFUSED, server, tmp_path, *names)
+    for name, error in zip(names, errors, strict=True):
         assert error is not None, name
         assert error.startswith(name), error
         assert "\n" not in error

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-# A handler at work for longer waits for its client, as it does where a body breaks off.
+# Maximum wait: a handler that is active for longer is blocked by its client, for example in an incomplete body.
 _MOST_SECONDS = 5.0
 
 
@@ -71,10 +71,10 @@ class Faults:
 
 
 class Record:
-    """What the server was asked.
+    """The log of requests, complete for every request whose answer a client has read.
 
-    A client has an answer before the handler comes to write it down, so whoever looks waits for the handlers at work;
-    but for those that a fault holds up, which may never come to an end.
+    A handler logs a request after it has sent the answer, so readers wait for active handlers. They do not wait for
+    handlers that a fault delays, which may never end.
     """
 
     def __init__(self) -> None:
@@ -83,19 +83,21 @@ class Record:
         self._idle = threading.Condition()
 
     def begin(self, fault: Fault | None) -> bool:
-        """A request has arrived; whether `complete` waits for it."""
+        """Registers a request; returns whether `complete` waits for it."""
         is_awaited = fault is None or not (fault.seconds or fault.mute or fault.endless)
         with self._idle:
             self._at_work += is_awaited
         return is_awaited
 
     def end(self, is_awaited: bool, request: Request) -> None:
+        """Logs a request whose handler has finished."""
         with self._idle:
             self._requests.append(request)
             self._at_work -= is_awaited
             self._idle.notify_all()
 
     def complete(self) -> list[Request]:
+        """The requests, in the order in which their handlers finished."""
         with self._idle:
             self._idle.wait_for(lambda: not self._at_work, timeout=_MOST_SECONDS)
             return self._requests

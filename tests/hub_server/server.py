@@ -76,7 +76,7 @@ class HubServer:
 
     @property
     def log(self) -> list[Request]:
-        """The requests, in the order of their answers; those whose answers have been read are all in it."""
+        """The logged requests; a request whose answer has been read is among them."""
         return self.record.complete()
 
     # What goes wrong, for the requests whose `METHOD /path` the pattern matches, `times` times (None: always).
