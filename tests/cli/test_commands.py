@@ -262,6 +262,7 @@ def test_export_matches_the_library(cmfah, index_file, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_standard_input_and_clean_output_in_a_new_process(trained, index_file, odd_images, environment, tmp_path):
     """`cat image | cmfah search ... --image - --json | jq`: standard output contains only the document."""
     program = "import sys; from cmfah_hf.cli import main; main(sys.argv[1:])"

@@ -120,6 +120,7 @@ def test_two_nodes_with_two_workers_read_each_row_once_and_resume(here, pushed, 
         assert sorted(halves[0] + halves[1]) == sorted(pushed["database"])
 
 
+@pytest.mark.slow
 def test_a_stream_survives_an_unreliable_hub(here, hub, pushed):
     stream = load_image_text("org/scenes", split="database", streaming=True)
     hub.fail("GET /objects/", status=503)

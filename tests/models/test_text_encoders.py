@@ -202,6 +202,7 @@ def test_model_without_text_model_has_no_such_tokenizer(make_config):
         CMFAHConfig(text_backbone="/nowhere/at-all")
 
 
+@pytest.mark.slow
 def test_configuration_alone_loads_no_model():
     code = "from cmfah_hf import CMFAHConfig; import sys; print([m for m in sys.modules if 'modeling_cmfah' in m])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -132,6 +132,7 @@ def test_a_run_folder_is_included_without_its_checkpoints(trained, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_the_page_is_built_without_torch():
     code = (
         "import sys; from cmfah_hf.space import serving, app, settings\n"

@@ -72,6 +72,7 @@ def test_backbone_inside_a_saved_classifier(tower, saved):
     assert_loaded(tower, {name.removeprefix("resnet."): tensor for name, tensor in whole.items()})
 
 
+@pytest.mark.slow
 def test_vgg_with_torchvision_names(make_config, vgg_features, tmp_path):
     save_file(vgg_features, tmp_path / "model.safetensors")
     tower = CMFAHImageModel(make_config(backbone="vgg11"))

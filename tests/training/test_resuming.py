@@ -180,6 +180,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_run_killed_while_a_checkpoint_is_written(run_of, uninterrupted, moment, tmp_path, caplog):
     whole, _ = uninterrupted("epoch")
@@ -217,6 +218,7 @@ def test_run_killed_before_its_words_were_written(run_of, uninterrupted, tmp_pat
     assert_same_outcome(out, whole)
 
 
+@pytest.mark.slow
 def test_run_killed_after_its_last_step_only_finishes(run_of, uninterrupted, monkeypatch, tmp_path):
     """Killed between the refit's last checkpoint and the metrics: nothing is left to train."""
     whole, _ = uninterrupted("epoch")
@@ -232,6 +234,7 @@ def test_run_killed_after_its_last_step_only_finishes(run_of, uninterrupted, mon
     assert_same_outcome(out, whole)
 
 
+@pytest.mark.slow
 def test_words_of_an_earlier_run_in_the_folder_are_not_reused(run_of, scenes_folder, tmp_path):
     """Otherwise a run killed between the two would resume with one run's graph and the other's vectors."""
     out = tmp_path / "out"

@@ -129,6 +129,7 @@ def test_new_process_computes_the_same_codes_bit_for_bit(trained, tmp_path, envi
     assert images.std() > 0.01
 
 
+@pytest.mark.slow
 def test_query_pairs_do_not_affect_training(run_of, scenes_folder, tmp_path):
     """Two runs with disjoint query splits produce bit-equal models."""
     other = tmp_path / "other"
@@ -172,6 +173,7 @@ def test_queries_are_read_once_and_after_training(run_of, monkeypatch):
     assert order == ["training", "queries"]
 
 
+@pytest.mark.slow
 def test_same_run_twice_gives_the_same_model(run_of, trained, tmp_path):
     train(run_of("--output_dir", str(tmp_path / "again"), training={"num_train_epochs": 2}))
     one, two = load_file(trained.folder / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")

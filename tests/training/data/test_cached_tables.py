@@ -256,6 +256,7 @@ def test_random_frozen_weights_are_reported_before_any_computation(run_of, monke
     assert "The image backbone is frozen with weights drawn at random" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["note", "texts", "list"])
 def test_damaged_notes_of_a_stream_are_recounted(run_of, tmp_path, caplog, kind):
     run = ("--streaming", "true", "--expand", "false")

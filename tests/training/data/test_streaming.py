@@ -182,6 +182,7 @@ def killed(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_killed_run_resumes_at_the_same_place(name, killed, make_model, make_pairs, make_trainer, tmp_path):
     settings, step, last = SETTINGS[name]
@@ -355,6 +356,7 @@ def test_words_and_classes_of_a_stream_match_the_data_set(parquet, run_of, tmp_p
     assert (graph != own_graph).nnz == 0
 
 
+@pytest.mark.slow
 def test_resumed_run_does_not_read_the_texts_again(parquet, run_of, tmp_path, monkeypatch):
     # All checkpoints are kept: the best one before the resumed one must exist.
     training = {"num_train_epochs": 3, "save_total_limit": 3}
