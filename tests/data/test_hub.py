@@ -48,7 +48,7 @@ def hub(tmp_path):
     scenes.select(range(4)).to_parquet(root / "me/parquet/data/train-00000-of-00001.parquet")
     scenes.select(range(4, 6)).to_parquet(root / "me/parquet/data/query-00000-of-00001.parquet")
     folder = write_imagefolder(scenes.select(range(4)), root / "me" / "folder" / "train")
-    # Without ids, the file names below the split are the ids: of the cached files and of the stream alike.
+    # Without ids, the file names below the split are the ids, both of cached files and of streams.
     lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     (folder / "metadata.jsonl").write_text(
         "".join(json.dumps({k: v for k, v in x.items() if k != "id"}) + "\n" for x in lines)

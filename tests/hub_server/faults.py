@@ -1,4 +1,4 @@
-"""What the server does wrong when it is told to, and the record of what it was asked."""
+"""Faults of the test Hub: delays, errors, broken transfers; and the log of its requests."""
 
 import re
 import threading
@@ -119,7 +119,7 @@ class Meter:
         return (self.fault and self.fault.chunk) or 2**16
 
     def allowed(self, size: int) -> int:
-        """How many of the next `size` bytes still pass."""
+        """The number of the next `size` bytes that still pass."""
         if self.fault is None or self.fault.cut_after is None:
             return size
         return min(size, self.fault.cut_after - self.count)
