@@ -117,9 +117,9 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
             codes: `(B, K)` of -1 and +1, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of this batch.
             paired: Whether to compute the cross-modal view. Without attention it equals the unimodal one.
         """
-        regions_BRD = self.cmfah.image_model.embeddings(pixel_values, region_features)
-        tokens_BWD, mask_BW = self.cmfah.text_model.embeddings(input_ids, attention_mask, inputs_embeds)
-        views = self.cmfah.encode_views(regions_BRD, tokens_BWD, mask_BW, cross_modal=paired, **kwargs)
+        images = self.cmfah.image_model.embeddings(pixel_values, region_features)
+        texts = self.cmfah.text_model.embeddings(input_ids, attention_mask, inputs_embeds)
+        views = self.cmfah.encode_views(images, texts, cross_modal=paired, **kwargs)
         outputs = CMFAHForPreTrainingOutput(
             image_hash=views.image.hash_values,
             text_hash=views.text.hash_values,

@@ -32,7 +32,7 @@ _MOST_POSITIONS = 2**17
 
 
 def tokenizer_of_backbone(backbone: PreTrainedConfig) -> PreTrainedTokenizerFast:
-    """The tokenizer of a text backbone, from the folder or repository of its configuration. It truncates long texts.
+    """The tokenizer of a text backbone or dual encoder, from the place of its configuration. It truncates long texts.
 
     Raises:
         ValueError: If the source of the configuration is unknown, or the tokenizer cannot be used.
@@ -42,7 +42,7 @@ def tokenizer_of_backbone(backbone: PreTrainedConfig) -> PreTrainedTokenizerFast
 
     place = backbone.name_or_path
     if not place:
-        raise ValueError("text_backbone_config names no source of a tokenizer; give text_backbone.")
+        raise ValueError("The text encoder's configuration names no source of a tokenizer; give a folder or Hub id.")
     found = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     if not isinstance(found, PreTrainedTokenizerFast):
         raise ValueError(f"{place}: its tokenizer has no tokenizer.json; convert it to a fast one.")

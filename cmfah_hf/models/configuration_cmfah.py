@@ -106,6 +106,18 @@ class CMFAHConfig(PreTrainedConfig):
             The configuration of a text model; it takes precedence over `text_backbone`.
         freeze_text_backbone (`bool`, defaults to `True`):
             Whether the text backbone is not trained.
+        dual_encoder (`str`, *optional*):
+            A folder or Hub id of a dual encoder of `transformers` (CLIP, SigLIP and their kin), which replaces both
+            backbones. It is resolved once, into `dual_encoder_config`.
+        dual_encoder_config (`dict | PreTrainedConfig`, *optional*):
+            The configuration of a dual encoder; it takes precedence over all other encoders.
+        pooled_dim (`int`, *optional*):
+            Width `E` of the vectors of the dual encoder. None: read from its configuration.
+        use_positions (`bool`, defaults to `True`):
+            Whether the pooled positions count in a code beside the vector of a dual encoder, `[hash-vectors]`.
+        encoder_source, encoder_revision, encoder_digest (`str`, *optional*):
+            Hub id, commit and digest of a dual encoder whose weights are not saved with the model, but fetched from
+            there. None: they are saved with it.
         text_kernel_sizes (`list[int]`, defaults to `[1, 3, 5]`):
             Widths of the TextCNN's filters, in words, `[words]`.
         text_filters (`int`, defaults to 256):
@@ -158,6 +170,7 @@ class CMFAHConfig(PreTrainedConfig):
     sub_configs_defaults = {
         "backbone_config": SubConfigSpec(AutoConfig, model_type="resnet", optional=True),
         "text_backbone_config": SubConfigSpec(AutoConfig, model_type="bert", optional=True),
+        "dual_encoder_config": SubConfigSpec(AutoConfig, model_type="clip", optional=True),
     }
     # One head per block: the attention weights are cosines of whole features.
     num_attention_heads = 1
@@ -175,6 +188,13 @@ class CMFAHConfig(PreTrainedConfig):
     text_backbone: str | None = None
     text_backbone_config: dict | PreTrainedConfig | None = None
     freeze_text_backbone: bool = True
+    dual_encoder: str | None = None
+    dual_encoder_config: dict | PreTrainedConfig | None = None
+    pooled_dim: int | None = None
+    use_positions: bool = True
+    encoder_source: str | None = None
+    encoder_revision: str | None = None
+    encoder_digest: str | None = None
     pad_token_id: int | None = 0
     unk_token_id: int | None = 1
     text_kernel_sizes: list[int] | tuple[int, ...] = (1, 3, 5)
@@ -197,15 +217,7 @@ class CMFAHConfig(PreTrainedConfig):
     objective: dict | None = None
 
     def __post_init__(self, **kwargs):
-        if self.image_feature_dim is not None:
-            self.backbone = self.backbone_config = None
-        if self.backbone is not None and self.backbone_config is None:
-            self.backbone_config = resolve_backbone(self.backbone)
-        if self.backbone_config is not None:
-            self.backbone = None  # resolved, so that a saved configuration needs no second look-up
-        if self.text_backbone is not None and self.text_backbone_config is None:
-            self.text_backbone_config = _configuration_of(self.text_backbone, "text model", {})
-        self.text_backbone = None
+        self._resolve()
         for name in self.sub_configs_defaults:
             sub_config = getattr(self, name)
             if isinstance(sub_config, dict) and sub_config.get("model_type") not in CONFIG_MAPPING:
@@ -216,9 +228,39 @@ class CMFAHConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if isinstance(self.text_backbone_config, PreTrainedConfig):
             self._follow_text_backbone(self.text_backbone_config)
+        if isinstance(self.dual_encoder_config, PreTrainedConfig):
+            self._follow_dual_encoder(self.dual_encoder_config)
+        else:
+            self.pooled_dim = None
         self.text_kernel_sizes = list(self.text_kernel_sizes)
         self._check()
         self.image_temperature, self.text_temperature = self.temperatures
+
+    def _resolve(self) -> None:
+        """Replaces names of encoders by their configurations, so that a saved one needs no second look-up."""
+        if self.dual_encoder is not None and self.dual_encoder_config is None:
+            self.dual_encoder_config = _configuration_of(self.dual_encoder, "dual encoder", {})
+        self.dual_encoder = None
+        if self.dual_encoder_config is not None:
+            self.image_feature_dim = self.backbone = self.backbone_config = None
+            self.text_backbone = self.text_backbone_config = None
+        if self.image_feature_dim is not None:
+            self.backbone = self.backbone_config = None
+        if self.backbone is not None and self.backbone_config is None:
+            self.backbone_config = resolve_backbone(self.backbone)
+        if self.backbone_config is not None:
+            self.backbone = None
+        if self.text_backbone is not None and self.text_backbone_config is None:
+            self.text_backbone_config = _configuration_of(self.text_backbone, "text model", {})
+        self.text_backbone = None
+
+    def _follow_dual_encoder(self, encoder: PreTrainedConfig) -> None:
+        """Sets the sizes of a dual encoder. Its `pad_token_id` is that of its tokenizer, which is not always there."""
+        text = encoder.get_text_config()
+        self.vocab_size, self.word_dim, self.unk_token_id = text.vocab_size, text.hidden_size, None
+        sizes = (getattr(encoder, "projection_dim", None), getattr(text, "projection_size", None), text.hidden_size)
+        if self.pooled_dim is None:
+            self.pooled_dim = next(size for size in sizes if size)
 
     def _follow_text_backbone(self, backbone: PreTrainedConfig) -> None:
         """Sets the sizes and token ids of a text backbone instead of those of a word table."""
@@ -232,8 +274,11 @@ class CMFAHConfig(PreTrainedConfig):
             raise ValueError(
                 f"hash_bits is {self.hash_bits}; a code is stored in whole bytes, so give a multiple of 8."
             )
-        if self.backbone is None and self.backbone_config is None and self.image_feature_dim is None:
+        encoders = (self.backbone, self.backbone_config, self.image_feature_dim, self.dual_encoder_config)
+        if all(each is None for each in encoders):
             raise ValueError("backbone and backbone_config are both None; name an image backbone in one of them.")
+        if not self.use_positions and self.dual_encoder_config is None:
+            raise ValueError("use_positions is False, and without a dual encoder there is nothing else to read.")
         self._check_sizes()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -250,8 +295,9 @@ class CMFAHConfig(PreTrainedConfig):
         for name in ("pad_token_id", "unk_token_id"):
             if not 0 <= (getattr(self, name) or 0) < self.vocab_size:
                 raise ValueError(f"{name} is {getattr(self, name)}; give one of the {self.vocab_size} rows, or None.")
-        if self.image_feature_dim is not None and self.image_feature_dim < 1:
-            raise ValueError(f"image_feature_dim is {self.image_feature_dim}; give 1 or more, or None.")
+        for name in ("image_feature_dim", "pooled_dim"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more, or None.")
         if not self.text_kernel_sizes or min(self.text_kernel_sizes) < 1:
             raise ValueError(f"text_kernel_sizes is {self.text_kernel_sizes}; give one or more widths of 1 or more.")
 

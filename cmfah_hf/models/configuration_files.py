@@ -40,11 +40,21 @@ _LARGEST = {
     "image_size": 4_096, "num_channels": 3, "word_dim": 10**6, "text_filters": 10**6, "text_kernel_sizes": 1_000,
     "hidden_size": 10**6, "num_hidden_layers": _MOST_LAYERS, "num_concepts": 10**6, "num_labels": 10**5,
     "hash_bits": 65_536, "queue_size": 10**6, "image_temperature": 10**4, "text_temperature": 10**4,
+    "pooled_dim": 10**6,
 }  # fmt: skip
 # Settings of a backbone that may be mappings.
 _MAPPINGS = {
     "backbone_config": ("id2label", "label2id"),
     "text_backbone_config": ("id2label", "label2id", "rope_parameters"),
+    "dual_encoder_config": ("id2label", "label2id", "rope_parameters"),
+}
+# Settings of a dual encoder that are the settings of its parts.
+_PARTS = ("text_config", "vision_config", "image_config", "multimodal_config", "image_codebook_config")
+# Forms of the settings that stand for the weights of an encoder elsewhere.
+_SOURCES = {
+    "encoder_source": r"[\w.-]{1,96}/[\w.-]{1,96}",
+    "encoder_revision": r"[0-9a-f]{40}",
+    "encoder_digest": r"[0-9a-f]{32}",
 }
 _LAYERS = re.compile("depth|layer|block|stage|repeat|group")
 _MOST_KERNELS = 100
@@ -53,6 +63,7 @@ _MOST_KERNELS = 100
 _BACKBONES: dict[str, tuple[Mapping[str, Any], str]] = {
     "backbone_config": (MODEL_FOR_BACKBONE_MAPPING_NAMES, "image backbone"),
     "text_backbone_config": ({**MODEL_MAPPING_NAMES, **MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES}, "text model"),
+    "dual_encoder_config": (MODEL_MAPPING_NAMES, "dual encoder"),
 }
 
 # Errors of the constructors of `transformers` for inconsistent values. They share no type.
@@ -90,17 +101,7 @@ def checked_settings(
             raise ModelFileError(f"{where}: {name!r} is no setting; remove it.")
         kept[name] = value
     _check_types(kept, config_class, where)
-    backbone = kept.get("backbone")
-    if backbone is not None and kept.get("backbone_config") is None and backbone not in TORCHVISION_BACKBONES:
-        raise ModelFileError(
-            f"{where}: its backbone {str(backbone)[:80]!r} would have to be looked up elsewhere; a saved model has a "
-            "VGG of torchvision there, or a backbone_config."
-        )
-    if kept.get("text_backbone") is not None:
-        raise ModelFileError(
-            f"{where}: its text_backbone {str(kept['text_backbone'])[:80]!r} would have to be looked up elsewhere; a "
-            "saved model has a text_backbone_config."
-        )
+    _check_places(kept, where)
     if len(kept.get("text_kernel_sizes") or ()) > _MOST_KERNELS:
         raise ModelFileError(f"{where}: text_kernel_sizes has more than {_MOST_KERNELS} widths.")
     for name in ("auto_map", "custom_pipelines"):
@@ -110,6 +111,34 @@ def checked_settings(
         if isinstance(kept.get(name), dict):
             kept[name] = _backbone_config(name, kept[name], kinds, where)
     return kept
+
+
+def _check_places(settings: dict[str, Any], where: str | os.PathLike) -> None:
+    """Rejects names of encoders that would have to be looked up elsewhere.
+
+    Only a commit of a repository on the Hub, with a digest of its weights, can stand for the weights of an encoder.
+    """
+    backbone = settings.get("backbone")
+    if backbone is not None and settings.get("backbone_config") is None and backbone not in TORCHVISION_BACKBONES:
+        raise ModelFileError(
+            f"{where}: its backbone {str(backbone)[:80]!r} would have to be looked up elsewhere; a saved model has a "
+            "VGG of torchvision there, or a backbone_config."
+        )
+    for part in ("text_backbone", "dual_encoder"):
+        if settings.get(part) is not None:
+            raise ModelFileError(
+                f"{where}: its {part} {str(settings[part])[:80]!r} would have to be looked up elsewhere; a saved model "
+                f"has a {part}_config."
+            )
+    if settings.get("encoder_source") is None:
+        return
+    for name, form in _SOURCES.items():
+        found = str(settings.get(name))
+        if not re.fullmatch(form, found) or ".." in found:
+            raise ModelFileError(
+                f"{where}: {name} is {found[:80]!r}; the weights of an encoder are those of a commit of a repository "
+                "on the Hub."
+            )
 
 
 def _check_setting(name: str, value: Any, where: str | os.PathLike) -> None:
@@ -202,6 +231,9 @@ def _backbone_settings(
     for name, value in settings.items():
         _check_setting(name, value, where)
         _check_size(name, value, _MOST_LAYERS if _LAYERS.search(str(name)) else _MOST, where)
+        if part == "dual_encoder_config" and name in _PARTS and isinstance(value, dict):
+            kept[name] = _part_settings(value, where)
+            continue
         if (isinstance(value, dict) and name not in _MAPPINGS[part]) or name == "backbone_config":
             raise ModelFileError(f"{where}: {name} of its {part} holds further settings; remove it.")
         if name not in known and (name.startswith("_") or name == "name_or_path"):
@@ -210,6 +242,15 @@ def _backbone_settings(
             raise ModelFileError(f"{where}: {name!r} is no setting of a backbone; remove it.")
         kept[name] = value
     return kept
+
+
+def _part_settings(settings: dict[str, Any], where: str | os.PathLike) -> dict[str, Any]:
+    """The checked settings of one half of a dual encoder, whose `model_type` its class may not name."""
+    kind = settings.get("model_type")
+    if str(kind).startswith("timm"):  # whose names may be places
+        raise ModelFileError(f"{where}: a half of its dual encoder is timm's, which is not supported.")
+    config_class = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else PreTrainedConfig  # noqa: SIM401  # no dict
+    return _backbone_settings("dual_encoder_config", settings, config_class, where)
 
 
 def _check_timm(name: Any, where: str | os.PathLike) -> None:

@@ -1,8 +1,10 @@
-"""Image encoders: the regions of images, from a torchvision VGG or any `AutoBackbone` of `transformers`.
+"""Image encoders: the regions of images, from a torchvision VGG, any `AutoBackbone` of `transformers`, or half of a
+dual encoder.
 
-An image encoder computes `R` regions of each image on a grid, in row-major order from the top left.
+An image encoder computes `R` regions of each image on a grid, in row-major order from the top left. A dual encoder also
+computes a vector.
 
-Shape suffixes: B images, R regions, D feature width, C channels of the backbone.
+Shape suffixes: B images, R regions, D feature width, C channels of the backbone, E width of a dual encoder's vectors.
 """
 
 from collections.abc import Callable
@@ -14,6 +16,8 @@ from transformers import PreTrainedConfig
 
 from .configuration_cmfah import CMFAHConfig
 from .configuration_files import UNFIT
+from .dual_encoder import CMFAHDualImageEncoder
+from .encoder_output import Embedded, with_vector, without_vector
 from .fused_cmfah import EPSILON
 from .model_files import ModelFileError
 
@@ -61,6 +65,9 @@ def _build_backbone(config: CMFAHConfig) -> tuple[nn.Module, int]:
     Raises:
         ValueError: If the backbone cannot be built, for example without a package that it needs.
     """
+    if config.dual_encoder_config is not None:
+        dual = CMFAHDualImageEncoder(config)
+        return dual, dual.channels[-1]
     if config.image_feature_dim is not None:
         return CMFAHGivenFeatures(config.image_feature_dim), config.image_feature_dim
     if not isinstance(config.backbone_config, PreTrainedConfig):
@@ -87,6 +94,7 @@ class CMFAHImageEncoder(nn.Module):
         self.backbone, channels = _build_backbone(config)
         self._freeze()
         self.projection = nn.Linear(channels, config.hidden_size)
+        self.pooled_dim = config.pooled_dim
         self._grids: dict[tuple[int, int], tuple[int, int]] = {}
 
     def _freeze(self) -> None:
@@ -98,15 +106,23 @@ class CMFAHImageEncoder(nn.Module):
         self._freeze()  # `from_pretrained`, which ends with `eval()`, creates parameters that are not frozen
         return self
 
-    def _feature_map(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def _encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The last feature map of the backbone, and the vectors of a dual encoder."""
         # A frozen backbone needs no graph.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_backbone):
             output = self.backbone(pixel_values.to(self.projection.weight.dtype))
-        return output if isinstance(output, torch.Tensor) else output.feature_maps[-1]
+        if isinstance(output, tuple):
+            return output
+        return (output if isinstance(output, torch.Tensor) else output.feature_maps[-1]), None
 
     def extract_regions(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The regions of the backbone, `(B, R, C)`, in row-major order, which can be given as `region_features`."""
-        return self._feature_map(pixel_values).flatten(2).transpose(1, 2)
+        """The regions of the backbone, `(B, R, C)`, in row-major order, which can be given as `region_features`.
+
+        Those of a dual encoder begin with its vector: `(B, 1 + R, max(C, E))`, the narrower ones filled up with zeros.
+        """
+        feature_map, pooled_BE = self._encode(pixel_values)
+        regions_BRC = feature_map.flatten(2).transpose(1, 2)
+        return regions_BRC if pooled_BE is None else with_vector(regions_BRC, pooled_BE)
 
     @torch.no_grad()
     def region_grid(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
@@ -119,15 +135,15 @@ class CMFAHImageEncoder(nn.Module):
             was_training = self.training
             weight = self.projection.weight
             black = torch.zeros(1, self.config.num_channels, *size, device=weight.device, dtype=weight.dtype)
-            rows, columns = self.eval()._feature_map(black).shape[2:]
+            rows, columns = self.eval()._encode(black)[0].shape[2:]
             self.train(was_training)
             self._grids[size] = rows, columns
         return self._grids[size]
 
     def forward(
         self, pixel_values: torch.Tensor | None = None, region_features: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """The regions `(B, R, D)`.
+    ) -> Embedded:
+        """The regions `(B, R, D)`, and the vectors of a dual encoder.
 
         Args:
             pixel_values: `(B, 3, H, W)`.
@@ -140,7 +156,9 @@ class CMFAHImageEncoder(nn.Module):
             region_features = self.extract_regions(pixel_values)
         elif region_features is None or pixel_values is not None:
             raise ValueError("Give the image tower either pixel_values or region_features.")
-        regions_BRC = region_features.to(self.projection.weight.dtype)
+        regions_BRC, pooled_BE = region_features.to(self.projection.weight.dtype), None
+        if self.pooled_dim is not None:
+            regions_BRC, pooled_BE = without_vector(regions_BRC, self.projection.in_features, self.pooled_dim)
         if regions_BRC.shape[-1] != self.projection.in_features:
             raise ValueError(
                 f"region_features have {regions_BRC.shape[-1]} channels and the backbone gives "
@@ -152,4 +170,4 @@ class CMFAHImageEncoder(nn.Module):
             lengths_BR1 = torch.linalg.vector_norm(regions_BRC, dim=-1, keepdim=True, dtype=wide)
             scale_B11 = lengths_BR1.square().mean(dim=1, keepdim=True).sqrt().clamp(min=EPSILON)
             regions_BRC = regions_BRC * (regions_BRC.shape[-1] ** 0.5 / scale_B11).to(regions_BRC.dtype)
-        return self.projection(regions_BRC)
+        return Embedded(self.projection(regions_BRC), None, pooled_BE)

@@ -1,7 +1,8 @@
 """Co-attention, selection, pooling and the hash head: the layers of both towers after their encoders.
 
 Shape suffixes: B pairs of a batch, P positions of a sequence (regions or tokens), Q positions of its partner (tokens,
-regions or concepts), V views, D feature width, K hash bits. Equations are cited by their tags in `docs/method.md`.
+regions or concepts), V views, D feature width, E width of a dual encoder's vectors, K hash bits. Equations are cited by
+their tags in `docs/method.md`.
 """
 
 from dataclasses import dataclass
@@ -249,7 +250,7 @@ def _masked_mean(hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torc
 
 
 class CMFAHHashHead(nn.Module):
-    """`[hash]`: `H = tanh(W F + b)`."""
+    """`[hash]`: `H = tanh(W F + b)`, and with a dual encoder `[hash-vectors]`: `H = tanh(W F + U p + b)`."""
 
     def __init__(self, config: CMFAHConfig):
         super().__init__()
@@ -258,11 +259,20 @@ class CMFAHHashHead(nn.Module):
         has_two = config.normalize_features and config.attention != "none"
         self.paired_norm = nn.BatchNorm1d(config.hidden_size, affine=False) if has_two else None
         self.dropout = nn.Dropout(config.dropout)
-        self.dense = nn.Linear(config.hidden_size, config.hash_bits)
+        self.dense = nn.Linear(config.hidden_size, config.hash_bits) if config.use_positions else None
+        self.vectors = None if config.pooled_dim is None else nn.Linear(config.pooled_dim, config.hash_bits)
 
-    def forward(self, features_BD: torch.Tensor, is_paired: bool = False) -> torch.Tensor:
+    def forward(
+        self, features_BD: torch.Tensor, pooled_BE: torch.Tensor | None = None, is_paired: bool = False
+    ) -> torch.Tensor:
+        """The continuous codes `(B, K)` of features and, with a dual encoder, of its vectors."""
+        from_vectors_BK = self.vectors(pooled_BE) if self.vectors is not None else None
+        if self.dense is None:
+            assert from_vectors_BK is not None
+            return from_vectors_BK.tanh()
         if is_paired and self.norm is not None and self.paired_norm is not None:
             features_BD = torch.addcmul(self.norm.bias, self.norm.weight, self.paired_norm(features_BD))
         elif self.norm is not None:
             features_BD = self.norm(features_BD)
-        return self.dense(self.dropout(features_BD)).tanh()
+        values_BK = self.dense(self.dropout(features_BD))
+        return (values_BK if from_vectors_BK is None else values_BK + from_vectors_BK).tanh()

@@ -22,7 +22,7 @@ from .tokenization_cmfah import build_word_tokenizer, load_word_tokenizer, split
 _MOST_PIXELS_A_SIDE = 2_048
 _SWITCHES = (
     *("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_center_crop", "do_pad"),
-    "default_to_square",
+    *("default_to_square", "rescale_offset", "include_top"),
 )
 _SIZES = ("size", "crop_size", "pad_size")
 # Settings that name the type of a file and do not affect images.
@@ -106,18 +106,23 @@ class CMFAHProcessor(ProcessorMixin):
     def from_backbones(
         cls, config: CMFAHConfig, image_mean: Sequence[float] | None = None, image_std: Sequence[float] | None = None
     ) -> "CMFAHProcessor":
-        """The processor of a new model with a text backbone, with the tokenizer of the backbone.
+        """The processor of a new model with a text backbone or a dual encoder, with the tokenizer of that encoder.
+
+        A dual encoder brings its own image processor too.
 
         Args:
-            config: The model's configuration, with the `text_backbone` given by folder or Hub id.
-            image_mean, image_std: As in `from_vocabulary`.
+            config: The model's configuration, with the `text_backbone` or `dual_encoder` given by folder or Hub id.
+            image_mean, image_std: As in `from_vocabulary`; not read with a dual encoder.
 
         Raises:
-            ValueError: If there is no text backbone, or its tokenizer cannot be used.
-            OSError: If it has no tokenizer, or the Hub cannot be reached.
+            ValueError: If there is no such encoder, or its tokenizer cannot be used.
+            OSError: If it has no tokenizer or image processor, or the Hub cannot be reached.
         """
+        if isinstance(config.dual_encoder_config, PreTrainedConfig):
+            tokenizer = tokenizer_of_backbone(config.dual_encoder_config)
+            return cls(_dual_image_processor(config), tokenizer, word_level=False)
         if not isinstance(config.text_backbone_config, PreTrainedConfig):
-            raise ValueError("This model has word vectors and no text backbone; use from_vocabulary.")
+            raise ValueError("This model has word vectors and no pretrained text encoder; use from_vocabulary.")
         tokenizer = tokenizer_of_backbone(config.text_backbone_config)
         return cls(_new_image_processor(config, image_mean, image_std), tokenizer, word_level=False)
 
@@ -229,7 +234,8 @@ class CMFAHProcessor(ProcessorMixin):
 
     def check_model(self, config: CMFAHConfig) -> None:
         """Raises a `ValueError` if the tokenizer is not the one that the model was trained with."""
-        rows, has_backbone = len(self.tokenizer), config.text_backbone_config is not None
+        rows = len(self.tokenizer)
+        has_backbone = config.text_backbone_config is not None or config.dual_encoder_config is not None
         fits = rows == config.vocab_size and self.tokenizer.pad_token_id == config.pad_token_id
         if has_backbone == self.word_level or not (rows <= config.vocab_size if has_backbone else fits):
             raise ValueError("its tokenizer is not the one that its model was trained with; save both again")
@@ -249,6 +255,25 @@ def _new_image_processor(
         image_mean=list(image_mean),
         image_std=list(image_std),
     )
+
+
+def _dual_image_processor(config: CMFAHConfig) -> ImageProcessingMixin:
+    """The image processor of a dual encoder, from the folder or repository of its configuration.
+
+    One with settings of its own, such as the cutting into patches of SigLIP 2, is replaced by a square resize with the
+    same normalization.
+    """
+    from transformers import AutoImageProcessor
+
+    encoder = config.dual_encoder_config
+    assert isinstance(encoder, PreTrainedConfig)
+    if not encoder.name_or_path:
+        raise ValueError("dual_encoder_config names no source of an image processor; give dual_encoder.")
+    settings = AutoImageProcessor.from_pretrained(encoder.name_or_path, trust_remote_code=False).to_dict()
+    try:
+        return _load_image_processor(settings, Path(encoder.name_or_path), {})
+    except ModelFileError:
+        return _new_image_processor(config, settings.get("image_mean"), settings.get("image_std"))
 
 
 def _load_image_processor(settings: Any, path: Path, options: dict[str, Any]) -> ImageProcessingMixin:

@@ -1,6 +1,7 @@
-"""Text encoders: the tokens of texts, from a TextCNN over word vectors or any text model of `transformers`.
+"""Text encoders: the tokens of texts, from a TextCNN over word vectors, any text model of `transformers`, or half of a
+dual encoder.
 
-A text encoder computes `W` tokens of each text and a mask of those that exist.
+A text encoder computes `W` tokens of each text and a mask of those that exist. A dual encoder also computes a vector.
 
 Shape suffixes: B texts, W tokens, D feature width, E width of an input embedding, F filters, H hidden size of the
 backbone.
@@ -16,11 +17,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPI
 
 from .configuration_cmfah import CMFAHConfig
 from .configuration_files import UNFIT
+from .dual_encoder import CMFAHDualTextEncoder
+from .encoder_output import Embedded
 from .model_files import ModelFileError
 
 
 def build_text_encoder(config: CMFAHConfig) -> "CMFAHTextEncoder":
     """The text encoder of a configuration, with random weights."""
+    if config.dual_encoder_config is not None:
+        return CMFAHDualText(config)
     return CMFAHTextCNN(config) if config.text_backbone_config is None else CMFAHTextBackbone(config)
 
 
@@ -54,8 +59,8 @@ class CMFAHTextEncoder(nn.Module):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tokens `(B, W, D)`, zero where masked, and the mask `(B, W)`.
+    ) -> Embedded:
+        """The tokens `(B, W, D)`, zero where masked, the mask `(B, W)`, and the vectors of a dual encoder.
 
         Args:
             input_ids: `(B, W)`, rows of the embedding table.
@@ -68,13 +73,16 @@ class CMFAHTextEncoder(nn.Module):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give the text tower either input_ids or inputs_embeds.")
         embeds_BWE = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        mask_BW = _mask(embeds_BWE, input_ids, attention_mask, self.config.pad_token_id)
+        positions = embeds_BWE[..., 0] if input_ids is None else input_ids
+        mask_BW = _mask(positions, attention_mask, self.config.pad_token_id if input_ids is not None else None)
         if input_ids is not None and self.config.unk_token_id is not None:
             mask_BW = mask_BW & (input_ids != self.config.unk_token_id)  # words without vectors are ignored
         if not mask_BW.shape[1]:  # convolution, attention and LSTM need a column
             embeds_BWE, mask_BW = nn.functional.pad(embeds_BWE, (0, 0, 0, 1)), nn.functional.pad(mask_BW, (0, 1))
-        hidden_BWH = self._encode(input_ids, embeds_BWE, mask_BW)
-        return self.projection(self.dropout(hidden_BWH)) * mask_BW[..., None].to(self.projection.weight.dtype), mask_BW
+        return Embedded(self._project(self._encode(input_ids, embeds_BWE, mask_BW), mask_BW), mask_BW)
+
+    def _project(self, hidden_BWH: torch.Tensor, mask_BW: torch.Tensor) -> torch.Tensor:
+        return self.projection(self.dropout(hidden_BWH)) * mask_BW[..., None].to(self.projection.weight.dtype)
 
     def _encode(self, input_ids: torch.Tensor | None, embeds_BWE: torch.Tensor, mask_BW: torch.Tensor) -> torch.Tensor:
         """The hidden states `(B, W, H)`; `input_ids` are None if embeddings were given."""
@@ -145,6 +153,45 @@ class CMFAHTextBackbone(CMFAHTextEncoder):
         return output.last_hidden_state.to(self.projection.weight.dtype)
 
 
+class CMFAHDualText(CMFAHTextEncoder):
+    """The text half of a dual encoder: its `last_hidden_state`, projected to `D`, and its vectors."""
+
+    def __init__(self, config: CMFAHConfig):
+        super().__init__(config)
+        self.backbone = CMFAHDualTextEncoder(config)
+        self._freeze()
+        self.projection = nn.Linear(self.backbone.channels[-1], config.hidden_size)
+
+    def _freeze(self) -> None:
+        if self.config.freeze_text_backbone:
+            self.backbone.requires_grad_(False).eval()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.tower.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.tower.set_input_embeddings(value)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> Embedded:
+        """As the parent's, from `input_ids` alone."""
+        if input_ids is None or inputs_embeds is not None:
+            raise ValueError("A dual encoder reads texts as input_ids, and not as inputs_embeds.")
+        if not input_ids.shape[1]:
+            input_ids = input_ids.new_full((len(input_ids), 1), self.config.pad_token_id or 0)
+            attention_mask = torch.zeros_like(input_ids)
+        mask_BW = _mask(input_ids, attention_mask, self.config.pad_token_id)
+        attended_BW = mask_BW | ~mask_BW.any(dim=1, keepdim=True)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text_backbone):
+            hidden_BWC, pooled_BE = self.backbone(input_ids, attended_BW)
+        dtype = self.projection.weight.dtype
+        return Embedded(self._project(hidden_BWC.to(dtype), mask_BW), mask_BW, pooled_BE.to(dtype))
+
+
 def build_text_backbone(config: CMFAHConfig) -> PreTrainedModel:
     """The text model of `text_backbone_config`, with random weights and without a pooler.
 
@@ -180,14 +227,10 @@ def in_reading_order(
     return output_BWD.take_along_dim(order_BW1.argsort(dim=1), dim=1)
 
 
-def _mask(
-    embeds_BWE: torch.Tensor,
-    input_ids: torch.Tensor | None,
-    attention_mask: torch.Tensor | None,
-    pad_token_id: int | None,
-) -> torch.Tensor:
+def _mask(positions_BW: torch.Tensor, attention_mask: torch.Tensor | None, pad_token_id: int | None) -> torch.Tensor:
+    """The positions that exist: those of the mask, else all that are not padding."""
     if attention_mask is not None:
         return attention_mask.bool()
-    if input_ids is not None and pad_token_id is not None:
-        return input_ids != pad_token_id
-    return embeds_BWE.new_ones(embeds_BWE.shape[:2], dtype=torch.bool)
+    if pad_token_id is not None:
+        return positions_BW != pad_token_id
+    return torch.ones_like(positions_BW, dtype=torch.bool)

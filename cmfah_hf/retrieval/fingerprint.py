@@ -50,12 +50,11 @@ def fingerprint_of(model: CMFAHModel, processor: CMFAHProcessor, expander: "Grap
         "words": [vocabulary, backend["normalizer"], backend["pre_tokenizer"], tokenizer.unk_token],
         "expander": None if expander is None else expander.digest,
     }
-    if config.text_backbone_config is not None:
-        described["text backbone"] = {
-            name: value
-            for name, value in config.text_backbone_config.to_dict().items()
-            if not name.startswith("_") and name not in ("dtype", "transformers_version", "architectures")
-        }
+    encoders = {"text backbone": config.text_backbone_config, "dual encoder": config.dual_encoder_config}
+    for encoder, settings in encoders.items():
+        if settings is None:
+            continue
+        described[encoder] = _without_places(settings.to_dict())
         parts = [backend[name] for name in ("normalizer", "pre_tokenizer", "model", "post_processor", "added_tokens")]
         described["words"] = [*parts, tokenizer.model_max_length, tokenizer.padding_side]
     digest.update(json.dumps(described, sort_keys=True).encode())
@@ -64,6 +63,15 @@ def fingerprint_of(model: CMFAHModel, processor: CMFAHProcessor, expander: "Grap
         digest.update(f"{name}{tuple(values.shape)}".encode())
         digest.update(values.numpy().data.cast("B") if values.numel() else b"")
     return digest.hexdigest()
+
+
+def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an encoder, without its name and what its files say of themselves."""
+    return {
+        name: _without_places(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if not str(name).startswith("_") and name not in ("dtype", "transformers_version", "architectures")
+    }
 
 
 def state_of(model: CMFAHModel, *parts: Any) -> tuple:

@@ -85,8 +85,8 @@ def test_selected_features_are_added_to_pooled_ones(make_model, batch):
     concepts = model.image_model.encoder.concepts, model.text_model.encoder.concepts
     for i in range(4):
         own = words[i][exists[i]]
-        local_regions = model.image_model.embeddings(batch["pixel_values"])[i]
-        local_words = model.text_model.embeddings(batch["input_ids"], batch["attention_mask"])[0][i][exists[i]]
+        local_regions = model.image_model.embeddings(batch["pixel_values"]).positions[i]
+        local_words = model.text_model.embeddings(batch["input_ids"], batch["attention_mask"]).positions[i][exists[i]]
         for temperature, hidden, asking, pooled, features, weights in (
             (2.0, regions[i], local_words, regions[i].amax(dim=0), outputs.image_features[i], outputs.attentions[0][i]),
             (30.0, own, local_regions, own.sum(dim=0) / max(len(own), 1), outputs.text_features[i], None),
@@ -169,7 +169,7 @@ def test_hidden_states_are_the_positions_before_and_after_each_block(make_model,
         assert [tuple(states.shape) for states in tower.hidden_states] == [(4, positions, 16)] * 3
         close(tower.hidden_states[-1], tower.last_hidden_state)
         assert len(tower.attentions) == 2
-    close(outputs.image_model_output.hidden_states[0], model.image_model.embeddings(batch["pixel_values"]))
+    close(outputs.image_model_output.hidden_states[0], model.image_model.embeddings(batch["pixel_values"]).positions)
     close(outputs.image_features, outputs.image_model_output.last_hidden_state.mean(dim=1))
     exists = (batch["input_ids"] > 1).float()
     lengths = exists.sum(dim=1, keepdim=True).clamp(min=1)
