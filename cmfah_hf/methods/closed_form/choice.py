@@ -1,0 +1,292 @@
+"""Fits all closed-form codes to the vectors of a dual encoder, and chooses one by the encoder's own rankings.
+
+Shapes: `N` items, `E` width of the vectors, `K` bits, `Q` queries.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from cmfah_hf.errors import DataError
+from cmfah_hf.methods.closed_form.moments import Moments, PairMoments
+from cmfah_hf.methods.closed_form.projections import (
+    HashProjection,
+    cca_projection,
+    check_spread,
+    pca_projection,
+    shared_projection,
+)
+from cmfah_hf.methods.closed_form.rotations import itq_rotation, random_rotation
+from cmfah_hf.methods.closed_form.vectors import Reservoir, unit_vectors
+
+TANH_RMS = 1 / 16
+"""Root mean square of `z` before `tanh` (`[tanh-scale]` in docs/method.md)."""
+
+_NEIGHBORS = 10
+_QUERIES = 500
+_FEWEST_HELD_OUT = 20
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A fitted projection with its agreement with the encoder's rankings of held-out items.
+
+    Attributes:
+        name: Projection and rotation, for example `"pca, itq"`.
+        aqd, hamming: The expected share of the encoder's ten nearest items among the code's ten nearest, in [0, 1].
+    """
+
+    name: str
+    aqd: float
+    hamming: float
+
+    @property
+    def score(self) -> float:
+        """The mean of both rankings, by which candidates are compared."""
+        return (self.aqd + self.hamming) / 2
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best projection and the comparison behind it.
+
+    Attributes:
+        projection: The best, fitted to all vectors including the held-out ones.
+        candidates: All candidates, best first.
+        held_out: Images held out for the comparison; 0 if there were too few, so that it used the fitted images.
+    """
+
+    projection: HashProjection
+    candidates: tuple[Candidate, ...]
+    held_out: int
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Moments, and sampled unit vectors `(N, E)`; without texts or pairs, their counts are 0."""
+
+    images: Moments
+    texts: Moments
+    pairs: PairMoments
+    image_rows: np.ndarray
+    text_rows: np.ndarray
+
+
+class CodeFitter:
+    """Collects the vectors of a dual encoder in a stream, and fits codes to them without training.
+
+    Memory is that of the moments and of one sample per kind of input (images, texts, pairs), independent of the number
+    of vectors. The result is the same for any division of the stream into blocks, up to rounding.
+
+    Example:
+        >>> fitter = CodeFitter(width=8)
+        >>> fitter.add_images(np.random.default_rng(0).standard_normal((200, 8)))
+        >>> fitter.fit(bits=8).projection.rank
+        8
+    """
+
+    def __init__(self, width: int, *, sample: int = 20_000, held_out: int = 2_000, seed: int = 0):
+        """
+        Args:
+            width: `E`, of both modalities.
+            sample: Vectors kept for the rotations, in addition to the held-out ones.
+            held_out: Most items held out for the comparison, at most a fifth of all.
+            seed: Seed of samples and rotations.
+        """
+        self.width, self.sample, self.held_out, self.seed = width, sample, held_out, seed
+        self._pools = {
+            name: (Moments(columns), Reservoir(sample + held_out, columns, seed))
+            for name, columns in (("images", width), ("texts", width), ("pairs", 2 * width))
+        }
+
+    def add_images(self, vectors: Any) -> None:
+        """Adds `(N, E)` vectors of images without texts.
+
+        Raises:
+            DataError: If they are not a finite matrix of this width.
+        """
+        self._add("images", self._units(vectors, "image vectors"))
+
+    def add_texts(self, vectors: Any) -> None:
+        """Adds `(N, E)` vectors of texts without images, as `add_images`."""
+        self._add("texts", self._units(vectors, "text vectors"))
+
+    def add_pairs(self, images: Any, texts: Any) -> None:
+        """Adds `(N, E)` vectors of images and of the texts of the same rows, as `add_images`."""
+        image_NE, text_NE = self._units(images, "image vectors"), self._units(texts, "text vectors")
+        if len(image_NE) != len(text_NE):
+            raise DataError(f"Pairs need one text per image, not {len(image_NE)} images and {len(text_NE)} texts.")
+        self._add("pairs", np.concatenate([image_NE, text_NE], axis=1))
+
+    def fit(self, bits: int, *, text_mean_E: np.ndarray | None = None, rounds: int = 50) -> Choice:
+        """Fits and compares all candidates (`[choice]` in docs/method.md); can be called for several lengths.
+
+        Args:
+            bits: `K`.
+            text_mean_E: The mean of the unit vectors of texts, if none were added. None: that of the images, which
+                suits image queries only.
+            rounds: Rounds of ITQ.
+
+        Raises:
+            DataError: With fewer than 2 images, or if all vectors of a modality are equal.
+        """
+        fitted, held_out = self._split()
+        held = len(held_out.image_rows)
+        everything = self._joined(fitted, held_out)
+        check_spread(everything.images, "image")
+        if held < _FEWEST_HELD_OUT:
+            fitted, held_out, held = everything, everything, 0
+        candidates = []
+        for name, build in self._builders(fitted, bits, text_mean_E, rounds).items():
+            candidates.append(Candidate(name, *_agreement(build(), held_out)))
+        candidates.sort(key=lambda one: -one.score)
+        final = self._builders(everything, bits, text_mean_E, rounds)[candidates[0].name]
+        return Choice(final(), tuple(candidates), held)
+
+    def _units(self, vectors: Any, what: str) -> np.ndarray:
+        units_NE = unit_vectors(vectors, what)
+        if units_NE.shape[1] != self.width:
+            raise DataError(f"The {what} have the width {units_NE.shape[1]}, where {self.width} was expected.")
+        return units_NE
+
+    def _add(self, name: str, rows: np.ndarray) -> None:
+        moments, reservoir = self._pools[name]
+        moments.add(reservoir.add(rows))
+
+    def _split(self) -> tuple[_Data, _Data]:
+        """The vectors to fit, and those to compare with: a random part of each sample."""
+        parts = []
+        for moments, reservoir in self._pools.values():
+            held = min(self.held_out, reservoir.count // 5)
+            order = np.random.default_rng([self.seed, 1]).permutation(len(reservoir.rows))
+            rows = reservoir.rows[order].astype(np.float64)
+            fitted = Moments(rows.shape[1])
+            fitted.merge(moments)
+            fitted.add(rows[held:])
+            compared = Moments(rows.shape[1])
+            compared.add(rows[:held])
+            parts.append(((fitted, rows[held:]), (compared, rows[:held])))
+        fitted_parts, compared_parts = zip(*parts, strict=True)
+        return self._data(*fitted_parts), self._data(*compared_parts)
+
+    def _data(self, images: tuple, texts: tuple, pairs: tuple) -> _Data:
+        joint = PairMoments(self.width)
+        joint.joint = pairs[0]
+        images[0].merge(joint.images)
+        texts[0].merge(joint.texts)
+        return _Data(
+            images[0],
+            texts[0],
+            joint,
+            np.concatenate([images[1], pairs[1][:, : self.width]]),
+            np.concatenate([texts[1], pairs[1][:, self.width :]]),
+        )
+
+    def _joined(self, one: _Data, other: _Data) -> _Data:
+        moments = Moments(self.width), Moments(self.width), PairMoments(self.width)
+        for part in (one, other):
+            moments[0].merge(part.images)
+            moments[1].merge(part.texts)
+            moments[2].merge(part.pairs)
+        return _Data(
+            *moments,
+            np.concatenate([one.image_rows, other.image_rows]),
+            np.concatenate([one.text_rows, other.text_rows]),
+        )
+
+    def _builders(
+        self, data: _Data, bits: int, text_mean_E: np.ndarray | None, rounds: int
+    ) -> dict[str, Callable[[], HashProjection]]:
+        """The functions that fit each candidate, by its name."""
+        if data.texts.count:
+            text_mean_E = data.texts.mean
+        projections: dict[str, Callable[[], HashProjection]] = {
+            "pca": lambda: pca_projection(data.images, bits, text_mean_E)
+        }
+        if data.texts.count:
+            projections["shared"] = lambda: shared_projection(data.images, data.texts, bits)
+        if data.pairs.joint.count:
+            centers = {"image_mean_E": data.images.mean, "text_mean_E": text_mean_E}
+            projections["cca"] = lambda: cca_projection(data.pairs, bits, **centers)
+        rotations = {
+            "itq": lambda rows_NK: itq_rotation(rows_NK, rounds, self.seed)[0],
+            "random rotation": lambda _: random_rotation(bits, self.seed),
+        }
+
+        def build(project: Callable[[], HashProjection], rotation: str) -> HashProjection:
+            # Scaled before as well, so that both modalities weigh the same in the rotation.
+            projection = scaled_for_tanh(project(), data.image_rows, data.text_rows)
+            rotated = projection.rotated(rotations[rotation](self._rows(projection, data)), rotation)
+            return scaled_for_tanh(rotated, data.image_rows, data.text_rows)
+
+        return {
+            f"{name}, {rotation}": partial(build, project, rotation)
+            for name, project in projections.items()
+            for rotation in rotations
+        }
+
+    def _rows(self, projection: HashProjection, data: _Data) -> np.ndarray:
+        """Projected vectors for ITQ: as many of images as of texts, if there are enough."""
+        texts = min(len(data.text_rows), self.sample // 2)
+        images = self.sample - texts
+        return np.concatenate([projection.images(data.image_rows[:images]), projection.texts(data.text_rows[:texts])])
+
+
+def scaled_for_tanh(projection: HashProjection, images_NE: np.ndarray, texts_NE: np.ndarray) -> HashProjection:
+    """The projection with a root mean square of `TANH_RMS` in each modality (`[tanh-scale]` in docs/method.md).
+
+    Args:
+        projection: Any.
+        images_NE, texts_NE: Vectors to measure with. Without texts, their factor is that of the images.
+    """
+    image_factor = _factor(projection.images(images_NE))
+    text_factor = _factor(projection.texts(texts_NE)) if len(texts_NE) else image_factor
+    return projection.scaled(image_factor, text_factor)
+
+
+def _factor(values_NK: np.ndarray) -> float:
+    size = float(np.sqrt(np.mean(np.square(values_NK))))
+    return TANH_RMS / size if size > 0 else 1.0
+
+
+def _agreement(projection: HashProjection, data: _Data) -> tuple[float, float]:
+    """The agreement of AQD and of Hamming with the cosine: between the modalities, or among images without texts."""
+    images_NE, texts_NE = data.image_rows, data.text_rows
+    image_NK = projection.images(images_NE)
+    if len(texts_NE):
+        text_NK = projection.texts(texts_NE)
+        directions = [((texts_NE, text_NK), (images_NE, image_NK)), ((images_NE, image_NK), (texts_NE, text_NK))]
+    else:
+        queries = min(_QUERIES, len(images_NE) // 4 + 1)
+        directions = [((images_NE[:queries], image_NK[:queries]), (images_NE[queries:], image_NK[queries:]))]
+    found = []
+    for (queries_QE, queries_QK), (items_NE, items_NK) in directions:
+        queries_QE, queries_QK = queries_QE[:_QUERIES], queries_QK[:_QUERIES]
+        k = min(_NEIGHBORS, 1 + len(items_NE) // 10)
+        cosines_QN = queries_QE @ items_NE.T
+        nearest_QN = np.zeros(cosines_QN.shape, bool)
+        np.put_along_axis(nearest_QN, np.argsort(-cosines_QN, axis=1, kind="stable")[:, :k], True, axis=1)
+        signs_KN = np.where(items_NK >= 0, 1.0, -1.0).T
+        aqd_QN = np.tanh(queries_QK) @ signs_KN
+        hamming_QN = np.where(queries_QK >= 0, 1.0, -1.0) @ signs_KN
+        found.append([expected_overlap(scores_QN, nearest_QN, k) for scores_QN in (aqd_QN, hamming_QN)])
+    aqd, hamming = np.mean(found, axis=0)
+    return float(aqd), float(hamming)
+
+
+def expected_overlap(scores_QN: np.ndarray, relevant_QN: np.ndarray, k: int) -> float:
+    """The expected share of the `k` relevant items of a query among its `k` best, over all orders of tied items.
+
+    Args:
+        scores_QN: Larger is nearer.
+        relevant_QN: Bool, with `k` in each row.
+        k: From 1 to `N`.
+    """
+    last_Q1 = np.partition(scores_QN, -k, axis=1)[:, [-k]]
+    above_QN, tied_QN = scores_QN > last_Q1, scores_QN == last_Q1
+    free_Q = k - above_QN.sum(axis=1)
+    found_Q = (relevant_QN & above_QN).sum(axis=1) + (relevant_QN & tied_QN).sum(axis=1) * free_Q / tied_QN.sum(axis=1)
+    return float(found_Q.mean() / k)

@@ -1,0 +1,86 @@
+"""Vectors of an encoder: unit length, checks, and a uniform sample of a stream.
+
+Shapes: `N` items of a block, `E` width of the vectors, `S` rows of a sample.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from cmfah_hf.errors import DataError
+
+
+def unit_vectors(vectors: Any, what: str = "vectors") -> np.ndarray:
+    """`(N, E)` vectors scaled to unit length, in float64; zero vectors stay zero, so their cosines are 0.
+
+    Args:
+        vectors: `(N, E)` real numbers.
+        what: Their name in errors.
+
+    Raises:
+        DataError: If they are not a matrix of finite numbers.
+    """
+    vectors_NE = np.asarray(vectors)
+    if vectors_NE.ndim != 2 or vectors_NE.dtype.kind not in "fiu":
+        raise DataError(
+            f"The {what} are {vectors_NE.dtype} of shape {vectors_NE.shape}; give an (items, width) matrix of numbers."
+        )
+    vectors_NE = vectors_NE.astype(np.float64)
+    finite_N = np.isfinite(vectors_NE).all(axis=1)
+    if not finite_N.all():
+        row = int(np.argmin(finite_N))
+        raise DataError(f"Row {row} of the {what} has a NaN or an infinity; check the encoder's output for this item.")
+    # Division by the largest magnitude first, so that no square overflows or vanishes.
+    largest_N1 = np.abs(vectors_NE).max(axis=1, initial=0, keepdims=True)
+    vectors_NE /= np.where(largest_N1 > 0, largest_N1, 1)
+    lengths_N1 = np.linalg.norm(vectors_NE, axis=1, keepdims=True)
+    return vectors_NE / np.where(lengths_N1 > 0, lengths_N1, 1)
+
+
+class Reservoir:
+    """A uniform sample without replacement of the rows of a stream, the same for any division into blocks.
+
+    Each row draws a key from the seed, and the rows with the `size` smallest keys are kept.
+
+    Attributes:
+        rows: The sample `(S, E)`, in no particular order; at most `size` rows.
+        count: The number of rows of the stream so far.
+    """
+
+    def __init__(self, size: int, width: int, seed: int = 0, dtype: Any = np.float32):
+        if size < 1:
+            raise DataError(f"A sample of {size} rows is empty; take 1 or more.")
+        self.size, self.count = size, 0
+        self.rows = np.empty((0, width), dtype)
+        self._keys = np.empty(0)
+        self._random = np.random.default_rng(seed)
+
+    def add(self, block_NE: np.ndarray) -> np.ndarray:
+        """Offers rows to the sample. Returns those that are not in it: refused now, or replaced by these.
+
+        The sample and all returned rows together are exactly the stream.
+
+        Raises:
+            DataError: If the block has another width.
+        """
+        if block_NE.ndim != 2 or block_NE.shape[1] != self.rows.shape[1]:
+            raise DataError(f"Rows have the width {self.rows.shape[1]}, a block has the shape {block_NE.shape}.")
+        block_NE = block_NE.astype(self.rows.dtype, copy=False)
+        keys_N = self._random.random(len(block_NE))
+        self.count += len(block_NE)
+        free = self.size - len(self.rows)
+        if free > 0:
+            self.rows = np.concatenate([self.rows, block_NE[:free]])
+            self._keys = np.concatenate([self._keys, keys_N[:free]])
+            block_NE, keys_N = block_NE[free:], keys_N[free:]
+        below_N = keys_N < self._keys.max(initial=0)
+        if not below_N.any():
+            return block_NE
+        entering_NE, refused_NE = block_NE[below_N], block_NE[~below_N]
+        keys = np.concatenate([self._keys, keys_N[below_N]])
+        in_sample = np.zeros(len(keys), bool)
+        in_sample[np.argpartition(keys, self.size - 1)[: self.size]] = True
+        slots, admitted = np.flatnonzero(~in_sample[: self.size]), in_sample[self.size :]
+        replaced_NE = self.rows[slots]
+        self.rows[slots], self._keys[slots] = entering_NE[admitted], keys[self.size :][admitted]
+        return np.concatenate([refused_NE, entering_NE[~admitted], replaced_NE])

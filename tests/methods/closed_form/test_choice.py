@@ -1,0 +1,140 @@
+"""The choice among all candidates, and the agreement that it is based on."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmfah_hf.errors import DataError
+from cmfah_hf.methods.closed_form import CodeFitter, unit_vectors
+from cmfah_hf.methods.closed_form.choice import TANH_RMS, expected_overlap
+
+
+def clustered(rows, seed=0, width=24):
+    """Vectors of images and texts: clusters in common, noise of their own, and clouds apart."""
+    random = np.random.default_rng(seed)
+    centers = np.random.default_rng(99).standard_normal((40, width))
+    common = centers[random.integers(40, size=rows)] + 0.5 * random.standard_normal((rows, width))
+    return [common + 0.5 * random.standard_normal((rows, width)) + shift for shift in (1.0, -1.0)]
+
+
+def fitted(bits=16, **options):
+    fitter = CodeFitter(24, **options)
+    fitter.add_pairs(*clustered(600))
+    return fitter.fit(bits, rounds=10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores=st.lists(st.integers(0, 2), min_size=2, max_size=6), k=st.integers(1, 3), seed=st.integers(0, 99))
+def test_overlap_is_the_mean_over_all_orders_of_ties(scores, k, seed):
+    k = min(k, len(scores))
+    relevant = np.zeros(len(scores), bool)
+    relevant[np.random.default_rng(seed).permutation(len(scores))[:k]] = True
+    orders = [order for order in permutations(range(len(scores))) if all(np.diff([scores[i] for i in order]) <= 0)]
+    expected = np.mean([relevant[list(order[:k])].mean() for order in orders])
+    assert expected_overlap(np.array([scores]), relevant[None], k) == pytest.approx(expected)
+
+
+def test_all_candidates_are_compared_and_the_best_is_returned():
+    choice = fitted()
+    names = {
+        f"{projection}, {rotation}"
+        for projection in ("pca", "shared", "cca")
+        for rotation in ("itq", "random rotation")
+    }
+    assert {one.name for one in choice.candidates} == names
+    scores = [one.score for one in choice.candidates]
+    assert scores == sorted(scores, reverse=True)
+    assert choice.projection.name == choice.candidates[0].name
+    assert choice.held_out == 120
+    assert all(0 <= figure <= 1 for one in choice.candidates for figure in (one.aqd, one.hamming))
+    assert choice.candidates[0].aqd > 3 * 10 / 120  # far from a random order
+
+
+def test_codes_of_pairs_find_each_other():
+    projection = fitted(bits=32).projection
+    images_NE, texts_NE = clustered(100, seed=7)
+    agree_NN = np.where(projection.images(images_NE) >= 0, 1, -1) @ np.where(projection.texts(texts_NE) >= 0, 1, -1).T
+    ranks = (agree_NN > np.diag(agree_NN)[:, None]).sum(axis=1)
+    assert np.median(ranks) < 5
+    shares = (projection.images(clustered(600)[0]) >= 0).mean(axis=0)
+    assert ((shares > 0.1) & (shares < 0.9)).all()  # centered: no bit is equal for all images
+
+
+def test_blocks_and_order_of_calls_do_not_matter_and_the_seed_does():
+    images_NE, texts_NE = clustered(600)
+    fitter = CodeFitter(24, sample=100, held_out=50)
+    for rows in np.split(np.arange(600), [7, 160, 161, 500]):
+        fitter.add_pairs(images_NE[rows], texts_NE[rows])
+    whole = CodeFitter(24, sample=100, held_out=50)
+    whole.add_pairs(images_NE, texts_NE)
+    one, other = fitter.fit(16, rounds=5), whole.fit(16, rounds=5)
+    assert {c.name: c.score for c in one.candidates} == pytest.approx(
+        {c.name: c.score for c in other.candidates}, abs=0.05
+    )
+    assert one.held_out == other.held_out == 50
+    again = whole.fit(16, rounds=5)
+    assert again.candidates == other.candidates
+    np.testing.assert_array_equal(again.projection.image_weight, other.projection.image_weight)
+    assert fitted(seed=1).candidates != fitted(seed=2).candidates
+
+
+def test_images_alone_are_enough_and_texts_are_centered_by_a_given_mean():
+    images_NE, texts_NE = clustered(300)
+    fitter = CodeFitter(24)
+    fitter.add_images(images_NE)
+    mean_E = unit_vectors(texts_NE).mean(axis=0)
+    choice = fitter.fit(16, text_mean_E=mean_E, rounds=10)
+    assert [one.name.split(",")[0] for one in choice.candidates] == ["pca", "pca"]
+    np.testing.assert_allclose(choice.projection.texts(texts_NE).mean(axis=0), 0, atol=1e-9)
+
+
+def test_texts_without_pairs_add_the_shared_covariance():
+    images_NE, texts_NE = clustered(300)
+    fitter = CodeFitter(24)
+    fitter.add_images(images_NE)
+    fitter.add_texts(texts_NE[:200])
+    assert {one.name.split(",")[0] for one in fitter.fit(16, rounds=3).candidates} == {"pca", "shared"}
+
+
+def test_tanh_changes_almost_no_ranking_by_aqd():
+    """The ten best of each query, before `tanh` in float64 and after it on the grid of the index."""
+    from cmfah_hf.retrieval.codes import round_for_aqd
+
+    choice = fitted(bits=64)
+    images_NE, texts_NE = clustered(500, seed=3)
+    query_QK, item_NK = choice.projection.texts(texts_NE), choice.projection.images(images_NE)
+    assert np.sqrt(np.mean(query_QK**2)) == pytest.approx(TANH_RMS, rel=0.1)
+    signs_KN = np.where(item_NK >= 0, 1.0, -1.0).T
+    before, after = query_QK @ signs_KN, round_for_aqd(np.tanh(query_QK)) @ signs_KN
+    nearest = np.zeros(before.shape, bool)
+    np.put_along_axis(nearest, np.argsort(-before, axis=1)[:, :10], True, axis=1)
+    assert expected_overlap(after, nearest, 10) > 0.99
+
+
+@pytest.mark.parametrize(("images", "bits"), [(2, 8), (5, 16), (30, 64)])
+def test_few_images_work_and_their_rank_is_reported(images, bits):
+    fitter = CodeFitter(24)
+    fitter.add_images(clustered(images)[0])
+    choice = fitter.fit(bits, rounds=5)
+    assert choice.projection.rank == min(images - 1, 24)
+    assert choice.projection.bits == bits
+    assert choice.held_out == 0
+    assert np.isfinite(choice.projection.images(clustered(9)[0])).all()
+
+
+def test_unusable_vectors_are_refused_in_one_line():
+    fitter = CodeFitter(3)
+    with pytest.raises(DataError, match="2 or more image vectors, not 0"):
+        fitter.fit(8)
+    with pytest.raises(DataError, match="Row 1 of the image vectors"):
+        fitter.add_images([[0, 0, 1], [0, np.nan, 1]])
+    with pytest.raises(DataError, match="text vectors have the width 4, where 3"):
+        fitter.add_texts(np.ones((2, 4)))
+    with pytest.raises(DataError, match="2 images and 3 texts"):
+        fitter.add_pairs(np.ones((2, 3)), np.ones((3, 3)))
+    fitter.add_images(np.ones((40, 3)))
+    with pytest.raises(DataError, match="All 40 image vectors are equal"):
+        fitter.fit(8)
