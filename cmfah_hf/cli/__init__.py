@@ -10,6 +10,7 @@ from typing import Any, NoReturn, cast
 import typer
 import typer.core
 
+from cmfah_hf.cli.compress import compress
 from cmfah_hf.cli.data import data_app
 from cmfah_hf.cli.demo import demo
 from cmfah_hf.cli.evaluate import evaluate
@@ -62,6 +63,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+app.command()(compress)
 app.command()(evaluate)
 app.command()(index)
 app.command()(search)

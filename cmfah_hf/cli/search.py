@@ -1,6 +1,7 @@
 """`cmfah search`."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,10 @@ def search(
         Path | None,
         typer.Argument(help="An index file of `cmfah index`. Default: the index pushed with the model."),
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="A folder of images to search instead; new and changed ones are indexed first."),
+    ] = None,
     text: Annotated[str | None, typer.Option("--text", "-t", help="Words to search with.")] = None,
     image: Annotated[str | None, typer.Option("--image", "-i", help="An image to search with, or '-'.")] = None,
     image_weight: Annotated[float, typer.Option(help="With words and an image: the image's share, 0 to 1.")] = 0.5,
@@ -30,16 +35,29 @@ def search(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
-    """Search an index by words, by an image, or by both; `--image -` reads the image from standard input.
+    """Search an index, or a folder of images, by words, by an image, or by both.
+
+    `--image -` reads the image from standard input. The index of a folder is kept in the Hub's cache, or in the given
+    index file.
 
     Words that the model does not know are listed and ignored.
     """
     from cmfah_hf.cli.output import print_json, print_table, say
     from cmfah_hf.retrieval import CrossMediaRetriever
     from cmfah_hf.retrieval.conditions import parse_conditions
+    from cmfah_hf.retrieval.folder_index import STATE_COLUMNS, update_folder_index
 
-    retriever = CrossMediaRetriever.from_pretrained(model, index=index is None, any_model=any_model)
-    if index is not None:
+    with_model = index is None and images is None
+    retriever = CrossMediaRetriever.from_pretrained(model, index=with_model, any_model=any_model)
+    changes = None
+    if images is not None:
+        changes = update_folder_index(retriever, images, index, progress=not json)
+        say(
+            f"{images}: {changes.added:,} new images, {changes.changed:,} changed, {changes.removed:,} removed, "
+            f"{changes.unchanged:,} as before, {len(changes.unreadable):,} unreadable.",
+            err=True,
+        )
+    elif index is not None:
         retriever.images = retriever.load_index(index, mmap=True)
     searched = retriever.images if len(retriever.images) else retriever.texts
     conditions = parse_conditions(where, searched.metadata) if where else None
@@ -52,9 +70,11 @@ def search(
         say(f"Ignored {len(ignored)} words that the model does not know: {shown}", err=True)
     asked = " + ".join(part for part in (text, image) if part is not None)
     if json:
-        print_json({"query": asked, "metric": metric, "ignored_words": ignored, "results": found})
+        folder = {} if changes is None else {"folder": asdict(changes)}
+        print_json({"query": asked, "metric": metric, "ignored_words": ignored, **folder, "results": found})
     else:
         columns = results.metadata.column_names if results.metadata is not None else []
+        columns = [name for name in columns if name not in STATE_COLUMNS]
         rows = [
             [hit["rank"], hit["id"], hit["score"], *(str(hit["metadata"][name]) for name in columns)] for hit in found
         ]

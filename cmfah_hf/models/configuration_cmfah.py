@@ -257,6 +257,8 @@ class CMFAHConfig(PreTrainedConfig):
     def _follow_dual_encoder(self, encoder: PreTrainedConfig) -> None:
         """Sets the sizes of a dual encoder. Its `pad_token_id` is that of its tokenizer, which is not always there."""
         text = encoder.get_text_config()
+        if not hasattr(text, "vocab_size"):
+            raise ValueError(f"A {encoder.model_type} model encodes no texts; give a dual encoder, such as a CLIP.")
         self.vocab_size, self.word_dim, self.unk_token_id = text.vocab_size, text.hidden_size, None
         sizes = (getattr(encoder, "projection_dim", None), getattr(text, "projection_size", None), text.hidden_size)
         if self.pooled_dim is None:

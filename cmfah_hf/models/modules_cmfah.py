@@ -263,7 +263,7 @@ class CMFAHHashHead(nn.Module):
         self.vectors = None if config.pooled_dim is None else nn.Linear(config.pooled_dim, config.hash_bits)
 
     def forward(
-        self, features_BD: torch.Tensor, pooled_BE: torch.Tensor | None = None, is_paired: bool = False
+        self, features_BD: torch.Tensor, is_paired: bool = False, pooled_BE: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The continuous codes `(B, K)` of features and, with a dual encoder, of its vectors."""
         from_vectors_BK = self.vectors(pooled_BE) if self.vectors is not None else None

@@ -46,7 +46,7 @@ def tower_output(
 ) -> CMFAHTowerOutput:
     """The output of a tower for one view of a batch."""
     return CMFAHTowerOutput(
-        hash_values=hash_head(view.features, pooled_BE, is_paired=is_cross_modal),
+        hash_values=hash_head(view.features, is_cross_modal, pooled_BE),
         features=view.features,
         last_hidden_state=view.hidden_states,
         concept_cosines=view.concept_cosines,

@@ -340,12 +340,15 @@ def test_saved_code_is_that_of_the_models_only(model_folder):
     assert files == {
         "configuration_cmfah.py",
         "configuration_files.py",
+        "dual_encoder.py",
+        "encoder_output.py",
         "fused_cmfah.py",
         "image_encoder.py",
         "model_files.py",
         "modeling_cmfah.py",
         "modules_cmfah.py",
         "outputs_cmfah.py",
+        "pretrained_cmfah.py",
         "safe_weights.py",
         "text_encoder.py",
     }

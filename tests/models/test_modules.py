@@ -95,7 +95,8 @@ def test_convolution_reads_neighboring_words_and_no_padding(make_config, exists)
     module = CMFAHTextCNN(make_config()).eval()
     embeds = torch.randn(3, 7, 12)
     with torch.no_grad():
-        found, mask = module(inputs_embeds=embeds, attention_mask=torch.tensor(exists))
+        found, mask, vectors = module(inputs_embeds=embeds, attention_mask=torch.tensor(exists))
+    assert vectors is None  # which only dual encoders have
     assert torch.equal(mask, torch.tensor(exists))
     assert not found[torch.tensor(~exists)].any()
     for i in range(3):
@@ -233,9 +234,9 @@ def test_regions_are_in_row_order_and_scaled_per_image(make_config):
                 squares = regions.double().square().sum(dim=-1)
                 scaled = (regions * (8 / squares.mean(dim=1))[:, None, None].sqrt()).float()
             expected = scaled @ module.projection.weight.T + module.projection.bias
-            torch.testing.assert_close(module(pixels), expected)
-            torch.testing.assert_close(module(region_features=regions), expected)
-            torch.testing.assert_close(module(region_features=regions.half()), expected, atol=5e-3, rtol=5e-3)
+            torch.testing.assert_close(module(pixels).positions, expected)
+            torch.testing.assert_close(module(region_features=regions).positions, expected)
+            torch.testing.assert_close(module(region_features=regions.half()).positions, expected, atol=5e-3, rtol=5e-3)
 
 
 def test_lstm_under_autocast_on_cpu_runs_in_float32(make_config):

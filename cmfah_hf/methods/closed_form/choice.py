@@ -16,6 +16,7 @@ from cmfah_hf.methods.closed_form.projections import (
     HashProjection,
     cca_projection,
     check_spread,
+    differ,
     pca_projection,
     shared_projection,
 )
@@ -206,9 +207,9 @@ class CodeFitter:
         projections: dict[str, Callable[[], HashProjection]] = {
             "pca": lambda: pca_projection(data.images, bits, text_mean_E)
         }
-        if data.texts.count:
+        if differ(data.texts):
             projections["shared"] = lambda: shared_projection(data.images, data.texts, bits)
-        if data.pairs.joint.count:
+        if differ(data.pairs.texts):
             centers = {"image_mean_E": data.images.mean, "text_mean_E": text_mean_E}
             projections["cca"] = lambda: cca_projection(data.pairs, bits, **centers)
         rotations = {

@@ -153,8 +153,13 @@ def check_spread(moments: Moments, what: str) -> None:
     """
     if moments.count < 2:
         raise DataError(f"Codes without training need 2 or more {what} vectors, not {moments.count}.")
-    if np.trace(moments.covariance) < _EQUAL:
+    if not differ(moments):
         raise DataError(f"All {moments.count} {what} vectors are equal, so no code can tell them apart.")
+
+
+def differ(moments: Moments) -> bool:
+    """Whether there are two vectors or more, and not all are equal."""
+    return moments.count > 1 and float(np.trace(moments.covariance)) >= _EQUAL
 
 
 def _principal(

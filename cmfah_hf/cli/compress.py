@@ -1,0 +1,61 @@
+"""`cmfah compress`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compress(
+    encoder: Annotated[str, typer.Argument(help="A dual encoder, such as a CLIP or SigLIP: a folder or a Hub id.")],
+    images: Annotated[str, typer.Argument(help="A folder of images, or a data set: a folder, a file or a Hub id.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the new model.")],
+    bits: Annotated[int, typer.Option(help="Bits of a code; a multiple of 8.")] = 64,
+    split: Annotated[str | None, typer.Option(help="A split of the data set. Default: all.")] = None,
+    texts: Annotated[bool, typer.Option(help="Fit with the texts of the data set too, if it has any.")] = True,
+    link: Annotated[
+        bool | None,
+        typer.Option(
+            "--link/--copy",
+            help="Name the encoder by its commit on the Hub, or save its weights. Default: name one of the Hub.",
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images encoded at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of samples and rotations.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    """Make a search model from a pretrained dual encoder and unlabeled images, without training.
+
+    The codes are chosen on held-out images, by what the encoder itself ranks. An index of the images lies beside the
+    model, so `cmfah search MODEL --text ...` answers at once.
+    """
+    from cmfah_hf.cli.output import print_json, print_table
+    from cmfah_hf.training.compression import compress as run_compression
+
+    done = run_compression(
+        encoder,
+        images,
+        output,
+        bits,
+        split=split,
+        use_texts=texts,
+        link=link,
+        batch_size=batch_size,
+        seed=seed,
+        progress=not json,
+    )
+    figures = done.figures()
+    if json:
+        print_json(
+            {
+                "model": str(output),
+                "index": str(done.index),
+                **figures,
+                "left_out": done.left_out,
+                "skipped": done.skipped,
+            }
+        )
+        return
+    rows = [[each["name"], f"{each['aqd']:.3f}", f"{each['hamming']:.3f}"] for each in figures["candidates"]]
+    title = f"{output}: {done.images:,} images in {bits // 8} bytes each; shares of the encoder's 10 nearest"
+    print_table(title, ["code", "AQD", "Hamming"], rows)

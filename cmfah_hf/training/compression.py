@@ -1,0 +1,314 @@
+"""Compression: a model of the codes of a pretrained dual encoder, fitted to unlabeled images without training.
+
+Shape suffixes: N images, E width of the encoder's vectors, K bits.
+"""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, MutableMapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from transformers import PreTrainedConfig
+
+from cmfah_hf.atomic import atomic_folder
+from cmfah_hf.data.images import decode_image, decoding_off
+from cmfah_hf.data.loading import is_data_set
+from cmfah_hf.errors import CheckpointError, DataError, ImageError
+from cmfah_hf.methods.closed_form import Choice, CodeFitter, HashProjection
+from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor
+from cmfah_hf.models.dual_encoder import digest_of, dual_encoder_class, read_encoder, side_tensors
+from cmfah_hf.models.model_files import is_folder
+from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
+from cmfah_hf.retrieval.folder_index import file_states, folder_index_path
+from cmfah_hf.retrieval.items import batches_of, values_of_source
+from cmfah_hf.retrieval.loading import IMAGES_INDEX
+from cmfah_hf.training.phrases import PHRASES
+
+logger = logging.getLogger(__name__)
+
+RESULT_NAME = "metrics.json"
+_TEXTS_AT_ONCE = 256
+
+
+@dataclass
+class Compression:
+    """What a compression did.
+
+    Attributes:
+        images: Images that were encoded.
+        texts: Texts that came with them and were used.
+        left_out: For each image that could not be read, the reason.
+        skipped: Numbers of files that are no images, by ending or reason.
+        choice: The chosen code, and the agreement of all candidates with the encoder's own rankings.
+        index: The index of the images, next to the model.
+    """
+
+    images: int = 0
+    texts: int = 0
+    left_out: list[str] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+    choice: Choice | None = None
+    index: Path | None = None
+
+    def figures(self) -> dict[str, Any]:
+        """The figures as they are saved in `metrics.json`, without names of files."""
+        choice = self.choice
+        assert choice is not None
+        return {
+            "code": choice.projection.name,
+            "bits": choice.projection.bits,
+            "rank": choice.projection.rank,
+            "images": self.images,
+            "texts": self.texts,
+            "held_out": choice.held_out,
+            "left_out": len(self.left_out),
+            "candidates": [asdict(candidate) for candidate in choice.candidates],
+        }
+
+
+def compress(
+    encoder: str,
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    bits: int = 64,
+    *,
+    split: str | None = None,
+    use_texts: bool = True,
+    link: bool | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = False,
+) -> Compression:
+    """Fits codes to a dual encoder on unlabeled images, and saves them as a model with an index of the images.
+
+    Images are read once, in batches; their vectors wait in a temporary file, so memory does not depend on their number.
+
+    Args:
+        encoder: A folder or Hub id of a dual encoder, such as a CLIP.
+        source: A folder of images, a file, or whatever `load_image_text` takes.
+        output: The folder of the new model.
+        bits: `K`.
+        split: One split of a data set. None: all.
+        use_texts: Whether to fit with the texts of a data set too, if it has any.
+        link: Whether the model names the encoder by its commit on the Hub instead of holding its weights. None: if it
+            is from the Hub.
+        batch_size: Images encoded at once.
+        seed: Seed of samples and rotations.
+        progress: Show a progress bar.
+
+    Raises:
+        CheckpointError: If the encoder is no dual encoder, or cannot be loaded.
+        DataError: If there are fewer than two readable images, or all are equal.
+    """
+    if bits < 8 or bits % 8:
+        raise CheckpointError(f"bits is {bits}; a code is stored in whole bytes, so give a multiple of 8.")
+    model, processor = load_dual_encoder(encoder, bits, link)
+    done = Compression()
+    fitter = CodeFitter(_width(model), seed=seed)
+    with tempfile.TemporaryFile() as kept:
+        ids = list(_encoded(model, processor, source, split, use_texts, batch_size, progress, fitter, kept, done))
+        if not ids:
+            raise DataError(f"{source}: none of its {len(done.left_out)} images can be read; see the warnings above.")
+        text_mean_E = None if done.texts else _phrase_mean(model, processor)
+        choice = done.choice = fitter.fit(bits, text_mean_E=text_mean_E)
+        if choice.projection.rank < bits:
+            logger.warning(
+                "The images span %d dimensions, so the %d bits repeat themselves; give more images, or fewer bits.",
+                choice.projection.rank,
+                bits,
+            )
+        fill_head(model, choice.projection)
+        with atomic_folder(output, CheckpointError) as folder:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            content = json.dumps({"compression": done.figures()}, indent=2)
+            (folder / RESULT_NAME).write_text(content + "\n", encoding="utf-8")
+            index = _index_of(model, processor, kept, ids, _states(source, ids))
+            index.save(folder / IMAGES_INDEX)
+    if index.metadata is not None:  # `cmfah search --images` finds the folder already indexed
+        index.save(folder_index_path(str(index.model), source))
+    done.index = Path(output) / IMAGES_INDEX
+    return done
+
+
+def load_dual_encoder(encoder: str, bits: int, link: bool | None = None) -> tuple[CMFAHModel, CMFAHProcessor]:
+    """A model over a pretrained dual encoder, whose codes are not fitted yet, and its processor.
+
+    The arguments are those of `compress`.
+
+    Raises:
+        CheckpointError: If the encoder is no dual encoder, or cannot be loaded.
+    """
+    try:
+        config = _configuration(encoder, bits)
+        assert isinstance(config.dual_encoder_config, PreTrainedConfig)
+        processor = CMFAHProcessor.from_backbones(config)
+        config.pad_token_id = processor.tokenizer.pad_token_id
+        tensors = read_encoder(config.dual_encoder_config, encoder, {"revision": _commit(config)})
+        model = CMFAHModel(config).eval()
+    except (OSError, ValueError, StrictDataclassError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise CheckpointError(f"{encoder}: no dual encoder can be loaded from there ({reason}).") from error
+    for tower, side in ((model.image_model, "image"), (model.text_model, "text")):
+        half = tower.embeddings.backbone
+        half.encoder.load_state_dict(side_tensors(tensors, side))
+        _align(tower.embeddings.projection, half.own_projection)
+    if link or (link is None and not is_folder(encoder)):
+        config.encoder_source, config.encoder_revision = encoder, _commit(config)
+        config.encoder_digest = digest_of(tensors)
+        if is_folder(encoder) or config.encoder_revision is None:
+            raise CheckpointError(
+                f"{encoder}: only an encoder of the Hub can be named by its commit; save its weights."
+            )
+    return model, processor
+
+
+def _configuration(encoder: str, bits: int) -> CMFAHConfig:
+    config = CMFAHConfig(dual_encoder=encoder, use_positions=False, use_lstm=False, num_concepts=8, hash_bits=bits)
+    found = config.dual_encoder_config
+    assert isinstance(found, PreTrainedConfig)
+    dual_encoder_class(found)
+    vision = getattr(found, "vision_config", None) or getattr(found, "image_config", None)
+    size = getattr(vision, "image_size", None)
+    if size is None:  # of SigLIP 2, which has no size of its own
+        size = round(vision.num_patches**0.5) * vision.patch_size
+    config.image_size = size if isinstance(size, int) else size[0]
+    assert config.pooled_dim is not None
+    config.hidden_size = config.pooled_dim
+    return config
+
+
+def _commit(config: CMFAHConfig) -> str | None:
+    found = config.dual_encoder_config
+    return getattr(found, "_commit_hash", None)
+
+
+def _align(projection: torch.nn.Linear, own: torch.nn.Linear | None) -> None:
+    """Puts regions or tokens into the space of the vectors, so that attention compares what the encoder compares."""
+    with torch.no_grad():
+        projection.bias.zero_()
+        if own is not None and own.weight.shape == projection.weight.shape:
+            projection.weight.copy_(own.weight)
+        else:
+            torch.nn.init.eye_(projection.weight)
+
+
+def fill_head(model: CMFAHModel, projection: HashProjection) -> None:
+    """Sets the hash heads of both towers to a projection of the encoder's vectors (`[projection]`)."""
+    maps = (
+        (model.image_model, projection.image_weight, projection.image_bias),
+        (model.text_model, projection.text_weight, projection.text_bias),
+    )
+    for tower, weight_KE, bias_K in maps:
+        head = tower.hash_head.vectors
+        head.weight.data.copy_(torch.from_numpy(weight_KE))
+        head.bias.data.copy_(torch.from_numpy(bias_K))
+
+
+def _encoded(
+    model: CMFAHModel,
+    processor: CMFAHProcessor,
+    source: str | os.PathLike,
+    split: str | None,
+    use_texts: bool,
+    batch_size: int,
+    progress: bool,
+    fitter: CodeFitter,
+    kept: Any,
+    done: Compression,
+) -> Iterator[str]:
+    """Encodes a source, gives its vectors to the fitter and the file, and yields the ids of the readable images."""
+    skipped: MutableMapping[str, int] = done.skipped
+    for values, ids in values_of_source(os.fspath(source), split, "images", (), "", False, skipped):
+        is_data_set = hasattr(values, "column_names")
+        rows = decoding_off(values) if is_data_set else values
+        for batch in batches_of(zip(rows, ids, strict=True), batch_size, "Images", progress):
+            images, texts, found = [], [], []
+            for row, item_id in batch:
+                try:
+                    images.append(
+                        decode_image(row["image"] if is_data_set else row, None if not is_data_set else item_id)
+                    )
+                except ImageError as error:
+                    logger.warning("Left out: %s", error)
+                    done.left_out.append(str(error))
+                    continue
+                texts.append(row.get("text") or "" if is_data_set and use_texts else "")
+                found.append(item_id)
+            if not images:
+                continue
+            vectors_NE = image_vectors(model, processor, images)
+            kept.write(vectors_NE.tobytes())
+            done.images += len(images)
+            told = np.array([bool(text.strip()) for text in texts])
+            if told.any():
+                text_NE = text_vectors(model, processor, [text for text in texts if text.strip()])
+                fitter.add_pairs(vectors_NE[told], text_NE)
+                done.texts += int(told.sum())
+            if not told.all():
+                fitter.add_images(vectors_NE[~told])
+            yield from found
+
+
+@torch.inference_mode()
+def image_vectors(model: CMFAHModel, processor: CMFAHProcessor, images: list[Image.Image]) -> np.ndarray:
+    """The encoder's vectors of images, `(N, E)` float32 of unit length."""
+    pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(model.device)
+    return _array(model.image_model.embeddings(pixels).pooled)
+
+
+@torch.inference_mode()
+def text_vectors(model: CMFAHModel, processor: CMFAHProcessor, texts: list[str]) -> np.ndarray:
+    """The encoder's vectors of texts, `(N, E)` float32 of unit length."""
+    parts = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        inputs = processor(text=texts[start : start + _TEXTS_AT_ONCE], return_tensors="pt").to(model.device)
+        parts.append(_array(model.text_model.embeddings(inputs["input_ids"], inputs["attention_mask"]).pooled))
+    return np.concatenate(parts)
+
+
+def _phrase_mean(model: CMFAHModel, processor: CMFAHProcessor) -> np.ndarray:
+    return text_vectors(model, processor, list(PHRASES)).mean(axis=0, dtype=np.float64)
+
+
+def _states(source: str | os.PathLike, ids: list[str]) -> dict[str, list[int]] | None:
+    """The states of the files of a folder of images, by which its index is kept in step; None for other sources."""
+    folder = Path(source)
+    if not is_folder(source) or is_data_set(folder):
+        return None
+    return file_states([folder / item_id for item_id in ids])
+
+
+def _index_of(
+    model: CMFAHModel, processor: CMFAHProcessor, kept: Any, ids: list[str], states: dict[str, list[int]] | None
+) -> HashIndex:
+    """The index of the encoded images, from their kept vectors, in portions."""
+    index = HashIndex(model.config.hash_bits)
+    index.model = CrossMediaRetriever(model, processor).fingerprint
+    head, width, portion = model.image_model.hash_head.vectors, _width(model), 10_000
+    kept.seek(0)
+    for start in range(0, len(ids), portion):
+        own = ids[start : start + portion]
+        vectors_NE = np.frombuffer(kept.read(len(own) * width * 4), np.float32).reshape(-1, width).copy()
+        with torch.inference_mode():
+            values_NK = head(torch.from_numpy(vectors_NE).to(model.device)).tanh()
+        columns = None if states is None else {name: column[start : start + portion] for name, column in states.items()}
+        index.add(_array(values_NK), own, columns)
+    return index
+
+
+def _width(model: CMFAHModel) -> int:
+    assert model.config.pooled_dim is not None
+    return model.config.pooled_dim
+
+
+def _array(values: torch.Tensor) -> np.ndarray:
+    return values.float().cpu().numpy()

@@ -1,0 +1,190 @@
+"""Codes without training: from an encoder and unlabeled images to a model that searches them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dual_encoders import write_dual_encoder
+from PIL import Image
+
+from cmfah_hf.errors import CheckpointError, DataError
+from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
+from cmfah_hf.retrieval.folder_index import folder_index_path, update_folder_index
+from cmfah_hf.training.compression import compress, load_dual_encoder, text_vectors
+from cmfah_hf.training.phrases import PHRASES
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    return write_dual_encoder("clip", tmp_path_factory.mktemp("encoders") / "clip")
+
+
+def draw_images(folder: Path, count: int, seed: int = 0) -> Path:
+    generator = np.random.default_rng(seed)
+    (folder / "more").mkdir(parents=True)
+    for number in range(count):
+        pixels = np.kron(generator.integers(0, 255, (4, 4, 3)), np.ones((9, 9, 1))).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / ("more" if number % 2 else "") / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compressed(encoder, tmp_path_factory):
+    """A model of 60 images, one of which cannot be read; the folder of images, and what was done."""
+    home = tmp_path_factory.mktemp("compressed")
+    images = draw_images(home / "images", 60)
+    (images / "broken.png").write_bytes(b"no image")
+    (images / "notes.txt").write_text("no image either")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(home / "cache"))
+        done = compress(str(encoder), images, home / "model", bits=16)
+        yield home / "model", images, done
+
+
+def test_codes_are_the_signs_of_the_projected_vectors_of_the_encoder(compressed, encoder):
+    folder, images, done = compressed
+    assert (done.images, done.texts, len(done.left_out), done.skipped) == (60, 0, 1, {".txt": 1})
+    index = HashIndex.load(folder / "images.index")
+    assert sorted(index.ids)[:2] == ["0.png", "10.png"]
+    model, processor = load_dual_encoder(str(encoder), 16)
+    with torch.inference_mode():
+        pixels = processor(images=[Image.open(images / item_id) for item_id in index.ids], return_tensors="pt")
+        vectors = model.image_model.embeddings(pixels["pixel_values"]).pooled.double().numpy()
+    values = done.choice.projection.images(vectors)
+    bits = np.unpackbits(index.codes, axis=1, bitorder="little")
+    assert ((values >= 0) == bits.astype(bool))[np.abs(values) > 1e-6].all()
+    # Half of the images have each bit: they are centered.
+    assert np.abs(bits.mean(axis=0) - 0.5).max() < 0.35
+    retriever = CrossMediaRetriever.from_pretrained(folder, index=True)
+    own = retriever.encode_images([images / "0.png"])
+    np.testing.assert_allclose(own[0], np.tanh(values[list(index.ids).index("0.png")]), atol=1e-5)
+    np.testing.assert_allclose(np.sqrt(np.mean(np.square(values))), 1 / 16, rtol=0.1)
+
+
+def test_texts_are_centered_by_everyday_phrases_without_texts_of_the_data(compressed, encoder):
+    model, processor = load_dual_encoder(str(encoder), 16)
+    vectors = text_vectors(model, processor, list(PHRASES))
+    values = compressed[2].choice.projection.texts(vectors)
+    np.testing.assert_allclose(values.mean(axis=0), 0, atol=1e-3)
+
+
+def test_model_says_how_it_was_made(compressed):
+    folder, _, done = compressed
+    content = json.loads((folder / "metrics.json").read_text())["compression"]
+    assert content["code"] == done.choice.projection.name == content["candidates"][0]["name"]
+    assert {"images": 60, "texts": 0, "left_out": 1, "bits": 16, "rank": 16}.items() <= content.items()
+    scores = [each["aqd"] + each["hamming"] for each in content["candidates"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_folder_is_indexed_once_and_then_only_what_changed(compressed, monkeypatch):
+    folder, images, _ = compressed
+    retriever = CrossMediaRetriever.from_pretrained(folder)
+    encoded = []
+    original = CrossMediaRetriever.encode_images
+    monkeypatch.setattr(
+        CrossMediaRetriever,
+        "encode_images",
+        lambda self, batch, *rest: encoded.append(len(batch)) or original(self, batch, *rest),
+    )
+    changes = update_folder_index(retriever, images)
+    assert (changes.added, changes.changed, changes.removed, changes.unchanged) == (
+        1,
+        0,
+        0,
+        60,
+    )  # the broken one is new
+    assert not encoded
+    Image.new("RGB", (40, 40), "red").save(images / "0.png")
+    (images / "2.png").rename(images / "moved.png")
+    (images / "4.png").unlink()
+    changes = update_folder_index(retriever, images)
+    assert (changes.added, changes.changed, changes.removed, changes.unchanged) == (2, 1, 2, 57)
+    assert sum(encoded) == 2
+    assert "moved.png" in retriever.images
+    assert "4.png" not in retriever.images
+    assert len(HashIndex.load(folder_index_path(retriever.fingerprint, images))) == 59
+    found = retriever.search(image=images / "0.png", k=1)
+    assert found.ids.tolist() == [["0.png"]]
+
+
+def test_texts_of_a_data_set_help_to_fit(encoder, tmp_path):
+    images = draw_images(tmp_path / "images", 40)
+    rows = [
+        {"file_name": path.relative_to(images).as_posix(), "text": f"{number} things"}
+        for number, path in enumerate(sorted(images.rglob("*.png")))
+    ]
+    (images / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = compress(str(encoder), images, tmp_path / "model", bits=8)
+    assert (done.images, done.texts) == (40, 40)
+    assert {each.name.split(",")[0] for each in done.choice.candidates} == {"pca", "shared", "cca"}
+    without = compress(str(encoder), images, tmp_path / "other", bits=8, use_texts=False)
+    assert (without.texts, {each.name.split(",")[0] for each in without.choice.candidates}) == (0, {"pca"})
+
+
+def test_more_bits_than_dimensions_are_said(encoder, tmp_path, caplog):
+    done = compress(str(encoder), draw_images(tmp_path / "images", 30), tmp_path / "model", bits=64)
+    assert done.choice.projection.rank == 24  # the width of the encoder
+    assert "24 dimensions" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("prepare", "error", "reason"),
+    [
+        (lambda folder: Image.new("RGB", (9, 9)).save(folder / "only.png"), DataError, "2 or more"),
+        (lambda folder: [Image.new("RGB", (9, 9)).save(folder / f"{n}.png") for n in range(9)], DataError, "equal"),
+        (lambda folder: (folder / "broken.png").write_bytes(b"x"), DataError, "none of its 1 images"),
+    ],
+)
+def test_images_that_no_code_can_tell_apart(prepare, error, reason, encoder, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    prepare(folder)
+    with pytest.raises(error, match=reason):
+        compress(str(encoder), folder, tmp_path / "model", bits=8)
+    assert not (tmp_path / "model").exists()
+
+
+def test_encoders_that_are_none(encoder, tmp_path):
+    from transformers import BertConfig, BertModel
+
+    images = draw_images(tmp_path / "images", 4)
+    text_model = tmp_path / "bert"
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=9, **sizes)).save_pretrained(text_model)
+    for place, reason in (
+        (text_model, "encodes no images"),
+        (tmp_path / "nothing", "is no dual encoder"),
+        (images, "no dual encoder can be loaded"),
+    ):
+        with pytest.raises(CheckpointError, match=reason):
+            compress(str(place), images, tmp_path / "model")
+    with pytest.raises(CheckpointError, match="multiple of 8"):
+        compress(str(encoder), images, tmp_path / "model", bits=12)
+    with pytest.raises(CheckpointError, match="copy its weights"):
+        compress(str(encoder), images, tmp_path / "model", link=True)
+
+
+@pytest.mark.slow
+def test_two_commands_lead_from_a_folder_to_an_answer(encoder, tmp_path):
+    images = draw_images(tmp_path / "images", 30)
+    environment = {"HF_HOME": str(tmp_path / "home"), "PATH": "/usr/bin", "OMP_NUM_THREADS": "1"}
+
+    def run(*arguments):
+        ended = subprocess.run(
+            [sys.executable, "-c", "from cmfah_hf.cli import main; main()", *map(str, arguments), "--json"],
+            env=environment, capture_output=True, text=True, timeout=200, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        return json.loads(ended.stdout)
+
+    done = run("compress", encoder, images, "--bits", 16, "--output", tmp_path / "model")
+    assert done["images"] == 30
+    answer = run("search", tmp_path / "model", "--images", images, "--text", "a dog on the beach", "-k", 3)
+    assert answer["folder"]["unchanged"] == 30
+    assert len(answer["results"]) == 3
+    assert run("search", tmp_path / "model", "--text", "a dog on the beach", "-k", 3)["results"] == answer["results"]
