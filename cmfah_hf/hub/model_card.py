@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cmfah_hf.hub.cards import card_of
-from cmfah_hf.hub.finished_run import ATTENTION_PLOT, DRAWN, SETTINGS_NAME, FinishedRun
+from cmfah_hf.hub.finished_run import ATTENTION_PLOT, DRAWN, SETTINGS_NAME, FinishedRun, is_repo_id
 from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def make_model_card(
         pipeline_tag="feature-extraction",
         tags=["cross-modal-retrieval", "hashing", "image", "text", method, *tags],
         datasets=[dataset_id] if dataset_id else None,
-        base_model=base_model,
+        base_model=base_model or _encoder_of(run),
         model_name=name,
         eval_results=_eval_results(run, dataset_id),
     )
@@ -63,16 +63,33 @@ def make_model_card(
     parts = [
         f"# {name}",
         f"An image and a text share {bits} bits, so a sentence finds images, and an image texts, in {bits // 8} "
-        f"bytes per item. A {method.upper()} model, trained with cmfah-hf.",
+        f"bytes per item. {_origin(run, method)}",
         *_figures(run, dataset_id, files),
         *_usage(run, repo_id, files, revision),
-        *_training(run, repo_id, revision),
+        *(_compression(run) if is_compressed(run) else _training(run, repo_id, revision)),
         *_limits(run, files),
         *_licenses(run, license, data_license),
-        *_citation(method),
+        *([] if is_compressed(run) else _citation(method)),
     ]
     body = "\n\n".join(parts)
     return ModelCard(card_of(head.to_yaml(), body))
+
+
+def is_compressed(run: FinishedRun) -> bool:
+    """Whether a model was made by `cmfah compress`, without training."""
+    return isinstance(run.metrics.get("compression"), dict)
+
+
+def _origin(run: FinishedRun, method: str) -> str:
+    if is_compressed(run):
+        return "The vectors of a pretrained dual encoder, compressed and not trained, with cmfah-hf."
+    return f"A {method.upper()} model, trained with cmfah-hf."
+
+
+def _encoder_of(run: FinishedRun) -> str | None:
+    """The Hub id of the dual encoder whose vectors a model compresses, if it is on the Hub."""
+    name = (run.metrics.get("compression") or {}).get("encoder") if is_compressed(run) else None
+    return name if is_repo_id(name) else None
 
 
 def method_of(config: Mapping[str, Any]) -> str:
@@ -121,6 +138,8 @@ def _code(name: str | None) -> str:
 
 def _figures(run: FinishedRun, dataset_id: str | None, files: set[str]) -> list[str]:
     metrics, query = run.metrics, run.metrics.get("query") or {}
+    if is_compressed(run):
+        return _agreement(metrics["compression"])
     parts = ["## Figures", _protocol(run, dataset_id)]
     if query:
         rows = [
@@ -149,6 +168,43 @@ def _figures(run: FinishedRun, dataset_id: str | None, files: set[str]) -> list[
             f"![Attention of words over an image]({ATTENTION_PLOT})"
         )
     return parts
+
+
+def _agreement(figures: Mapping[str, Any]) -> list[str]:
+    """The figures of a compression: how far each code ranks as the encoder does."""
+    held_out = int(figures.get("held_out") or 0)
+    measured = f"on {held_out:,} images that were held out" if held_out else "on the images that it was fitted to"
+    lines = [
+        f"| {_code(each.get('name'))} | {_figure(each.get('aqd'))} | {_figure(each.get('hamming'))} |"
+        for each in figures.get("candidates") or []
+    ]
+    return [
+        "## Figures",
+        f"The share of the ten nearest items of the encoder that are among the ten nearest by code, {measured}. The "
+        "first code was chosen.",
+        "\n".join(["| code | AQD | Hamming |", "|---|---|---|", *lines]),
+    ]
+
+
+def _compression(run: FinishedRun) -> list[str]:
+    figures, config = run.metrics["compression"], run.config
+    facts = {
+        "encoder": _code(figures["encoder"]) if figures.get("encoder") else None,
+        "commit of the encoder": config.get("encoder_revision"),
+        "license of the encoder": figures.get("encoder_license"),
+        "code": figures.get("code"),
+        "bits": config["hash_bits"],
+        "dimensions of the images": figures.get("rank"),
+        "images": figures.get("images"),
+        "texts": figures.get("texts"),
+    }
+    rows = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
+    weights = (
+        "The weights of the encoder are not here: they are fetched from the commit above, and checked."
+        if config.get("encoder_source")
+        else "The weights of the encoder are in this repository, unchanged."
+    )
+    return ["## How it was made", "\n".join(["| | |", "|---|---|", *rows]), weights]
 
 
 def _protocol(run: FinishedRun, dataset_id: str | None) -> str:
@@ -238,7 +294,7 @@ def _query_words(run: FinishedRun) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return "a dog on the beach"
     classes = [str(name).lower() for name in (run.config.get("id2label") or {}).values()]
-    if run.config.get("text_backbone_config"):
+    if run.config.get("text_backbone_config") or run.config.get("dual_encoder_config"):
         return " ".join(classes[:2]) or "a dog on the beach"
     known = [name for name in classes if name in vocabulary]
     rest = sorted((word for word in vocabulary if not word.startswith("[")), key=vocabulary.__getitem__)
@@ -279,14 +335,14 @@ def _training(run: FinishedRun, repo_id: str, revision: str | None) -> list[str]
 
 
 def _backbone(config: Mapping[str, Any]) -> str:
-    inner = config.get("backbone_config") or {}
+    inner = config.get("backbone_config") or config.get("dual_encoder_config") or {}
     name = config.get("backbone") or inner.get("backbone") or inner.get("_name_or_path") or inner.get("model_type", "?")
     return f"{name}, frozen" if config.get("freeze_backbone") else f"{name}, trained"
 
 
 def _text_backbone(config: Mapping[str, Any]) -> str | None:
     """The kind of text backbone; None of a model over word vectors."""
-    inner = config.get("text_backbone_config")
+    inner = config.get("text_backbone_config") or config.get("dual_encoder_config")
     if not inner:
         return None
     name = inner.get("_name_or_path") or inner.get("model_type", "?")
@@ -300,10 +356,15 @@ def _limits(run: FinishedRun, files: set[str]) -> list[str]:
     )
     if _text_backbone(run.config):
         vocabulary = "Any text can be a query; texts are truncated to the maximum length of the text backbone."
+    learned = (
+        "Similarity was learned from the labels and tags of the data above. The metrics do not transfer to other "
+        "images, and the codes repeat omissions and errors of those labels."
+    )
+    if is_compressed(run):
+        learned = "The codes repeat omissions and errors of the encoder. The figures do not transfer to other images."
     lines = [
         vocabulary,
-        "Similarity was learned from the labels and tags of the data above. The metrics do not transfer to other "
-        "images, and the codes repeat omissions and errors of those labels.",
+        learned,
         "Short codes sometimes place different things together. Do not base decisions about people on single results.",
     ]
     if "expander.json" in files:

@@ -71,6 +71,15 @@ def _configuration_of(name: str, what: str, overrides: dict[str, Any]) -> PreTra
         raise OSError(f"{name!r} is no {what}, in a folder or on the Hub ({reason}).") from error
 
 
+def _image_size_of(encoder: PreTrainedConfig) -> int | None:
+    """Width and height of the images of a dual encoder; None if its configuration does not say."""
+    vision = getattr(encoder, "vision_config", None) or getattr(encoder, "image_config", None)
+    size, patches = getattr(vision, "image_size", None), getattr(vision, "num_patches", None)
+    if size is None and patches is not None:  # SigLIP 2, which takes any size
+        return round(patches**0.5) * vision.patch_size
+    return size[0] if isinstance(size, (list, tuple)) else size
+
+
 @strict
 class CMFAHConfig(PreTrainedConfig):
     r"""
@@ -108,7 +117,7 @@ class CMFAHConfig(PreTrainedConfig):
             Whether the text backbone is not trained.
         dual_encoder (`str`, *optional*):
             A folder or Hub id of a dual encoder of `transformers` (CLIP, SigLIP and their kin), which replaces both
-            backbones. It is resolved once, into `dual_encoder_config`.
+            backbones and `image_size`. It is resolved once, into `dual_encoder_config`.
         dual_encoder_config (`dict | PreTrainedConfig`, *optional*):
             The configuration of a dual encoder; it takes precedence over all other encoders.
         pooled_dim (`int`, *optional*):
@@ -239,7 +248,8 @@ class CMFAHConfig(PreTrainedConfig):
     def _resolve(self) -> None:
         """Replaces names of encoders by their configurations, so that a saved one needs no second look-up."""
         if self.dual_encoder is not None and self.dual_encoder_config is None:
-            self.dual_encoder_config = _configuration_of(self.dual_encoder, "dual encoder", {})
+            found = self.dual_encoder_config = _configuration_of(self.dual_encoder, "dual encoder", {})
+            self.image_size = _image_size_of(found) or self.image_size
         self.dual_encoder = None
         if self.dual_encoder_config is not None:
             self.image_feature_dim = self.backbone = self.backbone_config = None

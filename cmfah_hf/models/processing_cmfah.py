@@ -202,6 +202,13 @@ class CMFAHProcessor(ProcessorMixin):
             options |= {"padding": "max_length", "max_length": 1}  # one column even without any word
         return super().__call__(images=images, text=text, **options)
 
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of `pixel_values`."""
+        settings = self.image_processor
+        size = settings.crop_size if getattr(settings, "do_center_crop", None) else settings.size
+        return size["height"], size["width"]
+
     def known_words(self, text: str) -> list[str]:
         """The words of `text` in the vocabulary, in their order; all words with a text backbone."""
         words = split_words(text)

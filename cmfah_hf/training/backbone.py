@@ -15,6 +15,7 @@ from cmfah_hf.data import resolve_data_path
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.models import CMFAHConfig, CMFAHImageModel, CMFAHTextModel
 from cmfah_hf.models.configuration_cmfah import TORCHVISION_BACKBONES
+from cmfah_hf.models.dual_encoder import Side, read_encoder, side_tensors
 from cmfah_hf.models.model_files import ModelFileError, find_file
 from cmfah_hf.models.safe_weights import find_weights, read_weights
 from cmfah_hf.models.text_encoder import CMFAHTextBackbone
@@ -28,9 +29,8 @@ WEIGHTS_NAME = "model.safetensors"
 
 def backbone_weights(data: DataArguments, config: CMFAHConfig) -> str | None:
     """The source of the image backbone's weights, if any: the setting, else the backbone's folder or Hub id."""
-    return data.backbone_weights or (
-        config.backbone_config.name_or_path if config.backbone_config is not None else None
-    )
+    encoder = config.dual_encoder_config or config.backbone_config
+    return data.backbone_weights or (encoder.name_or_path if encoder is not None else None)
 
 
 def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
@@ -47,6 +47,9 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
         CheckpointError: If the file does not exist, or its tensors do not fit the backbone.
     """
     backbone, backbone_config = image_model.embeddings.backbone, image_model.config.backbone_config
+    if image_model.config.dual_encoder_config is not None:
+        _load_half(image_model, "image", source)
+        return
     local = resolve_data_path(source)
     if source == "torchvision":
         weights = _torchvision_weights(image_model.config.backbone)
@@ -94,6 +97,9 @@ def load_text_backbone_weights(text_model: CMFAHTextModel) -> None:
         CheckpointError: If there are no safetensors, or they do not fit the backbone.
     """
     encoder = text_model.embeddings
+    if text_model.config.dual_encoder_config is not None:
+        _load_half(text_model, "text", text_model.config.dual_encoder_config.name_or_path)
+        return
     assert isinstance(encoder, CMFAHTextBackbone)
     backbone = encoder.backbone
     place = backbone.config.name_or_path
@@ -101,6 +107,16 @@ def load_text_backbone_weights(text_model: CMFAHTextModel) -> None:
         logger.warning("text_backbone_config names no source of its weights, so they are random; give text_backbone.")
         return
     _fill(backbone, _transformers_weights(backbone, place), place)
+
+
+def _load_half(tower: CMFAHImageModel | CMFAHTextModel, side: Side, source: str) -> None:
+    """Loads published weights into one half of a dual encoder, from a folder or the Hub."""
+    try:
+        tensors = read_encoder(tower.config.dual_encoder_config, source, {})
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise CheckpointError(f"{source}: no weights of a dual encoder can be loaded from there ({reason}).") from error
+    _fill(tower.embeddings.backbone.encoder, side_tensors(tensors, side), source)
 
 
 def _local_file(source: str) -> Path | None:

@@ -14,28 +14,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from PIL import Image
-from transformers import PreTrainedConfig
 
 from cmfah_hf.atomic import atomic_folder
+from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.data.loading import is_data_set
-from cmfah_hf.errors import CheckpointError, DataError, ImageError
-from cmfah_hf.methods.closed_form import Choice, CodeFitter, HashProjection
-from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor
-from cmfah_hf.models.dual_encoder import digest_of, dual_encoder_class, read_encoder, side_tensors
+from cmfah_hf.documents import read_bytes
+from cmfah_hf.errors import CheckpointError, DataError, HubError, ImageError
+from cmfah_hf.hub.cards import metadata_of
+from cmfah_hf.hub_access import hub_file
+from cmfah_hf.methods.closed_form import Choice, CodeFitter
+from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.model_files import is_folder
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 from cmfah_hf.retrieval.folder_index import file_states, folder_index_path
 from cmfah_hf.retrieval.items import batches_of, values_of_source
 from cmfah_hf.retrieval.loading import IMAGES_INDEX
+from cmfah_hf.training.dual_encoders import (
+    as_array,
+    fill_head,
+    image_vectors,
+    load_dual_encoder,
+    text_vectors,
+    width_of,
+)
 from cmfah_hf.training.phrases import PHRASES
 
 logger = logging.getLogger(__name__)
 
 RESULT_NAME = "metrics.json"
-_TEXTS_AT_ONCE = 256
 
 
 @dataclass
@@ -112,7 +119,7 @@ def compress(
         raise CheckpointError(f"bits is {bits}; a code is stored in whole bytes, so give a multiple of 8.")
     model, processor = load_dual_encoder(encoder, bits, link)
     done = Compression()
-    fitter = CodeFitter(_width(model), seed=seed)
+    fitter = CodeFitter(width_of(model), seed=seed)
     with tempfile.TemporaryFile() as kept:
         ids = list(_encoded(model, processor, source, split, use_texts, batch_size, progress, fitter, kept, done))
         if not ids:
@@ -129,7 +136,7 @@ def compress(
         with atomic_folder(output, CheckpointError) as folder:
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
-            content = json.dumps({"compression": done.figures()}, indent=2)
+            content = json.dumps({"compression": {**_encoder_facts(encoder), **done.figures()}}, indent=2)
             (folder / RESULT_NAME).write_text(content + "\n", encoding="utf-8")
             index = _index_of(model, processor, kept, ids, _states(source, ids))
             index.save(folder / IMAGES_INDEX)
@@ -137,80 +144,6 @@ def compress(
         index.save(folder_index_path(str(index.model), source))
     done.index = Path(output) / IMAGES_INDEX
     return done
-
-
-def load_dual_encoder(encoder: str, bits: int, link: bool | None = None) -> tuple[CMFAHModel, CMFAHProcessor]:
-    """A model over a pretrained dual encoder, whose codes are not fitted yet, and its processor.
-
-    The arguments are those of `compress`.
-
-    Raises:
-        CheckpointError: If the encoder is no dual encoder, or cannot be loaded.
-    """
-    try:
-        config = _configuration(encoder, bits)
-        assert isinstance(config.dual_encoder_config, PreTrainedConfig)
-        processor = CMFAHProcessor.from_backbones(config)
-        config.pad_token_id = processor.tokenizer.pad_token_id
-        tensors = read_encoder(config.dual_encoder_config, encoder, {"revision": _commit(config)})
-        model = CMFAHModel(config).eval()
-    except (OSError, ValueError, StrictDataclassError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise CheckpointError(f"{encoder}: no dual encoder can be loaded from there ({reason}).") from error
-    for tower, side in ((model.image_model, "image"), (model.text_model, "text")):
-        half = tower.embeddings.backbone
-        half.encoder.load_state_dict(side_tensors(tensors, side))
-        _align(tower.embeddings.projection, half.own_projection)
-    if link or (link is None and not is_folder(encoder)):
-        config.encoder_source, config.encoder_revision = encoder, _commit(config)
-        config.encoder_digest = digest_of(tensors)
-        if is_folder(encoder) or config.encoder_revision is None:
-            raise CheckpointError(
-                f"{encoder}: only an encoder of the Hub can be named by its commit; save its weights."
-            )
-    return model, processor
-
-
-def _configuration(encoder: str, bits: int) -> CMFAHConfig:
-    config = CMFAHConfig(dual_encoder=encoder, use_positions=False, use_lstm=False, num_concepts=8, hash_bits=bits)
-    found = config.dual_encoder_config
-    assert isinstance(found, PreTrainedConfig)
-    dual_encoder_class(found)
-    vision = getattr(found, "vision_config", None) or getattr(found, "image_config", None)
-    size = getattr(vision, "image_size", None)
-    if size is None:  # of SigLIP 2, which has no size of its own
-        size = round(vision.num_patches**0.5) * vision.patch_size
-    config.image_size = size if isinstance(size, int) else size[0]
-    assert config.pooled_dim is not None
-    config.hidden_size = config.pooled_dim
-    return config
-
-
-def _commit(config: CMFAHConfig) -> str | None:
-    found = config.dual_encoder_config
-    return getattr(found, "_commit_hash", None)
-
-
-def _align(projection: torch.nn.Linear, own: torch.nn.Linear | None) -> None:
-    """Puts regions or tokens into the space of the vectors, so that attention compares what the encoder compares."""
-    with torch.no_grad():
-        projection.bias.zero_()
-        if own is not None and own.weight.shape == projection.weight.shape:
-            projection.weight.copy_(own.weight)
-        else:
-            torch.nn.init.eye_(projection.weight)
-
-
-def fill_head(model: CMFAHModel, projection: HashProjection) -> None:
-    """Sets the hash heads of both towers to a projection of the encoder's vectors (`[projection]`)."""
-    maps = (
-        (model.image_model, projection.image_weight, projection.image_bias),
-        (model.text_model, projection.text_weight, projection.text_bias),
-    )
-    for tower, weight_KE, bias_K in maps:
-        head = tower.hash_head.vectors
-        head.weight.data.copy_(torch.from_numpy(weight_KE))
-        head.bias.data.copy_(torch.from_numpy(bias_K))
 
 
 def _encoded(
@@ -258,25 +191,27 @@ def _encoded(
             yield from found
 
 
-@torch.inference_mode()
-def image_vectors(model: CMFAHModel, processor: CMFAHProcessor, images: list[Image.Image]) -> np.ndarray:
-    """The encoder's vectors of images, `(N, E)` float32 of unit length."""
-    pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(model.device)
-    return _array(model.image_model.embeddings(pixels).pooled)
-
-
-@torch.inference_mode()
-def text_vectors(model: CMFAHModel, processor: CMFAHProcessor, texts: list[str]) -> np.ndarray:
-    """The encoder's vectors of texts, `(N, E)` float32 of unit length."""
-    parts = []
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        inputs = processor(text=texts[start : start + _TEXTS_AT_ONCE], return_tensors="pt").to(model.device)
-        parts.append(_array(model.text_model.embeddings(inputs["input_ids"], inputs["attention_mask"]).pooled))
-    return np.concatenate(parts)
-
-
 def _phrase_mean(model: CMFAHModel, processor: CMFAHProcessor) -> np.ndarray:
     return text_vectors(model, processor, list(PHRASES)).mean(axis=0, dtype=np.float64)
+
+
+def _encoder_facts(encoder: str) -> dict[str, str | None]:
+    """The name of the encoder and the license in its card, for the card of the model."""
+    if not is_folder(encoder):
+        return {"encoder": encoder, "encoder_license": _license(hub_file(encoder, CARD_NAME))}
+    card = Path(encoder, CARD_NAME)
+    return {"encoder": Path(encoder).resolve().name, "encoder_license": _license(card if card.is_file() else None)}
+
+
+def _license(card: str | Path | None) -> str | None:
+    if card is None:
+        return None
+    try:
+        found = metadata_of(read_bytes(card, HubError).decode("utf-8", "replace"), str(card)).get("license")
+    except HubError as error:  # a card that is no YAML; the encoder itself is sound
+        logger.warning("The license of the encoder is unknown: %s", error)
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _states(source: str | os.PathLike, ids: list[str]) -> dict[str, list[int]] | None:
@@ -293,7 +228,7 @@ def _index_of(
     """The index of the encoded images, from their kept vectors, in portions."""
     index = HashIndex(model.config.hash_bits)
     index.model = CrossMediaRetriever(model, processor).fingerprint
-    head, width, portion = model.image_model.hash_head.vectors, _width(model), 10_000
+    head, width, portion = model.image_model.hash_head.vectors, width_of(model), 10_000
     kept.seek(0)
     for start in range(0, len(ids), portion):
         own = ids[start : start + portion]
@@ -301,14 +236,5 @@ def _index_of(
         with torch.inference_mode():
             values_NK = head(torch.from_numpy(vectors_NE).to(model.device)).tanh()
         columns = None if states is None else {name: column[start : start + portion] for name, column in states.items()}
-        index.add(_array(values_NK), own, columns)
+        index.add(as_array(values_NK), own, columns)
     return index
-
-
-def _width(model: CMFAHModel) -> int:
-    assert model.config.pooled_dim is not None
-    return model.config.pooled_dim
-
-
-def _array(values: torch.Tensor) -> np.ndarray:
-    return values.float().cpu().numpy()

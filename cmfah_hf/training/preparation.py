@@ -14,7 +14,7 @@ from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
 from cmfah_hf.expansion.label_vectors import label_vectors
 from cmfah_hf.methods.label_graph import LabelGraph
 from cmfah_hf.methods.pretraining import PRETRAINING_MODELS, CMFAHForPreTraining
-from cmfah_hf.models import CMFAHProcessor
+from cmfah_hf.models import CMFAHConfig, CMFAHProcessor
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
 from cmfah_hf.training.backbone import (
     backbone_weights,
@@ -23,6 +23,7 @@ from cmfah_hf.training.backbone import (
     load_text_backbone_weights,
 )
 from cmfah_hf.training.data.pairs import Pairs, read_pairs
+from cmfah_hf.training.dual_encoders import fit_head
 from cmfah_hf.training.settings.arguments import DataArguments
 from cmfah_hf.training.settings.configuration import Run
 from cmfah_hf.training.vocabulary import make_words
@@ -80,8 +81,11 @@ class PreparedRun:
             id2label=dict(enumerate(classes)),
             label2id={name: number for number, name in enumerate(classes)},
         )
+        processor = self._processor(config, vocabulary)
+        if config.dual_encoder_config is not None:
+            config.pad_token_id = processor.tokenizer.pad_token_id
         model = PRETRAINING_MODELS[config.model_type](config, run.objective_config(), run.method)
-        if config.text_backbone_config is not None:
+        if not processor.word_level:
             load_text_backbone_weights(model.cmfah.text_model)
         elif embedding is not None:
             fill_word_table(model.cmfah.text_model, torch.from_numpy(embedding.vectors))
@@ -94,10 +98,18 @@ class PreparedRun:
             model.cmfah.image_model.embeddings.backbone.load_state_dict(self.pairs.backbone.state_dict())
         elif weights and feature_dim is None:
             load_backbone_weights(model.cmfah.image_model, weights)
-        statistics = run.data.image_mean, run.data.image_std
-        if config.text_backbone_config is not None:
-            return model, CMFAHProcessor.from_backbones(config, *statistics)
-        return model, CMFAHProcessor.from_vocabulary(config, vocabulary, *statistics)
+        if config.dual_encoder_config is not None and run.data.fit_head:
+            projection = fit_head(
+                model.cmfah, processor, self.pairs.splits["train"], self.text_column, run.training.seed
+            )
+            logger.info("The hash heads begin at %s of the encoder's vectors.", projection.name)
+        return model, processor
+
+    def _processor(self, config: CMFAHConfig, vocabulary: list[str]) -> CMFAHProcessor:
+        statistics = self.run.data.image_mean, self.run.data.image_std
+        if config.text_backbone_config is not None or config.dual_encoder_config is not None:
+            return CMFAHProcessor.from_backbones(config, *statistics)
+        return CMFAHProcessor.from_vocabulary(config, vocabulary, *statistics)
 
 
 def prepare(run: Run, output: Path, checkpoint: Path | None) -> PreparedRun:

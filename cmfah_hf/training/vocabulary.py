@@ -43,8 +43,9 @@ def make_words(
 
 
 def _needs_word_vectors(run: Run) -> bool:
-    has_text_backbone = any(run.setting(name) is not None for name in ("text_backbone", "text_backbone_config"))
-    return not has_text_backbone or bool(run.setting("use_label_graph"))
+    names = ("text_backbone", "text_backbone_config", "dual_encoder", "dual_encoder_config")
+    has_text_encoder = any(run.setting(name) is not None for name in names)
+    return not has_text_encoder or bool(run.setting("use_label_graph"))
 
 
 def _load_words(run: Run, folder: Path) -> tuple[GraphExpander | None, SkipGramEmbedding | None]:

@@ -18,6 +18,14 @@ from cmfah_hf.training.compression import compress, load_dual_encoder, text_vect
 from cmfah_hf.training.phrases import PHRASES
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_cache_of_indexes(tmp_path_factory):
+    """Tests neither read nor write the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path_factory.mktemp("assets")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> Path:
     return write_dual_encoder("clip", tmp_path_factory.mktemp("encoders") / "clip")
@@ -39,10 +47,7 @@ def compressed(encoder, tmp_path_factory):
     images = draw_images(home / "images", 60)
     (images / "broken.png").write_bytes(b"no image")
     (images / "notes.txt").write_text("no image either")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(home / "cache"))
-        done = compress(str(encoder), images, home / "model", bits=16)
-        yield home / "model", images, done
+    return home / "model", images, compress(str(encoder), images, home / "model", bits=16)
 
 
 def test_codes_are_the_signs_of_the_projected_vectors_of_the_encoder(compressed, encoder):
@@ -158,14 +163,14 @@ def test_encoders_that_are_none(encoder, tmp_path):
     BertModel(BertConfig(vocab_size=9, **sizes)).save_pretrained(text_model)
     for place, reason in (
         (text_model, "encodes no images"),
-        (tmp_path / "nothing", "is no dual encoder"),
+        (tmp_path / "nothing", "A folder with the encoder can be given"),
         (images, "no dual encoder can be loaded"),
     ):
         with pytest.raises(CheckpointError, match=reason):
             compress(str(place), images, tmp_path / "model")
     with pytest.raises(CheckpointError, match="multiple of 8"):
         compress(str(encoder), images, tmp_path / "model", bits=12)
-    with pytest.raises(CheckpointError, match="copy its weights"):
+    with pytest.raises(CheckpointError, match="save its weights"):
         compress(str(encoder), images, tmp_path / "model", link=True)
 
 

@@ -158,6 +158,8 @@ def _region_tower(run: Run, config: CMFAHConfig) -> tuple[CMFAHImageModel, CMFAH
     image_model = CMFAHImageModel(config).to(run.training.device)
     if weights := backbone_weights(run.data, config):
         load_backbone_weights(image_model, weights)
+    if config.dual_encoder_config is not None:
+        return image_model, CMFAHProcessor.from_backbones(config)
     return image_model, CMFAHProcessor.from_vocabulary(config, [], run.data.image_mean, run.data.image_std)
 
 

@@ -59,7 +59,8 @@ class RegionExtractor:
     def fingerprint(self) -> str:
         """A digest of the weights of the backbone and the preprocessing of the images."""
         preparation = self.processor.image_processor.to_dict()
-        used = ("size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        used = ["size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"]
+        used += ["do_center_crop", "crop_size"] if preparation.get("do_center_crop") else []
         # As JSON, which is equal for a new processor and a loaded one.
         digest = hashlib.sha256(json.dumps([*(preparation.get(name) for name in used), self.mirrored]).encode())
         for name, tensor in self.embeddings.backbone.state_dict().items():
@@ -85,8 +86,7 @@ class RegionExtractor:
             except ImageError as error:
                 logger.warning("Left out: %s", error)
                 readable.append(False)
-        size = self.processor.image_processor.size
-        pixel_values = torch.zeros(len(readable), 3, size["height"], size["width"])
+        pixel_values = torch.zeros(len(readable), 3, *self.processor.image_shape)
         if images:
             pixel_values[torch.tensor(readable)] = self.processor(images=images, return_tensors="pt")["pixel_values"]
         columns = {"region_features": self.regions(pixel_values), "readable": readable}
@@ -126,8 +126,7 @@ def keep_regions(
         DataError: If no image can be read.
     """
     extractor = RegionExtractor(image_model, processor, mirrored)
-    size = processor.image_processor.size
-    num_regions, channels = extractor.regions(torch.zeros(1, 3, size["height"], size["width"])).shape[1:]
+    num_regions, channels = extractor.regions(torch.zeros(1, 3, *processor.image_shape)).shape[1:]
     columns = {name: datasets.Array2D((num_regions, channels), "float16") for name in _region_columns(mirrored)}
     if isinstance(dataset, datasets.IterableDataset):
         return _keep_streamed_regions(dataset, extractor, columns, batch_size, num_processes, process_index)

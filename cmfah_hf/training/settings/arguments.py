@@ -100,6 +100,10 @@ class DataArguments:
         default=True,
         metadata={"help": "Compute the regions of a frozen backbone once and keep them, float16, on disk."},
     )
+    fit_head: bool = field(
+        default=True,
+        metadata={"help": "With a dual encoder: begin at the code that `cmfah compress` would choose for these pairs."},
+    )
     mirror: bool = field(
         default=False, metadata={"help": "Keep the regions of mirrored training images too, and train on both."}
     )

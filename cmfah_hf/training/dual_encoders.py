@@ -1,0 +1,162 @@
+"""Dual encoders in training and compression: their weights, the vectors of images and texts, and hash heads fitted to
+these.
+
+Shape suffixes: N items, E width of the encoder's vectors, K bits.
+"""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from transformers import PreTrainedConfig
+from transformers.utils import CONFIG_NAME
+
+from cmfah_hf.data.images import decode_image
+from cmfah_hf.errors import CheckpointError
+from cmfah_hf.hub_access import hub_errors
+from cmfah_hf.methods.closed_form import CodeFitter, HashProjection
+from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor
+from cmfah_hf.models.dual_encoder import digest_of, dual_encoder_class, read_encoder, side_tensors
+from cmfah_hf.models.model_files import find_file, is_folder, pinned
+from cmfah_hf.retrieval.items import batches_of
+
+_TEXTS_AT_ONCE = 256
+# Pairs that a head is fitted to before training, which are enough for its mean and covariance.
+_PAIRS_TO_FIT = 20_000
+
+
+def load_dual_encoder(encoder: str, bits: int, link: bool | None = None) -> tuple[CMFAHModel, CMFAHProcessor]:
+    """A model over a pretrained dual encoder, whose codes are not fitted yet, and its processor.
+
+    The arguments are those of `compress`.
+
+    Raises:
+        CheckpointError: If the encoder is no dual encoder, or cannot be loaded.
+    """
+    try:
+        with nullcontext() if is_folder(encoder) else hub_errors(encoder, CheckpointError):
+            config = _configuration(encoder, bits)
+            assert isinstance(config.dual_encoder_config, PreTrainedConfig)
+            processor = CMFAHProcessor.from_backbones(config)
+            config.pad_token_id = processor.tokenizer.pad_token_id
+            commit = pinned(encoder, find_file(encoder, CONFIG_NAME, {}), {})
+            tensors = read_encoder(config.dual_encoder_config, encoder, commit)
+        model = CMFAHModel(config).eval()
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} A folder with the encoder can be given as well.") from error
+    except (OSError, ValueError, StrictDataclassError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise CheckpointError(f"{encoder}: no dual encoder can be loaded from there ({reason}).") from error
+    for tower, side in ((model.image_model, "image"), (model.text_model, "text")):
+        half = tower.embeddings.backbone
+        half.encoder.load_state_dict(side_tensors(tensors, side))
+        _align(tower.embeddings.projection, half.own_projection)
+    if link or (link is None and not is_folder(encoder)):
+        config.encoder_source, config.encoder_revision = encoder, commit.get("revision")
+        config.encoder_digest = digest_of(tensors)
+        if config.encoder_revision is None:
+            raise CheckpointError(
+                f"{encoder}: only an encoder of the Hub can be named by its commit; save its weights."
+            )
+    return model, processor
+
+
+def _configuration(encoder: str, bits: int) -> CMFAHConfig:
+    config = CMFAHConfig(dual_encoder=encoder, use_positions=False, use_lstm=False, num_concepts=8, hash_bits=bits)
+    found = config.dual_encoder_config
+    assert isinstance(found, PreTrainedConfig)
+    dual_encoder_class(found)
+    assert config.pooled_dim is not None
+    config.hidden_size = config.pooled_dim
+    return config
+
+
+def _align(projection: torch.nn.Linear, own: torch.nn.Linear | None) -> None:
+    """Puts regions or tokens into the space of the vectors, so that attention compares what the encoder compares."""
+    with torch.no_grad():
+        projection.bias.zero_()
+        if own is not None and own.weight.shape == projection.weight.shape:
+            projection.weight.copy_(own.weight)
+        else:
+            torch.nn.init.eye_(projection.weight)
+
+
+def fill_head(model: CMFAHModel, projection: HashProjection) -> None:
+    """Sets the hash heads of both towers to a projection of the encoder's vectors (`[projection]`)."""
+    maps = (
+        (model.image_model, projection.image_weight, projection.image_bias),
+        (model.text_model, projection.text_weight, projection.text_bias),
+    )
+    for tower, weight_KE, bias_K in maps:
+        head = tower.hash_head.vectors
+        head.weight.data.copy_(torch.from_numpy(weight_KE))
+        head.bias.data.copy_(torch.from_numpy(bias_K))
+
+
+@torch.inference_mode()
+def image_vectors(model: CMFAHModel, processor: CMFAHProcessor, images: list[Image.Image]) -> np.ndarray:
+    """The encoder's vectors of images, `(N, E)` float32 of unit length."""
+    pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(model.device)
+    return as_array(model.image_model.embeddings(pixels).pooled)
+
+
+@torch.inference_mode()
+def text_vectors(model: CMFAHModel, processor: CMFAHProcessor, texts: list[str]) -> np.ndarray:
+    """The encoder's vectors of texts, `(N, E)` float32 of unit length."""
+    parts = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        inputs = processor(text=texts[start : start + _TEXTS_AT_ONCE], return_tensors="pt").to(model.device)
+        parts.append(as_array(model.text_model.embeddings(inputs["input_ids"], inputs["attention_mask"]).pooled))
+    return np.concatenate(parts)
+
+
+def fit_head(
+    model: CMFAHModel, processor: CMFAHProcessor, pairs: Iterable[dict[str, Any]], text_column: str, seed: int
+) -> HashProjection:
+    """Fits the hash heads to pairs as a compression does (`[choice]`), so that training begins there.
+
+    Only the vectors count at first: the weights of the positions are zero.
+
+    Args:
+        model: A model over a dual encoder, with its weights.
+        processor: Its processor.
+        pairs: Rows with `region_features` or `image`, and texts, of which the first 20,000 are read.
+        text_column: The column of texts.
+        seed: Seed of samples and rotations.
+
+    Raises:
+        DataError: If there are fewer than two pairs, or all images are equal.
+    """
+    width = width_of(model)
+    fitter = CodeFitter(width, seed=seed)
+    for batch in batches_of(islice(iter(pairs), _PAIRS_TO_FIT), _TEXTS_AT_ONCE, "Head", progress=False):
+        if "region_features" in batch[0]:  # which begin with the vector
+            vectors_NE = np.stack([np.asarray(row["region_features"], np.float32)[0, :width] for row in batch])
+        else:
+            vectors_NE = image_vectors(model, processor, [decode_image(row["image"]) for row in batch])
+        fitter.add_pairs(vectors_NE, text_vectors(model, processor, [row[text_column] for row in batch]))
+    projection = fitter.fit(model.config.hash_bits).projection
+    fill_head(model, projection)
+    for tower in (model.image_model, model.text_model):
+        if tower.hash_head.dense is not None:
+            tower.hash_head.dense.weight.data.zero_()
+            tower.hash_head.dense.bias.data.zero_()
+        if model.config.hidden_size == width:
+            _align(tower.embeddings.projection, tower.embeddings.backbone.own_projection)
+    return projection
+
+
+def width_of(model: CMFAHModel) -> int:
+    """`E`, the width of the vectors of a model over a dual encoder."""
+    assert model.config.pooled_dim is not None
+    return model.config.pooled_dim
+
+
+def as_array(values: torch.Tensor) -> np.ndarray:
+    """A tensor as float32 on the CPU."""
+    return values.float().cpu().numpy()

@@ -1,0 +1,65 @@
+"""Training from a dual encoder: the head begins at the compressed code, and what is saved searches."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from dual_encoders import write_dual_encoder
+
+from cmfah_hf.data import load_image_text
+from cmfah_hf.retrieval import CrossMediaRetriever
+from cmfah_hf.training import parse_run, preparation, train
+from cmfah_hf.training.dual_encoders import fit_head, image_vectors
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return write_dual_encoder("clip", tmp_path_factory.mktemp("encoders") / "clip")
+
+
+def run_of(encoder, scenes, output, *further):
+    arguments = {
+        "dataset": scenes, "dual_encoder": encoder, "hash_bits": 16, "hidden_size": 24, "num_concepts": 4,
+        "use_lstm": "false", "num_train_epochs": 1, "per_device_train_batch_size": 20, "output_dir": output,
+        "report_to": "none", "refit": "false",
+    }  # fmt: skip
+    return parse_run(
+        None, [*(part for name, value in arguments.items() for part in (f"--{name}", str(value))), *further]
+    )
+
+
+@pytest.mark.parametrize("method", ["cmfah", "scahn"])
+def test_training_begins_at_the_compressed_code(method, encoder, scenes_folder, tmp_path, monkeypatch):
+    fitted = []
+    monkeypatch.setattr(preparation, "fit_head", lambda *arguments: fitted.append(fit_head(*arguments)) or fitted[0])
+    rates = ("--learning_rate", "1e-9", "--discriminator_learning_rate", "1e-9")
+    switches = ("--use_label_graph", "false") if method == "scahn" else ()
+    metrics = train(run_of(encoder, scenes_folder, tmp_path / "out", "--method", method, *rates, *switches))
+    assert metrics["query"]["hamming/t2i/map"] > 0
+    (begun,) = fitted
+    retriever = CrossMediaRetriever.from_pretrained(tmp_path / "out")
+    model, processor = retriever.model, retriever.processor
+    pairs = load_image_text(str(scenes_folder))["train"]
+    found = retriever.encode_images(list(pairs["image"]))
+    # The vectors alone decide, and half of the training images have each bit.
+    assert not model.image_model.hash_head.dense.weight.abs().max() > 1e-6
+    assert np.abs((found >= 0).mean(axis=0) - 0.5).max() < 0.4
+    for tower, weight in ((model.image_model, begun.image_weight), (model.text_model, begun.text_weight)):
+        np.testing.assert_allclose(tower.hash_head.vectors.weight.detach().numpy(), weight, atol=1e-6)
+    vectors = image_vectors(model, processor, list(pairs["image"]))
+    np.testing.assert_allclose(found, np.tanh(begun.images(vectors)), atol=1e-5)
+
+
+def test_training_changes_the_heads_and_not_the_encoder(encoder, scenes_folder, tmp_path):
+    train(run_of(encoder, scenes_folder, tmp_path / "out", "--learning_rate", "1e-2"))
+    model = CrossMediaRetriever.from_pretrained(tmp_path / "out").model
+    from safetensors.torch import load_file
+
+    weights = load_file(encoder / "model.safetensors")
+    for tower in (model.image_model, model.text_model):
+        own = tower.embeddings.backbone.encoder.state_dict()
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in own.items())
+        assert tower.hash_head.dense.weight.abs().max() > 1e-3
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["dual_encoder_config"]["model_type"] == "clip"
