@@ -73,7 +73,7 @@ def _configuration_of(name: str, what: str, overrides: dict[str, Any]) -> PreTra
 
 def _image_size_of(encoder: PreTrainedConfig) -> int | None:
     """Width and height of the images of a dual encoder; None if its configuration does not say."""
-    vision = getattr(encoder, "vision_config", None) or getattr(encoder, "image_config", None)
+    vision: Any = getattr(encoder, "vision_config", None) or getattr(encoder, "image_config", None)
     size, patches = getattr(vision, "image_size", None), getattr(vision, "num_patches", None)
     if size is None and patches is not None:  # SigLIP 2, which takes any size
         return round(patches**0.5) * vision.patch_size

@@ -249,7 +249,8 @@ def _part_settings(settings: dict[str, Any], where: str | os.PathLike) -> dict[s
     kind = settings.get("model_type")
     if str(kind).startswith("timm"):  # whose names may be places
         raise ModelFileError(f"{where}: a half of its dual encoder is timm's, which is not supported.")
-    config_class = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else PreTrainedConfig  # noqa: SIM401  # no dict
+    is_known = isinstance(kind, str) and kind in CONFIG_MAPPING
+    config_class = CONFIG_MAPPING[str(kind)] if is_known else PreTrainedConfig
     return _backbone_settings("dual_encoder_config", settings, config_class, where)
 
 

@@ -153,7 +153,7 @@ def linked_tensors(
     names = list(names)
     outer = "cmfah." if any(name.startswith("cmfah.") for name in names) else ""
     is_tower = side is not None and not any(name.startswith(f"{outer}{side}_model.") for name in names)
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for half in _MODULES:
         prefix = "" if is_tower else f"{outer}{half}_model."
         if not is_tower or half == side:
@@ -185,9 +185,9 @@ class _Half(nn.Module):
     def __init__(self, config: CMFAHConfig):
         super().__init__()
         assert isinstance(config.dual_encoder_config, PreTrainedConfig)
-        encoder = build_dual_encoder(config.dual_encoder_config)
+        encoder: Any = build_dual_encoder(config.dual_encoder_config)
         self.family = _FAMILIES.get(encoder.config.model_type, _Family())
-        self.encoder = encoder
+        self.encoder: Any = encoder
         kept = modules_of(encoder, self.side)
         for name in [name for name, _ in encoder.named_children() if name not in kept]:
             delattr(encoder, name)
@@ -275,7 +275,7 @@ class CMFAHDualTextEncoder(_Half):
         super().__init__(config)
         text = self.encoder.config.get_text_config()
         self.channels = [text.hidden_size]
-        self.positions = getattr(text, "max_position_embeddings", None)
+        self.positions: int = getattr(text, "max_position_embeddings", 0)
         self.pad_token_id = config.pad_token_id
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ from transformers import initialization as init
 from transformers.utils import CONFIG_NAME
 
 from .configuration_cmfah import CMFAHConfig
-from .dual_encoder import linked_tensors, without_encoder
+from .dual_encoder import Side, linked_tensors, without_encoder
 from .model_files import HUB_ARGUMENTS, find_file, hub_arguments, is_file, pinned
 from .modules_cmfah import CMFAHCoAttention, CMFAHEncoder, CMFAHLayer, CMFAHSelection
 from .safe_weights import align_weights, building_for, check_fit, find_weights, read_weights
@@ -70,8 +70,9 @@ class CMFAHPreTrainedModel(PreTrainedModel):
             config = cls.config_class.from_pretrained(where, **hub, **settings)
         tensors = cls._current_names(read_weights(find_weights(source, options.pop("variant", None), hub)))
         if config.encoder_source is not None:
-            side = cls.input_modalities[0] if len(cls.input_modalities) == 1 else None
-            tensors |= linked_tensors(config, tensors, side, hub)
+            of_towers: dict[str, Side] = {"image": "image", "text": "text"}
+            alone = of_towers.get(cls.input_modalities[0]) if len(cls.input_modalities) == 1 else None
+            tensors |= linked_tensors(config, tensors, alone, hub)
         may_differ = options.get("ignore_mismatched_sizes", False)
         with building_for(cls, tensors, cls._names_begin_with, source, may_differ):
             loaded = super().from_pretrained(None, *model_args, config=config, state_dict=tensors, **options)
@@ -92,12 +93,13 @@ class CMFAHPreTrainedModel(PreTrainedModel):
         save_directory: str | os.PathLike,
         is_main_process: bool = True,
         state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
         **kwargs: Any,
     ) -> Any:
         """As the parent's, without the weights of an encoder that are fetched from the Hub."""
         if self.config.encoder_source is not None:
             state_dict = without_encoder(self.state_dict() if state_dict is None else state_dict)
-        return super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        return super().save_pretrained(save_directory, is_main_process, state_dict, push_to_hub, **kwargs)
 
     def post_init(self):
         super().post_init()

@@ -141,7 +141,7 @@ def compress(
             index = _index_of(model, processor, kept, ids, _states(source, ids))
             index.save(folder / IMAGES_INDEX)
     if index.metadata is not None:  # `cmfah search --images` finds the folder already indexed
-        index.save(folder_index_path(str(index.model), source))
+        index.save(folder_index_path(str(index.model), Path(source)))
     done.index = Path(output) / IMAGES_INDEX
     return done
 

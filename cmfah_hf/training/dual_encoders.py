@@ -52,9 +52,9 @@ def load_dual_encoder(encoder: str, bits: int, link: bool | None = None) -> tupl
     except (OSError, ValueError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise CheckpointError(f"{encoder}: no dual encoder can be loaded from there ({reason}).") from error
-    for tower, side in ((model.image_model, "image"), (model.text_model, "text")):
+    for tower in (model.image_model, model.text_model):
         half = tower.embeddings.backbone
-        half.encoder.load_state_dict(side_tensors(tensors, side))
+        half.encoder.load_state_dict(side_tensors(tensors, half.side))
         _align(tower.embeddings.projection, half.own_projection)
     if link or (link is None and not is_folder(encoder)):
         config.encoder_source, config.encoder_revision = encoder, commit.get("revision")

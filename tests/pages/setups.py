@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dual_encoders import write_dual_encoder
 from hub_server import HubServer
 from PIL import Image
 
@@ -172,8 +173,16 @@ def _adding_an_encoder(session: PageSession, hub: HubServer) -> None:
     (session.folder / "my-run.yaml").write_text(shown, encoding="utf-8")
 
 
+def _compression(session: PageSession, hub: HubServer) -> None:
+    """A small CLIP on the Hub, under the name on the page."""
+    folder = write_dual_encoder("clip", session.folder / "small-clip")
+    hub.add_folder("openai/clip-vit-base-patch32", folder, "model")
+
+
 _SETUPS: dict[str, Callable[[PageSession, HubServer], None]] = {
+    "README.md": _compression,
     "docs/adding-an-encoder.md": _adding_an_encoder,
+    "docs/compression.md": _compression,
     "docs/expansion.md": _expansion,
     "docs/hub.md": _hub,
     "docs/method.md": _method,

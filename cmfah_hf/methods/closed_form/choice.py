@@ -210,8 +210,9 @@ class CodeFitter:
         if differ(data.texts):
             projections["shared"] = lambda: shared_projection(data.images, data.texts, bits)
         if differ(data.pairs.texts):
-            centers = {"image_mean_E": data.images.mean, "text_mean_E": text_mean_E}
-            projections["cca"] = lambda: cca_projection(data.pairs, bits, **centers)
+            projections["cca"] = lambda: cca_projection(
+                data.pairs, bits, image_mean_E=data.images.mean, text_mean_E=text_mean_E
+            )
         rotations = {
             "itq": lambda rows_NK: itq_rotation(rows_NK, rounds, self.seed)[0],
             "random rotation": lambda _: random_rotation(bits, self.seed),

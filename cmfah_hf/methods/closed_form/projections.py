@@ -74,8 +74,13 @@ class HashProjection:
         )
 
     def _mapped(self, change: Callable[[np.ndarray], np.ndarray]) -> "HashProjection":
-        names = ("image_weight", "image_bias", "text_weight", "text_bias")
-        return replace(self, **{name: change(getattr(self, name)) for name in names})
+        return replace(
+            self,
+            image_weight=change(self.image_weight),
+            image_bias=change(self.image_bias),
+            text_weight=change(self.text_weight),
+            text_bias=change(self.text_bias),
+        )
 
 
 def pca_projection(images: Moments, bits: int, text_mean_E: np.ndarray | None = None) -> HashProjection:
