@@ -2,6 +2,7 @@
 
 import logging
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cmfah_hf.data import drop_unreadable, load_image_text
 from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.errors import DataError, QueryError
-from cmfah_hf.evaluation import RetrievalEvaluator
+from cmfah_hf.evaluation import PAIR_METRICS, RANKINGS, RetrievalEvaluator
 from cmfah_hf.evaluation.attention import attention_of_words
 from cmfah_hf.evaluation.pointing import pointing_game
 from cmfah_hf.expansion import GraphExpander
@@ -29,6 +30,8 @@ from cmfah_hf.training.data.streams import PairStream
 logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("single", "paired")
+# The prefix of figures of instance retrieval.
+_PAIRS = "pairs/"
 # Shares above which there is a warning.
 _MANY_UNKNOWN_WORDS, _MANY_TEXTS_WITHOUT = 0.2, 0.05
 
@@ -107,46 +110,75 @@ def evaluate_pairs(
     model: CMFAHModel,
     processor: CMFAHProcessor,
     queries: Any,
-    database: Any,
+    database: Any = None,
     text_column: str = "text",
     protocol: str = "single",
     evaluator: RetrievalEvaluator | None = None,
     plots: Path | None = None,
     expander: GraphExpander | None = None,
+    instances: bool = True,
 ) -> dict[str, float]:
-    """The figures of `RetrievalEvaluator` for labeled pairs of a data set, and the coverage of their words.
+    """The figures of `RetrievalEvaluator` for the pairs of a data set, and the coverage of their words.
+
+    Category retrieval, by labels, searches the database. Instance retrieval searches the query pairs themselves, for
+    the image of each text and the text of each image; its figures have names such as `"pairs/hamming/t2i/recall@1"`.
 
     For queries and database, names such as `queries_unknown_words` give the number of words, the number of unknown
     words and of texts without a known word, and the shares of both.
 
     Args:
         model, processor, text_column, protocol, expander: As in `encode_pairs`.
-        queries, database: The query pairs, and the pairs that are searched.
-        evaluator: The evaluator. None: all figures of the default one.
+        queries, database: The query pairs, and the pairs that are searched. Without a database, only instance retrieval
+            is measured, which needs no labels.
+        evaluator: The evaluator by labels. None: all figures of the default one.
         plots: A folder for the precision-recall and precision@k curves as PNG.
+        instances: Whether to measure instance retrieval; not if the protocol is `"paired"`, in which each query sees
+            its answer.
 
     Raises:
-        QueryError: If the protocol is unknown, or queries or database have no labels.
+        QueryError: If the protocol is unknown, queries or database have no labels, or nothing is to be measured.
     """
-    for name, pairs in (("queries", queries), ("database", database)):
-        if "labels" not in pairs.column_names:
+    _check_protocol(protocol)
+    instances = instances and protocol == "single"
+    if database is None and not instances:
+        raise QueryError("There is nothing to measure without a database; give one, with labels.")
+    given = {"queries": queries} if database is None else {"queries": queries, "database": database}
+    for name, pairs in given.items():
+        if database is not None and "labels" not in pairs.column_names:
             raise QueryError(f"The {name} have no labels, which define relevance; add labels.")
-    evaluator = evaluator or RetrievalEvaluator()
-    sides = [encode_pairs(model, processor, pairs, text_column, protocol, expander) for pairs in (queries, database)]
-    hashes = [values for side in sides for values in (side.images, side.texts)]
-    labels = [side.labels for side in sides]
-    if plots is not None:
-        from cmfah_hf.evaluation.plots import plot_precision_at_k, plot_precision_recall
-
-        plots.mkdir(parents=True, exist_ok=True)
-        curves = evaluator.curves(*hashes, *labels)
-        plot_precision_recall(curves, plots / "precision_recall.png")
-        plot_precision_at_k(curves, plots / "precision_at_k.png")
-    figures = evaluator(*hashes, *labels)
-    for name, side in zip(("queries", "database"), sides, strict=True):
+    sides = {
+        name: encode_pairs(model, processor, pairs, text_column, protocol, expander) for name, pairs in given.items()
+    }
+    figures: dict[str, float] = {}
+    if database is not None:
+        hashes = [values for side in sides.values() for values in (side.images, side.texts)]
+        labels = [side.labels for side in sides.values()]
+        evaluator = evaluator or RetrievalEvaluator()
+        if plots is not None:
+            _plot_curves(evaluator.curves(*hashes, *labels), plots)
+        figures |= evaluator(*hashes, *labels)
+    if instances:
+        of_pairs = RetrievalEvaluator(PAIR_METRICS, ks=(1, 5, 10), ranking=RANKINGS)
+        found = of_pairs.pairs(sides["queries"].images, sides["queries"].texts)
+        figures |= {f"{_PAIRS}{name}": value for name, value in found.items()}
+    for name, side in sides.items():
         figures |= side.words.figures(name)
         _warn_of_unknown_words(name, side.words)
     return figures
+
+
+def split_figures(figures: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """The figures of `evaluate_pairs` in two parts: by labels, and of instance retrieval, without `pairs/`."""
+    by_labels = {name: value for name, value in figures.items() if not name.startswith(_PAIRS)}
+    return by_labels, {name.removeprefix(_PAIRS): figures[name] for name in figures if name.startswith(_PAIRS)}
+
+
+def _plot_curves(curves: dict[str, dict[str, np.ndarray]], folder: Path) -> None:
+    from cmfah_hf.evaluation.plots import plot_precision_at_k, plot_precision_recall
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plot_precision_recall(curves, folder / "precision_recall.png")
+    plot_precision_at_k(curves, folder / "precision_at_k.png")
 
 
 def _warn_of_unknown_words(name: str, words: WordCoverage) -> None:
@@ -170,7 +202,7 @@ def evaluate_folder(
     protocol: str = "single",
     plots: Path | None = None,
 ) -> dict[str, float]:
-    """The figures of a saved model on a data set, as in `evaluate_pairs`.
+    """The figures of a saved model on a data set, as in `evaluate_pairs`; without labels, only of instance retrieval.
 
     With a frozen backbone, the regions of the images are kept on disk for later calls.
 
@@ -183,23 +215,30 @@ def evaluate_folder(
         plots: A folder for the curves as PNG.
 
     Raises:
-        CMFAHError: If the model or the data cannot be used, or a split or its labels are missing.
+        CMFAHError: If the model or the data cannot be used, a split is missing, or labels are, for the protocol
+            `"paired"`, for plots, or on one side.
     """
     _check_protocol(protocol)
     retriever = CrossMediaRetriever.from_pretrained(model)
     expander = retriever.expander
     loaded = load_image_text(dataset)
     database_split = database_split or ("database" if "database" in loaded else "train")
-    for name in (query_split, database_split):
+    names = [query_split, database_split]
+    for name in names:
         if name not in loaded:
             raise DataError(f"{dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
-        if "labels" not in loaded[name].column_names:
-            raise DataError(f"{dataset}: the split {name!r} has no labels, which define relevance; add them.")
-    queries, database = (_fit_for(retriever, loaded[name], dataset) for name in (query_split, database_split))
+    unlabeled = [name for name in names if "labels" not in loaded[name].column_names]
+    if unlabeled and (len(set(unlabeled)) < len(set(names)) or protocol == "paired" or plots is not None):
+        raise DataError(f"{dataset}: the split {unlabeled[0]!r} has no labels, which define relevance; add them.")
+    if unlabeled:
+        logger.warning("%s: there are no labels; only the retrieval of the other half of a pair is measured.", dataset)
+        names = [query_split]
+    sides = [_fit_for(retriever, loaded[name], dataset) for name in names]
     text_column = "text"
     if expander is not None:
         text_column = expander.output_column
-        queries, database = (pairs.map(expander, batched=True, desc="Expansion") for pairs in (queries, database))
+        sides = [pairs.map(expander, batched=True, desc="Expansion") for pairs in sides]
+    queries, database = sides[0], None if unlabeled else sides[1]
     return evaluate_pairs(
         retriever.model, retriever.processor, queries, database, text_column, protocol, plots=plots, expander=expander
     )
