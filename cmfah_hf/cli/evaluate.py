@@ -18,6 +18,9 @@ def evaluate(
         typer.Option(help="'single': each item is encoded by itself. 'paired': with its other modality, which leaks."),
     ] = "single",
     plots: Annotated[Path | None, typer.Option(help="A folder for the curves as PNG.")] = None,
+    captions: Annotated[
+        str, typer.Option(help="What lists of texts are: 'several' captions, 'joined' to one text, or 'auto'.")
+    ] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure a model on a data set, in both directions, with ties in expectation.
@@ -27,7 +30,7 @@ def evaluate(
     from cmfah_hf.cli.output import print_figures, print_json
     from cmfah_hf.training.evaluate import evaluate_folder, split_figures
 
-    figures = evaluate_folder(model, dataset, query_split, database_split, protocol, plots)
+    figures = evaluate_folder(model, dataset, query_split, database_split, protocol, plots, captions)
     if json:
         print_json({"protocol": protocol, **figures})
     else:

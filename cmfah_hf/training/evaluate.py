@@ -2,8 +2,8 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from cmfah_hf.data import drop_unreadable, load_image_text
-from cmfah_hf.data.collator import PairCollator
+from cmfah_hf.data.collator import PairCollator, expanded
 from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.evaluation import PAIR_METRICS, RANKINGS, RetrievalEvaluator
@@ -30,6 +30,7 @@ from cmfah_hf.training.data.streams import PairStream
 logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("single", "paired")
+_TEXTS_AT_ONCE = 256
 # The prefix of figures of instance retrieval.
 _PAIRS = "pairs/"
 # Shares above which there is a warning.
@@ -38,12 +39,22 @@ _MANY_UNKNOWN_WORDS, _MANY_TEXTS_WITHOUT = 0.2, 0.05
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """The continuous codes of images and texts, `(N, K)` each, their labels, and the coverage of their words."""
+    """The continuous codes of pairs.
+
+    Attributes:
+        images, texts: `(N, K)` each; of a pair with several captions, the first.
+        labels: The label names of each pair.
+        words: The coverage of the words of all texts.
+        captions: `(M, K)`, the codes of all captions, if they were asked for.
+        rows_of_captions: `(M,)`, the row of each caption.
+    """
 
     images: np.ndarray
     texts: np.ndarray
     labels: list[list[str]]
     words: WordCoverage
+    captions: np.ndarray | None = None
+    rows_of_captions: np.ndarray | None = None
 
 
 @torch.inference_mode()
@@ -54,6 +65,7 @@ def encode_pairs(
     text_column: str,
     protocol: str = "single",
     expander: GraphExpander | None = None,
+    captions: bool = False,
 ) -> EncodedPairs:
     """The codes, labels and words of a data set, which is read once.
 
@@ -65,6 +77,7 @@ def encode_pairs(
         protocol: `"single"`: the unimodal view, as for a query. `"paired"`: the cross-modal view, in which each query
             sees its answer; only for comparison with publications that do so.
         expander: The expander of `text_column`, if any. A word in its graph counts as known.
+        captions: Whether to encode all captions of each pair too, without their image.
 
     Raises:
         QueryError: If the protocol is unknown, or there are no pairs.
@@ -74,15 +87,19 @@ def encode_pairs(
     model.eval()
     image_hashes, text_hashes, words = [], [], WordCoverage()
     labels: list[list[str]] = []
-    collator = PairCollator(processor, None, text_column)
+    listed: list[tuple[int, str]] = []
+    collator = PairCollator(processor, None, text_column, expander=expander)
     # An unreadable image ends a stream that `datasets` decodes; a `PairStream` leaves it out.
     pairs = PairStream(pairs) if isinstance(pairs, datasets.IterableDataset) else pairs
 
     def collate(rows):
+        if captions:
+            for place, row in enumerate(rows, len(labels)):
+                listed.extend((place, text) for text in row.get("captions") or [str(row["text"])])
         labels.extend(list(row.get("labels") or ()) for row in rows)
         for row in rows:
-            expanded = str(row[text_column] if text_column in row else row["text"])  # the text that the collator reads
-            words.count(str(row.get("text", expanded)), expanded, processor, expander)
+            whole = str(row[text_column] if text_column in row else row["text"])
+            words.count(str(row.get("text", whole)), whole, processor, expander)
         return collator(rows)
 
     for batch in DataLoader(pairs, batch_size=64, collate_fn=collate):
@@ -95,10 +112,25 @@ def encode_pairs(
             image_hash, text_hash = outputs.image_hash, outputs.text_hash
         image_hashes.append(image_hash.float().cpu().numpy())
         text_hashes.append(text_hash.float().cpu().numpy())
-    model.train(was_training)
     if not labels:
+        model.train(was_training)
         raise QueryError("There is no pair to encode; give some.")
-    return EncodedPairs(np.concatenate(image_hashes), np.concatenate(text_hashes), labels, words)
+    encoded = EncodedPairs(np.concatenate(image_hashes), np.concatenate(text_hashes), labels, words)
+    if len(listed) > len(labels):
+        rows, texts = zip(*listed, strict=True)
+        hashes = _encode_texts(model, processor, expanded(texts, expander, text_column))
+        encoded = replace(encoded, captions=hashes, rows_of_captions=np.array(rows))
+    model.train(was_training)
+    return encoded
+
+
+def _encode_texts(model: CMFAHModel, processor: CMFAHProcessor, texts: Sequence[str]) -> np.ndarray:
+    """The unimodal continuous codes of texts, `(M, K)`."""
+    hashes = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        inputs = processor(text=list(texts[start : start + _TEXTS_AT_ONCE]), return_tensors="pt").to(model.device)
+        hashes.append(model.get_text_hash(**inputs).float().cpu().numpy())
+    return np.concatenate(hashes)
 
 
 def _check_protocol(protocol: str) -> None:
@@ -120,8 +152,9 @@ def evaluate_pairs(
 ) -> dict[str, float]:
     """The figures of `RetrievalEvaluator` for the pairs of a data set, and the coverage of their words.
 
-    Category retrieval, by labels, searches the database. Instance retrieval searches the query pairs themselves, for
-    the image of each text and the text of each image; its figures have names such as `"pairs/hamming/t2i/recall@1"`.
+    Category retrieval, by labels, searches the database; of a pair with several captions, it reads the first. Instance
+    retrieval searches the query pairs themselves, for the image of each text and the texts of each image, with all
+    captions; its figures have names such as `"pairs/hamming/t2i/recall@1"`.
 
     For queries and database, names such as `queries_unknown_words` give the number of words, the number of unknown
     words and of texts without a known word, and the shares of both.
@@ -147,7 +180,10 @@ def evaluate_pairs(
         if database is not None and "labels" not in pairs.column_names:
             raise QueryError(f"The {name} have no labels, which define relevance; add labels.")
     sides = {
-        name: encode_pairs(model, processor, pairs, text_column, protocol, expander) for name, pairs in given.items()
+        name: encode_pairs(
+            model, processor, pairs, text_column, protocol, expander, captions=instances and name == "queries"
+        )
+        for name, pairs in given.items()
     }
     figures: dict[str, float] = {}
     if database is not None:
@@ -159,7 +195,11 @@ def evaluate_pairs(
         figures |= evaluator(*hashes, *labels)
     if instances:
         of_pairs = RetrievalEvaluator(PAIR_METRICS, ks=(1, 5, 10), ranking=RANKINGS)
-        found = of_pairs.pairs(sides["queries"].images, sides["queries"].texts)
+        side = sides["queries"]
+        if side.captions is None:
+            found = of_pairs.pairs(side.images, side.texts)
+        else:
+            found = of_pairs.pairs(side.images, side.captions, np.arange(len(side.images)), side.rows_of_captions)
         figures |= {f"{_PAIRS}{name}": value for name, value in found.items()}
     for name, side in sides.items():
         figures |= side.words.figures(name)
@@ -201,6 +241,7 @@ def evaluate_folder(
     database_split: str | None = None,
     protocol: str = "single",
     plots: Path | None = None,
+    captions: str = "auto",
 ) -> dict[str, float]:
     """The figures of a saved model on a data set, as in `evaluate_pairs`; without labels, only of instance retrieval.
 
@@ -213,6 +254,7 @@ def evaluate_folder(
         database_split: The split that is searched. None: `database` if the data has it, else `train`.
         protocol: As in `encode_pairs`.
         plots: A folder for the curves as PNG.
+        captions: As in `load_image_text`.
 
     Raises:
         CMFAHError: If the model or the data cannot be used, a split is missing, or labels are, for the protocol
@@ -221,7 +263,7 @@ def evaluate_folder(
     _check_protocol(protocol)
     retriever = CrossMediaRetriever.from_pretrained(model)
     expander = retriever.expander
-    loaded = load_image_text(dataset)
+    loaded = load_image_text(dataset, captions=captions)
     database_split = database_split or ("database" if "database" in loaded else "train")
     names = [query_split, database_split]
     for name in names:

@@ -125,6 +125,7 @@ def _trainer(prepared: PreparedRun, args: CMFAHTrainingArguments, train_pairs: A
         text_column=prepared.text_column,
         similarity=prepared.similarity,
         measured=prepared.measured,
+        expander=prepared.expander,
         # Pairs that are similar only to themselves are searched among the validation pairs, which are unseen.
         database=None
         if isinstance(prepared.measured, PairSimilarity)
