@@ -26,9 +26,9 @@ class CaptionDraw:
         self._epoch[0] = epoch
 
     def __call__(self, row: Mapping[str, Any]) -> str:
-        captions = row["captions"]
+        captions = captions_in(row)
         start = zlib.crc32(f"{self.seed} {row.get('id', row['text'])}".encode("utf-8", "surrogatepass"))
-        return str(captions[(start + int(self._epoch)) % len(captions)])
+        return captions[(start + int(self._epoch)) % len(captions)]
 
 
 class PairCollator:
@@ -88,11 +88,20 @@ class PairCollator:
 
     def _read_texts(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[str]:
         """The text of each row that the model reads: one caption if it has several, else its own."""
-        chosen = [self.draw(row) if self.draw else str(row["captions"][0]) for row in rows if row.get("captions")]
-        if not chosen:
+        places = [place for place, row in enumerate(rows) if captions_in(row)]
+        if not places:
             return list(texts)
-        captions = iter(expanded(chosen, self.expander, self.text_column))
-        return [next(captions) if row.get("captions") else text for row, text in zip(rows, texts, strict=True)]
+        chosen = [self.draw(rows[place]) if self.draw else captions_in(rows[place])[0] for place in places]
+        read = list(texts)
+        for place, caption in zip(places, expanded(chosen, self.expander, self.text_column), strict=True):
+            read[place] = caption
+        return read
+
+
+def captions_in(row: Mapping[str, Any]) -> list[str]:
+    """The captions of a row; none if it has only its text."""
+    captions = row.get("captions")
+    return [] if captions is None else [str(caption) for caption in captions]
 
 
 def expanded(texts: Sequence[str], expander: Any, text_column: str) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from cmfah_hf.data import drop_unreadable, load_image_text
-from cmfah_hf.data.collator import PairCollator, expanded
+from cmfah_hf.data.collator import PairCollator, captions_in, expanded
 from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.evaluation import PAIR_METRICS, RANKINGS, RetrievalEvaluator
@@ -95,7 +95,7 @@ def encode_pairs(
     def collate(rows):
         if captions:
             for place, row in enumerate(rows, len(labels)):
-                listed.extend((place, text) for text in row.get("captions") or [str(row["text"])])
+                listed.extend((place, text) for text in captions_in(row) or [str(row["text"])])
         labels.extend(list(row.get("labels") or ()) for row in rows)
         for row in rows:
             whole = str(row[text_column] if text_column in row else row["text"])

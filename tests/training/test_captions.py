@@ -85,8 +85,11 @@ def read_texts(monkeypatch, processor):
 
 def test_epochs_draw_other_captions_and_evaluation_reads_the_first(make_trainer, make_pairs, read_texts):
     pairs = with_captions(make_pairs(24))
-    trainer = make_trainer(train=pairs, validation=with_captions(make_pairs(9, seed=1)), num_train_epochs=3)
+    trainer = make_trainer(
+        train=pairs, validation=with_captions(make_pairs(9, seed=1)), num_train_epochs=3, codes_update="batch"
+    )
     trainer.train()
+    assert len(read_texts) == 72
     epochs = [set(read_texts[start : start + 24]) for start in (0, 24, 48)]
     assert set.union(*epochs) == {caption for captions in pairs["captions"] for caption in captions}
     assert len({text.split()[-1] for text in epochs[0]}) == 3
