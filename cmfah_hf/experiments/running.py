@@ -161,7 +161,9 @@ def _figures(run: GridRun, parsed: Run, folder: Path, metrics: dict[str, Any]) -
     if "paired" in run.encodings and run.protocol == "seen":
         data = parsed.data
         database = data.database_split if data.database_split != "database" else None
-        found = evaluate_folder(str(folder), data.dataset, data.query_split or "query", database, protocol="paired")
+        found = evaluate_folder(
+            str(folder), data.dataset, data.query_split or "query", database, "paired", captions=data.captions
+        )
         figures += figures_of_queries(found, "seen", "paired")
     return figures
 
