@@ -197,7 +197,7 @@ Pairs of image and text for cross-media retrieval.
 |---|---|
 {rows}
 
-`id` is unique within a split, `image` the original image file, `text` a caption or tags, and `labels`, if present,
-{labels}.
+`id` is unique within a split, `image` the original image file, `text` a caption or tags, `captions`, if present, the
+captions that it joins, and `labels`, if present, {labels}.
 """
     return card_of(yaml.safe_dump(head, sort_keys=False, allow_unicode=True), body)

@@ -93,13 +93,13 @@ class CMFAHPreTrainedModel(PreTrainedModel):
         save_directory: str | os.PathLike,
         is_main_process: bool = True,
         state_dict: dict[str, torch.Tensor] | None = None,
-        push_to_hub: bool = False,
+        *args: Any,
         **kwargs: Any,
     ) -> Any:
         """As the parent's, without the weights of an encoder that are fetched from the Hub."""
         if self.config.encoder_source is not None:
             state_dict = without_encoder(self.state_dict() if state_dict is None else state_dict)
-        return super().save_pretrained(save_directory, is_main_process, state_dict, push_to_hub, **kwargs)
+        return super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
 
     def post_init(self):
         super().post_init()

@@ -73,6 +73,19 @@ def test_scenes_and_single_parquet_files_are_pushed(here, hub, tmp_path):
     assert "data/query-00000-of-00001.parquet" in hub.files("org/bare")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pushed_captions_stay_lists(here, hub, tmp_path, streaming):
+    captions = [["a boat on the sea", "the sea at night"], ["a red car"], []]
+    scenes = make_scenes(3, image_size=32).remove_columns("text").add_column("sentences", captions)
+    scenes.to_parquet(tmp_path / "train.parquet")
+    push_dataset(tmp_path / "train.parquet", "org/captions", token="hf_writer", progress=False)
+    name = "data/train-00000-of-00001.parquet"
+    (tmp_path / "got.parquet").write_bytes(hub.files("org/captions")[name])
+    found = list(load_image_text(tmp_path / "got.parquet", split="train", streaming=streaming))
+    assert [row["captions"] for row in found] == captions
+    assert [row["text"] for row in found] == [" ".join(texts) for texts in captions]
+
+
 def test_a_source_with_duplicate_ids_is_refused(here, hub, tmp_path):
     scenes = make_scenes(2, image_size=32)
     datasets.concatenate_datasets([scenes, scenes]).to_parquet(tmp_path / "train.parquet")
