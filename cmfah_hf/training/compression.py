@@ -35,6 +35,7 @@ from cmfah_hf.training.dual_encoders import (
     fill_head,
     image_vectors,
     load_dual_encoder,
+    text_of,
     text_vectors,
     width_of,
 )
@@ -174,7 +175,7 @@ def _encoded(
                     logger.warning("Left out: %s", error)
                     done.left_out.append(str(error))
                     continue
-                texts.append(row.get("text") or "" if is_data_set and use_texts else "")
+                texts.append(text_of(row, "text") if is_data_set and use_texts else "")
                 found.append(item_id)
             if not images:
                 continue

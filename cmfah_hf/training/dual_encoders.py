@@ -4,7 +4,7 @@ these.
 Shape suffixes: N items, E width of the encoder's vectors, K bits.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from itertools import islice
 from typing import Any
@@ -139,7 +139,7 @@ def fit_head(
             vectors_NE = np.stack([np.asarray(row["region_features"], np.float32)[0, :width] for row in batch])
         else:
             vectors_NE = image_vectors(model, processor, [decode_image(row["image"]) for row in batch])
-        fitter.add_pairs(vectors_NE, text_vectors(model, processor, [row[text_column] for row in batch]))
+        fitter.add_pairs(vectors_NE, text_vectors(model, processor, [text_of(row, text_column) for row in batch]))
     projection = fitter.fit(model.config.hash_bits).projection
     fill_head(model, projection)
     for tower in (model.image_model, model.text_model):
@@ -149,6 +149,12 @@ def fit_head(
         if model.config.hidden_size == width:
             _align(tower.embeddings.projection, tower.embeddings.backbone.own_projection)
     return projection
+
+
+def text_of(row: Mapping[str, Any], column: str) -> str:
+    """One text of a row: its first caption if it has several, which `column` holds joined."""
+    captions = row.get("captions")
+    return captions[0] if captions else row.get(column) or ""
 
 
 def width_of(model: CMFAHModel) -> int:
