@@ -18,14 +18,23 @@ def evaluate(
         typer.Option(help="'single': each item is encoded by itself. 'paired': with its other modality, which leaks."),
     ] = "single",
     plots: Annotated[Path | None, typer.Option(help="A folder for the curves as PNG.")] = None,
+    captions: Annotated[
+        str, typer.Option(help="What lists of texts are: 'several' captions, 'joined' to one text, or 'auto'.")
+    ] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Measure a model on a data set: MAP with ties in expectation, precision at k, both directions, both rankings."""
-    from cmfah_hf.cli.output import print_figures, print_json
-    from cmfah_hf.training.evaluate import evaluate_folder
+    """Measure a model on a data set, in both directions, with ties in expectation.
 
-    figures = evaluate_folder(model, dataset, query_split, database_split, protocol, plots)
+    By labels: MAP and precision at k. Without: recall at k and median rank of the other half of each query pair.
+    """
+    from cmfah_hf.cli.output import print_figures, print_json
+    from cmfah_hf.training.evaluate import evaluate_folder, split_figures
+
+    figures = evaluate_folder(model, dataset, query_split, database_split, protocol, plots, captions)
     if json:
         print_json({"protocol": protocol, **figures})
     else:
-        print_figures(f"{model} on {dataset}, protocol {protocol!r}", figures)
+        by_labels, of_pairs = split_figures(figures)
+        print_figures(f"{model} on {dataset}, protocol {protocol!r}", by_labels)
+        if of_pairs:
+            print_figures(f"The other half of each pair, among the pairs of {query_split!r}", of_pairs)

@@ -50,7 +50,7 @@ def run(
 def report(
     results: Annotated[Path, typer.Argument(help="The output of `cmfah experiment run`, or its results.parquet.")],
     metric: Annotated[str, typer.Option(help="The figure, such as 'map' or 'precision@10'.")] = "map",
-    split: Annotated[str, typer.Option(help="'query', or 'validation' for the pairs that chose the epochs.")] = "query",
+    split: Annotated[str, typer.Option(help="'query', 'pairs', or 'validation', which chose the epochs.")] = "query",
     where: Annotated[
         list[str] | None, typer.Option(help="Only rows of this value, as ranking=hamming. Can be repeated.")
     ] = None,

@@ -59,8 +59,9 @@ def print_figures(title: str, figures: Mapping[str, float]) -> None:
         if rest.startswith("i2t/") and ranking != "constant":
             metric = rest.removeprefix("i2t/")
             rows.append([ranking, metric, value, figures[f"{ranking}/t2i/{metric}"]])
-    if "random/map" in figures:
-        rows.append(["random", "map", figures["random/map"], figures["random/map"]])
+    for name, value in figures.items():
+        if name.startswith("random/") and name.count("/") == 1:
+            rows.append(["random", name.removeprefix("random/"), value, value])
     if "constant/i2t/map" in figures:
         rows.append(["constant query", "map", figures["constant/i2t/map"], figures["constant/t2i/map"]])
     print_table(title, ["ranking", "metric", "image -> text", "text -> image"], rows)

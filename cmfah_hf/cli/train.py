@@ -43,3 +43,5 @@ def train(
     print_table(f"Trained: {run.training.output_dir}", ["", "value"], rows)
     if "query" in metrics:
         print_figures("Test queries, one modality at a time", metrics["query"])
+    if "pairs" in metrics:
+        print_figures("The other half of each pair, among the test queries", metrics["pairs"])

@@ -11,14 +11,38 @@ from cmfah_hf.data.images.decoding import decode_image
 from cmfah_hf.data.similarity import LabelSimilarity, Similarity
 
 
+class CaptionDraw:
+    """Draws one caption of a row for each epoch, as a function of seed, epoch and the row's id.
+
+    Over as many epochs as a row has captions, each is drawn once, beginning with one that seed and id choose.
+    """
+
+    def __init__(self, seed: int = 0):
+        self.seed = seed
+        # In shared memory, because the workers of a data loader hold copies of everything else.
+        self._epoch = torch.tensor([0]).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch[0] = epoch
+
+    def __call__(self, row: Mapping[str, Any]) -> str:
+        captions = captions_in(row)
+        start = zlib.crc32(f"{self.seed} {row.get('id', row['text'])}".encode("utf-8", "surrogatepass"))
+        return captions[(start + int(self._epoch)) % len(captions)]
+
+
 class PairCollator:
     """Makes a batch of rows: images or their cached regions, texts, multi-hot labels, and row numbers.
+
+    Of a row with several `captions`, the model reads one, and `similarity` all.
 
     Args:
         processor: A `CMFAHProcessor`.
         classes: The `C` class names, in the order of the model's labels. `None`: batches have no labels.
         text_column: The column of texts; rows without it use `text`.
         similarity: Computes the `labels` of a batch instead of multi-hot labels.
+        expander: The `GraphExpander` that made `text_column`, if any; expands the caption that is read.
+        draw: Chooses the caption of a row. None: the first.
 
     Returns (of a call):
         `region_features` `(B, R, C)` if the rows have them (with `region_features_mirrored` too, those of the mirrored
@@ -33,6 +57,8 @@ class PairCollator:
         classes: Sequence[str] | None = None,
         text_column: str = "text",
         similarity: Similarity | None = None,
+        expander: Any = None,
+        draw: CaptionDraw | None = None,
     ):
         if similarity is None and classes is not None:
             similarity = LabelSimilarity(classes)
@@ -40,10 +66,12 @@ class PairCollator:
         self.classes = classes
         self.text_column = text_column
         self.similarity = similarity
+        self.expander = expander
+        self.draw = draw
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         texts = [str(row[self.text_column] if self.text_column in row else row["text"]) for row in rows]
-        batch = dict(self.processor(text=texts, return_tensors="pt"))
+        batch = dict(self.processor(text=self._read_texts(rows, texts), return_tensors="pt"))
         if "region_features" in rows[0]:
             batch["region_features"] = torch.from_numpy(np.stack(_regions(rows, texts)))
         elif "image_features" in rows[0]:
@@ -57,6 +85,28 @@ class PairCollator:
         if "row" in rows[0]:
             batch["row"] = torch.tensor([int(row["row"]) for row in rows])
         return batch
+
+    def _read_texts(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[str]:
+        """The text of each row that the model reads: one caption if it has several, else its own."""
+        places = [place for place, row in enumerate(rows) if captions_in(row)]
+        if not places:
+            return list(texts)
+        chosen = [self.draw(rows[place]) if self.draw else captions_in(rows[place])[0] for place in places]
+        read = list(texts)
+        for place, caption in zip(places, expanded(chosen, self.expander, self.text_column), strict=True):
+            read[place] = caption
+        return read
+
+
+def captions_in(row: Mapping[str, Any]) -> list[str]:
+    """The captions of a row; none if it has only its text."""
+    captions = row.get("captions")
+    return [] if captions is None else [str(caption) for caption in captions]
+
+
+def expanded(texts: Sequence[str], expander: Any, text_column: str) -> list[str]:
+    """The texts with the words that an expander adds in the column `text_column`; without one, unchanged."""
+    return list(texts) if expander is None else expander({expander.text_column: list(texts)})[text_column]
 
 
 def _regions(rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[np.ndarray]:

@@ -30,6 +30,7 @@ def load_image_text(
     images: bool = True,
     allow_urls: bool = False,
     image_folders: Sequence[str | os.PathLike] = (),
+    captions: str = "auto",
     **load_dataset_kwargs: Any,
 ) -> Loaded:
     """Loads image-text pairs from any source, with the same columns.
@@ -62,6 +63,9 @@ def load_image_text(
             requests.
         image_folders: Further local folders in which rows may name images. By default a row may only name files of its
             own data set: below its folder, or on the Hub in its repository, links followed.
+        captions: What a text column of lists holds. `"several"`: captions of the image, which become `captions`.
+            `"joined"`: parts of one text, such as tags. `"auto"`: several captions if most elements of the first rows
+            have at least three words and the column is not named `tags` or `keywords`; otherwise parts of one text.
         **load_dataset_kwargs: For `datasets.load_dataset`, such as `revision`, `token`, `name` or `cache_dir`.
 
     Returns:
@@ -72,8 +76,9 @@ def load_image_text(
         - `image` (`datasets.Image`, decoded to Pillow images on access by `datasets`, which raises its own error for
           one that cannot be read; `drop_unreadable` leaves those out, `decode_image` names them);
         - `text` (string; a list is joined with spaces, a missing text is the empty string);
+        - `captions` (list of strings), if images have several (see above); `text` then joins them;
         - `labels` (list of strings, empty if a row has none), unless the source has no labels at all;
-        - all further columns unchanged, renamed to `original_...` if their name is one of these four.
+        - all further columns unchanged, renamed to `original_...` if their name is one of these five.
 
     Raises:
         DataError: In one line: what is missing or wrong, in which file and line, and what to do. Metadata files are
@@ -86,7 +91,7 @@ def load_image_text(
         os.fspath(path_or_hub_id),
         split,
         streaming,
-        RequestedColumns(image_column, text_column, labels_column, id_column),
+        RequestedColumns(image_column, text_column, labels_column, id_column, captions),
         images,
         allow_urls,
         tuple(image_folders),

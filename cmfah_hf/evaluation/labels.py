@@ -1,4 +1,4 @@
-"""Conversion of labels, names or multi-hot, to boolean matrices over the same classes.
+"""Conversion of labels, names or multi-hot, to boolean matrices over the same classes, and of pair keys to integers.
 
 Shapes: `Q` queries, `N` database items, `C` classes.
 """
@@ -35,6 +35,29 @@ def encode_labels(labels_q: Any, labels_db: Any) -> tuple[np.ndarray, np.ndarray
     if multi_hot_q.shape[1] != multi_hot_db.shape[1]:
         raise QueryError(f"labels_q has the shape {multi_hot_q.shape}, labels_db {multi_hot_db.shape}: classes differ.")
     return multi_hot_q, multi_hot_db
+
+
+def encode_keys(image_pairs: Any, text_pairs: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The keys of images and texts as integers, `(images,)` and `(texts,)`, equal where the keys are equal.
+
+    Raises:
+        QueryError: If either is not a list of integers or of strings, or one has integers and the other strings. It
+            names the argument.
+    """
+    given = {"image_pairs": image_pairs, "text_pairs": text_pairs}
+    for name, keys in given.items():
+        try:
+            given[name] = as_array(keys)
+        except HashIndexError as error:
+            raise QueryError(f"{name}: {error}") from error
+        if given[name].ndim != 1 or given[name].dtype.kind not in "iuU":
+            raise QueryError(
+                f"{name} is {given[name].dtype} of the shape {given[name].shape}; give one integer or string a row."
+            )
+    if len({keys.dtype.kind == "U" for keys in given.values()}) == 2:
+        raise QueryError("One of image_pairs and text_pairs has integers, the other strings; give the same keys.")
+    _, codes = np.unique(np.concatenate(list(given.values())), return_inverse=True)
+    return codes[: len(given["image_pairs"])], codes[len(given["image_pairs"]) :]
 
 
 def _rows_or_array(name: str, labels: Any) -> list | np.ndarray:

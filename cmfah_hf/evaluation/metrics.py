@@ -3,10 +3,10 @@
 Hash codes have many ties, and the order within a tie is arbitrary. Every figure is therefore the expectation over all
 orders of tied items with equal probabilities (McSherry and Najork, ECIR 2008), in closed form from the counts `(n, r)`
 per level of the ranking (see levels.py). A ranking without ties has one item per level. An item is relevant if it
-shares at least one label with the query.
+shares at least one label with the query, or belongs to the query's pair.
 
 Shapes: `Q` queries, `N` database items, `L` levels, nearest first. `n` and `r` are `(Q, L)` integers: the numbers of
-items and of relevant items in a level. All results are float64, in [0, 1].
+items and of relevant items in a level. All results are float64, in [0, 1] except for ranks.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cmfah_hf.errors import QueryError
-from cmfah_hf.evaluation.levels import score_levels
+from cmfah_hf.evaluation.levels import score_levels, tied_scores
 
 VARIANTS = (None, "dcmh")
 Counts = np.ndarray | int
@@ -53,11 +53,7 @@ def average_precision(
     Raises:
         QueryError: If the shapes differ, the database is empty, or a score is NaN.
     """
-    scores, relevant = np.asarray(scores), np.asarray(relevant, dtype=bool)
-    if scores.ndim != 2 or scores.shape != relevant.shape or not scores.size:
-        raise QueryError(f"Scores {scores.shape} and relevance {relevant.shape} must both be (queries, items).")
-    if scores.dtype.kind == "f" and np.isnan(scores).any():
-        raise QueryError(f"The scores of query {np.flatnonzero(np.isnan(scores).any(axis=1))[0]} hold a NaN.")
+    scores, relevant = _same_shape(scores, np.asarray(relevant, dtype=bool), "relevance")
     result = np.empty(len(scores))
     for query, (scores_N, relevant_N) in enumerate(zip(scores, relevant, strict=True)):
         n, r = score_levels(scores_N, relevant_N, tie_tolerance, ties)
@@ -126,6 +122,75 @@ def recall_at_k(n: np.ndarray, r: np.ndarray, ks: Depths) -> np.ndarray:
     return _expected_relevant(n, r, ks) / np.maximum(np.sum(r, axis=1), 1)[:, None]
 
 
+def hit_rate_at_k(n: np.ndarray, r: np.ndarray, ks: Depths) -> np.ndarray:
+    """The probability of a relevant item among the first `k`, `(Q, len(ks))`; 0 without relevant items (`[hit-rate]`).
+
+    Its mean over the queries is the recall at k of instance retrieval.
+    """
+    before_n, n_Q, r_Q = _first_relevant_level(np.asarray(n), np.asarray(r))
+    hits = [1 - _none_probability(n_Q, r_Q, np.clip(k - before_n, 0, n_Q)) for k in np.asarray(ks)]
+    return np.stack(hits, axis=1) if hits else np.empty((len(n_Q), 0))
+
+
+def first_relevant_rank(n: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """The expected rank of the first relevant item, `(Q,)`, counted from 1; `N + 1` without any (`[first-rank]`)."""
+    before_n, n_Q, r_Q = _first_relevant_level(np.asarray(n), np.asarray(r))
+    return before_n + (n_Q + 1) / (r_Q + 1)
+
+
+def ndcg_at_k(n: np.ndarray, gains: np.ndarray, ks: Depths, ideal: np.ndarray | None = None) -> np.ndarray:
+    """The expected normalized discounted cumulative gain of the first `k` items, `(Q, len(ks))` (`[ndcg]`).
+
+    Args:
+        n: `(Q, L)`, the number of items in a level.
+        gains: `(Q, L)`, the sum of their gains; the number of relevant items if relevance is binary.
+        ks: The depths.
+        ideal: `(Q, len(ks))`, the largest possible discounted gains. None: those of binary relevance. A query whose
+            ideal is 0 counts 0.
+    """
+    n, gains = np.asarray(n, np.int64), np.asarray(gains)
+    ends = np.cumsum(n, axis=1)
+    depths_D = np.minimum(np.asarray(ks, np.int64), ends.max())
+    discounts = _discounts(int(depths_D.max(initial=0)))
+    # Every place of a level has the mean gain of the level.
+    means = gains / np.maximum(n, 1)
+    found = [
+        np.sum(means * (discounts[np.minimum(ends, k)] - discounts[np.minimum(ends - n, k)]), axis=1) for k in depths_D
+    ]
+    found_QD = np.stack(found, axis=1) if found else np.empty((len(n), 0))
+    if ideal is None:
+        ideal = discounts[np.minimum(gains.sum(axis=1, dtype=np.int64)[:, None], depths_D)]
+    return np.divide(found_QD, ideal, out=np.zeros_like(found_QD), where=np.asarray(ideal) > 0)
+
+
+def normalized_dcg(scores: np.ndarray, gains: np.ndarray, k: int = 10, tie_tolerance: float = 0.0) -> np.ndarray:
+    """The expected nDCG@k of each query, `(Q,)`, with binary or graded relevance (`[ndcg]`).
+
+    Args:
+        scores: `(Q, N)`, larger is nearer; as in `average_precision`.
+        gains: `(Q, N)`, at least 0: the gain of each item, which counts linearly. For exponential gains, give
+            `2**relevance - 1`.
+        k: The depth.
+        tie_tolerance: As in `average_precision`.
+
+    Raises:
+        QueryError: As `average_precision`, or if a gain is negative or `k` is below 1.
+    """
+    scores, gains = _same_shape(scores, np.asarray(gains, dtype=np.float64), "gains")
+    if k < 1:
+        raise QueryError(f"k must be at least 1, not {k!r}.")
+    if not (gains >= 0).all():
+        raise QueryError(f"The gains of query {np.argwhere(~(gains >= 0))[0, 0]} are not all at least 0.")
+    discounts = np.diff(_discounts(min(k, scores.shape[1])))
+    ideal_Q = -np.sort(-gains, axis=1)[:, : len(discounts)] @ discounts
+    result = np.empty(len(scores))
+    for query, (scores_N, gains_N) in enumerate(zip(scores, gains, strict=True)):
+        n, smallest = tied_scores(scores_N, tie_tolerance)
+        sums = np.bincount(np.searchsorted(smallest, scores_N, side="right") - 1, weights=gains_N, minlength=len(n))
+        result[query] = ndcg_at_k(n[None, ::-1], sums[None, ::-1], [k], ideal_Q[query, None, None])[0, 0]
+    return result
+
+
 def precision_recall_curve(n: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Precision and recall of all items up to each level, `(L,)` each: for Hamming, within each radius.
 
@@ -139,6 +204,43 @@ def precision_recall_curve(n: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np
     answerable = found_r[:, -1] > 0
     recall = (found_r / np.maximum(found_r[:, -1:], 1)).sum(axis=0) / max(int(answerable.sum()), 1)
     return precision, recall
+
+
+def _same_shape(scores: np.ndarray, values: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    scores = np.asarray(scores)
+    if scores.ndim != 2 or scores.shape != values.shape or not scores.size:
+        raise QueryError(f"Scores {scores.shape} and {name} {values.shape} must both be (queries, items).")
+    if scores.dtype.kind == "f" and np.isnan(scores).any():
+        raise QueryError(f"The scores of query {np.flatnonzero(np.isnan(scores).any(axis=1))[0]} hold a NaN.")
+    return scores, values
+
+
+def _first_relevant_level(n: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The items before the first level with relevant ones, and its `n` and `r`, `(Q,)` each.
+
+    Without relevant items, the whole database is one level with `r = 0`.
+    """
+    rows, level = np.arange(len(r)), (r > 0).argmax(axis=1)
+    answerable = r[rows, level] > 0
+    before = (np.cumsum(n, axis=1) - n)[rows, level]
+    return np.where(answerable, before, 0), np.where(answerable, n[rows, level], n.sum(axis=1)), r[rows, level]
+
+
+def _none_probability(n: np.ndarray, r: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The probability that the first `places` of `n` items in random order hold none of `r`, `(Q,)`.
+
+    It is C(n - r, places) / C(n, places), a product of min(r, places) factors, exact to the last digits.
+    """
+    fewer, more = np.minimum(r, places), np.maximum(r, places)
+    probability = np.ones(len(n))
+    for i in range(int(fewer.max(initial=0))):
+        probability *= np.where(i < fewer, np.maximum(n - more - i, 0) / np.maximum(n - i, 1), 1)
+    return probability
+
+
+def _discounts(k: int) -> np.ndarray:
+    """The sum of `1 / log2(i + 1)` over the ranks i = 1..j, for j = 0..k, `(k + 1,)`."""
+    return np.concatenate(([0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))))
 
 
 def _expected_relevant(n: np.ndarray, r: np.ndarray, ks: Depths) -> np.ndarray:

@@ -29,7 +29,8 @@ class Result:
     Attributes:
         run: The folder of the run below the grid's output.
         data, method, variant, title, bits, protocol, seed: As in `GridRun`.
-        split: The split of the queries: `"query"` or `"validation"`.
+        split: The split of the queries: `"query"` or `"validation"`; `"pairs"` for instance retrieval among the pairs
+            of the query split.
         database: `"seen"` (including the training pairs) or `"unseen"`.
         encoding: `"single"`, or `"paired"` for items encoded with their partners.
         ranking: `"hamming"`, `"aqd"`, `"cosine"` (of real values), `"random"` or `"constant"`.
@@ -64,7 +65,9 @@ _TYPES = {"bits": pa.int64(), "seed": pa.int64(), "value": pa.float64(), "second
 SCHEMA = pa.schema([(field.name, _TYPES.get(field.name, pa.string())) for field in fields(Result)])
 
 
-def figures_of_queries(figures: Mapping[str, float], database: str, encoding: str = "single") -> list[dict[str, Any]]:
+def figures_of_queries(
+    figures: Mapping[str, float], database: str, encoding: str = "single", split: str = "query"
+) -> list[dict[str, Any]]:
     """The figures of `RetrievalEvaluator` as rows, with the mean of both directions."""
     rows = []
     for name, value in figures.items():
@@ -75,7 +78,7 @@ def figures_of_queries(figures: Mapping[str, float], database: str, encoding: st
                 rows.append({**rows[-1], "direction": "mean", "value": (value + other) / 2})
         elif len(parts) == 2:  # equal in both directions
             rows += [_row(parts[0], direction, parts[1], value) for direction in ("i2t", "t2i", "mean")]
-    return [{"split": "query", "database": database, "encoding": encoding, **row} for row in rows]
+    return [{"split": split, "database": database, "encoding": encoding, **row} for row in rows]
 
 
 def figures_of_validation(log: Mapping[str, float], database: str, ranking: str = "hamming") -> list[dict[str, Any]]:

@@ -152,6 +152,7 @@ def _figures(run: GridRun, parsed: Run, folder: Path, metrics: dict[str, Any]) -
     state = read_json(folder / "trainer_state.json", CheckpointError)
     logs = [log for log in state["log_history"] if "eval_map" in log]
     figures = figures_of_validation(max(logs, key=lambda log: log["eval_map"]), run.protocol) if logs else []
+    figures += figures_of_queries(metrics.get("pairs", {}), run.protocol, split="pairs")
     if "query" not in metrics:
         return figures
     figures += figures_of_queries(metrics["query"], run.protocol)

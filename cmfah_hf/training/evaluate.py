@@ -2,7 +2,8 @@
 
 import logging
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from cmfah_hf.data import drop_unreadable, load_image_text
-from cmfah_hf.data.collator import PairCollator
+from cmfah_hf.data.collator import PairCollator, captions_in, expanded
 from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.errors import DataError, QueryError
-from cmfah_hf.evaluation import RetrievalEvaluator
+from cmfah_hf.evaluation import PAIR_METRICS, RANKINGS, RetrievalEvaluator
 from cmfah_hf.evaluation.attention import attention_of_words
 from cmfah_hf.evaluation.pointing import pointing_game
 from cmfah_hf.expansion import GraphExpander
@@ -29,18 +30,31 @@ from cmfah_hf.training.data.streams import PairStream
 logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("single", "paired")
+_TEXTS_AT_ONCE = 256
+# The prefix of figures of instance retrieval.
+_PAIRS = "pairs/"
 # Shares above which there is a warning.
 _MANY_UNKNOWN_WORDS, _MANY_TEXTS_WITHOUT = 0.2, 0.05
 
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """The continuous codes of images and texts, `(N, K)` each, their labels, and the coverage of their words."""
+    """The continuous codes of pairs.
+
+    Attributes:
+        images, texts: `(N, K)` each; of a pair with several captions, the first.
+        labels: The label names of each pair.
+        words: The coverage of the words of all texts.
+        captions: `(M, K)`, the codes of all captions, if they were asked for.
+        rows_of_captions: `(M,)`, the row of each caption.
+    """
 
     images: np.ndarray
     texts: np.ndarray
     labels: list[list[str]]
     words: WordCoverage
+    captions: np.ndarray | None = None
+    rows_of_captions: np.ndarray | None = None
 
 
 @torch.inference_mode()
@@ -51,6 +65,7 @@ def encode_pairs(
     text_column: str,
     protocol: str = "single",
     expander: GraphExpander | None = None,
+    captions: bool = False,
 ) -> EncodedPairs:
     """The codes, labels and words of a data set, which is read once.
 
@@ -62,6 +77,7 @@ def encode_pairs(
         protocol: `"single"`: the unimodal view, as for a query. `"paired"`: the cross-modal view, in which each query
             sees its answer; only for comparison with publications that do so.
         expander: The expander of `text_column`, if any. A word in its graph counts as known.
+        captions: Whether to encode all captions of each pair too, without their image.
 
     Raises:
         QueryError: If the protocol is unknown, or there are no pairs.
@@ -71,15 +87,19 @@ def encode_pairs(
     model.eval()
     image_hashes, text_hashes, words = [], [], WordCoverage()
     labels: list[list[str]] = []
-    collator = PairCollator(processor, None, text_column)
+    listed: list[tuple[int, str]] = []
+    collator = PairCollator(processor, None, text_column, expander=expander)
     # An unreadable image ends a stream that `datasets` decodes; a `PairStream` leaves it out.
     pairs = PairStream(pairs) if isinstance(pairs, datasets.IterableDataset) else pairs
 
     def collate(rows):
+        if captions:
+            for place, row in enumerate(rows, len(labels)):
+                listed.extend((place, text) for text in captions_in(row) or [str(row["text"])])
         labels.extend(list(row.get("labels") or ()) for row in rows)
         for row in rows:
-            expanded = str(row[text_column] if text_column in row else row["text"])  # the text that the collator reads
-            words.count(str(row.get("text", expanded)), expanded, processor, expander)
+            whole = str(row[text_column] if text_column in row else row["text"])
+            words.count(str(row.get("text", whole)), whole, processor, expander)
         return collator(rows)
 
     for batch in DataLoader(pairs, batch_size=64, collate_fn=collate):
@@ -92,10 +112,25 @@ def encode_pairs(
             image_hash, text_hash = outputs.image_hash, outputs.text_hash
         image_hashes.append(image_hash.float().cpu().numpy())
         text_hashes.append(text_hash.float().cpu().numpy())
-    model.train(was_training)
     if not labels:
+        model.train(was_training)
         raise QueryError("There is no pair to encode; give some.")
-    return EncodedPairs(np.concatenate(image_hashes), np.concatenate(text_hashes), labels, words)
+    encoded = EncodedPairs(np.concatenate(image_hashes), np.concatenate(text_hashes), labels, words)
+    if len(listed) > len(labels):
+        rows, texts = zip(*listed, strict=True)
+        hashes = _encode_texts(model, processor, expanded(texts, expander, text_column))
+        encoded = replace(encoded, captions=hashes, rows_of_captions=np.array(rows))
+    model.train(was_training)
+    return encoded
+
+
+def _encode_texts(model: CMFAHModel, processor: CMFAHProcessor, texts: Sequence[str]) -> np.ndarray:
+    """The unimodal continuous codes of texts, `(M, K)`."""
+    hashes = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        inputs = processor(text=list(texts[start : start + _TEXTS_AT_ONCE]), return_tensors="pt").to(model.device)
+        hashes.append(model.get_text_hash(**inputs).float().cpu().numpy())
+    return np.concatenate(hashes)
 
 
 def _check_protocol(protocol: str) -> None:
@@ -107,46 +142,83 @@ def evaluate_pairs(
     model: CMFAHModel,
     processor: CMFAHProcessor,
     queries: Any,
-    database: Any,
+    database: Any = None,
     text_column: str = "text",
     protocol: str = "single",
     evaluator: RetrievalEvaluator | None = None,
     plots: Path | None = None,
     expander: GraphExpander | None = None,
+    instances: bool = True,
 ) -> dict[str, float]:
-    """The figures of `RetrievalEvaluator` for labeled pairs of a data set, and the coverage of their words.
+    """The figures of `RetrievalEvaluator` for the pairs of a data set, and the coverage of their words.
+
+    Category retrieval, by labels, searches the database; of a pair with several captions, it reads the first. Instance
+    retrieval searches the query pairs themselves, for the image of each text and the texts of each image, with all
+    captions; its figures have names such as `"pairs/hamming/t2i/recall@1"`.
 
     For queries and database, names such as `queries_unknown_words` give the number of words, the number of unknown
     words and of texts without a known word, and the shares of both.
 
     Args:
         model, processor, text_column, protocol, expander: As in `encode_pairs`.
-        queries, database: The query pairs, and the pairs that are searched.
-        evaluator: The evaluator. None: all figures of the default one.
+        queries, database: The query pairs, and the pairs that are searched. Without a database, only instance retrieval
+            is measured, which needs no labels.
+        evaluator: The evaluator by labels. None: all figures of the default one.
         plots: A folder for the precision-recall and precision@k curves as PNG.
+        instances: Whether to measure instance retrieval; not if the protocol is `"paired"`, in which each query sees
+            its answer.
 
     Raises:
-        QueryError: If the protocol is unknown, or queries or database have no labels.
+        QueryError: If the protocol is unknown, queries or database have no labels, or nothing is to be measured.
     """
-    for name, pairs in (("queries", queries), ("database", database)):
-        if "labels" not in pairs.column_names:
+    _check_protocol(protocol)
+    instances = instances and protocol == "single"
+    if database is None and not instances:
+        raise QueryError("There is nothing to measure without a database; give one, with labels.")
+    given = {"queries": queries} if database is None else {"queries": queries, "database": database}
+    for name, pairs in given.items():
+        if database is not None and "labels" not in pairs.column_names:
             raise QueryError(f"The {name} have no labels, which define relevance; add labels.")
-    evaluator = evaluator or RetrievalEvaluator()
-    sides = [encode_pairs(model, processor, pairs, text_column, protocol, expander) for pairs in (queries, database)]
-    hashes = [values for side in sides for values in (side.images, side.texts)]
-    labels = [side.labels for side in sides]
-    if plots is not None:
-        from cmfah_hf.evaluation.plots import plot_precision_at_k, plot_precision_recall
-
-        plots.mkdir(parents=True, exist_ok=True)
-        curves = evaluator.curves(*hashes, *labels)
-        plot_precision_recall(curves, plots / "precision_recall.png")
-        plot_precision_at_k(curves, plots / "precision_at_k.png")
-    figures = evaluator(*hashes, *labels)
-    for name, side in zip(("queries", "database"), sides, strict=True):
+    sides = {
+        name: encode_pairs(
+            model, processor, pairs, text_column, protocol, expander, captions=instances and name == "queries"
+        )
+        for name, pairs in given.items()
+    }
+    figures: dict[str, float] = {}
+    if database is not None:
+        hashes = [values for side in sides.values() for values in (side.images, side.texts)]
+        labels = [side.labels for side in sides.values()]
+        evaluator = evaluator or RetrievalEvaluator()
+        if plots is not None:
+            _plot_curves(evaluator.curves(*hashes, *labels), plots)
+        figures |= evaluator(*hashes, *labels)
+    if instances:
+        of_pairs = RetrievalEvaluator(PAIR_METRICS, ks=(1, 5, 10), ranking=RANKINGS)
+        side = sides["queries"]
+        if side.captions is None:
+            found = of_pairs.pairs(side.images, side.texts)
+        else:
+            found = of_pairs.pairs(side.images, side.captions, np.arange(len(side.images)), side.rows_of_captions)
+        figures |= {f"{_PAIRS}{name}": value for name, value in found.items()}
+    for name, side in sides.items():
         figures |= side.words.figures(name)
         _warn_of_unknown_words(name, side.words)
     return figures
+
+
+def split_figures(figures: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """The figures of `evaluate_pairs` in two parts: by labels, and of instance retrieval, without `pairs/`."""
+    by_labels = {name: value for name, value in figures.items() if not name.startswith(_PAIRS)}
+    return by_labels, {name.removeprefix(_PAIRS): figures[name] for name in figures if name.startswith(_PAIRS)}
+
+
+def _plot_curves(curves: dict[str, dict[str, np.ndarray]], folder: Path) -> None:
+    from cmfah_hf.evaluation.plots import plot_precision_at_k, plot_precision_recall
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plot_precision_recall(curves, folder / "precision_recall.png")
+    plot_precision_at_k(curves, folder / "precision_at_k.png")
 
 
 def _warn_of_unknown_words(name: str, words: WordCoverage) -> None:
@@ -169,8 +241,9 @@ def evaluate_folder(
     database_split: str | None = None,
     protocol: str = "single",
     plots: Path | None = None,
+    captions: str = "auto",
 ) -> dict[str, float]:
-    """The figures of a saved model on a data set, as in `evaluate_pairs`.
+    """The figures of a saved model on a data set, as in `evaluate_pairs`; without labels, only of instance retrieval.
 
     With a frozen backbone, the regions of the images are kept on disk for later calls.
 
@@ -181,25 +254,33 @@ def evaluate_folder(
         database_split: The split that is searched. None: `database` if the data has it, else `train`.
         protocol: As in `encode_pairs`.
         plots: A folder for the curves as PNG.
+        captions: As in `load_image_text`.
 
     Raises:
-        CMFAHError: If the model or the data cannot be used, or a split or its labels are missing.
+        CMFAHError: If the model or the data cannot be used, a split is missing, or labels are, for the protocol
+            `"paired"`, for plots, or on one side.
     """
     _check_protocol(protocol)
     retriever = CrossMediaRetriever.from_pretrained(model)
     expander = retriever.expander
-    loaded = load_image_text(dataset)
+    loaded = load_image_text(dataset, captions=captions)
     database_split = database_split or ("database" if "database" in loaded else "train")
-    for name in (query_split, database_split):
+    names = [query_split, database_split]
+    for name in names:
         if name not in loaded:
             raise DataError(f"{dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
-        if "labels" not in loaded[name].column_names:
-            raise DataError(f"{dataset}: the split {name!r} has no labels, which define relevance; add them.")
-    queries, database = (_fit_for(retriever, loaded[name], dataset) for name in (query_split, database_split))
+    unlabeled = [name for name in names if "labels" not in loaded[name].column_names]
+    if unlabeled and (len(set(unlabeled)) < len(set(names)) or protocol == "paired" or plots is not None):
+        raise DataError(f"{dataset}: the split {unlabeled[0]!r} has no labels, which define relevance; add them.")
+    if unlabeled:
+        logger.warning("%s: there are no labels; only the retrieval of the other half of a pair is measured.", dataset)
+        names = [query_split]
+    sides = [_fit_for(retriever, loaded[name], dataset) for name in names]
     text_column = "text"
     if expander is not None:
         text_column = expander.output_column
-        queries, database = (pairs.map(expander, batched=True, desc="Expansion") for pairs in (queries, database))
+        sides = [pairs.map(expander, batched=True, desc="Expansion") for pairs in sides]
+    queries, database = sides[0], None if unlabeled else sides[1]
     return evaluate_pairs(
         retriever.model, retriever.processor, queries, database, text_column, protocol, plots=plots, expander=expander
     )

@@ -138,13 +138,16 @@ def keep_whole(players: Iterable[PlayerUpdates], plugin: Any) -> None:
 
 
 class ObjectiveCallback(TrainerCallback):
-    """Ends the epochs of the objective before their checkpoints are written, and advances the players' schedules.
+    """Begins epochs, ends those of the objective before checkpoints are written, and advances the players' schedules.
 
     These advance with the schedule of the towers, so that an overflow does not separate them.
     """
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer.task.begin_epoch(int(state.epoch or 0))
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         trainer = self.trainer

@@ -6,6 +6,7 @@ import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ from cmfah_hf.training.checkpoints import (
     step_of,
     wants_to_resume,
 )
-from cmfah_hf.training.evaluate import evaluate_pairs
+from cmfah_hf.training.evaluate import evaluate_pairs, split_figures
 from cmfah_hf.training.illustration import draw_attention
 from cmfah_hf.training.preparation import PreparedRun, prepare
 from cmfah_hf.training.run_folder import held, make_output_folder
@@ -50,8 +51,9 @@ def train(run: Run) -> dict[str, Any]:
     Returns:
         The content of `metrics.json`: `validation`, the best MAP on the validation pairs, its `epoch` and its
         similarity (`validation_relevance`); `query`, the figures of `RetrievalEvaluator`, if the data has a query split
-        with labels; `query_seen`, with `--protocol unseen`, the same queries against the training pairs; and the
-        method, bits, seed, numbers of pairs and `source` (`source_of`). Empty in all processes but the main one.
+        with labels; `query_seen`, with `--protocol unseen`, the same queries against the training pairs; `pairs`,
+        instance retrieval among the pairs of the query split, with or without labels; and the method, bits, seed,
+        numbers of pairs and `source` (`source_of`). Empty in all processes but the main one.
 
     Raises:
         CMFAHError: If the data, the weights, a setting or the checkpoint cannot be used, the disk is full, or the Hub
@@ -123,6 +125,7 @@ def _trainer(prepared: PreparedRun, args: CMFAHTrainingArguments, train_pairs: A
         text_column=prepared.text_column,
         similarity=prepared.similarity,
         measured=prepared.measured,
+        expander=prepared.expander,
         # Pairs that are similar only to themselves are searched among the validation pairs, which are unseen.
         database=None
         if isinstance(prepared.measured, PairSimilarity)
@@ -173,29 +176,30 @@ def _save_model(trainer: CMFAHTrainer, output: Path) -> None:
 
 def _query_figures(prepared: PreparedRun, trainer: CMFAHTrainer, output: Path) -> dict[str, dict[str, float]]:
     """The figures on the test queries, with plots: `query`, and with `--protocol unseen` also `query_seen`, against the
-    training pairs. Empty without query pairs and a database that have labels."""
+    training pairs, if query pairs and database have labels; and `pairs`, instance retrieval among the query pairs."""
     pairs, run = prepared.pairs, prepared.run
     queries, database = pairs.splits.get("query"), pairs.splits.get("database", pairs.all)
-    if queries is None or not all("labels" in side.column_names for side in (queries, database)):
+    if queries is None:
         return {}
     if trainer.is_fsdp_enabled:  # the other processes, which hold parts of the weights, have finished
         towers = MODELS[run.objective_class.model_type].model.from_pretrained(output).to(run.training.device)
     else:
         towers = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).cmfah
     processor = cast(CMFAHProcessor, trainer.processing_class)
-    databases = {"query": database} | ({"query_seen": pairs.all} if run.data.protocol == "unseen" else {})
-    figures = {
-        name: evaluate_pairs(
-            towers,
-            processor,
-            without_augmentation(queries),
-            without_augmentation(searched),
-            prepared.text_column,
-            plots=output / "plots" if name == "query" else None,
-            expander=prepared.expander,
-        )
-        for name, searched in databases.items()
-    }
+    evaluate = partial(
+        evaluate_pairs,
+        towers,
+        processor,
+        without_augmentation(queries),
+        text_column=prepared.text_column,
+        expander=prepared.expander,
+    )
+    if not all("labels" in side.column_names for side in (queries, database)):
+        return {"pairs": split_figures(evaluate())[1]}
+    found = evaluate(database=without_augmentation(database), plots=output / "plots")
+    figures = dict(zip(("query", "pairs"), split_figures(found), strict=True))
+    if run.data.protocol == "unseen":
+        figures["query_seen"] = evaluate(database=without_augmentation(pairs.all), instances=False)
     draw_attention(towers, processor, queries, run.data, output / "plots")
     return figures
 

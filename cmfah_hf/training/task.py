@@ -1,18 +1,34 @@
 """The retrieval task of a trainer: pairs, their similarity, and evaluation by unimodal retrieval."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, cast
 
 import torch
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from cmfah_hf.data.collator import PairCollator
+from cmfah_hf.data.collator import CaptionDraw, PairCollator
 from cmfah_hf.data.similarity import PairSimilarity, Similarity
 from cmfah_hf.evaluation import RetrievalEvaluator
+from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.training.data.stream_loaders import as_stream
 from cmfah_hf.training.data.streams import PairStream
 
 AUGMENTING_COLUMN = "region_features_mirrored"
+
+
+def training_collator(
+    config: Any, processor: Any, text_column: str, similarity: Similarity | None, expander: Any, seed: int
+) -> PairCollator:
+    """The collator of training pairs, which draws a caption for each epoch.
+
+    Args:
+        config: The model's configuration, with its classes.
+        processor, text_column, similarity, expander: As in `CMFAHTrainer`.
+        seed: Seed of the captions.
+    """
+    classes = [config.id2label[number] for number in range(config.num_labels)]
+    return PairCollator(processor, classes, text_column, similarity, expander, CaptionDraw(seed))
 
 
 class RetrievalTask:
@@ -20,7 +36,7 @@ class RetrievalTask:
 
     Args:
         collator: Makes batches of training pairs.
-        processor, text_column, database, similarity, measured: As in `CMFAHTrainer`.
+        processor, text_column, database, similarity, measured, expander: As in `CMFAHTrainer`.
     """
 
     def __init__(
@@ -31,13 +47,22 @@ class RetrievalTask:
         database: Any = None,
         similarity: Similarity | None = None,
         measured: Similarity | None = None,
+        expander: GraphExpander | None = None,
     ):
         self.collator = self.measuring_collator = collator
         if measured is not None:
-            self.measuring_collator = PairCollator(processor, None, text_column, measured)
+            self.measuring_collator = PairCollator(processor, None, text_column, measured, expander)
+        elif isinstance(collator, PairCollator):  # evaluation reads the first caption
+            self.measuring_collator = copy(collator)
+            self.measuring_collator.draw = None
         self.database = as_stream(database)
         self.measured = measured or similarity
         self.evaluator = RetrievalEvaluator(metrics=("map", "random"), ranking="hamming")
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draws the captions of this epoch, also when a run resumes within it."""
+        if isinstance(self.collator, PairCollator) and self.collator.draw is not None:
+            self.collator.draw.set_epoch(epoch)
 
     def searched(self, train_dataset: Any, eval_dataset: Any) -> Any:
         """The pairs that evaluation searches."""

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.data.similarity import Similarity
 from cmfah_hf.errors import DataError
+from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.methods import CMFAHForPreTraining, TrainingState
 from cmfah_hf.models import CMFAHProcessor
 from cmfah_hf.training.batch_norm import use_global_statistics
@@ -35,7 +35,7 @@ from cmfah_hf.training.processes import broadcast_from_main, detached, gather_ou
 from cmfah_hf.training.run_folder import held, make_output_folder, remove_unfinished, replacing_files
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.settings.ranges import taken
-from cmfah_hf.training.task import RetrievalTask, numbered, without_augmentation
+from cmfah_hf.training.task import RetrievalTask, numbered, training_collator, without_augmentation
 
 if TYPE_CHECKING:
     from cmfah_hf.hub import PushedModel
@@ -70,6 +70,7 @@ class CMFAHTrainer(Trainer):
             themselves, the evaluation pairs.
         similarity: The similarity of training pairs. None: by the labels of the model's classes.
         measured: The similarity of pairs in evaluation. None: the same.
+        expander: The expander of `text_column`, if any; needed for pairs with several captions.
         data_collator, callbacks, ...: As in `Trainer`.
     """
 
@@ -86,14 +87,17 @@ class CMFAHTrainer(Trainer):
         database=None,
         similarity: Similarity | None = None,
         measured: Similarity | None = None,
+        expander: GraphExpander | None = None,
         data_collator=None,
         callbacks: Sequence[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
         if data_collator is None:
-            classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
-            data_collator = PairCollator(processing_class, classes, text_column, similarity)
-        self.task = RetrievalTask(data_collator, processing_class, text_column, database, similarity, measured)
+            seed = args.seed if args.data_seed is None else args.data_seed
+            data_collator = training_collator(model.config, processing_class, text_column, similarity, expander, seed)
+        self.task = RetrievalTask(
+            data_collator, processing_class, text_column, database, similarity, measured, expander
+        )
         self.hub = HubUploads(self)
         train_dataset, eval_dataset = as_training_stream(train_dataset, args), as_stream(eval_dataset)
         by_row = args.codes_update == "epoch" and train_dataset is not None and has_length(train_dataset)

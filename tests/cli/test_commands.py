@@ -114,6 +114,10 @@ def test_evaluate_matches_the_library(cmfah, trained, tmp_path):
     numbers = [float(number) for number in re.findall(r"\d\.\d{3}", row)]
     assert numbers == [round(expected[f"hamming/{way}/map"], 3) for way in ("i2t", "t2i")]
     assert f"{expected['random/map']:.3f}" in table
+    row = next(line for line in table.splitlines() if re.search(r"aqd\W+median_rank\b", line))
+    numbers = [float(number) for number in re.findall(r"\d\.\d{3}", row)]
+    assert numbers == [round(expected[f"pairs/aqd/{way}/median_rank"], 3) for way in ("i2t", "t2i")]
+    assert re.search(r"random\W+median_rank\W+8\.500\W+8\.500", table)
 
 
 def test_index_of_a_data_set_with_splits(cmfah, trained, tmp_path):

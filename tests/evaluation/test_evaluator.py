@@ -1,13 +1,16 @@
 import json
+import math
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import ndcg_score
+from sklearn.metrics.pairwise import cosine_similarity
 
 from cmfah_hf.errors import QueryError
-from cmfah_hf.evaluation import METRICS, RetrievalEvaluator
+from cmfah_hf.evaluation import METRICS, PAIR_METRICS, RetrievalEvaluator
 from cmfah_hf.evaluation.metrics import average_precision, mean_average_precision
 
 CLASSES = ["bird", "car", "dog", "sea", "tree"]
@@ -31,14 +34,38 @@ def names(labels):
     return [[CLASSES[c] for c in np.flatnonzero(row)] for row in labels]
 
 
+def generic(values, ranking):
+    """For cosines, values of which no two have equal cosines by chance, which floats would tell apart."""
+    return values * np.sqrt(np.arange(2, values.shape[1] + 2)) if ranking == "cosine" else values
+
+
 def scores(hash_q, hash_db, ranking):
+    if ranking == "cosine":
+        return np.round(cosine_similarity(hash_q, hash_db), 5)
     signs = np.where(hash_db >= 0, 1.0, -1.0)
     return (hash_q if ranking == "aqd" else np.where(hash_q >= 0, 1.0, -1.0)) @ signs.T
 
 
-@pytest.mark.parametrize("ranking", ["hamming", "aqd"])
+def instance_metrics(matrix, relevant, ks):
+    """Recall and nDCG at `ks` and the median rank, in expectation over ties, by binomial coefficients."""
+    ranks, hits = [], {k: [] for k in ks}
+    for row, is_relevant in zip(matrix, relevant, strict=True):
+        size, first = len(row), row[is_relevant].max(initial=-np.inf)
+        before, tied, right = (int(np.sum(x)) for x in (row > first, row == first, (row == first) & is_relevant))
+        ranks.append(before + (tied + 1) / (right + 1) if right else size + 1)
+        for k in ks:
+            drawn = min(max(k - before, 0), tied)
+            hits[k].append(1 - math.comb(tied - right, drawn) / math.comb(tied, drawn) if right else 0)
+    # Scores are ranked by scikit-learn as they are: the largest first, ties averaged. A query without gains counts 0.
+    ndcg = {f"ndcg@{k}": ndcg_score(relevant.astype(int), matrix, k=k) for k in ks}
+    return {f"recall@{k}": np.mean(hits[k]) for k in ks} | {"median_rank": np.median(ranks)} | ndcg
+
+
+@pytest.mark.parametrize("ranking", ["hamming", "aqd", "cosine"])
 def test_every_metric_matches_the_full_score_matrix(ranking):
-    image_q, text_q, image_db, text_db, labels_q, labels_db = arguments = problem()
+    *hashes, labels_q, labels_db = problem()
+    image_q, text_q, image_db, text_db = (generic(values, ranking) for values in hashes)
+    arguments = (image_q, text_q, image_db, text_db, labels_q, labels_db)
     results = RetrievalEvaluator(metrics=METRICS, ks=(1, 5, 80), ranking=ranking)(*arguments)
     shared = (labels_q[:, None] & labels_db[None]).any(axis=2)
     for direction, hash_q, hash_db in (("i2t", image_q, text_db), ("t2i", text_q, image_db)):
@@ -61,7 +88,11 @@ def test_every_metric_matches_the_full_score_matrix(ranking):
             ]
             assert results.pop(f"{ranking}/{direction}/precision@{k}") == pytest.approx(np.mean(sampled), abs=0.02)
         assert results.pop(f"{ranking}/{direction}/precision@80") == pytest.approx(shared.sum(axis=1).mean() / 80)
+        for name, value in instance_metrics(matrix, shared, (1, 5, 80)).items():
+            assert results.pop(f"{ranking}/{direction}/{name}") == pytest.approx(value, abs=1e-12), name
     assert results.pop("random/map") == pytest.approx(average_precision(np.zeros(shared.shape), shared).mean())
+    for name, value in instance_metrics(np.zeros(shared.shape), shared, (1, 5, 80)).items():
+        assert results.pop(f"random/{name}") == pytest.approx(value, abs=1e-12), name
     for direction, hash_q, hash_db in (("i2t", image_q, text_db), ("t2i", text_q, image_db)):
         same = np.broadcast_to(hash_q.mean(axis=0), hash_q.shape)
         expected = average_precision(scores(same, hash_db, "hamming"), shared).mean()
@@ -194,7 +225,7 @@ def test_errors_name_the_argument(arguments, message):
     [
         ({"metrics": ("map", "ndcg")}, "'ndcg'"),
         ({"metrics": ()}, "metrics is empty"),
-        ({"ranking": "cosine"}, "'cosine'"),
+        ({"ranking": "euclidean"}, "'euclidean'"),
         ({"ks": (1, 0)}, "not 0"),
     ],
 )
@@ -245,3 +276,95 @@ def test_invalid_matrices_are_refused_by_name(place, value, message):
     with pytest.raises(QueryError, match=message) as refused:
         RetrievalEvaluator()(*arguments)
     assert "\n" not in str(refused.value)
+
+
+def captions(images=20, bits=16, seed=3):
+    """Codes of images and of one to five texts each, with string keys, in shuffled order."""
+    rng = np.random.default_rng(seed)
+    of_text = rng.permutation(np.repeat(np.arange(images), rng.integers(1, 6, images)))
+    image = np.round(rng.normal(size=(images, bits)) * 2) / 4
+    text = np.round((image[of_text] + rng.normal(size=(len(of_text), bits))) * 2) / 4
+    return image, text, [f"{key}.jpg" for key in range(images)], [f"{key}.jpg" for key in of_text]
+
+
+@pytest.mark.parametrize("ranking", ["hamming", "aqd", "cosine"])
+def test_pairs_with_several_texts_an_image_match_the_full_score_matrix(ranking):
+    image, text, image_keys, text_keys = captions()
+    image, text = generic(image, ranking), generic(text, ranking)
+    ks = (1, 5, 10)
+    results = RetrievalEvaluator(metrics=PAIR_METRICS, ks=ks, ranking=ranking).pairs(
+        image, torch.tensor(text), image_keys, np.array(text_keys)
+    )
+    own = np.array(image_keys)[:, None] == np.array(text_keys)
+    for direction, hash_q, hash_db, relevant in (("i2t", image, text, own), ("t2i", text, image, own.T)):
+        for prefix, matrix in ((ranking, scores(hash_q, hash_db, ranking)), ("random", np.zeros(relevant.shape))):
+            expected = instance_metrics(matrix, relevant, ks) | {"map": mean_average_precision(matrix, relevant)}
+            for name, value in expected.items():
+                assert results.pop(f"{prefix}/{direction}/{name}") == pytest.approx(value, abs=1e-12), name
+    assert results == {"images": 20, "texts": len(text), "images_without_text": 0, "texts_without_image": 0}
+    assert RetrievalEvaluator(metrics="map", ranking=ranking).pairs(image, text[:20]) == RetrievalEvaluator(
+        metrics="map", ranking=ranking
+    ).pairs(image, text[:20], range(20), torch.arange(20))
+
+
+def test_items_without_a_partner_are_searched_but_are_no_queries():
+    image, text, image_keys, text_keys = captions()
+    evaluator = RetrievalEvaluator(metrics=(*PAIR_METRICS, "constant"), ks=(1,))
+    partnered = [place for place, key in enumerate(text_keys) if key != "0.jpg"]
+    found = evaluator.pairs(image, text[partnered], image_keys, [text_keys[place] for place in partnered])
+    assert (found["images"], found["images_without_text"], found["texts_without_image"]) == (20, 1, 0)
+    own = np.array(text_keys)[partnered, None] == np.array(image_keys)
+    ranked = scores(text[partnered], image, "hamming")
+    assert found["hamming/t2i/recall@1"] == pytest.approx(instance_metrics(ranked, own, (1,))["recall@1"])
+    ranked = scores(image, text[partnered], "hamming")
+    assert found["hamming/i2t/median_rank"] == instance_metrics(ranked[1:], own.T[1:], (1,))["median_rank"]
+    code = np.broadcast_to(image[1:].mean(axis=0), (19, 16))
+    expected = average_precision(scores(code, text[partnered], "hamming"), own.T[1:]).mean()
+    assert found["constant/i2t/map"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (2, ["a"] * 3, r"image_hash has the shape \(20, 16\), but image_pairs has 3 rows"),
+        (1, np.zeros((0, 16)), r"text_hash has the shape \(0, 16\)"),
+        (1, np.ones((2, 8)), r"text_hash has the shape \(2, 8\), but"),
+        (0, np.eye(20, 16), "image_hash: .*only 0 and 1"),
+        (3, list(range(60)), "One of image_pairs and text_pairs has integers, the other strings"),
+        (2, [0.5] * 20, "image_pairs is float64"),
+        (2, None, "image_pairs is object"),
+        (3, ["other"] * 60, "no key in common"),
+        (3, [["a"], ["b", "c"]], "text_pairs: "),
+    ],
+)
+def test_errors_of_pairs_name_the_argument(place, value, message):
+    arguments = list(captions())
+    arguments[1], arguments[3] = np.resize(arguments[1], (60, 16)), (arguments[3] * 2)[:60]
+    arguments[place] = value
+    with pytest.raises(QueryError, match=message):
+        RetrievalEvaluator(metrics=PAIR_METRICS).pairs(*arguments)
+
+
+def test_equal_cosines_are_ties():
+    """Directions that differ in length alone, in any order of the database."""
+    rng = np.random.default_rng(0)
+    query, items = rng.normal(size=(1, 24)), np.repeat(rng.normal(size=(3, 24)), 30, axis=0)
+    items *= rng.choice([0.3, 1.0, 7.0], (90, 1))
+    found = RetrievalEvaluator(metrics=("map", "map_stable"), ranking="cosine")(
+        query, query, items, items, [["a"]], [["a"] if place % 30 == 0 else [] for place in range(90)]
+    )
+    each = [average_precision([np.repeat([2, 1, 0], 30)], [np.arange(90) % 30 == 0])[0]]
+    assert found["cosine/i2t/map"] == pytest.approx(each[0], abs=1e-12)
+    stable = np.mean([1 / 1, 2 / 31, 3 / 61])
+    assert found["cosine/i2t/map_stable"] == pytest.approx(stable, abs=1e-12)
+
+
+def test_cosine_takes_features_of_any_width_and_scale():
+    rng = np.random.default_rng(0)
+    image, text = 1e3 * rng.normal(size=(30, 13)), 1e-3 * rng.normal(size=(30, 13))
+    image[0] = 0
+    found = RetrievalEvaluator(metrics=("map",), ranking="cosine").pairs(image, text)
+    expected = mean_average_precision(np.round(cosine_similarity(image, text), 5), np.eye(30))
+    assert found["cosine/i2t/map"] == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(QueryError, match=r"image_hash: .*13 bits"):
+        RetrievalEvaluator(metrics=("map",), ranking="hamming").pairs(image, text)

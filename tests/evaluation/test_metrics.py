@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, ndcg_score
+from sklearn.metrics.pairwise import cosine_similarity
 
 from cmfah_hf.errors import QueryError
 from cmfah_hf.evaluation.levels import (
@@ -16,12 +17,17 @@ from cmfah_hf.evaluation.levels import (
     iterate_levels,
     relevance,
     score_levels,
+    unit_rows,
 )
 from cmfah_hf.evaluation.metrics import (
     _harmonic_difference,
     average_precision,
     expected_average_precision,
+    first_relevant_rank,
+    hit_rate_at_k,
     mean_average_precision,
+    ndcg_at_k,
+    normalized_dcg,
     precision_at_k,
     precision_recall_curve,
     random_ranking_map,
@@ -77,6 +83,65 @@ def test_precision_and_recall_at_k_are_means_over_all_orders(ranking, k):
     n, r = (counts[None] for counts in score_levels(np.array(scores), np.array(relevant)))
     assert precision_at_k(n, r, [k])[0, 0] == pytest.approx(expected / k)
     assert recall_at_k(n, r, [k])[0, 0] == pytest.approx(expected / max(sum(relevant), 1))
+
+
+@given(rankings, st.integers(1, 8))
+@settings(max_examples=120)
+def test_hit_rate_and_first_rank_are_means_over_all_orders(ranking, k):
+    scores, relevant = zip(*ranking, strict=True)
+    orders = list(all_orders(scores, relevant))
+    n, r = (counts[None] for counts in score_levels(np.array(scores), np.array(relevant)))
+    hits = Fraction(sum(any(order[:k]) for order in orders), len(orders))
+    assert hit_rate_at_k(n, r, [k, 1])[0, 0] == pytest.approx(float(hits), abs=1e-14)
+    ranks = Fraction(sum((*order, True).index(True) + 1 for order in orders), len(orders))
+    assert first_relevant_rank(n, r)[0] == pytest.approx(float(ranks), abs=1e-13)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=2, max_size=6), st.integers(1, 8))
+@settings(max_examples=120)
+def test_graded_ndcg_is_the_mean_over_all_orders_and_that_of_scikit_learn(ranking, k):
+    scores, gains = zip(*ranking, strict=True)
+
+    def discounted(order):
+        return math.fsum(gain / math.log2(place + 2) for place, gain in enumerate(order[:k]))
+
+    orders = list(all_orders(scores, gains))
+    ideal = discounted(sorted(gains, reverse=True))
+    expected = sum(map(discounted, orders)) / len(orders) / ideal if ideal else 0
+    found = normalized_dcg([scores], [gains], k=k)[0]
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert found == pytest.approx(ndcg_score([gains], [scores], k=k), abs=1e-12)
+
+
+def test_binary_ndcg_of_large_ties_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    scores, relevant = rng.integers(0, 6, (20, 300)), rng.random((20, 300)) < 0.02
+    counts = [score_levels(*row) for row in zip(scores, relevant, strict=True)]
+    n, r = (np.stack(part) for part in zip(*counts, strict=True))
+    ks = (1, 10, 299, 10**9)
+    for k, found in zip(ks, ndcg_at_k(n, r, ks).T, strict=True):
+        each = [ndcg_score([gain], [row], k=k) for gain, row in zip(relevant.astype(int), scores, strict=True)]
+        np.testing.assert_allclose(found, each, atol=1e-12)
+        np.testing.assert_allclose(normalized_dcg(scores, relevant, k=k), each, atol=1e-12)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 10**5), st.integers(0, 10**5)), min_size=1, max_size=5),
+    st.lists(st.integers(1, 200), min_size=1, max_size=4),
+)
+@settings(max_examples=60)
+def test_hit_rates_of_large_levels_are_exact(levels, ks):
+    n, r = np.array([[size for size, _ in levels]]), np.array([[min(pair) for pair in levels]])
+    found = hit_rate_at_k(n, r, ks)[0]
+    for k, value in zip(ks, found, strict=True):
+        misses, left = Fraction(1), k
+        for size, right in zip(n[0].tolist(), r[0].tolist(), strict=True):
+            drawn = min(left, size)
+            left -= drawn
+            if misses and drawn:
+                misses *= Fraction(math.comb(size - right, drawn), math.comb(size, drawn))
+        assert value == pytest.approx(float(1 - misses), abs=1e-12)
+    assert (np.diff(found[np.argsort(ks)]) >= -1e-15).all()
 
 
 def test_without_ties_it_matches_scikit_learn():
@@ -200,6 +265,36 @@ def test_many_classes_are_compared_completely():
     np.testing.assert_array_equal(relevance(labels_q, labels_db), (labels_q.astype(int) @ labels_db.T.astype(int)) > 0)
 
 
+@pytest.mark.parametrize("ranking", ["hamming", "aqd", "cosine"])
+@pytest.mark.parametrize("ties", ["expected", "stable"])
+def test_levels_of_keys_match_the_full_score_matrix(ranking, ties, monkeypatch):
+    monkeypatch.setattr("cmfah_hf.evaluation.levels._PAIRS_AT_ONCE", 200)
+    rng = np.random.default_rng(1)
+    z_q, hash_db = np.round(rng.normal(size=(7, 16))) / 4, np.round(rng.normal(size=(80, 16)))
+    if ranking == "cosine":  # pairs of equal rows, but no cosines that are equal by chance, which floats tell apart
+        weights = np.sqrt(np.arange(2, 18))
+        z_q, hash_db = z_q * weights, np.repeat(hash_db[:40] * weights, 2, axis=0)
+    keys_q, keys_db = np.array([0, 1, 2, 3, 4, 0, 9]), rng.integers(0, 20, 80)
+    prepare = {"hamming": pack, "aqd": round_for_aqd, "cosine": unit_rows}[ranking]
+    items = unit_rows(hash_db) if ranking == "cosine" else pack(hash_db)
+    signs = np.where(hash_db >= 0, 1.0, -1.0)
+    scores = {
+        "hamming": np.where(z_q >= 0, 1.0, -1.0) @ signs.T,
+        "aqd": z_q @ signs.T,
+        "cosine": np.round(cosine_similarity(z_q, hash_db), 5),
+    }[ranking]
+    relevant = keys_q[:, None] == keys_db
+    np.testing.assert_array_equal(relevance(keys_q, keys_db), relevant)
+    np.testing.assert_array_equal(count_relevant(keys_q, keys_db), relevant.sum(axis=1))
+    chunks = list(iterate_levels(ranking, prepare(z_q), items, keys_q, keys_db, ties))
+    for n, r in chunks:
+        assert (n.sum(axis=1) == 80).all()
+        assert (r <= n).all()
+    for options in ({}, {"k": 10}, {"k": 3, "variant": "dcmh"}):
+        found = np.concatenate([expected_average_precision(n, r, **options) for n, r in chunks])
+        np.testing.assert_allclose(found, average_precision(scores, relevant, ties=ties, **options), rtol=1e-12)
+
+
 @pytest.mark.parametrize("ranking", ["hamming", "aqd"])
 @pytest.mark.parametrize("ties", ["expected", "stable"])
 def test_iterated_levels_match_the_full_score_matrix(ranking, ties, monkeypatch):
@@ -244,3 +339,17 @@ def test_sides_that_do_not_match_are_named():
         hamming_distances(np.zeros((1, 2), np.uint8), np.zeros((1, 1), np.uint8))
     with pytest.raises(QueryError, match="3 classes, the database has 4"):
         relevance(np.ones((1, 3)), np.ones((1, 4)))
+
+
+@pytest.mark.parametrize(
+    ("scores", "gains", "k", "message"),
+    [
+        (np.ones((2, 3)), np.ones((2, 4)), 10, r"gains \(2, 4\)"),
+        (np.ones((2, 2)), np.array([[1.0, 2.0], [0.0, -1.0]]), 10, "gains of query 1"),
+        (np.ones((1, 2)), np.array([[1.0, np.nan]]), 10, "gains of query 0"),
+        (np.ones((1, 2)), np.ones((1, 2)), 0, "not 0"),
+    ],
+)
+def test_ndcg_refuses(scores, gains, k, message):
+    with pytest.raises(QueryError, match=message):
+        normalized_dcg(scores, gains, k=k)

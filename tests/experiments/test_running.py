@@ -35,6 +35,10 @@ def test_results_match_the_run_folders(write_grid, scenes_folder, tmp_path):
         own = select(results, {"run": name})
         (validation,) = select(own, {"split": "validation", "direction": "mean", "ranking": "hamming"})
         assert validation.value == pytest.approx(metrics["validation"])
+        of_pairs = select(own, {"split": "pairs", "direction": "t2i", "metric": "recall@5"})
+        assert {one.ranking: one.value for one in of_pairs} == {
+            ranking: metrics["pairs"][f"{ranking}/t2i/recall@5"] for ranking in ("hamming", "aqd", "cosine", "random")
+        }
         for encoding in ("single", "paired"):
             found = evaluate_folder(str(folder), str(scenes_folder), protocol=encoding)
             of_queries = select(own, {"split": "query", "encoding": encoding})

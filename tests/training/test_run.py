@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 from cmfah_hf.data import load_image_text, make_scenes, train_validation_split, write_imagefolder
-from cmfah_hf.evaluation import RetrievalEvaluator
+from cmfah_hf.evaluation import PAIR_METRICS, RANKINGS, RetrievalEvaluator
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
 from cmfah_hf.methods import CMFAHForPreTraining
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training import run as run_module
 from cmfah_hf.training import train
-from cmfah_hf.training.evaluate import evaluate_folder, evaluate_pairs
+from cmfah_hf.training.evaluate import evaluate_folder, evaluate_pairs, split_figures
 
 
 def hashes(model, processor, scenes_folder):
@@ -87,12 +87,17 @@ def test_metrics_match_the_saved_model(trained):
         sides.append((retriever.encode_images(pairs["image"]), retriever.encode_texts(pairs["text"]), pairs["labels"]))
     (image_q, text_q, labels_q), (image_db, text_db, labels_db) = sides
     expected = RetrievalEvaluator()(image_q, text_q, image_db, text_db, list(labels_q), list(labels_db))
+    of_pairs = RetrievalEvaluator(PAIR_METRICS, (1, 5, 10), RANKINGS).pairs(image_q, text_q)
+    assert written["pairs"] == pytest.approx(of_pairs, abs=1e-6)
     assert {name: written["query"][name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert {name.partition("_")[0] for name in written["query"].keys() - expected} == {"queries", "database"}
     assert written["query"]["database"] == 48
 
     again = evaluate_folder(str(trained.folder), str(trained.scenes))
-    assert again == pytest.approx(written["query"], abs=1e-6)
+    assert split_figures(again) == (
+        pytest.approx(written["query"], abs=1e-6),
+        pytest.approx(written["pairs"], abs=1e-6),
+    )
     states = json.loads((trained.folder / "trainer_state.json").read_text(encoding="utf-8"))
     maps = [log["eval_map"] for log in states["log_history"] if "eval_map" in log]
     assert len(maps) == 2

@@ -11,10 +11,12 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from cmfah_hf.data import load_image_text, load_scenes, train_validation_split, write_imagefolder
 from cmfah_hf.errors import DataError
+from cmfah_hf.evaluation import PAIR_METRICS, RetrievalEvaluator
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.methods import CMFAHForPreTraining
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training import bundled_configuration, parse_run, train
+from cmfah_hf.training.evaluate import evaluate_folder, split_figures
 
 
 def change_rows(folder, split, change):
@@ -56,6 +58,14 @@ def test_pairs_are_evaluated_by_the_rank_of_the_partner(run_of, bare, tmp_path):
     metrics = train(run_of("--similarity", "pairs", data={"dataset": str(bare), "validation_fraction": 0.3}))
     assert (metrics["similarity"], metrics["validation_relevance"]) == ("pairs", "pairs")
     assert "query" not in metrics
+    queries = load_image_text(bare, split="query")
+    image, text = codes(tmp_path / "out", queries)
+    of_pairs = RetrievalEvaluator(PAIR_METRICS, (1, 5, 10), "hamming").pairs(image, text)
+    assert {name: metrics["pairs"][name] for name in of_pairs} == pytest.approx(of_pairs, abs=1e-6)
+    again = evaluate_folder(str(tmp_path / "out"), str(bare))
+    assert split_figures(again)[1] == pytest.approx(metrics["pairs"], abs=1e-6)
+    with pytest.raises(DataError, match="the split 'query' has no labels"):
+        evaluate_folder(str(tmp_path / "out"), str(bare), protocol="paired")
     model = CMFAHForPreTraining.from_pretrained(tmp_path / "out")
     assert model.objective.label_head is None
     assert (model.config.num_labels, model.objective.settings.label_weight) == (0, 0)

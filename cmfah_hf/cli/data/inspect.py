@@ -75,6 +75,8 @@ def _print(found: "Inspection") -> None:
         print_table("Labels per item", ["labels", "items"], rows)
         if labels.pairs:
             print_table("Classes together", ["class", "and", "items"], [list(pair) for pair in labels.pairs[:10]])
+    if found.captions:
+        print_table("Captions per item", ["captions", "items"], [list(entry) for entry in found.captions.items()])
     kind = "words" if words.source == "text" else "tags"
     rows = [[name, count] for name, count in words.most_frequent.items()]
     print_table(f"Most frequent {kind}", [kind, "items"], rows)

@@ -71,6 +71,7 @@ class _Counting:
         self.words: Counter[str] = Counter()
         self.word_lengths: Counter[int] = Counter()
         self.word_source = "text"
+        self.captions: Counter[int] = Counter()
         self.labels: Counter[str] = Counter()
         self.label_lengths: Counter[int] = Counter()
         self.label_pairs: Counter[tuple[str, str]] = Counter()
@@ -101,6 +102,8 @@ class _Counting:
             self.duplicates.in_database.add(name)
             return
         self._text(example)
+        if example.get("captions") is not None:
+            self.captions[len(example["captions"])] += 1
         if "labels" in example:
             self.labeled += 1
             self.labels.update(labels)
@@ -166,6 +169,7 @@ class _Counting:
             labels=self._label_counts() if self.labeled else None,
             images=self._image_counts() if self.has_images else None,
             duplicates=self.duplicates.result(self.named),
+            captions=dict(sorted(self.captions.items())),
         )
 
     def _label_counts(self) -> LabelCounts:

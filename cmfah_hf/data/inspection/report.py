@@ -68,6 +68,7 @@ class Inspection:
     labels: LabelCounts | None
     images: ImageCounts | None
     duplicates: Duplicates
+    captions: dict[int, int] = field(default_factory=dict)  # items by number of captions; empty without `captions`
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""

@@ -1,10 +1,11 @@
-"""Column detection and value normalization for the uniform columns `id`, `image`, `text` and `labels`."""
+"""Column detection and value normalization for the uniform columns `id`, `image`, `text`, `captions` and `labels`."""
 
 import ast
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from cmfah_hf.errors import DataError
@@ -15,7 +16,14 @@ TEXT_NAMES = ("text", "caption", "captions", "tags", "description", "sentence", 
 LABELS_NAMES = ("labels", "label", "category", "categories", "classes", "class", "concepts")
 ID_NAMES = ("id", "__key__")
 
-UNIFORM_COLUMNS = ("id", "image", "text", "labels")
+UNIFORM_COLUMNS = ("id", "image", "text", "captions", "labels")
+# Of a text column of lists: whether they are several captions of an image, or one text.
+CAPTIONS = ("auto", "several", "joined")
+# Usual names of columns whose lists are tags, even if tags have several words.
+_TAG_NAMES = ("tags", "keywords")
+# Rows of a source that decide what its lists are.
+_SAMPLED_ROWS = 20
+_WORDS_OF_SENTENCE = 3
 
 _LABEL_SEPARATORS = re.compile(r"[|;,]")
 
@@ -28,6 +36,7 @@ class ColumnNames:
     text: str
     labels: str | None
     id: str | None
+    captions: str | None = None
 
     def kept_as(self, column: str) -> str:
         """The name under which a further column is kept: its own, or `original_...` if a uniform column has it."""
@@ -35,17 +44,26 @@ class ColumnNames:
 
     @property
     def chosen(self) -> tuple[str, ...]:
-        return tuple(name for name in (self.id, self.image, self.text, self.labels) if name is not None)
+        names = (self.id, self.image, self.text, self.captions, self.labels)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 @dataclass(frozen=True)
 class RequestedColumns:
-    """The names that a caller gave for the uniform columns; `None`: usual names; `id=False`: no column is the id."""
+    """The names that a caller gave for the uniform columns; `None`: usual names; `id=False`: no column is the id.
+
+    `captions` is one of `CAPTIONS`.
+    """
 
     image: str | None = None
     text: str | None = None
     labels: str | None = None
     id: str | bool | None = None
+    captions: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.captions not in CAPTIONS:
+            raise DataError(f"captions cannot be {self.captions!r}; give one of {', '.join(CAPTIONS)}.")
 
 
 USUAL_NAMES = RequestedColumns()
@@ -93,6 +111,61 @@ def find_columns(
         labels=find("labels", requested.labels, LABELS_NAMES),
         id=None if requested.id is False else find("id", requested.id, ID_NAMES),
     )
+
+
+def with_captions(
+    columns: ColumnNames,
+    present: Iterable[str],
+    requested: RequestedColumns,
+    sample: Callable[[list[str]], Iterable[Mapping[str, Any]]],
+) -> ColumnNames:
+    """The columns with that of the captions, if images have several.
+
+    It is the text column if its lists hold sentences (`are_captions`), or a column `captions` next to a text that joins
+    it, as data sets of this package have it.
+
+    Args:
+        columns: The columns found.
+        present: All columns of the source.
+        requested: `captions="several"` takes the text column in any case, `"joined"` takes no column.
+        sample: A function from names of columns to rows with them, of which the first 20 are read.
+    """
+    if requested.captions == "joined":
+        return columns
+    if requested.captions == "several":
+        return replace(columns, captions=columns.text)
+    beside = [name for name in present if name == "captions" != columns.text]
+    rows = list(islice(sample([columns.text, *beside]), _SAMPLED_ROWS))
+    if columns.text.lower() not in _TAG_NAMES and are_captions(row.get(columns.text) for row in rows):
+        return replace(columns, captions=columns.text)
+    if beside and all(_joins(row.get(columns.text), row.get("captions")) for row in rows):
+        return replace(columns, captions="captions")
+    return columns
+
+
+def _joins(text: Any, captions: Any) -> bool:
+    return isinstance(captions, list | tuple) and text == text_of(captions)
+
+
+def are_captions(values: Iterable[Any]) -> bool:
+    """Whether lists are several captions each, and not tags: most of their elements have at least three words.
+
+    >>> are_captions([["a dog runs", "the brown dog"]]), are_captions([["golden gate", "bridge"]])
+    (True, False)
+    """
+    lists = [value for value in values if isinstance(value, list | tuple)]
+    lengths = [len(text_of(element).split()) for value in lists for element in value]
+    sentences = sum(length >= _WORDS_OF_SENTENCE for length in lengths)
+    return any(len(value) > 1 for value in lists) and 2 * sentences > len(lengths)
+
+
+def captions_of(value: Any) -> list[str]:
+    """The captions of an image as a list: without empty ones, and a single text as one caption.
+
+    >>> captions_of(["a dog", None, "the beach"]), captions_of("a dog"), captions_of(None)
+    (['a dog', 'the beach'], ['a dog'], [])
+    """
+    return [text for text in map(text_of, value if isinstance(value, list | tuple) else [value]) if text]
 
 
 def text_of(value: Any) -> str:

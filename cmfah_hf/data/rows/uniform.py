@@ -1,4 +1,4 @@
-"""The uniform columns `id`, `image`, `text`, `labels` over any data set that `datasets` loads."""
+"""The uniform columns `id`, `image`, `text`, `captions` and `labels` over any data set that `datasets` loads."""
 
 import hashlib
 import re
@@ -12,7 +12,16 @@ import datasets
 from cmfah_hf.data.data_root import DataRoot
 from cmfah_hf.data.images.streams import decoding_off, decoding_on
 from cmfah_hf.data.internals import resolved_features
-from cmfah_hf.data.rows.columns import UNIFORM_COLUMNS, ColumnNames, RequestedColumns, find_columns, labels_of, text_of
+from cmfah_hf.data.rows.columns import (
+    UNIFORM_COLUMNS,
+    ColumnNames,
+    RequestedColumns,
+    captions_of,
+    find_columns,
+    labels_of,
+    text_of,
+    with_captions,
+)
 from cmfah_hf.data.rows.errors import guarded, guarded_stream, in_row
 from cmfah_hf.data.rows.files import holds_files, placed_table, placed_value
 from cmfah_hf.errors import DataError
@@ -41,7 +50,7 @@ def _uniform_table(
     """The uniform columns of a map-style data set; a column of images that holds their bytes is not rewritten."""
     if len(dataset) == 0:
         raise DataError(f"{source}: holds no rows.")
-    columns, class_names = find(dataset.features, source, requested)
+    columns, class_names = find(dataset.features, source, requested, sample=dataset.select_columns)
     dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
     # Embedded images are not read for their names, which need not be unique.
     by_path = columns.id is None and (dataset[0][columns.image] or {"bytes": b""})["bytes"] is None
@@ -72,7 +81,8 @@ def _uniform_stream(
     dataset: datasets.IterableDataset, source: str, requested: RequestedColumns, root: DataRoot, is_hub: bool
 ) -> datasets.IterableDataset:
     dataset = guarded(partial(resolved_features, dataset), source)
-    columns, class_names = find(dataset.features, source, requested)
+    found = partial(find, dataset.features, source, requested, sample=dataset.select_columns)
+    columns, class_names = guarded(found, source)
     others = {name: dataset.features[name] for name in dataset.column_names if name not in columns.chosen}
     features = own_features(columns) | {columns.kept_as(name): feature for name, feature in others.items()}
     row_of = partial(
@@ -99,15 +109,29 @@ def _split_name(dataset: Any) -> str:
 
 
 def find(
-    features: datasets.Features, source: str, requested: RequestedColumns, image_needed: bool = True
+    features: datasets.Features,
+    source: str,
+    requested: RequestedColumns,
+    image_needed: bool = True,
+    sample: Callable[[list[str]], Iterable[Mapping[str, Any]]] = lambda names: (),
 ) -> tuple[ColumnNames, list[str] | None]:
-    """The columns of a data set, and the class names if its labels are class numbers."""
+    """The columns of a data set, and the class names if its labels are class numbers; `sample` as in `with_captions`.
+
+    Nothing is read of a data set without lists of texts.
+    """
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     columns = find_columns(features, source, requested, images, image_needed)
     for name in (columns.id, columns.text, columns.labels):
         # Reading such a column as text would decode it, and so open the files that its rows name.
         if name is not None and holds_files(features[name]):
             raise DataError(f"{source}: the column {name!r} holds files and no texts; name another column.")
+    lists = [
+        name
+        for name in (columns.text, "captions")
+        if isinstance(features.get(name), list | datasets.List | datasets.LargeList) and not holds_files(features[name])
+    ]
+    if lists or requested.captions == "several":
+        columns = with_captions(columns, lists, requested, sample)
     if columns.labels is None:
         return columns, None
     feature = features[columns.labels]
@@ -120,16 +144,20 @@ def find(
 def own_features(columns: ColumnNames) -> dict[str, Any]:
     """The features of the uniform columns."""
     own = {"id": datasets.Value("string"), "image": datasets.Image(), "text": datasets.Value("string")}
+    if columns.captions is not None:
+        own["captions"] = datasets.List(datasets.Value("string"))
     return own if columns.labels is None else own | {"labels": datasets.List(datasets.Value("string"))}
 
 
 def own_values(
     example: Mapping[str, Any], columns: ColumnNames, class_names: Sequence[str] | None, other_id: Callable[[], str]
 ) -> dict[str, Any]:
-    """The `id`, `text` and `labels` of a source's row; `other_id` gives the id of a row without one."""
+    """The `id`, `text`, `captions` and `labels` of a source's row; `other_id` gives the id of a row without one."""
     given = example.get(columns.id) if columns.id else None
     values: dict[str, Any] = {"id": other_id() if given is None or given == "" else str(given)}
     values["text"] = text_of(example.get(columns.text))
+    if columns.captions is not None:
+        values["captions"] = captions_of(example.get(columns.captions))
     if columns.labels is not None:
         values["labels"] = labels_of(example.get(columns.labels), class_names)
     return values

@@ -4,7 +4,7 @@ import os
 import posixpath
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from cmfah_hf.data.data_root import DataRoot, LocalFiles, refuse_links_outside
 from cmfah_hf.data.file_state import digest_of, file_states
-from cmfah_hf.data.rows.columns import ColumnNames, RequestedColumns, find_columns
+from cmfah_hf.data.rows.columns import ColumnNames, RequestedColumns, find_columns, with_captions
 from cmfah_hf.data.rows.uniform import own_features, own_values
 from cmfah_hf.data.sources.metadata_rows import read_rows, shown_name
 from cmfah_hf.errors import DataError
@@ -44,8 +44,9 @@ def check_metadata(path: Path, requested: RequestedColumns, root: DataRoot) -> C
     refuse_links_outside(Path(root.folders[0]), [path])
     present, num_rows, images, spellings = _check_files(path, root)
     version = digest_of(file_states([path, *images]))
-    requested = RequestedColumns("file_name", requested.text, requested.labels, requested.id)
+    requested = replace(requested, image="file_name")
     columns = find_columns(present, str(path), requested)
+    columns = with_captions(columns, present, requested, lambda names: (row for _, row in read_rows(path)))
     others = [name for name in present if name not in columns.chosen]
     schema = _check_rows(path, columns, others)
     features = own_features(columns) | (datasets.Features.from_arrow_schema(schema) if others else {})

@@ -44,7 +44,8 @@ def stream_parquet(
     if not footers.num_rows:
         raise DataError(f"{source}: holds no rows.")
     features = datasets.Features.from_arrow_schema(footers.schema)
-    columns, class_names = find(features, source, requested, image_needed=images)
+    sample = partial(_first_rows, files[0], token)
+    columns, class_names = find(features, source, requested, image_needed=images, sample=sample)
     own = own_features(columns)
     if not images:
         del own["image"]
@@ -70,6 +71,12 @@ def stream_parquet(
     shards = _shards(files, footers, versions)
     kwargs = {name: [shard[name] for shard in shards] for name in ("file", "groups", "first_row", "version")}
     return stream_of_tables(_generate_tables, {**kwargs, "reader": reader}, uniform_features, split)
+
+
+def _first_rows(file: str, token: str | bool | None, names: list[str]) -> Iterator[dict[str, Any]]:
+    with parquet_file(file, token) as parquet:
+        for batch in checked_batches(parquet, _PORTION, names):
+            yield from batch.to_pylist()
 
 
 def _names_images(file: str, image: str, token: str | bool | None) -> bool:
@@ -167,9 +174,10 @@ class _Reader:
         return pa.table(arrays, schema=schema)
 
     def _own_columns(self, table: pa.Table, image: pa.Array | None, first_row: int) -> dict[str, Any]:
-        """The columns `id`, `text` and `labels`."""
+        """The columns `id`, `text`, `captions` and `labels`."""
         columns = self.columns
-        names = dict.fromkeys(name for name in (columns.id, columns.text, columns.labels) if name is not None)
+        own = (columns.id, columns.text, columns.captions, columns.labels)
+        names = dict.fromkeys(name for name in own if name is not None)
         rows = table.select(list(names)).to_pylist()
         files = image.to_pylist() if self.by_path and image is not None else [None] * len(rows)
         values = [
@@ -179,7 +187,7 @@ class _Reader:
         kinds = self.uniform_features.arrow_schema
         return {
             name: pa.array([value[name] for value in values], kinds.field(name).type)
-            for name in ("id", "text", "labels")
+            for name in ("id", "text", "captions", "labels")
             if name in kinds.names
         }
 

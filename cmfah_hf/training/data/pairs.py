@@ -119,7 +119,11 @@ def read_pairs(run: Run, output: Path) -> Pairs:
         loaded = open_streams(data)
     else:
         loaded = load_image_text(
-            data.dataset, image_column=data.image_column, text_column=data.text_column, labels_column=data.labels_column
+            data.dataset,
+            image_column=data.image_column,
+            text_column=data.text_column,
+            labels_column=data.labels_column,
+            captions=data.captions,
         )
     source = source_of(data.dataset, loaded) if run.training.should_save else {}
     if data.database_split == "database" and "database" not in loaded:

@@ -72,6 +72,7 @@ def open_streams(data: DataArguments, images: bool = True) -> Streams:
         image_column=data.image_column,
         text_column=data.text_column,
         labels_column=data.labels_column,
+        captions=data.captions,
         images=images,
     )
 

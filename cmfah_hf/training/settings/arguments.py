@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
+from cmfah_hf.data.rows.columns import CAPTIONS
 from cmfah_hf.data.similarity import SIMILARITIES
 from cmfah_hf.documents import parse_json, read_json
 from cmfah_hf.errors import CMFAHError
@@ -76,6 +77,13 @@ class DataArguments:
     image_column: str | None = field(default=None, metadata={"help": "The column of images. None: found by name."})
     text_column: str | None = field(default=None, metadata={"help": "The column of texts. None: found by name."})
     labels_column: str | None = field(default=None, metadata={"help": "The column of labels. None: found by name."})
+    captions: str = field(
+        default="auto",
+        metadata={
+            "help": "What lists of texts are: 'several' captions of an image, one text that is 'joined', or by "
+            "their first rows, 'auto'."
+        },
+    )
     similarity: str = field(
         default="labels",
         metadata={
@@ -163,7 +171,12 @@ class DataArguments:
         check_ranges(self, OF_DATA)
         if not self.dataset.strip():
             raise CMFAHError("dataset is empty; give a folder, a Hub id or 'scenes'.")
-        choices_of = {"similarity": SIMILARITIES, "word_tokenizer": TOKENIZERS, "protocol": PROTOCOLS}
+        choices_of = {
+            "similarity": SIMILARITIES,
+            "word_tokenizer": TOKENIZERS,
+            "protocol": PROTOCOLS,
+            "captions": CAPTIONS,
+        }
         for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise CMFAHError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")

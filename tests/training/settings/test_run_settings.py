@@ -19,7 +19,7 @@ from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training import run as run_module
 from cmfah_hf.training import train
 from cmfah_hf.training.data import pairs as pairs_module
-from cmfah_hf.training.evaluate import evaluate_folder
+from cmfah_hf.training.evaluate import evaluate_folder, split_figures
 
 
 def metadata_of(folder: Path, split: str) -> list[dict]:
@@ -44,7 +44,8 @@ def test_frozen_backbone_trains_on_cached_regions(run_of, monkeypatch, tmp_path,
     assert sorted(seen) == [(16, False), (48, True)]  # queries plain only, training pairs mirrored too
     assert "frozen with weights drawn at random" in caplog.text
     # The training regions match the output of the saved model's backbone.
-    assert evaluate_folder(str(tmp_path / "out"), run.data.dataset) == pytest.approx(metrics["query"], abs=1e-6)
+    figures, _ = split_figures(evaluate_folder(str(tmp_path / "out"), run.data.dataset))
+    assert figures == pytest.approx(metrics["query"], abs=1e-6)
     without = run_of("--freeze_backbone", "true", "--no_keep_regions", "--output_dir", str(tmp_path / "plain"))
     assert train(without)["query"]["hamming/i2t/map"] > 0
     assert sorted(seen) == [(16, False), (48, True)]
@@ -135,7 +136,7 @@ def test_a_database_split_is_searched_when_present(run_of, scenes_folder, tmp_pa
     write_imagefolder(make_scenes(7, seed=3, image_size=48), folder / "database")
     found = train(run_of(data={"dataset": str(folder)}))["query"]
     assert found["database"] == 7
-    assert evaluate_folder(str(tmp_path / "out"), str(folder)) == pytest.approx(found, abs=1e-6)
+    assert split_figures(evaluate_folder(str(tmp_path / "out"), str(folder)))[0] == pytest.approx(found, abs=1e-6)
     assert evaluate_folder(str(tmp_path / "out"), str(folder), database_split="train")["database"] == 48
     assert train(run_of("--database_split", "none", data={"dataset": str(folder)}))["query"]["database"] == 48
 
@@ -151,9 +152,8 @@ def test_refit_on_all_pairs(run_of, tmp_path):
     chosen = CMFAHModel.from_pretrained(tmp_path / "out")
     best = CMFAHModel.from_pretrained(state["best_model_checkpoint"])
     assert not torch.equal(chosen.image_model.hash_head.dense.weight, best.image_model.hash_head.dense.weight)
-    assert evaluate_folder(str(tmp_path / "out"), str(run_of().data.dataset)) == pytest.approx(
-        metrics["query"], abs=1e-6
-    )
+    figures, _ = split_figures(evaluate_folder(str(tmp_path / "out"), str(run_of().data.dataset)))
+    assert figures == pytest.approx(metrics["query"], abs=1e-6)
 
 
 def test_rows_without_labels_or_text_and_unreadable_images(run_of, scenes_folder, tmp_path, caplog):
