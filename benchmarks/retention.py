@@ -11,12 +11,14 @@ Shapes: `N` scenes, `Q` queries (all scenes of one modality), `E` width of the v
 """
 
 import argparse
+import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -92,8 +94,8 @@ def main() -> None:
     console.print(table(results, f"{HELD_OUT} scenes, mean of both directions; in brackets the share of float"))
     console.print(target_table(results))
     console.print(choice_table(choices))
-    shown = [one for one in results if one.direction == "mean" and one.metric in ("map", "recall@10")]
-    write_text(own.output / "retention.json", document_of(summarize(shown)) + "\n", CMFAHError)
+    document = json.loads(document_of(summarize(with_shares(results))))
+    write_text(own.output / "retention.json", dumped({"script": "benchmarks/retention.py", **document}), CMFAHError)
     plotted = [one for one in results if one.title != IMAGES_ONLY and one.ranking != "hamming"]
     for metric in ("map", "recall@10"):
         plot_results(plotted, own.output / f"retention-{metric.replace('@', '-')}.png", metric, own.split)
@@ -208,6 +210,25 @@ def figures_of(scores_QN: np.ndarray, relevant_NN: np.ndarray) -> dict[str, floa
         paired.append([*hit_rate_at_k(n, r, DEPTHS)[0], first_relevant_rank(n, r)[0], ndcg_at_k(n, r, [10])[0, 0]])
     *means, _, ndcg = np.mean(paired, axis=0)
     return dict(zip(METRICS, [np.mean(labeled), *means, np.median([one[-2] for one in paired]), ndcg], strict=True))
+
+
+def with_shares(results: list[Result]) -> list[Result]:
+    """MAP and recall at 10, mean of both directions, and as a share of the float figure."""
+    shown = [one for one in results if one.direction == "mean" and one.metric in ("map", "recall@10")]
+    floats = {one.metric: one.value for one in shown if one.title == FLOAT}
+    shares = [
+        replace(one, metric=f"{one.metric} share", value=one.value / floats[one.metric])
+        for one in shown
+        if one.title != FLOAT
+    ]
+    return shown + shares
+
+
+def dumped(document: Mapping[str, Any]) -> str:
+    """A document of results as JSON with one figure per line."""
+    figures = ",\n".join(json.dumps(figure) for figure in document["figures"])
+    others = json.dumps({name: value for name, value in document.items() if name != "figures"})
+    return f'{others[:-1]},\n"figures": [\n{figures}\n]}}\n'
 
 
 def table(results: list[Result], title: str) -> Table:
