@@ -1,0 +1,288 @@
+"""What codes without training keep of a dual encoder's float retrieval, next to other codes of the same vectors.
+
+    python benchmarks/retention.py --encoder FOLDER_OR_ID --output runs/retention
+    python benchmarks/retention.py --output runs/retention --split validation
+
+Without `--encoder` and without the environment variable CMFAH_DUAL_ENCODER, the small CLIP of small_clip.py is trained
+first. Codes are fitted on unlabeled scenes; texts and images of other scenes rank each other. Writes `retention.json`,
+`retention.png`, and the vectors, which a second run reads.
+
+Shapes: `N` scenes, `Q` queries (all scenes of one modality), `E` width of the vectors, `K` bits.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from cmfah_hf.atomic import write_text
+from cmfah_hf.data.scenes import make_scenes
+from cmfah_hf.errors import CMFAHError
+from cmfah_hf.evaluation.levels import score_levels
+from cmfah_hf.evaluation.metrics import expected_average_precision, first_relevant_rank, hit_rate_at_k, ndcg_at_k
+from cmfah_hf.experiments.figures import plot_results
+from cmfah_hf.experiments.report import document_of, summarize
+from cmfah_hf.experiments.results import Result
+from cmfah_hf.methods.closed_form import Choice, CodeFitter, random_rotation, unit_vectors
+
+BITS = (16, 32, 64, 128, 256)
+DEPTHS = (1, 5, 10)
+# Seeds of the scenes; the small CLIP is trained on those of seed 0 and tried on those of seed 1.
+FITTED, VALIDATION, TEST, OTHER_TEXTS = 2, 3, 4, 5
+HELD_OUT, OTHERS = 1_000, 200
+METRICS = ("map", *(f"recall@{k}" for k in DEPTHS), "median_rank", "ndcg@10")
+WITH_TEXTS, IMAGES_ONLY = "ours, images and texts", "ours, images only"
+SIGNS, ROTATED, PRODUCT, FLOAT = "signs of all dimensions", "random rotation", "product quantization", "float"
+# Share of the float figure that the codes fitted with texts should keep, mean of both directions.
+TARGETS = {
+    (32, "aqd", "map"): 0.98,
+    (64, "hamming", "map"): 0.98,
+    (64, "aqd", "map"): 1.0,
+    (64, "aqd", "recall@10"): 0.97,
+    (128, "aqd", "recall@10"): 1.0,
+    (128, "hamming", "recall@10"): 0.96,
+}
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Vectors of images and texts, `(N, E)` of unit length, and which scenes share a class, `(N, N)` bool."""
+
+    images: np.ndarray
+    texts: np.ndarray
+    relevant: np.ndarray
+
+
+@dataclass(frozen=True)
+class Row:
+    """The scores of one method, `(Q, N)` by direction, larger is nearer."""
+
+    title: str
+    bits: int | None
+    ranking: str
+    scores: Mapping[str, np.ndarray]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--encoder", default=os.environ.get("CMFAH_DUAL_ENCODER"), help="folder or id on the Hub")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--bits", type=int, nargs="+", default=list(BITS))
+    parser.add_argument("--scenes", type=int, default=4_000, help="scenes to fit codes on")
+    parser.add_argument("--split", choices=("query", "validation"), default="query")
+    own = parser.parse_args()
+    own.output.mkdir(parents=True, exist_ok=True)
+    encoder = own.encoder or _trained_encoder(own.output / "small-clip")
+    vectors = Vectors(encoder, own.output)
+    fitted = vectors.scenes(FITTED, own.scenes)
+    held_out = vectors.scenes(TEST if own.split == "query" else VALIDATION, HELD_OUT)
+    other_texts_NE = vectors.scenes(OTHER_TEXTS, OTHERS).texts
+    results, choices = [], []
+    for row in rows(fitted, held_out, other_texts_NE, own.bits, choices):
+        results += results_of(row, held_out, own.split)
+    console = Console(width=140)
+    console.print(table(results, f"{HELD_OUT} scenes, mean of both directions; in brackets the share of float"))
+    console.print(target_table(results))
+    console.print(choice_table(choices))
+    document = json.loads(document_of(summarize(with_shares(results))))
+    write_text(own.output / "retention.json", dumped({"script": "benchmarks/retention.py", **document}), CMFAHError)
+    plotted = [one for one in results if one.title != IMAGES_ONLY and one.ranking != "hamming"]
+    for metric in ("map", "recall@10"):
+        plot_results(plotted, own.output / f"retention-{metric.replace('@', '-')}.png", metric, own.split)
+
+
+class Vectors:
+    """The vectors of scenes, encoded once and kept in a folder."""
+
+    def __init__(self, encoder: str | Path, folder: Path):
+        self.encoder, self.folder = str(encoder), folder
+        self._loaded = None
+
+    def scenes(self, seed: int, count: int) -> Scenes:
+        """The first scenes of a seed."""
+        path = self.folder / f"vectors-{Path(self.encoder).name}-{seed}-{count}.npz"
+        if not path.is_file():
+            self._encode(path, seed, count)
+        with np.load(path) as arrays:
+            return Scenes(unit_vectors(arrays["images"]), unit_vectors(arrays["texts"]), arrays["relevant"])
+
+    def _encode(self, path: Path, seed: int, count: int) -> None:
+        from dual_encoder import DualEncoder
+        from small_clip import relevance
+
+        self._loaded = self._loaded or DualEncoder(self.encoder)
+        data, start = make_scenes(count, seed=seed), time.perf_counter()
+        images_NE, texts_NE = self._loaded.images(data["image"]), self._loaded.texts(data["text"])
+        print(f"{count} scenes encoded in {time.perf_counter() - start:.0f} s", file=sys.stderr)  # noqa: T201
+        np.savez(path, images=images_NE, texts=texts_NE, relevant=relevance(data["labels"]))
+
+
+def rows(
+    fitted: Scenes, held_out: Scenes, other_texts_NE: np.ndarray, all_bits: list[int], choices: list[tuple[str, Choice]]
+) -> Iterator[Row]:
+    """The scores of all methods on held-out scenes; appends what was chosen to `choices`."""
+    with_texts, images_only = (CodeFitter(fitted.images.shape[1]) for _ in range(2))
+    with_texts.add_pairs(fitted.images, fitted.texts)
+    images_only.add_images(fitted.images)
+    cosines_NN = held_out.images @ held_out.texts.T
+    yield Row(FLOAT, None, "cosine", {"i2t": cosines_NN, "t2i": cosines_NN.T})
+    yield from code_rows(SIGNS, None, held_out.images, held_out.texts)
+    for bits in all_bits:
+        start = time.perf_counter()
+        for title, fitter in ((WITH_TEXTS, with_texts), (IMAGES_ONLY, images_only)):
+            choice = fitter.fit(bits, text_mean_E=other_texts_NE.mean(axis=0))
+            choices.append((f"{title}, {bits} bits", choice))
+            codes = choice.projection
+            yield from code_rows(title, bits, codes.images(held_out.images), codes.texts(held_out.texts))
+        print(f"{bits} bits fitted in {time.perf_counter() - start:.0f} s", file=sys.stderr)  # noqa: T201
+        width = fitted.images.shape[1]
+        if bits <= width:
+            rotation_EK = random_rotation(width)[:, :bits]
+            sides = [(held_out.images, fitted.images), (held_out.texts, fitted.texts)]
+            yield from code_rows(ROTATED, bits, *((side - of.mean(axis=0)) @ rotation_EK for side, of in sides))
+        if width % (bits // 8) == 0:
+            yield Row(
+                PRODUCT,
+                bits,
+                "aqd",
+                {
+                    "t2i": product_scores(held_out.texts, held_out.images, fitted.images, bits),
+                    "i2t": product_scores(held_out.images, held_out.texts, fitted.texts, bits),
+                },
+            )
+
+
+def code_rows(title: str, bits: int | None, image_NK: np.ndarray, text_NK: np.ndarray) -> Iterator[Row]:
+    """Both rankings of codes: by Hamming distance, and by the query's real values (rescoring of all items)."""
+    image_signs_NK, text_signs_NK = (np.where(values >= 0, 1.0, -1.0) for values in (image_NK, text_NK))
+    hamming_NN = image_signs_NK @ text_signs_NK.T
+    yield Row(title, bits, "hamming", {"i2t": hamming_NN, "t2i": hamming_NN.T})
+    yield Row(
+        title, bits, "aqd", {"i2t": np.tanh(image_NK) @ text_signs_NK.T, "t2i": np.tanh(text_NK) @ image_signs_NK.T}
+    )
+
+
+def product_scores(queries_QE: np.ndarray, items_NE: np.ndarray, fitted_NE: np.ndarray, bits: int) -> np.ndarray:
+    """Inner products of queries with items in product quantization of `bits`, `(Q, N)`."""
+    index = faiss.IndexPQ(items_NE.shape[1], bits // 8, 8, faiss.METRIC_INNER_PRODUCT)
+    index.pq.cp.min_points_per_centroid = 1  # no warning
+    index.train(fitted_NE.astype(np.float32))
+    index.add(items_NE.astype(np.float32))
+    found, ids = index.search(queries_QE.astype(np.float32), len(items_NE))
+    scores_QN = np.empty_like(found)
+    np.put_along_axis(scores_QN, ids, found, axis=1)
+    return scores_QN
+
+
+def results_of(row: Row, held_out: Scenes, split: str) -> list[Result]:
+    """The figures of a row in both directions and their mean."""
+    by_direction = {name: figures_of(scores_QN, held_out.relevant) for name, scores_QN in row.scores.items()}
+    by_direction["mean"] = {metric: np.mean([one[metric] for one in by_direction.values()]) for metric in METRICS}
+    common = {"run": "retention", "data": "scenes", "method": "compressed", "variant": row.title, "title": row.title}
+    common |= {"bits": row.bits, "protocol": "unseen", "seed": 0, "split": split, "database": "unseen"}
+    common |= {"encoding": "single", "ranking": row.ranking, "seconds": 0.0, "settings": "{}", "versions": "{}"}
+    return [
+        Result(**common, direction=direction, metric=metric, value=float(value))
+        for direction, figures in by_direction.items()
+        for metric, value in figures.items()
+    ]
+
+
+def figures_of(scores_QN: np.ndarray, relevant_NN: np.ndarray) -> dict[str, float]:
+    """MAP by labels; recall, median rank and nDCG of the query's own pair; expected over the orders of ties."""
+    labeled, paired = [], []
+    for query, scores_N in enumerate(scores_QN):
+        partner_N = np.zeros(len(scores_N), bool)
+        partner_N[query] = True
+        n, r = (counts[None] for counts in score_levels(scores_N, relevant_NN[query], 1e-9))
+        labeled.append(expected_average_precision(n, r)[0])
+        n, r = (counts[None] for counts in score_levels(scores_N, partner_N, 1e-9))
+        paired.append([*hit_rate_at_k(n, r, DEPTHS)[0], first_relevant_rank(n, r)[0], ndcg_at_k(n, r, [10])[0, 0]])
+    *means, _, ndcg = np.mean(paired, axis=0)
+    return dict(zip(METRICS, [np.mean(labeled), *means, np.median([one[-2] for one in paired]), ndcg], strict=True))
+
+
+def with_shares(results: list[Result]) -> list[Result]:
+    """MAP and recall at 10, mean of both directions, and as a share of the float figure."""
+    shown = [one for one in results if one.direction == "mean" and one.metric in ("map", "recall@10")]
+    floats = {one.metric: one.value for one in shown if one.title == FLOAT}
+    shares = [
+        replace(one, metric=f"{one.metric} share", value=one.value / floats[one.metric])
+        for one in shown
+        if one.title != FLOAT
+    ]
+    return shown + shares
+
+
+def dumped(document: Mapping[str, Any]) -> str:
+    """A document of results as JSON with one figure per line."""
+    figures = ",\n".join(json.dumps(figure) for figure in document["figures"])
+    others = json.dumps({name: value for name, value in document.items() if name != "figures"})
+    return f'{others[:-1]},\n"figures": [\n{figures}\n]}}\n'
+
+
+def table(results: list[Result], title: str) -> Table:
+    """The mean of both directions by method, bits and ranking, with the share of float."""
+    means = means_of(results)
+    shown = Table(title=title)
+    for column in ("method", "bits", "ranking", "MAP", "R@1", "R@5", "R@10", "median rank", "nDCG@10"):
+        shown.add_column(column, justify="left" if column in ("method", "ranking") else "right")
+    for (method, bits, ranking), figures in means.items():
+        cells = []
+        for metric in METRICS:
+            value, share = figures[metric], figures[metric] / means[FLOAT, None, "cosine"][metric]
+            cells.append(f"{value:.1f}" if metric == "median_rank" else f"{value:.3f} ({share:.3f})")
+        shown.add_row(method, str(bits or ""), ranking, *cells)
+    return shown
+
+
+def target_table(results: list[Result]) -> Table:
+    """The shares of float that the codes fitted with texts should reach."""
+    means = means_of(results)
+    shown = Table("bits", "ranking", "metric", "share of float", "target", "", title=f"Targets: {WITH_TEXTS}")
+    for (bits, ranking, metric), target in TARGETS.items():
+        if figures := means.get((WITH_TEXTS, bits, ranking)):
+            share = figures[metric] / means[FLOAT, None, "cosine"][metric]
+            reached = "reached" if share >= target else "missed"
+            shown.add_row(str(bits), ranking, metric, f"{share:.3f}", f"{target:.2f}", reached)
+    return shown
+
+
+def choice_table(choices: list[tuple[str, Choice]]) -> Table:
+    """The candidates' agreement with the float rankings of held-out scenes among the fitted ones, best first."""
+    shown = Table(
+        "codes", "candidates: AQD, Hamming", title="Share of the float ten nearest among the code's ten nearest"
+    )
+    for title, choice in choices:
+        shown.add_row(title, "; ".join(f"{one.name}: {one.aqd:.3f}, {one.hamming:.3f}" for one in choice.candidates))
+    return shown
+
+
+def means_of(results: list[Result]) -> dict[tuple[str, int | None, str], dict[str, float]]:
+    means: dict[tuple[str, int | None, str], dict[str, float]] = {}
+    for one in results:
+        if one.direction == "mean":
+            means.setdefault((one.title, one.bits, one.ranking), {})[one.metric] = one.value
+    return means
+
+
+def _trained_encoder(folder: Path) -> Path:
+    from small_clip import train_small_clip
+
+    if not (folder / "config.json").is_file():
+        train_small_clip(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    main()
