@@ -84,7 +84,7 @@ def _responds(url: str) -> bool:
         return False
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # after a test of its load, a server is busy with abandoned requests for minutes
 def served(tmp_path_factory) -> Iterator[Served]:
     """`cmfah space` as a user starts it, ready to answer."""
     folder = tmp_path_factory.mktemp("space")
