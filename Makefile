@@ -15,7 +15,7 @@ PIP_INSTALL = PIP_FIND_LINKS=$(abspath $(VENV))/no-links $(BIN)/python -m pip in
 REPAIR = PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(BIN)/python -m pip install --quiet --force-reinstall
 # Once and on all cores: where PYTHONDONTWRITEBYTECODE is set, as containers do, every process would compile it again.
 # What is made for other versions of Python does not compile, and is not imported here either.
-COMPILE = -$(BIN)/python -m compileall -q -q -j 0 $(VENV)/lib
+COMPILE = -$(BIN)/python -m compileall -q -q -j 0 $(VENV)/lib cmfah_hf
 FITS = $(BIN)/python -c "import torchvision"
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 

@@ -1,5 +1,6 @@
 """The processor, which converts images and texts to inputs of the towers."""
 
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from .configuration_cmfah import CMFAHConfig
 from .image_modes import to_rgb
 from .model_files import ModelFileError, find_file, hub_arguments, pinned, read_object
 from .tokenization_cmfah import build_word_tokenizer, load_word_tokenizer, split_words, word_offsets
+
+logger = logging.getLogger(__name__)
 
 _MOST_PIXELS_A_SIDE = 2_048
 _SWITCHES = (
@@ -83,6 +86,7 @@ class CMFAHProcessor(ProcessorMixin):
     def __init__(self, image_processor=None, tokenizer=None, word_level: bool = True, **kwargs):
         super().__init__(image_processor, tokenizer, **kwargs)
         self.word_level = word_level
+        self._told_of_truncation = False
 
     @classmethod
     def from_vocabulary(
@@ -171,6 +175,7 @@ class CMFAHProcessor(ProcessorMixin):
     def to_dict(self) -> dict[str, Any]:
         """The settings as `processor_config.json` holds them."""
         settings = super().to_dict()
+        settings.pop("_told_of_truncation", None)
         settings["image_processor"].pop("auto_map", None)  # the class in the repository is the processor's
         return settings
 
@@ -200,7 +205,20 @@ class CMFAHProcessor(ProcessorMixin):
             options.setdefault("truncation", True)
         elif isinstance(texts, (list, tuple)) and not any(split_words(t) for t in texts if isinstance(t, str)):
             options |= {"padding": "max_length", "max_length": 1}  # one column even without any word
-        return super().__call__(images=images, text=text, **options)
+        made = super().__call__(images=images, text=text, **options)
+        if texts is not None and not self.word_level:
+            self._tell_of_truncation(made["input_ids"], texts)
+        return made
+
+    def _tell_of_truncation(self, input_ids: Any, texts: Sequence[str]) -> None:
+        """Warns once if a text is longer than the encoder takes."""
+        most = self.tokenizer.model_max_length
+        if self._told_of_truncation or len(input_ids[0]) < most:
+            return
+        rows = self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        if any(len(row) > most for row in rows):
+            self._told_of_truncation = True
+            logger.warning("Texts are cut off after %d tokens, the most that their encoder takes.", most)
 
     @property
     def image_shape(self) -> tuple[int, int]:

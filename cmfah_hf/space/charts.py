@@ -89,6 +89,8 @@ def _amount(size: float) -> str:
 def quality(metrics: Mapping[str, Any]) -> str:
     """The run's metrics: a table of MAP and a chart of precision at k, or a line that reports what is missing."""
     figures = _numbers(metrics.get("query"))
+    if isinstance(metrics.get("compression"), Mapping):
+        return _agreement(metrics["compression"])
     if not any(name.endswith("/map") for name in figures):
         return note(
             "This model came without figures of test queries (metrics.json). Train it on data that has a query split "
@@ -116,6 +118,25 @@ def quality(metrics: Mapping[str, Any]) -> str:
     )
     plain = note("Each query is encoded without its other modality; metrics are expectations over the order of ties.")
     return f'<div class="cm-quality"><div>{table}{plain}</div>{_curves(figures)}</div>'
+
+
+def _agreement(figures: Mapping[str, Any]) -> str:
+    """The figures of a compressed encoder: how far each code ranks as the encoder does."""
+    given = figures.get("candidates")
+    candidates = [each for each in given if isinstance(each, Mapping)] if isinstance(given, list) else []
+    rows = "".join(
+        f'<tr><th scope="row">{escaped(str(each.get("name"))[:60])}</th>'
+        + "".join(f"<td>{_figure(_numbers(each).get(ranking))}</td>" for ranking in ("aqd", "hamming"))
+        + "</tr>"
+        for each in candidates[:20]
+    )
+    table = (
+        '<table class="cm-table"><caption>Share of the encoder\'s ten nearest images among those of the code</caption>'
+        '<thead><tr><th scope="col">code</th><th scope="col">AQD</th><th scope="col">Hamming</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )
+    plain = note("A pretrained encoder, compressed and not trained. The first code was chosen on held-out images.")
+    return f'<div class="cm-quality"><div>{table}{plain}</div></div>'
 
 
 def _numbers(values: Any) -> dict[str, float]:

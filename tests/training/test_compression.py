@@ -14,6 +14,8 @@ from PIL import Image
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 from cmfah_hf.retrieval.folder_index import folder_index_path, update_folder_index
+from cmfah_hf.space import SpaceSettings, charts
+from cmfah_hf.space.engine import Engine
 from cmfah_hf.training.compression import compress, load_dual_encoder, text_vectors
 from cmfah_hf.training.phrases import PHRASES
 
@@ -117,13 +119,41 @@ def test_folder_is_indexed_once_and_then_only_what_changed(compressed, monkeypat
     assert found.ids.tolist() == [["0.png"]]
 
 
-def test_texts_of_a_data_set_help_to_fit(encoder, tmp_path):
-    images = draw_images(tmp_path / "images", 40)
+def describe(images: Path) -> None:
+    """Makes a data set of a folder of images."""
     rows = [
         {"file_name": path.relative_to(images).as_posix(), "text": f"{number} things"}
         for number, path in enumerate(sorted(images.rglob("*.png")))
     ]
     (images / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_search_page_shows_a_compressed_model(compressed, tmp_path):
+    images = draw_images(tmp_path / "images", 12)
+    describe(images)
+    engine = Engine(SpaceSettings(model=str(compressed[0]), data=str(images)), tmp_path)
+    answer = engine.search(text="a dog on the beach", k=3)
+    assert engine.document(answer)
+    why = engine.attention("a dog", engine.images.ids[0])
+    assert [*why.words] == ["a", "dog"]
+    assert why.weights.shape[0] == why.grid[0] * why.grid[1] == 16
+    shown = charts.quality(engine.metrics)
+    assert "compressed and not trained" in shown
+    assert shown.count("<tr>") == 1 + len(compressed[2].choice.candidates)
+
+
+def test_long_texts_are_cut_off_and_this_is_said_once(encoder, caplog):
+    _, processor = load_dual_encoder(str(encoder), 16)
+    processor(text=["a dog"], return_tensors="pt")
+    assert "cut off" not in caplog.text
+    for _ in range(2):
+        processor(text=["a dog " * 30, "a cat"], return_tensors="pt")
+    assert caplog.text.count("cut off after 16 tokens") == 1
+
+
+def test_texts_of_a_data_set_help_to_fit(encoder, tmp_path):
+    images = draw_images(tmp_path / "images", 40)
+    describe(images)
     done = compress(str(encoder), images, tmp_path / "model", bits=8)
     assert (done.images, done.texts) == (40, 40)
     assert {each.name.split(",")[0] for each in done.choice.candidates} == {"pca", "shared", "cca"}
