@@ -21,6 +21,9 @@ def evaluate(
     captions: Annotated[
         str, typer.Option(help="What lists of texts are: 'several' captions, 'joined' to one text, or 'auto'.")
     ] = "auto",
+    reference: Annotated[
+        str | None, typer.Option(help="'float': also the cosine of the encoder's own vectors, of a dual encoder.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure a model on a data set, in both directions, with ties in expectation.
@@ -30,7 +33,7 @@ def evaluate(
     from cmfah_hf.cli.output import print_figures, print_json
     from cmfah_hf.training.evaluate import evaluate_folder, split_figures
 
-    figures = evaluate_folder(model, dataset, query_split, database_split, protocol, plots, captions)
+    figures = evaluate_folder(model, dataset, query_split, database_split, protocol, plots, captions, reference)
     if json:
         print_json({"protocol": protocol, **figures})
     else:

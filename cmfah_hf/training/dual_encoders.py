@@ -151,6 +151,28 @@ def fit_head(
     return projection
 
 
+class EncoderVectors(torch.nn.Module):
+    """The vectors of a dual encoder in place of the codes of its model: the float reference in evaluation."""
+
+    def __init__(self, model: CMFAHModel):
+        super().__init__()
+        self.model = model
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def get_image_hash(
+        self, pixel_values: torch.Tensor | None = None, region_features: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The vectors `(B, E)` of images; the arguments are those of `CMFAHModel.get_image_hash`."""
+        return self.model.image_model.embeddings(pixel_values, region_features).pooled
+
+    def get_text_hash(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The vectors `(B, E)` of texts; the arguments are those of `CMFAHModel.get_text_hash`."""
+        return self.model.text_model.embeddings(input_ids, attention_mask).pooled
+
+
 def text_of(row: Mapping[str, Any], column: str) -> str:
     """One text of a row: its first caption if it has several, which `column` holds joined."""
     captions = row.get("captions")

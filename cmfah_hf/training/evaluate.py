@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -26,6 +26,7 @@ from cmfah_hf.retrieval.known_words import WordCoverage
 from cmfah_hf.training.data.pairs import FEATURES_COLUMN, as_arrays
 from cmfah_hf.training.data.region_cache import keep_regions
 from cmfah_hf.training.data.streams import PairStream
+from cmfah_hf.training.dual_encoders import EncoderVectors
 
 logger = logging.getLogger(__name__)
 
@@ -242,6 +243,7 @@ def evaluate_folder(
     protocol: str = "single",
     plots: Path | None = None,
     captions: str = "auto",
+    reference: str | None = None,
 ) -> dict[str, float]:
     """The figures of a saved model on a data set, as in `evaluate_pairs`; without labels, only of instance retrieval.
 
@@ -255,6 +257,8 @@ def evaluate_folder(
         protocol: As in `encode_pairs`.
         plots: A folder for the curves as PNG.
         captions: As in `load_image_text`.
+        reference: `"float"`: measure the cosine of the encoder's own vectors too, on the same items, if the model has a
+            dual encoder; the figures have names such as `"float/t2i/map"`.
 
     Raises:
         CMFAHError: If the model or the data cannot be used, a split is missing, or labels are, for the protocol
@@ -262,6 +266,10 @@ def evaluate_folder(
     """
     _check_protocol(protocol)
     retriever = CrossMediaRetriever.from_pretrained(model)
+    if reference not in (None, "float"):
+        raise QueryError(f"There is no reference {reference!r}; give 'float', or none.")
+    if reference is not None and (retriever.model.config.dual_encoder_config is None or protocol == "paired"):
+        raise QueryError(f"{model}: the float reference needs a dual encoder, and the protocol 'single'.")
     expander = retriever.expander
     loaded = load_image_text(dataset, captions=captions)
     database_split = database_split or ("database" if "database" in loaded else "train")
@@ -281,9 +289,16 @@ def evaluate_folder(
         text_column = expander.output_column
         sides = [pairs.map(expander, batched=True, desc="Expansion") for pairs in sides]
     queries, database = sides[0], None if unlabeled else sides[1]
-    return evaluate_pairs(
+    figures = evaluate_pairs(
         retriever.model, retriever.processor, queries, database, text_column, protocol, plots=plots, expander=expander
     )
+    if reference is not None:
+        vectors, by_cosine = EncoderVectors(retriever.model), RetrievalEvaluator(ranking=("cosine",))
+        found = evaluate_pairs(
+            cast(CMFAHModel, vectors), retriever.processor, queries, database, text_column, evaluator=by_cosine
+        )
+        figures |= {name.replace("cosine/", "float/"): value for name, value in found.items() if "cosine/" in name}
+    return figures
 
 
 def _fit_for(retriever: CrossMediaRetriever, pairs: datasets.Dataset, dataset: str) -> datasets.Dataset:

@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 import torch
 from dual_encoders import write_dual_encoder
+from sklearn.metrics import average_precision_score
+from sklearn.metrics.pairwise import cosine_similarity
+from transformers import CLIPModel
 
 from cmfah_hf.data import load_image_text
+from cmfah_hf.errors import QueryError
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training import parse_run, preparation, train
+from cmfah_hf.training.compression import compress
 from cmfah_hf.training.dual_encoders import fit_head, image_vectors
+from cmfah_hf.training.evaluate import evaluate_folder
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +55,36 @@ def test_training_begins_at_the_compressed_code(method, encoder, scenes_folder, 
         np.testing.assert_allclose(tower.hash_head.vectors.weight.detach().numpy(), weight, atol=1e-6)
     vectors = image_vectors(model, processor, list(pairs["image"]))
     np.testing.assert_allclose(found, np.tanh(begun.images(vectors)), atol=1e-5)
+
+
+def test_float_reference_ranks_by_the_cosine_of_the_encoder_itself(scenes_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    encoder = write_dual_encoder("clip", tmp_path / "clip")
+    lively = CLIPModel.from_pretrained(encoder)
+    with torch.no_grad():  # vectors that differ by more than the rounding of kept ones
+        for parameter in lively.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
+    lively.save_pretrained(encoder)
+    compress(str(encoder), scenes_folder, tmp_path / "model", bits=16, split="train")
+    figures = evaluate_folder(str(tmp_path / "model"), str(scenes_folder), reference="float")
+    processor = CrossMediaRetriever.from_pretrained(tmp_path / "model").processor
+    own, splits, vectors = CLIPModel.from_pretrained(encoder).eval(), load_image_text(str(scenes_folder)), {}
+    with torch.inference_mode():
+        for name in ("query", "train"):
+            inputs = processor(images=list(splits[name]["image"]), text=list(splits[name]["text"]), return_tensors="pt")
+            vectors["images", name] = own.get_image_features(inputs["pixel_values"]).pooler_output.double().numpy()
+            texts = own.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+            vectors["texts", name] = texts.double().numpy()
+    labels = {name: [set(names) for names in splits[name]["labels"]] for name in ("query", "train")}
+    relevant = np.array([[bool(a & b) for b in labels["train"]] for a in labels["query"]])
+    for way, asked, found in (("i2t", "images", "texts"), ("t2i", "texts", "images")):
+        cosines = cosine_similarity(vectors[asked, "query"], vectors[found, "train"])
+        rows = relevant.any(axis=1)
+        expected = np.mean([average_precision_score(r, s) for r, s in zip(relevant[rows], cosines[rows], strict=True)])
+        assert figures[f"float/{way}/map"] == pytest.approx(expected, abs=5e-3)  # kept in float16
+        assert 0 <= figures[f"pairs/float/{way}/recall@10"] <= 1
+    with pytest.raises(QueryError, match="no reference 'exact'"):
+        evaluate_folder(str(tmp_path / "model"), str(scenes_folder), reference="exact")
 
 
 def test_training_changes_the_heads_and_not_the_encoder(encoder, scenes_folder, tmp_path):
