@@ -260,9 +260,7 @@ def target_table(results: list[Result]) -> Table:
 
 def choice_table(choices: list[tuple[str, Choice]]) -> Table:
     """The candidates' agreement with the float rankings of held-out scenes among the fitted ones, best first."""
-    shown = Table(
-        "codes", "candidates: AQD, Hamming", title="Share of the float ten nearest among the code's ten nearest"
-    )
+    shown = Table("codes", "candidates: AQD, Hamming", title="Comparison on held-out scenes among the fitted ones")
     for title, choice in choices:
         shown.add_row(title, "; ".join(f"{one.name}: {one.aqd:.3f}, {one.hamming:.3f}" for one in choice.candidates))
     return shown

@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "cca_projection": "projections",
         "itq_rotation": "rotations",
         "pca_projection": "projections",
+        "random_frames": "rotations",
         "random_rotation": "rotations",
         "shared_projection": "projections",
         "unit_vectors": "vectors",

@@ -1,4 +1,4 @@
-"""Fits all closed-form codes to the vectors of a dual encoder, and chooses one by the encoder's own rankings.
+"""Fits all closed-form codes to the vectors of a dual encoder, and chooses one on held-out pairs or neighbors.
 
 Shapes: `N` items, `E` width of the vectors, `K` bits, `Q` queries.
 """
@@ -20,7 +20,7 @@ from cmfah_hf.methods.closed_form.projections import (
     pca_projection,
     shared_projection,
 )
-from cmfah_hf.methods.closed_form.rotations import itq_rotation, random_rotation
+from cmfah_hf.methods.closed_form.rotations import itq_rotation, random_frames
 from cmfah_hf.methods.closed_form.vectors import Reservoir, unit_vectors
 
 TANH_RMS = 1 / 16
@@ -29,6 +29,9 @@ TANH_RMS = 1 / 16
 _NEIGHBORS = 10
 _QUERIES = 500
 _FEWEST_HELD_OUT = 20
+# Dimensions of random frames: the bits divided by these, at least `_FEWEST_DIMENSIONS`.
+_FRAME_SHARES = (2, 4, 8, 16)
+_FEWEST_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class Candidate:
 
     Attributes:
         name: Projection and rotation, for example `"pca, itq"`.
-        aqd, hamming: The expected share of the encoder's ten nearest items among the code's ten nearest, in [0, 1].
+        aqd, hamming: By AQD and by Hamming distance, in [0, 1]: with held-out pairs, how high a code ranks the own
+            partner (`discounted_rank`); without, the expected share of the encoder's ten nearest items among the code's
+            ten nearest (`expected_overlap`).
     """
 
     name: str
@@ -74,6 +79,7 @@ class _Data:
     pairs: PairMoments
     image_rows: np.ndarray
     text_rows: np.ndarray
+    paired_rows: int = 0  # the last rows of both are pairs, in one order
 
 
 class CodeFitter:
@@ -142,7 +148,7 @@ class CodeFitter:
             fitted, held_out, held = everything, everything, 0
         candidates = []
         for name, build in self._builders(fitted, bits, text_mean_E, rounds).items():
-            candidates.append(Candidate(name, *_agreement(build(), held_out)))
+            candidates.append(Candidate(name, *_compared(build(), held_out)))
         candidates.sort(key=lambda one: -one.score)
         final = self._builders(everything, bits, text_mean_E, rounds)[candidates[0].name]
         return Choice(final(), tuple(candidates), held)
@@ -162,8 +168,7 @@ class CodeFitter:
         parts = []
         for moments, reservoir in self._pools.values():
             held = min(self.held_out, reservoir.count // 5)
-            order = np.random.default_rng([self.seed, 1]).permutation(len(reservoir.rows))
-            rows = reservoir.rows[order].astype(np.float64)
+            rows = reservoir.rows.astype(np.float64)
             fitted = Moments(rows.shape[1])
             fitted.merge(moments)
             fitted.add(rows[held:])
@@ -184,6 +189,7 @@ class CodeFitter:
             joint,
             np.concatenate([images[1], pairs[1][:, : self.width]]),
             np.concatenate([texts[1], pairs[1][:, self.width :]]),
+            len(pairs[1]),
         )
 
     def _joined(self, one: _Data, other: _Data) -> _Data:
@@ -213,15 +219,18 @@ class CodeFitter:
             projections["cca"] = lambda: cca_projection(
                 data.pairs, bits, image_mean_E=data.images.mean, text_mean_E=text_mean_E
             )
-        rotations = {
-            "itq": lambda rows_NK: itq_rotation(rows_NK, rounds, self.seed)[0],
-            "random rotation": lambda _: random_rotation(bits, self.seed),
+        rotations: dict[str, Callable[[Callable[[], np.ndarray]], np.ndarray]] = {
+            "itq": lambda rows: itq_rotation(rows(), rounds, self.seed)[0],
+            "random rotation": lambda _: random_frames(bits, bits, self.seed),
         }
+        for share in _FRAME_SHARES:
+            if (dimensions := bits // share) >= _FEWEST_DIMENSIONS:
+                rotations[f"frames of {dimensions}"] = lambda _, used=dimensions: random_frames(bits, used, self.seed)
 
         def build(project: Callable[[], HashProjection], rotation: str) -> HashProjection:
             # Scaled before as well, so that both modalities weigh the same in the rotation.
             projection = scaled_for_tanh(project(), data.image_rows, data.text_rows)
-            rotated = projection.rotated(rotations[rotation](self._rows(projection, data)), rotation)
+            rotated = projection.rotated(rotations[rotation](lambda: self._rows(projection, data)), rotation)
             return scaled_for_tanh(rotated, data.image_rows, data.text_rows)
 
         return {
@@ -254,29 +263,49 @@ def _factor(values_NK: np.ndarray) -> float:
     return TANH_RMS / size if size > 0 else 1.0
 
 
-def _agreement(projection: HashProjection, data: _Data) -> tuple[float, float]:
-    """The agreement of AQD and of Hamming with the cosine: between the modalities, or among images without texts."""
+def _compared(projection: HashProjection, data: _Data) -> tuple[float, float]:
+    """The figures of a `Candidate`, by AQD and by Hamming distance."""
     images_NE, texts_NE = data.image_rows, data.text_rows
-    image_NK = projection.images(images_NE)
-    if len(texts_NE):
-        text_NK = projection.texts(texts_NE)
-        directions = [((texts_NE, text_NK), (images_NE, image_NK)), ((images_NE, image_NK), (texts_NE, text_NK))]
+    image_NK, text_NK = projection.images(images_NE), projection.texts(texts_NE)
+    paired = min(data.paired_rows, _QUERIES)
+    found = []
+    if paired >= _FEWEST_HELD_OUT:
+        # Partners are last on both sides, in the same order.
+        for queries_QK, items_NK in ((text_NK[-paired:], image_NK), (image_NK[-paired:], text_NK)):
+            partners_Q = np.arange(len(items_NK) - paired, len(items_NK))
+            found.append([discounted_rank(scores_QN, partners_Q) for scores_QN in _scores(queries_QK, items_NK)])
     else:
         queries = min(_QUERIES, len(images_NE) // 4 + 1)
         directions = [((images_NE[:queries], image_NK[:queries]), (images_NE[queries:], image_NK[queries:]))]
-    found = []
-    for (queries_QE, queries_QK), (items_NE, items_NK) in directions:
-        queries_QE, queries_QK = queries_QE[:_QUERIES], queries_QK[:_QUERIES]
-        k = min(_NEIGHBORS, 1 + len(items_NE) // 10)
-        cosines_QN = queries_QE @ items_NE.T
-        nearest_QN = np.zeros(cosines_QN.shape, bool)
-        np.put_along_axis(nearest_QN, np.argsort(-cosines_QN, axis=1, kind="stable")[:, :k], True, axis=1)
-        signs_KN = np.where(items_NK >= 0, 1.0, -1.0).T
-        aqd_QN = np.tanh(queries_QK) @ signs_KN
-        hamming_QN = np.where(queries_QK >= 0, 1.0, -1.0) @ signs_KN
-        found.append([expected_overlap(scores_QN, nearest_QN, k) for scores_QN in (aqd_QN, hamming_QN)])
+        if len(texts_NE):
+            directions = [((texts_NE, text_NK), (images_NE, image_NK)), ((images_NE, image_NK), (texts_NE, text_NK))]
+        for (queries_QE, queries_QK), (items_NE, items_NK) in directions:
+            k = min(_NEIGHBORS, 1 + len(items_NE) // 10)
+            cosines_QN = queries_QE[:_QUERIES] @ items_NE.T
+            nearest_QN = np.zeros(cosines_QN.shape, bool)
+            np.put_along_axis(nearest_QN, np.argsort(-cosines_QN, axis=1, kind="stable")[:, :k], True, axis=1)
+            scores = _scores(queries_QK[:_QUERIES], items_NK)
+            found.append([expected_overlap(scores_QN, nearest_QN, k) for scores_QN in scores])
     aqd, hamming = np.mean(found, axis=0)
     return float(aqd), float(hamming)
+
+
+def _scores(queries_QK: np.ndarray, items_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The scores `(Q, N)` of AQD and, as inner products of signs, of Hamming distance."""
+    signs_KN = np.where(items_NK >= 0, 1.0, -1.0).T
+    return np.tanh(queries_QK) @ signs_KN, np.where(queries_QK >= 0, 1.0, -1.0) @ signs_KN
+
+
+def discounted_rank(scores_QN: np.ndarray, partners_Q: np.ndarray) -> float:
+    """The mean over queries of `1 / log2(1 + rank)` of the partner, with the mean rank of its tie.
+
+    Args:
+        scores_QN: Larger is nearer.
+        partners_Q: The item that belongs to each query.
+    """
+    own_Q1 = np.take_along_axis(scores_QN, partners_Q[:, None], axis=1)
+    ranks_Q = (scores_QN > own_Q1).sum(axis=1) + ((scores_QN == own_Q1).sum(axis=1) + 1) / 2
+    return float(np.mean(1 / np.log2(1 + ranks_Q)))
 
 
 def expected_overlap(scores_QN: np.ndarray, relevant_QN: np.ndarray, k: int) -> float:

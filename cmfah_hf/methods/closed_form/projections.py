@@ -139,9 +139,10 @@ def cca_projection(
     left_EE, correlations_E, right_EE = np.linalg.svd(from_images_EE.T @ pairs.cross_covariance @ from_texts_EE)
     rank = min(of_images, of_texts, int((np.square(correlations_E) > _NOISE * correlations_E[0] ** 2).sum()))
     kept = slice(0, min(rank, bits))
-    scale_K1 = correlations_E[kept, None]
+    image_weight_KE = (from_images_EE @ left_EE[:, kept]).T
+    scale_K1 = correlations_E[kept, None] * _own_signs(image_weight_KE)
     return _centered(
-        scale_K1 * (from_images_EE @ left_EE[:, kept]).T,
+        scale_K1 * image_weight_KE,
         scale_K1 * (right_EE[kept] @ from_texts_EE.T),
         images.mean if image_mean_E is None else image_mean_E,
         texts.mean if text_mean_E is None else text_mean_E,
@@ -173,9 +174,16 @@ def _principal(
     variances_E, directions_EE = np.linalg.eigh(covariance_EE)
     rank = int((variances_E > _NOISE * variances_E[-1]).sum())
     weight_KE = directions_EE[:, ::-1][:, : min(rank, bits)].T
+    weight_KE = weight_KE * _own_signs(weight_KE)
     return _centered(
         weight_KE, weight_KE, image_mean_E, image_mean_E if text_mean_E is None else text_mean_E, bits, name
     )
+
+
+def _own_signs(weight_KE: np.ndarray) -> np.ndarray:
+    """Signs `(K, 1)` that make the largest entry of each direction positive; those of solvers depend on rounding."""
+    largest_K1 = np.take_along_axis(weight_KE, np.abs(weight_KE).argmax(axis=1, keepdims=True), axis=1)
+    return np.where(largest_K1 < 0, -1.0, 1.0)
 
 
 def _whitening(covariance_EE: np.ndarray, regularization: float) -> tuple[np.ndarray, int]:

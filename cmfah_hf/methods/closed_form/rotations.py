@@ -1,4 +1,4 @@
-"""Rotations of projected vectors before their signs: ITQ (`[itq]`), and random ones as its reference.
+"""Rotations of projected vectors before their signs: ITQ (`[itq]`), random rotations and frames (`[frames]`).
 
 Shapes: `N` items, `K` bits. Vectors are rows, so a rotation `R` is applied as `V R`.
 """
@@ -12,6 +12,16 @@ def random_rotation(bits: int, seed: int = 0) -> np.ndarray:
     q_KK, r_KK = np.linalg.qr(normal_KK)
     # The signs of R's diagonal depend on the QR algorithm; without them, Q is not uniform.
     return q_KK * np.where(np.diag(r_KK) < 0, -1.0, 1.0)
+
+
+def random_frames(bits: int, dimensions: int, seed: int = 0) -> np.ndarray:
+    """`(K, K)`: random rotations of the first `dimensions` values side by side, up to `K` columns (`[frames]`).
+
+    The other values are left out. With `dimensions = K` it is one random rotation.
+    """
+    count = -(-bits // dimensions)
+    frames = [random_rotation(dimensions, seed + number) for number in range(count)]
+    return np.pad(np.concatenate(frames, axis=1)[:, :bits], ((0, bits - dimensions), (0, 0)))
 
 
 def itq_rotation(vectors_NK: np.ndarray, rounds: int = 50, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

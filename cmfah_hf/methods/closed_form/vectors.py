@@ -43,7 +43,6 @@ class Reservoir:
     Each row draws a key from the seed, and the rows with the `size` smallest keys are kept.
 
     Attributes:
-        rows: The sample `(S, E)`, in no particular order; at most `size` rows.
         count: The number of rows of the stream so far.
     """
 
@@ -51,9 +50,14 @@ class Reservoir:
         if size < 1:
             raise DataError(f"A sample of {size} rows is empty; take 1 or more.")
         self.size, self.count = size, 0
-        self.rows = np.empty((0, width), dtype)
+        self._rows = np.empty((0, width), dtype)
         self._keys = np.empty(0)
         self._random = np.random.default_rng(seed)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The sample `(S, E)`, at most `size` rows, in the random order of their keys."""
+        return self._rows[np.argsort(self._keys, kind="stable")]
 
     def add(self, block_NE: np.ndarray) -> np.ndarray:
         """Offers rows to the sample. Returns those that are not in it: refused now, or replaced by these.
@@ -63,14 +67,14 @@ class Reservoir:
         Raises:
             DataError: If the block has another width.
         """
-        if block_NE.ndim != 2 or block_NE.shape[1] != self.rows.shape[1]:
-            raise DataError(f"Rows have the width {self.rows.shape[1]}, a block has the shape {block_NE.shape}.")
-        block_NE = block_NE.astype(self.rows.dtype, copy=False)
+        if block_NE.ndim != 2 or block_NE.shape[1] != self._rows.shape[1]:
+            raise DataError(f"Rows have the width {self._rows.shape[1]}, a block has the shape {block_NE.shape}.")
+        block_NE = block_NE.astype(self._rows.dtype, copy=False)
         keys_N = self._random.random(len(block_NE))
         self.count += len(block_NE)
-        free = self.size - len(self.rows)
+        free = self.size - len(self._rows)
         if free > 0:
-            self.rows = np.concatenate([self.rows, block_NE[:free]])
+            self._rows = np.concatenate([self._rows, block_NE[:free]])
             self._keys = np.concatenate([self._keys, keys_N[:free]])
             block_NE, keys_N = block_NE[free:], keys_N[free:]
         below_N = keys_N < self._keys.max(initial=0)
@@ -81,6 +85,6 @@ class Reservoir:
         in_sample = np.zeros(len(keys), bool)
         in_sample[np.argpartition(keys, self.size - 1)[: self.size]] = True
         slots, admitted = np.flatnonzero(~in_sample[: self.size]), in_sample[self.size :]
-        replaced_NE = self.rows[slots]
-        self.rows[slots], self._keys[slots] = entering_NE[admitted], keys[self.size :][admitted]
+        replaced_NE = self._rows[slots]
+        self._rows[slots], self._keys[slots] = entering_NE[admitted], keys[self.size :][admitted]
         return np.concatenate([refused_NE, entering_NE[~admitted], replaced_NE])

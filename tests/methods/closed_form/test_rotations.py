@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import expm, orthogonal_procrustes
 
-from cmfah_hf.methods.closed_form import itq_rotation, random_rotation
+from cmfah_hf.methods.closed_form import itq_rotation, random_frames, random_rotation
 
 
 @settings(max_examples=40, deadline=None)
@@ -61,3 +61,12 @@ def test_random_rotations_are_uniform_and_reproducible():
     traces = np.trace(drawn, axis1=1, axis2=2)
     assert abs(traces.mean()) < 0.08
     assert traces.var() == pytest.approx(1, abs=0.1)
+
+
+def test_frames_are_different_rotations_of_the_first_values():
+    frames_KK = random_frames(20, 8, seed=3)
+    np.testing.assert_array_equal(frames_KK[8:], 0)
+    blocks = np.split(frames_KK[:8], [8, 16], axis=1)
+    for number, block in enumerate(blocks):
+        np.testing.assert_array_equal(block, random_rotation(8, 3 + number)[:, : block.shape[1]])
+    np.testing.assert_array_equal(random_frames(6, 6, 3), random_rotation(6, 3))
