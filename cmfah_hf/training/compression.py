@@ -7,18 +7,17 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, MutableMapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
 from cmfah_hf.atomic import atomic_folder
+from cmfah_hf.data import resolve_data_path
 from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.data.images import decode_image, decoding_off
-from cmfah_hf.data.loading import is_data_set
 from cmfah_hf.documents import read_bytes
 from cmfah_hf.errors import CheckpointError, DataError, HubError, ImageError
 from cmfah_hf.hub.cards import metadata_of
@@ -44,6 +43,8 @@ from cmfah_hf.training.phrases import PHRASES
 logger = logging.getLogger(__name__)
 
 RESULT_NAME = "metrics.json"
+# Images whose codes are computed at once from their kept vectors.
+_PORTION = 10_000
 
 
 @dataclass
@@ -119,11 +120,11 @@ def compress(
     if bits < 8 or bits % 8:
         raise CheckpointError(f"bits is {bits}; a code is stored in whole bytes, so give a multiple of 8.")
     model, processor = load_dual_encoder(encoder, bits, link)
-    done = Compression()
-    fitter = CodeFitter(width_of(model), seed=seed)
-    with tempfile.TemporaryFile() as kept:
-        ids = list(_encoded(model, processor, source, split, use_texts, batch_size, progress, fitter, kept, done))
-        if not ids:
+    fitter, done = CodeFitter(width_of(model), seed=seed), Compression()
+    with tempfile.TemporaryFile() as vectors:
+        reading = _Reading(model, processor, fitter, vectors, done, use_texts)
+        reading.read(os.fspath(source), split, batch_size, progress)
+        if not reading.ids:
             raise DataError(f"{source}: none of its {len(done.left_out)} images can be read; see the warnings above.")
         text_mean_E = None if done.texts else _phrase_mean(model, processor)
         choice = done.choice = fitter.fit(bits, text_mean_E=text_mean_E)
@@ -139,57 +140,92 @@ def compress(
             processor.save_pretrained(folder)
             content = json.dumps({"compression": {**_encoder_facts(encoder), **done.figures()}}, indent=2)
             (folder / RESULT_NAME).write_text(content + "\n", encoding="utf-8")
-            index = _index_of(model, processor, kept, ids, _states(source, ids))
+            index = reading.index()
             index.save(folder / IMAGES_INDEX)
     if index.metadata is not None:  # `cmfah search --images` finds the folder already indexed
-        index.save(folder_index_path(str(index.model), Path(source)))
+        index.save(folder_index_path(str(index.model), resolve_data_path(source)))
     done.index = Path(output) / IMAGES_INDEX
     return done
 
 
-def _encoded(
-    model: CMFAHModel,
-    processor: CMFAHProcessor,
-    source: str | os.PathLike,
-    split: str | None,
-    use_texts: bool,
-    batch_size: int,
-    progress: bool,
-    fitter: CodeFitter,
-    kept: Any,
-    done: Compression,
-) -> Iterator[str]:
-    """Encodes a source, gives its vectors to the fitter and the file, and yields the ids of the readable images."""
-    skipped: MutableMapping[str, int] = done.skipped
-    for values, ids in values_of_source(os.fspath(source), split, "images", (), "", False, skipped):
-        is_data_set = hasattr(values, "column_names")
-        rows = decoding_off(values) if is_data_set else values
-        for batch in batches_of(zip(rows, ids, strict=True), batch_size, "Images", progress):
-            images, texts, found = [], [], []
-            for row, item_id in batch:
-                try:
-                    images.append(
-                        decode_image(row["image"] if is_data_set else row, None if not is_data_set else item_id)
-                    )
-                except ImageError as error:
-                    logger.warning("Left out: %s", error)
-                    done.left_out.append(str(error))
-                    continue
-                texts.append(text_of(row, "text") if is_data_set and use_texts else "")
-                found.append(item_id)
-            if not images:
-                continue
-            vectors_NE = image_vectors(model, processor, images)
-            kept.write(vectors_NE.tobytes())
-            done.images += len(images)
-            told = np.array([bool(text.strip()) for text in texts])
-            if told.any():
-                text_NE = text_vectors(model, processor, [text for text in texts if text.strip()])
-                fitter.add_pairs(vectors_NE[told], text_NE)
-                done.texts += int(told.sum())
-            if not told.all():
-                fitter.add_images(vectors_NE[~told])
-            yield from found
+class _Reading:
+    """One pass over the images: their vectors go to the fitter, and wait in a file for the index.
+
+    Attributes:
+        ids: The ids of the readable images.
+        states: The states of their files as columns, by which the index of a folder is kept in step; empty for data
+            sets and single files.
+    """
+
+    def __init__(
+        self,
+        model: CMFAHModel,
+        processor: CMFAHProcessor,
+        fitter: CodeFitter,
+        vectors: IO[bytes],
+        done: Compression,
+        use_texts: bool,
+    ):
+        self.model, self.processor, self.fitter = model, processor, fitter
+        self.vectors, self.done, self.use_texts = vectors, done, use_texts
+        self.ids: list[str] = []
+        self.states: dict[str, list[int]] = {}
+
+    def read(self, source: str, split: str | None, batch_size: int, progress: bool) -> None:
+        """Reads a source; the arguments are those of `compress`."""
+        is_folder_of_images = resolve_data_path(source).is_dir()
+        for values, ids in values_of_source(source, split, "images", (), "", False, self.done.skipped):
+            is_data_set = hasattr(values, "column_names")
+            rows = decoding_off(values) if is_data_set else [{"image": path} for path in values]
+            for places in batches_of(range(len(ids)), batch_size, "Images", progress):
+                batch = [rows[place] for place in places]
+                states = file_states(values[places[0] : places[-1] + 1]) if not is_data_set else {}
+                self._add(batch, [ids[place] for place in places], states if is_folder_of_images else {})
+
+    def _add(self, rows: list[dict[str, Any]], ids: list[str], states: dict[str, list[int]]) -> None:
+        images, places = [], []
+        for place, row in enumerate(rows):
+            try:
+                images.append(decode_image(row["image"], None if isinstance(row["image"], Path) else ids[place]))
+                places.append(place)
+            except ImageError as error:
+                logger.warning("Left out: %s", error)
+                self.done.left_out.append(str(error))
+        if not images:
+            return
+        vectors_NE = image_vectors(self.model, self.processor, images)
+        self.vectors.write(vectors_NE.tobytes())
+        self.ids += [ids[place] for place in places]
+        for name, column in states.items():
+            self.states.setdefault(name, []).extend(column[place] for place in places)
+        self._fit(vectors_NE, [text_of(rows[place], "text") if self.use_texts else "" for place in places])
+        self.done.images += len(images)
+
+    def _fit(self, vectors_NE: np.ndarray, texts: list[str]) -> None:
+        """Gives images to the fitter, with their texts if they have any."""
+        told = np.array([bool(text.strip()) for text in texts])
+        if told.any():
+            text_NE = text_vectors(self.model, self.processor, [text for text in texts if text.strip()])
+            self.fitter.add_pairs(vectors_NE[told], text_NE)
+            self.done.texts += int(told.sum())
+        if not told.all():
+            self.fitter.add_images(vectors_NE[~told])
+
+    def index(self) -> HashIndex:
+        """The index of all images, by the fitted head, in portions."""
+        index = HashIndex(self.model.config.hash_bits)
+        index.model = CrossMediaRetriever(self.model, self.processor).fingerprint
+        head, width = self.model.image_model.hash_head.vectors, width_of(self.model)
+        self.vectors.seek(0)
+        for start in range(0, len(self.ids), _PORTION):
+            part = slice(start, start + _PORTION)
+            content = self.vectors.read(len(self.ids[part]) * width * np.dtype(np.float32).itemsize)
+            vectors_NE = torch.from_numpy(np.frombuffer(content, np.float32).reshape(-1, width).copy())
+            with torch.inference_mode():
+                values_NK = head(vectors_NE.to(self.model.device)).tanh()
+            columns = {name: column[part] for name, column in self.states.items()}
+            index.add(as_array(values_NK), self.ids[part], columns or None)
+        return index
 
 
 def _phrase_mean(model: CMFAHModel, processor: CMFAHProcessor) -> np.ndarray:
@@ -213,29 +249,3 @@ def _license(card: str | Path | None) -> str | None:
         logger.warning("The license of the encoder is unknown: %s", error)
         return None
     return found if isinstance(found, str) else None
-
-
-def _states(source: str | os.PathLike, ids: list[str]) -> dict[str, list[int]] | None:
-    """The states of the files of a folder of images, by which its index is kept in step; None for other sources."""
-    folder = Path(source)
-    if not is_folder(source) or is_data_set(folder):
-        return None
-    return file_states([folder / item_id for item_id in ids])
-
-
-def _index_of(
-    model: CMFAHModel, processor: CMFAHProcessor, kept: Any, ids: list[str], states: dict[str, list[int]] | None
-) -> HashIndex:
-    """The index of the encoded images, from their kept vectors, in portions."""
-    index = HashIndex(model.config.hash_bits)
-    index.model = CrossMediaRetriever(model, processor).fingerprint
-    head, width, portion = model.image_model.hash_head.vectors, width_of(model), 10_000
-    kept.seek(0)
-    for start in range(0, len(ids), portion):
-        own = ids[start : start + portion]
-        vectors_NE = np.frombuffer(kept.read(len(own) * width * 4), np.float32).reshape(-1, width).copy()
-        with torch.inference_mode():
-            values_NK = head(torch.from_numpy(vectors_NE).to(model.device)).tanh()
-        columns = None if states is None else {name: column[start : start + portion] for name, column in states.items()}
-        index.add(as_array(values_NK), own, columns)
-    return index

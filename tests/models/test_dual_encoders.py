@@ -200,3 +200,30 @@ def test_saved_models_name_encoders_by_commit_and_digest_alone(changes, tmp_path
     with pytest.raises(ModelFileError, match=str(next(iter(changes)))):
         CMFAHModel.from_pretrained(tmp_path)
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text_config": {"hidden_size": 10**9}},
+        {"vision_config": {"num_hidden_layers": 10**5}},
+        {"vision_config": {"model_type": "timm_wrapper", "architecture": "hf-hub:org/model"}},
+        {"text_config": {"quantization_config": {"quant_method": "gptq"}}},
+        {"text_config": {"_attn_implementation": "org/kernel"}},
+        {"vision_config": {"depths": {"a": 1}}},
+        {"model_type": "bert"},
+        {"model_type": "no-such-model"},
+    ],
+    ids=lambda changes: str(next(iter(changes.items())))[:50],
+)
+def test_crafted_configurations_are_refused(changes, tmp_path):
+    towers_of("clip").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    encoder = content["dual_encoder_config"]
+    for name, value in changes.items():
+        encoder[name] = {**encoder[name], **value} if isinstance(value, dict) else value
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="config|encoder") as refused:
+        CMFAHModel.from_pretrained(tmp_path)
+    assert "\n" not in str(refused.value)
