@@ -224,6 +224,6 @@ def test_crafted_configurations_are_refused(changes, tmp_path):
     for name, value in changes.items():
         encoder[name] = {**encoder[name], **value} if isinstance(value, dict) else value
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="config|encoder") as refused:
+    with pytest.raises(ValueError, match=r"config|encoder") as refused:
         CMFAHModel.from_pretrained(tmp_path)
     assert "\n" not in str(refused.value)

@@ -219,13 +219,17 @@ class CodeFitter:
             projections["cca"] = lambda: cca_projection(
                 data.pairs, bits, image_mean_E=data.images.mean, text_mean_E=text_mean_E
             )
+
+        def frames(dimensions: int) -> Callable[[Callable[[], np.ndarray]], np.ndarray]:
+            return lambda rows: random_frames(bits, dimensions, self.seed)
+
         rotations: dict[str, Callable[[Callable[[], np.ndarray]], np.ndarray]] = {
             "itq": lambda rows: itq_rotation(rows(), rounds, self.seed)[0],
-            "random rotation": lambda _: random_frames(bits, bits, self.seed),
+            "random rotation": frames(bits),
         }
         for share in _FRAME_SHARES:
             if (dimensions := bits // share) >= _FEWEST_DIMENSIONS:
-                rotations[f"frames of {dimensions}"] = lambda _, used=dimensions: random_frames(bits, used, self.seed)
+                rotations[f"frames of {dimensions}"] = frames(dimensions)
 
         def build(project: Callable[[], HashProjection], rotation: str) -> HashProjection:
             # Scaled before as well, so that both modalities weigh the same in the rotation.
