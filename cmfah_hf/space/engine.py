@@ -26,6 +26,8 @@ from cmfah_hf.space.settings import LONGEST_QUERY, MOST_RESULTS, SpaceSettings
 
 # Images decoded at full size at the same time.
 _BATCH = 32
+# Example queries for images without texts.
+_EXAMPLES = ("a dog", "the sea", "a street at night", "people at a table")
 _METRICS_BYTES = 16 * 2**20
 
 
@@ -76,7 +78,8 @@ class Engine:
             raise DataError(f"{settings.data}: not one of its images can be read; see the warnings above.")
         self.retriever.images.add(codes_NK, ids=range(len(self.images)))
         self._row_of = {item_id: row for row, item_id in enumerate(self.images.ids)}
-        self.retriever.add_texts(self.images.texts, ids=range(len(self.images)))
+        if any(self.images.texts):
+            self.retriever.add_texts(self.images.texts, ids=range(len(self.images)))
         self.search(image=self.images.image(0), k=1)  # builds lazy structures before the first user
 
     def _keep_pairs(self) -> Iterator[Image.Image]:
@@ -105,7 +108,7 @@ class Engine:
         return found
 
     def examples(self, count: int = 6) -> list[str]:
-        """Example queries: those of the settings, else two known words of some images' texts."""
+        """Example queries: those of the settings, else two known words of some images' texts, or of any images."""
         if self.settings.examples:
             return list(self.settings.examples[:count])
         found: list[str] = []
@@ -115,7 +118,7 @@ class Engine:
                 found.append(" ".join(words))
             if len(found) == count:
                 break
-        return found
+        return found or list(_EXAMPLES[:count])
 
     def row(self, item_id: str) -> int:
         """The row of an image.
@@ -139,7 +142,9 @@ class Engine:
         start = time.perf_counter()
         values = self._values(text, image)
         encoding = 1000 * (time.perf_counter() - start)
-        targets = {"images": self.retriever.images} | ({"texts": self.retriever.texts} if image is not None else {})
+        targets = {"images": self.retriever.images}
+        if image is not None and len(self.retriever.texts):
+            targets["texts"] = self.retriever.texts
         rankings: dict[str, dict[str, Ranking]] = {}
         for target, index in targets.items():
             for metric in METRICS:

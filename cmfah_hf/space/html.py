@@ -115,7 +115,7 @@ def overlay(engine: "Engine", item_id: str, attention: "Attention", word: str, r
     width, height = engine.images.image(row).size
     return (
         f'<figure class="cm-overlay"><div class="cm-image" style="aspect-ratio:{width}/{height}">'
-        f'<img src="{engine.images.address(row)}" alt="{escaped(engine.images.texts[row])}">'
+        f'<img src="{engine.images.address(row)}" alt="{escaped(engine.images.texts[row] or engine.images.ids[row])}">'
         f'<div class="cm-grid" role="group" aria-label="Regions" data-columns="{columns}" '
         f'style="grid-template-columns:repeat({columns},1fr)">{cells}</div></div>'
         f"<figcaption>Attention of <b>{escaped(word)}</b>: the strongest region is outlined. "

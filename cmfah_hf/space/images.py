@@ -3,7 +3,7 @@
 import base64
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -58,23 +58,40 @@ class Images:
 
 
 def read_pairs(settings: SpaceSettings) -> Iterator[tuple[str, Image.Image, str]]:
-    """Yields id, decoded RGB image and text of each pair; skips unreadable images with a warning."""
+    """Yields id, decoded RGB image and text of each pair; skips unreadable images with a warning.
+
+    The images of a folder without metadata have empty texts.
+    """
     if settings.data == SCENES:
         yield from _scenes(settings.limit)
         return
-    from cmfah_hf.data import load_image_text
-    from cmfah_hf.data.images import decode_image, decoding_off
+    from cmfah_hf.data import resolve_data_path
+    from cmfah_hf.data.images import decode_image, find_image_files
+    from cmfah_hf.data.loading import is_data_set
     from cmfah_hf.models.image_modes import to_rgb
+
+    folder = resolve_data_path(settings.data)
+    if folder.is_dir() and not is_data_set(folder):
+        rows = ({"id": file.relative_to(folder).as_posix(), "image": file} for file in find_image_files(folder).files)
+    else:
+        rows = _rows_of(settings)
+    for row in islice(rows, settings.limit):
+        try:
+            yield row["id"], to_rgb(decode_image(row["image"], row["id"])), _text_of(row.get("text"))
+        except ImageError as error:
+            logger.warning("Left out: %s", error)
+
+
+def _rows_of(settings: SpaceSettings) -> Iterable[dict[str, Any]]:
+    """The rows of a data set, with undecoded images."""
+    from cmfah_hf.data import load_image_text
+    from cmfah_hf.data.images import decoding_off
 
     streams = load_image_text(settings.data, streaming=True)
     name = settings.split or next((name for name in ("database", "train") if name in streams), next(iter(streams)))
     if name not in streams:
         raise DataError(f"{settings.data}: has no split {name!r}; its splits are {', '.join(streams)}.")
-    for row in islice(decoding_off(streams[name]), settings.limit):
-        try:
-            yield row["id"], to_rgb(decode_image(row["image"], row["id"])), _text_of(row["text"])
-        except ImageError as error:
-            logger.warning("Left out: %s", error)
+    return decoding_off(streams[name])
 
 
 def _scenes(count: int) -> Iterator[tuple[str, Image.Image, str]]:

@@ -77,7 +77,7 @@ class Page:
             examples[0] if examples else "",
             gr.Dataset(samples=[[query] for query in examples], visible=bool(examples)),
             gr.Dropdown(choices=engine.images.ids, value=first),
-            examples[0] if examples else engine.images.texts[0],
+            examples[0],
             figures,
         )
 

@@ -142,6 +142,14 @@ def test_search_page_shows_a_compressed_model(compressed, tmp_path):
     assert shown.count("<tr>") == 1 + len(compressed[2].choice.candidates)
 
 
+def test_search_page_shows_a_folder_of_images_without_texts(compressed, tmp_path):
+    images = draw_images(tmp_path / "images", 6)
+    engine = Engine(SpaceSettings(model=str(compressed[0]), data=str(images)), tmp_path)
+    assert sorted(engine.images.ids)[:3] == ["0.png", "2.png", "4.png"]
+    assert list(engine.search(image=engine.images.image(0), k=2).rankings) == ["images"]  # there are no texts to find
+    assert engine.document(engine.search(text=engine.examples()[0], k=2))
+
+
 def test_long_texts_are_cut_off_and_this_is_said_once(encoder, caplog):
     _, processor = load_dual_encoder(str(encoder), 16)
     processor(text=["a dog"], return_tensors="pt")
