@@ -41,7 +41,7 @@ def test_results_are_small_and_name_their_source(file):
     assert file.stat().st_size < 40_000
     for figure in document["figures"]:
         assert figure.get("source", "measured") == "measured"  # since the file was transcribed
-        assert 0 <= figure["mean"]
+        assert figure["mean"] >= 0
         assert figure["mean"] <= 1 or figure["metric"].endswith(" share")
         assert figure["seeds"] >= 1
         assert figure["std"] is None or figure["seeds"] > 1

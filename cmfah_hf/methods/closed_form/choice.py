@@ -32,6 +32,9 @@ _FEWEST_HELD_OUT = 20
 _FRAME_SHARES = (2, 4, 8, 16)
 _FEWEST_DIMENSIONS = 8
 
+# A rotation from the rows to rotate, which only some need.
+_Rotation = Callable[[Callable[[], np.ndarray]], np.ndarray]
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -215,15 +218,18 @@ class CodeFitter:
         if data.texts.count:
             projections["shared"] = lambda: shared_projection(data.images, data.texts, bits)
         if data.pairs.joint.count:
-            centers = {"image_mean_E": data.images.mean, "text_mean_E": text_mean_E}
-            projections["cca"] = lambda: cca_projection(data.pairs, bits, **centers)
-        rotations: dict[str, Callable[[Callable[[], np.ndarray]], np.ndarray]] = {
-            "itq": lambda rows: itq_rotation(rows(), rounds, self.seed)[0],
-            "random rotation": lambda _: random_frames(bits, bits, self.seed),
-        }
+            projections["cca"] = lambda: cca_projection(
+                data.pairs, bits, image_mean_E=data.images.mean, text_mean_E=text_mean_E
+            )
+
+        def frames(dimensions: int) -> _Rotation:
+            return lambda _: random_frames(bits, dimensions, self.seed)
+
+        rotations: dict[str, _Rotation] = {"itq": lambda rows: itq_rotation(rows(), rounds, self.seed)[0]}
+        rotations["random rotation"] = frames(bits)
         for share in _FRAME_SHARES:
             if (dimensions := bits // share) >= _FEWEST_DIMENSIONS:
-                rotations[f"frames of {dimensions}"] = lambda _, used=dimensions: random_frames(bits, used, self.seed)
+                rotations[f"frames of {dimensions}"] = frames(dimensions)
 
         def build(project: Callable[[], HashProjection], rotation: str) -> HashProjection:
             # Scaled before as well, so that both modalities weigh the same in the rotation.
