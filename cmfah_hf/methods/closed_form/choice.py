@@ -33,6 +33,9 @@ _FEWEST_HELD_OUT = 20
 _FRAME_SHARES = (2, 4, 8, 16)
 _FEWEST_DIMENSIONS = 8
 
+# A rotation from the rows to rotate, which only some need.
+_Rotation = Callable[[Callable[[], np.ndarray]], np.ndarray]
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -220,13 +223,11 @@ class CodeFitter:
                 data.pairs, bits, image_mean_E=data.images.mean, text_mean_E=text_mean_E
             )
 
-        def frames(dimensions: int) -> Callable[[Callable[[], np.ndarray]], np.ndarray]:
-            return lambda rows: random_frames(bits, dimensions, self.seed)
+        def frames(dimensions: int) -> _Rotation:
+            return lambda _: random_frames(bits, dimensions, self.seed)
 
-        rotations: dict[str, Callable[[Callable[[], np.ndarray]], np.ndarray]] = {
-            "itq": lambda rows: itq_rotation(rows(), rounds, self.seed)[0],
-            "random rotation": frames(bits),
-        }
+        rotations: dict[str, _Rotation] = {"itq": lambda rows: itq_rotation(rows(), rounds, self.seed)[0]}
+        rotations["random rotation"] = frames(bits)
         for share in _FRAME_SHARES:
             if (dimensions := bits // share) >= _FEWEST_DIMENSIONS:
                 rotations[f"frames of {dimensions}"] = frames(dimensions)

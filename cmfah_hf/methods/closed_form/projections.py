@@ -6,7 +6,6 @@ If the data has fewer dimensions than `K`, the remaining rows of the weights are
 turns the weights into a random tight frame: `K` directions with `W^T W` as before, so no inner product changes.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,7 +59,12 @@ class HashProjection:
     def rotated(self, rotation_KK: np.ndarray, name: str = "") -> "HashProjection":
         """This projection followed by a rotation, `z R`; `name` is appended to its name."""
         return replace(
-            self._mapped(lambda values: rotation_KK.T @ values), name=f"{self.name}, {name}" if name else self.name
+            self,
+            image_weight=rotation_KK.T @ self.image_weight,
+            image_bias=rotation_KK.T @ self.image_bias,
+            text_weight=rotation_KK.T @ self.text_weight,
+            text_bias=rotation_KK.T @ self.text_bias,
+            name=f"{self.name}, {name}" if name else self.name,
         )
 
     def scaled(self, image_factor: float, text_factor: float) -> "HashProjection":
@@ -71,15 +75,6 @@ class HashProjection:
             image_bias=self.image_bias * image_factor,
             text_weight=self.text_weight * text_factor,
             text_bias=self.text_bias * text_factor,
-        )
-
-    def _mapped(self, change: Callable[[np.ndarray], np.ndarray]) -> "HashProjection":
-        return replace(
-            self,
-            image_weight=change(self.image_weight),
-            image_bias=change(self.image_bias),
-            text_weight=change(self.text_weight),
-            text_bias=change(self.text_bias),
         )
 
 
