@@ -70,6 +70,7 @@ def read_pairs(settings: SpaceSettings) -> Iterator[tuple[str, Image.Image, str]
     from cmfah_hf.data.loading import is_data_set
     from cmfah_hf.models.image_modes import to_rgb
 
+    rows: Iterable[dict[str, Any]]
     folder = resolve_data_path(settings.data)
     if folder.is_dir() and not is_data_set(folder):
         rows = ({"id": file.relative_to(folder).as_posix(), "image": file} for file in find_image_files(folder).files)
