@@ -46,7 +46,10 @@ class CMFAHImageModel(CMFAHPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings
+        return self.embeddings.projection  # whose output is a tensor, as adapters and checkpointing expect
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.projection = value  # type: ignore[assignment]  # transformers' signature allows any module
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)

@@ -244,7 +244,7 @@ CASES = {
         ["There is no protocol 'both'; choose one of single, paired."],
     ),
     "evaluate: no labels": (
-        "evaluate {model} {no-labels} --query-split train",
+        "evaluate {model} {no-labels} --query-split train --protocol paired",
         ["{no-labels}: the split 'train' has no labels", "add them"],
     ),
     "evaluate: another architecture": (

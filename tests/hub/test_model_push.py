@@ -49,7 +49,8 @@ def test_uploaded_and_skipped_files(push_run, hub, trained, tmp_path):
         *(path.name for path in (ROOT / "cmfah_hf" / "models").glob("*_cmfah.py")),
         "fused_cmfah.py", "image_modes.py", "safe_weights.py", "model_files.py",
         "configuration_files.py",
-        "backbone_tokenizer.py", "codes.py", "image_encoder.py", "text_encoder.py",
+        "backbone_tokenizer.py", "codes.py", "image_encoder.py", "text_encoder.py", "dual_encoder.py",
+        "encoder_output.py",
     }  # fmt: skip
     for name in ("expander.safetensors", "metrics.json", "plots/attention.png"):
         assert files[name] == (trained.folder / name).read_bytes()

@@ -119,7 +119,7 @@ class CMFAHImageModelChecks(_Checks, unittest.TestCase):
 
     def test_model_get_set_embeddings(self):
         model = self.all_model_classes[0](self.model_tester.get_config())
-        assert model.get_input_embeddings() is model.embeddings
+        assert model.get_input_embeddings() is model.embeddings.projection
 
 
 class CMFAHTextModelChecks(_Checks, unittest.TestCase):
