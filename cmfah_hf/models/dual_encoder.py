@@ -75,7 +75,8 @@ def build_dual_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """
     model_class = dual_encoder_class(config)
     try:
-        return model_class._from_config(config)
+        # Many encoders are saved in half precision; the precision of the towers is that of the whole model.
+        return model_class._from_config(config, dtype=torch.get_default_dtype())
     except ModelFileError:
         raise
     except (*UNFIT, ImportError) as error:

@@ -96,9 +96,12 @@ class CMFAHPreTrainedModel(PreTrainedModel):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """As the parent's, without the weights of an encoder that are fetched from the Hub."""
+        """As the parent's, without the weights of a frozen encoder that are fetched from the Hub."""
         if self.config.encoder_source is not None:
-            state_dict = without_encoder(self.state_dict() if state_dict is None else state_dict)
+            if self.config.freeze_backbone and self.config.freeze_text_backbone:
+                state_dict = without_encoder(self.state_dict() if state_dict is None else state_dict)
+            else:  # a trained encoder is no longer that of the Hub
+                self.config.encoder_source = self.config.encoder_revision = self.config.encoder_digest = None
         return super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
 
     def post_init(self):

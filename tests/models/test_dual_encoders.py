@@ -136,6 +136,23 @@ def test_processor_is_that_of_the_encoder_and_survives_saving(family, tmp_path):
     CMFAHModel(config).get_text_hash(made["input_ids"], made["attention_mask"])
 
 
+@torch.no_grad()
+def test_an_encoder_in_half_precision_is_read_in_that_of_the_model(tmp_path):
+    encoder = write_dual_encoder("clip", tmp_path / "encoder")
+    AutoModel.from_pretrained(encoder).half().save_pretrained(encoder)
+    config = CMFAHConfig(dual_encoder=str(encoder), hidden_size=24, image_size=32)
+    assert {tensor.dtype for tensor in read_encoder(config.dual_encoder_config, str(encoder), {}).values()} == {
+        torch.float32
+    }
+    model = CMFAHModel(config).eval()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    model.save_pretrained(tmp_path / "model")
+    loaded = CMFAHModel.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert loaded.get_text_hash(IDS, MASK).dtype == torch.bfloat16
+    assert loaded.get_image_hash(torch.randn(2, 3, 32, 32)).dtype == torch.bfloat16
+
+
 def test_other_models_are_no_dual_encoders(tmp_path):
     from transformers import BertConfig, ViTConfig
 
@@ -174,7 +191,11 @@ def test_weights_of_a_named_encoder_are_fetched_and_checked(tmp_path, monkeypatc
         assert torch.equal(tower(pixels).hash_values, expected)
         tower.save_pretrained(tmp_path / "tower")
         assert torch.equal(CMFAHImageModel.from_pretrained(tmp_path / "tower")(pixels).hash_values, expected)
+    trained = CMFAHModel.from_pretrained(tmp_path / "model", freeze_backbone=False)
+    trained.save_pretrained(tmp_path / "trained")  # with the weights of the encoder, which may have changed
     place = other
+    with torch.no_grad():
+        assert torch.equal(CMFAHModel.from_pretrained(tmp_path / "trained").get_image_hash(pixels), expected)
     with pytest.raises(ModelFileError, match="not those of the encoder"):
         CMFAHModel.from_pretrained(tmp_path / "model")
 
