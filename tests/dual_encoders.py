@@ -19,6 +19,7 @@ _TEXT = {
 _BOTH = {"text_config": _TEXT, "vision_config": _VISION, "projection_dim": 24}
 _WITHOUT_SIZE = {name: value for name, value in _VISION.items() if name != "image_size"} | {"num_patches": 16}
 _STAGES = {"depths": [2, 1, 1], "num_group_tokens": [4, 4, 0], "num_output_groups": [4, 4, 0]}
+_CONVOLUTIONS = {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.1}
 _JOINT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 
 _BERT, _GEMMA = ("[PAD]", "[BOS]", "[EOS]", "[UNK]"), ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -41,7 +42,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "projection_dim": 24,
         },
     ),
-    "align": ("AlignConfig", {"text_config": _TEXT, "vision_config": {"image_size": 64}, "projection_dim": 640}),
+    "align": ("AlignConfig", {"text_config": _TEXT, "vision_config": _CONVOLUTIONS, "projection_dim": 80}),
 }  # fmt: skip
 
 
