@@ -1,4 +1,4 @@
-"""What codes without training keep of a dual encoder's float retrieval, next to other codes of the same vectors.
+"""Retrieval by codes without training, compared with the float vectors of a dual encoder and with other codes of them.
 
     python benchmarks/retention.py --encoder FOLDER_OR_ID --output runs/retention
     python benchmarks/retention.py --output runs/retention --split validation

@@ -102,7 +102,7 @@ def train_tokenizer(texts: Sequence[str], size: int = 2_000) -> CLIPTokenizer:
 
 
 def relevance(labels: Sequence[Sequence[str]]) -> np.ndarray:
-    """Which scenes share a class, `(N, N)` bool."""
+    """Whether two scenes share a class, `(N, N)` bool."""
     classes = sorted({name for row in labels for name in row})
     one_hot = np.array([[name in row for name in classes] for row in labels], dtype=np.float32)
     return one_hot @ one_hot.T > 0

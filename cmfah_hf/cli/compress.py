@@ -26,8 +26,8 @@ def compress(
 ) -> None:
     """Make a search model from a pretrained dual encoder and unlabeled images, without training.
 
-    The codes are chosen on held-out images, by what the encoder itself ranks. An index of the images lies beside the
-    model, so `cmfah search MODEL --text ...` answers at once.
+    Held-out images choose the code: by the ranks of their own texts, or without texts by what the encoder itself ranks.
+    An index of the images lies beside the model, so `cmfah search MODEL --text ...` answers at once.
     """
     from cmfah_hf.cli.output import print_json, print_table
     from cmfah_hf.training.compression import compress as run_compression
@@ -57,5 +57,11 @@ def compress(
         )
         return
     rows = [[each["name"], f"{each['aqd']:.3f}", f"{each['hamming']:.3f}"] for each in figures["candidates"]]
-    title = f"{output}: {done.images:,} images in {bits // 8} bytes each; shares of the encoder's 10 nearest"
-    print_table(title, ["code", "AQD", "Hamming"], rows)
+    compared = (
+        "mean of 1 / log2(1 + rank of the own partner)"
+        if figures["by_partner"]
+        else "share of the encoder's 10 nearest"
+    )
+    print_table(
+        f"{output}: {done.images:,} images in {bits // 8} bytes each; {compared}", ["code", "AQD", "Hamming"], rows
+    )

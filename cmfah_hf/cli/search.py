@@ -45,7 +45,7 @@ def search(
     from cmfah_hf.cli.output import print_json, print_table, say
     from cmfah_hf.retrieval import CrossMediaRetriever
     from cmfah_hf.retrieval.conditions import parse_conditions
-    from cmfah_hf.retrieval.folder_index import STATE_COLUMNS, update_folder_index
+    from cmfah_hf.retrieval.folder_index import STATE_COLUMN, update_folder_index
 
     with_model = index is None and images is None
     retriever = CrossMediaRetriever.from_pretrained(model, index=with_model, any_model=any_model)
@@ -74,7 +74,7 @@ def search(
         print_json({"query": asked, "metric": metric, "ignored_words": ignored, **folder, "results": found})
     else:
         columns = results.metadata.column_names if results.metadata is not None else []
-        columns = [name for name in columns if name not in STATE_COLUMNS]
+        columns = [name for name in columns if name != STATE_COLUMN]
         rows = [
             [hit["rank"], hit["id"], hit["score"], *(str(hit["metadata"][name]) for name in columns)] for hit in found
         ]

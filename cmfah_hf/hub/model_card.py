@@ -171,17 +171,21 @@ def _figures(run: FinishedRun, dataset_id: str | None, files: set[str]) -> list[
 
 
 def _agreement(figures: Mapping[str, Any]) -> list[str]:
-    """The figures of a compression: how far each code ranks as the encoder does."""
+    """The figures by which the candidates of a compression were compared."""
     held_out = int(figures.get("held_out") or 0)
     measured = f"on {held_out:,} images that were held out" if held_out else "on the images that it was fitted to"
+    compared = (
+        "The mean of 1 / log2(1 + rank) of an item's own partner by code"
+        if figures.get("by_partner")
+        else "The share of the ten nearest items of the encoder that are among the ten nearest by code"
+    )
     lines = [
         f"| {_code(each.get('name'))} | {_figure(each.get('aqd'))} | {_figure(each.get('hamming'))} |"
         for each in figures.get("candidates") or []
     ]
     return [
         "## Figures",
-        f"The share of the ten nearest items of the encoder that are among the ten nearest by code, {measured}. The "
-        "first code was chosen.",
+        f"{compared}, {measured}. The first code was chosen.",
         "\n".join(["| code | AQD | Hamming |", "|---|---|---|", *lines]),
     ]
 

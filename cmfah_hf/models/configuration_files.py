@@ -50,7 +50,7 @@ _MAPPINGS = {
 }
 # Settings of a dual encoder that are the settings of its parts.
 _PARTS = ("text_config", "vision_config", "image_config", "multimodal_config", "image_codebook_config")
-# Forms of the settings that stand for the weights of an encoder elsewhere.
+# Patterns of the settings that locate the weights of an encoder on the Hub.
 _SOURCES = {
     "encoder_source": r"[\w.-]{1,96}/[\w.-]{1,96}",
     "encoder_revision": r"[0-9a-f]{40}",

@@ -28,7 +28,7 @@ _MODULES: dict[Side, tuple[str, ...]] = {"image": ("vision", "visual", "image_")
 
 @dataclass(frozen=True)
 class _Family:
-    """What differs between models with the same interface.
+    """The differences of a family of models from the others.
 
     Attributes:
         norms_regions: Whether the last layer norm of the image half is only applied to its vector, not to its regions.

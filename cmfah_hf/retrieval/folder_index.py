@@ -1,30 +1,32 @@
 """The index of a folder of images, kept in step with the folder: only new and changed images are encoded.
 
-An image counts as changed if its size or time of modification did. Both are stored as metadata of its item.
+The state of each file (size and times, `data/file_state.py`) is stored as metadata of its item, as a digest.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from huggingface_hub import cached_assets_path
 
 from cmfah_hf.atomic import locked
+from cmfah_hf.data import resolve_data_path
+from cmfah_hf.data.file_state import digest_of, file_states
 from cmfah_hf.data.images import find_image_files
 from cmfah_hf.errors import DataError, HashIndexError
 from cmfah_hf.retrieval.index import HashIndex
 from cmfah_hf.retrieval.retriever import CrossMediaRetriever
 
-STATE_COLUMNS = ("file_bytes", "file_modified_ns")
+STATE_COLUMN = "file_state"
 # Images between two saves, which an interruption cannot lose.
 _PORTION = 1_000
 
 
 @dataclass
 class FolderChanges:
-    """What an update of the index of a folder did.
+    """The result of an update of the index of a folder.
 
     Attributes:
         added, changed, removed, unchanged: Numbers of images.
@@ -51,10 +53,9 @@ def folder_index_path(model: str, folder: str | Path) -> Path:
     return cached_assets_path("cmfah_hf", namespace="indexes", subfolder=model) / f"{name}.index"
 
 
-def file_states(files: list[Path]) -> dict[str, list[int]]:
-    """The sizes in bytes and times of modification in nanoseconds of files, as columns of metadata."""
-    stats = [file.stat() for file in files]
-    return {STATE_COLUMNS[0]: [stat.st_size for stat in stats], STATE_COLUMNS[1]: [stat.st_mtime_ns for stat in stats]}
+def states_of(files: Iterable[Path]) -> dict[str, list[str]]:
+    """Digests of the states of files, as a column of metadata."""
+    return {STATE_COLUMN: [digest_of([state]) for state in file_states(files)]}
 
 
 def update_folder_index(
@@ -82,17 +83,17 @@ def update_folder_index(
         DataError: If there is no such folder, or no readable image in it.
         HashIndexError: If the file is the index of another model, or of something else.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    root = resolve_data_path(folder)
+    if not root.is_dir():
         raise DataError(f"{folder}: no such folder of images; check the path.")
-    target = Path(path) if path is not None else folder_index_path(retriever.fingerprint, folder)
+    target = Path(path) if path is not None else folder_index_path(retriever.fingerprint, root)
     with locked(target.with_name(f"{target.name}.update"), HashIndexError):  # saving takes the file's own lock
         index = retriever.load_index(target) if target.exists() else HashIndex(retriever.model.config.hash_bits)
         changes = FolderChanges()
-        pending = _pending(index, folder, hidden, changes, str(target))
+        pending = _pending(index, root, hidden, changes, str(target))
         retriever.images = index
         for start in range(0, len(pending), _PORTION):
-            _encode(retriever, pending[start : start + _PORTION], folder, changes, batch_size, progress)
+            _encode(retriever, pending[start : start + _PORTION], root, changes, batch_size, progress)
             retriever.images.save(target)
         if changes.removed and not pending:
             retriever.images.save(target)
@@ -105,14 +106,12 @@ def _pending(index: HashIndex, folder: Path, hidden: bool, changes: FolderChange
     """The new and changed files, whose former items are removed, as are those of files that are gone."""
     found = find_image_files(folder, hidden)
     changes.skipped = dict(found.skipped)
-    states = file_states(found.files)
-    current = {
-        file.relative_to(folder).as_posix(): (file, *state)
-        for file, *state in zip(found.files, *states.values(), strict=True)
-    }
+    states = states_of(found.files)[STATE_COLUMN]
+    ids = [file.relative_to(folder).as_posix() for file in found.files]
+    current = dict(zip(ids, zip(found.files, states, strict=True), strict=True))
     former = _former_states(index, name)
     gone = [item_id for item_id in former if item_id not in current]
-    changed = [item_id for item_id, state in former.items() if item_id in current and current[item_id][1:] != state]
+    changed = [item_id for item_id, state in former.items() if item_id in current and current[item_id][1] != state]
     if gone or changed:
         index.remove([*gone, *changed])
     fresh = [item_id for item_id in current if item_id not in former]
@@ -121,14 +120,12 @@ def _pending(index: HashIndex, folder: Path, hidden: bool, changes: FolderChange
     return [current[item_id][0] for item_id in [*changed, *fresh]]
 
 
-def _former_states(index: HashIndex, name: str) -> dict[str, tuple[int, int]]:
+def _former_states(index: HashIndex, name: str) -> dict[str, str]:
     if not len(index):
         return {}
-    table = index.metadata
-    if table is None or any(column not in table.column_names for column in STATE_COLUMNS):
+    if index.metadata is None or STATE_COLUMN not in index.metadata.column_names:
         raise HashIndexError(f"{name}: not the index of a folder of images; name another file.")
-    sizes, times = (np.asarray(table[column]).tolist() for column in STATE_COLUMNS)
-    return dict(zip(map(str, index.ids), zip(sizes, times, strict=True), strict=True))
+    return dict(zip(map(str, index.ids), index.metadata[STATE_COLUMN].to_pylist(), strict=True))
 
 
 def _encode(
@@ -140,4 +137,4 @@ def _encode(
     progress: bool,
 ) -> None:
     ids: list[Any] = [file.relative_to(folder).as_posix() for file in files]
-    changes.unreadable += retriever.add_images(files, ids, batch_size, progress, metadata=file_states(files))
+    changes.unreadable += retriever.add_images(files, ids, batch_size, progress, metadata=states_of(files))

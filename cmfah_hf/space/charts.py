@@ -121,7 +121,7 @@ def quality(metrics: Mapping[str, Any]) -> str:
 
 
 def _agreement(figures: Mapping[str, Any]) -> str:
-    """The figures of a compressed encoder: how far each code ranks as the encoder does."""
+    """The figures by which the candidates of a compression were compared."""
     given = figures.get("candidates")
     candidates = [each for each in given if isinstance(each, Mapping)] if isinstance(given, list) else []
     rows = "".join(
@@ -130,8 +130,13 @@ def _agreement(figures: Mapping[str, Any]) -> str:
         + "</tr>"
         for each in candidates[:20]
     )
+    compared = (
+        "Mean of 1 / log2(1 + rank) of an item's own partner"
+        if figures.get("by_partner") is True
+        else "Share of the encoder's ten nearest images among those of the code"
+    )
     table = (
-        '<table class="cm-table"><caption>Share of the encoder\'s ten nearest images among those of the code</caption>'
+        f'<table class="cm-table"><caption>{escaped(compared)}</caption>'
         '<thead><tr><th scope="col">code</th><th scope="col">AQD</th><th scope="col">Hamming</th></tr></thead>'
         f"<tbody>{rows}</tbody></table>"
     )

@@ -73,9 +73,9 @@ class Page:
         return (
             gr.Markdown(line),
             html.answer(engine, answer) if answer else html.note("Type words, or send an image."),
-            examples[0] if examples else "",
-            examples[0] if examples else "",
-            gr.Dataset(samples=[[query] for query in examples], visible=bool(examples)),
+            examples[0],
+            examples[0],
+            gr.Dataset(samples=[[query] for query in examples], visible=True),
             gr.Dropdown(choices=engine.images.ids, value=first),
             examples[0],
             figures,

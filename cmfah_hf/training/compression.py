@@ -26,15 +26,15 @@ from cmfah_hf.methods.closed_form import Choice, CodeFitter
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.model_files import is_folder
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
-from cmfah_hf.retrieval.folder_index import file_states, folder_index_path
+from cmfah_hf.retrieval.folder_index import folder_index_path, states_of
 from cmfah_hf.retrieval.items import batches_of, values_of_source
 from cmfah_hf.retrieval.loading import IMAGES_INDEX
 from cmfah_hf.training.dual_encoders import (
     as_array,
     fill_head,
+    first_text,
     image_vectors,
     load_dual_encoder,
-    text_of,
     text_vectors,
     width_of,
 )
@@ -49,14 +49,14 @@ _PORTION = 10_000
 
 @dataclass
 class Compression:
-    """What a compression did.
+    """The result of a compression.
 
     Attributes:
         images: Images that were encoded.
         texts: Texts that came with them and were used.
         left_out: For each image that could not be read, the reason.
         skipped: Numbers of files that are no images, by ending or reason.
-        choice: The chosen code, and the agreement of all candidates with the encoder's own rankings.
+        choice: The chosen code, and the comparison of all candidates.
         index: The index of the images, next to the model.
     """
 
@@ -78,6 +78,7 @@ class Compression:
             "images": self.images,
             "texts": self.texts,
             "held_out": choice.held_out,
+            "by_partner": choice.by_partner,
             "left_out": len(self.left_out),
             "candidates": [asdict(candidate) for candidate in choice.candidates],
         }
@@ -169,7 +170,7 @@ class _Reading:
         self.model, self.processor, self.fitter = model, processor, fitter
         self.vectors, self.done, self.use_texts = vectors, done, use_texts
         self.ids: list[str] = []
-        self.states: dict[str, list[int]] = {}
+        self.states: dict[str, list[str]] = {}
 
     def read(self, source: str, split: str | None, batch_size: int, progress: bool) -> None:
         """Reads a source; the arguments are those of `compress`."""
@@ -179,10 +180,10 @@ class _Reading:
             rows = decoding_off(values) if is_data_set else [{"image": path} for path in values]
             for places in batches_of(range(len(ids)), batch_size, "Images", progress):
                 batch = [rows[place] for place in places]
-                states = file_states(values[places[0] : places[-1] + 1]) if not is_data_set else {}
+                states = states_of(values[places[0] : places[-1] + 1]) if not is_data_set else {}
                 self._add(batch, [ids[place] for place in places], states if is_folder_of_images else {})
 
-    def _add(self, rows: list[dict[str, Any]], ids: list[str], states: dict[str, list[int]]) -> None:
+    def _add(self, rows: list[dict[str, Any]], ids: list[str], states: dict[str, list[str]]) -> None:
         images, places = [], []
         for place, row in enumerate(rows):
             try:
@@ -198,7 +199,7 @@ class _Reading:
         self.ids += [ids[place] for place in places]
         for name, column in states.items():
             self.states.setdefault(name, []).extend(column[place] for place in places)
-        self._fit(vectors_NE, [text_of(rows[place], "text") if self.use_texts else "" for place in places])
+        self._fit(vectors_NE, [first_text(rows[place], "text") if self.use_texts else "" for place in places])
         self.done.images += len(images)
 
     def _fit(self, vectors_NE: np.ndarray, texts: list[str]) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
+from cmfah_hf.data.collator import captions_in
 from cmfah_hf.data.images import decode_image
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.hub_access import hub_errors
@@ -139,7 +140,7 @@ def fit_head(
             vectors_NE = np.stack([np.asarray(row["region_features"], np.float32)[0, :width] for row in batch])
         else:
             vectors_NE = image_vectors(model, processor, [decode_image(row["image"]) for row in batch])
-        fitter.add_pairs(vectors_NE, text_vectors(model, processor, [text_of(row, text_column) for row in batch]))
+        fitter.add_pairs(vectors_NE, text_vectors(model, processor, [first_text(row, text_column) for row in batch]))
     projection = fitter.fit(model.config.hash_bits).projection
     fill_head(model, projection)
     for tower in (model.image_model, model.text_model):
@@ -173,10 +174,9 @@ class EncoderVectors(torch.nn.Module):
         return self.model.text_model.embeddings(input_ids, attention_mask).pooled
 
 
-def text_of(row: Mapping[str, Any], column: str) -> str:
+def first_text(row: Mapping[str, Any], column: str) -> str:
     """One text of a row: its first caption if it has several, which `column` holds joined."""
-    captions = row.get("captions")
-    return captions[0] if captions else row.get(column) or ""
+    return next(iter(captions_in(row)), row.get(column) or "")
 
 
 def width_of(model: CMFAHModel) -> int:

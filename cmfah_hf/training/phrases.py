@@ -1,7 +1,7 @@
 """Everyday phrases, whose mean stands for that of all texts where a compression has images alone.
 
-The images and the texts of a dual encoder lie in two clouds. A code is centered by the mean of its own cloud, and that
-of texts hardly depends on what they say (`[projection]` in docs/method.md).
+The images and the texts of a dual encoder lie in two clouds, and each is centered by its own mean (`[projection]` in
+docs/method.md). Texts of the user's kind give a better mean, if there are any.
 """
 
 _THINGS = """

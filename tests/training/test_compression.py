@@ -82,6 +82,7 @@ def test_texts_are_centered_by_everyday_phrases_without_texts_of_the_data(compre
 def test_model_says_how_it_was_made(compressed):
     folder, _, done = compressed
     content = json.loads((folder / "metrics.json").read_text())["compression"]
+    assert content["by_partner"] is False
     assert content["code"] == done.choice.projection.name == content["candidates"][0]["name"]
     assert {"images": 60, "texts": 0, "left_out": 1, "bits": 16, "rank": 16}.items() <= content.items()
     scores = [each["aqd"] + each["hamming"] for each in content["candidates"]]
@@ -165,6 +166,7 @@ def test_texts_of_a_data_set_help_to_fit(encoder, tmp_path):
     done = compress(str(encoder), images, tmp_path / "model", bits=8)
     assert (done.images, done.texts) == (40, 40)
     assert {each.name.split(",")[0] for each in done.choice.candidates} == {"pca", "shared", "cca"}
+    assert not done.choice.by_partner  # 8 pairs are too few to hold out
     without = compress(str(encoder), images, tmp_path / "other", bits=8, use_texts=False)
     assert (without.texts, {each.name.split(",")[0] for each in without.choice.candidates}) == (0, {"pca"})
 

@@ -66,11 +66,13 @@ class Choice:
         projection: The best, fitted to all vectors including the held-out ones.
         candidates: All candidates, best first.
         held_out: Images held out for the comparison; 0 if there were too few, so that it used the fitted images.
+        by_partner: Whether the candidates were compared by the ranks of partners; otherwise by the encoder's nearest.
     """
 
     projection: HashProjection
     candidates: tuple[Candidate, ...]
     held_out: int
+    by_partner: bool
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class CodeFitter:
             candidates.append(Candidate(name, *_compared(build(), held_out)))
         candidates.sort(key=lambda one: -one.score)
         final = self._builders(everything, bits, text_mean_E, rounds)[candidates[0].name]
-        return Choice(final(), tuple(candidates), held)
+        return Choice(final(), tuple(candidates), held, held_out.paired_rows >= _FEWEST_HELD_OUT)
 
     def _units(self, vectors: Any, what: str) -> np.ndarray:
         units_NE = unit_vectors(vectors, what)
@@ -274,7 +276,7 @@ def _compared(projection: HashProjection, data: _Data) -> tuple[float, float]:
     image_NK, text_NK = projection.images(images_NE), projection.texts(texts_NE)
     paired = min(data.paired_rows, _QUERIES)
     found = []
-    if paired >= _FEWEST_HELD_OUT:
+    if data.paired_rows >= _FEWEST_HELD_OUT:
         # Partners are last on both sides, in the same order.
         for queries_QK, items_NK in ((text_NK[-paired:], image_NK), (image_NK[-paired:], text_NK)):
             partners_Q = np.arange(len(items_NK) - paired, len(items_NK))

@@ -53,6 +53,7 @@ def test_all_candidates_are_compared_and_the_best_is_returned():
     assert scores == sorted(scores, reverse=True)
     assert choice.projection.name == choice.candidates[0].name
     assert choice.held_out == 120
+    assert choice.by_partner
     assert all(0 <= figure <= 1 for one in choice.candidates for figure in (one.aqd, one.hamming))
     assert choice.candidates[0].aqd > 2 * np.mean(1 / np.log2(1 + np.arange(1, 121)))  # far from a random order
 
