@@ -106,7 +106,6 @@ class Vectors:
 
     def __init__(self, encoder: str | Path, folder: Path):
         self.encoder, self.folder = str(encoder), folder
-        self._loaded = None
 
     def scenes(self, seed: int, count: int) -> Scenes:
         """The first scenes of a seed."""
@@ -117,12 +116,10 @@ class Vectors:
             return Scenes(unit_vectors(arrays["images"]), unit_vectors(arrays["texts"]), arrays["relevant"])
 
     def _encode(self, path: Path, seed: int, count: int) -> None:
-        from dual_encoder import DualEncoder
-        from small_clip import relevance
+        from small_clip import encode, relevance
 
-        self._loaded = self._loaded or DualEncoder(self.encoder)
         data, start = make_scenes(count, seed=seed), time.perf_counter()
-        images_NE, texts_NE = self._loaded.images(data["image"]), self._loaded.texts(data["text"])
+        images_NE, texts_NE = encode(self.encoder, data)
         print(f"{count} scenes encoded in {time.perf_counter() - start:.0f} s", file=sys.stderr)  # noqa: T201
         np.savez(path, images=images_NE, texts=texts_NE, relevant=relevance(data["labels"]))
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from dual_encoder import DualEncoder
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -33,6 +32,7 @@ from transformers import (
 
 from cmfah_hf.data.scenes import make_scenes
 from cmfah_hf.evaluation.metrics import mean_average_precision
+from cmfah_hf.training.dual_encoders import image_vectors, load_dual_encoder, text_vectors
 
 BEGIN, END, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
 MOST_TOKENS = 32
@@ -53,9 +53,8 @@ def main() -> None:
     cpu_seconds = time.process_time() - cpu_start
     _report(f"trained in {time.perf_counter() - start:.0f} s, {cpu_seconds:.0f} s of processor time")
     scenes = make_scenes(HELD_OUT, seed=HELD_OUT_SEED)
-    encoder = DualEncoder(own.output)
-    images_NE, texts_NE = encoder.images(scenes["image"]), encoder.texts(scenes["text"])
-    cosines_NN = _unit(images_NE) @ _unit(texts_NE).T
+    images_NE, texts_NE = encode(own.output, scenes)
+    cosines_NN = images_NE @ texts_NE.T
     relevant_NN = relevance(scenes["labels"])
     for direction, scores in (("text to image", cosines_NN.T), ("image to text", cosines_NN)):
         _report(f"float MAP, {direction}: {mean_average_precision(scores, relevant_NN):.3f}")
@@ -99,6 +98,14 @@ def train_tokenizer(texts: Sequence[str], size: int = 2_000) -> CLIPTokenizer:
     return CLIPTokenizer(
         vocab={token: number for number, token in enumerate(tokens)}, merges=merges, model_max_length=MOST_TOKENS
     )
+
+
+def encode(encoder: str | Path, scenes: Any, batch: int = 128) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of the images and of the texts of scenes by a dual encoder, `(N, E)` each, of unit length."""
+    model, processor = load_dual_encoder(str(encoder), bits=8, link=False)
+    starts = range(0, len(scenes), batch)
+    images = [image_vectors(model, processor, scenes["image"][start : start + batch]) for start in starts]
+    return np.concatenate(images), text_vectors(model, processor, list(scenes["text"]))
 
 
 def relevance(labels: Sequence[Sequence[str]]) -> np.ndarray:
@@ -157,10 +164,6 @@ def _train(model: CLIPModel, pixels: torch.Tensor, inputs: Any, epochs: int, bat
             schedule.step()
             losses.append(loss.item())
         _report(f"epoch {epoch + 1} of {epochs}: loss {np.mean(losses):.3f}")
-
-
-def _unit(vectors_NE: np.ndarray) -> np.ndarray:
-    return vectors_NE / np.linalg.norm(vectors_NE, axis=1, keepdims=True)
 
 
 def _report(line: str) -> None:

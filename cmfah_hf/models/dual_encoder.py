@@ -18,7 +18,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from .configuration_cmfah import CMFAHConfig
 from .configuration_files import UNFIT
 from .model_files import ModelFileError
-from .safe_weights import find_weights, read_weights
+from .safe_weights import add_to_digest, find_weights, read_weights
 
 Side = Literal["image", "text"]
 
@@ -171,10 +171,7 @@ def without_encoder(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     """A digest of tensors as 32 hexadecimal digits; numbers count as float32."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        values = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
-        digest.update(f"{name}{tuple(values.shape)}".encode())
-        digest.update(values.numpy().data.cast("B") if values.numel() else b"")
+    add_to_digest(digest, tensors)
     return digest.hexdigest()
 
 

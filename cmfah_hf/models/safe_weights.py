@@ -181,6 +181,14 @@ def check_fit(model: nn.Module) -> None:
         )
 
 
+def add_to_digest(digest: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Adds tensors, by name, to a digest of `hashlib`; floating-point numbers count as float32."""
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
+        digest.update(f"{name}{tuple(values.shape)}".encode())
+        digest.update(values.numpy().data.cast("B") if values.numel() else b"")
+
+
 def align_weights(model: nn.Module) -> None:
     """Copies tensors that are not aligned in a memory-mapped file to aligned memory.
 

@@ -15,6 +15,7 @@ import torch
 
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
+from cmfah_hf.models.safe_weights import add_to_digest
 
 if TYPE_CHECKING:
     from cmfah_hf.expansion import GraphExpander
@@ -58,10 +59,7 @@ def fingerprint_of(model: CMFAHModel, processor: CMFAHProcessor, expander: "Grap
         parts = [backend[name] for name in ("normalizer", "pre_tokenizer", "model", "post_processor", "added_tokens")]
         described["words"] = [*parts, tokenizer.model_max_length, tokenizer.padding_side]
     digest.update(json.dumps(described, sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
-        digest.update(f"{name}{tuple(values.shape)}".encode())
-        digest.update(values.numpy().data.cast("B") if values.numel() else b"")
+    add_to_digest(digest, model.state_dict())
     return digest.hexdigest()
 
 
