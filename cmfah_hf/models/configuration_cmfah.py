@@ -155,6 +155,11 @@ class CMFAHConfig(PreTrainedConfig):
             Pooling of the positions of an image and a text, `[lstm]`: `"mean"`, `"max"`, or the sum `"mean_max"`.
         normalize_features (`bool`, defaults to `False`):
             Whether the pooled features are batch-normalized before the hash head, with statistics for each view.
+        bit_queries (`bool`, defaults to `False`):
+            Whether each bit also reads the positions by a query of its own, `[bit-queries]`.
+        shared_mlp_size (`int`, *optional*):
+            Hidden width of residual blocks before the hash heads that both modalities share, `[shared-mlp]`. None: no
+            such blocks.
         hash_bits (`int`, defaults to 64):
             Length `K` of a hash code; a multiple of 8.
         initializer_range (`float`, defaults to 0.02):
@@ -221,6 +226,8 @@ class CMFAHConfig(PreTrainedConfig):
     image_pooling: str = "mean"
     text_pooling: str = "mean"
     normalize_features: bool = False
+    bit_queries: bool = False
+    shared_mlp_size: int | None = None
     hash_bits: int = 64
     initializer_range: float = 0.02
     objective: dict | None = None
@@ -307,7 +314,7 @@ class CMFAHConfig(PreTrainedConfig):
         for name in ("pad_token_id", "unk_token_id"):
             if not 0 <= (getattr(self, name) or 0) < self.vocab_size:
                 raise ValueError(f"{name} is {getattr(self, name)}; give one of the {self.vocab_size} rows, or None.")
-        for name in ("image_feature_dim", "pooled_dim"):
+        for name in ("image_feature_dim", "pooled_dim", "shared_mlp_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more, or None.")
         if not self.text_kernel_sizes or min(self.text_kernel_sizes) < 1:
