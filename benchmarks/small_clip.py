@@ -1,10 +1,14 @@
 """Trains a small CLIP on drawn scenes: a real dual encoder for benchmarks, without downloads, in minutes on a CPU.
 
     python benchmarks/small_clip.py runs/small-clip
+    python benchmarks/small_clip.py runs/clip/encoder --scenes-folder runs/clip/scenes
 
 A `CLIPModel` of transformers (ViT of 4 layers, text transformer of 2), with a byte-level BPE tokenizer trained on its
 texts, is trained by symmetric InfoNCE. `AutoModel`, `AutoTokenizer`, `AutoImageProcessor` and `AutoProcessor` load the
 folder. Labels serve only to print the float MAP on scenes that it was not trained on.
+
+The second command also writes other scenes: `train` without labels, to train a hash model on; `validation` and `query`
+with labels, to measure it.
 
 Shapes: `B` pairs of a batch, `N` scenes, `E` width of the vectors.
 """
@@ -30,6 +34,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
+from cmfah_hf.data import write_imagefolder
 from cmfah_hf.data.scenes import make_scenes
 from cmfah_hf.evaluation.metrics import mean_average_precision
 from cmfah_hf.training.dual_encoders import image_vectors, load_dual_encoder, text_vectors
@@ -39,6 +44,8 @@ MOST_TOKENS = 32
 SIDE, PATCH = 96, 12
 HELD_OUT = 600
 HELD_OUT_SEED = 1  # the training scenes have the seed of the call, 0
+# Number and seed of the scenes of each split that are written, as in retention.py.
+SPLITS = {"train": (4_000, 2), "validation": (1_000, 3), "query": (1_000, 4)}
 
 
 def main() -> None:
@@ -47,7 +54,10 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=4_000)
     parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scenes-folder", type=Path, help="the folder to write other scenes to")
     own = parser.parse_args()
+    if own.scenes_folder is not None:
+        write_scenes(own.scenes_folder)
     start, cpu_start = time.perf_counter(), time.process_time()
     train_small_clip(own.output, own.scenes, own.epochs, own.seed)
     cpu_seconds = time.process_time() - cpu_start
@@ -74,6 +84,13 @@ def train_small_clip(folder: Path, scenes: int = 4_000, epochs: int = 14, seed: 
     model.save_pretrained(folder)
     CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
     image_processor.save_pretrained(folder)
+
+
+def write_scenes(folder: Path) -> None:
+    """Writes the scenes of `SPLITS` as an imagefolder; those of `train` have no labels."""
+    parts = {name: make_scenes(count, seed=seed).remove_columns("boxes") for name, (count, seed) in SPLITS.items()}
+    parts["train"] = parts["train"].remove_columns("labels")
+    write_imagefolder(parts, folder)
 
 
 def train_tokenizer(texts: Sequence[str], size: int = 2_000) -> CLIPTokenizer:
