@@ -12,7 +12,14 @@ def compress(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the new model.")],
     bits: Annotated[int, typer.Option(help="Bits of a code; a multiple of 8.")] = 64,
     split: Annotated[str | None, typer.Option(help="A split of the data set. Default: all.")] = None,
-    texts: Annotated[bool, typer.Option(help="Fit with the texts of the data set too, if it has any.")] = True,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Texts like those to search for, of any images: .txt, a line each, or .jsonl or .parquet with a "
+            "column 'text'."
+        ),
+    ] = None,
+    no_texts: Annotated[bool, typer.Option("--no-texts", help="Ignore the texts of the data set.")] = False,
     link: Annotated[
         bool | None,
         typer.Option(
@@ -38,7 +45,8 @@ def compress(
         output,
         bits,
         split=split,
-        use_texts=texts,
+        texts=texts,
+        use_texts=not no_texts,
         link=link,
         batch_size=batch_size,
         seed=seed,

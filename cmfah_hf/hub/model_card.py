@@ -201,6 +201,7 @@ def _compression(run: FinishedRun) -> list[str]:
         "dimensions of the images": figures.get("rank"),
         "images": figures.get("images"),
         "texts": figures.get("texts"),
+        "texts of no image": figures.get("other_texts"),
     }
     rows = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
     weights = (

@@ -20,6 +20,7 @@ from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.documents import read_bytes
 from cmfah_hf.errors import CheckpointError, DataError, HubError, ImageError
+from cmfah_hf.expansion.corpus import iterate_file, text_of, without_surrogates
 from cmfah_hf.hub.cards import metadata_of
 from cmfah_hf.hub_access import hub_file
 from cmfah_hf.methods.closed_form import Choice, CodeFitter
@@ -30,6 +31,7 @@ from cmfah_hf.retrieval.folder_index import folder_index_path, states_of
 from cmfah_hf.retrieval.items import batches_of, values_of_source
 from cmfah_hf.retrieval.loading import IMAGES_INDEX
 from cmfah_hf.training.dual_encoders import (
+    TEXTS_AT_ONCE,
     as_array,
     fill_head,
     first_text,
@@ -54,6 +56,7 @@ class Compression:
     Attributes:
         images: Images that were encoded.
         texts: Texts that came with them and were used.
+        other_texts: Texts that do not belong to the images.
         left_out: For each image that could not be read, the reason.
         skipped: Numbers of files that are no images, by ending or reason.
         choice: The chosen code, and the comparison of all candidates.
@@ -62,6 +65,7 @@ class Compression:
 
     images: int = 0
     texts: int = 0
+    other_texts: int = 0
     left_out: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     choice: Choice | None = None
@@ -77,6 +81,7 @@ class Compression:
             "rank": choice.projection.rank,
             "images": self.images,
             "texts": self.texts,
+            "other_texts": self.other_texts,
             "held_out": choice.held_out,
             "by_partner": choice.by_partner,
             "left_out": len(self.left_out),
@@ -91,6 +96,7 @@ def compress(
     bits: int = 64,
     *,
     split: str | None = None,
+    texts: str | os.PathLike | None = None,
     use_texts: bool = True,
     link: bool | None = None,
     batch_size: int = 32,
@@ -107,6 +113,8 @@ def compress(
         output: The folder of the new model.
         bits: `K`.
         split: One split of a data set. None: all.
+        texts: A file of texts like those that will be searched for, which need not belong to the images: `.txt`, a line
+            each, or `.jsonl` or `.parquet` with a column `text`.
         use_texts: Whether to fit with the texts of a data set too, if it has any.
         link: Whether the model names the encoder by its commit on the Hub instead of holding its weights. None: if it
             is from the Hub.
@@ -116,12 +124,14 @@ def compress(
 
     Raises:
         CheckpointError: If the encoder is no dual encoder, or cannot be loaded.
-        DataError: If there are fewer than two readable images, or all are equal.
+        DataError: If there are fewer than two readable images, or all are equal, or a file of texts has none.
     """
     if bits < 8 or bits % 8:
         raise CheckpointError(f"bits is {bits}; a code is stored in whole bytes, so give a multiple of 8.")
     model, processor = load_dual_encoder(encoder, bits, link)
     fitter, done = CodeFitter(width_of(model), seed=seed), Compression()
+    if texts is not None:
+        done.other_texts = _add_texts(fitter, model, processor, resolve_data_path(texts), progress)
     with tempfile.TemporaryFile() as vectors:
         reading = _Reading(model, processor, fitter, vectors, done, use_texts)
         reading.read(os.fspath(source), split, batch_size, progress)
@@ -227,6 +237,18 @@ class _Reading:
             columns = {name: column[part] for name, column in self.states.items()}
             index.add(as_array(values_NK), self.ids[part], columns or None)
         return index
+
+
+def _add_texts(fitter: CodeFitter, model: CMFAHModel, processor: CMFAHProcessor, path: Path, progress: bool) -> int:
+    """Gives the texts of a file to the fitter, and returns their number."""
+    texts = (without_surrogates(text_of(value, where)).strip() for where, value, _ in iterate_file(path))
+    count = 0
+    for batch in batches_of(filter(None, texts), TEXTS_AT_ONCE, "Texts", progress):
+        fitter.add_texts(text_vectors(model, processor, batch))
+        count += len(batch)
+    if not count:
+        raise DataError(f"{path} has no text; write one on each line.")
+    return count
 
 
 def _phrase_mean(model: CMFAHModel, processor: CMFAHProcessor) -> np.ndarray:

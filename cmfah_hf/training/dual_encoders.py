@@ -26,7 +26,7 @@ from cmfah_hf.models.dual_encoder import digest_of, dual_encoder_class, read_enc
 from cmfah_hf.models.model_files import find_file, is_folder, pinned
 from cmfah_hf.retrieval.items import batches_of
 
-_TEXTS_AT_ONCE = 256
+TEXTS_AT_ONCE = 256
 # Pairs that a head is fitted to before training, which are enough for its mean and covariance.
 _PAIRS_TO_FIT = 20_000
 
@@ -110,8 +110,8 @@ def image_vectors(model: CMFAHModel, processor: CMFAHProcessor, images: list[Ima
 def text_vectors(model: CMFAHModel, processor: CMFAHProcessor, texts: list[str]) -> np.ndarray:
     """The encoder's vectors of texts, `(N, E)` float32 of unit length."""
     parts = []
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        inputs = processor(text=texts[start : start + _TEXTS_AT_ONCE], return_tensors="pt").to(model.device)
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        inputs = processor(text=texts[start : start + TEXTS_AT_ONCE], return_tensors="pt").to(model.device)
         parts.append(as_array(model.text_model.embeddings(inputs["input_ids"], inputs["attention_mask"]).pooled))
     return np.concatenate(parts)
 
@@ -135,7 +135,7 @@ def fit_head(
     """
     width = width_of(model)
     fitter = CodeFitter(width, seed=seed)
-    for batch in batches_of(islice(iter(pairs), _PAIRS_TO_FIT), _TEXTS_AT_ONCE, "Head", progress=False):
+    for batch in batches_of(islice(iter(pairs), _PAIRS_TO_FIT), TEXTS_AT_ONCE, "Head", progress=False):
         if "region_features" in batch[0]:  # which begin with the vector
             vectors_NE = np.stack([np.asarray(row["region_features"], np.float32)[0, :width] for row in batch])
         else:

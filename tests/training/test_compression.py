@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from dual_encoders import write_dual_encoder
@@ -169,6 +171,48 @@ def test_texts_of_a_data_set_help_to_fit(encoder, tmp_path):
     assert not done.choice.by_partner  # 8 pairs are too few to hold out
     without = compress(str(encoder), images, tmp_path / "other", bits=8, use_texts=False)
     assert (without.texts, {each.name.split(",")[0] for each in without.choice.candidates}) == (0, {"pca"})
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+def test_texts_of_a_file_need_not_belong_to_the_images(kind, encoder, tmp_path):
+    texts = [f"{number} birds {'in the sky' if number % 3 else 'at sea'}" for number in range(30)]
+    path = tmp_path / f"texts.{kind}"
+    if kind == "txt":
+        path.write_text("\n\n".join(texts))
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps({"text": text.split() if "sky" in text else text}) + "\n" for text in texts))
+    else:
+        pq.write_table(pa.table({"text": [*texts, None, " "]}), path)
+    done = compress(str(encoder), draw_images(tmp_path / "images", 40), tmp_path / "model", bits=8, texts=path)
+    assert (done.images, done.texts, done.other_texts) == (40, 0, 30)
+    assert {each.name.split(",")[0] for each in done.choice.candidates} == {"pca", "shared"}
+    values = done.choice.projection.texts(text_vectors(*load_dual_encoder(str(encoder), 8), texts))
+    np.testing.assert_allclose(values.mean(axis=0), 0, atol=1e-5)
+    content = json.loads((tmp_path / "model" / "metrics.json").read_text())["compression"]
+    assert content["other_texts"] == 30
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("blank.txt", " \n\n", "blank.txt has no text; write one on each line"),
+        ("numbers.jsonl", '{"text": 3}', "numbers.jsonl, line 1, holds 3; a text is a string"),
+        ("absent.txt", None, "absent.txt: there is no such file"),
+        ("table.csv", "text", "a corpus is a .jsonl, .txt or .parquet file"),
+    ],
+)
+def test_files_without_texts_are_refused(name, content, reason, encoder, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=reason):
+        compress(str(encoder), draw_images(tmp_path / "images", 4), tmp_path / "model", texts=tmp_path / name)
+
+
+def test_half_of_a_surrogate_pair_is_no_obstacle(encoder, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "a \\ud83d\\ude00 bird \\ud83d"}\n{"text": "a dog"}\n')
+    done = compress(str(encoder), draw_images(tmp_path / "images", 4), tmp_path / "model", bits=8, texts=path)
+    assert done.other_texts == 2
 
 
 def test_more_bits_than_dimensions_are_said(encoder, tmp_path, caplog):
