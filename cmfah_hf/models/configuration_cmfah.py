@@ -11,6 +11,7 @@ from transformers.utils import CONFIG_NAME
 
 from .configuration_files import TORCHVISION_BACKBONES, checked_settings
 from .model_files import ModelFileError, find_file, hub_arguments, is_file, read_object
+from .sentence_files import sentence_settings
 
 ATTENTION_VARIANTS = ("both", "image", "text", "none")
 # The types of guidance, with the default temperatures of the image tower and the text tower.
@@ -62,9 +63,11 @@ def resolve_backbone(name: str, **config_overrides) -> PreTrainedConfig | None:
     return _configuration_of(name, "backbone of torchvision, of timm", config_overrides)
 
 
-def _configuration_of(name: str, what: str, overrides: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration in a folder or on the Hub; raises an `OSError` if there is none."""
+def _configuration_of(name: str, what: str, overrides: dict[str, Any], sentences: bool = False) -> PreTrainedConfig:
+    """The configuration in a folder or on the Hub, which may be of sentence-transformers; an `OSError` without one."""
     try:
+        if sentences:
+            overrides = {**overrides, **sentence_settings(name).location}
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **overrides)
     except OSError as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
@@ -261,7 +264,7 @@ class CMFAHConfig(PreTrainedConfig):
         if self.backbone_config is not None:
             self.backbone = None
         if self.text_backbone is not None and self.text_backbone_config is None:
-            self.text_backbone_config = _configuration_of(self.text_backbone, "text model", {})
+            self.text_backbone_config = _configuration_of(self.text_backbone, "text model", {}, sentences=True)
         self.text_backbone = None
 
     def _follow_dual_encoder(self, encoder: PreTrainedConfig) -> None:

@@ -58,6 +58,8 @@ def fingerprint_of(model: CMFAHModel, processor: CMFAHProcessor, expander: "Grap
         described[encoder] = _without_places(settings.to_dict())
         parts = [backend[name] for name in ("normalizer", "pre_tokenizer", "model", "post_processor", "added_tokens")]
         described["words"] = [*parts, tokenizer.model_max_length, tokenizer.padding_side]
+        if processor.text_prompt:
+            described["prompt"] = processor.text_prompt
     digest.update(json.dumps(described, sort_keys=True).encode())
     add_to_digest(digest, model.state_dict())
     return digest.hexdigest()

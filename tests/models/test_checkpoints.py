@@ -350,6 +350,7 @@ def test_saved_code_is_that_of_the_models_only(model_folder):
         "outputs_cmfah.py",
         "pretrained_cmfah.py",
         "safe_weights.py",
+        "sentence_files.py",
         "text_encoder.py",
     }
     for name in files:
