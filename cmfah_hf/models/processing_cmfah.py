@@ -1,5 +1,6 @@
 """The processor, which converts images and texts to inputs of the towers."""
 
+import json
 import logging
 import os
 import re
@@ -238,6 +239,23 @@ class CMFAHProcessor(ProcessorMixin):
         size = settings.crop_size if getattr(settings, "do_center_crop", None) else settings.size
         return size["height"], size["width"]
 
+    def seen_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the part of an image that `pixel_values` show, in pixels of the image.
+
+        A center crop leaves out the ends of the longer side. One larger than the image adds a border.
+        """
+        settings = self.image_processor
+        if not getattr(settings, "do_center_crop", None):
+            return 0.0, 0.0, float(width), float(height)
+        scale_x = scale_y = 1.0
+        if settings.do_resize:
+            shortest = settings.size.get("shortest_edge")
+            scale_x = (shortest / min(width, height)) if shortest else settings.size["width"] / width
+            scale_y = scale_x if shortest else settings.size["height"] / height
+        half_width = settings.crop_size["width"] / scale_x / 2
+        half_height = settings.crop_size["height"] / scale_y / 2
+        return width / 2 - half_width, height / 2 - half_height, width / 2 + half_width, height / 2 + half_height
+
     def known_words(self, text: str) -> list[str]:
         """The words of `text` in the vocabulary, in their order; all words with a text backbone."""
         words = split_words(text)
@@ -306,7 +324,8 @@ def _dual_image_processor(config: CMFAHConfig) -> ImageProcessingMixin:
     assert isinstance(encoder, PreTrainedConfig)
     if not encoder.name_or_path:
         raise ValueError("dual_encoder_config names no source of an image processor; give dual_encoder.")
-    settings = AutoImageProcessor.from_pretrained(encoder.name_or_path, trust_remote_code=False).to_dict()
+    found = AutoImageProcessor.from_pretrained(encoder.name_or_path, trust_remote_code=False)
+    settings = json.loads(found.to_json_string())  # `to_dict` holds tuples
     try:
         return _load_image_processor(settings, Path(encoder.name_or_path), {})
     except ModelFileError:

@@ -99,7 +99,7 @@ def test_attention_covers_every_region(engine, pairs):
 
     item_id, text = engine.images.ids[0], engine.images.texts[0]
     attention = engine.attention(text, item_id)
-    words, weights, _ = attention_of_words(
+    words, weights, *_ = attention_of_words(
         engine.retriever.model, engine.retriever.processor, engine.images.image(0), text
     )
     assert attention.words == words

@@ -16,7 +16,7 @@ from PIL import Image
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 from cmfah_hf.retrieval.folder_index import folder_index_path, update_folder_index
-from cmfah_hf.space import SpaceSettings, charts
+from cmfah_hf.space import SpaceSettings, charts, html
 from cmfah_hf.space.engine import Engine
 from cmfah_hf.training.compression import compress, load_dual_encoder, text_vectors
 from cmfah_hf.training.phrases import PHRASES
@@ -143,6 +143,20 @@ def test_search_page_shows_a_compressed_model(compressed, tmp_path):
     shown = charts.quality(engine.metrics)
     assert "compressed and not trained" in shown
     assert shown.count("<tr>") == 1 + len(compressed[2].choice.candidates)
+
+
+def test_attention_is_drawn_over_the_part_that_the_encoder_sees(compressed, tmp_path):
+    """The processor crops the middle, so the grid covers a square of a wide or a tall image."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for name, size in (("tall", (40, 80)), ("wide", (100, 50))):
+        Image.linear_gradient("L").resize(size).save(images / f"{name}.png")
+    describe(images)
+    engine = Engine(SpaceSettings(model=str(compressed[0]), data=str(images)), tmp_path)
+    for name, inset in (("tall", "25.000% 0.000% 25.000% 0.000%"), ("wide", "0.000% 25.000% 0.000% 25.000%")):
+        item_id = next(one for one in engine.images.ids if name in str(one))
+        attention = engine.attention("a dog", item_id)
+        assert f"inset:{inset};" in html.overlay(engine, item_id, attention, attention.words[0], None)
 
 
 def test_search_page_shows_a_folder_of_images_without_texts(compressed, tmp_path):
