@@ -64,12 +64,20 @@ def compress(
             }
         )
         return
-    rows = [[each["name"], f"{each['aqd']:.3f}", f"{each['hamming']:.3f}"] for each in figures["candidates"]]
+
+    def rows(of: str) -> list[list[str]]:
+        return [[each["name"], f"{each['aqd']:.3f}", f"{each['hamming']:.3f}"] for each in figures[of]]
+
     compared = (
         "mean of 1 / log2(1 + rank of the own partner)"
         if figures["by_partner"]
         else "share of the encoder's 10 nearest"
     )
     print_table(
-        f"{output}: {done.images:,} images in {bits // 8} bytes each; {compared}", ["code", "AQD", "Hamming"], rows
+        f"{output}: {done.images:,} images in {bits // 8} bytes each; {compared}",
+        ["code", "AQD", "Hamming"],
+        rows("candidates"),
     )
+    if figures["centers"]:
+        title = "Without texts, everyday phrases choose the center of texts; --texts FILE gives texts of your kind"
+        print_table(title, ["center of texts", "AQD", "Hamming"], rows("centers"))

@@ -24,6 +24,9 @@ def evaluate(
     reference: Annotated[
         str | None, typer.Option(help="'float': also the cosine of the encoder's own vectors, of a dual encoder.")
     ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Add the figures to metrics.json of a compressed model, for its card.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure a model on a data set, in both directions, with ties in expectation.
@@ -34,6 +37,10 @@ def evaluate(
     from cmfah_hf.training.evaluate import evaluate_folder, split_figures
 
     figures = evaluate_folder(model, dataset, query_split, database_split, protocol, plots, captions, reference)
+    if save:
+        from cmfah_hf.training.compression import save_figures
+
+        save_figures(model, dataset, figures)
     if json:
         print_json({"protocol": protocol, **figures})
     else:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -14,11 +15,11 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from cmfah_hf.atomic import atomic_folder
+from cmfah_hf.atomic import atomic_folder, write_text
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.data.images import decode_image, decoding_off
-from cmfah_hf.documents import read_bytes
+from cmfah_hf.documents import read_bytes, read_json
 from cmfah_hf.errors import CheckpointError, DataError, HubError, ImageError
 from cmfah_hf.expansion.corpus import iterate_file, text_of, without_surrogates
 from cmfah_hf.hub.cards import metadata_of
@@ -30,6 +31,7 @@ from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 from cmfah_hf.retrieval.folder_index import folder_index_path, states_of
 from cmfah_hf.retrieval.items import batches_of, values_of_source
 from cmfah_hf.retrieval.loading import IMAGES_INDEX
+from cmfah_hf.training.data.data_source import source_of
 from cmfah_hf.training.dual_encoders import (
     TEXTS_AT_ONCE,
     as_array,
@@ -40,6 +42,7 @@ from cmfah_hf.training.dual_encoders import (
     text_vectors,
     width_of,
 )
+from cmfah_hf.training.evaluate import split_figures
 from cmfah_hf.training.phrases import PHRASES
 
 logger = logging.getLogger(__name__)
@@ -86,6 +89,7 @@ class Compression:
             "by_partner": choice.by_partner,
             "left_out": len(self.left_out),
             "candidates": [asdict(candidate) for candidate in choice.candidates],
+            "centers": [asdict(center) for center in choice.centers],
         }
 
 
@@ -137,8 +141,8 @@ def compress(
         reading.read(os.fspath(source), split, batch_size, progress)
         if not reading.ids:
             raise DataError(f"{source}: none of its {len(done.left_out)} images can be read; see the warnings above.")
-        text_mean_E = None if done.texts else _phrase_mean(model, processor)
-        choice = done.choice = fitter.fit(bits, text_mean_E=text_mean_E)
+        phrases = None if done.texts or done.other_texts else text_vectors(model, processor, list(PHRASES))
+        choice = done.choice = fitter.fit(bits, phrases=phrases)
         if choice.projection.rank < bits:
             logger.warning(
                 "The images span %d dimensions, so the %d bits repeat themselves; give more images, or fewer bits.",
@@ -239,6 +243,25 @@ class _Reading:
         return index
 
 
+def save_figures(model: str, dataset: str, figures: Mapping[str, float]) -> Path:
+    """Adds figures of `evaluate_folder` to the `metrics.json` of a compressed model, for its card and search page.
+
+    Raises:
+        CheckpointError: If the folder has no compressed model; one that was trained holds the figures of its run.
+    """
+    path = Path(model, RESULT_NAME)
+    content = read_json(path, CheckpointError)
+    if not isinstance(content, dict) or "compression" not in content:
+        raise CheckpointError(
+            f"{path} is not that of a compressed model, and a trained one has the figures of its run; leave out --save."
+        )
+    by_labels, of_pairs = split_figures(figures)
+    measured = {"pairs": of_pairs} | ({"query": by_labels} if "queries" in by_labels else {})
+    content |= {"source": source_of(dataset, {}), **measured}
+    write_text(path, json.dumps(content, indent=2) + "\n", CheckpointError)
+    return path
+
+
 def _add_texts(fitter: CodeFitter, model: CMFAHModel, processor: CMFAHProcessor, path: Path, progress: bool) -> int:
     """Gives the texts of a file to the fitter, and returns their number."""
     texts = (without_surrogates(text_of(value, where)).strip() for where, value, _ in iterate_file(path))
@@ -249,10 +272,6 @@ def _add_texts(fitter: CodeFitter, model: CMFAHModel, processor: CMFAHProcessor,
     if not count:
         raise DataError(f"{path} has no text; write one on each line.")
     return count
-
-
-def _phrase_mean(model: CMFAHModel, processor: CMFAHProcessor) -> np.ndarray:
-    return text_vectors(model, processor, list(PHRASES)).mean(axis=0, dtype=np.float64)
 
 
 def _encoder_facts(encoder: str) -> dict[str, str | None]:

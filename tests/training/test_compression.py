@@ -18,7 +18,7 @@ from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 from cmfah_hf.retrieval.folder_index import folder_index_path, update_folder_index
 from cmfah_hf.space import SpaceSettings, charts, html
 from cmfah_hf.space.engine import Engine
-from cmfah_hf.training.compression import compress, load_dual_encoder, text_vectors
+from cmfah_hf.training.compression import compress, image_vectors, load_dual_encoder, text_vectors
 from cmfah_hf.training.phrases import PHRASES
 
 
@@ -74,11 +74,22 @@ def test_codes_are_the_signs_of_the_projected_vectors_of_the_encoder(compressed,
     np.testing.assert_allclose(np.sqrt(np.mean(np.square(values))), 1 / 16, rtol=0.1)
 
 
-def test_texts_are_centered_by_everyday_phrases_without_texts_of_the_data(compressed, encoder):
+def test_everyday_phrases_choose_the_center_without_texts_of_the_data(compressed, encoder):
     model, processor = load_dual_encoder(str(encoder), 16)
-    vectors = text_vectors(model, processor, list(PHRASES))
-    values = compressed[2].choice.projection.texts(vectors)
-    np.testing.assert_allclose(values.mean(axis=0), 0, atol=1e-3)
+    folder, images, done = compressed
+    pixels = [Image.open(path) for path in sorted(images.rglob("*.png")) if path.name != "broken.png"]
+    means = {
+        "images": image_vectors(model, processor, pixels).mean(axis=0, dtype=float),
+        "phrases": text_vectors(model, processor, list(PHRASES)).mean(axis=0, dtype=float),
+    }
+    centers = done.choice.centers
+    assert len(centers) == 10
+    share, _, of = centers[0].name.rpartition("mean of ")
+    projection = done.choice.projection
+    expected = -projection.text_weight @ ({"": 4, "3/4 of the ": 3, "1/2 of the ": 2}[share] / 4 * means[of])
+    np.testing.assert_allclose(projection.text_bias, expected, atol=1e-5)
+    content = json.loads((folder / "metrics.json").read_text())["compression"]
+    assert content["centers"][0] == {"name": centers[0].name, "aqd": centers[0].aqd, "hamming": centers[0].hamming}
 
 
 def test_model_says_how_it_was_made(compressed):

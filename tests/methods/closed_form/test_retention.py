@@ -60,15 +60,16 @@ def test_figures_are_the_evaluators(retention):
 def test_all_rows_are_measured_and_written(retention):
     fitted, held_out = scenes(retention, 300, 2)[0], scenes(retention, 60, 3)[0]
     choices = []
-    rows = list(retention.rows(fitted, held_out, fitted.texts[:20], [8, 16], choices))
+    rows = list(retention.rows(fitted, held_out, fitted.texts[:20], fitted.texts[:40], [8, 16], choices))
     expected = {(retention.FLOAT, None, "cosine")}
     expected |= {(retention.SIGNS, None, ranking) for ranking in ("hamming", "aqd")}
     for bits in (8, 16):
         expected |= {(retention.PRODUCT, bits, "aqd")}
-        for title in (retention.WITH_TEXTS, retention.IMAGES_ONLY, retention.ROTATED):
+        own = (retention.WITH_TEXTS, retention.UNPAIRED, retention.IMAGES_ONLY)
+        for title in (*own, retention.BY_PHRASES, retention.BY_IMAGES, retention.ROTATED):
             expected |= {(title, bits, ranking) for ranking in ("hamming", "aqd")}
     assert {(row.title, row.bits, row.ranking) for row in rows} == expected
-    assert len(choices) == 4
+    assert [bool(choice.centers) for _, choice in choices] == [False, False, True] * 2
     results = [one for row in rows for one in retention.results_of(row, held_out, "query")]
     for make in (retention.target_table, lambda _: retention.choice_table(choices)):
         make(results)
