@@ -27,6 +27,10 @@ def compress(
             help="Name the encoder by its commit on the Hub, or save its weights. Default: name one of the Hub.",
         ),
     ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", "--trust_remote_code", help="Let code of the encoder run."),
+    ] = False,
     batch_size: Annotated[int, typer.Option(help="Images encoded at once.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of samples and rotations.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
@@ -48,6 +52,7 @@ def compress(
         texts=texts,
         use_texts=not no_texts,
         link=link,
+        trust_remote_code=trust_remote_code,
         batch_size=batch_size,
         seed=seed,
         progress=not json,

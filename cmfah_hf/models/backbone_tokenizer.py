@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from .model_files import ModelFileError, read_object
+from .remote_code import is_remote
 from .sentence_files import PLAIN, SentenceSettings
 
 # Allowed types of each part of a `tokenizer.json`. None runs code or adds more than a few characters or tokens.
@@ -48,7 +49,7 @@ def tokenizer_of_backbone(backbone: PreTrainedConfig, sentence: SentenceSettings
     place = backbone.name_or_path
     if not place:
         raise ValueError("The text encoder's configuration names no source of a tokenizer; give a folder or Hub id.")
-    found = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **sentence.location)
+    found = AutoTokenizer.from_pretrained(place, trust_remote_code=is_remote(backbone), **sentence.location)
     if not isinstance(found, PreTrainedTokenizerFast):
         raise ValueError(f"{place}: its tokenizer has no tokenizer.json; convert it to a fast one.")
     text = backbone.get_text_config()

@@ -1,6 +1,5 @@
 """The configuration of the towers: encoders, attention, and hash heads."""
 
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -9,9 +8,10 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import CONFIG_NAME
 
-from .configuration_files import TORCHVISION_BACKBONES, checked_settings
+from .configuration_files import checked_settings
 from .model_files import ModelFileError, find_file, hub_arguments, is_file, read_object
-from .sentence_files import sentence_settings
+from .named_encoders import configuration_of, image_size_of, resolve_backbone
+from .remote_code import remote_code
 
 ATTENTION_VARIANTS = ("both", "image", "text", "none")
 # The types of guidance, with the default temperatures of the image tower and the text tower.
@@ -34,53 +34,6 @@ _CHOICES = {
     "image_pooling": POOLINGS,
     "text_pooling": POOLINGS,
 }
-
-
-def resolve_backbone(name: str, **config_overrides) -> PreTrainedConfig | None:
-    """The configuration of an image backbone given by name.
-
-    Args:
-        name: One of torchvision's VGGs, a timm model name, or a folder or Hub id with a `transformers` backbone.
-        config_overrides: Fields of the backbone's configuration to set, such as `out_indices`.
-
-    Returns:
-        None for torchvision's VGGs, which have no configuration.
-
-    Raises:
-        OSError: If the name is none of these, or the Hub cannot be reached.
-    """
-    if name in TORCHVISION_BACKBONES:
-        return None
-    if not Path(name).is_dir() and "/" not in name:
-        from transformers import TimmBackboneConfig
-
-        try:
-            import timm
-        except ImportError as error:
-            raise ValueError(f"The backbone {name!r} looks like a timm name; `pip install timm` to use it.") from error
-        if timm.is_model(name):
-            return TimmBackboneConfig(backbone=name, **config_overrides)
-    return _configuration_of(name, "backbone of torchvision, of timm", config_overrides)
-
-
-def _configuration_of(name: str, what: str, overrides: dict[str, Any], sentences: bool = False) -> PreTrainedConfig:
-    """The configuration in a folder or on the Hub, which may be of sentence-transformers; an `OSError` without one."""
-    try:
-        if sentences:
-            overrides = {**overrides, **sentence_settings(name).location}
-        return AutoConfig.from_pretrained(name, trust_remote_code=False, **overrides)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise OSError(f"{name!r} is no {what}, in a folder or on the Hub ({reason}).") from error
-
-
-def _image_size_of(encoder: PreTrainedConfig) -> int | None:
-    """Width and height of the images of a dual encoder; None if its configuration does not say."""
-    vision: Any = getattr(encoder, "vision_config", None) or getattr(encoder, "image_config", None)
-    size, patches = getattr(vision, "image_size", None), getattr(vision, "num_patches", None)
-    if size is None and patches is not None:  # SigLIP 2, which takes any size
-        return round(patches**0.5) * vision.patch_size
-    return size[0] if isinstance(size, (list, tuple)) else size
 
 
 @strict
@@ -162,6 +115,8 @@ class CMFAHConfig(PreTrainedConfig):
             Length `K` of a hash code; a multiple of 8.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of new word vectors and concepts.
+        trust_remote_code (`bool`, *optional*):
+            Whether code of the encoders' own on the Hub may run. Not saved. None: as around the call.
         objective (`dict`, *optional*):
             The method (`_name`) and the settings of the objective of a trained model. The towers do not read it.
 
@@ -229,7 +184,8 @@ class CMFAHConfig(PreTrainedConfig):
     objective: dict | None = None
 
     def __post_init__(self, **kwargs):
-        self._resolve()
+        with remote_code(kwargs.pop("trust_remote_code", None)):
+            self._resolve()
         for name in self.sub_configs_defaults:
             sub_config = getattr(self, name)
             if isinstance(sub_config, dict) and sub_config.get("model_type") not in CONFIG_MAPPING:
@@ -251,8 +207,8 @@ class CMFAHConfig(PreTrainedConfig):
     def _resolve(self) -> None:
         """Replaces names of encoders by their configurations, so that a saved one needs no second look-up."""
         if self.dual_encoder is not None and self.dual_encoder_config is None:
-            found = self.dual_encoder_config = _configuration_of(self.dual_encoder, "dual encoder", {})
-            self.image_size = _image_size_of(found) or self.image_size
+            found = self.dual_encoder_config = configuration_of(self.dual_encoder, "dual encoder", {})
+            self.image_size = image_size_of(found) or self.image_size
         self.dual_encoder = None
         if self.dual_encoder_config is not None:
             self.image_feature_dim = self.backbone = self.backbone_config = None
@@ -264,7 +220,7 @@ class CMFAHConfig(PreTrainedConfig):
         if self.backbone_config is not None:
             self.backbone = None
         if self.text_backbone is not None and self.text_backbone_config is None:
-            self.text_backbone_config = _configuration_of(self.text_backbone, "text model", {}, sentences=True)
+            self.text_backbone_config = configuration_of(self.text_backbone, "text model", {}, sentences=True)
         self.text_backbone = None
 
     def _follow_dual_encoder(self, encoder: PreTrainedConfig) -> None:
@@ -315,6 +271,18 @@ class CMFAHConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more, or None.")
         if not self.text_kernel_sizes or min(self.text_kernel_sizes) < 1:
             raise ValueError(f"text_kernel_sizes is {self.text_kernel_sizes}; give one or more widths of 1 or more.")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args: Any, **kwargs: Any):
+        """The configuration of a saved model.
+
+        Args:
+            pretrained_model_name_or_path: A folder, a file or a Hub id.
+            args, kwargs: As in `transformers`. `trust_remote_code`: whether the code of an encoder that the model names
+                may run; by default as around the call.
+        """
+        with remote_code(kwargs.pop("trust_remote_code", None)):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -19,6 +19,7 @@ from .backbone_tokenizer import load_backbone_tokenizer, tokenizer_of_backbone
 from .configuration_cmfah import CMFAHConfig
 from .image_modes import to_rgb
 from .model_files import ModelFileError, find_file, hub_arguments, pinned, read_object
+from .remote_code import is_remote
 from .sentence_files import check_prompt, sentence_settings
 from .tokenization_cmfah import build_word_tokenizer, load_word_tokenizer, split_words, word_offsets
 
@@ -324,7 +325,7 @@ def _dual_image_processor(config: CMFAHConfig) -> ImageProcessingMixin:
     assert isinstance(encoder, PreTrainedConfig)
     if not encoder.name_or_path:
         raise ValueError("dual_encoder_config names no source of an image processor; give dual_encoder.")
-    found = AutoImageProcessor.from_pretrained(encoder.name_or_path, trust_remote_code=False)
+    found = AutoImageProcessor.from_pretrained(encoder.name_or_path, trust_remote_code=is_remote(encoder))
     settings = json.loads(found.to_json_string())  # `to_dict` holds tuples
     try:
         return _load_image_processor(settings, Path(encoder.name_or_path), {})

@@ -9,6 +9,7 @@ backbone.
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from .configuration_files import UNFIT
 from .dual_encoder import CMFAHDualTextEncoder
 from .encoder_output import Embedded
 from .model_files import ModelFileError
+from .remote_code import is_remote, remote_class
 
 
 def build_text_encoder(config: CMFAHConfig) -> "CMFAHTextEncoder":
@@ -203,11 +205,13 @@ def build_text_backbone(config: CMFAHConfig) -> PreTrainedModel:
     encodes = backbone_config.model_type in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES  # only the encoder, as of T5
     try:
         auto_class = AutoModelForTextEncoding if encodes else AutoModel
-        model_class = auto_class._model_mapping[type(backbone_config)]
+        is_own = not is_remote(backbone_config)
+        model_class: Any = auto_class._model_mapping[type(backbone_config)] if is_own else remote_class(backbone_config)
         options: dict[str, bool] = {}
         if isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class).parameters:
             options["add_pooling_layer"] = False
-        return auto_class.from_config(backbone_config, **options)
+        build = auto_class.from_config if is_own else model_class._from_config
+        return build(backbone_config, **options)
     except ModelFileError:
         raise
     except (*UNFIT, ImportError) as error:

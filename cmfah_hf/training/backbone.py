@@ -15,7 +15,7 @@ from transformers.utils import CONFIG_NAME
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.models import CMFAHConfig, CMFAHImageModel, CMFAHTextModel
-from cmfah_hf.models.configuration_cmfah import TORCHVISION_BACKBONES
+from cmfah_hf.models.configuration_files import TORCHVISION_BACKBONES
 from cmfah_hf.models.dual_encoder import Side, read_encoder, side_tensors
 from cmfah_hf.models.model_files import ModelFileError, find_file
 from cmfah_hf.models.safe_weights import find_weights, read_weights

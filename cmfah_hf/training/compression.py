@@ -103,6 +103,7 @@ def compress(
     texts: str | os.PathLike | None = None,
     use_texts: bool = True,
     link: bool | None = None,
+    trust_remote_code: bool = False,
     batch_size: int = 32,
     seed: int = 0,
     progress: bool = False,
@@ -122,6 +123,7 @@ def compress(
         use_texts: Whether to fit with the texts of a data set too, if it has any.
         link: Whether the model names the encoder by its commit on the Hub instead of holding its weights. None: if it
             is from the Hub.
+        trust_remote_code: Whether code of the encoder's own on the Hub may run.
         batch_size: Images encoded at once.
         seed: Seed of samples and rotations.
         progress: Show a progress bar.
@@ -132,7 +134,7 @@ def compress(
     """
     if bits < 8 or bits % 8:
         raise CheckpointError(f"bits is {bits}; a code is stored in whole bytes, so give a multiple of 8.")
-    model, processor = load_dual_encoder(encoder, bits, link)
+    model, processor = load_dual_encoder(encoder, bits, link, trust_remote_code)
     fitter, done = CodeFitter(width_of(model), seed=seed), Compression()
     if texts is not None:
         done.other_texts = _add_texts(fitter, model, processor, resolve_data_path(texts), progress)

@@ -104,6 +104,12 @@ class DataArguments:
     image_std: list[float] | None = field(
         default=None, metadata={"help": "Standard deviation of red, green, blue in 0..1. None: that of the backbone."}
     )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={
+            "help": "Let code of the encoder's own on the Hub run. Read it first: it can do whatever the user can."
+        },
+    )
     keep_regions: bool = field(
         default=True,
         metadata={"help": "Compute the regions of a frozen backbone once and keep them, float16, on disk."},
