@@ -365,3 +365,32 @@ def test_trainer_still_writes_checkpoints_to_its_own_folder():
     source = inspect.getsource(Trainer._save_checkpoint)
     assert source.count("self._get_output_dir(") == 1
     assert not any(word in source for word in ("staging", "tmp-", "rename"))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw_torch"])
+def test_a_killed_run_resumes_with_the_learning_rate_of_encoders(run_of, optimizer, tmp_path):
+    changes = {
+        "model": {"freeze_backbone": False, "dropout": 0.3},
+        "data": {"query_split": None},
+        "training": {"num_train_epochs": 2, "per_device_train_batch_size": 16, "lr_scheduler_type": "cosine"},
+    }
+    options = ["--optim", optimizer, "--learning_rate", "0.01", "--encoder_learning_rate", "0.001"]
+
+    def run(folder, *arguments):
+        sections = {name: dict(values) for name, values in changes.items()}
+        train(run_of("--output_dir", str(folder), *options, *arguments, **sections))
+
+    run(tmp_path / "whole")
+
+    def work():
+        kill_at(5, CMFAHTrainer, "training_step")  # of three in an epoch
+        run(tmp_path / "out")
+
+    killed(work)
+    assert newest_checkpoint(tmp_path / "out") is not None
+    run(tmp_path / "out", "--resume_from_checkpoint", "true")
+    assert_same_outcome(tmp_path / "out", tmp_path / "whole")
+    run(tmp_path / "other", "--encoder_learning_rate", "null")
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() != (
+        tmp_path / "out" / "model.safetensors"
+    ).read_bytes()

@@ -219,6 +219,13 @@ class CMFAHTrainingArguments(TrainingArguments):
     )
     optim: str = field(default="sgd", metadata={"help": "Optimizer of the towers and of the discriminators."})
     learning_rate: float = field(default=7e-4, metadata={"help": "Learning rate of the towers."})
+    encoder_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of encoders that are trained (--freeze_backbone false), with the schedule of the "
+            "rest; about 2e-6 for a CLIP. None: learning_rate."
+        },
+    )
     discriminator_learning_rate: float = field(
         default=8e-4, metadata={"help": "Learning rate of the discriminators, with the schedule of the towers."}
     )
