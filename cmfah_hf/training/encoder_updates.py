@@ -1,12 +1,13 @@
 """Encoders in fine-tuning: their parameters in groups of the optimizer with a learning rate of their own."""
 
+from typing import Any
+
 import torch
-from torch import nn
 
 from cmfah_hf.errors import CMFAHError
 
 
-def separate_encoders(optimizer: torch.optim.Optimizer, model: nn.Module, learning_rate: float | None) -> None:
+def separate_encoders(optimizer: torch.optim.Optimizer, model: Any, learning_rate: float | None) -> None:
     """Moves the parameters of the encoders from each group of a new optimizer to a group with a rate of their own.
 
     The other settings of a group, such as its weight decay, stay. A schedule scales all rates by the same factor.
