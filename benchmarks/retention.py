@@ -44,7 +44,8 @@ FITTED, VALIDATION, TEST, OTHER_TEXTS = 2, 3, 4, 5
 HELD_OUT, OTHERS = 1_000, 200
 METRICS = ("map", *(f"recall@{k}" for k in DEPTHS), "median_rank", "ndcg@10")
 WITH_TEXTS, UNPAIRED, IMAGES_ONLY = "ours, images and texts", "ours, images and 200 other texts", "ours, images only"
-# The codes of images only, with centers of texts that were not chosen.
+# The codes of images only, of this length, with centers of texts that were not chosen.
+CENTERS_AT = 64
 BY_PHRASES, BY_IMAGES = f"{IMAGES_ONLY}, mean of phrases", f"{IMAGES_ONLY}, mean of images"
 SIGNS, ROTATED, PRODUCT, FLOAT = "signs of all dimensions", "random rotation", "product quantization", "float"
 # Share of the float figure that the codes fitted with texts should keep, mean of both directions.
@@ -160,8 +161,9 @@ def rows(
             choice = fitter.fit(bits, phrases=phrases_NE)
             choices.append((f"{title}, {bits} bits", choice))
             by_title[title] = choice.projection
-        by_title[BY_PHRASES] = by_title[IMAGES_ONLY].centered(phrases_NE.mean(axis=0))
-        by_title[BY_IMAGES] = by_title[IMAGES_ONLY].centered(fitted.images.mean(axis=0))
+        if bits == CENTERS_AT:
+            by_title[BY_PHRASES] = by_title[IMAGES_ONLY].centered(phrases_NE.mean(axis=0))
+            by_title[BY_IMAGES] = by_title[IMAGES_ONLY].centered(fitted.images.mean(axis=0))
         for title, codes in by_title.items():
             yield from code_rows(title, bits, codes.images(held_out.images), codes.texts(held_out.texts))
         print(f"{bits} bits fitted in {time.perf_counter() - start:.0f} s", file=sys.stderr)  # noqa: T201

@@ -111,6 +111,9 @@ class CMFAHConfig(PreTrainedConfig):
             Pooling of the positions of an image and a text, `[lstm]`: `"mean"`, `"max"`, or the sum `"mean_max"`.
         normalize_features (`bool`, defaults to `False`):
             Whether the pooled features are batch-normalized before the hash head, with statistics for each view.
+        lora_rank (`int`, *optional*):
+            Rank of the adapters of encoders that are not frozen, in a training and its checkpoints; a finished model
+            has none. None: the weights of the encoders themselves are trained.
         hash_bits (`int`, defaults to 64):
             Length `K` of a hash code; a multiple of 8.
         initializer_range (`float`, defaults to 0.02):
@@ -179,6 +182,7 @@ class CMFAHConfig(PreTrainedConfig):
     image_pooling: str = "mean"
     text_pooling: str = "mean"
     normalize_features: bool = False
+    lora_rank: int | None = None
     hash_bits: int = 64
     initializer_range: float = 0.02
     objective: dict | None = None
@@ -250,6 +254,8 @@ class CMFAHConfig(PreTrainedConfig):
             raise ValueError("backbone and backbone_config are both None; name an image backbone in one of them.")
         if not self.use_positions and self.dual_encoder_config is None:
             raise ValueError("use_positions is False, and without a dual encoder there is nothing else to read.")
+        if self.lora_rank is not None and self.freeze_backbone and self.freeze_text_backbone:
+            raise ValueError("lora_rank is given, and both encoders are frozen; set freeze_backbone to False.")
         self._check_sizes()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -266,7 +272,7 @@ class CMFAHConfig(PreTrainedConfig):
         for name in ("pad_token_id", "unk_token_id"):
             if not 0 <= (getattr(self, name) or 0) < self.vocab_size:
                 raise ValueError(f"{name} is {getattr(self, name)}; give one of the {self.vocab_size} rows, or None.")
-        for name in ("image_feature_dim", "pooled_dim"):
+        for name in ("image_feature_dim", "pooled_dim", "lora_rank"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more, or None.")
         if not self.text_kernel_sizes or min(self.text_kernel_sizes) < 1:

@@ -1,10 +1,29 @@
-"""Encoders in fine-tuning: their parameters in groups of the optimizer with a learning rate of their own."""
+"""Encoders in fine-tuning: adapters, and groups of the optimizer with a learning rate of their own."""
 
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import TrainingArguments
 
 from cmfah_hf.errors import CMFAHError
+from cmfah_hf.models.adapters import adapt_encoders
+
+
+def train_adapters(model: nn.Module, rank: int | None, args: TrainingArguments) -> None:
+    """Adds adapters to the encoders of a new model; None adds none.
+
+    Raises:
+        CMFAHError: With FSDP, without peft, or if an encoder has no linear layers.
+    """
+    if rank is None:
+        return
+    if args.fsdp:
+        raise CMFAHError("lora_rank is not supported with fsdp; leave out one of them.")
+    try:
+        adapt_encoders(model, rank)
+    except ValueError as error:
+        raise CMFAHError(str(error)) from error
 
 
 def separate_encoders(optimizer: torch.optim.Optimizer, model: Any, learning_rate: float | None) -> None:

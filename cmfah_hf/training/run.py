@@ -18,6 +18,7 @@ from cmfah_hf.data.similarity import PairSimilarity
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.models import MODELS, CMFAHProcessor
+from cmfah_hf.models.adapters import merge_adapters
 from cmfah_hf.models.remote_code import remote_code
 from cmfah_hf.training.checkpoints import (
     begin_anew,
@@ -170,6 +171,7 @@ def _save_model(trainer: CMFAHTrainer, output: Path) -> None:
             f"{output}: the training diverged, weights are not finite; give a lower learning_rate, or a max_grad_norm. "
             "No model was saved."
         )
+    merge_adapters(trainer.pretraining)
     if trainer.is_fsdp_enabled:  # even if the checkpoints are sharded
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     with disk_errors(output, "the model"):

@@ -1,11 +1,14 @@
 """Encoders in fine-tuning: their own learning rate."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from cmfah_hf.errors import CMFAHError
+from cmfah_hf.models.adapters import adapt_encoders
 
 
 @pytest.fixture
@@ -50,6 +53,14 @@ def test_schedules_scale_both_rates(make_trainer, make_model, pairs):
     assert sorted({round(group["lr"] / rate, 6) for group, rate in zip(
         trainer.optimizer.param_groups, trainer.lr_scheduler.base_lrs, strict=True
     )}) == [0.25]  # fmt: skip
+
+
+def test_adapters_without_peft_are_refused_in_one_line(make_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    model = make_model(freeze_backbone=False)
+    model.cmfah.image_model.embeddings.backbone = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="needs the package peft; `pip install peft` to use it"):
+        adapt_encoders(model, 2)
 
 
 def test_a_rate_of_frozen_encoders_is_refused(make_trainer, make_model):
