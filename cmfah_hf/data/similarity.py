@@ -1,4 +1,4 @@
-"""Similarity of training pairs: by labels, by the tags of their texts, or by pair identity.
+"""Similarity of training pairs: by labels, by the tags of their texts, by pair identity, or by an encoder's vectors.
 
 Shapes: B pairs of a batch, T tags, Q queries, N database items.
 """
@@ -15,7 +15,7 @@ from cmfah_hf.data.labels import encode_labels
 from cmfah_hf.errors import DataError
 from cmfah_hf.models.tokenization_cmfah import split_words
 
-SIMILARITIES = ("labels", "tags", "pairs")
+SIMILARITIES = ("labels", "tags", "pairs", "embeddings")
 # Number of texts whose pairwise overlaps estimate the distribution of overlaps.
 _SAMPLE = 1_000
 _BINS = 1_000
@@ -110,6 +110,12 @@ class PairSimilarity:
     def relevant(self, queries_Q: np.ndarray, database_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels of both sides for `RetrievalEvaluator`; with one relevant item, MAP is the mean reciprocal rank."""
         return np.eye(len(queries_Q), dtype=bool), database_N[:, None] == queries_Q[None, :]
+
+
+class EmbeddingSimilarity(PairSimilarity):
+    """As `PairSimilarity`; `[distillation]` compares the vectors of a dual encoder, which the model computes."""
+
+    name = "embeddings"
 
 
 Similarity = LabelSimilarity | TagSimilarity | PairSimilarity

@@ -113,13 +113,14 @@ class TrainingState:
     Args:
         num_pairs: N; 0 if the pairs are not numbered, as those of a stream.
         tables: Tensors by name with one row per training pair, on the CPU. They are saved with every checkpoint.
-        encode: Yields all training pairs once, in batches of row numbers `(B,)` and cross-modal continuous codes of
-            images and texts, `(B, K)` each, on the CPU. None if the pairs are not numbered.
+        encode: Yields all training pairs once, in batches of row numbers `(B,)`, cross-modal continuous codes of
+            images and texts, `(B, K)` each, and labels as in `pairwise_similarity`, on the CPU. None if the pairs are
+            not numbered.
     """
 
     num_pairs: int = 0
     tables: dict[str, torch.Tensor] = field(default_factory=dict)
-    encode: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] | None = None
+    encode: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]] | None = None
 
 
 @dataclass(frozen=True)

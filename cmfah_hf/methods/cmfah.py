@@ -5,6 +5,7 @@ Shape suffixes: B pairs of a batch, C classes, K hash bits.
 
 import math
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -12,9 +13,22 @@ from torch import nn
 from transformers import initialization as init
 
 from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, Player, TrainingState
+from cmfah_hf.methods.contrast import pair_contrast_loss
 from cmfah_hf.methods.discriminators import CMFAHDiscriminator, discriminator_loss
-from cmfah_hf.methods.losses import added, label_guidance_loss, pair_losses, views_losses
+from cmfah_hf.methods.distillation import distillation_loss, vector_similarity
+from cmfah_hf.methods.losses import (
+    added,
+    code_buffer_loss,
+    cosine_matrix,
+    label_guidance_loss,
+    orthogonality_loss,
+    pair_losses,
+    similarity_between,
+    triplet_masks,
+    views_losses,
+)
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput, View
+from cmfah_hf.methods.proxies import ClassProxies, proxy_loss
 from cmfah_hf.methods.registry import register_method
 from cmfah_hf.models.codes import sign
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
@@ -22,8 +36,10 @@ from cmfah_hf.models.configuration_cmfah import CMFAHConfig
 _HINGES = ("intra_feature", "intra_hash", "inter_feature", "inter_hash")
 # In the order of summation.
 _TERMS = (*_HINGES[:2], "quantization", *_HINGES[2:], "similarity", "label", "concept")
-# The table of `TrainingState` with `B` of `[algorithm-1]`.
-CODES = "codes"
+# Terms of unimodal codes that the paper does not have.
+_UNIMODAL_TERMS = ("pair_contrast", "distillation", "orthogonality", "code_buffer", "proxy")
+# Tables of `TrainingState`: `B` of `[algorithm-1]`, and the labels of all training pairs.
+CODES, ALL_LABELS = "codes", "all_labels"
 
 
 @strict
@@ -53,6 +69,22 @@ class CMFAHObjectiveConfig(ObjectiveConfig):
             Weight of `[concept-guidance]`, if the guidance is "select". The paper has no such term.
         paired_weight (`float`, defaults to 1):
             Weight of the cross-modal view relative to the unimodal one.
+        pair_contrast_weight (`float`, defaults to 0):
+            Weight of `[pair-contrast]`.
+        pair_contrast_temperature (`float`, defaults to 0.07):
+            Divides the cosines of continuous codes.
+        distillation_weight (`float`, defaults to 0):
+            Weight of `[distillation]`, which needs a dual encoder.
+        distillation_neighbors (`float`, defaults to 0):
+            Share of the similarity of neighborhoods in the targets of `[distillation]`, from 0 to 1.
+        orthogonality_weight (`float`, defaults to 0):
+            Weight of `[orthogonality]`.
+        code_buffer_weight (`float`, defaults to 0):
+            Weight of `[code-buffer]`, which needs the codes of all training pairs (`codes_update="epoch"`).
+        proxy_weight (`float`, defaults to 0):
+            Weight of `[proxies]`, which needs classes.
+        proxy_margin (`float`, defaults to 0):
+            Cosine at or below which the proxy of an absent class adds nothing.
 
     Raises:
         ValueError: If a value is outside its range.
@@ -71,16 +103,40 @@ class CMFAHObjectiveConfig(ObjectiveConfig):
     similarity_weight: float | int = 0.0
     concept_weight: float | int = 1.0
     paired_weight: float | int = 1.0
+    pair_contrast_weight: float | int = 0.0
+    pair_contrast_temperature: float | int = 0.07
+    distillation_weight: float | int = 0.0
+    distillation_neighbors: float | int = 0.0
+    orthogonality_weight: float | int = 0.0
+    code_buffer_weight: float | int = 0.0
+    proxy_weight: float | int = 0.0
+    proxy_margin: float | int = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.positive_overlap < 1:
             raise ValueError(f"positive_overlap is {self.positive_overlap}; give a cosine from 0 to below 1.")
+        if self.pair_contrast_temperature <= 0:
+            raise ValueError(f"pair_contrast_temperature is {self.pair_contrast_temperature}; give a number above 0.")
+        if not 0 <= self.distillation_neighbors <= 1:
+            raise ValueError(f"distillation_neighbors is {self.distillation_neighbors}; give a share from 0 to 1.")
+        if not -1 <= self.proxy_margin <= 1:
+            raise ValueError(f"proxy_margin is {self.proxy_margin}; give a cosine.")
 
     def apply_to(self, config: CMFAHConfig) -> None:
-        """Removes the concepts of classes if `[concept-guidance]` does not train them."""
+        """Removes the concepts of classes if `[concept-guidance]` does not train them.
+
+        Raises:
+            ValueError: If a term needs a dual encoder or classes that the towers do not have.
+        """
         if not self.concept_weight:
             config.class_concepts = False
+        if self.distillation_weight and config.dual_encoder_config is None:
+            raise ValueError(
+                "distillation_weight is above 0, and only a dual encoder has vectors to distill; give --dual_encoder."
+            )
+        if self.proxy_weight and not config.num_labels:
+            raise ValueError("proxy_weight is above 0, and there are no classes; set it to 0.")
 
 
 class CMFAHConceptHead(nn.Module):
@@ -103,6 +159,9 @@ class CMFAHObjective(Objective):
     `intra_feature`, `intra_hash`, `quantization`: J1, J2 and J3 of `[intra]`; `inter_feature`, `inter_hash`: J4 and J5
     of `[inter]`; `similarity`: `[label-similarity]`; `label`: `[label-guidance]`; `concept`: `[concept-guidance]`;
     `adversarial`: L_adv of `[adversarial]`, which the towers maximize.
+    The following apply to unimodal codes, and are computed if they have a weight: `pair_contrast`: `[pair-contrast]`;
+    `distillation`: `[distillation]`; `orthogonality`: `[orthogonality]`; `code_buffer`: `[code-buffer]`; `proxy`:
+    `[proxies]`.
     """
 
     settings_class = CMFAHObjectiveConfig
@@ -132,6 +191,7 @@ class CMFAHObjective(Objective):
         self.image_discriminator = CMFAHDiscriminator._from_config(config)
         self.text_discriminator = CMFAHDiscriminator._from_config(config)
         self.label_head = nn.Linear(config.hash_bits, config.num_labels) if config.num_labels else None
+        self.proxies = ClassProxies(config.num_labels or 0, config.hash_bits) if settings.proxy_weight else None
         guided = config.num_class_concepts > 0
         self.image_concept_head = CMFAHConceptHead(config) if guided and config.attends_image else None
         self.text_concept_head = CMFAHConceptHead(config) if guided and config.attends_text else None
@@ -143,11 +203,13 @@ class CMFAHObjective(Objective):
         if isinstance(module, CMFAHConceptHead):
             init.constant_(module.log_scale, math.log(10))
             init.constant_(module.bias, 0.3)
+        elif isinstance(module, ClassProxies):
+            init.normal_(module.weight)
 
     @property
     def weights(self) -> dict[str, float]:
         """The weights of the terms in the total, in the order of summation: L_gen - L_adv."""
-        weights = {name: getattr(self.settings, f"{name}_weight") for name in _TERMS}
+        weights = {name: getattr(self.settings, f"{name}_weight") for name in (*_TERMS, *_UNIMODAL_TERMS)}
         return {**weights, "adversarial": -self.settings.adversarial_weight}
 
     @property
@@ -199,6 +261,48 @@ class CMFAHObjective(Objective):
         ]
         return {**terms, "concept": added(answered)} if answered else terms
 
+    def unimodal_terms(
+        self, labels: torch.Tensor, outputs: CMFAHForPreTrainingOutput, state: TrainingState
+    ) -> dict[str, torch.Tensor]:
+        """The terms of unimodal codes that have a weight."""
+        settings, (image, text) = self.settings, outputs.unimodal
+        terms: dict[str, torch.Tensor] = {}
+        if settings.pair_contrast_weight:
+            terms["pair_contrast"] = pair_contrast_loss(
+                image.hash_values, text.hash_values, settings.pair_contrast_temperature
+            )
+        if settings.distillation_weight:
+            assert outputs.image_vectors is not None
+            assert outputs.text_vectors is not None
+            similarity_UU = vector_similarity(
+                outputs.image_vectors, outputs.text_vectors, settings.distillation_neighbors
+            )
+            terms["distillation"] = distillation_loss(image.hash_values, text.hash_values, similarity_UU)
+        if settings.orthogonality_weight:
+            _, unrelated_BB = triplet_masks(labels, within=False, positive_overlap=settings.positive_overlap)
+            terms["orthogonality"] = added(
+                orthogonality_loss(cosine_matrix(one, other), unrelated_BB, self.config.hash_bits)
+                for one, other in product((image.hash_values, text.hash_values), repeat=2)
+            )
+        if settings.code_buffer_weight and CODES in state.tables:
+            terms["code_buffer"] = self._code_buffer_term(labels, (image, text), state)
+        if self.proxies is not None:
+            terms["proxy"] = added(
+                proxy_loss(self.proxies(view.hash_values), labels, settings.proxy_margin) for view in (image, text)
+            )
+        return terms
+
+    def _code_buffer_term(self, labels: torch.Tensor, views: tuple[View, View], state: TrainingState) -> torch.Tensor:
+        device = labels.device
+        codes_NK, all_labels = (state.tables[name].to(device) for name in (CODES, ALL_LABELS))
+        overlap_BN, known_B, known_N = similarity_between(labels, all_labels)
+        return added(
+            code_buffer_loss(
+                view.hash_values, codes_NK, overlap_BN > self.settings.positive_overlap, known_B[:, None] & known_N
+            )
+            for view in views
+        )
+
     def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
         """L_gen - L_adv over both views.
 
@@ -206,7 +310,7 @@ class CMFAHObjective(Objective):
             batch: `labels`, as in `pairwise_similarity`, and `codes`, `(B, K)` of -1 and +1, `B` of `[algorithm-1]`.
                 Without codes, they are `sgn(H_v + H_t)` of this batch.
             outputs: The outputs of the model's `forward`, with the graph.
-            state: Not used.
+            state: Its tables, for `[code-buffer]`.
         """
         labels = batch["labels"]
         terms = views_losses(
@@ -216,6 +320,7 @@ class CMFAHObjective(Objective):
             self.settings.paired_weight,
             lambda image, text, codes_BK: self.view_terms(image, text, labels, codes_BK),
         )
+        terms |= self.unimodal_terms(labels, outputs, state)
         if self.settings.adversarial_weight:  # otherwise the discriminators are not trained
             terms |= self.adversarial_losses(outputs)
         return Losses.weighted(terms, self.weights)
@@ -225,6 +330,13 @@ class CMFAHObjective(Objective):
         if state.encode is None:
             return
         codes_NK = torch.empty(state.num_pairs, self.config.hash_bits, dtype=torch.int8)
-        for rows_B, image_BK, text_BK in state.encode():
+        all_labels: torch.Tensor | None = None
+        for rows_B, image_BK, text_BK, labels in state.encode():
             codes_NK[rows_B] = sign(image_BK + text_BK).to(torch.int8)
+            if self.settings.code_buffer_weight:
+                if all_labels is None:
+                    all_labels = labels.new_empty(state.num_pairs, *labels.shape[1:])
+                all_labels[rows_B] = labels
         state.tables[CODES] = codes_NK
+        if all_labels is not None:
+            state.tables[ALL_LABELS] = all_labels

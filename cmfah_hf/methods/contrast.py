@@ -148,6 +148,14 @@ def contrast_losses(
     return terms
 
 
+def pair_contrast_loss(image_hash_BK: torch.Tensor, text_hash_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+    """`[pair-contrast]`: InfoNCE of continuous codes in both directions; only the partner is a positive."""
+    cosines_BB = cosine_matrix(image_hash_BK, text_hash_BK)
+    partner_BB = torch.eye(len(cosines_BB), dtype=cosines_BB.dtype, device=cosines_BB.device)
+    all_BB = torch.ones_like(partner_BB, dtype=torch.bool)
+    return added(contrastive_loss(each_BB, partner_BB, all_BB, temperature) for each_BB in (cosines_BB, cosines_BB.mT))
+
+
 def graph_logits(features_BD: torch.Tensor, label_features_CD: torch.Tensor, temperature: float) -> torch.Tensor:
     """`[graph-guidance]`: `cos(F, G) / temperature`, `(B, C)`; positive for classes of the item."""
     return cosine_matrix(features_BD, label_features_CD) / temperature

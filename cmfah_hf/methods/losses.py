@@ -26,23 +26,34 @@ def added(values: Iterable[torch.Tensor]) -> torch.Tensor:
     return reduce(operator.add, values)
 
 
-def pairwise_similarity(
-    labels_BC: torch.Tensor, dtype: torch.dtype = torch.float32
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pairwise similarity and a mask of labeled pairs.
+def similarity_between(
+    labels_AC: torch.Tensor, others_NC: torch.Tensor, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Similarity of all pairs of two groups, and masks of their labeled pairs.
 
     Args:
-        labels_BC: Multi-hot labels, or weights of tags: the similarity of two pairs is the cosine of their rows, and a
-            row of zeros is an unlabeled pair. Or `(B,)`, integers: the similarity is 1 for equal numbers, else 0.
+        labels_AC, others_NC: Multi-hot labels, or weights of tags: the similarity of two pairs is the cosine of their
+            rows, and a row of zeros is an unlabeled pair. Or `(A,)` and `(N,)`, integers: the similarity is 1 for equal
+            numbers, else 0.
         dtype: The type of the similarity.
 
     Returns:
-        `(B, B)` in 0..1, and `(B,)` boolean.
+        `(A, N)` in 0..1, and `(A,)` and `(N,)` boolean.
     """
-    if labels_BC.dim() == 1:
-        return (labels_BC[:, None] == labels_BC[None, :]).to(dtype), torch.ones_like(labels_BC, dtype=torch.bool)
-    labels_BC = labels_BC.to(dtype)
-    return cosine_matrix(labels_BC, labels_BC), labels_BC.sum(dim=1) > 0
+    if labels_AC.dim() == 1:
+        equal_AN = (labels_AC[:, None] == others_NC[None, :]).to(dtype)
+        known_A, known_N = (torch.ones_like(labels, dtype=torch.bool) for labels in (labels_AC, others_NC))
+        return equal_AN, known_A, known_N
+    cosines_AN = cosine_matrix(labels_AC.to(dtype), others_NC.to(dtype))
+    return cosines_AN, labels_AC.sum(dim=1) > 0, others_NC.sum(dim=1) > 0
+
+
+def pairwise_similarity(
+    labels_BC: torch.Tensor, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The similarity `(B, B)` of the pairs of a batch, and the mask `(B,)` of labeled ones: `similarity_between`."""
+    overlap_BB, known_B, _ = similarity_between(labels_BC, labels_BC, dtype)
+    return overlap_BB, known_B
 
 
 def triplet_masks(
@@ -144,6 +155,39 @@ def label_similarity_loss(
 
     within = error(image_hash_BK, image_hash_BK, others_BB) + error(text_hash_BK, text_hash_BK, others_BB)
     return error(image_hash_BK, text_hash_BK, known_BB) + within / 2
+
+
+def orthogonality_loss(cosines_AN: torch.Tensor, unrelated_AN: torch.Tensor, hash_bits: int) -> torch.Tensor:
+    """`[orthogonality]`: mean and mean square of the cosines of unrelated codes, towards those of random codes.
+
+    Args:
+        cosines_AN: Cosines of continuous codes.
+        unrelated_AN: Boolean mask of the pairs that count.
+        hash_bits: K. Random directions have cosines with the mean 0 and the mean square `1 / K`.
+
+    Returns:
+        A scalar; 0 without unrelated pairs.
+    """
+    count = unrelated_AN.sum().clamp(min=1)
+    mean = (cosines_AN * unrelated_AN).sum() / count
+    mean_square = (cosines_AN.square() * unrelated_AN).sum() / count
+    return mean.square() + (mean_square - 1 / hash_bits).clamp(min=0)
+
+
+def code_buffer_loss(
+    hash_BK: torch.Tensor, codes_NK: torch.Tensor, similar_BN: torch.Tensor, known_BN: torch.Tensor
+) -> torch.Tensor:
+    """`[code-buffer]`: negative log-likelihood of the similarity of a batch and all training pairs.
+
+    Args:
+        hash_BK: Continuous codes of the batch.
+        codes_NK: Codes of -1 and +1 of all training pairs.
+        similar_BN: Boolean similarity.
+        known_BN: Boolean mask of labeled pairs; others are left out.
+    """
+    theta_BN = hash_BK @ codes_NK.to(hash_BK.dtype).mT / 2
+    loss_BN = nn.functional.softplus(theta_BN) - similar_BN * theta_BN
+    return (loss_BN * known_BN).sum() / known_BN.sum().clamp(min=1)
 
 
 def pair_losses(

@@ -1,6 +1,7 @@
 """Outputs of models with an objective.
 
-Shape suffixes: B pairs of a batch, Q positions of a missing modality (concepts), D feature width, K hash bits.
+Shape suffixes: B pairs of a batch, Q positions of a missing modality (concepts), D feature width, E width of a dual
+encoder's vectors, K hash bits.
 """
 
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class CMFAHForPreTrainingOutput(ModelOutput):
         image_hash, text_hash (`torch.FloatTensor` of shape `(B, K)`): Unimodal continuous codes.
         image_features, text_features (`torch.FloatTensor` of shape `(B, D)`): Unimodal features.
         image_concept_cosines, text_concept_cosines (`torch.FloatTensor` of shape `(B, Q)`): As in `CMFAHTowerOutput`.
+        image_vectors, text_vectors (`torch.FloatTensor` of shape `(B, E)`): Vectors of a dual encoder, of unit length.
         image_model_output, text_model_output (`CMFAHTowerOutput`): The towers' outputs in the cross-modal view.
     """
 
@@ -41,6 +43,8 @@ class CMFAHForPreTrainingOutput(ModelOutput):
     text_features: torch.Tensor | None = None
     image_concept_cosines: torch.Tensor | None = None
     text_concept_cosines: torch.Tensor | None = None
+    image_vectors: torch.Tensor | None = None
+    text_vectors: torch.Tensor | None = None
     image_model_output: CMFAHTowerOutput | None = None
     text_model_output: CMFAHTowerOutput | None = None
 

@@ -127,6 +127,8 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
             text_features=views.text.features,
             image_concept_cosines=views.image.concept_cosines,
             text_concept_cosines=views.text.concept_cosines,
+            image_vectors=images.pooled,
+            text_vectors=texts.pooled,
             image_model_output=views.cross_modal_image,
             text_model_output=views.cross_modal_text,
         )

@@ -114,6 +114,11 @@ class CMFAHConfig(PreTrainedConfig):
         lora_rank (`int`, *optional*):
             Rank of the adapters of encoders that are not frozen, in a training and its checkpoints; a finished model
             has none. None: the weights of the encoders themselves are trained.
+        bit_queries (`bool`, defaults to `False`):
+            Whether each bit also reads the positions by a query of its own, `[bit-queries]`.
+        shared_mlp_size (`int`, *optional*):
+            Hidden width of residual blocks before the hash heads that both modalities share, `[shared-mlp]`. None: no
+            such blocks.
         hash_bits (`int`, defaults to 64):
             Length `K` of a hash code; a multiple of 8.
         initializer_range (`float`, defaults to 0.02):
@@ -183,6 +188,8 @@ class CMFAHConfig(PreTrainedConfig):
     text_pooling: str = "mean"
     normalize_features: bool = False
     lora_rank: int | None = None
+    bit_queries: bool = False
+    shared_mlp_size: int | None = None
     hash_bits: int = 64
     initializer_range: float = 0.02
     objective: dict | None = None
@@ -272,7 +279,7 @@ class CMFAHConfig(PreTrainedConfig):
         for name in ("pad_token_id", "unk_token_id"):
             if not 0 <= (getattr(self, name) or 0) < self.vocab_size:
                 raise ValueError(f"{name} is {getattr(self, name)}; give one of the {self.vocab_size} rows, or None.")
-        for name in ("image_feature_dim", "pooled_dim", "lora_rank"):
+        for name in ("image_feature_dim", "pooled_dim", "shared_mlp_size", "lora_rank"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more, or None.")
         if not self.text_kernel_sizes or min(self.text_kernel_sizes) < 1:

@@ -41,7 +41,7 @@ _LARGEST = {
     "image_size": 4_096, "num_channels": 3, "word_dim": 10**6, "text_filters": 10**6, "text_kernel_sizes": 1_000,
     "hidden_size": 10**6, "num_hidden_layers": _MOST_LAYERS, "num_concepts": 10**6, "num_labels": 10**5,
     "hash_bits": 65_536, "queue_size": 10**6, "image_temperature": 10**4, "text_temperature": 10**4,
-    "pooled_dim": 10**6, "lora_rank": 4_096,
+    "pooled_dim": 10**6, "shared_mlp_size": 10**6, "lora_rank": 4_096,
 }  # fmt: skip
 # Settings of a backbone that may be mappings.
 _MAPPINGS = {

@@ -42,7 +42,7 @@ class CMFAHImageModel(CMFAHPreTrainedModel):
         self.embeddings = CMFAHImageEncoder(config)
         temperature = config.temperatures[0]
         self.encoder = CMFAHEncoder(config, config.attends_image, temperature, config.image_pooling)
-        self.hash_head = CMFAHHashHead(config)
+        self.hash_head = CMFAHHashHead(config, temperature)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -62,7 +62,7 @@ class CMFAHImageModel(CMFAHPreTrainedModel):
     ) -> CMFAHTowerOutput:
         """As `forward`, from embedded regions."""
         view = self.encoder(image.positions, None, partner, partner_mask)
-        return tower_output(self.hash_head, view, image.pooled, is_cross_modal=partner is not None)
+        return tower_output(self.hash_head, view, image, is_cross_modal=partner is not None)
 
     def forward(
         self,
@@ -106,7 +106,7 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
         self.embeddings = build_text_encoder(config)
         temperature = config.temperatures[1]
         self.encoder = CMFAHEncoder(config, config.attends_text, temperature, config.text_pooling)
-        self.hash_head = CMFAHHashHead(config)
+        self.hash_head = CMFAHHashHead(config, temperature)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -122,7 +122,7 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
     ) -> CMFAHTowerOutput:
         """As `forward`, from embedded tokens."""
         view = self.encoder(text.positions, text.mask, partner, None)
-        return tower_output(self.hash_head, view, text.pooled, is_cross_modal=partner is not None)
+        return tower_output(self.hash_head, view, text, is_cross_modal=partner is not None)
 
     def forward(
         self,
@@ -165,6 +165,7 @@ class CMFAHModel(CMFAHPreTrainedModel):
         super().__init__(config)
         self.image_model = self.image_model_class._from_config(config)
         self.text_model = self.text_model_class._from_config(config)
+        self.text_model.hash_head.mlp = self.image_model.hash_head.mlp
         self.post_init()
         # `post_init` merges the keys of the towers, which ignore each other's weights; this model needs both.
         own = set(type(self)._keys_to_ignore_on_load_unexpected or ())
@@ -246,8 +247,8 @@ class CMFAHModel(CMFAHPreTrainedModel):
             outputs = []
             views_of_both = fused_views(encoders, positions, cross_modal)
             for tower, own, views in zip((image, text), (images, texts), views_of_both, strict=True):
-                crossed = [tower_output(tower.hash_head, view, own.pooled, is_cross_modal=True) for view in views[:-1]]
-                outputs.append([tower_output(tower.hash_head, views[-1], own.pooled, is_cross_modal=False), *crossed])
+                crossed = [tower_output(tower.hash_head, view, own, is_cross_modal=True) for view in views[:-1]]
+                outputs.append([tower_output(tower.hash_head, views[-1], own, is_cross_modal=False), *crossed])
             return CMFAHViews(*(output for both in zip(*outputs, strict=True) for output in both))
         unimodal = image.encode(images, **kwargs), text.encode(texts, **kwargs)
         if not attends:

@@ -6,6 +6,7 @@ their tags in `docs/method.md`.
 """
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import nn
@@ -249,10 +250,48 @@ def _masked_mean(hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torc
     return hidden_BPD.sum(dim=1) / mask_BP.sum(dim=1, keepdim=True).clamp(min=1).to(hidden_BPD.dtype)
 
 
-class CMFAHHashHead(nn.Module):
-    """`[hash]`: `H = tanh(W F + b)`, and with a dual encoder `[hash-vectors]`: `H = tanh(W F + U p + b)`."""
+class CMFAHBitQueries(nn.Module):
+    """`[bit-queries]`: one value per bit, from the positions that the query of this bit weights."""
 
-    def __init__(self, config: CMFAHConfig):
+    def __init__(self, config: CMFAHConfig, temperature: float):
+        super().__init__()
+        self.temperature = temperature
+        self.queries = nn.Parameter(torch.empty(config.hash_bits, config.hidden_size))
+        self.weight = nn.Parameter(torch.empty(config.hash_bits, config.hidden_size))
+
+    def forward(self, hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
+        """`(B, K)`; 0 without positions."""
+        scores_BPK = self.temperature * cosines(hidden_BPD, self.queries)
+        if mask_BP is not None:
+            scores_BPK = scores_BPK.masked_fill(~mask_BP[..., None], torch.finfo(scores_BPK.dtype).min)
+        values_BPK = hidden_BPD @ self.weight.mT  # masked positions are 0
+        return (scores_BPK.softmax(dim=1) * values_BPK).sum(dim=1)
+
+
+class CMFAHResidualBlock(nn.Module):
+    """One block of `[shared-mlp]`. Its scale is 0 at first, so it begins as the identity."""
+
+    def __init__(self, width: int, hidden_width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.dense_in = nn.Linear(width, hidden_width)
+        self.dense_out = nn.Linear(hidden_width, width)
+        self.scale = nn.Parameter(torch.empty(1))
+
+    def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """`(B, D)`, features or vectors."""
+        return x_BD + self.scale * self.dense_out(nn.functional.gelu(self.dense_in(self.norm(x_BD))))
+
+
+class CMFAHHashHead(nn.Module):
+    """`[hash]`: `H = tanh(W F + b)`.
+
+    With a dual encoder, `[hash-vectors]`: `H = tanh(W F + U p + b)`; `[bit-queries]` add a value to each bit.
+    `[shared-mlp]` changes the vectors or, without a dual encoder, the features; `CMFAHModel` shares it between the
+    towers.
+    """
+
+    def __init__(self, config: CMFAHConfig, temperature: float):
         super().__init__()
         self.norm = nn.BatchNorm1d(config.hidden_size) if config.normalize_features else None
         # The features of the views are distributed differently: separate statistics, one scale for both.
@@ -261,18 +300,45 @@ class CMFAHHashHead(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.dense = nn.Linear(config.hidden_size, config.hash_bits) if config.use_positions else None
         self.vectors = None if config.pooled_dim is None else nn.Linear(config.pooled_dim, config.hash_bits)
+        self.bits = CMFAHBitQueries(config, temperature) if config.bit_queries else None
+        self.mlp = None
+        if config.shared_mlp_size is not None:
+            width = config.pooled_dim or config.hidden_size
+            self.mlp = nn.Sequential(*(CMFAHResidualBlock(width, config.shared_mlp_size) for _ in range(2)))
 
     def forward(
-        self, features_BD: torch.Tensor, is_paired: bool = False, pooled_BE: torch.Tensor | None = None
+        self,
+        features_BD: torch.Tensor,
+        hidden_BPD: torch.Tensor,
+        mask_BP: torch.Tensor | None = None,
+        pooled_BE: torch.Tensor | None = None,
+        is_paired: bool = False,
     ) -> torch.Tensor:
-        """The continuous codes `(B, K)` of features and, with a dual encoder, of its vectors."""
-        from_vectors_BK = self.vectors(pooled_BE) if self.vectors is not None else None
-        if self.dense is None:
-            assert from_vectors_BK is not None
-            return from_vectors_BK.tanh()
-        if is_paired and self.norm is not None and self.paired_norm is not None:
-            features_BD = torch.addcmul(self.norm.bias, self.norm.weight, self.paired_norm(features_BD))
-        elif self.norm is not None:
-            features_BD = self.norm(features_BD)
-        values_BK = self.dense(self.dropout(features_BD))
-        return (values_BK if from_vectors_BK is None else values_BK + from_vectors_BK).tanh()
+        """The continuous codes `(B, K)`.
+
+        Args:
+            features_BD: The pooled features of a view.
+            hidden_BPD, mask_BP: Its positions and their mask.
+            pooled_BE: The vectors of a dual encoder.
+            is_paired: Whether the view is the cross-modal one.
+        """
+        parts = []
+        if self.mlp is not None and pooled_BE is not None:
+            pooled_BE = self.mlp(pooled_BE)
+        if self.dense is not None:
+            features_BD = self._normalized(features_BD, is_paired)
+            if self.mlp is not None and self.vectors is None:
+                features_BD = self.mlp(features_BD)
+            parts.append(self.dense(self.dropout(features_BD)))
+        if self.vectors is not None:
+            parts.append(self.vectors(pooled_BE))
+        if self.bits is not None:
+            parts.append(self.bits(hidden_BPD, mask_BP))
+        return reduce(torch.add, parts).tanh()
+
+    def _normalized(self, features_BD: torch.Tensor, is_paired: bool) -> torch.Tensor:
+        if self.norm is None:
+            return features_BD
+        if is_paired and self.paired_norm is not None:
+            return torch.addcmul(self.norm.bias, self.norm.weight, self.paired_norm(features_BD))
+        return self.norm(features_BD)

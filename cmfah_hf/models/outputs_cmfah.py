@@ -1,7 +1,7 @@
 """Outputs of the models, with their shapes.
 
 Shape suffixes: B pairs of a batch, R regions, W tokens, P positions of a sequence (regions or tokens), Q positions of
-its partner, D feature width, E width of a dual encoder's vectors, K hash bits.
+its partner, D feature width, K hash bits.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers.utils import ModelOutput
 
+from .encoder_output import Embedded
 from .modules_cmfah import CMFAHHashHead, View
 
 
@@ -41,12 +42,10 @@ class CMFAHTowerOutput(ModelOutput):
     concept_cosines: torch.Tensor | None = None
 
 
-def tower_output(
-    hash_head: CMFAHHashHead, view: View, pooled_BE: torch.Tensor | None, is_cross_modal: bool
-) -> CMFAHTowerOutput:
-    """The output of a tower for one view of a batch."""
+def tower_output(hash_head: CMFAHHashHead, view: View, own: Embedded, is_cross_modal: bool) -> CMFAHTowerOutput:
+    """The output of a tower for one view of a batch of encoded images or texts."""
     return CMFAHTowerOutput(
-        hash_values=hash_head(view.features, is_cross_modal, pooled_BE),
+        hash_values=hash_head(view.features, view.hidden_states, own.mask, own.pooled, is_cross_modal),
         features=view.features,
         last_hidden_state=view.hidden_states,
         concept_cosines=view.concept_cosines,

@@ -12,7 +12,14 @@ from transformers.utils import CONFIG_NAME
 from .configuration_cmfah import CMFAHConfig
 from .dual_encoder import Side, linked_tensors, without_encoder
 from .model_files import HUB_ARGUMENTS, find_file, hub_arguments, is_file, pinned
-from .modules_cmfah import CMFAHCoAttention, CMFAHEncoder, CMFAHLayer, CMFAHSelection
+from .modules_cmfah import (
+    CMFAHBitQueries,
+    CMFAHCoAttention,
+    CMFAHEncoder,
+    CMFAHLayer,
+    CMFAHResidualBlock,
+    CMFAHSelection,
+)
 from .safe_weights import align_weights, building_for, check_fit, find_weights, read_weights
 
 # Arguments of `from_pretrained` for the weights, although configurations also have these attributes.
@@ -97,6 +104,9 @@ class CMFAHPreTrainedModel(PreTrainedModel):
         **kwargs: Any,
     ) -> Any:
         """As the parent's, without the weights of a frozen encoder that are fetched from the Hub."""
+        if self.config.shared_mlp_size is not None:  # each tower can be loaded alone, so each has a copy
+            own = self.state_dict() if state_dict is None else state_dict
+            state_dict = {name: tensor.clone() if ".mlp." in name else tensor for name, tensor in own.items()}
         if self.config.encoder_source is not None:
             if self.config.freeze_backbone and self.config.freeze_text_backbone:
                 state_dict = without_encoder(self.state_dict() if state_dict is None else state_dict)
@@ -118,6 +128,11 @@ class CMFAHPreTrainedModel(PreTrainedModel):
         elif isinstance(module, CMFAHEncoder) and module.concepts is not None:
             # The length of concepts only matters if they are added.
             init.normal_(module.concepts, std=self.config.initializer_range if module.selection is None else 0.2)
+        elif isinstance(module, CMFAHResidualBlock):
+            init.zeros_(module.scale)
+        elif isinstance(module, CMFAHBitQueries):
+            init.normal_(module.queries)  # only their directions matter
+            init.zeros_(module.weight)
 
 
 __all__ = ["CMFAHPreTrainedModel"]

@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 
 from cmfah_hf.data.label_counts import LabelCounts
-from cmfah_hf.data.similarity import LabelSimilarity, PairSimilarity, Similarity, TagSimilarity
+from cmfah_hf.data.similarity import (
+    EmbeddingSimilarity,
+    LabelSimilarity,
+    PairSimilarity,
+    Similarity,
+    TagSimilarity,
+)
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
 from cmfah_hf.expansion.label_vectors import label_vectors
 from cmfah_hf.methods.label_graph import LabelGraph
@@ -133,15 +139,20 @@ def prepare(run: Run, output: Path, checkpoint: Path | None) -> PreparedRun:
         if expander is not None:
             pairs = pairs.expanded(expander)
     similarity, measured = similarities(run.data, pairs, expander)
-    run = _with_threshold(run, similarity)
+    run = _with_settings_of(similarity, run)
     # The label graph of a refit is that of the training pairs, as its vocabulary is.
     label_counts = pairs.label_counts if run.setting("use_label_graph") else None
     return PreparedRun(run, pairs, expander, embedding, similarity, measured, label_counts)
 
 
-def _with_threshold(run: Run, similarity: Similarity) -> Run:
-    """The run with the threshold of similar tags as `positive_overlap`, if its objective has that setting."""
+def _with_settings_of(similarity: Similarity, run: Run) -> Run:
+    """The run with the settings of its objective that a similarity needs, if the objective has them and none is given.
+
+    The threshold of similar tags is `positive_overlap`; an encoder's vectors count by `distillation_weight`, 1.
+    """
     names = run.objective_class.settings_class.names()
+    if isinstance(similarity, EmbeddingSimilarity) and "distillation_weight" in names:
+        return replace(run, objective={"distillation_weight": 1, **run.objective})
     if not isinstance(similarity, TagSimilarity) or "positive_overlap" not in names:
         return run
     run = replace(run, objective={"positive_overlap": similarity.threshold, **run.objective})
@@ -166,7 +177,7 @@ def similarities(data: DataArguments, pairs: Pairs, expander: GraphExpander | No
     if data.similarity == "labels":
         by_label = LabelSimilarity(pairs.classes["train"])
         return by_label, by_label
-    similarity: Similarity = PairSimilarity()
+    similarity: Similarity = EmbeddingSimilarity() if data.similarity == "embeddings" else PairSimilarity()
     if data.similarity == "tags":
         if not pairs.is_stream:
             texts = pairs.splits["train"][expander.output_column if expander is not None else "text"]

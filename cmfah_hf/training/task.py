@@ -49,12 +49,13 @@ class RetrievalTask:
         measured: Similarity | None = None,
         expander: GraphExpander | None = None,
     ):
-        self.collator = self.measuring_collator = collator
+        self.collator = self.plain_collator = collator
+        if isinstance(collator, PairCollator):  # all but training reads the first caption
+            self.plain_collator = copy(collator)
+            self.plain_collator.draw = None
+        self.measuring_collator = self.plain_collator
         if measured is not None:
             self.measuring_collator = PairCollator(processor, None, text_column, measured, expander)
-        elif isinstance(collator, PairCollator):  # evaluation reads the first caption
-            self.measuring_collator = copy(collator)
-            self.measuring_collator.draw = None
         self.database = as_stream(database)
         self.measured = measured or similarity
         self.evaluator = RetrievalEvaluator(metrics=("map", "random"), ranking="hamming")
@@ -100,7 +101,14 @@ def numbered(pairs: Any) -> Any:
     """A map-style data set with its row numbers under `row`."""
     if not hasattr(pairs, "column_names"):
         return _Rows(pairs, numbered=True)
-    return pairs if "row" in pairs.column_names else pairs.add_column("row", list(range(len(pairs))))
+    if "row" in pairs.column_names:
+        return pairs
+    layout = pairs.format
+    with_rows = pairs.with_format(None).add_column("row", list(range(len(pairs))))
+    if layout["type"] is None:
+        return with_rows
+    # In the format of kept regions, float16, row numbers above 2,048 would be rounded.
+    return with_rows.with_format(layout["type"], layout["columns"], output_all_columns=True, **layout["format_kwargs"])
 
 
 class _Rows(torch.utils.data.Dataset):

@@ -146,9 +146,8 @@ class CMFAHTrainer(Trainer):
         return 0  # the parent's estimate is for language models, and counts all parameters in every step
 
     def create_optimizer(self, model=None):
-        is_new = self.optimizer is None
         with taken(self.args, "optim", "optim_args"):
-            optimizer = super().create_optimizer(model)
+            is_new, optimizer = self.optimizer is None, super().create_optimizer(model)
         if is_new:
             separate_encoders(optimizer, self.model if model is None else model, self.args.encoder_learning_rate)
         for updates in self.players.values():
@@ -177,7 +176,7 @@ class CMFAHTrainer(Trainer):
         chosen = as_stream(self.eval_dataset if eval_dataset is None else eval_dataset)
         if isinstance(chosen, PairStream):
             return stream_loader(self, chosen, training=False)
-        with self._every_pair():
+        with self._every_pair(self.task.measuring_collator):
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset):
@@ -185,19 +184,19 @@ class CMFAHTrainer(Trainer):
         test_dataset = as_stream(test_dataset)
         if isinstance(test_dataset, PairStream):
             return stream_loader(self, test_dataset, training=False)
-        with self._every_pair():
+        with self._every_pair(self.task.measuring_collator):
             return super().get_test_dataloader(test_dataset)
 
     @contextmanager
-    def _every_pair(self):
-        """Loaders made in the block yield all pairs, collated for the similarity of evaluation."""
+    def _every_pair(self, collator: Any):
+        """Loaders made in the block yield all pairs, collated by `collator`."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        collator, self.data_collator = self.data_collator, self.task.measuring_collator
+        of_training, self.data_collator = self.data_collator, collator
         try:
             yield
         finally:
             self.args.dataloader_drop_last = drop_last
-            self.data_collator = collator
+            self.data_collator = of_training
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
         pretraining = self.pretraining
@@ -246,16 +245,17 @@ class CMFAHTrainer(Trainer):
         """Updates the objective's tables over the training pairs."""
         self.pretraining.objective.on_epoch_end(self.training_state)
 
-    def _encode_training_pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Rows and cross-modal continuous codes of all training pairs, as `TrainingState.encode`."""
+    def _encode_training_pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Rows, cross-modal continuous codes and labels of all training pairs, as `TrainingState.encode`."""
         model, wrapped = self.pretraining, cast(nn.Module, self.model)
         was_training = model.training
         model.eval()
         try:
-            for inputs in self.get_test_dataloader(without_augmentation(self.train_dataset)):
+            with self._every_pair(self.task.plain_collator):
+                loader = super().get_test_dataloader(without_augmentation(self.train_dataset))
+            for inputs in loader:
                 inputs = self._prepare_inputs(inputs)
-                rows = inputs.pop("row")
-                inputs.pop("labels")
+                rows, labels = inputs.pop("row"), inputs.pop("labels")
                 with torch.no_grad(), self.compute_loss_context_manager():
                     if self.is_fsdp_enabled:  # sharded weights are gathered only in the `forward` of the whole model
                         outputs = wrapped(**inputs)
@@ -263,9 +263,9 @@ class CMFAHTrainer(Trainer):
                     else:
                         outputs = model.cmfah(**inputs)
                         values = outputs.image_hash, outputs.text_hash
-                found = self.accelerator.gather_for_metrics((rows, values[0].float(), values[1].float()))
-                rows, image_BK, text_BK = (tensor.cpu() for tensor in found)
-                yield rows, image_BK, text_BK
+                found = self.accelerator.gather_for_metrics((rows, values[0].float(), values[1].float(), labels))
+                rows, image_BK, text_BK, labels = (tensor.cpu() for tensor in found)
+                yield rows, image_BK, text_BK, labels
         finally:
             model.train(was_training)
 

@@ -559,3 +559,44 @@ def test_vgg_is_checkpointed_by_stage(make_model, batch):
     assert stages == [32, 16, 8, 4, 2]
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], atol=1e-6, rtol=1e-4)
+
+
+# The blocks that both towers share
+
+
+@torch.no_grad()
+def test_both_towers_share_the_residual_blocks_and_each_loads_its_own_copy(make_model, batch, tmp_path):
+    model = make_model(CMFAHModel, shared_mlp_size=12)
+    head = model.image_model.hash_head
+    features = model.image_model(batch["pixel_values"]).features
+    x = features
+    for block in head.mlp:
+        hidden = torch.nn.functional.layer_norm(x, x.shape[1:], block.norm.weight, block.norm.bias)
+        x = x + block.scale * block.dense_out(torch.nn.functional.gelu(block.dense_in(hidden)))
+    close(model.get_image_hash(batch["pixel_values"]), head.dense(x).tanh())
+    model.save_pretrained(tmp_path)
+    again = CMFAHModel.from_pretrained(tmp_path).eval()
+    assert again.text_model.hash_head.mlp is again.image_model.hash_head.mlp
+    ids = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+    image, text = model.get_image_hash(batch["pixel_values"]), model.get_text_hash(**ids)
+    for found in (
+        again.get_image_hash(batch["pixel_values"]),
+        CMFAHImageModel.from_pretrained(tmp_path).eval()(batch["pixel_values"]).hash_values,
+    ):
+        torch.testing.assert_close(found, image, rtol=0, atol=0)
+    for found in (again.get_text_hash(**ids), CMFAHTextModel.from_pretrained(tmp_path).eval()(**ids).hash_values):
+        torch.testing.assert_close(found, text, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_new_blocks_and_bit_queries_change_no_code(make_config, batch):
+    codes = []
+    for settings in ({}, {"shared_mlp_size": 12}, {"bit_queries": True}):
+        torch.manual_seed(0)
+        model = CMFAHModel(make_config(**settings)).eval()
+        plain = CMFAHModel(make_config()).eval()
+        missing = model.load_state_dict(plain.state_dict(), strict=False)
+        assert not missing.unexpected_keys
+        codes.append((model.get_image_hash(batch["pixel_values"]), plain.get_image_hash(batch["pixel_values"])))
+    for found, expected in codes:
+        close(found, expected)

@@ -171,36 +171,58 @@ def test_encoder_pools_existing_positions_and_attends_to_concepts(make_config, p
 
 def test_hash_head_is_tanh_of_a_linear_layer(make_config):
     torch.manual_seed(0)
-    head = CMFAHHashHead(make_config()).double().eval()
-    features = torch.randn(3, 16).double()
+    head = CMFAHHashHead(make_config(), 10).double().eval()
+    features, positions = torch.randn(3, 16).double(), torch.randn(3, 5, 16).double()
     weight, bias = head.dense.weight.detach().numpy(), head.dense.bias.detach().numpy()
     expected = np.tanh(features.numpy() @ weight.T + bias)
     for is_paired in (False, True):
-        np.testing.assert_allclose(head(features, is_paired).detach().numpy(), expected, rtol=1e-9)
+        found = head(features, positions, is_paired=is_paired).detach().numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_each_bit_query_weights_the_existing_positions_by_their_cosines(make_config):
+    torch.manual_seed(0)
+    temperature, head = 7, CMFAHHashHead(make_config(bit_queries=True), 7).double().eval()
+    torch.nn.init.normal_(head.bits.queries), torch.nn.init.normal_(head.bits.weight)
+    features, positions = torch.randn(3, 16).double(), torch.randn(3, 5, 16).double()
+    mask = torch.tensor([[True] * 5, [True, False, True, False, False], [False] * 5])
+    positions = positions * mask[..., None]
+    expected = head.dense(features).detach().numpy()
+    queries, weight = (each.detach().numpy() for each in (head.bits.queries, head.bits.weight))
+    for item, bit in np.ndindex(expected.shape):
+        kept = positions[item][mask[item]].numpy()
+        if len(kept):
+            cosines = kept @ queries[bit] / np.linalg.norm(kept, axis=1) / np.linalg.norm(queries[bit])
+            shares = np.exp(temperature * cosines) / np.exp(temperature * cosines).sum()
+            expected[item, bit] += shares @ (kept @ weight[bit])
+    found = head(features, positions, mask).detach().numpy()
+    np.testing.assert_allclose(found, np.tanh(expected), rtol=1e-9)
 
 
 def test_each_view_has_its_own_normalization_statistics(make_config):
     torch.manual_seed(0)
-    head = CMFAHHashHead(make_config(normalize_features=True)).train()
+    head = CMFAHHashHead(make_config(normalize_features=True), 10).train()
     unimodal, cross_modal = torch.randn(64, 16) * 3 + 1, torch.randn(64, 16) - 2
+    positions = torch.zeros(64, 1, 16)
     for _ in range(200):
-        head(unimodal), head(cross_modal, is_paired=True)
+        head(unimodal, positions), head(cross_modal, positions, is_paired=True)
     head.eval()
     weight, bias = head.dense.weight, head.dense.bias
     for features, is_paired in ((unimodal, False), (cross_modal, True)):
         whitened = (features - features.mean(dim=0)) / (features.var(dim=0) + 1e-5).sqrt()
         expected = (whitened @ weight.T + bias).tanh()
-        torch.testing.assert_close(head(features, is_paired), expected, atol=1e-4, rtol=1e-4)
+        found = head(features, positions, is_paired=is_paired)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_hash_head_with_one_view_has_one_norm(make_config):
     torch.manual_seed(0)
-    head = CMFAHHashHead(make_config(normalize_features=True, attention="none")).train()
-    features = torch.randn(8, 16) * 2 + 1
-    head(features, is_paired=True)
+    head = CMFAHHashHead(make_config(normalize_features=True, attention="none"), 10).train()
+    features, positions = torch.randn(8, 16) * 2 + 1, torch.zeros(8, 1, 16)
+    head(features, positions, is_paired=True)
     head.eval()
     assert head.norm.num_batches_tracked == 1
-    torch.testing.assert_close(head(features, is_paired=True), head(features))
+    torch.testing.assert_close(head(features, positions, is_paired=True), head(features, positions))
 
 
 def test_torchvision_backbone_matches_torchvision():

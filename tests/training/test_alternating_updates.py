@@ -5,9 +5,12 @@ Both run in float64, so they agree up to rounding. Letters: B pairs of the batch
 
 from copy import deepcopy
 
+import datasets
 import numpy as np
 import pytest
 import torch
+
+from cmfah_hf.training.task import numbered
 
 CONFIG_WEIGHTS = {
     "intra_feature_weight": 0.7,
@@ -335,3 +338,12 @@ def test_both_schedules_decay_together(make_trainer):
     towers, discriminators = np.array(rates).T
     np.testing.assert_allclose(towers, 0.1 * np.array([0, 0.5, 1, 0.75, 0.5, 0.25]))
     np.testing.assert_allclose(discriminators, towers / 2)
+
+
+def test_row_numbers_are_exact_beside_regions_in_half_precision():
+    count = 5_000  # float16 is exact up to 2,048
+    pairs = datasets.Dataset.from_dict({"id": [""] * count, "region_features": [[0.5]] * count})
+    kept = pairs.with_format("numpy", columns=["region_features"], output_all_columns=True, dtype=np.float16)
+    rows = numbered(kept)[[2_047, 2_049, 4_999]]
+    assert [int(number) for number in rows["row"]] == [2_047, 2_049, 4_999]
+    assert rows["region_features"].dtype == np.float16

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from dual_encoders import write_dual_encoder
+from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 from sklearn.metrics.pairwise import cosine_similarity
 from transformers import CLIPModel
 
 from cmfah_hf.data import load_image_text
-from cmfah_hf.errors import QueryError
+from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training import parse_run, preparation, train
 from cmfah_hf.training.compression import compress
@@ -99,3 +100,48 @@ def test_training_changes_the_heads_and_not_the_encoder(encoder, scenes_folder, 
         assert tower.hash_head.dense.weight.abs().max() > 1e-3
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["dual_encoder_config"]["model_type"] == "clip"
+
+
+TERMS = ("pair_contrast", "distillation", "orthogonality", "code_buffer")
+
+
+def test_training_without_labels_by_the_similarity_of_the_encoder(encoder, scenes_folder, tmp_path):
+    weights = [part for name in TERMS if name != "distillation" for part in (f"--{name}_weight", "0.5")]
+    layers = ("--bit_queries", "true", "--shared_mlp_size", "16", "--num_train_epochs", "2", "--save_total_limit", "2")
+    metrics = train(run_of(encoder, scenes_folder, tmp_path / "out", "--similarity", "embeddings", *weights, *layers))
+    assert (metrics["similarity"], metrics["query"]["hamming/t2i/map"] > 0) == ("embeddings", True)
+    settings = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))["objective"]
+    assert (settings["distillation_weight"], settings["label_weight"]) == (1, 0)
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text("utf-8"))["log_history"]
+    first, second = (log for log in history if "loss" in log)
+    assert {f"loss_{name}" for name in TERMS} - set(second) == set()
+    assert first.get("loss_code_buffer", 0) == 0  # there is no table in the first epoch
+    straight = CrossMediaRetriever.from_pretrained(tmp_path / "out").encode_texts(["a boat"])
+    assert np.isfinite(straight).all()
+    # Resumed after its first epoch, it ends at the same weights.
+    step = min(int(path.name.rpartition("-")[2]) for path in (tmp_path / "out").glob("checkpoint-*"))
+    again = ("--resume_from_checkpoint", str(tmp_path / "out" / f"checkpoint-{step}"))
+    train(run_of(encoder, scenes_folder, tmp_path / "again", "--similarity", "embeddings", *weights, *layers, *again))
+    ends = [load_file(tmp_path / name / f"checkpoint-{2 * step}" / "model.safetensors") for name in ("out", "again")]
+    for name, tensor in ends[0].items():
+        assert torch.equal(tensor, ends[1][name]), name
+
+
+def test_embeddings_need_a_dual_encoder(scenes_folder, tmp_path):
+    run = parse_run(
+        None,
+        [
+            "--dataset",
+            str(scenes_folder),
+            "--similarity",
+            "embeddings",
+            "--backbone",
+            "vgg11",
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--report_to",
+            "none",
+        ],
+    )
+    with pytest.raises(DataError, match="compares the vectors of a dual encoder; give --dual_encoder"):
+        train(run)

@@ -113,7 +113,7 @@ def read_pairs(run: Run, output: Path) -> Pairs:
         DataError: If the data lacks labels, images or a split that the run needs.
     """
     data, config = run.data, run.model_config()
-    _check_method(run)
+    _check_method(run, config)
     loaded: Any
     if data.streaming:
         loaded = open_streams(data)
@@ -206,16 +206,27 @@ def _labels_of(pairs: datasets.Dataset) -> list[str]:
     return sorted({name for names in pairs["labels"] for name in names or ()})
 
 
-def _check_method(run: Run) -> None:
-    """Rejects a method that needs labels in a run without them."""
-    if run.data.similarity == "labels":
-        return
-    for name, what in (("use_label_graph", "label graph"), ("queue_size", "queue")):
-        if run.setting(name):
-            off = "false" if name == "use_label_graph" else "0"
+# Settings that need labels, what they build of them, and their value without.
+_OF_LABELS = (
+    ("use_label_graph", "label graph", "false"),
+    ("queue_size", "queue", "0"),
+    ("proxy_weight", "proxies", "0"),
+)
+
+
+def _check_method(run: Run, config: CMFAHConfig) -> None:
+    """Rejects a method that needs labels in a run without them, and the similarity of vectors that do not exist."""
+    similarity = run.data.similarity
+    if similarity == "embeddings" and config.dual_encoder_config is None:
+        raise DataError(
+            "--similarity embeddings compares the vectors of a dual encoder; give --dual_encoder, or another "
+            "similarity."
+        )
+    for name, what, off in _OF_LABELS:
+        if similarity != "labels" and run.setting(name):
             raise DataError(
-                f"{run.method} builds its {what} from labels, which --similarity {run.data.similarity} does not use; "
-                f"give --similarity labels, --{name} {off}, or --method cmfah."
+                f"{run.method} builds its {what} from labels, which --similarity {similarity} does not use; give "
+                f"--similarity labels, or --{name} {off}."
             )
 
 

@@ -88,7 +88,8 @@ class DataArguments:
         default="labels",
         metadata={
             "help": "Similar pairs: those that share 'labels'; those whose 'tags', the words of their expanded texts, "
-            "overlap; or with 'pairs', only the image and the text of the same pair."
+            "overlap; with 'pairs', only the image and the text of the same pair; with 'embeddings', in addition, "
+            "as much as the vectors of a dual encoder, [distillation]."
         },
     )
     backbone_weights: str | None = field(
