@@ -34,6 +34,8 @@ from cmfah_hf.experiments.figures import plot_results
 from cmfah_hf.experiments.report import document_of, summarize
 from cmfah_hf.experiments.results import Result
 from cmfah_hf.methods.closed_form import Choice, CodeFitter, random_rotation, unit_vectors
+from cmfah_hf.training.dual_encoders import load_dual_encoder, text_vectors
+from cmfah_hf.training.phrases import PHRASES
 
 BITS = (16, 32, 64, 128, 256)
 DEPTHS = (1, 5, 10)
@@ -41,7 +43,10 @@ DEPTHS = (1, 5, 10)
 FITTED, VALIDATION, TEST, OTHER_TEXTS = 2, 3, 4, 5
 HELD_OUT, OTHERS = 1_000, 200
 METRICS = ("map", *(f"recall@{k}" for k in DEPTHS), "median_rank", "ndcg@10")
-WITH_TEXTS, IMAGES_ONLY = "ours, images and texts", "ours, images only"
+WITH_TEXTS, UNPAIRED, IMAGES_ONLY = "ours, images and texts", "ours, images and 200 other texts", "ours, images only"
+# The codes of images only, of this length, with centers of texts that were not chosen.
+CENTERS_AT = 64
+BY_PHRASES, BY_IMAGES = f"{IMAGES_ONLY}, mean of phrases", f"{IMAGES_ONLY}, mean of images"
 SIGNS, ROTATED, PRODUCT, FLOAT = "signs of all dimensions", "random rotation", "product quantization", "float"
 # Share of the float figure that the codes fitted with texts should keep, mean of both directions.
 TARGETS = {
@@ -88,7 +93,7 @@ def main() -> None:
     held_out = vectors.scenes(TEST if own.split == "query" else VALIDATION, HELD_OUT)
     other_texts_NE = vectors.scenes(OTHER_TEXTS, OTHERS).texts
     results, choices = [], []
-    for row in rows(fitted, held_out, other_texts_NE, own.bits, choices):
+    for row in rows(fitted, held_out, other_texts_NE, vectors.phrases(), own.bits, choices):
         results += results_of(row, held_out, own.split)
     console = Console(width=140)
     console.print(table(results, f"{HELD_OUT} scenes, mean of both directions; in brackets the share of float"))
@@ -96,7 +101,7 @@ def main() -> None:
     console.print(choice_table(choices))
     document = json.loads(document_of(summarize(with_shares(results))))
     write_text(own.output / "retention.json", dumped({"script": "benchmarks/retention.py", **document}), CMFAHError)
-    plotted = [one for one in results if one.title != IMAGES_ONLY and one.ranking != "hamming"]
+    plotted = [one for one in results if not one.title.startswith(IMAGES_ONLY) and one.ranking != "hamming"]
     for metric in ("map", "recall@10"):
         plot_results(plotted, own.output / f"retention-{metric.replace('@', '-')}.png", metric, own.split)
 
@@ -115,6 +120,14 @@ class Vectors:
         with np.load(path) as arrays:
             return Scenes(unit_vectors(arrays["images"]), unit_vectors(arrays["texts"]), arrays["relevant"])
 
+    def phrases(self) -> np.ndarray:
+        """The vectors of everyday phrases, `(N, E)`, as a compression without texts uses them."""
+        path = self.folder / f"vectors-{Path(self.encoder).name}-phrases.npy"
+        if not path.is_file():
+            model, processor = load_dual_encoder(self.encoder, bits=8, link=False)
+            np.save(path, text_vectors(model, processor, list(PHRASES)))
+        return unit_vectors(np.load(path))
+
     def _encode(self, path: Path, seed: int, count: int) -> None:
         from small_clip import encode, relevance
 
@@ -125,21 +138,33 @@ class Vectors:
 
 
 def rows(
-    fitted: Scenes, held_out: Scenes, other_texts_NE: np.ndarray, all_bits: list[int], choices: list[tuple[str, Choice]]
+    fitted: Scenes,
+    held_out: Scenes,
+    other_texts_NE: np.ndarray,
+    phrases_NE: np.ndarray,
+    all_bits: list[int],
+    choices: list[tuple[str, Choice]],
 ) -> Iterator[Row]:
     """The scores of all methods on held-out scenes; appends what was chosen to `choices`."""
-    with_texts, images_only = (CodeFitter(fitted.images.shape[1]) for _ in range(2))
+    with_texts, unpaired, images_only = (CodeFitter(fitted.images.shape[1]) for _ in range(3))
     with_texts.add_pairs(fitted.images, fitted.texts)
+    unpaired.add_images(fitted.images)
+    unpaired.add_texts(other_texts_NE)
     images_only.add_images(fitted.images)
     cosines_NN = held_out.images @ held_out.texts.T
     yield Row(FLOAT, None, "cosine", {"i2t": cosines_NN, "t2i": cosines_NN.T})
     yield from code_rows(SIGNS, None, held_out.images, held_out.texts)
     for bits in all_bits:
         start = time.perf_counter()
-        for title, fitter in ((WITH_TEXTS, with_texts), (IMAGES_ONLY, images_only)):
-            choice = fitter.fit(bits, text_mean_E=other_texts_NE.mean(axis=0))
+        by_title = {}
+        for title, fitter in ((WITH_TEXTS, with_texts), (UNPAIRED, unpaired), (IMAGES_ONLY, images_only)):
+            choice = fitter.fit(bits, phrases=phrases_NE)
             choices.append((f"{title}, {bits} bits", choice))
-            codes = choice.projection
+            by_title[title] = choice.projection
+        if bits == CENTERS_AT:
+            by_title[BY_PHRASES] = by_title[IMAGES_ONLY].centered(phrases_NE.mean(axis=0))
+            by_title[BY_IMAGES] = by_title[IMAGES_ONLY].centered(fitted.images.mean(axis=0))
+        for title, codes in by_title.items():
             yield from code_rows(title, bits, codes.images(held_out.images), codes.texts(held_out.texts))
         print(f"{bits} bits fitted in {time.perf_counter() - start:.0f} s", file=sys.stderr)  # noqa: T201
         width = fitted.images.shape[1]
@@ -259,7 +284,8 @@ def choice_table(choices: list[tuple[str, Choice]]) -> Table:
     """The candidates' agreement with the float rankings of held-out scenes among the fitted ones, best first."""
     shown = Table("codes", "candidates: AQD, Hamming", title="Comparison on held-out scenes among the fitted ones")
     for title, choice in choices:
-        shown.add_row(title, "; ".join(f"{one.name}: {one.aqd:.3f}, {one.hamming:.3f}" for one in choice.candidates))
+        for names, compared in ((title, choice.candidates), (f"{title}: center of texts", choice.centers)):
+            shown.add_row(names, "; ".join(f"{one.name}: {one.aqd:.3f}, {one.hamming:.3f}" for one in compared))
     return shown
 
 

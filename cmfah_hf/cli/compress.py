@@ -12,7 +12,14 @@ def compress(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the new model.")],
     bits: Annotated[int, typer.Option(help="Bits of a code; a multiple of 8.")] = 64,
     split: Annotated[str | None, typer.Option(help="A split of the data set. Default: all.")] = None,
-    texts: Annotated[bool, typer.Option(help="Fit with the texts of the data set too, if it has any.")] = True,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Texts like those to search for, of any images: .txt, a line each, or .jsonl or .parquet with a "
+            "column 'text'."
+        ),
+    ] = None,
+    no_texts: Annotated[bool, typer.Option("--no-texts", help="Ignore the texts of the data set.")] = False,
     link: Annotated[
         bool | None,
         typer.Option(
@@ -20,6 +27,10 @@ def compress(
             help="Name the encoder by its commit on the Hub, or save its weights. Default: name one of the Hub.",
         ),
     ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", "--trust_remote_code", help="Let code of the encoder run."),
+    ] = False,
     batch_size: Annotated[int, typer.Option(help="Images encoded at once.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of samples and rotations.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
@@ -38,8 +49,10 @@ def compress(
         output,
         bits,
         split=split,
-        use_texts=texts,
+        texts=texts,
+        use_texts=not no_texts,
         link=link,
+        trust_remote_code=trust_remote_code,
         batch_size=batch_size,
         seed=seed,
         progress=not json,
@@ -56,12 +69,20 @@ def compress(
             }
         )
         return
-    rows = [[each["name"], f"{each['aqd']:.3f}", f"{each['hamming']:.3f}"] for each in figures["candidates"]]
+
+    def rows(of: str) -> list[list[str]]:
+        return [[each["name"], f"{each['aqd']:.3f}", f"{each['hamming']:.3f}"] for each in figures[of]]
+
     compared = (
         "mean of 1 / log2(1 + rank of the own partner)"
         if figures["by_partner"]
         else "share of the encoder's 10 nearest"
     )
     print_table(
-        f"{output}: {done.images:,} images in {bits // 8} bytes each; {compared}", ["code", "AQD", "Hamming"], rows
+        f"{output}: {done.images:,} images in {bits // 8} bytes each; {compared}",
+        ["code", "AQD", "Hamming"],
+        rows("candidates"),
     )
+    if figures["centers"]:
+        title = "Without texts, everyday phrases choose the center of texts; --texts FILE gives texts of your kind"
+        print_table(title, ["center of texts", "AQD", "Hamming"], rows("centers"))

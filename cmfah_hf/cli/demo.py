@@ -96,9 +96,10 @@ def _plot_attention(retriever: "CrossMediaRetriever", queries: "Dataset", output
     named = [sum(bool(box["word"]) for box in boxes) for boxes in queries["boxes"]]
     tags = [len(text.split()) for text in queries["text"]]
     shown = queries[min(range(len(named)), key=lambda row: (named[row] < 2, tags[row]))]
-    words, weights_RW, grid = attention_of_words(retriever.model, retriever.processor, shown["image"], shown["text"])
+    image = shown["image"]
+    words, weights_RW, grid, seen = attention_of_words(retriever.model, retriever.processor, image, shown["text"])
     boxes = {word: [box["box"] for box in shown["boxes"] if box["word"] == word] for word in words}
-    plot_attention(shown["image"], weights_RW, words, output / "attention.png", boxes=boxes, region_grid=grid)
+    plot_attention(image, weights_RW, words, output / "attention.png", boxes=boxes, region_grid=grid, seen=seen)
 
 
 def _print(

@@ -24,6 +24,12 @@ def evaluate(
     reference: Annotated[
         str | None, typer.Option(help="'float': also the cosine of the encoder's own vectors, of a dual encoder.")
     ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Add the figures to metrics.json of a compressed model, for its card.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", "--trust_remote_code", help="Let code of the model's encoder run.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure a model on a data set, in both directions, with ties in expectation.
@@ -31,9 +37,15 @@ def evaluate(
     By labels: MAP and precision at k. Without: recall at k and median rank of the other half of each query pair.
     """
     from cmfah_hf.cli.output import print_figures, print_json
+    from cmfah_hf.models.remote_code import remote_code
     from cmfah_hf.training.evaluate import evaluate_folder, split_figures
 
-    figures = evaluate_folder(model, dataset, query_split, database_split, protocol, plots, captions, reference)
+    with remote_code(trust_remote_code):
+        figures = evaluate_folder(model, dataset, query_split, database_split, protocol, plots, captions, reference)
+    if save:
+        from cmfah_hf.training.compression import save_figures
+
+        save_figures(model, dataset, figures)
     if json:
         print_json({"protocol": protocol, **figures})
     else:

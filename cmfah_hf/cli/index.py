@@ -27,6 +27,9 @@ def index(
         bool, typer.Option("--any-model", help="With --add: accept an index made by another model.")
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Items encoded at once.")] = 32,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", "--trust_remote_code", help="Let code of the model's encoder run.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Encode images (or texts) and index their codes. Unreadable images are reported and skipped.
@@ -40,7 +43,7 @@ def index(
     from cmfah_hf.retrieval import CrossMediaRetriever
 
     regular_target(output, HashIndexError)  # refused before anything is encoded
-    retriever = CrossMediaRetriever.from_pretrained(model, any_model=any_model)
+    retriever = CrossMediaRetriever.from_pretrained(model, any_model=any_model, trust_remote_code=trust_remote_code)
     what = "texts" if texts else "images"
     if add:
         setattr(retriever, what, retriever.load_index(output))

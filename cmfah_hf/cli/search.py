@@ -33,6 +33,9 @@ def search(
     any_model: Annotated[
         bool, typer.Option("--any-model", help="Also search an index whose codes another model made.")
     ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", "--trust_remote_code", help="Let code of the model's encoder run.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Search an index, or a folder of images, by words, by an image, or by both.
@@ -48,7 +51,9 @@ def search(
     from cmfah_hf.retrieval.folder_index import STATE_COLUMN, update_folder_index
 
     with_model = index is None and images is None
-    retriever = CrossMediaRetriever.from_pretrained(model, index=with_model, any_model=any_model)
+    retriever = CrossMediaRetriever.from_pretrained(
+        model, index=with_model, any_model=any_model, trust_remote_code=trust_remote_code
+    )
     changes = None
     if images is not None:
         changes = update_folder_index(retriever, images, index, progress=not json)

@@ -1,9 +1,10 @@
 """Attention between the regions of an image and the words of its text. Shapes: `R` regions, `W` words, `T` tokens."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from cmfah_hf.errors import QueryError
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
@@ -16,15 +17,17 @@ class WordAttention(NamedTuple):
         words: The `W` known words, in their order.
         weights: `(R, W)`.
         grid: Rows and columns of the regions.
+        seen: Left, top, right and bottom of the part of the image that the regions cover, in pixels.
     """
 
     words: list[str]
     weights: np.ndarray
     grid: tuple[int, int]
+    seen: tuple[float, float, float, float]
 
 
 @torch.inference_mode()
-def attention_of_words(model: CMFAHModel, processor: CMFAHProcessor, image: Any, text: str) -> WordAttention:
+def attention_of_words(model: CMFAHModel, processor: CMFAHProcessor, image: Image.Image, text: str) -> WordAttention:
     """Attention weights between the regions and words of a pair.
 
     If both modalities attend, they are products of two weights: of the region for the word (`[attention-v]`), which
@@ -48,4 +51,5 @@ def attention_of_words(model: CMFAHModel, processor: CMFAHProcessor, image: Any,
         weights_RT = weights_RT * outputs.text_model_output.attentions[-1][0, 0].T
     weights_RW = torch.stack([weights_RT[:, tokens].sum(dim=1) for _, tokens in spans], dim=1)
     grid = model.image_model.embeddings.region_grid(*inputs["pixel_values"].shape[2:])
-    return WordAttention([word for word, _ in spans], weights_RW.float().cpu().numpy(), grid)
+    words = [word for word, _ in spans]
+    return WordAttention(words, weights_RW.float().cpu().numpy(), grid, processor.seen_box(*image.size))

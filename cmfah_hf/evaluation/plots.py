@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from cmfah_hf.atomic import atomic_file
-from cmfah_hf.evaluation.pointing import Boxes, boxes_by_word, region_weights
+from cmfah_hf.evaluation.pointing import Box, Boxes, boxes_by_word, region_weights
 from cmfah_hf.retrieval.codes import as_array
 
 if TYPE_CHECKING:
@@ -101,17 +101,19 @@ def plot_attention(
     path: str | os.PathLike,
     boxes: Boxes | None = None,
     region_grid: tuple[int, int] | None = None,
+    seen: Box | None = None,
 ) -> Path:
     """Plots the image, and one panel per word with its attention to the regions, on a common scale from 0.
 
     Args:
-        image: The image, which the region grid covers completely.
+        image: The image.
         weights: `(R, W)`, attention of each word to each region (`[attention-t]`, see docs/method.md), or `(R,)` of
             one word.
         words: The `W` words.
         path: The file; its folder is created.
         boxes: Boxes of the objects that the words name, which are drawn; see `pointing.Boxes`.
         region_grid: Rows and columns of the grid; a square by default.
+        seen: The part of the image that the grid covers, as a box. None: the whole image.
 
     Raises:
         QueryError: If weights, words, boxes and grid do not fit together, or a weight is NaN.
@@ -120,6 +122,8 @@ def plot_attention(
     weights_RW, grid = region_weights(weights[:, None] if weights.ndim == 1 else weights, words, region_grid)
     word_boxes = boxes_by_word(words, boxes) if boxes is not None else [[] for _ in words]
     image = image.convert("RGB")
+    left, top, right, bottom = seen or (0, 0, *image.size)
+    covered = max(1, round(right - left)), max(1, round(bottom - top))
     scale, colors = Normalize(0, float(weights_RW.max()) or 1.0), colormaps["plasma"]
 
     panels = len(words) + 1
@@ -133,15 +137,17 @@ def plot_attention(
     axes[0].imshow(image)
     axes[0].set_title("image", fontsize=11, color="#6B727A", style="italic")
     for panel, word, weights_R, its_boxes in zip(axes[1:], words, weights_RW.T, word_boxes, strict=False):
-        heat = Image.fromarray(weights_R.reshape(grid).astype(np.float32)).resize(image.size, Image.Resampling.BICUBIC)
+        heat = Image.fromarray(weights_R.reshape(grid).astype(np.float32)).resize(covered, Image.Resampling.BICUBIC)
         heat = np.clip(np.asarray(heat), 0, scale.vmax)
         panel.imshow(image.convert("L"), cmap="gray", vmin=-90, vmax=285)
         # Weak attention is transparent, so that the image is visible.
-        panel.imshow(heat, cmap=colors, norm=scale, alpha=0.8 * np.sqrt(scale(heat)))
+        edges = (left - 0.5, right - 0.5, bottom - 0.5, top - 0.5)  # a pixel's center has whole coordinates
+        panel.imshow(heat, cmap=colors, norm=scale, alpha=0.8 * np.sqrt(scale(heat)), extent=edges)
+        panel.set(xlim=(-0.5, image.width - 0.5), ylim=(image.height - 0.5, -0.5))
         panel.set_title(word, fontsize=11, color=INK, weight="bold", parse_math=False)
-        for left, top, right, bottom in its_boxes:
+        for x, y, end_x, end_y in its_boxes:
             for color, line in (("black", 3.2), ("#7CFFCB", 1.6)):
-                panel.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=color, lw=line))
+                panel.add_patch(Rectangle((x, y), end_x - x, end_y - y, fill=False, ec=color, lw=line))
     bar = figure.colorbar(ScalarMappable(scale, colors), ax=list(axes), shrink=0.8, aspect=28, pad=0.015)
     bar.set_label("attention weight", fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8, colors=INK)

@@ -1,6 +1,6 @@
 """Pointing game: whether the attention of a word is strongest within the box of the object that it names.
 
-Shapes: `R` regions in row-major order over a grid that covers the whole image, `W` words.
+Shapes: `R` regions in row-major order over a grid, `W` words.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,6 +40,7 @@ def pointing_game(
     boxes: Boxes,
     image_size: tuple[int, int],
     region_grid: tuple[int, int] | None = None,
+    seen: Box | None = None,
 ) -> PointingResult:
     """Plays the pointing game on one image.
 
@@ -49,14 +50,15 @@ def pointing_game(
         boxes: As in `Boxes`.
         image_size: Width and height of the image, in pixels.
         region_grid: Rows and columns of the grid; a square by default.
+        seen: The part of the image that the grid covers. None: the whole image.
 
     Raises:
         QueryError: If weights, words, boxes and grid do not fit together, or a weight is NaN.
     """
     weights_RW, (rows, columns) = region_weights(weights_RW, words, region_grid)
-    width, height = image_size
-    x_R = np.tile((np.arange(columns) + 0.5) * width / columns, rows)
-    y_R = np.repeat((np.arange(rows) + 0.5) * height / rows, columns)
+    first_x, first_y, last_x, last_y = seen or (0, 0, *image_size)
+    x_R = np.tile(first_x + (np.arange(columns) + 0.5) * (last_x - first_x) / columns, rows)
+    y_R = np.repeat(first_y + (np.arange(rows) + 0.5) * (last_y - first_y) / rows, columns)
     hits, shares = 0.0, []
     for weights_R, word_boxes in zip(weights_RW.T, boxes_by_word(words, boxes), strict=True):
         if not word_boxes:

@@ -29,21 +29,32 @@ def words_of(value: Any, where: str = "The text", split: Callable[[str], list[st
 
     A tag of several words ("new york") gives several words, as in the joined text. `where` is the subject of errors.
     """
-    if value is None:
-        return []
-    if isinstance(value, str):
-        text = value
-    elif isinstance(value, (list, tuple, np.ndarray)) and all(tag is None or isinstance(tag, str) for tag in value):
-        text = " ".join(tag for tag in value if tag is not None)
-    else:
-        raise DataError(f"{where} holds {_shown(value)}; a text is a string or a list of tags.")
+    text = text_of(value, where)
     try:
         return split(text)
     except UnicodeEncodeError:
-        # JSON may contain surrogates: pairs become one character, single ones a space, since the replacement character
-        # would count as a pictograph.
-        joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        return split(joined.replace("\ufffd", " "))
+        # A single surrogate is left out, since the replacement character would count as a pictograph.
+        return split(without_surrogates(text).replace("\ufffd", " "))
+
+
+def text_of(value: Any, where: str = "The text") -> str:
+    """A string, tags joined by spaces, or for `None`, an empty string. `where` is the subject of errors.
+
+    Raises:
+        DataError: If the value is neither.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple, np.ndarray)) and all(tag is None or isinstance(tag, str) for tag in value):
+        return " ".join(tag for tag in value if tag is not None)
+    raise DataError(f"{where} holds {_shown(value)}; a text is a string or a list of tags.")
+
+
+def without_surrogates(text: str) -> str:
+    """The text with pairs of surrogates, which JSON may contain, as one character, and single ones replaced."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def iterate_words(

@@ -2,19 +2,16 @@
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cmfah_hf.hub.card_figures import RANKINGS, WAYS, code, figures_of, is_compressed
 from cmfah_hf.hub.cards import card_of
-from cmfah_hf.hub.finished_run import ATTENTION_PLOT, DRAWN, SETTINGS_NAME, FinishedRun, is_repo_id
+from cmfah_hf.hub.finished_run import SETTINGS_NAME, FinishedRun, is_repo_id
 from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
-
-_RANKINGS = {"hamming": "Hamming", "aqd": "AQD"}
-_WAYS = {"i2t": "image to text", "t2i": "text to image"}
 
 
 def make_model_card(
@@ -64,7 +61,7 @@ def make_model_card(
         f"# {name}",
         f"An image and a text share {bits} bits, so a sentence finds images, and an image texts, in {bits // 8} "
         f"bytes per item. {_origin(run, method)}",
-        *_figures(run, dataset_id, files),
+        *figures_of(run, dataset_id, files),
         *_usage(run, repo_id, files, revision),
         *(_compression(run) if is_compressed(run) else _training(run, repo_id, revision)),
         *_limits(run, files),
@@ -73,11 +70,6 @@ def make_model_card(
     ]
     body = "\n\n".join(parts)
     return ModelCard(card_of(head.to_yaml(), body))
-
-
-def is_compressed(run: FinishedRun) -> bool:
-    """Whether a model was made by `cmfah compress`, without training."""
-    return isinstance(run.metrics.get("compression"), dict)
 
 
 def _origin(run: FinishedRun, method: str) -> str:
@@ -110,8 +102,8 @@ def _eval_results(run: FinishedRun, dataset_id: str | None) -> "list[EvalResult]
 
     found, dataset = run.metrics.get("query") or {}, dataset_id or run.dataset or "unknown"
     results = []
-    for ranking, its_name in _RANKINGS.items():
-        for way, direction in _WAYS.items():
+    for ranking, its_name in RANKINGS.items():
+        for way, direction in WAYS.items():
             value = found.get(f"{ranking}/{way}/map")
             if value is not None and math.isfinite(value):
                 results.append(
@@ -130,70 +122,10 @@ def _eval_results(run: FinishedRun, dataset_id: str | None) -> "list[EvalResult]
     return results or None
 
 
-def _code(name: str | None) -> str:
-    """An untrusted name as inline code."""
-    plain = re.sub(r"[^\w .:+@()/-]", "_", str(name))[:100]
-    return f"`{plain}`"
-
-
-def _figures(run: FinishedRun, dataset_id: str | None, files: set[str]) -> list[str]:
-    metrics, query = run.metrics, run.metrics.get("query") or {}
-    if is_compressed(run):
-        return _agreement(metrics["compression"])
-    parts = ["## Figures", _protocol(run, dataset_id)]
-    if query:
-        rows = [
-            (f"MAP, {name}", [query.get(f"{ranking}/{way}/map") for way in _WAYS])
-            for ranking, name in _RANKINGS.items()
-        ]
-        rows.append(("MAP of a random ranking", [query.get("random/map")] * 2))
-        ks = sorted({int(key.rpartition("@")[2]) for key in query if key.startswith("hamming/i2t/precision@")})
-        rows += [
-            (f"precision at {k}, Hamming", [query.get(f"hamming/{way}/precision@{k}") for way in _WAYS]) for k in ks
-        ]
-        lines = [f"| {title} | {_figure(a)} | {_figure(b)} |" for title, (a, b) in rows if a is not None]
-        parts.append("\n".join([f"| | {' | '.join(_WAYS.values())} |", "|---|---|---|", *lines]))
-    elif metrics.get("validation") is not None:
-        parts.append(
-            f"On the validation pairs, which selected the epoch, the mean MAP of both directions is "
-            f"{_figure(metrics['validation'])}. Test queries were not measured."
-        )
-    else:
-        parts.append("The run has no metrics.")
-    if "plots/precision_at_k.png" in files:
-        parts.append("![Precision at k, both directions and rankings](plots/precision_at_k.png)")
-    if ATTENTION_PLOT in files:
-        parts.append(
-            "Regions of a query's image that its words attend to:\n\n"
-            f"![Attention of words over an image]({ATTENTION_PLOT})"
-        )
-    return parts
-
-
-def _agreement(figures: Mapping[str, Any]) -> list[str]:
-    """The figures by which the candidates of a compression were compared."""
-    held_out = int(figures.get("held_out") or 0)
-    measured = f"on {held_out:,} images that were held out" if held_out else "on the images that it was fitted to"
-    compared = (
-        "The mean of 1 / log2(1 + rank) of an item's own partner by code"
-        if figures.get("by_partner")
-        else "The share of the ten nearest items of the encoder that are among the ten nearest by code"
-    )
-    lines = [
-        f"| {_code(each.get('name'))} | {_figure(each.get('aqd'))} | {_figure(each.get('hamming'))} |"
-        for each in figures.get("candidates") or []
-    ]
-    return [
-        "## Figures",
-        f"{compared}, {measured}. The first code was chosen.",
-        "\n".join(["| code | AQD | Hamming |", "|---|---|---|", *lines]),
-    ]
-
-
 def _compression(run: FinishedRun) -> list[str]:
     figures, config = run.metrics["compression"], run.config
     facts = {
-        "encoder": _code(figures["encoder"]) if figures.get("encoder") else None,
+        "encoder": code(figures["encoder"]) if figures.get("encoder") else None,
         "commit of the encoder": config.get("encoder_revision"),
         "license of the encoder": figures.get("encoder_license"),
         "code": figures.get("code"),
@@ -201,6 +133,7 @@ def _compression(run: FinishedRun) -> list[str]:
         "dimensions of the images": figures.get("rank"),
         "images": figures.get("images"),
         "texts": figures.get("texts"),
+        "texts of no image": figures.get("other_texts"),
     }
     rows = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
     weights = (
@@ -209,30 +142,6 @@ def _compression(run: FinishedRun) -> list[str]:
         else "The weights of the encoder are in this repository, unchanged."
     )
     return ["## How it was made", "\n".join(["| | |", "|---|---|", *rows]), weights]
-
-
-def _protocol(run: FinishedRun, dataset_id: str | None) -> str:
-    metrics, query = run.metrics, run.metrics.get("query") or {}
-    where = f"[{dataset_id}](https://huggingface.co/datasets/{dataset_id})" if dataset_id else _code(run.dataset)
-    data = f"Data: {where}." if dataset_id or run.dataset else "The run does not name its data."
-    if run.dataset in DRAWN:
-        data = f"Data: {where}, drawn by code, with noisy tags."
-    if metrics.get("train_pairs"):
-        data += f" {metrics['train_pairs']:,} training pairs"
-        data += (
-            f", {metrics['validation_pairs']:,} validation pairs that selected the epoch"
-            if metrics.get("validation_pairs")
-            else ""
-        )
-        data += "; then the model was trained on all of them." if metrics.get("refit") else "."
-    if not query:
-        return data
-    return (
-        f"{data} {int(query['queries']):,} held-out queries were evaluated once, at the end, against a database of "
-        f"{int(query['database']):,} pairs. Items that share a label are relevant. Each item is encoded by itself: "
-        "images without their texts, texts without their images. MAP covers the whole database and is the "
-        "expectation over the order of ties, which are frequent among codes."
-    )
 
 
 def _usage(run: FinishedRun, repo_id: str, files: set[str], revision: str | None) -> list[str]:
@@ -384,7 +293,3 @@ def _licenses(run: FinishedRun, license: str | None, data_license: str | None) -
     data = data_license or run.data_license
     of_data = f"The data: {data}." if data else "The data's license is unknown; see its source."
     return ["## License", f"{model} {of_data} The code that cmfah-hf added to this repository: Apache-2.0."]
-
-
-def _figure(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3f}".removeprefix("0") if math.isfinite(value) else "none"

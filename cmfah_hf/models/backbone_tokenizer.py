@@ -9,6 +9,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from .model_files import ModelFileError, read_object
+from .remote_code import is_remote
+from .sentence_files import PLAIN, SentenceSettings
 
 # Allowed types of each part of a `tokenizer.json`. None runs code or adds more than a few characters or tokens.
 _KINDS = {
@@ -31,8 +33,12 @@ _MOST_ADDED_CHARACTERS, _MOST_ADDED_TOKENS, _MOST_PATTERN, _MOST_REPEATS = 8, 8,
 _MOST_POSITIONS = 2**17
 
 
-def tokenizer_of_backbone(backbone: PreTrainedConfig) -> PreTrainedTokenizerFast:
+def tokenizer_of_backbone(backbone: PreTrainedConfig, sentence: SentenceSettings = PLAIN) -> PreTrainedTokenizerFast:
     """The tokenizer of a text backbone or dual encoder, from the place of its configuration. It truncates long texts.
+
+    Args:
+        backbone: The configuration.
+        sentence: The settings of a folder of sentence-transformers.
 
     Raises:
         ValueError: If the source of the configuration is unknown, or the tokenizer cannot be used.
@@ -43,7 +49,7 @@ def tokenizer_of_backbone(backbone: PreTrainedConfig) -> PreTrainedTokenizerFast
     place = backbone.name_or_path
     if not place:
         raise ValueError("The text encoder's configuration names no source of a tokenizer; give a folder or Hub id.")
-    found = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    found = AutoTokenizer.from_pretrained(place, trust_remote_code=is_remote(backbone), **sentence.location)
     if not isinstance(found, PreTrainedTokenizerFast):
         raise ValueError(f"{place}: its tokenizer has no tokenizer.json; convert it to a fast one.")
     text = backbone.get_text_config()
@@ -51,9 +57,14 @@ def tokenizer_of_backbone(backbone: PreTrainedConfig) -> PreTrainedTokenizerFast
     length = int(found.model_max_length)
     if length > positions:  # unknown; some models reserve the first positions for padding
         length = positions - (text.pad_token_id or 0) - 2
+    length = min(length, sentence.max_length or length)
     settings = {"padding_side": found.padding_side, "model_max_length": length}
     settings |= {name: str(token) for name in _SPECIAL_TOKENS if (token := getattr(found, name)) is not None}
     content = json.loads(found.backend_tokenizer.to_str())
+    if sentence.lowercase:
+        own = content.get("normalizer")
+        parts = [{"type": "Lowercase"}, *([own] if own else [])]
+        content["normalizer"] = {"type": "Sequence", "normalizers": parts}
     return _build(content, settings, place)
 
 

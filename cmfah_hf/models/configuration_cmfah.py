@@ -1,6 +1,5 @@
 """The configuration of the towers: encoders, attention, and hash heads."""
 
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -9,8 +8,10 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import CONFIG_NAME
 
-from .configuration_files import TORCHVISION_BACKBONES, checked_settings
+from .configuration_files import checked_settings
 from .model_files import ModelFileError, find_file, hub_arguments, is_file, read_object
+from .named_encoders import configuration_of, image_size_of, resolve_backbone
+from .remote_code import remote_code
 
 ATTENTION_VARIANTS = ("both", "image", "text", "none")
 # The types of guidance, with the default temperatures of the image tower and the text tower.
@@ -33,51 +34,6 @@ _CHOICES = {
     "image_pooling": POOLINGS,
     "text_pooling": POOLINGS,
 }
-
-
-def resolve_backbone(name: str, **config_overrides) -> PreTrainedConfig | None:
-    """The configuration of an image backbone given by name.
-
-    Args:
-        name: One of torchvision's VGGs, a timm model name, or a folder or Hub id with a `transformers` backbone.
-        config_overrides: Fields of the backbone's configuration to set, such as `out_indices`.
-
-    Returns:
-        None for torchvision's VGGs, which have no configuration.
-
-    Raises:
-        OSError: If the name is none of these, or the Hub cannot be reached.
-    """
-    if name in TORCHVISION_BACKBONES:
-        return None
-    if not Path(name).is_dir() and "/" not in name:
-        from transformers import TimmBackboneConfig
-
-        try:
-            import timm
-        except ImportError as error:
-            raise ValueError(f"The backbone {name!r} looks like a timm name; `pip install timm` to use it.") from error
-        if timm.is_model(name):
-            return TimmBackboneConfig(backbone=name, **config_overrides)
-    return _configuration_of(name, "backbone of torchvision, of timm", config_overrides)
-
-
-def _configuration_of(name: str, what: str, overrides: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration in a folder or on the Hub; raises an `OSError` if there is none."""
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False, **overrides)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise OSError(f"{name!r} is no {what}, in a folder or on the Hub ({reason}).") from error
-
-
-def _image_size_of(encoder: PreTrainedConfig) -> int | None:
-    """Width and height of the images of a dual encoder; None if its configuration does not say."""
-    vision: Any = getattr(encoder, "vision_config", None) or getattr(encoder, "image_config", None)
-    size, patches = getattr(vision, "image_size", None), getattr(vision, "num_patches", None)
-    if size is None and patches is not None:  # SigLIP 2, which takes any size
-        return round(patches**0.5) * vision.patch_size
-    return size[0] if isinstance(size, (list, tuple)) else size
 
 
 @strict
@@ -155,6 +111,9 @@ class CMFAHConfig(PreTrainedConfig):
             Pooling of the positions of an image and a text, `[lstm]`: `"mean"`, `"max"`, or the sum `"mean_max"`.
         normalize_features (`bool`, defaults to `False`):
             Whether the pooled features are batch-normalized before the hash head, with statistics for each view.
+        lora_rank (`int`, *optional*):
+            Rank of the adapters of encoders that are not frozen, in a training and its checkpoints; a finished model
+            has none. None: the weights of the encoders themselves are trained.
         bit_queries (`bool`, defaults to `False`):
             Whether each bit also reads the positions by a query of its own, `[bit-queries]`.
         shared_mlp_size (`int`, *optional*):
@@ -164,6 +123,8 @@ class CMFAHConfig(PreTrainedConfig):
             Length `K` of a hash code; a multiple of 8.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of new word vectors and concepts.
+        trust_remote_code (`bool`, *optional*):
+            Whether code of the encoders' own on the Hub may run. Not saved. None: as around the call.
         objective (`dict`, *optional*):
             The method (`_name`) and the settings of the objective of a trained model. The towers do not read it.
 
@@ -226,6 +187,7 @@ class CMFAHConfig(PreTrainedConfig):
     image_pooling: str = "mean"
     text_pooling: str = "mean"
     normalize_features: bool = False
+    lora_rank: int | None = None
     bit_queries: bool = False
     shared_mlp_size: int | None = None
     hash_bits: int = 64
@@ -233,7 +195,8 @@ class CMFAHConfig(PreTrainedConfig):
     objective: dict | None = None
 
     def __post_init__(self, **kwargs):
-        self._resolve()
+        with remote_code(kwargs.pop("trust_remote_code", None)):
+            self._resolve()
         for name in self.sub_configs_defaults:
             sub_config = getattr(self, name)
             if isinstance(sub_config, dict) and sub_config.get("model_type") not in CONFIG_MAPPING:
@@ -255,8 +218,8 @@ class CMFAHConfig(PreTrainedConfig):
     def _resolve(self) -> None:
         """Replaces names of encoders by their configurations, so that a saved one needs no second look-up."""
         if self.dual_encoder is not None and self.dual_encoder_config is None:
-            found = self.dual_encoder_config = _configuration_of(self.dual_encoder, "dual encoder", {})
-            self.image_size = _image_size_of(found) or self.image_size
+            found = self.dual_encoder_config = configuration_of(self.dual_encoder, "dual encoder", {})
+            self.image_size = image_size_of(found) or self.image_size
         self.dual_encoder = None
         if self.dual_encoder_config is not None:
             self.image_feature_dim = self.backbone = self.backbone_config = None
@@ -268,7 +231,7 @@ class CMFAHConfig(PreTrainedConfig):
         if self.backbone_config is not None:
             self.backbone = None
         if self.text_backbone is not None and self.text_backbone_config is None:
-            self.text_backbone_config = _configuration_of(self.text_backbone, "text model", {})
+            self.text_backbone_config = configuration_of(self.text_backbone, "text model", {}, sentences=True)
         self.text_backbone = None
 
     def _follow_dual_encoder(self, encoder: PreTrainedConfig) -> None:
@@ -298,6 +261,8 @@ class CMFAHConfig(PreTrainedConfig):
             raise ValueError("backbone and backbone_config are both None; name an image backbone in one of them.")
         if not self.use_positions and self.dual_encoder_config is None:
             raise ValueError("use_positions is False, and without a dual encoder there is nothing else to read.")
+        if self.lora_rank is not None and self.freeze_backbone and self.freeze_text_backbone:
+            raise ValueError("lora_rank is given, and both encoders are frozen; set freeze_backbone to False.")
         self._check_sizes()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -314,11 +279,23 @@ class CMFAHConfig(PreTrainedConfig):
         for name in ("pad_token_id", "unk_token_id"):
             if not 0 <= (getattr(self, name) or 0) < self.vocab_size:
                 raise ValueError(f"{name} is {getattr(self, name)}; give one of the {self.vocab_size} rows, or None.")
-        for name in ("image_feature_dim", "pooled_dim", "shared_mlp_size"):
+        for name in ("image_feature_dim", "pooled_dim", "shared_mlp_size", "lora_rank"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more, or None.")
         if not self.text_kernel_sizes or min(self.text_kernel_sizes) < 1:
             raise ValueError(f"text_kernel_sizes is {self.text_kernel_sizes}; give one or more widths of 1 or more.")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args: Any, **kwargs: Any):
+        """The configuration of a saved model.
+
+        Args:
+            pretrained_model_name_or_path: A folder, a file or a Hub id.
+            args, kwargs: As in `transformers`. `trust_remote_code`: whether the code of an encoder that the model names
+                may run; by default as around the call.
+        """
+        with remote_code(kwargs.pop("trust_remote_code", None)):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

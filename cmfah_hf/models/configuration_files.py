@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from .model_files import ModelFileError
+from .remote_code import has_code, remote_config
 
 TORCHVISION_BACKBONES = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 # Settings that make `transformers` read further files, code, or other types of weights.
@@ -40,7 +41,7 @@ _LARGEST = {
     "image_size": 4_096, "num_channels": 3, "word_dim": 10**6, "text_filters": 10**6, "text_kernel_sizes": 1_000,
     "hidden_size": 10**6, "num_hidden_layers": _MOST_LAYERS, "num_concepts": 10**6, "num_labels": 10**5,
     "hash_bits": 65_536, "queue_size": 10**6, "image_temperature": 10**4, "text_temperature": 10**4,
-    "pooled_dim": 10**6, "shared_mlp_size": 10**6,
+    "pooled_dim": 10**6, "shared_mlp_size": 10**6, "lora_rank": 4_096,
 }  # fmt: skip
 # Settings of a backbone that may be mappings.
 _MAPPINGS = {
@@ -205,6 +206,8 @@ def _backbone_config(
 ) -> PreTrainedConfig:
     """The configuration of a backbone from the setting `part`."""
     kind, (allowed, what) = settings.get("model_type"), kinds
+    if has_code(settings) and kind not in CONFIG_MAPPING and part != "backbone_config":
+        return remote_config(settings, part, where)
     if not isinstance(kind, str) or kind not in allowed:
         raise ModelFileError(
             f"{where}: {part} has the model_type {str(kind)[:80]!r}, which is no {what} that transformers knows."

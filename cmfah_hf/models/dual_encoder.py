@@ -18,6 +18,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from .configuration_cmfah import CMFAHConfig
 from .configuration_files import UNFIT
 from .model_files import ModelFileError
+from .remote_code import is_remote, remote_class
 from .safe_weights import add_to_digest, find_weights, read_weights
 
 Side = Literal["image", "text"]
@@ -55,7 +56,7 @@ def dual_encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         ValueError: If its model does not encode both images and texts.
     """
     try:
-        found = AutoModel._model_mapping[type(config)]
+        found = remote_class(config) if is_remote(config) else AutoModel._model_mapping[type(config)]
     except KeyError:
         found = None
     lacking = [side for side in ("image", "text") if not hasattr(found, f"get_{side}_features")]

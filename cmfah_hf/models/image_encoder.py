@@ -14,6 +14,7 @@ import torch.utils.checkpoint
 from torch import nn
 from transformers import PreTrainedConfig
 
+from .adapters import add_adapters, train_adapters_only
 from .configuration_cmfah import CMFAHConfig
 from .configuration_files import UNFIT
 from .dual_encoder import CMFAHDualImageEncoder
@@ -92,14 +93,22 @@ class CMFAHImageEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.backbone, channels = _build_backbone(config)
-        self._freeze()
+        self.adapt()
         self.projection = nn.Linear(channels, config.hidden_size)
         self.pooled_dim = config.pooled_dim
         self._grids: dict[tuple[int, int], tuple[int, int]] = {}
 
+    def adapt(self) -> None:
+        """Adds the adapters of the configuration, and freezes what is frozen."""
+        if self.config.lora_rank is not None and not self.config.freeze_backbone:
+            add_adapters(self.backbone, self.config.lora_rank)
+        self._freeze()
+
     def _freeze(self) -> None:
         if self.config.freeze_backbone:  # including dropout and batch statistics
             self.backbone.requires_grad_(False).eval()
+        elif self.config.lora_rank is not None:
+            train_adapters_only(self.backbone)
 
     def train(self, mode: bool = True) -> "CMFAHImageEncoder":
         super().train(mode)

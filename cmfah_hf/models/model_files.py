@@ -91,6 +91,15 @@ def read_object(path: str | os.PathLike) -> dict[str, Any]:
         ModelFileError: If the file is too large, not JSON, not an object, nested too deeply, or contains NaN, infinite
             numbers or unpaired surrogates.
     """
+    return _read_json(path, dict, "object")
+
+
+def read_list(path: str | os.PathLike) -> list[Any]:
+    """The content of a JSON file that holds a list, as `read_object`."""
+    return _read_json(path, list, "list")
+
+
+def _read_json(path: str | os.PathLike, kind: type, what: str) -> Any:
     with Path(path).open("rb") as file:
         content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
@@ -103,8 +112,8 @@ def read_object(path: str | os.PathLike) -> dict[str, Any]:
     except ValueError as error:  # not UTF-8, not JSON, or an integer of thousands of digits
         reason = " ".join(str(error).split())[:200]
         raise ModelFileError(f"{path} is not valid JSON ({reason}); restore it, or save the model again.") from error
-    if not isinstance(value, dict):
-        raise ModelFileError(f"{path} holds no JSON object; restore it, or save the model again.")
+    if not isinstance(value, kind):
+        raise ModelFileError(f"{path} holds no JSON {what}; restore it, or save the model again.")
     if text.count("[") + text.count("{") > _MOST_DEPTH or "\\u" in text:
         _check(value, path)
     return value

@@ -54,14 +54,14 @@ class CMFAHPreTrainedModel(PreTrainedModel):
         """Loads a model from safetensors, which are checked before the model is built.
 
         Only `config.json` and the weights are read, both within the folder or repository. Results do not depend on the
-        layout of the files.
+        layout of the files. `trust_remote_code=True` allows the code of an encoder that `config.json` names to run.
 
         Raises:
             ModelFileError: If a file is damaged or outside the folder, or the files do not fit together.
             ValueError: If another weight format is requested, or the checkpoint is of another architecture.
             OSError: If there are no safetensors, or the Hub cannot be reached.
         """
-        source = pretrained_model_name_or_path
+        source, trusts = pretrained_model_name_or_path, kwargs.pop("trust_remote_code", None)
         if kwargs.pop("use_safetensors", None) is False or kwargs.get("gguf_file") is not None:
             raise ValueError("Weights in other formats than safetensors are pickles or foreign, and never loaded.")
         if source is None or kwargs.get("state_dict") is not None:
@@ -72,7 +72,7 @@ class CMFAHPreTrainedModel(PreTrainedModel):
         options = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
         if not isinstance(config, PreTrainedConfig):
             settings = {name: options.pop(name) for name in list(options) if _is_setting(cls.config_class, name)}
-            where = source if config is None else config
+            where, settings["trust_remote_code"] = source if config is None else config, trusts
             hub = pinned(source, None if is_file(source) else find_file(source, CONFIG_NAME, hub), hub)
             config = cls.config_class.from_pretrained(where, **hub, **settings)
         tensors = cls._current_names(read_weights(find_weights(source, options.pop("variant", None), hub)))

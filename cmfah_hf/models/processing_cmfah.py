@@ -1,5 +1,6 @@
 """The processor, which converts images and texts to inputs of the towers."""
 
+import json
 import logging
 import os
 import re
@@ -18,6 +19,8 @@ from .backbone_tokenizer import load_backbone_tokenizer, tokenizer_of_backbone
 from .configuration_cmfah import CMFAHConfig
 from .image_modes import to_rgb
 from .model_files import ModelFileError, find_file, hub_arguments, pinned, read_object
+from .remote_code import is_remote
+from .sentence_files import check_prompt, sentence_settings
 from .tokenization_cmfah import build_word_tokenizer, load_word_tokenizer, split_words, word_offsets
 
 logger = logging.getLogger(__name__)
@@ -72,6 +75,7 @@ class CMFAHProcessor(ProcessorMixin):
         image_processor: An image processor with the mean, standard deviation and size of the backbone.
         tokenizer: A fast tokenizer, from `build_word_tokenizer` or of a text backbone.
         word_level: Whether the tokenizer is from `build_word_tokenizer`.
+        text_prompt: Begins each text, as a text backbone was trained with; no word of it is a word of the text.
 
     Example:
 
@@ -83,9 +87,11 @@ class CMFAHProcessor(ProcessorMixin):
 
     valid_processor_kwargs = CMFAHProcessorKwargs
 
-    def __init__(self, image_processor=None, tokenizer=None, word_level: bool = True, **kwargs):
+    def __init__(
+        self, image_processor=None, tokenizer=None, word_level: bool = True, text_prompt: str = "", **kwargs: Any
+    ):
         super().__init__(image_processor, tokenizer, **kwargs)
-        self.word_level = word_level
+        self.word_level, self.text_prompt = word_level, text_prompt
         self._told_of_truncation = False
 
     @classmethod
@@ -127,8 +133,10 @@ class CMFAHProcessor(ProcessorMixin):
             return cls(_dual_image_processor(config), tokenizer, word_level=False)
         if not isinstance(config.text_backbone_config, PreTrainedConfig):
             raise ValueError("This model has word vectors and no pretrained text encoder; use from_vocabulary.")
-        tokenizer = tokenizer_of_backbone(config.text_backbone_config)
-        return cls(_new_image_processor(config, image_mean, image_std), tokenizer, word_level=False)
+        sentence = sentence_settings(config.text_backbone_config.name_or_path)
+        tokenizer = tokenizer_of_backbone(config.text_backbone_config, sentence)
+        image_processor = _new_image_processor(config, image_mean, image_std)
+        return cls(image_processor, tokenizer, word_level=False, text_prompt=sentence.prompt)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the parent's arguments are keywords here
@@ -170,12 +178,15 @@ class CMFAHProcessor(ProcessorMixin):
             tokenizer = load(files["tokenizer.json"], read_object(files["tokenizer_config.json"]))
         for name in kwargs.keys() & set(tokenizer.SPECIAL_TOKENS_ATTRIBUTES):
             setattr(tokenizer, name, kwargs[name])
-        return cls(image_processor, tokenizer, word_level)
+        prompt = check_prompt(settings.get("text_prompt", ""), files[PROCESSOR_NAME])
+        return cls(image_processor, tokenizer, word_level, prompt)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as `processor_config.json` holds them."""
         settings = super().to_dict()
         settings.pop("_told_of_truncation", None)
+        if not self.text_prompt:
+            settings.pop("text_prompt", None)
         settings["image_processor"].pop("auto_map", None)  # the class in the repository is the processor's
         return settings
 
@@ -199,6 +210,8 @@ class CMFAHProcessor(ProcessorMixin):
             images = to_rgb(images)
         elif isinstance(images, (list, tuple)):
             images = [to_rgb(image) if isinstance(image, Image.Image) else image for image in images]
+        if self.text_prompt and text is not None:
+            text = self.text_prompt + text if isinstance(text, str) else [self.text_prompt + one for one in text]
         texts = [text] if isinstance(text, str) else text
         options: dict[str, Any] = {**kwargs}
         if not self.word_level:
@@ -227,6 +240,23 @@ class CMFAHProcessor(ProcessorMixin):
         size = settings.crop_size if getattr(settings, "do_center_crop", None) else settings.size
         return size["height"], size["width"]
 
+    def seen_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the part of an image that `pixel_values` show, in pixels of the image.
+
+        A center crop leaves out the ends of the longer side. One larger than the image adds a border.
+        """
+        settings = self.image_processor
+        if not getattr(settings, "do_center_crop", None):
+            return 0.0, 0.0, float(width), float(height)
+        scale_x = scale_y = 1.0
+        if settings.do_resize:
+            shortest = settings.size.get("shortest_edge")
+            scale_x = (shortest / min(width, height)) if shortest else settings.size["width"] / width
+            scale_y = scale_x if shortest else settings.size["height"] / height
+        half_width = settings.crop_size["width"] / scale_x / 2
+        half_height = settings.crop_size["height"] / scale_y / 2
+        return width / 2 - half_width, height / 2 - half_height, width / 2 + half_width, height / 2 + half_height
+
     def known_words(self, text: str) -> list[str]:
         """The words of `text` in the vocabulary, in their order; all words with a text backbone."""
         words = split_words(text)
@@ -243,13 +273,14 @@ class CMFAHProcessor(ProcessorMixin):
 
     def word_spans(self, text: str) -> list[tuple[str, list[int]]]:
         """The known words of `text`, each with its token positions in `processor(text=[text])`."""
-        encoded = self.tokenizer(text, truncation=not self.word_level, return_offsets_mapping=True)
+        encoded = self.tokenizer(self.text_prompt + text, truncation=not self.word_level, return_offsets_mapping=True)
+        before = len(self.text_prompt)
         offsets = [
-            (position, first, end)
+            (position, max(first - before, 0), end - before)
             for position, (token, (first, end)) in enumerate(
                 zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
             )
-            if first < end and not (self.word_level and token == self.tokenizer.unk_token_id)
+            if max(first, before) < end and not (self.word_level and token == self.tokenizer.unk_token_id)
         ]
         found = [
             (word, [position for position, first, end in offsets if first < word_end and word_start < end])
@@ -294,7 +325,8 @@ def _dual_image_processor(config: CMFAHConfig) -> ImageProcessingMixin:
     assert isinstance(encoder, PreTrainedConfig)
     if not encoder.name_or_path:
         raise ValueError("dual_encoder_config names no source of an image processor; give dual_encoder.")
-    settings = AutoImageProcessor.from_pretrained(encoder.name_or_path, trust_remote_code=False).to_dict()
+    found = AutoImageProcessor.from_pretrained(encoder.name_or_path, trust_remote_code=is_remote(encoder))
+    settings = json.loads(found.to_json_string())  # `to_dict` holds tuples
     try:
         return _load_image_processor(settings, Path(encoder.name_or_path), {})
     except ModelFileError:

@@ -9,17 +9,20 @@ backbone.
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
+from .adapters import add_adapters, train_adapters_only
 from .configuration_cmfah import CMFAHConfig
 from .configuration_files import UNFIT
 from .dual_encoder import CMFAHDualTextEncoder
 from .encoder_output import Embedded
 from .model_files import ModelFileError
+from .remote_code import is_remote, remote_class
 
 
 def build_text_encoder(config: CMFAHConfig) -> "CMFAHTextEncoder":
@@ -89,6 +92,24 @@ class CMFAHTextEncoder(nn.Module):
         raise NotImplementedError
 
 
+class CMFAHPretrainedText(CMFAHTextEncoder):
+    """Base class of text encoders with pretrained weights, which may be frozen, or adapted with `lora_rank`."""
+
+    backbone: Any
+
+    def adapt(self) -> None:
+        """Adds the adapters of the configuration, and freezes what is frozen."""
+        if self.config.lora_rank is not None and not self.config.freeze_text_backbone:
+            add_adapters(self.backbone, self.config.lora_rank)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        if self.config.freeze_text_backbone:
+            self.backbone.requires_grad_(False).eval()
+        elif self.config.lora_rank is not None:
+            train_adapters_only(self.backbone)
+
+
 class CMFAHTextCNN(CMFAHTextEncoder):
     """`[words]`: a table of word vectors, a TextCNN of several widths, and a fully connected layer."""
 
@@ -120,7 +141,7 @@ class CMFAHTextCNN(CMFAHTextEncoder):
         return torch.cat([convolution(embeds_BEW).relu() for convolution in self.convolutions], dim=1).mT
 
 
-class CMFAHTextBackbone(CMFAHTextEncoder):
+class CMFAHTextBackbone(CMFAHPretrainedText):
     """Any text model of `transformers`: its `last_hidden_state`, projected to `D`.
 
     Padding must be on the side that the model was trained with; most models count positions from the left.
@@ -129,12 +150,8 @@ class CMFAHTextBackbone(CMFAHTextEncoder):
     def __init__(self, config: CMFAHConfig):
         super().__init__(config)
         self.backbone = build_text_backbone(config)
-        self._freeze()
+        self.adapt()
         self.projection = nn.Linear(self.backbone.config.hidden_size, config.hidden_size)
-
-    def _freeze(self) -> None:
-        if self.config.freeze_text_backbone:
-            self.backbone.requires_grad_(False).eval()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -153,18 +170,14 @@ class CMFAHTextBackbone(CMFAHTextEncoder):
         return output.last_hidden_state.to(self.projection.weight.dtype)
 
 
-class CMFAHDualText(CMFAHTextEncoder):
+class CMFAHDualText(CMFAHPretrainedText):
     """The text half of a dual encoder: its `last_hidden_state`, projected to `D`, and its vectors."""
 
     def __init__(self, config: CMFAHConfig):
         super().__init__(config)
         self.backbone = CMFAHDualTextEncoder(config)
-        self._freeze()
+        self.adapt()
         self.projection = nn.Linear(self.backbone.channels[-1], config.hidden_size)
-
-    def _freeze(self) -> None:
-        if self.config.freeze_text_backbone:
-            self.backbone.requires_grad_(False).eval()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.tower.get_input_embeddings()
@@ -203,11 +216,13 @@ def build_text_backbone(config: CMFAHConfig) -> PreTrainedModel:
     encodes = backbone_config.model_type in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES  # only the encoder, as of T5
     try:
         auto_class = AutoModelForTextEncoding if encodes else AutoModel
-        model_class = auto_class._model_mapping[type(backbone_config)]
+        is_own = not is_remote(backbone_config)
+        model_class: Any = auto_class._model_mapping[type(backbone_config)] if is_own else remote_class(backbone_config)
         options: dict[str, bool] = {}
         if isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class).parameters:
             options["add_pooling_layer"] = False
-        return auto_class.from_config(backbone_config, **options)
+        build = auto_class.from_config if is_own else model_class._from_config
+        return build(backbone_config, **options)
     except ModelFileError:
         raise
     except (*UNFIT, ImportError) as error:

@@ -15,6 +15,7 @@ import torch
 
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
+from cmfah_hf.models.dual_encoder import CMFAHDualTextEncoder
 from cmfah_hf.models.safe_weights import add_to_digest
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ def fingerprint_of(model: CMFAHModel, processor: CMFAHProcessor, expander: "Grap
         described[encoder] = _without_places(settings.to_dict())
         parts = [backend[name] for name in ("normalizer", "pre_tokenizer", "model", "post_processor", "added_tokens")]
         described["words"] = [*parts, tokenizer.model_max_length, tokenizer.padding_side]
+        half = model.text_model.embeddings.backbone
+        if isinstance(half, CMFAHDualTextEncoder) and half.family.pads_texts:
+            described["padding"] = config.pad_token_id
+        if processor.text_prompt:
+            described["prompt"] = processor.text_prompt
     digest.update(json.dumps(described, sort_keys=True).encode())
     add_to_digest(digest, model.state_dict())
     return digest.hexdigest()

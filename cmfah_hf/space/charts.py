@@ -5,7 +5,8 @@ They use the page's own colors, so they are readable in light and dark mode.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,11 @@ _COLORS = {"hamming/i2t": "#0A84C6", "hamming/t2i": "#D9690F", "aqd/i2t": "#0A84
 _DASHES = {"hamming": "none", "aqd": "7 4"}
 _WAYS = {"i2t": "image to text", "t2i": "text to image"}
 _METRICS = {"hamming": "Hamming", "aqd": "AQD"}
+_OF_PAIRS = {
+    **{f"recall@{k}": f"recall at {k}" for k in (1, 5, 10)},
+    "median_rank": "median rank",
+    "ndcg@10": "nDCG at 10",
+}
 # Layout of the map in image sides: maximum images per row, and their minimum distance.
 _MOST_THUMBNAILS, _THUMBNAIL_SIDE = 110, 72
 _ASPECT = 1.9
@@ -88,14 +94,22 @@ def _amount(size: float) -> str:
 
 def quality(metrics: Mapping[str, Any]) -> str:
     """The run's metrics: a table of MAP and a chart of precision at k, or a line that reports what is missing."""
-    figures = _numbers(metrics.get("query"))
-    if isinstance(metrics.get("compression"), Mapping):
-        return _agreement(metrics["compression"])
-    if not any(name.endswith("/map") for name in figures):
+    figures, pairs = _numbers(metrics.get("query")), _numbers(metrics.get("pairs"))
+    tables = [_agreement(metrics["compression"])] if isinstance(metrics.get("compression"), Mapping) else []
+    if any(name.endswith("/map") for name in figures):
+        tables.append(_by_labels(figures, metrics))
+    if any("/recall@" in name for name in pairs):
+        tables.append(_of_pairs(pairs))
+    if not tables:
         return note(
-            "This model came without figures of test queries (metrics.json). Train it on data that has a query split "
-            "with labels, or measure it with `cmfah evaluate`."
+            "This model came without figures of test queries (metrics.json). Train it on data that has a query split, "
+            "or measure it with `cmfah evaluate`."
         )
+    return f'<div class="cm-quality"><div>{"".join(tables)}</div>{_curves(figures)}</div>'
+
+
+def _by_labels(figures: Mapping[str, float], metrics: Mapping[str, Any]) -> str:
+    """The table of MAP."""
     rows = "".join(
         f'<tr><th scope="row">{_METRICS[metric]}</th>'
         + "".join(f"<td>{_figure(figures.get(f'{metric}/{way}/map'))}</td>" for way in _WAYS)
@@ -104,7 +118,6 @@ def quality(metrics: Mapping[str, Any]) -> str:
     )
     chance = figures.get("random/map")
     rows += f'<tr><th scope="row">random ranking</th>{f"<td>{_figure(chance)}</td>" * len(_WAYS)}</tr>'
-    heads = "".join(f'<th scope="col">{name}</th>' for name in _WAYS.values())
     facts = [
         f"{int(figures[name]):,} {what}" for name, what in (("queries", "queries"), ("database", "items searched"))
         if name in figures
@@ -112,12 +125,30 @@ def quality(metrics: Mapping[str, Any]) -> str:
     if (bits := _numbers(metrics).get("hash_bits")) is not None:
         facts.append(f"{int(bits)} bits")
     caption = f"Mean average precision: {', '.join(facts)}" if facts else "Mean average precision"
-    table = (
-        f'<table class="cm-table"><caption>{escaped(caption)}</caption>'
-        f'<thead><tr><th scope="col">ranking</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    )
     plain = note("Each query is encoded without its other modality; metrics are expectations over the order of ties.")
-    return f'<div class="cm-quality"><div>{table}{plain}</div>{_curves(figures)}</div>'
+    return _table(caption, ["ranking", *_WAYS.values()], rows) + plain
+
+
+def _of_pairs(figures: Mapping[str, float]) -> str:
+    """The table of instance retrieval."""
+    rows = ""
+    for metric, ranking in product(_OF_PAIRS, _METRICS):
+        values = [figures.get(f"{ranking}/{way}/{metric}") for way in _WAYS]
+        if values != [None] * len(_WAYS):
+            shown = [f"{value:g}" if metric == "median_rank" and value else _figure(value) for value in values]
+            head = f'<th scope="row">{_OF_PAIRS[metric]}, {_METRICS[ranking]}</th>'
+            rows += f"<tr>{head}{''.join(f'<td>{cell}</td>' for cell in shown)}</tr>"
+    counts = [f"{int(figures[name]):,} {name}" for name in ("images", "texts") if name in figures]
+    caption = f"The other half of a query's pair{', among ' if counts else ''}{' and '.join(counts)}"
+    return _table(caption, ["", *_WAYS.values()], rows)
+
+
+def _table(caption: str, heads: Sequence[str], rows: str) -> str:
+    cells = "".join(f'<th scope="col">{head}</th>' for head in heads)
+    return (
+        f'<table class="cm-table"><caption>{escaped(caption)}</caption>'
+        f"<thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>"
+    )
 
 
 def _agreement(figures: Mapping[str, Any]) -> str:
@@ -135,13 +166,8 @@ def _agreement(figures: Mapping[str, Any]) -> str:
         if figures.get("by_partner") is True
         else "Share of the encoder's ten nearest images among those of the code"
     )
-    table = (
-        f'<table class="cm-table"><caption>{escaped(compared)}</caption>'
-        '<thead><tr><th scope="col">code</th><th scope="col">AQD</th><th scope="col">Hamming</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table>"
-    )
     plain = note("A pretrained encoder, compressed and not trained. The first code was chosen on held-out images.")
-    return f'<div class="cm-quality"><div>{table}{plain}</div></div>'
+    return _table(compared, ["code", "AQD", "Hamming"], rows) + plain
 
 
 def _numbers(values: Any) -> dict[str, float]:

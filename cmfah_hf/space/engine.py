@@ -51,11 +51,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Attention:
-    """Weights `(R, W)` of an image's regions and a text's words, and the rows and columns of the regions."""
+    """Weights `(R, W)` of an image's regions and a text's words, and the place of the regions.
+
+    Attributes:
+        grid: Rows and columns of the regions.
+        seen: Left, top, right and bottom of the part of the image that they cover, as shares of width and height.
+    """
 
     words: list[str]
     weights: np.ndarray
     grid: tuple[int, int]
+    seen: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
 
 class Engine:
@@ -195,9 +201,11 @@ class Engine:
         """
         image = self.images.image(self.row(item_id))
         text = _checked_text(text)
-        words, weights_RW, grid = attention_of_words(self.retriever.model, self.retriever.processor, image, text)
-        weights_RW, grid = region_weights(weights_RW, words, grid)
-        return Attention(words, weights_RW, grid)
+        found = attention_of_words(self.retriever.model, self.retriever.processor, image, text)
+        weights_RW, grid = region_weights(found.weights, found.words, found.grid)
+        (left, top, right, bottom), (width, height) = found.seen, image.size
+        seen = left / width, top / height, right / width, bottom / height
+        return Attention(found.words, weights_RW, grid, seen)
 
     @cached_property
     def _projection(self) -> tuple[np.ndarray, np.ndarray]:

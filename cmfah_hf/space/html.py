@@ -113,11 +113,13 @@ def overlay(engine: "Engine", item_id: str, attention: "Attention", word: str, r
     )
     row = engine.row(item_id)
     width, height = engine.images.image(row).size
+    left, top, right, bottom = attention.seen
+    inset = " ".join(f"{100 * share:.3f}%" for share in (top, 1 - right, 1 - bottom, left))
     return (
         f'<figure class="cm-overlay"><div class="cm-image" style="aspect-ratio:{width}/{height}">'
         f'<img src="{engine.images.address(row)}" alt="{escaped(engine.images.texts[row] or engine.images.ids[row])}">'
         f'<div class="cm-grid" role="group" aria-label="Regions" data-columns="{columns}" '
-        f'style="grid-template-columns:repeat({columns},1fr)">{cells}</div></div>'
+        f'style="inset:{inset};grid-template-columns:repeat({columns},1fr)">{cells}</div></div>'
         f"<figcaption>Attention of <b>{escaped(word)}</b>: the strongest region is outlined. "
         f"Press a region for its words.</figcaption></figure>"
     )

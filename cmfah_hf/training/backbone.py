@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -14,10 +15,11 @@ from transformers.utils import CONFIG_NAME
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.models import CMFAHConfig, CMFAHImageModel, CMFAHTextModel
-from cmfah_hf.models.configuration_cmfah import TORCHVISION_BACKBONES
+from cmfah_hf.models.configuration_files import TORCHVISION_BACKBONES
 from cmfah_hf.models.dual_encoder import Side, read_encoder, side_tensors
 from cmfah_hf.models.model_files import ModelFileError, find_file
 from cmfah_hf.models.safe_weights import find_weights, read_weights
+from cmfah_hf.models.sentence_files import sentence_settings
 from cmfah_hf.models.text_encoder import CMFAHTextBackbone
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
 from cmfah_hf.training.settings.arguments import DataArguments
@@ -106,7 +108,7 @@ def load_text_backbone_weights(text_model: CMFAHTextModel) -> None:
     if not place:
         logger.warning("text_backbone_config names no source of its weights, so they are random; give text_backbone.")
         return
-    _fill(backbone, _transformers_weights(backbone, place), place)
+    _fill(backbone, _transformers_weights(backbone, place, sentence_settings(place).location), place)
 
 
 def _load_half(tower: CMFAHImageModel | CMFAHTextModel, side: Side, source: str) -> None:
@@ -129,7 +131,9 @@ def _local_file(source: str) -> Path | None:
         raise CheckpointError(str(error)) from error
 
 
-def _transformers_weights(backbone: PreTrainedModel, source: str) -> dict[str, torch.Tensor]:
+def _transformers_weights(
+    backbone: PreTrainedModel, source: str, location: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, torch.Tensor]:
     """The tensors of a backbone in a folder or on the Hub, where it may be part of a larger model."""
     if backbone.config.model_type == "timm_backbone":
         return _timm_weights(backbone, source)
@@ -140,7 +144,7 @@ def _transformers_weights(backbone: PreTrainedModel, source: str) -> dict[str, t
         loaded: Any = type(backbone).from_pretrained(  # its hint has no `output_loading_info`
             None,
             config=backbone.config,
-            state_dict=read_weights(find_weights(source, None, {})),
+            state_dict=read_weights(find_weights(source, None, dict(location))),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,

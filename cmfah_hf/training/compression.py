@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -14,12 +15,13 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from cmfah_hf.atomic import atomic_folder
+from cmfah_hf.atomic import atomic_folder, write_text
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.data.images import decode_image, decoding_off
-from cmfah_hf.documents import read_bytes
+from cmfah_hf.documents import read_bytes, read_json
 from cmfah_hf.errors import CheckpointError, DataError, HubError, ImageError
+from cmfah_hf.expansion.corpus import iterate_file, text_of, without_surrogates
 from cmfah_hf.hub.cards import metadata_of
 from cmfah_hf.hub_access import hub_file
 from cmfah_hf.methods.closed_form import Choice, CodeFitter
@@ -29,7 +31,9 @@ from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 from cmfah_hf.retrieval.folder_index import folder_index_path, states_of
 from cmfah_hf.retrieval.items import batches_of, values_of_source
 from cmfah_hf.retrieval.loading import IMAGES_INDEX
+from cmfah_hf.training.data.data_source import source_of
 from cmfah_hf.training.dual_encoders import (
+    TEXTS_AT_ONCE,
     as_array,
     fill_head,
     first_text,
@@ -38,6 +42,7 @@ from cmfah_hf.training.dual_encoders import (
     text_vectors,
     width_of,
 )
+from cmfah_hf.training.evaluate import split_figures
 from cmfah_hf.training.phrases import PHRASES
 
 logger = logging.getLogger(__name__)
@@ -54,6 +59,7 @@ class Compression:
     Attributes:
         images: Images that were encoded.
         texts: Texts that came with them and were used.
+        other_texts: Texts that do not belong to the images.
         left_out: For each image that could not be read, the reason.
         skipped: Numbers of files that are no images, by ending or reason.
         choice: The chosen code, and the comparison of all candidates.
@@ -62,6 +68,7 @@ class Compression:
 
     images: int = 0
     texts: int = 0
+    other_texts: int = 0
     left_out: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     choice: Choice | None = None
@@ -77,10 +84,12 @@ class Compression:
             "rank": choice.projection.rank,
             "images": self.images,
             "texts": self.texts,
+            "other_texts": self.other_texts,
             "held_out": choice.held_out,
             "by_partner": choice.by_partner,
             "left_out": len(self.left_out),
             "candidates": [asdict(candidate) for candidate in choice.candidates],
+            "centers": [asdict(center) for center in choice.centers],
         }
 
 
@@ -91,8 +100,10 @@ def compress(
     bits: int = 64,
     *,
     split: str | None = None,
+    texts: str | os.PathLike | None = None,
     use_texts: bool = True,
     link: bool | None = None,
+    trust_remote_code: bool = False,
     batch_size: int = 32,
     seed: int = 0,
     progress: bool = False,
@@ -107,28 +118,33 @@ def compress(
         output: The folder of the new model.
         bits: `K`.
         split: One split of a data set. None: all.
+        texts: A file of texts like those that will be searched for, which need not belong to the images: `.txt`, a line
+            each, or `.jsonl` or `.parquet` with a column `text`.
         use_texts: Whether to fit with the texts of a data set too, if it has any.
         link: Whether the model names the encoder by its commit on the Hub instead of holding its weights. None: if it
             is from the Hub.
+        trust_remote_code: Whether code of the encoder's own on the Hub may run.
         batch_size: Images encoded at once.
         seed: Seed of samples and rotations.
         progress: Show a progress bar.
 
     Raises:
         CheckpointError: If the encoder is no dual encoder, or cannot be loaded.
-        DataError: If there are fewer than two readable images, or all are equal.
+        DataError: If there are fewer than two readable images, or all are equal, or a file of texts has none.
     """
     if bits < 8 or bits % 8:
         raise CheckpointError(f"bits is {bits}; a code is stored in whole bytes, so give a multiple of 8.")
-    model, processor = load_dual_encoder(encoder, bits, link)
+    model, processor = load_dual_encoder(encoder, bits, link, trust_remote_code)
     fitter, done = CodeFitter(width_of(model), seed=seed), Compression()
+    if texts is not None:
+        done.other_texts = _add_texts(fitter, model, processor, resolve_data_path(texts), progress)
     with tempfile.TemporaryFile() as vectors:
         reading = _Reading(model, processor, fitter, vectors, done, use_texts)
         reading.read(os.fspath(source), split, batch_size, progress)
         if not reading.ids:
             raise DataError(f"{source}: none of its {len(done.left_out)} images can be read; see the warnings above.")
-        text_mean_E = None if done.texts else _phrase_mean(model, processor)
-        choice = done.choice = fitter.fit(bits, text_mean_E=text_mean_E)
+        phrases = None if done.texts or done.other_texts else text_vectors(model, processor, list(PHRASES))
+        choice = done.choice = fitter.fit(bits, phrases=phrases)
         if choice.projection.rank < bits:
             logger.warning(
                 "The images span %d dimensions, so the %d bits repeat themselves; give more images, or fewer bits.",
@@ -229,8 +245,35 @@ class _Reading:
         return index
 
 
-def _phrase_mean(model: CMFAHModel, processor: CMFAHProcessor) -> np.ndarray:
-    return text_vectors(model, processor, list(PHRASES)).mean(axis=0, dtype=np.float64)
+def save_figures(model: str, dataset: str, figures: Mapping[str, float]) -> Path:
+    """Adds figures of `evaluate_folder` to the `metrics.json` of a compressed model, for its card and search page.
+
+    Raises:
+        CheckpointError: If the folder has no compressed model; one that was trained holds the figures of its run.
+    """
+    path = Path(model, RESULT_NAME)
+    content = read_json(path, CheckpointError)
+    if not isinstance(content, dict) or "compression" not in content:
+        raise CheckpointError(
+            f"{path} is not that of a compressed model, and a trained one has the figures of its run; leave out --save."
+        )
+    by_labels, of_pairs = split_figures(figures)
+    measured = {"pairs": of_pairs} | ({"query": by_labels} if "queries" in by_labels else {})
+    content |= {"source": source_of(dataset, {}), **measured}
+    write_text(path, json.dumps(content, indent=2) + "\n", CheckpointError)
+    return path
+
+
+def _add_texts(fitter: CodeFitter, model: CMFAHModel, processor: CMFAHProcessor, path: Path, progress: bool) -> int:
+    """Gives the texts of a file to the fitter, and returns their number."""
+    texts = (without_surrogates(text_of(value, where)).strip() for where, value, _ in iterate_file(path))
+    count = 0
+    for batch in batches_of(filter(None, texts), TEXTS_AT_ONCE, "Texts", progress):
+        fitter.add_texts(text_vectors(model, processor, batch))
+        count += len(batch)
+    if not count:
+        raise DataError(f"{path} has no text; write one on each line.")
+    return count
 
 
 def _encoder_facts(encoder: str) -> dict[str, str | None]:

@@ -24,14 +24,17 @@ from cmfah_hf.methods.closed_form import CodeFitter, HashProjection
 from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.dual_encoder import digest_of, dual_encoder_class, read_encoder, side_tensors
 from cmfah_hf.models.model_files import find_file, is_folder, pinned
+from cmfah_hf.models.remote_code import RemoteCodeError
 from cmfah_hf.retrieval.items import batches_of
 
-_TEXTS_AT_ONCE = 256
+TEXTS_AT_ONCE = 256
 # Pairs that a head is fitted to before training, which are enough for its mean and covariance.
 _PAIRS_TO_FIT = 20_000
 
 
-def load_dual_encoder(encoder: str, bits: int, link: bool | None = None) -> tuple[CMFAHModel, CMFAHProcessor]:
+def load_dual_encoder(
+    encoder: str, bits: int, link: bool | None = None, trust_remote_code: bool | None = None
+) -> tuple[CMFAHModel, CMFAHProcessor]:
     """A model over a pretrained dual encoder, whose codes are not fitted yet, and its processor.
 
     The arguments are those of `compress`.
@@ -41,13 +44,15 @@ def load_dual_encoder(encoder: str, bits: int, link: bool | None = None) -> tupl
     """
     try:
         with nullcontext() if is_folder(encoder) else hub_errors(encoder, CheckpointError):
-            config = _configuration(encoder, bits)
+            config = _configuration(encoder, bits, trust_remote_code)
             assert isinstance(config.dual_encoder_config, PreTrainedConfig)
             processor = CMFAHProcessor.from_backbones(config)
             config.pad_token_id = processor.tokenizer.pad_token_id
             commit = pinned(encoder, find_file(encoder, CONFIG_NAME, {}), {})
             tensors = read_encoder(config.dual_encoder_config, encoder, commit)
         model = CMFAHModel(config).eval()
+    except RemoteCodeError as error:
+        raise CheckpointError(str(error)) from error
     except CheckpointError as error:
         raise CheckpointError(f"{error} A folder with the encoder can be given as well.") from error
     except (OSError, ValueError, StrictDataclassError) as error:
@@ -67,8 +72,9 @@ def load_dual_encoder(encoder: str, bits: int, link: bool | None = None) -> tupl
     return model, processor
 
 
-def _configuration(encoder: str, bits: int) -> CMFAHConfig:
-    config = CMFAHConfig(dual_encoder=encoder, use_positions=False, use_lstm=False, num_concepts=8, hash_bits=bits)
+def _configuration(encoder: str, bits: int, trust_remote_code: bool | None) -> CMFAHConfig:
+    settings = {"use_positions": False, "use_lstm": False, "num_concepts": 8, "hash_bits": bits}
+    config = CMFAHConfig(dual_encoder=encoder, trust_remote_code=trust_remote_code, **settings)
     found = config.dual_encoder_config
     assert isinstance(found, PreTrainedConfig)
     dual_encoder_class(found)
@@ -110,8 +116,8 @@ def image_vectors(model: CMFAHModel, processor: CMFAHProcessor, images: list[Ima
 def text_vectors(model: CMFAHModel, processor: CMFAHProcessor, texts: list[str]) -> np.ndarray:
     """The encoder's vectors of texts, `(N, E)` float32 of unit length."""
     parts = []
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        inputs = processor(text=texts[start : start + _TEXTS_AT_ONCE], return_tensors="pt").to(model.device)
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        inputs = processor(text=texts[start : start + TEXTS_AT_ONCE], return_tensors="pt").to(model.device)
         parts.append(as_array(model.text_model.embeddings(inputs["input_ids"], inputs["attention_mask"]).pooled))
     return np.concatenate(parts)
 
@@ -135,7 +141,7 @@ def fit_head(
     """
     width = width_of(model)
     fitter = CodeFitter(width, seed=seed)
-    for batch in batches_of(islice(iter(pairs), _PAIRS_TO_FIT), _TEXTS_AT_ONCE, "Head", progress=False):
+    for batch in batches_of(islice(iter(pairs), _PAIRS_TO_FIT), TEXTS_AT_ONCE, "Head", progress=False):
         if "region_features" in batch[0]:  # which begin with the vector
             vectors_NE = np.stack([np.asarray(row["region_features"], np.float32)[0, :width] for row in batch])
         else:

@@ -349,8 +349,8 @@ def pointing_accuracy(model: CMFAHModel, processor: CMFAHProcessor, pairs: Any) 
         if not set(boxes) & set(processor.known_words(pair["text"])):
             continue
         image = decode_image(pair["image"], name=f"row {row}")
-        words, weights_RW, grid = attention_of_words(model, processor, image, pair["text"])
-        result = pointing_game(weights_RW, words, boxes, image.size, grid)
+        words, weights_RW, grid, seen = attention_of_words(model, processor, image, pair["text"])
+        result = pointing_game(weights_RW, words, boxes, image.size, grid, seen)
         hits, total, chance = hits + result.hits, total + result.total, chance + result.chance * result.total
     if not total:
         raise QueryError("No pair has a box whose word the model knows.")

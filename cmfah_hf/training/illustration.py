@@ -52,9 +52,9 @@ def draw_attention(
     from cmfah_hf.evaluation.plots import plot_attention
 
     was_training = model.training
-    names, weights_RW, grid = attention_of_words(model.eval(), processor, image, " ".join(words))
+    names, weights_RW, grid, seen = attention_of_words(model.eval(), processor, image, " ".join(words))
     model.train(was_training)
-    return plot_attention(image, weights_RW, names, folder / ATTENTION_NAME, region_grid=grid)
+    return plot_attention(image, weights_RW, names, folder / ATTENTION_NAME, region_grid=grid, seen=seen)
 
 
 def _image_of(row: dict[str, Any]) -> Image.Image | None:

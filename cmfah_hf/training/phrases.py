@@ -1,7 +1,7 @@
-"""Everyday phrases, whose mean stands for that of all texts where a compression has images alone.
+"""Everyday phrases, by which a compression of images alone chooses the center of texts.
 
-The images and the texts of a dual encoder lie in two clouds, and each is centered by its own mean (`[projection]` in
-docs/method.md). Texts of the user's kind give a better mean, if there are any.
+The images and the texts of a dual encoder lie in two clouds, and each has a center of its own (`[projection]` in
+docs/method.md). Texts of the user's kind give a better one, if there are any.
 """
 
 _THINGS = """

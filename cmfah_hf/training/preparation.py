@@ -30,6 +30,7 @@ from cmfah_hf.training.backbone import (
 )
 from cmfah_hf.training.data.pairs import Pairs, read_pairs
 from cmfah_hf.training.dual_encoders import fit_head
+from cmfah_hf.training.encoder_updates import train_adapters
 from cmfah_hf.training.settings.arguments import DataArguments
 from cmfah_hf.training.settings.configuration import Run
 from cmfah_hf.training.vocabulary import make_words
@@ -75,6 +76,7 @@ class PreparedRun:
         """A new model with the word vectors, the backbone's weights and the label graph, and its processor."""
         run, classes, embedding, feature_dim = self.run, self.classes, self.embedding, self.pairs.feature_dim
         settings, vocabulary = dict(run.model), embedding.vocabulary if embedding is not None else []
+        rank = settings.pop("lora_rank", None)
         if embedding is not None:  # a text backbone has sizes of its own, which take precedence
             settings |= {"word_dim": embedding.vectors.shape[1], "vocab_size": len(vocabulary) + len(SPECIAL_TOKENS)}
         if feature_dim is not None:
@@ -109,6 +111,7 @@ class PreparedRun:
                 model.cmfah, processor, self.pairs.splits["train"], self.text_column, run.training.seed
             )
             logger.info("The hash heads begin at %s of the encoder's vectors.", projection.name)
+        train_adapters(model, rank, run.training)
         return model, processor
 
     def _processor(self, config: CMFAHConfig, vocabulary: list[str]) -> CMFAHProcessor:

@@ -18,6 +18,8 @@ from cmfah_hf.data.similarity import PairSimilarity
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.models import MODELS, CMFAHProcessor
+from cmfah_hf.models.adapters import merge_adapters
+from cmfah_hf.models.remote_code import remote_code
 from cmfah_hf.training.checkpoints import (
     begin_anew,
     disk_errors,
@@ -59,9 +61,10 @@ def train(run: Run) -> dict[str, Any]:
         CMFAHError: If the data, the weights, a setting or the checkpoint cannot be used, the disk is full, or the Hub
             refuses the model. In the last case the folder is complete and can be pushed with `cmfah push`.
     """
-    output = make_output_folder(run.training.output_dir)
+    args = run.training
+    output = make_output_folder(args.output_dir)
     # The process that writes holds the lock of the folder. If it fails, the other processes end with it.
-    with held(output, "training") if run.training.should_save else nullcontext():
+    with remote_code(run.data.trust_remote_code), held(output, "training") if args.should_save else nullcontext():
         return _train(run, output)
 
 
@@ -168,6 +171,7 @@ def _save_model(trainer: CMFAHTrainer, output: Path) -> None:
             f"{output}: the training diverged, weights are not finite; give a lower learning_rate, or a max_grad_norm. "
             "No model was saved."
         )
+    merge_adapters(trainer.pretraining)
     if trainer.is_fsdp_enabled:  # even if the checkpoints are sharded
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     with disk_errors(output, "the model"):

@@ -28,6 +28,7 @@ from cmfah_hf.training.data.stream_loaders import (
     stream_loader,
 )
 from cmfah_hf.training.data.streams import PairStream, StreamPart
+from cmfah_hf.training.encoder_updates import separate_encoders
 from cmfah_hf.training.hub_uploads import HubUploads
 from cmfah_hf.training.loss_terms import LossTerms
 from cmfah_hf.training.players import ObjectiveCallback, PlayerUpdates, keep_whole
@@ -146,7 +147,9 @@ class CMFAHTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         with taken(self.args, "optim", "optim_args"):
-            optimizer = super().create_optimizer(model)
+            is_new, optimizer = self.optimizer is None, super().create_optimizer(model)
+        if is_new:
+            separate_encoders(optimizer, self.model if model is None else model, self.args.encoder_learning_rate)
         for updates in self.players.values():
             updates.create_optimizer()
         return optimizer

@@ -64,6 +64,17 @@ def test_attention_is_drawn_at_the_attended_region(tmp_path):
     assert y > 0.6
 
 
+def test_attention_is_drawn_over_the_part_of_the_image_that_it_covers(tmp_path):
+    image, weights = Image.new("RGB", (280, 140), (90, 90, 90)), np.full((4, 1), 0.001)
+    weights[1] = 0.9  # at the top right of the left half of the image
+    options = {"words": ["dog"], "region_grid": (2, 2)}
+    plot_attention(image, weights, path=tmp_path / "part.png", seen=(0, 0, 140, 140), **options)
+    plot_attention(image, weights, path=tmp_path / "whole.png", **options)
+    part, whole = (heat_center(pixels(tmp_path / f"{name}.png"), 1, 2) for name in ("part", "whole"))
+    assert 0.3 < part[0] < 0.55
+    assert whole[0] > 0.7
+
+
 def test_boxes_are_drawn_only_if_given(tmp_path):
     image, weights = Image.new("L", (80, 60), 120), np.full(6, 1 / 6)
     options = {"words": ["dog"], "region_grid": (2, 3)}

@@ -35,6 +35,14 @@ def test_grid_and_image_need_not_be_square():
         assert result == (float(region == 5), 1, pytest.approx(1 / 6))
 
 
+def test_a_grid_over_a_part_of_the_image():
+    # 2 rows of 2 over the middle 100 x 100 of 300 x 100: centers at x = 125, 175 and y = 25, 75.
+    options = {"region_grid": (2, 2), "seen": (100, 0, 200, 100)}
+    for region in range(4):
+        result = pointing_game(peaks(region, count=4), ["dog"], [[(170, 70, 180, 80)]], (300, 100), **options)
+        assert result == (float(region == 3), 1, 1 / 4)
+
+
 def test_uniform_attention_scores_chance():
     result = pointing_game(torch.full((16, 2), 1 / 16), ["a", "b"], [[LEFT], [RIGHT_TOP]], (100, 100))
     assert result.hits == pytest.approx(result.chance * result.total)

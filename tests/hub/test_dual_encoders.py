@@ -1,6 +1,7 @@
 """Compressed encoders on the Hub: a head over a pinned commit of the encoder, loaded with and without the package."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.hub import push_model
 from cmfah_hf.retrieval import CrossMediaRetriever
-from cmfah_hf.training.compression import compress
+from cmfah_hf.training.compression import compress, save_figures
+from cmfah_hf.training.evaluate import evaluate_folder
 
 WITHOUT_THE_PACKAGE = """
 import json, sys
@@ -92,6 +94,40 @@ def test_card_says_that_nothing_was_trained(compressed):
         assert part in card.text
     assert "None" not in card.text.split("```")[0]
     assert "## Training" not in card.text
+
+
+def test_card_has_the_share_of_the_encoders_own_figures(compressed, tmp_path):
+    folder = tmp_path / "model"
+    data = draw_images(tmp_path / "pairs")
+    for split in ("query", "train"):
+        (data / split).mkdir()
+    rows: dict[str, list[str]] = {"query": [], "train": []}
+    for number in range(30):
+        split = "query" if number < 10 else "train"
+        (data / f"{number}.png").rename(data / split / f"{number}.png")
+        row = {"file_name": f"{number}.png", "text": f"{number} dogs", "labels": ["odd" if number % 2 else "even"]}
+        rows[split].append(json.dumps(row) + "\n")
+    for split, lines in rows.items():
+        (data / split / "metadata.jsonl").write_text("".join(lines))
+    figures = evaluate_folder(str(folder), str(data), reference="float")
+    save_figures(str(folder), str(data), figures)
+    push_model(folder, "org/model", progress=False)
+    text = ModelCard.load("org/model").text
+    for metric, title in (("map", "MAP"), ("pairs/recall@10", "recall at 10")):
+        prefix, _, name = metric.rpartition("/")
+        own, whole = (
+            [figures["/".join(filter(None, (prefix, ranking, way, name)))] for way in ("i2t", "t2i")]
+            for ranking in ("aqd", "float")
+        )
+        found = re.search(rf"^\| {title}, AQD \| (\S+) \((\S+)\) \| (\S+) \((\S+)\) \|$", text, re.MULTILINE)
+        expected = [own[0], own[0] / whole[0], own[1], own[1] / whole[1]]
+        assert [float(value) for value in found.groups()] == pytest.approx(expected, abs=6e-4)
+        assert f"| {title}, vectors of the encoder | " in text
+    assert "10 held-out queries were evaluated against a database of 20 pairs" in text
+    assert "mean of phrases` | " in text
+    (folder / "metrics.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="leave out --save"):
+        save_figures(str(folder), str(data), figures)
 
 
 def test_encoder_of_other_weights_is_refused(compressed, tmp_path):

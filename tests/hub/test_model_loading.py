@@ -78,6 +78,13 @@ def test_card_reports_the_results_of_the_run(published_here):
     assert float(random[1]) == pytest.approx(figures["random/map"], abs=6e-4)
     assert f"{int(figures['queries'])} held-out queries" in card.text
     assert f"against a database of {int(figures['database'])} pairs" in card.text
+    pairs = published_here.run.metrics["pairs"]
+    for metric, title in (("recall@1", "recall at 1"), ("recall@10", "recall at 10"), ("median_rank", "median rank")):
+        row = re.search(rf"^\| {title}, AQD \| (\S+) \| (\S+) \|$", card.text, re.MULTILINE)
+        assert [float(value) for value in row.groups()] == [
+            pytest.approx(pairs[f"aqd/{direction}/{metric}"], abs=6e-4) for direction in ("i2t", "t2i")
+        ]
+    assert f"among {int(pairs['images'])} images and {int(pairs['texts'])} texts" in card.text
     files = published_here.hub.files("org/model", "model")
     images = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card.text)
     assert images == ["plots/precision_at_k.png", "plots/attention.png"]

@@ -338,6 +338,7 @@ def test_new_process_computes_the_same_bits(saved_with_code, tmp_path, mode):
 def test_saved_code_is_that_of_the_models_only(model_folder):
     files = {path.name for path in model_folder.glob("*.py")}
     assert files == {
+        "adapters.py",
         "configuration_cmfah.py",
         "configuration_files.py",
         "dual_encoder.py",
@@ -347,9 +348,12 @@ def test_saved_code_is_that_of_the_models_only(model_folder):
         "model_files.py",
         "modeling_cmfah.py",
         "modules_cmfah.py",
+        "named_encoders.py",
         "outputs_cmfah.py",
         "pretrained_cmfah.py",
+        "remote_code.py",
         "safe_weights.py",
+        "sentence_files.py",
         "text_encoder.py",
     }
     for name in files:

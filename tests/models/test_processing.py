@@ -5,7 +5,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from transformers import AutoProcessor, ResNetConfig, ViTImageProcessor
+from transformers import AutoProcessor, CLIPImageProcessor, ResNetConfig, ViTImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from cmfah_hf.models import CMFAHProcessor
@@ -36,6 +36,32 @@ def test_image_of_the_model_size_is_only_normalized(processor):
     assert (found.shape, found.dtype) == ((1, 3, 32, 32), torch.float32)
     expected = (values / 255 - MEAN) / STD
     np.testing.assert_allclose(found[0].numpy().transpose(1, 2, 0), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(160, 80), (80, 240), (100, 100)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}},
+        {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}},
+        {"size": {"height": 48, "width": 48}, "crop_size": {"height": 32, "width": 32}},
+        {"do_resize": False, "crop_size": {"height": 32, "width": 64}},
+        {"size": {"height": 48, "width": 48}, "crop_size": None, "do_center_crop": False},
+    ],
+)
+def test_the_part_that_is_seen_is_the_one_in_the_pixels(processor, settings, size):
+    """An image of its own coordinates: red grows with x and green with y, so that the pixels name their places."""
+    width, height = size
+    x, y = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
+    image = Image.fromarray((np.stack([x, y, 0 * x], axis=-1) * 255).astype(np.uint8))
+    cropping = CMFAHProcessor(CLIPImageProcessor(**settings, do_normalize=False), processor.tokenizer)
+    pixels = cropping(images=image, return_tensors="pt").pixel_values[0].double().numpy()
+    x_of_columns, y_of_rows = pixels[0].mean(axis=0) * width, pixels[1].mean(axis=1) * height
+    left, top, right, bottom = cropping.seen_box(width, height)
+    for places, first, last, tolerance in ((x_of_columns, left, right, width), (y_of_rows, top, bottom, height)):
+        inner = slice(1, -1)  # bicubic resizing overshoots at the borders
+        expected = first + (np.arange(len(places)) + 0.5) * (last - first) / len(places)
+        np.testing.assert_allclose(places[inner], expected[inner], atol=0.012 * tolerance)
 
 
 @pytest.mark.parametrize("size", [(50, 50), (64, 20), (7, 90), (1, 1), (31, 33)])

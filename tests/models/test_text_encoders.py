@@ -1,18 +1,30 @@
 """Text encoders: a text model of transformers in place of word vectors, its tokenizer, and refused files."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, T5Config
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    T5Config,
+)
 
 from cmfah_hf.methods import CMFAHForPreTraining
 from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor, CMFAHTextModel
 from cmfah_hf.models.configuration_files import checked_settings
 from cmfah_hf.models.model_files import ModelFileError
+from cmfah_hf.models.sentence_files import PLAIN, SentenceSettings, sentence_settings
+from cmfah_hf.retrieval.fingerprint import fingerprint_of
+from cmfah_hf.training.backbone import load_text_backbone_weights
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "dog", "##s", "sea", "a", "on", "the", ",", "be", "##ach"]
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 16}
@@ -97,6 +109,109 @@ def test_frozen_text_model_does_not_change(make_model, text_folder, batch, label
             list(encoder.backbone.parameters())
         )
         assert encoder.backbone.training is not freeze
+
+
+def sentence_folder(text_folder, folder, modules=("Transformer", "Pooling", "Normalize"), **files):
+    """The text model as sentence-transformers saves it, with its transformer in a folder of its own."""
+    shutil.copytree(text_folder, folder / "0_Transformer")
+    path = folder / "0_Transformer" / "tokenizer.json"
+    cased = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "lowercase": False}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "normalizer": cased}))
+    listed = [
+        {"idx": number, "name": str(number), "path": f"{number}_{kind}", "type": f"sentence_transformers.models.{kind}"}
+        for number, kind in enumerate(modules)
+    ]
+    contents = {
+        "modules.json": listed,
+        "config_sentence_transformers.json": {"prompts": {"query": "on the: "}, "default_prompt_name": "query"},
+        "0_Transformer/sentence_bert_config.json": {"max_seq_length": 9, "do_lower_case": True},
+        **{name.replace("__", "/"): content for name, content in files.items()},
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+@torch.no_grad()
+def test_sentence_transformers_folders_bring_prompt_length_and_case(make_config, text_folder, tmp_path):
+    folder = sentence_folder(text_folder, tmp_path / "sentences")
+    model = CMFAHTextModel(make_config(text_backbone=str(folder), vocab_size=16))
+    processor = CMFAHProcessor.from_backbones(model.config)
+    load_text_backbone_weights(model)
+    texts = ["A DOG", "the beach, a dog on the sea", ""]
+    inputs = processor(text=texts, return_tensors="pt")
+    # As sentence-transformers encodes texts: prompt and text, in lower case, with the tokenizer of the subfolder.
+    reference = AutoTokenizer.from_pretrained(folder / "0_Transformer")
+    prompted = [f"on the: {text}".lower() for text in texts]
+    expected = reference(prompted, padding=True, truncation=True, max_length=9, return_tensors="pt")
+    assert torch.equal(inputs.input_ids, expected.input_ids)
+    assert inputs.input_ids.shape == (3, 9)
+    tokens = model.embeddings._encode(inputs.input_ids, None, inputs.attention_mask.bool())
+    hidden = AutoModel.from_pretrained(folder / "0_Transformer")(**expected).last_hidden_state
+    mask = inputs.attention_mask.bool()
+    torch.testing.assert_close(tokens[mask], hidden[mask], atol=1e-6, rtol=1e-5)
+    # Words are those of the text, at the positions behind the prompt.
+    assert processor.word_spans("A DOG") == [("a", [4]), ("dog", [5])]
+    assert not processor.has_known_tokens(" ")
+    assert torch.equal(processor(text="A DOG", return_tensors="pt").input_ids[0], inputs.input_ids[0, :7])
+
+
+def test_prompts_are_saved_and_part_of_the_fingerprint(make_model, text_folder, tmp_path):
+    folder = sentence_folder(text_folder, tmp_path / "sentences")
+    model = make_model(CMFAHModel, text_backbone=str(folder))
+    processor = CMFAHProcessor.from_backbones(model.config)
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    again = CMFAHProcessor.from_pretrained(tmp_path / "saved")
+    assert again.text_prompt == "on the: "
+    texts = ["A DOG", "the sea " * 20]
+    assert again(text=texts, padding=True).input_ids == processor(text=texts, padding=True).input_ids
+    loaded = CMFAHModel.from_pretrained(tmp_path / "saved")
+    assert fingerprint_of(loaded, again) == fingerprint_of(model, processor)
+    again.text_prompt = ""
+    assert "text_prompt" not in again.to_dict()
+    assert fingerprint_of(loaded, again) != fingerprint_of(model, processor)
+    path = tmp_path / "saved" / "processor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "text_prompt": ["a"]}))
+    with pytest.raises(ModelFileError, match="a prompt is"):
+        CMFAHProcessor.from_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("modules", "files", "reason"),
+    [
+        (("Transformer", "Dense"), {}, "tokens come from Transformer, Dense"),
+        (("Transformer", "LSTM", "Pooling"), {}, "tokens come from Transformer, LSTM"),
+        (("StaticEmbedding",), {}, "tokens come from StaticEmbedding"),
+        ((), {}, "tokens come from no module"),
+        ((), {"modules.json": {}}, "holds no JSON list"),
+        ((), {"modules.json": [{"type": "Transformer", "path": "../elsewhere"}]}, "a folder of its own"),
+        (("Transformer",), {"config_sentence_transformers.json": {"default_prompt_name": "x"}}, "none of its prompts"),
+        (
+            ("Transformer",),
+            {"config_sentence_transformers.json": {"default_prompt_name": "x", "prompts": {"x": "y" * 2_000}}},
+            "at most 1,000",
+        ),
+        (
+            ("Transformer",),
+            {"0_Transformer__sentence_bert_config.json": {"max_seq_length": -1}},
+            "max_seq_length is -1",
+        ),
+        (("Transformer",), {"0_Transformer__sentence_bert_config.json": "[1"}, "is not valid JSON"),
+    ],
+)
+def test_unsupported_sentence_transformers_folders_are_refused(text_folder, tmp_path, modules, files, reason):
+    folder = sentence_folder(text_folder, tmp_path / "sentences", modules, **files)
+    with pytest.raises(ModelFileError, match=reason) as raised:
+        CMFAHConfig(text_backbone=str(folder))
+    assert "\n" not in str(raised.value)
+
+
+def test_modules_behind_the_pooling_do_not_matter(text_folder, tmp_path):
+    folder = sentence_folder(text_folder, tmp_path / "sentences", ("Transformer", "Pooling", "Dense", "Normalize"))
+    (folder / "config_sentence_transformers.json").unlink()
+    assert sentence_settings(str(folder)) == SentenceSettings("0_Transformer", 9, lowercase=True, prompt="")
+    assert sentence_settings(str(text_folder)) == PLAIN
 
 
 def test_round_trip_is_silent_and_names_no_other_source(processor, model, silence, tmp_path):

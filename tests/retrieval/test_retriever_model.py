@@ -5,12 +5,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from dual_encoders import write_dual_encoder
 
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.methods import CMFAHForPreTraining
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import EXPORTERS, CrossMediaRetriever, HashIndex
+from cmfah_hf.retrieval.fingerprint import fingerprint_of
+from cmfah_hf.training.dual_encoders import load_dual_encoder
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +178,14 @@ def test_an_export_names_the_model_for_its_queries(retriever, image_paths, tmp_p
     files = EXPORTERS[to](retriever.images, tmp_path / to)
     described = [file.name for file in files if retriever.fingerprint in file.read_bytes().decode("utf-8", "replace")]
     assert described == [{"milvus": "collection.json", "pgvector": "load.sql", "vespa": "cmfah.sd"}[to]]
+
+
+@pytest.mark.parametrize("family", ["siglip", "clip"])
+def test_padding_counts_where_the_encoder_reads_it(family, tmp_path):
+    """SigLIP reads texts padded to their maximum length, so another token there makes other codes."""
+    model, processor = load_dual_encoder(str(write_dual_encoder(family, tmp_path / family)), 16)
+    inputs = processor(text=["a dog"], return_tensors="pt")
+    before = fingerprint_of(model, processor), model.get_text_hash(**inputs)
+    model.config.pad_token_id = model.text_model.embeddings.backbone.pad_token_id = 5
+    after = fingerprint_of(model, processor), model.get_text_hash(**inputs)
+    assert (before[0] == after[0]) == torch.equal(before[1], after[1]) == (family == "clip")

@@ -99,7 +99,7 @@ def test_attention_covers_every_region(engine, pairs):
 
     item_id, text = engine.images.ids[0], engine.images.texts[0]
     attention = engine.attention(text, item_id)
-    words, weights, _ = attention_of_words(
+    words, weights, *_ = attention_of_words(
         engine.retriever.model, engine.retriever.processor, engine.images.image(0), text
     )
     assert attention.words == words
@@ -123,7 +123,12 @@ def test_memory_and_metrics_match_the_model(engine, run):
     table = re.findall(r"<td>([\d.]+)</td>", charts.quality(engine.metrics))
     names = ["hamming/i2t", "hamming/t2i", "aqd/i2t", "aqd/t2i"]
     expected = [figures[f"{name}/map"] for name in names] + [figures["random/map"]] * 2
-    assert table == [f"{value:.3f}" for value in expected]
+    for metric in ("recall@1", "recall@5", "recall@10", "median_rank", "ndcg@10"):
+        expected += [run.metrics["pairs"][f"{name}/{metric}"] for name in names]
+    assert [float(value) for value in table] == pytest.approx(expected, abs=6e-4)
+    alone = charts.quality({"pairs": run.metrics["pairs"]})
+    assert "Mean average precision" not in alone
+    assert f"among {run.metrics['pairs']['images']:.0f} images and" in alone
     assert charts.quality(engine.metrics).count("<polyline") == 4
     assert "came without figures" in charts.quality({})
     assert "came without figures" in charts.quality({"query": {"queries": 3}})
@@ -217,7 +222,8 @@ def test_damaged_metrics_are_reported_in_one_line(engine, tmp_path, monkeypatch,
 )  # fmt: skip
 def test_metrics_of_wrong_types_are_ignored(query):
     for bits in ("<script>", None, [], 1e400, 64):
-        shown = charts.quality({"query": query, "hash_bits": bits})
+        shown = charts.quality({"query": query, "hash_bits": bits, "pairs": query})
+        assert "<script>" not in charts.quality({"pairs": {"aqd/t2i/recall@1": query, "images": bits}})
         assert "<script>" not in shown
         assert "nan" not in shown
 

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from dual_encoders import write_dual_encoder
@@ -14,9 +16,9 @@ from PIL import Image
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 from cmfah_hf.retrieval.folder_index import folder_index_path, update_folder_index
-from cmfah_hf.space import SpaceSettings, charts
+from cmfah_hf.space import SpaceSettings, charts, html
 from cmfah_hf.space.engine import Engine
-from cmfah_hf.training.compression import compress, load_dual_encoder, text_vectors
+from cmfah_hf.training.compression import compress, image_vectors, load_dual_encoder, text_vectors
 from cmfah_hf.training.phrases import PHRASES
 
 
@@ -72,11 +74,22 @@ def test_codes_are_the_signs_of_the_projected_vectors_of_the_encoder(compressed,
     np.testing.assert_allclose(np.sqrt(np.mean(np.square(values))), 1 / 16, rtol=0.1)
 
 
-def test_texts_are_centered_by_everyday_phrases_without_texts_of_the_data(compressed, encoder):
+def test_everyday_phrases_choose_the_center_without_texts_of_the_data(compressed, encoder):
     model, processor = load_dual_encoder(str(encoder), 16)
-    vectors = text_vectors(model, processor, list(PHRASES))
-    values = compressed[2].choice.projection.texts(vectors)
-    np.testing.assert_allclose(values.mean(axis=0), 0, atol=1e-3)
+    folder, images, done = compressed
+    pixels = [Image.open(path) for path in sorted(images.rglob("*.png")) if path.name != "broken.png"]
+    means = {
+        "images": image_vectors(model, processor, pixels).mean(axis=0, dtype=float),
+        "phrases": text_vectors(model, processor, list(PHRASES)).mean(axis=0, dtype=float),
+    }
+    centers = done.choice.centers
+    assert len(centers) == 10
+    share, _, of = centers[0].name.rpartition("mean of ")
+    projection = done.choice.projection
+    expected = -projection.text_weight @ ({"": 4, "3/4 of the ": 3, "1/2 of the ": 2}[share] / 4 * means[of])
+    np.testing.assert_allclose(projection.text_bias, expected, atol=1e-5)
+    content = json.loads((folder / "metrics.json").read_text())["compression"]
+    assert content["centers"][0] == {"name": centers[0].name, "aqd": centers[0].aqd, "hamming": centers[0].hamming}
 
 
 def test_model_says_how_it_was_made(compressed):
@@ -143,6 +156,20 @@ def test_search_page_shows_a_compressed_model(compressed, tmp_path):
     assert shown.count("<tr>") == 1 + len(compressed[2].choice.candidates)
 
 
+def test_attention_is_drawn_over_the_part_that_the_encoder_sees(compressed, tmp_path):
+    """The processor crops the middle, so the grid covers a square of a wide or a tall image."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for name, size in (("tall", (40, 80)), ("wide", (100, 50))):
+        Image.linear_gradient("L").resize(size).save(images / f"{name}.png")
+    describe(images)
+    engine = Engine(SpaceSettings(model=str(compressed[0]), data=str(images)), tmp_path)
+    for name, inset in (("tall", "25.000% 0.000% 25.000% 0.000%"), ("wide", "0.000% 25.000% 0.000% 25.000%")):
+        item_id = next(one for one in engine.images.ids if name in str(one))
+        attention = engine.attention("a dog", item_id)
+        assert f"inset:{inset};" in html.overlay(engine, item_id, attention, attention.words[0], None)
+
+
 def test_search_page_shows_a_folder_of_images_without_texts(compressed, tmp_path):
     images = draw_images(tmp_path / "images", 6)
     engine = Engine(SpaceSettings(model=str(compressed[0]), data=str(images)), tmp_path)
@@ -169,6 +196,48 @@ def test_texts_of_a_data_set_help_to_fit(encoder, tmp_path):
     assert not done.choice.by_partner  # 8 pairs are too few to hold out
     without = compress(str(encoder), images, tmp_path / "other", bits=8, use_texts=False)
     assert (without.texts, {each.name.split(",")[0] for each in without.choice.candidates}) == (0, {"pca"})
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+def test_texts_of_a_file_need_not_belong_to_the_images(kind, encoder, tmp_path):
+    texts = [f"{number} birds {'in the sky' if number % 3 else 'at sea'}" for number in range(30)]
+    path = tmp_path / f"texts.{kind}"
+    if kind == "txt":
+        path.write_text("\n\n".join(texts))
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps({"text": text.split() if "sky" in text else text}) + "\n" for text in texts))
+    else:
+        pq.write_table(pa.table({"text": [*texts, None, " "]}), path)
+    done = compress(str(encoder), draw_images(tmp_path / "images", 40), tmp_path / "model", bits=8, texts=path)
+    assert (done.images, done.texts, done.other_texts) == (40, 0, 30)
+    assert {each.name.split(",")[0] for each in done.choice.candidates} == {"pca", "shared"}
+    values = done.choice.projection.texts(text_vectors(*load_dual_encoder(str(encoder), 8), texts))
+    np.testing.assert_allclose(values.mean(axis=0), 0, atol=1e-5)
+    content = json.loads((tmp_path / "model" / "metrics.json").read_text())["compression"]
+    assert content["other_texts"] == 30
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("blank.txt", " \n\n", "blank.txt has no text; write one on each line"),
+        ("numbers.jsonl", '{"text": 3}', "numbers.jsonl, line 1, holds 3; a text is a string"),
+        ("absent.txt", None, "absent.txt: there is no such file"),
+        ("table.csv", "text", "a corpus is a .jsonl, .txt or .parquet file"),
+    ],
+)
+def test_files_without_texts_are_refused(name, content, reason, encoder, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=reason):
+        compress(str(encoder), draw_images(tmp_path / "images", 4), tmp_path / "model", texts=tmp_path / name)
+
+
+def test_half_of_a_surrogate_pair_is_no_obstacle(encoder, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "a \\ud83d\\ude00 bird \\ud83d"}\n{"text": "a dog"}\n')
+    done = compress(str(encoder), draw_images(tmp_path / "images", 4), tmp_path / "model", bits=8, texts=path)
+    assert done.other_texts == 2
 
 
 def test_more_bits_than_dimensions_are_said(encoder, tmp_path, caplog):

@@ -15,9 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dual_encoders import write_dual_encoder
+from safetensors.torch import load_file
 from transformers import Trainer
 
 from cmfah_hf.data.collator import PairCollator
+from cmfah_hf.methods import CMFAHForPreTraining
 from cmfah_hf.training import checkpoints, train, vocabulary
 from cmfah_hf.training import run as run_module
 from cmfah_hf.training.checkpoints import newest_checkpoint
@@ -365,3 +368,66 @@ def test_trainer_still_writes_checkpoints_to_its_own_folder():
     source = inspect.getsource(Trainer._save_checkpoint)
     assert source.count("self._get_output_dir(") == 1
     assert not any(word in source for word in ("staging", "tmp-", "rename"))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw_torch"])
+def test_a_killed_run_resumes_with_the_learning_rate_of_encoders(run_of, optimizer, tmp_path):
+    changes = {
+        "model": {"freeze_backbone": False, "dropout": 0.3},
+        "data": {"query_split": None},
+        "training": {"num_train_epochs": 2, "per_device_train_batch_size": 16, "lr_scheduler_type": "cosine"},
+    }
+    options = ["--optim", optimizer, "--learning_rate", "0.01", "--encoder_learning_rate", "0.001"]
+
+    def run(folder, *arguments):
+        sections = {name: dict(values) for name, values in changes.items()}
+        train(run_of("--output_dir", str(folder), *options, *arguments, **sections))
+
+    run(tmp_path / "whole")
+
+    def work():
+        kill_at(5, CMFAHTrainer, "training_step")  # of three in an epoch
+        run(tmp_path / "out")
+
+    killed(work)
+    assert newest_checkpoint(tmp_path / "out") is not None
+    run(tmp_path / "out", "--resume_from_checkpoint", "true")
+    assert_same_outcome(tmp_path / "out", tmp_path / "whole")
+    run(tmp_path / "other", "--encoder_learning_rate", "null")
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() != (
+        tmp_path / "out" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_killed_run_with_adapters_resumes_and_saves_an_ordinary_model(run_of, tmp_path):
+    pytest.importorskip("peft", reason="peft is not installed")
+    encoder = str(write_dual_encoder("clip", tmp_path / "clip"))
+    changes = {
+        "model": {"dual_encoder": encoder, "freeze_backbone": False, "freeze_text_backbone": False},
+        "data": {"query_split": None},
+        "training": {"num_train_epochs": 2, "per_device_train_batch_size": 16, "learning_rate": 0.05},
+    }
+
+    def run(folder, *arguments):
+        sections = {name: dict(values) for name, values in changes.items()}
+        train(run_of("--output_dir", str(folder), "--lora_rank", "2", *arguments, **sections))
+
+    run(tmp_path / "whole")
+
+    def work():
+        kill_at(5, CMFAHTrainer, "training_step")  # of three in an epoch
+        run(tmp_path / "out")
+
+    killed(work)
+    found = newest_checkpoint(tmp_path / "out")
+    assert any(".lora_A." in name for name in load_file(found / "model.safetensors"))
+    run(tmp_path / "out", "--resume_from_checkpoint", "true")
+    assert_same_outcome(tmp_path / "out", tmp_path / "whole")
+    model = CMFAHForPreTraining.from_pretrained(tmp_path / "out")
+    assert model.config.lora_rank is None
+    ours = dict(model.cmfah.image_model.embeddings.backbone.encoder.named_parameters())
+    theirs = load_file(f"{encoder}/model.safetensors")
+    # Linear layers have changed; all else of the encoder is as it was.
+    for name, parameter in ours.items():
+        is_linear = parameter.ndim == 2 and "embedding" not in name
+        assert torch.equal(parameter, theirs[name]) != is_linear, name

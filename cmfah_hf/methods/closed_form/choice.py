@@ -4,7 +4,7 @@ Shapes: `N` items, `E` width of the vectors, `K` bits, `Q` queries.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,9 @@ _FEWEST_HELD_OUT = 20
 # Dimensions of random frames: the bits divided by these, at least `_FEWEST_DIMENSIONS`.
 _FRAME_SHARES = (2, 4, 8, 16)
 _FEWEST_DIMENSIONS = 8
+
+# Shares of a mean that are tried as the center of texts.
+_CENTER_SHARES = {"": 1.0, "3/4 of the ": 0.75, "1/2 of the ": 0.5, "1/4 of the ": 0.25}
 
 # A rotation from the rows to rotate, which only some need.
 _Rotation = Callable[[Callable[[], np.ndarray]], np.ndarray]
@@ -67,12 +70,14 @@ class Choice:
         candidates: All candidates, best first.
         held_out: Images held out for the comparison; 0 if there were too few, so that it used the fitted images.
         by_partner: Whether the candidates were compared by the ranks of partners; otherwise by the encoder's nearest.
+        centers: Without texts, the centers of texts that were compared by `phrases`, best first.
     """
 
     projection: HashProjection
     candidates: tuple[Candidate, ...]
     held_out: int
     by_partner: bool
+    centers: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,13 +138,13 @@ class CodeFitter:
             raise DataError(f"Pairs need one text per image, not {len(image_NE)} images and {len(text_NE)} texts.")
         self._add("pairs", np.concatenate([image_NE, text_NE], axis=1))
 
-    def fit(self, bits: int, *, text_mean_E: np.ndarray | None = None, rounds: int = 50) -> Choice:
+    def fit(self, bits: int, *, phrases: Any = None, rounds: int = 50) -> Choice:
         """Fits and compares all candidates (`[choice]` in docs/method.md); can be called for several lengths.
 
         Args:
             bits: `K`.
-            text_mean_E: The mean of the unit vectors of texts, if none were added. None: that of the images, which
-                suits image queries only.
+            phrases: `(N, E)` vectors of any texts, with which the center of texts is chosen if no texts were added.
+                None: that of the images.
             rounds: Rounds of ITQ.
 
         Raises:
@@ -151,12 +156,20 @@ class CodeFitter:
         check_spread(everything.images, "image")
         if held < _FEWEST_HELD_OUT:
             fitted, held_out, held = everything, everything, 0
-        candidates = []
-        for name, build in self._builders(fitted, bits, text_mean_E, rounds).items():
-            candidates.append(Candidate(name, *_compared(build(), held_out)))
-        candidates.sort(key=lambda one: -one.score)
-        final = self._builders(everything, bits, text_mean_E, rounds)[candidates[0].name]
-        return Choice(final(), tuple(candidates), held, held_out.paired_rows >= _FEWEST_HELD_OUT)
+        compared = []
+        for name, build in self._builders(fitted, bits, rounds).items():
+            projection = build()
+            compared.append((Candidate(name, *_compared(projection, held_out)), projection))
+        compared.sort(key=lambda one: -one[0].score)
+        candidates = tuple(candidate for candidate, _ in compared)
+        final = self._builders(everything, bits, rounds)[candidates[0].name]()
+        by_partner = held_out.paired_rows >= _FEWEST_HELD_OUT
+        if phrases is None or everything.texts.count:
+            return Choice(final, candidates, held, by_partner)
+        rows_NE = self._units(phrases, "vectors of phrases")
+        centers = _compared_centers(compared[0][1], fitted.images.mean, replace(held_out, text_rows=rows_NE))
+        center_E = _centers(everything.images.mean, rows_NE.mean(axis=0))[centers[0].name]
+        return Choice(final.centered(center_E), candidates, held, by_partner, centers)
 
     def _units(self, vectors: Any, what: str) -> np.ndarray:
         units_NE = unit_vectors(vectors, what)
@@ -209,12 +222,9 @@ class CodeFitter:
             np.concatenate([one.text_rows, other.text_rows]),
         )
 
-    def _builders(
-        self, data: _Data, bits: int, text_mean_E: np.ndarray | None, rounds: int
-    ) -> dict[str, Callable[[], HashProjection]]:
+    def _builders(self, data: _Data, bits: int, rounds: int) -> dict[str, Callable[[], HashProjection]]:
         """The functions that fit each candidate, by its name."""
-        if data.texts.count:
-            text_mean_E = data.texts.mean
+        text_mean_E = data.texts.mean if data.texts.count else None
         projections: dict[str, Callable[[], HashProjection]] = {
             "pca": lambda: pca_projection(data.images, bits, text_mean_E)
         }
@@ -251,6 +261,22 @@ class CodeFitter:
         texts = min(len(data.text_rows), self.sample // 2)
         images = self.sample - texts
         return np.concatenate([projection.images(data.image_rows[:images]), projection.texts(data.text_rows[:texts])])
+
+
+def _centers(image_mean_E: np.ndarray, phrase_mean_E: np.ndarray) -> dict[str, np.ndarray]:
+    """The candidates for the center of texts, by name: both means, parts of them, and zero."""
+    means = {"images": image_mean_E, "phrases": phrase_mean_E}
+    found = {
+        f"{part}mean of {name}": share * mean for name, mean in means.items() for part, share in _CENTER_SHARES.items()
+    }
+    return {"zero": np.zeros_like(image_mean_E), **found, "1/2 of both means": (image_mean_E + phrase_mean_E) / 2}
+
+
+def _compared_centers(projection: HashProjection, image_mean_E: np.ndarray, data: _Data) -> tuple[Candidate, ...]:
+    """The agreement of codes with the encoder by center of texts, best first; `data` has phrases as texts."""
+    centers = _centers(image_mean_E, data.text_rows.mean(axis=0))
+    found = (Candidate(name, *_compared(projection.centered(center), data)) for name, center in centers.items())
+    return tuple(sorted(found, key=lambda one: -one.score))
 
 
 def scaled_for_tanh(projection: HashProjection, images_NE: np.ndarray, texts_NE: np.ndarray) -> HashProjection:

@@ -67,6 +67,10 @@ class HashProjection:
             name=f"{self.name}, {name}" if name else self.name,
         )
 
+    def centered(self, text_mean_E: np.ndarray) -> "HashProjection":
+        """This projection with another center of texts."""
+        return replace(self, text_bias=-self.text_weight @ text_mean_E)
+
     def scaled(self, image_factor: float, text_factor: float) -> "HashProjection":
         """This projection with all `z` of images, and all of texts, times a factor; no sign changes."""
         return replace(

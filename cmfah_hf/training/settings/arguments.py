@@ -105,6 +105,12 @@ class DataArguments:
     image_std: list[float] | None = field(
         default=None, metadata={"help": "Standard deviation of red, green, blue in 0..1. None: that of the backbone."}
     )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={
+            "help": "Let code of the encoder's own on the Hub run. Read it first: it can do whatever the user can."
+        },
+    )
     keep_regions: bool = field(
         default=True,
         metadata={"help": "Compute the regions of a frozen backbone once and keep them, float16, on disk."},
@@ -214,6 +220,13 @@ class CMFAHTrainingArguments(TrainingArguments):
     )
     optim: str = field(default="sgd", metadata={"help": "Optimizer of the towers and of the discriminators."})
     learning_rate: float = field(default=7e-4, metadata={"help": "Learning rate of the towers."})
+    encoder_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of encoders that are trained (--freeze_backbone false), with the schedule of the "
+            "rest; about 2e-6 for a CLIP. None: learning_rate."
+        },
+    )
     discriminator_learning_rate: float = field(
         default=8e-4, metadata={"help": "Learning rate of the discriminators, with the schedule of the towers."}
     )

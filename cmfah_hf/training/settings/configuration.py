@@ -19,6 +19,7 @@ from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import SETTINGS_NAME
 from cmfah_hf.methods import Objective, ObjectiveConfig, objective_class, registered_methods
 from cmfah_hf.models import MODELS, CMFAHConfig
+from cmfah_hf.models.remote_code import remote_code
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments, DataArguments
 from cmfah_hf.training.settings.ranges import check_finite, short
 from cmfah_hf.training.settings.yaml_files import SettingsFile, merged, read_chain
@@ -87,7 +88,8 @@ class Run:
             CMFAHError: If a setting cannot be used.
         """
         try:
-            config = self.config_class(**self.model)
+            with remote_code(self.data.trust_remote_code):
+                config = self.config_class(**self.model)
             self.objective_config().apply_to(config)
             return config
         except CMFAHError:

@@ -44,6 +44,7 @@ OF_TRAINING: dict[str, Range] = {
     "num_train_epochs": POSITIVE,
     "max_steps": STEPS_OR_NONE,
     "learning_rate": NOT_NEGATIVE,
+    "encoder_learning_rate": NOT_NEGATIVE,
     "discriminator_learning_rate": NOT_NEGATIVE,
     "warmup_steps": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE,

@@ -102,13 +102,52 @@ def test_blocks_and_order_of_calls_do_not_matter_and_the_seed_does():
     assert fitted(seed=1).candidates != fitted(seed=2).candidates
 
 
-def test_images_alone_are_enough_and_texts_are_centered_by_a_given_mean():
+def nearest_kept(projection, center_E, texts_NE, images_NE):
+    """The share of the ten nearest images of each text by cosine that are among the ten nearest by AQD."""
+    queries_QK = (texts_NE - center_E) @ projection.text_weight.T
+    signs_NK = np.where(projection.images(images_NE) >= 0, 1, -1)
+    by_cosine, by_code = (
+        np.argsort(-scores, axis=1)[:, :10] for scores in (texts_NE @ images_NE.T, queries_QK @ signs_NK.T)
+    )
+    return np.mean([len(set(one) & set(other)) / 10 for one, other in zip(by_cosine, by_code, strict=True)])
+
+
+@pytest.mark.parametrize("texts", ["apart", "among the images", "around zero"])
+def test_images_alone_are_enough_and_phrases_choose_the_center_of_texts(texts):
+    images_NE, texts_NE = (unit_vectors(vectors) for vectors in clustered(600))
+    if texts == "among the images":
+        texts_NE = unit_vectors(clustered(600, seed=5)[0])
+    elif texts == "around zero":
+        texts_NE = unit_vectors(texts_NE - texts_NE.mean(axis=0))
+    phrases_NE, others_NE = texts_NE[:300], texts_NE[300:]
+    fitter = CodeFitter(24)
+    fitter.add_images(images_NE)
+    choice = fitter.fit(16, phrases=phrases_NE, rounds=10)
+    assert {one.name.split(",")[0] for one in choice.candidates} == {"pca"}
+    assert list(choice.centers) == sorted(choice.centers, key=lambda one: -one.score)
+    means = {"images": images_NE.mean(axis=0), "phrases": phrases_NE.mean(axis=0)}
+    centers = {"zero": 0 * means["images"], "1/2 of both means": sum(means.values()) / 2}
+    for quarters, part in ((4, ""), (3, "3/4 of the "), (2, "1/2 of the "), (1, "1/4 of the ")):
+        centers |= {f"{part}mean of {name}": quarters / 4 * mean for name, mean in means.items()}
+    assert {one.name for one in choice.centers} == centers.keys()
+    chosen = choice.centers[0].name
+    weight_KE, bias_K = choice.projection.text_weight, choice.projection.text_bias
+    np.testing.assert_allclose(bias_K, -weight_KE @ centers[chosen], atol=1e-9)
+    # Texts that did not choose agree.
+    kept = {name: nearest_kept(choice.projection, centers[name], others_NE, images_NE) for name in centers}
+    assert kept[chosen] > max(kept.values()) - 0.02
+    assert kept[chosen] > min(kept.values()) + 0.02
+    expected = {"apart": ("phrases",), "among the images": ("images", "both means"), "around zero": ("zero", "1/4")}
+    assert any(part in chosen for part in expected[texts])
+
+
+def test_texts_that_were_added_are_their_own_center():
     images_NE, texts_NE = clustered(300)
     fitter = CodeFitter(24)
     fitter.add_images(images_NE)
-    mean_E = unit_vectors(texts_NE).mean(axis=0)
-    choice = fitter.fit(16, text_mean_E=mean_E, rounds=10)
-    assert {one.name.split(",")[0] for one in choice.candidates} == {"pca"}
+    fitter.add_texts(texts_NE)
+    choice = fitter.fit(16, phrases=texts_NE[:50] + 1, rounds=3)
+    assert choice.centers == ()
     np.testing.assert_allclose(choice.projection.texts(texts_NE).mean(axis=0), 0, atol=1e-9)
 
 

@@ -1,0 +1,107 @@
+"""Folders of sentence-transformers: the transformer in them, its maximum length, and the prompt of its texts.
+
+Pooling and what follows it are not read, because the towers use tokens and not the vector of a text.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .model_files import ModelFileError, find_file, pinned, read_list, read_object
+
+MOST_PROMPT = 1_000
+
+_SETTINGS = (
+    *("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json"),
+    *("sentence_camembert_config.json", "sentence_albert_config.json", "sentence_xlm-roberta_config.json"),
+    "sentence_xlnet_config.json",
+)
+
+
+@dataclass(frozen=True)
+class SentenceSettings:
+    """The settings of a text model; the defaults are those of a folder that is not of sentence-transformers.
+
+    Attributes:
+        subfolder: The folder of the transformer within that of the model.
+        max_length: Maximum tokens of a text. None: that of the tokenizer.
+        lowercase: Whether texts are converted to lower case first.
+        prompt: Begins each text: the one named by `default_prompt_name`.
+    """
+
+    subfolder: str = ""
+    max_length: int | None = None
+    lowercase: bool = False
+    prompt: str = ""
+
+    @property
+    def location(self) -> dict[str, str]:
+        """The arguments of `from_pretrained` that locate the transformer."""
+        return {"subfolder": self.subfolder} if self.subfolder else {}
+
+
+PLAIN = SentenceSettings()
+
+
+def sentence_settings(source: str | None) -> SentenceSettings:
+    """The settings of the text model in a folder or on the Hub; `PLAIN` if there is no such place.
+
+    Raises:
+        ModelFileError: If a file is damaged, or modules other than a transformer compute the tokens.
+        OSError: If the Hub cannot be reached.
+    """
+    found = find_file(source, "modules.json", {}) if source else None
+    if not source or found is None:
+        return PLAIN
+    hub = pinned(source, found, {})
+    subfolder = _transformer_folder(read_list(found), found)
+    settings: dict[str, Any] = {}
+    inner = {**hub, "subfolder": subfolder} if subfolder else hub
+    for name in _SETTINGS:  # earlier versions named the file by the architecture
+        path = find_file(source, name, inner)
+        if path is not None:
+            settings = read_object(path)
+            break
+    length, lowercase = settings.get("max_seq_length"), settings.get("do_lower_case", False)
+    if not (length is None or (type(length) is int and length > 0)) or not isinstance(lowercase, bool):
+        raise ModelFileError(
+            f"{path}: max_seq_length is {str(length)[:40]} and do_lower_case {str(lowercase)[:40]}; give a positive "
+            "number, and true or false."
+        )
+    return SentenceSettings(subfolder, length, lowercase, _prompt(source, hub))
+
+
+def check_prompt(prompt: Any, where: str | Path) -> str:
+    """A prompt that a file holds. Raises a `ModelFileError` if it is no text, or longer than `MOST_PROMPT`."""
+    if not isinstance(prompt, str) or len(prompt) > MOST_PROMPT:
+        raise ModelFileError(f"{where}: a prompt is {str(prompt)[:40]!r}; give a text of at most {MOST_PROMPT:,}.")
+    return prompt
+
+
+def _transformer_folder(modules: list[Any], path: Path) -> str:
+    """The folder of the transformer, if no other module changes its tokens before they are pooled."""
+    kinds = []
+    for module in modules:
+        kind, folder = (module.get(name) if isinstance(module, dict) else None for name in ("type", "path"))
+        if not isinstance(kind, str) or not isinstance(folder, str) or not re.fullmatch(r"(?!\.)[\w.-]*", folder):
+            raise ModelFileError(f"{path}: {str(module)[:60]} is no module with a type and a folder of its own.")
+        kinds.append(kind.rpartition(".")[2])
+    of_tokens = kinds[: kinds.index("Pooling")] if "Pooling" in kinds else [k for k in kinds if k != "Normalize"]
+    if of_tokens != ["Transformer"]:
+        raise ModelFileError(
+            f"{path}: tokens come from {', '.join(of_tokens)[:100] or 'no module'}, and only those of a single "
+            "Transformer can be used."
+        )
+    return modules[0]["path"]
+
+
+def _prompt(source: str, hub: dict[str, Any]) -> str:
+    path = find_file(source, "config_sentence_transformers.json", hub)
+    settings = read_object(path) if path is not None else {}
+    name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
+    if name is None:
+        return ""
+    if not isinstance(prompts, dict) or name not in prompts:
+        raise ModelFileError(f"{path}: default_prompt_name is {str(name)[:40]!r}, which is none of its prompts.")
+    return check_prompt(prompts[name], str(path))
