@@ -2,9 +2,11 @@
 
     python benchmarks/retention.py --encoder FOLDER_OR_ID --output runs/retention
     python benchmarks/retention.py --output runs/retention --split validation
+    python benchmarks/retention.py --encoder runs/clip/encoder --output runs/retention --trained runs/clip-models
 
 Without `--encoder` and without the environment variable CMFAH_DUAL_ENCODER, the small CLIP of small_clip.py is trained
-first. Codes are fitted on unlabeled scenes; texts and images of other scenes rank each other. Writes `retention.json`,
+first. Codes are fitted on unlabeled scenes; texts and images of other scenes rank each other. `--trained` names a
+folder with models that were trained from the encoder, such as that of `cmfah experiment run`. Writes `retention.json`,
 `retention.png`, and the vectors, which a second run reads.
 
 Shapes: `N` scenes, `Q` queries (all scenes of one modality), `E` width of the vectors, `K` bits.
@@ -33,7 +35,9 @@ from cmfah_hf.evaluation.metrics import expected_average_precision, first_releva
 from cmfah_hf.experiments.figures import plot_results
 from cmfah_hf.experiments.report import document_of, summarize
 from cmfah_hf.experiments.results import Result
+from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.methods.closed_form import Choice, CodeFitter, random_rotation, unit_vectors
+from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training.dual_encoders import load_dual_encoder, text_vectors
 from cmfah_hf.training.phrases import PHRASES
 
@@ -47,6 +51,7 @@ WITH_TEXTS, UNPAIRED, IMAGES_ONLY = "ours, images and texts", "ours, images and 
 # The codes of images only, of this length, with centers of texts that were not chosen.
 CENTERS_AT = 64
 BY_PHRASES, BY_IMAGES = f"{IMAGES_ONLY}, mean of phrases", f"{IMAGES_ONLY}, mean of images"
+TRAINED = "ours, trained without labels"
 SIGNS, ROTATED, PRODUCT, FLOAT = "signs of all dimensions", "random rotation", "product quantization", "float"
 # Share of the float figure that the codes fitted with texts should keep, mean of both directions.
 TARGETS = {
@@ -66,6 +71,7 @@ class Scenes:
     images: np.ndarray
     texts: np.ndarray
     relevant: np.ndarray
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--bits", type=int, nargs="+", default=list(BITS))
     parser.add_argument("--scenes", type=int, default=4_000, help="scenes to fit codes on")
+    parser.add_argument("--trained", type=Path, help="folder with models that were trained from the encoder")
     parser.add_argument("--split", choices=("query", "validation"), default="query")
     own = parser.parse_args()
     own.output.mkdir(parents=True, exist_ok=True)
@@ -95,6 +102,9 @@ def main() -> None:
     results, choices = [], []
     for row in rows(fitted, held_out, other_texts_NE, vectors.phrases(), own.bits, choices):
         results += results_of(row, held_out, own.split)
+    for path in sorted(own.trained.rglob(METRICS_NAME)) if own.trained is not None else ():
+        for row, seed in trained_rows(path.parent, held_out.seed):
+            results += results_of(row, held_out, own.split, seed)
     console = Console(width=140)
     console.print(table(results, f"{HELD_OUT} scenes, mean of both directions; in brackets the share of float"))
     console.print(target_table(results))
@@ -118,7 +128,7 @@ class Vectors:
         if not path.is_file():
             self._encode(path, seed, count)
         with np.load(path) as arrays:
-            return Scenes(unit_vectors(arrays["images"]), unit_vectors(arrays["texts"]), arrays["relevant"])
+            return Scenes(unit_vectors(arrays["images"]), unit_vectors(arrays["texts"]), arrays["relevant"], seed)
 
     def phrases(self) -> np.ndarray:
         """The vectors of everyday phrases, `(N, E)`, as a compression without texts uses them."""
@@ -165,13 +175,16 @@ def rows(
             by_title[BY_PHRASES] = by_title[IMAGES_ONLY].centered(phrases_NE.mean(axis=0))
             by_title[BY_IMAGES] = by_title[IMAGES_ONLY].centered(fitted.images.mean(axis=0))
         for title, codes in by_title.items():
-            yield from code_rows(title, bits, codes.images(held_out.images), codes.texts(held_out.texts))
+            yield from code_rows(
+                title, bits, np.tanh(codes.images(held_out.images)), np.tanh(codes.texts(held_out.texts))
+            )
         print(f"{bits} bits fitted in {time.perf_counter() - start:.0f} s", file=sys.stderr)  # noqa: T201
         width = fitted.images.shape[1]
         if bits <= width:
             rotation_EK = random_rotation(width)[:, :bits]
             sides = [(held_out.images, fitted.images), (held_out.texts, fitted.texts)]
-            yield from code_rows(ROTATED, bits, *((side - of.mean(axis=0)) @ rotation_EK for side, of in sides))
+            rotated = (np.tanh((side - of.mean(axis=0)) @ rotation_EK) for side, of in sides)
+            yield from code_rows(ROTATED, bits, *rotated)
         if width % (bits // 8) == 0:
             yield Row(
                 PRODUCT,
@@ -184,14 +197,21 @@ def rows(
             )
 
 
+def trained_rows(folder: Path, seed: int) -> Iterator[tuple[Row, int]]:
+    """The scores of a trained model on held-out scenes, by both rankings, and the seed of its training."""
+    retriever, scenes = CrossMediaRetriever.from_pretrained(folder), make_scenes(HELD_OUT, seed=seed)
+    images_NK, texts_NK = retriever.encode_images(scenes["image"]), retriever.encode_texts(list(scenes["text"]))
+    metrics = json.loads((folder / METRICS_NAME).read_text(encoding="utf-8"))
+    for row in code_rows(TRAINED, metrics["hash_bits"], images_NK, texts_NK):
+        yield row, metrics["seed"]
+
+
 def code_rows(title: str, bits: int | None, image_NK: np.ndarray, text_NK: np.ndarray) -> Iterator[Row]:
     """Both rankings of codes: by Hamming distance, and by the query's real values (rescoring of all items)."""
     image_signs_NK, text_signs_NK = (np.where(values >= 0, 1.0, -1.0) for values in (image_NK, text_NK))
     hamming_NN = image_signs_NK @ text_signs_NK.T
     yield Row(title, bits, "hamming", {"i2t": hamming_NN, "t2i": hamming_NN.T})
-    yield Row(
-        title, bits, "aqd", {"i2t": np.tanh(image_NK) @ text_signs_NK.T, "t2i": np.tanh(text_NK) @ image_signs_NK.T}
-    )
+    yield Row(title, bits, "aqd", {"i2t": image_NK @ text_signs_NK.T, "t2i": text_NK @ image_signs_NK.T})
 
 
 def product_scores(queries_QE: np.ndarray, items_NE: np.ndarray, fitted_NE: np.ndarray, bits: int) -> np.ndarray:
@@ -206,12 +226,12 @@ def product_scores(queries_QE: np.ndarray, items_NE: np.ndarray, fitted_NE: np.n
     return scores_QN
 
 
-def results_of(row: Row, held_out: Scenes, split: str) -> list[Result]:
+def results_of(row: Row, held_out: Scenes, split: str, seed: int = 0) -> list[Result]:
     """The figures of a row in both directions and their mean."""
     by_direction = {name: figures_of(scores_QN, held_out.relevant) for name, scores_QN in row.scores.items()}
     by_direction["mean"] = {metric: np.mean([one[metric] for one in by_direction.values()]) for metric in METRICS}
     common = {"run": "retention", "data": "scenes", "method": "compressed", "variant": row.title, "title": row.title}
-    common |= {"bits": row.bits, "protocol": "unseen", "seed": 0, "split": split, "database": "unseen"}
+    common |= {"bits": row.bits, "protocol": "unseen", "seed": seed, "split": split, "database": "unseen"}
     common |= {"encoding": "single", "ranking": row.ranking, "seconds": 0.0, "settings": "{}", "versions": "{}"}
     return [
         Result(**common, direction=direction, metric=metric, value=float(value))
@@ -290,11 +310,12 @@ def choice_table(choices: list[tuple[str, Choice]]) -> Table:
 
 
 def means_of(results: list[Result]) -> dict[tuple[str, int | None, str], dict[str, float]]:
-    means: dict[tuple[str, int | None, str], dict[str, float]] = {}
+    """The mean over seeds of each figure, by method, bits and ranking."""
+    values: dict[tuple[str, int | None, str], dict[str, list[float]]] = {}
     for one in results:
         if one.direction == "mean":
-            means.setdefault((one.title, one.bits, one.ranking), {})[one.metric] = one.value
-    return means
+            values.setdefault((one.title, one.bits, one.ranking), {}).setdefault(one.metric, []).append(one.value)
+    return {row: {metric: float(np.mean(found)) for metric, found in each.items()} for row, each in values.items()}
 
 
 def _trained_encoder(folder: Path) -> Path:
