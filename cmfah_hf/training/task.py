@@ -11,6 +11,7 @@ from cmfah_hf.data.collator import CaptionDraw, PairCollator
 from cmfah_hf.data.similarity import PairSimilarity, Similarity
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.expansion import GraphExpander
+from cmfah_hf.training.data.kept_tokens import TokenTable
 from cmfah_hf.training.data.stream_loaders import as_stream
 from cmfah_hf.training.data.streams import PairStream
 
@@ -18,7 +19,13 @@ AUGMENTING_COLUMN = "region_features_mirrored"
 
 
 def training_collator(
-    config: Any, processor: Any, text_column: str, similarity: Similarity | None, expander: Any, seed: int
+    config: Any,
+    processor: Any,
+    text_column: str,
+    similarity: Similarity | None,
+    expander: Any,
+    seed: int,
+    tokens: TokenTable | None = None,
 ) -> PairCollator:
     """The collator of training pairs, which draws a caption for each epoch.
 
@@ -26,9 +33,10 @@ def training_collator(
         config: The model's configuration, with its classes.
         processor, text_column, similarity, expander: As in `CMFAHTrainer`.
         seed: Seed of the captions.
+        tokens: As in `PairCollator`.
     """
     classes = [config.id2label[number] for number in range(config.num_labels)]
-    return PairCollator(processor, classes, text_column, similarity, expander, CaptionDraw(seed))
+    return PairCollator(processor, classes, text_column, similarity, expander, CaptionDraw(seed), tokens)
 
 
 class RetrievalTask:
@@ -51,7 +59,8 @@ class RetrievalTask:
     ):
         self.collator = self.measuring_collator = collator
         if measured is not None:
-            self.measuring_collator = PairCollator(processor, None, text_column, measured, expander)
+            tokens = getattr(collator, "tokens", None)
+            self.measuring_collator = PairCollator(processor, None, text_column, measured, expander, tokens=tokens)
         elif isinstance(collator, PairCollator):  # evaluation reads the first caption
             self.measuring_collator = copy(collator)
             self.measuring_collator.draw = None
