@@ -48,8 +48,8 @@ class PairCollator:
     Returns (of a call):
         `region_features` `(B, R, C)` if the rows have them (with `region_features_mirrored` too, those of the mirrored
         image with probability 1/2) or `image_features` (as one region), else `pixel_values` `(B, 3, H, W)`;
-        `input_ids` (or `token_features` `(B, W, C)`) and `attention_mask` `(B, W)`; `labels` `(B, C)`, zeros for a row without any, or the output of
-        `similarity`; `row` `(B,)` if the rows have it.
+        `input_ids`, or `token_features` `(B, W, C)` if these are kept, and `attention_mask` `(B, W)`; `labels`
+        `(B, C)`, zeros for a row without any, or the output of `similarity`; `row` `(B,)` if the rows have it.
     """
 
     def __init__(

@@ -3,8 +3,8 @@ dual encoder.
 
 A text encoder computes `W` tokens of each text and a mask of those that exist. A dual encoder also computes a vector.
 
-Shape suffixes: B texts, W tokens, D feature width, E width of an input embedding or of a dual encoder's vectors, H hidden
-size of the backbone.
+Shape suffixes: B texts, W tokens, D feature width, E width of an input embedding or of a dual encoder's vectors, H
+hidden size of the backbone.
 """
 
 import inspect

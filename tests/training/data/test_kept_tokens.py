@@ -64,9 +64,9 @@ def test_kept_tokens_give_the_same_codes_in_any_batch(encoder):
 
 def test_tokens_of_another_encoder_are_refused(encoder):
     model, _ = encoder
-    with pytest.raises(ValueError, match="of these|extract them again"):
+    with pytest.raises(ValueError, match="extract them again"):
         model.get_text_hash(token_features=torch.zeros(1, 3, 99))
-    with pytest.raises(ValueError, match="one of input_ids, inputs_embeds and token_features"):
+    with pytest.raises(ValueError, match="Give the text tower one of"):
         model.get_text_hash(torch.zeros(1, 3, dtype=torch.long), token_features=torch.zeros(1, 3, 16))
 
 
