@@ -5,16 +5,19 @@
 RUNS is the output of `cmfah experiment run hub_configs/experiments/photographs-minilm.yaml`, with runs of `cmfah/both`
 (MiniLM) and `words/both` (word vectors). Every word is a query, and an image is relevant if it has one of the
 classes that the word means. `seen`: the training images and those of the query split are searched. `unseen`: those of
-the held-out database and the query split, on which nothing was trained. With a multilingual model in the grid, such as
-the method `multilingual`, give `--languages en de zh`.
+the held-out database and the query split, on which nothing was trained.
+
+If CMFAH_TEXT_ENCODER names a multilingual text encoder, a model is trained with it and asked in German and Chinese too.
 
 Shapes: `Q` words, `N` images, `K` bits, `C` classes.
 """
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import datasets
@@ -24,17 +27,19 @@ from rich.table import Table
 
 from cmfah_hf.atomic import write_text
 from cmfah_hf.errors import CMFAHError
-from cmfah_hf.evaluation import encode_labels
+from cmfah_hf.evaluation.labels import encode_labels
 from cmfah_hf.evaluation.levels import count_relevant, hamming_levels
 from cmfah_hf.evaluation.metrics import precision_at_k
 from cmfah_hf.experiments.report import document_of, summarize
 from cmfah_hf.experiments.results import Result
+from cmfah_hf.hub.model_folder import SETTINGS_NAME
 from cmfah_hf.models.tokenization_cmfah import split_words
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.codes import pack
-from cmfah_hf.training import parse_run
+from cmfah_hf.training import bundled_configuration, parse_run, train
 from cmfah_hf.training.data.pairs import Pairs, read_pairs
 from cmfah_hf.training.evaluate import encode_pairs
+from cmfah_hf.training.settings.arguments import PROTOCOLS
 
 DEPTH = 10
 # Words by the classes that they mean, chosen before any result was seen.
@@ -110,14 +115,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, help="output of `cmfah experiment run`")
     parser.add_argument("--methods", nargs="+", default=["cmfah/both", "words/both"], help="methods and variants")
-    parser.add_argument("--languages", nargs="+", default=["en"], choices=["en", *TRANSLATED])
     parser.add_argument("--output", type=Path, help="a file for the figures, as JSON")
     own = parser.parse_args()
     results = []
     for folder in sorted(own.runs.glob("runs/*/*/*/*-bits/*/seed-*")):
-        if "/".join(folder.parts[-5:-3]) in own.methods and (folder / "run.yaml").is_file():
-            for language in own.languages:
-                results += list(results_of(folder, language))
+        if "/".join(folder.parts[-5:-3]) in own.methods and (folder / SETTINGS_NAME).is_file():
+            results += list(results_of(folder, "en"))
+    if encoder := os.environ.get("CMFAH_TEXT_ENCODER"):
+        for folder, language in product(multilingual(own.runs, encoder), ("en", *TRANSLATED)):
+            results += list(results_of(folder, language))
+    else:
+        print("Skipped: German and Chinese, because CMFAH_TEXT_ENCODER names no text encoder.")  # noqa: T201
     if not results:
         raise SystemExit(f"{own.runs}: there are no finished runs of {', '.join(own.methods)}.")
     print_table(results)
@@ -126,6 +134,18 @@ def main() -> None:
         lines = ",\n".join(json.dumps(figure) for figure in document.pop("figures"))
         head = json.dumps({"script": "benchmarks/new_words.py", **document})[:-1]
         write_text(own.output, f'{head},\n"figures": [\n{lines}\n]}}\n', CMFAHError)
+
+
+def multilingual(runs: Path, encoder: str) -> list[Path]:
+    """The folders of models with another text encoder, one of each protocol, which are trained if they are missing."""
+    folders = []
+    for protocol in PROTOCOLS:
+        folder = runs / "runs" / "coco-pairs" / "multilingual" / "both" / "64-bits" / protocol / "seed-0"
+        if not (folder / SETTINGS_NAME).is_file():
+            settings = ["--text_backbone", encoder, "--protocol", protocol, "--output_dir", str(folder)]
+            train(parse_run(bundled_configuration("minilm-coco-pairs.yaml"), settings))
+        folders.append(folder)
+    return folders
 
 
 def queries(language: str) -> tuple[list[str], list[list[str]]]:
@@ -154,7 +174,7 @@ def results_of(folder: Path, language: str) -> Iterator[Result]:
     """Precision of the words of a language by a trained model, and of a random ranking."""
     data, method, variant, size, protocol, seed = folder.parts[-6:]
     with tempfile.TemporaryDirectory() as temporary:
-        pairs = read_pairs(parse_run(folder / "run.yaml", ["--output_dir", temporary]), Path(temporary))
+        pairs = read_pairs(parse_run(folder / SETTINGS_NAME, ["--output_dir", temporary]), Path(temporary))
     words, meanings = queries(language)
     if found := words_in_captions(words, pairs.all["text"]):
         raise SystemExit(f"{folder}: training captions have {', '.join(found)}.")
