@@ -1,7 +1,7 @@
 """Collator: rows of a data set to a batch for a model."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,12 +43,13 @@ class PairCollator:
         similarity: Computes the `labels` of a batch instead of multi-hot labels.
         expander: The `GraphExpander` that made `text_column`, if any; expands the caption that is read.
         draw: Chooses the caption of a row. None: the first.
+        tokens: Gives the kept tokens of texts (a `TokenTable`), instead of the processor's inputs.
 
     Returns (of a call):
         `region_features` `(B, R, C)` if the rows have them (with `region_features_mirrored` too, those of the mirrored
         image with probability 1/2) or `image_features` (as one region), else `pixel_values` `(B, 3, H, W)`;
-        `input_ids` and `attention_mask` `(B, W)`; `labels` `(B, C)`, zeros for a row without any, or the output of
-        `similarity`; `row` `(B,)` if the rows have it.
+        `input_ids`, or `token_features` `(B, W, C)` if these are kept, and `attention_mask` `(B, W)`; `labels`
+        `(B, C)`, zeros for a row without any, or the output of `similarity`; `row` `(B,)` if the rows have it.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class PairCollator:
         similarity: Similarity | None = None,
         expander: Any = None,
         draw: CaptionDraw | None = None,
+        tokens: Callable[[Sequence[str]], dict[str, torch.Tensor]] | None = None,
     ):
         if similarity is None and classes is not None:
             similarity = LabelSimilarity(classes)
@@ -68,10 +70,12 @@ class PairCollator:
         self.similarity = similarity
         self.expander = expander
         self.draw = draw
+        self.tokens = tokens
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         texts = [str(row[self.text_column] if self.text_column in row else row["text"]) for row in rows]
-        batch = dict(self.processor(text=self._read_texts(rows, texts), return_tensors="pt"))
+        read = self._read_texts(rows, texts)
+        batch = dict(self.processor(text=read, return_tensors="pt") if self.tokens is None else self.tokens(read))
         if "region_features" in rows[0]:
             batch["region_features"] = torch.from_numpy(np.stack(_regions(rows, texts)))
         elif "image_features" in rows[0]:

@@ -30,13 +30,14 @@ from cmfah_hf.training import parse_run, train
 from cmfah_hf.training.evaluate import evaluate_folder
 from cmfah_hf.training.preparation import make_words, read_pairs
 from cmfah_hf.training.settings.configuration import Run
+from cmfah_hf.training.vocabulary import needs_word_vectors
 
 logger = logging.getLogger(__name__)
 
 WORDS_NAME = "words"
 # Data settings that do not affect the words.
 _WITHOUT_WORDS = {"refit", "mirror", "keep_regions", "backbone_weights", "image_column", "image_mean", "image_std"}
-_WITHOUT_WORDS |= {"similarity", "query_split", "words_from"}
+_WITHOUT_WORDS |= {"similarity", "query_split", "words_from", "keep_tokens"}
 _WAITING_FOR_WORDS_S = 24 * 3600.0
 
 
@@ -174,7 +175,7 @@ def shared_words(run: Run, output: Path) -> Path:
     The seed of the word graph is 0, so that the words do not depend on the order of the runs.
     """
     settings = {name: value for name, value in asdict(run.data).items() if name not in _WITHOUT_WORDS}
-    key = json.dumps([settings, run.setting("word_dim")], sort_keys=True)
+    key = json.dumps([settings, run.setting("word_dim"), needs_word_vectors(run)], sort_keys=True)
     folder = (output / WORDS_NAME / sha256(key.encode()).hexdigest()[:16]).absolute()
     with locked(folder.with_name(f"{folder.name}.making"), CheckpointError, _WAITING_FOR_WORDS_S):
         if not folder.is_dir():

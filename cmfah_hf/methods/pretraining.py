@@ -106,6 +106,7 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         codes: torch.Tensor | None = None,
         paired: bool = True,
+        token_features: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CMFAHForPreTrainingOutput:
         """
@@ -116,9 +117,10 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
             labels: `(B, C)`, multi-hot. If given, the loss is computed.
             codes: `(B, K)` of -1 and +1, `B` of `[algorithm-1]`. None: `sgn(H_v + H_t)` of this batch.
             paired: Whether to compute the cross-modal view. Without attention it equals the unimodal one.
+            token_features: `(B, W, C)`, precomputed tokens of the text encoder, instead of `input_ids`.
         """
         images = self.cmfah.image_model.embeddings(pixel_values, region_features)
-        texts = self.cmfah.text_model.embeddings(input_ids, attention_mask, inputs_embeds)
+        texts = self.cmfah.text_model.embeddings(input_ids, attention_mask, inputs_embeds, token_features)
         views = self.cmfah.encode_views(images, texts, cross_modal=paired, **kwargs)
         outputs = CMFAHForPreTrainingOutput(
             image_hash=views.image.hash_values,

@@ -130,6 +130,7 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         partner: torch.Tensor | None = None,
+        token_features: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CMFAHTowerOutput:
         """
@@ -138,8 +139,10 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
             attention_mask: `(B, W)`, 1 at the tokens that exist. None: all that are not padding.
             inputs_embeds: `(B, W, word_dim)`, input embeddings, instead of `input_ids`.
             partner: `(B, R, D)`, the regions of the text's image. None: the concepts replace them.
+            token_features: `(B, W, C)`, precomputed tokens of the text encoder, instead of `input_ids`.
         """
-        return self.encode(self.embeddings(input_ids, attention_mask, inputs_embeds), partner, **kwargs)
+        text = self.embeddings(input_ids, attention_mask, inputs_embeds, token_features)
+        return self.encode(text, partner, **kwargs)
 
 
 class CMFAHModel(CMFAHPreTrainedModel):
@@ -206,6 +209,7 @@ class CMFAHModel(CMFAHPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        token_features: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """Continuous codes `(B, K)` in (-1, 1) of texts alone, `[hash]`.
@@ -214,10 +218,11 @@ class CMFAHModel(CMFAHPreTrainedModel):
             input_ids: `(B, W)`, tokens as the processor numbers them.
             attention_mask: `(B, W)`, 1 at tokens and 0 at padding. None: all that are not padding.
             inputs_embeds: `(B, W, word_dim)`, input embeddings, instead of `input_ids`.
+            token_features: `(B, W, C)`, precomputed tokens of the text encoder, instead of `input_ids`.
             **kwargs: Ignored, such as the processor's outputs for images.
 
         Raises:
-            ValueError: If neither or both of `input_ids` and `inputs_embeds` are given.
+            ValueError: If none or several of `input_ids`, `inputs_embeds` and `token_features` are given.
 
         Example:
 
@@ -225,7 +230,7 @@ class CMFAHModel(CMFAHPreTrainedModel):
         >>> model.get_text_hash(**processor(text=["a dog", "the sea"], return_tensors="pt")).shape
         torch.Size([2, 64])
         ```"""
-        return self.text_model(input_ids, attention_mask, inputs_embeds).hash_values
+        return self.text_model(input_ids, attention_mask, inputs_embeds, token_features=token_features).hash_values
 
     def encode_views(
         self, images: Embedded, texts: Embedded, cross_modal: bool = True, **kwargs: Unpack[TransformersKwargs]
@@ -269,20 +274,22 @@ class CMFAHModel(CMFAHPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         region_features: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        token_features: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CMFAHOutput:
         """
         Args:
             pixel_values: `(B, 3, H, W)`, or `region_features` `(B, R, C)`; both may be missing.
-            input_ids: `(B, W)`, or `inputs_embeds` `(B, W, word_dim)`; both may be missing.
+            input_ids: `(B, W)`, or `inputs_embeds` `(B, W, word_dim)`, or `token_features` `(B, W, C)`; all may be
+                missing.
             attention_mask: `(B, W)`, 1 at the tokens that exist.
         """
         kwargs["return_dict"] = True
         images = texts = None
         if pixel_values is not None or region_features is not None:
             images = self.image_model.embeddings(pixel_values, region_features)
-        if input_ids is not None or inputs_embeds is not None:
-            texts = self.text_model.embeddings(input_ids, attention_mask, inputs_embeds)
+        if any(given is not None for given in (input_ids, inputs_embeds, token_features)):
+            texts = self.text_model.embeddings(input_ids, attention_mask, inputs_embeds, token_features)
         if images is None and texts is None:
             raise ValueError("Give the model images (pixel_values), texts (input_ids), or both.")
         image = text = None

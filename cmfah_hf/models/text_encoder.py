@@ -3,8 +3,8 @@ dual encoder.
 
 A text encoder computes `W` tokens of each text and a mask of those that exist. A dual encoder also computes a vector.
 
-Shape suffixes: B texts, W tokens, D feature width, E width of an input embedding, F filters, H hidden size of the
-backbone.
+Shape suffixes: B texts, W tokens, D feature width, E width of an input embedding or of a dual encoder's vectors, H
+hidden size of the backbone.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from .adapters import add_adapters, train_adapters_only
 from .configuration_cmfah import CMFAHConfig
 from .configuration_files import UNFIT
 from .dual_encoder import CMFAHDualTextEncoder
-from .encoder_output import Embedded
+from .encoder_output import Embedded, with_vector, without_vector
 from .model_files import ModelFileError
 from .remote_code import is_remote, remote_class
 
@@ -36,6 +36,7 @@ class CMFAHTextEncoder(nn.Module):
     """Base class of text encoders, parts of which may be frozen."""
 
     projection: nn.Linear
+    pooled_dim: int | None = None
 
     def __init__(self, config: CMFAHConfig):
         super().__init__()
@@ -62,6 +63,7 @@ class CMFAHTextEncoder(nn.Module):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        token_features: torch.Tensor | None = None,
     ) -> Embedded:
         """The tokens `(B, W, D)`, zero where masked, the mask `(B, W)`, and the vectors of a dual encoder.
 
@@ -69,10 +71,49 @@ class CMFAHTextEncoder(nn.Module):
             input_ids: `(B, W)`, rows of the embedding table.
             attention_mask: `(B, W)`, 1 at the tokens that exist. None: all that are not padding.
             inputs_embeds: `(B, W, E)`, input embeddings, instead of `input_ids`.
+            token_features: `(B, W, H)`, as `extract_tokens` returns them, instead of `input_ids`.
 
         Raises:
-            ValueError: If neither or both of `input_ids` and `inputs_embeds` are given.
+            ValueError: If none or several of `input_ids`, `inputs_embeds` and `token_features` are given, or the tokens
+                have another width.
         """
+        if token_features is None:
+            hidden_BWH, mask_BW, pooled_BE = self._hidden(input_ids, attention_mask, inputs_embeds)
+        elif input_ids is not None or inputs_embeds is not None:
+            raise ValueError("Give the text tower one of input_ids, inputs_embeds and token_features.")
+        else:
+            hidden_BWH, mask_BW, pooled_BE = self._kept(token_features, attention_mask)
+        return Embedded(self._project(hidden_BWH, mask_BW), mask_BW, pooled_BE)
+
+    def extract_tokens(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The hidden states `(B, W, H)` and the mask `(B, W)`, which can be given as `token_features` and
+        `attention_mask`.
+
+        Those of a dual encoder begin with its vector: `(B, 1 + W, max(H, E))`, the narrower ones filled up with zeros.
+        """
+        hidden_BWH, mask_BW, pooled_BE = self._hidden(input_ids, attention_mask, None)
+        return (hidden_BWH if pooled_BE is None else with_vector(hidden_BWH, pooled_BE)), mask_BW
+
+    def _kept(
+        self, token_features: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """As `_hidden`, of what `extract_tokens` returned."""
+        hidden_BWH, pooled_BE = token_features.to(self.projection.weight.dtype), None
+        if self.pooled_dim is not None:
+            hidden_BWH, pooled_BE = without_vector(hidden_BWH, self.projection.in_features, self.pooled_dim)
+        if hidden_BWH.shape[-1] != self.projection.in_features:
+            raise ValueError(
+                f"token_features have the width {hidden_BWH.shape[-1]} and the text encoder gives "
+                f"{self.projection.in_features}; extract them again with this model's encoder."
+            )
+        return hidden_BWH, _mask(hidden_BWH[..., 0], attention_mask, None), pooled_BE
+
+    def _hidden(
+        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The hidden states `(B, W, H)`, the mask `(B, W)`, and the vectors `(B, E)` of a dual encoder."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give the text tower either input_ids or inputs_embeds.")
         embeds_BWE = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
@@ -82,7 +123,7 @@ class CMFAHTextEncoder(nn.Module):
             mask_BW = mask_BW & (input_ids != self.config.unk_token_id)  # words without vectors are ignored
         if not mask_BW.shape[1]:  # convolution, attention and LSTM need a column
             embeds_BWE, mask_BW = nn.functional.pad(embeds_BWE, (0, 0, 0, 1)), nn.functional.pad(mask_BW, (0, 1))
-        return Embedded(self._project(self._encode(input_ids, embeds_BWE, mask_BW), mask_BW), mask_BW)
+        return self._encode(input_ids, embeds_BWE, mask_BW), mask_BW, None
 
     def _project(self, hidden_BWH: torch.Tensor, mask_BW: torch.Tensor) -> torch.Tensor:
         return self.projection(self.dropout(hidden_BWH)) * mask_BW[..., None].to(self.projection.weight.dtype)
@@ -178,6 +219,7 @@ class CMFAHDualText(CMFAHPretrainedText):
         self.backbone = CMFAHDualTextEncoder(config)
         self.adapt()
         self.projection = nn.Linear(self.backbone.channels[-1], config.hidden_size)
+        self.pooled_dim = config.pooled_dim
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.tower.get_input_embeddings()
@@ -185,12 +227,9 @@ class CMFAHDualText(CMFAHPretrainedText):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.tower.set_input_embeddings(value)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-    ) -> Embedded:
+    def _hidden(
+        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """As the parent's, from `input_ids` alone."""
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("A dual encoder reads texts as input_ids, and not as inputs_embeds.")
@@ -202,7 +241,7 @@ class CMFAHDualText(CMFAHPretrainedText):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text_backbone):
             hidden_BWC, pooled_BE = self.backbone(input_ids, attended_BW)
         dtype = self.projection.weight.dtype
-        return Embedded(self._project(hidden_BWC.to(dtype), mask_BW), mask_BW, pooled_BE.to(dtype))
+        return hidden_BWC.to(dtype), mask_BW, pooled_BE.to(dtype)
 
 
 def build_text_backbone(config: CMFAHConfig) -> PreTrainedModel:

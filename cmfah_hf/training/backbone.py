@@ -41,9 +41,10 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
     Args:
         image_model: The tower; its configuration names the backbone.
         source: `"torchvision"` for the weights that torchvision publishes for a VGG. A safetensors file with the names
-            of the backbone (`features.0.weight`, ... for a VGG; a classifier is ignored), a folder with such a
-            `model.safetensors`, or a Hub id. For an `AutoBackbone`, a folder or Hub id with any model of its
-            architecture that `transformers` saved as safetensors; for a backbone of timm, the name of its model.
+            of the backbone (`features.0.weight`, ... for a VGG, timm's own for a timm name; a classifier is ignored), a
+            folder with such a `model.safetensors`, or a Hub id. For an `AutoBackbone`, a folder or Hub id with any
+            model of its architecture that `transformers` saved as safetensors; for a backbone of timm, the name of its
+            model.
 
     Raises:
         CheckpointError: If the file does not exist, or its tensors do not fit the backbone.
@@ -63,6 +64,9 @@ def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
             weights = read_weights([Path(path)])
         except ModelFileError as error:
             raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
+        if backbone_config is not None and backbone_config.model_type == "timm_backbone":
+            # timm's own names, which `transformers` prefixes.
+            weights = {f"_backbone.{name.removeprefix('_backbone.')}": tensor for name, tensor in weights.items()}
     _fill(backbone, weights, source)
 
 

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from cmfah_hf.training.backbone import (
     load_backbone_weights,
     load_text_backbone_weights,
 )
+from cmfah_hf.training.data.kept_tokens import TokenTable, keep_tokens, texts_to_read
 from cmfah_hf.training.data.pairs import Pairs, read_pairs
 from cmfah_hf.training.dual_encoders import fit_head
 from cmfah_hf.training.encoder_updates import train_adapters
@@ -38,6 +39,8 @@ from cmfah_hf.training.vocabulary import make_words
 logger = logging.getLogger(__name__)
 
 _PORTION = 1_000
+# The splits that a training and its evaluations read.
+_TRAINED = ("train", "validation", "validation_database")
 
 
 @dataclass
@@ -61,6 +64,7 @@ class PreparedRun:
     similarity: Similarity
     measured: Similarity
     label_counts: LabelCounts | None
+    _tokens: TokenTable | None = field(default=None, init=False, repr=False)
 
     @property
     def text_column(self) -> str:
@@ -75,7 +79,7 @@ class PreparedRun:
     def build_model(self) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
         """A new model with the word vectors, the backbone's weights and the label graph, and its processor."""
         run, classes, embedding, feature_dim = self.run, self.classes, self.embedding, self.pairs.feature_dim
-        settings, vocabulary = dict(run.model), embedding.vocabulary if embedding is not None else []
+        settings, vocabulary = dict(run.model_settings), embedding.vocabulary if embedding is not None else []
         rank = settings.pop("lora_rank", None)
         if embedding is not None:  # a text backbone has sizes of its own, which take precedence
             settings |= {"word_dim": embedding.vectors.shape[1], "vocab_size": len(vocabulary) + len(SPECIAL_TOKENS)}
@@ -113,6 +117,22 @@ class PreparedRun:
             logger.info("The hash heads begin at %s of the encoder's vectors.", projection.name)
         train_adapters(model, rank, run.training)
         return model, processor
+
+    def kept_tokens(self, model: CMFAHForPreTraining, processor: CMFAHProcessor) -> TokenTable | None:
+        """The tokens of all texts that the training and its evaluations read; None if they are not kept.
+
+        They are computed once, for all models of the run, which have the same frozen text encoder.
+
+        Args:
+            model, processor: From `build_model`.
+        """
+        data, config = self.run.data, model.config
+        frozen = config.freeze_text_backbone and not processor.word_level
+        if self._tokens is None and frozen and data.keep_tokens and not self.pairs.is_stream:
+            read = [self.pairs.splits[name] for name in _TRAINED if name in self.pairs.splits]
+            texts = chain.from_iterable(texts_to_read(pairs, self.text_column, self.expander) for pairs in read)
+            self._tokens = keep_tokens(model.cmfah.text_model.to(self.run.training.device), processor, texts)
+        return self._tokens
 
     def _processor(self, config: CMFAHConfig, vocabulary: list[str]) -> CMFAHProcessor:
         statistics = self.run.data.image_mean, self.run.data.image_std

@@ -34,7 +34,7 @@ from cmfah_hf.training.preparation import PreparedRun, prepare
 from cmfah_hf.training.run_folder import held, make_output_folder
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.settings.configuration import Run, write_settings
-from cmfah_hf.training.task import without_augmentation
+from cmfah_hf.training.task import training_collator, without_augmentation
 from cmfah_hf.training.trainer import CMFAHTrainer
 
 REFIT_NAME = "refit"
@@ -119,6 +119,15 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
 def _trainer(prepared: PreparedRun, args: CMFAHTrainingArguments, train_pairs: Any, **kwargs: Any) -> CMFAHTrainer:
     """The trainer of a new model."""
     model, processor = prepared.build_model()
+    collator = training_collator(
+        model.config,
+        processor,
+        prepared.text_column,
+        prepared.similarity,
+        prepared.expander,
+        args.seed if args.data_seed is None else args.data_seed,
+        prepared.kept_tokens(model, processor),
+    )
     return CMFAHTrainer(
         model,
         args,
@@ -129,6 +138,7 @@ def _trainer(prepared: PreparedRun, args: CMFAHTrainingArguments, train_pairs: A
         similarity=prepared.similarity,
         measured=prepared.measured,
         expander=prepared.expander,
+        data_collator=collator,
         # Pairs that are similar only to themselves are searched among the validation pairs, which are unseen.
         database=None
         if isinstance(prepared.measured, PairSimilarity)

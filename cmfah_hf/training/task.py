@@ -11,6 +11,7 @@ from cmfah_hf.data.collator import CaptionDraw, PairCollator
 from cmfah_hf.data.similarity import PairSimilarity, Similarity
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.expansion import GraphExpander
+from cmfah_hf.training.data.kept_tokens import TokenTable
 from cmfah_hf.training.data.stream_loaders import as_stream
 from cmfah_hf.training.data.streams import PairStream
 
@@ -18,7 +19,13 @@ AUGMENTING_COLUMN = "region_features_mirrored"
 
 
 def training_collator(
-    config: Any, processor: Any, text_column: str, similarity: Similarity | None, expander: Any, seed: int
+    config: Any,
+    processor: Any,
+    text_column: str,
+    similarity: Similarity | None,
+    expander: Any,
+    seed: int,
+    tokens: TokenTable | None = None,
 ) -> PairCollator:
     """The collator of training pairs, which draws a caption for each epoch.
 
@@ -26,9 +33,10 @@ def training_collator(
         config: The model's configuration, with its classes.
         processor, text_column, similarity, expander: As in `CMFAHTrainer`.
         seed: Seed of the captions.
+        tokens: As in `PairCollator`.
     """
     classes = [config.id2label[number] for number in range(config.num_labels)]
-    return PairCollator(processor, classes, text_column, similarity, expander, CaptionDraw(seed))
+    return PairCollator(processor, classes, text_column, similarity, expander, CaptionDraw(seed), tokens)
 
 
 class RetrievalTask:
@@ -55,7 +63,8 @@ class RetrievalTask:
             self.plain_collator.draw = None
         self.measuring_collator = self.plain_collator
         if measured is not None:
-            self.measuring_collator = PairCollator(processor, None, text_column, measured, expander)
+            tokens = getattr(collator, "tokens", None)
+            self.measuring_collator = PairCollator(processor, None, text_column, measured, expander, tokens=tokens)
         self.database = as_stream(database)
         self.measured = measured or similarity
         self.evaluator = RetrievalEvaluator(metrics=("map", "random"), ranking="hamming")

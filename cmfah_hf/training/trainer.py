@@ -280,8 +280,8 @@ class CMFAHTrainer(Trainer):
                 image_hash, text_hash = outputs.image_hash, outputs.text_hash
             else:
                 towers = self.pretraining.cmfah
-                image_hash = towers.get_image_hash(inputs.get("pixel_values"), inputs.get("region_features"))
-                text_hash = towers.get_text_hash(inputs["input_ids"], inputs["attention_mask"])
+                image_hash = towers.get_image_hash(**inputs)
+                text_hash = towers.get_text_hash(**inputs)
         return None, (image_hash.float(), text_hash.float()), labels
 
     def evaluation_loop(

@@ -42,7 +42,8 @@ def make_words(
     return words
 
 
-def _needs_word_vectors(run: Run) -> bool:
+def needs_word_vectors(run: Run) -> bool:
+    """Whether a run has word vectors: without a pretrained text encoder, or for a label graph."""
     names = ("text_backbone", "text_backbone_config", "dual_encoder", "dual_encoder_config")
     has_text_encoder = any(run.setting(name) is not None for name in names)
     return not has_text_encoder or bool(run.setting("use_label_graph"))
@@ -50,7 +51,7 @@ def _needs_word_vectors(run: Run) -> bool:
 
 def _load_words(run: Run, folder: Path) -> tuple[GraphExpander | None, SkipGramEmbedding | None]:
     expander = GraphExpander.load(folder) if run.data.expand else None
-    return expander, SkipGramEmbedding.load(folder) if _needs_word_vectors(run) else None
+    return expander, SkipGramEmbedding.load(folder) if needs_word_vectors(run) else None
 
 
 def _save_words(output: Path, expander: GraphExpander | None, embedding: SkipGramEmbedding | None) -> None:
@@ -83,7 +84,7 @@ def _fit_words(run: Run, texts: Iterable[Any]) -> tuple[GraphExpander | None, Sk
                 tokenizer=data.word_tokenizer,
             ).fit([resolve_data_path(source) for source in data.knowledge], expander.graph.vocabulary)
         corpus = expander.corpus(texts, num_walks=data.word_walks)
-    if not _needs_word_vectors(run):
+    if not needs_word_vectors(run):
         return expander, None
     embedding = SkipGramEmbedding(
         run.model_config().word_dim,

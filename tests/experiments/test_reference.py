@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
+from dual_encoders import _tokenizer
+from transformers import BertConfig, BertModel
 
 from cmfah_hf.evaluation.levels import relevance
 from cmfah_hf.experiments import reference
 from cmfah_hf.experiments.reference import Items, choose_strengths, fit, measure, posteriors, ranked_map
+from cmfah_hf.models import CMFAHConfig
 
 CLASSES, WIDTH = 5, 12
 
@@ -70,3 +74,19 @@ def test_a_missing_scikit_learn_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
     with pytest.raises(ValueError, match=r"pip install \"cmfah-hf\[experiments\]\""):
         reference.read_items({}, None)
+
+
+def test_texts_of_a_text_backbone_are_the_means_of_its_tokens(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    bert = BertModel(BertConfig(**sizes, vocab_size=300, max_position_embeddings=16)).eval()
+    bert.save_pretrained(tmp_path)
+    tokenizer = _tokenizer("[PAD]", "[BOS]", "[EOS]", "[UNK]")
+    tokenizer.save_pretrained(tmp_path)
+    texts = ["a dog on the beach", "sea"]
+    found = reference.mean_tokens(CMFAHConfig(text_backbone=str(tmp_path), image_feature_dim=4), texts)
+    for row, text in zip(found, texts, strict=True):
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            mean = bert(input_ids=ids).last_hidden_state[0].mean(dim=0).numpy()
+        np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-5)

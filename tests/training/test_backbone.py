@@ -73,6 +73,22 @@ def test_backbone_inside_a_saved_classifier(tower, saved):
 
 
 @pytest.mark.slow
+def test_timm_names_in_a_file(make_config, tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(5)
+    network = timm.create_model("test_efficientnet").eval()
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, tmp_path / "t.safetensors")
+    tower = CMFAHImageModel(make_config(backbone="test_efficientnet", backbone_config=None)).eval()
+    load_backbone_weights(tower, str(tmp_path / "t.safetensors"))
+    pixel_values = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = network.forward_intermediates(pixel_values, intermediates_only=True)[-1]
+        assert torch.equal(tower.embeddings.extract_regions(pixel_values), expected.flatten(2).mT)
+    save_file({"conv_stem.weight": torch.zeros(1)}, tmp_path / "t.safetensors")
+    with pytest.raises(CheckpointError, match="tensors are missing, '_backbone"):
+        load_backbone_weights(tower, str(tmp_path / "t.safetensors"))
+
+
 def test_vgg_with_torchvision_names(make_config, vgg_features, tmp_path):
     save_file(vgg_features, tmp_path / "model.safetensors")
     tower = CMFAHImageModel(make_config(backbone="vgg11"))

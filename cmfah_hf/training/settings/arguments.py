@@ -115,6 +115,13 @@ class DataArguments:
         default=True,
         metadata={"help": "Compute the regions of a frozen backbone once and keep them, float16, on disk."},
     )
+    keep_tokens: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute the tokens of a frozen text encoder once in a run and keep them, float16, in memory, up "
+            "to 4 GiB. Not with --streaming."
+        },
+    )
     fit_head: bool = field(
         default=True,
         metadata={"help": "With a dual encoder: begin at the code that `cmfah compress` would choose for these pairs."},

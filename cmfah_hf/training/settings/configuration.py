@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from cmfah_hf.atomic import write_text
+from cmfah_hf.data import resolve_data_path
 from cmfah_hf.documents import parse_yaml
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import SETTINGS_NAME
@@ -34,6 +35,8 @@ _NOT_FOR_HAND = {
     *("transformers_version", "return_dict", "dtype", "chunk_size_feed_forward", "is_encoder_decoder"),
     *("output_hidden_states", "objective", "class_concepts"),
 }
+# Settings that may name a folder with an encoder.
+_ENCODERS = ("backbone", "text_backbone", "dual_encoder")
 # Settings of a single run: its folders, its reports, its machine.
 _OWN_TO_A_RUN = {
     *("output_dir", "resume_from_checkpoint", "restore_callback_states_from_checkpoint", "use_cpu", "local_rank"),
@@ -81,6 +84,13 @@ class Run:
                 return getattr(defaults, name)
         return None
 
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """The settings of the model, with the folders of its encoders, which may be below `CMFAH_DATA`."""
+        named = {name: value for name in _ENCODERS if isinstance(value := self.model.get(name), str) and "/" in value}
+        found = {name: resolve_data_path(value) for name, value in named.items()}
+        return {**self.model, **{name: str(path) for name, path in found.items() if path.is_dir()}}
+
     def model_config(self) -> CMFAHConfig:
         """The configuration of the model, without the settings that depend on the data.
 
@@ -89,7 +99,7 @@ class Run:
         """
         try:
             with remote_code(self.data.trust_remote_code):
-                config = self.config_class(**self.model)
+                config = self.config_class(**self.model_settings)
             self.objective_config().apply_to(config)
             return config
         except CMFAHError:

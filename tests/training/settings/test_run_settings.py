@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertConfig
 
 from cmfah_hf.data import drop_unreadable, load_image_text, make_scenes, write_imagefolder
 from cmfah_hf.errors import CheckpointError, CMFAHError, DataError
@@ -260,3 +261,13 @@ def test_undamaged_scenes_are_all_readable(scenes_folder):
 def test_settings_that_pytorch_rejects_are_named(run_of, settings, named):
     with pytest.raises(CMFAHError, match=named):
         train(run_of(training=settings))
+
+
+def test_encoders_are_found_below_cmfah_data(run_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMFAH_DATA", str(tmp_path))
+    folder = tmp_path / "weights" / "bert"
+    BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=16).save_pretrained(folder)
+    run = run_of("--text_backbone", "weights/bert")
+    assert run.model["text_backbone"] == "weights/bert"  # as `run.yaml` repeats it
+    assert run.model_settings["text_backbone"] == str(folder)
+    assert run.model_config().text_backbone_config.hidden_size == 8
