@@ -152,7 +152,10 @@ def finish(run: GridRun, output: Path) -> None:
 def _figures(run: GridRun, parsed: Run, folder: Path, metrics: dict[str, Any]) -> list[dict[str, Any]]:
     state = read_json(folder / "trainer_state.json", CheckpointError)
     logs = [log for log in state["log_history"] if "eval_map" in log]
-    figures = figures_of_validation(max(logs, key=lambda log: log["eval_map"]), run.protocol) if logs else []
+    figures = []
+    if logs:  # that of the epoch of the model
+        log = min(logs, key=lambda log: abs(log["epoch"] - metrics["epoch"]))
+        figures = figures_of_validation(log, run.protocol)
     figures += figures_of_queries(metrics.get("pairs", {}), run.protocol, split="pairs")
     if "query" not in metrics:
         return figures

@@ -43,15 +43,16 @@ REFIT_NAME = "refit"
 def train(run: Run) -> dict[str, Any]:
     """Trains a model and saves it, its processor, its vocabulary and its figures in `run.training.output_dir`.
 
-    The validation pairs choose the epoch. With `refit`, a second model is then trained from scratch on all pairs,
-    validation included, up to that epoch of the same schedule. The test queries are measured once, at the end.
+    The validation pairs choose the epoch; with `load_best_model_at_end=False`, the last one is kept. With `refit`, a
+    second model is then trained from scratch on all pairs, validation included, up to that epoch of the same schedule.
+    The test queries are measured once, at the end.
 
     An interrupted run resumes with `resume_from_checkpoint` (see `find_checkpoint`), even within the refit, and ends
     like an uninterrupted one. Its vocabulary is not fitted again. With `push_to_hub`, the finished folder is pushed to
     `hub_model_id`, as by `cmfah push`.
 
     Returns:
-        The content of `metrics.json`: `validation`, the best MAP on the validation pairs, its `epoch` and its
+        The content of `metrics.json`: `validation`, the MAP of the model on the validation pairs, its `epoch` and its
         similarity (`validation_relevance`); `query`, the figures of `RetrievalEvaluator`, if the data has a query split
         with labels; `query_seen`, with `--protocol unseen`, the same queries against the training pairs; `pairs`,
         instance retrieval among the pairs of the query split, with or without labels; and the method, bits, seed,
@@ -83,7 +84,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     with disk_errors(output, "the state of the training"):
         trainer.save_state()
-    best, epoch = trainer.state.best_metric, _best_epoch(trainer)
+    validation, epoch = _chosen(trainer)
     if run.data.refit:
         # Checkpoints of a refit belong to this run only if the training before it was complete.
         resumes = checkpoint is not None and trainer.state.global_step == step_of(checkpoint)
@@ -99,7 +100,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         "train_pairs": len(prepared.pairs.splits["train"]),
         "validation_pairs": len(prepared.pairs.splits["validation"]),
         "similarity": prepared.similarity.name,
-        "validation": best,
+        "validation": validation,
         "validation_relevance": prepared.measured.name,
         "epoch": epoch,
         "refit": run.data.refit,
@@ -218,12 +219,16 @@ def _query_figures(prepared: PreparedRun, trainer: CMFAHTrainer, output: Path) -
     return figures
 
 
-def _best_epoch(trainer: CMFAHTrainer) -> float:
-    """The epoch of the best evaluation, or the last epoch."""
-    state = trainer.state
-    if state.best_global_step is None:
-        return state.epoch
-    return next(log["epoch"] for log in state.log_history if log["step"] == state.best_global_step)
+def _chosen(trainer: CMFAHTrainer) -> tuple[float | None, float]:
+    """Validation figure and epoch of the model: those of the best evaluation or, if it is not loaded, of the last."""
+    state, args = trainer.state, trainer.args
+    if args.load_best_model_at_end and state.best_global_step is not None:
+        return state.best_metric, next(
+            log["epoch"] for log in state.log_history if log["step"] == state.best_global_step
+        )
+    name = f"eval_{(args.metric_for_best_model or 'map').removeprefix('eval_')}"
+    figures = [log[name] for log in state.log_history if name in log]
+    return (figures[-1] if figures else None), state.epoch
 
 
 class _StopAfter(TrainerCallback):
