@@ -108,12 +108,15 @@ TERMS = ("pair_contrast", "distillation", "orthogonality", "code_buffer")
 def test_training_without_labels_by_the_similarity_of_the_encoder(encoder, scenes_folder, tmp_path):
     weights = [part for name in TERMS if name != "distillation" for part in (f"--{name}_weight", "0.5")]
     layers = ("--bit_queries", "true", "--shared_mlp_size", "16", "--num_train_epochs", "2", "--save_total_limit", "2")
+    layers += ("--load_best_model_at_end", "false")
     metrics = train(run_of(encoder, scenes_folder, tmp_path / "out", "--similarity", "embeddings", *weights, *layers))
     assert (metrics["similarity"], metrics["query"]["hamming/t2i/map"] > 0) == ("embeddings", True)
     settings = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))["objective"]
     assert (settings["distillation_weight"], settings["label_weight"]) == (1, 0)
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text("utf-8"))["log_history"]
     first, second = (log for log in history if "loss" in log)
+    last = [log["eval_map"] for log in history if "eval_map" in log][-1]
+    assert (metrics["epoch"], metrics["validation"]) == (2, last)
     assert {f"loss_{name}" for name in TERMS} - set(second) == set()
     assert first.get("loss_code_buffer", 0) == 0  # there is no table in the first epoch
     straight = CrossMediaRetriever.from_pretrained(tmp_path / "out").encode_texts(["a boat"])
