@@ -333,6 +333,10 @@ def test_total_weights_every_term_and_the_towers_maximize_the_adversarial_one():
         label_weight=17,
         concept_weight=23,
         adversarial_weight=19,
+        pair_contrast_weight=29,
+        orthogonality_weight=31,
+        code_buffer_weight=37,
+        proxy_weight=41,
         hidden_size=8,
         text_filters=8,
         word_dim=8,
@@ -347,9 +351,14 @@ def test_total_weights_every_term_and_the_towers_maximize_the_adversarial_one():
         "similarity",
         "label",
         "concept",
+        "pair_contrast",
+        "distillation",
+        "orthogonality",
+        "code_buffer",
+        "proxy",
         "adversarial",
     ]
-    weights = [2, 3, 5, 7, 11, 13, 17, 23, -19]
+    weights = [2, 3, 5, 7, 11, 13, 17, 23, 29, 0, 31, 37, 41, -19]
     assert list(total) == order
     for name, weight in zip(order, weights, strict=True):
         assert Losses.weighted({name: torch.tensor(0.5)}, total).total.item() == weight / 2

@@ -109,7 +109,8 @@ def test_out_of_range_settings_are_named(name, value):
 
 def test_defaults_are_the_weights_of_the_paper():
     weights = {name: value for name, value in vars(CMFAHObjectiveConfig()).items() if name.endswith("_weight")}
-    assert weights.pop("similarity_weight") == 0  # not a term of the paper
+    for name in ("similarity", "pair_contrast", "distillation", "orthogonality", "code_buffer", "proxy"):
+        assert weights.pop(f"{name}_weight") == 0, name  # not a term of the paper
     assert set(weights.values()) == {1.0}
 
 

@@ -324,7 +324,7 @@ def test_empty_file_gives_the_defaults(read):
 
 CONFIGURATIONS = ROOT / "hub_configs"
 OTHERS = ("accelerate", "experiments")
-ENCODERS = ("backbone", "text_backbone")
+ENCODERS = ("backbone", "text_backbone", "dual_encoder")
 BUNDLED = sorted(path for path in CONFIGURATIONS.rglob("*.yaml") if path.parent.name not in OTHERS)
 
 
