@@ -14,7 +14,7 @@ from transformers import CLIPModel
 from cmfah_hf.data import load_image_text
 from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.retrieval import CrossMediaRetriever
-from cmfah_hf.training import parse_run, preparation, train
+from cmfah_hf.training import bundled_configuration, parse_run, preparation, train
 from cmfah_hf.training.compression import compress
 from cmfah_hf.training.dual_encoders import fit_head, image_vectors
 from cmfah_hf.training.evaluate import evaluate_folder
@@ -148,3 +148,18 @@ def test_embeddings_need_a_dual_encoder(scenes_folder, tmp_path):
     )
     with pytest.raises(DataError, match="compares the vectors of a dual encoder; give --dual_encoder"):
         train(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("clip-unlabeled", "clip"), ("clip-labels", "clip"), ("siglip2-unlabeled", "siglip2")]
+)
+def test_bundled_configurations_train_on_an_encoder_of_their_kind(name, family, scenes_folder, tmp_path):
+    encoder = write_dual_encoder(family, tmp_path / family)
+    given = {"dual_encoder": encoder, "hidden_size": 24, "hash_bits": 16, "num_concepts": 4, "num_train_epochs": 1}
+    given |= {"dataset": scenes_folder, "per_device_train_batch_size": 20, "output_dir": tmp_path / "out"}
+    arguments = [part for setting, value in given.items() for part in (f"--{setting}", str(value))]
+    run = parse_run(bundled_configuration(f"{name}.yaml"), [*arguments, "--use_cpu", "true"])
+    metrics = train(run)
+    assert metrics["similarity"] == ("labels" if name == "clip-labels" else "embeddings")
+    assert metrics["pairs"]["hamming/t2i/recall@10"] > 0
+    assert run.setting("distillation_weight") == 1
