@@ -50,9 +50,8 @@ def linear_reference(run: Run, output: Path) -> list[dict[str, Any]]:
     There is one logistic regression per class and modality, and items are ranked by the cosine of their class
     posteriors, without hashing. Features of images are the normalized mean of their regions; features of texts are
     `mean_tokens` with a text backbone, else binary words that occur in at least two texts, without English stop words.
-    The validation queries choose one of
-    `STRENGTHS` for each modality, ranked against the database of the run's protocol. All pairs except the held-out
-    database are then fitted.
+    The validation queries choose one of `STRENGTHS` for each modality, ranked against the database of the run's
+    protocol. All pairs except the held-out database are then fitted.
 
     Args:
         run: A run with a frozen image backbone; only its data and backbones are used.

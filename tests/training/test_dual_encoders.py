@@ -150,6 +150,13 @@ def test_embeddings_need_a_dual_encoder(scenes_folder, tmp_path):
         train(run)
 
 
+@pytest.mark.parametrize("how", [("--codes_update", "batch"), ("--streaming", "true")])
+def test_the_code_buffer_needs_the_codes_of_all_pairs(how, encoder, scenes_folder, tmp_path):
+    run = run_of(encoder, scenes_folder, tmp_path / "out", "--code_buffer_weight", "1", *how)
+    with pytest.raises(DataError, match=r"code_buffer_weight compares .*; give --streaming false --codes_update epoch"):
+        train(run)
+
+
 @pytest.mark.parametrize(
     ("name", "family"), [("clip-unlabeled", "clip"), ("clip-labels", "clip"), ("siglip2-unlabeled", "siglip2")]
 )

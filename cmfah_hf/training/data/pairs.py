@@ -215,12 +215,17 @@ _OF_LABELS = (
 
 
 def _check_method(run: Run, config: CMFAHConfig) -> None:
-    """Rejects a method that needs labels in a run without them, and the similarity of vectors that do not exist."""
+    """Rejects terms of labels, of vectors or of the codes of all pairs in a run that does not have these."""
     similarity = run.data.similarity
     if similarity == "embeddings" and config.dual_encoder_config is None:
         raise DataError(
             "--similarity embeddings compares the vectors of a dual encoder; give --dual_encoder, or another "
             "similarity."
+        )
+    if run.setting("code_buffer_weight") and (run.data.streaming or run.training.codes_update != "epoch"):
+        raise DataError(
+            "code_buffer_weight compares with the codes of all training pairs, which streams and --codes_update batch "
+            "do not keep; give --streaming false --codes_update epoch, or --code_buffer_weight 0."
         )
     for name, what, off in _OF_LABELS:
         if similarity != "labels" and run.setting(name):
