@@ -8,7 +8,7 @@ texts, is trained by symmetric InfoNCE. `AutoModel`, `AutoTokenizer`, `AutoImage
 folder. Labels serve only to print the float MAP on scenes that it was not trained on.
 
 The second command also writes other scenes: `train` without labels, to train a hash model on; `validation` and `query`
-with labels, to measure it.
+with labels, to measure it. `runs/clip/scenes-labels` has the same scenes, and labels in `train` as well.
 
 Shapes: `B` pairs of a batch, `N` scenes, `E` width of the vectors.
 """
@@ -87,10 +87,10 @@ def train_small_clip(folder: Path, scenes: int = 4_000, epochs: int = 14, seed: 
 
 
 def write_scenes(folder: Path) -> None:
-    """Writes the scenes of `SPLITS` as an imagefolder; those of `train` have no labels."""
+    """Writes the scenes of `SPLITS` as imagefolders: `folder`, its `train` without labels, and `folder` + "-labels"."""
     parts = {name: make_scenes(count, seed=seed).remove_columns("boxes") for name, (count, seed) in SPLITS.items()}
-    parts["train"] = parts["train"].remove_columns("labels")
-    write_imagefolder(parts, folder)
+    write_imagefolder(parts, folder.with_name(f"{folder.name}-labels"))
+    write_imagefolder({**parts, "train": parts["train"].remove_columns("labels")}, folder)
 
 
 def train_tokenizer(texts: Sequence[str], size: int = 2_000) -> CLIPTokenizer:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from cmfah_hf.cli.options import DoneAsJson, RemoteCode
+
 
 def compress(
     encoder: Annotated[str, typer.Argument(help="A dual encoder, such as a CLIP or SigLIP: a folder or a Hub id.")],
@@ -27,13 +29,10 @@ def compress(
             help="Name the encoder by its commit on the Hub, or save its weights. Default: name one of the Hub.",
         ),
     ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", "--trust_remote_code", help="Let code of the encoder run."),
-    ] = False,
+    trust_remote_code: RemoteCode = False,
     batch_size: Annotated[int, typer.Option(help="Images encoded at once.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of samples and rotations.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    json: DoneAsJson = False,
 ) -> None:
     """Make a search model from a pretrained dual encoder and unlabeled images, without training.
 

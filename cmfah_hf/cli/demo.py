@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cmfah_hf.cli.options import FiguresAsJson
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -22,7 +24,7 @@ def demo(
     query_scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 300,
     text: Annotated[str, typer.Option(help="The words to search with.")] = "boat sun",
     epochs: Annotated[float | None, typer.Option(help="Passes over the scenes. Default: the configuration's.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    json: FiguresAsJson = False,
 ) -> None:
     """End-to-end demo on synthetic scenes: train, evaluate, save, load, index, search by text and by image."""
     from cmfah_hf.cli.output import print_json

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from cmfah_hf.cli.options import FiguresAsJson, RemoteCode
+
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A trained model: a folder or a Hub id.")],
@@ -27,10 +29,8 @@ def evaluate(
     save: Annotated[
         bool, typer.Option("--save", help="Add the figures to metrics.json of a compressed model, for its card.")
     ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", "--trust_remote_code", help="Let code of the model's encoder run.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    trust_remote_code: RemoteCode = False,
+    json: FiguresAsJson = False,
 ) -> None:
     """Measure a model on a data set, in both directions, with ties in expectation.
 

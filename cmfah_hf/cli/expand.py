@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from cmfah_hf.cli.options import DoneAsJson
+
 expand_app = typer.Typer(name="expand", no_args_is_help=True, help="Text expansion: fit, explain, plot.")
 
 
@@ -34,7 +36,7 @@ def fit(
     links: Annotated[
         bool, typer.Option("--links", help="Also relate an article of a dump to the articles it links to.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    json: DoneAsJson = False,
 ) -> None:
     """Fit the image-word graph on texts, and the knowledge on articles, and save both."""
     from cmfah_hf.cli.output import print_json, say

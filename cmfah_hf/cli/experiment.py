@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from cmfah_hf.cli.options import DoneAsJson
+
 experiment_app = typer.Typer(
     name="experiment", no_args_is_help=True, help="Grids of trainings: run them, and report their results."
 )
@@ -19,7 +21,7 @@ def run(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that run at once.")] = 1,
     plan: Annotated[bool, typer.Option("--plan", help="List the runs, and start none.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    json: DoneAsJson = False,
 ) -> None:
     """Run a grid. Finished runs are skipped, interrupted ones resume, and failures are one line each."""
     import sys

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from cmfah_hf.cli.options import DoneAsJson, RemoteCode
+
 
 def index(
     model: Annotated[str, typer.Argument(help="A trained model: a folder or a Hub id.")],
@@ -27,10 +29,8 @@ def index(
         bool, typer.Option("--any-model", help="With --add: accept an index made by another model.")
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Items encoded at once.")] = 32,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", "--trust_remote_code", help="Let code of the model's encoder run.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    trust_remote_code: RemoteCode = False,
+    json: DoneAsJson = False,
 ) -> None:
     """Encode images (or texts) and index their codes. Unreadable images are reported and skipped.
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from cmfah_hf.cli.options import Branch, DoneAsJson, Message, Private
+
 
 def push(
     repo_id: Annotated[str, typer.Option("--repo-id", help="The target repository, as owner/name.")],
@@ -14,9 +16,9 @@ def push(
     space: Annotated[
         bool, typer.Option("--space", help="Push the search page as a Space that includes the model.")
     ] = False,
-    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
-    revision: Annotated[str | None, typer.Option(help="The branch; created if needed. Default: the main one.")] = None,
-    message: Annotated[str | None, typer.Option(help="The commit's title.")] = None,
+    private: Private = False,
+    revision: Branch = None,
+    message: Message = None,
     index: Annotated[
         Path | None,
         typer.Option(help="An index of images to go with it; its ids are visible to everyone who can see the model."),
@@ -45,7 +47,7 @@ def push(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Also replace files changed on the Hub since the last push.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    json: DoneAsJson = False,
 ) -> None:
     """Push a trained model to the Hub in one commit: weights, processor, vocabulary, code, metrics and a card.
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cmfah_hf.cli.options import RemoteCode
+
 # Ignored words that are named on standard error; the JSON names all.
 _MOST_IGNORED = 20
 
@@ -33,9 +35,7 @@ def search(
     any_model: Annotated[
         bool, typer.Option("--any-model", help="Also search an index whose codes another model made.")
     ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", "--trust_remote_code", help="Let code of the model's encoder run.")
-    ] = False,
+    trust_remote_code: RemoteCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Search an index, or a folder of images, by words, by an image, or by both.

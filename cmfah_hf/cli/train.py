@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cmfah_hf.cli.options import FiguresAsJson
+
 
 def train(
     context: typer.Context,
@@ -14,7 +16,7 @@ def train(
     method: Annotated[
         str | None, typer.Option(help="'cmfah' or 'scahn'. Default: the method of the file, else 'cmfah'.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    json: FiguresAsJson = False,
 ) -> None:
     """Train a model and save it to a folder.
 

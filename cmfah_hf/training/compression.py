@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 RESULT_NAME = "metrics.json"
 # Images whose codes are computed at once from their kept vectors.
 _PORTION = 10_000
+# Below it, the center of the texts of a file depends too much on which ones they are.
+_FEW_TEXTS = 100
 
 
 @dataclass
@@ -273,6 +275,9 @@ def _add_texts(fitter: CodeFitter, model: CMFAHModel, processor: CMFAHProcessor,
         count += len(batch)
     if not count:
         raise DataError(f"{path} has no text; write one on each line.")
+    if count < _FEW_TEXTS:
+        message = "%s has only %d texts, too few for a good estimate of their center; give %d or more."
+        logger.warning(message, path, count, _FEW_TEXTS)
     return count
 
 

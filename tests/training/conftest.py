@@ -1,5 +1,8 @@
 """A tiny trainable model and pairs with precomputed regions, so that no test decodes images."""
 
+import json
+import shutil
+
 import datasets
 import numpy as np
 import pytest
@@ -146,3 +149,20 @@ def run_of(scenes_folder, write_config, tmp_path):
         )
 
     return make
+
+
+@pytest.fixture
+def with_captions(scenes_folder, tmp_path):
+    """A function that copies the scenes with a list of captions per image, `captions_of(number, text)`."""
+
+    def copied(captions_of):
+        folder = tmp_path / "captioned"
+        shutil.copytree(scenes_folder, folder)
+        for path in folder.glob("*/metadata.jsonl"):
+            rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            for number, row in enumerate(rows):
+                row["text"] = captions_of(number, row["text"])
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        return folder
+
+    return copied

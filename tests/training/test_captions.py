@@ -1,6 +1,5 @@
 """Training and evaluation on images with several captions."""
 
-import json
 import shutil
 
 import numpy as np
@@ -23,16 +22,9 @@ def captions_of(number, text):
 
 
 @pytest.fixture
-def captioned(scenes_folder, tmp_path):
+def captioned(with_captions):
     """The scenes with lists of captions instead of texts."""
-    folder = tmp_path / "captioned"
-    shutil.copytree(scenes_folder, folder)
-    for path in folder.glob("*/metadata.jsonl"):
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        for number, row in enumerate(rows):
-            row["text"] = captions_of(number, row["text"])
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return folder
+    return with_captions(captions_of)
 
 
 @pytest.mark.parametrize("expand", ["false", "true"])

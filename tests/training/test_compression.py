@@ -199,7 +199,7 @@ def test_texts_of_a_data_set_help_to_fit(encoder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
-def test_texts_of_a_file_need_not_belong_to_the_images(kind, encoder, tmp_path):
+def test_texts_of_a_file_need_not_belong_to_the_images(kind, encoder, tmp_path, caplog):
     texts = [f"{number} birds {'in the sky' if number % 3 else 'at sea'}" for number in range(30)]
     path = tmp_path / f"texts.{kind}"
     if kind == "txt":
@@ -210,6 +210,7 @@ def test_texts_of_a_file_need_not_belong_to_the_images(kind, encoder, tmp_path):
         pq.write_table(pa.table({"text": [*texts, None, " "]}), path)
     done = compress(str(encoder), draw_images(tmp_path / "images", 40), tmp_path / "model", bits=8, texts=path)
     assert (done.images, done.texts, done.other_texts) == (40, 0, 30)
+    assert f"{path} has only 30 texts" in caplog.text
     assert {each.name.split(",")[0] for each in done.choice.candidates} == {"pca", "shared"}
     values = done.choice.projection.texts(text_vectors(*load_dual_encoder(str(encoder), 8), texts))
     np.testing.assert_allclose(values.mean(axis=0), 0, atol=1e-5)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from cmfah_hf.cli.options import DoneAsJson
+
 
 def convert(
     files: Annotated[list[Path], typer.Argument(help="Files of matrices (.mat, .h5), or a folder that holds them.")],
@@ -29,7 +31,7 @@ def convert(
         list[str] | None, typer.Option(help="'tags=T_all': a variable with a nonstandard name; may be repeated.")
     ] = None,
     images: Annotated[bool, typer.Option("--images/--no-images", help="Whether to write images or features.")] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    json: DoneAsJson = False,
 ) -> None:
     """Write the matrices of research code as a data set: Parquet with images, texts and labels, and a card."""
     from cmfah_hf.cli.output import counting, print_json, print_table, say

@@ -4,19 +4,21 @@ from typing import Annotated
 
 import typer
 
+from cmfah_hf.cli.options import Branch, DoneAsJson, Message, Private
+
 
 def push(
     source: Annotated[
         str, typer.Argument(help="A prepared folder, or any other data set: folder, Parquet file, Hub id, scenes.")
     ],
     repo_id: Annotated[str, typer.Option("--repo-id", help="The data set on the Hub, as owner/name.")],
-    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
-    revision: Annotated[str | None, typer.Option(help="The branch; created if needed. Default: the main one.")] = None,
-    message: Annotated[str | None, typer.Option(help="The commit's title.")] = None,
+    private: Private = False,
+    revision: Branch = None,
+    message: Message = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Also replace files changed on the Hub since the last push.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    json: DoneAsJson = False,
 ) -> None:
     """Push a data set to the Hub in one commit: its card and its Parquet shards.
 

@@ -1,6 +1,5 @@
 """Kept tokens of a frozen text encoder: equal codes, captions, and resumed runs."""
 
-import json
 import shutil
 from collections import Counter
 
@@ -115,16 +114,9 @@ def texts_encoded(monkeypatch):
 
 
 @pytest.fixture
-def captioned(scenes_folder, tmp_path):
+def captioned(with_captions):
     """The scenes with two captions each."""
-    folder = tmp_path / "captioned"
-    shutil.copytree(scenes_folder, folder)
-    for path in folder.glob("*/metadata.jsonl"):
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        for row in rows:
-            row["text"] = [row["text"], f"photo of {row['text']}"]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return folder
+    return with_captions(lambda number, text: [text, f"photo of {text}"])
 
 
 @pytest.mark.parametrize("expand", ["false", "true"])
