@@ -1,0 +1,72 @@
+"""CCA-ITQ: canonical correlations of both modalities, rotated by iterative quantization.
+
+Shapes: `N` pairs, `D` and `E` widths of image and text features, `K` bits.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from cmfah_hf.errors import DataError
+from cmfah_hf.methods.base import Paper
+from cmfah_hf.methods.closed_form.rotations import itq_rotation
+from cmfah_hf.methods.shallow.hasher import ShallowHasher, signs
+from cmfah_hf.methods.shallow.maps import FeatureMap
+
+
+@dataclass(kw_only=True)
+class CCAITQ(ShallowHasher):
+    """`[cca-itq]`: the canonical directions of images and texts, then one rotation of both by ITQ.
+
+    Args:
+        bits, seed: As in `ShallowHasher`; at most the smaller of both widths. The seed is that of the first rotation.
+        ridge: Added to both covariances, as a share of their mean variance.
+        rounds: Of ITQ.
+    """
+
+    name: ClassVar[str] = "cca-itq"
+    supervised: ClassVar[bool] = False
+    positive: ClassVar[tuple[str, ...]] = ("bits", "ridge", "rounds")
+    paper: ClassVar[Paper] = Paper(
+        title="Iterative Quantization: A Procrustean Approach to Learning Binary Codes",
+        authors="Yunchao Gong, Svetlana Lazebnik",
+        year=2011,
+        venue="IEEE Conference on Computer Vision and Pattern Recognition",
+        url="https://doi.org/10.1109/CVPR.2011.5995432",
+        bibtex="""@inproceedings{gong2011itq,
+  title     = {Iterative Quantization: A Procrustean Approach to Learning Binary Codes},
+  author    = {Gong, Yunchao and Lazebnik, Svetlana},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
+  year      = {2011},
+  doi       = {10.1109/CVPR.2011.5995432}
+}""",
+    )
+
+    ridge: float = 1e-4
+    rounds: int = 50
+
+    def _fit(
+        self,
+        images_ND: np.ndarray,
+        texts_ND: np.ndarray,
+        labels_NC: np.ndarray | None,
+        means: tuple[np.ndarray, np.ndarray],
+    ) -> np.ndarray:
+        if self.bits > (most := min(images_ND.shape[1], texts_ND.shape[1])):
+            raise DataError(f"bits is {self.bits}, and CCA has at most {most} directions here, the smaller width.")
+        image_DD, text_EE = (_whitening(features, self.ridge) for features in (images_ND, texts_ND))
+        left_DR, _, right_RE = np.linalg.svd(image_DD.T @ (images_ND.T @ texts_ND) @ text_EE, full_matrices=False)
+        image_DK = image_DD @ left_DR[:, : self.bits]
+        text_EK = text_EE @ right_RE[: self.bits].T
+        both_2NK = np.concatenate([images_ND @ image_DK, texts_ND @ text_EK])
+        rotation_KK, _ = itq_rotation(both_2NK, self.rounds, self.seed)
+        image_DK, text_EK = image_DK @ rotation_KK, text_EK @ rotation_KK
+        self.image_map_, self.text_map_ = FeatureMap(means[0], image_DK), FeatureMap(means[1], text_EK)
+        return signs(images_ND @ image_DK)
+
+
+def _whitening(features_ND: np.ndarray, ridge: float) -> np.ndarray:
+    """The symmetric inverse root of the covariance `(D, D)`, with the ridge."""
+    variances_D, directions_DD = np.linalg.eigh(features_ND.T @ features_ND)
+    return directions_DD / np.sqrt(np.maximum(variances_D, 0) + ridge * variances_D.mean()) @ directions_DD.T
