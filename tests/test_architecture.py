@@ -204,7 +204,8 @@ def test_bare_import_loads_only_the_standard_library():
     assert not outside
 
 
-COMMANDS = sorted(path.stem for path in (PACKAGE / "cli").glob("*.py") if path.stem not in ("__init__", "output"))
+SHARED = ("__init__", "options", "output")
+COMMANDS = sorted(path.stem for path in (PACKAGE / "cli").glob("*.py") if path.stem not in SHARED)
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
     for folder in (PACKAGE / "cli").iterdir()

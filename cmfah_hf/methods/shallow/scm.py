@@ -28,7 +28,21 @@ class SCM(ShallowHasher):
             uncorrelated, at most as many as the smallest of both widths and the classes.
         on_rise: What `"seq"` does once a bit has a larger eigenvalue than the one before: `"continue"`, or `"cca"`,
             which fills the other bits with canonical correlations, as published code does.
-    """
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from cmfah_hf.methods import SCM
+
+    >>> labels = np.eye(3)[np.arange(90) % 3]
+    >>> random = np.random.default_rng(0)
+    >>> images, texts = labels @ random.normal(size=(3, 8)), labels @ random.normal(size=(3, 5))
+    >>> scm = SCM(bits=16).fit(images, texts, labels)
+    >>> bits = scm.encode_text(texts[:2]) >= 0
+    >>> bits.shape
+    (2, 16)
+    ```"""
 
     name: ClassVar[str] = "scm"
     paper: ClassVar[Paper] = Paper(
