@@ -2,7 +2,6 @@
 
 import os
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -18,8 +17,6 @@ from cmfah_hf.data.releases.wikipedia import WikipediaRelease, prepare_wikipedia
 from cmfah_hf.data.sources import wikipedia
 from cmfah_hf.errors import DataError
 
-CLASSES = ["art", "royalty", "sport & games"]
-SMALL = WikipediaRelease(rows=(12, 5), classes=3, image_features=6, text_features=4)
 LISTS = {"train": "trainset_txt_img_cat.list", "query": "testset_txt_img_cat.list"}
 VARIABLES = {"train": ("I_tr", "T_tr"), "query": ("I_te", "T_te")}
 REAL = Path(os.environ.get("CMFAH_DATA", "")) / "data" / "wikipedia-rasiwasia"
@@ -27,55 +24,14 @@ HAS_REAL = bool(os.environ.get("CMFAH_DATA")) and REAL.is_dir()
 COLUMNS = ["id", "text", "labels", "tags", "image_features", "text_features"]
 
 
-@dataclass
-class Small:
-    """A release on disk, and its content."""
-
-    root: Path
-    arrays: dict[str, np.ndarray]
-    lines: dict[str, list[list[str]]]  # text id, image id, class
-
-    def write_arrays(self, **changed) -> None:
-        values = {name: value for name, value in {**self.arrays, **changed}.items() if value is not None}
-        scipy.io.savemat(self.root / "raw_features.mat", values, do_compression=True)
-
-    def write_list(self, split: str, rows) -> None:
-        (self.root / LISTS[split]).write_text("".join("\t".join(row) + "\n" for row in rows))
-
-    def expected(self, split: str) -> list[dict]:
-        images, topics = (self.arrays[name] for name in VARIABLES[split])
-        rows = []
-        for (text_id, _, label), image, topic in zip(self.lines[split], images, topics, strict=True):
-            tags = [f"topic{number}" for number in sorted(range(4), key=lambda t, topic=topic: (-topic[t], t))[:3]]
-            row = {"id": text_id, "text": " ".join(tags), "labels": [CLASSES[int(label) - 1]], "tags": tags}
-            features = {"image_features": image, "text_features": topic}
-            rows.append(row | {name: value.astype(np.float32).tolist() for name, value in features.items()})
-        return rows
-
-
 @pytest.fixture
-def small(tmp_path) -> Small:
-    rng = np.random.default_rng(0)
-    root = tmp_path / "release"
-    root.mkdir()
-    arrays, lines = {}, {}
-    for split, count in (("train", 12), ("query", 5)):
-        image, text = VARIABLES[split]
-        arrays |= {image: rng.dirichlet(np.ones(6), count), text: rng.dirichlet(np.ones(4), count)}
-        classes = [1 + (row * 2) % 3 for row in range(count)]
-        lines[split] = [[f"{split}{row:02d}-1.{row}", f"{split}-image{row}", str(c)] for row, c in enumerate(classes)]
-    arrays["T_tr"][3] = [0.25, 0.25, 0.25, 0.25]  # of equal topics, the first ones count
-    found = Small(root, arrays, lines)
-    found.write_arrays()
-    for split in LISTS:
-        found.write_list(split, lines[split])
-    (root / "categories.list").write_text("".join(f"{name}\n" for name in CLASSES))
-    return found
+def small(replicas, tmp_path):
+    return replicas.make_wikipedia(tmp_path / "release")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_the_release_and_its_prepared_form_give_the_same_rows(small, tmp_path, streaming):
-    report = prepare_wikipedia(small.root, tmp_path / "out", release=SMALL)
+    report = prepare_wikipedia(small.root, tmp_path / "out", release=small.release)
     assert (report.rows, report.classes, report.label_ones) == ({"train": 12, "query": 5}, 3, 17)
     for source in (small.root, tmp_path / "out"):
         parts = load_image_text(source, streaming=streaming)
@@ -90,10 +46,10 @@ def test_the_release_and_its_prepared_form_give_the_same_rows(small, tmp_path, s
 
 
 def test_datasets_alone_reads_the_prepared_form(small, tmp_path):
-    prepare_wikipedia(small.root, tmp_path / "out", release=SMALL)
+    prepare_wikipedia(small.root, tmp_path / "out", release=small.release)
     parts = datasets.load_dataset(str(tmp_path / "out"))
     assert list(parts) == ["train", "query"]
-    assert parts["query"].features["labels"].feature.names == CLASSES
+    assert parts["query"].features["labels"].feature.names == small.class_names
     assert parts["query"]["labels"][:] == [[int(line[2]) - 1] for line in small.lines["query"]]
     rows = parts["train"].with_format("numpy")
     np.testing.assert_array_equal(rows["text_features"][:], small.arrays["T_tr"].astype(np.float32))
@@ -109,17 +65,17 @@ def test_datasets_alone_reads_the_prepared_form(small, tmp_path):
 
 def test_a_release_in_an_archive_and_of_another_matlab_version(small, tmp_path):
     files = sorted(small.root.iterdir())
-    expected = prepare_wikipedia(small.root, None, release=SMALL)
+    expected = prepare_wikipedia(small.root, None, release=small.release)
     (tmp_path / "zipped").mkdir()
     with zipfile.ZipFile(tmp_path / "zipped" / "wikipedia_dataset.zip", "w") as archive:
         for file in files:
             archive.write(file, f"wikipedia_dataset/{file.name}")
-    assert prepare_wikipedia(tmp_path / "zipped", None, release=SMALL) == expected
+    assert prepare_wikipedia(tmp_path / "zipped", None, release=small.release) == expected
     with h5py.File(small.root / "raw_features.mat", "w") as file:
         for name, value in small.arrays.items():
             file[name] = value.T  # MATLAB 7.3 stores the axes in reverse
             file[name].attrs["MATLAB_class"] = np.bytes_(b"double")
-    assert prepare_wikipedia(small.root, None, release=SMALL) == expected
+    assert prepare_wikipedia(small.root, None, release=small.release) == expected
     assert list(load_image_text(small.root, split="train", streaming=True)) == small.expected("train")
 
 
@@ -141,19 +97,19 @@ def spoiled(array: np.ndarray, value: float) -> np.ndarray:
 
 
 def spoil_line(split: str, row: int, line: list[str]):
-    def change(small: Small) -> None:
+    def change(small) -> None:
         small.lines[split][row] = line
         small.write_list(split, small.lines[split])
 
     return change
 
 
-def cut_mat(small: Small) -> None:
+def cut_mat(small) -> None:
     file = small.root / "raw_features.mat"
     file.write_bytes(file.read_bytes()[:-200])
 
 
-def damage_mat(small: Small) -> None:
+def damage_mat(small) -> None:
     file = small.root / "raw_features.mat"
     content = bytearray(file.read_bytes())
     content[300:330] = bytes(30)
@@ -228,7 +184,7 @@ def test_defects_are_named(small, tmp_path, defect):
     change, message = DEFECTS[defect]
     change(small)
     for read in (
-        lambda: prepare_wikipedia(small.root, tmp_path / "out", release=SMALL),
+        lambda: prepare_wikipedia(small.root, tmp_path / "out", release=small.release),
         lambda: load_image_text(small.root),
         lambda: load_image_text(small.root, streaming=True),
     ):
@@ -245,7 +201,7 @@ def test_other_counts_need_permission(small, tmp_path):
     for changed, what in {"rows": "articles", "image_features": "features of an image"}.items():
         other = {"rows": (12, 6)} if changed == "rows" else {changed: 128}
         with pytest.raises(DataError, match=rf"\d {what} instead of (6|128)"):
-            prepare_wikipedia(small.root, None, release=WikipediaRelease(**{**vars(SMALL), **other}))
+            prepare_wikipedia(small.root, None, release=WikipediaRelease(**{**vars(small.release), **other}))
     report = prepare_wikipedia(small.root, tmp_path / "out", allow_other_counts=True)
     assert len(report.corrections) == 5
     assert "--allow-other-counts" in (tmp_path / "out" / "README.md").read_text()
