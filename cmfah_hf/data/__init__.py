@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "open_matrices": "matrices.opening",
         "prepare_mirflickr25k": "releases.mirflickr",
         "prepare_nus_wide": "releases.nus_wide",
+        "prepare_wikipedia": "releases.wikipedia",
         "resolve_data_path": "sources.request",
         "to_rgb": ".models.image_modes",
         "train_validation_split": "splits",

@@ -10,13 +10,14 @@ from cmfah_hf.data.images.decoding import is_image_file
 from cmfah_hf.data.matrices.opening import matrix_files_below
 from cmfah_hf.data.rows.columns import RequestedColumns
 from cmfah_hf.data.rows.uniform import Loaded
-from cmfah_hf.data.sources import folder, hub, matrices, parquet, scenes
+from cmfah_hf.data.sources import folder, hub, matrices, parquet, scenes, wikipedia
 from cmfah_hf.data.sources.metadata import EXAMPLE
 from cmfah_hf.data.sources.request import LoadRequest
 from cmfah_hf.errors import DataError
 
 # The first that matches loads: a folder of images may hold matrices, but a folder of matrices holds no metadata.
-SOURCES: Sequence[ModuleType] = (scenes, folder, parquet, matrices, hub)
+# The Wikipedia release has a file of matrices too.
+SOURCES: Sequence[ModuleType] = (scenes, folder, parquet, wikipedia, matrices, hub)
 
 
 def load_image_text(
@@ -46,6 +47,7 @@ def load_image_text(
               or are `train`;
             - a `.mat` or `.h5` file of matrices, or a folder of them, with the further arguments of `open_matrices` and
               of the research split of `Matrices.to_dataset` (`queries="first"`, `num_queries`, `num_train`);
+            - the folder of the Wikipedia release (`raw_features.mat` and its lists, see `prepare_wikipedia`);
             - a data set on the Hub, `owner/name`;
             - `"scenes"`, images drawn by code, or `"cluttered-scenes"`, with small things among clutter, with the
               further arguments of `load_scenes`.
@@ -74,7 +76,8 @@ def load_image_text(
           else the row number. Streams from the Hub that are not Parquet and have several files cannot know the row
           number; there it is a digest of text and image;
         - `image` (`datasets.Image`, decoded to Pillow images on access by `datasets`, which raises its own error for
-          one that cannot be read; `drop_unreadable` leaves those out, `decode_image` names them);
+          one that cannot be read; `drop_unreadable` leaves those out, `decode_image` names them), unless the source
+          has features of images, `image_features` (list of floats), instead;
         - `text` (string; a list is joined with spaces, a missing text is the empty string);
         - `captions` (list of strings), if images have several (see above); `text` then joins them;
         - `labels` (list of strings, empty if a row has none), unless the source has no labels at all;

@@ -1,4 +1,4 @@
-"""Small replicas of the two releases with every file and defect, and their content as NumPy matrices."""
+"""Small replicas of the releases with every file and defect, and their content as NumPy matrices."""
 
 import io
 import shutil
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.io
 from PIL import Image
 
 from cmfah_hf.data.releases.mirflickr import CLASSES, MIRFlickrRelease
 from cmfah_hf.data.releases.nus_wide_files import MOST_FREQUENT, NUSWideRelease
+from cmfah_hf.data.releases.wikipedia import WikipediaRelease
 
 _CONCEPTS = (
     "airport animal beach bear birds boats book bridge buildings cars castle cat cityscape clouds computer coral cow "
@@ -194,3 +196,54 @@ def make_nus_wide(
         train=21,
     )
     return Replica(root, release, ids, names, tags, CONCEPTS, labels, paths)
+
+
+@dataclass
+class WikipediaReplica:
+    """The Wikipedia release on disk, and its content."""
+
+    root: Path
+    release: WikipediaRelease
+    class_names: list[str]
+    arrays: dict[str, np.ndarray]  # by variable
+    lines: dict[str, list[list[str]]]  # by split: text id, image id, class
+
+    def write_arrays(self, **changed: Any) -> None:
+        """Writes the features, some of them changed, or left out if None."""
+        values = {name: value for name, value in {**self.arrays, **changed}.items() if value is not None}
+        scipy.io.savemat(self.root / "raw_features.mat", values, do_compression=True)
+
+    def write_list(self, split: str, lines: list[list[str]]) -> None:
+        name = {"train": "trainset_txt_img_cat.list", "query": "testset_txt_img_cat.list"}[split]
+        (self.root / name).write_text("".join("\t".join(line) + "\n" for line in lines))
+
+    def expected(self, split: str) -> list[dict[str, Any]]:
+        """The rows of a split."""
+        ending = {"train": "tr", "query": "te"}[split]
+        rows = []
+        for number, (text_id, _, label) in enumerate(self.lines[split]):
+            features = {"image_features": self.arrays[f"I_{ending}"], "text_features": self.arrays[f"T_{ending}"]}
+            topics = features["text_features"][number].tolist()
+            tags = [f"topic{topic}" for _, topic in sorted((-value, topic) for topic, value in enumerate(topics))[:3]]
+            row = {"id": text_id, "text": " ".join(tags), "labels": [self.class_names[int(label) - 1]], "tags": tags}
+            rows.append(row | {name: values[number].astype(np.float32).tolist() for name, values in features.items()})
+        return rows
+
+
+def make_wikipedia(root: Path) -> WikipediaReplica:
+    """Wikipedia: 12 and 5 articles of 3 classes, 6 visual words and 4 topics, which are equal in one article."""
+    rng = np.random.default_rng(0)
+    root.mkdir(parents=True, exist_ok=True)
+    names = ["art", "royalty", "sport & games"]
+    arrays, lines = {}, {}
+    for split, ending, count in (("train", "tr", 12), ("query", "te", 5)):
+        arrays |= {f"I_{ending}": rng.dirichlet(np.ones(6), count), f"T_{ending}": rng.dirichlet(np.ones(4), count)}
+        lines[split] = [[f"{split}{row:02d}-1.{row}", f"{split}-{row}", str(1 + row * 2 % 3)] for row in range(count)]
+    arrays["T_tr"][3] = 0.25
+    release = WikipediaRelease(rows=(12, 5), classes=3, image_features=6, text_features=4)
+    replica = WikipediaReplica(root, release, names, arrays, lines)
+    replica.write_arrays()
+    for split, rows in lines.items():
+        replica.write_list(split, rows)
+    (root / "categories.list").write_text("".join(f"{name}\n" for name in names))
+    return replica

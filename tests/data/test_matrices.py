@@ -1,5 +1,6 @@
 """Research matrices in all layouts, against the arrays that were written."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from cmfah_hf.data.matrices.opening import list_variables
 from cmfah_hf.errors import DataError
 
 COUNT, TAGS, CLASSES = 9, 14, 5
+DCMH = Path(os.environ.get("CMFAH_DATA", "")) / "data" / "mirflickr25k-dcmh"
+HAS_DCMH = bool(os.environ.get("CMFAH_DATA")) and DCMH.is_dir()
 
 
 @pytest.fixture(scope="module")
@@ -345,3 +348,18 @@ def write_compressed_zeros(path: Path, name: str, shape: tuple[int, ...]) -> Non
         packed += packer.compress(bytes(min(1 << 20, size - start)))
     packed += packer.flush()
     path.write_bytes(b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM" + struct.pack("<2I", 15, len(packed)) + packed)
+
+
+@pytest.mark.skipif(not HAS_DCMH, reason="CMFAH_DATA names no folder with data/mirflickr25k-dcmh")
+def test_the_real_matrices_of_dcmh_without_images():
+    sizes = {"queries": "first", "num_queries": 2000, "num_train": 10000}
+    parts = load_image_text(DCMH, streaming=True, tag_names=DCMH / "TagList.txt", **sizes)
+    first = next(iter(parts["query"]))
+    tags = scipy.io.loadmat(DCMH / "mirflickr25k-yall.mat")["YAll"]
+    names = (DCMH / "TagList.txt").read_text().split()
+    assert tags.shape == (20015, 1386)
+    assert first["tags"] == [names[column] for column in np.flatnonzero(tags[0])]
+    labels = scipy.io.loadmat(DCMH / "mirflickr25k-lall.mat")["LAll"]
+    assert first["labels"] == [f"class{column:02d}" for column in np.flatnonzero(labels[0])]
+    assert next(iter(parts["train"]))["id"] == "2000"
+    assert open_matrices(DCMH).labels.shape == (20015, 24)

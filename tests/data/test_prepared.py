@@ -475,4 +475,4 @@ def test_the_command(replica, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         main(["data", "prepare", "coco", "--root", "x", "--check-only"])
     assert end.value.code == 2
-    assert "'coco' is not a known release; use mirflickr25k or nus-wide." in capsys.readouterr().err
+    assert "'coco' is not a known release; use mirflickr25k, nus-wide or wikipedia." in capsys.readouterr().err

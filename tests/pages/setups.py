@@ -73,8 +73,8 @@ def _add_to_hub(hub: HubServer, name: str) -> None:
 
 
 def _data(session: PageSession, patch: pytest.MonkeyPatch) -> None:
-    """Replicas of both releases, with their counts; matrices in the usual research layout."""
-    from cmfah_hf.data import prepare_mirflickr25k, prepare_nus_wide
+    """Replicas of all releases, with their counts; matrices in the usual research layout."""
+    from cmfah_hf.data import prepare_mirflickr25k, prepare_nus_wide, prepare_wikipedia
 
     spec = importlib.util.spec_from_file_location("release_replicas", ROOT / "tests" / "data" / "release_replicas.py")
     replicas = importlib.util.module_from_spec(spec)
@@ -89,6 +89,8 @@ def _data(session: PageSession, patch: pytest.MonkeyPatch) -> None:
     ):
         folder = downloads / make.__name__.removeprefix("make_").replace("_", "-")
         patch.setitem(prepare.__kwdefaults__, "release", make(folder, archives=True).release)
+    release = replicas.make_wikipedia(downloads / "wikipedia").release
+    patch.setitem(prepare_wikipedia.__kwdefaults__, "release", release)
     import scipy.io
 
     rng = np.random.default_rng(0)

@@ -1,14 +1,14 @@
 """`cmfah data prepare`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 def prepare(
-    dataset: Annotated[str, typer.Argument(help="mirflickr25k or nus-wide.")],
+    dataset: Annotated[str, typer.Argument(help="mirflickr25k, nus-wide or wikipedia.")],
     root: Annotated[Path, typer.Option(help="The folder with the release: its archives, or their contents.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to write.")] = None,
     variant: Annotated[
@@ -20,8 +20,13 @@ def prepare(
     ] = None,
     classes: Annotated[int | None, typer.Option(help="NUS-WIDE: 21 (default), 10 or 81.")] = None,
     tags: Annotated[str | None, typer.Option(help="NUS-WIDE: 1k (default) or 5018.")] = None,
-    split: Annotated[str, typer.Option(help="paper (random), dcmh (queries first), or dadh (queries last).")] = "paper",
-    seed: Annotated[int, typer.Option(help="Seed of the split 'paper'.")] = 0,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="paper (random, the default), dcmh (queries first), or dadh (queries last). Wikipedia has its own."
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the split 'paper'. Default: 0.")] = None,
     queries: Annotated[int | None, typer.Option(help="Number of queries. Default: 2,000; NUS-WIDE: 2,100.")] = None,
     train: Annotated[
         int | None, typer.Option(help="Number of training pairs. Default: 10,000; NUS-WIDE: 10,500.")
@@ -41,33 +46,25 @@ def prepare(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Write MIRFlickr-25k or NUS-WIDE, as released, as Parquet with a card, ready for the Hub.
+    """Write MIRFlickr-25k, NUS-WIDE or the Wikipedia articles, as released, as Parquet with a card, ready for the Hub.
 
     Everything is checked against the release's known counts. An interrupted run resumes with the same command.
     """
     from cmfah_hf.cli.output import print_json, print_table, say
-    from cmfah_hf.data.releases.mirflickr import prepare_mirflickr25k
-    from cmfah_hf.data.releases.nus_wide import prepare_nus_wide
-    from cmfah_hf.data.releases.preparation import PreparedReport
     from cmfah_hf.data.releases.shards import Writing
     from cmfah_hf.errors import DataError
 
-    if dataset not in ("mirflickr25k", "nus-wide"):
-        raise DataError(f"{dataset!r} is not a known release; use mirflickr25k or nus-wide.")
+    options = {
+        "variant": variant, "classes": classes, "tags": tags, "split": split, "seed": seed, "queries": queries,
+        "train": train,
+    }  # fmt: skip
+    own = {name: value for name, value in options.items() if value is not None}
+    run = _preparation(dataset, [*own, *(["keep-broken"] * keep_broken), *(["skip-missing"] * skip_missing)])
     if out is None and not check_only:
         raise DataError("No output folder; give --out, or pass --check-only.")
-    own = {name: value for name, value in {"classes": classes, "tags": tags}.items() if value is not None}
-    if own and dataset == "mirflickr25k":
-        raise DataError(f"--{next(iter(own))} is for nus-wide; MIRFlickr has one list of classes and one of tags.")
-    run: Callable[..., PreparedReport] = prepare_nus_wide if dataset == "nus-wide" else prepare_mirflickr25k
     report = run(
         root,
         None if check_only else out,
-        variant=variant,
-        split=split,
-        seed=seed,
-        queries=queries,
-        train=train,
         allow_other_counts=allow_other_counts,
         writing=Writing(
             verify=verify,
@@ -91,3 +88,27 @@ def prepare(
     )
     if not check_only:
         say(f"{report.shards:,} files, {report.shards_kept:,} of them from an earlier run.")
+
+
+def _preparation(dataset: str, given: Sequence[str]) -> Callable[..., Any]:
+    """The function that prepares a release; `given` names options, which have to be for that release."""
+    from cmfah_hf.data.releases.mirflickr import prepare_mirflickr25k
+    from cmfah_hf.data.releases.nus_wide import prepare_nus_wide
+    from cmfah_hf.data.releases.wikipedia import prepare_wikipedia
+    from cmfah_hf.errors import DataError
+
+    releases: dict[str, Callable[..., Any]] = {
+        "mirflickr25k": prepare_mirflickr25k,
+        "nus-wide": prepare_nus_wide,
+        "wikipedia": prepare_wikipedia,
+    }
+    if dataset not in releases:
+        raise DataError(f"{dataset!r} is not a known release; use mirflickr25k, nus-wide or wikipedia.")
+    if dataset == "wikipedia" and given:
+        raise DataError(
+            f"--{given[0]} is not for wikipedia, which has rows and splits of its own and no images; leave it out."
+        )
+    only = [name for name in ("classes", "tags") if name in given]
+    if only and dataset == "mirflickr25k":
+        raise DataError(f"--{only[0]} is for nus-wide; MIRFlickr has one list of classes and one of tags.")
+    return releases[dataset]

@@ -15,6 +15,7 @@ from cmfah_hf.data.matrices.axes import shown
 from cmfah_hf.data.matrices.images import encoder_of
 from cmfah_hf.data.matrices.rows import DenseRows, SparseRows
 from cmfah_hf.data.matrices.storage import Variable
+from cmfah_hf.data.rows.columns import IMAGE_FEATURES
 from cmfah_hf.errors import DataError
 
 Names = Sequence[str] | str | os.PathLike
@@ -198,7 +199,7 @@ def features_of(matrices: Matrices, images: bool = True, class_labels: bool = Fa
     if images and matrices.images is not None:
         features["image"] = datasets.Image()
     elif images and matrices.features is not None:
-        features["image_features"] = datasets.List(datasets.Value("float32"))
+        features[IMAGE_FEATURES] = datasets.List(datasets.Value("float32"))
     features |= {"text": datasets.Value("string"), "tags": datasets.List(datasets.Value("string"))}
     if matrices.labels is not None:
         label = datasets.ClassLabel(names=matrices.label_names) if class_labels else datasets.Value("string")
@@ -238,7 +239,7 @@ def _image_columns(matrices: Matrices, start: int, stop: int, images: bool) -> I
                 row += 1
     elif images and matrices.features is not None:
         for block in matrices.features.blocks(start, stop):
-            yield from ({"image_features": values.astype(np.float32)} for values in block)
+            yield from ({IMAGE_FEATURES: values.astype(np.float32)} for values in block)
     else:
         yield from ({} for _ in range(start, stop))
 

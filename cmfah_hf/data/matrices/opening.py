@@ -120,7 +120,7 @@ def _choose(found: Sequence[Variable], named: Mapping[str, str], files: Sequence
             "variables=."
         )
     for role, variable in chosen.items():
-        _check(variable, role)
+        check_variable(variable, role)
     return chosen
 
 
@@ -147,7 +147,8 @@ def _candidates(
     return candidates
 
 
-def _check(variable: Variable, role: str) -> None:
+def check_variable(variable: Variable, role: str) -> None:
+    """Refuses a variable that cannot have a role, because it is empty or holds anything but numbers."""
     if not variable.is_numeric:
         raise DataError(
             f"{variable.file}: {variable} does not hold plain numbers; save numbers, or name another variable."

@@ -12,7 +12,7 @@ _LISTED = 20
 
 @dataclass(frozen=True)
 class Provenance:
-    """Source and license of a data set; `license` states the terms, `citation` is BibTeX."""
+    """Source, license and content of a data set; `license` states the terms, `citation` is BibTeX."""
 
     name: str
     sources: tuple[str, ...]
@@ -20,6 +20,10 @@ class Provenance:
     license_link: str
     license: str
     citation: str
+    pairs: str = "image and tags"
+    tags: str = "the tags, joined by spaces"  # of the column `text`
+    features: tuple[tuple[str, str], ...] = ()  # columns of features, with their meaning
+    protocol: str | None = None  # the split of the release itself; None: one of `SPLITS`, with its sizes
 
 
 def make_card(
@@ -49,7 +53,7 @@ def make_card(
         license_link=provenance.license_link,
         language=["en"],
         pretty_name=provenance.name,
-        size_categories=[_size_category(rows["query"] + rows["database"])],
+        size_categories=[_size_category(rows["query"] + rows.get("database", rows["train"]))],
         task_categories=["feature-extraction"],
         tags=["cross-modal-retrieval", "hashing", "image", "text"],
         configs=[
@@ -62,16 +66,16 @@ def make_card(
             }
         ],
     )
-    draw = f", drawn with seed {settings['seed']}" if settings["split"] == "paper" else ""
     table = "\n".join(f"| `{name}` | {count:,} | `{ids_sha256[name]}` |" for name, count in rows.items())
     classes = ", ".join(f"{number} {name}" for number, name in enumerate(class_names))
     columns = ["| `id` | string | unique |"]
     if images:
         columns.append("| `image` | image | the bytes of the released file |")
     columns += [
-        "| `text` | string | the tags, joined by spaces |",
+        f"| `text` | string | {provenance.tags} |",
         "| `tags` | list of strings | |",
         "| `labels` | list of class labels | |",
+        *(f"| `{name}` | list of floats | {meaning} |" for name, meaning in provenance.features),
     ]
     named = [f"- {row_id}: {reason}" for row_id, reason in left_out[:_LISTED]]
     if len(left_out) > _LISTED:
@@ -79,16 +83,14 @@ def make_card(
     body = "\n\n".join(
         [
             f"# {provenance.name}",
-            f"{provenance.name} as pairs of image and tags, for cross-modal retrieval. Prepared from the release "
+            f"{provenance.name} as pairs of {provenance.pairs}, for cross-modal retrieval. Prepared from the release "
             f"at {' and '.join(f'<{source}>' for source in provenance.sources)}.",
             _bullets(facts),
             "## Columns",
             "| column | type | |\n|---|---|---|\n" + "\n".join(columns),
             f"Classes: {classes}.",
             "## Splits",
-            f"Protocol `{settings['split']}`: {SPLITS[settings['split']]}{draw}. {settings['queries']:,} queries and "
-            f"{settings['train']:,} training pairs were requested. `database` is what queries are searched in: the "
-            "training pairs and the rest.",
+            provenance.protocol or _protocol(settings),
             "| split | rows | SHA-256 of the ids, one per line |\n|---|---|---|\n" + table,
             "## Corrections and notes",
             _bullets(notes) if notes else "Nothing.",
@@ -103,6 +105,15 @@ def make_card(
         ]
     )
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
+
+
+def _protocol(settings: Mapping[str, Any]) -> str:
+    draw = f", drawn with seed {settings['seed']}" if settings["split"] == "paper" else ""
+    return (
+        f"Protocol `{settings['split']}`: {SPLITS[settings['split']]}{draw}. {settings['queries']:,} queries and "
+        f"{settings['train']:,} training pairs were requested. `database` is what queries are searched in: the "
+        "training pairs and the rest."
+    )
 
 
 def _bullets(lines: Sequence[str]) -> str:

@@ -42,6 +42,8 @@ def find_images(
     files: ReleaseFiles, table: ReleaseTable, rows: np.ndarray, skip_missing: bool, corrections: Corrections
 ) -> tuple[dict[int, str], bool, np.ndarray]:
     """The keys of the images by row, whether there are any, and the rows whose image is missing."""
+    if not table.images:
+        return {}, False, np.zeros(0, np.int64)
     keys = {int(row): key for row in rows if (key := files.find(table.images[row])) is not None}
     if not keys:
         closed = ", ".join(files.unread_archives())

@@ -3,7 +3,7 @@
 The layout, which `load_image_text`, `datasets.load_dataset` and the Hub read:
 
     README.md                                the card; its `configs` map splits to files
-    data/train-00000-of-0000N.parquet        and query-, and rest-; `database` is train and rest
+    data/train-00000-of-0000N.parquet        and query-, and mostly rest-; `database` is then train and rest
 """
 
 import dataclasses
@@ -37,10 +37,10 @@ _ROWS_PER_SHARD = {True: 2_000, False: 50_000}
 class PreparedReport:
     """Result of a preparation."""
 
-    dataset: str  # `mirflickr25k` or `nus-wide`
+    dataset: str  # `mirflickr25k`, `nus-wide` or `wikipedia`
     out: str | None  # None if the release was only checked
     images: bool
-    rows: dict[str, int]  # of `train`, `query` and `database`
+    rows: dict[str, int]  # of `train`, `query` and, unless the release searches `train`, `database`
     ids_sha256: dict[str, str]  # of each split's ids, one per line
     classes: int
     tag_ones: int  # tags over all selected rows
@@ -86,7 +86,7 @@ def prepare(
     if writing.rows_per_shard is not None and writing.rows_per_shard < 1:
         raise DataError(f"rows_per_shard={writing.rows_per_shard}: a file needs at least one row.")
     keys, has_images, missing = find_images(files, table, rows, writing.skip_missing, corrections)
-    split_rows = {name: rows[getattr(parts, name)] for name in PARTS}
+    split_rows = {name: rows[part] for name in PARTS if (part := getattr(parts, name)) is not None}
     shards = _plan(split_rows, missing, writing.rows_per_shard or _ROWS_PER_SHARD[has_images])
     images = ReleasedImages(files, keys, writing.verify) if has_images else None
 
@@ -135,7 +135,7 @@ def prepare(
             written.corrections,
             written.rows,
             written.ids_sha256,
-            _data_files(shards),
+            _data_files(shards, "rest" in split_rows),
             table.class_names,
             has_images,
             [] if writing.keep_broken else unreadable,
@@ -177,7 +177,8 @@ def _digest(
 
 def _ids_of_splits(table: ReleaseTable, split_rows: Mapping[str, np.ndarray], gone: set[str]) -> dict[str, list[str]]:
     ids = {name: [i for i in (table.ids[row] for row in part) if i not in gone] for name, part in split_rows.items()}
-    ids["database"] = ids["train"] + ids.pop("rest")
+    if "rest" in ids:
+        ids["database"] = ids["train"] + ids.pop("rest")
     for name in ("train", "query"):
         if not ids[name]:
             raise DataError(f"no image of the split {name!r} can be read; see the warnings above.")
@@ -200,12 +201,14 @@ def _unreadable_images(
     return unreadable
 
 
-def _data_files(shards: Sequence[Shard]) -> dict[str, list[str]]:
+def _data_files(shards: Sequence[Shard], has_database: bool) -> dict[str, list[str]]:
     patterns = {part: f"{DATA}/{part}-*.parquet" for part in PARTS}
+    files = {"train": [patterns["train"]], "query": [patterns["query"]]}
+    if not has_database:
+        return files
     # `datasets` raises an error for a pattern without files.
     has_rest = any(shard.name.startswith("rest-") for shard in shards)
-    database = [patterns["train"], patterns["rest"]] if has_rest else [patterns["train"]]
-    return {"train": [patterns["train"]], "query": [patterns["query"]], "database": database}
+    return files | {"database": [patterns["train"], patterns["rest"]] if has_rest else [patterns["train"]]}
 
 
 def _command(settings: Mapping[str, Any], writing: Writing) -> str:

@@ -17,11 +17,11 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers. The database is `train` and `rest` together."""
+    """Row numbers. The database is `train` and `rest` together; with `rest=None` it is `train`, without a split."""
 
     train: np.ndarray
     query: np.ndarray
-    rest: np.ndarray
+    rest: np.ndarray | None
 
 
 def choose_variant(variants: Mapping[int, bool], variant: int | str | None, condition: str = "") -> tuple[int, bool]:

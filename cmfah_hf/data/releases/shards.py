@@ -60,7 +60,7 @@ def write_shard(
 
     path = folder / DATA / shard.name
     unreadable: list[tuple[str, str]] = []
-    schema = _features(table, images is not None).arrow_schema
+    schema = features_of(table, images is not None).arrow_schema
     group = _ROWS_PER_GROUP[images is not None]
     with atomic_file(path, DataError) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for first in range(0, len(shard.rows), group):
@@ -78,7 +78,8 @@ def write_shard(
     return {"rows_asked": len(shard.rows), "bytes": path.stat().st_size, "unreadable": unreadable}
 
 
-def _features(table: ReleaseTable, has_images: bool) -> Any:
+def features_of(table: ReleaseTable, has_images: bool) -> Any:
+    """The columns of a prepared data set."""
     import datasets
 
     columns = {
@@ -88,6 +89,7 @@ def _features(table: ReleaseTable, has_images: bool) -> Any:
         "tags": datasets.List(datasets.Value("string")),
         "labels": datasets.List(datasets.ClassLabel(names=list(table.class_names))),
     }
+    columns |= {name: datasets.List(datasets.Value("float32")) for name in table.features}
     return datasets.Features({name: kind for name, kind in columns.items() if has_images or name != "image"})
 
 
@@ -107,6 +109,10 @@ def _arrow_table(table: ReleaseTable, rows: np.ndarray, images: list[dict[str, A
         "tags": tag_lists,
         "labels": lists(labels, pa.array(labels.numbers.astype(np.int64))),
     }
+    for name, values_ND in table.features.items():
+        width = values_ND.shape[1]
+        offsets = np.arange(len(rows) + 1, dtype=np.int32) * width
+        columns[name] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values_ND[rows].ravel()))
     if images is not None:
         columns["image"] = pa.array(images, schema.field("image").type)
     return pa.table([columns[name] for name in schema.names], schema=schema)

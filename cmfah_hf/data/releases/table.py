@@ -1,6 +1,6 @@
 """Table of a released data set: ids, images, tags and labels of all rows, and checks of its counts.
 
-Shapes: N rows, V tags, C classes.
+Shapes: N rows, V tags, C classes, D features.
 """
 
 import hashlib
@@ -50,6 +50,9 @@ class Lists:
     def __len__(self) -> int:
         return len(self.ends)
 
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.numbers[self.ends[row - 1] if row else 0 : self.ends[row]]
+
     @property
     def lengths(self) -> np.ndarray:
         """`(N,)`."""
@@ -81,12 +84,13 @@ class ReleaseTable:
     """The N rows of a release, without the image files."""
 
     ids: list[str]  # unique
-    images: list[str]  # the end of the path of each image, for `ReleaseFiles.find`
+    images: list[str]  # the end of the path of each image, for `ReleaseFiles.find`; empty: no images are released
     tag_names: list[str]  # V names
     tags: Lists  # N lists of tag numbers
     class_names: list[str]  # C names
     labels: Lists  # N lists of class numbers
     selecting_tags: np.ndarray | None = None  # `(N,)` the tags by which a row counts as tagged; None: `tags`
+    features: dict[str, np.ndarray] = field(default_factory=dict)  # float32 `(N, D)` by column
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -106,6 +110,9 @@ class ReleaseTable:
         for lists in (self.tags, self.labels):
             digest.update(np.ascontiguousarray(lists.numbers, "<i4").tobytes())
             digest.update(np.ascontiguousarray(lists.ends, "<i8").tobytes())
+        for name, values_ND in self.features.items():
+            digest.update(f"{name} {values_ND.shape}".encode())
+            digest.update(np.ascontiguousarray(values_ND, "<f4").tobytes())
         return digest.hexdigest()
 
 

@@ -13,6 +13,7 @@ from cmfah_hf.data.data_root import DataRoot
 from cmfah_hf.data.images.streams import decoding_off, decoding_on
 from cmfah_hf.data.internals import resolved_features
 from cmfah_hf.data.rows.columns import (
+    IMAGE_FEATURES,
     UNIFORM_COLUMNS,
     ColumnNames,
     RequestedColumns,
@@ -51,9 +52,11 @@ def _uniform_table(
     if len(dataset) == 0:
         raise DataError(f"{source}: holds no rows.")
     columns, class_names = find(dataset.features, source, requested, sample=dataset.select_columns)
-    dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
-    # Embedded images are not read for their names, which need not be unique.
-    by_path = columns.id is None and (dataset[0][columns.image] or {"bytes": b""})["bytes"] is None
+    by_path = False
+    if columns.image is not None:
+        dataset = dataset.cast_column(columns.image, datasets.Image(decode=False))
+        # Embedded images are not read for their names, which need not be unique.
+        by_path = columns.id is None and (dataset[0][columns.image] or {"bytes": b""})["bytes"] is None
     needed = [name for name in columns.chosen if name != columns.image or by_path]
     own = dataset.select_columns(needed).map(
         partial(_uniform_row, columns=columns, class_names=class_names, split=_split_name(dataset)),
@@ -68,7 +71,7 @@ def _uniform_table(
     for table in rest.select_columns(plain).with_format("arrow").iter(_CHECKED_ROWS) if plain else ():
         table.validate(full=True)  # otherwise a text that is not UTF-8 raises only when it is read
     try:
-        rest = placed_table(rest.cast_column(columns.image, datasets.Image()), root)
+        rest = placed_table(rest if columns.image is None else rest.cast_column(columns.image, datasets.Image()), root)
     except DataError as error:
         raise DataError(f"{source}, {error}") from error
     names = {name: "image" if name == columns.image else columns.kept_as(name) for name in rest.column_names}
@@ -117,10 +120,11 @@ def find(
 ) -> tuple[ColumnNames, list[str] | None]:
     """The columns of a data set, and the class names if its labels are class numbers; `sample` as in `with_captions`.
 
-    Nothing is read of a data set without lists of texts.
+    A data set with a column of image features (`IMAGE_FEATURES`) needs no images. Nothing is read of a data set without
+    lists of texts.
     """
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    columns = find_columns(features, source, requested, images, image_needed)
+    columns = find_columns(features, source, requested, images, image_needed and IMAGE_FEATURES not in features)
     for name in (columns.id, columns.text, columns.labels):
         # Reading such a column as text would decode it, and so open the files that its rows name.
         if name is not None and holds_files(features[name]):
@@ -143,7 +147,10 @@ def find(
 
 def own_features(columns: ColumnNames) -> dict[str, Any]:
     """The features of the uniform columns."""
-    own = {"id": datasets.Value("string"), "image": datasets.Image(), "text": datasets.Value("string")}
+    own: dict[str, Any] = {"id": datasets.Value("string")}
+    if columns.image is not None:
+        own["image"] = datasets.Image()
+    own["text"] = datasets.Value("string")
     if columns.captions is not None:
         own["captions"] = datasets.List(datasets.Value("string"))
     return own if columns.labels is None else own | {"labels": datasets.List(datasets.Value("string"))}
@@ -185,7 +192,8 @@ def _uniform_row(
 
     values = in_row(row, own_values, example, columns, class_names, other_id)
     if root is not None:
-        values["image"] = in_row(row, placed_value, image, datasets.Image(), root)
+        if columns.image is not None:
+            values["image"] = in_row(row, placed_value, image, datasets.Image(), root)
         for name, feature in others.items():
             values[columns.kept_as(name)] = in_row(row, placed_value, example[name], feature, root)
     return values

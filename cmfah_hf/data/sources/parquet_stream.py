@@ -48,7 +48,7 @@ def stream_parquet(
     columns, class_names = find(features, source, requested, image_needed=images, sample=sample)
     own = own_features(columns)
     if not images:
-        del own["image"]
+        own.pop("image", None)
     own |= {columns.kept_as(name): features[name] for name in features if name not in columns.chosen}
     uniform_features = datasets.Features({name: own[name] for name in in_order(own)})
 
@@ -157,7 +157,7 @@ class _Reader:
     def _uniform(self, table: pa.Table, first_row: int) -> pa.Table:
         columns = self.columns
         image = None
-        if columns.image in self.wanted:
+        if columns.image is not None and columns.image in self.wanted:
             # Values of images (a path, bytes, or both) in one form, a struct of both.
             image = datasets.Image().cast_storage(table[columns.image].combine_chunks())
         own = self._own_columns(table, image, first_row)

@@ -8,7 +8,7 @@ import scipy.io
 import torch
 
 from cmfah_hf.cli import main
-from cmfah_hf.data import load_image_text
+from cmfah_hf.data import convert_matrices, load_image_text, open_matrices
 from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.errors import DataError
 from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor
@@ -67,6 +67,22 @@ def test_a_run_trains_on_features(trained_on_features, matrices):
 
 def test_a_stream_of_features(write_config, matrices, tmp_path):
     metrics = train_on(matrices, write_config, tmp_path, "--streaming", "true")
+    assert metrics["train_pairs"] + metrics["validation_pairs"] == 60
+    assert CMFAHModel.from_pretrained(tmp_path / "out").config.image_feature_dim == WIDTH
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_parquet_of_features_needs_no_images(write_config, matrices, tmp_path, streaming):
+    convert_matrices(open_matrices(matrices), tmp_path / "pairs")
+    expected = list(load_image_text(matrices, split="train"))
+    for pairs in (
+        load_image_text(tmp_path / "pairs", split="train"),
+        load_image_text(tmp_path / "pairs", split="train", streaming=True),
+        load_image_text(tmp_path / "pairs", split="train", streaming=True, batch_size=7),  # by `datasets`
+    ):
+        assert list(pairs.features) == ["id", "text", "labels", "image_features", "tags"]
+        assert list(pairs) == expected
+    metrics = train_on(tmp_path / "pairs", write_config, tmp_path, "--streaming", streaming)
     assert metrics["train_pairs"] + metrics["validation_pairs"] == 60
     assert CMFAHModel.from_pretrained(tmp_path / "out").config.image_feature_dim == WIDTH
 
