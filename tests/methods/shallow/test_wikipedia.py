@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.io import loadmat
 
+from cmfah_hf import load_image_text
+from cmfah_hf.data import collect_classes, encode_labels
 from cmfah_hf.evaluation.metrics import mean_average_precision
 from cmfah_hf.methods.shallow import CMFH, CMSSH, SCM, SCRATCH, SePH
 
@@ -20,13 +21,16 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def wikipedia():
     """Features of images and of texts, and labels: of the training pairs, and of the queries."""
-    matrices = loadmat(FOLDER / "raw_features.mat")
-    parts = []
-    for split, ending in (("train", "tr"), ("test", "te")):
-        lines = (FOLDER / f"{split}set_txt_img_cat.list").read_text("utf-8").splitlines()
-        classes = np.array([int(line.split("\t")[2]) for line in lines])
-        parts.append((matrices[f"I_{ending}"], matrices[f"T_{ending}"], np.eye(10)[classes - 1]))
-    return parts
+    splits = load_image_text(FOLDER)
+    classes = collect_classes(splits["train"])
+    return [
+        (
+            np.asarray(pairs["image_features"], np.float64),
+            np.asarray(pairs["text_features"], np.float64),
+            encode_labels(pairs["labels"], classes),
+        )
+        for pairs in (splits["train"], splits["query"])
+    ]
 
 
 def signs(scores):
