@@ -3,23 +3,25 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from cmfah_hf.documents import read_yaml
-from cmfah_hf.errors import CMFAHError
+from cmfah_hf.errors import CMFAHError, DataError
+from cmfah_hf.methods.shallow.hasher import SHALLOW_METHODS, ShallowHasher, hasher_class
 from cmfah_hf.training import CMFAHTrainingArguments, bundled_configuration
 from cmfah_hf.training.evaluate import PROTOCOLS as ENCODINGS
 from cmfah_hf.training.settings.arguments import PROTOCOLS, DataArguments
 
-# Values of `reference`: methods that `cmfah train` does not train.
-REFERENCES = ("linear",)
+# Values of `reference`: what is fitted to features instead of a training.
+LINEAR = "linear"
+REFERENCES = (LINEAR, *SHALLOW_METHODS)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 _KEYS = ("title", "data", "methods", "variants", "bits", "seeds", "protocols", "encodings", "settings")
-_OF_METHOD = ("title", "config", "reference", "variants", "settings")
+_OF_METHOD = ("title", "config", "reference", "hasher", "variants", "settings")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class GridRun:
         settings: Settings that take precedence over the configuration.
         encodings: `"single"`, and `"paired"` if queries are also encoded with their partners.
         reference: None, or one of `REFERENCES` instead of a training.
+        hasher: The settings of a shallow method in addition to bits and seed.
     """
 
     data: str
@@ -49,6 +52,18 @@ class GridRun:
     settings: Mapping[str, Any]
     encodings: tuple[str, ...] = ("single",)
     reference: str | None = None
+    hasher: Mapping[str, Any] = field(default_factory=dict)
+
+    def new_hasher(self) -> ShallowHasher:
+        """The shallow method of this run.
+
+        Raises:
+            DataError: If it has no such setting, or one is outside its range.
+        """
+        kind = hasher_class(str(self.reference))
+        if unknown := self.hasher.keys() - {each.name for each in fields(kind)} | self.hasher.keys() & {"bits", "seed"}:
+            raise DataError(f"{kind.name} has no setting {', '.join(sorted(unknown))} here.")
+        return kind(bits=self.bits or 0, seed=self.seed, **self.hasher)
 
     @property
     def name(self) -> str:
@@ -84,7 +99,8 @@ def read_grid(path: str | Path) -> Grid:
     """Reads a grid.
 
     A grid is a YAML file. Its only required key is `methods`: by name, each with a `config` (a configuration of
-    `cmfah train`, next to the grid or bundled) and optionally its own `reference`, `title`, `settings` and `variants`.
+    `cmfah train`, next to the grid or bundled) and optionally its own `reference`, `hasher` (the settings of a shallow
+    method), `title`, `settings` and `variants`.
     `data` and `variants` map names to settings; a variant may have a `title`. `{data}` in the name of a configuration
     or in a setting is replaced by the name of the data set. `bits`, `seeds`, `protocols` and `encodings` are lists, and
     `settings` apply to all runs.
@@ -110,6 +126,9 @@ def read_grid(path: str | Path) -> Grid:
             raise CMFAHError(f"{path}: {method_name} has the reference {reference!r}; choose {', '.join(REFERENCES)}.")
         config = _config(path, method_name, str(method.get("config", "")), data_name)
         of_method = _mapping(path, f"{method_name}, settings", method.get("settings") or {})
+        of_hasher = _mapping(path, f"{method_name}, hasher", method.get("hasher") or {})
+        if of_hasher and reference in (None, LINEAR):
+            raise CMFAHError(f"{path}: {method_name} has a hasher, which only a shallow method as its reference has.")
         variants = _named(path, "variants", method.get("variants") or raw.get("variants") or {"full": None})
         if reference is not None:
             variants = {"full": {}}
@@ -117,8 +136,8 @@ def read_grid(path: str | Path) -> Grid:
             plain = str(method.get("title") or method_name)
             title = of_variant.get("title") or (plain if len(variants) == 1 else f"{plain} ({variant})")
             own = {name: value for name, value in of_variant.items() if name != "title"}
-            sizes: list[int | None] = [None] if reference is not None else [*bits]
-            for size, protocol, seed in product(sizes, protocols, seeds if reference is None else seeds[:1]):
+            sizes: list[int | None] = [None] if reference == LINEAR else [*bits]
+            for size, protocol, seed in product(sizes, protocols, seeds[:1] if reference == LINEAR else seeds):
                 settings = {**general, **of_data, **of_method, **own, "seed": seed, "protocol": protocol}
                 if size is not None:
                     settings["hash_bits"] = size
@@ -129,10 +148,19 @@ def read_grid(path: str | Path) -> Grid:
                 runs.append(
                     GridRun(
                         *(data_name, method_name, variant, size, protocol, seed, title, config, settings),
-                        *(encodings, reference),
+                        *(encodings, reference, of_hasher),
                     )
                 )
+                if reference not in (None, LINEAR):
+                    _check_hasher(path, runs[-1])
     return Grid(str(raw.get("title") or path.stem), tuple(runs))
+
+
+def _check_hasher(path: Path, run: GridRun) -> None:
+    try:
+        run.new_hasher()
+    except (DataError, TypeError) as error:
+        raise CMFAHError(f"{path}: {run.method}: {error}") from error
 
 
 def as_arguments(settings: Mapping[str, Any]) -> list[str]:

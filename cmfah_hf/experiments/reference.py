@@ -1,28 +1,21 @@
 """Linear reference: logistic regression on frozen regions and words or tokens, whose C is chosen on validation pairs.
 
-Shapes: `N` items, `D` features, `C` classes, `Q` queries, `B` texts of a batch, `W` tokens.
+Shapes: `N` items, `D` features, `C` classes, `Q` queries.
 """
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from cmfah_hf.data import encode_labels
-from cmfah_hf.errors import CMFAHError, DataError
 from cmfah_hf.evaluation.levels import count_relevant, relevance
 from cmfah_hf.evaluation.metrics import mean_average_precision, random_ranking_map
+from cmfah_hf.experiments.features import Items, of_length_one, read_run
 from cmfah_hf.experiments.results import figures_of_queries, figures_of_validation
-from cmfah_hf.models import CMFAHConfig, CMFAHProcessor, CMFAHTextModel
-from cmfah_hf.training.backbone import load_text_backbone_weights
-from cmfah_hf.training.preparation import read_pairs
 from cmfah_hf.training.settings.configuration import Run
 
 logger = logging.getLogger(__name__)
@@ -31,43 +24,26 @@ logger = logging.getLogger(__name__)
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 # Maximum steps of a fit, which is then used even if it has not converged.
 _MOST_STEPS = 1000
-_TEXTS_AT_ONCE = 64
 _MODALITIES = ("image", "text")
 _DIRECTIONS = {"i2t": ("image", "text"), "t2i": ("text", "image")}
-
-
-@dataclass(frozen=True)
-class Items:
-    """Features `(N, D)` by modality, and labels `(N, C)` bool."""
-
-    features: Mapping[str, Any]
-    labels: np.ndarray
 
 
 def linear_reference(run: Run, output: Path) -> list[dict[str, Any]]:
     """The figures of the linear reference on the data of a run, as rows of results.
 
     There is one logistic regression per class and modality, and items are ranked by the cosine of their class
-    posteriors, without hashing. Features of images are the normalized mean of their regions; features of texts are
-    `mean_tokens` with a text backbone, else binary words that occur in at least two texts, without English stop words.
-    The validation queries choose one of `STRENGTHS` for each modality, ranked against the database of the run's
-    protocol. All pairs except the held-out database are then fitted.
+    posteriors, without hashing. `read_items` says what the features are. The validation queries choose one of
+    `STRENGTHS` for each modality, ranked against the database of the run's protocol. All pairs except the held-out
+    database are then fitted.
 
     Args:
-        run: A run with a frozen image backbone; only its data and backbones are used.
-        output: A folder for files that reading the data creates.
+        run, output: As in `read_run`.
 
     Raises:
-        DataError: If the backbone is not frozen, or a split has no labels.
+        DataError: As in `read_run`.
         CMFAHError: If scikit-learn is not installed.
     """
-    pairs = read_pairs(run, output)
-    if "region_features" not in pairs.splits["train"].column_names or "query" not in pairs.splits:
-        raise DataError("The linear reference needs a frozen backbone with --keep_regions true, and a query split.")
-    splits = {**pairs.splits, "all": pairs.all}
-    config = run.model_config()
-    features = partial(mean_tokens, config) if config.text_backbone_config is not None else None
-    items = read_items(splits, pairs.splits["train"], features)
+    items = read_run(run, output)
     database = items.get("validation_database", items["train"])
     strengths, validation = choose_strengths(items["train"], items["validation"], database)
     logger.info("C chosen on %d validation queries: %s", len(items["validation"].labels), strengths)
@@ -78,50 +54,6 @@ def linear_reference(run: Run, output: Path) -> list[dict[str, Any]]:
     for name, searched in databases.items():
         figures += figures_of_queries(measure(fitted, items["query"], searched), name)
     return figures
-
-
-def read_items(
-    splits: Mapping[str, Any], train: Any, text_features: Callable[[Sequence[str]], Any] | None = None
-) -> dict[str, Items]:
-    """Features and labels of data sets with `region_features`, `text` and `labels`.
-
-    Args:
-        splits: The data sets.
-        train: The pairs with the classes and the words.
-        text_features: Features `(N, D)` of texts. None: the words of `train`.
-    """
-    try:
-        from sklearn.feature_extraction.text import CountVectorizer
-    except ImportError as error:
-        raise CMFAHError('The linear reference needs scikit-learn: pip install "cmfah-hf[experiments]".') from error
-    if text_features is None:
-        text_features = CountVectorizer(binary=True, min_df=2, stop_words="english").fit(train["text"]).transform
-    classes = sorted({label for labels in train["labels"] for label in labels})
-    items = {}
-    for name, rows in splits.items():
-        means = np.concatenate(
-            [
-                np.asarray(batch["region_features"], dtype=np.float32).mean(axis=1)
-                for batch in rows.select_columns(["region_features"]).iter(batch_size=256)
-            ]
-        )
-        features = {"image": of_length_one(means), "text": text_features(list(rows["text"]))}
-        items[name] = Items(features, encode_labels(rows["labels"], classes) > 0)
-    return items
-
-
-@torch.no_grad()
-def mean_tokens(config: CMFAHConfig, texts: Sequence[str]) -> np.ndarray:
-    """The means of the tokens of texts, `(N, D)` of length 1, by the text backbone of a configuration."""
-    text_model, processor = CMFAHTextModel(config).eval(), CMFAHProcessor.from_backbones(config)
-    load_text_backbone_weights(text_model)
-    means = []
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        inputs = processor(text=list(texts[start : start + _TEXTS_AT_ONCE]), return_tensors="pt")
-        tokens_BWD, mask_BW = text_model.embeddings.extract_tokens(inputs["input_ids"], inputs["attention_mask"])
-        counts_B1 = mask_BW.sum(dim=1, keepdim=True).clamp(min=1)
-        means.append(((tokens_BWD * mask_BW[..., None]).sum(dim=1) / counts_B1).float().numpy())
-    return of_length_one(np.concatenate(means))
 
 
 def choose_strengths(
@@ -194,8 +126,3 @@ def posteriors(models: Sequence[Any], items: Items, modality: str) -> np.ndarray
 def ranked_map(queries_QC: np.ndarray, database_NC: np.ndarray, relevant_QN: np.ndarray) -> float:
     """MAP of a ranking by inner products, which tie if they differ only by rounding."""
     return mean_average_precision(queries_QC @ database_NC.T, relevant_QN, tie_tolerance=1e-6)
-
-
-def of_length_one(x_ND: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1, except for zero rows."""
-    return x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)

@@ -16,7 +16,7 @@ from typing import Any
 from cmfah_hf.atomic import atomic_folder, locked
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError, CMFAHError
-from cmfah_hf.experiments.grid import Grid, GridRun
+from cmfah_hf.experiments.grid import LINEAR, Grid, GridRun
 from cmfah_hf.experiments.results import (
     RUNS_NAME,
     figures_of_queries,
@@ -122,7 +122,8 @@ def finish(run: GridRun, output: Path) -> None:
     folder = output / RUNS_NAME / run.name
     record = read_record(folder)
     if record is not None:
-        if (record["config"], record["settings"]) != (run.config.name, json.loads(json.dumps(dict(run.settings)))):
+        settings, hasher = (json.loads(json.dumps(dict(each))) for each in (run.settings, run.hasher))
+        if (record["config"], record["settings"], record.get("hasher", {})) != (run.config.name, settings, hasher):
             raise CheckpointError(f"{folder} holds a run with other settings; remove it, or name another output.")
         if record["figures"] is not None:
             return
@@ -130,10 +131,8 @@ def finish(run: GridRun, output: Path) -> None:
     write_record(folder, run, None)
     start = time.monotonic()
     parsed = parse_run(run.config, [*run.arguments(), "--output_dir", str(folder)])
-    if run.reference == "linear":
-        from cmfah_hf.experiments.reference import linear_reference
-
-        figures = linear_reference(parsed, folder)
+    if run.reference is not None:
+        figures = _reference_figures(run, parsed, folder)
         write_record(folder, run, figures, time.monotonic() - start)
         return
     metrics_file = folder / METRICS_NAME
@@ -147,6 +146,16 @@ def finish(run: GridRun, output: Path) -> None:
     write_record(folder, run, _figures(run, parsed, folder, metrics), float(metrics.get("seconds", 0.0)))
     for checkpoint in folder.glob("checkpoint-*"):  # the model is the best one
         shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _reference_figures(run: GridRun, parsed: Run, folder: Path) -> list[dict[str, Any]]:
+    if run.reference == LINEAR:
+        from cmfah_hf.experiments.reference import linear_reference
+
+        return linear_reference(parsed, folder)
+    from cmfah_hf.experiments.shallow import shallow_reference
+
+    return shallow_reference(parsed, run.new_hasher(), folder)
 
 
 def _figures(run: GridRun, parsed: Run, folder: Path, metrics: dict[str, Any]) -> list[dict[str, Any]]:

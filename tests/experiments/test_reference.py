@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from dual_encoders import _tokenizer
 from transformers import BertConfig, BertModel
 
 from cmfah_hf.evaluation.levels import relevance
-from cmfah_hf.experiments import reference
-from cmfah_hf.experiments.reference import Items, choose_strengths, fit, measure, posteriors, ranked_map
+from cmfah_hf.experiments import features
+from cmfah_hf.experiments.features import Items
+from cmfah_hf.experiments.reference import choose_strengths, fit, measure, posteriors, ranked_map
 from cmfah_hf.models import CMFAHConfig
 
 CLASSES, WIDTH = 5, 12
@@ -73,7 +75,7 @@ def test_a_missing_scikit_learn_names_the_extra(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
     with pytest.raises(ValueError, match=r"pip install \"cmfah-hf\[experiments\]\""):
-        reference.read_items({}, None)
+        features.read_items({}, Dataset.from_dict({"text": []}))
 
 
 def test_texts_of_a_text_backbone_are_the_means_of_its_tokens(tmp_path):
@@ -84,7 +86,7 @@ def test_texts_of_a_text_backbone_are_the_means_of_its_tokens(tmp_path):
     tokenizer = _tokenizer("[PAD]", "[BOS]", "[EOS]", "[UNK]")
     tokenizer.save_pretrained(tmp_path)
     texts = ["a dog on the beach", "sea"]
-    found = reference.mean_tokens(CMFAHConfig(text_backbone=str(tmp_path), image_feature_dim=4), texts)
+    found = features.mean_tokens(CMFAHConfig(text_backbone=str(tmp_path), image_feature_dim=4), texts)
     for row, text in zip(found, texts, strict=True):
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
         with torch.no_grad():

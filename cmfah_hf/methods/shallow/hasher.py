@@ -23,7 +23,7 @@ CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 HasherType = TypeVar("HasherType", bound="ShallowHasher")
 _HASHERS: "dict[str, type[ShallowHasher]]" = {}
 # Methods of this package load on first use, from the modules of their names.
-_OWN = ("cca-itq", "cmfh", "cmssh", "scm", "scratch", "seph")
+SHALLOW_METHODS = ("cca-itq", "cmfh", "cmssh", "scm", "scratch", "seph")
 _MODALITIES = ("image", "text")
 
 
@@ -212,10 +212,12 @@ def hasher_class(name: str) -> type[ShallowHasher]:
     Raises:
         DataError: If no method has the name.
     """
-    if name in _OWN:
+    if name in SHALLOW_METHODS:
         import_module(f"cmfah_hf.methods.shallow.{name.replace('-', '_')}")
     if name not in _HASHERS:
-        raise DataError(f"There is no shallow method {name[:80]!r} but {', '.join(sorted({*_OWN, *_HASHERS}))}.")
+        raise DataError(
+            f"There is no shallow method {name[:80]!r} but {', '.join(sorted({*SHALLOW_METHODS, *_HASHERS}))}."
+        )
     return _HASHERS[name]
 
 
