@@ -13,14 +13,13 @@ import numpy as np
 import torch
 
 from cmfah_hf.data import encode_labels
+from cmfah_hf.data.rows.columns import IMAGE_FEATURES, TEXT_FEATURES
 from cmfah_hf.errors import CMFAHError, DataError
 from cmfah_hf.models import CMFAHConfig, CMFAHProcessor, CMFAHTextModel
 from cmfah_hf.training.backbone import load_text_backbone_weights
-from cmfah_hf.training.data.pairs import FEATURES_COLUMN
 from cmfah_hf.training.preparation import read_pairs
 from cmfah_hf.training.settings.configuration import Run
 
-TEXT_FEATURES = "text_features"
 _TEXTS_AT_ONCE = 64
 
 
@@ -45,7 +44,7 @@ def read_run(run: Run, output: Path) -> dict[str, Items]:
     """
     pairs = read_pairs(run, output)
     columns = pairs.splits["train"].column_names
-    if not {"region_features", FEATURES_COLUMN} & set(columns) or "query" not in pairs.splits:
+    if not {"region_features", IMAGE_FEATURES} & set(columns) or "query" not in pairs.splits:
         raise DataError("A reference needs a frozen backbone with --keep_regions true, and a query split.")
     config = run.model_config()
     features = partial(mean_tokens, config) if config.text_backbone_config is not None else None
@@ -92,8 +91,8 @@ def _words(texts: Sequence[str]) -> Callable[[Sequence[str]], Any]:
 
 
 def _image_features(rows: Any) -> np.ndarray:
-    if FEATURES_COLUMN in rows.column_names:
-        return np.asarray(rows.with_format(None)[FEATURES_COLUMN][:], dtype=np.float32)
+    if IMAGE_FEATURES in rows.column_names:
+        return np.asarray(rows.with_format(None)[IMAGE_FEATURES][:], dtype=np.float32)
     means = [
         np.asarray(batch["region_features"], dtype=np.float32).mean(axis=1)
         for batch in rows.select_columns(["region_features"]).iter(batch_size=256)
