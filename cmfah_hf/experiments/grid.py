@@ -173,7 +173,7 @@ def as_arguments(settings: Mapping[str, Any]) -> list[str]:
         elif isinstance(value, (list, dict, bool)):
             arguments += [f"--{name}", json.dumps(value)]
         else:
-            arguments += [f"--{name}", "none" if value is None else str(value)]
+            arguments += [f"--{name}", "null" if value is None else str(value)]
     return arguments
 
 

@@ -46,6 +46,7 @@ def test_settings_as_arguments_round_trip(tmp_path):
         "text_kernel_sizes": [1],
         "backbone_config": {"model_type": "resnet", "depths": [1, 1]},
         "use_lstm": False,
+        "text_backbone": None,
         "image_mean": [0.1, 0.2, 0.3],
         "query_split": None,
         "refit": True,
@@ -53,7 +54,7 @@ def test_settings_as_arguments_round_trip(tmp_path):
         "word_corpus": ["one.txt"],
     }
     run = parse_run(None, [*as_arguments(settings), "--output_dir", str(tmp_path)])
-    assert {name: run.model[name] for name in list(settings)[:3]} == dict(list(settings.items())[:3])
+    assert {name: run.model[name] for name in list(settings)[:4]} == dict(list(settings.items())[:4])
     assert run.data.image_mean == [0.1, 0.2, 0.3]
     assert (run.data.query_split, run.data.refit, run.data.word_corpus) == (None, True, ["one.txt"])
     assert run.training.learning_rate == 1e-4
