@@ -51,7 +51,9 @@ def run(
 @experiment_app.command()
 def report(
     results: Annotated[Path, typer.Argument(help="The output of `cmfah experiment run`, or its results.parquet.")],
-    metric: Annotated[str, typer.Option(help="The figure, such as 'map' or 'precision@10'.")] = "map",
+    metric: Annotated[
+        str, typer.Option(help="The figure, such as 'map' or 'precision@10'; with JSON also several, as map,recall@10.")
+    ] = "map",
     split: Annotated[str, typer.Option(help="'query', 'pairs', or 'validation', which chose the epochs.")] = "query",
     where: Annotated[
         list[str] | None, typer.Option(help="Only rows of this value, as ranking=hamming. Can be repeated.")
@@ -81,7 +83,8 @@ def report(
 
         plot_results(chosen, figure, metric, split)
     if format == "json":
-        for line in document_of(summarize(select(chosen, {"metric": metric}))).split("\n"):
+        several = [result for name in metric.split(",") for result in select(chosen, {"metric": name})]
+        for line in document_of(summarize(several)).split("\n"):
             say(line)
         return
     tables = [table_of(chosen, metric, split)]

@@ -67,6 +67,8 @@ def test_reports(call, results, tmp_path):
     assert document["common"]["data"] == "coco"
     first = {"variant": "both", "title": "CMFAH (both)", "mean": 0.71, "std": 0.01, "seeds": 3}
     assert document["figures"][0] == first
+    code, _, err = call("report", results, "--format", "json", "--metric", "map,recall@10")
+    assert (code, "'recall@10'; there are: map" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
