@@ -2,8 +2,8 @@
 
     python benchmarks/pointing.py RUNS --output docs/results/pointing.json
 
-RUNS is the output of `cmfah experiment run`, with `hub_configs/experiments/scenes-minilm.yaml`; models whose
-texts do not attend are left out. No training and no choice of clip-scenes.yaml and scenes-minilm.yaml saw the scenes.
+RUNS is the output of `cmfah experiment run`, for example with hub_configs/experiments/scenes-minilm.yaml. Models whose
+texts do not attend are left out. The scenes serve neither for training nor for choosing settings.
 """
 
 import argparse

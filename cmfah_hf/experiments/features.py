@@ -31,7 +31,7 @@ class Items:
     labels: np.ndarray
 
 
-def read_run(run: Run, output: Path) -> dict[str, Items]:
+def items_of_run(run: Run, output: Path) -> dict[str, Items]:
     """The items of a run's splits, and of all training pairs as `all`.
 
     Args:
@@ -67,16 +67,11 @@ def read_items(
     Raises:
         CMFAHError: If scikit-learn is needed for the words and not installed.
     """
-    if text_features is None and TEXT_FEATURES not in train.column_names:
-        text_features = _words(train["text"])
+    compute = None if TEXT_FEATURES in train.column_names else text_features or _words(train["text"])
     classes = sorted({label for labels in train["labels"] for label in labels})
     items = {}
     for name, rows in splits.items():
-        if TEXT_FEATURES in rows.column_names:
-            texts = np.asarray(rows.with_format(None)[TEXT_FEATURES][:], dtype=np.float32)
-        else:
-            assert text_features is not None
-            texts = text_features(list(rows["text"]))
+        texts = _column(rows, TEXT_FEATURES) if compute is None else compute(list(rows["text"]))
         features = {"image": _image_features(rows), "text": texts}
         items[name] = Items(features, encode_labels(rows["labels"], classes) > 0)
     return items
@@ -90,9 +85,13 @@ def _words(texts: Sequence[str]) -> Callable[[Sequence[str]], Any]:
     return CountVectorizer(binary=True, min_df=2, stop_words="english").fit(texts).transform
 
 
+def _column(rows: Any, name: str) -> np.ndarray:
+    return np.asarray(rows.with_format(None)[name][:], dtype=np.float32)
+
+
 def _image_features(rows: Any) -> np.ndarray:
     if IMAGE_FEATURES in rows.column_names:
-        return np.asarray(rows.with_format(None)[IMAGE_FEATURES][:], dtype=np.float32)
+        return _column(rows, IMAGE_FEATURES)
     means = [
         np.asarray(batch["region_features"], dtype=np.float32).mean(axis=1)
         for batch in rows.select_columns(["region_features"]).iter(batch_size=256)

@@ -61,7 +61,7 @@ class GridRun:
             DataError: If it has no such setting, or one is outside its range.
         """
         kind = hasher_class(str(self.reference))
-        if unknown := self.hasher.keys() - {each.name for each in fields(kind)} | self.hasher.keys() & {"bits", "seed"}:
+        if unknown := self.hasher.keys() - ({each.name for each in fields(kind)} - {"bits", "seed"}):
             raise DataError(f"{kind.name} has no setting {', '.join(sorted(unknown))} here.")
         return kind(bits=self.bits or 0, seed=self.seed, **self.hasher)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from cmfah_hf.evaluation.levels import count_relevant, relevance
 from cmfah_hf.evaluation.metrics import mean_average_precision, random_ranking_map
-from cmfah_hf.experiments.features import Items, of_length_one, read_run
+from cmfah_hf.experiments.features import Items, items_of_run, of_length_one
 from cmfah_hf.experiments.results import figures_of_queries, figures_of_validation
 from cmfah_hf.training.settings.configuration import Run
 
@@ -37,13 +37,13 @@ def linear_reference(run: Run, output: Path) -> list[dict[str, Any]]:
     database are then fitted.
 
     Args:
-        run, output: As in `read_run`.
+        run, output: As in `items_of_run`.
 
     Raises:
-        DataError: As in `read_run`.
+        DataError: As in `items_of_run`.
         CMFAHError: If scikit-learn is not installed.
     """
-    items = read_run(run, output)
+    items = items_of_run(run, output)
     database = items.get("validation_database", items["train"])
     strengths, validation = choose_strengths(items["train"], items["validation"], database)
     logger.info("C chosen on %d validation queries: %s", len(items["validation"].labels), strengths)

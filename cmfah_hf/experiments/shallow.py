@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cmfah_hf.evaluation import RetrievalEvaluator
-from cmfah_hf.experiments.features import Items, read_run
+from cmfah_hf.experiments.features import Items, items_of_run
 from cmfah_hf.experiments.results import figures_of_queries
 from cmfah_hf.methods.shallow.hasher import ShallowHasher
 from cmfah_hf.training.settings.configuration import Run
@@ -22,14 +22,14 @@ def shallow_reference(run: Run, hasher: ShallowHasher, output: Path) -> list[dic
     measured with these too (`pair`, `learnt`).
 
     Args:
-        run: As in `read_run`.
+        run: As in `items_of_run`.
         hasher: The method.
         output: The folder of the run.
 
     Raises:
         DataError: If the data cannot be read, or the method cannot be fitted to it.
     """
-    items = read_run(run, output)
+    items = items_of_run(run, output)
     train, queries = items["all"], items["query"]
     hasher.fit(*_features(train), train.labels if hasher.supervised else None)
     hasher.save_pretrained(output / "model")

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from cmfah_hf.data import drop_unreadable, load_image_text
 from cmfah_hf.data.collator import PairCollator, captions_in, expanded
 from cmfah_hf.data.images import decode_image, decoding_off
+from cmfah_hf.data.rows.columns import IMAGE_FEATURES
 from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.evaluation import PAIR_METRICS, RANKINGS, RetrievalEvaluator
 from cmfah_hf.evaluation.attention import attention_of_words
@@ -23,7 +24,7 @@ from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.known_words import WordCoverage
-from cmfah_hf.training.data.pairs import FEATURES_COLUMN, as_arrays
+from cmfah_hf.training.data.pairs import as_arrays
 from cmfah_hf.training.data.region_cache import keep_regions
 from cmfah_hf.training.data.streams import PairStream
 from cmfah_hf.training.dual_encoders import EncoderVectors
@@ -309,15 +310,15 @@ def _fit_for(retriever: CrossMediaRetriever, pairs: datasets.Dataset, dataset: s
         if model.config.freeze_backbone:
             return keep_regions(pairs, model.image_model, retriever.processor).remove_columns("image")
         return drop_unreadable(pairs)
-    if width is None or FEATURES_COLUMN not in pairs.column_names:
+    if width is None or IMAGE_FEATURES not in pairs.column_names:
         reads, has = ("images", "features of them") if width is None else (f"{width} features of an image", "images")
         raise DataError(
             f"{dataset}: the model reads {reads}, and the data has {has}; take other data or another model."
         )
     pairs = as_arrays(pairs)
-    if len(pairs) and len(pairs[0][FEATURES_COLUMN]) != width:
+    if len(pairs) and len(pairs[0][IMAGE_FEATURES]) != width:
         raise DataError(
-            f"{dataset}: its images have {len(pairs[0][FEATURES_COLUMN])} features, and the model reads {width}; take "
+            f"{dataset}: its images have {len(pairs[0][IMAGE_FEATURES])} features, and the model reads {width}; take "
             "the features that it was trained on."
         )
     return pairs

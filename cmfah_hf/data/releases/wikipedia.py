@@ -34,7 +34,7 @@ _VARIABLES = {
     IMAGE_FEATURES: {"train": "I_tr", "query": "I_te"},
     TEXT_FEATURES: {"train": "T_tr", "query": "T_te"},
 }
-# The strongest topics of an article, which stand in for the words of its text.
+# `text` names this many of an article's strongest topics, because its words are not released.
 _TOPICS_OF_TEXT = 3
 _CHUNK_BYTES = 1 << 20
 

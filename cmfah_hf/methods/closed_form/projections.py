@@ -133,8 +133,8 @@ def cca_projection(
     images, texts = pairs.images, pairs.texts
     for moments, what in ((images, "image"), (texts, "text")):
         check_spread(moments, what)
-    from_images_EE, of_images = _whitening(images.covariance, regularization)
-    from_texts_EE, of_texts = _whitening(texts.covariance, regularization)
+    from_images_EE, of_images = whitening(images.covariance, regularization)
+    from_texts_EE, of_texts = whitening(texts.covariance, regularization)
     left_EE, correlations_E, right_EE = np.linalg.svd(from_images_EE.T @ pairs.cross_covariance @ from_texts_EE)
     rank = min(of_images, of_texts, int((np.square(correlations_E) > _NOISE * correlations_E[0] ** 2).sum()))
     kept = slice(0, min(rank, bits))
@@ -185,7 +185,7 @@ def _own_signs(weight_KE: np.ndarray) -> np.ndarray:
     return np.where(largest_K1 < 0, -1.0, 1.0)
 
 
-def _whitening(covariance_EE: np.ndarray, regularization: float) -> tuple[np.ndarray, int]:
+def whitening(covariance_EE: np.ndarray, regularization: float) -> tuple[np.ndarray, int]:
     """A matrix `A` for which `A^T (C + regularization) A` is the identity on the range of `C`, and the rank of `C`."""
     variances_E, directions_EE = np.linalg.eigh(covariance_EE)
     used_E = variances_E > _NOISE * variances_E[-1]

@@ -43,16 +43,17 @@ def itq_rotation(vectors_NK: np.ndarray, rounds: int = 50, seed: int = 0) -> tup
     vectors_NK = vectors_NK / max(np.sqrt(np.mean(np.square(vectors_NK))), np.finfo(np.float64).tiny)
     rotation_KK = random_rotation(vectors_NK.shape[1], seed)
     losses = np.empty(rounds)
-    codes_NK = _signs(vectors_NK @ rotation_KK)
+    codes_NK = signs(vectors_NK @ rotation_KK)
     for turn in range(rounds):
         # Procrustes: for B^T V = U S W^T, the best rotation is R = W U^T.
         left_KK, _, right_KK = np.linalg.svd(codes_NK.T @ vectors_NK)
         rotation_KK = (left_KK @ right_KK).T
         rotated_NK = vectors_NK @ rotation_KK
-        codes_NK = _signs(rotated_NK)
+        codes_NK = signs(rotated_NK)
         losses[turn] = np.mean(np.square(codes_NK - rotated_NK))
     return rotation_KK, losses
 
 
-def _signs(values_NK: np.ndarray) -> np.ndarray:
+def signs(values_NK: np.ndarray) -> np.ndarray:
+    """-1 and +1, with `sgn(0) = +1`."""
     return np.where(values_NK >= 0, 1.0, -1.0)

@@ -1,6 +1,6 @@
 """Vectors of an encoder: unit length, checks, and a uniform sample of a stream.
 
-Shapes: `N` items of a block, `E` width of the vectors, `S` rows of a sample.
+Shapes: `N` items of a block, `D` width of any values, `E` width of the vectors, `S` rows of a sample.
 """
 
 from typing import Any
@@ -8,6 +8,24 @@ from typing import Any
 import numpy as np
 
 from cmfah_hf.errors import DataError
+
+
+def finite_matrix(values: Any, what: str) -> np.ndarray:
+    """Values as a float64 matrix, one row per item.
+
+    Raises:
+        DataError: If they are not a matrix of finite numbers; it names them by `what`.
+    """
+    values_ND = np.asarray(values)
+    if values_ND.ndim != 2 or values_ND.dtype.kind not in "fiub":
+        raise DataError(
+            f"The {what} are {values_ND.dtype} of shape {values_ND.shape}; give an (items, width) matrix of numbers."
+        )
+    values_ND = values_ND.astype(np.float64)
+    if not (finite_N := np.isfinite(values_ND).all(axis=1)).all():
+        row = int(np.argmin(finite_N))
+        raise DataError(f"Row {row} of the {what} has a NaN or an infinity; check what computed this item.")
+    return values_ND
 
 
 def unit_vectors(vectors: Any, what: str = "vectors") -> np.ndarray:
@@ -20,16 +38,7 @@ def unit_vectors(vectors: Any, what: str = "vectors") -> np.ndarray:
     Raises:
         DataError: If they are not a matrix of finite numbers.
     """
-    vectors_NE = np.asarray(vectors)
-    if vectors_NE.ndim != 2 or vectors_NE.dtype.kind not in "fiu":
-        raise DataError(
-            f"The {what} are {vectors_NE.dtype} of shape {vectors_NE.shape}; give an (items, width) matrix of numbers."
-        )
-    vectors_NE = vectors_NE.astype(np.float64)
-    finite_N = np.isfinite(vectors_NE).all(axis=1)
-    if not finite_N.all():
-        row = int(np.argmin(finite_N))
-        raise DataError(f"Row {row} of the {what} has a NaN or an infinity; check the encoder's output for this item.")
+    vectors_NE = finite_matrix(vectors, what)
     # Division by the largest magnitude first, so that no square overflows or vanishes.
     largest_N1 = np.abs(vectors_NE).max(axis=1, initial=0, keepdims=True)
     vectors_NE /= np.where(largest_N1 > 0, largest_N1, 1)

@@ -10,8 +10,9 @@ import numpy as np
 
 from cmfah_hf.errors import DataError
 from cmfah_hf.methods.base import Paper
-from cmfah_hf.methods.closed_form.rotations import itq_rotation
-from cmfah_hf.methods.shallow.hasher import ShallowHasher, signs
+from cmfah_hf.methods.closed_form.projections import whitening
+from cmfah_hf.methods.closed_form.rotations import itq_rotation, signs
+from cmfah_hf.methods.shallow.hasher import CenteredPairs, ShallowHasher
 from cmfah_hf.methods.shallow.maps import FeatureMap
 
 
@@ -20,7 +21,7 @@ class CCAITQ(ShallowHasher):
     """`[cca-itq]`: the canonical directions of images and texts, then one rotation of both by ITQ.
 
     Args:
-        bits, seed: As in `ShallowHasher`; at most the smaller of both widths. The seed is that of the first rotation.
+        bits, seed: As in `ShallowHasher`; at most the smaller rank. The seed is that of the first rotation.
         ridge: Added to both covariances, as a share of their mean variance.
         rounds: Of ITQ.
     """
@@ -46,16 +47,12 @@ class CCAITQ(ShallowHasher):
     ridge: float = 1e-4
     rounds: int = 50
 
-    def _fit(
-        self,
-        images_ND: np.ndarray,
-        texts_ND: np.ndarray,
-        labels_NC: np.ndarray | None,
-        means: tuple[np.ndarray, np.ndarray],
-    ) -> np.ndarray:
-        if self.bits > (most := min(images_ND.shape[1], texts_ND.shape[1])):
-            raise DataError(f"bits is {self.bits}, and CCA has at most {most} directions here, the smaller width.")
-        image_DD, text_EE = (_whitening(features, self.ridge) for features in (images_ND, texts_ND))
+    def _fit(self, pairs: CenteredPairs) -> np.ndarray:
+        (images_ND, texts_ND), means = pairs.features, pairs.means
+        image_DD, of_images = whitening(images_ND.T @ images_ND, self.ridge)
+        text_EE, of_texts = whitening(texts_ND.T @ texts_ND, self.ridge)
+        if self.bits > (most := min(of_images, of_texts)):
+            raise DataError(f"bits is {self.bits}, and CCA has at most {most} directions here, the smaller rank.")
         left_DR, _, right_RE = np.linalg.svd(image_DD.T @ (images_ND.T @ texts_ND) @ text_EE, full_matrices=False)
         image_DK = image_DD @ left_DR[:, : self.bits]
         text_EK = text_EE @ right_RE[: self.bits].T
@@ -64,9 +61,3 @@ class CCAITQ(ShallowHasher):
         image_DK, text_EK = image_DK @ rotation_KK, text_EK @ rotation_KK
         self.image_map_, self.text_map_ = FeatureMap(means[0], image_DK), FeatureMap(means[1], text_EK)
         return signs(images_ND @ image_DK)
-
-
-def _whitening(features_ND: np.ndarray, ridge: float) -> np.ndarray:
-    """The symmetric inverse root of the covariance `(D, D)`, with the ridge."""
-    variances_D, directions_DD = np.linalg.eigh(features_ND.T @ features_ND)
-    return directions_DD / np.sqrt(np.maximum(variances_D, 0) + ridge * variances_D.mean()) @ directions_DD.T

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cmfah_hf.methods.base import Paper
-from cmfah_hf.methods.shallow.hasher import ShallowHasher, ridge, signs
+from cmfah_hf.methods.closed_form.rotations import signs
+from cmfah_hf.methods.shallow.hasher import CenteredPairs, ShallowHasher, ridge
 from cmfah_hf.methods.shallow.maps import FeatureMap
 
 # Weight of each modality's factorization.
@@ -59,15 +60,9 @@ class CMFH(ShallowHasher):
         super().__post_init__()
         self.objectives_: list[float] = []
 
-    def _fit(
-        self,
-        images_ND: np.ndarray,
-        texts_ND: np.ndarray,
-        labels_NC: np.ndarray | None,
-        means: tuple[np.ndarray, np.ndarray],
-    ) -> np.ndarray:
-        features = images_ND, texts_ND
-        factor_NK = np.random.default_rng(self.seed).standard_normal((len(images_ND), self.bits))
+    def _fit(self, pairs: CenteredPairs) -> np.ndarray:
+        features, means = pairs.features, pairs.means
+        factor_NK = np.random.default_rng(self.seed).standard_normal((len(features[0]), self.bits))
         maps = [ridge(each, factor_NK, self._strength) for each in features]
         self.objectives_ = []
         for _ in range(self.rounds):
@@ -82,7 +77,7 @@ class CMFH(ShallowHasher):
             FeatureMap(mean, np.linalg.solve(metric_KK, SHARE * (base_KD + self.map_weight * map_DK.T)).T)
             for mean, base_KD, map_DK in zip(means, bases, maps, strict=True)
         )
-        return signs(self.encode_pair(images_ND + means[0], texts_ND + means[1]))
+        return signs(self.encode_pair(*(each + mean for each, mean in zip(features, means, strict=True))))
 
     @property
     def _strength(self) -> float:

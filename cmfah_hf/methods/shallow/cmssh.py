@@ -11,7 +11,8 @@ from scipy.sparse.linalg import svds
 
 from cmfah_hf.errors import DataError
 from cmfah_hf.methods.base import Paper
-from cmfah_hf.methods.shallow.hasher import ShallowHasher, signs
+from cmfah_hf.methods.closed_form.rotations import signs
+from cmfah_hf.methods.shallow.hasher import CenteredPairs, ShallowHasher
 from cmfah_hf.methods.shallow.maps import FeatureMap
 
 # Shares of the projections below the thresholds that are tried.
@@ -54,14 +55,8 @@ class CMSSH(ShallowHasher):
         super().__post_init__()
         self.agreements_ = np.zeros(0)
 
-    def _fit(
-        self,
-        images_ND: np.ndarray,
-        texts_ND: np.ndarray,
-        labels_NC: np.ndarray | None,
-        means: tuple[np.ndarray, np.ndarray],
-    ) -> np.ndarray:
-        assert labels_NC is not None
+    def _fit(self, pairs: CenteredPairs) -> np.ndarray:
+        (images_ND, texts_ND), means, labels_NC = pairs.features, pairs.means, pairs.labels
         image_P, text_P, similar_P = self._draw(labels_NC)
         x_PD, y_PE = images_ND[image_P], texts_ND[text_P]
         weights_P = np.where(similar_P > 0, 1 / (similar_P > 0).sum(), 1 / (similar_P < 0).sum())

@@ -17,14 +17,29 @@ from cmfah_hf.atomic import atomic_folder
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.methods.base import Paper
-from cmfah_hf.methods.shallow.maps import FeatureMap, checked_features
+from cmfah_hf.methods.closed_form.vectors import finite_matrix
+from cmfah_hf.methods.shallow.maps import FeatureMap
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 HasherType = TypeVar("HasherType", bound="ShallowHasher")
 _HASHERS: "dict[str, type[ShallowHasher]]" = {}
 # Methods of this package load on first use, from the modules of their names.
 SHALLOW_METHODS = ("cca-itq", "cmfh", "cmssh", "scm", "scratch", "seph")
-_MODALITIES = ("image", "text")
+
+
+@dataclass(frozen=True)
+class CenteredPairs:
+    """Training pairs.
+
+    Attributes:
+        features: `(N, D)` of images and of texts, minus their means.
+        means: `(D,)` of images and of texts.
+        labels: `(N, C)`, multi-hot; without columns for an unsupervised method.
+    """
+
+    features: tuple[np.ndarray, np.ndarray]
+    means: tuple[np.ndarray, np.ndarray]
+    labels: np.ndarray
 
 
 @dataclass(kw_only=True)
@@ -86,38 +101,34 @@ class ShallowHasher:
             DataError: If they are no finite matrices with a row for each pair, a modality is constant, labels are
                 missing or not used, or the method cannot give so many bits.
         """
-        images_ND = checked_features(image_features, "image features")
-        texts_ND = checked_features(text_features, "text features")
+        pairs = self._pairs(image_features, text_features, labels)
+        self.training_codes_ = self._fit(pairs).astype(np.int8)
+        return self
+
+    def _fit(self, pairs: CenteredPairs) -> np.ndarray:
+        """Learns the maps; returns the codes `(N, K)` of the training pairs."""
+        raise NotImplementedError
+
+    def _pairs(self, image_features: Any, text_features: Any, labels: Any) -> CenteredPairs:
+        images_ND = finite_matrix(image_features, "image features")
+        texts_ND = finite_matrix(text_features, "text features")
         if len(images_ND) != len(texts_ND):
             raise DataError(f"There are {len(images_ND)} rows of image features and {len(texts_ND)} of text features.")
         labels_NC = self._checked_labels(labels, len(images_ND))
-        means = images_ND.mean(axis=0), texts_ND.mean(axis=0)
-        centered = images_ND - means[0], texts_ND - means[1]
-        for modality, features_ND in zip(_MODALITIES, centered, strict=True):
-            if not features_ND.any():
+        for modality, features_ND in (("image", images_ND), ("text", texts_ND)):
+            if not len(features_ND) or not np.ptp(features_ND, axis=0).any():
                 raise DataError(f"All rows of the {modality} features are equal; there is nothing to learn from.")
-        codes_NK = self._fit(*centered, labels_NC, means)
-        self.training_codes_ = codes_NK.astype(np.int8)
-        return self
+        means = images_ND.mean(axis=0), texts_ND.mean(axis=0)
+        return CenteredPairs((images_ND - means[0], texts_ND - means[1]), means, labels_NC)
 
-    def _fit(
-        self,
-        images_ND: np.ndarray,
-        texts_ND: np.ndarray,
-        labels_NC: np.ndarray | None,
-        means: tuple[np.ndarray, np.ndarray],
-    ) -> np.ndarray:
-        """Learns the maps from centered features; returns the codes `(N, K)` of the training pairs."""
-        raise NotImplementedError
-
-    def _checked_labels(self, labels: Any, count: int) -> np.ndarray | None:
+    def _checked_labels(self, labels: Any, count: int) -> np.ndarray:
         if not self.supervised:
             if labels is not None:
                 raise DataError(f"{self.name} is unsupervised and uses no labels; leave them out.")
-            return None
+            return np.zeros((count, 0))
         if labels is None:
             raise DataError(f"{self.name} is supervised; give the labels of the training pairs.")
-        labels_NC = checked_features(labels, "labels")
+        labels_NC = finite_matrix(labels, "labels")
         if len(labels_NC) != count:
             raise DataError(f"There are labels of {len(labels_NC)} pairs, and features of {count}.")
         if not ((labels_NC == 0) | (labels_NC == 1)).all():
@@ -219,11 +230,6 @@ def hasher_class(name: str) -> type[ShallowHasher]:
             f"There is no shallow method {name[:80]!r} but {', '.join(sorted({*SHALLOW_METHODS, *_HASHERS}))}."
         )
     return _HASHERS[name]
-
-
-def signs(values: np.ndarray) -> np.ndarray:
-    """-1 and +1, with `sgn(0) = +1`."""
-    return np.where(values >= 0, 1.0, -1.0)
 
 
 def ridge(features_ND: np.ndarray, targets_NK: np.ndarray, strength: float) -> np.ndarray:

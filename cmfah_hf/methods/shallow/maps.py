@@ -7,8 +7,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from cmfah_hf.errors import DataError
+from cmfah_hf.methods.closed_form.vectors import finite_matrix
 
 # Items whose distances from the anchors are in memory at once.
 _PORTION = 10_000
@@ -41,7 +43,7 @@ class FeatureMap:
         Raises:
             DataError: If the features are no finite matrix of width `D`.
         """
-        features_ND = checked_features(features_ND, "features")
+        features_ND = finite_matrix(features_ND, "features")
         if features_ND.shape[1] != len(self.mean):
             raise DataError(
                 f"The features have the width {features_ND.shape[1]}, and those of the training had {len(self.mean)}."
@@ -93,27 +95,4 @@ class FeatureMap:
 
 def radial_basis(x_ND: np.ndarray, anchors_AD: np.ndarray, width: float) -> np.ndarray:
     """`exp(-|x - a|^2 / width)`, `(N, A)`."""
-    return np.exp(-squared_distances(x_ND, anchors_AD) / width)
-
-
-def squared_distances(x_ND: np.ndarray, y_AD: np.ndarray) -> np.ndarray:
-    """`(N, A)`, at least 0."""
-    squares_NA = np.square(x_ND).sum(axis=1)[:, None] + np.square(y_AD).sum(axis=1) - 2 * (x_ND @ y_AD.T)
-    return np.maximum(squares_NA, 0)
-
-
-def checked_features(features: Any, what: str) -> np.ndarray:
-    """Features as a float64 matrix `(N, D)`.
-
-    Raises:
-        DataError: If they are no matrix of finite numbers, or empty.
-    """
-    features_ND = np.asarray(features)
-    if features_ND.ndim != 2 or features_ND.dtype.kind not in "fiub" or not features_ND.size:
-        raise DataError(
-            f"The {what} are {features_ND.dtype} of shape {features_ND.shape}; give a matrix of numbers, a row an item."
-        )
-    features_ND = features_ND.astype(np.float64)
-    if not (finite_N := np.isfinite(features_ND).all(axis=1)).all():
-        raise DataError(f"Row {int(np.argmin(finite_N))} of the {what} has a NaN or an infinity; remove or mend it.")
-    return features_ND
+    return np.exp(-cdist(x_ND, anchors_AD, "sqeuclidean") / width)

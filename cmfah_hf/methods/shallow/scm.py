@@ -11,7 +11,8 @@ from scipy.linalg import eigh
 
 from cmfah_hf.errors import DataError
 from cmfah_hf.methods.base import Paper
-from cmfah_hf.methods.shallow.hasher import ShallowHasher, signs
+from cmfah_hf.methods.closed_form.rotations import signs
+from cmfah_hf.methods.shallow.hasher import CenteredPairs, ShallowHasher
 from cmfah_hf.methods.shallow.maps import FeatureMap
 
 # Added to the diagonal of both covariances.
@@ -70,18 +71,12 @@ class SCM(ShallowHasher):
         if self.on_rise not in ("continue", "cca"):
             raise DataError(f"on_rise is {self.on_rise!r}; choose 'continue' or 'cca'.")
 
-    def _fit(
-        self,
-        images_ND: np.ndarray,
-        texts_ND: np.ndarray,
-        labels_NC: np.ndarray | None,
-        means: tuple[np.ndarray, np.ndarray],
-    ) -> np.ndarray:
-        assert labels_NC is not None
+    def _fit(self, pairs: CenteredPairs) -> np.ndarray:
+        (images_ND, texts_ND), means, labels_NC = pairs.features, pairs.means, pairs.labels
         # The eigenproblem is that of the wider modality.
         is_swapped = texts_ND.shape[1] > images_ND.shape[1]
         x_ND, y_NE = (texts_ND, images_ND) if is_swapped else (images_ND, texts_ND)
-        pair = _Covariances(x_ND, y_NE)
+        covariances = _Covariances(x_ND, y_NE)
         c_DE = correlation(x_ND, y_NE, labels_NC, self.bits)
         if self.solution == "orth":
             if self.bits > (most := min(*c_DE.shape, labels_NC.shape[1])):
@@ -89,9 +84,9 @@ class SCM(ShallowHasher):
                     f"bits is {self.bits}, and SCM with solution='orth' has at most {most} here: the smallest of both "
                     "widths and the classes; use solution='seq'."
                 )
-            w_DK, v_EK, _ = pair.directions(c_DE, self.bits)
+            w_DK, v_EK, _ = covariances.directions(c_DE, self.bits)
         else:
-            w_DK, v_EK = self._sequence(pair, c_DE)
+            w_DK, v_EK = self._sequence(covariances, c_DE)
         image_DK, text_DK = (v_EK, w_DK) if is_swapped else (w_DK, v_EK)
         self.image_map_, self.text_map_ = FeatureMap(means[0], image_DK), FeatureMap(means[1], text_DK)
         return signs(images_ND @ image_DK)

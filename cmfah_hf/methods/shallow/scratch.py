@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from cmfah_hf.methods.base import Paper
-from cmfah_hf.methods.shallow.hasher import ShallowHasher, ridge, signs
-from cmfah_hf.methods.shallow.maps import FeatureMap, radial_basis, squared_distances
+from cmfah_hf.methods.closed_form.rotations import signs
+from cmfah_hf.methods.shallow.hasher import CenteredPairs, ShallowHasher, ridge
+from cmfah_hf.methods.shallow.maps import FeatureMap, radial_basis
 
 
 @dataclass(kw_only=True)
@@ -53,18 +55,11 @@ class SCRATCH(ShallowHasher):
     ridge_weight: float = 5.0
     rounds: int = 20
 
-    def _fit(
-        self,
-        images_ND: np.ndarray,
-        texts_ND: np.ndarray,
-        labels_NC: np.ndarray | None,
-        means: tuple[np.ndarray, np.ndarray],
-    ) -> np.ndarray:
-        assert labels_NC is not None
-        random = np.random.default_rng(self.seed)
-        chosen = random.permutation(len(images_ND))[: self.anchors]
-        kernels = [_Kernel(each, each[chosen]) for each in (images_ND, texts_ND)]
-        factor_NK = random.standard_normal((len(images_ND), self.bits))
+    def _fit(self, pairs: CenteredPairs) -> np.ndarray:
+        random, labels_NC = np.random.default_rng(self.seed), pairs.labels
+        chosen = random.permutation(len(labels_NC))[: self.anchors]
+        kernels = [_Kernel(each, each[chosen]) for each in pairs.features]
+        factor_NK = random.standard_normal((len(labels_NC), self.bits))
         codes_NK = signs(factor_NK)
         self.rotation_ = np.eye(self.bits)
         for _ in range(self.rounds):
@@ -80,7 +75,7 @@ class SCRATCH(ShallowHasher):
                 width=kernel.width,
                 kernel_mean=kernel.mean_A,
             )
-            for mean, kernel in zip(means, kernels, strict=True)
+            for mean, kernel in zip(pairs.means, kernels, strict=True)
         )
         return codes_NK
 
@@ -105,7 +100,7 @@ class _Kernel:
 
     def __init__(self, features_ND: np.ndarray, anchors_AD: np.ndarray):
         self.anchors_AD = anchors_AD
-        self.width = 2 * float(squared_distances(features_ND, anchors_AD).mean())
+        self.width = 2 * float(cdist(features_ND, anchors_AD, "sqeuclidean").mean())
         phi_NA = radial_basis(features_ND, anchors_AD, self.width)
         self.mean_A = phi_NA.mean(axis=0)
         self.phi_NA = phi_NA - self.mean_A

@@ -9,12 +9,14 @@ from typing import ClassVar
 import numpy as np
 from scipy.cluster.vq import kmeans2
 from scipy.optimize import minimize
+from scipy.spatial.distance import cdist
 from scipy.special import expit
 
 from cmfah_hf.errors import DataError
 from cmfah_hf.methods.base import Paper
-from cmfah_hf.methods.shallow.hasher import ShallowHasher, signs
-from cmfah_hf.methods.shallow.maps import FeatureMap, radial_basis, squared_distances
+from cmfah_hf.methods.closed_form.rotations import signs
+from cmfah_hf.methods.shallow.hasher import CenteredPairs, ShallowHasher
+from cmfah_hf.methods.shallow.maps import FeatureMap, radial_basis
 
 # The matrices of all pairs take 8 N^2 bytes each.
 MOST_PAIRS = 5_000
@@ -68,14 +70,8 @@ class SePH(ShallowHasher):
         super().__post_init__()
         self.objectives_: list[float] = []
 
-    def _fit(
-        self,
-        images_ND: np.ndarray,
-        texts_ND: np.ndarray,
-        labels_NC: np.ndarray | None,
-        means: tuple[np.ndarray, np.ndarray],
-    ) -> np.ndarray:
-        assert labels_NC is not None
+    def _fit(self, pairs: CenteredPairs) -> np.ndarray:
+        labels_NC = pairs.labels
         if len(labels_NC) > MOST_PAIRS:
             raise DataError(
                 f"SePH needs matrices of all {len(labels_NC):,} x {len(labels_NC):,} pairs; fit it to at most "
@@ -84,10 +80,10 @@ class SePH(ShallowHasher):
         codes_NK = signs(self._codes(label_probabilities(labels_NC)))
         self.image_map_, self.text_map_ = (
             self._regressed(features, mean, codes_NK)
-            for features, mean in zip((images_ND, texts_ND), means, strict=True)
+            for features, mean in zip(pairs.features, pairs.means, strict=True)
         )
         # The log odds of both modalities add up; the sign is that of p q - (1 - p)(1 - q).
-        return signs(self.encode_pair(images_ND + means[0], texts_ND + means[1]))
+        return signs(self.encode_pair(*(each + mean for each, mean in zip(pairs.features, pairs.means, strict=True))))
 
     def _codes(self, p_NN: np.ndarray) -> np.ndarray:
         """The real-valued `H` `(N, K)` with the smallest objective of all steps."""
@@ -113,7 +109,7 @@ class SePH(ShallowHasher):
     def _regressed(self, features_ND: np.ndarray, mean_D: np.ndarray, codes_NK: np.ndarray) -> FeatureMap:
         """The map of one modality whose scores are the log odds of each bit."""
         anchors_AD, _ = kmeans2(features_ND, min(self.anchors, len(features_ND)), minit="++", seed=self.seed)
-        width = float(squared_distances(features_ND, features_ND).mean())
+        width = float(cdist(features_ND, features_ND, "sqeuclidean").mean())
         # In these coordinates the penalty w^T K_AA w is a squared norm, and the optimizer converges.
         values_A, directions_AA = np.linalg.eigh(radial_basis(anchors_AD, anchors_AD, width))
         kept_A = values_A > values_A[-1] * 1e-10
@@ -139,7 +135,7 @@ def label_probabilities(labels_NC: np.ndarray) -> np.ndarray:
 
 def divergence(p_NN: np.ndarray, h_NK: np.ndarray, weight: float) -> tuple[float, np.ndarray]:
     """`KL(P || Q) + weight | |H| - 1 |^2` and its gradient `(N, K)`; `Q` is `1 / (1 + |h - h'|^2 / 4)` over its sum."""
-    near_NN = 1 / (1 + squared_distances(h_NK, h_NK) / 4)
+    near_NN = 1 / (1 + cdist(h_NK, h_NK, "sqeuclidean") / 4)
     np.fill_diagonal(near_NN, 0)
     q_NN = near_NN / near_NN.sum()
     away_NK = np.abs(h_NK) - 1

@@ -13,6 +13,7 @@ from cmfah_hf.data import collect_classes, load_image_text, train_validation_spl
 from cmfah_hf.data.images import drop_unreadable
 from cmfah_hf.data.internals import Hasher, fingerprint_of
 from cmfah_hf.data.label_counts import LabelCounts
+from cmfah_hf.data.rows.columns import IMAGE_FEATURES
 from cmfah_hf.data.splits import hold_out_databases
 from cmfah_hf.errors import DataError
 from cmfah_hf.expansion import GraphExpander
@@ -28,9 +29,6 @@ from cmfah_hf.training.settings.arguments import DataArguments
 from cmfah_hf.training.settings.configuration import Run
 
 logger = logging.getLogger(__name__)
-
-# Given image features, `(D,)` for each image, which count as one region.
-FEATURES_COLUMN = "image_features"
 
 
 @dataclass
@@ -181,7 +179,7 @@ def _readable(
 
 def as_arrays(pairs: datasets.Dataset) -> datasets.Dataset:
     """A data set whose `image_features` are read as arrays instead of lists."""
-    return pairs.with_format("numpy", columns=[FEATURES_COLUMN], output_all_columns=True)
+    return pairs.with_format("numpy", columns=[IMAGE_FEATURES], output_all_columns=True)
 
 
 def _feature_dim(data: DataArguments, train: Any) -> int | None:
@@ -192,12 +190,12 @@ def _feature_dim(data: DataArguments, train: Any) -> int | None:
     """
     if "image" in train.column_names:
         return None
-    if FEATURES_COLUMN not in train.column_names:
+    if IMAGE_FEATURES not in train.column_names:
         raise DataError(f"{data.dataset}: there are neither images nor features of images; add either.")
-    first = next(iter(train.select_columns([FEATURES_COLUMN]).take(1)), None)
-    if first is None or not len(first[FEATURES_COLUMN]):
-        raise DataError(f"{data.dataset}: {FEATURES_COLUMN} is empty; give a number or more for each image.")
-    return len(first[FEATURES_COLUMN])
+    first = next(iter(train.select_columns([IMAGE_FEATURES]).take(1)), None)
+    if first is None or not len(first[IMAGE_FEATURES]):
+        raise DataError(f"{data.dataset}: {IMAGE_FEATURES} is empty; give a number or more for each image.")
+    return len(first[IMAGE_FEATURES])
 
 
 def _labels_of(pairs: datasets.Dataset) -> list[str]:

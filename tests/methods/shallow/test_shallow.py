@@ -7,9 +7,9 @@ import pytest
 
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.evaluation.metrics import mean_average_precision
-from cmfah_hf.methods.closed_form.rotations import itq_rotation
-from cmfah_hf.methods.shallow import CCAITQ, CMFH, CMSSH, SCM, SCRATCH, FeatureMap, SePH, ShallowHasher
-from cmfah_hf.methods.shallow.hasher import hasher_class, ridge, signs
+from cmfah_hf.methods import CCAITQ, CMFH, CMSSH, SCM, SCRATCH, FeatureMap, SePH, ShallowHasher
+from cmfah_hf.methods.closed_form.rotations import itq_rotation, signs
+from cmfah_hf.methods.shallow.hasher import hasher_class, ridge
 from cmfah_hf.methods.shallow.maps import radial_basis
 from cmfah_hf.methods.shallow.scm import correlation
 from cmfah_hf.methods.shallow.seph import divergence, label_probabilities, logistic

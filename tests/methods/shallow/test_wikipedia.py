@@ -9,7 +9,7 @@ import pytest
 from cmfah_hf import load_image_text
 from cmfah_hf.data import collect_classes, encode_labels
 from cmfah_hf.evaluation.metrics import mean_average_precision
-from cmfah_hf.methods.shallow import CMFH, CMSSH, SCM, SCRATCH, SePH
+from cmfah_hf.methods import CMFH, CMSSH, SCM, SCRATCH, SePH
 
 FOLDER = Path(os.environ.get("CMFAH_DATA", "")) / "data" / "wikipedia-rasiwasia"
 pytestmark = pytest.mark.skipif(
