@@ -24,6 +24,9 @@ __getattr__, __dir__, __all__ = lazy_names(
         "CMFAHTrainer": "training",
         "CMFAHTrainingArguments": "training",
         "CrossMediaRetriever": "retrieval",
+        "FeatureHashConfig": "models",
+        "FeatureHashForPreTraining": "methods",
+        "FeatureHashModel": "models",
         "GraphExpander": "expansion",
         "HashIndex": "retrieval",
         "RetrievalEvaluator": "evaluation",
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
         CMFAHDiscriminator,
         CMFAHForPreTraining,
         CMFAHObjectiveConfig,
+        FeatureHashForPreTraining,
         SCAHNForPreTraining,
         SCAHNObjectiveConfig,
     )
@@ -54,6 +58,8 @@ if TYPE_CHECKING:
         CMFAHModel,
         CMFAHProcessor,
         CMFAHTextModel,
+        FeatureHashConfig,
+        FeatureHashModel,
         SCAHNConfig,
         SCAHNModel,
     )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cmfah_hf.data.images.decoding import decode_image
+from cmfah_hf.data.rows.columns import IMAGE_FEATURES, TEXT_FEATURES
 from cmfah_hf.data.similarity import LabelSimilarity, Similarity
 
 
@@ -44,11 +45,12 @@ class PairCollator:
         expander: The `GraphExpander` that made `text_column`, if any; expands the caption that is read.
         draw: Chooses the caption of a row. None: the first.
         tokens: Gives the kept tokens of texts (a `TokenTable`), instead of the processor's inputs.
+        text_features: Whether the model reads the rows' `text_features` instead of texts.
 
     Returns (of a call):
         `region_features` `(B, R, C)` if the rows have them (with `region_features_mirrored` too, those of the mirrored
         image with probability 1/2) or `image_features` (as one region), else `pixel_values` `(B, 3, H, W)`;
-        `input_ids`, or `token_features` `(B, W, C)` if these are kept, and `attention_mask` `(B, W)`; `labels`
+        `input_ids`, or `token_features` `(B, W, C)` if these are kept or given, and `attention_mask` `(B, W)`; `labels`
         `(B, C)`, zeros for a row without any, or the output of `similarity`; `row` `(B,)` if the rows have it.
     """
 
@@ -61,6 +63,7 @@ class PairCollator:
         expander: Any = None,
         draw: CaptionDraw | None = None,
         tokens: Callable[[Sequence[str]], dict[str, torch.Tensor]] | None = None,
+        text_features: bool = False,
     ):
         if similarity is None and classes is not None:
             similarity = LabelSimilarity(classes)
@@ -71,16 +74,15 @@ class PairCollator:
         self.expander = expander
         self.draw = draw
         self.tokens = tokens
+        self.text_features = text_features
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         texts = [str(row[self.text_column] if self.text_column in row else row["text"]) for row in rows]
-        read = self._read_texts(rows, texts)
-        batch = dict(self.processor(text=read, return_tensors="pt") if self.tokens is None else self.tokens(read))
+        batch = self._texts(rows, texts)
         if "region_features" in rows[0]:
             batch["region_features"] = torch.from_numpy(np.stack(_regions(rows, texts)))
-        elif "image_features" in rows[0]:
-            features_BD = np.stack([np.asarray(row["image_features"], dtype=np.float32) for row in rows])
-            batch["region_features"] = torch.from_numpy(features_BD).unsqueeze(1)
+        elif IMAGE_FEATURES in rows[0]:
+            batch["region_features"] = _given(rows, IMAGE_FEATURES)
         else:
             images = [decode_image(row["image"], name=str(row.get("id", "")) or None) for row in rows]
             batch["pixel_values"] = self.processor(images=images, return_tensors="pt")["pixel_values"]
@@ -89,6 +91,12 @@ class PairCollator:
         if "row" in rows[0]:
             batch["row"] = torch.tensor([int(row["row"]) for row in rows])
         return batch
+
+    def _texts(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        if self.text_features:
+            return {"token_features": _given(rows, TEXT_FEATURES), "attention_mask": torch.ones(len(rows), 1).long()}
+        read = self._read_texts(rows, texts)
+        return dict(self.processor(text=read, return_tensors="pt") if self.tokens is None else self.tokens(read))
 
     def _read_texts(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[str]:
         """The text of each row that the model reads: one caption if it has several, else its own."""
@@ -100,6 +108,11 @@ class PairCollator:
         for place, caption in zip(places, expanded(chosen, self.expander, self.text_column), strict=True):
             read[place] = caption
         return read
+
+
+def _given(rows: Sequence[Mapping[str, Any]], column: str) -> torch.Tensor:
+    """Features in the rows as one position, `(B, 1, C)`."""
+    return torch.from_numpy(np.stack([np.asarray(row[column], dtype=np.float32) for row in rows])).unsqueeze(1)
 
 
 def captions_in(row: Mapping[str, Any]) -> list[str]:

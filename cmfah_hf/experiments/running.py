@@ -193,9 +193,9 @@ def shared_words(run: Run, output: Path) -> Path:
         if not folder.is_dir():
             seed, run.training.seed = run.training.seed, 0
             try:
-                texts = read_pairs(run, output).texts
+                pairs = read_pairs(run, output)
                 with atomic_folder(folder, CheckpointError) as temporary:
-                    make_words(run, texts, temporary, None)
+                    make_words(pairs.settings_of(run), pairs.texts, temporary, None)
             finally:
                 run.training.seed = seed
     return folder

@@ -16,6 +16,8 @@ __getattr__, __dir__, __all__ = lazy_names(
         "Candidate": "closed_form.choice",
         "Choice": "closed_form.choice",
         "CodeFitter": "closed_form.choice",
+        "EncodedBatch": "base",
+        "FeatureHashForPreTraining": "pretraining",
         "FeatureMap": "shallow.maps",
         "HashProjection": "closed_form.projections",
         "Losses": "base",

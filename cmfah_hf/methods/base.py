@@ -1,11 +1,11 @@
 """Base classes of a training method: objective, settings, paper, players and training state.
 
-Shape suffixes: N training pairs, B pairs of a batch, K hash bits.
+Shape suffixes: N training pairs, B pairs of a batch, E width of vectors, K hash bits.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -101,9 +101,30 @@ class Losses:
         return cls(added(weights[name] * value for name, value in ordered.items()), ordered)
 
 
-# Tensors of a batch that are not inputs of the towers, with one row per pair: `labels`, and rows of the tables of
-# `TrainingState`, by name.
+# Tensors of a batch that are not inputs of the towers, with one row per pair: `labels`; if the pairs are numbered, their
+# numbers as `row`, and rows of the tables of `TrainingState`, by name.
 Batch = Mapping[str, torch.Tensor]
+
+
+class EncodedBatch(NamedTuple):
+    """A batch of training pairs as the towers encode it in evaluation mode, on the CPU.
+
+    Attributes:
+        rows: `(B,)`, numbers of the pairs.
+        image_hash, text_hash: `(B, K)`, cross-modal continuous codes.
+        labels: As in `pairwise_similarity`.
+        image_logits, text_logits: `(B, K)`, the values whose `tanh` the codes are.
+        image_vectors, text_vectors: `(B, E)`, as in `CMFAHForPreTrainingOutput`; without rows if there are none.
+    """
+
+    rows: torch.Tensor
+    image_hash: torch.Tensor
+    text_hash: torch.Tensor
+    labels: torch.Tensor
+    image_logits: torch.Tensor
+    text_logits: torch.Tensor
+    image_vectors: torch.Tensor
+    text_vectors: torch.Tensor
 
 
 @dataclass
@@ -113,14 +134,14 @@ class TrainingState:
     Args:
         num_pairs: N; 0 if the pairs are not numbered, as those of a stream.
         tables: Tensors by name with one row per training pair, on the CPU. They are saved with every checkpoint.
-        encode: Yields all training pairs once, in batches of row numbers `(B,)`, cross-modal continuous codes of
-            images and texts, `(B, K)` each, and labels as in `pairwise_similarity`, on the CPU. None if the pairs are
-            not numbered.
+        encode: Yields all training pairs once, in batches. None if the pairs are not numbered.
+        towers: The model of both towers, for objectives that encode more than the batch.
     """
 
     num_pairs: int = 0
     tables: dict[str, torch.Tensor] = field(default_factory=dict)
-    encode: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]] | None = None
+    encode: Callable[[], Iterator[EncodedBatch]] | None = None
+    towers: Any = None
 
 
 @dataclass(frozen=True)
@@ -131,17 +152,20 @@ class Player:
     parameters of the objective that belong to no player.
 
     Args:
-        name: Prefix of its files in a checkpoint, and of its learning rate: the training argument
-            `{name}_learning_rate` if it exists, else `learning_rate`.
+        name: Prefix of its files in a checkpoint.
         module: The module with its parameters.
-        loss: From the detached outputs for a batch to its loss.
+        loss: Its loss, from what `Objective.forward` gets, with the outputs detached.
         is_active: Whether it takes steps.
+        learning_rate: None: the training argument `{name}_learning_rate` if it exists, else `learning_rate`.
+        steps: Steps that it takes for each batch.
     """
 
     name: str
     module: nn.Module
-    loss: Callable[[CMFAHForPreTrainingOutput], torch.Tensor]
+    loss: Callable[[Batch, CMFAHForPreTrainingOutput, TrainingState], torch.Tensor]
     is_active: bool = True
+    learning_rate: float | None = None
+    steps: int = 1
 
 
 class Objective(CMFAHPreTrainedModel):
@@ -163,6 +187,10 @@ class Objective(CMFAHPreTrainedModel):
     model_type: ClassVar[str] = "cmfah"
     # Whether the loss needs the cross-modal view in addition to the unimodal one.
     needs_cross_modal: ClassVar[bool] = True
+    # Whether the method `"needs"` labels, `"refuses"` them, or does either.
+    labels: ClassVar[Literal["needs", "refuses", "either"]] = "either"
+    # Whether the method needs numbered pairs, for tables over all of them.
+    needs_tables: ClassVar[bool] = False
 
     def __init__(self, config: CMFAHConfig, settings: ObjectiveConfig):
         super().__init__(config)
@@ -181,6 +209,9 @@ class Objective(CMFAHPreTrainedModel):
     def players(self) -> list[Player]:
         """The adversaries of the towers. By default, there are none."""
         return []
+
+    def on_train_begin(self, state: TrainingState) -> None:
+        """Makes the tables of `state` before the first step, unless a checkpoint has them. By default, there are none."""
 
     def on_epoch_end(self, state: TrainingState) -> None:
         """Updates the tables of `state` after an epoch. By default, there are none."""

@@ -223,7 +223,7 @@ class CMFAHObjective(Objective):
             Player(
                 "discriminator",
                 self.discriminators,
-                lambda outputs: added(self.adversarial_losses(outputs).values()),
+                lambda batch, outputs, state: added(self.adversarial_losses(outputs).values()),
                 bool(self.settings.adversarial_weight),
             )
         ]
@@ -331,12 +331,12 @@ class CMFAHObjective(Objective):
             return
         codes_NK = torch.empty(state.num_pairs, self.config.hash_bits, dtype=torch.int8)
         all_labels: torch.Tensor | None = None
-        for rows_B, image_BK, text_BK, labels in state.encode():
-            codes_NK[rows_B] = sign(image_BK + text_BK).to(torch.int8)
+        for encoded in state.encode():
+            codes_NK[encoded.rows] = sign(encoded.image_hash + encoded.text_hash).to(torch.int8)
             if self.settings.code_buffer_weight:
                 if all_labels is None:
-                    all_labels = labels.new_empty(state.num_pairs, *labels.shape[1:])
-                all_labels[rows_B] = labels
+                    all_labels = encoded.labels.new_empty(state.num_pairs, *encoded.labels.shape[1:])
+                all_labels[encoded.rows] = encoded.labels
         state.tables[CODES] = codes_NK
         if all_labels is not None:
             state.tables[ALL_LABELS] = all_labels

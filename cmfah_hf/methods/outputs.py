@@ -14,11 +14,13 @@ from cmfah_hf.models.outputs_cmfah import CMFAHTowerOutput
 
 
 class View(NamedTuple):
-    """One modality of a batch in one view: continuous codes `(B, K)`, features `(B, D)`, concept cosines `(B, Q)`."""
+    """One modality of a batch in one view: continuous codes `(B, K)`, features `(B, D)`, concept cosines `(B, Q)`,
+    and the values `(B, K)` whose `tanh` the codes are."""
 
     hash_values: torch.Tensor
     features: torch.Tensor
     concept_cosines: torch.Tensor | None = None
+    hash_logits: torch.Tensor | None = None
 
 
 @dataclass
@@ -31,7 +33,9 @@ class CMFAHForPreTrainingOutput(ModelOutput):
         image_hash, text_hash (`torch.FloatTensor` of shape `(B, K)`): Unimodal continuous codes.
         image_features, text_features (`torch.FloatTensor` of shape `(B, D)`): Unimodal features.
         image_concept_cosines, text_concept_cosines (`torch.FloatTensor` of shape `(B, Q)`): As in `CMFAHTowerOutput`.
-        image_vectors, text_vectors (`torch.FloatTensor` of shape `(B, E)`): Vectors of a dual encoder, of unit length.
+        image_vectors, text_vectors (`torch.FloatTensor` of shape `(B, E)`): Vectors of a dual encoder, of unit length;
+            the features that towers over one feature read, each modality with a width of its own.
+        image_logits, text_logits (`torch.FloatTensor` of shape `(B, K)`): The values whose `tanh` the codes are.
         image_model_output, text_model_output (`CMFAHTowerOutput`): The towers' outputs in the cross-modal view.
     """
 
@@ -45,15 +49,19 @@ class CMFAHForPreTrainingOutput(ModelOutput):
     text_concept_cosines: torch.Tensor | None = None
     image_vectors: torch.Tensor | None = None
     text_vectors: torch.Tensor | None = None
+    image_logits: torch.Tensor | None = None
+    text_logits: torch.Tensor | None = None
     image_model_output: CMFAHTowerOutput | None = None
     text_model_output: CMFAHTowerOutput | None = None
 
     @property
     def unimodal(self) -> tuple[View, View]:
         """Images and texts, each without its partner."""
+        image = _required(self.image_hash), _required(self.image_features)
+        text = _required(self.text_hash), _required(self.text_features)
         return (
-            View(_required(self.image_hash), _required(self.image_features), self.image_concept_cosines),
-            View(_required(self.text_hash), _required(self.text_features), self.text_concept_cosines),
+            View(*image, self.image_concept_cosines, self.image_logits),
+            View(*text, self.text_concept_cosines, self.text_logits),
         )
 
     @property

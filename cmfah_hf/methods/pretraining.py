@@ -17,6 +17,7 @@ from cmfah_hf.methods.base import NAME_KEY, ObjectiveConfig, TrainingState
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import objective_class
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
+from cmfah_hf.models.configuration_feature_hash import FeatureHashConfig
 from cmfah_hf.models.configuration_scahn import SCAHNConfig
 from cmfah_hf.models.model_files import ModelFileError
 from cmfah_hf.models.modeling_cmfah import CMFAHPreTrainedModel
@@ -131,6 +132,8 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
             text_concept_cosines=views.text.concept_cosines,
             image_vectors=images.pooled,
             text_vectors=texts.pooled,
+            image_logits=views.image.hash_logits,
+            text_logits=views.text.hash_logits,
             image_model_output=views.cross_modal_image,
             text_model_output=views.cross_modal_text,
         )
@@ -159,8 +162,23 @@ class SCAHNForPreTraining(CMFAHForPreTraining):
     config_class = SCAHNConfig
 
 
+class FeatureHashForPreTraining(CMFAHForPreTraining):
+    """Towers over one feature with the objective of a deep method, which has no default.
+
+    Raises:
+        ValueError: If neither `method` nor the configuration names the method.
+    """
+
+    config: FeatureHashConfig
+    config_class = FeatureHashConfig
+
+
 # By the `model_type` of their configurations.
-PRETRAINING_MODELS: dict[str, type[CMFAHForPreTraining]] = {"cmfah": CMFAHForPreTraining, "scahn": SCAHNForPreTraining}
+PRETRAINING_MODELS: dict[str, type[CMFAHForPreTraining]] = {
+    "cmfah": CMFAHForPreTraining,
+    "scahn": SCAHNForPreTraining,
+    "feature_hash": FeatureHashForPreTraining,
+}
 
 for _model in PRETRAINING_MODELS.values():
     AutoModelForPreTraining.register(_model.config_class, _model, exist_ok=True)

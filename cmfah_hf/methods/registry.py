@@ -10,7 +10,11 @@ if TYPE_CHECKING:
 ObjectiveType = TypeVar("ObjectiveType", bound="type[Objective]")
 
 # Methods of this package load on first use, from these modules.
-_MODULES = {"cmfah": "cmfah_hf.methods.cmfah", "scahn": "cmfah_hf.methods.scahn"}
+_DEEP = ("dcmh",)
+_MODULES = {
+    **{name: f"cmfah_hf.methods.{name}" for name in ("cmfah", "scahn")},
+    **{name: f"cmfah_hf.methods.deep.{name}" for name in _DEEP},
+}
 _OBJECTIVES: "dict[str, type[Objective]]" = {}
 
 

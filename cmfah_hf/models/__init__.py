@@ -8,10 +8,14 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    **dict.fromkeys(("CMFAHConfig", "SCAHNConfig"), "registered_configurations"),
+    **dict.fromkeys(("CMFAHConfig", "FeatureHashConfig", "SCAHNConfig"), "registered_configurations"),
     **dict.fromkeys(("MODELS", "Towers"), "registration"),
     **dict.fromkeys(("CMFAHImageModel", "CMFAHModel", "CMFAHPreTrainedModel", "CMFAHTextModel"), "modeling_cmfah"),
     **dict.fromkeys(("SCAHNImageModel", "SCAHNModel", "SCAHNPreTrainedModel", "SCAHNTextModel"), "modeling_scahn"),
+    **dict.fromkeys(
+        ("FeatureHashImageModel", "FeatureHashModel", "FeatureHashPreTrainedModel", "FeatureHashTextModel"),
+        "modeling_feature_hash",
+    ),
     **dict.fromkeys(("CMFAHOutput", "CMFAHTowerOutput"), "outputs_cmfah"),
     "CMFAHProcessor": "processing_cmfah",
     "CrossModalRetrievalPipeline": "pipeline_cmfah",

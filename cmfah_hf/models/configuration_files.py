@@ -32,7 +32,7 @@ _IMPLEMENTATIONS = (
 )
 _OWN_IMPLEMENTATIONS = (None, "eager", "sdpa")
 _DTYPES = (None, "auto", "float32", "float16", "bfloat16", "float64")
-_OWN_CODE = re.compile(r"[a-z]+_(cmfah|scahn)\.(CMFAH|SCAHN|CrossModal)\w+")
+_OWN_CODE = re.compile(r"[a-z]+_(cmfah|scahn|feature_hash)\.(CMFAH|SCAHN|FeatureHash|CrossModal)\w+")
 
 # Maximum values. Beyond them, building a model takes minutes, or sizes overflow.
 _MOST = 10**7
@@ -41,7 +41,7 @@ _LARGEST = {
     "image_size": 4_096, "num_channels": 3, "word_dim": 10**6, "text_filters": 10**6, "text_kernel_sizes": 1_000,
     "hidden_size": 10**6, "num_hidden_layers": _MOST_LAYERS, "num_concepts": 10**6, "num_labels": 10**5,
     "hash_bits": 65_536, "queue_size": 10**6, "image_temperature": 10**4, "text_temperature": 10**4,
-    "pooled_dim": 10**6, "shared_mlp_size": 10**6, "lora_rank": 4_096,
+    "pooled_dim": 10**6, "shared_mlp_size": 10**6, "lora_rank": 4_096, "mlp_sizes": 10**6, "text_feature_dim": 10**6,
 }  # fmt: skip
 # Settings of a backbone that may be mappings.
 _MAPPINGS = {

@@ -92,9 +92,9 @@ class CMFAHImageEncoder(nn.Module):
     def __init__(self, config: CMFAHConfig):
         super().__init__()
         self.config = config
-        self.backbone, channels = _build_backbone(config)
+        self.backbone, self.channels = _build_backbone(config)
         self.adapt()
-        self.projection = nn.Linear(channels, config.hidden_size)
+        self.projection = nn.Linear(self.channels, config.hidden_size)
         self.pooled_dim = config.pooled_dim
         self._grids: dict[tuple[int, int], tuple[int, int]] = {}
 
@@ -167,12 +167,15 @@ class CMFAHImageEncoder(nn.Module):
             raise ValueError("Give the image tower either pixel_values or region_features.")
         regions_BRC, pooled_BE = region_features.to(self.projection.weight.dtype), None
         if self.pooled_dim is not None:
-            regions_BRC, pooled_BE = without_vector(regions_BRC, self.projection.in_features, self.pooled_dim)
-        if regions_BRC.shape[-1] != self.projection.in_features:
+            regions_BRC, pooled_BE = without_vector(regions_BRC, self.channels, self.pooled_dim)
+        if regions_BRC.shape[-1] != self.channels:
             raise ValueError(
-                f"region_features have {regions_BRC.shape[-1]} channels and the backbone gives "
-                f"{self.projection.in_features}; extract them again with this model's backbone."
+                f"region_features have {regions_BRC.shape[-1]} channels and the backbone gives {self.channels}; "
+                "extract them again with this model's backbone."
             )
+        return self._embed(regions_BRC, pooled_BE)
+
+    def _embed(self, regions_BRC: torch.Tensor, pooled_BE: torch.Tensor | None) -> Embedded:
         if self.config.normalize_regions:
             # One scale per image: the relative lengths of regions separate objects from background.
             wide = torch.promote_types(regions_BRC.dtype, torch.float32)

@@ -18,7 +18,7 @@ from .modules_cmfah import CMFAHEncoder, CMFAHHashHead, fused_views
 from .outputs_cmfah import CMFAHOutput, CMFAHTowerOutput, CMFAHViews, tower_output
 from .pretrained_cmfah import TRAINING_KEYS, CMFAHPreTrainedModel
 from .safe_weights import load_from_wholes
-from .text_encoder import build_text_encoder
+from .text_encoder import CMFAHTextEncoder, build_text_encoder
 
 
 class CMFAHImageModel(CMFAHPreTrainedModel):
@@ -39,11 +39,14 @@ class CMFAHImageModel(CMFAHPreTrainedModel):
 
     def __init__(self, config: CMFAHConfig):
         super().__init__(config)
-        self.embeddings = CMFAHImageEncoder(config)
+        self.embeddings = self._build_encoder(config)
         temperature = config.temperatures[0]
         self.encoder = CMFAHEncoder(config, config.attends_image, temperature, config.image_pooling)
         self.hash_head = CMFAHHashHead(config, temperature)
         self.post_init()
+
+    def _build_encoder(self, config: CMFAHConfig) -> CMFAHImageEncoder:
+        return CMFAHImageEncoder(config)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.projection  # whose output is a tensor, as adapters and checkpointing expect
@@ -103,11 +106,14 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
 
     def __init__(self, config: CMFAHConfig):
         super().__init__(config)
-        self.embeddings = build_text_encoder(config)
+        self.embeddings = self._build_encoder(config)
         temperature = config.temperatures[1]
         self.encoder = CMFAHEncoder(config, config.attends_text, temperature, config.text_pooling)
         self.hash_head = CMFAHHashHead(config, temperature)
         self.post_init()
+
+    def _build_encoder(self, config: CMFAHConfig) -> CMFAHTextEncoder:
+        return build_text_encoder(config)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.get_input_embeddings()
@@ -300,6 +306,8 @@ class CMFAHModel(CMFAHPreTrainedModel):
             text = self.text_model.encode(texts, None if images is None else images.positions, **kwargs)
         outputs = CMFAHOutput(image_model_output=image, text_model_output=text)
         attentions: tuple[torch.Tensor, ...] = ()
+        outputs.image_vectors = None if images is None else images.pooled
+        outputs.text_vectors = None if texts is None else texts.pooled
         if image is not None:
             outputs.image_hash, outputs.image_features = image.hash_values, image.features
             attentions += image.attentions or ()

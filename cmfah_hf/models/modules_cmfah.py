@@ -180,7 +180,7 @@ class CMFAHEncoder(nn.Module):
     def _pool(
         self, hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None, largest_BD: torch.Tensor | None = None
     ) -> torch.Tensor:
-        mean_BD = _masked_mean(hidden_BPD, mask_BP) if self.pooling != "max" else None
+        mean_BD = masked_mean(hidden_BPD, mask_BP) if self.pooling != "max" else None
         if self.pooling == "mean" and mean_BD is not None:
             return mean_BD
         largest_BD = largest(hidden_BPD, mask_BP) if largest_BD is None else largest_BD
@@ -243,10 +243,10 @@ def _views(encoder: CMFAHEncoder, own: Positions, found: Selected | None, cross_
     return [*(View(features_BD, hidden_BPD) for features_BD in cross), View(unimodal_BD, hidden_BPD, answers_BQ)]
 
 
-def _masked_mean(hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
+def masked_mean(hidden_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
+    """The mean of the existing positions, `(B, D)`; masked ones are 0."""
     if mask_BP is None:
         return hidden_BPD.sum(dim=1) / hidden_BPD.shape[1]
-    # Masked positions are 0.
     return hidden_BPD.sum(dim=1) / mask_BP.sum(dim=1, keepdim=True).clamp(min=1).to(hidden_BPD.dtype)
 
 
@@ -314,7 +314,7 @@ class CMFAHHashHead(nn.Module):
         pooled_BE: torch.Tensor | None = None,
         is_paired: bool = False,
     ) -> torch.Tensor:
-        """The continuous codes `(B, K)`.
+        """What the `tanh` of the continuous codes is taken of, `(B, K)`.
 
         Args:
             features_BD: The pooled features of a view.
@@ -334,7 +334,7 @@ class CMFAHHashHead(nn.Module):
             parts.append(self.vectors(pooled_BE))
         if self.bits is not None:
             parts.append(self.bits(hidden_BPD, mask_BP))
-        return reduce(torch.add, parts).tanh()
+        return reduce(torch.add, parts)
 
     def _normalized(self, features_BD: torch.Tensor, is_paired: bool) -> torch.Tensor:
         if self.norm is None:

@@ -32,6 +32,8 @@ class CMFAHTowerOutput(ModelOutput):
             `output_attentions=True`, if the modality attends.
         concept_cosines (`torch.FloatTensor` of shape `(B, Q)`):
             The largest cosine of each concept with a position, in the unimodal view of a tower that selects.
+        hash_logits (`torch.FloatTensor` of shape `(B, K)`):
+            The values whose `tanh` the codes are.
     """
 
     hash_values: torch.Tensor | None = None
@@ -40,15 +42,18 @@ class CMFAHTowerOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     concept_cosines: torch.Tensor | None = None
+    hash_logits: torch.Tensor | None = None
 
 
 def tower_output(hash_head: CMFAHHashHead, view: View, own: Embedded, is_cross_modal: bool) -> CMFAHTowerOutput:
     """The output of a tower for one view of a batch of encoded images or texts."""
+    logits = hash_head(view.features, view.hidden_states, own.mask, own.pooled, is_cross_modal)
     return CMFAHTowerOutput(
-        hash_values=hash_head(view.features, view.hidden_states, own.mask, own.pooled, is_cross_modal),
+        hash_values=logits.tanh(),
         features=view.features,
         last_hidden_state=view.hidden_states,
         concept_cosines=view.concept_cosines,
+        hash_logits=logits,
     )
 
 
@@ -75,6 +80,8 @@ class CMFAHOutput(ModelOutput):
         attentions (`tuple` of `torch.FloatTensor`): With `output_attentions=True`, each block's region x token weights
             `(B, 1, R, W)`, then each block's token x region weights `(B, 1, W, R)`, for modalities that attend.
         image_model_output, text_model_output (`CMFAHTowerOutput`): The outputs of each tower.
+        image_vectors, text_vectors (`torch.FloatTensor` of shape `(B, E)`): Vectors of a dual encoder, or the features
+            that towers over one feature read.
     """
 
     image_hash: torch.Tensor | None = None
@@ -84,6 +91,8 @@ class CMFAHOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
     image_model_output: CMFAHTowerOutput | None = None
     text_model_output: CMFAHTowerOutput | None = None
+    image_vectors: torch.Tensor | None = None
+    text_vectors: torch.Tensor | None = None
 
     def to_tuple(self) -> tuple[Any, ...]:
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())

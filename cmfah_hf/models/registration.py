@@ -6,10 +6,11 @@ from transformers import AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .modeling_cmfah import CMFAHModel
+from .modeling_feature_hash import FeatureHashModel
 from .modeling_scahn import SCAHNModel
 from .pipeline_cmfah import TASK, CrossModalRetrievalPipeline
 from .processing_cmfah import CMFAHProcessor
-from .registered_configurations import CMFAHConfig, SCAHNConfig
+from .registered_configurations import CMFAHConfig, FeatureHashConfig, SCAHNConfig
 
 
 class Towers(NamedTuple):
@@ -20,7 +21,11 @@ class Towers(NamedTuple):
 
 
 # By the `model_type` of their configurations. They share one processor.
-MODELS = {"cmfah": Towers(CMFAHConfig, CMFAHModel), "scahn": Towers(SCAHNConfig, SCAHNModel)}
+MODELS = {
+    "cmfah": Towers(CMFAHConfig, CMFAHModel),
+    "scahn": Towers(SCAHNConfig, SCAHNModel),
+    "feature_hash": Towers(FeatureHashConfig, FeatureHashModel),
+}
 
 # The Auto classes find the installed package; for other machines, `save_pretrained` saves the code with the weights.
 for _towers in MODELS.values():

@@ -36,6 +36,8 @@ class CMFAHTextEncoder(nn.Module):
     """Base class of text encoders, parts of which may be frozen."""
 
     projection: nn.Linear
+    # The width of the hidden states.
+    channels: int
     pooled_dim: int | None = None
 
     def __init__(self, config: CMFAHConfig):
@@ -83,7 +85,7 @@ class CMFAHTextEncoder(nn.Module):
             raise ValueError("Give the text tower one of input_ids, inputs_embeds and token_features.")
         else:
             hidden_BWH, mask_BW, pooled_BE = self._kept(token_features, attention_mask)
-        return Embedded(self._project(hidden_BWH, mask_BW), mask_BW, pooled_BE)
+        return self._embed(hidden_BWH, mask_BW, pooled_BE)
 
     def extract_tokens(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -102,11 +104,11 @@ class CMFAHTextEncoder(nn.Module):
         """As `_hidden`, of what `extract_tokens` returned."""
         hidden_BWH, pooled_BE = token_features.to(self.projection.weight.dtype), None
         if self.pooled_dim is not None:
-            hidden_BWH, pooled_BE = without_vector(hidden_BWH, self.projection.in_features, self.pooled_dim)
-        if hidden_BWH.shape[-1] != self.projection.in_features:
+            hidden_BWH, pooled_BE = without_vector(hidden_BWH, self.channels, self.pooled_dim)
+        if hidden_BWH.shape[-1] != self.channels:
             raise ValueError(
-                f"token_features have the width {hidden_BWH.shape[-1]} and the text encoder gives "
-                f"{self.projection.in_features}; extract them again with this model's encoder."
+                f"token_features have the width {hidden_BWH.shape[-1]} and the text encoder gives {self.channels}; "
+                "extract them again with this model's encoder."
             )
         return hidden_BWH, _mask(hidden_BWH[..., 0], attention_mask, None), pooled_BE
 
@@ -125,8 +127,9 @@ class CMFAHTextEncoder(nn.Module):
             embeds_BWE, mask_BW = nn.functional.pad(embeds_BWE, (0, 0, 0, 1)), nn.functional.pad(mask_BW, (0, 1))
         return self._encode(input_ids, embeds_BWE, mask_BW), mask_BW, None
 
-    def _project(self, hidden_BWH: torch.Tensor, mask_BW: torch.Tensor) -> torch.Tensor:
-        return self.projection(self.dropout(hidden_BWH)) * mask_BW[..., None].to(self.projection.weight.dtype)
+    def _embed(self, hidden_BWH: torch.Tensor, mask_BW: torch.Tensor, pooled_BE: torch.Tensor | None) -> Embedded:
+        tokens_BWD = self.projection(self.dropout(hidden_BWH)) * mask_BW[..., None].to(self.projection.weight.dtype)
+        return Embedded(tokens_BWD, mask_BW, pooled_BE)
 
     def _encode(self, input_ids: torch.Tensor | None, embeds_BWE: torch.Tensor, mask_BW: torch.Tensor) -> torch.Tensor:
         """The hidden states `(B, W, H)`; `input_ids` are None if embeddings were given."""
@@ -161,7 +164,8 @@ class CMFAHTextCNN(CMFAHTextEncoder):
         self.convolutions = nn.ModuleList(
             nn.Conv1d(config.word_dim, config.text_filters, width, padding="same") for width in config.text_kernel_sizes
         )
-        self.projection = nn.Linear(config.text_filters * len(config.text_kernel_sizes), config.hidden_size)
+        self.channels = config.text_filters * len(config.text_kernel_sizes)
+        self.projection = nn.Linear(self.channels, config.hidden_size)
 
     def _freeze(self) -> None:
         if self.config.freeze_word_vectors:
@@ -192,7 +196,8 @@ class CMFAHTextBackbone(CMFAHPretrainedText):
         super().__init__(config)
         self.backbone = build_text_backbone(config)
         self.adapt()
-        self.projection = nn.Linear(self.backbone.config.hidden_size, config.hidden_size)
+        self.channels = self.backbone.config.hidden_size
+        self.projection = nn.Linear(self.channels, config.hidden_size)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -218,7 +223,8 @@ class CMFAHDualText(CMFAHPretrainedText):
         super().__init__(config)
         self.backbone = CMFAHDualTextEncoder(config)
         self.adapt()
-        self.projection = nn.Linear(self.backbone.channels[-1], config.hidden_size)
+        self.channels = self.backbone.channels[-1]
+        self.projection = nn.Linear(self.channels, config.hidden_size)
         self.pooled_dim = config.pooled_dim
 
     def get_input_embeddings(self) -> nn.Module:

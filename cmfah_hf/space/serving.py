@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.space.hosts import AllowedHosts
@@ -33,6 +34,31 @@ _UNREAD_SESSIONS = 256
 _MEASURED_CALLS, _NEVER = 32, 2**62
 _TIDY_SECONDS = 30.0
 _THIS_MACHINE = "127.0.0.1"
+
+
+class UnreadAnswers(OrderedDict[str, "asyncio.Queue[Any]"]):
+    """The unread answers of each session. Beyond `most` sessions, the oldest is dropped.
+
+    A session may be dropped while its request waits or its answer is sent. Gradio looks it up once more, and this
+    answer is then discarded.
+    """
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.most = most
+
+    def __setitem__(self, session: str, answers: "asyncio.Queue[Any]") -> None:
+        super().__setitem__(session, answers)
+        self.move_to_end(session)
+        if len(self) > self.most:
+            self.popitem(last=False)
+
+    def __missing__(self, session: str) -> "asyncio.Queue[Any]":
+        return asyncio.Queue()
+
+    def __delitem__(self, session: str) -> None:
+        if session in self:
+            super().__delitem__(session)
 
 
 def serve(
@@ -118,13 +144,11 @@ def serve(
 
 def _guarding(app: "gr.Blocks", hosts: AllowedHosts, uploads: Uploads) -> Callable[[Any], Any]:
     """The lifespan of Gradio's server: installs `Limits`, and expires uploads and unread answers."""
-    from gradio.utils import LRUCache
-
     from cmfah_hf.space.bodies import Bodies
     from cmfah_hf.space.limits import Limits
 
     queue = app._queue
-    queue.pending_messages_per_session = LRUCache(_UNREAD_SESSIONS)
+    queue.pending_messages_per_session = cast(Any, UnreadAnswers(_UNREAD_SESSIONS))
     queue.ANALYTICS_MAX_EVENTS, queue.ANAYLTICS_CACHE_FREQUENCY = _MEASURED_CALLS, _NEVER
 
     def is_awaited(name: str) -> bool:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from cmfah_hf.data import drop_unreadable, load_image_text
 from cmfah_hf.data.collator import PairCollator, captions_in, expanded
 from cmfah_hf.data.images import decode_image, decoding_off
-from cmfah_hf.data.rows.columns import IMAGE_FEATURES
+from cmfah_hf.data.rows.columns import IMAGE_FEATURES, TEXT_FEATURES
 from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.evaluation import PAIR_METRICS, RANKINGS, RetrievalEvaluator
 from cmfah_hf.evaluation.attention import attention_of_words
@@ -28,6 +28,7 @@ from cmfah_hf.training.data.pairs import as_arrays
 from cmfah_hf.training.data.region_cache import keep_regions
 from cmfah_hf.training.data.streams import PairStream
 from cmfah_hf.training.dual_encoders import EncoderVectors
+from cmfah_hf.training.task import reads_text_features
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,9 @@ def encode_pairs(
     image_hashes, text_hashes, words = [], [], WordCoverage()
     labels: list[list[str]] = []
     listed: list[tuple[int, str]] = []
-    collator = PairCollator(processor, None, text_column, expander=expander)
+    given = reads_text_features(model.config)
+    captions = captions and not given
+    collator = PairCollator(processor, None, text_column, expander=expander, text_features=given)
     # An unreadable image ends a stream that `datasets` decodes; a `PairStream` leaves it out.
     pairs = PairStream(pairs) if isinstance(pairs, datasets.IterableDataset) else pairs
 
@@ -107,8 +110,7 @@ def encode_pairs(
     for batch in DataLoader(pairs, batch_size=64, collate_fn=collate):
         batch = {name: values.to(model.device) for name, values in batch.items() if name != "row"}
         if protocol == "single":
-            image_hash = model.get_image_hash(batch.get("pixel_values"), batch.get("region_features"))
-            text_hash = model.get_text_hash(batch["input_ids"], batch["attention_mask"])
+            image_hash, text_hash = model.get_image_hash(**batch), model.get_text_hash(**batch)
         else:
             outputs = model(**batch)
             image_hash, text_hash = outputs.image_hash, outputs.text_hash
@@ -305,6 +307,8 @@ def evaluate_folder(
 def _fit_for(retriever: CrossMediaRetriever, pairs: datasets.Dataset, dataset: str) -> datasets.Dataset:
     """The pairs in the form that the model reads: regions of a frozen backbone, readable images, or given features."""
     model = retriever.model
+    if reads_text_features(model.config) and TEXT_FEATURES not in pairs.column_names:
+        raise DataError(f"{dataset}: the model reads features of texts, and the data has none; take other data.")
     width = model.config.image_feature_dim
     if "image" in pairs.column_names and width is None:
         if model.config.freeze_backbone:

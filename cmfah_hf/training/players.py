@@ -1,6 +1,6 @@
 """Optimizers, schedules and gradient scalers of the players of an objective."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, get_scheduler
 
 from cmfah_hf.errors import CheckpointError
-from cmfah_hf.methods.base import Player
+from cmfah_hf.methods.base import Batch, Player, TrainingState
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.training.checkpoint_contents import check_optimizer, check_schedule, read_torch_file
 from cmfah_hf.training.processes import average_gradients
@@ -42,7 +42,9 @@ class PlayerUpdates:
         args = self.trainer.args
         model = cast(PreTrainedModel, self.trainer.model)
         kind, options = self.trainer.get_optimizer_cls_and_kwargs(args, model)
-        rate = getattr(args, f"{self.player.name}_learning_rate", args.learning_rate)
+        rate = self.player.learning_rate
+        if rate is None:
+            rate = getattr(args, f"{self.player.name}_learning_rate", args.learning_rate)
         # Set for the group, as for the towers: PyTorch's optimizers have other defaults.
         group = {"params": list(self.player.module.parameters()), "weight_decay": args.weight_decay}
         self.optimizer = kind([group], **{**options, "lr": rate})
@@ -60,18 +62,34 @@ class PlayerUpdates:
             scheduler_specific_kwargs=cast(dict[str, Any] | None, args.lr_scheduler_kwargs),
         )
 
-    def step(self, outputs: CMFAHForPreTrainingOutput, autocast: AbstractContextManager) -> None:
-        """Takes a step with the towers fixed, or accumulates the gradients of one micro batch for it.
+    def step(
+        self,
+        batch: Batch,
+        outputs: CMFAHForPreTrainingOutput,
+        state: TrainingState,
+        autocast: Callable[[], AbstractContextManager],
+    ) -> None:
+        """Takes the player's steps with the towers fixed, or accumulates the gradients of one micro batch for them.
 
         Args:
+            batch, state: As in `Objective.forward`.
             outputs: The outputs for the whole batch, detached.
-            autocast: The context in which losses are computed.
+            autocast: Makes the context in which losses are computed.
         """
-        if not self.player.is_active:
-            return
+        if self.player.is_active:
+            for _ in range(self.player.steps):
+                self._step(batch, outputs, state, autocast)
+
+    def _step(
+        self,
+        batch: Batch,
+        outputs: CMFAHForPreTrainingOutput,
+        state: TrainingState,
+        autocast: Callable[[], AbstractContextManager],
+    ) -> None:
         module = self.player.module.requires_grad_(True)
-        with autocast:
-            loss = self.player.loss(outputs)
+        with autocast():
+            loss = self.player.loss(batch, outputs, state)
         loss = loss / self.trainer.current_gradient_accumulation_steps
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         module.requires_grad_(False)
@@ -145,6 +163,9 @@ class ObjectiveCallback(TrainerCallback):
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.begin_training()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.task.begin_epoch(int(state.epoch or 0))

@@ -78,13 +78,12 @@ class PreparedRun:
 
     def build_model(self) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
         """A new model with the word vectors, the backbone's weights and the label graph, and its processor."""
-        run, classes, embedding, feature_dim = self.run, self.classes, self.embedding, self.pairs.feature_dim
+        run, classes, embedding = self.run, self.classes, self.embedding
         settings, vocabulary = dict(run.model_settings), embedding.vocabulary if embedding is not None else []
         rank = settings.pop("lora_rank", None)
         if embedding is not None:  # a text backbone has sizes of its own, which take precedence
             settings |= {"word_dim": embedding.vectors.shape[1], "vocab_size": len(vocabulary) + len(SPECIAL_TOKENS)}
-        if feature_dim is not None:
-            settings |= {"image_feature_dim": feature_dim, "backbone": None, "backbone_config": None}
+        settings |= self.pairs.feature_dims
         if not classes and run.setting("label_weight"):
             logger.info("Without labels there is no label guidance: label_weight is taken as 0.")
             run = replace(run, objective={**run.objective, "label_weight": 0})
@@ -99,7 +98,7 @@ class PreparedRun:
         model = PRETRAINING_MODELS[config.model_type](config, run.objective_config(), run.method)
         if not processor.word_level:
             load_text_backbone_weights(model.cmfah.text_model)
-        elif embedding is not None:
+        elif embedding is not None and isinstance(model.get_input_embeddings(), torch.nn.Embedding):
             fill_word_table(model.cmfah.text_model, torch.from_numpy(embedding.vectors))
         graph = getattr(model.objective, "label_graph", None)
         if isinstance(graph, LabelGraph) and self.label_counts is not None and embedding is not None:
@@ -108,7 +107,7 @@ class PreparedRun:
         weights = backbone_weights(run.data, config)
         if self.pairs.backbone is not None:  # it computed the regions, perhaps with random weights
             model.cmfah.image_model.embeddings.backbone.load_state_dict(self.pairs.backbone.state_dict())
-        elif weights and feature_dim is None:
+        elif weights and config.image_feature_dim is None:
             load_backbone_weights(model.cmfah.image_model, weights)
         if config.dual_encoder_config is not None and run.data.fit_head:
             projection = fit_head(
@@ -155,7 +154,7 @@ def prepare(run: Run, output: Path, checkpoint: Path | None) -> PreparedRun:
     pairs = read_pairs(run, output)
     # With `save_on_each_node`, the nodes do not share a file system.
     with run.training.main_process_first(local=run.training.save_on_each_node, desc="words"):
-        expander, embedding = make_words(run, pairs.texts, output, checkpoint)
+        expander, embedding = make_words(pairs.settings_of(run), pairs.texts, output, checkpoint)
         if expander is not None:
             pairs = pairs.expanded(expander)
     similarity, measured = similarities(run.data, pairs, expander)

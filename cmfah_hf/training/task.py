@@ -36,7 +36,13 @@ def training_collator(
         tokens: As in `PairCollator`.
     """
     classes = [config.id2label[number] for number in range(config.num_labels)]
-    return PairCollator(processor, classes, text_column, similarity, expander, CaptionDraw(seed), tokens)
+    given = reads_text_features(config)
+    return PairCollator(processor, classes, text_column, similarity, expander, CaptionDraw(seed), tokens, given)
+
+
+def reads_text_features(config: Any) -> bool:
+    """Whether a model reads given features instead of texts."""
+    return getattr(config, "text_feature_dim", None) is not None
 
 
 class RetrievalTask:
@@ -63,8 +69,8 @@ class RetrievalTask:
             self.plain_collator.draw = None
         self.measuring_collator = self.plain_collator
         if measured is not None:
-            tokens = getattr(collator, "tokens", None)
-            self.measuring_collator = PairCollator(processor, None, text_column, measured, expander, tokens=tokens)
+            kept = {name: getattr(collator, name) for name in ("tokens", "text_features") if hasattr(collator, name)}
+            self.measuring_collator = PairCollator(processor, None, text_column, measured, expander, **kept)
         self.database = as_stream(database)
         self.measured = measured or similarity
         self.evaluator = RetrievalEvaluator(metrics=("map", "random"), ranking="hamming")

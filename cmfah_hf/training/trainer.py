@@ -1,8 +1,9 @@
 """`CMFAHTrainer`: a `Trainer` of alternating updates, for models with an objective that may have players."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,11 +38,13 @@ from cmfah_hf.training.run_folder import held, make_output_folder, remove_unfini
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.settings.ranges import taken
 from cmfah_hf.training.task import RetrievalTask, numbered, training_collator, without_augmentation
+from cmfah_hf.training.training_pass import encode_training_pairs
 
 if TYPE_CHECKING:
     from cmfah_hf.hub import PushedModel
 
 TRAINING_ARGS_NAME = "training_args.json"
+NEEDS_ROWS = "values of all training pairs; give --streaming false --codes_update epoch."
 NO_BATCH = (
     "There is no batch to train on; take more pairs, a smaller per_device_train_batch_size, or "
     "--dataloader_drop_last false."
@@ -117,9 +120,8 @@ class CMFAHTrainer(Trainer):
             callbacks=None if callbacks is None else list(callbacks),
             **kwargs,
         )
-        self.training_state = (
-            TrainingState(len(train_dataset), encode=self._encode_training_pairs) if by_row else TrainingState()
-        )
+        count, encode = (len(train_dataset), partial(encode_training_pairs, self)) if by_row else (0, None)
+        self.training_state = TrainingState(count, encode=encode, towers=self.pretraining.cmfah)
         self.players = {player.name: PlayerUpdates(player, self) for player in self.pretraining.objective.players()}
         self.loss_terms = LossTerms()
         self.loss_is_scaled_for_ga = False
@@ -187,6 +189,11 @@ class CMFAHTrainer(Trainer):
         with self._every_pair(self.task.measuring_collator):
             return super().get_test_dataloader(test_dataset)
 
+    def training_pairs_loader(self):
+        """All training pairs in their order, without augmentation."""
+        with self._every_pair(self.task.plain_collator):
+            return super().get_test_dataloader(without_augmentation(self.train_dataset))
+
     @contextmanager
     def _every_pair(self, collator: Any):
         """Loaders made in the block yield all pairs, collated by `collator`."""
@@ -210,6 +217,7 @@ class CMFAHTrainer(Trainer):
         with self.compute_loss_context_manager():
             outputs = model(**inputs, paired=cross_modal)
         if rows is not None:
+            batch["row"] = rows
             for name, table in self.training_state.tables.items():
                 batch[name] = table[rows.cpu()].to(rows.device)
         # From here on every process holds the whole batch, so the losses are equal in all processes.
@@ -217,7 +225,7 @@ class CMFAHTrainer(Trainer):
         if self.players:
             fixed = detached(outputs)
             for updates in self.players.values():
-                updates.step(fixed, self.compute_loss_context_manager())
+                updates.step(batch, fixed, self.training_state, self.compute_loss_context_manager)
         with self.compute_loss_context_manager():
             losses = objective(batch, outputs, self.training_state)
         self.loss_terms.add(losses.terms)
@@ -241,33 +249,17 @@ class CMFAHTrainer(Trainer):
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 0.001)
         super().log(logs, start_time)
 
+    def begin_training(self) -> None:
+        """Makes the objective's tables over the training pairs, unless a checkpoint has them."""
+        objective = self.pretraining.objective
+        if objective.needs_tables and self.training_state.encode is None:
+            raise DataError(f"{objective.name} keeps {NEEDS_ROWS}")
+        if not self.training_state.tables:
+            objective.on_train_begin(self.training_state)
+
     def end_epoch(self) -> None:
         """Updates the objective's tables over the training pairs."""
         self.pretraining.objective.on_epoch_end(self.training_state)
-
-    def _encode_training_pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Rows, cross-modal continuous codes and labels of all training pairs, as `TrainingState.encode`."""
-        model, wrapped = self.pretraining, cast(nn.Module, self.model)
-        was_training = model.training
-        model.eval()
-        try:
-            with self._every_pair(self.task.plain_collator):
-                loader = super().get_test_dataloader(without_augmentation(self.train_dataset))
-            for inputs in loader:
-                inputs = self._prepare_inputs(inputs)
-                rows, labels = inputs.pop("row"), inputs.pop("labels")
-                with torch.no_grad(), self.compute_loss_context_manager():
-                    if self.is_fsdp_enabled:  # sharded weights are gathered only in the `forward` of the whole model
-                        outputs = wrapped(**inputs)
-                        values = outputs.image_model_output.hash_values, outputs.text_model_output.hash_values
-                    else:
-                        outputs = model.cmfah(**inputs)
-                        values = outputs.image_hash, outputs.text_hash
-                found = self.accelerator.gather_for_metrics((rows, values[0].float(), values[1].float(), labels))
-                rows, image_BK, text_BK, labels = (tensor.cpu() for tensor in found)
-                yield rows, image_BK, text_BK, labels
-        finally:
-            model.train(was_training)
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys=None):
         """The unimodal continuous codes, `((B, K), (B, K))`; no loss."""
@@ -275,7 +267,7 @@ class CMFAHTrainer(Trainer):
         labels = inputs.pop("labels", None)
         inputs.pop("row", None)
         with torch.no_grad(), self.compute_loss_context_manager():
-            if self.is_fsdp_enabled:  # as in `_encode_training_pairs`
+            if self.is_fsdp_enabled:  # as in `encode_training_pairs`
                 outputs = model(**inputs)
                 image_hash, text_hash = outputs.image_hash, outputs.text_hash
             else:

@@ -43,8 +43,8 @@ def make_words(
 
 
 def needs_word_vectors(run: Run) -> bool:
-    """Whether a run has word vectors: without a pretrained text encoder, or for a label graph."""
-    names = ("text_backbone", "text_backbone_config", "dual_encoder", "dual_encoder_config")
+    """Whether a run has word vectors: without a pretrained text encoder or text features, or for a label graph."""
+    names = ("text_feature_dim", "text_backbone", "text_backbone_config", "dual_encoder", "dual_encoder_config")
     has_text_encoder = any(run.setting(name) is not None for name in names)
     return not has_text_encoder or bool(run.setting("use_label_graph"))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -10,6 +11,7 @@ from cmfah_hf.space import limits
 from cmfah_hf.space.bodies import Bodies
 from cmfah_hf.space.hosts import AllowedHosts
 from cmfah_hf.space.limits import MAX_BODY, Limits
+from cmfah_hf.space.serving import UnreadAnswers
 from cmfah_hf.space.uploads import Uploads
 
 FORM = (
@@ -270,3 +272,19 @@ def test_other_protocols():
     asyncio.run(limits_app({"type": "lifespan"}, None, None))
     asyncio.run(limits_app({"type": "websocket"}, receive, send))
     assert seen == ["lifespan", {"type": "websocket.close", "code": 1008}]
+
+
+def test_answers_to_dropped_sessions_are_discarded():
+    with gr.Blocks() as app:
+        pass
+    queue = app._queue
+    queue.pending_messages_per_session = unread = UnreadAnswers(2)
+    for session in ("first", "second", "third"):
+        unread[session] = asyncio.Queue()
+    assert list(unread) == ["second", "third"]
+    for session in ("first", "third"):  # the request of the first session was waiting when others pushed it out
+        queue.send_message(SimpleNamespace(alive=True, _id="1", session_hash=session), SimpleNamespace())
+    assert list(unread) == ["second", "third"]
+    assert unread["third"].qsize() == 1
+    del unread["first"], unread["third"]  # the streams of both end
+    assert list(unread) == ["second"]

@@ -17,7 +17,7 @@ LABELS_NAMES = ("labels", "label", "category", "categories", "classes", "class",
 ID_NAMES = ("id", "__key__")
 
 # Features of images and of texts, a list of numbers a row; those of images take the place of the images.
-IMAGE_FEATURES, TEXT_FEATURES = "image_features", "text_features"
+FEATURES = IMAGE_FEATURES, TEXT_FEATURES = "image_features", "text_features"
 
 UNIFORM_COLUMNS = ("id", "image", "text", "captions", "labels")
 # Of a text column of lists: whether they are several captions of an image, or one text.

@@ -13,7 +13,7 @@ from cmfah_hf.data import collect_classes, load_image_text, train_validation_spl
 from cmfah_hf.data.images import drop_unreadable
 from cmfah_hf.data.internals import Hasher, fingerprint_of
 from cmfah_hf.data.label_counts import LabelCounts
-from cmfah_hf.data.rows.columns import IMAGE_FEATURES
+from cmfah_hf.data.rows.columns import FEATURES, IMAGE_FEATURES, TEXT_FEATURES
 from cmfah_hf.data.splits import hold_out_databases
 from cmfah_hf.errors import DataError
 from cmfah_hf.expansion import GraphExpander
@@ -44,7 +44,8 @@ class Pairs:
         together: The co-occurrences of labels in `train`, if the pairs are streams.
         backbone: The backbone that computed the regions, if they are kept.
         source: The origin of the data (`source_of`).
-        feature_dim: The width of `image_features`, if the data has these instead of images.
+        feature_dims: The widths of `image_features`, if the data has these instead of images, and of `text_features`,
+            if it has these and the model reads them: settings of the model by name.
     """
 
     splits: dict[str, Any]
@@ -54,7 +55,7 @@ class Pairs:
     together: LabelCounts | None
     backbone: torch.nn.Module | None
     source: dict[str, str | None] = field(default_factory=dict)
-    feature_dim: int | None = None
+    feature_dims: dict[str, int] = field(default_factory=dict)
 
     @property
     def all(self) -> Any:
@@ -63,6 +64,10 @@ class Pairs:
             return self.stream_of_all
         parts = ("train", "validation", "validation_database")
         return datasets.concatenate_datasets([self.splits[name] for name in parts if name in self.splits])
+
+    def settings_of(self, run: Run) -> Run:
+        """The run with the settings of its model that the data determines."""
+        return replace(run, model={**run.model, **self.feature_dims})
 
     @property
     def is_stream(self) -> bool:
@@ -129,8 +134,8 @@ def read_pairs(run: Run, output: Path) -> Pairs:
     _check(data, loaded)
     wanted = {data.train_split, data.validation_split, data.query_split, data.database_split}
     loaded = {name: pairs for name, pairs in loaded.items() if name in wanted}
-    feature_dim = _feature_dim(data, loaded[data.train_split])
-    has_images = feature_dim is None
+    feature_dims = _feature_dims(data, config, loaded[data.train_split])
+    has_images = "image_feature_dim" not in feature_dims
     # Before the regions are computed, which may take hours.
     if has_images and config.freeze_backbone and not backbone_weights(data, config):
         logger.warning(
@@ -144,7 +149,7 @@ def read_pairs(run: Run, output: Path) -> Pairs:
             loaded = stream_regions(run, loaded, *tower)
         whole = None if data.validation_split is not None else loaded[data.train_split]
         streams = count_streams(run, _cut(data, loaded, split_stream), whole, tower is not None, output)
-        return Pairs(*streams, backbone, source, feature_dim)
+        return Pairs(*streams, backbone, source, feature_dims)
     with run.training.main_process_first(local=run.training.save_on_each_node, desc="images"):
         loaded = {name: _readable(data, name, pairs, tower) for name, pairs in loaded.items()}
         splits = _cut(data, loaded, train_validation_split)
@@ -152,7 +157,7 @@ def read_pairs(run: Run, output: Path) -> Pairs:
         classes = {"train": collect_classes(splits["train"])}
     else:
         classes = {name: _labels_of(splits[name]) for name in ("train", "validation")}
-    return Pairs(splits, None, classes, splits["train"], None, backbone, source, feature_dim)
+    return Pairs(splits, None, classes, splits["train"], None, backbone, source, feature_dims)
 
 
 def _region_tower(run: Run, config: CMFAHConfig) -> tuple[CMFAHImageModel, CMFAHProcessor]:
@@ -178,24 +183,29 @@ def _readable(
 
 
 def as_arrays(pairs: datasets.Dataset) -> datasets.Dataset:
-    """A data set whose `image_features` are read as arrays instead of lists."""
-    return pairs.with_format("numpy", columns=[IMAGE_FEATURES], output_all_columns=True)
+    """A data set whose `image_features` and `text_features` are read as arrays instead of lists."""
+    columns = [name for name in FEATURES if name in pairs.column_names]
+    return pairs.with_format("numpy", columns=columns, output_all_columns=True)
 
 
-def _feature_dim(data: DataArguments, train: Any) -> int | None:
-    """The width of the image features of a data set without images; None if it has images.
+def _feature_dims(data: DataArguments, config: CMFAHConfig, train: Any) -> dict[str, int]:
+    """The widths of the given features that a model reads, as its settings.
 
     Raises:
-        DataError: If it has neither.
+        DataError: If there are neither images nor features of images, or features are empty.
     """
-    if "image" in train.column_names:
-        return None
-    if IMAGE_FEATURES not in train.column_names:
+    read = {} if "image" in train.column_names else {"image_feature_dim": IMAGE_FEATURES}
+    if read and IMAGE_FEATURES not in train.column_names:
         raise DataError(f"{data.dataset}: there are neither images nor features of images; add either.")
-    first = next(iter(train.select_columns([IMAGE_FEATURES]).take(1)), None)
-    if first is None or not len(first[IMAGE_FEATURES]):
-        raise DataError(f"{data.dataset}: {IMAGE_FEATURES} is empty; give a number or more for each image.")
-    return len(first[IMAGE_FEATURES])
+    if hasattr(config, "text_feature_dim") and TEXT_FEATURES in train.column_names:
+        read["text_feature_dim"] = TEXT_FEATURES
+    if not read:
+        return {}
+    first = next(iter(train.select_columns(list(read.values())).take(1)), {})
+    for column in read.values():
+        if not len(first.get(column, ())):
+            raise DataError(f"{data.dataset}: {column} is empty; give a number or more for each item.")
+    return {setting: len(first[column]) for setting, column in read.items()}
 
 
 def _labels_of(pairs: datasets.Dataset) -> list[str]:
@@ -225,6 +235,11 @@ def _check_method(run: Run, config: CMFAHConfig) -> None:
             "code_buffer_weight compares with the codes of all training pairs, which streams and --codes_update batch "
             "do not keep; give --streaming false --codes_update epoch, or --code_buffer_weight 0."
         )
+    uses = run.objective_class.labels
+    if uses == "needs" and similarity != "labels":
+        raise DataError(f"{run.method} is supervised and needs labels; give --similarity labels.")
+    if uses == "refuses" and similarity == "labels":
+        raise DataError(f"{run.method} is unsupervised and uses no labels; give --similarity pairs.")
     for name, what, off in _OF_LABELS:
         if similarity != "labels" and run.setting(name):
             raise DataError(

@@ -1,0 +1,1 @@
+"""Deep methods that CMFAH is compared with: objectives of towers over one feature, `[feature-hash]`."""
