@@ -101,8 +101,8 @@ class Losses:
         return cls(added(weights[name] * value for name, value in ordered.items()), ordered)
 
 
-# Tensors of a batch that are not inputs of the towers, with one row per pair: `labels`; if the pairs are numbered, their
-# numbers as `row`, and rows of the tables of `TrainingState`, by name.
+# Tensors of a batch that are not inputs of the towers, with one row per pair: `labels`; of numbered pairs also their
+# numbers, `row`, and their rows of the tables of `TrainingState`, by name.
 Batch = Mapping[str, torch.Tensor]
 
 
@@ -211,7 +211,7 @@ class Objective(CMFAHPreTrainedModel):
         return []
 
     def on_train_begin(self, state: TrainingState) -> None:
-        """Makes the tables of `state` before the first step, unless a checkpoint has them. By default, there are none."""
+        """Makes the tables of `state` before the first step, unless a checkpoint has them; by default none."""
 
     def on_epoch_end(self, state: TrainingState) -> None:
         """Updates the tables of `state` after an epoch. By default, there are none."""

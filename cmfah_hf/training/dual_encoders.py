@@ -163,19 +163,21 @@ class EncoderVectors(torch.nn.Module):
 
     def __init__(self, model: CMFAHModel):
         super().__init__()
-        self.model = model
+        self.model, self.config = model, model.config
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
     def get_image_hash(
-        self, pixel_values: torch.Tensor | None = None, region_features: torch.Tensor | None = None
+        self, pixel_values: torch.Tensor | None = None, region_features: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
         """The vectors `(B, E)` of images; the arguments are those of `CMFAHModel.get_image_hash`."""
         return self.model.image_model.embeddings(pixel_values, region_features).pooled
 
-    def get_text_hash(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def get_text_hash(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
         """The vectors `(B, E)` of texts; the arguments are those of `CMFAHModel.get_text_hash`."""
         return self.model.text_model.embeddings(input_ids, attention_mask).pooled
 

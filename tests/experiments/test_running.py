@@ -3,7 +3,6 @@
 import json
 import shutil
 import statistics
-from types import SimpleNamespace
 
 import pytest
 from transformers import BertConfig
@@ -13,6 +12,7 @@ from cmfah_hf.experiments import read_grid, read_results, run_grid, running
 from cmfah_hf.experiments.report import select, summarize
 from cmfah_hf.experiments.results import RESULTS_NAME
 from cmfah_hf.training import parse_run
+from cmfah_hf.training.data.pairs import Pairs
 from cmfah_hf.training.evaluate import evaluate_folder
 
 VARIANTS = {"both": {"attention": "both"}, "none": {"attention": "none"}}
@@ -181,7 +181,8 @@ def test_several_processes_and_both_protocols(write_grid, tmp_path, environment,
 
 
 def test_a_run_without_word_vectors_shares_no_words_with_one_that_has_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "read_pairs", lambda *given: SimpleNamespace(texts=["a dog", "a cat and a dog"] * 3))
+    texts = ["a dog", "a cat and a dog"] * 3
+    monkeypatch.setattr(running, "read_pairs", lambda *given: Pairs({}, None, {}, texts, None, None))
     BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=16).save_pretrained(tmp_path / "b")
     arguments = ["--text_backbone", str(tmp_path / "b"), "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
     without = running.shared_words(parse_run(None, arguments), tmp_path)

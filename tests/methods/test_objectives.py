@@ -57,7 +57,8 @@ def distance():
 
 
 def test_methods_of_the_package_and_registered_ones(distance):
-    assert registered_methods() == ["cmfah", "scahn", "distance"]
+    assert registered_methods()[:3] == ["cmfah", "scahn", "dcmh"]
+    assert registered_methods()[-1] == "distance"
     assert objective_class("distance") is distance
     assert (distance.name, objective_class("scahn").name, objective_class("cmfah").paper.year) == (
         *("distance", "scahn"),
@@ -66,8 +67,8 @@ def test_methods_of_the_package_and_registered_ones(distance):
     for name in ("distance", "cmfah"):
         with pytest.raises(ValueError, match=f"There is another method '{name}'; choose another name"):
             register_method(name)(type("Other", (Objective,), {}))
-    with pytest.raises(ValueError, match="There is no method 'dcmh' but cmfah, scahn, distance; import the module"):
-        objective_class("dcmh")
+    with pytest.raises(ValueError, match="There is no method 'xyz' but cmfah, scahn, .*, distance; import the module"):
+        objective_class("xyz")
 
 
 def test_a_model_of_another_method_round_trips(distance, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from settings import pretraining_model
 from sklearn.metrics.pairwise import cosine_similarity
 
-from cmfah_hf.methods.base import TrainingState
+from cmfah_hf.methods.base import EncodedBatch, TrainingState
 from cmfah_hf.methods.cmfah import ALL_LABELS, CODES
 from cmfah_hf.methods.contrast import pair_contrast_loss
 from cmfah_hf.methods.distillation import distillation_loss, vector_similarity
@@ -129,7 +129,7 @@ def test_the_code_buffer_holds_the_codes_and_labels_of_all_pairs():
 
     def encode():
         for rows in (torch.tensor([3, 0]), torch.tensor([1, 2, 4])):
-            yield rows, images[rows], texts[rows], labels[rows]
+            yield EncodedBatch(rows, images[rows], texts[rows], labels[rows], *[torch.zeros(len(rows), 0)] * 4)
 
     state = TrainingState(5, encode=encode)
     model.objective.on_epoch_end(state)

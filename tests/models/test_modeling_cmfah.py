@@ -454,9 +454,8 @@ def test_discriminators_learn_to_separate_the_modalities(make_model):
     )
 
     def loss_of(model):
-        return model.objective.players()[0].loss(
-            CMFAHForPreTrainingOutput(image_hash=image, text_hash=text, image_features=image, text_features=text)
-        )
+        outputs = CMFAHForPreTrainingOutput(image_hash=image, text_hash=text, image_features=image, text_features=text)
+        return model.objective.players()[0].loss({}, outputs, TrainingState())
 
     first = loss_of(model).item()
     for _ in range(60):

@@ -169,14 +169,14 @@ def test_encoder_pools_existing_positions_and_attends_to_concepts(make_config, p
             torch.testing.assert_close(regions[i], torch.tensor(pool(hidden[i].numpy())))
 
 
-def test_hash_head_is_tanh_of_a_linear_layer(make_config):
+def test_codes_are_the_tanh_of_a_linear_hash_head(make_config):
     torch.manual_seed(0)
     head = CMFAHHashHead(make_config(), 10).double().eval()
     features, positions = torch.randn(3, 16).double(), torch.randn(3, 5, 16).double()
     weight, bias = head.dense.weight.detach().numpy(), head.dense.bias.detach().numpy()
     expected = np.tanh(features.numpy() @ weight.T + bias)
     for is_paired in (False, True):
-        found = head(features, positions, is_paired=is_paired).detach().numpy()
+        found = head(features, positions, is_paired=is_paired).tanh().detach().numpy()
         np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
@@ -196,7 +196,7 @@ def test_each_bit_query_weights_the_existing_positions_by_their_cosines(make_con
             shares = np.exp(temperature * cosines) / np.exp(temperature * cosines).sum()
             expected[item, bit] += shares @ (kept @ weight[bit])
     found = head(features, positions, mask).detach().numpy()
-    np.testing.assert_allclose(found, np.tanh(expected), rtol=1e-9)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_each_view_has_its_own_normalization_statistics(make_config):
@@ -210,7 +210,7 @@ def test_each_view_has_its_own_normalization_statistics(make_config):
     weight, bias = head.dense.weight, head.dense.bias
     for features, is_paired in ((unimodal, False), (cross_modal, True)):
         whitened = (features - features.mean(dim=0)) / (features.var(dim=0) + 1e-5).sqrt()
-        expected = (whitened @ weight.T + bias).tanh()
+        expected = whitened @ weight.T + bias
         found = head(features, positions, is_paired=is_paired)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 

@@ -268,7 +268,7 @@ def test_last_incomplete_accumulation_averages_its_micro_batches(make_model, mak
             names = ("region_features", "input_ids", "attention_mask")
             outputs = reference(**{name: batch[name] for name in names})
             players = {n: p for n, p in reference.named_parameters() if "_discriminator." in n}
-            loss = reference.objective.players()[0].loss(detached(outputs))
+            loss = reference.objective.players()[0].loss({}, detached(outputs), TrainingState())
             found = dict(zip(players, torch.autograd.grad(loss, players.values()), strict=True))
             # The towers of the last micro batch train against the discriminators just updated.
             if number == len(micro_batches) - 1:

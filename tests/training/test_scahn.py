@@ -250,7 +250,7 @@ def test_method_of_the_command_line_overrides_that_of_the_file(tmp_path):
     with pytest.raises(CMFAHError, match="no argument --use_label_graph, which is a setting of --method scahn"):
         parse_run(None, ["--use_label_graph", "false"])
     for arguments, message in (
-        (["--method", "dcmh"], "^--method is 'dcmh'; choose one of cmfah, scahn"),
+        (["--method", "xyz"], "^--method is 'xyz'; choose one of cmfah, scahn"),
         (["--method"], "expected one argument; choose one of cmfah, scahn"),
         (["--metod", "scahn"], "no argument --metod; did you mean 'method'"),
     ):

@@ -46,8 +46,8 @@ def pairwise_likelihood(values_BK: torch.Tensor, others_NK: torch.Tensor, simila
 class DCMHObjective(Objective):
     """DCMH's objective, `[dcmh]`, with terms `likelihood`, `quantization` and `balance`.
 
-    A batch is compared with the values of all training pairs, which change with each batch; without numbered pairs, with
-    those of the batch. Both networks take their step on the same batch, where the paper's take turns.
+    A batch is compared with the values of all training pairs, which change with each batch; without numbered pairs,
+    with those of the batch. Both networks take their step on the same batch, where the paper's take turns.
     """
 
     settings_class = DCMHObjectiveConfig

@@ -163,7 +163,7 @@ def test_lists_booleans_and_null_on_the_command_line(read):
         ("training: {learning_rate: null}", [], "{file}, section training: learning_rate cannot be null."),
         ("training: {seed: 1.5}", [], "{file}, section training: argument --seed: invalid int value: '1.5'"),
         ("data: {mirror: perhaps}", [], "{file}, section data: argument --mirror:"),
-        ("model: {model_type: [x]}", [], "{file}: model_type is a list; choose one of cmfah, scahn."),
+        ("model: {model_type: [x]}", [], "{file}: model_type is a list; choose one of cmfah, scahn, "),
         ("model: {model_type: {a: 1}}", [], "{file}: model_type is a dict; choose one of"),
         ("training: {learning_rate: {a: 1}}", [], "{file}, section training: learning_rate is one value, not a map"),
         ("training: {hub_token: {a: 1}}", [], "{file}, section training: hub_token is one value, not a mapping."),
