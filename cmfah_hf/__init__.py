@@ -27,6 +27,9 @@ __getattr__, __dir__, __all__ = lazy_names(
         "FeatureHashConfig": "models",
         "FeatureHashForPreTraining": "methods",
         "FeatureHashModel": "models",
+        "FeatureMapConfig": "models",
+        "FeatureMapForPreTraining": "methods",
+        "FeatureMapModel": "models",
         "GraphExpander": "expansion",
         "HashIndex": "retrieval",
         "RetrievalEvaluator": "evaluation",
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
         CMFAHForPreTraining,
         CMFAHObjectiveConfig,
         FeatureHashForPreTraining,
+        FeatureMapForPreTraining,
         SCAHNForPreTraining,
         SCAHNObjectiveConfig,
     )
@@ -60,6 +64,8 @@ if TYPE_CHECKING:
         CMFAHTextModel,
         FeatureHashConfig,
         FeatureHashModel,
+        FeatureMapConfig,
+        FeatureMapModel,
         SCAHNConfig,
         SCAHNModel,
     )

@@ -40,6 +40,8 @@ _AT_K: dict[str, Callable[..., np.ndarray]] = {"recall@k": hit_rate_at_k, "ndcg@
 _INSTANCE_METRICS = (*_AT_K, "median_rank")
 METRICS = (*_MAP_METRICS, "precision@k", *_INSTANCE_METRICS, "random", "constant")
 PAIR_METRICS = ("map", *_INSTANCE_METRICS, "random")
+# The depths at which papers plot precision at k.
+_CURVE_STEP, _CURVE_END = 50, 1000
 
 
 class RetrievalEvaluator:
@@ -170,11 +172,13 @@ class RetrievalEvaluator:
 
         Each has `precision` and `recall`, `(points,)` each: within every Hamming radius 0..K that contains an item; for
         AQD, whose scores have no common levels, at every depth of `k`. `k` are up to 60 depths from 1 to `N`, evenly
-        spaced on a logarithmic scale, with `precision_at_k`. Arguments and errors are those of `__call__`.
+        spaced on a logarithmic scale, and 50, 100, ... 1000, with `precision_at_k`. Arguments and errors are those of
+        `__call__`.
         """
         directions = labeled_directions(image_hash_q, text_hash_q, image_hash_db, text_hash_db, labels_q, labels_db)
         relevant_Q, size = directions["i2t"].count_relevant(), len(directions["i2t"].relevance_db)
-        ks = np.unique(np.geomspace(1, size, 60).round().astype(np.int64))
+        steps = np.arange(_CURVE_STEP, min(size, _CURVE_END) + 1, _CURVE_STEP)
+        ks = np.unique(np.concatenate([np.geomspace(1, size, 60).round(), steps]).astype(np.int64))
         curves: dict[str, dict[str, np.ndarray]] = {}
         for ranking in self.ranking:
             for name, direction in directions.items():

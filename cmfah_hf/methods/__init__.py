@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "CodeFitter": "closed_form.choice",
         "EncodedBatch": "base",
         "FeatureHashForPreTraining": "pretraining",
+        "FeatureMapForPreTraining": "pretraining",
         "FeatureMap": "shallow.maps",
         "HashProjection": "closed_form.projections",
         "Losses": "base",

@@ -18,6 +18,7 @@ from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import objective_class
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
 from cmfah_hf.models.configuration_feature_hash import FeatureHashConfig
+from cmfah_hf.models.configuration_feature_map import FeatureMapConfig
 from cmfah_hf.models.configuration_scahn import SCAHNConfig
 from cmfah_hf.models.model_files import ModelFileError
 from cmfah_hf.models.modeling_cmfah import CMFAHPreTrainedModel
@@ -173,11 +174,23 @@ class FeatureHashForPreTraining(CMFAHForPreTraining):
     config_class = FeatureHashConfig
 
 
+class FeatureMapForPreTraining(CMFAHForPreTraining):
+    """Maps of one feature with the settings of a shallow method, which has no default.
+
+    Raises:
+        ValueError: If neither `method` nor the configuration names the method.
+    """
+
+    config: FeatureMapConfig
+    config_class = FeatureMapConfig
+
+
 # By the `model_type` of their configurations.
 PRETRAINING_MODELS: dict[str, type[CMFAHForPreTraining]] = {
     "cmfah": CMFAHForPreTraining,
     "scahn": SCAHNForPreTraining,
     "feature_hash": FeatureHashForPreTraining,
+    "feature_map": FeatureMapForPreTraining,
 }
 
 for _model in PRETRAINING_MODELS.values():

@@ -10,10 +10,12 @@ if TYPE_CHECKING:
 ObjectiveType = TypeVar("ObjectiveType", bound="type[Objective]")
 
 # Methods of this package load on first use, from these modules.
-_DEEP = ("dcmh",)
+_DEEP = ("dcmh", "djsrh", "ugach", "ucch", "dchmt", "acmr", "ssah", "agah")
+SHALLOW_METHODS = ("cca-itq", "cmfh", "cmssh", "scm", "scratch", "seph")
 _MODULES = {
     **{name: f"cmfah_hf.methods.{name}" for name in ("cmfah", "scahn")},
     **{name: f"cmfah_hf.methods.deep.{name}" for name in _DEEP},
+    **dict.fromkeys(SHALLOW_METHODS, "cmfah_hf.methods.shallow.objectives"),
 }
 _OBJECTIVES: "dict[str, type[Objective]]" = {}
 

@@ -8,13 +8,19 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    **dict.fromkeys(("CMFAHConfig", "FeatureHashConfig", "SCAHNConfig"), "registered_configurations"),
+    **dict.fromkeys(
+        ("CMFAHConfig", "FeatureHashConfig", "FeatureMapConfig", "SCAHNConfig"), "registered_configurations"
+    ),
     **dict.fromkeys(("MODELS", "Towers"), "registration"),
     **dict.fromkeys(("CMFAHImageModel", "CMFAHModel", "CMFAHPreTrainedModel", "CMFAHTextModel"), "modeling_cmfah"),
     **dict.fromkeys(("SCAHNImageModel", "SCAHNModel", "SCAHNPreTrainedModel", "SCAHNTextModel"), "modeling_scahn"),
     **dict.fromkeys(
         ("FeatureHashImageModel", "FeatureHashModel", "FeatureHashPreTrainedModel", "FeatureHashTextModel"),
         "modeling_feature_hash",
+    ),
+    **dict.fromkeys(
+        ("FeatureMapImageModel", "FeatureMapModel", "FeatureMapPreTrainedModel", "FeatureMapTextModel"),
+        "modeling_feature_map",
     ),
     **dict.fromkeys(("CMFAHOutput", "CMFAHTowerOutput"), "outputs_cmfah"),
     "CMFAHProcessor": "processing_cmfah",

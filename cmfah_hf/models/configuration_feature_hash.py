@@ -14,7 +14,7 @@ class FeatureHashConfig(CMFAHConfig):
 
     The deep methods that CMFAH is compared with train such towers, so that all of them read the same features. Encoders
     are those of `CMFAHConfig`; without a pretrained text encoder, a text is the binary bag of its words. Nothing
-    attends, and settings of attention, TextCNN and LSTM have no effect.
+    attends to the other modality, and settings of attention, TextCNN and LSTM have no effect.
 
     Args:
         hidden_size (`int`, defaults to 1024):
@@ -26,6 +26,9 @@ class FeatureHashConfig(CMFAHConfig):
         text_feature_dim (`int`, *optional*):
             Width of text features given as `token_features` `(B, 1, text_feature_dim)`, for a model that reads no
             texts. None: features are computed of texts.
+        num_prototypes (`int`, *optional*):
+            Rows of a table of prototypes, to which features attend before the hash head, `[prototypes]`. A method that
+            has them sets this, and fills the table. None: no such attention.
 
     Raises:
         ValueError: If a value is outside its range.
@@ -46,6 +49,7 @@ class FeatureHashConfig(CMFAHConfig):
     mlp_sizes: list[int] | tuple[int, ...] = ()
     activation: str = "relu"
     text_feature_dim: int | None = None
+    num_prototypes: int | None = None
     attention: str = "none"
     use_lstm: bool = False
     class_concepts: bool = False
@@ -58,17 +62,17 @@ class FeatureHashConfig(CMFAHConfig):
 
     def _check(self) -> None:
         super()._check()
-        if self.attention != "none" or self.use_lstm or self.bit_queries:
-            raise ValueError(
-                'Towers over one pooled feature have nothing to attend to; leave attention "none", and use_lstm and '
-                "bit_queries false."
-            )
+        needless = {"attention": "none", "use_lstm": False, "bit_queries": False, "shared_mlp_size": None}
+        for name, value in {**needless, "use_positions": True}.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, and towers over one feature have no use for it.")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation is {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}.")
         if any(size < 1 for size in self.mlp_sizes):
             raise ValueError(f"mlp_sizes is {list(self.mlp_sizes)}; give widths of 1 or more.")
-        if self.text_feature_dim is not None and self.text_feature_dim < 1:
-            raise ValueError(f"text_feature_dim is {self.text_feature_dim}; give 1 or more, or None.")
+        for name in ("text_feature_dim", "num_prototypes"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more, or None.")
 
 
 __all__ = ["FeatureHashConfig"]

@@ -32,7 +32,7 @@ _IMPLEMENTATIONS = (
 )
 _OWN_IMPLEMENTATIONS = (None, "eager", "sdpa")
 _DTYPES = (None, "auto", "float32", "float16", "bfloat16", "float64")
-_OWN_CODE = re.compile(r"[a-z]+_(cmfah|scahn|feature_hash)\.(CMFAH|SCAHN|FeatureHash|CrossModal)\w+")
+_OWN_CODE = re.compile(r"[a-z]+_(cmfah|scahn|feature_(hash|map))\.(CMFAH|SCAHN|Feature(Hash|Map)|CrossModal)\w+")
 
 # Maximum values. Beyond them, building a model takes minutes, or sizes overflow.
 _MOST = 10**7
@@ -42,6 +42,7 @@ _LARGEST = {
     "hidden_size": 10**6, "num_hidden_layers": _MOST_LAYERS, "num_concepts": 10**6, "num_labels": 10**5,
     "hash_bits": 65_536, "queue_size": 10**6, "image_temperature": 10**4, "text_temperature": 10**4,
     "pooled_dim": 10**6, "shared_mlp_size": 10**6, "lora_rank": 4_096, "mlp_sizes": 10**6, "text_feature_dim": 10**6,
+    "image_anchors": 10**6, "text_anchors": 10**6, "num_prototypes": 10**5,
 }  # fmt: skip
 # Settings of a backbone that may be mappings.
 _MAPPINGS = {
@@ -58,7 +59,7 @@ _SOURCES = {
     "encoder_digest": r"[0-9a-f]{32}",
 }
 _LAYERS = re.compile("depth|layer|block|stage|repeat|group")
-_MOST_KERNELS = 100
+_MOST_WIDTHS = 100
 
 # Allowed `model_type`s of each backbone, and their name in messages.
 _BACKBONES: dict[str, tuple[Mapping[str, Any], str]] = {
@@ -103,8 +104,9 @@ def checked_settings(
         kept[name] = value
     _check_types(kept, config_class, where)
     _check_places(kept, where)
-    if len(kept.get("text_kernel_sizes") or ()) > _MOST_KERNELS:
-        raise ModelFileError(f"{where}: text_kernel_sizes has more than {_MOST_KERNELS} widths.")
+    for name in ("text_kernel_sizes", "mlp_sizes"):
+        if len(kept.get(name) or ()) > _MOST_WIDTHS:
+            raise ModelFileError(f"{where}: {name} has more than {_MOST_WIDTHS} widths.")
     for name in ("auto_map", "custom_pipelines"):
         if name in kept:
             kept[name] = _own_code(kept[name])

@@ -89,6 +89,9 @@ def _build_backbone(config: CMFAHConfig) -> tuple[nn.Module, int]:
 class CMFAHImageEncoder(nn.Module):
     """`[regions]`: the last feature map of a backbone, projected to one vector of width `D` per region."""
 
+    # Whether `extract_regions` gives one feature of an image instead of its regions.
+    keeps_one = False
+
     def __init__(self, config: CMFAHConfig):
         super().__init__()
         self.config = config

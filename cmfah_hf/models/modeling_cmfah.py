@@ -42,11 +42,14 @@ class CMFAHImageModel(CMFAHPreTrainedModel):
         self.embeddings = self._build_encoder(config)
         temperature = config.temperatures[0]
         self.encoder = CMFAHEncoder(config, config.attends_image, temperature, config.image_pooling)
-        self.hash_head = CMFAHHashHead(config, temperature)
+        self.hash_head = self._build_head(config, temperature)
         self.post_init()
 
     def _build_encoder(self, config: CMFAHConfig) -> CMFAHImageEncoder:
         return CMFAHImageEncoder(config)
+
+    def _build_head(self, config: CMFAHConfig, temperature: float) -> CMFAHHashHead:
+        return CMFAHHashHead(config, temperature)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.projection  # whose output is a tensor, as adapters and checkpointing expect
@@ -109,11 +112,14 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
         self.embeddings = self._build_encoder(config)
         temperature = config.temperatures[1]
         self.encoder = CMFAHEncoder(config, config.attends_text, temperature, config.text_pooling)
-        self.hash_head = CMFAHHashHead(config, temperature)
+        self.hash_head = self._build_head(config, temperature)
         self.post_init()
 
     def _build_encoder(self, config: CMFAHConfig) -> CMFAHTextEncoder:
         return build_text_encoder(config)
+
+    def _build_head(self, config: CMFAHConfig, temperature: float) -> CMFAHHashHead:
+        return CMFAHHashHead(config, temperature)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.get_input_embeddings()

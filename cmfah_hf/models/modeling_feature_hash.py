@@ -1,7 +1,7 @@
 """Towers that hash one pooled feature of each image and text, for the deep methods that CMFAH is compared with."""
 
 from .configuration_feature_hash import FeatureHashConfig
-from .feature_encoders import FeatureImageEncoder, build_feature_text_encoder
+from .feature_encoders import FeatureHashHead, FeatureImageEncoder, build_feature_text_encoder
 from .modeling_cmfah import CMFAHImageModel, CMFAHModel, CMFAHPreTrainedModel, CMFAHTextModel
 from .safe_weights import load_from_wholes
 
@@ -19,12 +19,18 @@ class FeatureHashImageModel(FeatureHashPreTrainedModel, CMFAHImageModel):
     def _build_encoder(self, config: FeatureHashConfig) -> FeatureImageEncoder:  # type: ignore[override]
         return FeatureImageEncoder(config)
 
+    def _build_head(self, config: FeatureHashConfig, temperature: float) -> FeatureHashHead:  # type: ignore[override]
+        return FeatureHashHead(config, temperature)
+
 
 class FeatureHashTextModel(FeatureHashPreTrainedModel, CMFAHTextModel):
     """The text tower, used like CMFAH's."""
 
     def _build_encoder(self, config: FeatureHashConfig):  # type: ignore[override]
         return build_feature_text_encoder(config)
+
+    def _build_head(self, config: FeatureHashConfig, temperature: float) -> FeatureHashHead:  # type: ignore[override]
+        return FeatureHashHead(config, temperature)
 
 
 class FeatureHashModel(FeatureHashPreTrainedModel, CMFAHModel):

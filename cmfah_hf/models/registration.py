@@ -7,10 +7,11 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .modeling_cmfah import CMFAHModel
 from .modeling_feature_hash import FeatureHashModel
+from .modeling_feature_map import FeatureMapModel
 from .modeling_scahn import SCAHNModel
 from .pipeline_cmfah import TASK, CrossModalRetrievalPipeline
 from .processing_cmfah import CMFAHProcessor
-from .registered_configurations import CMFAHConfig, FeatureHashConfig, SCAHNConfig
+from .registered_configurations import CMFAHConfig, FeatureHashConfig, FeatureMapConfig, SCAHNConfig
 
 
 class Towers(NamedTuple):
@@ -25,6 +26,7 @@ MODELS = {
     "cmfah": Towers(CMFAHConfig, CMFAHModel),
     "scahn": Towers(SCAHNConfig, SCAHNModel),
     "feature_hash": Towers(FeatureHashConfig, FeatureHashModel),
+    "feature_map": Towers(FeatureMapConfig, FeatureMapModel),
 }
 
 # The Auto classes find the installed package; for other machines, `save_pretrained` saves the code with the weights.

@@ -38,6 +38,8 @@ class CMFAHTextEncoder(nn.Module):
     projection: nn.Linear
     # The width of the hidden states.
     channels: int
+    # Whether `extract_tokens` gives one feature of a text instead of its tokens.
+    keeps_one = False
     pooled_dim: int | None = None
 
     def __init__(self, config: CMFAHConfig):

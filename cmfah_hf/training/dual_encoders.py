@@ -159,7 +159,10 @@ def fit_head(
 
 
 class EncoderVectors(torch.nn.Module):
-    """The vectors of a dual encoder in place of the codes of its model: the float reference in evaluation."""
+    """The vectors of a model's encoders in place of its codes.
+
+    Those of a dual encoder are the float reference in evaluation; towers over one feature give these features.
+    """
 
     def __init__(self, model: CMFAHModel):
         super().__init__()
@@ -176,10 +179,14 @@ class EncoderVectors(torch.nn.Module):
         return self.model.image_model.embeddings(pixel_values, region_features).pooled
 
     def get_text_hash(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_features: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """The vectors `(B, E)` of texts; the arguments are those of `CMFAHModel.get_text_hash`."""
-        return self.model.text_model.embeddings(input_ids, attention_mask).pooled
+        return self.model.text_model.embeddings(input_ids, attention_mask, token_features=token_features).pooled
 
 
 def first_text(row: Mapping[str, Any], column: str) -> str:

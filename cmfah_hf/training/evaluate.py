@@ -19,6 +19,7 @@ from cmfah_hf.data.rows.columns import IMAGE_FEATURES, TEXT_FEATURES
 from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.evaluation import PAIR_METRICS, RANKINGS, RetrievalEvaluator
 from cmfah_hf.evaluation.attention import attention_of_words
+from cmfah_hf.evaluation.curve_files import write_curves
 from cmfah_hf.evaluation.pointing import pointing_game
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
@@ -153,6 +154,7 @@ def evaluate_pairs(
     plots: Path | None = None,
     expander: GraphExpander | None = None,
     instances: bool = True,
+    curves: Path | None = None,
 ) -> dict[str, float]:
     """The figures of `RetrievalEvaluator` for the pairs of a data set, and the coverage of their words.
 
@@ -169,6 +171,7 @@ def evaluate_pairs(
             is measured, which needs no labels.
         evaluator: The evaluator by labels. None: all figures of the default one.
         plots: A folder for the precision-recall and precision@k curves as PNG.
+        curves: A file for the points of these curves, as JSON.
         instances: Whether to measure instance retrieval; not if the protocol is `"paired"`, in which each query sees
             its answer.
 
@@ -194,8 +197,8 @@ def evaluate_pairs(
         hashes = [values for side in sides.values() for values in (side.images, side.texts)]
         labels = [side.labels for side in sides.values()]
         evaluator = evaluator or RetrievalEvaluator()
-        if plots is not None:
-            _plot_curves(evaluator.curves(*hashes, *labels), plots)
+        if plots is not None or curves is not None:
+            _save_curves(evaluator.curves(*hashes, *labels), plots, curves)
         figures |= evaluator(*hashes, *labels)
     if instances:
         of_pairs = RetrievalEvaluator(PAIR_METRICS, ks=(1, 5, 10), ranking=RANKINGS)
@@ -217,12 +220,15 @@ def split_figures(figures: Mapping[str, float]) -> tuple[dict[str, float], dict[
     return by_labels, {name.removeprefix(_PAIRS): figures[name] for name in figures if name.startswith(_PAIRS)}
 
 
-def _plot_curves(curves: dict[str, dict[str, np.ndarray]], folder: Path) -> None:
+def _save_curves(curves: dict[str, dict[str, np.ndarray]], plots: Path | None, file: Path | None) -> None:
     from cmfah_hf.evaluation.plots import plot_precision_at_k, plot_precision_recall
 
-    folder.mkdir(parents=True, exist_ok=True)
-    plot_precision_recall(curves, folder / "precision_recall.png")
-    plot_precision_at_k(curves, folder / "precision_at_k.png")
+    if plots is not None:
+        plots.mkdir(parents=True, exist_ok=True)
+        plot_precision_recall(curves, plots / "precision_recall.png")
+        plot_precision_at_k(curves, plots / "precision_at_k.png")
+    if file is not None:
+        write_curves(curves, file)
 
 
 def _warn_of_unknown_words(name: str, words: WordCoverage) -> None:

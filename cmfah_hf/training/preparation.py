@@ -83,6 +83,8 @@ class PreparedRun:
         rank = settings.pop("lora_rank", None)
         if embedding is not None:  # a text backbone has sizes of its own, which take precedence
             settings |= {"word_dim": embedding.vectors.shape[1], "vocab_size": len(vocabulary) + len(SPECIAL_TOKENS)}
+        if "text_feature_dim" in self.pairs.feature_dims:  # its texts are not read
+            settings["vocab_size"] = len(SPECIAL_TOKENS)
         settings |= self.pairs.feature_dims
         if not classes and run.setting("label_weight"):
             logger.info("Without labels there is no label guidance: label_weight is taken as 0.")

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, set_seed
 from cmfah_hf.atomic import write_text
 from cmfah_hf.data.similarity import PairSimilarity
 from cmfah_hf.errors import CheckpointError, CMFAHError
+from cmfah_hf.evaluation.curve_files import CURVES_NAME
 from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.models import MODELS, CMFAHProcessor
 from cmfah_hf.models.adapters import merge_adapters
@@ -29,6 +30,7 @@ from cmfah_hf.training.checkpoints import (
     wants_to_resume,
 )
 from cmfah_hf.training.evaluate import evaluate_pairs, split_figures
+from cmfah_hf.training.fitting import FittedHasher, figures_of_other_databases, fit_towers, is_fitted
 from cmfah_hf.training.illustration import draw_attention
 from cmfah_hf.training.preparation import PreparedRun, prepare
 from cmfah_hf.training.run_folder import held, make_output_folder
@@ -81,11 +83,20 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         logging.getLogger("cmfah_hf.training.data.streams").setLevel(logging.WARNING)
     prepared = prepare(run, output, checkpoint)
     trainer = _trainer(prepared, args, prepared.pairs.splits["train"])
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    fitted = None
+    if is_fitted(prepared):
+        fitted = fit_towers(trainer, prepared)
+        trainer.state.epoch = 0.0
+        trainer.evaluate()
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     with disk_errors(output, "the state of the training"):
         trainer.save_state()
     validation, epoch = _chosen(trainer)
-    if run.data.refit:
+    if run.data.refit and fitted is not None:
+        trainer = _trainer(prepared, args, prepared.pairs.all)
+        fitted = fit_towers(trainer, prepared)
+    elif run.data.refit:
         # Checkpoints of a refit belong to this run only if the training before it was complete.
         resumes = checkpoint is not None and trainer.state.global_step == step_of(checkpoint)
         trainer = _refit(prepared, output / REFIT_NAME, epoch, resumes)
@@ -107,7 +118,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         "protocol": run.data.protocol,
         "seconds": round(time.monotonic() - start, 1),
     }
-    metrics |= _query_figures(prepared, trainer, output)
+    metrics |= _query_figures(prepared, trainer, output, fitted)
     with disk_errors(output, "the figures"):
         write_settings(prepared.run, output)
         write_text(output / METRICS_NAME, json.dumps(metrics, indent=2) + "\n", CheckpointError)
@@ -189,9 +200,12 @@ def _save_model(trainer: CMFAHTrainer, output: Path) -> None:
         trainer.save_model(str(output))
 
 
-def _query_figures(prepared: PreparedRun, trainer: CMFAHTrainer, output: Path) -> dict[str, dict[str, float]]:
+def _query_figures(
+    prepared: PreparedRun, trainer: CMFAHTrainer, output: Path, fitted: FittedHasher | None
+) -> dict[str, dict[str, float]]:
     """The figures on the test queries, with plots: `query`, and with `--protocol unseen` also `query_seen`, against the
-    training pairs, if query pairs and database have labels; and `pairs`, instance retrieval among the query pairs."""
+    training pairs, if query pairs and database have labels; `pairs`, instance retrieval among the query pairs; and
+    those of a shallow method with its own codes of the database."""
     pairs, run = prepared.pairs, prepared.run
     queries, database = pairs.splits.get("query"), pairs.splits.get("database", pairs.all)
     if queries is None:
@@ -211,10 +225,12 @@ def _query_figures(prepared: PreparedRun, trainer: CMFAHTrainer, output: Path) -
     )
     if not all("labels" in side.column_names for side in (queries, database)):
         return {"pairs": split_figures(evaluate())[1]}
-    found = evaluate(database=without_augmentation(database), plots=output / "plots")
+    found = evaluate(database=without_augmentation(database), plots=output / "plots", curves=output / CURVES_NAME)
     figures = dict(zip(("query", "pairs"), split_figures(found), strict=True))
     if run.data.protocol == "unseen":
         figures["query_seen"] = evaluate(database=without_augmentation(pairs.all), instances=False)
+    if fitted is not None:
+        figures |= figures_of_other_databases(fitted, trainer, prepared, queries, pairs.splits.get("database"))
     draw_attention(towers, processor, queries, run.data, output / "plots")
     return figures
 

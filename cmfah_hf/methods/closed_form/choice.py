@@ -286,12 +286,13 @@ def scaled_for_tanh(projection: HashProjection, images_NE: np.ndarray, texts_NE:
         projection: Any.
         images_NE, texts_NE: Vectors to measure with. Without texts, their factor is that of the images.
     """
-    image_factor = _factor(projection.images(images_NE))
-    text_factor = _factor(projection.texts(texts_NE)) if len(texts_NE) else image_factor
+    image_factor = tanh_factor(projection.images(images_NE))
+    text_factor = tanh_factor(projection.texts(texts_NE)) if len(texts_NE) else image_factor
     return projection.scaled(image_factor, text_factor)
 
 
-def _factor(values_NK: np.ndarray) -> float:
+def tanh_factor(values_NK: np.ndarray) -> float:
+    """The factor that gives values the root mean square `TANH_RMS`."""
     size = float(np.sqrt(np.mean(np.square(values_NK))))
     return TANH_RMS / size if size > 0 else 1.0
 

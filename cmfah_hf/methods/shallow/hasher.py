@@ -18,13 +18,12 @@ from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.methods.base import Paper
 from cmfah_hf.methods.closed_form.vectors import finite_matrix
+from cmfah_hf.methods.registry import SHALLOW_METHODS
 from cmfah_hf.methods.shallow.maps import FeatureMap
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 HasherType = TypeVar("HasherType", bound="ShallowHasher")
 _HASHERS: "dict[str, type[ShallowHasher]]" = {}
-# Methods of this package load on first use, from the modules of their names.
-SHALLOW_METHODS = ("cca-itq", "cmfh", "cmssh", "scm", "scratch", "seph")
 
 
 @dataclass(frozen=True)
@@ -143,11 +142,11 @@ class ShallowHasher:
         Raises:
             DataError: If nothing was fitted, or the features do not fit the training.
         """
-        return self._map("image_map")(image_features)
+        return self.learned_map("image_map")(image_features)
 
     def encode_text(self, text_features: Any) -> np.ndarray:
         """Scores `(N, K)` of texts alone, as `encode_image`."""
-        return self._map("text_map")(text_features)
+        return self.learned_map("text_map")(text_features)
 
     def encode_pair(self, image_features: Any, text_features: Any) -> np.ndarray:
         """Scores `(N, K)` of pairs, one code from both modalities.
@@ -157,13 +156,18 @@ class ShallowHasher:
         """
         if self.database != "pair":
             raise DataError(f"{self.name} has no codes of pairs; encode images and texts alone.")
-        image_map, text_map = map(self._map, self.pair_maps)
+        image_map, text_map = map(self.learned_map, self.pair_maps)
         image_NK, text_NK = image_map(image_features), text_map(text_features)
         if len(image_NK) != len(text_NK):
             raise DataError(f"There are {len(image_NK)} rows of image features and {len(text_NK)} of text features.")
         return image_NK + text_NK
 
-    def _map(self, name: str) -> FeatureMap:
+    def learned_map(self, name: str) -> FeatureMap:
+        """One of `maps`, such as `"image_map"`.
+
+        Raises:
+            DataError: If nothing was fitted.
+        """
         found: FeatureMap | None = getattr(self, f"{name}_")
         if found is None:
             raise DataError(f"This {self.name} has learned nothing; call fit first.")
@@ -176,7 +180,7 @@ class ShallowHasher:
             DataError: If nothing was fitted.
             CheckpointError: If the folder cannot be written.
         """
-        tensors = {f"{own}.{name}": value for own in self.maps for name, value in self._map(own).tensors().items()}
+        tensors = {f"{own}.{name}": value for own in self.maps for name, value in self.learned_map(own).tensors().items()}
         if self.training_codes_ is not None:
             tensors["training_codes"] = np.ascontiguousarray(self.training_codes_)
         with atomic_folder(Path(folder), CheckpointError) as temporary:

@@ -83,8 +83,10 @@ def keep_tokens(text_model: CMFAHTextModel, processor: CMFAHProcessor, texts: It
     text_model.eval()
     counts = [len(ids) for ids in processor.tokenizer(distinct, truncation=True)["input_ids"]]
     has_vectors = encoder.pooled_dim is not None
-    channels = max(encoder.projection.in_features, encoder.pooled_dim or 0)
-    size = 2 * channels * (sum(counts) + has_vectors * len(distinct))
+    channels = max(encoder.channels, encoder.pooled_dim or 0)
+    size = (
+        2 * channels * ((0 if encoder.keeps_one else sum(counts)) + (has_vectors or encoder.keeps_one) * len(distinct))
+    )
     if size > _MOST_BYTES:
         logger.info("The tokens of %d texts take %.1f GiB and are not kept.", len(distinct), size / 2**30)
         return None

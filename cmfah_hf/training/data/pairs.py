@@ -201,7 +201,7 @@ def _feature_dims(data: DataArguments, config: CMFAHConfig, train: Any) -> dict[
         read["text_feature_dim"] = TEXT_FEATURES
     if not read:
         return {}
-    first = next(iter(train.select_columns(list(read.values())).take(1)), {})
+    first: dict[str, Any] = next(iter(train.select_columns(list(read.values())).take(1)), {})
     for column in read.values():
         if not len(first.get(column, ())):
             raise DataError(f"{data.dataset}: {column} is empty; give a number or more for each item.")

@@ -62,7 +62,12 @@ class RegionExtractor:
         used = ["size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"]
         used += ["do_center_crop", "crop_size"] if preparation.get("do_center_crop") else []
         # As JSON, which is equal for a new processor and a loaded one.
-        digest = hashlib.sha256(json.dumps([*(preparation.get(name) for name in used), self.mirrored]).encode())
+        own = [
+            *(preparation.get(name) for name in used),
+            self.mirrored,
+            *(["one"] if self.embeddings.keeps_one else []),
+        ]
+        digest = hashlib.sha256(json.dumps(own).encode())
         for name, tensor in self.embeddings.backbone.state_dict().items():
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensor.detach().cpu().float().numpy()).data)
