@@ -7,9 +7,11 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "Grid": "grid",
         "GridRun": "grid",
-        "read_grid": "grid",
+        "OnRay": "workers",
+        "read_grid": "grid_files",
         "run_grid": "running",
         "Result": "results",
+        "curves_of_runs": "curves",
         "read_results": "results",
         "write_results": "results",
         "compare": "report",

@@ -1,13 +1,18 @@
-"""Plots of results over code lengths or by method, with the spread over seeds."""
+"""Plots of results over code lengths or by method, and of curves, with the spread over seeds."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from cmfah_hf.evaluation.plots import COLORS, DASHES, new_plot, style_axes, write_plot
+from cmfah_hf.experiments.curves import Curve, mean_curves
 from cmfah_hf.experiments.report import DIRECTIONS, Summary, select, summarize
 from cmfah_hf.experiments.results import Result
+
+_GRAY = "#9AA1A9"
 
 
 def plot_results(
@@ -55,4 +60,41 @@ def plot_results(
         axes.set_yticks(range(len(lines)), list(reversed(lines)))
         axes.set(xlabel=f"{metric.upper()}, {DIRECTIONS[direction]}")
     style_axes(axes)
+    return write_plot(figure, path)
+
+
+def plot_curves(curves: Sequence[Curve], path: str | os.PathLike, kind: str = "precision@k") -> Path:
+    """Plots curves by method, a panel for each direction: means over the seeds, and the standard deviation as a band.
+
+    Args:
+        curves: As from `curves_of_runs`, of this kind.
+        path: The file, in the format of its suffix; its folder is created.
+        kind: `"precision@k"` or `"precision-recall"`.
+    """
+    means = mean_curves(curves, kind)
+    of_methods = [one for one in means if one.ranking != "random"] or means
+    names = ("data", "title", "bits", "protocol", "database", "encoding", "ranking")
+    differing = [name for name in names if name == "title" or len({getattr(one, name) for one in of_methods}) > 1]
+    lines: dict[str, list[Curve]] = {}
+    for one in of_methods:
+        lines.setdefault(", ".join(str(getattr(one, name)) for name in differing), []).append(one)
+    # Methods on the same data share the curve of a random order.
+    random = {(one.direction, *one.y.round(3)): one for one in means if one.ranking == "random"}
+    directions = [name for name in DIRECTIONS if any(one.direction == name for one in of_methods)]
+    figure = Figure(figsize=(6.4 * len(directions), 4.4), dpi=150, layout="constrained")
+    all_axes = figure.subplots(1, len(directions), squeeze=False, sharey=True)[0]
+    for axes, direction in zip(all_axes, directions, strict=True):
+        for number, (label, of_line) in enumerate(lines.items()):
+            for one in (one for one in of_line if one.direction == direction):
+                color, dashes = COLORS[number % len(COLORS)], DASHES[number % len(DASHES)]
+                # A single point, as of one tie of all items, would not be visible as a line.
+                marker = "o" if len(one.x) == 1 else None
+                axes.plot(one.x, one.y, color=color, linestyle=dashes, marker=marker, label=label)
+                axes.fill_between(one.x, one.y - one.spread, one.y + one.spread, color=color, alpha=0.15, lw=0)
+        for number, one in enumerate(one for one in random.values() if one.direction == direction):
+            axes.plot(one.x, one.y, color=_GRAY, linestyle=":", label="_" if number else "random order", zorder=1)
+        x_label = "Retrieved items k" if kind == "precision@k" else "Recall"
+        axes.set(xlabel=x_label, ylabel="Precision", title=DIRECTIONS[direction])
+        style_axes(axes)
+    all_axes[0].set_ylim(bottom=0)  # of all panels
     return write_plot(figure, path)

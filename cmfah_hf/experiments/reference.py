@@ -4,6 +4,7 @@ Shapes: `N` items, `D` features, `C` classes, `Q` queries.
 """
 
 import logging
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -15,7 +16,7 @@ import numpy as np
 from cmfah_hf.evaluation.levels import count_relevant, relevance
 from cmfah_hf.evaluation.metrics import mean_average_precision, random_ranking_map
 from cmfah_hf.experiments.features import Items, items_of_run, of_length_one
-from cmfah_hf.experiments.results import figures_of_queries, figures_of_validation
+from cmfah_hf.experiments.results import Fitted, figures_of_queries, figures_of_validation
 from cmfah_hf.training.settings.configuration import Run
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ _MODALITIES = ("image", "text")
 _DIRECTIONS = {"i2t": ("image", "text"), "t2i": ("text", "image")}
 
 
-def linear_reference(run: Run, output: Path) -> list[dict[str, Any]]:
-    """The figures of the linear reference on the data of a run, as rows of results.
+def linear_reference(run: Run, output: Path) -> Fitted:
+    """The figures of the linear reference on the data of a run.
 
     There is one logistic regression per class and modality, and items are ranked by the cosine of their class
     posteriors, without hashing. `read_items` says what the features are. The validation queries choose one of
@@ -43,17 +44,19 @@ def linear_reference(run: Run, output: Path) -> list[dict[str, Any]]:
         DataError: As in `items_of_run`.
         CMFAHError: If scikit-learn is not installed.
     """
+    start = time.monotonic()
     items = items_of_run(run, output)
     database = items.get("validation_database", items["train"])
     strengths, validation = choose_strengths(items["train"], items["validation"], database)
     logger.info("C chosen on %d validation queries: %s", len(items["validation"].labels), strengths)
     fitted = {name: fit(items["all"], name, strengths[name]) for name in _MODALITIES}
+    seconds = time.monotonic() - start
     figures = figures_of_validation(validation, run.data.protocol, "cosine")
     databases = {run.data.protocol: items.get("database", items["all"])}
     databases.setdefault("seen", items["all"])
     for name, searched in databases.items():
         figures += figures_of_queries(measure(fitted, items["query"], searched), name)
-    return figures
+    return Fitted(figures, seconds)
 
 
 def choose_strengths(

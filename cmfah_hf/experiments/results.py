@@ -1,9 +1,10 @@
 """Results of experiments: one row per figure, saved in the folder of each run and together as a Parquet file."""
 
 import json
+import logging
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from cmfah_hf.atomic import atomic_file, write_text
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.experiments.grid import GridRun
+
+logger = logging.getLogger(__name__)
 
 RUNS_NAME = "runs"
 RECORD_NAME = "experiment.json"
@@ -37,8 +40,11 @@ class Result:
         direction: `"i2t"`, `"t2i"`, or `"mean"` of both.
         metric: For example `"map"` or `"precision@10"`.
         value: The figure.
-        seconds: The duration of the run.
+        seconds: The duration of reading the data and training, without the evaluation on the queries; of an
+            interrupted run, since its last start.
         settings, versions: JSON objects: settings in addition to the configuration, and versions of libraries.
+        memory_mb: The most main memory that the process of the run held during the run, in 10^6 bytes, with what it
+            held before; None if the run has not trained in one go, or was made by an earlier version of the package.
     """
 
     run: str
@@ -59,10 +65,23 @@ class Result:
     seconds: float
     settings: str
     versions: str
+    memory_mb: float | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a reference gives: its figures as rows of results, and the seconds of reading the data and fitting."""
+
+    figures: list[dict[str, Any]]
+    seconds: float
 
 
 _TYPES = {"bits": pa.int64(), "seed": pa.int64(), "value": pa.float64(), "seconds": pa.float64()}
+_TYPES |= {"memory_mb": pa.float64()}
 SCHEMA = pa.schema([(field.name, _TYPES.get(field.name, pa.string())) for field in fields(Result)])
+# Columns that a file of an earlier version may lack, and those without a value in some rows.
+_OPTIONAL = {field.name for field in fields(Result) if field.default is not MISSING}
+_NULLABLE = {"bits", *_OPTIONAL}
 
 
 def figures_of_queries(
@@ -93,7 +112,13 @@ def _row(ranking: str, direction: str, metric: str, value: float) -> dict[str, A
     return {"ranking": ranking, "direction": direction, "metric": metric, "value": float(value)}
 
 
-def write_record(folder: Path, run: GridRun, figures: list[dict[str, Any]] | None, seconds: float = 0.0) -> None:
+def write_record(
+    folder: Path,
+    run: GridRun,
+    figures: list[dict[str, Any]] | None,
+    seconds: float = 0.0,
+    memory_mb: float | None = None,
+) -> None:
     """Writes the description of a run and, if it has finished, its figures into its folder."""
     shown = {name: value for name, value in asdict(run).items() if name not in ("config", "settings")}
     record = {
@@ -103,6 +128,7 @@ def write_record(folder: Path, run: GridRun, figures: list[dict[str, Any]] | Non
         "settings": dict(run.settings),
         "versions": versions(),
         "seconds": round(seconds, 1),
+        "memory_mb": None if memory_mb is None else round(memory_mb, 1),
         "figures": figures,
     }
     write_text(folder / RECORD_NAME, json.dumps(record, indent=2) + "\n", CheckpointError)
@@ -136,8 +162,11 @@ def write_results(output: str | Path) -> list[Result]:
 def read_results(path: str | Path) -> list[Result]:
     """The rows of a results file, or of a grid's output folder, whose finished runs are collected first.
 
+    A file of another version of the package is read if it only lacks columns that have a default, or has further ones;
+    a warning says which.
+
     Raises:
-        CMFAHError: If the path is neither.
+        CMFAHError: If the path is neither, or the file lacks a column or a value.
     """
     path = Path(path)
     if (path / RUNS_NAME).is_dir():
@@ -147,12 +176,29 @@ def read_results(path: str | Path) -> list[Result]:
     if not path.is_file():
         raise CMFAHError(f"{path}: there are no results; give the output of `cmfah experiment run`, or a Parquet file.")
     try:
-        table = pq.read_table(path, schema=SCHEMA)
+        table = _in_this_version(pq.read_table(path), path)
     except (pa.ArrowException, OSError) as error:
         raise CMFAHError(
             f"{path} holds no results ({' '.join(str(error).split())[:200]}); collect them again."
         ) from error
     return [Result(**row) for row in table.to_pylist()]
+
+
+def _in_this_version(table: pa.Table, path: Path) -> pa.Table:
+    """The columns of `SCHEMA` that a table has."""
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if needed := [name for name in missing if name not in _OPTIONAL]:
+        raise CMFAHError(f"{path} holds no results of this version: it has no {', '.join(needed)}; run it again.")
+    further = [name for name in table.column_names if name not in SCHEMA.names]
+    if missing or further:
+        said = [f"it has no {', '.join(missing)}"] if missing else []
+        said += [f"its {', '.join(further)} is left out"] if further else []
+        logger.warning("%s was written by another version of the package: %s.", path, " and ".join(said))
+    schema = pa.schema([SCHEMA.field(name) for name in SCHEMA.names if name not in missing])
+    table = table.select(schema.names).cast(schema)
+    if empty := [name for name in schema.names if name not in _NULLABLE and table[name].null_count]:
+        raise CMFAHError(f"{path} holds no results: {', '.join(empty)} has no value in some row; collect them again.")
+    return table
 
 
 def versions() -> dict[str, str]:
@@ -171,6 +217,7 @@ def _results_of(path: Path, record: Mapping[str, Any]) -> Iterable[Result]:
     try:
         own = {name: record[name] for name in of_run}
         own |= {name: json.dumps(record[name]) for name in ("settings", "versions")}
+        own["memory_mb"] = record.get("memory_mb")
         for figure in record["figures"]:
             yield Result(**own, **figure)
     except (KeyError, TypeError) as error:

@@ -2,12 +2,9 @@
 
 import json
 import logging
-import multiprocessing
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -17,14 +14,17 @@ from cmfah_hf.atomic import atomic_folder, locked
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.experiments.grid import LINEAR, Grid, GridRun
+from cmfah_hf.experiments.memory import PeakMemory
 from cmfah_hf.experiments.results import (
     RUNS_NAME,
+    Fitted,
     figures_of_queries,
     figures_of_validation,
     read_record,
     write_record,
     write_results,
 )
+from cmfah_hf.experiments.workers import Ended, OnRay, Progress, in_processes, in_this_process, on_ray
 from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.training import parse_run, train
 from cmfah_hf.training.evaluate import evaluate_folder
@@ -42,7 +42,12 @@ _WAITING_FOR_WORDS_S = 24 * 3600.0
 
 
 def run_grid(
-    grid: Grid, output: str | Path, only: Sequence[str] = (), jobs: int = 1, report: Callable[[str], None] = logger.info
+    grid: Grid,
+    output: str | Path,
+    only: Sequence[str] = (),
+    jobs: int = 1,
+    report: Callable[[str], None] = logger.info,
+    ray: OnRay | None = None,
 ) -> list[str]:
     """Runs a grid. Finished runs are not repeated, and interrupted ones resume from their last checkpoint.
 
@@ -54,63 +59,55 @@ def run_grid(
         output: The folder of the grid: `runs/` with a folder per run, `words/`, and `results.parquet` with the figures.
         only: Patterns of names, as in `Grid.only`.
         jobs: The number of parallel processes.
-        report: Called with one line for each run that has ended.
+        report: Called with one line for each run that has ended, with the time so far and an estimate of the rest.
+        ray: What each run reserves on a Ray cluster, where the runs take place instead; None: on this machine.
 
     Returns:
         The names of failed runs, which the next call repeats.
 
     Raises:
-        CMFAHError: If a pattern matches nothing, or the folder cannot be written.
+        CMFAHError: If a pattern matches nothing, the folder cannot be written, or Ray is asked for and not there.
     """
     runs, output = grid.only(only), Path(output)
     if jobs < 1:
         raise CMFAHError(f"jobs is {jobs}; give 1 or more.")
-    failed = []
+    progress, failed = Progress([run for run in runs if not _is_finished(run, output)], jobs), []
     try:
-        for count, (run, problem) in enumerate(_each(runs, output, jobs), start=1):
-            report(f"[{count}/{len(runs)}] {run.name}: {problem or 'finished'}")
-            if problem is not None:
+        for count, (run, ended) in enumerate(_each(runs, output, jobs, ray), start=1):
+            so_far = progress.end(run, ended.seconds)
+            report(f"[{count}/{len(runs)}] {run.name}: {ended.problem or 'finished'} ({so_far})")
+            if ended.problem is not None:
                 failed.append(run.name)
     finally:
         write_results(output)
     return failed
 
 
-def _each(runs: Sequence[GridRun], output: Path, jobs: int) -> Iterator[tuple[GridRun, str | None]]:
-    """Each run with the reason of its failure in one line, or None."""
-    if jobs == 1:
-        for run in runs:
-            yield run, _attempt(run, output)
-        return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_use_threads, initargs=(threads,)) as pool:
-        pending: dict[Future[str | None], GridRun] = {pool.submit(_attempt, run, output): run for run in runs}
-        try:
-            for future in as_completed(pending):
-                error = future.exception()  # only if the process died, because `_attempt` raises nothing
-                yield pending[future], future.result() if error is None else f"its process ended ({error})"
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _each(runs: Sequence[GridRun], output: Path, jobs: int, ray: OnRay | None) -> Iterator[tuple[GridRun, Ended]]:
+    if ray is not None:
+        return on_ray(_attempt, runs, output, ray)
+    return in_this_process(_attempt, runs, output) if jobs == 1 else in_processes(_attempt, runs, output, jobs)
 
 
-def _use_threads(count: int) -> None:
-    import torch
+def _is_finished(run: GridRun, output: Path) -> bool:
+    try:
+        record = read_record(output / RUNS_NAME / run.name)
+    except CMFAHError:  # the run will fail
+        return False
+    return record is not None and record["figures"] is not None
 
-    torch.set_num_threads(count)
 
-
-def _attempt(run: GridRun, output: Path) -> str | None:
-    """Finishes one run; returns the reason of its failure in one line, or None. Tracebacks of bugs are logged."""
+def _attempt(run: GridRun, output: Path) -> Ended:
+    """Finishes one run, if it has not been finished. Tracebacks of bugs are logged."""
+    start, problem, was_finished = time.monotonic(), None, _is_finished(run, output)
     try:
         finish(run, output)
     except CMFAHError as error:
-        return str(error)
+        problem = str(error)
     except Exception as error:  # a bug in one run does not stop the others
         logger.exception("%s failed", run.name)
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return None
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return Ended(problem, 0.0 if was_finished else time.monotonic() - start)
 
 
 def finish(run: GridRun, output: Path) -> None:
@@ -129,13 +126,15 @@ def finish(run: GridRun, output: Path) -> None:
             return
     folder.mkdir(parents=True, exist_ok=True)
     write_record(folder, run, None)
-    start = time.monotonic()
+    memory = PeakMemory()
     parsed = parse_run(run.config, [*run.arguments(), "--output_dir", str(folder)])
     if run.reference is not None:
-        figures = _reference_figures(run, parsed, folder)
-        write_record(folder, run, figures, time.monotonic() - start)
+        fitted = _fitted_reference(run, parsed, folder)
+        write_record(folder, run, fitted.figures, fitted.seconds, memory.megabytes())
         return
     metrics_file = folder / METRICS_NAME
+    # A training in several goes, or of an earlier call, has no peak that could be measured now.
+    in_one_go = not metrics_file.is_file() and not any(folder.glob("checkpoint-*"))
     if not metrics_file.is_file():
         if parsed.data.words_from is None:
             parsed.data.words_from = str(shared_words(parsed, output))
@@ -143,12 +142,14 @@ def finish(run: GridRun, output: Path) -> None:
             parsed.training.resume_from_checkpoint = "last"
         train(parsed)
     metrics: dict[str, Any] = read_json(metrics_file, CheckpointError)
-    write_record(folder, run, _figures(run, parsed, folder, metrics), float(metrics.get("seconds", 0.0)))
+    figures = _figures(run, parsed, folder, metrics)
+    most = memory.megabytes() if in_one_go else None
+    write_record(folder, run, figures, float(metrics.get("seconds", 0.0)), most)
     for checkpoint in folder.glob("checkpoint-*"):  # the model is the best one
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def _reference_figures(run: GridRun, parsed: Run, folder: Path) -> list[dict[str, Any]]:
+def _fitted_reference(run: GridRun, parsed: Run, folder: Path) -> Fitted:
     if run.reference == LINEAR:
         from cmfah_hf.experiments.reference import linear_reference
 
@@ -171,6 +172,8 @@ def _figures(run: GridRun, parsed: Run, folder: Path, metrics: dict[str, Any]) -
     figures += figures_of_queries(metrics["query"], run.protocol)
     if "query_seen" in metrics:
         figures += figures_of_queries(metrics["query_seen"], "seen")
+    for encoding in ("pair", "learnt"):  # a shallow method's own codes of the database
+        figures += figures_of_queries(metrics.get(f"query_{encoding}", {}), run.protocol, encoding)
     if "paired" in run.encodings and run.protocol == "seen":
         data = parsed.data
         database = data.database_split if data.database_split != "database" else None

@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from cmfah_hf.errors import CMFAHError
-from cmfah_hf.experiments import read_grid
+from cmfah_hf.experiments import grid_files, read_grid
 from cmfah_hf.experiments.grid import as_arguments
+from cmfah_hf.experiments.grid_files import is_missing
 from cmfah_hf.training import bundled_configuration, parse_run
 
 EXPERIMENTS = sorted(bundled_configuration("cmfah-scenes.yaml").parent.glob("experiments/*.yaml"))
@@ -88,6 +89,87 @@ def test_invalid_grids(write_grid, changes, message):
     path.write_text(yaml.safe_dump(["a list"]), encoding="utf-8")
     with pytest.raises(CMFAHError, match="the grid is list"):
         read_grid(path)
+
+
+def test_all_faults_are_named_at_once(write_grid, tmp_path):
+    (tmp_path / "broken.yaml").write_text("model: {hash_bitz: 16}\n", encoding="utf-8")
+    path = write_grid(
+        colors=[],
+        data={"scenes": {"dataset": str(tmp_path / "nowhere"), "mirrored": True}},
+        methods={
+            "cmfah": {
+                "config": "tiny-scenes.yaml",
+                "variants": {"both": {"attention": "sideways"}, "low": {"label_weigth": 0, "learning_rate": "low"}},
+            },
+            "gone": {"config": "gone.yaml"},
+            "broken": {"config": "broken.yaml", "settings": {"attention": "none"}},
+            "dcmh": {"config": "tiny-scenes.yaml", "settings": {"method": "dmch"}},
+            "svm": {"config": "tiny-scenes.yaml", "reference": "svm", "cost": 1},
+            "scm": {"config": "tiny-scenes.yaml", "reference": "scm", "hasher": {"margin": 1, "solution": "all"}},
+        },
+        bits=[16, 12, 4],
+        seeds=[0, -1],
+        settings={"optimizer": "sgd"},
+    )
+    with pytest.raises(CMFAHError) as caught:
+        read_grid(path, data_of=[])
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for fault in (
+        "the grid has no key 'colors'",
+        "methods, svm has no key 'cost'",
+        "svm has the reference 'svm'",
+        "bits holds 12, 4; a code is stored in whole bytes",
+        "seeds cannot hold -1",
+        "gone.yaml: this configuration did not come",
+        "settings: There is no argument --optimizer",
+        "data, scenes: There is no argument --mirrored",
+        "variants, low: There is no argument --label_weigth; did you mean 'label_weight' (for cmfah)",
+        "variants, low: Argument --learning_rate/--learning-rate: invalid float value: 'low'",
+        "variants, both: The settings of the model cannot be used: attention",
+        "broken: ",
+        "model has no setting 'hash_bitz'; did you mean 'hash_bits'",
+        "dcmh: --method is 'dmch'",
+        "scm: scm has no setting margin here",
+        "scm: solution is 'all'",
+        f"data, scenes: {tmp_path / 'nowhere'}: there is no such folder",
+    ):
+        assert fault in message, fault
+    assert message.startswith(f"{path} has 16 faults: 1. the grid has no key")
+    assert "; 16. " in message
+    assert message.count("--optimizer") == 1
+
+
+def test_values_that_no_model_can_have_are_found(write_grid):
+    with pytest.raises(CMFAHError, match=r"grid.yaml: variants, both: The settings of the model .*attention"):
+        read_grid(write_grid(variants={"both": {"attention": "sideways"}}))
+    with pytest.raises(CMFAHError, match="bits holds 12; a code is stored in whole bytes, so give multiples of 8"):
+        read_grid(write_grid(bits=[12, 16]))
+    with pytest.raises(CMFAHError, match=r"settings: protocol 'unseen' divides the training pairs"):
+        read_grid(write_grid(settings={"streaming": True}, protocols=["seen", "unseen"]))
+
+
+def test_runs_with_the_same_settings_are_parsed_once(write_grid, monkeypatch):
+    parsed = []
+    monkeypatch.setattr(grid_files, "parse_run", lambda *given: parsed.append(given) or parse_run(*given))
+    variants = {"both": None, "none": {"attention": "none"}}
+    grid = read_grid(write_grid(bits=[8, 16, 32, 64], seeds=list(range(50)), variants=variants))
+    assert len(grid.runs) == 400
+    assert len(parsed) == 2
+
+
+def test_only_data_that_cannot_exist_is_missing(write_grid, tmp_path, monkeypatch):
+    (tmp_path / "root" / "data" / "coco-pairs").mkdir(parents=True)
+    monkeypatch.setenv("CMFAH_DATA", str(tmp_path / "root"))
+    found = ("scenes", "data/coco-pairs", "owner/name", "name", "hf://datasets/owner/name/x.parquet", str(tmp_path))
+    assert not any(map(is_missing, found))
+    assert all(map(is_missing, ("data/coco-pears", "./nowhere", "a/b/c", str(tmp_path / "nowhere"))))
+    path = write_grid(data={"one": {"dataset": "data/coco-pairs"}, "two": {"dataset": "data/coco-pears"}},
+                      methods={"cmfah": {"config": "tiny-scenes.yaml"}})  # fmt: skip
+    assert len(read_grid(path).runs) == 4
+    assert len(read_grid(path, data_of=["one/*"]).runs) == 4
+    with pytest.raises(CMFAHError, match=r"grid.yaml: data, two: data/coco-pears: there is no such folder"):
+        read_grid(path, data_of=["*/seed-0"])
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

@@ -13,6 +13,7 @@ from cmfah_hf.experiments.report import (
     Table,
     compare,
     comparison_table,
+    cost_table,
     paired_p,
     select,
     shown_mean,
@@ -85,6 +86,22 @@ def test_rows_are_compared_within_their_group(make_results):
     differences = {(one.of["variant"], one.of["bits"]): one.difference for one in compare(results, "cmfah/both")}
     assert differences[("none", 16)] == pytest.approx(0.15)
     assert differences[("none", 64)] < 0
+
+
+def test_costs_are_means_over_seeds(make_results):
+    results = []
+    for seed, (seconds, memory) in enumerate([(10.0, 500.0), (12.0, 510.0)]):
+        for metric in ("map", "recall@1"):  # rows of one run
+            rows = make_results({"both": [0.1, 0.2]}, metric=metric, seconds=seconds, memory_mb=memory)
+            results.append(rows[seed])
+    results += make_results({"none": [0.3]}, seconds=0.25, bits=32)
+    table = cost_table(results)
+    assert list(table.head) == ["title", "bits", "seconds", "memory (MB)", "seeds"]
+    assert table.rows == [
+        ["CMFAH (both)", "64", "11.0 ± 1.4", "505 ± 7", "2"],
+        ["CMFAH (none)", "32", "0.2", "", "1"],
+    ]
+    assert table.note.startswith("Seconds of reading the data and training; most main memory")
 
 
 @pytest.mark.parametrize("lengths", [(64,), (16, 32, 64)])
