@@ -1,7 +1,7 @@
 """Files of curves: the points of `RetrievalEvaluator.curves` as JSON.
 
-A file holds, by name such as `hamming/i2t` or `random`, the lists `k` and `precision_at_k`, up to the depth of the
-figures in papers, and `recall` and `precision`.
+A file holds, by name, the lists `k` and `precision_at_k`, up to the depth of the figures in papers, and `recall` and
+`precision`. Names are such as `hamming/i2t`, `random`, or `hamming/i2t/seen/pair`, of other codes of the database.
 """
 
 import json
@@ -38,6 +38,18 @@ def write_curves(curves: Mapping[str, Mapping[str, np.ndarray]], path: str | os.
         }
         lines.append(f"{json.dumps(name)}: {json.dumps(points)}")
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n", CheckpointError)
+
+
+def add_curves(
+    curves: Mapping[str, Mapping[str, np.ndarray]], database: str, encoding: str, path: str | os.PathLike
+) -> None:
+    """Adds the curves of another database, or of other codes of it, to a file, with both in their names.
+
+    Raises:
+        CheckpointError: If the file is none of curves, or cannot be written.
+    """
+    ranked = {f"{name}/{database}/{encoding}": curve for name, curve in curves.items() if "/" in name}
+    write_curves({**read_curves(path), **ranked}, path)
 
 
 def read_curves(path: str | os.PathLike) -> dict[str, dict[str, np.ndarray]]:

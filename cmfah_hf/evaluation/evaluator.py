@@ -39,6 +39,7 @@ _MAP_METRICS = {
 _AT_K: dict[str, Callable[..., np.ndarray]] = {"recall@k": hit_rate_at_k, "ndcg@k": ndcg_at_k}
 _INSTANCE_METRICS = (*_AT_K, "median_rank")
 METRICS = (*_MAP_METRICS, "precision@k", *_INSTANCE_METRICS, "random", "constant")
+DEFAULT_METRICS = ("map", "precision@k", "random", "constant")
 PAIR_METRICS = ("map", *_INSTANCE_METRICS, "random")
 # The depths at which papers plot precision at k.
 _CURVE_STEP, _CURVE_END = 50, 1000
@@ -71,7 +72,7 @@ class RetrievalEvaluator:
 
     def __init__(
         self,
-        metrics: Sequence[str] = ("map", "precision@k", "random", "constant"),
+        metrics: Sequence[str] = DEFAULT_METRICS,
         ks: Sequence[int] = (1, 5, 10, 50, 100),
         ranking: str | Sequence[str] = ("hamming", "aqd"),
     ):

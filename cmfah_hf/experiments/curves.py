@@ -58,11 +58,6 @@ _OF_RUN = ("data", "method", "variant", "title", "bits", "protocol", "seed")
 _GROUPS = (*_OF_RUN[:-1], "database", "encoding", "ranking", "direction")
 
 
-def curve_name(ranking: str, direction: str, database: str, encoding: str) -> str:
-    """The name of a curve in a run's file, if it is not that of the run's own database with codes of single items."""
-    return "/".join((ranking, direction, database, encoding))
-
-
 def curves_of_runs(output: str | Path, kind: str) -> list[Curve]:
     """The curves of the finished runs of a grid.
 

@@ -2,19 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from cmfah_hf.errors import CMFAHError, DataError
-from cmfah_hf.methods.shallow.hasher import SHALLOW_METHODS, ShallowHasher, hasher_class
+from cmfah_hf.errors import CMFAHError
 from cmfah_hf.training import CMFAHTrainingArguments
 from cmfah_hf.training.settings.arguments import DataArguments
 
-# Values of `reference`: what is fitted to features instead of a training.
+# The value of `reference`: real-valued classifiers of the features instead of a training.
 LINEAR = "linear"
-REFERENCES = (LINEAR, *SHALLOW_METHODS)
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,7 @@ class GridRun:
         config: The configuration for `cmfah train`.
         settings: Settings that take precedence over the configuration.
         encodings: `"single"`, and `"paired"` if queries are also encoded with their partners.
-        reference: None, or one of `REFERENCES` instead of a training.
-        hasher: The settings of a shallow method in addition to bits and seed.
+        reference: None, or `LINEAR` instead of a training.
     """
 
     data: str
@@ -45,18 +42,6 @@ class GridRun:
     settings: Mapping[str, Any]
     encodings: tuple[str, ...] = ("single",)
     reference: str | None = None
-    hasher: Mapping[str, Any] = field(default_factory=dict)
-
-    def new_hasher(self) -> ShallowHasher:
-        """The shallow method of this run.
-
-        Raises:
-            DataError: If it has no such setting, or one is outside its range.
-        """
-        kind = hasher_class(str(self.reference))
-        if unknown := self.hasher.keys() - ({each.name for each in fields(kind)} - {"bits", "seed"}):
-            raise DataError(f"{kind.name} has no setting {', '.join(sorted(unknown))} here.")
-        return kind(bits=self.bits or 0, seed=self.seed, **self.hasher)
 
     @property
     def name(self) -> str:

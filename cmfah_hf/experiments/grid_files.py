@@ -16,7 +16,7 @@ from cmfah_hf.data.sources.request import DATA_VARIABLE, LoadRequest
 from cmfah_hf.data.sources.scenes import SCENES
 from cmfah_hf.documents import read_yaml
 from cmfah_hf.errors import CMFAHError
-from cmfah_hf.experiments.grid import LINEAR, REFERENCES, Grid, GridRun
+from cmfah_hf.experiments.grid import LINEAR, Grid, GridRun
 from cmfah_hf.training import bundled_configuration, parse_run
 from cmfah_hf.training.evaluate import PROTOCOLS as ENCODINGS
 from cmfah_hf.training.settings.arguments import PROTOCOLS
@@ -24,7 +24,7 @@ from cmfah_hf.training.settings.configuration import Run
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 _KEYS = ("title", "data", "methods", "variants", "bits", "seeds", "protocols", "encodings", "settings")
-_OF_METHOD = ("title", "config", "reference", "hasher", "variants", "settings")
+_OF_METHOD = ("title", "config", "reference", "variants", "settings")
 # Settings that differ from run to run of one configuration; that of `bits` is checked for every length.
 _OF_RUN = ("seed", "hash_bits")
 
@@ -33,8 +33,7 @@ def read_grid(path: str | Path, data_of: Sequence[str] | None = None) -> Grid:
     """Reads a grid.
 
     A grid is a YAML file. Its only required key is `methods`: by name, each with a `config` (a configuration of
-    `cmfah train`, next to the grid or bundled) and optionally its own `reference`, `hasher` (the settings of a shallow
-    method), `title`, `settings` and `variants`.
+    `cmfah train`, next to the grid or bundled) and optionally its own `reference`, `title`, `settings` and `variants`.
     `data` and `variants` map names to settings; a variant may have a `title`. `{data}` in the name of a configuration
     or in a setting is replaced by the name of the data set. `bits`, `seeds`, `protocols` and `encodings` are lists, and
     `settings` apply to all runs.
@@ -124,15 +123,13 @@ class _Axes:
 def _method(name: str, method: dict[str, Any], general: dict[str, Any], faults: _Faults) -> dict[str, Any]:
     """The keys of a method, all present. Without a reference that exists, it has no variants, and so no runs."""
     _check_keys(f"methods, {name}", method, _OF_METHOD, faults)
-    reference, hasher = method.get("reference"), _mapping(f"{name}, hasher", method.get("hasher") or {}, faults)
+    reference = method.get("reference")
     variants = _named(f"{name}, variants", method["variants"], faults) if method.get("variants") else general
-    if reference not in (None, *REFERENCES):
-        faults.add(f"{name} has the reference {reference!r}; choose {', '.join(REFERENCES)}")
+    if reference not in (None, LINEAR):
+        faults.add(f"{name} has the reference {reference!r}; leave it out, or give {LINEAR!r}")
         variants = {}
     elif reference is not None:
         variants = {"full": {}}
-    if hasher and reference in (None, LINEAR):
-        faults.add(f"{name} has a hasher, which only a shallow method as its reference has")
     if not method.get("config"):
         faults.add(f"{name} names no config; give a configuration of `cmfah train`")
         variants = {}
@@ -140,7 +137,6 @@ def _method(name: str, method: dict[str, Any], general: dict[str, Any], faults: 
         "title": str(method.get("title") or name),
         "config": str(method.get("config", "")),
         "reference": reference,
-        "hasher": hasher,
         "variants": variants,
         "settings": _mapping(f"{name}, settings", method.get("settings") or {}, faults),
     }
@@ -168,7 +164,7 @@ def _runs(axes: _Axes, faults: _Faults) -> Iterator[GridRun]:
                 }
                 yield GridRun(
                     *(data, name, variant, size, protocol, seed, title, config, settings),
-                    *(tuple(axes.encodings), reference, method["hasher"]),
+                    *(tuple(axes.encodings), reference),
                 )
 
 
@@ -188,18 +184,6 @@ def _check_runs(axes: _Axes, runs: Sequence[GridRun], data_of: Sequence[str] | N
         dataset = run.settings.get("dataset") if settled is None else settled.data.dataset
         if isinstance(dataset, str) and _is_chosen(run, data_of) and is_missing(dataset):
             faults.add(f"data, {run.data}: {dataset}: there is no such folder or file, here or below {DATA_VARIABLE}")
-    for run in {(run.method, run.bits): run for run in runs if run.reference not in (None, LINEAR)}.values():
-        _check_hasher(run, faults)
-
-
-def _check_hasher(run: GridRun, faults: _Faults) -> None:
-    """Whether a shallow method takes its settings with this code length."""
-
-    def check(given: dict[str, Any]) -> None:
-        replace(run, hasher=given).new_hasher()
-
-    for _, fault in _faults_of(check, run.hasher):
-        faults.add(f"{run.method}: {fault}")
 
 
 def _parsed(axes: _Axes, run: GridRun, faults: _Faults) -> Run | None:

@@ -13,11 +13,10 @@ from typing import Any
 from cmfah_hf.atomic import atomic_folder, locked
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError, CMFAHError
-from cmfah_hf.experiments.grid import LINEAR, Grid, GridRun
+from cmfah_hf.experiments.grid import Grid, GridRun
 from cmfah_hf.experiments.memory import PeakMemory
 from cmfah_hf.experiments.results import (
     RUNS_NAME,
-    Fitted,
     figures_of_queries,
     figures_of_validation,
     read_record,
@@ -119,8 +118,8 @@ def finish(run: GridRun, output: Path) -> None:
     folder = output / RUNS_NAME / run.name
     record = read_record(folder)
     if record is not None:
-        settings, hasher = (json.loads(json.dumps(dict(each))) for each in (run.settings, run.hasher))
-        if (record["config"], record["settings"], record.get("hasher", {})) != (run.config.name, settings, hasher):
+        settings = json.loads(json.dumps(dict(run.settings)))
+        if (record["config"], record["settings"]) != (run.config.name, settings):
             raise CheckpointError(f"{folder} holds a run with other settings; remove it, or name another output.")
         if record["figures"] is not None:
             return
@@ -129,7 +128,9 @@ def finish(run: GridRun, output: Path) -> None:
     memory = PeakMemory()
     parsed = parse_run(run.config, [*run.arguments(), "--output_dir", str(folder)])
     if run.reference is not None:
-        fitted = _fitted_reference(run, parsed, folder)
+        from cmfah_hf.experiments.reference import linear_reference
+
+        fitted = linear_reference(parsed, folder)
         write_record(folder, run, fitted.figures, fitted.seconds, memory.megabytes())
         return
     metrics_file = folder / METRICS_NAME
@@ -147,16 +148,6 @@ def finish(run: GridRun, output: Path) -> None:
     write_record(folder, run, figures, float(metrics.get("seconds", 0.0)), most)
     for checkpoint in folder.glob("checkpoint-*"):  # the model is the best one
         shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-def _fitted_reference(run: GridRun, parsed: Run, folder: Path) -> Fitted:
-    if run.reference == LINEAR:
-        from cmfah_hf.experiments.reference import linear_reference
-
-        return linear_reference(parsed, folder)
-    from cmfah_hf.experiments.shallow import shallow_reference
-
-    return shallow_reference(parsed, run.new_hasher(), folder)
 
 
 def _figures(run: GridRun, parsed: Run, folder: Path, metrics: dict[str, Any]) -> list[dict[str, Any]]:

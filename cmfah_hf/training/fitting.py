@@ -1,10 +1,12 @@
 """Fitting of shallow methods to the features of a run, in place of a training."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from cmfah_hf.data import encode_labels
 from cmfah_hf.evaluation import RetrievalEvaluator
+from cmfah_hf.evaluation.curve_files import add_curves
 from cmfah_hf.methods.shallow.hasher import ShallowHasher
 from cmfah_hf.methods.shallow.objectives import ShallowObjective, fill_towers
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
@@ -45,7 +47,7 @@ def fit_towers(trainer: CMFAHTrainer, prepared: PreparedRun) -> FittedHasher:
 
 
 def figures_of_other_databases(
-    fitted: FittedHasher, trainer: CMFAHTrainer, prepared: PreparedRun, queries: Any, database: Any
+    fitted: FittedHasher, trainer: CMFAHTrainer, prepared: PreparedRun, queries: Any, database: Any, curves: Path
 ) -> dict[str, dict[str, float]]:
     """The figures with the database codes of the method's paper, if these are not of single items.
 
@@ -53,6 +55,7 @@ def figures_of_other_databases(
         fitted: From `fit_towers`.
         trainer, prepared: Of the same run.
         queries, database: Pairs with labels. None as the database: the pairs of the fit.
+        curves: A file of curves, to which theirs are added.
 
     Returns:
         `query_pair` with codes of pairs; `query_learnt` with the codes of the fit, which has seen the labels.
@@ -68,8 +71,10 @@ def figures_of_other_databases(
         assert hasher.training_codes_ is not None
         codes_NK = hasher.training_codes_.astype("float32")
     hashes = hasher.encode_image(asked.images), hasher.encode_text(asked.texts)
-    figures = RetrievalEvaluator()(*hashes, codes_NK, codes_NK, asked.labels, searched.labels)
-    return {f"query_{hasher.database}": figures}
+    task = (*hashes, codes_NK, codes_NK, asked.labels, searched.labels)
+    evaluator = RetrievalEvaluator(prepared.run.data.metrics)
+    add_curves(evaluator.curves(*task), prepared.run.data.protocol, hasher.database, curves)
+    return {f"query_{hasher.database}": evaluator(*task)}
 
 
 def _features_of(trainer: CMFAHTrainer, prepared: PreparedRun, pairs: Any) -> EncodedPairs:

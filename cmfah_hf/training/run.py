@@ -16,6 +16,7 @@ from transformers import TrainerCallback, set_seed
 from cmfah_hf.atomic import write_text
 from cmfah_hf.data.similarity import PairSimilarity
 from cmfah_hf.errors import CheckpointError, CMFAHError
+from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.evaluation.curve_files import CURVES_NAME
 from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.models import MODELS, CMFAHProcessor
@@ -222,6 +223,7 @@ def _query_figures(
         without_augmentation(queries),
         text_column=prepared.text_column,
         expander=prepared.expander,
+        evaluator=RetrievalEvaluator(run.data.metrics),
     )
     if not all("labels" in side.column_names for side in (queries, database)):
         return {"pairs": split_figures(evaluate())[1]}
@@ -230,7 +232,8 @@ def _query_figures(
     if run.data.protocol == "unseen":
         figures["query_seen"] = evaluate(database=without_augmentation(pairs.all), instances=False)
     if fitted is not None:
-        figures |= figures_of_other_databases(fitted, trainer, prepared, queries, pairs.splits.get("database"))
+        file = output / CURVES_NAME
+        figures |= figures_of_other_databases(fitted, trainer, prepared, queries, pairs.splits.get("database"), file)
     draw_attention(towers, processor, queries, run.data, output / "plots")
     return figures
 

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import TINY_RUN
 
 from cmfah_hf.experiments.results import Result
 
 
 @pytest.fixture
 def write_grid(scenes_folder, write_config, tmp_path):
-    """A function that writes a grid of one-epoch runs with a frozen backbone, with changes by key."""
+    """A function that writes a grid of one-epoch runs with a frozen backbone, with changes by key.
+
+    `fitted-scenes.yaml` is a configuration for shallow methods.
+    """
 
     def write(**changes) -> Path:
         write_config(
@@ -21,6 +25,8 @@ def write_grid(scenes_folder, write_config, tmp_path):
             data={"dataset": "nowhere"},
             training={"num_train_epochs": 1},
         )
+        towers = {name: TINY_RUN["model"][name] for name in ("backbone_config", "image_size")}
+        (tmp_path / "fitted-scenes.yaml").write_text(yaml.safe_dump({"model": towers}), encoding="utf-8")
         grid = {
             "title": "Tiny",
             "data": {"scenes": {"dataset": str(scenes_folder)}},

@@ -10,9 +10,9 @@ from PIL import Image
 from cmfah_hf.cli import main
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.evaluation import RetrievalEvaluator
-from cmfah_hf.evaluation.curve_files import CURVES_NAME, read_curves, write_curves
+from cmfah_hf.evaluation.curve_files import CURVES_NAME, add_curves, read_curves, write_curves
 from cmfah_hf.experiments import read_grid, run_grid
-from cmfah_hf.experiments.curves import curve_name, curves_of_runs, mean_curves
+from cmfah_hf.experiments.curves import curves_of_runs, mean_curves
 from cmfah_hf.experiments.figures import plot_curves
 from cmfah_hf.experiments.results import write_record
 
@@ -31,7 +31,10 @@ def points(scale, recalls=(0.2, 0.6, 1.0)):
 @pytest.fixture
 def output(write_grid, tmp_path):
     """The folders of four finished runs of two methods, with curves that are simple to average."""
-    methods = {name: {"config": "tiny-scenes.yaml", "reference": name} for name in ("scm", "cmfh")}
+    methods = {
+        "scm": {"config": "fitted-scenes.yaml", "settings": {"method": "scm"}},
+        "cmfh": {"config": "fitted-scenes.yaml", "settings": {"method": "cmfh", "similarity": "pairs"}},
+    }
     grid = read_grid(write_grid(methods=methods))
     for run in grid.runs:
         folder = tmp_path / "out" / "runs" / run.name
@@ -39,8 +42,8 @@ def output(write_grid, tmp_path):
         write_record(folder, run, [])
         scale = {"scm": 1.0, "cmfh": 0.5}[run.method] * (1.0 if run.seed == 0 else 0.8)
         curves = {"hamming/i2t": points(scale), "hamming/t2i": points(scale / 2), "random": points(0.1)}
-        curves[curve_name("hamming", "i2t", "seen", "pair")] = points(scale)
         write_curves(curves, folder / CURVES_NAME)
+        add_curves({"hamming/i2t": points(scale), "random": points(0.1)}, "seen", "pair", folder / CURVES_NAME)
     return tmp_path / "out"
 
 
@@ -125,15 +128,16 @@ def test_runs_without_curves_are_left_out(output, caplog):
         curves_of_runs(output, "precision@k")
 
 
-def test_shallow_references_write_curves_costs_and_their_plots(write_grid, tmp_path, capsys):
-    methods = {"cmfh": {"config": "tiny-{data}.yaml", "reference": "cmfh", "hasher": {"rounds": 2}}}
+def test_shallow_methods_write_curves_costs_and_their_plots(write_grid, tmp_path, capsys):
+    settings = {"method": "cmfh", "rounds": 2, "similarity": "pairs"}
+    methods = {"cmfh": {"config": "fitted-{data}.yaml", "settings": settings}}
     path = write_grid(methods=methods, bits=[8], protocols=["unseen"])
     output = tmp_path / "out"
     assert run_grid(read_grid(path), output) == []
     curves = curves_of_runs(output, "precision@k")
     found = {(one.database, one.encoding, one.ranking) for one in curves}
-    rankings = ("hamming", "aqd", "random")
-    assert found == {(d, e, r) for d in ("seen", "unseen") for e in ("single", "pair") for r in rankings}
+    rankings = {(encoding, ranking) for encoding in ("single", "pair") for ranking in ("hamming", "aqd")}
+    assert found == {("unseen", *each) for each in {*rankings, ("single", "random")}}
     plot = tmp_path / "curve.png"
     arguments = ["--where", "database=unseen", "--where", "ranking=hamming", "--figure", plot, "--curve", "precision@k"]
     with pytest.raises(SystemExit) as ended:

@@ -105,7 +105,7 @@ def test_all_faults_are_named_at_once(write_grid, tmp_path):
             "broken": {"config": "broken.yaml", "settings": {"attention": "none"}},
             "dcmh": {"config": "tiny-scenes.yaml", "settings": {"method": "dmch"}},
             "svm": {"config": "tiny-scenes.yaml", "reference": "svm", "cost": 1},
-            "scm": {"config": "tiny-scenes.yaml", "reference": "scm", "hasher": {"margin": 1, "solution": "all"}},
+            "scm": {"config": "fitted-scenes.yaml", "settings": {"method": "scm", "solution": "all"}},
         },
         bits=[16, 12, 4],
         seeds=[0, -1],
@@ -130,13 +130,12 @@ def test_all_faults_are_named_at_once(write_grid, tmp_path):
         "broken: ",
         "model has no setting 'hash_bitz'; did you mean 'hash_bits'",
         "dcmh: --method is 'dmch'",
-        "scm: scm has no setting margin here",
-        "scm: solution is 'all'",
+        "scm, settings: solution is 'all'",
         f"data, scenes: {tmp_path / 'nowhere'}: there is no such folder",
     ):
         assert fault in message, fault
-    assert message.startswith(f"{path} has 16 faults: 1. the grid has no key")
-    assert "; 16. " in message
+    assert message.startswith(f"{path} has 15 faults: 1. the grid has no key")
+    assert "; 15. " in message
     assert message.count("--optimizer") == 1
 
 

@@ -15,7 +15,7 @@ from cmfah_hf.experiments.memory import PeakMemory
 from cmfah_hf.experiments.workers import Ended, Progress, _config_here, on_ray, shown_duration
 from cmfah_hf.training import bundled_configuration
 
-SCM = {"scm": {"config": "tiny-{data}.yaml", "reference": "scm"}}
+SCM = {"scm": {"config": "fitted-{data}.yaml", "settings": {"method": "scm"}}}
 
 
 def run(name, method):

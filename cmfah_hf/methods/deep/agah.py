@@ -201,18 +201,17 @@ class AGAHObjective(Objective):
         if state.encode is None:
             return
         towers = [state.towers.image_model, state.towers.text_model]
-        device = self.code_map.device
-        sums = torch.zeros(2, *towers[0].hash_head.prototypes.weight.shape, dtype=torch.float64, device=device)
+        sum_CD = torch.zeros(towers[0].hash_head.prototypes.weight.shape, dtype=torch.float64)
         found = []
         for encoded in state.encode():
             found.append((encoded.labels, sign(encoded.image_hash), sign(encoded.text_hash)))
-            labels_BC = encoded.labels.to(device, torch.float64)
-            for number, vectors in enumerate((encoded.image_vectors, encoded.text_vectors)):
-                features_BD = embedded(towers[number].embeddings, vectors.to(device)).positions[:, 0]
-                sums[number] += labels_BC.mT @ _unit(features_BD.double())
+            for tower, vectors in zip(towers, (encoded.image_vectors, encoded.text_vectors), strict=True):
+                encoder = tower.embeddings
+                features_BD = embedded(encoder, vectors.to(encoder.projection.weight)).positions[:, 0]
+                sum_CD += encoded.labels.double().mT @ _unit(features_BD.float()).cpu().double()
         labels_NC, image_NK, text_NK = (torch.cat(parts) for parts in zip(*found, strict=True))
         # Both modalities have the same number of items of a class, so the direction of the sum is that of the mean.
-        prototypes_CD = _unit(sums.sum(dim=0))
+        prototypes_CD = _unit(sum_CD)
         for tower in towers:
             tower.hash_head.prototypes.weight.copy_(prototypes_CD)
         self.code_map.copy_(class_codes(image_NK, text_NK, labels_NC, self.code_map.cpu()))

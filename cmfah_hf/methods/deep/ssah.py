@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, Player, TrainingState
+from cmfah_hf.methods.deep.dcmh import pairwise_likelihood
 from cmfah_hf.methods.losses import added, similarity_between
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
@@ -34,15 +35,15 @@ class SSAHObjectiveConfig(ObjectiveConfig):
 
     Args:
         pair_loss (`str`, defaults to `"likelihood"`):
-            J of `[ssah]`: `"likelihood"` as in the paper, or `"squared"` as in the published code.
+            l of `[ssah]`: `"likelihood"` as in the paper, or `"squared"` as in the published code.
         feature_weight, hash_weight (`float`, default to 1):
             alpha and gamma of `[ssah]`, of the pairs of features and of codes.
         quantization_weight (`float`, defaults to 1):
-            eta of `[ssah]`.
-        label_weight (`float`, defaults to 1):
             beta of `[ssah]`.
+        label_weight (`float`, defaults to 1):
+            eta of `[ssah]`.
         adversarial_weight (`float`, defaults to 1):
-            Weight of the discriminators in the towers' loss. With 0, they are not trained.
+            delta of `[ssah]`. With 0, the discriminators are not trained.
         label_hidden_size (`int`, defaults to 1024):
             Hidden width of the label network. The paper's is 4096.
         label_net_steps (`int`, defaults to 10):
@@ -114,16 +115,16 @@ class LabelNetwork(nn.Module):
 
 
 def pair_loss(own_BX: torch.Tensor, stored_NX: torch.Tensor, similar_BN: torch.Tensor, kind: str) -> torch.Tensor:
-    """J of `[ssah]`, summed over all pairs: a scalar.
+    """l of `[ssah]`, summed over all pairs: a scalar.
 
     Args:
         own_BX, stored_NX: Features or continuous codes of a batch and of all training pairs.
         similar_BN: Similarity, 0 or 1.
         kind: `"likelihood"` or `"squared"`.
     """
-    theta_BN = own_BX @ stored_NX.mT / 2
     if kind == "likelihood":
-        return (softplus(theta_BN) - similar_BN * theta_BN).sum()
+        return pairwise_likelihood(own_BX, stored_NX, similar_BN)
+    theta_BN = own_BX @ stored_NX.mT / 2
     return (_SIMILAR * similar_BN * theta_BN - softplus(theta_BN)).square().sum() / 2
 
 

@@ -180,7 +180,9 @@ class ShallowHasher:
             DataError: If nothing was fitted.
             CheckpointError: If the folder cannot be written.
         """
-        tensors = {f"{own}.{name}": value for own in self.maps for name, value in self.learned_map(own).tensors().items()}
+        tensors = {
+            f"{own}.{name}": value for own in self.maps for name, value in self.learned_map(own).tensors().items()
+        }
         if self.training_codes_ is not None:
             tensors["training_codes"] = np.ascontiguousarray(self.training_codes_)
         with atomic_folder(Path(folder), CheckpointError) as temporary:

@@ -12,11 +12,12 @@ from cmfah_hf.data.rows.columns import CAPTIONS
 from cmfah_hf.data.similarity import SIMILARITIES
 from cmfah_hf.documents import parse_json, read_json
 from cmfah_hf.errors import CMFAHError
+from cmfah_hf.evaluation import DEFAULT_METRICS, METRICS
 from cmfah_hf.expansion.word_splitters import TOKENIZERS
 from cmfah_hf.training.settings.ranges import OF_DATA, OF_TRAINING, check_finite, check_ranges
 
-# Figures of an evaluation, `CMFAHTrainer.evaluation_loop`.
-METRICS = ("map", "map_i2t", "map_t2i", "map_random")
+# Figures of an evaluation of the validation pairs, `CMFAHTrainer.evaluation_loop`.
+VALIDATION_METRICS = ("map", "map_i2t", "map_t2i", "map_random")
 # The database of the queries: it includes the training pairs, or only pairs that are not trained on.
 PROTOCOLS = ("seen", "unseen")
 
@@ -49,6 +50,10 @@ class DataArguments:
             "help": "'seen': the database includes the training pairs, as in the literature. 'unseen': the databases "
             "of the test queries and of the validation queries are not trained on."
         },
+    )
+    metrics: list[str] = field(
+        default_factory=lambda: list(DEFAULT_METRICS),
+        metadata={"help": "The metrics of the test queries, as RetrievalEvaluator takes them, such as map_stable."},
     )
     database_fraction: float = field(
         default=0.2,
@@ -198,6 +203,8 @@ class DataArguments:
         for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise CMFAHError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
+        if not self.metrics or not set(self.metrics) <= set(METRICS):
+            raise CMFAHError(f"metrics is {self.metrics}; choose some of {', '.join(METRICS)}.")
         for name in ("image_mean", "image_std"):
             check_finite(name, values := getattr(self, name))
             if values is not None and (len(values) != 3 or (name == "image_std" and min(values) <= 0)):
@@ -314,10 +321,9 @@ class CMFAHTrainingArguments(TrainingArguments):
             raise CMFAHError("early_stopping_patience counts evaluations; give an eval_strategy other than 'no'.")
         if not (self.load_best_model_at_end or self.schedules_by_metric or self.early_stopping_patience is not None):
             return
-        if (self.metric_for_best_model or "").removeprefix("eval_") not in METRICS:
-            raise CMFAHError(
-                f"metric_for_best_model is {self.metric_for_best_model!r}; choose one of {', '.join(METRICS)}."
-            )
+        if (self.metric_for_best_model or "").removeprefix("eval_") not in VALIDATION_METRICS:
+            choices = ", ".join(VALIDATION_METRICS)
+            raise CMFAHError(f"metric_for_best_model is {self.metric_for_best_model!r}; choose one of {choices}.")
 
 
 def _mapping(name: str, value: Any) -> Any:

@@ -345,7 +345,11 @@ def test_bundled_configurations_match_their_files(file):
             assert run.model[name] == value, name
         elif name not in ("backbone_config", "model_type"):
             assert getattr(objective if name in run.objective else config, name) == value, name
-    assert run.method == merged(read_chain(file)).get("model", {}).get("model_type", "cmfah")
+    sections = merged(read_chain(file))
+    named = sections.get("method", {}).get("name") or sections["model"].get("model_type", "cmfah")
+    assert run.method == named
+    for name, value in settings.get("method", {}).items():
+        assert name == "name" or getattr(objective, name) == value, name
 
 
 def test_missing_bundled_configuration():
