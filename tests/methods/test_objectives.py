@@ -67,7 +67,7 @@ def test_methods_of_the_package_and_registered_ones(distance):
     for name in ("distance", "cmfah"):
         with pytest.raises(ValueError, match=f"There is another method '{name}'; choose another name"):
             register_method(name)(type("Other", (Objective,), {}))
-    with pytest.raises(ValueError, match="There is no method 'xyz' but cmfah, scahn, .*, distance; import the module"):
+    with pytest.raises(ValueError, match=r"There is no method .xyz. but cmfah, scahn, .*, distance; import the module"):
         objective_class("xyz")
 
 
