@@ -47,7 +47,8 @@ def train(run: Run) -> dict[str, Any]:
     """Trains a model and saves it, its processor, its vocabulary and its figures in `run.training.output_dir`.
 
     The validation pairs choose the epoch; with `load_best_model_at_end=False`, the last one is kept. With `refit`, a
-    second model is then trained from scratch on all pairs, validation included, up to that epoch of the same schedule.
+    second model is then trained from scratch on all pairs, validation included, up to that epoch of the same schedule;
+    a shallow method has no epochs, and is fitted to all pairs at once, without a figure on the validation pairs.
     The test queries are measured once, at the end.
 
     An interrupted run resumes with `resume_from_checkpoint` (see `find_checkpoint`), even within the refit, and ends
@@ -83,21 +84,22 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         logging.getLogger("cmfah_hf").setLevel(logging.ERROR)
         logging.getLogger("cmfah_hf.training.data.streams").setLevel(logging.WARNING)
     prepared = prepare(run, output, checkpoint)
-    trainer = _trainer(prepared, args, prepared.pairs.splits["train"])
+    is_shallow = is_fitted(prepared)
+    trainer = _trainer(
+        prepared, args, prepared.pairs.all if is_shallow and run.data.refit else prepared.pairs.splits["train"]
+    )
     fitted = None
-    if is_fitted(prepared):
+    if is_shallow:
         fitted = fit_towers(trainer, prepared)
         trainer.state.epoch = 0.0
-        trainer.evaluate()
+        if not run.data.refit:
+            trainer.evaluate()
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     with disk_errors(output, "the state of the training"):
         trainer.save_state()
     validation, epoch = _chosen(trainer)
-    if run.data.refit and fitted is not None:
-        trainer = _trainer(prepared, args, prepared.pairs.all)
-        fitted = fit_towers(trainer, prepared)
-    elif run.data.refit:
+    if run.data.refit and fitted is None:
         # Checkpoints of a refit belong to this run only if the training before it was complete.
         resumes = checkpoint is not None and trainer.state.global_step == step_of(checkpoint)
         trainer = _refit(prepared, output / REFIT_NAME, epoch, resumes)
