@@ -28,24 +28,19 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, get_scheduler
 from transformers.utils import logging as transformers_logging
 
-from cmfah_hf import (
-    CMFAHConfig,
-    CMFAHForPreTraining,
-    CMFAHObjectiveConfig,
-    CMFAHProcessor,
-    CMFAHTrainer,
-    CMFAHTrainingArguments,
-)
+from cmfah_hf import CMFAHForPreTraining, CMFAHProcessor, CMFAHTrainer, CMFAHTrainingArguments
 from cmfah_hf.data import collect_classes, load_image_text
 from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.data.scenes import make_scenes
-from cmfah_hf.methods import TrainingState
+from cmfah_hf.methods import TrainingState, objective_class
+from cmfah_hf.methods.pretraining import PRETRAINING_MODELS
+from cmfah_hf.models import MODELS
 from cmfah_hf.models.tokenization_cmfah import split_words
 from cmfah_hf.training import bundled_configuration
 from cmfah_hf.training.processes import detached
 from cmfah_hf.training.settings.yaml_files import merged, read_chain
 
-PARTS = ("regions", "pixels", "stream", "attention", "epoch", "paper")
+PARTS = ("regions", "pixels", "stream", "attention", "epoch", "methods", "paper")
 REGIONS, CHANNELS, CLASSES = 49, 512, 17  # of VGG19 at 224 pixels; of the COCO-derived pairs
 
 
@@ -54,16 +49,17 @@ class Setting:
     """A data set, and the settings of a model for it."""
 
     pairs: Any
-    model: dict[str, Any]  # fields of `CMFAHConfig`
+    model: dict[str, Any]  # fields of the towers' configuration and of the objective's
     training: dict[str, Any]  # fields of `CMFAHTrainingArguments`
     vocabulary: list[str]
     classes: list[str]
 
-    def build(self, **settings: Any) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
+    def build(self, method: str = "cmfah", **settings: Any) -> tuple[CMFAHForPreTraining, CMFAHProcessor]:
         names = dict(enumerate(self.classes))
         given = {**self.model, **settings}
-        objective = {name: given.pop(name) for name in CMFAHObjectiveConfig.names() & given.keys()}
-        config = CMFAHConfig(
+        kind = objective_class(method)
+        objective = {name: given.pop(name) for name in kind.settings_class.names() & given.keys()}
+        config = MODELS[kind.model_type].config(
             **{
                 **given,
                 "vocab_size": len(self.vocabulary) + 2,
@@ -72,7 +68,7 @@ class Setting:
             }
         )
         torch.manual_seed(0)
-        model = CMFAHForPreTraining(config, CMFAHObjectiveConfig(**objective))
+        model = PRETRAINING_MODELS[kind.model_type](config, kind.settings_class(**objective), method)
         return model, CMFAHProcessor.from_vocabulary(config, self.vocabulary)
 
     def arguments(self, folder: str, **settings: Any) -> CMFAHTrainingArguments:
@@ -85,7 +81,8 @@ class Setting:
 def configuration(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The sections `model` and `training` of a bundled configuration."""
     settings = merged(read_chain(bundled_configuration(f"{name}.yaml")))
-    return settings["model"], settings["training"]
+    of_method = {key: value for key, value in settings.get("method", {}).items() if key != "name"}
+    return {**settings["model"], **of_method}, settings["training"]
 
 
 def kept_regions(count: int, folder: str, words: int = 17_769) -> Setting:
@@ -165,7 +162,7 @@ class PlainLoop:
         if model.objective.settings.adversarial_weight:
             self.discriminators.requires_grad_(True)
             with autocast:
-                loss = model.objective.players()[0].loss(detached(outputs))
+                loss = model.objective.players()[0].loss({"labels": labels}, detached(outputs), TrainingState())
             loss.backward()
             self.discriminators.requires_grad_(False)
             self.discriminator_optimizer.step()
@@ -344,6 +341,27 @@ def epoch(small: bool, folder: str) -> Table:
     return table
 
 
+def methods(repeats: int, small: bool, folder: str) -> Table:
+    """An epoch of CMFAH over one of AGAH, each with the settings of its paper, on the same images from pixels."""
+    table = Table(title="An epoch from pixels, over one of AGAH")
+    for column in ("method", "pairs", "seconds", "ratio"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    count = 2 if small else 8
+    size = {"backbone": "vgg11", "image_size": 32} if small else {"backbone": "vgg19", "image_size": 224}
+    pairs, runs = scenes(count), {}
+    for method, name in (("agah", "paper/agah"), ("cmfah", "paper/cmfah-mirflickr")):
+        model, training = configuration(name)
+        setting = Setting(pairs.pairs, {**model, **size}, training, pairs.vocabulary, pairs.classes)
+        args = setting.arguments(folder, per_device_train_batch_size=count, codes_update="epoch", num_train_epochs=2)
+        trained, processor = setting.build(method)
+        runs[method] = TimedTrainer(trained, args, setting.pairs, processing_class=processor).seconds
+    seconds = in_turns(runs, repeats)
+    for method, values in seconds.items():
+        found = ratio(values, seconds["agah"])
+        table.add_row(method.upper(), str(count), f"{statistics.median(values) / 2:.2f}", f"{found:.2f}")
+    return table
+
+
 def paper(repeats: int, small: bool, folder: str) -> Table:
     """The paper's backbone and batches, VGG19 at 224 pixels and 128 pairs, with the default losses, from pixels."""
     table = Table(title="VGG19 at 224 pixels, batches of 128" if not small else "VGG11 at 32 pixels, batches of 2")
@@ -412,6 +430,8 @@ def main() -> None:
             console.print(attention(own.repeats, own.small, folder))
         if "epoch" in parts:
             console.print(epoch(own.small, folder))
+        if "methods" in parts:
+            console.print(methods(min(own.repeats, 3), own.small, folder))
         if "paper" in parts:
             console.print(paper(own.repeats, own.small, folder))
 

@@ -14,7 +14,10 @@ def train(
     context: typer.Context,
     config: Annotated[Path | None, typer.Argument(help="A YAML file, such as hub_configs/cmfah-scenes.yaml.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="'cmfah' or 'scahn'. Default: the method of the file, else 'cmfah'.")
+        str | None,
+        typer.Option(
+            help="'cmfah', 'scahn', or a comparison method such as 'scm'. Default: that of the file, or 'cmfah'."
+        ),
     ] = None,
     json: FiguresAsJson = False,
 ) -> None:
