@@ -160,18 +160,21 @@ def prepare(run: Run, output: Path, checkpoint: Path | None) -> PreparedRun:
         if expander is not None:
             pairs = pairs.expanded(expander)
     similarity, measured = similarities(run.data, pairs, expander)
-    run = _with_settings_of(similarity, run)
+    run = _with_derived_settings(similarity, run)
     # The label graph of a refit is that of the training pairs, as its vocabulary is.
     label_counts = pairs.label_counts if run.setting("use_label_graph") else None
     return PreparedRun(run, pairs, expander, embedding, similarity, measured, label_counts)
 
 
-def _with_settings_of(similarity: Similarity, run: Run) -> Run:
-    """The run with the settings of its objective that a similarity needs, if the objective has them and none is given.
+def _with_derived_settings(similarity: Similarity, run: Run) -> Run:
+    """The run with the settings of its objective that follow from others, if the objective has them and none is given.
 
-    The threshold of similar tags is `positive_overlap`; an encoder's vectors count by `distillation_weight`, 1.
+    The threshold of similar tags is `positive_overlap`; an encoder's vectors count by `distillation_weight`, 1. A
+    schedule over `num_epochs` is that of the training.
     """
     names = run.objective_class.settings_class.names()
+    if "num_epochs" in names:
+        run = replace(run, objective={"num_epochs": max(1, round(run.training.num_train_epochs)), **run.objective})
     if isinstance(similarity, EmbeddingSimilarity) and "distillation_weight" in names:
         return replace(run, objective={"distillation_weight": 1, **run.objective})
     if not isinstance(similarity, TagSimilarity) or "positive_overlap" not in names:

@@ -122,6 +122,15 @@ def test_a_deep_method_learns(features_folder, tmp_path):
     assert model.config.text_feature_dim == 5
 
 
+def test_a_schedule_over_epochs_is_that_of_the_training(features_folder, tmp_path):
+    arguments = ["--method", "acmr", "--hidden_size", "8", "--num_train_epochs", "2"]
+    train(run_of(features_folder, tmp_path / "model", *arguments))
+    objective = json.loads((tmp_path / "model" / "config.json").read_text())["objective"]
+    assert objective["num_epochs"] == 2
+    train(run_of(features_folder, tmp_path / "other", *arguments, "--num_epochs", "5"))
+    assert json.loads((tmp_path / "other" / "config.json").read_text())["objective"]["num_epochs"] == 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
