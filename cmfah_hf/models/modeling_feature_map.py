@@ -29,6 +29,18 @@ class RadialBasis(nn.Module):
         return torch.exp(-distances_BA.square() / self.width)
 
 
+class Centered(nn.Module):
+    """Features minus their mean in the fit, whose subtraction within a bias would lose digits."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.mean = nn.Parameter(torch.empty(channels), requires_grad=False)
+
+    def forward(self, x_BC: torch.Tensor) -> torch.Tensor:
+        """`(B, C)`, of `(B, C)`."""
+        return x_BC - self.mean
+
+
 class Scores(nn.Module):
     """The hash head of these towers: the scores as they are."""
 
@@ -51,12 +63,15 @@ class FeatureMapPreTrainedModel(CMFAHPreTrainedModel):
         if isinstance(module, RadialBasis):
             init.normal_(module.anchors)
             init.constant_(module.width, module.anchors.shape[1])
+        elif isinstance(module, Centered):
+            init.zeros_(module.mean)
 
 
 def _as_map(encoder: Any, anchors: int | None) -> Any:
     """An encoder of features with a map in place of its perceptron."""
-    encoder.kernel = nn.Identity() if anchors is None else RadialBasis(anchors, encoder.projection.in_features)
-    encoder.projection = nn.Linear(anchors or encoder.projection.in_features, encoder.config.hash_bits)
+    channels = encoder.projection.in_features
+    encoder.kernel = Centered(channels) if anchors is None else RadialBasis(anchors, channels)
+    encoder.projection = nn.Linear(anchors or channels, encoder.config.hash_bits)
     encoder.mlp = nn.Identity()
     return encoder
 

@@ -86,7 +86,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
     prepared = prepare(run, output, checkpoint)
     is_shallow = is_fitted(prepared)
     trainer = _trainer(
-        prepared, args, prepared.pairs.all if is_shallow and run.data.refit else prepared.pairs.splits["train"]
+        prepared, args, prepared.pairs.in_order if is_shallow and run.data.refit else prepared.pairs.splits["train"]
     )
     fitted = None
     if is_shallow:
@@ -210,7 +210,7 @@ def _query_figures(
     training pairs, if query pairs and database have labels; `pairs`, instance retrieval among the query pairs; and
     those of a shallow method with its own codes of the database."""
     pairs, run = prepared.pairs, prepared.run
-    queries, database = pairs.splits.get("query"), pairs.splits.get("database", pairs.all)
+    queries, database = pairs.splits.get("query"), pairs.splits.get("database", pairs.in_order)
     if queries is None:
         return {}
     if trainer.is_fsdp_enabled:  # the other processes, which hold parts of the weights, have finished
@@ -232,7 +232,7 @@ def _query_figures(
     found = evaluate(database=without_augmentation(database), plots=output / "plots", curves=output / CURVES_NAME)
     figures = dict(zip(("query", "pairs"), split_figures(found), strict=True))
     if run.data.protocol == "unseen":
-        figures["query_seen"] = evaluate(database=without_augmentation(pairs.all), instances=False)
+        figures["query_seen"] = evaluate(database=without_augmentation(pairs.in_order), instances=False)
     if fitted is not None:
         file = output / CURVES_NAME
         figures |= figures_of_other_databases(fitted, trainer, prepared, queries, pairs.splits.get("database"), file)

@@ -75,11 +75,12 @@ def fill_towers(towers: FeatureMapModel, hasher: ShallowHasher, features: tuple[
 @torch.no_grad()
 def _fill(encoder: Any, learned: FeatureMap, factor: float) -> None:
     bias_K = np.zeros(learned.weight.shape[1]) if learned.bias is None else learned.bias
-    offset = learned.mean if learned.anchors is None else learned.kernel_mean
-    if offset is not None:
-        bias_K = bias_K - offset @ learned.weight
     like = encoder.projection.weight
-    if learned.anchors is not None:
+    if learned.anchors is None:
+        encoder.kernel.mean.copy_(torch.from_numpy(learned.mean))
+    else:
+        if learned.kernel_mean is not None:
+            bias_K = bias_K - learned.kernel_mean @ learned.weight
         encoder.kernel = RadialBasis(*learned.anchors.shape).to(like)
         encoder.kernel.anchors.copy_(torch.from_numpy(learned.anchors + learned.mean))
         encoder.kernel.width.fill_(learned.width)

@@ -1,12 +1,13 @@
 """Pairs of a run: loaded, checked, split into training and validation, expanded."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 
 from cmfah_hf.data import collect_classes, load_image_text, train_validation_split
@@ -46,6 +47,7 @@ class Pairs:
         source: The origin of the data (`source_of`).
         feature_dims: The widths of `image_features`, if the data has these instead of images, and of `text_features`,
             if it has these and the model reads them: settings of the model by name.
+        ids: The ids of the training split of the data, before it is divided, in their order, if they are not streams.
     """
 
     splits: dict[str, Any]
@@ -56,6 +58,7 @@ class Pairs:
     backbone: torch.nn.Module | None
     source: dict[str, str | None] = field(default_factory=dict)
     feature_dims: dict[str, int] = field(default_factory=dict)
+    ids: Sequence[str] = ()
 
     @property
     def all(self) -> Any:
@@ -68,6 +71,15 @@ class Pairs:
     def settings_of(self, run: Run) -> Run:
         """The run with the settings of its model that the data determines."""
         return replace(run, model={**run.model, **self.feature_dims})
+
+    @property
+    def in_order(self) -> Any:
+        """As `all`, in the order of the data, by which stable rankings order ties."""
+        pairs = self.all
+        if not self.ids:
+            return pairs
+        place = {name: number for number, name in enumerate(self.ids)}
+        return pairs.select(np.argsort([place.get(name, len(place)) for name in pairs["id"]], kind="stable"))
 
     @property
     def is_stream(self) -> bool:
@@ -157,7 +169,9 @@ def read_pairs(run: Run, output: Path) -> Pairs:
         classes = {"train": collect_classes(splits["train"])}
     else:
         classes = {name: _labels_of(splits[name]) for name in ("train", "validation")}
-    return Pairs(splits, None, classes, splits["train"], None, backbone, source, feature_dims)
+    train = loaded[data.train_split]
+    ids = list(train["id"]) if "id" in train.column_names else []
+    return Pairs(splits, None, classes, splits["train"], None, backbone, source, feature_dims, ids)
 
 
 def _region_tower(run: Run, config: CMFAHConfig) -> tuple[CMFAHImageModel, CMFAHProcessor]:
