@@ -36,6 +36,7 @@ class FeatureHashConfig(CMFAHConfig):
     Example:
 
     ```python
+    >>> import torch
     >>> from cmfah_hf import FeatureHashConfig, FeatureHashModel
 
     >>> model = FeatureHashModel(FeatureHashConfig(image_feature_dim=128, text_feature_dim=10, hash_bits=32))

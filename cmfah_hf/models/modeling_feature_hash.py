@@ -39,11 +39,12 @@ class FeatureHashModel(FeatureHashPreTrainedModel, CMFAHModel):
     Example:
 
     ```python
-    >>> from cmfah_hf import CMFAHProcessor, FeatureHashModel
+    >>> import torch
+    >>> from cmfah_hf import FeatureHashConfig, FeatureHashModel
 
-    >>> model = FeatureHashModel.from_pretrained("path/to/checkpoint")
-    >>> processor = CMFAHProcessor.from_pretrained("path/to/checkpoint")
-    >>> hash_values = model.get_text_hash(**processor(text=["a dog on the beach"], return_tensors="pt"))  # (1, K)
+    >>> model = FeatureHashModel(FeatureHashConfig(image_feature_dim=128, text_feature_dim=10))
+    >>> model.get_text_hash(token_features=torch.rand(2, 1, 10)).shape  # features of texts, one position each
+    torch.Size([2, 64])
     ```"""
 
     image_model_class = FeatureHashImageModel
