@@ -1,7 +1,7 @@
 """Progress of a grid, its peak memory, and its runs on a Ray cluster, with a stand-in for Ray where none is needed."""
 
 import json
-import os
+import subprocess
 import sys
 from functools import partial
 from types import SimpleNamespace
@@ -179,21 +179,29 @@ def test_without_ray_there_is_one_line(write_grid, tmp_path, monkeypatch):
     assert len(str(caught.value).splitlines()) == 1
 
 
+# In a process of its own: other tests of clusters are connected to theirs until the end of the session.
+ON_RAY = """
+import sys
+import ray
+from cmfah_hf.experiments import read_grid, run_grid
+from cmfah_hf.experiments.workers import OnRay
+
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+lines = []
+assert run_grid(read_grid(sys.argv[1]), "out", report=lines.append, ray=OnRay()) == [], lines
+"""
+
+
 @pytest.mark.cluster
-def test_runs_on_a_real_cluster(write_grid, tmp_path, environment, monkeypatch):
-    ray = pytest.importorskip("ray")
-    for name in ("HF_HOME", "PYTHONPATH"):
-        monkeypatch.setenv(name, environment[name])
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.chdir(tmp_path)
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
-    try:
-        lines = []
-        grid = read_grid(write_grid(methods=SCM, bits=[8]))
-        assert run_grid(grid, "out", report=lines.append, ray=OnRay()) == [], lines
-    finally:
-        ray.shutdown()
+def test_runs_on_a_real_cluster(write_grid, tmp_path, environment):
+    pytest.importorskip("ray")
+    path = write_grid(methods=SCM, bits=[8])
+    done = subprocess.run(
+        [sys.executable, "-c", ON_RAY, str(path)],
+        env={**environment, "RAY_USAGE_STATS_ENABLED": "0"}, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert {one.seed for one in read_results(tmp_path / "out")} == {0, 1}
-    record = json.loads((tmp_path / "out" / "runs" / grid.runs[0].name / "experiment.json").read_text())
+    (run, *_) = read_grid(path).runs
+    record = json.loads((tmp_path / "out" / "runs" / run.name / "experiment.json").read_text())
     assert record["memory_mb"] > 50
-    assert os.listdir(tmp_path / "out")  # noqa: PTH208
