@@ -136,7 +136,7 @@ def _chance(rows: Sequence[Result], every: Sequence[Result], metrics: Sequence[s
 
 
 def _task(row: Result) -> tuple[str, str, str, str]:
-    """What a random ranking depends on."""
+    """The columns of a result that the figure of a random ranking depends on."""
     return row.split, row.data, row.protocol, row.database
 
 

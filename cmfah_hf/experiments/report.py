@@ -86,7 +86,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the runs of one row cost: its columns `OF_RUN`, and by seed the seconds and the memory, where known."""
+    """The cost of one row: its columns `OF_RUN`, and the seconds and, where known, the memory by seed."""
 
     of: Mapping[str, Any]
     seconds: Mapping[int, float]

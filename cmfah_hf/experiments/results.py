@@ -70,7 +70,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a reference gives: its figures as rows of results, and the seconds of reading the data and fitting."""
+    """The figures of a reference, as rows of results, and the seconds of reading the data and fitting."""
 
     figures: list[dict[str, Any]]
     seconds: float

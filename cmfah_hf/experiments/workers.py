@@ -32,7 +32,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class OnRay:
-    """What each run reserves on the Ray cluster."""
+    """Resources that each run reserves on a Ray cluster."""
 
     cpus: float = 1.0
     gpus: float = 0.0

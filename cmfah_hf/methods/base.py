@@ -143,6 +143,18 @@ class TrainingState:
     encode: Callable[[], Iterator[EncodedBatch]] | None = None
     towers: Any = None
 
+    def encode_all(self) -> EncodedBatch:
+        """All training pairs in one batch, in the order of their numbers.
+
+        Raises:
+            ValueError: If the pairs are not numbered.
+        """
+        if self.encode is None:
+            raise ValueError("The training pairs are not numbered, so there is no pass over them.")
+        whole = EncodedBatch(*map(torch.cat, zip(*self.encode(), strict=True)))
+        order_N = whole.rows.argsort()
+        return EncodedBatch(*(values[order_N] for values in whole))
+
 
 @dataclass(frozen=True)
 class Player:

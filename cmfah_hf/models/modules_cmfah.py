@@ -314,7 +314,7 @@ class CMFAHHashHead(nn.Module):
         pooled_BE: torch.Tensor | None = None,
         is_paired: bool = False,
     ) -> torch.Tensor:
-        """What the `tanh` of the continuous codes is taken of, `(B, K)`.
+        """The hash logits `(B, K)`, whose `tanh` is the continuous code.
 
         Args:
             features_BD: The pooled features of a view.

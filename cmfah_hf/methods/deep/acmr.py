@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import initialization as init
 
-from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, Player, TrainingState
-from cmfah_hf.methods.deep.epochs import EpochCount
+from cmfah_hf.methods.base import Batch, Losses, ObjectiveConfig, Paper, Player, TrainingState
+from cmfah_hf.methods.deep.epochs import EpochObjective
 from cmfah_hf.methods.discriminators import CMFAHDiscriminator
 from cmfah_hf.methods.losses import added, similarity_between
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
@@ -79,7 +78,7 @@ def ranking_loss(image_BK: torch.Tensor, text_BK: torch.Tensor, labels_BC: torch
 
 
 @register_method("acmr")
-class ACMRObjective(Objective):
+class ACMRObjective(EpochObjective):
     """ACMR's objective, `[acmr]`, with terms `label`, `pair`, `ranking` and `modality`, which the towers maximize.
 
     Its vectors are not binary: `hash_bits` is their width (40 in the paper), and nothing draws their values to -1 and
@@ -113,14 +112,7 @@ class ACMRObjective(Objective):
         super().__init__(config, settings)
         self.label_classifier = nn.Linear(config.hash_bits, config.num_labels or 0)
         self.modality_classifier = CMFAHDiscriminator._from_config(config, width=config.hash_bits)
-        self.epochs = EpochCount()
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, EpochCount):
-            init.zeros_(module.finished)
 
     @property
     def reversal_weight(self) -> float:
@@ -164,7 +156,3 @@ class ACMRObjective(Objective):
             "modality": -settings.adversarial_weight * self.reversal_weight,
         }
         return Losses.weighted(terms, weights)
-
-    def on_epoch_end(self, state: TrainingState) -> None:
-        """Counts the epoch."""
-        self.epochs.advance()

@@ -114,11 +114,5 @@ class DCMHObjective(Objective):
         """F and G of the new networks, and the labels."""
         if state.encode is None:
             return
-        found = list(state.encode())
-        order_N = torch.cat([encoded.rows for encoded in found]).argsort()
-        for name, parts in (
-            (IMAGES, [encoded.image_logits for encoded in found]),
-            (TEXTS, [encoded.text_logits for encoded in found]),
-            (LABELS, [encoded.labels for encoded in found]),
-        ):
-            state.tables[name] = torch.cat(parts)[order_N]
+        pairs = state.encode_all()
+        state.tables |= {IMAGES: pairs.image_logits, TEXTS: pairs.text_logits, LABELS: pairs.labels}

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from huggingface_hub.dataclasses import strict
-from torch import nn
 from torch.nn.functional import mse_loss
-from transformers import initialization as init
 
-from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, TrainingState
-from cmfah_hf.methods.deep.epochs import EpochCount
+from cmfah_hf.methods.base import Batch, Losses, ObjectiveConfig, Paper, TrainingState
+from cmfah_hf.methods.deep.epochs import EpochObjective
 from cmfah_hf.methods.losses import cosine_matrix
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
@@ -70,7 +68,7 @@ def joint_affinity(
 
 
 @register_method("djsrh")
-class DJSRHObjective(Objective):
+class DJSRHObjective(EpochObjective):
     """DJSRH's objective, `[djsrh]`, with terms `inter` and `intra`, the latter summed over both modalities.
 
     The codes become steeper with each epoch. Trained towers encode without this factor, which changes no sign.
@@ -98,14 +96,7 @@ class DJSRHObjective(Objective):
 
     def __init__(self, config: CMFAHConfig, settings: DJSRHObjectiveConfig):
         super().__init__(config, settings)
-        self.epochs = EpochCount()
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, EpochCount):
-            init.zeros_(module.finished)
 
     def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
         """The terms over the pairs of the batch; its labels are not read."""
@@ -127,7 +118,3 @@ class DJSRHObjective(Objective):
             + mse_loss(cosine_matrix(text_BK, text_BK), target_BB),
         }
         return Losses.weighted(terms, {"inter": 1.0, "intra": settings.intra_weight})
-
-    def on_epoch_end(self, state: TrainingState) -> None:
-        """Counts the epoch."""
-        self.epochs.advance()

@@ -2,13 +2,14 @@
 
 import torch
 from torch import nn
+from transformers import initialization as init
+
+from cmfah_hf.methods.base import Objective, ObjectiveConfig, TrainingState
+from cmfah_hf.models.configuration_cmfah import CMFAHConfig
 
 
 class EpochCount(nn.Module):
-    """Counts finished epochs in a buffer, which is saved with the weights, so a resumed training continues the count.
-
-    `_init_weights` of the objective sets it to 0.
-    """
+    """The number of finished epochs in a buffer, saved with the weights, so a resumed training continues the count."""
 
     finished: torch.Tensor
 
@@ -22,3 +23,21 @@ class EpochCount(nn.Module):
     def advance(self) -> None:
         """Adds the epoch that has just ended."""
         self.finished.add_(1)
+
+
+class EpochObjective(Objective):
+    """Base class of objectives that change with the number of finished epochs, `int(self.epochs)`."""
+
+    def __init__(self, config: CMFAHConfig, settings: ObjectiveConfig):
+        super().__init__(config, settings)
+        self.epochs = EpochCount()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, EpochCount):
+            init.zeros_(module.finished)
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Counts the epoch."""
+        self.epochs.advance()

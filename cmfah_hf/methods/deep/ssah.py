@@ -83,7 +83,7 @@ class SSAHObjectiveConfig(ObjectiveConfig):
 
 
 class Embedding(NamedTuple):
-    """What a network makes of pairs: features `(B, D)`, continuous codes `(B, K)`, and class logits `(B, C)`."""
+    """Output of a network for a batch: features `(B, D)`, continuous codes `(B, K)`, and class logits `(B, C)`."""
 
     features: torch.Tensor
     codes: torch.Tensor
@@ -250,13 +250,6 @@ class SSAHObjective(Objective):
         """The labels of all training pairs, and the new label network's output for them."""
         if state.encode is None:
             return
-        found = [(encoded.rows, encoded.labels) for encoded in state.encode()]
-        order_N = torch.cat([rows for rows, _ in found]).argsort()
-        device = self.label_net.dense_in.weight.device
-        embedded = [self.label_net(labels.to(device)) for _, labels in found]
-        for name, parts in (
-            (FEATURES, [own.features.float() for own in embedded]),
-            (CODES, [own.codes.float() for own in embedded]),
-            (LABELS, [labels for _, labels in found]),
-        ):
-            state.tables[name] = torch.cat(parts).cpu()[order_N]
+        labels_NC = state.encode_all().labels
+        own = self.label_net(labels_NC.to(self.label_net.dense_in.weight.device))
+        state.tables |= {FEATURES: own.features.float().cpu(), CODES: own.codes.float().cpu(), LABELS: labels_NC}

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from huggingface_hub.dataclasses import strict
-from torch import nn
 from torch.nn.functional import normalize
-from transformers import initialization as init
 
-from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, TrainingState
-from cmfah_hf.methods.deep.epochs import EpochCount
+from cmfah_hf.methods.base import Batch, Losses, ObjectiveConfig, Paper, TrainingState
+from cmfah_hf.methods.deep.epochs import EpochObjective
 from cmfah_hf.methods.losses import added
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
@@ -100,7 +98,7 @@ def ranking_loss(cosines_BB: torch.Tensor, margin: float, shift: float) -> torch
 
 
 @register_method("ucch")
-class UCCHObjective(Objective):
+class UCCHObjective(EpochObjective):
     """UCCH's objective, `[ucch]`, with terms `contrast` and `ranking`. It reads no labels.
 
     The memory changes with each batch. Without numbered pairs and in the first epochs, the pairs of the batch replace
@@ -133,14 +131,7 @@ class UCCHObjective(Objective):
 
     def __init__(self, config: CMFAHConfig, settings: UCCHObjectiveConfig):
         super().__init__(config, settings)
-        self.epochs = EpochCount()
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, EpochCount):
-            init.zeros_(module.finished)
 
     def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
         """`alpha` times the contrasts of both modalities, and `1 - alpha` times the rankings in both directions."""
@@ -180,10 +171,6 @@ class UCCHObjective(Objective):
         if state.num_pairs:
             random_NK = sign(torch.randn(state.num_pairs, self.config.hash_bits))
             state.tables[MEMORY] = normalize(random_NK, dim=1)
-
-    def on_epoch_end(self, state: TrainingState) -> None:
-        """Counts the epoch."""
-        self.epochs.advance()
 
 
 def _own_and_all_others(count: int, device: torch.device) -> torch.Tensor:

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import initialization as init
 
-from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, Player, TrainingState
-from cmfah_hf.methods.deep.epochs import EpochCount
+from cmfah_hf.methods.base import Batch, Losses, ObjectiveConfig, Paper, Player, TrainingState
+from cmfah_hf.methods.deep.epochs import EpochObjective
 from cmfah_hf.methods.losses import added
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
@@ -147,7 +146,7 @@ def mean_over(values_BM: torch.Tensor, counted_B: torch.Tensor) -> torch.Tensor:
 
 
 class Drawn(NamedTuple):
-    """What is drawn for the queries of a batch.
+    """The positives and negatives of the queries of a batch.
 
     Attributes:
         positives, negatives: `(B, M)`, numbers of training pairs.
@@ -182,7 +181,7 @@ def feature_widths(config: FeatureHashConfig) -> dict[str, int]:
 
 
 def encode_pairs(state: TrainingState, side: str, rows_BM: torch.Tensor) -> torch.Tensor:
-    """What the `tanh` of one modality's codes is taken of, `(B, M, K)`, of training pairs by their numbers."""
+    """The hash logits `(B, M, K)` of one modality of training pairs, given by number."""
     tower: Any = getattr(state.towers, f"{side}_model")
     rows_U, places_BM = rows_BM.unique(return_inverse=True)
     vectors_UE = state.tables[VECTORS[side]][rows_U.cpu()].to(tower.embeddings.projection.weight)
@@ -190,7 +189,7 @@ def encode_pairs(state: TrainingState, side: str, rows_BM: torch.Tensor) -> torc
 
 
 @register_method("ugach")
-class UGACHObjective(Objective):
+class UGACHObjective(EpochObjective):
     """UGACH's objective, `[ugach]`, with terms `image_to_text` and `text_to_image`, by the modality of the queries.
 
     The towers are the paper's discriminative model, and are the only part that encodes. The generative model is the
@@ -222,17 +221,10 @@ class UGACHObjective(Objective):
 
     def __init__(self, config: FeatureHashConfig, settings: UGACHObjectiveConfig):
         super().__init__(config, settings)
-        self.epochs = EpochCount()
         self.generator = nn.ModuleDict(
             {side: UGACHGenerator(width, config) for side, width in feature_widths(config).items()}
         )
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, EpochCount):
-            init.zeros_(module.finished)
 
     @property
     def is_pretraining(self) -> bool:
@@ -325,13 +317,8 @@ class UGACHObjective(Objective):
         """The features of all training pairs, and their positives: each pair itself and its neighbors."""
         if state.encode is None:
             return
-        found = list(state.encode())
-        order_N = torch.cat([encoded.rows for encoded in found]).argsort()
+        pairs = state.encode_all()
         for name in VECTORS.values():
-            state.tables[name] = torch.cat([getattr(encoded, name) for encoded in found])[order_N]
+            state.tables[name] = getattr(pairs, name)
         neighbors = [nearest_pairs(state.tables[name], self.settings.neighbors) for name in VECTORS.values()]
-        state.tables[POSITIVES] = torch.cat([torch.arange(len(order_N))[:, None], *neighbors], dim=1)
-
-    def on_epoch_end(self, state: TrainingState) -> None:
-        """Counts the epoch."""
-        self.epochs.advance()
+        state.tables[POSITIVES] = torch.cat([torch.arange(len(pairs.rows))[:, None], *neighbors], dim=1)
