@@ -179,14 +179,14 @@ def test_without_ray_there_is_one_line(write_grid, tmp_path, monkeypatch):
     assert len(str(caught.value).splitlines()) == 1
 
 
-# In a process of its own: other tests of clusters are connected to theirs until the end of the session.
+# In a process and on a cluster of its own: other tests keep theirs until the end of the session, on the same machine.
 ON_RAY = """
 import sys
 import ray
 from cmfah_hf.experiments import read_grid, run_grid
 from cmfah_hf.experiments.workers import OnRay
 
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
 lines = []
 assert run_grid(read_grid(sys.argv[1]), "out", report=lines.append, ray=OnRay()) == [], lines
 """
