@@ -25,6 +25,7 @@ from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.known_words import WordCoverage
+from cmfah_hf.training.data.kept_tokens import TokenTable
 from cmfah_hf.training.data.pairs import as_arrays
 from cmfah_hf.training.data.region_cache import keep_regions
 from cmfah_hf.training.data.streams import PairStream
@@ -70,6 +71,7 @@ def encode_pairs(
     protocol: str = "single",
     expander: GraphExpander | None = None,
     captions: bool = False,
+    tokens: TokenTable | None = None,
 ) -> EncodedPairs:
     """The codes, labels and words of a data set, which is read once.
 
@@ -82,6 +84,7 @@ def encode_pairs(
             sees its answer; only for comparison with publications that do so.
         expander: The expander of `text_column`, if any. A word in its graph counts as known.
         captions: Whether to encode all captions of each pair too, without their image.
+        tokens: The kept tokens of all texts of the pairs, if any.
 
     Raises:
         QueryError: If the protocol is unknown, or there are no pairs.
@@ -94,7 +97,7 @@ def encode_pairs(
     listed: list[tuple[int, str]] = []
     given = reads_text_features(model.config)
     captions = captions and not given
-    collator = PairCollator(processor, None, text_column, expander=expander, text_features=given)
+    collator = PairCollator(processor, None, text_column, expander=expander, tokens=tokens, text_features=given)
     # An unreadable image ends a stream that `datasets` decodes; a `PairStream` leaves it out.
     pairs = PairStream(pairs) if isinstance(pairs, datasets.IterableDataset) else pairs
 
@@ -123,17 +126,21 @@ def encode_pairs(
     encoded = EncodedPairs(np.concatenate(image_hashes), np.concatenate(text_hashes), labels, words)
     if len(listed) > len(labels):
         rows, texts = zip(*listed, strict=True)
-        hashes = _encode_texts(model, processor, expanded(texts, expander, text_column))
+        hashes = _encode_texts(model, processor, expanded(texts, expander, text_column), tokens)
         encoded = replace(encoded, captions=hashes, rows_of_captions=np.array(rows))
     model.train(was_training)
     return encoded
 
 
-def _encode_texts(model: CMFAHModel, processor: CMFAHProcessor, texts: Sequence[str]) -> np.ndarray:
+def _encode_texts(
+    model: CMFAHModel, processor: CMFAHProcessor, texts: Sequence[str], tokens: TokenTable | None
+) -> np.ndarray:
     """The unimodal continuous codes of texts, `(M, K)`."""
     hashes = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        inputs = processor(text=list(texts[start : start + _TEXTS_AT_ONCE]), return_tensors="pt").to(model.device)
+        read = list(texts[start : start + _TEXTS_AT_ONCE])
+        inputs = processor(text=read, return_tensors="pt") if tokens is None else tokens(read)
+        inputs = {name: values.to(model.device) for name, values in inputs.items()}
         hashes.append(model.get_text_hash(**inputs).float().cpu().numpy())
     return np.concatenate(hashes)
 
@@ -155,6 +162,7 @@ def evaluate_pairs(
     expander: GraphExpander | None = None,
     instances: bool = True,
     curves: Path | None = None,
+    tokens: TokenTable | None = None,
 ) -> dict[str, float]:
     """The figures of `RetrievalEvaluator` for the pairs of a data set, and the coverage of their words.
 
@@ -174,6 +182,7 @@ def evaluate_pairs(
         curves: A file for the points of these curves, as JSON.
         instances: Whether to measure instance retrieval; not if the protocol is `"paired"`, in which each query sees
             its answer.
+        tokens: As in `encode_pairs`, of queries and database.
 
     Raises:
         QueryError: If the protocol is unknown, queries or database have no labels, or nothing is to be measured.
@@ -188,7 +197,7 @@ def evaluate_pairs(
             raise QueryError(f"The {name} have no labels, which define relevance; add labels.")
     sides = {
         name: encode_pairs(
-            model, processor, pairs, text_column, protocol, expander, captions=instances and name == "queries"
+            model, processor, pairs, text_column, protocol, expander, instances and name == "queries", tokens
         )
         for name, pairs in given.items()
     }

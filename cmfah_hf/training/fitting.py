@@ -81,5 +81,10 @@ def _features_of(trainer: CMFAHTrainer, prepared: PreparedRun, pairs: Any) -> En
     features = cast(CMFAHModel, EncoderVectors(trainer.pretraining.cmfah))
     processor = cast(CMFAHProcessor, trainer.processing_class)
     return encode_pairs(
-        features, processor, without_augmentation(pairs), prepared.text_column, expander=prepared.expander
+        features,
+        processor,
+        without_augmentation(pairs),
+        prepared.text_column,
+        expander=prepared.expander,
+        tokens=prepared.tested_tokens(trainer.pretraining.cmfah.text_model, processor),
     )

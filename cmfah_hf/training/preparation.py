@@ -20,7 +20,7 @@ from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding
 from cmfah_hf.expansion.label_vectors import label_vectors
 from cmfah_hf.methods.label_graph import LabelGraph
 from cmfah_hf.methods.pretraining import PRETRAINING_MODELS, CMFAHForPreTraining
-from cmfah_hf.models import CMFAHConfig, CMFAHProcessor
+from cmfah_hf.models import CMFAHConfig, CMFAHProcessor, CMFAHTextModel
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
 from cmfah_hf.training.backbone import (
     backbone_weights,
@@ -39,8 +39,9 @@ from cmfah_hf.training.vocabulary import make_words
 logger = logging.getLogger(__name__)
 
 _PORTION = 1_000
-# The splits that a training and its evaluations read.
+# The splits that a training and its evaluations read, and those that are measured at its end.
 _TRAINED = ("train", "validation", "validation_database")
+_TESTED = ("query", "database")
 
 
 @dataclass
@@ -64,7 +65,7 @@ class PreparedRun:
     similarity: Similarity
     measured: Similarity
     label_counts: LabelCounts | None
-    _tokens: TokenTable | None = field(default=None, init=False, repr=False)
+    _tokens: dict[tuple[str, ...], TokenTable | None] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def text_column(self) -> str:
@@ -119,21 +120,35 @@ class PreparedRun:
         train_adapters(model, rank, run.training)
         return model, processor
 
-    def kept_tokens(self, model: CMFAHForPreTraining, processor: CMFAHProcessor) -> TokenTable | None:
+    def kept_tokens(self, text_model: CMFAHTextModel, processor: CMFAHProcessor) -> TokenTable | None:
         """The tokens of all texts that the training and its evaluations read; None if they are not kept.
 
-        They are computed once, for all models of the run, which have the same frozen text encoder.
+        They are computed once, for all models with the same frozen text encoder.
 
         Args:
-            model, processor: From `build_model`.
+            text_model: The text tower of a model from `build_model`, or of the trained one.
+            processor: Its processor.
         """
-        data, config = self.run.data, model.config
-        frozen = config.freeze_text_backbone and not processor.word_level
-        if self._tokens is None and frozen and data.keep_tokens and not self.pairs.is_stream:
-            read = [self.pairs.splits[name] for name in _TRAINED if name in self.pairs.splits]
+        return self._tokens_of(_TRAINED, text_model, processor)
+
+    def tested_tokens(self, text_model: CMFAHTextModel, processor: CMFAHProcessor) -> TokenTable | None:
+        """As `kept_tokens`, with the tokens of the test queries and their database too."""
+        trained, tested = (self._tokens_of(names, text_model, processor) for names in (_TRAINED, _TESTED))
+        # In two tables, so that the test queries have no effect on the batches that the others are encoded in.
+        return None if trained is None or tested is None else trained.with_texts_of(tested)
+
+    def _tokens_of(
+        self, names: tuple[str, ...], text_model: CMFAHTextModel, processor: CMFAHProcessor
+    ) -> TokenTable | None:
+        data = self.run.data
+        frozen = text_model.config.freeze_text_backbone and not processor.word_level
+        if not frozen or not data.keep_tokens or self.pairs.is_stream:
+            return None
+        if names not in self._tokens:
+            read = [self.pairs.splits[name] for name in names if name in self.pairs.splits]
             texts = chain.from_iterable(texts_to_read(pairs, self.text_column, self.expander) for pairs in read)
-            self._tokens = keep_tokens(model.cmfah.text_model.to(self.run.training.device), processor, texts)
-        return self._tokens
+            self._tokens[names] = keep_tokens(text_model.to(self.run.training.device), processor, texts)
+        return self._tokens[names]
 
     def _processor(self, config: CMFAHConfig, vocabulary: list[str]) -> CMFAHProcessor:
         statistics = self.run.data.image_mean, self.run.data.image_std

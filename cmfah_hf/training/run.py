@@ -141,7 +141,7 @@ def _trainer(prepared: PreparedRun, args: CMFAHTrainingArguments, train_pairs: A
         prepared.similarity,
         prepared.expander,
         args.seed if args.data_seed is None else args.data_seed,
-        prepared.kept_tokens(model, processor),
+        prepared.kept_tokens(model.cmfah.text_model, processor),
     )
     return CMFAHTrainer(
         model,
@@ -226,6 +226,7 @@ def _query_figures(
         text_column=prepared.text_column,
         expander=prepared.expander,
         evaluator=RetrievalEvaluator(run.data.metrics),
+        tokens=prepared.tested_tokens(towers.text_model, processor),
     )
     if not all("labels" in side.column_names for side in (queries, database)):
         return {"pairs": split_figures(evaluate())[1]}

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 # Another process may be computing the same table.
 WAIT_S = 24 * 3600.0
-_TABLE_NAME, _NOTE_NAME = "table.arrow", "note.json"
+NOTE_NAME = "note.json"
+_TABLE_NAME = "table.arrow"
 _ROWS = 1000
 
 
@@ -95,7 +96,7 @@ def kept_table(
     Raises:
         DataError: If the file cannot be written.
     """
-    file, note = folder / _TABLE_NAME, folder / _NOTE_NAME
+    file, note = folder / _TABLE_NAME, folder / NOTE_NAME
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_name(f"{folder.name}.work"), DataError, WAIT_S):
         if folder.exists():
@@ -105,7 +106,7 @@ def kept_table(
             logger.warning("%s; it is computed again.", problem)
         with atomic_folder(folder, DataError) as temporary:
             make(temporary / _TABLE_NAME)
-            Note(rows, rows, sha256_of(temporary / _TABLE_NAME), tuple(sources)).write(temporary / _NOTE_NAME)
+            Note(rows, rows, sha256_of(temporary / _TABLE_NAME), tuple(sources)).write(temporary / NOTE_NAME)
         return open_arrow(file, features, folder.name)
 
 

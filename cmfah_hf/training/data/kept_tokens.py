@@ -1,22 +1,33 @@
-"""Tokens of a frozen text encoder, computed once in a run and kept in memory.
+"""Tokens of a frozen text encoder, computed once and kept on disk.
 
-Shape suffixes: B texts, W tokens, N tokens of all texts, C channels of the encoder.
+Shape suffixes: B texts, W tokens, N tokens of all texts, C channels of the encoder, T distinct texts.
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
+from cmfah_hf.atomic import atomic_folder, locked, sha256_of
 from cmfah_hf.data.collator import captions_in, expanded
+from cmfah_hf.errors import DataError
 from cmfah_hf.models import CMFAHProcessor, CMFAHTextModel
+from cmfah_hf.models.text_encoder import CMFAHTextEncoder
+from cmfah_hf.training.data.kept_tables import NOTE_NAME, WAIT_S, Note, kept_folder
 
 logger = logging.getLogger(__name__)
 
 _MOST_BYTES = 4 * 2**30
 _TEXTS_AT_ONCE = 64
 _ROWS = 1_000
+_FILE_NAME = "tokens.safetensors"
 
 
 class TokenTable:
@@ -52,6 +63,12 @@ class TokenTable:
             mask_BW[place, : end - start - leading] = 1
         return {"token_features": features_BWC, "attention_mask": mask_BW}
 
+    def with_texts_of(self, other: "TokenTable") -> "TokenTable":
+        """A table of the texts of both, by the same encoder."""
+        offset = len(self.tokens_NC)
+        added = {text: (start + offset, end + offset) for text, (start, end) in other.spans.items()}
+        return TokenTable(torch.cat([self.tokens_NC, other.tokens_NC]), {**added, **self.spans}, self.has_vectors)
+
 
 def texts_to_read(pairs: Any, text_column: str, expander: Any) -> Iterator[str]:
     """The texts of a data set in the form that `PairCollator` reads them, all captions of each row included."""
@@ -64,45 +81,102 @@ def texts_to_read(pairs: Any, text_column: str, expander: Any) -> Iterator[str]:
         yield from expanded(captions, expander, text_column) if captions else ()
 
 
-@torch.no_grad()
 def keep_tokens(text_model: CMFAHTextModel, processor: CMFAHProcessor, texts: Iterable[str]) -> TokenTable | None:
     """The tokens of texts by a frozen text encoder; None if they would take more than 4 GiB.
 
-    Texts of similar lengths are encoded together, always in the same order, so that a resumed run has the same tokens.
+    They are kept in the cache of `datasets`, and later calls with the same texts and encoder read them from there; if
+    their file is damaged, they are computed again, with a warning that names it.
 
     Args:
         text_model: The text tower, with its encoder's weights.
         processor: The model's processor.
         texts: The texts, repetitions included.
+
+    Raises:
+        DataError: If the file cannot be written.
     """
     distinct = sorted(set(texts))
     if not distinct:
         return None
     encoder = text_model.embeddings
-    was_training = text_model.training
-    text_model.eval()
-    counts = [len(ids) for ids in processor.tokenizer(distinct, truncation=True)["input_ids"]]
+    ids: list[list[int]] = processor.tokenizer(distinct, truncation=True)["input_ids"]
     has_vectors = encoder.pooled_dim is not None
     channels = max(encoder.channels, encoder.pooled_dim or 0)
-    size = (
-        2 * channels * ((0 if encoder.keeps_one else sum(counts)) + (has_vectors or encoder.keeps_one) * len(distinct))
-    )
-    if size > _MOST_BYTES:
+    rows = len(distinct) if encoder.keeps_one else sum(map(len, ids)) + has_vectors * len(distinct)
+    if (size := 2 * channels * rows) > _MOST_BYTES:
         logger.info("The tokens of %d texts take %.1f GiB and are not kept.", len(distinct), size / 2**30)
         return None
+    folder = kept_folder("tokens", _key(encoder, ids))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f"{folder.name}.work"), DataError, WAIT_S):
+        kept = _read(folder, channels, len(distinct)) if folder.exists() else None
+        if kept is None:
+            kept = _encode(text_model, processor, distinct, [len(own) for own in ids])
+            with atomic_folder(folder, DataError) as temporary:
+                save_file(dict(zip(("tokens", "spans"), kept, strict=True)), temporary / _FILE_NAME)
+                note = Note(len(distinct), len(distinct), sha256_of(temporary / _FILE_NAME))
+                note.write(temporary / NOTE_NAME)
+    tokens_NC, spans_T2 = kept
+    spans = {text: (start, end) for text, (start, end) in zip(distinct, spans_T2.tolist(), strict=True)}
+    return TokenTable(tokens_NC, spans, has_vectors)
+
+
+def _key(encoder: CMFAHTextEncoder, ids: Sequence[Sequence[int]]) -> str:
+    """A digest of what the tokens are computed from: the weights, and what the encoder reads of the texts."""
+    read = [type(encoder).__name__, str(encoder.config.text_backbone_config), str(encoder.config.dual_encoder_config)]
+    digest = hashlib.sha256(json.dumps([*read, ids]).encode())
+    backbone: Any = encoder.backbone
+    for name, tensor in backbone.state_dict().items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().float().numpy()).data)
+    return digest.hexdigest()
+
+
+def _read(folder: Path, channels: int, texts: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Kept tokens `(N, C)` and their spans `(T, 2)`; None with a warning if their file is damaged."""
+    file = folder / _FILE_NAME
+    try:
+        if not file.is_file() or sha256_of(file) != Note.read_from(folder / NOTE_NAME).sha256:
+            raise DataError(f"{file} is damaged, its checksum is another")
+        kept = load_file(file)
+        tokens_NC, spans_T2 = kept["tokens"], kept["spans"]
+        if (tokens_NC.shape[1], spans_T2.shape) != (channels, (texts, 2)):
+            raise DataError(f"{file} is damaged, its tokens have other shapes")
+    except (DataError, SafetensorError, KeyError, IndexError) as error:
+        logger.warning("%s; the tokens are computed again.", str(error).rstrip("."))
+        return None
+    return tokens_NC, spans_T2
+
+
+@torch.no_grad()
+def _encode(
+    text_model: CMFAHTextModel, processor: CMFAHProcessor, texts: Sequence[str], counts: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens `(N, C)` of texts, float16, and their spans `(T, 2)`.
+
+    Texts of similar lengths are encoded together, always in the same order, so that the tokens are always the same.
+
+    Args:
+        text_model, processor, texts: As in `keep_tokens`; the texts are distinct.
+        counts: The number of tokens of each text.
+    """
+    encoder = text_model.embeddings
+    was_training = text_model.training
+    text_model.eval()
     most = torch.finfo(torch.float16).max
-    parts, spans, start = [], {}, 0
-    order = sorted(range(len(distinct)), key=counts.__getitem__)
+    parts, start = [], 0
+    spans_T2 = torch.zeros(len(texts), 2, dtype=torch.long)
+    order = sorted(range(len(texts)), key=counts.__getitem__)
     for first in range(0, len(order), _TEXTS_AT_ONCE):
-        read = [distinct[place] for place in order[first : first + _TEXTS_AT_ONCE]]
-        inputs = processor(text=read, return_tensors="pt").to(text_model.device)
+        places = order[first : first + _TEXTS_AT_ONCE]
+        inputs = processor(text=[texts[place] for place in places], return_tensors="pt").to(text_model.device)
         tokens_BWC, mask_BW = encoder.extract_tokens(inputs["input_ids"], inputs["attention_mask"])
         tokens_BWC, mask_BW = tokens_BWC.float().clamp(-most, most).half().cpu(), mask_BW.cpu()
-        if has_vectors:
+        if encoder.pooled_dim is not None:
             mask_BW = torch.nn.functional.pad(mask_BW, (1, 0), value=True)
-        for text, tokens_WC, mask_W in zip(read, tokens_BWC, mask_BW, strict=True):
+        for place, tokens_WC, mask_W in zip(places, tokens_BWC, mask_BW, strict=True):
             parts.append(tokens_WC[mask_W])
-            spans[text] = (start, start + len(parts[-1]))
+            spans_T2[place] = torch.tensor([start, start + len(parts[-1])])
             start += len(parts[-1])
     text_model.train(was_training)
-    return TokenTable(torch.cat(parts), spans, has_vectors)
+    return torch.cat(parts), spans_T2

@@ -123,8 +123,8 @@ class DataArguments:
     keep_tokens: bool = field(
         default=True,
         metadata={
-            "help": "Compute the tokens of a frozen text encoder once in a run and keep them, float16, in memory, up "
-            "to 4 GiB. Not with --streaming."
+            "help": "Compute the tokens of a frozen text encoder once and keep them, float16, on disk, up to 4 GiB. "
+            "Not with --streaming."
         },
     )
     fit_head: bool = field(

@@ -1,14 +1,18 @@
 """Kept tokens of a frozen text encoder: equal codes, captions, and resumed runs."""
 
+import json
 import shutil
 from collections import Counter
+from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from dual_encoders import _tokenizer, write_dual_encoder
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
+from cmfah_hf.atomic import sha256_of
 from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.text_encoder import CMFAHTextBackbone
@@ -59,6 +63,69 @@ def test_kept_tokens_give_the_same_codes_in_any_batch(encoder):
         assert model(**batch).text_hash is not None
     with pytest.raises(KeyError):
         table(["another text"])
+
+
+@pytest.fixture
+def text_tower(text_folder, tmp_path, monkeypatch):
+    """A text tower over the BERT, its processor, and a cache of their own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    config = CMFAHConfig(text_backbone=str(text_folder), image_feature_dim=8, hash_bits=16, hidden_size=24)
+    return CMFAHModel(config).text_model, CMFAHProcessor.from_backbones(config)
+
+
+def test_tokens_are_computed_once_for_the_same_texts_and_weights(text_tower, texts_encoded):
+    first = keep_tokens(*text_tower, TEXTS)
+    for texts, encoded in ((TEXTS[::-1], 5), (TEXTS[:3], 8), (TEXTS[:3], 8)):
+        again = keep_tokens(*text_tower, texts)
+        assert texts_encoded["texts"] == encoded
+        for name, values in again(texts).items():
+            torch.testing.assert_close(values, first(texts)[name], atol=2e-3, rtol=0)
+    text_tower[0].embeddings.backbone.embeddings.word_embeddings.weight.data += 1
+    changed = keep_tokens(*text_tower, TEXTS[:3])
+    assert texts_encoded["texts"] == 11
+    assert not torch.equal(changed.tokens_NC, again.tokens_NC)
+
+
+def _of_other_shape(file):
+    save_file({"tokens": torch.zeros(3, 4), "spans": torch.zeros(5, 2)}, file)
+    note = file.with_name("note.json")
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"sha256": sha256_of(file)}))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda file: file.write_bytes(file.read_bytes()[:-1]),
+        Path.unlink,
+        lambda file: file.with_name("note.json").write_text("[]"),
+        lambda file: file.with_name("note.json").unlink(),
+        _of_other_shape,
+    ],
+    ids=["cut", "removed", "no note", "note removed", "other shape"],
+)
+def test_a_damaged_file_is_computed_again(text_tower, texts_encoded, caplog, tmp_path, harm):
+    first = keep_tokens(*text_tower, TEXTS)
+    (file,) = (tmp_path / "cache").glob("cmfah-tokens/*/tokens.safetensors")
+    harm(file)
+    again = keep_tokens(*text_tower, TEXTS)
+    assert texts_encoded["texts"] == 10
+    assert torch.equal(again.tokens_NC, first.tokens_NC)
+    assert str(file.parent) in caplog.text
+    assert "computed again" in caplog.text
+    caplog.clear()
+    keep_tokens(*text_tower, TEXTS)
+    assert texts_encoded["texts"] == 10
+    assert not caplog.text
+
+
+def test_tables_of_one_encoder_are_joined(encoder):
+    model, processor = encoder
+    one, other = (keep_tokens(model.text_model, processor, texts) for texts in (TEXTS[:3], TEXTS[2:]))
+    both = one.with_texts_of(other)
+    assert both.spans.keys() == set(TEXTS)
+    for table in (one, other):
+        texts = list(table.spans)
+        assert all(torch.equal(found, table(texts)[name]) for name, found in both(texts).items())
 
 
 def test_tokens_of_another_encoder_are_refused(encoder):
