@@ -167,12 +167,12 @@ def _refit(prepared: PreparedRun, folder: Path, epoch: float, resumes: bool) -> 
     args = prepared.run.training
     set_seed(args.seed)
     callbacks = [_StopAfter(epoch)]
-    # No evaluation; the last checkpoint is kept to resume from.
+    # No evaluation, so no best checkpoint either; otherwise, the last checkpoint is kept to resume from.
     refit_args = replace(
         args,
         output_dir=str(folder),
         eval_strategy="no",
-        save_strategy="epoch" if args.save_strategy == "best" else args.save_strategy,
+        save_strategy="no" if args.save_strategy == "best" else args.save_strategy,
         save_total_limit=1,
         load_best_model_at_end=False,
         push_to_hub=False,

@@ -22,6 +22,7 @@ from transformers import Trainer
 from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.methods import CMFAHForPreTraining
 from cmfah_hf.training import checkpoints, train, vocabulary
+from cmfah_hf.training import checkpoint_store
 from cmfah_hf.training import run as run_module
 from cmfah_hf.training.checkpoints import newest_checkpoint
 from cmfah_hf.training.trainer import CMFAHTrainer
@@ -48,10 +49,15 @@ STRATEGIES = {
     "epoch": {},
     "steps": {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4},
 }
+BEST = {"save_strategy": "best"}
 
 
 def arguments_of(strategy, folder):
-    return ["--output_dir", str(folder), *(f"--{name}={value}" for name, value in STRATEGIES[strategy].items())]
+    return [
+        "--output_dir",
+        str(folder),
+        *(f"--{name}={value}" for name, value in STRATEGIES.get(strategy, BEST).items()),
+    ]
 
 
 def settings():
@@ -129,6 +135,20 @@ def uninterrupted(scenes_folder, write_config, tmp_path_factory):
         return done[strategy]
 
     return make
+
+
+def test_fewer_checkpoints_change_nothing(uninterrupted, monkeypatch):
+    """With `save_strategy="best"`, only epochs that are better are saved, and nothing of the refit."""
+    written = []
+    finish = checkpoint_store.finish_checkpoint
+    monkeypatch.setattr(
+        checkpoint_store, "finish_checkpoint", lambda staged, final: (written.append(final), finish(staged, final))
+    )
+    assert_same_outcome(uninterrupted("best")[0], uninterrupted("epoch")[0])
+    maps = [log["eval_map"] for log in logs(uninterrupted("best")[0]) if "eval_map" in log]
+    better = [epoch for epoch, found in enumerate(maps) if found > max(maps[:epoch], default=0)]
+    in_best = [path for path in written if "best" in str(path)]
+    assert [path.name for path in in_best] == [f"checkpoint-{6 * (epoch + 1)}" for epoch in better]
 
 
 @pytest.mark.parametrize("part", ["first model", pytest.param("refit", marks=pytest.mark.slow)])
