@@ -211,7 +211,8 @@ GROUPS = {
     for folder in (PACKAGE / "cli").iterdir()
     if (folder / "__init__.py").is_file()
 }
-CALLS = [[command] for command in COMMANDS] + [[group] for group in GROUPS]
+# The help of `train` lists the settings of transformers and of the models too.
+CALLS = [[command] for command in COMMANDS if command != "train"] + [[group] for group in GROUPS]
 CALLS += [[group, command] for group, commands in GROUPS.items() for command in commands]
 
 

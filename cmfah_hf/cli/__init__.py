@@ -5,12 +5,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, cast
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 import typer.core
 
 from cmfah_hf.cli.compress import compress
+from cmfah_hf.cli.configs import configs
 from cmfah_hf.cli.data import data_app
 from cmfah_hf.cli.demo import demo
 from cmfah_hf.cli.evaluate import evaluate
@@ -22,7 +24,7 @@ from cmfah_hf.cli.output import say
 from cmfah_hf.cli.push import push
 from cmfah_hf.cli.search import search
 from cmfah_hf.cli.space import space
-from cmfah_hf.cli.train import train
+from cmfah_hf.cli.train import TrainCommand, train
 from cmfah_hf.errors import CMFAHError, printable
 
 # The exit code that shells expect after Ctrl-C.
@@ -53,16 +55,34 @@ def _printable_usage_errors() -> Iterator[None]:
         raise
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        say(f"cmfah-hf {version('cmfah-hf')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="cmfah",
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # which the commands inherit
     rich_markup_mode="markdown",
     help="Cross-media hashing: search images by words in 8 bytes per item.",
 )
+
+
+@app.callback()
+def _all_commands(
+    shown: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Cross-media hashing: search images by words in 8 bytes per item."""
+
+
 app.command()(demo)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+app.command(cls=TrainCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+app.command()(configs)
 app.command()(compress)
 app.command()(evaluate)
 app.command()(index)

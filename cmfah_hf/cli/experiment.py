@@ -14,7 +14,7 @@ experiment_app = typer.Typer(
 
 @experiment_app.command()
 def run(
-    grid: Annotated[Path, typer.Argument(help="A grid, such as hub_configs/experiments/photographs.yaml.")],
+    grid: Annotated[Path, typer.Argument(help="A grid: a YAML file, or a name of `cmfah configs`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of all runs.")],
     only: Annotated[
         list[str] | None, typer.Option(help="Only runs whose names match, such as '*/scahn/*/seed-0'. Can be repeated.")

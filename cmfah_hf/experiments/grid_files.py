@@ -20,6 +20,7 @@ from cmfah_hf.experiments.grid import LINEAR, Grid, GridRun
 from cmfah_hf.training import bundled_configuration, parse_run
 from cmfah_hf.training.evaluate import PROTOCOLS as ENCODINGS
 from cmfah_hf.training.settings.arguments import PROTOCOLS
+from cmfah_hf.training.settings.bundled import GRIDS, find_configuration
 from cmfah_hf.training.settings.configuration import Run
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
@@ -39,7 +40,7 @@ def read_grid(path: str | Path, data_of: Sequence[str] | None = None) -> Grid:
     `settings` apply to all runs.
 
     Args:
-        path: The file.
+        path: The file, or the name of a bundled grid, such as `wikipedia`.
         data_of: Patterns of names, as in `Grid.only`: the data sets of these runs must exist, as far as this can be
             known without a request. None: data sets are not looked for.
 
@@ -48,7 +49,7 @@ def read_grid(path: str | Path, data_of: Sequence[str] | None = None) -> Grid:
             names, missing configurations, settings that their configuration does not have or cannot use, and missing
             data sets.
     """
-    path, faults = Path(path), _Faults()
+    path, faults = find_configuration(path, GRIDS), _Faults()
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise CMFAHError(f"{path}: the grid is {type(raw).__name__}; give a mapping of names to values.")

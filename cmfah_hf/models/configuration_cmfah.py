@@ -56,6 +56,8 @@ class CMFAHConfig(PreTrainedConfig):
             backbone. None: regions come from the backbone.
         image_size (`int`, defaults to 224):
             Width and height of the input images, in pixels.
+        num_channels (`int`, defaults to 3):
+            Channels of the input images; always 3, for red, green and blue.
         normalize_regions (`bool`, defaults to `True`):
             Whether the regions of an image are scaled together, to a root mean square length of `sqrt(channels)`.
         vocab_size (`int`, defaults to 1388):

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "CMFAHTrainer": "trainer",
         "CMFAHTrainingArguments": "settings.arguments",
         "DataArguments": "settings.arguments",
-        "bundled_configuration": "settings.configuration",
+        "bundled_configuration": "settings.bundled",
         "keep_regions": "data.region_cache",
         "train": "run",
         "parse_run": "settings.configuration",

@@ -5,14 +5,17 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from cmfah_hf.data import load_image_text
 from cmfah_hf.models import CMFAHModel
 from cmfah_hf.retrieval import EXPORTERS, CrossMediaRetriever, HashIndex
+from cmfah_hf.training import CMFAHTrainer
 from cmfah_hf.training.evaluate import evaluate_folder
 
 
@@ -73,6 +76,58 @@ def test_help_of_the_program_and_of_each_command(cmfah):
         assert (outcome.code, outcome.err) == (0, "")
         for option in options:
             assert option in outcome.out.lower(), (command, option)
+
+
+def test_the_help_of_training_lists_the_settings_of_a_method(cmfah):
+    for arguments, present, absent in (
+        ([], "--similarity_weight", "--code_map_weight"),
+        (["--method", "agah"], "--code_map_weight", "--similarity_weight"),
+        (["--method=agah"], "--code_map_weight", "--similarity_weight"),
+    ):
+        outcome = cmfah("train", *arguments, "-h")
+        assert (outcome.code, outcome.err) == (0, "")
+        assert re.search(rf"{present} .*Weight|{present} .*gamma", outcome.out)
+        assert absent not in outcome.out
+        assert "--hash_bits" in outcome.out
+        assert "--per_device_train_batch_size" in outcome.out
+    outcome = cmfah("train", "--method", "nothing", "--help")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+
+
+def test_the_version_is_that_of_the_package(cmfah):
+    assert cmfah("--version").out == f"cmfah-hf {version('cmfah-hf')}\n"
+
+
+def test_bundled_configurations_are_listed_and_shown(cmfah, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert re.search(r"^methods/scm +SCM \(", cmfah("configs").out, re.MULTILINE)
+    listed = {file["name"]: file for file in json.loads(cmfah("configs", "--json").out)}
+    assert listed["cmfah-scenes"]["about"].startswith("The demo")
+    assert cmfah("configs", "scenes", "--path").out == f"{listed['cmfah-scenes']['path']}\n"
+    shown = json.loads(cmfah("configs", "scenes", "--json").out)
+    assert shown["model"]["hash_bits"] == 64  # of the file that it extends
+    assert yaml.safe_load(cmfah("configs", "scenes").out) == shown
+    assert yaml.safe_load(cmfah("configs", "experiments/wikipedia").out)["methods"]
+    for arguments in (["gone"], ["--path"]):
+        outcome = cmfah("configs", *arguments)
+        assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
+
+
+def test_an_interrupted_training_says_how_to_go_on(cmfah, trained, tmp_path, monkeypatch):
+    steps = iter([False] * 8 + [True] * 100)
+
+    def stopped(*args, **kwargs):
+        if next(steps):
+            raise KeyboardInterrupt
+        return step(*args, **kwargs)
+
+    step = CMFAHTrainer.training_step
+    monkeypatch.setattr(CMFAHTrainer, "training_step", stopped)
+    arguments = ["--output_dir", tmp_path / "out", "--num_train_epochs", "90", "--hash_bits", "8"]
+    outcome = cmfah("train", trained.config, *arguments, "--save_strategy", "steps", "--save_steps", "2",
+                    "--eval_strategy", "steps", "--eval_steps", "2")  # fmt: skip
+    assert outcome.code == 130
+    assert "--resume_from_checkpoint last" in outcome.err
 
 
 def test_train_writes_a_model_and_prints_its_metrics(cmfah, trained, tmp_path):

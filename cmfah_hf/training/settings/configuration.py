@@ -22,6 +22,7 @@ from cmfah_hf.methods import Objective, ObjectiveConfig, objective_class, regist
 from cmfah_hf.models import MODELS, CMFAHConfig
 from cmfah_hf.models.remote_code import remote_code
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments, DataArguments
+from cmfah_hf.training.settings.bundled import find_configuration
 from cmfah_hf.training.settings.ranges import check_finite, short
 from cmfah_hf.training.settings.yaml_files import SettingsFile, merged, read_chain
 
@@ -157,21 +158,13 @@ class _Parser(HfArgumentParser):
         raise CMFAHError(f"{message[0].upper()}{message[1:]}; see the arguments in the README.")
 
 
-def bundled_configuration(name: str) -> Path:
-    """The path of a configuration of `hub_configs/`: in the installed package, or next to it in a checkout."""
-    package = Path(__file__).parents[2]
-    for folder in (package / "hub_configs", package.parent / "hub_configs"):
-        if (folder / name).is_file():
-            return folder / name
-    raise CMFAHError(f"{name}: this configuration did not come with the package; install it again.")
-
-
 def parse_run(config: str | os.PathLike | None, arguments: list[str] | None = None) -> Run:
     """Reads a run's settings.
 
     Args:
-        config: A YAML file with the sections `model`, `method`, `data` and `training`; None: the defaults. With
-            `extends: base.yaml` it holds only differences from that file, see `read_chain`. `name` in `method`, or
+        config: A YAML file with the sections `model`, `method`, `data` and `training`, or the name of a bundled one
+            (`find_configuration`); None: the defaults. With `extends: base.yaml` it holds only differences from that
+            file, see `read_chain`. `name` in `method`, or
             `model_type` in `model`, names the method; the default is `cmfah`. The settings of the objective are read
             from both sections.
         arguments: Arguments of the command line, such as `["--hash_bits", "32", "--learning_rate=1e-3"]`: any field of
@@ -180,10 +173,10 @@ def parse_run(config: str | os.PathLike | None, arguments: list[str] | None = No
     Raises:
         CMFAHError: If a file is missing or not such a YAML file, or a name or value is unknown.
     """
-    chain = read_chain(config) if config is not None else []
+    chain = read_chain(find_configuration(config)) if config is not None else []
     method, arguments = _method(chain, arguments or [])
     parser = _Parser()
-    known = _known_names(method)
+    known = known_names(method)
     for file in chain:
         _set_defaults(parser, file, known)
     try:
@@ -212,7 +205,7 @@ def _one_section(file: SettingsFile) -> SettingsFile:
     )
 
 
-def _known_names(method: str) -> dict[str, set[str]]:
+def known_names(method: str) -> dict[str, set[str]]:
     """The names of the settings of each section."""
     data, training = ({field.name for field in fields(kind)} for kind in (DataArguments, CMFAHTrainingArguments))
     objective, model = _settings_of(method)
@@ -240,17 +233,18 @@ def _method(chain: list[SettingsFile], arguments: list[str]) -> tuple[str, list[
     parser.add_argument("--method")
     given, rest = parser.parse_known_args(arguments)
     if given.method is not None:
-        _check_method("--method", given.method)
+        check_method("--method", given.method)
         return given.method, rest
     for file in reversed(chain):
         for section, name in _METHOD_NAMES:
             if (named := file.sections.get(section, {}).get(name)) is not None:
-                _check_method(f"{file.path}: {name}", named)
+                check_method(f"{file.path}: {name}", named)
                 return named, rest
     return "cmfah", rest
 
 
-def _check_method(name: str, method: Any) -> None:
+def check_method(name: str, method: Any) -> None:
+    """Raises a `CMFAHError` if there is no such method; `name` is the setting that names it."""
     if not (isinstance(method, str) and method in registered_methods()):
         shown = repr(method) if isinstance(method, str) else f"a {type(method).__name__}"
         raise CMFAHError(f"{name} is {shown}; choose one of {', '.join(registered_methods())}.")

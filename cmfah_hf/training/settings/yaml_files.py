@@ -61,8 +61,6 @@ def merged(chain: list[SettingsFile]) -> Sections:
 
 def _read(path: Path) -> dict[str, Any]:
     """The content of one file: its sections, and `extends` if it is given."""
-    if not os.path.exists(path):  # noqa: PTH110 - that of `Path` raises an error for a name that is too long
-        raise CMFAHError(f"{path}: this configuration does not exist; there are examples in hub_configs/.")
     content = read_yaml(path) or {}
     if not isinstance(content, dict):
         raise CMFAHError(f"{path}: a configuration has the sections {', '.join(SECTIONS)}, each with its settings.")
@@ -81,6 +79,6 @@ def _base_of(path: Path, base: Any) -> Path:
     if not isinstance(base, str) or not base or Path(base).is_absolute():
         raise CMFAHError(f"{path}: {EXTENDS} is {short(base)}; give the path of one YAML file, relative to this file.")
     found = path.parent / base
-    if not os.path.exists(found):  # noqa: PTH110 - as above
+    if not os.path.exists(found):  # noqa: PTH110 - that of `Path` raises an error for a name that is too long
         raise CMFAHError(f"{path} extends {short(base)}, which does not exist; correct the path.")
     return found

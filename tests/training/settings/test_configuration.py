@@ -304,7 +304,7 @@ def test_alias_bomb_is_refused_quickly(read):
 
 def test_missing_or_binary_file(tmp_path):
     missing = tmp_path / "absent.yaml"
-    with pytest.raises(CMFAHError, match=r"absent\.yaml: this configuration does not exist; there are examples"):
+    with pytest.raises(CMFAHError, match=r"absent\.yaml: this configuration does not exist; give a file"):
         parse_run(missing)
     with pytest.raises(CMFAHError, match="this configuration does not exist"):
         parse_run("x" * 5000)
