@@ -231,3 +231,10 @@ def test_help_is_quick_and_imports_no_deep_learning(arguments):
 def test_layer_numbers_decrease_from_row_to_row():
     numbers = [int(number) for number, _, _ in rows(section("Layers"))]
     assert all(upper - lower == 1 for upper, lower in pairwise(numbers))
+
+
+def test_markers_are_named_by_the_files_of_their_tests():
+    """`make test-slow` and `make test-cluster` read these files only."""
+    tests = set((ROOT / "tests").rglob("*.py"))
+    for path in tests - set((ROOT / "tests").rglob("test_*.py")):
+        assert not re.search(r"mark\.(slow|cluster)\b", path.read_text(encoding="utf-8")), path
