@@ -21,8 +21,7 @@ from transformers import Trainer
 
 from cmfah_hf.data.collator import PairCollator
 from cmfah_hf.methods import CMFAHForPreTraining
-from cmfah_hf.training import checkpoints, train, vocabulary
-from cmfah_hf.training import checkpoint_store
+from cmfah_hf.training import checkpoint_store, checkpoints, train, vocabulary
 from cmfah_hf.training import run as run_module
 from cmfah_hf.training.checkpoints import newest_checkpoint
 from cmfah_hf.training.trainer import CMFAHTrainer
