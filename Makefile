@@ -17,7 +17,10 @@ REPAIR = PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(BIN)/p
 # What is made for other versions of Python does not compile, and is not imported here either.
 COMPILE = -$(BIN)/python -m compileall -q -q -j 0 $(VENV)/lib cmfah_hf
 FITS = $(BIN)/python -c "import torchvision"
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+# Assertions are rewritten once, by the first of several runs of tests, also where PYTHONDONTWRITEBYTECODE is set.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+# Only files that name a marker have tests with it; importing all of them takes longer than many tests.
+files_with = $(shell grep --recursive --files-with-matches --include='test_*.py' 'mark\.$(1)' tests)
 
 .PHONY: demo test test-slow test-cluster fuzz lint format docs clean
 
@@ -30,15 +33,15 @@ test: $(VENV)/.installed-for-tests
 
 # What takes longer: several processes, whole runs, browsers.
 test-slow: $(VENV)/.installed-for-tests
-	$(PYTEST) -m "slow and not cluster"
+	$(PYTEST) -m "slow and not cluster" $(call files_with,slow)
 
 # Minutes of starting, killing and restarting processes on several nodes.
 test-cluster: $(VENV)/.installed-for-tests
-	$(PYTEST) -m cluster
+	$(PYTEST) -m cluster $(call files_with,cluster)
 
 # Mutated files and requests, in a process a core; `make fuzz FUZZ_INPUTS=100000` takes ten times as long.
 fuzz: $(VENV)/.installed-for-tests
-	$(PYTEST) -m fuzz --dist load --fuzz-inputs $(FUZZ_INPUTS)
+	$(PYTEST) tests/fuzz --dist load --fuzz-inputs $(FUZZ_INPUTS)
 
 lint: $(VENV)/.installed-for-tests
 	$(BIN)/ruff check .

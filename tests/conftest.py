@@ -1,5 +1,6 @@
 """Fixtures shared by several test folders: scenes on disk, tiny trained models, environments for new processes."""
 
+import gc
 import os
 from collections.abc import Callable
 from copy import deepcopy
@@ -18,6 +19,21 @@ from hypothesis import settings
 # The time of an example depends on the load of the machine more than on the code.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+
+# What imports and collection make lives to the end: it is not searched for garbage, neither meanwhile nor, by each full
+# collection of a test or of a trainer, later.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # at exit, some libraries report what is still there
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,9 +1,11 @@
 """The layers of docs/architecture.md against the imports of the files."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,6 +51,7 @@ LAYERS = {
 }
 
 
+@cache
 def imports(path: Path) -> list[tuple[str, int]]:
     """The full names of all modules that a file imports, each with the level of a relative import."""
     package = path.relative_to(ROOT).parts[:-1]
@@ -179,13 +182,17 @@ def test_dependencies_of_the_page_match_the_package_and_the_imports():
     assert modules <= third_party
 
 
-def loaded_by(code: str) -> tuple[set[str], str]:
-    """The modules loaded in a new process by this code, and its output."""
-    script = f"{code}\nimport sys; print('MODULES', *sys.modules)"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
+def output_of(script: str, *arguments: str) -> str:
+    """What a new process prints that runs this code."""
+    command = [sys.executable, "-c", script, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert run.returncode == 0, run.stderr
-    printed, _, modules = run.stdout.rpartition("MODULES")
-    return {name.split(".")[0] for name in modules.split()}, printed
+    return run.stdout
+
+
+def loaded_by(code: str) -> set[str]:
+    """The modules loaded in a new process by this code."""
+    return {name.split(".")[0] for name in output_of(f"{code}\nimport sys; print(*sys.modules)").split()}
 
 
 @pytest.mark.parametrize("package", ["", *(f".{path.parent.name}" for path in sorted(PACKAGE.glob("*/__init__.py")))])
@@ -193,13 +200,13 @@ def test_importing_a_package_is_light(package):
     light = {"scipy"} | (
         {"transformers"} if package == ".expansion" else set()
     )  # `split_words` builds on its tokenizers
-    modules, _ = loaded_by(f"import cmfah_hf{package}")
+    modules = loaded_by(f"import cmfah_hf{package}")
     assert "cmfah_hf" in modules
     assert not modules & (HEAVY - light)
 
 
 def test_bare_import_loads_only_the_standard_library():
-    modules, _ = loaded_by("import sys; before = set(sys.modules)\nimport cmfah_hf, cmfah_hf.models, cmfah_hf.data")
+    modules = loaded_by("import sys; before = set(sys.modules)\nimport cmfah_hf, cmfah_hf.models, cmfah_hf.data")
     outside = modules & (HEAVY | {"numpy", "PIL", "yaml", "typer", "rich", "tokenizers", "pyarrow", "huggingface_hub"})
     assert not outside
 
@@ -216,19 +223,48 @@ CALLS = [[command] for command in COMMANDS if command != "train"] + [[group] for
 CALLS += [[group, command] for group, commands in GROUPS.items() for command in commands]
 
 
+# Prints the exit code, the output and the newly loaded modules of each call.
+HELPS = """
+import contextlib, io, json, sys
+from cmfah_hf.cli import main
+
+found, before = [], set()
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            code = main([*arguments, "--help"])
+        except SystemExit as end:
+            code = end.code
+    found.append([code, printed.getvalue(), sorted({name.split(".")[0] for name in set(sys.modules) - before})])
+    before = set(sys.modules)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps():
+    """The result of `--help` for each call, all in one new process."""
+    calls = [[], *CALLS]
+    return dict(zip(map(tuple, calls), json.loads(output_of(HELPS, json.dumps(calls))), strict=True))
+
+
 @pytest.mark.parametrize("arguments", [[], *CALLS], ids=lambda arguments: " ".join(arguments) or "cmfah")
-def test_help_is_quick_and_imports_no_deep_learning(arguments):
-    code = (
-        "from cmfah_hf.cli import main\n"
-        f"try:\n    main([*{arguments!r}, '--help'])\nexcept SystemExit as end:\n    assert not end.code, end.code"
-    )
-    modules, printed = loaded_by(code)
+def test_help_is_quick_and_imports_no_deep_learning(helps, arguments):
+    code, printed, modules = helps[tuple(arguments)]
+    assert not code
     assert "Usage:" in printed
     expected = GROUPS.get(arguments[0], []) if len(arguments) == 1 else arguments
     assert all(name in printed for name in (expected if arguments else [*COMMANDS, *GROUPS]))
-    assert not modules & HEAVY
+    assert not HEAVY.intersection(modules)
 
 
 def test_layer_numbers_decrease_from_row_to_row():
     numbers = [int(number) for number, _, _ in rows(section("Layers"))]
     assert all(upper - lower == 1 for upper, lower in pairwise(numbers))
+
+
+def test_markers_are_named_by_the_files_of_their_tests():
+    """`make test-slow` and `make test-cluster` read these files only."""
+    tests = set((ROOT / "tests").rglob("*.py"))
+    for path in tests - set((ROOT / "tests").rglob("test_*.py")):
+        assert not re.search(r"mark\.(slow|cluster)\b", path.read_text(encoding="utf-8")), path

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -43,6 +44,15 @@ TINY = {
 @pytest.fixture(autouse=True)
 def own_cache_of_datasets(datasets_cache):
     """Tests of this folder neither read nor write the user's own cache."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn_plots(monkeypatch):
+    """Runs write empty files as plots, because drawing them takes longer than the training.
+
+    Not those of fixtures such as `trained`, which are made before: test_run.py looks at them.
+    """
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **settings: Path(file).touch())
 
 
 @pytest.fixture(scope="session")

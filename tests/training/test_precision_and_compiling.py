@@ -205,23 +205,24 @@ class TorchRows(torch.utils.data.Dataset):
         return self.rows[number]
 
 
-@pytest.mark.parametrize("kind", [list, TorchRows])
 @pytest.mark.parametrize("codes_update", ["epoch", "batch"])
-def test_any_row_container_trains_like_a_data_set(make_model, make_pairs, make_trainer, kind, codes_update):
-    found = []
-    for make in (lambda rows: rows, lambda rows: kind(list(rows))):
+def test_any_row_container_trains_like_a_data_set(make_model, make_pairs, make_trainer, codes_update):
+    def trained(make):
         model = make_model()
         trainer = make_trainer(
             model, make(make_pairs(20)), make(make_pairs(7, seed=1)), num_train_epochs=2, codes_update=codes_update
         )
         trainer.train()
-        found.append((by_player(model), trainer.training_state.tables.get("codes"), trainer.evaluate()["eval_map"]))
-    (expected, codes, value), (weights, own_codes, own_value) = found
-    for player in expected:
-        assert_close(expected[player], weights[player], 0.0)
+        return by_player(model), trainer.training_state.tables.get("codes"), trainer.evaluate()["eval_map"]
+
+    expected, codes, value = trained(lambda rows: rows)
     assert (codes is None) == (codes_update == "batch")
-    assert codes is None or torch.equal(codes, own_codes)
-    assert own_value == value
+    for kind in (list, TorchRows):
+        weights, own_codes, own_value = trained(lambda rows, kind=kind: kind(list(rows)))
+        for player in expected:
+            assert_close(expected[player], weights[player], 0.0)
+        assert codes is None or torch.equal(codes, own_codes)
+        assert own_value == value
 
 
 def test_rows_of_a_list_are_evaluated_without_augmentation(make_model, make_pairs, make_trainer):

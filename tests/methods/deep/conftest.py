@@ -7,6 +7,7 @@ import pytest
 import torch
 from settings import pretraining_model
 
+from cmfah_hf.methods import FeatureHashForPreTraining
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments
 
@@ -123,3 +124,84 @@ def deep_trainer(deep_pairs, tmp_path):
         )
 
     return make
+
+
+@pytest.fixture
+def resume(deep_model, deep_trainer, tmp_path):
+    """A function that resumes a training at a step, with other first weights, and expects the same weights at the end.
+
+    It takes the method, the step and settings of the model, and returns the trainer of the whole training, that of the
+    resumed one, and the folder of the checkpoint. An epoch has 3 steps, a training 3 epochs.
+    """
+
+    def run(method: str, step: int, similarity=None, **settings):
+        arguments = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": step, "save_total_limit": None}
+
+        def trainer(folder: str, seed: int) -> CMFAHTrainer:
+            return deep_trainer(deep_model(method, seed, **settings), folder, similarity=similarity, **arguments)
+
+        whole = trainer("whole", seed=0)
+        whole.train()
+        checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
+        resumed = trainer("resumed", seed=4)
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+        found = resumed.model.state_dict()
+        for name, value in whole.model.state_dict().items():
+            assert torch.equal(found[name], value), name
+        return whole, resumed, checkpoint
+
+    return run
+
+
+@pytest.fixture
+def reload(tmp_path):
+    """A function that saves a model, loads it again with the same weights and settings, and returns the loaded one."""
+
+    def run(model: FeatureHashForPreTraining) -> FeatureHashForPreTraining:
+        model.save_pretrained(tmp_path / "model")
+        again, report = FeatureHashForPreTraining.from_pretrained(tmp_path / "model", output_loading_info=True)
+        assert not any(report.values())
+        assert again.objective.name == model.objective.name
+        assert again.objective.settings == model.objective.settings
+        found = again.state_dict()
+        for name, value in model.state_dict().items():
+            assert torch.equal(found[name], value), name
+        return again
+
+    return run
+
+
+@pytest.fixture
+def assert_codes_ignore_the_batch():
+    """A function that compares the codes of items, each encoded alone, with those of a batch, for both towers."""
+
+    def check(model) -> None:
+        towers = model.eval().cmfah
+        for encode, name, width in (
+            (towers.get_image_hash, "region_features", IMAGE_WIDTH),
+            (towers.get_text_hash, "token_features", TEXT_WIDTH),
+        ):
+            items = torch.randn(7, 1, width)
+            alone = torch.cat([encode(**{name: one}) for one in items.split(1)])
+            torch.testing.assert_close(encode(**{name: items}), alone, rtol=0, atol=1e-6, msg=name)
+
+    return check
+
+
+@pytest.fixture
+def share_of_equal_classes():
+    """A function to the share of a trainer's validation images whose nearest text, by its code, is of their class."""
+
+    def share(trainer: CMFAHTrainer) -> float:
+        rows = [trainer.eval_dataset[number] for number in range(len(trainer.eval_dataset))]
+        classes = np.array([row["labels"][0] for row in rows])
+        image, text = (
+            torch.tensor(np.array([row[f"{side}_features"] for row in rows]))[:, None] for side in ("image", "text")
+        )
+        towers = trainer.model.eval().cmfah
+        with torch.no_grad():
+            codes = towers.get_image_hash(region_features=image), towers.get_text_hash(token_features=text)
+        nearest = torch.cosine_similarity(codes[0][:, None], codes[1][None], dim=2).argmax(dim=1)
+        return (classes[nearest.numpy()] == classes).mean()
+
+    return share

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmfah_hf.methods import FeatureHashForPreTraining, TrainingState
+from cmfah_hf.methods import TrainingState
 from cmfah_hf.methods.deep.dchmt import choice_codes, distance_loss
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 
@@ -131,32 +131,13 @@ def test_training_separates_the_classes(deep_model, deep_trainer):
     assert trainer.evaluate()["eval_map"] > max(0.9, before)
 
 
-@pytest.mark.parametrize("side", ["image", "text"])
-def test_codes_do_not_depend_on_the_batch(deep_model, side):
-    towers = deep_model("dchmt", normalize_features=True).cmfah.eval()
-    tower, name, width = {
-        "image": (towers.image_model, "region_features", 6),
-        "text": (towers.text_model, "token_features", 5),
-    }[side]
-    features = torch.randn(6, 1, width)
-    together = tower(**{name: features}).hash_values
-    alone = torch.cat([tower(**{name: each[None]}).hash_values for each in features])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+def test_codes_do_not_depend_on_the_batch(deep_model, assert_codes_ignore_the_batch):
+    assert_codes_ignore_the_batch(deep_model("dchmt", normalize_features=True))
 
 
-def test_resumed_training_ends_alike_and_the_model_loads(deep_model, deep_trainer, tmp_path):
-    arguments = {"num_train_epochs": 3, "save_strategy": "epoch", "save_total_limit": None}
-    whole = deep_trainer(deep_model("dchmt"), "whole", **arguments)
-    whole.train()
-    resumed = deep_trainer(deep_model("dchmt", seed=4), "resumed", **arguments)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
-    whole.pretraining.save_pretrained(tmp_path / "model")
-    loaded = FeatureHashForPreTraining.from_pretrained(tmp_path / "model")
-    assert loaded.objective.name == "dchmt"
-    assert loaded.objective.settings == whole.pretraining.objective.settings
-    for other in (resumed.pretraining, loaded):
-        for name, value in whole.pretraining.state_dict().items():
-            assert torch.equal(other.state_dict()[name], value), name
+def test_resumed_training_ends_alike_and_the_model_loads(resume, reload):
+    whole, _, _ = resume("dchmt", step=3)
+    reload(whole.model)
 
 
 @pytest.mark.parametrize("margin", [-0.1, 1.5])

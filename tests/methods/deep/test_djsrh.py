@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from cmfah_hf.data.similarity import PairSimilarity
-from cmfah_hf.methods import FeatureHashForPreTraining, TrainingState
+from cmfah_hf.methods import TrainingState
 from cmfah_hf.methods.deep.djsrh import DJSRHObjectiveConfig, joint_affinity
 
 UNLABELED = {"classes": (), "hash_bits": 8}
@@ -133,15 +133,8 @@ def test_the_codes_become_steeper_and_keep_their_signs(deep_model, deep_batch):
         assert torch.equal(one >= 0, (3 * one.atanh()).tanh() >= 0)
 
 
-def test_codes_do_not_depend_on_the_batch(deep_model):
-    towers = deep_model("djsrh", **UNLABELED).eval().cmfah
-    image, text = torch.randn(7, 1, 6), torch.randn(7, 1, 5)
-    for encode, name, items in (
-        (towers.get_image_hash, "region_features", image),
-        (towers.get_text_hash, "token_features", text),
-    ):
-        alone = torch.cat([encode(**{name: one}) for one in items.split(1)])
-        torch.testing.assert_close(encode(**{name: items}), alone)
+def test_codes_do_not_depend_on_the_batch(deep_model, assert_codes_ignore_the_batch):
+    assert_codes_ignore_the_batch(deep_model("djsrh", **UNLABELED))
 
 
 @pytest.mark.parametrize(
@@ -152,44 +145,23 @@ def test_settings_out_of_range_are_named(name, value):
         DJSRHObjectiveConfig(**{name: value})
 
 
-def test_training_separates_clusters_that_it_is_not_told(deep_model, deep_trainer):
+def test_training_separates_clusters_that_it_is_not_told(deep_model, deep_trainer, share_of_equal_classes):
     model = deep_model("djsrh", classes=(), hash_bits=16)
     trainer = deep_trainer(model, similarity=PairSimilarity(), num_train_epochs=15, logging_steps=3)
     trainer.train()
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert logged[-1] < 0.6 * logged[0]
     assert int(model.objective.epochs) == 15
-    rows = trainer.eval_dataset
-    kinds = np.array([rows[number]["labels"][0] for number in range(len(rows))])
-    model.eval()
-    image = torch.tensor(np.array([rows[number]["image_features"] for number in range(len(rows))]))[:, None]
-    text = torch.tensor(np.array([rows[number]["text_features"] for number in range(len(rows))]))[:, None]
-    with torch.no_grad():
-        codes = model.cmfah.get_image_hash(region_features=image), model.cmfah.get_text_hash(token_features=text)
-    nearest = torch.cosine_similarity(codes[0][:, None], codes[1][None], dim=2).argmax(dim=1)
-    assert (kinds[nearest.numpy()] == kinds).mean() >= 0.9
+    assert share_of_equal_classes(trainer) >= 0.9
 
 
-def test_an_interrupted_training_resumes_with_the_same_steepness(deep_model, deep_trainer, tmp_path):
-    saving = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 9}
-    arguments = {"similarity": PairSimilarity(), "num_train_epochs": 3, **saving}
-    whole = deep_trainer(deep_model("djsrh", **UNLABELED), "whole", **arguments)
-    whole.train()
-    # 3 steps an epoch: step 4 is within the second one.
-    assert load_file(tmp_path / "whole/checkpoint-4/model.safetensors")["objective.epochs.finished"].item() == 1
-    resumed = deep_trainer(deep_model("djsrh", seed=1, **UNLABELED), "resumed", **arguments)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-4"))
-    expected, found = whole.model.state_dict(), resumed.model.state_dict()
-    assert expected["objective.epochs.finished"].item() == 3
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
+def test_an_interrupted_training_resumes_with_the_same_steepness(resume):
+    _, resumed, checkpoint = resume("djsrh", step=4, similarity=PairSimilarity(), **UNLABELED)  # in the second epoch
+    assert load_file(checkpoint / "model.safetensors")["objective.epochs.finished"].item() == 1
+    assert int(resumed.model.objective.epochs) == 3
 
 
-def test_the_count_of_epochs_is_saved(deep_model, tmp_path):
+def test_the_count_of_epochs_is_saved(deep_model, reload):
     model = deep_model("djsrh", **UNLABELED)
     model.objective.epochs.finished.fill_(5)
-    model.save_pretrained(tmp_path)
-    again, report = FeatureHashForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(report.values())
-    assert int(again.objective.epochs) == 5
-    assert again.objective.settings == model.objective.settings
+    assert int(reload(model).objective.epochs) == 5

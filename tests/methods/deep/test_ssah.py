@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 
 from cmfah_hf.methods.base import TrainingState
 from cmfah_hf.methods.deep.ssah import CODES, FEATURES, LABELS, SSAHObjectiveConfig
-from cmfah_hf.methods.pretraining import FeatureHashForPreTraining
 
 WEIGHTS = {
     "feature_weight": 0.7,
@@ -165,12 +164,8 @@ def test_players_follow_the_settings(deep_model):
     assert label_net.module is model.objective.label_net
 
 
-def test_codes_do_not_depend_on_the_batch(deep_model):
-    towers = deep_model("ssah", **SMALL).eval().cmfah
-    images = torch.randn(7, 1, 6)
-    together = towers.get_image_hash(region_features=images)
-    alone = torch.cat([towers.get_image_hash(region_features=one) for one in images.split(1)])
-    torch.testing.assert_close(together, alone)
+def test_codes_do_not_depend_on_the_batch(deep_model, assert_codes_ignore_the_batch):
+    assert_codes_ignore_the_batch(deep_model("ssah", **SMALL))
 
 
 def test_training_separates_the_classes(deep_model, deep_trainer):
@@ -193,27 +188,12 @@ def test_training_separates_the_classes(deep_model, deep_trainer):
     assert cosines[same].min() > cosines[~same].max()
 
 
-def test_an_interrupted_training_resumes_bit_identically(deep_model, deep_trainer, tmp_path):
-    arguments = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 9, "num_train_epochs": 3}
-    whole = deep_trainer(deep_model("ssah", **SMALL), "whole", **arguments)
-    whole.train()
-    checkpoint = tmp_path / "whole/checkpoint-4"  # within the second epoch
-    resumed = deep_trainer(deep_model("ssah", seed=1, **SMALL), "resumed", **arguments)
-    resumed.train(resume_from_checkpoint=str(checkpoint))
-    found = resumed.model.state_dict()
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(found[name], tensor), name
+def test_an_interrupted_training_resumes_bit_identically(resume):
+    whole, resumed, checkpoint = resume("ssah", step=4, **SMALL)  # within the second epoch
     for name, table in whole.training_state.tables.items():
         assert torch.equal(resumed.training_state.tables[name], table), name
     assert not torch.equal(load_file(checkpoint / "codes.safetensors")[CODES], whole.training_state.tables[CODES])
 
 
-def test_the_objective_is_saved_with_the_towers(deep_model, deep_batch, tmp_path):
-    model = deep_model("ssah", **SMALL)
-    model.save_pretrained(tmp_path)
-    again, report = FeatureHashForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(report.values())
-    assert again.objective.settings == model.objective.settings
-    found = again.state_dict()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(found[name], tensor), name
+def test_the_objective_is_saved_with_the_towers(deep_model, reload):
+    reload(deep_model("ssah", **SMALL))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cmfah_hf.data.similarity import PairSimilarity
 from cmfah_hf.errors import DataError
-from cmfah_hf.methods import FeatureHashForPreTraining, TrainingState
+from cmfah_hf.methods import TrainingState
 from cmfah_hf.methods.deep import ucch
 from cmfah_hf.methods.deep.ucch import MEMORY, ranking_loss
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
@@ -191,40 +191,15 @@ def test_training_brings_partners_together(deep_model, deep_trainer):
     assert cosines.diagonal().mean() > cosines.mean() + 0.4
 
 
-@pytest.mark.parametrize("side", ["image", "text"])
-def test_codes_do_not_depend_on_the_batch(deep_model, side):
-    towers = deep_model("ucch", classes=(), normalize_features=True).cmfah.eval()
-    tower, name, width = {
-        "image": (towers.image_model, "region_features", 6),
-        "text": (towers.text_model, "token_features", 5),
-    }[side]
-    features = torch.randn(6, 1, width)
-    together = tower(**{name: features}).hash_values
-    alone = torch.cat([tower(**{name: each[None]}).hash_values for each in features])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+def test_codes_do_not_depend_on_the_batch(deep_model, assert_codes_ignore_the_batch):
+    assert_codes_ignore_the_batch(deep_model("ucch", classes=(), normalize_features=True))
 
 
 @pytest.mark.parametrize("step", [3, 5])
-def test_resumed_training_ends_alike_and_the_model_loads(deep_model, deep_trainer, tmp_path, step):
-    arguments = {
-        "similarity": PairSimilarity(),
-        "num_train_epochs": 3,
-        "save_strategy": "steps",
-        "save_steps": step,
-        "save_total_limit": None,
-    }
-    whole = deep_trainer(deep_model("ucch", classes=()), "whole", **arguments)
-    whole.train()
-    torch.manual_seed(99)  # any state in the new process
-    resumed = deep_trainer(deep_model("ucch", seed=4, classes=()), "resumed", **arguments)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+def test_resumed_training_ends_alike_and_the_model_loads(resume, reload, step):
+    whole, resumed, _ = resume("ucch", step, similarity=PairSimilarity(), classes=())
     assert torch.equal(resumed.training_state.tables[MEMORY], whole.training_state.tables[MEMORY])
-    whole.pretraining.save_pretrained(tmp_path / "model")
-    loaded = FeatureHashForPreTraining.from_pretrained(tmp_path / "model")
-    assert int(loaded.objective.epochs) == 3
-    for other in (resumed.pretraining, loaded):
-        for name, value in whole.pretraining.state_dict().items():
-            assert torch.equal(other.state_dict()[name], value), name
+    assert int(reload(whole.model).objective.epochs) == 3
 
 
 def test_pairs_must_be_numbered(deep_model, deep_trainer):
