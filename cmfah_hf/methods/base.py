@@ -3,6 +3,7 @@
 Shape suffixes: N training pairs, B pairs of a batch, E width of vectors, K hash bits.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -33,6 +34,21 @@ class Paper:
     venue: str
     url: str
     bibtex: str
+
+    @classmethod
+    def from_bibtex(cls, bibtex: str) -> "Paper":
+        """A publication from its entry in BibTeX, with authors such as `Jiang, Qing-Yuan and Li, Wu-Jun`.
+
+        The venue is the `booktitle`, or the `journal` with volume, number and pages; the address the `url` or `doi`.
+        """
+        found = re.findall(r"^ *(\w+) *= *\{(.*?)\},?$", bibtex, re.DOTALL | re.MULTILINE)
+        entry = {name: " ".join(re.sub("[{}]", "", value).split()) for name, value in found}
+        authors = (" ".join(reversed(name.split(", "))) for name in entry["author"].split(" and "))
+        venue = entry.get("booktitle", "").removeprefix("Proceedings of the ")
+        if not venue:
+            venue = f"{entry['journal']} {entry['volume']}({entry['number']}), {entry['pages'].replace('--', '-')}"
+        url = entry.get("url") or f"https://doi.org/{entry['doi']}"
+        return cls(entry["title"], ", ".join(authors), int(entry["year"]), venue, url, bibtex)
 
 
 @dataclass

@@ -166,14 +166,7 @@ class CMFAHObjective(Objective):
 
     settings_class = CMFAHObjectiveConfig
     settings: CMFAHObjectiveConfig
-    paper = Paper(
-        title="Cross-Media Fine-Grained Representation Learning Based on Multi-modal Graph and Adversarial Hash "
-        "Attention Network",
-        authors="Meiyu Liang, Xiaoxiao Wang, Junping Du",
-        year=2022,
-        venue="Pattern Recognition and Artificial Intelligence 35(3), 195-206",
-        url="https://doi.org/10.16451/j.cnki.issn1003-6059.202203001",
-        bibtex="""@article{liang2022cmfah,
+    paper = Paper.from_bibtex("""@article{liang2022cmfah,
   title   = {Cross-Media Fine-Grained Representation Learning Based on Multi-modal Graph and Adversarial Hash Attention
              Network},
   author  = {Liang, Meiyu and Wang, Xiaoxiao and Du, Junping},
@@ -183,8 +176,7 @@ class CMFAHObjective(Objective):
   pages   = {195--206},
   year    = {2022},
   doi     = {10.16451/j.cnki.issn1003-6059.202203001}
-}""",
-    )
+}""")
 
     def __init__(self, config: CMFAHConfig, settings: CMFAHObjectiveConfig):
         super().__init__(config, settings)

@@ -115,22 +115,14 @@ class SCAHNObjective(CMFAHObjective):
     settings_class = SCAHNObjectiveConfig
     settings: SCAHNObjectiveConfig
     model_type = "scahn"
-    paper = Paper(
-        title="Semantic Structure Enhanced Contrastive Adversarial Hash Network for Cross-media Representation "
-        "Learning",
-        authors="Meiyu Liang, Junping Du, Xiaowen Cao, Yang Yu, Kangkang Lu, Zhe Xue, Min Zhang",
-        year=2022,
-        venue="ACM International Conference on Multimedia",
-        url="https://doi.org/10.1145/3503161.3548391",
-        bibtex="""@inproceedings{liang2022scahn,
+    paper = Paper.from_bibtex("""@inproceedings{liang2022scahn,
   title     = {Semantic Structure Enhanced Contrastive Adversarial Hash Network for Cross-media Representation
                Learning},
   author    = {Liang, Meiyu and Du, Junping and Cao, Xiaowen and Yu, Yang and Lu, Kangkang and Xue, Zhe and Zhang, Min},
   booktitle = {Proceedings of the ACM International Conference on Multimedia},
   year      = {2022},
   doi       = {10.1145/3503161.3548391}
-}""",
-    )
+}""")
 
     def __init__(self, config: CMFAHConfig, settings: SCAHNObjectiveConfig):
         super().__init__(config, settings)

@@ -92,21 +92,14 @@ class ACMRObjective(EpochObjective):
     model_type = "feature_hash"
     needs_cross_modal = False
     labels = "needs"
-    paper = Paper(
-        title="Adversarial Cross-Modal Retrieval",
-        authors="Bokun Wang, Yang Yang, Xing Xu, Alan Hanjalic, Heng Tao Shen",
-        year=2017,
-        venue="ACM International Conference on Multimedia",
-        url="https://doi.org/10.1145/3123266.3123326",
-        bibtex="""@inproceedings{wang2017acmr,
+    paper = Paper.from_bibtex("""@inproceedings{wang2017acmr,
   title     = {Adversarial Cross-Modal Retrieval},
   author    = {Wang, Bokun and Yang, Yang and Xu, Xing and Hanjalic, Alan and Shen, Heng Tao},
   booktitle = {Proceedings of the ACM International Conference on Multimedia},
   pages     = {154--162},
   year      = {2017},
   doi       = {10.1145/3123266.3123326}
-}""",
-    )
+}""")
 
     def __init__(self, config: CMFAHConfig, settings: ACMRObjectiveConfig):
         super().__init__(config, settings)

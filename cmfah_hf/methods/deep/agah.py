@@ -118,21 +118,14 @@ class AGAHObjective(Objective):
     needs_tables = True
     labels = "needs"
     code_map: torch.Tensor
-    paper = Paper(
-        title="Adversary Guided Asymmetric Hashing for Cross-Modal Retrieval",
-        authors="Wen Gu, Xiaoyan Gu, Jingzi Gu, Bo Li, Zhi Xiong, Weiping Wang",
-        year=2019,
-        venue="ACM International Conference on Multimedia Retrieval",
-        url="https://doi.org/10.1145/3323873.3325045",
-        bibtex="""@inproceedings{gu2019agah,
+    paper = Paper.from_bibtex("""@inproceedings{gu2019agah,
   title     = {Adversary Guided Asymmetric Hashing for Cross-Modal Retrieval},
   author    = {Gu, Wen and Gu, Xiaoyan and Gu, Jingzi and Li, Bo and Xiong, Zhi and Wang, Weiping},
   booktitle = {Proceedings of the ACM International Conference on Multimedia Retrieval},
   pages     = {159--167},
   year      = {2019},
   doi       = {10.1145/3323873.3325045}
-}""",
-    )
+}""")
 
     def __init__(self, config: CMFAHConfig, settings: AGAHObjectiveConfig):
         super().__init__(config, settings)

@@ -83,20 +83,13 @@ class DCHMTObjective(Objective):
     model_type = "feature_hash"
     needs_cross_modal = False
     labels = "needs"
-    paper = Paper(
-        title="Differentiable Cross-modal Hashing via Multimodal Transformers",
-        authors="Junfeng Tu, Xueliang Liu, Zongxiang Lin, Richang Hong, Meng Wang",
-        year=2022,
-        venue="ACM International Conference on Multimedia",
-        url="https://doi.org/10.1145/3503161.3548187",
-        bibtex="""@inproceedings{tu2022dchmt,
+    paper = Paper.from_bibtex("""@inproceedings{tu2022dchmt,
   title     = {Differentiable Cross-modal Hashing via Multimodal Transformers},
   author    = {Tu, Junfeng and Liu, Xueliang and Lin, Zongxiang and Hong, Richang and Wang, Meng},
   booktitle = {Proceedings of the ACM International Conference on Multimedia},
   year      = {2022},
   doi       = {10.1145/3503161.3548187}
-}""",
-    )
+}""")
 
     def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
         """The terms over all pairs of items of the batch; unlabeled ones are left out of `inter` and `intra`."""

@@ -55,20 +55,13 @@ class DCMHObjective(Objective):
     model_type = "feature_hash"
     needs_cross_modal = False
     labels = "needs"
-    paper = Paper(
-        title="Deep Cross-Modal Hashing",
-        authors="Qing-Yuan Jiang, Wu-Jun Li",
-        year=2017,
-        venue="IEEE Conference on Computer Vision and Pattern Recognition",
-        url="https://doi.org/10.1109/CVPR.2017.348",
-        bibtex="""@inproceedings{jiang2017dcmh,
+    paper = Paper.from_bibtex("""@inproceedings{jiang2017dcmh,
   title     = {Deep Cross-Modal Hashing},
   author    = {Jiang, Qing-Yuan and Li, Wu-Jun},
   booktitle = {Proceedings of the IEEE Conference on Computer Vision and Pattern Recognition},
   year      = {2017},
   doi       = {10.1109/CVPR.2017.348}
-}""",
-    )
+}""")
 
     def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
         """The terms over the pairs of the batch and all training pairs, divided by the numbers of both."""

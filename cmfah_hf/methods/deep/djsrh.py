@@ -79,20 +79,13 @@ class DJSRHObjective(EpochObjective):
     model_type = "feature_hash"
     needs_cross_modal = False
     labels = "refuses"
-    paper = Paper(
-        title="Deep Joint-Semantics Reconstructing Hashing for Large-Scale Unsupervised Cross-Modal Retrieval",
-        authors="Shupeng Su, Zhisheng Zhong, Chao Zhang",
-        year=2019,
-        venue="IEEE/CVF International Conference on Computer Vision",
-        url="https://doi.org/10.1109/ICCV.2019.00312",
-        bibtex="""@inproceedings{su2019djsrh,
+    paper = Paper.from_bibtex("""@inproceedings{su2019djsrh,
   title     = {Deep Joint-Semantics Reconstructing Hashing for Large-Scale Unsupervised Cross-Modal Retrieval},
   author    = {Su, Shupeng and Zhong, Zhisheng and Zhang, Chao},
   booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision},
   year      = {2019},
   doi       = {10.1109/ICCV.2019.00312}
-}""",
-    )
+}""")
 
     def __init__(self, config: CMFAHConfig, settings: DJSRHObjectiveConfig):
         super().__init__(config, settings)

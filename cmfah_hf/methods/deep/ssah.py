@@ -152,21 +152,14 @@ class SSAHObjective(Objective):
     model_type = "feature_hash"
     needs_cross_modal = False
     labels = "needs"
-    paper = Paper(
-        title="Self-Supervised Adversarial Hashing Networks for Cross-Modal Retrieval",
-        authors="Chao Li, Cheng Deng, Ning Li, Wei Liu, Xinbo Gao, Dacheng Tao",
-        year=2018,
-        venue="IEEE/CVF Conference on Computer Vision and Pattern Recognition",
-        url="https://doi.org/10.1109/CVPR.2018.00446",
-        bibtex="""@inproceedings{li2018ssah,
+    paper = Paper.from_bibtex("""@inproceedings{li2018ssah,
   title     = {Self-Supervised Adversarial Hashing Networks for Cross-Modal Retrieval},
   author    = {Li, Chao and Deng, Cheng and Li, Ning and Liu, Wei and Gao, Xinbo and Tao, Dacheng},
   booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
   pages     = {4242--4251},
   year      = {2018},
   doi       = {10.1109/CVPR.2018.00446}
-}""",
-    )
+}""")
 
     def __init__(self, config: CMFAHConfig, settings: SSAHObjectiveConfig):
         super().__init__(config, settings)

@@ -111,13 +111,7 @@ class UCCHObjective(EpochObjective):
     needs_cross_modal = False
     labels = "refuses"
     needs_tables = True
-    paper = Paper(
-        title="Unsupervised Contrastive Cross-Modal Hashing",
-        authors="Peng Hu, Hongyuan Zhu, Jie Lin, Dezhong Peng, Yin-Ping Zhao, Xi Peng",
-        year=2023,
-        venue="IEEE Transactions on Pattern Analysis and Machine Intelligence 45(3), 3877-3889",
-        url="https://doi.org/10.1109/TPAMI.2022.3177356",
-        bibtex="""@article{hu2023ucch,
+    paper = Paper.from_bibtex("""@article{hu2023ucch,
   title   = {Unsupervised Contrastive Cross-Modal Hashing},
   author  = {Hu, Peng and Zhu, Hongyuan and Lin, Jie and Peng, Dezhong and Zhao, Yin-Ping and Peng, Xi},
   journal = {IEEE Transactions on Pattern Analysis and Machine Intelligence},
@@ -126,8 +120,7 @@ class UCCHObjective(EpochObjective):
   pages   = {3877--3889},
   year    = {2023},
   doi     = {10.1109/TPAMI.2022.3177356}
-}""",
-    )
+}""")
 
     def __init__(self, config: CMFAHConfig, settings: UCCHObjectiveConfig):
         super().__init__(config, settings)

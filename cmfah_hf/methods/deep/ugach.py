@@ -204,20 +204,13 @@ class UGACHObjective(EpochObjective):
     needs_cross_modal = False
     needs_tables = True
     labels = "refuses"
-    paper = Paper(
-        title="Unsupervised Generative Adversarial Cross-Modal Hashing",
-        authors="Jian Zhang, Yuxin Peng, Mingkuan Yuan",
-        year=2018,
-        venue="AAAI Conference on Artificial Intelligence",
-        url="https://arxiv.org/abs/1712.00358",
-        bibtex="""@inproceedings{zhang2018ugach,
+    paper = Paper.from_bibtex("""@inproceedings{zhang2018ugach,
   title     = {Unsupervised Generative Adversarial Cross-Modal Hashing},
   author    = {Zhang, Jian and Peng, Yuxin and Yuan, Mingkuan},
   booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
   year      = {2018},
   url       = {https://arxiv.org/abs/1712.00358}
-}""",
-    )
+}""")
 
     def __init__(self, config: FeatureHashConfig, settings: UGACHObjectiveConfig):
         super().__init__(config, settings)
