@@ -36,6 +36,7 @@ class CMFAHImageModel(CMFAHPreTrainedModel):
     ```"""
 
     input_modalities = ["image"]
+    _input_embed_layer = "projection"  # whose output is a tensor, as adapters and checkpointing expect
     _build_encoder: Any = CMFAHImageEncoder
     _names_begin_with = ("cmfah.", "image_model.")
     _keys_to_ignore_on_load_unexpected = [r"^(cmfah\.)?text_model\.", *TRAINING_KEYS]
@@ -47,12 +48,6 @@ class CMFAHImageModel(CMFAHPreTrainedModel):
         self.encoder = CMFAHEncoder(config, config.attends_image, temperature, config.image_pooling)
         self.hash_head: CMFAHHashHead = self._build_head(config, temperature)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.projection  # whose output is a tensor, as adapters and checkpointing expect
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings.projection = value  # type: ignore[assignment]  # transformers' signature allows any module
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
