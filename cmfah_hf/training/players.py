@@ -76,32 +76,22 @@ class PlayerUpdates:
             outputs: The outputs for the whole batch, detached.
             autocast: Makes the context in which losses are computed.
         """
-        if self.player.is_active:
-            for _ in range(self.player.steps):
-                self._step(batch, outputs, state, autocast)
-
-    def _step(
-        self,
-        batch: Batch,
-        outputs: CMFAHForPreTrainingOutput,
-        state: TrainingState,
-        autocast: Callable[[], AbstractContextManager],
-    ) -> None:
-        module = self.player.module.requires_grad_(True)
-        with autocast():
-            loss = self.player.loss(batch, outputs, state)
-        loss = loss / self.trainer.current_gradient_accumulation_steps
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        module.requires_grad_(False)
-        if self.trainer.accelerator.sync_gradients:
-            # Equal in all processes up to rounding; the average keeps the copies identical.
-            average_gradients(module.parameters())
-            if self.scaler is None:
-                self._optimizer.step()
-            else:
-                self.scaler.step(self._optimizer)
-                self.scaler.update()
-            self._optimizer.zero_grad()
+        for _ in range(self.player.steps if self.player.is_active else 0):
+            module = self.player.module.requires_grad_(True)
+            with autocast():
+                loss = self.player.loss(batch, outputs, state)
+            loss = loss / self.trainer.current_gradient_accumulation_steps
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            module.requires_grad_(False)
+            if self.trainer.accelerator.sync_gradients:
+                # Equal in all processes up to rounding; the average keeps the copies identical.
+                average_gradients(module.parameters())
+                if self.scaler is None:
+                    self._optimizer.step()
+                else:
+                    self.scaler.step(self._optimizer)
+                    self.scaler.update()
+                self._optimizer.zero_grad()
 
     def step_schedule(self, metric: float | None = None) -> None:
         """Advances the schedule by one step; with a metric, if it follows the evaluations."""

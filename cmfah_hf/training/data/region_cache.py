@@ -220,7 +220,8 @@ def _keep_shard(
     number = start = 0
     rows: Iterator[dict[str, Any]] | None = None  # at the end of the last file that was written
     while True:
-        path, note_file = _piece(folder, shard, number), _note(folder, shard, number)
+        path = _piece(folder, shard, number)
+        note_file = path.with_suffix(".json")
         problem = damage(path, note_file, features, lengths) if note_file.exists() else ""
         if problem is None:
             note, rows = Note.read_from(note_file), None
@@ -241,7 +242,8 @@ def _wait_for(folder: Path, shard: int, features: datasets.Features, lengths: di
     notes: list[Note] = []
     deadline = time.monotonic() + _STALLED_S
     while True:
-        path, note_file = _piece(folder, shard, len(notes)), _note(folder, shard, len(notes))
+        path = _piece(folder, shard, len(notes))
+        note_file = path.with_suffix(".json")
         problem = damage(path, note_file, features, lengths) if note_file.exists() else f"{note_file} is missing"
         if problem is None:
             notes.append(Note.read_from(note_file))
@@ -281,7 +283,3 @@ def _write_piece(
 
 def _piece(folder: Path, shard: int, number: int) -> Path:
     return folder / f"{shard:06d}-{number:06d}.arrow"
-
-
-def _note(folder: Path, shard: int, number: int) -> Path:
-    return folder / f"{shard:06d}-{number:06d}.json"

@@ -152,6 +152,11 @@ class DataArguments:
     word_seed: int = _argument(0, "Seed of skip-gram: vectors, windows, sampling.")
     word_workers: int = _argument(1, "Threads of skip-gram. With more than one, vectors differ from run to run.")
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns and the kind of texts, as `load_image_text` takes them."""
+        return {name: getattr(self, name) for name in ("image_column", "text_column", "labels_column", "captions")}
+
     def __post_init__(self):
         check_ranges(self, OF_DATA)
         if not self.dataset.strip():
