@@ -264,11 +264,7 @@ class CMFAHObjective(Objective):
                 image.hash_values, text.hash_values, settings.pair_contrast_temperature
             )
         if settings.distillation_weight:
-            assert outputs.image_vectors is not None
-            assert outputs.text_vectors is not None
-            similarity_UU = vector_similarity(
-                outputs.image_vectors, outputs.text_vectors, settings.distillation_neighbors
-            )
+            similarity_UU = vector_similarity(*outputs.vectors, settings.distillation_neighbors)
             terms["distillation"] = distillation_loss(image.hash_values, text.hash_values, similarity_UU)
         if settings.orthogonality_weight:
             _, unrelated_BB = triplet_masks(labels, within=False, positive_overlap=settings.positive_overlap)

@@ -11,6 +11,7 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 
 from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, Player, TrainingState
+from cmfah_hf.methods.discriminators import three_layers
 from cmfah_hf.methods.losses import added, cosine_matrix, triplet_hinge, triplet_masks
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
@@ -97,12 +98,6 @@ def class_codes(
     return codes_CK
 
 
-def _critic(width: int) -> nn.Sequential:
-    """Three layers; its output is large for features of its own modality."""
-    half = max(1, width // 2)
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, half), nn.ReLU(), nn.Linear(half, 1))
-
-
 @register_method("agah")
 class AGAHObjective(Objective):
     """AGAH's objective, `[agah]`, with terms `triplet`, `cosine`, `code_map`, `quantization` and `adversarial`.
@@ -130,7 +125,7 @@ class AGAHObjective(Objective):
     def __init__(self, config: CMFAHConfig, settings: AGAHObjectiveConfig):
         super().__init__(config, settings)
         # Those of images and of texts.
-        self.critics = nn.ModuleList(_critic(config.hidden_size) for _ in range(2))
+        self.critics = nn.ModuleList(three_layers(config.hidden_size) for _ in range(2))
         self.register_buffer("code_map", torch.zeros(config.num_labels or 0, config.hash_bits))
         self.post_init()
 

@@ -93,9 +93,7 @@ class DCHMTObjective(Objective):
 
     def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
         """The terms over all pairs of items of the batch; unlabeled ones are left out of `inter` and `intra`."""
-        assert outputs.image_logits is not None
-        assert outputs.text_logits is not None
-        image_BK, text_BK = choice_codes(outputs.image_logits), choice_codes(outputs.text_logits)
+        image_BK, text_BK = map(choice_codes, outputs.logits)
         similarity_BB, known_B, _ = similarity_between(batch["labels"], batch["labels"])
         similar_BB, compared_BB = similarity_BB > 0, known_B[:, None] & known_B[None, :]
 

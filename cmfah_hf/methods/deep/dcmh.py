@@ -65,11 +65,7 @@ class DCMHObjective(Objective):
 
     def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
         """The terms over the pairs of the batch and all training pairs, divided by the numbers of both."""
-        own = [view.hash_logits for view in outputs.unimodal]
-        labels, rows_B = batch["labels"], batch.get("row")
-        assert own[0] is not None
-        assert own[1] is not None
-        values = own[0], own[1]
+        values, labels, rows_B = outputs.logits, batch["labels"], batch.get("row")
         if rows_B is None or IMAGES not in state.tables:
             stored, labels_N = (values[0].detach(), values[1].detach()), labels
             rows_B = torch.arange(len(labels), device=labels.device)

@@ -93,18 +93,13 @@ class DJSRHObjective(EpochObjective):
 
     def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
         """The terms over the pairs of the batch; its labels are not read."""
-        image, text = outputs.unimodal
-        assert image.hash_logits is not None
-        assert text.hash_logits is not None
-        assert outputs.image_vectors is not None
-        assert outputs.text_vectors is not None
-        settings, dtype = self.settings, torch.promote_types(image.hash_logits.dtype, torch.float32)
-        vectors = outputs.image_vectors.detach().to(dtype), outputs.text_vectors.detach().to(dtype)
-        target_BB = settings.target_scale * joint_affinity(*vectors, settings.image_share, settings.neighbor_share)
-        steepness = (self.epochs.finished + 1).to(dtype).sqrt()
-        image_BK, text_BK = (
-            (steepness * logits_BK.to(dtype)).tanh() for logits_BK in (image.hash_logits, text.hash_logits)
+        settings, dtype = self.settings, torch.promote_types(outputs.logits[0].dtype, torch.float32)
+        image_BE, text_BE = (vectors_BE.detach().to(dtype) for vectors_BE in outputs.vectors)
+        target_BB = settings.target_scale * joint_affinity(
+            image_BE, text_BE, settings.image_share, settings.neighbor_share
         )
+        steepness = (self.epochs.finished + 1).to(dtype).sqrt()
+        image_BK, text_BK = ((steepness * logits_BK.to(dtype)).tanh() for logits_BK in outputs.logits)
         terms = {
             "inter": mse_loss(cosine_matrix(image_BK, text_BK), target_BB),
             "intra": mse_loss(cosine_matrix(image_BK, image_BK), target_BB)

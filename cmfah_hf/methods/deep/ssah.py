@@ -15,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, Player, TrainingState
 from cmfah_hf.methods.deep.dcmh import pairwise_likelihood
+from cmfah_hf.methods.discriminators import three_layers
 from cmfah_hf.methods.losses import added, similarity_between
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
@@ -128,12 +129,6 @@ def pair_loss(own_BX: torch.Tensor, stored_NX: torch.Tensor, similar_BN: torch.T
     return (_SIMILAR * similar_BN * theta_BN - softplus(theta_BN)).square().sum() / 2
 
 
-def _discriminator(width: int) -> nn.Sequential:
-    """Three layers; its output is positive for features of labels."""
-    half = max(1, width // 2)
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, half), nn.ReLU(), nn.Linear(half, 1))
-
-
 def _cross_entropy(logits_B1: torch.Tensor, is_label: bool) -> torch.Tensor:
     """The summed cross-entropy of a discriminator's output, as of labels or not."""
     return binary_cross_entropy_with_logits(logits_B1, torch.full_like(logits_B1, float(is_label)), reduction="sum")
@@ -165,7 +160,7 @@ class SSAHObjective(Objective):
         super().__init__(config, settings)
         width, num_labels = config.hidden_size, config.num_labels or 0
         self.label_net = LabelNetwork(num_labels, settings.label_hidden_size, width, config.hash_bits)
-        self.discriminators = nn.ModuleList(_discriminator(width) for _ in range(2))
+        self.discriminators = nn.ModuleList(three_layers(width) for _ in range(2))
         self.class_heads = nn.ModuleList(nn.Linear(width, num_labels) for _ in range(2))
         self.post_init()
 
