@@ -62,12 +62,12 @@ class CMFAHForPreTrainingOutput(ModelOutput):
 
     @property
     def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those of images and of texts."""
+        """The values whose `tanh` the codes are, of images and of texts."""
         return _required(self.image_logits), _required(self.text_logits)
 
     @property
     def vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those of images and of texts."""
+        """`image_vectors` and `text_vectors`."""
         return _required(self.image_vectors), _required(self.text_vectors)
 
     @property
