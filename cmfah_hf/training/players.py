@@ -71,10 +71,7 @@ class PlayerUpdates:
     ) -> None:
         """Takes the player's steps with the towers fixed, or accumulates the gradients of one micro batch for them.
 
-        Args:
-            batch, state: As in `Objective.forward`.
-            outputs: The outputs for the whole batch, detached.
-            autocast: Makes the context in which losses are computed.
+        The outputs are those for the whole batch, detached; `autocast` makes the context in which losses are computed.
         """
         for _ in range(self.player.steps if self.player.is_active else 0):
             module = self.player.module.requires_grad_(True)

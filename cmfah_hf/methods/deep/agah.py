@@ -52,11 +52,7 @@ class AGAHObjectiveConfig(ObjectiveConfig):
     gradient_penalty_weight: float | int = 10.0
 
     def apply_to(self, config: CMFAHConfig) -> None:
-        """Gives the towers a prototype for each class.
-
-        Raises:
-            ValueError: If there are no classes.
-        """
+        """Gives the towers a prototype for each class; `ValueError` if there are no classes."""
         if not config.num_labels:
             raise ValueError("AGAH has a prototype and a code for each class, and there are no classes; give labels.")
         config.num_prototypes = config.num_labels

@@ -54,12 +54,7 @@ class DJSRHObjectiveConfig(ObjectiveConfig):
 def joint_affinity(
     image_vectors_BE: torch.Tensor, text_vectors_BE: torch.Tensor, image_share: float, neighbor_share: float
 ) -> torch.Tensor:
-    """The joint affinity `(B, B)` of the pairs of a batch, `[djsrh]`, before its scale.
-
-    Args:
-        image_vectors_BE, text_vectors_BE: Features, whose lengths do not matter; widths may differ.
-        image_share, neighbor_share: beta and eta.
-    """
+    """The joint affinity `(B, B)` of a batch, `[djsrh]`, before its scale; the lengths of the vectors do not matter."""
     image_BB, text_BB = (
         2 * cosine_matrix(vectors_BE, vectors_BE) - 1 for vectors_BE in (image_vectors_BE, text_vectors_BE)
     )

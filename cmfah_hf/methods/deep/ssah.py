@@ -92,14 +92,7 @@ class Embedding(NamedTuple):
 
 
 class LabelNetwork(nn.Module):
-    """From the labels of a pair to its features, continuous codes and classes, `[ssah]`.
-
-    Args:
-        num_labels: C.
-        hidden_size: The hidden width.
-        feature_size: D.
-        hash_bits: K.
-    """
+    """From the labels `(N, C)` of pairs to their features `(N, D)`, continuous codes `(N, K)` and classes, `[ssah]`."""
 
     def __init__(self, num_labels: int, hidden_size: int, feature_size: int, hash_bits: int):
         super().__init__()
@@ -116,13 +109,7 @@ class LabelNetwork(nn.Module):
 
 
 def pair_loss(own_BX: torch.Tensor, stored_NX: torch.Tensor, similar_BN: torch.Tensor, kind: str) -> torch.Tensor:
-    """l of `[ssah]`, summed over all pairs: a scalar.
-
-    Args:
-        own_BX, stored_NX: Features or continuous codes of a batch and of all training pairs.
-        similar_BN: Similarity, 0 or 1.
-        kind: `"likelihood"` or `"squared"`.
-    """
+    """l of `[ssah]` by its name in `PAIR_LOSSES`, summed over all pairs, which are similar (1) or not (0): a scalar."""
     if kind == "likelihood":
         return pairwise_likelihood(own_BX, stored_NX, similar_BN)
     theta_BN = own_BX @ stored_NX.mT / 2

@@ -76,11 +76,7 @@ def contrast_loss(
 ) -> torch.Tensor:
     """The mean negative log-probability of an item's own pair among the compared ones: a scalar, `[ucch]`.
 
-    Args:
-        codes_BK: Codes of length 1 of one modality.
-        binary_NK: Codes of -1 and +1 of the pairs.
-        compared_BM: Rows of `binary_NK`; the first of each item is that of its own pair.
-        temperature: Divides inner products.
+    The codes have length 1, `binary_NK` is -1 and +1, and `compared_BM` are its rows, the first that of the own pair.
     """
     # All products cost less than copies of the drawn rows.
     scores_BM = (codes_BK @ binary_NK.mT).gather(1, compared_BM) / temperature

@@ -82,11 +82,7 @@ class UGACHObjectiveConfig(ObjectiveConfig):
             raise ValueError(f"candidate_share is {self.candidate_share}; give a share above 0, at most 1.")
 
     def apply_to(self, config: CMFAHConfig) -> None:
-        """Changes nothing.
-
-        Raises:
-            ValueError: If an encoder is trained, or features are normalized over the batch.
-        """
+        """Changes nothing; `ValueError` if an encoder is trained, or features are normalized over the batch."""
         if not (config.freeze_backbone and config.freeze_text_backbone):
             raise ValueError(
                 "UGACH keeps the features of all training pairs; set freeze_backbone and freeze_text_backbone to true."
@@ -238,11 +234,7 @@ class UGACHObjective(EpochObjective):
         ]
 
     def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
-        """The hinge of both directions; labels are not read.
-
-        Raises:
-            ValueError: If the pairs are not numbered.
-        """
+        """The hinge of both directions; labels are not read; `ValueError` if the pairs are not numbered."""
         terms = {}
         for name, (query, other) in _DIRECTIONS.items():
             with torch.no_grad():
