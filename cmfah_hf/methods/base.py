@@ -17,6 +17,7 @@ from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
 from cmfah_hf.models.model_files import ModelFileError
 from cmfah_hf.models.modeling_cmfah import CMFAHPreTrainedModel
+from cmfah_hf.ranges import Range
 
 # The key of the method's name in the section `objective` of a model's configuration.
 NAME_KEY = "_name"
@@ -55,17 +56,23 @@ class Paper:
 class ObjectiveConfig:
     """Settings of an objective: the weights of its terms and its other hyperparameters.
 
-    A subclass is a dataclass with defaults for all fields. Fields whose names end with `_weight` cannot be negative.
+    A subclass is a dataclass with defaults for all fields. Fields whose names end with `_weight` cannot be negative;
+    `ranges` has a test of others by name, with its words for the error.
 
     Raises:
         ValueError: If a value is outside its range.
     """
 
+    ranges: ClassVar[dict[str, Range]] = {}
+
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if setting.name.endswith("_weight") and value < 0:
-                raise ValueError(f"{setting.name} is {value}; give 0, which leaves it out, or more.")
+        for name in (setting.name for setting in fields(self)):
+            value = getattr(self, name)
+            if name.endswith("_weight") and value < 0:
+                raise ValueError(f"{name} is {value}; give 0, which leaves it out, or more.")
+            is_allowed, allowed = self.ranges.get(name, (lambda value: True, ""))
+            if not is_allowed(value):
+                raise ValueError(f"{name} is {value}; give {allowed}.")
 
     @classmethod
     def names(cls) -> set[str]:

@@ -19,6 +19,7 @@ from cmfah_hf.methods.losses import added, label_guidance_loss
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput, View
 from cmfah_hf.methods.registry import register_method
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
+from cmfah_hf.ranges import POSITIVE, SHARE
 
 ADVERSARIAL = ("none", "features", "hash", "both")
 
@@ -74,23 +75,20 @@ class SCAHNObjectiveConfig(CMFAHObjectiveConfig):
     queue_size: int = 0
     adversarial: str = "both"
 
+    ranges = {
+        **CMFAHObjectiveConfig.ranges,
+        **dict.fromkeys(("label_graph_temperature", "contrast_temperature"), POSITIVE),
+        "label_graph_threshold": (lambda value: 0 < value <= 1, "a probability above 0, up to 1"),
+        "label_graph_share": SHARE,
+        "queue_size": (lambda value: value >= 0, "a number of pairs, or 0 for none"),
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.adversarial not in ADVERSARIAL:
             raise ValueError(f"adversarial is {self.adversarial!r}; choose one of {', '.join(ADVERSARIAL)}.")
         if self.adversarial == "none":
             self.adversarial_weight = 0.0
-        if not 0 < self.label_graph_threshold <= 1:
-            raise ValueError(
-                f"label_graph_threshold is {self.label_graph_threshold}; give a probability above 0, up to 1."
-            )
-        if not 0 <= self.label_graph_share < 1:
-            raise ValueError(f"label_graph_share is {self.label_graph_share}; give a share from 0 to below 1.")
-        for name in ("label_graph_temperature", "contrast_temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0.")
-        if self.queue_size < 0:
-            raise ValueError(f"queue_size is {self.queue_size}; give a number of pairs, or 0 for none.")
 
     def apply_to(self, config: CMFAHConfig) -> None:
         """As CMFAH's; raises a `ValueError` if the label graph or the queue is used without classes."""

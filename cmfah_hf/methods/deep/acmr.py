@@ -18,6 +18,7 @@ from cmfah_hf.methods.losses import added, similarity_between
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
+from cmfah_hf.ranges import COUNT
 
 
 @strict
@@ -50,10 +51,7 @@ class ACMRObjectiveConfig(ObjectiveConfig):
     adversarial_weight: float | int = 1.0
     num_epochs: int = 200
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_epochs < 1:
-            raise ValueError(f"num_epochs is {self.num_epochs}; give 1 or more.")
+    ranges = {"num_epochs": COUNT}
 
     def apply_to(self, config: CMFAHConfig) -> None:
         """Changes nothing; raises a `ValueError` if there are no classes."""

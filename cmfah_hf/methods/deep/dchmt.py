@@ -32,10 +32,7 @@ class DCHMTObjectiveConfig(ObjectiveConfig):
     margin: float | int = 0.75
     quantization_weight: float | int = 0.001
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.margin <= 1:
-            raise ValueError(f"margin is {self.margin}; give a share of the bits from 0 to 1.")
+    ranges = {"margin": (lambda value: 0 <= value <= 1, "a share of the bits from 0 to 1")}
 
 
 def choice_codes(logits_BK: torch.Tensor) -> torch.Tensor:

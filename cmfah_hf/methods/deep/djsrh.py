@@ -16,6 +16,7 @@ from cmfah_hf.methods.losses import cosine_matrix
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
+from cmfah_hf.ranges import POSITIVE, SHARE_OR_ALL
 
 
 @strict
@@ -42,13 +43,7 @@ class DJSRHObjectiveConfig(ObjectiveConfig):
     target_scale: float | int = 1.5
     intra_weight: float | int = 0.1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("image_share", "neighbor_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a share from 0 to 1.")
-        if self.target_scale <= 0:
-            raise ValueError(f"target_scale is {self.target_scale}; give a number above 0.")
+    ranges = {**dict.fromkeys(("image_share", "neighbor_share"), SHARE_OR_ALL), "target_scale": POSITIVE}
 
 
 def joint_affinity(

@@ -21,6 +21,7 @@ from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
 from cmfah_hf.models.codes import sign
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
+from cmfah_hf.ranges import COUNT, POSITIVE
 
 # Tables of `TrainingState`: the label network's features and continuous codes of all training pairs, and their labels.
 FEATURES, CODES, LABELS = "label_features", "label_codes", "all_labels"
@@ -66,15 +67,12 @@ class SSAHObjectiveConfig(ObjectiveConfig):
     label_net_steps: int = 10
     label_net_learning_rate: float | int = 0.01
 
+    ranges = {"label_hidden_size": COUNT, "label_net_steps": COUNT, "label_net_learning_rate": POSITIVE}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pair_loss not in PAIR_LOSSES:
             raise ValueError(f"pair_loss is {self.pair_loss!r}; choose one of {', '.join(PAIR_LOSSES)}.")
-        for name in ("label_hidden_size", "label_net_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more.")
-        if self.label_net_learning_rate <= 0:
-            raise ValueError(f"label_net_learning_rate is {self.label_net_learning_rate}; give a number above 0.")
 
     @property
     def weights(self) -> dict[str, float]:

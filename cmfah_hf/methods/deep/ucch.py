@@ -18,6 +18,7 @@ from cmfah_hf.methods.registry import register_method
 from cmfah_hf.models.codes import sign
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
 from cmfah_hf.models.fused_cmfah import EPSILON
+from cmfah_hf.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_OR_ALL
 
 # The table of `TrainingState`: the mean codes of the pairs, of length 1.
 MEMORY = "memory"
@@ -56,19 +57,10 @@ class UCCHObjectiveConfig(ObjectiveConfig):
     margin: float | int = 0.2
     shift: float | int = 0.1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha is {self.alpha}; give a share from 0 to 1.")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum is {self.momentum}; give a share from 0 to below 1.")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}; give a number above 0.")
-        if self.negatives < 1:
-            raise ValueError(f"negatives is {self.negatives}; give 1 or more.")
-        for name in ("warmup_epochs", "margin"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more.")
+    ranges = {
+        **{"alpha": SHARE_OR_ALL, "momentum": SHARE, "temperature": POSITIVE, "negatives": COUNT},
+        **dict.fromkeys(("warmup_epochs", "margin"), NOT_NEGATIVE),
+    }
 
 
 def contrast_loss(

@@ -25,6 +25,7 @@ from cmfah_hf.models.feature_encoders import (
     embedded,
     first_layer,
 )
+from cmfah_hf.ranges import COUNT, NOT_NEGATIVE, POSITIVE
 
 # Tables of `TrainingState`: the numbers of each pair's positives, and the features of all training pairs by modality.
 POSITIVES = "positives"
@@ -68,18 +69,12 @@ class UGACHObjectiveConfig(ObjectiveConfig):
     generator_steps: int = 2
     generator_learning_rate: float | int = 0.01
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("neighbors", "negatives", "generator_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more.")
-        for name in ("margin_per_bit", "generator_learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0.")
-        if self.pretrain_epochs < 0:
-            raise ValueError(f"pretrain_epochs is {self.pretrain_epochs}; give 0 or more.")
-        if not 0 < self.candidate_share <= 1:
-            raise ValueError(f"candidate_share is {self.candidate_share}; give a share above 0, at most 1.")
+    ranges = {
+        **dict.fromkeys(("neighbors", "negatives", "generator_steps"), COUNT),
+        **dict.fromkeys(("margin_per_bit", "generator_learning_rate"), POSITIVE),
+        "pretrain_epochs": NOT_NEGATIVE,
+        "candidate_share": (lambda value: 0 < value <= 1, "a share above 0, at most 1"),
+    }
 
     def apply_to(self, config: CMFAHConfig) -> None:
         """Changes nothing; `ValueError` if an encoder is trained, or features are normalized over the batch."""
