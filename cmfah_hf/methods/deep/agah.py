@@ -39,9 +39,6 @@ class AGAHObjectiveConfig(ObjectiveConfig):
             mu of `[agah]`. With 0, the critics are not trained.
         gradient_penalty_weight (`float`, defaults to 10):
             Weight of the gradient penalty in the critics' loss.
-
-    Raises:
-        ValueError: If a value is outside its range.
     """
 
     margin: float | int = 0.3

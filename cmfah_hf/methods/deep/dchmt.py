@@ -24,9 +24,6 @@ class DCHMTObjectiveConfig(ObjectiveConfig):
             vartheta of `[dchmt]`: dissimilar items add nothing once this share of their bits differs, from 0 to 1.
         quantization_weight (`float`, defaults to 0.001):
             Weight of the term that favors certain choices.
-
-    Raises:
-        ValueError: If a value is outside its range.
     """
 
     margin: float | int = 0.75

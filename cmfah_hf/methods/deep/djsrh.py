@@ -33,9 +33,6 @@ class DJSRHObjectiveConfig(ObjectiveConfig):
             mu of `[djsrh]`: multiplies the affinity; above 0.
         intra_weight (`float`, defaults to 0.1):
             lambda of `[djsrh]`: weight of the codes within each modality, relative to those across.
-
-    Raises:
-        ValueError: If a value is outside its range.
     """
 
     image_share: float | int = 0.9

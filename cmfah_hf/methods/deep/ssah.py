@@ -52,9 +52,6 @@ class SSAHObjectiveConfig(ObjectiveConfig):
             Steps of the label network for each batch, on which the towers take one.
         label_net_learning_rate (`float`, defaults to 0.01):
             Learning rate of the label network, with the schedule of the towers.
-
-    Raises:
-        ValueError: If a value is outside its range.
     """
 
     pair_loss: str = "likelihood"

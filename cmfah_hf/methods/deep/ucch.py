@@ -44,9 +44,6 @@ class UCCHObjectiveConfig(ObjectiveConfig):
             Cosine by which an item's partner should exceed all others in the ranking loss, 0 or more.
         shift (`float`, defaults to 0.1):
             Subtracted from the cosines of those that it already exceeds.
-
-    Raises:
-        ValueError: If a value is outside its range.
     """
 
     alpha: float | int = 0.7

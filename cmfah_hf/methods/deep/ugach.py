@@ -56,9 +56,6 @@ class UGACHObjectiveConfig(ObjectiveConfig):
             Steps of the generator for each batch; 1 or more.
         generator_learning_rate (`float`, defaults to 0.01):
             Learning rate of the generator, above 0.
-
-    Raises:
-        ValueError: If a value is outside its range.
     """
 
     neighbors: int = 5
