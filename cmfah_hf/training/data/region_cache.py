@@ -25,6 +25,7 @@ from cmfah_hf.data.internals import ArrowWriter, fingerprint_of, stream_arrow, s
 from cmfah_hf.errors import DataError, ImageError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
 from cmfah_hf.training.data.kept_tables import (
+    REGION_COLUMNS,
     WAIT_S,
     Note,
     damage,
@@ -132,7 +133,8 @@ def keep_regions(
     """
     extractor = RegionExtractor(image_model, processor, mirrored)
     num_regions, channels = extractor.regions(torch.zeros(1, 3, *processor.image_shape)).shape[1:]
-    columns = {name: datasets.Array2D((num_regions, channels), "float16") for name in _region_columns(mirrored)}
+    names = REGION_COLUMNS[: 1 + mirrored]
+    columns = {name: datasets.Array2D((num_regions, channels), "float16") for name in names}
     if isinstance(dataset, datasets.IterableDataset):
         return _StreamedRegions(dataset, extractor, columns, batch_size).kept(num_processes, process_index)
     raw = decoding_off(dataset)
@@ -155,7 +157,7 @@ def keep_regions(
         )
 
     folder = kept_folder("regions", key)
-    regions = kept_table(folder, added, len(raw), make, states, dict.fromkeys(columns, (num_regions, channels)))
+    regions = kept_table(folder, added, len(raw), make, states)
     raw = datasets.concatenate_datasets([raw, regions], axis=1)
     readable = np.asarray(raw["readable"])
     if not readable.any():
@@ -166,11 +168,7 @@ def keep_regions(
     raw = raw.remove_columns("readable").cast_column("image", dataset.features["image"])
     # In this format a batch of regions is read in milliseconds, as lists in seconds. The type prevents NumPy from
     # converting them to float32 row by row.
-    return raw.with_format("numpy", columns=_region_columns(mirrored), output_all_columns=True, dtype=np.float16)
-
-
-def _region_columns(mirrored: bool) -> list[str]:
-    return ["region_features", "region_features_mirrored"] if mirrored else ["region_features"]
+    return raw.with_format("numpy", columns=list(names), output_all_columns=True, dtype=np.float16)
 
 
 class _StreamedRegions:
@@ -182,7 +180,6 @@ class _StreamedRegions:
         self.dataset, self.extractor, self.batch_size = dataset, extractor, batch_size
         self.folder = kept_folder("regions", f"{stream_fingerprint(dataset)} {extractor.fingerprint()}")
         self.features = datasets.Features({**{k: v for k, v in dataset.features.items() if k != "image"}, **columns})
-        self.lengths = {name: tuple(feature.shape) for name, feature in columns.items()}
 
     def kept(self, num_processes: int, process_index: int) -> datasets.IterableDataset:
         """The stream of the files, which are computed if need be.
@@ -214,7 +211,7 @@ class _StreamedRegions:
         rows: Iterator[dict[str, Any]] | None = None  # at the end of the last file that was written
         while True:
             path, note_file = self._piece(shard, number)
-            problem = damage(path, note_file, self.features, self.lengths) if note_file.exists() else ""
+            problem = damage(path, note_file, self.features) if note_file.exists() else ""
             if problem is None:
                 note, rows = Note.read_from(note_file), None
             else:
@@ -234,8 +231,8 @@ class _StreamedRegions:
         deadline = time.monotonic() + _STALLED_S
         while True:
             path, note_file = self._piece(shard, len(notes))
-            exists = note_file.exists()
-            problem = damage(path, note_file, self.features, self.lengths) if exists else f"{note_file} is missing"
+            is_there = note_file.exists()
+            problem = damage(path, note_file, self.features) if is_there else f"{note_file} is missing"
             if problem is None:
                 notes.append(Note.read_from(note_file))
                 deadline = time.monotonic() + _STALLED_S
