@@ -250,3 +250,10 @@ class Objective(CMFAHPreTrainedModel):
 
     def on_epoch_end(self, state: TrainingState) -> None:
         """Updates the tables of `state` after an epoch. By default, there are none."""
+
+
+class FeatureObjective(Objective):
+    """Base class of objectives for towers over one feature of each item, which compare the unimodal view."""
+
+    model_type = "feature_hash"
+    needs_cross_modal = False

@@ -87,8 +87,6 @@ class ACMRObjective(EpochObjective):
 
     settings_class = ACMRObjectiveConfig
     settings: ACMRObjectiveConfig
-    model_type = "feature_hash"
-    needs_cross_modal = False
     labels = "needs"
     paper = Paper.from_bibtex("""@inproceedings{wang2017acmr,
   title     = {Adversarial Cross-Modal Retrieval},

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, Player, TrainingState
+from cmfah_hf.methods.base import Batch, FeatureObjective, Losses, ObjectiveConfig, Paper, Player, TrainingState
 from cmfah_hf.methods.discriminators import three_layers
 from cmfah_hf.methods.losses import added, cosine_matrix, triplet_hinge, triplet_masks
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
@@ -92,7 +92,7 @@ def class_codes(
 
 
 @register_method("agah")
-class AGAHObjective(Objective):
+class AGAHObjective(FeatureObjective):
     """AGAH's objective, `[agah]`, with terms `triplet`, `cosine`, `code_map`, `quantization` and `adversarial`.
 
     The towers' prototypes and the codes of classes are computed from all training pairs before the first and after
@@ -101,8 +101,6 @@ class AGAHObjective(Objective):
 
     settings_class = AGAHObjectiveConfig
     settings: AGAHObjectiveConfig
-    model_type = "feature_hash"
-    needs_cross_modal = False
     needs_tables = True
     labels = "needs"
     code_map: torch.Tensor

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from huggingface_hub.dataclasses import strict
 
-from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, TrainingState
+from cmfah_hf.methods.base import Batch, FeatureObjective, Losses, ObjectiveConfig, Paper, TrainingState
 from cmfah_hf.methods.losses import added, similarity_between
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
@@ -65,7 +65,7 @@ def distance_loss(
 
 
 @register_method("dchmt")
-class DCHMTObjective(Objective):
+class DCHMTObjective(FeatureObjective):
     """DCHMT's objective, `[dchmt]`, with terms `inter`, `intra` and `quantization`.
 
     Only the head and its loss are DCHMT's: the towers read frozen features, where the paper trains a CLIP. The loss
@@ -74,8 +74,6 @@ class DCHMTObjective(Objective):
 
     settings_class = DCHMTObjectiveConfig
     settings: DCHMTObjectiveConfig
-    model_type = "feature_hash"
-    needs_cross_modal = False
     labels = "needs"
     paper = Paper.from_bibtex("""@inproceedings{tu2022dchmt,
   title     = {Differentiable Cross-modal Hashing via Multimodal Transformers},

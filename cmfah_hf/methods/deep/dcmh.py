@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch.nn.functional import softplus
 
-from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, TrainingState
+from cmfah_hf.methods.base import Batch, FeatureObjective, Losses, ObjectiveConfig, Paper, TrainingState
 from cmfah_hf.methods.losses import added, similarity_between
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
@@ -43,7 +43,7 @@ def pairwise_likelihood(values_BK: torch.Tensor, others_NK: torch.Tensor, simila
 
 
 @register_method("dcmh")
-class DCMHObjective(Objective):
+class DCMHObjective(FeatureObjective):
     """DCMH's objective, `[dcmh]`, with terms `likelihood`, `quantization` and `balance`.
 
     A batch is compared with the values of all training pairs, which change with each batch; without numbered pairs,
@@ -52,8 +52,6 @@ class DCMHObjective(Objective):
 
     settings_class = DCMHObjectiveConfig
     settings: DCMHObjectiveConfig
-    model_type = "feature_hash"
-    needs_cross_modal = False
     labels = "needs"
     paper = Paper.from_bibtex("""@inproceedings{jiang2017dcmh,
   title     = {Deep Cross-Modal Hashing},

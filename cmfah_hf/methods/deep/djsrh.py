@@ -63,8 +63,6 @@ class DJSRHObjective(EpochObjective):
 
     settings_class = DJSRHObjectiveConfig
     settings: DJSRHObjectiveConfig
-    model_type = "feature_hash"
-    needs_cross_modal = False
     labels = "refuses"
     paper = Paper.from_bibtex("""@inproceedings{su2019djsrh,
   title     = {Deep Joint-Semantics Reconstructing Hashing for Large-Scale Unsupervised Cross-Modal Retrieval},

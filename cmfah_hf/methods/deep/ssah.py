@@ -13,7 +13,7 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, Player, TrainingState
+from cmfah_hf.methods.base import Batch, FeatureObjective, Losses, ObjectiveConfig, Paper, Player, TrainingState
 from cmfah_hf.methods.deep.dcmh import pairwise_likelihood
 from cmfah_hf.methods.discriminators import three_layers
 from cmfah_hf.methods.losses import added, similarity_between
@@ -117,7 +117,7 @@ def _cross_entropy(logits_B1: torch.Tensor, is_label: bool) -> torch.Tensor:
 
 
 @register_method("ssah")
-class SSAHObjective(Objective):
+class SSAHObjective(FeatureObjective):
     """SSAH's objective, `[ssah]`, with terms `feature`, `hash`, `quantization`, `label` and `adversarial`.
 
     The label network and the discriminators are players. A batch is compared with the label network's last output for
@@ -126,8 +126,6 @@ class SSAHObjective(Objective):
 
     settings_class = SSAHObjectiveConfig
     settings: SSAHObjectiveConfig
-    model_type = "feature_hash"
-    needs_cross_modal = False
     labels = "needs"
     paper = Paper.from_bibtex("""@inproceedings{li2018ssah,
   title     = {Self-Supervised Adversarial Hashing Networks for Cross-Modal Retrieval},

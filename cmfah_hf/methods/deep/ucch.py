@@ -92,8 +92,6 @@ class UCCHObjective(EpochObjective):
 
     settings_class = UCCHObjectiveConfig
     settings: UCCHObjectiveConfig
-    model_type = "feature_hash"
-    needs_cross_modal = False
     labels = "refuses"
     needs_tables = True
     paper = Paper.from_bibtex("""@article{hu2023ucch,

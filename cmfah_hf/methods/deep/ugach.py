@@ -188,8 +188,6 @@ class UGACHObjective(EpochObjective):
 
     settings_class = UGACHObjectiveConfig
     settings: UGACHObjectiveConfig
-    model_type = "feature_hash"
-    needs_cross_modal = False
     needs_tables = True
     labels = "refuses"
     paper = Paper.from_bibtex("""@inproceedings{zhang2018ugach,
