@@ -71,7 +71,10 @@ def signature(function: griffe.Function, name: str) -> str:
             star = True
         kind = f": {parameter.annotation}" if parameter.annotation is not None else ""
         shown = parameter.default is not None and not prefix
-        default = (f" = {parameter.default}" if kind else f"={parameter.default}") if shown else ""
+        value = parameter.default
+        if isinstance(value, griffe.ExprCall) and str(value.function) == "_argument":  # a default and its help text
+            value = value.arguments[0]
+        default = (f" = {value}" if kind else f"={value}") if shown else ""
         parts.append(f"{prefix}{parameter.name}{kind}{default}")
     ends = f" -> {function.returns}" if function.returns is not None and function.name != "__init__" else ""
     line = f"{name}({', '.join(parts)}){ends}"

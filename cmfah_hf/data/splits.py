@@ -1,6 +1,7 @@
 """Splits of the training pairs into training and validation, so that model selection never uses a query."""
 
 import hashlib
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,10 @@ def hash_split(dataset: Any, fraction: float = 0.1, seed: int = 0, id_column: st
         return dataset.select(np.flatnonzero(~chosen)), dataset.select(np.flatnonzero(chosen))
 
     raw = decoding_off(dataset)
-    train, validation = (raw.filter(_Side(fraction, seed, keep), input_columns=[id_column]) for keep in (False, True))
+    train, validation = (
+        raw.filter(partial(is_on_side, fraction=fraction, seed=seed, validation=side), input_columns=[id_column])
+        for side in (False, True)
+    )
     return decoding_on(train, dataset.features), decoding_on(validation, dataset.features)
 
 
@@ -107,14 +111,9 @@ def in_validation(name: str, fraction: float, seed: int = 0) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
-class _Side:
-    """Filter for one part of a stream."""
-
-    def __init__(self, fraction: float, seed: int, keep: bool):
-        self.fraction, self.seed, self.keep = fraction, seed, keep
-
-    def __call__(self, name: str) -> bool:
-        return in_validation(name, self.fraction, self.seed) == self.keep
+def is_on_side(name: str, fraction: float, seed: int, validation: bool) -> bool:
+    """Whether the row with this id is in the validation part, or in the other one."""
+    return in_validation(name, fraction, seed) == validation
 
 
 def _check_fraction(fraction: float) -> None:

@@ -53,11 +53,7 @@ def add_curves(
 
 
 def read_curves(path: str | os.PathLike) -> dict[str, dict[str, np.ndarray]]:
-    """The curves of a file that `write_curves` wrote.
-
-    Raises:
-        CheckpointError: If there is none, or it is no such file.
-    """
+    """The curves of a file that `write_curves` wrote; `CheckpointError` if there is none, or it is no such file."""
     found = read_json(path, CheckpointError)
     try:
         curves = {

@@ -156,11 +156,7 @@ class SkipGramEmbedding(Fitted):
         return self._number(word) is not None
 
     def __getitem__(self, word: str) -> np.ndarray:
-        """The vector of a word, `(E,)`.
-
-        Raises:
-            QueryError: If the word has no vector.
-        """
+        """The vector of a word, `(E,)`; `QueryError` if the word has no vector."""
         return self.vectors[self._known(word)]
 
     def most_similar(self, word: str, k: int = 10) -> list[tuple[str, float]]:

@@ -28,13 +28,7 @@ def is_compressed(run: FinishedRun) -> bool:
 
 
 def figures_of(run: FinishedRun, dataset_id: str | None, files: set[str]) -> list[str]:
-    """The paragraphs of the section of figures.
-
-    Args:
-        run: The run.
-        dataset_id: The Hub id of its data, if they are there.
-        files: Files of the repository, such as plots.
-    """
+    """The paragraphs of the section of figures, with the data by its Hub id, if any, and plots among the files."""
     metrics = run.metrics
     query, pairs = metrics.get("query") or {}, metrics.get("pairs") or {}
     parts = ["## Figures"]

@@ -3,6 +3,7 @@
 Shape suffixes: N training pairs, B pairs of a batch, E width of vectors, K hash bits.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -16,6 +17,7 @@ from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
 from cmfah_hf.models.model_files import ModelFileError
 from cmfah_hf.models.modeling_cmfah import CMFAHPreTrainedModel
+from cmfah_hf.ranges import Range
 
 # The key of the method's name in the section `objective` of a model's configuration.
 NAME_KEY = "_name"
@@ -34,22 +36,43 @@ class Paper:
     url: str
     bibtex: str
 
+    @classmethod
+    def from_bibtex(cls, bibtex: str) -> "Paper":
+        """A publication from its entry in BibTeX, with authors such as `Jiang, Qing-Yuan and Li, Wu-Jun`.
+
+        The venue is the `booktitle`, or the `journal` with volume, number and pages; the address the `url` or `doi`.
+        """
+        found = re.findall(r"^ *(\w+) *= *\{(.*?)\},?$", bibtex, re.DOTALL | re.MULTILINE)
+        entry = {name: " ".join(re.sub("[{}]", "", value).split()) for name, value in found}
+        authors = (" ".join(reversed(name.split(", "))) for name in entry["author"].split(" and "))
+        venue = entry.get("booktitle", "").removeprefix("Proceedings of the ")
+        if not venue:
+            venue = f"{entry['journal']} {entry['volume']}({entry['number']}), {entry['pages'].replace('--', '-')}"
+        url = entry.get("url") or f"https://doi.org/{entry['doi']}"
+        return cls(entry["title"], ", ".join(authors), int(entry["year"]), venue, url, bibtex)
+
 
 @dataclass
 class ObjectiveConfig:
     """Settings of an objective: the weights of its terms and its other hyperparameters.
 
-    A subclass is a dataclass with defaults for all fields. Fields whose names end with `_weight` cannot be negative.
+    A subclass is a dataclass with defaults for all fields. Fields whose names end with `_weight` cannot be negative;
+    `ranges` has a test of others by name, with its words for the error.
 
     Raises:
         ValueError: If a value is outside its range.
     """
 
+    ranges: ClassVar[dict[str, Range]] = {}
+
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if setting.name.endswith("_weight") and value < 0:
-                raise ValueError(f"{setting.name} is {value}; give 0, which leaves it out, or more.")
+        for name in (setting.name for setting in fields(self)):
+            value = getattr(self, name)
+            if name.endswith("_weight") and value < 0:
+                raise ValueError(f"{name} is {value}; give 0, which leaves it out, or more.")
+            is_allowed, allowed = self.ranges.get(name, (lambda value: True, ""))
+            if not is_allowed(value):
+                raise ValueError(f"{name} is {value}; give {allowed}.")
 
     @classmethod
     def names(cls) -> set[str]:
@@ -227,3 +250,10 @@ class Objective(CMFAHPreTrainedModel):
 
     def on_epoch_end(self, state: TrainingState) -> None:
         """Updates the tables of `state` after an epoch. By default, there are none."""
+
+
+class FeatureObjective(Objective):
+    """Base class of objectives for towers over one feature of each item, which compare the unimodal view."""
+
+    model_type = "feature_hash"
+    needs_cross_modal = False

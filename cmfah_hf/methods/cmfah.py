@@ -32,6 +32,7 @@ from cmfah_hf.methods.proxies import ClassProxies, proxy_loss
 from cmfah_hf.methods.registry import register_method
 from cmfah_hf.models.codes import sign
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
+from cmfah_hf.ranges import POSITIVE, SHARE_OR_ALL
 
 _HINGES = ("intra_feature", "intra_hash", "inter_feature", "inter_hash")
 # In the order of summation.
@@ -112,16 +113,12 @@ class CMFAHObjectiveConfig(ObjectiveConfig):
     proxy_weight: float | int = 0.0
     proxy_margin: float | int = 0.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.positive_overlap < 1:
-            raise ValueError(f"positive_overlap is {self.positive_overlap}; give a cosine from 0 to below 1.")
-        if self.pair_contrast_temperature <= 0:
-            raise ValueError(f"pair_contrast_temperature is {self.pair_contrast_temperature}; give a number above 0.")
-        if not 0 <= self.distillation_neighbors <= 1:
-            raise ValueError(f"distillation_neighbors is {self.distillation_neighbors}; give a share from 0 to 1.")
-        if not -1 <= self.proxy_margin <= 1:
-            raise ValueError(f"proxy_margin is {self.proxy_margin}; give a cosine.")
+    ranges = {
+        "positive_overlap": (lambda value: 0 <= value < 1, "a cosine from 0 to below 1"),
+        "pair_contrast_temperature": POSITIVE,
+        "distillation_neighbors": SHARE_OR_ALL,
+        "proxy_margin": (lambda value: -1 <= value <= 1, "a cosine"),
+    }
 
     def apply_to(self, config: CMFAHConfig) -> None:
         """Removes the concepts of classes if `[concept-guidance]` does not train them.
@@ -166,14 +163,7 @@ class CMFAHObjective(Objective):
 
     settings_class = CMFAHObjectiveConfig
     settings: CMFAHObjectiveConfig
-    paper = Paper(
-        title="Cross-Media Fine-Grained Representation Learning Based on Multi-modal Graph and Adversarial Hash "
-        "Attention Network",
-        authors="Meiyu Liang, Xiaoxiao Wang, Junping Du",
-        year=2022,
-        venue="Pattern Recognition and Artificial Intelligence 35(3), 195-206",
-        url="https://doi.org/10.16451/j.cnki.issn1003-6059.202203001",
-        bibtex="""@article{liang2022cmfah,
+    paper = Paper.from_bibtex("""@article{liang2022cmfah,
   title   = {Cross-Media Fine-Grained Representation Learning Based on Multi-modal Graph and Adversarial Hash Attention
              Network},
   author  = {Liang, Meiyu and Wang, Xiaoxiao and Du, Junping},
@@ -183,8 +173,7 @@ class CMFAHObjective(Objective):
   pages   = {195--206},
   year    = {2022},
   doi     = {10.16451/j.cnki.issn1003-6059.202203001}
-}""",
-    )
+}""")
 
     def __init__(self, config: CMFAHConfig, settings: CMFAHObjectiveConfig):
         super().__init__(config, settings)
@@ -272,11 +261,7 @@ class CMFAHObjective(Objective):
                 image.hash_values, text.hash_values, settings.pair_contrast_temperature
             )
         if settings.distillation_weight:
-            assert outputs.image_vectors is not None
-            assert outputs.text_vectors is not None
-            similarity_UU = vector_similarity(
-                outputs.image_vectors, outputs.text_vectors, settings.distillation_neighbors
-            )
+            similarity_UU = vector_similarity(*outputs.vectors, settings.distillation_neighbors)
             terms["distillation"] = distillation_loss(image.hash_values, text.hash_values, similarity_UU)
         if settings.orthogonality_weight:
             _, unrelated_BB = triplet_masks(labels, within=False, positive_overlap=settings.positive_overlap)

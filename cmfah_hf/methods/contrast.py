@@ -21,15 +21,10 @@ class EarlierPairs(NamedTuple):
 
 
 class ContrastQueue(nn.Module):
-    """A ring buffer of the last training pairs: each batch replaces the oldest pairs, `[contrastive]`.
+    """A ring buffer of the last Q training pairs: each batch replaces the oldest pairs, `[contrastive]`.
 
     Its buffers are saved with the weights, so a resumed run contrasts with the same pairs. Unused rows have no labels,
     and unlabeled pairs are not contrasted.
-
-    Args:
-        size: Q.
-        hash_bits: K.
-        num_labels: C.
     """
 
     image_hash: torch.Tensor

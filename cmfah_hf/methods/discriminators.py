@@ -70,3 +70,9 @@ def discriminator_loss(
     is_image_N = torch.arange(len(both_NX), device=both_NX.device) < len(image_BX)
     image = image_discriminator(both_NX, labels=is_image_N).loss
     return 2 * (image + text_discriminator(both_NX, labels=~is_image_N).loss)
+
+
+def three_layers(width: int) -> nn.Sequential:
+    """The discriminators of `[agah]` and `[ssah]`: large for features of its own modality, or of labels."""
+    half = max(1, width // 2)
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, half), nn.ReLU(), nn.Linear(half, 1))

@@ -14,10 +14,7 @@ def vector_similarity(image_BE: torch.Tensor, text_BE: torch.Tensor, neighbors_s
     """The targets of `[distillation]`: similarity of all images and texts of a batch, `(U, U)` in -1..1.
 
     Each modality is centered by its mean over the batch, because images and texts lie in different places.
-
-    Args:
-        image_BE, text_BE: The encoder's vectors.
-        neighbors_share: Share of the similarity of neighborhoods: the cosine of two rows of the similarity.
+    `neighbors_share` is that of the similarity of neighborhoods: the cosine of two rows of the similarity.
     """
     wide = torch.promote_types(image_BE.dtype, torch.float32)
     centered = [vectors_BE.to(wide) - vectors_BE.to(wide).mean(dim=0) for vectors_BE in (image_BE, text_BE)]

@@ -179,11 +179,7 @@ def code_buffer_loss(
 ) -> torch.Tensor:
     """`[code-buffer]`: negative log-likelihood of the similarity of a batch and all training pairs.
 
-    Args:
-        hash_BK: Continuous codes of the batch.
-        codes_NK: Codes of -1 and +1 of all training pairs.
-        similar_BN: Boolean similarity.
-        known_BN: Boolean mask of labeled pairs; others are left out.
+    `hash_BK` are continuous codes, `codes_NK` of -1 and +1, both masks boolean; pairs that are not known are left out.
     """
     theta_BN = hash_BK @ codes_NK.to(hash_BK.dtype).mT / 2
     loss_BN = nn.functional.softplus(theta_BN) - similar_BN * theta_BN

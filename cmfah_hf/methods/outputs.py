@@ -14,13 +14,11 @@ from cmfah_hf.models.outputs_cmfah import CMFAHTowerOutput
 
 
 class View(NamedTuple):
-    """One modality of a batch in one view: continuous codes `(B, K)`, features `(B, D)`, concept cosines `(B, Q)`,
-    and the values `(B, K)` whose `tanh` the codes are."""
+    """One modality of a batch in one view: continuous codes `(B, K)`, features `(B, D)`, concept cosines `(B, Q)`."""
 
     hash_values: torch.Tensor
     features: torch.Tensor
     concept_cosines: torch.Tensor | None = None
-    hash_logits: torch.Tensor | None = None
 
 
 @dataclass
@@ -57,12 +55,20 @@ class CMFAHForPreTrainingOutput(ModelOutput):
     @property
     def unimodal(self) -> tuple[View, View]:
         """Images and texts, each without its partner."""
-        image = _required(self.image_hash), _required(self.image_features)
-        text = _required(self.text_hash), _required(self.text_features)
         return (
-            View(*image, self.image_concept_cosines, self.image_logits),
-            View(*text, self.text_concept_cosines, self.text_logits),
+            View(_required(self.image_hash), _required(self.image_features), self.image_concept_cosines),
+            View(_required(self.text_hash), _required(self.text_features), self.text_concept_cosines),
         )
+
+    @property
+    def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The values whose `tanh` the codes are, of images and of texts."""
+        return _required(self.image_logits), _required(self.text_logits)
+
+    @property
+    def vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`image_vectors` and `text_vectors`."""
+        return _required(self.image_vectors), _required(self.text_vectors)
 
     @property
     def cross_modal(self) -> tuple[View, View] | None:

@@ -80,12 +80,6 @@ class CMFAHForPreTraining(CMFAHPreTrainedModel):
     def _current_names(cls, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {current_name(name): tensor for name, tensor in tensors.items()}
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.cmfah.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.cmfah.set_input_embeddings(value)
-
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> Any:

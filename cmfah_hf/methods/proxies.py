@@ -10,12 +10,7 @@ from cmfah_hf.methods.losses import cosine_matrix
 
 
 class ClassProxies(nn.Module):
-    """The proxies `(C, K)`, shared by images and texts.
-
-    Args:
-        num_labels: C.
-        hash_bits: K.
-    """
+    """The proxies `(C, K)`, shared by images and texts."""
 
     def __init__(self, num_labels: int, hash_bits: int):
         super().__init__()
@@ -29,12 +24,7 @@ class ClassProxies(nn.Module):
 def proxy_loss(cosines_BC: torch.Tensor, labels_BC: torch.Tensor, margin: float) -> torch.Tensor:
     """`[proxies]`: codes towards the proxies of their classes, and below a cosine of `margin` to all others.
 
-    Each side is a mean over its items and classes. Unlabeled items are left out.
-
-    Args:
-        cosines_BC: Cosines of codes and proxies.
-        labels_BC: Multi-hot.
-        margin: Cosine at or below which an absent class adds nothing.
+    Each side is a mean over its items and classes, of cosines of codes and proxies. Unlabeled items are left out.
     """
     present_BC = labels_BC > 0
     absent_BC = ~present_BC & present_BC.any(dim=1, keepdim=True)

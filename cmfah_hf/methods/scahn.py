@@ -19,6 +19,7 @@ from cmfah_hf.methods.losses import added, label_guidance_loss
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput, View
 from cmfah_hf.methods.registry import register_method
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
+from cmfah_hf.ranges import POSITIVE, SHARE
 
 ADVERSARIAL = ("none", "features", "hash", "both")
 
@@ -74,23 +75,20 @@ class SCAHNObjectiveConfig(CMFAHObjectiveConfig):
     queue_size: int = 0
     adversarial: str = "both"
 
+    ranges = {
+        **CMFAHObjectiveConfig.ranges,
+        **dict.fromkeys(("label_graph_temperature", "contrast_temperature"), POSITIVE),
+        "label_graph_threshold": (lambda value: 0 < value <= 1, "a probability above 0, up to 1"),
+        "label_graph_share": SHARE,
+        "queue_size": (lambda value: value >= 0, "a number of pairs, or 0 for none"),
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.adversarial not in ADVERSARIAL:
             raise ValueError(f"adversarial is {self.adversarial!r}; choose one of {', '.join(ADVERSARIAL)}.")
         if self.adversarial == "none":
             self.adversarial_weight = 0.0
-        if not 0 < self.label_graph_threshold <= 1:
-            raise ValueError(
-                f"label_graph_threshold is {self.label_graph_threshold}; give a probability above 0, up to 1."
-            )
-        if not 0 <= self.label_graph_share < 1:
-            raise ValueError(f"label_graph_share is {self.label_graph_share}; give a share from 0 to below 1.")
-        for name in ("label_graph_temperature", "contrast_temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0.")
-        if self.queue_size < 0:
-            raise ValueError(f"queue_size is {self.queue_size}; give a number of pairs, or 0 for none.")
 
     def apply_to(self, config: CMFAHConfig) -> None:
         """As CMFAH's; raises a `ValueError` if the label graph or the queue is used without classes."""
@@ -115,22 +113,14 @@ class SCAHNObjective(CMFAHObjective):
     settings_class = SCAHNObjectiveConfig
     settings: SCAHNObjectiveConfig
     model_type = "scahn"
-    paper = Paper(
-        title="Semantic Structure Enhanced Contrastive Adversarial Hash Network for Cross-media Representation "
-        "Learning",
-        authors="Meiyu Liang, Junping Du, Xiaowen Cao, Yang Yu, Kangkang Lu, Zhe Xue, Min Zhang",
-        year=2022,
-        venue="ACM International Conference on Multimedia",
-        url="https://doi.org/10.1145/3503161.3548391",
-        bibtex="""@inproceedings{liang2022scahn,
+    paper = Paper.from_bibtex("""@inproceedings{liang2022scahn,
   title     = {Semantic Structure Enhanced Contrastive Adversarial Hash Network for Cross-media Representation
                Learning},
   author    = {Liang, Meiyu and Du, Junping and Cao, Xiaowen and Yu, Yang and Lu, Kangkang and Xue, Zhe and Zhang, Min},
   booktitle = {Proceedings of the ACM International Conference on Multimedia},
   year      = {2022},
   doi       = {10.1145/3503161.3548391}
-}""",
-    )
+}""")
 
     def __init__(self, config: CMFAHConfig, settings: SCAHNObjectiveConfig):
         super().__init__(config, settings)

@@ -49,11 +49,7 @@ def adapt_encoders(model: nn.Module, rank: int) -> None:
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Adds the adapters to the weights of the encoders of a model, which then is an ordinary one; without any, nothing.
-
-    Args:
-        model: A tower, both, or a model with an objective.
-    """
+    """Adds the adapters, if any, to the weights of the encoders of a model, which then is an ordinary one."""
     _set_rank(model, None)
     layers: list[tuple[str, Any]] = [
         (name, module) for name, module in model.named_modules() if hasattr(module, "lora_A")

@@ -36,10 +36,6 @@ _MOST_POSITIONS = 2**17
 def tokenizer_of_backbone(backbone: PreTrainedConfig, sentence: SentenceSettings = PLAIN) -> PreTrainedTokenizerFast:
     """The tokenizer of a text backbone or dual encoder, from the place of its configuration. It truncates long texts.
 
-    Args:
-        backbone: The configuration.
-        sentence: The settings of a folder of sentence-transformers.
-
     Raises:
         ValueError: If the source of the configuration is unknown, or the tokenizer cannot be used.
         OSError: If there is no tokenizer, or the Hub cannot be reached.
@@ -69,14 +65,9 @@ def tokenizer_of_backbone(backbone: PreTrainedConfig, sentence: SentenceSettings
 
 
 def load_backbone_tokenizer(path: Path, settings: dict[str, Any]) -> PreTrainedTokenizerFast:
-    """The tokenizer in a file, if it consists of known parts.
+    """The tokenizer in a file, if it consists of known parts, with the settings of a `tokenizer_config.json`.
 
-    Args:
-        path: The `tokenizer.json`.
-        settings: The `tokenizer_config.json`: special tokens, maximum length, padding side.
-
-    Raises:
-        ModelFileError: If the file is damaged, or the tokenizer has parts of an unknown type.
+    Raises a `ModelFileError` if the file is damaged, or the tokenizer has parts of an unknown type.
     """
     return _build(read_object(path), settings, path)
 

@@ -78,14 +78,9 @@ UNFIT = (
 def checked_settings(
     settings: dict[str, Any], config_class: type[PreTrainedConfig], where: str | os.PathLike
 ) -> dict[str, Any]:
-    """The checked settings of a model of this package.
+    """The checked settings of a model of this package, from the content of a `config.json`; `where` is it in errors.
 
     Names of other packages' code (`auto_map`, `custom_pipelines`) and sources of backbones are left out.
-
-    Args:
-        settings: The content of a `config.json`.
-        config_class: The class of the configuration.
-        where: The file, for error messages.
 
     Raises:
         ModelFileError: If a setting is unknown, refers to another place, or is too large.

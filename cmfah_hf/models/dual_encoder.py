@@ -98,11 +98,6 @@ def side_tensors(tensors: Mapping[str, torch.Tensor], side: Side) -> dict[str, t
 def read_encoder(config: PreTrainedConfig, source: str, hub: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The tensors of both halves of a dual encoder, float32, from a folder or the Hub.
 
-    Args:
-        config: The configuration of the encoder.
-        source: The folder or Hub id.
-        hub: As `hub_arguments` returns them.
-
     Raises:
         ModelFileError: If a file is damaged, or tensors are missing or of other shapes.
         OSError: If there are no safetensors, or the Hub cannot be reached.

@@ -44,12 +44,7 @@ def is_file(source: Any) -> bool:
 
 
 def find_file(source: Any, name: str, hub: dict[str, Any]) -> Path | None:
-    """The path of a file of a model, downloaded if necessary; None if it does not exist.
-
-    Args:
-        source: A folder or a Hub id.
-        name: The file, relative to the folder or repository.
-        hub: As `hub_arguments` returns them.
+    """The path of a file of a model, a folder or Hub id, downloaded if necessary; None if it does not exist.
 
     Raises:
         ModelFileError: If it is not a regular file, or its name or a link leads out of the folder.

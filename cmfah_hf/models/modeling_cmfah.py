@@ -4,6 +4,8 @@ Shape suffixes: B pairs of a batch, R regions, W tokens, D feature width, K hash
 Equations are cited by their tags in `docs/method.md`.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.processing_utils import Unpack
@@ -34,28 +36,18 @@ class CMFAHImageModel(CMFAHPreTrainedModel):
     ```"""
 
     input_modalities = ["image"]
+    _input_embed_layer = "projection"  # whose output is a tensor, as adapters and checkpointing expect
+    _build_encoder: Any = CMFAHImageEncoder
     _names_begin_with = ("cmfah.", "image_model.")
     _keys_to_ignore_on_load_unexpected = [r"^(cmfah\.)?text_model\.", *TRAINING_KEYS]
 
     def __init__(self, config: CMFAHConfig):
         super().__init__(config)
-        self.embeddings = self._build_encoder(config)
+        self.embeddings: CMFAHImageEncoder = self._build_encoder(config)
         temperature = config.temperatures[0]
         self.encoder = CMFAHEncoder(config, config.attends_image, temperature, config.image_pooling)
-        self.hash_head = self._build_head(config, temperature)
+        self.hash_head: CMFAHHashHead = self._build_head(config, temperature)
         self.post_init()
-
-    def _build_encoder(self, config: CMFAHConfig) -> CMFAHImageEncoder:
-        return CMFAHImageEncoder(config)
-
-    def _build_head(self, config: CMFAHConfig, temperature: float) -> CMFAHHashHead:
-        return CMFAHHashHead(config, temperature)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.projection  # whose output is a tensor, as adapters and checkpointing expect
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings.projection = value  # type: ignore[assignment]  # transformers' signature allows any module
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -104,22 +96,17 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
 
     main_input_name = "input_ids"
     input_modalities = ["text"]
+    _build_encoder: Any = staticmethod(build_text_encoder)
     _names_begin_with = ("cmfah.", "text_model.")
     _keys_to_ignore_on_load_unexpected = [r"^(cmfah\.)?image_model\.", *TRAINING_KEYS]
 
     def __init__(self, config: CMFAHConfig):
         super().__init__(config)
-        self.embeddings = self._build_encoder(config)
+        self.embeddings: CMFAHTextEncoder = self._build_encoder(config)
         temperature = config.temperatures[1]
         self.encoder = CMFAHEncoder(config, config.attends_text, temperature, config.text_pooling)
-        self.hash_head = self._build_head(config, temperature)
+        self.hash_head: CMFAHHashHead = self._build_head(config, temperature)
         self.post_init()
-
-    def _build_encoder(self, config: CMFAHConfig) -> CMFAHTextEncoder:
-        return build_text_encoder(config)
-
-    def _build_head(self, config: CMFAHConfig, temperature: float) -> CMFAHHashHead:
-        return CMFAHHashHead(config, temperature)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.get_input_embeddings()

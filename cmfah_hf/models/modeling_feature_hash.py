@@ -11,26 +11,19 @@ class FeatureHashPreTrainedModel(CMFAHPreTrainedModel):
 
     config: FeatureHashConfig
     config_class = FeatureHashConfig
+    _build_head = FeatureHashHead
 
 
 class FeatureHashImageModel(FeatureHashPreTrainedModel, CMFAHImageModel):
     """The image tower, used like CMFAH's."""
 
-    def _build_encoder(self, config: FeatureHashConfig) -> FeatureImageEncoder:  # type: ignore[override]
-        return FeatureImageEncoder(config)
-
-    def _build_head(self, config: FeatureHashConfig, temperature: float) -> FeatureHashHead:  # type: ignore[override]
-        return FeatureHashHead(config, temperature)
+    _build_encoder = FeatureImageEncoder
 
 
 class FeatureHashTextModel(FeatureHashPreTrainedModel, CMFAHTextModel):
     """The text tower, used like CMFAH's."""
 
-    def _build_encoder(self, config: FeatureHashConfig):  # type: ignore[override]
-        return build_feature_text_encoder(config)
-
-    def _build_head(self, config: FeatureHashConfig, temperature: float) -> FeatureHashHead:  # type: ignore[override]
-        return FeatureHashHead(config, temperature)
+    _build_encoder = staticmethod(build_feature_text_encoder)
 
 
 class FeatureHashModel(FeatureHashPreTrainedModel, CMFAHModel):

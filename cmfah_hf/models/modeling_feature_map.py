@@ -46,6 +46,9 @@ class Scores(nn.Module):
 
     mlp = None
 
+    def __init__(self, *_: Any):
+        super().__init__()
+
     def forward(self, scores_BD: torch.Tensor, *others: Any) -> torch.Tensor:
         """`(B, D)`, unchanged."""
         return scores_BD
@@ -56,6 +59,7 @@ class FeatureMapPreTrainedModel(CMFAHPreTrainedModel):
 
     config: FeatureMapConfig
     config_class = FeatureMapConfig
+    _build_head = Scores
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -79,21 +83,15 @@ def _as_map(encoder: Any, anchors: int | None) -> Any:
 class FeatureMapImageModel(FeatureMapPreTrainedModel, CMFAHImageModel):
     """The image tower, used like CMFAH's."""
 
-    def _build_encoder(self, config: FeatureMapConfig):  # type: ignore[override]
+    def _build_encoder(self, config: FeatureMapConfig) -> Any:
         return _as_map(FeatureImageEncoder(config), config.image_anchors)
-
-    def _build_head(self, config: FeatureMapConfig, temperature: float) -> Any:  # type: ignore[override]
-        return Scores()
 
 
 class FeatureMapTextModel(FeatureMapPreTrainedModel, CMFAHTextModel):
     """The text tower, used like CMFAH's."""
 
-    def _build_encoder(self, config: FeatureMapConfig):  # type: ignore[override]
+    def _build_encoder(self, config: FeatureMapConfig) -> Any:
         return _as_map(build_feature_text_encoder(config), config.text_anchors)
-
-    def _build_head(self, config: FeatureMapConfig, temperature: float) -> Any:  # type: ignore[override]
-        return Scores()
 
 
 class FeatureMapModel(FeatureMapPreTrainedModel, CMFAHModel):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
@@ -52,6 +52,8 @@ class CrossModalRetrievalPipeline(Pipeline):
     >>> pipe({"image": "beach.jpg", "candidates": ["a dog on the beach", "a street at night"]})["ranking"]
     ```"""
 
+    model: CMFAHModel
+    processor: CMFAHProcessor
     # transformers declares them as None.
     _load_processor = True  # type: ignore[assignment]
     _load_tokenizer = False  # type: ignore[assignment]
@@ -75,14 +77,6 @@ class CrossModalRetrievalPipeline(Pipeline):
         post = {name: value for name, value in (("metric", metric), ("top_k", top_k)) if value is not None}
         return {}, forward, post
 
-    @property
-    def _towers(self) -> CMFAHModel:
-        return cast(CMFAHModel, self.model)
-
-    @property
-    def _inputs(self) -> CMFAHProcessor:
-        return cast(CMFAHProcessor, self.processor)
-
     def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
         """The query and its candidates, if any, each as `("text", str)` or `("image", image)`."""
         candidates = None
@@ -93,9 +87,9 @@ class CrossModalRetrievalPipeline(Pipeline):
                 raise ValueError(f"candidates is a {type(candidates).__name__}; give a list of texts and images.")
             candidates = [_item(candidate) for candidate in candidates]
         kind, value = _item(input_)
-        if kind == "text" and not self._inputs.has_known_tokens(value):
+        if kind == "text" and not self.processor.has_known_tokens(value):
             raise ValueError(
-                f"No word of {value!r} is among the {len(self._inputs.tokenizer):,} that this model knows; use other "
+                f"No word of {value!r} is among the {len(self.processor.tokenizer):,} that this model knows; use other "
                 "words."
             )
         return {"query": (kind, value), "candidates": candidates}
@@ -118,10 +112,10 @@ class CrossModalRetrievalPipeline(Pipeline):
     def _encode(self, kind: str, values: list[Any]) -> torch.Tensor:
         """Continuous codes `(N, K)`, float32."""
         if kind == "text":
-            inputs = self._inputs(text=values, return_tensors="pt").to(self.device)
-            return self._towers.get_text_hash(**inputs).float().cpu()
-        inputs = self._inputs(images=values, return_tensors="pt").to(self.device, self._towers.dtype)
-        return self._towers.get_image_hash(**inputs).float().cpu()
+            inputs = self.processor(text=values, return_tensors="pt").to(self.device)
+            return self.model.get_text_hash(**inputs).float().cpu()
+        inputs = self.processor(images=values, return_tensors="pt").to(self.device, self.model.dtype)
+        return self.model.get_image_hash(**inputs).float().cpu()
 
     def postprocess(  # type: ignore[override]  # the outputs are those of `_forward`
         self, model_outputs: dict[str, Any], metric: str = "aqd", top_k: int | None = None

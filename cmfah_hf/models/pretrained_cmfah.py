@@ -16,6 +16,7 @@ from .modules_cmfah import (
     CMFAHBitQueries,
     CMFAHCoAttention,
     CMFAHEncoder,
+    CMFAHHashHead,
     CMFAHLayer,
     CMFAHResidualBlock,
     CMFAHSelection,
@@ -46,6 +47,8 @@ class CMFAHPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["CMFAHLayer", "CMFAHTorchvisionBackbone", "CMFAHTextCNN"]
     _can_record_outputs = {"hidden_states": CMFAHLayer, "attentions": [CMFAHCoAttention, CMFAHSelection]}
+    # What each tower hashes its features with.
+    _build_head: Any = CMFAHHashHead
     # Prefixes of tensor names in checkpoints of a larger model.
     _names_begin_with: tuple[str, ...] = ("cmfah.",)
 

@@ -77,11 +77,7 @@ def pin_code(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
 
 
 def remote_class(config: PreTrainedConfig) -> type:
-    """The class of the model of a configuration that is code of a repository.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The class of the model of a configuration that is code of a repository; `ValueError` if there is none."""
     reference = _reference((config.auto_map or {}).get("AutoModel"))
     if not reference:
         raise ValueError(f"a {config.model_type} model names no code for AutoModel; give another encoder")

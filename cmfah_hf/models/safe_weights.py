@@ -35,12 +35,7 @@ _TYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int
 
 
 def find_weights(source: Any, variant: str | None, hub: dict[str, Any]) -> list[Path]:
-    """The safetensors files with the weights of a model.
-
-    Args:
-        source: A folder, a Hub id, or a safetensors file.
-        variant: As in `from_pretrained`.
-        hub: As `hub_arguments` returns them.
+    """The safetensors files with the weights of a model: a folder, a Hub id, or such a file.
 
     Raises:
         ModelFileError: If the index of the files is damaged, or names anything but safetensors next to it.

@@ -71,11 +71,7 @@ def load_word_tokenizer(path: Path, settings: dict[str, Any]) -> PreTrainedToken
     """A tokenizer of `build_word_tokenizer`, built again from the vocabulary in its file.
 
     Other parts of the file are not used: a pattern could take exponential time, and a replacement could turn a word
-    into ten million.
-
-    Args:
-        path: The `tokenizer.json`.
-        settings: The `tokenizer_config.json`, for the padding side.
+    into ten million. Of the settings of a `tokenizer_config.json`, only the padding side is.
 
     Raises:
         ModelFileError: If the file is damaged, or holds another type of tokenizer.

@@ -53,10 +53,7 @@ _ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, EOF
 def check_contents(folder: Path, step: int, listed: set[str]) -> None:
     """Raises a `CheckpointError` that names the file, if a checkpoint matches its list but cannot be loaded.
 
-    Args:
-        folder: The checkpoint.
-        step: The step in its name; -1 without one.
-        listed: The files in its list.
+    `step` is that in its name, -1 without one, and `listed` are the files in its list.
     """
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -167,6 +167,7 @@ def compress(
     return done
 
 
+@dataclass
 class _Reading:
     """One pass over the images: their vectors go to the fitter, and wait in a file for the index.
 
@@ -176,19 +177,14 @@ class _Reading:
             sets and single files.
     """
 
-    def __init__(
-        self,
-        model: CMFAHModel,
-        processor: CMFAHProcessor,
-        fitter: CodeFitter,
-        vectors: IO[bytes],
-        done: Compression,
-        use_texts: bool,
-    ):
-        self.model, self.processor, self.fitter = model, processor, fitter
-        self.vectors, self.done, self.use_texts = vectors, done, use_texts
-        self.ids: list[str] = []
-        self.states: dict[str, list[str]] = {}
+    model: CMFAHModel
+    processor: CMFAHProcessor
+    fitter: CodeFitter
+    vectors: IO[bytes]
+    done: Compression
+    use_texts: bool
+    ids: list[str] = field(default_factory=list)
+    states: dict[str, list[str]] = field(default_factory=dict)
 
     def read(self, source: str, split: str | None, batch_size: int, progress: bool) -> None:
         """Reads a source; the arguments are those of `compress`."""

@@ -12,33 +12,21 @@ if TYPE_CHECKING:
 
 
 class HubUploads:
-    """The repository of a trainer's model, its card and its pushes.
-
-    Args:
-        trainer: The trainer, whose arguments name the repository, token, branch and privacy.
-    """
+    """The repository of a trainer's model, as the trainer's arguments name it, its card and its pushes."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
 
     @property
     def repo_id(self) -> str:
-        """The repository, as `owner/name`.
-
-        Raises:
-            HubError: If the arguments name none.
-        """
+        """The repository, as `owner/name`; `HubError` if the arguments name none."""
         repo_id = self.trainer.args.hub_model_id
         if repo_id is None:
             raise HubError("push_to_hub needs a repository; give --hub_model_id owner/name.")
         return repo_id
 
     def make_repository(self, token: str | None, private: bool | None) -> None:
-        """Creates the repository, if it does not exist.
-
-        Raises:
-            HubError: If no id is given, or the Hub refuses it.
-        """
+        """Creates the repository, if it does not exist; `HubError` if no id is given, or the Hub refuses it."""
         from cmfah_hf.hub.publishing import make_repository
 
         args = self.trainer.args

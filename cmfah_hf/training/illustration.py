@@ -33,13 +33,7 @@ def draw_attention(
     if model.config.attention == "none" or model.config.image_feature_dim or isinstance(queries, PairStream):
         return None
     if "image" not in queries.column_names:
-        queries = load_image_text(
-            data.dataset,
-            split=data.query_split,
-            image_column=data.image_column,
-            text_column=data.text_column,
-            labels_column=data.labels_column,
-        )
+        queries = load_image_text(data.dataset, split=data.query_split, **data.columns)
     texts = list(islice(queries["text"], _CANDIDATES))
     known = {row: len(dict.fromkeys(processor.known_words(text))) for row, text in enumerate(texts)}
     fitting = sorted((row for row, words in known.items() if words >= 2), key=known.__getitem__)

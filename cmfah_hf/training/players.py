@@ -30,7 +30,7 @@ class PlayerUpdates:
     def __init__(self, player: Player, trainer: Trainer):
         self.player = player
         self.trainer = trainer
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: Any = None
         self.schedule: Any = None
         self.scaler: torch.amp.GradScaler | None = None  # only in float16
         player.module.requires_grad_(False)
@@ -56,7 +56,7 @@ class PlayerUpdates:
         args = self.trainer.args
         self.schedule = get_scheduler(
             args.lr_scheduler_type,
-            optimizer=self._optimizer,
+            optimizer=self.optimizer,
             num_warmup_steps=args.get_warmup_steps(num_training_steps),
             num_training_steps=num_training_steps,
             scheduler_specific_kwargs=cast(dict[str, Any] | None, args.lr_scheduler_kwargs),
@@ -71,37 +71,24 @@ class PlayerUpdates:
     ) -> None:
         """Takes the player's steps with the towers fixed, or accumulates the gradients of one micro batch for them.
 
-        Args:
-            batch, state: As in `Objective.forward`.
-            outputs: The outputs for the whole batch, detached.
-            autocast: Makes the context in which losses are computed.
+        The outputs are those for the whole batch, detached; `autocast` makes the context in which losses are computed.
         """
-        if self.player.is_active:
-            for _ in range(self.player.steps):
-                self._step(batch, outputs, state, autocast)
-
-    def _step(
-        self,
-        batch: Batch,
-        outputs: CMFAHForPreTrainingOutput,
-        state: TrainingState,
-        autocast: Callable[[], AbstractContextManager],
-    ) -> None:
-        module = self.player.module.requires_grad_(True)
-        with autocast():
-            loss = self.player.loss(batch, outputs, state)
-        loss = loss / self.trainer.current_gradient_accumulation_steps
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        module.requires_grad_(False)
-        if self.trainer.accelerator.sync_gradients:
-            # Equal in all processes up to rounding; the average keeps the copies identical.
-            average_gradients(module.parameters())
-            if self.scaler is None:
-                self._optimizer.step()
-            else:
-                self.scaler.step(self._optimizer)
-                self.scaler.update()
-            self._optimizer.zero_grad()
+        for _ in range(self.player.steps if self.player.is_active else 0):
+            module = self.player.module.requires_grad_(True)
+            with autocast():
+                loss = self.player.loss(batch, outputs, state)
+            loss = loss / self.trainer.current_gradient_accumulation_steps
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            module.requires_grad_(False)
+            if self.trainer.accelerator.sync_gradients:
+                # Equal in all processes up to rounding; the average keeps the copies identical.
+                average_gradients(module.parameters())
+                if self.scaler is None:
+                    self.optimizer.step()
+                else:
+                    self.scaler.step(self.optimizer)
+                    self.scaler.update()
+                self.optimizer.zero_grad()
 
     def step_schedule(self, metric: float | None = None) -> None:
         """Advances the schedule by one step; with a metric, if it follows the evaluations."""
@@ -112,7 +99,7 @@ class PlayerUpdates:
 
     def save(self, folder: Path) -> None:
         """Writes the states of optimizer, schedule and scaler into a checkpoint."""
-        state = {"optimizer": self._optimizer.state_dict(), "scheduler": self.schedule.state_dict()}
+        state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.schedule.state_dict()}
         torch.save(state, self._file(folder, "optimizer"))
         if self.scaler is not None:
             torch.save(self.scaler.state_dict(), self._file(folder, "scaler"))
@@ -130,21 +117,15 @@ class PlayerUpdates:
                 "resumes; give another."
             )
         state: Mapping[str, Any] = read_torch_file(path)
-        check_optimizer(self._optimizer, path, state["optimizer"])
+        check_optimizer(self.optimizer, path, state["optimizer"])
         check_schedule(self.schedule, path, state["scheduler"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["scheduler"])
         if self.scaler is not None:
             self.scaler.load_state_dict(read_torch_file(self._file(folder, "scaler")))
 
     def _file(self, folder: Path, part: str) -> Path:
         return folder / f"{self.player.name}_{part}.pt"
-
-    @property
-    def _optimizer(self) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            raise RuntimeError(f"The optimizer of {self.player.name!r} is made when the training begins.")
-        return self.optimizer
 
 
 def keep_whole(players: Iterable[PlayerUpdates], plugin: Any) -> None:

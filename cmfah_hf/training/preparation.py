@@ -123,11 +123,7 @@ class PreparedRun:
     def kept_tokens(self, text_model: CMFAHTextModel, processor: CMFAHProcessor) -> TokenTable | None:
         """The tokens of all texts that the training and its evaluations read; None if they are not kept.
 
-        They are computed once, for all models with the same frozen text encoder.
-
-        Args:
-            text_model: The text tower of a model from `build_model`, or of the trained one.
-            processor: Its processor.
+        They are computed once, by any model with the same frozen text encoder.
         """
         return self._tokens_of(_TRAINED, text_model, processor)
 

@@ -29,11 +29,7 @@ class BatchShare(BatchSampler):
     """This process's contiguous share of every batch; the shares differ by one pair at most.
 
     The last batch of an epoch is divided without padding. It is dropped if it has fewer pairs than there are processes.
-
-    Args:
-        batches: The sampler of one process's batch size, with the same order of pairs in all processes.
-        num_processes: The number of processes; a whole batch holds `num_processes * batches.batch_size` pairs.
-        process_index: The index of this process.
+    `batches` has one process's batch size, and the same order in all; a whole batch holds as many for each process.
     """
 
     def __init__(self, batches: BatchSampler, num_processes: int, process_index: int):

@@ -185,11 +185,7 @@ def _refit(prepared: PreparedRun, folder: Path, epoch: float, resumes: bool) -> 
 
 
 def _save_model(trainer: CMFAHTrainer, output: Path) -> None:
-    """Saves the finished model in one file of whole tensors.
-
-    Raises:
-        CMFAHError: If its weights are not finite.
-    """
+    """Saves the finished model in one file of whole tensors; `CMFAHError` if its weights are not finite."""
     parameters = trainer.model.parameters() if trainer.model is not None else ()
     if not all(torch.isfinite(parameter).all() for parameter in parameters):
         raise CMFAHError(

@@ -31,14 +31,9 @@ def make_output_folder(path: str | Path) -> Path:
 
 @contextmanager
 def held(output: str | Path, name: str) -> Iterator[None]:
-    """Locks the folder of a run; the lock of a process that died is free.
+    """Locks the folder of a run with a file `.NAME.lock`; the lock of a process that died is free.
 
-    Args:
-        output: The folder.
-        name: The name of the lock, `.NAME.lock` in the folder.
-
-    Raises:
-        CheckpointError: If another training holds the lock; it names its process and machine.
+    A `CheckpointError` names the process and machine of another training that holds it.
     """
     # Waits some seconds, because the workers of a loader outlive a process that was killed.
     with locked(Path(output) / name, CheckpointError, _LINGERING_S):

@@ -27,13 +27,9 @@ def training_collator(
     seed: int,
     tokens: TokenTable | None = None,
 ) -> PairCollator:
-    """The collator of training pairs, which draws a caption for each epoch.
+    """The collator of training pairs, which draws a caption for each epoch by `seed`.
 
-    Args:
-        config: The model's configuration, with its classes.
-        processor, text_column, similarity, expander: As in `CMFAHTrainer`.
-        seed: Seed of the captions.
-        tokens: As in `PairCollator`.
+    The other arguments are as in `CMFAHTrainer`, and `tokens` as in `PairCollator`.
     """
     classes = [config.id2label[number] for number in range(config.num_labels)]
     given = reads_text_features(config)
@@ -46,12 +42,7 @@ def reads_text_features(config: Any) -> bool:
 
 
 class RetrievalTask:
-    """Collators of the training pairs and the evaluation pairs, and the evaluation itself.
-
-    Args:
-        collator: Makes batches of training pairs.
-        processor, text_column, database, similarity, measured, expander: As in `CMFAHTrainer`.
-    """
+    """Collators of the training pairs and the evaluation pairs, and the evaluation; arguments of `CMFAHTrainer`."""
 
     def __init__(
         self,

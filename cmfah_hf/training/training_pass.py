@@ -9,11 +9,7 @@ from cmfah_hf.methods.base import EncodedBatch
 
 
 def encode_training_pairs(trainer: Any) -> Iterator[EncodedBatch]:
-    """All training pairs once, in batches, in the order of their rows; `TrainingState.encode`.
-
-    Args:
-        trainer: The `CMFAHTrainer` of numbered pairs.
-    """
+    """All training pairs once, in batches, in the order of their numbered rows; `TrainingState.encode`."""
     model, was_training = trainer.pretraining, trainer.pretraining.training
     model.eval()
     try:

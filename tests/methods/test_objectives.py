@@ -71,6 +71,19 @@ def test_methods_of_the_package_and_registered_ones(distance):
         objective_class("xyz")
 
 
+def test_papers_are_those_of_their_bibtex_entries():
+    article, long, arxiv, braces = (objective_class(name).paper for name in ("ucch", "cmfah", "ugach", "scratch"))
+    assert article.venue == "IEEE Transactions on Pattern Analysis and Machine Intelligence 45(3), 3877-3889"
+    assert article.authors == "Peng Hu, Hongyuan Zhu, Jie Lin, Dezhong Peng, Yin-Ping Zhao, Xi Peng"
+    assert (article.year, article.url) == (2023, "https://doi.org/10.1109/TPAMI.2022.3177356")
+    assert long.title.endswith("Based on Multi-modal Graph and Adversarial Hash Attention Network")
+    assert (arxiv.venue, arxiv.url) == (
+        "AAAI Conference on Artificial Intelligence",
+        "https://arxiv.org/abs/1712.00358",
+    )
+    assert braces.title == "SCRATCH: A Scalable Discrete Matrix Factorization Hashing for Cross-Modal Retrieval"
+
+
 def test_a_model_of_another_method_round_trips(distance, tmp_path):
     model = pretraining_model("distance", **TINY, power=1.5)
     model.save_pretrained(tmp_path)

@@ -282,9 +282,7 @@ def _compared_centers(projection: HashProjection, image_mean_E: np.ndarray, data
 def scaled_for_tanh(projection: HashProjection, images_NE: np.ndarray, texts_NE: np.ndarray) -> HashProjection:
     """The projection with a root mean square of `TANH_RMS` in each modality (`[tanh-scale]` in docs/method.md).
 
-    Args:
-        projection: Any.
-        images_NE, texts_NE: Vectors to measure with. Without texts, their factor is that of the images.
+    It is measured with these vectors; without texts, their factor is that of the images.
     """
     image_factor = tanh_factor(projection.images(images_NE))
     text_factor = tanh_factor(projection.texts(texts_NE)) if len(texts_NE) else image_factor
@@ -331,25 +329,14 @@ def _scores(queries_QK: np.ndarray, items_NK: np.ndarray) -> tuple[np.ndarray, n
 
 
 def discounted_rank(scores_QN: np.ndarray, partners_Q: np.ndarray) -> float:
-    """The mean over queries of `1 / log2(1 + rank)` of the partner, with the mean rank of its tie.
-
-    Args:
-        scores_QN: Larger is nearer.
-        partners_Q: The item that belongs to each query.
-    """
+    """The mean over queries of `1 / log2(1 + rank)` of the partner, largest score first, with its tie's mean rank."""
     own_Q1 = np.take_along_axis(scores_QN, partners_Q[:, None], axis=1)
     ranks_Q = (scores_QN > own_Q1).sum(axis=1) + ((scores_QN == own_Q1).sum(axis=1) + 1) / 2
     return float(np.mean(1 / np.log2(1 + ranks_Q)))
 
 
 def expected_overlap(scores_QN: np.ndarray, relevant_QN: np.ndarray, k: int) -> float:
-    """The expected share of the `k` relevant items of a query among its `k` best, over all orders of tied items.
-
-    Args:
-        scores_QN: Larger is nearer.
-        relevant_QN: Bool, with `k` in each row.
-        k: From 1 to `N`.
-    """
+    """The expected share of the `k` relevant items of a query among its `k` best, over all orders of tied items."""
     last_Q1 = np.partition(scores_QN, -k, axis=1)[:, [-k]]
     above_QN, tied_QN = scores_QN > last_Q1, scores_QN == last_Q1
     free_Q = k - above_QN.sum(axis=1)

@@ -34,21 +34,13 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """The covariance `(E, E)`, with the divisor `N`.
-
-        Raises:
-            DataError: Without vectors.
-        """
+        """The covariance `(E, E)`, with the divisor `N`; `DataError` without vectors."""
         if not self.count:
             raise DataError("There are no vectors, so they have no covariance; add some first.")
         return self.scatter / self.count
 
     def add(self, block: Any) -> None:
-        """Adds `(N, E)` vectors.
-
-        Raises:
-            DataError: If the block has another width, or a number that is not finite.
-        """
+        """Adds `(N, E)` vectors; `DataError` if the block has another width, or a number that is not finite."""
         block_NE = np.asarray(block, dtype=np.float64)
         if block_NE.ndim != 2 or block_NE.shape[1] != len(self.mean):
             raise DataError(f"Vectors have the width {len(self.mean)}, a block has the shape {block_NE.shape}.")
@@ -62,11 +54,7 @@ class Moments:
             self.merge(other)
 
     def merge(self, other: "Moments") -> None:
-        """Adds the vectors of other moments.
-
-        Raises:
-            DataError: If they have another width.
-        """
+        """Adds the vectors of other moments; `DataError` if they have another width."""
         if len(other.mean) != len(self.mean):
             raise DataError(f"Moments of widths {len(self.mean)} and {len(other.mean)} cannot be merged.")
         if not other.count:

@@ -101,8 +101,7 @@ def pca_projection(images: Moments, bits: int, text_mean_E: np.ndarray | None = 
 def shared_projection(images: Moments, texts: Moments, bits: int) -> HashProjection:
     """The first `K` eigenvectors of the mean of both covariances, each around its own mean (`[projection]`).
 
-    Raises:
-        DataError: With fewer than 2 items of a modality, if all of one are equal, or if the widths differ.
+    Raises a `DataError` with fewer than 2 items of a modality, if all of one are equal, or if the widths differ.
     """
     for moments, what in ((images, "image"), (texts, "text")):
         check_spread(moments, what)
@@ -151,11 +150,7 @@ def cca_projection(
 
 
 def check_spread(moments: Moments, what: str) -> None:
-    """Checks that vectors differ.
-
-    Raises:
-        DataError: With fewer than 2 vectors, or if all are equal.
-    """
+    """Checks that vectors differ; `DataError` with fewer than 2 vectors, or if all are equal."""
     if moments.count < 2:
         raise DataError(f"Codes without training need 2 or more {what} vectors, not {moments.count}.")
     if not differ(moments):

@@ -31,12 +31,7 @@ def finite_matrix(values: Any, what: str) -> np.ndarray:
 def unit_vectors(vectors: Any, what: str = "vectors") -> np.ndarray:
     """`(N, E)` vectors scaled to unit length, in float64; zero vectors stay zero, so their cosines are 0.
 
-    Args:
-        vectors: `(N, E)` real numbers.
-        what: Their name in errors.
-
-    Raises:
-        DataError: If they are not a matrix of finite numbers.
+    A `DataError` as that of `finite_matrix` names them by `what`.
     """
     vectors_NE = finite_matrix(vectors, what)
     # Division by the largest magnitude first, so that no square overflows or vanishes.

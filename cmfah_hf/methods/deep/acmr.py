@@ -18,6 +18,7 @@ from cmfah_hf.methods.losses import added, similarity_between
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
+from cmfah_hf.ranges import COUNT
 
 
 @strict
@@ -50,10 +51,7 @@ class ACMRObjectiveConfig(ObjectiveConfig):
     adversarial_weight: float | int = 1.0
     num_epochs: int = 200
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_epochs < 1:
-            raise ValueError(f"num_epochs is {self.num_epochs}; give 1 or more.")
+    ranges = {"num_epochs": COUNT}
 
     def apply_to(self, config: CMFAHConfig) -> None:
         """Changes nothing; raises a `ValueError` if there are no classes."""
@@ -89,24 +87,15 @@ class ACMRObjective(EpochObjective):
 
     settings_class = ACMRObjectiveConfig
     settings: ACMRObjectiveConfig
-    model_type = "feature_hash"
-    needs_cross_modal = False
     labels = "needs"
-    paper = Paper(
-        title="Adversarial Cross-Modal Retrieval",
-        authors="Bokun Wang, Yang Yang, Xing Xu, Alan Hanjalic, Heng Tao Shen",
-        year=2017,
-        venue="ACM International Conference on Multimedia",
-        url="https://doi.org/10.1145/3123266.3123326",
-        bibtex="""@inproceedings{wang2017acmr,
+    paper = Paper.from_bibtex("""@inproceedings{wang2017acmr,
   title     = {Adversarial Cross-Modal Retrieval},
   author    = {Wang, Bokun and Yang, Yang and Xu, Xing and Hanjalic, Alan and Shen, Heng Tao},
   booktitle = {Proceedings of the ACM International Conference on Multimedia},
   pages     = {154--162},
   year      = {2017},
   doi       = {10.1145/3123266.3123326}
-}""",
-    )
+}""")
 
     def __init__(self, config: CMFAHConfig, settings: ACMRObjectiveConfig):
         super().__init__(config, settings)

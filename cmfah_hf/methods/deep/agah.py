@@ -10,7 +10,8 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, Player, TrainingState
+from cmfah_hf.methods.base import Batch, FeatureObjective, Losses, ObjectiveConfig, Paper, Player, TrainingState
+from cmfah_hf.methods.discriminators import three_layers
 from cmfah_hf.methods.losses import added, cosine_matrix, triplet_hinge, triplet_masks
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
@@ -38,9 +39,6 @@ class AGAHObjectiveConfig(ObjectiveConfig):
             mu of `[agah]`. With 0, the critics are not trained.
         gradient_penalty_weight (`float`, defaults to 10):
             Weight of the gradient penalty in the critics' loss.
-
-    Raises:
-        ValueError: If a value is outside its range.
     """
 
     margin: float | int = 0.3
@@ -51,11 +49,7 @@ class AGAHObjectiveConfig(ObjectiveConfig):
     gradient_penalty_weight: float | int = 10.0
 
     def apply_to(self, config: CMFAHConfig) -> None:
-        """Gives the towers a prototype for each class.
-
-        Raises:
-            ValueError: If there are no classes.
-        """
+        """Gives the towers a prototype for each class; `ValueError` if there are no classes."""
         if not config.num_labels:
             raise ValueError("AGAH has a prototype and a code for each class, and there are no classes; give labels.")
         config.num_prototypes = config.num_labels
@@ -97,14 +91,8 @@ def class_codes(
     return codes_CK
 
 
-def _critic(width: int) -> nn.Sequential:
-    """Three layers; its output is large for features of its own modality."""
-    half = max(1, width // 2)
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, half), nn.ReLU(), nn.Linear(half, 1))
-
-
 @register_method("agah")
-class AGAHObjective(Objective):
+class AGAHObjective(FeatureObjective):
     """AGAH's objective, `[agah]`, with terms `triplet`, `cosine`, `code_map`, `quantization` and `adversarial`.
 
     The towers' prototypes and the codes of classes are computed from all training pairs before the first and after
@@ -113,31 +101,22 @@ class AGAHObjective(Objective):
 
     settings_class = AGAHObjectiveConfig
     settings: AGAHObjectiveConfig
-    model_type = "feature_hash"
-    needs_cross_modal = False
     needs_tables = True
     labels = "needs"
     code_map: torch.Tensor
-    paper = Paper(
-        title="Adversary Guided Asymmetric Hashing for Cross-Modal Retrieval",
-        authors="Wen Gu, Xiaoyan Gu, Jingzi Gu, Bo Li, Zhi Xiong, Weiping Wang",
-        year=2019,
-        venue="ACM International Conference on Multimedia Retrieval",
-        url="https://doi.org/10.1145/3323873.3325045",
-        bibtex="""@inproceedings{gu2019agah,
+    paper = Paper.from_bibtex("""@inproceedings{gu2019agah,
   title     = {Adversary Guided Asymmetric Hashing for Cross-Modal Retrieval},
   author    = {Gu, Wen and Gu, Xiaoyan and Gu, Jingzi and Li, Bo and Xiong, Zhi and Wang, Weiping},
   booktitle = {Proceedings of the ACM International Conference on Multimedia Retrieval},
   pages     = {159--167},
   year      = {2019},
   doi       = {10.1145/3323873.3325045}
-}""",
-    )
+}""")
 
     def __init__(self, config: CMFAHConfig, settings: AGAHObjectiveConfig):
         super().__init__(config, settings)
         # Those of images and of texts.
-        self.critics = nn.ModuleList(_critic(config.hidden_size) for _ in range(2))
+        self.critics = nn.ModuleList(three_layers(config.hidden_size) for _ in range(2))
         self.register_buffer("code_map", torch.zeros(config.num_labels or 0, config.hash_bits))
         self.post_init()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from huggingface_hub.dataclasses import strict
 
-from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, TrainingState
+from cmfah_hf.methods.base import Batch, FeatureObjective, Losses, ObjectiveConfig, Paper, TrainingState
 from cmfah_hf.methods.losses import added, similarity_between
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
@@ -24,18 +24,12 @@ class DCHMTObjectiveConfig(ObjectiveConfig):
             vartheta of `[dchmt]`: dissimilar items add nothing once this share of their bits differs, from 0 to 1.
         quantization_weight (`float`, defaults to 0.001):
             Weight of the term that favors certain choices.
-
-    Raises:
-        ValueError: If a value is outside its range.
     """
 
     margin: float | int = 0.75
     quantization_weight: float | int = 0.001
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.margin <= 1:
-            raise ValueError(f"margin is {self.margin}; give a share of the bits from 0 to 1.")
+    ranges = {"margin": (lambda value: 0 <= value <= 1, "a share of the bits from 0 to 1")}
 
 
 def choice_codes(logits_BK: torch.Tensor) -> torch.Tensor:
@@ -71,7 +65,7 @@ def distance_loss(
 
 
 @register_method("dchmt")
-class DCHMTObjective(Objective):
+class DCHMTObjective(FeatureObjective):
     """DCHMT's objective, `[dchmt]`, with terms `inter`, `intra` and `quantization`.
 
     Only the head and its loss are DCHMT's: the towers read frozen features, where the paper trains a CLIP. The loss
@@ -80,29 +74,18 @@ class DCHMTObjective(Objective):
 
     settings_class = DCHMTObjectiveConfig
     settings: DCHMTObjectiveConfig
-    model_type = "feature_hash"
-    needs_cross_modal = False
     labels = "needs"
-    paper = Paper(
-        title="Differentiable Cross-modal Hashing via Multimodal Transformers",
-        authors="Junfeng Tu, Xueliang Liu, Zongxiang Lin, Richang Hong, Meng Wang",
-        year=2022,
-        venue="ACM International Conference on Multimedia",
-        url="https://doi.org/10.1145/3503161.3548187",
-        bibtex="""@inproceedings{tu2022dchmt,
+    paper = Paper.from_bibtex("""@inproceedings{tu2022dchmt,
   title     = {Differentiable Cross-modal Hashing via Multimodal Transformers},
   author    = {Tu, Junfeng and Liu, Xueliang and Lin, Zongxiang and Hong, Richang and Wang, Meng},
   booktitle = {Proceedings of the ACM International Conference on Multimedia},
   year      = {2022},
   doi       = {10.1145/3503161.3548187}
-}""",
-    )
+}""")
 
     def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
         """The terms over all pairs of items of the batch; unlabeled ones are left out of `inter` and `intra`."""
-        assert outputs.image_logits is not None
-        assert outputs.text_logits is not None
-        image_BK, text_BK = choice_codes(outputs.image_logits), choice_codes(outputs.text_logits)
+        image_BK, text_BK = map(choice_codes, outputs.logits)
         similarity_BB, known_B, _ = similarity_between(batch["labels"], batch["labels"])
         similar_BB, compared_BB = similarity_BB > 0, known_B[:, None] & known_B[None, :]
 

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch.nn.functional import softplus
 
-from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, TrainingState
+from cmfah_hf.methods.base import Batch, FeatureObjective, Losses, ObjectiveConfig, Paper, TrainingState
 from cmfah_hf.methods.losses import added, similarity_between
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
@@ -43,7 +43,7 @@ def pairwise_likelihood(values_BK: torch.Tensor, others_NK: torch.Tensor, simila
 
 
 @register_method("dcmh")
-class DCMHObjective(Objective):
+class DCMHObjective(FeatureObjective):
     """DCMH's objective, `[dcmh]`, with terms `likelihood`, `quantization` and `balance`.
 
     A batch is compared with the values of all training pairs, which change with each batch; without numbered pairs,
@@ -52,31 +52,18 @@ class DCMHObjective(Objective):
 
     settings_class = DCMHObjectiveConfig
     settings: DCMHObjectiveConfig
-    model_type = "feature_hash"
-    needs_cross_modal = False
     labels = "needs"
-    paper = Paper(
-        title="Deep Cross-Modal Hashing",
-        authors="Qing-Yuan Jiang, Wu-Jun Li",
-        year=2017,
-        venue="IEEE Conference on Computer Vision and Pattern Recognition",
-        url="https://doi.org/10.1109/CVPR.2017.348",
-        bibtex="""@inproceedings{jiang2017dcmh,
+    paper = Paper.from_bibtex("""@inproceedings{jiang2017dcmh,
   title     = {Deep Cross-Modal Hashing},
   author    = {Jiang, Qing-Yuan and Li, Wu-Jun},
   booktitle = {Proceedings of the IEEE Conference on Computer Vision and Pattern Recognition},
   year      = {2017},
   doi       = {10.1109/CVPR.2017.348}
-}""",
-    )
+}""")
 
     def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
         """The terms over the pairs of the batch and all training pairs, divided by the numbers of both."""
-        own = [view.hash_logits for view in outputs.unimodal]
-        labels, rows_B = batch["labels"], batch.get("row")
-        assert own[0] is not None
-        assert own[1] is not None
-        values = own[0], own[1]
+        values, labels, rows_B = outputs.logits, batch["labels"], batch.get("row")
         if rows_B is None or IMAGES not in state.tables:
             stored, labels_N = (values[0].detach(), values[1].detach()), labels
             rows_B = torch.arange(len(labels), device=labels.device)

@@ -16,6 +16,7 @@ from cmfah_hf.methods.losses import cosine_matrix
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
+from cmfah_hf.ranges import POSITIVE, SHARE_OR_ALL
 
 
 @strict
@@ -32,9 +33,6 @@ class DJSRHObjectiveConfig(ObjectiveConfig):
             mu of `[djsrh]`: multiplies the affinity; above 0.
         intra_weight (`float`, defaults to 0.1):
             lambda of `[djsrh]`: weight of the codes within each modality, relative to those across.
-
-    Raises:
-        ValueError: If a value is outside its range.
     """
 
     image_share: float | int = 0.9
@@ -42,24 +40,13 @@ class DJSRHObjectiveConfig(ObjectiveConfig):
     target_scale: float | int = 1.5
     intra_weight: float | int = 0.1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("image_share", "neighbor_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a share from 0 to 1.")
-        if self.target_scale <= 0:
-            raise ValueError(f"target_scale is {self.target_scale}; give a number above 0.")
+    ranges = {**dict.fromkeys(("image_share", "neighbor_share"), SHARE_OR_ALL), "target_scale": POSITIVE}
 
 
 def joint_affinity(
     image_vectors_BE: torch.Tensor, text_vectors_BE: torch.Tensor, image_share: float, neighbor_share: float
 ) -> torch.Tensor:
-    """The joint affinity `(B, B)` of the pairs of a batch, `[djsrh]`, before its scale.
-
-    Args:
-        image_vectors_BE, text_vectors_BE: Features, whose lengths do not matter; widths may differ.
-        image_share, neighbor_share: beta and eta.
-    """
+    """The joint affinity `(B, B)` of a batch, `[djsrh]`, before its scale; the lengths of the vectors do not matter."""
     image_BB, text_BB = (
         2 * cosine_matrix(vectors_BE, vectors_BE) - 1 for vectors_BE in (image_vectors_BE, text_vectors_BE)
     )
@@ -76,23 +63,14 @@ class DJSRHObjective(EpochObjective):
 
     settings_class = DJSRHObjectiveConfig
     settings: DJSRHObjectiveConfig
-    model_type = "feature_hash"
-    needs_cross_modal = False
     labels = "refuses"
-    paper = Paper(
-        title="Deep Joint-Semantics Reconstructing Hashing for Large-Scale Unsupervised Cross-Modal Retrieval",
-        authors="Shupeng Su, Zhisheng Zhong, Chao Zhang",
-        year=2019,
-        venue="IEEE/CVF International Conference on Computer Vision",
-        url="https://doi.org/10.1109/ICCV.2019.00312",
-        bibtex="""@inproceedings{su2019djsrh,
+    paper = Paper.from_bibtex("""@inproceedings{su2019djsrh,
   title     = {Deep Joint-Semantics Reconstructing Hashing for Large-Scale Unsupervised Cross-Modal Retrieval},
   author    = {Su, Shupeng and Zhong, Zhisheng and Zhang, Chao},
   booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision},
   year      = {2019},
   doi       = {10.1109/ICCV.2019.00312}
-}""",
-    )
+}""")
 
     def __init__(self, config: CMFAHConfig, settings: DJSRHObjectiveConfig):
         super().__init__(config, settings)
@@ -100,18 +78,13 @@ class DJSRHObjective(EpochObjective):
 
     def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
         """The terms over the pairs of the batch; its labels are not read."""
-        image, text = outputs.unimodal
-        assert image.hash_logits is not None
-        assert text.hash_logits is not None
-        assert outputs.image_vectors is not None
-        assert outputs.text_vectors is not None
-        settings, dtype = self.settings, torch.promote_types(image.hash_logits.dtype, torch.float32)
-        vectors = outputs.image_vectors.detach().to(dtype), outputs.text_vectors.detach().to(dtype)
-        target_BB = settings.target_scale * joint_affinity(*vectors, settings.image_share, settings.neighbor_share)
-        steepness = (self.epochs.finished + 1).to(dtype).sqrt()
-        image_BK, text_BK = (
-            (steepness * logits_BK.to(dtype)).tanh() for logits_BK in (image.hash_logits, text.hash_logits)
+        settings, dtype = self.settings, torch.promote_types(outputs.logits[0].dtype, torch.float32)
+        image_BE, text_BE = (vectors_BE.detach().to(dtype) for vectors_BE in outputs.vectors)
+        target_BB = settings.target_scale * joint_affinity(
+            image_BE, text_BE, settings.image_share, settings.neighbor_share
         )
+        steepness = (self.epochs.finished + 1).to(dtype).sqrt()
+        image_BK, text_BK = ((steepness * logits_BK.to(dtype)).tanh() for logits_BK in outputs.logits)
         terms = {
             "inter": mse_loss(cosine_matrix(image_BK, text_BK), target_BB),
             "intra": mse_loss(cosine_matrix(image_BK, image_BK), target_BB)

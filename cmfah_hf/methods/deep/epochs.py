@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from cmfah_hf.methods.base import Objective, ObjectiveConfig, TrainingState
+from cmfah_hf.methods.base import FeatureObjective, ObjectiveConfig, TrainingState
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
 
 
@@ -25,7 +25,7 @@ class EpochCount(nn.Module):
         self.finished.add_(1)
 
 
-class EpochObjective(Objective):
+class EpochObjective(FeatureObjective):
     """Base class of objectives that change with the number of finished epochs, `int(self.epochs)`."""
 
     def __init__(self, config: CMFAHConfig, settings: ObjectiveConfig):

@@ -13,13 +13,15 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from cmfah_hf.methods.base import Batch, Losses, Objective, ObjectiveConfig, Paper, Player, TrainingState
+from cmfah_hf.methods.base import Batch, FeatureObjective, Losses, ObjectiveConfig, Paper, Player, TrainingState
 from cmfah_hf.methods.deep.dcmh import pairwise_likelihood
+from cmfah_hf.methods.discriminators import three_layers
 from cmfah_hf.methods.losses import added, similarity_between
 from cmfah_hf.methods.outputs import CMFAHForPreTrainingOutput
 from cmfah_hf.methods.registry import register_method
 from cmfah_hf.models.codes import sign
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
+from cmfah_hf.ranges import COUNT, POSITIVE
 
 # Tables of `TrainingState`: the label network's features and continuous codes of all training pairs, and their labels.
 FEATURES, CODES, LABELS = "label_features", "label_codes", "all_labels"
@@ -50,9 +52,6 @@ class SSAHObjectiveConfig(ObjectiveConfig):
             Steps of the label network for each batch, on which the towers take one.
         label_net_learning_rate (`float`, defaults to 0.01):
             Learning rate of the label network, with the schedule of the towers.
-
-    Raises:
-        ValueError: If a value is outside its range.
     """
 
     pair_loss: str = "likelihood"
@@ -65,15 +64,12 @@ class SSAHObjectiveConfig(ObjectiveConfig):
     label_net_steps: int = 10
     label_net_learning_rate: float | int = 0.01
 
+    ranges = {"label_hidden_size": COUNT, "label_net_steps": COUNT, "label_net_learning_rate": POSITIVE}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pair_loss not in PAIR_LOSSES:
             raise ValueError(f"pair_loss is {self.pair_loss!r}; choose one of {', '.join(PAIR_LOSSES)}.")
-        for name in ("label_hidden_size", "label_net_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more.")
-        if self.label_net_learning_rate <= 0:
-            raise ValueError(f"label_net_learning_rate is {self.label_net_learning_rate}; give a number above 0.")
 
     @property
     def weights(self) -> dict[str, float]:
@@ -91,14 +87,7 @@ class Embedding(NamedTuple):
 
 
 class LabelNetwork(nn.Module):
-    """From the labels of a pair to its features, continuous codes and classes, `[ssah]`.
-
-    Args:
-        num_labels: C.
-        hidden_size: The hidden width.
-        feature_size: D.
-        hash_bits: K.
-    """
+    """From the labels `(N, C)` of pairs to their features `(N, D)`, continuous codes `(N, K)` and classes, `[ssah]`."""
 
     def __init__(self, num_labels: int, hidden_size: int, feature_size: int, hash_bits: int):
         super().__init__()
@@ -115,23 +104,11 @@ class LabelNetwork(nn.Module):
 
 
 def pair_loss(own_BX: torch.Tensor, stored_NX: torch.Tensor, similar_BN: torch.Tensor, kind: str) -> torch.Tensor:
-    """l of `[ssah]`, summed over all pairs: a scalar.
-
-    Args:
-        own_BX, stored_NX: Features or continuous codes of a batch and of all training pairs.
-        similar_BN: Similarity, 0 or 1.
-        kind: `"likelihood"` or `"squared"`.
-    """
+    """l of `[ssah]` by its name in `PAIR_LOSSES`, summed over all pairs, which are similar (1) or not (0): a scalar."""
     if kind == "likelihood":
         return pairwise_likelihood(own_BX, stored_NX, similar_BN)
     theta_BN = own_BX @ stored_NX.mT / 2
     return (_SIMILAR * similar_BN * theta_BN - softplus(theta_BN)).square().sum() / 2
-
-
-def _discriminator(width: int) -> nn.Sequential:
-    """Three layers; its output is positive for features of labels."""
-    half = max(1, width // 2)
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, half), nn.ReLU(), nn.Linear(half, 1))
 
 
 def _cross_entropy(logits_B1: torch.Tensor, is_label: bool) -> torch.Tensor:
@@ -140,7 +117,7 @@ def _cross_entropy(logits_B1: torch.Tensor, is_label: bool) -> torch.Tensor:
 
 
 @register_method("ssah")
-class SSAHObjective(Objective):
+class SSAHObjective(FeatureObjective):
     """SSAH's objective, `[ssah]`, with terms `feature`, `hash`, `quantization`, `label` and `adversarial`.
 
     The label network and the discriminators are players. A batch is compared with the label network's last output for
@@ -149,30 +126,21 @@ class SSAHObjective(Objective):
 
     settings_class = SSAHObjectiveConfig
     settings: SSAHObjectiveConfig
-    model_type = "feature_hash"
-    needs_cross_modal = False
     labels = "needs"
-    paper = Paper(
-        title="Self-Supervised Adversarial Hashing Networks for Cross-Modal Retrieval",
-        authors="Chao Li, Cheng Deng, Ning Li, Wei Liu, Xinbo Gao, Dacheng Tao",
-        year=2018,
-        venue="IEEE/CVF Conference on Computer Vision and Pattern Recognition",
-        url="https://doi.org/10.1109/CVPR.2018.00446",
-        bibtex="""@inproceedings{li2018ssah,
+    paper = Paper.from_bibtex("""@inproceedings{li2018ssah,
   title     = {Self-Supervised Adversarial Hashing Networks for Cross-Modal Retrieval},
   author    = {Li, Chao and Deng, Cheng and Li, Ning and Liu, Wei and Gao, Xinbo and Tao, Dacheng},
   booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
   pages     = {4242--4251},
   year      = {2018},
   doi       = {10.1109/CVPR.2018.00446}
-}""",
-    )
+}""")
 
     def __init__(self, config: CMFAHConfig, settings: SSAHObjectiveConfig):
         super().__init__(config, settings)
         width, num_labels = config.hidden_size, config.num_labels or 0
         self.label_net = LabelNetwork(num_labels, settings.label_hidden_size, width, config.hash_bits)
-        self.discriminators = nn.ModuleList(_discriminator(width) for _ in range(2))
+        self.discriminators = nn.ModuleList(three_layers(width) for _ in range(2))
         self.class_heads = nn.ModuleList(nn.Linear(width, num_labels) for _ in range(2))
         self.post_init()
 

@@ -18,6 +18,7 @@ from cmfah_hf.methods.registry import register_method
 from cmfah_hf.models.codes import sign
 from cmfah_hf.models.configuration_cmfah import CMFAHConfig
 from cmfah_hf.models.fused_cmfah import EPSILON
+from cmfah_hf.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_OR_ALL
 
 # The table of `TrainingState`: the mean codes of the pairs, of length 1.
 MEMORY = "memory"
@@ -43,9 +44,6 @@ class UCCHObjectiveConfig(ObjectiveConfig):
             Cosine by which an item's partner should exceed all others in the ranking loss, 0 or more.
         shift (`float`, defaults to 0.1):
             Subtracted from the cosines of those that it already exceeds.
-
-    Raises:
-        ValueError: If a value is outside its range.
     """
 
     alpha: float | int = 0.7
@@ -56,19 +54,10 @@ class UCCHObjectiveConfig(ObjectiveConfig):
     margin: float | int = 0.2
     shift: float | int = 0.1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha is {self.alpha}; give a share from 0 to 1.")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum is {self.momentum}; give a share from 0 to below 1.")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}; give a number above 0.")
-        if self.negatives < 1:
-            raise ValueError(f"negatives is {self.negatives}; give 1 or more.")
-        for name in ("warmup_epochs", "margin"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more.")
+    ranges = {
+        **{"alpha": SHARE_OR_ALL, "momentum": SHARE, "temperature": POSITIVE, "negatives": COUNT},
+        **dict.fromkeys(("warmup_epochs", "margin"), NOT_NEGATIVE),
+    }
 
 
 def contrast_loss(
@@ -76,11 +65,7 @@ def contrast_loss(
 ) -> torch.Tensor:
     """The mean negative log-probability of an item's own pair among the compared ones: a scalar, `[ucch]`.
 
-    Args:
-        codes_BK: Codes of length 1 of one modality.
-        binary_NK: Codes of -1 and +1 of the pairs.
-        compared_BM: Rows of `binary_NK`; the first of each item is that of its own pair.
-        temperature: Divides inner products.
+    The codes have length 1, `binary_NK` is -1 and +1, and `compared_BM` are its rows, the first that of the own pair.
     """
     # All products cost less than copies of the drawn rows.
     scores_BM = (codes_BK @ binary_NK.mT).gather(1, compared_BM) / temperature
@@ -107,17 +92,9 @@ class UCCHObjective(EpochObjective):
 
     settings_class = UCCHObjectiveConfig
     settings: UCCHObjectiveConfig
-    model_type = "feature_hash"
-    needs_cross_modal = False
     labels = "refuses"
     needs_tables = True
-    paper = Paper(
-        title="Unsupervised Contrastive Cross-Modal Hashing",
-        authors="Peng Hu, Hongyuan Zhu, Jie Lin, Dezhong Peng, Yin-Ping Zhao, Xi Peng",
-        year=2023,
-        venue="IEEE Transactions on Pattern Analysis and Machine Intelligence 45(3), 3877-3889",
-        url="https://doi.org/10.1109/TPAMI.2022.3177356",
-        bibtex="""@article{hu2023ucch,
+    paper = Paper.from_bibtex("""@article{hu2023ucch,
   title   = {Unsupervised Contrastive Cross-Modal Hashing},
   author  = {Hu, Peng and Zhu, Hongyuan and Lin, Jie and Peng, Dezhong and Zhao, Yin-Ping and Peng, Xi},
   journal = {IEEE Transactions on Pattern Analysis and Machine Intelligence},
@@ -126,8 +103,7 @@ class UCCHObjective(EpochObjective):
   pages   = {3877--3889},
   year    = {2023},
   doi     = {10.1109/TPAMI.2022.3177356}
-}""",
-    )
+}""")
 
     def __init__(self, config: CMFAHConfig, settings: UCCHObjectiveConfig):
         super().__init__(config, settings)

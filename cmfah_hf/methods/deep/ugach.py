@@ -25,6 +25,7 @@ from cmfah_hf.models.feature_encoders import (
     embedded,
     first_layer,
 )
+from cmfah_hf.ranges import COUNT, NOT_NEGATIVE, POSITIVE
 
 # Tables of `TrainingState`: the numbers of each pair's positives, and the features of all training pairs by modality.
 POSITIVES = "positives"
@@ -55,9 +56,6 @@ class UGACHObjectiveConfig(ObjectiveConfig):
             Steps of the generator for each batch; 1 or more.
         generator_learning_rate (`float`, defaults to 0.01):
             Learning rate of the generator, above 0.
-
-    Raises:
-        ValueError: If a value is outside its range.
     """
 
     neighbors: int = 5
@@ -68,25 +66,15 @@ class UGACHObjectiveConfig(ObjectiveConfig):
     generator_steps: int = 2
     generator_learning_rate: float | int = 0.01
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("neighbors", "negatives", "generator_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more.")
-        for name in ("margin_per_bit", "generator_learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0.")
-        if self.pretrain_epochs < 0:
-            raise ValueError(f"pretrain_epochs is {self.pretrain_epochs}; give 0 or more.")
-        if not 0 < self.candidate_share <= 1:
-            raise ValueError(f"candidate_share is {self.candidate_share}; give a share above 0, at most 1.")
+    ranges = {
+        **dict.fromkeys(("neighbors", "negatives", "generator_steps"), COUNT),
+        **dict.fromkeys(("margin_per_bit", "generator_learning_rate"), POSITIVE),
+        "pretrain_epochs": NOT_NEGATIVE,
+        "candidate_share": (lambda value: 0 < value <= 1, "a share above 0, at most 1"),
+    }
 
     def apply_to(self, config: CMFAHConfig) -> None:
-        """Changes nothing.
-
-        Raises:
-            ValueError: If an encoder is trained, or features are normalized over the batch.
-        """
+        """Changes nothing; `ValueError` if an encoder is trained, or features are normalized over the batch."""
         if not (config.freeze_backbone and config.freeze_text_backbone):
             raise ValueError(
                 "UGACH keeps the features of all training pairs; set freeze_backbone and freeze_text_backbone to true."
@@ -200,24 +188,15 @@ class UGACHObjective(EpochObjective):
 
     settings_class = UGACHObjectiveConfig
     settings: UGACHObjectiveConfig
-    model_type = "feature_hash"
-    needs_cross_modal = False
     needs_tables = True
     labels = "refuses"
-    paper = Paper(
-        title="Unsupervised Generative Adversarial Cross-Modal Hashing",
-        authors="Jian Zhang, Yuxin Peng, Mingkuan Yuan",
-        year=2018,
-        venue="AAAI Conference on Artificial Intelligence",
-        url="https://arxiv.org/abs/1712.00358",
-        bibtex="""@inproceedings{zhang2018ugach,
+    paper = Paper.from_bibtex("""@inproceedings{zhang2018ugach,
   title     = {Unsupervised Generative Adversarial Cross-Modal Hashing},
   author    = {Zhang, Jian and Peng, Yuxin and Yuan, Mingkuan},
   booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
   year      = {2018},
   url       = {https://arxiv.org/abs/1712.00358}
-}""",
-    )
+}""")
 
     def __init__(self, config: FeatureHashConfig, settings: UGACHObjectiveConfig):
         super().__init__(config, settings)
@@ -245,11 +224,7 @@ class UGACHObjective(EpochObjective):
         ]
 
     def forward(self, batch: Batch, outputs: CMFAHForPreTrainingOutput, state: TrainingState) -> Losses:
-        """The hinge of both directions; labels are not read.
-
-        Raises:
-            ValueError: If the pairs are not numbered.
-        """
+        """The hinge of both directions; labels are not read; `ValueError` if the pairs are not numbered."""
         terms = {}
         for name, (query, other) in _DIRECTIONS.items():
             with torch.no_grad():

@@ -29,20 +29,13 @@ class CCAITQ(ShallowHasher):
     name: ClassVar[str] = "cca-itq"
     supervised: ClassVar[bool] = False
     positive: ClassVar[tuple[str, ...]] = ("bits", "ridge", "rounds")
-    paper: ClassVar[Paper] = Paper(
-        title="Iterative Quantization: A Procrustean Approach to Learning Binary Codes",
-        authors="Yunchao Gong, Svetlana Lazebnik",
-        year=2011,
-        venue="IEEE Conference on Computer Vision and Pattern Recognition",
-        url="https://doi.org/10.1109/CVPR.2011.5995432",
-        bibtex="""@inproceedings{gong2011itq,
+    paper: ClassVar[Paper] = Paper.from_bibtex("""@inproceedings{gong2011itq,
   title     = {Iterative Quantization: A Procrustean Approach to Learning Binary Codes},
   author    = {Gong, Yunchao and Lazebnik, Svetlana},
   booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
   year      = {2011},
   doi       = {10.1109/CVPR.2011.5995432}
-}""",
-    )
+}""")
 
     ridge: float = 1e-4
     rounds: int = 50

@@ -37,20 +37,13 @@ class CMFH(ShallowHasher):
     positive: ClassVar[tuple[str, ...]] = ("bits", "map_weight", "ridge_weight", "rounds")
     maps: ClassVar[tuple[str, ...]] = ("image_map", "text_map", "image_pair_map", "text_pair_map")
     pair_maps: ClassVar[tuple[str, str]] = ("image_pair_map", "text_pair_map")
-    paper: ClassVar[Paper] = Paper(
-        title="Collective Matrix Factorization Hashing for Multimodal Data",
-        authors="Guiguang Ding, Yuchen Guo, Jile Zhou",
-        year=2014,
-        venue="IEEE Conference on Computer Vision and Pattern Recognition",
-        url="https://doi.org/10.1109/CVPR.2014.267",
-        bibtex="""@inproceedings{ding2014cmfh,
+    paper: ClassVar[Paper] = Paper.from_bibtex("""@inproceedings{ding2014cmfh,
   title     = {Collective Matrix Factorization Hashing for Multimodal Data},
   author    = {Ding, Guiguang and Guo, Yuchen and Zhou, Jile},
   booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
   year      = {2014},
   doi       = {10.1109/CVPR.2014.267}
-}""",
-    )
+}""")
 
     map_weight: float = 100.0
     ridge_weight: float = 0.01

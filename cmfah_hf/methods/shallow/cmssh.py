@@ -32,20 +32,13 @@ class CMSSH(ShallowHasher):
     """
 
     name: ClassVar[str] = "cmssh"
-    paper: ClassVar[Paper] = Paper(
-        title="Data Fusion through Cross-Modality Metric Learning Using Similarity-Sensitive Hashing",
-        authors="Michael M. Bronstein, Alexander M. Bronstein, Fabrice Michel, Nikos Paragios",
-        year=2010,
-        venue="IEEE Conference on Computer Vision and Pattern Recognition",
-        url="https://doi.org/10.1109/CVPR.2010.5539928",
-        bibtex="""@inproceedings{bronstein2010cmssh,
+    paper: ClassVar[Paper] = Paper.from_bibtex("""@inproceedings{bronstein2010cmssh,
   title     = {Data Fusion through Cross-Modality Metric Learning Using Similarity-Sensitive Hashing},
   author    = {Bronstein, Michael M. and Bronstein, Alexander M. and Michel, Fabrice and Paragios, Nikos},
   booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
   year      = {2010},
   doi       = {10.1109/CVPR.2010.5539928}
-}""",
-    )
+}""")
 
     positive: ClassVar[tuple[str, ...]] = ("bits", "pairs")
 

@@ -32,11 +32,7 @@ class ShallowObjectiveConfig(ObjectiveConfig):
     hasher: ClassVar[type[ShallowHasher]]
 
     def new_hasher(self, bits: int, seed: int) -> ShallowHasher:
-        """The hasher with these settings.
-
-        Raises:
-            DataError: If a setting is outside its range.
-        """
+        """The hasher with these settings; `DataError` if a setting is outside its range."""
         return self.hasher(bits=bits, seed=seed, **asdict(self))
 
     def apply_to(self, config: CMFAHConfig) -> None:
@@ -54,15 +50,10 @@ class ShallowObjective(Objective):
 
 
 def fill_towers(towers: FeatureMapModel, hasher: ShallowHasher, features: tuple[np.ndarray, np.ndarray]) -> None:
-    """Gives the towers the maps of a fitted hasher, in place.
+    """Gives towers the maps of a fitted hasher, in place.
 
-    Each map is scaled to a root mean square of its scores that `tanh` hardly changes, `[tanh-scale]`; codes do not
-    depend on it.
-
-    Args:
-        towers: Towers with the encoders of the features.
-        hasher: The hasher.
-        features: `(N, C)` of images and of texts, to measure the scale with.
+    Each map is scaled to a root mean square of its scores, of `features` `(N, C)` of images and of texts, that `tanh`
+    hardly changes, `[tanh-scale]`; codes do not depend on it.
     """
     sides = (("image", towers.image_model), ("text", towers.text_model))
     for (side, tower), features_NC in zip(sides, features, strict=True):

@@ -46,20 +46,13 @@ class SCM(ShallowHasher):
     ```"""
 
     name: ClassVar[str] = "scm"
-    paper: ClassVar[Paper] = Paper(
-        title="Large-Scale Supervised Multimodal Hashing with Semantic Correlation Maximization",
-        authors="Dongqing Zhang, Wu-Jun Li",
-        year=2014,
-        venue="AAAI Conference on Artificial Intelligence",
-        url="https://doi.org/10.1609/aaai.v28i1.8995",
-        bibtex="""@inproceedings{zhang2014scm,
+    paper: ClassVar[Paper] = Paper.from_bibtex("""@inproceedings{zhang2014scm,
   title     = {Large-Scale Supervised Multimodal Hashing with Semantic Correlation Maximization},
   author    = {Zhang, Dongqing and Li, Wu-Jun},
   booktitle = {AAAI Conference on Artificial Intelligence},
   year      = {2014},
   doi       = {10.1609/aaai.v28i1.8995}
-}""",
-    )
+}""")
 
     solution: str = "seq"
     on_rise: str = "continue"

@@ -33,21 +33,14 @@ class SCRATCH(ShallowHasher):
     name: ClassVar[str] = "scratch"
     database: ClassVar[str] = "learnt"
     positive: ClassVar[tuple[str, ...]] = ("bits", "anchors", "map_weight", "label_weight", "ridge_weight", "rounds")
-    paper: ClassVar[Paper] = Paper(
-        title="SCRATCH: A Scalable Discrete Matrix Factorization Hashing for Cross-Modal Retrieval",
-        authors="Chuan-Xiang Li, Zhen-Duo Chen, Peng-Fei Zhang, Xin Luo, Liqiang Nie, Wei Zhang, Xin-Shun Xu",
-        year=2018,
-        venue="ACM International Conference on Multimedia",
-        url="https://doi.org/10.1145/3240508.3240547",
-        bibtex="""@inproceedings{li2018scratch,
+    paper: ClassVar[Paper] = Paper.from_bibtex("""@inproceedings{li2018scratch,
   title     = {{SCRATCH}: A Scalable Discrete Matrix Factorization Hashing for Cross-Modal Retrieval},
   author    = {Li, Chuan-Xiang and Chen, Zhen-Duo and Zhang, Peng-Fei and Luo, Xin and Nie, Liqiang and Zhang, Wei and
                Xu, Xin-Shun},
   booktitle = {ACM International Conference on Multimedia},
   year      = {2018},
   doi       = {10.1145/3240508.3240547}
-}""",
-    )
+}""")
 
     anchors: int = 500
     label_weight: float = 500.0

@@ -46,20 +46,13 @@ class SePH(ShallowHasher):
     name: ClassVar[str] = "seph"
     database: ClassVar[str] = "pair"
     positive: ClassVar[tuple[str, ...]] = ("bits", "anchors", "ridge_weight")
-    paper: ClassVar[Paper] = Paper(
-        title="Semantics-Preserving Hashing for Cross-View Retrieval",
-        authors="Zijia Lin, Guiguang Ding, Mingqing Hu, Jianmin Wang",
-        year=2015,
-        venue="IEEE Conference on Computer Vision and Pattern Recognition",
-        url="https://doi.org/10.1109/CVPR.2015.7299011",
-        bibtex="""@inproceedings{lin2015seph,
+    paper: ClassVar[Paper] = Paper.from_bibtex("""@inproceedings{lin2015seph,
   title     = {Semantics-Preserving Hashing for Cross-View Retrieval},
   author    = {Lin, Zijia and Ding, Guiguang and Hu, Mingqing and Wang, Jianmin},
   booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
   year      = {2015},
   doi       = {10.1109/CVPR.2015.7299011}
-}""",
-    )
+}""")
 
     anchors: int = 500
     steps: int = 100

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 # Another process may be computing the same table.
 WAIT_S = 24 * 3600.0
 NOTE_NAME = "note.json"
+REGION_COLUMNS = ("region_features", "region_features_mirrored")
 _TABLE_NAME = "table.arrow"
 _ROWS = 1000
 
@@ -81,7 +82,6 @@ def kept_table(
     rows: int,
     make: Callable[[Path], None],
     sources: Sequence[FileState] = (),
-    lengths: dict[str, tuple[int, int]] | None = None,
 ) -> datasets.Dataset:
     """Columns from a file in `folder`, which is computed if it is missing, damaged or out of date.
 
@@ -91,7 +91,6 @@ def kept_table(
         rows: The number of rows.
         make: Writes the Arrow file to a path.
         sources: The files that the columns are computed from.
-        lengths: The shapes of array columns, by name.
 
     Raises:
         DataError: If the file cannot be written.
@@ -100,7 +99,7 @@ def kept_table(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_name(f"{folder.name}.work"), DataError, WAIT_S):
         if folder.exists():
-            problem = damage(file, note, features, lengths)
+            problem = damage(file, note, features)
             if problem is None:
                 return open_arrow(file, features, folder.name)
             logger.warning("%s; it is computed again.", problem)
@@ -110,9 +109,7 @@ def kept_table(
         return open_arrow(file, features, folder.name)
 
 
-def damage(
-    file: Path, note_file: Path, features: datasets.Features, lengths: dict[str, tuple[int, int]] | None = None
-) -> str | None:
+def damage(file: Path, note_file: Path, features: datasets.Features) -> str | None:
     """The fault of a kept file, with its path; None if it is intact and up to date."""
     try:
         note = Note.read_from(note_file)
@@ -132,7 +129,7 @@ def damage(
             for batch in reader:
                 batch.validate(full=True)
                 rows += len(batch)
-                if not _has_lengths(batch, lengths or {}):
+                if not _has_regions(batch, features):
                     return f"{file} is damaged, its arrays have other shapes"
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:  # also of array types
         return f"{file} is damaged ({' '.join(str(error).split())[:200]})"
@@ -155,8 +152,9 @@ def image_states(raw: datasets.Dataset) -> list[FileState]:
     return file_states(paths)
 
 
-def _has_lengths(batch: pa.RecordBatch, lengths: dict[str, tuple[int, int]]) -> bool:
-    for name, (outer, inner) in lengths.items():
+def _has_regions(batch: pa.RecordBatch, features: datasets.Features) -> bool:
+    for name in features.keys() & REGION_COLUMNS:
+        outer, inner = features[name].shape
         values = batch.column(name).storage
         if values.null_count or values.flatten().null_count:
             return False

@@ -129,17 +129,7 @@ def read_pairs(run: Run, output: Path) -> Pairs:
     """
     data, config = run.data, run.model_config()
     _check_method(run, config)
-    loaded: Any
-    if data.streaming:
-        loaded = open_streams(data)
-    else:
-        loaded = load_image_text(
-            data.dataset,
-            image_column=data.image_column,
-            text_column=data.text_column,
-            labels_column=data.labels_column,
-            captions=data.captions,
-        )
+    loaded: Any = open_streams(data) if data.streaming else load_image_text(data.dataset, **data.columns)
     source = source_of(data.dataset, loaded) if run.training.should_save else {}
     if data.database_split == "database" and "database" not in loaded:
         data = replace(data, database_split=None)

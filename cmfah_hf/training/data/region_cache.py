@@ -25,6 +25,7 @@ from cmfah_hf.data.internals import ArrowWriter, fingerprint_of, stream_arrow, s
 from cmfah_hf.errors import DataError, ImageError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
 from cmfah_hf.training.data.kept_tables import (
+    REGION_COLUMNS,
     WAIT_S,
     Note,
     damage,
@@ -132,9 +133,10 @@ def keep_regions(
     """
     extractor = RegionExtractor(image_model, processor, mirrored)
     num_regions, channels = extractor.regions(torch.zeros(1, 3, *processor.image_shape)).shape[1:]
-    columns = {name: datasets.Array2D((num_regions, channels), "float16") for name in _region_columns(mirrored)}
+    names = REGION_COLUMNS[: 1 + mirrored]
+    columns = {name: datasets.Array2D((num_regions, channels), "float16") for name in names}
     if isinstance(dataset, datasets.IterableDataset):
-        return _keep_streamed_regions(dataset, extractor, columns, batch_size, num_processes, process_index)
+        return _StreamedRegions(dataset, extractor, columns, batch_size).kept(num_processes, process_index)
     raw = decoding_off(dataset)
     states = image_states(raw)
     # The key includes the states: a source that is changed back finds its regions again.
@@ -155,7 +157,7 @@ def keep_regions(
         )
 
     folder = kept_folder("regions", key)
-    regions = kept_table(folder, added, len(raw), make, states, dict.fromkeys(columns, (num_regions, channels)))
+    regions = kept_table(folder, added, len(raw), make, states)
     raw = datasets.concatenate_datasets([raw, regions], axis=1)
     readable = np.asarray(raw["readable"])
     if not readable.any():
@@ -166,122 +168,104 @@ def keep_regions(
     raw = raw.remove_columns("readable").cast_column("image", dataset.features["image"])
     # In this format a batch of regions is read in milliseconds, as lists in seconds. The type prevents NumPy from
     # converting them to float32 row by row.
-    return raw.with_format("numpy", columns=_region_columns(mirrored), output_all_columns=True, dtype=np.float16)
+    return raw.with_format("numpy", columns=list(names), output_all_columns=True, dtype=np.float16)
 
 
-def _region_columns(mirrored: bool) -> list[str]:
-    return ["region_features", "region_features_mirrored"] if mirrored else ["region_features"]
+class _StreamedRegions:
+    """A stream with regions instead of images, in files below the cache of `datasets`, several for each shard."""
 
+    def __init__(
+        self, dataset: datasets.IterableDataset, extractor: RegionExtractor, columns: dict[str, Any], batch_size: int
+    ):
+        self.dataset, self.extractor, self.batch_size = dataset, extractor, batch_size
+        self.folder = kept_folder("regions", f"{stream_fingerprint(dataset)} {extractor.fingerprint()}")
+        self.features = datasets.Features({**{k: v for k, v in dataset.features.items() if k != "image"}, **columns})
 
-def _keep_streamed_regions(
-    dataset: datasets.IterableDataset,
-    extractor: RegionExtractor,
-    columns: dict[str, Any],
-    batch_size: int,
-    num_processes: int,
-    process_index: int,
-) -> datasets.IterableDataset:
-    """The stream with regions instead of images, from files below the cache of `datasets`.
+    def kept(self, num_processes: int, process_index: int) -> datasets.IterableDataset:
+        """The stream of the files, which are computed if need be.
 
-    Several processes share the shards, on a common disk, and wait for each other at the end.
-    """
-    folder = kept_folder("regions", f"{stream_fingerprint(dataset)} {extractor.fingerprint()}")
-    features = datasets.Features({**{k: v for k, v in dataset.features.items() if k != "image"}, **columns})
-    lengths = {name: tuple(feature.shape) for name, feature in columns.items()}
-    for shard in range(process_index, dataset.num_shards, num_processes):
-        with locked(folder / f"{shard:06d}.work", DataError, WAIT_S):
-            _keep_shard(dataset, shard, extractor, features, lengths, folder, batch_size)
-    found = [_wait_for(folder, shard, features, lengths) for shard in range(dataset.num_shards)]
-    rows = sum(note.read for notes in found for note in notes)
-    kept = sum(note.kept for notes in found for note in notes)
-    if not kept:
-        raise DataError(f"None of the {rows} images can be read; see the warnings above.")
-    if kept < rows:
-        logger.warning("Left out %d of %d images, because they cannot be read.", rows - kept, rows)
-    files = [
-        str(_piece(folder, shard, number))
-        for shard, notes in enumerate(found)
-        for number, note in enumerate(notes)
-        if note.kept
-    ]
-    return stream_arrow(files, features, str(dataset.split) if dataset.split is not None else None)
+        Several processes share the shards, on a common disk, and wait for each other at the end.
+        """
+        dataset = self.dataset
+        for shard in range(process_index, dataset.num_shards, num_processes):
+            with locked(self.folder / f"{shard:06d}.work", DataError, WAIT_S):
+                self._keep_shard(shard)
+        found = [self._wait_for(shard) for shard in range(dataset.num_shards)]
+        rows = sum(note.read for notes in found for note in notes)
+        kept = sum(note.kept for notes in found for note in notes)
+        if not kept:
+            raise DataError(f"None of the {rows} images can be read; see the warnings above.")
+        if kept < rows:
+            logger.warning("Left out %d of %d images, because they cannot be read.", rows - kept, rows)
+        files = [
+            str(self._piece(shard, number)[0])
+            for shard, notes in enumerate(found)
+            for number, note in enumerate(notes)
+            if note.kept
+        ]
+        return stream_arrow(files, self.features, str(dataset.split) if dataset.split is not None else None)
 
+    def _keep_shard(self, shard: int) -> None:
+        """Writes the missing and damaged files of a shard. The last note has no rows."""
+        number = start = 0
+        rows: Iterator[dict[str, Any]] | None = None  # at the end of the last file that was written
+        while True:
+            path, note_file = self._piece(shard, number)
+            problem = damage(path, note_file, self.features) if note_file.exists() else ""
+            if problem is None:
+                note, rows = Note.read_from(note_file), None
+            else:
+                if problem:
+                    logger.warning("%s; it is computed again.", problem)
+                rows = rows if rows is not None else read_shard(self.dataset, shard, start=start)
+                note = self._write_piece(islice(rows, _PIECE), path)
+                note.write(note_file)
+            if not note.read:
+                return
+            start += note.read
+            number += 1
 
-def _keep_shard(
-    dataset: datasets.IterableDataset,
-    shard: int,
-    extractor: RegionExtractor,
-    features: datasets.Features,
-    lengths: dict[str, tuple[int, int]],
-    folder: Path,
-    batch_size: int,
-) -> None:
-    """Writes the missing and damaged files of a shard. The last note has no rows."""
-    number = start = 0
-    rows: Iterator[dict[str, Any]] | None = None  # at the end of the last file that was written
-    while True:
-        path, note_file = _piece(folder, shard, number), _note(folder, shard, number)
-        problem = damage(path, note_file, features, lengths) if note_file.exists() else ""
-        if problem is None:
-            note, rows = Note.read_from(note_file), None
-        else:
-            if problem:
-                logger.warning("%s; it is computed again.", problem)
-            rows = rows if rows is not None else read_shard(dataset, shard, start=start)
-            note = _write_piece(islice(rows, _PIECE), extractor, features, path, batch_size)
-            note.write(note_file)
-        if not note.read:
-            return
-        start += note.read
-        number += 1
+    def _wait_for(self, shard: int) -> list[Note]:
+        """Waits until all files of a shard are complete, which another process may be writing; returns their notes."""
+        notes: list[Note] = []
+        deadline = time.monotonic() + _STALLED_S
+        while True:
+            path, note_file = self._piece(shard, len(notes))
+            is_there = note_file.exists()
+            problem = damage(path, note_file, self.features) if is_there else f"{note_file} is missing"
+            if problem is None:
+                notes.append(Note.read_from(note_file))
+                deadline = time.monotonic() + _STALLED_S
+                if not notes[-1].read:
+                    return notes
+            elif time.monotonic() > deadline:
+                raise DataError(f"{problem}, and no process has made it for {_STALLED_S:g} seconds; start again.")
+            else:
+                time.sleep(0.5)
 
+    def _write_piece(self, rows: Iterator[dict[str, Any]], path: Path) -> Note:
+        """Writes the rows with a readable image; without any, there is no file."""
+        read = kept = 0
+        sources: list[FileState] = []
+        with atomic_file(path, DataError) as unfinished:
+            with ArrowWriter(path=str(unfinished), features=self.features, writer_batch_size=_TABLE_ROWS) as writer:
+                while batch := list(islice(rows, self.batch_size)):
+                    sources += file_states(image_files(row["image"] for row in batch))
+                    columns = self.extractor({name: [row[name] for row in batch] for name in ("id", "image")})
+                    readable = columns.pop("readable")
+                    numbers = [number for number, is_readable in enumerate(readable) if is_readable]
+                    read, kept = read + len(batch), kept + len(numbers)
+                    for number in numbers:
+                        row = {**batch[number], **{name: values[number] for name, values in columns.items()}}
+                        writer.write({name: row[name] for name in self.features})
+                if kept:
+                    writer.finalize()
+            digest = sha256_of(unfinished) if kept else ""
+        if not kept:
+            path.unlink()
+        return Note(read, kept, digest, tuple(sources))
 
-def _wait_for(folder: Path, shard: int, features: datasets.Features, lengths: dict[str, tuple[int, int]]) -> list[Note]:
-    """Waits until all files of a shard are complete, which another process may be writing; returns their notes."""
-    notes: list[Note] = []
-    deadline = time.monotonic() + _STALLED_S
-    while True:
-        path, note_file = _piece(folder, shard, len(notes)), _note(folder, shard, len(notes))
-        problem = damage(path, note_file, features, lengths) if note_file.exists() else f"{note_file} is missing"
-        if problem is None:
-            notes.append(Note.read_from(note_file))
-            deadline = time.monotonic() + _STALLED_S
-            if not notes[-1].read:
-                return notes
-        elif time.monotonic() > deadline:
-            raise DataError(f"{problem}, and no process has made it for {_STALLED_S:g} seconds; start again.")
-        else:
-            time.sleep(0.5)
-
-
-def _write_piece(
-    rows: Iterator[dict[str, Any]], extractor: RegionExtractor, features: datasets.Features, path: Path, batch_size: int
-) -> Note:
-    """Writes the rows with a readable image; without any, there is no file."""
-    read = kept = 0
-    sources: list[FileState] = []
-    with atomic_file(path, DataError) as unfinished:
-        with ArrowWriter(path=str(unfinished), features=features, writer_batch_size=_TABLE_ROWS) as writer:
-            while batch := list(islice(rows, batch_size)):
-                sources += file_states(image_files(row["image"] for row in batch))
-                columns = extractor({"id": [row["id"] for row in batch], "image": [row["image"] for row in batch]})
-                readable = columns.pop("readable")
-                numbers = [number for number, is_readable in enumerate(readable) if is_readable]
-                read, kept = read + len(batch), kept + len(numbers)
-                for number in numbers:
-                    own = {name: values[number] for name, values in columns.items()}
-                    writer.write({name: own[name] if name in own else batch[number][name] for name in features})
-            if kept:
-                writer.finalize()
-        digest = sha256_of(unfinished) if kept else ""
-    if not kept:
-        path.unlink()
-    return Note(read, kept, digest, tuple(sources))
-
-
-def _piece(folder: Path, shard: int, number: int) -> Path:
-    return folder / f"{shard:06d}-{number:06d}.arrow"
-
-
-def _note(folder: Path, shard: int, number: int) -> Path:
-    return folder / f"{shard:06d}-{number:06d}.json"
+    def _piece(self, shard: int, number: int) -> tuple[Path, Path]:
+        """A file and its note."""
+        path = self.folder / f"{shard:06d}-{number:06d}.arrow"
+        return path, path.with_suffix(".json")

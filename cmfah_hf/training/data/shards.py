@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cmfah_hf.data.images import decoding_off
 from cmfah_hf.data.internals import is_array, is_arrow
-from cmfah_hf.data.splits import in_validation
+from cmfah_hf.data.splits import is_on_side
 
 logger = logging.getLogger(__name__)
 
@@ -140,17 +140,13 @@ def split_stream(
     raw = decoding_off(dataset)
     sides = []
     for validation in (False, True):
-        side = partial(_is_on_side, fraction=fraction, seed=seed, validation=validation)
+        side = partial(is_on_side, fraction=fraction, seed=seed, validation=validation)
         if is_arrow(raw):
             tables = raw.with_format("arrow").filter(partial(_rows_on_side, side), batched=True, batch_size=PORTION)
             sides.append(tables.with_format(None))
         else:
             sides.append(raw.filter(side, input_columns=["id"]))
     return sides[0], sides[1]
-
-
-def _is_on_side(name: str, fraction: float, seed: int, validation: bool) -> bool:
-    return in_validation(name, fraction, seed) == validation
 
 
 def _rows_on_side(side: Callable[[str], bool], table: pa.Table) -> pa.Array:

@@ -66,15 +66,7 @@ class SpooledTexts:
 
 def open_streams(data: DataArguments, images: bool = True) -> Streams:
     """The splits as streams, with or without images; rows and shards are the same."""
-    return load_image_text(
-        data.dataset,
-        streaming=True,
-        image_column=data.image_column,
-        text_column=data.text_column,
-        labels_column=data.labels_column,
-        captions=data.captions,
-        images=images,
-    )
+    return load_image_text(data.dataset, streaming=True, images=images, **data.columns)
 
 
 def stream_regions(run: Run, loaded: Streams, image_model: CMFAHImageModel, processor: CMFAHProcessor) -> Streams:

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import TrainingArguments
@@ -21,88 +21,76 @@ VALIDATION_METRICS = ("map", "map_i2t", "map_t2i", "map_random")
 # The database of the queries: it includes the training pairs, or only pairs that are not trained on.
 PROTOCOLS = ("seen", "unseen")
 
+T = TypeVar("T")
+
+
+def _argument(default: T, help: str) -> T:
+    """A field with a help text, as `HfArgumentParser` reads it."""
+    return field(default=default, metadata={"help": help})
+
 
 @dataclass
 class DataArguments:
     """Arguments of the pairs to train on, and of their preparation before the first step."""
 
-    dataset: str = field(
-        default="scenes",
-        metadata={
-            "help": "A folder of images with metadata, Parquet, matrices, a Hub id, or 'scenes', drawn by code. A "
-            "relative path that does not exist is looked up below the environment variable CMFAH_DATA."
-        },
+    dataset: str = _argument(
+        "scenes",
+        "A folder of images with metadata, Parquet, matrices, a Hub id, or 'scenes', drawn by code. A relative path "
+        "that does not exist is looked up below the environment variable CMFAH_DATA.",
     )
-    train_split: str = field(default="train", metadata={"help": "The split to train on."})
-    query_split: str | None = field(
-        default="query", metadata={"help": "The split of the test queries, which are measured once, at the end."}
+    train_split: str = _argument("train", "The split to train on.")
+    query_split: str | None = _argument("query", "The split of the test queries, which are measured once, at the end.")
+    database_split: str | None = _argument(
+        "database",
+        "The split that is searched. None, or if the data has no split 'database': the training pairs, validation "
+        "included.",
     )
-    database_split: str | None = field(
-        default="database",
-        metadata={
-            "help": "The split that is searched. None, or if the data has no split 'database': the training pairs, "
-            "validation included."
-        },
-    )
-    protocol: str = field(
-        default="seen",
-        metadata={
-            "help": "'seen': the database includes the training pairs, as in the literature. 'unseen': the databases "
-            "of the test queries and of the validation queries are not trained on."
-        },
+    protocol: str = _argument(
+        "seen",
+        "'seen': the database includes the training pairs, as in the literature. 'unseen': the databases of the test "
+        "queries and of the validation queries are not trained on.",
     )
     metrics: list[str] = field(
         default_factory=lambda: list(DEFAULT_METRICS),
         metadata={"help": "The metrics of the test queries, as RetrievalEvaluator takes them, such as map_stable."},
     )
-    database_fraction: float = field(
-        default=0.2,
-        metadata={
-            "help": "Share of the training pairs that --protocol unseen holds out as the database of the validation "
-            "queries, and once more as that of the test queries if the data has no split for it."
-        },
+    database_fraction: float = _argument(
+        0.2,
+        "Share of the training pairs that --protocol unseen holds out as the database of the validation queries, and "
+        "once more as that of the test queries if the data has no split for it.",
     )
-    validation_split: str | None = field(
-        default=None, metadata={"help": "The split that chooses the best epoch. None: a part of the training pairs."}
+    validation_split: str | None = _argument(
+        None, "The split that chooses the best epoch. None: a part of the training pairs."
     )
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the training pairs that is held out to choose the best epoch."}
+    validation_fraction: float = _argument(
+        0.1, "Share of the training pairs that is held out to choose the best epoch."
     )
-    validation_seed: int = field(
-        default=0,
-        metadata={"help": "Seed of the held-out pairs, independent of `seed`: all seeds hold out the same pairs."},
+    validation_seed: int = _argument(
+        0, "Seed of the held-out pairs, independent of `seed`: all seeds hold out the same pairs."
     )
-    refit: bool = field(
-        default=False,
-        metadata={
-            "help": "After the validation pairs have chosen the epoch, train a second model on all pairs, validation "
-            "included, up to that epoch."
-        },
+    refit: bool = _argument(
+        False,
+        "After the validation pairs have chosen the epoch, train a second model on all pairs, validation included, up"
+        " to that epoch.",
     )
-    image_column: str | None = field(default=None, metadata={"help": "The column of images. None: found by name."})
-    text_column: str | None = field(default=None, metadata={"help": "The column of texts. None: found by name."})
-    labels_column: str | None = field(default=None, metadata={"help": "The column of labels. None: found by name."})
-    captions: str = field(
-        default="auto",
-        metadata={
-            "help": "What lists of texts are: 'several' captions of an image, one text that is 'joined', or by "
-            "their first rows, 'auto'."
-        },
+    image_column: str | None = _argument(None, "The column of images. None: found by name.")
+    text_column: str | None = _argument(None, "The column of texts. None: found by name.")
+    labels_column: str | None = _argument(None, "The column of labels. None: found by name.")
+    captions: str = _argument(
+        "auto",
+        "What lists of texts are: 'several' captions of an image, one text that is 'joined', or by their first rows, "
+        "'auto'.",
     )
-    similarity: str = field(
-        default="labels",
-        metadata={
-            "help": "Similar pairs: those that share 'labels'; those whose 'tags', the words of their expanded texts, "
-            "overlap; with 'pairs', only the image and the text of the same pair; with 'embeddings', in addition, "
-            "as much as the vectors of a dual encoder, [distillation]."
-        },
+    similarity: str = _argument(
+        "labels",
+        "Similar pairs: those that share 'labels'; those whose 'tags', the words of their expanded texts, overlap; "
+        "with 'pairs', only the image and the text of the same pair; with 'embeddings', in addition, as much as the "
+        "vectors of a dual encoder, [distillation].",
     )
-    backbone_weights: str | None = field(
-        default=None,
-        metadata={
-            "help": "Weights of the image backbone: a safetensors file, a folder or Hub id with one, or 'torchvision' "
-            "for its published ones. None: random, or those of a backbone given by Hub id."
-        },
+    backbone_weights: str | None = _argument(
+        None,
+        "Weights of the image backbone: a safetensors file, a folder or Hub id with one, or 'torchvision' for its "
+        "published ones. None: random, or those of a backbone given by Hub id.",
     )
     image_mean: list[float] | None = field(
         default=None, metadata={"help": "Mean of red, green, blue in 0..1. None: that of the backbone."}
@@ -110,50 +98,36 @@ class DataArguments:
     image_std: list[float] | None = field(
         default=None, metadata={"help": "Standard deviation of red, green, blue in 0..1. None: that of the backbone."}
     )
-    trust_remote_code: bool = field(
-        default=False,
-        metadata={
-            "help": "Let code of the encoder's own on the Hub run. Read it first: it can do whatever the user can."
-        },
+    trust_remote_code: bool = _argument(
+        False, "Let code of the encoder's own on the Hub run. Read it first: it can do whatever the user can."
     )
-    keep_regions: bool = field(
-        default=True,
-        metadata={"help": "Compute the regions of a frozen backbone once and keep them, float16, on disk."},
+    keep_regions: bool = _argument(
+        True, "Compute the regions of a frozen backbone once and keep them, float16, on disk."
     )
-    keep_tokens: bool = field(
-        default=True,
-        metadata={
-            "help": "Compute the tokens of a frozen text encoder once and keep them, float16, on disk, up to 4 GiB. "
-            "Not with --streaming."
-        },
+    keep_tokens: bool = _argument(
+        True,
+        "Compute the tokens of a frozen text encoder once and keep them, float16, on disk, up to 4 GiB. Not with "
+        "--streaming.",
     )
-    fit_head: bool = field(
-        default=True,
-        metadata={"help": "With a dual encoder: begin at the code that `cmfah compress` would choose for these pairs."},
+    fit_head: bool = _argument(
+        True, "With a dual encoder: begin at the code that `cmfah compress` would choose for these pairs."
     )
-    mirror: bool = field(
-        default=False, metadata={"help": "Keep the regions of mirrored training images too, and train on both."}
+    mirror: bool = _argument(False, "Keep the regions of mirrored training images too, and train on both.")
+    expand: bool = _argument(
+        False,
+        "Expand texts over the image-word graph, [graph]. It does not improve the measured figures "
+        "(docs/expansion.md).",
     )
-    expand: bool = field(
-        default=False,
-        metadata={
-            "help": "Expand texts over the image-word graph, [graph]. It does not improve the measured figures "
-            "(docs/expansion.md)."
-        },
+    streaming: bool = _argument(
+        False,
+        "Read the pairs as a stream, for data larger than memory or disk. Images are read once or in every epoch "
+        "(keep_regions), texts and labels in one pass before.",
     )
-    streaming: bool = field(
-        default=False,
-        metadata={
-            "help": "Read the pairs as a stream, for data larger than memory or disk. Images are read once or in every "
-            "epoch (keep_regions), texts and labels in one pass before."
-        },
-    )
-    walk_length: int = field(default=5, metadata={"help": "Length of a walk on the image-word graph, an odd number."})
-    top_k: int = field(default=10, metadata={"help": "Maximum words that the graph adds to a text."})
-    min_probability: float = field(default=0.01, metadata={"help": "Minimum share of a walk for an added word."})
-    word_tokenizer: str = field(
-        default="words",
-        metadata={"help": "Words of the graph and the knowledge: 'words', or 'chinese', split by a dictionary."},
+    walk_length: int = _argument(5, "Length of a walk on the image-word graph, an odd number.")
+    top_k: int = _argument(10, "Maximum words that the graph adds to a text.")
+    min_probability: float = _argument(0.01, "Minimum share of a walk for an added word.")
+    word_tokenizer: str = _argument(
+        "words", "Words of the graph and the knowledge: 'words', or 'chinese', split by a dictionary."
     )
     knowledge: list[str] = field(
         default_factory=list,
@@ -162,33 +136,26 @@ class DataArguments:
             "with a column 'text', .txt, or a data set on the Hub, owner/name:configuration, which is streamed."
         },
     )
-    knowledge_top_k: int = field(
-        default=10, metadata={"help": "Maximum words that the knowledge adds to a text, after those of the graph."}
-    )
-    knowledge_window: int = field(
-        default=5, metadata={"help": "Maximum distance of two related words in an article, in words."}
-    )
-    knowledge_min_pair_count: int = field(
-        default=2, metadata={"help": "Minimum co-occurrences for two words to count as related."}
-    )
-    knowledge_within_vocabulary: bool = field(
-        default=True, metadata={"help": "Whether the knowledge adds only words of the training texts."}
-    )
+    knowledge_top_k: int = _argument(10, "Maximum words that the knowledge adds to a text, after those of the graph.")
+    knowledge_window: int = _argument(5, "Maximum distance of two related words in an article, in words.")
+    knowledge_min_pair_count: int = _argument(2, "Minimum co-occurrences for two words to count as related.")
+    knowledge_within_vocabulary: bool = _argument(True, "Whether the knowledge adds only words of the training texts.")
     word_corpus: list[str] = field(
         default_factory=list,
         metadata={"help": "Further texts for the word vectors: .jsonl or .parquet with a column 'text', or .txt."},
     )
-    words_from: str | None = field(
-        default=None, metadata={"help": "Folder of an earlier run whose word graph and vectors are used."}
-    )
-    word_walks: int = field(default=10, metadata={"help": "Walks from each image, as sentences for the word vectors."})
-    word_epochs: int = field(default=5, metadata={"help": "Passes of skip-gram over its corpus, [skip-gram]."})
-    word_window: int = field(default=5, metadata={"help": "Words on each side that skip-gram predicts."})
-    word_min_count: int = field(default=1, metadata={"help": "Minimum occurrences of a word for a vector."})
-    word_seed: int = field(default=0, metadata={"help": "Seed of skip-gram: vectors, windows, sampling."})
-    word_workers: int = field(
-        default=1, metadata={"help": "Threads of skip-gram. With more than one, vectors differ from run to run."}
-    )
+    words_from: str | None = _argument(None, "Folder of an earlier run whose word graph and vectors are used.")
+    word_walks: int = _argument(10, "Walks from each image, as sentences for the word vectors.")
+    word_epochs: int = _argument(5, "Passes of skip-gram over its corpus, [skip-gram].")
+    word_window: int = _argument(5, "Words on each side that skip-gram predicts.")
+    word_min_count: int = _argument(1, "Minimum occurrences of a word for a vector.")
+    word_seed: int = _argument(0, "Seed of skip-gram: vectors, windows, sampling.")
+    word_workers: int = _argument(1, "Threads of skip-gram. With more than one, vectors differ from run to run.")
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns and the kind of texts, as `load_image_text` takes them."""
+        return {name: getattr(self, name) for name in ("image_column", "text_column", "labels_column", "captions")}
 
     def __post_init__(self):
         check_ranges(self, OF_DATA)
@@ -229,61 +196,47 @@ class CMFAHTrainingArguments(TrainingArguments):
     for a run whose best epoch is chosen on validation pairs.
     """
 
-    output_dir: str = field(
-        default="cmfah-model", metadata={"help": "Folder for the model, its processor and its vocabulary."}
+    output_dir: str = _argument("cmfah-model", "Folder for the model, its processor and its vocabulary.")
+    optim: str = _argument("sgd", "Optimizer of the towers and of the discriminators.")
+    learning_rate: float = _argument(7e-4, "Learning rate of the towers.")
+    encoder_learning_rate: float | None = _argument(
+        None,
+        "Learning rate of encoders that are trained (--freeze_backbone false), with the schedule of the rest; about "
+        "2e-6 for a CLIP. None: learning_rate.",
     )
-    optim: str = field(default="sgd", metadata={"help": "Optimizer of the towers and of the discriminators."})
-    learning_rate: float = field(default=7e-4, metadata={"help": "Learning rate of the towers."})
-    encoder_learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "Learning rate of encoders that are trained (--freeze_backbone false), with the schedule of the "
-            "rest; about 2e-6 for a CLIP. None: learning_rate."
-        },
+    discriminator_learning_rate: float = _argument(
+        8e-4, "Learning rate of the discriminators, with the schedule of the towers."
     )
-    discriminator_learning_rate: float = field(
-        default=8e-4, metadata={"help": "Learning rate of the discriminators, with the schedule of the towers."}
+    per_device_train_batch_size: int = _argument(128, "Pairs in a batch.")
+    per_device_eval_batch_size: int = _argument(128, "Pairs in a batch of an evaluation.")
+    num_train_epochs: float = _argument(150.0, "Passes over the training pairs.")
+    codes_update: str = _argument(
+        "epoch", "When B of [algorithm-1] is computed: after each 'epoch', or for each 'batch'."
     )
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Pairs in a batch."})
-    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Pairs in a batch of an evaluation."})
-    num_train_epochs: float = field(default=150.0, metadata={"help": "Passes over the training pairs."})
-    codes_update: str = field(
-        default="epoch",
-        metadata={"help": "When B of [algorithm-1] is computed: after each 'epoch', or for each 'batch'."},
+    paired_every: int = _argument(
+        1, "Train on the cross-modal view in every n-th update; the other updates take less time."
     )
-    paired_every: int = field(
-        default=1,
-        metadata={"help": "Train on the cross-modal view in every n-th update; the other updates take less time."},
+    shuffle_buffer: int = _argument(
+        1000, "Pairs of a stream that are shuffled together, in addition to the order of its shards. 0: neither."
     )
-    shuffle_buffer: int = field(
-        default=1000,
-        metadata={
-            "help": "Pairs of a stream that are shuffled together, in addition to the order of its shards. 0: neither."
-        },
+    early_stopping_patience: int | None = _argument(
+        None, "Stop after this number of evaluations without a better model. None: never."
     )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after this number of evaluations without a better model. None: never."}
+    eval_strategy: str = _argument("epoch", "When to evaluate on the validation split.")
+    save_strategy: str = _argument("epoch", "When to save a checkpoint.")
+    save_total_limit: int | None = _argument(2, "Checkpoints to keep: the best and the last.")
+    load_best_model_at_end: bool = _argument(True, "Whether to end with the best model.")
+    metric_for_best_model: str | None = _argument(
+        "map", "Figure that chooses the best model: 'map' is the mean of both directions, in the unimodal view."
     )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate on the validation split."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep: the best and the last."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "Whether to end with the best model."})
-    metric_for_best_model: str | None = field(
-        default="map",
-        metadata={
-            "help": "Figure that chooses the best model: 'map' is the mean of both directions, in the unimodal view."
-        },
+    greater_is_better: bool | None = _argument(True, "Whether a larger figure is better.")
+    logging_strategy: str = _argument("epoch", "When to log the terms of the loss.")
+    remove_unused_columns: bool = _argument(False, "Kept off: the collator chooses its columns.")
+    ddp_find_unused_parameters: bool | None = _argument(
+        False, "Kept off: the losses read the label layer after `forward`, so it would count as unused."
     )
-    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether a larger figure is better."})
-    logging_strategy: str = field(default="epoch", metadata={"help": "When to log the terms of the loss."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: the collator chooses its columns."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False,
-        metadata={"help": "Kept off: the losses read the label layer after `forward`, so it would count as unused."},
-    )
-    hub_strategy: str = field(
-        default="end",
-        metadata={"help": "Kept at 'end': only the finished model goes to the Hub, since checkpoints hold pickles."},
+    hub_strategy: str = _argument(
+        "end", "Kept at 'end': only the finished model goes to the Hub, since checkpoints hold pickles."
     )
     report_to: None | str | list[str] = field(  # noqa: RUF036 - the order that the argument parser reads
         default="none", metadata={"help": "Where to send logs."}

@@ -69,11 +69,7 @@ class Run:
         return MODELS[self.objective_class.model_type].config
 
     def objective_config(self) -> ObjectiveConfig:
-        """The settings of the objective, given or by default.
-
-        Raises:
-            ValueError: If one cannot be used.
-        """
+        """The settings of the objective, given or by default; `ValueError` if one cannot be used."""
         return self.objective_class.settings_class.from_section(self.objective)
 
     def setting(self, name: str) -> Any:

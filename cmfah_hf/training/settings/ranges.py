@@ -1,75 +1,39 @@
 """Ranges of the numbers in the settings of a run."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
 from cmfah_hf.errors import CMFAHError
+from cmfah_hf.ranges import COUNT, NOT_NEGATIVE, PART, POSITIVE, SHARE, SHARE_OR_ALL, Range
 
-Number = int | float
-Range = tuple[Callable[[Number], bool], str]
-
-COUNT: Range = (lambda value: value >= 1, "1 or more")
-NOT_NEGATIVE: Range = (lambda value: value >= 0, "0 or more")
-POSITIVE: Range = (lambda value: value > 0, "a number above 0")
-SHARE: Range = (lambda value: 0 <= value < 1, "a share from 0 to below 1")
-PART: Range = (lambda value: 0 < value < 1, "a share between 0 and 1")
 # The range of seeds of NumPy's generator.
 SEED: Range = (lambda value: 0 <= value < 2**32, f"a number from 0 to {2**32 - 1}")
 STEPS_OR_NONE: Range = (lambda value: value == -1 or value >= 1, "1 or more, or -1 to count in epochs")
 
 OF_DATA: dict[str, Range] = {
-    "validation_fraction": PART,
-    "database_fraction": PART,
-    "validation_seed": SEED,
+    **dict.fromkeys(("validation_fraction", "database_fraction"), PART),
+    **dict.fromkeys(("validation_seed", "word_seed"), SEED),
+    **dict.fromkeys(("top_k", "knowledge_top_k", "word_walks"), NOT_NEGATIVE),
+    **dict.fromkeys(("knowledge_window", "knowledge_min_pair_count"), COUNT),
+    **dict.fromkeys(("word_epochs", "word_window", "word_min_count", "word_workers"), COUNT),
     "walk_length": (lambda value: value >= 1 and value % 2 == 1, "an odd number"),
-    "top_k": NOT_NEGATIVE,
-    "min_probability": (lambda value: 0 <= value <= 1, "a share from 0 to 1"),
-    "knowledge_top_k": NOT_NEGATIVE,
-    "knowledge_window": COUNT,
-    "knowledge_min_pair_count": COUNT,
-    "word_walks": NOT_NEGATIVE,
-    "word_epochs": COUNT,
-    "word_window": COUNT,
-    "word_min_count": COUNT,
-    "word_seed": SEED,
-    "word_workers": COUNT,
+    "min_probability": SHARE_OR_ALL,
 }
 OF_TRAINING: dict[str, Range] = {
-    "per_device_train_batch_size": COUNT,
-    "per_device_eval_batch_size": COUNT,
-    "gradient_accumulation_steps": COUNT,
-    "num_train_epochs": POSITIVE,
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), COUNT),
+    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "paired_every"), COUNT),
+    **dict.fromkeys(("save_total_limit", "early_stopping_patience", "torch_empty_cache_steps"), COUNT),
+    **dict.fromkeys(("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout"), COUNT),
+    **dict.fromkeys(("learning_rate", "encoder_learning_rate", "discriminator_learning_rate"), NOT_NEGATIVE),
+    **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "neftune_noise_alpha"), NOT_NEGATIVE),
+    **dict.fromkeys(("eval_delay", "dataloader_num_workers", "shuffle_buffer"), NOT_NEGATIVE),
+    **dict.fromkeys(("num_train_epochs", "adam_epsilon", "logging_steps", "eval_steps", "save_steps"), POSITIVE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), SHARE),
+    **dict.fromkeys(("seed", "data_seed"), SEED),
     "max_steps": STEPS_OR_NONE,
-    "learning_rate": NOT_NEGATIVE,
-    "encoder_learning_rate": NOT_NEGATIVE,
-    "discriminator_learning_rate": NOT_NEGATIVE,
-    "warmup_steps": NOT_NEGATIVE,
-    "weight_decay": NOT_NEGATIVE,
-    "adam_beta1": SHARE,
-    "adam_beta2": SHARE,
-    "adam_epsilon": POSITIVE,
-    "max_grad_norm": NOT_NEGATIVE,
-    "label_smoothing_factor": SHARE,
-    "neftune_noise_alpha": NOT_NEGATIVE,
-    "torch_empty_cache_steps": COUNT,
-    "logging_steps": POSITIVE,
-    "eval_steps": POSITIVE,
-    "eval_delay": NOT_NEGATIVE,
-    "eval_accumulation_steps": COUNT,
-    "save_steps": POSITIVE,
-    "save_total_limit": COUNT,
-    "seed": SEED,
-    "data_seed": SEED,
-    "dataloader_num_workers": NOT_NEGATIVE,
-    "dataloader_prefetch_factor": COUNT,
-    "ddp_bucket_cap_mb": COUNT,
-    "ddp_timeout": COUNT,
-    "paired_every": COUNT,
-    "shuffle_buffer": NOT_NEGATIVE,
-    "early_stopping_patience": COUNT,
 }
 
 
