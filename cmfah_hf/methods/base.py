@@ -197,8 +197,8 @@ class Objective(CMFAHPreTrainedModel):
     name: ClassVar[str] = ""
     # The `model_type` of the towers that the method trains.
     model_type: ClassVar[str] = "cmfah"
-    # Whether the loss needs the cross-modal view in addition to the unimodal one.
-    needs_cross_modal: ClassVar[bool] = True
+    # Whether the loss needs the cross-modal view in addition to the unimodal one; may depend on the settings.
+    needs_cross_modal: bool = True
     # Whether the method `"needs"` labels, `"refuses"` them, or does either.
     labels: ClassVar[Literal["needs", "refuses", "either"]] = "either"
     # Whether the method needs numbered pairs, for tables over all of them.
