@@ -133,7 +133,8 @@ class TrainingState:
 
     Args:
         num_pairs: N; 0 if the pairs are not numbered, as those of a stream.
-        tables: Tensors by name with one row per training pair, on the CPU. They are saved with every checkpoint.
+        tables: Tensors by name with one row per training pair, on the CPU. They are saved with every checkpoint, and
+            replaced, never changed in place.
         encode: Yields all training pairs once, in batches. None if the pairs are not numbered.
         towers: The model of both towers, for objectives that encode more than the batch.
     """
@@ -142,6 +143,16 @@ class TrainingState:
     tables: dict[str, torch.Tensor] = field(default_factory=dict)
     encode: Callable[[], Iterator[EncodedBatch]] | None = None
     towers: Any = None
+    _copies: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def table_on(self, device: torch.device, name: str) -> torch.Tensor:
+        """A table on a device, where its copy is kept until the table is replaced."""
+        table = self.tables[name]
+        source, copy = self._copies.get(name, (None, table))
+        if source is not table or copy.device != device:
+            copy = table.to(device)
+            self._copies[name] = table, copy
+        return copy
 
     def encode_all(self) -> EncodedBatch:
         """All training pairs in one batch, in the order of their numbers.

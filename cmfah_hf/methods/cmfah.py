@@ -299,8 +299,7 @@ class CMFAHObjective(Objective):
         return terms
 
     def _code_buffer_term(self, labels: torch.Tensor, views: tuple[View, View], state: TrainingState) -> torch.Tensor:
-        device = labels.device
-        codes_NK, all_labels = (state.tables[name].to(device) for name in (CODES, ALL_LABELS))
+        codes_NK, all_labels = (state.table_on(labels.device, name) for name in (CODES, ALL_LABELS))
         overlap_BN, known_B, known_N = similarity_between(labels, all_labels)
         return added(
             code_buffer_loss(
