@@ -194,6 +194,9 @@ class Player:
 class Objective(CMFAHPreTrainedModel):
     """Base class of objectives. A subclass implements `forward`, and is registered with `register_method`.
 
+    Every process computes the loss of the whole batch. Random draws are therefore of the CPU's generator, which is the
+    same in all processes.
+
     An objective may have layers of its own, such as a label head. Its `__init__` then ends with `self.post_init()`,
     which initializes their weights. They are saved with the model under the names `objective.*`.
 
