@@ -147,6 +147,10 @@ class CMFAHTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # the parent's estimate is for language models, and counts all parameters in every step
 
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model=None):
+        return args.adamax or Trainer.get_optimizer_cls_and_kwargs(args, model)
+
     def create_optimizer(self, model=None):
         with taken(self.args, "optim", "optim_args"):
             is_new, optimizer = self.optimizer is None, super().create_optimizer(model)

@@ -281,8 +281,10 @@ def test_training_separates_the_classes(deep_model, deep_trainer):
     assert set(model.objective.code_map.unique().tolist()) == {-1.0, 1.0}
 
 
-def test_an_interrupted_training_resumes_bit_identically(deep_model, deep_trainer, tmp_path):
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamax"])
+def test_an_interrupted_training_resumes_bit_identically(deep_model, deep_trainer, tmp_path, optim):
     arguments = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 9, "num_train_epochs": 3}
+    arguments |= {"optim": optim, "weight_decay": 0.01}
     whole = deep_trainer(deep_model("agah"), "whole", **arguments)
     whole.train()
     resumed = deep_trainer(deep_model("agah", seed=1), "resumed", **arguments)
