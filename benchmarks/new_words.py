@@ -64,12 +64,12 @@ WORDS = {
     "cat, dog": "pet pets",
     "cat, dog, horse": "mammal mammals",
 }
-# The same classes in other languages, for a multilingual text encoder.
+# The same classes in other languages, for a multilingual text encoder; without words that captions have, such as Bank.
 TRANSLATED = {
     "de": {
         "car": "Auto, Limousine, Kombi, Geländewagen, Cabrio",
         "truck": "Lastwagen, Laster, LKW",
-        "bench": "Sitzbank, Parkbank, Bank",
+        "bench": "Sitzbank, Parkbank, Gartenbank",
         "cat": "Katze, Kätzchen, Kater, Stubentiger",
         "bus": "Omnibus, Reisebus, Linienbus",
         "dog": "Hund, Welpe, Dackel, Pudel, Schäferhund, Windhund",
@@ -82,7 +82,7 @@ TRANSLATED = {
         "bird": "Vogel, Papagei, Spatz, Adler, Eule, Taube, Möwe",
         "boat": "Boot, Schiff, Segelboot, Kahn, Jacht, Fähre",
         "stop sign": "Stoppschild",
-        "fire hydrant": "Hydrant",
+        "fire hydrant": "Feuerhydrant",
         "parking meter": "Parkuhr",
         "cat, dog": "Haustier",
         "cat, dog, horse": "Säugetier",
@@ -143,6 +143,7 @@ def multilingual(runs: Path, encoder: str) -> list[Path]:
         folder = runs / "runs" / "coco-pairs" / "multilingual" / "both" / "64-bits" / protocol / "seed-0"
         if not (folder / SETTINGS_NAME).is_file():
             settings = ["--text_backbone", encoder, "--protocol", protocol, "--output_dir", str(folder)]
+            settings += ["--hash_bits", "64", "--seed", "0"]
             train(parse_run(bundled_configuration("minilm-coco-pairs.yaml"), settings))
         folders.append(folder)
     return folders

@@ -1,12 +1,13 @@
 """Files of curves: the points of `RetrievalEvaluator.curves` as JSON.
 
 A file holds, by name, the lists `k` and `precision_at_k`, up to the depth of the figures in papers, and `recall` and
-`precision`. Names are such as `hamming/i2t`, `random`, or `hamming/i2t/seen/pair`, of other codes of the database.
+`precision`. Names are such as `hamming/i2t`, `random`, or `hamming/i2t/seen/pair`, of another database or other codes.
 """
 
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,13 +44,16 @@ def write_curves(curves: Mapping[str, Mapping[str, np.ndarray]], path: str | os.
 def add_curves(
     curves: Mapping[str, Mapping[str, np.ndarray]], database: str, encoding: str, path: str | os.PathLike
 ) -> None:
-    """Adds the curves of another database, or of other codes of it, to a file, with both in their names.
+    """Adds the curves of another database, or of other codes, to a file, with both in their names.
+
+    A missing file is created, as for a run of an earlier version.
 
     Raises:
         CheckpointError: If the file is none of curves, or cannot be written.
     """
     ranked = {f"{name}/{database}/{encoding}": curve for name, curve in curves.items() if "/" in name}
-    write_curves({**read_curves(path), **ranked}, path)
+    known = read_curves(path) if Path(path).is_file() else {}
+    write_curves({**known, **ranked}, path)
 
 
 def read_curves(path: str | os.PathLike) -> dict[str, dict[str, np.ndarray]]:

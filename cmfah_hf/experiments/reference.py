@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from cmfah_hf.evaluation import RetrievalEvaluator
+from cmfah_hf.evaluation.curve_files import CURVES_NAME, write_curves
 from cmfah_hf.evaluation.levels import count_relevant, relevance
 from cmfah_hf.evaluation.metrics import mean_average_precision, random_ranking_map
 from cmfah_hf.experiments.features import Items, items_of_run, of_length_one
@@ -30,7 +32,7 @@ _DIRECTIONS = {"i2t": ("image", "text"), "t2i": ("text", "image")}
 
 
 def linear_reference(run: Run, output: Path) -> Fitted:
-    """The figures of the linear reference on the data of a run.
+    """The figures of the linear reference on the data of a run; its curves become a file of the output.
 
     There is one logistic regression per class and modality, and items are ranked by the cosine of their class
     posteriors, without hashing. `read_items` says what the features are. The validation queries choose one of
@@ -54,6 +56,7 @@ def linear_reference(run: Run, output: Path) -> Fitted:
     figures = figures_of_validation(validation, run.data.protocol, "cosine")
     databases = {run.data.protocol: items.get("database", items["all"])}
     databases.setdefault("seen", items["all"])
+    write_curves(curves_of(fitted, items["query"], databases[run.data.protocol]), output / CURVES_NAME)
     for name, searched in databases.items():
         figures += figures_of_queries(measure(fitted, items["query"], searched), name)
     return Fitted(figures, seconds)
@@ -99,6 +102,13 @@ def measure(fitted: Mapping[str, list[Any]], queries: Items, database: Items) ->
         figures[f"cosine/{direction}/map"] = ranked_map(asked, searched, relevant_QN)
     counts = count_relevant(queries.labels, database.labels)
     return {**figures, "random/map": random_ranking_map(counts, len(database.labels))}
+
+
+def curves_of(fitted: Mapping[str, list[Any]], queries: Items, database: Items) -> dict[str, dict[str, np.ndarray]]:
+    """The curves of both directions by the cosine of the posteriors, as of `RetrievalEvaluator.curves`."""
+    sides = [posteriors(fitted[name], side, name) for side in (queries, database) for name in _MODALITIES]
+    labels = [queries.labels, database.labels]
+    return RetrievalEvaluator(ranking="cosine").curves(*sides, *labels)
 
 
 def fit(items: Items, modality: str, c: float) -> list[Any]:

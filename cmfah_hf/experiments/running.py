@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from cmfah_hf.atomic import atomic_folder, locked
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError, CMFAHError
+from cmfah_hf.evaluation.curve_files import CURVES_NAME, add_curves
 from cmfah_hf.experiments.grid import Grid, GridRun
 from cmfah_hf.experiments.memory import PeakMemory
 from cmfah_hf.experiments.results import (
@@ -169,7 +171,13 @@ def _figures(run: GridRun, parsed: Run, folder: Path, metrics: dict[str, Any]) -
         data = parsed.data
         database = data.database_split if data.database_split != "database" else None
         found = evaluate_folder(
-            str(folder), data.dataset, data.query_split or "query", database, "paired", captions=data.captions
+            str(folder),
+            data.dataset,
+            data.query_split or "query",
+            database,
+            "paired",
+            captions=data.captions,
+            keep_curves=partial(add_curves, database="seen", encoding="paired", path=folder / CURVES_NAME),
         )
         figures += figures_of_queries(found, "seen", "paired")
     return figures

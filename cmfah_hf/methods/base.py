@@ -156,7 +156,8 @@ class TrainingState:
 
     Args:
         num_pairs: N; 0 if the pairs are not numbered, as those of a stream.
-        tables: Tensors by name with one row per training pair, on the CPU. They are saved with every checkpoint.
+        tables: Tensors by name with one row per training pair, on the CPU. They are saved with every checkpoint, and
+            replaced, never changed in place.
         encode: Yields all training pairs once, in batches. None if the pairs are not numbered.
         towers: The model of both towers, for objectives that encode more than the batch.
     """
@@ -165,6 +166,16 @@ class TrainingState:
     tables: dict[str, torch.Tensor] = field(default_factory=dict)
     encode: Callable[[], Iterator[EncodedBatch]] | None = None
     towers: Any = None
+    _copies: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def table_on(self, device: torch.device, name: str) -> torch.Tensor:
+        """A table on a device, where its copy is kept until the table is replaced."""
+        table = self.tables[name]
+        source, copy = self._copies.get(name, (None, table))
+        if source is not table or copy.device != device:
+            copy = table.to(device)
+            self._copies[name] = table, copy
+        return copy
 
     def encode_all(self) -> EncodedBatch:
         """All training pairs in one batch, in the order of their numbers.
@@ -206,6 +217,9 @@ class Player:
 class Objective(CMFAHPreTrainedModel):
     """Base class of objectives. A subclass implements `forward`, and is registered with `register_method`.
 
+    Every process computes the loss of the whole batch. Random draws are therefore of the CPU's generator, which is the
+    same in all processes.
+
     An objective may have layers of its own, such as a label head. Its `__init__` then ends with `self.post_init()`,
     which initializes their weights. They are saved with the model under the names `objective.*`.
 
@@ -220,8 +234,8 @@ class Objective(CMFAHPreTrainedModel):
     name: ClassVar[str] = ""
     # The `model_type` of the towers that the method trains.
     model_type: ClassVar[str] = "cmfah"
-    # Whether the loss needs the cross-modal view in addition to the unimodal one.
-    needs_cross_modal: ClassVar[bool] = True
+    # Whether the loss needs the cross-modal view in addition to the unimodal one; may depend on the settings.
+    needs_cross_modal: bool = True
     # Whether the method `"needs"` labels, `"refuses"` them, or does either.
     labels: ClassVar[Literal["needs", "refuses", "either"]] = "either"
     # Whether the method needs numbered pairs, for tables over all of them.

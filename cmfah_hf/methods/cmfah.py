@@ -39,6 +39,8 @@ _HINGES = ("intra_feature", "intra_hash", "inter_feature", "inter_hash")
 _TERMS = (*_HINGES[:2], "quantization", *_HINGES[2:], "similarity", "label", "concept")
 # Terms of unimodal codes that the paper does not have.
 _UNIMODAL_TERMS = ("pair_contrast", "distillation", "orthogonality", "code_buffer", "proxy")
+# Terms that never read the cross-modal view.
+_ALWAYS_UNIMODAL = (*_UNIMODAL_TERMS, "concept")
 # Tables of `TrainingState`: `B` of `[algorithm-1]`, and the labels of all training pairs.
 CODES, ALL_LABELS = "codes", "all_labels"
 
@@ -184,6 +186,10 @@ class CMFAHObjective(Objective):
         guided = config.num_class_concepts > 0
         self.image_concept_head = CMFAHConceptHead(config) if guided and config.attends_image else None
         self.text_concept_head = CMFAHConceptHead(config) if guided and config.attends_text else None
+        of_view = {name: weight for name, weight in self.weights.items() if name not in _ALWAYS_UNIMODAL}
+        # Weights of discriminators, which read the unimodal view, are negative.
+        crosses = settings.paired_weight > 0 and any(weight > 0 for weight in of_view.values())
+        self.needs_cross_modal = settings.quantization_weight > 0 or crosses
         self.post_init()
 
     @torch.no_grad()
@@ -278,8 +284,7 @@ class CMFAHObjective(Objective):
         return terms
 
     def _code_buffer_term(self, labels: torch.Tensor, views: tuple[View, View], state: TrainingState) -> torch.Tensor:
-        device = labels.device
-        codes_NK, all_labels = (state.tables[name].to(device) for name in (CODES, ALL_LABELS))
+        codes_NK, all_labels = (state.table_on(labels.device, name) for name in (CODES, ALL_LABELS))
         overlap_BN, known_B, known_N = similarity_between(labels, all_labels)
         return added(
             code_buffer_loss(
@@ -311,8 +316,9 @@ class CMFAHObjective(Objective):
         return Losses.weighted(terms, self.weights)
 
     def on_epoch_end(self, state: TrainingState) -> None:
-        """`B = sgn(H_v + H_t)` over all training pairs, in the cross-modal view, `[algorithm-1]`."""
-        if state.encode is None:
+        """`B = sgn(H_v + H_t)` of all training pairs, in the cross-modal view, if a term reads it; `[algorithm-1]`."""
+        read = self.settings.quantization_weight or self.settings.code_buffer_weight
+        if state.encode is None or not read:
             return
         codes_NK = torch.empty(state.num_pairs, self.config.hash_bits, dtype=torch.int8)
         all_labels: torch.Tensor | None = None

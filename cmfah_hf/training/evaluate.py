@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,6 @@ from cmfah_hf.data.rows.columns import IMAGE_FEATURES, TEXT_FEATURES
 from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.evaluation import PAIR_METRICS, RANKINGS, RetrievalEvaluator
 from cmfah_hf.evaluation.attention import attention_of_words
-from cmfah_hf.evaluation.curve_files import write_curves
 from cmfah_hf.evaluation.pointing import pointing_game
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
@@ -34,6 +33,7 @@ from cmfah_hf.training.task import reads_text_features
 
 logger = logging.getLogger(__name__)
 
+KeepCurves = Callable[[dict[str, dict[str, np.ndarray]]], None]
 PROTOCOLS = ("single", "paired")
 _TEXTS_AT_ONCE = 256
 # The prefix of figures of instance retrieval.
@@ -161,7 +161,7 @@ def evaluate_pairs(
     plots: Path | None = None,
     expander: GraphExpander | None = None,
     instances: bool = True,
-    curves: Path | None = None,
+    keep_curves: KeepCurves | None = None,
     tokens: TokenTable | None = None,
 ) -> dict[str, float]:
     """The figures of `RetrievalEvaluator` for the pairs of a data set, and the coverage of their words.
@@ -179,7 +179,7 @@ def evaluate_pairs(
             is measured, which needs no labels.
         evaluator: The evaluator by labels. None: all figures of the default one.
         plots: A folder for the precision-recall and precision@k curves as PNG.
-        curves: A file for the points of these curves, as JSON.
+        keep_curves: Called with these curves, as `RetrievalEvaluator.curves` returns them.
         instances: Whether to measure instance retrieval; not if the protocol is `"paired"`, in which each query sees
             its answer.
         tokens: As in `encode_pairs`, of queries and database.
@@ -206,8 +206,12 @@ def evaluate_pairs(
         hashes = [values for side in sides.values() for values in (side.images, side.texts)]
         labels = [side.labels for side in sides.values()]
         evaluator = evaluator or RetrievalEvaluator()
-        if plots is not None or curves is not None:
-            _save_curves(evaluator.curves(*hashes, *labels), plots, curves)
+        if plots is not None or keep_curves is not None:
+            curves = evaluator.curves(*hashes, *labels)
+            if plots is not None:
+                _plot_curves(curves, plots)
+            if keep_curves is not None:
+                keep_curves(curves)
         figures |= evaluator(*hashes, *labels)
     if instances:
         of_pairs = RetrievalEvaluator(PAIR_METRICS, ks=(1, 5, 10), ranking=RANKINGS)
@@ -229,15 +233,12 @@ def split_figures(figures: Mapping[str, float]) -> tuple[dict[str, float], dict[
     return by_labels, {name.removeprefix(_PAIRS): figures[name] for name in figures if name.startswith(_PAIRS)}
 
 
-def _save_curves(curves: dict[str, dict[str, np.ndarray]], plots: Path | None, file: Path | None) -> None:
+def _plot_curves(curves: dict[str, dict[str, np.ndarray]], plots: Path) -> None:
     from cmfah_hf.evaluation.plots import plot_precision_at_k, plot_precision_recall
 
-    if plots is not None:
-        plots.mkdir(parents=True, exist_ok=True)
-        plot_precision_recall(curves, plots / "precision_recall.png")
-        plot_precision_at_k(curves, plots / "precision_at_k.png")
-    if file is not None:
-        write_curves(curves, file)
+    plots.mkdir(parents=True, exist_ok=True)
+    plot_precision_recall(curves, plots / "precision_recall.png")
+    plot_precision_at_k(curves, plots / "precision_at_k.png")
 
 
 def _warn_of_unknown_words(name: str, words: WordCoverage) -> None:
@@ -262,6 +263,7 @@ def evaluate_folder(
     plots: Path | None = None,
     captions: str = "auto",
     reference: str | None = None,
+    keep_curves: KeepCurves | None = None,
 ) -> dict[str, float]:
     """The figures of a saved model on a data set, as in `evaluate_pairs`; without labels, only of instance retrieval.
 
@@ -277,6 +279,7 @@ def evaluate_folder(
         captions: As in `load_image_text`.
         reference: `"float"`: measure the cosine of the encoder's own vectors too, on the same items, if the model has a
             dual encoder; the figures have names such as `"float/t2i/map"`.
+        keep_curves: As in `evaluate_pairs`; not called without labels.
 
     Raises:
         CMFAHError: If the model or the data cannot be used, a split is missing, or labels are, for the protocol
@@ -308,7 +311,15 @@ def evaluate_folder(
         sides = [pairs.map(expander, batched=True, desc="Expansion") for pairs in sides]
     queries, database = sides[0], None if unlabeled else sides[1]
     figures = evaluate_pairs(
-        retriever.model, retriever.processor, queries, database, text_column, protocol, plots=plots, expander=expander
+        retriever.model,
+        retriever.processor,
+        queries,
+        database,
+        text_column,
+        protocol,
+        plots=plots,
+        expander=expander,
+        keep_curves=keep_curves,
     )
     if reference is not None:
         vectors, by_cosine = EncoderVectors(retriever.model), RetrievalEvaluator(ranking=("cosine",))

@@ -174,3 +174,17 @@ def broadcast_from_main(tensors: Iterable[torch.Tensor], device: torch.device) -
         sent = tensor.detach().to(device, copy=True).contiguous()
         dist.broadcast(sent, src=0)
         tensor.copy_(sent)
+
+
+def share_random_state(device: torch.device) -> None:
+    """Gives all processes the state of the first one's CPU generator, from which objectives draw.
+
+    Dropout on shares of different sizes separates the states.
+
+    Args:
+        device: A device that can communicate.
+    """
+    if process_count() > 1:
+        state = torch.get_rng_state()
+        broadcast_from_main([state], device)
+        torch.set_rng_state(state)

@@ -17,7 +17,7 @@ from cmfah_hf.atomic import write_text
 from cmfah_hf.data.similarity import PairSimilarity
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.evaluation import RetrievalEvaluator
-from cmfah_hf.evaluation.curve_files import CURVES_NAME
+from cmfah_hf.evaluation.curve_files import CURVES_NAME, write_curves
 from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.models import MODELS, CMFAHProcessor
 from cmfah_hf.models.adapters import merge_adapters
@@ -226,7 +226,11 @@ def _query_figures(
     )
     if not all("labels" in side.column_names for side in (queries, database)):
         return {"pairs": split_figures(evaluate())[1]}
-    found = evaluate(database=without_augmentation(database), plots=output / "plots", curves=output / CURVES_NAME)
+    found = evaluate(
+        database=without_augmentation(database),
+        plots=output / "plots",
+        keep_curves=partial(write_curves, path=output / CURVES_NAME),
+    )
     figures = dict(zip(("query", "pairs"), split_figures(found), strict=True))
     if run.data.protocol == "unseen":
         figures["query_seen"] = evaluate(database=without_augmentation(pairs.in_order), instances=False)

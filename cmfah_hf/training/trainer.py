@@ -33,7 +33,7 @@ from cmfah_hf.training.encoder_updates import separate_encoders
 from cmfah_hf.training.hub_uploads import HubUploads
 from cmfah_hf.training.loss_terms import LossTerms
 from cmfah_hf.training.players import ObjectiveCallback, PlayerUpdates, keep_whole
-from cmfah_hf.training.processes import broadcast_from_main, detached, gather_outputs, share_batches
+from cmfah_hf.training.processes import broadcast_from_main, detached, gather_outputs, share_batches, share_random_state
 from cmfah_hf.training.run_folder import held, make_output_folder, remove_unfinished, replacing_files
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.settings.ranges import taken
@@ -147,6 +147,10 @@ class CMFAHTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # the parent's estimate is for language models, and counts all parameters in every step
 
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model=None):
+        return args.adamax or Trainer.get_optimizer_cls_and_kwargs(args, model)
+
     def create_optimizer(self, model=None):
         with taken(self.args, "optim", "optim_args"):
             is_new, optimizer = self.optimizer is None, super().create_optimizer(model)
@@ -222,6 +226,7 @@ class CMFAHTrainer(Trainer):
                 batch[name] = table[rows.cpu()].to(rows.device)
         # From here on every process holds the whole batch, so the losses are equal in all processes.
         outputs, batch = gather_outputs(outputs, batch)
+        share_random_state(self.args.device)
         if self.players:
             fixed = detached(outputs)
             for updates in self.players.values():

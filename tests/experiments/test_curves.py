@@ -128,6 +128,25 @@ def test_runs_without_curves_are_left_out(output, caplog):
         curves_of_runs(output, "precision@k")
 
 
+def test_a_missing_file_is_created_with_further_curves(tmp_path):
+    add_curves({"aqd/i2t": points(1.0), "random": points(0.1)}, "seen", "paired", tmp_path / CURVES_NAME)
+    assert set(read_curves(tmp_path / CURVES_NAME)) == {"aqd/i2t/seen/paired"}
+
+
+def test_the_linear_reference_writes_curves_of_its_own_ranking(write_grid, tmp_path):
+    methods = {"linear": {"config": "tiny-{data}.yaml", "reference": "linear"}}
+    grid = read_grid(write_grid(methods=methods, protocols=["unseen"], seeds=[0]))
+    assert run_grid(grid, tmp_path / "out") == []
+    curves = curves_of_runs(tmp_path / "out", "precision@k")
+    found = {(one.database, one.encoding, one.ranking, one.direction, one.bits) for one in curves}
+    of_all = ("unseen", "single")
+    assert found == {(*of_all, ranking, name, None) for ranking in ("cosine", "random") for name in ("i2t", "t2i")}
+    whole = {(one.ranking, one.direction): one.y[-1] for one in curves}
+    for direction in ("i2t", "t2i"):
+        assert whole["cosine", direction] == pytest.approx(whole["random", direction], abs=1e-5)
+    assert {one.x.max() for one in curves} == {10}  # the held-out database
+
+
 def test_shallow_methods_write_curves_costs_and_their_plots(write_grid, tmp_path, capsys):
     settings = {"method": "cmfh", "rounds": 2, "similarity": "pairs"}
     methods = {"cmfh": {"config": "fitted-{data}.yaml", "settings": settings}}

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel
 from cmfah_hf.evaluation.levels import relevance
 from cmfah_hf.experiments import features
 from cmfah_hf.experiments.features import Items
-from cmfah_hf.experiments.reference import choose_strengths, fit, measure, posteriors, ranked_map
+from cmfah_hf.experiments.reference import choose_strengths, curves_of, fit, measure, posteriors, ranked_map
 from cmfah_hf.models import CMFAHConfig
 
 CLASSES, WIDTH = 5, 12
@@ -60,6 +60,20 @@ def test_posteriors_rank_better_than_chance_and_have_unit_length(make_items):
     np.testing.assert_allclose(np.linalg.norm(posteriors(fitted["image"], queries, "image"), axis=1), 1)
     figures = measure(fitted, queries, train)
     assert min(figures["cosine/i2t/map"], figures["cosine/t2i/map"]) > 1.3 * figures["random/map"]
+
+
+def test_curves_are_those_of_the_ranking_by_cosine(make_items):
+    train, queries = make_items(200, 0), make_items(30, 1)
+    fitted = {name: fit(train, name, 1.0) for name in ("image", "text")}
+    curves = curves_of(fitted, queries, train)
+    assert set(curves) == {"cosine/i2t", "cosine/t2i", "random"}
+    relevant = relevance(queries.labels, train.labels)
+    for direction, (asked, found) in {"i2t": ("image", "text"), "t2i": ("text", "image")}.items():
+        scores = posteriors(fitted[asked], queries, asked) @ posteriors(fitted[found], train, found).T
+        ranked = np.take_along_axis(relevant, np.argsort(-scores, axis=1), axis=1)
+        curve = curves[f"cosine/{direction}"]
+        expected = [ranked[:, : int(k)].mean() for k in curve["k"]]
+        np.testing.assert_allclose(curve["precision_at_k"], expected, atol=1e-9)
 
 
 def test_a_class_of_all_or_no_items_is_a_constant(make_items):

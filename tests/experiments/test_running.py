@@ -5,6 +5,7 @@ import shutil
 import statistics
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from transformers import BertConfig
 
@@ -50,6 +51,11 @@ def test_results_match_the_run_folders(write_grid, scenes_folder, tmp_path):
         }
         for encoding in ("single", "paired"):
             found = evaluate_folder(str(folder), str(scenes_folder), protocol=encoding)
+            suffix = "/seen/paired" if encoding == "paired" else ""
+            for ranking in ("hamming", "aqd"):
+                at = curves[f"{ranking}/t2i{suffix}"]
+                at_10 = np.interp(10, at["k"], at["precision_at_k"])
+                assert at_10 == pytest.approx(found[f"{ranking}/t2i/precision@10"], abs=1e-5)
             of_queries = select(own, {"split": "query", "encoding": encoding})
             for ranking, direction, metric in (("hamming", "i2t", "map"), ("aqd", "t2i", "precision@10")):
                 where = {"ranking": ranking, "direction": direction, "metric": metric}
@@ -66,12 +72,14 @@ def test_results_match_the_run_folders(write_grid, scenes_folder, tmp_path):
     assert len({(folder / "skip_gram.safetensors").read_bytes() for folder in folders.values()}) == 1
     assert len(list((output / "words").iterdir())) == 1
 
-    # Run again: nothing is trained. Deleted results are evaluated again, and no other file changes.
+    # Run again: nothing is trained. Deleted results are evaluated again, with the curves of the paired encoding, and no
+    # other file changes.
     before = snapshot(output)
     lost = output / "runs" / grid.runs[0].name / "experiment.json"
     lost.unlink()
     assert run_grid(grid, output) == []
-    assert {path for path, time in snapshot(output).items() if before[path] != time} == {lost}
+    changed = {path for path, time in snapshot(output).items() if before[path] != time}
+    assert changed == {lost, lost.with_name("curves.json")}
     # Only the memory of a training that was not measured anew is unknown.
     assert read_results(output) == [
         replace(one, memory_mb=None) if one.run == grid.runs[0].name else one for one in results

@@ -128,6 +128,39 @@ def test_defaults_are_the_weights_of_the_paper():
     assert set(weights.values()) == {1.0}
 
 
+NO_VIEW = dict.fromkeys(
+    (
+        *("intra_feature_weight", "intra_hash_weight", "inter_feature_weight", "inter_hash_weight"),
+        *("quantization_weight", "label_weight"),
+    ),
+    0.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        ({}, True),
+        (NO_VIEW, False),  # what is left are concepts and discriminators, of the unimodal view
+        ({**NO_VIEW, "pair_contrast_weight": 1.0, "proxy_weight": 1.0, "code_buffer_weight": 1.0}, False),
+        *(({**NO_VIEW, name: 1.0}, True) for name in (*NO_VIEW, "similarity_weight")),
+        ({"paired_weight": 0.0}, True),  # its codes
+        ({"paired_weight": 0.0, "quantization_weight": 0.0}, False),
+    ],
+)
+def test_the_cross_modal_view_is_needed_for_the_terms_that_read_it(settings, needed):
+    classes = {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}
+    assert pretraining_model(**TINY, **classes, **settings).objective.needs_cross_modal == needed
+
+
+def test_contrasts_of_scahn_need_the_cross_modal_view():
+    layers = {"use_label_graph": False, "queue_size": 0}
+    for weight in (0.0, 1.0):
+        settings = {**NO_VIEW, "cross_contrast_weight": weight, "intra_contrast_weight": 0.0, "label_graph_weight": 0.0}
+        model = pretraining_model("scahn", **TINY, **layers, **settings)
+        assert model.objective.needs_cross_modal == bool(weight)
+
+
 def test_a_player_with_weight_zero_is_inactive():
     for weight, active in ((0.5, True), (0, False)):
         (player,) = pretraining_model(**TINY, adversarial_weight=weight).objective.players()

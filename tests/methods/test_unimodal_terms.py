@@ -143,6 +143,26 @@ def test_the_code_buffer_holds_the_codes_and_labels_of_all_pairs():
     torch.testing.assert_close(losses.terms["code_buffer"], expected)
 
 
+def test_the_code_buffer_is_copied_to_the_device_once_for_each_table(monkeypatch):
+    labels = torch.eye(3)[[0, 1, 2, 0]]
+    state = TrainingState(4, {CODES: torch.ones(4, 16, dtype=torch.int8), ALL_LABELS: labels})
+    meta = torch.device("meta")  # a device other than the CPU that every machine has
+    kept = [state.table_on(meta, name) for name in (CODES, ALL_LABELS)]
+    assert {tensor.device for tensor in kept} == {meta}
+    assert state.table_on(meta, CODES) is kept[0]
+    state.tables[CODES] = torch.ones(4, 16, dtype=torch.int8)
+    assert state.table_on(meta, CODES) is not kept[0]
+    assert state.table_on(meta, ALL_LABELS) is kept[1]
+    assert state.table_on(labels.device, ALL_LABELS) is labels
+
+    read, table_on = [], TrainingState.table_on
+    monkeypatch.setattr(
+        TrainingState, "table_on", lambda state, device, name: read.append(name) or table_on(state, device, name)
+    )
+    outputs_of(pretraining_model(**UNLEARNED, code_buffer_weight=2.0), labels, state)
+    assert read == [CODES, ALL_LABELS]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

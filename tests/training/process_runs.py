@@ -8,6 +8,7 @@ processes come from the environment, as for `torch.distributed`.
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -22,6 +23,7 @@ from settings import pretraining_model
 from test_alternating_updates import CONFIG_WEIGHTS
 from torch import distributed as dist
 
+from cmfah_hf.data.similarity import PairSimilarity
 from cmfah_hf.methods import CMFAHForPreTraining
 from cmfah_hf.models import CMFAHProcessor
 from cmfah_hf.training import CMFAHTrainer, CMFAHTrainingArguments
@@ -59,6 +61,28 @@ def make_pairs(count: int, seed: int = 0, images: bool = False) -> list[dict]:
     return pairs
 
 
+def make_feature_model(method: str, **settings) -> CMFAHForPreTraining:
+    torch.manual_seed(RANK)
+    sizes = {"image_feature_dim": 6, "text_feature_dim": 5, "hidden_size": 12, "hash_bits": 8}
+    if method == "agah":
+        sizes |= {name: TINY[name] for name in ("id2label", "label2id")}
+    return pretraining_model(method, **{**sizes, **settings}).double()
+
+
+def make_feature_pairs(count: int) -> list[dict]:
+    rng = np.random.default_rng(count)
+    return [
+        {
+            "id": str(number),
+            "text": "cat",
+            "labels": [CLASSES[number % len(CLASSES)]],
+            "image_features": rng.normal(size=6).astype(np.float32),
+            "text_features": rng.normal(size=5).astype(np.float32),
+        }
+        for number in range(count)
+    ]
+
+
 def train(folder: Path, name: str, model: CMFAHForPreTraining, train_pairs=None, **arguments) -> CMFAHTrainer:
     """Trains with batches of 8 pairs, for any number of processes, and saves the results."""
     settings = {
@@ -81,13 +105,16 @@ def train(folder: Path, name: str, model: CMFAHForPreTraining, train_pairs=None,
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         # accelerate shards only on accelerators, though PyTorch can on a CPU; so CPUs are reported as accelerators.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    of_features = model.config.model_type == "feature_hash"
     trainer = CMFAHTrainer(
         model,
         arguments,
         make_pairs(21) if train_pairs is None else train_pairs,
         make_pairs(9, seed=1),
-        processing_class=CMFAHProcessor.from_vocabulary(model.config, VOCABULARY),
+        processing_class=None if of_features else CMFAHProcessor.from_vocabulary(model.config, VOCABULARY),
+        similarity=PairSimilarity() if model.objective.labels == "refuses" else None,
     )
+    own_losses = record_losses(trainer)
     trainer.train()
     sums = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else model.state_dict()
     found = {
@@ -97,12 +124,46 @@ def train(folder: Path, name: str, model: CMFAHForPreTraining, train_pairs=None,
             for entry in trainer.state.log_history
         ],
         "codes": trainer.training_state.tables.get("codes"),
+        "tables": trainer.training_state.tables,
+        "own_losses": own_losses,
         "steps": trainer.state.global_step,
         "find_unused": getattr(trainer.model_wrapped, "find_unused_parameters", None),
         "wrapper": type(trainer.model_wrapped).__name__,
     }
     torch.save(found, folder / f"{name}-{RANK}.pt")
     return trainer
+
+
+def record_losses(trainer: CMFAHTrainer) -> list[float]:
+    """A list to which each step appends the losses of the players and of the towers, of this process alone."""
+    losses, objective = [], trainer.pretraining.objective
+    forward = objective.forward
+
+    def recorded(loss: torch.Tensor) -> torch.Tensor:
+        losses.append(loss.item())
+        return loss
+
+    def recorded_forward(*inputs):
+        found = forward(*inputs)
+        recorded(found.total)
+        return found
+
+    objective.forward = recorded_forward
+    for updates in trainer.players.values():
+        of_player = updates.player.loss
+        updates.player = replace(updates.player, loss=lambda *inputs, of_player=of_player: recorded(of_player(*inputs)))
+    return losses
+
+
+def draws(folder: Path, group: str) -> None:
+    """Objectives that draw, on towers without and with dropout; 21 pairs, so the last shares have 3 pairs and 2."""
+    own = {"ucch": {"negatives": 5}, "ugach": {"negatives": 5, "pretrain_epochs": 1}, "agah": {}}
+    settings = {"eval_strategy": "no", "num_train_epochs": 3, "optim": "adamw_torch", "learning_rate": 0.01}
+    for method, of_method in own.items():
+        for dropout in (0.0, 0.3):
+            name = f"{group}-{method}{'-dropout' if dropout else ''}"
+            model = make_feature_model(method, dropout=dropout, **of_method)
+            train(folder, name, model, make_feature_pairs(21), **settings)
 
 
 def equalities(folder: Path, group: str) -> None:
@@ -156,6 +217,7 @@ if __name__ == "__main__":
     else:
         equalities(where, which)
         gathering(where, which)
+        draws(where, which)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

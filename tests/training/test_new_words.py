@@ -3,13 +3,16 @@
 import importlib
 import json
 import os
+import string
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from cmfah_hf.data import load_image_text
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training import parse_run, train
 from cmfah_hf.training.data.pairs import read_pairs
@@ -33,6 +36,8 @@ def test_there_are_enough_distinct_words(script):
         words, meanings = script.queries(language)
         assert len(set(words)) == len(words) >= (100 if language == "en" else 50)
         assert all(meanings)
+        names = [name for meaning in meanings for name in meaning]
+        assert language == "en" or script.words_in_captions(words, names) == []  # captions have the names of classes
 
 
 @pytest.mark.photographs
@@ -42,10 +47,62 @@ def test_there_are_enough_distinct_words(script):
 def test_no_training_caption_has_one_of_the_words(script):
     lines = (PAIRS / "train" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    words, meanings = script.queries("en")
-    assert script.words_in_captions(words, [row["text"] for row in rows]) == []
     assert script.words_in_captions(["puppy", "dog"], [row["text"] for row in rows]) == ["puppy", "dog"]
-    assert {name for meaning in meanings for name in meaning} <= {label for row in rows for label in row["labels"]}
+    for language in ("en", *script.TRANSLATED):
+        words, meanings = script.queries(language)
+        assert script.words_in_captions(words, [row["text"] for row in rows]) == []
+        assert {name for meaning in meanings for name in meaning} <= {label for row in rows for label in row["labels"]}
+
+
+@pytest.fixture
+def multilingual_encoder(script, tmp_path):
+    """A folder with a small random BERT, cased, whose tokens are the characters of all queries."""
+    words = [word for language in ("en", *script.TRANSLATED) for word in script.queries(language)[0]]
+    characters = sorted({*"".join(words), *string.ascii_letters})
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{each}" for each in characters)]
+    tokenizer = BertTokenizerFast(vocab={token: number for number, token in enumerate(tokens)}, do_lower_case=False)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(**sizes, vocab_size=len(tokens), max_position_embeddings=64)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+@pytest.mark.slow
+def test_a_multilingual_encoder_is_trained_and_asked_in_all_languages(
+    script, multilingual_encoder, scenes_folder, write_config, tmp_path, monkeypatch
+):
+    tiny = write_config(
+        tmp_path / "tiny.yaml",
+        model={"freeze_backbone": True}, data={"dataset": str(scenes_folder), "expand": False},
+        training={"num_train_epochs": 1},
+    )  # fmt: skip
+    configurations, document = [], tmp_path / "figures.json"
+    monkeypatch.setattr(script, "bundled_configuration", lambda name: configurations.append(name) or tiny)
+    monkeypatch.setenv("CMFAH_TEXT_ENCODER", str(multilingual_encoder))
+    monkeypatch.setattr(sys, "argv", ["new_words.py", str(tmp_path / "out"), "--output", str(document)])
+    script.main()
+    assert len(script.multilingual(tmp_path / "out", str(multilingual_encoder))) == 2  # nothing is trained again
+    assert configurations == ["minilm-coco-pairs.yaml"] * 2
+    found = json.loads(document.read_text(encoding="utf-8"))
+    assert (found["common"]["method"], found["common"]["bits"]) == ("multilingual", 64)
+    figures = {(one["database"], one["variant"], one["ranking"]): one for one in found["figures"]}
+    assert len(figures) == len(found["figures"]) == 2 * 3 * 2
+    labels = load_image_text(str(scenes_folder))
+    searched = [set(names) for split in ("train", "query") for names in labels[split]["labels"]]
+    for language in ("en", *script.TRANSLATED):
+        words, meanings = script.queries(language)
+        chance = [sum(bool(names & set(meaning)) for names in searched) / len(searched) for meaning in meanings]
+        own = figures["seen", f"both-{language}", "random"]
+        assert own["mean"] == pytest.approx(np.mean(chance), abs=1e-5)
+        assert f"{len(words)} of {len(words)} words known" in own["title"]
+    folder = tmp_path / "out/runs/coco-pairs/multilingual/both/64-bits/unseen/seed-0"
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["hash_bits"], metrics["seed"], metrics["protocol"]) == (64, 0, "unseen")
+    # Words of every language have codes of their own.
+    codes = CrossMediaRetriever.from_pretrained(folder).encode_texts(["feline", "Katze", "猫", "狗"])
+    assert len(np.unique(codes, axis=0)) == 4
 
 
 @pytest.mark.parametrize("protocol", ["seen", "unseen"])

@@ -110,6 +110,21 @@ def test_two_processes_train_like_one_with_the_global_batch(runs, name, steps, t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["ucch", "ugach", "agah"])
+def test_draws_of_an_objective_are_the_same_in_all_processes(runs, method):
+    one, first, second = runs(method)
+    assert one["steps"] == 9
+    assert_same_run(one, first, 1e-9)
+    for name, table in one["tables"].items():
+        torch.testing.assert_close(first["tables"][name], table, rtol=0, atol=1e-6)
+    # Dropout draws more numbers for 3 pairs than for 2, which must not separate the draws of later steps.
+    _, first, second = runs(f"{method}-dropout")
+    assert first["own_losses"] == second["own_losses"]
+    assert len(set(first["own_losses"])) >= 9
+    assert all(torch.equal(table, second["tables"][name]) for name, table in first["tables"].items())
+
+
+@pytest.mark.slow
 def test_gathered_rows_and_their_gradients(runs):
     one, first, second = runs("gathering")
     for part in (first, second):

@@ -133,7 +133,8 @@ class AGAHObjective(FeatureObjective):
         )
 
     def _gradient_penalty(self, critic: nn.Module, own_BD: torch.Tensor, other_BD: torch.Tensor) -> torch.Tensor:
-        share_B1 = torch.rand(len(own_BD), 1, device=own_BD.device, dtype=own_BD.dtype)
+        # On the CPU, whose generator is the same in all processes.
+        share_B1 = torch.rand(len(own_BD), 1, dtype=own_BD.dtype).to(own_BD.device)
         between_BD = torch.lerp(other_BD, own_BD, share_B1).requires_grad_()
         (gradient_BD,) = torch.autograd.grad(critic(between_BD).sum(), between_BD, create_graph=True)
         lengths_B = torch.linalg.vector_norm(gradient_BD, dim=1)

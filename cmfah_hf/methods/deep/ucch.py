@@ -157,5 +157,6 @@ def _own_and_all_others(count: int, device: torch.device) -> torch.Tensor:
 
 def _own_and_drawn(rows_B: torch.Tensor, count: int, negatives: int) -> torch.Tensor:
     """`(B, M)`: each row, and then others that are drawn from `count` rows with replacement."""
+    # On the CPU, whose generator is the same in all processes.
     shifts_BM = torch.randint(1, max(2, count), (len(rows_B), min(negatives, count - 1))).to(rows_B.device)
     return torch.cat([rows_B[:, None], (rows_B[:, None] + shifts_BM) % count], dim=1)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from cmfah_hf.data.rows.columns import CAPTIONS
 from cmfah_hf.data.similarity import SIMILARITIES
@@ -18,6 +19,8 @@ from cmfah_hf.training.settings.ranges import OF_DATA, OF_TRAINING, check_finite
 
 # Figures of an evaluation of the validation pairs, `CMFAHTrainer.evaluation_loop`.
 VALIDATION_METRICS = ("map", "map_i2t", "map_t2i", "map_random")
+# An optimizer of PyTorch that `transformers` does not offer.
+ADAMAX = "adamax"
 # The database of the queries: it includes the training pairs, or only pairs that are not trained on.
 PROTOCOLS = ("seen", "unseen")
 
@@ -197,7 +200,9 @@ class CMFAHTrainingArguments(TrainingArguments):
     """
 
     output_dir: str = _argument("cmfah-model", "Folder for the model, its processor and its vocabulary.")
-    optim: str = _argument("sgd", "Optimizer of the towers and of the discriminators.")
+    optim: str = _argument(
+        "sgd", "Optimizer of the towers and of the discriminators: one of transformers', or 'adamax'."
+    )
     learning_rate: float = _argument(7e-4, "Learning rate of the towers.")
     encoder_learning_rate: float | None = _argument(
         None,
@@ -249,7 +254,12 @@ class CMFAHTrainingArguments(TrainingArguments):
         check_ranges(self, OF_TRAINING)
         for name in self._VALID_DICT_FIELDS:
             setattr(self, name, _mapping(name, getattr(self, name)))
+        optim = self.optim
+        if optim == ADAMAX:  # which the parent does not know
+            self.optim = OptimizerNames.ADAMW_TORCH
         super().__post_init__()
+        if optim == ADAMAX:
+            self.optim = optim
         self._check_choosing()
         # Pinned memory speeds up copies to an accelerator; without one, torch warns about it for every loader.
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
@@ -262,6 +272,14 @@ class CMFAHTrainingArguments(TrainingArguments):
             )
         if self.codes_update not in ("epoch", "batch"):
             raise CMFAHError(f"codes_update is {self.codes_update!r}; choose 'epoch' or 'batch'.")
+
+    @property
+    def adamax(self) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+        """Adamax and its arguments, which are those of Adam; None if another optimizer is chosen."""
+        if self.optim != ADAMAX:
+            return None
+        betas = self.adam_beta1, self.adam_beta2
+        return torch.optim.Adamax, {"lr": self.learning_rate, "betas": betas, "eps": self.adam_epsilon}
 
     @property
     def schedules_by_metric(self) -> bool:

@@ -274,5 +274,6 @@ def test_training_separates_the_classes(deep_model, deep_trainer):
     assert set(model.objective.code_map.unique().tolist()) == {-1.0, 1.0}
 
 
-def test_an_interrupted_training_resumes_bit_identically(resume):
-    resume("agah", step=4)  # within the second epoch
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamax"])
+def test_an_interrupted_training_resumes_bit_identically(resume, optim):
+    resume("agah", step=4, optim=optim)  # within the second epoch

@@ -1,7 +1,9 @@
 """A run's settings: YAML file, command-line overrides, types, and one-line error messages."""
 
+import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,16 @@ def test_defaults_are_those_of_the_paper():
     assert (training.per_device_train_batch_size, training.num_train_epochs) == (128, 150)
     assert (training.optim, training.codes_update) == ("sgd", "epoch")
     assert (run.objective, run.setting("margin")) == ({}, 0.5)
+
+
+def test_adamax_is_an_optimizer_of_runs_and_their_files(tmp_path):
+    run = parse_run(bundled_configuration("paper/agah.yaml"), ["--use_cpu"])
+    assert (run.training.optim, run.training.weight_decay) == ("adamax", 5e-4)
+    assert replace(run.training, num_train_epochs=1).optim == "adamax"
+    assert parse_run(write_settings(run, tmp_path), ["--use_cpu"]).training.optim == "adamax"
+    assert json.loads(run.training.to_json_string())["optim"] == "adamax"
+    with pytest.raises(CMFAHError, match="adamex"):
+        parse_run(None, ["--use_cpu", "--optim", "adamex"])
 
 
 def test_the_command_line_overrides_the_file(read):
