@@ -130,8 +130,8 @@ def deep_trainer(deep_pairs, tmp_path):
 def resume(deep_model, deep_trainer, tmp_path):
     """A function that resumes a training at a step, with other first weights, and expects the same weights at the end.
 
-    It takes the method, the step, the optimizer and settings of the model, and returns the trainer of the whole training, that of the
-    resumed one, and the folder of the checkpoint. An epoch has 3 steps, a training 3 epochs.
+    It takes the method, the step, the optimizer and settings of the model, and returns the trainer of the whole
+    training, that of the resumed one, and the folder of the checkpoint. An epoch has 3 steps, a training 3 epochs.
     """
 
     def run(method: str, step: int, similarity=None, optim="adamw_torch", **settings):
