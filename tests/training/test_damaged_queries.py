@@ -13,6 +13,11 @@ from cmfah_hf.training.settings.arguments import DataArguments
 
 
 @pytest.fixture
+def undrawn_plots():
+    """Here, plots are drawn."""
+
+
+@pytest.fixture
 def towers(trained):
     return CMFAHModel.from_pretrained(trained.folder), CMFAHProcessor.from_pretrained(trained.folder)
 
