@@ -20,6 +20,8 @@ from cmfah_hf.cli.expand import expand_app
 from cmfah_hf.cli.experiment import experiment_app
 from cmfah_hf.cli.export import export
 from cmfah_hf.cli.index import index
+from cmfah_hf.cli.index.info import info
+from cmfah_hf.cli.index.remove import remove
 from cmfah_hf.cli.output import say
 from cmfah_hf.cli.push import push
 from cmfah_hf.cli.search import search
@@ -35,11 +37,18 @@ _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
 
 class _Group(typer.core.TyperGroup):
-    """A group whose usage errors are printable, whatever the arguments contain."""
+    """A group whose usage errors are printable, whatever the arguments contain.
+
+    The name of a command may have two words, such as `index info`, although `index` is a command too.
+    """
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _printable_usage_errors():
             return super().make_context(*args, **kwargs)
+
+    def resolve_command(self, context: Any, args: list[str]) -> Any:
+        two = " ".join(args[:2])
+        return super().resolve_command(context, [two, *args[2:]] if two in self.commands else args)
 
     def invoke(self, context: Any) -> Any:
         with _printable_usage_errors():
@@ -86,6 +95,8 @@ app.command()(configs)
 app.command()(compress)
 app.command()(evaluate)
 app.command()(index)
+app.command("index info")(info)
+app.command("index remove")(remove)
 app.command()(search)
 app.command()(space)
 app.command()(export)

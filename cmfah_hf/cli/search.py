@@ -1,7 +1,6 @@
 """`cmfah search`."""
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +47,7 @@ def search(
     from cmfah_hf.cli.output import print_json, print_table, say
     from cmfah_hf.retrieval import CrossMediaRetriever
     from cmfah_hf.retrieval.conditions import parse_conditions
-    from cmfah_hf.retrieval.folder_index import STATE_COLUMN, update_folder_index
+    from cmfah_hf.retrieval.folders import update_folder_index
 
     with_model = index is None and images is None
     retriever = CrossMediaRetriever.from_pretrained(
@@ -57,11 +56,7 @@ def search(
     changes = None
     if images is not None:
         changes = update_folder_index(retriever, images, index, progress=not json)
-        say(
-            f"{images}: {changes.added:,} new images, {changes.changed:,} changed, {changes.removed:,} removed, "
-            f"{changes.unchanged:,} as before, {len(changes.unreadable):,} unreadable.",
-            err=True,
-        )
+        say(f"{images}: {changes}.", err=True)
     elif index is not None:
         retriever.images = retriever.load_index(index, mmap=True)
     searched = retriever.images if len(retriever.images) else retriever.texts
@@ -75,11 +70,10 @@ def search(
         say(f"Ignored {len(ignored)} words that the model does not know: {shown}", err=True)
     asked = " + ".join(part for part in (text, image) if part is not None)
     if json:
-        folder = {} if changes is None else {"folder": asdict(changes)}
+        folder = {} if changes is None else {"folder": changes.counts()}
         print_json({"query": asked, "metric": metric, "ignored_words": ignored, **folder, "results": found})
     else:
         columns = results.metadata.column_names if results.metadata is not None else []
-        columns = [name for name in columns if name != STATE_COLUMN]
         rows = [
             [hit["rank"], hit["id"], hit["score"], *(str(hit["metadata"][name]) for name in columns)] for hit in found
         ]

@@ -18,7 +18,7 @@ from cmfah_hf.atomic import sha256_of
 from cmfah_hf.errors import DataError
 
 # Twice the longest tick of Linux, and the tick of FAT, the coarsest of the common file systems.
-_TICK_NS, _COARSE_NS = 20 * 10**6, 2 * 10**9
+_TICK_NS, COARSE_NS = 20 * 10**6, 2 * 10**9
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,17 @@ def _state(path: str) -> FileState:
     found = None if "://" in path else _stat(path)
     if found is None:
         return FileState(path, -1)
-    age = time.time_ns() - _changed_at(found)
+    age = time.time_ns() - changed_at(found)
     if 0 <= age < _TICK_NS:
         time.sleep((_TICK_NS - age) / 1e9)
         found = _stat(path) or found
-    is_coarse = _changed_at(found) % 10**9 == 0
-    content = _sha256(path) if age < 0 or (is_coarse and age < _COARSE_NS) else None
-    return FileState(path, found.st_size, found.st_mtime_ns, _changed_at(found), content)
+    is_coarse = changed_at(found) % 10**9 == 0
+    content = _sha256(path) if age < 0 or (is_coarse and age < COARSE_NS) else None
+    return FileState(path, found.st_size, found.st_mtime_ns, changed_at(found), content)
 
 
-def _changed_at(found: os.stat_result) -> int:
+def changed_at(found: os.stat_result) -> int:
+    """The time of the last change in nanoseconds, which no program sets; on Windows, that of the content."""
     # On Windows, `st_ctime_ns` is the time of creation.
     return found.st_mtime_ns if os.name == "nt" else found.st_ctime_ns
 
@@ -75,7 +76,7 @@ def _differs(before: FileState) -> bool:
     found = None if "://" in before.path else _stat(before.path)
     if found is None:
         return before.size != -1
-    if (before.size, before.mtime_ns, before.ctime_ns) != (found.st_size, found.st_mtime_ns, _changed_at(found)):
+    if (before.size, before.mtime_ns, before.ctime_ns) != (found.st_size, found.st_mtime_ns, changed_at(found)):
         return True
     return before.sha256 is not None and before.sha256 != _sha256(before.path)
 

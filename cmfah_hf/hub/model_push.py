@@ -12,6 +12,7 @@ from cmfah_hf.hub.finished_run import ATTENTION_PLOT, own_file, read_run
 from cmfah_hf.hub.model_folder import is_ours, write_metrics, write_model, write_settings
 from cmfah_hf.hub.publishing import Published, check_target, publish, staging
 from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX
+from cmfah_hf.retrieval.storage.index_file import copy_without_folders
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def push_model(
         revision: The branch; created from main if needed.
         message: Title of the commit.
         images_index: An index file of images, for `CrossMediaRetriever.from_pretrained(repo_id, index=True)`. Its ids
-            and columns are as public as the repository.
+            and columns are as public as the repository; the paths of the folders that it follows are left out.
         texts_index: An index file of texts.
         license: The model's license as a Hub identifier, such as `apache-2.0`.
         data_license: The data's license as text. Default: the license in the data's card.
@@ -85,6 +86,8 @@ def push_model(
     files |= indexes
     with staging(cached_assets_path("cmfah-hf", "push", "models"), str(folder), repo_id) as stage:
         _stage(run, folder, stage, files, repo_id, revision, license, data_license, dataset_id, tags)
+        for name, path in indexes.items():
+            copy_without_folders(path, stage / name)
         files |= {path.relative_to(stage).as_posix(): path for path in stage.rglob("*") if path.is_file()}
         done = publish(
             files,

@@ -22,6 +22,7 @@ from cmfah_hf.retrieval.forks import renew_in_children
 from cmfah_hf.retrieval.ranking import nearest
 from cmfah_hf.retrieval.results import SearchResults
 from cmfah_hf.retrieval.searchers.base import Queries, Searcher
+from cmfah_hf.retrieval.storage.folder_records import FolderRecords
 from cmfah_hf.retrieval.storage.ids import IntegerIds, id_array, no_ids_left, reject_repeated
 from cmfah_hf.retrieval.storage.index_file import read_index, write_index
 from cmfah_hf.retrieval.storage.metadata import as_table
@@ -41,6 +42,7 @@ class HashIndex(BaseHashIndex):
 
     Attributes:
         model: The fingerprint, or None.
+        folders: The folders that the index follows, as `cmfah_hf.retrieval.folders` records them, or None.
 
     Example:
         >>> index = HashIndex(bits=8)
@@ -56,6 +58,7 @@ class HashIndex(BaseHashIndex):
     def __init__(self, bits: int = 64, model: str | None = None):
         self._bits = check_bits(bits)
         self.model = model
+        self.folders: FolderRecords | None = None
         self.renew_locks()
         renew_in_children(self)
         self._saved_as: tuple[Path, str] | None = None
@@ -205,9 +208,9 @@ class HashIndex(BaseHashIndex):
         """
         target = regular_target(path, HashIndexError)
         with self._changing:
-            now, model = self._rows.now, self.model
+            now, model, folders = self._rows.now, self.model, self.folders
             known = self._saved_as[1] if self._saved_as and self._saved_as[0] == target else None
-        stamp = write_index(Path(path), *now.live_rows(), now.next_id, None if overwrite else known, model)
+        stamp = write_index(Path(path), *now.live_rows(), now.next_id, None if overwrite else known, model, folders)
         with self._changing:
             self._saved_as = target, stamp
 
@@ -226,11 +229,13 @@ class HashIndex(BaseHashIndex):
                 `bits` bits.
         """
         path = Path(path)
-        header, codes, ids, table = read_index(path, mmap)
+        content = read_index(path, mmap)
+        header = content.header
         index = cls(int(header["bits"]), model=header.get("model"))
         if bits is not None and bits != index._bits:
             raise HashIndexError(f"{path} holds codes of {index._bits} bits, where {bits} were expected.")
-        index._rows = Rows(codes, ids, table, int(header["next_id"]))
+        index._rows = Rows(content.codes, content.ids, content.table, int(header["next_id"]))
+        index.folders = content.folders
         index._saved_as = regular_target(path, HashIndexError), header.get("stamp", "")
         return index
 

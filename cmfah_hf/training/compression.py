@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from cmfah_hf.atomic import atomic_folder, write_text
 from cmfah_hf.data import resolve_data_path
@@ -28,9 +29,12 @@ from cmfah_hf.methods.closed_form import Choice, CodeFitter
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.model_files import is_folder
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
-from cmfah_hf.retrieval.folder_index import folder_index_path, states_of
+from cmfah_hf.retrieval.folders import folder_index_path
+from cmfah_hf.retrieval.folders.filling import records_of_folder
+from cmfah_hf.retrieval.folders.reading import read_path
 from cmfah_hf.retrieval.items import batches_of, values_of_source
 from cmfah_hf.retrieval.loading import IMAGES_INDEX
+from cmfah_hf.retrieval.storage.folder_records import FileRecord
 from cmfah_hf.training.data.data_source import source_of
 from cmfah_hf.training.dual_encoders import (
     TEXTS_AT_ONCE,
@@ -161,8 +165,9 @@ def compress(
             (folder / RESULT_NAME).write_text(content + "\n", encoding="utf-8")
             index = reading.index()
             index.save(folder / IMAGES_INDEX)
-    if index.metadata is not None:  # `cmfah search --images` finds the folder already indexed
-        index.save(folder_index_path(str(index.model), resolve_data_path(source)))
+    if reading.records:  # `cmfah search --images` finds the folder already indexed
+        index.folders = records_of_folder(os.fspath(source), reading.records)
+        index.save(folder_index_path(str(index.model), resolve_data_path(source)), overwrite=True)
     done.index = Path(output) / IMAGES_INDEX
     return done
 
@@ -173,8 +178,8 @@ class _Reading:
 
     Attributes:
         ids: The ids of the readable images.
-        states: The states of their files as columns, by which the index of a folder is kept in step; empty for data
-            sets and single files.
+        records: The states of all files of a folder without metadata, by which its index is kept in step; empty for
+            data sets and single files.
     """
 
     model: CMFAHModel
@@ -184,7 +189,7 @@ class _Reading:
     done: Compression
     use_texts: bool
     ids: list[str] = field(default_factory=list)
-    states: dict[str, list[str]] = field(default_factory=dict)
+    records: dict[str, FileRecord] = field(default_factory=dict)
 
     def read(self, source: str, split: str | None, batch_size: int, progress: bool) -> None:
         """Reads a source; the arguments are those of `compress`."""
@@ -194,14 +199,16 @@ class _Reading:
             rows = decoding_off(values) if is_data_set else [{"image": path} for path in values]
             for places in batches_of(range(len(ids)), batch_size, "Images", progress):
                 batch = [rows[place] for place in places]
-                states = states_of(values[places[0] : places[-1] + 1]) if not is_data_set else {}
-                self._add(batch, [ids[place] for place in places], states if is_folder_of_images else {})
+                self._add(batch, [ids[place] for place in places], is_folder_of_images and not is_data_set)
 
-    def _add(self, rows: list[dict[str, Any]], ids: list[str], states: dict[str, list[str]]) -> None:
+    def _add(self, rows: list[dict[str, Any]], ids: list[str], are_files: bool) -> None:
         images, places = [], []
         for place, row in enumerate(rows):
             try:
-                images.append(decode_image(row["image"], None if isinstance(row["image"], Path) else ids[place]))
+                if are_files:
+                    images.append(self._read(row["image"], ids[place]))
+                else:
+                    images.append(decode_image(row["image"], None if isinstance(row["image"], Path) else ids[place]))
                 places.append(place)
             except ImageError as error:
                 logger.warning("Left out: %s", error)
@@ -211,10 +218,17 @@ class _Reading:
         vectors_NE = image_vectors(self.model, self.processor, images)
         self.vectors.write(vectors_NE.tobytes())
         self.ids += [ids[place] for place in places]
-        for name, column in states.items():
-            self.states.setdefault(name, []).extend(column[place] for place in places)
         self._fit(vectors_NE, [first_text(rows[place], "text") if self.use_texts else "" for place in places])
         self.done.images += len(images)
+
+    def _read(self, path: Path, item_id: str) -> Image.Image:
+        """The image of a file, whose state is recorded."""
+        reading = read_path(path)
+        if reading.sha256 is not None:
+            self.records[item_id] = reading.file.record(reading.sha256, reading.problem)
+        if reading.image is None:
+            raise ImageError(f"{path}: {reading.problem}")
+        return reading.image
 
     def _fit(self, vectors_NE: np.ndarray, texts: list[str]) -> None:
         """Gives images to the fitter, with their texts if they have any."""
@@ -238,8 +252,7 @@ class _Reading:
             vectors_NE = torch.from_numpy(np.frombuffer(content, np.float32).reshape(-1, width).copy())
             with torch.inference_mode():
                 values_NK = head(vectors_NE.to(self.model.device)).tanh()
-            columns = {name: column[part] for name, column in self.states.items()}
-            index.add(as_array(values_NK), self.ids[part], columns or None)
+            index.add(as_array(values_NK), self.ids[part])
         return index
 
 

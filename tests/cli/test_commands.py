@@ -180,8 +180,9 @@ def test_index_of_a_data_set_with_splits(cmfah, trained, tmp_path):
     assert outcome.code == 0, outcome.err
     index = HashIndex.load(tmp_path / "all.index")
     assert outcome.document == {
-        "index": str(tmp_path / "all.index"), "items": 64, "bits": 16, "model": index.model, "left_out": [],
-        "skipped": {},
+        "index": str(tmp_path / "all.index"), "items": 64, "bits": 16, "model": index.model, "added": 64, "changed": 0,
+        "renamed": 0, "removed": 0, "unchanged": 0, "left_out": 0, "kept": 0, "unreadable": [],
+        "skipped": {}, "missing": [],
     }  # fmt: skip
     pairs = load_image_text(trained.scenes)
     assert index.ids.tolist() == [f"{name}/{item}" for name in ("train", "query") for item in pairs[name]["id"]]
@@ -192,7 +193,8 @@ def test_index_of_a_data_set_with_splits(cmfah, trained, tmp_path):
     outcome = cmfah(
         "index", trained.folder, trained.scenes, "-o", tmp_path / "texts.index", "--texts", "--split", "query"
     )
-    assert outcome.out == f"{tmp_path / 'texts.index'}: 16 items, 32 bytes of codes, 0 skipped.\n"
+    counted = "16 new, 0 changed, 0 renamed, 0 removed, 0 as before, 0 unreadable"
+    assert outcome.out == f"{tmp_path / 'texts.index'}: 16 items, 32 bytes of codes: {counted}.\n"
     index = HashIndex.load(tmp_path / "texts.index")
     assert index.ids.tolist() == pairs["query"]["id"][:]
     values = retriever.encode_texts(pairs["query"]["text"])
@@ -209,7 +211,7 @@ def test_index_of_images_without_metadata_and_with_damaged_files(cmfah, trained,
         "UPPER.JPG", "deep/cmyk.jpeg", "deep/er/moving.gif", "grey.jpg", "palette.gif", "plain.png", "sixteen.png",
         "transparent.webp",
     ]  # fmt: skip
-    left_out = outcome.document["left_out"]
+    left_out = outcome.document["unreadable"]
     assert [reason.partition(": ")[0] for reason in left_out] == [str(odd_images / n) for n in ("cut.jpg", "none.png")]
     assert "cut short" in left_out[0]
     assert "not an image" in left_out[1]
@@ -220,24 +222,24 @@ def test_index_of_images_without_metadata_and_with_damaged_files(cmfah, trained,
 
 
 def test_index_of_several_sources_with_columns_and_additions(cmfah, trained, odd_images, tmp_path):
-    """One image, a folder and a data set, each id with its source; then more items are added to the file."""
+    """One image and a folder, each id with its source; then a folder with metadata is added to the file."""
     image, bare = odd_images / "plain.png", tmp_path / "bare"
     bare.mkdir()
     (bare / "own.png").write_bytes(image.read_bytes())
     path = tmp_path / "some.index"
     outcome = cmfah("index", trained.folder, image, bare, "-o", path, "--json")
     assert outcome.document["items"] == 2
-    assert HashIndex.load(path).ids.tolist() == ["plain.png", f"{bare}/own.png"]
+    assert HashIndex.load(path).ids.tolist() == ["bare/own.png", "plain.png"]
     options = ("--split", "query", "--keep", "text", "--keep", "labels")
     cmfah("index", trained.folder, trained.scenes, *options, "-o", path, "--add")
     pairs = load_image_text(trained.scenes, split="query")
     index = HashIndex.load(path)
-    assert index.ids.tolist()[2:] == pairs["id"][:]
+    assert index.ids.tolist()[2:] == [f"{trained.scenes.name}/{item_id}" for item_id in pairs["id"]]
     assert index.metadata["text"].to_pylist() == [None, None, *pairs["text"]]
 
     text = pairs[3]["text"]
     found = cmfah("search", trained.folder, path, "--text", "boat", "--where", f"text={text}", "--json").document
-    expected = {row["id"] for row in pairs if row["text"] == text}
+    expected = {f"{trained.scenes.name}/{row['id']}" for row in pairs if row["text"] == text}
     assert {hit["id"] for hit in found["results"]} == expected
     assert all(hit["metadata"]["text"] == text for hit in found["results"])
     assert text.split()[0] in cmfah("search", trained.folder, path, "--text", "boat", "--where", f"text={text}").out

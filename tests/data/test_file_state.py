@@ -44,7 +44,7 @@ def test_an_unchanged_older_file_is_not_reported(file):
 def test_content_decides_when_times_are_inconclusive(file, monkeypatch, clock):
     now = time.time_ns() // 10**9 * 10**9
     shown = now - 10**9 if clock == "whole seconds" else now + 10**15
-    monkeypatch.setattr(file_state, "_changed_at", lambda found: shown)
+    monkeypatch.setattr(file_state, "changed_at", lambda found: shown)
     times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
     before = file_states([file])
     assert before[0].sha256 is not None

@@ -131,6 +131,7 @@ def test_folders_of_images(fuzzer, capsys, monkeypatch, trained, tmp_path):
             os.link(image, folder / name) if rng.random() < 0.7 else (folder / name).write_bytes(b"none")
         retriever.images = HashIndex(16)
         out = tmp_path / "out.index"
+        out.unlink(missing_ok=True)
         refused_in_one_line(capsys, ["index", str(trained.folder), str(folder), "-o", str(out), "--json"])
 
     fuzzer(share=0.005).run(attempt)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from hub_server import HubServer
 
+from cmfah_hf import HashIndex
 from pages.blocks import DOCS, blocks
 from pages.session import PageSession
 
@@ -81,7 +82,10 @@ def _hub(session: PageSession, hub: HubServer) -> None:
     pushed, own = session.names["model"].state_dict(), CMFAHModel.from_pretrained("my-model").state_dict()
     assert set(pushed) == set(own)
     assert all(torch.equal(tensor, own[name]) for name, tensor in pushed.items())
-    assert files["images.index"] == (session.folder / "my.index").read_bytes()
+    (session.folder / "pushed.index").write_bytes(files["images.index"])
+    shared, mine = (HashIndex.load(session.folder / name) for name in ("pushed.index", "my.index"))
+    assert np.array_equal(shared.codes, mine.codes)
+    assert (shared.ids.tolist(), shared.folders) == (mine.ids.tolist(), None)  # paths are private
     assert "owner/trained" in {name for kind, name in hub.store.repositories if kind == "model"}
     code = np.asarray(session.names["pipe"]("boat sun")["code"]).ravel()
     assert code.dtype == np.int8
@@ -113,6 +117,7 @@ def _search(session: PageSession, hub: HubServer) -> None:
     assert {"year": 2031, "id": "beach-8.jpg"} in years
     of_2024 = next(text for command, text in session.printed.items() if command.endswith("--where year=2024"))
     assert of_2024.count("2024") >= 5  # four images of the folder and one from the Hub
+    assert session.names["changes"].left_out == 1  # the photo that was removed by hand
 
 
 def _space(session: PageSession, hub: HubServer) -> None:

@@ -31,7 +31,8 @@ def parse_cmfah(words: list[str], folder: Path | None = None) -> None:
 
     command, name, words = typer.main.get_command(app), "cmfah", list(words)
     while hasattr(command, "commands"):  # a group
-        name, *words = words
+        two = " ".join(words[:2])
+        name, words = (two, words[2:]) if two in command.commands else (words[0], words[1:])
         command = command.commands[name]
     context = command.make_context(name, words)
     if context.info_name == "train":

@@ -161,6 +161,11 @@ def _search(session: PageSession, hub: HubServer) -> None:
     _add_to_hub(hub, "my-name/my-data-set")
     _write_images(session.folder / "photos-2024", "train", 4, year=[2024] * 4)
     _write_images(session.folder / "more-photos", "train", 4, year=[2025] * 4)
+    photos = {"photos/beach.jpg": "khaki", "photos/street.jpg": "gray"}
+    photos |= dict.fromkeys(("cam2023/IMG_0001.jpg", "archive/cam2023/IMG_0001.jpg"), "navy")
+    for name, color in photos.items():
+        (session.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), color).save(session.folder / name)
 
 
 def _training(session: PageSession, hub: HubServer) -> None:

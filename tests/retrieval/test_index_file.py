@@ -155,7 +155,7 @@ def test_a_truncated_file_is_detected(tmp_path, length):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": "3"}, r"broken\.index has version 3"),
+        ({"version": "4"}, r"broken\.index has version 4"),
         ({"format": "other"}, r"broken\.index .*not a hash index"),
         ({"bits": "32"}, r"broken\.index is damaged"),
         ({"count": "8"}, r"broken\.index is damaged"),

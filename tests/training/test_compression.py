@@ -15,7 +15,7 @@ from PIL import Image
 
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
-from cmfah_hf.retrieval.folder_index import folder_index_path, update_folder_index
+from cmfah_hf.retrieval.folders import folder_index_path, update_folder_index
 from cmfah_hf.space import SpaceSettings, charts, html
 from cmfah_hf.space.engine import Engine
 from cmfah_hf.training.compression import compress, image_vectors, load_dual_encoder, text_vectors
@@ -113,19 +113,15 @@ def test_folder_is_indexed_once_and_then_only_what_changed(compressed, monkeypat
         lambda self, batch, *rest: encoded.append(len(batch)) or original(self, batch, *rest),
     )
     changes = update_folder_index(retriever, images)
-    assert (changes.added, changes.changed, changes.removed, changes.unchanged) == (
-        1,
-        0,
-        0,
-        60,
-    )  # the broken one is new
+    assert (changes.added, changes.changed, changes.removed, changes.unchanged) == (0, 0, 0, 60)
+    assert len(changes.unreadable) == 1  # as recorded by `compress`
     assert not encoded
     Image.new("RGB", (40, 40), "red").save(images / "0.png")
     (images / "2.png").rename(images / "moved.png")
     (images / "4.png").unlink()
     changes = update_folder_index(retriever, images)
-    assert (changes.added, changes.changed, changes.removed, changes.unchanged) == (2, 1, 2, 57)
-    assert sum(encoded) == 2
+    assert (changes.changed, changes.renamed, changes.removed, changes.unchanged) == (1, 1, 1, 57)
+    assert sum(encoded) == 1
     assert "moved.png" in retriever.images
     assert "4.png" not in retriever.images
     assert len(HashIndex.load(folder_index_path(retriever.fingerprint, images))) == 59

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cmfah_hf.data.images.decoding import read_image_bytes as read_image_bytes
     from cmfah_hf.data.images.files import describe_skipped as describe_skipped
     from cmfah_hf.data.images.files import find_image_files as find_image_files
+    from cmfah_hf.data.images.files import list_image_files as list_image_files
     from cmfah_hf.data.images.streams import decoding_off as decoding_off
     from cmfah_hf.data.images.streams import decoding_on as decoding_on
     from cmfah_hf.data.images.streams import drop_unreadable as drop_unreadable
@@ -26,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "drop_unreadable": "streams",
         "find_image_files": "files",
         "is_image_file": "decoding",
+        "list_image_files": "files",
         "read_image_bytes": "decoding",
     },
 )

@@ -12,6 +12,7 @@ from cmfah_hf.errors import DataError
 # Reasons other than an ending.
 HIDDEN, NO_ENDING, SPECIAL = "hidden", "no ending", "special files"
 LINKED_FOLDERS, LINKS_OUT, CLOSED = "linked folders", "links that leave the folder", "folders that cannot be read"
+CLOSED_FILES = "files that cannot be read"
 # Files that programs and systems leave among photos: thumbnails, deleted files, resource forks of a Mac.
 _LEFT_BY_PROGRAMS = frozenset(
     ("@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "thumbs.db", "ehthumbs.db", "desktop.ini")
@@ -22,14 +23,30 @@ _HEIF_ENDINGS = frozenset((".heic", ".heif", ".heics", ".heifs", ".hif"))
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files by path, and the numbers of skipped files by ending in lower case (`.heic`) or by reason."""
+    """Image files by path, and what was skipped.
+
+    Attributes:
+        files: The paths in order.
+        skipped: The numbers of skipped files by ending in lower case (`.heic`) or by reason.
+        closed: The folders and files that could not be read, with the system's reason: what is below them is unknown.
+    """
 
     files: list[Path]
     skipped: Mapping[str, int] = field(default_factory=dict)
+    closed: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_image_files(folder: Path, hidden: bool = False) -> ImageFiles:
-    """The files below a folder that are images by their ending; `DataError` if there is none.
+    """As `list_image_files`; `DataError` if there is no image."""
+    found = list_image_files(folder, hidden)
+    if not found.files:
+        others = f" ({describe_skipped(found.skipped)} there)" if found.skipped else ""
+        raise DataError(f"{folder}: no image below this folder{others}; give the folder that holds them.")
+    return found
+
+
+def list_image_files(folder: Path, hidden: bool = False) -> ImageFiles:
+    """The files below a folder that are images by their ending.
 
     Links to folders are not followed, links to files only to those below the folder. `hidden` includes hidden files and
     folders, and those of thumbnails and of deleted files.
@@ -37,8 +54,12 @@ def find_image_files(folder: Path, hidden: bool = False) -> ImageFiles:
     files: list[Path] = []
     skipped: Counter[str] = Counter()
     root = folder.resolve()
-    closed: list[OSError] = []
-    for parent, folders, names in os.walk(folder, onerror=closed.append):
+    closed: dict[str, str] = {}
+
+    def note(error: OSError) -> None:
+        closed[str(error.filename)] = error.strerror or str(error)
+
+    for parent, folders, names in os.walk(folder, onerror=note):
         below = Path(parent)
         visible = [name for name in folders if hidden or not is_hidden(name)]
         skipped[HIDDEN] += len(folders) - len(visible)
@@ -46,17 +67,19 @@ def find_image_files(folder: Path, hidden: bool = False) -> ImageFiles:
         folders[:] = visible
         for name in names:
             path = below / name
-            reason = _reason_to_skip(path, root, hidden)
+            try:
+                reason = _reason_to_skip(path, root, hidden)
+            except OSError as error:
+                closed[str(path)] = error.strerror or str(error)
+                skipped[CLOSED_FILES] += 1
+                continue
             if reason is None:
                 files.append(path)
             else:
                 skipped[reason] += 1
-    skipped[CLOSED] = len(closed)
+    skipped[CLOSED] = len(closed) - skipped[CLOSED_FILES]
     kept = {reason: count for reason, count in sorted(skipped.items(), key=lambda own: (-own[1], own[0])) if count}
-    if not files:
-        found = f" ({describe_skipped(kept)} there)" if kept else ""
-        raise DataError(f"{folder}: no image below this folder{found}; give the folder that holds them.")
-    return ImageFiles(sorted(files), kept)
+    return ImageFiles(sorted(files), kept, closed)
 
 
 def is_hidden(name: str) -> bool:

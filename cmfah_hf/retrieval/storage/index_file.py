@@ -1,8 +1,8 @@
 """The file format of an index: one safetensors file, written atomically and checked before use.
 
 Tensors: `codes` `(N, K / 8)` U8; `ids` `(N,)` I64, or `id_bytes` U8 and `id_ends` `(N,)` I64; with metadata also
-`table` I64, an Arrow IPC stream padded to whole integers. The header holds the rest, with a checksum over everything
-and a stamp that is new with every save.
+`table` I64, an Arrow IPC stream padded to whole integers; with folders that the index follows also `files` I64, their
+files likewise. The header holds the rest, with a checksum over everything and a stamp that is new with every save.
 
 The checksum finds damage, but anybody can compute it. So a file is trusted only after everything in it was checked:
 sizes and offsets against the file, the ids, the table down to the offsets of its strings.
@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -23,17 +24,19 @@ from cmfah_hf.atomic import atomic_file
 from cmfah_hf.documents import file_of, parse_json
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.retrieval.codes import check_bits, shortened
+from cmfah_hf.retrieval.storage.folder_records import FolderRecords
 from cmfah_hf.retrieval.storage.id_checks import first_repeated, is_text
 from cmfah_hf.retrieval.storage.ids import Ids, IntegerIds, StringIds
 from cmfah_hf.retrieval.storage.stored_table import numbers_of_table, table_of_numbers
 
-FORMAT, FORMAT_VERSION = "cmfah-hash-index", "2"
-# Version 1 had neither metadata nor stamps.
-READABLE_VERSIONS = ("1", FORMAT_VERSION)
+FORMAT, FORMAT_VERSION = "cmfah-hash-index", "3"
+# Version 1 had neither metadata nor stamps. Version 3 has folders; without any, the file is of version 2.
+WITHOUT_FOLDERS = "2"
+READABLE_VERSIONS = ("1", WITHOUT_FOLDERS, FORMAT_VERSION)
 
 # Headers have a few hundred bytes.
 _MOST_HEADER_BYTES = 2**20
-_TENSOR_TYPES = {"codes": "U8", "ids": "I64", "id_bytes": "U8", "id_ends": "I64", "table": "I64"}
+_TENSOR_TYPES = {"codes": "U8", "ids": "I64", "id_bytes": "U8", "id_ends": "I64", "table": "I64", "files": "I64"}
 _NUMPY_TYPES: dict[str, np.dtype] = {"U8": np.dtype("u1"), "I64": np.dtype("<i8")}
 
 
@@ -45,12 +48,13 @@ def write_index(
     next_id: int,
     expected_stamp: str | None,
     model: str | None = None,
+    folders: FolderRecords | None = None,
 ) -> str:
     """Replaces an index file in one step and returns its new stamp.
 
     If `expected_stamp` is given and the file has another one, or it cannot be written, the old file stays and a
     `HashIndexError` is raised. `next_id` is the integer id of the next item that comes without one, `model` the
-    fingerprint.
+    fingerprint, `folders` those that the index follows.
     """
     tensors = {"codes": np.ascontiguousarray(codes)}
     if isinstance(ids, StringIds):
@@ -61,7 +65,7 @@ def write_index(
         tensors["table"] = numbers_of_table(table)
     header = {
         "format": FORMAT,
-        "version": FORMAT_VERSION,
+        "version": FORMAT_VERSION if folders is not None else WITHOUT_FOLDERS,
         "bits": str(codes.shape[1] * 8),
         "count": str(len(codes)),
         "id_type": "str" if isinstance(ids, StringIds) else "int",
@@ -70,6 +74,9 @@ def write_index(
     }
     if model is not None:
         header["model"] = model
+    if folders is not None:
+        tensors["files"] = numbers_of_table(folders.table)
+        header |= {"folders": folders.header(), "files": str(len(folders.table))}
     header["checksum"] = checksum(header, tensors)
     with atomic_file(path, HashIndexError) as temporary:
         is_expected = expected_stamp is None or file_of(path) is None
@@ -82,8 +89,32 @@ def write_index(
     return header["stamp"]
 
 
-def read_index(path: Path, mmap: bool) -> tuple[dict[str, str], np.ndarray, Ids, pa.Table | None]:
-    """The checked header, codes, ids and metadata of an index file, mapped from it or copied to memory."""
+def copy_without_folders(path: Path, target: Path) -> bool:
+    """Copies an index file without the folders that it follows, whose paths are private.
+
+    Returns whether there were folders to leave out; without any, nothing is written.
+    """
+    found = read_index(path, mmap=True)
+    if found.folders is None:
+        return False
+    next_id, model = int(found.header["next_id"]), found.header.get("model")
+    write_index(target, found.codes, found.ids, found.table, next_id, None, model)
+    return True
+
+
+@dataclass(frozen=True, eq=False)
+class IndexContent:
+    """The content of an index file: header, codes `(N, K / 8)`, ids, metadata and folders."""
+
+    header: dict[str, str]
+    codes: np.ndarray
+    ids: Ids
+    table: pa.Table | None
+    folders: FolderRecords | None
+
+
+def read_index(path: Path, mmap: bool) -> IndexContent:
+    """The checked content of an index file, mapped from it or copied to memory."""
     content = _content(path, mmap)
     header, layout, start = _layout(content, path)
     if header.get("format") != FORMAT:
@@ -102,9 +133,10 @@ def read_index(path: Path, mmap: bool) -> tuple[dict[str, str], np.ndarray, Ids,
     ids = _checked_ids(header, tensors, path)
     try:
         table = table_of_numbers(tensors["table"], count) if "table" in tensors else None
+        folders = _checked_folders(header, tensors)
     except HashIndexError as error:
         raise _damaged(path, str(error)) from error
-    return header, tensors["codes"], ids, table
+    return IndexContent(header, tensors["codes"], ids, table, folders)
 
 
 def checksum(header: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
@@ -193,15 +225,26 @@ def _check_shapes(header: dict[str, str], tensors: dict[str, np.ndarray], path: 
         check_bits(bits)
     except HashIndexError as error:
         raise _damaged(path, f"its codes have {bits} bits") from error
-    shapes: dict[str, tuple[int, ...]] = {name: tensor.shape for name, tensor in tensors.items() if name != "table"}
+    tables = ("table", "files")
+    shapes: dict[str, tuple[int, ...]] = {name: tensor.shape for name, tensor in tensors.items() if name not in tables}
     expected: dict[str, tuple[int, ...]] = {"codes": (count, bits // 8)}
     if header.get("id_type") == "str":
         expected |= {"id_ends": (count,), "id_bytes": (tensors.get("id_bytes", np.empty(0)).size,)}
     else:
         expected["ids"] = (count,)
-    if shapes != expected or tensors.get("table", np.empty(0)).ndim != 1 or header.get("id_type") not in ("str", "int"):
+    are_flat = all(tensors.get(name, np.empty(0)).ndim == 1 for name in tables)
+    if shapes != expected or not are_flat or header.get("id_type") not in ("str", "int"):
         raise _damaged(path, "its shapes are not those of its header")
     return count
+
+
+def _checked_folders(header: dict[str, str], tensors: dict[str, np.ndarray]) -> FolderRecords | None:
+    if "files" not in tensors and "folders" not in header:
+        return None
+    count = header.get("files", "")
+    if not (count.isascii() and count.isdigit() and len(count) < 19) or "files" not in tensors:
+        raise HashIndexError(f"its number of files is {shortened(count)}")
+    return FolderRecords.of_header(header.get("folders", ""), table_of_numbers(tensors["files"], int(count)))
 
 
 def _checked_ids(header: dict[str, str], tensors: dict[str, np.ndarray], path: Path) -> Ids:

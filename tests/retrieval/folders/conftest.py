@@ -1,0 +1,69 @@
+"""A small model, and folders of small images."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmfah_hf.retrieval import CrossMediaRetriever
+from cmfah_hf.retrieval.folders import ModelOnDemand
+
+
+class Counted(ModelOnDemand):
+    """A loaded model that counts the images it encodes."""
+
+    encoded: int
+
+    def __init__(self, retriever: CrossMediaRetriever):
+        super().__init__("model")
+        self.state, self.revision, self._retriever, self.encoded = None, None, retriever, 0
+        original = retriever.encode_images
+
+        def encode(images, *rest):
+            self.encoded += len(images)
+            return original(images, *rest)
+
+        self.encode = encode
+
+    @property
+    def retriever(self) -> CrossMediaRetriever:
+        self._retriever.encode_images = self.encode
+        return self._retriever
+
+
+@pytest.fixture(scope="session")
+def small_retriever(trained) -> CrossMediaRetriever:
+    return CrossMediaRetriever.from_pretrained(trained.folder, device="cpu")
+
+
+@pytest.fixture
+def model(small_retriever) -> Counted:
+    """A model that is loaded already and counts the images it encodes."""
+    counted = Counted(small_retriever)
+    yield counted
+    del small_retriever.encode_images
+
+
+def draw(path: Path, seed: int) -> Path:
+    """A JPEG of coarse noise, another for each seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    Image.fromarray(pixels).resize((32, 32), Image.Resampling.NEAREST).save(path, "JPEG", quality=95)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Ten JPEGs below a folder, in two subfolders."""
+    folder = tmp_path / "photos"
+    for number in range(10):
+        draw(folder / ("a" if number < 5 else "b") / f"{number}.jpg", number)
+    return folder
+
+
+@pytest.fixture
+def drawn() -> Callable[[Path, int], Path]:
+    """The function that draws a JPEG."""
+    return draw
