@@ -139,7 +139,6 @@ FEATURES = datasets.Features(
         "text": datasets.Value("string"),
     }
 )
-LENGTHS = {"region_features": (4, 8)}
 
 
 def test_cached_regions(fuzzer, tmp_path):
@@ -155,7 +154,7 @@ def test_cached_regions(fuzzer, tmp_path):
         )  # fmt: skip
 
     folder = tmp_path / "kept"
-    kept_table(folder, FEATURES, 40, make, (), LENGTHS)
+    kept_table(folder, FEATURES, 40, make)
     file, note = folder / "table.arrow", folder / "note.json"
     table, noted = file.read_bytes(), json.loads(note.read_text())
 
@@ -171,7 +170,7 @@ def test_cached_regions(fuzzer, tmp_path):
             note.write_text(json.dumps(noted))
             if rng.random() < 0.9:
                 Note(40, 40, kept_tables.sha256_of(file)).write(note)
-        problem = damage(file, note, FEATURES, LENGTHS)
+        problem = damage(file, note, FEATURES)
         if problem is not None:
             raise DataError(problem)
         found = kept_tables.open_arrow(file, FEATURES, "x").with_format("numpy", dtype=np.float16)
