@@ -183,7 +183,7 @@ def test_dependencies_of_the_page_match_the_package_and_the_imports():
 
 
 def output_of(script: str, *arguments: str) -> str:
-    """What a new process prints that runs this code."""
+    """The standard output of a new process that runs this code."""
     command = [sys.executable, "-c", script, *arguments]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert run.returncode == 0, run.stderr

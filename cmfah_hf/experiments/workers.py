@@ -14,12 +14,12 @@ from pathlib import Path
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.experiments.grid import GridRun
 from cmfah_hf.training import bundled_configuration
+from cmfah_hf.training.settings.bundled import FOLDER_NAME
 
 logger = logging.getLogger(__name__)
 
 # Variables that say where data, weights and their caches are; Ray's processes do not inherit them.
 _PLACES = ("CMFAH_DATA", "HF_HOME", "HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_HUB_OFFLINE")
-_BUNDLED = "hub_configs"
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ def _on_node(attempt: Attempt, run: GridRun, output: Path, mark: Path, folder: P
 
 def _config_here(path: Path) -> Path:
     """A configuration on this node, where the package and its bundled ones may be elsewhere."""
-    if path.is_file() or _BUNDLED not in path.parts:
+    if path.is_file() or FOLDER_NAME not in path.parts:
         return path
-    return bundled_configuration(str(Path(*path.parts[path.parts.index(_BUNDLED) + 1 :])))
+    return bundled_configuration(str(Path(*path.parts[path.parts.index(FOLDER_NAME) + 1 :])))
 
 
 def _use_threads(count: int) -> None:

@@ -7,22 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from coarse_jpegs import draw
 
 from cmfah_hf.retrieval import HashIndex
 
 PROGRAM = [sys.executable, "-c", "from cmfah_hf.cli import main; main()"]
-
-
-def draw(path: Path, seed: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
-    Image.fromarray(pixels).resize((32, 32), Image.Resampling.NEAREST).save(path, "JPEG", quality=95)
-    return path
 
 
 @pytest.fixture

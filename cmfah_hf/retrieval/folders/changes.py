@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass
 class FolderChanges:
-    """What an update of the folders of an index did, or would do.
+    """The changes of an update of the folders of an index, done or planned.
 
     Attributes:
         added: Images that are new.

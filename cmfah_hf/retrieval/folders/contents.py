@@ -26,7 +26,7 @@ def recorded_roots(path: str | Path) -> tuple[Root, ...]:
 
 
 def describe_index(path: str | Path) -> dict[str, Any]:
-    """What an index file holds: model, folders, counts, bytes, date.
+    """A summary of an index file: model, folders, counts, bytes, date.
 
     Raises:
         HashIndexError: If the file is not an index, or damaged.

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from cmfah_hf.atomic import atomic_folder, locked, sha256_of, write_text
 from cmfah_hf.data.file_state import FileState, changed_files, file_states
@@ -68,6 +70,13 @@ def _state(path: Path, content: Any) -> FileState:
     if not sound or not isinstance(content["sha256"], (str, type(None))):
         raise DataError(f"{path} does not hold the state of its sources.")
     return FileState(**content)
+
+
+def add_weights(digest: "hashlib._Hash", module: torch.nn.Module) -> None:
+    """Adds the names and values of a module's weights to a digest."""
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().float().numpy()).data)
 
 
 def kept_folder(kind: str, key: str) -> Path:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,7 +19,7 @@ from cmfah_hf.data.collator import captions_in, expanded
 from cmfah_hf.errors import DataError
 from cmfah_hf.models import CMFAHProcessor, CMFAHTextModel
 from cmfah_hf.models.text_encoder import CMFAHTextEncoder
-from cmfah_hf.training.data.kept_tables import NOTE_NAME, WAIT_S, Note, kept_folder
+from cmfah_hf.training.data.kept_tables import NOTE_NAME, WAIT_S, Note, add_weights, kept_folder
 
 logger = logging.getLogger(__name__)
 
@@ -126,9 +125,7 @@ def _key(encoder: CMFAHTextEncoder, ids: Sequence[Sequence[int]]) -> str:
     read = [type(encoder).__name__, str(encoder.config.text_backbone_config), str(encoder.config.dual_encoder_config)]
     digest = hashlib.sha256(json.dumps([*read, ids]).encode())
     backbone: Any = encoder.backbone
-    for name, tensor in backbone.state_dict().items():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor.detach().cpu().float().numpy()).data)
+    add_weights(digest, backbone)
     return digest.hexdigest()
 
 

@@ -28,6 +28,7 @@ from cmfah_hf.training.data.kept_tables import (
     REGION_COLUMNS,
     WAIT_S,
     Note,
+    add_weights,
     damage,
     image_files,
     image_states,
@@ -69,9 +70,7 @@ class RegionExtractor:
             *(["one"] if self.embeddings.keeps_one else []),
         ]
         digest = hashlib.sha256(json.dumps(own).encode())
-        for name, tensor in self.embeddings.backbone.state_dict().items():
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(tensor.detach().cpu().float().numpy()).data)
+        add_weights(digest, self.embeddings.backbone)
         return digest.hexdigest()
 
     @torch.inference_mode()

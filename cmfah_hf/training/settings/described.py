@@ -1,4 +1,4 @@
-"""What the settings of a run mean, for `cmfah train --help`."""
+"""Descriptions of the settings of a run, for `cmfah train --help`."""
 
 import inspect
 import re
@@ -18,7 +18,7 @@ _ENTRY = re.compile(r"^    (?P<names>\w+(?:, \w+)*)(?: \(.*\))?:(?P<about>.*\n?(
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting: its name, its default as text, empty if there is none, and what it means."""
+    """A setting: its name, its default as text, empty if there is none, and its description."""
 
     name: str
     default: str
@@ -50,7 +50,7 @@ def _described(kind: Any, names: set[str], abouts: Mapping[str, str]) -> list[Se
 
 
 def _documented(*kinds: type) -> dict[str, str]:
-    """What the docstrings of classes and of their parents say of each argument."""
+    """The description of each argument, from the docstrings of classes and their parents."""
     abouts: dict[str, str] = {}
     for parent in (parent for kind in kinds for parent in kind.__mro__):
         for entry in _ENTRY.finditer(inspect.cleandoc(parent.__doc__ or "")):

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from coarse_jpegs import draw
 
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.folders import ModelOnDemand
@@ -44,14 +43,6 @@ def model(small_retriever) -> Counted:
     counted = Counted(small_retriever)
     yield counted
     del small_retriever.encode_images
-
-
-def draw(path: Path, seed: int) -> Path:
-    """A JPEG of coarse noise, another for each seed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
-    Image.fromarray(pixels).resize((32, 32), Image.Resampling.NEAREST).save(path, "JPEG", quality=95)
-    return path
 
 
 @pytest.fixture
