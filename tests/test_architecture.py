@@ -212,11 +212,13 @@ def test_bare_import_loads_only_the_standard_library():
 
 
 SHARED = ("__init__", "options", "output")
-COMMANDS = sorted(path.stem for path in (PACKAGE / "cli").glob("*.py") if path.stem not in SHARED)
+# Folders of one command, whose other files are parts of it.
+IN_PARTS = ["search"]
+COMMANDS = sorted([*IN_PARTS, *(path.stem for path in (PACKAGE / "cli").glob("*.py") if path.stem not in SHARED)])
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
     for folder in (PACKAGE / "cli").iterdir()
-    if (folder / "__init__.py").is_file()
+    if (folder / "__init__.py").is_file() and folder.name not in IN_PARTS
 }
 # The help of `train` lists the settings of transformers and of the models too.
 CALLS = [[command] for command in COMMANDS if command != "train"] + [[group] for group in GROUPS]

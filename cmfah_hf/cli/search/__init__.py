@@ -1,4 +1,4 @@
-"""`cmfah search`."""
+"""`cmfah search`: asking. The answers are printed by `answers.py`."""
 
 import sys
 from pathlib import Path
@@ -44,7 +44,8 @@ def search(
 
     Words that the model does not know are listed and ignored.
     """
-    from cmfah_hf.cli.output import print_json, print_table, say
+    from cmfah_hf.cli.output import say
+    from cmfah_hf.cli.search.answers import Answers
     from cmfah_hf.retrieval import CrossMediaRetriever
     from cmfah_hf.retrieval.conditions import parse_conditions
     from cmfah_hf.retrieval.folders import update_folder_index
@@ -63,18 +64,20 @@ def search(
     conditions = parse_conditions(where, searched.metadata) if where else None
     opened = sys.stdin.buffer if image == "-" else image
     results = retriever.search(text, opened, k, None, metric, conditions, not approximate, image_weight)
-    found = [{"rank": rank, **hit} for rank, hit in enumerate(results.hits(), 1)]
     ignored = retriever.ignored_words(text) if text is not None else []
     if ignored:
         shown = ", ".join(ignored[:_MOST_IGNORED]) + (", ..." if len(ignored) > _MOST_IGNORED else "")
         say(f"Ignored {len(ignored)} words that the model does not know: {shown}", err=True)
     asked = " + ".join(part for part in (text, image) if part is not None)
+    answers = Answers(
+        asked,
+        metric,
+        results[0].hits(),
+        [] if results.metadata is None else results.metadata.column_names,
+        ignored,
+        None if changes is None else changes.counts(),
+    )
     if json:
-        folder = {} if changes is None else {"folder": changes.counts()}
-        print_json({"query": asked, "metric": metric, "ignored_words": ignored, **folder, "results": found})
+        answers.print_json()
     else:
-        columns = results.metadata.column_names if results.metadata is not None else []
-        rows = [
-            [hit["rank"], hit["id"], hit["score"], *(str(hit["metadata"][name]) for name in columns)] for hit in found
-        ]
-        print_table(asked, ["rank", "id", metric, *columns], rows)
+        answers.print_table()
