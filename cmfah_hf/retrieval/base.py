@@ -155,8 +155,10 @@ class BaseHashIndex(ABC):
                 takes `(Q, K / 8)` uint8 packed codes.
             k: The number of answers. If the index holds fewer items, all are returned and a warning is logged.
             metric: `"hamming"` or `"aqd"`.
-            where: A condition on the metadata: `{"column": value, "other": [values]}`, all of which must hold, or a
-                `pyarrow.compute.Expression`. If fewer than `k` items meet it, there are fewer answers.
+            where: A condition on the metadata: `{"column": value, "other": [values]}`, all of which must hold; texts
+                such as `["year>=2020", "labels=boat,car"]`, likewise (docs/search.md, Conditions); or a
+                `pyarrow.compute.Expression`. A list meets a condition if one of its values does. If fewer than `k`
+                items meet it, there are fewer answers.
             exact: False: search only the codes near the query, through inverted lists that the first such search
                 builds. `measure_recall` measures how much is missed.
             probes: The number of inverted lists to search with `exact=False`.

@@ -125,7 +125,7 @@ CASES = {
     ),
     "search: a condition without a value": (
         "search {model} {sound.index} --text boat --where year",
-        ["A condition is 'column=value', not 'year'."],
+        ["A condition is 'column=value'", "not 'year'."],
     ),
     "search: a condition on no column": (
         "search {model} {sound.index} --text boat --where year=3",

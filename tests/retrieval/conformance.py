@@ -84,6 +84,7 @@ class IndexConformance:
             ({"place": ["sea", "town"]}, lambda row: row["place"] != "wood"),
             (pc.field("place") == "wood", lambda row: row["place"] == "wood"),
             ({"place": "nowhere"}, lambda row: False),
+            (["place>=sea", "place!=town"], lambda row: row["place"] in ("sea", "wood")),
         ]
         for metric, dtype in (("hamming", np.int32), ("aqd", np.float32)):
             for k in (1, 7, 120):

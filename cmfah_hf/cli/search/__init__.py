@@ -28,7 +28,11 @@ def search(
     k: Annotated[int, typer.Option("-k", help="Number of items to show.")] = 10,
     metric: Annotated[str, typer.Option(help="'aqd': by the query's continuous code; 'hamming': by bits.")] = "aqd",
     where: Annotated[
-        list[str] | None, typer.Option(help="'column=value': only such items; may be repeated, and all must hold.")
+        list[str] | None,
+        typer.Option(
+            help="Only items such as 'labels=boat,car', 'labels!=boat', 'year>=2020' or 'not date<2024-05'; may be "
+            "repeated, and all must hold."
+        ),
     ] = None,
     approximate: Annotated[bool, typer.Option("--approximate", help="Search only near the query.")] = False,
     any_model: Annotated[
@@ -47,7 +51,6 @@ def search(
     from cmfah_hf.cli.output import say
     from cmfah_hf.cli.search.answers import Answers
     from cmfah_hf.retrieval import CrossMediaRetriever
-    from cmfah_hf.retrieval.conditions import parse_conditions
     from cmfah_hf.retrieval.folders import update_folder_index
 
     with_model = index is None and images is None
@@ -60,10 +63,8 @@ def search(
         say(f"{images}: {changes}.", err=True)
     elif index is not None:
         retriever.images = retriever.load_index(index, mmap=True)
-    searched = retriever.images if len(retriever.images) else retriever.texts
-    conditions = parse_conditions(where, searched.metadata) if where else None
     opened = sys.stdin.buffer if image == "-" else image
-    results = retriever.search(text, opened, k, None, metric, conditions, not approximate, image_weight)
+    results = retriever.search(text, opened, k, None, metric, where or None, not approximate, image_weight)
     ignored = retriever.ignored_words(text) if text is not None else []
     if ignored:
         shown = ", ".join(ignored[:_MOST_IGNORED]) + (", ..." if len(ignored) > _MOST_IGNORED else "")
