@@ -182,7 +182,8 @@ class HashIndex(BaseHashIndex):
         else:
             distances, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         scores = distances.astype(np.int32) if metric == "hamming" else 0.0 - distances
-        return SearchResults(now.ids.take(rows), scores, None if now.table is None else now.table.take(rows.ravel()))
+        metadata = None if now.table is None else now.table.take(rows.ravel())
+        return SearchResults(now.ids.take(rows), scores, metadata, self.folders)
 
     def optimize(self) -> None:
         """Builds the inverted lists for exact IVF search now (`[groups]` in docs/method.md).

@@ -5,13 +5,14 @@ Shapes: `Q` queries, `k` answers a query.
 
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cmfah_hf.errors import HashIndexError
+from cmfah_hf.retrieval.storage.folder_records import FolderRecords
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +23,13 @@ class QueryResults:
         ids: `(k,)`, int64 or an object array of str, as they were added.
         scores: `(k,)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
         metadata: An Arrow table of `k` rows. None where the index holds none.
+        folders: The folders that the index follows, or None.
     """
 
     ids: np.ndarray
     scores: np.ndarray
     metadata: pa.Table | None = None
+    folders: FolderRecords | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -34,8 +37,22 @@ class QueryResults:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.hits())
 
+    @property
+    def paths(self) -> np.ndarray | None:
+        """The paths of the images, `(k,)`, an object array of str, with None for items that are of no folder.
+
+        They are those of the last update of the index. None if the index follows no folder.
+        """
+        if self.folders is None:
+            return None
+        paths = np.empty(len(self), object)
+        paths[:] = self.folders.paths_of(self.ids.tolist())
+        return paths
+
     def hits(self) -> list[dict[str, Any]]:
         """The items as rows: `{"id": ..., "score": ..., "metadata": {...}}`, nearest first.
+
+        If the index follows folders, they have a `"path"` too, a string or None.
 
         Raises:
             HashIndexError: If a value of the metadata has no counterpart in Python, such as a date of the year 10,000.
@@ -48,7 +65,9 @@ class QueryResults:
                 f"The metadata holds a value that Python does not have ({reason}); read `metadata` as an Arrow table."
             ) from error
         rows = zip(self.ids.tolist(), self.scores.tolist(), columns, strict=True)
-        return [{"id": item_id, "score": score, "metadata": own} for item_id, score, own in rows]
+        hits = [{"id": item_id, "score": score, "metadata": own} for item_id, score, own in rows]
+        paths = self.paths
+        return hits if paths is None else [{**hit, "path": path} for hit, path in zip(hits, paths, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +78,7 @@ class SearchResults:
         ids: `(Q, k)`, int64 or an object array of str, as they were added.
         scores: `(Q, k)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
         metadata: An Arrow table of `Q k` rows, query after query. None where the index holds none.
+        folders: The folders that the index follows, or None. `results[i].paths` gives the paths of images in them.
 
     Example:
         >>> from cmfah_hf import HashIndex
@@ -74,6 +94,7 @@ class SearchResults:
     ids: np.ndarray
     scores: np.ndarray
     metadata: pa.Table | None = None
+    folders: FolderRecords | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,7 +105,7 @@ class SearchResults:
             raise IndexError(f"There is no query {number} among the results of {queries}.")
         number, k = number % queries, self.ids.shape[1]
         metadata = None if self.metadata is None else self.metadata.slice(number * k, k)
-        return QueryResults(self.ids[number], self.scores[number], metadata)
+        return QueryResults(self.ids[number], self.scores[number], metadata, self.folders)
 
     def __iter__(self) -> Iterator[QueryResults]:
         return (self[query] for query in range(len(self)))

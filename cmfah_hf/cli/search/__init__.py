@@ -1,4 +1,4 @@
-"""`cmfah search`: asking. The answers are printed by `answers.py`."""
+"""`cmfah search`: the options, and asking; `showing.py` shows the answers."""
 
 import sys
 from pathlib import Path
@@ -40,6 +40,17 @@ def search(
     ] = False,
     trust_remote_code: RemoteCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+    paths_only: Annotated[bool, typer.Option("--paths-only", help="Print only the paths of the images.")] = False,
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="With --paths-only: end each with a null character, for xargs -0.")
+    ] = False,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="Print the images too, if the output is a terminal.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write the answers as a page, to this file.")] = None,
+    open_first: Annotated[
+        bool, typer.Option("--open", help="Open the first answer in the system's viewer; with --html, the page.")
+    ] = False,
 ) -> None:
     """Search an index, or a folder of images, by words, by an image, or by both.
 
@@ -48,6 +59,11 @@ def search(
 
     Words that the model does not know are listed and ignored.
     """
+    from cmfah_hf.cli.search.showing import Showing
+
+    showing = Showing(json, paths_only, null, thumbnails, html, open_first)
+    showing.check()
+
     from cmfah_hf.cli.output import say
     from cmfah_hf.cli.search.answers import Answers
     from cmfah_hf.retrieval import CrossMediaRetriever
@@ -59,7 +75,7 @@ def search(
     )
     changes = None
     if images is not None:
-        changes = update_folder_index(retriever, images, index, progress=not json)
+        changes = update_folder_index(retriever, images, index, progress=not (json or paths_only))
         say(f"{images}: {changes}.", err=True)
     elif index is not None:
         retriever.images = retriever.load_index(index, mmap=True)
@@ -78,7 +94,4 @@ def search(
         ignored,
         None if changes is None else changes.counts(),
     )
-    if json:
-        answers.print_json()
-    else:
-        answers.print_table()
+    showing.show(answers)

@@ -1,7 +1,8 @@
 """The answers to one query, as JSON or as a table."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cmfah_hf.cli.output import print_json, print_table
@@ -24,20 +25,35 @@ class Answers:
     metric: str
     hits: Sequence[Mapping[str, Any]]
     columns: Sequence[str] = ()
-    ignored_words: Sequence[str] = field(default_factory=list)
+    ignored_words: Sequence[str] = ()
     folder: Mapping[str, Any] | None = None
+
+    @property
+    def paths(self) -> list[str | None]:
+        """The absolute paths of the images; None where they are unknown."""
+        paths = (hit.get("path") for hit in self.hits)
+        return [path if isinstance(path, str) and os.path.isabs(path) else None for path in paths]  # noqa: PTH117
 
     def print_json(self) -> None:
         """Prints the answers as one JSON document."""
         folder = {} if self.folder is None else {"folder": self.folder}
-        results = [{"rank": rank, **hit} for rank, hit in enumerate(self.hits, 1)]
+        places = zip(self.hits, self.paths, strict=True)
+        results = [{"rank": rank, **hit, "path": path} for rank, (hit, path) in enumerate(places, 1)]
         ignored = list(self.ignored_words)
         print_json({"query": self.query, "metric": self.metric, "ignored_words": ignored, **folder, "results": results})
 
     def print_table(self) -> None:
         """Prints the answers as a table; in a pipe, as one line for each."""
-        rows = [
-            [rank, hit["id"], hit["score"], *(str(hit["metadata"][name]) for name in self.columns)]
-            for rank, hit in enumerate(self.hits, 1)
-        ]
-        print_table(self.query, ["rank", "id", self.metric, *self.columns], rows)
+        print_table(self.query, self.header, list(self.rows()))
+
+    @property
+    def header(self) -> list[str]:
+        """The names of the columns of `rows`. There is one of paths if any is known."""
+        return ["rank", "id", self.metric, *self.columns, *(["path"] if any(self.paths) else [])]
+
+    def rows(self) -> Iterator[list[Any]]:
+        """The cells of each answer."""
+        paths = self.paths
+        for rank, (hit, path) in enumerate(zip(self.hits, paths, strict=True), 1):
+            metadata = [str(hit["metadata"][name]) for name in self.columns]
+            yield [rank, hit["id"], hit["score"], *metadata, *([path or "-"] if any(paths) else [])]

@@ -62,7 +62,8 @@ def sha256_of_file(found: FoundFile) -> bytes:
 
 
 def _state(found: FoundFile) -> FoundFile:
-    return state_of_file(found.path, time.time_ns())._replace(row=found.row, row_number=found.row_number)
+    now = state_of_file(found.path, time.time_ns())
+    return now._replace(row=found.row, row_number=found.row_number, place=found.place)
 
 
 def _decoded(file: FoundFile, content: bytes) -> Reading:

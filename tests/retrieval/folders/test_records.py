@@ -25,6 +25,7 @@ RECORDS = st.builds(
     st.none() | st.binary(min_size=16, max_size=16),
     st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
     st.booleans(),
+    st.none() | NAMES,
 )
 
 
