@@ -55,5 +55,11 @@ class Answers:
         """The cells of each answer."""
         paths = self.paths
         for rank, (hit, path) in enumerate(zip(self.hits, paths, strict=True), 1):
-            metadata = [str(hit["metadata"][name]) for name in self.columns]
+            metadata = [_shown(hit["metadata"][name]) for name in self.columns]
             yield [rank, hit["id"], hit["score"], *metadata, *([path or "-"] if any(paths) else [])]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return "-" if value is None else str(value)
