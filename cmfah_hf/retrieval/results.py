@@ -22,11 +22,13 @@ class QueryResults:
         ids: `(k,)`, int64 or an object array of str, as they were added.
         scores: `(k,)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
         metadata: An Arrow table of `k` rows. None where the index holds none.
+        folded: For each item the ids of its near-duplicates, nearest to the query first. None if none were folded.
     """
 
     ids: np.ndarray
     scores: np.ndarray
     metadata: pa.Table | None = None
+    folded: list[np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -35,7 +37,7 @@ class QueryResults:
         return iter(self.hits())
 
     def hits(self) -> list[dict[str, Any]]:
-        """The items as rows: `{"id": ..., "score": ..., "metadata": {...}}`, nearest first.
+        """The items as `{"id": ..., "score": ..., "metadata": {...}}`, nearest first; with `unique` also `folded`.
 
         Raises:
             HashIndexError: If a value of the metadata has no counterpart in Python, such as a date of the year 10,000.
@@ -48,7 +50,10 @@ class QueryResults:
                 f"The metadata holds a value that Python does not have ({reason}); read `metadata` as an Arrow table."
             ) from error
         rows = zip(self.ids.tolist(), self.scores.tolist(), columns, strict=True)
-        return [{"id": item_id, "score": score, "metadata": own} for item_id, score, own in rows]
+        hits = [{"id": item_id, "score": score, "metadata": own} for item_id, score, own in rows]
+        if self.folded is not None:
+            hits = [{**hit, "folded": ids.tolist()} for hit, ids in zip(hits, self.folded, strict=True)]
+        return hits
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +64,10 @@ class SearchResults:
         ids: `(Q, k)`, int64 or an object array of str, as they were added.
         scores: `(Q, k)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
         metadata: An Arrow table of `Q k` rows, query after query. None where the index holds none.
+        counts: `(Q,)`, the number of answers of each query after `unique`; a row with fewer than `k` repeats its last
+            answer, and `results[i]` has only those that count. None: all rows have `k`.
+        folded: After `unique`, for each query those of `QueryResults`.
+        codes: `(Q, k, K / 8)` uint8, the packed codes of the items, where a caller within the package needs them.
 
     Example:
         >>> from cmfah_hf import HashIndex
@@ -74,6 +83,9 @@ class SearchResults:
     ids: np.ndarray
     scores: np.ndarray
     metadata: pa.Table | None = None
+    counts: np.ndarray | None = None
+    folded: list[list[np.ndarray]] | None = None
+    codes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,8 +95,10 @@ class SearchResults:
         if not -queries <= number < queries:
             raise IndexError(f"There is no query {number} among the results of {queries}.")
         number, k = number % queries, self.ids.shape[1]
-        metadata = None if self.metadata is None else self.metadata.slice(number * k, k)
-        return QueryResults(self.ids[number], self.scores[number], metadata)
+        count = k if self.counts is None else int(self.counts[number])
+        metadata = None if self.metadata is None else self.metadata.slice(number * k, count)
+        folded = None if self.folded is None else self.folded[number]
+        return QueryResults(self.ids[number, :count], self.scores[number, :count], metadata, folded)
 
     def __iter__(self) -> Iterator[QueryResults]:
         return (self[query] for query in range(len(self)))
