@@ -37,6 +37,9 @@ def search(
     where: Annotated[
         list[str] | None, typer.Option(help="'column=value': only such items; may be repeated, and all must hold.")
     ] = None,
+    unique: Annotated[
+        int | None, typer.Option(help="Fold answers whose codes differ in at most this many bits from a better one.")
+    ] = None,
     approximate: Annotated[bool, typer.Option("--approximate", help="Search only near the query.")] = False,
     any_model: Annotated[
         bool, typer.Option("--any-model", help="Also search an index whose codes another model made.")
@@ -72,13 +75,16 @@ def search(
     searched = retriever.images if len(retriever.images) else retriever.texts
     conditions = parse_conditions(where, searched.metadata) if where else None
     opened = [replace(term, image=sys.stdin.buffer) if term.image == "-" else term for term in terms]
-    results = retriever.search(None, None, k, None, metric, conditions, not approximate, image_weight, opened)
+    results = retriever.search(None, None, k, None, metric, conditions, not approximate, image_weight, opened, unique)
     found = [{"rank": rank, **hit} for rank, hit in enumerate(results.hits(), 1)]
     ignored = retriever.ignored_words([term.text for term in terms if term.text is not None])
     if ignored:
         shown = ", ".join(ignored[:_MOST_IGNORED]) + (", ..." if len(ignored) > _MOST_IGNORED else "")
         say(f"Ignored {len(ignored)} words that the model does not know: {shown}", err=True)
     asked = described(terms)
+    folded = sum(map(len, results[0].folded or ()))
+    if folded:
+        say(f"Folded {folded} near-duplicates into better answers.", err=True)
     if json:
         folder = {} if changes is None else {"folder": changes.counts()}
         print_json({"query": asked, "metric": metric, "ignored_words": ignored, **folder, "results": found})

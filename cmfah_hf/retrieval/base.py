@@ -4,7 +4,7 @@ Shapes: `N` items, `Q` queries, `K` bits, `k` answers a query.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -205,6 +205,25 @@ class BaseHashIndex(ABC):
             HashIndexError: As `search` does.
             QueryError: If the radius or the limit is out of range, there are more answers than `limit`, or the
                 condition does not fit the columns.
+        """
+
+    @abstractmethod
+    def duplicates(self, bits: int = 3, advance: Callable[[float], None] | None = None) -> list[np.ndarray]:
+        """The groups of near-duplicates: items that chains of pairs within a Hamming distance connect.
+
+        All pairs count, without comparing all of them (`[near-pairs]` in docs/method.md). The time grows with the
+        distance, see docs/benchmarks.md.
+
+        Args:
+            bits: The largest distance of a pair, from 0 to `K` bits.
+            advance: Called with the share of the work, from 0 to 1, that has been done since the last call.
+
+        Returns:
+            The ids of each group of two and more items, in ascending order; the largest group first, and groups of one
+            size by their first id.
+
+        Raises:
+            QueryError: If `bits` is out of range.
         """
 
     @abstractmethod

@@ -6,7 +6,7 @@ Shapes: `N` items, `Q` queries, `K` bits, `k` answers a query.
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from cmfah_hf.retrieval.codes import (
     shortened,
 )
 from cmfah_hf.retrieval.conditions import rows_allowed
+from cmfah_hf.retrieval.duplicates import duplicate_groups
 from cmfah_hf.retrieval.forks import renew_in_children
 from cmfah_hf.retrieval.radius import within_radius
 from cmfah_hf.retrieval.ranking import nearest
@@ -199,6 +200,10 @@ class HashIndex(BaseHashIndex):
             QueryResults(now.ids.take(rows), distances, None if now.table is None else now.table.take(rows))
             for distances, rows in found
         ]
+
+    def duplicates(self, bits: int = 3, advance: Callable[[float], None] | None = None) -> list[np.ndarray]:
+        codes, ids, _ = self._rows.now.live_rows()
+        return duplicate_groups(codes, ids, bits, advance)
 
     def optimize(self) -> None:
         """Builds the inverted lists for exact IVF search now (`[groups]` in docs/method.md).

@@ -98,7 +98,7 @@ class SearchResults:
         count = k if self.counts is None else int(self.counts[number])
         metadata = None if self.metadata is None else self.metadata.slice(number * k, count)
         folded = None if self.folded is None else self.folded[number]
-        return QueryResults(self.ids[number, :count], self.scores[number, :count], metadata, folded)
+        return QueryResults(self.ids[number, :count], self.scores[number, :count], metadata, folded=folded)
 
     def __iter__(self) -> Iterator[QueryResults]:
         return (self[query] for query in range(len(self)))

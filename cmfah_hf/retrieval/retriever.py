@@ -359,6 +359,7 @@ class CrossMediaRetriever:
         exact: bool = True,
         image_weight: float = 0.5,
         terms: Sequence[Term] | Sequence[Sequence[Term]] | None = None,
+        unique: int | None = None,
     ) -> SearchResults:
         """The nearest items of one or several queries: texts, images, or mixtures of both.
 
@@ -373,6 +374,7 @@ class CrossMediaRetriever:
             exact: False: search only the codes near the query, as `HashIndex.search` does.
             image_weight: `w` of a mixed query, whose continuous codes are `w z_image + (1 - w) z_text`.
             terms: In place of `text` and `image`, one query of several weighted terms, or a list of such (`[terms]`).
+            unique: Fold near-duplicates, as `HashIndex.search` does.
 
         Raises:
             QueryError: If there is nothing to search with, the numbers of texts and images differ, the weight is not in
@@ -384,7 +386,7 @@ class CrossMediaRetriever:
             raise QueryError(f"target is {target!r}; choose 'images' or 'texts'.")
         hash_values_QK = query_values(self, text, image, image_weight, terms)
         index = self.texts if target == "texts" or (target is None and not len(self.images)) else self.images
-        return index.search(hash_values_QK, k=k, metric=metric, where=where, exact=exact)
+        return index.search(hash_values_QK, k=k, metric=metric, where=where, exact=exact, unique=unique)
 
     def _no_codes(self) -> np.ndarray:
         return np.empty((0, self.model.config.hash_bits), np.float32)

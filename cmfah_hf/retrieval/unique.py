@@ -4,6 +4,7 @@ Shapes: `Q` queries, `D` items of the ranking of one query, `k` answers; codes o
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -51,7 +52,7 @@ def search_unique(
                 else:
                     found[query] = own
         pending, depth = np.array(left, np.int64), depth * _LONGER
-    return _together([found[query] for query in range(len(values))])
+    return _together(results, [found[query] for query in range(len(values))])
 
 
 def _folded(ranking: QueryResults, codes: np.ndarray, k: int, bits: int, is_all: bool) -> QueryResults | None:
@@ -69,10 +70,10 @@ def _folded(ranking: QueryResults, codes: np.ndarray, k: int, bits: int, is_all:
     shown = np.array(answers[:k], np.int64)
     folded = [ranking.ids[:end][answer_of_D[:end] == number][1:] for number in range(len(shown))]
     metadata = None if ranking.metadata is None else ranking.metadata.take(shown)
-    return QueryResults(ranking.ids[shown], ranking.scores[shown], metadata, folded)
+    return replace(ranking, ids=ranking.ids[shown], scores=ranking.scores[shown], metadata=metadata, folded=folded)
 
 
-def _together(found: Sequence[QueryResults]) -> SearchResults:
+def _together(any_results: SearchResults, found: Sequence[QueryResults]) -> SearchResults:
     """The answers of all queries; a query with fewer than others repeats its last one."""
     counts = np.array([len(result) for result in found])
     places = np.minimum(np.arange(counts.max()), counts[:, None] - 1) + (counts.cumsum() - counts)[:, None]
@@ -81,4 +82,5 @@ def _together(found: Sequence[QueryResults]) -> SearchResults:
     if found[0].metadata is not None:
         tables = [result.metadata for result in found if result.metadata is not None]
         metadata = pa.concat_tables(tables).unify_dictionaries().take(places.ravel()).combine_chunks()
-    return SearchResults(ids, scores, metadata, counts, [result.folded or [] for result in found])
+    folded = [result.folded or [] for result in found]
+    return replace(any_results, ids=ids, scores=scores, metadata=metadata, counts=counts, folded=folded, codes=None)

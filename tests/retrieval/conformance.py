@@ -175,6 +175,33 @@ class IndexConformance:
         with pytest.raises(QueryError, match=f"More than {total - 1} items lie within 3 bits"):
             index.search_radius(queries, 3, limit=total - 1)
 
+    @pytest.mark.parametrize("strings", [False, True])
+    def test_near_duplicates_are_grouped(self, index, strings):
+        names = [f"{number:02}" if strings else number for number in range(12)]
+        codes = np.array([0, 1, 3, 7, 0, 255, 254, 0xF0, 0x0F, 0xAA, 0x55, 0], np.uint8)[:, None]
+        index.add(np.hstack([codes, 7 * codes]), names)
+        index.remove(names[11:])
+        groups = [[names.index(item_id) for item_id in ids.tolist()] for ids in index.duplicates(0)]
+        assert groups == [[0, 4]]
+        near = np.array(
+            [[bin((a ^ b) | ((7 * a ^ 7 * b) & 255) << 8).count("1") for a in range(256)] for b in range(256)]
+        )
+        chained = [{number} for number in range(11)]
+        for bits in (2, 5):
+            for a in range(11):
+                for b in range(a):
+                    if near[codes[a, 0], codes[b, 0]] <= bits and chained[a] is not chained[b]:
+                        chained[a] |= chained[b]
+                        for member in chained[a]:
+                            chained[member] = chained[a]
+            expected = sorted(
+                {tuple(sorted(group)) for group in chained if len(group) > 1}, key=lambda own: (-len(own), own)
+            )
+            groups = index.duplicates(bits)
+            assert [tuple(names.index(item_id) for item_id in ids.tolist()) for ids in groups] == expected
+        with pytest.raises(QueryError, match="bits must be a whole number of bits from 0 to 16, not -1"):
+            index.duplicates(-1)
+
     def test_approximate_search_finds_near_items(self, index):
         rng = np.random.default_rng(6)
         index.add(tied_values(rng, 200), range(200))

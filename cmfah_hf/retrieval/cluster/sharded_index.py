@@ -5,7 +5,7 @@ Shapes: `N` items, `Q` queries, `K` bits, `k` answers a query.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from threading import RLock
@@ -39,9 +39,10 @@ from cmfah_hf.retrieval.cluster.manifest import (
 from cmfah_hf.retrieval.cluster.merge import gathered, merge, merge_radius
 from cmfah_hf.retrieval.cluster.shards import rows_of_shards
 from cmfah_hf.retrieval.codes import as_array, check_bits, check_count, check_distance, shortened
+from cmfah_hf.retrieval.duplicates import duplicate_groups
 from cmfah_hf.retrieval.index import HashIndex
 from cmfah_hf.retrieval.results import QueryResults, SearchResults
-from cmfah_hf.retrieval.storage.ids import id_array, no_ids_left
+from cmfah_hf.retrieval.storage.ids import id_array, ids_of, no_ids_left
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +119,7 @@ class ShardedHashIndex(BaseHashIndex):
         Args:
             folder: The folder.
             bits: The expected `K`. None: any.
-            num_cpus: As for the class.
-            timeout: As for the class.
-            autosave: As for the class.
+            num_cpus, timeout, autosave: As for the class.
 
         Raises:
             HashIndexError: If the manifest or the file of a shard is missing, damaged or of another kind.
@@ -295,6 +294,12 @@ class ShardedHashIndex(BaseHashIndex):
                 if again:
                     self._actors.check_revisions(state.revisions, replies)
         return state, [replies[shard].answer for shard in state.filled]
+
+    def duplicates(self, bits: int = 3, advance: Callable[[float], None] | None = None) -> list[np.ndarray]:
+        """See `BaseHashIndex.duplicates`. All codes are compared in this process; the cost is that of `ids`, twice."""
+        with self._lock:
+            codes, ids = self.codes, self.ids
+        return duplicate_groups(codes, ids_of(ids), bits, advance)
 
     def optimize(self) -> None:
         """See `BaseHashIndex.optimize`. The structures of a shard are lost when its process is restarted."""
