@@ -15,6 +15,7 @@ from cmfah_hf.cli.compress import compress
 from cmfah_hf.cli.configs import configs
 from cmfah_hf.cli.data import data_app
 from cmfah_hf.cli.demo import demo
+from cmfah_hf.cli.duplicates import duplicates
 from cmfah_hf.cli.evaluate import evaluate
 from cmfah_hf.cli.expand import expand_app
 from cmfah_hf.cli.experiment import experiment_app
@@ -98,6 +99,7 @@ app.command()(index)
 app.command("index info")(info)
 app.command("index remove")(remove)
 app.command()(search)
+app.command()(duplicates)
 app.command()(space)
 app.command()(export)
 app.command()(push)

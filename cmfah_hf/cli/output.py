@@ -94,7 +94,7 @@ def counting(description: str, total: int | None = None) -> Iterator[Callable[..
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(printable(description), total=total)
 
-        def advance(count: int = 1, description: str | None = None) -> None:
+        def advance(count: float = 1, description: str | None = None) -> None:
             bar.update(task, advance=count, description=None if description is None else printable(description))
 
         yield advance

@@ -24,12 +24,14 @@ class QueryResults:
         scores: `(k,)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
         metadata: An Arrow table of `k` rows. None where the index holds none.
         folders: The folders that the index follows, or None.
+        folded: For each item the ids of its near-duplicates, nearest to the query first. None if none were folded.
     """
 
     ids: np.ndarray
     scores: np.ndarray
     metadata: pa.Table | None = None
     folders: FolderRecords | None = field(default=None, repr=False)
+    folded: list[np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,7 +52,7 @@ class QueryResults:
         return paths
 
     def hits(self) -> list[dict[str, Any]]:
-        """The items as rows: `{"id": ..., "score": ..., "metadata": {...}}`, nearest first.
+        """The items as `{"id": ..., "score": ..., "metadata": {...}}`, nearest first; with `unique` also `folded`.
 
         If the index follows folders, they have a `"path"` too, a string or None.
 
@@ -67,7 +69,11 @@ class QueryResults:
         rows = zip(self.ids.tolist(), self.scores.tolist(), columns, strict=True)
         hits = [{"id": item_id, "score": score, "metadata": own} for item_id, score, own in rows]
         paths = self.paths
-        return hits if paths is None else [{**hit, "path": path} for hit, path in zip(hits, paths, strict=True)]
+        if paths is not None:
+            hits = [{**hit, "path": path} for hit, path in zip(hits, paths, strict=True)]
+        if self.folded is not None:
+            hits = [{**hit, "folded": ids.tolist()} for hit, ids in zip(hits, self.folded, strict=True)]
+        return hits
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +85,10 @@ class SearchResults:
         scores: `(Q, k)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
         metadata: An Arrow table of `Q k` rows, query after query. None where the index holds none.
         folders: The folders that the index follows, or None. `results[i].paths` gives the paths of images in them.
+        counts: `(Q,)`, the number of answers of each query after `unique`; a row with fewer than `k` repeats its last
+            answer, and `results[i]` has only those that count. None: all rows have `k`.
+        folded: After `unique`, for each query those of `QueryResults`.
+        codes: `(Q, k, K / 8)` uint8, the packed codes of the items, where a caller within the package needs them.
 
     Example:
         >>> from cmfah_hf import HashIndex
@@ -95,6 +105,9 @@ class SearchResults:
     scores: np.ndarray
     metadata: pa.Table | None = None
     folders: FolderRecords | None = field(default=None, repr=False)
+    counts: np.ndarray | None = None
+    folded: list[list[np.ndarray]] | None = None
+    codes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -104,8 +117,10 @@ class SearchResults:
         if not -queries <= number < queries:
             raise IndexError(f"There is no query {number} among the results of {queries}.")
         number, k = number % queries, self.ids.shape[1]
-        metadata = None if self.metadata is None else self.metadata.slice(number * k, k)
-        return QueryResults(self.ids[number], self.scores[number], metadata, self.folders)
+        count = k if self.counts is None else int(self.counts[number])
+        metadata = None if self.metadata is None else self.metadata.slice(number * k, count)
+        folded = None if self.folded is None else self.folded[number]
+        return QueryResults(self.ids[number, :count], self.scores[number, :count], metadata, self.folders, folded)
 
     def __iter__(self) -> Iterator[QueryResults]:
         return (self[query] for query in range(len(self)))

@@ -1,6 +1,7 @@
 """`cmfah search`: the options, and asking; `showing.py` shows the answers."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,9 +23,15 @@ def search(
         Path | None,
         typer.Option(help="A folder of images to search instead; new and changed ones are indexed first."),
     ] = None,
-    text: Annotated[str | None, typer.Option("--text", "-t", help="Words to search with.")] = None,
-    image: Annotated[str | None, typer.Option("--image", "-i", help="An image to search with, or '-'.")] = None,
-    image_weight: Annotated[float, typer.Option(help="With words and an image: the image's share, 0 to 1.")] = 0.5,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", "-t", help="Words to search with, such as 'sea' or 'sunset:0.5'.")
+    ] = None,
+    image: Annotated[list[str] | None, typer.Option("--image", "-i", help="An image to search with, or '-'.")] = None,
+    avoid: Annotated[list[str] | None, typer.Option("--not", help="Words that the answers should not match.")] = None,
+    avoid_image: Annotated[
+        list[str] | None, typer.Option("--not-image", help="An image that the answers should not resemble.")
+    ] = None,
+    image_weight: Annotated[float, typer.Option(help="With words and images: the images' share, 0 to 1.")] = 0.5,
     k: Annotated[int, typer.Option("-k", help="Number of items to show.")] = 10,
     metric: Annotated[str, typer.Option(help="'aqd': by the query's continuous code; 'hamming': by bits.")] = "aqd",
     where: Annotated[
@@ -33,6 +40,9 @@ def search(
             help="Only items such as 'labels=boat,car', 'labels!=boat', 'year>=2020' or 'not date<2024-05'; may be "
             "repeated, and all must hold."
         ),
+    ] = None,
+    unique: Annotated[
+        int | None, typer.Option(help="Fold answers whose codes differ in at most this many bits from a better one.")
     ] = None,
     approximate: Annotated[bool, typer.Option("--approximate", help="Search only near the query.")] = False,
     any_model: Annotated[
@@ -52,10 +62,11 @@ def search(
         bool, typer.Option("--open", help="Open the first answer in the system's viewer; with --html, the page.")
     ] = False,
 ) -> None:
-    """Search an index, or a folder of images, by words, by an image, or by both.
+    """Search an index, or a folder of images, by words, by images, or by both.
 
-    `--image -` reads the image from standard input. The index of a folder is kept in the Hub's cache, or in the given
-    index file.
+    `--text`, `--image`, `--not` and `--not-image` may be repeated, and a number behind a last colon is a weight: 1 by
+    default, and 0.5 for what to avoid. `--image -` reads an image from standard input. The index of a folder is kept in
+    the Hub's cache, or in the given index file.
 
     Words that the model does not know are listed and ignored.
     """
@@ -68,7 +79,9 @@ def search(
     from cmfah_hf.cli.search.answers import Answers
     from cmfah_hf.retrieval import CrossMediaRetriever
     from cmfah_hf.retrieval.folders import update_folder_index
+    from cmfah_hf.retrieval.terms import described, read_terms
 
+    terms = read_terms(text, image, avoid, avoid_image)
     with_model = index is None and images is None
     retriever = CrossMediaRetriever.from_pretrained(
         model, index=with_model, any_model=any_model, trust_remote_code=trust_remote_code
@@ -79,15 +92,25 @@ def search(
         say(f"{images}: {changes}.", err=True)
     elif index is not None:
         retriever.images = retriever.load_index(index, mmap=True)
-    opened = sys.stdin.buffer if image == "-" else image
-    results = retriever.search(text, opened, k, None, metric, where or None, not approximate, image_weight)
-    ignored = retriever.ignored_words(text) if text is not None else []
+    opened = [replace(term, image=sys.stdin.buffer) if term.image == "-" else term for term in terms]
+    results = retriever.search(
+        k=k,
+        metric=metric,
+        where=where or None,
+        exact=not approximate,
+        image_weight=image_weight,
+        terms=opened,
+        unique=unique,
+    )
+    ignored = retriever.ignored_words([term.text for term in terms if term.text is not None])
     if ignored:
         shown = ", ".join(ignored[:_MOST_IGNORED]) + (", ..." if len(ignored) > _MOST_IGNORED else "")
         say(f"Ignored {len(ignored)} words that the model does not know: {shown}", err=True)
-    asked = " + ".join(part for part in (text, image) if part is not None)
+    folded = sum(map(len, results[0].folded or ()))
+    if folded:
+        say(f"Folded {folded} near-duplicates into better answers.", err=True)
     answers = Answers(
-        asked,
+        described(terms),
         metric,
         results[0].hits(),
         [] if results.metadata is None else results.metadata.column_names,
