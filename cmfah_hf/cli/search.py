@@ -30,6 +30,12 @@ def search(
     where: Annotated[
         list[str] | None, typer.Option(help="'column=value': only such items; may be repeated, and all must hold.")
     ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            help="Only answers that are relevant with at least this probability, 0 to 1; needs a calibration."
+        ),
+    ] = None,
     approximate: Annotated[bool, typer.Option("--approximate", help="Search only near the query.")] = False,
     any_model: Annotated[
         bool, typer.Option("--any-model", help="Also search an index whose codes another model made.")
@@ -42,7 +48,7 @@ def search(
     `--image -` reads the image from standard input. The index of a folder is kept in the Hub's cache, or in the given
     index file.
 
-    Words that the model does not know are listed and ignored.
+    Words that the model does not know are listed and ignored. `--min-score` can leave no answer, which is no error.
     """
     from cmfah_hf.cli.output import print_json, print_table, say
     from cmfah_hf.retrieval import CrossMediaRetriever
@@ -62,7 +68,7 @@ def search(
     searched = retriever.images if len(retriever.images) else retriever.texts
     conditions = parse_conditions(where, searched.metadata) if where else None
     opened = sys.stdin.buffer if image == "-" else image
-    results = retriever.search(text, opened, k, None, metric, conditions, not approximate, image_weight)
+    results = retriever.search(text, opened, k, None, metric, conditions, not approximate, image_weight, min_score)
     found = [{"rank": rank, **hit} for rank, hit in enumerate(results.hits(), 1)]
     ignored = retriever.ignored_words(text) if text is not None else []
     if ignored:
@@ -74,7 +80,18 @@ def search(
         print_json({"query": asked, "metric": metric, "ignored_words": ignored, **folder, "results": found})
     else:
         columns = results.metadata.column_names if results.metadata is not None else []
+        extra = [] if results.probabilities is None else ["probability"]
         rows = [
-            [hit["rank"], hit["id"], hit["score"], *(str(hit["metadata"][name]) for name in columns)] for hit in found
+            [
+                hit["rank"],
+                hit["id"],
+                hit["score"],
+                *map(hit.get, extra),
+                *(str(hit["metadata"][name]) for name in columns),
+            ]
+            for hit in found
         ]
-        print_table(asked, ["rank", "id", metric, *columns], rows)
+        if min_score is not None and not rows:
+            say(f"{asked}: nothing found with a probability of {min_score:g} or more.")
+            return
+        print_table(asked, ["rank", "id", metric, *extra, *columns], rows)

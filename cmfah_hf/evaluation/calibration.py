@@ -30,7 +30,9 @@ _SMALLEST = 1e-6
 _Fit = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def fit_calibration(model: str, bits: int, queries: CodedPairs, database: CodedPairs | None = None) -> Calibration | None:
+def fit_calibration(
+    model: str, bits: int, queries: CodedPairs, database: CodedPairs | None = None
+) -> Calibration | None:
     """Fits a map for each metric and direction to pairs that the model was not trained on.
 
     Two maps are compared on queries that they were not fitted to, five-fold, by the log loss of the first ten answers:
@@ -61,9 +63,11 @@ def measure_calibration(
 ) -> dict[str, dict[str, Any]]:
     """How far the probabilities of a calibration are right on other pairs, by metric and direction.
 
-    Arguments are as in `fit_calibration`. Figures are those of `_figures`, and `bins`, the reliability curve of the first
-    ten answers: rows of the number of answers, their mean probability and the share that is relevant. Directions
-    without a map or without an item are left out.
+    Arguments are as in `fit_calibration`. The figures are `queries`, their number; `ece` and `ece@10`, the calibration
+    error of all items and of the first ten answers (`[calibration-error]`); `precision` and `recall` of answers with a
+    probability of at least 1/2; `share`, that of relevant items; and `bins`, the reliability curve of the first ten
+    answers: rows of the number of answers, their mean probability and the share that is relevant. Directions without a
+    map or without an item are left out.
     """
     measured: dict[str, dict[str, Any]] = {}
     for name, counts in iterate_counts(calibration.relevance, queries, database):

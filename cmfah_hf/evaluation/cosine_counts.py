@@ -137,7 +137,9 @@ def _counted(
     else:
         scores_QN = round_for_aqd(queries_QK) @ sign(items_NK).T.astype(np.float32)
         cosines_S = (np.arange(_BINS) + 0.5) * 2 / _BINS - 1
-        places_QN = np.clip(((cosines_of(scores_QN, queries_QK, metric) + 1) / 2 * _BINS).astype(np.int64), 0, _BINS - 1)
+        places_QN = np.clip(
+            ((cosines_of(scores_QN, queries_QK, metric) + 1) / 2 * _BINS).astype(np.int64), 0, _BINS - 1
+        )
     size = len(cosines_S)
     counts_QS, relevant_QS = np.empty((2, len(queries_QK), size))
     for query, (places_N, relevant_N) in enumerate(zip(places_QN, relevant_QN, strict=True)):

@@ -57,7 +57,7 @@ def reliability_curve(probabilities: Any, relevant: Any, counts: Any = None, bin
     if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or bins < 1:
         raise QueryError(f"bins is {bins!r}; give a whole number of at least 1.")
     probabilities_M, relevant_M, counts_M = _checked(probabilities, relevant, counts)
-    places_M = np.clip(np.ceil(probabilities_M * bins).astype(np.int64) - 1, 0, bins - 1)
+    places_M = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities_M)
     counts_B, expected_B, relevant_B = (
         np.bincount(places_M, weights=weights_M, minlength=bins)
         for weights_M in (counts_M, counts_M * probabilities_M, relevant_M)

@@ -1,7 +1,7 @@
-"""Calibration of a model: the probability that an answer is relevant, from its score (see docs/method.md, [calibration]).
+"""Calibration of a model: the probability that an answer is relevant, by its score (see docs/method.md, [calibration]).
 
-A calibration is stored next to the model as `calibration.json`, with the fingerprint of the model. It has a map for each
-metric and direction, such as `aqd/t2i` for images that a text finds, from the cosine of query and item to a
+A calibration is stored next to the model as `calibration.json`, with the fingerprint of the model. It has a map for
+each metric and direction, such as `aqd/t2i` for images that a text finds, from the cosine of query and item to a
 probability. Whether *relevant* means a shared label or the query's own partner is in `relevance`.
 
 Shapes: `Q` queries, `k` answers a query, `K` bits, `S` points of a map.
@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,8 +77,8 @@ class Calibration:
     def probabilities(self, scores: Any, queries: Any, metric: str, way: str, items: int) -> np.ndarray | None:
         """The probabilities `(Q, k)`, float64, that answers are relevant. None without a map of this direction.
 
-        By pairs, only one of all items is the partner, so the odds shrink as the collection grows: they are those of the
-        map times the ratio of the numbers of wrong items (`[calibration]`).
+        By pairs, only one of all items is the partner, so the odds shrink as the collection grows: they are those of
+        the map times the ratio of the numbers of wrong items (`[calibration]`).
 
         Args:
             scores: `(Q, k)`, as an index returns them.
@@ -133,7 +132,7 @@ class Calibration:
         try:
             return _parsed(found)
         except (AttributeError, HashIndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-            reason = str(error) if isinstance(error, _Unfit) else "parts of it are missing, or of another type"
+            reason = str(error) if isinstance(error, _UnfitError) else "parts of it are missing, or of another type"
             raise CheckpointError(
                 f"{path} is no calibration ({reason}); remove it, and make a new one with `cmfah calibrate`."
             ) from error
@@ -153,21 +152,21 @@ def cosines_of(scores: Any, queries: Any, metric: str) -> np.ndarray:
     return np.clip(cosines_Qk, -1, 1)
 
 
-class _Unfit(ValueError):
+class _UnfitError(ValueError):
     """A fault of a file, in words that complete a message."""
 
 
 def _parsed(content: Any) -> Calibration:
     if content["version"] != _VERSION:
-        raise _Unfit(f"its version is {content['version']!r:.40}, not {_VERSION}")
+        raise _UnfitError(f"its version is {content['version']!r:.40}, not {_VERSION}")
     if content["relevance"] not in RELEVANCE:
-        raise _Unfit(f"its relevance is {content['relevance']!r:.40}, neither 'labels' nor 'pairs'")
+        raise _UnfitError(f"its relevance is {content['relevance']!r:.40}, neither 'labels' nor 'pairs'")
     if not isinstance(content["model"], str):
-        raise _Unfit("its fingerprint of the model is no text")
+        raise _UnfitError("its fingerprint of the model is no text")
     names = {f"{metric}/{way}" for metric in METRICS for way in WAYS}
     unknown = sorted(set(content["maps"]) - names)
     if unknown or not content["maps"]:
-        raise _Unfit(f"it has a map {unknown[0]!r:.40}" if unknown else "it has no map")
+        raise _UnfitError(f"it has a map {unknown[0]!r:.40}" if unknown else "it has no map")
     maps = {name: _parsed_map(name, one) for name, one in content["maps"].items()}
     return Calibration(content["model"], check_bits(content["bits"]), content["relevance"], maps)
 
@@ -175,25 +174,27 @@ def _parsed(content: Any) -> Calibration:
 def _parsed_map(name: str, content: Any) -> ScoreMap:
     cosines_S, probabilities_S = (np.array(content[key], np.float64) for key in ("cosines", "probabilities"))
     if cosines_S.ndim != 1 or cosines_S.shape != probabilities_S.shape or not 1 <= len(cosines_S) <= _MOST_POINTS:
-        raise _Unfit(f"{name}: cosines and probabilities are not two lists of equal length, up to {_MOST_POINTS}")
+        raise _UnfitError(f"{name}: cosines and probabilities are not two lists of equal length, up to {_MOST_POINTS}")
     for what, values_S, low in (("cosines", cosines_S, -1), ("probabilities", probabilities_S, 0)):
         if not ((values_S >= low) & (values_S <= 1)).all():  # false for NaN too
-            raise _Unfit(f"{name}: the {what} are not all in {low}..1")
+            raise _UnfitError(f"{name}: the {what} are not all in {low}..1")
     if (np.diff(cosines_S) <= 0).any() or (np.diff(probabilities_S) < 0).any():
-        raise _Unfit(f"{name}: the cosines do not rise, or the probabilities fall")
+        raise _UnfitError(f"{name}: the cosines do not rise, or the probabilities fall")
     items = content["items"]
     if isinstance(items, bool) or not isinstance(items, int) or not 2 <= items < 2**53:
-        raise _Unfit(f"{name}: the number of items is {items!r:.40}")
+        raise _UnfitError(f"{name}: the number of items is {items!r:.40}")
     if not isinstance(content["method"], str) or not content["method"].isidentifier():
-        raise _Unfit(f"{name}: the method has no name")
-    return ScoreMap(cosines_S, probabilities_S, items, content["method"][:40], _parsed_figures(name, content["figures"]))
+        raise _UnfitError(f"{name}: the method has no name")
+    return ScoreMap(
+        cosines_S, probabilities_S, items, content["method"][:40], _parsed_figures(name, content["figures"])
+    )
 
 
 def _parsed_figures(name: str, figures: Any) -> dict[str, Any]:
     """Figures are only shown: numbers by name."""
     for figure, value in figures.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not np.isfinite(value):
-            raise _Unfit(f"{name}: the figure {figure!r:.40} is no finite number")
+            raise _UnfitError(f"{name}: the figure {figure!r:.40} is no finite number")
     if len(figures) > _FIGURES:
-        raise _Unfit(f"{name}: there are {len(figures)} figures")
+        raise _UnfitError(f"{name}: there are {len(figures)} figures")
     return dict(figures)

@@ -28,7 +28,9 @@ class Calibrated(Protocol):
 def calibration_of(retriever: Calibrated) -> Calibration | None:
     """The calibration of a retriever, if it has one of its own model."""
     found = retriever.calibration
-    is_own = found is None or retriever.any_model or found.model == retriever.fingerprint  # the weights may have changed
+    is_own = (
+        found is None or retriever.any_model or found.model == retriever.fingerprint
+    )  # the weights may have changed
     return found if is_own else None
 
 
@@ -40,7 +42,9 @@ def check_min_score(retriever: Calibrated, min_score: float | None, metric: str,
         raise QueryError(f"min_score is {min_score!r}; it is a probability, so give a number from 0 to 1.")
     calibration = calibration_of(retriever)
     if calibration is None:
-        fault = "the model has no calibration" if retriever.calibration is None else "the calibration is of another model"
+        fault = (
+            "the model has no calibration" if retriever.calibration is None else "the calibration is of another model"
+        )
         raise QueryError(
             f"min_score={min_score:g}: {fault}; make one with `cmfah calibrate MODEL DATA`, or leave min_score out."
         )

@@ -22,7 +22,7 @@ class QueryResults:
         ids: `(k,)`, int64 or an object array of str, as they were added.
         scores: `(k,)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
         metadata: An Arrow table of `k` rows. None where the index holds none.
-        probabilities: `(k,)` float64, that an answer is relevant. None without a calibration (retrieval/calibration.py).
+        probabilities: `(k,)` float64, that an answer is relevant. None without a calibration (see calibration.py).
     """
 
     ids: np.ndarray
@@ -67,9 +67,9 @@ class SearchResults:
         ids: `(Q, k)`, int64 or an object array of str, as they were added.
         scores: `(Q, k)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
         metadata: An Arrow table of `Q k` rows, query after query. None where the index holds none.
-        probabilities: `(Q, k)` float64, that an answer is relevant. None without a calibration (retrieval/calibration.py).
-        kept: `(Q,)` int64, the number of answers of each query that reach `min_score`, its first ones; `results[i]` has only
-            these. None without a `min_score`.
+        probabilities: `(Q, k)` float64, that an answer is relevant. None without a calibration (see calibration.py).
+        kept: `(Q,)` int64, the number of answers of each query that reach `min_score`, its first ones; `results[i]` has
+            only these. None without a `min_score`.
 
     Example:
         >>> from cmfah_hf import HashIndex

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cmfah_hf.data.images import decode_image
-from cmfah_hf.errors import DataError, HashIndexError, ImageError, QueryError
+from cmfah_hf.errors import DataError, ImageError, QueryError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval.base import BaseHashIndex, Metric
@@ -94,8 +94,8 @@ class CrossMediaRetriever:
             **kwargs: For `from_pretrained`, such as `revision`, `token` or `dtype`.
 
         Raises:
-            CheckpointError: If the folder holds no model of this package, a part is missing or damaged, or the Hub has no
-                such model or cannot be reached.
+            CheckpointError: If the folder holds no model of this package, a part is missing or damaged, or the Hub has
+                no such model or cannot be reached.
             HashIndexError: If `index` is set and there is no index, or it is damaged, of another width, or of another
                 model.
         """
@@ -374,8 +374,8 @@ class CrossMediaRetriever:
                 calibration. The probabilities of a mixed query are those of a text with its direction.
 
         Raises:
-            QueryError: If neither `text` nor `image` is given, their numbers differ, the weight or `min_score` is not in
-                0..1, the model knows no word of a text, or has no calibration for `min_score`.
+            QueryError: If neither `text` nor `image` is given, their numbers differ, the weight or `min_score` is not
+                in 0..1, the model knows no word of a text, or has no calibration for `min_score`.
             ImageError: If an image cannot be read.
             HashIndexError: If the index is empty.
         """

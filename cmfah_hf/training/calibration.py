@@ -39,9 +39,7 @@ def validation_calibration(trainer: CMFAHTrainer, prepared: PreparedRun) -> Cali
             pairs = pairs if isinstance(pairs, PairStream) else pairs.select(spread(len(pairs), MOST_ITEMS))
             pairs = without_augmentation(pairs)
             sides.append(
-                encode_pairs(
-                    model, processor, pairs, prepared.text_column, expander=prepared.expander, tokens=tokens
-                )
+                encode_pairs(model, processor, pairs, prepared.text_column, expander=prepared.expander, tokens=tokens)
             )
     calibration = fit_calibration("", model.config.hash_bits, *map(coded, sides))
     if calibration is None:
@@ -52,7 +50,7 @@ def validation_calibration(trainer: CMFAHTrainer, prepared: PreparedRun) -> Cali
 def save_calibration(
     calibration: Calibration | None, folder: Path, towers: CMFAHModel, processor: CMFAHProcessor, expander: Any
 ) -> None:
-    """Saves the calibration of a finished model next to it, with its fingerprint; None removes that of an earlier one."""
+    """Saves the calibration of a finished model next to it, with its fingerprint; None removes an earlier one."""
     path = folder / CALIBRATION_NAME
     if calibration is None:
         path.unlink(missing_ok=True)
@@ -119,8 +117,8 @@ def calibrate_folder(
     calibration = fit_calibration(retriever.fingerprint, bits, *map(coded, sides))
     if calibration is None:
         raise DataError(
-            f"{dataset}: the split {split!r} is too small for a calibration; give {FEWEST_QUERIES} pairs or more, of which "
-            "some are relevant to each other."
+            f"{dataset}: the split {split!r} is too small for a calibration; give {FEWEST_QUERIES} pairs or more, some "
+            "of them relevant to each other."
         )
     calibration.save(folder / CALIBRATION_NAME)
     return calibration
