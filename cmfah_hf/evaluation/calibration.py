@@ -5,7 +5,7 @@ Shapes: `S` cosines. Arrays without a suffix are `(groups of queries, S)`.
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -31,7 +31,7 @@ _Fit = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarr
 
 
 def fit_calibration(
-    model: str, bits: int, queries: CodedPairs, database: CodedPairs | None = None
+    model: str, bits: int, queries: CodedPairs, database: CodedPairs | None = None, share: float | None = None
 ) -> Calibration | None:
     """Fits a map for each metric and direction to pairs that the model was not trained on.
 
@@ -44,6 +44,8 @@ def fit_calibration(
         queries: Held-out pairs, whose images and texts are the queries.
         database: Held-out pairs that are searched. None: the other pairs of `queries`. Without labels, `queries` are
             always searched, because they contain the partners.
+        share: The share of items that are relevant to a query, of more pairs than these (`share_of_relevant`). Without
+            labels, it is not used.
 
     Returns:
         None if there are fewer than 20 queries, or no direction has ten relevant and ten other items.
@@ -54,7 +56,8 @@ def fit_calibration(
         for name, counts in iterate_counts(kind, queries, database):
             relevant = counts.relevant.sum()
             if min(relevant, counts.counts.sum() - relevant) >= _FEWEST_OF_EACH:
-                maps[name] = _fitted(counts)
+                is_known = kind == "labels" and share is not None and 0 < share < 1
+                maps[name] = _fitted(counts.with_share(cast(float, share)) if is_known else counts)
     return Calibration(model, bits, kind, maps) if maps else None
 
 

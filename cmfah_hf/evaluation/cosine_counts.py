@@ -20,6 +20,8 @@ from cmfah_hf.retrieval.codes import pack, round_for_aqd, sign
 
 # A calibration needs no more; the work grows with their product.
 MOST_QUERIES, MOST_ITEMS = 500, 5_000
+# Pairs whose labels are compared for the share of relevant ones.
+MOST_LABELS = 2_000
 # AQD's cosines are counted in bins of 1/500.
 _BINS = 1_000
 
@@ -77,6 +79,13 @@ class CosineCounts:
         share_QS = np.divide(taken_QS, self.counts, out=np.zeros_like(taken_QS), where=self.counts > 0)
         return replace(self, counts=taken_QS, relevant=self.relevant * share_QS)
 
+    def with_share(self, share: float) -> "CosineCounts":
+        """The counts in a collection with this share of relevant items, otherwise alike (`[calibration]`)."""
+        own = self.relevant.sum() / self.counts.sum()
+        relevant = self.relevant * (share / own)
+        others = (self.counts - self.relevant) * ((1 - share) / (1 - own))
+        return replace(self, counts=relevant + others, relevant=relevant)
+
     def pooled(self, groups: int) -> "CosineCounts":
         """The counts of the queries `g`, `g + groups`, `g + 2 groups`, ... together, in one row for each group `g`."""
         rows = [np.s_[group::groups] for group in range(groups)]
@@ -84,6 +93,16 @@ class CosineCounts:
             np.stack([values_QS[own].sum(axis=0) for own in rows]) for values_QS in (self.counts, self.relevant)
         )
         return replace(self, counts=counts, relevant=relevant)
+
+
+def share_of_relevant(labels: Sequence[Sequence[str]]) -> float | None:
+    """The share of relevant items of a pair, on average over 2,000 of the labeled ones. None below two of them."""
+    labeled = [names for names in labels if len(names)]
+    chosen = [labeled[row] for row in spread(len(labeled), MOST_LABELS)]
+    if len(chosen) < 2:
+        return None
+    relevant = np.count_nonzero(relevance(*encode_labels(chosen, chosen))) - len(chosen)
+    return relevant / (len(chosen) * (len(chosen) - 1))
 
 
 def relevance_kind(queries: CodedPairs, database: CodedPairs | None = None) -> str:

@@ -1,15 +1,17 @@
 """Calibration of a model on held-out pairs: at the end of a training, of a compression, or of a saved model."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import datasets
+
 from cmfah_hf.data import load_image_text
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.evaluation.calibration import FEWEST_QUERIES, fit_calibration, measure_calibration
-from cmfah_hf.evaluation.cosine_counts import MOST_ITEMS, CodedPairs, spread
+from cmfah_hf.evaluation.cosine_counts import MOST_ITEMS, CodedPairs, share_of_relevant, spread
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.calibration import CALIBRATION_NAME, Calibration
@@ -41,7 +43,8 @@ def validation_calibration(trainer: CMFAHTrainer, prepared: PreparedRun) -> Cali
             sides.append(
                 encode_pairs(model, processor, pairs, prepared.text_column, expander=prepared.expander, tokens=tokens)
             )
-    calibration = fit_calibration("", model.config.hash_bits, *map(coded, sides))
+    share = None if prepared.pairs.is_stream else _share([prepared.pairs.all])
+    calibration = fit_calibration("", model.config.hash_bits, *map(coded, sides), share=share)
     if calibration is None:
         logger.info("There are too few validation pairs for a calibration; `cmfah calibrate` makes one of other pairs.")
     return calibration
@@ -81,6 +84,15 @@ def coded(side: EncodedPairs) -> CodedPairs:
     return CodedPairs(side.images, side.texts, side.labels)
 
 
+def _share(splits: Iterable[datasets.Dataset]) -> float | None:
+    """The share of relevant items by the labels of all pairs, training pairs included; None without labels."""
+    labels: list[Sequence[str]] = []
+    for pairs in splits:
+        if "labels" in pairs.column_names:
+            labels += [names or () for names in pairs.select_columns(["labels"]).with_format(None)["labels"]]
+    return share_of_relevant(labels)
+
+
 def calibrate_folder(
     model: str, dataset: str, split: str | None = None, database_split: str | None = None, captions: str = "auto"
 ) -> Calibration:
@@ -114,7 +126,8 @@ def calibrate_folder(
             encode_pairs(retriever.model, retriever.processor, pairs, text_column, expander=retriever.expander)
         )
     bits = retriever.model.config.hash_bits
-    calibration = fit_calibration(retriever.fingerprint, bits, *map(coded, sides))
+    share = _share(loaded.values())
+    calibration = fit_calibration(retriever.fingerprint, bits, *map(coded, sides), share=share)
     if calibration is None:
         raise DataError(
             f"{dataset}: the split {split!r} is too small for a calibration; give {FEWEST_QUERIES} pairs or more, some "

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from cmfah_hf.errors import QueryError
 from cmfah_hf.evaluation.calibration import fit_calibration, isotonic_points, logistic_points, measure_calibration
-from cmfah_hf.evaluation.cosine_counts import CodedPairs, iterate_counts, relevance_kind
+from cmfah_hf.evaluation.cosine_counts import CodedPairs, iterate_counts, relevance_kind, share_of_relevant
 from cmfah_hf.evaluation.reliability import expected_calibration_error, precision_and_recall, reliability_curve
 
 CLASSES = 6
@@ -186,6 +186,25 @@ def test_a_fit_is_right_on_other_pairs_and_a_wrong_map_is_not():
         assert rows[:, 0].sum() == pytest.approx(3000)
     shuffled = CodedPairs(others.images, others.texts[::-1], others.labels)  # texts of other pairs
     assert measure_calibration(calibration, shuffled)["aqd/t2i"]["ece@10"] > 0.3
+
+
+def test_the_share_of_relevant_items_may_come_from_more_labels():
+    labels = [["a"], ["a", "b"], ["b"], [], ["c"]]
+    assert share_of_relevant(labels) == pytest.approx(4 / 12)  # a-ab and ab-b, in both directions
+    assert share_of_relevant([["a"], []]) is None
+    pairs = drawn_pairs(60, 1)
+    own, rarer = (fit_calibration("model", 16, pairs, share=share).maps["aqd/t2i"] for share in (None, 0.05))
+    assert rarer.figures["share"] == pytest.approx(0.05)
+    counts = dict(iterate_counts("labels", pairs))["aqd/t2i"]
+    before = counts.relevant.sum(axis=0) / np.maximum(counts.counts.sum(axis=0), 1)
+    weighed = counts.with_share(0.05)
+    after = weighed.relevant.sum(axis=0) / np.maximum(weighed.counts.sum(axis=0), 1e-9)
+    some = (before > 0) & (counts.relevant.sum(axis=0) < counts.counts.sum(axis=0))
+    # Bayes' rule: the odds change by one factor everywhere.
+    ratios = (after[some] / (1 - after[some])) / (before[some] / (1 - before[some]))
+    own_share = counts.relevant.sum() / counts.counts.sum()
+    np.testing.assert_allclose(ratios, (0.05 / 0.95) / (own_share / (1 - own_share)))
+    assert rarer([0.5])[0] < own([0.5])[0]
 
 
 def test_partners_in_a_larger_collection_are_less_probable():
