@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 import typer.core
 
+from cmfah_hf.cli.calibrate import calibrate
 from cmfah_hf.cli.compress import compress
 from cmfah_hf.cli.configs import configs
 from cmfah_hf.cli.data import data_app
@@ -95,6 +96,7 @@ app.command(cls=TrainCommand, context_settings={"allow_extra_args": True, "ignor
 app.command()(configs)
 app.command()(compress)
 app.command()(evaluate)
+app.command()(calibrate)
 app.command()(index)
 app.command("index info")(info)
 app.command("index remove")(remove)

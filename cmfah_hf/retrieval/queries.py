@@ -76,6 +76,13 @@ def query_values(
     return text_weight * text_QK + image_weight * image_QK
 
 
+def have_text(text: Any, terms: Any) -> bool:
+    """Whether a text is among what queries look for; otherwise they have images only."""
+    if terms is None:
+        return text is not None
+    return any(term.text is not None and term.weight > 0 for query in _as_queries(terms) for term in query)
+
+
 def _values_of_terms(retriever: Encoder, queries: list[list[Term]], image_weight: float) -> np.ndarray:
     """The continuous codes `(Q, K)` of queries of several terms, all texts and all images encoded together."""
     queries = [_with_known_terms(terms, retriever) for terms in queries]

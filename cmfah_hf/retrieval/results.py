@@ -1,4 +1,4 @@
-"""Search results: ids, scores and metadata of the nearest items.
+"""Search results: ids, scores, metadata and, of a calibrated model, probabilities of the nearest items.
 
 Shapes: `Q` queries, `k` answers a query.
 """
@@ -25,6 +25,7 @@ class QueryResults:
         metadata: An Arrow table of `k` rows. None where the index holds none.
         folders: The folders that the index follows, or None.
         folded: For each item the ids of its near-duplicates, nearest to the query first. None if none were folded.
+        probabilities: `(k,)` float64, that an answer is relevant. None without a calibration (see calibration.py).
     """
 
     ids: np.ndarray
@@ -32,6 +33,7 @@ class QueryResults:
     metadata: pa.Table | None = None
     folders: FolderRecords | None = field(default=None, repr=False)
     folded: list[np.ndarray] | None = None
+    probabilities: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,9 +54,10 @@ class QueryResults:
         return paths
 
     def hits(self) -> list[dict[str, Any]]:
-        """The items as `{"id": ..., "score": ..., "metadata": {...}}`, nearest first; with `unique` also `folded`.
+        """The items as `{"id": ..., "score": ..., "metadata": {...}}`, nearest first.
 
-        If the index follows folders, they have a `"path"` too, a string or None.
+        If the index follows folders, they have a `"path"` too, a string or None; with `unique`, the ids that are
+        `"folded"` into them; with a calibration, a `"probability"`.
 
         Raises:
             HashIndexError: If a value of the metadata has no counterpart in Python, such as a date of the year 10,000.
@@ -73,6 +76,9 @@ class QueryResults:
             hits = [{**hit, "path": path} for hit, path in zip(hits, paths, strict=True)]
         if self.folded is not None:
             hits = [{**hit, "folded": ids.tolist()} for hit, ids in zip(hits, self.folded, strict=True)]
+        if self.probabilities is not None:
+            for hit, probability in zip(hits, self.probabilities.tolist(), strict=True):
+                hit["probability"] = probability
         return hits
 
 
@@ -85,10 +91,11 @@ class SearchResults:
         scores: `(Q, k)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
         metadata: An Arrow table of `Q k` rows, query after query. None where the index holds none.
         folders: The folders that the index follows, or None. `results[i].paths` gives the paths of images in them.
-        counts: `(Q,)`, the number of answers of each query after `unique`; a row with fewer than `k` repeats its last
-            answer, and `results[i]` has only those that count. None: all rows have `k`.
+        counts: `(Q,)`, the number of answers of each query after `unique` and `min_score`, the first of its row; `results[i]`
+            has only these. None: all rows have `k`.
         folded: After `unique`, for each query those of `QueryResults`.
         codes: `(Q, k, K / 8)` uint8, the packed codes of the items, where a caller within the package needs them.
+        probabilities: `(Q, k)` float64, that an answer is relevant. None without a calibration (see calibration.py).
 
     Example:
         >>> from cmfah_hf import HashIndex
@@ -108,6 +115,7 @@ class SearchResults:
     counts: np.ndarray | None = None
     folded: list[list[np.ndarray]] | None = None
     codes: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -119,8 +127,10 @@ class SearchResults:
         number, k = number % queries, self.ids.shape[1]
         count = k if self.counts is None else int(self.counts[number])
         metadata = None if self.metadata is None else self.metadata.slice(number * k, count)
-        folded = None if self.folded is None else self.folded[number]
-        return QueryResults(self.ids[number, :count], self.scores[number, :count], metadata, self.folders, folded)
+        folded = None if self.folded is None else self.folded[number][:count]
+        probabilities = None if self.probabilities is None else self.probabilities[number, :count]
+        ids, scores = self.ids[number, :count], self.scores[number, :count]
+        return QueryResults(ids, scores, metadata, self.folders, folded, probabilities)
 
     def __iter__(self) -> Iterator[QueryResults]:
         return (self[query] for query in range(len(self)))

@@ -44,6 +44,12 @@ def search(
     unique: Annotated[
         int | None, typer.Option(help="Fold answers whose codes differ in at most this many bits from a better one.")
     ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            help="Only answers that are relevant with at least this probability, 0 to 1; needs a calibration."
+        ),
+    ] = None,
     approximate: Annotated[bool, typer.Option("--approximate", help="Search only near the query.")] = False,
     any_model: Annotated[
         bool, typer.Option("--any-model", help="Also search an index whose codes another model made.")
@@ -68,7 +74,7 @@ def search(
     default, and 0.5 for what to avoid. `--image -` reads an image from standard input. The index of a folder is kept in
     the Hub's cache, or in the given index file.
 
-    Words that the model does not know are listed and ignored.
+    Words that the model does not know are listed and ignored. `--min-score` can leave no answer, which is no error.
     """
     from cmfah_hf.cli.search.showing import Showing
 
@@ -101,6 +107,7 @@ def search(
         image_weight=image_weight,
         terms=opened,
         unique=unique,
+        min_score=min_score,
     )
     ignored = retriever.ignored_words([term.text for term in terms if term.text is not None])
     if ignored:
@@ -116,5 +123,6 @@ def search(
         [] if results.metadata is None else results.metadata.column_names,
         ignored,
         None if changes is None else changes.counts(),
+        min_score,
     )
     showing.show(answers)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cmfah_hf.cli.output import print_json, print_table
+from cmfah_hf.cli.output import print_json, print_table, say
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Answers:
         columns: The names of the metadata columns.
         ignored_words: The words of the query that the model does not know.
         folder: The counts of the update of a folder before the search, or None without one.
+        min_score: The least probability that was asked for, or None.
     """
 
     query: str
@@ -27,6 +28,7 @@ class Answers:
     columns: Sequence[str] = ()
     ignored_words: Sequence[str] = ()
     folder: Mapping[str, Any] | None = None
+    min_score: float | None = None
 
     @property
     def paths(self) -> list[str | None]:
@@ -44,19 +46,29 @@ class Answers:
 
     def print_table(self) -> None:
         """Prints the answers as a table; in a pipe, as one line for each."""
+        if not self.hits:
+            least = "" if self.min_score is None else f" with a probability of {self.min_score:g} or more"
+            say(f"{self.query}: nothing found{least}.")
+            return
         print_table(self.query, self.header, list(self.rows()))
 
     @property
     def header(self) -> list[str]:
-        """The names of the columns of `rows`. There is one of paths if any is known."""
-        return ["rank", "id", self.metric, *self.columns, *(["path"] if any(self.paths) else [])]
+        """The names of the columns of `rows`. There is one of probabilities and one of paths if any is known."""
+        path = ["path"] if any(self.paths) else []
+        return ["rank", "id", self.metric, *self._probability, *self.columns, *path]
+
+    @property
+    def _probability(self) -> list[str]:
+        return ["probability"] if any("probability" in hit for hit in self.hits) else []
 
     def rows(self) -> Iterator[list[Any]]:
         """The cells of each answer."""
         paths = self.paths
         for rank, (hit, path) in enumerate(zip(self.hits, paths, strict=True), 1):
             metadata = [_shown(hit["metadata"][name]) for name in self.columns]
-            yield [rank, hit["id"], hit["score"], *metadata, *([path or "-"] if any(paths) else [])]
+            probability = map(hit.get, self._probability)
+            yield [rank, hit["id"], hit["score"], *probability, *metadata, *([path or "-"] if any(paths) else [])]
 
 
 def _shown(value: Any) -> str:
