@@ -1,20 +1,27 @@
 """`cmfah search`."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cmfah_hf.cli.options import RemoteCode
+from cmfah_hf.errors import QueryError
+
+if TYPE_CHECKING:
+    from cmfah_hf.retrieval.terms import Term
 
 # Ignored words that are named on standard error; the JSON names all.
 _MOST_IGNORED = 20
 
 
 def search(
-    model: Annotated[str, typer.Argument(help="The model that the index was made with: a folder or a Hub id.")],
+    model: Annotated[
+        str | None, typer.Argument(help="The model that the index was made with: a folder or a Hub id.")
+    ] = None,
     index: Annotated[
         Path | None,
         typer.Argument(help="An index file of `cmfah index`. Default: the index pushed with the model."),
@@ -42,6 +49,12 @@ def search(
         bool, typer.Option("--any-model", help="Also search an index whose codes another model made.")
     ] = False,
     trust_remote_code: RemoteCode = False,
+    server: Annotated[
+        str | None, typer.Option(help="The address of a `cmfah serve` to ask instead, such as http://127.0.0.1:8008.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="With --server: a file with its token. Default: the variable CMFAH_TOKEN.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Search an index, or a folder of images, by words, by images, or by both.
@@ -53,28 +66,36 @@ def search(
     Words that the model does not know are listed and ignored.
     """
     from cmfah_hf.cli.output import print_json, print_table, say
-    from cmfah_hf.retrieval import CrossMediaRetriever
-    from cmfah_hf.retrieval.conditions import parse_conditions
-    from cmfah_hf.retrieval.folders import update_folder_index
     from cmfah_hf.retrieval.terms import described, read_terms
 
     terms = read_terms(text, image, avoid, avoid_image)
-    with_model = index is None and images is None
-    retriever = CrossMediaRetriever.from_pretrained(
-        model, index=with_model, any_model=any_model, trust_remote_code=trust_remote_code
-    )
-    changes = None
-    if images is not None:
-        changes = update_folder_index(retriever, images, index, progress=not json)
-        say(f"{images}: {changes}.", err=True)
-    elif index is not None:
-        retriever.images = retriever.load_index(index, mmap=True)
-    searched = retriever.images if len(retriever.images) else retriever.texts
-    conditions = parse_conditions(where, searched.metadata) if where else None
     opened = [replace(term, image=sys.stdin.buffer) if term.image == "-" else term for term in terms]
-    results = retriever.search(None, None, k, None, metric, conditions, not approximate, image_weight, opened)
-    found = [{"rank": rank, **hit} for rank, hit in enumerate(results.hits(), 1)]
-    ignored = retriever.ignored_words([term.text for term in terms if term.text is not None])
+    changes = None
+    if server is not None:
+        _refuse_local(server, model, images, any_model, trust_remote_code)
+        hits, columns, ignored = _ask(server, token_file, opened, k, metric, where or (), not approximate, image_weight)
+    else:
+        from cmfah_hf.retrieval import CrossMediaRetriever
+        from cmfah_hf.retrieval.conditions import parse_conditions
+        from cmfah_hf.retrieval.folders import update_folder_index
+
+        if model is None:
+            raise QueryError("Name the model of the index, or a server with --server.")
+        with_model = index is None and images is None
+        retriever = CrossMediaRetriever.from_pretrained(
+            model, index=with_model, any_model=any_model, trust_remote_code=trust_remote_code
+        )
+        if images is not None:
+            changes = update_folder_index(retriever, images, index, progress=not json)
+            say(f"{images}: {changes}.", err=True)
+        elif index is not None:
+            retriever.images = retriever.load_index(index, mmap=True)
+        searched = retriever.images if len(retriever.images) else retriever.texts
+        conditions = parse_conditions(where, searched.metadata) if where else None
+        results = retriever.search(None, None, k, None, metric, conditions, not approximate, image_weight, opened)
+        hits, columns = results.hits(), [] if results.metadata is None else results.metadata.column_names
+        ignored = retriever.ignored_words([term.text for term in terms if term.text is not None])
+    found = [{"rank": rank, **hit} for rank, hit in enumerate(hits, 1)]
     if ignored:
         shown = ", ".join(ignored[:_MOST_IGNORED]) + (", ..." if len(ignored) > _MOST_IGNORED else "")
         say(f"Ignored {len(ignored)} words that the model does not know: {shown}", err=True)
@@ -83,8 +104,26 @@ def search(
         folder = {} if changes is None else {"folder": changes.counts()}
         print_json({"query": asked, "metric": metric, "ignored_words": ignored, **folder, "results": found})
     else:
-        columns = results.metadata.column_names if results.metadata is not None else []
         rows = [
             [hit["rank"], hit["id"], hit["score"], *(str(hit["metadata"][name]) for name in columns)] for hit in found
         ]
         print_table(asked, ["rank", "id", metric, *columns], rows)
+
+
+def _refuse_local(server: str, model: Any, images: Any, any_model: bool, trust_remote_code: bool) -> None:
+    given = {"MODEL": model, "--images": images, "--any-model": any_model, "--trust-remote-code": trust_remote_code}
+    for name, value in given.items():
+        if value:
+            raise QueryError(f"{server}: the server has its own model and index; leave out {name}.")
+
+
+def _ask(
+    server: str, token_file: Path | None, terms: Sequence["Term"], *settings: Any
+) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """The answers of a server, the columns of their metadata, and the ignored words."""
+    from cmfah_hf.serving import SearchClient, read_token
+
+    k, metric, where, exact, image_weight = settings
+    with SearchClient(server, read_token(token_file)) as client:
+        reply = client.search(None, k, None, metric, where, exact, image_weight, terms)
+    return reply["answers"][0], reply["columns"], reply["ignored_words"]

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "ServedRetriever": "served",
         "ServiceLimits": "limits",
         "build_service": "app",
+        "read_token": "tokens",
         "ServedSources": "server",
         "serve": "server",
     },

@@ -7,13 +7,15 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
+from PIL import Image
 
 import cmfah_hf
 from cmfah_hf.errors import QueryError
+from cmfah_hf.retrieval.terms import Term
 from cmfah_hf.serving.bodies import read_body
 from cmfah_hf.serving.limits import ServiceLimits
 from cmfah_hf.serving.metrics import Metrics
-from cmfah_hf.serving.schemas import AddRequest, RemoveRequest, SearchRequest, SyncRequest
+from cmfah_hf.serving.schemas import AddRequest, RemoveRequest, SearchRequest, SyncRequest, WeightedTerm
 from cmfah_hf.serving.served import MODALITIES, Found, ServedRetriever
 from cmfah_hf.serving.syncs import FolderSyncs
 from cmfah_hf.serving.workers import Workers
@@ -64,17 +66,21 @@ class Endpoints:
     async def search(self, request: Request) -> Response:
         """The nearest items of a text, of uploaded images, of both, or of weighted terms."""
         body = await read_body(request, SearchRequest, self.limits)
-        asked, limits = body.asked, self.limits
+        asked, images, limits = body.asked, body.images, self.limits
         texts = [] if asked.text is None else [asked.text] if isinstance(asked.text, str) else asked.text
+        words = [*texts, *(term.text for term in asked.terms or () if term.text is not None), *asked.where]
         _check_count("k", asked.k, limits.k)
         _check_count("The number of texts", len(texts), limits.texts)
+        _check_count("The number of terms", len(asked.terms or ()), limits.texts)
         _check_count("The number of conditions", len(asked.where), limits.conditions)
-        _check_lengths([*texts, *asked.where], limits)
-        pixels = sum(image.width * image.height for image in body.images)
-        _check_count("The number of pixels of all images", pixels, limits.image_pixels)
+        _check_lengths(words, limits)
+        _check_count("The number of pixels of all images", sum(map(_pixels, images)), limits.image_pixels)
+        terms = None
+        if asked.terms is not None:
+            terms, images = [_term(term, images) for term in asked.terms], []
         found = await self.workers.run(
-            self.served.search, asked.text, body.images, asked.k, asked.target, asked.metric, asked.where, asked.exact,
-            asked.image_weight,
+            self.served.search, asked.text, images, asked.k, asked.target, asked.metric, asked.where, asked.exact,
+            asked.image_weight, terms,
         )  # fmt: skip
         return JSONResponse(_reply(found, asked.metric))
 
@@ -126,6 +132,18 @@ def _reply(found: Found, metric: str) -> dict[str, Any]:
         "columns": [] if table is None else table.column_names,
         "answers": [_plain(answers.hits()) for answers in found.results],
     }
+
+
+def _term(asked: WeightedTerm, images: Sequence[Image.Image]) -> Term:
+    if asked.image is None:
+        return Term(asked.text, weight=asked.weight)
+    if asked.image >= len(images):
+        raise QueryError(f"A term names image {asked.image}, and {len(images)} images were uploaded; count from 0.")
+    return Term(asked.text, images[asked.image], asked.weight)
+
+
+def _pixels(image: Image.Image) -> int:
+    return image.width * image.height
 
 
 def _plain(value: Any) -> Any:

@@ -6,8 +6,8 @@ Shape suffixes: Q queries, K hash bits.
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from cmfah_hf.retrieval.queries import query_values
 from cmfah_hf.retrieval.results import SearchResults
 from cmfah_hf.retrieval.retriever import CrossMediaRetriever, Modality
 from cmfah_hf.retrieval.storage.folder_records import FolderRecords
+from cmfah_hf.retrieval.terms import Term
 from cmfah_hf.space.uploads import MAX_PIXELS, decode_upload
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,7 @@ class ServedRetriever:
         where: Sequence[str] = (),
         exact: bool = True,
         image_weight: float = 0.5,
+        terms: Sequence[Term] | None = None,
     ) -> Found:
         """The nearest items of queries, as `CrossMediaRetriever.search` finds them.
 
@@ -136,6 +138,7 @@ class ServedRetriever:
             text: A text, or several.
             images: Uploaded images, as `open_upload` returns them.
             where: Conditions as the command line writes them.
+            terms: In place of both, terms of one query; their images are uploaded ones too.
 
         The other arguments are those of `CrossMediaRetriever.search`.
 
@@ -143,19 +146,22 @@ class ServedRetriever:
             CMFAHError: As `CrossMediaRetriever.search` does.
         """
         texts = [] if text is None else [text] if isinstance(text, str) else list(text)
-        decoded = [decode_upload(image) for image in images]
-        with self._tokenizing if texts else ExitStack():
-            values_QK = query_values(self.retriever, text, decoded or None, image_weight)
-            ignored = [word for own in texts for word in self.retriever.ignored_words(own)]
+        decoded = [decode_upload(image) for image in images] or None
+        if terms is not None:
+            texts += [term.text for term in terms if term.text is not None]
+            terms = [term if term.image is None else replace(term, image=decode_upload(term.image)) for term in terms]
+        with self._tokenizing if texts else nullcontext():
+            values_QK = query_values(self.retriever, text, decoded, image_weight, terms)
+            ignored = self.retriever.ignored_words(texts)
         if target is None:
             target = "images" if len(self.retriever.images) else "texts"
         index = self.index(target)
         conditions = parse_conditions(where, index.metadata) if where else None
         results = index.search(values_QK, k=k, metric=metric, where=conditions, exact=exact)
-        return Found(results, target, index, list(dict.fromkeys(ignored)))
+        return Found(results, target, index, ignored)
 
     def add_texts(
-        self, texts: Sequence[str], ids: Sequence[Any], metadata: Mapping[str, Sequence[Any]] | None, replace: bool
+        self, texts: Sequence[str], ids: Sequence[Any], metadata: Mapping[str, Sequence[Any]] | None, replace_same: bool
     ) -> int:
         """Adds texts to the index of texts, all or on an error none, and returns the number of items.
 
@@ -163,7 +169,7 @@ class ServedRetriever:
             texts: The texts.
             ids: One id for each.
             metadata: Columns, as for `HashIndex.add`.
-            replace: Replace items with the same ids.
+            replace_same: Replace items with the same ids.
 
         Raises:
             HashIndexError: As `HashIndex.add` does, or if the index must not change.
@@ -174,14 +180,14 @@ class ServedRetriever:
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             with self._tokenizing:
                 parts.append(self.retriever.encode_texts(texts[start : start + _TEXTS_AT_ONCE]))
-        return self._add("texts", np.concatenate(parts), ids, metadata, replace)
+        return self._add("texts", np.concatenate(parts), ids, metadata, replace_same)
 
     def add_images(
         self,
         images: Sequence[Image.Image],
         ids: Sequence[Any],
         metadata: Mapping[str, Sequence[Any]] | None,
-        replace: bool,
+        replace_same: bool,
     ) -> int:
         """Adds uploaded images to the index of images; otherwise as `add_texts`.
 
@@ -192,7 +198,7 @@ class ServedRetriever:
         parts = [np.empty((0, self.retriever.model.config.hash_bits), np.float32)]
         for batch in _by_pixels(images, self._max_pixels):
             parts.append(self.retriever.encode_images([decode_upload(image) for image in batch]))
-        return self._add("images", np.concatenate(parts), ids, metadata, replace)
+        return self._add("images", np.concatenate(parts), ids, metadata, replace_same)
 
     def remove(self, ids: Sequence[Any], target: Modality) -> int:
         """Removes items, all or on an error none. An image of a followed folder stays out at later updates.
@@ -263,11 +269,11 @@ class ServedRetriever:
         codes: np.ndarray,
         ids: Sequence[Any],
         metadata: Mapping[str, Sequence[Any]] | None,
-        replace: bool,
+        replace_same: bool,
     ) -> int:
         with self._change(modality) as index:
             _refuse_followed(index.folders, ids)
-            (index.upsert if replace else index.add)(codes, ids, metadata)
+            (index.upsert if replace_same else index.add)(codes, ids, metadata)
             return len(index)
 
     @contextmanager

@@ -1,7 +1,6 @@
 """The process of `cmfah serve`: loading, listening, a graceful stop."""
 
 import contextlib
-import ipaddress
 import logging
 import signal
 import socket
@@ -24,7 +23,7 @@ from cmfah_hf.serving.app import build_service
 from cmfah_hf.serving.limits import ServiceLimits
 from cmfah_hf.serving.protocol import DEFAULT_PORT
 from cmfah_hf.serving.served import MODALITIES, ServedRetriever
-from cmfah_hf.space.hosts import AllowedHosts
+from cmfah_hf.space.hosts import AllowedHosts, is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +109,7 @@ def serve(
     Raises:
         CMFAHError: If the model or an index cannot be used, the port is taken, or there must be a token.
     """
-    if token is None and not without_token and not _is_loopback(host):
+    if token is None and not without_token and not is_loopback(host):
         raise CMFAHError(
             f"{host}: other machines reach this address; set a token by --token-file or CMFAH_TOKEN, or pass "
             "--no-token."
@@ -223,13 +222,6 @@ def _bound(host: str, port: int) -> socket.socket:
             f"Cannot listen on {host}:{port} ({reason}); choose another with --host and --port."
         ) from error
     return bound
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost"
 
 
 def _warm_up(served: ServedRetriever) -> None:
