@@ -125,5 +125,5 @@ def _ask(
 
     k, metric, where, exact, image_weight = settings
     with SearchClient(server, read_token(token_file)) as client:
-        reply = client.search(None, k, None, metric, where, exact, image_weight, terms)
+        reply = client.search(None, k, None, metric, where, exact, image_weight, terms, paths=True)
     return reply["answers"][0], reply["columns"], reply["ignored_words"]

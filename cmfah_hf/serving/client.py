@@ -7,7 +7,6 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from cmfah_hf.documents import parse_json
 from cmfah_hf.errors import QueryError, SearchServerError
 from cmfah_hf.retrieval.terms import Term
 from cmfah_hf.serving.protocol import API_HEADER, API_VERSION
@@ -40,12 +39,15 @@ class SearchClient:
         self.url = url.rstrip("/")
         host = _host_of(self.url)
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._client = httpx.Client(
-            base_url=self.url,
-            headers=headers,
-            timeout=httpx.Timeout(_REPLY_SECONDS, connect=_CONNECT_SECONDS),
-            trust_env=not is_loopback(host),  # no proxy reaches this machine
-        )
+        try:
+            self._client = httpx.Client(
+                base_url=self.url,
+                headers=headers,
+                timeout=httpx.Timeout(_REPLY_SECONDS, connect=_CONNECT_SECONDS),
+                trust_env=not is_loopback(host),  # no proxy reaches this machine
+            )
+        except httpx.InvalidURL as error:
+            raise _no_address(url) from error
 
     def __enter__(self) -> "SearchClient":
         return self
@@ -106,7 +108,7 @@ class SearchClient:
                 content = self._read(response)
         except httpx.TimeoutException as error:
             raise SearchServerError(f"{self.url}: there was no answer in time; try again later.") from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             reason = str(error) or type(error).__name__
             raise SearchServerError(
                 f"{self.url}: no connection ({reason}); start a server with `cmfah serve`, or check the address."
@@ -130,7 +132,10 @@ class SearchClient:
                 f"{self.url}: the server has version {version!r:.20} of the interface, and this program version "
                 f"{API_VERSION}; install the same release on both sides."
             )
-        reply = parse_json(content, f"{self.url}: the reply", SearchServerError)
+        try:
+            reply = json.loads(content)
+        except (ValueError, RecursionError):
+            self._not_understood("its reply is no JSON")
         if not isinstance(reply, dict):
             self._not_understood("its reply is no JSON object")
         if response.status_code == 200:
@@ -173,5 +178,9 @@ def _host_of(url: str) -> str:
     except ValueError:  # brackets that hold no address, or a port that is no number
         host = None
     if not host or parts.scheme not in ("http", "https") or parts.query or parts.fragment or parts.username:
-        raise SearchServerError(f"{url:.200}: give the address of a server, such as http://127.0.0.1:8008.")
+        raise _no_address(url)
     return host
+
+
+def _no_address(url: str) -> SearchServerError:
+    return SearchServerError(f"{url:.200}: give the address of a server, such as http://127.0.0.1:8008.")

@@ -1,12 +1,13 @@
 """The endpoints of the search service: requests in, replies out."""
 
 import asyncio
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from PIL import Image
 
 import cmfah_hf
@@ -20,6 +21,15 @@ from cmfah_hf.serving.served import MODALITIES, Found, ServedRetriever
 from cmfah_hf.serving.syncs import FolderSyncs
 from cmfah_hf.serving.workers import Workers
 from cmfah_hf.space.requests import RefusedError
+
+
+class JsonReply(Response):
+    """A reply in ASCII, which has every string, also the names of files that are no valid Unicode."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 class Endpoints:
@@ -37,7 +47,7 @@ class Endpoints:
 
     async def health(self) -> Response:
         """Whether the server answers. It needs no token."""
-        return JSONResponse({"status": "ok", "version": cmfah_hf.__version__})
+        return JsonReply({"status": "ok", "version": cmfah_hf.__version__})
 
     async def info(self) -> Response:
         """The model and the indexes."""
@@ -54,7 +64,7 @@ class Endpoints:
             }
         retriever = self.served.retriever
         facts = {"version": cmfah_hf.__version__, "model": retriever.fingerprint}
-        return JSONResponse({**facts, "bits": retriever.model.config.hash_bits, "indexes": indexes})
+        return JsonReply({**facts, "bits": retriever.model.config.hash_bits, "indexes": indexes})
 
     async def show_metrics(self) -> Response:
         """Counts and times of requests, and sizes of indexes, in Prometheus' text format."""
@@ -82,7 +92,7 @@ class Endpoints:
             self.served.search, asked.text, images, asked.k, asked.target, asked.metric, asked.where, asked.exact,
             asked.image_weight, terms,
         )  # fmt: skip
-        return JSONResponse(_reply(found, asked.metric))
+        return JsonReply(_reply(found, asked.metric, asked.paths))
 
     async def add(self, request: Request) -> Response:
         """Adds texts, or uploaded images: all, or on an error none. Codes are stored; texts and images are not."""
@@ -100,7 +110,7 @@ class Endpoints:
             _check_count("The number of texts", len(texts), self.limits.texts)
             _check_lengths(texts, self.limits)
             items = await self.workers.run(self.served.add_texts, texts, asked.ids, asked.metadata, asked.replace)
-        return JSONResponse({"changed": count, "items": items})
+        return JsonReply({"changed": count, "items": items})
 
     async def remove(self, request: Request) -> Response:
         """Removes items by their ids: all, or on an error none."""
@@ -108,11 +118,11 @@ class Endpoints:
         _check_count("The number of ids", len(asked.ids), self.limits.ids)
         _check_ids(asked.ids, self.limits)
         removed = await self.workers.run(self.served.remove, asked.ids, asked.target)
-        return JSONResponse({"changed": removed, "items": len(self.served.index(asked.target))})
+        return JsonReply({"changed": removed, "items": len(self.served.index(asked.target))})
 
     async def last_sync(self) -> Response:
         """The state of the last update of the folders."""
-        return JSONResponse(self.syncs.describe())
+        return JsonReply(self.syncs.describe())
 
     async def sync(self, request: Request) -> Response:
         """Brings the index of images up to date with the folders that the server was started with."""
@@ -120,17 +130,19 @@ class Endpoints:
         ended = self.syncs.start(asked.dry_run)
         await asyncio.wait([asyncio.wrap_future(ended)], timeout=asked.wait)
         state = self.syncs.describe()
-        return JSONResponse(state, {"running": 202, "failed": 422}.get(state["state"], 200))
+        return JsonReply(state, {"running": 202, "failed": 422}.get(state["state"], 200))
 
 
-def _reply(found: Found, metric: str) -> dict[str, Any]:
+def _reply(found: Found, metric: str, with_paths: bool) -> dict[str, Any]:
     table = found.results.metadata
+    fields = {"id", "score", "metadata"} | ({"path"} if with_paths else set())
+    answers = [[{name: hit[name] for name in hit if name in fields} for hit in own.hits()] for own in found.results]
     return {
         "metric": metric,
         "target": found.target,
         "ignored_words": found.ignored_words,
         "columns": [] if table is None else table.column_names,
-        "answers": [_plain(answers.hits()) for answers in found.results],
+        "answers": _plain(answers),
     }
 
 

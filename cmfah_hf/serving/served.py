@@ -55,13 +55,11 @@ class Found:
     Attributes:
         results: The answers to each query.
         target: The index that was searched.
-        index: The same, for the places of its items.
         ignored_words: Words that the model does not know.
     """
 
     results: SearchResults
     target: Modality
-    index: HashIndex
     ignored_words: list[str]
 
 
@@ -158,7 +156,7 @@ class ServedRetriever:
         index = self.index(target)
         conditions = parse_conditions(where, index.metadata) if where else None
         results = index.search(values_QK, k=k, metric=metric, where=conditions, exact=exact)
-        return Found(results, target, index, ignored)
+        return Found(results, target, ignored)
 
     def add_texts(
         self, texts: Sequence[str], ids: Sequence[Any], metadata: Mapping[str, Sequence[Any]] | None, replace_same: bool
@@ -225,7 +223,8 @@ class ServedRetriever:
         with self._exclusively(True):
             self._save("images")
             shared = _InterruptibleRetriever(self.retriever, self._stopping)
-            options = UpdateOptions(self._batch_size, dry_run=dry_run, is_locked=True)
+            # Items from elsewhere were added by clients.
+            options = UpdateOptions(self._batch_size, dry_run=dry_run, add=path.exists(), is_locked=True)
             try:
                 return update_folders(path, self._folders, ModelOnDemand.of(shared), options)
             finally:

@@ -116,11 +116,11 @@ def serve(
         )
     hosts, limits = AllowedHosts(host, further_hosts), limits or ServiceLimits()
     # Bound first: a taken port is reported before the model is loaded.
-    with contextlib.closing(_bound(host, port)) as listening, sources.load(limits, any_model, **options) as served:
+    with contextlib.closing(bind(host, port)) as listening, sources.load(limits, any_model, **options) as served:
         if sources.folders:
             logger.warning("%s: %s.", ", ".join(sources.folders), served.sync())
         _warm_up(served)
-        server = _server(build_service(served, token, hosts, limits), limits)
+        server = make_server(build_service(served, token, hosts, limits), limits)
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listening.getsockname()[1]}"
         items = ", ".join(f"{len(served.index(each)):,} {each}" for each in MODALITIES)
@@ -128,7 +128,7 @@ def serve(
     logger.warning("Stopped.")
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """A server that returns after SIGTERM and SIGINT, so that changes are saved."""
 
     def run_and_report(self, listening: socket.socket, report: Callable[[], None]) -> None:
@@ -187,7 +187,8 @@ class _TimedProtocol(H11Protocol):
             self.transport.close()
 
 
-def _server(app: Any, limits: ServiceLimits) -> _Server:
+def make_server(app: Any, limits: ServiceLimits) -> Server:
+    """The server of a service, with limits on connections and times."""
     protocol = type("TimedProtocol", (_TimedProtocol,), {"header_seconds": limits.header_seconds})
     config = uvicorn.Config(
         app,
@@ -202,11 +203,15 @@ def _server(app: Any, limits: ServiceLimits) -> _Server:
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=max(1, round(limits.stop_seconds)),
     )
-    return _Server(config)
+    return Server(config)
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket that is bound to the address, and does not listen yet."""
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that is bound to the address, and does not listen yet.
+
+    Raises:
+        CMFAHError: If the address is another machine's, or the port is taken.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
