@@ -37,6 +37,10 @@ class CheckpointError(CMFAHError):
     """A folder that is not a usable checkpoint."""
 
 
+class SearchServerError(CMFAHError):
+    """A search server that does not answer, refuses a request, or is of another version."""
+
+
 class HubError(CMFAHError):
     """A failed request to the Hub, or content that cannot be uploaded."""
 

@@ -27,6 +27,7 @@ from cmfah_hf.cli.index.remove import remove
 from cmfah_hf.cli.output import say
 from cmfah_hf.cli.push import push
 from cmfah_hf.cli.search import search
+from cmfah_hf.cli.serve import serve
 from cmfah_hf.cli.space import space
 from cmfah_hf.cli.train import TrainCommand, train
 from cmfah_hf.errors import CMFAHError, printable
@@ -102,6 +103,7 @@ app.command("index info")(info)
 app.command("index remove")(remove)
 app.command()(search)
 app.command()(duplicates)
+app.command()(serve)
 app.command()(space)
 app.command()(export)
 app.command()(push)

@@ -54,6 +54,12 @@ def host_name(value: str) -> str:
     return name
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address or name leads to this machine only."""
+    address = _address(host)
+    return address.is_loopback if address is not None else _plain(host) == "localhost"
+
+
 def _host_of(origin: str) -> str | None:
     """The host of an `Origin` header; None without one, as in `null`."""
     try:

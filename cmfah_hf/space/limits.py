@@ -6,22 +6,26 @@ Uploads are received and served here as well, so that no request makes Gradio it
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
 from urllib.parse import parse_qs, unquote
 
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 
 from cmfah_hf.errors import ImageError, QueryError
 from cmfah_hf.space.bodies import SESSION, Bodies
 from cmfah_hf.space.hosts import AllowedHosts
+from cmfah_hf.space.requests import (
+    DisconnectedError,
+    Message,
+    Receive,
+    RefusedError,
+    Send,
+    parse_form,
+    receive_body,
+    replay,
+)
 from cmfah_hf.space.uploads import MAX_BYTES, Uploads
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 # Bytes of an upload's form in addition to the image.
 MAX_UPLOAD_BODY = MAX_BYTES + 2**16
@@ -82,7 +86,7 @@ class Limits:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        with contextlib.suppress(_DisconnectedError):
+        with contextlib.suppress(DisconnectedError):
             try:
                 with self._counted():
                     answer = await self._answer(scope, receive)
@@ -90,13 +94,13 @@ class Limits:
                         await answer(scope, receive, send)
                     else:
                         await self.app(*answer, send)
-            except _RefusedError as refused:
+            except RefusedError as refused:
                 await JSONResponse({"detail": refused.detail}, refused.status)(scope, receive, send)
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
         if self._open >= MOST_OPEN:
-            raise _RefusedError(503, "The server is busy; come back in a minute.")
+            raise RefusedError(503, "The server is busy; come back in a minute.")
         self._open += 1
         try:
             yield
@@ -117,7 +121,7 @@ class Limits:
         if method == "POST":
             return await self._post(scope, headers, receive)
         if method not in ("GET", "HEAD"):
-            raise _RefusedError(405, "This method is not allowed here.")
+            raise RefusedError(405, "This method is not allowed here.")
         if path == f"{_API}/upload_progress":
             return Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")
         if path == f"{_API}/queue/data":
@@ -128,14 +132,14 @@ class Limits:
             self._check_awaited(call["event"])
             return _asked(scope, ""), receive
         if len(path) > _LONGEST_ADDRESS or _PLAIN.fullmatch(path) is None:
-            raise _RefusedError(404, "There is nothing at this address.")
+            raise RefusedError(404, "There is nothing at this address.")
         known = [f"{key}={value}" for key, value in _INFO_QUERY.items() if query.get(key) == [value]]
         return _asked(scope, "&".join(known) if path == f"{_API}/info" else ""), receive
 
     def _check_host(self, headers: Headers) -> None:
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         if len(hosts) != 1 or len(origins) > 1 or not self._hosts.answers(hosts[0], *origins):
-            raise _RefusedError(
+            raise RefusedError(
                 403,
                 "This host is not allowed. The owner of this page can allow it with --allow-host, or as "
                 "hosts in space.json.",
@@ -152,7 +156,7 @@ class Limits:
 
     def _check_awaited(self, name: str) -> None:
         if SESSION.fullmatch(name) is None or not self._is_awaited(name):
-            raise _RefusedError(404, "There is no call of this name.")
+            raise RefusedError(404, "There is no call of this name.")
 
     async def _post(self, scope: Message, headers: Headers, receive: Receive) -> Response | tuple[Message, Receive]:
         path = scope["path"]
@@ -167,23 +171,23 @@ class Limits:
         if call and not call["event"]:
             checks[path] = lambda body: self._bodies.call(call["name"], body)
         if path not in checks:
-            raise _RefusedError(404, "There is nothing at this address.")
+            raise RefusedError(404, "There is nothing at this address.")
         try:
-            body = checks[path](await _body(headers, receive, MAX_BODY))
+            body = checks[path](await receive_body(headers, receive, MAX_BODY, BODY_SECONDS))
         except QueryError as error:
-            raise _RefusedError(400, str(error)) from error
-        return _asked(scope, "", body), _of(body, receive)
+            raise RefusedError(400, str(error)) from error
+        return _asked(scope, "", body), replay(body, receive)
 
     async def _upload(self, headers: Headers, receive: Receive) -> Response:
         try:
             await asyncio.wait_for(self._turns.acquire(), TURN_SECONDS)
         except asyncio.TimeoutError:
-            raise _RefusedError(503, "Too many files are being uploaded; come back in a minute.") from None
+            raise RefusedError(503, "Too many files are being uploaded; come back in a minute.") from None
         try:
-            body = await _body(headers, receive, MAX_UPLOAD_BODY)
+            body = await receive_body(headers, receive, MAX_UPLOAD_BODY, BODY_SECONDS)
             name = await asyncio.to_thread(self._uploads.keep, await _file_of(headers, body))
         except OSError as error:
-            raise _RefusedError(507, "There is no room for this file; come back later.") from error
+            raise RefusedError(507, "There is no room for this file; come back later.") from error
         finally:
             self._turns.release()
         return JSONResponse([name])
@@ -193,23 +197,13 @@ class Limits:
         found = _FILE.fullmatch(path)
         try:
             if found is None or method not in ("GET", "HEAD"):
-                raise _RefusedError(403, "Only uploads can be requested.")
+                raise RefusedError(403, "Only uploads can be requested.")
             content = await asyncio.to_thread(self._uploads.read, self._uploads.path_of(found["name"]))
         except ImageError as error:
-            raise _RefusedError(403, "Only uploads can be requested.") from error
+            raise RefusedError(403, "Only uploads can be requested.") from error
         kinds = (kind for start, kind in _KINDS.items() if content.startswith(start))
         headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=600"}
         return Response(content, media_type=next(kinds, "application/octet-stream"), headers=headers)
-
-
-class _RefusedError(Exception):
-    def __init__(self, status: int, detail: str):
-        super().__init__(detail)
-        self.status, self.detail = status, detail
-
-
-class _DisconnectedError(Exception):
-    """The client disconnected before its body was complete."""
 
 
 def _fetches(path: str) -> bool:
@@ -229,62 +223,11 @@ def _asked(scope: Message, query: str, body: bytes | None = None) -> Message:
     return {**scope, "query_string": query.encode(), "headers": headers}
 
 
-def _of(body: bytes, receive: Receive) -> Receive:
-    left = [body]
-
-    async def replaced() -> Message:
-        if left:
-            return {"type": "http.request", "body": left.pop(), "more_body": False}
-        return await receive()  # reports a disconnect
-
-    return replaced
-
-
-async def _body(headers: Headers, receive: Receive, most: int) -> bytes:
-    announced = headers.get("content-length", "0")
-    if not (announced.isascii() and announced.isdigit()) or len(announced) > 12 or int(announced) > most:
-        raise _RefusedError(413, f"A request has at most {most:,} bytes here.")
-
-    async def read() -> bytes:
-        content, more = bytearray(), True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _DisconnectedError
-            content += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(content) > most:  # Content-Length missing or wrong
-                raise _RefusedError(413, f"A request has at most {most:,} bytes here.")
-        return bytes(content)
-
-    try:
-        return await asyncio.wait_for(read(), BODY_SECONDS)
-    except asyncio.TimeoutError:
-        raise _RefusedError(408, "The request took too long to arrive; send it again.") from None
-
-
 async def _file_of(headers: Headers, body: bytes) -> bytes:
     """The only file of a form."""
-    kind = headers.get("content-type", "")
-    boundary = re.search(r";\s*boundary=\"?([\w'()+,./:=?-]{1,70})", kind)
-    if not kind.lower().startswith("multipart/form-data") or boundary is None:
-        raise _RefusedError(400, "An upload is a form (multipart/form-data) with one file; send one.")
-
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    plain = Headers({"content-type": f"multipart/form-data; boundary={boundary[1]}"})
-    try:
-        form = await MultiPartParser(plain, stream(), max_files=1, max_fields=4, max_part_size=1024).parse()
-    except MultiPartException:
-        raise _RefusedError(400, "This form is malformed, or has more than one file; send one file.") from None
-    try:
-        file = form.get("files")
-        if not isinstance(file, UploadFile):
-            raise _RefusedError(400, "This form has no file under the name files; send one.")
-        content = await file.read()
-    finally:
-        await form.close()
-    if len(content) > MAX_BYTES:
-        raise _RefusedError(413, f"The image is larger than {MAX_BYTES // 2**20} MB; send a smaller one.")
-    return content
+    files = (await parse_form(headers, body, most_files=1)).files.get("files")
+    if not files:
+        raise RefusedError(400, "This form has no file under the name files; send one.")
+    if len(files[0]) > MAX_BYTES:
+        raise RefusedError(413, f"The image is larger than {MAX_BYTES // 2**20} MB; send a smaller one.")
+    return files[0]

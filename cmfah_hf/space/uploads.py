@@ -117,8 +117,23 @@ class Uploads:
 
 def read_upload(content: bytes) -> Image.Image:
     """An uploaded file as an upright RGB image, at most 1024 pixels long."""
-    from cmfah_hf.data.images.decoding import DAMAGED, decode_image
     from cmfah_hf.models.image_modes import to_rgb
+
+    header = open_upload(content)
+    # Decodes large JPEGs at a reduced size, with an eighth of the memory.
+    header.draft("RGB", (_SIDE, _SIDE))
+    image = to_rgb(decode_upload(header))
+    image.thumbnail((_SIDE, _SIDE))
+    return image
+
+
+def open_upload(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The header of an uploaded image, which is not decoded yet: its format and size are within the limits.
+
+    Raises:
+        ImageError: If it has another format, or more pixels.
+    """
+    from cmfah_hf.data.images.decoding import DAMAGED
 
     try:
         with warnings.catch_warnings():
@@ -127,22 +142,29 @@ def read_upload(content: bytes) -> Image.Image:
             header = Image.open(io.BytesIO(content), formats=FORMATS)
             width, height = header.size
     except Image.DecompressionBombError as error:
-        raise ImageError(_too_many_pixels()) from error
+        raise ImageError(_too_many_pixels(max_pixels)) from error
     except DAMAGED as error:
         kinds = ", ".join(FORMATS[:-1])
         raise ImageError(f"This file is not a readable image; send {kinds} or {FORMATS[-1]}.") from error
-    if width * height > MAX_PIXELS:
-        raise ImageError(_too_many_pixels(width, height))
-    # Decodes large JPEGs at a reduced size, with an eighth of the memory.
-    header.draft("RGB", (_SIDE, _SIDE))
+    if width * height > max_pixels:
+        raise ImageError(_too_many_pixels(max_pixels, width, height))
+    return header
+
+
+def decode_upload(header: Image.Image) -> Image.Image:
+    """The image of a header of `open_upload`, decoded and upright.
+
+    Raises:
+        ImageError: If it is damaged.
+    """
+    from cmfah_hf.data.images.decoding import decode_image
+
     try:
-        image = to_rgb(decode_image(header, "The image"))
+        return decode_image(header, "The image")
     except ImageError as error:
         raise ImageError("The image is damaged or cut short; send another.") from error
-    image.thumbnail((_SIDE, _SIDE))
-    return image
 
 
-def _too_many_pixels(width: int = 0, height: int = 0) -> str:
+def _too_many_pixels(max_pixels: int, width: int = 0, height: int = 0) -> str:
     size = f"{width:,} x {height:,} pixels" if width else "too many pixels"
-    return f"The image has {size}; send one of at most {MAX_PIXELS // 10**6} megapixels."
+    return f"The image has {size}; send one of at most {max_pixels / 10**6:g} megapixels."

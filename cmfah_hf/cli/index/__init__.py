@@ -84,7 +84,7 @@ def index(
     options = UpdateOptions(
         batch_size, not json, dry_run, prune_missing_root, restore_removed, add, rebuild, bool(own.data_sets)
     )
-    with _saving_on_termination():
+    with saving_on_termination():
         _show(own.update(demand, options), output, json, watch)
         if watch:
             later = replace(options, rebuild=False, restore=False)
@@ -133,7 +133,7 @@ def _show_steps(changes: "FolderChanges", output: Path, json: bool) -> None:
 
 
 @contextmanager
-def _saving_on_termination() -> Iterator[None]:
+def saving_on_termination() -> Iterator[None]:
     """Ends the command at SIGTERM as at Ctrl-C, so that what was encoded is saved."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -3,18 +3,24 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cmfah_hf.cli.options import RemoteCode
+from cmfah_hf.errors import QueryError
+
+if TYPE_CHECKING:
+    from cmfah_hf.retrieval.terms import Term
 
 # Ignored words that are named on standard error; the JSON names all.
 _MOST_IGNORED = 20
 
 
 def search(
-    model: Annotated[str, typer.Argument(help="The model that the index was made with: a folder or a Hub id.")],
+    model: Annotated[
+        str | None, typer.Argument(help="The model that the index was made with: a folder or a Hub id.")
+    ] = None,
     index: Annotated[
         Path | None,
         typer.Argument(help="An index file of `cmfah index`. Default: the index pushed with the model."),
@@ -55,6 +61,12 @@ def search(
         bool, typer.Option("--any-model", help="Also search an index whose codes another model made.")
     ] = False,
     trust_remote_code: RemoteCode = False,
+    server: Annotated[
+        str | None, typer.Option(help="The address of a `cmfah serve` to ask instead, such as http://127.0.0.1:8008.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="With --server: a file with its token. Default: the variable CMFAH_TOKEN.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
     paths_only: Annotated[bool, typer.Option("--paths-only", help="Print only the paths of the images.")] = False,
     null: Annotated[
@@ -82,47 +94,33 @@ def search(
     showing.check()
 
     from cmfah_hf.cli.output import say
-    from cmfah_hf.cli.search.answers import Answers
-    from cmfah_hf.retrieval import CrossMediaRetriever
-    from cmfah_hf.retrieval.folders import update_folder_index
-    from cmfah_hf.retrieval.terms import described, read_terms
+    from cmfah_hf.cli.search.asking import Question, ask_model, ask_server
+    from cmfah_hf.retrieval.terms import read_terms
 
     terms = read_terms(text, image, avoid, avoid_image)
-    with_model = index is None and images is None
-    retriever = CrossMediaRetriever.from_pretrained(
-        model, index=with_model, any_model=any_model, trust_remote_code=trust_remote_code
-    )
-    changes = None
-    if images is not None:
-        changes = update_folder_index(retriever, images, index, progress=not (json or paths_only))
-        say(f"{images}: {changes}.", err=True)
-    elif index is not None:
-        retriever.images = retriever.load_index(index, mmap=True)
     opened = [replace(term, image=sys.stdin.buffer) if term.image == "-" else term for term in terms]
-    results = retriever.search(
-        k=k,
-        metric=metric,
-        where=where or None,
-        exact=not approximate,
-        image_weight=image_weight,
-        terms=opened,
-        unique=unique,
-        min_score=min_score,
-    )
-    ignored = retriever.ignored_words([term.text for term in terms if term.text is not None])
+    question = Question(opened, k, metric, where or [], not approximate, image_weight, unique, min_score)
+    if server is not None:
+        _refuse_local(server, model, images, any_model, trust_remote_code)
+        answers = ask_server(question, server, token_file)
+    elif model is None:
+        raise QueryError("Name the model of the index, or a server with --server.")
+    else:
+        answers = ask_model(
+            question, model, index, images, any_model, trust_remote_code, progress=not (json or paths_only)
+        )
+    ignored = answers.ignored_words
     if ignored:
         shown = ", ".join(ignored[:_MOST_IGNORED]) + (", ..." if len(ignored) > _MOST_IGNORED else "")
         say(f"Ignored {len(ignored)} words that the model does not know: {shown}", err=True)
-    folded = sum(map(len, results[0].folded or ()))
+    folded = sum(len(hit.get("folded", ())) for hit in answers.hits)
     if folded:
         say(f"Folded {folded} near-duplicates into better answers.", err=True)
-    answers = Answers(
-        described(terms),
-        metric,
-        results[0].hits(),
-        [] if results.metadata is None else results.metadata.column_names,
-        ignored,
-        None if changes is None else changes.counts(),
-        min_score,
-    )
     showing.show(answers)
+
+
+def _refuse_local(server: str, model: Any, images: Any, any_model: bool, trust_remote_code: bool) -> None:
+    given = {"MODEL": model, "--images": images, "--any-model": any_model, "--trust-remote-code": trust_remote_code}
+    for name, value in given.items():
+        if value:
+            raise QueryError(f"{server}: the server has its own model and index; leave out {name}.")

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cmfah_hf.atomic import locked
 from cmfah_hf.errors import HashIndexError
+from cmfah_hf.retrieval.folders.update import updating
 from cmfah_hf.retrieval.index import HashIndex
 from cmfah_hf.retrieval.storage.folder_records import Files, FolderRecords, Root, table_of
 
@@ -80,26 +80,35 @@ def remove_items(path: str | Path, ids: Sequence[str] = (), roots: Sequence[str]
     Raises:
         HashIndexError: If the file is not an index, or lacks an id or a folder; nothing is removed then.
     """
-    target = Path(os.path.realpath(path))
-    with locked(target.with_name(f"{target.name}.update"), HashIndexError):
+    with updating(path):
         index = HashIndex.load(path)
-        before, records = len(index), index.folders or FolderRecords()
-        files = records.files()
-        for name in roots:
-            if name not in files:
-                known = f"it follows {', '.join(files)}" if files else "it follows no folder"
-                raise HashIndexError(f"{path}: follows no folder named {name!r}; {known}.")
-        index.remove(_ids_of_type(index, ids, str(path)))
-        _leave_out(records, files, ids)
-        for root in records.roots:
-            if root.name in roots:
-                own = [root.id_of(name) for name, record in files.pop(root.name).items() if record.has_code]
-                index.remove([item_id for item_id in own if item_id in index])
-        if index.folders is not None:
-            kept = tuple(root for root in records.roots if root.name not in roots)
-            index.folders = replace(records, roots=kept, table=table_of(kept, files))
+        removed = remove_from(index, str(path), ids, roots)
         index.save(path)
-        return before - len(index)
+        return removed
+
+
+def remove_from(index: HashIndex, name: str, ids: Sequence[str], roots: Sequence[str] = ()) -> int:
+    """Removes items and whole folders from an index, as `remove_items` does from its file; `name` is for errors.
+
+    Raises:
+        HashIndexError: If it lacks an id or a folder; nothing is removed then.
+    """
+    before, records = len(index), index.folders or FolderRecords()
+    files = records.files()
+    for root_name in roots:
+        if root_name not in files:
+            known = f"it follows {', '.join(files)}" if files else "it follows no folder"
+            raise HashIndexError(f"{name}: follows no folder named {root_name!r}; {known}.")
+    index.remove(_ids_of_type(index, ids, name))
+    _leave_out(records, files, ids)
+    for root in records.roots:
+        if root.name in roots:
+            own = [root.id_of(file) for file, record in files.pop(root.name).items() if record.has_code]
+            index.remove([item_id for item_id in own if item_id in index])
+    if index.folders is not None:
+        kept = tuple(root for root in records.roots if root.name not in roots)
+        index.folders = replace(records, roots=kept, table=table_of(kept, files))
+    return before - len(index)
 
 
 def remove_others(index: HashIndex) -> None:

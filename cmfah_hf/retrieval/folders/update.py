@@ -2,15 +2,15 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import cached_assets_path
 
-from cmfah_hf.atomic import locked, regular_target
+from cmfah_hf.atomic import LOCK_TIMEOUT_S, locked, regular_target
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.data.images import describe_skipped
 from cmfah_hf.errors import DataError, HashIndexError
@@ -44,6 +44,7 @@ class UpdateOptions:
         add: Add the folders to an index whose items come from elsewhere.
         rebuild: Make the index anew.
         in_ids: Begin ids with the name of their folder even if there is one folder.
+        is_locked: The caller is in `updating` of the index already.
     """
 
     batch_size: int = 32
@@ -54,6 +55,23 @@ class UpdateOptions:
     add: bool = False
     rebuild: bool = False
     in_ids: bool = False
+    is_locked: bool = False
+
+
+@contextmanager
+def updating(path: str | Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
+    """Keeps all other programs from updating an index file. Saving it takes the file's own lock.
+
+    Args:
+        path: The index file.
+        timeout_s: The seconds to wait for another program.
+
+    Raises:
+        HashIndexError: If another program is updating it.
+    """
+    target = regular_target(path, HashIndexError)
+    with locked(target.with_name(f"{target.name}.update"), HashIndexError, timeout_s):
+        yield
 
 
 def folder_index_path(model: str, folder: str | Path) -> Path:
@@ -123,9 +141,7 @@ def update_folders(
     """
     target = regular_target(path, HashIndexError)
     model.state  # noqa: B018 - of the files before they are loaded
-    # Saving takes the file's own lock.
-    lock = nullcontext() if options.dry_run else locked(target.with_name(f"{target.name}.update"), HashIndexError)
-    with lock:
+    with nullcontext() if options.dry_run or options.is_locked else updating(target):
         return _Update(target, model, options).run(list(folders))
 
 
