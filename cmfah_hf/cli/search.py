@@ -48,6 +48,7 @@ def search(
     from cmfah_hf.retrieval import CrossMediaRetriever
     from cmfah_hf.retrieval.conditions import parse_conditions
     from cmfah_hf.retrieval.folders import update_folder_index
+    from cmfah_hf.retrieval.known_words import similar_words
 
     with_model = index is None and images is None
     retriever = CrossMediaRetriever.from_pretrained(
@@ -68,10 +69,14 @@ def search(
     if ignored:
         shown = ", ".join(ignored[:_MOST_IGNORED]) + (", ..." if len(ignored) > _MOST_IGNORED else "")
         say(f"Ignored {len(ignored)} words that the model does not know: {shown}", err=True)
+    similar = similar_words(text, retriever.processor) if text is not None else {}
+    for word, read in list(similar.items())[:_MOST_IGNORED]:
+        say(f"Read {word} as {' '.join(read)}", err=True)
     asked = " + ".join(part for part in (text, image) if part is not None)
     if json:
         folder = {} if changes is None else {"folder": changes.counts()}
-        print_json({"query": asked, "metric": metric, "ignored_words": ignored, **folder, "results": found})
+        words = {"ignored_words": ignored, **({"similar_words": similar} if similar else {})}
+        print_json({"query": asked, "metric": metric, **words, **folder, "results": found})
     else:
         columns = results.metadata.column_names if results.metadata is not None else []
         rows = [
