@@ -134,7 +134,7 @@ class SkipGramEmbedding(Fitted):
 
         # `sorted_vocab=0`: gensim would sort equal counts in an unstable order, on which the initial vectors and the
         # Huffman tree depend.
-        model = Word2Vec(sg=1, hs=1, negative=0, sorted_vocab=0, **self.settings)
+        model = Word2Vec(sg=1, hs=1, negative=0, sorted_vocab=0, **{**self.settings, "min_count": 1})
         model.build_vocab_from_freq(counts, corpus_count=num_sentences)
         if len(counts) > 1:  # A single word has no context.
             model.train(

@@ -161,8 +161,8 @@ class CMFAHProcessor(ProcessorMixin):
                 (`cls_token="[CLS]"`) take precedence over the saved ones.
 
         Raises:
-            ModelFileError: If a file is damaged, outside the folder, or of another type of processor, or if the words of
-                its texts need a library that is not installed.
+            ModelFileError: If a file is damaged, outside the folder, or of another type of processor, or if the words
+                of its texts need a library that is not installed.
             OSError: If a file is missing, or the Hub cannot be reached.
         """
         source, hub = pretrained_model_name_or_path, hub_arguments(kwargs)

@@ -41,7 +41,8 @@ class SimilarWords:
             return []
         for mode in self.modes:
             found = getattr(self, mode)(word)
-            if found: return found
+            if found:
+                return found
         return []
 
     def compound(self, word: str) -> list[str]:

@@ -100,8 +100,8 @@ def rules_of(settings: Any, path: str | Path) -> WordRules:
     folds = isinstance(given.get("fold_marks"), bool)
     if len(given) != 2 or given["segmenter"] not in SEGMENTERS or not folds:
         raise ModelFileError(
-            f"{path}: word_rules is {str(settings)[:80]!r}; give a segmenter ({' or '.join(SEGMENTERS)}) and fold_marks "
-            "(true or false), or use a newer version."
+            f"{path}: word_rules is {str(settings)[:80]!r}; give a segmenter ({' or '.join(SEGMENTERS)}) and "
+            "fold_marks (true or false)."
         )
     rules = WordRules(**given)
     try:

@@ -17,7 +17,9 @@ from cmfah_hf.models.word_rules import WordRules, fold, needs_folding, needs_seg
 
 ALL = WordRules("icu", fold_marks=True)
 # Letters, marks and separators of the scripts with rules, of others, and of any kind.
-SCRIPTS = "กขคงดวาเแไ่้ำะัี ກຂຄຳ ကခမျန်း កខគ្ុ 犬海岸海滩日 がでぶイヌボートーﾎﾞ々 ابتأإآىةكگیکـَُِّْ٣۴ שלוםָׁ abCé'’.,-3½ßİ한국어हिन्दी😀"
+SCRIPTS = (
+    "กขคงดวาเแไ่้ำะัี ກຂຄຳ ကခမျန်း កខគ្ុ 犬海岸海滩日 がでぶイヌボートーﾎﾞ々 ابتأإآىةكگیکـَُِّْ٣۴ שלוםָׁ abCé'’.,-3½ßİ한국어हिन्दी😀"
+)
 texts = st.text(st.one_of(st.sampled_from(SCRIPTS), st.characters(exclude_categories=("Cs", "Cn"))), max_size=40)
 
 

@@ -132,7 +132,9 @@ class DataArguments:
     top_k: int = _argument(10, "Maximum words that the graph adds to a text.")
     min_probability: float = _argument(0.01, "Minimum share of a walk for an added word.")
     word_tokenizer: str = _argument(
-        "words", "Words of the graph and the knowledge: 'words', or 'chinese', split by a dictionary."
+        "words",
+        "Words of the graph and the knowledge: 'words'; or split by a dictionary: 'chinese', or 'icu', which also "
+        "splits Thai, Lao, Khmer, Burmese and Japanese.",
     )
     knowledge: list[str] = field(
         default_factory=list,
@@ -161,12 +163,13 @@ class DataArguments:
         "'auto': of ICU if it is installed and the training texts have these scripts.",
     )
     word_folding: bool = _argument(
-        True, "Read Arabic and Hebrew without their marks, with one form of each letter, if the training texts have them."
+        True,
+        "Read Arabic and Hebrew without their marks, with one form of each letter, if the training texts have them.",
     )
     word_unknown: str = _argument(
         "ignore",
-        "Words outside the vocabulary: 'ignore' them, or read them as 'similar' known words: the parts of a compound, or "
-        "a word that is spelled alike.",
+        "Words outside the vocabulary: 'ignore' them, or read them as 'similar' known words: the parts of a compound, "
+        "or a word that is spelled alike.",
     )
     word_labels: bool = _argument(True, "Give the words of all class names a vector, also those that no text has.")
     word_workers: int = _argument(1, "Threads of skip-gram. With more than one, vectors differ from run to run.")
