@@ -13,7 +13,7 @@ Variants: `before` has no rules. `rules` segments words and folds marks; where n
 `before`. `similar` reads unknown words as similar ones too. `labels` has the words of class names too. In the split
 `names`, the class names, in English, are the queries.
 
-Shapes: `N` items, `C` channels.
+Shapes: `Q` queries, `N` items, `C` channels or classes, `K` bits.
 """
 
 import argparse
@@ -35,14 +35,19 @@ from rich.table import Table
 from cmfah_hf.atomic import write_text
 from cmfah_hf.data import load_image_text, resolve_data_path
 from cmfah_hf.errors import CMFAHError
+from cmfah_hf.evaluation.labels import encode_labels
+from cmfah_hf.evaluation.levels import count_relevant, hamming_levels
+from cmfah_hf.evaluation.metrics import expected_average_precision, random_ranking_map
 from cmfah_hf.experiments.report import document_of, summarize
 from cmfah_hf.experiments.results import Result
 from cmfah_hf.models import CMFAHConfig, CMFAHImageModel, CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.word_rules import WordRules
-from cmfah_hf.training import bundled_configuration, parse_run, train
+from cmfah_hf.retrieval.codes import pack
+from cmfah_hf.training import bundled_configuration, parse_run
+from cmfah_hf.training import train as train_model
 from cmfah_hf.training.backbone import load_backbone_weights
 from cmfah_hf.training.data.region_cache import RegionExtractor
-from cmfah_hf.training.evaluate import evaluate_pairs
+from cmfah_hf.training.evaluate import EncodedPairs, encode_pairs
 from cmfah_hf.training.settings.arguments import DataArguments
 from cmfah_hf.training.vocabulary import word_rules
 
@@ -51,7 +56,7 @@ LEAST_OF_GROUP = 10
 QUERIES = 0.2
 PIXELS, BATCH = 128, 32
 # A model that trains in a minute: texts of few words, and one vector of each image.
-SMALL = ["--refit", "false", "--hidden_size", "128", "--word_dim", "100", "--num_train_epochs", "20"]
+SMALL = ["--refit", "false", "--hidden_size", "128", "--word_dim", "100", "--num_train_epochs", "12"]
 SMALL += ["--per_device_train_batch_size", "64", "--eval_strategy", "no", "--save_strategy", "no"]
 SMALL += ["--load_best_model_at_end", "false", "--disable_tqdm", "true"]
 SHARES = {"without": "queries_without_known_words_share", "unknown": "queries_unknown_words_share"}
@@ -63,7 +68,7 @@ def main() -> None:
     parser.add_argument("drawings", type=Path, help="folder of the unpacked drawings")
     parser.add_argument("--languages", nargs="+", default=LANGUAGES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--labels", nargs="*", default=["de", "th"], help="languages of the models with class names")
+    parser.add_argument("--labels", nargs="*", default=["th"], help="languages of the models with class names")
     parser.add_argument("--output", type=Path, required=True, help="folder of data and models, and of figures.json")
     own = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -140,42 +145,49 @@ def write_pairs(items: list[dict[str, Any]], features_NC: np.ndarray, language: 
 def results_of(folder: Path, models: Path, language: str, seed: int, with_labels: bool) -> Iterator[Result]:
     """The figures of all variants of a language and a seed, whose models are trained if they are missing."""
     splits = load_image_text(folder)
-    rules = word_rules(DataArguments(word_segmenter="auto"), splits["train"])
+    train, queries = splits["train"], splits["query"]
+    rules = word_rules(DataArguments(), train)
     variants = [("before", WordRules(), False, "ignore"), ("rules", rules, False, "ignore")]
     variants.append(("similar", rules, False, "similar"))
     variants += [("labels", rules, True, "similar")] if with_labels else []
-    row_of = {labels[0]: row for row, labels in enumerate(splits["query"]["labels"])}
-    names = splits["query"].select(sorted(row_of.values()))
+    row_of = {labels[0]: row for row, labels in enumerate(queries["labels"])}
+    names = queries.select(sorted(row_of.values()))
     names = names.remove_columns("text").add_column("text", [labels[0] for labels in names["labels"]])
+    encoded: dict[Path, tuple[CMFAHModel, EncodedPairs]] = {}
     for method, own, labels, unknown in variants:
         run = models / language / f"{own.segmenter}-{own.fold_marks}-{labels}" / f"seed-{seed}"
         begin = time.monotonic()
         if not (run / "metrics.json").is_file():
-            options = [
-                "--dataset",
-                str(folder),
-                "--output_dir",
-                str(run),
-                "--seed",
-                str(seed),
-                "--data_seed",
-                str(seed),
-            ]
-            options += ["--word_segmenter", own.segmenter, "--word_folding", str(own.fold_marks)]
-            options += ["--word_labels", str(labels), *SMALL]
-            train(parse_run(bundled_configuration("cmfah-photographs.yaml"), options))
-        model = CMFAHModel.from_pretrained(run)
+            settings = {"dataset": folder, "output_dir": run, "seed": seed, "data_seed": seed}
+            settings |= {"word_segmenter": own.segmenter, "word_folding": own.fold_marks, "word_labels": labels}
+            options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+            train_model(parse_run(bundled_configuration("cmfah-photographs.yaml"), [*options, *SMALL]))
         processor = CMFAHProcessor.from_pretrained(run, unknown_words=unknown)
-        for split, queries in (("query", splits["query"]), ("names", names)):
-            figures = evaluate_pairs(model, processor, queries, splits["train"], instances=False)
-            wanted = {("hamming", way, "map"): figures[f"hamming/{way}/map"] for way in ("t2i", "i2t")}
-            wanted["random", "t2i", "map"] = figures["random/map"]
-            wanted |= {("hamming", "t2i", name): figures[source] for name, source in SHARES.items()}
+        if run not in encoded:
+            model = CMFAHModel.from_pretrained(run)
+            encoded[run] = model, encode_pairs(model, processor, train, "text")
+        model, database = encoded[run]
+        for split, asked in (("query", queries), ("names", names)):
+            found = encode_pairs(model, processor, asked, "text")
+            shares = found.words.figures("queries")
+            wanted = {("hamming", "t2i", name): shares[source] for name, source in SHARES.items()}
+            wanted["hamming", "t2i", "map"] = map_of(found.texts, database.images, found.labels, database.labels)
+            if split == "query":
+                wanted["hamming", "i2t", "map"] = map_of(found.images, database.texts, found.labels, database.labels)
+                counts = count_relevant(*encode_labels(found.labels, database.labels))
+                wanted["random", "t2i", "map"] = random_ranking_map(counts, len(database.labels))
             for (ranking, way, metric), value in wanted.items():
                 yield Result(
                     *(str(run), "emoji", method, language, f"{method}, {language}", 64, "seen", seed, split, "seen"),
                     *("single", ranking, way, metric, float(value), time.monotonic() - begin, "{}", "{}"),
                 )
+
+
+def map_of(codes_QK: np.ndarray, codes_NK: np.ndarray, labels_Q: list[list[str]], labels_N: list[list[str]]) -> float:
+    """MAP by Hamming distance, in expectation over the order of ties."""
+    labels_QC, labels_NC = encode_labels(labels_Q, labels_N)
+    counts = hamming_levels(pack(codes_QK), pack(codes_NK), labels_QC, labels_NC)
+    return float(expected_average_precision(*counts).mean())
 
 
 def print_table(results: list[Result]) -> None:
