@@ -228,7 +228,9 @@ class CMFAHProcessor(ProcessorMixin):
         if self.text_prompt and text is not None:
             text = self.text_prompt + text if isinstance(text, str) else [self.text_prompt + one for one in text]
         if self._prepares_texts and text is not None:
-            text = self._prepared(text) if isinstance(text, str) else [self._prepared(one) for one in text]
+            texts = [text] if isinstance(text, str) else text  # what is no text is for the tokenizer to refuse
+            read = [self._prepared(one) if isinstance(one, str) else one for one in texts]
+            text = read[0] if isinstance(text, str) else read
         texts = [text] if isinstance(text, str) else text
         options: dict[str, Any] = {**kwargs}
         if not self.word_level:

@@ -19,8 +19,8 @@ SEGMENTERS = ("none", "icu")
 
 # Thai, Lao, Burmese (with its extensions), Khmer, and the kana of Japanese; with half-width kana, before NFKC.
 _UNSPACED = re.compile(
-    "[\u0e01-\u0e4e\u0e81-\u0edf\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17d3\u3041-\u309f\u30a1-\u30ff"
-    "\u31f0-\u31ff\uff66-\uff9f]"
+    "[\u0e01-\u0e4e\u0e81-\u0edf\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17d3"
+    "\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f]"
 )
 _ABJAD = re.compile("[\u0591-\u05f2\u0610-\u06ff\ufb1d-\ufdff\ufe70-\ufefc]")  # Arabic and Hebrew
 # Kanji and kana are segmented together, because the boundaries of kana depend on the kanji around them.
