@@ -17,6 +17,7 @@ from cmfah_hf.errors import HashIndexError
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.dual_encoder import CMFAHDualTextEncoder
 from cmfah_hf.models.safe_weights import add_to_digest
+from cmfah_hf.models.word_rules import WordRules
 
 if TYPE_CHECKING:
     from cmfah_hf.expansion import GraphExpander
@@ -52,6 +53,8 @@ def fingerprint_of(model: CMFAHModel, processor: CMFAHProcessor, expander: "Grap
         "words": [vocabulary, backend["normalizer"], backend["pre_tokenizer"], tokenizer.unk_token],
         "expander": None if expander is None else expander.digest,
     }
+    if processor.word_level and processor.word_rules != WordRules():
+        described["word_rules"] = processor.word_rules.to_dict()
     encoders = {"text backbone": config.text_backbone_config, "dual encoder": config.dual_encoder_config}
     for encoder, settings in encoders.items():
         if settings is None:

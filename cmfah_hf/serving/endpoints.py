@@ -141,6 +141,7 @@ def _reply(found: Found, metric: str, with_paths: bool) -> dict[str, Any]:
         "metric": metric,
         "target": found.target,
         "ignored_words": found.ignored_words,
+        "similar_words": found.similar_words,
         "columns": [] if table is None else table.column_names,
         "answers": _plain(answers),
     }

@@ -81,6 +81,7 @@ class SearchReply(BaseModel):
     metric: str
     target: Target
     ignored_words: list[str] = Field(description="Words that the model does not know.")
+    similar_words: dict[str, list[str]] = Field(description="Words that it does not know, and those read instead.")
     columns: list[str] = Field(description="The columns of the metadata, in their order.")
     answers: list[list[Hit]] = Field(description="The answers to each query.")
 

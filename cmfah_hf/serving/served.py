@@ -23,6 +23,7 @@ from cmfah_hf.retrieval.folders.model import ModelOnDemand
 from cmfah_hf.retrieval.folders.roots import FolderRequest
 from cmfah_hf.retrieval.folders.update import UpdateOptions, update_folders, updating
 from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.known_words import similar_words
 from cmfah_hf.retrieval.probabilities import check_min_score, with_probabilities
 from cmfah_hf.retrieval.queries import have_text, query_values
 from cmfah_hf.retrieval.results import SearchResults
@@ -56,11 +57,13 @@ class Found:
         results: The answers to each query.
         target: The index that was searched.
         ignored_words: Words that the model does not know.
+        similar_words: Words that it does not know, and those that it reads instead.
     """
 
     results: SearchResults
     target: Modality
     ignored_words: list[str]
+    similar_words: dict[str, list[str]]
 
 
 class ServedRetriever:
@@ -158,9 +161,10 @@ class ServedRetriever:
         with self._tokenizing if texts else nullcontext():
             values_QK = query_values(self.retriever, text, decoded, image_weight, terms)
             ignored = self.retriever.ignored_words(texts)
+            similar = similar_words(texts, self.retriever.processor)
         results = index.search(values_QK, k=k, metric=metric, where=where or None, exact=exact, unique=unique)
         results = with_probabilities(self.retriever, results, values_QK, metric, way, len(index), min_score)
-        return Found(results, target, ignored)
+        return Found(results, target, ignored, similar)
 
     def add_texts(
         self, texts: Sequence[str], ids: Sequence[Any], metadata: Mapping[str, Sequence[Any]] | None, replace_same: bool

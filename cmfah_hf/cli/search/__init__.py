@@ -13,8 +13,8 @@ from cmfah_hf.errors import QueryError
 if TYPE_CHECKING:
     from cmfah_hf.retrieval.terms import Term
 
-# Ignored words that are named on standard error; the JSON names all.
-_MOST_IGNORED = 20
+# Words that are named on standard error; the JSON names all.
+_MOST_NAMED = 20
 
 
 def search(
@@ -109,9 +109,11 @@ def search(
         answers = ask_model(
             question, model, index, images, any_model, trust_remote_code, progress=not (json or paths_only)
         )
+    for word, read in list(answers.similar_words.items())[:_MOST_NAMED]:
+        say(f"Read {word} as {' '.join(read)}", err=True)
     ignored = answers.ignored_words
     if ignored:
-        shown = ", ".join(ignored[:_MOST_IGNORED]) + (", ..." if len(ignored) > _MOST_IGNORED else "")
+        shown = ", ".join(ignored[:_MOST_NAMED]) + (", ..." if len(ignored) > _MOST_NAMED else "")
         say(f"Ignored {len(ignored)} words that the model does not know: {shown}", err=True)
     folded = sum(len(hit.get("folded", ())) for hit in answers.hits)
     if folded:

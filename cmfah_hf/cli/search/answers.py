@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cmfah_hf.cli.output import print_json, print_table, say
@@ -20,6 +20,7 @@ class Answers:
         ignored_words: The words of the query that the model does not know.
         folder: The counts of the update of a folder before the search, or None without one.
         min_score: The least probability that was asked for, or None.
+        similar_words: Words that the model does not know, and those that it reads instead.
     """
 
     query: str
@@ -29,6 +30,7 @@ class Answers:
     ignored_words: Sequence[str] = ()
     folder: Mapping[str, Any] | None = None
     min_score: float | None = None
+    similar_words: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def paths(self) -> list[str | None]:
@@ -41,8 +43,10 @@ class Answers:
         folder = {} if self.folder is None else {"folder": self.folder}
         places = zip(self.hits, self.paths, strict=True)
         results = [{"rank": rank, **hit, "path": path} for rank, (hit, path) in enumerate(places, 1)]
-        ignored = list(self.ignored_words)
-        print_json({"query": self.query, "metric": self.metric, "ignored_words": ignored, **folder, "results": results})
+        words: dict[str, Any] = {"ignored_words": list(self.ignored_words)}
+        if self.similar_words:
+            words["similar_words"] = self.similar_words
+        print_json({"query": self.query, "metric": self.metric, **words, **folder, "results": results})
 
     def print_table(self) -> None:
         """Prints the answers as a table; in a pipe, as one line for each."""

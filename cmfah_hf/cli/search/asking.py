@@ -46,6 +46,7 @@ def ask_model(
     """The answers of a model, from an index file, the index pushed with it, or a folder that is indexed first."""
     from cmfah_hf.retrieval import CrossMediaRetriever
     from cmfah_hf.retrieval.folders import update_folder_index
+    from cmfah_hf.retrieval.known_words import similar_words
 
     retriever = CrossMediaRetriever.from_pretrained(
         model, index=index is None and images is None, any_model=any_model, trust_remote_code=trust_remote_code
@@ -66,14 +67,16 @@ def ask_model(
         unique=question.unique,
         min_score=question.min_score,
     )
+    texts = [term.text for term in question.terms if term.text is not None]
     return Answers(
         described(question.terms),
         question.metric,
         results[0].hits(),
         [] if results.metadata is None else results.metadata.column_names,
-        retriever.ignored_words([term.text for term in question.terms if term.text is not None]),
+        retriever.ignored_words(texts),
         None if changes is None else changes.counts(),
         question.min_score,
+        similar_words(texts, retriever.processor),
     )
 
 
@@ -105,4 +108,5 @@ def ask_server(question: Question, address: str, token_file: Path | None) -> Ans
         reply["columns"],
         reply["ignored_words"],
         min_score=question.min_score,
+        similar_words=reply.get("similar_words", {}),
     )
