@@ -26,11 +26,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A batch of items: images (encoded or not) or texts, an id for each, and a row of metadata for each, or None."""
+    """A batch of items: images (encoded or not) or texts, an id for each, and a row of metadata for each, or None.
+
+    A slice of it is a list of values with their names in errors, where the value itself is none.
+    """
 
     values: list[Any]
     ids: list[Any]
     metadata: pa.Table | None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, part: slice) -> list[tuple[Any, str | None]]:
+        named = zip(self.values[part], self.ids[part], strict=True)
+        return [(value, None if isinstance(value, (str, Path)) else str(item_id)) for value, item_id in named]
 
     def at(self, positions: list[int]) -> tuple[list[Any], pa.Table | None]:
         """Ids and metadata of some of the values."""
@@ -68,9 +78,9 @@ class Items:
         else:
             self._source = list(source)
             self._table = None if metadata is None else as_table(metadata, len(self._source))
-        total = len(self._source) if hasattr(self._source, "__len__") else None
-        if ids is not None and total not in (None, len(ids)):
-            raise HashIndexError(f"{total} {what} came with {len(ids)} ids; give one id for each {what[:-1]}.")
+        self.total = len(self._source) if hasattr(self._source, "__len__") else None
+        if ids is not None and self.total not in (None, len(ids)):
+            raise HashIndexError(f"{self.total} {what} came with {len(ids)} ids; give one id for each {what[:-1]}.")
 
     def batches(self, batch_size: int, progress: bool, first: int) -> Iterator[Batch]:
         """The items in batches, with an optional progress bar. Items without ids are numbered from `first`."""
@@ -102,12 +112,16 @@ def batches_of(values: Iterable[Any], batch_size: int, title: str, progress: boo
     """Lists of up to `batch_size` values, with an optional progress bar."""
     if batch_size < 1:
         raise QueryError(f"batch_size is {batch_size}; give 1 or more.")
-    total = len(values) if isinstance(values, Sized) else None
     iterator = iter(values)
-    with transformers_logging.tqdm(total=total, desc=title, disable=not progress) as bar:
+    with progress_bar(len(values) if isinstance(values, Sized) else None, title, progress) as bar:
         while batch := list(islice(iterator, batch_size)):
             yield batch
             bar.update(len(batch))
+
+
+def progress_bar(total: int | None, title: str, shown: bool) -> Any:
+    """A progress bar of tqdm, with rate and time left; `total` is None if it is not known."""
+    return transformers_logging.tqdm(total=total, desc=title, disable=not shown, unit="")
 
 
 def values_of_source(

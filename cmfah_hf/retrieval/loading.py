@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import is_offline_mode
 
 from cmfah_hf.documents import file_of
-from cmfah_hf.errors import CheckpointError, HubConnectionError, HubError, HubServerError
+from cmfah_hf.errors import CheckpointError, HashIndexError, HubConnectionError, HubError, HubServerError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.hub_access import hub_errors, hub_file
 from cmfah_hf.models import MODELS, CMFAHModel, CMFAHProcessor
@@ -105,6 +105,22 @@ def find_file(source: str, name: str, kwargs: dict[str, Any]) -> Path | None:
     options = {option: kwargs[option] for option in _HUB_OPTIONS if kwargs.get(option) is not None}
     found = hub_file(source, name, error=CheckpointError, **options)
     return None if found is None else Path(found)
+
+
+def index_files(source: str, kwargs: dict[str, Any]) -> dict[str, Path]:
+    """The indexes that came with a model, by the names of the retriever's attributes.
+
+    Raises:
+        HashIndexError: If there are none.
+    """
+    found = {
+        name: find_file(source, file, kwargs) for name, file in (("images", IMAGES_INDEX), ("texts", TEXTS_INDEX))
+    }
+    if not any(found.values()):
+        raise HashIndexError(
+            f"{source}: no index came with it ({IMAGES_INDEX}, {TEXTS_INDEX}); make one with `cmfah index`."
+        )
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def _require_hub_id(source: str) -> None:
