@@ -51,7 +51,11 @@ def search(
 
     with_model = index is None and images is None
     retriever = CrossMediaRetriever.from_pretrained(
-        model, index=with_model, any_model=any_model, trust_remote_code=trust_remote_code
+        model,
+        index=with_model,
+        any_model=any_model,
+        texts_only=image is None and images is None,
+        trust_remote_code=trust_remote_code,
     )
     changes = None
     if images is not None:

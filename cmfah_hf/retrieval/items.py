@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 from transformers.utils import logging as transformers_logging
 
-from cmfah_hf.data import load_image_text, resolve_data_path
-from cmfah_hf.data.images import decoding_off, describe_skipped, find_image_files, is_image_file
-from cmfah_hf.data.loading import is_data_set
+from cmfah_hf.data import resolve_data_path
+from cmfah_hf.data.images import describe_skipped, find_image_files, is_image_file
 from cmfah_hf.errors import DataError, HashIndexError, QueryError
 from cmfah_hf.retrieval.storage.metadata import as_table
 
@@ -68,6 +67,8 @@ class Items:
         self._table: pa.Table | None = None
         self._is_data_set, self._own_ids = hasattr(source, "column_names"), False
         if self._is_data_set:
+            from cmfah_hf.data.images import decoding_off  # `datasets` takes long to import
+
             self._source = decoding_off(source)
             names = self._source.column_names
             self._kept = list(metadata or ())
@@ -134,6 +135,9 @@ def values_of_source(
     skipped: MutableMapping[str, int] | None,
 ) -> Iterator[tuple[Any, list[str]]]:
     """The images or texts of a source with their ids, split by split; the arguments are those of `add_source`."""
+    from cmfah_hf.data import load_image_text
+    from cmfah_hf.data.loading import is_data_set
+
     path = resolve_data_path(source)
     images = None
     if what == "images" and is_image_file(path):

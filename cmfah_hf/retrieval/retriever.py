@@ -16,7 +16,7 @@ from cmfah_hf.errors import DataError, HashIndexError, QueryError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval.base import BaseHashIndex, Metric
-from cmfah_hf.retrieval.fingerprint import check_same_model, fingerprint_of, state_of
+from cmfah_hf.retrieval.fingerprint import LazyFingerprint, check_same_model
 from cmfah_hf.retrieval.index import HashIndex
 from cmfah_hf.retrieval.items import Items, batches_of, values_of_source
 from cmfah_hf.retrieval.known_words import unknown_words
@@ -74,7 +74,7 @@ class CrossMediaRetriever:
         self.workers = workers
         self.half = half
         self._indexes: dict[Modality, BaseHashIndex] = {}
-        self._fingerprint: tuple[tuple, str] | None = None
+        self._fingerprint = LazyFingerprint()
 
     @classmethod
     def from_pretrained(
@@ -85,6 +85,7 @@ class CrossMediaRetriever:
         any_model: bool = False,
         workers: int | None = None,
         half: bool = False,
+        texts_only: bool = False,
         **kwargs: Any,
     ) -> "CrossMediaRetriever":
         """Loads the output folder of a training run, or what was pushed to the Hub from there.
@@ -94,6 +95,8 @@ class CrossMediaRetriever:
             device: As for the class.
             index: Also load the indexes that were pushed with the model (`images.index`, `texts.index`).
             any_model, workers, half: As for the class.
+            texts_only: Only texts will be encoded. Once the fingerprint of the files is known from an earlier
+                loading, the tower of images is left out, which takes less time and memory.
             **kwargs: For `from_pretrained`, such as `revision`, `token` or `dtype`.
 
         Raises:
@@ -103,20 +106,19 @@ class CrossMediaRetriever:
                 model.
         """
         source = str(repo_or_folder)
-        model, processor, expander, kwargs = load_parts(source, kwargs)
-        retriever = cls(model, processor, expander, device, any_model, workers, half)
+        parts = load_parts(source, kwargs, texts_only)
+        model = cast(CMFAHModel, parts.model)  # of texts only, it encodes these in the same way
+        retriever = cls(model, parts.processor, parts.expander, device, any_model, workers, half)
+        retriever._fingerprint.know(parts.state, parts.fingerprint, model, parts.processor, parts.expander)
         if index:
-            for name, path in index_files(source, kwargs).items():
+            for name, path in index_files(source, parts.kwargs).items():
                 setattr(retriever, name, retriever.load_index(path, mmap=True))
         return retriever
 
     @property
     def fingerprint(self) -> str:
         """The fingerprint of this model, stored in every index that is filled here. Computed when first used."""
-        state = state_of(self.model, self.processor, self.expander)
-        if self._fingerprint is None or self._fingerprint[0] != state:
-            self._fingerprint = state, fingerprint_of(self.model, self.processor, self.expander)
-        return self._fingerprint[1]
+        return self._fingerprint.of(self.model, self.processor, self.expander)
 
     @property
     def images(self) -> HashIndex:
@@ -202,6 +204,8 @@ class CrossMediaRetriever:
     @torch.inference_mode()
     def encode_pixels(self, pixel_values: torch.Tensor) -> np.ndarray:
         """Continuous codes `(N, K)` in (-1, 1), float32, of prepared images `(N, 3, H, W)`."""
+        if not isinstance(self.model, CMFAHModel):
+            raise QueryError("This model was loaded for texts only; load it without texts_only to encode images.")
         with torch.autocast(pixel_values.device.type, torch.bfloat16, enabled=self.half):
             return _as_array(self.model.get_image_hash(pixel_values))
 
