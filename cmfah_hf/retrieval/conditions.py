@@ -32,9 +32,9 @@ def rows_allowed(table: pa.Table | None, where: Any) -> np.ndarray:
         raise QueryError("The index holds no metadata, so there is nothing that a condition could be on.")
     try:
         condition = _as_expression(where, table.schema) if isinstance(where, Mapping) else where
-        import pyarrow.dataset  # with pandas, which takes long to import
+        from pyarrow import dataset  # with pandas, which takes long to import
 
-        kept = pyarrow.dataset.dataset(table).to_table(columns={"kept": condition})["kept"]
+        kept = dataset.dataset(table).to_table(columns={"kept": condition})["kept"]
         if not pa.types.is_boolean(kept.type):
             raise TypeError(f"it gives {kept.type}, not true or false")
         return pa.compute.fill_null(kept, False).to_numpy().astype(bool)

@@ -48,7 +48,7 @@ def kept_fingerprint(state: str) -> str | None:
 
 
 def keep_fingerprint(state: str, fingerprint: str) -> None:
-    """Keeps the fingerprint of the model that files in this state hold. Nothing is kept if the disk cannot be written."""
+    """Keeps the fingerprint of the model that files in this state hold, if the disk can be written."""
     try:
         write_text(_path(state), json.dumps({"fingerprint": fingerprint}) + "\n")
     except (CMFAHError, OSError) as error:

@@ -153,9 +153,7 @@ def index_files(source: str, kwargs: dict[str, Any]) -> dict[str, Path]:
     Raises:
         HashIndexError: If there are none.
     """
-    found = {
-        name: find_file(source, file, kwargs) for name, file in (("images", IMAGES_INDEX), ("texts", TEXTS_INDEX))
-    }
+    found = {name: find_file(source, file, kwargs) for name, file in (("images", IMAGES_INDEX), ("texts", TEXTS_INDEX))}
     if not any(found.values()):
         raise HashIndexError(
             f"{source}: no index came with it ({IMAGES_INDEX}, {TEXTS_INDEX}); make one with `cmfah index`."

@@ -20,6 +20,7 @@ from PIL import Image
 from cmfah_hf.data.images import decode_image
 from cmfah_hf.errors import ImageError, QueryError
 from cmfah_hf.models import CMFAHProcessor
+from cmfah_hf.retrieval.image_options import ImageOptions
 from cmfah_hf.retrieval.items import progress_bar
 
 BatchT = TypeVar("BatchT", bound=Sequence[Any])
@@ -54,17 +55,18 @@ class ImagePreparation:
     Args:
         processor: The processor of the model.
         device: The device of the model.
-        workers: The number of threads. None: one for each available processor, at most 8.
+        options: How images are read.
 
     Raises:
-        QueryError: If `workers` is below 1.
+        QueryError: If `options.workers` is below 1.
     """
 
-    def __init__(self, processor: CMFAHProcessor, device: torch.device, workers: int | None = None):
-        if workers is not None and workers < 1:
-            raise QueryError(f"workers is {workers}; give 1 or more.")
+    def __init__(self, processor: CMFAHProcessor, device: torch.device, options: ImageOptions):
+        if options.workers is not None and options.workers < 1:
+            raise QueryError(f"workers is {options.workers}; give 1 or more.")
         self._processor, self._device = processor, device
-        self._workers = workers or min(_available_processors(), _MOST_WORKERS)
+        self._least = processor.least_size if options.fast_decoding else None
+        self._workers = options.workers or min(_available_processors(), _MOST_WORKERS)
 
     @contextmanager
     def prepared(
@@ -78,8 +80,8 @@ class ImagePreparation:
 
         Args:
             batches: The items in batches; taken in the calling thread, ahead of the batches that are returned.
-            read: Reads one item, in one of the threads: from it and the size that the processor needs (`least` of
-                `decode_image`), a note for the caller, and the image or None.
+            read: Reads one item, in one of the threads: from it and `least` of `decode_image`, a note for the caller
+                and the image or None.
             total: The number of items, if it is known.
             progress: Show a progress bar of the batches that the caller is done with.
         """
@@ -87,9 +89,7 @@ class ImagePreparation:
             yield self._counted(prepared, bar)
 
     @staticmethod
-    def _counted(
-        prepared: Iterable[PreparedBatch[BatchT, NoteT]], bar: Any
-    ) -> Iterator[PreparedBatch[BatchT, NoteT]]:
+    def _counted(prepared: Iterable[PreparedBatch[BatchT, NoteT]], bar: Any) -> Iterator[PreparedBatch[BatchT, NoteT]]:
         for batch in prepared:
             yield batch
             bar.update(len(batch.items))
@@ -98,9 +98,8 @@ class ImagePreparation:
         self, batches: Iterable[BatchT], read: Callable[[Any, Size | None], tuple[NoteT, Image.Image | None]]
     ) -> Generator[PreparedBatch[BatchT, NoteT], None, None]:
 
-
         def prepare(part: Sequence[Any]) -> _Part[NoteT]:
-            found = [read(item, self._processor.least_size) for item in part]
+            found = [read(item, self._least) for item in part]
             return [note for note, _ in found], self._pixels([image for _, image in found if image is not None])
 
         source = iter(batches)
@@ -142,9 +141,7 @@ def read_image(image: Any, least: Size | None) -> tuple[None, Image.Image]:
     return None, decode_image(image, None, least)
 
 
-def read_if_sound(
-    named: tuple[Any, str | None], least: Size | None
-) -> tuple[ImageError | None, Image.Image | None]:
+def read_if_sound(named: tuple[Any, str | None], least: Size | None) -> tuple[ImageError | None, Image.Image | None]:
     """An image from an `ImageSource` and its name, or the error."""
     try:
         return None, decode_image(*named, least)

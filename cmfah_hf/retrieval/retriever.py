@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from cmfah_hf.data.images import decode_image
-from cmfah_hf.errors import DataError, HashIndexError, QueryError
+from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval.base import BaseHashIndex, Metric
 from cmfah_hf.retrieval.fingerprint import LazyFingerprint, check_same_model
+from cmfah_hf.retrieval.image_options import ImageOptions
 from cmfah_hf.retrieval.index import HashIndex
 from cmfah_hf.retrieval.items import Items, batches_of, values_of_source
 from cmfah_hf.retrieval.known_words import unknown_words
@@ -40,10 +41,7 @@ class CrossMediaRetriever:
         device: The device to encode on. None: an accelerator if there is one.
         any_model: Accept indexes whose codes another model made, by their fingerprint. Only for codes that are known
             to fit, such as those of the same weights in another precision.
-        workers: Threads that read, decode and resize images while the model encodes others. None: one for each
-            available processor, at most 8.
-        half: Encode images in bfloat16 where PyTorch's autocast does; the weights stay, and a few bits differ. Faster
-            on recent GPUs.
+        image_options: Options of reading and encoding images.
 
     Example:
 
@@ -63,16 +61,14 @@ class CrossMediaRetriever:
         expander: GraphExpander | None = None,
         device: str | torch.device | None = None,
         any_model: bool = False,
-        workers: int | None = None,
-        half: bool = False,
+        image_options: ImageOptions | None = None,
     ):
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         self.model = model.to(device or accelerator or "cpu").eval()
         self.processor = processor
         self.expander = expander
         self.any_model = any_model
-        self.workers = workers
-        self.half = half
+        self.image_options = image_options or ImageOptions()
         self._indexes: dict[Modality, BaseHashIndex] = {}
         self._fingerprint = LazyFingerprint()
 
@@ -83,8 +79,7 @@ class CrossMediaRetriever:
         device: str | torch.device | None = None,
         index: bool = False,
         any_model: bool = False,
-        workers: int | None = None,
-        half: bool = False,
+        image_options: ImageOptions | None = None,
         texts_only: bool = False,
         **kwargs: Any,
     ) -> "CrossMediaRetriever":
@@ -94,7 +89,7 @@ class CrossMediaRetriever:
             repo_or_folder: A folder or a Hub id.
             device: As for the class.
             index: Also load the indexes that were pushed with the model (`images.index`, `texts.index`).
-            any_model, workers, half: As for the class.
+            any_model, image_options: As for the class.
             texts_only: Only texts will be encoded. Once the fingerprint of the files is known from an earlier
                 loading, the tower of images is left out, which takes less time and memory.
             **kwargs: For `from_pretrained`, such as `revision`, `token` or `dtype`.
@@ -108,7 +103,7 @@ class CrossMediaRetriever:
         source = str(repo_or_folder)
         parts = load_parts(source, kwargs, texts_only)
         model = cast(CMFAHModel, parts.model)  # of texts only, it encodes these in the same way
-        retriever = cls(model, parts.processor, parts.expander, device, any_model, workers, half)
+        retriever = cls(model, parts.processor, parts.expander, device, any_model, image_options)
         retriever._fingerprint.know(parts.state, parts.fingerprint, model, parts.processor, parts.expander)
         if index:
             for name, path in index_files(source, parts.kwargs).items():
@@ -199,14 +194,14 @@ class CrossMediaRetriever:
     @property
     def prepare(self) -> Callable[..., Any]:
         """`ImagePreparation.prepared`: batches of images, which threads read while the model encodes others."""
-        return ImagePreparation(self.processor, self.model.device, self.workers).prepared
+        return ImagePreparation(self.processor, self.model.device, self.image_options).prepared
 
     @torch.inference_mode()
     def encode_pixels(self, pixel_values: torch.Tensor) -> np.ndarray:
         """Continuous codes `(N, K)` in (-1, 1), float32, of prepared images `(N, 3, H, W)`."""
         if not isinstance(self.model, CMFAHModel):
             raise QueryError("This model was loaded for texts only; load it without texts_only to encode images.")
-        with torch.autocast(pixel_values.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(pixel_values.device.type, torch.bfloat16, enabled=self.image_options.half):
             return _as_array(self.model.get_image_hash(pixel_values))
 
     @torch.inference_mode()

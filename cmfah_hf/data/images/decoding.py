@@ -30,7 +30,7 @@ DAMAGED = (
     ArithmeticError, AssertionError, MemoryError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
 # A reduced image is still this many times as large as needed: the resizing that follows then hides the reduction.
-_REDUCING_GAP = 2
+_REDUCING_GAP = 3
 _REDUCIBLE = frozenset({"JPEG", "MPO"})
 # EXIF orientations that exchange width and height.
 _SIDEWAYS = frozenset({5, 6, 7, 8})
@@ -52,9 +52,9 @@ def decode_image(value: ImageSource, name: str | None = None, least: tuple[int, 
             address, the bytes of an image file, a file opened in binary mode (which need not be seekable, such as
             standard input's buffer), or a Pillow image.
         name: The image's name in errors; its path if not given.
-        least: Width and height that the image, once upright, is needed in. A JPEG of at least twice that size is
-            decoded at a half, a quarter or an eighth of its size, which takes less time, but not below twice `least`.
-            None: in full.
+        least: Width and height that the image, once upright, is needed in. A JPEG of at least six times that size is
+            decoded at a half, a quarter or an eighth of its size, which takes less time, but not below three times
+            `least`. None: in full.
 
     Returns:
         A Pillow image in the mode of its file (`to_rgb` makes it RGB), with the EXIF orientation applied. Of an
