@@ -259,6 +259,15 @@ class CMFAHProcessor(ProcessorMixin):
         size = settings.crop_size if getattr(settings, "do_center_crop", None) else settings.size
         return size["height"], size["width"]
 
+    @property
+    def least_size(self) -> tuple[int, int] | None:
+        """Width and height below which an image would be enlarged to `pixel_values`; None if images are not resized."""
+        settings = self.image_processor
+        if not settings.do_resize:
+            return None
+        shortest = settings.size.get("shortest_edge")
+        return (shortest, shortest) if shortest else (settings.size["width"], settings.size["height"])
+
     def seen_box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of the part of an image that `pixel_values` show, in pixels of the image.
 

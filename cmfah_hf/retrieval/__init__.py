@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "BaseHashIndex": "base",
         "HashIndex": "index",
+        "ImageOptions": "image_options",
         "QueryResults": "results",
         "SearchResults": "results",
         "Term": "terms",

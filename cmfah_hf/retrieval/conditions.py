@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.dataset
 
 from cmfah_hf.errors import QueryError
 from cmfah_hf.retrieval.codes import shortened
@@ -120,7 +119,9 @@ def _lists_with(lists: pa.Array, condition: pa.compute.Expression) -> np.ndarray
 
 
 def _rows_meeting(table: pa.Table, condition: pa.compute.Expression) -> np.ndarray:
-    kept = pa.dataset.dataset(table).to_table(columns={"kept": condition})["kept"]
+    from pyarrow import dataset  # with pandas, which takes long to import
+
+    kept = dataset.dataset(table).to_table(columns={"kept": condition})["kept"]
     if not pa.types.is_boolean(kept.type):
         raise TypeError(f"it gives {kept.type}, not true or false")
     return pa.compute.fill_null(kept, False).to_numpy().astype(bool)

@@ -4,7 +4,7 @@ Shape suffixes: N items, Q queries, K hash bits.
 """
 
 import logging
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,16 +12,18 @@ import numpy as np
 import torch
 
 from cmfah_hf.data.images import decode_image
-from cmfah_hf.errors import DataError, ImageError, QueryError
+from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval.base import BaseHashIndex, Metric
 from cmfah_hf.retrieval.calibration import Calibration
-from cmfah_hf.retrieval.fingerprint import check_same_model, fingerprint_of, state_of
+from cmfah_hf.retrieval.fingerprint import LazyFingerprint, check_same_model
+from cmfah_hf.retrieval.image_options import ImageOptions
 from cmfah_hf.retrieval.index import HashIndex
 from cmfah_hf.retrieval.items import Items, batches_of, values_of_source
 from cmfah_hf.retrieval.known_words import unknown_words
 from cmfah_hf.retrieval.loading import find_indexes, load_calibration, load_parts
+from cmfah_hf.retrieval.preparation import ImagePreparation, read_if_sound, read_image
 from cmfah_hf.retrieval.probabilities import check_min_score, with_probabilities
 from cmfah_hf.retrieval.queries import have_text, query_values
 from cmfah_hf.retrieval.results import SearchResults
@@ -42,6 +44,7 @@ class CrossMediaRetriever:
         device: The device to encode on. None: an accelerator if there is one.
         any_model: Accept indexes whose codes another model made, by their fingerprint. Only for codes that are known
             to fit, such as those of the same weights in another precision. Likewise for a calibration.
+        image_options: Options of reading and encoding images.
 
     Attributes:
         calibration: The maps from scores to probabilities; None without one. That of another model is not used.
@@ -64,6 +67,7 @@ class CrossMediaRetriever:
         expander: GraphExpander | None = None,
         device: str | torch.device | None = None,
         any_model: bool = False,
+        image_options: ImageOptions | None = None,
     ):
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         self.model = model.to(device or accelerator or "cpu").eval()
@@ -71,8 +75,9 @@ class CrossMediaRetriever:
         self.expander = expander
         self.any_model = any_model
         self.calibration: Calibration | None = None
+        self.image_options = image_options or ImageOptions()
         self._indexes: dict[Modality, BaseHashIndex] = {}
-        self._fingerprint: tuple[tuple, str] | None = None
+        self._fingerprint = LazyFingerprint()
 
     @classmethod
     def from_pretrained(
@@ -82,6 +87,8 @@ class CrossMediaRetriever:
         index: bool = False,
         any_model: bool = False,
         calibration: bool = True,
+        image_options: ImageOptions | None = None,
+        texts_only: bool = False,
         **kwargs: Any,
     ) -> "CrossMediaRetriever":
         """Loads the output folder of a training run, or what was pushed to the Hub from there.
@@ -90,8 +97,10 @@ class CrossMediaRetriever:
             repo_or_folder: A folder or a Hub id.
             device: As for the class.
             index: Also load the indexes that were pushed with the model (`images.index`, `texts.index`).
-            any_model: As for the class.
+            any_model, image_options: As for the class.
             calibration: Also load the calibration, if the model has one (`calibration.json`).
+            texts_only: Only texts will be encoded. Once the fingerprint of the files is known from an earlier
+                loading, the tower of images is left out, which takes less time and memory.
             **kwargs: For `from_pretrained`, such as `revision`, `token` or `dtype`.
 
         Raises:
@@ -101,20 +110,19 @@ class CrossMediaRetriever:
                 model.
         """
         source = str(repo_or_folder)
-        model, processor, expander, kwargs = load_parts(source, kwargs)
-        retriever = cls(model, processor, expander, device, any_model)
-        retriever.calibration = load_calibration(source, kwargs) if calibration else None
-        for name, path in find_indexes(source, kwargs).items() if index else ():
+        parts = load_parts(source, kwargs, texts_only)
+        model = cast(CMFAHModel, parts.model)  # of texts only, it encodes these in the same way
+        retriever = cls(model, parts.processor, parts.expander, device, any_model, image_options)
+        retriever._fingerprint.know(parts.state, parts.fingerprint, model, parts.processor, parts.expander)
+        retriever.calibration = load_calibration(source, parts.kwargs) if calibration else None
+        for name, path in find_indexes(source, parts.kwargs).items() if index else ():
             setattr(retriever, name, retriever.load_index(path, mmap=True))
         return retriever
 
     @property
     def fingerprint(self) -> str:
         """The fingerprint of this model, stored in every index that is filled here. Computed when first used."""
-        state = state_of(self.model, self.processor, self.expander)
-        if self._fingerprint is None or self._fingerprint[0] != state:
-            self._fingerprint = state, fingerprint_of(self.model, self.processor, self.expander)
-        return self._fingerprint[1]
+        return self._fingerprint.of(self.model, self.processor, self.expander)
 
     @property
     def images(self) -> HashIndex:
@@ -187,10 +195,23 @@ class CrossMediaRetriever:
             ImageError: If an image cannot be read; the error names it.
         """
         parts = [self._no_codes()]
-        for batch in batches_of(images, batch_size, "Images", progress):
-            inputs = self.processor(images=[decode_image(image) for image in batch], return_tensors="pt")
-            parts.append(_as_array(self.model.get_image_hash(inputs["pixel_values"].to(self.model.device))))
+        total = len(images) if isinstance(images, Sized) else None
+        with self.prepare(batches_of(images, batch_size, "", False), read_image, total, progress) as prepared:
+            parts += [self.encode_pixels(batch.pixel_values) for batch in prepared]
         return np.concatenate(parts)
+
+    @property
+    def prepare(self) -> Callable[..., Any]:
+        """`ImagePreparation.prepared`: batches of images, which threads read while the model encodes others."""
+        return ImagePreparation(self.processor, self.model.device, self.image_options).prepared
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixel_values: torch.Tensor) -> np.ndarray:
+        """Continuous codes `(N, K)` in (-1, 1), float32, of prepared images `(N, 3, H, W)`."""
+        if not isinstance(self.model, CMFAHModel):
+            raise QueryError("This model was loaded for texts only; load it without texts_only to encode images.")
+        with torch.autocast(pixel_values.device.type, torch.bfloat16, enabled=self.image_options.half):
+            return _as_array(self.model.get_image_hash(pixel_values))
 
     @torch.inference_mode()
     def encode_texts(self, texts: Iterable[str], batch_size: int = 256, progress: bool = False) -> np.ndarray:
@@ -261,18 +282,15 @@ class CrossMediaRetriever:
                 ids = [str(image) for image in images]
         left_out: list[str] = []
         items = Items(images, column, ids, metadata, "images")
-        for batch in items.batches(batch_size, progress, self.images.next_id):
-            readable, positions = [], []
-            for position, image in enumerate(batch.values):
-                try:
-                    name = None if isinstance(image, (str, Path)) else str(batch.ids[position])
-                    readable.append(decode_image(image, name))
-                    positions.append(position)
-                except ImageError as error:
+        batches = items.batches(batch_size, False, self.images.next_id)
+        with self.prepare(batches, read_if_sound, items.total, progress) as prepared:
+            for batch in prepared:
+                readable = [position for position, error in enumerate(batch.notes) if error is None]
+                for error in filter(None, batch.notes):
                     logger.warning("Left out: %s", error)
                     left_out.append(str(error))
-            if readable:
-                self.images.add(self.encode_images(readable, batch_size), *batch.at(positions))
+                if readable:
+                    self.images.add(self.encode_pixels(batch.pixel_values), *batch.items.at(readable))
         return left_out
 
     def add_texts(

@@ -106,11 +106,11 @@ def test_folder_is_indexed_once_and_then_only_what_changed(compressed, monkeypat
     folder, images, _ = compressed
     retriever = CrossMediaRetriever.from_pretrained(folder)
     encoded = []
-    original = CrossMediaRetriever.encode_images
+    original = CrossMediaRetriever.encode_pixels
     monkeypatch.setattr(
         CrossMediaRetriever,
-        "encode_images",
-        lambda self, batch, *rest: encoded.append(len(batch)) or original(self, batch, *rest),
+        "encode_pixels",
+        lambda self, batch: encoded.append(len(batch)) or original(self, batch),
     )
     changes = update_folder_index(retriever, images)
     assert (changes.added, changes.changed, changes.removed, changes.unchanged) == (0, 0, 0, 60)

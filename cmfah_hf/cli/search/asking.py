@@ -49,7 +49,11 @@ def ask_model(
     from cmfah_hf.retrieval.known_words import similar_words
 
     retriever = CrossMediaRetriever.from_pretrained(
-        model, index=index is None and images is None, any_model=any_model, trust_remote_code=trust_remote_code
+        model,
+        index=index is None and images is None,
+        any_model=any_model,
+        texts_only=images is None and all(term.image is None for term in question.terms),
+        trust_remote_code=trust_remote_code,
     )
     changes = None
     if images is not None:

@@ -29,6 +29,11 @@ DAMAGED = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError, OverflowError,
     ArithmeticError, AssertionError, MemoryError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
+# A reduced image is still this many times as large as needed: the resizing that follows then hides the reduction.
+_REDUCING_GAP = 3
+_REDUCIBLE = frozenset({"JPEG", "MPO"})
+# EXIF orientations that exchange width and height.
+_SIDEWAYS = frozenset({5, 6, 7, 8})
 # Formats that Pillow reads by starting a program, Ghostscript.
 _BY_PROGRAM = frozenset({"EPS"})
 # Stores in which rows may name files. An http address in a row is never fetched here.
@@ -39,7 +44,7 @@ _UNDECODABLE = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", 
 ImageSource = dict[str, Any] | str | os.PathLike | bytes | BinaryIO | Image.Image
 
 
-def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
+def decode_image(value: ImageSource, name: str | None = None, least: tuple[int, int] | None = None) -> Image.Image:
     """An image, decoded completely and turned upright.
 
     Args:
@@ -47,6 +52,9 @@ def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
             address, the bytes of an image file, a file opened in binary mode (which need not be seekable, such as
             standard input's buffer), or a Pillow image.
         name: The image's name in errors; its path if not given.
+        least: Width and height that the image, once upright, is needed in. A JPEG of at least six times that size is
+            decoded at a half, a quarter or an eighth of its size, which takes less time, but not below three times
+            `least`. None: in full.
 
     Returns:
         A Pillow image in the mode of its file (`to_rgb` makes it RGB), with the EXIF orientation applied. Of an
@@ -63,6 +71,8 @@ def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
         image = source if isinstance(source, Image.Image) else Image.open(source, formats=_formats())
         if getattr(image, "n_frames", 1) > 1:
             image.seek(0)
+        if least is not None and image is not value and image.format in _REDUCIBLE:
+            _reduce(image, least)
         image.load()
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image in a format that Pillow knows; replace or remove it.") from error
@@ -71,6 +81,17 @@ def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
     except DAMAGED as error:
         raise ImageError(f"{name}: damaged or cut short ({_first_line(error)}); replace or remove it.") from error
     return _upright(image)
+
+
+def _reduce(image: Image.Image, least: tuple[int, int]) -> None:
+    """Lets libjpeg decode an opened JPEG at a fraction of its size, which leaves out the finest frequencies."""
+    width, height = (_REDUCING_GAP * side for side in least)
+    try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) in _SIDEWAYS:
+            width, height = height, width
+    except DAMAGED:  # then it is not turned
+        pass
+    image.draft(None, (width, height))
 
 
 def _formats() -> list[str]:

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import datasets
+from typing import TYPE_CHECKING, Any
 
 from cmfah_hf.data.data_root import DataRoot
 from cmfah_hf.data.rows.columns import USUAL_NAMES, RequestedColumns
-from cmfah_hf.data.rows.uniform import Loaded
 from cmfah_hf.errors import DataError
+
+if TYPE_CHECKING:
+    from cmfah_hf.data.rows.uniform import Loaded
 
 DATA_VARIABLE = "CMFAH_DATA"
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -68,7 +68,7 @@ class LoadRequest:
             raise self._no_such_split(present)
         return present
 
-    def select(self, splits: Mapping[str, Any]) -> Loaded:
+    def select(self, splits: Mapping[str, Any]) -> "Loaded":
         """All splits, the one requested, or of map-style ones a slice in the syntax of `datasets`."""
         if self.split is None:
             return splits
@@ -76,6 +76,8 @@ class LoadRequest:
             return splits[self.split]
         if self.streaming:
             raise self._no_such_split(splits)
+        import datasets  # it takes long, and most readers of this file only want the path
+
         lengths = {name: len(part) for name, part in splits.items()}
         try:
             instructions = datasets.ReadInstruction.from_spec(self.split).to_absolute(lengths)
@@ -87,8 +89,10 @@ class LoadRequest:
         ]
         return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
-    def splits(self, parts: Mapping[str, Any]) -> Loaded:
+    def splits(self, parts: Mapping[str, Any]) -> "Loaded":
         """Parts by name as a dictionary of `datasets`."""
+        import datasets
+
         return (datasets.IterableDatasetDict if self.streaming else datasets.DatasetDict)(parts)
 
     def _no_such_split(self, present: Iterable[str]) -> DataError:

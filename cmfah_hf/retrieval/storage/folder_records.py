@@ -142,8 +142,8 @@ class FolderRecords:
             table = table.append_column(_SCHEMA.field("place"), pa.nulls(len(table), pa.binary()))
         if table.schema != _SCHEMA or any(table[at].null_count for at, own in enumerate(_SCHEMA) if not own.nullable):
             raise HashIndexError("its list of files has other columns")
-        numbers = table["root"].to_numpy()
-        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(roots):
+        ends = pa.compute.min_max(table["root"]).as_py()  # `to_numpy` would import pandas
+        if len(table) and not 0 <= ends["min"] <= ends["max"] < len(roots):
             raise HashIndexError("its list of files names a folder that it does not have")
         return cls(roots, table, **facts)
 
