@@ -36,6 +36,7 @@ class Bodies:
             gr.Dropdown: _text,
             gr.Radio: _text,
             gr.Slider: _number,
+            gr.Checkbox: _flag,
             gr.Dataset: _row,
             Api: _scalar,
         }
@@ -126,6 +127,12 @@ def _number(block: Any, value: Any) -> float:
     # A comparison with NaN is never true.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not block.minimum <= value <= block.maximum:
         raise QueryError(f"{block.label} is a number from {block.minimum} to {block.maximum}; give one.")
+    return value
+
+
+def _flag(block: Any, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise QueryError(f"{block.label} is true or false; give one.")
     return value
 
 

@@ -183,14 +183,14 @@ def test_unknown_words_are_reported(engine, pairs):
     known = engine.retriever.processor.known_words(pairs[0]["text"])[0]
     query = f"Quixotic {known} <i>ufrz</i> quixotic"
     found = engine.search(text=query, k=2)
-    assert found.ignored_words == ["quixotic", "i", "ufrz"]
+    assert found.query.ignored_words == ["quixotic", "i", "ufrz"]
     assert engine.document(found)["ignored_words"] == ["quixotic", "i", "ufrz"]
     assert "ignored: quixotic, i, ufrz." in html.answer(engine, found)
     assert found.rankings["images"]["aqd"].rows == engine.search(text=known, k=2).rankings["images"]["aqd"].rows
     plain = engine.search(text=known, k=2)
-    assert plain.ignored_words == []
+    assert plain.query.ignored_words == []
     assert "ignored" not in html.answer(engine, plain)
-    assert engine.search(image=pairs[0]["image"], k=2).ignored_words == []
+    assert engine.search(image=pairs[0]["image"], k=2).query.ignored_words == []
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000, '"x"', '{"query": {"a": "\\ud800"}}'])
