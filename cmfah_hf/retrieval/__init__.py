@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "HashIndex": "index",
         "QueryResults": "results",
         "SearchResults": "results",
+        "Term": "terms",
         "ShardedHashIndex": "cluster",
         "encode_with_ray": "cluster",
         "CrossMediaRetriever": "retriever",

@@ -1,21 +1,29 @@
-"""Queries as continuous codes: texts, images, or mixtures of both.
+"""Queries as continuous codes: texts, images, mixtures of both, or several weighted terms (`[terms]`).
 
-Shape suffixes: Q queries, K hash bits.
+Shape suffixes: Q queries, T terms of one query, K hash bits.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from cmfah_hf.errors import QueryError
-from cmfah_hf.models import CMFAHProcessor
+from cmfah_hf.retrieval.codes import shortened
+from cmfah_hf.retrieval.terms import Term, described
+
+if TYPE_CHECKING:
+    from cmfah_hf.models import CMFAHProcessor
+
+# Terms cancel out if their sum is shorter than this share of its parts. Encodings of one text in batches of different
+# lengths differ by less.
+_LEAST_LEFT = 1e-3
 
 
 class Encoder(Protocol):
     """The part of `CrossMediaRetriever` that queries need."""
 
-    processor: CMFAHProcessor
+    processor: "CMFAHProcessor"
 
     def expand(self, texts: Sequence[str]) -> list[str]: ...
 
@@ -24,22 +32,35 @@ class Encoder(Protocol):
     def encode_images(self, images: Iterable[Any]) -> np.ndarray: ...
 
 
-def query_values(retriever: Encoder, text: str | Sequence[str] | None, image: Any, image_weight: float) -> np.ndarray:
+def query_values(
+    retriever: Encoder,
+    text: str | Sequence[str] | None,
+    image: Any,
+    image_weight: float,
+    terms: Sequence[Term] | Sequence[Sequence[Term]] | None = None,
+) -> np.ndarray:
     """The continuous codes `(Q, K)` of queries; the arguments are those of `CrossMediaRetriever.search`.
 
     Raises:
-        QueryError: If there is neither text nor image, their numbers differ, the weight is not in 0..1, or the model
-            knows no word of a text.
+        QueryError: If there is nothing to search with, or both terms and something else; the numbers of texts and
+            images differ; the weight is not in 0..1; the model knows no word of a text, or of all texts of terms;
+            terms cancel out.
         ImageError: If an image cannot be read.
     """
-    if text is None and image is None:
-        raise QueryError("Give a text or an image to search with, or both.")
     if not 0 <= image_weight <= 1:
         raise QueryError(f"image_weight is {image_weight:g}; give a share from 0 (text only) to 1 (image only).")
+    if terms is not None:
+        if text is not None or image is not None:
+            raise QueryError("Give either terms, or a text and an image, not both.")
+        return _values_of_terms(retriever, _as_queries(terms), image_weight)
+    if text is None and image is None:
+        raise QueryError("Give a text or an image to search with, or both.")
     sides = []
     if text is not None:
         texts = [text] if isinstance(text, str) else list(text)
-        _require_known_tokens(texts, retriever)
+        for own, known in zip(texts, _are_known(texts, retriever), strict=True):
+            if not known:
+                raise QueryError(f"No word of {own!r} is known to the model; use other words.")
         sides.append((1 - image_weight, retriever.encode_texts(texts)))
     if image is not None:
         images = list(image) if isinstance(image, (list, tuple)) else [image]
@@ -55,22 +76,63 @@ def query_values(retriever: Encoder, text: str | Sequence[str] | None, image: An
     return text_weight * text_QK + image_weight * image_QK
 
 
-def checked_texts(texts: Iterable[str]) -> list[str]:
-    """The texts as a list.
+def _values_of_terms(retriever: Encoder, queries: list[list[Term]], image_weight: float) -> np.ndarray:
+    """The continuous codes `(Q, K)` of queries of several terms, all texts and all images encoded together."""
+    queries = [_with_known_terms(terms, retriever) for terms in queries]
+    texts = [term.text for terms in queries for term in terms if term.text is not None]
+    images = [term.image for terms in queries for term in terms if term.text is None]
+    text_values, image_values = iter(retriever.encode_texts(texts)), iter(retriever.encode_images(images))
+    return np.stack(
+        [
+            _combined([next(image_values if term.text is None else text_values) for term in terms], terms, image_weight)
+            for terms in queries
+        ]
+    )
 
-    Raises:
-        QueryError: If one is not a string, or contains a lone surrogate, as undecodable command-line bytes do.
-    """
-    texts = list(texts)
-    for text in texts:
-        if not isinstance(text, str):
-            raise QueryError(f"A text was expected, not a {type(text).__name__}; give a string.")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise QueryError(f"The text {text[:80]!r} contains a lone surrogate, not a character; give it as UTF-8.")
-    return texts
+
+def _combined(values: Sequence[np.ndarray], terms: Sequence[Term], image_weight: float) -> np.ndarray:
+    """The continuous code `(K,)` of a query, from those of its terms (`[terms]`)."""
+    weights = [term.weight for term in terms]
+    if len({term.text is None for term in terms}) == 2:
+        shares = [image_weight if term.text is None else 1 - image_weight for term in terms]
+        weights = [weight * share for weight, share in zip(weights, shares, strict=True)]
+    total = sum(map(abs, weights)) or 1.0
+    parts_TK = [weight / total * values_K for weight, values_K in zip(weights, values, strict=True)]
+    sum_K = np.sum(parts_TK, axis=0)
+    if not np.linalg.norm(sum_K) > _LEAST_LEFT * sum(map(np.linalg.norm, parts_TK)):
+        raise QueryError(f"The terms {described(terms)!r:.200} cancel out; change one of them, or a weight.")
+    return sum_K
 
 
-def _require_known_tokens(texts: Sequence[str], retriever: Encoder) -> None:
-    for text, expanded in zip(texts, retriever.expand(texts), strict=True):
-        if not retriever.processor.has_known_tokens(expanded):
-            raise QueryError(f"No word of {text!r} is known to the model; use other words.")
+def _as_queries(terms: Any) -> list[list[Term]]:
+    """One query, or several, as lists of terms."""
+    given: list[Any] = [terms] if isinstance(terms, Term) else list(terms)
+    queries: list[Any] = [given] if not given or isinstance(given[0], Term) else given
+    for query in queries:
+        if not isinstance(query, (list, tuple)):
+            raise QueryError(f"A list of terms was expected, not {shortened(query)}.")
+        if not query:
+            raise QueryError("A query without terms finds nothing; give at least one.")
+        for term in query:
+            if not isinstance(term, Term):
+                raise QueryError(f"A Term was expected, not {shortened(term)}.")
+    return [list(query) for query in queries]
+
+
+def _with_known_terms(terms: Sequence[Term], retriever: Encoder) -> list[Term]:
+    """The terms but those of whose text the model knows no word. A query must not lose all that it looks for."""
+    are_known = iter(_are_known([term.text for term in terms if term.text is not None], retriever))
+    known: list[Term] = []
+    unknown: list[Term] = []
+    for term in terms:
+        (known if term.text is None or next(are_known) else unknown).append(term)
+    sought = [term for term in unknown if term.weight > 0]
+    if not known or (sought and all(term.weight <= 0 for term in known)):
+        names = " or ".join(repr(term.text) for term in sought or unknown)
+        raise QueryError(f"No word of {names} is known to the model; use other words.")
+    return known
+
+
+def _are_known(texts: Sequence[str], retriever: Encoder) -> list[bool]:
+    """Whether the model knows a word of each text."""
+    return [retriever.processor.has_known_tokens(expanded) for expanded in retriever.expand(texts)]

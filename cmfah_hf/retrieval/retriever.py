@@ -21,8 +21,9 @@ from cmfah_hf.retrieval.index import HashIndex
 from cmfah_hf.retrieval.items import Items, batches_of, values_of_source
 from cmfah_hf.retrieval.known_words import unknown_words
 from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX, find_file, load_parts
-from cmfah_hf.retrieval.queries import checked_texts, query_values
+from cmfah_hf.retrieval.queries import query_values
 from cmfah_hf.retrieval.results import SearchResults
+from cmfah_hf.retrieval.terms import Term, checked_texts
 
 logger = logging.getLogger(__name__)
 
@@ -166,13 +167,13 @@ class CrossMediaRetriever:
         texts = checked_texts(texts)
         return [" ".join(self.expander.expand(text)) for text in texts] if self.expander else texts
 
-    def ignored_words(self, text: str) -> list[str]:
-        """The words of a text that a search ignores, because neither the vocabulary nor the expander has them.
+    def ignored_words(self, text: str | Sequence[str]) -> list[str]:
+        """The words of texts that a search ignores, because neither the vocabulary nor the expander has them.
 
         Each word is listed once, in the order of the text.
         """
-        checked_texts([text])
-        return list(dict.fromkeys(unknown_words(text, self.processor, self.expander)))
+        texts = checked_texts([text] if isinstance(text, str) else text)
+        return list(dict.fromkeys(word for own in texts for word in unknown_words(own, self.processor, self.expander)))
 
     @torch.inference_mode()
     def encode_images(self, images: Iterable[Any], batch_size: int = 32, progress: bool = False) -> np.ndarray:
@@ -357,6 +358,7 @@ class CrossMediaRetriever:
         where: Any = None,
         exact: bool = True,
         image_weight: float = 0.5,
+        terms: Sequence[Term] | Sequence[Sequence[Term]] | None = None,
     ) -> SearchResults:
         """The nearest items of one or several queries: texts, images, or mixtures of both.
 
@@ -370,16 +372,17 @@ class CrossMediaRetriever:
             where: A condition on the metadata, as for `HashIndex.search`.
             exact: False: search only the codes near the query, as `HashIndex.search` does.
             image_weight: `w` of a mixed query, whose continuous codes are `w z_image + (1 - w) z_text`.
+            terms: In place of `text` and `image`, one query of several weighted terms, or a list of such (`[terms]`).
 
         Raises:
-            QueryError: If neither `text` nor `image` is given, their numbers differ, the weight is not in 0..1, or the
-                model knows no word of a text.
+            QueryError: If there is nothing to search with, the numbers of texts and images differ, the weight is not in
+                0..1, the model knows no word of a text (or of all texts of `terms`), or terms cancel out.
             ImageError: If an image cannot be read.
             HashIndexError: If the index is empty.
         """
         if target not in (None, "images", "texts"):
             raise QueryError(f"target is {target!r}; choose 'images' or 'texts'.")
-        hash_values_QK = query_values(self, text, image, image_weight)
+        hash_values_QK = query_values(self, text, image, image_weight, terms)
         index = self.texts if target == "texts" or (target is None and not len(self.images)) else self.images
         return index.search(hash_values_QK, k=k, metric=metric, where=where, exact=exact)
 

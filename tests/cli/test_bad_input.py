@@ -123,6 +123,14 @@ CASES = {
         "search {model} {sound.index} --text boat --image {bare}/one.png --image-weight 2",
         ["image_weight is 2; give a share"],
     ),
+    "search: terms that cancel out": (
+        "search {model} {sound.index} --text boat --not boat:1",
+        ["The terms 'boat - boat' cancel out"],
+    ),
+    "search: an infinite weight": (
+        "search {model} {sound.index} --text boat:inf",
+        ["The weight of 'boat' is inf; give a number from -1000 to 1000."],
+    ),
     "search: a condition without a value": (
         "search {model} {sound.index} --text boat --where year",
         ["A condition is 'column=value', not 'year'."],

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cmfah_hf.data import load_image_text
 from cmfah_hf.models import CMFAHModel
-from cmfah_hf.retrieval import EXPORTERS, CrossMediaRetriever, HashIndex
+from cmfah_hf.retrieval import EXPORTERS, CrossMediaRetriever, HashIndex, Term
 from cmfah_hf.training import CMFAHTrainer
 from cmfah_hf.training.evaluate import evaluate_folder
 
@@ -256,6 +256,13 @@ def test_search_by_words_and_an_image(cmfah, trained, index_file, odd_images):
         assert found["query"] == f"boat + {image}"
         assert [hit["id"] for hit in found["results"]] == expected.ids[0].tolist()
         np.testing.assert_allclose([hit["score"] for hit in found["results"]], expected.scores[0])
+    arguments = ("--text", "boat", "-t", "sun:2", "--not", "tree", "--not", "xyzzy", "--not-image", f"{image}:0.25")
+    document = cmfah("search", trained.folder, index_file, *arguments, "-k", 4, "--json").document
+    assert document["query"] == f"boat + sun:2 - tree:0.5 - xyzzy:0.5 - {image}:0.25"
+    assert document["ignored_words"] == ["xyzzy"]
+    terms = [Term("boat"), Term("sun", weight=2), Term("tree", weight=-0.5), Term(image=image, weight=-0.25)]
+    expected = retriever.search(terms=terms, k=4)
+    assert [hit["id"] for hit in document["results"]] == expected.ids[0].tolist()
     near = cmfah("search", trained.folder, index_file, "--text", "boat", "-k", 4, "--approximate", "--json").document
     assert [hit["id"] for hit in near["results"]] == retriever.search(text="boat", k=4, exact=False).ids[0].tolist()
 
