@@ -162,20 +162,23 @@ def _search_tab(page: Page, uploads: Uploads) -> _SearchTab:
             with_image = gr.Button("Search with the image", elem_id="search-image")
             gr.HTML(html.note(_UPLOADS))
         with gr.Accordion("Settings", open=False, elem_id="settings-panel"):
+            avoid = gr.Textbox(
+                label="Not", placeholder="what they should not show", max_length=LONGEST_QUERY, elem_id="avoid"
+            )
             count = gr.Slider(1, MOST_RESULTS, value=DEFAULT_K, step=1, label="Answers", elem_id="count")
             compare = gr.Checkbox(label="Also by Hamming distance, side by side", elem_id="compare")
     _guard(image, uploads)
     answer = gr.HTML(html.note(_WAIT), js_on_load=_ANSWER_JS, elem_id="answer")
     view = gr.HTML(js_on_load=_VIEW_JS, elem_id="view")
     asked = gr.State(None)
-    how = [count, compare]
+    how = [avoid, count, compare]
     private: dict[str, Any] = {"api_visibility": "private"}
     quiet = private | {"show_progress": "hidden"}
     by_words = {"inputs": [words, *how], "outputs": [answer, asked], **private}
     gr.on([words.submit, button.click], page.answer_words, **by_words)
     examples.click(page.choose_example, examples, words, **quiet).then(page.answer_words, **by_words)
     gr.on([image.input, with_image.click], page.answer_image, [image, *how], [answer, asked, panel], **private)
-    gr.on([count.release, compare.input], page.answer_again, [asked, *how], answer, **quiet)
+    gr.on([avoid.submit, count.release, compare.input], page.answer_again, [asked, *how], answer, **quiet)
     gr.on([answer.click, view.click], page.open_image, None, view, **quiet)
     # The API endpoint: the same inputs, plain values as output.
     gr.Button(visible=False).click(

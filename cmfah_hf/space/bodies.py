@@ -76,6 +76,9 @@ class Bodies:
 
     def _call(self, function: Any, given: dict[str, Any]) -> dict[str, Any]:
         values = given.get("data")
+        if isinstance(values, list):  # a program may leave out what has a default value
+            missing = function.inputs[len(values) :]
+            values = [*values, *(block.value for block in missing if type(block) is Api and block.value is not None)]
         if not isinstance(values, list) or len(values) != len(function.inputs):
             raise QueryError(f"data is not a list of the {len(function.inputs)} inputs of this function; give one.")
         data = [self._value(block, value) for block, value in zip(function.inputs, values, strict=True)]

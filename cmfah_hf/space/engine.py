@@ -23,6 +23,8 @@ from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.base import Metric
 from cmfah_hf.retrieval.codes import sign, unpack
 from cmfah_hf.retrieval.index import METRICS, HashIndex
+from cmfah_hf.retrieval.queries import combined_values
+from cmfah_hf.retrieval.terms import WEIGHT_TO_AVOID, Term
 from cmfah_hf.space.images import Images
 from cmfah_hf.space.settings import LONGEST_QUERY, MOST_RESULTS, SpaceSettings
 from cmfah_hf.space.sources import index_of, indexed_images, read_pairs
@@ -69,10 +71,17 @@ class Query:
 
 @dataclass(frozen=True)
 class Answer:
-    """A query's answer: rankings by target (`images`, `texts`) and metric."""
+    """A query's answer.
+
+    Attributes:
+        query: The query.
+        rankings: By target (`images`, `texts`) and metric.
+        ignored_words: Words of the query, and of what answers should not show, that the model does not know.
+    """
 
     query: Query
     rankings: dict[str, dict[str, Ranking]]
+    ignored_words: list[str]
 
 
 @dataclass(frozen=True)
@@ -184,15 +193,23 @@ class Engine:
             raise QueryError(f"Unknown image {item_id!r:.80}; choose one of the list.")
         return self._row_of[item_id]
 
-    def search(self, text: str | None = None, image: Image.Image | None = None, k: int = 12) -> Answer:
+    def search(
+        self, text: str | None = None, image: Image.Image | None = None, k: int = 12, avoid: str | None = None
+    ) -> Answer:
         """The nearest images of a text; of an image the nearest images and texts. By both metrics, timed.
 
+        Args:
+            text: The words; or
+            image: The image.
+            k: The number of answers.
+            avoid: As for `answer`.
+
         Raises:
-            QueryError: If there is nothing to search with, the text is too long, no word of it is known, or `k` is not
-                in 1..24.
+            QueryError: If there is nothing to search with, a text is too long, no word of it is known, or `k` is not in
+                1..24.
         """
         _check_k(k)
-        return self.answer(self.query(text, image), k)
+        return self.answer(self.query(text, image), k, avoid)
 
     def query(self, text: str | None = None, image: Image.Image | None = None) -> Query:
         """An encoded query: the image if one is given, else the text.
@@ -208,19 +225,32 @@ class Engine:
         targets = ("images", "texts") if len(self.retriever.texts) else ("images",)
         return Query(values, "", targets, [], encoding)
 
-    def answer(self, query: Query, k: int) -> Answer:
+    def answer(self, query: Query, k: int, avoid: str | None = None) -> Answer:
         """The `k` nearest of an encoded query by both metrics, timed.
 
+        Args:
+            query: The query.
+            k: The number of answers.
+            avoid: Words for what the answers should not show; a negative term of `[terms]`. Unknown words are ignored.
+
         Raises:
-            QueryError: If `k` is not in 1..24.
+            QueryError: If `k` is not in 1..24, the words are too long, or cancel out with the query.
         """
         _check_k(k)
+        avoid = _checked_text(avoid).strip()
+        values = query.values
+        if avoid and self._is_known(avoid):
+            terms = [Term(text=query.text or "the image"), Term(text=avoid, weight=-WEIGHT_TO_AVOID)]
+            values = combined_values([values[0], self.retriever.encode_texts([avoid])[0]], terms, 0.5)[None]
         indexes = {"images": self.retriever.images, "texts": self.retriever.texts}
         rankings = {
-            target: {metric: _timed_search(indexes[target], query.values, int(k), metric) for metric in METRICS}
+            target: {metric: _timed_search(indexes[target], values, int(k), metric) for metric in METRICS}
             for target in query.targets
         }
-        return Answer(query, rankings)
+        return Answer(query, rankings, list(dict.fromkeys([*query.ignored_words, *self.ignored_words(avoid)])))
+
+    def _is_known(self, text: str) -> bool:
+        return self.retriever.processor.has_known_tokens(self.retriever.expand([text])[0])
 
     def _values(self, text: str | None, image: Image.Image | None) -> np.ndarray:
         if image is not None:
@@ -228,7 +258,7 @@ class Engine:
         text = _checked_text(text).strip()
         if not text:
             raise QueryError("The query is empty; type some words.")
-        if not self.retriever.processor.has_known_tokens(self.retriever.expand([text])[0]):
+        if not self._is_known(text):
             known = ", ".join(self.examples(3))
             raise QueryError(f"The model knows none of these words; try for example: {known}.")
         return self.retriever.encode_texts([text])
@@ -317,7 +347,7 @@ class Engine:
             ]
 
         document: dict[str, Any] = {"bits": self.bits, "encoding_ms": round(answer.query.encoding, 3)}
-        document["ignored_words"] = answer.query.ignored_words
+        document["ignored_words"] = answer.ignored_words
         for target, by_metric in answer.rankings.items():
             document[target] = {
                 metric: {"ms": round(ranking.milliseconds, 3), "hits": hits(ranking)}

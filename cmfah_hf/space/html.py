@@ -60,7 +60,7 @@ def answer(engine: "Engine", found: "Answer", compare: bool = False, image: str 
     line = f"Encoded in {found.query.encoding:.1f} ms; searched {items:,} codes, {items * engine.bits // 8:,} bytes."
     asked = f'<img src="{image}" alt="The image of the query">' if image else ""
     status = f'<div class="cm-asked">{asked}<p class="cm-note" role="status">{line}</p></div>'
-    return f'<div class="cm-answer">{status}{ignored(found.query.ignored_words)}{"".join(sections)}</div>'
+    return f'<div class="cm-answer">{status}{ignored(found.ignored_words)}{"".join(sections)}</div>'
 
 
 def ignored(words: Sequence[str]) -> str:

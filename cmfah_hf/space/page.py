@@ -103,28 +103,29 @@ class Page:
         return examples[number]
 
     @_shown
-    def answer_words(self, text: str | None, k: int, compare: bool) -> tuple[str, Asked]:
-        """The answer to a text as HTML, and the query for further answers."""
-        return self._answered(Asked(self._loader.get().query(text or "")), k, compare)
+    def answer_words(self, text: str | None, *how: Any) -> tuple[str, Asked]:
+        """The answer to a text as HTML, and the query for further answers; `how` as for `answer_again`."""
+        asked = Asked(self._loader.get().query(text or ""))
+        return self._answer(asked, *how), asked
 
     @_shown
-    def answer_image(self, image: Image.Image | None, k: int, compare: bool) -> tuple[str, Asked, Any]:
+    def answer_image(self, image: Image.Image | None, *how: Any) -> tuple[str, Asked, Any]:
         """As `answer_words` for an image; closes its panel, so that the answer is below the words."""
         if image is None:
             raise QueryError("The query has no image; send one.")
         asked = Asked(self._loader.get().query(image=image), small_address(image))
-        return *self._answered(asked, k, compare), gr.Accordion(open=False)
+        return self._answer(asked, *how), asked, gr.Accordion(open=False)
 
     @_shown
-    def answer_again(self, asked: Asked | None, k: int, compare: bool) -> str:
-        """The answer to the last query with other settings."""
+    def answer_again(self, asked: Asked | None, *how: Any) -> str:
+        """The answer to the last query with other settings: `avoid`, `k`, and whether both metrics are shown."""
         if asked is None:  # the server has forgotten the session
             raise QueryError("There is no query yet; search again.")
-        return self._answered(asked, k, compare)[0]
+        return self._answer(asked, *how)
 
-    def _answered(self, asked: Asked, k: int, compare: bool) -> tuple[str, Asked]:
+    def _answer(self, asked: Asked, avoid: str | None, k: int, compare: bool) -> str:
         engine = self._loader.get()
-        return html.answer(engine, engine.answer(asked.query, k), compare, asked.image), asked
+        return html.answer(engine, engine.answer(asked.query, k, avoid), compare, asked.image)
 
     @_shown
     def open_image(self, event: gr.EventData) -> str:
@@ -192,15 +193,16 @@ class Page:
     # For programs
 
     @_reported
-    def api_search_text(self, text: str, k: int = DEFAULT_K) -> dict:
-        """Finds the images nearest to a text by Hamming distance and by AQD, with the time of each search in ms.
+    def api_search_text(self, text: str, k: int = DEFAULT_K, avoid: str = "") -> dict:
+        """Finds the images nearest to a text by Hamming distance and by AQD, with the median time of a search in ms.
 
         Args:
             text: The words, at most 300 characters.
             k: How many images, 1 to 24.
+            avoid: Words for what they should not show.
         """
         engine = self._loader.get()
-        return engine.document(engine.search(text=text, k=k))
+        return engine.document(engine.search(text=text, k=k, avoid=avoid))
 
     @_reported
     def api_search_image(self, image: Image.Image | None, k: int = DEFAULT_K) -> dict:

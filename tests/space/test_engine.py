@@ -183,14 +183,35 @@ def test_unknown_words_are_reported(engine, pairs):
     known = engine.retriever.processor.known_words(pairs[0]["text"])[0]
     query = f"Quixotic {known} <i>ufrz</i> quixotic"
     found = engine.search(text=query, k=2)
-    assert found.query.ignored_words == ["quixotic", "i", "ufrz"]
+    assert found.ignored_words == ["quixotic", "i", "ufrz"]
     assert engine.document(found)["ignored_words"] == ["quixotic", "i", "ufrz"]
     assert "ignored: quixotic, i, ufrz." in html.answer(engine, found)
     assert found.rankings["images"]["aqd"].rows == engine.search(text=known, k=2).rankings["images"]["aqd"].rows
     plain = engine.search(text=known, k=2)
-    assert plain.query.ignored_words == []
+    assert plain.ignored_words == []
     assert "ignored" not in html.answer(engine, plain)
-    assert engine.search(image=pairs[0]["image"], k=2).query.ignored_words == []
+    assert engine.search(image=pairs[0]["image"], k=2).ignored_words == []
+
+
+def test_words_to_avoid_are_a_negative_term(engine, pairs):
+    words = list(dict.fromkeys(word for text in pairs["text"] for word in engine.retriever.processor.known_words(text)))
+    asked, avoided = words[0], words[1]
+    values = engine.retriever.encode_texts([asked, avoided])
+    image_bits = engine.retriever.encode_images([row["image"] for row in pairs]) >= 0
+    for query, own in (
+        ({"text": asked}, values[0]),
+        ({"image": pairs[3]["image"]}, engine.retriever.encode_images([pairs[3]["image"]])[0]),
+    ):
+        expected = np.where(image_bits, 1, -1) @ (own - 0.5 * values[1]) / 1.5
+        found = engine.search(**query, k=5, avoid=f"{avoided} quixotic")
+        assert found.rankings["images"]["aqd"].scores == pytest.approx(np.sort(expected)[::-1][:5], abs=0.01)
+        assert found.ignored_words == ["quixotic"]
+        plain = engine.search(**query, k=5)
+        assert engine.search(**query, k=5, avoid="quixotic").rankings["images"]["aqd"].rows == (
+            plain.rankings["images"]["aqd"].rows
+        )
+    with pytest.raises(QueryError, match="at most 300"):
+        engine.search(text=asked, avoid="x" * 301)
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000, '"x"', '{"query": {"a": "\\ud800"}}'])
