@@ -16,12 +16,13 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import is_offline_mode
 
 from cmfah_hf.documents import file_of
-from cmfah_hf.errors import CheckpointError, HubConnectionError, HubError, HubServerError
+from cmfah_hf.errors import CheckpointError, HashIndexError, HubConnectionError, HubError, HubServerError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.hub_access import hub_errors, hub_file
 from cmfah_hf.models import MODELS, CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.model_files import ModelFileError, hub_arguments, is_folder, pinned, read_object
 from cmfah_hf.models.model_files import find_file as model_file
+from cmfah_hf.retrieval.calibration import CALIBRATION_NAME, Calibration
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,23 @@ def load_parts(
             find_file(source, f"knowledge.{end}", kwargs)
     folder = next((path.parent for path in found if path is not None), None)
     return model, processor, GraphExpander.load(folder) if folder is not None else None, kwargs
+
+
+def find_indexes(source: str, kwargs: dict[str, Any]) -> dict[str, Path]:
+    """The index files of a model, by `images` and `texts`; `HashIndexError` if it has none."""
+    found = {"images": find_file(source, IMAGES_INDEX, kwargs), "texts": find_file(source, TEXTS_INDEX, kwargs)}
+    paths = {name: path for name, path in found.items() if path is not None}
+    if not paths:
+        raise HashIndexError(
+            f"{source}: no index came with it ({IMAGES_INDEX}, {TEXTS_INDEX}); make one with `cmfah index`."
+        )
+    return paths
+
+
+def load_calibration(source: str, kwargs: dict[str, Any]) -> Calibration | None:
+    """The calibration of a model, if it has one; `CheckpointError` if that is damaged."""
+    path = find_file(source, CALIBRATION_NAME, kwargs)
+    return None if path is None else Calibration.load(path)
 
 
 def check_source(source: str, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Search results: ids, scores and metadata of the nearest items.
+"""Search results: ids, scores, metadata and, of a calibrated model, probabilities of the nearest items.
 
 Shapes: `Q` queries, `k` answers a query.
 """
@@ -22,11 +22,13 @@ class QueryResults:
         ids: `(k,)`, int64 or an object array of str, as they were added.
         scores: `(k,)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
         metadata: An Arrow table of `k` rows. None where the index holds none.
+        probabilities: `(k,)` float64, that an answer is relevant. None without a calibration (retrieval/calibration.py).
     """
 
     ids: np.ndarray
     scores: np.ndarray
     metadata: pa.Table | None = None
+    probabilities: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -36,6 +38,8 @@ class QueryResults:
 
     def hits(self) -> list[dict[str, Any]]:
         """The items as rows: `{"id": ..., "score": ..., "metadata": {...}}`, nearest first.
+
+        With a calibration, they have a `"probability"` too.
 
         Raises:
             HashIndexError: If a value of the metadata has no counterpart in Python, such as a date of the year 10,000.
@@ -48,7 +52,11 @@ class QueryResults:
                 f"The metadata holds a value that Python does not have ({reason}); read `metadata` as an Arrow table."
             ) from error
         rows = zip(self.ids.tolist(), self.scores.tolist(), columns, strict=True)
-        return [{"id": item_id, "score": score, "metadata": own} for item_id, score, own in rows]
+        hits = [{"id": item_id, "score": score, "metadata": own} for item_id, score, own in rows]
+        if self.probabilities is not None:
+            for hit, probability in zip(hits, self.probabilities.tolist(), strict=True):
+                hit["probability"] = probability
+        return hits
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +67,9 @@ class SearchResults:
         ids: `(Q, k)`, int64 or an object array of str, as they were added.
         scores: `(Q, k)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
         metadata: An Arrow table of `Q k` rows, query after query. None where the index holds none.
+        probabilities: `(Q, k)` float64, that an answer is relevant. None without a calibration (retrieval/calibration.py).
+        kept: `(Q,)` int64, the number of answers of each query that reach `min_score`, its first ones; `results[i]` has only
+            these. None without a `min_score`.
 
     Example:
         >>> from cmfah_hf import HashIndex
@@ -74,6 +85,8 @@ class SearchResults:
     ids: np.ndarray
     scores: np.ndarray
     metadata: pa.Table | None = None
+    probabilities: np.ndarray | None = None
+    kept: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,8 +96,10 @@ class SearchResults:
         if not -queries <= number < queries:
             raise IndexError(f"There is no query {number} among the results of {queries}.")
         number, k = number % queries, self.ids.shape[1]
-        metadata = None if self.metadata is None else self.metadata.slice(number * k, k)
-        return QueryResults(self.ids[number], self.scores[number], metadata)
+        own = k if self.kept is None else int(self.kept[number])
+        metadata = None if self.metadata is None else self.metadata.slice(number * k, own)
+        probabilities = None if self.probabilities is None else self.probabilities[number, :own]
+        return QueryResults(self.ids[number, :own], self.scores[number, :own], metadata, probabilities)
 
     def __iter__(self) -> Iterator[QueryResults]:
         return (self[query] for query in range(len(self)))

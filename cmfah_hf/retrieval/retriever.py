@@ -16,11 +16,13 @@ from cmfah_hf.errors import DataError, HashIndexError, ImageError, QueryError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval.base import BaseHashIndex, Metric
+from cmfah_hf.retrieval.calibration import Calibration
 from cmfah_hf.retrieval.fingerprint import check_same_model, fingerprint_of, state_of
 from cmfah_hf.retrieval.index import HashIndex
 from cmfah_hf.retrieval.items import Items, batches_of, values_of_source
 from cmfah_hf.retrieval.known_words import unknown_words
-from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX, find_file, load_parts
+from cmfah_hf.retrieval.loading import find_indexes, load_calibration, load_parts
+from cmfah_hf.retrieval.probabilities import check_min_score, with_probabilities
 from cmfah_hf.retrieval.queries import query_values
 from cmfah_hf.retrieval.results import SearchResults
 from cmfah_hf.retrieval.terms import Term, checked_texts
@@ -39,7 +41,10 @@ class CrossMediaRetriever:
         expander: The graph that expanded the model's training texts; it expands queries too.
         device: The device to encode on. None: an accelerator if there is one.
         any_model: Accept indexes whose codes another model made, by their fingerprint. Only for codes that are known
-            to fit, such as those of the same weights in another precision.
+            to fit, such as those of the same weights in another precision. Likewise for a calibration.
+
+    Attributes:
+        calibration: The maps from scores to probabilities; None without one. That of another model is not used.
 
     Example:
 
@@ -65,6 +70,7 @@ class CrossMediaRetriever:
         self.processor = processor
         self.expander = expander
         self.any_model = any_model
+        self.calibration: Calibration | None = None
         self._indexes: dict[Modality, BaseHashIndex] = {}
         self._fingerprint: tuple[tuple, str] | None = None
 
@@ -75,6 +81,7 @@ class CrossMediaRetriever:
         device: str | torch.device | None = None,
         index: bool = False,
         any_model: bool = False,
+        calibration: bool = True,
         **kwargs: Any,
     ) -> "CrossMediaRetriever":
         """Loads the output folder of a training run, or what was pushed to the Hub from there.
@@ -84,30 +91,22 @@ class CrossMediaRetriever:
             device: As for the class.
             index: Also load the indexes that were pushed with the model (`images.index`, `texts.index`).
             any_model: As for the class.
+            calibration: Also load the calibration, if the model has one (`calibration.json`).
             **kwargs: For `from_pretrained`, such as `revision`, `token` or `dtype`.
 
         Raises:
-            CheckpointError: If the folder holds no model of this package or a part is missing, or the Hub has no such
-                model or cannot be reached.
+            CheckpointError: If the folder holds no model of this package, a part is missing or damaged, or the Hub has no
+                such model or cannot be reached.
             HashIndexError: If `index` is set and there is no index, or it is damaged, of another width, or of another
                 model.
         """
         source = str(repo_or_folder)
         model, processor, expander, kwargs = load_parts(source, kwargs)
         retriever = cls(model, processor, expander, device, any_model)
-        if index:
-            retriever._load_indexes(source, kwargs)
+        retriever.calibration = load_calibration(source, kwargs) if calibration else None
+        for name, path in find_indexes(source, kwargs).items() if index else ():
+            setattr(retriever, name, retriever.load_index(path, mmap=True))
         return retriever
-
-    def _load_indexes(self, source: str, kwargs: dict[str, Any]) -> None:
-        paths = {"images": find_file(source, IMAGES_INDEX, kwargs), "texts": find_file(source, TEXTS_INDEX, kwargs)}
-        if not any(paths.values()):
-            raise HashIndexError(
-                f"{source}: no index came with it ({IMAGES_INDEX}, {TEXTS_INDEX}); make one with `cmfah index`."
-            )
-        for name, path in paths.items():
-            if path is not None:
-                setattr(self, name, self.load_index(path, mmap=True))
 
     @property
     def fingerprint(self) -> str:
@@ -359,6 +358,7 @@ class CrossMediaRetriever:
         exact: bool = True,
         image_weight: float = 0.5,
         terms: Sequence[Term] | Sequence[Sequence[Term]] | None = None,
+        min_score: float | None = None,
     ) -> SearchResults:
         """The nearest items of one or several queries: texts, images, or mixtures of both.
 
@@ -373,18 +373,25 @@ class CrossMediaRetriever:
             exact: False: search only the codes near the query, as `HashIndex.search` does.
             image_weight: `w` of a mixed query, whose continuous codes are `w z_image + (1 - w) z_text`.
             terms: In place of `text` and `image`, one query of several weighted terms, or a list of such (`[terms]`).
+            min_score: Keep only answers with a probability of at least this, 0 to 1, which may be none. It needs a
+                calibration. The probabilities of a mixed query are those of a text with its direction.
 
         Raises:
-            QueryError: If there is nothing to search with, the numbers of texts and images differ, the weight is not in
-                0..1, the model knows no word of a text (or of all texts of `terms`), or terms cancel out.
+            QueryError: If there is nothing to search with, the numbers of texts and images differ, the weight or
+                `min_score` is not in 0..1, the model knows no word of a text (or of all texts of `terms`), terms cancel
+                out, or the model has no calibration for `min_score`.
             ImageError: If an image cannot be read.
             HashIndexError: If the index is empty.
         """
         if target not in (None, "images", "texts"):
             raise QueryError(f"target is {target!r}; choose 'images' or 'texts'.")
+        finds_texts = target == "texts" or (target is None and not len(self.images))
+        way = f"{'i' if text is None and terms is None else 't'}2{'t' if finds_texts else 'i'}"
+        check_min_score(self, min_score, metric, way)
         hash_values_QK = query_values(self, text, image, image_weight, terms)
-        index = self.texts if target == "texts" or (target is None and not len(self.images)) else self.images
-        return index.search(hash_values_QK, k=k, metric=metric, where=where, exact=exact)
+        index = self.texts if finds_texts else self.images
+        results = index.search(hash_values_QK, k=k, metric=metric, where=where, exact=exact)
+        return with_probabilities(self, results, hash_values_QK, metric, way, len(index), min_score)
 
     def _no_codes(self) -> np.ndarray:
         return np.empty((0, self.model.config.hash_bits), np.float32)
