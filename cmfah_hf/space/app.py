@@ -114,7 +114,17 @@ def build_app(loader: EngineLoader, uploads: Uploads) -> gr.Blocks:
         app.load(
             page.begin,
             None,
-            [status, search.answer, search.asked, search.words, search.examples, image, why_words, figures],
+            [
+                status,
+                search.answer,
+                search.asked,
+                search.words,
+                search.examples,
+                search.least,
+                image,
+                why_words,
+                figures,
+            ],
             api_visibility="private",
             show_progress="hidden",
         ).success(*looked, api_visibility="private", show_progress="hidden")
@@ -129,6 +139,7 @@ class _SearchTab:
 
     words: gr.Textbox
     examples: gr.Dataset
+    least: gr.Slider
     answer: gr.HTML
     asked: gr.State
     view: gr.HTML
@@ -166,19 +177,24 @@ def _search_tab(page: Page, uploads: Uploads) -> _SearchTab:
                 label="Not", placeholder="what they should not show", max_length=LONGEST_QUERY, elem_id="avoid"
             )
             count = gr.Slider(1, MOST_RESULTS, value=DEFAULT_K, step=1, label="Answers", elem_id="count")
+            least = gr.Slider(
+                0, 0.95, value=0, step=0.05, label="Least probability of an answer", visible=False, elem_id="least"
+            )
             compare = gr.Checkbox(label="Also by Hamming distance, side by side", elem_id="compare")
     _guard(image, uploads)
     answer = gr.HTML(html.note(_WAIT), js_on_load=_ANSWER_JS, elem_id="answer")
     view = gr.HTML(js_on_load=_VIEW_JS, elem_id="view")
     asked = gr.State(None)
-    how = [avoid, count, compare]
+    how = [avoid, count, least, compare]
     private: dict[str, Any] = {"api_visibility": "private"}
     quiet = private | {"show_progress": "hidden"}
     by_words = {"inputs": [words, *how], "outputs": [answer, asked], **private}
     gr.on([words.submit, button.click], page.answer_words, **by_words)
     examples.click(page.choose_example, examples, words, **quiet).then(page.answer_words, **by_words)
     gr.on([image.input, with_image.click], page.answer_image, [image, *how], [answer, asked, panel], **private)
-    gr.on([avoid.submit, count.release, compare.input], page.answer_again, [asked, *how], answer, **quiet)
+    # Of the many changes of a slider that is moved, by mouse or keys, the last one counts.
+    again = [avoid.submit, count.change, least.change, compare.input]
+    gr.on(again, page.answer_again, [asked, *how], answer, trigger_mode="always_last", **quiet)
     gr.on([answer.click, view.click], page.open_image, None, view, **quiet)
     # The API endpoint: the same inputs, plain values as output.
     gr.Button(visible=False).click(
@@ -188,7 +204,7 @@ def _search_tab(page: Page, uploads: Uploads) -> _SearchTab:
         api_name="search_image",
         api_description="Find the images and texts nearest to an image, by both distances.",
     )
-    return _SearchTab(words, examples, answer, asked, view)
+    return _SearchTab(words, examples, least, answer, asked, view)
 
 
 def _why_tab(page: Page) -> tuple[gr.Dropdown, gr.Textbox, tuple[Callable, list[Any], list[Any]]]:

@@ -22,7 +22,8 @@ from cmfah_hf.evaluation.pointing import region_weights
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.base import Metric
 from cmfah_hf.retrieval.codes import sign, unpack
-from cmfah_hf.retrieval.index import METRICS, HashIndex
+from cmfah_hf.retrieval.index import METRICS
+from cmfah_hf.retrieval.probabilities import calibration_of, with_probabilities
 from cmfah_hf.retrieval.queries import combined_values
 from cmfah_hf.retrieval.terms import WEIGHT_TO_AVOID, Term
 from cmfah_hf.space.images import Images
@@ -43,11 +44,19 @@ _METRICS_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Ranking:
-    """One answer: rows of the images, nearest first, their scores, and the median milliseconds of the search."""
+    """One answer.
+
+    Attributes:
+        rows: The rows of the images, nearest first.
+        scores: Their scores.
+        milliseconds: The median time of the search.
+        probabilities: That they are relevant; None if the model has no calibration of this direction.
+    """
 
     rows: list[int]
     scores: list[float]
     milliseconds: float
+    probabilities: list[float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +203,12 @@ class Engine:
         return self._row_of[item_id]
 
     def search(
-        self, text: str | None = None, image: Image.Image | None = None, k: int = 12, avoid: str | None = None
+        self,
+        text: str | None = None,
+        image: Image.Image | None = None,
+        k: int = 12,
+        avoid: str | None = None,
+        least: float = 0,
     ) -> Answer:
         """The nearest images of a text; of an image the nearest images and texts. By both metrics, timed.
 
@@ -203,13 +217,14 @@ class Engine:
             image: The image.
             k: The number of answers.
             avoid: As for `answer`.
+            least: As for `answer`.
 
         Raises:
-            QueryError: If there is nothing to search with, a text is too long, no word of it is known, or `k` is not in
-                1..24.
+            QueryError: If there is nothing to search with, a text is too long, or no word of it is known; and as
+                `answer`.
         """
         _check_k(k)
-        return self.answer(self.query(text, image), k, avoid)
+        return self.answer(self.query(text, image), k, avoid, least)
 
     def query(self, text: str | None = None, image: Image.Image | None = None) -> Query:
         """An encoded query: the image if one is given, else the text.
@@ -225,29 +240,51 @@ class Engine:
         targets = ("images", "texts") if len(self.retriever.texts) else ("images",)
         return Query(values, "", targets, [], encoding)
 
-    def answer(self, query: Query, k: int, avoid: str | None = None) -> Answer:
+    def answer(self, query: Query, k: int, avoid: str | None = None, least: float = 0) -> Answer:
         """The `k` nearest of an encoded query by both metrics, timed.
 
         Args:
             query: The query.
             k: The number of answers.
             avoid: Words for what the answers should not show; a negative term of `[terms]`. Unknown words are ignored.
+            least: The smallest probability of an answer, where the model has a calibration of the direction.
 
         Raises:
-            QueryError: If `k` is not in 1..24, the words are too long, or cancel out with the query.
+            QueryError: If `k` is not in 1..24, the words are too long, or cancel out with the query, `least` is not in
+                0..1, or it is above 0 and the model has no calibration.
         """
         _check_k(k)
+        if isinstance(least, bool) or not isinstance(least, (int, float)) or not 0 <= least <= 1:
+            raise QueryError(f"The threshold {least!r:.20} is not a probability; give a number from 0 to 1.")
+        if least and not self.is_calibrated:
+            raise QueryError("The model has no calibration, so answers have no probabilities; leave the threshold out.")
         avoid = _checked_text(avoid).strip()
         values = query.values
         if avoid and self._is_known(avoid):
             terms = [Term(text=query.text or "the image"), Term(text=avoid, weight=-WEIGHT_TO_AVOID)]
             values = combined_values([values[0], self.retriever.encode_texts([avoid])[0]], terms, 0.5)[None]
-        indexes = {"images": self.retriever.images, "texts": self.retriever.texts}
         rankings = {
-            target: {metric: _timed_search(indexes[target], values, int(k), metric) for metric in METRICS}
+            target: {metric: self._rank(query, values, target, int(k), metric, least) for metric in METRICS}
             for target in query.targets
         }
         return Answer(query, rankings, list(dict.fromkeys([*query.ignored_words, *self.ignored_words(avoid)])))
+
+    def _rank(self, query: Query, values: np.ndarray, target: str, k: int, metric: Metric, least: float) -> Ranking:
+        index = self.retriever.images if target == "images" else self.retriever.texts
+        times = []
+        for _ in range(TIMED_RUNS):
+            start = time.perf_counter()
+            found = index.search(values, k=min(k, len(index)), metric=metric)
+            times.append(1000 * (time.perf_counter() - start))
+        way = f"{'t' if query.text else 'i'}2{target[0]}"
+        found = with_probabilities(self.retriever, found, values, metric, way, len(index), least or None)
+        probabilities = None if found.probabilities is None else found.probabilities[0].tolist()
+        return Ranking(found.ids[0].tolist(), found.scores[0].tolist(), median(times), probabilities)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the model has probabilities of answers."""
+        return calibration_of(self.retriever) is not None
 
     def _is_known(self, text: str) -> bool:
         return self.retriever.processor.has_known_tokens(self.retriever.expand([text])[0])
@@ -341,10 +378,13 @@ class Engine:
 
         def hits(ranking: Ranking) -> list[dict[str, Any]]:
             found = zip(ranking.rows, ranking.scores, strict=True)
-            return [
+            rows: list[dict[str, Any]] = [
                 {"id": self.images.ids[row], "score": round(score, 4), "text": self.images.texts[row]}
                 for row, score in found
             ]
+            for hit, probability in zip(rows, ranking.probabilities or (), strict=False):  # none without a calibration
+                hit["probability"] = round(probability, 4)
+            return rows
 
         document: dict[str, Any] = {"bits": self.bits, "encoding_ms": round(answer.query.encoding, 3)}
         document["ignored_words"] = answer.ignored_words
@@ -354,15 +394,6 @@ class Engine:
                 for metric, ranking in by_metric.items()
             }
         return document
-
-
-def _timed_search(index: HashIndex, values: np.ndarray, k: int, metric: Metric) -> Ranking:
-    times = []
-    for _ in range(TIMED_RUNS):
-        start = time.perf_counter()
-        found = index.search(values, k=min(k, len(index)), metric=metric)
-        times.append(1000 * (time.perf_counter() - start))
-    return Ranking(found.ids[0].tolist(), found.scores[0].tolist(), median(times))
 
 
 def _check_k(k: Any) -> None:

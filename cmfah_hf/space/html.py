@@ -70,34 +70,37 @@ def ignored(words: Sequence[str]) -> str:
 
 def _ranking(engine: "Engine", target: str, metric: str, ranking: "Ranking") -> str:
     draw = _card if target == "images" else _line
-    items = "".join(draw(engine, row, score, metric) for row, score in zip(ranking.rows, ranking.scores, strict=True))
+    probabilities = ranking.probabilities or [None] * len(ranking.rows)
+    items = "".join(
+        draw(engine, row, _score(score, metric, probability))
+        for row, score, probability in zip(ranking.rows, ranking.scores, probabilities, strict=True)
+    )
+    nothing = "" if items else note("Nothing found: no answer has this probability.")
     kind = "cm-cards" if target == "images" else "cm-lines"
     return (
         f'<section data-metric="{metric}" data-target="{target}"><h4>{_METRIC_NAMES[metric]} '
         f'<span class="cm-time" title="Median of several searches">{ranking.milliseconds:.2f} ms</span></h4>'
-        f'<p class="cm-note">{_METRIC_NOTES[metric]}</p><ol class="{kind}">{items}</ol></section>'
+        f'<p class="cm-note">{_METRIC_NOTES[metric]}</p><ol class="{kind}">{items}</ol>{nothing}</section>'
     )
 
 
-def _score(score: float, metric: str) -> str:
-    return f"{int(score)} bits" if metric == "hamming" else f"{score:.1f}"
+def _score(score: float, metric: str, probability: float | None) -> str:
+    shown = f"{int(score)} bits" if metric == "hamming" else f"{score:.1f}"
+    return shown if probability is None else f'{shown} · <span title="Probability">{probability:.0%}</span>'
 
 
-def _card(engine: "Engine", row: int, score: float, metric: str) -> str:
+def _card(engine: "Engine", row: int, score: str) -> str:
     item_id, text = escaped(engine.images.ids[row]), escaped(engine.images.texts[row])
     return (
         f'<li><button type="button" class="cm-card" data-id="{item_id}" title="{text}" '
         f'aria-label="Open {item_id}: {text}">'
         f'<img src="{engine.images.address(row)}" alt="{text}">'
-        f'<span class="cm-score">{_score(score, metric)}</span><span class="cm-text">{text}</span></button></li>'
+        f'<span class="cm-score">{score}</span><span class="cm-text">{text}</span></button></li>'
     )
 
 
-def _line(engine: "Engine", row: int, score: float, metric: str) -> str:
-    return (
-        f'<li><span class="cm-score">{_score(score, metric)}</span> '
-        f"<span>{escaped(engine.images.texts[row])}</span></li>"
-    )
+def _line(engine: "Engine", row: int, score: str) -> str:
+    return f'<li><span class="cm-score">{score}</span> <span>{escaped(engine.images.texts[row])}</span></li>'
 
 
 def view(engine: "Engine", item_id: str, stamp: int) -> str:

@@ -69,7 +69,17 @@ class Page:
         except CMFAHError as error:
             line = f"**This Space cannot search yet.** {html.markdown(str(error))}"
             nothing = html.note("There is nothing to show without a model and images.")
-            return gr.Markdown(line), nothing, None, "", gr.Dataset(visible=False), gr.Dropdown(), "", nothing
+            return (
+                gr.Markdown(line),
+                nothing,
+                None,
+                "",
+                gr.Dataset(visible=False),
+                gr.Slider(),
+                gr.Dropdown(),
+                "",
+                nothing,
+            )
         examples = engine.examples()
         try:
             answer = engine.search(examples[0], k=DEFAULT_K) if examples else None
@@ -89,6 +99,7 @@ class Page:
             Asked(answer.query) if answer else None,
             examples[0],
             gr.Dataset(samples=[[query] for query in examples], visible=True),
+            gr.Slider(visible=engine.is_calibrated),
             gr.Dropdown(choices=engine.images.ids[:_MOST_CHOICES], value=first),
             examples[0],
             figures,
@@ -118,14 +129,14 @@ class Page:
 
     @_shown
     def answer_again(self, asked: Asked | None, *how: Any) -> str:
-        """The answer to the last query with other settings: `avoid`, `k`, and whether both metrics are shown."""
+        """The answer to the last query with other settings: those of `_answer`."""
         if asked is None:  # the server has forgotten the session
             raise QueryError("There is no query yet; search again.")
         return self._answer(asked, *how)
 
-    def _answer(self, asked: Asked, avoid: str | None, k: int, compare: bool) -> str:
+    def _answer(self, asked: Asked, avoid: str | None, k: int, least: float, compare: bool) -> str:
         engine = self._loader.get()
-        return html.answer(engine, engine.answer(asked.query, k, avoid), compare, asked.image)
+        return html.answer(engine, engine.answer(asked.query, k, avoid, least), compare, asked.image)
 
     @_shown
     def open_image(self, event: gr.EventData) -> str:
@@ -193,16 +204,17 @@ class Page:
     # For programs
 
     @_reported
-    def api_search_text(self, text: str, k: int = DEFAULT_K, avoid: str = "") -> dict:
+    def api_search_text(self, text: str, k: int = DEFAULT_K, avoid: str = "", min_score: float = 0.0) -> dict:
         """Finds the images nearest to a text by Hamming distance and by AQD, with the median time of a search in ms.
 
         Args:
             text: The words, at most 300 characters.
             k: How many images, 1 to 24.
             avoid: Words for what they should not show.
+            min_score: Their smallest probability, 0 to 1, if the model has a calibration.
         """
         engine = self._loader.get()
-        return engine.document(engine.search(text=text, k=k, avoid=avoid))
+        return engine.document(engine.search(text=text, k=k, avoid=avoid, least=min_score))
 
     @_reported
     def api_search_image(self, image: Image.Image | None, k: int = DEFAULT_K) -> dict:

@@ -86,6 +86,7 @@ def test_the_endpoints_are_documented_and_answer(client):
         "text",
         "k",
         "avoid",
+        "min_score",
     ]
 
     found = client.predict(text="boat sun", k=3, api_name="/search_text")
@@ -341,7 +342,7 @@ class Crowd:
         with httpx.Client(base_url=self.served.url.rstrip("/"), timeout=60) as connection:
             while time.monotonic() < end:
                 session = f"attacker-{rng.random()}".replace(".", "-")
-                abandoned = {"data": ["boat", "", 24, False], "fn_index": self.private, "session_hash": session}
+                abandoned = {"data": ["boat", "", 24, 0, False], "fn_index": self.private, "session_hash": session}
                 named = {"session_hash": session, "event_id": "e", "fn_index": 0}
                 elsewhere = rng.choice(["/etc/passwd", "0" * 64, "http://127.0.0.1:1/"])
                 endpoint = rng.choice(["search_image", "search_text", "x"])
@@ -366,7 +367,7 @@ class Crowd:
         """The id of the function behind the search button."""
         config = httpx.get(f"{self.served.url}config", timeout=60).json()
         return next(
-            each["id"] for each in config["dependencies"] if len(each["inputs"]) == 4 and len(each["outputs"]) == 2
+            each["id"] for each in config["dependencies"] if len(each["inputs"]) == 5 and len(each["outputs"]) == 2
         )
 
     def held(self) -> dict[str, int]:
