@@ -139,7 +139,7 @@ def check_source(source: str, kwargs: dict[str, Any]) -> dict[str, Any]:
             return kwargs
         raise CheckpointError(
             f"{source}: no such folder, and no copy of such a model in the cache; offline the Hub is not asked. "
-            "Check the name, or go online."
+            "Check the name, go online, or give a folder."
         )
     try:
         _ask_hub(source, hf_hub_url(source, name, revision=revision), kwargs.get("token"))

@@ -89,16 +89,16 @@ def _values_of_terms(retriever: Encoder, queries: list[list[Term]], image_weight
     texts = [term.text for terms in queries for term in terms if term.text is not None]
     images = [term.image for terms in queries for term in terms if term.text is None]
     text_values, image_values = iter(retriever.encode_texts(texts)), iter(retriever.encode_images(images))
-    return np.stack(
-        [
-            _combined([next(image_values if term.text is None else text_values) for term in terms], terms, image_weight)
-            for terms in queries
-        ]
-    )
+    values = [[next(image_values if term.text is None else text_values) for term in terms] for terms in queries]
+    return np.stack([combined_values(own, terms, image_weight) for own, terms in zip(values, queries, strict=True)])
 
 
-def _combined(values: Sequence[np.ndarray], terms: Sequence[Term], image_weight: float) -> np.ndarray:
-    """The continuous code `(K,)` of a query, from those of its terms (`[terms]`)."""
+def combined_values(values: Sequence[np.ndarray], terms: Sequence[Term], image_weight: float) -> np.ndarray:
+    """The continuous code `(K,)` of a query, from those of its terms (`[terms]`).
+
+    Raises:
+        QueryError: If the terms cancel out.
+    """
     weights = [term.weight for term in terms]
     if len({term.text is None for term in terms}) == 2:
         shares = [image_weight if term.text is None else 1 - image_weight for term in terms]

@@ -341,7 +341,7 @@ CASES = {
     ),
     "space: a model without images": (
         "space {model}",
-        ["{model}: name the images that this model is to search, with --data."],
+        ["{model}: name what this model is to search: cmfah space {model} FOLDER, or an index."],
     ),
     "space: no images": (
         "space --limit 0",
