@@ -4,14 +4,13 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
-from importlib.metadata import version
-from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from cmfah_hf.data.images.extras import readers
 from cmfah_hf.retrieval.folders.changes import FolderChanges
 from cmfah_hf.retrieval.folders.model import ModelOnDemand
 from cmfah_hf.retrieval.folders.plan import Plan
@@ -27,12 +26,6 @@ logger = logging.getLogger(__name__)
 _PORTION, _PORTION_SHARE = 1_000, 1 / 50
 # Threads that read and decode.
 _READERS = 4
-
-
-def readers() -> str:
-    """The libraries that read images, with their versions."""
-    names = ["pillow", *(["pillow-heif"] if find_spec("pillow_heif") else [])]
-    return ", ".join(f"{name} {version(name)}" for name in names)
 
 
 def records_of_folder(folder: str | Path, files: Mapping[str, FileRecord]) -> FolderRecords:
