@@ -177,7 +177,20 @@ def test_dependencies_of_the_page_match_the_package_and_the_imports():
     imported = {module.split(".")[0] for path in FILES for module, _ in imports(path)}
     third_party = imported - set(sys.stdlib_module_names) - {"cmfah_hf"}
     modules = {MODULE_OF.get(name, name) for name in declared}
-    optional = {"icu4py", "peft", "pillow_heif", "ray", "rjieba", "sklearn", "textual_image", "timm", "watchfiles"}
+    optional = {
+        "icu4py",
+        "imagecodecs",
+        "peft",
+        "pillow_heif",
+        "rawpy",
+        "ray",
+        "resvg_py",
+        "rjieba",
+        "sklearn",
+        "textual_image",
+        "timm",
+        "watchfiles",
+    }
     assert third_party - modules == WITH_DATASETS | WITH_GRADIO | optional
     assert modules <= third_party
 

@@ -9,13 +9,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image, ImageOps
 
 from cmfah_hf.data.data_root import ARCHIVES
+from cmfah_hf.data.images.formats import register_formats
 from cmfah_hf.documents import file_of
 from cmfah_hf.errors import ImageError
 
@@ -65,22 +65,36 @@ def decode_image(value: ImageSource, name: str | None = None, least: tuple[int, 
             safe (twice `PIL.Image.MAX_IMAGE_PIXELS`).
     """
     name = name or _name_of(value)
-    source = value if isinstance(value, Image.Image) else io.BytesIO(read_image_bytes(value, name))
-    _register_heif()
-    try:
-        image = source if isinstance(source, Image.Image) else Image.open(source, formats=_formats())
+    with opened_image(value, name) as image:
         if getattr(image, "n_frames", 1) > 1:
             image.seek(0)
         if least is not None and image is not value and image.format in _REDUCIBLE:
             _reduce(image, least)
         image.load()
+    return _upright(image)
+
+
+@contextmanager
+def opened_image(value: ImageSource, name: str) -> Iterator[Image.Image]:
+    """An image that is opened but not decoded; errors of Pillow in the block are raised as `ImageError`."""
+    source = value if isinstance(value, Image.Image) else _NamedBytes(read_image_bytes(value, name), name)
+    register_formats()
+    try:
+        yield source if isinstance(source, Image.Image) else Image.open(source, formats=_formats())
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image in a format that Pillow knows; replace or remove it.") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: too large to be read safely ({error}); make the image smaller.") from error
     except DAMAGED as error:
         raise ImageError(f"{name}: damaged or cut short ({_first_line(error)}); replace or remove it.") from error
-    return _upright(image)
+
+
+class _NamedBytes(io.BytesIO):
+    """Bytes with the name of their file, by whose ending some raw images are recognized."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
 
 
 def _reduce(image: Image.Image, least: tuple[int, int]) -> None:
@@ -95,28 +109,19 @@ def _reduce(image: Image.Image, least: tuple[int, int]) -> None:
 
 
 def _formats() -> list[str]:
-    Image.init()
     return [name for name in Image.ID if name not in _BY_PROGRAM]
 
 
 @cache
 def image_endings() -> frozenset[str]:
-    """The endings, in lower case, of the formats that can be decoded, with HEIC if pillow-heif is installed."""
-    _register_heif()
+    """The endings, in lower case, of the formats that can be decoded, with those of the installed extras."""
+    register_formats()
     return frozenset(end for end, kind in Image.registered_extensions().items() if kind not in _UNDECODABLE)
 
 
 def is_image_file(path: Path) -> bool:
     """Whether a path is a file with the ending of an image that can be decoded."""
     return path.suffix.lower() in image_endings() and file_of(path) is not None
-
-
-@cache
-def _register_heif() -> None:
-    if find_spec("pillow_heif"):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
 
 
 def _name_of(value: Any) -> str:

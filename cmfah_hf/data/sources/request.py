@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 DATA_VARIABLE = "CMFAH_DATA"
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+# The metadata of one further split in the folder itself, next to that of `train`.
+_METADATA_OF_SPLIT = re.compile(r"metadata\.([^.]+)\.jsonl")
 SPLIT_FOLDERS = ("train", "query", "database", "validation", "test")
 # A stream has at most this many shards where a source cuts it itself, so this many workers can share it.
 MAX_SHARDS = 16
@@ -43,7 +45,7 @@ class LoadRequest:
     def path(self) -> Path:
         """The local path; of a metadata file, its folder."""
         path = resolve_data_path(self.source)
-        return path.parent if path.name in METADATA_NAMES and _exists(path) and path.is_file() else path
+        return path.parent if is_metadata_name(path.name) and _exists(path) and path.is_file() else path
 
     @cached_property
     def exists(self) -> bool:
@@ -119,6 +121,17 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # no file can have this name
         return False
+
+
+def is_metadata_name(name: str) -> bool:
+    """Whether a file of this name describes images."""
+    return name in METADATA_NAMES or split_of_metadata(name) is not None
+
+
+def split_of_metadata(name: str) -> str | None:
+    """The split that a metadata file names, such as `metadata.query.jsonl`; `None` if it names none."""
+    match = _METADATA_OF_SPLIT.fullmatch(name)
+    return match[1] if match else None
 
 
 def usual_order(name: str) -> tuple[int, str]:

@@ -3,8 +3,6 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from importlib.metadata import version
-from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL.Image import Image
 
+from cmfah_hf.data.images.extras import readers
 from cmfah_hf.retrieval.folders.changes import FolderChanges
 from cmfah_hf.retrieval.folders.model import ModelOnDemand
 from cmfah_hf.retrieval.folders.plan import Plan
@@ -29,12 +28,6 @@ logger = logging.getLogger(__name__)
 
 # Images between two saves, which a killed process can lose; in a large index, this share of its items.
 _PORTION, _PORTION_SHARE = 1_000, 1 / 50
-
-
-def readers() -> str:
-    """The libraries that read images, with their versions."""
-    names = ["pillow", *(["pillow-heif"] if find_spec("pillow_heif") else [])]
-    return ", ".join(f"{name} {version(name)}" for name in names)
 
 
 def records_of_folder(folder: str | Path, files: Mapping[str, FileRecord]) -> FolderRecords:
