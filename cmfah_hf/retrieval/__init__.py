@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "BaseHashIndex": "base",
         "HashIndex": "index",
         "ImageOptions": "image_options",
+        "ImageTextEncoder": "encoder",
         "QueryResults": "results",
         "SearchResults": "results",
         "Term": "terms",

@@ -198,7 +198,9 @@ class HashIndex(BaseHashIndex):
         queries = self._queries(hash_values, "hamming")
         found = within_radius(queries.packed, radius, now.codes, now.ids, _allowed(now, where), limit)
         return [
-            QueryResults(now.ids.take(rows), distances, None if now.table is None else now.table.take(rows), self.folders)
+            QueryResults(
+                now.ids.take(rows), distances, None if now.table is None else now.table.take(rows), self.folders
+            )
             for distances, rows in found
         ]
 

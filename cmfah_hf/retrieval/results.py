@@ -91,8 +91,8 @@ class SearchResults:
         scores: `(Q, k)`. Hamming: int32 distances, smaller is nearer. AQD: float32 scores, larger is nearer.
         metadata: An Arrow table of `Q k` rows, query after query. None where the index holds none.
         folders: The folders that the index follows, or None. `results[i].paths` gives the paths of images in them.
-        counts: `(Q,)`, the number of answers of each query after `unique` and `min_score`, the first of its row; `results[i]`
-            has only these. None: all rows have `k`.
+        counts: `(Q,)`, the number of answers of each query after `unique` and `min_score`, the first ones of its row;
+            `results[i]` has only these. None: all rows have `k`.
         folded: After `unique`, for each query those of `QueryResults`.
         codes: `(Q, k, K / 8)` uint8, the packed codes of the items, where a caller within the package needs them.
         probabilities: `(Q, k)` float64, that an answer is relevant. None without a calibration (see calibration.py).

@@ -10,9 +10,6 @@ import typer
 from cmfah_hf.cli.options import RemoteCode
 from cmfah_hf.errors import QueryError
 
-if TYPE_CHECKING:
-    from cmfah_hf.retrieval.terms import Term
-
 # Words that are named on standard error; the JSON names all.
 _MOST_NAMED = 20
 
