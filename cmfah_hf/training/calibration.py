@@ -35,16 +35,17 @@ def validation_calibration(trainer: CMFAHTrainer, prepared: PreparedRun) -> Cali
         return None
     model, processor = trainer.pretraining.cmfah, cast(CMFAHProcessor, trainer.processing_class)
     tokens = prepared.kept_tokens(model.text_model, processor)
-    sides = []
+    sides: dict[str, CodedPairs] = {}
     for name in ("validation", "validation_database"):
         if (pairs := prepared.pairs.splits.get(name)) is not None:
             pairs = pairs if isinstance(pairs, PairStream) else pairs.select(spread(len(pairs), MOST_ITEMS))
             pairs = without_augmentation(pairs)
-            sides.append(
+            sides[name] = coded(
                 encode_pairs(model, processor, pairs, prepared.text_column, expander=prepared.expander, tokens=tokens)
             )
     share = None if prepared.pairs.is_stream else _share([prepared.pairs.all])
-    calibration = fit_calibration("", model.config.hash_bits, *map(coded, sides), share=share)
+    bits, database = model.config.hash_bits, sides.get("validation_database")
+    calibration = fit_calibration("", bits, sides["validation"], database, share)
     if calibration is None:
         logger.info("There are too few validation pairs for a calibration; `cmfah calibrate` makes one of other pairs.")
     return calibration
@@ -119,15 +120,16 @@ def calibrate_folder(
     for name in names:
         if name not in loaded:
             raise DataError(f"{dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
-    sides = []
+    sides: list[CodedPairs] = []
     for name in names:
         pairs, text_column = inputs_for(retriever, loaded[name], dataset)
         sides.append(
-            encode_pairs(retriever.model, retriever.processor, pairs, text_column, expander=retriever.expander)
+            coded(encode_pairs(retriever.model, retriever.processor, pairs, text_column, expander=retriever.expander))
         )
     bits = retriever.model.config.hash_bits
     share = _share(loaded.values())
-    calibration = fit_calibration(retriever.fingerprint, bits, *map(coded, sides), share=share)
+    database = sides[1] if database_split is not None else None
+    calibration = fit_calibration(retriever.fingerprint, bits, sides[0], database, share)
     if calibration is None:
         raise DataError(
             f"{dataset}: the split {split!r} is too small for a calibration; give {FEWEST_QUERIES} pairs or more, some "
