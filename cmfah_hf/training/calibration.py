@@ -11,7 +11,7 @@ import datasets
 from cmfah_hf.data import load_image_text
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.evaluation.calibration import FEWEST_QUERIES, fit_calibration, measure_calibration
-from cmfah_hf.evaluation.cosine_counts import MOST_ITEMS, CodedPairs, share_of_relevant, spread
+from cmfah_hf.evaluation.cosine_counts import MOST_ITEMS, MOST_LABELS, CodedPairs, share_of_relevant, spread
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.calibration import CALIBRATION_NAME, Calibration
@@ -23,6 +23,9 @@ from cmfah_hf.training.task import without_augmentation
 from cmfah_hf.training.trainer import CMFAHTrainer
 
 logger = logging.getLogger(__name__)
+
+# Rows of a split whose labels are read, of which some may be empty.
+_MOST_READ = 10 * MOST_LABELS
 
 
 def validation_calibration(trainer: CMFAHTrainer, prepared: PreparedRun) -> Calibration | None:
@@ -90,7 +93,8 @@ def _share(splits: Iterable[datasets.Dataset]) -> float | None:
     labels: list[Sequence[str]] = []
     for pairs in splits:
         if "labels" in pairs.column_names:
-            labels += [names or () for names in pairs.select_columns(["labels"]).with_format(None)["labels"]]
+            column = pairs.select_columns(["labels"]).with_format(None).select(spread(len(pairs), _MOST_READ))
+            labels += [names or () for names in column["labels"]]
     return share_of_relevant(labels)
 
 
