@@ -1,5 +1,6 @@
 """Calibration of a model on held-out pairs: at the end of a training, of a compression, or of a saved model."""
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -8,10 +9,13 @@ from typing import Any, cast
 
 import datasets
 
+from cmfah_hf.atomic import write_text
 from cmfah_hf.data import load_image_text
+from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.evaluation.calibration import FEWEST_QUERIES, fit_calibration, measure_calibration
 from cmfah_hf.evaluation.cosine_counts import MOST_ITEMS, MOST_LABELS, CodedPairs, share_of_relevant, spread
+from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.calibration import CALIBRATION_NAME, Calibration
@@ -24,6 +28,7 @@ from cmfah_hf.training.trainer import CMFAHTrainer
 
 logger = logging.getLogger(__name__)
 
+_FIGURES = ("calibration", "calibration_seen")
 # Rows of a split whose labels are read, of which some may be empty.
 _MOST_READ = 10 * MOST_LABELS
 
@@ -140,4 +145,13 @@ def calibrate_folder(
             "of them relevant to each other."
         )
     calibration.save(folder / CALIBRATION_NAME)
+    _drop_figures(folder / METRICS_NAME)
     return calibration
+
+
+def _drop_figures(path: Path) -> None:
+    """Removes the figures of an earlier calibration from `metrics.json`, because a card would show them as its own."""
+    content = read_json(path, CheckpointError) if path.is_file() else None
+    if isinstance(content, dict) and not content.keys().isdisjoint(_FIGURES):
+        kept = {name: value for name, value in content.items() if name not in _FIGURES}
+        write_text(path, json.dumps(kept, indent=2) + "\n", CheckpointError)
