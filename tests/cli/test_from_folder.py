@@ -1,7 +1,6 @@
 """`cmfah data from-folder`: a folder of photographs as it is, through the command line, up to a search."""
 
 import json
-import os
 import shutil
 
 import pytest
@@ -107,4 +106,4 @@ def test_what_it_says(cmfah, tmp_path):
     assert "Images linked 12, copied 0." in outcome.out
     assert "Skipped: .mp4 1." in outcome.out
     assert load_image_text(tmp_path / "out", split="query")["text"][0] == "a dog"
-    assert os.stat(tmp_path / "out" / "train" / "11.jpg").st_nlink == 2
+    assert (tmp_path / "out" / "train" / "11.jpg").stat().st_nlink == 2

@@ -171,7 +171,7 @@ KINDS = {
     "class folders": Kind(classes,                                "++++++++++ ++++++++ ss", "-"),
     "train and test": Kind(splits,                                "++++++++++ ++++++++ ss", "-"),
     "CSV with other columns": Kind(table("t.csv", lambda own: lines("Bild;text", *(f"{n};a dog" for n in own))),
-                                                                  "xxxxxxxxxx xxxxxxxx xx", "table", "t.csv", "are: Bild"),
+                                                                  "xxxxxxxxxx xxxxxxxx xx", "table", "t.csv", "Bild"),
     "table .tsv": Kind(table("t.tsv", lambda own: lines("file\ttext", *(f"{n}\ta dog" for n in own))),
                                                                   "++++++++++ ++++++++ ss", "table", "t.tsv"),
     "table .json": Kind(table("t.json", lambda own: json.dumps([{"image": n, "text": PROSE} for n in own])),

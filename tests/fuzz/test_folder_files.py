@@ -1,4 +1,4 @@
-"""Damaged and malicious files of folders as people have them: sidecars, tables, metadata in images, shards, drawings."""
+"""Damaged and malicious files of folders: sidecars, tables, metadata in images, shards, drawings, raw images."""
 
 import io
 import json
