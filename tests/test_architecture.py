@@ -225,7 +225,7 @@ def test_bare_import_loads_only_the_standard_library():
 SHARED = ("__init__", "options", "output")
 COMMANDS = sorted(path.stem for path in (PACKAGE / "cli").glob("*.py") if path.stem not in SHARED)
 GROUPS = {
-    folder.name: sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    folder.name: sorted(path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem != "__init__")
     for folder in (PACKAGE / "cli").iterdir()
     if (folder / "__init__.py").is_file()
 }

@@ -198,12 +198,10 @@ def _key(value: Any) -> str:
 
 
 def _objects(values: Any, path: Path) -> list[dict[str, Any]]:
-    wrong = values if not isinstance(values, list) else next((own for own in values if not isinstance(own, dict)), None)
-    if wrong is not None or values is None:
-        kind = type(wrong).__name__
-        raise DataError(
-            f"{path}: holds a {kind} in the place of its rows; write a list of objects, one for each image."
-        )
+    wrong = [own for own in values if not isinstance(own, dict)] if isinstance(values, list) else [values]
+    if wrong:
+        kind = type(wrong[0]).__name__
+        raise DataError(f"{path}: holds a {kind} in the place of its rows; write a list of objects, one for each image.")
     return values
 
 

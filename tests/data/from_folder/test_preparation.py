@@ -81,6 +81,7 @@ def test_rows_that_fit_no_image_or_several_are_counted(tmp_path):
         ("x.csv", 'file,text\na,"b\n', {}, "not valid CSV"),
         ("x.json", "3", {}, "is a int; write a list of objects"),
         ("x.json", "[3]", {}, "holds a int in the place of its rows"),
+        ("x.json", "[null]", {}, "holds a NoneType in the place of its rows"),
         ("x.json", '{"images": [], "annotations": [3]}', {}, "holds a int in the place of its rows"),
         ("x.json", "{", {}, "is not valid JSON"),
         ("x.jsonl", "{}\n{\n", {}, "line 2 is not valid JSON"),
