@@ -1,4 +1,4 @@
-"""Untrusted JSON and YAML: size limits, checks, and errors of one line that name the file."""
+"""Untrusted JSON, YAML and XML: size limits, checks, and errors of one line that name the file."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import re
 import stat
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
 
 import yaml
 
@@ -16,6 +18,8 @@ MOST_BYTES = 256 * 2**20
 MOST_DEPTH = 100
 # Values of a YAML document; an alias counts every time it is used.
 MOST_YAML_VALUES = 100_000
+# Characters of an entity that an XML document defines; drawing programs use entities for addresses of namespaces.
+MOST_ENTITY = 200
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -97,8 +101,57 @@ def parse_yaml(text: str | bytes, where: str, error: type[CMFAHError] = CMFAHErr
         raise error(f"{where} is not valid YAML ({_in_one_line(reason)}); correct it.") from None
 
 
+def parse_xml(
+    text: str | bytes, where: str, error: type[CMFAHError] = CMFAHError, allow_entities: bool = False
+) -> Element:
+    """The root element of an XML text, with names such as `{namespace}name`; nothing outside the text is read.
+
+    Refused are nesting beyond `MOST_DEPTH`, and definitions of entities. With `allow_entities`, definitions of plain
+    texts of up to `MOST_ENTITY` characters are accepted.
+    """
+    parser = expat.ParserCreate(namespace_separator="}")
+    parser.buffer_text = True
+    tree = _Tree()
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = tree.start, tree.end, tree.data
+
+    def define(name: str, is_parameter: bool, value: str | None, *places: str | None) -> None:
+        if not allow_entities or is_parameter or value is None or "&" in value or len(value) > MOST_ENTITY:
+            raise _DocumentError(f" defines the entity {name[:80]!r}, which is not read; write its text instead.")
+
+    parser.EntityDeclHandler = define
+    try:
+        parser.Parse(text, True)
+        return tree.close()
+    except _DocumentError as reason:
+        raise error(f"{where}{reason}") from None
+    except (expat.ExpatError, ValueError, LookupError) as reason:  # malformed, or in an unknown encoding
+        raise error(f"{where} is not valid XML ({_in_one_line(reason)}); correct it.") from reason
+
+
 class _DocumentError(Exception):
     """A fault of a document; its message follows the name of the document."""
+
+
+class _Tree:
+    """Builds the elements that an XML parser reports, up to a depth."""
+
+    def __init__(self) -> None:
+        self._builder, self._depth = TreeBuilder(), 0
+        self.data, self.close = self._builder.data, self._builder.close
+
+    def start(self, name: str, attributes: dict[str, str]) -> None:
+        self._depth += 1
+        if self._depth > MOST_DEPTH:
+            raise _DocumentError(f" is nested more than {MOST_DEPTH} deep; write it flat.")
+        self._builder.start(_full(name), {_full(key): value for key, value in attributes.items()})
+
+    def end(self, name: str) -> None:
+        self._depth -= 1
+        self._builder.end(_full(name))
+
+
+def _full(name: str) -> str:
+    return f"{{{name}" if "}" in name else name
 
 
 class _Loader(yaml.SafeLoader):

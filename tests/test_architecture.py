@@ -177,7 +177,20 @@ def test_dependencies_of_the_page_match_the_package_and_the_imports():
     imported = {module.split(".")[0] for path in FILES for module, _ in imports(path)}
     third_party = imported - set(sys.stdlib_module_names) - {"cmfah_hf"}
     modules = {MODULE_OF.get(name, name) for name in declared}
-    optional = {"peft", "pillow_heif", "ray", "rjieba", "sklearn", "timm", "watchfiles"}
+    optional = {
+        "icu4py",
+        "imagecodecs",
+        "peft",
+        "pillow_heif",
+        "rawpy",
+        "ray",
+        "resvg_py",
+        "rjieba",
+        "sklearn",
+        "textual_image",
+        "timm",
+        "watchfiles",
+    }
     assert third_party - modules == WITH_DATASETS | WITH_GRADIO | optional
     assert modules <= third_party
 
@@ -212,11 +225,13 @@ def test_bare_import_loads_only_the_standard_library():
 
 
 SHARED = ("__init__", "options", "output")
-COMMANDS = sorted(path.stem for path in (PACKAGE / "cli").glob("*.py") if path.stem not in SHARED)
+# Folders of one command, whose other files are parts of it.
+IN_PARTS = ["search"]
+COMMANDS = sorted([*IN_PARTS, *(path.stem for path in (PACKAGE / "cli").glob("*.py") if path.stem not in SHARED)])
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
     for folder in (PACKAGE / "cli").iterdir()
-    if (folder / "__init__.py").is_file()
+    if (folder / "__init__.py").is_file() and folder.name not in IN_PARTS
 }
 # The help of `train` lists the settings of transformers and of the models too.
 CALLS = [[command] for command in COMMANDS if command != "train"] + [[group] for group in GROUPS]

@@ -11,10 +11,12 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 import typer.core
 
+from cmfah_hf.cli.calibrate import calibrate
 from cmfah_hf.cli.compress import compress
 from cmfah_hf.cli.configs import configs
 from cmfah_hf.cli.data import data_app
 from cmfah_hf.cli.demo import demo
+from cmfah_hf.cli.duplicates import duplicates
 from cmfah_hf.cli.evaluate import evaluate
 from cmfah_hf.cli.expand import expand_app
 from cmfah_hf.cli.experiment import experiment_app
@@ -95,10 +97,12 @@ app.command(cls=TrainCommand, context_settings={"allow_extra_args": True, "ignor
 app.command()(configs)
 app.command()(compress)
 app.command()(evaluate)
+app.command()(calibrate)
 app.command()(index)
 app.command("index info")(info)
 app.command("index remove")(remove)
 app.command()(search)
+app.command()(duplicates)
 app.command()(serve)
 app.command()(space)
 app.command()(export)

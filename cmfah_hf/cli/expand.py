@@ -22,7 +22,7 @@ def fit(
     ] = None,
     split: Annotated[str, typer.Option(help="The split of the data set.")] = "train",
     text_column: Annotated[str | None, typer.Option(help="The column of texts. Default: found by name.")] = None,
-    tokenizer: Annotated[str, typer.Option(help="'words', or 'chinese', cut by a dictionary.")] = "words",
+    tokenizer: Annotated[str, typer.Option(help="'words', or 'chinese' or 'icu', cut by a dictionary.")] = "words",
     top_k: Annotated[int, typer.Option(help="Maximum number of words that the graph adds to a text.")] = 10,
     knowledge_top_k: Annotated[int, typer.Option(help="Maximum number of words that the knowledge adds.")] = 10,
     min_probability: Annotated[float, typer.Option(help="Minimum visit probability of an added word.")] = 0.01,

@@ -10,10 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from cmfah_hf.errors import UNPRINTABLE, printable
 
@@ -33,6 +29,10 @@ def print_json(document: Any) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Prints a table with right-aligned numbers; without a terminal, one untruncated line per row."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     texts = [[_cell(value) for value in row] for row in rows]
     columns = [printable(column) for column in columns]
     right_aligned = [all(not isinstance(row[place], str) for row in rows) for place in range(len(columns))]
@@ -82,6 +82,7 @@ def counting(description: str, total: int | None = None) -> Iterator[Callable[..
 
     Yields a function `advance(count=1, description=None)`.
     """
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
     columns = [
@@ -94,7 +95,7 @@ def counting(description: str, total: int | None = None) -> Iterator[Callable[..
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(printable(description), total=total)
 
-        def advance(count: int = 1, description: str | None = None) -> None:
+        def advance(count: float = 1, description: str | None = None) -> None:
             bar.update(task, advance=count, description=None if description is None else printable(description))
 
         yield advance
@@ -105,6 +106,8 @@ def _cell(value: Any) -> str:
 
 
 def _lines(rows: Sequence[Sequence[str]], right_aligned: Sequence[bool]) -> Iterator[str]:
+    from rich.cells import cell_len
+
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = []

@@ -10,13 +10,21 @@ def space(
     model: Annotated[
         str | None, typer.Argument(help="A trained model: a folder or a Hub id. Default: the embedded one.")
     ] = None,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="What it searches: an index of folders, or folders of images, images, or data sets with images: "
+            "folders, files, Hub ids, 'scenes'."
+        ),
+    ] = None,
     data: Annotated[
-        str | None, typer.Option(help="The images: a folder, Parquet, a Hub id, 'scenes'. Default: drawn scenes.")
+        list[str] | None,
+        typer.Option(help="The same, also for the embedded model; may be repeated. Default: drawn scenes."),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="The split to search. Default: `database` if present, else `train`.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Maximum number of images. Default: 320.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Maximum number of images to encode. Default: 320.")] = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
     host: Annotated[
         str | None, typer.Option(help="The address to listen on; 0.0.0.0 for all interfaces. Default: localhost.")
@@ -30,20 +38,27 @@ def space(
         ),
     ] = None,
 ) -> None:
-    """Serve the search page on this machine: search, why, codes, quality. Without a model it shows drawn scenes."""
+    """Serve the search page on this machine: search, why, codes, quality. Without a model it shows drawn scenes.
+
+    The address is printed as soon as the page answers; the model is loaded then. An index of folders is searched whole,
+    without encoding anything.
+    """
     from dataclasses import replace
 
+    from cmfah_hf.cli.output import say
     from cmfah_hf.errors import CMFAHError
     from cmfah_hf.space import SpaceSettings, serve
     from cmfah_hf.space.settings import bundled_space
 
     folder = bundled_space()
     settings = SpaceSettings.load(folder)
+    named = (*(sources or ()), *(data or ()))
     if model is not None:
-        if data is None:
-            raise CMFAHError(f"{model}: name the images that this model is to search, with --data.")
+        if not named:
+            raise CMFAHError(f"{model}: name what this model is to search: cmfah space {model} FOLDER, or an index.")
         settings = replace(settings, model=str(Path(model).absolute()) if Path(model).exists() else model)
-    if model is not None or data is not None:
-        settings = replace(settings, examples=())
-    given = {"data": data, "split": split, "limit": limit, "title": title, "hosts": tuple(allow_host or ()) or None}
-    serve(replace(settings, **{name: value for name, value in given.items() if value is not None}), folder, host, port)
+    if named:
+        settings = replace(settings, data=named[0] if len(named) == 1 else named, examples=())
+    given = {"split": split, "limit": limit, "title": title, "hosts": tuple(allow_host or ()) or None}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    serve(settings, folder, host, port, announce=say)

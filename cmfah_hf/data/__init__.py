@@ -8,8 +8,10 @@ from cmfah_hf.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "FolderReport": "from_folder.report",
         "LabelCounts": "label_counts",
         "Matrices": "matrices.dataset",
+        "TableRequest": "from_folder.tables",
         "collect_classes": "labels",
         "convert_matrices": "matrices.conversion",
         "decode_image": "images.decoding",
@@ -21,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "load_scenes": "scenes",
         "make_scenes": "scenes",
         "open_matrices": "matrices.opening",
+        "prepare_folder": "from_folder.preparation",
         "prepare_mirflickr25k": "releases.mirflickr",
         "prepare_nus_wide": "releases.nus_wide",
         "prepare_wikipedia": "releases.wikipedia",

@@ -1,4 +1,4 @@
-"""Loading of image-text pairs from a folder, Parquet, matrices, the Hub, or the built-in scenes."""
+"""Loading of image-text pairs from a folder, Parquet, shards, matrices, the Hub, or the built-in scenes."""
 
 import os
 from collections.abc import Sequence
@@ -7,17 +7,18 @@ from types import ModuleType
 from typing import Any
 
 from cmfah_hf.data.images.decoding import is_image_file
+from cmfah_hf.data.images.formats import register_formats
 from cmfah_hf.data.matrices.opening import matrix_files_below
 from cmfah_hf.data.rows.columns import RequestedColumns
 from cmfah_hf.data.rows.uniform import Loaded
-from cmfah_hf.data.sources import folder, hub, matrices, parquet, scenes, wikipedia
+from cmfah_hf.data.sources import folder, hub, matrices, parquet, scenes, webdataset, wikipedia
 from cmfah_hf.data.sources.metadata import EXAMPLE
 from cmfah_hf.data.sources.request import LoadRequest
 from cmfah_hf.errors import DataError
 
 # The first that matches loads: a folder of images may hold matrices, but a folder of matrices holds no metadata.
 # The Wikipedia release has a file of matrices too.
-SOURCES: Sequence[ModuleType] = (scenes, folder, parquet, wikipedia, matrices, hub)
+SOURCES: Sequence[ModuleType] = (scenes, folder, parquet, wikipedia, matrices, webdataset, hub)
 
 
 def load_image_text(
@@ -48,6 +49,10 @@ def load_image_text(
             - a `.mat` or `.h5` file of matrices, or a folder of them, with the further arguments of `open_matrices` and
               of the research split of `Matrices.to_dataset` (`queries="first"`, `num_queries`, `num_train`);
             - the folder of the Wikipedia release (`raw_features.mat` and its lists, see `prepare_wikipedia`);
+            - WebDataset shards: a `.tar` file, a folder of them, or a pattern such as `x-{000..009}.tar`. Of each
+              sample the image, the text (`.txt`, `.caption`, or of its `.json`) and the labels (`.cls`, or of its
+              `.json`) are read. The id is its key, of several shards after their names. Splits follow from folders and
+              names, as those of Parquet do;
             - a data set on the Hub, `owner/name`;
             - `"scenes"`, images drawn by code, or `"cluttered-scenes"`, with small things among clutter, with the
               further arguments of `load_scenes`.
@@ -103,13 +108,14 @@ def load_image_text(
     source = next((source for source in SOURCES if source.matches(request)), None)
     if source is None:
         raise _unknown_source(request)
+    register_formats()  # `datasets` decodes by Pillow
     loaded = source.load(request)
     return loaded if images else _without_images(loaded)
 
 
 def is_data_set(path: Path) -> bool:
-    """Whether a folder holds metadata, Parquet or matrices for `load_image_text`, rather than only images."""
-    if folder.find_splits(path) or parquet.parquet_splits(path):
+    """Whether a folder holds metadata, Parquet, shards or matrices for `load_image_text`, rather than only images."""
+    if folder.find_splits(path) or parquet.parquet_splits(path) or webdataset.shard_splits(path):
         return True
     # Matrices next to images need not be a data set. (Pillow registers `.h5` as the ending of an image.)
     found = set(matrix_files_below(path))
@@ -120,7 +126,7 @@ def _unknown_source(request: LoadRequest) -> DataError:
     if request.is_address:
         return DataError(f"{request.name}: only addresses of Parquet files can be loaded; give one or a Hub id.")
     if request.path.is_dir():
-        return DataError(f"{request.path}: holds neither a metadata file nor Parquet files; {EXAMPLE}")
+        return DataError(f"{request.path}: holds neither a metadata file nor Parquet files nor shards; {EXAMPLE}")
     return DataError(
         f"{request.name}: neither a folder nor a Parquet file; give the folder that holds the metadata file."
     )

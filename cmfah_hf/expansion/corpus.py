@@ -96,7 +96,9 @@ def check_column(present: Iterable[str] | None, text_column: str, subject: str) 
         raise DataError(f"{subject} has no column {text_column!r}, only {names}; name the column of the texts.")
 
 
-def iterate_files(paths: str | Path | Sequence[str | Path]) -> Iterator[list[str]]:
+def iterate_files(
+    paths: str | Path | Sequence[str | Path], split: Callable[[str], list[str]] = split_words
+) -> Iterator[list[str]]:
     """The word lists of all texts in corpus files.
 
     These are `.jsonl` and `.parquet` with a column `text`, and `.txt` with one text per line; `.jsonl` and `.txt` may
@@ -104,7 +106,7 @@ def iterate_files(paths: str | Path | Sequence[str | Path]) -> Iterator[list[str
     """
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         for where, text, _ in iterate_file(path):
-            yield words_of(text, where)
+            yield words_of(text, where, split)
 
 
 def iterate_file(path: str | Path, title_column: str | None = None) -> Iterator[tuple[str, Any, Any]]:

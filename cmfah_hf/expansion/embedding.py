@@ -6,17 +6,18 @@ Shapes: V words, E vector size.
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cmfah_hf.errors import CMFAHError, DataError, QueryError
+from cmfah_hf.errors import CheckpointError, CMFAHError, DataError, QueryError
 from cmfah_hf.expansion.corpus import iterate_files, iterate_words
 from cmfah_hf.expansion.storage import Fitted, damaged, load_state, load_whole, replacing, require_words, save_state
-from cmfah_hf.models.tokenization_cmfah import split_words
+from cmfah_hf.models.model_files import ModelFileError
+from cmfah_hf.models.word_rules import WordRules, rules_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class SkipGramEmbedding(Fitted):
         alpha: Initial learning rate, which decreases linearly.
         seed: Seed of the initial vectors, the windows and the skipping.
         workers: Number of threads.
+        word_rules: How texts become words. None: by `split_words`.
 
     Attributes:
         vocabulary: V words, by descending count, ties alphabetically.
@@ -69,6 +71,7 @@ class SkipGramEmbedding(Fitted):
         alpha: float = 0.025,
         seed: int = 0,
         workers: int = 1,
+        word_rules: WordRules | None = None,
     ):
         settings = {
             "vector_size": int(vector_size),
@@ -85,9 +88,14 @@ class SkipGramEmbedding(Fitted):
             if not value >= lowest:
                 raise CMFAHError(f"{name}={value} is below {lowest}; give {name} >= {lowest}.")
         self.settings = settings
+        self.word_rules = word_rules or WordRules()
 
     def fit(
-        self, sentences: Any, text_column: str = "text", extra_corpus: str | Path | Sequence[str | Path] | None = None
+        self,
+        sentences: Any,
+        text_column: str = "text",
+        extra_corpus: str | Path | Sequence[str | Path] | None = None,
+        always: Collection[str] = (),
     ) -> "SkipGramEmbedding":
         """Trains on the texts in order, each as one sentence; an earlier fit is discarded.
 
@@ -97,18 +105,19 @@ class SkipGramEmbedding(Fitted):
             text_column: The column of the texts.
             extra_corpus: Files with more texts: `.jsonl` or `.parquet` with a column `text`, or `.txt` with one text
                 per line.
+            always: Words that get a vector even if they occur less than `min_count` times, but at least once.
 
         Raises:
             DataError: If the column or a file is missing, a row is not a text, or no word is left.
         """
-        corpus = iterate_words(sentences, text_column)
+        corpus = iterate_words(sentences, text_column, self.word_rules.words)
         if extra_corpus is not None:
-            corpus = chain(corpus, iterate_files(extra_corpus))
+            corpus = chain(corpus, iterate_files(extra_corpus, self.word_rules.words))
         with tempfile.TemporaryDirectory(prefix="cmfah-skip-gram-") as folder:
             spool = Path(folder) / "corpus.txt"
             counts, num_sentences = _spool(corpus, spool)
             vocabulary = sorted(
-                (word for word, count in counts.items() if count >= self.settings["min_count"]),
+                (word for word, count in counts.items() if count >= self.settings["min_count"] or word in always),
                 key=lambda word: (-counts[word], word),
             )
             if not vocabulary:
@@ -125,7 +134,7 @@ class SkipGramEmbedding(Fitted):
 
         # `sorted_vocab=0`: gensim would sort equal counts in an unstable order, on which the initial vectors and the
         # Huffman tree depend.
-        model = Word2Vec(sg=1, hs=1, negative=0, sorted_vocab=0, **self.settings)
+        model = Word2Vec(sg=1, hs=1, negative=0, sorted_vocab=0, **{**self.settings, "min_count": 1})
         model.build_vocab_from_freq(counts, corpus_count=num_sentences)
         if len(counts) > 1:  # A single word has no context.
             model.train(
@@ -174,7 +183,9 @@ class SkipGramEmbedding(Fitted):
     def save(self, folder: str | Path) -> None:
         """Writes `skip_gram.safetensors` (vectors, counts) and `skip_gram.json` (settings, vocabulary)."""
         tensors = {"vectors": self.vectors, "counts": self.counts}
-        content = {"settings": self.settings, "vocabulary": self.vocabulary}
+        content: dict[str, Any] = {"settings": self.settings, "vocabulary": self.vocabulary}
+        if self.word_rules != WordRules():  # as files from before there were rules
+            content["word_rules"] = self.word_rules.to_dict()
         with replacing(folder, [_STEM]):
             save_state(folder, _STEM, type(self).__name__, tensors, content)
 
@@ -191,7 +202,11 @@ class SkipGramEmbedding(Fitted):
     def _read(cls, folder: Path) -> "SkipGramEmbedding":
         tensors, content = load_state(folder, _STEM, cls.__name__)
         try:
-            embedding = cls(**content["settings"])
+            rules = rules_of(content.get("word_rules"), folder / f"{_STEM}.json")
+        except ModelFileError as error:
+            raise CheckpointError(str(error)) from None
+        try:
+            embedding = cls(**content["settings"], word_rules=rules)
             vocabulary = require_words(content["vocabulary"])
             vectors_VE, counts_V = tensors["vectors"], tensors["counts"]
             shape = (len(vocabulary), embedding.settings["vector_size"])
@@ -213,7 +228,7 @@ class SkipGramEmbedding(Fitted):
     def _number(self, word: str) -> int | None:
         self._check_fitted()
         number = self._word_numbers.get(word)
-        if number is None and len(words := split_words(word)) == 1:  # normalized, as "Dog" to "dog"
+        if number is None and len(words := self.word_rules.words(word)) == 1:  # normalized, as "Dog" to "dog"
             number = self._word_numbers.get(words[0])
         return number
 

@@ -71,8 +71,8 @@ class GraphExpander:
             the first word and for each hop (M with weighted columns, its rows normalized again).
         stop_words: Words to leave out of the graph, which are never added: an iterable of words, or `"english"`.
         output_column: The name of the new column.
-        tokenizer: `"words"`, `"chinese"` or a function from a text to a list of words. The model always reads single
-            Han characters. A function is not saved; pass it to `load` again.
+        tokenizer: `"words"`, `"chinese"`, `"icu"` or a function from a text to a list of words. The model always
+            reads single Han characters. A function is not saved; pass it to `load` again.
         knowledge: Fitted knowledge with the same tokenizer, or `None`. It can be set later, when the vocabulary of the
             graph is known.
         knowledge_top_k: Maximum number of words of the knowledge to add; `None` for no limit.

@@ -42,7 +42,7 @@ class ImageWordGraph(Fitted):
         min_count: Minimum number of images of a word. Rarer words are removed when all images have been read, so hops
             are conditioned on not reaching one: their columns are removed and the rows of M normalized again.
         stop_words: Words to ignore: an iterable of words, or `"english"`.
-        tokenizer: `"words"`, `"chinese"` or a function from a text to a list of words.
+        tokenizer: `"words"`, `"chinese"`, `"icu"` or a function from a text to a list of words.
 
     Attributes:
         vocabulary: V words, by descending count, ties alphabetically.

@@ -65,8 +65,8 @@ class WikipediaKnowledge(Fitted):
         links: Whether such an article of a dump also relates the word to the titles that it links to.
         stop_words: Words to ignore in the articles: an iterable of words, `None`, or `"english"`, gensim's list
             without names of things such as "computer" and "fire".
-        tokenizer: `"words"`, `"chinese"` or a function from a text to a list of words; the same as the expander's.
-            A function is not saved; pass it to `load` again.
+        tokenizer: `"words"`, `"chinese"`, `"icu"` or a function from a text to a list of words; the same as the
+            expander's. A function is not saved; pass it to `load` again.
         max_words: Memory bound: number of distinct words that are counted, about 150 bytes each. Beyond it the rarest
             are dropped.
         max_pairs: Memory bound: number of word pairs that are counted, about 40 bytes each.

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from cmfah_hf.expansion.embedding import SkipGramEmbedding
-from cmfah_hf.models.tokenization_cmfah import split_words
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ def label_vectors(classes: Sequence[str], embedding: SkipGramEmbedding) -> np.nd
     vectors_CE = np.zeros((len(classes), width), dtype=np.float32)
     unknown = []
     for row, name in enumerate(classes):
-        known = [_normalized(embedding[word]) for word in split_words(name) if word in embedding]
+        known = [_normalized(embedding[word]) for word in embedding.word_rules.words(name) if word in embedding]
         vector_E = np.mean(known, axis=0) if known else np.zeros(width)
         if not vector_E.any():
             unknown.append(name)

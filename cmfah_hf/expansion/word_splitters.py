@@ -1,7 +1,7 @@
-"""Tokenizers of the graph and the knowledge: two by name, or any function.
+"""Tokenizers of the graph and the knowledge: three by name, or any function.
 
-`split_words`, which the model always uses, takes each Han character as a word, because Chinese text does not separate
-words. Graph and knowledge can take whole Chinese words instead, to relate "海滩" and "日落" rather than "海" and "落".
+A model takes each Han character as a word, because Chinese text does not separate words. Graph and knowledge can take
+whole Chinese words instead, to relate "海滩" and "日落" rather than "海" and "落".
 """
 
 from collections.abc import Callable
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from cmfah_hf.errors import CheckpointError, CMFAHError
-from cmfah_hf.models.tokenization_cmfah import split_words
+from cmfah_hf.models.tokenization_cmfah import normalize_text, split_words
+from cmfah_hf.models.word_rules import WordRules, fold, segment
 
 Splitter = Callable[[str], list[str]]
 Tokenizer = str | Splitter
 
-TOKENIZERS = ("words", "chinese")
+TOKENIZERS = ("words", "chinese", "icu")
 # The name of any function in a saved state, which cannot hold the function itself.
 CUSTOM = "custom"
 
@@ -29,6 +30,12 @@ def word_splitter(tokenizer: Tokenizer) -> Splitter:
     if tokenizer == "chinese":
         _rjieba()
         return split_chinese
+    if tokenizer == "icu":
+        try:
+            WordRules("icu").require()
+        except ImportError as error:
+            raise CMFAHError(f"tokenizer='icu': {error}") from None
+        return split_with_icu
     raise CMFAHError(f"tokenizer={tokenizer!r} is not known; give {' or '.join(map(repr, TOKENIZERS))} or a function.")
 
 
@@ -47,6 +54,16 @@ def split_chinese(text: str) -> list[str]:
         words += _rjieba().cut(run)
         end = last
     return words + split_words(text[end:])
+
+
+def split_with_icu(text: str) -> list[str]:
+    """The words of `text`, folded as by `WordRules(fold_marks=True)`; ICU cuts scripts without spaces, and Chinese.
+
+    >>> split_with_icu("犬が海岸で遊ぶ")
+    ['犬', 'が', '海岸', 'で', '遊ぶ']
+    """
+    parts = segment(fold(text), han=True).split()  # Han characters are in parts of letters alone
+    return [word for part in parts for word in ([normalize_text(part)] if part.isalpha() else split_words(part))]
 
 
 def tokenizer_name(tokenizer: Tokenizer) -> str:

@@ -197,7 +197,7 @@ def shared_words(run: Run, output: Path) -> Path:
             try:
                 pairs = read_pairs(run, output)
                 with atomic_folder(folder, CheckpointError) as temporary:
-                    make_words(pairs.settings_of(run), pairs.texts, temporary, None)
+                    make_words(pairs.settings_of(run), pairs.labeled_texts, temporary, None)
             finally:
                 run.training.seed = seed
     return folder

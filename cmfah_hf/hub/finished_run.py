@@ -14,6 +14,7 @@ from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.documents import file_of, read_bytes, read_json, read_yaml
 from cmfah_hf.errors import CheckpointError, HubError
 from cmfah_hf.hub.cards import metadata_of
+from cmfah_hf.retrieval.calibration import CALIBRATION_NAME, Calibration
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class FinishedRun:
     dataset: str | None = None  # a Hub id, one of `DRAWN`, or the last part of a path
     dataset_id: str | None = None  # its Hub id, if it was loaded from the Hub
     data_license: str | None = None  # from the card of a local data folder
+    calibration: Calibration | None = None
 
 
 def read_run(folder: Path, metrics: Mapping[str, Any] | None = None) -> FinishedRun:
@@ -59,15 +61,17 @@ def read_run(folder: Path, metrics: Mapping[str, Any] | None = None) -> Finished
     for name in PLOTS:
         if name in files and not read_bytes(files[name], CheckpointError, _LARGEST_PLOT).startswith(b"\x89PNG\r\n"):
             raise CheckpointError(f"{files[name]} is not a PNG image; remove it, or plot it again.")
+    calibration = None
+    if (path := own_file(folder, CALIBRATION_NAME)) is not None:
+        calibration, files[CALIBRATION_NAME] = Calibration.load(path), path
     settings = _settings(folder)
     given = settings.get("data", {}).get("dataset")
     dataset, dataset_id = _source(figures.get("source"), given)
     license = _license_of(given if isinstance(given, str) else None)
     if isinstance(given, str) and not (dataset_id and given.startswith("hf://")):
         settings["data"]["dataset"] = dataset_id or dataset or last_part(given) or "data"
-    return FinishedRun(
-        folder, without_places(settings), without_places(figures), config, files, dataset, dataset_id, license
-    )
+    settings, figures = without_places(settings), without_places(figures)
+    return FinishedRun(folder, settings, figures, config, files, dataset, dataset_id, license, calibration)
 
 
 def own_file(folder: Path, name: str) -> Path | None:

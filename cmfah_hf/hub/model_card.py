@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cmfah_hf.hub.card_calibration import calibration_of
 from cmfah_hf.hub.card_figures import RANKINGS, WAYS, code, figures_of, is_compressed
 from cmfah_hf.hub.cards import card_of
 from cmfah_hf.hub.finished_run import SETTINGS_NAME, FinishedRun, is_repo_id
@@ -62,6 +63,7 @@ def make_model_card(
         f"An image and a text share {bits} bits, so a sentence finds images, and an image texts, in {bits // 8} "
         f"bytes per item. {_origin(run, method)}",
         *figures_of(run, dataset_id, files),
+        *calibration_of(run),
         *_usage(run, repo_id, files, revision),
         *(_compression(run) if is_compressed(run) else _training(run, repo_id, revision)),
         *_limits(run, files),

@@ -8,6 +8,7 @@ model.safetensors.index.pretraining.json  `from_pretrained(..., variant="pretrai
 processor_config.json, tokenizer*.json  the processor
 expander.*, knowledge.*, skip_gram.*    the word graph, its knowledge, the word vectors
 run.yaml, metrics.json, plots/          settings and results
+calibration.json                        the maps from scores to probabilities
 images.index, texts.index               the indexes, if given
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.hub.finished_run import METRICS_NAME, PLOTS, SETTINGS_NAME, WORDS, FinishedRun, own_file, without_places
+from cmfah_hf.retrieval.calibration import CALIBRATION_NAME
 from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX, no_bars
 
 TRAINING_VARIANT = "pretraining"
@@ -87,7 +89,7 @@ def is_ours(path: str) -> bool:
     return path in {
         *(*WORDS, *PLOTS, METRICS_NAME, SETTINGS_NAME, IMAGES_INDEX, TEXTS_INDEX, TRAINING_WEIGHTS, TRAINING_INDEX),
         *("model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json"),
-        *("pytorch_model.bin", "training_args.bin"),
+        *("pytorch_model.bin", "training_args.bin", CALIBRATION_NAME),
     }
 
 

@@ -108,7 +108,7 @@ def push_space(
             overwrite=overwrite,
             progress=progress,
         )
-    return PushedSpace(**vars(done), model=settings.model, data=settings.data)
+    return PushedSpace(**vars(done), model=settings.model, data=", ".join(settings.sources))
 
 
 def _write_model(folder: Path, target: Path) -> Path:

@@ -143,6 +143,10 @@ class CMFAHTextModel(CMFAHPreTrainedModel):
         text = self.embeddings(input_ids, attention_mask, inputs_embeds, token_features)
         return self.encode(text, partner, **kwargs)
 
+    def get_text_hash(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """As `CMFAHModel.get_text_hash`, of the same tokens the same codes `(B, K)`."""
+        return self(input_ids, attention_mask).hash_values
+
 
 class CMFAHModel(CMFAHPreTrainedModel):
     """Both towers. In pairs, each modality is guided by the other; a single modality is encoded alone.

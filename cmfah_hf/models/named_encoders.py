@@ -52,7 +52,9 @@ def configuration_of(name: str, what: str, overrides: dict[str, Any], sentences:
         return pin_code(AutoConfig.from_pretrained(name, trust_remote_code=is_allowed(), **overrides), name)
     except OSError as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise OSError(f"{name!r} is no {what}, in a folder or on the Hub ({reason}).") from error
+        raise OSError(
+            f"{name!r} is no {what}, in a folder or on the Hub ({reason}); check it, or give a folder."
+        ) from error
 
 
 def image_size_of(encoder: PreTrainedConfig) -> int | None:

@@ -78,7 +78,9 @@ class CMFAHPreTrainedModel(PreTrainedModel):
             where, settings["trust_remote_code"] = source if config is None else config, trusts
             hub = pinned(source, None if is_file(source) else find_file(source, CONFIG_NAME, hub), hub)
             config = cls.config_class.from_pretrained(where, **hub, **settings)
-        tensors = cls._current_names(read_weights(find_weights(source, options.pop("variant", None), hub)))
+        ignored = cls._keys_to_ignore_on_load_unexpected or ()  # those of the other tower are not even read
+        files = find_weights(source, options.pop("variant", None), hub)
+        tensors = cls._current_names(read_weights(files, ignored))
         if config.encoder_source is not None:
             of_towers: dict[str, Side] = {"image": "image", "text": "text"}
             alone = of_towers.get(cls.input_modalities[0]) if len(cls.input_modalities) == 1 else None

@@ -3,12 +3,10 @@
 import json
 import logging
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import transformers
 from PIL import Image
 from transformers import BatchFeature, PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
@@ -18,21 +16,15 @@ from transformers.utils import PROCESSOR_NAME
 from .backbone_tokenizer import load_backbone_tokenizer, tokenizer_of_backbone
 from .configuration_cmfah import CMFAHConfig
 from .image_modes import to_rgb
+from .image_settings import load_image_processor
 from .model_files import ModelFileError, find_file, hub_arguments, pinned, read_object
 from .remote_code import is_remote
 from .sentence_files import check_prompt, sentence_settings
-from .tokenization_cmfah import build_word_tokenizer, load_word_tokenizer, split_words, word_offsets
+from .similar_words import SimilarWords, check_unknown_words
+from .tokenization_cmfah import SPECIAL_TOKENS, build_word_tokenizer, load_word_tokenizer, word_offsets
+from .word_rules import WordRules, rules_of
 
 logger = logging.getLogger(__name__)
-
-_MOST_PIXELS_A_SIDE = 2_048
-_SWITCHES = (
-    *("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_center_crop", "do_pad"),
-    *("default_to_square", "rescale_offset", "include_top"),
-)
-_SIZES = ("size", "crop_size", "pad_size")
-# Settings that name the type of a file and do not affect images.
-_UNUSED = ("auto_map", "processor_class", "image_processor_type", "feature_extractor_type", "model_input_names")
 
 
 class CMFAHProcessorKwargs(ProcessingKwargs, total=False):
@@ -76,6 +68,9 @@ class CMFAHProcessor(ProcessorMixin):
         tokenizer: A fast tokenizer, from `build_word_tokenizer` or of a text backbone.
         word_level: Whether the tokenizer is from `build_word_tokenizer`.
         text_prompt: Begins each text, as a text backbone was trained with; no word of it is a word of the text.
+        word_rules: How texts become words, with a word-level tokenizer; a `WordRules`, or None for `split_words`.
+        unknown_words: With a word-level tokenizer: words outside the vocabulary are left out ("ignore"), or read as the
+            similar known words that `SimilarWords` finds ("similar").
 
     Example:
 
@@ -88,11 +83,20 @@ class CMFAHProcessor(ProcessorMixin):
     valid_processor_kwargs = CMFAHProcessorKwargs
 
     def __init__(
-        self, image_processor=None, tokenizer=None, word_level: bool = True, text_prompt: str = "", **kwargs: Any
+        self,
+        image_processor=None,
+        tokenizer=None,
+        word_level: bool = True,
+        text_prompt: str = "",
+        word_rules: WordRules | None = None,
+        unknown_words: str = "ignore",
+        **kwargs: Any,
     ):
         super().__init__(image_processor, tokenizer, **kwargs)
         self.word_level, self.text_prompt = word_level, text_prompt
+        self.word_rules, self.unknown_words = word_rules or WordRules(), unknown_words
         self._told_of_truncation = False
+        self._similar: SimilarWords | None = None
 
     @classmethod
     def from_vocabulary(
@@ -101,6 +105,8 @@ class CMFAHProcessor(ProcessorMixin):
         vocabulary: Sequence[str],
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
+        word_rules: WordRules | None = None,
+        unknown_words: str = "ignore",
     ) -> "CMFAHProcessor":
         """The processor of a new model with word vectors.
 
@@ -109,8 +115,10 @@ class CMFAHProcessor(ProcessorMixin):
             vocabulary: The words of the word table, from row 2 on.
             image_mean, image_std: Of red, green and blue in 0..1. None: those that the published weights of the
                 backbone expect.
+            word_rules, unknown_words: As in the class.
         """
-        return cls(_new_image_processor(config, image_mean, image_std), build_word_tokenizer(vocabulary))
+        parts = _new_image_processor(config, image_mean, image_std), build_word_tokenizer(vocabulary)
+        return cls(*parts, word_rules=word_rules, unknown_words=unknown_words)
 
     @classmethod
     def from_backbones(
@@ -153,7 +161,8 @@ class CMFAHProcessor(ProcessorMixin):
                 (`cls_token="[CLS]"`) take precedence over the saved ones.
 
         Raises:
-            ModelFileError: If a file is damaged, outside the folder, or of another type of processor.
+            ModelFileError: If a file is damaged, outside the folder, or of another type of processor, or if the words
+                of its texts need a library that is not installed.
             OSError: If a file is missing, or the Hub cannot be reached.
         """
         source, hub = pretrained_model_name_or_path, hub_arguments(kwargs)
@@ -164,7 +173,7 @@ class CMFAHProcessor(ProcessorMixin):
                 raise OSError(f"{source} has no {name}; save the processor again.")
             hub, files[name] = pinned(source, found, hub), found
         settings = read_object(files[PROCESSOR_NAME])
-        image_processor = kwargs.get("image_processor") or _load_image_processor(
+        image_processor = kwargs.get("image_processor") or load_image_processor(
             settings.get("image_processor"), files[PROCESSOR_NAME], kwargs
         )
         word_level = settings.get("word_level", True)
@@ -178,15 +187,21 @@ class CMFAHProcessor(ProcessorMixin):
             tokenizer = load(files["tokenizer.json"], read_object(files["tokenizer_config.json"]))
         for name in kwargs.keys() & set(tokenizer.SPECIAL_TOKENS_ATTRIBUTES):
             setattr(tokenizer, name, kwargs[name])
-        prompt = check_prompt(settings.get("text_prompt", ""), files[PROCESSOR_NAME])
-        return cls(image_processor, tokenizer, word_level, prompt)
+        path = files[PROCESSOR_NAME]
+        prompt = check_prompt(settings.get("text_prompt", ""), path)
+        unknown_words = check_unknown_words(kwargs.get("unknown_words", settings.get("unknown_words", "ignore")), path)
+        rules = rules_of(settings.get("word_rules"), path)
+        return cls(image_processor, tokenizer, word_level, prompt, rules, unknown_words)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as `processor_config.json` holds them."""
         settings = super().to_dict()
-        settings.pop("_told_of_truncation", None)
-        if not self.text_prompt:
-            settings.pop("text_prompt", None)
+        for name in ("_told_of_truncation", "_similar", *(["text_prompt"] if not self.text_prompt else [])):
+            settings.pop(name, None)
+        settings |= {"word_rules": self.word_rules.to_dict(), "unknown_words": self.unknown_words}
+        for name, value in (("word_rules", WordRules().to_dict()), ("unknown_words", "ignore")):
+            if settings[name] == value:  # as files from before there were rules
+                del settings[name]
         settings["image_processor"].pop("auto_map", None)  # the class in the repository is the processor's
         return settings
 
@@ -212,11 +227,15 @@ class CMFAHProcessor(ProcessorMixin):
             images = [to_rgb(image) if isinstance(image, Image.Image) else image for image in images]
         if self.text_prompt and text is not None:
             text = self.text_prompt + text if isinstance(text, str) else [self.text_prompt + one for one in text]
+        if self._prepares_texts and text is not None:
+            texts = [text] if isinstance(text, str) else text  # what is no text is for the tokenizer to refuse
+            read = [self._prepared(one) if isinstance(one, str) else one for one in texts]
+            text = read[0] if isinstance(text, str) else read
         texts = [text] if isinstance(text, str) else text
         options: dict[str, Any] = {**kwargs}
         if not self.word_level:
             options.setdefault("truncation", True)
-        elif isinstance(texts, (list, tuple)) and not any(split_words(t) for t in texts if isinstance(t, str)):
+        elif isinstance(texts, (list, tuple)) and not any(self.words(t) for t in texts if isinstance(t, str)):
             options |= {"padding": "max_length", "max_length": 1}  # one column even without any word
         made = super().__call__(images=images, text=text, **options)
         if texts is not None and not self.word_level:
@@ -240,6 +259,15 @@ class CMFAHProcessor(ProcessorMixin):
         size = settings.crop_size if getattr(settings, "do_center_crop", None) else settings.size
         return size["height"], size["width"]
 
+    @property
+    def least_size(self) -> tuple[int, int] | None:
+        """Width and height below which an image would be enlarged to `pixel_values`; None if images are not resized."""
+        settings = self.image_processor
+        if not settings.do_resize:
+            return None
+        shortest = settings.size.get("shortest_edge")
+        return (shortest, shortest) if shortest else (settings.size["width"], settings.size["height"])
+
     def seen_box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of the part of an image that `pixel_values` show, in pixels of the image.
 
@@ -257,13 +285,25 @@ class CMFAHProcessor(ProcessorMixin):
         half_height = settings.crop_size["height"] / scale_y / 2
         return width / 2 - half_width, height / 2 - half_height, width / 2 + half_width, height / 2 + half_height
 
-    def known_words(self, text: str) -> list[str]:
-        """The words of `text` in the vocabulary, in their order; all words with a text backbone."""
-        words = split_words(text)
+    def words(self, text: str) -> list[str]:
+        """The words of `text` in their order, by the rules of the model."""
+        return self.word_rules.words(text)
+
+    def readings(self, text: str) -> list[tuple[str, list[str]]]:
+        """Each word of `text` with the words of the vocabulary that it is read as: itself, similar ones, or none.
+
+        With a text backbone, each word is read as itself.
+        """
+        words = self.words(text)
         if not self.word_level:
-            return words
+            return [(word, [word]) for word in words]
         unknown = self.tokenizer.unk_token_id
-        return [word for word in words if self.tokenizer.convert_tokens_to_ids(word) != unknown]
+        known = {word for word in words if self.tokenizer.convert_tokens_to_ids(word) != unknown}
+        return [(word, [word] if word in known else self._similar_words(word)) for word in words]
+
+    def known_words(self, text: str) -> list[str]:
+        """The words of `text` that the model reads, in their order; all words with a text backbone."""
+        return [word for word, read in self.readings(text) if read]
 
     def has_known_tokens(self, text: str) -> bool:
         """Whether the model knows any token of `text`; with a text backbone, whether the text is not blank."""
@@ -273,20 +313,39 @@ class CMFAHProcessor(ProcessorMixin):
 
     def word_spans(self, text: str) -> list[tuple[str, list[int]]]:
         """The known words of `text`, each with its token positions in `processor(text=[text])`."""
-        encoded = self.tokenizer(self.text_prompt + text, truncation=not self.word_level, return_offsets_mapping=True)
+        if self.word_level:
+            spans, position = [], sum(len(read) or 1 for _, read in self.readings(self.text_prompt))
+            for word, read in self.readings(text):
+                spans.append((word, list(range(position, position + len(read)))))
+                position += len(read) or 1  # an unknown word is a token too
+            return [(word, positions) for word, positions in spans if positions]
+        encoded = self.tokenizer(self.text_prompt + text, truncation=True, return_offsets_mapping=True)
         before = len(self.text_prompt)
         offsets = [
             (position, max(first - before, 0), end - before)
-            for position, (token, (first, end)) in enumerate(
-                zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-            )
-            if max(first, before) < end and not (self.word_level and token == self.tokenizer.unk_token_id)
+            for position, (first, end) in enumerate(encoded["offset_mapping"])
+            if max(first, before) < end
         ]
         found = [
             (word, [position for position, first, end in offsets if first < word_end and word_start < end])
             for word, word_start, word_end in word_offsets(text)
         ]
         return [(word, positions) for word, positions in found if positions]
+
+    @property
+    def _prepares_texts(self) -> bool:
+        return self.word_level and (self.word_rules != WordRules() or self.unknown_words != "ignore")
+
+    def _prepared(self, text: str) -> str:
+        """The words that a text is read as, which the tokenizer splits at the spaces between them."""
+        return " ".join(token for word, read in self.readings(text) for token in read or [word])
+
+    def _similar_words(self, word: str) -> list[str]:
+        if self.unknown_words == "ignore":
+            return []
+        if self._similar is None:
+            self._similar = SimilarWords(self.tokenizer.get_vocab().keys() - set(SPECIAL_TOKENS))
+        return self._similar.of(word)
 
     def check_model(self, config: CMFAHConfig) -> None:
         """Raises a `ValueError` if the tokenizer is not the one that the model was trained with."""
@@ -328,45 +387,9 @@ def _dual_image_processor(config: CMFAHConfig) -> ImageProcessingMixin:
     found = AutoImageProcessor.from_pretrained(encoder.name_or_path, trust_remote_code=is_remote(encoder))
     settings = json.loads(found.to_json_string())  # `to_dict` holds tuples
     try:
-        return _load_image_processor(settings, Path(encoder.name_or_path), {})
+        return load_image_processor(settings, Path(encoder.name_or_path), {})
     except ModelFileError:
         return _new_image_processor(config, settings.get("image_mean"), settings.get("image_std"))
-
-
-def _load_image_processor(settings: Any, path: Path, options: dict[str, Any]) -> ImageProcessingMixin:
-    """An image processor of `transformers` from its saved settings, each of which is checked."""
-    name = settings.get("image_processor_type") if isinstance(settings, dict) else None
-    if not isinstance(name, str) or not re.fullmatch(r"\w+ImageProcessor(Pil|Fast)?", name):
-        raise ModelFileError(f"{path} names no image processor; save the processor again.")
-    found = getattr(transformers, name, None)
-    if not isinstance(found, type) or not issubclass(found, ImageProcessingMixin):
-        raise ModelFileError(f"{path}: transformers has no image processor {name[:80]!r}.")
-    kept = {key: value for key, value in settings.items() if value is not None and key not in _UNUSED}
-    for key, value in kept.items():
-        if not _is_valid(key, value):
-            raise ModelFileError(f"{path}: {str(key)[:40]} is {str(value)[:60]!r}, which is not supported.")
-    return found.from_dict(kept, **{key: value for key, value in options.items() if key in kept})
-
-
-def _is_valid(key: str, value: Any) -> bool:
-    if key in _SWITCHES:
-        return isinstance(value, bool)
-    if key in _SIZES:
-        return (
-            isinstance(value, dict)
-            and set(value) in ({"height", "width"}, {"shortest_edge"})
-            and all(type(side) is int and 1 <= side <= _MOST_PIXELS_A_SIDE for side in value.values())
-        )
-    if key in ("image_mean", "image_std"):
-        lowest = 1e-3 if key == "image_std" else -1e3
-        return isinstance(value, list) and len(value) == 3 and all(_is_number(each, lowest, 1e3) for each in value)
-    if key == "resample":
-        return type(value) is int and value in list(Image.Resampling)
-    return key == "rescale_factor" and _is_number(value, 1e-6, 1.0)
-
-
-def _is_number(value: Any, lowest: float, highest: float) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and lowest <= value <= highest
 
 
 __all__ = ["CMFAHProcessor"]

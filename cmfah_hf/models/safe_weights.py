@@ -4,8 +4,9 @@ Pickles are never loaded, because they can run code. `transformers` gets the ten
 not read other files there: adapters, quantized or distributed checkpoints, files that a configuration names.
 """
 
+import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -79,8 +80,13 @@ def shard_names(index: Path) -> list[str]:
     return sorted(set(weight_map.values()))
 
 
-def read_weights(files: list[Path]) -> dict[str, torch.Tensor]:
-    """The tensors of safetensors files, by name. Raises a `ModelFileError` if one is damaged or not finite."""
+def read_weights(files: list[Path], ignored: Iterable[str] = ()) -> dict[str, torch.Tensor]:
+    """The tensors of safetensors files, by name, without those whose names match one of the ignored patterns.
+
+    Raises:
+        ModelFileError: If a file is damaged, or holds other than finite numbers.
+    """
+    pattern = re.compile("|".join(ignored) or r"(?!)")
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         try:
@@ -88,6 +94,7 @@ def read_weights(files: list[Path]) -> dict[str, torch.Tensor]:
         except (SafetensorError, OSError, KeyError, RuntimeError) as error:  # KeyError: a type that torch lacks
             reason = " ".join(str(error).split())[:200]
             raise ModelFileError(f"{file} is damaged ({reason}); fetch it again, or save the model again.") from error
+        found = {name: tensor for name, tensor in found.items() if not pattern.search(name)}
         _check_values(found, file)
         tensors.update(found)
     return tensors

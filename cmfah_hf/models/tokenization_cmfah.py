@@ -32,7 +32,12 @@ def split_words(text: str) -> list[str]:
     >>> split_words("New-York's café, #Sunset!")
     ['new', "york's", 'café', 'sunset']
     """
-    return [word for word, _ in _PRE_TOKENIZER.pre_tokenize_str(_NORMALIZER.normalize_str(text))]
+    return [word for word, _ in _PRE_TOKENIZER.pre_tokenize_str(normalize_text(text))]
+
+
+def normalize_text(text: str) -> str:
+    """The text in NFKC and lower case."""
+    return _NORMALIZER.normalize_str(text)
 
 
 def word_offsets(text: str) -> list[tuple[str, int, int]]:

@@ -7,6 +7,8 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "BaseHashIndex": "base",
         "HashIndex": "index",
+        "ImageOptions": "image_options",
+        "ImageTextEncoder": "encoder",
         "QueryResults": "results",
         "SearchResults": "results",
         "Term": "terms",

@@ -4,14 +4,16 @@ Shapes: `N` items, `Q` queries, `K` bits, `k` answers a query.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from cmfah_hf.errors import HashIndexError, QueryError
-from cmfah_hf.retrieval.results import SearchResults
+from cmfah_hf.retrieval.codes import as_array, check_count, check_distance
+from cmfah_hf.retrieval.results import QueryResults, SearchResults
+from cmfah_hf.retrieval.unique import search_unique
 
 METRICS = ("hamming", "aqd")
 Metric = Literal["hamming", "aqd"]
@@ -138,7 +140,6 @@ class BaseHashIndex(ABC):
             HashIndexError: As `add` does, except for ids that exist already.
         """
 
-    @abstractmethod
     def search(
         self,
         hash_values: Any,
@@ -147,6 +148,7 @@ class BaseHashIndex(ABC):
         where: Any = None,
         exact: bool = True,
         probes: int = 32,
+        unique: int | None = None,
     ) -> SearchResults:
         """The `k` nearest items of each query, in the canonical order.
 
@@ -155,15 +157,75 @@ class BaseHashIndex(ABC):
                 takes `(Q, K / 8)` uint8 packed codes.
             k: The number of answers. If the index holds fewer items, all are returned and a warning is logged.
             metric: `"hamming"` or `"aqd"`.
-            where: A condition on the metadata: `{"column": value, "other": [values]}`, all of which must hold, or a
-                `pyarrow.compute.Expression`. If fewer than `k` items meet it, there are fewer answers.
+            where: A condition on the metadata: `{"column": value, "other": [values]}`, all of which must hold; texts
+                such as `["year>=2020", "labels=boat,car"]`, likewise (docs/search.md, Conditions); or a
+                `pyarrow.compute.Expression`. A list meets a condition if one of its values does. If fewer than `k`
+                items meet it, there are fewer answers.
             exact: False: search only the codes near the query, through inverted lists that the first such search
                 builds. `measure_recall` measures how much is missed.
             probes: The number of inverted lists to search with `exact=False`.
+            unique: Fold near-duplicates: an item whose code differs in at most this many bits from that of a better
+                answer is not an answer of its own, but listed in `folded` of the best such one. Up to `k` answers
+                remain.
 
         Raises:
             HashIndexError: If the queries have another width, hold a NaN or an infinity, or the index is empty.
-            QueryError: If the metric is unknown, `k` or `probes` is below 1, or the condition does not fit the columns.
+            QueryError: If the metric is unknown, `k` or `probes` is below 1, `unique` is not in 0..K, or the condition
+                does not fit the columns.
+        """
+        if unique is None:
+            return self._search(hash_values, k, metric, where, exact, probes)
+        bits, k = check_distance("unique", unique, self.bits), check_count("k", k)
+
+        def nearest(queries: np.ndarray, depth: int) -> SearchResults:
+            return self._search(queries, depth, metric, where, exact, probes, with_codes=True)
+
+        return search_unique(nearest, as_array(hash_values), k, bits, len(self))
+
+    @abstractmethod
+    def _search(
+        self, hash_values: Any, k: int, metric: Metric, where: Any, exact: bool, probes: int, with_codes: bool = False
+    ) -> SearchResults:
+        """As `search` without `unique`; the results have codes if asked for."""
+
+    @abstractmethod
+    def search_radius(
+        self, hash_values: Any, radius: int, where: Any = None, limit: int = 1_000_000
+    ) -> list[QueryResults]:
+        """All items within a Hamming distance of each query, by distance and then by id. The scores are distances.
+
+        Args:
+            hash_values: As for `search` with `"hamming"`.
+            radius: The largest distance, from 0 to `K` bits.
+            where: As for `search`.
+            limit: The largest number of answers to all queries together, which bounds the memory.
+
+        Returns:
+            For each query its answers, of which there may be none.
+
+        Raises:
+            HashIndexError: As `search` does.
+            QueryError: If the radius or the limit is out of range, there are more answers than `limit`, or the
+                condition does not fit the columns.
+        """
+
+    @abstractmethod
+    def duplicates(self, bits: int = 3, advance: Callable[[float], None] | None = None) -> list[np.ndarray]:
+        """The groups of near-duplicates: items that chains of pairs within a Hamming distance connect.
+
+        All pairs count, without comparing all of them (`[near-pairs]` in docs/method.md). The time grows with the
+        distance, see docs/benchmarks.md.
+
+        Args:
+            bits: The largest distance of a pair, from 0 to `K` bits.
+            advance: Called with the share of the work, from 0 to 1, that has been done since the last call.
+
+        Returns:
+            The ids of each group of two and more items, in ascending order; the largest group first, and groups of one
+            size by their first id.
+
+        Raises:
+            QueryError: If `bits` is out of range.
         """
 
     @abstractmethod

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cmfah_hf.errors import HashIndexError
+from cmfah_hf.errors import HashIndexError, QueryError
 from cmfah_hf.models.codes import AQD_STEP
 
 MAX_BITS = 1024
@@ -63,6 +63,28 @@ def check_bits(bits: int) -> int:
     if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or bits % 8 or not 8 <= bits <= MAX_BITS:
         raise HashIndexError(f"A code cannot have {shortened(bits)} bits; take a multiple of 8 from 8 to {MAX_BITS}.")
     return int(bits)
+
+
+def check_count(name: str, number: Any) -> int:
+    """`number` as an int.
+
+    Raises:
+        QueryError: If it is not a whole number of at least 1.
+    """
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
+        raise QueryError(f"{name} must be a whole number of at least 1, not {shortened(number)}.")
+    return int(number)
+
+
+def check_distance(name: str, distance: Any, bits: int) -> int:
+    """A Hamming distance as an int.
+
+    Raises:
+        QueryError: If it is not a whole number from 0 to `bits`.
+    """
+    if isinstance(distance, bool) or not isinstance(distance, (int, np.integer)) or not 0 <= distance <= bits:
+        raise QueryError(f"{name} must be a whole number of bits from 0 to {bits}, not {shortened(distance)}.")
+    return int(distance)
 
 
 def sign(hash_values: Any) -> np.ndarray:

@@ -17,6 +17,8 @@ from cmfah_hf.errors import HashIndexError
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.dual_encoder import CMFAHDualTextEncoder
 from cmfah_hf.models.safe_weights import add_to_digest
+from cmfah_hf.models.word_rules import WordRules
+from cmfah_hf.retrieval.kept_fingerprints import keep_fingerprint
 
 if TYPE_CHECKING:
     from cmfah_hf.expansion import GraphExpander
@@ -52,6 +54,8 @@ def fingerprint_of(model: CMFAHModel, processor: CMFAHProcessor, expander: "Grap
         "words": [vocabulary, backend["normalizer"], backend["pre_tokenizer"], tokenizer.unk_token],
         "expander": None if expander is None else expander.digest,
     }
+    if processor.word_level and processor.word_rules != WordRules():
+        described["word_rules"] = processor.word_rules.to_dict()
     encoders = {"text backbone": config.text_backbone_config, "dual encoder": config.dual_encoder_config}
     for encoder, settings in encoders.items():
         if settings is None:
@@ -83,6 +87,35 @@ def state_of(model: CMFAHModel, *parts: Any) -> tuple:
     tensors: Iterable[torch.Tensor] = chain(model.parameters(), model.buffers())
     versions = ((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
     return (id(model), *map(id, parts), *versions)
+
+
+class LazyFingerprint:
+    """The fingerprint of a model, computed when it is first needed, and again when a weight or a part has changed."""
+
+    def __init__(self) -> None:
+        self._computed: tuple[tuple, str] | None = None
+        self._files: tuple[tuple, str] | None = None
+
+    def know(self, files: str | None, kept: str | None, *parts: Any) -> None:
+        """Takes over what is known of parts that were just loaded.
+
+        Args:
+            files: The state of the files that they were loaded from, or None if other things decided them too.
+            kept: The fingerprint that was kept for these files, or None.
+            *parts: Model, processor and expander.
+        """
+        state = state_of(*parts)
+        self._files = None if files is None else (state, files)
+        self._computed = None if kept is None else (state, kept)
+
+    def of(self, model: CMFAHModel, processor: CMFAHProcessor, expander: "GraphExpander | None") -> str:
+        """The fingerprint of these parts. It is kept for their files, if they are as they were loaded."""
+        state = state_of(model, processor, expander)
+        if self._computed is None or self._computed[0] != state:
+            self._computed = state, fingerprint_of(model, processor, expander)
+            if self._files is not None and self._files[0] == state:
+                keep_fingerprint(self._files[1], self._computed[1])
+        return self._computed[1]
 
 
 def check_same_model(made_by: str | None, ours: str, index: str) -> None:

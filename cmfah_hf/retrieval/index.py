@@ -6,7 +6,7 @@ Shapes: `N` items, `Q` queries, `K` bits, `k` answers a query.
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,17 +16,28 @@ import pyarrow as pa
 from cmfah_hf.atomic import regular_target
 from cmfah_hf.errors import HashIndexError, QueryError
 from cmfah_hf.retrieval.base import METRICS, BaseHashIndex, Metric
-from cmfah_hf.retrieval.codes import as_array, check_bits, check_width, packed_codes, round_for_aqd, shortened
+from cmfah_hf.retrieval.codes import (
+    as_array,
+    check_bits,
+    check_count,
+    check_distance,
+    check_width,
+    packed_codes,
+    round_for_aqd,
+    shortened,
+)
 from cmfah_hf.retrieval.conditions import rows_allowed
+from cmfah_hf.retrieval.duplicates import duplicate_groups
 from cmfah_hf.retrieval.forks import renew_in_children
+from cmfah_hf.retrieval.radius import within_radius
 from cmfah_hf.retrieval.ranking import nearest
-from cmfah_hf.retrieval.results import SearchResults
+from cmfah_hf.retrieval.results import QueryResults, SearchResults
 from cmfah_hf.retrieval.searchers.base import Queries, Searcher
 from cmfah_hf.retrieval.storage.folder_records import FolderRecords
 from cmfah_hf.retrieval.storage.ids import IntegerIds, id_array, no_ids_left, reject_repeated
 from cmfah_hf.retrieval.storage.index_file import read_index, write_index
 from cmfah_hf.retrieval.storage.metadata import as_table
-from cmfah_hf.retrieval.storage.rows import Rows
+from cmfah_hf.retrieval.storage.rows import Rows, Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -145,20 +156,13 @@ class HashIndex(BaseHashIndex):
             held = self._rows.rows_of(wanted)
             self._rows.append(packed, wanted, table, instead_of=held[held >= 0])
 
-    def search(
-        self,
-        hash_values: Any,
-        k: int = 10,
-        metric: Metric = "hamming",
-        where: Any = None,
-        exact: bool = True,
-        probes: int = 32,
+    def _search(
+        self, hash_values: Any, k: int, metric: Metric, where: Any, exact: bool, probes: int, with_codes: bool = False
     ) -> SearchResults:
         if metric not in METRICS:
             raise QueryError(f"There is no ranking {shortened(metric)}; take one of {', '.join(METRICS)}.")
-        for name, number in (("k", k), ("probes", probes)):
-            if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
-                raise QueryError(f"{name} must be a whole number of at least 1, not {shortened(number)}.")
+        check_count("k", k)
+        check_count("probes", probes)
         searchers: Sequence[Searcher]
         if exact:
             now = self._rows.now
@@ -169,10 +173,8 @@ class HashIndex(BaseHashIndex):
         if not now.count:
             raise HashIndexError("The index is empty; add items before searching it.")
         queries = self._queries(hash_values, metric)
-        allowed, count = now.live, now.count
+        allowed, count = _allowed(now, where), now.count
         if where is not None:
-            allowed = rows_allowed(now.table, where)
-            allowed = allowed if now.live is None else allowed & now.live
             count = int(np.count_nonzero(allowed))
         elif k > count:
             logger.warning("k = %s exceeds the %d items of the index; all of them are returned.", shortened(k), count)
@@ -182,7 +184,29 @@ class HashIndex(BaseHashIndex):
         else:
             distances, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         scores = distances.astype(np.int32) if metric == "hamming" else 0.0 - distances
-        return SearchResults(now.ids.take(rows), scores, None if now.table is None else now.table.take(rows.ravel()))
+        metadata = None if now.table is None else now.table.take(rows.ravel())
+        codes = now.codes[rows] if with_codes else None
+        return SearchResults(now.ids.take(rows), scores, metadata, self.folders, codes=codes)
+
+    def search_radius(
+        self, hash_values: Any, radius: int, where: Any = None, limit: int = 1_000_000
+    ) -> list[QueryResults]:
+        radius, limit = check_distance("radius", radius, self._bits), check_count("limit", limit)
+        now = self._rows.now
+        if not now.count:
+            raise HashIndexError("The index is empty; add items before searching it.")
+        queries = self._queries(hash_values, "hamming")
+        found = within_radius(queries.packed, radius, now.codes, now.ids, _allowed(now, where), limit)
+        return [
+            QueryResults(
+                now.ids.take(rows), distances, None if now.table is None else now.table.take(rows), self.folders
+            )
+            for distances, rows in found
+        ]
+
+    def duplicates(self, bits: int = 3, advance: Callable[[float], None] | None = None) -> list[np.ndarray]:
+        codes, ids, _ = self._rows.now.live_rows()
+        return duplicate_groups(codes, ids, bits, advance)
 
     def optimize(self) -> None:
         """Builds the inverted lists for exact IVF search now (`[groups]` in docs/method.md).
@@ -292,6 +316,14 @@ class HashIndex(BaseHashIndex):
             raise HashIndexError("AQD ranks by the query's continuous codes, not by packed codes; give these.")
         check_width(values, self._bits, "The queries")
         return Queries.for_aqd(round_for_aqd(values))
+
+
+def _allowed(now: Snapshot, where: Any) -> np.ndarray | None:
+    """`(N,)` bool: the live rows that meet the condition. None if all rows do."""
+    if where is None:
+        return now.live
+    allowed = rows_allowed(now.table, where)
+    return allowed if now.live is None else allowed & now.live
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 from transformers.utils import logging as transformers_logging
 
-from cmfah_hf.data import load_image_text, resolve_data_path
-from cmfah_hf.data.images import decoding_off, describe_skipped, find_image_files, is_image_file
-from cmfah_hf.data.loading import is_data_set
+from cmfah_hf.data import resolve_data_path
+from cmfah_hf.data.images import describe_skipped, find_image_files, is_image_file
 from cmfah_hf.errors import DataError, HashIndexError, QueryError
 from cmfah_hf.retrieval.storage.metadata import as_table
 
@@ -26,11 +25,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A batch of items: images (encoded or not) or texts, an id for each, and a row of metadata for each, or None."""
+    """A batch of items: images (encoded or not) or texts, an id for each, and a row of metadata for each, or None.
+
+    A slice of it is a list of values with their names in errors, where the value itself is none.
+    """
 
     values: list[Any]
     ids: list[Any]
     metadata: pa.Table | None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, part: slice) -> list[tuple[Any, str | None]]:
+        named = zip(self.values[part], self.ids[part], strict=True)
+        return [(value, None if isinstance(value, (str, Path)) else str(item_id)) for value, item_id in named]
 
     def at(self, positions: list[int]) -> tuple[list[Any], pa.Table | None]:
         """Ids and metadata of some of the values."""
@@ -58,6 +67,8 @@ class Items:
         self._table: pa.Table | None = None
         self._is_data_set, self._own_ids = hasattr(source, "column_names"), False
         if self._is_data_set:
+            from cmfah_hf.data.images import decoding_off  # `datasets` takes long to import
+
             self._source = decoding_off(source)
             names = self._source.column_names
             self._kept = list(metadata or ())
@@ -68,9 +79,9 @@ class Items:
         else:
             self._source = list(source)
             self._table = None if metadata is None else as_table(metadata, len(self._source))
-        total = len(self._source) if hasattr(self._source, "__len__") else None
-        if ids is not None and total not in (None, len(ids)):
-            raise HashIndexError(f"{total} {what} came with {len(ids)} ids; give one id for each {what[:-1]}.")
+        self.total = len(self._source) if hasattr(self._source, "__len__") else None
+        if ids is not None and self.total not in (None, len(ids)):
+            raise HashIndexError(f"{self.total} {what} came with {len(ids)} ids; give one id for each {what[:-1]}.")
 
     def batches(self, batch_size: int, progress: bool, first: int) -> Iterator[Batch]:
         """The items in batches, with an optional progress bar. Items without ids are numbered from `first`."""
@@ -102,12 +113,16 @@ def batches_of(values: Iterable[Any], batch_size: int, title: str, progress: boo
     """Lists of up to `batch_size` values, with an optional progress bar."""
     if batch_size < 1:
         raise QueryError(f"batch_size is {batch_size}; give 1 or more.")
-    total = len(values) if isinstance(values, Sized) else None
     iterator = iter(values)
-    with transformers_logging.tqdm(total=total, desc=title, disable=not progress) as bar:
+    with progress_bar(len(values) if isinstance(values, Sized) else None, title, progress) as bar:
         while batch := list(islice(iterator, batch_size)):
             yield batch
             bar.update(len(batch))
+
+
+def progress_bar(total: int | None, title: str, shown: bool) -> Any:
+    """A progress bar of tqdm, with rate and time left; `total` is None if it is not known."""
+    return transformers_logging.tqdm(total=total, desc=title, disable=not shown, unit="")
 
 
 def values_of_source(
@@ -120,6 +135,9 @@ def values_of_source(
     skipped: MutableMapping[str, int] | None,
 ) -> Iterator[tuple[Any, list[str]]]:
     """The images or texts of a source with their ids, split by split; the arguments are those of `add_source`."""
+    from cmfah_hf.data import load_image_text
+    from cmfah_hf.data.loading import is_data_set
+
     path = resolve_data_path(source)
     images = None
     if what == "images" and is_image_file(path):

@@ -1,10 +1,10 @@
 """Unknown words of texts: outside the model's vocabulary and the expander's word graph."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cmfah_hf.models import CMFAHProcessor
-from cmfah_hf.models.tokenization_cmfah import split_words
 
 if TYPE_CHECKING:
     from cmfah_hf.expansion import GraphExpander
@@ -14,8 +14,16 @@ def unknown_words(text: str, processor: CMFAHProcessor, expander: "GraphExpander
     """The words of a text that neither the vocabulary nor the expander contains, in order, with repetitions."""
     known = set(processor.known_words(text))
     if expander is not None:  # one of its words may be several of the model's, as in Chinese
-        known |= {part for word in expander.graph.split(text) if expander.knows(word) for part in split_words(word)}
-    return [word for word in split_words(text) if word not in known]
+        known |= {part for word in expander.graph.split(text) if expander.knows(word) for part in processor.words(word)}
+    return [word for word in processor.words(text) if word not in known]
+
+
+def similar_words(texts: Iterable[str], processor: CMFAHProcessor) -> dict[str, list[str]]:
+    """The words of texts that are read as similar words of the vocabulary, each with these, in order.
+
+    Empty unless the processor's `unknown_words` is "similar".
+    """
+    return {word: read for text in texts for word, read in processor.readings(text) if read not in ([], [word])}
 
 
 @dataclass
@@ -39,7 +47,7 @@ class WordCoverage:
     ) -> None:
         """Counts one text; `expanded` is the same text as the model reads it."""
         self.texts += 1
-        self.words += len(split_words(text))
+        self.words += len(processor.words(text))
         self.unknown += len(unknown_words(text, processor, expander))
         self.without += not processor.has_known_tokens(expanded)
 

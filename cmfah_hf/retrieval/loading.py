@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
@@ -16,12 +16,14 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import is_offline_mode
 
 from cmfah_hf.documents import file_of
-from cmfah_hf.errors import CheckpointError, HubConnectionError, HubError, HubServerError
+from cmfah_hf.errors import CheckpointError, HashIndexError, HubConnectionError, HubError, HubServerError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.hub_access import hub_errors, hub_file
-from cmfah_hf.models import MODELS, CMFAHModel, CMFAHProcessor
+from cmfah_hf.models import MODELS, CMFAHModel, CMFAHProcessor, CMFAHTextModel
 from cmfah_hf.models.model_files import ModelFileError, hub_arguments, is_folder, pinned, read_object
 from cmfah_hf.models.model_files import find_file as model_file
+from cmfah_hf.retrieval.calibration import CALIBRATION_NAME, Calibration
+from cmfah_hf.retrieval.kept_fingerprints import kept_fingerprint, state_of_commit, state_of_folder
 
 logger = logging.getLogger(__name__)
 
@@ -33,25 +35,42 @@ _WAITS = (1, 2)
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
 
-def load_parts(
-    source: str, kwargs: dict[str, Any]
-) -> tuple[CMFAHModel, CMFAHProcessor, GraphExpander | None, dict[str, Any]]:
-    """The towers, their processor and their expander, from a folder or a Hub id; from the Hub, all of one commit.
+class Parts(NamedTuple):
+    """The parts of a trained model.
 
-    Also returns the keyword arguments of `from_pretrained` that lead to further files of the same commit. Whatever is
-    wrong is a `CheckpointError`.
+    Attributes:
+        model: Both towers, or only that of texts.
+        processor: Their processor.
+        expander: The graph that expands queries, or None.
+        kwargs: The keyword arguments of `from_pretrained` that lead to further files of the same commit.
+        state: The state of the files, by which the fingerprint is kept; None if more than the files decided the model.
+        fingerprint: The kept fingerprint, or None.
     """
+
+    model: CMFAHModel | CMFAHTextModel
+    processor: CMFAHProcessor
+    expander: GraphExpander | None
+    kwargs: dict[str, Any]
+    state: str | None
+    fingerprint: str | None
+
+
+def load_parts(source: str, kwargs: dict[str, Any], texts_only: bool = False) -> Parts:
+    """The parts of a trained model, from a folder or a Hub id; from the Hub, all of one commit.
+
+    With `texts_only`, only the tower of texts is loaded, if the fingerprint of the whole is kept. Whatever is wrong is
+    a `CheckpointError`.
+    """
+    is_plain = kwargs.keys() <= {"trust_remote_code", *_HUB_OPTIONS}
     kwargs = check_source(source, kwargs)
     config_file = find_file(source, CONFIG_NAME, kwargs)
     if config_file is None:
         raise _without_config(source, "a folder" if is_folder(source) else "a repository")
     kwargs |= pinned(source, config_file, hub_arguments(kwargs))
-    model, report = _load(_towers_class(config_file), source, {**kwargs, "output_loading_info": True})
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise CheckpointError(
-            f"{source}: {len(missing)} of the model's tensors are missing, {missing[0]!r} first; save it again."
-        )
+    state = _state(source, config_file, kwargs) if is_plain else None
+    fingerprint = None if state is None else kept_fingerprint(state)
+    both = _towers_class(config_file)
+    model = _load_complete(both.text_model_class if texts_only and fingerprint else both, source, kwargs)
     processor = _load(CMFAHProcessor, source, kwargs)
     try:
         processor.check_model(model.config)
@@ -62,7 +81,46 @@ def load_parts(
         for end in ("json", "safetensors"):
             find_file(source, f"knowledge.{end}", kwargs)
     folder = next((path.parent for path in found if path is not None), None)
-    return model, processor, GraphExpander.load(folder) if folder is not None else None, kwargs
+    expander = GraphExpander.load(folder) if folder is not None else None
+    if state is not None and state != _state(source, config_file, kwargs):  # changed while they were read
+        state = fingerprint = None
+    return Parts(model, processor, expander, kwargs, state, fingerprint)
+
+
+def _state(source: str, config_file: Path, kwargs: dict[str, Any]) -> str | None:
+    """The state of the files of a model, by which its fingerprint is kept; None if it is not known."""
+    if is_folder(source):
+        return state_of_folder(config_file.parent.resolve())
+    commit = kwargs.get("revision")
+    return None if commit is None else state_of_commit(f"{source}/{kwargs.get('subfolder') or ''}", commit)
+
+
+def _load_complete(kind: Any, source: str, kwargs: dict[str, Any]) -> Any:
+    """A model of which no tensor is missing."""
+    model, report = _load(kind, source, {**kwargs, "output_loading_info": True})
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"{source}: {len(missing)} of the model's tensors are missing, {missing[0]!r} first; save it again."
+        )
+    return model
+
+
+def find_indexes(source: str, kwargs: dict[str, Any]) -> dict[str, Path]:
+    """The index files of a model, by `images` and `texts`; `HashIndexError` if it has none."""
+    found = {"images": find_file(source, IMAGES_INDEX, kwargs), "texts": find_file(source, TEXTS_INDEX, kwargs)}
+    paths = {name: path for name, path in found.items() if path is not None}
+    if not paths:
+        raise HashIndexError(
+            f"{source}: no index came with it ({IMAGES_INDEX}, {TEXTS_INDEX}); make one with `cmfah index`."
+        )
+    return paths
+
+
+def load_calibration(source: str, kwargs: dict[str, Any]) -> Calibration | None:
+    """The calibration of a model, if it has one; `CheckpointError` if that is damaged."""
+    path = find_file(source, CALIBRATION_NAME, kwargs)
+    return None if path is None else Calibration.load(path)
 
 
 def check_source(source: str, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +139,7 @@ def check_source(source: str, kwargs: dict[str, Any]) -> dict[str, Any]:
             return kwargs
         raise CheckpointError(
             f"{source}: no such folder, and no copy of such a model in the cache; offline the Hub is not asked. "
-            "Check the name, or go online."
+            "Check the name, go online, or give a folder."
         )
     try:
         _ask_hub(source, hf_hub_url(source, name, revision=revision), kwargs.get("token"))

@@ -76,22 +76,29 @@ def query_values(
     return text_weight * text_QK + image_weight * image_QK
 
 
+def have_text(text: Any, terms: Any) -> bool:
+    """Whether a text is among what queries look for; otherwise they have images only."""
+    if terms is None:
+        return text is not None
+    return any(term.text is not None and term.weight > 0 for query in _as_queries(terms) for term in query)
+
+
 def _values_of_terms(retriever: Encoder, queries: list[list[Term]], image_weight: float) -> np.ndarray:
     """The continuous codes `(Q, K)` of queries of several terms, all texts and all images encoded together."""
     queries = [_with_known_terms(terms, retriever) for terms in queries]
     texts = [term.text for terms in queries for term in terms if term.text is not None]
     images = [term.image for terms in queries for term in terms if term.text is None]
     text_values, image_values = iter(retriever.encode_texts(texts)), iter(retriever.encode_images(images))
-    return np.stack(
-        [
-            _combined([next(image_values if term.text is None else text_values) for term in terms], terms, image_weight)
-            for terms in queries
-        ]
-    )
+    values = [[next(image_values if term.text is None else text_values) for term in terms] for terms in queries]
+    return np.stack([combined_values(own, terms, image_weight) for own, terms in zip(values, queries, strict=True)])
 
 
-def _combined(values: Sequence[np.ndarray], terms: Sequence[Term], image_weight: float) -> np.ndarray:
-    """The continuous code `(K,)` of a query, from those of its terms (`[terms]`)."""
+def combined_values(values: Sequence[np.ndarray], terms: Sequence[Term], image_weight: float) -> np.ndarray:
+    """The continuous code `(K,)` of a query, from those of its terms (`[terms]`).
+
+    Raises:
+        QueryError: If the terms cancel out.
+    """
     weights = [term.weight for term in terms]
     if len({term.text is None for term in terms}) == 2:
         shares = [image_weight if term.text is None else 1 - image_weight for term in terms]

@@ -50,7 +50,7 @@ def nearest(
     def attempt(asked: Queries) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         found = _proposed(asked, depth, wanted, searchers)
         found_distances = found.distances if allowed is None else np.where(allowed[found.rows], found.distances, np.inf)
-        own_distances, own_rows = _first(k, found_distances, found.rows, ids)
+        own_distances, own_rows = first(k, found_distances, found.rows, ids)
         return own_distances, own_rows, own_distances[:, -1] < found.bounds
 
     group = max(1, _UNPACKED // (depth * codes.shape[1] * 8))
@@ -103,7 +103,7 @@ def _proposed(queries: Queries, depth: int, wanted: int, searchers: Sequence[Sea
     )
 
 
-def _first(k: int, distances: np.ndarray, rows: np.ndarray, ids: Ids) -> tuple[np.ndarray, np.ndarray]:
+def first(k: int, distances: np.ndarray, rows: np.ndarray, ids: Ids) -> tuple[np.ndarray, np.ndarray]:
     """Distances and rows of the first `k` of each row of candidates, in the canonical order."""
     if not isinstance(ids, IntegerIds):
         order = _order(k, distances, rows, ids)
@@ -146,6 +146,6 @@ def _all_scored(
         )
         near_rows = near if rows is None else rows[near]
         distances_out[query], rows_out[query] = (
-            part[0] for part in _first(k, distances[None, near], near_rows[None], ids)
+            part[0] for part in first(k, distances[None, near], near_rows[None], ids)
         )
     return distances_out, rows_out

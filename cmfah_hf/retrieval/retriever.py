@@ -4,34 +4,38 @@ Shape suffixes: N items, Q queries, K hash bits.
 """
 
 import logging
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 
-from cmfah_hf.data.images import decode_image
-from cmfah_hf.errors import DataError, HashIndexError, ImageError, QueryError
+from cmfah_hf.errors import DataError, QueryError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval.base import BaseHashIndex, Metric
-from cmfah_hf.retrieval.fingerprint import check_same_model, fingerprint_of, state_of
+from cmfah_hf.retrieval.calibration import Calibration
+from cmfah_hf.retrieval.encoder import ImageTextEncoder
+from cmfah_hf.retrieval.fingerprint import check_same_model
+from cmfah_hf.retrieval.image_options import ImageOptions
 from cmfah_hf.retrieval.index import HashIndex
-from cmfah_hf.retrieval.items import Items, batches_of, values_of_source
-from cmfah_hf.retrieval.known_words import unknown_words
-from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX, find_file, load_parts
-from cmfah_hf.retrieval.queries import query_values
+from cmfah_hf.retrieval.items import Items, values_of_source
+from cmfah_hf.retrieval.loading import find_indexes, load_calibration, load_parts
+from cmfah_hf.retrieval.preparation import read_if_sound
+from cmfah_hf.retrieval.probabilities import check_min_score, with_probabilities
+from cmfah_hf.retrieval.queries import have_text, query_values
 from cmfah_hf.retrieval.results import SearchResults
-from cmfah_hf.retrieval.terms import Term, checked_texts
+from cmfah_hf.retrieval.terms import Term
 
 logger = logging.getLogger(__name__)
 
 Modality = Literal["images", "texts"]
 
 
-class CrossMediaRetriever:
+class CrossMediaRetriever(ImageTextEncoder):
     """Encodes images and texts separately, and finds the nearest of those that were added.
+
+    Its codes are those of `ImageTextEncoder`, whose methods it has.
 
     Args:
         model: The towers.
@@ -39,7 +43,11 @@ class CrossMediaRetriever:
         expander: The graph that expanded the model's training texts; it expands queries too.
         device: The device to encode on. None: an accelerator if there is one.
         any_model: Accept indexes whose codes another model made, by their fingerprint. Only for codes that are known
-            to fit, such as those of the same weights in another precision.
+            to fit, such as those of the same weights in another precision. Likewise for a calibration.
+        image_options: Options of reading and encoding images.
+
+    Attributes:
+        calibration: The maps from scores to probabilities; None without one. That of another model is not used.
 
     Example:
 
@@ -59,14 +67,12 @@ class CrossMediaRetriever:
         expander: GraphExpander | None = None,
         device: str | torch.device | None = None,
         any_model: bool = False,
+        image_options: ImageOptions | None = None,
     ):
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        self.model = model.to(device or accelerator or "cpu").eval()
-        self.processor = processor
-        self.expander = expander
+        super().__init__(model, processor, expander, device, image_options)
         self.any_model = any_model
+        self.calibration: Calibration | None = None
         self._indexes: dict[Modality, BaseHashIndex] = {}
-        self._fingerprint: tuple[tuple, str] | None = None
 
     @classmethod
     def from_pretrained(
@@ -75,6 +81,9 @@ class CrossMediaRetriever:
         device: str | torch.device | None = None,
         index: bool = False,
         any_model: bool = False,
+        calibration: bool = True,
+        image_options: ImageOptions | None = None,
+        texts_only: bool = False,
         **kwargs: Any,
     ) -> "CrossMediaRetriever":
         """Loads the output folder of a training run, or what was pushed to the Hub from there.
@@ -83,39 +92,27 @@ class CrossMediaRetriever:
             repo_or_folder: A folder or a Hub id.
             device: As for the class.
             index: Also load the indexes that were pushed with the model (`images.index`, `texts.index`).
-            any_model: As for the class.
+            any_model, image_options: As for the class.
+            calibration: Also load the calibration, if the model has one (`calibration.json`).
+            texts_only: Only texts will be encoded. Once the fingerprint of the files is known from an earlier
+                loading, the tower of images is left out, which takes less time and memory.
             **kwargs: For `from_pretrained`, such as `revision`, `token` or `dtype`.
 
         Raises:
-            CheckpointError: If the folder holds no model of this package or a part is missing, or the Hub has no such
-                model or cannot be reached.
+            CheckpointError: If the folder holds no model of this package, a part is missing or damaged, or the Hub has
+                no such model or cannot be reached.
             HashIndexError: If `index` is set and there is no index, or it is damaged, of another width, or of another
                 model.
         """
         source = str(repo_or_folder)
-        model, processor, expander, kwargs = load_parts(source, kwargs)
-        retriever = cls(model, processor, expander, device, any_model)
-        if index:
-            retriever._load_indexes(source, kwargs)
+        parts = load_parts(source, kwargs, texts_only)
+        model = cast(CMFAHModel, parts.model)  # of texts only, it encodes these in the same way
+        retriever = cls(model, parts.processor, parts.expander, device, any_model, image_options)
+        retriever._fingerprint.know(parts.state, parts.fingerprint, model, parts.processor, parts.expander)
+        retriever.calibration = load_calibration(source, parts.kwargs) if calibration else None
+        for name, path in find_indexes(source, parts.kwargs).items() if index else ():
+            setattr(retriever, name, retriever.load_index(path, mmap=True))
         return retriever
-
-    def _load_indexes(self, source: str, kwargs: dict[str, Any]) -> None:
-        paths = {"images": find_file(source, IMAGES_INDEX, kwargs), "texts": find_file(source, TEXTS_INDEX, kwargs)}
-        if not any(paths.values()):
-            raise HashIndexError(
-                f"{source}: no index came with it ({IMAGES_INDEX}, {TEXTS_INDEX}); make one with `cmfah index`."
-            )
-        for name, path in paths.items():
-            if path is not None:
-                setattr(self, name, self.load_index(path, mmap=True))
-
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprint of this model, stored in every index that is filled here. Computed when first used."""
-        state = state_of(self.model, self.processor, self.expander)
-        if self._fingerprint is None or self._fingerprint[0] != state:
-            self._fingerprint = state, fingerprint_of(self.model, self.processor, self.expander)
-        return self._fingerprint[1]
 
     @property
     def images(self) -> HashIndex:
@@ -162,73 +159,6 @@ class CrossMediaRetriever:
             check_same_model(index.model, self.fingerprint, name)
         return index
 
-    def expand(self, texts: Sequence[str]) -> list[str]:
-        """The texts as the model was trained to read them: with the words that the graph adds."""
-        texts = checked_texts(texts)
-        return [" ".join(self.expander.expand(text)) for text in texts] if self.expander else texts
-
-    def ignored_words(self, text: str | Sequence[str]) -> list[str]:
-        """The words of texts that a search ignores, because neither the vocabulary nor the expander has them.
-
-        Each word is listed once, in the order of the text.
-        """
-        texts = checked_texts([text] if isinstance(text, str) else text)
-        return list(dict.fromkeys(word for own in texts for word in unknown_words(own, self.processor, self.expander)))
-
-    @torch.inference_mode()
-    def encode_images(self, images: Iterable[Any], batch_size: int = 32, progress: bool = False) -> np.ndarray:
-        """Continuous codes `(N, K)` in (-1, 1), float32, of images (the unimodal view).
-
-        Args:
-            images: Paths, bytes, open files or Pillow images.
-            batch_size: Images encoded at once.
-            progress: Show a progress bar.
-
-        Raises:
-            ImageError: If an image cannot be read; the error names it.
-        """
-        parts = [self._no_codes()]
-        for batch in batches_of(images, batch_size, "Images", progress):
-            inputs = self.processor(images=[decode_image(image) for image in batch], return_tensors="pt")
-            parts.append(_as_array(self.model.get_image_hash(inputs["pixel_values"].to(self.model.device))))
-        return np.concatenate(parts)
-
-    @torch.inference_mode()
-    def encode_texts(self, texts: Iterable[str], batch_size: int = 256, progress: bool = False) -> np.ndarray:
-        """Continuous codes `(N, K)` in (-1, 1), float32, of texts (the unimodal view).
-
-        A text without a known word gets the code of the empty text.
-
-        Args:
-            texts: Strings, without the words that the graph adds.
-            batch_size: Texts encoded at once.
-            progress: Show a progress bar.
-        """
-        parts = [self._no_codes()]
-        for batch in batches_of(texts, batch_size, "Texts", progress):
-            inputs = self.processor(text=self.expand(batch), return_tensors="pt").to(self.model.device)
-            parts.append(_as_array(self.model.get_text_hash(inputs["input_ids"], inputs["attention_mask"])))
-        return np.concatenate(parts)
-
-    @torch.inference_mode()
-    def encode_pairs(
-        self, images: Iterable[Any], texts: Iterable[str], batch_size: int = 32, progress: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Continuous codes of image-text pairs, each `(N, K)`, where each side sees the other (the cross-modal view).
-
-        Only for `protocol="paired"`: a query that is encoded with its partner knows the answer.
-        """
-        image_parts, text_parts = [self._no_codes()], [self._no_codes()]
-        for batch in batches_of(zip(images, texts, strict=True), batch_size, "Pairs", progress):
-            own_images, own_texts = zip(*batch, strict=True)
-            inputs = self.processor(
-                images=[decode_image(image) for image in own_images], text=self.expand(own_texts), return_tensors="pt"
-            ).to(self.model.device)
-            outputs = self.model(**inputs)
-            image_parts.append(_as_array(outputs.image_hash))
-            text_parts.append(_as_array(outputs.text_hash))
-        return np.concatenate(image_parts), np.concatenate(text_parts)
-
     def add_images(
         self,
         images: Any,
@@ -262,18 +192,15 @@ class CrossMediaRetriever:
                 ids = [str(image) for image in images]
         left_out: list[str] = []
         items = Items(images, column, ids, metadata, "images")
-        for batch in items.batches(batch_size, progress, self.images.next_id):
-            readable, positions = [], []
-            for position, image in enumerate(batch.values):
-                try:
-                    name = None if isinstance(image, (str, Path)) else str(batch.ids[position])
-                    readable.append(decode_image(image, name))
-                    positions.append(position)
-                except ImageError as error:
+        batches = items.batches(batch_size, False, self.images.next_id)
+        with self.prepare(batches, read_if_sound, items.total, progress) as prepared:
+            for batch in prepared:
+                readable = [position for position, error in enumerate(batch.notes) if error is None]
+                for error in filter(None, batch.notes):
                     logger.warning("Left out: %s", error)
                     left_out.append(str(error))
-            if readable:
-                self.images.add(self.encode_images(readable, batch_size), *batch.at(positions))
+                if readable:
+                    self.images.add(self.encode_pixels(batch.pixel_values), *batch.items.at(readable))
         return left_out
 
     def add_texts(
@@ -359,6 +286,8 @@ class CrossMediaRetriever:
         exact: bool = True,
         image_weight: float = 0.5,
         terms: Sequence[Term] | Sequence[Sequence[Term]] | None = None,
+        unique: int | None = None,
+        min_score: float | None = None,
     ) -> SearchResults:
         """The nearest items of one or several queries: texts, images, or mixtures of both.
 
@@ -373,22 +302,23 @@ class CrossMediaRetriever:
             exact: False: search only the codes near the query, as `HashIndex.search` does.
             image_weight: `w` of a mixed query, whose continuous codes are `w z_image + (1 - w) z_text`.
             terms: In place of `text` and `image`, one query of several weighted terms, or a list of such (`[terms]`).
+            unique: Fold near-duplicates, as `HashIndex.search` does.
+            min_score: Keep only answers with a probability of at least this, 0 to 1, which may be none. It needs a
+                calibration. The probabilities of a mixed query are those of a text with its direction.
 
         Raises:
-            QueryError: If there is nothing to search with, the numbers of texts and images differ, the weight is not in
-                0..1, the model knows no word of a text (or of all texts of `terms`), or terms cancel out.
+            QueryError: If there is nothing to search with, the numbers of texts and images differ, the weight or
+                `min_score` is not in 0..1, the model knows no word of a text (or of all texts of `terms`), terms cancel
+                out, or the model has no calibration for `min_score`.
             ImageError: If an image cannot be read.
             HashIndexError: If the index is empty.
         """
         if target not in (None, "images", "texts"):
             raise QueryError(f"target is {target!r}; choose 'images' or 'texts'.")
+        finds_texts = target == "texts" or (target is None and not len(self.images))
+        way = f"{'t' if have_text(text, terms) else 'i'}2{'t' if finds_texts else 'i'}"
+        check_min_score(self, min_score, metric, way)
         hash_values_QK = query_values(self, text, image, image_weight, terms)
-        index = self.texts if target == "texts" or (target is None and not len(self.images)) else self.images
-        return index.search(hash_values_QK, k=k, metric=metric, where=where, exact=exact)
-
-    def _no_codes(self) -> np.ndarray:
-        return np.empty((0, self.model.config.hash_bits), np.float32)
-
-
-def _as_array(hash_values: torch.Tensor) -> np.ndarray:
-    return hash_values.float().cpu().numpy()
+        index = self.texts if finds_texts else self.images
+        results = index.search(hash_values_QK, k=k, metric=metric, where=where, exact=exact, unique=unique)
+        return with_probabilities(self, results, hash_values_QK, metric, way, len(index), min_score)

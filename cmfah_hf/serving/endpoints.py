@@ -90,7 +90,7 @@ class Endpoints:
             terms, images = [_term(term, images) for term in asked.terms], []
         found = await self.workers.run(
             self.served.search, asked.text, images, asked.k, asked.target, asked.metric, asked.where, asked.exact,
-            asked.image_weight, terms,
+            asked.image_weight, terms, asked.unique, asked.min_score,
         )  # fmt: skip
         return JsonReply(_reply(found, asked.metric, asked.paths))
 
@@ -135,12 +135,13 @@ class Endpoints:
 
 def _reply(found: Found, metric: str, with_paths: bool) -> dict[str, Any]:
     table = found.results.metadata
-    fields = {"id", "score", "metadata"} | ({"path"} if with_paths else set())
+    fields = {"id", "score", "metadata", "probability", "folded"} | ({"path"} if with_paths else set())
     answers = [[{name: hit[name] for name in hit if name in fields} for hit in own.hits()] for own in found.results]
     return {
         "metric": metric,
         "target": found.target,
         "ignored_words": found.ignored_words,
+        "similar_words": found.similar_words,
         "columns": [] if table is None else table.column_names,
         "answers": _plain(answers),
     }

@@ -34,6 +34,8 @@ class SearchRequest(_Request):
     target: Target | None = Field(None, description="The index. Default: images if there are any, else texts.")
     where: list[str] = Field([], description="Conditions such as 'year=2024', all of which must hold.")
     exact: bool = Field(True, description="False: search only near the query.")
+    unique: int | None = Field(None, ge=0, description="Fold answers within so many bits of a better one.")
+    min_score: float | None = Field(None, ge=0, le=1, description="The least probability of an answer.")
     paths: bool = Field(False, description="Whether to give the path of each image on the server.")
 
 
@@ -69,6 +71,8 @@ class Hit(BaseModel):
     score: float = Field(description="AQD: larger is nearer. Hamming: smaller is nearer.")
     metadata: dict[str, Any]
     path: str | None = Field(None, description="The image's path on the server, if it was asked for.")
+    probability: float | None = Field(None, description="That it is relevant, if the model has a calibration.")
+    folded: list[ItemId] | None = Field(None, description="With unique: its near-duplicates.")
 
 
 class SearchReply(BaseModel):
@@ -77,6 +81,7 @@ class SearchReply(BaseModel):
     metric: str
     target: Target
     ignored_words: list[str] = Field(description="Words that the model does not know.")
+    similar_words: dict[str, list[str]] = Field(description="Words that it does not know, and those read instead.")
     columns: list[str] = Field(description="The columns of the metadata, in their order.")
     answers: list[list[Hit]] = Field(description="The answers to each query.")
 

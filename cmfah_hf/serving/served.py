@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from cmfah_hf.atomic import regular_target
 from cmfah_hf.errors import CMFAHError, HashIndexError
 from cmfah_hf.retrieval.base import Metric
-from cmfah_hf.retrieval.conditions import parse_conditions
 from cmfah_hf.retrieval.folders.changes import FolderChanges
 from cmfah_hf.retrieval.folders.contents import remove_from
 from cmfah_hf.retrieval.folders.model import ModelOnDemand
 from cmfah_hf.retrieval.folders.roots import FolderRequest
 from cmfah_hf.retrieval.folders.update import UpdateOptions, update_folders, updating
 from cmfah_hf.retrieval.index import HashIndex
-from cmfah_hf.retrieval.queries import query_values
+from cmfah_hf.retrieval.known_words import similar_words
 from cmfah_hf.retrieval.results import SearchResults
 from cmfah_hf.retrieval.retriever import CrossMediaRetriever, Modality
 from cmfah_hf.retrieval.storage.folder_records import FolderRecords
@@ -56,11 +56,13 @@ class Found:
         results: The answers to each query.
         target: The index that was searched.
         ignored_words: Words that the model does not know.
+        similar_words: Words that it does not know, and those that it reads instead.
     """
 
     results: SearchResults
     target: Modality
     ignored_words: list[str]
+    similar_words: dict[str, list[str]]
 
 
 class ServedRetriever:
@@ -129,6 +131,8 @@ class ServedRetriever:
         exact: bool = True,
         image_weight: float = 0.5,
         terms: Sequence[Term] | None = None,
+        unique: int | None = None,
+        min_score: float | None = None,
     ) -> Found:
         """The nearest items of queries, as `CrossMediaRetriever.search` finds them.
 
@@ -148,15 +152,15 @@ class ServedRetriever:
         if terms is not None:
             texts += [term.text for term in terms if term.text is not None]
             terms = [term if term.image is None else replace(term, image=decode_upload(term.image)) for term in terms]
-        with self._tokenizing if texts else nullcontext():
-            values_QK = query_values(self.retriever, text, decoded, image_weight, terms)
-            ignored = self.retriever.ignored_words(texts)
         if target is None:
             target = "images" if len(self.retriever.images) else "texts"
-        index = self.index(target)
-        conditions = parse_conditions(where, index.metadata) if where else None
-        results = index.search(values_QK, k=k, metric=metric, where=conditions, exact=exact)
-        return Found(results, target, ignored)
+        with self._tokenizing if texts else nullcontext():
+            results = self.retriever.search(
+                text, decoded, k, target, metric, where or None, exact, image_weight, terms, unique, min_score
+            )
+            ignored = self.retriever.ignored_words(texts)
+            similar = similar_words(texts, self.retriever.processor)
+        return Found(results, target, ignored, similar)
 
     def add_texts(
         self, texts: Sequence[str], ids: Sequence[Any], metadata: Mapping[str, Sequence[Any]] | None, replace_same: bool
@@ -297,16 +301,17 @@ class ServedRetriever:
 
 
 class _InterruptibleRetriever(CrossMediaRetriever):
-    """The model of another retriever, with indexes of its own, that encodes nothing once an event is set."""
+    """The model of another retriever, with indexes of its own, that encodes no image once an event is set."""
 
     def __init__(self, other: CrossMediaRetriever, stopping: threading.Event):
-        super().__init__(other.model, other.processor, other.expander, other.model.device, other.any_model)
+        device = other.model.device
+        super().__init__(other.model, other.processor, other.expander, device, other.any_model, other.image_options)
         self._stopping = stopping
 
-    def encode_images(self, images: Any, batch_size: int = 32, progress: bool = False) -> np.ndarray:
+    def encode_pixels(self, pixel_values: torch.Tensor) -> np.ndarray:
         if self._stopping.is_set():
             raise StoppedError("The server stops; what was encoded is saved.")
-        return super().encode_images(images, batch_size, progress)
+        return super().encode_pixels(pixel_values)
 
 
 def _by_pixels(images: Sequence[Image.Image], most: int) -> Iterator[list[Image.Image]]:

@@ -1,6 +1,7 @@
 """The Gradio page: four tabs over the engine, and API endpoints for programs."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -14,12 +15,50 @@ from cmfah_hf.space.page import DEFAULT_K, Page
 from cmfah_hf.space.settings import LONGEST_QUERY, MOST_RESULTS
 from cmfah_hf.space.uploads import FORMATS, MAX_BYTES, MAX_PIXELS, Uploads, read_upload
 
-# Events replace answers and regions, so the listeners are on their containers.
+# Events replace answers, dialogs and regions, so the listeners are on their containers.
 _ANSWER_JS = """
 element.addEventListener('click', event => {
   const card = event.target.closest('[data-id]');
   if (card) trigger('click', {id: card.dataset.id});
 });
+"""
+_VIEW_JS = """
+let pressed = null;
+const shown = () => element.querySelector('dialog');
+const cards = () => [...document.querySelectorAll('#answer section:first-of-type .cm-card')];
+const act = action => {
+  const id = shown().dataset.id;
+  if (action === 'why') trigger('why', {id});
+  if (action === 'why' || action === 'close') { pressed = null; shown().close(); return; }
+  const place = cards().findIndex(card => card.dataset.id === id) + (action === 'next' ? 1 : -1);
+  const card = cards()[place];
+  if (!card) return;
+  pressed = action;
+  trigger('click', {id: card.dataset.id});
+};
+watch('value', () => {
+  const dialog = shown();
+  if (!dialog || dialog.open) return;
+  const place = cards().findIndex(card => card.dataset.id === dialog.dataset.id);
+  dialog.querySelector('[data-do=previous]').disabled = place <= 0;
+  dialog.querySelector('[data-do=next]').disabled = place < 0 || place === cards().length - 1;
+  dialog.showModal();
+  const again = pressed && dialog.querySelector(`[data-do=${pressed}]:enabled`);
+  (again || dialog.querySelector('[data-do=close]')).focus();
+});
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-do]');
+  if (button) act(button.dataset.do);
+  else if (event.target === shown()) act('close');  // beside the image
+});
+element.addEventListener('keydown', event => {
+  const action = {ArrowLeft: 'previous', ArrowRight: 'next'}[event.key];
+  if (action && shown()?.open) act(action);
+});
+element.addEventListener('close', event => {
+  const card = cards().find(card => card.dataset.id === event.target.dataset.id);
+  if (card) card.focus();
+}, true);
 """
 _REGIONS_JS = """
 element.addEventListener('click', event => {
@@ -68,15 +107,24 @@ def build_app(loader: EngineLoader, uploads: Uploads) -> gr.Blocks:
                 _codes_tab(page, codes_tab)
             with gr.Tab("Quality", id="quality"):
                 figures = gr.HTML(html.note(_WAIT))
-        answer, asked, words, examples = search
         image, why_words, looked = why
-        answer.click(
-            page.open_why, asked, [tabs, image, why_words], api_visibility="private", show_progress="hidden"
+        search.view.why(
+            page.open_why, search.asked, [tabs, image, why_words], api_visibility="private", show_progress="hidden"
         ).then(*looked, api_visibility="private")
         app.load(
             page.begin,
             None,
-            [status, answer, asked, words, examples, image, why_words, figures],
+            [
+                status,
+                search.answer,
+                search.asked,
+                search.words,
+                search.examples,
+                search.least,
+                image,
+                why_words,
+                figures,
+            ],
             api_visibility="private",
             show_progress="hidden",
         ).success(*looked, api_visibility="private", show_progress="hidden")
@@ -85,38 +133,69 @@ def build_app(loader: EngineLoader, uploads: Uploads) -> gr.Blocks:
     return app
 
 
-def _search_tab(page: Page, uploads: Uploads) -> tuple[gr.HTML, gr.State, gr.Textbox, gr.Dataset]:
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=3, min_width=280):
-            words = gr.Textbox(
-                label="Words", placeholder="what the images show", max_length=LONGEST_QUERY, elem_id="words"
-            )
-            examples = gr.Dataset(
-                components=[gr.Textbox(visible=False)], samples=[], label="For example", visible=False, type="index"
-            )
-            with gr.Row():
-                count = gr.Slider(1, MOST_RESULTS, value=DEFAULT_K, step=1, label="Answers", min_width=140)
-                button = gr.Button("Search", variant="primary", elem_id="search-words", min_width=120)
-        with gr.Column(scale=2, min_width=260):
+@dataclass(frozen=True)
+class _SearchTab:
+    """The components of the search tab that other parts of the page use."""
+
+    words: gr.Textbox
+    examples: gr.Dataset
+    least: gr.Slider
+    answer: gr.HTML
+    asked: gr.State
+    view: gr.HTML
+
+
+def _search_tab(page: Page, uploads: Uploads) -> _SearchTab:
+    with gr.Row(equal_height=True, elem_id="query"):
+        words = gr.Textbox(
+            label="Words",
+            placeholder="what the images show",
+            max_length=LONGEST_QUERY,
+            elem_id="words",
+            scale=4,
+            min_width=200,
+        )
+        button = gr.Button("Search", variant="primary", elem_id="search-words", scale=1, min_width=90)
+    examples = gr.Dataset(
+        components=[gr.Textbox(visible=False)],
+        samples=[],
+        label="Examples",
+        show_label=False,
+        visible=False,
+        type="index",
+        elem_id="examples",
+    )
+    with gr.Row(equal_height=False, elem_id="panels"):
+        with gr.Accordion("By image", open=False, elem_id="image-panel") as panel:
             image = gr.Image(
-                label="Or an image",
-                sources=["upload", "clipboard"],
-                type="pil",
-                height=200,
-                elem_id="image",
-                buttons=[],
+                label="Image", sources=["upload", "clipboard"], type="pil", height=200, elem_id="image", buttons=[]
             )
             with_image = gr.Button("Search with the image", elem_id="search-image")
             gr.HTML(html.note(_UPLOADS))
+        with gr.Accordion("Settings", open=False, elem_id="settings-panel"):
+            avoid = gr.Textbox(
+                label="Not", placeholder="what they should not show", max_length=LONGEST_QUERY, elem_id="avoid"
+            )
+            count = gr.Slider(1, MOST_RESULTS, value=DEFAULT_K, step=1, label="Answers", elem_id="count")
+            least = gr.Slider(
+                0, 0.95, value=0, step=0.05, label="Least probability of an answer", visible=False, elem_id="least"
+            )
+            compare = gr.Checkbox(label="Also by Hamming distance, side by side", elem_id="compare")
     _guard(image, uploads)
     answer = gr.HTML(html.note(_WAIT), js_on_load=_ANSWER_JS, elem_id="answer")
-    asked = gr.State("")
-    by_words: dict[str, Any] = {"inputs": [words, count], "outputs": [answer, asked], "api_visibility": "private"}
+    view = gr.HTML(js_on_load=_VIEW_JS, elem_id="view")
+    asked = gr.State(None)
+    how = [avoid, count, least, compare]
+    private: dict[str, Any] = {"api_visibility": "private"}
+    quiet = private | {"show_progress": "hidden"}
+    by_words = {"inputs": [words, *how], "outputs": [answer, asked], **private}
     gr.on([words.submit, button.click], page.answer_words, **by_words)
-    examples.click(page.choose_example, examples, words, api_visibility="private", show_progress="hidden").then(
-        page.answer_words, **by_words
-    )
-    gr.on([image.input, with_image.click], page.answer_image, [image, count], [answer, asked], api_visibility="private")
+    examples.click(page.choose_example, examples, words, **quiet).then(page.answer_words, **by_words)
+    gr.on([image.input, with_image.click], page.answer_image, [image, *how], [answer, asked, panel], **private)
+    # Of the many changes of a slider that is moved, by mouse or keys, the last one counts.
+    again = [avoid.submit, count.change, least.change, compare.input]
+    gr.on(again, page.answer_again, [asked, *how], answer, trigger_mode="always_last", **quiet)
+    gr.on([answer.click, view.click], page.open_image, None, view, **quiet)
     # The API endpoint: the same inputs, plain values as output.
     gr.Button(visible=False).click(
         page.api_search_image,
@@ -125,7 +204,7 @@ def _search_tab(page: Page, uploads: Uploads) -> tuple[gr.HTML, gr.State, gr.Tex
         api_name="search_image",
         api_description="Find the images and texts nearest to an image, by both distances.",
     )
-    return answer, asked, words, examples
+    return _SearchTab(words, examples, least, answer, asked, view)
 
 
 def _why_tab(page: Page) -> tuple[gr.Dropdown, gr.Textbox, tuple[Callable, list[Any], list[Any]]]:

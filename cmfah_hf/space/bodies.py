@@ -36,6 +36,7 @@ class Bodies:
             gr.Dropdown: _text,
             gr.Radio: _text,
             gr.Slider: _number,
+            gr.Checkbox: _flag,
             gr.Dataset: _row,
             Api: _scalar,
         }
@@ -75,6 +76,9 @@ class Bodies:
 
     def _call(self, function: Any, given: dict[str, Any]) -> dict[str, Any]:
         values = given.get("data")
+        if isinstance(values, list):  # a program may leave out what has a default value
+            missing = function.inputs[len(values) :]
+            values = [*values, *(block.value for block in missing if type(block) is Api and block.value is not None)]
         if not isinstance(values, list) or len(values) != len(function.inputs):
             raise QueryError(f"data is not a list of the {len(function.inputs)} inputs of this function; give one.")
         data = [self._value(block, value) for block, value in zip(function.inputs, values, strict=True)]
@@ -126,6 +130,12 @@ def _number(block: Any, value: Any) -> float:
     # A comparison with NaN is never true.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not block.minimum <= value <= block.maximum:
         raise QueryError(f"{block.label} is a number from {block.minimum} to {block.maximum}; give one.")
+    return value
+
+
+def _flag(block: Any, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise QueryError(f"{block.label} is true or false; give one.")
     return value
 
 

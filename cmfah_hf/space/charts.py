@@ -45,7 +45,7 @@ def code_map(engine: "Engine", text: str | None = None) -> str:
     shown: list[str] = []
     dots: list[str] = []
     taken: list[tuple[float, float]] = []
-    for row, (x, y) in enumerate(unit[: len(places)]):
+    for row, (x, y) in zip(engine.mapped_rows.tolist(), unit, strict=False):  # without the text
         crowded = any(abs(x - a) < _APART and abs(y - b) < _APART * _ASPECT for a, b in taken)
         if crowded or len(shown) == _MOST_THUMBNAILS:
             dots.append(f'<i style="{_at(x, y)}"></i>')
@@ -54,12 +54,13 @@ def code_map(engine: "Engine", text: str | None = None) -> str:
         name = escaped(engine.images.texts[row])
         address = engine.images.address(row, _THUMBNAIL_SIDE)
         shown.append(f'<img src="{address}" alt="{name}" title="{name}" style="{_at(x, y)}">')
+    of_all = f" of {len(engine.images):,}" if len(engine.images) > len(places) else ""
     mark = "" if asked is None else f'<b style="{_at(*unit[-1])}"><span>{escaped(text or "")}</span></b>'
     return (
         f'<figure class="cm-map"><div class="cm-plane" role="img" aria-label="Map of {len(places)} codes">'
-        f"{''.join(dots)}{''.join(shown)}{mark}</div><figcaption>{len(places):,} codes by their Hamming distances "
-        f"(classical scaling; these two directions hold {engine.shown_variance:.0%} of the squared distances). A dot "
-        f"is an image with another before it.</figcaption></figure>"
+        f"{''.join(dots)}{''.join(shown)}{mark}</div><figcaption>{len(places):,}{of_all} codes by their Hamming "
+        f"distances (classical scaling; these two directions hold {engine.shown_variance:.0%} of the squared "
+        f"distances). A dot is an image with another before it.</figcaption></figure>"
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,23 @@ from cmfah_hf.errors import CheckpointError, DataError, QueryError
 from cmfah_hf.evaluation.attention import attention_of_words
 from cmfah_hf.evaluation.pointing import region_weights
 from cmfah_hf.retrieval import CrossMediaRetriever
+from cmfah_hf.retrieval.base import Metric
 from cmfah_hf.retrieval.codes import sign, unpack
 from cmfah_hf.retrieval.index import METRICS
-from cmfah_hf.space.images import Images, read_pairs
+from cmfah_hf.retrieval.probabilities import calibration_of, with_probabilities
+from cmfah_hf.retrieval.queries import combined_values
+from cmfah_hf.retrieval.terms import WEIGHT_TO_AVOID, Term
+from cmfah_hf.space.images import Images
 from cmfah_hf.space.settings import LONGEST_QUERY, MOST_RESULTS, SpaceSettings
+from cmfah_hf.space.sources import index_of, indexed_images, read_pairs
 
 # Images decoded at full size at the same time.
 _BATCH = 32
+# A search is timed as the median of this many runs. One run alone would show what a thread pays once, tens of
+# milliseconds for half of one.
+TIMED_RUNS = 5
+# Images on the map; of more, evenly spaced ones.
+_MOST_MAPPED = 20_000
 # Example queries for images without texts.
 _EXAMPLES = ("a dog", "the sea", "a street at night", "people at a table")
 _METRICS_BYTES = 16 * 2**20
@@ -33,20 +44,53 @@ _METRICS_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Ranking:
-    """One answer: rows of the images, nearest first, their scores, and the milliseconds that the search took."""
+    """One answer.
+
+    Attributes:
+        rows: The rows of the images, nearest first.
+        scores: Their scores.
+        milliseconds: The median time of the search.
+        probabilities: That they are relevant; None if the model has no calibration of this direction.
+    """
 
     rows: list[int]
     scores: list[float]
     milliseconds: float
+    probabilities: list[float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """An encoded query, which can be answered again with other settings.
+
+    Attributes:
+        values: Its continuous code `(1, K)`.
+        text: Its text; empty for an image.
+        targets: What is searched: `images`, and for an image also `texts` if there are any.
+        ignored_words: Words that neither the vocabulary nor the word graph holds.
+        encoding: Milliseconds that encoding took.
+    """
+
+    values: np.ndarray
+    text: str
+    targets: tuple[str, ...]
+    ignored_words: list[str]
+    encoding: float
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A query's answer."""
+    """A query's answer.
 
-    rankings: dict[str, dict[str, Ranking]]  # by target (`images`, `texts`) and metric
-    encoding: float  # milliseconds
-    ignored_words: list[str]  # words that neither the vocabulary nor the word graph holds
+    Attributes:
+        query: The query.
+        rankings: By target (`images`, `texts`) and metric.
+        ignored_words: Words of the query, and of what answers should not show, that the model does not know.
+    """
+
+    query: Query
+    rankings: dict[str, dict[str, Ranking]]
+    ignored_words: list[str]
 
 
 @dataclass(frozen=True)
@@ -79,20 +123,42 @@ class Engine:
         self.settings, self.source = settings, settings.model_source(folder)
         self.retriever = CrossMediaRetriever.from_pretrained(self.source)
         self.images = Images()
+        self._row_of: dict[str, int] = {}
+        index = index_of(settings)
+        if index is None:
+            self._encode_sources()
+        else:
+            self._open_index(index)
+        self._row_of = {item_id: row for row, item_id in enumerate(self.images.ids)}
+        self._warm_up()
+
+    def _encode_sources(self) -> None:
         codes_NK = self.retriever.encode_images(self._keep_pairs(), _BATCH)
         if not len(self.images):
-            raise DataError(f"{settings.data}: not one of its images can be read; see the warnings above.")
+            shown = ", ".join(self.settings.sources)
+            raise DataError(f"{shown}: not one of its images can be read; see the warnings above.")
         self.retriever.images.add(codes_NK, ids=range(len(self.images)))
-        self._row_of = {item_id: row for row, item_id in enumerate(self.images.ids)}
         if any(self.images.texts):
             self.retriever.add_texts(self.images.texts, ids=range(len(self.images)))
-        self.search(image=self.images.image(0), k=1)  # builds lazy structures before the first user
 
     def _keep_pairs(self) -> Iterator[Image.Image]:
         """Keeps a thumbnail and the text of each pair, and yields the image at full size."""
-        for item_id, image, text in read_pairs(self.settings):
-            self.images.add(item_id, image, text)
-            yield image
+        for pair in read_pairs(self.settings):
+            self.images.add(pair.item_id, pair.image, pair.text, pair.file)
+            yield pair.image
+
+    def _open_index(self, path: Path) -> None:
+        """Takes the codes of an index; its images are read from their files when they are shown."""
+        index = self.retriever.load_index(path, mmap=True)
+        items = indexed_images(index, path)
+        for item in items:
+            self.images.add_file(item.item_id, item.file, item.text)
+        self.retriever.images.add(index.codes[[item.row for item in items]], ids=range(len(items)))
+
+    def _warm_up(self) -> None:
+        """Builds lazy structures before the first user, by a query of each kind and both rankings."""
+        self.search(image=self.images.image(0), k=MOST_RESULTS)
+        self.retriever.encode_texts([self.examples()[0]])
 
     @property
     def bits(self) -> int:
@@ -136,30 +202,92 @@ class Engine:
             raise QueryError(f"Unknown image {item_id!r:.80}; choose one of the list.")
         return self._row_of[item_id]
 
-    def search(self, text: str | None = None, image: Image.Image | None = None, k: int = 12) -> Answer:
+    def search(
+        self,
+        text: str | None = None,
+        image: Image.Image | None = None,
+        k: int = 12,
+        avoid: str | None = None,
+        least: float = 0,
+    ) -> Answer:
         """The nearest images of a text; of an image the nearest images and texts. By both metrics, timed.
 
+        Args:
+            text: The words; or
+            image: The image.
+            k: The number of answers.
+            avoid: As for `answer`.
+            least: As for `answer`.
+
         Raises:
-            QueryError: If there is nothing to search with, the text is too long, no word of it is known, or `k` is not
-                in 1..24.
+            QueryError: If there is nothing to search with, a text is too long, or no word of it is known; and as
+                `answer`.
         """
-        if isinstance(k, bool) or not isinstance(k, (int, float)) or k not in range(1, MOST_RESULTS + 1):
-            raise QueryError(f"k={k!r:.20}: must be between 1 and {MOST_RESULTS}.")
+        _check_k(k)
+        return self.answer(self.query(text, image), k, avoid, least)
+
+    def query(self, text: str | None = None, image: Image.Image | None = None) -> Query:
+        """An encoded query: the image if one is given, else the text.
+
+        Raises:
+            QueryError: As `search`.
+        """
         start = time.perf_counter()
         values = self._values(text, image)
         encoding = 1000 * (time.perf_counter() - start)
-        targets = {"images": self.retriever.images}
-        if image is not None and len(self.retriever.texts):
-            targets["texts"] = self.retriever.texts
-        rankings: dict[str, dict[str, Ranking]] = {}
-        for target, index in targets.items():
-            for metric in METRICS:
-                start = time.perf_counter()
-                found = index.search(values, k=int(k), metric=metric)
-                spent = 1000 * (time.perf_counter() - start)
-                ranking = Ranking(found.ids[0].tolist(), found.scores[0].tolist(), spent)
-                rankings.setdefault(target, {})[metric] = ranking
-        return Answer(rankings, encoding, self.ignored_words(text) if image is None else [])
+        if image is None:
+            return Query(values, str(text), ("images",), self.ignored_words(text), encoding)
+        targets = ("images", "texts") if len(self.retriever.texts) else ("images",)
+        return Query(values, "", targets, [], encoding)
+
+    def answer(self, query: Query, k: int, avoid: str | None = None, least: float = 0) -> Answer:
+        """The `k` nearest of an encoded query by both metrics, timed.
+
+        Args:
+            query: The query.
+            k: The number of answers.
+            avoid: Words for what the answers should not show; a negative term of `[terms]`. Unknown words are ignored.
+            least: The smallest probability of an answer, where the model has a calibration of the direction.
+
+        Raises:
+            QueryError: If `k` is not in 1..24, the words are too long, or cancel out with the query, `least` is not in
+                0..1, or it is above 0 and the model has no calibration.
+        """
+        _check_k(k)
+        if isinstance(least, bool) or not isinstance(least, (int, float)) or not 0 <= least <= 1:
+            raise QueryError(f"The threshold {least!r:.20} is not a probability; give a number from 0 to 1.")
+        if least and not self.is_calibrated:
+            raise QueryError("The model has no calibration, so answers have no probabilities; leave the threshold out.")
+        avoid = _checked_text(avoid).strip()
+        values = query.values
+        if avoid and self._is_known(avoid):
+            terms = [Term(text=query.text or "the image"), Term(text=avoid, weight=-WEIGHT_TO_AVOID)]
+            values = combined_values([values[0], self.retriever.encode_texts([avoid])[0]], terms, 0.5)[None]
+        rankings = {
+            target: {metric: self._rank(query, values, target, int(k), metric, least) for metric in METRICS}
+            for target in query.targets
+        }
+        return Answer(query, rankings, list(dict.fromkeys([*query.ignored_words, *self.ignored_words(avoid)])))
+
+    def _rank(self, query: Query, values: np.ndarray, target: str, k: int, metric: Metric, least: float) -> Ranking:
+        index = self.retriever.images if target == "images" else self.retriever.texts
+        times = []
+        for _ in range(TIMED_RUNS):
+            start = time.perf_counter()
+            found = index.search(values, k=min(k, len(index)), metric=metric)
+            times.append(1000 * (time.perf_counter() - start))
+        way = f"{'t' if query.text else 'i'}2{target[0]}"
+        found = with_probabilities(self.retriever, found, values, metric, way, len(index), least or None)
+        probabilities = None if found.probabilities is None else found.probabilities[0].tolist()
+        return Ranking(found.ids[0].tolist(), found.scores[0].tolist(), median(times), probabilities)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the model has probabilities of answers."""
+        return calibration_of(self.retriever) is not None
+
+    def _is_known(self, text: str) -> bool:
+        return self.retriever.processor.has_known_tokens(self.retriever.expand([text])[0])
 
     def _values(self, text: str | None, image: Image.Image | None) -> np.ndarray:
         if image is not None:
@@ -167,7 +295,7 @@ class Engine:
         text = _checked_text(text).strip()
         if not text:
             raise QueryError("The query is empty; type some words.")
-        if not self.retriever.processor.has_known_tokens(self.retriever.expand([text])[0]):
+        if not self._is_known(text):
             known = ", ".join(self.examples(3))
             raise QueryError(f"The model knows none of these words; try for example: {known}.")
         return self.retriever.encode_texts([text])
@@ -208,9 +336,18 @@ class Engine:
         return Attention(found.words, weights_RW, grid, seen)
 
     @cached_property
+    def mapped_rows(self) -> np.ndarray:
+        """The rows of the images on the map: all, or evenly spaced ones of more than 20,000."""
+        return np.linspace(0, len(self.images) - 1, min(len(self.images), _MOST_MAPPED)).astype(np.int64)
+
+    @cached_property
+    def _mapped_codes(self) -> np.ndarray:
+        return unpack(self.retriever.images.codes[self.mapped_rows]).astype(np.float64)
+
+    @cached_property
     def _projection(self) -> tuple[np.ndarray, np.ndarray]:
         """The mean code `(K,)` and the two directions `(2, K)` along which the images' codes differ most."""
-        codes_NK = unpack(self.retriever.images.codes).astype(np.float64)
+        codes_NK = self._mapped_codes
         mean_K = codes_NK.mean(axis=0)
         directions = np.linalg.svd(codes_NK - mean_K, full_matrices=False)[2][:2]
         return mean_K, np.vstack([directions, np.zeros((2 - len(directions), codes_NK.shape[1]))])
@@ -226,13 +363,13 @@ class Engine:
 
     @cached_property
     def map(self) -> np.ndarray:
-        """Coordinates `(N, 2)` of the images on the map."""
-        return self.places(unpack(self.retriever.images.codes))
+        """Coordinates `(N, 2)` of the images on the map, of `mapped_rows`."""
+        return self.places(self._mapped_codes)
 
     @cached_property
     def shown_variance(self) -> float:
         """Fraction of the squared distances that the two directions of the map explain."""
-        codes_NK = unpack(self.retriever.images.codes).astype(np.float64)
+        codes_NK = self._mapped_codes
         total = float(((codes_NK - codes_NK.mean(axis=0)) ** 2).sum())
         return float((self.map**2).sum()) / total if total else 1.0
 
@@ -241,12 +378,15 @@ class Engine:
 
         def hits(ranking: Ranking) -> list[dict[str, Any]]:
             found = zip(ranking.rows, ranking.scores, strict=True)
-            return [
+            rows: list[dict[str, Any]] = [
                 {"id": self.images.ids[row], "score": round(score, 4), "text": self.images.texts[row]}
                 for row, score in found
             ]
+            for hit, probability in zip(rows, ranking.probabilities or (), strict=False):  # none without a calibration
+                hit["probability"] = round(probability, 4)
+            return rows
 
-        document: dict[str, Any] = {"bits": self.bits, "encoding_ms": round(answer.encoding, 3)}
+        document: dict[str, Any] = {"bits": self.bits, "encoding_ms": round(answer.query.encoding, 3)}
         document["ignored_words"] = answer.ignored_words
         for target, by_metric in answer.rankings.items():
             document[target] = {
@@ -254,6 +394,11 @@ class Engine:
                 for metric, ranking in by_metric.items()
             }
         return document
+
+
+def _check_k(k: Any) -> None:
+    if isinstance(k, bool) or not isinstance(k, (int, float)) or k not in range(1, MOST_RESULTS + 1):
+        raise QueryError(f"k={k!r:.20}: must be between 1 and {MOST_RESULTS}.")
 
 
 def _checked_text(text: Any) -> str:

@@ -10,7 +10,10 @@ from cmfah_hf.space.settings import SETTINGS_NAME, bundled_space
 
 # Files of a run that search needs; not its checkpoints, plots and word vectors.
 _MODEL_FILES = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
-_FURTHER_FILES = ("expander.json", "expander.safetensors", "knowledge.json", "knowledge.safetensors", "metrics.json")
+_FURTHER_FILES = (
+    "calibration.json", "expander.json", "expander.safetensors", "knowledge.json", "knowledge.safetensors",
+    "metrics.json",
+)  # fmt: skip
 _APP_FILES = ("app.py", "README.md", "requirements.txt")
 _PACKAGE_SUFFIXES = (".py", ".css", ".typed")
 

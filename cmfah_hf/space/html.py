@@ -13,11 +13,12 @@ import numpy as np
 if TYPE_CHECKING:  # the page is served before torch is loaded
     from cmfah_hf.space.engine import Answer, Attention, Engine, Ranking
 
-_METRIC_NAMES = {"hamming": "Hamming distance", "aqd": "Asymmetric distance (AQD)"}
+_METRIC_NAMES = {"aqd": "Asymmetric distance (AQD)", "hamming": "Hamming distance"}
 _METRIC_NOTES = {
-    "hamming": "bits that differ; fewer is nearer",
     "aqd": "the query's continuous code against bits; more is nearer",
+    "hamming": "bits that differ; fewer is nearer",
 }
+_VIEW_BUTTONS = {"previous": "Previous", "next": "Next", "why": "Why is it here?", "close": "Close"}
 _TARGET_NAMES = {"images": "Images", "texts": "Texts"}
 
 
@@ -39,20 +40,27 @@ def note(message: str) -> str:
     return f'<p class="cm-note">{escaped(message)}</p>'
 
 
-def answer(engine: "Engine", found: "Answer") -> str:
-    """Both rankings side by side: images and, for an image query, texts."""
+def answer(engine: "Engine", found: "Answer", compare: bool = False, image: str = "") -> str:
+    """The ranking by AQD, on demand with that by Hamming distance beside it; for an image query also of texts.
+
+    Args:
+        engine: The images.
+        found: Their rankings.
+        compare: Also show the ranking by Hamming distance.
+        image: The query's image as a URL, or empty.
+    """
     sections = []
     for target, by_metric in found.rankings.items():
         title = f"<h3>{_TARGET_NAMES[target]}</h3>" if len(found.rankings) > 1 else ""
-        columns = "".join(_ranking(engine, target, metric, ranking) for metric, ranking in by_metric.items())
+        columns = "".join(
+            _ranking(engine, target, metric, by_metric[metric]) for metric in (_METRIC_NAMES if compare else ("aqd",))
+        )
         sections.append(f'{title}<div class="cm-columns">{columns}</div>')
     items = len(engine.images)
-    line = (
-        f"Encoded in {found.encoding:.1f} ms; {items:,} codes of {engine.bits} bits searched, "
-        f"{items * engine.bits // 8:,} bytes."
-    )
-    status = f'<p class="cm-note" role="status">{line}</p>{ignored(found.ignored_words)}'
-    return f'<div class="cm-answer">{status}{"".join(sections)}</div>'
+    line = f"Encoded in {found.query.encoding:.1f} ms; searched {items:,} codes, {items * engine.bits // 8:,} bytes."
+    asked = f'<img src="{image}" alt="The image of the query">' if image else ""
+    status = f'<div class="cm-asked">{asked}<p class="cm-note" role="status">{line}</p></div>'
+    return f'<div class="cm-answer">{status}{ignored(found.ignored_words)}{"".join(sections)}</div>'
 
 
 def ignored(words: Sequence[str]) -> str:
@@ -62,33 +70,60 @@ def ignored(words: Sequence[str]) -> str:
 
 def _ranking(engine: "Engine", target: str, metric: str, ranking: "Ranking") -> str:
     draw = _card if target == "images" else _line
-    items = "".join(draw(engine, row, score, metric) for row, score in zip(ranking.rows, ranking.scores, strict=True))
+    probabilities = ranking.probabilities or [None] * len(ranking.rows)
+    items = "".join(
+        draw(engine, row, _score(score, metric, probability))
+        for row, score, probability in zip(ranking.rows, ranking.scores, probabilities, strict=True)
+    )
+    nothing = "" if items else note("Nothing found: no answer has this probability.")
     kind = "cm-cards" if target == "images" else "cm-lines"
     return (
         f'<section data-metric="{metric}" data-target="{target}"><h4>{_METRIC_NAMES[metric]} '
-        f'<span class="cm-time">{ranking.milliseconds:.2f} ms</span></h4>'
-        f'<p class="cm-note">{_METRIC_NOTES[metric]}</p><ol class="{kind}">{items}</ol></section>'
+        f'<span class="cm-time" title="Median of several searches">{ranking.milliseconds:.2f} ms</span></h4>'
+        f'<p class="cm-note">{_METRIC_NOTES[metric]}</p><ol class="{kind}">{items}</ol>{nothing}</section>'
     )
 
 
-def _score(score: float, metric: str) -> str:
-    return f"{int(score)} bits" if metric == "hamming" else f"{score:.1f}"
+def _score(score: float, metric: str, probability: float | None) -> str:
+    shown = f"{int(score)} bits" if metric == "hamming" else f"{score:.1f}"
+    return shown if probability is None else f'{shown} · <span title="Probability">{probability:.0%}</span>'
 
 
-def _card(engine: "Engine", row: int, score: float, metric: str) -> str:
+def _card(engine: "Engine", row: int, score: str) -> str:
     item_id, text = escaped(engine.images.ids[row]), escaped(engine.images.texts[row])
     return (
         f'<li><button type="button" class="cm-card" data-id="{item_id}" title="{text}" '
-        f'aria-label="Why {item_id}: {text}">'
+        f'aria-label="Open {item_id}: {text}">'
         f'<img src="{engine.images.address(row)}" alt="{text}">'
-        f'<span class="cm-score">{_score(score, metric)}</span><span class="cm-text">{text}</span></button></li>'
+        f'<span class="cm-score">{score}</span><span class="cm-text">{text}</span></button></li>'
     )
 
 
-def _line(engine: "Engine", row: int, score: float, metric: str) -> str:
+def _line(engine: "Engine", row: int, score: str) -> str:
+    return f'<li><span class="cm-score">{score}</span> <span>{escaped(engine.images.texts[row])}</span></li>'
+
+
+def view(engine: "Engine", item_id: str, stamp: int) -> str:
+    """A dialog with one image in full, its id (its path below the folder of images) and its text.
+
+    Args:
+        engine: The images.
+        item_id: The image.
+        stamp: A number that differs between two openings, so that the browser sees a change.
+
+    Raises:
+        QueryError: If the id is unknown.
+        ImageError: If the image's file is gone or damaged.
+    """
+    row = engine.row(item_id)
+    name, text = escaped(item_id), escaped(engine.images.texts[row])
+    buttons = "".join(
+        f'<button type="button" data-do="{action}">{label}</button>' for action, label in _VIEW_BUTTONS.items()
+    )
     return (
-        f'<li><span class="cm-score">{_score(score, metric)}</span> '
-        f"<span>{escaped(engine.images.texts[row])}</span></li>"
+        f'<dialog class="cm-view" data-id="{name}" data-stamp="{stamp}" aria-label="{name}">'
+        f'<img src="{engine.images.view(row)}" alt="{text or name}">'
+        f'<p class="cm-path">{name}</p><p class="cm-note">{text}</p><div class="cm-buttons">{buttons}</div></dialog>'
     )
 
 

@@ -1,108 +1,134 @@
-"""In-memory thumbnails of a Space's images; files of the server are never sent to a browser."""
+"""The images of a Space: thumbnails for its lists, and larger views of single images.
+
+A browser never reads a file of the server: it names an image of the Space and gets its pixels, encoded anew.
+"""
 
 import base64
 import io
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any
+import os
+import tempfile
+from functools import lru_cache
+from pathlib import Path
 
 from PIL import Image
 
-from cmfah_hf.errors import DataError, ImageError
-from cmfah_hf.space.settings import SCENES, SpaceSettings
+from cmfah_hf.data.images import decode_image
+from cmfah_hf.errors import ImageError
+from cmfah_hf.models.image_modes import to_rgb
 
 logger = logging.getLogger(__name__)
 
-# Longer side of a thumbnail in pixels; about 15 kB per photograph.
-_SIDE = 256
+# Longer side of a thumbnail in pixels (about 15 kB per photograph), and of the view of one image.
+_SIDE, _VIEW_SIDE = 256, 1280
+# Longer side of a query's image next to its answer.
+_SMALL_SIDE = 96
 _QUALITY = 88
+# Thumbnails and views of files that are kept after they were read.
+_KEPT_THUMBNAILS, _KEPT_VIEWS = 2000, 16
 
 
-@dataclass
 class Images:
-    """Names, texts and thumbnails (JPEG files in memory) of pairs, in the order of their rows."""
+    """Names, texts and pixels of images, in the order of their rows.
 
-    ids: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    thumbnails: list[bytes] = field(default_factory=list)
+    Thumbnails are JPEG files in memory. Views are read from the image's own file when asked for; those of images
+    without a file of their own are JPEG files in one temporary file, which vanishes with the process.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.texts: list[str] = []
+        self._thumbnails: list[bytes | None] = []
+        self._origins: list[Path | tuple[int, int] | None] = []  # a file, or a place in the temporary file
+        self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the images are
+        self._thumbnail_of_file = lru_cache(_KEPT_THUMBNAILS)(self._read_thumbnail)
+        self._view_of_file = lru_cache(_KEPT_VIEWS)(self._read_view)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def add(self, item_id: str, image: Image.Image, text: str) -> None:
-        """Stores a thumbnail of an image."""
-        small = image.convert("RGB") if image.mode != "RGB" else image.copy()
-        small.thumbnail((_SIDE, _SIDE))
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=_QUALITY)
+    def add(self, item_id: str, image: Image.Image, text: str, file: Path | None = None) -> None:
+        """Stores a thumbnail of a decoded image, and its view unless a file has it."""
+        origin: Path | tuple[int, int] | None = file
+        if file is None and max(image.size) > _SIDE:
+            content = _jpeg(image, _VIEW_SIDE)
+            origin = self._spool.seek(0, os.SEEK_END), len(content)
+            self._spool.write(content)
+            self._spool.flush()
+        self._append(item_id, text, _jpeg(image, _SIDE), origin)
+
+    def add_file(self, item_id: str, file: Path, text: str) -> None:
+        """Adds an image whose file is read when it is first shown."""
+        self._append(item_id, text, None, file)
+
+    def _append(self, item_id: str, text: str, thumbnail: bytes | None, origin: Path | tuple[int, int] | None) -> None:
         self.ids.append(item_id)
         self.texts.append(text)
-        self.thumbnails.append(buffer.getvalue())
+        self._thumbnails.append(thumbnail)
+        self._origins.append(origin)
+
+    def thumbnail(self, row: int) -> bytes:
+        """The thumbnail as a JPEG file; a gray square if the image's file is gone or damaged."""
+        kept = self._thumbnails[row]
+        return self._thumbnail_of_file(row) if kept is None else kept
 
     def image(self, row: int) -> Image.Image:
         """The decoded thumbnail."""
-        return Image.open(io.BytesIO(self.thumbnails[row]))
+        return Image.open(io.BytesIO(self.thumbnail(row)))
 
     def address(self, row: int, side: int | None = None) -> str:
-        """The image as a `data:` URL, at most `side` pixels long if given."""
-        content = self.thumbnails[row]
+        """The thumbnail as a `data:` URL, at most `side` pixels long if given."""
+        content = self.thumbnail(row)
         if side is not None:
-            image, buffer = self.image(row), io.BytesIO()
+            image = self.image(row)
             image.draft("RGB", (side, side))
-            image.thumbnail((side, side))
-            image.save(buffer, "JPEG", quality=80)
-            content = buffer.getvalue()
-        return "data:image/jpeg;base64," + base64.b64encode(content).decode("ascii")
+            content = _jpeg(image, side, quality=80)
+        return _address(content)
 
+    def view(self, row: int) -> str:
+        """The image as a `data:` URL, at most 1,280 pixels long.
 
-def read_pairs(settings: SpaceSettings) -> Iterator[tuple[str, Image.Image, str]]:
-    """Yields id, decoded RGB image and text of each pair; skips unreadable images with a warning.
+        Raises:
+            ImageError: If its file is gone or damaged.
+        """
+        origin = self._origins[row]
+        if origin is None:
+            return _address(self.thumbnail(row))
+        if isinstance(origin, Path):
+            return self._view_of_file(row)
+        start, size = origin
+        return _address(os.pread(self._spool.fileno(), size, start))
 
-    The images of a folder without metadata have empty texts.
-    """
-    if settings.data == SCENES:
-        yield from _scenes(settings.limit)
-        return
-    from cmfah_hf.data import resolve_data_path
-    from cmfah_hf.data.images import decode_image, find_image_files
-    from cmfah_hf.data.loading import is_data_set
-    from cmfah_hf.models.image_modes import to_rgb
+    def _decoded(self, row: int) -> Image.Image:
+        file = self._origins[row]
+        assert isinstance(file, Path)
+        return decode_image(file, self.ids[row])
 
-    rows: Iterable[dict[str, Any]]
-    folder = resolve_data_path(settings.data)
-    if folder.is_dir() and not is_data_set(folder):
-        rows = ({"id": file.relative_to(folder).as_posix(), "image": file} for file in find_image_files(folder).files)
-    else:
-        rows = _rows_of(settings)
-    for row in islice(rows, settings.limit):
+    def _read_thumbnail(self, row: int) -> bytes:
         try:
-            yield row["id"], to_rgb(decode_image(row["image"], row["id"])), _text_of(row.get("text"))
+            return _jpeg(self._decoded(row), _SIDE)
         except ImageError as error:
-            logger.warning("Left out: %s", error)
+            logger.warning("Shown as a gray square: %s", error)
+            return _jpeg(Image.new("RGB", (_SIDE, _SIDE), "gray"), _SIDE)
+
+    def _read_view(self, row: int) -> str:
+        return _address(_jpeg(self._decoded(row), _VIEW_SIDE))
 
 
-def _rows_of(settings: SpaceSettings) -> Iterable[dict[str, Any]]:
-    """The rows of a data set, with undecoded images."""
-    from cmfah_hf.data import load_image_text
-    from cmfah_hf.data.images import decoding_off
-
-    streams = load_image_text(settings.data, streaming=True)
-    name = settings.split or next((name for name in ("database", "train") if name in streams), next(iter(streams)))
-    if name not in streams:
-        raise DataError(f"{settings.data}: has no split {name!r}; its splits are {', '.join(streams)}.")
-    return decoding_off(streams[name])
+def small_address(image: Image.Image) -> str:
+    """A small copy of an image as a `data:` URL."""
+    return _address(_jpeg(image, _SMALL_SIDE))
 
 
-def _scenes(count: int) -> Iterator[tuple[str, Image.Image, str]]:
-    """Synthetic scenes that are not among the training scenes."""
-    from cmfah_hf.data.scenes import FIRST_QUERY, draw_scene
+def _jpeg(image: Image.Image, side: int, quality: int = _QUALITY) -> bytes:
+    """The image as a JPEG file, at most `side` pixels long."""
+    small = to_rgb(image)
+    small = small.copy() if small is image else small
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
 
-    for index in range(FIRST_QUERY, FIRST_QUERY + count):
-        scene = draw_scene(index)
-        yield f"scene-{index:06d}", scene.image, scene.text
 
-
-def _text_of(value: Any) -> str:
-    return value if isinstance(value, str) else " ".join(value or ())
+def _address(content: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode("ascii")

@@ -50,7 +50,7 @@ class EngineLoader:
 
     def _without_paths(self, message: str) -> str:
         message = message.replace(f"{self.folder}/", "")
-        for source in (self.settings.model, self.settings.data):
+        for source in (self.settings.model, *self.settings.sources):
             if Path(source).is_absolute():
                 message = message.replace(source, Path(source).name)
         return message

@@ -1,23 +1,31 @@
 """Event handlers of the page, a few lines each over the engine, with errors as Gradio shows them."""
 
 import logging
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gradio as gr
 from PIL import Image
 
 from cmfah_hf.errors import CheckpointError, CMFAHError, QueryError
 from cmfah_hf.space import html
+from cmfah_hf.space.images import small_address
 from cmfah_hf.space.loading import EngineLoader
+
+if TYPE_CHECKING:  # the page is served before torch is loaded
+    from cmfah_hf.space.engine import Query
 
 logger = logging.getLogger(__name__)
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
-# Fills rows of two, three and six.
-DEFAULT_K = 6
+# Fills rows of two, three, four and six.
+DEFAULT_K = 12
+# Images that can be chosen from a list to be explained; others by their id, or from an answer.
+_MOST_CHOICES = 1000
 _NO_REGION = "Press a region of the image to see the words that it attends to."
 
 
@@ -38,6 +46,14 @@ def _with_errors(to_text: Callable[[str], str], handler: Handler) -> Handler:
 _shown, _reported = partial(_with_errors, html.escaped), partial(_with_errors, str)
 
 
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """The last query of a session, with its image as a URL, if it was one."""
+
+    query: "Query"
+    image: str = ""
+
+
 class Page:
     """The event handlers of one app; the first events wait for the engine."""
 
@@ -53,7 +69,17 @@ class Page:
         except CMFAHError as error:
             line = f"**This Space cannot search yet.** {html.markdown(str(error))}"
             nothing = html.note("There is nothing to show without a model and images.")
-            return gr.Markdown(line), nothing, "", "", gr.Dataset(visible=False), gr.Dropdown(), "", nothing
+            return (
+                gr.Markdown(line),
+                nothing,
+                None,
+                "",
+                gr.Dataset(visible=False),
+                gr.Slider(),
+                gr.Dropdown(),
+                "",
+                nothing,
+            )
         examples = engine.examples()
         try:
             answer = engine.search(examples[0], k=DEFAULT_K) if examples else None
@@ -65,18 +91,16 @@ class Page:
         except CheckpointError as error:
             logger.warning("No figures are shown: %s", error)
             figures = html.note("The metrics of this model (metrics.json) are damaged.")
-        line = (
-            f"{len(engine.images):,} images, each {engine.bits} bits. Search with words or with an image; "
-            "press an answer to see why it is there."
-        )
+        line = f"{len(engine.images):,} images, each {engine.bits} bits. Press one to open it."
         first = engine.images.ids[answer.rankings["images"]["aqd"].rows[0] if answer else 0]
         return (
             gr.Markdown(line),
             html.answer(engine, answer) if answer else html.note("Type words, or send an image."),
-            examples[0],
+            Asked(answer.query) if answer else None,
             examples[0],
             gr.Dataset(samples=[[query] for query in examples], visible=True),
-            gr.Dropdown(choices=engine.images.ids, value=first),
+            gr.Slider(visible=engine.is_calibrated),
+            gr.Dropdown(choices=engine.images.ids[:_MOST_CHOICES], value=first),
             examples[0],
             figures,
         )
@@ -90,25 +114,41 @@ class Page:
         return examples[number]
 
     @_shown
-    def answer_words(self, text: str | None, k: int) -> tuple[str, str]:
-        """The answer as HTML, and the query text."""
-        engine = self._loader.get()
-        return html.answer(engine, engine.search(text=text or "", k=int(k))), text or ""
+    def answer_words(self, text: str | None, *how: Any) -> tuple[str, Asked]:
+        """The answer to a text as HTML, and the query for further answers; `how` as for `answer_again`."""
+        asked = Asked(self._loader.get().query(text or ""))
+        return self._answer(asked, *how), asked
 
     @_shown
-    def answer_image(self, image: Image.Image | None, k: int) -> tuple[str, str]:
-        """The answer to an image query, with an empty text."""
-        engine = self._loader.get()
+    def answer_image(self, image: Image.Image | None, *how: Any) -> tuple[str, Asked, Any]:
+        """As `answer_words` for an image; closes its panel, so that the answer is below the words."""
         if image is None:
             raise QueryError("The query has no image; send one.")
-        return html.answer(engine, engine.search(image=image, k=int(k))), ""
+        asked = Asked(self._loader.get().query(image=image), small_address(image))
+        return self._answer(asked, *how), asked, gr.Accordion(open=False)
 
     @_shown
-    def open_why(self, text: str, event: gr.EventData) -> tuple[Any, str, str]:
+    def answer_again(self, asked: Asked | None, *how: Any) -> str:
+        """The answer to the last query with other settings: those of `_answer`."""
+        if asked is None:  # the server has forgotten the session
+            raise QueryError("There is no query yet; search again.")
+        return self._answer(asked, *how)
+
+    def _answer(self, asked: Asked, avoid: str | None, k: int, least: float, compare: bool) -> str:
+        engine = self._loader.get()
+        return html.answer(engine, engine.answer(asked.query, k, avoid, least), compare, asked.image)
+
+    @_shown
+    def open_image(self, event: gr.EventData) -> str:
+        """The dialog of an answer."""
+        return html.view(self._loader.get(), str(_carried(event, "id")), time.time_ns())
+
+    @_shown
+    def open_why(self, asked: Asked | None, event: gr.EventData) -> tuple[Any, str, str]:
         """Opens the explanation of an answer; an image query is explained by the answer's own text."""
         engine = self._loader.get()
         item_id = str(_carried(event, "id"))
-        text = text or engine.images.texts[engine.row(item_id)]
+        text = (asked.query.text if asked else "") or engine.images.texts[engine.row(item_id)]
         return gr.Tabs(selected="why"), item_id, text
 
     @_shown
@@ -164,15 +204,17 @@ class Page:
     # For programs
 
     @_reported
-    def api_search_text(self, text: str, k: int = DEFAULT_K) -> dict:
-        """Finds the images nearest to a text by Hamming distance and by AQD, with the time of each search in ms.
+    def api_search_text(self, text: str, k: int = DEFAULT_K, avoid: str = "", min_score: float = 0.0) -> dict:
+        """Finds the images nearest to a text by Hamming distance and by AQD, with the median time of a search in ms.
 
         Args:
             text: The words, at most 300 characters.
             k: How many images, 1 to 24.
+            avoid: Words for what they should not show.
+            min_score: Their smallest probability, 0 to 1, if the model has a calibration.
         """
         engine = self._loader.get()
-        return engine.document(engine.search(text=text, k=k))
+        return engine.document(engine.search(text=text, k=k, avoid=avoid, least=min_score))
 
     @_reported
     def api_search_image(self, image: Image.Image | None, k: int = DEFAULT_K) -> dict:

@@ -69,6 +69,7 @@ def serve(
     keep_on_error: bool = False,
     problem: CMFAHError | None = None,
     block: bool = True,
+    announce: Callable[[str], None] = logger.warning,
 ) -> Any:
     """Serves a Space: the page first, then its model.
 
@@ -80,6 +81,7 @@ def serve(
         keep_on_error: If the model or the data cannot be used, keep serving a page that reports it.
         problem: A known error of the settings.
         block: Whether to serve until the process is interrupted.
+        announce: Takes a line with the address, as soon as the page answers, and one when searches do.
 
     Returns:
         The Gradio app.
@@ -129,9 +131,10 @@ def serve(
     except OSError as error:
         where = port or os.environ.get("GRADIO_SERVER_PORT") or "7860 and those after it"
         raise CMFAHError(f"Cannot listen on port {where} ({error}); choose another with --port.") from error
+    announce(f"The page is at {app.local_url} and waits for the model.")
     try:
         loader.load()
-        logger.warning("Serving at %s", app.local_url)
+        announce(f"Serving at {app.local_url}")
     except (ValueError, OSError) as error:
         if not keep_on_error:
             app.close(verbose=False)

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CMFAHError
@@ -24,9 +25,11 @@ class SpaceSettings:
 
     Args:
         model: A folder (relative ones below the Space's own), or a Hub id.
-        data: A source of `load_image_text`; `"scenes"` are those that the embedded model was not trained on.
+        data: The images, one source or several: a folder of images, an image, or a source of `load_image_text`;
+            `"scenes"` are those that the embedded model was not trained on. Or an index of folders, whose items are
+            searched without being encoded.
         split: Of the data. None: `database` if present, else `train`, else the first.
-        limit: Maximum number of images, the first ones of the split.
+        limit: Maximum number of images that are encoded, the first ones of the split, of several sources in turn.
         title: Title of the page.
         examples: Example queries. Empty: texts of the images.
         hosts: Further host names or addresses under which the page is reached, beyond this machine's own, the address
@@ -34,7 +37,7 @@ class SpaceSettings:
     """
 
     model: str = "model"
-    data: str = SCENES
+    data: str | tuple[str, ...] = SCENES
     split: str | None = None
     limit: int = 320
     title: str = "Cross-media search in 64 bits"
@@ -44,8 +47,12 @@ class SpaceSettings:
     def __post_init__(self) -> None:
         if isinstance(self.limit, bool) or not isinstance(self.limit, int) or not 1 <= self.limit <= _MOST_IMAGES:
             raise CMFAHError(f"limit={self.limit!r:.80}: a Space shows from 1 to {_MOST_IMAGES:,} images.")
-        for name in ("model", "data", "title"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+        if isinstance(self.data, (list, tuple)) and self.data and all(map(_is_name, self.data)):
+            object.__setattr__(self, "data", tuple(self.data))
+        elif not _is_name(self.data):
+            raise CMFAHError(f"data={self.data!r:.80}: the Space's data is a text, or a list of texts; give one.")
+        for name in ("model", "title"):
+            if not _is_name(getattr(self, name)):
                 raise CMFAHError(f"{name}={getattr(self, name)!r:.80}: the Space's {name} is a text; give one.")
         if self.split is not None and not isinstance(self.split, str):
             raise CMFAHError(f"split={self.split!r:.80}: the name of a split is a text; give one, or null.")
@@ -56,6 +63,11 @@ class SpaceSettings:
             object.__setattr__(self, name, tuple(values))
         for host in self.hosts:
             host_name(host)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources of `data`."""
+        return (self.data,) if isinstance(self.data, str) else self.data
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "SpaceSettings":
@@ -79,6 +91,10 @@ class SpaceSettings:
         """The source of the model: a folder below the Space's folder if it exists, else the name itself."""
         inside = folder / self.model
         return str(inside) if inside.is_dir() else self.model
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def bundled_space() -> Path:

@@ -192,4 +192,10 @@ def _torchvision_weights(name: str | None) -> dict[str, torch.Tensor]:
         raise CheckpointError("'torchvision' only has weights for its VGGs; name a file or a Hub id for this backbone.")
     # The only published format is a pickle: its checksum is checked, and `torch.load` reads it with `weights_only`.
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:  # no network, no room, or another content
+        raise CheckpointError(
+            f"torchvision: the weights of {name} cannot be had from {weights.url} ({error}); check the network, or give "
+            "a folder or a safetensors file of them: --backbone_weights FOLDER."
+        ) from error

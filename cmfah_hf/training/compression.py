@@ -22,6 +22,8 @@ from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.documents import read_bytes, read_json
 from cmfah_hf.errors import CheckpointError, DataError, HubError, ImageError
+from cmfah_hf.evaluation.calibration import fit_calibration
+from cmfah_hf.evaluation.cosine_counts import CodedPairs
 from cmfah_hf.expansion.corpus import iterate_file, text_of, without_surrogates
 from cmfah_hf.hub.cards import metadata_of
 from cmfah_hf.hub_access import hub_file
@@ -29,6 +31,7 @@ from cmfah_hf.methods.closed_form import Choice, CodeFitter
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.model_files import is_folder
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
+from cmfah_hf.retrieval.calibration import CALIBRATION_NAME
 from cmfah_hf.retrieval.folders import folder_index_path
 from cmfah_hf.retrieval.folders.filling import records_of_folder
 from cmfah_hf.retrieval.folders.reading import read_path
@@ -116,6 +119,9 @@ def compress(
 ) -> Compression:
     """Fits codes to a dual encoder on unlabeled images, and saves them as a model with an index of the images.
 
+    With texts of at least 100 of the images, a fifth of these pairs is held out and calibrates the model: the
+    probability that an image is that of a text.
+
     Images are read once, in batches; their vectors wait in a temporary file, so memory does not depend on their number.
 
     Args:
@@ -165,6 +171,10 @@ def compress(
             (folder / RESULT_NAME).write_text(content + "\n", encoding="utf-8")
             index = reading.index()
             index.save(folder / IMAGES_INDEX)
+            if choice.held_out_codes is not None:
+                calibration = fit_calibration(str(index.model), bits, CodedPairs(*choice.held_out_codes))
+                if calibration is not None:
+                    calibration.save(folder / CALIBRATION_NAME)
     if reading.records:  # `cmfah search --images` finds the folder already indexed
         index.folders = records_of_folder(os.fspath(source), reading.records)
         index.save(folder_index_path(str(index.model), resolve_data_path(source)), overwrite=True)

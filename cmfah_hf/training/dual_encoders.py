@@ -54,7 +54,9 @@ def load_dual_encoder(
     except RemoteCodeError as error:
         raise CheckpointError(str(error)) from error
     except CheckpointError as error:
-        raise CheckpointError(f"{error} A folder with the encoder can be given as well.") from error
+        raise CheckpointError(
+            f"{error} Or give a folder; where there is a network, `hf download {encoder} --local-dir FOLDER` makes one."
+        ) from error
     except (OSError, ValueError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise CheckpointError(f"{encoder}: no dual encoder can be loaded from there ({reason}).") from error

@@ -34,6 +34,7 @@ from cmfah_hf.training.task import reads_text_features
 logger = logging.getLogger(__name__)
 
 KeepCurves = Callable[[dict[str, dict[str, np.ndarray]]], None]
+KeepCodes = Callable[[Mapping[str, "EncodedPairs"]], None]
 PROTOCOLS = ("single", "paired")
 _TEXTS_AT_ONCE = 256
 # The prefix of figures of instance retrieval.
@@ -163,6 +164,7 @@ def evaluate_pairs(
     instances: bool = True,
     keep_curves: KeepCurves | None = None,
     tokens: TokenTable | None = None,
+    keep_codes: KeepCodes | None = None,
 ) -> dict[str, float]:
     """The figures of `RetrievalEvaluator` for the pairs of a data set, and the coverage of their words.
 
@@ -183,6 +185,7 @@ def evaluate_pairs(
         instances: Whether to measure instance retrieval; not if the protocol is `"paired"`, in which each query sees
             its answer.
         tokens: As in `encode_pairs`, of queries and database.
+        keep_codes: Called with the encoded `queries`, and `database` if there is one.
 
     Raises:
         QueryError: If the protocol is unknown, queries or database have no labels, or nothing is to be measured.
@@ -201,6 +204,8 @@ def evaluate_pairs(
         )
         for name, pairs in given.items()
     }
+    if keep_codes is not None:
+        keep_codes(sides)
     figures: dict[str, float] = {}
     if database is not None:
         hashes = [values for side in sides.values() for values in (side.images, side.texts)]
@@ -291,7 +296,6 @@ def evaluate_folder(
         raise QueryError(f"There is no reference {reference!r}; give 'float', or none.")
     if reference is not None and (retriever.model.config.dual_encoder_config is None or protocol == "paired"):
         raise QueryError(f"{model}: the float reference needs a dual encoder, and the protocol 'single'.")
-    expander = retriever.expander
     loaded = load_image_text(dataset, captions=captions)
     database_split = database_split or ("database" if "database" in loaded else "train")
     names = [query_split, database_split]
@@ -304,12 +308,8 @@ def evaluate_folder(
     if unlabeled:
         logger.warning("%s: there are no labels; only the retrieval of the other half of a pair is measured.", dataset)
         names = [query_split]
-    sides = [_fit_for(retriever, loaded[name], dataset) for name in names]
-    text_column = "text"
-    if expander is not None:
-        text_column = expander.output_column
-        sides = [pairs.map(expander, batched=True, desc="Expansion") for pairs in sides]
-    queries, database = sides[0], None if unlabeled else sides[1]
+    sides = [inputs_for(retriever, loaded[name], dataset) for name in names]
+    (queries, text_column), database = sides[0], None if unlabeled else sides[1][0]
     figures = evaluate_pairs(
         retriever.model,
         retriever.processor,
@@ -318,7 +318,7 @@ def evaluate_folder(
         text_column,
         protocol,
         plots=plots,
-        expander=expander,
+        expander=retriever.expander,
         keep_curves=keep_curves,
     )
     if reference is not None:
@@ -328,6 +328,18 @@ def evaluate_folder(
         )
         figures |= {name.replace("cosine/", "float/"): value for name, value in found.items() if "cosine/" in name}
     return figures
+
+
+def inputs_for(retriever: CrossMediaRetriever, pairs: datasets.Dataset, dataset: str) -> tuple[datasets.Dataset, str]:
+    """Pairs in the form that a model reads, with expanded texts if it expands them, and the column of the texts.
+
+    Raises:
+        DataError: If the data, named `dataset`, lacks what the model reads.
+    """
+    pairs = _fit_for(retriever, pairs, dataset)
+    if retriever.expander is None:
+        return pairs, "text"
+    return pairs.map(retriever.expander, batched=True, desc="Expansion"), retriever.expander.output_column
 
 
 def _fit_for(retriever: CrossMediaRetriever, pairs: datasets.Dataset, dataset: str) -> datasets.Dataset:

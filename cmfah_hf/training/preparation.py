@@ -150,7 +150,8 @@ class PreparedRun:
         statistics = self.run.data.image_mean, self.run.data.image_std
         if config.text_backbone_config is not None or config.dual_encoder_config is not None:
             return CMFAHProcessor.from_backbones(config, *statistics)
-        return CMFAHProcessor.from_vocabulary(config, vocabulary, *statistics)
+        rules = self.embedding.word_rules if self.embedding is not None else None
+        return CMFAHProcessor.from_vocabulary(config, vocabulary, *statistics, rules, self.run.data.word_unknown)
 
 
 def prepare(run: Run, output: Path, checkpoint: Path | None) -> PreparedRun:
@@ -167,7 +168,7 @@ def prepare(run: Run, output: Path, checkpoint: Path | None) -> PreparedRun:
     pairs = read_pairs(run, output)
     # With `save_on_each_node`, the nodes do not share a file system.
     with run.training.main_process_first(local=run.training.save_on_each_node, desc="words"):
-        expander, embedding = make_words(pairs.settings_of(run), pairs.texts, output, checkpoint)
+        expander, embedding = make_words(pairs.settings_of(run), pairs.labeled_texts, output, checkpoint)
         if expander is not None:
             pairs = pairs.expanded(expander)
     similarity, measured = similarities(run.data, pairs, expander)

@@ -19,9 +19,11 @@ from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.evaluation import RetrievalEvaluator
 from cmfah_hf.evaluation.curve_files import CURVES_NAME, write_curves
 from cmfah_hf.hub.model_folder import METRICS_NAME
-from cmfah_hf.models import MODELS, CMFAHProcessor
+from cmfah_hf.models import MODELS, CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.adapters import merge_adapters
 from cmfah_hf.models.remote_code import remote_code
+from cmfah_hf.retrieval.calibration import Calibration
+from cmfah_hf.training.calibration import calibration_figures, save_calibration, validation_calibration
 from cmfah_hf.training.checkpoints import (
     begin_anew,
     disk_errors,
@@ -30,7 +32,7 @@ from cmfah_hf.training.checkpoints import (
     step_of,
     wants_to_resume,
 )
-from cmfah_hf.training.evaluate import evaluate_pairs, split_figures
+from cmfah_hf.training.evaluate import EncodedPairs, evaluate_pairs, split_figures
 from cmfah_hf.training.fitting import FittedHasher, figures_of_other_databases, fit_towers, is_fitted
 from cmfah_hf.training.illustration import draw_attention
 from cmfah_hf.training.preparation import PreparedRun, prepare
@@ -44,12 +46,13 @@ REFIT_NAME = "refit"
 
 
 def train(run: Run) -> dict[str, Any]:
-    """Trains a model and saves it, its processor, its vocabulary and its figures in `run.training.output_dir`.
+    """Trains a model and saves it, its processor, its vocabulary, its calibration and its figures in
+    `run.training.output_dir`.
 
     The validation pairs choose the epoch; with `load_best_model_at_end=False`, the last one is kept. With `refit`, a
     second model is then trained from scratch on all pairs, validation included, up to that epoch of the same schedule;
     a shallow method has no epochs, and is fitted to all pairs at once, without a figure on the validation pairs.
-    The test queries are measured once, at the end.
+    The test queries are measured once, at the end. The calibration is that of the first model on the validation pairs.
 
     An interrupted run resumes with `resume_from_checkpoint` (see `find_checkpoint`), even within the refit, and ends
     like an uninterrupted one. Its vocabulary is not fitted again. With `push_to_hub`, the finished folder is pushed to
@@ -59,8 +62,9 @@ def train(run: Run) -> dict[str, Any]:
         The content of `metrics.json`: `validation`, the MAP of the model on the validation pairs, its `epoch` and its
         similarity (`validation_relevance`); `query`, the figures of `RetrievalEvaluator`, if the data has a query split
         with labels; `query_seen`, with `--protocol unseen`, the same queries against the training pairs; `pairs`,
-        instance retrieval among the pairs of the query split, with or without labels; and the method, bits, seed,
-        numbers of pairs and `source` (`source_of`). Empty in all processes but the main one.
+        instance retrieval among the pairs of the query split, with or without labels; `calibration` (see
+        `calibration_figures`); and the method, bits, seed, numbers of pairs and `source` (`source_of`). Empty in all
+        processes but the main one.
 
     Raises:
         CMFAHError: If the data, the weights, a setting or the checkpoint cannot be used, the disk is full, or the Hub
@@ -99,6 +103,8 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
     with disk_errors(output, "the state of the training"):
         trainer.save_state()
     validation, epoch = _chosen(trainer)
+    # A shallow method with a refit has seen the validation pairs.
+    calibration = None if fitted is not None and run.data.refit else validation_calibration(trainer, prepared)
     if run.data.refit and fitted is None:
         # Checkpoints of a refit belong to this run only if the training before it was complete.
         resumes = checkpoint is not None and trainer.state.global_step == step_of(checkpoint)
@@ -121,7 +127,10 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         "protocol": run.data.protocol,
         "seconds": round(time.monotonic() - start, 1),
     }
-    metrics |= _query_figures(prepared, trainer, output, fitted)
+    towers = _towers(prepared, trainer, output)
+    with disk_errors(output, "the calibration"):
+        save_calibration(calibration, output, towers, cast(CMFAHProcessor, trainer.processing_class), prepared.expander)
+    metrics |= _query_figures(prepared, trainer, towers, output, fitted, calibration)
     with disk_errors(output, "the figures"):
         write_settings(prepared.run, output)
         write_text(output / METRICS_NAME, json.dumps(metrics, indent=2) + "\n", CheckpointError)
@@ -199,20 +208,30 @@ def _save_model(trainer: CMFAHTrainer, output: Path) -> None:
         trainer.save_model(str(output))
 
 
+def _towers(prepared: PreparedRun, trainer: CMFAHTrainer, output: Path) -> CMFAHModel:
+    """The towers of the finished model."""
+    run = prepared.run
+    if trainer.is_fsdp_enabled:  # the other processes, which hold parts of the weights, have finished
+        return MODELS[run.objective_class.model_type].model.from_pretrained(output).to(run.training.device)
+    return trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).cmfah
+
+
 def _query_figures(
-    prepared: PreparedRun, trainer: CMFAHTrainer, output: Path, fitted: FittedHasher | None
-) -> dict[str, dict[str, float]]:
+    prepared: PreparedRun,
+    trainer: CMFAHTrainer,
+    towers: CMFAHModel,
+    output: Path,
+    fitted: FittedHasher | None,
+    calibration: Calibration | None,
+) -> dict[str, dict[str, Any]]:
     """The figures on the test queries, with plots: `query`, and with `--protocol unseen` also `query_seen`, against the
-    training pairs, if query pairs and database have labels; `pairs`, instance retrieval among the query pairs; and
-    those of a shallow method with its own codes of the database."""
+    training pairs, if query pairs and database have labels; `pairs`, instance retrieval among the query pairs; those of
+    the calibration; and those of a shallow method with its own codes of the database."""
     pairs, run = prepared.pairs, prepared.run
     queries, database = pairs.splits.get("query"), pairs.splits.get("database", pairs.in_order)
     if queries is None:
         return {}
-    if trainer.is_fsdp_enabled:  # the other processes, which hold parts of the weights, have finished
-        towers = MODELS[run.objective_class.model_type].model.from_pretrained(output).to(run.training.device)
-    else:
-        towers = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).cmfah
+    sides: dict[str, EncodedPairs] = {}
     processor = cast(CMFAHProcessor, trainer.processing_class)
     evaluate = partial(
         evaluate_pairs,
@@ -225,13 +244,16 @@ def _query_figures(
         tokens=prepared.tested_tokens(towers.text_model, processor),
     )
     if not all("labels" in side.column_names for side in (queries, database)):
-        return {"pairs": split_figures(evaluate())[1]}
+        figures = {"pairs": split_figures(evaluate(keep_codes=sides.update))[1]}
+        return figures | calibration_figures(calibration, sides, run.data.protocol)
     found = evaluate(
         database=without_augmentation(database),
         plots=output / "plots",
         keep_curves=partial(write_curves, path=output / CURVES_NAME),
+        keep_codes=sides.update,
     )
     figures = dict(zip(("query", "pairs"), split_figures(found), strict=True))
+    figures |= calibration_figures(calibration, sides, run.data.protocol)
     if run.data.protocol == "unseen":
         figures["query_seen"] = evaluate(database=without_augmentation(pairs.in_order), instances=False)
     if fitted is not None:

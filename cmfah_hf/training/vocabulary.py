@@ -1,14 +1,20 @@
 """The word graph and the word vectors of a run: fitted once, or loaded from an earlier run."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cmfah_hf.data import resolve_data_path
-from cmfah_hf.errors import CheckpointError
+from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.expansion import GraphExpander, SkipGramEmbedding, WikipediaKnowledge
+from cmfah_hf.expansion.corpus import iterate_values, text_of, words_of
+from cmfah_hf.models.word_rules import WordRules, needs_folding, needs_segmenter
 from cmfah_hf.training.checkpoints import disk_errors, wants_to_resume
+from cmfah_hf.training.settings.arguments import DataArguments
 from cmfah_hf.training.settings.configuration import Run
+
+logger = logging.getLogger(__name__)
 
 WORDS_STEMS = ("expander", "knowledge", "skip_gram")
 
@@ -19,7 +25,7 @@ def make_words(
     """The word graph and the word vectors: of the resumed run, else of `words_from`, else fitted on the texts.
 
     With a text backbone, word vectors are only made for a label graph. The main process fits and saves both, and the
-    other processes read the files.
+    other processes read the files. `texts` has the columns `text` and, if the run is guided by labels, `labels`.
     """
     args, data = run.training, run.data
     if wants_to_resume(args.resume_from_checkpoint):
@@ -66,7 +72,6 @@ def _fit_words(run: Run, texts: Iterable[Any]) -> tuple[GraphExpander | None, Sk
     """The word graph of the training texts with its knowledge, and the word vectors."""
     data = run.data
     expander = None
-    corpus: Any = texts
     if data.expand:
         expander = GraphExpander(
             data.walk_length,
@@ -83,9 +88,11 @@ def _fit_words(run: Run, texts: Iterable[Any]) -> tuple[GraphExpander | None, Sk
                 within_vocabulary=data.knowledge_within_vocabulary,
                 tokenizer=data.word_tokenizer,
             ).fit([resolve_data_path(source) for source in data.knowledge], expander.graph.vocabulary)
-        corpus = expander.corpus(texts, num_walks=data.word_walks)
     if not needs_word_vectors(run):
         return expander, None
+    rules = word_rules(data, texts)
+    labels, absent = label_words(texts, rules) if data.word_labels and data.similarity == "labels" else (set(), set())
+    named = _WithLabelWords(texts, absent, rules) if absent else texts
     embedding = SkipGramEmbedding(
         run.model_config().word_dim,
         epochs=data.word_epochs,
@@ -93,5 +100,62 @@ def _fit_words(run: Run, texts: Iterable[Any]) -> tuple[GraphExpander | None, Sk
         seed=data.word_seed,
         workers=data.word_workers,
         min_count=data.word_min_count,
-    ).fit(corpus, extra_corpus=[resolve_data_path(path) for path in data.word_corpus] or None)
+        word_rules=rules,
+    ).fit(
+        named if expander is None else expander.corpus(named, "text", num_walks=data.word_walks),
+        extra_corpus=[resolve_data_path(path) for path in data.word_corpus] or None,
+        always=labels,
+    )
     return expander, embedding
+
+
+def word_rules(data: DataArguments, texts: Iterable[Any]) -> WordRules:
+    """The rules for words that the settings and the scripts of the training texts ask for.
+
+    Texts in other scripts are read the same with and without these rules, so the models of such texts have none.
+
+    Raises:
+        CMFAHError: If `word_segmenter` is "icu", which is not installed.
+    """
+    unspaced, marked = data.word_segmenter == "icu", False
+    for value, _ in iterate_values(texts, "text"):
+        text = text_of(value)
+        unspaced = unspaced or (data.word_segmenter == "auto" and needs_segmenter(text))
+        marked = marked or (data.word_folding and needs_folding(text))
+        if (unspaced or data.word_segmenter == "none") and (marked or not data.word_folding):
+            break
+    rules = WordRules("icu" if unspaced else "none", marked)
+    try:
+        rules.require()
+    except ImportError as error:
+        if data.word_segmenter == "icu":
+            raise CMFAHError(f"word_segmenter is 'icu'. {error}") from None
+        logger.warning("%s Without it, letters with no space between them are one word.", error)
+        return WordRules(fold_marks=marked)
+    return rules
+
+
+def label_words(texts: Iterable[Any], rules: WordRules) -> tuple[set[str], set[str]]:
+    """The words with a letter of the label names, and those of them that no text has."""
+    present: set[str] = set()
+    names: set[str] = set()
+    for value, labels in iterate_values(texts, "text", "labels"):
+        names.update(labels if labels is not None else ())
+        present.update(words_of(value, split=rules.words))
+    words = {word for name in names for word in rules.words(name) if any(map(str.isalpha, word))}
+    return words, words - present
+
+
+class _WithLabelWords:
+    """Texts, each followed by those words of its labels that no text has; can be iterated repeatedly.
+
+    So the vectors of these words are close to those of the words of their class's texts.
+    """
+
+    def __init__(self, texts: Iterable[Any], absent: set[str], rules: WordRules):
+        self._texts, self._absent, self._rules = texts, absent, rules
+
+    def __iter__(self) -> Iterator[str]:
+        for value, labels in iterate_values(self._texts, "text", "labels"):
+            words = [word for name in labels or () for word in self._rules.words(name) if word in self._absent]
+            yield " ".join([text_of(value), *words])

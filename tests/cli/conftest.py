@@ -61,7 +61,7 @@ for arguments in json.load(open(sys.argv[1])):
     sys.stdout.flush(), sys.stderr.flush()
     for number, stream in enumerate(streams, 1):
         os.dup2(stream, number)
-    outcomes.append([code, *(open(name, encoding="utf-8").read() for name in names)])
+    outcomes.append([code, *(open(name, encoding="utf-8", errors="surrogateescape").read() for name in names)])
 json.dump(outcomes, open(sys.argv[2], "w"))
 """
 

@@ -133,7 +133,7 @@ CASES = {
     ),
     "search: a condition without a value": (
         "search {model} {sound.index} --text boat --where year",
-        ["A condition is 'column=value', not 'year'."],
+        ["A condition is 'column=value'", "not 'year'."],
     ),
     "search: a condition on no column": (
         "search {model} {sound.index} --text boat --where year=3",
@@ -341,7 +341,7 @@ CASES = {
     ),
     "space: a model without images": (
         "space {model}",
-        ["{model}: name the images that this model is to search, with --data."],
+        ["{model}: name what this model is to search: cmfah space {model} FOLDER, or an index."],
     ),
     "space: no images": (
         "space --limit 0",

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,18 @@ def test_ignored_words_are_reported(cmfah, trained, hostile_index):
     assert outcome.err.splitlines()[-1] == ("Ignored 2 words that the model does not know: quixotic, zebra")
     outcome = cmfah("search", trained.folder, hostile_index, "--text", "boat", "-k", 1, "--json")
     assert (outcome.document["ignored_words"], outcome.err) == ([], "")
+    assert "similar_words" not in outcome.document
+
+
+def test_words_that_are_read_as_similar_ones_are_reported(cmfah, trained, hostile_index, tmp_path):
+    names = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+    for path in (*(trained.folder / name for name in names), *trained.folder.glob("expander.*")):
+        shutil.copyfile(path, tmp_path / path.name)
+    path = tmp_path / "processor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unknown_words": "similar"}))
+    outcome = cmfah("search", tmp_path, hostile_index, "--text", "boats quixotic", "-k", 1, "--json")
+    assert (outcome.document["similar_words"], outcome.document["ignored_words"]) == ({"boats": ["boat"]}, ["quixotic"])
+    assert outcome.err.splitlines()[-1] == "Read boats as boat"
 
 
 def test_skipped_files_are_reported(cmfah, trained, tmp_path, caplog):

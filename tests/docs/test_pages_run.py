@@ -16,6 +16,7 @@ from pages.setups import set_up
 # Commands that are only parsed, each option by its program's parser, by their first words, and why they are not run.
 ONLY_PARSED = {
     "pip install": "fetches some gigabytes",
+    "uvx": "the same; tests/test_package.py runs the demo where only the wheel is installed",
     "accelerate launch": "starts processes; tests/training and tests/test_end_to_end.py do",
     "cmfah experiment": "takes hours; tests/experiments runs small grids",
     "python benchmarks/": "takes minutes to hours; tests beside the code run most of them at a small size",

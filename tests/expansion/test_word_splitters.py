@@ -38,7 +38,7 @@ def test_a_function_is_used_as_is_if_its_words_have_no_spaces():
 
 
 def test_other_names_and_a_missing_library_are_named(monkeypatch):
-    with pytest.raises(CMFAHError, match="'words' or 'chinese' or a function"):
+    with pytest.raises(CMFAHError, match="'words' or 'chinese' or 'icu' or a function"):
         word_splitter("klingon")
     real = builtins.__import__
     monkeypatch.setattr(

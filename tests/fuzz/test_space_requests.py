@@ -77,9 +77,11 @@ def server(tmp_path_factory) -> Iterator[Server]:
     app = serve(SpaceSettings(limit=24), bundled_space(), block=False)
     joins = []
     defaults = {"textbox": "boat", "slider": 3, "dropdown": "scene-900001", "radio": "boat", "dataset": 0}
+    defaults["checkbox"] = True
     for number, function in app.fns.items():
         data = [defaults.get(block.get_block_name()) for block in function.inputs]
-        joins.append({"data": data, "fn_index": number, "session_hash": "s", "event_data": {"id": "x", "region": 1}})
+        event = {"id": "scene-900001", "region": 1}
+        joins.append({"data": data, "fn_index": number, "session_hash": "s", "event_data": event})
     with httpx.Client(base_url=app.local_url.rstrip("/"), timeout=30) as http:
         server = Server(app.local_url, http, joins)
         # Gradio prints exceptions of functions, and the server prints those of the app.

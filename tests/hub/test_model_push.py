@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,7 +21,8 @@ from safetensors.torch import load_file
 from cmfah_hf.errors import CheckpointError, HashIndexError, HubError
 from cmfah_hf.methods.pretraining import PRETRAINING_MODELS
 from cmfah_hf.models import MODELS
-from cmfah_hf.retrieval import HashIndex
+from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
+from cmfah_hf.retrieval.calibration import Calibration, ScoreMap
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,11 +101,18 @@ def test_towers_and_objective_are_separate_files_and_load_together(push_run, hub
 def test_a_downloaded_model_can_be_pushed_again(push_run, hub, trained, tmp_path):
     from huggingface_hub import snapshot_download
 
-    push_run(trained.folder)
+    folder = shutil.copytree(trained.folder, tmp_path / "calibrated", ignore=shutil.ignore_patterns("checkpoint-*"))
+    curve = ScoreMap(np.array([-1.0, 1.0]), np.array([0.1, 0.9]), 40, "isotonic", {"ece": 0.021, "ece@10": 0.043})
+    fingerprint = CrossMediaRetriever.from_pretrained(folder).fingerprint
+    Calibration(fingerprint, 16, "labels", {"aqd/t2i": curve}).save(folder / "calibration.json")
+    push_run(folder)
     pulled = Path(snapshot_download("org/model", local_dir=tmp_path / "pulled"))
     push_run(pulled, "org/copy")
     own, copy = hub.files("org/model", "model"), hub.files("org/copy", "model")
     assert {name for name in own if own[name] != copy.get(name)} == set()
+    retriever = CrossMediaRetriever.from_pretrained("org/copy")
+    assert retriever.calibration.model == retriever.fingerprint == fingerprint
+    assert "| text to image, AQD | .021 | .043 | none | none |" in own["README.md"].decode()
 
 
 def test_a_run_is_reproduced_from_the_pushed_settings(push_run, hub, trained, tmp_path):
@@ -227,6 +236,7 @@ def test_unusable_folders_and_indexes_are_refused_before_any_upload(push_run, hu
         ("words", lambda f: (f / "tokenizer.json").unlink(), "the model or processor cannot be loaded"),
         ("figures", lambda f: (f / "metrics.json").write_text("{"), "metrics.json is not valid JSON"),
         ("settings", lambda f: (f / "run.yaml").write_text("a: [\n"), "run.yaml is not valid YAML"),
+        ("calibration", lambda f: (f / "calibration.json").write_text("{}"), "calibration.json is no calibration"),
     ):
         folder = shutil.copytree(trained.folder, tmp_path / name)
         change(folder)

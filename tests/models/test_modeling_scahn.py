@@ -24,6 +24,7 @@ from cmfah_hf.models import (
     SCAHNModel,
     SCAHNTextModel,
 )
+from cmfah_hf.models.word_rules import WordRules
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 COUNTS = torch.tensor([[4, 1, 0, 0, 3], [1, 2, 0, 0, 1], [0, 0, 0, 0, 0], [0, 0, 0, 5, 2], [3, 1, 0, 2, 6]])
@@ -322,7 +323,7 @@ torch.set_num_threads(1)
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 processor = AutoProcessor.from_pretrained(here, trust_remote_code=True)
-found = {"words": processor(text=["A dog, a boat"], return_tensors="pt").input_ids}
+found = {"words": processor(text=["A dog, สุนัขวิ่ง boats"], return_tensors="pt").input_ids}
 inputs = load_file(here / "inputs.safetensors")
 with torch.no_grad():
     towers = AutoModel.from_pretrained(here, trust_remote_code=True)
@@ -338,7 +339,8 @@ save_file({name: value.contiguous() for name, value in found.items()}, here / "f
 def test_new_process_without_the_package_computes_the_same_bits(make_scahn, batch, tmp_path):
     model, here = make_scahn(queue_size=3), tmp_path / "model"
     model.save_pretrained(here)
-    CMFAHProcessor.from_vocabulary(model.config, ["boat", "dog"]).save_pretrained(here)
+    rules = {"word_rules": WordRules("icu", fold_marks=True), "unknown_words": "similar"}
+    CMFAHProcessor.from_vocabulary(model.config, ["boat", "dog", "วิ่ง"], **rules).save_pretrained(here)
     assert type(AutoProcessor.from_pretrained(here)) is CMFAHProcessor
     save_file(batch, here / "inputs.safetensors")
     files = {path.name for path in here.glob("*.py")}
@@ -356,7 +358,7 @@ def test_new_process_without_the_package_computes_the_same_bits(make_scahn, batc
     )
     assert result.returncode == 0, result.stderr
     found = load_file(here / "found.safetensors")
-    assert found.pop("words").tolist() == [[1, 3, 1, 2]]
+    assert found.pop("words").tolist() == [[1, 3, 1, 4, 2]]
     expected = {
         "image": model.cmfah.get_image_hash(batch["pixel_values"]),
         "text": model.cmfah.get_text_hash(batch["input_ids"]),

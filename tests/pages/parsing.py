@@ -102,6 +102,13 @@ def _pip(words: list[str], folder: Path) -> None:
     assert extra is None or re.search(rf"^{extra} = \[", project, re.MULTILINE), target
 
 
+def _uvx(words: list[str], folder: Path) -> None:
+    option, target, program, *rest = words
+    assert (option, program) == ("--from", "cmfah")
+    _pip(["install", target], folder)
+    parse_cmfah(rest)
+
+
 def _ray(words: list[str], folder: Path) -> None:
     from ray.scripts.scripts import cli
 
@@ -117,6 +124,7 @@ def _foreign(words: list[str], folder: Path) -> None:
 
 
 _PARSERS = {
+    "uvx": _uvx,
     "cmfah": parse_cmfah,
     "python": _python,
     "accelerate": _accelerate,

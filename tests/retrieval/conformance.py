@@ -46,6 +46,21 @@ def expected_answers(
     return [(item_id, score) for _, item_id, score in sorted(scored)[:k]]
 
 
+def folded_answers(items: dict, ranking: list[tuple], k: int, bits: int) -> list[tuple]:
+    """Id, score and ids of folded items of the first `k` answers of a whole ranking, item by item."""
+    answers: list[tuple] = []
+    for item_id, score in ranking:
+        code = np.array(items[item_id][0], np.uint8)
+        near = [own for own in answers if np.bitwise_count(np.array(items[own[0]][0], np.uint8) ^ code).sum() <= bits]
+        if near:
+            near[0][2].append(item_id)
+        elif len(answers) == k:
+            break
+        else:
+            answers.append((item_id, score, []))
+    return answers
+
+
 class IndexConformance:
     """The contract of `BaseHashIndex`."""
 
@@ -84,6 +99,7 @@ class IndexConformance:
             ({"place": ["sea", "town"]}, lambda row: row["place"] != "wood"),
             (pc.field("place") == "wood", lambda row: row["place"] == "wood"),
             ({"place": "nowhere"}, lambda row: False),
+            (["place>=sea", "place!=town"], lambda row: row["place"] in ("sea", "wood")),
         ]
         for metric, dtype in (("hamming", np.int32), ("aqd", np.float32)):
             for k in (1, 7, 120):
@@ -107,6 +123,85 @@ class IndexConformance:
         assert one.ids.tolist() == expected.ids[1:2].tolist()
         assert one.scores.tolist() == expected.scores[1:2].tolist()
         assert one.metadata is None
+
+    @pytest.mark.parametrize("strings", [False, True])
+    def test_near_duplicates_of_better_answers_are_folded(self, index, strings):
+        rng = np.random.default_rng(8)
+        ids = [f"é{number}" for number in range(120)] if strings else list(range(120))
+        values, queries = tied_values(rng, 120), tied_values(rng, 3)
+        values[20:90] = values[3]  # more equal codes than the first part of a ranking
+        index.add(values, ids, {"year": [number % 2 for number in range(120)]})
+        items = contents(index)
+        for metric in ("hamming", "aqd"):
+            for where, wanted in ((None, lambda row: True), ({"year": 1}, lambda row: row["year"] == 1)):
+                rankings = [expected_answers(items, query, metric, 120, wanted) for query in queries]
+                for k, bits in ((1, 0), (5, 1), (5, 4), (40, 2), (3, BITS)):
+                    found = index.search(queries, k, metric, where, unique=bits)
+                    expected = [folded_answers(items, ranking, k, bits) for ranking in rankings]
+                    assert found.counts.tolist() == [len(answers) for answers in expected]
+                    for result, answers in zip(found, expected, strict=True):
+                        assert [(hit["id"], hit["score"], hit["folded"]) for hit in result] == answers
+                        assert [hit["metadata"] for hit in result] == [items[answer[0]][1] for answer in answers]
+        assert index.search(queries[0], 5, unique=1).ids.shape == (1, 5)
+        assert index.search(queries, 5, where={"year": 7}, unique=1).ids.shape == (3, 0)
+        assert index.search(queries[:0], 5, unique=1).ids.shape == (0, 5)
+        for bits in (-1, 17, 2.0, True):
+            with pytest.raises(QueryError, match="unique must be a whole number of bits from 0 to 16"):
+                index.search(queries, 5, unique=bits)
+
+    @pytest.mark.parametrize("strings", [False, True])
+    def test_search_by_radius_finds_all_items_within_it(self, index, strings):
+        rng = np.random.default_rng(4)
+        numbers = (rng.permutation(300)[:90] - 150).tolist()
+        ids = [f"é{number}" for number in numbers] if strings else numbers
+        values, queries = tied_values(rng, 90), tied_values(rng, 4)
+        index.add(values, ids, {"year": [number % 3 for number in range(90)]})
+        index.remove(ids[:5])
+        items = contents(index)
+        for radius in (0, 3, BITS // 2, BITS):
+            for where, wanted in ((None, lambda row: True), ({"year": [0, 2]}, lambda row: row["year"] != 1)):
+                found = index.search_radius(queries, radius, where)
+                assert len(found) == 4
+                for query, result in zip(queries, found, strict=True):
+                    expected = [
+                        (item_id, distance)
+                        for item_id, distance in expected_answers(items, query, "hamming", 90, wanted)
+                        if distance <= radius
+                    ]
+                    assert list(zip(result.ids.tolist(), result.scores.tolist(), strict=True)) == expected
+                    assert [hit["metadata"] for hit in result] == [items[name][1] for name, _ in expected]
+                    assert (result.scores.dtype, result.ids.dtype) == (np.int32, object if strings else np.int64)
+        total = sum(len(result) for result in index.search_radius(pack(queries), 3, limit=360))
+        assert len(index.search_radius(queries, 3, limit=total)) == 4
+        with pytest.raises(QueryError, match=f"More than {total - 1} items lie within 3 bits"):
+            index.search_radius(queries, 3, limit=total - 1)
+
+    @pytest.mark.parametrize("strings", [False, True])
+    def test_near_duplicates_are_grouped(self, index, strings):
+        names = [f"{number:02}" if strings else number for number in range(12)]
+        codes = np.array([0, 1, 3, 7, 0, 255, 254, 0xF0, 0x0F, 0xAA, 0x55, 0], np.uint8)[:, None]
+        index.add(np.hstack([codes, 7 * codes]), names)
+        index.remove(names[11:])
+        groups = [[names.index(item_id) for item_id in ids.tolist()] for ids in index.duplicates(0)]
+        assert groups == [[0, 4]]
+        near = np.array(
+            [[bin((a ^ b) | ((7 * a ^ 7 * b) & 255) << 8).count("1") for a in range(256)] for b in range(256)]
+        )
+        chained = [{number} for number in range(11)]
+        for bits in (2, 5):
+            for a in range(11):
+                for b in range(a):
+                    if near[codes[a, 0], codes[b, 0]] <= bits and chained[a] is not chained[b]:
+                        chained[a] |= chained[b]
+                        for member in chained[a]:
+                            chained[member] = chained[a]
+            expected = sorted(
+                {tuple(sorted(group)) for group in chained if len(group) > 1}, key=lambda own: (-len(own), own)
+            )
+            groups = index.duplicates(bits)
+            assert [tuple(names.index(item_id) for item_id in ids.tolist()) for ids in groups] == expected
+        with pytest.raises(QueryError, match="bits must be a whole number of bits from 0 to 16, not -1"):
+            index.duplicates(-1)
 
     def test_approximate_search_finds_near_items(self, index):
         rng = np.random.default_rng(6)
@@ -252,7 +347,26 @@ class IndexConformance:
         with pytest.raises(QueryError, match=message):
             filled.search(np.ones((1, BITS)), **arguments)
 
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((-1,), "radius must be a whole number of bits from 0 to 16, not -1"),
+            ((17,), "from 0 to 16, not 17"),
+            ((1.0,), "not 1.0"),
+            ((True,), "not True"),
+            ((1, None, 0), "limit must be a whole number of at least 1, not 0"),
+            ((1, {"color": "red"}), "no metadata column 'color'"),
+        ],
+    )
+    def test_a_radius_out_of_range_is_rejected(self, filled, arguments, message):
+        with pytest.raises(QueryError, match=message):
+            filled.search_radius(np.ones((1, BITS)), *arguments)
+        with pytest.raises(HashIndexError, match="24 bits, the index has 16"):
+            filled.search_radius(np.ones((1, 24)), 3)
+
     def test_an_empty_index_cannot_be_searched(self, index):
+        with pytest.raises(HashIndexError, match="empty"):
+            index.search_radius(np.ones(BITS), 2)
         for exact in (True, False):
             with pytest.raises(HashIndexError, match="empty"):
                 index.search(np.ones(BITS), exact=exact)

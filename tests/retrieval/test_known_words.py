@@ -8,7 +8,7 @@ from cmfah_hf.data import load_image_text
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHConfig, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
-from cmfah_hf.retrieval.known_words import WordCoverage, unknown_words
+from cmfah_hf.retrieval.known_words import WordCoverage, similar_words, unknown_words
 from cmfah_hf.training.evaluate import evaluate_pairs
 
 
@@ -24,6 +24,16 @@ def test_words_outside_vocabulary_and_graph_are_unknown(processor):
     expander = GraphExpander().fit(["yacht boat", "sail sea"])  # words from which the random walk reaches known ones
     assert unknown_words("yacht zebra", processor, expander) == ["zebra"]
     assert unknown_words("海滩 林", processor) == ["林"]
+
+
+def test_words_read_as_similar_ones_are_not_unknown():
+    processor = CMFAHProcessor.from_vocabulary(CMFAHConfig(), ["boat", "sail", "red"], unknown_words="similar")
+    text = "Sailboat, boats; red zebra"
+    assert unknown_words(text, processor) == ["zebra"]
+    assert similar_words([text], processor) == {"sailboat": ["sail", "boat"], "boats": ["boat"]}
+    processor.unknown_words = "ignore"
+    assert unknown_words(text, processor) == ["sailboat", "boats", "zebra"]
+    assert similar_words([text], processor) == {}
 
 
 def test_words_split_by_the_graph_count_by_their_parts(processor):

@@ -11,6 +11,7 @@ from cmfah_hf.errors import HashIndexError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.methods import CMFAHForPreTraining
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
+from cmfah_hf.models.word_rules import WordRules
 from cmfah_hf.retrieval import EXPORTERS, CrossMediaRetriever, HashIndex
 from cmfah_hf.retrieval.fingerprint import fingerprint_of
 from cmfah_hf.training.dual_encoders import load_dual_encoder
@@ -66,7 +67,9 @@ def test_the_fingerprint_covers_what_determines_the_codes(trained, retriever, tm
     assert in_memory.fingerprint == retriever.fingerprint
 
 
-@pytest.mark.parametrize("part", ["a weight", "mean", "size", "words", "expander", "its setting", "temperature"])
+@pytest.mark.parametrize(
+    "part", ["a weight", "mean", "size", "words", "rules", "expander", "its setting", "temperature"]
+)
 def test_changes_of_the_codes_change_the_fingerprint(retriever, part):
     before, processor = retriever.fingerprint, retriever.processor
     if part == "a weight":
@@ -85,6 +88,7 @@ def test_changes_of_the_codes_change_the_fingerprint(retriever, part):
             _vocabulary(processor)[:: -1 if part == "words" else 1],
             image_mean=[0.1, 0.2, 0.3] if part == "mean" else processor.image_processor.image_mean,
             image_std=processor.image_processor.image_std,
+            word_rules=WordRules(fold_marks=part == "rules"),
         )
         if part == "size":
             retriever.processor.image_processor.size = {"height": 16, "width": 16}

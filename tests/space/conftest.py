@@ -100,6 +100,8 @@ def served(tmp_path_factory) -> Iterator[Served]:
             assert time.monotonic() < begin + 90, log.read_text(encoding="utf-8")
             time.sleep(0.05)
         page, cpu = time.monotonic() - begin, cpu_seconds(process)
+        # The address is in the log at once, and not only after the model.
+        assert wait_for(log, r"^The page is at (\S+) ", process, 5)[1] == f"http://127.0.0.1:{port}/"
         url = wait_for(log, r"^Serving at (\S+)$", process)[1]
         yield Served(url, process, log, folder / "uploads", page, cpu, time.monotonic() - begin)
     finally:

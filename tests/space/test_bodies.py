@@ -20,6 +20,7 @@ def app():
     with gr.Blocks() as app:
         words, image, count = gr.Textbox(label="Words"), gr.Image(), gr.Slider(1, 24)
         gr.Button().click(lambda *_: "", [words, image, count, gr.State("")], words, api_visibility="private")
+        gr.Button().click(lambda _: "", gr.Checkbox(label="Both"), words, api_visibility="private")
         gr.api(find, api_name="find")
     return app
 
@@ -93,6 +94,8 @@ def test_unchecked_keys_are_removed(bodies):
         ({"data": ["", None, float("nan"), None]}, "is a number from 1 to 24"),
         ({"data": ["", None, 10**400, None]}, "is a number from 1 to 24"),
         ({"data": ["", None, "3", None]}, "is a number from 1 to 24"),
+        ({"data": ["yes"], "fn_index": 1}, "Both is true or false"),
+        ({"data": [1], "fn_index": 1}, "Both is true or false"),
     ],
 )
 def test_malformed_calls_are_refused_in_one_line(bodies, change, reason):
@@ -106,7 +109,7 @@ def test_malformed_calls_are_refused_in_one_line(bodies, change, reason):
     [
         b"", b"{", b"[]", b"null", b"3", b"\xff", b'{"data": [], "data": []}', b"[" * 60_000, b'{"a":' * 10_000,
         b'{"data": ["\\ud800", 3]}', b'{"data": ["x", ' + b"9" * 5000 + b"]}", b'{"data": ["x", NaN]}',
-        b'{"data": ["x", [3]]}', b'{"data": ["x", true]}', b'{"data": ["x"]}',
+        b'{"data": ["x", [3]]}', b'{"data": ["x", true]}', b'{"data": []}', b'{"data": ["x", 3, 4]}',
     ],
 )  # fmt: skip
 def test_malformed_bodies_are_refused_in_one_line(bodies, body):
@@ -120,6 +123,8 @@ def test_malformed_bodies_are_refused_in_one_line(bodies, body):
 def test_endpoints_are_called_only_by_their_public_names(bodies, app):
     body = b'{"data": ["x", 3]}'
     assert json.loads(bodies.call("find", body)) == {"data": ["x", 3]}
+    # What has a default value may be left out at the end.
+    assert json.loads(bodies.call("find", b'{"data": ["x"]}')) == {"data": ["x", 3]}
     private = app.fns[0].api_name
     for name in ("nothing", private, str(private)):
         with pytest.raises(QueryError, match="no endpoint of this name"):

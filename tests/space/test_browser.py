@@ -69,6 +69,13 @@ def search(page, words: str) -> None:
     page.wait_for_function(f"before => !['', before].includes({shown})", arg=before)
 
 
+def compare(page) -> None:
+    """Shows the ranking by Hamming distance too."""
+    page.locator("#settings-panel > button").click()
+    page.get_by_label("Also by Hamming distance").check()
+    page.wait_for_selector("section[data-metric=hamming]")
+
+
 def keep_screenshot(page, name: str) -> None:
     if folder := os.environ.get("CMFAH_SCREENSHOTS"):
         page.mouse.move(0, 0)
@@ -79,19 +86,67 @@ def keep_screenshot(page, name: str) -> None:
         Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def test_text_query_finds_images_by_both_metrics(page, served):
+def test_text_query_finds_images_by_aqd_and_on_demand_by_hamming_distance(page, served):
     # The page shows results before a query is entered.
-    assert len(ids(page)) == 6
+    assert len(ids(page)) == 12
     search(page, "house moon")
-    assert len(ids(page, "hamming")) == len(ids(page, "aqd")) == 6
+    assert len(ids(page)) == 12
+    assert ids(page, "hamming") == []
+    by_aqd = ids(page)
+    compare(page)
+    assert ids(page) == by_aqd  # the same query, although the text box was not sent again
+    assert len(ids(page, "hamming")) == 12
     scores = page.locator("section[data-metric=hamming] .cm-score").all_inner_texts()
-    distances = [int(score.removesuffix(" bits")) for score in scores]
+    distances = [int(score.split()[0]) for score in scores]
     assert distances == sorted(distances)
-    assert len(page.locator(".cm-time").all_inner_texts()) == 2
-    assert all(re.fullmatch(r"\d+\.\d\d ms", time) for time in page.locator(".cm-time").all_inner_texts())
+    times = page.locator(".cm-time").all_inner_texts()
+    assert len(times) == 2
+    assert all(re.fullmatch(r"\d+\.\d\d ms", time) for time in times)
     # Every image is loaded.
     assert page.locator(".cm-card img").evaluate_all("all => all.every(image => image.naturalWidth > 0)")
     keep_screenshot(page, "space-search")
+
+
+def test_an_image_opens_in_full_with_its_path(page):
+    search(page, "house moon")
+    found = ids(page)
+    page.locator(".cm-card").first.click()
+    dialog = page.locator("dialog[open]")
+    dialog.wait_for()
+    assert dialog.locator(".cm-path").inner_text() == found[0]
+    assert dialog.locator("img").evaluate("image => image.naturalWidth") == draw_scene(0).image.width
+    assert page.get_by_role("button", name="Previous").is_disabled()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector(f"dialog[open][data-id='{found[1]}']")
+    page.get_by_role("button", name="Next").click()
+    page.wait_for_selector(f"dialog[open][data-id='{found[2]}']")
+    assert page.evaluate("document.activeElement.dataset.do") == "next"
+    page.keyboard.press("Escape")
+    # The focus is on the answer, from which the user goes on.
+    page.wait_for_function("id => document.activeElement.dataset.id === id", arg=found[2])
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"dialog[open][data-id='{found[2]}']")
+
+
+def test_words_to_avoid_and_a_threshold_change_the_answer_at_once(page):
+    search(page, "boat sun")
+    before = ids(page)
+    page.locator("#settings-panel > button").click()
+    page.get_by_label("Not", exact=True).fill("sun zebra")
+    page.get_by_label("Not", exact=True).press("Enter")
+    page.get_by_text("Unknown to the model and ignored: zebra.").wait_for()
+    assert ids(page) != before
+    probabilities = [int(one.rstrip("%")) for one in page.locator(".cm-score [title=Probability]").all_inner_texts()]
+    assert probabilities == sorted(probabilities, reverse=True)
+    # By keys: a slider is not only for a mouse.
+    slider = page.locator("#least input[type=range]")
+    for steps, least in ((14, 70), (5, 95)):
+        for _ in range(steps):
+            slider.press("ArrowRight")
+        reached = [one for one in probabilities if one >= least]
+        page.wait_for_function("count => document.querySelectorAll('.cm-card').length === count", arg=len(reached))
+    assert reached == []
+    assert "Nothing found: no answer has this probability." in page.locator("#answer").inner_text()
 
 
 def test_an_example_is_searched_on_click(page):
@@ -106,22 +161,29 @@ def test_an_example_is_searched_on_click(page):
 def test_an_uploaded_image_finds_images_and_texts(page, tmp_path):
     path = tmp_path / "scene.png"
     draw_scene(FIRST_QUERY + 5).image.save(path)
+    page.locator("#image-panel > button").click()
     page.set_input_files("#image input[type=file]", path)
     page.wait_for_selector("section[data-target=texts]")
+    assert f"scene-{FIRST_QUERY + 5}" in ids(page)
+    assert len(page.locator("section[data-target=texts][data-metric=aqd] li").all()) == 12
+    # The panel closes, so that the answer is below the words, and the query's image is next to the answer.
+    page.locator("#image").wait_for(state="hidden")
+    assert page.get_by_alt_text("The image of the query").evaluate("image => image.naturalWidth") > 0
+    compare(page)
     assert f"scene-{FIRST_QUERY + 5}" in ids(page, "hamming")
-    assert len(page.locator("section[data-target=texts][data-metric=aqd] li").all()) == 6
 
 
 def test_an_invalid_file_is_reported_in_one_line_and_the_page_still_works(page, tmp_path):
     path = tmp_path / "notes.png"
     path.write_text("no image at all")
+    page.locator("#image-panel > button").click()
     page.set_input_files("#image input[type=file]", path)
     message = page.get_by_test_id("toast-body")
     message.wait_for()
     assert "not a readable image" in message.inner_text()
     assert str(tmp_path) not in page.content()
     search(page, "star")
-    assert len(ids(page)) == 6
+    assert len(ids(page)) == 12
 
 
 def test_unknown_words_are_named_and_input_is_escaped(page):
@@ -141,9 +203,11 @@ def test_a_result_is_explained_by_words_regions_and_bits(page):
     from playwright.sync_api import expect
 
     search(page, "boat sun")
+    compare(page)
     first = page.locator("section[data-metric=hamming] .cm-card").first
-    distance = int(first.locator(".cm-score").inner_text().removesuffix(" bits"))
+    distance = int(first.locator(".cm-score").inner_text().split()[0])
     first.click()
+    page.get_by_role("button", name="Why is it here?").click()
     page.wait_for_selector("#overlay [data-region]")
     # The tab first shows the explanation of an example.
     expect(page.locator("#why-codes")).to_contain_text(f"{distance} of 64 bits differ", timeout=WAIT)
@@ -210,7 +274,7 @@ def test_users_do_not_see_each_others_results(open_page):
 
 
 def test_keyboard_only(page):
-    """Tab moves to the words, Enter searches; Enter on a result opens its explanation, arrows move over its regions."""
+    """Tab moves to the words, Enter searches, opens a result and its explanation; arrows move over its regions."""
 
     def press_until(selector: str, most: int = 30) -> None:
         for _ in range(most):
@@ -229,6 +293,9 @@ def test_keyboard_only(page):
     ring = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert ring == "solid"  # the focus is visible
     page.keyboard.press("Enter")
+    page.wait_for_selector("dialog[open]")
+    press_until("[data-do=why]")
+    page.keyboard.press("Enter")
     page.wait_for_selector("#overlay [data-region]")
     page.locator("#overlay [tabindex='0']").focus()
     region = int(page.evaluate("document.activeElement.dataset.region"))
@@ -242,13 +309,21 @@ def test_keyboard_only(page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_phone_layout_is_not_clipped_and_is_readable(open_page, scheme):
-    page = open_page(viewport={"width": 375, "height": 812}, is_mobile=True, has_touch=True, color_scheme=scheme)
+    page = open_page(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True, color_scheme=scheme)
     page.wait_for_selector(".cm-card")
+    search(page, "house moon")
+    assert page.evaluate("scrollY") == 0
+    box = page.locator(".cm-card").first.bounding_box()
+    assert box["y"] + box["height"] <= 844  # the first answer is in the first screen
+    page.locator(".cm-card").first.tap()
+    page.wait_for_selector("dialog[open]")
+    assert min(ratio for ratio, _ in page.evaluate(CONTRASTS)) >= 4.5
+    page.get_by_role("button", name="Close").tap()
     for name in ("Search", "Why", "Codes", "Quality"):
         tab(page, name)
         page.wait_for_selector({"Search": ".cm-card", "Why": "[data-region]", "Codes": ".cm-plane img",
                                 "Quality": ".cm-table"}[name])  # fmt: skip
-        assert page.evaluate("document.documentElement.scrollWidth") <= 375, name
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
         ratios = page.evaluate(CONTRASTS)
         assert ratios
         # WCAG AA for text of this size
@@ -275,7 +350,8 @@ CONTRASTS = """() => {
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
   const found = [];
   for (const element of document.querySelectorAll('.cm-note, .cm-text, .cm-time, h4, figcaption, .cm-table td, ' +
-      '.cm-table th, caption, button.primary, .cm-status p, label span, .cm-measures span')) {
+      '.cm-table th, caption, button.primary, dialog button:enabled, .cm-path, .label-wrap span, ' +
+      '.gallery-item span, .cm-status p, label span, .cm-measures span')) {
     if (!element.innerText?.trim() || !element.checkVisibility()) continue;
     let ground = element;
     while (ground && rgba(getComputedStyle(ground).backgroundColor)[3] < 255) ground = ground.parentElement;

@@ -10,6 +10,7 @@ import pytest
 
 from cmfah_hf.data import load_image_text
 from cmfah_hf.errors import CheckpointError, CMFAHError, DataError, QueryError
+from cmfah_hf.retrieval.calibration import Calibration, ScoreMap
 from cmfah_hf.space import Engine, SpaceSettings, charts, html
 from cmfah_hf.space.html import escaped
 from cmfah_hf.space.loading import EngineLoader
@@ -191,6 +192,55 @@ def test_unknown_words_are_reported(engine, pairs):
     assert plain.ignored_words == []
     assert "ignored" not in html.answer(engine, plain)
     assert engine.search(image=pairs[0]["image"], k=2).ignored_words == []
+
+
+def test_words_to_avoid_are_a_negative_term(engine, pairs):
+    words = list(dict.fromkeys(word for text in pairs["text"] for word in engine.retriever.processor.known_words(text)))
+    asked, avoided = words[0], words[1]
+    values = engine.retriever.encode_texts([asked, avoided])
+    image_bits = engine.retriever.encode_images([row["image"] for row in pairs]) >= 0
+    for query, own in (
+        ({"text": asked}, values[0]),
+        ({"image": pairs[3]["image"]}, engine.retriever.encode_images([pairs[3]["image"]])[0]),
+    ):
+        expected = np.where(image_bits, 1, -1) @ (own - 0.5 * values[1]) / 1.5
+        found = engine.search(**query, k=5, avoid=f"{avoided} quixotic")
+        assert found.rankings["images"]["aqd"].scores == pytest.approx(np.sort(expected)[::-1][:5], abs=0.01)
+        assert found.ignored_words == ["quixotic"]
+        plain = engine.search(**query, k=5)
+        assert engine.search(**query, k=5, avoid="quixotic").rankings["images"]["aqd"].rows == (
+            plain.rankings["images"]["aqd"].rows
+        )
+    with pytest.raises(QueryError, match="at most 300"):
+        engine.search(text=asked, avoid="x" * 301)
+
+
+def test_answers_have_probabilities_and_a_threshold(engine, pairs, monkeypatch):
+    word = engine.retriever.processor.known_words(pairs[0]["text"])[0]
+    monkeypatch.setattr(engine.retriever, "calibration", None)
+    plain = engine.search(text=word, k=9)
+    assert plain.rankings["images"]["aqd"].probabilities is None
+    assert "probability" not in engine.document(plain)["images"]["aqd"]["hits"][0]
+    with pytest.raises(QueryError, match="has no calibration"):
+        engine.search(text=word, least=0.5)
+    score_map = ScoreMap(np.array([-1.0, 1.0]), np.array([0.0, 1.0]), 40, "isotonic")
+    calibration = Calibration(engine.retriever.fingerprint, engine.bits, "labels", {"aqd/t2i": score_map})
+    monkeypatch.setattr(engine.retriever, "calibration", calibration)
+    found = engine.search(text=word, k=9).rankings["images"]["aqd"]
+    value = engine.retriever.encode_texts([word])[0]
+    cosines = np.array(found.scores) / np.linalg.norm(value) / engine.bits**0.5
+    assert found.probabilities == pytest.approx((cosines + 1) / 2, abs=1e-3)
+    least = found.probabilities[4]
+    cut = engine.search(text=word, k=9, least=least)
+    assert cut.rankings["images"]["aqd"].rows == found.rows[: sum(one >= least for one in found.probabilities)]
+    assert len(cut.rankings["images"]["hamming"].rows) == 9  # without a map, nothing is left out
+    nothing = engine.search(text=word, k=9, least=1.0)
+    assert nothing.rankings["images"]["aqd"].rows == []
+    assert "Nothing found" in html.answer(engine, nothing)
+    assert engine.document(cut)["images"]["aqd"]["hits"][0]["probability"] == round(found.probabilities[0], 4)
+    for odd in (-0.1, 1.1, float("nan"), "0.5", True):
+        with pytest.raises(QueryError, match=r"from 0 to 1"):
+            engine.search(text=word, least=odd)
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000, '"x"', '{"query": {"a": "\\ud800"}}'])

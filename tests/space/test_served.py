@@ -82,7 +82,12 @@ def test_the_page_is_available_soon_and_the_model_follows(served):
 def test_the_endpoints_are_documented_and_answer(client):
     described = client.view_api(return_format="dict")["named_endpoints"]
     assert set(described) == {"/search_text", "/search_image", "/explain"}
-    assert [value["parameter_name"] for value in described["/search_text"]["parameters"]] == ["text", "k"]
+    assert [value["parameter_name"] for value in described["/search_text"]["parameters"]] == [
+        "text",
+        "k",
+        "avoid",
+        "min_score",
+    ]
 
     found = client.predict(text="boat sun", k=3, api_name="/search_text")
     assert [len(found["images"][metric]["hits"]) for metric in ("hamming", "aqd")] == [3, 3]
@@ -90,6 +95,12 @@ def test_the_endpoints_are_documented_and_answer(client):
     assert scores == sorted(scores)
     assert found["images"]["aqd"]["ms"] > 0
     best = found["images"]["aqd"]["hits"][0]["id"]
+    # Words to avoid may be left out, by their name or at the end of the list.
+    avoided = client.predict(text="boat sun", k=24, avoid="sun", api_name="/search_text")
+    assert (
+        avoided["images"]["aqd"]["hits"]
+        != client.predict("boat sun", 24, api_name="/search_text")["images"]["aqd"]["hits"]
+    )
     why = client.predict(text="boat sun", image=best, api_name="/explain")
     hamming = {hit["id"]: hit["score"] for hit in found["images"]["hamming"]["hits"]}
     differ = sum(a != b for a, b in zip(why["query_bits"], why["image_bits"], strict=True))
@@ -331,7 +342,7 @@ class Crowd:
         with httpx.Client(base_url=self.served.url.rstrip("/"), timeout=60) as connection:
             while time.monotonic() < end:
                 session = f"attacker-{rng.random()}".replace(".", "-")
-                abandoned = {"data": ["boat", 24], "fn_index": self.private, "session_hash": session}
+                abandoned = {"data": ["boat", "", 24, 0, False], "fn_index": self.private, "session_hash": session}
                 named = {"session_hash": session, "event_id": "e", "fn_index": 0}
                 elsewhere = rng.choice(["/etc/passwd", "0" * 64, "http://127.0.0.1:1/"])
                 endpoint = rng.choice(["search_image", "search_text", "x"])
@@ -355,7 +366,9 @@ class Crowd:
     def private(self) -> int:
         """The id of the function behind the search button."""
         config = httpx.get(f"{self.served.url}config", timeout=60).json()
-        return next(each["id"] for each in config["dependencies"] if len(each["inputs"]) == 2 == len(each["outputs"]))
+        return next(
+            each["id"] for each in config["dependencies"] if len(each["inputs"]) == 5 and len(each["outputs"]) == 2
+        )
 
     def held(self) -> dict[str, int]:
         """Resources of the server: bytes of memory, bytes on disk, open files."""

@@ -60,6 +60,8 @@ def test_the_embedded_space_is_the_served_one():
         ('{"title": ["x"]}', "is a text"),
         ('{"model": {}}', "is a text"),
         ('{"data": 3}', "is a text"),
+        ('{"data": []}', "a list of texts"),
+        ('{"data": ["a", 3]}', "a list of texts"),
         ('{"split": 3}', "the name of a split"),
     ],
 )
@@ -174,7 +176,7 @@ def test_additional_hosts_come_from_the_command_line_or_the_settings(monkeypatch
     from cmfah_hf.cli.space import space
 
     served = []
-    monkeypatch.setattr("cmfah_hf.space.serve", lambda settings, *_: served.append(settings), raising=False)
+    monkeypatch.setattr("cmfah_hf.space.serve", lambda settings, *_, **__: served.append(settings), raising=False)
     space(allow_host=["search.home", "10.0.0.3"])
     space()
     assert [settings.hosts for settings in served] == [("search.home", "10.0.0.3"), ()]

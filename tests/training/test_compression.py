@@ -106,11 +106,11 @@ def test_folder_is_indexed_once_and_then_only_what_changed(compressed, monkeypat
     folder, images, _ = compressed
     retriever = CrossMediaRetriever.from_pretrained(folder)
     encoded = []
-    original = CrossMediaRetriever.encode_images
+    original = CrossMediaRetriever.encode_pixels
     monkeypatch.setattr(
         CrossMediaRetriever,
-        "encode_images",
-        lambda self, batch, *rest: encoded.append(len(batch)) or original(self, batch, *rest),
+        "encode_pixels",
+        lambda self, batch: encoded.append(len(batch)) or original(self, batch),
     )
     changes = update_folder_index(retriever, images)
     assert (changes.added, changes.changed, changes.removed, changes.unchanged) == (0, 0, 0, 60)
@@ -184,12 +184,18 @@ def test_long_texts_are_cut_off_and_this_is_said_once(encoder, caplog):
 
 
 def test_texts_of_a_data_set_help_to_fit(encoder, tmp_path):
-    images = draw_images(tmp_path / "images", 40)
+    images = draw_images(tmp_path / "images", 110)
     describe(images)
     done = compress(str(encoder), images, tmp_path / "model", bits=8)
-    assert (done.images, done.texts) == (40, 40)
+    assert (done.images, done.texts) == (110, 110)
     assert {each.name.split(",")[0] for each in done.choice.candidates} == {"pca", "shared", "cca"}
-    assert not done.choice.by_partner  # 8 pairs are too few to hold out
+    # The 22 pairs that were held out calibrate the model.
+    assert done.choice.by_partner
+    assert [codes.shape for codes in done.choice.held_out_codes] == [(22, 8)] * 2
+    retriever = CrossMediaRetriever.from_pretrained(tmp_path / "model", index=True)
+    assert (retriever.calibration.relevance, retriever.calibration.model) == ("pairs", retriever.fingerprint)
+    found = retriever.search(text="a bird", k=110)
+    assert ((found.probabilities >= 0) & (found.probabilities <= 1)).all()
     without = compress(str(encoder), images, tmp_path / "other", bits=8, use_texts=False)
     assert (without.texts, {each.name.split(",")[0] for each in without.choice.candidates}) == (0, {"pca"})
 

@@ -146,12 +146,20 @@ def test_query_pairs_do_not_affect_training(run_of, scenes_folder, tmp_path):
     write_imagefolder(strange, other / "query")
     states = []
     for name, dataset in (("one", scenes_folder), ("two", other)):
-        run = run_of("--output_dir", str(tmp_path / name), data={"dataset": str(dataset)})
+        data = {"dataset": str(dataset), "validation_fraction": 0.5}  # 24 validation pairs, enough for a calibration
+        run = run_of("--output_dir", str(tmp_path / name), data=data)
         metrics = train(run)
         states.append(load_file(tmp_path / name / "model.safetensors"))
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert "zyzzyva" not in SkipGramEmbedding.load(tmp_path / "two")
+    # The calibration is fitted to the validation pairs, too, and is that of the saved model.
+    one, two = ((tmp_path / name / "calibration.json").read_bytes() for name in ("one", "two"))
+    assert one == two
+    retriever = CrossMediaRetriever.from_pretrained(tmp_path / "two")
+    assert retriever.calibration.model == retriever.fingerprint
+    assert retriever.calibration.relevance == "labels"
+    assert metrics["calibration"]["aqd/t2i"]["share"] == 1  # of the five queries among themselves
     assert metrics["query"]["queries"] == metrics["query"]["queries_without_relevant"] == 5
     # The validation split does matter: it selects the epoch; only the training split provides the words.
     assert metrics["train_pairs"] + metrics["validation_pairs"] == 48

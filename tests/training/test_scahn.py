@@ -120,7 +120,7 @@ def test_a_stream_and_labels_in_other_scripts(scenes_folder, write_config, tmp_p
         data={"dataset": str(tmp_path / "pairs"), "streaming": True},
         training={"num_train_epochs": 1, "save_strategy": "no", "load_best_model_at_end": False},
     )
-    train(parse_run(config, ["--output_dir", str(tmp_path / "model")]))
+    train(parse_run(config, ["--output_dir", str(tmp_path / "model"), "--word_labels", "false"]))
     assert "labels have no word with a vector, so those of the label graph are drawn from the names" in caplog.text
     model = SCAHNForPreTraining.from_pretrained(tmp_path / "model")
     classes = [model.config.id2label[i] for i in range(model.config.num_labels)]

@@ -59,6 +59,13 @@ def index(
     ] = False,
     any_model: Annotated[bool, typer.Option("--any-model", help="Accept an index made by another model.")] = False,
     batch_size: Annotated[int, typer.Option(help="Items encoded at once.")] = 32,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that read images. Default: one for each processor, at most 8.")
+    ] = None,
+    fast_decoding: Annotated[
+        bool, typer.Option("--fast-decoding", help="Decode large JPEGs at a fraction of their size.")
+    ] = False,
+    half: Annotated[bool, typer.Option("--half", help="Encode images in bfloat16; faster on GPUs.")] = False,
     trust_remote_code: RemoteCode = False,
     json: DoneAsJson = False,
 ) -> None:
@@ -75,12 +82,14 @@ def index(
     from cmfah_hf.retrieval.folders.sources import IndexSources
     from cmfah_hf.retrieval.folders.update import UpdateOptions
     from cmfah_hf.retrieval.folders.watching import watch_folders, watcher
+    from cmfah_hf.retrieval.image_options import ImageOptions
 
     own = IndexSources(output, sources or [], root or [], keep or [], split, hidden, texts, rebuild)
     own.refuse_data_sets(["--dry-run"] * dry_run + ["--watch"] * watch)
     if watch:
         watcher()  # refused before anything is encoded
-    demand = ModelOnDemand(model, any_model, trust_remote_code=trust_remote_code)
+    image_options = ImageOptions(workers, fast_decoding, half)
+    demand = ModelOnDemand(model, any_model, trust_remote_code=trust_remote_code, image_options=image_options)
     options = UpdateOptions(
         batch_size, not json, dry_run, prune_missing_root, restore_removed, add, rebuild, bool(own.data_sets)
     )

@@ -9,13 +9,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image, ImageOps
 
 from cmfah_hf.data.data_root import ARCHIVES
+from cmfah_hf.data.images.formats import register_formats
 from cmfah_hf.documents import file_of
 from cmfah_hf.errors import ImageError
 
@@ -29,6 +29,11 @@ DAMAGED = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError, OverflowError,
     ArithmeticError, AssertionError, MemoryError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
+# A reduced image is still this many times as large as needed: the resizing that follows then hides the reduction.
+_REDUCING_GAP = 3
+_REDUCIBLE = frozenset({"JPEG", "MPO"})
+# EXIF orientations that exchange width and height.
+_SIDEWAYS = frozenset({5, 6, 7, 8})
 # Formats that Pillow reads by starting a program, Ghostscript.
 _BY_PROGRAM = frozenset({"EPS"})
 # Stores in which rows may name files. An http address in a row is never fetched here.
@@ -39,7 +44,7 @@ _UNDECODABLE = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", 
 ImageSource = dict[str, Any] | str | os.PathLike | bytes | BinaryIO | Image.Image
 
 
-def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
+def decode_image(value: ImageSource, name: str | None = None, least: tuple[int, int] | None = None) -> Image.Image:
     """An image, decoded completely and turned upright.
 
     Args:
@@ -47,6 +52,9 @@ def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
             address, the bytes of an image file, a file opened in binary mode (which need not be seekable, such as
             standard input's buffer), or a Pillow image.
         name: The image's name in errors; its path if not given.
+        least: Width and height that the image, once upright, is needed in. A JPEG of at least six times that size is
+            decoded at a half, a quarter or an eighth of its size, which takes less time, but not below three times
+            `least`. None: in full.
 
     Returns:
         A Pillow image in the mode of its file (`to_rgb` makes it RGB), with the EXIF orientation applied. Of an
@@ -57,45 +65,63 @@ def decode_image(value: ImageSource, name: str | None = None) -> Image.Image:
             safe (twice `PIL.Image.MAX_IMAGE_PIXELS`).
     """
     name = name or _name_of(value)
-    source = value if isinstance(value, Image.Image) else io.BytesIO(read_image_bytes(value, name))
-    _register_heif()
-    try:
-        image = source if isinstance(source, Image.Image) else Image.open(source, formats=_formats())
+    with opened_image(value, name) as image:
         if getattr(image, "n_frames", 1) > 1:
             image.seek(0)
+        if least is not None and image is not value and image.format in _REDUCIBLE:
+            _reduce(image, least)
         image.load()
+    return _upright(image)
+
+
+@contextmanager
+def opened_image(value: ImageSource, name: str) -> Iterator[Image.Image]:
+    """An image that is opened but not decoded; errors of Pillow in the block are raised as `ImageError`."""
+    source = value if isinstance(value, Image.Image) else _NamedBytes(read_image_bytes(value, name), name)
+    register_formats()
+    try:
+        yield source if isinstance(source, Image.Image) else Image.open(source, formats=_formats())
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image in a format that Pillow knows; replace or remove it.") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: too large to be read safely ({error}); make the image smaller.") from error
     except DAMAGED as error:
         raise ImageError(f"{name}: damaged or cut short ({_first_line(error)}); replace or remove it.") from error
-    return _upright(image)
+
+
+class _NamedBytes(io.BytesIO):
+    """Bytes with the name of their file, by whose ending some raw images are recognized."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
+
+
+def _reduce(image: Image.Image, least: tuple[int, int]) -> None:
+    """Lets libjpeg decode an opened JPEG at a fraction of its size, which leaves out the finest frequencies."""
+    width, height = (_REDUCING_GAP * side for side in least)
+    try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) in _SIDEWAYS:
+            width, height = height, width
+    except DAMAGED:  # then it is not turned
+        pass
+    image.draft(None, (width, height))
 
 
 def _formats() -> list[str]:
-    Image.init()
     return [name for name in Image.ID if name not in _BY_PROGRAM]
 
 
 @cache
 def image_endings() -> frozenset[str]:
-    """The endings, in lower case, of the formats that can be decoded, with HEIC if pillow-heif is installed."""
-    _register_heif()
+    """The endings, in lower case, of the formats that can be decoded, with those of the installed extras."""
+    register_formats()
     return frozenset(end for end, kind in Image.registered_extensions().items() if kind not in _UNDECODABLE)
 
 
 def is_image_file(path: Path) -> bool:
     """Whether a path is a file with the ending of an image that can be decoded."""
     return path.suffix.lower() in image_endings() and file_of(path) is not None
-
-
-@cache
-def _register_heif() -> None:
-    if find_spec("pillow_heif"):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
 
 
 def _name_of(value: Any) -> str:

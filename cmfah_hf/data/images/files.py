@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmfah_hf.data.images.decoding import image_endings
+from cmfah_hf.data.images.extras import extra_of
 from cmfah_hf.errors import DataError
 
 # Reasons other than an ending.
@@ -18,7 +19,6 @@ _LEFT_BY_PROGRAMS = frozenset(
     ("@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "thumbs.db", "ehthumbs.db", "desktop.ini")
 )
 _MOST_REASONS = 20
-_HEIF_ENDINGS = frozenset((".heic", ".heif", ".heics", ".heifs", ".hif"))
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,13 @@ def is_hidden(name: str) -> bool:
 
 
 def describe_skipped(skipped: Mapping[str, int]) -> str:
-    """The counts of skipped files as text: `".heic 12, hidden 1, pip install pillow-heif to read HEIC"`."""
-    parts = [f"{reason} {count:,}" for reason, count in skipped.items()][:_MOST_REASONS]
+    """The counts of skipped files as text: `".heic 12 (pip install "cmfah-hf[heic]"), hidden 1"`."""
+    parts = []
+    for reason, count in list(skipped.items())[:_MOST_REASONS]:
+        extra = extra_of(reason)
+        parts.append(f"{reason} {count:,}" + (f" ({extra.command})" if extra else ""))
     if len(skipped) > len(parts):
         parts.append(f"{len(skipped) - len(parts)} more endings")
-    if any(reason in _HEIF_ENDINGS for reason in skipped):
-        parts.append("pip install pillow-heif to read HEIC")
     return ", ".join(parts)
 
 

@@ -65,7 +65,7 @@ def _uniform_table(
         features=datasets.Features({k: v for k, v in own_features(columns).items() if k != "image"}),
         desc="Reading texts and labels",
     )
-    _check_unique(own["id"], source, columns.id)
+    check_unique(own["id"], source, columns.id)
     rest = dataset.remove_columns([name for name in columns.chosen if name != columns.image])
     plain = [name for name, feature in rest.features.items() if not holds_files(feature)]
     for table in rest.select_columns(plain).with_format("arrow").iter(_CHECKED_ROWS) if plain else ():
@@ -212,7 +212,8 @@ def name_below_split(path: str, split: str) -> str:
     return name.removeprefix(f"{split}/") if split else name
 
 
-def _check_unique(ids: Sequence[str], source: str, column: str | None) -> None:
+def check_unique(ids: Sequence[str], source: str, column: str | None) -> None:
+    """Raises a `DataError` that names the rows if two have the same id."""
     rows: dict[str, int] = {}
     for row, name in enumerate(ids):
         first = rows.setdefault(name, row)

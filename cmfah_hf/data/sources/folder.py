@@ -21,7 +21,14 @@ from cmfah_hf.data.rows.errors import guarded
 from cmfah_hf.data.rows.uniform import Loaded, own_values
 from cmfah_hf.data.sources.metadata import EXAMPLE, CheckedMetadata, check_metadata, normal_name
 from cmfah_hf.data.sources.metadata_rows import read_rows
-from cmfah_hf.data.sources.request import MAX_SHARDS, METADATA_NAMES, SPLIT_FOLDERS, LoadRequest, usual_order
+from cmfah_hf.data.sources.request import (
+    MAX_SHARDS,
+    METADATA_NAMES,
+    SPLIT_FOLDERS,
+    LoadRequest,
+    split_of_metadata,
+    usual_order,
+)
 from cmfah_hf.errors import DataError
 
 
@@ -47,20 +54,37 @@ def load(request: LoadRequest) -> Loaded:
 def find_splits(folder: Path) -> dict[str, Path]:
     """The metadata file of each split, the usual splits first: those of the subfolders, or the folder's own as `train`.
 
+    Further splits of the folder's own are in `metadata.query.jsonl` and the like.
+
     Raises a `DataError` if a split would be lost: metadata here and in a subfolder, or a split folder without any.
     """
     subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     splits = {entry.name: path for entry in subfolders if (path := _find_metadata(entry)) is not None}
-    own = _find_metadata(folder)
-    if own is not None:
+    own = _own_splits(folder)
+    if own:
         if splits:
             raise DataError(f"{folder}: has metadata of its own and in {next(iter(splits))}/; keep one of the two.")
-        return {"train": own}
+        return own
     for name in splits:
         check_split_name(name, str(folder))
     bare = [entry for entry in subfolders if entry.name in SPLIT_FOLDERS and entry.name not in splits]
     if splits and bare:
         raise DataError(f"{bare[0]}: this split has no metadata; {EXAMPLE}")
+    return {name: splits[name] for name in sorted(splits, key=usual_order)}
+
+
+def _own_splits(folder: Path) -> dict[str, Path]:
+    """The metadata files of a folder by split."""
+    train = _find_metadata(folder)
+    splits = {} if train is None else {"train": train}
+    for path in sorted(folder.glob("metadata.*.jsonl")):
+        name = split_of_metadata(path.name)
+        if name is None or not path.is_file():
+            continue
+        check_split_name(name, str(path))
+        if name in splits:
+            raise DataError(f"{path}: {splits[name].name} holds this split too; keep one.")
+        splits[name] = path
     return {name: splits[name] for name in sorted(splits, key=usual_order)}
 
 

@@ -6,17 +6,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import datasets
+from typing import TYPE_CHECKING, Any
 
 from cmfah_hf.data.data_root import DataRoot
 from cmfah_hf.data.rows.columns import USUAL_NAMES, RequestedColumns
-from cmfah_hf.data.rows.uniform import Loaded
 from cmfah_hf.errors import DataError
+
+if TYPE_CHECKING:
+    from cmfah_hf.data.rows.uniform import Loaded
 
 DATA_VARIABLE = "CMFAH_DATA"
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+# The metadata of one further split in the folder itself, next to that of `train`.
+_METADATA_OF_SPLIT = re.compile(r"metadata\.([^.]+)\.jsonl")
 SPLIT_FOLDERS = ("train", "query", "database", "validation", "test")
 # A stream has at most this many shards where a source cuts it itself, so this many workers can share it.
 MAX_SHARDS = 16
@@ -43,7 +45,7 @@ class LoadRequest:
     def path(self) -> Path:
         """The local path; of a metadata file, its folder."""
         path = resolve_data_path(self.source)
-        return path.parent if path.name in METADATA_NAMES and _exists(path) and path.is_file() else path
+        return path.parent if is_metadata_name(path.name) and _exists(path) and path.is_file() else path
 
     @cached_property
     def exists(self) -> bool:
@@ -68,7 +70,7 @@ class LoadRequest:
             raise self._no_such_split(present)
         return present
 
-    def select(self, splits: Mapping[str, Any]) -> Loaded:
+    def select(self, splits: Mapping[str, Any]) -> "Loaded":
         """All splits, the one requested, or of map-style ones a slice in the syntax of `datasets`."""
         if self.split is None:
             return splits
@@ -76,6 +78,8 @@ class LoadRequest:
             return splits[self.split]
         if self.streaming:
             raise self._no_such_split(splits)
+        import datasets  # it takes long, and most readers of this file only want the path
+
         lengths = {name: len(part) for name, part in splits.items()}
         try:
             instructions = datasets.ReadInstruction.from_spec(self.split).to_absolute(lengths)
@@ -87,8 +91,10 @@ class LoadRequest:
         ]
         return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
-    def splits(self, parts: Mapping[str, Any]) -> Loaded:
+    def splits(self, parts: Mapping[str, Any]) -> "Loaded":
         """Parts by name as a dictionary of `datasets`."""
+        import datasets
+
         return (datasets.IterableDatasetDict if self.streaming else datasets.DatasetDict)(parts)
 
     def _no_such_split(self, present: Iterable[str]) -> DataError:
@@ -115,6 +121,17 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # no file can have this name
         return False
+
+
+def is_metadata_name(name: str) -> bool:
+    """Whether a file of this name describes images."""
+    return name in METADATA_NAMES or split_of_metadata(name) is not None
+
+
+def split_of_metadata(name: str) -> str | None:
+    """The split that a metadata file names, such as `metadata.query.jsonl`; `None` if it names none."""
+    match = _METADATA_OF_SPLIT.fullmatch(name)
+    return match[1] if match else None
 
 
 def usual_order(name: str) -> tuple[int, str]:

@@ -71,6 +71,8 @@ class Choice:
         held_out: Images held out for the comparison; 0 if there were too few, so that it used the fitted images.
         by_partner: Whether the candidates were compared by the ranks of partners; otherwise by the encoder's nearest.
         centers: Without texts, the centers of texts that were compared by `phrases`, best first.
+        held_out_codes: Continuous codes `(P, K)` of the images and of the texts of the held-out pairs, by a projection
+            that was fitted without them; None with fewer than 20.
     """
 
     projection: HashProjection
@@ -78,6 +80,7 @@ class Choice:
     held_out: int
     by_partner: bool
     centers: tuple[Candidate, ...] = ()
+    held_out_codes: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,8 @@ class CodeFitter:
         final = self._builders(everything, bits, rounds)[candidates[0].name]()
         by_partner = held_out.paired_rows >= _FEWEST_HELD_OUT
         if phrases is None or everything.texts.count:
-            return Choice(final, candidates, held, by_partner)
+            codes = _paired_codes(compared[0][1], held_out) if held and by_partner else None
+            return Choice(final, candidates, held, by_partner, held_out_codes=codes)
         rows_NE = self._units(phrases, "vectors of phrases")
         centers = _compared_centers(compared[0][1], fitted.images.mean, replace(held_out, text_rows=rows_NE))
         center_E = _centers(everything.images.mean, rows_NE.mean(axis=0))[centers[0].name]
@@ -320,6 +324,12 @@ def _compared(projection: HashProjection, data: _Data) -> tuple[float, float]:
             found.append([expected_overlap(scores_QN, nearest_QN, k) for scores_QN in scores])
     aqd, hamming = np.mean(found, axis=0)
     return float(aqd), float(hamming)
+
+
+def _paired_codes(projection: HashProjection, data: _Data) -> tuple[np.ndarray, np.ndarray]:
+    """The continuous codes of the images and the texts of the pairs."""
+    rows = slice(-data.paired_rows, None)
+    return np.tanh(projection.images(data.image_rows[rows])), np.tanh(projection.texts(data.text_rows[rows]))
 
 
 def _scores(queries_QK: np.ndarray, items_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -37,10 +37,10 @@ def in_store(array: np.ndarray) -> "np.ndarray | ray.ObjectRef":
     return ray.put(array) if array.nbytes > _LARGE else array
 
 
-def as_question(at: Revision, k: int, metric: str, options: dict[str, Any], schema: "pyarrow.Schema | None") -> bytes:
+def as_question(at: Revision, method: str, options: dict[str, Any], schema: "pyarrow.Schema | None") -> bytes:
     """The arguments of `Shard.search` except for the queries, pickled."""
     # Cloudpickle also takes a `where` of any other type, which the shard then rejects as `HashIndex` does.
-    return cloudpickle.dumps((at, k, metric, options, schema))
+    return cloudpickle.dumps((at, method, options, schema))
 
 
 class ShardActors:

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow
 
 from cmfah_hf.retrieval.base import Metric
-from cmfah_hf.retrieval.results import SearchResults
+from cmfah_hf.retrieval.radius import too_many
+from cmfah_hf.retrieval.results import QueryResults, SearchResults
 
 
 def merge(
@@ -31,7 +32,31 @@ def merge(
         ]
         taken = np.take_along_axis(np.concatenate(rows, axis=1), order_QC, 1)
         metadata = joined([part.metadata for part in parts], schema).take(taken.ravel()).combine_chunks()
-    return SearchResults(np.take_along_axis(ids_QC, order_QC, 1), np.take_along_axis(scores_QC, order_QC, 1), metadata)
+    codes = None
+    if parts[0].codes is not None:
+        codes_QCB = np.concatenate([part.codes for part in parts], axis=1)  # type: ignore[misc] # all have codes, or none
+        codes = np.take_along_axis(codes_QCB, order_QC[:, :, None], 1)
+    ids, scores = np.take_along_axis(ids_QC, order_QC, 1), np.take_along_axis(scores_QC, order_QC, 1)
+    return SearchResults(ids, scores, metadata, codes=codes)
+
+
+def merge_radius(
+    parts: Sequence[Sequence[QueryResults]], radius: int, limit: int, schema: pyarrow.Schema | None = None
+) -> list[QueryResults]:
+    """All answers of all shards to each query, by distance and then by id.
+
+    Raises:
+        QueryError: If there are more than `limit`.
+    """
+    if sum(len(result) for part in parts for result in part) > limit:
+        raise too_many(limit, radius)
+    merged = []
+    for results in zip(*parts, strict=True):
+        ids, scores = (np.concatenate([getattr(own, name) for own in results]) for name in ("ids", "scores"))
+        order = np.lexsort((_ranks(ids), scores))
+        metadata = None if schema is None else joined([own.metadata for own in results], schema).take(order)
+        merged.append(QueryResults(ids[order], scores[order], metadata))
+    return merged
 
 
 def gathered(parts: Sequence[tuple[np.ndarray, Any]], schema: pyarrow.Schema | None = None) -> Any:

@@ -5,7 +5,7 @@ Shapes: `N` items, `Q` queries, `K` bits, `k` answers a query.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from threading import RLock
@@ -36,12 +36,13 @@ from cmfah_hf.retrieval.cluster.manifest import (
     schema_as_text,
     write_manifest,
 )
-from cmfah_hf.retrieval.cluster.merge import gathered, merge
+from cmfah_hf.retrieval.cluster.merge import gathered, merge, merge_radius
 from cmfah_hf.retrieval.cluster.shards import rows_of_shards
-from cmfah_hf.retrieval.codes import as_array, check_bits, shortened
+from cmfah_hf.retrieval.codes import as_array, check_bits, check_count, check_distance, shortened
+from cmfah_hf.retrieval.duplicates import duplicate_groups
 from cmfah_hf.retrieval.index import HashIndex
-from cmfah_hf.retrieval.results import SearchResults
-from cmfah_hf.retrieval.storage.ids import id_array, no_ids_left
+from cmfah_hf.retrieval.results import QueryResults, SearchResults
+from cmfah_hf.retrieval.storage.ids import id_array, ids_of, no_ids_left
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +119,7 @@ class ShardedHashIndex(BaseHashIndex):
         Args:
             folder: The folder.
             bits: The expected `K`. None: any.
-            num_cpus: As for the class.
-            timeout: As for the class.
-            autosave: As for the class.
+            num_cpus, timeout, autosave: As for the class.
 
         Raises:
             HashIndexError: If the manifest or the file of a shard is missing, damaged or of another kind.
@@ -249,30 +248,44 @@ class ShardedHashIndex(BaseHashIndex):
     def upsert(self, codes: Any, ids: Sequence[int] | Sequence[str] | np.ndarray, metadata: Any = None) -> None:
         self._put("upsert", ids, codes, metadata)
 
-    def search(
-        self,
-        hash_values: Any,
-        k: int = 10,
-        metric: Metric = "hamming",
-        where: Any = None,
-        exact: bool = True,
-        probes: int = 32,
+    def _search(
+        self, hash_values: Any, k: int, metric: Metric, where: Any, exact: bool, probes: int, with_codes: bool = False
     ) -> SearchResults:
-        """See `BaseHashIndex.search`. With `exact=False` every shard searches `probes` of its inverted lists."""
+        """With `exact=False`, every shard searches `probes` of its inverted lists."""
         self._check_usable()
         queries = as_array(hash_values)
-        sensible = isinstance(k, (int, np.integer)) and not isinstance(k, bool) and k >= 1
-        self._probe.search(queries, k=1 if sensible else k, metric=metric, probes=probes)
-        options = {"where": where, "exact": exact, "probes": probes}
+        check_count("k", k)
+        self._probe.search(queries, k=1, metric=metric, probes=probes)
+        options = {"k": k, "metric": metric, "where": where, "exact": exact, "probes": probes, "with_codes": with_codes}
+        state, answers = self._answers("_search", queries, options)
+        if not answers:  # raises the error of an empty index
+            return HashIndex(self._bits).search(queries, k=k, metric=metric)
+        items = sum(state.counts)
+        if where is None and k > items:
+            logger.warning("k = %s exceeds the %d items of the index; all of them are returned.", shortened(k), items)
+        return merge(answers, int(k), metric, state.schema)
+
+    def search_radius(
+        self, hash_values: Any, radius: int, where: Any = None, limit: int = 1_000_000
+    ) -> list[QueryResults]:
+        self._check_usable()
+        radius, limit = check_distance("radius", radius, self._bits), check_count("limit", limit)
+        queries = as_array(hash_values)
+        self._probe.search(queries, k=1)
+        state, answers = self._answers("search_radius", queries, {"radius": radius, "where": where, "limit": limit})
+        if not answers:
+            return HashIndex(self._bits).search_radius(queries, radius)
+        return merge_radius(answers, radius, limit, state.schema)
+
+    def _answers(self, method: str, queries: np.ndarray, options: dict[str, Any]) -> tuple[State, list[Any]]:
+        """The answers of all shards with items, all at the revisions of one state."""
         sent = in_store(queries)
         for again in (False, True):
             # A change in another thread may overtake a search; the second try waits for its end.
             with self._lock if again else nullcontext():
                 state = self._state
-                if not state.filled:  # raises the error of an empty index
-                    return HashIndex(self._bits).search(queries, k=k, metric=metric)
                 calls = {
-                    shard: ("search", as_question(state.revisions[shard], k, metric, options, state.schema), sent)
+                    shard: ("search", as_question(state.revisions[shard], method, options, state.schema), sent)
                     for shard in state.filled
                 }
                 replies = self._actors.call(calls)
@@ -280,10 +293,13 @@ class ShardedHashIndex(BaseHashIndex):
                     break
                 if again:
                     self._actors.check_revisions(state.revisions, replies)
-        items = sum(state.counts)
-        if where is None and k > items:
-            logger.warning("k = %s exceeds the %d items of the index; all of them are returned.", shortened(k), items)
-        return merge([replies[shard].answer for shard in state.filled], int(k), metric, state.schema)
+        return state, [replies[shard].answer for shard in state.filled]
+
+    def duplicates(self, bits: int = 3, advance: Callable[[float], None] | None = None) -> list[np.ndarray]:
+        """See `BaseHashIndex.duplicates`. All codes are compared in this process; the cost is that of `ids`, twice."""
+        with self._lock:
+            codes, ids = self.codes, self.ids
+        return duplicate_groups(codes, ids_of(ids), bits, advance)
 
     def optimize(self) -> None:
         """See `BaseHashIndex.optimize`. The structures of a shard are lost when its process is restarted."""

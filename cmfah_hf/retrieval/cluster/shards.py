@@ -106,20 +106,21 @@ class Shard:
         return self._reply(after, len) if self._revision == after else self._reply(at, apply)
 
     def search(self, question: bytes, queries: np.ndarray) -> bytes:
-        """A pickled `Reply`: the `k` nearest items of this shard, with metadata of the whole index's schema.
+        """A pickled `Reply`: the answers of `HashIndex.search` or `search_radius`, with the whole index's columns.
 
         `question` is made by `calls.as_question`. One bytes object each way: Ray serializes each argument and each part
         of a reply on its own, which for few queries takes longer than the search.
         """
         import faiss
 
-        at, k, metric, options, schema = pickle.loads(question)
+        at, method, options, schema = pickle.loads(question)
 
         def find(index: HashIndex) -> Any:
             faiss.omp_set_num_threads(self._num_threads)  # a setting of the thread, and the constructor's was another
             _widen(index, schema)
-            # The caller, who knows all shards, warns of a `k` that is too large.
-            return index.search(queries, k=min(k, len(index)), metric=metric, **options)
+            if "k" in options:  # the caller, who knows all shards, warns of one that is too large
+                options["k"] = min(options["k"], len(index))
+            return getattr(index, method)(queries, **options)
 
         return pickle.dumps(self._reply(at, find), protocol=5)
 

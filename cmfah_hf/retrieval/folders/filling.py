@@ -2,16 +2,16 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
-from importlib.metadata import version
-from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from PIL.Image import Image
 
+from cmfah_hf.data.images.extras import readers
 from cmfah_hf.retrieval.folders.changes import FolderChanges
 from cmfah_hf.retrieval.folders.model import ModelOnDemand
 from cmfah_hf.retrieval.folders.plan import Plan
@@ -21,18 +21,13 @@ from cmfah_hf.retrieval.folders.roots import FolderRequest, requested_roots
 from cmfah_hf.retrieval.index import HashIndex
 from cmfah_hf.retrieval.storage.folder_records import FileRecord, Files, FolderRecords, Root, table_of
 
+if TYPE_CHECKING:
+    from cmfah_hf.retrieval.preparation import PreparedBatch
+
 logger = logging.getLogger(__name__)
 
 # Images between two saves, which a killed process can lose; in a large index, this share of its items.
 _PORTION, _PORTION_SHARE = 1_000, 1 / 50
-# Threads that read and decode.
-_READERS = 4
-
-
-def readers() -> str:
-    """The libraries that read images, with their versions."""
-    names = ["pillow", *(["pillow-heif"] if find_spec("pillow_heif") else [])]
-    return ", ".join(f"{name} {version(name)}" for name in names)
 
 
 def records_of_folder(folder: str | Path, files: Mapping[str, FileRecord]) -> FolderRecords:
@@ -100,12 +95,16 @@ class Filling:
         """Adds the codes of images. What was encoded is saved even if this is interrupted."""
         from cmfah_hf.retrieval.items import batches_of
 
+        def read(item_id: str, least: tuple[int, int] | None) -> tuple[Reading, Image | None]:
+            reading = read_image_file(present.found[item_id], least)
+            return reading._replace(image=None), reading.image
+
         try:
-            with ThreadPoolExecutor(_READERS) as pool:
-                for batch in batches_of(ids, batch_size, "Images", progress):
-                    files = [present.found[item_id] for item_id in batch]
-                    self._add(batch, list(pool.map(read_image_file, files)), present)
-                    self._unsaved += len(batch)
+            batches = batches_of(ids, batch_size, "Images", False)
+            with self.model.retriever.prepare(batches, read, len(ids), progress) as prepared:
+                for batch in prepared:
+                    self._add(batch, present)
+                    self._unsaved += len(batch.items)
                     if self._unsaved >= max(_PORTION, _PORTION_SHARE * len(self.index)):
                         self.save()
         except BaseException:
@@ -130,12 +129,11 @@ class Filling:
         self.index.save(self.target)
         self._unsaved = 0
 
-    def _add(self, ids: Sequence[str], readings: Sequence[Reading], present: Present) -> None:
+    def _add(self, batch: "PreparedBatch[list[str], Reading]", present: Present) -> None:
         """Adds the codes of the readable images of a batch, and the records of all that could be read."""
-        images, states = [], {}
-        for item_id, reading in zip(ids, readings, strict=True):
-            if reading.image is not None and reading.sha256 is not None:
-                images.append(reading.image)
+        states = {}
+        for item_id, reading in zip(batch.items, batch.notes, strict=True):
+            if reading.problem is None and reading.sha256 is not None:
                 states[item_id] = reading.file.record(reading.sha256)
                 continue
             self.changes.unreadable.append(f"{reading.file.path}: {reading.problem}")
@@ -143,11 +141,11 @@ class Filling:
             if reading.sha256 is not None:
                 self._drop([item_id])
                 self._set_record(present, item_id, reading.file.record(reading.sha256, reading.problem))
-        if not images:
+        if batch.pixel_values is None:
             return
         retriever = self.model.retriever
         retriever.images = self.index  # checks that it is of this model
-        codes = retriever.encode_images(images, len(images))
+        codes = retriever.encode_pixels(batch.pixel_values)
         self._has_changed, self._in_work = True, list(states)
         for root, places in _by_root(states, present):
             own_ids = [item_id for item_id, _ in places]

@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.constants import CONFIG_NAME
 from huggingface_hub.errors import HFValidationError
 
-from cmfah_hf.data.file_state import digest_of, file_states
 from cmfah_hf.errors import HashIndexError, HubError
 from cmfah_hf.hub_access import hub_file
 from cmfah_hf.retrieval.index import HashIndex
+from cmfah_hf.retrieval.kept_fingerprints import state_of_commit, state_of_folder
 
 if TYPE_CHECKING:
     from cmfah_hf.retrieval.retriever import CrossMediaRetriever
-
-# The endings of the files that a model is loaded from.
-_ENDINGS = frozenset((".json", ".safetensors", ".txt", ".model", ".py"))
 
 
 class ModelOnDemand:
@@ -61,9 +58,8 @@ class ModelOnDemand:
     def state(self) -> str | None:
         """A value that changes with the files of the model; None if it is not known."""
         if self._is_folder:
-            files = sorted(path for path in Path(self.source).iterdir() if path.suffix in _ENDINGS)
-            return digest_of(file_states(files))
-        return None if self.revision is None else f"{self.source}@{self.revision}"
+            return state_of_folder(self.source)
+        return None if self.revision is None else state_of_commit(self.source, self.revision)
 
     @property
     def is_loaded(self) -> bool:

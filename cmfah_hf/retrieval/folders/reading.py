@@ -33,8 +33,13 @@ class Reading(NamedTuple):
     problem: str | None = None
 
 
-def read_image_file(found: FoundFile) -> Reading:
-    """Reads and decodes an image file. Its state is the same before and after the reading."""
+def read_image_file(found: FoundFile, least: tuple[int, int] | None = None) -> Reading:
+    """Reads and decodes an image file. Its state is the same before and after the reading.
+
+    Args:
+        found: The file.
+        least: As for `decode_image`.
+    """
     for attempt in range(_ATTEMPTS):
         if attempt:
             time.sleep(_PAUSE_S)
@@ -42,7 +47,7 @@ def read_image_file(found: FoundFile) -> Reading:
             before = _state(found)
             content = read_image_bytes(found.path, found.path)
             if before[:4] == _state(found)[:4]:
-                return _decoded(before, content)
+                return _decoded(before, content, least)
         except OSError as error:
             return Reading(found, None, None, f"cannot be read ({error.strerror or error}).")
         except ImageError as error:
@@ -51,9 +56,9 @@ def read_image_file(found: FoundFile) -> Reading:
     return Reading(found, None, None, "changes while it is read; it is tried again at the next update.")
 
 
-def read_path(path: Path) -> Reading:
+def read_path(path: Path, least: tuple[int, int] | None = None) -> Reading:
     """As `read_image_file`, of a path whose state is not known."""
-    return read_image_file(FoundFile(str(path), 0, 0, 0, False))
+    return read_image_file(FoundFile(str(path), 0, 0, 0, False), least)
 
 
 def sha256_of_file(found: FoundFile) -> bytes:
@@ -62,13 +67,14 @@ def sha256_of_file(found: FoundFile) -> bytes:
 
 
 def _state(found: FoundFile) -> FoundFile:
-    return state_of_file(found.path, time.time_ns())._replace(row=found.row, row_number=found.row_number)
+    now = state_of_file(found.path, time.time_ns())
+    return now._replace(row=found.row, row_number=found.row_number, place=found.place)
 
 
-def _decoded(file: FoundFile, content: bytes) -> Reading:
+def _decoded(file: FoundFile, content: bytes, least: tuple[int, int] | None) -> Reading:
     digest = hashlib.sha256(content).digest()
     try:
-        return Reading(file, decode_image(content, file.path), digest)
+        return Reading(file, decode_image(content, file.path, least), digest)
     except ImageError as error:
         return Reading(file, None, digest, _reason(error, file.path))
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from cmfah_hf.data.file_state import COARSE_NS, changed_at
 from cmfah_hf.data.images import list_image_files
-from cmfah_hf.data.sources.request import METADATA_NAMES
+from cmfah_hf.data.sources.request import METADATA_NAMES, is_metadata_name
 from cmfah_hf.errors import DataError
 from cmfah_hf.retrieval.storage.folder_records import FileRecord, Root
 from cmfah_hf.retrieval.storage.metadata import appended, as_table
@@ -33,6 +33,7 @@ class FoundFile(NamedTuple):
         is_certain: Whether the times are old enough that a later change cannot have the same ones.
         row: A digest of its row of metadata, or None.
         row_number: The number of that row.
+        place: Its path below the folder if its name is another one, or None.
     """
 
     path: str
@@ -42,11 +43,12 @@ class FoundFile(NamedTuple):
     is_certain: bool
     row: bytes | None = None
     row_number: int = -1
+    place: str | None = None
 
     def record(self, sha256: bytes, problem: str | None = None) -> FileRecord:
         """The record of this state with a content."""
         times = (self.mtime_ns, self.ctime_ns) if self.is_certain else (-1, -1)
-        return FileRecord(self.size, *times, sha256, self.row, problem)
+        return FileRecord(self.size, *times, sha256, self.row, problem, place=self.place)
 
     def is_as(self, record: FileRecord) -> bool:
         """Whether size and times are those of the record."""
@@ -83,9 +85,10 @@ def state_of_file(path: str, now_ns: int) -> FoundFile:
 
 def metadata_files(folder: str | Path) -> list[Path]:
     """The metadata files of a folder and of those directly below it."""
-    below = (entry for entry in Path(folder).iterdir() if not entry.name.startswith(".") and entry.is_dir())
-    files = (place / name for place in (Path(folder), *below) for name in METADATA_NAMES)
-    return [file for file in files if file.is_file()]
+    entries = [entry for entry in Path(folder).iterdir() if not entry.name.startswith(".")]
+    below = (entry / name for entry in entries if entry.is_dir() for name in METADATA_NAMES)
+    own = (entry for entry in entries if is_metadata_name(entry.name))
+    return [file for file in (*own, *below) if file.is_file()]
 
 
 def scan(root: Root) -> Listing:
@@ -121,6 +124,7 @@ def _scan_rows(root: Root) -> Listing:
     from cmfah_hf.data.images import decoding_off
 
     now_ns = time.time_ns()
+    folder = os.path.join(root.path, "")  # noqa: PTH118 - with a slash at its end
     loaded = load_image_text(root.path, split=root.split)
     parts = {"": loaded} if root.split is not None else dict(loaded)
     files: dict[str, FoundFile] = {}
@@ -137,7 +141,7 @@ def _scan_rows(root: Root) -> Listing:
         for item_id, path, digest in zip(named["id"].to_pylist(), paths, digests, strict=True):
             state = state_of_file(path, now_ns)
             name = f"{split}/{item_id}" if len(parts) > 1 else item_id
-            files[name] = state._replace(row=digest, row_number=len(files))
+            files[name] = state._replace(row=digest, row_number=len(files), place=_place(folder, path, name))
         metadata = appended(metadata, len(files) - len(plain), kept, len(plain))
     described = {os.path.realpath(found.path) for found in files.values()}
     others = list_image_files(Path(root.path), root.hidden)
@@ -156,6 +160,12 @@ def _digests(table: pa.Table | None, rows: int) -> Iterator[bytes]:
     for start in range(0, rows, _ROWS):
         for row in table.slice(start, _ROWS).to_pylist():
             yield hashlib.blake2b(repr(row).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _place(folder: str, path: str, name: str) -> str | None:
+    """The path of a file below its folder, or all of it if it is elsewhere; None if it is the name."""
+    place = path.removeprefix(folder).replace(os.sep, "/")
+    return None if place == name else place
 
 
 def _name(folder: Path, path: str | Path) -> str:

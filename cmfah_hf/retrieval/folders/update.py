@@ -13,9 +13,10 @@ from huggingface_hub import cached_assets_path
 from cmfah_hf.atomic import LOCK_TIMEOUT_S, locked, regular_target
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.data.images import describe_skipped
+from cmfah_hf.data.images.extras import readers
 from cmfah_hf.errors import DataError, HashIndexError
 from cmfah_hf.retrieval.folders.changes import FolderChanges
-from cmfah_hf.retrieval.folders.filling import Filling, readers
+from cmfah_hf.retrieval.folders.filling import Filling
 from cmfah_hf.retrieval.folders.model import ModelOnDemand
 from cmfah_hf.retrieval.folders.plan import Plan, compare
 from cmfah_hf.retrieval.folders.present import MissingFolderError, Present, listing_of

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import numba
 import numpy as np
 
+from cmfah_hf.retrieval.searchers.popcount import ones
+
 # Buckets of equal width that count distances. Each Hamming distance up to 1,023 has its own.
 _BUCKETS = 1024
 # Codes whose distances are bounded at once.
@@ -23,15 +25,6 @@ _PLANES = 8
 _QUICKLY_READ = 48
 
 _ONE, _OCTET = np.uint64(1), np.uint64(255)
-
-
-@numba.njit(inline="always")
-def _ones(x: np.uint64) -> np.uint64:
-    """The number of set bits. Compilers recognize this form and use the processor's instruction."""
-    x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
-    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return (x * np.uint64(0x0101010101010101)) >> np.uint64(56)
 
 
 @numba.njit
@@ -101,15 +94,15 @@ def _bound_distances(
         if fours == 0:
             plane = planes_PW[0, word]
             for item in range(size):
-                bounds_B[item] += _ones((own[item] ^ query) & plane)
+                bounds_B[item] += ones((own[item] ^ query) & plane)
         for four in range(fours):
             first = _PLANES - 4 * (fours - four)
             plane, second = planes_PW[first, word], planes_PW[first + 1, word]
             third, fourth = planes_PW[first + 2, word], planes_PW[first + 3, word]
             for item in range(size):
                 x = own[item] ^ query
-                low = _ones(x & plane) + (_ones(x & second) << np.uint64(1))
-                high = _ones(x & third) + (_ones(x & fourth) << np.uint64(1))
+                low = ones(x & plane) + (ones(x & second) << np.uint64(1))
+                high = ones(x & third) + (ones(x & fourth) << np.uint64(1))
                 bounds_B[item] += (low + (high << np.uint64(2))) << np.uint64(4 * four)
 
 

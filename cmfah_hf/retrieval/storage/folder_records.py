@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 import pyarrow as pa
+import pyarrow.compute
 
 from cmfah_hf.documents import parse_json
 from cmfah_hf.errors import HashIndexError
@@ -26,6 +27,7 @@ _SCHEMA = pa.schema(
         pa.field("row", pa.binary(16)),
         pa.field("problem", pa.string()),
         pa.field("left_out", pa.bool_(), nullable=False),
+        pa.field("place", pa.binary()),
     ]
 )
 _FACTS = ("model", "revision", "model_state", "readers", "updated")
@@ -55,6 +57,11 @@ class Root:
         """The id of an image, by its name in this folder."""
         return f"{self.name}/{name}" if self.in_ids else name
 
+    def name_of(self, item_id: str) -> str | None:
+        """The name in this folder of the image with an id, if there is one; None if the id is of another folder."""
+        prefix = f"{self.name}/" if self.in_ids else ""
+        return item_id.removeprefix(prefix) if item_id.startswith(prefix) else None
+
 
 class FileRecord(NamedTuple):
     """The state of a file whose code the index has, or for which it has none on purpose.
@@ -66,6 +73,8 @@ class FileRecord(NamedTuple):
         row: A digest of its row of metadata, or None without metadata.
         problem: Why it cannot be read as an image, or None.
         left_out: Whether its image was removed from the index by hand.
+        place: Its path below the folder if its name is another one, as metadata with ids of its own gives it; else
+            None.
     """
 
     size: int
@@ -75,6 +84,7 @@ class FileRecord(NamedTuple):
     row: bytes | None = None
     problem: str | None = None
     left_out: bool = False
+    place: str | None = None
 
     @property
     def has_code(self) -> bool:
@@ -128,10 +138,12 @@ class FolderRecords:
         roots = tuple(map(_checked_root, found))
         if len({root.name for root in roots}) != len(roots):
             raise HashIndexError("two of its folders have one name")
+        if table.schema == _SCHEMA.remove(len(_SCHEMA) - 1):  # of a version that did not record places
+            table = table.append_column(_SCHEMA.field("place"), pa.nulls(len(table), pa.binary()))
         if table.schema != _SCHEMA or any(table[at].null_count for at, own in enumerate(_SCHEMA) if not own.nullable):
             raise HashIndexError("its list of files has other columns")
-        numbers = table["root"].to_numpy()
-        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(roots):
+        ends = pa.compute.min_max(table["root"]).as_py()  # `to_numpy` would import pandas
+        if len(table) and not 0 <= ends["min"] <= ends["max"] < len(roots):
             raise HashIndexError("its list of files names a folder that it does not have")
         return cls(roots, table, **facts)
 
@@ -139,21 +151,57 @@ class FolderRecords:
         """The records by the name of the folder and the name of the file in it."""
         files: Files = {root.name: {} for root in self.roots}
         of_root = [files[root.name] for root in self.roots]
-        for root, name, *state in _rows(self.table):
-            of_root[root][name.decode("utf-8", "surrogatepass")] = FileRecord(*state)
+        for root, name, *state, place in _rows(self.table):
+            of_root[root][_text(name)] = FileRecord(*state, None if place is None else _text(place))
         return files
+
+    def paths_of(self, ids: Sequence[Any]) -> list[str | None]:
+        """The paths of items by their ids, as of the last update; None for items that are of none of the folders.
+
+        Only the files of these items are looked at, so it takes milliseconds with a million files.
+        """
+        wanted: dict[tuple[int, bytes], list[int]] = {}
+        for row, item_id in enumerate(ids):
+            for number, root in enumerate(self.roots):
+                name = root.name_of(item_id) if isinstance(item_id, str) else None
+                if name is not None:
+                    wanted.setdefault((number, _bytes(name)), []).append(row)
+        paths: list[str | None] = [None] * len(ids)
+        names = pa.array({name for _, name in wanted}, pa.binary())
+        found = self.table.filter(pa.compute.is_in(self.table["name"], names)).select(["root", "name", "place"])
+        for number, name, place in _rows(found):
+            for row in wanted.get((number, name), ()):
+                paths[row] = _path_in(self.roots[number].path, _text(name if place is None else place))
+        return paths
 
 
 def table_of(roots: Sequence[Root], files: Mapping[str, Mapping[str, FileRecord]]) -> pa.Table:
     """The records of these folders as a table."""
     rows = [
-        (number, name.encode("utf-8", "surrogatepass"), *record)
+        (number, _bytes(name), *record[:-1], None if record.place is None else _bytes(record.place))
         for number, root in enumerate(roots)
         for name, record in files.get(root.name, {}).items()
     ]
     columns = list(zip(*rows, strict=True)) or [()] * len(_SCHEMA)
     arrays = [pa.array(values, kind.type) for values, kind in zip(columns, _SCHEMA, strict=True)]
     return pa.Table.from_arrays(arrays, schema=_SCHEMA)
+
+
+def _path_in(folder: str, place: str) -> str | None:
+    """The path of a file in a folder, if it can be one; a place outside of the folder is absolute."""
+    path = os.path.abspath(os.path.join(folder, place))  # noqa: PTH100, PTH118 - names may be no valid text
+    try:
+        return None if b"\0" in os.fsencode(path) else path
+    except UnicodeEncodeError:
+        return None
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "surrogatepass")
 
 
 def _rows(table: pa.Table) -> Iterator[tuple[Any, ...]]:

@@ -89,6 +89,15 @@ def write_index(
     return header["stamp"]
 
 
+def is_index_file(path: Path) -> bool:
+    """Whether a file begins as an index does, of whatever version; nothing else of it is read."""
+    if file_of(path) is None:
+        return False
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return f'"{FORMAT}"'.encode() in file.read(min(size, _MOST_HEADER_BYTES))
+
+
 def copy_without_folders(path: Path, target: Path) -> bool:
     """Copies an index file without the folders that it follows, whose paths are private.
 

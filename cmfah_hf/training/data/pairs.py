@@ -24,7 +24,7 @@ from cmfah_hf.training.data.data_source import source_of
 from cmfah_hf.training.data.kept_tables import kept_folder, kept_table
 from cmfah_hf.training.data.region_cache import keep_regions
 from cmfah_hf.training.data.shards import split_stream
-from cmfah_hf.training.data.streaming import count_streams, open_streams, stream_regions
+from cmfah_hf.training.data.streaming import SpooledTexts, count_streams, open_streams, stream_regions
 from cmfah_hf.training.data.streams import PairStream
 from cmfah_hf.training.settings.arguments import DataArguments
 from cmfah_hf.training.settings.configuration import Run
@@ -89,6 +89,11 @@ class Pairs:
     def label_counts(self) -> LabelCounts:
         """The co-occurrences of labels in the training pairs, `[label-graph]`."""
         return LabelCounts.of(self.splits["train"]) if self.together is None else self.together
+
+    @property
+    def labeled_texts(self) -> Iterable[Any]:
+        """As `texts`, in rows with `text` and, if the pairs have them, `labels`."""
+        return SpooledTexts(self.texts.path, labeled=True) if isinstance(self.texts, SpooledTexts) else self.texts
 
     def expanded(self, expander: GraphExpander) -> "Pairs":
         """The pairs with a column of expanded texts, `[graph]`."""

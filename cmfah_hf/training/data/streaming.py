@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -53,15 +54,18 @@ class StreamNotes:
 
 
 class SpooledTexts:
-    """The texts of a file that `read_notes` wrote, in order; can be iterated repeatedly."""
+    """The texts of a file that `read_notes` wrote, in order; can be iterated repeatedly.
 
-    def __init__(self, path: Path):
-        self.path = path
+    With `labeled=True`, rows with `text` and `labels`.
+    """
 
-    def __iter__(self) -> Iterator[str]:
+    def __init__(self, path: Path, labeled: bool = False):
+        self.path, self.labeled = path, labeled
+
+    def __iter__(self) -> Iterator[Any]:
         with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(_TEXT_ROWS):
-                yield from batch.column(0).to_pylist()
+            for batch in file.iter_batches(_TEXT_ROWS, columns=None if self.labeled else ["text"]):
+                yield from batch.to_pylist() if self.labeled else batch.column(0).to_pylist()
 
 
 def open_streams(data: DataArguments, images: bool = True) -> Streams:
@@ -201,7 +205,7 @@ def read_notes(dataset: datasets.IterableDataset, source: str, texts: Path | Non
                 for row in portion:
                     labels.add(row.get("labels"))
                 ids.add([row["id"] for row in portion])
-                write([row["text"] for row in portion])
+                write([row["text"] for row in portion], [row.get("labels") for row in portion])
         repeated = ids.repeated()
     if repeated is not None:
         names = (row["id"] for shard in range(narrow.num_shards) for row in read_shard(narrow, shard))
@@ -211,14 +215,15 @@ def read_notes(dataset: datasets.IterableDataset, source: str, texts: Path | Non
 
 
 @contextmanager
-def _text_writer(path: Path | None) -> Iterator[Callable[[list[str]], None]]:
-    """A function that writes texts to a Parquet file, which appears when it is complete; nothing without a path."""
+def _text_writer(path: Path | None) -> Iterator[Callable[[list[str], list[list[str] | None]], None]]:
+    """A function that writes texts and their labels to a Parquet file, which appears when it is complete; nothing
+    without a path."""
     if path is None:
-        yield lambda texts: None
+        yield lambda texts, labels: None
         return
-    schema = pa.schema([("text", pa.string())])
+    schema = pa.schema([("text", pa.string()), ("labels", pa.list_(pa.string()))])
     with atomic_file(path, DataError) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
-        yield lambda texts: writer.write_table(pa.table({"text": pa.array(texts, pa.string())}, schema=schema))
+        yield lambda texts, labels: writer.write_table(pa.table([texts, labels], schema=schema))
 
 
 class _Ids:

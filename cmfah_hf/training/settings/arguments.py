@@ -15,6 +15,8 @@ from cmfah_hf.documents import parse_json, read_json
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.evaluation import DEFAULT_METRICS, METRICS
 from cmfah_hf.expansion.word_splitters import TOKENIZERS
+from cmfah_hf.models.similar_words import UNKNOWN_WORDS
+from cmfah_hf.models.word_rules import SEGMENTERS
 from cmfah_hf.training.settings.ranges import OF_DATA, OF_TRAINING, check_finite, check_ranges
 
 # Figures of an evaluation of the validation pairs, `CMFAHTrainer.evaluation_loop`.
@@ -130,7 +132,9 @@ class DataArguments:
     top_k: int = _argument(10, "Maximum words that the graph adds to a text.")
     min_probability: float = _argument(0.01, "Minimum share of a walk for an added word.")
     word_tokenizer: str = _argument(
-        "words", "Words of the graph and the knowledge: 'words', or 'chinese', split by a dictionary."
+        "words",
+        "Words of the graph and the knowledge: 'words'; or split by a dictionary: 'chinese', or 'icu', which also "
+        "splits Thai, Lao, Khmer, Burmese and Japanese.",
     )
     knowledge: list[str] = field(
         default_factory=list,
@@ -153,6 +157,21 @@ class DataArguments:
     word_window: int = _argument(5, "Words on each side that skip-gram predicts.")
     word_min_count: int = _argument(1, "Minimum occurrences of a word for a vector.")
     word_seed: int = _argument(0, "Seed of skip-gram: vectors, windows, sampling.")
+    word_segmenter: str = _argument(
+        "auto",
+        "Word boundaries in Thai, Lao, Khmer, Burmese and Japanese: those of 'icu' (extra 'languages'), 'none', or "
+        "'auto': of ICU if it is installed and the training texts have these scripts.",
+    )
+    word_folding: bool = _argument(
+        True,
+        "Read Arabic and Hebrew without their marks, with one form of each letter, if the training texts have them.",
+    )
+    word_unknown: str = _argument(
+        "ignore",
+        "Words outside the vocabulary: 'ignore' them, or read them as 'similar' known words: the parts of a compound, "
+        "or a word that is spelled alike.",
+    )
+    word_labels: bool = _argument(True, "Give the words of all class names a vector, also those that no text has.")
     word_workers: int = _argument(1, "Threads of skip-gram. With more than one, vectors differ from run to run.")
 
     @property
@@ -167,6 +186,8 @@ class DataArguments:
         choices_of = {
             "similarity": SIMILARITIES,
             "word_tokenizer": TOKENIZERS,
+            "word_segmenter": ("auto", *SEGMENTERS),
+            "word_unknown": UNKNOWN_WORDS,
             "protocol": PROTOCOLS,
             "captions": CAPTIONS,
         }

@@ -59,7 +59,7 @@ def bundled_files(below: str = "") -> list[BundledFile]:
 
 
 def find_configuration(name: str | os.PathLike, below: str = "") -> Path:
-    """The file of a configuration: a path, or a bundled one by its name.
+    """The file of a configuration: a file, or a bundled one by its name, which may also be that of a folder here.
 
     A bundled `methods/scm.yaml` is found as `methods/scm.yaml` and as `methods/scm`, with `hub_configs/` before it or
     without; `cmfah-scenes.yaml` also as `scenes`.
@@ -71,7 +71,8 @@ def find_configuration(name: str | os.PathLike, below: str = "") -> Path:
     Raises:
         CMFAHError: If there is none; it names those with similar names.
     """
-    if os.path.exists(name):  # noqa: PTH110 - that of `Path` raises an error for a name that is too long
+    is_folder = os.path.isdir(name)  # noqa: PTH112 - that of `Path` raises an error for a name that is too long
+    if os.path.exists(name) and not is_folder:  # noqa: PTH110
         return Path(name)
     parts = PurePosixPath(os.fspath(name)).parts
     asked = "/".join(parts[1:] if parts[:1] == (FOLDER_NAME,) else parts).removesuffix(_ENDING)
@@ -80,6 +81,8 @@ def find_configuration(name: str | os.PathLike, below: str = "") -> Path:
     for one in (f"{below}/{asked}" if below else asked, asked, f"{folder}/{_USUAL}{last}".lstrip("/")):
         if one in bundled:
             return bundled[one]
+    if is_folder:
+        return Path(name)
     given = [known.removeprefix(f"{below}/").removeprefix(_USUAL) for known in bundled]
     near = difflib.get_close_matches(asked[:_LONGEST_NAME], given, n=1)
     raise CMFAHError(

@@ -18,17 +18,17 @@ class Counted(ModelOnDemand):
     def __init__(self, retriever: CrossMediaRetriever):
         super().__init__("model")
         self.state, self.revision, self._retriever, self.encoded = None, None, retriever, 0
-        original = retriever.encode_images
+        original = retriever.encode_pixels
 
-        def encode(images, *rest):
-            self.encoded += len(images)
-            return original(images, *rest)
+        def encode(pixel_values):
+            self.encoded += len(pixel_values)
+            return original(pixel_values)
 
         self.encode = encode
 
     @property
     def retriever(self) -> CrossMediaRetriever:
-        self._retriever.encode_images = self.encode
+        self._retriever.encode_pixels = self.encode
         return self._retriever
 
 
@@ -42,7 +42,7 @@ def model(small_retriever) -> Counted:
     """A model that is loaded already and counts the images it encodes."""
     counted = Counted(small_retriever)
     yield counted
-    del small_retriever.encode_images
+    del small_retriever.encode_pixels
 
 
 @pytest.fixture

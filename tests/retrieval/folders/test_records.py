@@ -25,6 +25,7 @@ RECORDS = st.builds(
     st.none() | st.binary(min_size=16, max_size=16),
     st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
     st.booleans(),
+    st.none() | NAMES,
 )
 
 
@@ -104,3 +105,36 @@ def test_a_copy_without_folders_names_no_path(tmp_path):
     assert copy.metadata.equals(own.metadata)
     assert not copy_without_folders(tmp_path / "copy", tmp_path / "third")
     assert not (tmp_path / "third").exists()
+
+
+@given(
+    files=st.dictionaries(NAMES, RECORDS, max_size=5),
+    others=st.dictionaries(NAMES, RECORDS, max_size=2),
+    strangers=st.lists(NAMES | st.integers(), max_size=3),
+    in_ids=st.booleans(),
+)
+def test_paths_of_items_are_those_of_their_files(files, others, strangers, in_ids):
+    roots = (Root("one", os.fsdecode(b"/home/\xff/one"), in_ids),)
+    held = {"one": files}
+    if in_ids:
+        roots, held = (*roots, Root("one/two", "/mnt/a b", True)), held | {"one/two": others}
+    expected = dict.fromkeys(strangers)
+    for root in roots:
+        for name, record in held[root.name].items():
+            place = name if record.place is None else record.place
+            path = os.path.abspath(os.path.join(root.path, place))  # noqa: PTH100, PTH118
+            is_path = "\0" not in path and not any(
+                "\ud800" <= sign < "\udc80" or "\udcff" < sign <= "\udfff" for sign in path
+            )
+            expected[root.id_of(name)] = path if is_path else None
+    ids = [*expected, *list(expected)[:1]]
+    assert FolderRecords(roots, table_of(roots, held)).paths_of(ids) == [expected[item_id] for item_id in ids]
+
+
+def test_records_without_places_are_read(tmp_path):
+    roots = (Root("one", "/one"),)
+    table = table_of(roots, {"one": {"b/a": FileRecord(1, 2, 3, b"0" * 32)}})
+    index_with(FolderRecords(roots, table.drop_columns(["place"]))).save(tmp_path / "x.index")
+    folders = HashIndex.load(tmp_path / "x.index").folders
+    assert folders.table.equals(table)
+    assert folders.paths_of(["b/a", "a"]) == ["/one/b/a", None]

@@ -276,11 +276,11 @@ def test_what_was_removed_by_hand_stays_out(update, photos, target):
 def test_an_interruption_keeps_what_was_encoded(update, photos, target, model, monkeypatch):
     original, calls = model.encode, []
 
-    def interrupted(images, *rest):
-        calls.append(len(images))
+    def interrupted(pixel_values):
+        calls.append(len(pixel_values))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return original(images, *rest)
+        return original(pixel_values)
 
     model.encode = interrupted
     with pytest.raises(KeyboardInterrupt):

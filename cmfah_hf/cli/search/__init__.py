@@ -1,21 +1,17 @@
-"""`cmfah search`."""
+"""`cmfah search`: the options, and asking; `showing.py` shows the answers."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cmfah_hf.cli.options import RemoteCode
 from cmfah_hf.errors import QueryError
 
-if TYPE_CHECKING:
-    from cmfah_hf.retrieval.terms import Term
-
-# Ignored words that are named on standard error; the JSON names all.
-_MOST_IGNORED = 20
+# Words that are named on standard error; the JSON names all.
+_MOST_NAMED = 20
 
 
 def search(
@@ -42,7 +38,20 @@ def search(
     k: Annotated[int, typer.Option("-k", help="Number of items to show.")] = 10,
     metric: Annotated[str, typer.Option(help="'aqd': by the query's continuous code; 'hamming': by bits.")] = "aqd",
     where: Annotated[
-        list[str] | None, typer.Option(help="'column=value': only such items; may be repeated, and all must hold.")
+        list[str] | None,
+        typer.Option(
+            help="Only items such as 'labels=boat,car', 'labels!=boat', 'year>=2020' or 'not date<2024-05'; may be "
+            "repeated, and all must hold."
+        ),
+    ] = None,
+    unique: Annotated[
+        int | None, typer.Option(help="Fold answers whose codes differ in at most this many bits from a better one.")
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            help="Only answers that are relevant with at least this probability, 0 to 1; needs a calibration."
+        ),
     ] = None,
     approximate: Annotated[bool, typer.Option("--approximate", help="Search only near the query.")] = False,
     any_model: Annotated[
@@ -56,6 +65,17 @@ def search(
         Path | None, typer.Option(help="With --server: a file with its token. Default: the variable CMFAH_TOKEN.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+    paths_only: Annotated[bool, typer.Option("--paths-only", help="Print only the paths of the images.")] = False,
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="With --paths-only: end each with a null character, for xargs -0.")
+    ] = False,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="Print the images too, if the output is a terminal.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write the answers as a page, to this file.")] = None,
+    open_first: Annotated[
+        bool, typer.Option("--open", help="Open the first answer in the system's viewer; with --html, the page.")
+    ] = False,
 ) -> None:
     """Search an index, or a folder of images, by words, by images, or by both.
 
@@ -63,51 +83,39 @@ def search(
     default, and 0.5 for what to avoid. `--image -` reads an image from standard input. The index of a folder is kept in
     the Hub's cache, or in the given index file.
 
-    Words that the model does not know are listed and ignored.
+    Words that the model does not know are listed and ignored. `--min-score` can leave no answer, which is no error.
     """
-    from cmfah_hf.cli.output import print_json, print_table, say
-    from cmfah_hf.retrieval.terms import described, read_terms
+    from cmfah_hf.cli.search.showing import Showing
+
+    showing = Showing(json, paths_only, null, thumbnails, html, open_first)
+    showing.check()
+
+    from cmfah_hf.cli.output import say
+    from cmfah_hf.cli.search.asking import Question, ask_model, ask_server
+    from cmfah_hf.retrieval.terms import read_terms
 
     terms = read_terms(text, image, avoid, avoid_image)
     opened = [replace(term, image=sys.stdin.buffer) if term.image == "-" else term for term in terms]
-    changes = None
+    question = Question(opened, k, metric, where or [], not approximate, image_weight, unique, min_score)
     if server is not None:
         _refuse_local(server, model, images, any_model, trust_remote_code)
-        hits, columns, ignored = _ask(server, token_file, opened, k, metric, where or (), not approximate, image_weight)
+        answers = ask_server(question, server, token_file)
+    elif model is None:
+        raise QueryError("Name the model of the index, or a server with --server.")
     else:
-        from cmfah_hf.retrieval import CrossMediaRetriever
-        from cmfah_hf.retrieval.conditions import parse_conditions
-        from cmfah_hf.retrieval.folders import update_folder_index
-
-        if model is None:
-            raise QueryError("Name the model of the index, or a server with --server.")
-        with_model = index is None and images is None
-        retriever = CrossMediaRetriever.from_pretrained(
-            model, index=with_model, any_model=any_model, trust_remote_code=trust_remote_code
+        answers = ask_model(
+            question, model, index, images, any_model, trust_remote_code, progress=not (json or paths_only)
         )
-        if images is not None:
-            changes = update_folder_index(retriever, images, index, progress=not json)
-            say(f"{images}: {changes}.", err=True)
-        elif index is not None:
-            retriever.images = retriever.load_index(index, mmap=True)
-        searched = retriever.images if len(retriever.images) else retriever.texts
-        conditions = parse_conditions(where, searched.metadata) if where else None
-        results = retriever.search(None, None, k, None, metric, conditions, not approximate, image_weight, opened)
-        hits, columns = results.hits(), [] if results.metadata is None else results.metadata.column_names
-        ignored = retriever.ignored_words([term.text for term in terms if term.text is not None])
-    found = [{"rank": rank, **hit} for rank, hit in enumerate(hits, 1)]
+    for word, read in list(answers.similar_words.items())[:_MOST_NAMED]:
+        say(f"Read {word} as {' '.join(read)}", err=True)
+    ignored = answers.ignored_words
     if ignored:
-        shown = ", ".join(ignored[:_MOST_IGNORED]) + (", ..." if len(ignored) > _MOST_IGNORED else "")
+        shown = ", ".join(ignored[:_MOST_NAMED]) + (", ..." if len(ignored) > _MOST_NAMED else "")
         say(f"Ignored {len(ignored)} words that the model does not know: {shown}", err=True)
-    asked = described(terms)
-    if json:
-        folder = {} if changes is None else {"folder": changes.counts()}
-        print_json({"query": asked, "metric": metric, "ignored_words": ignored, **folder, "results": found})
-    else:
-        rows = [
-            [hit["rank"], hit["id"], hit["score"], *(str(hit["metadata"][name]) for name in columns)] for hit in found
-        ]
-        print_table(asked, ["rank", "id", metric, *columns], rows)
+    folded = sum(len(hit.get("folded", ())) for hit in answers.hits)
+    if folded:
+        say(f"Folded {folded} near-duplicates into better answers.", err=True)
+    showing.show(answers)
 
 
 def _refuse_local(server: str, model: Any, images: Any, any_model: bool, trust_remote_code: bool) -> None:
@@ -115,15 +123,3 @@ def _refuse_local(server: str, model: Any, images: Any, any_model: bool, trust_r
     for name, value in given.items():
         if value:
             raise QueryError(f"{server}: the server has its own model and index; leave out {name}.")
-
-
-def _ask(
-    server: str, token_file: Path | None, terms: Sequence["Term"], *settings: Any
-) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-    """The answers of a server, the columns of their metadata, and the ignored words."""
-    from cmfah_hf.serving import SearchClient, read_token
-
-    k, metric, where, exact, image_weight = settings
-    with SearchClient(server, read_token(token_file)) as client:
-        reply = client.search(None, k, None, metric, where, exact, image_weight, terms, paths=True)
-    return reply["answers"][0], reply["columns"], reply["ignored_words"]

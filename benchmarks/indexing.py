@@ -1,0 +1,174 @@
+"""Indexing of a folder of photographs: images per second, compared with decoding alone and encoding alone; memory.
+
+    python benchmarks/indexing.py
+    python benchmarks/indexing.py --model my-model --images 20000 --rounds 3 --json
+
+Draws JPEGs of 640 x 480 and a model with the backbone of a ResNet-18 (random weights; its speed does not depend on
+them), or takes `--model`. In each round, the same images are decoded alone (read, decoded and resized, in the threads
+of `cmfah index`), encoded alone (from prepared batches) and indexed, in turn, in one process on the same processors.
+Two bounds are given: the slower of the two rates, and what remains if both share the processors, whose work adds up.
+Then `--images` JPEGs are indexed by `cmfah index` in a new process, and again without changes.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from rich.console import Console
+from rich.table import Table
+
+from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor
+from cmfah_hf.retrieval import CrossMediaRetriever, ImageOptions
+from cmfah_hf.retrieval.folders import FolderRequest, ModelOnDemand, UpdateOptions, update_folders
+from cmfah_hf.retrieval.items import batches_of
+from cmfah_hf.retrieval.preparation import read_image
+
+_BATCH = 32
+_RESNET18 = {
+    "model_type": "resnet", "layer_type": "basic", "embedding_size": 64, "hidden_sizes": [64, 128, 256, 512],
+    "depths": [2, 2, 2, 2],
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="the folder of a model; default: a ResNet-18 with random weights")
+    parser.add_argument("--images", type=int, default=20_000, help="of the whole run; 0 leaves it out")
+    parser.add_argument("--round-images", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--fast-decoding", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    own = parser.parse_args()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HF_HOME"] = str(Path(folder) / "cache")
+        model = own.model or _save_model(Path(folder) / "model")
+        found = {"rates": _rates(own, str(model), Path(folder))}
+        if own.images:
+            found["whole"] = [_whole(own, str(model), Path(folder), own.images // part) for part in (10, 1)]
+    if own.json:
+        print(json.dumps(found))  # noqa: T201
+        return
+    console = Console(width=110)
+    table = Table(title=f"Images per second, medians of {own.rounds} rounds of {own.round_images}")
+    for name in found["rates"]:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_row(*(f"{value:,.2f}" if value < 2 else f"{value:,.0f}" for value in found["rates"].values()))
+    console.print(table)
+    for row in found.get("whole", ()):
+        console.print(", ".join(f"{name.replace('_', ' ')} {value:,.1f}" for name, value in row.items()))
+
+
+def draw_photographs(folder: Path, count: int) -> None:
+    """Writes different JPEGs of 640 x 480 with the detail of photographs: smooth shapes, edges and grain."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    coarse = [Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((640, 480)) for _ in range(16)]
+    edges = Image.fromarray(rng.integers(0, 256, (60, 80), np.uint8)).resize((640, 480), Image.Resampling.NEAREST)
+    edges = edges.filter(ImageFilter.GaussianBlur(1)).point(lambda value: 255 * (value > 128))
+    bases = [np.asarray(Image.composite(one, coarse[number - 1], edges), np.int16) for number, one in enumerate(coarse)]
+    grain = rng.normal(0, 8, (960, 1280, 1)).astype(np.int16)
+    for number in range(count):
+        top, left = rng.integers(0, 480), rng.integers(0, 640)
+        pixels = bases[number % len(bases)] + grain[top : top + 480, left : left + 640]
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        image.save(folder / f"{number:06d}.jpg", quality=85, comment=str(number).encode())
+
+
+def _save_model(folder: Path) -> Path:
+    torch.manual_seed(0)
+    words = ["boat", "sun"]
+    config = CMFAHConfig(
+        hash_bits=64, hidden_size=128, word_dim=32, text_filters=32, text_kernel_sizes=[1], use_lstm=False,
+        vocab_size=len(words) + 2, backbone_config=_RESNET18, image_size=224,
+    )  # fmt: skip
+    CMFAHModel(config).save_pretrained(folder)
+    CMFAHProcessor.from_vocabulary(config, words).save_pretrained(folder)
+    return folder
+
+
+def _rates(own: argparse.Namespace, model: str, folder: Path) -> dict[str, float]:
+    options = ImageOptions(own.workers, own.fast_decoding)
+    retriever = CrossMediaRetriever.from_pretrained(model, image_options=options)
+    photographs = folder / "round"
+    draw_photographs(photographs, own.round_images)
+    files = sorted(photographs.iterdir())
+
+    def decoded() -> Iterator[torch.Tensor]:
+        with retriever.prepare(batches_of(files, _BATCH, "", False), read_image) as prepared:
+            yield from (batch.pixel_values for batch in prepared)
+
+    kept = list(decoded())
+
+    def decode() -> None:
+        for _ in decoded():
+            pass
+
+    def encode() -> None:
+        for pixel_values in kept:
+            retriever.encode_pixels(pixel_values)
+
+    def index() -> None:
+        target = folder / "round.index"
+        target.unlink(missing_ok=True)
+        demand = ModelOnDemand.of(retriever)
+        update_folders(target, [FolderRequest(photographs)], demand, UpdateOptions(batch_size=_BATCH))
+
+    parts = {"decode": decode, "encode": encode, "index": index}
+    rounds: dict[str, list[float]] = {name: [] for name in parts}
+    for number in range(own.rounds + 1):
+        for name in list(parts)[:: 1 if number % 2 else -1]:
+            start = time.perf_counter()
+            parts[name]()
+            if number:  # the first one is a warm-up
+                rounds[name].append(time.perf_counter() - start)
+    shutil.rmtree(photographs)
+    seconds = list(zip(*rounds.values(), strict=True))
+    rates = {name: own.round_images / statistics.median(values) for name, values in rounds.items()}
+    return {
+        **rates,
+        "of_the_slower": statistics.median(
+            max(decode_s, encode_s) / index_s for decode_s, encode_s, index_s in seconds
+        ),
+        "of_both_together": statistics.median(
+            (decode_s + encode_s) / index_s for decode_s, encode_s, index_s in seconds
+        ),
+    }
+
+
+def _whole(own: argparse.Namespace, model: str, folder: Path, count: int) -> dict[str, float]:
+    """Seconds and peak memory of `cmfah index` in new processes: first, and again without changes."""
+    photographs, target = folder / f"photographs-{count}", folder / f"{count}.index"
+    draw_photographs(photographs, count)
+    command = [sys.executable, "-c", "from cmfah_hf.cli import main; main()", "index", model, str(photographs)]
+    command += ["-o", str(target), "--json", "--batch-size", str(_BATCH)]
+    command += ["--fast-decoding"] * own.fast_decoding + (["--workers", str(own.workers)] if own.workers else [])
+    found: dict[str, float] = {"images": count}
+    for name in ("first", "again"):
+        start = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} failed")
+        found[f"{name}_seconds"] = time.perf_counter() - start
+        found[f"{name}_peak_megabytes"] = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    shutil.rmtree(photographs)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The source of WebDataset shards: tar files of images with captions.
+
+The builder of `datasets` is not used: it needs the same files in every sample, reads the fields of JSON as one column,
+and a shard that is cut short is an error that does not name it.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from cmfah_hf.data.data_root import refuse_links_outside
+from cmfah_hf.data.dataset_card import check_split_name
+from cmfah_hf.data.file_state import digest_of, file_states
+from cmfah_hf.data.images.decoding import image_endings, is_image_file
+from cmfah_hf.data.rows.columns import (
+    LABELS_NAMES,
+    TEXT_NAMES,
+    ColumnNames,
+    RequestedColumns,
+    find_columns,
+    with_captions,
+)
+from cmfah_hf.data.rows.errors import guarded
+from cmfah_hf.data.rows.uniform import Loaded, check_unique, own_features, own_values
+from cmfah_hf.data.sources.request import SPLIT_FOLDERS, LoadRequest, resolve_data_path, usual_order
+from cmfah_hf.data.tar_samples import Sample, expanded, read_samples, stem_of
+from cmfah_hf.documents import parse_json
+from cmfah_hf.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# Files of a sample that hold its text or its class.
+_TEXTS, _CLASS, _JSON = ("txt", "caption", "text"), "cls", "json"
+_IMAGE = "image"
+# Samples of the first shard that decide on the columns.
+_SAMPLED = 20
+
+
+def matches(request: LoadRequest) -> bool:
+    return bool(_files(request))
+
+
+def load(request: LoadRequest) -> Loaded:
+    """The samples of the shards, each a shard of a stream; the request has no `kwargs`."""
+    if request.kwargs:
+        raise DataError(f"{request.name}: shards do not accept {', '.join(sorted(request.kwargs))}; leave it out.")
+    files = _files(request)
+    parts = {}
+    for split in request.wanted(files):
+        read = partial(_rows, files[split], f"{request.name}, split {split}", split, request)
+        parts[split] = guarded(read, request.name)
+    return request.select(request.splits(parts))
+
+
+def shard_splits(folder: Path) -> dict[str, list[str]]:
+    """The shards below a folder by split; none if images are there too, because then a tar file may be anything."""
+    found = sorted(folder.rglob("*.tar"))
+    files = [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    if not files or any(is_image_file(file) for file in folder.rglob("*")):
+        return {}
+    refuse_links_outside(folder, files)
+    return _by_split({str(file): file.relative_to(folder).parts[:-1] for file in files})
+
+
+def _files(request: LoadRequest) -> dict[str, list[str]]:
+    if request.is_address:
+        return {}
+    if request.exists:
+        if request.path.is_dir():
+            return shard_splits(request.path)
+        return _by_split({str(request.path): ()}) if request.path.suffix.lower() == ".tar" else {}
+    if "{" not in request.source or not request.source.endswith(".tar"):
+        return {}
+    names = [str(resolve_data_path(name)) for name in expanded(request.source)]
+    return _by_split(dict.fromkeys(names, ()))
+
+
+def _by_split(folders: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
+    """Shards by split: that of their folder, or of their name (`query-000.tar`), else `train`."""
+    splits: dict[str, list[str]] = {}
+    for file, parts in folders.items():
+        prefix = stem_of(file).partition("-")[0]
+        split = parts[0] if parts else prefix if prefix in SPLIT_FOLDERS else "train"
+        check_split_name(split, file)
+        splits.setdefault(split, []).append(file)
+    return {name: splits[name] for name in sorted(splits, key=usual_order)}
+
+
+def _rows(files: list[str], source: str, split: str, request: LoadRequest) -> Any:
+    """The samples of a split as a `Dataset` or `IterableDataset`."""
+    reader = _reader(files, source, request)
+    shards = {
+        "file": files,
+        # Keys need not be unique among shards.
+        "prefix": [f"{stem_of(file)}/" if len(files) > 1 else "" for file in files],
+        "version": [digest_of(file_states([file])) for file in files],
+    }
+    if len(set(shards["prefix"])) < len(files) > 1:
+        raise DataError(f"{source}: two shards have the same name; rename one.")
+    how = {"features": datasets.Features(own_features(reader.columns)), "split": datasets.NamedSplit(split)}
+    kwargs = {**shards, "reader": reader}
+    if request.streaming:
+        return datasets.IterableDataset.from_generator(generate_rows, gen_kwargs=kwargs, **how)
+    dataset = datasets.Dataset.from_generator(generate_rows, gen_kwargs=kwargs, **how)
+    if len(dataset) == 0:
+        raise DataError(f"{source}: holds no sample with an image; give shards of images.")
+    check_unique(dataset["id"], source, reader.columns.id)
+    return dataset
+
+
+def _reader(files: list[str], source: str, request: LoadRequest) -> "_Reader":
+    """The reader of a split; its columns are those of the first samples."""
+    requested = request.columns
+    plain = _Reader(ColumnNames(_IMAGE, "txt", None, None), requested.image, request.images)
+    samples = list(islice(read_samples(files[0], lambda ending: not _is_image(ending)), _SAMPLED))
+    image = next((image for sample in samples if (image := plain.image_of(sample))), None)
+    if image is None:
+        present = ", ".join(dict.fromkeys(ending for sample in samples for ending in sample.files)) or "none"
+        given = f" {requested.image!r}" if requested.image else ""
+        raise DataError(
+            f"{source}: no image{given} in the first samples (their files: {present}); give shards of images."
+        )
+    rows = [plain.fields(sample, files[0]) for sample in samples]
+    columns = _find_columns(rows, source, requested)
+    if columns.labels is None and any(_CLASS in row for row in rows):
+        columns = replace(columns, labels=_CLASS)
+    return replace(plain, columns=columns)
+
+
+def _find_columns(rows: list[dict[str, Any]], source: str, requested: RequestedColumns) -> ColumnNames:
+    present = list(dict.fromkeys(name for row in rows for name in row))
+    lower = {name.lower() for name in present}
+    if requested.text is None and not lower & set(TEXT_NAMES) and (lower & {*LABELS_NAMES, _CLASS} or not present):
+        present.append("txt")  # classes or images alone: all texts are empty
+    by_key = replace(requested, image=_IMAGE, id=requested.id or False)
+    columns = find_columns([_IMAGE, *present], source, by_key)
+    return with_captions(columns, present, requested, lambda names: rows)
+
+
+def _is_image(ending: str) -> bool:
+    return f".{ending.rpartition('.')[2]}" in image_endings()
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads samples as rows with the uniform columns."""
+
+    columns: ColumnNames
+    image: str | None  # the rest of an image's name, if the caller gave it
+    images: bool  # whether images are read
+
+    def image_of(self, sample: Sample) -> str | None:
+        """The file of a sample that is its image: the one requested, or else the first, one without further dots."""
+        if self.image is not None:
+            return self.image if self.image in sample.files else None
+        return min(filter(_is_image, sample.files), key=lambda ending: "." in ending, default=None)
+
+    def fields(self, sample: Sample, file: str) -> dict[str, Any]:
+        """The fields of a sample: its files of text and class, and those of its JSON."""
+        where = f"{file}, sample {sample.key!r}"
+        found: dict[str, Any] = {}
+        for ending, content in sample.files.items():
+            if ending in _TEXTS:
+                found["txt" if ending == "txt" else ending] = _text(content, where)
+            elif ending == _CLASS:
+                found[_CLASS] = _text(content, where).strip()
+        if _JSON in sample.files:
+            document = parse_json(sample.files[_JSON], f"{where}: its JSON", DataError)
+            if not isinstance(document, dict):
+                raise DataError(f"{where}: its JSON is a {type(document).__name__}; write one object.")
+            found |= {name: value for name, value in document.items() if name != _IMAGE and name not in found}
+        return found
+
+    def rows(self, file: str, prefix: str) -> Iterator[dict[str, Any]]:
+        without = 0
+        for sample in read_samples(file, lambda ending: self.images or not _is_image(ending)):
+            image = self.image_of(sample)
+            if image is None:
+                without += 1
+                continue
+            try:
+                row = own_values(self.fields(sample, file), self.columns, None, partial(str, prefix + sample.key))
+            except DataError as error:
+                raise error if file in str(error) else DataError(f"{file}, sample {sample.key!r}: {error}") from error
+            yield row | {_IMAGE: {"bytes": sample.files[image], "path": None} if self.images else None}
+        if without:
+            logger.warning("%s: left out %d samples without an image.", file, without)
+
+
+def generate_rows(file: list[str], prefix: list[str], version: list[str], reader: _Reader) -> Iterator[dict[str, Any]]:
+    """The rows of some shards; `version` only identifies the state of a file."""
+    for name, own in zip(file, prefix, strict=True):
+        yield from reader.rows(name, own)
+
+
+def _text(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: its text is not UTF-8 ({error.reason}); save it as UTF-8.") from error

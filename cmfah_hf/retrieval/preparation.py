@@ -1,0 +1,166 @@
+"""Images read, decoded and resized in threads, ahead of the batch that the model encodes.
+
+Threads suffice: Pillow and PyTorch release the interpreter's lock while they decode and resize. Batches come in the
+order of the images, with the same pixels, whatever the number of threads.
+
+Shape suffixes: N readable images, C colors, H and W sides of the images that the model sees.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from threading import Barrier
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from PIL import Image
+
+from cmfah_hf.data.images import decode_image
+from cmfah_hf.errors import ImageError, QueryError
+from cmfah_hf.models import CMFAHProcessor
+from cmfah_hf.retrieval.image_options import ImageOptions
+from cmfah_hf.retrieval.items import progress_bar
+
+BatchT = TypeVar("BatchT", bound=Sequence[Any])
+NoteT = TypeVar("NoteT")
+Size = tuple[int, int]
+
+_Part = tuple[list[NoteT], torch.Tensor | None]
+
+# Images that one thread prepares at a time.
+_PART = 16
+# More threads than this compete for the interpreter's lock.
+_MOST_WORKERS = 8
+
+
+class PreparedBatch(NamedTuple, Generic[BatchT, NoteT]):
+    """A batch of images, ready for the model.
+
+    Attributes:
+        items: The batch as it was given.
+        notes: What `read` returned for each item in addition to its image.
+        pixel_values: `(N, 3, H, W)` of the readable images in their order, on the device; None if there are none.
+    """
+
+    items: BatchT
+    notes: list[NoteT]
+    pixel_values: torch.Tensor | None
+
+
+class ImagePreparation:
+    """Prepares batches of images in threads, a bounded number of images ahead.
+
+    Args:
+        processor: The processor of the model.
+        device: The device of the model.
+        options: How images are read.
+
+    Raises:
+        QueryError: If `options.workers` is below 1.
+    """
+
+    def __init__(self, processor: CMFAHProcessor, device: torch.device, options: ImageOptions):
+        if options.workers is not None and options.workers < 1:
+            raise QueryError(f"workers is {options.workers}; give 1 or more.")
+        self._processor, self._device = processor, device
+        self._least = processor.least_size if options.fast_decoding else None
+        self._workers = options.workers or min(_available_processors(), _MOST_WORKERS)
+
+    @contextmanager
+    def prepared(
+        self,
+        batches: Iterable[BatchT],
+        read: Callable[[Any, Size | None], tuple[NoteT, Image.Image | None]],
+        total: int | None = None,
+        progress: bool = False,
+    ) -> Iterator[Iterator[PreparedBatch[BatchT, NoteT]]]:
+        """The batches in their order, each with the pixels of its readable images.
+
+        Args:
+            batches: The items in batches; taken in the calling thread, ahead of the batches that are returned.
+            read: Reads one item, in one of the threads: from it and `least` of `decode_image`, a note for the caller
+                and the image or None.
+            total: The number of items, if it is known.
+            progress: Show a progress bar of the batches that the caller is done with.
+        """
+        with progress_bar(total, "Images", progress) as bar, closing(self._batches(batches, read)) as prepared:
+            yield self._counted(prepared, bar)
+
+    @staticmethod
+    def _counted(prepared: Iterable[PreparedBatch[BatchT, NoteT]], bar: Any) -> Iterator[PreparedBatch[BatchT, NoteT]]:
+        for batch in prepared:
+            yield batch
+            bar.update(len(batch.items))
+
+    def _batches(
+        self, batches: Iterable[BatchT], read: Callable[[Any, Size | None], tuple[NoteT, Image.Image | None]]
+    ) -> Generator[PreparedBatch[BatchT, NoteT], None, None]:
+
+        def prepare(part: Sequence[Any]) -> _Part[NoteT]:
+            found = [read(item, self._least) for item in part]
+            return [note for note, _ in found], self._pixels([image for _, image in found if image is not None])
+
+        source = iter(batches)
+        batch = next(source, None)
+        if batch is not None and len(batch) == 1:  # a query: threads would take longer to start
+            yield self._joined(batch, [prepare(batch[:])])
+            batch = next(source, None)
+        if batch is None:
+            return
+        pool = _pool(self._workers)
+        waiting: deque[tuple[BatchT, list[Future]]] = deque()
+        try:
+            while batch is not None or waiting:
+                if batch is not None:
+                    starts = range(0, len(batch), _PART)
+                    waiting.append((batch, [pool.submit(prepare, batch[start : start + _PART]) for start in starts]))
+                    batch = next(source, None)
+                if batch is None or sum(len(parts) for _, parts in waiting) - len(waiting[0][1]) >= 2 * self._workers:
+                    ready, futures = waiting.popleft()
+                    yield self._joined(ready, [future.result() for future in futures])
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after an error nothing waits for a slow drive
+
+    def _pixels(self, images: list[Image.Image]) -> torch.Tensor | None:
+        """Pixels `(N, 3, H, W)`, for a GPU in page-locked memory, from which it copies while it computes."""
+        if not images:
+            return None
+        pixels_NCHW = self._processor(images=images, return_tensors="pt")["pixel_values"]
+        return pixels_NCHW.pin_memory() if self._device.type == "cuda" else pixels_NCHW
+
+    def _joined(self, items: BatchT, parts: list[_Part[NoteT]]) -> PreparedBatch[BatchT, NoteT]:
+        notes = [note for part, _ in parts for note in part]
+        pixels = [part.to(self._device, non_blocking=True) for _, part in parts if part is not None]
+        return PreparedBatch(items, notes, torch.cat(pixels) if pixels else None)
+
+
+def read_image(image: Any, least: Size | None) -> tuple[None, Image.Image]:
+    """An image from any `ImageSource`; `least` as for `decode_image`. Raises an `ImageError` if it cannot be read."""
+    return None, decode_image(image, None, least)
+
+
+def read_if_sound(named: tuple[Any, str | None], least: Size | None) -> tuple[ImageError | None, Image.Image | None]:
+    """An image from an `ImageSource` and its name, or the error."""
+    try:
+        return None, decode_image(*named, least)
+    except ImageError as error:
+        return error, None
+
+
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Threads in which PyTorch computes in one thread each: a thread keeps the number that is set at its first call."""
+    former = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, "images", initializer=torch.get_num_threads)
+    started = Barrier(workers)
+    torch.set_num_threads(1)
+    try:
+        list(pool.map(lambda _: started.wait(), range(workers)))  # all threads, each once
+    finally:
+        torch.set_num_threads(former)
+    return pool
+
+
+def _available_processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
