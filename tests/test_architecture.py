@@ -18,11 +18,11 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 MOST_LINES = 400
 HEAVY = {"torch", "torchvision", "transformers", "datasets", "faiss", "gensim", "matplotlib", "networkx", "scipy"}
-HEAVY |= {"ray", "h5py", "gradio", "numba"}
+HEAVY |= {"ray", "h5py", "gradio", "numba", "fastapi", "uvicorn"}
 # `datasets` depends on these and chooses their versions.
 WITH_DATASETS = {"fsspec"}
-# `gradio` depends on it: its web framework.
-WITH_GRADIO = {"starlette"}
+# `gradio` depends on these: its web framework, its server and its client.
+WITH_GRADIO = {"fastapi", "httpx", "pydantic", "starlette", "uvicorn"}
 MODULE_OF = {"faiss-cpu": "faiss", "pillow": "PIL", "pyyaml": "yaml"}
 
 
@@ -182,6 +182,7 @@ def test_dependencies_of_the_page_match_the_package_and_the_imports():
         "imagecodecs",
         "peft",
         "pillow_heif",
+        "prometheus_client",
         "rawpy",
         "ray",
         "resvg_py",

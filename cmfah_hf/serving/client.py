@@ -69,7 +69,7 @@ class SearchClient:
         min_score: float | None = None,
         paths: bool = False,
     ) -> dict[str, Any]:
-        """The reply to a search: `answers`, a list of rows for each query, with `columns` and `ignored_words`.
+        """The reply to a search: `answers`, a list of rows for each query, `columns`, `ignored_words`, `similar_words`.
 
         Args:
             where: Conditions as the command line writes them, such as `year=2024`.
@@ -97,8 +97,11 @@ class SearchClient:
         if not (isinstance(answers, list) and answers and all(map(_are_hits, answers))):
             self._not_understood("its answers have another form")
         for name in ("columns", "ignored_words"):
-            if not isinstance(reply.get(name), list) or not all(isinstance(text, str) for text in reply[name]):
+            if not _are_texts(reply.get(name)):
                 self._not_understood(f"its {name} have another form")
+        similar = reply.get("similar_words")
+        if not isinstance(similar, dict) or not all(map(_are_texts, similar.values())):
+            self._not_understood("its similar_words have another form")
         return reply
 
     def _post(self, path: str, asked: Mapping[str, Any], images: Sequence[bytes]) -> dict[str, Any]:
@@ -169,8 +172,14 @@ def _are_hits(hits: Any) -> bool:
         and isinstance(hit.get("id"), (str, int))
         and isinstance(hit.get("score"), (int, float))
         and isinstance(hit.get("metadata"), dict)
+        and isinstance(hit.get("folded", []), list)
+        and isinstance(hit.get("probability", 0.0), (int, float))
         for hit in hits
     )
+
+
+def _are_texts(texts: Any) -> bool:
+    return isinstance(texts, list) and all(isinstance(text, str) for text in texts)
 
 
 def _host_of(url: str) -> str:

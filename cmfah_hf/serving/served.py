@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from cmfah_hf.atomic import regular_target
@@ -24,8 +25,6 @@ from cmfah_hf.retrieval.folders.roots import FolderRequest
 from cmfah_hf.retrieval.folders.update import UpdateOptions, update_folders, updating
 from cmfah_hf.retrieval.index import HashIndex
 from cmfah_hf.retrieval.known_words import similar_words
-from cmfah_hf.retrieval.probabilities import check_min_score, with_probabilities
-from cmfah_hf.retrieval.queries import have_text, query_values
 from cmfah_hf.retrieval.results import SearchResults
 from cmfah_hf.retrieval.retriever import CrossMediaRetriever, Modality
 from cmfah_hf.retrieval.storage.folder_records import FolderRecords
@@ -155,15 +154,12 @@ class ServedRetriever:
             terms = [term if term.image is None else replace(term, image=decode_upload(term.image)) for term in terms]
         if target is None:
             target = "images" if len(self.retriever.images) else "texts"
-        index = self.index(target)
-        way = f"{'t' if have_text(text, terms) else 'i'}2{target[0]}"
-        check_min_score(self.retriever, min_score, metric, way)
         with self._tokenizing if texts else nullcontext():
-            values_QK = query_values(self.retriever, text, decoded, image_weight, terms)
+            results = self.retriever.search(
+                text, decoded, k, target, metric, where or None, exact, image_weight, terms, unique, min_score
+            )
             ignored = self.retriever.ignored_words(texts)
             similar = similar_words(texts, self.retriever.processor)
-        results = index.search(values_QK, k=k, metric=metric, where=where or None, exact=exact, unique=unique)
-        results = with_probabilities(self.retriever, results, values_QK, metric, way, len(index), min_score)
         return Found(results, target, ignored, similar)
 
     def add_texts(
@@ -305,16 +301,17 @@ class ServedRetriever:
 
 
 class _InterruptibleRetriever(CrossMediaRetriever):
-    """The model of another retriever, with indexes of its own, that encodes nothing once an event is set."""
+    """The model of another retriever, with indexes of its own, that encodes no image once an event is set."""
 
     def __init__(self, other: CrossMediaRetriever, stopping: threading.Event):
-        super().__init__(other.model, other.processor, other.expander, other.model.device, other.any_model)
+        device = other.model.device
+        super().__init__(other.model, other.processor, other.expander, device, other.any_model, other.image_options)
         self._stopping = stopping
 
-    def encode_images(self, images: Any, batch_size: int = 32, progress: bool = False) -> np.ndarray:
+    def encode_pixels(self, pixel_values: torch.Tensor) -> np.ndarray:
         if self._stopping.is_set():
             raise StoppedError("The server stops; what was encoded is saved.")
-        return super().encode_images(images, batch_size, progress)
+        return super().encode_pixels(pixel_values)
 
 
 def _by_pixels(images: Sequence[Image.Image], most: int) -> Iterator[list[Image.Image]]:

@@ -39,8 +39,8 @@ ONLY_READ = {
     ("docs/scaling.md", "import psycopg"): "needs PostgreSQL",
     ("docs/scaling.md", "import numpy"): "goes on with what Milvus answered",
 }
-# It runs until it is stopped. On other pages it is only parsed.
-SERVERS = "cmfah space"
+# They run until they are stopped. On other pages they are only parsed.
+SERVERS = ("cmfah space", "cmfah serve")
 
 
 def _run_page(page: Path, session: PageSession, servers: ExitStack) -> None:
@@ -57,6 +57,8 @@ def _run_page(page: Path, session: PageSession, servers: ExitStack) -> None:
                 parse(command, session.folder)
             elif text.startswith(SERVERS):
                 parse(command, session.folder)
+                if block.page == "docs/serving.md":
+                    servers.callback(session.serve_searches(command))
                 if block.page == "docs/space.md":
                     apps: list = []
                     session.serve(command, apps)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -122,6 +123,14 @@ def _search(session: PageSession, hub: HubServer) -> None:
     assert session.names["changes"].left_out == 1  # the photo that was removed by hand
 
 
+def _serving(session: PageSession, hub: HubServer) -> None:
+    by_command = next(text for command, text in session.printed.items() if command.startswith("cmfah search --server"))
+    assert {Path(hit["path"]).name for hit in json.loads(by_command)["results"]} == {"dog.jpg", "sea.jpg"}
+    assert len(session.names["reply"]["answers"][0]) == 3  # one of the two that were added is removed
+    synced = next(text for command, text in session.printed.items() if "/sync" in command)
+    assert json.loads(synced)["changes"]["unchanged"] == 2
+
+
 def _space(session: PageSession, hub: HubServer) -> None:
     best = session.names["found"]["images"]["aqd"]["hits"][0]
     assert (best["id"], best["text"]) == ("scene-900309", "sunny 2021 sailboat 2019")
@@ -229,6 +238,7 @@ CHECKS: dict[str, Callable[[PageSession, HubServer], None]] = {
     "docs/own-images.md": _own_images,
     "docs/scaling.md": _scaling,
     "docs/search.md": _search,
+    "docs/serving.md": _serving,
     "docs/space.md": _space,
     "docs/training.md": _training,
 }

@@ -5,12 +5,16 @@ import io
 import os
 import shutil
 import socket
+import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from pages.blocks import ROOT, Block, Command
 from pages.parsing import parse_cmfah
@@ -80,9 +84,11 @@ class PageSession:
             exec(compile(self.smaller(command.words[2]), command.place, "exec"), {})
             return ""
         program, *words = command.words
+        if program == "curl":
+            return self._curl(words, command)
         assert program == "cmfah", f"{command.place}: {program} is neither run nor in the list of parsed commands"
         parse_cmfah(words)  # the original words, before they are replaced
-        words = [INSTEAD.get(word, word) for word in words]
+        words = [self._at_this_port(INSTEAD.get(word, word)) for word in words]
         for start, (option, value) in DEFAULTS.items():
             if text.startswith(start) and option not in words:
                 words += [option, value]
@@ -91,6 +97,17 @@ class PageSession:
                 words += further.split()
         self.printed[text] = self._main(words, command)
         return self.printed[text]
+
+    def _at_this_port(self, word: str) -> str:
+        return self.smaller(word) if word.startswith("http://127.0.0.1") else word
+
+    def _curl(self, words: list[str], command: Command) -> str:
+        """A request to a server of this page, which must succeed."""
+        words = [self._at_this_port(word) for word in words]
+        done = subprocess.run(["curl", "-sS", "--fail-with-body", *words], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{command.place}: {command}\n{done.stdout}{done.stderr}"
+        self.printed[str(command)] = done.stdout
+        return done.stdout
 
     def _main(self, words: list[str], command: Command) -> str:
         from cmfah_hf.cli import main
@@ -128,3 +145,36 @@ class PageSession:
             patch.setattr(gradio.Blocks, "block_thread", lambda app: apps.append(app))
             self.printed[str(command)] = self._main(words, command)
         self.addresses[f":{named}"] = f":{port}"
+
+    def serve_searches(self, command: Command) -> Callable[[], None]:
+        """Runs `cmfah serve ...` at a free port in a thread, and returns the function that stops it."""
+        from cmfah_hf.cli import app
+        from cmfah_hf.serving import server
+
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        serve = typer.main.get_command(app).commands["serve"]
+        context = serve.make_context("serve", [*command.words[2:], "--port", port])
+        made, ready = [], threading.Event()
+
+        class Reported(server.Server):
+            def run_and_report(self, listening: socket.socket, report: Callable[[], None]) -> None:
+                made.append(self)
+                super().run_and_report(listening, ready.set)
+
+        def run() -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(server, "Server", Reported)
+                context.invoke(serve.callback, **context.params)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert ready.wait(120), command.place
+        self.addresses[":8008"] = f":{port}"
+
+        def stop() -> None:
+            made[0].should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()
+
+        return stop

@@ -185,6 +185,13 @@ def _search(session: PageSession, hub: HubServer) -> None:
         Image.new("RGB", (64, 64), color).save(session.folder / name)
 
 
+def _serving(session: PageSession, hub: HubServer) -> None:
+    """A folder of two photos."""
+    for name, color in {"dog.jpg": "khaki", "sea.jpg": "navy"}.items():
+        (session.folder / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64), color).save(session.folder / "photos" / name)
+
+
 def _training(session: PageSession, hub: HubServer) -> None:
     from cmfah_hf.hub import push_dataset
 
@@ -212,5 +219,6 @@ _SETUPS: dict[str, Callable[[PageSession, HubServer], None]] = {
     "docs/method.md": _method,
     "docs/scaling.md": _scaling,
     "docs/search.md": _search,
+    "docs/serving.md": _serving,
     "docs/training.md": _training,
 }

@@ -13,7 +13,12 @@ from cmfah_hf.retrieval import Term
 from cmfah_hf.serving import SearchClient, ServedRetriever
 from serving.servers import running
 
-ANSWER = {"answers": [[{"id": "a", "score": 1, "metadata": {}}]], "columns": [], "ignored_words": []}
+ANSWER = {
+    "answers": [[{"id": "a", "score": 1, "metadata": {}}]],
+    "columns": [],
+    "ignored_words": [],
+    "similar_words": {},
+}
 
 
 @pytest.fixture
@@ -58,6 +63,7 @@ OURS = {"CMFAH-API": "1"}
         (200, OURS, "{}", SearchServerError, "its answers have another form"),
         (200, OURS, json.dumps({**ANSWER, "answers": [[{"id": []}]]}), SearchServerError, "its answers have another"),
         (200, OURS, json.dumps({**ANSWER, "columns": [1]}), SearchServerError, "its columns have another form"),
+        (200, OURS, json.dumps({**ANSWER, "similar_words": {"a": 1}}), SearchServerError, "its similar_words have"),
         (401, OURS, '{"detail": "x"}', SearchServerError, "the token is missing or wrong; set CMFAH_TOKEN"),
         (503, OURS, '{"detail": "The server is busy."}', SearchServerError, "The server is busy."),
         (422, OURS, '{"detail": "No word of \\u001b[1m"}', QueryError, "No word of \\x1b[1m"),

@@ -145,7 +145,7 @@ def test_the_index_follows_its_folders(retriever, photos, scenes, tmp_path):
 
 def test_searches_go_on_during_an_update_and_changes_have_to_wait(retriever, photos, scenes, tmp_path, monkeypatch):
     path, begun, go_on = tmp_path / "photos.index", threading.Event(), threading.Event()
-    original = type(retriever).encode_images
+    original = type(retriever).encode_pixels
 
     def slow(self, *arguments):
         if self is not retriever:
@@ -155,7 +155,7 @@ def test_searches_go_on_during_an_update_and_changes_have_to_wait(retriever, pho
 
     with running(ServedRetriever(retriever, {"images": path}, [FolderRequest(photos)], batch_size=2)) as own:
         own.post("/add", {"ids": ["upload.png"]}, scenes[:1])
-        monkeypatch.setattr(type(retriever), "encode_images", slow)
+        monkeypatch.setattr(type(retriever), "encode_pixels", slow)
         answer = own.post("/sync", {"wait": 0})
         assert (answer.status_code, answer.json()["state"]) == (202, "running")
         assert begun.wait(20)

@@ -112,5 +112,5 @@ def ask_server(question: Question, address: str, token_file: Path | None) -> Ans
         reply["columns"],
         reply["ignored_words"],
         min_score=question.min_score,
-        similar_words=reply.get("similar_words", {}),
+        similar_words=reply["similar_words"],
     )
