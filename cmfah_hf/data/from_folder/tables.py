@@ -201,7 +201,7 @@ def _objects(values: Any, path: Path) -> list[dict[str, Any]]:
     wrong = [own for own in values if not isinstance(own, dict)] if isinstance(values, list) else [values]
     if wrong:
         kind = type(wrong[0]).__name__
-        raise DataError(f"{path}: holds a {kind} in the place of its rows; write a list of objects, one for each image.")
+        raise DataError(f"{path}: holds a {kind} in the place of its rows; write a list of objects, one an image.")
     return values
 
 
