@@ -87,6 +87,16 @@ class Trained:
     config: Path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def assets_cache(tmp_path_factory) -> Path:
+    """The cache of fingerprints and of folders' indexes for this test run only."""
+    folder = tmp_path_factory.mktemp("assets")
+    patch = pytest.MonkeyPatch()
+    patch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(folder))
+    yield folder
+    patch.undo()
+
+
 @pytest.fixture(scope="session")
 def datasets_cache(tmp_path_factory) -> Path:
     """The cache of `datasets` for this test run only."""

@@ -230,7 +230,7 @@ SHARED = ("__init__", "options", "output")
 IN_PARTS = ["search"]
 COMMANDS = sorted([*IN_PARTS, *(path.stem for path in (PACKAGE / "cli").glob("*.py") if path.stem not in SHARED)])
 GROUPS = {
-    folder.name: sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    folder.name: sorted(path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem != "__init__")
     for folder in (PACKAGE / "cli").iterdir()
     if (folder / "__init__.py").is_file() and folder.name not in IN_PARTS
 }

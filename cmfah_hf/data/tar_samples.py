@@ -127,10 +127,9 @@ def expanded(name: str) -> list[str]:
         raise DataError(f"{name}: the range {match[0]} is empty or too long; write it as {{000..009}}.")
     width = len(match[1])
     head, rest = name[: match.start()], expanded(name[match.end() :])
-    names = [f"{head}{number:0{width}d}{tail}" for number in range(first, last + 1) for tail in rest]
-    if len(names) > _MOST_SHARDS:
+    if (last - first + 1) * len(rest) > _MOST_SHARDS:
         raise DataError(f"{name}: names more than {_MOST_SHARDS:,} files; name fewer.")
-    return names
+    return [f"{head}{number:0{width}d}{tail}" for number in range(first, last + 1) for tail in rest]
 
 
 def stem_of(path: str | os.PathLike) -> str:

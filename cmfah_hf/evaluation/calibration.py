@@ -3,17 +3,14 @@
 Shapes: `S` cosines. Arrays without a suffix are `(groups of queries, S)`.
 """
 
-import logging
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from cmfah_hf.evaluation.cosine_counts import CodedPairs, CosineCounts, iterate_counts, relevance_kind
 from cmfah_hf.evaluation.reliability import Reliability, precision_and_recall, reliability_curve
 from cmfah_hf.retrieval.calibration import Calibration, ScoreMap
-
-logger = logging.getLogger(__name__)
 
 # The answers of a query that the choice of a map, and the second error, look at.
 TOP = 10
@@ -56,8 +53,9 @@ def fit_calibration(
         for name, counts in iterate_counts(kind, queries, database):
             relevant = counts.relevant.sum()
             if min(relevant, counts.counts.sum() - relevant) >= _FEWEST_OF_EACH:
-                is_known = kind == "labels" and share is not None and 0 < share < 1
-                maps[name] = _fitted(counts.with_share(cast(float, share)) if is_known else counts)
+                if kind == "labels" and share is not None and 0 < share < 1:
+                    counts = counts.with_share(share)
+                maps[name] = _fitted(counts)
     return Calibration(model, bits, kind, maps) if maps else None
 
 
@@ -70,9 +68,11 @@ def measure_calibration(
     error of all items and of the first ten answers (`[calibration-error]`); `precision` and `recall` of answers with a
     probability of at least 1/2; `share`, that of relevant items; and `bins`, the reliability curve of the first ten
     answers: rows of the number of answers, their mean probability and the share that is relevant. Directions without a
-    map or without an item are left out.
+    map or without an item are left out, so all are if the calibration is by labels and the pairs have none.
     """
     measured: dict[str, dict[str, Any]] = {}
+    if calibration.relevance == "labels" != relevance_kind(queries, database):
+        return measured
     for name, counts in iterate_counts(calibration.relevance, queries, database):
         score_map = calibration.maps.get(name)
         if score_map is None or not counts.counts.any():

@@ -96,7 +96,7 @@ def rules_of(settings: Any, path: str | Path) -> WordRules:
     """
     if settings is None:
         return WordRules()
-    given = {"segmenter": "none", "fold_marks": False} | settings if isinstance(settings, dict) else {}
+    given: dict[str, Any] = {"segmenter": "none", "fold_marks": False} | settings if isinstance(settings, dict) else {}
     folds = isinstance(given.get("fold_marks"), bool)
     if len(given) != 2 or given["segmenter"] not in SEGMENTERS or not folds:
         raise ModelFileError(

@@ -221,8 +221,7 @@ class BaseHashIndex(ABC):
             advance: Called with the share of the work, from 0 to 1, that has been done since the last call.
 
         Returns:
-            The ids of each group of two and more items, in ascending order; the largest group first, and groups of one
-            size by their first id.
+            The ids of each group, in ascending order; the largest group first, and those of one size by their first id.
 
         Raises:
             QueryError: If `bits` is out of range.

@@ -3,14 +3,18 @@
 Shapes: `Q` queries, `N` codes of `K` bits, packed `(N, K / 8)` uint8; `A` answers of a query.
 """
 
+from itertools import pairwise
+
+import faiss
 import numpy as np
 
 from cmfah_hf.errors import QueryError
 from cmfah_hf.retrieval.ranking import first
 from cmfah_hf.retrieval.storage.ids import Ids
 
-# Codes compared at once: with their distances they fit the cache.
-_BLOCK_CODES = 16_384
+# Codes and queries compared at once, which bounds the answers that are held before they are counted.
+_BLOCK_CODES, _QUERIES = 2**18, 16
+_NOTHING = np.empty(0, np.int32), np.empty(0, np.int64)
 
 
 def too_many(limit: int, radius: int) -> QueryError:
@@ -37,21 +41,36 @@ def within_radius(
     Raises:
         QueryError: If there are more answers than `limit`.
     """
-    parts: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(len(queries))]
+    found: list[tuple[np.ndarray, np.ndarray]] = []
     count = 0
-    for start in range(0, len(codes), _BLOCK_CODES):
-        block = np.ascontiguousarray(codes[start : start + _BLOCK_CODES])
-        own = None if allowed is None else allowed[start : start + _BLOCK_CODES]
-        for query, found in zip(queries, parts, strict=True):
-            distances_B = hamming_distances(block, query)
-            near_B = distances_B <= radius
-            places = np.flatnonzero(near_B if own is None else near_B & own)
-            if len(places):
-                count += len(places)
-                if count > limit:
-                    raise too_many(limit, radius)
-                found.append((distances_B[places].astype(np.int32), places + start))
-    return [_joined(found, ids) for found in parts]
+    for first_query in range(0, len(queries), _QUERIES):
+        asked = np.ascontiguousarray(queries[first_query : first_query + _QUERIES])
+        parts: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in asked]
+        for start in range(0, len(codes), _BLOCK_CODES):
+            block = np.ascontiguousarray(codes[start : start + _BLOCK_CODES])
+            for part, (distances, places) in zip(parts, _of_block(asked, block, radius), strict=True):
+                rows = places + start
+                chosen = slice(None) if allowed is None else allowed[rows]
+                part.append((distances[chosen], rows[chosen]))
+                count += len(part[-1][1])
+            if count > limit:
+                raise too_many(limit, radius)
+        found += [_joined(part, ids) for part in parts]
+    return found
+
+
+def _of_block(queries: np.ndarray, codes: np.ndarray, radius: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Distances and places of the codes of a block within the radius of each query."""
+    result = faiss.RangeSearchResult(len(queries))
+    # The kernel of `IndexBinaryFlat.range_search`, which would need a copy of all codes. It finds distances below.
+    pointers = faiss.swig_ptr(queries), faiss.swig_ptr(codes)
+    faiss.hamming_range_search(*pointers, len(queries), len(codes), radius + 1, codes.shape[1], result)
+    limits = faiss.rev_swig_ptr(result.lims, len(queries) + 1).tolist()
+    if not limits[-1]:
+        return [_NOTHING] * len(queries)
+    places = faiss.rev_swig_ptr(result.labels, limits[-1]).copy()  # the result frees its memory
+    distances = faiss.rev_swig_ptr(result.distances, limits[-1]).astype(np.int32)
+    return [(distances[start:end], places[start:end]) for start, end in pairwise(limits)]
 
 
 def hamming_distances(codes: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -69,8 +88,8 @@ def hamming_distances(codes: np.ndarray, query: np.ndarray) -> np.ndarray:
 
 def _joined(found: list[tuple[np.ndarray, np.ndarray]], ids: Ids) -> tuple[np.ndarray, np.ndarray]:
     """The parts of one query's answer as one, in the canonical order."""
-    if not found:
-        return np.empty(0, np.int32), np.empty(0, np.int64)
     distances, rows = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    if not len(rows):
+        return distances, rows
     ordered, ordered_rows = first(len(rows), distances.astype(np.float32)[None], rows[None], ids)
     return ordered[0].astype(np.int32), ordered_rows[0]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -269,12 +269,12 @@ class Engine:
         }
         return Answer(query, rankings, list(dict.fromkeys([*query.ignored_words, *self.ignored_words(avoid)])))
 
-    def _rank(self, query: Query, values: np.ndarray, target: str, k: int, metric: Metric, least: float) -> Ranking:
+    def _rank(self, query: Query, values: np.ndarray, target: str, k: int, metric: str, least: float) -> Ranking:
         index = self.retriever.images if target == "images" else self.retriever.texts
         times = []
         for _ in range(TIMED_RUNS):
             start = time.perf_counter()
-            found = index.search(values, k=min(k, len(index)), metric=metric)
+            found = index.search(values, k=min(k, len(index)), metric=cast(Metric, metric))
             times.append(1000 * (time.perf_counter() - start))
         way = f"{'t' if query.text else 'i'}2{target[0]}"
         found = with_probabilities(self.retriever, found, values, metric, way, len(index), least or None)

@@ -70,7 +70,7 @@ def ignored(words: Sequence[str]) -> str:
 
 def _ranking(engine: "Engine", target: str, metric: str, ranking: "Ranking") -> str:
     draw = _card if target == "images" else _line
-    probabilities = ranking.probabilities or [None] * len(ranking.rows)
+    probabilities: Sequence[float | None] = ranking.probabilities or [None] * len(ranking.rows)
     items = "".join(
         draw(engine, row, _score(score, metric, probability))
         for row, score, probability in zip(ranking.rows, ranking.scores, probabilities, strict=True)

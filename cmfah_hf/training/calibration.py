@@ -1,5 +1,6 @@
 """Calibration of a model on held-out pairs: at the end of a training, of a compression, or of a saved model."""
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -8,10 +9,13 @@ from typing import Any, cast
 
 import datasets
 
+from cmfah_hf.atomic import write_text
 from cmfah_hf.data import load_image_text
+from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError, DataError
 from cmfah_hf.evaluation.calibration import FEWEST_QUERIES, fit_calibration, measure_calibration
-from cmfah_hf.evaluation.cosine_counts import MOST_ITEMS, CodedPairs, share_of_relevant, spread
+from cmfah_hf.evaluation.cosine_counts import MOST_ITEMS, MOST_LABELS, CodedPairs, share_of_relevant, spread
+from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.retrieval.calibration import CALIBRATION_NAME, Calibration
@@ -24,6 +28,10 @@ from cmfah_hf.training.trainer import CMFAHTrainer
 
 logger = logging.getLogger(__name__)
 
+_FIGURES = ("calibration", "calibration_seen")
+# Rows of a split whose labels are read, of which some may be empty.
+_MOST_READ = 10 * MOST_LABELS
+
 
 def validation_calibration(trainer: CMFAHTrainer, prepared: PreparedRun) -> Calibration | None:
     """The calibration of a trained model on the validation pairs, without a fingerprint.
@@ -35,16 +43,17 @@ def validation_calibration(trainer: CMFAHTrainer, prepared: PreparedRun) -> Cali
         return None
     model, processor = trainer.pretraining.cmfah, cast(CMFAHProcessor, trainer.processing_class)
     tokens = prepared.kept_tokens(model.text_model, processor)
-    sides = []
+    sides: dict[str, CodedPairs] = {}
     for name in ("validation", "validation_database"):
         if (pairs := prepared.pairs.splits.get(name)) is not None:
             pairs = pairs if isinstance(pairs, PairStream) else pairs.select(spread(len(pairs), MOST_ITEMS))
             pairs = without_augmentation(pairs)
-            sides.append(
+            sides[name] = coded(
                 encode_pairs(model, processor, pairs, prepared.text_column, expander=prepared.expander, tokens=tokens)
             )
     share = None if prepared.pairs.is_stream else _share([prepared.pairs.all])
-    calibration = fit_calibration("", model.config.hash_bits, *map(coded, sides), share=share)
+    bits, database = model.config.hash_bits, sides.get("validation_database")
+    calibration = fit_calibration("", bits, sides["validation"], database, share)
     if calibration is None:
         logger.info("There are too few validation pairs for a calibration; `cmfah calibrate` makes one of other pairs.")
     return calibration
@@ -89,7 +98,8 @@ def _share(splits: Iterable[datasets.Dataset]) -> float | None:
     labels: list[Sequence[str]] = []
     for pairs in splits:
         if "labels" in pairs.column_names:
-            labels += [names or () for names in pairs.select_columns(["labels"]).with_format(None)["labels"]]
+            column = pairs.select_columns(["labels"]).with_format(None).select(spread(len(pairs), _MOST_READ))
+            labels += [names or () for names in column["labels"]]
     return share_of_relevant(labels)
 
 
@@ -119,19 +129,29 @@ def calibrate_folder(
     for name in names:
         if name not in loaded:
             raise DataError(f"{dataset}: there is no split {name!r}; there are {', '.join(loaded)}.")
-    sides = []
+    sides: list[CodedPairs] = []
     for name in names:
         pairs, text_column = inputs_for(retriever, loaded[name], dataset)
         sides.append(
-            encode_pairs(retriever.model, retriever.processor, pairs, text_column, expander=retriever.expander)
+            coded(encode_pairs(retriever.model, retriever.processor, pairs, text_column, expander=retriever.expander))
         )
     bits = retriever.model.config.hash_bits
     share = _share(loaded.values())
-    calibration = fit_calibration(retriever.fingerprint, bits, *map(coded, sides), share=share)
+    database = sides[1] if database_split is not None else None
+    calibration = fit_calibration(retriever.fingerprint, bits, sides[0], database, share)
     if calibration is None:
         raise DataError(
             f"{dataset}: the split {split!r} is too small for a calibration; give {FEWEST_QUERIES} pairs or more, some "
             "of them relevant to each other."
         )
     calibration.save(folder / CALIBRATION_NAME)
+    _drop_figures(folder / METRICS_NAME)
     return calibration
+
+
+def _drop_figures(path: Path) -> None:
+    """Removes the figures of an earlier calibration from `metrics.json`, because a card would show them as its own."""
+    content = read_json(path, CheckpointError) if path.is_file() else None
+    if isinstance(content, dict) and not content.keys().isdisjoint(_FIGURES):
+        kept = {name: value for name, value in content.items() if name not in _FIGURES}
+        write_text(path, json.dumps(kept, indent=2) + "\n", CheckpointError)

@@ -19,7 +19,7 @@ from PIL import Image
 from cmfah_hf.atomic import atomic_folder, write_text
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.data.dataset_card import CARD_NAME
-from cmfah_hf.data.images import decode_image, decoding_off
+from cmfah_hf.data.images import decoding_off
 from cmfah_hf.documents import read_bytes, read_json
 from cmfah_hf.errors import CheckpointError, DataError, HubError, ImageError
 from cmfah_hf.evaluation.calibration import fit_calibration
@@ -35,8 +35,10 @@ from cmfah_hf.retrieval.calibration import CALIBRATION_NAME
 from cmfah_hf.retrieval.folders import folder_index_path
 from cmfah_hf.retrieval.folders.filling import records_of_folder
 from cmfah_hf.retrieval.folders.reading import read_path
+from cmfah_hf.retrieval.image_options import ImageOptions
 from cmfah_hf.retrieval.items import batches_of, values_of_source
 from cmfah_hf.retrieval.loading import IMAGES_INDEX
+from cmfah_hf.retrieval.preparation import ImagePreparation, PreparedBatch, Size, read_if_sound
 from cmfah_hf.retrieval.storage.folder_records import FileRecord
 from cmfah_hf.training.data.data_source import source_of
 from cmfah_hf.training.dual_encoders import (
@@ -44,15 +46,17 @@ from cmfah_hf.training.dual_encoders import (
     as_array,
     fill_head,
     first_text,
-    image_vectors,
     load_dual_encoder,
     text_vectors,
+    vectors_of_pixels,
     width_of,
 )
 from cmfah_hf.training.evaluate import split_figures
 from cmfah_hf.training.phrases import PHRASES
 
 logger = logging.getLogger(__name__)
+
+_Row = tuple[str, dict[str, Any]]
 
 RESULT_NAME = "metrics.json"
 # Images whose codes are computed at once from their kept vectors.
@@ -207,38 +211,37 @@ class _Reading:
         for values, ids in values_of_source(source, split, "images", (), "", False, self.done.skipped):
             is_data_set = hasattr(values, "column_names")
             rows = decoding_off(values) if is_data_set else [{"image": path} for path in values]
-            for places in batches_of(range(len(ids)), batch_size, "Images", progress):
-                batch = [rows[place] for place in places]
-                self._add(batch, [ids[place] for place in places], is_folder_of_images and not is_data_set)
+            read = self._read_file if is_folder_of_images and not is_data_set else _read_row
+            places = batches_of(range(len(ids)), batch_size, "Images", False)
+            batches = ([(ids[place], rows[place]) for place in own] for own in places)
+            preparation = ImagePreparation(self.processor, self.model.device, ImageOptions())
+            with preparation.prepared(batches, read, len(ids), progress) as prepared:
+                for batch in prepared:
+                    self._add(batch)
+            self.records = {item_id: self.records[item_id] for item_id in ids if item_id in self.records}  # in order
 
-    def _add(self, rows: list[dict[str, Any]], ids: list[str], are_files: bool) -> None:
-        images, places = [], []
-        for place, row in enumerate(rows):
-            try:
-                if are_files:
-                    images.append(self._read(row["image"], ids[place]))
-                else:
-                    images.append(decode_image(row["image"], None if isinstance(row["image"], Path) else ids[place]))
-                places.append(place)
-            except ImageError as error:
-                logger.warning("Left out: %s", error)
-                self.done.left_out.append(str(error))
-        if not images:
+    def _add(self, batch: PreparedBatch[list[_Row], ImageError | None]) -> None:
+        for error in filter(None, batch.notes):
+            logger.warning("Left out: %s", error)
+            self.done.left_out.append(str(error))
+        if batch.pixel_values is None:
             return
-        vectors_NE = image_vectors(self.model, self.processor, images)
+        sound = [row for row, error in zip(batch.items, batch.notes, strict=True) if error is None]
+        vectors_NE = vectors_of_pixels(self.model, batch.pixel_values)
         self.vectors.write(vectors_NE.tobytes())
-        self.ids += [ids[place] for place in places]
-        self._fit(vectors_NE, [first_text(rows[place], "text") if self.use_texts else "" for place in places])
-        self.done.images += len(images)
+        self.ids += [item_id for item_id, _ in sound]
+        self._fit(vectors_NE, [first_text(row, "text") if self.use_texts else "" for _, row in sound])
+        self.done.images += len(sound)
 
-    def _read(self, path: Path, item_id: str) -> Image.Image:
+    def _read_file(self, named: _Row, least: Size | None) -> tuple[ImageError | None, Image.Image | None]:
         """The image of a file, whose state is recorded."""
-        reading = read_path(path)
+        item_id, row = named
+        reading = read_path(row["image"], least)
         if reading.sha256 is not None:
             self.records[item_id] = reading.file.record(reading.sha256, reading.problem)
         if reading.image is None:
-            raise ImageError(f"{path}: {reading.problem}")
-        return reading.image
+            return ImageError(f"{row['image']}: {reading.problem}"), None
+        return None, reading.image
 
     def _fit(self, vectors_NE: np.ndarray, texts: list[str]) -> None:
         """Gives images to the fitter, with their texts if they have any."""
@@ -264,6 +267,12 @@ class _Reading:
                 values_NK = head(vectors_NE.to(self.model.device)).tanh()
             index.add(as_array(values_NK), self.ids[part])
         return index
+
+
+def _read_row(named: _Row, least: Size | None) -> tuple[ImageError | None, Image.Image | None]:
+    """The image of a row of a data set, or of a single file."""
+    item_id, row = named
+    return read_if_sound((row["image"], None if isinstance(row["image"], Path) else item_id), least)
 
 
 def save_figures(model: str, dataset: str, figures: Mapping[str, float]) -> Path:

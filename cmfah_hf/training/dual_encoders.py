@@ -110,8 +110,13 @@ def fill_head(model: CMFAHModel, projection: HashProjection) -> None:
 @torch.inference_mode()
 def image_vectors(model: CMFAHModel, processor: CMFAHProcessor, images: list[Image.Image]) -> np.ndarray:
     """The encoder's vectors of images, `(N, E)` float32 of unit length."""
-    pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(model.device)
-    return as_array(model.image_model.embeddings(pixels).pooled)
+    return vectors_of_pixels(model, processor(images=images, return_tensors="pt")["pixel_values"].to(model.device))
+
+
+@torch.inference_mode()
+def vectors_of_pixels(model: CMFAHModel, pixel_values: torch.Tensor) -> np.ndarray:
+    """The same of images that the processor has prepared, `(N, 3, H, W)`."""
+    return as_array(model.image_model.embeddings(pixel_values).pooled)
 
 
 @torch.inference_mode()

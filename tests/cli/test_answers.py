@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -20,7 +21,7 @@ import pytest
 from coarse_jpegs import draw
 from PIL import Image
 
-from cmfah_hf.cli.search import showing, thumbnails
+from cmfah_hf.cli.search import thumbnails
 from cmfah_hf.cli.search.answers import Answers
 from cmfah_hf.cli.search.showing import Showing
 from cmfah_hf.errors import CMFAHError
@@ -185,16 +186,29 @@ def test_paths_that_are_unknown_are_counted(answers, capfdbinary):
     assert capfdbinary.readouterr().out.splitlines()[1].split() == [b"rank", b"id", b"aqd"]
 
 
-def test_the_viewer_opens_the_first_image_or_the_page(answers, tmp_path, monkeypatch, capsys):
-    opened = []
-    monkeypatch.setattr(showing.typer, "launch", lambda path: opened.append(path) or 0)
-    Showing(open=True).show(answers)
-    Showing(open=True, html=tmp_path / "out.html").show(answers)
-    assert opened == [answers.paths[0], str(tmp_path / "out.html")]
+@pytest.mark.skipif(sys.platform != "linux", reason="the viewer is xdg-open on Linux")
+def test_the_viewer_opens_the_first_image_or_the_page(answers, tmp_path, monkeypatch):
+    seen = tmp_path / "seen"
+    (tmp_path / "xdg-open").write_text(f'#!/bin/sh\nprintf "%s" "$1" > {seen}.new\nmv {seen}.new {seen}\n')
+    (tmp_path / "xdg-open").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    image = draw(tmp_path / os.fsdecode(ODD[0] + ODD[1]), 3)
+    for hits, page in (
+        (answers.hits, None),
+        ([{"id": 3, "path": str(image)}], None),
+        (answers.hits, tmp_path / "out.html"),
+    ):
+        Showing(open=True, html=page, paths_only=True).show(Answers("dog", "aqd", hits))
+        for _ in range(200):
+            if seen.exists():
+                break
+            time.sleep(0.02)
+        assert os.fsdecode(seen.read_bytes()) == str(page or hits[0]["path"])
+        seen.unlink()
     for start, message in ((2, "gone.jpg: there is no such file any more"), (3, "id3: the index"), (4, "no answer")):
         with pytest.raises(CMFAHError, match=message):
             Showing(open=True).show(Answers("dog", "aqd", answers.hits[start:]))
-    monkeypatch.setattr(showing.typer, "launch", lambda path: 3)
+    monkeypatch.setenv("PATH", str(tmp_path / "folder"))
     with pytest.raises(CMFAHError, match=r"a\.jpg: the system has no program to open it"):
         Showing(open=True).show(answers)
 
@@ -216,7 +230,7 @@ def test_what_does_not_go_together_is_refused_before_the_search(cmfah, tmp_path,
 # Prints answers with thumbnails, in a terminal of its own.
 TERMINAL = """
 import json, sys
-from cmfah_hf.cli.search import showing, thumbnails
+from cmfah_hf.cli.search import thumbnails
 from cmfah_hf.cli.search.answers import Answers
 from cmfah_hf.cli.search.showing import Showing
 

@@ -295,6 +295,14 @@ CASES = {
         "train {config} --backbone nobody/nothing {out}",
         ["'nobody/nothing' is no backbone of torchvision, of timm, in a folder or on the Hub"],
     ),
+    "compress: an encoder of the Hub without a network": (
+        "compress nobody/nothing {bare} --output {root}/out",
+        ["nobody/nothing: ", "Or give a folder; where there is a network, `hf download nobody/nothing --local-dir"],
+    ),
+    "train: a text encoder of the Hub without a network": (
+        "train {config} --text_backbone nobody/nothing {out}",
+        ["'nobody/nothing' is no text model, in a folder or on the Hub", "; check it, or give a folder."],
+    ),
     "train: no such data": (
         "train {config} --dataset {root}/absent/folder {out}",
         ["{root}/absent/folder: there is no such folder"],
@@ -387,7 +395,7 @@ def test_error_is_one_line_that_names_it(case, outcomes, files):
         assert all("Left out" in line or "it/s]" in line or "examples/s]" in line for line in before if line), before
     else:
         assert before == []
-    if not case.startswith("demo"):  # it reports its progress
+    if not case.startswith(("demo", "space: no such")):  # one reports its progress, the other its address
         assert outcome.out == ""
 
 

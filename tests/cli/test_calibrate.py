@@ -26,8 +26,11 @@ def test_answers_have_probabilities_once_a_model_is_calibrated(model, trained, c
     assert few.code == 2
     assert "the split 'query' is too small for a calibration; give 20 pairs" in few.err
 
+    figures = json.loads((model / "metrics.json").read_text(encoding="utf-8"))
+    (model / "metrics.json").write_text(json.dumps({**figures, "calibration": {"aqd/t2i": {"ece": 0.9}}}))
     done = cmfah("calibrate", model, trained.scenes, "--split", "train", "--json")
     assert (done.code, done.document["relevance"], len(done.document["maps"])) == (0, "labels", 8)
+    assert json.loads((model / "metrics.json").read_text(encoding="utf-8")) == figures  # of the former calibration
     assert 0 <= done.document["maps"]["aqd/t2i"]["ece@10"] <= 1
     hits = cmfah(*search, "--json").document["results"]
     assert [hit["id"] for hit in hits] == [hit["id"] for hit in bare.document["results"]]

@@ -222,3 +222,37 @@ def test_watching_follows_a_folder(trained, photos, tmp_path, environment):
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
     assert "newer.jpg" in HashIndex.load(index)
+
+
+def test_how_images_are_read_changes_no_code_but_of_large_jpegs(trained, tmp_path, cmfah):
+    photos, index = tmp_path / "photos", tmp_path / "x.index"
+    for number in range(5):
+        draw(photos / f"{number}.jpg", number)
+    found = []
+    for options in ([], ["--workers", "1", "--batch-size", "2"], ["--workers", "3", "--fast-decoding"]):
+        outcome = cmfah("index", trained.folder, photos, "-o", index, "--rebuild", *options, "--json")
+        assert outcome.document["added"] == 5
+        found.append(HashIndex.load(index).codes.tolist())
+    assert found[0] == found[1] == found[2]
+    outcome = cmfah("index", trained.folder, photos, "-o", index, "--rebuild", "--workers", "0")
+    assert (outcome.code, outcome.err) == (2, "cmfah: workers is 0; give 1 or more.\n")
+
+
+@pytest.mark.slow
+def test_a_search_imports_only_what_it_uses(trained, photos, tmp_path, environment, cmfah):
+    index = tmp_path / "x.index"
+    cmfah("index", trained.folder, photos, "-o", index)
+    program = (
+        "import sys\n"
+        "sys.argv[0] = 'cmfah'\n"
+        "from cmfah_hf.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", program, "search", str(trained.folder), str(index), "--text", "boat", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert len(json.loads(done.stdout)["results"]) == 8
+    needless = {"datasets", "pandas", "gensim", "sklearn", "matplotlib", "networkx", "gradio", "rich", "fastapi"}
+    assert not needless & set(done.stderr.split())

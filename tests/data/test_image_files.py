@@ -1,13 +1,13 @@
 """Image files below a folder, and the counts of skipped files."""
 
 import os
-import sys
-import types
 
 import pytest
 from PIL import Image
 
 from cmfah_hf.data.images import decoding, describe_skipped, find_image_files
+from cmfah_hf.data.images import files as files_module
+from cmfah_hf.data.images.extras import EXTRAS
 from cmfah_hf.errors import DataError
 from cmfah_hf.retrieval.items import values_of_source
 
@@ -29,11 +29,19 @@ def folder(tmp_path):
     return root
 
 
+@pytest.fixture
+def without_extras(monkeypatch):
+    """The formats that Pillow reads alone."""
+    extra = {ending for own in EXTRAS for ending in own.endings}
+    plain = frozenset(decoding.image_endings() - extra)
+    monkeypatch.setattr(files_module, "image_endings", lambda: plain)
+
+
 def names_of(found, root):
     return [path.relative_to(root).as_posix() for path in found.files]
 
 
-def test_images_are_found_and_other_files_counted(folder):
+def test_images_are_found_and_other_files_counted(folder, without_extras):
     found = find_image_files(folder)
     assert names_of(found, folder) == ["a.jpg", "b.JPEG", "deep/c.png", "deep/d.webp"]
     assert found.skipped == {
@@ -42,8 +50,9 @@ def test_images_are_found_and_other_files_counted(folder):
     assert next(iter(found.skipped)) == "hidden"  # most frequent first
     description = describe_skipped(found.skipped)
     assert ".heic 2" in description
-    assert description.endswith("pip install pillow-heif to read HEIC")
-    assert "pillow-heif" not in describe_skipped({".mp4": 3})
+    assert '.heic 2 (pip install "cmfah-hf[heic]")' in description
+    assert '.svg 1 (pip install "cmfah-hf[svg]")' in description
+    assert describe_skipped({".mp4": 3}) == ".mp4 3"
 
 
 def test_hidden_files_on_request(folder):
@@ -56,7 +65,7 @@ def test_hidden_files_on_request(folder):
     assert names_of(find_image_files(folder / ".thumbnails"), folder) == [".thumbnails/t.jpg"]
 
 
-def test_links_and_special_files(folder, tmp_path):
+def test_links_and_special_files(folder, tmp_path, without_extras):
     outside = tmp_path / "outside"
     outside.mkdir()
     Image.new("RGB", (8, 8)).save(outside / "private.png")
@@ -73,33 +82,17 @@ def test_links_and_special_files(folder, tmp_path):
     assert found.skipped["special files"] == 2  # the pipe and the dangling link
 
 
-def test_a_folder_without_images_reports_its_content(folder, tmp_path):
+def test_a_folder_without_images_reports_its_content(folder, tmp_path, without_extras):
     (tmp_path / "apple").mkdir()
     for number in range(3):
         (tmp_path / "apple" / f"{number}.heic").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"no image below this folder \(\.heic 3, pip install pillow-heif"):
+    with pytest.raises(DataError, match=r"no image below this folder \(\.heic 3 \(pip install"):
         find_image_files(tmp_path / "apple")
 
 
-def test_heic_is_found_if_supported(folder, monkeypatch):
-    def register():
-        Image.register_open("HEIF", None, None)
-        Image.register_extension("HEIF", ".heic")
-
-    module = types.ModuleType("pillow_heif")
-    module.__spec__ = types.SimpleNamespace(name="pillow_heif")
-    module.register_heif_opener = register
-    monkeypatch.setitem(sys.modules, "pillow_heif", module)
-    monkeypatch.setattr(decoding, "find_spec", lambda name: module.__spec__)
-    caches = decoding.image_endings, decoding._register_heif
-    try:
-        for cached in caches:
-            cached.cache_clear()
-        assert {"one.heic", "two.HEIC"} < set(names_of(find_image_files(folder), folder))
-    finally:
-        Image.OPEN.pop("HEIF", None), Image.ID.remove("HEIF"), Image.EXTENSION.pop(".heic", None)
-        for cached in caches:
-            cached.cache_clear()
+def test_formats_of_installed_extras_are_found(folder):
+    decoding.image_endings.cache_clear()
+    assert {"one.heic", "two.HEIC", "draw.svg", "raw.CR2"} < set(names_of(find_image_files(folder), folder))
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "x" * 300 + ".png", "a\0b.png", "two\nlines.png", "/dev/zero"])

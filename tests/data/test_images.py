@@ -7,6 +7,8 @@ import random
 import datasets
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from cmfah_hf.data import decode_image, drop_unreadable, make_scenes
@@ -152,9 +154,39 @@ def test_exif_orientation_is_applied_once(orientation, tmp_path):
     assert decode_image(once).tobytes() == upright.tobytes()
 
 
+DAMAGED_EXIF = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\xff\x01\x12"
+
+
 def test_an_image_with_damaged_exif_is_read(noise):
-    content = encoded(noise, "PNG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\xff\x01\x12")
-    assert decode_image(content).tobytes() == noise.tobytes()
+    assert decode_image(encoded(noise, "PNG", exif=DAMAGED_EXIF)).tobytes() == noise.tobytes()
+    assert decode_image(encoded(noise.resize((64, 64)), "JPEG", exif=DAMAGED_EXIF), None, (4, 4)).size == (16, 16)
+
+
+@given(
+    size=st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    least=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    orientation=st.integers(1, 8),
+)
+def test_a_jpeg_is_not_decoded_below_three_times_the_size_that_is_needed(size, least, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    content = encoded(Image.linear_gradient("L").resize(size), "JPEG", exif=exif)
+    full, reduced = decode_image(content), decode_image(content, None, least)
+    factor = max(
+        each
+        for each in (1, 2, 4, 8)
+        if each == 1 or all(f // (3 * n) >= each for f, n in zip(full.size, least, strict=True))
+    )
+    assert reduced.size == tuple(-(-side // factor) for side in full.size)
+    if factor == 1:
+        assert reduced.tobytes() == full.tobytes()
+
+
+def test_only_jpegs_that_are_decoded_here_are_reduced(noise, tmp_path):
+    assert decode_image(encoded(noise, "PNG"), None, (1, 1)).size == noise.size
+    noise.save(tmp_path / "x.jpg")
+    with Image.open(tmp_path / "x.jpg") as opened:
+        assert decode_image(opened, None, (1, 1)).size == noise.size
 
 
 def test_an_animation_gives_its_first_frame(tmp_path):

@@ -184,6 +184,7 @@ def test_a_fit_is_right_on_other_pairs_and_a_wrong_map_is_not():
         assert figures["share"] < figures["precision"] <= 1, name
         rows = np.array(figures["bins"])
         assert rows[:, 0].sum() == pytest.approx(3000)
+    assert measure_calibration(calibration, CodedPairs(others.images, others.texts)) == {}  # without labels
     shuffled = CodedPairs(others.images, others.texts[::-1], others.labels)  # texts of other pairs
     assert measure_calibration(calibration, shuffled)["aqd/t2i"]["ece@10"] > 0.3
 

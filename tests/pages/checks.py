@@ -114,6 +114,8 @@ def _search(session: PageSession, hub: HubServer) -> None:
     assert "beach-7.jpg" not in index
     assert "new.jpg" in same
     assert session.names["results"].ids[:, 0].tolist() == ["beach-0.jpg", "beach-1.jpg"]
+    answers = session.names["answers"]
+    assert [len(answer) for answer in answers] == answers.kept.tolist()
     years = same.metadata.append_column("id", [same.ids.tolist()]).to_pylist()
     assert {"year": 2031, "id": "beach-8.jpg"} in years
     of_2024 = next(text for command, text in session.printed.items() if command.endswith("--where year=2024"))

@@ -103,6 +103,23 @@ def _data(session: PageSession, patch: pytest.MonkeyPatch) -> None:
         scipy.io.savemat(downloads / "matrices" / f"mirflickr25k-{name.lower()}.mat", {name: values})
     names = "".join(f"tag{number} 1\n" for number in range(10))
     (downloads / "common_tags.txt").write_text(names, encoding="utf-8")
+    _photos_and_shards(session.folder)
+
+
+def _photos_and_shards(folder: Path) -> None:
+    """Photos with sidecars, a table of them, and three shards."""
+    from shards import write_shard
+
+    _write_images(folder / "photos", split="2023")
+    (folder / "photos" / "2023" / "metadata.jsonl").unlink()
+    images = sorted((folder / "photos" / "2023").glob("*.png"))
+    for image in images[:8]:
+        image.with_suffix(".txt").write_text("a dog on the beach", encoding="utf-8")
+    rows = "".join(f"{image.name},a cat on a sofa\n" for image in images)
+    (folder / "captions.csv").write_text(f"photo,says\n{rows}", encoding="utf-8")
+    for number in range(3):
+        own = {f"{row:03d}": {"png": image.read_bytes(), "txt": "dog"} for row, image in enumerate(images[:4])}
+        write_shard(folder / "shards" / f"x-{number:03d}.tar", own)
 
 
 def _expansion(session: PageSession, hub: HubServer) -> None:

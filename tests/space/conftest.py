@@ -97,7 +97,7 @@ def served(tmp_path_factory) -> Iterator[Served]:
     try:
         while not _responds(f"http://127.0.0.1:{port}/"):
             assert process.poll() is None, log.read_text(encoding="utf-8")
-            assert time.monotonic() < begin + 90, log.read_text(encoding="utf-8")
+            assert time.monotonic() < begin + 200, log.read_text(encoding="utf-8")
             time.sleep(0.05)
         page, cpu = time.monotonic() - begin, cpu_seconds(process)
         # The address is in the log at once, and not only after the model.

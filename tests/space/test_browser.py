@@ -351,7 +351,7 @@ CONTRASTS = """() => {
   const found = [];
   for (const element of document.querySelectorAll('.cm-note, .cm-text, .cm-time, h4, figcaption, .cm-table td, ' +
       '.cm-table th, caption, button.primary, dialog button:enabled, .cm-path, .label-wrap span, ' +
-      '.gallery-item span, .cm-status p, label span, .cm-measures span')) {
+      '.gallery-item span, .cm-score, .cm-score span, .cm-status p, label span, .cm-measures span')) {
     if (!element.innerText?.trim() || !element.checkVisibility()) continue;
     let ground = element;
     while (ground && rgba(getComputedStyle(ground).backgroundColor)[3] < 255) ground = ground.parentElement;

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -193,6 +194,18 @@ def test_torchvision_weights(make_config, vgg_features, tmp_path, monkeypatch):
     tower = CMFAHImageModel(make_config(backbone="vgg11"))
     load_backbone_weights(tower, "torchvision")
     assert_loaded(tower, vgg_features)
+
+
+def test_torchvision_weights_without_a_network(make_config, tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", unreachable)
+    with pytest.raises(CheckpointError, match="--backbone_weights FOLDER") as caught:
+        load_backbone_weights(CMFAHImageModel(make_config(backbone="vgg11")), "torchvision")
+    assert str(caught.value).startswith("torchvision: the weights of vgg11 cannot be had from https://")
+    assert "\n" not in str(caught.value)
 
 
 def test_torchvision_has_no_weights_for_other_backbones(tower):

@@ -18,7 +18,8 @@ from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 from cmfah_hf.retrieval.folders import folder_index_path, update_folder_index
 from cmfah_hf.space import SpaceSettings, charts, html
 from cmfah_hf.space.engine import Engine
-from cmfah_hf.training.compression import compress, image_vectors, load_dual_encoder, text_vectors
+from cmfah_hf.training.compression import compress, load_dual_encoder, text_vectors
+from cmfah_hf.training.dual_encoders import image_vectors
 from cmfah_hf.training.phrases import PHRASES
 
 

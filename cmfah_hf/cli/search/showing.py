@@ -49,6 +49,12 @@ class Showing:
 
     def show(self, answers: Answers) -> None:
         """Shows answers in all ways that were asked for."""
+        if self.html is not None:
+            from cmfah_hf.cli.search.html_page import page_of
+
+            page, unseen = page_of(answers)
+            write_text(self.html, page)
+            say(f"{self.html}: {len(answers.hits)} answers, {unseen} of them without their image.", err=True)
         if self.json:
             answers.print_json()
         elif self.paths_only:
@@ -59,12 +65,6 @@ class Showing:
             print_thumbnails(answers)
         else:
             answers.print_table()
-        if self.html is not None:
-            from cmfah_hf.cli.search.html_page import page_of
-
-            page, unseen = page_of(answers)
-            write_text(self.html, page)
-            say(f"{self.html}: {len(answers.hits)} answers, {unseen} of them without their image.", err=True)
         if self.open:
             _open(self.html or _first(answers))
 

@@ -35,9 +35,9 @@ def read_embedded(path: Path, verify: bool = True) -> Embedded:
         ImageError: If the image cannot be read.
     """
     with opened_image(path, str(path)) as image:
-        if verify:
-            if image.format in ("JPEG", "MPO"):
-                image.draft("RGB", (1, 1))
+        # The texts of PNG may follow the pixels; the tags of TIFF cannot be read any more after them.
+        is_png = image.format == "PNG"
+        if verify and is_png:
             image.load()
         found = Embedded({}, [])
         readers: dict[str, Callable[[Image.Image, Path], Description]] = {
@@ -51,6 +51,10 @@ def read_embedded(path: Path, verify: bool = True) -> Embedded:
             except DAMAGED as error:
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
                 found.problems.append(f"{path}: its {kind.upper()} is damaged ({reason}); write it anew.")
+        if verify and not is_png:
+            if image.format in ("JPEG", "MPO"):
+                image.draft("RGB", (1, 1))
+            image.load()
         return found
 
 

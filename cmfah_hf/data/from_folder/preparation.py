@@ -111,7 +111,8 @@ def _read_table(
         ("table rows without an image", rows.without_image),
         ("table rows that fit several images", rows.ambiguous),
     ):
-        report.problems[kind] += count
+        if count:
+            report.problems[kind] += count
     for problem in rows.named:
         report.name(problem)
     if not rows.by_image:

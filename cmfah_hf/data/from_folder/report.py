@@ -1,8 +1,10 @@
 """What was found in a folder of images, and what was written."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
+
+from cmfah_hf.errors import printable
 
 # Problems that are named; all are counted.
 _MOST_NAMED = 20
@@ -59,9 +61,8 @@ class FolderReport:
 
     def name(self, message: str) -> None:
         if len(self.named) < _MOST_NAMED:
-            self.named.append(message)
+            self.named.append(printable(message))
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        plain = asdict(self)
-        return plain | {name: dict(plain[name]) for name in ("text_from", "labels_from", "problems")}
+        return {name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()}

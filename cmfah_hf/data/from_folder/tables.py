@@ -24,7 +24,6 @@ _IMAGE_NAMES = (
 )  # fmt: skip
 _MOST_BYTES = 2**30
 _DELIMITERS = ",;\t|"
-_NONE = object()
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def read_table(request: TableRequest, images: Sequence[str]) -> TableRows:
         found.ambiguous += len(places) > 1
         found.without_image += not places
         if len(found.named) < 20:
-            problem = f"fits {len(places)} images" if places else "is not in the folder"
+            problem = f"fits {len(places)} images" if places else "is no image of the folder"
             found.named.append(f"{path}, row {number}: the image {shown_name(str(row.get(str(image))))!r} {problem}.")
     for name, texts in captions.items():
         found.by_image[name] = Description(cleaned(texts), labels=tuple(dict.fromkeys(classes[name])))
@@ -199,11 +198,10 @@ def _key(value: Any) -> str:
 
 
 def _objects(values: Any, path: Path) -> list[dict[str, Any]]:
-    if not isinstance(values, list):
-        raise DataError(f"{path}: holds a {type(values).__name__} instead of a list of objects; write one for each image.")
-    wrong = next((value for value in values if not isinstance(value, dict)), _NONE)
-    if wrong is not _NONE:
-XX
+    wrong = [own for own in values if not isinstance(own, dict)] if isinstance(values, list) else [values]
+    if wrong:
+        kind = type(wrong[0]).__name__
+        raise DataError(f"{path}: holds a {kind} in the place of its rows; write a list of objects, one for each image.")
     return values
 
 
@@ -219,7 +217,7 @@ class _Names:
                 self._by_base.setdefault(key, []).append(name)
 
     def find(self, given: str) -> list[str]:
-        """The images that a table's name may mean: the one with this path or the end of it, else all with its last part."""
+        """The images that a table's name may mean: by its path or the end of it, else by its last part."""
         parts = _normal(given.strip()).split("/")
         for start in range(len(parts)):
             name = self._paths.get("/".join(parts[start:]))

@@ -1,5 +1,6 @@
 """XMP, the metadata of photo programs, in sidecars (`.xmp`) and inside images."""
 
+import codecs
 from xml.etree.ElementTree import Element
 
 from cmfah_hf.data.from_folder.description import Description, as_date, cleaned, is_of_camera
@@ -24,7 +25,11 @@ def parse_xmp(text: str | bytes, where: str, file_name: str = "") -> Description
     Raises:
         DataError: If it is no XML, or defines entities.
     """
-    text = text.strip(b"\0 \r\n\t") if isinstance(text, bytes) else text.strip()
+    if isinstance(text, bytes):
+        is_wide = text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = text.decode("utf-16", "replace") if is_wide else text.strip(b"\0 \r\n\t")  # packets are padded
+    if isinstance(text, str):
+        text = text.strip("\0 \r\n\t\ufeff")
     root = parse_xml(text, where, DataError)
     properties = list(root.iter(f"{_RDF}Description"))
     captions: tuple[str, ...] = ()

@@ -27,6 +27,7 @@ from cmfah_hf.data.sources.request import (
     SPLIT_FOLDERS,
     LoadRequest,
     split_of_metadata,
+    subfolders,
     usual_order,
 )
 from cmfah_hf.errors import DataError
@@ -58,8 +59,8 @@ def find_splits(folder: Path) -> dict[str, Path]:
 
     Raises a `DataError` if a split would be lost: metadata here and in a subfolder, or a split folder without any.
     """
-    subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    splits = {entry.name: path for entry in subfolders if (path := _find_metadata(entry)) is not None}
+    below = subfolders(folder)
+    splits = {entry.name: path for entry in below if (path := _find_metadata(entry)) is not None}
     own = _own_splits(folder)
     if own:
         if splits:
@@ -67,7 +68,7 @@ def find_splits(folder: Path) -> dict[str, Path]:
         return own
     for name in splits:
         check_split_name(name, str(folder))
-    bare = [entry for entry in subfolders if entry.name in SPLIT_FOLDERS and entry.name not in splits]
+    bare = [entry for entry in below if entry.name in SPLIT_FOLDERS and entry.name not in splits]
     if splits and bare:
         raise DataError(f"{bare[0]}: this split has no metadata; {EXAMPLE}")
     return {name: splits[name] for name in sorted(splits, key=usual_order)}

@@ -134,6 +134,12 @@ def split_of_metadata(name: str) -> str | None:
     return match[1] if match else None
 
 
+def subfolders(folder: Path) -> list[Path]:
+    """The folders directly below one, in order, without hidden ones and links that lead back above them."""
+    entries = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    return [entry for entry in entries if not (entry.is_symlink() and folder.resolve().is_relative_to(entry.resolve()))]
+
+
 def usual_order(name: str) -> tuple[int, str]:
     """The sorting key of splits: the usual ones first."""
     return (SPLIT_FOLDERS.index(name) if name in SPLIT_FOLDERS else len(SPLIT_FOLDERS), name)

@@ -127,7 +127,10 @@ def _reader(files: list[str], source: str, request: LoadRequest) -> "_Reader":
             f"{source}: no image{given} in the first samples (their files: {present}); give shards of images."
         )
     rows = [plain.fields(sample, files[0]) for sample in samples]
-    columns = _find_columns(rows, source, requested)
+    try:
+        columns = _find_columns(rows, source, requested)
+    except DataError as error:
+        raise error if source in str(error) else DataError(f"{files[0]}, first samples: {error}") from None
     if columns.labels is None and any(_CLASS in row for row in rows):
         columns = replace(columns, labels=_CLASS)
     return replace(plain, columns=columns)
@@ -187,7 +190,7 @@ class _Reader:
             try:
                 row = own_values(self.fields(sample, file), self.columns, None, partial(str, prefix + sample.key))
             except DataError as error:
-                raise error if file in str(error) else DataError(f"{file}, sample {sample.key!r}: {error}") from error
+                raise error if file in str(error) else DataError(f"{file}, sample {sample.key!r}: {error}") from None
             yield row | {_IMAGE: {"bytes": sample.files[image], "path": None} if self.images else None}
         if without:
             logger.warning("%s: left out %d samples without an image.", file, without)

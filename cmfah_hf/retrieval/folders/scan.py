@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from cmfah_hf.data.file_state import COARSE_NS, changed_at
 from cmfah_hf.data.images import list_image_files
-from cmfah_hf.data.sources.request import METADATA_NAMES, is_metadata_name
+from cmfah_hf.data.sources.request import METADATA_NAMES, is_metadata_name, subfolders
 from cmfah_hf.errors import DataError
 from cmfah_hf.retrieval.storage.folder_records import FileRecord, Root
 from cmfah_hf.retrieval.storage.metadata import appended, as_table
@@ -85,9 +85,8 @@ def state_of_file(path: str, now_ns: int) -> FoundFile:
 
 def metadata_files(folder: str | Path) -> list[Path]:
     """The metadata files of a folder and of those directly below it."""
-    entries = [entry for entry in Path(folder).iterdir() if not entry.name.startswith(".")]
-    below = (entry / name for entry in entries if entry.is_dir() for name in METADATA_NAMES)
-    own = (entry for entry in entries if is_metadata_name(entry.name))
+    below = (entry / name for entry in subfolders(Path(folder)) for name in METADATA_NAMES)
+    own = (entry for entry in Path(folder).iterdir() if is_metadata_name(entry.name))
     return [file for file in (*own, *below) if file.is_file()]
 
 

@@ -152,7 +152,8 @@ class FolderRecords:
         files: Files = {root.name: {} for root in self.roots}
         of_root = [files[root.name] for root in self.roots]
         for root, name, *state, place in _rows(self.table):
-            of_root[root][_text(name)] = FileRecord(*state, None if place is None else _text(place))
+            record = FileRecord(*state)
+            of_root[root][_text(name)] = record if place is None else record._replace(place=_text(place))
         return files
 
     def paths_of(self, ids: Sequence[Any]) -> list[str | None]:

@@ -34,6 +34,12 @@ def test_bundled_files_are_found_by_name_from_anywhere(tmp_path, monkeypatch, na
     assert find_configuration(name, below) == bundled_folder() / file
 
 
+def test_a_folder_does_not_hide_a_bundled_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photographs").mkdir()
+    assert find_configuration("photographs") == bundled_folder() / "cmfah-photographs.yaml"
+
+
 def test_a_file_comes_before_a_bundled_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("scenes").write_text("model: {hash_bits: 16}\n")

@@ -1,0 +1,181 @@
+"""WebDataset shards as a source: columns, splits, streams, and shards that are damaged."""
+
+import json
+import tarfile
+from itertools import chain
+
+import datasets
+import numpy as np
+import pytest
+from datasets.distributed import split_dataset_by_node
+from image_files import image, image_file
+from shards import write_shard
+
+from cmfah_hf.data import load_image_text
+from cmfah_hf.data.loading import is_data_set
+from cmfah_hf.data.tar_samples import expanded
+from cmfah_hf.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def cache(datasets_cache):
+    """Rows are cached for this test run only."""
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Three shards of four samples: an image, a caption, and a JSON with labels and an address."""
+    for shard in range(3):
+        samples = {}
+        for number in range(4):
+            document = json.dumps({"labels": ["dog", f"shard{shard}"], "url": "http://example.invalid/x.jpg", "key": 1})
+            own = {"png": image_file("png", 10 * shard + number), "txt": f"dog {shard} {number}", "json": document}
+            samples[f"{number:05d}"] = own
+        write_shard(tmp_path / "shards" / f"x-{shard:03d}.tar", samples)
+    return tmp_path / "shards"
+
+
+def test_columns_and_rows(shards):
+    loaded = load_image_text(shards, split="train")
+    assert loaded.column_names == ["id", "image", "text", "labels"]
+    assert loaded["id"][:5] == ["x-000/00000", "x-000/00001", "x-000/00002", "x-000/00003", "x-001/00000"]
+    assert loaded[6]["text"] == "dog 1 2"
+    assert loaded[6]["labels"] == ["dog", "shard1"]
+    np.testing.assert_array_equal(np.asarray(loaded[6]["image"]), np.asarray(image(12)))
+    # `datasets` reads the same samples.
+    files = sorted(map(str, shards.glob("*.tar")))
+    reference = datasets.load_dataset("webdataset", data_files=files, split="train", streaming=True)
+    for own, other in zip(loaded, reference, strict=True):
+        assert (own["text"], own["labels"]) == (other["txt"], other["json"]["labels"])
+        assert own["image"].tobytes() == other["png"].tobytes()
+
+
+def test_streams_are_sharded_and_have_the_same_rows(shards):
+    pattern = str(shards / "x-{000..002}.tar")
+    stream = load_image_text(pattern, split="train", streaming=True)
+    assert stream.num_shards == 3
+    expected = load_image_text(pattern, split="train")["id"]
+    assert [row["id"] for row in stream] == list(expected)
+    parts = [[row["id"] for row in split_dataset_by_node(stream, rank, 3)] for rank in range(3)]
+    assert sorted(chain.from_iterable(parts)) == sorted(expected)
+    assert all(len({name.partition("/")[0] for name in part}) == 1 for part in parts)
+    without = load_image_text(pattern, split="train", streaming=True, images=False)
+    assert next(iter(without)) == {"id": "x-000/00000", "text": "dog 0 0", "labels": ["dog", "shard0"]}
+    state = iter(stream)
+    first = [next(state)["id"] for _ in range(5)]
+    saved = stream.state_dict()
+    again = load_image_text(pattern, split="train", streaming=True)
+    again.load_state_dict(saved)
+    assert first + [row["id"] for row in again] == list(expected)
+
+
+def test_splits_classes_captions_and_named_columns(tmp_path):
+    write_shard(tmp_path / "a" / "train-0.tar", {"d/1": {"jpg": image_file("jpg"), "cls": "3\n"}})
+    write_shard(tmp_path / "a" / "query-0.tar", {"2": {"jpg": image_file("jpg"), "seg.png": b"x", "CLS": "4"}})
+    loaded = load_image_text(tmp_path / "a")
+    assert {name: (part["id"][0], part["labels"][0], part["text"][0]) for name, part in loaded.items()} == {
+        "train": ("d/1", ["3"], ""),
+        "query": ("2", ["4"], ""),
+    }
+    captions = {"captions": ["a dog runs fast", "the brown dog"], "alt": "alternative", "uid": "seven"}
+    file = write_shard(tmp_path / "b.tar", {"1": {"webp": image_file("webp"), "json": json.dumps(captions)}})
+    row = load_image_text(file, split="train")[0]
+    assert row["captions"] == captions["captions"]
+    row = load_image_text(file, split="train", text_column="alt", id_column="uid", image_column="webp")[0]
+    assert (row["id"], row["text"]) == ("seven", "alternative")
+    with pytest.raises(DataError, match=r"there is no column 'x' for the text; present are: image, captions, alt, uid"):
+        load_image_text(file, text_column="x")
+    with pytest.raises(DataError, match=r"no image 'jpg' in the first samples \(their files: webp, json\)"):
+        load_image_text(file, image_column="jpg")
+    images = write_shard(tmp_path / "c.tar", {"1": {"jpg": image_file("jpg")}, "2": {"jpg": image_file("jpg")}})
+    assert load_image_text(images, split="train")["text"][:] == ["", ""]
+
+
+def test_a_folder_with_images_holds_no_shards(shards):
+    assert is_data_set(shards)
+    (shards / "photo.jpg").write_bytes(image_file("jpg"))
+    assert not is_data_set(shards)
+    with pytest.raises(DataError, match="holds neither a metadata file nor Parquet files nor shards"):
+        load_image_text(shards)
+
+
+def test_samples_without_an_image_are_counted(tmp_path, caplog):
+    good = {"jpg": image_file("jpg"), "txt": "a"}
+    file = write_shard(tmp_path / "x.tar", {"1": good, "2": {"json": '{"status": "failed"}'}, "3": good})
+    assert [row["id"] for row in load_image_text(file, split="train", streaming=True)] == ["1", "3"]
+    assert f"{file}: left out 1 samples without an image." in caplog.text
+
+
+def texts_of(file):
+    """The texts of a shard up to an error, and its message."""
+    texts = []
+    try:
+        for row in load_image_text(file, split="train", streaming=True):
+            texts.append(row["text"])
+    except DataError as error:
+        return texts, str(error)
+    return texts, None
+
+
+def test_every_cut_is_an_error_that_names_the_shard(shards, tmp_path, caplog):
+    content = (shards / "x-000.tar").read_bytes()
+    whole = [row["text"] for row in load_image_text(shards / "x-000.tar", split="train", streaming=True)]
+    file = tmp_path / "cut.tar"
+    refused = 0
+    with tarfile.open(shards / "x-000.tar") as tar:
+        members = tar.getmembers()
+        borders = {member.offset for member in members} | {tar.offset}
+    for cut in range(0, tar.offset + 1, 256):
+        file.write_bytes(content[:cut])
+        caplog.clear()
+        rows, problem = texts_of(file)
+        if problem is None:  # programs may leave out the end mark: only a cut between two files looks like that
+            assert cut in borders
+            assert "has no end mark, so it may be cut short" in caplog.text
+        else:
+            refused += 1
+            assert str(file) in problem
+            assert "cut short" in problem or "no image" in problem
+        assert rows in (whole[: len(rows)], [*whole[: len(rows) - 1], ""])
+    assert refused > 20
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ({"1": {"txt": "a"}}, r"no image in the first samples \(their files: txt\)"),
+        ({"1": {"jpg": b"x", "json": "[1]"}}, "sample '1': its JSON is a list; write one object"),
+        ({"1": {"jpg": b"x", "json": "{"}}, "sample '1': its JSON is not valid JSON"),
+        ({"1": {"jpg": b"x", "txt": b"\xff"}}, "sample '1': its text is not UTF-8"),
+        ({"1": {"jpg": b"x", "json": '{"text": {"a": 1}}'}}, "x.tar, sample '1': a text must be a string"),
+        ({}, "no image in the first samples"),
+    ],
+)
+def test_bad_samples_are_named(tmp_path, samples, message):
+    file = write_shard(tmp_path / "x.tar", samples)
+    with pytest.raises(DataError, match=message) as caught:
+        load_image_text(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_repeated_names_are_refused(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in ("1.jpg", "2.jpg", "1.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(DataError, match="the files of the sample '1' are in two places"):
+        load_image_text(tmp_path / "x.tar")
+    write_shard(tmp_path / "many" / "a" / "x.tar", {"1": {"jpg": b"x"}})
+    write_shard(tmp_path / "many" / "a" / "b" / "x.tar", {"1": {"jpg": b"x"}})
+    with pytest.raises(DataError, match="two shards have the same name"):
+        load_image_text(tmp_path / "many")
+
+
+def test_patterns(shards):
+    assert expanded("x-{08..11}-{0..1}.tar")[:3] == ["x-08-0.tar", "x-08-1.tar", "x-09-0.tar"]
+    assert expanded("plain.tar") == ["plain.tar"]
+    for pattern in ("x-{5..1}.tar", "x-{0..999999}.tar", "{0..9999}{0..9999}.tar"):
+        with pytest.raises(DataError, match=r"(empty or too long|more than 100,000)"):
+            expanded(pattern)
+    with pytest.raises(DataError, match=r"x-003\.tar: there is no such file"):
+        load_image_text(str(shards / "x-{000..005}.tar"))

@@ -1,0 +1,150 @@
+"""Images that are prepared in threads ahead of the model: order, codes, bounds, errors."""
+
+import threading
+
+import pytest
+import torch
+from PIL import Image
+
+from cmfah_hf.errors import ImageError, QueryError
+from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex, ImageOptions
+from cmfah_hf.retrieval.preparation import ImagePreparation
+
+WAIT_S = 60
+
+
+@pytest.fixture(scope="module")
+def retriever(trained):
+    return CrossMediaRetriever.from_pretrained(trained.folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def files(trained, tmp_path_factory):
+    """JPEGs of a size at which they can be decoded at a half, and one that cannot be read."""
+    folder = tmp_path_factory.mktemp("jpegs")
+    found = []
+    for number, path in enumerate(sorted((trained.scenes / "train").glob("*.png"))[:40]):
+        found.append(folder / f"{number}.jpg")
+        Image.open(path).convert("RGB").resize((400, 410)).save(found[-1])
+    found[7].write_bytes(found[7].read_bytes()[:900])
+    return found
+
+
+def prepare(retriever, workers):
+    return ImagePreparation(retriever.processor, torch.device("cpu"), ImageOptions(workers)).prepared
+
+
+def solid(number, least):
+    return number, Image.new("RGB", (8, 8), (number, 0, 0))
+
+
+def test_batches_keep_their_order_and_pixels(retriever):
+    batches = [range(start, min(start + 37, 150)) for start in range(0, 150, 37)]
+    found = {}
+    for workers in (1, 5):
+        with prepare(retriever, workers)(batches, solid) as prepared:
+            found[workers] = list(prepared)
+        assert [note for batch in found[workers] for note in batch.notes] == list(range(150))
+    wanted = [retriever.processor(images=[solid(n, None)[1] for n in own], return_tensors="pt") for own in batches]
+    for one, many, own in zip(found[1], found[5], wanted, strict=True):
+        assert torch.equal(one.pixel_values, own["pixel_values"])
+        assert torch.equal(many.pixel_values, own["pixel_values"])
+
+
+@pytest.mark.parametrize("fast_decoding", [False, True])
+def test_codes_do_not_depend_on_the_number_of_workers(retriever, files, fast_decoding):
+    found = []
+    for workers in (1, 4):
+        retriever.image_options = ImageOptions(workers, fast_decoding)
+        retriever.images = HashIndex(16)
+        left_out = retriever.add_images(files, batch_size=16)
+        found.append((retriever.images.codes.tolist(), retriever.images.ids.tolist(), left_out))
+    retriever.image_options = ImageOptions()
+    assert found[0] == found[1]
+    assert len(found[0][1]) == 39
+    assert len(found[0][2]) == 1
+    assert "7.jpg: damaged or cut short" in found[0][2][0]
+
+
+def test_images_are_read_while_the_model_encodes(retriever):
+    """The later of two batches is read while the caller holds the first."""
+    later = threading.Event()
+
+    def read(number, least):
+        if number >= 16:
+            later.set()
+        return solid(number, least)
+
+    with prepare(retriever, 2)([range(16), range(16, 32)], read) as prepared:
+        assert next(prepared).notes == list(range(16))
+        assert later.wait(WAIT_S)
+        assert next(prepared).notes == list(range(16, 32))
+
+
+def test_memory_is_bounded(retriever):
+    """While the caller holds a batch, only few further ones are taken from the source."""
+    taken = []
+
+    def source():
+        for number in range(200):
+            taken.append(number)
+            yield [number % 256] * 16
+
+    with prepare(retriever, 2)(source(), solid) as prepared:
+        for number, _ in zip(range(50), prepared, strict=False):
+            assert len(taken) <= number + 1 + 2 * 2 + 1
+    assert len(taken) < 60
+
+
+def test_an_error_comes_in_its_turn_and_stops_the_threads(retriever):
+    def read(number, least):
+        if number == 40:
+            raise ImageError("40: damaged")
+        return solid(number, least)
+
+    got = []
+
+    def take_all():
+        with prepare(retriever, 3)([range(start, start + 20) for start in range(0, 4000, 20)], read) as prepared:
+            for batch in prepared:
+                got.append(batch.notes[0])
+
+    with pytest.raises(ImageError, match="40: damaged"):
+        take_all()
+    assert got == [0, 20]
+    for thread in threading.enumerate():
+        if thread.name.startswith("images"):
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
+
+
+def test_workers_compute_in_one_thread_and_change_no_setting(retriever):
+    former, seen = torch.get_num_threads(), set()
+    torch.set_num_threads(3)
+    try:
+
+        def read(number, least):
+            seen.add(torch.get_num_threads())
+            return solid(number, least)
+
+        with prepare(retriever, 2)([range(40)], read) as prepared:
+            list(prepared)
+        assert (seen, torch.get_num_threads()) == ({1}, 3)
+    finally:
+        torch.set_num_threads(former)
+
+
+def test_options_are_checked(retriever):
+    with pytest.raises(QueryError, match="workers is 0; give 1 or more"):
+        prepare(retriever, 0)
+
+
+def test_half_precision_keeps_nearly_all_bits(retriever, files):
+    sound = [path for path in files if path.stem != "7"]
+    full = retriever.encode_images(sound)
+    retriever.image_options = ImageOptions(half=True)
+    half = retriever.encode_images(sound)
+    retriever.image_options = ImageOptions()
+    assert half.dtype == full.dtype
+    assert 0 < abs(half - full).max() < 0.1
+    assert ((half >= 0) == (full >= 0)).mean() > 0.9
