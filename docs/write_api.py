@@ -27,6 +27,7 @@ PAGES = {
     "training": ("Training: arguments, trainer, runs", ("evaluate",)),
     "experiments": ("Experiments: grids of runs, their results, tables and plots", ("figures", "reference")),
     "hub": ("The Hub: models, data sets and Spaces in one commit each", ()),
+    "serving": ("Serving: search over HTTP, and its client", ()),
     "space": ("The Space: the search page", ()),
     "errors": ("Errors: what a user can get wrong", ()),
 }
