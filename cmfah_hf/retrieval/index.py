@@ -174,7 +174,7 @@ class HashIndex(BaseHashIndex):
             raise HashIndexError("The index is empty; add items before searching it.")
         queries = self._queries(hash_values, metric)
         allowed, count = _allowed(now, where), now.count
-        if where is not None:
+        if where is not None and allowed is not None:
             count = int(np.count_nonzero(allowed))
         elif k > count:
             logger.warning("k = %s exceeds the %d items of the index; all of them are returned.", shortened(k), count)

@@ -64,7 +64,8 @@ def _of_block(queries: np.ndarray, codes: np.ndarray, radius: int) -> list[tuple
     result = faiss.RangeSearchResult(len(queries))
     # The kernel of `IndexBinaryFlat.range_search`, which would need a copy of all codes. It finds distances below.
     pointers = faiss.swig_ptr(queries), faiss.swig_ptr(codes)
-    faiss.hamming_range_search(*pointers, len(queries), len(codes), radius + 1, codes.shape[1], result)
+    search = faiss.hamming_range_search  # type: ignore[attr-defined] # not in its stub
+    search(*pointers, len(queries), len(codes), radius + 1, codes.shape[1], result)
     limits = faiss.rev_swig_ptr(result.lims, len(queries) + 1).tolist()
     if not limits[-1]:
         return [_NOTHING] * len(queries)

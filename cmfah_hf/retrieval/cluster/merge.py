@@ -34,7 +34,7 @@ def merge(
         metadata = joined([part.metadata for part in parts], schema).take(taken.ravel()).combine_chunks()
     codes = None
     if parts[0].codes is not None:
-        codes_QCB = np.concatenate([part.codes for part in parts], axis=1)  # type: ignore[misc] # all have codes, or none
+        codes_QCB = np.concatenate([part.codes for part in parts], axis=1)  # all have codes, or none
         codes = np.take_along_axis(codes_QCB, order_QC[:, :, None], 1)
     ids, scores = np.take_along_axis(ids_QC, order_QC, 1), np.take_along_axis(scores_QC, order_QC, 1)
     return SearchResults(ids, scores, metadata, codes=codes)
