@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from coarse_jpegs import draw
@@ -256,3 +257,14 @@ def test_a_search_imports_only_what_it_uses(trained, photos, tmp_path, environme
     assert len(json.loads(done.stdout)["results"]) == 8
     needless = {"datasets", "pandas", "gensim", "sklearn", "matplotlib", "networkx", "gradio", "rich", "fastapi"}
     assert not needless & set(done.stderr.split())
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_indexing_runs(trained, environment):
+    script = Path(__file__).parents[2] / "benchmarks" / "indexing.py"
+    command = [sys.executable, str(script), "--model", str(trained.folder), "--images", "20", "--rounds", "1"]
+    command += ["--round-images", "8", "--fast-decoding", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    found = json.loads(done.stdout)
+    assert [row["images"] for row in found["whole"]] == [2, 20]
+    assert all(value > 0 for row in (found["rates"], *found["whole"]) for value in row.values())

@@ -142,6 +142,14 @@ def test_encoder_of_other_weights_is_refused(compressed, tmp_path):
         CrossMediaRetriever.from_pretrained(tmp_path / "model")
 
 
+def test_texts_of_a_linked_encoder_need_only_its_tower_of_texts(compressed, tmp_path):
+    whole = CrossMediaRetriever.from_pretrained(tmp_path / "model")
+    own = whole.fingerprint  # is kept
+    texts = CrossMediaRetriever.from_pretrained(tmp_path / "model", texts_only=True)
+    assert (texts.fingerprint, hasattr(texts.model, "image_model")) == (own, False)
+    assert np.array_equal(texts.encode_texts(["a dog"]), whole.encode_texts(["a dog"]))
+
+
 def test_unreachable_encoders_are_reported_in_one_line(hub, here, tmp_path):
     images = draw_images(tmp_path / "images")
     with pytest.raises(

@@ -112,6 +112,7 @@ def test_equal_processors_have_equal_fingerprints(retriever):
 
 
 def test_the_fingerprint_is_computed_once_and_only_when_an_index_is_filled(retriever, image_paths, monkeypatch):
+    retriever = CrossMediaRetriever(retriever.model, retriever.processor, retriever.expander)  # of no known files
     calls = []
     compute = CMFAHModel.state_dict
     monkeypatch.setattr(CMFAHModel, "state_dict", lambda *args: calls.append(1) or compute(*args))
