@@ -37,15 +37,15 @@ _DEPTH = re.compile("[1-9][0-9]{0,8}")
 
 def code_map(engine: "Engine", text: str | None = None) -> str:
     """The images at the positions of their codes, optionally with the position of a text's code."""
-    places = engine.map
-    asked = engine.places(engine.code(text)[None].astype(np.float64)) if text else None
+    places = engine.map.coordinates
+    asked = engine.map.places(engine.code(text)[None].astype(np.float64)) if text else None
     every = places if asked is None else np.vstack([places, asked])
     low, high = every.min(axis=0), every.max(axis=0)
     unit = (every - low) / np.where(high > low, high - low, 1.0)
     shown: list[str] = []
     dots: list[str] = []
     taken: list[tuple[float, float]] = []
-    for row, (x, y) in zip(engine.mapped_rows.tolist(), unit, strict=False):  # without the text
+    for row, (x, y) in zip(engine.map.rows.tolist(), unit, strict=False):  # without the text
         crowded = any(abs(x - a) < _APART and abs(y - b) < _APART * _ASPECT for a, b in taken)
         if crowded or len(shown) == _MOST_THUMBNAILS:
             dots.append(f'<i style="{_at(x, y)}"></i>')
@@ -59,7 +59,7 @@ def code_map(engine: "Engine", text: str | None = None) -> str:
     return (
         f'<figure class="cm-map"><div class="cm-plane" role="img" aria-label="Map of {len(places)} codes">'
         f"{''.join(dots)}{''.join(shown)}{mark}</div><figcaption>{len(places):,}{of_all} codes by their Hamming "
-        f"distances (classical scaling; these two directions hold {engine.shown_variance:.0%} of the squared "
+        f"distances (classical scaling; these two directions hold {engine.map.shown_variance:.0%} of the squared "
         f"distances). A dot is an image with another before it.</figcaption></figure>"
     )
 

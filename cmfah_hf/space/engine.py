@@ -1,4 +1,4 @@
-"""The engine of a Space, without the page: timed searches, attention, pairs of codes, the map of codes.
+"""The engine of a Space, without the page: timed searches, attention, pairs of codes.
 
 Shapes: N images, K bits, R regions, W words.
 """
@@ -26,6 +26,7 @@ from cmfah_hf.retrieval.index import METRICS
 from cmfah_hf.retrieval.probabilities import calibration_of, with_probabilities
 from cmfah_hf.retrieval.queries import combined_values
 from cmfah_hf.retrieval.terms import WEIGHT_TO_AVOID, Term
+from cmfah_hf.space.code_map import CodeMap
 from cmfah_hf.space.images import Images
 from cmfah_hf.space.settings import LONGEST_QUERY, MOST_RESULTS, SpaceSettings
 from cmfah_hf.space.sources import index_of, indexed_images, read_pairs
@@ -35,8 +36,6 @@ _BATCH = 32
 # A search is timed as the median of this many runs. One run alone would show what a thread pays once, tens of
 # milliseconds for half of one.
 TIMED_RUNS = 5
-# Images on the map; of more, evenly spaced ones.
-_MOST_MAPPED = 20_000
 # Example queries for images without texts.
 _EXAMPLES = ("a dog", "the sea", "a street at night", "people at a table")
 _METRICS_BYTES = 16 * 2**20
@@ -336,42 +335,9 @@ class Engine:
         return Attention(found.words, weights_RW, grid, seen)
 
     @cached_property
-    def mapped_rows(self) -> np.ndarray:
-        """The rows of the images on the map: all, or evenly spaced ones of more than 20,000."""
-        return np.linspace(0, len(self.images) - 1, min(len(self.images), _MOST_MAPPED)).astype(np.int64)
-
-    @cached_property
-    def _mapped_codes(self) -> np.ndarray:
-        return unpack(self.retriever.images.codes[self.mapped_rows]).astype(np.float64)
-
-    @cached_property
-    def _projection(self) -> tuple[np.ndarray, np.ndarray]:
-        """The mean code `(K,)` and the two directions `(2, K)` along which the images' codes differ most."""
-        codes_NK = self._mapped_codes
-        mean_K = codes_NK.mean(axis=0)
-        directions = np.linalg.svd(codes_NK - mean_K, full_matrices=False)[2][:2]
-        return mean_K, np.vstack([directions, np.zeros((2 - len(directions), codes_NK.shape[1]))])
-
-    def places(self, codes_NK: np.ndarray) -> np.ndarray:
-        """Coordinates `(N, 2)` of codes on the map.
-
-        Classical scaling of Hamming distances: the squared Euclidean distance of two codes of +-1 is four times their
-        Hamming distance, so the scaling is a principal component analysis of the codes.
-        """
-        mean_K, directions = self._projection
-        return (codes_NK - mean_K) @ directions.T
-
-    @cached_property
-    def map(self) -> np.ndarray:
-        """Coordinates `(N, 2)` of the images on the map, of `mapped_rows`."""
-        return self.places(self._mapped_codes)
-
-    @cached_property
-    def shown_variance(self) -> float:
-        """Fraction of the squared distances that the two directions of the map explain."""
-        codes_NK = self._mapped_codes
-        total = float(((codes_NK - codes_NK.mean(axis=0)) ** 2).sum())
-        return float((self.map**2).sum()) / total if total else 1.0
+    def map(self) -> CodeMap:
+        """The map of the images' codes."""
+        return CodeMap(self.retriever.images.codes)
 
     def document(self, answer: Answer) -> dict[str, Any]:
         """An answer as plain values for the API, without URLs and paths."""

@@ -76,8 +76,8 @@ def test_the_map_matches_classical_scaling(engine):
     def distances(places):
         return np.linalg.norm(places[:, None] - places[None], axis=2)
 
-    assert distances(engine.map) == pytest.approx(distances(reference), abs=1e-6)
-    assert engine.shown_variance == pytest.approx(values[-2:].sum() / values.sum())
+    assert distances(engine.map.coordinates) == pytest.approx(distances(reference), abs=1e-6)
+    assert engine.map.shown_variance == pytest.approx(values[-2:].sum() / values.sum())
     drawn = charts.code_map(engine)
     assert drawn.count("<img ") + drawn.count("<i ") == 40
 
