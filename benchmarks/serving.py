@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contests import Codes, environment
+from contests import Codes
 from rich.console import Console
 from rich.table import Table
 
@@ -55,16 +55,16 @@ def main() -> None:
         retriever = CrossMediaRetriever.from_pretrained(model, device="cpu")
         fill(retriever, own, index)
         texts = draw_texts(retriever, own.texts, own.seed)
-        with served(model, index) as url, SearchClient(url) as client:
+        with served(model, index) as (url, process), SearchClient(url) as client:
             ask: dict[str, Callable[[str], list[Any]]] = {
                 "in the process": lambda text: retriever.search(text, k=own.k).ids[0].tolist(),
                 "over HTTP": lambda text: [hit["id"] for hit in client.search(text, own.k)["answers"][0]],
             }
             for text in texts:
                 assert ask["in the process"](text) == ask["over HTTP"](text), text
-            milliseconds = in_turns(ask, texts, own.repeats)
+            milliseconds, processor = in_turns(ask, texts, own.repeats, process)
             commands = [time_command(url, text) for text in texts[: own.commands]]
-    report(own, milliseconds, commands)
+    report(own, milliseconds, processor, commands)
 
 
 def fill(retriever: CrossMediaRetriever, own: argparse.Namespace, path: Path) -> None:
@@ -84,8 +84,8 @@ def draw_texts(retriever: CrossMediaRetriever, count: int, seed: int) -> list[st
 
 
 @contextmanager
-def served(model: str, index: Path) -> Iterator[str]:
-    """The address of a server in a new process."""
+def served(model: str, index: Path) -> Iterator[tuple[str, int]]:
+    """The address of a server in a new process, and the id of that process."""
     command = [*PROGRAM, "serve", model, str(index), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -93,20 +93,31 @@ def served(model: str, index: Path) -> Iterator[str]:
             for line in process.stderr or ():
                 lines.append(line)
                 if found := re.search(r"^Serving .* at (\S+)$", line):
-                    yield found[1]
+                    yield found[1], process.pid
                     return
             raise RuntimeError("".join(lines))
         finally:
             process.terminate()
 
 
-def in_turns(ask: dict[str, Callable[[str], Any]], texts: list[str], repeats: int) -> dict[str, list[list[float]]]:
-    """Milliseconds of every search, by contestant and turn."""
+def in_turns(
+    ask: dict[str, Callable[[str], Any]], texts: list[str], repeats: int, server: int
+) -> tuple[dict[str, list[list[float]]], dict[str, float]]:
+    """Milliseconds of every search, by contestant and turn; and of processor time, by contestant, of both processes."""
     found: dict[str, list[list[float]]] = {name: [] for name in ask}
+    processor = dict.fromkeys(ask, 0.0)
     for turn in range(repeats):
         for name in list(ask)[:: -1 if turn % 2 else 1]:
+            begin = time.process_time() + processor_seconds(server)
             found[name].append([timed(ask[name], text) for text in texts])
-    return found
+            processor[name] += time.process_time() + processor_seconds(server) - begin
+    return found, {name: 1000 * seconds / (repeats * len(texts)) for name, seconds in processor.items()}
+
+
+def processor_seconds(process: int) -> float:
+    """The processor time of another process (Linux)."""
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def timed(call: Callable[[str], Any], text: str) -> float:
@@ -122,7 +133,12 @@ def time_command(url: str, text: str) -> float:
     return time.perf_counter() - begin
 
 
-def report(own: argparse.Namespace, milliseconds: dict[str, list[list[float]]], commands: list[float]) -> None:
+def report(
+    own: argparse.Namespace,
+    milliseconds: dict[str, list[list[float]]],
+    processor: dict[str, float],
+    commands: list[float],
+) -> None:
     here, there = (milliseconds[name] for name in ("in the process", "over HTTP"))
     turns = zip(there, here, strict=True)
     ratios = [statistics.median(of_server) / statistics.median(of_process) for of_server, of_process in turns]
@@ -131,14 +147,20 @@ def report(own: argparse.Namespace, milliseconds: dict[str, list[list[float]]], 
         for name, turns in milliseconds.items()
     }
     if own.json:
-        facts = {"items": own.items, "ratios": ratios, "milliseconds": rows, "command_seconds": commands}
-        print(json.dumps({**facts, "environment": environment(own)}, indent=2))  # noqa: T201
+        facts = {
+            "items": own.items,
+            "ratios": ratios,
+            "milliseconds": rows,
+            "processor_ms": processor,
+            "command_seconds": commands,
+        }
+        print(json.dumps({**facts, "cores": os.cpu_count(), "load": os.getloadavg()}, indent=2))  # noqa: T201
         return
     table = Table(title=f"{own.items:,} codes, {own.texts * own.repeats:,} searches by text, k = {own.k}")
-    for column in ("", "p50, ms", "p95, ms", "p99, ms"):
+    for column in ("", "p50, ms", "p95, ms", "p99, ms", "processor, ms"):
         table.add_column(column, justify="right" if column else "left")
     for name, values in rows.items():
-        table.add_row(name, *(f"{value:.2f}" for value in values))
+        table.add_row(name, *(f"{value:.2f}" for value in (*values, processor[name])))
     console = Console()
     console.print(table)
     lowest, highest = min(ratios), max(ratios)
