@@ -25,7 +25,7 @@ def duplicates(
     searched = HashIndex.load(index, mmap=True)
     with counting("Comparing codes, percent", 100) as advance:
         groups = searched.duplicates(bits, lambda share: advance(100 * share))
-    paths = [_paths(searched, ids.tolist()) for ids in groups]
+    paths = _paths(searched, [ids.tolist() for ids in groups])
     figures = {
         "items": len(searched),
         "groups": len(groups),
@@ -45,15 +45,8 @@ def duplicates(
     say(f"{index}: {len(searched)} items, {len(groups)} groups, {figures['duplicates']} near-duplicates to spare.")
 
 
-def _paths(index: "HashIndex", ids: list[Any]) -> list[str | None]:
-    """The paths of items as of the last update; None for those of no folder."""
-    roots = {root.id_of(""): root.path for root in index.folders.roots} if index.folders else {}
-    return [
-        next(
-            (f"{path}/{item_id.removeprefix(start)}" for start, path in roots.items() if item_id.startswith(start)),
-            None,
-        )
-        if isinstance(item_id, str)
-        else None
-        for item_id in ids
-    ]
+def _paths(index: "HashIndex", groups: list[list[Any]]) -> list[list[str | None]]:
+    """The paths of the items of each group as of the last update; None for those of no folder."""
+    every = [item_id for ids in groups for item_id in ids]
+    paths = iter([None] * len(every) if index.folders is None else index.folders.paths_of(every))
+    return [[next(paths) for _ in ids] for ids in groups]

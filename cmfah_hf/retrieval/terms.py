@@ -11,7 +11,7 @@ from cmfah_hf.errors import QueryError
 
 # The largest weight. Only ratios of weights matter, so more would be a mistake.
 MOST_WEIGHT = 1000.0
-# The weight of a term to avoid, if none is written; chosen on scenes and photographs (`[terms]` in docs/method.md).
+# The weight of a term to avoid, if none is written; chosen on scenes (`[terms]` in docs/method.md).
 WEIGHT_TO_AVOID = 0.5
 # A weight at the end of a written term. NaN and infinity are read too, so that they are refused instead of searched.
 _WEIGHTED = re.compile(

@@ -196,6 +196,6 @@ def _torchvision_weights(name: str | None) -> dict[str, torch.Tensor]:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # no network, no room, or another content
         raise CheckpointError(
-            f"torchvision: the weights of {name} cannot be had from {weights.url} ({error}); check the network, or give "
+            f"torchvision: no weights of {name} from {weights.url} ({error}); check the network, or give "
             "a folder or a safetensors file of them: --backbone_weights FOLDER."
         ) from error

@@ -204,7 +204,7 @@ def test_torchvision_weights_without_a_network(make_config, tmp_path, monkeypatc
     monkeypatch.setattr(torch.hub, "urlopen", unreachable)
     with pytest.raises(CheckpointError, match="--backbone_weights FOLDER") as caught:
         load_backbone_weights(CMFAHImageModel(make_config(backbone="vgg11")), "torchvision")
-    assert str(caught.value).startswith("torchvision: the weights of vgg11 cannot be had from https://")
+    assert str(caught.value).startswith("torchvision: no weights of vgg11 from https://")
     assert "\n" not in str(caught.value)
 
 

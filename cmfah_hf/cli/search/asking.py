@@ -63,7 +63,7 @@ def ask_model(
         retriever.images = retriever.load_index(index, mmap=True)
     results = retriever.search(
         k=question.k,
-        metric=question.metric,  # type: ignore[arg-type]
+        metric=question.metric,
         where=question.where or None,
         exact=question.exact,
         image_weight=question.image_weight,
