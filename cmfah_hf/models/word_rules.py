@@ -5,6 +5,7 @@ of `split_words`, as in models from before there were rules.
 """
 
 import re
+import unicodedata
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -143,9 +144,14 @@ def segment(text: str, han: bool = False) -> str:
         if han or needs_segmenter(run):
             for written, composed in _VOWELS:
                 run = run.replace(written, composed)
-            run = f" {' '.join(_word_breaker()(run, 'en'))} "
+            # A mark belongs to the letter before it, also where ICU has no letter of its own for it.
+            run = "".join(f" {word}" if _starts_word(word) else word for word in _word_breaker()(run, "en")) + " "
         parts.append(run)
     return "".join(parts) + text[end:]
+
+
+def _starts_word(part: str) -> bool:
+    return not unicodedata.category(part[0]).startswith("M")
 
 
 @cache

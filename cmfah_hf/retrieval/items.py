@@ -85,8 +85,11 @@ class Items:
 
     def batches(self, batch_size: int, progress: bool, first: int) -> Iterator[Batch]:
         """The items in batches, with an optional progress bar. Items without ids are numbered from `first`."""
+        return self._batches(batches_of(self._source, batch_size, self._what.capitalize(), progress), first)
+
+    def _batches(self, batches: Iterable[list[Any]], first: int) -> Iterator[Batch]:
         start = 0
-        for rows in batches_of(self._source, batch_size, self._what.capitalize(), progress):
+        for rows in batches:
             end = start + len(rows)
             ids = list(range(first + start, first + end) if self._ids is None else self._ids[start:end])
             table = None if self._table is None else self._table.slice(start, len(rows))
@@ -110,9 +113,13 @@ class Items:
 
 
 def batches_of(values: Iterable[Any], batch_size: int, title: str, progress: bool) -> Iterator[list[Any]]:
-    """Lists of up to `batch_size` values, with an optional progress bar."""
+    """Lists of up to `batch_size` values, with an optional progress bar. A `QueryError` if that is below 1, at once."""
     if batch_size < 1:
         raise QueryError(f"batch_size is {batch_size}; give 1 or more.")
+    return _lists_of(values, batch_size, title, progress)
+
+
+def _lists_of(values: Iterable[Any], batch_size: int, title: str, progress: bool) -> Iterator[list[Any]]:
     iterator = iter(values)
     with progress_bar(len(values) if isinstance(values, Sized) else None, title, progress) as bar:
         while batch := list(islice(iterator, batch_size)):

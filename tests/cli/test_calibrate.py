@@ -39,7 +39,7 @@ def test_answers_have_probabilities_once_a_model_is_calibrated(model, trained, c
     kept = cmfah(*search, "--json", "--min-score", probabilities[4]).document["results"]
     assert kept == [hit for hit in hits if hit["probability"] >= probabilities[4]]
     table = cmfah(*search)
-    assert table.out.splitlines()[1].split() == ["rank", "id", "aqd", "probability"]
+    assert table.out.splitlines()[1].split() == ["rank", "id", "aqd", "probability", "path"]
     nothing = cmfah(*search, "--min-score", "1")
     assert (nothing.code, nothing.out) == (0, "boat sun: nothing found with a probability of 1 or more.\n")
     assert cmfah(*search, "--min-score", "1", "--json").document["results"] == []

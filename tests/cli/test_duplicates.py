@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
-from cmfah_hf.retrieval.storage.folder_records import FolderRecords, Root
+from cmfah_hf.retrieval.storage.folder_records import FileRecord, FolderRecords, Root, table_of
 
 CODES = np.array([[0, 0], [1, 0], [255, 255], [0, 0], [0xF0, 0xF0], [255, 127]], np.uint8)
 
@@ -13,7 +13,13 @@ CODES = np.array([[0, 0], [1, 0], [255, 255], [0, 0], [0xF0, 0xF0], [255, 127]],
 def index_of_two_folders(tmp_path):
     index = HashIndex(16)
     index.add(CODES, ["a/1.jpg", "b/2.jpg", "a/3.jpg", "b/sub/4.jpg", "a/5.jpg", "elsewhere"])
-    index.folders = FolderRecords((Root("a", "/photos/a", True), Root("b", "/photos/b\x1b", True)))
+    roots = (Root("a", "/photos/a", True), Root("b", "/photos/b\x1b", True))
+    record = FileRecord(1, 1, 1, b"\0" * 32)
+    files = {
+        "a": dict.fromkeys(("1.jpg", "3.jpg", "5.jpg"), record),
+        "b": dict.fromkeys(("2.jpg", "sub/4.jpg"), record),
+    }
+    index.folders = FolderRecords(roots, table_of(roots, files))
     index.save(tmp_path / "x.index")
     return tmp_path / "x.index"
 

@@ -49,7 +49,10 @@ def in_terminal(monkeypatch, tmp_path, width):
     """Makes tables assume that they are printed on a terminal."""
     file = (tmp_path / "screen").open("w+", encoding="utf-8")
     monkeypatch.setattr(
-        output, "Console", lambda: Console(file=file, force_terminal=True, width=width, color_system=None)
+        "rich.console.Console",
+        lambda **options: (
+            Console(**options) if options else Console(file=file, force_terminal=True, width=width, color_system=None)
+        ),
     )
     return file
 
@@ -104,7 +107,7 @@ def test_titles_columns_and_bars_are_not_markup(capsys, monkeypatch, tmp_path):
         def __init__(self, **_):
             super().__init__(file=screen, force_terminal=True, width=100)
 
-    monkeypatch.setattr(output, "Console", Terminal)
+    monkeypatch.setattr("rich.console.Console", Terminal)
     with output.counting("[/red] one [bold]", total=2) as advance:
         advance(1, "[/red] two \x1b]0;t\x07")
     screen.seek(0)
@@ -143,7 +146,7 @@ def test_words_that_are_read_as_similar_ones_are_reported(cmfah, trained, hostil
     path.write_text(json.dumps(json.loads(path.read_text()) | {"unknown_words": "similar"}))
     outcome = cmfah("search", tmp_path, hostile_index, "--text", "boats quixotic", "-k", 1, "--json")
     assert (outcome.document["similar_words"], outcome.document["ignored_words"]) == ({"boats": ["boat"]}, ["quixotic"])
-    assert outcome.err.splitlines()[-1] == "Read boats as boat"
+    assert "Read boats as boat" in outcome.err.splitlines()
 
 
 def test_skipped_files_are_reported(cmfah, trained, tmp_path, caplog):

@@ -22,6 +22,8 @@ def test_every_shown_block_is_checked():
         ("docs/own-images.md", "text"),
         ("docs/data.md", "json"),
         ("docs/data.md", "text"),  # checked after the page has run, tests/pages/checks.py
+        ("docs/search.md", "text"),  # commands of a terminal; tests/cli/test_answers.py runs such
+        ("docs/serving.md", "text"),  # an address of another machine; tests/serving/ has the token
         ("docs/training.md", "yaml"),
         ("docs/evaluation.md", "yaml"),
     }

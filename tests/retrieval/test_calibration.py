@@ -144,8 +144,8 @@ def test_a_threshold_keeps_the_first_answers(retriever):
         [hit for hit in hits if hit["probability"] >= threshold] for hits in (everything.hits(0), everything.hits(1))
     ]
     assert [result.hits() for result in kept] == expected
-    assert kept.kept.tolist() == [len(hits) for hits in expected]
-    assert kept.ids.shape == (2, max(kept.kept))
+    assert kept.counts.tolist() == [len(hits) for hits in expected]
+    assert kept.ids.shape == (2, max(kept.counts))
     assert sum(map(len, expected)) >= 9
     nothing = retriever.search(text=TEXTS, k=20, where={"text": "no such text"}, min_score=0.5)
     assert [result.hits() for result in nothing] == [[], []]

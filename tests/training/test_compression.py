@@ -276,7 +276,7 @@ def test_encoders_that_are_none(encoder, tmp_path):
     BertModel(BertConfig(vocab_size=9, **sizes)).save_pretrained(text_model)
     for place, reason in (
         (text_model, "encodes no images"),
-        (tmp_path / "nothing", "A folder with the encoder can be given"),
+        (tmp_path / "nothing", "Or give a folder"),
         (images, "no dual encoder can be loaded"),
     ):
         with pytest.raises(CheckpointError, match=reason):

@@ -45,7 +45,8 @@ def print_thumbnails(answers: Answers) -> None:
     console = Console()
     console.print(Text(printable(answers.query), style="bold"))
     for row, path in zip(answers.rows(), answers.paths, strict=True):
-        console.print(_image(printer, path))
+        shown = _image(printer, path)
+        console.print(shown, soft_wrap=isinstance(shown, Text))
         cells = (f"{cell:.3f}" if isinstance(cell, float) else printable(str(cell)) for cell in row)
         console.print(Text("  ".join(cells)), soft_wrap=True)
 

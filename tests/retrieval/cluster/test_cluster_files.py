@@ -111,7 +111,7 @@ def test_an_outdated_shard_refuses_to_answer(saved):
         ("change", Revision(7, "0e87"), "remove", {"ids": [0]}),
     ):
         assert getattr(shard(folder), method)(later, *arguments) == (revision, None, None)
-    question = as_question(later, 2, "hamming", {}, None)
+    question = as_question(later, "_search", {"k": 2, "metric": "hamming"}, None)
     assert pickle.loads(shard(folder).search(question, np.ones((1, 8)))) == (revision, None, None)
 
 
