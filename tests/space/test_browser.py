@@ -61,6 +61,8 @@ def tab(page, name: str) -> None:
 
 
 def search(page, words: str) -> None:
+    if words == "boat sun":  # the page begins with their answer, which may come again with the same times
+        search(page, "star")
     page.get_by_label("Words", exact=True).first.fill(words)
     # Only the answer: the elapsed seconds next to it change.
     shown = "[...document.querySelectorAll('#answer section')].map(each => each.outerHTML).join()"
@@ -129,7 +131,6 @@ def test_an_image_opens_in_full_with_its_path(page):
 
 
 def test_words_to_avoid_and_a_threshold_change_the_answer_at_once(page):
-    search(page, "star")  # the page shows the answer to "boat sun" already, and its times may be the same ones
     search(page, "boat sun")
     before = ids(page)
     page.locator("#settings-panel > button").click()
