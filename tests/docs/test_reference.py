@@ -48,6 +48,7 @@ NOT_RUN = {
     "models.SCAHNModel": "the same; tests/training/test_scahn.py loads one",
     "models.CrossModalRetrievalPipeline": "needs a model on the Hub; docs/hub.md calls it on one",
     "retrieval.ShardedHashIndex": "needs a cluster; `make test-cluster` has one",
+    "serving.SearchClient": "needs a server; docs/serving.md asks one",
 }
 # Run, but with another model, so the output differs.
 OTHER_VALUES = {"retrieval.CrossMediaRetriever"}

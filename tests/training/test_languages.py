@@ -63,6 +63,7 @@ def test_all_variants_are_measured(script, packages, monkeypatch, capsys):
     np.savez(output / "features.npz", ids=ids, features=features_NC.astype(np.float32))
     monkeypatch.setattr(script, "SMALL", [*script.SMALL, "--num_train_epochs", "1", "--use_cpu", "true"])
     given = [str(packages / "names"), str(packages / "drawings"), "--output", str(output), "--seeds", "0"]
+    monkeypatch.setenv("COLUMNS", "200")  # no header in two lines
     monkeypatch.setattr(sys, "argv", ["languages.py", *given, "--languages", "th", "de"])
     script.main()
     assert "class names" in capsys.readouterr().out

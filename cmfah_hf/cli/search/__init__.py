@@ -92,11 +92,13 @@ def search(
 
     from cmfah_hf.cli.output import say
     from cmfah_hf.cli.search.asking import Question, ask_model, ask_server
-    from cmfah_hf.retrieval.terms import read_terms
+    from cmfah_hf.retrieval.terms import described, read_terms
 
     terms = read_terms(text, image, avoid, avoid_image)
     opened = [replace(term, image=sys.stdin.buffer) if term.image == "-" else term for term in terms]
-    question = Question(opened, k, metric, where or [], not approximate, image_weight, unique, min_score)
+    question = Question(
+        described(terms), opened, k, metric, where or [], not approximate, image_weight, unique, min_score
+    )
     if server is not None:
         _refuse_local(server, model, images, any_model, trust_remote_code)
         answers = ask_server(question, server, token_file)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cmfah_hf.cli.output import say
 from cmfah_hf.cli.search.answers import Answers
-from cmfah_hf.retrieval.terms import Term, described
+from cmfah_hf.retrieval.terms import Term
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Question:
     """A query with its options, as in `CrossMediaRetriever.search`.
 
     Attributes:
+        asked: The terms as they were written.
         terms: The terms.
         k: The number of answers.
         metric: The ranking.
@@ -24,6 +25,7 @@ class Question:
         min_score: The least probability, or None.
     """
 
+    asked: str
     terms: Sequence[Term]
     k: int
     metric: str
@@ -73,7 +75,7 @@ def ask_model(
     )
     texts = [term.text for term in question.terms if term.text is not None]
     return Answers(
-        described(question.terms),
+        question.asked,
         question.metric,
         results[0].hits(),
         [] if results.metadata is None else results.metadata.column_names,
@@ -106,7 +108,7 @@ def ask_server(question: Question, address: str, token_file: Path | None) -> Ans
             paths=True,
         )
     return Answers(
-        described(question.terms),
+        question.asked,
         question.metric,
         reply["answers"][0],
         reply["columns"],
