@@ -70,7 +70,7 @@ def test_tables_and_json(fuzzer, capsys, monkeypatch, tmp_path):
         assert json.loads(text) == cells
         with (tmp_path / "screen").open("w+", encoding="utf-8") as file, monkeypatch.context() as patch:
             terminal = Console(file=file, force_terminal=True, width=rng.choice((20, 80, 4000)), color_system=None)
-            patch.setattr(output, "Console", lambda: terminal)
+            patch.setattr("rich.console.Console", lambda: terminal)
             output.print_table(hostile(rng), columns, cells)
             file.seek(0)
             shown = file.read()

@@ -79,7 +79,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
     defaults = {"textbox": "boat", "slider": 3, "dropdown": "scene-900001", "radio": "boat", "dataset": 0}
     defaults["checkbox"] = True
     for number, function in app.fns.items():
-        data = [defaults.get(block.get_block_name()) for block in function.inputs]
+        data = [0.5 if block.elem_id == "least" else defaults.get(block.get_block_name()) for block in function.inputs]
         event = {"id": "scene-900001", "region": 1}
         joins.append({"data": data, "fn_index": number, "session_hash": "s", "event_data": event})
     with httpx.Client(base_url=app.local_url.rstrip("/"), timeout=30) as http:

@@ -47,7 +47,6 @@ def ask_model(
 ) -> Answers:
     """The answers of a model, from an index file, the index pushed with it, or a folder that is indexed first."""
     from cmfah_hf.retrieval import CrossMediaRetriever
-    from cmfah_hf.retrieval.folders import update_folder_index
     from cmfah_hf.retrieval.known_words import similar_words
 
     retriever = CrossMediaRetriever.from_pretrained(
@@ -59,6 +58,8 @@ def ask_model(
     )
     changes = None
     if images is not None:
+        from cmfah_hf.retrieval.folders import update_folder_index  # with `datasets`, which takes long to import
+
         changes = update_folder_index(retriever, images, index, progress=progress)
         say(f"{images}: {changes}.", err=True)
     elif index is not None:

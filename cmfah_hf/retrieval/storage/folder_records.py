@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
@@ -168,7 +169,7 @@ class FolderRecords:
                 if name is not None:
                     wanted.setdefault((number, _bytes(name)), []).append(row)
         paths: list[str | None] = [None] * len(ids)
-        names = pa.array({name for _, name in wanted}, pa.binary())
+        names = _binary_array(sorted({name for _, name in wanted}))
         found = self.table.filter(pa.compute.is_in(self.table["name"], names)).select(["root", "name", "place"])
         for number, name, place in _rows(found):
             for row in wanted.get((number, name), ()):
@@ -208,6 +209,13 @@ def _text(content: bytes) -> str:
 def _rows(table: pa.Table) -> Iterator[tuple[Any, ...]]:
     for batch in table.to_batches():  # so that the values of few rows at once are Python objects twice
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def _binary_array(values: Sequence[bytes]) -> pa.Array:
+    """As `pa.array`, which also imports pandas; a search must not wait for that."""
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int64)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(values))]
+    return pa.Array.from_buffers(pa.large_binary(), len(values), buffers).cast(pa.binary())
 
 
 def _checked_root(found: Any) -> Root:
