@@ -388,12 +388,12 @@ def test_load_with_malformed_requests_keeps_results_correct_and_memory_bounded(h
     # Buffers, sessions and uploads grow to their bounds once.
     for _ in range(MAX_FILES):
         upload(http, crowd.images[0])
-    crowd.run(25)
+    crowd.run(20)
     before = crowd.held()
-    ends = crowd.run(60)
+    ends = crowd.run(40)
     after = crowd.held()
     logger.info("%s; before: %s, after: %s", dict(ends), before, after)
-    assert ends["searched"] >= 50
+    assert ends["searched"] >= 33
     assert ends["error"] > 0 < ends["complete"]
     # A server that is slower than the attackers fills its queue, which has a bound, and says so with 503.
     assert not [status for status in ends if status.startswith("5") and status != "503"]

@@ -102,7 +102,7 @@ class Folder(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    ("examples", "steps"), [(6, 12), pytest.param(60, 30, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("examples", "steps"), [(6, 12), pytest.param(25, 24, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_an_index_that_follows_folders_equals_a_new_one(model, drawn, examples, steps):
     machine = type("Own", (Folder,), {"model": model, "drawn": staticmethod(drawn)})
