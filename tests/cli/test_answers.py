@@ -128,7 +128,7 @@ def test_the_story_of_answers(trained, photos, tmp_path, environment, run_in_a_n
     assert re.search(rf"^ *\d+  photos/shot 3 .* {re.escape(str(photos))}/trip/3.jpg$", table.out, re.MULTILINE)
 
     photos.rename(tmp_path / "archive")
-    moved = ["index", model, "--root", f"photos={tmp_path / 'archive'}", *keep, "-o", index, "--json"]
+    moved = ["index", model, "--root", f"photos={tmp_path / 'archive'}", "-o", index, "--json"]
     assert cmfah(*moved).document["unchanged"] == 6
     found = cmfah(*search, "--json", "--where", "year>2000")
     assert {hit["path"] for hit in found.document["results"]} == {

@@ -20,6 +20,8 @@ class FolderRequest:
         hidden: Include hidden files and folders, and those of thumbnails.
         split: With metadata, one split. None: all.
         keep: With metadata, the columns that the index stores.
+
+    A folder that the index follows already keeps its `hidden`, `split` and `keep` where they are not given.
     """
 
     path: str | Path
@@ -79,8 +81,16 @@ def requested_roots(recorded: Sequence[Root], requests: Iterable[FolderRequest],
 
 def _root_of(request: FolderRequest, roots: dict[str, Root]) -> Root:
     place = request.place
-    asked = Root("", place, hidden=request.hidden, split=request.split, keep=request.keep)
     here = next((root for root in roots.values() if is_same_place(root.path, place)), None)
+    known = here if request.name is None else roots.get(request.name)
+    asked = Root("", place, hidden=request.hidden, split=request.split, keep=request.keep)
+    if known is not None:  # what was asked for once stays, as the folder does
+        asked = replace(
+            asked,
+            hidden=request.hidden or known.hidden,
+            split=request.split or known.split,
+            keep=request.keep or known.keep,
+        )
     if request.name is None:
         if here is not None:
             return replace(asked, name=here.name, path=here.path, in_ids=here.in_ids)
@@ -95,7 +105,6 @@ def _root_of(request: FolderRequest, roots: dict[str, Root]) -> Root:
         raise HashIndexError(f"{request.name!r} is no name for a folder; give one without slashes.")
     if here is not None and here.name != request.name:
         raise HashIndexError(f"{request.path}: the index follows this folder as {here.name}; use that name.")
-    known = roots.get(request.name)
     return replace(asked, name=request.name, in_ids=known is not None and known.in_ids)
 
 

@@ -254,9 +254,14 @@ def test_metadata_of_changed_rows_is_updated(update, photos, target):
     assert counts(changes) == (0, 1, 1, 1, 2)
     assert encoded == 0
     assert years() == {"a/0.jpg": 1999, "a/renamed.jpg": 2030, "a/2.jpg": 2002, "a/3.jpg": 2003}
+    # Columns that were asked for once stay, also where the folder moves; others take their place.
     changes, _ = update(FolderRequest(photos))
-    assert changes.changed == 4
-    assert set(years().values()) == {None}
+    assert (counts(changes), set(years().values())) == ((0, 0, 0, 0, 4), {1999, 2030, 2002, 2003})
+    moved = photos.rename(photos.with_name("moved"))
+    changes, _ = update(FolderRequest(moved, name=photos.name))
+    assert (counts(changes), set(years().values())) == ((0, 0, 0, 0, 4), {1999, 2030, 2002, 2003})
+    changes, encoded = update(FolderRequest(moved, keep=("text",)))
+    assert (changes.changed, encoded, set(years().values())) == (4, 0, {None})
 
 
 def test_what_was_removed_by_hand_stays_out(update, photos, target):
