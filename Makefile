@@ -31,7 +31,9 @@ test: $(VENV)/.installed-for-tests
 	-$(BIN)/python tests/models/common_checks.py
 	$(PYTEST) -m "not slow and not cluster and not fuzz"
 
-# What takes longer: several processes, whole runs, browsers.
+# What takes longer: several processes, whole runs, browsers. These tests wait for others' work, so a third one at a time
+# keeps two cores busy.
+test-slow: TEST_PROCESSES = 3
 test-slow: $(VENV)/.installed-for-tests
 	$(PYTEST) -m "slow and not cluster" $(call files_with,slow)
 
