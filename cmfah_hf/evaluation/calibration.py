@@ -62,7 +62,7 @@ def fit_calibration(
 def measure_calibration(
     calibration: Calibration, queries: CodedPairs, database: CodedPairs | None = None
 ) -> dict[str, dict[str, Any]]:
-    """How far the probabilities of a calibration are right on other pairs, by metric and direction.
+    """The errors of the probabilities of a calibration on other pairs, by metric and direction.
 
     Arguments are as in `fit_calibration`. The figures are `queries`, their number; `ece` and `ece@10`, the calibration
     error of all items and of the first ten answers (`[calibration-error]`); `precision` and `recall` of answers with a

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images are read and encoded.
+    """Options of reading and encoding images.
 
     Attributes:
         workers: Threads that read, decode and resize images while the model encodes others. None: one for each

@@ -28,7 +28,7 @@ _COMPARED_AT_ONCE = 2**28
 
 @dataclass(frozen=True)
 class Plan:
-    """How pairs are found.
+    """The parts of codes that are compared to find pairs.
 
     Attributes:
         parts: The number of parts of a code.

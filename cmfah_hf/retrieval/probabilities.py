@@ -28,10 +28,9 @@ class Calibrated(Protocol):
 def calibration_of(retriever: Calibrated) -> Calibration | None:
     """The calibration of a retriever, if it has one of its own model."""
     found = retriever.calibration
-    is_own = (
-        found is None or retriever.any_model or found.model == retriever.fingerprint
-    )  # the weights may have changed
-    return found if is_own else None
+    if found is None or retriever.any_model or found.model == retriever.fingerprint:
+        return found
+    return None  # the weights have changed, or the file is that of another model
 
 
 def check_min_score(retriever: Calibrated, min_score: float | None, metric: str, way: str) -> None:

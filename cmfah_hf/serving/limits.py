@@ -12,7 +12,7 @@ from cmfah_hf.space.uploads import MAX_BYTES
 
 @dataclass(frozen=True)
 class ServiceLimits:
-    """What a request may contain, and how many requests there may be. Anything beyond is refused in one line.
+    """Limits of the content of a request, and of the number of requests. A request beyond them is refused in one line.
 
     Attributes:
         body_bytes: Bytes of a request.

@@ -1,4 +1,4 @@
-"""What server and client of the search service must agree on."""
+"""Constants that server and client of the search service share."""
 
 # A client and a server of different numbers do not understand each other. Raised whenever a field changes its meaning
 # or disappears; every reply has it as a header.

@@ -1,6 +1,7 @@
 """The sources of a Space's images: folders, single images, data sets, drawn scenes, or an index."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -169,25 +170,17 @@ def indexed_images(index: Any, path: Path) -> list[IndexedImage]:
         HashIndexError: If it follows no folder.
         DataError: If not one of its images is there.
     """
-    from cmfah_hf.retrieval.folders.scan import scan
-
-    roots = () if index.folders is None else index.folders.roots
-    if not roots:
+    if index.folders is None or not index.folders.roots:
         raise HashIndexError(
             f"{path}: this index follows no folder, so its images cannot be shown; give the data set that it was made "
             "of."
         )
-    files = {
-        root.id_of(name): Path(found.path)
-        for root in roots
-        if Path(root.path).is_dir()
-        for name, found in scan(root).files.items()
-    }
+    ids = index.ids.tolist()
     texts = index.metadata["text"].to_pylist() if index.metadata and "text" in index.metadata.column_names else None
     items = [
-        IndexedImage(row, item_id, files[item_id], str((texts[row] if texts else None) or ""))
-        for row, item_id in enumerate(index.ids.tolist())
-        if item_id in files
+        IndexedImage(row, item_id, Path(file), str((texts[row] if texts else None) or ""))
+        for row, (item_id, file) in enumerate(zip(ids, index.folders.paths_of(ids), strict=True))
+        if file is not None and os.path.isfile(file)  # noqa: PTH113 - a name of any length
     ]
     if not items:
         raise DataError(f"{path}: not one of its images is in its folders; bring it up to date with `cmfah index`.")

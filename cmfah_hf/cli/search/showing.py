@@ -15,7 +15,7 @@ from cmfah_hf.errors import CMFAHError, printable
 
 @dataclass(frozen=True)
 class Showing:
-    """How answers are shown.
+    """Options of output: the form of the answers, and where they go.
 
     Attributes:
         json: Print them as JSON.

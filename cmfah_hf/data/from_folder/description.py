@@ -1,4 +1,4 @@
-"""What one source says about an image: captions, keywords, labels, a date."""
+"""The description of an image from one source: captions, keywords, labels, a date."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ _TAKEOUT_TIME = "photoTakenTime"
 
 @dataclass(frozen=True)
 class Description:
-    """What one source says about an image; whatever it does not say is empty.
+    """The description of an image from one source; parts that it lacks are empty.
 
     Attributes:
         captions: Texts, each of which describes the whole image.

@@ -54,21 +54,17 @@ def hold_out(
 
 def _groups(names: Sequence[str], copies: Mapping[str, str]) -> list[list[str]]:
     """Images that stay together: of one name up to the ending, or with identical files."""
-    parent: dict[str, str] = {}
+    from scipy.cluster.hierarchy import DisjointSet
 
-    def find(key: str) -> str:
-        while parent.setdefault(key, key) != key:
-            parent[key] = key = parent[parent[key]]
-        return key
-
+    together = DisjointSet(names)
+    first: dict[tuple[str, str], str] = {}
     for name in names:
-        stem = f"stem {posixpath.splitext(name)[0]}"
-        parent[find(f"name {name}")] = find(stem)
+        together.merge(name, first.setdefault(("stem", posixpath.splitext(name)[0]), name))
         if name in copies:
-            parent[find(f"copy {copies[name]}")] = find(stem)
+            together.merge(name, first.setdefault(("copy", copies[name]), name))
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(find(f"name {name}"), []).append(name)
+        groups.setdefault(together[name], []).append(name)
     return list(groups.values())
 
 

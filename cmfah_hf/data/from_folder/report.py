@@ -1,4 +1,4 @@
-"""What was found in a folder of images, and what was written."""
+"""Counts of the images, texts, labels and problems in a folder, and of the files that were written."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ _MOST_NAMED = 20
 
 @dataclass
 class FolderReport:
-    """What `prepare_folder` found and wrote.
+    """The result of `prepare_folder`.
 
     Attributes:
         folder, output: The folder, and where the data set is.

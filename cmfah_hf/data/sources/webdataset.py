@@ -170,7 +170,7 @@ class _Reader:
         found: dict[str, Any] = {}
         for ending, content in sample.files.items():
             if ending in _TEXTS:
-                found["txt" if ending == "txt" else ending] = _text(content, where)
+                found[ending] = _text(content, where)
             elif ending == _CLASS:
                 found[_CLASS] = _text(content, where).strip()
         if _JSON in sample.files:
