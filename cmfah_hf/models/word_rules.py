@@ -18,12 +18,13 @@ from .tokenization_cmfah import normalize_text, split_words
 
 SEGMENTERS = ("none", "icu")
 
-# Thai, Lao, Burmese (with its extensions), Khmer, and the kana of Japanese; with half-width kana, before NFKC.
+# Of texts in NFKC, which turns circled and half-width kana, presentation forms and the like into these letters:
+# Thai, Lao, Burmese (with its extensions), Khmer, and the kana of Japanese; Arabic and Hebrew.
 _UNSPACED = re.compile(
     "[\u0e01-\u0e4e\u0e81-\u0edf\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17d3"
-    "\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f]"
+    "\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff]"
 )
-_ABJAD = re.compile("[\u0591-\u05f2\u0610-\u06ff\ufb1d-\ufdff\ufe70-\ufefc]")  # Arabic and Hebrew
+_ABJAD = re.compile("[\u0591-\u05f2\u0610-\u06ff]")
 # Kanji and kana are segmented together, because the boundaries of kana depend on the kanji around them.
 _RUN = (
     r"[\p{Thai}\p{Lao}\p{Myanmar}\p{Khmer}][\p{Thai}\p{Lao}\p{Myanmar}\p{Khmer}\p{M}]*"
@@ -114,12 +115,12 @@ def rules_of(settings: Any, path: str | Path) -> WordRules:
 
 def needs_segmenter(text: str) -> bool:
     """Whether a text has letters of a script that `segmenter="icu"` segments."""
-    return _UNSPACED.search(text) is not None
+    return _UNSPACED.search(normalize_text(text)) is not None
 
 
 def needs_folding(text: str) -> bool:
     """Whether a text has Arabic or Hebrew letters."""
-    return _ABJAD.search(text) is not None
+    return _ABJAD.search(normalize_text(text)) is not None
 
 
 def fold(text: str) -> str:
@@ -135,13 +136,13 @@ def segment(text: str, han: bool = False) -> str:
         ImportError: If ICU is not installed.
     """
     text = normalize_text(text)
-    if not (han or needs_segmenter(text)):
+    if not (han or _UNSPACED.search(text)):
         return text
     parts, end = [], 0
     for run, (first, last) in _runs().pre_tokenize_str(text):
         parts.append(text[end:first])
         end = last
-        if han or needs_segmenter(run):
+        if han or _UNSPACED.search(run):
             for written, composed in _VOWELS:
                 run = run.replace(written, composed)
             # A mark belongs to the letter before it, also where ICU has no letter of its own for it.

@@ -5,7 +5,7 @@ import json
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cmfah_hf.models import CMFAHConfig, CMFAHProcessor
@@ -58,6 +58,7 @@ def test_arabic_and_hebrew_are_folded(text, words):
 
 @settings(max_examples=200)
 @given(texts)
+@example("\U0001ee0a")  # a mathematical yeh, which NFKC turns into the letter
 def test_folding_is_idempotent_and_drops_marks_alone(text):
     folded = fold(text)
     assert fold(folded) == folded
@@ -70,6 +71,7 @@ def test_folding_is_idempotent_and_drops_marks_alone(text):
 
 @settings(max_examples=200)
 @given(texts)
+@example("0\u32d0")  # a circled kana, which NFKC turns into a kana
 def test_segments_joined_give_the_text(text):
     """Segmentation only inserts boundaries, and only into scripts that need it."""
     assert "".join(WordRules("icu").words(text)) == "".join(split_words(text))
