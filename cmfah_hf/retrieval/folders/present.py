@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from cmfah_hf.data.images import find_image_files
 from cmfah_hf.errors import DataError
+from cmfah_hf.retrieval.folders.reach import in_time
 from cmfah_hf.retrieval.folders.scan import FoundFile, Listing, scan
 from cmfah_hf.retrieval.storage.folder_records import FileRecord, Root
 
@@ -65,27 +66,37 @@ def listing_of(root: Root, is_followed: bool, holds_images: bool, prune: bool) -
         root: The folder.
         is_followed: Whether the index follows it already.
         holds_images: Whether the index has images of it.
-        prune: Whether a missing folder counts as empty.
+        prune: Whether a missing folder counts as empty, unless its drive does not answer.
 
     Raises:
         DataError: If a new folder is not there, or holds no image, or its metadata is not valid.
-        MissingFolderError: If a followed folder is not there, or holds no image any more.
+        MissingFolderError: If a followed folder is not there, its drive does not answer, or it holds no image any more.
     """
-    reason = None
+    reason, is_silent = None, False
     try:
-        if os.path.isdir(root.path):  # noqa: PTH112 - a path of any length
+        if in_time(_is_there, root.path):
             listing = scan(root)
             reason = listing.closed.get(".")
         else:
             listing, reason = Listing({}), "there is no such folder"
     except OSError as error:
         listing, reason = Listing({}), error.strerror or str(error)
+        is_silent = isinstance(error, TimeoutError)
     if listing.files or (is_followed and not holds_images and reason is None):
         return listing
     if not is_followed:
         if reason is not None:
             raise DataError(f"{root.path}: {reason}; check the path.")
         find_image_files(Path(root.path), root.hidden)  # raises, with what is there instead
-    if prune:
+    if prune and not is_silent:
         return replace(listing, closed={place: why for place, why in listing.closed.items() if place != "."})
     raise MissingFolderError(reason or "no image is there")
+
+
+def _is_there(path: str) -> bool:
+    """Whether a path leads to a folder that can be listed. Raises `OSError` if it cannot."""
+    if not os.path.isdir(path):  # noqa: PTH112 - a path of any length
+        return False
+    with os.scandir(path) as entries:
+        next(entries, None)
+    return True

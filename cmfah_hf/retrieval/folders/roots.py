@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cmfah_hf.data import resolve_data_path
-from cmfah_hf.errors import HashIndexError
+from cmfah_hf.errors import DataError, HashIndexError
+from cmfah_hf.retrieval.folders.reach import in_time
 from cmfah_hf.retrieval.storage.folder_records import Root
 
 
@@ -40,8 +41,16 @@ class FolderRequest:
 
     @property
     def place(self) -> str:
-        """The absolute path; links are not followed, so a link may lead to another disk later."""
-        return os.path.abspath(resolve_data_path(self.path))  # noqa: PTH100 - `Path.absolute` keeps `..`
+        """The absolute path; links are not followed, so a link may lead to another disk later.
+
+        Raises:
+            DataError: If its drive does not answer.
+        """
+        try:
+            found = in_time(resolve_data_path, str(self.path))
+        except TimeoutError as error:
+            raise DataError(f"{self.path}: {error.strerror}; check its drive.") from error
+        return os.path.abspath(found)  # noqa: PTH100 - `Path.absolute` keeps `..`
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,7 @@ def _root_of(request: FolderRequest, roots: dict[str, Root]) -> Root:
 
 
 def _refuse_nested(roots: Sequence[Root]) -> None:
-    places = [(Path(os.path.realpath(root.path)), root) for root in roots]
+    places = [(Path(_real(root.path)), root) for root in roots]
     for inner, root in places:
         for outer, other in places:
             if root is not other and inner.is_relative_to(outer):
@@ -121,4 +130,12 @@ def _refuse_nested(roots: Sequence[Root]) -> None:
 
 def is_same_place(path: str, other: str) -> bool:
     """Whether two absolute paths lead to one place, links followed."""
-    return path == other or os.path.realpath(path) == os.path.realpath(other)
+    return path == other or _real(path) == _real(other)
+
+
+def _real(path: str) -> str:
+    """The path with its links followed, or as it is if its drive does not answer."""
+    try:
+        return in_time(os.path.realpath, path)
+    except TimeoutError:
+        return path

@@ -280,7 +280,10 @@ class _Update:
         """The folders that the index follows from now on: with pruning, only those that are there."""
         if not self.options.prune_missing:
             return roots.all
-        return tuple(root for root in roots.all if root.name not in roots.asked or Path(root.path).is_dir())
+        stays = set(self.changes.missing)  # of drives that do not answer
+        return tuple(
+            root for root in roots.all if root.name not in roots.asked or root.path in stays or Path(root.path).is_dir()
+        )
 
     def _fill(self, plan: Plan, present: Present, new_ids: Mapping[str, str], followed: Sequence[Root]) -> None:
         filling = Filling(self.target, self.index, self.model, followed, self.files, self.changes)

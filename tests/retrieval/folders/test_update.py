@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from cmfah_hf.errors import DataError, HashIndexError
 from cmfah_hf.retrieval import HashIndex
-from cmfah_hf.retrieval.folders import FolderRequest, UpdateOptions, remove_items, update_folders
+from cmfah_hf.retrieval.folders import FolderRequest, UpdateOptions, reach, remove_items, update_folders
 
 FIELDS = ("added", "changed", "renamed", "removed", "unchanged")
 
@@ -149,6 +150,38 @@ def test_a_missing_folder_loses_nothing(update, photos, tmp_path, drawn, target)
     changes, _ = update(prune_missing=True)
     assert changes.removed == 1
     assert len(codes_of(target)) == 10
+
+
+@pytest.mark.parametrize("silent", ["realpath", "isdir"])
+def test_a_drive_that_never_answers_loses_nothing(silent, update, photos, tmp_path, drawn, target, monkeypatch):
+    """System calls on a hard-mounted network drive whose server is gone do not return."""
+    cam = tmp_path / "cam"
+    drawn(cam / "1.jpg", 50)
+    update(photos, cam)
+    answers, call = threading.Event(), getattr(os.path, silent)
+
+    def wait(path, *args, **options):
+        if str(path) == str(cam):
+            answers.wait(60)
+        return call(path, *args, **options)
+
+    monkeypatch.setattr(os.path, silent, wait)
+    monkeypatch.setattr(reach, "_ANSWER_S", 0.2)
+    try:
+        drawn(photos / "new.jpg", 51)
+        for prune in (False, True):  # a folder that may be there is not pruned
+            changes, _ = update(prune_missing=prune)
+            assert (changes.missing, changes.kept, changes.removed) == ([str(cam)], 1, 0)
+        assert len(codes_of(target)) == 12
+        with pytest.raises(DataError, match="cam: it does not answer within"):
+            update(cam)
+    finally:
+        answers.set()
+    monkeypatch.undo()
+    for thread in reach._waiting.values():
+        thread.join(10)
+    changes, _ = update()
+    assert (changes.missing, changes.unchanged) == ([], 12)
 
 
 def test_what_cannot_be_reached_stays(update, photos, target, monkeypatch):
