@@ -14,7 +14,10 @@ from coarse_jpegs import draw
 
 from cmfah_hf.retrieval import HashIndex
 
-PROGRAM = [sys.executable, "-c", "from cmfah_hf.cli import main; main()"]
+_MAIN = "from cmfah_hf.cli import main; main()"
+PROGRAM = [sys.executable, "-c", _MAIN]
+# A shell disables Ctrl-C for background processes, and what they start inherits that.
+_INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 
 
 @pytest.fixture
@@ -186,8 +189,7 @@ def test_an_interrupted_run_goes_on_where_it_was(trained, tmp_path, environment,
     for number in range(6_000):  # bytes behind the end of a JPEG make another content
         (folder / f"{number}.jpg").write_bytes(content + number.to_bytes(4, "big"))
     command = [*PROGRAM, "index", str(trained.folder), str(folder), "-o", str(index), "--json", "--batch-size", "8"]
-    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    command[2] = program + command[2]
+    command[2] = _INTERRUPTIBLE + _MAIN
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         while not index.exists():
             assert process.poll() is None, process.stderr.read()
@@ -213,7 +215,8 @@ def test_watching_needs_its_library(trained, photos, tmp_path, cmfah, monkeypatc
 def test_watching_follows_a_folder(trained, photos, tmp_path, environment):
     pytest.importorskip("watchfiles")
     index = photos / "x.index"  # its own changes do not count
-    command = [*PROGRAM, "index", str(trained.folder), str(photos), "-o", str(index), "--json", "--watch"]
+    own = [str(trained.folder), str(photos), "-o", str(index), "--json", "--watch"]
+    command = [sys.executable, "-c", _INTERRUPTIBLE + _MAIN, "index", *own]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert json.loads(process.stdout.readline())["added"] == 8
         draw(photos / "new.jpg", 60)
