@@ -10,9 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
-from transformers.utils.hub import extract_commit_hash
-
 # Arguments of `from_pretrained` for the location of a file on the Hub or in the cache.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
@@ -51,6 +48,8 @@ def find_file(source: Any, name: str, hub: dict[str, Any]) -> Path | None:
         OSError: If the Hub or the repository cannot be reached.
     """
     if not is_folder(source):
+        from transformers.utils import cached_file  # takes long to import, and a folder does not need it
+
         found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **hub)
         return None if found is None else Path(found)
     path = Path(source, hub.get("subfolder") or "", name)
@@ -64,7 +63,11 @@ def find_file(source: Any, name: str, hub: dict[str, Any]) -> Path | None:
 
 def pinned(source: Any, found: Path | None, hub: dict[str, Any]) -> dict[str, Any]:
     """`hub` with the commit of a file that was found, so that further files are from the same commit."""
-    commit = extract_commit_hash(str(found), None) if found is not None and not is_folder(source) else None
+    if found is None or is_folder(source):
+        return hub
+    from transformers.utils.hub import extract_commit_hash
+
+    commit = extract_commit_hash(str(found), None)
     return hub if commit is None else {**hub, "revision": commit}
 
 
