@@ -9,7 +9,7 @@ from cmfah_hf.hub.card_calibration import calibration_of
 from cmfah_hf.hub.card_figures import RANKINGS, WAYS, code, figures_of, is_compressed
 from cmfah_hf.hub.cards import card_of
 from cmfah_hf.hub.finished_run import SETTINGS_NAME, FinishedRun, is_repo_id
-from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX
+from cmfah_hf.retrieval.model_source import IMAGES_INDEX, TEXTS_INDEX
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard

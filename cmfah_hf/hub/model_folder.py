@@ -21,7 +21,8 @@ from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.hub.finished_run import METRICS_NAME, PLOTS, SETTINGS_NAME, WORDS, FinishedRun, own_file, without_places
 from cmfah_hf.retrieval.calibration import CALIBRATION_NAME
-from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX, no_bars
+from cmfah_hf.retrieval.loading import no_bars
+from cmfah_hf.retrieval.model_source import IMAGES_INDEX, TEXTS_INDEX
 
 TRAINING_VARIANT = "pretraining"
 TRAINING_WEIGHTS = "pretraining.safetensors"

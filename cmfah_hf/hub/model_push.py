@@ -11,7 +11,7 @@ from cmfah_hf.errors import HubError
 from cmfah_hf.hub.finished_run import ATTENTION_PLOT, own_file, read_run
 from cmfah_hf.hub.model_folder import is_ours, write_metrics, write_model, write_settings
 from cmfah_hf.hub.publishing import Published, check_target, publish, staging
-from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX
+from cmfah_hf.retrieval.model_source import IMAGES_INDEX, TEXTS_INDEX
 from cmfah_hf.retrieval.storage.index_file import copy_without_folders
 
 

@@ -15,6 +15,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "re
 
 _MOST_BYTES = 64 * 2**20  # enough for a vocabulary of two million words
 _MOST_DEPTH = 32
+_COMMIT = re.compile("/snapshots/([0-9a-f]{40})/")  # in the cache of the Hub
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -65,10 +66,8 @@ def pinned(source: Any, found: Path | None, hub: dict[str, Any]) -> dict[str, An
     """`hub` with the commit of a file that was found, so that further files are from the same commit."""
     if found is None or is_folder(source):
         return hub
-    from transformers.utils.hub import extract_commit_hash
-
-    commit = extract_commit_hash(str(found), None)
-    return hub if commit is None else {**hub, "revision": commit}
+    commit = _COMMIT.search(found.as_posix())
+    return hub if commit is None else {**hub, "revision": commit[1]}
 
 
 def require_below(path: str | os.PathLike, folder: str | os.PathLike) -> None:

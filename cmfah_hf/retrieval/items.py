@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from transformers.utils import logging as transformers_logging
 
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.data.images import describe_skipped, find_image_files, is_image_file
@@ -129,7 +128,9 @@ def _lists_of(values: Iterable[Any], batch_size: int, title: str, progress: bool
 
 def progress_bar(total: int | None, title: str, shown: bool) -> Any:
     """A progress bar of tqdm, with rate and time left; `total` is None if it is not known."""
-    return transformers_logging.tqdm(total=total, desc=title, disable=not shown, unit="")
+    from huggingface_hub.utils import tqdm  # which its users can switch off; it takes long to import
+
+    return tqdm(total=total, desc=title, disable=not shown, unit="")
 
 
 def values_of_source(

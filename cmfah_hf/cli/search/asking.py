@@ -83,7 +83,7 @@ def ask_model(
         retriever.ignored_words(texts),
         None if changes is None else changes.counts(),
         question.min_score,
-        similar_words(texts, retriever.processor),
+        similar_words(texts, retriever.reader),
     )
 
 
