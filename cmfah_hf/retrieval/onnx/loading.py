@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cmfah_hf.errors import CheckpointError, QueryError
+from cmfah_hf.models.model_files import is_folder
 from cmfah_hf.retrieval.image_options import ImageOptions
 from cmfah_hf.retrieval.model_source import HUB_OPTIONS, find_config, find_file, load_expander
 from cmfah_hf.retrieval.onnx.encoder import OnnxEncoder
@@ -50,7 +51,7 @@ def load_onnx_encoder(
         _require(source, f"{FOLDER_NAME}/{file_name(tower, precision)}", kwargs)
         return files.file(folder, tower, precision)
 
-    revision = kwargs.get("revision")
+    revision = None if is_folder(source) else kwargs.get("revision")
     return OnnxEncoder(files, find, reader, expander, source, revision, image_options), kwargs
 
 
