@@ -21,7 +21,7 @@ for name in BLOCKED:
     sys.modules[name] = None
 import json, pathlib
 import numpy as np
-images, texts, target = json.loads(sys.argv[1])
+own_images, own_texts, target = json.loads(sys.argv[1])
 """
 SAVING = "\nnp.savez(target, images=image_codes, texts=text_codes)\n"
 BY_TRANSFORMERS = """
@@ -31,15 +31,15 @@ from transformers import AutoModel, AutoProcessor
 model = AutoModel.from_pretrained("org/model", trust_remote_code=True)
 processor = AutoProcessor.from_pretrained("org/model", trust_remote_code=True)
 with torch.inference_mode():
-    inputs = processor(images=[Image.open(path) for path in images], return_tensors="pt")
+    inputs = processor(images=[Image.open(path) for path in own_images], return_tensors="pt")
     image_codes = model.get_image_hash(inputs["pixel_values"]).numpy()
-    inputs = processor(text=texts, return_tensors="pt")
+    inputs = processor(text=own_texts, return_tensors="pt")
     text_codes = model.get_text_hash(inputs["input_ids"], inputs["attention_mask"]).numpy()
 """
 BY_PACKAGE = """
 from cmfah_hf.retrieval import CrossMediaRetriever
 retriever = CrossMediaRetriever.from_pretrained("org/model", backend="onnx")
-image_codes, text_codes = retriever.encode_images(images), retriever.encode_texts(texts)
+image_codes, text_codes = retriever.encode_images(own_images), retriever.encode_texts(own_texts)
 """
 
 
@@ -81,8 +81,8 @@ def test_a_pushed_model_has_the_same_bits_whatever_is_installed(
     expanded = retriever.expand(texts)  # which the others do not do
     without = ["torch", "transformers", "datasets"]
     alone = onnx_alone() + (
-        "\nimage_codes = np.concatenate([encode_image(path) for path in images])"
-        "\ntext_codes = np.concatenate([encode_text(text) for text in texts])"
+        "\nimage_codes = np.concatenate([encode_image(path) for path in own_images])"
+        "\ntext_codes = np.concatenate([encode_text(text) for text in own_texts])"
     )
     found = {
         "the package by ONNX": codes(BY_PACKAGE, environment, tmp_path, without, images, texts),
