@@ -284,9 +284,15 @@ def in_reading_order(
 
     The results of convolutions and LSTMs, which read neighbors, then do not depend on padding.
     """
-    order_BW1 = (~mask_BW).long().argsort(dim=1, stable=True)[..., None]
-    output_BWD = module(tokens_BWD.take_along_dim(order_BW1, dim=1))
-    return output_BWD.take_along_dim(order_BW1.argsort(dim=1), dim=1)
+    # The place of each position: existing ones first. Counted instead of sorted, because exports to other runtimes lack
+    # a stable sort.
+    exists_BW = mask_BW.long()
+    before_BW = exists_BW.cumsum(dim=1)
+    gaps_BW = (1 - exists_BW).cumsum(dim=1)
+    place_BW1 = torch.where(mask_BW, before_BW, before_BW[:, -1:] + gaps_BW)[..., None] - 1
+    compact_BWD = torch.zeros_like(tokens_BWD).scatter(1, place_BW1.expand_as(tokens_BWD), tokens_BWD)
+    output_BWD = module(compact_BWD)
+    return output_BWD.gather(1, place_BW1.expand_as(output_BWD))
 
 
 def _mask(positions_BW: torch.Tensor, attention_mask: torch.Tensor | None, pad_token_id: int | None) -> torch.Tensor:

@@ -162,7 +162,7 @@ class Engine:
     @property
     def bits(self) -> int:
         """`K`."""
-        return self.retriever.model.config.hash_bits
+        return self.retriever.hash_bits
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class Engine:
             return list(self.settings.examples[:count])
         found: list[str] = []
         for text in self.images.texts:
-            words = self.retriever.processor.known_words(text)[:2]
+            words = self.retriever.reader.known_words(text)[:2]
             if words and " ".join(words) not in found:
                 found.append(" ".join(words))
             if len(found) == count:
@@ -286,7 +286,7 @@ class Engine:
         return calibration_of(self.retriever) is not None
 
     def _is_known(self, text: str) -> bool:
-        return self.retriever.processor.has_known_tokens(self.retriever.expand([text])[0])
+        return self.retriever.reader.has_known_tokens(self.retriever.expand([text])[0])
 
     def _values(self, text: str | None, image: Image.Image | None) -> np.ndarray:
         if image is not None:
