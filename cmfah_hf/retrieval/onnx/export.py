@@ -87,7 +87,7 @@ def export_onnx(
     if output is None and not is_folder(source):
         raise CMFAHError(f"{source} is no folder here; name the folder to write with output (--output).")
     parts = load_parts(source, kwargs)
-    encoder = TorchEncoder(parts.model, parts.processor, parts.expander, "cpu")  # type: ignore[arg-type]  # both towers
+    encoder = TorchEncoder(parts.model, parts.processor, parts.expander, "cpu")
     encoder.know_files(parts.state, parts.fingerprint)
     image_settings(parts.processor)  # refused before anything is computed
     beside = _beside(source, Path(output or source), parts.kwargs)
