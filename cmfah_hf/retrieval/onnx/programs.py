@@ -130,14 +130,17 @@ def _unsupported(tower: Tower, program: ExportedProgram, error: BaseException) -
         return CheckpointError(
             f"The {tower.name} tower cannot be written as ONNX ({' '.join(reasons[-1].split())[:200]})."
         )
-    operator = found[1]
-    modules = [
-        list(node.meta.get("nn_module_stack", {}).values())
-        for node in program.graph.nodes
-        if str(node.target).removeprefix("torch.ops.") == operator
+    # PyTorch's exporter divides operators into smaller ones first, which know the one that they are of.
+    calls = [
+        node.meta
+        for node in (*program.graph.nodes, *program.run_decompositions().graph.nodes)
+        if str(node.target).removeprefix("torch.ops.") == found[1]
     ]
+    meta = calls[0] if calls else {}
+    operator = str(meta.get("original_aten") or found[1])
     # From the whole to the innermost, each as its path and its class.
-    path, kind = (modules[0][-1] if modules and modules[0] else ("", type(tower.module).__name__))[:2]
+    stack = list(meta.get("nn_module_stack", {}).values())
+    path, kind = stack[-1][:2] if stack else ("", "")
     name = str(kind).rpartition(".")[2]
     where = f" in {path.removeprefix('tower.')} ({name})" if path else ""
     return CheckpointError(
