@@ -28,7 +28,7 @@ from transformers import CLIPConfig
 
 from cmfah_hf import CMFAHConfig, CMFAHModel, RetrievalEvaluator
 from cmfah_hf.data import load_image_text
-from cmfah_hf.retrieval import ImageTextEncoder
+from cmfah_hf.retrieval import TorchEncoder
 from cmfah_hf.retrieval.loading import load_parts
 from cmfah_hf.retrieval.onnx import export_onnx
 from cmfah_hf.retrieval.onnx.comparison import compared
@@ -80,7 +80,7 @@ def timed(runs: dict[str, Run], inputs: Inputs, turns: int, seconds: float) -> d
     raise AssertionError
 
 
-def inputs_of(encoder: ImageTextEncoder, data: Any) -> dict[str, Inputs]:
+def inputs_of(encoder: TorchEncoder, data: Any) -> dict[str, Inputs]:
     """The inputs of both towers for all rows of a data set."""
     pixels = [
         encoder.processor(images=data[start : start + 50]["image"], return_tensors="pt")["pixel_values"]
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         path = export_onnx(own.model, folder, PRECISIONS).folder
         parts = load_parts(own.model, {})
-        encoder = ImageTextEncoder(parts.model, parts.processor, parts.expander, "cpu")  # type: ignore[arg-type]
+        encoder = TorchEncoder(parts.model, parts.processor, parts.expander, "cpu")  # type: ignore[arg-type]
         data = load_image_text(own.data, split="query")
         inputs = inputs_of(encoder, data)
         quality(console, encoder.model, path, inputs, data["labels"])

@@ -15,7 +15,7 @@ from torch.export import Dim
 
 from cmfah_hf.cli import main
 from cmfah_hf.errors import CheckpointError, CMFAHError, HashIndexError
-from cmfah_hf.retrieval import ImageTextEncoder
+from cmfah_hf.retrieval import TorchEncoder
 from cmfah_hf.retrieval.loading import load_parts
 from cmfah_hf.retrieval.onnx import OnnxFiles, export_onnx
 from cmfah_hf.retrieval.onnx.files import INPUTS
@@ -38,7 +38,7 @@ def done(model, tmp_path_factory):
 
 def test_codes_of_texts_are_those_of_the_model(model, done):
     parts = load_parts(str(model), {})
-    encoder = ImageTextEncoder(parts.model, parts.processor, parts.expander, "cpu")
+    encoder = TorchEncoder(parts.model, parts.processor, parts.expander, "cpu")
     files = OnnxFiles.load(done.folder)
     assert files == done.files
     assert files.fingerprint == encoder.fingerprint
