@@ -49,7 +49,7 @@ class DelegatingEncoder(ImageTextEncoder):
     def processor(self, processor: "CMFAHProcessor") -> None:
         self._torch.processor = processor
 
-    @property  # type: ignore[override]  # that of the encoder
+    @property
     def expander(self) -> "GraphExpander | None":
         return self.encoder.expander
 
@@ -57,7 +57,7 @@ class DelegatingEncoder(ImageTextEncoder):
     def expander(self, expander: "GraphExpander | None") -> None:
         self.encoder.expander = expander
 
-    @property  # type: ignore[override]  # likewise
+    @property
     def image_options(self) -> ImageOptions:
         return self.encoder.image_options
 

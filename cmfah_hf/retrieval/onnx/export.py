@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from cmfah_hf.data import make_scenes
 from cmfah_hf.data.images import decode_image
 from cmfah_hf.documents import file_of
 from cmfah_hf.errors import CheckpointError, CMFAHError
-from cmfah_hf.models import CMFAHProcessor
+from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.model_files import is_folder
 from cmfah_hf.retrieval.calibration import CALIBRATION_NAME
 from cmfah_hf.retrieval.exporters.folders import export_folder
@@ -87,7 +87,8 @@ def export_onnx(
     if output is None and not is_folder(source):
         raise CMFAHError(f"{source} is no folder here; name the folder to write with output (--output).")
     parts = load_parts(source, kwargs)
-    encoder = TorchEncoder(parts.model, parts.processor, parts.expander, "cpu")  # type: ignore[arg-type]  # both towers
+    whole = cast(CMFAHModel, parts.model).float()  # weights may be saved in half precision
+    encoder = TorchEncoder(whole, parts.processor, parts.expander, "cpu")
     encoder.know_files(parts.state, parts.fingerprint)
     image_settings(parts.processor)  # refused before anything is computed
     beside = _beside(source, Path(output or source), parts.kwargs)
