@@ -1,17 +1,23 @@
-"""Folders of sentence-transformers: the transformer in them, its maximum length, and the prompt of its texts.
+"""Folders of sentence-transformers: what a model of this package writes into its own, and what is read of encoders.
 
-Pooling and what follows it are not read, because the towers use tokens and not the vector of a text.
+Of a text encoder, pooling and what follows it are not read, because the towers use tokens and not the vector of a text.
 """
 
+import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .model_files import ModelFileError, find_file, pinned, read_list, read_object
 
+if TYPE_CHECKING:  # so that `transformers` saves this file with the code of a model
+    from .sentence_module import CMFAHSentenceModule  # noqa: F401
+
 MOST_PROMPT = 1_000
 
+_MODULES, _MODEL_SETTINGS = "modules.json", "config_sentence_transformers.json"
 _SETTINGS = (
     *("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json"),
     *("sentence_camembert_config.json", "sentence_albert_config.json", "sentence_xlm-roberta_config.json"),
@@ -51,7 +57,7 @@ def sentence_settings(source: str | None) -> SentenceSettings:
         ModelFileError: If a file is damaged, or modules other than a transformer compute the tokens.
         OSError: If the Hub cannot be reached.
     """
-    found = find_file(source, "modules.json", {}) if source else None
+    found = find_file(source, _MODULES, {}) if source else None
     if not source or found is None:
         return PLAIN
     hub = pinned(source, found, {})
@@ -70,6 +76,20 @@ def sentence_settings(source: str | None) -> SentenceSettings:
             "number, and true or false."
         )
     return SentenceSettings(subfolder, length, lowercase, _prompt(source, hub))
+
+
+def write_sentence_files(folder: str | os.PathLike) -> None:
+    """Writes the files by which `SentenceTransformer` loads the model of a folder, with the code that is there."""
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_module.CMFAHSentenceModule"}]
+    settings = {
+        "model_type": "SentenceTransformer",
+        "similarity_fn_name": "dot",
+        "prompts": {"query": "", "document": ""},  # the processor begins texts with the prompt of the encoder
+        "default_prompt_name": None,
+        "requirements": {"sentence-transformers": ">=6"},
+    }
+    for name, content in ((_MODULES, modules), (_MODEL_SETTINGS, settings)):
+        Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def check_prompt(prompt: Any, where: str | Path) -> str:
@@ -97,7 +117,7 @@ def _transformer_folder(modules: list[Any], path: Path) -> str:
 
 
 def _prompt(source: str, hub: dict[str, Any]) -> str:
-    path = find_file(source, "config_sentence_transformers.json", hub)
+    path = find_file(source, _MODEL_SETTINGS, hub)
     settings = read_object(path) if path is not None else {}
     name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
     if name is None:
