@@ -125,6 +125,7 @@ class CMFAHPreTrainedModel(PreTrainedModel):
                 state_dict = without_encoder(self.state_dict() if state_dict is None else state_dict)
             else:  # a trained encoder is no longer that of the Hub
                 self.config.encoder_source = self.config.encoder_revision = self.config.encoder_digest = None
+                self.config.encoder_subfolder = None
         return super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
 
     @property

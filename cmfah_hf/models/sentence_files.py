@@ -1,6 +1,7 @@
 """Folders of sentence-transformers: what a model of this package writes into its own, and what is read of encoders.
 
 Of a text encoder, pooling and what follows it are not read, because the towers use tokens and not the vector of a text.
+Of a dual encoder, the vectors are used, so nothing but a normalization may follow the transformer.
 """
 
 import json
@@ -27,7 +28,7 @@ _SETTINGS = (
 
 @dataclass(frozen=True)
 class SentenceSettings:
-    """The settings of a text model; the defaults are those of a folder that is not of sentence-transformers.
+    """The settings of an encoder; the defaults are those of a folder that is not of sentence-transformers.
 
     Attributes:
         subfolder: The folder of the transformer within that of the model.
@@ -48,20 +49,22 @@ class SentenceSettings:
 
 
 PLAIN = SentenceSettings()
+# Modules that can hold a dual encoder.
+_DUAL_KINDS = ("Transformer", "CLIPModel")
 
 
-def sentence_settings(source: str | None) -> SentenceSettings:
-    """The settings of the text model in a folder or on the Hub; `PLAIN` if there is no such place.
+def sentence_settings(source: str | None, dual: bool = False) -> SentenceSettings:
+    """The settings of the text model or dual encoder in a folder or on the Hub; `PLAIN` if there is no such place.
 
     Raises:
-        ModelFileError: If a file is damaged, or modules other than a transformer compute the tokens.
+        ModelFileError: If a file is damaged, or modules other than a transformer compute what is used.
         OSError: If the Hub cannot be reached.
     """
     found = find_file(source, _MODULES, {}) if source else None
     if not source or found is None:
         return PLAIN
     hub = pinned(source, found, {})
-    subfolder = _transformer_folder(read_list(found), found)
+    subfolder = _transformer_folder(read_list(found), found, dual)
     settings: dict[str, Any] = {}
     inner = {**hub, "subfolder": subfolder} if subfolder else hub
     for name in _SETTINGS:  # earlier versions named the file by the architecture
@@ -69,6 +72,8 @@ def sentence_settings(source: str | None) -> SentenceSettings:
         if path is not None:
             settings = read_object(path)
             break
+    if dual and path is not None:
+        _check_modalities(settings.get("modality_config"), path)
     length, lowercase = settings.get("max_seq_length"), settings.get("do_lower_case", False)
     if not (length is None or (type(length) is int and length > 0)) or not isinstance(lowercase, bool):
         raise ModelFileError(
@@ -99,14 +104,21 @@ def check_prompt(prompt: Any, where: str | Path) -> str:
     return prompt
 
 
-def _transformer_folder(modules: list[Any], path: Path) -> str:
-    """The folder of the transformer, if no other module changes its tokens before they are pooled."""
+def _transformer_folder(modules: list[Any], path: Path, dual: bool) -> str:
+    """The folder of the transformer, if no other module changes its tokens before they are pooled, or its vectors."""
     kinds = []
     for module in modules:
         kind, folder = (module.get(name) if isinstance(module, dict) else None for name in ("type", "path"))
         if not isinstance(kind, str) or not isinstance(folder, str) or not re.fullmatch(r"(?!\.)[\w.-]*", folder):
             raise ModelFileError(f"{path}: {str(module)[:60]} is no module with a type and a folder of its own.")
         kinds.append(kind.rpartition(".")[2])
+    if dual:
+        if kinds not in [[kind, *end] for kind in _DUAL_KINDS for end in ([], ["Normalize"])]:
+            raise ModelFileError(
+                f"{path}: its modules are {', '.join(kinds)[:100] or 'none'}, and vectors of images and texts are only "
+                "those of a single Transformer or CLIPModel, with or without Normalize."
+            )
+        return modules[0]["path"]
     of_tokens = kinds[: kinds.index("Pooling")] if "Pooling" in kinds else [k for k in kinds if k != "Normalize"]
     if of_tokens != ["Transformer"]:
         raise ModelFileError(
@@ -114,6 +126,18 @@ def _transformer_folder(modules: list[Any], path: Path) -> str:
             "Transformer can be used."
         )
     return modules[0]["path"]
+
+
+def _check_modalities(modalities: Any, path: Path) -> None:
+    """Rejects transformers whose vectors are not those of `get_text_features` and `get_image_features`."""
+    if modalities is None:  # of earlier versions, which did not write them
+        return
+    for side in ("text", "image"):
+        settings = modalities.get(side) if isinstance(modalities, dict) else None
+        if not isinstance(settings, dict) or settings.get("method") != f"get_{side}_features":
+            raise ModelFileError(
+                f"{path}: its {side}s have no vectors by get_{side}_features; give a dual encoder, such as a CLIP."
+            )
 
 
 def _prompt(source: str, hub: dict[str, Any]) -> str:
