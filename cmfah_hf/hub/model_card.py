@@ -51,7 +51,7 @@ def make_model_card(
         license=license,
         library_name="transformers",
         pipeline_tag="feature-extraction",
-        tags=["cross-modal-retrieval", "hashing", "image", "text", method, *tags],
+        tags=["cross-modal-retrieval", "hashing", "image", "text", method, *_libraries(run), *tags],
         datasets=[dataset_id] if dataset_id else None,
         base_model=base_model or _encoder_of(run),
         model_name=name,
@@ -72,6 +72,12 @@ def make_model_card(
     ]
     body = "\n\n".join(parts)
     return ModelCard(card_of(head.to_yaml(), body))
+
+
+def _libraries(run: FinishedRun) -> list[str]:
+    """The tag of sentence-transformers, for a model that it loads: one of images and texts, not of their features."""
+    has_features = run.config.get("image_feature_dim") or run.config.get("text_feature_dim")
+    return [] if has_features else ["sentence-transformers"]
 
 
 def _origin(run: FinishedRun, method: str) -> str:
@@ -198,6 +204,20 @@ found = pipe({{"text": {words}, "candidates": list(images.values())}})
 print(found["code"].tolist(), found["ranking"])
 ```""",
     ]
+    if _libraries(run):
+        parts += [
+            "With sentence-transformers, which runs the code too:",
+            f"""```python
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer({quoted}{of}, trust_remote_code=True)
+{images}
+image_hash = model.encode(list(images.values()))  # (2, {bits}) in (-1, 1)
+text_hash = model.encode([{words}])  # (1, {bits}); with precision="ubinary", the bits as bytes
+print(model.similarity(text_hash, image_hash).tolist())
+```""",
+        ]
     return parts
 
 
@@ -285,7 +305,7 @@ def _limits(run: FinishedRun, files: set[str]) -> list[str]:
     if "expander.json" in files:
         lines.append(
             "Training texts were expanded by words of a graph. `CrossMediaRetriever` expands queries in the same way, "
-            "as in the metrics; `AutoModel` and the pipeline do not."
+            "as in the metrics; `AutoModel`, the pipeline and `SentenceTransformer` do not."
         )
     return ["## Limitations", "\n".join(f"- {line}" for line in lines)]
 
