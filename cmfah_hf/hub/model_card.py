@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmfah_hf.hub.card_calibration import calibration_of
 from cmfah_hf.hub.card_figures import RANKINGS, WAYS, code, figures_of, is_compressed
+from cmfah_hf.hub.card_mteb import MTEBResult, mteb_eval_results, mteb_figures
 from cmfah_hf.hub.cards import card_of
 from cmfah_hf.hub.finished_run import SETTINGS_NAME, FinishedRun, is_repo_id
 from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX
@@ -26,6 +27,7 @@ def make_model_card(
     base_model: str | None = None,
     files: Iterable[str] | None = None,
     revision: str | None = None,
+    mteb_results: Sequence[MTEBResult] = (),
 ) -> "ModelCard":
     """The model card of a run, with its metrics as the Hub's `model-index`.
 
@@ -40,6 +42,7 @@ def make_model_card(
         base_model: Hub id of the pretrained backbone.
         files: Files of the repository. Default: those of the run.
         revision: The branch, if not main.
+        mteb_results: Results of MTEB, from `read_mteb`.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -55,7 +58,7 @@ def make_model_card(
         datasets=[dataset_id] if dataset_id else None,
         base_model=base_model or _encoder_of(run),
         model_name=name,
-        eval_results=_eval_results(run, dataset_id),
+        eval_results=[*_eval_results(run, dataset_id), *mteb_eval_results(mteb_results)] or None,
     )
     bits = run.config["hash_bits"]
     parts = [
@@ -63,6 +66,7 @@ def make_model_card(
         f"An image and a text share {bits} bits, so a sentence finds images, and an image texts, in {bits // 8} "
         f"bytes per item. {_origin(run, method)}",
         *figures_of(run, dataset_id, files),
+        *mteb_figures(mteb_results),
         *calibration_of(run),
         *_usage(run, repo_id, files, revision),
         *(_compression(run) if is_compressed(run) else _training(run, repo_id, revision)),
@@ -105,7 +109,7 @@ def _citation(method: str) -> list[str]:
     return [] if paper is None else ["## Citation", f"```bibtex\n{paper.bibtex}\n```"]
 
 
-def _eval_results(run: FinishedRun, dataset_id: str | None) -> "list[EvalResult] | None":
+def _eval_results(run: FinishedRun, dataset_id: str | None) -> "list[EvalResult]":
     from huggingface_hub import EvalResult
 
     found, dataset = run.metrics.get("query") or {}, dataset_id or run.dataset or "unknown"
@@ -127,7 +131,7 @@ def _eval_results(run: FinishedRun, dataset_id: str | None) -> "list[EvalResult]
                         metric_args={"ranking": ranking, "direction": way, "encoding": "one modality at a time"},
                     )
                 )
-    return results or None
+    return results
 
 
 def _compression(run: FinishedRun) -> list[str]:

@@ -1,0 +1,70 @@
+"""Runs of tasks by `mteb.evaluate`, whose results a folder keeps in MTEB's own form."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from cmfah_hf.evaluation.mteb.encoder import MTEBEncoder
+from cmfah_hf.evaluation.mteb.library import import_mteb
+
+# Figures of a table, as MTEB names them.
+FIGURES = ("ndcg_at_10", "hit_rate_at_1", "hit_rate_at_10", "recall_at_10")
+
+
+class TaskFigures(NamedTuple):
+    """The figures of a task, on one split and one subset of its data.
+
+    Attributes:
+        task: The name of the task.
+        split: The split.
+        subset: The subset, such as a language; `"default"` without subsets.
+        main_score: The figure that MTEB ranks models by.
+        figures: Those of `FIGURES` that the task has.
+    """
+
+    task: str
+    split: str
+    subset: str
+    main_score: float
+    figures: dict[str, float]
+
+
+def run_tasks(
+    encoder: MTEBEncoder,
+    tasks: Sequence[Any],
+    output: str | os.PathLike,
+    batch_size: int = 32,
+    again: bool = False,
+    progress: bool = False,
+) -> list[TaskFigures]:
+    """Runs tasks on a model, and keeps the results for `cmfah push --mteb`.
+
+    Args:
+        encoder: The model.
+        tasks: Tasks of `retrieval_tasks` or of MTEB.
+        output: The folder of the results, `mteb.ResultCache`.
+        batch_size: Items encoded at once.
+        again: Run also tasks whose results of this model are there.
+        progress: Show progress bars.
+    """
+    mteb = import_mteb()
+    results = mteb.evaluate(
+        encoder,
+        list(tasks),
+        cache=mteb.ResultCache(os.fspath(output)),
+        overwrite_strategy="always" if again else "only-missing",
+        encode_kwargs={"batch_size": batch_size, "show_progress_bar": progress},
+        show_progress_bar=progress,
+    )
+    return [
+        TaskFigures(
+            task.task_name,
+            split,
+            str(scores.get("hf_subset", "default")),
+            float(scores["main_score"]),
+            {name: float(scores[name]) for name in FIGURES if name in scores},
+        )
+        for task in results.task_results
+        for split, subsets in task.scores.items()
+        for scores in subsets
+    ]
